@@ -1,0 +1,316 @@
+"""Every setting of a run: its default, its meaning and its check, each in this one place.
+
+A config file builds an `ml_collections.ConfigDict` from `bert(SIZE)` and sets what differs; the
+command line may change any field of it. `resolve` turns that into the frozen dataclasses below,
+or raises `BadInput` naming the field. Inside the project a function takes only the section it needs.
+
+Legend of sizes: `L` positions in a row, `P` predictions in a row, `D` hidden, `H` heads.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bert_jax.errors import BadInput
+
+SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds')
+
+
+def _setting(default: Any, expected: str = '', check: Callable[[Any], bool] | None = None, choices: tuple = ()):
+    """A dataclass field with its default and its check."""
+    if choices:
+        expected, check = 'one of ' + ', '.join(map(repr, choices)), lambda value: value in choices
+    return dataclasses.field(
+        default=default, metadata={'expected': expected, 'check': check, 'choices': choices}
+    )
+
+
+def _at_least(default: Any, low: float):
+    return _setting(default, f'a number of at least {low}', lambda value: value >= low)
+
+
+def _fraction(default: float):
+    return _setting(default, 'a number from 0 up to, not including, 1', lambda value: 0 <= value < 1)
+
+
+def _is_source(value: str) -> bool:
+    kind, _, rest = value.partition(':')
+    return value == 'python-docs' or (kind in SOURCE_KINDS and bool(rest))
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """Masked language modelling (Devlin et al. 2019, section 3.1)."""
+
+    rate: float = _setting(0.15, 'a number above 0 and below 1', lambda value: 0 < value < 1)
+    mask_fraction: float = _setting(0.8, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+    random_fraction: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the text comes from, where its corpus lies, and how batches are cut from it."""
+
+    source: str = _setting(
+        'python-docs', 'python-docs, ' + ', '.join(f'{kind}:…' for kind in SOURCE_KINDS), _is_source
+    )
+    corpus: str = _setting('corpora/python-docs', 'a directory', bool)
+    text_field: str = _setting('text', 'the name of a field', bool)
+    split_sentences: bool = True  # False: a line is a sentence as it stands
+    validation_source: str = _setting(
+        '', 'empty, or a source like data.source', lambda value: not value or _is_source(value)
+    )
+    validation_fraction: float = _fraction(0.05)  # of the documents, by hash; without validation_source
+    sequence_length: int = _at_least(128, 8)  # L
+    short_sequence_probability: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+    pairing: str = _setting('nsp', choices=('nsp', 'sop', 'none'))
+    max_predictions: int = _setting(-1, '-1 (rate x L, rounded) or at least 1', lambda v: v == -1 or v >= 1)  # P
+    masking: Masking = Masking()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer to train on the corpus, or (with `path`) one that exists."""
+
+    kind: str = _setting('wordpiece', choices=('wordpiece', 'sentencepiece'))
+    path: str = ''  # a vocab.txt, tokenizer.json or .model file
+    vocab_size: int = _at_least(30522, 64)  # of a trained vocabulary; ignored with `path`
+    lowercase: bool = True
+    strip_accents: bool = False
+    sample_bytes: int = _at_least(100_000_000, 1000)  # of text that a vocabulary is trained on, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The encoder. The vocabulary size comes from the tokenizer."""
+
+    num_layers: int = _at_least(12, 1)
+    hidden_size: int = _at_least(768, 1)  # D
+    num_heads: int = _at_least(12, 1)  # H
+    intermediate_size: int = _at_least(3072, 1)
+    max_positions: int = _at_least(512, 8)
+    dropout_rate: float = _fraction(0.1)
+    attention_dropout_rate: float = _fraction(0.1)
+    initializer_range: float = _setting(0.02, 'a number above 0', lambda value: value > 0)
+    layer_norm_eps: float = _setting(1e-12, 'a number above 0', lambda value: value > 0)
+    dtype: str = _setting('float32', choices=('float32', 'bfloat16'))  # of the computation; parameters are float32
+    remat: str = _setting('none', choices=('none', 'dots', 'full'))
+    scan_layers: bool = True  # one compiled layer, looped over; False: unrolled
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with the original's exclusions (no decay on biases and layer norms)."""
+
+    name: str = _setting('adamw', choices=('adamw',))
+    peak_learning_rate: float = _setting(1e-4, 'a number above 0', lambda value: value > 0)
+    warmup_steps: int = _at_least(10_000, 0)
+    schedule: str = _setting('linear', choices=('linear', 'cosine', 'constant'))
+    weight_decay: float = _at_least(0.01, 0)
+    b1: float = _fraction(0.9)
+    b2: float = _fraction(0.999)
+    eps: float = _setting(1e-6, 'a number above 0', lambda value: value > 0)
+    clip_norm: float = _setting(1.0, 'a number above 0', lambda value: value > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long, how large a batch, and how often to look and to save."""
+
+    steps: int = _at_least(1_000_000, 1)
+    global_batch_size: int = _at_least(256, 1)
+    microbatches: int = _at_least(1, 1)
+    seed: int = _setting(0, 'a number from 0 to 2**31 - 1', lambda value: 0 <= value < 2**31)
+    log_every: int = _at_least(100, 1)
+    checkpoint_every: int = _at_least(1000, 1)
+    keep_checkpoints: int = _at_least(2, 1)
+    evaluate_every: int = _at_least(10_000, 0)  # 0: only at the end
+    evaluate_rows: int = _at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; one axis may be -1, 'the rest'."""
+
+    data: int = _setting(-1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
+    fsdp: int = _setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
+    tensor: int = _setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: Data = Data()
+    tokenizer: Tokenizer = Tokenizer()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+    platform: str = _setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
+
+
+# --- The sizes of Devlin et al. (2019) and of the miniatures of Turc et al. (2019). ---
+
+_NAMED_SIZES = {
+    'tiny': (2, 128),
+    'mini': (4, 256),
+    'small': (4, 512),
+    'medium': (8, 512),
+    'base': (12, 768),
+    'large': (24, 1024),
+}
+SIZES = dict(_NAMED_SIZES)
+SIZES.update({f'L{n}_H{d}': (n, d) for n in (2, 4, 6, 8, 10, 12) for d in (128, 256, 512, 768)})
+
+
+def bert(size: str = 'base') -> ConfigDict:
+    """The config of a published size with the original recipe, to build on.
+
+    Args:
+      size: a name in `SIZES`: tiny, mini, small, medium, base, large, or LN_HD (L4_H512).
+
+    Raises:
+      BadInput: for a size that is not in the table.
+    """
+    if size not in SIZES:
+        raise BadInput(f'size {size!r}', 'is not a published size', ', '.join(SIZES), _nearest(size, SIZES))
+    num_layers, hidden_size = SIZES[size]
+    config = ConfigDict(dataclasses.asdict(Config()))
+    config.model.update(
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        num_heads=hidden_size // 64,
+        intermediate_size=4 * hidden_size,
+    )
+    config.lock()
+    return config
+
+
+def resolve(config: ConfigDict | dict) -> Config:
+    """Checks a config and freezes it.
+
+    Raises:
+      BadInput: names the first field that is unknown, of the wrong type, or out of range.
+    """
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    resolved = _resolve_section(Config, values, '')
+    _check_together(resolved)
+    return resolved
+
+
+def _nearest(name: str, names: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f'did you mean {close[0]!r}?' if close else ''
+
+
+def unknown_field(path: str) -> BadInput:
+    """The error for a field that does not exist, with the nearest name there is."""
+    names = list(field_names())
+    leaf = {name.rpartition('.')[2]: name for name in names}
+    close = difflib.get_close_matches(path, names, n=1, cutoff=0.6) or [
+        leaf[name] for name in difflib.get_close_matches(path.rpartition('.')[2], leaf, n=1, cutoff=0.5)
+    ]
+    section = path.rpartition('.')[0]
+    siblings = [name for name in names if name.rpartition('.')[0] == section] or names
+    mend = f'did you mean config.{close[0]}?' if close else ''
+    return BadInput(f'config.{path}', 'there is no such field', ', '.join(siblings), mend)
+
+
+def field_names(section: type = Config, prefix: str = '') -> typing.Iterator[str]:
+    """Dotted names of all fields, for example `train.steps`."""
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(field.type):
+            yield from field_names(field.type, f'{prefix}{field.name}.')
+        else:
+            yield prefix + field.name
+
+
+def _resolve_section(section: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise BadInput(f'config.{prefix[:-1]}', f'is {values!r}', 'a group of fields')
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    for name in values:
+        if name not in fields:
+            raise unknown_field(prefix + name)
+    resolved = {}
+    for name, field in fields.items():
+        if name not in values:
+            continue
+        path, value = f'{prefix}{name}', values[name]
+        if dataclasses.is_dataclass(field.type):
+            resolved[name] = _resolve_section(field.type, value, path + '.')
+            continue
+        if field.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not field.type or value != value or value in (float('inf'), -float('inf')):
+            kind = f'a finite {field.type.__name__}' if field.type is float else f'of type {field.type.__name__}'
+            raise BadInput(f'config.{path}', f'is {value!r}', kind)
+        check = field.metadata.get('check')
+        if check and not check(value):
+            mend = _nearest(value, field.metadata['choices']) if isinstance(value, str) else ''
+            raise BadInput(f'config.{path}', f'is {value!r}', field.metadata['expected'], mend)
+        resolved[name] = value
+    return section(**resolved)
+
+
+def _check_together(config: Config) -> None:
+    """The checks that concern more than one field."""
+    model, data, train, masking = config.model, config.data, config.train, config.data.masking
+    if model.hidden_size % model.num_heads:
+        works = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
+        near = sorted(works, key=lambda h: abs(h - model.num_heads))[:3]
+        raise BadInput(
+            'config.model.num_heads',
+            f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',
+            f'a divisor of {model.hidden_size}, for example {", ".join(map(str, sorted(near)))}',
+        )
+    if data.sequence_length > model.max_positions:
+        raise BadInput(
+            'config.data.sequence_length',
+            f'is {data.sequence_length}, more than the model has positions',
+            f'at most model.max_positions={model.max_positions}',
+            f'--config.model.max_positions={data.sequence_length}',
+        )
+    if masking.mask_fraction + masking.random_fraction > 1:
+        raise BadInput(
+            'config.data.masking',
+            f'mask_fraction={masking.mask_fraction} + random_fraction={masking.random_fraction} is more than 1',
+            'a sum of at most 1; the rest keeps its token',
+        )
+    if train.global_batch_size % train.microbatches:
+        raise BadInput(
+            'config.train.microbatches',
+            f'is {train.microbatches}, which does not divide global_batch_size={train.global_batch_size}',
+            f'a divisor of {train.global_batch_size}',
+            f'--config.train.global_batch_size={-(-train.global_batch_size // train.microbatches) * train.microbatches}',
+        )
+    if config.optimizer.warmup_steps > train.steps:
+        raise BadInput(
+            'config.optimizer.warmup_steps',
+            f'is {config.optimizer.warmup_steps}, more than the run has steps',
+            f'at most train.steps={train.steps}',
+            f'--config.optimizer.warmup_steps={train.steps // 10}',
+        )
+    axes = dataclasses.asdict(config.mesh)
+    if sum(size == -1 for size in axes.values()) > 1:
+        raise BadInput('config.mesh', f'is {axes}', 'at most one axis of -1 (the rest of the devices)')
+
+
+def num_predictions(data: Data) -> int:
+    """P, the predictions that a row has room for."""
+    if data.max_predictions != -1:
+        return data.max_predictions
+    return max(1, round(data.masking.rate * data.sequence_length))
+
+
+def digest(section: Any) -> str:
+    """A short hash of a config section (a dataclass) or of any JSON value."""
+    value = dataclasses.asdict(section) if dataclasses.is_dataclass(section) else section
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
