@@ -1,0 +1,80 @@
+# What to install for: cpu, cuda12, cuda13 or tpu. Not given: what .venv was made for, else cpu.
+ACCELERATORS := cpu cuda12 cuda13 tpu
+ACCELERATOR ?= $(or $(firstword $(patsubst .venv/.installed-%,%,$(wildcard .venv/.installed-*))),cpu)
+ifneq ($(words $(ACCELERATOR))-$(words $(filter $(ACCELERATORS),$(ACCELERATOR))),1-1)
+  $(error ACCELERATOR is '$(ACCELERATOR)'; expected one of: $(ACCELERATORS))
+endif
+
+# The first of these that is 3.11 to 3.14 and has venv makes .venv.
+PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
+EXTRA := $(if $(filter cpu,$(ACCELERATOR)),,[$(ACCELERATOR)])
+TEST_EXTRA := $(if $(filter cpu,$(ACCELERATOR)),[test],[$(ACCELERATOR),test])
+INSTALLED := .venv/.installed-$(ACCELERATOR)
+TEST_INSTALLED := .venv/.test-installed-$(ACCELERATOR)
+BERT_JAX := .venv/bin/python -m bert_jax
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install pretrain test lint format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
+	  printf '  make %-10s %s\n' "$$target" "$$text"; done
+
+install: $(INSTALLED) ## make .venv (ACCELERATOR=cpu|cuda12|cuda13|tpu)
+
+# One .venv serves one accelerator: the plugins of two would be loaded together.
+$(INSTALLED): pyproject.toml requirements.txt
+	@for stamp in .venv/.installed-*; do \
+	  if [ -e "$$stamp" ] && [ "$$stamp" != '$@' ]; then echo "Removing .venv: it was made for $${stamp##*-}"; rm -rf .venv; fi; \
+	done
+	@if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then \
+	  for python in $(PYTHON); do \
+	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then \
+	      exec "$$python" -m venv --clear .venv; \
+	    fi; \
+	  done; \
+	  echo 'No Python 3.11 to 3.14 with venv among: $(PYTHON)'; \
+	  echo '  mend: install one (Debian, Ubuntu: apt-get install python3-venv), or say which: make install PYTHON=/path/to/python3'; \
+	  exit 1; \
+	fi
+	@echo 'Installing into .venv for $(ACCELERATOR) (about a minute) …'
+	@.venv/bin/python -m pip install --quiet --editable '.$(EXTRA)'
+	@touch $@
+
+$(TEST_INSTALLED): $(INSTALLED)
+	@echo 'Installing what the tests need into .venv (PyTorch is large: some minutes) …'
+	@.venv/bin/python -m pip install --quiet --editable '.$(TEST_EXTRA)'
+	@touch $@
+
+pretrain: install ## from nothing to a small trained model on Python's own documentation, in runs/demo
+	$(BERT_JAX) prepare --config=configs/demo.py
+	$(BERT_JAX) train --config=configs/demo.py --workdir=runs/demo
+	$(BERT_JAX) evaluate --workdir=runs/demo
+	$(BERT_JAX) export --workdir=runs/demo --output=runs/demo/export
+	$(BERT_JAX) report --workdir=runs/demo
+	$(BERT_JAX) fill-mask --model=runs/demo/export \
+	  'Return a [MASK] of the given array.' \
+	  'the [MASK] of the file to open.' \
+	  'if the value is not [MASK], an error is raised.' \
+	  'The default [MASK] is None.' \
+	  'This function returns the [MASK] of elements in the list.'
+
+test: $(TEST_INSTALLED) ## run the tests, on the CPU
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest
+
+lint: $(TEST_INSTALLED) ## check style and formatting
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: $(TEST_INSTALLED) ## mend what can be mended of style and formatting
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean: ## remove .venv and caches; runs/ and corpora/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find bert_jax benchmarks configs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,290 @@
+"""The command line: python -m bert_jax COMMAND [--config=FILE.py[:VARIANT]] [--workdir=DIR] [--config.a.b=VALUE …]
+
+Each command is a few lines that import what they need and call one function.
+Exit status: 0 finished; 2 bad input, told in a message; 75 stopped and saved, run me again; anything else a fault.
+"""
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from bert_jax.config import Config, resolve, unknown_field
+from bert_jax.errors import BadInput
+
+EXIT_BAD_INPUT, EXIT_RUN_AGAIN = 2, 75
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command: what it does in a line, an example, the flags that it needs and may take, and its function."""
+
+    run: Callable[[flags.FlagValues, list[str]], int]
+    does: str
+    example: str
+    flags: tuple[str, ...]
+    arguments: str = ''
+
+
+_FLAG_HELP = {
+    'workdir': 'directory of a run',
+    'output': 'directory to write',
+    'model': 'a workdir, an export or a Hugging Face directory',
+}
+
+
+def _define(command: Command) -> flags.FlagValues:
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    for name in command.flags:
+        if name == 'config':
+            config_flags.DEFINE_config_file('config', None, 'config file FILE.py[:VARIANT]', flag_values=values)
+        elif name == 'workdirs':
+            flags.DEFINE_multi_string('workdir', [], 'directory of a run; may be repeated', flag_values=values)
+        elif name == 'step':
+            flags.DEFINE_integer('step', None, 'step of the checkpoint; the newest without it', flag_values=values)
+        elif name == 'top_k':
+            flags.DEFINE_integer('top_k', 5, 'fillers to show', lower_bound=1, flag_values=values)
+        elif name == 'tokenizer_only':
+            flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
+        else:
+            flags.DEFINE_string(name, None, _FLAG_HELP[name], flag_values=values)
+    flags.DEFINE_boolean('json', False, 'write one JSON object to standard output, nothing else', flag_values=values)
+    return values
+
+
+def _prepare(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.text import corpus
+
+    config = _config(values)
+    if values.tokenizer_only:
+        preview = corpus.tokenizer_preview(config.data, config.tokenizer)
+        _tell(values, preview, json.dumps(preview, indent=2, ensure_ascii=False))
+        return 0
+    summary = corpus.prepare(config.data, config.tokenizer)
+    _tell(values, dataclasses.asdict(summary), _describe_corpus(summary))
+    return 0
+
+
+def _describe_corpus(summary: Any) -> str:
+    dropped = ', '.join(f'{count:,} {reason.replace("_", " ")}' for reason, count in summary.dropped.items())
+    return (
+        f'Corpus {summary.path}: {summary.documents:,} documents, {summary.sentences:,} sentences, '
+        f'{summary.tokens:,} tokens; {summary.tokens_per_word:.2f} tokens a word, '
+        f'{summary.unknown_rate:.2%} unknown; {summary.seconds:.0f} s' + (f'\n  dropped: {dropped}' if dropped else '')
+    )
+
+
+def _train(values: flags.FlagValues, _: list[str]) -> int:
+    workdir = _required(values, 'workdir')
+    config = _run_config(values, workdir)
+    _select_platform(config)
+    from bert_jax.train.loop import train
+
+    outcome = train(config, workdir)
+    next_steps = (
+        f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
+        f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+    )
+    _tell(values, dataclasses.asdict(outcome), next_steps if outcome.finished else '')
+    return 0 if outcome.finished else EXIT_RUN_AGAIN
+
+
+def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
+    workdir = _required(values, 'workdir')
+    _select_platform(_run_config(values, workdir))
+    from bert_jax.evaluate import describe, evaluate
+
+    result = evaluate(workdir, values.step)
+    _tell(values, result, describe(result))
+    return 0
+
+
+def _export(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.export import export
+
+    output = _required(values, 'output')
+    proof = export(_required(values, 'workdir'), output, values.step)
+    _tell(
+        values,
+        proof,
+        f'Exported step {proof["step"]} to {output}: {proof["logits_compared"]:,} logits compared with '
+        f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
+        f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
+        f"      transformers.pipeline('fill-mask', model='{output}')",
+    )
+    return 0
+
+
+def _fill_mask(values: flags.FlagValues, texts: list[str]) -> int:
+    directory = _required(values, 'model')
+    if not texts:
+        raise BadInput('fill-mask', 'no text given', 'one or more texts with [MASK]', COMMANDS['fill-mask'].example)
+    from bert_jax.pretrained import load_pretrained
+
+    pretrained = load_pretrained(directory)
+    answers = [pretrained.fill_mask(text, values.top_k) for text in texts]
+    shown = []
+    for text, slots in zip(texts, answers, strict=True):
+        shown.append(text)
+        shown += ['    ' + '  '.join(f'{filler.token} {filler.score:.0%}' for filler in slot) for slot in slots]
+    results = [[dataclasses.asdict(filler) for filler in slot] for slots in answers for slot in slots]
+    _tell(values, {'results': results}, '\n'.join(shown))
+    return 0
+
+
+def _report(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.report import summarize, write_report
+
+    if not values.workdir:
+        raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMANDS['report'].example)
+    path = str(write_report(values.workdir))
+    _tell(values, {'report': path}, '\n'.join([summarize(workdir) for workdir in values.workdir] + [f'Wrote {path}']))
+    return 0
+
+
+COMMANDS = {
+    'prepare': Command(
+        _prepare,
+        'reads text, trains the tokenizer unless one is given, writes the corpus',
+        'python -m bert_jax prepare --config=configs/demo.py',
+        ('config', 'tokenizer_only'),
+    ),
+    'train': Command(
+        _train,
+        'trains, or continues what the workdir holds',
+        'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
+        ('config', 'workdir'),
+    ),
+    'evaluate': Command(
+        _evaluate,
+        'loss and accuracy on held-out text, next to the baselines to read them by',
+        'python -m bert_jax evaluate --workdir=runs/demo',
+        ('config', 'workdir', 'step'),
+    ),
+    'export': Command(
+        _export,
+        'writes a Hugging Face model directory, with its proof',
+        'python -m bert_jax export --workdir=runs/demo --output=runs/demo/export',
+        ('workdir', 'output', 'step'),
+    ),
+    'fill-mask': Command(
+        _fill_mask,
+        'the best fillers for each [MASK]',
+        'python -m bert_jax fill-mask --model=runs/demo "the [MASK] of the file"',
+        ('model', 'top_k'),
+        ' "TEXT WITH [MASK]" …',
+    ),
+    'report': Command(
+        _report,
+        'report.html for one workdir, or several side by side',
+        'python -m bert_jax report --workdir=runs/demo',
+        ('workdirs',),
+    ),
+}
+
+
+def _tell(values: flags.FlagValues, as_json: dict[str, Any], text: str) -> None:
+    if values.json:
+        print(json.dumps(as_json, ensure_ascii=False))
+    elif text:
+        print(text)
+
+
+def _required(values: flags.FlagValues, name: str) -> str:
+    if not values[name].value:
+        raise BadInput(f'--{name}', 'is missing', _FLAG_HELP[name])
+    return values[name].value
+
+
+def _config(values: flags.FlagValues) -> Config:
+    if values.config is None:
+        raise BadInput('--config', 'is missing', 'a config file', '--config=configs/demo.py')
+    return resolve(values.config)
+
+
+def _run_config(values: flags.FlagValues, workdir: str) -> Config:
+    """The config given, or the one that the workdir holds."""
+    if values.config is not None:
+        return resolve(values.config)
+    from bert_jax.run import load_config
+
+    return load_config(workdir)
+
+
+def _select_platform(config: Config) -> None:
+    from bert_jax.devices import select_platform
+
+    select_platform(config.platform)
+
+
+def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """Flags and the rest of the arguments; what does not parse becomes `BadInput`."""
+    values = _define(COMMANDS[name])
+    try:
+        rest = values([name, *arguments])[1:]
+    except (AttributeError, KeyError) as error:  # a config file or an override that sets a field which does not exist
+        given = [argument[2:].partition('=')[0] for argument in arguments if argument.startswith('--config.')]
+        from bert_jax.config import field_names
+
+        known = set(field_names())
+        for path in (path.removeprefix('config.') for path in given):
+            if path not in known:
+                raise unknown_field(path) from error
+        raise BadInput('--config', str(error).strip('"\'')) from error
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(values), n=1)
+        mend = f'did you mean --{near[0]}?' if near else f'python -m bert_jax {name} --help'
+        raise BadInput(f'--{error.flagname}', f'is not a flag of {name}', '', mend) from error
+    except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as error:
+        raise BadInput('command line', ' '.join(str(error).split()), '', f'python -m bert_jax {name} --help') from error
+    if rest and not COMMANDS[name].arguments:
+        raise BadInput('command line', f'{rest[0]!r} is not a flag', '--NAME=VALUE', f'python -m bert_jax {name} --help')
+    return values, rest
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f'  {name:{width}}  {command.does}' for name, command in COMMANDS.items()]
+    return '\n'.join([__doc__, *lines, '', 'python -m bert_jax COMMAND --help tells more.'])
+
+
+def _help(name: str) -> str:
+    command, values = COMMANDS[name], _define(COMMANDS[name])
+    lines = [f'python -m bert_jax {name} [--flag=VALUE …]{command.arguments}: {command.does}', '']
+    lines += [f'  --{flag}: {values[flag].help}' for flag in sorted(values) if flag in values]
+    lines += ['', f'Example: {command.example}']
+    return '\n'.join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns its exit status."""
+    if len(argv) < 2 or argv[1] in ('help', '-h', '--help'):
+        print(_overview())
+        return 0 if len(argv) > 1 else EXIT_BAD_INPUT
+    name, arguments = argv[1], argv[2:]
+    try:
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            mend = f'did you mean {near[0]}?' if near else 'python -m bert_jax --help'
+            raise BadInput(name, 'is not a command', ', '.join(COMMANDS), mend)
+        if '--help' in arguments or '-h' in arguments:
+            print(_help(name))
+            return 0
+        values, rest = _parse(name, arguments)
+        return COMMANDS[name].run(values, rest)
+    except BadInput as error:
+        print(f'bert_jax: {error}', file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print('bert_jax: interrupted before anything was trained; the same command starts again.', file=sys.stderr)
+        return EXIT_RUN_AGAIN
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv))

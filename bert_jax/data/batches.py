@@ -1,0 +1,155 @@
+"""step -> Batch, a pure function of (corpus, data config, seed, step).
+
+`B` rows, `L` positions, `P` predictions per row, `E` sequences per row.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from bert_jax import config
+from bert_jax.data import random
+from bert_jax.data.examples import Plan, load_plan, make_pairs
+from bert_jax.data.masking import mask_tokens
+from bert_jax.text.corpus import Corpus
+
+_ROWS_IN_BLOCK = 65_536
+_EVALUATION_SEED = 0
+
+
+class Batch(NamedTuple):
+    """One step's input; every source of data makes this."""
+
+    input_ids: np.ndarray  # [B, L] int32, after masking
+    token_type_ids: np.ndarray  # [B, L] int32, 0 for sentence A and padding, 1 for B
+    sequence_ids: np.ndarray  # [B, L] int32, 0 is padding, k the k-th sequence of the row
+    position_ids: np.ndarray  # [B, L] int32, position inside its own sequence
+    masked_lm_positions: np.ndarray  # [B, P] int32, 0 for filler
+    masked_lm_ids: np.ndarray  # [B, P] int32, what was there
+    masked_lm_weights: np.ndarray  # [B, P] float32, 1 for a real prediction
+    cls_positions: np.ndarray  # [B, E] int32, where each sequence starts
+    next_sentence_labels: np.ndarray  # [B, E] int32, nsp: 1 is random; sop: 1 is swapped
+    next_sentence_weights: np.ndarray  # [B, E] float32, 1 for a real pair
+
+
+class Stream:
+    """The batches of one split, by number.
+
+    A training stream goes through shuffled epochs for ever. An evaluation stream goes once through
+    the windows in the order of the plan, with the same masks every time; rows past the end are padding of weight 0.
+    """
+
+    def __init__(self, corpus: Corpus, data: config.Data, split_name: str, *, batch_size: int, seed: int | None):
+        """Args: `seed` of the run for training, None for evaluation."""
+        self.data, self.batch_size, self.shuffled = data, batch_size, seed is not None
+        self.split = getattr(corpus, split_name)
+        self.tokenizer = corpus.tokenizer
+        self.plan: Plan = load_plan(corpus.directory, split_name, self.split, data)
+        # Seeds and phases fold into one key; a run of one phase is phase 0.
+        self._key = random.fold_int(random.fold_int(_EVALUATION_SEED if seed is None else seed, int(self.shuffled)), 0)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in an epoch."""
+        return self.plan.num_windows
+
+    def __len__(self) -> int:
+        """Steps in one pass."""
+        return -(-self.num_rows // self.batch_size)
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """The batch of a step, or the given rows of it; the same whoever asks, in whatever order."""
+        numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[rows]
+        keys = random.fold(self._key, numbers)
+        if self.shuffled:
+            windows, present = self._shuffled_windows(numbers), np.ones(len(numbers), bool)
+        else:
+            windows, present = np.minimum(numbers, self.num_rows - 1), numbers < self.num_rows
+        return self._assemble(windows, present, keys)
+
+    def _shuffled_windows(self, numbers: np.ndarray) -> np.ndarray:
+        """The window of each global row: blocks of rows in random order, then rows within a block."""
+        epochs, places = np.divmod(numbers, self.num_rows)
+        windows = np.empty(len(numbers), np.int64)
+        for epoch in np.unique(epochs):
+            block_starts, slot_starts, block_order = self._block_order(int(epoch))
+            chosen = epochs == epoch
+            slots = np.searchsorted(slot_starts, places[chosen], side='right') - 1
+            windows[chosen] = [
+                block_starts[block] + _shuffle(offset, block_starts[block + 1] - block_starts[block], seed)
+                for block, offset, seed in zip(
+                    block_order[slots],
+                    places[chosen] - slot_starts[slots],
+                    self._block_seeds(int(epoch), block_order[slots]),
+                    strict=True,
+                )
+            ]
+        return windows
+
+    def _block_seeds(self, epoch: int, blocks: np.ndarray) -> list[int]:
+        return (random.fold(random.fold_int(self._key, epoch), blocks + 1) >> np.uint64(32)).tolist()
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019  a stream lives as long as its run
+    def _block_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """([K+1] first row of each block, [K] first place of each slot, [K] the block in each slot)."""
+        num_blocks = -(-self.num_rows // _ROWS_IN_BLOCK)
+        block_starts = np.arange(num_blocks + 1) * self.num_rows // num_blocks
+        seed = random.fold_int(random.fold_int(self._key, epoch), 0) >> 32
+        order = np.array([_shuffle(slot, num_blocks, seed) for slot in range(num_blocks)])
+        sizes = np.diff(block_starts)[order]
+        return block_starts, np.concatenate([[0], np.cumsum(sizes)[:-1]]), order
+
+    def _assemble(self, windows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> Batch:
+        tokenizer, num_positions = self.tokenizer, self.data.sequence_length
+        pairs = make_pairs(self.plan, windows, keys, self.data.pairing)
+        position = np.arange(num_positions, dtype=np.int64)[None]
+        a_end = (1 + pairs.a_length)[:, None]  # position of the [SEP] after A
+        has_b = (pairs.b_length > 0)[:, None]
+        b_end = np.where(has_b, a_end + 1 + pairs.b_length[:, None], a_end)  # position of the last [SEP]
+        lengths = np.where(present, b_end[:, 0] + 1, 0)
+        in_a = (position >= 1) & (position < a_end)
+        in_b = (position > a_end) & (position < b_end)
+        source = np.where(in_a, pairs.a_start[:, None] + position - 1, pairs.b_start[:, None] + position - a_end - 1)
+        in_row, is_text = position < lengths[:, None], (in_a | in_b) & present[:, None]
+        ids = np.full((len(windows), num_positions), tokenizer.pad_id, np.int32)
+        ids[is_text] = self.split.gather(source[is_text])
+        ids[in_row & (position == 0)] = tokenizer.cls_id
+        ids[in_row & ((position == a_end) | (position == b_end))] = tokenizer.sep_id
+        masked = mask_tokens(
+            ids,
+            is_text,
+            lengths,
+            keys,
+            self.data.masking,
+            num_predictions=config.num_predictions(self.data),
+            mask_id=tokenizer.mask_id,
+            vocab_size=tokenizer.vocab_size,
+        )
+        paired = present & (self.data.pairing != 'none')
+        return Batch(
+            input_ids=masked.input_ids,
+            token_type_ids=(in_row & (position > a_end)).astype(np.int32),
+            sequence_ids=in_row.astype(np.int32),
+            position_ids=np.where(in_row, position, 0).astype(np.int32),
+            masked_lm_positions=masked.positions,
+            masked_lm_ids=masked.ids,
+            masked_lm_weights=masked.weights,
+            cls_positions=np.zeros((len(windows), 1), np.int32),
+            next_sentence_labels=np.where(paired, pairs.label, 0).astype(np.int32)[:, None],
+            next_sentence_weights=paired.astype(np.float32)[:, None],
+        )
+
+
+def _shuffle(index: int, size: int, seed: int) -> int:
+    if size == 1:
+        return 0
+    return grain.experimental.index_shuffle(int(index), max_index=int(size) - 1, seed=seed, rounds=4)
+
+
+def prefetch(stream: Stream, start: int, stop: int, rows: slice) -> Iterator[Batch]:
+    """The batches of steps start … stop - 1 in order, made ahead of time in a thread; seeking costs nothing."""
+    dataset = grain.MapDataset.range(start, stop).map(lambda step: stream.batch(int(step), rows))
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))

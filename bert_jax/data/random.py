@@ -1,0 +1,57 @@
+"""Random bits as a function of where they are used: no generator, no state, any order.
+
+`splitmix64` (Steele et al. 2014, "Fast splittable pseudorandom number generators") mixes a key and
+a counter; whole batches are drawn at once.
+"""
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MASK_64 = (1 << 64) - 1
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser, a bijection of uint64 whose output bits pass for independent."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def fold(key: int | np.ndarray, data: int | np.ndarray) -> np.ndarray:
+    """A new key (uint64, of the broadcast shape) from a key and an integer."""
+    key, data = np.atleast_1d(np.asarray(key, np.uint64)), np.asarray(data, np.uint64)
+    return mix(mix(key + _GOLDEN) ^ (data * _GOLDEN + np.uint64(1)))
+
+
+def fold_int(key: int, data: int) -> int:
+    """`fold` of two plain integers, as a plain integer."""
+    return int(fold(key & _MASK_64, data & _MASK_64)[0])
+
+
+def bits(keys: np.ndarray, count: int) -> np.ndarray:
+    """uint64 random bits, shape keys.shape + (count,)."""
+    counters = (np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN).reshape((1,) * keys.ndim + (count,))
+    return mix(keys[..., None] + counters)
+
+
+def below(random_bits: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
+    """Uniform integers in [0, limit) as int64, from uint64 bits; limit < 2**32 (bias below limit / 2**32)."""
+    return (((random_bits >> np.uint64(32)) * np.asarray(limit, np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
+def uniform(random_bits: np.ndarray) -> np.ndarray:
+    """Uniform float64 in [0, 1) from uint64 bits."""
+    return (random_bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def coin_flips(random_bits: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Heads among `counts` fair flips: Binomial(counts, 1/2), exact.
+
+    Args:
+      random_bits: [N, W] uint64; 64 flips a word.
+      counts: [N] int64, at most 64 W.
+    """
+    flips_in_word = np.clip(counts[:, None] - 64 * np.arange(random_bits.shape[1]), 0, 64)
+    shift = np.minimum(64 - flips_in_word, 63).astype(np.uint64)
+    kept = np.where(flips_in_word > 0, random_bits >> shift, np.uint64(0))
+    return np.bitwise_count(kept).sum(axis=1, dtype=np.int64)

@@ -1,0 +1,85 @@
+"""How good the model is on held-out text, and the baselines to read that by."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from bert_jax import run
+from bert_jax.data.batches import Stream, prefetch
+from bert_jax.text.corpus import Corpus, load_corpus
+from bert_jax.train.checkpoint import Checkpoints
+from bert_jax.train.optimizer import make_optimizer
+from bert_jax.train.sharding import local_rows, make_global, make_mesh
+from bert_jax.train.state import model_graph, state_shardings
+from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
+
+
+def evaluate_params(
+    params: nnx.State, evaluation_step: Callable, stream: Stream, mesh: Mesh, max_rows: int | None = None
+) -> dict[str, float]:
+    """MLM and NSP loss (nats) and accuracy over one pass of an evaluation stream, or its first rows."""
+    num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
+    rows = local_rows(mesh, stream.batch_size)
+    totals = np.zeros(len(Sums._fields))
+    for batch in prefetch(stream, 0, num_batches, rows):
+        sums = evaluation_step(params, make_global(batch, rows, mesh, stream.batch_size))
+        totals += np.array(jax.device_get(sums), np.float64)
+    return {name: float(value) for name, value in metrics_of(Sums(*totals)).items()}
+
+
+def baselines(corpus: Corpus) -> dict[str, float]:
+    """What knowing only the token frequencies of the validation text gives: its entropy (nats) and the best hit rate."""
+    counts = corpus.validation.unigram_counts(corpus.tokenizer.vocab_size).astype(np.float64)
+    frequencies = counts[counts > 0] / max(counts.sum(), 1)
+    entropy = float(-(frequencies * np.log(frequencies)).sum())
+    return {'unigram_entropy': entropy, 'most_frequent_accuracy': float(frequencies.max(initial=0))}
+
+
+def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
+    """Evaluates a checkpoint of a workdir on the whole validation split; writes WORKDIR/evaluation.json.
+
+    Returns:
+      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy, and the `baselines`.
+
+    Raises:
+      BadInput: when there is no run, no checkpoint or no corpus.
+    """
+    config = run.load_config(workdir)
+    # The mesh of the evaluation is whatever is here; the figures do not depend on it.
+    config = dataclasses.replace(config, mesh=type(config.mesh)(), train=dataclasses.replace(config.train, microbatches=1))
+    corpus = load_corpus(config.data.corpus)
+    mesh = make_mesh(config.mesh, config.model, config.train, jax.devices()[:1])
+    vocab_size = corpus.tokenizer.vocab_size
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    checkpoints = Checkpoints(workdir)
+    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh), step=step)
+    checkpoints.close()
+    stream = Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
+    evaluation_step = jax.jit(make_evaluation_step(model_graph(config.model, vocab_size)))
+    result = {'step': int(state.step)} | evaluate_params(state.params, evaluation_step, stream, mesh) | baselines(corpus)
+    path = epath.Path(workdir) / 'evaluation.json'
+    temporary = path.with_suffix('.json.partial')
+    temporary.write_text(json.dumps(result) + '\n')
+    temporary.rename(path)
+    return result
+
+
+def describe(result: dict[str, float]) -> str:
+    """The figures next to their baselines, for a terminal."""
+    below = result['unigram_entropy'] - result['mlm_loss']
+    return '\n'.join(
+        [
+            f'Held-out text at step {result["step"]}:',
+            f'  MLM loss      {result["mlm_loss"]:.3f} nats   ({below:.2f} under the {result["unigram_entropy"]:.3f}'
+            ' of knowing only how frequent each token is)',
+            f'  MLM accuracy  {result["mlm_accuracy"]:6.1%}       (the most frequent token: '
+            f'{result["most_frequent_accuracy"]:.1%})',
+            f'  NSP accuracy  {result["nsp_accuracy"]:6.1%}       (chance: 50.0%)',
+        ]
+    )

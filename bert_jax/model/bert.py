@@ -1,0 +1,144 @@
+"""BERT: embeddings, encoder, pooler, and the two pretraining heads (Devlin et al. 2019).
+
+`B` rows, `L` positions, `D` hidden, `V` vocabulary (padded), `P` predictions per row, `E` sequences per row, `N` layers.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bert_jax import config
+from bert_jax.model.layers import Dense, DropoutKey, EncoderLayer, LayerNorm, dropout, parameter, truncated_normal
+
+VOCABULARY_MULTIPLE = 128
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """The vocabulary dim as stored: the next multiple of 128, whatever the mesh."""
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+class Embeddings(nnx.Module):
+    """Word, position and token-type embeddings, summed, normalised, dropped out."""
+
+    def __init__(self, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
+        size, init = model.hidden_size, truncated_normal(model.initializer_range)
+        rows = padded_vocab_size(vocab_size)
+        self.word = parameter(init(rngs.params(), (rows, size)), 'vocab', 'embed')
+        self.position = parameter(init(rngs.params(), (model.max_positions, size)), 'positions', 'embed')
+        self.token_type = parameter(init(rngs.params(), (2, size)), 'types', 'embed')
+        self.norm = LayerNorm(size, model.layer_norm_eps, model.dtype)
+        self.rate = model.dropout_rate
+
+    def __call__(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, key: DropoutKey | None
+    ) -> jax.Array:
+        types = self.token_type[...]
+        x = self.word[...][input_ids] + self.position[...][position_ids]
+        x = x + types[0] + token_type_ids[..., None] * (types[1] - types[0])
+        return dropout(self.norm(x), self.rate, key and key.at(0), site=0)
+
+
+class Encoder(nnx.Module):
+    """N layers whose parameters are stacked along a first dim, run by one `jax.lax.scan` or unrolled."""
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=model.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def create(rngs: nnx.Rngs) -> EncoderLayer:
+            return EncoderLayer(model, rngs)
+
+        self.layers = create(rngs)
+        self.num_layers, self.remat, self.scan = model.num_layers, model.remat, model.scan_layers
+
+    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None) -> jax.Array:
+        graph, stacked = nnx.split(self.layers)
+
+        def run(x: jax.Array, numbered: tuple) -> tuple[jax.Array, None]:
+            number, weights = numbered
+            return nnx.merge(graph, weights)(x, sequence_ids, key and key.at(number)), None
+
+        if self.remat != 'none':
+            keep = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if self.remat == 'dots' else None
+            run = jax.checkpoint(run, policy=keep, prevent_cse=not self.scan)
+        numbers = jnp.arange(1, self.num_layers + 1, dtype=jnp.uint32)
+        x, _ = jax.lax.scan(run, x, (numbers, stacked), unroll=1 if self.scan else self.num_layers)
+        return x
+
+
+class Bert(nnx.Module):
+    """The encoder with its pooler."""
+
+    def __init__(self, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
+        """Args: vocab_size, unpadded, from the tokenizer."""
+        self.embeddings = Embeddings(model, vocab_size, rngs)
+        self.encoder = Encoder(model, rngs)
+        size = model.hidden_size
+        self.pooler = Dense(size, size, ('embed', 'pooled'), model.initializer_range, model.dtype, rngs)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        sequence_ids: jax.Array,
+        position_ids: jax.Array,
+        key: DropoutKey | None = None,
+    ) -> jax.Array:
+        """Contextual vectors [B, L, D]; all arguments [B, L] int32; without a key nothing is dropped out."""
+        x = self.embeddings(input_ids, token_type_ids, position_ids, key)
+        return self.encoder(x, sequence_ids, key)
+
+    def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
+        """tanh of a dense layer over the [CLS] vectors: [B, L, D], [B, E] -> [B, E, D]."""
+        return jnp.tanh(self.pooler(_at_positions(hidden, cls_positions)))
+
+
+class BertForPreTraining(nnx.Module):
+    """BERT with its masked-LM head (decoder tied to the word embeddings) and its next-sentence head."""
+
+    def __init__(self, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
+        size, stddev, dtype = model.hidden_size, model.initializer_range, model.dtype
+        self.bert = Bert(model, vocab_size, rngs)
+        self.mlm_transform = Dense(size, size, ('embed', 'pooled'), stddev, dtype, rngs)
+        self.mlm_norm = LayerNorm(size, model.layer_norm_eps, dtype)
+        self.mlm_bias = parameter(jnp.zeros(padded_vocab_size(vocab_size)), 'vocab')
+        self.nsp = Dense(size, 2, ('embed', 'labels'), stddev, 'float32', rngs)
+        self.vocab_size = vocab_size
+
+    def mlm_logits(self, hidden: jax.Array, positions: jax.Array) -> jax.Array:
+        """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+        x = self.mlm_transform(_at_positions(hidden, positions))
+        x = self.mlm_norm(jax.nn.gelu(x, approximate=False))
+        word = self.bert.embeddings.word[...].astype(x.dtype)
+        logits = jnp.einsum('bpd,vd->bpv', x, word, preferred_element_type=jnp.float32) + self.mlm_bias[...]
+        return jnp.where(jnp.arange(word.shape[0]) < self.vocab_size, logits, -jnp.inf)
+
+    def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
+        """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""
+        return self.nsp(self.bert.pool(hidden, cls_positions).astype(jnp.float32))
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        sequence_ids: jax.Array,
+        position_ids: jax.Array,
+        masked_lm_positions: jax.Array,
+        cls_positions: jax.Array,
+        key: DropoutKey | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(MLM logits [B, P, V], NSP logits [B, E, 2]), both float32."""
+        hidden = self.bert(input_ids, token_type_ids, sequence_ids, position_ids, key)
+        return self.mlm_logits(hidden, masked_lm_positions), self.nsp_logits(hidden, cls_positions)
+
+
+def _at_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B, L, D] at [B, P] -> [B, P, D]."""
+    return jnp.take_along_axis(hidden, positions[..., None], axis=1)
+
+
+def num_parameters(model: config.Model, vocab_size: int) -> int:
+    """Parameters of `BertForPreTraining`, padding of the vocabulary left out."""
+    shapes = nnx.eval_shape(lambda: BertForPreTraining(model, vocab_size, nnx.Rngs(0)))
+    total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
+    return total - (padded_vocab_size(vocab_size) - vocab_size) * (model.hidden_size + 1)

@@ -1,0 +1,58 @@
+"""Running text -> sentences, by rules: no model, no download, the same on every machine."""
+
+import re
+
+# A sentence ends at these with no blank after them (CJK), or wherever they stand (Devanagari, Urdu, Arabic).
+_UNSPACED_ENDS = '。！？｡؟۔।॥'
+_CLOSING = '"\'”’»)\\]」』）】》'
+_BOUNDARY = re.compile(
+    rf'(?P<unspaced>[{_UNSPACED_ENDS}]+[{_CLOSING}]*)\s*'
+    rf'|(?P<spaced>[.!?…]+[{_CLOSING}]*)\s+(?P<next>[\"\'“‘«(\[¿¡*`]*\w)?'
+)
+_ABBREVIATIONS = frozenset(
+    """mr mrs ms mx dr prof st sr jr messrs mme mlle hon rev gen col maj capt lt sgt gov sen rep pres
+    vs cf viz resp approx ca eg ie al incl excl esp fig figs eq eqs sec secs ch chap vol vols no nos
+    pp p ed eds art ref refs tab def thm prop lem cor inc ltd corp dept univ assn bros
+    jan feb mar apr jun jul aug sep sept oct nov dec mt ft ave blvd
+    bzw nr str usw evtl ggf vgl""".split()
+)
+_BEFORE_A_NUMBER = frozenset('no nos p pp art ch vol sec jan feb mar apr jun jul aug sep sept oct nov dec nr'.split())
+_LAST_WORD = re.compile(r'[^\s(\[“"\'‘«]+$')
+_INITIALS = re.compile(r'(?:\w\.)*\w')
+
+
+def split_into_sentences(text: str) -> list[str]:
+    """Splits a paragraph into its sentences; blanks around them are taken off, nothing else is changed.
+
+    A full stop does not end a sentence after a common abbreviation (`Mr.`, `e.g.`, `Fig.`, `vs.`), after
+    initials (`J. R.`, `U.S.`), inside a number, or before a word that starts in lower case.
+    """
+    sentences, start = [], 0
+    for match in _BOUNDARY.finditer(text):
+        if match.start() < start:
+            continue
+        if match['unspaced'] is not None:
+            end = after = match.end('unspaced')
+        else:
+            end, after = match.end('spaced'), match.end('spaced')
+            if not _ends_a_sentence(text[start : match.start()], match['spaced'], match['next'] or ''):
+                continue
+        sentences.append(text[start:end].strip())
+        start = after
+    sentences.append(text[start:].strip())
+    return [sentence for sentence in sentences if sentence]
+
+
+def _ends_a_sentence(before: str, mark: str, following: str) -> bool:
+    if following[-1:].islower():
+        return False
+    if mark != '.':
+        return True
+    last = _LAST_WORD.search(before[-40:])
+    if last is None:
+        return True
+    word = last[0]
+    if word.lower() in _ABBREVIATIONS:
+        # 'No.' and 'p.' are abbreviations only before a number: 'He said no. She left.'
+        return word.lower() in _BEFORE_A_NUMBER and not following[-1:].isdigit()
+    return not (_INITIALS.fullmatch(word) and not word.isdigit() and word != 'I')

@@ -1,0 +1,101 @@
+"""What a run tells: metrics.jsonl, TensorBoard events, speed."""
+
+import json
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from bert_jax import config
+
+
+def flops_per_step(
+    model: config.Model, vocab_size: int, *, tokens: float, squared_lengths: float, predictions: int, sequences: int
+) -> float:
+    """Model FLOPs of a training step, forward and backward; the one count that is used everywhere.
+
+    6 x (parameters of the encoder's matrices) per real token, attention at 12 x layers x hidden x (length of its
+    sequence) per real token, the heads at the positions that they run on; nothing for recomputation.
+
+    Args:
+      tokens: real tokens in the global batch.  squared_lengths: sum over its sequences of length squared.
+      predictions: prediction slots in the batch, B x P.  sequences: pooled slots, B x E.
+    """
+    size, inner = model.hidden_size, model.intermediate_size
+    encoder = model.num_layers * (4 * size * size + 2 * size * inner)
+    attention = 12 * model.num_layers * size * squared_lengths
+    heads = predictions * (size * size + size * vocab_size) + sequences * (size * size + 2 * size)
+    return 6.0 * (encoder * tokens + heads) + attention
+
+
+_PEAK_BF16_FLOPS = {  # dense, per device, from the makers' data sheets
+    'TPU v4': 275e12,
+    'TPU v5 lite': 197e12,
+    'TPU v5e': 197e12,
+    'TPU v5p': 459e12,
+    'TPU v5': 459e12,
+    'TPU v6 lite': 918e12,
+    'TPU v6e': 918e12,
+    'A100': 312e12,
+    'H100': 989e12,
+    'H200': 989e12,
+    'B200': 2250e12,
+}
+
+
+def peak_flops() -> float | None:
+    """FLOP/s of all devices: the dense bf16 peak, or what a CPU reaches in a matrix product now; None if unknown."""
+    device = jax.devices()[0]
+    if device.platform == 'cpu':
+        return _measured_matmul_flops()
+    matches = [peak for name, peak in _PEAK_BF16_FLOPS.items() if name in device.device_kind]
+    return matches[0] * jax.device_count() if matches else None
+
+
+def _measured_matmul_flops(size: int = 1536, repeats: int = 4) -> float:
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a, b: a @ b)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+class MetricsWriter:
+    """metrics.jsonl (an object a line, flushed) and TensorBoard events, from the restored step on."""
+
+    def __init__(self, workdir: str, step: int):
+        """Lines past `step` (of a run that was killed after its last save) are removed, so that a step appears once."""
+        from tensorboardX import SummaryWriter
+
+        self._path = epath.Path(workdir) / 'metrics.jsonl'
+        if self._path.exists():
+            kept = [line for line in _whole_lines(self._path.read_text()) if json.loads(line)['step'] <= step]
+            temporary = self._path.with_suffix('.jsonl.partial')
+            temporary.write_text(''.join(line + '\n' for line in kept))
+            temporary.rename(self._path)
+        self._file = self._path.open('a')
+        self._events = SummaryWriter(os.fspath(epath.Path(workdir) / 'tensorboard'), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Appends one line for a step."""
+        self._file.write(json.dumps({'step': step} | values) + '\n')
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._file.close()
+        self._events.close()
+
+
+def _whole_lines(text: str) -> list[str]:
+    """Without a last line that a kill cut short."""
+    return text[: text.rfind('\n') + 1].splitlines()

@@ -1,0 +1,130 @@
+"""Which dim of which array lies on which axis of the mesh: one table.
+
+A batch is split over `data` and `fsdp`. A parameter is split over `fsdp` along its `embed` (or vocabulary) dim and over
+`tensor` along heads, intermediate or vocabulary; moments follow their parameters. Where a dim is not divisible by its
+axis, it stays whole.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH_AXES = ('data', 'fsdp')
+
+RULES = {
+    'layers': None,  # scanned over
+    'embed': 'fsdp',
+    'heads': 'tensor',
+    'mlp': 'tensor',
+    'vocab': 'tensor',
+    'pooled': None,
+    'positions': None,
+    'types': None,
+    'labels': None,
+    'norm': None,
+}
+
+
+def make_mesh(mesh: config.Mesh, model: config.Model, train: config.Train, devices: list | None = None) -> Mesh:
+    """The mesh of a run, over all devices.
+
+    Raises:
+      BadInput: when the axes do not multiply to the number of devices, or do not divide the heads or the batch.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dataclasses.asdict(mesh)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    if len(devices) % fixed or (not rest and fixed != len(devices)):
+        raise BadInput(
+            'config.mesh',
+            f'asks for {" x ".join(f"{axis}={size}" for axis, size in sizes.items())}; there are {len(devices)} devices',
+            f'axes whose product is {len(devices)}; -1 takes the rest',
+            '--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1',
+        )
+    for axis in rest:
+        sizes[axis] = len(devices) // fixed
+    _check_divides(sizes, model, train)
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Train) -> None:
+    if model.num_heads % sizes['tensor']:
+        works = [n for n in range(1, model.num_heads + 1) if model.num_heads % n == 0]
+        raise BadInput(
+            'config.mesh.tensor',
+            f'is {sizes["tensor"]}, which does not divide the {model.num_heads} heads',
+            f'one of {", ".join(map(str, works))}',
+        )
+    shards = sizes['data'] * sizes['fsdp'] * train.microbatches
+    if train.global_batch_size % shards:
+        below = train.global_batch_size // shards * shards
+        near = [size for size in (below, below + shards) if size]
+        raise BadInput(
+            'config.train.global_batch_size',
+            f'is {train.global_batch_size}; data={sizes["data"]} x fsdp={sizes["fsdp"]} x microbatches='
+            f'{train.microbatches} does not divide it',
+            f'a multiple of {shards}, for example {" or ".join(map(str, near))}',
+            f'--config.train.global_batch_size={near[-1]}',
+        )
+
+
+def parameter_specs(params: nnx.State, mesh: Mesh) -> nnx.State:
+    """A NamedSharding for every parameter, from the names of its dims."""
+
+    def spec(variable: nnx.Variable) -> nnx.Variable:
+        names = variable.get_metadata()['logical_axes']
+        shape = variable.get_value().shape
+        names = ('layers',) * (len(shape) - len(names)) + tuple(names)
+        axes = [RULES[name] for name in names]
+        axes = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True)]
+        return variable.replace(NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.tree.map(spec, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over the data and fsdp axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> slice:
+    """The rows of the global batch that this process's devices hold (one contiguous range)."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    bounds = [index[0].indices(batch_size)[:2] for index in indices]
+    return slice(min(low for low, _ in bounds), max(high for _, high in bounds))
+
+
+def make_global(local: Any, rows: slice, mesh: Mesh, batch_size: int) -> Any:
+    """Global arrays from the rows that this process made: host arrays in, sharded `jax.Array`s out."""
+    sharding = batch_sharding(mesh)
+
+    def place(array: np.ndarray) -> jax.Array:
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            low, high, _ = index[0].indices(batch_size)
+            return array[low - rows.start : high - rows.start]
+
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, piece)
+
+    return jax.tree.map(place, local)
+
+
+def constrain_rows(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """A function that keeps the dim after the microbatch dim on the batch axes."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+    return lambda array: jax.lax.with_sharding_constraint(array, sharding)

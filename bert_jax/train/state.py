@@ -1,0 +1,58 @@
+"""What a run carries from step to step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from bert_jax import config
+from bert_jax.model.bert import BertForPreTraining
+from bert_jax.train.sharding import parameter_specs, replicated
+
+
+class TrainState(NamedTuple):
+    """step: int32 scalar, updates made so far; params: float32 parameters; opt_state: the optimiser's moments."""
+
+    step: jax.Array
+    params: nnx.State
+    opt_state: optax.OptState
+
+
+def model_graph(model: config.Model, vocab_size: int) -> nnx.GraphDef:
+    """The model without its parameters; merged with `TrainState.params` it is the model."""
+    return nnx.split(nnx.eval_shape(lambda: BertForPreTraining(model, vocab_size, nnx.Rngs(0))))[0]
+
+
+def state_shardings(
+    model: config.Model, vocab_size: int, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """(shapes, shardings) of a state; moments are sharded as their parameters."""
+
+    def shapes() -> TrainState:
+        params = nnx.state(BertForPreTraining(model, vocab_size, nnx.Rngs(0)), nnx.Param)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    abstract = jax.eval_shape(shapes)
+    specs = parameter_specs(abstract.params, mesh)
+    like_params = jax.tree.structure(abstract.params)
+    is_params = lambda node: jax.tree.structure(node) == like_params  # noqa: E731
+    opt_specs = jax.tree.map(
+        lambda node: specs if is_params(node) else replicated(mesh), abstract.opt_state, is_leaf=is_params
+    )
+    return abstract, TrainState(replicated(mesh), specs, opt_specs)
+
+
+def init_state(
+    model: config.Model, vocab_size: int, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+) -> TrainState:
+    """A new state, each part made where it belongs; the same numbers on any mesh."""
+    _, shardings = state_shardings(model, vocab_size, optimizer, mesh)
+
+    def init() -> TrainState:
+        params = nnx.state(BertForPreTraining(model, vocab_size, nnx.Rngs(seed)), nnx.Param)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    return jax.jit(init, out_shardings=shardings)()
