@@ -61,7 +61,7 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
     state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh), step=step)
     checkpoints.close()
     stream = Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
-    evaluation_step = jax.jit(make_evaluation_step(model_graph(config.model, vocab_size)))
+    evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
     result = {'step': int(state.step)} | evaluate_params(state.params, evaluation_step, stream, mesh) | baselines(corpus)
     path = epath.Path(workdir) / 'evaluation.json'
     temporary = path.with_suffix('.json.partial')

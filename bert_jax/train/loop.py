@@ -54,10 +54,11 @@ def train(config: Config, workdir: str) -> Outcome:
     # --- The state: restored, or new. ---
     vocab_size = corpus.tokenizer.vocab_size
     optimizer = make_optimizer(config.optimizer, num_steps)
+    shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
     resumed_from = checkpoints.latest_step()
     if resumed_from is not None:
-        state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh))
+        state = checkpoints.restore(shapes, shardings)
         if resumed_from >= num_steps:
             checkpoints.close()
             _say(f'{workdir} is finished: all {num_steps} steps are done. Nothing to do.')
@@ -69,13 +70,10 @@ def train(config: Config, workdir: str) -> Outcome:
 
     # --- The step, compiled once. ---
     graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps)
-    train_step = jax.jit(
-        make_train_step(
-            graph, optimizer, schedule, mesh, seed=config.train.seed, microbatches=config.train.microbatches
-        ),
-        donate_argnums=0,
+    train_step = make_train_step(
+        graph, optimizer, schedule, mesh, shardings, seed=config.train.seed, microbatches=config.train.microbatches
     )
-    evaluation_step = jax.jit(make_evaluation_step(graph))
+    evaluation_step = make_evaluation_step(graph)
     peak = peak_flops()
 
     # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---

@@ -1,0 +1,42 @@
+"""Small corpora in memory, whose every token tells where it stands."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+
+
+
+
+@dataclasses.dataclass
+class MemorySplit:
+    """A `Split` whose token at position i is i + 10, so that a batch shows where its text came from."""
+
+    sentences: np.ndarray
+    documents: np.ndarray
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.sentences[-1])
+
+    def gather(self, positions: np.ndarray) -> np.ndarray:
+        assert positions.min(initial=0) >= 0 and positions.max(initial=0) < self.num_tokens
+        return (positions + 10).astype(np.int32)
+
+
+TOKENIZER = SimpleNamespace(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, vocab_size=60_000)
+
+
+def random_split(seed: int, num_documents: int = 60, longest: int = 40) -> MemorySplit:
+    """Documents of 1 to 30 sentences of 1 to `longest` tokens."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 31, num_documents)
+    lengths = rng.integers(1, longest + 1, counts.sum())
+    return MemorySplit(np.concatenate([[0], np.cumsum(lengths)]), np.concatenate([[0], np.cumsum(counts)]))
+
+
+def corpus_of(split: MemorySplit, directory: str) -> SimpleNamespace:
+    """A `Corpus` with the same split for training and validation."""
+    return SimpleNamespace(directory=directory, tokenizer=TOKENIZER, train=split, validation=split)
+
+

@@ -1,0 +1,108 @@
+"""The stream is a function of the step: not of hosts, order of asking, or restarts."""
+
+import numpy as np
+import pytest
+
+from bert_jax.config import Data
+from bert_jax.data.batches import Batch, Stream, prefetch
+from tests.data.corpora import TOKENIZER, corpus_of, random_split
+
+DATA = Data(sequence_length=48)
+
+
+def _stream(tmp_path, seed: int | None = 0, data: Data = DATA, batch_size: int = 16, documents: int = 60) -> Stream:
+    corpus = corpus_of(random_split(0, num_documents=documents), str(tmp_path))
+    return Stream(corpus, data, 'train', batch_size=batch_size, seed=seed)
+
+
+def _assert_equal(first: Batch, second: Batch) -> None:
+    for name, a, b in zip(Batch._fields, first, second, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def _concatenate(parts: list[Batch]) -> Batch:
+    return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 4, 8])
+def test_the_slices_of_all_hosts_make_the_global_batch(tmp_path, hosts: int) -> None:
+    stream, size = _stream(tmp_path), 16 // hosts
+    for step in (0, 3, 1000):
+        parts = [stream.batch(step, slice(host * size, (host + 1) * size)) for host in range(hosts)]
+        _assert_equal(_concatenate(parts), stream.batch(step))
+
+
+def test_a_step_is_the_same_whenever_it_is_asked_for(tmp_path) -> None:
+    first, second = _stream(tmp_path), _stream(tmp_path)
+    forward = [first.batch(step) for step in range(40)]
+    for step in np.random.default_rng(0).permutation(40):
+        _assert_equal(second.batch(step), forward[step])
+    for start in (0, 7, 39):
+        for step, batch in enumerate(prefetch(second, start, 40, slice(None)), start=start):
+            _assert_equal(batch, forward[step])
+
+
+def test_batch_size_does_not_change_the_rows(tmp_path) -> None:
+    small, large = _stream(tmp_path, batch_size=4), _stream(tmp_path, batch_size=16)
+    _assert_equal(_concatenate([small.batch(step) for step in range(8, 12)]), large.batch(2))
+
+
+def test_every_window_is_used_once_an_epoch_and_epochs_differ(tmp_path) -> None:
+    stream = _stream(tmp_path)
+    epochs = [stream._shuffled_windows(np.arange(stream.num_rows) + epoch * stream.num_rows) for epoch in range(3)]
+    for windows in epochs:
+        np.testing.assert_array_equal(np.sort(windows), np.arange(stream.num_rows))
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[0], np.arange(stream.num_rows))
+
+
+def test_blocks_cover_every_row_too(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr('bert_jax.data.batches._ROWS_IN_BLOCK', 37)
+    stream = _stream(tmp_path)
+    windows = stream._shuffled_windows(np.arange(stream.num_rows))
+    np.testing.assert_array_equal(np.sort(windows), np.arange(stream.num_rows))
+
+
+def test_seeds_differ(tmp_path) -> None:
+    a, b = _stream(tmp_path, seed=0).batch(0), _stream(tmp_path, seed=1).batch(0)
+    assert not np.array_equal(a.input_ids, b.input_ids)
+
+
+@pytest.mark.parametrize('pairing', ['nsp', 'sop', 'none'])
+def test_rows_have_the_original_layout(tmp_path, pairing: str) -> None:
+    data = Data(sequence_length=48, pairing=pairing)
+    batch = _stream(tmp_path, data=data, batch_size=64).batch(0)
+    for row in range(64):
+        ids = batch.input_ids[row].copy()
+        real = batch.masked_lm_weights[row] > 0
+        ids[batch.masked_lm_positions[row][real]] = batch.masked_lm_ids[row][real]
+        length = int(batch.sequence_ids[row].sum())
+        assert np.array_equal(batch.sequence_ids[row], (np.arange(48) < length).astype(int))
+        assert not ids[length:].any() and not batch.position_ids[row][length:].any()
+        assert np.array_equal(batch.position_ids[row][:length], np.arange(length))
+        assert ids[0] == TOKENIZER.cls_id and ids[length - 1] == TOKENIZER.sep_id
+        separators = np.flatnonzero(ids[:length] == TOKENIZER.sep_id)
+        assert len(separators) == (1 if pairing == 'none' else 2)
+        expected_types = (np.arange(48) > separators[0]) & (np.arange(48) < length)
+        assert np.array_equal(batch.token_type_ids[row], expected_types.astype(int))
+        parts = np.split(ids[1 : length - 1], [] if pairing == 'none' else [separators[0] - 1])
+        for part in parts:  # every sentence part is consecutive text
+            text = part[part >= 10]
+            assert np.array_equal(np.diff(text), np.ones(len(text) - 1))
+        n = max(1, round(0.15 * length))
+        assert real.sum() == min(n, batch.masked_lm_weights.shape[1], length - len(separators) - 1)
+    weights = batch.next_sentence_weights
+    assert np.all(weights == (0 if pairing == 'none' else 1)) and weights.shape == (64, 1)
+
+
+def test_an_evaluation_pass_sees_each_window_once_then_padding(tmp_path) -> None:
+    stream = _stream(tmp_path, seed=None)
+    batches = [stream.batch(step) for step in range(len(stream))]
+    real = sum(int(batch.next_sentence_weights.sum()) for batch in batches)
+    assert real == stream.num_rows
+    last = batches[-1]
+    padding = last.next_sentence_weights[:, 0] == 0
+    assert padding.sum() == len(stream) * 16 - stream.num_rows
+    assert not last.masked_lm_weights[padding].any() and not last.sequence_ids[padding].any()
+    _assert_equal(stream.batch(1), batches[1])

@@ -1,0 +1,130 @@
+"""Windows cover every document once; pairs have the original's distribution."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bert_jax.config import Data
+from bert_jax.data import random
+from bert_jax.data.examples import _trimmed_lengths, make_pairs, max_tokens, plan_windows
+from tests.data.corpora import MemorySplit, random_split
+
+
+def _keys(seed: int, count: int) -> np.ndarray:
+    return random.fold(random.fold_int(seed, 0), np.arange(count))
+
+
+@pytest.mark.parametrize('pairing', ['nsp', 'sop', 'none'])
+@pytest.mark.parametrize('seed', range(3))
+def test_windows_tile_every_document_exactly_once(pairing: str, seed: int) -> None:
+    split = random_split(seed, longest=150)  # some sentences are longer than a row
+    data = Data(sequence_length=64, pairing=pairing)
+    plan = plan_windows(split, data)
+    uses = np.zeros(split.num_tokens, int)
+    for start, length in zip(plan.start, plan.length, strict=True):
+        uses[start : start + length] += 1
+    bounds = split.sentences[split.documents]
+    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        assert np.all(uses[first:last] == (1 if last - first >= 2 else 0))
+    assert np.all(plan.target <= max_tokens(data)) and np.all(plan.target >= 2)
+    document = np.searchsorted(bounds, plan.start, side='right') - 1
+    np.testing.assert_array_equal(document, plan.document_of)
+    assert np.all(plan.start + plan.length <= bounds[document + 1])
+
+
+def test_short_sequences_are_as_frequent_as_the_config_says() -> None:
+    rng = np.random.default_rng(0)
+    sentences = np.concatenate([[0], np.cumsum(rng.integers(5, 20, 200_000))])
+    split = MemorySplit(sentences, np.arange(0, 200_001, 1000))
+    plan = plan_windows(split, Data(sequence_length=64, short_sequence_probability=0.1))
+    short = plan.target < max_tokens(Data(sequence_length=64))
+    # A target drawn from 2…61 is short in 59 of 60 cases; ends of documents add a little.
+    assert abs(short.mean() - 0.1 * 59 / 60) < 5 * np.sqrt(0.09 / len(short)) + 0.01
+
+
+def _brute_force_truncate(a: int, b: int, limit: int) -> tuple[int, int]:
+    """`truncate_seq_pair` of the original's create_pretraining_data.py, lengths only."""
+    while a + b > limit:
+        if a > b:
+            a -= 1
+        else:
+            b -= 1
+    return a, b
+
+
+def test_trimmed_lengths_equal_the_original_rule_for_all_small_lengths() -> None:
+    cases = [(a, b, limit) for a in range(1, 18) for b in range(1, 18) for limit in range(2, 20)]
+    a, b, limit = np.array(cases).T
+    found = np.stack(_trimmed_lengths(a, b, limit), axis=1)
+    np.testing.assert_array_equal(found, [_brute_force_truncate(*case) for case in cases])
+
+
+def test_half_of_the_next_sentences_are_random_and_from_another_document() -> None:
+    split, data = random_split(1, num_documents=200), Data(sequence_length=64)
+    plan = plan_windows(split, data)
+    document_of_token = np.repeat(np.arange(200), np.diff(split.sentences[split.documents]))
+    labels = []
+    for seed in range(20):
+        pairs = make_pairs(plan, np.arange(plan.num_windows), _keys(seed, plan.num_windows), 'nsp')
+        is_random = pairs.label == 1
+        a, b = document_of_token[pairs.a_start], document_of_token[pairs.b_start]
+        assert np.all((a == b) == ~is_random)
+        assert np.all(document_of_token[pairs.b_start + pairs.b_length - 1] == b)
+        assert np.all(pairs.b_start[~is_random] >= (pairs.a_start + pairs.a_length)[~is_random])
+        assert pairs.a_length.min() >= 1 and pairs.b_length.min() >= 1
+        total = pairs.a_length + pairs.b_length
+        assert np.all(total <= plan.target)
+        assert np.all(total[~is_random] == plan.target[~is_random])
+        labels.append(pairs.label)
+    labels = np.concatenate(labels)
+    assert abs(labels.mean() - 0.5) < 5 * 0.5 / np.sqrt(labels.size)
+
+
+def test_a_partner_is_any_other_document_with_equal_probability() -> None:
+    split = random_split(2, num_documents=12)
+    data = Data(sequence_length=32)
+    plan = plan_windows(split, data)
+    document_of_token = np.repeat(np.arange(12), np.diff(split.sentences[split.documents]))
+    counts = np.zeros(12)
+    windows = np.flatnonzero(plan.document_of == plan.document_of[0])
+    for seed in range(400):
+        pairs = make_pairs(plan, windows, _keys(seed, len(windows)), 'nsp')
+        chosen = document_of_token[pairs.b_start[pairs.label == 1]]
+        counts += np.bincount(chosen, minlength=12)
+    own = plan.document_of[0]
+    assert counts[own] == 0
+    others = np.delete(counts, own)
+    expected = others.sum() / 11
+    chi_square = ((others - expected) ** 2 / expected).sum()
+    assert chi_square < 37.4  # 10 degrees of freedom, p = 5e-5
+
+
+def test_swapped_halves_are_the_same_text_in_the_other_order() -> None:
+    split, data = random_split(3), Data(sequence_length=64, pairing='sop')
+    plan = plan_windows(split, data)
+    pairs = make_pairs(plan, np.arange(plan.num_windows), _keys(0, plan.num_windows), 'sop')
+    in_order = pairs.a_start < pairs.b_start
+    np.testing.assert_array_equal(in_order, pairs.label == 0)
+
+
+def test_trimming_takes_from_the_front_and_the_back_alike() -> None:
+    split = MemorySplit(np.array([0, 40, 80, 120, 160]), np.array([0, 2, 4]))
+    plan = plan_windows(split, dataclasses.replace(Data(sequence_length=43), short_sequence_probability=0.0))
+    fronts = []
+    for seed in range(2000):
+        pairs = make_pairs(plan, np.array([0]), _keys(seed, 1), 'sop')
+        start = min(pairs.a_start[0], pairs.b_start[0])
+        fronts.append(start)
+    fronts = np.array(fronts)  # 20 of 40 tokens are trimmed: Binomial(20, 1/2)
+    assert abs(fronts.mean() - 10) < 5 * np.sqrt(5 / 2000)
+    assert abs(fronts.var() - 5) < 1.0
+
+
+def test_coin_flips_are_binomial() -> None:
+    for count in (1, 5, 64, 65, 200):
+        bits = random.bits(random.fold(count, np.arange(4000)), 4)
+        heads = random.coin_flips(bits, np.full(4000, count))
+        assert heads.min() >= 0 and heads.max() <= count
+        assert abs(heads.mean() - count / 2) < 5 * np.sqrt(count / 4 / 4000)
+        assert abs(heads.var() / (count / 4) - 1) < 0.15

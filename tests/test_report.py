@@ -1,0 +1,206 @@
+"""The report tells what a run logged, needs no network, and lets nothing of a run act as HTML."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from bert_jax import report
+from bert_jax.errors import BadInput
+
+VOID = {'meta', 'br', 'img', 'link', 'hr', 'input'}
+
+
+class Page(html.parser.HTMLParser):
+    """Parses a page, checking that every element that opens closes, in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != 'style':
+            self.text.append(data)
+
+
+def write_run(workdir, *, num_lines=20, config=None, evaluation=True, tail=''):
+    workdir.mkdir(parents=True)
+    config = config or {'train': {'steps': 200, 'seed': 0}, 'data': {'source': 'python-docs', 'pairing': 'nsp'}}
+    document = {'config': config, 'fingerprint': {'model': 'abc123'}, 'versions': {'jax': '0.10.2'}}
+    (workdir / 'config.json').write_text(json.dumps(document))
+    lines = []
+    for i in range(1, num_lines + 1):
+        values = {
+            'step': 10 * i,
+            'loss': 9 - i / 10,
+            'mlm_loss': 8.25 - i / 10,
+            'nsp_loss': 0.7,
+            'mlm_accuracy': i / 100,
+        }
+        values |= {
+            'nsp_accuracy': 0.5,
+            'learning_rate': 1e-4,
+            'grad_norm': 1.5,
+            'tokens_per_second': 4321.0,
+            'mfu': 0.031,
+        }
+        lines.append(json.dumps(values))
+        if i % 10 == 0:
+            lines.append(json.dumps({'step': 10 * i, 'validation/mlm_loss': 6.5, 'validation/mlm_accuracy': 0.19}))
+    (workdir / 'metrics.jsonl').write_text('\n'.join(lines) + '\n' + tail)
+    if evaluation:
+        values = {
+            'step': 10 * num_lines,
+            'mlm_loss': 6.125,
+            'mlm_accuracy': 0.234,
+            'nsp_loss': 0.66,
+            'nsp_accuracy': 0.61,
+        }
+        values |= {'unigram_entropy': 6.875, 'most_frequent_accuracy': 0.057}
+        (workdir / 'evaluation.json').write_text(json.dumps(values))
+    return str(workdir)
+
+
+def read_page(path):
+    return Page(path.read_text())
+
+
+def test_report_is_well_formed_and_holds_the_numbers_next_to_their_baselines(tmp_path):
+    path = report.write_report([write_run(tmp_path / 'a')])
+    assert path == tmp_path / 'a' / 'report.html'
+    page = read_page(path)
+    cells = ' '.join(page.text)
+    for number in ('6.25', '6.125', '6.875', '23.4 %', '5.7 %', '61.0 %', '50.0 %', '4,321', '3.1 %', '200', 'abc123'):
+        assert number in cells
+    assert sum(tag == 'svg' for tag, _ in page.elements) == 6
+    assert sorted(p.name for p in (tmp_path / 'a').iterdir() if 'report' in p.name) == ['report.html']
+
+
+def test_report_needs_no_network_and_its_ids_are_unique(tmp_path):
+    path = report.write_report([write_run(tmp_path / 'a')])
+    page = read_page(path)
+    assert not any(tag in ('script', 'link', 'img', 'iframe') for tag, _ in page.elements)
+    references = [value for _, attributes in page.elements for key, value in attributes.items() if key.endswith('href')]
+    references += re.findall(r'url\(([^)]*)\)', path.read_text())
+    ids = [attributes['id'] for _, attributes in page.elements if 'id' in attributes]
+    assert {reference.removeprefix('#') for reference in references} <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert '#0a0' not in path.read_text()  # every stand-in colour was replaced
+
+
+def test_report_is_the_same_bytes_for_the_same_run(tmp_path):
+    workdir = write_run(tmp_path / 'a')
+    first = report.write_report([workdir]).read_bytes()
+    assert report.write_report([workdir]).read_bytes() == first
+
+
+def test_several_runs_are_told_apart_and_what_differs_comes_first(tmp_path):
+    a = write_run(tmp_path / 'slow', config={'optimizer': {'peak_learning_rate': 0.0001, 'b1': 0.9}})
+    b = write_run(tmp_path / 'fast', config={'optimizer': {'peak_learning_rate': 0.0007, 'b1': 0.9}}, evaluation=False)
+    path = report.write_report([a, b])
+    assert path.parent == tmp_path / 'slow'
+    assert not (tmp_path / 'fast' / 'report.html').exists()
+    text = ' '.join(read_page(path).text)
+    differs, same = text[text.index('What differs') :].split('What is the same')
+    assert 'peak_learning_rate' in differs and '0.0007' in differs and '0.0001' in differs
+    assert 'b1' in same and 'peak_learning_rate' not in same
+    assert 'slow' in differs and 'fast' in differs
+
+
+def test_runs_of_one_name_go_by_their_paths(tmp_path):
+    a, b = write_run(tmp_path / 'x' / 'run'), write_run(tmp_path / 'y' / 'run')
+    text = ' '.join(read_page(report.write_report([a, b])).text)
+    assert a in text and b in text
+
+
+def test_without_pairs_nothing_is_said_about_them(tmp_path):
+    path = report.write_report([write_run(tmp_path / 'a', config={'data': {'pairing': 'none'}})])
+    assert 'NSP' not in ' '.join(read_page(path).text)
+
+
+@pytest.mark.parametrize('tail', ['{"step": 210, "mlm_lo', '{"step": 210, "name": "\u00e9'])
+def test_half_written_last_line_is_passed_over(tmp_path, tail):
+    workdir = write_run(tmp_path / 'a')
+    metrics = tmp_path / 'a' / 'metrics.jsonl'
+    metrics.write_bytes(metrics.read_bytes() + tail.encode()[:-1])
+    assert 'step 200 of 200' in report.summarize(workdir)
+    assert report.write_report([workdir]).exists()
+
+
+@pytest.mark.parametrize(
+    'line', ['{"step": 210, "mlm_lo', '[1]', '{"mlm_loss": 1.0}', '{"step": "210"}', '{"step": 210, "mlm_loss": "1"}']
+)
+def test_broken_line_is_named(tmp_path, line):
+    workdir = write_run(tmp_path / 'a', num_lines=5, tail=line + '\n')
+    with pytest.raises(BadInput) as caught:
+        report.write_report([workdir])
+    assert caught.value.where == f'{workdir}/metrics.jsonl:6'
+    assert not (tmp_path / 'a' / 'report.html').exists()
+
+
+@pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl'])
+def test_missing_file_is_named(tmp_path, name):
+    workdir = write_run(tmp_path / 'a')
+    (tmp_path / 'a' / name).unlink()
+    with pytest.raises(BadInput, match=re.escape(f'{workdir}/{name}')):
+        report.write_report([workdir])
+
+
+@pytest.mark.parametrize(('name', 'content'), [('config.json', '{'), ('config.json', '{}'), ('evaluation.json', '[]')])
+def test_broken_file_is_named(tmp_path, name, content):
+    workdir = write_run(tmp_path / 'a')
+    (tmp_path / 'a' / name).write_text(content)
+    with pytest.raises(BadInput, match=re.escape(f'{workdir}/{name}')):
+        report.summarize(workdir)
+
+
+def test_no_step_logged_yet_is_told(tmp_path):
+    with pytest.raises(BadInput, match='no complete line'):
+        report.write_report([write_run(tmp_path / 'a', num_lines=0)])
+
+
+def test_values_cannot_act_as_html(tmp_path):
+    attack = '"><script>alert(1)</script>$x_$&amp;'
+    config = {'data': {'source': attack, attack: 1}, attack: {'b': 2}}
+    a, b = write_run(tmp_path / '<b>$run&', config=config), write_run(tmp_path / 'b')
+    for workdirs in ([a], [a, b]):
+        path = report.write_report(workdirs)
+        page = read_page(path)
+        assert not any(tag in ('script', 'b') and attributes for tag, attributes in page.elements)
+        assert '<script' not in path.read_text() and '<b>$run' not in path.read_text()
+        assert attack in ''.join(page.text) and '<b>$run&' in ''.join(page.text)
+
+
+def test_diverged_run_is_still_drawn(tmp_path):
+    tail = '{"step": 210, "mlm_loss": NaN, "grad_norm": Infinity}\n{"step": 220, "mlm_loss": null}\n'
+    workdir = write_run(tmp_path / 'a', tail=tail)
+    assert 'nan' in ' '.join(read_page(report.write_report([workdir])).text)
+    assert '!' in report.summarize(workdir)
+
+
+def test_long_run_stays_a_small_page(tmp_path):
+    path = report.write_report([write_run(tmp_path / 'a', num_lines=5000)])
+    assert path.stat().st_size < 1_000_000
+
+
+def test_summary_shows_the_curve_falling(tmp_path):
+    summary = report.summarize(write_run(tmp_path / 'a'))
+    assert '█' in summary and '▁' in summary and summary.index('█') < summary.index('▁')
+    for number in ('8.15', '6.25', '6.125', '6.875', '23.4 %'):
+        assert number in summary
+    assert len(summary.splitlines()) < 8

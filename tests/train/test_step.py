@@ -1,0 +1,136 @@
+"""Any mesh, the same curve; one loss for the whole batch; the optimiser that the original describes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from bert_jax import config
+from bert_jax.data.batches import Stream
+from bert_jax.train.optimizer import decayed, make_optimizer, make_schedule
+from bert_jax.train.sharding import local_rows, make_global, make_mesh
+from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
+from bert_jax.train.step import make_train_step
+from tests.data.corpora import corpus_of, random_split
+
+VOCAB, BATCH, STEPS = 16_000, 16, 20
+MODEL = config.Model(
+    num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64, max_positions=32, attention_dropout_rate=0.1
+)
+OPTIMIZER = config.Optimizer(peak_learning_rate=1e-3, warmup_steps=5)
+
+
+@pytest.fixture(scope='module')
+def stream(tmp_path_factory) -> Stream:
+    corpus = corpus_of(random_split(0, num_documents=20), str(tmp_path_factory.mktemp('corpus')))
+    corpus.tokenizer = type(corpus.tokenizer)(**{**vars(corpus.tokenizer), 'vocab_size': VOCAB})
+    return Stream(corpus, config.Data(sequence_length=32), 'train', batch_size=BATCH, seed=0)
+
+
+def _run(stream: Stream, axes: dict[str, int], microbatches: int = 1) -> tuple[list[float], TrainState]:
+    num_devices = int(np.prod(list(axes.values())))
+    train = config.Train(steps=STEPS, global_batch_size=BATCH, microbatches=microbatches)
+    mesh = make_mesh(config.Mesh(**axes), MODEL, train, jax.devices()[:num_devices])
+    optimizer, schedule = make_optimizer(OPTIMIZER, STEPS), make_schedule(OPTIMIZER, STEPS)
+    state = init_state(MODEL, VOCAB, optimizer, mesh, seed=0)
+    _, shardings = state_shardings(MODEL, VOCAB, optimizer, mesh)
+    graph = model_graph(MODEL, VOCAB)
+    step = make_train_step(graph, optimizer, schedule, mesh, shardings, seed=0, microbatches=microbatches)
+    rows, losses = local_rows(mesh, BATCH), []
+    for number in range(STEPS):
+        state, metrics = step(state, make_global(stream.batch(number % 4, rows), rows, mesh, BATCH))
+        losses.append(float(metrics['loss']))
+    assert step._cache_size() == 1  # the state comes out sharded as it went in
+    return losses, state
+
+
+@functools.cache
+def _reference(stream: Stream) -> tuple[list[float], TrainState]:
+    return _run(stream, {'data': 1})
+
+
+@pytest.mark.parametrize(
+    'axes, microbatches',
+    [
+        ({'data': 2}, 1),
+        ({'data': 8}, 1),
+        ({'data': 1, 'fsdp': 4}, 1),
+        ({'data': 1, 'tensor': 4}, 1),
+        ({'data': 2, 'fsdp': 2, 'tensor': 2}, 1),
+        ({'data': 1}, 4),
+        ({'data': 2, 'fsdp': 2}, 2),
+    ],
+)
+def test_any_mesh_and_any_microbatches_give_the_same_curve(stream: Stream, axes: dict, microbatches: int) -> None:
+    expected, expected_state = _reference(stream)
+    losses, state = _run(stream, axes, microbatches)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected_state.params), strict=True):
+        # Adam moves a parameter whose gradient is rounding noise (the key bias) by up to the learning rate.
+        assert np.mean(np.abs(np.asarray(a) - np.asarray(b))) < 1e-5
+
+
+def test_the_model_learns_what_it_sees_again_and_again(stream: Stream) -> None:
+    losses, _ = _reference(stream)
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_parameters_and_moments_are_split_over_fsdp_and_tensor() -> None:
+    mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
+    state = init_state(MODEL, VOCAB, make_optimizer(OPTIMIZER, STEPS), mesh, seed=0)
+    moments = state.opt_state[1][0]
+    for tree in (state.params, moments.mu, moments.nu):
+        kernel = tree['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
+        assert kernel.sharding.spec == PartitionSpec(None, 'fsdp', 'tensor')
+        assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+        word = tree['bert']['embeddings']['word'].get_value()
+        assert word.addressable_shards[0].data.size * 4 == word.size
+
+
+def test_initial_parameters_do_not_depend_on_the_mesh() -> None:
+    optimizer = make_optimizer(OPTIMIZER, STEPS)
+    one = make_mesh(config.Mesh(), MODEL, config.Train(), jax.devices()[:1])
+    many = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
+    first, second = (init_state(MODEL, VOCAB, optimizer, mesh, seed=3).params for mesh in (one, many))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_schedule_warms_up_and_decays_linearly() -> None:
+    schedule = make_schedule(config.Optimizer(peak_learning_rate=1.0, warmup_steps=10), 110)
+    values = [float(schedule(step)) for step in (0, 5, 10, 60, 110)]
+    np.testing.assert_allclose(values, [1 / 11, (1 + 5) / 11, 1.0, 0.5, 0.0], atol=1e-6)
+
+
+def test_weight_decay_leaves_biases_and_norms_alone() -> None:
+    from bert_jax.model.bert import BertForPreTraining
+
+    params = nnx.state(BertForPreTraining(MODEL, VOCAB, nnx.Rngs(0)), nnx.Param)
+    mask = jax.tree.leaves_with_path(decayed(params))
+    for path, is_decayed in mask:
+        name = jax.tree_util.keystr(path)
+        assert is_decayed == ('bias' not in name and 'norm' not in name), name
+
+
+def test_adamw_equals_the_formula() -> None:
+    """Loshchilov & Hutter 2019, algorithm 2, in NumPy, after clipping by the global norm."""
+    optimizer_config = config.Optimizer(peak_learning_rate=0.1, warmup_steps=0, schedule='constant', clip_norm=0.5)
+    params = nnx.State({'kernel': nnx.Param(jnp.array([[1.0, -2.0]]), logical_axes=('embed', 'mlp'))})
+    optimizer = make_optimizer(optimizer_config, 10)
+    opt_state = optimizer.init(params)
+    expected, mean, square = np.array([[1.0, -2.0]]), 0.0, 0.0
+    for number in range(1, 6):
+        gradient = np.array([[number * 1.0, -0.3]])
+        grads = jax.tree.map(lambda leaf, g=gradient: jnp.asarray(g, leaf.dtype), params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        clipped = gradient * min(1, 0.5 / np.linalg.norm(gradient))
+        mean, square = 0.9 * mean + 0.1 * clipped, 0.999 * square + 0.001 * clipped**2
+        corrected = (mean / (1 - 0.9**number)) / (np.sqrt(square / (1 - 0.999**number)) + 1e-6)
+        expected = expected - 0.1 * (corrected + 0.01 * expected)
+    np.testing.assert_allclose(params['kernel'].get_value(), expected, rtol=1e-5)
