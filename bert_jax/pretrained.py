@@ -16,7 +16,6 @@ from bert_jax import config, run
 from bert_jax.errors import BadInput
 from bert_jax.interop import hugging_face
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.text.corpus import load_corpus
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.optimizer import make_optimizer
@@ -98,7 +97,7 @@ def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
         return _from_workdir(directory, step)
     path = Path(directory)
     params, model, vocab_size = hugging_face.read_model(path)
-    tokenizer = load_tokenizer(str(path), lowercase=True, strip_accents=False)
+    tokenizer = load_tokenizer(path, lowercase=True, strip_accents=False)
     if tokenizer.vocab_size != vocab_size:
         raise BadInput(
             str(path), f'the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}', 'the same number'
@@ -109,7 +108,7 @@ def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
 def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     resolved = run.load_config(workdir)
     model = dataclasses.replace(resolved.model, dtype='float32', remat='none')
-    tokenizer = load_corpus(resolved.data.corpus).tokenizer
+    tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
     one_row = dataclasses.replace(resolved.train, global_batch_size=1, microbatches=1)
     mesh = make_mesh(config.Mesh(), model, one_row, jax.devices()[:1])
     optimizer = make_optimizer(resolved.optimizer, resolved.train.steps)

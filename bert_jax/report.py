@@ -23,8 +23,8 @@ _SERIES = 8
 _STAND_INS = {f'#0a0b{i:02x}': f'var(--series-{i})' for i in range(_SERIES)}
 _STAND_INS |= {'#0a0c00': 'var(--muted)', '#0a0c01': 'var(--grid)', '#0a0c02': 'var(--page)'}
 _MUTED, _GRID, _PAGE = '#0a0c00', '#0a0c01', '#0a0c02'
-_SMOOTHED_FROM = 300  # points; longer curves are drawn faint, with their mean in so many bins on top
-_BINS = 150
+_SMOOTHED_FROM = 150  # points; longer curves are drawn faint, with their mean in so many bins on top
+_BINS = 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Quantity:
             return '–'
         if not math.isfinite(value):
             return str(value)
-        return f'{100 * value:.1f} %' if self.percent else _number(value, '.4g')
+        return f'{100 * value:.1f} %' if self.percent else f'{value:.3f}'
 
 
 _MLM_LOSS = _Quantity('mlm_loss', 'MLM loss', 'unigram entropy', 'unigram_entropy')
@@ -182,11 +182,11 @@ def _read_runs(workdirs: list[str]) -> list[_Run]:
 # --- Drawing ---
 
 
-def _bin_means(steps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
-    """Means over `_BINS` equal runs of points, each at its last step."""
+def _bin_means(steps: list[int], values: list[float]) -> tuple[list[float], list[float]]:
+    """Means over `_BINS` equal runs of points, of steps and of values."""
     edges = [len(steps) * i // _BINS for i in range(_BINS + 1)]
     bins = [(low, high) for low, high in zip(edges, edges[1:], strict=False) if high > low]
-    return [steps[high - 1] for _, high in bins], [statistics.fmean(values[low:high]) for low, high in bins]
+    return tuple([statistics.fmean(points[low:high]) for low, high in bins] for points in (steps, values))
 
 
 def _draw(quantity: _Quantity, runs: list[_Run]) -> str:
@@ -208,7 +208,7 @@ def _draw(quantity: _Quantity, runs: list[_Run]) -> str:
             colour, dashes = f'#0a0b{i % _SERIES:02x}', ('-', '-.', ':')[i // _SERIES % 3]
             steps, values = run.curve(quantity.key)
             lowest = min([lowest, *(value for value in values if not math.isnan(value))])
-            if len(steps) > _SMOOTHED_FROM:
+            if len(steps) > _SMOOTHED_FROM and quantity is not _LEARNING_RATE:
                 axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.7)
                 steps, values = _bin_means(steps, values)
             lone = {'marker': 'o', 'markersize': 3} if len(steps) == 1 else {}
@@ -264,12 +264,15 @@ body { margin: 0 auto; max-width: 78rem; padding: 1rem; background: var(--page);
 h1 { font-size: 1.4rem; margin: .2rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 1.8rem 0 .6rem; }
 h3, figcaption { font-size: .95rem; font-weight: 600; margin: 0 0 .3rem; }
 p, .legend { color: var(--muted); margin: .2rem 0; }
-.charts, .sections { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
-.sections { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); align-items: start; }
-figure, .sections > div { margin: 0; padding: .7rem .8rem; background: var(--card); border-radius: .5rem; min-width: 0; }
+.charts { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.sections { columns: 4 17rem; column-gap: 1rem; }
+figure, .sections > div { margin: 0; padding: .7rem .8rem; background: var(--card); border-radius: .5rem;
+  min-width: 0; }
+.sections > div { break-inside: avoid; margin: 0 0 1rem; }
 figure { --page: var(--card); } svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-family: inherit !important; }
-figcaption small { color: var(--muted); font-weight: 400; white-space: nowrap; }
+small { color: var(--muted); font-weight: 400; white-space: nowrap; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin-bottom: .7rem; }
 .legend b { color: var(--text); font-weight: 500; overflow-wrap: anywhere; }
 .line, .dot, .dash { display: inline-block; width: 1.3rem; height: 0; margin-right: .4rem; vertical-align: middle;
@@ -280,15 +283,16 @@ figcaption small { color: var(--muted); font-weight: 400; white-space: nowrap; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; font-weight: 400; }
 tr + tr > *, tbody + tbody > tr:first-child > * { border-top: 1px solid var(--grid); }
 thead th { color: var(--muted); font-size: .85rem; } tbody th { overflow-wrap: anywhere; }
-.number { text-align: right; white-space: nowrap; } td small { color: var(--muted); display: block; white-space: normal; }
+.number { text-align: right; white-space: nowrap; }
+td small { display: block; white-space: normal; }
 .group th { font-weight: 600; padding-top: .7rem; } .sections table { width: 100%; font-size: .87rem; }
 .sections th { color: var(--muted); } .sections td { text-align: right; padding-right: 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; margin: 1.4rem 0 .6rem; font-weight: 600; }
 """
 
 
-def _number(value: float, form: str = '.4g') -> str:
-    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:{form}}'
+def _number(value: float) -> str:
+    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
 
 
 def _setting(value: Any) -> str:
@@ -323,13 +327,15 @@ def _final_table(runs: list[_Run]) -> str:
         if not _is_shown(quantity, runs):
             continue
         if len(runs) > 1:
-            rows.append(f'<tbody><tr class="group"><th colspan="4">{quantity.title}</th></tr>')
+            beside = f' <small>baseline: {quantity.baseline}</small>'
+            rows.append(f'<tbody><tr class="group"><th colspan="4">{quantity.title}{beside}</th></tr>')
         else:
             rows.append('<tbody>')
         for i, run in enumerate(runs):
             label = _swatch(i) + html.escape(run.name) if len(runs) > 1 else quantity.title
             baseline = run.baseline(quantity)
-            beside = quantity.show(baseline) + (f'<small>{quantity.baseline}</small>' if baseline is not None else '')
+            named = len(runs) == 1 and baseline is not None
+            beside = quantity.show(baseline) + (f'<small>{quantity.baseline}</small>' if named else '')
             cells = (quantity.show(run.last(quantity.key)), quantity.show(run.validation(quantity)), beside)
             rows.append(
                 f'<tr><th>{label}</th>' + ''.join(f'<td class="number">{cell}</td>' for cell in cells) + '</tr>'
@@ -371,7 +377,10 @@ def _sections(settings: dict[str, Any]) -> str:
         groups[group if name else 'run'].append((name or group, value))
     tables = []
     for group, rows in groups.items():
-        body = ''.join(f'<tr><th>{html.escape(name)}</th><td>{_setting(value)}</td></tr>' for name, value in rows)
+        body = ''.join(
+            f'<tr><th>{html.escape(name).replace("_", "_<wbr>")}</th><td>{_setting(value)}</td></tr>'
+            for name, value in rows
+        )
         tables.append(f'<div><h3>{html.escape(group)}</h3><table>{body}</table></div>')
     return f'<div class="sections">{"".join(tables)}</div>'
 
@@ -422,7 +431,8 @@ def _page(runs: list[_Run]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{title} – bert_jax</title><style>{_STYLE}</style></head>\n<body><h1>{title}</h1>{progress}\n'
-        f'<h2>Where it stands</h2>{_final_table(runs)}\n<h2>Curves</h2>{_charts(runs)}\n{_settings(runs)}\n</body></html>\n'
+        f'<h2>Where it stands</h2>{_final_table(runs)}\n<h2>Curves</h2>{_charts(runs)}\n'
+        f'{_settings(runs)}\n</body></html>\n'
     )
 
 

@@ -34,7 +34,7 @@ def fingerprint(config: Config, corpus: Corpus) -> dict[str, object]:
 
 
 def claim(workdir: str, config: Config, corpus: Corpus) -> None:
-    """Writes config.json into a new workdir, or checks that the workdir holds this very run.
+    """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
 
     Raises:
       BadInput: names every field in which the workdir's run differs.
@@ -49,6 +49,7 @@ def claim(workdir: str, config: Config, corpus: Corpus) -> None:
             raise BadInput(str(workdir), f'holds another run: {listed}', 'the same values', 'name another --workdir')
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    corpus.tokenizer.save(path.parent / 'tokenizer')  # a workdir can be used where its corpus is not
     resolved = dataclasses.asdict(config)
     versions = {name: metadata.version(name) for name in _RECORDED_VERSIONS}
     temporary = path.with_suffix('.json.partial')

@@ -159,7 +159,9 @@ def _read_tfds(spec: str, text_field: str, counts: Counter) -> Iterator[tuple[st
         builder = tfds.builder(name, file_format='array_record')
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise BadInput(
-            f'data.source=tfds:{spec}', f'is not a dataset here ({type(error).__name__})', 'NAME[/CONFIG][:VERSION][:SPLIT]'
+            f'data.source=tfds:{spec}',
+            f'is not a dataset here ({type(error).__name__})',
+            'NAME[/CONFIG][:VERSION][:SPLIT]',
         ) from None
     _check_field(text_field, list(builder.info.features), f'data.source=tfds:{spec}')
     builder.download_and_prepare(file_format='array_record')

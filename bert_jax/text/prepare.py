@@ -1,0 +1,431 @@
+"""Document -> Corpus: one pass over the source, in memory that does not grow with it.
+
+(Of each document a digest of 16 bytes is kept, about 110 bytes with the set that holds it.)
+"""
+
+import dataclasses
+import hashlib
+import heapq
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.text.corpus import FORMAT_VERSION, SPLITS, file_digest, read_manifest
+from bert_jax.text.documents import Document, read_documents
+from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+TOKENS_PER_SHARD = 1 << 25
+_CHARACTERS_AT_ONCE = 1 << 22  # given to the tokenizer together
+_SECONDS_BETWEEN_LINES = 10
+_FEWEST = 2  # documents that a split needs for next sentence prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a corpus holds.
+
+    Attributes:
+      documents, sentences, tokens: of both splits together.
+      unknown_rate: share of the tokens that are [UNK].
+      tokens_per_word: tokens by words, words being what blanks separate.
+      seconds: that writing the corpus took, training the tokenizer included.
+      dropped: {reason: count} of what was left out or mended.
+      path: the directory.
+      reused: whether it was there already, from the same settings.
+      splits: {split: {documents, sentences, tokens}}.
+    """
+
+    documents: int
+    sentences: int
+    tokens: int
+    unknown_rate: float
+    tokens_per_word: float
+    seconds: float
+    dropped: dict[str, int]
+    path: str
+    reused: bool
+    splits: dict[str, dict[str, int]]
+
+
+def prepare(data: config.Data, tokenizer: config.Tokenizer, *, progress: bool = True) -> Summary:
+    """Reads `data.source`, trains the tokenizer unless `tokenizer.path` gives one, and writes `data.corpus`.
+
+    The corpus appears under its name only when all of it is on disk. One that is there already from the same settings
+    is kept as it is, without looking at the source again. Of equal documents the first is kept, so that none is in
+    both splits. Progress goes to standard error.
+
+    Raises:
+      BadInput: for a bad source (see `read_documents`) or tokenizer, a directory that holds something else, no
+        document at all, or fewer than two training documents with `data.pairing='nsp'`.
+    """
+    directory = pathlib.Path(data.corpus)
+    given = _load_given(tokenizer)
+    settings = _settings(data, tokenizer, given)
+    if (manifest := _existing(directory, settings)) is not None:
+        _check_documents(data, manifest['splits']['train']['documents'])
+        _say(f'{directory} holds this corpus already; the source was not read again', progress)
+        return _summary(directory, manifest, reused=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.parent / f'.{directory.name}.{uuid.uuid4().hex[:12]}'
+    temporary.mkdir()
+    try:
+        manifest = _write_corpus(temporary, data, tokenizer, given, settings, progress)
+        try:
+            temporary.rename(directory)
+        except OSError:  # another process finished first
+            manifest = _existing(directory, settings)
+            if manifest is None:
+                raise
+        _sync(directory.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _summary(directory, manifest, reused=False)
+
+
+def tokenizer_preview(data: config.Data, tokenizer: config.Tokenizer, *, progress: bool = True) -> dict[str, Any]:
+    """Trains (or loads) the tokenizer, writes nothing, and shows how it cuts up a part of the text.
+
+    Returns:
+      `vocab_size`, `kind`, `tokens_per_word` and `unknown_rate` over the first thousands of sentences, and `splits`,
+      {word: pieces} of words that occur often and those of them that are cut most.
+    """
+    given = _load_given(tokenizer)
+    trained = given or _train(data, tokenizer, Counter(), progress)
+    sentences = []
+    for document in _read(data, data.source, Counter()):
+        sentences += document.sentences
+        if len(sentences) >= 20_000:
+            break
+    ids = trained.encode_batch(sentences)
+    num_tokens = sum(map(len, ids))
+    words = Counter(word for sentence in sentences for word in sentence.split() if word.isalpha())
+    frequent = [word for word, count in words.most_common(2000) if count > 1]
+    pieces = dict(
+        zip(frequent, ([trained.token(i) for i in row] for row in trained.encode_batch(frequent)), strict=True)
+    )
+    most_cut = sorted(frequent, key=lambda word: (-len(pieces[word]), word))[:10]
+    return {
+        'kind': trained.kind,
+        'vocab_size': trained.vocab_size,
+        'tokens_per_word': num_tokens / max(1, sum(len(sentence.split()) for sentence in sentences)),
+        'unknown_rate': sum(row.count(trained.unk_id) for row in ids) / max(1, num_tokens),
+        'splits': {word: pieces[word] for word in [*frequent[:10], *most_cut]},
+    }
+
+
+# --- What is asked for, and what is there. ---
+
+
+def _load_given(tokenizer: config.Tokenizer) -> Tokenizer | None:
+    if not tokenizer.path:
+        return None
+    return load_tokenizer(tokenizer.path, lowercase=tokenizer.lowercase, strip_accents=tokenizer.strip_accents)
+
+
+def _settings(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer | None) -> dict[str, Any]:
+    """The settings that the contents of a corpus depend on, by their names in the config."""
+    names = ['source', 'text_field', 'split_sentences', 'validation_source', 'validation_fraction']
+    settings = {f'data.{name}': getattr(data, name) for name in names}
+    if given is not None:
+        return settings | {'tokenizer.path': given.hash}
+    names = ['kind', 'vocab_size', 'lowercase', 'strip_accents', 'sample_bytes']
+    return settings | {f'tokenizer.{name}': getattr(tokenizer, name) for name in names}
+
+
+def _existing(directory: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    manifest = read_manifest(directory)
+    where, mend = (
+        f'config.data.corpus={directory}',
+        'set another data.corpus, or remove this one: rm -r ' + str(directory),
+    )
+    if manifest is None:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise BadInput(where, 'is there and is not a corpus', 'a directory to make', 'set another data.corpus')
+        return None
+    theirs = manifest['settings']
+    differing = [name for name in sorted({*theirs, *settings}) if theirs.get(name) != settings.get(name)]
+    if differing:
+        found = '; '.join(f'{name}={theirs.get(name)!r}' for name in differing)
+        expected = '; '.join(f'{name}={settings.get(name)!r}' for name in differing)
+        raise BadInput(where, f'holds a corpus made with {found}', expected, mend)
+    return manifest
+
+
+def _check_documents(data: config.Data, num_train: int) -> None:
+    if num_train == 0:
+        raise BadInput(f'data.source={data.source}', 'gives no document to train on', 'text')
+    if data.pairing == 'nsp' and num_train < _FEWEST:
+        raise BadInput(
+            f'data.source={data.source}',
+            'is one document: next sentence prediction takes its random sentences from another',
+            'at least two documents (in a text file a blank line ends a document)',
+            '--config.data.pairing=sop or none',
+        )
+
+
+def _summary(directory: pathlib.Path, manifest: dict[str, Any], reused: bool) -> Summary:
+    splits = manifest['splits']
+    totals = {name: sum(split[name] for split in splits.values()) for name in ('documents', 'sentences', 'tokens')}
+    rest = {name: manifest[name] for name in ('unknown_rate', 'tokens_per_word', 'seconds', 'dropped')}
+    return Summary(**totals, **rest, path=str(directory), reused=reused, splits=splits)
+
+
+# --- Writing. ---
+
+
+def _write_corpus(
+    directory: pathlib.Path,
+    data: config.Data,
+    tokenizer_settings: config.Tokenizer,
+    given: Tokenizer | None,
+    settings: dict[str, Any],
+    progress: bool,
+) -> dict[str, Any]:
+    """Writes all files of a corpus and syncs them; returns the manifest."""
+    start = time.monotonic()
+    tokenizer = given or _train(data, tokenizer_settings, Counter(), progress)
+    tokenizer.save(directory / 'tokenizer')
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    writers = {name: _SplitWriter(directory / name, dtype) for name in SPLITS}
+    dropped, measured = Counter(), Counter()
+    try:
+        for batch in _batches(_shown(_assigned(data, dropped), 'encoding', progress)):
+            _encode(batch, tokenizer, writers, dropped, measured)
+        _check_documents(data, writers['train'].counts['documents'])
+    finally:
+        for writer in writers.values():
+            writer.close()
+    files = {}
+    for path in sorted(path for path in directory.rglob('*') if path.is_file()):
+        name = path.relative_to(directory).as_posix()
+        files[name] = {'bytes': path.stat().st_size, 'sha256': file_digest(path)}
+        _sync(path)
+    contents = [[name, file['sha256']] for name, file in files.items() if not name.startswith('tokenizer/')]
+    manifest = {
+        'format_version': FORMAT_VERSION,
+        'splits': {name: writer.counts for name, writer in writers.items()},
+        'settings': settings,
+        'tokenizer_hash': tokenizer.hash,
+        'content_hash': hashlib.sha256(json.dumps([tokenizer.hash, contents]).encode()).hexdigest(),
+        'tokens_per_shard': TOKENS_PER_SHARD,
+        'unknown_rate': measured['unknown'] / max(1, measured['tokens']),
+        'tokens_per_word': measured['tokens'] / max(1, measured['words']),
+        'dropped': dict(sorted(dropped.items())),
+        'seconds': round(time.monotonic() - start, 3),
+        'created': int(time.time()),  # seconds since 1970
+        'files': files,
+    }
+    path = directory / 'manifest.json'
+    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + '\n', 'utf-8')
+    for synced in (path, *(child for child in directory.iterdir() if child.is_dir()), directory):
+        _sync(synced)
+    return manifest
+
+
+def _read(data: config.Data, source: str, counts: Counter) -> Iterator[Document]:
+    return read_documents(source, text_field=data.text_field, split_sentences=data.split_sentences, counts=counts)
+
+
+def _train(data: config.Data, settings: config.Tokenizer, counts: Counter, progress: bool) -> Tokenizer:
+    documents = _shown((('', document) for document in _read(data, data.source, counts)), 'reading', progress)
+    start = time.monotonic()
+    tokenizer = train_tokenizer(settings, (text for _, document in documents for text in document.sentences))
+    _say(f'tokenizer: {tokenizer.vocab_size} tokens, {time.monotonic() - start:.0f} s', progress)
+    return tokenizer
+
+
+def _assigned(data: config.Data, dropped: Counter) -> Iterator[tuple[str, Document]]:
+    """(split, document), without duplicates."""
+    seen: set[bytes] = set()
+    if data.validation_source:
+        for document, _ in _unique(_read(data, data.validation_source, dropped), seen, dropped):
+            yield 'validation', document
+        for document, _ in _unique(_read(data, data.source, dropped), seen, dropped):
+            yield 'train', document
+    else:
+        documents = _unique(_read(data, data.source, dropped), seen, dropped)
+        yield from _assign_by_hash(documents, data.validation_fraction)
+
+
+def _unique(documents: Iterable[Document], seen: set[bytes], dropped: Counter) -> Iterator[tuple[Document, int]]:
+    """Documents not seen before, each with a hash of its text, uniform below 2**64."""
+    for document in documents:
+        digest = hashlib.blake2b('\n'.join(document.sentences).encode(), digest_size=16).digest()
+        if digest in seen:
+            dropped['duplicate_document'] += 1
+            continue
+        seen.add(digest)
+        yield document, int.from_bytes(digest[:8], 'big')
+
+
+def _assign_by_hash(documents: Iterable[tuple[Document, int]], fraction: float) -> Iterator[tuple[str, Document]]:
+    """A document goes to validation when its hash is below the fraction: the same one however the source grows.
+
+    A small corpus gets its two training documents first; then the documents of the lowest hashes are held back until
+    validation has two, so that next sentence prediction works in both splits.
+    """
+    num_train = num_validation = 0
+    held: list[tuple[int, int, Document]] = []  # the largest hash first
+    for number, (document, uniform) in enumerate(documents):
+        if not fraction or num_train < _FEWEST:
+            num_train += 1
+            yield 'train', document
+        elif uniform < fraction * 2**64:
+            num_validation += 1
+            yield 'validation', document
+        else:
+            heapq.heappush(held, (-uniform, number, document))
+        while len(held) > max(0, _FEWEST - num_validation):
+            yield 'train', heapq.heappop(held)[2]
+    for _, _, document in held:
+        yield 'validation', document
+
+
+def _batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+    batch, size = [], 0
+    for split, document in documents:
+        batch.append((split, document))
+        size += sum(map(len, document.sentences))
+        if size >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(
+    batch: list[tuple[str, Document]],
+    tokenizer: Tokenizer,
+    writers: dict[str, '_SplitWriter'],
+    dropped: Counter,
+    measured: Counter,
+) -> None:
+    encoded = iter(tokenizer.encode_batch([text for _, document in batch for text in document.sentences]))
+    for split, document in batch:
+        ids = [next(encoded) for _ in document.sentences]
+        measured['words'] += sum(len(text.split()) for text in document.sentences)
+        measured['unknown'] += sum(sentence.count(tokenizer.unk_id) for sentence in ids)
+        measured['tokens'] += sum(map(len, ids))
+        kept = [sentence for sentence in ids if sentence]
+        dropped['empty_sentence'] += len(ids) - len(kept)
+        if kept:
+            writers[split].add(kept)
+        else:
+            dropped['empty_document'] += 1
+    for reason in [reason for reason, count in dropped.items() if not count]:
+        del dropped[reason]
+
+
+class _NpyWriter:
+    """A one-dimensional .npy file that grows; the length in its header is right once it is closed."""
+
+    def __init__(self, path: pathlib.Path, dtype: Any):
+        self._dtype, self._length = np.dtype(dtype), 0
+        self._file = path.open('wb')
+        self._write_header()
+
+    def _write_header(self) -> None:
+        # numpy pads the header with room for a first dimension of any size
+        header = {'descr': np.lib.format.dtype_to_descr(self._dtype), 'fortran_order': False, 'shape': (self._length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: Any) -> None:
+        values = np.asarray(values, self._dtype)
+        self._file.write(values.tobytes())
+        self._length += len(values)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+
+class _SplitWriter:
+    """Writes the files of one split, a document at a time."""
+
+    def __init__(self, directory: pathlib.Path, dtype: Any):
+        directory.mkdir()
+        self._directory, self._dtype = directory, dtype
+        self._sentences = _NpyWriter(directory / 'sentences.npy', np.int64)
+        self._documents = _NpyWriter(directory / 'documents.npy', np.int64)
+        self._sentences.append([0])
+        self._documents.append([0])
+        self._shard: _NpyWriter | None = None
+        self.counts = {'documents': 0, 'sentences': 0, 'tokens': 0}
+
+    def add(self, sentences: list[list[int]]) -> None:
+        ends = self.counts['tokens'] + np.cumsum([len(sentence) for sentence in sentences])
+        self._sentences.append(ends)
+        self.counts['documents'] += 1
+        self.counts['sentences'] += len(sentences)
+        self._documents.append([self.counts['sentences']])
+        ids = np.concatenate([np.asarray(sentence, self._dtype) for sentence in sentences])
+        while len(ids):
+            number, used = divmod(self.counts['tokens'], TOKENS_PER_SHARD)
+            if used == 0:
+                self._close_shard()
+                self._shard = _NpyWriter(self._directory / f'tokens-{number:05d}.npy', self._dtype)
+            part, ids = np.split(ids, [TOKENS_PER_SHARD - used])
+            self._shard.append(part)
+            self.counts['tokens'] += len(part)
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+
+    def close(self) -> None:
+        self._close_shard()
+        self._sentences.close()
+        self._documents.close()
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- Progress. ---
+
+
+def _say(message: str, progress: bool) -> None:
+    if progress:
+        print(message, file=sys.stderr, flush=True)
+
+
+def _shown(documents: Iterable[tuple[str, Document]], phase: str, progress: bool) -> Iterator[tuple[str, Document]]:
+    """Passes documents on and tells how many there were: a bar in a terminal, else a line now and then."""
+    num_documents = num_characters = 0
+    start = last = time.monotonic()
+    with tqdm.tqdm(
+        desc=phase, unit=' characters', unit_scale=True, disable=not (progress and sys.stderr.isatty())
+    ) as bar:
+        try:
+            for split, document in documents:
+                size = sum(map(len, document.sentences))
+                num_documents, num_characters = num_documents + 1, num_characters + size
+                bar.update(size)
+                now = time.monotonic()
+                if bar.disable and now - last >= _SECONDS_BETWEEN_LINES:
+                    last = now
+                    _say(f'{phase}: {num_documents} documents, {num_characters / 1e6:.1f} M characters', progress)
+                yield split, document
+        finally:
+            spent = time.monotonic() - start
+            _say(
+                f'{phase}: {num_documents} documents, {num_characters / 1e6:.1f} M characters, {spent:.0f} s', progress
+            )

@@ -1,0 +1,87 @@
+"""A wrong config is told at once, by the name of the field, with what would work."""
+
+import dataclasses
+
+import pytest
+
+from bert_jax import config
+from bert_jax.config import Config, bert, field_names, resolve
+from bert_jax.errors import BadInput
+
+
+def _message(**fields: object) -> str:
+    changed = bert('tiny').copy_and_resolve_references()
+    with changed.unlocked():
+        changed.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+    with pytest.raises(BadInput) as raised:
+        resolve(changed)
+    return str(raised.value)
+
+
+def test_every_published_size_resolves() -> None:
+    for size in config.SIZES:
+        resolved = resolve(bert(size))
+        assert resolved.model.hidden_size == config.SIZES[size][1]
+
+
+def test_defaults_are_the_original_base() -> None:
+    assert resolve(bert('base')) == Config()
+
+
+def test_a_config_survives_json() -> None:
+    import json
+
+    resolved = resolve(bert('mini'))
+    assert resolve(json.loads(json.dumps(dataclasses.asdict(resolved)))) == resolved
+
+
+@pytest.mark.parametrize(
+    'typo, meant',
+    [('train__stepz', 'train.steps'), ('model__num_layer', 'model.num_layers'), ('optimiser', 'optimizer')],
+)
+def test_a_typo_gets_the_nearest_name(typo: str, meant: str) -> None:
+    message = _message(**{typo: 1})
+    assert 'no such field' in message and f'config.{meant}' in message
+
+
+def test_a_wrong_choice_gets_the_allowed_ones_and_the_nearest() -> None:
+    message = _message(data__pairing='npr')
+    assert "'nsp', 'sop', 'none'" in message and "did you mean 'nsp'" in message
+
+
+@pytest.mark.parametrize('name', sorted(field_names()))
+def test_every_field_refuses_a_value_of_another_type(name: str) -> None:
+    values = dataclasses.asdict(Config())
+    section = values
+    *sections, leaf = name.split('.')
+    for part in sections:
+        section = section[part]
+    section[leaf] = ['not', 'a', 'value']
+    with pytest.raises(BadInput, match=f'config.{name}'):
+        resolve(values)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -0.1])
+def test_numbers_that_are_none_are_refused(value: float) -> None:
+    assert 'optimizer.peak_learning_rate' in _message(optimizer__peak_learning_rate=value)
+
+
+@pytest.mark.parametrize(
+    'fields, words',
+    [
+        ({'model__num_heads': 3}, 'divisor of 128'),
+        ({'data__sequence_length': 1024}, 'max_positions=512'),
+        ({'train__global_batch_size': 10, 'train__microbatches': 4}, 'global_batch_size=12'),
+        ({'optimizer__warmup_steps': 11, 'train__steps': 10}, 'at most train.steps=10'),
+        ({'mesh__fsdp': -1}, 'at most one axis'),
+        ({'data__masking__mask_fraction': 0.95}, 'at most 1'),
+        ({'data__source': 'txt:a'}, 'python-docs'),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_told_with_what_would(fields: dict, words: str) -> None:
+    assert words in _message(**fields)
+
+
+def test_an_unknown_size_gets_the_nearest() -> None:
+    with pytest.raises(BadInput, match="did you mean 'large'"):
+        bert('larg')
