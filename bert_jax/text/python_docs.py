@@ -63,12 +63,19 @@ def read_paragraphs(path: Path, counts: Counter) -> Iterator[str]:
         except (SyntaxError, ValueError, RecursionError):
             counts['unparsable_module'] += 1
             return
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
-    for node in sorted(nodes, key=lambda node: getattr(node, 'lineno', 0)):
+    for node in _documented(tree):
         docstring = ast.get_docstring(node, clean=False)
         if docstring:
             yield from _prose(inspect.cleandoc(docstring))
+
+
+def _documented(node: ast.AST) -> Iterator[ast.AST]:
+    """Modules, classes and functions, in source order; expressions are not walked, they hold none."""
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        yield node
+    for block in ('body', 'handlers', 'orelse', 'finalbody', 'cases'):
+        for child in getattr(node, block, ()):
+            yield from _documented(child)
 
 
 def _module_name(relative: Path) -> str:
