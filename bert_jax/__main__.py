@@ -205,13 +205,24 @@ def _required(values: flags.FlagValues, name: str) -> str:
 def _config(values: flags.FlagValues) -> Config:
     if values.config is None:
         raise BadInput('--config', 'is missing', 'a config file', '--config=configs/demo.py')
-    return resolve(values.config)
+    return _resolved(values.config)
+
+
+def _resolved(given: Any) -> Config:
+    try:
+        fields = given.to_dict()
+    except BadInput:
+        raise
+    except Exception as error:  # a config file is its owner's program: it may raise anything
+        found = f'cannot be used ({type(error).__name__}: {error})'
+        raise BadInput('--config', found, 'a Python file with get_config()', '--config=configs/demo.py') from error
+    return resolve(fields)
 
 
 def _run_config(values: flags.FlagValues, workdir: str) -> Config:
     """The config given, or the one that the workdir holds."""
     if values.config is not None:
-        return resolve(values.config)
+        return _resolved(values.config)
     from bert_jax.run import load_config
 
     return load_config(workdir)

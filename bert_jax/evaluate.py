@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from bert_jax import run
 from bert_jax.data.batches import Stream, prefetch
+from bert_jax.files import write_whole
 from bert_jax.text.corpus import Corpus, load_corpus
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.optimizer import make_optimizer
@@ -63,10 +64,7 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
     stream = Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
     evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
     result = {'step': int(state.step)} | evaluate_params(state.params, evaluation_step, stream, mesh) | baselines(corpus)
-    path = epath.Path(workdir) / 'evaluation.json'
-    temporary = path.with_suffix('.json.partial')
-    temporary.write_text(json.dumps(result) + '\n')
-    temporary.rename(path)
+    write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(result) + '\n')
     return result
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax.errors import BadInput
+from bert_jax.files import write_whole
 
 # Every colour is a CSS variable, so that one drawing serves light and dark. Matplotlib draws with stand-ins.
 _SERIES = 8
@@ -449,13 +450,8 @@ def write_report(workdirs: list[str]) -> epath.Path:
         of metrics.jsonl that a kill left half-written is passed over.
     """
     page = _page(_read_runs(workdirs))
-    directory = epath.Path(workdirs[0])
-    path, unfinished = directory / 'report.html', directory / f'report.html.{os.getpid()}.tmp'
-    try:
-        unfinished.write_text(page, encoding='utf-8')
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    path = epath.Path(workdirs[0]) / 'report.html'
+    write_whole(path, page)
     return path
 
 

@@ -9,6 +9,7 @@ from etils import epath
 from bert_jax import config as config_module
 from bert_jax.config import Config
 from bert_jax.errors import BadInput
+from bert_jax.files import write_whole
 from bert_jax.text.corpus import Corpus
 
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
@@ -52,9 +53,7 @@ def claim(workdir: str, config: Config, corpus: Corpus) -> None:
     corpus.tokenizer.save(path.parent / 'tokenizer')  # a workdir can be used where its corpus is not
     resolved = dataclasses.asdict(config)
     versions = {name: metadata.version(name) for name in _RECORDED_VERSIONS}
-    temporary = path.with_suffix('.json.partial')
-    temporary.write_text(json.dumps({'config': resolved, 'fingerprint': ours, 'versions': versions}, indent=2) + '\n')
-    temporary.rename(path)
+    write_whole(path, json.dumps({'config': resolved, 'fingerprint': ours, 'versions': versions}, indent=2) + '\n')
 
 
 def is_workdir(directory: str) -> bool:

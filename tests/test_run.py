@@ -120,6 +120,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(
             break
     process.send_signal(signal.SIGTERM)
     rest = process.stderr.read()
+    process.stderr.close()
     assert process.wait(timeout=60) == 75
     assert 'saved step' in rest
     outcome = json.loads(bert_jax('train', f'--workdir={workdir}', '--json').stdout)
@@ -154,7 +155,7 @@ def test_another_config_in_the_same_workdir_is_refused_field_by_field(settings: 
 def test_evaluate_export_and_fill_mask_agree(finished: Path, tmp_path: Path) -> None:
     result = json.loads(bert_jax('evaluate', f'--workdir={finished}', '--json').stdout)
     assert result['step'] == 60
-    assert 0 < result['mlm_loss'] < result['unigram_entropy'] + 1
+    assert 0 < result['mlm_loss'] < np.log(500)  # better than knowing nothing
     assert 0 < result['most_frequent_accuracy'] < 0.5
     export = tmp_path / 'export'
     bert_jax('export', f'--workdir={finished}', f'--output={export}')

@@ -19,7 +19,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 FORMAT_VERSION = 1
 SPLITS = ('train', 'validation')
+Ids = list[list[int]]  # of a document: the token ids of each sentence
 TOKENS_PER_SHARD = 1 << 25
 _CHARACTERS_AT_ONCE = 1 << 22  # given to the tokenizer together
 _FEWEST = 2  # documents that a split needs for next sentence prediction
@@ -275,8 +276,10 @@ def _write_corpus(
         documents, dropped = iter(sample.documents), sample.counts
     documents = shown(documents, 'encoding', progress)
     try:
-        for batch in _batches(_assigned(data, documents, dropped)):
-            _encode(batch, tokenizer, writers, dropped, measured)
+        for split, ids in _assigned(
+            data, documents, lambda kept: _encoded(kept, tokenizer, dropped, measured), dropped
+        ):
+            writers[split].add(ids)
         _check_documents(data, writers['train'].counts['documents'])
     finally:
         for writer in writers.values():
@@ -336,16 +339,21 @@ def _train(data: config.Data, settings: config.Tokenizer, progress: bool) -> tup
     return tokenizer, _Sample(documents, counts) if is_all else None
 
 
-def _assigned(data: config.Data, documents: Iterator[Document], dropped: Counter) -> Iterator[tuple[str, Document]]:
-    """(split, document) of the documents of `data.source`, and of those of `data.validation_source`."""
+def _assigned(
+    data: config.Data,
+    documents: Iterator[Document],
+    encode: Callable[[Iterator[tuple[Document, int]]], Iterator[tuple[Ids, int]]],
+    dropped: Counter,
+) -> Iterator[tuple[str, Ids]]:
+    """(split, ids) of the documents of `data.source`, and of those of `data.validation_source`, without duplicates."""
     seen: set[bytes] = set()
     if data.validation_source:
-        for document, _ in _unique(_read(data, data.validation_source, dropped), seen, dropped):
-            yield 'validation', document
-        for document, _ in _unique(documents, seen, dropped):
-            yield 'train', document
+        for ids, _ in encode(_unique(_read(data, data.validation_source, dropped), seen, dropped)):
+            yield 'validation', ids
+        for ids, _ in encode(_unique(documents, seen, dropped)):
+            yield 'train', ids
     else:
-        yield from _assign_by_hash(_unique(documents, seen, dropped), data.validation_fraction)
+        yield from _assign_by_hash(encode(_unique(documents, seen, dropped)), data.validation_fraction)
 
 
 def _unique(documents: Iterable[Document], seen: set[bytes], dropped: Counter) -> Iterator[tuple[Document, int]]:
@@ -359,33 +367,30 @@ def _unique(documents: Iterable[Document], seen: set[bytes], dropped: Counter) -
         yield document, int.from_bytes(digest[:8], 'big')
 
 
-def _assign_by_hash(documents: Iterable[tuple[Document, int]], fraction: float) -> Iterator[tuple[str, Document]]:
-    """A document goes to validation when its hash is below the fraction: the same one however the source grows.
-
-    A small corpus gets its two training documents first; then the documents of the lowest hashes are held back until
-    validation has two, so that next sentence prediction works in both splits.
-    """
-    num_train = num_validation = 0
-    held: list[tuple[int, int, Document]] = []  # the largest hash first
-    for number, (document, uniform) in enumerate(documents):
-        if not fraction or num_train < _FEWEST:
-            num_train += 1
-            yield 'train', document
-        elif uniform < fraction * 2**64:
-            num_validation += 1
-            yield 'validation', document
-        else:
-            heapq.heappush(held, (-uniform, number, document))
-        while len(held) > max(0, _FEWEST - num_validation):
-            yield 'train', heapq.heappop(held)[2]
-    for _, _, document in held:
-        yield 'validation', document
+def _encoded(
+    documents: Iterator[tuple[Document, int]], tokenizer: Tokenizer, dropped: Counter, measured: Counter
+) -> Iterator[tuple[Ids, int]]:
+    """(ids, hash) of the documents that have tokens."""
+    for batch in _batches(documents):
+        encoded = iter(tokenizer.encode_batch([text for document, _ in batch for text in document.sentences]))
+        for document, uniform in batch:
+            ids = [next(encoded) for _ in document.sentences]
+            measured['words'] += sum(len(text.split()) for text in document.sentences)
+            measured['unknown'] += sum(sentence.count(tokenizer.unk_id) for sentence in ids)
+            measured['tokens'] += sum(map(len, ids))
+            kept = [sentence for sentence in ids if sentence]
+            if len(kept) < len(ids):
+                dropped['empty_sentence'] += len(ids) - len(kept)
+            if kept:
+                yield kept, uniform
+            else:
+                dropped['empty_document'] += 1
 
 
-def _batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+def _batches(documents: Iterator[tuple[Document, int]]) -> Iterator[list[tuple[Document, int]]]:
     batch, size = [], 0
-    for split, document in documents:
-        batch.append((split, document))
+    for document, uniform in documents:
+        batch.append((document, uniform))
         size += sum(map(len, document.sentences))
         if size >= _CHARACTERS_AT_ONCE:
             yield batch
@@ -394,27 +399,27 @@ def _batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[s
         yield batch
 
 
-def _encode(
-    batch: list[tuple[str, Document]],
-    tokenizer: Tokenizer,
-    writers: dict[str, SplitWriter],
-    dropped: Counter,
-    measured: Counter,
-) -> None:
-    encoded = iter(tokenizer.encode_batch([text for _, document in batch for text in document.sentences]))
-    for split, document in batch:
-        ids = [next(encoded) for _ in document.sentences]
-        measured['words'] += sum(len(text.split()) for text in document.sentences)
-        measured['unknown'] += sum(sentence.count(tokenizer.unk_id) for sentence in ids)
-        measured['tokens'] += sum(map(len, ids))
-        kept = [sentence for sentence in ids if sentence]
-        dropped['empty_sentence'] += len(ids) - len(kept)
-        if kept:
-            writers[split].add(kept)
+def _assign_by_hash(documents: Iterable[tuple[Ids, int]], fraction: float) -> Iterator[tuple[str, Ids]]:
+    """A document goes to validation when its hash is below the fraction: the same one however the source grows.
+
+    A small corpus gets its two training documents first; then the documents of the lowest hashes are held back until
+    validation has two, so that next sentence prediction works in both splits.
+    """
+    num_train = num_validation = 0
+    held: list[tuple[int, int, Ids]] = []  # the largest hash first
+    for number, (ids, uniform) in enumerate(documents):
+        if not fraction or num_train < _FEWEST:
+            num_train += 1
+            yield 'train', ids
+        elif uniform < fraction * 2**64:
+            num_validation += 1
+            yield 'validation', ids
         else:
-            dropped['empty_document'] += 1
-    for reason in [reason for reason, count in dropped.items() if not count]:
-        del dropped[reason]
+            heapq.heappush(held, (-uniform, number, ids))
+        while len(held) > max(0, _FEWEST - num_validation):
+            yield 'train', heapq.heappop(held)[2]
+    for _, _, ids in held:
+        yield 'validation', ids
 
 
 def _sync(path: pathlib.Path) -> None:

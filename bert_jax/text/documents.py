@@ -106,7 +106,8 @@ def _read_text(path: epath.Path, text_field: str, counts: Counter) -> Iterator[t
             paragraphs.append(line)
             size += len(line)
         if paragraphs and (not line.strip() or size >= _LONGEST_DOCUMENT):
-            counts['long_document_cut'] += bool(line.strip())
+            if line.strip():
+                counts['long_document_cut'] += 1
             yield f'{path}:{first_line}', paragraphs
             paragraphs, size = [], 0
     if paragraphs:
@@ -152,9 +153,11 @@ def _read_parquet(path: epath.Path, text_field: str, counts: Counter) -> Iterato
 def _read_tfds(spec: str, text_field: str, counts: Counter) -> Iterator[tuple[str, list[str]]]:
     import tensorflow_datasets as tfds
 
-    name, _, split = spec.rpartition(':')
+    head, bracket, slicing = spec.partition('[')  # a slice may hold colons of its own: train[:10%]
+    name, _, split = head.rpartition(':')
     if not name or _VERSION.fullmatch(split):
-        name, split = spec, 'train'
+        name, split = head, 'train'
+    split += bracket + slicing
     try:
         builder = tfds.builder(name, file_format='array_record')
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:

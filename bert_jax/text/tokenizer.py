@@ -343,8 +343,8 @@ def _load_json(path: pathlib.Path) -> WordPiece:
 
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise BadInput(str(path), f'is not a tokenizer.json ({str(error)[:100]})', 'one of WordPiece') from None
+    except Exception:  # the library raises nothing narrower
+        raise BadInput(str(path), 'is not a tokenizer.json', 'one of WordPiece') from None
     return WordPiece(backend, str(path))
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from bert_jax import config
+from bert_jax.files import write_whole
 
 
 def flops_per_step(
@@ -77,9 +78,7 @@ class MetricsWriter:
         self._path = epath.Path(workdir) / 'metrics.jsonl'
         if self._path.exists():
             kept = [line for line in _whole_lines(self._path.read_text()) if json.loads(line)['step'] <= step]
-            temporary = self._path.with_suffix('.jsonl.partial')
-            temporary.write_text(''.join(line + '\n' for line in kept))
-            temporary.rename(self._path)
+            write_whole(self._path, ''.join(line + '\n' for line in kept))
         self._file = self._path.open('a')
         self._events = SummaryWriter(os.fspath(epath.Path(workdir) / 'tensorboard'), purge_step=step + 1)
 

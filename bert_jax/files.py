@@ -1,0 +1,17 @@
+"""Small files, written whole or not at all."""
+
+import os
+
+from etils import epath
+
+
+def write_whole(path: epath.PathLike, text: str) -> None:
+    """Writes a text file under a temporary name, syncs it, and renames it in."""
+    path = epath.Path(path)
+    temporary = path.with_name(f'.{path.name}.partial')
+    with temporary.open('w') as file:
+        file.write(text)
+        file.flush()
+        if hasattr(file, 'fileno'):  # an object store has no file descriptors, and commits on close
+            os.fsync(file.fileno())
+    temporary.replace(path)

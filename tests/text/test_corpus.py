@@ -1,0 +1,197 @@
+"""A corpus holds every sentence once, at its place, and is either whole or not there."""
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.text import corpus as corpus_module
+from bert_jax.text.corpus import load_corpus, prepare, tokenizer_preview, verify
+
+TOKENIZER = config.Tokenizer(vocab_size=300)
+WORDS = 'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron'.split()
+
+
+def make_documents(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        [' '.join(rng.choice(WORDS, rng.integers(2, 9))) + f' {number}.' for _ in range(rng.integers(1, 6))]
+        for number in range(count)
+    ]
+
+
+def write(path, documents):
+    path.write_text('\n\n'.join('\n'.join(lines) for lines in documents) + '\n')
+    return f'text:{path}'
+
+
+def settings(tmp_path, documents, **changes):
+    source = write(tmp_path / 'text.txt', documents)
+    return config.Data(**{'source': source, 'corpus': str(tmp_path / 'corpus'), 'split_sentences': False} | changes)
+
+
+def texts(corpus, split_name):
+    """Documents of a split, as lists of the ids of each sentence, read by hand."""
+    split = getattr(corpus, split_name)
+    ids = split.gather(np.arange(split.num_tokens))
+    sentences = [ids[a:b].tolist() for a, b in zip(split.sentences[:-1], split.sentences[1:], strict=True)]
+    return [sentences[a:b] for a, b in zip(split.documents[:-1], split.documents[1:], strict=True)]
+
+
+def test_every_sentence_is_there_once(tmp_path):
+    documents = make_documents(200)
+    summary = prepare(settings(tmp_path, documents), TOKENIZER, progress=False)
+    corpus = load_corpus(tmp_path / 'corpus')
+    verify(corpus)
+    expected = [corpus.tokenizer.encode_batch(lines) for lines in documents]
+    train, validation = texts(corpus, 'train'), texts(corpus, 'validation')
+    assert sorted(train + validation) == sorted(expected)
+    assert 2 <= len(validation) <= 25 and not [document for document in validation if document in train]
+    flat = [token for document in expected for sentence in document for token in sentence]
+    assert (summary.documents, summary.tokens) == (200, len(flat))
+    assert summary.sentences == sum(map(len, documents))
+    assert summary.tokens_per_word == len(flat) / sum(len(line.split()) for lines in documents for line in lines)
+    counts = sum(getattr(corpus, name).unigram_counts(corpus.tokenizer.vocab_size) for name in ('train', 'validation'))
+    np.testing.assert_array_equal(counts, np.bincount(flat, minlength=corpus.tokenizer.vocab_size))
+
+
+def test_shards_change_nothing(tmp_path, monkeypatch):
+    data = settings(tmp_path, make_documents(60))
+    prepare(data, TOKENIZER, progress=False)
+    whole = load_corpus(data.corpus)
+    monkeypatch.setattr(corpus_module, 'TOKENS_PER_SHARD', 37)
+    monkeypatch.setattr(corpus_module, '_CHARACTERS_AT_ONCE', 100)
+    cut_data = dataclasses.replace(data, corpus=str(tmp_path / 'cut'))
+    prepare(cut_data, TOKENIZER, progress=False)
+    cut = load_corpus(cut_data.corpus)
+    shards = sorted((tmp_path / 'cut' / 'train').glob('tokens-*.npy'))
+    assert len(shards) > 10 and {len(np.load(path)) for path in shards[:-1]} == {37}
+    assert texts(cut, 'train') == texts(whole, 'train') and texts(cut, 'validation') == texts(whole, 'validation')
+    positions = np.random.default_rng(0).integers(0, cut.train.num_tokens, (7, 3, 5))
+    gathered = pickle.loads(pickle.dumps(cut)).train.gather(positions)
+    assert gathered.dtype == np.int32
+    np.testing.assert_array_equal(gathered, whole.train.gather(positions))
+    assert len(pickle.dumps(whole.train)) < 1000
+
+
+def test_duplicates_are_dropped_from_both_splits(tmp_path):
+    documents = make_documents(40)
+    validation = write(tmp_path / 'validation.txt', documents[:5])
+    data = settings(tmp_path, documents + documents[10:20], validation_source=validation)
+    summary = prepare(data, TOKENIZER, progress=False)
+    assert summary.dropped == {'duplicate_document': 15}
+    assert (summary.splits['train']['documents'], summary.splits['validation']['documents']) == (35, 5)
+
+
+def test_the_split_of_a_document_stays_when_the_source_grows():
+    def assign(count):
+        rng = np.random.default_rng(3)
+        documents = [([[i]], int(rng.integers(2**64, dtype=np.uint64))) for i in range(count)]
+        assigned = list(corpus_module._assign_by_hash(documents, 0.1))
+        assert sorted(ids[0][0] for _, ids in assigned) == list(range(count))
+        return {ids[0][0] for split, ids in assigned if split == 'validation'}
+
+    assert [len(assign(count)) for count in (1, 2, 3, 4, 5)] == [0, 0, 1, 2, 2]
+    small, large = assign(300), assign(2000)
+    assert small == {number for number in large if number < 300}
+    assert 150 < len(large) < 250
+
+
+def test_the_same_text_gives_the_same_corpus_and_it_is_not_made_twice(tmp_path, capsys):
+    data = settings(tmp_path, make_documents(50))
+    first = prepare(data, TOKENIZER)
+    assert not first.reused
+    out, err = capsys.readouterr()
+    assert not out and 'encoding: 50 documents' in err
+    (tmp_path / 'text.txt').rename(tmp_path / 'moved.txt')
+    assert prepare(data, TOKENIZER, progress=False) == dataclasses.replace(first, reused=True)
+    (tmp_path / 'moved.txt').rename(tmp_path / 'text.txt')
+    other = dataclasses.replace(data, corpus=str(tmp_path / 'other'))
+    prepare(other, dataclasses.replace(TOKENIZER, sample_bytes=10**6), progress=False)
+    hashes = [
+        json.loads((tmp_path / name / 'manifest.json').read_text())['content_hash'] for name in ('corpus', 'other')
+    ]
+    assert hashes[0] == hashes[1]
+    with pytest.raises(
+        BadInput, match='(?s)data.validation_fraction=0.05; tokenizer.vocab_size=300.*another data.corpus'
+    ):
+        prepare(dataclasses.replace(data, validation_fraction=0.5), config.Tokenizer(vocab_size=301), progress=False)
+
+
+def test_a_source_larger_than_the_sample_gives_the_same_as_a_given_tokenizer(tmp_path):
+    data = settings(tmp_path, make_documents(80))
+    summary = prepare(data, dataclasses.replace(TOKENIZER, sample_bytes=2000), progress=False)
+    given = dataclasses.replace(TOKENIZER, path=str(tmp_path / 'corpus' / 'tokenizer'))
+    again = prepare(dataclasses.replace(data, corpus=str(tmp_path / 'again')), given, progress=False)
+    assert (again.documents, again.tokens, again.splits) == (80, summary.tokens, summary.splits)
+    assert texts(load_corpus(again.path), 'train') == texts(load_corpus(data.corpus), 'train')
+
+
+def test_nothing_half_written_is_left(tmp_path, monkeypatch):
+    data = settings(tmp_path, make_documents(50))
+
+    def fail(*_):
+        raise OSError('disk full')
+
+    monkeypatch.setattr(corpus_module, '_encoded', fail)
+    with pytest.raises(OSError, match='disk full'):
+        prepare(data, TOKENIZER, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ['text.txt']
+
+
+@pytest.mark.parametrize('documents, pairing, message', [([['a b']], 'nsp', 'is one document'), ([['a']], 'none', '')])
+def test_next_sentence_prediction_needs_two_documents(tmp_path, documents, pairing, message):
+    data = settings(tmp_path, documents, pairing=pairing)
+    if message:
+        with pytest.raises(BadInput, match=message):
+            prepare(data, TOKENIZER, progress=False)
+        assert not (tmp_path / 'corpus').exists()
+    else:
+        prepare(data, TOKENIZER, progress=False)
+        corpus = load_corpus(data.corpus)
+        verify(corpus)
+        assert corpus.validation.num_tokens == 0 and corpus.validation.gather(np.zeros((0,), np.int64)).shape == (0,)
+
+
+def test_sentences_without_tokens_are_dropped(tmp_path):
+    summary = prepare(settings(tmp_path, [['one two', '\u200b'], ['\u200b'], ['three']]), TOKENIZER, progress=False)
+    assert summary.dropped == {'empty_sentence': 2, 'empty_document': 1}
+    assert (summary.documents, summary.sentences) == (2, 2)
+
+
+def test_damage_is_found_and_named(tmp_path):
+    data = settings(tmp_path, make_documents(50))
+    prepare(data, TOKENIZER, progress=False)
+    shard = tmp_path / 'corpus' / 'train' / 'tokens-00000.npy'
+    sound = shard.read_bytes()
+    shard.write_bytes(sound[:-2])
+    with pytest.raises(BadInput, match='tokens-00000.npy: has'):
+        load_corpus(data.corpus)
+    shard.write_bytes(sound[:-1] + b'\xff')
+    corpus = load_corpus(data.corpus)
+    with pytest.raises(BadInput, match='checksum'):
+        verify(corpus)
+    with pytest.raises(BadInput, match='holds the id 65'):
+        corpus.train.unigram_counts(corpus.tokenizer.vocab_size)
+    shard.unlink()
+    with pytest.raises(BadInput, match='is missing'):
+        load_corpus(data.corpus)
+    with pytest.raises(BadInput, match='python -m bert_jax prepare'):
+        load_corpus(tmp_path / 'nowhere')
+    (tmp_path / 'nowhere').mkdir()
+    (tmp_path / 'nowhere' / 'thesis.tex').write_text('x')
+    with pytest.raises(BadInput, match='is not a corpus'):
+        prepare(dataclasses.replace(data, corpus=str(tmp_path / 'nowhere')), TOKENIZER, progress=False)
+
+
+def test_the_preview_counts_as_the_corpus_does(tmp_path):
+    data = settings(tmp_path, make_documents(50))
+    preview = tokenizer_preview(data, TOKENIZER, progress=False)
+    assert not (tmp_path / 'corpus').exists()
+    summary = prepare(data, TOKENIZER, progress=False)
+    assert (preview['tokens_per_word'], preview['unknown_rate']) == (summary.tokens_per_word, summary.unknown_rate)
+    assert all(''.join(pieces).replace('##', '') == word for word, pieces in preview['splits'].items())

@@ -1,0 +1,202 @@
+"""Sources give the same documents whatever their container, and bad ones are named without a word of their text."""
+
+import gzip
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow
+import pytest
+import zstandard
+from pyarrow import parquet
+
+from bert_jax.errors import BadInput
+from bert_jax.text import python_docs
+from bert_jax.text.documents import read_documents
+from bert_jax.text.sentences import split_into_sentences
+
+DOCUMENTS = [['Grüße aus Köln.', 'Zweiter Satz.'], ['你好 world.'], ['A third one.', 'Ends here.']]
+SECRET = 'swordfish'
+
+
+def read(source, split_sentences=False, counts=None, text_field='text'):
+    counts = Counter() if counts is None else counts
+    found = read_documents(str(source), text_field=text_field, split_sentences=split_sentences, counts=counts)
+    return [document.sentences for document in found]
+
+
+def as_text(documents):
+    return '\n\n'.join('\n'.join(lines) for lines in documents).encode() + b'\n'
+
+
+def as_jsonl(documents):
+    return ''.join(json.dumps({'id': i, 'text': '\n'.join(d)}) + '\n' for i, d in enumerate(documents)).encode()
+
+
+@pytest.mark.parametrize('kind, form', [('text', as_text), ('jsonl', as_jsonl)])
+@pytest.mark.parametrize('suffix, pack', [('', bytes), ('.gz', gzip.compress), ('.zst', zstandard.compress)])
+def test_every_container_gives_the_same_documents(tmp_path, kind, form, suffix, pack):
+    (tmp_path / f'a{suffix}').write_bytes(pack(form(DOCUMENTS[:1])))
+    (tmp_path / f'b{suffix}').write_bytes(pack(form(DOCUMENTS[1:])))
+    assert read(f'{kind}:{tmp_path}/*{suffix}') == DOCUMENTS
+
+
+def test_parquet_gives_the_same_documents_with_either_string_type(tmp_path):
+    for name, kind in (('a', pyarrow.string()), ('b', pyarrow.large_string())):
+        column = pyarrow.array(['\n'.join(lines) for lines in DOCUMENTS], kind)
+        parquet.write_table(pyarrow.table({'text': column}), tmp_path / name)
+    assert read(f'parquet:{tmp_path}/*') == DOCUMENTS * 2
+
+
+def test_tfds_array_record_gives_the_same_documents_without_tensorflow(tmp_path, monkeypatch):
+    tfds = pytest.importorskip('tensorflow_datasets')
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    features = tfds.features.FeaturesDict({'text': tfds.features.Text(), 'label': tfds.features.Scalar(np.int64)})
+    directory = tmp_path / 'letters' / '1.0.0'
+    directory.mkdir(parents=True)
+    writer = ArrayRecordWriter(str(directory / 'letters-train.array_record-00000-of-00001'), 'group_size:1')
+    for lines in DOCUMENTS:
+        writer.write(features.serialize_example({'text': '\n'.join(lines), 'label': 1}))
+    writer.close()
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=features,
+        split_infos=[
+            tfds.core.SplitInfo(
+                name='train',
+                shard_lengths=[len(DOCUMENTS)],
+                num_bytes=0,
+                filename_template=tfds.core.ShardedFileTemplate(
+                    data_dir=directory, dataset_name='letters', split='train', filetype_suffix='array_record'
+                ),
+            )
+        ],
+        check_data=False,
+        filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+    )
+    monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
+    assert read('tfds:letters') == DOCUMENTS
+    assert read('tfds:letters:1.0.0:train[1:]') == DOCUMENTS[1:]
+    with pytest.raises(BadInput, match='label, text|text, label'):
+        read('tfds:letters', text_field='body')
+    with pytest.raises(BadInput, match='has no split'):
+        read('tfds:letters:valid')
+
+
+def test_dirty_bytes_are_mended_and_counted(tmp_path):
+    (tmp_path / 'a').write_bytes(b'\xef\xbb\xbfone\xff\r\nt\0wo\n \n\x0c\nthree')
+    counts = Counter()
+    assert read(f'text:{tmp_path}/a', counts=counts) == [['one\ufffd', 'two'], ['three']]
+    assert counts == {'invalid_utf8_replaced': 1, 'nul_bytes_removed': 1}
+    (tmp_path / 'b').write_text('{"text": "half \\ud800 pair"}\n{"text": " "}\n')
+    counts = Counter()
+    assert read(f'jsonl:{tmp_path}/b', counts=counts) == [['half \ufffd pair']]
+    assert counts == {'invalid_utf8_replaced': 1, 'empty_document': 1}
+
+
+def test_lines_survive_any_place_of_a_chunk_border(tmp_path, monkeypatch):
+    (tmp_path / 'a').write_bytes(as_text(DOCUMENTS * 3))
+    for size in range(1, 12):
+        monkeypatch.setattr('bert_jax.text.documents._CHUNK_BYTES', size)
+        assert read(f'text:{tmp_path}/a') == DOCUMENTS * 3
+
+
+def test_a_text_without_blank_lines_is_cut_so_that_memory_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr('bert_jax.text.documents._LONGEST_DOCUMENT', 10)
+    (tmp_path / 'a').write_text('12345\n67890\nabc\n')
+    counts = Counter()
+    assert read(f'text:{tmp_path}/a', counts=counts) == [['12345', '67890'], ['abc']]
+    assert counts == {'long_document_cut': 1}
+
+
+@pytest.mark.parametrize(
+    'source, content, where',
+    [
+        ('text', b'', 'bad'),
+        ('text', b'\n \n', 'bad'),
+        ('text', f'{SECRET}'.encode('utf-16'), 'bad'),
+        ('jsonl', f'{{"text": "fine"}}\n{{"text": "{SECRET}\n'.encode(), 'bad:2'),
+        ('jsonl', f'{{"body": "{SECRET}"}}\n'.encode(), 'bad:1'),
+        ('jsonl', f'"{SECRET}"\n'.encode(), 'bad:1'),
+        ('jsonl', b'{"text": 3}\n', 'bad:1'),
+        ('parquet', SECRET.encode(), 'bad'),
+    ],
+)
+def test_a_bad_file_is_named_without_its_text(tmp_path, source, content, where):
+    (tmp_path / 'bad').write_bytes(content)
+    with pytest.raises(BadInput) as caught:
+        read(f'{source}:{tmp_path}/bad')
+    assert caught.value.where.endswith(where)
+    assert SECRET not in str(caught.getrepr(chain=True, showlocals=False).reprcrash)
+    assert SECRET not in str(caught.value) and caught.value.__suppress_context__ | (caught.value.__context__ is None)
+
+
+@pytest.mark.parametrize('suffix, pack', [('.gz', gzip.compress), ('.zst', zstandard.compress)])
+@pytest.mark.parametrize('kept', [0.2, 0.6, 0.99])
+def test_a_truncated_archive_is_an_error_and_never_a_shorter_corpus(tmp_path, suffix, pack, kept):
+    whole = pack(''.join(f'line {i * i % 7919}\n' for i in range(5000)).encode())
+    (tmp_path / f'a{suffix}').write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(BadInput, match='truncated or damaged'):
+        read(f'text:{tmp_path}/a{suffix}')
+
+
+def test_frames_of_a_concatenated_archive_are_all_read(tmp_path):
+    for suffix, pack in (('.gz', gzip.compress), ('.zst', zstandard.compress)):
+        (tmp_path / f'a{suffix}').write_bytes(pack(b'one\n') + pack(b'two\n'))
+        assert read(f'text:{tmp_path}/a{suffix}') == [['one', 'two']]
+
+
+def test_a_glob_without_files_and_a_missing_column_are_told(tmp_path):
+    with pytest.raises(BadInput, match='no file matches'):
+        read(f'text:{tmp_path}/*.txt')
+    parquet.write_table(pyarrow.table({'body': ['x']}), tmp_path / 'a')
+    with pytest.raises(BadInput, match='body'):
+        read(f'parquet:{tmp_path}/a')
+
+
+@pytest.mark.parametrize(
+    'sentences',
+    [
+        ['Mr. Smith saw Fig. 3, i.e. 3.5 cm vs. J. R. Hill.', 'He left!', '"Really?"', 'Yes.'],
+        ['He said no.', 'No. 5 lives in the U.S. Army.', 'It costs $3.50 (approx. 4 EUR).'],
+        ['Wait...', 'What?!', 'It is 3 p.m. today.'],
+        ['He (the cat) sat.)', '(So did I.)', 'Ok'],
+    ],
+)
+def test_sentences_end_where_a_reader_ends_them(sentences):
+    assert split_into_sentences(' '.join(sentences)) == sentences
+
+
+def test_sentences_of_scripts_without_blanks_or_full_stops():
+    assert split_into_sentences('你好。我很好！「真的？」他说。') == ['你好。', '我很好！', '「真的？」', '他说。']
+    assert split_into_sentences('वह गया। कब॥ ठीक') == ['वह गया।', 'कब॥', 'ठीक']
+    assert split_into_sentences('هل أنت؟ نعم.') == ['هل أنت؟', 'نعم.']
+
+
+def test_no_character_is_lost_by_splitting():
+    text = 'A b. C d?! "E f." (G h) I. j e.g. k。L m！ N'
+    assert ''.join(split_into_sentences(text)).replace(' ', '') == text.replace(' ', '')
+
+
+def test_docstrings_give_prose_without_code(tmp_path):
+    (tmp_path / 'm.py').write_text(
+        '"""Module words.\n\n    >>> 1 + 1\n    2\n\nAfter it::\n\n    x = 1\n\nA line\nand its end.\n"""\n'
+        'raise SystemError("imported!")\n'
+        'if True:\n    def f(a):\n        r"""Takes one.\n\n        Args:\n'
+        '          a: what it\n            takes.\n          b: other.\n        """\n'
+    )
+    paragraphs = list(python_docs.read_paragraphs(tmp_path / 'm.py', Counter()))
+    assert paragraphs[:4] == ['Module words.', 'After it::', 'A line and its end.', 'Takes one.']
+    assert paragraphs[4:] == ['Args:', 'a: what it takes.', 'b: other.']
+    (tmp_path / 'm.py').write_text('def (')
+    counts = Counter()
+    assert not list(python_docs.read_paragraphs(tmp_path / 'm.py', counts)) and counts == {'unparsable_module': 1}
+
+
+def test_the_embedded_corpus_reads_what_the_requirements_bring_and_nothing_else():
+    names = [name for name, _ in python_docs.find_modules()]
+    assert names == sorted(set(names))
+    packages = {name.partition('.')[0] for name in names}
+    assert {'argparse', 'jax', 'numpy', 'optax'} <= packages
+    assert not {'pip', 'pytest', 'ruff', 'torch', 'transformers', 'bert_jax', 'test', 'idlelib'} & packages
