@@ -255,7 +255,9 @@ def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]
     except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as error:
         raise BadInput('command line', ' '.join(str(error).split()), '', f'python -m bert_jax {name} --help') from error
     if rest and not COMMANDS[name].arguments:
-        raise BadInput('command line', f'{rest[0]!r} is not a flag', '--NAME=VALUE', f'python -m bert_jax {name} --help')
+        raise BadInput(
+            'command line', f'{rest[0]!r} is not a flag', '--NAME=VALUE', f'python -m bert_jax {name} --help'
+        )
     return values, rest
 
 

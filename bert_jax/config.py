@@ -26,9 +26,7 @@ def _setting(default: Any, expected: str = '', check: Callable[[Any], bool] | No
     """A dataclass field with its default and its check."""
     if choices:
         expected, check = 'one of ' + ', '.join(map(repr, choices)), lambda value: value in choices
-    return dataclasses.field(
-        default=default, metadata={'expected': expected, 'check': check, 'choices': choices}
-    )
+    return dataclasses.field(default=default, metadata={'expected': expected, 'check': check, 'choices': choices})
 
 
 def _at_least(default: Any, low: float):
@@ -57,9 +55,7 @@ class Masking:
 class Data:
     """Where the text comes from, where its corpus lies, and how batches are cut from it."""
 
-    source: str = _setting(
-        'python-docs', 'python-docs, ' + ', '.join(f'{kind}:…' for kind in SOURCE_KINDS), _is_source
-    )
+    source: str = _setting('python-docs', 'python-docs, ' + ', '.join(f'{kind}:…' for kind in SOURCE_KINDS), _is_source)
     corpus: str = _setting('corpora/python-docs', 'a directory', bool)
     text_field: str = _setting('text', 'the name of a field', bool)
     split_sentences: bool = True  # False: a line is a sentence as it stands
@@ -285,11 +281,12 @@ def _check_together(config: Config) -> None:
             'a sum of at most 1; the rest keeps its token',
         )
     if train.global_batch_size % train.microbatches:
+        works = -(-train.global_batch_size // train.microbatches) * train.microbatches
         raise BadInput(
             'config.train.microbatches',
             f'is {train.microbatches}, which does not divide global_batch_size={train.global_batch_size}',
             f'a divisor of {train.global_batch_size}',
-            f'--config.train.global_batch_size={-(-train.global_batch_size // train.microbatches) * train.microbatches}',
+            f'--config.train.global_batch_size={works}',
         )
     if config.optimizer.warmup_steps > train.steps:
         raise BadInput(

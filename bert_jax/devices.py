@@ -22,7 +22,9 @@ def select_platform(platform: str) -> None:
         found = jax.default_backend()
     except RuntimeError as error:
         raise BadInput(
-            'config.platform', f'is {platform!r}, and jax finds no such device ({error})', "'' or 'cpu'",
+            'config.platform',
+            f'is {platform!r}, and jax finds no such device ({error})',
+            "'' or 'cpu'",
             'make install ACCELERATOR=cuda13 (or cuda12, tpu)',
         ) from error
     chosen = platform or os.environ.get('JAX_PLATFORMS', '')

@@ -35,7 +35,7 @@ def evaluate_params(
 
 
 def baselines(corpus: Corpus) -> dict[str, float]:
-    """What knowing only the token frequencies of the validation text gives: its entropy (nats) and the best hit rate."""
+    """What knowing only how frequent the tokens of the validation text are gives: entropy (nats) and best hit rate."""
     counts = corpus.validation.unigram_counts(corpus.tokenizer.vocab_size).astype(np.float64)
     frequencies = counts[counts > 0] / max(counts.sum(), 1)
     entropy = float(-(frequencies * np.log(frequencies)).sum())
@@ -53,7 +53,9 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
     """
     config = run.load_config(workdir)
     # The mesh of the evaluation is whatever is here; the figures do not depend on it.
-    config = dataclasses.replace(config, mesh=type(config.mesh)(), train=dataclasses.replace(config.train, microbatches=1))
+    config = dataclasses.replace(
+        config, mesh=type(config.mesh)(), train=dataclasses.replace(config.train, microbatches=1)
+    )
     corpus = load_corpus(config.data.corpus)
     mesh = make_mesh(config.mesh, config.model, config.train, jax.devices()[:1])
     vocab_size = corpus.tokenizer.vocab_size
@@ -63,7 +65,9 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
     checkpoints.close()
     stream = Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
     evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
-    result = {'step': int(state.step)} | evaluate_params(state.params, evaluation_step, stream, mesh) | baselines(corpus)
+    result = (
+        {'step': int(state.step)} | evaluate_params(state.params, evaluation_step, stream, mesh) | baselines(corpus)
+    )
     write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(result) + '\n')
     return result
 

@@ -23,8 +23,8 @@ _PROOF_ROWS, _PROOF_LENGTH = 4, 32
 def export(workdir: str, output: str, step: int | None = None) -> dict[str, object]:
     """Writes OUTPUT as a directory that `transformers` opens; returns its proof.
 
-    Everything is written to a temporary directory beside OUTPUT, read back, and its logits on synthetic ids compared with the
-    checkpoint's (by torch and transformers where they are installed, else by this package); then it is renamed.
+    Everything is written to a temporary directory beside OUTPUT, read back, and its logits on synthetic ids compared
+    with the checkpoint's (by torch and transformers where they are installed, else by this package); then renamed.
 
     Raises:
       BadInput: when OUTPUT exists, or there is no such checkpoint.
@@ -73,9 +73,7 @@ def _prove(directory: Path, trained: Pretrained) -> dict[str, object]:
         'largest_difference': difference,
         'tolerance': _TOLERANCE,
         'step': trained.step,
-        'sha256': {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(directory.iterdir())
-        },
+        'sha256': {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(directory.iterdir())},
     }
 
 

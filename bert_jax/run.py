@@ -46,7 +46,9 @@ def claim(workdir: str, config: Config, corpus: Corpus) -> None:
         theirs = _read(path)['fingerprint']
         differ = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
         if differ:
-            listed = ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
+            listed = ', '.join(
+                f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ)
+            )
             raise BadInput(str(workdir), f'holds another run: {listed}', 'the same values', 'name another --workdir')
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,9 @@ def load_config(workdir: str) -> Config:
 
 def _read(path: epath.Path) -> dict:
     if not path.exists():
-        raise BadInput(str(path), 'does not exist', 'the workdir of a run', 'python -m bert_jax train --config=… --workdir=…')
+        raise BadInput(
+            str(path), 'does not exist', 'the workdir of a run', 'python -m bert_jax train --config=… --workdir=…'
+        )
     try:
         content = json.loads(path.read_text())
     except ValueError as error:

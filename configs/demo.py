@@ -1,7 +1,7 @@
 """A small BERT on the docstrings of the installed packages: minutes on two CPU cores.
 
-    python -m bert_jax prepare --config=configs/demo.py
-    python -m bert_jax train --config=configs/demo.py --workdir=runs/demo
+python -m bert_jax prepare --config=configs/demo.py
+python -m bert_jax train --config=configs/demo.py --workdir=runs/demo
 """
 
 import bert_jax.config

@@ -169,9 +169,9 @@ _NUM_DRAWS = 6
 def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, pairing: str) -> Pairs:
     """Cuts windows into sentence pairs, as the original's `create_instances_from_document`.
 
-    The window is cut between two of its sentences; in half of the cases what follows the cut is replaced by text from
-    another document (`nsp`, label 1) or the halves change places (`sop`, label 1). Then tokens leave the longer half, each
-    from its front or its back with probability 1/2, until the planned length is met.
+    The window is cut between two of its sentences; in half of the cases what follows the cut is replaced by text
+    from another document (`nsp`, label 1) or the halves change places (`sop`, label 1). Then tokens leave the longer
+    half, each from its front or its back with probability 1/2, until the planned length is met.
 
     Args:
       windows: [N] int64, indices into the plan.
@@ -204,10 +204,8 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, pairing: str) 
     return Pairs(a_start, a_kept, b_start, b_kept, label)
 
 
-def _find_partners(
-    plan: Plan, own: np.ndarray, wanted: np.ndarray, draws: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """A span of at least `wanted` tokens (fewer where its document is shorter) from another document, uniformly drawn."""
+def _find_partners(plan: Plan, own: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A span of at least `wanted` tokens (fewer where its document is shorter) from any other document."""
     num_documents = len(plan.documents) - 1
     other = random.below(draws[:, _DOCUMENT], num_documents - 1)
     other = other + (other >= own)

@@ -13,7 +13,7 @@ from bert_jax.data import random
 
 @dataclasses.dataclass(frozen=True)
 class Masked:
-    """input_ids [B, L] int32 after masking; positions, ids [B, P] int32 and weights [B, P] float32 of the predictions."""
+    """input_ids [B, L] int32 after masking; predictions: positions, ids [B, P] int32 and weights [B, P] float32."""
 
     input_ids: np.ndarray
     positions: np.ndarray

@@ -1,6 +1,6 @@
 """BERT: embeddings, encoder, pooler, and the two pretraining heads (Devlin et al. 2019).
 
-`B` rows, `L` positions, `D` hidden, `V` vocabulary (padded), `P` predictions per row, `E` sequences per row, `N` layers.
+`B` rows, `L` positions, `D` hidden, `V` vocabulary (padded), `P` predictions and `E` sequences per row, `N` layers.
 """
 
 import jax

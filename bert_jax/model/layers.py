@@ -18,7 +18,7 @@ KERNEL_INIT_BOUND = 2.0  # the original's truncated_normal keeps within two stan
 
 
 def truncated_normal(stddev: float) -> nnx.Initializer:
-    """The original's initialiser: a normal of `stddev` cut at two of it, not rescaled (`modeling.create_initializer`)."""
+    """The original's initialiser: a normal of `stddev` cut at two of it, not rescaled (`create_initializer`)."""
 
     def initialize(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         return stddev * jax.random.truncated_normal(key, -KERNEL_INIT_BOUND, KERNEL_INIT_BOUND, shape, dtype)
@@ -146,9 +146,7 @@ class EncoderLayer(nnx.Module):
         stddev, dtype = model.initializer_range, model.dtype
         self.attention = SelfAttention(model, rngs)
         self.attention_norm = LayerNorm(model.hidden_size, model.layer_norm_eps, dtype)
-        self.intermediate = Dense(
-            model.hidden_size, model.intermediate_size, ('embed', 'mlp'), stddev, dtype, rngs
-        )
+        self.intermediate = Dense(model.hidden_size, model.intermediate_size, ('embed', 'mlp'), stddev, dtype, rngs)
         self.output = Dense(model.intermediate_size, model.hidden_size, ('mlp', 'embed'), stddev, dtype, rngs)
         self.output_norm = LayerNorm(model.hidden_size, model.layer_norm_eps, dtype)
         self.rate = model.dropout_rate

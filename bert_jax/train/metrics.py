@@ -1,8 +1,11 @@
 """What a run tells: metrics.jsonl, TensorBoard events, speed."""
 
+import contextlib
+import functools
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -98,3 +101,44 @@ class MetricsWriter:
 def _whole_lines(text: str) -> list[str]:
     """Without a last line that a kill cut short."""
     return text[: text.rfind('\n') + 1].splitlines()
+
+
+class Speedometer:
+    """Real tokens per second and MFU between readings; evaluation, saving and the compiling step left out."""
+
+    def __init__(self, model: config.Model, vocab_size: int, *, predictions: int, sequences: int):
+        """Args: predictions and sequences, slots of both heads in a global batch."""
+        self._count = functools.partial(flops_per_step, model, vocab_size)
+        self._slots = {'predictions': predictions, 'sequences': sequences}
+        self._peak = peak_flops()
+        self._pending: list[tuple[jax.Array, jax.Array]] = []
+        self._since: float | None = None
+
+    def add(self, tokens: jax.Array, squared_lengths: jax.Array) -> None:
+        """Counts a step (on the device: nothing is waited for)."""
+        if self._since is None:
+            jax.block_until_ready(tokens)
+            self._since = time.perf_counter()
+        else:
+            self._pending.append((tokens, squared_lengths))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not training."""
+        start = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._since += time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """tokens_per_second and, where the peak of the devices is known, mfu, since the last reading."""
+        if not self._pending:
+            return {}
+        counted = jax.device_get(self._pending)
+        seconds = time.perf_counter() - self._since
+        tokens, squared_lengths = (float(sum(values)) for values in zip(*counted, strict=True))
+        slots = {name: count * len(counted) for name, count in self._slots.items()}
+        flops = self._count(tokens=tokens, squared_lengths=squared_lengths, **slots)
+        self._pending, self._since = [], time.perf_counter()
+        speed = {'tokens_per_second': tokens / seconds}
+        return speed | ({'mfu': flops / seconds / self._peak} if self._peak else {})

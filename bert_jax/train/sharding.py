@@ -46,9 +46,10 @@ def make_mesh(mesh: config.Mesh, model: config.Model, train: config.Train, devic
     fixed = math.prod(size for size in sizes.values() if size != -1)
     rest = [axis for axis, size in sizes.items() if size == -1]
     if len(devices) % fixed or (not rest and fixed != len(devices)):
+        asked = ' x '.join(f'{axis}={size}' for axis, size in sizes.items())
         raise BadInput(
             'config.mesh',
-            f'asks for {" x ".join(f"{axis}={size}" for axis, size in sizes.items())}; there are {len(devices)} devices',
+            f'asks for {asked}; there are {len(devices)} devices',
             f'axes whose product is {len(devices)}; -1 takes the rest',
             '--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1',
         )

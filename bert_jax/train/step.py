@@ -110,10 +110,14 @@ def make_train_step(
             zeros = (jax.tree.map(jnp.zeros_like, state.params), Sums(*[jnp.zeros(())] * len(Sums._fields)))
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, jax.tree.map(split, (batch, rows)))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = metrics_of(sums) | {
-            'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
-            'grad_norm': optax.tree.norm(grads),
-        } | _speed_counts(batch)
+        metrics = (
+            metrics_of(sums)
+            | {
+                'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
+                'grad_norm': optax.tree.norm(grads),
+            }
+            | _speed_counts(batch)
+        )
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))

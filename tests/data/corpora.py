@@ -6,8 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 
 
-
-
 @dataclasses.dataclass
 class MemorySplit:
     """A `Split` whose token at position i is i + 10, so that a batch shows where its text came from."""
@@ -38,5 +36,3 @@ def random_split(seed: int, num_documents: int = 60, longest: int = 40) -> Memor
 def corpus_of(split: MemorySplit, directory: str) -> SimpleNamespace:
     """A `Corpus` with the same split for training and validation."""
     return SimpleNamespace(directory=directory, tokenizer=TOKENIZER, train=split, validation=split)
-
-
