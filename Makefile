@@ -54,9 +54,13 @@ $(TEST_INSTALLED): $(INSTALLED)
 pretrain: install ## from nothing to a small trained model on Python's own documentation, in runs/demo
 	$(BERT_JAX) prepare --config=configs/demo.py
 	$(BERT_JAX) train --config=configs/demo.py --workdir=runs/demo
-	$(BERT_JAX) evaluate --workdir=runs/demo
-	$(BERT_JAX) export --workdir=runs/demo --output=runs/demo/export
-	$(BERT_JAX) report --workdir=runs/demo
+	@if [ runs/demo/export/proof.json -nt runs/demo/metrics.jsonl ]; then \
+	  echo 'runs/demo is evaluated and exported already: see runs/demo/report.html'; \
+	else \
+	  $(BERT_JAX) evaluate --workdir=runs/demo && \
+	  $(BERT_JAX) export --workdir=runs/demo --output=runs/demo/export && \
+	  $(BERT_JAX) report --workdir=runs/demo; \
+	fi
 	$(BERT_JAX) fill-mask --model=runs/demo/export \
 	  'Return a [MASK] of the given array.' \
 	  'the [MASK] of the file to open.' \

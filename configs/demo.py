@@ -1,7 +1,9 @@
 """A small BERT on the docstrings of the installed packages: minutes on two CPU cores.
 
-python -m bert_jax prepare --config=configs/demo.py
-python -m bert_jax train --config=configs/demo.py --workdir=runs/demo
+    python -m bert_jax prepare --config=configs/demo.py
+    python -m bert_jax train --config=configs/demo.py --workdir=runs/demo
+
+So short a run wants small batches, a high learning rate and no dropout.
 """
 
 import bert_jax.config
@@ -14,11 +16,15 @@ def get_config():
     config.model.max_positions = 128
     config.model.dropout_rate = 0.0
     config.model.attention_dropout_rate = 0.0
-    config.train.steps = 3000
-    config.train.global_batch_size = 64
+    config.model.initializer_range = 0.05
+    config.model.scan_layers = False
+    config.train.steps = 2000
+    config.train.global_batch_size = 32
     config.train.log_every = 50
     config.train.checkpoint_every = 500
     config.train.evaluate_every = 1000
-    config.optimizer.peak_learning_rate = 2e-3
-    config.optimizer.warmup_steps = 200
+    config.train.evaluate_rows = 1024
+    config.optimizer.peak_learning_rate = 3e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.b2 = 0.98
     return config
