@@ -14,6 +14,7 @@ from bert_jax import config
 from bert_jax.data import random
 from bert_jax.data.examples import Plan, load_plan, make_pairs
 from bert_jax.data.masking import mask_tokens
+from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus
 
 _ROWS_IN_BLOCK = 65_536
@@ -45,6 +46,7 @@ class Stream:
     def __init__(self, corpus: Corpus, data: config.Data, split_name: str, *, batch_size: int, seed: int | None):
         """Args: `seed` of the run for training, None for evaluation."""
         self.data, self.batch_size, self.shuffled = data, batch_size, seed is not None
+        self.directory = corpus.directory
         self.split = getattr(corpus, split_name)
         self.tokenizer = corpus.tokenizer
         self.plan: Plan = load_plan(corpus.directory, split_name, self.split, data)
@@ -115,7 +117,15 @@ class Stream:
         source = np.where(in_a, pairs.a_start[:, None] + position - 1, pairs.b_start[:, None] + position - a_end - 1)
         in_row, is_text = position < lengths[:, None], (in_a | in_b) & present[:, None]
         ids = np.full((len(windows), num_positions), tokenizer.pad_id, np.int32)
-        ids[is_text] = self.split.gather(source[is_text])
+        text = self.split.gather(source[is_text])
+        if text.max(initial=0) >= tokenizer.vocab_size:
+            raise BadInput(
+                self.directory,
+                f'holds the token id {text.max()}',
+                f"ids below the vocabulary's {tokenizer.vocab_size}",
+                'rm -r the corpus and prepare it again',
+            )
+        ids[is_text] = text
         ids[in_row & (position == 0)] = tokenizer.cls_id
         ids[in_row & ((position == a_end) | (position == b_end))] = tokenizer.sep_id
         masked = mask_tokens(

@@ -1,10 +1,13 @@
 """The stream is a function of the step: not of hosts, order of asking, or restarts."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from bert_jax.config import Data
 from bert_jax.data.batches import Batch, Stream, prefetch
+from bert_jax.errors import BadInput
 from tests.data.corpora import TOKENIZER, corpus_of, random_split
 
 DATA = Data(sequence_length=48)
@@ -94,6 +97,13 @@ def test_rows_have_the_original_layout(tmp_path, pairing: str) -> None:
         assert real.sum() == min(n, batch.masked_lm_weights.shape[1], length - len(separators) - 1)
     weights = batch.next_sentence_weights
     assert np.all(weights == (0 if pairing == 'none' else 1)) and weights.shape == (64, 1)
+
+
+def test_ids_beyond_the_vocabulary_are_named(tmp_path) -> None:
+    corpus = corpus_of(random_split(0), str(tmp_path))
+    corpus.tokenizer = SimpleNamespace(**vars(TOKENIZER) | {'vocab_size': 50})
+    with pytest.raises(BadInput, match="below the vocabulary's 50"):
+        Stream(corpus, DATA, 'train', batch_size=16, seed=0).batch(0)
 
 
 def test_an_evaluation_pass_sees_each_window_once_then_padding(tmp_path) -> None:
