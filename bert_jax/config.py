@@ -102,9 +102,9 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW with the original's exclusions (no decay on biases and layer norms)."""
+    """`adamw`, or `muon` on the matrices with AdamW for the rest; no decay on biases and layer norms."""
 
-    name: str = _setting('adamw', choices=('adamw',))
+    name: str = _setting('adamw', choices=('adamw', 'muon'))
     peak_learning_rate: float = _setting(1e-4, 'a number above 0', lambda value: value > 0)
     warmup_steps: int = _at_least(10_000, 0)
     schedule: str = _setting('linear', choices=('linear', 'cosine', 'constant'))

@@ -31,16 +31,48 @@ def decayed(params: nnx.State) -> nnx.State:
     return jax.tree.map(is_decayed, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
+_NOT_MATRICES = {'vocab', 'positions', 'types', 'labels'}  # embeddings and the output layer stay with AdamW
+_UPDATE_RMS = 0.2  # Muon's updates get the typical size of AdamW's, so that one learning rate serves both
+
+
+def matrix_dims(params: nnx.State) -> nnx.State:
+    """Which dims of a matrix Muon orthogonalises; None for what AdamW updates. Stacked layers are a batch."""
+
+    def dims(variable: nnx.Variable) -> nnx.Variable:
+        names, value = variable.get_metadata()['logical_axes'], variable.get_value()
+        if len(names) != 2 or _NOT_MATRICES & set(names) or isinstance(value, optax.MaskedNode):
+            return variable.replace(None)
+        return variable.replace(optax.contrib.MuonDimensionNumbers((value.ndim - 2,), (value.ndim - 1,)))
+
+    return jax.tree.map(dims, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
 def make_optimizer(optimizer: config.Optimizer, num_steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm, as in the original (which leaves out the bias correction)."""
-    return optax.chain(
-        optax.clip_by_global_norm(optimizer.clip_norm),
-        optax.adamw(
-            make_schedule(optimizer, num_steps),
+    """The optimiser after clipping by the global norm.
+
+    `adamw` as in the original (which leaves out the bias correction); `muon` (Jordan et al. 2024) with the update
+    scale of Liu et al. 2025, "Muon is scalable for LLM training"; on the rest AdamW
+    with Nesterov momentum.
+    """
+    schedule = make_schedule(optimizer, num_steps)
+    if optimizer.name == 'muon':
+        update = optax.contrib.muon(
+            schedule,
+            weight_decay=optimizer.weight_decay,
+            weight_decay_mask=decayed,
+            muon_weight_dimension_numbers=matrix_dims,
+            adam_b1=optimizer.b1,
+            adam_b2=optimizer.b2,
+            adam_weight_decay=optimizer.weight_decay,
+            consistent_rms=_UPDATE_RMS,
+        )
+    else:
+        update = optax.adamw(
+            schedule,
             b1=optimizer.b1,
             b2=optimizer.b2,
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
             mask=decayed,
-        ),
-    )
+        )
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), update)

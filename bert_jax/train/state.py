@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from bert_jax import config
 from bert_jax.model.bert import BertForPreTraining
@@ -37,12 +37,17 @@ def state_shardings(
 
     abstract = jax.eval_shape(shapes)
     specs = parameter_specs(abstract.params, mesh)
-    like_params = jax.tree.structure(abstract.params)
-    is_params = lambda node: jax.tree.structure(node) == like_params  # noqa: E731
-    opt_specs = jax.tree.map(
-        lambda node: specs if is_params(node) else replicated(mesh), abstract.opt_state, is_leaf=is_params
-    )
-    return abstract, TrainState(replicated(mesh), specs, opt_specs)
+    by_path = dict(jax.tree.leaves_with_path(specs))
+    shape_of = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(abstract.params)}
+
+    def follow(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        """A moment lies under the path of its parameter, whatever the optimiser wraps around it."""
+        for start in range(len(path)):
+            if shape_of.get(path[start:]) == leaf.shape:
+                return by_path[path[start:]]
+        return replicated(mesh)
+
+    return abstract, TrainState(replicated(mesh), specs, jax.tree.map_with_path(follow, abstract.opt_state))
 
 
 def init_state(

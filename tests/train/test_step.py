@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from bert_jax import config
 from bert_jax.data.batches import Stream
+from bert_jax.model.bert import BertForPreTraining
 from bert_jax.train.optimizer import decayed, make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, make_mesh
 from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
@@ -108,8 +109,6 @@ def test_schedule_warms_up_and_decays_linearly() -> None:
 
 
 def test_weight_decay_leaves_biases_and_norms_alone() -> None:
-    from bert_jax.model.bert import BertForPreTraining
-
     params = nnx.state(BertForPreTraining(MODEL, VOCAB, nnx.Rngs(0)), nnx.Param)
     mask = jax.tree.leaves_with_path(decayed(params))
     for path, is_decayed in mask:
@@ -134,3 +133,23 @@ def test_adamw_equals_the_formula() -> None:
         corrected = (mean / (1 - 0.9**number)) / (np.sqrt(square / (1 - 0.999**number)) + 1e-6)
         expected = expected - 0.1 * (corrected + 0.01 * expected)
     np.testing.assert_allclose(params['kernel'].get_value(), expected, rtol=1e-5)
+
+
+def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw() -> None:
+    settings = {'peak_learning_rate': 0.01, 'warmup_steps': 0, 'schedule': 'constant', 'weight_decay': 0.0}
+    params = nnx.state(BertForPreTraining(MODEL, 256, nnx.Rngs(0)), nnx.Param)
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), params)
+    updates = {}
+    muon = make_optimizer(config.Optimizer(name='muon', **settings), 10)
+    adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.nadamw(0.01, weight_decay=0.0))
+    for name, optimizer in {'muon': muon, 'adamw': adamw}.items():
+        updates[name], _ = optimizer.update(grads, optimizer.init(params), params)
+    kernel = updates['muon']['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
+    for layer in np.asarray(kernel):  # [32, 64], of typical size 0.2 x learning rate
+        singular = np.linalg.svd(layer, compute_uv=False)
+        assert singular.max() / singular.min() < 2.5
+        assert 0.5 < np.sqrt((layer**2).mean()) / (0.2 * 0.01) < 1.5
+    for path in (('bert', 'embeddings', 'word'), ('mlm_bias',), ('bert', 'pooler', 'bias'), ('nsp', 'kernel')):
+        ours, theirs = (functools.reduce(lambda tree, key: tree[key], path, updates[name]) for name in updates)
+        np.testing.assert_allclose(ours.get_value(), theirs.get_value(), rtol=1e-5)
