@@ -88,6 +88,7 @@ def _torch_logits(directory: Path, ids: np.ndarray, types: np.ndarray) -> tuple[
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     model = transformers.BertForPreTraining.from_pretrained(directory, dtype=torch.float32).eval()
     with torch.no_grad():
         out = model(input_ids=torch.tensor(ids, dtype=torch.long), token_type_ids=torch.tensor(types, dtype=torch.long))
