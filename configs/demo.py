@@ -18,14 +18,14 @@ def get_config():
     config.model.attention_dropout_rate = 0.0
     config.model.initializer_range = 0.05
     config.model.scan_layers = False
-    config.train.steps = 1700
+    config.train.steps = 2200
     config.train.global_batch_size = 32
     config.train.log_every = 50
     config.train.checkpoint_every = 500
     config.train.evaluate_every = 500
     config.train.evaluate_rows = 1024
     config.optimizer.name = 'muon'
-    config.optimizer.peak_learning_rate = 6e-3
+    config.optimizer.peak_learning_rate = 3e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.b2 = 0.98
     return config
