@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.errors import BadInput
+from bert_jax.files import sync
 from bert_jax.interop import hugging_face
 from bert_jax.pretrained import Pretrained, load_pretrained
 
@@ -43,7 +44,7 @@ def export(workdir: str, output: str, step: int | None = None) -> dict[str, obje
         proof = _prove(temporary, trained)
         (temporary / 'proof.json').write_text(json.dumps(proof, indent=2) + '\n')
         for file in temporary.iterdir():
-            _sync(file)
+            sync(file)
         temporary.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
@@ -93,8 +94,3 @@ def _torch_logits(directory: Path, ids: np.ndarray, types: np.ndarray) -> tuple[
     with torch.no_grad():
         out = model(input_ids=torch.tensor(ids, dtype=torch.long), token_type_ids=torch.tensor(types, dtype=torch.long))
     return out.prediction_logits.numpy(), out.seq_relationship_logits.numpy()
-
-
-def _sync(file: Path) -> None:
-    with open(file, 'rb') as opened:
-        os.fsync(opened.fileno())

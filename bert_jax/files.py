@@ -1,4 +1,4 @@
-"""Small files, written whole or not at all."""
+"""Files, written whole or not at all."""
 
 import os
 
@@ -15,3 +15,12 @@ def write_whole(path: epath.PathLike, text: str) -> None:
         if hasattr(file, 'fileno'):  # an object store has no file descriptors, and commits on close
             os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Waits until a local file or directory is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import heapq
 import json
-import os
 import pathlib
 import shutil
 import time
@@ -26,6 +25,7 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.errors import BadInput
+from bert_jax.files import sync
 from bert_jax.text.documents import Document, read_documents
 from bert_jax.text.progress import say, shown
 from bert_jax.text.splits import Split, SplitWriter, differs, mend
@@ -156,7 +156,7 @@ def prepare(data: config.Data, tokenizer: config.Tokenizer, *, progress: bool = 
             manifest = _existing(directory, settings)
             if manifest is None:
                 raise
-        _sync(directory.parent)
+        sync(directory.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return _summary(directory, manifest, reused=False)
@@ -288,7 +288,7 @@ def _write_corpus(
     for path in sorted(path for path in directory.rglob('*') if path.is_file()):
         name = path.relative_to(directory).as_posix()
         files[name] = {'bytes': path.stat().st_size, 'sha256': file_digest(path)}
-        _sync(path)
+        sync(path)
     contents = [[name, file['sha256']] for name, file in files.items() if not name.startswith('tokenizer/')]
     manifest = {
         'format_version': FORMAT_VERSION,
@@ -307,7 +307,7 @@ def _write_corpus(
     path = directory / 'manifest.json'
     path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + '\n', 'utf-8')
     for synced in (path, *(child for child in directory.iterdir() if child.is_dir()), directory):
-        _sync(synced)
+        sync(synced)
     return manifest
 
 
@@ -420,14 +420,6 @@ def _assign_by_hash(documents: Iterable[tuple[Ids, int]], fraction: float) -> It
             yield 'train', heapq.heappop(held)[2]
     for _, _, ids in held:
         yield 'validation', ids
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:

@@ -30,12 +30,7 @@ def state_shardings(
     model: config.Model, vocab_size: int, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
     """(shapes, shardings) of a state; moments are sharded as their parameters."""
-
-    def shapes() -> TrainState:
-        params = nnx.state(BertForPreTraining(model, vocab_size, nnx.Rngs(0)), nnx.Param)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    abstract = jax.eval_shape(shapes)
+    abstract = jax.eval_shape(lambda: _new_state(model, vocab_size, optimizer, seed=0))
     specs = parameter_specs(abstract.params, mesh)
     by_path = dict(jax.tree.leaves_with_path(specs))
     shape_of = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(abstract.params)}
@@ -55,9 +50,9 @@ def init_state(
 ) -> TrainState:
     """A new state, each part made where it belongs; the same numbers on any mesh."""
     _, shardings = state_shardings(model, vocab_size, optimizer, mesh)
+    return jax.jit(lambda: _new_state(model, vocab_size, optimizer, seed), out_shardings=shardings)()
 
-    def init() -> TrainState:
-        params = nnx.state(BertForPreTraining(model, vocab_size, nnx.Rngs(seed)), nnx.Param)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    return jax.jit(init, out_shardings=shardings)()
+def _new_state(model: config.Model, vocab_size: int, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    params = nnx.state(BertForPreTraining(model, vocab_size, nnx.Rngs(seed)), nnx.Param)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
