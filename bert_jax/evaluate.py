@@ -1,6 +1,5 @@
 """How good the model is on held-out text, and the baselines to read that by."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 
@@ -14,10 +13,9 @@ from bert_jax import run
 from bert_jax.data.batches import Stream, prefetch
 from bert_jax.files import write_whole
 from bert_jax.text.corpus import Corpus, load_corpus
-from bert_jax.train.checkpoint import Checkpoints
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import local_rows, make_global, make_mesh
-from bert_jax.train.state import model_graph, state_shardings
+from bert_jax.train.checkpoint import restore_on_one_device
+from bert_jax.train.sharding import local_rows, make_global
+from bert_jax.train.state import model_graph
 from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
 
 
@@ -52,17 +50,9 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
       BadInput: when there is no run, no checkpoint or no corpus.
     """
     config = run.load_config(workdir)
-    # The mesh of the evaluation is whatever is here; the figures do not depend on it.
-    config = dataclasses.replace(
-        config, mesh=type(config.mesh)(), train=dataclasses.replace(config.train, microbatches=1)
-    )
     corpus = load_corpus(config.data.corpus)
-    mesh = make_mesh(config.mesh, config.model, config.train, jax.devices()[:1])
     vocab_size = corpus.tokenizer.vocab_size
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    checkpoints = Checkpoints(workdir)
-    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh), step=step)
-    checkpoints.close()
+    state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
     stream = Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
     evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
     result = (

@@ -17,10 +17,8 @@ from bert_jax.errors import BadInput
 from bert_jax.interop import hugging_face
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.train.checkpoint import Checkpoints
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import model_graph, state_shardings
+from bert_jax.train.checkpoint import restore_on_one_device
+from bert_jax.train.state import model_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +107,6 @@ def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     resolved = run.load_config(workdir)
     model = dataclasses.replace(resolved.model, dtype='float32', remat='none')
     tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
-    one_row = dataclasses.replace(resolved.train, global_batch_size=1, microbatches=1)
-    mesh = make_mesh(config.Mesh(), model, one_row, jax.devices()[:1])
-    optimizer = make_optimizer(resolved.optimizer, resolved.train.steps)
-    checkpoints = Checkpoints(workdir)
-    state = checkpoints.restore(*state_shardings(model, tokenizer.vocab_size, optimizer, mesh), step=step)
-    checkpoints.close()
+    state, _ = restore_on_one_device(workdir, dataclasses.replace(resolved, model=model), tokenizer.vocab_size, step)
     merged = nnx.merge(model_graph(model, tokenizer.vocab_size), state.params)
     return Pretrained(merged, tokenizer, model, int(state.step))

@@ -7,9 +7,14 @@ leaves either a whole one or none.
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import Mesh
 
+from bert_jax.config import Config, Train
+from bert_jax.config import Mesh as MeshConfig
 from bert_jax.errors import BadInput
-from bert_jax.train.state import TrainState
+from bert_jax.train.optimizer import make_optimizer
+from bert_jax.train.sharding import make_mesh
+from bert_jax.train.state import TrainState, state_shardings
 
 
 class Checkpoints:
@@ -58,3 +63,19 @@ class Checkpoints:
         """Waits for what is still being written; raises what went wrong with it."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def restore_on_one_device(
+    workdir: str, config: Config, vocab_size: int, step: int | None = None
+) -> tuple[TrainState, Mesh]:
+    """The state of a run's checkpoint (the newest without `step`) on the first device, and the mesh of that device.
+
+    Raises:
+      BadInput: when there is no such checkpoint.
+    """
+    mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    checkpoints = Checkpoints(workdir)
+    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh), step=step)
+    checkpoints.close()
+    return state, mesh
