@@ -80,6 +80,19 @@ def _describe_corpus(summary: Any) -> str:
     )
 
 
+def _doctor(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.doctor import describe, diagnose, problem_of
+
+    try:
+        config = _config(values)
+    except BadInput as error:
+        problems = [problem_of(error)]
+    else:
+        problems = diagnose(config, values.workdir)
+    _tell(values, {'problems': [dataclasses.asdict(problem) for problem in problems]}, describe(problems))
+    return EXIT_BAD_INPUT if any(problem.level == 'error' for problem in problems) else 0
+
+
 def _train(values: flags.FlagValues, _: list[str]) -> int:
     workdir = _required(values, 'workdir')
     config = _run_config(values, workdir)
@@ -154,6 +167,12 @@ COMMANDS = {
         'reads text, trains the tokenizer unless one is given, writes the corpus',
         'python -m bert_jax prepare --config=configs/demo.py',
         ('config', 'tokenizer_only'),
+    ),
+    'doctor': Command(
+        _doctor,
+        'says what would go wrong, before a device is used',
+        'python -m bert_jax doctor --config=configs/demo.py',
+        ('config', 'workdir'),
     ),
     'train': Command(
         _train,

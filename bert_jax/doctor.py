@@ -1,0 +1,197 @@
+"""What would go wrong with a run, told before a device is used.
+
+Errors mean that the run cannot work; warnings, that it would work and disappoint.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bert_jax.config import Config
+from bert_jax.errors import BadInput
+from bert_jax.text.corpus import Corpus, load_corpus, verify
+
+_SENTENCES_LOOKED_AT = 200_000
+_MOST_UNKNOWN = 0.01
+_MOST_REPEATED_LINES = 0.2
+_MOST_ONE_SENTENCE_DOCUMENTS = 0.5
+_MOST_IN_ONE_DOCUMENT = 0.25
+_FEW_DOCUMENTS = 100  # partners of a random next sentence repeat often below this
+_MOST_EPOCHS = 40  # as many as the original made
+_FEW_VALIDATION_PREDICTIONS = 1_000  # the standard error of an accuracy of 50% is 1.6% there
+_BYTES_PER_PARAMETER = 12  # float32 parameter and two moments
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """level: `error` or `warning`; the rest as in `BadInput`."""
+
+    level: str
+    where: str
+    found: str
+    expected: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f'{self.level}: {BadInput(self.where, self.found, self.expected, self.mend)}'
+
+
+def problem_of(error: BadInput) -> Problem:
+    """What would stop the run."""
+    return Problem('error', error.where, error.found, error.expected, error.mend)
+
+
+def describe(problems: list[Problem]) -> str:
+    """All problems and how many there are, for a terminal."""
+    num_errors = sum(problem.level == 'error' for problem in problems)
+    counted = f'{num_errors} errors, {len(problems) - num_errors} warnings'
+    return '\n'.join([*map(str, problems), counted if problems else 'Nothing found: this run can start.'])
+
+
+def diagnose(config: Config, workdir: str | None = None) -> list[Problem]:
+    """Every problem of a config with its corpus, its devices and its disk; errors first."""
+    problems = []
+
+    def check(findings: Callable[..., Iterator[Problem]], *arguments: object) -> None:
+        try:
+            problems.extend(findings(*arguments))
+        except BadInput as error:
+            problems.append(problem_of(error))
+
+    check(_devices, config)
+    check(_disk, config, workdir)
+    try:
+        corpus = load_corpus(config.data.corpus)
+        verify(corpus)
+    except BadInput as error:
+        problems.append(problem_of(error))
+    else:
+        for findings in (_vocabulary, _lines, _documents, _amounts):
+            check(findings, config, corpus)
+    return sorted(problems, key=lambda problem: problem.level != 'error')
+
+
+def _warning(where: str, found: str, expected: str, mend: str) -> Problem:
+    return Problem('warning', where, found, expected, mend)
+
+
+def _devices(config: Config) -> Iterator[Problem]:
+    """The platform, and whether the mesh and the batch divide over what is here."""
+    from bert_jax.devices import select_platform
+    from bert_jax.train.sharding import make_mesh
+
+    select_platform(config.platform)
+    make_mesh(config.mesh, config.model, config.train)
+    yield from ()
+
+
+def _disk(config: Config, workdir: str | None) -> Iterator[Problem]:
+    """Whether the checkpoints that a run keeps, and one being written, fit where the workdir lies."""
+    from bert_jax.model.bert import num_parameters
+
+    place = Path(workdir or '.').absolute()
+    while not place.exists():
+        place = place.parent
+    each = _BYTES_PER_PARAMETER * num_parameters(config.model, config.tokenizer.vocab_size)
+    needed, free = each * (config.train.keep_checkpoints + 1), shutil.disk_usage(place).free
+    if needed > free:
+        yield Problem(
+            'error',
+            str(place),
+            f'has {free / 1e9:.1f} GB free',
+            f'{needed / 1e9:.1f} GB: {config.train.keep_checkpoints + 1} checkpoints of {each / 1e9:.2f} GB',
+            'another --workdir, or --config.train.keep_checkpoints=1',
+        )
+
+
+def _vocabulary(config: Config, corpus: Corpus) -> Iterator[Problem]:
+    wanted, found = config.tokenizer.vocab_size, corpus.tokenizer.vocab_size
+    if not config.tokenizer.path and found < 0.9 * wanted:
+        yield _warning(
+            f'{corpus.directory} (tokenizer)',
+            f'has {found:,} tokens, all that this text gives',
+            f'about tokenizer.vocab_size={wanted:,}',
+            f'more text, or --config.tokenizer.vocab_size={found}',
+        )
+    unknown = corpus.manifest['unknown_rate']
+    if unknown > _MOST_UNKNOWN:
+        yield _warning(
+            corpus.directory,
+            f'{unknown:.1%} of its tokens are [UNK]',
+            f'at most {_MOST_UNKNOWN:.0%}',
+            'a vocabulary trained on this text: leave tokenizer.path empty, or a larger tokenizer.vocab_size',
+        )
+
+
+def _lines(config: Config, corpus: Corpus) -> Iterator[Problem]:
+    """Repeated sentences, among the first ones."""
+    sentences = np.asarray(corpus.train.sentences[: _SENTENCES_LOOKED_AT + 1])
+    tokens = corpus.train.gather(np.arange(sentences[-1]))
+    bounds = sentences.tolist()
+    seen = {tokens[low:high].tobytes() for low, high in zip(bounds, bounds[1:], strict=False)}
+    share = 1 - len(seen) / max(1, len(bounds) - 1)
+    if share > _MOST_REPEATED_LINES:
+        yield _warning(
+            corpus.directory,
+            f'{share:.0%} of its sentences were there before',
+            f'at most {_MOST_REPEATED_LINES:.0%}',
+            'drop boilerplate (menus, licences, signatures) from the text',
+        )
+
+
+def _documents(config: Config, corpus: Corpus) -> Iterator[Problem]:
+    documents, sentences = np.asarray(corpus.train.documents), corpus.train.sentences
+    in_each = np.diff(documents)
+    tokens = np.diff(np.asarray(sentences[documents]))
+    single = (in_each == 1).mean()
+    if config.data.pairing != 'none' and single > _MOST_ONE_SENTENCE_DOCUMENTS:
+        yield _warning(
+            corpus.directory,
+            f'{single:.0%} of its documents are one sentence: a pair cannot be cut between sentences there',
+            'several sentences a document; in a text file a blank line ends a document, so none between sentences',
+            '--config.data.pairing=none where the documents are that short',
+        )
+    if (largest := tokens.max() / tokens.sum()) > _MOST_IN_ONE_DOCUMENT and len(tokens) > 1:
+        yield _warning(
+            corpus.directory,
+            f'one document holds {largest:.0%} of the tokens',
+            f'at most {_MOST_IN_ONE_DOCUMENT:.0%}: random partners come from the others, over and over',
+            'divide it (in a text file by blank lines)',
+        )
+    if config.data.pairing == 'nsp' and len(in_each) < _FEW_DOCUMENTS:
+        yield _warning(
+            corpus.directory,
+            f'has {len(in_each)} training documents to take random next sentences from',
+            f'at least {_FEW_DOCUMENTS}',
+            '--config.data.pairing=sop needs no other documents',
+        )
+
+
+def _amounts(config: Config, corpus: Corpus) -> Iterator[Problem]:
+    """Whether there is enough text for the planned steps, and enough of it held out."""
+    from bert_jax.data.batches import Stream
+
+    rows = Stream(corpus, config.data, 'train', batch_size=config.train.global_batch_size, seed=0).num_rows
+    if not rows:
+        raise BadInput(corpus.directory, 'its training split gives no row', 'documents of at least two tokens')
+    epochs = config.train.steps * config.train.global_batch_size / rows
+    if epochs > _MOST_EPOCHS:
+        yield _warning(
+            'config.train.steps',
+            f'{config.train.steps:,} steps of {config.train.global_batch_size} rows are {epochs:,.0f} epochs of '
+            f'{rows:,} rows',
+            f'at most about {_MOST_EPOCHS}',
+            f'more text, or --config.train.steps={_MOST_EPOCHS * rows // config.train.global_batch_size}',
+        )
+    lengths = np.diff(np.asarray(corpus.validation.sentences[np.asarray(corpus.validation.documents)]))
+    held = int(config.data.masking.rate * lengths.sum())
+    if held < _FEW_VALIDATION_PREDICTIONS:
+        yield _warning(
+            f'{corpus.directory} (validation)',
+            f'has {len(lengths)} documents, about {held} masked tokens in all',
+            f'at least {_FEW_VALIDATION_PREDICTIONS:,}, or its figures mean little',
+            'a larger data.validation_fraction, or data.validation_source, in another data.corpus',
+        )
