@@ -1,0 +1,183 @@
+"""Several processes as one program: how they find each other, which devices each takes, and that they agree.
+
+A process takes part in a run of several when its launcher says so in the environment: `JAX_COORDINATOR_ADDRESS`,
+`JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (`launch/local.py`, a Kubernetes JobSet), or `srun` with more than one task.
+Open MPI and TPU pods are joined when asked to (`--distributed`). Any other process is alone and waits for no one, also
+inside an allocation of SLURM.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bert_jax.devices import NVIDIA_DEVICES
+from bert_jax.errors import BadInput
+
+_ENVIRONMENT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One process's place among all.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0; None where jax finds it by itself.
+      num_processes, process_id: None where jax finds them by itself.
+      local_devices: which of the GPUs that are visible this process takes; None: all.
+    """
+
+    coordinator: str | None
+    num_processes: int | None
+    process_id: int | None
+    local_devices: tuple[int, ...] | None
+
+
+def find_place(environment: Mapping[str, str], num_gpus: int, distributed: bool | None = None) -> Place | None:
+    """The place that the launcher gave this process, or None for a process that is alone.
+
+    Args:
+      num_gpus: that this process sees.
+      distributed: True also asks Open MPI and TPU pods; False means alone; None goes by the environment.
+
+    Raises:
+      BadInput: for an environment that says only half of it.
+    """
+    if distributed is False:
+        return None
+    given = [name for name in _ENVIRONMENT if environment.get(name)]
+    if given:
+        if len(given) < len(_ENVIRONMENT):
+            missing = ', '.join(name for name in _ENVIRONMENT if name not in given)
+            raise BadInput('environment', f'has {", ".join(given)} but not {missing}', 'all three or none')
+        address, count, number = (environment[name] for name in _ENVIRONMENT)
+        if not (count.isdigit() and number.isdigit() and int(number) < int(count)):
+            found = f'says process {number!r} of {count!r}'
+            raise BadInput('environment', found, 'JAX_PROCESS_ID from 0 to JAX_NUM_PROCESSES - 1')
+        ids = environment.get('JAX_LOCAL_DEVICE_IDS', '')
+        local = tuple(int(name) for name in ids.split(',')) if ids else None
+        return Place(address, int(count), int(number), local)
+    if int(environment.get('SLURM_STEP_NUM_TASKS', '1')) > 1:  # set by srun for its tasks; a batch script has none
+        tasks_here = tasks_per_node(environment['SLURM_STEP_TASKS_PER_NODE'])[int(environment['SLURM_NODEID'])]
+        local = share_of_devices(int(environment['SLURM_LOCALID']), tasks_here, num_gpus)
+        return Place(None, int(environment['SLURM_STEP_NUM_TASKS']), int(environment['SLURM_PROCID']), local)
+    return Place(None, None, None, None) if distributed else None
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """SLURM's short form written out: '2(x3),1' is [2, 2, 2, 1]."""
+    counts = []
+    for count, times in re.findall(r'(\d+)(?:\(x(\d+)\))?', text):
+        counts += [int(count)] * int(times or 1)
+    return counts
+
+
+def share_of_devices(local_id: int, num_tasks: int, num_devices: int) -> tuple[int, ...]:
+    """The devices of one task among those of its node: one task takes all, one per device one each.
+
+    Where the scheduler shows each task its own devices only, there are fewer than tasks, or a task is alone: it takes
+    all that it sees.
+    """
+    if num_tasks == 1 or num_devices < num_tasks:
+        return tuple(range(num_devices))
+    each = num_devices // num_tasks
+    return tuple(range(local_id * each, (local_id + 1) * each))
+
+
+def visible_gpus(environment: Mapping[str, str]) -> int:
+    """NVIDIA devices that this process may use."""
+    listed = environment.get('CUDA_VISIBLE_DEVICES')
+    if listed is None:
+        return len(glob.glob(NVIDIA_DEVICES))
+    return len([name for name in listed.split(',') if name and name != '-1'])
+
+
+def join(distributed: bool | None = None, timeout_s: int = 300) -> None:
+    """Makes this process one of its run's, where a launcher says so; to be called before the first use of a device.
+
+    Raises:
+      BadInput: when the others do not arrive within `timeout_s` seconds.
+    """
+    place = find_place(os.environ, visible_gpus(os.environ), distributed)
+    if place is None:
+        return
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.num_processes,
+            place.process_id,
+            list(place.local_devices) if place.local_devices is not None else None,
+            initialization_timeout=timeout_s,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(
+            f'process {place.process_id} of {place.num_processes}',
+            f'did not find the others within {timeout_s} s ({str(error).splitlines()[0]})',
+            f'all processes started, and {place.coordinator or "the address of process 0"} reachable from each',
+            'look at the log of the process that is missing',
+        ) from error
+
+
+def check_devices(promised: int | None) -> None:
+    """Raises BadInput when there are not as many devices as the launcher promised."""
+    if promised is not None and jax.device_count() != promised:
+        counts = _gather(jax.local_device_count())
+        raise BadInput(
+            '--devices',
+            f'promises {promised}; there are {jax.device_count()}: ' + ', '.join(map(str, counts)) + ' by process',
+            f'{promised} devices over {jax.process_count()} processes',
+            'launch as many tasks, each with as many devices, as --devices counts',
+        )
+
+
+def check_agreement(facts: dict[str, object]) -> None:
+    """Raises BadInput in every process when the processes' facts (config, corpus, code …) differ, naming them."""
+    if jax.process_count() == 1:
+        return
+    digests = _gather({name: _digest(value) for name, value in facts.items()})
+    differing = {
+        name: [process for process, theirs in enumerate(digests) if theirs.get(name) != digests[0].get(name)]
+        for name in facts
+    }
+    found = [f'{name} (process {", ".join(map(str, those))})' for name, those in differing.items() if those]
+    if found:
+        raise BadInput(
+            f'process {jax.process_index()} of {jax.process_count()}',
+            f'not all processes have the same {"; ".join(found)} as process 0',
+            'one config, one corpus and one version of the code on all hosts',
+        )
+
+
+def describe_hosts() -> str:
+    """A line for each process: its host, its devices and their memory."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() or {}
+    limit = stats.get('bytes_limit')
+    memory = f', {limit / 2**30:.0f} GiB each' if limit else ''
+    mine = f'{socket.gethostname()}: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){memory}'
+    return '\n'.join(f'Process {number} on {host}' for number, host in enumerate(_gather(mine)))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _gather(value: object) -> list:
+    """Every process's JSON value, by process."""
+    if jax.process_count() == 1:
+        return [value]
+    mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(mine)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(mine)] = mine
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]

@@ -1,0 +1,122 @@
+"""Runs one command as several processes on this machine.
+
+    python launch/local.py --processes=2 --devices=4 -- train --config=configs/demo.py --workdir=runs/demo
+    python launch/local.py --processes=8 --gpus -- train --config=configs/bert.py:base --workdir=runs/base
+
+With --devices=M each process simulates M devices on the CPU; with --gpus process i takes GPU i. What the processes
+write is passed on, each line with its process's number (process 0's without). SIGINT, SIGTERM and SIGUSR1 are forwarded
+to all. When one process fails, the others get SIGTERM, and SIGKILL after --grace seconds. The exit status is
+that of the first process that failed, else the largest (75: stopped and saved, run me again).
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import IO
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_EXIT_RUN_AGAIN = 75
+
+
+def main(argv: list[str]) -> int:
+    """Starts the processes, passes on their output and signals, and waits; returns the exit status."""
+    arguments = _parse(argv)
+    processes, threads, received = [], [], []
+
+    def forward(number: int, _: object) -> None:
+        received.append(number)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in _FORWARDED:
+        signal.signal(number, forward)
+    port = _free_port()
+    for index in range(arguments.processes):
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'bert_jax', *arguments.command],
+            env=_environment(arguments, index, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the processes through `forward`, once
+        )
+        processes.append(process)
+        for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+            threads.append(threading.Thread(target=_pass_on, args=(source, target, index), daemon=True))
+            threads[-1].start()
+    status = _wait(processes, arguments.grace)
+    for thread in threads:
+        thread.join(timeout=5)
+    return status
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--processes', type=int, required=True, help='how many')
+    parser.add_argument('--devices', type=int, default=1, help='simulated CPU devices of each process (default 1)')
+    parser.add_argument('--gpus', action='store_true', help='one GPU for each process instead')
+    parser.add_argument('--grace', type=float, default=30, help='seconds from SIGTERM to SIGKILL (default 30)')
+    parser.add_argument('command', nargs='+', help='after --: a command of bert_jax with its flags')
+    arguments = parser.parse_args(argv)
+    if arguments.processes < 1 or arguments.devices < 1:
+        parser.error('--processes and --devices must be at least 1')
+    return arguments
+
+
+def _environment(arguments: argparse.Namespace, index: int, port: int) -> dict[str, str]:
+    environment = os.environ | {
+        'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
+        'JAX_COORDINATOR_BIND_ADDRESS': f'127.0.0.1:{port}',
+        'JAX_NUM_PROCESSES': str(arguments.processes),
+        'JAX_PROCESS_ID': str(index),
+    }
+    if arguments.gpus:
+        return environment | {'JAX_LOCAL_DEVICE_IDS': str(index)}
+    flags = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'host_platform_device_count' not in flag]
+    flags.append(f'--xla_force_host_platform_device_count={arguments.devices}')
+    return environment | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags)}
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+def _pass_on(source: IO[str], target: IO[str], index: int) -> None:
+    for line in source:
+        target.write(line if index == 0 else f'[{index}] {line}')
+        target.flush()
+
+
+def _wait(processes: list[subprocess.Popen], grace: float) -> int:
+    """Waits for all; once one has failed, ends the others."""
+    first_failure, deadline = 0, None
+    while any(process.poll() is None for process in processes):
+        if deadline is None:
+            failed = [p.returncode for p in processes if p.poll() not in (None, 0, _EXIT_RUN_AGAIN)]
+            if failed:
+                first_failure, deadline = failed[0], time.monotonic() + grace
+                _signal_all(processes, signal.SIGTERM)
+        elif time.monotonic() > deadline:
+            _signal_all(processes, signal.SIGKILL)
+        time.sleep(0.05)
+    statuses = [process.returncode for process in processes]
+    status = first_failure or next((code for code in statuses if code not in (0, _EXIT_RUN_AGAIN)), max(statuses))
+    return 128 - status if status < 0 else status
+
+
+def _signal_all(processes: list[subprocess.Popen], number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
