@@ -102,12 +102,13 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """`adamw`, or `muon` on the matrices with AdamW for the rest; no decay on biases and layer norms."""
+    """The optimisers and schedules of `train/optimizer.py`; no decay on biases and layer norms."""
 
-    name: str = _setting('adamw', choices=('adamw', 'muon'))
+    name: str = _setting('adamw', choices=('adamw', 'lamb', 'adafactor', 'muon'))
     peak_learning_rate: float = _setting(1e-4, 'a number above 0', lambda value: value > 0)
     warmup_steps: int = _at_least(10_000, 0)
-    schedule: str = _setting('linear', choices=('linear', 'cosine', 'constant'))
+    schedule: str = _setting('linear', choices=('linear', 'cosine', 'constant', 'wsd', 'inverse_sqrt'))
+    decay_fraction: float = _setting(0.1, 'a number above 0, at most 1', lambda value: 0 < value <= 1)  # wsd only
     weight_decay: float = _at_least(0.01, 0)
     b1: float = _fraction(0.9)
     b2: float = _fraction(0.999)

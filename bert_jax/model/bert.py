@@ -24,7 +24,8 @@ class Embeddings(nnx.Module):
     def __init__(self, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
         size, init = model.hidden_size, truncated_normal(model.initializer_range)
         rows = padded_vocab_size(vocab_size)
-        self.word = parameter(init(rngs.params(), (rows, size)), 'vocab', 'embed')
+        real = jnp.arange(rows)[:, None] < vocab_size  # padding is 0: it adds nothing to a norm of the whole
+        self.word = parameter(jnp.where(real, init(rngs.params(), (rows, size)), 0.0), 'vocab', 'embed')
         self.position = parameter(init(rngs.params(), (model.max_positions, size)), 'positions', 'embed')
         self.token_type = parameter(init(rngs.params(), (2, size)), 'types', 'embed')
         self.norm = LayerNorm(size, model.layer_norm_eps, model.dtype)

@@ -1,6 +1,7 @@
 """Schedules and optimisers, from optax."""
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -8,13 +9,21 @@ from bert_jax import config
 
 
 def make_schedule(optimizer: config.Optimizer, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to the peak, then `schedule` down to 0 at the last step."""
+    """Learning rate by step: linear warm-up to the peak, then by `schedule`.
+
+    `linear` and `cosine` reach 0 at the last step; `wsd` (warm-up, stable, decay; Hu et al. 2024) stays at the peak and
+    reaches 0 over the last `decay_fraction` of the steps; `inverse_sqrt` is peak x sqrt(warmup / step) (Vaswani et al.
+    2017).
+    """
     peak, warmup = optimizer.peak_learning_rate, optimizer.warmup_steps
     after = max(num_steps - warmup, 1)
+    decay = min(max(round(optimizer.decay_fraction * num_steps), 1), after)
     down = {
         'linear': optax.linear_schedule(peak, 0.0, after),
         'cosine': optax.cosine_decay_schedule(peak, after),
         'constant': optax.constant_schedule(peak),
+        'wsd': optax.linear_schedule(peak, 0.0, decay, transition_begin=after - decay),
+        'inverse_sqrt': lambda step: peak * jnp.sqrt(max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1))),
     }[optimizer.schedule]
     # Step 0 already moves: the first update has learning rate peak / (warmup + 1).
     up = optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1))
@@ -47,15 +56,44 @@ def matrix_dims(params: nnx.State) -> nnx.State:
     return jax.tree.map(dims, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
+def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transform that looks at whole tensors, applied to each layer of stacked parameters by itself."""
+
+    def stacked(tree: nnx.State) -> nnx.State:
+        def label(variable: nnx.Variable) -> nnx.Variable:
+            value, names = variable.get_value(), variable.get_metadata()['logical_axes']
+            is_stacked = not isinstance(value, optax.MaskedNode) and value.ndim > len(names)
+            return variable.replace('stacked' if is_stacked else 'whole')
+
+        return jax.tree.map(label, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+    each = optax.GradientTransformation(jax.vmap(transform.init), jax.vmap(transform.update))
+    return optax.partition({'stacked': each, 'whole': transform}, stacked)
+
+
 def make_optimizer(optimizer: config.Optimizer, num_steps: int) -> optax.GradientTransformation:
     """The optimiser after clipping by the global norm.
 
-    `adamw` as in the original (which leaves out the bias correction); `muon` (Jordan et al. 2024) with the update
-    scale of Liu et al. 2025, "Muon is scalable for LLM training"; on the rest AdamW
-    with Nesterov momentum.
+    - `adamw` (Loshchilov and Hutter 2019), as in the original but for the bias correction, which that leaves out.
+    - `lamb` (You et al. 2020): what weight decay leaves alone is not scaled by the trust ratio either.
+    - `adafactor` (Shazeer and Stern 2018) with second moments factored and steps relative to the parameters' size.
+    - `muon` (Jordan et al. 2024) on the matrices with the update scale of Liu et al. 2025, "Muon is scalable for LLM
+      training"; AdamW with Nesterov momentum on the rest.
     """
     schedule = make_schedule(optimizer, num_steps)
-    if optimizer.name == 'muon':
+    adam = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
+    decay = optax.add_decayed_weights(optimizer.weight_decay, decayed)
+    step = optax.scale_by_learning_rate(schedule)
+    if optimizer.name == 'adamw':
+        update = optax.chain(adam, decay, step)
+    elif optimizer.name == 'lamb':
+        update = optax.chain(adam, decay, optax.masked(per_layer(optax.scale_by_trust_ratio()), decayed), step)
+    elif optimizer.name == 'adafactor':
+        factored = optax.chain(
+            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+        )
+        update = optax.chain(per_layer(factored), decay, step)
+    else:
         update = optax.contrib.muon(
             schedule,
             weight_decay=optimizer.weight_decay,
@@ -65,14 +103,5 @@ def make_optimizer(optimizer: config.Optimizer, num_steps: int) -> optax.Gradien
             adam_b2=optimizer.b2,
             adam_weight_decay=optimizer.weight_decay,
             consistent_rms=_UPDATE_RMS,
-        )
-    else:
-        update = optax.adamw(
-            schedule,
-            b1=optimizer.b1,
-            b2=optimizer.b2,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            mask=decayed,
         )
     return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), update)

@@ -1,0 +1,172 @@
+"""Optimisers and schedules against their papers' formulas in NumPy, or against another implementation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from bert_jax import config
+from bert_jax.model.bert import BertForPreTraining
+from bert_jax.train.optimizer import decayed, make_optimizer, make_schedule
+from bert_jax.train.sharding import make_mesh
+from bert_jax.train.state import state_shardings
+
+VOCAB = 300
+MODEL = config.Model(num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64, max_positions=32)
+
+
+@pytest.mark.parametrize(
+    'schedule, at_10_60_90_100_110',
+    [
+        ('linear', [1.0, 0.5, 0.2, 0.1, 0.0]),
+        ('cosine', [1.0] + [0.5 + 0.5 * np.cos(np.pi * (step - 10) / 100) for step in (60, 90, 100, 110)]),
+        ('constant', [1.0] * 5),
+        ('wsd', [1.0, 1.0, 1.0 - 2 / 22, 1.0 - 12 / 22, 0.0]),
+        ('inverse_sqrt', [np.sqrt(10 / step) for step in (10, 60, 90, 100, 110)]),
+    ],
+)
+def test_schedules_warm_up_and_go_down_by_their_formulas(schedule: str, at_10_60_90_100_110: list[float]) -> None:
+    settings = config.Optimizer(peak_learning_rate=1.0, warmup_steps=10, schedule=schedule, decay_fraction=0.2)
+    values = [float(make_schedule(settings, 110)(step)) for step in (0, 5, 10, 60, 90, 100, 110)]
+    np.testing.assert_allclose(values, [1 / 11, (1 + 5) / 11, *at_10_60_90_100_110], atol=1e-6)
+
+
+def test_weight_decay_leaves_biases_and_norms_alone() -> None:
+    params = nnx.state(BertForPreTraining(MODEL, VOCAB, nnx.Rngs(0)), nnx.Param)
+    mask = jax.tree.leaves_with_path(decayed(params))
+    for path, is_decayed in mask:
+        name = jax.tree_util.keystr(path)
+        assert is_decayed == ('bias' not in name and 'norm' not in name), name
+
+
+def test_adamw_equals_the_formula() -> None:
+    """Loshchilov & Hutter 2019, algorithm 2, in NumPy, after clipping by the global norm."""
+    optimizer_config = config.Optimizer(peak_learning_rate=0.1, warmup_steps=0, schedule='constant', clip_norm=0.5)
+    params = nnx.State({'kernel': nnx.Param(jnp.array([[1.0, -2.0]]), logical_axes=('embed', 'mlp'))})
+    optimizer = make_optimizer(optimizer_config, 10)
+    opt_state = optimizer.init(params)
+    expected, mean, square = np.array([[1.0, -2.0]]), 0.0, 0.0
+    for number in range(1, 6):
+        gradient = np.array([[number * 1.0, -0.3]])
+        grads = jax.tree.map(lambda leaf, g=gradient: jnp.asarray(g, leaf.dtype), params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        clipped = gradient * min(1, 0.5 / np.linalg.norm(gradient))
+        mean, square = 0.9 * mean + 0.1 * clipped, 0.999 * square + 0.001 * clipped**2
+        corrected = (mean / (1 - 0.9**number)) / (np.sqrt(square / (1 - 0.999**number)) + 1e-6)
+        expected = expected - 0.1 * (corrected + 0.01 * expected)
+    np.testing.assert_allclose(params['kernel'].get_value(), expected, rtol=1e-5)
+
+
+def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw() -> None:
+    settings = {'peak_learning_rate': 0.01, 'warmup_steps': 0, 'schedule': 'constant', 'weight_decay': 0.0}
+    params = nnx.state(BertForPreTraining(MODEL, 256, nnx.Rngs(0)), nnx.Param)
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), params)
+    updates = {}
+    muon = make_optimizer(config.Optimizer(name='muon', **settings), 10)
+    adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.nadamw(0.01, weight_decay=0.0))
+    for name, optimizer in {'muon': muon, 'adamw': adamw}.items():
+        updates[name], _ = optimizer.update(grads, optimizer.init(params), params)
+    kernel = updates['muon']['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
+    for layer in np.asarray(kernel):  # [32, 64], of typical size 0.2 x learning rate
+        singular = np.linalg.svd(layer, compute_uv=False)
+        assert singular.max() / singular.min() < 2.5
+        assert 0.5 < np.sqrt((layer**2).mean()) / (0.2 * 0.01) < 1.5
+    for path in (('bert', 'embeddings', 'word'), ('mlm_bias',), ('bert', 'pooler', 'bias'), ('nsp', 'kernel')):
+        ours, theirs = (functools.reduce(lambda tree, key: tree[key], path, updates[name]) for name in updates)
+        np.testing.assert_allclose(ours.get_value(), theirs.get_value(), rtol=1e-5)
+
+
+def _params_and_grads(model: config.Model, steps: int) -> tuple[nnx.State, list[nnx.State]]:
+    params = nnx.state(BertForPreTraining(model, VOCAB, nnx.Rngs(0)), nnx.Param)
+    rng = np.random.default_rng(0)
+    return params, [
+        jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), params)
+        for _ in range(steps)
+    ]
+
+
+def _run(settings: config.Optimizer, params: nnx.State, grads: list[nnx.State]) -> nnx.State:
+    optimizer = make_optimizer(settings, 10)
+    opt_state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for one in grads:
+        updates, opt_state = update(one, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def _leaves(params: nnx.State) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
+
+
+def test_lamb_scales_each_layers_tensor_by_itself_and_leaves_biases_and_norms_to_adam() -> None:
+    """You et al. 2020, algorithm 2, in NumPy, a layer at a time."""
+    settings = config.Optimizer(
+        name='lamb', peak_learning_rate=0.01, warmup_steps=0, schedule='constant', clip_norm=1e9, weight_decay=0.1
+    )
+    before, grads = _params_and_grads(MODEL, 3)
+    found, start = _leaves(_run(settings, before, grads)), _leaves(before)
+    steps = [_leaves(one) for one in grads]
+    for name, value in start.items():
+        plain = 'bias' in name or 'norm' in name
+        layers = range(MODEL.num_layers) if "['layers']" in name else [slice(None)]
+        for layer in layers:
+            x, mean, square = value[layer].astype(np.float64), 0.0, 0.0
+            for number, step in enumerate(steps, start=1):
+                gradient = step[name][layer]
+                mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+                update = mean / (1 - 0.9**number) / (np.sqrt(square / (1 - 0.999**number)) + 1e-6)
+                if not plain:
+                    update = update + 0.1 * x
+                    update = update * np.linalg.norm(x) / np.linalg.norm(update)
+                x = x - 0.01 * update
+            np.testing.assert_allclose(found[name][layer], x, rtol=2e-4, atol=2e-6, err_msg=name)
+
+
+def test_adafactor_equals_another_implementation_layer_by_layer() -> None:
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+    model = config.Model(num_layers=2, hidden_size=128, num_heads=2, intermediate_size=256, max_positions=16)
+    settings = config.Optimizer(
+        name='adafactor', peak_learning_rate=0.01, warmup_steps=0, schedule='constant', clip_norm=1e9, weight_decay=0.0
+    )
+    before, grads = _params_and_grads(model, 3)
+    found, start = _leaves(_run(settings, before, grads)), _leaves(before)
+    steps = [_leaves(one) for one in grads]
+    for name in (
+        "['bert']['encoder']['layers']['intermediate']['kernel'].value",
+        "['bert']['encoder']['layers']['output']['bias'].value",
+        "['bert']['embeddings']['word'].value",
+    ):
+        [name] = [full for full in start if full.startswith(name.removesuffix('.value'))]
+        for layer in range(2) if "['layers']" in name else [slice(None)]:
+            x = torch.nn.Parameter(torch.tensor(start[name][layer]))
+            reference = transformers.optimization.Adafactor(
+                [x], lr=0.01, scale_parameter=True, relative_step=False, warmup_init=False
+            )
+            for step in steps:
+                x.grad = torch.tensor(step[name][layer])
+                reference.step()
+            np.testing.assert_allclose(found[name][layer], x.detach().numpy(), rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lamb', 'adafactor', 'muon'])
+def test_moments_lie_as_their_parameters_do(name: str) -> None:
+    mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(global_batch_size=8), jax.devices()[:8])
+    optimizer = make_optimizer(config.Optimizer(name=name), 10)
+    shapes, shardings = state_shardings(MODEL, VOCAB, optimizer, mesh)
+    by_shape = {}
+    for leaf, sharding in zip(jax.tree.leaves(shapes.params), jax.tree.leaves(shardings.params), strict=True):
+        by_shape.setdefault(leaf.shape, set()).add(sharding.spec)
+    whole = [
+        (leaf, sharding)
+        for leaf, sharding in zip(jax.tree.leaves(shapes.opt_state), jax.tree.leaves(shardings.opt_state), strict=True)
+        if leaf.ndim >= 2 and leaf.shape in by_shape and name != 'adafactor'
+    ]
+    assert name == 'adafactor' or whole
+    assert all(sharding.spec in by_shape[leaf.shape] for leaf, sharding in whole)
