@@ -19,7 +19,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install pretrain test lint format clean
+.PHONY: help install pretrain test test-slurm lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
@@ -70,6 +70,9 @@ pretrain: install ## from nothing to a small trained model on Python's own docum
 
 test: $(TEST_INSTALLED) ## run the tests, on the CPU
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest
+
+test-slurm: $(TEST_INSTALLED) ## run the tests that start a real SLURM on this machine (apt-get install slurm-wlm munge)
+	.venv/bin/python -m pytest -m slurm
 
 lint: $(TEST_INSTALLED) ## check style and formatting
 	.venv/bin/ruff check .

@@ -1,0 +1,167 @@
+"""A run of two tasks on a real SLURM: preempted, requeued, finished. `make test-slurm` runs this; not `make test`.
+
+SLURM and munge come from the system's packages (Debian: apt-get install slurm-wlm munge). The cluster is this machine,
+started for the test with its own configuration and key, and stopped after it.
+"""
+
+import getpass
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_run import ROOT, bert_jax, write_text
+
+pytestmark = pytest.mark.slurm
+
+_CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort=16817
+SlurmdPort=16818
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd.log
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge.socket
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=2,bf_interval=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait=30
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=120 State=UP
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
+"""
+
+
+@pytest.fixture(scope='module')
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which SLURM's commands reach a cluster of this one machine."""
+    missing = [name for name in ('munged', 'slurmctld', 'slurmd', 'srun', 'sbatch') if shutil.which(name) is None]
+    if missing:
+        pytest.fail(f'{", ".join(missing)} not found: apt-get install slurm-wlm munge')
+    directory = tmp_path_factory.mktemp('slurm')
+    for name in ('state', 'spool'):
+        (directory / name).mkdir()
+    directory.chmod(0o755)
+    key = directory / 'munge.key'
+    key.write_bytes(secrets.token_bytes(1024))
+    key.chmod(0o600)
+    configuration = directory / 'slurm.conf'
+    host = socket.gethostname().partition('.')[0]
+    configuration.write_text(_CONFIGURATION.format(host=host, user=getpass.getuser(), directory=directory))
+    environment = os.environ | {'SLURM_CONF': str(configuration)}
+    munged = ['munged', '--foreground', '--force', f'--key-file={key}', f'--socket={directory}/munge.socket']
+    munged += [f'--{name}-file={directory}/munged.{name}' for name in ('pid', 'log', 'seed')]
+    daemons = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for command in (munged, ['slurmctld', '-D'], ['slurmd', '-D'])
+    ]
+    try:
+        _wait_for(lambda: 'idle' in _output(environment, 'sinfo', '--noheader', '--format=%T'), 60, 'an idle node')
+        yield environment
+    finally:
+        for daemon in reversed(daemons):
+            daemon.send_signal(signal.SIGTERM)
+        for daemon in reversed(daemons):
+            daemon.wait(timeout=30)
+
+
+def _output(environment: dict[str, str], *command: str) -> str:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f'no {what} within {seconds} s'
+        time.sleep(0.2)
+
+
+def _submit(environment: dict[str, str], directory: Path, flags: list[str], workdir: Path) -> str:
+    """Submits the launch script as two tasks on the one node; returns the job's number."""
+    environment = environment | {
+        'PYTHON': sys.executable,
+        'PYTHONPATH': str(ROOT),
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '',
+    }
+    options = ['--parsable', '--partition=low', '--nodes=1', '--ntasks-per-node=2', f'--chdir={ROOT}']
+    options.append(f'--output={directory}/slurm-%j.out')
+    script = str(ROOT / 'launch' / 'slurm.sbatch')
+    return _output(environment, 'sbatch', *options, script, *flags, f'--workdir={workdir}', '--devices=2').strip()
+
+
+def _job(environment: dict[str, str], number: str) -> dict[str, str]:
+    words = _output(environment, 'scontrol', 'show', 'job', number).split()
+    return dict(word.partition('=')[::2] for word in words)
+
+
+def _lines(workdir: Path) -> list[dict]:
+    path = workdir / 'metrics.jsonl'
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _losses(workdir: Path) -> list[tuple[int, float]]:
+    return [(line['step'], line['loss']) for line in _lines(workdir) if 'loss' in line]
+
+
+def test_a_preempted_run_is_requeued_and_ends_with_the_loss_of_an_uninterrupted_one(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    write_text(tmp_path / 'text.txt')
+    values = {
+        'data.source': f'text:{tmp_path}/text.txt',
+        'data.corpus': tmp_path / 'corpus',
+        'data.sequence_length': 32,
+        'tokenizer.vocab_size': 500,
+        'model.hidden_size': 32,
+        'model.intermediate_size': 64,
+        'model.dropout_rate': 0.1,
+        'train.steps': 400,
+        'train.global_batch_size': 16,
+        'train.log_every': 5,
+        'train.checkpoint_every': 100,
+        'train.evaluate_every': 0,
+        'optimizer.warmup_steps': 10,
+    }
+    flags = [f'--config={ROOT}/configs/demo.py', *(f'--config.{name}={value}' for name, value in values.items())]
+    bert_jax('prepare', *flags)
+
+    def finished(number: str) -> bool:
+        state = _job(cluster, number)['JobState']
+        assert state in ('PENDING', 'RUNNING', 'COMPLETING', 'PREEMPTED', 'REQUEUED', 'COMPLETED'), _log(number)
+        return state == 'COMPLETED'
+
+    def _log(number: str) -> str:
+        return (tmp_path / f'slurm-{number}.out').read_text()
+
+    whole = _submit(cluster, tmp_path, flags, tmp_path / 'whole')
+    _wait_for(lambda: finished(whole), 300, 'end of the uninterrupted run')
+
+    broken = _submit(cluster, tmp_path, flags, tmp_path / 'broken')
+    _wait_for(lambda: len(_losses(tmp_path / 'broken')) > 8, 200, 'step of the run to preempt')
+    _output(cluster, 'sbatch', '--partition=high', '--ntasks=2', '--output=/dev/null', '--wrap=sleep 2')
+    _wait_for(lambda: finished(broken), 400, 'end of the preempted run')
+    assert int(_job(cluster, broken)['Restarts']) >= 1
+    assert 'saved step' in _log(broken) and 'Going on with' in _log(broken)
+    assert dict(_losses(tmp_path / 'broken')) == dict(_losses(tmp_path / 'whole'))
+    assert _losses(tmp_path / 'whole')[-1][0] == 400
