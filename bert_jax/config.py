@@ -126,7 +126,8 @@ class Train:
     seed: int = _setting(0, 'a number from 0 to 2**31 - 1', lambda value: 0 <= value < 2**31)
     log_every: int = _at_least(100, 1)
     checkpoint_every: int = _at_least(1000, 1)
-    keep_checkpoints: int = _at_least(2, 1)
+    keep_checkpoints: int = _at_least(2, 1)  # the newest
+    keep_every: int = _at_least(0, 0)  # steps; checkpoints of its multiples are kept for good; 0: none
     evaluate_every: int = _at_least(10_000, 0)  # 0: only at the end
     evaluate_rows: int = _at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
 

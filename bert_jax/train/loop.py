@@ -60,15 +60,15 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     vocab_size = corpus.tokenizer.vocab_size
     optimizer = make_optimizer(config.optimizer, num_steps)
     shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
-    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
-    resumed_from = checkpoints.latest_step()
+    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every)
+    resumed_from = checkpoints.set_aside_unsound()
     if resumed_from == num_steps:
         checkpoints.close()
         _say(f'{workdir} is finished: all {num_steps} steps are done. Nothing to do.')
         return Outcome(resumed_from, True, resumed_from, {})
     if resumed_from is not None:
         _say(f'Going on with {workdir} from step {resumed_from} of {num_steps}.')
-        state = checkpoints.restore(shapes, shardings)
+        state = checkpoints.restore(shapes, shardings, resumed_from)
     else:
         state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed)
     _say(_describe(config, mesh, vocab_size, stream))
@@ -107,6 +107,7 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
         if step % config.train.checkpoint_every == 0 or is_last:
             with speed.paused():
                 checkpoints.save(state)
+        checkpoints.check()
         if stop.received:
             break
     progress.close()
