@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from bert_jax import run
 from bert_jax.config import Config, num_predictions
-from bert_jax.data.batches import Stream, prefetch
+from bert_jax.data.batches import CorpusStream, Stream, prefetch
 from bert_jax.errors import BadInput
 from bert_jax.evaluate import evaluate_params
 from bert_jax.model.bert import num_parameters
@@ -50,7 +50,7 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     mesh = make_mesh(config.mesh, config.model, config.train)
     corpus = load_corpus(config.data.corpus)
     batch_size, num_steps = config.train.global_batch_size, config.train.steps
-    stream = Stream(corpus, config.data, 'train', batch_size=batch_size, seed=config.train.seed)
+    stream = CorpusStream(corpus, config.data, 'train', batch_size=batch_size, seed=config.train.seed)
     if not stream.num_rows:
         raise BadInput(config.data.corpus, 'its training split gives no row', 'documents of at least two tokens')
     validation = _validation_stream(corpus, config)
@@ -123,7 +123,7 @@ def _validation_stream(corpus: Corpus, config: Config) -> Stream | None:
     if len(corpus.validation.documents) - 1 < needed:
         _say(f'Held-out documents: fewer than {needed}, so nothing is evaluated (data.validation_fraction)')
         return None
-    return Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
+    return CorpusStream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
 
 
 class StopSignal:
