@@ -142,7 +142,7 @@ class RecordStream(Stream):
         return BadInput(
             f'{path}, byte {offset}',
             f'the record holds the token id {token_id}',
-            f"ids below the vocabulary's {self._tokenizer.vocab_size}: the vocabulary that the records were written with",
+            f"ids below the vocabulary's {self._tokenizer.vocab_size}",
             '--config.tokenizer.path=vocab.txt',
         )
 

@@ -1,4 +1,4 @@
-"""Bytes of TFRecord files -> arrays: the framing and the `tf.train.Example`s of BERT's preparations, without TensorFlow.
+"""Bytes of TFRecord files -> arrays: framing and `tf.train.Example`s of BERT's preparations, without TensorFlow.
 
 The fields are those of the original's `create_pretraining_data.py`, which the preparations of MLPerf and NVIDIA kept,
 or the newer names of the TensorFlow Model Garden. Nothing in a file is trusted: every checksum is compared, and sizes
@@ -161,11 +161,10 @@ def decode(records: list[bytes], places: list[tuple[str, int]]) -> Examples:
     for row, lists in enumerate(parsed):
         for name, field in fields.items():
             field[row, : len(lists[name])] = lists[name]
-        # Preparations without weights fill up with position 0, which is [CLS] and never predicted.
-        weight = lists.get('masked_lm_weights')
-        weights[row, : len(lists['masked_lm_ids'])] = (
-            fields['masked_lm_positions'][row] > 0 if weight is None else weight
-        )
+        if 'masked_lm_weights' in lists:
+            weights[row, : len(lists['masked_lm_weights'])] = lists['masked_lm_weights']
+        else:  # the rest of the row is filled up with position 0, which is [CLS] and never predicted
+            weights[row] = fields['masked_lm_positions'][row] > 0
         if 'next_sentence_labels' in lists:
             labels[row] = lists['next_sentence_labels'][0]
     lengths = fields['input_mask'].sum(axis=1)

@@ -144,8 +144,8 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, stream: Stream) -> st
     return (
         f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}\n'
         f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}\n'
-        f'Data: {stream.num_rows:,} rows of {config.data.sequence_length} tokens an epoch; {config.train.steps:,} steps of '
-        f'{config.train.global_batch_size} rows are {epochs:.2f} epochs'
+        f'Data: {stream.num_rows:,} rows of {config.data.sequence_length} positions an epoch; '
+        f'{config.train.steps:,} steps of {config.train.global_batch_size} rows are {epochs:.2f} epochs'
     )
 
 
