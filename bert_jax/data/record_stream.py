@@ -126,7 +126,8 @@ class RecordStream(Stream):
         largest = np.maximum(examples.input_ids.max(axis=1), examples.masked_lm_ids.max(axis=1, initial=0))
         beyond, first = largest >= self._tokenizer.vocab_size, examples.input_ids[:, 0]
         if beyond.any():
-            raise self._beyond(*places[beyond.argmax()], int(largest.max()))
+            row = beyond.argmax()
+            raise self._beyond(*places[row], int(largest[row]))
         if (first != self._tokenizer.cls_id).any():
             row = (first != self._tokenizer.cls_id).argmax()
             path, offset = places[row]

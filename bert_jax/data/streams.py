@@ -76,6 +76,11 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
         held_out: float | str
         train, validation = records, open_records(data.validation_source, progress=progress)
         held_out = validation.digest
+        trained_on = {file.facts.digest: file.path for file in train.files}
+        for file in validation.files:
+            if file.facts.digest in trained_on and len(file.hashes):
+                found = f'{file.path} holds the records of {trained_on[file.facts.digest]}, which are trained on'
+                raise BadInput('config.data.validation_source', found, 'other records')
     else:
         train, validation = records.split(data.validation_fraction)
         held_out = data.validation_fraction
