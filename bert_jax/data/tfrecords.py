@@ -21,14 +21,16 @@ FRAME_BYTES = 16  # of each record: length (8), checksum of the length (4), befo
 _LONGEST_RECORD = 1 << 20  # bytes; a record of 512 positions has at most 5 KB
 _LONGEST_LIST = 1 << 16  # values
 _DAMAGED = 'copy or make the file again, or leave it out of the pattern'
-_NAMES = {  # ours: what the preparations call it
-    'input_ids': ('input_ids', 'input_word_ids'),
-    'input_mask': ('input_mask',),
-    'segment_ids': ('segment_ids', 'input_type_ids'),
-    'masked_lm_positions': ('masked_lm_positions',),
-    'masked_lm_ids': ('masked_lm_ids',),
+_FIELDS = {  # ours: what the preparations call it, the original's first, and the kind of its list
+    'input_ids': (('input_ids', 'input_word_ids'), 'int64_list'),
+    'input_mask': (('input_mask',), 'int64_list'),
+    'segment_ids': (('segment_ids', 'input_type_ids'), 'int64_list'),
+    'masked_lm_positions': (('masked_lm_positions',), 'int64_list'),
+    'masked_lm_ids': (('masked_lm_ids',), 'int64_list'),
+    'masked_lm_weights': (('masked_lm_weights',), 'float_list'),
+    'next_sentence_labels': (('next_sentence_labels',), 'int64_list'),
 }
-_PER_POSITION = ('input_ids', 'input_mask', 'segment_ids')
+_OPTIONAL = ('masked_lm_weights', 'next_sentence_labels')
 
 
 class Examples(NamedTuple):
@@ -151,22 +153,9 @@ def decode(records: list[bytes], places: list[tuple[str, int]]) -> Examples:
       BadInput: names file and offset of the first record that is no example of BERT's.
     """
     parsed = [_parse(record, *place) for record, place in zip(records, places, strict=True)]
-    positions = max(len(lists['input_ids']) for lists in parsed)
-    predictions = max(len(lists['masked_lm_ids']) for lists in parsed)
-    fields = {
-        name: np.zeros((len(parsed), positions if name in _PER_POSITION else predictions), np.int64) for name in _NAMES
-    }
-    weights = np.zeros((len(parsed), predictions), np.float32)
-    labels = np.full(len(parsed), -1, np.int64)
-    for row, lists in enumerate(parsed):
-        for name, field in fields.items():
-            field[row, : len(lists[name])] = lists[name]
-        if 'masked_lm_weights' in lists:
-            weights[row, : len(lists['masked_lm_weights'])] = lists['masked_lm_weights']
-        else:  # the rest of the row is filled up with position 0, which is [CLS] and never predicted
-            weights[row] = fields['masked_lm_positions'][row] > 0
-        if 'next_sentence_labels' in lists:
-            labels[row] = lists['next_sentence_labels'][0]
+    fields = {name: _stacked(lists) for name, lists in zip(_FIELDS, zip(*parsed, strict=True), strict=True)}
+    positions = fields['input_ids'].shape[1]
+    weights, labels = fields['masked_lm_weights'], fields['next_sentence_labels'][:, 0]
     lengths = fields['input_mask'].sum(axis=1)
     real = weights > 0
     limit = np.iinfo(np.int32).max
@@ -202,34 +191,47 @@ def decode(records: list[bytes], places: list[tuple[str, int]]) -> Examples:
     )
 
 
-def _parse(record: bytes, path: str, offset: int) -> dict[str, Any]:
-    """The value lists of one record, by our names, their lengths compared."""
+def _parse(record: bytes, path: str, offset: int) -> list[np.ndarray]:
+    """The value lists of one record in the order of `_FIELDS`, their lengths compared."""
     from google.protobuf.message import DecodeError
 
     try:
         features = _example_message().FromString(record).features.feature
     except DecodeError:
         raise _damaged(path, offset, 'the record is no tf.train.Example') from None
-    lists = {}
-    for name, names in _NAMES.items():
-        theirs = next((theirs for theirs in names if theirs in features), None)
-        if theirs is None:
-            found = f'the record has no {name}; it has {_listed(features)}'
-            raise BadInput(f'{path}, byte {offset}', found, 'the fields of create_pretraining_data.py', '')
-        lists[name] = features[theirs].int64_list.value
-    for name, kind in (('masked_lm_weights', 'float_list'), ('next_sentence_labels', 'int64_list')):
-        if name in features:
-            lists[name] = getattr(features[name], kind).value
-    for names in (_PER_POSITION, ('masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights')):
-        sizes = {name: len(lists[name]) for name in names if name in lists}
-        if len(set(sizes.values())) > 1 or max(sizes.values()) > _LONGEST_LIST:
-            found = ', '.join(f'{name} has {size:,} values' for name, size in sizes.items())
-            raise _damaged(path, offset, found, f'as many in each, at most {_LONGEST_LIST:,}')
-    if not lists['input_ids']:
-        raise _damaged(path, offset, 'input_ids has no value', 'integers')
-    if len(lists.get('next_sentence_labels', [0])) != 1:
-        raise _damaged(path, offset, f'next_sentence_labels has {len(lists["next_sentence_labels"])} values', '1 value')
+    found = {}
+    for name, (names, kind) in _FIELDS.items():
+        for theirs in names:
+            if theirs in features:
+                found[name] = np.asarray(getattr(features[theirs], kind).value)
+                break
+    if len(found) < len(_FIELDS):
+        missing = [name for name in _FIELDS if name not in found and name not in _OPTIONAL]
+        if missing:
+            told = f'the record has no {missing[0]}; it has {_listed(features)}'
+            raise BadInput(f'{path}, byte {offset}', told, 'the fields of create_pretraining_data.py')
+        # Without weights, lists are filled up with position 0, which is [CLS] and never predicted.
+        found.setdefault('masked_lm_weights', (found['masked_lm_positions'] > 0).astype(np.float32))
+        found.setdefault('next_sentence_labels', np.array([-1]))
+    lists = [found[name] for name in _FIELDS]
+    sizes = [len(values) for values in lists]
+    if not (
+        0 < sizes[0] == sizes[1] == sizes[2] <= _LONGEST_LIST
+        and sizes[3] == sizes[4] == sizes[5] <= _LONGEST_LIST
+        and sizes[6] == 1
+    ):
+        told = ', '.join(f'{name} has {size:,} values' for name, size in zip(_FIELDS, sizes, strict=True))
+        expected = f'1 to {_LONGEST_LIST:,} in each of the first three, as many in each masked_lm_…, and 1 label'
+        raise _damaged(path, offset, told, expected)
     return lists
+
+
+def _stacked(lists: tuple[np.ndarray, ...]) -> np.ndarray:
+    """[B, W] of B lists, W that of the longest, filled up with 0."""
+    sizes = np.array([len(values) for values in lists])
+    stacked = np.zeros((len(lists), sizes.max()), lists[0].dtype)
+    stacked[np.arange(stacked.shape[1]) < sizes[:, None]] = np.concatenate(lists)
+    return stacked
 
 
 def _listed(features: Any) -> str:
