@@ -35,7 +35,7 @@ from bert_jax.text.documents import find_files
 from bert_jax.text.progress import say
 
 _INDEX_VERSION = 1
-_RECORDS_AT_ONCE = 64
+_RECORDS_AT_ONCE = 128
 _WORTH_PROCESSES = 1 << 26  # bytes; less is indexed in this process
 _SECONDS_BETWEEN_LINES = 10
 
