@@ -235,7 +235,7 @@ def _parse(record: bytes, path: str, offset: int) -> list[bytes]:
     try:
         features = packed.FromString(record).features.feature
         lists = _find_lists(features)
-        if any([len(values) != 1 for values in lists.values()]):
+        if any(len(values) != 1 for values in lists.values()):
             # Empty, in several parts, or not packed, as protocol buffers allow: written anew, each list is packed.
             features = packed.FromString(typed.FromString(record).SerializeToString()).features.feature
             lists = _find_lists(features)
