@@ -184,7 +184,7 @@ def _build(paths: list[str], progress: bool) -> None:
     """Indexes files, in several processes when there is much to do; each index stays once it is whole."""
     sizes = [os.path.getsize(path) for path in paths]
     total, done, last = sum(sizes), 0, time.monotonic()
-    say(f'indexing {len(paths):,} files of records, {total / 1e6:,.1f} MB (once) …', progress)
+    say(f'indexing records, once: {total / 1e6:,.2f} MB in {len(paths):,} file{"s" * (len(paths) > 1)} …', progress)
     with contextlib.ExitStack() as stack:
         indexed = map(_index, paths)
         if len(paths) > 1 and total >= _WORTH_PROCESSES:
