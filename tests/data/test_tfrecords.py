@@ -2,6 +2,7 @@
 
 import struct
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +71,45 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes([number << 3 | 2]) + _varint(len(content)) + content
 
 
-def test_lists_that_are_not_packed_decode_too() -> None:
-    """The encoding of protocol buffers 2, by hand: each value has its own tag."""
+def _by_hand(record: Record, integers: Callable[[list], bytes], floats: Callable[[list], bytes]) -> bytes:
+    """An example whose lists are encoded by the functions given."""
     entries = b''
-    for name, values in RECORDS[0].items():
-        if name == 'masked_lm_weights':
-            kind, content = 2, b''.join(b'\x0d' + struct.pack('<f', value) for value in values)
-        else:
-            kind, content = 3, b''.join(b'\x08' + _varint(value) for value in values)
+    for name, values in record.items():
+        kind, content = (2, floats(values)) if name == 'masked_lm_weights' else (3, integers(values))
         entries += _field(1, _field(1, name.encode()) + _field(2, _field(kind, content)))
-    _assert_as_written(decode([_field(1, entries)], [('file', 0)]), RECORDS[:1])
+    return _field(1, entries)
+
+
+def _unpacked(values: list) -> bytes:
+    if isinstance(values[0], float):
+        return b''.join(b'\x0d' + struct.pack('<f', value) for value in values)
+    return b''.join(b'\x08' + _varint(value) for value in values)
+
+
+def _packed(values: list) -> bytes:
+    if isinstance(values[0], float):
+        return _field(1, struct.pack(f'<{len(values)}f', *values))
+    return _field(1, b''.join(map(_varint, values)))
+
+
+def _in_two_parts(values: list) -> bytes:
+    return _packed(values[:3]) + _packed(values[3:]) if len(values) > 3 else _packed(values)
+
+
+@pytest.mark.parametrize('encode', [_packed, _unpacked, _in_two_parts])
+def test_lists_decode_in_every_encoding_that_protocol_buffers_allow(encode) -> None:
+    records = [_by_hand(record, encode, encode) for record in RECORDS]
+    _assert_as_written(decode(records, [('file', 0)] * len(records)), RECORDS)
+
+
+def test_a_number_that_is_cut_off_does_not_run_into_the_next_record() -> None:
+    def cut(values: list) -> bytes:
+        return _field(1, b''.join(map(_varint, values))[:-1] + b'\x83')
+
+    places = [('file', 10), ('file', 20), ('file', 30)]
+    records = [serialize(RECORDS[0]), _by_hand(RECORDS[1], cut, _packed), serialize(RECORDS[2])]
+    with pytest.raises(BadInput, match='file, byte 20: input_ids holds an impossible id'):
+        decode(records, places)
 
 
 def _changed(**changes: list | None) -> bytes:
