@@ -42,7 +42,8 @@ def open_streams(run: config.Config, *, progress: bool = True) -> Streams:
     streams = _open_records(run, progress) if config.is_records(run.data.source) else _open_corpus(run)
     if not streams.train.num_rows:
         where = run.data.source if config.is_records(run.data.source) else run.data.corpus
-        raise BadInput(where, 'its training split gives no row', 'documents of at least two tokens')
+        expected = 'documents of at least two tokens, or records, that are not all held out'
+        raise BadInput(where, 'its training split gives no row', expected)
     return streams
 
 

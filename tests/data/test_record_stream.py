@@ -285,6 +285,18 @@ def test_what_cannot_work_is_told_with_its_mend(files: Path, cache: Path, damage
         assert not list(cache.rglob('.index-*'))
 
 
+def test_files_without_a_record_are_passed_over_unless_all_are(files: Path) -> None:
+    for name in ('part-0', 'part-3'):
+        (files / f'{name}.tfrecord').write_bytes(b'')
+    streams = _open(files, validation_fraction=0.1)
+    assert streams.train.num_rows + streams.validation.num_rows == 100
+    with pytest.raises(BadInput, match='holds no record'):
+        _open(files, source=f'tfrecord:{files}/part-3*')
+    write_records(files / 'one.tfrecord', RECORDS[:1])
+    with pytest.raises(BadInput, match='training split gives no row'):
+        _open(files, source=f'tfrecord:{files}/one*', validation_fraction=0.999999)
+
+
 def test_records_without_labels_train_without_pairs(files: Path) -> None:
     _without_labels(files)
     batch = _open(files, pairing='none').train.batch(0)
