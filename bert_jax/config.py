@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.errors import BadInput
 
-SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds')
+SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds', 'tfrecord')
 
 
 def _setting(default: Any, expected: str = '', check: Callable[[Any], bool] | None = None, choices: tuple = ()):
@@ -40,6 +40,11 @@ def _fraction(default: float):
 def _is_source(value: str) -> bool:
     kind, _, rest = value.partition(':')
     return value == 'python-docs' or (kind in SOURCE_KINDS and bool(rest))
+
+
+def is_records(source: str) -> bool:
+    """Whether a source holds examples already, not text."""
+    return source.startswith('tfrecord:')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +68,12 @@ class Data:
         '', 'empty, or a source like data.source', lambda value: not value or _is_source(value)
     )
     validation_fraction: float = _fraction(0.05)  # of the documents, by hash; without validation_source
-    sequence_length: int = _at_least(128, 8)  # L
+    sequence_length: int = _at_least(128, 8)  # L; of records: inferred
     short_sequence_probability: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     pairing: str = _setting('nsp', choices=('nsp', 'sop', 'none'))
     max_predictions: int = _setting(-1, '-1 (rate x L, rounded) or at least 1', lambda v: v == -1 or v >= 1)  # P
     masking: Masking = Masking()
+    remask: bool = True  # records: restore the tokens and mask them anew in every epoch; False: masks as stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +275,13 @@ def _check_together(config: Config) -> None:
             f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',
             f'a divisor of {model.hidden_size}, for example {", ".join(map(str, sorted(near)))}',
         )
-    if data.sequence_length > model.max_positions:
+    if data.validation_source and is_records(data.validation_source) != is_records(data.source):
+        raise BadInput(
+            'config.data.validation_source',
+            f'is {data.validation_source!r}, and data.source is {data.source!r}',
+            'both text, or both tfrecord:GLOB',
+        )
+    if data.sequence_length > model.max_positions and not is_records(data.source):
         raise BadInput(
             'config.data.sequence_length',
             f'is {data.sequence_length}, more than the model has positions',

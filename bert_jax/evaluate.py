@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from bert_jax import run
 from bert_jax.data.batches import Stream, prefetch
+from bert_jax.data.streams import open_streams
+from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.text.corpus import Corpus, load_corpus
 from bert_jax.train.checkpoint import restore_on_one_device
 from bert_jax.train.sharding import local_rows, make_global
 from bert_jax.train.state import model_graph
@@ -32,10 +33,9 @@ def evaluate_params(
     return {name: float(value) for name, value in metrics_of(Sums(*totals)).items()}
 
 
-def baselines(corpus: Corpus) -> dict[str, float]:
+def baselines(unigram_counts: np.ndarray) -> dict[str, float]:
     """What knowing only how frequent the tokens of the validation text are gives: entropy (nats) and best hit rate."""
-    counts = corpus.validation.unigram_counts(corpus.tokenizer.vocab_size).astype(np.float64)
-    frequencies = counts[counts > 0] / max(counts.sum(), 1)
+    frequencies = unigram_counts[unigram_counts > 0] / max(unigram_counts.sum(), 1)
     entropy = float(-(frequencies * np.log(frequencies)).sum())
     return {'unigram_entropy': entropy, 'most_frequent_accuracy': float(frequencies.max(initial=0))}
 
@@ -50,14 +50,19 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
       BadInput: when there is no run, no checkpoint or no corpus.
     """
     config = run.load_config(workdir)
-    corpus = load_corpus(config.data.corpus)
-    vocab_size = corpus.tokenizer.vocab_size
+    streams = open_streams(config)
+    if streams.validation is None:
+        raise BadInput(
+            'config.data.validation_fraction',
+            'held out too little text for the objective',
+            'a validation split',
+            'a larger fraction, or a data.validation_source',
+        )
+    vocab_size = streams.tokenizer.vocab_size
     state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
-    stream = Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
     evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
-    result = (
-        {'step': int(state.step)} | evaluate_params(state.params, evaluation_step, stream, mesh) | baselines(corpus)
-    )
+    found = evaluate_params(state.params, evaluation_step, streams.validation, mesh)
+    result = {'step': int(state.step)} | found | baselines(streams.unigram_counts())
     write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(result) + '\n')
     return result
 

@@ -8,40 +8,42 @@ from etils import epath
 
 from bert_jax import config as config_module
 from bert_jax.config import Config
+from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.text.corpus import Corpus
 
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
 
-def fingerprint(config: Config, corpus: Corpus) -> dict[str, object]:
+def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
     """What must not change when a run is continued: content, never paths, mesh, microbatches or intervals."""
     data = dataclasses.asdict(config.data)
     for path in ('source', 'corpus', 'validation_source', 'validation_fraction', 'text_field', 'split_sentences'):
-        del data[path]  # the corpus's content hash covers them
+        del data[path]  # the content hash covers them
+    if not config_module.is_records(config.data.source):
+        del data['remask']
     model = dataclasses.asdict(config.model)
     for execution in ('remat', 'scan_layers'):
         del model[execution]
     sections = {'data': data, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
     flat = {f'{section}.{name}': value for section, values in sections.items() for name, value in values.items()}
     return flat | {
-        'corpus': corpus.manifest['content_hash'],
-        'tokenizer': corpus.tokenizer.hash,
+        'corpus': streams.content_hash,
+        'tokenizer': streams.tokenizer.hash,
         'train.seed': config.train.seed,
         'train.steps': config.train.steps,
         'train.global_batch_size': config.train.global_batch_size,
     }
 
 
-def claim(workdir: str, config: Config, corpus: Corpus) -> None:
+def claim(workdir: str, config: Config, streams: Streams) -> None:
     """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
 
     Raises:
       BadInput: names every field in which the workdir's run differs.
     """
     path = epath.Path(workdir) / 'config.json'
-    ours = json.loads(json.dumps(fingerprint(config, corpus)))
+    ours = json.loads(json.dumps(fingerprint(config, streams)))
     if path.exists():
         theirs = _read(path)['fingerprint']
         differ = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
@@ -52,7 +54,7 @@ def claim(workdir: str, config: Config, corpus: Corpus) -> None:
             raise BadInput(str(workdir), f'holds another run: {listed}', 'the same values', 'name another --workdir')
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    corpus.tokenizer.save(path.parent / 'tokenizer')  # a workdir can be used where its corpus is not
+    streams.tokenizer.save(path.parent / 'tokenizer')  # a workdir can be used where its data are not
     resolved = dataclasses.asdict(config)
     versions = {name: metadata.version(name) for name in _RECORDED_VERSIONS}
     write_whole(path, json.dumps({'config': resolved, 'fingerprint': ours, 'versions': versions}, indent=2) + '\n')

@@ -3,7 +3,7 @@
 `B` rows, `L` positions, `P` predictions per row, `E` sequences per row.
 """
 
-import functools
+import abc
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,14 +11,11 @@ import grain
 import numpy as np
 
 from bert_jax import config
-from bert_jax.data import random
 from bert_jax.data.examples import Plan, load_plan, make_pairs
 from bert_jax.data.masking import mask_tokens
+from bert_jax.data.order import Order
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus
-
-_ROWS_IN_BLOCK = 65_536
-_EVALUATION_SEED = 0
 
 
 class Batch(NamedTuple):
@@ -36,73 +33,46 @@ class Batch(NamedTuple):
     next_sentence_weights: np.ndarray  # [B, E] float32, 1 for a real pair
 
 
-class Stream:
-    """The batches of one split, by number.
+class Stream(abc.ABC):
+    """The batches of one split, by number, in the order of `Order`; each source says what stands in its rows."""
 
-    A training stream goes through shuffled epochs for ever. An evaluation stream goes once through
-    the windows in the order of the plan, with the same masks every time; rows past the end are padding of weight 0.
-    """
-
-    def __init__(self, corpus: Corpus, data: config.Data, split_name: str, *, batch_size: int, seed: int | None):
-        """Args: `seed` of the run for training, None for evaluation."""
-        self.data, self.batch_size, self.shuffled = data, batch_size, seed is not None
-        self.directory = corpus.directory
-        self.split = getattr(corpus, split_name)
-        self.tokenizer = corpus.tokenizer
-        self.plan: Plan = load_plan(corpus.directory, split_name, self.split, data)
-        # Seeds and phases fold into one key; a run of one phase is phase 0.
-        self._key = random.fold_int(random.fold_int(_EVALUATION_SEED if seed is None else seed, int(self.shuffled)), 0)
+    def __init__(self, order: Order):
+        self._order = order
 
     @property
     def num_rows(self) -> int:
         """Rows in an epoch."""
-        return self.plan.num_windows
+        return self._order.num_rows
+
+    @property
+    def batch_size(self) -> int:
+        """B, over all hosts."""
+        return self._order.batch_size
 
     def __len__(self) -> int:
         """Steps in one pass."""
-        return -(-self.num_rows // self.batch_size)
+        return len(self._order)
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """The batch of a step, or the given rows of it; the same whoever asks, in whatever order."""
-        numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[rows]
-        keys = random.fold(self._key, numbers)
-        if self.shuffled:
-            windows, present = self._shuffled_windows(numbers), np.ones(len(numbers), bool)
-        else:
-            windows, present = np.minimum(numbers, self.num_rows - 1), numbers < self.num_rows
-        return self._assemble(windows, present, keys)
+        return self._assemble(*self._order.rows(step, rows))
 
-    def _shuffled_windows(self, numbers: np.ndarray) -> np.ndarray:
-        """The window of each global row: blocks of rows in random order, then rows within a block."""
-        epochs, places = np.divmod(numbers, self.num_rows)
-        windows = np.empty(len(numbers), np.int64)
-        for epoch in np.unique(epochs):
-            block_starts, slot_starts, block_order = self._block_order(int(epoch))
-            chosen = epochs == epoch
-            slots = np.searchsorted(slot_starts, places[chosen], side='right') - 1
-            windows[chosen] = [
-                block_starts[block] + _shuffle(offset, block_starts[block + 1] - block_starts[block], seed)
-                for block, offset, seed in zip(
-                    block_order[slots],
-                    places[chosen] - slot_starts[slots],
-                    self._block_seeds(int(epoch), block_order[slots]),
-                    strict=True,
-                )
-            ]
-        return windows
+    @abc.abstractmethod
+    def _assemble(self, rows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> Batch:
+        """The batch of these rows of the source, [B] int64; where `present` is false, padding of weight 0."""
 
-    def _block_seeds(self, epoch: int, blocks: np.ndarray) -> list[int]:
-        return (random.fold(random.fold_int(self._key, epoch), blocks + 1) >> np.uint64(32)).tolist()
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019  a stream lives as long as its run
-    def _block_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """([K+1] first row of each block, [K] first place of each slot, [K] the block in each slot)."""
-        num_blocks = -(-self.num_rows // _ROWS_IN_BLOCK)
-        block_starts = np.arange(num_blocks + 1) * self.num_rows // num_blocks
-        seed = random.fold_int(random.fold_int(self._key, epoch), 0) >> 32
-        order = np.array([_shuffle(slot, num_blocks, seed) for slot in range(num_blocks)])
-        sizes = np.diff(block_starts)[order]
-        return block_starts, np.concatenate([[0], np.cumsum(sizes)[:-1]]), order
+class CorpusStream(Stream):
+    """The batches of a split of a corpus: a row is a window."""
+
+    def __init__(self, corpus: Corpus, data: config.Data, split_name: str, *, batch_size: int, seed: int | None):
+        """Args: `seed` of the run for training, None for evaluation."""
+        self.data = data
+        self.directory = corpus.directory
+        self.split = getattr(corpus, split_name)
+        self.tokenizer = corpus.tokenizer
+        self.plan: Plan = load_plan(corpus.directory, split_name, self.split, data)
+        super().__init__(Order(self.plan.num_windows, batch_size, seed))
 
     def _assemble(self, windows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> Batch:
         tokenizer, num_positions = self.tokenizer, self.data.sequence_length
@@ -151,12 +121,6 @@ class Stream:
             next_sentence_labels=np.where(paired, pairs.label, 0).astype(np.int32)[:, None],
             next_sentence_weights=paired.astype(np.float32)[:, None],
         )
-
-
-def _shuffle(index: int, size: int, seed: int) -> int:
-    if size == 1:
-        return 0
-    return grain.experimental.index_shuffle(int(index), max_index=int(size) - 1, seed=seed, rounds=4)
 
 
 def prefetch(stream: Stream, start: int, stop: int, rows: slice) -> Iterator[Batch]:

@@ -138,6 +138,7 @@ def prepare(data: config.Data, tokenizer: config.Tokenizer, *, progress: bool = 
       BadInput: for a bad source (see `read_documents`) or tokenizer, a directory that holds something else, no
         document at all, or fewer than two training documents with `data.pairing='nsp'`.
     """
+    _check_is_text(data)
     directory = pathlib.Path(data.corpus)
     given = _load_given(tokenizer)
     settings = _settings(data, tokenizer, given)
@@ -169,6 +170,7 @@ def tokenizer_preview(data: config.Data, tokenizer: config.Tokenizer, *, progres
       `vocab_size`, `kind`, `tokens_per_word` and `unknown_rate` over the first thousands of sentences, and `splits`,
       {word: pieces} of words that occur often and those of them that are cut most.
     """
+    _check_is_text(data)
     given = _load_given(tokenizer)
     trained = given or _train(data, tokenizer, progress)[0]
     sentences = []
@@ -193,6 +195,16 @@ def tokenizer_preview(data: config.Data, tokenizer: config.Tokenizer, *, progres
 
 
 # --- What is asked for, and what is there. ---
+
+
+def _check_is_text(data: config.Data) -> None:
+    if config.is_records(data.source):
+        raise BadInput(
+            f'config.data.source={data.source}',
+            'holds examples already: there is nothing to prepare',
+            'a source of text',
+            'python -m bert_jax train --config=… --config.tokenizer.path=vocab.txt --workdir=…',
+        )
 
 
 def _load_given(tokenizer: config.Tokenizer) -> Tokenizer | None:

@@ -13,10 +13,9 @@ from tqdm import tqdm
 from bert_jax import run
 from bert_jax.config import Config, num_predictions
 from bert_jax.data.batches import Stream, prefetch
-from bert_jax.errors import BadInput
+from bert_jax.data.streams import open_streams
 from bert_jax.evaluate import evaluate_params
 from bert_jax.model.bert import num_parameters
-from bert_jax.text.corpus import Corpus, load_corpus
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
@@ -46,18 +45,17 @@ def train(config: Config, workdir: str) -> Outcome:
 
 
 def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
-    # --- What there is: devices, corpus, streams. Nothing is written before all of it is sound. ---
+    # --- What there is: devices, streams. Nothing is written before all of it is sound. ---
     mesh = make_mesh(config.mesh, config.model, config.train)
-    corpus = load_corpus(config.data.corpus)
+    streams = open_streams(config, progress=jax.process_index() == 0)
+    config, stream, validation = streams.config, streams.train, streams.validation
     batch_size, num_steps = config.train.global_batch_size, config.train.steps
-    stream = Stream(corpus, config.data, 'train', batch_size=batch_size, seed=config.train.seed)
-    if not stream.num_rows:
-        raise BadInput(config.data.corpus, 'its training split gives no row', 'documents of at least two tokens')
-    validation = _validation_stream(corpus, config)
-    run.claim(workdir, config, corpus)
+    if validation is None:
+        _say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
+    run.claim(workdir, config, streams)
 
     # --- The state: restored, or new. ---
-    vocab_size = corpus.tokenizer.vocab_size
+    vocab_size = streams.tokenizer.vocab_size
     optimizer = make_optimizer(config.optimizer, num_steps)
     shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every)
@@ -118,15 +116,6 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     return Outcome(step, step == num_steps, resumed_from, metrics)
 
 
-def _validation_stream(corpus: Corpus, config: Config) -> Stream | None:
-    """The held-out documents, or None when there are too few for the objective."""
-    needed = 2 if config.data.pairing == 'nsp' else 1
-    if len(corpus.validation.documents) - 1 < needed:
-        _say(f'Held-out documents: fewer than {needed}, so nothing is evaluated (data.validation_fraction)')
-        return None
-    return Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
-
-
 class StopSignal:
     """Notes SIGINT or SIGTERM so that the loop can save and stop; a second one ends the process at once."""
 
@@ -156,8 +145,8 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, stream: Stream) -> st
     return (
         f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}\n'
         f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}\n'
-        f'Data: {stream.num_rows:,} rows an epoch; {config.train.steps:,} steps of '
-        f'{config.train.global_batch_size} rows are {epochs:.2f} epochs'
+        f'Data: {stream.num_rows:,} rows of {config.data.sequence_length} positions an epoch; '
+        f'{config.train.steps:,} steps of {config.train.global_batch_size} rows are {epochs:.2f} epochs'
     )
 
 

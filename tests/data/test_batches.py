@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 from bert_jax.config import Data
-from bert_jax.data.batches import Batch, Stream, prefetch
+from bert_jax.data.batches import Batch, CorpusStream, prefetch
 from bert_jax.errors import BadInput
 from tests.data.corpora import TOKENIZER, corpus_of, random_split
 
 DATA = Data(sequence_length=48)
 
 
-def _stream(tmp_path, seed: int | None = 0, data: Data = DATA, batch_size: int = 16, documents: int = 60) -> Stream:
+def _stream(
+    tmp_path, seed: int | None = 0, data: Data = DATA, batch_size: int = 16, documents: int = 60
+) -> CorpusStream:
     corpus = corpus_of(random_split(0, num_documents=documents), str(tmp_path))
-    return Stream(corpus, data, 'train', batch_size=batch_size, seed=seed)
+    return CorpusStream(corpus, data, 'train', batch_size=batch_size, seed=seed)
 
 
 def _assert_equal(first: Batch, second: Batch) -> None:
@@ -53,7 +55,7 @@ def test_batch_size_does_not_change_the_rows(tmp_path) -> None:
 
 def test_every_window_is_used_once_an_epoch_and_epochs_differ(tmp_path) -> None:
     stream = _stream(tmp_path)
-    epochs = [stream._shuffled_windows(np.arange(stream.num_rows) + epoch * stream.num_rows) for epoch in range(3)]
+    epochs = [stream._order.shuffle(np.arange(stream.num_rows) + epoch * stream.num_rows) for epoch in range(3)]
     for windows in epochs:
         np.testing.assert_array_equal(np.sort(windows), np.arange(stream.num_rows))
     assert not np.array_equal(epochs[0], epochs[1])
@@ -61,9 +63,9 @@ def test_every_window_is_used_once_an_epoch_and_epochs_differ(tmp_path) -> None:
 
 
 def test_blocks_cover_every_row_too(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr('bert_jax.data.batches._ROWS_IN_BLOCK', 37)
+    monkeypatch.setattr('bert_jax.data.order._ROWS_IN_BLOCK', 37)
     stream = _stream(tmp_path)
-    windows = stream._shuffled_windows(np.arange(stream.num_rows))
+    windows = stream._order.shuffle(np.arange(stream.num_rows))
     np.testing.assert_array_equal(np.sort(windows), np.arange(stream.num_rows))
 
 
@@ -103,7 +105,7 @@ def test_ids_beyond_the_vocabulary_are_named(tmp_path) -> None:
     corpus = corpus_of(random_split(0), str(tmp_path))
     corpus.tokenizer = SimpleNamespace(**vars(TOKENIZER) | {'vocab_size': 50})
     with pytest.raises(BadInput, match="below the vocabulary's 50"):
-        Stream(corpus, DATA, 'train', batch_size=16, seed=0).batch(0)
+        CorpusStream(corpus, DATA, 'train', batch_size=16, seed=0).batch(0)
 
 
 def test_an_evaluation_pass_sees_each_window_once_then_padding(tmp_path) -> None:
