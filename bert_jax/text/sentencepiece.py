@@ -3,7 +3,8 @@
 A model file becomes a pipeline that a `tokenizer.json` can hold, and that pipeline splits the text here too: an export
 gives the ids that the model was trained on, because it is the same program. It agrees with the sentencepiece library
 except where two ways to split a word score the same to within rounding (not so in a model trained here: its scores
-are multiples of 1/256, whose sums are exact in both), and for a wide or letterlike character with a combining mark on it, whose mark is lost here.
+are multiples of 1/256, whose sums are exact in both), and for a wide or letterlike
+character with a combining mark on it, whose mark is lost here.
 """
 
 import functools
