@@ -54,8 +54,8 @@ def _front_matter(card: config.Card) -> str:
 def _heads(pairing: str, step: int) -> str:
     if pairing == 'none':
         return (
-            'It was trained on single texts (`pairing=none`): the pooler and the next-sentence head took no part in that '
-            'and are left out. `AutoModelForMaskedLM` has all that it needs; `AutoModel` and '
+            'It was trained on single texts (`pairing=none`): the pooler and the next-sentence head took no part '
+            'in that and are left out. `AutoModelForMaskedLM` has all that it needs; `AutoModel` and '
             '`AutoModelForPreTraining` start the missing parts at random: do not use their `pooler_output` or '
             '`seq_relationship_logits`.'
         )

@@ -37,7 +37,7 @@ def check(input_file: str, output: str) -> None:
     if not Path(input_file).is_file():
         raise BadInput(f'--input={input_file}', 'is not a file', 'UTF-8 text, a line for each vector')
     if Path(output).suffix != '.npy' or Path(output).is_dir():
-        raise BadInput(f'--output={output}', 'is not the name of an .npy file', '--output=vectors.npy')
+        raise BadInput(f'--output={output}', 'is not the name of an .npy file', '--output=NAME.npy')
 
 
 def embed(pretrained: Pretrained, input_file: str, output: str, progress: bool = True) -> Embedded:
