@@ -1,5 +1,6 @@
 """A checkpoint as a Hugging Face directory, written only after its logits were compared."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -8,6 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -106,10 +108,15 @@ def _prove(directory: Path, trained: Pretrained, architecture: str) -> dict[str,
 
 def _logits(trained: Pretrained, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
     """[masked-LM logits, next-sentence logits] of a checkpoint or of the files read back."""
+    mlm, nsp = _forward(*nnx.split(trained.model), ids, types)
+    return [np.asarray(mlm)[..., : trained.tokenizer.vocab_size], np.asarray(nsp)[:, 0]]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array) -> tuple[jax.Array, jax.Array]:
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     first = jnp.zeros((len(ids), 1), jnp.int32)
-    mlm, nsp = trained.model(ids, types, jnp.ones_like(ids), everywhere, everywhere, first)
-    return [np.asarray(mlm)[..., : trained.tokenizer.vocab_size], np.asarray(nsp)[:, 0]]
+    return nnx.merge(graph, params)(ids, types, jnp.ones_like(ids), everywhere, everywhere, first)
 
 
 def _torch_logits(directory: Path, architecture: str, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -29,7 +30,7 @@ def _settings(directory: Path, kind: str, pairing: str) -> config.Config:
             'data': {
                 'source': f'text:{directory}/text.txt',
                 'corpus': str(directory / 'corpus'),
-                'validation_fraction': 0.2,
+                'validation_fraction': 0.0,
                 'sequence_length': 32,
                 'pairing': pairing,
             },
@@ -53,7 +54,10 @@ def _trained(directory: Path, kind: str, pairing: str) -> Path:
     write_text(directory / 'text.txt', num_documents=20)
     settings = _settings(directory, kind, pairing)
     corpus.prepare(settings.data, settings.tokenizer)
-    assert train(settings, str(directory / 'run')).finished
+    devices = jax.devices()[:1]  # compiles in a fraction of the time of eight
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'devices', lambda: devices)
+        assert train(settings, str(directory / 'run')).finished
     (directory / 'run' / 'evaluation.json').write_text(json.dumps({'step': 2, 'mlm_loss': 3.25, 'nsp_loss': 0.5}))
     export(str(directory / 'run'), str(directory / 'export'))
     return directory
@@ -218,10 +222,10 @@ def test_a_wrong_tokenizer_is_never_written(pairs: Path, tmp_path: Path, monkeyp
 TEXTS = ['', f'{WORDS[3]}', ' '.join(WORDS[:25]), f'{WORDS[5]} [MASK] {WORDS[7]}', ' '.join(WORDS[:200]), 'x y z', '']
 
 
-@pytest.mark.parametrize('where', ['run', 'export'])
-def test_vectors_are_the_references(directory: Path, where: str) -> None:
+def test_vectors_are_the_references_from_the_run_and_its_export(directory: Path) -> None:
     torch = pytest.importorskip('torch')
-    encoded = load_pretrained(str(directory / where)).encode(TEXTS)
+    encoded, same = (load_pretrained(str(directory / where)).encode(TEXTS) for where in ('export', 'run'))
+    np.testing.assert_array_equal(encoded.mean_pooled, same.mean_pooled)
     tokenizer, model = (_reference(directory / 'export', name) for name in ('AutoTokenizer', 'AutoModel'))
     for text, ids, vectors, mean in zip(
         TEXTS, encoded.input_ids, encoded.token_vectors, encoded.mean_pooled, strict=True
@@ -238,13 +242,13 @@ def test_vectors_are_the_references(directory: Path, where: str) -> None:
 def test_many_texts_compile_few_programs_and_keep_their_order(pairs: Path) -> None:
     pretrained = load_pretrained(str(pairs / 'run'))
     rng = np.random.default_rng(0)
-    texts = [' '.join(rng.choice(WORDS, rng.integers(0, 60))) for _ in range(700)]
+    texts = [' '.join(rng.choice(WORDS, rng.integers(0, 60))) for _ in range(300)]
     before = _encode._cache_size()
     together = pretrained.encode(texts)
-    assert _encode._cache_size() - before <= 6
-    alone = [pretrained.encode([text]).mean_pooled[0] for text in texts[:40]]
-    np.testing.assert_allclose(together.mean_pooled[:40], alone, atol=1e-5)
-    assert _encode._cache_size() - before <= 9
+    assert _encode._cache_size() - before <= 4
+    alone = [pretrained.encode([text]).mean_pooled[0] for text in texts[:10]]
+    np.testing.assert_allclose(together.mean_pooled[:10], alone, atol=1e-5)
+    assert _encode._cache_size() - before <= 7
     means, num_truncated = pretrained.mean_pooled(texts)
     np.testing.assert_array_equal(means, together.mean_pooled)
     assert num_truncated == together.num_truncated
