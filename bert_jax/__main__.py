@@ -32,7 +32,8 @@ class Command:
 
 _FLAG_HELP = {
     'workdir': 'directory of a run',
-    'output': 'directory to write',
+    'input': 'text file, a line for each vector',
+    'output': 'what to write: a directory (export), an .npy file (embed)',
     'model': 'a workdir, an export or a Hugging Face directory',
 }
 
@@ -122,7 +123,8 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.export import export
 
     output = _required(values, 'output')
-    proof = export(_required(values, 'workdir'), output, values.step)
+    card = _config(values).card if values.config is not None else None
+    proof = export(_required(values, 'workdir'), output, values.step, card)
     _tell(
         values,
         proof,
@@ -148,6 +150,20 @@ def _fill_mask(values: flags.FlagValues, texts: list[str]) -> int:
         shown += ['    ' + '  '.join(f'{filler.token} {filler.score:.0%}' for filler in slot) for slot in slots]
     results = [[dataclasses.asdict(filler) for filler in slot] for slots in answers for slot in slots]
     _tell(values, {'results': results}, '\n'.join(shown))
+    return 0
+
+
+def _embed(values: flags.FlagValues, _: list[str]) -> int:
+    directory, text, output = (_required(values, name) for name in ('model', 'input', 'output'))
+    from bert_jax.embed import check, embed
+
+    check(text, output)
+    from bert_jax.pretrained import load_pretrained
+
+    done = embed(load_pretrained(directory), text, output)
+    cut = f'; {done.truncated:,} too long, cut' if done.truncated else ''
+    told = f'{done.output}: {done.lines:,} vectors of {done.hidden_size:,}, {done.seconds:.1f} s{cut}'
+    _tell(values, dataclasses.asdict(done), told)
     return 0
 
 
@@ -190,7 +206,7 @@ COMMANDS = {
         _export,
         'writes a Hugging Face model directory, with its proof',
         'python -m bert_jax export --workdir=runs/demo --output=runs/demo/export',
-        ('workdir', 'output', 'step'),
+        ('config', 'workdir', 'output', 'step'),
     ),
     'fill-mask': Command(
         _fill_mask,
@@ -198,6 +214,12 @@ COMMANDS = {
         'python -m bert_jax fill-mask --model=runs/demo "the [MASK] of the file"',
         ('model', 'top_k'),
         ' "TEXT WITH [MASK]" …',
+    ),
+    'embed': Command(
+        _embed,
+        'mean-pooled vectors of the lines of a file',
+        'python -m bert_jax embed --model=runs/demo/export --input=lines.txt --output=vectors.npy',
+        ('model', 'input', 'output'),
     ),
     'report': Command(
         _report,

@@ -147,6 +147,18 @@ class Mesh:
     tensor: int = _setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
 
 
+_ONE_LINE = 'one line of text', lambda value: value.isprintable()
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What the model card of an export says and no file of a run knows; empty: not said. Several: `en, de`."""
+
+    license: str = _setting('', *_ONE_LINE)  # as on the model hub: apache-2.0
+    language: str = _setting('', *_ONE_LINE)
+    datasets: str = _setting('', *_ONE_LINE)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
@@ -157,6 +169,7 @@ class Config:
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     mesh: Mesh = Mesh()
+    card: Card = Card()
     platform: str = _setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining, padded_vocab_size
+from bert_jax.model.layers import truncated_normal
 
 
 class Tensor(NamedTuple):
@@ -87,8 +88,14 @@ def from_tensors(tensors: dict[str, np.ndarray], model: config.Model, vocab_size
     shapes = nnx.state(nnx.eval_shape(lambda: BertForPreTraining(model, vocab_size, nnx.Rngs(0))), nnx.Param)
     expected, problems, ours = _flat(shapes, convert=lambda value: value.shape), [], {}
 
+    heads = ARCHITECTURES['BertForMaskedLM']
+    absent = tuple(head for head in heads if not any(name.startswith(head) for name in tensors))
+
     def fetch(name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
         theirs = (vocab_size, *shape[1:]) if kind == 'vocab' else shape[::-1] if kind == 'transposed' else shape
+        if name not in tensors and name.startswith(absent):  # left out by `write_model`, and drawn anew
+            draw = truncated_normal(model.initializer_range) if kind == 'transposed' else jax.nn.initializers.zeros
+            return np.asarray(draw(jax.random.key(0), shape))
         if name not in tensors:
             problems.append(f'{name}: missing')
         elif tensors[name].shape != theirs:
@@ -201,10 +208,25 @@ def read_model_json(directory: Path) -> tuple[config.Model, int]:
     return config.resolve(sections).model, content['vocab_size']
 
 
-def write_model(directory: Path, params: nnx.State, model: config.Model, vocab_size: int, pad_id: int) -> None:
-    """config.json and model.safetensors."""
-    (directory / 'config.json').write_text(json.dumps(model_json(model, vocab_size, pad_id), indent=2) + '\n')
-    save_file(to_tensors(params, model, vocab_size), directory / 'model.safetensors', metadata={'format': 'pt'})
+# What each class of `transformers` has no tensors for.
+ARCHITECTURES = {'BertForPreTraining': (), 'BertForMaskedLM': ('bert.pooler.', 'cls.seq_relationship.')}
+
+
+def write_model(
+    directory: Path,
+    params: nnx.State,
+    model: config.Model,
+    vocab_size: int,
+    pad_id: int,
+    architecture: str = 'BertForPreTraining',
+) -> None:
+    """config.json and model.safetensors, with the tensors that `architecture` (a key of `ARCHITECTURES`) has."""
+    content = model_json(model, vocab_size, pad_id) | {'architectures': [architecture]}
+    (directory / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
+    tensors = to_tensors(params, model, vocab_size)
+    left_out = ARCHITECTURES[architecture]
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)} if left_out else tensors
+    save_file(kept, directory / 'model.safetensors', metadata={'format': 'pt'})
 
 
 def read_model(directory: Path) -> tuple[nnx.State, config.Model, int]:
