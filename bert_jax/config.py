@@ -76,6 +76,7 @@ class Tokenizer:
 
     kind: str = _setting('wordpiece', choices=('wordpiece', 'sentencepiece'))
     path: str = ''  # a vocab.txt, tokenizer.json or .model file
+    add_tokens: str = ''  # a file of words, one a line, appended to the WordPiece vocabulary of `path` or `init`
     vocab_size: int = _at_least(30522, 64)  # of a trained vocabulary; ignored with `path`
     lowercase: bool = True
     strip_accents: bool = False
@@ -149,6 +150,9 @@ class Config:
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     mesh: Mesh = Mesh()
+    init: str = (
+        ''  # a workdir, WORKDIR@STEP, an export or a Hugging Face directory: weights, sizes, tokenizer to start from
+    )
     platform: str = _setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
 
 
@@ -267,7 +271,7 @@ def _check_together(config: Config) -> None:
             f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',
             f'a divisor of {model.hidden_size}, for example {", ".join(map(str, sorted(near)))}',
         )
-    if data.sequence_length > model.max_positions:
+    if data.sequence_length > model.max_positions and not config.init:  # the positions of an initial model are grown
         raise BadInput(
             'config.data.sequence_length',
             f'is {data.sequence_length}, more than the model has positions',
@@ -294,6 +298,13 @@ def _check_together(config: Config) -> None:
             f'is {config.optimizer.warmup_steps}, more than the run has steps',
             f'at most train.steps={train.steps}',
             f'--config.optimizer.warmup_steps={train.steps // 10}',
+        )
+    if config.tokenizer.add_tokens and not (config.init or config.tokenizer.path):
+        raise BadInput(
+            'config.tokenizer.add_tokens',
+            'is set, and there is no vocabulary to add to',
+            'an initial model or a tokenizer',
+            '--config.init=DIR or --config.tokenizer.path=DIR; a vocabulary trained here has its words from the text',
         )
     axes = dataclasses.asdict(config.mesh)
     if sum(size == -1 for size in axes.values()) > 1:

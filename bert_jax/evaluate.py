@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from bert_jax import run
 from bert_jax.data.batches import Stream, prefetch
+from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.text.corpus import Corpus, load_corpus
 from bert_jax.train.checkpoint import restore_on_one_device
@@ -51,6 +52,8 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
     """
     config = run.load_config(workdir)
     corpus = load_corpus(config.data.corpus)
+    if corpus.tokenizer.hash != run.load_fingerprint(workdir)['tokenizer']:  # of an imported model, or made anew
+        raise BadInput(config.data.corpus, 'was made with another tokenizer', f'the tokenizer in {workdir}')
     vocab_size = corpus.tokenizer.vocab_size
     state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
     stream = Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)

@@ -128,6 +128,18 @@ class WordPiece(_Vocabulary):
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode(self._without_frame(ids), skip_special_tokens=False)
 
+    def extended(self, words: list[str]) -> 'WordPiece':
+        """This vocabulary with whole words appended at its end; the ids of all that was there stay."""
+        import tokenizers
+
+        settings = json.loads(self._backend.to_str())
+        settings['model']['vocab'] = {token: index for index, token in enumerate([*self.tokens, *words])}
+        return WordPiece(tokenizers.Tokenizer.from_str(json.dumps(settings)))
+
+    def normalize(self, text: str) -> str:
+        """Text as it is looked up in the vocabulary: lowercased, without accents, as the settings say."""
+        return self._backend.normalizer.normalize_str(text)
+
     def save(self, directory: str | pathlib.Path) -> None:
         directory = pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -294,16 +306,18 @@ def _train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> Sente
 # --- Loading. ---
 
 
-def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: bool) -> Tokenizer:
+def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
     """Loads a `vocab.txt`, a `tokenizer.json`, a SentencePiece `.model`, or a directory that holds them.
 
     A vocabulary keeps its ids: the id of a token is its line. `lowercase` and `strip_accents` count where the files do
     not say (`vocab.txt` and `.model` alone); a `tokenizer.json` or a directory's `tokenizer_config.json` says.
+    `strip_accents=None` means 'as lowercase', as in the original and in `transformers`.
 
     Raises:
       BadInput: for a file that is not there, not a tokenizer, or without one of the special tokens (named).
     """
     path = pathlib.Path(path)
+    strip_accents = lowercase if strip_accents is None and not path.is_dir() else strip_accents
     if path.is_dir():
         return _load_directory(path, lowercase, strip_accents)
     if not path.is_file():
@@ -325,10 +339,13 @@ def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: 
     return WordPiece(_bert_backend(vocabulary, settings), str(path))
 
 
-def _load_directory(directory: pathlib.Path, lowercase: bool, strip_accents: bool) -> Tokenizer:
-    settings = {}
-    if (directory / 'tokenizer_config.json').is_file():
-        settings = json.loads((directory / 'tokenizer_config.json').read_text('utf-8'))
+def _load_directory(directory: pathlib.Path, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
+    settings, path = {}, directory / 'tokenizer_config.json'
+    if path.is_file():
+        try:
+            settings = dict(json.loads(path.read_text('utf-8')))
+        except (ValueError, TypeError) as error:
+            raise BadInput(str(path), f'is not a JSON object ({error})', 'the settings of a tokenizer') from error
     lowercase = settings.get('do_lower_case', lowercase)
     accents = settings.get('strip_accents', strip_accents)
     strip_accents = lowercase if accents is None else accents

@@ -15,6 +15,7 @@ from bert_jax.config import Config, num_predictions
 from bert_jax.data.batches import Stream, prefetch
 from bert_jax.errors import BadInput
 from bert_jax.evaluate import evaluate_params
+from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
 from bert_jax.text.corpus import Corpus, load_corpus
 from bert_jax.train.checkpoint import Checkpoints
@@ -46,6 +47,10 @@ def train(config: Config, workdir: str) -> Outcome:
 
 
 def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
+    # --- What it starts from: random weights, or a model that is there (config.init), whose sizes it takes over. ---
+    start_from = starting_point(config, workdir)
+    config = start_from.config
+
     # --- What there is: devices, corpus, streams. Nothing is written before all of it is sound. ---
     mesh = make_mesh(config.mesh, config.model, config.train)
     corpus = load_corpus(config.data.corpus)
@@ -54,7 +59,8 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     if not stream.num_rows:
         raise BadInput(config.data.corpus, 'its training split gives no row', 'documents of at least two tokens')
     validation = _validation_stream(corpus, config)
-    run.claim(workdir, config, corpus)
+    start_from.check(corpus.tokenizer)
+    run.claim(workdir, config, corpus, start_from.fingerprint)
 
     # --- The state: restored, or new. ---
     vocab_size = corpus.tokenizer.vocab_size
@@ -70,7 +76,8 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
         _say(f'Going on with {workdir} from step {resumed_from} of {num_steps}.')
         state = checkpoints.restore(shapes, shardings)
     else:
-        state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed)
+        params = start_from.params(corpus.tokenizer)
+        state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params)
     _say(_describe(config, mesh, vocab_size, stream))
 
     # --- The step, compiled at its first use. ---
