@@ -4,6 +4,7 @@ Their tensors are given Hugging Face's names, and then go through the one table 
 files takes TensorFlow, an optional extra.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def read_checkpoint(directory: Path) -> tuple[Path, dict[str, np.ndarray], confi
     if len(found) != 1:
         listed = ', '.join(file.name for file in found) or 'no *.index file'
         raise BadInput(str(directory), f'holds {listed}', 'one checkpoint: bert_model.ckpt.index and its .data-… file')
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # it greets on standard error
     try:
         import tensorflow
     except ImportError as error:
@@ -55,10 +57,9 @@ def read_checkpoint(directory: Path) -> tuple[Path, dict[str, np.ndarray], confi
     try:
         reader = tensorflow.train.load_checkpoint(str(found[0].with_suffix('')))
         stored = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if _is_weight(name)}
-    except (tensorflow.errors.OpError, RuntimeError, ValueError) as error:
-        raise BadInput(
-            str(found[0]), f'cannot be read ({error})', 'a whole checkpoint', 'copy or download it again'
-        ) from error
+    except Exception as error:  # the reader raises whatever the status in its C++ maps to
+        where = str(found[0].with_suffix('.*'))
+        raise BadInput(where, f'cannot be read ({error})', 'a whole checkpoint', 'copy or download it again') from error
     return found[0], to_hugging_face(stored), model, vocab_size
 
 
