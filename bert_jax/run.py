@@ -71,7 +71,7 @@ def write(workdir: str, config: Config, tokenizer: Tokenizer, fingerprint: dict[
 def is_workdir(directory: str) -> bool:
     """Whether a directory's config.json is a run's (and not a model's)."""
     path = epath.Path(directory) / 'config.json'
-    return path.exists() and 'fingerprint' in path.read_text()
+    return path.exists() and b'fingerprint' in path.read_bytes()
 
 
 def load_config(workdir: str) -> Config:

@@ -242,6 +242,7 @@ def _two_problems(directory: Path) -> None:
         (lambda d: set_json(d, num_attention_heads=3), ['config.json', 'num_heads is 3']),
         (lambda d: set_json(d, layer_norm_eps='small'), ['config.json', "layer_norm_eps is 'small'"]),
         (lambda d: (d / 'config.json').write_text('{'), ['config.json', 'not JSON']),
+        (lambda d: (d / 'config.json').write_bytes(b'\xff'), ['config.json', 'not JSON']),
         (lambda d: (d / 'vocab.txt').unlink(), ['holds no tokenizer']),
         (_without('bert.embeddings.LayerNorm.weight'), ['bert.embeddings.LayerNorm.weight: missing']),
         (_without('bert.pooler.dense.bias'), ['bert.pooler.dense.bias: missing']),  # half a head is none
