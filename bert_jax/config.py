@@ -150,9 +150,7 @@ class Config:
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     mesh: Mesh = Mesh()
-    init: str = (
-        ''  # a workdir, WORKDIR@STEP, an export or a Hugging Face directory: weights, sizes, tokenizer to start from
-    )
+    init: str = ''  # what to start from: a workdir, WORKDIR@STEP, an export or a Hugging Face directory
     platform: str = _setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
 
 
