@@ -34,6 +34,7 @@ _FLAG_HELP = {
     'workdir': 'directory of a run',
     'input': 'text file, a line for each vector',
     'output': 'what to write: a directory (export), an .npy file (embed)',
+    'from': 'a Hugging Face directory, or one of an original checkpoint (bert_config.json, bert_model.ckpt.*)',
     'model': 'a workdir, an export or a Hugging Face directory',
 }
 
@@ -62,12 +63,16 @@ def _define(command: Command) -> flags.FlagValues:
 def _prepare(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.text import corpus
 
-    config = _config(values)
+    config, initial = _config(values), None
+    if config.init:
+        from bert_jax.initial import initial_tokenizer
+
+        initial = initial_tokenizer(config.init)
     if values.tokenizer_only:
-        preview = corpus.tokenizer_preview(config.data, config.tokenizer)
+        preview = corpus.tokenizer_preview(config.data, config.tokenizer, initial=initial)
         _tell(values, preview, json.dumps(preview, indent=2, ensure_ascii=False))
         return 0
-    summary = corpus.prepare(config.data, config.tokenizer)
+    summary = corpus.prepare(config.data, config.tokenizer, initial=initial)
     _tell(values, dataclasses.asdict(summary), _describe_corpus(summary))
     return 0
 
@@ -132,6 +137,22 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
         f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
         f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
         f"      transformers.pipeline('fill-mask', model='{output}')",
+    )
+    return 0
+
+
+def _import(values: flags.FlagValues, _: list[str]) -> int:
+    source, workdir = _required(values, 'from'), _required(values, 'workdir')
+    data = _config(values).data if values.config is not None else None
+    from bert_jax.importing import import_model
+
+    summary = import_model(source, workdir, data)
+    _tell(
+        values,
+        summary,
+        f'Imported {source} to {workdir}: {summary["parameters"]:,} parameters, vocabulary {summary["vocab_size"]:,}\n'
+        f'Next: python -m bert_jax export --workdir={workdir} --output={workdir}/export\n'
+        f'      python -m bert_jax train --config=configs/continue.py --config.init={workdir} --workdir=…',
     )
     return 0
 
@@ -207,6 +228,12 @@ COMMANDS = {
         'writes a Hugging Face model directory, with its proof',
         'python -m bert_jax export --workdir=runs/demo --output=runs/demo/export',
         ('config', 'workdir', 'output', 'step'),
+    ),
+    'import': Command(
+        _import,
+        'converts a Hugging Face directory or a Google checkpoint into a workdir',
+        'python -m bert_jax import --from=models/bert-base-uncased --workdir=runs/base',
+        ('from', 'workdir', 'config'),
     ),
     'fill-mask': Command(
         _fill_mask,

@@ -82,6 +82,7 @@ class Tokenizer:
 
     kind: str = _setting('wordpiece', choices=('wordpiece', 'sentencepiece'))
     path: str = ''  # a vocab.txt, tokenizer.json or .model file
+    add_tokens: str = ''  # a file of words, one a line, appended to the WordPiece vocabulary of `path` or `init`
     vocab_size: int = _at_least(30522, 64)  # of a trained vocabulary; ignored with `path`
     lowercase: bool = True
     strip_accents: bool = False
@@ -169,6 +170,7 @@ class Config:
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     mesh: Mesh = Mesh()
+    init: str = ''  # what to start from: a workdir, WORKDIR@STEP, an export or a Hugging Face directory
     card: Card = Card()
     platform: str = _setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
 
@@ -294,7 +296,8 @@ def _check_together(config: Config) -> None:
             f'is {data.validation_source!r}, and data.source is {data.source!r}',
             'both text, or both tfrecord:GLOB',
         )
-    if data.sequence_length > model.max_positions and not is_records(data.source):
+    grows = bool(config.init) or is_records(data.source)  # an initial model's positions grow; records tell their length
+    if data.sequence_length > model.max_positions and not grows:
         raise BadInput(
             'config.data.sequence_length',
             f'is {data.sequence_length}, more than the model has positions',
@@ -321,6 +324,13 @@ def _check_together(config: Config) -> None:
             f'is {config.optimizer.warmup_steps}, more than the run has steps',
             f'at most train.steps={train.steps}',
             f'--config.optimizer.warmup_steps={train.steps // 10}',
+        )
+    if config.tokenizer.add_tokens and not (config.init or config.tokenizer.path):
+        raise BadInput(
+            'config.tokenizer.add_tokens',
+            'is set, and there is no vocabulary to add to',
+            'an initial model or a tokenizer',
+            '--config.init=DIR or --config.tokenizer.path=DIR; a vocabulary trained here has its words from the text',
         )
     axes = dataclasses.asdict(config.mesh)
     if sum(size == -1 for size in axes.values()) > 1:

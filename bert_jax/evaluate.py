@@ -58,6 +58,8 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
             'a validation split',
             'a larger fraction, or a data.validation_source',
         )
+    if streams.tokenizer.hash != run.load_fingerprint(workdir)['tokenizer']:  # of an imported model, or made anew
+        raise BadInput(config.data.corpus, 'was made with another tokenizer', f'the tokenizer in {workdir}')
     vocab_size = streams.tokenizer.vocab_size
     state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
     evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))

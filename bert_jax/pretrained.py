@@ -183,12 +183,9 @@ def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
     if run.is_workdir(directory):
         return _from_workdir(directory, step)
     path = Path(directory)
-    params, model, vocab_size = hugging_face.read_model(path)
-    tokenizer = load_tokenizer(path, lowercase=True, strip_accents=False)
-    if tokenizer.vocab_size != vocab_size:
-        raise BadInput(
-            str(path), f'the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}', 'the same number'
-        )
+    hugging_face.read_model_json(path)  # first, so that a directory of anything else is told as that
+    tokenizer = hugging_face.read_tokenizer(path)
+    params, model, vocab_size = hugging_face.read_model(path, tokenizer.vocab_size)
     return Pretrained(nnx.merge(model_graph(model, vocab_size), params), tokenizer, model, None)
 
 

@@ -11,6 +11,7 @@ from bert_jax.config import Config
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
+from bert_jax.text.tokenizer import Tokenizer
 
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
@@ -36,14 +37,17 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
     }
 
 
-def claim(workdir: str, config: Config, streams: Streams) -> None:
+def claim(workdir: str, config: Config, streams: Streams, origin: dict[str, object]) -> None:
     """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
+
+    Args:
+      origin: what the fingerprint says of the weights that the run starts from; empty for random ones.
 
     Raises:
       BadInput: names every field in which the workdir's run differs.
     """
     path = epath.Path(workdir) / 'config.json'
-    ours = json.loads(json.dumps(fingerprint(config, streams)))
+    ours = json.loads(json.dumps(fingerprint(config, streams) | origin))
     if path.exists():
         theirs = _read(path)['fingerprint']
         differ = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
@@ -53,17 +57,23 @@ def claim(workdir: str, config: Config, streams: Streams) -> None:
             )
             raise BadInput(str(workdir), f'holds another run: {listed}', 'the same values', 'name another --workdir')
         return
+    write(workdir, config, streams.tokenizer, ours)
+
+
+def write(workdir: str, config: Config, tokenizer: Tokenizer, fingerprint: dict[str, object]) -> None:
+    """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json."""
+    path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
-    streams.tokenizer.save(path.parent / 'tokenizer')  # a workdir can be used where its data are not
-    resolved = dataclasses.asdict(config)
+    tokenizer.save(path.parent / 'tokenizer')
     versions = {name: metadata.version(name) for name in _RECORDED_VERSIONS}
-    write_whole(path, json.dumps({'config': resolved, 'fingerprint': ours, 'versions': versions}, indent=2) + '\n')
+    content = {'config': dataclasses.asdict(config), 'fingerprint': fingerprint, 'versions': versions}
+    write_whole(path, json.dumps(content, indent=2) + '\n')
 
 
 def is_workdir(directory: str) -> bool:
     """Whether a directory's config.json is a run's (and not a model's)."""
     path = epath.Path(directory) / 'config.json'
-    return path.exists() and 'fingerprint' in path.read_text()
+    return path.exists() and b'fingerprint' in path.read_bytes()
 
 
 def load_config(workdir: str) -> Config:

@@ -51,6 +51,18 @@ class WordPiece(Vocabulary):
         model = {key: value for key, value in self._model.items() if key != 'vocab'}
         return digest([self.kind, self.tokens, model, self._normalizer])
 
+    def extended(self, words: list[str]) -> 'WordPiece':
+        """This vocabulary with whole words appended at its end; the ids of all that was there stay."""
+        import tokenizers
+
+        settings = json.loads(self._backend.to_str())
+        settings['model']['vocab'] = {token: index for index, token in enumerate([*self.tokens, *words])}
+        return WordPiece(tokenizers.Tokenizer.from_str(json.dumps(settings)))
+
+    def normalize(self, text: str) -> str:
+        """Text as it is looked up in the vocabulary: lowercased, without accents, as the settings say."""
+        return self._backend.normalizer.normalize_str(text)
+
     def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
         directory = pathlib.Path(directory)
         settings = {
@@ -142,16 +154,18 @@ def _alphabet(backend: Any, sample: list[str], limit: int) -> list[str]:
 # --- Loading. ---
 
 
-def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: bool) -> Tokenizer:
+def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
     """Loads a `vocab.txt`, a `tokenizer.json`, a SentencePiece `.model`, or a directory that holds them.
 
     A vocabulary keeps its ids: the id of a token is its line. `lowercase` and `strip_accents` count where the files do
     not say (`vocab.txt` and `.model` alone); a `tokenizer.json` or a directory's `tokenizer_config.json` says.
+    `strip_accents=None` means 'as lowercase', as in the original and in `transformers`.
 
     Raises:
       BadInput: for a file that is not there, not a tokenizer, or without one of the special tokens (named).
     """
     path = pathlib.Path(path)
+    strip_accents = lowercase if strip_accents is None and not path.is_dir() else strip_accents
     if path.is_dir():
         return _load_directory(path, lowercase, strip_accents)
     if not path.is_file():
@@ -173,10 +187,13 @@ def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: 
     return WordPiece(_bert_backend(vocabulary, settings), str(path))
 
 
-def _load_directory(directory: pathlib.Path, lowercase: bool, strip_accents: bool) -> Tokenizer:
-    settings = {}
-    if (directory / 'tokenizer_config.json').is_file():
-        settings = json.loads((directory / 'tokenizer_config.json').read_text('utf-8'))
+def _load_directory(directory: pathlib.Path, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
+    settings, path = {}, directory / 'tokenizer_config.json'
+    if path.is_file():
+        try:
+            settings = dict(json.loads(path.read_text('utf-8')))
+        except (ValueError, TypeError) as error:
+            raise BadInput(str(path), f'is not a JSON object ({error})', 'the settings of a tokenizer') from error
     lowercase = settings.get('do_lower_case', lowercase)
     if settings:  # where it does not say, accents go with the capitals, as in `transformers`
         accents = settings.get('strip_accents')

@@ -15,6 +15,7 @@ from bert_jax.config import Config, num_predictions
 from bert_jax.data.batches import Stream, prefetch
 from bert_jax.data.streams import open_streams
 from bert_jax.evaluate import evaluate_params
+from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.metrics import MetricsWriter, Speedometer
@@ -45,6 +46,10 @@ def train(config: Config, workdir: str) -> Outcome:
 
 
 def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
+    # --- What it starts from: random weights, or a model that is there (config.init), whose sizes it takes over. ---
+    start_from = starting_point(config, workdir)
+    config = start_from.config
+
     # --- What there is: devices, streams. Nothing is written before all of it is sound. ---
     mesh = make_mesh(config.mesh, config.model, config.train)
     streams = open_streams(config, progress=jax.process_index() == 0)
@@ -52,7 +57,8 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     batch_size, num_steps = config.train.global_batch_size, config.train.steps
     if validation is None:
         _say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
-    run.claim(workdir, config, streams)
+    start_from.check(streams.tokenizer)
+    run.claim(workdir, config, streams, start_from.fingerprint)
 
     # --- The state: restored, or new. ---
     vocab_size = streams.tokenizer.vocab_size
@@ -68,7 +74,8 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
         _say(f'Going on with {workdir} from step {resumed_from} of {num_steps}.')
         state = checkpoints.restore(shapes, shardings, resumed_from)
     else:
-        state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed)
+        params = start_from.params(streams.tokenizer)
+        state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params)
     _say(_describe(config, mesh, vocab_size, stream))
 
     # --- The step, compiled at its first use. ---
