@@ -4,7 +4,7 @@ A config file builds an `ml_collections.ConfigDict` from `bert(SIZE)` and sets w
 command line may change any field of it. `resolve` turns that into the frozen dataclasses below,
 or raises `BadInput` naming the field. Inside the project a function takes only the section it needs.
 
-Legend of sizes: `L` positions in a row, `P` predictions in a row, `D` hidden, `H` heads.
+Legend of sizes: `L` positions, `P` predictions and `E` packed sequences in a row, `D` hidden, `H` heads.
 """
 
 import dataclasses
@@ -49,6 +49,7 @@ class Masking:
     rate: float = _setting(0.15, 'a number above 0 and below 1', lambda value: 0 < value < 1)
     mask_fraction: float = _setting(0.8, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     random_fraction: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+    unit: str = _setting('token', choices=('token', 'word', 'ngram'))  # what is masked whole; ngram: 1 to 3 words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +64,11 @@ class Data:
         '', 'empty, or a source like data.source', lambda value: not value or _is_source(value)
     )
     validation_fraction: float = _fraction(0.05)  # of the documents, by hash; without validation_source
-    sequence_length: int = _at_least(128, 8)  # L
+    sequence_length: int = _setting(128, 'a number from 8 to 65536', lambda value: 8 <= value <= 65536)  # L
     short_sequence_probability: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     pairing: str = _setting('nsp', choices=('nsp', 'sop', 'none'))
+    packing: bool = False  # several sequences in a row, each with its own [CLS], attention inside each
+    max_sequences: int = _setting(-1, '-1 (L / 32, at least 4) or at least 1', lambda v: v == -1 or v >= 1)  # E, packed
     max_predictions: int = _setting(-1, '-1 (rate x L, rounded) or at least 1', lambda v: v == -1 or v >= 1)  # P
     masking: Masking = Masking()
 
@@ -305,6 +308,13 @@ def num_predictions(data: Data) -> int:
     if data.max_predictions != -1:
         return data.max_predictions
     return max(1, round(data.masking.rate * data.sequence_length))
+
+
+def max_sequences(data: Data) -> int:
+    """E, the sequences that a row has room for."""
+    if not data.packing:
+        return 1
+    return max(4, data.sequence_length // 32) if data.max_sequences == -1 else data.max_sequences
 
 
 def digest(section: Any) -> str:

@@ -4,6 +4,8 @@
 a counter; whole batches are drawn at once.
 """
 
+import math
+
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -55,3 +57,35 @@ def coin_flips(random_bits: np.ndarray, counts: np.ndarray) -> np.ndarray:
     shift = np.minimum(64 - flips_in_word, 63).astype(np.uint64)
     kept = np.where(flips_in_word > 0, random_bits >> shift, np.uint64(0))
     return np.bitwise_count(kept).sum(axis=1, dtype=np.int64)
+
+
+_ROUNDS = 6
+_FEWEST_HALF = 8  # a network of fewer numbers is far from reaching all permutations alike
+
+
+def permute(places: np.ndarray, sizes: int | np.ndarray, keys: np.ndarray, *, limit: int) -> np.ndarray:
+    """Where a random permutation of 0 … size - 1 sends each place; each key has a permutation of its own. int64.
+
+    A Feistel network over a grid of about `limit` numbers, walked on along its cycle until the result is below the size
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", method 3).
+
+    Args:
+      places: int64, each below its size.  keys: uint64, of the same shape.
+      limit: no size is above it. A permutation depends on it, never on what else is asked for at the same time.
+    """
+    width = max(math.isqrt(limit - 1) + 1, _FEWEST_HALF)
+    height = max(-(-limit // width), _FEWEST_HALF)
+
+    def network(x: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        halves, sides = list(np.divmod(x, width)), (height, width)
+        for number in range(_ROUNDS):
+            turned, other = number % 2, 1 - number % 2
+            bits = mix(keys + (halves[other].astype(np.uint64) * np.uint64(_ROUNDS) + np.uint64(number)) * _GOLDEN)
+            halves[turned] = (halves[turned] + below(bits, sides[turned])) % sides[turned]
+        return halves[0] * width + halves[1]
+
+    keys = mix(keys + _GOLDEN)
+    found = network(places, keys)
+    while len(outside := np.flatnonzero(found >= sizes)):
+        found[outside] = network(found[outside], keys[outside])
+    return found
