@@ -142,6 +142,32 @@ class Mesh:
     tensor: int = _setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
 
 
+def _as_in(section: type, name: str):
+    """A field with the default and the check of another."""
+    field = section.__dataclass_fields__[name]
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run with a batch and a learning rate of its own; but for `steps`, what it leaves out is inherited."""
+
+    steps: int = _as_in(Train, 'steps')
+    sequence_length: int = _as_in(Data, 'sequence_length')
+    global_batch_size: int = _as_in(Train, 'global_batch_size')
+    peak_learning_rate: float = _as_in(Optimizer, 'peak_learning_rate')
+    warmup_steps: int = _as_in(Optimizer, 'warmup_steps')
+
+
+_SECTION_OF = {
+    'steps': 'train',
+    'sequence_length': 'data',
+    'global_batch_size': 'train',
+    'peak_learning_rate': 'optimizer',
+    'warmup_steps': 'optimizer',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
@@ -153,6 +179,7 @@ class Config:
     train: Train = Train()
     mesh: Mesh = Mesh()
     platform: str = _setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
+    phases: tuple[Phase, ...] = ()  # one after the other, instead of the single fields; train.steps becomes their sum
 
 
 # --- The sizes of Devlin et al. (2019) and of the miniatures of Turc et al. (2019). ---
@@ -199,9 +226,55 @@ def resolve(config: ConfigDict | dict) -> Config:
       BadInput: names the first field that is unknown, of the wrong type, or out of range.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else config
-    resolved = _resolve_section(Config, values, '')
+    if not isinstance(values, dict):
+        raise BadInput('config', f'is {values!r}', 'a group of fields')
+    phases = values.get('phases', ())
+    resolved = _resolve_section(Config, {name: value for name, value in values.items() if name != 'phases'}, '')
+    resolved = _with_phases(resolved, phases)
     _check_together(resolved)
+    for number, phase in enumerate(in_phases(resolved)):
+        _check_phase(phase, f'phases[{number}].' if resolved.phases else '')
     return resolved
+
+
+def _with_phases(config: Config, values: Any) -> Config:
+    """A config with its phases, each complete, and `train.steps` their sum."""
+    if not isinstance(values, (list, tuple)):
+        raise BadInput('config.phases', f'is {values!r}', f'a tuple of groups of {", ".join(_SECTION_OF)}')
+    if not values:
+        return config
+    phases = []
+    for number, given in enumerate(values):
+        given = given.to_dict() if isinstance(given, ConfigDict) else given
+        if isinstance(given, dict) and 'steps' not in given:
+            raise BadInput(f'config.phases[{number}]', 'does not say how many steps', "'steps' among its fields")
+        inherited = {name: getattr(getattr(config, section), name) for name, section in _SECTION_OF.items()}
+        given = inherited | given if isinstance(given, dict) else given
+        phases.append(_resolve_section(Phase, given, f'phases[{number}].'))
+    train = dataclasses.replace(config.train, steps=sum(phase.steps for phase in phases))
+    return dataclasses.replace(config, phases=tuple(phases), train=train)
+
+
+def in_phases(config: Config) -> tuple[Config, ...]:
+    """A config for each phase of a run, its values in the single fields; the run's own where there are no phases."""
+    found = []
+    for phase in config.phases:
+        one = dataclasses.replace(config, phases=())
+        for name, section in _SECTION_OF.items():
+            changed = dataclasses.replace(getattr(one, section), **{name: getattr(phase, name)})
+            one = dataclasses.replace(one, **{section: changed})
+        found.append(one)
+    return tuple(found) or (config,)
+
+
+def phase_at(config: Config, step: int) -> Config:
+    """The config of the phase in which a run makes its `step`-th step; steps count from 1."""
+    phases, end = in_phases(config), 0
+    for phase in phases:
+        end += phase.train.steps
+        if step <= end:
+            return phase
+    return phases[-1]
 
 
 def _nearest(name: str, names: typing.Iterable[str]) -> str:
@@ -209,9 +282,9 @@ def _nearest(name: str, names: typing.Iterable[str]) -> str:
     return f'did you mean {close[0]!r}?' if close else ''
 
 
-def unknown_field(path: str) -> BadInput:
+def unknown_field(path: str, section: type = Config, prefix: str = '') -> BadInput:
     """The error for a field that does not exist, with the nearest name there is."""
-    names = list(field_names())
+    names = list(field_names(section, prefix))
     leaf = {name.rpartition('.')[2]: name for name in names}
     close = difflib.get_close_matches(path, names, n=1, cutoff=0.6) or [
         leaf[name] for name in difflib.get_close_matches(path.rpartition('.')[2], leaf, n=1, cutoff=0.5)
@@ -237,7 +310,7 @@ def _resolve_section(section: type, values: Any, prefix: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(section)}
     for name in values:
         if name not in fields:
-            raise unknown_field(prefix + name)
+            raise unknown_field(prefix + name, *((Phase, prefix) if section is Phase else ()))
     resolved = {}
     for name, field in fields.items():
         if name not in values:
@@ -261,7 +334,7 @@ def _resolve_section(section: type, values: Any, prefix: str) -> Any:
 
 def _check_together(config: Config) -> None:
     """The checks that concern more than one field."""
-    model, data, train, masking = config.model, config.data, config.train, config.data.masking
+    model, masking = config.model, config.data.masking
     if model.hidden_size % model.num_heads:
         works = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
         near = sorted(works, key=lambda h: abs(h - model.num_heads))[:3]
@@ -270,37 +343,44 @@ def _check_together(config: Config) -> None:
             f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',
             f'a divisor of {model.hidden_size}, for example {", ".join(map(str, sorted(near)))}',
         )
-    if data.sequence_length > model.max_positions:
-        raise BadInput(
-            'config.data.sequence_length',
-            f'is {data.sequence_length}, more than the model has positions',
-            f'at most model.max_positions={model.max_positions}',
-            f'--config.model.max_positions={data.sequence_length}',
-        )
     if masking.mask_fraction + masking.random_fraction > 1:
         raise BadInput(
             'config.data.masking',
             f'mask_fraction={masking.mask_fraction} + random_fraction={masking.random_fraction} is more than 1',
             'a sum of at most 1; the rest keeps its token',
         )
-    if train.global_batch_size % train.microbatches:
-        works = -(-train.global_batch_size // train.microbatches) * train.microbatches
-        raise BadInput(
-            'config.train.microbatches',
-            f'is {train.microbatches}, which does not divide global_batch_size={train.global_batch_size}',
-            f'a divisor of {train.global_batch_size}',
-            f'--config.train.global_batch_size={works}',
-        )
-    if config.optimizer.warmup_steps > train.steps:
-        raise BadInput(
-            'config.optimizer.warmup_steps',
-            f'is {config.optimizer.warmup_steps}, more than the run has steps',
-            f'at most train.steps={train.steps}',
-            f'--config.optimizer.warmup_steps={train.steps // 10}',
-        )
     axes = dataclasses.asdict(config.mesh)
     if sum(size == -1 for size in axes.values()) > 1:
         raise BadInput('config.mesh', f'is {axes}', 'at most one axis of -1 (the rest of the devices)')
+
+
+def _check_phase(config: Config, phase: str) -> None:
+    """The checks of fields that a phase may set; `phase` is where they stand, '' for the single fields."""
+    model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
+    if data.sequence_length > model.max_positions:
+        raise BadInput(
+            f'config.{phase or "data."}sequence_length',
+            f'is {data.sequence_length}, more than the model has positions',
+            f'at most model.max_positions={model.max_positions}',
+            f'--config.model.max_positions={data.sequence_length}',
+        )
+    if train.global_batch_size % train.microbatches:
+        works = -(-train.global_batch_size // train.microbatches) * train.microbatches
+        where = f'config.{phase or "train."}global_batch_size'
+        raise BadInput(
+            'config.train.microbatches',
+            f'is {train.microbatches}, which does not divide {where[7:]}={train.global_batch_size}',
+            f'a divisor of {train.global_batch_size}',
+            f'--{where}={works}',
+        )
+    if optimizer.warmup_steps > train.steps:
+        where = f'config.{phase or "optimizer."}warmup_steps'
+        raise BadInput(
+            where,
+            f'is {optimizer.warmup_steps}, more than {"the phase" if phase else "the run"} has steps',
+            f'at most {phase or "train."}steps={train.steps}',
+            f'--{where}={train.steps // 10}',
+        )
 
 
 def num_predictions(data: Data) -> int:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax import run
+from bert_jax.config import phase_at
 from bert_jax.data.batches import CorpusStream, Stream, prefetch
 from bert_jax.files import write_whole
 from bert_jax.text.corpus import Corpus, load_corpus
@@ -53,7 +54,8 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
     corpus = load_corpus(config.data.corpus)
     vocab_size = corpus.tokenizer.vocab_size
     state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
-    stream = CorpusStream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
+    phase = phase_at(config, int(state.step))
+    stream = CorpusStream(corpus, phase.data, 'validation', batch_size=phase.train.global_batch_size, seed=None)
     evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
     result = (
         {'step': int(state.step)} | evaluate_params(state.params, evaluation_step, stream, mesh) | baselines(corpus)

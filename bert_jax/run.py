@@ -26,6 +26,7 @@ def fingerprint(config: Config, corpus: Corpus) -> dict[str, object]:
     sections = {'data': data, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
     flat = {f'{section}.{name}': value for section, values in sections.items() for name, value in values.items()}
     return flat | {
+        'phases': [dataclasses.asdict(phase) for phase in config.phases],
         'corpus': corpus.manifest['content_hash'],
         'tokenizer': corpus.tokenizer.hash,
         'train.seed': config.train.seed,

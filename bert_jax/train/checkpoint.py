@@ -74,7 +74,7 @@ def restore_on_one_device(
       BadInput: when there is no such checkpoint.
     """
     mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, config.phases)
     checkpoints = Checkpoints(workdir)
     state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh), step=step)
     checkpoints.close()

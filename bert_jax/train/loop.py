@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 import jax
@@ -11,8 +12,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bert_jax import run
-from bert_jax.config import Config, num_predictions
-from bert_jax.data.batches import CorpusStream, Stream, prefetch
+from bert_jax.config import Config, in_phases
+from bert_jax.data.batches import Batch, CorpusStream, Stream, prefetch
 from bert_jax.errors import BadInput
 from bert_jax.evaluate import evaluate_params
 from bert_jax.model.bert import num_parameters
@@ -47,18 +48,18 @@ def train(config: Config, workdir: str) -> Outcome:
 
 def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     # --- What there is: devices, corpus, streams. Nothing is written before all of it is sound. ---
-    mesh = make_mesh(config.mesh, config.model, config.train)
+    phases, num_steps = in_phases(config), config.train.steps
+    for number, phase in enumerate(phases):
+        where = f'config.phases[{number}]' if config.phases else 'config.train'
+        mesh = make_mesh(config.mesh, config.model, phase.train, where=where)
     corpus = load_corpus(config.data.corpus)
-    batch_size, num_steps = config.train.global_batch_size, config.train.steps
-    stream = CorpusStream(corpus, config.data, 'train', batch_size=batch_size, seed=config.train.seed)
-    if not stream.num_rows:
-        raise BadInput(config.data.corpus, 'its training split gives no row', 'documents of at least two tokens')
-    validation = _validation_stream(corpus, config)
+    streams = [_training_stream(corpus, phase, number) for number, phase in enumerate(phases)]
+    validations = [_validation_stream(corpus, phase) for phase in phases]
     run.claim(workdir, config, corpus)
 
     # --- The state: restored, or new. ---
     vocab_size = corpus.tokenizer.vocab_size
-    optimizer = make_optimizer(config.optimizer, num_steps)
+    optimizer = make_optimizer(config.optimizer, num_steps, config.phases)
     shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
     resumed_from = checkpoints.latest_step()
@@ -71,32 +72,30 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
         state = checkpoints.restore(shapes, shardings)
     else:
         state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed)
-    _say(_describe(config, mesh, vocab_size, stream))
+    _say(_describe(config, mesh, vocab_size, streams))
 
     # --- The step, compiled at its first use. ---
-    graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps)
+    graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps, config.phases)
     train_step = make_train_step(
         graph, optimizer, schedule, mesh, shardings, seed=config.train.seed, microbatches=config.train.microbatches
     )
     evaluation_step = make_evaluation_step(graph)
 
     # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---
-    start, rows = int(state.step), local_rows(mesh, batch_size)
-    predictions = batch_size * num_predictions(config.data)
-    speed = Speedometer(config.model, vocab_size, predictions=predictions, sequences=batch_size)
+    start, speed = int(state.step), Speedometer(config.model, vocab_size)
     writer = MetricsWriter(workdir, start)
     progress = Progress(start, num_steps)
     metrics: dict[str, float] = {}
     _say('Compiling the step …')
-    for step, batch in enumerate(prefetch(stream, start, num_steps, rows), start=start + 1):
-        state, on_device = train_step(state, make_global(batch, rows, mesh, batch_size))
-        speed.add(on_device.pop('tokens'), on_device.pop('squared_lengths'))
+    for step, number, batch in speed.waiting(_global_batches(phases, streams, mesh, start)):
+        state, on_device = train_step(state, batch)
+        speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
         is_last = step == num_steps or bool(stop.received)
         if step % config.train.log_every == 0 or is_last:
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()
             writer.write(step, metrics)
             progress.show(step, metrics)
-        every = config.train.evaluate_every
+        every, validation = config.train.evaluate_every, validations[number]
         if validation and ((every and step % every == 0) or step == num_steps):
             with speed.paused():
                 found = evaluate_params(state.params, evaluation_step, validation, mesh, config.train.evaluate_rows)
@@ -115,6 +114,33 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     if step < num_steps:
         _say(f'Stopped by {stop.received}: saved step {step} of {num_steps}. The same command goes on from there.')
     return Outcome(step, step == num_steps, resumed_from, metrics)
+
+
+def _training_stream(corpus: Corpus, phase: Config, number: int) -> Stream:
+    train = phase.train
+    stream = CorpusStream(
+        corpus, phase.data, 'train', batch_size=train.global_batch_size, seed=train.seed, phase=number
+    )
+    if not stream.num_rows:
+        raise BadInput(phase.data.corpus, 'its training split gives no row', 'documents of at least two tokens')
+    return stream
+
+
+def _global_batches(
+    phases: tuple[Config, ...], streams: list[Stream], mesh: Mesh, start: int
+) -> Iterator[tuple[int, int, Batch]]:
+    """(step, number of its phase, its batch on the devices) from the step after `start` on.
+
+    A phase is a stream of its own, from its step 0: where a run was stopped does not matter.
+    """
+    before = 0  # steps of the phases before
+    for number, (phase, stream) in enumerate(zip(phases, streams, strict=True)):
+        done, num_steps = max(start - before, 0), phase.train.steps
+        if done < num_steps:
+            rows = local_rows(mesh, stream.batch_size)
+            for step, batch in enumerate(prefetch(stream, done, num_steps, rows), start=before + done + 1):
+                yield step, number, make_global(batch, rows, mesh, stream.batch_size)
+        before += num_steps
 
 
 def _validation_stream(corpus: Corpus, config: Config) -> Stream | None:
@@ -148,16 +174,21 @@ class StopSignal:
         _say(f'{self.received}: finishing this step, then saving …')
 
 
-def _describe(config: Config, mesh: Mesh, vocab_size: int, stream: Stream) -> str:
+def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: list[Stream]) -> str:
     devices = jax.devices()
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
-    epochs = config.train.steps * config.train.global_batch_size / stream.num_rows
-    return (
-        f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}\n'
-        f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}\n'
-        f'Data: {stream.num_rows:,} rows an epoch; {config.train.steps:,} steps of '
-        f'{config.train.global_batch_size} rows are {epochs:.2f} epochs'
-    )
+    lines = [
+        f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}',
+        f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}',
+    ]
+    for number, (phase, stream) in enumerate(zip(in_phases(config), streams, strict=True), start=1):
+        epochs = phase.train.steps * stream.batch_size / stream.num_rows
+        lines.append(
+            (f'Phase {number}, length {phase.data.sequence_length}' if config.phases else 'Data')
+            + f': {stream.num_rows:,} rows an epoch; {phase.train.steps:,} steps of {stream.batch_size} rows are '
+            f'{epochs:.2f} epochs'
+        )
+    return '\n'.join(lines)
 
 
 def _say(text: str) -> None:

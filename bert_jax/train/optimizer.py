@@ -1,14 +1,26 @@
 """Schedules and optimisers, from optax."""
 
+import dataclasses
+
 import jax
+import numpy as np
 import optax
 from flax import nnx
 
 from bert_jax import config
 
 
-def make_schedule(optimizer: config.Optimizer, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to the peak, then `schedule` down to 0 at the last step."""
+def make_schedule(optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()) -> optax.Schedule:
+    """Learning rate by step: linear warm-up to the peak, then `schedule` down to 0 at the last step; so in each phase."""
+    if phases:
+        peaks = [
+            {'peak_learning_rate': phase.peak_learning_rate, 'warmup_steps': phase.warmup_steps} for phase in phases
+        ]
+        parts = [
+            make_schedule(dataclasses.replace(optimizer, **peak), phase.steps)
+            for peak, phase in zip(peaks, phases, strict=True)
+        ]
+        return optax.join_schedules(parts, np.cumsum([phase.steps for phase in phases])[:-1].tolist())
     peak, warmup = optimizer.peak_learning_rate, optimizer.warmup_steps
     after = max(num_steps - warmup, 1)
     down = {
@@ -47,14 +59,16 @@ def matrix_dims(params: nnx.State) -> nnx.State:
     return jax.tree.map(dims, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def make_optimizer(optimizer: config.Optimizer, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()
+) -> optax.GradientTransformation:
     """The optimiser after clipping by the global norm.
 
     `adamw` as in the original (which leaves out the bias correction); `muon` (Jordan et al. 2024) with the update
     scale of Liu et al. 2025, "Muon is scalable for LLM training"; on the rest AdamW
     with Nesterov momentum.
     """
-    schedule = make_schedule(optimizer, num_steps)
+    schedule = make_schedule(optimizer, num_steps, phases)
     if optimizer.name == 'muon':
         update = optax.contrib.muon(
             schedule,
