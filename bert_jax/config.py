@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -282,9 +283,10 @@ def _nearest(name: str, names: typing.Iterable[str]) -> str:
     return f'did you mean {close[0]!r}?' if close else ''
 
 
-def unknown_field(path: str, section: type = Config, prefix: str = '') -> BadInput:
+def unknown_field(path: str) -> BadInput:
     """The error for a field that does not exist, with the nearest name there is."""
-    names = list(field_names(section, prefix))
+    phase = re.match(r'phases\[\d+\]\.', path)
+    names = list(field_names(Phase, phase[0]) if phase else field_names())
     leaf = {name.rpartition('.')[2]: name for name in names}
     close = difflib.get_close_matches(path, names, n=1, cutoff=0.6) or [
         leaf[name] for name in difflib.get_close_matches(path.rpartition('.')[2], leaf, n=1, cutoff=0.5)
@@ -310,7 +312,7 @@ def _resolve_section(section: type, values: Any, prefix: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(section)}
     for name in values:
         if name not in fields:
-            raise unknown_field(prefix + name, *((Phase, prefix) if section is Phase else ()))
+            raise unknown_field(prefix + name)
     resolved = {}
     for name, field in fields.items():
         if name not in values:

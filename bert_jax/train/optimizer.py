@@ -11,11 +11,9 @@ from bert_jax import config
 
 
 def make_schedule(optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to the peak, then `schedule` down to 0 at the last step; so in each phase."""
+    """Learning rate by step: linear warm-up to the peak, then `schedule` down to 0 at the last step; in each phase anew."""
     if phases:
-        peaks = [
-            {'peak_learning_rate': phase.peak_learning_rate, 'warmup_steps': phase.warmup_steps} for phase in phases
-        ]
+        peaks = [{name: getattr(phase, name) for name in ('peak_learning_rate', 'warmup_steps')} for phase in phases]
         parts = [
             make_schedule(dataclasses.replace(optimizer, **peak), phase.steps)
             for peak, phase in zip(peaks, phases, strict=True)
