@@ -1,4 +1,4 @@
-"""Rows of a batch as a person reads them. This is the one place of the data stage where text of the corpus is printed."""
+"""Rows of a batch as a person reads them: the one place of the data stage where text of the corpus is shown."""
 
 from typing import Any
 
@@ -30,13 +30,9 @@ def decode_rows(batch: Batch, tokenizer: Tokenizer, pairing: str) -> list[list[d
             if batch.next_sentence_weights[row, number - 1]:
                 pair = _PAIRS[pairing][batch.next_sentence_labels[row, number - 1]]
             masked = [
-                {
-                    'position': position,
-                    'was': tokenizer.token(was[position]),
-                    'now': tokenizer.token(int(ids[position])),
-                }
-                for position in positions.tolist()
-                if position in was
+                {'position': place, 'was': tokenizer.token(was[place]), 'now': tokenizer.token(int(ids[place]))}
+                for place in positions.tolist()
+                if place in was
             ]
             sequences.append(
                 {

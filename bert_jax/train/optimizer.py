@@ -11,7 +11,7 @@ from bert_jax import config
 
 
 def make_schedule(optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to the peak, then `schedule` down to 0 at the last step; in each phase anew."""
+    """Learning rate by step, in each phase anew: linear warm-up to the peak, then `schedule` down to 0 at the end."""
     if phases:
         peaks = [{name: getattr(phase, name) for name in ('peak_learning_rate', 'warmup_steps')} for phase in phases]
         parts = [
