@@ -6,6 +6,7 @@ A unit is what is masked whole: a token, a word, or an n-gram of words. All rows
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -63,11 +64,12 @@ def mask_tokens(
     room = num_masked(lengths.reshape(len(ids), -1), masking.rate)  # [B, E]
     room = np.clip(num_predictions - (np.cumsum(room, axis=1) - room), 0, room)
     starts = _unit_starts(ids, candidates, keys, masking.unit, is_continuation)
-    places, sequences = _shuffled_units(starts, keys, sequence_ids, room.shape[1])
+    places, counts = _shuffled_units(starts, keys, sequence_ids, room.shape[1])
     sizes = np.ones_like(places) if masking.unit == 'token' else _unit_sizes(starts, candidates)[places]
-    taken = _take_in_order(sizes, sequences, room.ravel())
-    drawn = np.sort(_expand(places[taken], sizes[taken]))
-    return _replace(ids, drawn, keys, masking, num_predictions, mask_id, vocab_size)
+    taken = _take_in_order(sizes, counts, room.ravel())
+    drawn = np.zeros(ids.size, bool)
+    drawn[_expand(places[taken], sizes[taken])] = True
+    return _replace(ids, np.flatnonzero(drawn), keys, masking, num_predictions, mask_id, vocab_size)
 
 
 def _unit_starts(
@@ -106,44 +108,55 @@ def _unit_sizes(starts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 def _shuffled_units(
     starts: np.ndarray, keys: np.ndarray, sequence_ids: np.ndarray | None, num_sequences: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Units in random order, sequence after sequence: ([U] int64 places in B x L, [U] int64 numbers in B x E)."""
+    """Units in random order, sequence after sequence: ([U] int64 places in B x L, [B x E] int64 units of each)."""
     num_rows, num_positions = starts.shape
     # One sort a row, of [sequence 16 bits, chance 32 bits, position 16 bits].
-    lottery = random.bits(random.fold(keys, _LOTTERY), num_positions) >> np.uint64(32) << np.uint64(16)
+    lottery = random.bits(random.fold(keys, _LOTTERY), num_positions)
+    lottery >>= np.uint64(32)
+    lottery <<= np.uint64(16)
     lottery |= np.arange(num_positions, dtype=np.uint64)
     if num_sequences > 1:
         lottery |= (sequence_ids.astype(np.uint64) - np.uint64(1)) << np.uint64(48)
-    lottery = np.where(starts, lottery, _NO_UNIT)
+    lottery[~starts] = _NO_UNIT
     lottery.sort(axis=1)
     counts = np.count_nonzero(starts, axis=1)
     units = lottery[np.arange(num_positions) < counts[:, None]]
     rows = np.repeat(np.arange(num_rows), counts)
     places = rows * num_positions + (units & np.uint64(0xFFFF)).astype(np.int64)
-    return places, rows * num_sequences + (units >> np.uint64(48)).astype(np.int64) if num_sequences > 1 else rows
+    if num_sequences > 1:
+        numbers = rows * num_sequences + (units >> np.uint64(48)).astype(np.int64)
+        counts = np.bincount(numbers, minlength=num_rows * num_sequences)
+    return places, counts
 
 
-def _take_in_order(sizes: np.ndarray, sequences: np.ndarray, room: np.ndarray) -> np.ndarray:
+def _take_in_order(sizes: np.ndarray, counts: np.ndarray, room: np.ndarray) -> np.ndarray:
     """Goes through the units of each sequence and takes each that still fits into its room.
 
     Args:
-      sizes: [U] int64.  sequences: [U] int64, ascending.  room: int64 by sequence.
+      sizes: [U] int64.  counts: [S] int64, units of each sequence.  room: [S] int64, tokens.
 
     Returns:
       The indices of the units taken, int64.
     """
-    room, left, taken = room.copy(), np.arange(len(sizes)), []
-    while True:
-        left = left[sizes[left] <= room[sequences[left]]]  # what does not fit now never will
-        if not len(left):
-            return np.concatenate([*taken, left])
-        size, sequence = sizes[left], sequences[left]
-        used = np.cumsum(size)
-        first = np.flatnonzero(np.diff(sequence, prepend=-1))
-        used -= np.repeat(used[first] - size[first], np.diff(first, append=len(left)))
-        fits = used <= room[sequence]  # all before the first that does not fit: they are taken
-        taken.append(left[fits])
-        room -= np.bincount(sequence[fits], size[fits], minlength=len(room)).astype(np.int64)
-        left = left[~fits]
+    sequences = np.repeat(np.arange(len(counts)), counts)
+    ranks = np.arange(len(sizes)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    def take(left: np.ndarray) -> Iterator[np.ndarray]:
+        nonlocal room
+        while len(left := left[sizes[left] <= room[sequences[left]]]):  # what does not fit now never will
+            size, sequence = sizes[left], sequences[left]
+            used = np.cumsum(size)
+            first = np.flatnonzero(np.diff(sequence, prepend=-1))
+            used -= np.repeat(used[first] - size[first], np.diff(first, append=len(left)))
+            fits = used <= room[sequence]  # all before the first that does not fit
+            room = room - np.bincount(sequence[fits], size[fits], minlength=len(room)).astype(np.int64)
+            yield left[fits]
+            left = left[~fits]
+
+    may_fill = ranks < np.repeat(room, counts)  # those after them have a chance only if there is room left
+    taken = list(take(np.flatnonzero(may_fill)))
+    taken += take(np.flatnonzero(np.repeat(room > 0, counts) & ~may_fill))
+    return np.concatenate([np.zeros(0, np.int64), *taken])
 
 
 def _expand(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -164,18 +177,18 @@ def _replace(
     num_rows, num_positions = ids.shape
     rows, columns = np.divmod(drawn, num_positions)
     counts = np.bincount(rows, minlength=num_rows)
-    slots = np.arange(len(drawn)) - np.repeat(np.cumsum(counts) - counts, counts)
+    slots = rows * num_predictions + np.arange(len(drawn)) - np.repeat(np.cumsum(counts) - counts, counts)
     labels = ids.ravel()[drawn]
-    chances = random.bits(random.fold(random.fold(keys, _REPLACEMENT)[rows], columns), 2)
-    chance, any_token = random.uniform(chances[:, 0]), random.below(chances[:, 1], vocab_size)
+    bits = random.bits_at(random.fold(keys, _REPLACEMENT)[rows], columns)
+    chance, any_token = (bits & np.uint64(2**32 - 1)) * 2.0**-32, random.below(bits, vocab_size)
     masked_below, random_below = masking.mask_fraction, masking.mask_fraction + masking.random_fraction
     replaced = np.where(chance < masked_below, mask_id, np.where(chance < random_below, any_token, labels))
     input_ids = ids.copy()
     input_ids.ravel()[drawn] = replaced
 
     def slotted(values: np.ndarray | float, dtype: type) -> np.ndarray:
-        filled = np.zeros((num_rows, num_predictions), dtype)
-        filled[rows, slots] = values
-        return filled
+        filled = np.zeros(num_rows * num_predictions, dtype)
+        filled[slots] = values
+        return filled.reshape(num_rows, num_predictions)
 
     return Masked(input_ids, slotted(columns, np.int32), slotted(labels, np.int32), slotted(1, np.float32))

@@ -14,9 +14,12 @@ _MASK_64 = (1 << 64) - 1
 
 def mix(x: np.ndarray) -> np.ndarray:
     """The splitmix64 finaliser, a bijection of uint64 whose output bits pass for independent."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def fold(key: int | np.ndarray, data: int | np.ndarray) -> np.ndarray:
@@ -32,8 +35,12 @@ def fold_int(key: int, data: int) -> int:
 
 def bits(keys: np.ndarray, count: int) -> np.ndarray:
     """uint64 random bits, shape keys.shape + (count,)."""
-    counters = (np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN).reshape((1,) * keys.ndim + (count,))
-    return mix(keys[..., None] + counters)
+    return bits_at(keys[..., None], np.arange(count))
+
+
+def bits_at(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
+    """The random bits that `bits` has at these counters, uint64 of the broadcast shape."""
+    return mix(keys + (counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def below(random_bits: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
@@ -80,11 +87,10 @@ def permute(places: np.ndarray, sizes: int | np.ndarray, keys: np.ndarray, *, li
         halves, sides = list(np.divmod(x, width)), (height, width)
         for number in range(_ROUNDS):
             turned, other = number % 2, 1 - number % 2
-            bits = mix(keys + (halves[other].astype(np.uint64) * np.uint64(_ROUNDS) + np.uint64(number)) * _GOLDEN)
-            halves[turned] = (halves[turned] + below(bits, sides[turned])) % sides[turned]
+            drawn = below(bits_at(keys, halves[other] * _ROUNDS + number), sides[turned])
+            halves[turned] = (halves[turned] + drawn) % sides[turned]
         return halves[0] * width + halves[1]
 
-    keys = mix(keys + _GOLDEN)
     found = network(places, keys)
     while len(outside := np.flatnonzero(found >= sizes)):
         found[outside] = network(found[outside], keys[outside])
