@@ -7,6 +7,7 @@ Exit status: 0 finished; 2 bad input, told in a message; 75 stopped and saved, r
 import dataclasses
 import difflib
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,8 @@ def _define(command: Command) -> flags.FlagValues:
             flags.DEFINE_integer('top_k', 5, 'fillers to show', lower_bound=1, flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
+        elif name == 'show':
+            flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
         else:
             flags.DEFINE_string(name, None, _FLAG_HELP[name], flag_values=values)
     flags.DEFINE_boolean('json', False, 'write one JSON object to standard output, nothing else', flag_values=values)
@@ -73,8 +76,26 @@ def _prepare(values: flags.FlagValues, _: list[str]) -> int:
         _tell(values, preview, json.dumps(preview, indent=2, ensure_ascii=False))
         return 0
     summary = corpus.prepare(config.data, config.tokenizer, initial=initial)
-    _tell(values, dataclasses.asdict(summary), _describe_corpus(summary))
+    as_json, text = dataclasses.asdict(summary), _describe_corpus(summary)
+    if values.show:
+        from bert_jax.data.show import describe_rows
+
+        as_json['rows'] = _first_rows(config, values.show)
+        text += '\n' + describe_rows(as_json['rows'])
+    _tell(values, as_json, text)
     return 0
+
+
+def _first_rows(config: Config, num_rows: int) -> list[list[dict[str, Any]]]:
+    """The first rows that a run of this config would train on, decoded."""
+    from bert_jax.config import in_phases
+    from bert_jax.data.batches import CorpusStream
+    from bert_jax.data.show import decode_rows
+    from bert_jax.text.corpus import load_corpus
+
+    corpus, phase = load_corpus(config.data.corpus), in_phases(config)[0]
+    stream = CorpusStream(corpus, phase.data, 'train', batch_size=num_rows, seed=config.train.seed)
+    return decode_rows(stream.batch(0), corpus.tokenizer, phase.data.pairing)
 
 
 def _describe_corpus(summary: Any) -> str:
@@ -203,7 +224,7 @@ COMMANDS = {
         _prepare,
         'reads text, trains the tokenizer unless one is given, writes the corpus',
         'python -m bert_jax prepare --config=configs/demo.py',
-        ('config', 'tokenizer_only'),
+        ('config', 'tokenizer_only', 'show'),
     ),
     'doctor': Command(
         _doctor,
@@ -309,18 +330,18 @@ def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]
         rest = values([name, *arguments])[1:]
     except (AttributeError, KeyError) as error:  # a config file or an override that sets a field which does not exist
         given = [argument[2:].partition('=')[0] for argument in arguments if argument.startswith('--config.')]
-        from bert_jax.config import field_names
+        from bert_jax.config import Phase, field_names
 
-        known = set(field_names())
+        known = {*field_names(), *field_names(Phase, 'phases[].')}
         for path in (path.removeprefix('config.') for path in given):
-            if path not in known:
+            if re.sub(r'\[\d+\]', '[]', path) not in known:
                 raise unknown_field(path) from error
         raise BadInput('--config', str(error).strip('"\'')) from error
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(values), n=1)
         mend = f'did you mean --{near[0]}?' if near else f'python -m bert_jax {name} --help'
         raise BadInput(f'--{error.flagname}', f'is not a flag of {name}', '', mend) from error
-    except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as error:
+    except (flags.Error, OSError, IndexError, TypeError, ValueError, SyntaxError, ImportError) as error:
         raise BadInput('command line', ' '.join(str(error).split()), '', f'python -m bert_jax {name} --help') from error
     if rest and not COMMANDS[name].arguments:
         raise BadInput(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_jax.config import Config
+from bert_jax.config import Config, in_phases
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus, load_corpus, verify
 
@@ -84,7 +84,9 @@ def _devices(config: Config) -> Iterator[Problem]:
     from bert_jax.train.sharding import make_mesh
 
     select_platform(config.platform)
-    make_mesh(config.mesh, config.model, config.train)
+    for number, phase in enumerate(in_phases(config)):
+        where = f'config.phases[{number}]' if config.phases else 'config.train'
+        make_mesh(config.mesh, config.model, phase.train, where=where)
     yield from ()
 
 
@@ -172,19 +174,21 @@ def _documents(config: Config, corpus: Corpus) -> Iterator[Problem]:
 
 def _amounts(config: Config, corpus: Corpus) -> Iterator[Problem]:
     """Whether there is enough text for the planned steps, and enough of it held out."""
-    from bert_jax.data.batches import Stream
+    from bert_jax.data.batches import CorpusStream
 
-    rows = Stream(corpus, config.data, 'train', batch_size=config.train.global_batch_size, seed=0).num_rows
-    if not rows:
-        raise BadInput(corpus.directory, 'its training split gives no row', 'documents of at least two tokens')
-    epochs = config.train.steps * config.train.global_batch_size / rows
+    epochs = 0.0
+    for phase in in_phases(config):
+        batch_size = phase.train.global_batch_size
+        rows = CorpusStream(corpus, phase.data, 'train', batch_size=batch_size, seed=0).num_rows
+        if not rows:
+            raise BadInput(corpus.directory, 'its training split gives no row', 'documents of at least two tokens')
+        epochs += phase.train.steps * batch_size / rows
     if epochs > _MOST_EPOCHS:
         yield _warning(
             'config.train.steps',
-            f'{config.train.steps:,} steps of {config.train.global_batch_size} rows are {epochs:,.0f} epochs of '
-            f'{rows:,} rows',
-            f'at most about {_MOST_EPOCHS}',
-            f'more text, or --config.train.steps={_MOST_EPOCHS * rows // config.train.global_batch_size}',
+            f'{config.train.steps:,} steps go {epochs:,.0f} times through the text',
+            f'at most about {_MOST_EPOCHS} times',
+            f'more text, or --config.train.steps={int(config.train.steps * _MOST_EPOCHS / epochs)}',
         )
     lengths = np.diff(np.asarray(corpus.validation.sentences[np.asarray(corpus.validation.documents)]))
     held = int(config.data.masking.rate * lengths.sum())

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax import run
+from bert_jax.config import phase_at
 from bert_jax.data.batches import Stream, prefetch
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
@@ -51,7 +52,7 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
     """
     config = run.load_config(workdir)
     streams = open_streams(config)
-    if streams.validation is None:
+    if None in streams.validation:
         raise BadInput(
             'config.data.validation_fraction',
             'held out too little text for the objective',
@@ -62,8 +63,9 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
         raise BadInput(config.data.corpus, 'was made with another tokenizer', f'the tokenizer in {workdir}')
     vocab_size = streams.tokenizer.vocab_size
     state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
+    validation = streams.validation[phase_at(config, int(state.step))]
     evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
-    found = evaluate_params(state.params, evaluation_step, streams.validation, mesh)
+    found = evaluate_params(state.params, evaluation_step, validation, mesh)
     result = {'step': int(state.step)} | found | baselines(streams.unigram_counts())
     write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(result) + '\n')
     return result

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax import run
-from bert_jax.config import Config, Model
+from bert_jax.config import Config, Model, in_phases
 from bert_jax.errors import BadInput
 from bert_jax.interop import google, hugging_face
 from bert_jax.model.bert import padded_vocab_size
@@ -104,7 +104,8 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         model = run.load_config(workdir).model
         return StartingPoint(_with_sizes(config, model, model.max_positions), {'init': recorded['init']})
     initial = _load(config.init)
-    model, own, needed = initial.config, initial.config.max_positions, config.data.sequence_length
+    model, own = initial.config, initial.config.max_positions
+    needed = max(phase.data.sequence_length for phase in in_phases(config))
     num_positions = own if needed <= own else max(config.model.max_positions, needed)
     _say(
         f'Starting from {config.init}: {model.num_layers} layers, hidden size {model.hidden_size}, '

@@ -29,6 +29,7 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
     sections = {'data': data, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
     flat = {f'{section}.{name}': value for section, values in sections.items() for name, value in values.items()}
     return flat | {
+        'phases': [dataclasses.asdict(phase) for phase in config.phases],
         'corpus': streams.content_hash,
         'tokenizer': streams.tokenizer.hash,
         'train.seed': config.train.seed,

@@ -5,7 +5,6 @@
 
 import functools
 
-import grain
 import numpy as np
 
 from bert_jax.data import random
@@ -22,11 +21,11 @@ class Order:
     padding.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int | None):
-        """Args: `seed` of the run for training, None for evaluation."""
+    def __init__(self, num_rows: int, batch_size: int, seed: int | None, phase: int = 0):
+        """Args: `seed` of the run for training, None for evaluation; number of the phase."""
         self.num_rows, self.batch_size, self._shuffled = num_rows, batch_size, seed is not None
-        # Seeds and phases fold into one key; a run of one phase is phase 0.
-        self._key = random.fold_int(random.fold_int(_EVALUATION_SEED if seed is None else seed, int(self._shuffled)), 0)
+        key = random.fold_int(_EVALUATION_SEED if seed is None else seed, int(self._shuffled))
+        self._key = random.fold_int(key, phase)
 
     def __len__(self) -> int:
         """Steps in one pass."""
@@ -48,32 +47,21 @@ class Order:
             block_starts, slot_starts, block_order = self._block_order(int(epoch))
             chosen = epochs == epoch
             slots = np.searchsorted(slot_starts, places[chosen], side='right') - 1
-            rows[chosen] = [
-                block_starts[block] + _shuffle(offset, block_starts[block + 1] - block_starts[block], seed)
-                for block, offset, seed in zip(
-                    block_order[slots],
-                    places[chosen] - slot_starts[slots],
-                    self._block_seeds(int(epoch), block_order[slots]),
-                    strict=True,
-                )
-            ]
+            blocks = block_order[slots]
+            rows[chosen] = block_starts[blocks] + random.permute(
+                places[chosen] - slot_starts[slots],
+                block_starts[blocks + 1] - block_starts[blocks],
+                random.fold(random.fold_int(self._key, int(epoch)), blocks + 1),
+                limit=min(self.num_rows, _ROWS_IN_BLOCK),
+            )
         return rows
-
-    def _block_seeds(self, epoch: int, blocks: np.ndarray) -> list[int]:
-        return (random.fold(random.fold_int(self._key, epoch), blocks + 1) >> np.uint64(32)).tolist()
 
     @functools.lru_cache(maxsize=4)  # noqa: B019  an order lives as long as its run
     def _block_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """([K+1] first row of each block, [K] first place of each slot, [K] the block in each slot)."""
         num_blocks = -(-self.num_rows // _ROWS_IN_BLOCK)
         block_starts = np.arange(num_blocks + 1) * self.num_rows // num_blocks
-        seed = random.fold_int(random.fold_int(self._key, epoch), 0) >> 32
-        order = np.array([_shuffle(slot, num_blocks, seed) for slot in range(num_blocks)])
+        key = np.full(num_blocks, random.fold_int(random.fold_int(self._key, epoch), 0), np.uint64)
+        order = random.permute(np.arange(num_blocks), num_blocks, key, limit=num_blocks)
         sizes = np.diff(block_starts)[order]
         return block_starts, np.concatenate([[0], np.cumsum(sizes)[:-1]]), order
-
-
-def _shuffle(index: int, size: int, seed: int) -> int:
-    if size == 1:
-        return 0
-    return grain.experimental.index_shuffle(int(index), max_index=int(size) - 1, seed=seed, rounds=4)

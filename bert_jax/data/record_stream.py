@@ -43,14 +43,21 @@ class RecordStream(Stream):
     """The batches of some records: a row is a record."""
 
     def __init__(
-        self, records: RecordSet, data: config.Data, tokenizer: Tokenizer, *, batch_size: int, seed: int | None
+        self,
+        records: RecordSet,
+        data: config.Data,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        seed: int | None,
+        phase: int = 0,
     ):
-        """Args: `seed` of the run for training, None for evaluation.
+        """Args: `seed` of the run for training, None for evaluation; `phase`, its number.
 
         Raises:
           BadInput: when the records were not written with this vocabulary, or hold no labels for `pairing`.
         """
-        super().__init__(Order(len(records), batch_size, seed))
+        super().__init__(Order(len(records), batch_size, seed, phase))
         self.data, self._records, self._tokenizer = with_lengths_of(records, data), records, tokenizer
         for file in records.files:
             if file.facts.largest_id >= tokenizer.vocab_size:
@@ -110,6 +117,7 @@ class RecordStream(Stream):
                 num_predictions=num_predictions,
                 mask_id=self._tokenizer.mask_id,
                 vocab_size=self._tokenizer.vocab_size,
+                is_continuation=self._tokenizer.is_continuation,
             )
         stored = (examples.masked_lm_positions, examples.masked_lm_ids, examples.masked_lm_weights)
         kept = (np.where(present[:, None], _widened(slots, num_predictions), 0).astype(slots.dtype) for slots in stored)

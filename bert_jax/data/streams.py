@@ -1,6 +1,7 @@
 """The data of a run, wherever it comes from: its streams, its tokenizer, and what it is known by."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -20,15 +21,16 @@ class Streams:
 
     Attributes:
       config: of the run, with the lengths that its data dictate.
-      validation: None when too little text is held out for the objective.
+      train: a stream for each phase.
+      validation: likewise; None when too little text is held out for the objective.
       content_hash: equal hashes give equal rows; nothing in it tells a path or a time.
       unigram_counts: how often each token occurs in the validation text, int64 [V].
     """
 
     config: config.Config
     tokenizer: Tokenizer
-    train: Stream
-    validation: Stream | None
+    train: tuple[Stream, ...]
+    validation: tuple[Stream | None, ...]
     content_hash: str
     unigram_counts: Callable[[], np.ndarray]
 
@@ -40,7 +42,7 @@ def open_streams(run: config.Config, *, progress: bool = True) -> Streams:
       BadInput: when there is none, when it is damaged, or when it gives no row to train on.
     """
     streams = _open_records(run, progress) if config.is_records(run.data.source) else _open_corpus(run)
-    if not streams.train.num_rows:
+    if not all(stream.num_rows for stream in streams.train):
         where = run.data.source if config.is_records(run.data.source) else run.data.corpus
         expected = 'documents of at least two tokens, or records, that are not all held out'
         raise BadInput(where, 'its training split gives no row', expected)
@@ -48,22 +50,25 @@ def open_streams(run: config.Config, *, progress: bool = True) -> Streams:
 
 
 def _open_corpus(run: config.Config) -> Streams:
-    corpus, batch_size = load_corpus(run.data.corpus), run.train.global_batch_size
-    validation, needed = None, 2 if run.data.pairing == 'nsp' else 1
-    if len(corpus.validation.documents) - 1 >= needed:
-        validation = CorpusStream(corpus, run.data, 'validation', batch_size=batch_size, seed=None)
+    corpus, train, validation = load_corpus(run.data.corpus), [], []
+    needed = 2 if run.data.pairing == 'nsp' else 1
+    for number, phase in enumerate(config.in_phases(run)):
+        open_split = functools.partial(CorpusStream, corpus, phase.data, batch_size=phase.train.global_batch_size)
+        train.append(open_split('train', seed=run.train.seed, phase=number))
+        is_enough = len(corpus.validation.documents) - 1 >= needed
+        validation.append(open_split('validation', seed=None) if is_enough else None)
     return Streams(
         run,
         corpus.tokenizer,
-        CorpusStream(corpus, run.data, 'train', batch_size=batch_size, seed=run.train.seed),
-        validation,
+        tuple(train),
+        tuple(validation),
         corpus.manifest['content_hash'],
         lambda: corpus.validation.unigram_counts(corpus.tokenizer.vocab_size),
     )
 
 
 def _open_records(run: config.Config, progress: bool) -> Streams:
-    data, batch_size, settings = run.data, run.train.global_batch_size, run.tokenizer
+    data, settings = run.data, run.tokenizer
     if not settings.path:
         raise BadInput(
             'config.tokenizer.path',
@@ -93,12 +98,19 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
             f'at least {longest}',
             f'--config.model.max_positions={longest}',
         )
-    evaluated = RecordStream(validation, data, tokenizer, batch_size=batch_size, seed=None)
+    inferred = with_lengths_of(records, data)
+    lengths = [dataclasses.replace(phase, sequence_length=inferred.sequence_length) for phase in run.phases]
+    run = dataclasses.replace(run, data=inferred, phases=tuple(lengths))
+    trained, evaluated = [], []
+    for number, phase in enumerate(config.in_phases(run)):
+        batch_size = phase.train.global_batch_size
+        trained.append(RecordStream(train, data, tokenizer, batch_size=batch_size, seed=run.train.seed, phase=number))
+        evaluated.append(RecordStream(validation, data, tokenizer, batch_size=batch_size, seed=None))
     return Streams(
-        dataclasses.replace(run, data=with_lengths_of(records, data)),
+        run,
         tokenizer,
-        RecordStream(train, data, tokenizer, batch_size=batch_size, seed=run.train.seed),
-        evaluated if evaluated.num_rows else None,
+        tuple(trained),
+        tuple(stream if stream.num_rows else None for stream in evaluated),
         config.digest([records.digest, held_out]),
-        evaluated.unigram_counts,
+        evaluated[0].unigram_counts,
     )

@@ -247,7 +247,7 @@ def restore_on_one_device(
       BadInput: when there is no such checkpoint, or when it is damaged.
     """
     mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, config.phases)
     checkpoints = Checkpoints(workdir)
     found, place = checkpoints.steps(), f'{workdir}/checkpoints'
     step = max(found, default=None) if step is None else step

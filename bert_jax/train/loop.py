@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 import jax
@@ -11,8 +12,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bert_jax import run
-from bert_jax.config import Config, num_predictions
-from bert_jax.data.batches import Stream, prefetch
+from bert_jax.config import Config, in_phases
+from bert_jax.data.batches import Batch, Stream, prefetch
 from bert_jax.data.streams import open_streams
 from bert_jax.evaluate import evaluate_params
 from bert_jax.initial import starting_point
@@ -48,21 +49,21 @@ def train(config: Config, workdir: str) -> Outcome:
 def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     # --- What it starts from: random weights, or a model that is there (config.init), whose sizes it takes over. ---
     start_from = starting_point(config, workdir)
-    config = start_from.config
 
     # --- What there is: devices, streams. Nothing is written before all of it is sound. ---
-    mesh = make_mesh(config.mesh, config.model, config.train)
-    streams = open_streams(config, progress=jax.process_index() == 0)
-    config, stream, validation = streams.config, streams.train, streams.validation
-    batch_size, num_steps = config.train.global_batch_size, config.train.steps
-    if validation is None:
+    streams = open_streams(start_from.config, progress=jax.process_index() == 0)
+    config, num_steps = streams.config, streams.config.train.steps
+    for number, phase in enumerate(in_phases(config)):
+        where = f'config.phases[{number}]' if config.phases else 'config.train'
+        mesh = make_mesh(config.mesh, config.model, phase.train, where=where)
+    if None in streams.validation:
         _say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
     start_from.check(streams.tokenizer)
     run.claim(workdir, config, streams, start_from.fingerprint)
 
     # --- The state: restored, or new. ---
     vocab_size = streams.tokenizer.vocab_size
-    optimizer = make_optimizer(config.optimizer, num_steps)
+    optimizer = make_optimizer(config.optimizer, num_steps, config.phases)
     shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every)
     resumed_from = checkpoints.set_aside_unsound()
@@ -76,32 +77,30 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     else:
         params = start_from.params(streams.tokenizer)
         state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params)
-    _say(_describe(config, mesh, vocab_size, stream))
+    _say(_describe(config, mesh, vocab_size, streams.train))
 
     # --- The step, compiled at its first use. ---
-    graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps)
+    graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps, config.phases)
     train_step = make_train_step(
         graph, optimizer, schedule, mesh, shardings, seed=config.train.seed, microbatches=config.train.microbatches
     )
     evaluation_step = make_evaluation_step(graph)
 
     # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---
-    start, rows = int(state.step), local_rows(mesh, batch_size)
-    predictions = batch_size * num_predictions(config.data)
-    speed = Speedometer(config.model, vocab_size, predictions=predictions, sequences=batch_size)
+    start, speed = int(state.step), Speedometer(config.model, vocab_size)
     writer = MetricsWriter(workdir, start)
     progress = Progress(start, num_steps)
     metrics: dict[str, float] = {}
     _say('Compiling the step …')
-    for step, batch in enumerate(prefetch(stream, start, num_steps, rows), start=start + 1):
-        state, on_device = train_step(state, make_global(batch, rows, mesh, batch_size))
-        speed.add(on_device.pop('tokens'), on_device.pop('squared_lengths'))
+    for step, number, batch in speed.waiting(_global_batches(in_phases(config), streams.train, mesh, start)):
+        state, on_device = train_step(state, batch)
+        speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
         is_last = step == num_steps or bool(stop.received)
         if step % config.train.log_every == 0 or is_last:
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()
             writer.write(step, metrics)
             progress.show(step, metrics)
-        every = config.train.evaluate_every
+        every, validation = config.train.evaluate_every, streams.validation[number]
         if validation and ((every and step % every == 0) or step == num_steps):
             with speed.paused():
                 found = evaluate_params(state.params, evaluation_step, validation, mesh, config.train.evaluate_rows)
@@ -121,6 +120,23 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     if step < num_steps:
         _say(f'Stopped by {stop.received}: saved step {step} of {num_steps}. The same command goes on from there.')
     return Outcome(step, step == num_steps, resumed_from, metrics)
+
+
+def _global_batches(
+    phases: tuple[Config, ...], streams: tuple[Stream, ...], mesh: Mesh, start: int
+) -> Iterator[tuple[int, int, Batch]]:
+    """(step, number of its phase, its batch on the devices) from the step after `start` on.
+
+    A phase is a stream of its own, from its step 0: where a run was stopped does not matter.
+    """
+    before = 0  # steps of the phases before
+    for number, (phase, stream) in enumerate(zip(phases, streams, strict=True)):
+        done, num_steps = max(start - before, 0), phase.train.steps
+        if done < num_steps:
+            rows = local_rows(mesh, stream.batch_size)
+            for step, batch in enumerate(prefetch(stream, done, num_steps, rows), start=before + done + 1):
+                yield step, number, make_global(batch, rows, mesh, stream.batch_size)
+        before += num_steps
 
 
 class StopSignal:
@@ -145,16 +161,21 @@ class StopSignal:
         _say(f'{self.received}: finishing this step, then saving …')
 
 
-def _describe(config: Config, mesh: Mesh, vocab_size: int, stream: Stream) -> str:
+def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
     devices = jax.devices()
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
-    epochs = config.train.steps * config.train.global_batch_size / stream.num_rows
-    return (
-        f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}\n'
-        f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}\n'
-        f'Data: {stream.num_rows:,} rows of {config.data.sequence_length} positions an epoch; '
-        f'{config.train.steps:,} steps of {config.train.global_batch_size} rows are {epochs:.2f} epochs'
-    )
+    lines = [
+        f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}',
+        f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}',
+    ]
+    for number, (phase, stream) in enumerate(zip(in_phases(config), streams, strict=True), start=1):
+        epochs = phase.train.steps * stream.batch_size / stream.num_rows
+        lines.append(
+            (f'Phase {number}' if config.phases else 'Data')
+            + f': {stream.num_rows:,} rows of {phase.data.sequence_length} positions an epoch; '
+            f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:.2f} epochs'
+        )
+    return '\n'.join(lines)
 
 
 def _say(text: str) -> None:
