@@ -1,10 +1,10 @@
 """SentencePiece unigram models (Kudo and Richardson 2018), run by the `tokenizers` library.
 
 A model file becomes a pipeline that a `tokenizer.json` can hold, and that pipeline splits the text here too: an export
-gives the ids that the model was trained on, because it is the same program. It agrees with the sentencepiece library
-for a model trained here (its scores are multiples of 1/256, so that ties between two ways to split a word are ties in any
-arithmetic), but for a wide or letterlike character with a combining mark on it, whose mark is lost. A model brought along
-may also differ where two ways score the same to within rounding, and beside user-defined symbols.
+gives the ids that the model was trained on, because it is the same program. For a model trained here it agrees with
+the sentencepiece library (the scores are multiples of 1/256, so that ties between two ways to split a word are ties in
+any arithmetic), but for a wide or letterlike character with a combining mark on it, whose mark is lost. A model brought
+along may also differ where two ways score the same to within rounding, and beside user-defined symbols.
 """
 
 import functools
