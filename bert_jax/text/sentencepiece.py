@@ -1,10 +1,10 @@
 """SentencePiece unigram models (Kudo and Richardson 2018), run by the `tokenizers` library.
 
 A model file becomes a pipeline that a `tokenizer.json` can hold, and that pipeline splits the text here too: an export
-gives the ids that the model was trained on, because it is the same program. It agrees with the sentencepiece library
-except where two ways to split a word score the same to within rounding (not so in a model trained here: its scores
-are multiples of 1/256, whose sums are exact in both), and for a wide or letterlike
-character with a combining mark on it, whose mark is lost here.
+gives the ids that the model was trained on, because it is the same program. For a model trained here it agrees with
+the sentencepiece library (the scores are multiples of 1/256, so that ties between two ways to split a word are ties in
+any arithmetic), but for a wide or letterlike character with a combining mark on it, whose mark is lost. A model brought
+along may also differ where two ways score the same to within rounding, and beside user-defined symbols.
 """
 
 import functools
@@ -165,8 +165,9 @@ def _pipeline(proto: Any, lowercase: bool, strip_accents: bool) -> Any:
             normalizers.Replace(tokenizers.Regex(' {2,}'), ' '),
             normalizers.Replace(tokenizers.Regex('^ | $'), ''),
         ]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend('▁'))
     backend.normalizer = normalizers.Sequence(steps)
-    prefix = 'always' if spec.add_dummy_prefix else 'never'
     # The model would find its own '[SEP]' in somebody's text: such names are cut in two before it looks.
     names = '|'.join(
         f'{re.escape(token[0])}(?={re.escape(token[1:])})'
@@ -175,10 +176,10 @@ def _pipeline(proto: Any, lowercase: bool, strip_accents: bool) -> Any:
     )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Metaspace(prepend_scheme=prefix),
+            pre_tokenizers.Metaspace(prepend_scheme='never'),
             pre_tokenizers.Split(tokenizers.Regex(names), 'isolated'),
         ]
     )
-    backend.decoder = decoders.Metaspace(prepend_scheme=prefix)
+    backend.decoder = decoders.Metaspace(prepend_scheme='always' if spec.add_dummy_prefix else 'never')
     backend.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in by_kind['USER_DEFINED']])
     return backend
