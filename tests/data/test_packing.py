@@ -14,6 +14,7 @@ from bert_jax.data import packing
 from bert_jax.data.batches import Batch, CorpusStream
 from bert_jax.data.masking import num_masked
 from bert_jax.model.bert import BertForPreTraining
+from bert_jax.train.state import model_graph
 from tests.data.corpora import TOKENIZER, corpus_of, random_split
 
 
@@ -143,14 +144,20 @@ def test_losses_of_packed_sequences_equal_the_unpacked_ones(tmp_path) -> None:
     packed = packed._replace(**{name: getattr(packed, name) % 500 for name in ('input_ids', 'masked_lm_ids')})
     alone, rows, numbers = _unpacked(packed)
     assert len(rows) > 8
-    size = config.Model(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64, max_positions=96)
-    graph, params = nnx.split(BertForPreTraining(size, 500, nnx.Rngs(0)))
-    params = jax.tree.map(lambda leaf: leaf * 5, params)  # losses far from those of a new model
+    size = config.Model(
+        num_layers=2,
+        hidden_size=32,
+        num_heads=2,
+        intermediate_size=64,
+        max_positions=96,
+        initializer_range=0.1,  # losses far from those of a new model
+    )
+    params = jax.jit(lambda: nnx.state(BertForPreTraining(size, 500, nnx.Rngs(0))))()
 
     @jax.jit
     def losses(batch: Batch) -> tuple[jax.Array, jax.Array]:
         """([B, P], [B, E]) losses of the predictions and of the pairs."""
-        logits = nnx.merge(graph, params)(*batch[:5], batch.cls_positions)
+        logits = nnx.merge(model_graph(size, 500), params)(*batch[:5], batch.cls_positions)
         labels = batch.masked_lm_ids, batch.next_sentence_labels
         return tuple(map(optax.softmax_cross_entropy_with_integer_labels, logits, labels))
 
