@@ -53,6 +53,15 @@ def _define(command: Command) -> flags.FlagValues:
             flags.DEFINE_integer('step', None, 'step of the checkpoint; the newest without it', flag_values=values)
         elif name == 'top_k':
             flags.DEFINE_integer('top_k', 5, 'fillers to show', lower_bound=1, flag_values=values)
+        elif name == 'distributed':
+            does = (
+                'join the processes of a TPU pod or of Open MPI; --nodistributed: alone, whatever the environment says'
+            )
+            flags.DEFINE_boolean('distributed', None, does, flag_values=values)
+        elif name == 'devices':
+            flags.DEFINE_integer('devices', None, 'how many devices there must be, over all hosts', flag_values=values)
+        elif name == 'join_timeout':
+            flags.DEFINE_integer('join_timeout', 300, 'seconds to wait for the other hosts', flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
         elif name == 'show':
@@ -123,7 +132,11 @@ def _doctor(values: flags.FlagValues, _: list[str]) -> int:
 def _train(values: flags.FlagValues, _: list[str]) -> int:
     workdir = _required(values, 'workdir')
     config = _run_config(values, workdir)
+    from bert_jax import hosts
+
+    hosts.join(values.distributed, values.join_timeout)
     _select_platform(config)
+    hosts.check_devices(values.devices)
     from bert_jax.train.loop import train
 
     outcome = train(config, workdir)
@@ -131,7 +144,8 @@ def _train(values: flags.FlagValues, _: list[str]) -> int:
         f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
         f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
     )
-    _tell(values, dataclasses.asdict(outcome), next_steps if outcome.finished else '')
+    if hosts.is_first():
+        _tell(values, dataclasses.asdict(outcome), next_steps if outcome.finished else '')
     return 0 if outcome.finished else EXIT_RUN_AGAIN
 
 
@@ -236,7 +250,7 @@ COMMANDS = {
         _train,
         'trains, or continues what the workdir holds',
         'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
-        ('config', 'workdir'),
+        ('config', 'workdir', 'distributed', 'devices', 'join_timeout'),
     ),
     'evaluate': Command(
         _evaluate,

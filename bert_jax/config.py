@@ -8,6 +8,7 @@ Legend of sizes: `L` positions, `P` predictions and `E` packed sequences in a ro
 """
 
 import dataclasses
+import datetime
 import difflib
 import hashlib
 import itertools
@@ -42,6 +43,13 @@ def _fraction(default: float):
 def _is_source(value: str) -> bool:
     kind, _, rest = value.partition(':')
     return value == 'python-docs' or (kind in SOURCE_KINDS and bool(rest))
+
+
+def _is_time(value: str) -> bool:
+    try:
+        return not value or bool(datetime.datetime.fromisoformat(value))
+    except ValueError:
+        return False
 
 
 def is_records(source: str) -> bool:
@@ -141,6 +149,7 @@ class Train:
     checkpoint_every: int = _at_least(1000, 1)
     keep_checkpoints: int = _at_least(2, 1)  # the newest
     keep_every: int = _at_least(0, 0)  # steps; checkpoints of its multiples are kept for good; 0: none
+    stop_at: str = _setting('', 'empty, or a time like 2026-01-31T18:00', _is_time)  # saves and exits with 75 then
     evaluate_every: int = _at_least(10_000, 0)  # 0: only at the end
     evaluate_rows: int = _at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
 

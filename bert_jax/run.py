@@ -4,6 +4,7 @@ import dataclasses
 import json
 from importlib import metadata
 
+import jax
 from etils import epath
 
 from bert_jax import config as config_module
@@ -58,7 +59,8 @@ def claim(workdir: str, config: Config, streams: Streams, origin: dict[str, obje
             )
             raise BadInput(str(workdir), f'holds another run: {listed}', 'the same values', 'name another --workdir')
         return
-    write(workdir, config, streams.tokenizer, ours)
+    if jax.process_index() == 0:
+        write(workdir, config, streams.tokenizer, ours)
 
 
 def write(workdir: str, config: Config, tokenizer: Tokenizer, fingerprint: dict[str, object]) -> None:

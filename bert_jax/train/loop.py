@@ -1,6 +1,8 @@
 """A training run, from top to bottom."""
 
 import dataclasses
+import datetime
+import os
 import signal
 import sys
 import time
@@ -11,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from bert_jax import run
+from bert_jax import hosts, run
 from bert_jax.config import Config, in_phases
 from bert_jax.data.batches import Batch, Stream, prefetch
 from bert_jax.data.streams import open_streams
@@ -24,6 +26,8 @@ from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, make_mesh
 from bert_jax.train.state import init_state, model_graph, state_shardings
 from bert_jax.train.step import make_evaluation_step, make_train_step
+
+_SECONDS_TO_SAVE = 120  # before the end of a SLURM job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,7 @@ def train(config: Config, workdir: str) -> Outcome:
     Raises:
       BadInput: before anything is written, when the run cannot work or the workdir holds another.
     """
-    with StopSignal() as stop:
+    with StopSignal(config.train.stop_at) as stop:
         return _train(config, workdir, stop)
 
 
@@ -59,6 +63,7 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     if None in streams.validation:
         _say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
     start_from.check(streams.tokenizer)
+    hosts.check_agreement(run.fingerprint(config, streams) | start_from.fingerprint | hosts.code_version())
     run.claim(workdir, config, streams, start_from.fingerprint)
 
     # --- The state: restored, or new. ---
@@ -78,6 +83,7 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
         params = start_from.params(streams.tokenizer)
         state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params)
     _say(_describe(config, mesh, vocab_size, streams.train))
+    wants_to_stop = hosts.AnyProcess(mesh)
 
     # --- The step, compiled at its first use. ---
     graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps, config.phases)
@@ -95,7 +101,8 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     for step, number, batch in speed.waiting(_global_batches(in_phases(config), streams.train, mesh, start)):
         state, on_device = train_step(state, batch)
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
-        is_last = step == num_steps or bool(stop.received)
+        stopping = wants_to_stop(stop.asked())
+        is_last = step == num_steps or stopping
         if step % config.train.log_every == 0 or is_last:
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()
             writer.write(step, metrics)
@@ -112,13 +119,14 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
             with speed.paused():
                 checkpoints.save(state)
         checkpoints.check()
-        if stop.received:
+        if stopping:
             break
     progress.close()
     writer.close()
     checkpoints.close()
     if step < num_steps:
-        _say(f'Stopped by {stop.received}: saved step {step} of {num_steps}. The same command goes on from there.')
+        why = stop.received or 'another process'
+        _say(f'Stopped by {why}: saved step {step} of {num_steps}. The same command goes on from there.')
     return Outcome(step, step == num_steps, resumed_from, metrics)
 
 
@@ -140,12 +148,25 @@ def _global_batches(
 
 
 class StopSignal:
-    """Notes SIGINT or SIGTERM so that the loop can save and stop; a second one ends the process at once."""
+    """Why the loop should save and stop: SIGINT, SIGTERM or SIGUSR1 (a second one ends the process at once), or a time.
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    The time is `train.stop_at`, or two minutes before a SLURM job ends, where SLURM says when.
+    """
 
-    def __init__(self) -> None:
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, stop_at: str) -> None:
+        """Args: stop_at, ISO 8601, or empty."""
         self.received = ''
+        end_of_job = float(os.environ.get('SLURM_JOB_END_TIME', 'inf')) - _SECONDS_TO_SAVE
+        self._deadline = datetime.datetime.fromisoformat(stop_at).timestamp() if stop_at else end_of_job
+
+    def asked(self) -> bool:
+        """Whether a signal came, or the time has."""
+        if not self.received and time.time() >= self._deadline:
+            self.received = 'the time limit'
+            _say('The time is up: saving …')
+        return bool(self.received)
 
     def __enter__(self) -> 'StopSignal':
         self._before = {number: signal.signal(number, self._receive) for number in self._SIGNALS}
@@ -163,8 +184,10 @@ class StopSignal:
 
 def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
     devices = jax.devices()
+    several = [hosts.describe_hosts()] if jax.process_count() > 1 else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
     lines = [
+        *several,
         f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}',
         f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}',
     ]

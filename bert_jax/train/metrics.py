@@ -76,9 +76,12 @@ class MetricsWriter:
     """metrics.jsonl (an object a line, flushed) and TensorBoard events, from the restored step on."""
 
     def __init__(self, workdir: str, step: int):
-        """Lines past `step` (of a run that was killed after its last save) are removed, so that a step appears once."""
+        """Process 0 alone writes. Lines past `step` (of a run killed after its last save) are removed: a step appears once."""
         from tensorboardX import SummaryWriter
 
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         self._path = epath.Path(workdir) / 'metrics.jsonl'
         if self._path.exists():
             kept = [line for line in _whole_lines(self._path.read_text()) if json.loads(line)['step'] <= step]
@@ -88,6 +91,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Appends one line for a step."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({'step': step} | values) + '\n')
         self._file.flush()
         for name, value in values.items():
@@ -95,6 +100,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes both files."""
+        if not self._writes:
+            return
         self._file.close()
         self._events.close()
 
