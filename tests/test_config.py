@@ -1,6 +1,8 @@
 """A wrong config is told at once, by the name of the field, with what would work."""
 
 import dataclasses
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +102,13 @@ def test_phases_inherit_what_they_leave_out_and_train_steps_is_their_sum() -> No
         512,
         512,
     ]
+
+
+def test_the_two_phase_config_spends_90_percent_of_its_steps_on_short_rows() -> None:
+    path = Path(config.__file__).parents[1] / 'configs' / 'bert_two_phase.py'
+    resolved = resolve(runpy.run_path(str(path))['get_config']('large'))
+    assert [phase.sequence_length for phase in resolved.phases] == [128, 512]
+    assert resolved.phases[0].steps == 0.9 * resolved.train.steps
 
 
 @pytest.mark.parametrize(
