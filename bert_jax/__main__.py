@@ -7,6 +7,7 @@ Exit status: 0 finished; 2 bad input, told in a message; 75 stopped and saved, r
 import dataclasses
 import difflib
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ class Command:
 _FLAG_HELP = {
     'workdir': 'directory of a run',
     'output': 'directory to write',
+    'shard': 'I/N: do part I (from 0) of N parts of the work; the last to finish puts the corpus together',
     'model': 'a workdir, an export or a Hugging Face directory',
 }
 
@@ -52,6 +54,8 @@ def _define(command: Command) -> flags.FlagValues:
             flags.DEFINE_integer('top_k', 5, 'fillers to show', lower_bound=1, flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
+        elif name == 'workers':
+            flags.DEFINE_integer('workers', None, 'processes; as many as cores without it', 1, flag_values=values)
         else:
             flags.DEFINE_string(name, None, _FLAG_HELP[name], flag_values=values)
     flags.DEFINE_boolean('json', False, 'write one JSON object to standard output, nothing else', flag_values=values)
@@ -59,16 +63,32 @@ def _define(command: Command) -> flags.FlagValues:
 
 
 def _prepare(values: flags.FlagValues, _: list[str]) -> int:
-    from bert_jax.text import corpus
+    from bert_jax.text import prepare
 
     config = _config(values)
     if values.tokenizer_only:
-        preview = corpus.tokenizer_preview(config.data, config.tokenizer)
+        preview = prepare.tokenizer_preview(config.data, config.tokenizer)
         _tell(values, preview, json.dumps(preview, indent=2, ensure_ascii=False))
         return 0
-    summary = corpus.prepare(config.data, config.tokenizer)
+    shard = None if values.shard is None else _parsed_shard(values.shard)
+    workers = values.workers or len(os.sched_getaffinity(0))
+    summary = prepare.prepare(config.data, config.tokenizer, workers=workers, shard=shard)
+    if isinstance(summary, prepare.Unfinished):
+        text = (
+            f'Shard {values.shard} is done; {summary.pieces_left} of {summary.pieces} pieces are left to other shards.'
+        )
+        _tell(values, dataclasses.asdict(summary), text)
+        return 0
     _tell(values, dataclasses.asdict(summary), _describe_corpus(summary))
     return 0
+
+
+def _parsed_shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition('/')
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        expected = 'I/N, I from 0 to N - 1: which of N parts of the work this process does'
+        raise BadInput('--shard', f'is {text!r}', expected, '--shard=$SLURM_ARRAY_TASK_ID/8 with --array=0-7')
+    return int(number), int(count)
 
 
 def _describe_corpus(summary: Any) -> str:
@@ -153,7 +173,7 @@ COMMANDS = {
         _prepare,
         'reads text, trains the tokenizer unless one is given, writes the corpus',
         'python -m bert_jax prepare --config=configs/demo.py',
-        ('config', 'tokenizer_only'),
+        ('config', 'tokenizer_only', 'workers', 'shard'),
     ),
     'train': Command(
         _train,

@@ -12,14 +12,26 @@ from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.text.corpus import Corpus
 
+# The fields of `config.data` that the corpus's content hash stands for.
+_COVERED_BY_CONTENT = (
+    'source',
+    'corpus',
+    'text_field',
+    'group_field',
+    'bad_records',
+    'deduplicate_lines',
+    'split_sentences',
+    'validation_source',
+    'validation_fraction',
+)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
 
 def fingerprint(config: Config, corpus: Corpus) -> dict[str, object]:
     """What must not change when a run is continued: content, never paths, mesh, microbatches or intervals."""
     data = dataclasses.asdict(config.data)
-    for path in ('source', 'corpus', 'validation_source', 'validation_fraction', 'text_field', 'split_sentences'):
-        del data[path]  # the corpus's content hash covers them
+    for path in _COVERED_BY_CONTENT:
+        del data[path]
     model = dataclasses.asdict(config.model)
     for execution in ('remat', 'scan_layers'):
         del model[execution]

@@ -35,7 +35,9 @@ def split_into_sentences(text: str) -> list[str]:
             end = after = match.end('unspaced')
         else:
             end, after = match.end('spaced'), match.end('spaced')
-            if not _ends_a_sentence(text[start : match.start()], match['spaced'], match['next'] or ''):
+            if not _ends_a_sentence(
+                text[max(start, match.start() - 40) : match.start()], match['spaced'], match['next'] or ''
+            ):
                 continue
         sentences.append(text[start:end].strip())
         start = after
@@ -48,7 +50,7 @@ def _ends_a_sentence(before: str, mark: str, following: str) -> bool:
         return False
     if mark != '.':
         return True
-    last = _LAST_WORD.search(before[-40:])
+    last = _LAST_WORD.search(before)
     if last is None:
         return True
     word = last[0]

@@ -32,6 +32,7 @@ class Tokenizer(Protocol):
       tokens: the V tokens by id.
       is_continuation: bool [V]; whether a token continues the word of the token before it.
       hash: SHA-256 over vocabulary and settings; equal hashes give equal ids for every text.
+      splits_at_blanks: whether the ids of a text are those of its words between blanks, one after another.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Tokenizer(Protocol):
     tokens: list[str]
     is_continuation: np.ndarray
     hash: str
+    splits_at_blanks: bool
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without special tokens; a `[MASK]` written in the text is text."""
@@ -94,6 +96,8 @@ class WordPiece(_Vocabulary):
 
         settings = json.loads(backend.to_str())
         self._model, self._normalizer = settings['model'], settings['normalizer'] or {}
+        added = {token['content'] for token in settings['added_tokens']}  # others may hold blanks
+        self.splits_at_blanks = settings['pre_tokenizer'] == {'type': 'BertPreTokenizer'} and added <= {*SPECIAL_TOKENS}
         if self._model['type'] != 'WordPiece' or self._normalizer.get('type') != 'BertNormalizer':
             found = f'is a {self._model["type"]} model with the normalizer {self._normalizer.get("type")}'
             raise BadInput(where, found, 'WordPiece with BertNormalizer')
@@ -151,6 +155,7 @@ class SentencePiece(_Vocabulary):
     """A SentencePiece model (Kudo and Richardson 2018) whose special pieces carry BERT's names."""
 
     kind = 'sentencepiece'
+    splits_at_blanks = False  # by scores over the whole text, and a model may have pieces with blanks inside
 
     def __init__(self, model: bytes, *, lowercase: bool, strip_accents: bool, where: str = 'tokenizer'):
         """Wraps a serialized model.
@@ -236,11 +241,11 @@ def _train_wordpiece(settings: config.Tokenizer, sample: list[str]) -> WordPiece
 def _alphabet(backend: Any, sample: list[str], limit: int) -> list[str]:
     """Frequent characters of the words of the sample, and with '##' those that continue a word; in a fixed order."""
     characters, continuing = Counter(), set()
-    for some in _batches(sample, 1000):
-        words = Counter(
-            word for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(' '.join(some)))
-        )
-        for word, count in words.items():
+    between_blanks: Counter[str] = Counter()
+    for text in sample:
+        between_blanks.update(text.split(' '))
+    for text, count in between_blanks.items():
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)):
             for character in word:
                 characters[character] += count
             continuing.update(word[1:])
@@ -372,11 +377,6 @@ def _normalize(text: str, lowercase: bool, strip_accents: bool) -> str:
     if strip_accents and not text.isascii():
         text = ''.join(c for c in unicodedata.normalize('NFD', text) if unicodedata.category(c) != 'Mn')
     return text
-
-
-def _batches(items: list[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _digest(value: Any) -> str:
