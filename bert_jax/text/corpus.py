@@ -101,6 +101,8 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
         version = manifest['format_version']
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise BadInput(str(path), f'cannot be read ({error.strerror})', 'a directory to read') from error
     except (ValueError, KeyError, TypeError):
         raise BadInput(str(path), 'is damaged', 'the manifest of a corpus', mend(directory)) from None
     if version != FORMAT_VERSION:

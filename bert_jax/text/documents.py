@@ -113,7 +113,9 @@ def _read_part(kind: str, part: Part, reading: Reading, tally: Tally) -> Iterato
     for paragraphs, group in _READERS[kind](part, reading, tally):
         num_texts += 1
         yield from _documents(paragraphs, group, reading, tally)
-    if not num_texts and part.is_whole and kind in ('text', 'jsonl', 'parquet') and not tally.bad:
+    if not num_texts and part.is_whole and kind in ('text', 'jsonl', 'parquet'):
+        if tally.bad:
+            raise tally.refusal('no record is good')
         raise BadInput(part.path, 'holds no text', 'a file with text', 'remove it, or narrow data.source')
 
 

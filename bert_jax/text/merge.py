@@ -253,7 +253,7 @@ def _drop_emptied(shares: list[Share], kept: _Flags, kept_lines: _Flags) -> int:
         for piece in share.pieces:
             for table, lines in _lines_of(piece):
                 flags = kept.read(number, len(table))
-                left = np.add.reduceat(
+                left = np.logical_or.reduceat(
                     kept_lines.read(start, len(lines)), np.cumsum(table['lines'], dtype=np.int64) - table['lines']
                 )
                 emptied = np.flatnonzero(flags & ~left)

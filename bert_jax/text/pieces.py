@@ -10,7 +10,6 @@ A range of bytes is moved to borders that any process finds alone by looking at 
 - JSON: the first line that begins at or after the end.
 """
 
-import bisect
 import dataclasses
 import glob
 import re
@@ -232,4 +231,4 @@ def is_blank(line: bytes) -> bool:
 
 def first_character(data: bytes) -> int:
     """Where the first whole UTF-8 character of some bytes begins: 0 to 3."""
-    return bisect.bisect_left(range(min(3, len(data))), True, key=lambda i: data[i] & 0xC0 != 0x80)
+    return next((i for i, byte in enumerate(data[:3]) if byte & 0xC0 != 0x80), min(3, len(data)))
