@@ -72,6 +72,7 @@ class Data:
         _is_source_or_several,
     )
     corpus: str = _setting('corpora/python-docs', 'a directory', bool)
+    local_copy: str = ''  # a directory on each host's own disk, where training copies the corpus to and reads it from
     text_field: str = _setting('text', 'the name of a field', bool)
     group_field: str = ''  # of records: those with the same value (patient, book) are never in both splits
     bad_records: float = _fraction(0.001)  # share of the records that may be bad (not JSON, no text) and are skipped

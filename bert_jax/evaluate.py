@@ -50,7 +50,7 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
       BadInput: when there is no run, no checkpoint or no corpus.
     """
     config = run.load_config(workdir)
-    corpus = load_corpus(config.data.corpus)
+    corpus = load_corpus(config.data.corpus, config.data.local_copy)
     vocab_size = corpus.tokenizer.vocab_size
     state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
     stream = Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)

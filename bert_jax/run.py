@@ -23,6 +23,7 @@ _COVERED_BY_CONTENT = (
     'split_sentences',
     'validation_source',
     'validation_fraction',
+    'local_copy',
 )
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from bert_jax.errors import BadInput
 from bert_jax.text.checksums import first_difference
+from bert_jax.text.local_copy import stage
 from bert_jax.text.splits import Split, differs, mend
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -39,8 +40,10 @@ class Corpus:
         return load_corpus, (self.directory,)
 
 
-def load_corpus(directory: str | pathlib.Path) -> Corpus:
+def load_corpus(directory: str | pathlib.Path, local_copy: str = '') -> Corpus:
     """Opens a corpus. Sizes and the tokenizer are checked here, the rest when first read; `verify` checks every byte.
+
+    With `local_copy`, a directory on this host's own disk, the corpus is copied there once and read from there.
 
     Raises:
       BadInput: when there is no corpus, or when a file differs from what the manifest says.
@@ -54,6 +57,8 @@ def load_corpus(directory: str | pathlib.Path) -> Corpus:
             'a directory that `prepare` wrote',
             'python -m bert_jax prepare --config=…',
         )
+    if local_copy:
+        path = stage(path, manifest, pathlib.Path(local_copy))
     for name, file in manifest['files'].items():
         size = (path / name).stat().st_size if (path / name).is_file() else None
         if size != file['bytes']:
@@ -67,7 +72,7 @@ def load_corpus(directory: str | pathlib.Path) -> Corpus:
         entries = manifest['files'].items()
         files = {file.removeprefix(f'{name}/'): entry for file, entry in entries if file.startswith(f'{name}/')}
         splits[name] = Split(path / name, manifest['splits'][name], manifest['tokens_per_shard'], files)
-    return Corpus(str(directory), tokenizer, manifest, **splits)
+    return Corpus(str(path), tokenizer, manifest, **splits)
 
 
 def verify(corpus: Corpus) -> None:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import pathlib
 import unicodedata
 from collections import Counter
@@ -184,7 +185,10 @@ class SentencePiece(_Vocabulary):
         return _digest([self.kind, model, self.lowercase, self.strip_accents])
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self._processor.encode([_normalize(text, self.lowercase, self.strip_accents) for text in texts])
+        normalized = [_normalize(text, self.lowercase, self.strip_accents) for text in texts]
+        # What tells `tokenizers` to keep to one thread tells it here too.
+        num_threads = 1 if os.environ.get('TOKENIZERS_PARALLELISM') == 'false' else -1
+        return self._processor.encode(normalized, num_threads=num_threads)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode(self._without_frame(ids))

@@ -48,7 +48,7 @@ def train(config: Config, workdir: str) -> Outcome:
 def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     # --- What there is: devices, corpus, streams. Nothing is written before all of it is sound. ---
     mesh = make_mesh(config.mesh, config.model, config.train)
-    corpus = load_corpus(config.data.corpus)
+    corpus = load_corpus(config.data.corpus, config.data.local_copy)
     batch_size, num_steps = config.train.global_batch_size, config.train.steps
     stream = Stream(corpus, config.data, 'train', batch_size=batch_size, seed=config.train.seed)
     if not stream.num_rows:

@@ -1,7 +1,9 @@
 """A corpus holds every sentence once, at its place, and is either whole or not there."""
 
+import concurrent.futures
 import dataclasses
 import json
+import pathlib
 import pickle
 
 import numpy as np
@@ -224,3 +226,24 @@ def test_a_damaged_mebibyte_is_found_when_it_is_first_read_and_not_before(tmp_pa
     for position in (first_bad, 999_999):
         with pytest.raises(BadInput, match='tokens-00000.npy.*checksum in MiB 1'):
             split.gather(np.array([3, position]))
+
+
+def test_a_local_copy_is_made_once_verified_and_shared(tmp_path):
+    data = settings(tmp_path, make_documents(50))
+    prepare(data, TOKENIZER, progress=False)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:  # flock holds between open files, also of one process
+        copies = list(threads.map(lambda _: load_corpus(data.corpus, str(tmp_path / 'local')), range(4)))
+    assert len({copy.directory for copy in copies}) == 1 and copies[0].directory.startswith(str(tmp_path / 'local'))
+    verify(copies[0])
+    assert texts(copies[0], 'train') == texts(load_corpus(data.corpus), 'train')
+    assert len([path for path in (tmp_path / 'local').iterdir() if path.is_dir()]) == 1
+    stat = (pathlib.Path(copies[0].directory) / 'manifest.json').stat()
+    load_corpus(data.corpus, str(tmp_path / 'local'))
+    assert (pathlib.Path(copies[0].directory) / 'manifest.json').stat() == stat
+    shard = tmp_path / 'corpus' / 'train' / 'tokens-00000.npy'
+    shard.write_bytes(shard.read_bytes()[:-1] + b'x')
+    with pytest.raises(BadInput, match='tokens-00000.npy.*checksum in MiB 0'):
+        load_corpus(data.corpus, str(tmp_path / 'elsewhere'))
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(BadInput, match='local_copy=.*file: cannot hold the copy'):
+        load_corpus(data.corpus, str(tmp_path / 'file'))
