@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import pathlib
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ from bert_jax.text.tokenizer import Tokenizer
 DOCUMENT = np.dtype([('digest', 'V16'), ('uniform', 'u8'), ('lines', 'u4'), ('sentences', 'u4'), ('tokens', 'u8')])
 LINE = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
 _CHARACTERS_AT_ONCE = 1 << 20  # given to the tokenizer together
+_PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between
 _MOST_WORDS, _LONGEST_WORD = 1 << 19, 50  # that are remembered
 
 
@@ -51,7 +53,7 @@ class Encoder:
         if self._tokenizer.splits_at_blanks:
             words_of = [sentence.split(' ') for sentence in sentences]
             unseen = list(set(itertools.chain.from_iterable(words_of)).difference(self._words))
-            self._words.update(zip(unseen, map(self._packed, self._tokenizer.encode_batch(unseen)), strict=True))
+            self._encode_words(unseen)
             look_up = self._words.__getitem__
             encoded = [b''.join(map(look_up, words)) for words in words_of]
             for word in unseen:
@@ -63,6 +65,15 @@ class Encoder:
             encoded = [self._packed(ids) for ids in self._tokenizer.encode_batch(sentences)]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) // self.dtype.itemsize
         return np.frombuffer(b''.join(encoded), self.dtype), lengths
+
+    def _encode_words(self, words: list[str]) -> None:
+        """Adds words to those that are known. Punctuation marks are words of their own: "word" and "word," share work."""
+        parts_of = [_PARTS.findall(word) for word in words]
+        unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
+        parts = dict(zip(unseen, map(self._packed, self._tokenizer.encode_batch(unseen)), strict=True))
+        self._words.update((part, ids) for part, ids in parts.items() if len(part) <= _LONGEST_WORD)
+        for word, cut in zip(words, parts_of, strict=True):
+            self._words[word] = b''.join([parts[part] if part in parts else self._words[part] for part in cut])
 
     def _packed(self, ids: list[int]) -> bytes:
         return array.array(self._typecode, ids).tobytes()
