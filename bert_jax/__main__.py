@@ -34,6 +34,7 @@ class Command:
 _FLAG_HELP = {
     'workdir': 'directory of a run',
     'output': 'directory to write',
+    'beam': 'options of Apache Beam, for example --beam="--runner=DirectRunner"; see requirements-beam.txt',
     'shard': 'I/N: do part I (from 0) of N parts of the work; the last to finish puts the corpus together',
     'model': 'a workdir, an export or a Hugging Face directory',
 }
@@ -71,8 +72,9 @@ def _prepare(values: flags.FlagValues, _: list[str]) -> int:
         _tell(values, preview, json.dumps(preview, indent=2, ensure_ascii=False))
         return 0
     shard = None if values.shard is None else _parsed_shard(values.shard)
+    beam = None if values.beam is None else values.beam.split()
     workers = values.workers or len(os.sched_getaffinity(0))
-    summary = prepare.prepare(config.data, config.tokenizer, workers=workers, shard=shard)
+    summary = prepare.prepare(config.data, config.tokenizer, workers=workers, shard=shard, beam=beam)
     if isinstance(summary, prepare.Unfinished):
         text = (
             f'Shard {values.shard} is done; {summary.pieces_left} of {summary.pieces} pieces are left to other shards.'
@@ -173,7 +175,7 @@ COMMANDS = {
         _prepare,
         'reads text, trains the tokenizer unless one is given, writes the corpus',
         'python -m bert_jax prepare --config=configs/demo.py',
-        ('config', 'tokenizer_only', 'workers', 'shard'),
+        ('config', 'tokenizer_only', 'workers', 'shard', 'beam'),
     ),
     'train': Command(
         _train,

@@ -67,7 +67,7 @@ class Encoder:
         return np.frombuffer(b''.join(encoded), self.dtype), lengths
 
     def _encode_words(self, words: list[str]) -> None:
-        """Adds words to those that are known. Punctuation marks are words of their own: "word" and "word," share work."""
+        """Adds words to those known. Punctuation marks are words of their own: `word` and `word,` share the work."""
         parts_of = [_PARTS.findall(word) for word in words]
         unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
         parts = dict(zip(unseen, map(self._packed, self._tokenizer.encode_batch(unseen)), strict=True))

@@ -91,11 +91,21 @@ class Job:
         return len(text['documents']), sum(len(sentence) for line in lines for sentence in line)
 
     def read_sample(self) -> Iterator[str]:
-        """The sentences of the texts that were sampled, in the order of the source."""
+        """The sentences of the texts that were sampled, in the order of the source.
+
+        Raises:
+          BadInput: when there are records and all are bad.
+        """
+        tally = Tally()
         for number in range(len(self.pieces)):
-            for lines, _ in (_read_json(self._text_path(number)) or {'documents': []})['documents']:
+            if (text := _read_json(self._text_path(number))) is None:
+                continue
+            tally.add(Tally(Counter(text['dropped']), text['records'], text['bad']))
+            for lines, _ in text['documents']:
                 for line in lines:
                     yield from line
+        if tally.bad and tally.counts['bad_record_skipped'] == tally.records:
+            raise tally.refusal('no record is good')
 
     def encode(self, number: int) -> tuple[int, int]:
         """Encodes a piece; returns its numbers of documents and characters."""

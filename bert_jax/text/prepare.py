@@ -12,6 +12,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from bert_jax import config
@@ -75,6 +76,7 @@ def prepare(
     *,
     workers: int = 1,
     shard: tuple[int, int] | None = None,
+    beam: list[str] | None = None,
     progress: bool = True,
 ) -> Summary | Unfinished:
     """Reads `data.source`, trains the tokenizer unless `tokenizer.path` gives one, and writes `data.corpus`.
@@ -85,6 +87,7 @@ def prepare(
     Args:
       workers: processes on this host. More than one imports the caller's main module again (`multiprocessing`, spawn).
       shard: (I, N), to encode only the pieces I, I + N, I + 2N …; the shard that finds all pieces finished merges them.
+      beam: options of Apache Beam, to do the pieces by its runner; this process merges them.
 
     Raises:
       BadInput: for a bad source (see `plan_source`, `read_piece`) or tokenizer, a directory that holds something else
@@ -99,10 +102,11 @@ def prepare(
         _check_documents(data, manifest['splits']['train']['documents'])
         say(f'{directory} holds this corpus already; the source was not read again', progress)
         return _summary(directory, manifest, reused=True)
+    make_pool = _pool_maker(workers, beam, progress)
     sources = _plan(data)
     try:
         job = open_job(_partial(directory), reading_of(data), sources, settings, alone=shard is None)
-        with Pool(job, workers, progress) as pool:
+        with make_pool(job) as pool:
             _make_tokenizer(job, pool, data, tokenizer, given, progress)
             mine = range(len(job.pieces)) if shard is None else range(shard[0], len(job.pieces), shard[1])
             pool.run('encode', [(number,) for number in mine], 'encoding')
@@ -114,6 +118,17 @@ def prepare(
             raise _cannot_write(directory, error) from error
     shutil.rmtree(_partial(directory), ignore_errors=True)
     return _summary(directory, manifest, reused=False)
+
+
+def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callable[[Job], Any]:
+    if beam is None:
+        return lambda job: Pool(job, workers, progress)
+    try:
+        from bert_jax.text.beam import BeamPool
+    except ImportError as error:
+        mend = 'pip install -r requirements-beam.txt into an environment of its own'
+        raise BadInput('--beam', f'needs Apache Beam ({error})', 'an environment with it', mend) from error
+    return lambda job: BeamPool(job, beam, progress)
 
 
 def reading_of(data: config.Data) -> Reading:
