@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import gzip
 import json
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,11 +11,10 @@ from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.text import pieces
+from bert_jax.text.lines import decode, line_of, read_lines
 from bert_jax.text.pieces import Part, Piece
 from bert_jax.text.sentences import split_into_sentences
 
-_CHUNK_BYTES = 1 << 20
-_ZST_BYTES = 1 << 14  # compressed: a few bytes of zstd may stand for 128 KiB
 _RECORDS_AT_ONCE = 256
 _PLACES = 3  # of bad records, remembered to be shown
 _HOPELESS = 100  # bad records, more than half of a piece's: reading on is no use
@@ -158,7 +155,7 @@ def _read_python_docs(part: Part, reading: Reading, tally: Tally) -> _Texts:
 def _read_text(part: Part, reading: Reading, tally: Tally) -> _Texts:
     del reading  # a text file has no fields
     paragraphs, size = [], 0
-    for line in _read_lines(part, 'text', tally.counts):
+    for line in read_lines(part, 'text', tally.counts):
         if line and not line.isspace():
             if size >= pieces.LONGEST_DOCUMENT:
                 tally.counts['long_document_cut'] += 1
@@ -174,14 +171,14 @@ def _read_text(part: Part, reading: Reading, tally: Tally) -> _Texts:
 
 
 def _read_jsonl(part: Part, reading: Reading, tally: Tally) -> _Texts:
-    for number, line in enumerate(_read_lines(part, 'jsonl', tally.counts), 1):
+    for number, line in enumerate(read_lines(part, 'jsonl', tally.counts), 1):
         if line is not None and not line.strip():
             continue
         tally.records += 1
         try:
             text = _text_of(_parsed(line), reading, tally.counts)
         except _BadRecord as bad:
-            tally.skip(functools.partial(_line_of, part, number), *bad.args)
+            tally.skip(functools.partial(line_of, part, number), *bad.args)
             continue
         yield text
 
@@ -198,17 +195,6 @@ def _parsed(line: str | None) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise _BadRecord(f'is a JSON {type(record).__name__}', expected)
     return record
-
-
-def _line_of(part: Part, number: int) -> str:
-    """The place of the `number`th line of a part, counted from the beginning of its file."""
-    if part.start:
-        with epath.Path(part.path).open('rb') as file:
-            left = pieces.find_range(file, part, 'jsonl')[0]
-            file.seek(0)
-            while chunk := file.read(min(left, _CHUNK_BYTES)):
-                number, left = number + chunk.count(b'\n'), left - len(chunk)
-    return f'{part.path}:{number}'
 
 
 def _read_parquet(part: Part, reading: Reading, tally: Tally) -> _Texts:
@@ -272,20 +258,12 @@ def _text_of(record: dict[str, Any], reading: Reading, counts: Counter) -> tuple
             raise _BadRecord(f'has no field {field!r}', ', '.join(map(str, list(record)[:20])))
     text = record[reading.text_field]
     if isinstance(text, bytes):
-        text = _decode(text, counts)
+        text = decode(text, counts)
     if text is not None and not isinstance(text, str):
         raise _BadRecord(f'field {reading.text_field!r} is of type {type(text).__name__}', 'text')
     group = record[reading.group_field] if reading.group_field else None
     group = None if group is None else group.decode('utf-8', 'replace') if isinstance(group, bytes) else str(group)
     return _clean(text or '', counts).splitlines(), group
-
-
-def _decode(data: bytes, counts: Counter) -> str:
-    try:
-        return data.decode('utf-8')
-    except UnicodeDecodeError:
-        counts['invalid_utf8_replaced'] += 1
-        return data.decode('utf-8', 'replace')
 
 
 def _clean(text: str, counts: Counter) -> str:
@@ -298,107 +276,3 @@ def _clean(text: str, counts: Counter) -> str:
         counts['invalid_utf8_replaced'] += 1
         text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     return text
-
-
-def _read_lines(part: Part, kind: str, counts: Counter) -> Iterator[str | None]:
-    """The lines of a part. One that is too long comes as several (text) or as None (JSON)."""
-    longest = pieces.LONGEST_LINE if kind == 'text' else pieces.LONGEST_RECORD
-    rest, is_skipping = b'', False
-    for chunk in _read_chunks(part, kind):
-        if kind == 'text' and b'\0' in chunk:
-            counts['nul_bytes_removed'] += chunk.count(b'\0')
-            chunk = chunk.replace(b'\0', b'')
-        head, newline, body = chunk.partition(b'\n')
-        rest += head
-        while len(rest) > longest:
-            if kind == 'text':
-                end = longest - _cut_character(rest[longest - 4 : longest + 1])
-                counts['long_line_split'] += 1
-                yield _decode(rest[:end], counts)
-                rest = rest[end:]
-            else:
-                rest, is_skipping = b'', True
-        if not newline:
-            rest = b'' if is_skipping else rest
-            continue
-        yield None if is_skipping else _decode(rest, counts).rstrip('\r')
-        body, newline, rest = body.rpartition(b'\n')
-        is_skipping = False
-        if newline:
-            yield from _decoded_lines(body, counts)
-    if rest or is_skipping:
-        yield None if is_skipping else _decode(rest, counts).rstrip('\r')
-
-
-def _decoded_lines(body: bytes, counts: Counter) -> Iterator[str]:
-    if b'\r' not in body:
-        try:
-            yield from body.decode('utf-8').split('\n')
-            return
-        except UnicodeDecodeError:
-            pass  # line by line, to count the lines that are not UTF-8
-    for line in body.split(b'\n'):
-        yield _decode(line, counts).rstrip('\r')
-
-
-def _cut_character(around: bytes) -> int:
-    """How many bytes before the last of `around` its character begins; 0 when it begins with it."""
-    back = next((i for i in range(4) if around[-1 - i] & 0xC0 != 0x80), 0)
-    return back
-
-
-def _read_chunks(part: Part, kind: str) -> Iterator[bytes]:
-    path = epath.Path(part.path)
-    with path.open('rb') as file:
-        if path.suffix == '.zst':
-            chunks = _decompress_zst(path, file)
-        elif path.suffix == '.gz':
-            chunks = _read_gz(path, file)
-        else:
-            start, stop = (0, None) if part.is_whole else pieces.find_range(file, part, kind)
-            file.seek(start)
-            chunks = _read_range(file, stop)
-        is_first = part.start == 0
-        for chunk in chunks:
-            if is_first and chunk.startswith((b'\xff\xfe', b'\xfe\xff')):
-                raise BadInput(str(path), 'is UTF-16', 'UTF-8', f'iconv -f UTF-16 -t UTF-8 {path}')
-            yield chunk.removeprefix(b'\xef\xbb\xbf') if is_first else chunk
-            is_first = False
-
-
-def _read_range(file: Any, stop: int | None) -> Iterator[bytes]:
-    left = None if stop is None else stop - file.tell()
-    while chunk := file.read(_CHUNK_BYTES if left is None else min(left, _CHUNK_BYTES)):
-        left = None if left is None else left - len(chunk)
-        yield chunk
-
-
-def _read_gz(path: epath.Path, file: Any) -> Iterator[bytes]:
-    try:
-        stream = gzip.GzipFile(fileobj=file)
-        while chunk := stream.read(_CHUNK_BYTES):
-            yield chunk
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(path, error) from None
-
-
-def _decompress_zst(path: epath.Path, file: Any) -> Iterator[bytes]:
-    """Frame by frame: the stream reader of zstandard takes a truncated file for a complete one."""
-    import zstandard
-
-    frame, rest = None, b''
-    try:
-        while data := rest or file.read(_ZST_BYTES):
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            if chunk := frame.decompress(data):
-                yield chunk
-            rest = frame.unused_data if frame.eof else b''
-            frame = None if frame.eof else frame
-    except zstandard.ZstdError as error:
-        raise _damaged(path, error) from None
-    if frame is not None:
-        raise _damaged(path, EOFError())
-
-
-def _damaged(path: epath.Path, error: Exception) -> BadInput:
-    return BadInput(str(path), f'is truncated or damaged ({type(error).__name__})', 'a complete file', 'copy it again')

@@ -19,14 +19,15 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.files import sync
 from bert_jax.text.checksums import file_digests, files_in
-from bert_jax.text.corpus import FORMAT_VERSION, SPLITS, read_manifest
+from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
 from bert_jax.text.documents import Reading, Tally, read_piece
 from bert_jax.text.encode import Encoder, read_record
 from bert_jax.text.job import Job, open_job
 from bert_jax.text.merge import FEWEST, Share, merge
-from bert_jax.text.pieces import Source, look_at_files, plan_source
+from bert_jax.text.pieces import Source, plan_source
 from bert_jax.text.pool import Pool
 from bert_jax.text.progress import say
+from bert_jax.text.reuse import find_existing, settings_of, weighted_sources
 from bert_jax.text.splits import SplitWriter
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -97,8 +98,8 @@ def prepare(
     start = time.monotonic()
     directory = pathlib.Path(data.corpus)
     given = _load_given(tokenizer)
-    settings = _settings(data, tokenizer, given)
-    if (manifest := _existing(directory, data, settings)) is not None:
+    settings = settings_of(data, tokenizer, given)
+    if (manifest := find_existing(directory, data, settings)) is not None:
         _check_documents(data, manifest['splits']['train']['documents'])
         say(f'{directory} holds this corpus already; the source was not read again', progress)
         return _summary(directory, manifest, reused=True)
@@ -114,7 +115,9 @@ def prepare(
             return Unfinished(str(directory), len(job.pieces), len(missing))
         manifest = finish(job, data, settings, sources, start, progress)
     except OSError as error:
-        if (manifest := _existing(directory, data, settings)) is None:  # another process finished first, and cleaned up
+        if (
+            manifest := find_existing(directory, data, settings)
+        ) is None:  # another process finished first, and cleaned up
             raise _cannot_write(directory, error) from error
     shutil.rmtree(_partial(directory), ignore_errors=True)
     return _summary(directory, manifest, reused=False)
@@ -187,66 +190,11 @@ def _partial(directory: pathlib.Path) -> pathlib.Path:
     return directory.parent / f'.{directory.name}.partial'
 
 
-def _settings(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer | None) -> dict[str, Any]:
-    """The settings that the contents of a corpus depend on, by their names in the config, as JSON gives them back."""
-    names = ['text_field', 'group_field', 'split_sentences', 'deduplicate_lines']
-    names += ['source', 'validation_source', 'validation_fraction']
-    settings = {f'data.{name}': getattr(data, name) for name in names}
-    if given is not None:
-        settings['tokenizer.path'] = given.hash
-    else:
-        names = ['kind', 'vocab_size', 'lowercase', 'strip_accents', 'sample_bytes']
-        settings |= {f'tokenizer.{name}': getattr(tokenizer, name) for name in names}
-    return json.loads(json.dumps(settings))
-
-
-def _weighted_sources(data: config.Data) -> list[tuple[str, float, str]]:
-    """(source, weight, split) in the order of the corpus; the split '' is by hash. Validation text comes first."""
-    train = [(source, weight, 'train' if data.validation_source else '') for source, weight in config.sources(data)]
-    return [(data.validation_source, 1.0, 'validation'), *train] if data.validation_source else train
-
-
 def _plan(data: config.Data) -> list[Source]:
     return [
         plan_source(source, number, data.text_field, data.group_field)
-        for number, (source, _, _) in enumerate(_weighted_sources(data))
+        for number, (source, _, _) in enumerate(weighted_sources(data))
     ]
-
-
-def _existing(directory: pathlib.Path, data: config.Data, settings: dict[str, Any]) -> dict[str, Any] | None:
-    manifest = read_manifest(directory)
-    where = f'config.data.corpus={directory}'
-    if manifest is None:
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise BadInput(where, 'is there and is not a corpus', 'a directory to make', 'set another data.corpus')
-        return None
-    theirs = manifest['settings']
-    mend = f'set another data.corpus, or rm -r {directory}'
-    differing = [name for name in sorted({*theirs, *settings}) if theirs.get(name) != settings.get(name)]
-    if differing:
-        found = '; '.join(f'{name}={theirs.get(name)!r}' for name in differing)
-        expected = '; '.join(f'{name}={settings.get(name)!r}' for name in differing)
-        raise BadInput(where, f'holds a corpus made with {found}', expected, mend)
-    files = json.loads((directory / 'sources.json').read_text('utf-8'))
-    for source, _, _ in _weighted_sources(data):
-        if changes := _changes(files.get(source, {}), look_at_files(source)):
-            found = f'holds a corpus of text that has changed since: {changes}'
-            raise BadInput(where, found, 'the text that it was made of', mend)
-    return manifest
-
-
-def _changes(before: dict[str, list[int]], now: dict[str, list[int]]) -> str:
-    """How files differ, in words; '' when they do not, or are not there any more (a corpus does not need its text)."""
-    if not now:
-        return ''
-    told = [f'{path} is new' for path in now if path not in before]
-    told += [f'{path} is gone' for path in before if path not in now]
-    for path in before.keys() & now.keys():
-        if before[path][0] != now[path][0]:
-            told.append(f'{path} had {before[path][0]:,} bytes and has {now[path][0]:,}')
-        elif before[path][1] != now[path][1]:
-            told.append(f'{path} was written to')
-    return ', '.join(sorted(told)[:3]) + (f' and {len(told) - 3} more' if len(told) > 3 else '')
 
 
 def _check_documents(data: config.Data, num_train: int) -> None:
@@ -292,7 +240,7 @@ def _make_tokenizer(
         return
     trained = given
     if trained is None:
-        weights = [weight * (split != 'validation') for _, weight, split in _weighted_sources(data)]
+        weights = [weight * (split != 'validation') for _, weight, split in weighted_sources(data)]
         sizes = [piece.num_bytes * weights[piece.source] for piece in job.pieces]
         shares = [(number, -(-settings.sample_bytes * size // sum(sizes))) for number, size in enumerate(sizes)]
         pool.run('sample', [(number, int(share)) for number, share in shares if share], 'reading')
@@ -341,7 +289,7 @@ def finish(
                 directory.rmdir()
             temporary.rename(directory)
         except OSError:  # another process finished first
-            if (existing := _existing(directory, data, settings)) is None:
+            if (existing := find_existing(directory, data, settings)) is None:
                 raise
             return existing
         sync(directory.parent)
@@ -369,7 +317,7 @@ def _write_corpus(
     numbers = range(len(job.pieces))
     shares = [
         Share([job.piece_directory(n) for n in numbers if job.pieces[n].source == number], weight, split)
-        for number, (_, weight, split) in enumerate(_weighted_sources(data))
+        for number, (_, weight, split) in enumerate(weighted_sources(data))
     ]
     dtype = Encoder(tokenizer).dtype
     writers = {name: SplitWriter(directory / name, dtype, TOKENS_PER_SHARD) for name in SPLITS}

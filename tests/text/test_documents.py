@@ -103,7 +103,7 @@ def test_dirty_bytes_are_mended_and_counted(tmp_path):
 def test_lines_survive_any_place_of_a_chunk_border(tmp_path, monkeypatch):
     (tmp_path / 'a').write_bytes(as_text(DOCUMENTS * 3))
     for size in range(1, 12):
-        monkeypatch.setattr('bert_jax.text.documents._CHUNK_BYTES', size)
+        monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', size)
         assert read(f'text:{tmp_path}/a') == DOCUMENTS * 3
 
 

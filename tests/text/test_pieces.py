@@ -51,7 +51,7 @@ def test_json_lines_cut_at_any_offset_give_the_same_documents(tmp_path):
 def test_without_blank_lines_or_any_lines_no_character_is_lost_and_none_is_cut_in_two(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, 'LONGEST_LINE', 10)
     monkeypatch.setattr(pieces, 'LONGEST_DOCUMENT', 25)
-    monkeypatch.setattr('bert_jax.text.documents._CHUNK_BYTES', 10)
+    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 10)
     rng = np.random.default_rng(1)
     for alphabet in ('aé世\n', 'aé世🙂', 'ab\n\n'):
         text = ''.join(rng.choice(list(alphabet), 300))
@@ -70,7 +70,7 @@ def test_without_blank_lines_or_any_lines_no_character_is_lost_and_none_is_cut_i
 def test_a_line_of_any_length_is_split_and_counted_and_a_record_too_long_is_bad(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, 'LONGEST_LINE', 1000)
     monkeypatch.setattr(pieces, 'LONGEST_RECORD', 3000)
-    monkeypatch.setattr('bert_jax.text.documents._CHUNK_BYTES', 300)
+    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 300)
     (tmp_path / 'a').write_text('x' * 2500 + '\n' + 'y' * 1000 + '\n\nz')
     tally = Tally()
     assert [list(map(len, d)) for d in read('text', [Part(str(tmp_path / 'a'))], tally)] == [
