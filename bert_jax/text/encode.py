@@ -22,8 +22,7 @@ import numpy as np
 
 from bert_jax.files import sync
 from bert_jax.text.checksums import file_digests, files_in
-from bert_jax.text.documents import Document, Reading, Tally, read_piece
-from bert_jax.text.pieces import Piece
+from bert_jax.text.documents import Document, Tally
 from bert_jax.text.tokenizer import Tokenizer
 
 # `digest` tells equal texts; `uniform` hashes the group, or without one the text.
@@ -79,19 +78,15 @@ class Encoder:
         return array.array(self._typecode, ids).tobytes()
 
 
-def encode_piece(piece: Piece, reading: Reading, encoder: Encoder, directory: pathlib.Path) -> None:
+def write_piece(documents: Iterable[Document], tally: Tally, encoder: Encoder, directory: pathlib.Path) -> None:
     """Writes a piece under its name, whole or not at all; nothing is done when it is there.
 
+    `tally` belongs to the reading of the documents; it is complete when the last of them has come.
+
     Raises:
-      BadInput: see `read_piece`.
+      BadInput: what the reading raises, see `read_piece`.
       OSError: when it cannot be written.
     """
-    tally = Tally()
-    write_piece(read_piece(piece, reading, tally), tally, encoder, directory)
-
-
-def write_piece(documents: Iterable[Document], tally: Tally, encoder: Encoder, directory: pathlib.Path) -> None:
-    """`encode_piece` of documents that were read; `tally` belongs to their reading."""
     if directory.is_dir():
         return
     temporary = directory.with_name(f'.{directory.name}.{uuid.uuid4().hex[:12]}')

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -173,8 +174,6 @@ def _read_json(path: pathlib.Path) -> Any:
 
 def _move_away(directory: pathlib.Path) -> None:
     """Removes a directory; its name is free at once."""
-    import shutil
-
     aside = directory.with_name(f'.{directory.name.lstrip(".")}.{uuid.uuid4().hex[:12]}.old')
     directory.rename(aside)
     shutil.rmtree(aside)
