@@ -79,6 +79,7 @@ def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> No
     if kind == 'wordpiece':
         encode, library = tokenizer._backend.encode_batch_fast, 'tokenizers, encode_batch_fast'
     else:
+        sentences = [sentence.lower() for sentence in sentences]  # as the tokenizer does before
         encode, library = lambda batch: tokenizer._processor.encode(batch, num_threads=1), 'sentencepiece, encode'
     batches = [sentences[i : i + _SENTENCES_AT_ONCE] for i in range(0, len(sentences), _SENTENCES_AT_ONCE)]
     num_bytes, alone, whole = text.stat().st_size, [], []  # (seconds by the clock, by the processor)
