@@ -1,13 +1,14 @@
 """A wrong config is told at once, by the name of the field, with what would work."""
 
 import dataclasses
+import json
 import runpy
 from pathlib import Path
 
 import pytest
 
 from bert_jax import config
-from bert_jax.config import Config, bert, field_names, resolve
+from bert_jax.config import Config, bert, field_names, resolve, sources
 from bert_jax.errors import BadInput
 
 
@@ -130,3 +131,15 @@ def test_a_wrong_phase_is_told_by_its_number(phase: object, words: str) -> None:
 def test_an_unknown_size_gets_the_nearest() -> None:
     with pytest.raises(BadInput, match="did you mean 'large'"):
         bert('larg')
+
+
+def test_a_source_may_be_several_with_weights_and_survives_json():
+    several = (('text:a', 2), ('jsonl:b', 0.5))
+    given = bert('tiny')
+    given.data.source = several
+    resolved = resolve(given)
+    assert sources(resolved.data) == several and sources(resolve({}).data) == (('python-docs', 1.0),)
+    assert resolve(json.loads(json.dumps(dataclasses.asdict(resolved)))) == resolved
+    for bad in (5, (), ('text:a',), (('text:a', 0),), (('text:a', 1), ('text:a', 1)), (('tekst:a', 1),)):
+        with pytest.raises(BadInput, match='config.data.source: is .*\n.*expected'):
+            resolve({'data': {'source': bad}})
