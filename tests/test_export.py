@@ -22,7 +22,7 @@ from bert_jax.export import export
 from bert_jax.interop import hugging_face
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrained import _encode
-from bert_jax.text import corpus
+from bert_jax.text import prepare
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.loop import train
 from bert_jax.train.optimizer import make_optimizer
@@ -59,7 +59,7 @@ def _trained(directory: Path, kind: str, pairing: str) -> Path:
     """Makes run/, a workdir as `train` leaves it (its parameters drawn, no bias zero), and export/."""
     write_text(directory / 'text.txt', num_documents=20)
     settings = _settings(directory, kind, pairing)
-    corpus.prepare(settings.data, settings.tokenizer)
+    prepare.prepare(settings.data, settings.tokenizer)
     found, workdir = corpus.load_corpus(settings.data.corpus), directory / 'run'
     found.tokenizer.save(workdir / 'tokenizer')
     content = {'config': dataclasses.asdict(settings), 'fingerprint': run.fingerprint(settings, found)}
