@@ -17,6 +17,7 @@ from flax import nnx
 from bert_jax import config, load_pretrained, run
 from bert_jax import export as export_module
 from bert_jax.__main__ import main
+from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.export import export
 from bert_jax.interop import hugging_face
@@ -60,10 +61,8 @@ def _trained(directory: Path, kind: str, pairing: str) -> Path:
     write_text(directory / 'text.txt', num_documents=20)
     settings = _settings(directory, kind, pairing)
     prepare.prepare(settings.data, settings.tokenizer)
-    found, workdir = corpus.load_corpus(settings.data.corpus), directory / 'run'
-    found.tokenizer.save(workdir / 'tokenizer')
-    content = {'config': dataclasses.asdict(settings), 'fingerprint': run.fingerprint(settings, found)}
-    (workdir / 'config.json').write_text(json.dumps(content))
+    found, workdir = open_streams(settings), directory / 'run'
+    run.write(str(workdir), settings, found.tokenizer, run.fingerprint(settings, found))
     (workdir / 'evaluation.json').write_text(json.dumps({'step': 2, 'mlm_loss': 3.25, 'nsp_loss': 0.5}))
     shapes = nnx.eval_shape(lambda: BertForPreTraining(settings.model, found.tokenizer.vocab_size, nnx.Rngs(0)))
     rng = np.random.default_rng(0)
