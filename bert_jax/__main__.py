@@ -34,6 +34,7 @@ _FLAG_HELP = {
     'workdir': 'directory of a run',
     'output': 'directory to write',
     'model': 'a workdir, an export or a Hugging Face directory',
+    'slurm': "options of sbatch: submit the runs as an array of SLURM ('' for none)",
 }
 
 
@@ -52,6 +53,9 @@ def _define(command: Command) -> flags.FlagValues:
             flags.DEFINE_integer('top_k', 5, 'fillers to show', lower_bound=1, flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
+        elif name == 'jobs':
+            meaning = 'runs at a time (1; under SLURM all); 0 starts none and shows what there is'
+            flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
         else:
             flags.DEFINE_string(name, None, _FLAG_HELP[name], flag_values=values)
     flags.DEFINE_boolean('json', False, 'write one JSON object to standard output, nothing else', flag_values=values)
@@ -161,6 +165,22 @@ def _report(values: flags.FlagValues, _: list[str]) -> int:
     return 0
 
 
+def _sweep(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.sweep.command import sweep
+    from bert_jax.sweep.runs import check_keys, expand
+
+    workdir = _required(values, 'workdir')
+    if values.config is None:
+        raise BadInput('--config', 'is missing', 'a sweep file', '--config=configs/sweeps/learning_rate.py')
+    fields = _fields(values.config)
+    check_keys(fields)
+    base = _parse('train', [f'--config={fields["base"]}'])[0].config
+    runs = expand(fields, _fields(base), workdir)
+    status, as_json, text = sweep(runs, workdir, jobs=values.jobs, slurm=values.slurm)
+    _tell(values, as_json, text)
+    return status
+
+
 COMMANDS = {
     'prepare': Command(
         _prepare,
@@ -205,6 +225,12 @@ COMMANDS = {
         'python -m bert_jax report --workdir=runs/demo',
         ('workdirs',),
     ),
+    'sweep': Command(
+        _sweep,
+        'every run that a sweep file names, then the table and the picture of all',
+        'python -m bert_jax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/learning_rate',
+        ('config', 'workdir', 'jobs', 'slurm'),
+    ),
 }
 
 
@@ -228,14 +254,20 @@ def _config(values: flags.FlagValues) -> Config:
 
 
 def _resolved(given: Any) -> Config:
+    return resolve(_fields(given))
+
+
+def _fields(given: Any) -> dict[str, Any]:
+    """What a config file returned, as a dict."""
     try:
-        fields = given.to_dict()
+        return given.to_dict()
     except BadInput:
         raise
     except Exception as error:  # a config file is its owner's program: it may raise anything
         found = f'cannot be used ({type(error).__name__}: {error})'
-        raise BadInput('--config', found, 'a Python file with get_config()', '--config=configs/demo.py') from error
-    return resolve(fields)
+        raise BadInput(
+            '--config', found, 'a Python file whose get_config() returns a ConfigDict', '--config=configs/demo.py'
+        ) from error
 
 
 def _run_config(values: flags.FlagValues, workdir: str) -> Config:

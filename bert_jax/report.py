@@ -148,6 +148,11 @@ def _read_metrics(path: epath.Path, workdir: str) -> list[dict[str, Any]]:
 
 
 def read_run(workdir: str, name: str) -> Run:
+    """What a workdir's files say, under a name.
+
+    Raises:
+      BadInput: for a missing or broken file, or when no step is logged yet.
+    """
     directory = epath.Path(workdir)
     config_path = directory / 'config.json'
     if not config_path.exists():
@@ -235,6 +240,7 @@ def _setting(value: Any) -> str:
 
 
 def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}; an empty group is a value."""
     if not isinstance(values, dict) or not values:
         return {prefix[:-1]: values} if prefix else {}
     flat = {}
@@ -283,6 +289,7 @@ def _is_shown(quantity: _Quantity, runs: list[Run]) -> bool:
 
 
 def charts(runs: list[Run]) -> str:
+    """The curves of runs over each other, as HTML, with a legend; `swatch(i)` is the i-th run's line."""
     entries = [f'<span>{swatch(i)}<b>{html.escape(run.name)}</b></span>' for i, run in enumerate(runs)]
     if len(runs) == 1:
         entries = [f'<span>{swatch(0)}training</span>']

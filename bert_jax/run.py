@@ -73,6 +73,15 @@ def load_config(workdir: str) -> Config:
     return config_module.resolve(_read(epath.Path(workdir) / 'config.json')['config'])
 
 
+def load_fingerprint(workdir: str) -> dict[str, object]:
+    """The fingerprint of the run in a workdir.
+
+    Raises:
+      BadInput: when there is none.
+    """
+    return _read(epath.Path(workdir) / 'config.json')['fingerprint']
+
+
 def _read(path: epath.Path) -> dict:
     if not path.exists():
         raise BadInput(

@@ -44,13 +44,14 @@ class Run:
 
     Attributes:
       name: of its directory.  label: of the explicit run it comes from, '' without a name.
-      varied: {field: value} that it has of the grid, the draws and the explicit run.
+      point: {field: value} that it has of the grid and the draws.  varied: these and the explicit run's.
       overrides: all that differs from the base config: varied, fixed, and a corpus of its own.
     """
 
     name: str
     label: str
     base: str
+    point: dict[str, Any]
     varied: dict[str, Any]
     overrides: dict[str, Any]
     config: Config
@@ -92,7 +93,7 @@ def expand(sweep: dict[str, Any], base_values: dict[str, Any], workdir: str) -> 
     points = [point | drawn for point in points for drawn in _draw(sweep)]
     common = _with_overrides(base_values, fixed, sweep['base'])
     usual_corpus = _corpus_settings(common)
-    short = _short_names([field for place in (*explicit, grid, draws) for field in place])
+    short = short_names([field for place in (*explicit, grid, draws) for field in place])
     runs, seen = [], {}
     for label, own in zip(labels, explicit, strict=True):
         for point in points:
@@ -107,7 +108,7 @@ def expand(sweep: dict[str, Any], base_values: dict[str, Any], workdir: str) -> 
             if config in seen:
                 raise BadInput(f'runs {seen[config]} and {name}', 'are the same', 'runs that differ', 'drop one')
             seen[config] = name
-            runs.append(Run(name, label, sweep['base'], varied, overrides, config, os.path.join(workdir, name)))
+            runs.append(Run(name, label, sweep['base'], point, varied, overrides, config, os.path.join(workdir, name)))
     _check_corpora(runs)
     return tuple(runs)
 
@@ -259,7 +260,7 @@ def _corpus_settings(values: dict[str, Any]) -> dict[str, Any]:
     return {name: values['data'].get(name) for name in _CORPUS_FIELDS} | {'tokenizer': values['tokenizer']}
 
 
-def _short_names(fields: list[str]) -> dict[str, str]:
+def short_names(fields: list[str]) -> dict[str, str]:
     """The last part of each field's name, or all of it where two have the same."""
     leaves = [field.rpartition('.')[2] for field in dict.fromkeys(fields)]
     return {
