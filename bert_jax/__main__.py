@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -38,13 +38,15 @@ _FLAG_HELP = {
 }
 
 
-def _define(command: Command) -> flags.FlagValues:
+def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues:
     from ml_collections import config_flags
 
     values = flags.FlagValues()
     for name in command.flags:
         if name == 'config':
-            config_flags.DEFINE_config_file('config', None, 'config file FILE.py[:VARIANT]', flag_values=values)
+            config_flags.DEFINE_config_file(
+                'config', None, 'config file FILE.py[:VARIANT]', flag_values=values, sys_argv=['', *arguments]
+            )
         elif name == 'workdirs':
             flags.DEFINE_multi_string('workdir', [], 'directory of a run; may be repeated', flag_values=values)
         elif name == 'step':
@@ -287,7 +289,7 @@ def _select_platform(config: Config) -> None:
 
 def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
     """Flags and the rest of the arguments; what does not parse becomes `BadInput`."""
-    values = _define(COMMANDS[name])
+    values = _define(COMMANDS[name], arguments)
     try:
         rest = values([name, *arguments])[1:]
     except (AttributeError, KeyError) as error:  # a config file or an override that sets a field which does not exist

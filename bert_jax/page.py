@@ -49,6 +49,7 @@ thead th { color: var(--muted); font-size: .85rem; } tbody th { overflow-wrap: a
 td small { display: block; white-space: normal; }
 .group th { font-weight: 600; padding-top: .7rem; } .sections table { width: 100%; font-size: .87rem; }
 .sections th { color: var(--muted); } .sections td { text-align: right; padding-right: 0; overflow-wrap: anywhere; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 1rem; font-size: .87rem; }
 summary { cursor: pointer; margin: 1.4rem 0 .6rem; font-weight: 600; }
 """
 

@@ -261,11 +261,10 @@ def _corpus_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def short_names(fields: list[str]) -> dict[str, str]:
-    """The last part of each field's name, or all of it where two have the same."""
-    leaves = [field.rpartition('.')[2] for field in dict.fromkeys(fields)]
-    return {
-        field: leaf if leaves.count(leaf := field.rpartition('.')[2]) == 1 else field for field in dict.fromkeys(fields)
-    }
+    """Each field without its section (masking.rate), or with it where two would be the same."""
+    short = {field: field.partition('.')[2] or field for field in fields}
+    names = list(short.values())
+    return {field: name if names.count(name) == 1 else field for field, name in short.items()}
 
 
 def _name(label: str, varied: dict[str, Any], short: dict[str, str]) -> str:
