@@ -37,6 +37,8 @@ def sweep(
     if slurm is None and jobs:
         for platform in {run.config.platform for run in todo}:
             launch.visible_devices(platform, 0, jobs)
+    if slurm is not None and jobs != 0:
+        launch.check_slurm(directory)
     statuses: dict[str, int] = {}
     job, stopped = '', ''
     if todo and jobs != 0:

@@ -224,21 +224,27 @@ def slurm_script(runs: list[Run], numbers: list[int], directory: str, jobs: int 
     )
 
 
-def submit(runs: list[Run], numbers: list[int], directory: str, jobs: int | None, options: str) -> str:
-    """Writes DIR/sweep.sbatch and submits it with sbatch's `options`; returns the number of the job.
-
-    Raises:
-      BadInput: without sbatch, when it refuses, or while an earlier array of this sweep is in the queue.
-    """
+def check_slurm(directory: str) -> None:
+    """Raises BadInput without sbatch, or while an earlier array of this sweep is in the queue."""
     if shutil.which('sbatch') is None:
         raise BadInput('--slurm', 'sbatch is not found', 'a machine that submits to SLURM', 'leave --slurm out')
     queue = ['squeue', '--noheader', f'--name={_job_name(directory)}', '--format=%A']
     queued = subprocess.run(queue, capture_output=True, text=True).stdout.split()
     if queued:
         raise BadInput('--slurm', f'job {queued[0]} of this sweep is in the queue', '', f'scancel {queued[0]}, or wait')
-    script = os.path.join(directory, 'sweep.sbatch')
+
+
+def submit(runs: list[Run], numbers: list[int], directory: str, jobs: int | None, options: str) -> str:
+    """Writes DIR/sweep.sbatch and submits it with sbatch's `options`; returns the number of the job.
+
+    Raises:
+      BadInput: when sbatch refuses.
+    """
+    script = Path(directory, 'sweep.sbatch')
+    script.parent.mkdir(parents=True, exist_ok=True)
     write_whole(script, slurm_script(runs, numbers, directory, jobs))
-    done = subprocess.run(['sbatch', '--parsable', *shlex.split(options), script], capture_output=True, text=True)
+    command = ['sbatch', '--parsable', *shlex.split(options), str(script)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BadInput('--slurm', f'sbatch: {done.stderr.strip()}', 'options of sbatch')
     return done.stdout.strip().partition(';')[0]

@@ -57,9 +57,10 @@ class Result:
     rank: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What `sweep --json` says of the run."""
+        """What `sweep --json` says of the run; null for what is not finite, which JSON cannot say."""
         names = [field.name for field in dataclasses.fields(self) if field.name not in ('run', 'logged')]
         values = {name: getattr(self, name) for name in names}
+        values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
         return {'name': self.run.name, 'workdir': self.run.workdir, 'varied': self.run.varied} | values
 
 

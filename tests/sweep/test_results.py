@@ -88,7 +88,8 @@ def test_finished_runs_are_ranked_by_their_last_loss(make):
         '1,500',
         'finished',
     ]
-    assert json.loads(json.dumps(b.as_json()))['rank'] == 1
+    assert json.loads(json.dumps(b.as_json(), allow_nan=False))['rank'] == 1
+    assert results[3].as_json()['final_mlm_loss'] is None
 
 
 @pytest.mark.parametrize(
