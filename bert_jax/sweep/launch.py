@@ -177,7 +177,7 @@ _SCRIPT = """\
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=B:TERM@180
+#SBATCH --signal=B:USR1@180
 
 case $SLURM_ARRAY_TASK_ID in
 {cases}
@@ -186,7 +186,9 @@ mkdir -p "$workdir"
 srun --kill-on-bad-exit=0 --output="$workdir/{log}" --open-mode=append \\
   {python} -m bert_jax train "$@" --workdir="$workdir" &
 step=$!
-# SIGTERM: three minutes before the time is over, or preempted. The run saves, and exits with 75: run me again.
+# As launch/slurm.sbatch: SIGUSR1 three minutes before the time is over, SIGTERM when preempted. The run saves, and exits
+# with 75: unfinished, run me again.
+trap 'kill -USR1 $step' USR1
 trap 'kill -TERM $step' TERM
 
 wait $step
@@ -228,7 +230,7 @@ def check_slurm(directory: str) -> None:
     """Raises BadInput without sbatch, or while an earlier array of this sweep is in the queue."""
     if shutil.which('sbatch') is None:
         raise BadInput('--slurm', 'sbatch is not found', 'a machine that submits to SLURM', 'leave --slurm out')
-    queue = ['squeue', '--noheader', f'--name={_job_name(directory)}', '--format=%A']
+    queue = ['squeue', '--noheader', f'--name={_job_name(directory)}', '--format=%F']
     queued = subprocess.run(queue, capture_output=True, text=True).stdout.split()
     if queued:
         raise BadInput('--slurm', f'job {queued[0]} of this sweep is in the queue', '', f'scancel {queued[0]}, or wait')

@@ -205,8 +205,8 @@ def test_a_sweep_is_an_array_whose_stopped_runs_are_requeued(cluster: dict[str, 
         return ''.join(path.read_text() for path in [*tmp_path.glob('sweep/slurm-*'), *tmp_path.glob('sweep/*/*.log')])
 
     _wait_for(lambda: len(_losses(tmp_path / 'sweep' / 'long')) > 2, 200, f'step of the run to stop: {log()}')
-    _output(cluster, 'scancel', '--signal=TERM', '--batch', f'{number}_1')
-    _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%A'), 400, f'end: {log()}')
+    _output(cluster, 'scancel', '--signal=USR1', '--batch', f'{number}_1')
+    _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 400, f'end: {log()}')
     told = sweep('--jobs=0')
     results = {result['name']: result['status'] for result in json.loads(told.stdout)['runs']}
     assert results == {'short': 'finished', 'long': 'finished'}, log()
