@@ -24,7 +24,7 @@ def get_config():
                 {'name': 'tiny', 'model.hidden_size': 128, 'model.num_heads': 2, 'model.intermediate_size': 512},
                 {'name': 'half', 'model.hidden_size': 64, 'model.num_heads': 1, 'model.intermediate_size': 256},
             ],
-            'grid': {'optimizer.peak_learning_rate': [3e-4, 1e-3, 3e-3, 1e-2]},
+            'grid': {'optimizer.peak_learning_rate': [1e-3, 3e-3, 1e-2, 3e-2]},
         },
         allow_dotted_keys=True,
     )
