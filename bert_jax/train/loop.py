@@ -107,7 +107,7 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
         if step % config.train.checkpoint_every == 0 or is_last:
             with speed.paused():
                 checkpoints.save(state)
-        if is_last:  # not `stop.received`: a signal since `is_last` was set leaves one more step to make, and to save
+        if stop.received:
             break
     progress.close()
     writer.close()
