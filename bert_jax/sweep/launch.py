@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from bert_jax import run as run_files
+from bert_jax.config import is_records
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.sweep.runs import Run

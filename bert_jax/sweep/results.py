@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax import run as run_files
-from bert_jax.config import digest
+from bert_jax.config import digest, is_records
 from bert_jax.errors import BadInput
 from bert_jax.report import Run as Logged
 from bert_jax.report import flatten, read_run
@@ -129,7 +129,7 @@ def _task(run: Run) -> dict[str, Any]:
     if phases := fingerprint.get('phases'):
         task['lengths'] = [phase['sequence_length'] for phase in phases]
     manifest = Path(run.config.data.corpus, 'manifest.json')
-    if manifest.exists():  # corpora that differ may hold out the same text
+    if manifest.exists() and not is_records(run.config.data.source):  # other corpora may hold out the same text
         files = json.loads(manifest.read_text())['files']
         task['validation text'] = digest({name: file for name, file in files.items() if name.startswith('validation/')})
     return flatten(task)
