@@ -7,6 +7,7 @@ Exit status: 0 finished; 2 bad input, told in a message; 75 stopped and saved, r
 import dataclasses
 import difflib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,7 +33,9 @@ class Command:
 
 _FLAG_HELP = {
     'workdir': 'directory of a run',
-    'output': 'directory to write',
+    'input': 'text file, a line for each vector',
+    'output': 'what to write: a directory (export), an .npy file (embed)',
+    'from': 'a Hugging Face directory, or one of an original checkpoint (bert_config.json, bert_model.ckpt.*)',
     'model': 'a workdir, an export or a Hugging Face directory',
     'slurm': "options of sbatch: submit the runs as an array of SLURM ('' for none)",
 }
@@ -53,11 +56,22 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_integer('step', None, 'step of the checkpoint; the newest without it', flag_values=values)
         elif name == 'top_k':
             flags.DEFINE_integer('top_k', 5, 'fillers to show', lower_bound=1, flag_values=values)
+        elif name == 'distributed':
+            does = (
+                'join the processes of a TPU pod or of Open MPI; --nodistributed: alone, whatever the environment says'
+            )
+            flags.DEFINE_boolean('distributed', None, does, flag_values=values)
+        elif name == 'devices':
+            flags.DEFINE_integer('devices', None, 'how many devices there must be, over all hosts', flag_values=values)
+        elif name == 'join_timeout':
+            flags.DEFINE_integer('join_timeout', 300, 'seconds to wait for the other hosts', flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
         elif name == 'jobs':
             meaning = 'runs at a time (1; under SLURM all); 0 starts none and shows what there is'
             flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
+        elif name == 'show':
+            flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
         else:
             flags.DEFINE_string(name, None, _FLAG_HELP[name], flag_values=values)
     flags.DEFINE_boolean('json', False, 'write one JSON object to standard output, nothing else', flag_values=values)
@@ -67,14 +81,36 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
 def _prepare(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.text import corpus
 
-    config = _config(values)
+    config, initial = _config(values), None
+    if config.init:
+        from bert_jax.initial import initial_tokenizer
+
+        initial = initial_tokenizer(config.init)
     if values.tokenizer_only:
-        preview = corpus.tokenizer_preview(config.data, config.tokenizer)
+        preview = corpus.tokenizer_preview(config.data, config.tokenizer, initial=initial)
         _tell(values, preview, json.dumps(preview, indent=2, ensure_ascii=False))
         return 0
-    summary = corpus.prepare(config.data, config.tokenizer)
-    _tell(values, dataclasses.asdict(summary), _describe_corpus(summary))
+    summary = corpus.prepare(config.data, config.tokenizer, initial=initial)
+    as_json, text = dataclasses.asdict(summary), _describe_corpus(summary)
+    if values.show:
+        from bert_jax.data.show import describe_rows
+
+        as_json['rows'] = _first_rows(config, values.show)
+        text += '\n' + describe_rows(as_json['rows'])
+    _tell(values, as_json, text)
     return 0
+
+
+def _first_rows(config: Config, num_rows: int) -> list[list[dict[str, Any]]]:
+    """The first rows that a run of this config would train on, decoded."""
+    from bert_jax.config import in_phases
+    from bert_jax.data.batches import CorpusStream
+    from bert_jax.data.show import decode_rows
+    from bert_jax.text.corpus import load_corpus
+
+    corpus, phase = load_corpus(config.data.corpus), in_phases(config)[0]
+    stream = CorpusStream(corpus, phase.data, 'train', batch_size=num_rows, seed=config.train.seed)
+    return decode_rows(stream.batch(0), corpus.tokenizer, phase.data.pairing)
 
 
 def _describe_corpus(summary: Any) -> str:
@@ -102,7 +138,11 @@ def _doctor(values: flags.FlagValues, _: list[str]) -> int:
 def _train(values: flags.FlagValues, _: list[str]) -> int:
     workdir = _required(values, 'workdir')
     config = _run_config(values, workdir)
+    from bert_jax import hosts
+
+    hosts.join(values.distributed, values.join_timeout)
     _select_platform(config)
+    hosts.check_devices(values.devices)
     from bert_jax.train.loop import train
 
     outcome = train(config, workdir)
@@ -110,7 +150,8 @@ def _train(values: flags.FlagValues, _: list[str]) -> int:
         f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
         f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
     )
-    _tell(values, dataclasses.asdict(outcome), next_steps if outcome.finished else '')
+    if hosts.is_first():
+        _tell(values, dataclasses.asdict(outcome), next_steps if outcome.finished else '')
     return 0 if outcome.finished else EXIT_RUN_AGAIN
 
 
@@ -128,7 +169,8 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.export import export
 
     output = _required(values, 'output')
-    proof = export(_required(values, 'workdir'), output, values.step)
+    card = _config(values).card if values.config is not None else None
+    proof = export(_required(values, 'workdir'), output, values.step, card)
     _tell(
         values,
         proof,
@@ -136,6 +178,22 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
         f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
         f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
         f"      transformers.pipeline('fill-mask', model='{output}')",
+    )
+    return 0
+
+
+def _import(values: flags.FlagValues, _: list[str]) -> int:
+    source, workdir = _required(values, 'from'), _required(values, 'workdir')
+    data = _config(values).data if values.config is not None else None
+    from bert_jax.importing import import_model
+
+    summary = import_model(source, workdir, data)
+    _tell(
+        values,
+        summary,
+        f'Imported {source} to {workdir}: {summary["parameters"]:,} parameters, vocabulary {summary["vocab_size"]:,}\n'
+        f'Next: python -m bert_jax export --workdir={workdir} --output={workdir}/export\n'
+        f'      python -m bert_jax train --config=configs/continue.py --config.init={workdir} --workdir=…',
     )
     return 0
 
@@ -154,6 +212,20 @@ def _fill_mask(values: flags.FlagValues, texts: list[str]) -> int:
         shown += ['    ' + '  '.join(f'{filler.token} {filler.score:.0%}' for filler in slot) for slot in slots]
     results = [[dataclasses.asdict(filler) for filler in slot] for slots in answers for slot in slots]
     _tell(values, {'results': results}, '\n'.join(shown))
+    return 0
+
+
+def _embed(values: flags.FlagValues, _: list[str]) -> int:
+    directory, text, output = (_required(values, name) for name in ('model', 'input', 'output'))
+    from bert_jax.embed import check, embed
+
+    check(text, output)
+    from bert_jax.pretrained import load_pretrained
+
+    done = embed(load_pretrained(directory), text, output)
+    cut = f'; {done.truncated:,} too long, cut' if done.truncated else ''
+    told = f'{done.output}: {done.lines:,} vectors of {done.hidden_size:,}, {done.seconds:.1f} s{cut}'
+    _tell(values, dataclasses.asdict(done), told)
     return 0
 
 
@@ -188,7 +260,7 @@ COMMANDS = {
         _prepare,
         'reads text, trains the tokenizer unless one is given, writes the corpus',
         'python -m bert_jax prepare --config=configs/demo.py',
-        ('config', 'tokenizer_only'),
+        ('config', 'tokenizer_only', 'show'),
     ),
     'doctor': Command(
         _doctor,
@@ -200,7 +272,7 @@ COMMANDS = {
         _train,
         'trains, or continues what the workdir holds',
         'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
-        ('config', 'workdir'),
+        ('config', 'workdir', 'distributed', 'devices', 'join_timeout'),
     ),
     'evaluate': Command(
         _evaluate,
@@ -212,7 +284,13 @@ COMMANDS = {
         _export,
         'writes a Hugging Face model directory, with its proof',
         'python -m bert_jax export --workdir=runs/demo --output=runs/demo/export',
-        ('workdir', 'output', 'step'),
+        ('config', 'workdir', 'output', 'step'),
+    ),
+    'import': Command(
+        _import,
+        'converts a Hugging Face directory or a Google checkpoint into a workdir',
+        'python -m bert_jax import --from=models/bert-base-uncased --workdir=runs/base',
+        ('from', 'workdir', 'config'),
     ),
     'fill-mask': Command(
         _fill_mask,
@@ -220,6 +298,12 @@ COMMANDS = {
         'python -m bert_jax fill-mask --model=runs/demo "the [MASK] of the file"',
         ('model', 'top_k'),
         ' "TEXT WITH [MASK]" …',
+    ),
+    'embed': Command(
+        _embed,
+        'mean-pooled vectors of the lines of a file',
+        'python -m bert_jax embed --model=runs/demo/export --input=lines.txt --output=vectors.npy',
+        ('model', 'input', 'output'),
     ),
     'report': Command(
         _report,
@@ -294,18 +378,18 @@ def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]
         rest = values([name, *arguments])[1:]
     except (AttributeError, KeyError) as error:  # a config file or an override that sets a field which does not exist
         given = [argument[2:].partition('=')[0] for argument in arguments if argument.startswith('--config.')]
-        from bert_jax.config import field_names
+        from bert_jax.config import Phase, field_names
 
-        known = set(field_names())
+        known = {*field_names(), *field_names(Phase, 'phases[].')}
         for path in (path.removeprefix('config.') for path in given):
-            if path not in known:
+            if re.sub(r'\[\d+\]', '[]', path) not in known:
                 raise unknown_field(path) from error
         raise BadInput('--config', str(error).strip('"\'')) from error
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(values), n=1)
         mend = f'did you mean --{near[0]}?' if near else f'python -m bert_jax {name} --help'
         raise BadInput(f'--{error.flagname}', f'is not a flag of {name}', '', mend) from error
-    except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as error:
+    except (flags.Error, OSError, IndexError, TypeError, ValueError, SyntaxError, ImportError) as error:
         raise BadInput('command line', ' '.join(str(error).split()), '', f'python -m bert_jax {name} --help') from error
     if rest and not COMMANDS[name].arguments:
         raise BadInput(

@@ -4,13 +4,16 @@ A config file builds an `ml_collections.ConfigDict` from `bert(SIZE)` and sets w
 command line may change any field of it. `resolve` turns that into the frozen dataclasses below,
 or raises `BadInput` naming the field. Inside the project a function takes only the section it needs.
 
-Legend of sizes: `L` positions in a row, `P` predictions in a row, `D` hidden, `H` heads.
+Legend of sizes: `L` positions, `P` predictions and `E` packed sequences in a row, `D` hidden, `H` heads.
 """
 
 import dataclasses
+import datetime
 import difflib
 import hashlib
+import itertools
 import json
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +22,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.errors import BadInput
 
-SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds')
+SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds', 'tfrecord')
 
 
 def _setting(default: Any, expected: str = '', check: Callable[[Any], bool] | None = None, choices: tuple = ()):
@@ -42,6 +45,18 @@ def _is_source(value: str) -> bool:
     return value == 'python-docs' or (kind in SOURCE_KINDS and bool(rest))
 
 
+def _is_time(value: str) -> bool:
+    try:
+        return not value or bool(datetime.datetime.fromisoformat(value))
+    except ValueError:
+        return False
+
+
+def is_records(source: str) -> bool:
+    """Whether a source holds examples already, not text."""
+    return source.startswith('tfrecord:')
+
+
 @dataclasses.dataclass(frozen=True)
 class Masking:
     """Masked language modelling (Devlin et al. 2019, section 3.1)."""
@@ -49,6 +64,7 @@ class Masking:
     rate: float = _setting(0.15, 'a number above 0 and below 1', lambda value: 0 < value < 1)
     mask_fraction: float = _setting(0.8, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     random_fraction: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+    unit: str = _setting('token', choices=('token', 'word', 'ngram'))  # what is masked whole; ngram: 1 to 3 words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +79,15 @@ class Data:
         '', 'empty, or a source like data.source', lambda value: not value or _is_source(value)
     )
     validation_fraction: float = _fraction(0.05)  # of the documents, by hash; without validation_source
-    sequence_length: int = _at_least(128, 8)  # L
+    # L; of records it is inferred
+    sequence_length: int = _setting(128, 'a number from 8 to 65536', lambda value: 8 <= value <= 65536)
     short_sequence_probability: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     pairing: str = _setting('nsp', choices=('nsp', 'sop', 'none'))
+    packing: bool = False  # several sequences in a row, each with its own [CLS], attention inside each
+    max_sequences: int = _setting(-1, '-1 (L / 32, at least 4) or at least 1', lambda v: v == -1 or v >= 1)  # E, packed
     max_predictions: int = _setting(-1, '-1 (rate x L, rounded) or at least 1', lambda v: v == -1 or v >= 1)  # P
     masking: Masking = Masking()
+    remask: bool = True  # records: restore the tokens and mask them anew in every epoch; False: masks as stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +96,7 @@ class Tokenizer:
 
     kind: str = _setting('wordpiece', choices=('wordpiece', 'sentencepiece'))
     path: str = ''  # a vocab.txt, tokenizer.json or .model file
+    add_tokens: str = ''  # a file of words, one a line, appended to the WordPiece vocabulary of `path` or `init`
     vocab_size: int = _at_least(30522, 64)  # of a trained vocabulary; ignored with `path`
     lowercase: bool = True
     strip_accents: bool = False
@@ -126,7 +147,9 @@ class Train:
     seed: int = _setting(0, 'a number from 0 to 2**31 - 1', lambda value: 0 <= value < 2**31)
     log_every: int = _at_least(100, 1)
     checkpoint_every: int = _at_least(1000, 1)
-    keep_checkpoints: int = _at_least(2, 1)
+    keep_checkpoints: int = _at_least(2, 1)  # the newest
+    keep_every: int = _at_least(0, 0)  # steps; checkpoints of its multiples are kept for good; 0: none
+    stop_at: str = _setting('', 'empty, or a time like 2026-01-31T18:00', _is_time)  # saves and exits with 75 then
     evaluate_every: int = _at_least(10_000, 0)  # 0: only at the end
     evaluate_rows: int = _at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
 
@@ -140,6 +163,44 @@ class Mesh:
     tensor: int = _setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
 
 
+_ONE_LINE = 'one line of text', lambda value: value.isprintable()
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What the model card of an export says and no file of a run knows; empty: not said. Several: `en, de`."""
+
+    license: str = _setting('', *_ONE_LINE)  # as on the model hub: apache-2.0
+    language: str = _setting('', *_ONE_LINE)
+    datasets: str = _setting('', *_ONE_LINE)
+
+
+def _as_in(section: type, name: str):
+    """A field with the default and the check of another."""
+    field = section.__dataclass_fields__[name]
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run with a batch and a learning rate of its own; but for `steps`, what it leaves out is inherited."""
+
+    steps: int = _as_in(Train, 'steps')
+    sequence_length: int = _as_in(Data, 'sequence_length')
+    global_batch_size: int = _as_in(Train, 'global_batch_size')
+    peak_learning_rate: float = _as_in(Optimizer, 'peak_learning_rate')
+    warmup_steps: int = _as_in(Optimizer, 'warmup_steps')
+
+
+_SECTION_OF = {
+    'steps': 'train',
+    'sequence_length': 'data',
+    'global_batch_size': 'train',
+    'peak_learning_rate': 'optimizer',
+    'warmup_steps': 'optimizer',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
@@ -150,7 +211,10 @@ class Config:
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     mesh: Mesh = Mesh()
+    init: str = ''  # what to start from: a workdir, WORKDIR@STEP, an export or a Hugging Face directory
+    card: Card = Card()
     platform: str = _setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
+    phases: tuple[Phase, ...] = ()  # one after the other, instead of the single fields; train.steps becomes their sum
 
 
 # --- The sizes of Devlin et al. (2019) and of the miniatures of Turc et al. (2019). ---
@@ -197,9 +261,51 @@ def resolve(config: ConfigDict | dict) -> Config:
       BadInput: names the first field that is unknown, of the wrong type, or out of range.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else config
-    resolved = _resolve_section(Config, values, '')
+    if not isinstance(values, dict):
+        raise BadInput('config', f'is {values!r}', 'a group of fields')
+    phases = values.get('phases', ())
+    resolved = _resolve_section(Config, {name: value for name, value in values.items() if name != 'phases'}, '')
+    resolved = _with_phases(resolved, phases)
     _check_together(resolved)
+    for number, phase in enumerate(in_phases(resolved)):
+        _check_phase(phase, f'phases[{number}].' if resolved.phases else '')
     return resolved
+
+
+def _with_phases(config: Config, values: Any) -> Config:
+    """A config with its phases, each complete, and `train.steps` their sum."""
+    if not isinstance(values, (list, tuple)):
+        raise BadInput('config.phases', f'is {values!r}', f'a tuple of groups of {", ".join(_SECTION_OF)}')
+    if not values:
+        return config
+    phases = []
+    for number, given in enumerate(values):
+        given = given.to_dict() if isinstance(given, ConfigDict) else given
+        if isinstance(given, dict) and 'steps' not in given:
+            raise BadInput(f'config.phases[{number}]', 'does not say how many steps', "'steps' among its fields")
+        inherited = {name: getattr(getattr(config, section), name) for name, section in _SECTION_OF.items()}
+        given = inherited | given if isinstance(given, dict) else given
+        phases.append(_resolve_section(Phase, given, f'phases[{number}].'))
+    train = dataclasses.replace(config.train, steps=sum(phase.steps for phase in phases))
+    return dataclasses.replace(config, phases=tuple(phases), train=train)
+
+
+def in_phases(config: Config) -> tuple[Config, ...]:
+    """A config for each phase of a run, its values in the single fields; the run's own where there are no phases."""
+    found = []
+    for phase in config.phases:
+        one = dataclasses.replace(config, phases=())
+        for name, section in _SECTION_OF.items():
+            changed = dataclasses.replace(getattr(one, section), **{name: getattr(phase, name)})
+            one = dataclasses.replace(one, **{section: changed})
+        found.append(one)
+    return tuple(found) or (config,)
+
+
+def phase_at(config: Config, step: int) -> int:
+    """The number of the phase in which a run makes its `step`-th step; steps count from 1, phases from 0."""
+    ends = list(itertools.accumulate(phase.train.steps for phase in in_phases(config)))
+    return min(sum(end < step for end in ends), len(ends) - 1)
 
 
 def _nearest(name: str, names: typing.Iterable[str]) -> str:
@@ -209,7 +315,8 @@ def _nearest(name: str, names: typing.Iterable[str]) -> str:
 
 def unknown_field(path: str) -> BadInput:
     """The error for a field that does not exist, with the nearest name there is."""
-    names = list(field_names())
+    phase = re.match(r'phases\[\d+\]\.', path)
+    names = list(field_names(Phase, phase[0]) if phase else field_names())
     leaf = {name.rpartition('.')[2]: name for name in names}
     close = difflib.get_close_matches(path, names, n=1, cutoff=0.6) or [
         leaf[name] for name in difflib.get_close_matches(path.rpartition('.')[2], leaf, n=1, cutoff=0.5)
@@ -259,7 +366,7 @@ def _resolve_section(section: type, values: Any, prefix: str) -> Any:
 
 def _check_together(config: Config) -> None:
     """The checks that concern more than one field."""
-    model, data, train, masking = config.model, config.data, config.train, config.data.masking
+    model, data, masking = config.model, config.data, config.data.masking
     if model.hidden_size % model.num_heads:
         works = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
         near = sorted(works, key=lambda h: abs(h - model.num_heads))[:3]
@@ -268,37 +375,60 @@ def _check_together(config: Config) -> None:
             f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',
             f'a divisor of {model.hidden_size}, for example {", ".join(map(str, sorted(near)))}',
         )
-    if data.sequence_length > model.max_positions:
+    if data.validation_source and is_records(data.validation_source) != is_records(data.source):
         raise BadInput(
-            'config.data.sequence_length',
-            f'is {data.sequence_length}, more than the model has positions',
-            f'at most model.max_positions={model.max_positions}',
-            f'--config.model.max_positions={data.sequence_length}',
+            'config.data.validation_source',
+            f'is {data.validation_source!r}, and data.source is {data.source!r}',
+            'both text, or both tfrecord:GLOB',
         )
+    if data.packing and is_records(data.source):
+        raise BadInput('config.data.packing', 'is True, and records are rows already', 'False with tfrecord:GLOB')
     if masking.mask_fraction + masking.random_fraction > 1:
         raise BadInput(
             'config.data.masking',
             f'mask_fraction={masking.mask_fraction} + random_fraction={masking.random_fraction} is more than 1',
             'a sum of at most 1; the rest keeps its token',
         )
-    if train.global_batch_size % train.microbatches:
-        works = -(-train.global_batch_size // train.microbatches) * train.microbatches
+    if config.tokenizer.add_tokens and not (config.init or config.tokenizer.path):
         raise BadInput(
-            'config.train.microbatches',
-            f'is {train.microbatches}, which does not divide global_batch_size={train.global_batch_size}',
-            f'a divisor of {train.global_batch_size}',
-            f'--config.train.global_batch_size={works}',
-        )
-    if config.optimizer.warmup_steps > train.steps:
-        raise BadInput(
-            'config.optimizer.warmup_steps',
-            f'is {config.optimizer.warmup_steps}, more than the run has steps',
-            f'at most train.steps={train.steps}',
-            f'--config.optimizer.warmup_steps={train.steps // 10}',
+            'config.tokenizer.add_tokens',
+            'is set, and there is no vocabulary to add to',
+            'an initial model or a tokenizer',
+            '--config.init=DIR or --config.tokenizer.path=DIR; a vocabulary trained here has its words from the text',
         )
     axes = dataclasses.asdict(config.mesh)
     if sum(size == -1 for size in axes.values()) > 1:
         raise BadInput('config.mesh', f'is {axes}', 'at most one axis of -1 (the rest of the devices)')
+
+
+def _check_phase(config: Config, phase: str) -> None:
+    """The checks of fields that a phase may set; `phase` is where they stand, '' for the single fields."""
+    model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
+    grows = bool(config.init) or is_records(data.source)  # an initial model's positions grow; records tell their length
+    if data.sequence_length > model.max_positions and not grows:
+        raise BadInput(
+            f'config.{phase or "data."}sequence_length',
+            f'is {data.sequence_length}, more than the model has positions',
+            f'at most model.max_positions={model.max_positions}',
+            f'--config.model.max_positions={data.sequence_length}',
+        )
+    if train.global_batch_size % train.microbatches:
+        works = -(-train.global_batch_size // train.microbatches) * train.microbatches
+        where = f'config.{phase or "train."}global_batch_size'
+        raise BadInput(
+            'config.train.microbatches',
+            f'is {train.microbatches}, which does not divide {where[7:]}={train.global_batch_size}',
+            f'a divisor of {train.global_batch_size}',
+            f'--{where}={works}',
+        )
+    if optimizer.warmup_steps > train.steps:
+        where = f'config.{phase or "optimizer."}warmup_steps'
+        raise BadInput(
+            where,
+            f'is {optimizer.warmup_steps}, more than {"the phase" if phase else "the run"} has steps',
+            f'at most {phase or "train."}steps={train.steps}',
+            f'--{where}={train.steps // 10}',
+        )
 
 
 def num_predictions(data: Data) -> int:
@@ -306,6 +436,13 @@ def num_predictions(data: Data) -> int:
     if data.max_predictions != -1:
         return data.max_predictions
     return max(1, round(data.masking.rate * data.sequence_length))
+
+
+def max_sequences(data: Data) -> int:
+    """E, the sequences that a row has room for."""
+    if not data.packing:
+        return 1
+    return max(4, data.sequence_length // 32) if data.max_sequences == -1 else data.max_sequences
 
 
 def digest(section: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_jax.config import Config
+from bert_jax.config import Config, in_phases, is_records
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus, load_corpus, verify
 
@@ -63,14 +63,20 @@ def diagnose(config: Config, workdir: str | None = None) -> list[Problem]:
 
     check(_devices, config)
     check(_disk, config, workdir)
-    try:
-        corpus = load_corpus(config.data.corpus)
-        verify(corpus)
-    except BadInput as error:
-        problems.append(problem_of(error))
-    else:
-        for findings in (_vocabulary, _lines, _documents, _amounts):
+    if not is_records(config.data.source):
+        try:
+            corpus = load_corpus(config.data.corpus)
+            verify(corpus)
+        except BadInput as error:
+            problems.append(problem_of(error))
+            return _errors_first(problems)
+        for findings in (_vocabulary, _lines, _documents, _held_out):
             check(findings, config, corpus)
+    check(_epochs, config)
+    return _errors_first(problems)
+
+
+def _errors_first(problems: list[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: problem.level != 'error')
 
 
@@ -84,7 +90,9 @@ def _devices(config: Config) -> Iterator[Problem]:
     from bert_jax.train.sharding import make_mesh
 
     select_platform(config.platform)
-    make_mesh(config.mesh, config.model, config.train)
+    for number, phase in enumerate(in_phases(config)):
+        where = f'config.phases[{number}]' if config.phases else 'config.train'
+        make_mesh(config.mesh, config.model, phase.train, where=where)
     yield from ()
 
 
@@ -170,22 +178,24 @@ def _documents(config: Config, corpus: Corpus) -> Iterator[Problem]:
         )
 
 
-def _amounts(config: Config, corpus: Corpus) -> Iterator[Problem]:
-    """Whether there is enough text for the planned steps, and enough of it held out."""
-    from bert_jax.data.batches import Stream
+def _epochs(config: Config) -> Iterator[Problem]:
+    """Whether there is enough to train on for the planned steps."""
+    from bert_jax.data.streams import open_streams
 
-    rows = Stream(corpus, config.data, 'train', batch_size=config.train.global_batch_size, seed=0).num_rows
-    if not rows:
-        raise BadInput(corpus.directory, 'its training split gives no row', 'documents of at least two tokens')
-    epochs = config.train.steps * config.train.global_batch_size / rows
+    epochs = 0.0
+    for phase, stream in zip(in_phases(config), open_streams(config).train, strict=True):
+        epochs += phase.train.steps * stream.batch_size / stream.num_rows
     if epochs > _MOST_EPOCHS:
         yield _warning(
             'config.train.steps',
-            f'{config.train.steps:,} steps of {config.train.global_batch_size} rows are {epochs:,.0f} epochs of '
-            f'{rows:,} rows',
-            f'at most about {_MOST_EPOCHS}',
-            f'more text, or --config.train.steps={_MOST_EPOCHS * rows // config.train.global_batch_size}',
+            f'{config.train.steps:,} steps go {epochs:,.0f} times through what there is',
+            f'at most about {_MOST_EPOCHS} times',
+            f'more text, or --config.train.steps={int(config.train.steps * _MOST_EPOCHS / epochs)}',
         )
+
+
+def _held_out(config: Config, corpus: Corpus) -> Iterator[Problem]:
+    """Whether enough text is held out for figures that mean something."""
     lengths = np.diff(np.asarray(corpus.validation.sentences[np.asarray(corpus.validation.documents)]))
     held = int(config.data.masking.rate * lengths.sum())
     if held < _FEW_VALIDATION_PREDICTIONS:

@@ -10,9 +10,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax import run
+from bert_jax.config import phase_at
 from bert_jax.data.batches import Stream, prefetch
+from bert_jax.data.streams import open_streams
+from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.text.corpus import Corpus, load_corpus
 from bert_jax.train.checkpoint import restore_on_one_device
 from bert_jax.train.sharding import local_rows, make_global
 from bert_jax.train.state import model_graph
@@ -32,10 +34,9 @@ def evaluate_params(
     return {name: float(value) for name, value in metrics_of(Sums(*totals)).items()}
 
 
-def baselines(corpus: Corpus) -> dict[str, float]:
+def baselines(unigram_counts: np.ndarray) -> dict[str, float]:
     """What knowing only how frequent the tokens of the validation text are gives: entropy (nats) and best hit rate."""
-    counts = corpus.validation.unigram_counts(corpus.tokenizer.vocab_size).astype(np.float64)
-    frequencies = counts[counts > 0] / max(counts.sum(), 1)
+    frequencies = unigram_counts[unigram_counts > 0] / max(unigram_counts.sum(), 1)
     entropy = float(-(frequencies * np.log(frequencies)).sum())
     return {'unigram_entropy': entropy, 'most_frequent_accuracy': float(frequencies.max(initial=0))}
 
@@ -50,14 +51,22 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
       BadInput: when there is no run, no checkpoint or no corpus.
     """
     config = run.load_config(workdir)
-    corpus = load_corpus(config.data.corpus)
-    vocab_size = corpus.tokenizer.vocab_size
+    streams = open_streams(config)
+    if None in streams.validation:
+        raise BadInput(
+            'config.data.validation_fraction',
+            'held out too little text for the objective',
+            'a validation split',
+            'a larger fraction, or a data.validation_source',
+        )
+    if streams.tokenizer.hash != run.load_fingerprint(workdir)['tokenizer']:  # of an imported model, or made anew
+        raise BadInput(config.data.corpus, 'was made with another tokenizer', f'the tokenizer in {workdir}')
+    vocab_size = streams.tokenizer.vocab_size
     state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
-    stream = Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
+    validation = streams.validation[phase_at(config, int(state.step))]
     evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
-    result = (
-        {'step': int(state.step)} | evaluate_params(state.params, evaluation_step, stream, mesh) | baselines(corpus)
-    )
+    found = evaluate_params(state.params, evaluation_step, validation, mesh)
+    result = {'step': int(state.step)} | found | baselines(streams.unigram_counts())
     write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(result) + '\n')
     return result
 

@@ -1,5 +1,6 @@
 """A checkpoint as a Hugging Face directory, written only after its logits were compared."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -8,10 +9,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from bert_jax import config, run
+from bert_jax.card import model_card
 from bert_jax.errors import BadInput
 from bert_jax.files import sync
 from bert_jax.interop import hugging_face
@@ -19,13 +23,22 @@ from bert_jax.pretrained import Pretrained, load_pretrained
 
 _TOLERANCE = 1e-4
 _PROOF_ROWS, _PROOF_LENGTH = 4, 32
+_LOGITS = {  # what each class of `transformers` calls the logits of its heads
+    'BertForPreTraining': ('prediction_logits', 'seq_relationship_logits'),
+    'BertForMaskedLM': ('logits',),
+}
 
 
-def export(workdir: str, output: str, step: int | None = None) -> dict[str, object]:
+def export(workdir: str, output: str, step: int | None = None, card: config.Card | None = None) -> dict[str, object]:
     """Writes OUTPUT as a directory that `transformers` opens; returns its proof.
 
     Everything is written to a temporary directory beside OUTPUT, read back, and its logits on synthetic ids compared
     with the checkpoint's (by torch and transformers where they are installed, else by this package); then renamed.
+    A run without pairs has an untrained pooler and next-sentence head: they are left out, and the logits compared
+    are those of the masked LM.
+
+    Args:
+      card: what the model card says beyond the facts of the run; the run's own `config.card` without it.
 
     Raises:
       BadInput: when OUTPUT exists, or there is no such checkpoint.
@@ -33,15 +46,20 @@ def export(workdir: str, output: str, step: int | None = None) -> dict[str, obje
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / 'proof.json').is_file():
         raise BadInput(str(target), 'exists and is not an export', 'a new directory', 'name another --output')
-    trained = load_pretrained(workdir, step)
+    resolved, trained = run.load_config(workdir), load_pretrained(workdir, step)
+    tokenizer = trained.tokenizer
+    architecture = 'BertForMaskedLM' if resolved.data.pairing == 'none' else 'BertForPreTraining'
+    readme = model_card(workdir, resolved, card or resolved.card, tokenizer, trained.step, target.resolve().name)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
     try:
         params = nnx.state(trained.model, nnx.Param)
-        tokenizer = trained.tokenizer
-        hugging_face.write_model(temporary, params, trained.config, tokenizer.vocab_size, tokenizer.pad_id)
-        tokenizer.save(temporary)
-        proof = _prove(temporary, trained)
+        hugging_face.write_model(
+            temporary, params, trained.config, tokenizer.vocab_size, tokenizer.pad_id, architecture
+        )
+        tokenizer.save(temporary, trained.config.max_positions)
+        (temporary / 'README.md').write_text(readme, 'utf-8')
+        proof = _prove(temporary, trained, architecture)
         (temporary / 'proof.json').write_text(json.dumps(proof, indent=2) + '\n')
         for file in temporary.iterdir():
             sync(file)
@@ -54,43 +72,66 @@ def export(workdir: str, output: str, step: int | None = None) -> dict[str, obje
     return proof
 
 
-def _prove(directory: Path, trained: Pretrained) -> dict[str, object]:
-    """Compares logits on synthetic ids; raises RuntimeError when they differ."""
+def _prove(directory: Path, trained: Pretrained, architecture: str) -> dict[str, object]:
+    """Compares logits on synthetic ids, and the ids of synthetic text; raises RuntimeError when they differ."""
     vocab_size = trained.tokenizer.vocab_size
     length = min(_PROOF_LENGTH, trained.config.max_positions)
     ids = np.random.default_rng(0).integers(0, vocab_size, (_PROOF_ROWS, length), dtype=np.int32)
     types = np.broadcast_to(np.arange(length) >= length // 2, ids.shape).astype(np.int32)
-    ours = _logits(trained, ids, types)
     by_torch = all(importlib.util.find_spec(name) for name in ('torch', 'transformers'))
-    theirs = _torch_logits(directory, ids, types) if by_torch else _logits(load_pretrained(str(directory)), ids, types)
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+    texts = [trained.tokenizer.decode(row) for row in ids]
+    if by_torch:
+        theirs, their_ids = _torch_logits(directory, architecture, ids, types), _hugging_face_ids(directory, texts)
+    else:
+        again = load_pretrained(str(directory))
+        theirs, their_ids = _logits(again, ids, types), again.tokenizer.encode_batch(texts)
+    ours = _logits(trained, ids, types)[: len(_LOGITS[architecture])]
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs[: len(ours)], strict=True))
     if not difference <= _TOLERANCE:
         raise RuntimeError(f'the export is wrong: its logits differ by {difference:.2e}; nothing was written')
+    our_ids = trained.tokenizer.encode_batch(texts)
+    if our_ids != their_ids:
+        raise RuntimeError('the export is wrong: its tokenizer gives other ids; nothing was written')
     return {
-        'compared_with': 'transformers BertForPreTraining' if by_torch else 'the files read back by bert_jax',
+        'compared_with': f'transformers {architecture}' if by_torch else 'the files read back by bert_jax',
         'input_ids': ids.tolist(),
         'token_type_ids': types.tolist(),
+        'logits': list(_LOGITS[architecture]),
         'logits_compared': int(sum(array.size for array in ours)),
         'largest_difference': difference,
         'tolerance': _TOLERANCE,
+        'token_ids_compared': sum(map(len, our_ids)),
         'step': trained.step,
         'sha256': {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(directory.iterdir())},
     }
 
 
-def _logits(trained: Pretrained, ids: np.ndarray, types: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _logits(trained: Pretrained, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
+    """[masked-LM logits, next-sentence logits] of a checkpoint or of the files read back."""
+    mlm, nsp = _forward(*nnx.split(trained.model), ids, types)
+    return [np.asarray(mlm)[..., : trained.tokenizer.vocab_size], np.asarray(nsp)[:, 0]]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array) -> tuple[jax.Array, jax.Array]:
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     first = jnp.zeros((len(ids), 1), jnp.int32)
-    mlm, nsp = trained.model(ids, types, jnp.ones_like(ids), everywhere, everywhere, first)
-    return np.asarray(mlm)[..., : trained.tokenizer.vocab_size], np.asarray(nsp)[:, 0]
+    return nnx.merge(graph, params)(ids, types, jnp.ones_like(ids), everywhere, everywhere, first)
 
 
-def _torch_logits(directory: Path, ids: np.ndarray, types: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _torch_logits(directory: Path, architecture: str, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.BertForPreTraining.from_pretrained(directory, dtype=torch.float32).eval()
+    model = getattr(transformers, architecture).from_pretrained(directory, dtype=torch.float32).eval()
     with torch.no_grad():
         out = model(input_ids=torch.tensor(ids, dtype=torch.long), token_type_ids=torch.tensor(types, dtype=torch.long))
-    return out.prediction_logits.numpy(), out.seq_relationship_logits.numpy()
+    return [out[name].numpy() for name in _LOGITS[architecture]]
+
+
+def _hugging_face_ids(directory: Path, texts: list[str]) -> list[list[int]]:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)['input_ids']

@@ -6,18 +6,22 @@ Open MPI and TPU pods are joined when asked to (`--distributed`). Any other proc
 inside an allocation of SLURM.
 """
 
+import collections
 import dataclasses
 import glob
 import hashlib
 import json
 import os
+import pathlib
 import re
 import socket
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.devices import NVIDIA_DEVICES
 from bert_jax.errors import BadInput
@@ -127,6 +131,11 @@ def join(distributed: bool | None = None, timeout_s: int = 300) -> None:
         ) from error
 
 
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes and speaks."""
+    return jax.process_index() == 0
+
+
 def check_devices(promised: int | None) -> None:
     """Raises BadInput when there are not as many devices as the launcher promised."""
     if promised is not None and jax.device_count() != promised:
@@ -155,6 +164,33 @@ def check_agreement(facts: dict[str, object]) -> None:
             f'not all processes have the same {"; ".join(found)} as process 0',
             'one config, one corpus and one version of the code on all hosts',
         )
+
+
+def code_version() -> dict[str, str]:
+    """What tells one version of this package, and of jax, from another."""
+    sources = sorted(pathlib.Path(__file__).parent.rglob('*.py'))
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
+    return {'code': _digest(contents), 'jax': jax.__version__}
+
+
+class AnyProcess:
+    """Whether any process says yes: the same answer in all at the same step, some steps late so that none waits."""
+
+    _STEPS_LATE = 2
+
+    def __init__(self, mesh: Mesh):
+        axes = PartitionSpec(mesh.axis_names)
+        self._size, self._sharding = mesh.size, NamedSharding(mesh, axes)
+        self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._asked: collections.deque[jax.Array] = collections.deque()
+
+    def __call__(self, mine: bool) -> bool:
+        """To be called once a step by every process."""
+        if jax.process_count() == 1:
+            return mine
+        flags = jax.make_array_from_callback((self._size,), self._sharding, lambda _: np.full(1, mine, np.int32))
+        self._asked.append(self._largest(flags))
+        return len(self._asked) > self._STEPS_LATE and bool(self._asked.popleft())
 
 
 def describe_hosts() -> str:

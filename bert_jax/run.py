@@ -4,44 +4,52 @@ import dataclasses
 import json
 from importlib import metadata
 
+import jax
 from etils import epath
 
 from bert_jax import config as config_module
 from bert_jax.config import Config
+from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.text.corpus import Corpus
+from bert_jax.text.tokenizer import Tokenizer
 
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
 
-def fingerprint(config: Config, corpus: Corpus) -> dict[str, object]:
+def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
     """What must not change when a run is continued: content, never paths, mesh, microbatches or intervals."""
     data = dataclasses.asdict(config.data)
     for path in ('source', 'corpus', 'validation_source', 'validation_fraction', 'text_field', 'split_sentences'):
-        del data[path]  # the corpus's content hash covers them
+        del data[path]  # the content hash covers them
+    if not config_module.is_records(config.data.source):
+        del data['remask']
     model = dataclasses.asdict(config.model)
     for execution in ('remat', 'scan_layers'):
         del model[execution]
     sections = {'data': data, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
     flat = {f'{section}.{name}': value for section, values in sections.items() for name, value in values.items()}
     return flat | {
-        'corpus': corpus.manifest['content_hash'],
-        'tokenizer': corpus.tokenizer.hash,
+        'phases': [dataclasses.asdict(phase) for phase in config.phases],
+        'corpus': streams.content_hash,
+        'tokenizer': streams.tokenizer.hash,
         'train.seed': config.train.seed,
         'train.steps': config.train.steps,
         'train.global_batch_size': config.train.global_batch_size,
     }
 
 
-def claim(workdir: str, config: Config, corpus: Corpus) -> None:
+def claim(workdir: str, config: Config, streams: Streams, origin: dict[str, object]) -> None:
     """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
+
+    Args:
+      origin: what the fingerprint says of the weights that the run starts from; empty for random ones.
 
     Raises:
       BadInput: names every field in which the workdir's run differs.
     """
     path = epath.Path(workdir) / 'config.json'
-    ours = json.loads(json.dumps(fingerprint(config, corpus)))
+    ours = json.loads(json.dumps(fingerprint(config, streams) | origin))
     if path.exists():
         theirs = _read(path)['fingerprint']
         differ = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
@@ -51,17 +59,24 @@ def claim(workdir: str, config: Config, corpus: Corpus) -> None:
             )
             raise BadInput(str(workdir), f'holds another run: {listed}', 'the same values', 'name another --workdir')
         return
+    if jax.process_index() == 0:
+        write(workdir, config, streams.tokenizer, ours)
+
+
+def write(workdir: str, config: Config, tokenizer: Tokenizer, fingerprint: dict[str, object]) -> None:
+    """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json."""
+    path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
-    corpus.tokenizer.save(path.parent / 'tokenizer')  # a workdir can be used where its corpus is not
-    resolved = dataclasses.asdict(config)
+    tokenizer.save(path.parent / 'tokenizer')
     versions = {name: metadata.version(name) for name in _RECORDED_VERSIONS}
-    write_whole(path, json.dumps({'config': resolved, 'fingerprint': ours, 'versions': versions}, indent=2) + '\n')
+    content = {'config': dataclasses.asdict(config), 'fingerprint': fingerprint, 'versions': versions}
+    write_whole(path, json.dumps(content, indent=2) + '\n')
 
 
 def is_workdir(directory: str) -> bool:
     """Whether a directory's config.json is a run's (and not a model's)."""
     path = epath.Path(directory) / 'config.json'
-    return path.exists() and 'fingerprint' in path.read_text()
+    return path.exists() and b'fingerprint' in path.read_bytes()
 
 
 def load_config(workdir: str) -> Config:

@@ -82,6 +82,42 @@ def test_fields_that_do_not_fit_together_are_told_with_what_would(fields: dict, 
     assert words in _message(**fields)
 
 
+def test_phases_inherit_what_they_leave_out_and_train_steps_is_their_sum() -> None:
+    values = dataclasses.asdict(Config()) | {'phases': [{'steps': 20_000}, {'steps': 10_000, 'sequence_length': 512}]}
+    values['data'] = values['data'] | {'sequence_length': 64}
+    resolved = resolve(values)
+    assert resolved.train.steps == 30_000
+    assert [(p.sequence_length, p.global_batch_size, p.warmup_steps) for p in resolved.phases] == [
+        (64, 256, 10_000),
+        (512, 256, 10_000),
+    ]
+    assert resolve(dataclasses.asdict(resolved)) == resolved
+    lengths = [config.num_predictions(phase.data) for phase in config.in_phases(resolved)]
+    assert lengths == [round(0.15 * 64), round(0.15 * 512)]
+    assert [config.phase_at(resolved, step).data.sequence_length for step in (1, 20_000, 20_001, 30_000)] == [
+        64,
+        64,
+        512,
+        512,
+    ]
+
+
+@pytest.mark.parametrize(
+    'phase, words',
+    [
+        ({'steps': 10, 'sequence_length': 1024, 'warmup_steps': 0}, 'config.phases[1].sequence_length: is 1024'),
+        ({'steps': 10, 'warmup_steps': 11}, 'at most phases[1].steps=10'),
+        ({'steps': 10, 'warmup_steps': 0, 'global_batch_size': 0}, 'config.phases[1].global_batch_size: is 0'),
+        ({'steps': 'ten'}, 'config.phases[1].steps'),
+        ({'steps': 10, 'warmup': 1}, 'did you mean config.phases[1].warmup_steps?'),
+        ({'sequence_length': 64}, 'config.phases[1]: does not say how many steps'),
+        (7, 'config.phases[1]: is 7'),
+    ],
+)
+def test_a_wrong_phase_is_told_by_its_number(phase: object, words: str) -> None:
+    assert words in _message(phases=({'steps': 20_000}, phase))
+
+
 def test_an_unknown_size_gets_the_nearest() -> None:
     with pytest.raises(BadInput, match="did you mean 'large'"):
         bert('larg')

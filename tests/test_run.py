@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
+BY_THE_CLOCK = ('tokens_per_second', 'input_wait_fraction', 'mfu')
 WORDS = [f'w{chr(97 + i)}{chr(97 + j)}' for i in range(20) for j in range(20)]
 
 
@@ -85,7 +86,7 @@ def _metrics(workdir: Path) -> dict[int, dict[str, float]]:
     for line in (workdir / 'metrics.jsonl').read_text().splitlines():
         values = json.loads(line)
         step = values.pop('step')
-        values = {name: value for name, value in values.items() if name not in ('tokens_per_second', 'mfu')}
+        values = {name: value for name, value in values.items() if name not in BY_THE_CLOCK}
         assert not found.get(step, {}).keys() & values.keys(), f'step {step} appears twice'
         found.setdefault(step, {}).update(values)
     return found

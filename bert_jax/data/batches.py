@@ -3,7 +3,7 @@
 `B` rows, `L` positions, `P` predictions per row, `E` sequences per row.
 """
 
-import functools
+import abc
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,13 +12,11 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data import random
-from bert_jax.data.examples import Plan, load_plan, make_pairs
+from bert_jax.data.examples import Pairs, Plan, load_plan, make_pairs
 from bert_jax.data.masking import mask_tokens
+from bert_jax.data.order import Order
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus
-
-_ROWS_IN_BLOCK = 65_536
-_EVALUATION_SEED = 0
 
 
 class Batch(NamedTuple):
@@ -36,98 +34,64 @@ class Batch(NamedTuple):
     next_sentence_weights: np.ndarray  # [B, E] float32, 1 for a real pair
 
 
-class Stream:
-    """The batches of one split, by number.
+class Stream(abc.ABC):
+    """The batches of one split, by number, in the order of `Order`; each source says what stands in its rows."""
 
-    A training stream goes through shuffled epochs for ever. An evaluation stream goes once through
-    the windows in the order of the plan, with the same masks every time; rows past the end are padding of weight 0.
-    """
-
-    def __init__(self, corpus: Corpus, data: config.Data, split_name: str, *, batch_size: int, seed: int | None):
-        """Args: `seed` of the run for training, None for evaluation."""
-        self.data, self.batch_size, self.shuffled = data, batch_size, seed is not None
-        self.directory = corpus.directory
-        self.split = getattr(corpus, split_name)
-        self.tokenizer = corpus.tokenizer
-        self.plan: Plan = load_plan(corpus.directory, split_name, self.split, data)
-        # Seeds and phases fold into one key; a run of one phase is phase 0.
-        self._key = random.fold_int(random.fold_int(_EVALUATION_SEED if seed is None else seed, int(self.shuffled)), 0)
+    def __init__(self, order: Order):
+        self._order = order
 
     @property
     def num_rows(self) -> int:
         """Rows in an epoch."""
-        return self.plan.num_windows
+        return self._order.num_rows
+
+    @property
+    def batch_size(self) -> int:
+        """B, over all hosts."""
+        return self._order.batch_size
 
     def __len__(self) -> int:
         """Steps in one pass."""
-        return -(-self.num_rows // self.batch_size)
+        return len(self._order)
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """The batch of a step, or the given rows of it; the same whoever asks, in whatever order."""
-        numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[rows]
-        keys = random.fold(self._key, numbers)
-        if self.shuffled:
-            windows, present = self._shuffled_windows(numbers), np.ones(len(numbers), bool)
-        else:
-            windows, present = np.minimum(numbers, self.num_rows - 1), numbers < self.num_rows
-        return self._assemble(windows, present, keys)
+        return self._assemble(*self._order.rows(step, rows))
 
-    def _shuffled_windows(self, numbers: np.ndarray) -> np.ndarray:
-        """The window of each global row: blocks of rows in random order, then rows within a block."""
-        epochs, places = np.divmod(numbers, self.num_rows)
-        windows = np.empty(len(numbers), np.int64)
-        for epoch in np.unique(epochs):
-            block_starts, slot_starts, block_order = self._block_order(int(epoch))
-            chosen = epochs == epoch
-            slots = np.searchsorted(slot_starts, places[chosen], side='right') - 1
-            windows[chosen] = [
-                block_starts[block] + _shuffle(offset, block_starts[block + 1] - block_starts[block], seed)
-                for block, offset, seed in zip(
-                    block_order[slots],
-                    places[chosen] - slot_starts[slots],
-                    self._block_seeds(int(epoch), block_order[slots]),
-                    strict=True,
-                )
-            ]
-        return windows
+    @abc.abstractmethod
+    def _assemble(self, rows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> Batch:
+        """The batch of these rows of the source, [B] int64; where `present` is false, padding of weight 0."""
 
-    def _block_seeds(self, epoch: int, blocks: np.ndarray) -> list[int]:
-        return (random.fold(random.fold_int(self._key, epoch), blocks + 1) >> np.uint64(32)).tolist()
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019  a stream lives as long as its run
-    def _block_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """([K+1] first row of each block, [K] first place of each slot, [K] the block in each slot)."""
-        num_blocks = -(-self.num_rows // _ROWS_IN_BLOCK)
-        block_starts = np.arange(num_blocks + 1) * self.num_rows // num_blocks
-        seed = random.fold_int(random.fold_int(self._key, epoch), 0) >> 32
-        order = np.array([_shuffle(slot, num_blocks, seed) for slot in range(num_blocks)])
-        sizes = np.diff(block_starts)[order]
-        return block_starts, np.concatenate([[0], np.cumsum(sizes)[:-1]]), order
+class CorpusStream(Stream):
+    """The batches of a split of a corpus: a row is a window, or with packing the windows planned to share one."""
 
-    def _assemble(self, windows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> Batch:
-        tokenizer, num_positions = self.tokenizer, self.data.sequence_length
-        pairs = make_pairs(self.plan, windows, keys, self.data.pairing)
-        position = np.arange(num_positions, dtype=np.int64)[None]
-        a_end = (1 + pairs.a_length)[:, None]  # position of the [SEP] after A
-        has_b = (pairs.b_length > 0)[:, None]
-        b_end = np.where(has_b, a_end + 1 + pairs.b_length[:, None], a_end)  # position of the last [SEP]
-        lengths = np.where(present, b_end[:, 0] + 1, 0)
-        in_a = (position >= 1) & (position < a_end)
-        in_b = (position > a_end) & (position < b_end)
-        source = np.where(in_a, pairs.a_start[:, None] + position - 1, pairs.b_start[:, None] + position - a_end - 1)
-        in_row, is_text = position < lengths[:, None], (in_a | in_b) & present[:, None]
-        ids = np.full((len(windows), num_positions), tokenizer.pad_id, np.int32)
-        text = self.split.gather(source[is_text])
-        if text.max(initial=0) >= tokenizer.vocab_size:
-            raise BadInput(
-                self.directory,
-                f'holds the token id {text.max()}',
-                f"ids below the vocabulary's {tokenizer.vocab_size}",
-                'rm -r the corpus and prepare it again',
-            )
-        ids[is_text] = text
-        ids[in_row & (position == 0)] = tokenizer.cls_id
-        ids[in_row & ((position == a_end) | (position == b_end))] = tokenizer.sep_id
+    def __init__(
+        self,
+        corpus: Corpus,
+        data: config.Data,
+        split_name: str,
+        *,
+        batch_size: int,
+        seed: int | None,
+        phase: int = 0,
+    ):
+        """Args: `seed` of the run for training, None for evaluation; `phase`, its number."""
+        self.data = data
+        self.directory = corpus.directory
+        self.split = getattr(corpus, split_name)
+        self.tokenizer = corpus.tokenizer
+        self.plan: Plan = load_plan(corpus.directory, split_name, self.split, data)
+        super().__init__(Order(self.plan.num_rows, batch_size, seed, phase))
+
+    def _assemble(self, rows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> Batch:
+        tokenizer, num_sequences = self.tokenizer, config.max_sequences(self.data)
+        first, number = self.plan.rows[rows], np.arange(num_sequences)
+        real = number < np.where(present, self.plan.rows[rows + 1] - first, 0)[:, None]  # BE
+        windows, sequence_keys = (first[:, None] + number)[real], random.fold(keys[:, None], number)[real]
+        pairs = make_pairs(self.plan, windows, sequence_keys, self.data.pairing)
+        ids, is_text, token_type_ids, sequence_ids, position_ids, lengths = self._lay_out(pairs, real)
+        ids[is_text] = self._text(pairs)
         masked = mask_tokens(
             ids,
             is_text,
@@ -137,26 +101,73 @@ class Stream:
             num_predictions=config.num_predictions(self.data),
             mask_id=tokenizer.mask_id,
             vocab_size=tokenizer.vocab_size,
+            sequence_ids=sequence_ids,
+            is_continuation=tokenizer.is_continuation,
         )
-        paired = present & (self.data.pairing != 'none')
+        labels = np.zeros(real.shape, np.int32)
+        labels[real] = pairs.label
+        paired = real & (self.data.pairing != 'none')
         return Batch(
             input_ids=masked.input_ids,
-            token_type_ids=(in_row & (position > a_end)).astype(np.int32),
-            sequence_ids=in_row.astype(np.int32),
-            position_ids=np.where(in_row, position, 0).astype(np.int32),
+            token_type_ids=token_type_ids,
+            sequence_ids=sequence_ids,
+            position_ids=position_ids,
             masked_lm_positions=masked.positions,
             masked_lm_ids=masked.ids,
             masked_lm_weights=masked.weights,
-            cls_positions=np.zeros((len(windows), 1), np.int32),
-            next_sentence_labels=np.where(paired, pairs.label, 0).astype(np.int32)[:, None],
-            next_sentence_weights=paired.astype(np.float32)[:, None],
+            cls_positions=np.where(real, np.cumsum(lengths, axis=1) - lengths, 0).astype(np.int32),
+            next_sentence_labels=labels,
+            next_sentence_weights=paired.astype(np.float32),
         )
 
+    def _lay_out(self, pairs: Pairs, real: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Where everything stands: five runs, [CLS] A [SEP] B [SEP], for each sequence of a row, and one of padding.
 
-def _shuffle(index: int, size: int, seed: int) -> int:
-    if size == 1:
-        return 0
-    return grain.experimental.index_shuffle(int(index), max_index=int(size) - 1, seed=seed, rounds=4)
+        Returns:
+          (ids without the text, is_text, token_type_ids, sequence_ids, position_ids), [B, L]; lengths [B, E] int64.
+        """
+        num_rows, num_sequences = real.shape
+        num_positions, tokenizer = self.data.sequence_length, self.tokenizer
+        runs = np.zeros((num_rows, num_sequences, 5), np.int64)
+        has_b = pairs.b_length > 0
+        runs[real] = np.stack([has_b >= 0, pairs.a_length, has_b >= 0, pairs.b_length, has_b], axis=1)
+        lengths = runs.sum(axis=2)
+        padding = num_positions - lengths.sum(axis=1)
+        runs = np.concatenate([runs.reshape(num_rows, -1), padding[:, None]], axis=1).ravel()
+
+        def spread(of_a_sequence: list[int], padding: int, dtype: type) -> np.ndarray:
+            row = np.array(of_a_sequence * num_sequences + [padding], dtype)
+            return np.repeat(np.tile(row, num_rows), runs).reshape(num_rows, num_positions)
+
+        ids = spread([tokenizer.cls_id, 0, tokenizer.sep_id, 0, tokenizer.sep_id], tokenizer.pad_id, np.int32)
+        is_text = spread([False, True, False, True, False], False, bool)
+        token_type_ids = spread([0, 0, 0, 1, 1], 0, np.int32)
+        whole = np.concatenate([lengths, padding[:, None]], axis=1).ravel()
+        numbers = np.append(np.arange(1, num_sequences + 1, dtype=np.int32), np.int32(0))
+        sequence_ids = np.repeat(np.tile(numbers, num_rows), whole).reshape(num_rows, num_positions)
+        starts = np.repeat((np.cumsum(whole) - whole).astype(np.int32), whole)
+        position_ids = (np.arange(starts.size, dtype=np.int32) - starts).reshape(num_rows, num_positions)
+        position_ids *= sequence_ids > 0
+        return ids, is_text, token_type_ids, sequence_ids, position_ids, lengths
+
+    def _text(self, pairs: Pairs) -> np.ndarray:
+        """The token ids of all pairs one after the other, int32.
+
+        Raises:
+          BadInput: for an id that the tokenizer does not have.
+        """
+        starts = np.stack([pairs.a_start, pairs.b_start], axis=1).ravel()
+        lengths = np.stack([pairs.a_length, pairs.b_length], axis=1).ravel()
+        before = np.cumsum(lengths) - lengths
+        ids = self.split.gather(np.repeat(starts - before, lengths) + np.arange(lengths.sum()))
+        if ids.max(initial=0) >= self.tokenizer.vocab_size:
+            raise BadInput(
+                self.directory,
+                f'holds the token id {ids.max()}',
+                f"ids below the vocabulary's {self.tokenizer.vocab_size}",
+                'rm -r the corpus and prepare it again',
+            )
+        return ids
 
 
 def prefetch(stream: Stream, start: int, stop: int, rows: slice) -> Iterator[Batch]:

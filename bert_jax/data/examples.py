@@ -2,7 +2,7 @@
 
 The windows of an epoch are planned once per (corpus, data config). Epochs differ in order, partners, trims and masks.
 
-`N` windows or examples, `S` segments (sentences, the overlong ones cut), `D` documents.
+`N` windows or examples, `R` rows, `S` segments (sentences, the overlong ones cut), `D` documents.
 """
 
 import dataclasses
@@ -15,10 +15,12 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data import random
+from bert_jax.data.masking import num_masked
+from bert_jax.data.packing import pack
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Split
 
-_PLAN_VERSION = 1
+_PLAN_VERSION = 2
 _SHORT_KEY = 0x5EED  # planned lengths belong to the corpus and the data config, not to the seed of a run
 
 
@@ -32,6 +34,9 @@ class Plan:
     first_segment: [N] int64; num_segments: [N] int32, the segments of each window.
     start: [N] int64, first token of each window.  length: [N] int32, tokens in it.
     target: [N] int32, tokens that its example holds, special tokens not counted.
+    rows: [R+1] int64, the first window of each row; the last one closes. Without packing a row is a window.
+    by_length: [D] int64, documents from the longest to the shortest, with `nsp`.
+    num_holding: [limit+1] int64, how many documents hold at least so many tokens, with `nsp`.
     """
 
     segments: np.ndarray
@@ -42,15 +47,27 @@ class Plan:
     start: np.ndarray
     length: np.ndarray
     target: np.ndarray
+    rows: np.ndarray
+    by_length: np.ndarray
+    num_holding: np.ndarray
 
     @property
     def num_windows(self) -> int:
         return len(self.start)
 
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows) - 1
+
+
+def num_special_tokens(data: config.Data) -> int:
+    """[CLS] A [SEP] B [SEP], or [CLS] A [SEP]."""
+    return 2 if data.pairing == 'none' else 3
+
 
 def max_tokens(data: config.Data) -> int:
-    """Tokens in a full row without its special tokens: [CLS] A [SEP] B [SEP], or [CLS] A [SEP]."""
-    return data.sequence_length - (2 if data.pairing == 'none' else 3)
+    """Tokens in a sequence that fills a row, without its special tokens."""
+    return data.sequence_length - num_special_tokens(data)
 
 
 def plan_windows(split: Split, data: config.Data) -> Plan:
@@ -85,9 +102,36 @@ def plan_windows(split: Split, data: config.Data) -> Plan:
         active, position, round_number = active[unfinished], position[unfinished], round_number + 1
     columns = [np.concatenate(column) for column in zip(*found, strict=True)] if found else [np.zeros(0, np.int64)] * 6
     order = np.argsort(columns[3], kind='stable')
-    document_of, first, count, start, length, target = (column[order] for column in columns)
+    packed, rows = _plan_rows(columns[5][order], data)
+    document_of, first, count, start, length, target = (column[order[packed]] for column in columns)
     narrow = (column.astype(np.int32) for column in (length, target))
-    return Plan(segments, documents, document_of, first, count.astype(np.int32), start, *narrow)
+    by_length, num_holding = _rank_documents(token_bounds, limit if data.pairing == 'nsp' else 0)
+    return Plan(
+        segments, documents, document_of, first, count.astype(np.int32), start, *narrow, rows, by_length, num_holding
+    )
+
+
+def _plan_rows(targets: np.ndarray, data: config.Data) -> tuple[np.ndarray, np.ndarray]:
+    """([N] windows, row after row; [R+1] where each row starts)."""
+    if not data.packing:
+        return np.arange(len(targets)), np.arange(len(targets) + 1)
+    capacity, most = data.sequence_length, config.num_predictions(data)
+    return pack(
+        targets + num_special_tokens(data),
+        np.minimum(num_masked(np.arange(capacity + 1), data.masking.rate), most),
+        capacity=capacity,
+        max_predictions=most,
+        max_sequences=config.max_sequences(data),
+    )
+
+
+def _rank_documents(token_bounds: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """(documents from long to short, how many hold at least 0, 1, … `limit` tokens); two empty arrays for 0."""
+    if not limit:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    lengths = np.minimum(np.diff(token_bounds), limit)
+    counts = np.bincount(lengths, minlength=limit + 1)
+    return np.argsort(-lengths, kind='stable'), np.cumsum(counts[::-1])[::-1].copy()
 
 
 def _cut_long_sentences(split: Split, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,6 +167,9 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
             '--config.data.pairing=sop or --config.data.pairing=none',
         )
     settings = [_PLAN_VERSION, split_name, data.sequence_length, data.short_sequence_probability, data.pairing]
+    if data.packing:
+        packing = [data.masking.rate, config.num_predictions(data), config.max_sequences(data)]
+        settings.append(packing)
     settings.append([split.num_tokens, len(split.sentences), len(split.documents)])
     directory = pathlib.Path(corpus_directory) / 'plans' / config.digest(settings)
     names = [field.name for field in dataclasses.fields(Plan)]
@@ -189,10 +236,9 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, pairing: str) 
     a_start, a_length, b_start, b_length = start, cut - start, cut, start + length - cut
     label = (random.uniform(draws[:, _RANDOM]) < 0.5).astype(np.int64)
     if pairing == 'nsp':
-        wanted = np.maximum(target - a_length, 1)
-        partner_start, partner_length = _find_partners(plan, plan.document_of[windows], wanted, draws)
-        b_start = np.where(label == 1, partner_start, b_start)
-        b_length = np.where(label == 1, partner_length, b_length)
+        chosen = np.flatnonzero(label)
+        wanted, own = np.maximum(target - a_length, 1)[chosen], plan.document_of[windows[chosen]]
+        b_start[chosen], b_length[chosen] = _find_partners(plan, own, wanted, draws[chosen])
     a_kept, b_kept = _trimmed_lengths(a_length, b_length, target)
     words = -(-int(max((a_length - a_kept).max(initial=0), (b_length - b_kept).max(initial=0), 1)) // 64)
     a_start = a_start + random.coin_flips(random.bits(draws[:, _A_TRIM], words), a_length - a_kept)
@@ -205,10 +251,18 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, pairing: str) 
 
 
 def _find_partners(plan: Plan, own: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A span of at least `wanted` tokens (fewer where its document is shorter) from any other document."""
-    num_documents = len(plan.documents) - 1
-    other = random.below(draws[:, _DOCUMENT], num_documents - 1)
-    other = other + (other >= own)
+    """A span of at least `wanted` tokens from any other document that holds so many; where none does, of fewer.
+
+    So a sequence keeps its planned length, and its length does not tell that its second half is random.
+    """
+    own_length = plan.segments[plan.documents[own + 1]] - plan.segments[plan.documents[own]]
+    num_holding = plan.num_holding[wanted]
+    num_others = num_holding - (own_length >= wanted)
+    holding = plan.by_length[random.below(draws[:, _DOCUMENT], np.maximum(num_others, 1))]
+    holding = np.where(holding == own, plan.by_length[num_holding - 1], holding)  # the last one stands in for its own
+    any_other = random.below(draws[:, _DOCUMENT], len(plan.documents) - 2)
+    any_other = any_other + (any_other >= own)
+    other = np.where(num_others > 0, holding, any_other)
     first_segment, last_segment = plan.documents[other], plan.documents[other + 1]
     end = plan.segments[last_segment]
     last_start = np.searchsorted(plan.segments, end - wanted, side='right') - 1

@@ -1,14 +1,21 @@
 """Masked language modelling: which tokens are predicted, and what stands in their place.
 
-`B` rows, `L` positions, `P` predictions per row.
+A unit is what is masked whole: a token, a word, or an n-gram of words. All rows are done at once.
+
+`B` rows, `L` positions, `P` predictions and `E` sequences per row, `U` units, `V` vocabulary.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
 from bert_jax import config
 from bert_jax.data import random
+
+_LOTTERY, _REPLACEMENT, _NGRAM = 2, 3, 4  # what a row's key is folded with
+_NGRAM_BOUNDS = np.cumsum([6 / 11, 3 / 11])  # of 1, 2 or 3 words, with probability in proportion to 1/n
+_NO_UNIT = np.uint64(2**64 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +28,11 @@ class Masked:
     weights: np.ndarray
 
 
+def num_masked(lengths: np.ndarray, rate: float) -> np.ndarray:
+    """n, the predictions of sequences of these lengths, special tokens counted: max(1, round(rate x length)), int64."""
+    return np.maximum(1, np.rint(rate * lengths)).astype(np.int64)
+
+
 def mask_tokens(
     ids: np.ndarray,
     candidates: np.ndarray,
@@ -31,41 +43,152 @@ def mask_tokens(
     num_predictions: int,
     mask_id: int,
     vocab_size: int,
+    sequence_ids: np.ndarray | None = None,
+    is_continuation: np.ndarray | None = None,
 ) -> Masked:
-    """Draws n = max(1, round(rate x length)) of a row's candidates, at most P, and masks them.
+    """Draws units of every sequence's candidates, n tokens at most, and masks them.
 
-    Of the drawn tokens 80% become [MASK], 10% a token drawn from the whole vocabulary, 10% stay, each on its own
-    (Devlin et al. 2019, appendix A.1; `create_masked_lm_predictions` of the original).
+    Units are taken in random order, and one that would pass n is left out (Devlin et al. 2019, appendix A.1;
+    `create_masked_lm_predictions` of the original, whole words included). An n-gram is 1, 2 or 3 words with
+    probability in proportion to 1/n (Lan et al. 2020, ALBERT, section 4.2; spans as such: Joshi et al. 2020,
+    SpanBERT); at each use the text is cut into n-grams anew. Of the drawn tokens 80% become [MASK], 10% a token drawn
+    from the whole vocabulary, 10% stay, each on its own.
 
     Args:
-      ids: [B, L] int32.  candidates: [B, L] bool, false for special tokens and padding.
-      lengths: [B] int64, tokens of the row with [CLS] and [SEP].  keys: [B] uint64.
+      ids: [B, L] int32.  candidates: [B, L] bool, false for special tokens (position 0 too) and padding.
+      lengths: [B, E] int64, tokens of each sequence with [CLS] and [SEP]; [B] where a row holds one.
+      keys: [B] uint64.
+      sequence_ids: [B, L] int32, needed where a row holds several.
+      is_continuation: [V] bool, needed for words and n-grams: whether a token continues the word before it.
     """
+    room = num_masked(lengths.reshape(len(ids), -1), masking.rate)  # [B, E]
+    room = np.clip(num_predictions - (np.cumsum(room, axis=1) - room), 0, room)
+    starts = _unit_starts(ids, candidates, keys, masking.unit, is_continuation)
+    places, counts = _shuffled_units(starts, keys, sequence_ids, room.shape[1])
+    sizes = np.ones_like(places) if masking.unit == 'token' else _unit_sizes(starts, candidates)[places]
+    taken = _take_in_order(sizes, counts, room.ravel())
+    drawn = np.zeros(ids.size, bool)
+    drawn[_expand(places[taken], sizes[taken])] = True
+    return _replace(ids, np.flatnonzero(drawn), keys, masking, num_predictions, mask_id, vocab_size)
+
+
+def _unit_starts(
+    ids: np.ndarray, candidates: np.ndarray, keys: np.ndarray, unit: str, is_continuation: np.ndarray | None
+) -> np.ndarray:
+    """[B, L] bool, where a unit starts. A word that the text begins inside of is a unit too, as far as it is there."""
+    if unit == 'token':
+        return candidates
+    before = np.zeros_like(candidates)
+    before[:, 1:] = candidates[:, :-1]
+    words = candidates & ~(before & is_continuation[ids])
+    if unit == 'word':
+        return words
+    # As many n-grams as there are words draw how many words they have; along a run of text they are laid end to end.
+    words_at = np.flatnonzero(words)
+    chance = random.uniform(random.bits(random.fold(keys, _NGRAM), words.shape[1])[words])
+    lengths = 1 + np.searchsorted(_NGRAM_BOUNDS, chance, side='right')
+    first = np.flatnonzero(~before.ravel()[words_at])  # [runs], first word of each run of text
+    run_lengths = np.diff(np.append(first, len(words_at)))
+    ends = np.cumsum(lengths)
+    offsets = ends - lengths - np.repeat((ends - lengths)[first], run_lengths)
+    inside = offsets < np.repeat(run_lengths, run_lengths)
+    ngrams = np.zeros(words.size, bool)
+    ngrams[words_at[(np.repeat(first, run_lengths) + offsets)[inside]]] = True
+    return ngrams.reshape(words.shape)
+
+
+def _unit_sizes(starts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """[B x L] int64, tokens of the unit that starts at each place; elsewhere nothing that counts."""
+    bounds = np.flatnonzero(starts | ~candidates)
+    sizes = np.zeros(starts.size, np.int64)
+    sizes[bounds] = np.diff(bounds, append=starts.size)
+    return sizes
+
+
+def _shuffled_units(
+    starts: np.ndarray, keys: np.ndarray, sequence_ids: np.ndarray | None, num_sequences: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Units in random order, sequence after sequence: ([U] int64 places in B x L, [B x E] int64 units of each)."""
+    num_rows, num_positions = starts.shape
+    # One sort a row, of [sequence 16 bits, chance 32 bits, position 16 bits].
+    lottery = random.bits(random.fold(keys, _LOTTERY), num_positions)
+    lottery >>= np.uint64(32)
+    lottery <<= np.uint64(16)
+    lottery |= np.arange(num_positions, dtype=np.uint64)
+    if num_sequences > 1:
+        lottery |= (sequence_ids.astype(np.uint64) - np.uint64(1)) << np.uint64(48)
+    lottery[~starts] = _NO_UNIT
+    lottery.sort(axis=1)
+    counts = np.count_nonzero(starts, axis=1)
+    units = lottery[np.arange(num_positions) < counts[:, None]]
+    rows = np.repeat(np.arange(num_rows), counts)
+    places = rows * num_positions + (units & np.uint64(0xFFFF)).astype(np.int64)
+    if num_sequences > 1:
+        numbers = rows * num_sequences + (units >> np.uint64(48)).astype(np.int64)
+        counts = np.bincount(numbers, minlength=num_rows * num_sequences)
+    return places, counts
+
+
+def _take_in_order(sizes: np.ndarray, counts: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Goes through the units of each sequence and takes each that still fits into its room.
+
+    Args:
+      sizes: [U] int64.  counts: [S] int64, units of each sequence.  room: [S] int64, tokens.
+
+    Returns:
+      The indices of the units taken, int64.
+    """
+    sequences = np.repeat(np.arange(len(counts)), counts)
+    ranks = np.arange(len(sizes)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    def take(left: np.ndarray) -> Iterator[np.ndarray]:
+        nonlocal room
+        while len(left := left[sizes[left] <= room[sequences[left]]]):  # what does not fit now never will
+            size, sequence = sizes[left], sequences[left]
+            used = np.cumsum(size)
+            first = np.flatnonzero(np.diff(sequence, prepend=-1))
+            used -= np.repeat(used[first] - size[first], np.diff(first, append=len(left)))
+            fits = used <= room[sequence]  # all before the first that does not fit
+            room = room - np.bincount(sequence[fits], size[fits], minlength=len(room)).astype(np.int64)
+            yield left[fits]
+            left = left[~fits]
+
+    may_fill = ranks < np.repeat(room, counts)  # those after them have a chance only if there is room left
+    taken = list(take(np.flatnonzero(may_fill)))
+    taken += take(np.flatnonzero(np.repeat(room > 0, counts) & ~may_fill))
+    return np.concatenate([np.zeros(0, np.int64), *taken])
+
+
+def _expand(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Every place of units that start and are long so."""
+    return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+
+
+def _replace(
+    ids: np.ndarray,
+    drawn: np.ndarray,
+    keys: np.ndarray,
+    masking: config.Masking,
+    num_predictions: int,
+    mask_id: int,
+    vocab_size: int,
+) -> Masked:
+    """Masks the drawn places (int64 in B x L, ascending) and notes what was there."""
     num_rows, num_positions = ids.shape
-    num_slots = min(num_predictions, num_positions)
-    lottery = np.where(candidates, random.bits(random.fold(keys, 2), num_positions), np.uint64(2**64 - 1))
-    drawn = np.argpartition(lottery, num_slots - 1, axis=1)[:, :num_slots]
-    rank = np.argsort(np.take_along_axis(lottery, drawn, axis=1), axis=1)
-    drawn = np.take_along_axis(drawn, rank, axis=1)
-    num_candidates = candidates.sum(axis=1)
-    count = np.minimum(np.maximum(1, np.rint(masking.rate * lengths)), np.minimum(num_candidates, num_slots))
-    drawn = np.where(np.arange(num_slots) < count[:, None], drawn, num_positions)
-    drawn.sort(axis=1)
-    real = drawn < num_positions
-    positions = np.where(real, drawn, 0)
-    labels = np.take_along_axis(ids, positions, axis=1)
-    replacement_keys = random.fold(keys, 3)
-    chance = random.uniform(random.bits(replacement_keys, num_slots))
-    any_token = random.below(random.bits(random.fold(replacement_keys, 0), num_slots), vocab_size)
+    rows, columns = np.divmod(drawn, num_positions)
+    counts = np.bincount(rows, minlength=num_rows)
+    slots = rows * num_predictions + np.arange(len(drawn)) - np.repeat(np.cumsum(counts) - counts, counts)
+    labels = ids.ravel()[drawn]
+    bits = random.bits_at(random.fold(keys, _REPLACEMENT)[rows], columns)
+    chance, any_token = (bits & np.uint64(2**32 - 1)) * 2.0**-32, random.below(bits, vocab_size)
     masked_below, random_below = masking.mask_fraction, masking.mask_fraction + masking.random_fraction
     replaced = np.where(chance < masked_below, mask_id, np.where(chance < random_below, any_token, labels))
     input_ids = ids.copy()
-    # Filler slots write position 0's own token back: position 0 is [CLS], never a candidate.
-    np.put_along_axis(input_ids, positions, np.where(real, replaced, labels).astype(np.int32), axis=1)
+    input_ids.ravel()[drawn] = replaced
 
-    def padded(values: np.ndarray, dtype: type) -> np.ndarray:
-        slots = np.zeros((num_rows, num_predictions), dtype)
-        slots[:, :num_slots] = np.where(real, values, 0)
-        return slots
+    def slotted(values: np.ndarray | float, dtype: type) -> np.ndarray:
+        filled = np.zeros(num_rows * num_predictions, dtype)
+        filled[slots] = values
+        return filled.reshape(num_rows, num_predictions)
 
-    return Masked(input_ids, padded(positions, np.int32), padded(labels, np.int32), padded(1, np.float32))
+    return Masked(input_ids, slotted(columns, np.int32), slotted(labels, np.int32), slotted(1, np.float32))

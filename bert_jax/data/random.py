@@ -4,6 +4,8 @@
 a counter; whole batches are drawn at once.
 """
 
+import math
+
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -12,9 +14,12 @@ _MASK_64 = (1 << 64) - 1
 
 def mix(x: np.ndarray) -> np.ndarray:
     """The splitmix64 finaliser, a bijection of uint64 whose output bits pass for independent."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def fold(key: int | np.ndarray, data: int | np.ndarray) -> np.ndarray:
@@ -30,8 +35,12 @@ def fold_int(key: int, data: int) -> int:
 
 def bits(keys: np.ndarray, count: int) -> np.ndarray:
     """uint64 random bits, shape keys.shape + (count,)."""
-    counters = (np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN).reshape((1,) * keys.ndim + (count,))
-    return mix(keys[..., None] + counters)
+    return bits_at(keys[..., None], np.arange(count))
+
+
+def bits_at(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
+    """The random bits that `bits` has at these counters, uint64 of the broadcast shape."""
+    return mix(keys + (counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def below(random_bits: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
@@ -55,3 +64,34 @@ def coin_flips(random_bits: np.ndarray, counts: np.ndarray) -> np.ndarray:
     shift = np.minimum(64 - flips_in_word, 63).astype(np.uint64)
     kept = np.where(flips_in_word > 0, random_bits >> shift, np.uint64(0))
     return np.bitwise_count(kept).sum(axis=1, dtype=np.int64)
+
+
+_ROUNDS = 6
+_FEWEST_HALF = 8  # a network of fewer numbers is far from reaching all permutations alike
+
+
+def permute(places: np.ndarray, sizes: int | np.ndarray, keys: np.ndarray, *, limit: int) -> np.ndarray:
+    """Where a random permutation of 0 … size - 1 sends each place; each key has a permutation of its own. int64.
+
+    A Feistel network over a grid of about `limit` numbers, walked on along its cycle until the result is below the size
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", method 3).
+
+    Args:
+      places: int64, each below its size.  keys: uint64, of the same shape.
+      limit: no size is above it. A permutation depends on it, never on what else is asked for at the same time.
+    """
+    width = max(math.isqrt(limit - 1) + 1, _FEWEST_HALF)
+    height = max(-(-limit // width), _FEWEST_HALF)
+
+    def network(x: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        halves, sides = list(np.divmod(x, width)), (height, width)
+        for number in range(_ROUNDS):
+            turned, other = number % 2, 1 - number % 2
+            drawn = below(bits_at(keys, halves[other] * _ROUNDS + number), sides[turned])
+            halves[turned] = (halves[turned] + drawn) % sides[turned]
+        return halves[0] * width + halves[1]
+
+    found = network(places, keys)
+    while len(outside := np.flatnonzero(found >= sizes)):
+        found[outside] = network(found[outside], keys[outside])
+    return found

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from bert_jax import run as run_files
+from bert_jax.config import is_records
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.sweep.runs import Run
@@ -89,9 +90,8 @@ class Signals:
 
 def prepare_corpora(runs: list[Run], signals: Signals) -> int:
     """Makes each corpus that is not there yet, one after the other; returns the exit status of the first that fails."""
-    missing = {
-        run.config.data.corpus: run for run in runs if not Path(run.config.data.corpus, 'manifest.json').exists()
-    }
+    corpora = {run.config.data.corpus: run for run in runs if not is_records(run.config.data.source)}
+    missing = {directory: run for directory, run in corpora.items() if not Path(directory, 'manifest.json').exists()}
     for run in missing.values():
         command = [sys.executable, '-m', 'bert_jax', 'prepare', *run.flags]
         process = subprocess.Popen(command, stdout=sys.stderr, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -186,8 +186,7 @@ mkdir -p "$workdir"
 srun --kill-on-bad-exit=0 --output="$workdir/{log}" --open-mode=append \\
   {python} -m bert_jax train "$@" --workdir="$workdir" &
 step=$!
-# As launch/slurm.sbatch: SIGUSR1 three minutes before the time is over, SIGTERM when preempted. The run saves, and exits
-# with 75: unfinished, run me again.
+# SIGUSR1: three minutes before the time is over; SIGTERM: preempted. The run saves, and exits with 75: run me again.
 trap 'kill -USR1 $step' USR1
 trap 'kill -TERM $step' TERM
 

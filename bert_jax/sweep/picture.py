@@ -1,6 +1,5 @@
 """DIR/sweep.html: the table of a sweep, what its losses depend on, its curves over each other, what to type next."""
 
-import dataclasses
 import html
 import math
 from typing import Any
@@ -9,10 +8,11 @@ from etils import epath
 
 from bert_jax.files import write_whole
 from bert_jax.page import MUTED, draw, line_of, page, swatch
-from bert_jax.report import charts, flatten
+from bert_jax.report import charts
 from bert_jax.sweep.results import (
     NUMBERS,
     Result,
+    at_the_end_of_their_range,
     best_commands,
     cell,
     columns,
@@ -20,6 +20,7 @@ from bert_jax.sweep.results import (
     numbers,
     tasks,
     title,
+    value,
     why_not_ranked,
 )
 
@@ -42,8 +43,8 @@ def _page(results: list[Result], name: str) -> str:
     escaped = html.escape(name)
     parts = [f'<h1>{escaped}</h1><p>{finished} of {len(results)} runs finished</p>']
     parts.append(f'<h2>Runs</h2>{_table(groups, drawn)}')
-    if reason := why_not_ranked(groups):
-        parts.append(f'<p>{html.escape(reason)}</p>')
+    notes = [*filter(None, [why_not_ranked(groups)]), *at_the_end_of_their_range(groups)]
+    parts += [f'<p>{html.escape(note)}</p>' for note in notes]
     if pictures := [_against(group, groups, number) for number, group in enumerate(groups)]:
         parts.append(f'<div class="charts" style="margin-top: 1.2rem">{"".join(pictures)}</div>')
     if commands := best_commands(results):
@@ -73,7 +74,7 @@ def _table(groups: list[list[Result]], drawn: list[Result]) -> str:
             rank, *rest = numbers(result)
             line = swatch(drawn.index(result)) if result in drawn else ''
             cells = [*(cell(result.run, field) for field in varied), *rest, result.status]
-            row = [f'{line}{rank}', *map(html.escape, cells)]
+            row = [f'<span style="white-space: nowrap">{line}{rank}</span>', *map(html.escape, cells)]
             body.append('<tr>' + ''.join(map(_cell, row, is_number)) + '</tr>')
     headings = ''.join(
         f'<th{" class=number" if n else ""}>{html.escape(h)}</th>' for h, n in zip(head, is_number, strict=True)
@@ -114,7 +115,7 @@ def _against(group: list[Result], groups: list[list[Result]], number: int) -> st
         rest = ', '.join(
             cell(result.run, name) if not name else f'{varied[name]}={cell(result.run, name)}' for name in others
         )
-        lines.setdefault(rest, []).append((_value(result, field), result.final_mlm_loss))
+        lines.setdefault(rest, []).append((value(result, field), result.final_mlm_loss))
     svg = draw(f'against{number}', f'Final MLM loss over {field}', lambda axes: _fill(axes, field, lines))
     legend = ''.join(f'<span>{swatch(i)}<b>{html.escape(name)}</b></span>' for i, name in enumerate(lines) if name)
     of = f' <small>{html.escape(title(group, differing(groups)))}</small>' if len(groups) > 1 else ''
@@ -142,12 +143,8 @@ def _most_varied(results: list[Result]) -> str:
     """The numeric field with the most values among results, '' when none has two."""
     counts = {}
     for field in dict.fromkeys(field for result in results for field in result.run.varied):
-        values = {_value(result, field) for result in results}
-        if all(type(value) in (int, float) for value in values):
-            counts[field] = len(values)
+        tried = {value(result, field) for result in results}
+        if all(type(number) in (int, float) for number in tried):
+            counts[field] = len(tried)
     best = max(counts, key=counts.get, default='')
     return best if counts.get(best, 0) > 1 else ''
-
-
-def _value(result: Result, field: str) -> Any:
-    return flatten(dataclasses.asdict(result.run.config))[field]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax import run as run_files
-from bert_jax.config import digest
+from bert_jax.config import digest, is_records
 from bert_jax.errors import BadInput
 from bert_jax.report import Run as Logged
 from bert_jax.report import flatten, read_run
@@ -129,7 +129,7 @@ def _task(run: Run) -> dict[str, Any]:
     if phases := fingerprint.get('phases'):
         task['lengths'] = [phase['sequence_length'] for phase in phases]
     manifest = Path(run.config.data.corpus, 'manifest.json')
-    if manifest.exists():  # corpora that differ may hold out the same text
+    if manifest.exists() and not is_records(run.config.data.source):  # other corpora may hold out the same text
         files = json.loads(manifest.read_text())['files']
         task['validation text'] = digest({name: file for name, file in files.items() if name.startswith('validation/')})
     return flatten(task)
@@ -201,7 +201,30 @@ def cell(run: Run, field: str) -> str:
     """A run's value of a column, also where the run leaves it to the base config."""
     if not field:
         return run.label
-    return str(flatten(dataclasses.asdict(run.config)).get(field, ''))
+    return str(flatten(dataclasses.asdict(run.config))[field])
+
+
+def value(result: Result, field: str) -> Any:
+    """A run's value of a field, also where it leaves it to the base config."""
+    return flatten(dataclasses.asdict(result.run.config))[field]
+
+
+def at_the_end_of_their_range(groups: list[list[Result]]) -> list[str]:
+    """A sentence for each field of the optimiser whose best value is the lowest or highest of three or more tried."""
+    told = []
+    for group in groups:
+        ranked = [result for result in group if result.rank]
+        for field, name in columns(result.run for result in ranked).items() if ranked else ():
+            tried = {value(result, field) for result in ranked} if field.startswith('optimizer.') else set()
+            if len(tried) < 3 or not all(type(number) in (int, float) for number in tried):
+                continue
+            best = value(ranked[0], field)
+            if best in (min(tried), max(tried)):
+                end = 'lowest' if best == min(tried) else 'highest'
+                told.append(
+                    f'The best {name}, {best}, is the {end} that was tried: there may be better ones beyond it.'
+                )
+    return list(dict.fromkeys(told))
 
 
 def numbers(result: Result) -> list[str]:
@@ -243,8 +266,8 @@ def table(results: list[Result]) -> str:
         return '  '.join(padded).rstrip()
 
     lines = [line(head), *(row if isinstance(row, str) else line(row) for row in rows)]
-    if reason := why_not_ranked(groups):
-        lines += ['', reason]
+    if notes := [*filter(None, [why_not_ranked(groups)]), *at_the_end_of_their_range(groups)]:
+        lines += ['', *notes]
     return '\n'.join(lines)
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.files import sync
+from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.documents import Document, read_documents
 from bert_jax.text.progress import say, shown
 from bert_jax.text.splits import Split, SplitWriter, differs, mend
@@ -127,8 +128,13 @@ class Summary:
     splits: dict[str, dict[str, int]]
 
 
-def prepare(data: config.Data, tokenizer: config.Tokenizer, *, progress: bool = True) -> Summary:
-    """Reads `data.source`, trains the tokenizer unless `tokenizer.path` gives one, and writes `data.corpus`.
+def prepare(
+    data: config.Data, tokenizer: config.Tokenizer, *, initial: Tokenizer | None = None, progress: bool = True
+) -> Summary:
+    """Reads `data.source`, trains the tokenizer unless one is given, and writes `data.corpus`.
+
+    Given is `tokenizer.path`, or else `initial`, the tokenizer of the model that training will start from; either may
+    be extended by `tokenizer.add_tokens`.
 
     The corpus appears under its name only when all of it is on disk. One that is there already from the same settings
     is kept as it is, without looking at the source again. Of equal documents the first is kept, so that none is in
@@ -138,8 +144,9 @@ def prepare(data: config.Data, tokenizer: config.Tokenizer, *, progress: bool = 
       BadInput: for a bad source (see `read_documents`) or tokenizer, a directory that holds something else, no
         document at all, or fewer than two training documents with `data.pairing='nsp'`.
     """
+    _check_is_text(data)
     directory = pathlib.Path(data.corpus)
-    given = _load_given(tokenizer)
+    given = _load_given(tokenizer, initial)
     settings = _settings(data, tokenizer, given)
     if (manifest := _existing(directory, settings)) is not None:
         _check_documents(data, manifest['splits']['train']['documents'])
@@ -162,14 +169,17 @@ def prepare(data: config.Data, tokenizer: config.Tokenizer, *, progress: bool = 
     return _summary(directory, manifest, reused=False)
 
 
-def tokenizer_preview(data: config.Data, tokenizer: config.Tokenizer, *, progress: bool = True) -> dict[str, Any]:
-    """Trains (or loads) the tokenizer, writes nothing, and shows how it cuts up a part of the text.
+def tokenizer_preview(
+    data: config.Data, tokenizer: config.Tokenizer, *, initial: Tokenizer | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Trains the tokenizer unless one is given, writes nothing, and shows how it cuts up a part of the text.
 
     Returns:
       `vocab_size`, `kind`, `tokens_per_word` and `unknown_rate` over the first thousands of sentences, and `splits`,
       {word: pieces} of words that occur often and those of them that are cut most.
     """
-    given = _load_given(tokenizer)
+    _check_is_text(data)
+    given = _load_given(tokenizer, initial)
     trained = given or _train(data, tokenizer, progress)[0]
     sentences = []
     for document in _read(data, data.source, Counter()):
@@ -195,10 +205,21 @@ def tokenizer_preview(data: config.Data, tokenizer: config.Tokenizer, *, progres
 # --- What is asked for, and what is there. ---
 
 
-def _load_given(tokenizer: config.Tokenizer) -> Tokenizer | None:
-    if not tokenizer.path:
-        return None
-    return load_tokenizer(tokenizer.path, lowercase=tokenizer.lowercase, strip_accents=tokenizer.strip_accents)
+def _check_is_text(data: config.Data) -> None:
+    if config.is_records(data.source):
+        raise BadInput(
+            f'config.data.source={data.source}',
+            'holds examples already: there is nothing to prepare',
+            'a source of text',
+            'python -m bert_jax train --config=… --config.tokenizer.path=vocab.txt --workdir=…',
+        )
+
+
+def _load_given(tokenizer: config.Tokenizer, initial: Tokenizer | None) -> Tokenizer | None:
+    given = initial
+    if tokenizer.path:
+        given = load_tokenizer(tokenizer.path, lowercase=tokenizer.lowercase, strip_accents=tokenizer.strip_accents)
+    return add_tokens(given, tokenizer.add_tokens) if given is not None and tokenizer.add_tokens else given
 
 
 def _settings(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer | None) -> dict[str, Any]:

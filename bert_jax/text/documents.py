@@ -73,7 +73,7 @@ def _read_source(source: str, text_field: str, counts: Counter) -> Iterator[tupl
     readers: dict[str, Callable] = {'text': _read_text, 'jsonl': _read_jsonl, 'parquet': _read_parquet}
     if kind not in readers:
         raise BadInput('config.data.source', f'is {source!r}', 'python-docs, text:, jsonl:, parquet: or tfds:')
-    for path in _find_files(source, rest):
+    for path in find_files(source, rest):
         has_text = False
         for document in readers[kind](path, text_field, counts):
             has_text = True
@@ -82,7 +82,8 @@ def _read_source(source: str, text_field: str, counts: Counter) -> Iterator[tupl
             raise BadInput(str(path), 'holds no text', 'a file with text', 'remove it, or narrow data.source')
 
 
-def _find_files(source: str, pattern: str) -> list[epath.Path]:
+def find_files(source: str, pattern: str) -> list[epath.Path]:
+    """The files that a pattern matches, sorted by name; `BadInput` when there is none."""
     if '://' in pattern:
         head, _, tail = pattern.partition('*')
         root = head.rpartition('/')[0]

@@ -4,82 +4,23 @@ Ids of special tokens are looked up, never assumed: a vocabulary keeps the ids i
 """
 
 import functools
-import hashlib
-import io
 import json
 import pathlib
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from bert_jax import config
 from bert_jax.errors import BadInput
+from bert_jax.text.sentencepiece import SentencePiece, train_sentencepiece
+from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Tokenizer, Vocabulary, digest
 
-SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 in a vocabulary trained here
-_ALPHABET_COVERAGE = 0.9999  # of the characters of the sample; the rest becomes [UNK]
-_MAX_CHARACTERS_PER_WORD = 100
-_LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece passes over longer lines while it trains
-
-
-class Tokenizer(Protocol):
-    """What the rest of the project asks of a tokenizer.
-
-    Attributes:
-      kind: `wordpiece` or `sentencepiece`.
-      tokens: the V tokens by id.
-      is_continuation: bool [V]; whether a token continues the word of the token before it.
-      hash: SHA-256 over vocabulary and settings; equal hashes give equal ids for every text.
-    """
-
-    kind: str
-    lowercase: bool
-    strip_accents: bool
-    vocab_size: int
-    pad_id: int
-    unk_id: int
-    cls_id: int
-    sep_id: int
-    mask_id: int
-    tokens: list[str]
-    is_continuation: np.ndarray
-    hash: str
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens; a `[MASK]` written in the text is text."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Readable text of ids; special tokens are left out, except [UNK]."""
-
-    def token(self, token_id: int) -> str:
-        """The token of an id."""
-
-    def save(self, directory: str | pathlib.Path) -> None:
-        """Writes the files that `load_tokenizer(directory)` reads; WordPiece also opens in `transformers`."""
+_MAX_CHARACTERS_PER_WORD = 100  # longer words are [UNK], as in `transformers`; in the original release it was 200
 
 
-class _Vocabulary:
-    """What both kinds have in common, worked out from `tokens`."""
-
-    def _index(self, tokens: list[str], where: str) -> None:
-        ids = {token: index for index, token in enumerate(tokens)}
-        missing = [token for token in SPECIAL_TOKENS if token not in ids]
-        if missing:
-            raise BadInput(where, f'has no {", ".join(missing)}', 'a vocabulary with ' + ' '.join(SPECIAL_TOKENS))
-        self.tokens = tokens
-        self.vocab_size = len(tokens)
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
-
-    def token(self, token_id: int) -> str:
-        return self.tokens[token_id]
-
-    def _without_frame(self, ids: Iterable[int]) -> list[int]:
-        return [int(index) for index in ids if index not in (self.pad_id, self.cls_id, self.sep_id, self.mask_id)]
-
-
-class WordPiece(_Vocabulary):
+class WordPiece(Vocabulary):
     """WordPiece as in BERT (Devlin et al. 2019), by the `tokenizers` library."""
 
     kind = 'wordpiece'
@@ -90,10 +31,8 @@ class WordPiece(_Vocabulary):
         Raises:
           BadInput: for a model other than WordPiece, a normalizer other than BERT's, or missing special tokens.
         """
-        from tokenizers import processors
-
-        settings = json.loads(backend.to_str())
-        self._model, self._normalizer = settings['model'], settings['normalizer'] or {}
+        self._settings = json.loads(backend.to_str())
+        self._model, self._normalizer = self._settings['model'], self._settings['normalizer'] or {}
         if self._model['type'] != 'WordPiece' or self._normalizer.get('type') != 'BertNormalizer':
             found = f'is a {self._model["type"]} model with the normalizer {self._normalizer.get("type")}'
             raise BadInput(where, found, 'WordPiece with BertNormalizer')
@@ -101,95 +40,51 @@ class WordPiece(_Vocabulary):
         tokens = [f'[unused-id-{index}]' for index in range(max(vocabulary.values(), default=-1) + 1)]
         for token, index in vocabulary.items():
             tokens[index] = token
-        self._index(tokens, where)
+        self._wrap(backend, tokens, where)
         self.lowercase = self._normalizer['lowercase']
         accents = self._normalizer['strip_accents']
         self.strip_accents = self.lowercase if accents is None else accents
         self.is_continuation = np.array([token.startswith('##') for token in tokens])
-        backend.add_special_tokens(list(SPECIAL_TOKENS))
-        backend.post_processor = processors.TemplateProcessing(
-            single='[CLS]:0 $A:0 [SEP]:0',
-            pair='[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1',
-            special_tokens=[('[CLS]', self.cls_id), ('[SEP]', self.sep_id)],
-        )
-        backend.no_padding()
-        backend.no_truncation()
-        backend.encode_special_tokens = True  # '[SEP]' in somebody's text is five characters, not a separator
-        self._backend = backend
 
     @functools.cached_property
     def hash(self) -> str:
         model = {key: value for key, value in self._model.items() if key != 'vocab'}
-        return _digest([self.kind, self.tokens, model, self._normalizer])
+        return digest([self.kind, self.tokens, model, self._normalizer])
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+    def extended(self, words: list[str]) -> 'WordPiece':
+        """This vocabulary with whole words appended at its end; the ids of all that was there stay."""
+        import tokenizers
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._backend.decode(self._without_frame(ids), skip_special_tokens=False)
+        settings = json.loads(self._backend.to_str())
+        settings['model']['vocab'] = {token: index for index, token in enumerate([*self.tokens, *words])}
+        return WordPiece(tokenizers.Tokenizer.from_str(json.dumps(settings)))
 
-    def save(self, directory: str | pathlib.Path) -> None:
+    def normalize(self, text: str) -> str:
+        """Text as it is looked up in the vocabulary: lowercased, without accents, as the settings say."""
+        return self._backend.normalizer.normalize_str(text)
+
+    def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
         directory = pathlib.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(directory / 'tokenizer.json'))
-        (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in self.tokens), 'utf-8', newline='\n')
-        names = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
-        special = dict(zip(names, SPECIAL_TOKENS, strict=True))
-        _write_json(directory / 'special_tokens_map.json', special)
         settings = {
-            'tokenizer_class': 'BertTokenizer',
+            'tokenizer_class': 'BertTokenizer' if self._is_plain() else 'PreTrainedTokenizerFast',
             'do_lower_case': self.lowercase,
             'strip_accents': self.strip_accents,
             'tokenize_chinese_chars': self._normalizer['handle_chinese_chars'],
-            'model_max_length': 512,
-            **special,
+            'model_max_length': max_length,
         }
-        _write_json(directory / 'tokenizer_config.json', settings)
+        self._save(directory, settings)
+        (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in self.tokens), 'utf-8', newline='\n')
 
-
-class SentencePiece(_Vocabulary):
-    """A SentencePiece model (Kudo and Richardson 2018) whose special pieces carry BERT's names."""
-
-    kind = 'sentencepiece'
-
-    def __init__(self, model: bytes, *, lowercase: bool, strip_accents: bool, where: str = 'tokenizer'):
-        """Wraps a serialized model.
-
-        `lowercase` and `strip_accents` are done before the model's own normalization.
-
-        Raises:
-          BadInput: for bytes that are not a model, or missing special pieces.
-        """
-        import sentencepiece
-
-        self._model = model
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, OSError):
-            raise BadInput(where, 'is not a SentencePiece model', 'a .model file') from None
-        self._index([self._processor.id_to_piece(i) for i in range(self._processor.get_piece_size())], where)
-        self.lowercase, self.strip_accents = lowercase, strip_accents
-        self.is_continuation = np.array(
-            [not token.startswith('▁') and token not in SPECIAL_TOKENS for token in self.tokens]
+    def _is_plain(self) -> bool:
+        """Whether `transformers.BertTokenizer`, made of a vocabulary and three flags alone, gives the same ids."""
+        plain = _bert_backend({}, config.Tokenizer(lowercase=self.lowercase, strip_accents=self.strip_accents))
+        expected = json.loads(plain.to_str())
+        flags = ('lowercase', 'strip_accents', 'handle_chinese_chars', 'vocab')
+        return all(
+            {key: value for key, value in (self._settings[part] or {}).items() if key not in flags}
+            == {key: value for key, value in expected[part].items() if key not in flags}
+            for part in ('model', 'normalizer', 'pre_tokenizer')
         )
-
-    @functools.cached_property
-    def hash(self) -> str:
-        model = hashlib.sha256(self._model).hexdigest()
-        return _digest([self.kind, model, self.lowercase, self.strip_accents])
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self._processor.encode([_normalize(text, self.lowercase, self.strip_accents) for text in texts])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode(self._without_frame(ids))
-
-    def save(self, directory: str | pathlib.Path) -> None:
-        directory = pathlib.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / 'sentencepiece.model').write_bytes(self._model)
-        settings = {'do_lower_case': self.lowercase, 'strip_accents': self.strip_accents, 'model_max_length': 512}
-        _write_json(directory / 'tokenizer_config.json', settings)
 
 
 # --- Training. ---
@@ -211,7 +106,7 @@ def train_tokenizer(settings: config.Tokenizer, texts: Iterator[str]) -> Tokeniz
             break
     if not sample:
         raise BadInput('config.data.source', 'holds no text to train a tokenizer on', 'text')
-    train = _train_wordpiece if settings.kind == 'wordpiece' else _train_sentencepiece
+    train = _train_wordpiece if settings.kind == 'wordpiece' else train_sentencepiece
     return train(settings, sample)
 
 
@@ -244,7 +139,7 @@ def _alphabet(backend: Any, sample: list[str], limit: int) -> list[str]:
             for character in word:
                 characters[character] += count
             continuing.update(word[1:])
-    needed, covered = _ALPHABET_COVERAGE * characters.total(), 0
+    needed, covered = ALPHABET_COVERAGE * characters.total(), 0
     pieces = []
     for character, count in sorted(characters.items(), key=lambda item: (-item[1], item[0])):
         if covered >= needed or len(pieces) + 2 > limit:
@@ -256,54 +151,21 @@ def _alphabet(backend: Any, sample: list[str], limit: int) -> list[str]:
     return sorted(pieces)
 
 
-def _train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> SentencePiece:
-    import sentencepiece
-
-    writer = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(
-                _normalize(text, settings.lowercase, settings.strip_accents).replace('\n', ' ') for text in sample
-            ),
-            model_writer=writer,
-            model_type='unigram',
-            vocab_size=settings.vocab_size,
-            hard_vocab_limit=False,
-            character_coverage=_ALPHABET_COVERAGE,
-            max_sentence_length=_LONGEST_SENTENCE,
-            num_threads=16,  # sums are grouped by thread: a fixed number gives the same model on every machine
-            pad_id=0,
-            unk_id=1,
-            bos_id=-1,
-            eos_id=-1,
-            pad_piece=SPECIAL_TOKENS[0],
-            unk_piece=SPECIAL_TOKENS[1],
-            control_symbols=list(SPECIAL_TOKENS[2:]),
-            minloglevel=2,
-        )
-    except RuntimeError:
-        raise BadInput(
-            'config.tokenizer.vocab_size',
-            f'is {settings.vocab_size}, and no unigram vocabulary of that size can be trained on this text',
-            'room for every character of the text, and text in which pieces repeat',
-            'a larger vocab_size, or --config.tokenizer.kind=wordpiece',
-        ) from None
-    return SentencePiece(writer.getvalue(), lowercase=settings.lowercase, strip_accents=settings.strip_accents)
-
-
 # --- Loading. ---
 
 
-def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: bool) -> Tokenizer:
+def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
     """Loads a `vocab.txt`, a `tokenizer.json`, a SentencePiece `.model`, or a directory that holds them.
 
     A vocabulary keeps its ids: the id of a token is its line. `lowercase` and `strip_accents` count where the files do
     not say (`vocab.txt` and `.model` alone); a `tokenizer.json` or a directory's `tokenizer_config.json` says.
+    `strip_accents=None` means 'as lowercase', as in the original and in `transformers`.
 
     Raises:
       BadInput: for a file that is not there, not a tokenizer, or without one of the special tokens (named).
     """
     path = pathlib.Path(path)
+    strip_accents = lowercase if strip_accents is None and not path.is_dir() else strip_accents
     if path.is_dir():
         return _load_directory(path, lowercase, strip_accents)
     if not path.is_file():
@@ -325,14 +187,18 @@ def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: 
     return WordPiece(_bert_backend(vocabulary, settings), str(path))
 
 
-def _load_directory(directory: pathlib.Path, lowercase: bool, strip_accents: bool) -> Tokenizer:
-    settings = {}
-    if (directory / 'tokenizer_config.json').is_file():
-        settings = json.loads((directory / 'tokenizer_config.json').read_text('utf-8'))
+def _load_directory(directory: pathlib.Path, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
+    settings, path = {}, directory / 'tokenizer_config.json'
+    if path.is_file():
+        try:
+            settings = dict(json.loads(path.read_text('utf-8')))
+        except (ValueError, TypeError) as error:
+            raise BadInput(str(path), f'is not a JSON object ({error})', 'the settings of a tokenizer') from error
     lowercase = settings.get('do_lower_case', lowercase)
-    accents = settings.get('strip_accents', strip_accents)
-    strip_accents = lowercase if accents is None else accents
-    for name in ('tokenizer.json', 'vocab.txt', 'sentencepiece.model'):
+    if settings:  # where it does not say, accents go with the capitals, as in `transformers`
+        accents = settings.get('strip_accents')
+        strip_accents = lowercase if accents is None else accents
+    for name in ('sentencepiece.model', 'tokenizer.json', 'vocab.txt'):
         if (directory / name).is_file():
             return load_tokenizer(directory / name, lowercase=lowercase, strip_accents=strip_accents)
     raise BadInput(f'tokenizer {directory}', 'holds no tokenizer', 'tokenizer.json, vocab.txt or sentencepiece.model')
@@ -366,22 +232,6 @@ def _bert_backend(vocabulary: dict[str, int], settings: config.Tokenizer) -> Any
     return backend
 
 
-def _normalize(text: str, lowercase: bool, strip_accents: bool) -> str:
-    if lowercase:
-        text = text.lower()
-    if strip_accents and not text.isascii():
-        text = ''.join(c for c in unicodedata.normalize('NFD', text) if unicodedata.category(c) != 'Mn')
-    return text
-
-
 def _batches(items: list[str], size: int) -> Iterator[list[str]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n', 'utf-8')

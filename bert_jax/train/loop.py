@@ -1,28 +1,33 @@
 """A training run, from top to bottom."""
 
 import dataclasses
+import datetime
+import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from bert_jax import run
-from bert_jax.config import Config, num_predictions
-from bert_jax.data.batches import Stream, prefetch
-from bert_jax.errors import BadInput
+from bert_jax import hosts, run
+from bert_jax.config import Config, in_phases
+from bert_jax.data.batches import Batch, Stream, prefetch
+from bert_jax.data.streams import open_streams
 from bert_jax.evaluate import evaluate_params
+from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
-from bert_jax.text.corpus import Corpus, load_corpus
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, make_mesh
 from bert_jax.train.state import init_state, model_graph, state_shardings
 from bert_jax.train.step import make_evaluation_step, make_train_step
+
+_SECONDS_TO_SAVE = 120  # before the end of a SLURM job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,62 +46,68 @@ def train(config: Config, workdir: str) -> Outcome:
     Raises:
       BadInput: before anything is written, when the run cannot work or the workdir holds another.
     """
-    with StopSignal() as stop:
+    with StopSignal(config.train.stop_at) as stop:
         return _train(config, workdir, stop)
 
 
 def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
-    # --- What there is: devices, corpus, streams. Nothing is written before all of it is sound. ---
-    mesh = make_mesh(config.mesh, config.model, config.train)
-    corpus = load_corpus(config.data.corpus)
-    batch_size, num_steps = config.train.global_batch_size, config.train.steps
-    stream = Stream(corpus, config.data, 'train', batch_size=batch_size, seed=config.train.seed)
-    if not stream.num_rows:
-        raise BadInput(config.data.corpus, 'its training split gives no row', 'documents of at least two tokens')
-    validation = _validation_stream(corpus, config)
-    run.claim(workdir, config, corpus)
+    # --- What it starts from: random weights, or a model that is there (config.init), whose sizes it takes over. ---
+    start_from = starting_point(config, workdir)
+
+    # --- What there is: devices, streams. Nothing is written before all of it is sound. ---
+    streams = open_streams(start_from.config, progress=jax.process_index() == 0)
+    config, num_steps = streams.config, streams.config.train.steps
+    for number, phase in enumerate(in_phases(config)):
+        where = f'config.phases[{number}]' if config.phases else 'config.train'
+        mesh = make_mesh(config.mesh, config.model, phase.train, where=where)
+    if None in streams.validation:
+        _say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
+    start_from.check(streams.tokenizer)
+    hosts.check_agreement(run.fingerprint(config, streams) | start_from.fingerprint | hosts.code_version())
+    run.claim(workdir, config, streams, start_from.fingerprint)
 
     # --- The state: restored, or new. ---
-    vocab_size = corpus.tokenizer.vocab_size
-    optimizer = make_optimizer(config.optimizer, num_steps)
+    vocab_size = streams.tokenizer.vocab_size
+    optimizer = make_optimizer(config.optimizer, num_steps, config.phases)
     shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
-    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
-    resumed_from = checkpoints.latest_step()
+    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every)
+    resumed_from = checkpoints.set_aside_unsound()
     if resumed_from == num_steps:
         checkpoints.close()
         _say(f'{workdir} is finished: all {num_steps} steps are done. Nothing to do.')
         return Outcome(resumed_from, True, resumed_from, {})
     if resumed_from is not None:
         _say(f'Going on with {workdir} from step {resumed_from} of {num_steps}.')
-        state = checkpoints.restore(shapes, shardings)
+        state = checkpoints.restore(shapes, shardings, resumed_from)
     else:
-        state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed)
-    _say(_describe(config, mesh, vocab_size, stream))
+        params = start_from.params(streams.tokenizer)
+        state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params)
+    _say(_describe(config, mesh, vocab_size, streams.train))
+    wants_to_stop = hosts.AnyProcess(mesh)
 
     # --- The step, compiled at its first use. ---
-    graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps)
+    graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps, config.phases)
     train_step = make_train_step(
         graph, optimizer, schedule, mesh, shardings, seed=config.train.seed, microbatches=config.train.microbatches
     )
     evaluation_step = make_evaluation_step(graph)
 
     # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---
-    start, rows = int(state.step), local_rows(mesh, batch_size)
-    predictions = batch_size * num_predictions(config.data)
-    speed = Speedometer(config.model, vocab_size, predictions=predictions, sequences=batch_size)
+    start, speed = int(state.step), Speedometer(config.model, vocab_size)
     writer = MetricsWriter(workdir, start)
     progress = Progress(start, num_steps)
     metrics: dict[str, float] = {}
     _say('Compiling the step …')
-    for step, batch in enumerate(prefetch(stream, start, num_steps, rows), start=start + 1):
-        state, on_device = train_step(state, make_global(batch, rows, mesh, batch_size))
-        speed.add(on_device.pop('tokens'), on_device.pop('squared_lengths'))
-        is_last = step == num_steps or bool(stop.received)
+    for step, number, batch in speed.waiting(_global_batches(in_phases(config), streams.train, mesh, start)):
+        state, on_device = train_step(state, batch)
+        speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
+        stopping = wants_to_stop(stop.asked())
+        is_last = step == num_steps or stopping
         if step % config.train.log_every == 0 or is_last:
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()
             writer.write(step, metrics)
             progress.show(step, metrics)
-        every = config.train.evaluate_every
+        every, validation = config.train.evaluate_every, streams.validation[number]
         if validation and ((every and step % every == 0) or step == num_steps):
             with speed.paused():
                 found = evaluate_params(state.params, evaluation_step, validation, mesh, config.train.evaluate_rows)
@@ -107,32 +118,55 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
         if step % config.train.checkpoint_every == 0 or is_last:
             with speed.paused():
                 checkpoints.save(state)
-        if is_last:  # not `stop.received`: a signal since `is_last` was set leaves one more step to make, and to save
+        checkpoints.check()
+        if stopping:
             break
     progress.close()
     writer.close()
     checkpoints.close()
     if step < num_steps:
-        _say(f'Stopped by {stop.received}: saved step {step} of {num_steps}. The same command goes on from there.')
+        why = stop.received or 'another process'
+        _say(f'Stopped by {why}: saved step {step} of {num_steps}. The same command goes on from there.')
     return Outcome(step, step == num_steps, resumed_from, metrics)
 
 
-def _validation_stream(corpus: Corpus, config: Config) -> Stream | None:
-    """The held-out documents, or None when there are too few for the objective."""
-    needed = 2 if config.data.pairing == 'nsp' else 1
-    if len(corpus.validation.documents) - 1 < needed:
-        _say(f'Held-out documents: fewer than {needed}, so nothing is evaluated (data.validation_fraction)')
-        return None
-    return Stream(corpus, config.data, 'validation', batch_size=config.train.global_batch_size, seed=None)
+def _global_batches(
+    phases: tuple[Config, ...], streams: tuple[Stream, ...], mesh: Mesh, start: int
+) -> Iterator[tuple[int, int, Batch]]:
+    """(step, number of its phase, its batch on the devices) from the step after `start` on.
+
+    A phase is a stream of its own, from its step 0: where a run was stopped does not matter.
+    """
+    before = 0  # steps of the phases before
+    for number, (phase, stream) in enumerate(zip(phases, streams, strict=True)):
+        done, num_steps = max(start - before, 0), phase.train.steps
+        if done < num_steps:
+            rows = local_rows(mesh, stream.batch_size)
+            for step, batch in enumerate(prefetch(stream, done, num_steps, rows), start=before + done + 1):
+                yield step, number, make_global(batch, rows, mesh, stream.batch_size)
+        before += num_steps
 
 
 class StopSignal:
-    """Notes SIGINT or SIGTERM so that the loop can save and stop; a second one ends the process at once."""
+    """Why the loop should save and stop: SIGINT, SIGTERM or SIGUSR1 (a second one ends the process at once), or a time.
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    The time is `train.stop_at`, or two minutes before a SLURM job ends, where SLURM says when.
+    """
 
-    def __init__(self) -> None:
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, stop_at: str) -> None:
+        """Args: stop_at, ISO 8601, or empty."""
         self.received = ''
+        end_of_job = float(os.environ.get('SLURM_JOB_END_TIME', 'inf')) - _SECONDS_TO_SAVE
+        self._deadline = datetime.datetime.fromisoformat(stop_at).timestamp() if stop_at else end_of_job
+
+    def asked(self) -> bool:
+        """Whether a signal came, or the time has."""
+        if not self.received and time.time() >= self._deadline:
+            self.received = 'the time limit'
+            _say('The time is up: saving …')
+        return bool(self.received)
 
     def __enter__(self) -> 'StopSignal':
         self._before = {number: signal.signal(number, self._receive) for number in self._SIGNALS}
@@ -148,16 +182,23 @@ class StopSignal:
         _say(f'{self.received}: finishing this step, then saving …')
 
 
-def _describe(config: Config, mesh: Mesh, vocab_size: int, stream: Stream) -> str:
+def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
     devices = jax.devices()
+    several = [hosts.describe_hosts()] if jax.process_count() > 1 else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
-    epochs = config.train.steps * config.train.global_batch_size / stream.num_rows
-    return (
-        f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}\n'
-        f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}\n'
-        f'Data: {stream.num_rows:,} rows an epoch; {config.train.steps:,} steps of '
-        f'{config.train.global_batch_size} rows are {epochs:.2f} epochs'
-    )
+    lines = [
+        *several,
+        f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}',
+        f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}',
+    ]
+    for number, (phase, stream) in enumerate(zip(in_phases(config), streams, strict=True), start=1):
+        epochs = phase.train.steps * stream.batch_size / stream.num_rows
+        lines.append(
+            (f'Phase {number}' if config.phases else 'Data')
+            + f': {stream.num_rows:,} rows of {phase.data.sequence_length} positions an epoch; '
+            f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:.2f} epochs'
+        )
+    return '\n'.join(lines)
 
 
 def _say(text: str) -> None:

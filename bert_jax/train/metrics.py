@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from bert_jax import config
+from bert_jax.data.batches import Batch
 from bert_jax.files import write_whole
 
 
@@ -75,9 +76,12 @@ class MetricsWriter:
     """metrics.jsonl (an object a line, flushed) and TensorBoard events, from the restored step on."""
 
     def __init__(self, workdir: str, step: int):
-        """Lines past `step` (of a run that was killed after its last save) are removed, so that a step appears once."""
+        """Process 0 alone writes. Lines past `step` (of a run killed after its last save) are removed: a step appears once."""
         from tensorboardX import SummaryWriter
 
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         self._path = epath.Path(workdir) / 'metrics.jsonl'
         if self._path.exists():
             kept = [line for line in _whole_lines(self._path.read_text()) if json.loads(line)['step'] <= step]
@@ -87,6 +91,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Appends one line for a step."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({'step': step} | values) + '\n')
         self._file.flush()
         for name, value in values.items():
@@ -94,6 +100,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes both files."""
+        if not self._writes:
+            return
         self._file.close()
         self._events.close()
 
@@ -104,23 +112,36 @@ def _whole_lines(text: str) -> list[str]:
 
 
 class Speedometer:
-    """Real tokens per second and MFU between readings; evaluation, saving and the compiling step left out."""
+    """Real tokens per second, MFU and waiting between readings; evaluation, saving and compiling steps left out."""
 
-    def __init__(self, model: config.Model, vocab_size: int, *, predictions: int, sequences: int):
-        """Args: predictions and sequences, slots of both heads in a global batch."""
+    def __init__(self, model: config.Model, vocab_size: int):
         self._count = functools.partial(flops_per_step, model, vocab_size)
-        self._slots = {'predictions': predictions, 'sequences': sequences}
+        self._shapes: list[tuple[int, ...]] = []
         self._peak = peak_flops()
         self._pending: list[tuple[jax.Array, jax.Array]] = []
         self._since: float | None = None
+        self._waited, self._newest = 0.0, None
 
-    def add(self, tokens: jax.Array, squared_lengths: jax.Array) -> None:
-        """Counts a step (on the device: nothing is waited for)."""
-        if self._since is None:
+    def add(self, batch: Batch, tokens: jax.Array, squared_lengths: jax.Array) -> None:
+        """Counts the step of a global batch (on the device: nothing is waited for); the first of a shape compiles."""
+        self._newest, shapes = tokens, [array.shape for array in batch]
+        if self._shapes != shapes:
             jax.block_until_ready(tokens)
-            self._since = time.perf_counter()
+            self._shapes, self._pending, self._since, self._waited = shapes, [], time.perf_counter(), 0.0
+            self._slots = {'predictions': batch.masked_lm_ids.size, 'sequences': batch.cls_positions.size}
         else:
             self._pending.append((tokens, squared_lengths))
+
+    def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; the wait for one counts if the devices have nothing left to do when it comes."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if self._newest is not None and self._newest.is_ready():
+                self._waited += time.perf_counter() - start
+            yield batch
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -131,7 +152,8 @@ class Speedometer:
             self._since += time.perf_counter() - start
 
     def read(self) -> dict[str, float]:
-        """tokens_per_second and, where the peak of the devices is known, mfu, since the last reading."""
+        """Since the last reading: tokens_per_second, input_wait_fraction (the share of the time in which the devices
+        waited for a batch, at most) and, where the peak of the devices is known, mfu."""
         if not self._pending:
             return {}
         counted = jax.device_get(self._pending)
@@ -139,6 +161,6 @@ class Speedometer:
         tokens, squared_lengths = (float(sum(values)) for values in zip(*counted, strict=True))
         slots = {name: count * len(counted) for name, count in self._slots.items()}
         flops = self._count(tokens=tokens, squared_lengths=squared_lengths, **slots)
-        self._pending, self._since = [], time.perf_counter()
-        speed = {'tokens_per_second': tokens / seconds}
+        speed = {'tokens_per_second': tokens / seconds, 'input_wait_fraction': self._waited / seconds}
+        self._pending, self._since, self._waited = [], time.perf_counter(), 0.0
         return speed | ({'mfu': flops / seconds / self._peak} if self._peak else {})

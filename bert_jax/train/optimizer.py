@@ -1,20 +1,30 @@
 """Schedules and optimisers, from optax."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from bert_jax import config
 
 
-def make_schedule(optimizer: config.Optimizer, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to the peak, then by `schedule`.
+def make_schedule(optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()) -> optax.Schedule:
+    """Learning rate by step, in each phase anew: linear warm-up to the peak, then by `schedule`.
 
     `linear` and `cosine` reach 0 at the last step; `wsd` (warm-up, stable, decay; Hu et al. 2024) stays at the peak and
     reaches 0 over the last `decay_fraction` of the steps; `inverse_sqrt` is peak x sqrt(warmup / step) (Vaswani et al.
     2017).
     """
+    if phases:
+        peaks = [{name: getattr(phase, name) for name in ('peak_learning_rate', 'warmup_steps')} for phase in phases]
+        parts = [
+            make_schedule(dataclasses.replace(optimizer, **peak), phase.steps)
+            for peak, phase in zip(peaks, phases, strict=True)
+        ]
+        return optax.join_schedules(parts, np.cumsum([phase.steps for phase in phases])[:-1].tolist())
     peak, warmup = optimizer.peak_learning_rate, optimizer.warmup_steps
     after = max(num_steps - warmup, 1)
     decay = min(max(round(optimizer.decay_fraction * num_steps), 1), after)
@@ -71,7 +81,9 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
     return optax.partition({'stacked': each, 'whole': transform}, stacked)
 
 
-def make_optimizer(optimizer: config.Optimizer, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()
+) -> optax.GradientTransformation:
     """The optimiser after clipping by the global norm.
 
     - `adamw` (Loshchilov and Hutter 2019), as in the original but for the bias correction, which that leaves out.
@@ -80,7 +92,7 @@ def make_optimizer(optimizer: config.Optimizer, num_steps: int) -> optax.Gradien
     - `muon` (Jordan et al. 2024) on the matrices with the update scale of Liu et al. 2025, "Muon is scalable for LLM
       training"; AdamW with Nesterov momentum on the rest.
     """
-    schedule = make_schedule(optimizer, num_steps)
+    schedule = make_schedule(optimizer, num_steps, phases)
     adam = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
     decay = optax.add_decayed_weights(optimizer.weight_decay, decayed)
     step = optax.scale_by_learning_rate(schedule)

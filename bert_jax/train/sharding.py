@@ -35,8 +35,14 @@ RULES = {
 }
 
 
-def make_mesh(mesh: config.Mesh, model: config.Model, train: config.Train, devices: list | None = None) -> Mesh:
-    """The mesh of a run, over all devices.
+def make_mesh(
+    mesh: config.Mesh,
+    model: config.Model,
+    train: config.Train,
+    devices: list | None = None,
+    where: str = 'config.train',
+) -> Mesh:
+    """The mesh of a run, over all devices; `where` is the part of the config that sets the batch size.
 
     Raises:
       BadInput: when the axes do not multiply to the number of devices, or do not divide the heads or the batch.
@@ -55,11 +61,11 @@ def make_mesh(mesh: config.Mesh, model: config.Model, train: config.Train, devic
         )
     for axis in rest:
         sizes[axis] = len(devices) // fixed
-    _check_divides(sizes, model, train)
+    _check_divides(sizes, model, train, where)
     return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Train) -> None:
+def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Train, where: str) -> None:
     if model.num_heads % sizes['tensor']:
         works = [n for n in range(1, model.num_heads + 1) if model.num_heads % n == 0]
         raise BadInput(
@@ -72,11 +78,11 @@ def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Tra
         below = train.global_batch_size // shards * shards
         near = [size for size in (below, below + shards) if size]
         raise BadInput(
-            'config.train.global_batch_size',
+            f'{where}.global_batch_size',
             f'is {train.global_batch_size}; data={sizes["data"]} x fsdp={sizes["fsdp"]} x microbatches='
             f'{train.microbatches} does not divide it',
             f'a multiple of {shards}, for example {" or ".join(map(str, near))}',
-            f'--config.train.global_batch_size={near[-1]}',
+            f'--{where}.global_batch_size={near[-1]}',
         )
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -46,11 +47,28 @@ def state_shardings(
 
 
 def init_state(
-    model: config.Model, vocab_size: int, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+    model: config.Model,
+    vocab_size: int,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    params: nnx.State | None = None,
 ) -> TrainState:
-    """A new state, each part made where it belongs; the same numbers on any mesh."""
+    """A new state, each part made where it belongs; the same numbers on any mesh.
+
+    With `params` (whole arrays, the same in every process) it starts from them, else from random ones.
+    """
     _, shardings = state_shardings(model, vocab_size, optimizer, mesh)
+    if params is not None:
+        params = jax.tree.map(_place, params, shardings.params)
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+        return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params, opt_state)
     return jax.jit(lambda: _new_state(model, vocab_size, optimizer, seed), out_shardings=shardings)()
+
+
+def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def _new_state(model: config.Model, vocab_size: int, optimizer: optax.GradientTransformation, seed: int) -> TrainState:

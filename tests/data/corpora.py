@@ -22,7 +22,9 @@ class MemorySplit:
         return (positions + 10).astype(np.int32)
 
 
-TOKENIZER = SimpleNamespace(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, vocab_size=60_000)
+TOKENIZER = SimpleNamespace(
+    pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, vocab_size=60_000, is_continuation=np.arange(60_000) % 3 == 0
+)
 
 
 def random_split(seed: int, num_documents: int = 60, longest: int = 40) -> MemorySplit:

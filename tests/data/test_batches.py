@@ -1,21 +1,26 @@
 """The stream is a function of the step: not of hosts, order of asking, or restarts."""
 
+import concurrent.futures
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from bert_jax.config import Data
-from bert_jax.data.batches import Batch, Stream, prefetch
+from bert_jax.config import Data, Masking
+from bert_jax.data.batches import Batch, CorpusStream, prefetch
 from bert_jax.errors import BadInput
 from tests.data.corpora import TOKENIZER, corpus_of, random_split
 
 DATA = Data(sequence_length=48)
 
 
-def _stream(tmp_path, seed: int | None = 0, data: Data = DATA, batch_size: int = 16, documents: int = 60) -> Stream:
+def _stream(
+    tmp_path, seed: int | None = 0, data: Data = DATA, batch_size: int = 16, documents: int = 60
+) -> CorpusStream:
     corpus = corpus_of(random_split(0, num_documents=documents), str(tmp_path))
-    return Stream(corpus, data, 'train', batch_size=batch_size, seed=seed)
+    return CorpusStream(corpus, data, 'train', batch_size=batch_size, seed=seed)
 
 
 def _assert_equal(first: Batch, second: Batch) -> None:
@@ -26,6 +31,65 @@ def _assert_equal(first: Batch, second: Batch) -> None:
 
 def _concatenate(parts: list[Batch]) -> Batch:
     return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+@pytest.fixture(scope='module')
+def streams(tmp_path_factory):
+    """A function that makes streams over one corpus."""
+    corpus = corpus_of(random_split(5, num_documents=80, longest=12), str(tmp_path_factory.mktemp('corpus')))
+
+    def make(seed: int, phase: int, **fields: object) -> CorpusStream:
+        data = Data(sequence_length=48, **fields)
+        return CorpusStream(corpus, data, 'train', batch_size=16, seed=seed, phase=phase)
+
+    return make
+
+
+_SETTINGS = {
+    'pairing': st.sampled_from(['nsp', 'sop', 'none']),
+    'packing': st.booleans(),
+    'masking': st.sampled_from(['token', 'word', 'ngram']).map(lambda unit: Masking(unit=unit)),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    phase=st.integers(0, 3),
+    fields=st.fixed_dictionaries(_SETTINGS),
+    step=st.integers(0, 10**7),
+    hosts=st.sampled_from([1, 2, 4, 8]),
+    workers=st.sampled_from([1, 2, 4]),
+)
+def test_a_batch_is_a_function_of_its_step(streams, seed, phase, fields, step, hosts, workers) -> None:
+    """Whoever asks, after whatever: all hosts together, workers at the same time, a run restarted at this step."""
+    stream, size = streams(seed, phase, **fields), 16 // hosts
+    expected = stream.batch(step)
+    parts = [stream.batch(step, slice(host * size, (host + 1) * size)) for host in range(hosts)]
+    _assert_equal(_concatenate(parts), expected)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        asked = pool.map(stream.batch, [step + 1, step, max(step - 1, 0), step])
+        for found in list(asked)[1::2]:
+            _assert_equal(found, expected)
+    _assert_equal(next(prefetch(streams(seed, phase, **fields), step, step + 1, slice(None))), expected)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 1000), fields=st.fixed_dictionaries(_SETTINGS))
+def test_an_epoch_uses_each_planned_window_once_and_the_next_in_another_order(streams, seed, epoch, fields) -> None:
+    stream = streams(seed, 0, **fields)
+    first, second = (
+        stream._order.shuffle(np.arange(stream.num_rows) + number * stream.num_rows) for number in (epoch, epoch + 1)
+    )
+    for rows in (first, second):
+        windows = [np.arange(stream.plan.rows[row], stream.plan.rows[row + 1]) for row in rows]
+        np.testing.assert_array_equal(np.sort(np.concatenate(windows)), np.arange(stream.plan.num_windows))
+    assert (first == second).mean() < 0.2
+
+
+def test_phases_differ(streams) -> None:
+    first, second = streams(0, 0).batch(0), streams(0, 1).batch(0)
+    assert not np.array_equal(first.input_ids, second.input_ids)
 
 
 @pytest.mark.parametrize('hosts', [1, 2, 4, 8])
@@ -53,7 +117,7 @@ def test_batch_size_does_not_change_the_rows(tmp_path) -> None:
 
 def test_every_window_is_used_once_an_epoch_and_epochs_differ(tmp_path) -> None:
     stream = _stream(tmp_path)
-    epochs = [stream._shuffled_windows(np.arange(stream.num_rows) + epoch * stream.num_rows) for epoch in range(3)]
+    epochs = [stream._order.shuffle(np.arange(stream.num_rows) + epoch * stream.num_rows) for epoch in range(3)]
     for windows in epochs:
         np.testing.assert_array_equal(np.sort(windows), np.arange(stream.num_rows))
     assert not np.array_equal(epochs[0], epochs[1])
@@ -61,9 +125,9 @@ def test_every_window_is_used_once_an_epoch_and_epochs_differ(tmp_path) -> None:
 
 
 def test_blocks_cover_every_row_too(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr('bert_jax.data.batches._ROWS_IN_BLOCK', 37)
+    monkeypatch.setattr('bert_jax.data.order._ROWS_IN_BLOCK', 37)
     stream = _stream(tmp_path)
-    windows = stream._shuffled_windows(np.arange(stream.num_rows))
+    windows = stream._order.shuffle(np.arange(stream.num_rows))
     np.testing.assert_array_equal(np.sort(windows), np.arange(stream.num_rows))
 
 
@@ -103,7 +167,7 @@ def test_ids_beyond_the_vocabulary_are_named(tmp_path) -> None:
     corpus = corpus_of(random_split(0), str(tmp_path))
     corpus.tokenizer = SimpleNamespace(**vars(TOKENIZER) | {'vocab_size': 50})
     with pytest.raises(BadInput, match="below the vocabulary's 50"):
-        Stream(corpus, DATA, 'train', batch_size=16, seed=0).batch(0)
+        CorpusStream(corpus, DATA, 'train', batch_size=16, seed=0).batch(0)
 
 
 def test_an_evaluation_pass_sees_each_window_once_then_padding(tmp_path) -> None:

@@ -81,23 +81,48 @@ def test_half_of_the_next_sentences_are_random_and_from_another_document() -> No
     assert abs(labels.mean() - 0.5) < 5 * 0.5 / np.sqrt(labels.size)
 
 
-def test_a_partner_is_any_other_document_with_equal_probability() -> None:
-    split = random_split(2, num_documents=12)
-    data = Data(sequence_length=32)
+def _partner_counts(split: MemorySplit, data: Data, window_of: int, seeds: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """How often each document is the partner of windows of one, and whether the sequences keep their planned length."""
     plan = plan_windows(split, data)
-    document_of_token = np.repeat(np.arange(12), np.diff(split.sentences[split.documents]))
-    counts = np.zeros(12)
-    windows = np.flatnonzero(plan.document_of == plan.document_of[0])
-    for seed in range(400):
+    bounds = split.sentences[split.documents]
+    windows = np.flatnonzero(plan.document_of == window_of)
+    counts, is_full = np.zeros(len(bounds) - 1), []
+    for seed in range(seeds):
         pairs = make_pairs(plan, windows, _keys(seed, len(windows)), 'nsp')
-        chosen = document_of_token[pairs.b_start[pairs.label == 1]]
-        counts += np.bincount(chosen, minlength=12)
-    own = plan.document_of[0]
-    assert counts[own] == 0
+        random_ones = pairs.label == 1
+        chosen = np.searchsorted(bounds, pairs.b_start[random_ones], side='right') - 1
+        counts += np.bincount(chosen, minlength=len(counts))
+        is_full.append((pairs.a_length + pairs.b_length == plan.target[windows])[random_ones])
+    return counts, np.concatenate(is_full)
+
+
+@pytest.mark.parametrize('own', [0, 5, 11])
+def test_a_partner_is_any_other_document_with_equal_probability(own: int) -> None:
+    split = MemorySplit(np.arange(0, 12 * 40 * 10 + 1, 10), np.arange(0, 12 * 40 + 1, 40))
+    counts, is_full = _partner_counts(split, Data(sequence_length=32), own)
+    assert counts[own] == 0 and is_full.all()
     others = np.delete(counts, own)
     expected = others.sum() / 11
-    chi_square = ((others - expected) ** 2 / expected).sum()
-    assert chi_square < 37.4  # 10 degrees of freedom, p = 5e-5
+    assert ((others - expected) ** 2 / expected).sum() < 37.4  # 10 degrees of freedom, p = 5e-5
+
+
+def test_a_partner_holds_what_the_planned_length_asks_for() -> None:
+    """Documents 0 to 5 are long, the others have 6 tokens: only a long one can fill a row, if A is not long itself."""
+    lengths = np.array([300] * 6 + [6] * 6)
+    split = MemorySplit(np.arange(0, lengths.sum() + 1, 6), np.concatenate([[0], np.cumsum(lengths // 6)]))
+    data = Data(sequence_length=64, short_sequence_probability=0.0)
+    counts, is_full = _partner_counts(split, data, 2)
+    assert is_full.all() and counts[2] == 0
+    assert counts[6:].sum() < 0.2 * counts.sum()
+    others = np.delete(counts[:6], 2)
+    assert np.ptp(others) < 6 * np.sqrt(others.mean())
+
+
+def test_where_no_document_holds_enough_any_other_is_the_partner() -> None:
+    split = MemorySplit(np.arange(0, 12 * 6 + 100 + 1, 2), np.array([*range(0, 37, 3), 86]))  # 12 of 6, one of 100
+    counts, is_full = _partner_counts(split, Data(sequence_length=64, short_sequence_probability=0.0), 12)
+    assert counts[12] == 0 and np.all(counts[:12] > 0)
+    assert not is_full.all()
 
 
 def test_swapped_halves_are_the_same_text_in_the_other_order() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from bert_jax.config import Masking
 from bert_jax.data import random
-from bert_jax.data.masking import mask_tokens
+from bert_jax.data.masking import _unit_starts, mask_tokens
 
 MASK_ID, VOCAB = 4, 1000
 
@@ -100,3 +100,138 @@ def test_a_row_without_candidates_gets_no_prediction() -> None:
         vocab_size=VOCAB,
     )
     assert masked.weights.shape == (2, 10) and not masked.weights.any()
+
+
+IS_CONTINUATION = np.arange(VOCAB) % 5 < 2
+
+
+def _mask_units(unit: str, seed: int, num_rows: int = 128, num_predictions: int = 12):
+    """Rows of two runs of text each, with words of 1 to about 5 tokens."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(5, 65, num_rows)
+    place = np.arange(64)
+    present = place < lengths[:, None]
+    candidates = present & (place > 0) & (place != lengths[:, None] - 1) & (place != lengths[:, None] // 2)
+    ids = np.where(present, rng.integers(5, VOCAB, present.shape), 0).astype(np.int32)
+    masked = mask_tokens(
+        ids,
+        candidates,
+        lengths,
+        random.fold(seed, np.arange(num_rows)),
+        Masking(unit=unit),
+        num_predictions=num_predictions,
+        mask_id=MASK_ID,
+        vocab_size=VOCAB,
+        is_continuation=IS_CONTINUATION,
+    )
+    return ids, candidates, lengths, masked
+
+
+def _words(ids: np.ndarray, candidates: np.ndarray) -> list[list[int]]:
+    """Positions of each word of a row: the original's rule, a token at a time."""
+    words: list[list[int]] = []
+    for place in range(len(ids)):
+        if candidates[place]:
+            if candidates[place - 1] and IS_CONTINUATION[ids[place]]:
+                words[-1].append(place)
+            else:
+                words.append([place])
+    return words
+
+
+@pytest.mark.parametrize('unit', ['word', 'ngram'])
+@pytest.mark.parametrize('seed', range(8))
+def test_words_are_masked_whole_and_never_pass_n(unit: str, seed: int) -> None:
+    ids, candidates, lengths, masked = _mask_units(unit, seed)
+    for row in range(len(ids)):
+        drawn = set(masked.positions[row][masked.weights[row] > 0].tolist())
+        n = min(max(1, round(0.15 * lengths[row])), 12)
+        assert len(drawn) <= n
+        words = _words(ids[row], candidates[row])
+        assert all(drawn.isdisjoint(word) or drawn.issuperset(word) for word in words)
+        assert drawn <= {place for word in words for place in word}
+        if unit == 'word':  # nothing that fits is left out
+            assert all(len(word) > n - len(drawn) for word in words if drawn.isdisjoint(word))
+
+
+def _original_words(words: list[list[int]], n: int, rng: np.random.Generator) -> set[int]:
+    """`create_masked_lm_predictions` of the original with whole words."""
+    drawn: set[int] = set()
+    for number in rng.permutation(len(words)):
+        if len(drawn) + len(words[number]) <= n:
+            drawn.update(words[number])
+    return drawn
+
+
+def test_each_word_is_drawn_as_often_as_by_the_original() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [1, 3, 1, 2, 5, 1, 2, 1, 4, 1, 1, 2]
+    ids = np.zeros((1, 64), np.int32)
+    words, place = [], 1
+    for size in sizes:
+        words.append(list(range(place, place + size)))
+        ids[0, words[-1]] = [7] + [5] * (size - 1)  # 5 continues a word, 7 begins one
+        place += size
+    candidates = ((np.arange(64) > 0) & (np.arange(64) < place))[None]
+    rows = 20_000
+    masked = mask_tokens(
+        np.repeat(ids, rows, axis=0),
+        np.repeat(candidates, rows, axis=0),
+        np.full(rows, 40),  # n = 6
+        random.fold(5, np.arange(rows)),
+        Masking(unit='word'),
+        num_predictions=10,
+        mask_id=MASK_ID,
+        vocab_size=VOCAB,
+        is_continuation=IS_CONTINUATION,
+    )
+    ours = np.bincount(masked.positions[masked.weights > 0], minlength=64) / rows
+    theirs = np.zeros(64)
+    for _ in range(rows):
+        theirs[list(_original_words(words, 6, rng))] += 1 / rows
+    assert np.abs(ours - theirs).max() < 5 * np.sqrt(0.5 / rows)
+    assert abs(masked.weights.sum() / rows - theirs.sum()) < 0.03
+
+
+def test_ngrams_have_one_to_three_words_in_proportion_to_one_over_n() -> None:
+    """The chance that the word i of a run begins an n-gram obeys u(i) = sum over n of p(n) u(i - n)."""
+    rows, num_words = 40_000, 10
+    ids = np.full((rows, 32), 7, np.int32)
+    ids[:, 2:22:2] = 5  # words of two tokens
+    candidates = np.zeros(ids.shape, bool)
+    candidates[:, 1:21] = candidates[:, 22:24] = True  # and a second run, of one word
+    starts = _unit_starts(ids, candidates, random.fold(3, np.arange(rows)), 'ngram', IS_CONTINUATION)
+    begins = np.array([1.0] + [0.0] * (num_words - 1))
+    for word in range(1, num_words):
+        begins[word] = sum(p * begins[word - n] for n, p in ((1, 6 / 11), (2, 3 / 11), (3, 2 / 11)) if word >= n)
+    found = starts.mean(axis=0)
+    assert np.abs(found[1:21:2] - begins).max() < 5 * np.sqrt(0.25 / rows)
+    assert not found[2:22:2].any() and found[22] == 1
+    spans = np.diff(np.flatnonzero(starts[:, 1:21:2].ravel()))
+    assert set(spans) == {1, 2, 3}
+
+
+@pytest.mark.parametrize('unit', ['token', 'word', 'ngram'])
+def test_sequences_of_one_row_are_masked_each_for_itself(unit: str) -> None:
+    rows, bounds = 500, [0, 30, 41, 64]
+    rng = np.random.default_rng(1)
+    ids = rng.integers(5, VOCAB, (rows, 64)).astype(np.int32)
+    candidates = np.ones(ids.shape, bool)
+    candidates[:, [0, 29, 30, 40, 41, 63]] = False
+    lengths = np.tile(np.append(np.diff(bounds), 0), (rows, 1))  # the fourth sequence is absent
+    masked = mask_tokens(
+        ids,
+        candidates,
+        lengths,
+        random.fold(8, np.arange(rows)),
+        Masking(unit=unit),
+        num_predictions=12,
+        mask_id=MASK_ID,
+        vocab_size=VOCAB,
+        sequence_ids=np.tile(np.repeat([1, 2, 3], np.diff(bounds)), (rows, 1)),
+        is_continuation=IS_CONTINUATION,
+    )
+    places = np.where(masked.weights > 0, masked.positions, -1)
+    for low, high, n in zip(bounds[:-1], bounds[1:], [4, 2, 3], strict=True):
+        counts = ((places >= low) & (places < high)).sum(axis=1)
+        assert counts.max() == n and (unit != 'token' or counts.min() == n)

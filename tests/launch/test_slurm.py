@@ -208,6 +208,7 @@ def test_a_sweep_is_an_array_whose_stopped_runs_are_requeued(cluster: dict[str, 
     _output(cluster, 'scancel', '--signal=USR1', '--batch', f'{number}_1')
     _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 400, f'end: {log()}')
     told = sweep('--jobs=0')
+    assert told.returncode == 0, told.stderr
     results = {result['name']: result['status'] for result in json.loads(told.stdout)['runs']}
     assert results == {'short': 'finished', 'long': 'finished'}, log()
     assert 'saved step' in log() and 'Going on with' in log()

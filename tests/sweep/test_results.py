@@ -114,6 +114,13 @@ def test_losses_of_different_tasks_are_not_ranked_and_the_table_says_why(make, v
     assert len(best_commands(results)) == 2 and len({group for group, _ in best_commands(results)}) == 2
 
 
+@pytest.mark.parametrize('losses, told', [((5, 4, 3), 'highest'), ((3, 4, 5), 'lowest'), ((4, 3, 5), '')])
+def test_a_best_rate_at_the_end_of_its_range_is_told(make, losses, told):
+    runs = make(grid={RATE: [0.001, 0.002, 0.003]})
+    results = read_results(tuple(write_workdir(run, [float(loss)]) for run, loss in zip(runs, losses, strict=True)), {})
+    assert ('there may be better ones' in table(results)) == bool(told) and told in table(results)
+
+
 def test_corpora_that_differ_but_hold_out_the_same_text_are_compared(make, tmp_path):
     runs = make(runs=[{'data.corpus': str(tmp_path / 'one')}, {'data.corpus': str(tmp_path / 'two')}])
     for run, content in zip(runs, 'cd', strict=True):

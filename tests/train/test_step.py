@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from bert_jax import config
-from bert_jax.data.batches import Stream
+from bert_jax.data.batches import CorpusStream
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, make_mesh
 from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
@@ -23,13 +23,13 @@ OPTIMIZER = config.Optimizer(peak_learning_rate=1e-3, warmup_steps=5)
 
 
 @pytest.fixture(scope='module')
-def stream(tmp_path_factory) -> Stream:
+def stream(tmp_path_factory) -> CorpusStream:
     corpus = corpus_of(random_split(0, num_documents=20), str(tmp_path_factory.mktemp('corpus')))
     corpus.tokenizer = type(corpus.tokenizer)(**{**vars(corpus.tokenizer), 'vocab_size': VOCAB})
-    return Stream(corpus, config.Data(sequence_length=32), 'train', batch_size=BATCH, seed=0)
+    return CorpusStream(corpus, config.Data(sequence_length=32), 'train', batch_size=BATCH, seed=0)
 
 
-def _run(stream: Stream, axes: dict[str, int], microbatches: int = 1) -> tuple[list[float], TrainState]:
+def _run(stream: CorpusStream, axes: dict[str, int], microbatches: int = 1) -> tuple[list[float], TrainState]:
     num_devices = int(np.prod(list(axes.values())))
     train = config.Train(steps=STEPS, global_batch_size=BATCH, microbatches=microbatches)
     mesh = make_mesh(config.Mesh(**axes), MODEL, train, jax.devices()[:num_devices])
@@ -47,7 +47,7 @@ def _run(stream: Stream, axes: dict[str, int], microbatches: int = 1) -> tuple[l
 
 
 @functools.cache
-def _reference(stream: Stream) -> tuple[list[float], TrainState]:
+def _reference(stream: CorpusStream) -> tuple[list[float], TrainState]:
     return _run(stream, {'data': 1})
 
 
@@ -63,7 +63,7 @@ def _reference(stream: Stream) -> tuple[list[float], TrainState]:
         ({'data': 2, 'fsdp': 2}, 2),
     ],
 )
-def test_any_mesh_and_any_microbatches_give_the_same_curve(stream: Stream, axes: dict, microbatches: int) -> None:
+def test_any_mesh_and_any_microbatches_give_the_same_curve(stream: CorpusStream, axes: dict, microbatches: int) -> None:
     expected, expected_state = _reference(stream)
     losses, state = _run(stream, axes, microbatches)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -72,7 +72,7 @@ def test_any_mesh_and_any_microbatches_give_the_same_curve(stream: Stream, axes:
         assert np.mean(np.abs(np.asarray(a) - np.asarray(b))) < 1e-5
 
 
-def test_the_model_learns_what_it_sees_again_and_again(stream: Stream) -> None:
+def test_the_model_learns_what_it_sees_again_and_again(stream: CorpusStream) -> None:
     losses, _ = _reference(stream)
     assert losses[-1] < losses[0] - 0.3
 

@@ -1,0 +1,110 @@
+"""Finished batches per second: ours next to the collators of Hugging Face transformers, on the same ids.
+
+    python -m bert_jax prepare --config=configs/demo.py
+    taskset -c 1 python benchmarks/batches.py --corpus=corpora/python-docs
+
+Ours goes all the way: order of the epoch, pairs with random next sentences, packing, masking. The collators get
+finished rows (special tokens in place, padded, as lists) and only mask them. All take turns in one process, on one
+thread; a token is a real one, padding does not count. `pip install -e '.[test]'` brings what this compares with.
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bert_jax.config import Data, Masking
+from bert_jax.data.batches import Batch, CorpusStream
+from bert_jax.text.corpus import Corpus, load_corpus
+
+TOKENS_IN_BATCH = 32_768
+
+
+def unmasked_ids(batch: Batch) -> np.ndarray:
+    """[B, L] int32, the rows before they were masked."""
+    ids = batch.input_ids.copy()
+    rows, slots = np.nonzero(batch.masked_lm_weights)
+    ids[rows, batch.masked_lm_positions[rows, slots]] = batch.masked_lm_ids[rows, slots]
+    return ids
+
+
+def collator_rows(batch: Batch, corpus: Corpus) -> list[dict[str, list]]:
+    """What a collator of transformers takes: rows with masks of their special tokens, and offsets that tell words."""
+    ids, tokenizer = unmasked_ids(batch), corpus.tokenizer
+    special = np.isin(ids, [tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id])
+    # A token that goes on with a word starts where the one before it ends; any other leaves a gap.
+    starts = np.cumsum(np.where(tokenizer.is_continuation[ids], 1, 2), axis=1)
+    offsets = np.where(special[..., None], 0, np.stack([starts, starts + 1], axis=-1))
+    fields = {
+        'input_ids': ids,
+        'token_type_ids': batch.token_type_ids,
+        'attention_mask': (batch.sequence_ids > 0).astype(int),
+        'special_tokens_mask': special.astype(int),
+        'offset_mapping': offsets,
+    }
+    columns = {name: values.tolist() for name, values in fields.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def contestants(corpus: Corpus) -> dict[str, tuple[Callable[[int], object], float]]:
+    """{name: (makes the batch of a number, real tokens in a batch)}."""
+    import torch
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(Path(corpus.directory) / 'tokenizer')
+    collators = {'token': DataCollatorForLanguageModeling(tokenizer)}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # it says that it makes every replacement [MASK]
+        collators['word'] = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True)
+    found = {}
+    for length, packing in ((128, False), (512, True)):
+        rows = TOKENS_IN_BATCH // length
+        for unit in ('token', 'word', 'ngram'):
+            data = Data(sequence_length=length, packing=packing, masking=Masking(unit=unit))
+            stream = CorpusStream(corpus, data, 'train', batch_size=rows, seed=0)
+            batch = stream.batch(0)
+            num_tokens = float(np.mean([(stream.batch(step).sequence_ids > 0).sum() for step in range(20)]))
+            name = f'L={length}{", packed" * packing}, {unit}'
+            found[f'bert_jax  {name}'] = stream.batch, num_tokens
+            if unit in collators:
+                examples, collator = collator_rows(batch, corpus), collators[unit]
+                kept = {'token': ('offset_mapping',), 'word': ()}[unit]
+                examples = [{key: value for key, value in row.items() if key not in kept} for row in examples]
+                collate = lambda _, collator=collator, examples=examples: collator([dict(row) for row in examples])  # noqa: E731
+                found[f'collator  {name}'] = collate, float((batch.sequence_ids > 0).sum())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--corpus', default='corpora/python-docs', help='a directory that `prepare` wrote')
+    parser.add_argument('--rounds', type=int, default=15, help='how often each takes its turn')
+    arguments = parser.parse_args()
+    made = contestants(load_corpus(arguments.corpus))
+    wall, cpu = ({name: [] for name in made} for _ in range(2))
+    for number in range(arguments.rounds):
+        for name, (make, num_tokens) in made.items():
+            repeats = 10 if name.startswith('bert_jax') else 1
+            start, cpu_start = time.perf_counter(), time.process_time()
+            for step in range(repeats):
+                make(number * repeats + step)
+            wall[name].append(repeats * num_tokens / (time.perf_counter() - start) / 1e6)
+            cpu[name].append(repeats * num_tokens / (time.process_time() - cpu_start) / 1e6)
+    print(f'Million real tokens a second, batches of {TOKENS_IN_BATCH} positions, {arguments.rounds} rounds\n')
+    print('| batches | median | best | per second of the core, median | ours / collator |\n|---|--:|--:|--:|--:|')
+    for name in made:
+        theirs = cpu.get(name.replace('bert_jax', 'collator'))
+        ratio = ''
+        if theirs and name.startswith('bert_jax'):
+            ratio = f'{statistics.median(cpu[name]) / statistics.median(theirs):.0f}'
+        median, best, of_core = statistics.median(wall[name]), max(wall[name]), statistics.median(cpu[name])
+        print(f'| {name} | {median:.2f} | {best:.2f} | {of_core:.2f} | {ratio} |')
+
+
+if __name__ == '__main__':
+    main()

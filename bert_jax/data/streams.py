@@ -1,0 +1,116 @@
+"""The data of a run, wherever it comes from: its streams, its tokenizer, and what it is known by."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from bert_jax import config
+from bert_jax.data.batches import CorpusStream, Stream
+from bert_jax.data.record_set import open_records
+from bert_jax.data.record_stream import RecordStream, with_lengths_of
+from bert_jax.errors import BadInput
+from bert_jax.text.corpus import load_corpus
+from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Streams:
+    """What a run trains and is evaluated on.
+
+    Attributes:
+      config: of the run, with the lengths that its data dictate.
+      train: a stream for each phase.
+      validation: likewise; None when too little text is held out for the objective.
+      content_hash: equal hashes give equal rows; nothing in it tells a path or a time.
+      unigram_counts: how often each token occurs in the validation text, int64 [V].
+    """
+
+    config: config.Config
+    tokenizer: Tokenizer
+    train: tuple[Stream, ...]
+    validation: tuple[Stream | None, ...]
+    content_hash: str
+    unigram_counts: Callable[[], np.ndarray]
+
+
+def open_streams(run: config.Config, *, progress: bool = True) -> Streams:
+    """Opens the corpus of a run, or its records.
+
+    Raises:
+      BadInput: when there is none, when it is damaged, or when it gives no row to train on.
+    """
+    streams = _open_records(run, progress) if config.is_records(run.data.source) else _open_corpus(run)
+    if not all(stream.num_rows for stream in streams.train):
+        where = run.data.source if config.is_records(run.data.source) else run.data.corpus
+        expected = 'documents of at least two tokens, or records, that are not all held out'
+        raise BadInput(where, 'its training split gives no row', expected)
+    return streams
+
+
+def _open_corpus(run: config.Config) -> Streams:
+    corpus, train, validation = load_corpus(run.data.corpus), [], []
+    needed = 2 if run.data.pairing == 'nsp' else 1
+    for number, phase in enumerate(config.in_phases(run)):
+        open_split = functools.partial(CorpusStream, corpus, phase.data, batch_size=phase.train.global_batch_size)
+        train.append(open_split('train', seed=run.train.seed, phase=number))
+        is_enough = len(corpus.validation.documents) - 1 >= needed
+        validation.append(open_split('validation', seed=None) if is_enough else None)
+    return Streams(
+        run,
+        corpus.tokenizer,
+        tuple(train),
+        tuple(validation),
+        corpus.manifest['content_hash'],
+        lambda: corpus.validation.unigram_counts(corpus.tokenizer.vocab_size),
+    )
+
+
+def _open_records(run: config.Config, progress: bool) -> Streams:
+    data, settings = run.data, run.tokenizer
+    if not settings.path:
+        raise BadInput(
+            'config.tokenizer.path',
+            'is empty; records hold ids, which only their vocabulary tells the meaning of',
+            'the vocabulary that the records were written with',
+            '--config.tokenizer.path=vocab.txt',
+        )
+    tokenizer = load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
+    records = open_records(data.source, progress=progress)
+    if data.validation_source:
+        held_out: float | str
+        train, validation = records, open_records(data.validation_source, progress=progress)
+        held_out = validation.digest
+        trained_on = {file.facts.digest: file.path for file in train.files}
+        for file in validation.files:
+            if file.facts.digest in trained_on and len(file.hashes):
+                found = f'{file.path} holds the records of {trained_on[file.facts.digest]}, which are trained on'
+                raise BadInput('config.data.validation_source', found, 'other records')
+    else:
+        train, validation = records.split(data.validation_fraction)
+        held_out = data.validation_fraction
+    longest = max(records.sequence_length, validation.sequence_length)
+    if longest > run.model.max_positions:
+        raise BadInput(
+            'config.model.max_positions',
+            f'is {run.model.max_positions}; the records are {longest} positions long',
+            f'at least {longest}',
+            f'--config.model.max_positions={longest}',
+        )
+    inferred = with_lengths_of(records, data)
+    lengths = [dataclasses.replace(phase, sequence_length=inferred.sequence_length) for phase in run.phases]
+    run = dataclasses.replace(run, data=inferred, phases=tuple(lengths))
+    trained, evaluated = [], []
+    for number, phase in enumerate(config.in_phases(run)):
+        batch_size = phase.train.global_batch_size
+        trained.append(RecordStream(train, data, tokenizer, batch_size=batch_size, seed=run.train.seed, phase=number))
+        evaluated.append(RecordStream(validation, data, tokenizer, batch_size=batch_size, seed=None))
+    return Streams(
+        run,
+        tokenizer,
+        tuple(trained),
+        tuple(stream if stream.num_rows else None for stream in evaluated),
+        config.digest([records.digest, held_out]),
+        evaluated[0].unigram_counts,
+    )

@@ -1,0 +1,96 @@
+"""The tensors of a model directory, by the names that its safetensors files give them; every file checked first."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from bert_jax.errors import BadInput
+
+_LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
+_COPY_AGAIN = 'copy or download the file again'
+
+
+def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """(the file to name in errors, name -> tensor as stored) of `model.safetensors`, or of the files of its index.
+
+    Raises:
+      BadInput: naming the file (and the tensor): none there, pickle only, truncated, damaged, or an unsafe name.
+    """
+    path, index = directory / 'model.safetensors', directory / 'model.safetensors.index.json'
+    if path.is_file():
+        return path, _read_file(path)
+    if index.is_file():
+        tensors: dict[str, np.ndarray] = {}
+        for name in _shards(index):
+            tensors |= _read_file(directory / name)
+        return index, tensors
+    pickles = sorted(directory.glob('pytorch_model*.bin'))
+    if pickles:
+        raise BadInput(
+            str(pickles[0]),
+            'is a pickle, which can run any program when it is opened; it is not read here',
+            'weights as safetensors',
+            conversion_command(directory),
+        )
+    raise BadInput(str(path), 'does not exist', 'weights as safetensors')
+
+
+def conversion_command(directory: Path) -> str:
+    """A line for a shell that makes model.safetensors of pytorch_model*.bin, reading nothing but tensors."""
+    program = (
+        'import glob, sys, torch, safetensors.torch as s; d = sys.argv[1]; '
+        "load = lambda f: torch.load(f, map_location='cpu', weights_only=True); "
+        "t = {n: x.clone().contiguous() for f in glob.glob(d + '/pytorch_model*.bin') for n, x in load(f).items()}; "
+        "s.save_file(t, d + '/model.safetensors', {'format': 'pt'})"
+    )
+    return f'python -c "{program}" {shlex.quote(str(directory))}'
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text('utf-8'))['weight_map'].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput(str(index), f'is not an index of safetensors files ({error!r})', 'a "weight_map"') from error
+    for name in names:
+        if _is_unsafe(name):
+            raise BadInput(str(index), f'names the file {name!r}', 'files of its own directory', _COPY_AGAIN)
+    return names
+
+
+def _is_unsafe(name: object) -> bool:
+    return not isinstance(name, str) or not name or '/' in name or '\\' in name or '\0' in name
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    _check_header(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise BadInput(str(path), f'cannot be read ({error})', 'a whole safetensors file', _COPY_AGAIN) from error
+
+
+def _check_header(path: Path) -> None:
+    """The sizes that a file claims against its own size: eight bytes of header size, JSON, then the tensors' bytes."""
+    if not path.is_file():
+        raise BadInput(str(path), 'does not exist', 'every file that the index names', _COPY_AGAIN)
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        header_size = int.from_bytes(file.read(8), 'little')
+        if size < 8 or header_size > min(size - 8, _LARGEST_HEADER):
+            found = f'has {size:,} bytes and claims a header of {header_size:,}' if size >= 8 else f'has {size} bytes'
+            raise BadInput(str(path), found, 'a whole safetensors file', _COPY_AGAIN)
+        try:
+            header = json.loads(file.read(header_size))
+            ends = {name: entry['data_offsets'][1] for name, entry in header.items() if name != '__metadata__'}
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+            raise BadInput(str(path), f'has a broken header ({error!r})', 'a safetensors file', _COPY_AGAIN) from error
+    for name, end in ends.items():
+        if _is_unsafe(name):
+            raise BadInput(str(path), f'has a tensor named {name!r}', 'names without path separators', _COPY_AGAIN)
+        if not isinstance(end, int) or end > size - 8 - header_size:
+            found = f'is cut off: tensor {name} ends at byte {end} of the data, the file at {size - 8 - header_size}'
+            raise BadInput(str(path), found, 'a whole safetensors file', _COPY_AGAIN)

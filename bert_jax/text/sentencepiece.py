@@ -1,0 +1,185 @@
+"""SentencePiece unigram models (Kudo and Richardson 2018), run by the `tokenizers` library.
+
+A model file becomes a pipeline that a `tokenizer.json` can hold, and that pipeline splits the text here too: an export
+gives the ids that the model was trained on, because it is the same program. For a model trained here it agrees with
+the sentencepiece library (the scores are multiples of 1/256, so that ties between two ways to split a word are ties in
+any arithmetic), but for a wide or letterlike character with a combining mark on it, whose mark is lost. A model brought
+along may also differ where two ways score the same to within rounding, and beside user-defined symbols.
+"""
+
+import functools
+import hashlib
+import io
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabulary, digest
+
+_LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece passes over longer lines while it trains
+_SCORE_STEP = 2.0**-8  # nats
+_PIPELINE = 1  # raised when the same model file gives other ids
+
+
+class SentencePiece(Vocabulary):
+    """A SentencePiece model whose special pieces carry BERT's names."""
+
+    kind = 'sentencepiece'
+
+    def __init__(self, model: bytes, *, lowercase: bool, strip_accents: bool, where: str = 'tokenizer'):
+        """Wraps a serialized model.
+
+        `lowercase` and `strip_accents` are done before the model's own normalization.
+
+        Raises:
+          BadInput: for bytes that are not a unigram model, or missing special pieces.
+        """
+        self._model = model
+        proto = _parse(model, where)
+        if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM or proto.trainer_spec.treat_whitespace_as_suffix:
+            kind = proto.trainer_spec.ModelType.Name(proto.trainer_spec.model_type).lower()
+            found = 'puts spaces behind words' if kind == 'unigram' else f'is a {kind} model'
+            raise BadInput(where, found, 'a unigram model with spaces before words, the default of sentencepiece')
+        tokens = [piece.piece for piece in proto.pieces]
+        self._wrap(_pipeline(proto, lowercase, strip_accents), tokens, where)
+        self.lowercase, self.strip_accents = lowercase, strip_accents
+        self.is_continuation = np.array([not token.startswith('▁') and token not in SPECIAL_TOKENS for token in tokens])
+
+    @functools.cached_property
+    def hash(self) -> str:
+        model = hashlib.sha256(self._model).hexdigest()
+        return digest([self.kind, _PIPELINE, model, self.lowercase, self.strip_accents])
+
+    def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
+        directory = pathlib.Path(directory)
+        settings = {
+            'tokenizer_class': 'PreTrainedTokenizerFast',
+            'do_lower_case': self.lowercase,
+            'strip_accents': self.strip_accents,
+            'model_input_names': ['input_ids', 'token_type_ids', 'attention_mask'],
+            'model_max_length': max_length,
+        }
+        self._save(directory, settings)
+        (directory / 'sentencepiece.model').write_bytes(self._model)
+
+
+def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> SentencePiece:
+    """A unigram vocabulary; the same sample gives the same one.
+
+    Raises:
+      BadInput: when `vocab_size` has no room for the characters of the text.
+    """
+    import sentencepiece
+
+    first = _before_model(settings.lowercase, settings.strip_accents, compose=True)
+    writer = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(first.normalize_str(text).replace('\n', ' ') for text in sample),
+            model_writer=writer,
+            model_type='unigram',
+            vocab_size=settings.vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=ALPHABET_COVERAGE,
+            max_sentence_length=_LONGEST_SENTENCE,
+            num_threads=16,  # sums are grouped by thread: a fixed number gives the same model on every machine
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            pad_piece=SPECIAL_TOKENS[0],
+            unk_piece=SPECIAL_TOKENS[1],
+            control_symbols=list(SPECIAL_TOKENS[2:]),
+            minloglevel=2,
+        )
+    except RuntimeError:
+        raise BadInput(
+            'config.tokenizer.vocab_size',
+            f'is {settings.vocab_size}, and no unigram vocabulary of that size can be trained on this text',
+            'room for every character of the text, and text in which pieces repeat',
+            'a larger vocab_size, or --config.tokenizer.kind=wordpiece',
+        ) from None
+    proto = _parse(writer.getvalue(), 'tokenizer')
+    for piece in proto.pieces:
+        piece.score = round(piece.score / _SCORE_STEP) * _SCORE_STEP
+    model = proto.SerializeToString(deterministic=True)
+    return SentencePiece(model, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
+
+
+def _parse(model: bytes, where: str) -> Any:
+    """The `ModelProto` of a serialized model."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    try:
+        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    except DecodeError:
+        proto = None
+    if proto is None or not proto.pieces:
+        raise BadInput(where, 'is not a SentencePiece model', 'a .model file') from None
+    return proto
+
+
+def _before_model(lowercase: bool, strip_accents: bool, compose: bool) -> Any:
+    """What is done to text before the model's own normalization."""
+    from tokenizers import normalizers
+
+    bert = normalizers.BertNormalizer(
+        clean_text=False, handle_chinese_chars=False, strip_accents=strip_accents, lowercase=lowercase
+    )
+    return normalizers.Sequence([bert, normalizers.NFC()] if compose else [bert])
+
+
+def _pipeline(proto: Any, lowercase: bool, strip_accents: bool) -> Any:
+    """The `tokenizers.Tokenizer` of a model."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    kinds = {number: name for name, number in proto.SentencePiece.Type.items()}
+    by_kind: dict[str, list[str]] = {name: [] for name in kinds.values()}
+    for piece in proto.pieces:
+        by_kind[kinds[piece.type]].append(piece.piece)
+    if len(by_kind['UNKNOWN']) != 1:
+        raise BadInput('tokenizer', f'has {len(by_kind["UNKNOWN"])} unknown pieces', 'one')
+    tokens = [piece.piece for piece in proto.pieces]
+    backend = tokenizers.Tokenizer(
+        models.Unigram(
+            [(piece.piece, piece.score) for piece in proto.pieces],
+            unk_id=tokens.index(by_kind['UNKNOWN'][0]),
+            byte_fallback=proto.trainer_spec.byte_fallback,
+        )
+    )
+    spec = proto.normalizer_spec
+    # `Precompiled` looks up whole graphemes and sees no sequences longer than six bytes: composing before and after
+    # it gives Hangul and accents the single characters that the model's own table would.
+    compose = strip_accents or bool(spec.precompiled_charsmap)
+    steps = [_before_model(lowercase, strip_accents, compose)]
+    if spec.precompiled_charsmap:
+        steps += [normalizers.Precompiled(spec.precompiled_charsmap), normalizers.NFC()]
+    if spec.remove_extra_whitespaces:
+        steps += [
+            normalizers.Replace(tokenizers.Regex(' {2,}'), ' '),
+            normalizers.Replace(tokenizers.Regex('^ | $'), ''),
+        ]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend('▁'))
+    backend.normalizer = normalizers.Sequence(steps)
+    # The model would find its own '[SEP]' in somebody's text: such names are cut in two before it looks.
+    names = '|'.join(
+        f'{re.escape(token[0])}(?={re.escape(token[1:])})'
+        for kind in ('CONTROL', 'UNKNOWN', 'UNUSED', 'BYTE')
+        for token in by_kind[kind]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(prepend_scheme='never'),
+            pre_tokenizers.Split(tokenizers.Regex(names), 'isolated'),
+        ]
+    )
+    backend.decoder = decoders.Metaspace(prepend_scheme='always' if spec.add_dummy_prefix else 'never')
+    backend.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in by_kind['USER_DEFINED']])
+    return backend

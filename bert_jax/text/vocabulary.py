@@ -1,0 +1,109 @@
+"""What every tokenizer has: a vocabulary with BERT's special tokens. V is its size.
+
+Ids of special tokens are looked up, never assumed: a vocabulary keeps the ids it came with.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+
+from bert_jax.errors import BadInput
+
+SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 in a vocabulary trained here
+ALPHABET_COVERAGE = 0.9999  # of the characters of a sample to train on; the rest becomes [UNK]
+
+
+class Tokenizer(Protocol):
+    """What the rest of the project asks of a tokenizer.
+
+    Attributes:
+      kind: `wordpiece` or `sentencepiece`.
+      tokens: the V tokens by id.
+      is_continuation: bool [V]; whether a token continues the word of the token before it.
+      hash: SHA-256 over vocabulary and settings; equal hashes give equal ids for every text.
+    """
+
+    kind: str
+    lowercase: bool
+    strip_accents: bool
+    vocab_size: int
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    tokens: list[str]
+    is_continuation: np.ndarray
+    hash: str
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens; a `[MASK]` written in the text is text."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text of ids; special tokens are left out, except [UNK]."""
+
+    def token(self, token_id: int) -> str:
+        """The token of an id."""
+
+    def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
+        """Writes the files that `load_tokenizer(directory)` reads and that open in `transformers` with the same ids.
+
+        Args: max_length, the tokens that `transformers` cuts a text to when asked to truncate.
+        """
+
+
+class Vocabulary:
+    """What both kinds have in common: a `tokenizers.Tokenizer` behind them, and what follows from its tokens."""
+
+    def _wrap(self, backend: Any, tokens: list[str], where: str) -> None:
+        from tokenizers import processors
+
+        ids = {token: index for index, token in enumerate(tokens)}
+        missing = [token for token in SPECIAL_TOKENS if token not in ids]
+        if missing:
+            raise BadInput(where, f'has no {", ".join(missing)}', 'a vocabulary with ' + ' '.join(SPECIAL_TOKENS))
+        self.tokens = tokens
+        self.vocab_size = len(tokens)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
+        backend.add_special_tokens(list(SPECIAL_TOKENS))
+        backend.post_processor = processors.TemplateProcessing(
+            single='[CLS]:0 $A:0 [SEP]:0',
+            pair='[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1',
+            special_tokens=[('[CLS]', self.cls_id), ('[SEP]', self.sep_id)],
+        )
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True  # '[SEP]' in somebody's text is five characters, not a separator
+        self._backend = backend
+
+    def token(self, token_id: int) -> str:
+        return self.tokens[token_id]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        frame = (self.pad_id, self.cls_id, self.sep_id, self.mask_id)
+        return self._backend.decode([int(index) for index in ids if index not in frame], skip_special_tokens=False)
+
+    def _save(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
+        """tokenizer.json, special_tokens_map.json and tokenizer_config.json."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(directory / 'tokenizer.json'))
+        names = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
+        special = dict(zip(names, SPECIAL_TOKENS, strict=True))
+        _write_json(directory / 'special_tokens_map.json', special)
+        _write_json(directory / 'tokenizer_config.json', settings | special)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n', 'utf-8')

@@ -1,0 +1,21 @@
+"""BERT in two phases, as the original's paper trains it: 128 positions for 90% of the steps, then 512.
+
+    python -m bert_jax prepare --config=configs/bert_two_phase.py:base --config.data.source='text:my/*.txt' \
+        --config.data.corpus=corpora/mine
+    python -m bert_jax train --config=configs/bert_two_phase.py:base --config.data.corpus=corpora/mine \
+        --workdir=runs/mine
+
+One field of a phase: --config.phases[1].global_batch_size=128. The rows of both phases are packed.
+"""
+
+import bert_jax.config
+
+
+def get_config(size: str = 'base'):
+    config = bert_jax.config.bert(size)
+    config.data.packing = True
+    config.phases = (
+        {'steps': 900_000, 'sequence_length': 128, 'global_batch_size': 256, 'warmup_steps': 10_000},
+        {'steps': 100_000, 'sequence_length': 512, 'global_batch_size': 64, 'warmup_steps': 1_000},
+    )
+    return config
