@@ -272,9 +272,22 @@ def _sweep(values: flags.FlagValues, _: list[str]) -> int:
     check_keys(fields)
     base = _parse('train', [f'--config={fields["base"]}'])[0].config
     runs = expand(fields, _fields(base), workdir)
+    for run in runs:
+        _check_flags(run)
     status, as_json, text = sweep(runs, workdir, jobs=values.jobs, slurm=values.slurm)
     _tell(values, as_json, text)
     return status
+
+
+def _check_flags(run: Any) -> None:
+    """Raises BadInput when a run's command would not give its config: not every value can be written on one."""
+    try:
+        same = _config(_parse('train', run.flags)[0]) == run.config
+    except BadInput:
+        same = False
+    if not same:
+        found = f'the command line cannot say {run.varied}'
+        raise BadInput(f'run {run.name}', found, 'numbers, texts, True and False', 'a sweep for each base config')
 
 
 COMMANDS = {
