@@ -7,6 +7,7 @@ Exit status: 0 finished; 2 bad input, told in a message; 75 stopped and saved, r
 import dataclasses
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,8 @@ _FLAG_HELP = {
     'input': 'text file, a line for each vector',
     'output': 'what to write: a directory (export), an .npy file (embed)',
     'from': 'a Hugging Face directory, or one of an original checkpoint (bert_config.json, bert_model.ckpt.*)',
+    'beam': 'options of Apache Beam, for example --beam="--runner=DirectRunner"; see requirements-beam.txt',
+    'shard': 'I/N: do part I (from 0) of N parts of the work; the last to finish puts the corpus together',
     'model': 'a workdir, an export or a Hugging Face directory',
     'slurm': "options of sbatch: submit the runs as an array of SLURM ('' for none)",
 }
@@ -72,6 +75,8 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
         elif name == 'show':
             flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
+        elif name == 'workers':
+            flags.DEFINE_integer('workers', None, 'processes; as many as cores without it', 1, flag_values=values)
         else:
             flags.DEFINE_string(name, None, _FLAG_HELP[name], flag_values=values)
     flags.DEFINE_boolean('json', False, 'write one JSON object to standard output, nothing else', flag_values=values)
@@ -79,7 +84,7 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
 
 
 def _prepare(values: flags.FlagValues, _: list[str]) -> int:
-    from bert_jax.text import corpus
+    from bert_jax.text import prepare
 
     config, initial = _config(values), None
     if config.init:
@@ -87,10 +92,19 @@ def _prepare(values: flags.FlagValues, _: list[str]) -> int:
 
         initial = initial_tokenizer(config.init)
     if values.tokenizer_only:
-        preview = corpus.tokenizer_preview(config.data, config.tokenizer, initial=initial)
+        preview = prepare.tokenizer_preview(config.data, config.tokenizer, initial=initial)
         _tell(values, preview, json.dumps(preview, indent=2, ensure_ascii=False))
         return 0
-    summary = corpus.prepare(config.data, config.tokenizer, initial=initial)
+    shard = None if values.shard is None else _parsed_shard(values.shard)
+    beam = None if values.beam is None else values.beam.split()
+    workers = values.workers or len(os.sched_getaffinity(0))
+    summary = prepare.prepare(config.data, config.tokenizer, initial=initial, workers=workers, shard=shard, beam=beam)
+    if isinstance(summary, prepare.Unfinished):
+        text = (
+            f'Shard {values.shard} is done; {summary.pieces_left} of {summary.pieces} pieces are left to other shards.'
+        )
+        _tell(values, dataclasses.asdict(summary), text)
+        return 0
     as_json, text = dataclasses.asdict(summary), _describe_corpus(summary)
     if values.show:
         from bert_jax.data.show import describe_rows
@@ -99,6 +113,14 @@ def _prepare(values: flags.FlagValues, _: list[str]) -> int:
         text += '\n' + describe_rows(as_json['rows'])
     _tell(values, as_json, text)
     return 0
+
+
+def _parsed_shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition('/')
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        expected = 'I/N, I from 0 to N - 1: which of N parts of the work this process does'
+        raise BadInput('--shard', f'is {text!r}', expected, '--shard=$SLURM_ARRAY_TASK_ID/8 with --array=0-7')
+    return int(number), int(count)
 
 
 def _first_rows(config: Config, num_rows: int) -> list[list[dict[str, Any]]]:
@@ -250,9 +272,22 @@ def _sweep(values: flags.FlagValues, _: list[str]) -> int:
     check_keys(fields)
     base = _parse('train', [f'--config={fields["base"]}'])[0].config
     runs = expand(fields, _fields(base), workdir)
+    for run in runs:
+        _check_flags(run)
     status, as_json, text = sweep(runs, workdir, jobs=values.jobs, slurm=values.slurm)
     _tell(values, as_json, text)
     return status
+
+
+def _check_flags(run: Any) -> None:
+    """Raises BadInput when a run's command would not give its config: not every value can be written on one."""
+    try:
+        same = _config(_parse('train', run.flags)[0]) == run.config
+    except BadInput:
+        same = False
+    if not same:
+        found = f'the command line cannot say {run.varied}'
+        raise BadInput(f'run {run.name}', found, 'numbers, texts, True and False', 'a sweep for each base config')
 
 
 COMMANDS = {
@@ -260,7 +295,7 @@ COMMANDS = {
         _prepare,
         'reads text, trains the tokenizer unless one is given, writes the corpus',
         'python -m bert_jax prepare --config=configs/demo.py',
-        ('config', 'tokenizer_only', 'show'),
+        ('config', 'tokenizer_only', 'show', 'workers', 'shard', 'beam'),
     ),
     'doctor': Command(
         _doctor,

@@ -40,8 +40,8 @@ def _fraction(default: float):
     return _setting(default, 'a number from 0 up to, not including, 1', lambda value: 0 <= value < 1)
 
 
-def _is_source(value: str) -> bool:
-    kind, _, rest = value.partition(':')
+def _is_source(value: Any) -> bool:
+    kind, _, rest = value.partition(':') if isinstance(value, str) else ('', '', '')
     return value == 'python-docs' or (kind in SOURCE_KINDS and bool(rest))
 
 
@@ -52,9 +52,22 @@ def _is_time(value: str) -> bool:
         return False
 
 
-def is_records(source: str) -> bool:
+def is_records(source: str | tuple) -> bool:
     """Whether a source holds examples already, not text."""
-    return source.startswith('tfrecord:')
+    return isinstance(source, str) and source.startswith('tfrecord:')
+
+
+def _is_text(value: Any) -> bool:
+    return _is_source(value) and not is_records(value)
+
+
+def _is_source_or_several(value: Any) -> bool:
+    if isinstance(value, str):
+        return _is_source(value)
+    pairs = [pair for pair in value if isinstance(pair, tuple) and len(pair) == 2 and _is_text(pair[0])]
+    names = [name for name, _ in pairs]
+    weights = [weight for _, weight in pairs if isinstance(weight, int | float) and 0 < weight <= 1000]
+    return 0 < len(value) == len(weights) and len({*names}) == len(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +84,19 @@ class Masking:
 class Data:
     """Where the text comes from, where its corpus lies, and how batches are cut from it."""
 
-    source: str = _setting('python-docs', 'python-docs, ' + ', '.join(f'{kind}:…' for kind in SOURCE_KINDS), _is_source)
+    source: str | tuple = _setting(
+        'python-docs',
+        'python-docs, '
+        + ', '.join(f'{kind}:…' for kind in SOURCE_KINDS)
+        + ', or a tuple of (source, weight), each source once, weights above 0 up to 1000',
+        _is_source_or_several,
+    )
     corpus: str = _setting('corpora/python-docs', 'a directory', bool)
+    local_copy: str = ''  # a directory on each host's own disk, where training copies the corpus to and reads it from
     text_field: str = _setting('text', 'the name of a field', bool)
+    group_field: str = ''  # of records: those with the same value (patient, book) are never in both splits
+    bad_records: float = _fraction(0.001)  # share of the records that may be bad (not JSON, no text) and are skipped
+    deduplicate_lines: bool = False  # of equal lines keep the first; of equal documents this is always done
     split_sentences: bool = True  # False: a line is a sentence as it stands
     validation_source: str = _setting(
         '', 'empty, or a source like data.source', lambda value: not value or _is_source(value)
@@ -244,6 +267,9 @@ def bert(size: str = 'base') -> ConfigDict:
         raise BadInput(f'size {size!r}', 'is not a published size', ', '.join(SIZES), _nearest(size, SIZES))
     num_layers, hidden_size = SIZES[size]
     config = ConfigDict(dataclasses.asdict(Config()))
+    config.data = ConfigDict(
+        config.data.to_dict(), type_safe=False
+    )  # a source may be text or a tuple; `resolve` checks
     config.model.update(
         num_layers=num_layers,
         hidden_size=hidden_size,
@@ -353,8 +379,14 @@ def _resolve_section(section: type, values: Any, prefix: str) -> Any:
             continue
         if field.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if type(value) is not field.type or value != value or value in (float('inf'), -float('inf')):
-            kind = f'a finite {field.type.__name__}' if field.type is float else f'of type {field.type.__name__}'
+        if field.type == str | tuple and isinstance(value, list | tuple):  # JSON knows no tuples
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        if (
+            type(value) not in (typing.get_args(field.type) or (field.type,))
+            or value != value
+            or value in (float('inf'), -float('inf'))
+        ):
+            kind = 'a finite float' if field.type is float else f'of type {getattr(field.type, "__name__", field.type)}'
             raise BadInput(f'config.{path}', f'is {value!r}', kind)
         check = field.metadata.get('check')
         if check and not check(value):
@@ -374,6 +406,12 @@ def _check_together(config: Config) -> None:
             'config.model.num_heads',
             f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',
             f'a divisor of {model.hidden_size}, for example {", ".join(map(str, sorted(near)))}',
+        )
+    if data.group_field and any(name.partition(':')[0] in ('python-docs', 'text') for name, _ in sources(data)):
+        raise BadInput(
+            'config.data.group_field',
+            f'is {data.group_field!r}, but text files have no fields',
+            'jsonl, parquet or tfds',
         )
     if data.validation_source and is_records(data.validation_source) != is_records(data.source):
         raise BadInput(
@@ -429,6 +467,14 @@ def _check_phase(config: Config, phase: str) -> None:
             f'at most {phase or "train."}steps={train.steps}',
             f'--{where}={train.steps // 10}',
         )
+
+
+def sources(data: Data) -> tuple[tuple[str, float], ...]:
+    """(source, weight) of each source.
+
+    A weight is how often an epoch goes through the source's documents: 2.0 takes each twice, 0.5 half of them.
+    """
+    return ((data.source, 1.0),) if isinstance(data.source, str) else data.source
 
 
 def num_predictions(data: Data) -> int:

@@ -65,7 +65,7 @@ def diagnose(config: Config, workdir: str | None = None) -> list[Problem]:
     check(_disk, config, workdir)
     if not is_records(config.data.source):
         try:
-            corpus = load_corpus(config.data.corpus)
+            corpus = load_corpus(config.data.corpus, config.data.local_copy)
             verify(corpus)
         except BadInput as error:
             problems.append(problem_of(error))

@@ -49,9 +49,10 @@ _LEARNING_RATE = _Quantity('learning_rate', 'Learning rate')
 _THROUGHPUT = _Quantity('tokens_per_second', 'Throughput (tokens per second)')
 _GRAD_NORM = _Quantity('grad_norm', 'Gradient norm')
 _MFU = _Quantity('mfu', 'MFU', percent=True)
+_INPUT_WAIT = _Quantity('input_wait_fraction', 'Waiting for input', percent=True)
 _CHARTS = (_MLM_LOSS, _MLM_ACCURACY, _NSP_ACCURACY, _LEARNING_RATE, _THROUGHPUT, _GRAD_NORM)
 _FINAL = (_MLM_LOSS, _MLM_ACCURACY, _NSP_LOSS, _NSP_ACCURACY)
-_LOGGED = {q.key for q in (*_CHARTS, *_FINAL, _MFU)} | {'loss'}
+_LOGGED = {q.key for q in (*_CHARTS, *_FINAL, _MFU, _INPUT_WAIT)} | {'loss'}
 _CHECKED = _LOGGED | {f'validation/{q.key}' for q in _FINAL}
 
 
@@ -253,8 +254,10 @@ def _progress(run: Run) -> str:
     steps = f'step {run.step:,}' + (f' of {run.planned_steps:,}' if run.planned_steps is not None else '')
     speeds = [value for value in run.curve('tokens_per_second')[1] if math.isfinite(value)]
     speed = f' · {_number(statistics.median(speeds))} tokens per second' if speeds else ''
-    mfu = [value for value in run.curve('mfu')[1] if math.isfinite(value)]
-    return steps + speed + (f' · MFU {_MFU.show(statistics.median(mfu))}' if mfu else '')
+    mfu, waits = ([v for v in run.curve(q.key)[1] if math.isfinite(v)] for q in (_MFU, _INPUT_WAIT))
+    shares = f' · MFU {_MFU.show(statistics.median(mfu))}' if mfu else ''
+    shares += f' · waiting for input {_INPUT_WAIT.show(statistics.median(waits))}' if waits else ''
+    return steps + speed + shares
 
 
 def _final_table(runs: list[Run]) -> str:

@@ -14,14 +14,27 @@ from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.text.tokenizer import Tokenizer
 
+# The fields of `config.data` that the corpus's content hash stands for.
+_COVERED_BY_CONTENT = (
+    'source',
+    'corpus',
+    'text_field',
+    'group_field',
+    'bad_records',
+    'deduplicate_lines',
+    'split_sentences',
+    'validation_source',
+    'validation_fraction',
+    'local_copy',
+)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
 
 def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
     """What must not change when a run is continued: content, never paths, mesh, microbatches or intervals."""
     data = dataclasses.asdict(config.data)
-    for path in ('source', 'corpus', 'validation_source', 'validation_fraction', 'text_field', 'split_sentences'):
-        del data[path]  # the content hash covers them
+    for path in _COVERED_BY_CONTENT:
+        del data[path]
     if not config_module.is_records(config.data.source):
         del data['remask']
     model = dataclasses.asdict(config.model)

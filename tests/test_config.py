@@ -1,11 +1,14 @@
 """A wrong config is told at once, by the name of the field, with what would work."""
 
 import dataclasses
+import json
+import runpy
+from pathlib import Path
 
 import pytest
 
 from bert_jax import config
-from bert_jax.config import Config, bert, field_names, resolve
+from bert_jax.config import Config, bert, field_names, resolve, sources
 from bert_jax.errors import BadInput
 
 
@@ -102,6 +105,13 @@ def test_phases_inherit_what_they_leave_out_and_train_steps_is_their_sum() -> No
     ]
 
 
+def test_the_two_phase_config_spends_90_percent_of_its_steps_on_short_rows() -> None:
+    path = Path(config.__file__).parents[1] / 'configs' / 'bert_two_phase.py'
+    resolved = resolve(runpy.run_path(str(path))['get_config']('large'))
+    assert [phase.sequence_length for phase in resolved.phases] == [128, 512]
+    assert resolved.phases[0].steps == 0.9 * resolved.train.steps
+
+
 @pytest.mark.parametrize(
     'phase, words',
     [
@@ -121,3 +131,15 @@ def test_a_wrong_phase_is_told_by_its_number(phase: object, words: str) -> None:
 def test_an_unknown_size_gets_the_nearest() -> None:
     with pytest.raises(BadInput, match="did you mean 'large'"):
         bert('larg')
+
+
+def test_a_source_may_be_several_with_weights_and_survives_json():
+    several = (('text:a', 2), ('jsonl:b', 0.5))
+    given = bert('tiny')
+    given.data.source = several
+    resolved = resolve(given)
+    assert sources(resolved.data) == several and sources(resolve({}).data) == (('python-docs', 1.0),)
+    assert resolve(json.loads(json.dumps(dataclasses.asdict(resolved)))) == resolved
+    for bad in (5, (), ('text:a',), (('text:a', 0),), (('text:a', 1), ('text:a', 1)), (('tekst:a', 1),)):
+        with pytest.raises(BadInput, match='config.data.source: is .*\n.*expected'):
+            resolve({'data': {'source': bad}})

@@ -179,7 +179,8 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
             _write_plan(plan, directory)
         except PermissionError:  # a shared, read-only corpus: every process plans for itself
             return plan
-    return Plan(**{name: np.load(directory / f'{name}.npy', mmap_mode='r') for name in names})
+    # Plain arrays over the mapped files: `np.memmap` costs microseconds at every look.
+    return Plan(**{name: np.asarray(np.load(directory / f'{name}.npy', mmap_mode='r')) for name in names})
 
 
 def _write_plan(plan: Plan, directory: pathlib.Path) -> None:

@@ -31,7 +31,7 @@ from bert_jax import config
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
 from bert_jax.files import sync
-from bert_jax.text.documents import find_files
+from bert_jax.text.pieces import find_files
 from bert_jax.text.progress import say
 
 _INDEX_VERSION = 1
@@ -149,7 +149,9 @@ def open_records(source: str, *, progress: bool = True) -> RecordSet:
             'files that can be read at random',
             'copy the records to a disk',
         )
-    paths = [str(path) for path in find_files(source, pattern)]
+    paths = [str(path) for path in find_files(pattern)]
+    if not paths:
+        raise BadInput(f'data.source={source}', f'no file matches {pattern}', 'at least one file')
     missing = [path for path in paths if not _directory_of(path).is_dir()]
     if missing:
         _build(missing, progress)

@@ -50,7 +50,7 @@ def open_streams(run: config.Config, *, progress: bool = True) -> Streams:
 
 
 def _open_corpus(run: config.Config) -> Streams:
-    corpus, train, validation = load_corpus(run.data.corpus), [], []
+    corpus, train, validation = load_corpus(run.data.corpus, run.data.local_copy), [], []
     needed = 2 if run.data.pairing == 'nsp' else 1
     for number, phase in enumerate(config.in_phases(run)):
         open_split = functools.partial(CorpusStream, corpus, phase.data, batch_size=phase.train.global_batch_size)

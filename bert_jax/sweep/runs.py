@@ -35,7 +35,8 @@ _DIGITS = 3  # significant, of a drawn number: it can be typed
 _MISSES = 100  # repeated draws in a row, after which there are no others
 
 # Of `data`: what a corpus is made of, besides `tokenizer`.
-_CORPUS_FIELDS = ('source', 'text_field', 'split_sentences', 'validation_source', 'validation_fraction')
+_CORPUS_FIELDS = ('source', 'text_field', 'group_field', 'split_sentences', 'deduplicate_lines')
+_CORPUS_FIELDS += ('validation_source', 'validation_fraction')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,8 @@
-"""Sources -> a stream of documents, one at a time, whatever the size of the source."""
+"""Pieces of a source -> a stream of documents, one at a time, in memory that does not grow with the source."""
 
 import dataclasses
-import glob
-import gzip
+import functools
 import json
-import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,198 +10,260 @@ from typing import Any
 from etils import epath
 
 from bert_jax.errors import BadInput
+from bert_jax.text import pieces
+from bert_jax.text.lines import decode, line_of, read_lines
+from bert_jax.text.pieces import Part, Piece
 from bert_jax.text.sentences import split_into_sentences
 
-_CHUNK_BYTES = 1 << 20
-_LONGEST_DOCUMENT = 1 << 24  # characters; a text file without blank lines is cut here, so that memory is bounded
 _RECORDS_AT_ONCE = 256
-_VERSION = re.compile(r'[\d*]+\.[\d*]+\.[\d*]+')
+_PLACES = 3  # of bad records, remembered to be shown
+_HOPELESS = 100  # bad records, more than half of a piece's: reading on is no use
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text: `name` says where it came from (file:line, module), `sentences` are never empty strings."""
+    """One text: `lines` holds the sentences of each of its lines, none empty; `group` what `data.group_field` says."""
 
-    name: str
-    sentences: list[str]
+    lines: list[list[str]]
+    group: str | None = None
+
+    @property
+    def sentences(self) -> list[str]:
+        return [sentence for line in self.lines for sentence in line]
 
 
-def read_documents(source: str, *, text_field: str, split_sentences: bool, counts: Counter) -> Iterator[Document]:
-    """Reads the documents of a source in a fixed order.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How text is found in records and cut into sentences; see the fields of `config.Data`."""
 
-    Args:
-      source: `python-docs`, `text:GLOB`, `jsonl:GLOB`, `parquet:GLOB` or `tfds:NAME[:SPLIT]`. In a text file a
-        line is a sentence or paragraph and a blank line ends a document. Text and JSON files may end in `.gz`, `.zst`.
-      text_field: the field, column or feature that holds the text (jsonl, parquet, tfds).
-      split_sentences: whether paragraphs are split into sentences; if not, a line is a sentence.
-      counts: gets the number of `empty_document`, `invalid_utf8_replaced` (lines or records), `nul_bytes_removed`,
-        `long_document_cut` and `unparsable_module`.
+    text_field: str = 'text'
+    group_field: str = ''
+    split_sentences: bool = True
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was met while reading.
+
+    Attributes:
+      counts: {reason: count} of what was left out or mended: `empty_document`, `invalid_utf8_replaced` (lines or
+        records), `nul_bytes_removed`, `long_line_split` and `long_document_cut` (times cut), `bad_record_skipped`,
+        `unparsable_module`.
+      records: in all, of sources that have records.
+      bad: the first bad records, [place, what is wrong, what is expected].
+    """
+
+    counts: Counter = dataclasses.field(default_factory=Counter)
+    records: int = 0
+    bad: list[list[str]] = dataclasses.field(default_factory=list)
+
+    def skip(self, where: Callable[[], str], found: str, expected: str) -> None:
+        """Passes over a bad record."""
+        self.counts['bad_record_skipped'] += 1
+        if len(self.bad) < _PLACES:
+            self.bad.append([where(), found, expected])
+        if self.counts['bad_record_skipped'] >= max(_HOPELESS, self.records / 2):
+            raise self.refusal('more than half of the records so far are bad')
+
+    def refusal(self, why: str) -> BadInput:
+        """The error for too many bad records: names the first."""
+        where, found, expected = self.bad[0]
+        return BadInput(where, f'{found}; {why}', expected, 'mend the file, or --config.data.bad_records=SHARE')
+
+    def check(self, allowed: float) -> None:
+        """Raises `BadInput` when more than a share of `allowed` of the records is bad."""
+        num_bad = self.counts['bad_record_skipped']
+        if num_bad > allowed * self.records:
+            raise self.refusal(f'{num_bad} of {self.records} records are bad')
+
+    def add(self, other: 'Tally') -> None:
+        """Takes over what another has met after this one."""
+        self.counts += other.counts
+        self.records += other.records
+        self.bad = (self.bad + other.bad)[:_PLACES]
+
+
+class _BadRecord(Exception):
+    """(found, expected)"""
+
+
+def read_piece(piece: Piece, reading: Reading, tally: Tally) -> Iterator[Document]:
+    """The documents of a piece, in order.
+
+    In a text file a line is a sentence or paragraph and a blank line ends a document.
 
     Raises:
-      BadInput: for a source without a file, a file without text, a damaged file, a bad record or a field that is
-        not there. Names file and line, never text.
+      BadInput: for a file that cannot be read, is damaged, holds no text or hardly anything but bad records. Names
+        file and line, never text.
     """
-    for name, paragraphs in _read_source(source, text_field, counts):
-        sentences = []
-        for paragraph in paragraphs:
-            paragraph = _clean(paragraph, counts).strip()
-            if paragraph:
-                sentences += split_into_sentences(paragraph) if split_sentences else [paragraph]
-        if sentences:
-            yield Document(name, sentences)
-        else:
-            counts['empty_document'] += 1
+    for part in piece.parts:
+        try:
+            yield from _read_part(piece.kind, part, reading, tally)
+        except OSError as error:
+            raise BadInput(
+                part.path, f'cannot be read ({error.strerror or type(error).__name__})', 'a file to read'
+            ) from error
 
 
-# --- Each source gives (name, paragraphs). ---
+def _read_part(kind: str, part: Part, reading: Reading, tally: Tally) -> Iterator[Document]:
+    num_texts = 0
+    for paragraphs, group in _READERS[kind](part, reading, tally):
+        num_texts += 1
+        yield from _documents(paragraphs, group, reading, tally)
+    if not num_texts and part.is_whole and kind in ('text', 'jsonl', 'parquet'):
+        if tally.bad:
+            raise tally.refusal('no record is good')
+        raise BadInput(part.path, 'holds no text', 'a file with text', 'remove it, or narrow data.source')
 
 
-def _read_source(source: str, text_field: str, counts: Counter) -> Iterator[tuple[str, Iterator[str] | list[str]]]:
-    if source == 'python-docs':
-        from bert_jax.text import python_docs
-
-        for name, path in python_docs.find_modules():
-            yield name, python_docs.read_paragraphs(path, counts)
-        return
-    kind, _, rest = source.partition(':')
-    if kind == 'tfds':
-        yield from _read_tfds(rest, text_field, counts)
-        return
-    readers: dict[str, Callable] = {'text': _read_text, 'jsonl': _read_jsonl, 'parquet': _read_parquet}
-    if kind not in readers:
-        raise BadInput('config.data.source', f'is {source!r}', 'python-docs, text:, jsonl:, parquet: or tfds:')
-    for path in find_files(source, rest):
-        has_text = False
-        for document in readers[kind](path, text_field, counts):
-            has_text = True
-            yield document
-        if not has_text:
-            raise BadInput(str(path), 'holds no text', 'a file with text', 'remove it, or narrow data.source')
-
-
-def find_files(source: str, pattern: str) -> list[epath.Path]:
-    """The files that a pattern matches, sorted by name; `BadInput` when there is none."""
-    if '://' in pattern:
-        head, _, tail = pattern.partition('*')
-        root = head.rpartition('/')[0]
-        files = sorted(epath.Path(root).glob(pattern[len(root) + 1 :])) if tail or '*' in pattern else []
-        files = files or [path for path in [epath.Path(pattern)] if path.exists()]
+def _documents(
+    paragraphs: Iterator[str] | list[str], group: str | None, reading: Reading, tally: Tally
+) -> Iterator[Document]:
+    lines, size, is_empty = [], 0, True
+    for paragraph in paragraphs:
+        for start in range(0, len(paragraph), pieces.LONGEST_LINE):  # records hold lines of any length
+            text = paragraph[start : start + pieces.LONGEST_LINE].strip()
+            tally.counts['long_line_split'] += start > 0
+            if not text:
+                continue
+            if size >= pieces.LONGEST_DOCUMENT:
+                tally.counts['long_document_cut'] += 1
+                yield Document(lines, group)
+                lines, size = [], 0
+            lines.append(split_into_sentences(text) if reading.split_sentences else [text])
+            size += len(text)
+            is_empty = False
+    if is_empty:
+        tally.counts['empty_document'] += 1
     else:
-        files = [epath.Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    files = [path for path in files if not path.is_dir()]
-    if not files:
-        raise BadInput(f'data.source={source}', f'no file matches {pattern}', 'at least one file')
-    return files
+        yield Document(lines, group)
 
 
-def _read_text(path: epath.Path, text_field: str, counts: Counter) -> Iterator[tuple[str, list[str]]]:
-    del text_field  # a text file has no fields
-    paragraphs, size, first_line = [], 0, 1
-    for number, line in enumerate(_read_lines(path, counts), 1):
-        if line.strip():
-            if not paragraphs:
-                first_line = number
+# --- Each kind gives (paragraphs, group). ---
+
+_Texts = Iterator[tuple[Iterator[str] | list[str], str | None]]
+
+
+def _read_python_docs(part: Part, reading: Reading, tally: Tally) -> _Texts:
+    del reading
+    from bert_jax.text import python_docs
+
+    paragraphs = python_docs.read_paragraphs(epath.Path(part.path), tally.counts)
+    yield (_clean(paragraph, tally.counts) for paragraph in paragraphs), None
+
+
+def _read_text(part: Part, reading: Reading, tally: Tally) -> _Texts:
+    del reading  # a text file has no fields
+    paragraphs, size = [], 0
+    for line in read_lines(part, 'text', tally.counts):
+        if line and not line.isspace():
+            if size >= pieces.LONGEST_DOCUMENT:
+                tally.counts['long_document_cut'] += 1
+                yield paragraphs, None
+                paragraphs, size = [], 0
             paragraphs.append(line)
             size += len(line)
-        if paragraphs and (not line.strip() or size >= _LONGEST_DOCUMENT):
-            if line.strip():
-                counts['long_document_cut'] += 1
-            yield f'{path}:{first_line}', paragraphs
+        elif paragraphs:
+            yield paragraphs, None
             paragraphs, size = [], 0
     if paragraphs:
-        yield f'{path}:{first_line}', paragraphs
+        yield paragraphs, None
 
 
-def _read_jsonl(path: epath.Path, text_field: str, counts: Counter) -> Iterator[tuple[str, list[str]]]:
-    for number, line in enumerate(_read_lines(path, counts), 1):
-        if not line.strip():
+def _read_jsonl(part: Part, reading: Reading, tally: Tally) -> _Texts:
+    for number, line in enumerate(read_lines(part, 'jsonl', tally.counts), 1):
+        if line is not None and not line.strip():
             continue
-        where = f'{path}:{number}'
+        tally.records += 1
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            column = f' (column {error.colno})' if isinstance(error, json.JSONDecodeError) else ''
-            raise BadInput(where, f'is not JSON{column}', 'a JSON object a line') from None
-        if not isinstance(record, dict):
-            raise BadInput(where, f'is a JSON {type(record).__name__}', 'a JSON object a line')
-        yield where, _paragraphs_of(record, text_field, where, counts)
+            text = _text_of(_parsed(line), reading, tally.counts)
+        except _BadRecord as bad:
+            tally.skip(functools.partial(line_of, part, number), *bad.args)
+            continue
+        yield text
 
 
-def _read_parquet(path: epath.Path, text_field: str, counts: Counter) -> Iterator[tuple[str, list[str]]]:
+def _parsed(line: str | None) -> dict[str, Any]:
+    expected = 'a JSON object a line'
+    if line is None:
+        raise _BadRecord(f'is longer than {pieces.LONGEST_RECORD >> 20} MiB', expected)
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        column = f' (column {error.colno})' if isinstance(error, json.JSONDecodeError) else ''
+        raise _BadRecord(f'is not JSON{column}', expected) from None
+    if not isinstance(record, dict):
+        raise _BadRecord(f'is a JSON {type(record).__name__}', expected)
+    return record
+
+
+def _read_parquet(part: Part, reading: Reading, tally: Tally) -> _Texts:
     import pyarrow
     from pyarrow import parquet
 
-    row = 0
-    with path.open('rb') as file:
+    columns = [reading.text_field, *filter(None, [reading.group_field])]
+    with epath.Path(part.path).open('rb') as file:
         try:
             table = parquet.ParquetFile(file)
-            _check_field(text_field, table.schema_arrow.names, str(path))
-            for batch in table.iter_batches(batch_size=_RECORDS_AT_ONCE, columns=[text_field]):
-                column = batch.column(0)
-                if not pyarrow.types.is_null(column.type):
-                    column = column.cast(pyarrow.large_binary())  # decoded below, so that bad UTF-8 is counted
-                for value in column.to_pylist():
-                    where = f'{path}:{row}'
-                    yield where, _paragraphs_of({text_field: value}, text_field, where, counts)
+            stop = table.metadata.num_row_groups if part.stop == -1 else part.stop
+            row = sum(table.metadata.row_group(group).num_rows for group in range(part.start)) - 1
+            for batch in table.iter_batches(_RECORDS_AT_ONCE, range(part.start, stop), columns):
+                texts = batch.column(reading.text_field)
+                if not pyarrow.types.is_null(texts.type):
+                    texts = texts.cast(pyarrow.large_binary())  # decoded below, so that bad UTF-8 is counted
+                groups = batch.column(reading.group_field).to_pylist() if reading.group_field else [None] * len(texts)
+                for text, group in zip(texts.to_pylist(), groups, strict=True):
                     row += 1
+                    tally.records += 1
+                    record = {reading.text_field: text, reading.group_field: group}
+                    try:
+                        found = _text_of(record, reading, tally.counts)
+                    except _BadRecord as bad:
+                        tally.skip(functools.partial('{}:{}'.format, part.path, row), *bad.args)
+                        continue
+                    yield found
         except (pyarrow.ArrowException, OSError) as error:
-            raise BadInput(str(path), f'cannot be read as parquet ({type(error).__name__})', 'text columns') from None
+            raise BadInput(part.path, f'cannot be read as parquet ({type(error).__name__})', 'text columns') from None
 
 
-def _read_tfds(spec: str, text_field: str, counts: Counter) -> Iterator[tuple[str, list[str]]]:
-    import tensorflow_datasets as tfds
-
-    head, bracket, slicing = spec.partition('[')  # a slice may hold colons of its own: train[:10%]
-    name, _, split = head.rpartition(':')
-    if not name or _VERSION.fullmatch(split):
-        name, split = head, 'train'
-    split += bracket + slicing
-    try:
-        builder = tfds.builder(name, file_format='array_record')
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
-        raise BadInput(
-            f'data.source=tfds:{spec}',
-            f'is not a dataset here ({type(error).__name__})',
-            'NAME[/CONFIG][:VERSION][:SPLIT]',
-        ) from None
-    _check_field(text_field, list(builder.info.features), f'data.source=tfds:{spec}')
-    builder.download_and_prepare(file_format='array_record')
-    if split.partition('[')[0].partition('+')[0] not in builder.info.splits:
-        raise BadInput(f'data.source=tfds:{spec}', f'has no split {split!r}', ', '.join(builder.info.splits))
-    records = builder.as_data_source(split=split)
-    for start in range(0, len(records), _RECORDS_AT_ONCE):
-        indices = range(start, min(start + _RECORDS_AT_ONCE, len(records)))
+def _read_tfds(part: Part, reading: Reading, tally: Tally) -> _Texts:
+    records = pieces.open_tfds(part.path, [])
+    for start in range(part.start, part.stop, _RECORDS_AT_ONCE):
+        indices = range(start, min(start + _RECORDS_AT_ONCE, part.stop))
         for index, record in zip(indices, records.__getitems__(indices), strict=True):
-            where = f'tfds:{spec}:{index}'
-            yield where, _paragraphs_of(record, text_field, where, counts)
+            tally.records += 1
+            try:
+                text = _text_of(record, reading, tally.counts)
+            except _BadRecord as bad:
+                tally.skip(functools.partial('tfds:{}:{}'.format, part.path, index), *bad.args)
+                continue
+            yield text
+
+
+_READERS: dict[str, Callable[[Part, Reading, Tally], _Texts]] = {
+    'python-docs': _read_python_docs,
+    'text': _read_text,
+    'jsonl': _read_jsonl,
+    'parquet': _read_parquet,
+    'tfds': _read_tfds,
+}
 
 
 # --- Text out of bytes and records. ---
 
 
-def _check_field(text_field: str, names: list[str], where: str) -> None:
-    if text_field not in names:
-        raise BadInput(where, f'has no field {text_field!r}', ', '.join(names), '--config.data.text_field=NAME')
-
-
-def _paragraphs_of(record: dict[str, Any], text_field: str, where: str, counts: Counter) -> list[str]:
-    _check_field(text_field, list(record)[:20], where)
-    text = record[text_field]
+def _text_of(record: dict[str, Any], reading: Reading, counts: Counter) -> tuple[list[str], str | None]:
+    for field in filter(None, (reading.text_field, reading.group_field)):
+        if field not in record:
+            raise _BadRecord(f'has no field {field!r}', ', '.join(map(str, list(record)[:20])))
+    text = record[reading.text_field]
     if isinstance(text, bytes):
-        text = _decode(text, counts)
-    if text is None:
-        return []
-    if not isinstance(text, str):
-        raise BadInput(where, f'field {text_field!r} is of type {type(text).__name__}', 'text')
-    return text.splitlines()
-
-
-def _decode(data: bytes, counts: Counter) -> str:
-    try:
-        return data.decode('utf-8')
-    except UnicodeDecodeError:
-        counts['invalid_utf8_replaced'] += 1
-        return data.decode('utf-8', 'replace')
+        text = decode(text, counts)
+    if text is not None and not isinstance(text, str):
+        raise _BadRecord(f'field {reading.text_field!r} is of type {type(text).__name__}', 'text')
+    group = record[reading.group_field] if reading.group_field else None
+    group = None if group is None else group.decode('utf-8', 'replace') if isinstance(group, bytes) else str(group)
+    return _clean(text or '', counts).splitlines(), group
 
 
 def _clean(text: str, counts: Counter) -> str:
@@ -217,60 +276,3 @@ def _clean(text: str, counts: Counter) -> str:
         counts['invalid_utf8_replaced'] += 1
         text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     return text
-
-
-def _read_lines(path: epath.Path, counts: Counter) -> Iterator[str]:
-    parts: list[bytes] = []
-    is_first = True
-    for chunk in _read_chunks(path):
-        if is_first and chunk.startswith((b'\xff\xfe', b'\xfe\xff')):
-            raise BadInput(str(path), 'is UTF-16', 'UTF-8', f'iconv -f UTF-16 -t UTF-8 {path}')
-        if is_first:
-            chunk, is_first = chunk.removeprefix(b'\xef\xbb\xbf'), False
-        head, *lines = chunk.split(b'\n')
-        parts.append(head)
-        if lines:
-            yield _decode(b''.join(parts), counts).rstrip('\r')
-            parts = [lines.pop()]
-            for line in lines:
-                yield _decode(line, counts).rstrip('\r')
-    if any(parts):
-        yield _decode(b''.join(parts), counts).rstrip('\r')
-
-
-def _read_chunks(path: epath.Path) -> Iterator[bytes]:
-    with path.open('rb') as file:
-        if path.suffix == '.zst':
-            yield from _decompress_zst(path, file)
-            return
-        stream = gzip.GzipFile(fileobj=file) if path.suffix == '.gz' else file
-        while True:
-            try:
-                chunk = stream.read(_CHUNK_BYTES)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise _damaged(path, error) from None
-            if not chunk:
-                return
-            yield chunk
-
-
-def _decompress_zst(path: epath.Path, file: Any) -> Iterator[bytes]:
-    """Frame by frame: the stream reader of zstandard takes a truncated file for a complete one."""
-    import zstandard
-
-    frame, rest = None, b''
-    try:
-        while data := rest or file.read(_CHUNK_BYTES):
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            if chunk := frame.decompress(data):
-                yield chunk
-            rest = frame.unused_data if frame.eof else b''
-            frame = None if frame.eof else frame
-    except zstandard.ZstdError as error:
-        raise _damaged(path, error) from None
-    if frame is not None:
-        raise _damaged(path, EOFError())
-
-
-def _damaged(path: epath.Path, error: Exception) -> BadInput:
-    return BadInput(str(path), f'is truncated or damaged ({type(error).__name__})', 'a complete file', 'copy it again')

@@ -29,6 +29,7 @@ class SentencePiece(Vocabulary):
     """A SentencePiece model whose special pieces carry BERT's names."""
 
     kind = 'sentencepiece'
+    splits_at_blanks = False  # by scores over the whole text, and a model may have pieces with blanks inside
 
     def __init__(self, model: bytes, *, lowercase: bool, strip_accents: bool, where: str = 'tokenizer'):
         """Wraps a serialized model.

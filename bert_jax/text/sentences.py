@@ -5,10 +5,10 @@ import re
 # A sentence ends at these with no blank after them (CJK), or wherever they stand (Devanagari, Urdu, Arabic).
 _UNSPACED_ENDS = '。！？｡؟۔।॥'
 _CLOSING = '"\'”’»)\\]」』）】》'
-_BOUNDARY = re.compile(
-    rf'(?P<unspaced>[{_UNSPACED_ENDS}]+[{_CLOSING}]*)\s*'
-    rf'|(?P<spaced>[.!?…]+[{_CLOSING}]*)\s+(?P<next>[\"\'“‘«(\[¿¡*`]*\w)?'
-)
+_SPACED = rf'[.!?…][.!?…]*[{_CLOSING}]*(?P<blanks>\s+)(?P<next>[\"\'“‘«(\[¿¡*`]*\w)?'
+_UNSPACED = re.compile(f'[{_UNSPACED_ENDS}]')
+_BOUNDARY = re.compile(rf'(?P<unspaced>[{_UNSPACED_ENDS}]+[{_CLOSING}]*)\s*|{_SPACED}')
+_SPACED_BOUNDARY = re.compile(_SPACED)  # finds the same in text without the marks of `_UNSPACED`, much faster
 _ABBREVIATIONS = frozenset(
     """mr mrs ms mx dr prof st sr jr messrs mme mlle hon rev gen col maj capt lt sgt gov sen rep pres
     vs cf viz resp approx ca eg ie al incl excl esp fig figs eq eqs sec secs ch chap vol vols no nos
@@ -28,14 +28,16 @@ def split_into_sentences(text: str) -> list[str]:
     initials (`J. R.`, `U.S.`), inside a number, or before a word that starts in lower case.
     """
     sentences, start = [], 0
-    for match in _BOUNDARY.finditer(text):
+    has_unspaced = not text.isascii() and _UNSPACED.search(text) is not None
+    for match in (_BOUNDARY if has_unspaced else _SPACED_BOUNDARY).finditer(text):
         if match.start() < start:
             continue
-        if match['unspaced'] is not None:
+        if has_unspaced and match['unspaced'] is not None:
             end = after = match.end('unspaced')
         else:
-            end, after = match.end('spaced'), match.end('spaced')
-            if not _ends_a_sentence(text[start : match.start()], match['spaced'], match['next'] or ''):
+            end = after = match.start('blanks')
+            mark = text[match.start() : end]
+            if not _ends_a_sentence(text[max(start, match.start() - 40) : match.start()], mark, match['next'] or ''):
                 continue
         sentences.append(text[start:end].strip())
         start = after
@@ -48,10 +50,12 @@ def _ends_a_sentence(before: str, mark: str, following: str) -> bool:
         return False
     if mark != '.':
         return True
-    last = _LAST_WORD.search(before[-40:])
-    if last is None:
-        return True
-    word = last[0]
+    word = before[before.rfind(' ') + 1 :]
+    if not word.isalpha():
+        last = _LAST_WORD.search(before)
+        if last is None:
+            return True
+        word = last[0]
     if word.lower() in _ABBREVIATIONS:
         # 'No.' and 'p.' are abbreviations only before a number: 'He said no. She left.'
         return word.lower() in _BEFORE_A_NUMBER and not following[-1:].isdigit()

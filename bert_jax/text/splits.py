@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.errors import BadInput
+from bert_jax.text.checksums import BLOCK_BYTES, digest
 
 _TOKENS_AT_ONCE = 1 << 24
 
@@ -20,65 +21,110 @@ _TOKENS_AT_ONCE = 1 << 24
 class Split:
     """One split of a corpus, memory-mapped; pickling it sends its place, not its contents.
 
+    Every MiB is compared with its checksum when something in it is read for the first time.
+
     Attributes:
-      sentences: int64 [S + 1], token offsets.
-      documents: int64 [D + 1], sentence offsets.
       num_tokens: tokens in all.
     """
 
-    def __init__(self, directory: pathlib.Path, counts: dict[str, int], tokens_per_shard: int):
-        """Maps the files of `directory`; `counts` is {documents, sentences, tokens} of the manifest.
+    def __init__(self, directory: pathlib.Path, counts: dict[str, int], tokens_per_shard: int, files: dict[str, dict]):
+        """Maps the files of `directory`; `counts` is {documents, sentences, tokens}, `files` {name: {bytes, blocks}}.
 
         Raises:
-          BadInput: for a file that is missing, unreadable, or of another length than the manifest says.
+          BadInput: for a file that is missing, unreadable, or of another length than the counts say.
         """
-        self._arguments = directory, counts, tokens_per_shard
+        self._arguments = directory, counts, tokens_per_shard, files
         self._tokens_per_shard = tokens_per_shard
         self.num_tokens = counts['tokens']
-        self.sentences = _map(directory / 'sentences.npy', counts['sentences'] + 1, (np.int64,))
-        self.documents = _map(directory / 'documents.npy', counts['documents'] + 1, (np.int64,))
+
+        def open_file(name: str, length: int, *dtypes: type) -> _Checked:
+            return _Checked(directory / name, _map(directory / name, length, dtypes), files[name]['blocks'])
+
+        self._sentences = open_file('sentences.npy', counts['sentences'] + 1, np.int64)
+        self._documents = open_file('documents.npy', counts['documents'] + 1, np.int64)
         self._shards = [
-            _map(
-                directory / f'tokens-{shard:05d}.npy',
-                min(tokens_per_shard, self.num_tokens - start),
-                (np.uint16, np.uint32),
-            )
-            for shard, start in enumerate(range(0, self.num_tokens, tokens_per_shard))
+            open_file(f'tokens-{n:05d}.npy', min(tokens_per_shard, self.num_tokens - start), np.uint16, np.uint32)
+            for n, start in enumerate(range(0, self.num_tokens, tokens_per_shard))
         ]
 
     def __reduce__(self):
         return Split, self._arguments
 
+    @property
+    def sentences(self) -> np.ndarray:
+        """int64 [S + 1], token offsets."""
+        return self._sentences.whole()
+
+    @property
+    def documents(self) -> np.ndarray:
+        """int64 [D + 1], sentence offsets."""
+        return self._documents.whole()
+
     def gather(self, token_positions: np.ndarray) -> np.ndarray:
-        """Token ids, int32, of positions in the split, int64 of any shape; the result has the same shape."""
+        """Token ids, int32, of positions in the split, int64 of any shape; the result has the same shape.
+
+        Raises:
+          BadInput: for a checksum that differs.
+        """
         if len(self._shards) == 1:
-            return self._shards[0][token_positions].astype(np.int32)
+            return self._shards[0].take(token_positions).astype(np.int32)
         ids = np.empty(token_positions.shape, np.int32)
         shards, offsets = np.divmod(token_positions, self._tokens_per_shard)
         for shard in np.unique(shards):
             here = shards == shard
-            ids[here] = self._shards[shard][offsets[here]]
+            ids[here] = self._shards[shard].take(offsets[here])
         return ids
 
     def unigram_counts(self, vocab_size: int) -> np.ndarray:
         """How often each token occurs, int64 [V].
 
         Raises:
-          BadInput: for an id beyond the vocabulary.
+          BadInput: for an id beyond the vocabulary, or a checksum that differs.
         """
         counts = np.zeros(vocab_size, np.int64)
-        for number, shard in enumerate(self._shards):
-            for start in range(0, len(shard), _TOKENS_AT_ONCE):
-                part = np.bincount(shard[start : start + _TOKENS_AT_ONCE], minlength=vocab_size)
+        for shard in self._shards:
+            ids = shard.whole()
+            for start in range(0, len(ids), _TOKENS_AT_ONCE):
+                part = np.bincount(ids[start : start + _TOKENS_AT_ONCE], minlength=vocab_size)
                 if len(part) > vocab_size:
-                    raise BadInput(
-                        f'{self._arguments[0]}/tokens-{number:05d}.npy',
-                        f'holds the id {len(part) - 1}',
-                        f'ids below the size of the vocabulary, {vocab_size}',
-                        'python -m bert_jax prepare --config=… into another data.corpus',
-                    )
+                    expected = f'ids below the size of the vocabulary, {vocab_size}'
+                    raise differs(shard.path, f'holds the id {len(part) - 1}', expected)
                 counts += part
         return counts
+
+
+class _Checked:
+    """A mapped .npy file whose blocks are compared with their checksums at the first touch."""
+
+    def __init__(self, path: pathlib.Path, array: np.memmap, blocks: list[str]):
+        self.path, self._array, self._blocks = path, array, blocks
+        self._header = array.offset // array.itemsize  # in items
+        self._shift = (BLOCK_BYTES // array.itemsize).bit_length() - 1
+        self._is_checked = np.zeros(len(blocks), bool)
+        self._num_checked = 0
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        """The items at some positions."""
+        if self._num_checked < len(self._blocks):
+            touched = (positions + self._header) >> self._shift
+            if not self._is_checked[touched].all():
+                self._check(np.unique(touched))
+        return self._array[positions]
+
+    def whole(self) -> np.ndarray:
+        """All of the file, checked."""
+        if self._num_checked < len(self._blocks):
+            self._check(np.arange(len(self._blocks)))
+        return self._array
+
+    def _check(self, numbers: np.ndarray) -> None:
+        with self.path.open('rb') as file:
+            for number in numbers[~self._is_checked[numbers]]:
+                file.seek(int(number) * BLOCK_BYTES)
+                if digest(file.read(BLOCK_BYTES)) != self._blocks[number]:
+                    raise differs(self.path, f'has another checksum in MiB {number}', self._blocks[number])
+                self._is_checked[number] = True
+        self._num_checked = int(self._is_checked.sum())
 
 
 class _NpyWriter:
@@ -119,22 +165,21 @@ class SplitWriter:
         self._shard: _NpyWriter | None = None
         self.counts = {'documents': 0, 'sentences': 0, 'tokens': 0}
 
-    def add(self, sentences: list[list[int]]) -> None:
-        """Writes a document: the ids of each of its sentences, none of them empty."""
-        ends = self.counts['tokens'] + np.cumsum([len(sentence) for sentence in sentences])
-        self._sentences.append(ends)
-        self.counts['documents'] += 1
-        self.counts['sentences'] += len(sentences)
-        self._documents.append([self.counts['sentences']])
-        ids = np.concatenate([np.asarray(sentence, self._dtype) for sentence in sentences])
+    def add(self, ids: np.ndarray, sentence_lengths: np.ndarray, sentences_of_document: np.ndarray) -> None:
+        """Writes documents: all their ids, the length of each sentence, the number of sentences of each; none is 0."""
+        counts = self.counts
+        self._sentences.append(counts['tokens'] + np.cumsum(sentence_lengths, dtype=np.int64))
+        self._documents.append(counts['sentences'] + np.cumsum(sentences_of_document, dtype=np.int64))
+        counts['documents'] += len(sentences_of_document)
+        counts['sentences'] += len(sentence_lengths)
         while len(ids):
-            number, used = divmod(self.counts['tokens'], self._tokens_per_shard)
+            number, used = divmod(counts['tokens'], self._tokens_per_shard)
             if used == 0:
                 self._close_shard()
                 self._shard = _NpyWriter(self._directory / f'tokens-{number:05d}.npy', self._dtype)
             part, ids = np.split(ids, [self._tokens_per_shard - used])
             self._shard.append(part)
-            self.counts['tokens'] += len(part)
+            counts['tokens'] += len(part)
 
     def _close_shard(self) -> None:
         if self._shard is not None:

@@ -33,6 +33,9 @@ class WordPiece(Vocabulary):
         """
         self._settings = json.loads(backend.to_str())
         self._model, self._normalizer = self._settings['model'], self._settings['normalizer'] or {}
+        added = {token['content'] for token in self._settings['added_tokens']}  # others may hold blanks
+        pre_tokenizer = self._settings['pre_tokenizer']
+        self.splits_at_blanks = pre_tokenizer == {'type': 'BertPreTokenizer'} and added <= {*SPECIAL_TOKENS}
         if self._model['type'] != 'WordPiece' or self._normalizer.get('type') != 'BertNormalizer':
             found = f'is a {self._model["type"]} model with the normalizer {self._normalizer.get("type")}'
             raise BadInput(where, found, 'WordPiece with BertNormalizer')
@@ -131,11 +134,11 @@ def _train_wordpiece(settings: config.Tokenizer, sample: list[str]) -> WordPiece
 def _alphabet(backend: Any, sample: list[str], limit: int) -> list[str]:
     """Frequent characters of the words of the sample, and with '##' those that continue a word; in a fixed order."""
     characters, continuing = Counter(), set()
-    for some in _batches(sample, 1000):
-        words = Counter(
-            word for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(' '.join(some)))
-        )
-        for word, count in words.items():
+    between_blanks: Counter[str] = Counter()
+    for text in sample:
+        between_blanks.update(text.split(' '))
+    for text, count in between_blanks.items():
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)):
             for character in word:
                 characters[character] += count
             continuing.update(word[1:])

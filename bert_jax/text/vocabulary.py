@@ -25,6 +25,7 @@ class Tokenizer(Protocol):
       tokens: the V tokens by id.
       is_continuation: bool [V]; whether a token continues the word of the token before it.
       hash: SHA-256 over vocabulary and settings; equal hashes give equal ids for every text.
+      splits_at_blanks: whether the ids of a text are those of its words between blanks, one after another.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Tokenizer(Protocol):
     tokens: list[str]
     is_continuation: np.ndarray
     hash: str
+    splits_at_blanks: bool
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without special tokens; a `[MASK]` written in the text is text."""

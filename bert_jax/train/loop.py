@@ -228,6 +228,8 @@ class Progress:
         shown = f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}  NSP {metrics["nsp_accuracy"]:.1%}'
         if 'tokens_per_second' in metrics:
             shown += f'  {metrics["tokens_per_second"]:,.0f} tokens/s'
+        if metrics.get('input_wait_fraction', 0.0) >= 0.01:
+            shown += f'  waiting for input {metrics["input_wait_fraction"]:.0%}'
         if self._bar.disable:
             seconds = (time.perf_counter() - self._since) / (step - self._start) * (self._num_steps - step)
             left = tqdm.format_interval(seconds)

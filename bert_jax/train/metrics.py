@@ -76,7 +76,7 @@ class MetricsWriter:
     """metrics.jsonl (an object a line, flushed) and TensorBoard events, from the restored step on."""
 
     def __init__(self, workdir: str, step: int):
-        """Process 0 alone writes. Lines past `step` (of a run killed after its last save) are removed: a step appears once."""
+        """Process 0 alone writes; lines past `step`, of a run killed after its last save, go: a step appears once."""
         from tensorboardX import SummaryWriter
 
         self._writes = jax.process_index() == 0

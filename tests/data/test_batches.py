@@ -170,13 +170,15 @@ def test_ids_beyond_the_vocabulary_are_named(tmp_path) -> None:
         CorpusStream(corpus, DATA, 'train', batch_size=16, seed=0).batch(0)
 
 
-def test_an_evaluation_pass_sees_each_window_once_then_padding(tmp_path) -> None:
-    stream = _stream(tmp_path, seed=None)
+@pytest.mark.parametrize('packing', [False, True])
+def test_an_evaluation_pass_sees_each_window_once_then_padding(tmp_path, packing: bool) -> None:
+    stream = _stream(tmp_path, seed=None, data=Data(sequence_length=48, packing=packing))
     batches = [stream.batch(step) for step in range(len(stream))]
     real = sum(int(batch.next_sentence_weights.sum()) for batch in batches)
-    assert real == stream.num_rows
+    assert real == stream.plan.num_windows and (packing or real == stream.num_rows)
     last = batches[-1]
-    padding = last.next_sentence_weights[:, 0] == 0
-    assert padding.sum() == len(stream) * 16 - stream.num_rows
-    assert not last.masked_lm_weights[padding].any() and not last.sequence_ids[padding].any()
+    padding = np.arange(16) >= stream.num_rows - 16 * (len(stream) - 1)
+    assert padding.any() and last.sequence_ids[~padding].any(axis=1).all()
+    for name in ('masked_lm_weights', 'next_sentence_weights', 'sequence_ids', 'input_ids', 'position_ids'):
+        assert not getattr(last, name)[padding].any()
     _assert_equal(stream.batch(1), batches[1])

@@ -1,7 +1,9 @@
 """A corpus holds every sentence once, at its place, and is either whole or not there."""
 
+import concurrent.futures
 import dataclasses
 import json
+import pathlib
 import pickle
 
 import numpy as np
@@ -9,8 +11,11 @@ import pytest
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.text import corpus as corpus_module
-from bert_jax.text.corpus import load_corpus, prepare, tokenizer_preview, verify
+from bert_jax.text import prepare as prepare_module
+from bert_jax.text.checksums import file_digests
+from bert_jax.text.corpus import load_corpus, verify
+from bert_jax.text.prepare import prepare, tokenizer_preview
+from bert_jax.text.splits import Split, SplitWriter
 
 TOKENIZER = config.Tokenizer(vocab_size=300)
 WORDS = 'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron'.split()
@@ -63,8 +68,9 @@ def test_shards_change_nothing(tmp_path, monkeypatch):
     data = settings(tmp_path, make_documents(60))
     prepare(data, TOKENIZER, progress=False)
     whole = load_corpus(data.corpus)
-    monkeypatch.setattr(corpus_module, 'TOKENS_PER_SHARD', 37)
-    monkeypatch.setattr(corpus_module, '_CHARACTERS_AT_ONCE', 100)
+    monkeypatch.setattr(prepare_module, 'TOKENS_PER_SHARD', 37)
+    monkeypatch.setattr('bert_jax.text.encode._CHARACTERS_AT_ONCE', 100)
+    monkeypatch.setattr('bert_jax.text.merge._TOKENS_AT_ONCE', 50)
     cut_data = dataclasses.replace(data, corpus=str(tmp_path / 'cut'))
     prepare(cut_data, TOKENIZER, progress=False)
     cut = load_corpus(cut_data.corpus)
@@ -87,18 +93,26 @@ def test_duplicates_are_dropped_from_both_splits(tmp_path):
     assert (summary.splits['train']['documents'], summary.splits['validation']['documents']) == (35, 5)
 
 
-def test_the_split_of_a_document_stays_when_the_source_grows():
+def test_the_split_of_a_document_stays_when_the_source_grows(tmp_path):
+    documents = make_documents(1000)
+    data = settings(tmp_path, documents, validation_fraction=0.1, pairing='none')
+    prepare(data, TOKENIZER, progress=False)
+    given = dataclasses.replace(TOKENIZER, path=str(tmp_path / 'corpus' / 'tokenizer'))
+
     def assign(count):
-        rng = np.random.default_rng(3)
-        documents = [([[i]], int(rng.integers(2**64, dtype=np.uint64))) for i in range(count)]
-        assigned = list(corpus_module._assign_by_hash(documents, 0.1))
-        assert sorted(ids[0][0] for _, ids in assigned) == list(range(count))
-        return {ids[0][0] for split, ids in assigned if split == 'validation'}
+        write(tmp_path / 'text.txt', documents[:count])
+        part = dataclasses.replace(data, corpus=str(tmp_path / str(count)))
+        prepare(part, given, progress=False)
+        corpus = load_corpus(part.corpus)
+        train, validation = texts(corpus, 'train'), texts(corpus, 'validation')
+        expected = corpus.tokenizer.encode_batch([line for lines in documents[:count] for line in lines])
+        assert sorted(sentence for document in train + validation for sentence in document) == sorted(expected)
+        return validation
 
     assert [len(assign(count)) for count in (1, 2, 3, 4, 5)] == [0, 0, 1, 2, 2]
-    small, large = assign(300), assign(2000)
-    assert small == {number for number in large if number < 300}
-    assert 150 < len(large) < 250
+    small, large = assign(300), assign(1000)
+    assert small == large[: len(small)]
+    assert 15 < len(small) < 50 and 70 < len(large) < 130
 
 
 def test_the_same_text_gives_the_same_corpus_and_it_is_not_made_twice(tmp_path, capsys):
@@ -106,7 +120,7 @@ def test_the_same_text_gives_the_same_corpus_and_it_is_not_made_twice(tmp_path, 
     first = prepare(data, TOKENIZER)
     assert not first.reused
     out, err = capsys.readouterr()
-    assert not out and 'encoding: 50 documents' in err
+    assert not out and 'encoding: 1 of 1 pieces, 50 documents' in err
     (tmp_path / 'text.txt').rename(tmp_path / 'moved.txt')
     assert prepare(data, TOKENIZER, progress=False) == dataclasses.replace(first, reused=True)
     (tmp_path / 'moved.txt').rename(tmp_path / 'text.txt')
@@ -129,18 +143,6 @@ def test_a_source_larger_than_the_sample_gives_the_same_as_a_given_tokenizer(tmp
     again = prepare(dataclasses.replace(data, corpus=str(tmp_path / 'again')), given, progress=False)
     assert (again.documents, again.tokens, again.splits) == (80, summary.tokens, summary.splits)
     assert texts(load_corpus(again.path), 'train') == texts(load_corpus(data.corpus), 'train')
-
-
-def test_nothing_half_written_is_left(tmp_path, monkeypatch):
-    data = settings(tmp_path, make_documents(50))
-
-    def fail(*_):
-        raise OSError('disk full')
-
-    monkeypatch.setattr(corpus_module, '_encoded', fail)
-    with pytest.raises(OSError, match='disk full'):
-        prepare(data, TOKENIZER, progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == ['text.txt']
 
 
 @pytest.mark.parametrize('documents, pairing, message', [([['a b']], 'nsp', 'is one document'), ([['a']], 'none', '')])
@@ -173,10 +175,18 @@ def test_damage_is_found_and_named(tmp_path):
         load_corpus(data.corpus)
     shard.write_bytes(sound[:-1] + b'\xff')
     corpus = load_corpus(data.corpus)
-    with pytest.raises(BadInput, match='checksum'):
-        verify(corpus)
-    with pytest.raises(BadInput, match='holds the id 65'):
-        corpus.train.unigram_counts(corpus.tokenizer.vocab_size)
+    for read in (
+        verify,
+        lambda corpus: corpus.train.unigram_counts(300),
+        lambda corpus: corpus.train.gather(np.zeros(1, int)),
+    ):
+        with pytest.raises(BadInput, match='tokens-00000.npy.*checksum in MiB 0'):
+            read(corpus)
+    shard.write_bytes(sound)
+    for header_damaged in (b'x' * len(sound), sound[:20] + b'x' + sound[21:]):
+        shard.write_bytes(header_damaged)
+        with pytest.raises(BadInput, match='tokens-00000.npy'):
+            load_corpus(data.corpus).train.gather(np.zeros(1, int))
     shard.unlink()
     with pytest.raises(BadInput, match='is missing'):
         load_corpus(data.corpus)
@@ -195,3 +205,45 @@ def test_the_preview_counts_as_the_corpus_does(tmp_path):
     summary = prepare(data, TOKENIZER, progress=False)
     assert (preview['tokens_per_word'], preview['unknown_rate']) == (summary.tokens_per_word, summary.unknown_rate)
     assert all(''.join(pieces).replace('##', '') == word for word, pieces in preview['splits'].items())
+
+
+def test_a_damaged_mebibyte_is_found_when_it_is_first_read_and_not_before(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 1000, 1_500_000).astype(np.uint16)
+    writer = SplitWriter(tmp_path / 'train', np.uint16, 1_000_000)
+    writer.add(ids, np.full(1000, 1500), np.full(10, 100))
+    writer.close()
+    files = {path.name: {'blocks': file_digests(path)} for path in (tmp_path / 'train').iterdir()}
+    assert [len(files[f'tokens-0000{n}.npy']['blocks']) for n in (0, 1)] == [2, 1]
+    with (tmp_path / 'train' / 'tokens-00000.npy').open('r+b') as file:
+        file.seek((1 << 20) + 5)
+        byte = file.read(1)
+        file.seek((1 << 20) + 5)
+        file.write(bytes([byte[0] ^ 4]))
+    split = Split(tmp_path / 'train', writer.counts, 1_000_000, files)
+    first_bad = ((1 << 20) - 128) // 2  # the header takes 128 bytes
+    sound = np.concatenate([np.arange(first_bad), np.arange(1_000_000, 1_500_000)])
+    np.testing.assert_array_equal(split.gather(sound), ids[sound])
+    for position in (first_bad, 999_999):
+        with pytest.raises(BadInput, match='tokens-00000.npy.*checksum in MiB 1'):
+            split.gather(np.array([3, position]))
+
+
+def test_a_local_copy_is_made_once_verified_and_shared(tmp_path):
+    data = settings(tmp_path, make_documents(50))
+    prepare(data, TOKENIZER, progress=False)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:  # flock holds between open files, also of one process
+        copies = list(threads.map(lambda _: load_corpus(data.corpus, str(tmp_path / 'local')), range(4)))
+    assert len({copy.directory for copy in copies}) == 1 and copies[0].directory.startswith(str(tmp_path / 'local'))
+    verify(copies[0])
+    assert texts(copies[0], 'train') == texts(load_corpus(data.corpus), 'train')
+    assert len([path for path in (tmp_path / 'local').iterdir() if path.is_dir()]) == 1
+    stat = (pathlib.Path(copies[0].directory) / 'manifest.json').stat()
+    load_corpus(data.corpus, str(tmp_path / 'local'))
+    assert (pathlib.Path(copies[0].directory) / 'manifest.json').stat() == stat
+    shard = tmp_path / 'corpus' / 'train' / 'tokens-00000.npy'
+    shard.write_bytes(shard.read_bytes()[:-1] + b'x')
+    with pytest.raises(BadInput, match='tokens-00000.npy.*checksum in MiB 0'):
+        load_corpus(data.corpus, str(tmp_path / 'elsewhere'))
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(BadInput, match='local_copy=.*file: cannot hold the copy'):
+        load_corpus(data.corpus, str(tmp_path / 'file'))

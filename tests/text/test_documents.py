@@ -12,17 +12,22 @@ from pyarrow import parquet
 
 from bert_jax.errors import BadInput
 from bert_jax.text import python_docs
-from bert_jax.text.documents import read_documents
+from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.pieces import plan_source
 from bert_jax.text.sentences import split_into_sentences
 
 DOCUMENTS = [['Grüße aus Köln.', 'Zweiter Satz.'], ['你好 world.'], ['A third one.', 'Ends here.']]
 SECRET = 'swordfish'
 
 
-def read(source, split_sentences=False, counts=None, text_field='text'):
-    counts = Counter() if counts is None else counts
-    found = read_documents(str(source), text_field=text_field, split_sentences=split_sentences, counts=counts)
-    return [document.sentences for document in found]
+def read(source, split_sentences=False, tally=None, text_field='text', bad_records=0.0):
+    """The sentences of all documents of a source."""
+    tally = tally or Tally()
+    reading = Reading(text_field, '', split_sentences)
+    planned = plan_source(str(source), 0, text_field)
+    documents = [document.sentences for piece in planned.pieces for document in read_piece(piece, reading, tally)]
+    tally.check(bad_records)
+    return documents
 
 
 def as_text(documents):
@@ -86,28 +91,28 @@ def test_tfds_array_record_gives_the_same_documents_without_tensorflow(tmp_path,
 
 def test_dirty_bytes_are_mended_and_counted(tmp_path):
     (tmp_path / 'a').write_bytes(b'\xef\xbb\xbfone\xff\r\nt\0wo\n \n\x0c\nthree')
-    counts = Counter()
-    assert read(f'text:{tmp_path}/a', counts=counts) == [['one\ufffd', 'two'], ['three']]
-    assert counts == {'invalid_utf8_replaced': 1, 'nul_bytes_removed': 1}
+    tally = Tally()
+    assert read(f'text:{tmp_path}/a', tally=tally) == [['one\ufffd', 'two'], ['three']]
+    assert +tally.counts == {'invalid_utf8_replaced': 1, 'nul_bytes_removed': 1}
     (tmp_path / 'b').write_text('{"text": "half \\ud800 pair"}\n{"text": " "}\n')
-    counts = Counter()
-    assert read(f'jsonl:{tmp_path}/b', counts=counts) == [['half \ufffd pair']]
-    assert counts == {'invalid_utf8_replaced': 1, 'empty_document': 1}
+    tally = Tally()
+    assert read(f'jsonl:{tmp_path}/b', tally=tally) == [['half \ufffd pair']]
+    assert +tally.counts == {'invalid_utf8_replaced': 1, 'empty_document': 1}
 
 
 def test_lines_survive_any_place_of_a_chunk_border(tmp_path, monkeypatch):
     (tmp_path / 'a').write_bytes(as_text(DOCUMENTS * 3))
     for size in range(1, 12):
-        monkeypatch.setattr('bert_jax.text.documents._CHUNK_BYTES', size)
+        monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', size)
         assert read(f'text:{tmp_path}/a') == DOCUMENTS * 3
 
 
 def test_a_text_without_blank_lines_is_cut_so_that_memory_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr('bert_jax.text.documents._LONGEST_DOCUMENT', 10)
+    monkeypatch.setattr('bert_jax.text.pieces.LONGEST_DOCUMENT', 10)
     (tmp_path / 'a').write_text('12345\n67890\nabc\n')
-    counts = Counter()
-    assert read(f'text:{tmp_path}/a', counts=counts) == [['12345', '67890'], ['abc']]
-    assert counts == {'long_document_cut': 1}
+    tally = Tally()
+    assert read(f'text:{tmp_path}/a', tally=tally) == [['12345', '67890'], ['abc']]
+    assert +tally.counts == {'long_document_cut': 1}
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from bert_jax.train.sharding import make_mesh
 from tests.test_run import BY_THE_CLOCK, write_text
 
 PHASES = (
-    config.Phase(steps=7, sequence_length=32, global_batch_size=16, peak_learning_rate=1e-2, warmup_steps=2),
-    config.Phase(steps=5, sequence_length=64, global_batch_size=8, peak_learning_rate=5e-3, warmup_steps=1),
+    config.Phase(steps=6, sequence_length=32, global_batch_size=16, peak_learning_rate=1e-2, warmup_steps=2),
+    config.Phase(steps=6, sequence_length=64, global_batch_size=8, peak_learning_rate=5e-3, warmup_steps=1),
 )
 
 
@@ -33,9 +33,9 @@ def test_each_phase_has_its_own_warm_up_peak_and_decay() -> None:
         make_schedule(config.Optimizer(peak_learning_rate=p.peak_learning_rate, warmup_steps=p.warmup_steps), p.steps)
         for p in PHASES
     ]
-    expected = [float(alone[0](step)) for step in range(7)] + [float(alone[1](step)) for step in range(5)]
+    expected = [float(alone[0](step)) for step in range(6)] + [float(alone[1](step)) for step in range(6)]
     np.testing.assert_allclose([float(schedule(step)) for step in range(12)], expected, rtol=1e-6)
-    assert expected[2] == pytest.approx(1e-2) and expected[8] == pytest.approx(5e-3)
+    assert expected[2] == pytest.approx(1e-2) and expected[7] == pytest.approx(5e-3)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -66,7 +66,7 @@ def run(tmp_path_factory) -> tuple[config.Config, Path]:
         },
         'tokenizer': {'vocab_size': 500},
         'model': {'num_layers': 1, 'hidden_size': 16, 'num_heads': 2, 'intermediate_size': 32, 'max_positions': 64},
-        'train': {'log_every': 1, 'checkpoint_every': 1, 'keep_checkpoints': 12, 'evaluate_every': 0},
+        'train': {'log_every': 1, 'checkpoint_every': 3, 'keep_checkpoints': 4, 'evaluate_every': 0},
         'phases': [dataclasses.asdict(phase) for phase in PHASES],
     }
     resolved = config.resolve(asked)
@@ -93,12 +93,12 @@ def _leaves(tree: object, path: str = '') -> list[tuple[str, np.ndarray]]:
     return [leaf for key, value in items for leaf in _leaves(value, f'{path}/{key}')]
 
 
-@pytest.mark.parametrize('stopped_at', [4, 7, 10])  # inside the first phase, between the two, inside the second
+@pytest.mark.parametrize('stopped_at', [3, 6, 9])  # inside the first phase, between the two, inside the second
 def test_a_run_goes_on_exactly(run, tmp_path: Path, stopped_at: int) -> None:
     resolved, finished = run
     workdir = tmp_path / 'run'
     shutil.copytree(finished, workdir)
-    for step in range(stopped_at + 1, 13):
+    for step in range(stopped_at + 3, 13, 3):
         shutil.rmtree(workdir / 'checkpoints' / str(step))
     outcome = train(resolved, str(workdir))
     assert outcome.resumed_from == stopped_at and outcome.finished
@@ -123,7 +123,7 @@ class _Asked(Exception):
     pass
 
 
-@pytest.mark.parametrize('step, length', [(7, 32), (8, 64)])
+@pytest.mark.parametrize('step, length', [(6, 32), (9, 64)])
 def test_a_checkpoint_is_evaluated_with_the_rows_of_its_phase(run, monkeypatch, step: int, length: int) -> None:
     def asked(_, data: config.Data, *__: object, **___: object) -> None:
         raise _Asked(data.sequence_length)

@@ -1,0 +1,137 @@
+"""How fast one process prepares text, next to what the tokenizer libraries reach alone; and how much memory it takes.
+
+    python -m benchmarks.prepare [--text=FILE] [--rounds=5]
+    python -m benchmarks.prepare --gigabytes=1 [--workers=2] [--longest_line=100000000]
+
+The first runs in turns, on the same text, on one core: (A) the library's batch encoder on sentences that lie in
+memory, and (B) all of `prepare` with that tokenizer: reading, splitting into sentences, encoding, checksums, merging,
+syncing to disk. It prints the medians and their ratio, by the clock and by processor time (which other programs on the
+machine disturb less). The second writes a file of that size by repeating and varying the text, one of its lines of
+`longest_line` characters, prepares it in a process of its own, and prints the peak memory of the largest process.
+
+Without --text, the text is the docstrings of the installed packages (15 MB).
+"""
+
+import json
+import os
+import pathlib
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+from bert_jax import config
+from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.pieces import plan_source
+from bert_jax.text.prepare import prepare
+from bert_jax.text.tokenizer import load_tokenizer, train_tokenizer
+
+_TEXT = flags.DEFINE_string('text', None, 'a text file; a blank line between documents')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'how often A and B are timed', lower_bound=1)
+_GIGABYTES = flags.DEFINE_float('gigabytes', 0, 'measure the memory at this much text')
+_WORKERS = flags.DEFINE_integer('workers', 2, 'processes, when memory is measured')
+_LONGEST_LINE = flags.DEFINE_integer(
+    'longest_line', 100_000_000, 'characters of the longest line, when memory is measured'
+)
+_KIND = flags.DEFINE_enum(
+    'kind', 'wordpiece', ['wordpiece', 'sentencepiece'], 'of the tokenizer, when memory is measured'
+)
+
+_SENTENCES_AT_ONCE = 10_000
+_ORIGINAL_BYTES_PER_SECOND = 67_000  # reported for create_pretraining_data.py, a process
+
+
+def main(_: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        directory = pathlib.Path(name)
+        text = pathlib.Path(_TEXT.value) if _TEXT.value else _write_docstrings(directory / 'docstrings.txt')
+        if _GIGABYTES.value:
+            _measure_memory(directory, text)
+        else:
+            for kind in ('wordpiece', 'sentencepiece'):
+                _measure_speed(directory, text, kind)
+
+
+def _write_docstrings(path: pathlib.Path) -> pathlib.Path:
+    with path.open('w') as file:
+        for piece in plan_source('python-docs', 0, '').pieces:
+            for document in read_piece(piece, Reading(split_sentences=False), Tally()):
+                file.write('\n'.join(document.sentences) + '\n\n')
+    return path
+
+
+def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> None:
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+    source = f'text:{text}'
+    pieces = plan_source(source, 0, '').pieces
+    sentences = [
+        s for piece in pieces for document in read_piece(piece, Reading(), Tally()) for s in document.sentences
+    ]
+    settings = config.Tokenizer(kind=kind, vocab_size=30_000, sample_bytes=20_000_000)
+    train_tokenizer(settings, iter(sentences)).save(directory / kind)
+    given = config.Tokenizer(path=str(directory / kind))
+    tokenizer = load_tokenizer(given.path, lowercase=True, strip_accents=False)
+    if kind == 'wordpiece':
+        encode, library = tokenizer._backend.encode_batch_fast, 'tokenizers, encode_batch_fast'
+    else:
+        sentences = [sentence.lower() for sentence in sentences]  # as the tokenizer does before
+        encode, library = lambda batch: tokenizer._processor.encode(batch, num_threads=1), 'sentencepiece, encode'
+    batches = [sentences[i : i + _SENTENCES_AT_ONCE] for i in range(0, len(sentences), _SENTENCES_AT_ONCE)]
+    num_bytes, alone, whole = text.stat().st_size, [], []  # (seconds by the clock, by the processor)
+    for number in range(_ROUNDS.value):
+        start, start_processor = time.perf_counter(), time.process_time()
+        for batch in batches:
+            encode(batch)
+        alone.append((time.perf_counter() - start, time.process_time() - start_processor))
+        start, start_processor = time.perf_counter(), time.process_time()
+        prepare(config.Data(source=source, corpus=str(directory / f'{kind}-{number}')), given, progress=False)
+        whole.append((time.perf_counter() - start, time.process_time() - start_processor))
+    by_clock = [num_bytes / statistics.median(seconds for seconds, _ in times) for times in (alone, whole)]
+    by_processor = [num_bytes / statistics.median(seconds for _, seconds in times) for times in (alone, whole)]
+    print(f'{num_bytes / 1e6:.1f} MB of text, {len(sentences):,} sentences, one core, medians of {_ROUNDS.value}')
+    for clock, (a, b) in (('by the clock', by_clock), ('by processor time', by_processor)):
+        print(f'  {clock}: (A) {library}, alone: {a / 1e6:.2f} MB/s; (B) prepare, all of it: {b / 1e6:.2f} MB/s')
+        print(f'    B / A = {b / a:.2f}; {b / _ORIGINAL_BYTES_PER_SECOND:.0f} times 67 kB/s')
+    print(json.dumps({'kind': kind, 'alone': alone, 'prepare': whole}), flush=True)
+
+
+def _measure_memory(directory: pathlib.Path, text: pathlib.Path) -> None:
+    big = directory / 'big.txt'
+    _write_varied(text, big, int(_GIGABYTES.value * 1e9))
+    command = [sys.executable, '-m', 'bert_jax', 'prepare', '--config=configs/bert.py', '--json']
+    command += [f'--config.data.source=text:{big}', f'--config.data.corpus={directory}/corpus']
+    command += [f'--workers={_WORKERS.value}', f'--config.tokenizer.kind={_KIND.value}']
+    start = time.perf_counter()
+    summary = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of the largest process, not their sum
+    print(f'{big.stat().st_size / 1e9:.2f} GB of text, its longest line {_LONGEST_LINE.value:,} characters:')
+    print(f'  {seconds:.0f} s with {_WORKERS.value} workers; peak memory of the largest process {peak / 1e6:.0f} MB')
+    print(f'  {summary["documents"]:,} documents, {summary["tokens"]:,} tokens; dropped: {summary["dropped"]}')
+
+
+def _write_varied(text: pathlib.Path, path: pathlib.Path, num_bytes: int) -> None:
+    """Repeats a text until it is large; every time, one in fifty words is another word of the text."""
+    lines = [line.split() for line in text.read_text('utf-8').split('\n')]
+    words = [word for line in lines for word in line]
+    rng = random.Random(0)
+    with path.open('w') as file:
+        length = 0
+        while length < _LONGEST_LINE.value:
+            length += file.write(' '.join(rng.choices(words, k=100_000)) + ' ')
+        file.write('\n\n')
+        while file.tell() < num_bytes:
+            for line in lines:
+                for place in range(rng.randrange(50), len(line), 50):
+                    line[place] = rng.choice(words)
+                file.write(' '.join(line) + '\n')
+            file.write('\n')
+
+
+if __name__ == '__main__':
+    app.run(main)

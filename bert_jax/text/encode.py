@@ -1,0 +1,229 @@
+"""A piece -> its token ids and a table of its documents on disk: the work that is divided among processes.
+
+PIECE/tokens.bin       uint16 or uint32, the ids of all documents
+PIECE/sentences.bin    uint32, tokens of each sentence
+PIECE/lines.bin        LINE records, one for each line of text
+PIECE/documents.bin    DOCUMENT records
+PIECE/piece.json       counts and checksums: with it the piece is finished
+"""
+
+import array
+import hashlib
+import itertools
+import json
+import pathlib
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bert_jax.files import sync
+from bert_jax.text.checksums import file_digests, files_in
+from bert_jax.text.documents import Document, Tally
+from bert_jax.text.tokenizer import Tokenizer
+
+# `digest` tells equal texts; `uniform` hashes the group, or without one the text.
+DOCUMENT = np.dtype([('digest', 'V16'), ('uniform', 'u8'), ('lines', 'u4'), ('sentences', 'u4'), ('tokens', 'u8')])
+LINE = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
+_CHARACTERS_AT_ONCE = 1 << 20  # given to the tokenizer together
+_PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between
+_MOST_WORDS, _LONGEST_WORD = 1 << 19, 50  # that are remembered
+
+
+class Encoder:
+    """Sentences -> ids; frequent words are encoded once.
+
+    What BERT's normalizer and pre-tokenizer do to a word does not depend on what stands beyond the blanks around it, so
+    that the ids of a text are those of its words, one after another. Looking words up is several times as fast as
+    encoding text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        self._typecode = 'H' if self.dtype == np.uint16 else 'I'
+        self._words: dict[str, bytes] = {}  # a word's ids
+
+    def encode(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids of all sentences one after another, number of ids of each sentence)."""
+        if self._tokenizer.splits_at_blanks:
+            words_of = [sentence.split(' ') for sentence in sentences]
+            unseen = list(set(itertools.chain.from_iterable(words_of)).difference(self._words))
+            self._encode_words(unseen)
+            look_up = self._words.__getitem__
+            encoded = [b''.join(map(look_up, words)) for words in words_of]
+            for word in unseen:
+                if len(word) > _LONGEST_WORD:
+                    del self._words[word]
+            if len(self._words) > _MOST_WORDS:
+                self._words.clear()
+        else:
+            encoded = [self._packed(ids) for ids in self._tokenizer.encode_batch(sentences)]
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) // self.dtype.itemsize
+        return np.frombuffer(b''.join(encoded), self.dtype), lengths
+
+    def _encode_words(self, words: list[str]) -> None:
+        """Adds words to those known. Punctuation marks are words of their own: `word` and `word,` share the work."""
+        parts_of = [_PARTS.findall(word) for word in words]
+        unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
+        parts = dict(zip(unseen, map(self._packed, self._tokenizer.encode_batch(unseen)), strict=True))
+        self._words.update((part, ids) for part, ids in parts.items() if len(part) <= _LONGEST_WORD)
+        for word, cut in zip(words, parts_of, strict=True):
+            self._words[word] = b''.join([parts[part] if part in parts else self._words[part] for part in cut])
+
+    def _packed(self, ids: list[int]) -> bytes:
+        return array.array(self._typecode, ids).tobytes()
+
+
+def write_piece(documents: Iterable[Document], tally: Tally, encoder: Encoder, directory: pathlib.Path) -> None:
+    """Writes a piece under its name, whole or not at all; nothing is done when it is there.
+
+    `tally` belongs to the reading of the documents; it is complete when the last of them has come.
+
+    Raises:
+      BadInput: what the reading raises, see `read_piece`.
+      OSError: when it cannot be written.
+    """
+    if directory.is_dir():
+        return
+    temporary = directory.with_name(f'.{directory.name}.{uuid.uuid4().hex[:12]}')
+    temporary.mkdir(parents=True)
+    try:
+        num_documents = num_characters = 0
+        with (
+            (temporary / 'tokens.bin').open('wb') as tokens_file,
+            (temporary / 'sentences.bin').open('wb') as sentences_file,
+            (temporary / 'lines.bin').open('wb') as lines_file,
+            (temporary / 'documents.bin').open('wb') as documents_file,
+        ):
+            for batch in _batches(documents):
+                num_documents += len(batch)
+                num_characters += sum(len(text) for document in batch for line in document.lines for text in line)
+                ids, sentences, lines, table = _encoded(batch, encoder, tally)
+                for file, values in (
+                    (tokens_file, ids),
+                    (sentences_file, sentences),
+                    (lines_file, lines),
+                    (documents_file, table),
+                ):
+                    file.write(values.tobytes())
+        files = {
+            name: {'bytes': path.stat().st_size, 'blocks': file_digests(path)} for name, path in files_in(temporary)
+        }
+        for name in files:
+            sync(temporary / name)
+        record = {
+            'dropped': dict(tally.counts),
+            'records': tally.records,
+            'bad': tally.bad,
+            'num_documents': num_documents,
+            'characters': num_characters,
+            'dtype': encoder.dtype.name,
+            'files': files,
+        }
+        (temporary / 'piece.json').write_text(json.dumps(record), 'utf-8')
+        sync(temporary / 'piece.json')
+        _rename(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(temporary: pathlib.Path, directory: pathlib.Path) -> None:
+    try:
+        temporary.rename(directory)
+    except OSError:
+        if not directory.is_dir():  # not just another process that was faster
+            raise
+
+
+def read_record(directory: pathlib.Path) -> dict[str, Any] | None:
+    """What `piece.json` of a finished piece holds; None where there is none, or files of another size."""
+    try:
+        record = json.loads((directory / 'piece.json').read_text('utf-8'))
+        sizes = {name: (directory / name).stat().st_size for name in record['files']}
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return record if all(file['bytes'] == sizes[name] for name, file in record['files'].items()) else None
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents together; one that is large is not cut, but `_encoded` takes its sentences in parts."""
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += sum(len(text) for line in document.lines for text in line)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(
+    batch: list[Document], encoder: Encoder, tally: Tally
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, lengths of sentences, LINE records, DOCUMENT records) of those documents and sentences that have tokens."""
+    line_texts = ['\n'.join(line) for document in batch for line in document.lines]
+    sentences = [sentence for document in batch for line in document.lines for sentence in line]
+    parts = [encoder.encode(part) for part in _of_bounded_size(sentences)]
+    ids, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    num_lines = np.array([len(document.lines) for document in batch])
+    sentences_of_line = np.array([len(line) for document in batch for line in document.lines])
+    line_of_sentence = np.repeat(np.arange(len(line_texts)), sentences_of_line)
+    document_of_line = np.repeat(np.arange(len(batch)), num_lines)
+
+    lines = np.empty(len(line_texts), LINE)
+    encoded_lines = [text.encode() for text in line_texts]
+    lines['digest'] = np.frombuffer(
+        b''.join(hashlib.blake2b(line, digest_size=8).digest() for line in encoded_lines), np.uint64
+    )
+    lines['words'] = _count_words(encoded_lines)
+    has_tokens = lengths > 0
+    lines['sentences'] = np.bincount(line_of_sentence, has_tokens, len(lines))
+    tally.counts['empty_sentence'] += int((~has_tokens).sum())
+
+    table = np.empty(len(batch), DOCUMENT)
+    ends = np.cumsum(num_lines)
+    digests = [
+        hashlib.blake2b(b'\n'.join(encoded_lines[end - count : end]), digest_size=16).digest()
+        for end, count in zip(ends, num_lines, strict=True)
+    ]
+    table['digest'] = np.frombuffer(b''.join(digests), 'V16')
+    table['uniform'] = [
+        int.from_bytes(digest[:8] if document.group is None else _group_digest(document.group), 'big')
+        for digest, document in zip(digests, batch, strict=True)
+    ]
+    table['tokens'] = np.bincount(document_of_line[line_of_sentence], lengths, len(batch))
+    table['sentences'] = np.bincount(document_of_line, lines['sentences'], len(batch))
+    line_is_kept = lines['sentences'] > 0
+    table['lines'] = np.bincount(document_of_line, line_is_kept, len(batch))
+    document_is_kept = table['lines'] > 0
+    tally.counts['empty_document'] += int((~document_is_kept).sum())
+    return ids, lengths[has_tokens].astype(np.uint32), lines[line_is_kept], table[document_is_kept]
+
+
+def _of_bounded_size(sentences: list[str]) -> Iterator[list[str]]:
+    start = size = 0
+    for end, sentence in enumerate(sentences, 1):
+        size += len(sentence)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield sentences[start:end]
+            start, size = end, 0
+    if start < len(sentences):
+        yield sentences[start:]
+
+
+def _group_digest(group: str) -> bytes:
+    return hashlib.blake2b(group.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
+
+
+def _count_words(lines: list[bytes]) -> np.ndarray:
+    """How many runs of bytes between ASCII white space each line holds."""
+    text = np.frombuffer(b' ' + b' '.join(lines) + b' ', np.uint8)
+    is_blank = text <= 32
+    starts = np.flatnonzero(is_blank[:-1] & ~is_blank[1:])
+    ends = np.cumsum([len(line) + 1 for line in lines])
+    return np.diff(np.searchsorted(starts, ends), prepend=0)

@@ -1,0 +1,179 @@
+"""Preparing one corpus: its pieces, what is done with each, and the directory where finished ones wait for the merge.
+
+    PARTIAL/job.json          what is prepared: settings, sources, pieces
+    PARTIAL/texts/00012.json  the part of a piece that belongs to the tokenizer's sample
+    PARTIAL/tokenizer/
+    PARTIAL/pieces/00012/     an encoded piece, see `encode.py`
+
+Every name appears by renaming, so that any number of processes on any number of hosts may work on it and be killed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from bert_jax.errors import BadInput
+from bert_jax.files import write_whole
+from bert_jax.text.documents import Document, Reading, Tally, read_piece
+from bert_jax.text.encode import Encoder, read_record, write_piece
+from bert_jax.text.pieces import Piece, Source
+from bert_jax.text.tokenizer import load_tokenizer
+
+_VERSION = 1  # of what pieces hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A source cut into pieces, and the directory for what is made of them."""
+
+    directory: pathlib.Path
+    reading: Reading
+    pieces: tuple[Piece, ...]
+
+    @functools.cached_property
+    def tokenizer_directory(self) -> pathlib.Path:
+        return self.directory / 'tokenizer'
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(load_tokenizer(self.tokenizer_directory, lowercase=True, strip_accents=False))
+
+    def piece_directory(self, number: int) -> pathlib.Path:
+        return self.directory / 'pieces' / f'{number:05d}'
+
+    def is_encoded(self, number: int) -> bool:
+        """Whether a piece is finished. One without its record or with a file of another size is removed."""
+        directory = self.piece_directory(number)
+        if read_record(directory) is not None:
+            return True
+        if directory.is_dir():
+            _move_away(directory)
+        return False
+
+    # --- What the processes do. ---
+
+    def sample(self, number: int, num_bytes: int) -> tuple[int, int]:
+        """Writes the first `num_bytes` of text of a piece to `texts`; returns how many documents and characters."""
+        path = self._text_path(number)
+        if (text := _read_json(path)) is None:
+            tally, documents, size, is_whole = Tally(), [], 0, True
+            for document in read_piece(self.pieces[number], self.reading, tally):
+                if size >= num_bytes:
+                    is_whole = False
+                    break
+                lines = []
+                for line in document.lines:
+                    if size >= num_bytes:
+                        is_whole = False
+                        break
+                    lines.append(line)
+                    size += sum(len(sentence.encode()) for sentence in line)
+                documents.append([lines, document.group])
+            text = {
+                'documents': documents,
+                'dropped': dict(tally.counts),
+                'records': tally.records,
+                'bad': tally.bad,
+                'is_whole': is_whole,
+            }
+            path.parent.mkdir(exist_ok=True)
+            # Shards of a job array may write the same text at the same time.
+            temporary = path.with_name(f'{path.stem}.{uuid.uuid4().hex[:12]}')
+            write_whole(temporary, json.dumps(text))
+            temporary.replace(path)
+        lines = [line for lines, _ in text['documents'] for line in lines]
+        return len(text['documents']), sum(len(sentence) for line in lines for sentence in line)
+
+    def read_sample(self) -> Iterator[str]:
+        """The sentences of the texts that were sampled, in the order of the source.
+
+        Raises:
+          BadInput: when there are records and all are bad.
+        """
+        tally = Tally()
+        for number in range(len(self.pieces)):
+            if (text := _read_json(self._text_path(number))) is None:
+                continue
+            tally.add(Tally(Counter(text['dropped']), text['records'], text['bad']))
+            for lines, _ in text['documents']:
+                for line in lines:
+                    yield from line
+        if tally.bad and tally.counts['bad_record_skipped'] == tally.records:
+            raise tally.refusal('no record is good')
+
+    def encode(self, number: int) -> tuple[int, int]:
+        """Encodes a piece; returns its numbers of documents and characters."""
+        directory = self.piece_directory(number)
+        if not self.is_encoded(number):
+            text, tally = _read_json(self._text_path(number)), Tally()
+            if text is not None and text['is_whole']:  # reading it took time: it is not read twice
+                tally = Tally(Counter(text['dropped']), text['records'], text['bad'])
+                documents = (Document(lines, group) for lines, group in text['documents'])
+            else:
+                documents = read_piece(self.pieces[number], self.reading, tally)
+            write_piece(documents, tally, self._encoder, directory)
+        record = read_record(directory)
+        return record['num_documents'], record['characters']
+
+    def _text_path(self, number: int) -> pathlib.Path:
+        return self.directory / 'texts' / f'{number:05d}.json'
+
+
+def open_job(
+    directory: pathlib.Path, reading: Reading, sources: list[Source], settings: dict[str, Any], *, alone: bool
+) -> Job:
+    """Makes the directory of a job, or finds what an interrupted one left there.
+
+    Args:
+      alone: that no other shard works on it: what was left by a job on other text or settings is removed.
+
+    Raises:
+      BadInput: when other shards were started with other settings, or on other text.
+    """
+    pieces = tuple(piece for source in sources for piece in source.pieces)
+    identity = {
+        'version': _VERSION,
+        'settings': settings,
+        'files': {source.name: source.files for source in sources},
+        'pieces': hashlib.sha256(repr(pieces).encode()).hexdigest(),
+    }
+    identity = json.loads(json.dumps(identity))
+    path = directory / 'job.json'
+    there = _read_json(path)
+    if there != identity:
+        if there is not None and not alone:
+            raise BadInput(
+                str(directory),
+                f'holds shards with other {", ".join(key for key in identity if there.get(key) != identity[key])}',
+                'the same settings and text for all shards',
+                f'rm -r {directory} to start again',
+            )
+        if directory.exists() and alone:
+            _move_away(directory)
+        (directory / 'pieces').mkdir(parents=True, exist_ok=True)
+        temporary = directory / f'job.{uuid.uuid4().hex[:12]}'
+        write_whole(temporary, json.dumps(identity))
+        temporary.replace(path)
+    return Job(directory, reading, pieces)
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    """What a JSON file holds; None where there is none."""
+    try:
+        return json.loads(path.read_text('utf-8'))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _move_away(directory: pathlib.Path) -> None:
+    """Removes a directory; its name is free at once."""
+    aside = directory.with_name(f'.{directory.name.lstrip(".")}.{uuid.uuid4().hex[:12]}.old')
+    directory.rename(aside)
+    shutil.rmtree(aside)

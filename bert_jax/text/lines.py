@@ -1,0 +1,140 @@
+"""A part of a text or JSON file -> its lines, decompressed and decoded, none longer than fits into memory."""
+
+import gzip
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from bert_jax.errors import BadInput
+from bert_jax.text import pieces
+from bert_jax.text.pieces import Part
+
+_CHUNK_BYTES = 1 << 20
+_ZST_BYTES = 1 << 14  # compressed: a few bytes of zstd may stand for 128 KiB
+
+
+def read_lines(part: Part, kind: str, counts: Counter) -> Iterator[str | None]:
+    """The lines of a part. One that is too long comes as several (text) or as None (JSON)."""
+    longest = pieces.LONGEST_LINE if kind == 'text' else pieces.LONGEST_RECORD
+    rest, is_skipping = b'', False
+    for chunk in _read_chunks(part, kind):
+        if kind == 'text' and b'\0' in chunk:
+            counts['nul_bytes_removed'] += chunk.count(b'\0')
+            chunk = chunk.replace(b'\0', b'')
+        head, newline, body = chunk.partition(b'\n')
+        rest += head
+        while len(rest) > longest:
+            if kind == 'text':
+                end = longest - _cut_character(rest[longest - 4 : longest + 1])
+                counts['long_line_split'] += 1
+                yield decode(rest[:end], counts)
+                rest = rest[end:]
+            else:
+                rest, is_skipping = b'', True
+        if not newline:
+            rest = b'' if is_skipping else rest
+            continue
+        yield None if is_skipping else decode(rest, counts).rstrip('\r')
+        body, newline, rest = body.rpartition(b'\n')
+        is_skipping = False
+        if newline:
+            yield from _decoded_lines(body, counts)
+    if rest or is_skipping:
+        yield None if is_skipping else decode(rest, counts).rstrip('\r')
+
+
+def _decoded_lines(body: bytes, counts: Counter) -> Iterator[str]:
+    if b'\r' not in body:
+        try:
+            yield from body.decode('utf-8').split('\n')
+            return
+        except UnicodeDecodeError:
+            pass  # line by line, to count the lines that are not UTF-8
+    for line in body.split(b'\n'):
+        yield decode(line, counts).rstrip('\r')
+
+
+def _cut_character(around: bytes) -> int:
+    """How many bytes before the last of `around` its character begins; 0 when it begins with it."""
+    back = next((i for i in range(4) if around[-1 - i] & 0xC0 != 0x80), 0)
+    return back
+
+
+def _read_chunks(part: Part, kind: str) -> Iterator[bytes]:
+    path = epath.Path(part.path)
+    with path.open('rb') as file:
+        if path.suffix == '.zst':
+            chunks = _decompress_zst(path, file)
+        elif path.suffix == '.gz':
+            chunks = _read_gz(path, file)
+        else:
+            start, stop = (0, None) if part.is_whole else pieces.find_range(file, part, kind)
+            file.seek(start)
+            chunks = _read_range(file, stop)
+        is_first = part.start == 0
+        for chunk in chunks:
+            if is_first and chunk.startswith((b'\xff\xfe', b'\xfe\xff')):
+                raise BadInput(str(path), 'is UTF-16', 'UTF-8', f'iconv -f UTF-16 -t UTF-8 {path}')
+            yield chunk.removeprefix(b'\xef\xbb\xbf') if is_first else chunk
+            is_first = False
+
+
+def _read_range(file: Any, stop: int | None) -> Iterator[bytes]:
+    left = None if stop is None else stop - file.tell()
+    while chunk := file.read(_CHUNK_BYTES if left is None else min(left, _CHUNK_BYTES)):
+        left = None if left is None else left - len(chunk)
+        yield chunk
+
+
+def _read_gz(path: epath.Path, file: Any) -> Iterator[bytes]:
+    try:
+        stream = gzip.GzipFile(fileobj=file)
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(path, error) from None
+
+
+def _decompress_zst(path: epath.Path, file: Any) -> Iterator[bytes]:
+    """Frame by frame: the stream reader of zstandard takes a truncated file for a complete one."""
+    import zstandard
+
+    frame, rest = None, b''
+    try:
+        while data := rest or file.read(_ZST_BYTES):
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            if chunk := frame.decompress(data):
+                yield chunk
+            rest = frame.unused_data if frame.eof else b''
+            frame = None if frame.eof else frame
+    except zstandard.ZstdError as error:
+        raise _damaged(path, error) from None
+    if frame is not None:
+        raise _damaged(path, EOFError())
+
+
+def _damaged(path: epath.Path, error: Exception) -> BadInput:
+    return BadInput(str(path), f'is truncated or damaged ({type(error).__name__})', 'a complete file', 'copy it again')
+
+
+def line_of(part: Part, number: int) -> str:
+    """The place of the `number`th line of a part, counted from the beginning of its file."""
+    if part.start:
+        with epath.Path(part.path).open('rb') as file:
+            left = pieces.find_range(file, part, 'jsonl')[0]
+            file.seek(0)
+            while chunk := file.read(min(left, _CHUNK_BYTES)):
+                number, left = number + chunk.count(b'\n'), left - len(chunk)
+    return f'{part.path}:{number}'
+
+
+def decode(data: bytes, counts: Counter) -> str:
+    """UTF-8; what is not is replaced, and counted once."""
+    try:
+        return data.decode('utf-8')
+    except UnicodeDecodeError:
+        counts['invalid_utf8_replaced'] += 1
+        return data.decode('utf-8', 'replace')

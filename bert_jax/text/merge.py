@@ -1,0 +1,301 @@
+"""Encoded pieces -> the splits of a corpus: duplicates out, each document to its split, in the order of the source.
+
+Nothing here depends on who encoded the pieces. Duplicates are found on disk: (digest, number) of every document goes
+to one of many files by its digest, each small enough to be sorted in memory; of equal ones the lowest number stays.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from bert_jax.errors import BadInput
+from bert_jax.text.checksums import first_difference
+from bert_jax.text.encode import DOCUMENT, LINE
+from bert_jax.text.splits import SplitWriter
+
+FEWEST = 2  # documents that a split needs for next sentence prediction
+_KEY = np.dtype([('high', 'u8'), ('low', 'u8'), ('number', 'u8')])
+_BUCKET_BYTES = 1 << 26  # sorted at once
+_RECORDS_AT_ONCE = 1 << 18
+_TOKENS_AT_ONCE = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The encoded pieces of a source: how often each document is taken, and the split they go to ('' is by hash)."""
+
+    pieces: list[pathlib.Path]
+    weight: float
+    split: str
+
+
+def merge(
+    shares: list[Share],
+    scratch: pathlib.Path,
+    writers: dict[str, SplitWriter],
+    unk_id: int,
+    *,
+    validation_fraction: float,
+    deduplicate_lines: bool,
+) -> tuple[Counter, Counter]:
+    """Writes the documents of all pieces to their splits.
+
+    Of equal documents (and lines, if asked) only the first is taken. A document of a source of weight w is written
+    floor(w) times and, when its hash is below the rest of w, once more; repetitions come after the whole source, for
+    training only. A document goes to validation when the hash of its group is below the fraction: the same one however
+    the source grows. But the groups of the first two documents are for training, and when fewer than two documents are
+    left for validation, the lowest hashes go there.
+
+    Args:
+      scratch: an empty directory on the disk of the pieces; takes 24 bytes a document (and line).
+      unk_id: of the tokenizer.
+
+    Returns:
+      what was dropped {reason: count}, and the numbers of `words` and `unknown` tokens written.
+
+    Raises:
+      BadInput: for a piece that is not as it was written; it is removed.
+    """
+    for share in shares:
+        for piece in share.pieces:
+            _check(piece)
+    dropped, measured = Counter(), Counter()
+    kept = _Flags(scratch / 'documents', _count(shares, 'documents.bin', DOCUMENT))
+    dropped['duplicate_document'] = _drop_repeated(kept, _document_keys(shares), scratch)
+    kept_lines = None
+    if deduplicate_lines:
+        kept_lines = _Flags(scratch / 'lines', _count(shares, 'lines.bin', LINE))
+        dropped['duplicate_line'] = _drop_repeated(kept_lines, _line_keys(shares, kept), scratch)
+        dropped['document_of_duplicate_lines'] = _drop_emptied(shares, kept, kept_lines)
+    is_validation = _split_by_hash(shares, kept, validation_fraction)
+    first_number = first_line = 0
+    for share in shares:
+        for repetition in range(max(1, math.ceil(share.weight))):
+            number, line = first_number, first_line
+            for piece in share.pieces:
+                for part in _contents(piece):
+                    flags = kept.read(number, len(part.table))
+                    copies = _copies(part.table, share.weight)
+                    if repetition == 0:
+                        dropped['thinned_by_weight'] += int((flags & (copies == 0)).sum())
+                    flags &= copies > repetition
+                    goes_to_validation = is_validation(part.table) if not share.split else share.split == 'validation'
+                    goes_to_validation = np.broadcast_to(goes_to_validation, len(flags))
+                    lines_kept = np.ones(len(part.lines), bool)
+                    if kept_lines is not None:
+                        lines_kept = kept_lines.read(line, len(part.lines))
+                    for name, chosen in (('train', ~goes_to_validation), ('validation', goes_to_validation)):
+                        if repetition and name == 'validation' or not (chosen & flags).any():
+                            continue
+                        words, ids = part.write(writers[name], chosen & flags, lines_kept)
+                        measured['words'] += words
+                        measured['unknown'] += int((ids == unk_id).sum())
+                    number, line = number + len(part.table), line + len(part.lines)
+        first_number, first_line = number, line
+    return +dropped, measured
+
+
+def _check(piece: pathlib.Path) -> None:
+    record = json.loads((piece / 'piece.json').read_text('utf-8'))
+    if difference := first_difference(piece, record['files']):
+        (piece / 'piece.json').unlink()  # without it the piece is not finished
+        raise BadInput(str(piece), f'{difference}', 'what was written', 'the same command again makes this piece anew')
+
+
+# --- The parts of pieces, in bounded memory. ---
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """Some documents of a piece with their text."""
+
+    table: np.ndarray  # DOCUMENT
+    lines: np.ndarray  # LINE
+    sentences: np.ndarray  # lengths
+    tokens: np.ndarray
+
+    def write(self, writer: SplitWriter, documents: np.ndarray, lines: np.ndarray) -> tuple[int, np.ndarray]:
+        """Writes the lines that two masks leave; returns the number of their words, and their ids."""
+        document_of_line = np.repeat(np.arange(len(self.table)), self.table['lines'])
+        lines = lines & documents[document_of_line]
+        sentences = np.repeat(lines, self.lines['sentences'])
+        ids = self.tokens[np.repeat(sentences, self.sentences)]
+        counts = np.bincount(document_of_line[lines], self.lines['sentences'][lines], len(self.table)).astype(np.int64)
+        writer.add(ids, self.sentences[sentences], counts[counts > 0])
+        return int(self.lines['words'][lines].sum(dtype=np.int64)), ids
+
+
+def _count(shares: list[Share], name: str, dtype: np.dtype) -> int:
+    return sum((piece / name).stat().st_size for share in shares for piece in share.pieces) // dtype.itemsize
+
+
+def _tables(piece: pathlib.Path) -> Iterator[np.ndarray]:
+    with (piece / 'documents.bin').open('rb') as file:
+        while len(table := np.fromfile(file, DOCUMENT, _RECORDS_AT_ONCE)):
+            yield table
+
+
+def _contents(piece: pathlib.Path) -> Iterator[_Contents]:
+    dtype = np.dtype(json.loads((piece / 'piece.json').read_text('utf-8'))['dtype'])
+    with (
+        (piece / 'lines.bin').open('rb') as lines,
+        (piece / 'sentences.bin').open('rb') as sentences,
+        (piece / 'tokens.bin').open('rb') as tokens,
+    ):
+        for table in _tables(piece):
+            while len(table):
+                fit = np.searchsorted(np.cumsum(table['tokens']), _TOKENS_AT_ONCE)
+                some, table = np.split(table, [max(1, fit)])
+                numbers = [int(some[name].sum(dtype=np.int64)) for name in ('lines', 'sentences', 'tokens')]
+                yield _Contents(
+                    some,
+                    np.fromfile(lines, LINE, numbers[0]),
+                    np.fromfile(sentences, np.uint32, numbers[1]),
+                    np.fromfile(tokens, dtype, numbers[2]),
+                )
+
+
+def _lines_of(piece: pathlib.Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    with (piece / 'lines.bin').open('rb') as lines:
+        for table in _tables(piece):
+            while len(table):
+                fit = np.searchsorted(np.cumsum(table['lines'], dtype=np.int64), _RECORDS_AT_ONCE)
+                some, table = np.split(table, [max(1, fit)])
+                yield some, np.fromfile(lines, LINE, int(some['lines'].sum(dtype=np.int64)))
+
+
+# --- Duplicates. ---
+
+
+class _Flags:
+    """A flag for each of many things, on disk; all are set to begin with."""
+
+    def __init__(self, path: pathlib.Path, length: int):
+        self._path = path
+        self.length = length
+        with path.open('wb') as file:
+            for start in range(0, length, 1 << 24):
+                file.write(b'\1' * min(1 << 24, length - start))
+
+    def clear(self, numbers: np.ndarray) -> None:
+        if len(numbers):
+            flags = np.memmap(self._path, bool, 'r+')
+            flags[numbers] = False
+            flags.flush()
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        return np.fromfile(self._path, bool, count, offset=start)
+
+
+def _document_keys(shares: list[Share]) -> Iterator[np.ndarray]:
+    start = 0
+    for share in shares:
+        for piece in share.pieces:
+            for table in _tables(piece):
+                keys = np.empty(len(table), _KEY)
+                keys['high'], keys['low'] = _halves(table).T
+                keys['number'] = np.arange(start, start + len(table))
+                start += len(table)
+                yield keys
+
+
+def _line_keys(shares: list[Share], kept: _Flags) -> Iterator[np.ndarray]:
+    number = start = 0
+    for share in shares:
+        for piece in share.pieces:
+            for table, lines in _lines_of(piece):
+                keys = np.zeros(len(lines), _KEY)
+                keys['high'] = lines['digest']
+                keys['number'] = np.arange(start, start + len(lines))
+                flags = np.repeat(kept.read(number, len(table)), table['lines'])
+                number, start = number + len(table), start + len(lines)
+                yield keys[flags]
+
+
+def _halves(table: np.ndarray) -> np.ndarray:
+    """The two halves of each digest, uint64 [N, 2]."""
+    return np.frombuffer(table['digest'].tobytes(), '<u8').reshape(-1, 2)
+
+
+def _drop_repeated(flags: _Flags, keys: Iterable[np.ndarray], scratch: pathlib.Path) -> int:
+    """Clears the flags of all but the first of equal keys; returns how many."""
+    num_buckets = max(1, -(-flags.length * _KEY.itemsize // _BUCKET_BYTES))
+    buckets = [scratch / f'keys-{number:05d}' for number in range(num_buckets)]
+    for some in keys:
+        bucket = (some['high'] % num_buckets).astype(np.int64)
+        order = np.argsort(bucket, kind='stable')
+        ends = np.cumsum(np.bincount(bucket, minlength=num_buckets))
+        for number, records in enumerate(np.split(some[order], ends[:-1])):
+            if len(records):
+                with buckets[number].open('ab') as file:
+                    file.write(records.tobytes())
+    num_dropped = 0
+    for path in buckets:
+        if path.exists():
+            some = np.fromfile(path, _KEY)
+            some = some[np.lexsort((some['low'], some['high']))]  # stable: equal keys stay in the order of the source
+            is_repeated = (some['high'][1:] == some['high'][:-1]) & (some['low'][1:] == some['low'][:-1])
+            flags.clear(some['number'][1:][is_repeated])
+            num_dropped += int(is_repeated.sum())
+            path.unlink()
+    return num_dropped
+
+
+def _drop_emptied(shares: list[Share], kept: _Flags, kept_lines: _Flags) -> int:
+    """Clears the flags of documents of whose lines none is left; returns how many."""
+    number = start = num_dropped = 0
+    for share in shares:
+        for piece in share.pieces:
+            for table, lines in _lines_of(piece):
+                flags = kept.read(number, len(table))
+                left = np.logical_or.reduceat(
+                    kept_lines.read(start, len(lines)), np.cumsum(table['lines'], dtype=np.int64) - table['lines']
+                )
+                emptied = np.flatnonzero(flags & ~left)
+                kept.clear(number + emptied)
+                num_dropped += len(emptied)
+                number, start = number + len(table), start + len(lines)
+    return num_dropped
+
+
+# --- Weights and splits. ---
+
+
+def _copies(table: np.ndarray, weight: float) -> np.ndarray:
+    """How often each document of a source of this weight is taken."""
+    whole = math.floor(weight)
+    return whole + (_halves(table)[:, 1] < np.float64(weight - whole) * 2.0**64)
+
+
+def _split_by_hash(shares: list[Share], kept: _Flags, fraction: float):
+    """A function of a table: whether each document goes to validation."""
+    train, lowest, num_below, number = [], np.empty(0, np.uint64), 0, 0
+    limit = np.uint64(int(fraction * 2**64))
+    for share in shares:
+        for piece in share.pieces:
+            for table in _tables(piece):
+                flags = kept.read(number, len(table)) & (_copies(table, share.weight) > 0)
+                number += len(table)
+                if share.split or not fraction:
+                    continue
+                uniform = table['uniform'][flags]
+                train += uniform[: FEWEST - len(train)].tolist()
+                others = uniform[~np.isin(uniform, np.array(train, np.uint64))]
+                num_below += int((others < limit).sum())
+                lowest = np.sort(np.concatenate([lowest, others]))[:FEWEST]
+    held_for_training = np.array(train, np.uint64)
+    last = limit - np.uint64(1) if limit else None
+    if num_below < FEWEST and fraction:
+        last = lowest[-1] if len(lowest) else None
+
+    def is_validation(table: np.ndarray) -> np.ndarray:
+        if last is None:
+            return np.zeros(len(table), bool)
+        return (table['uniform'] <= last) & ~np.isin(table['uniform'], held_for_training)
+
+    return is_validation

@@ -1,0 +1,234 @@
+"""A source -> pieces: what one process reads in one go, the same however many processes there are.
+
+Small files are read together, large ones by ranges: text and JSON by bytes, parquet by row groups, TFDS by records.
+Compressed files, and files on an object store, are read whole.
+
+A range of bytes is moved to borders that any process finds alone by looking at what follows its two ends:
+- text: behind the first blank line that begins at or after the end, so that a document belongs to the piece in which it
+  begins (one that begins right at an end, to the piece before); where there is none within `LONGEST_DOCUMENT` bytes,
+  the first line that begins there; where there is none of these within `LONGEST_LINE` bytes, the first character.
+- JSON: the first line that begins at or after the end.
+"""
+
+import dataclasses
+import glob
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+from etils import epath
+
+from bert_jax.errors import BadInput
+
+LONGEST_LINE = 1 << 20  # bytes; a longer line of a text file is read as several
+LONGEST_RECORD = 1 << 26  # bytes; a longer line of JSON is a bad record
+LONGEST_DOCUMENT = 1 << 24  # characters (bytes, at a border); a longer document is cut into several
+_MIN_PIECE, _MAX_PIECE, _PIECES = 1 << 22, 1 << 26, 64  # bytes; pieces are smaller where there would be fewer than 64
+_RECORDS_PER_PIECE = 1 << 14  # of TFDS, which does not tell bytes
+_FILE_KINDS = ('text', 'jsonl', 'parquet')
+_VERSION = re.compile(r'[\d*]+\.[\d*]+\.[\d*]+')
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A file, or a range of it: bytes (text, jsonl), row groups (parquet), records (tfds). `stop` -1 is the end."""
+
+    path: str
+    start: int = 0
+    stop: int = -1
+
+    @property
+    def is_whole(self) -> bool:
+        return (self.start, self.stop) == (0, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What is read in one go; `source` is the number of its source."""
+
+    kind: str
+    source: int
+    parts: tuple[Part, ...]
+    num_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The pieces of a source in order, and what its files were when it was looked at: {path: [bytes, mtime_ns]}."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    files: dict[str, list[int]]
+
+
+def plan_source(source: str, number: int, text_field: str, group_field: str = '') -> Source:
+    """Looks at a source's files, not at their text.
+
+    Raises:
+      BadInput: for a source that is unknown or has no file, an empty file, a file that is no parquet or lacks a column.
+    """
+    kind, _, rest = source.partition(':')
+    if source == 'python-docs':
+        from bert_jax.text import python_docs
+
+        sized = [(Part(str(path)), path.stat().st_size) for _, path in python_docs.find_modules()]
+        return Source(source, _grouped(kind, number, sized), {})  # installing again would change the times
+    if kind == 'tfds':
+        records = open_tfds(rest, [text_field, *filter(None, [group_field])])
+        ranges = _ranges(len(records), _RECORDS_PER_PIECE)
+        pieces = [Piece(kind, number, (Part(rest, a, b),), b - a) for a, b in ranges]
+        return Source(source, tuple(pieces), {})
+    if kind not in _FILE_KINDS:
+        raise BadInput('config.data.source', f'is {source!r}', 'python-docs, text:, jsonl:, parquet: or tfds:')
+    paths = find_files(rest)
+    if not paths:
+        raise BadInput(f'data.source={source}', f'no file matches {rest}', 'at least one file')
+    files = _sizes_and_times(paths)
+    for path, (length, _) in files.items():
+        if length == 0:
+            raise BadInput(path, 'is empty: it holds no text', 'a file with text', 'remove it, or narrow data.source')
+    size = min(_MAX_PIECE, max(_MIN_PIECE, sum(length for length, _ in files.values()) // _PIECES))
+    if kind == 'parquet':
+        sized = [part for path in paths for part in _row_groups(path, size, [text_field, group_field])]
+    else:
+        sized = [part for path in paths for part in _byte_ranges(path, files[str(path)][0], size)]
+    return Source(source, _grouped(kind, number, sized, size), files)
+
+
+def find_files(pattern: str) -> list[epath.Path]:
+    """The files of a glob, sorted by name."""
+    if '://' in pattern:
+        head, _, tail = pattern.partition('*')
+        root = head.rpartition('/')[0]
+        files = sorted(epath.Path(root).glob(pattern[len(root) + 1 :])) if tail or '*' in pattern else []
+        files = files or [path for path in [epath.Path(pattern)] if path.exists()]
+    else:
+        files = [epath.Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    return [path for path in files if not path.is_dir()]
+
+
+def look_at_files(source: str) -> dict[str, list[int]]:
+    """{path: [bytes, time of the last change]} of a source that is files; {} of another, or where there are none."""
+    kind, _, rest = source.partition(':')
+    return _sizes_and_times(find_files(rest)) if kind in _FILE_KINDS else {}
+
+
+def _sizes_and_times(paths: list[epath.Path]) -> dict[str, list[int]]:
+    stats = {str(path): path.stat() for path in paths}
+    return {path: [stat.length, int(stat.mtime or 0)] for path, stat in stats.items()}
+
+
+def _grouped(kind: str, number: int, sized: list[tuple[Part, int]], size: int = _MIN_PIECE) -> tuple[Piece, ...]:
+    """Parts in order, as many to a piece as keep within `size`, at least one."""
+    pieces, parts, total = [], [], 0
+    for part, length in sized:
+        if parts and total + length > size:
+            pieces.append(Piece(kind, number, tuple(parts), total))
+            parts, total = [], 0
+        parts.append(part)
+        total += length
+    return (*pieces, Piece(kind, number, tuple(parts), total))
+
+
+def _ranges(length: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, length, size):
+        yield start, min(start + size, length)
+
+
+def _byte_ranges(path: epath.Path, length: int, size: int) -> list[tuple[Part, int]]:
+    if path.suffix in ('.gz', '.zst') or '://' in str(path) or length < 2 * size:
+        return [(Part(str(path)), length)]
+    return [(Part(str(path), a, b), b - a) for a, b in _ranges(length, size)]
+
+
+def _row_groups(path: epath.Path, size: int, fields: list[str]) -> list[tuple[Part, int]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with path.open('rb') as file:
+            table = parquet.ParquetFile(file)
+            names, metadata = table.schema_arrow.names, table.metadata
+            sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(str(path), f'cannot be read as parquet ({type(error).__name__})', 'text columns') from None
+    for field in filter(None, fields):
+        check_field(field, names, str(path))
+    if sum(sizes) < 2 * size:
+        return [(Part(str(path)), sum(sizes))]
+    return [(Part(str(path), group, group + 1), sizes[group]) for group in range(len(sizes))]
+
+
+def check_field(field: str, names: Iterable[str], where: str) -> None:
+    """Raises `BadInput` when the data have no such field."""
+    names = list(names)
+    if field not in names:
+        raise BadInput(where, f'has no field {field!r}', ', '.join(names), '--config.data.text_field=NAME')
+
+
+def open_tfds(spec: str, fields: list[str]) -> Any:
+    """The records of `NAME[/CONFIG][:VERSION][:SPLIT]`, readable by index, without TensorFlow.
+
+    Raises:
+      BadInput: for a dataset, a split or a feature that is not there.
+    """
+    import tensorflow_datasets as tfds
+
+    head, bracket, slicing = spec.partition('[')  # a slice may hold colons of its own: train[:10%]
+    name, _, split = head.rpartition(':')
+    if not name or _VERSION.fullmatch(split):
+        name, split = head, 'train'
+    split += bracket + slicing
+    where = f'data.source=tfds:{spec}'
+    try:
+        builder = tfds.builder(name, file_format='array_record')
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        found = f'is not a dataset here ({type(error).__name__})'
+        raise BadInput(where, found, 'NAME[/CONFIG][:VERSION][:SPLIT]') from None
+    for field in fields:
+        check_field(field, builder.info.features, where)
+    builder.download_and_prepare(file_format='array_record')
+    if split.partition('[')[0].partition('+')[0] not in builder.info.splits:
+        raise BadInput(where, f'has no split {split!r}', ', '.join(builder.info.splits))
+    return builder.as_data_source(split=split)
+
+
+# --- Borders. ---
+
+
+def find_range(file: BinaryIO, part: Part, kind: str) -> tuple[int, int]:
+    """The bytes (start, stop) that belong to a part of a text or JSON file."""
+    end = file.seek(0, 2)
+    stop = end if part.stop == -1 else part.stop
+    return tuple(_border(file, place, end, kind) for place in (part.start, stop))
+
+
+def _border(file: BinaryIO, place: int, end: int, kind: str) -> int:
+    if place <= 0 or place >= end:
+        return max(0, min(place, end))
+    file.seek(place - 1)
+    if kind == 'jsonl':
+        while (line := file.readline(LONGEST_LINE)) and not line.endswith(b'\n'):
+            pass
+        return file.tell()
+    line = file.readline(LONGEST_LINE + 1)
+    if not line.endswith(b'\n'):
+        return end if file.tell() == end and len(line) <= LONGEST_LINE else place + first_character(line[1:])
+    first_line = file.tell()
+    while file.tell() < place + LONGEST_DOCUMENT:
+        line = file.readline(LONGEST_LINE)
+        if not line:
+            return end
+        if line.endswith(b'\n') and is_blank(line):
+            return file.tell()
+    return first_line
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing but white space (of any script)."""
+    return not line.strip() or (len(line) < 100 and not line.decode('utf-8', 'replace').strip())
+
+
+def first_character(data: bytes) -> int:
+    """Where the first whole UTF-8 character of some bytes begins: 0 to 3."""
+    return next((i for i, byte in enumerate(data[:3]) if byte & 0xC0 != 0x80), min(3, len(data)))

@@ -1,0 +1,379 @@
+"""Text -> corpus, in three steps: pieces are read and encoded, by any number of processes; then they are merged.
+
+What comes out is the same, byte for byte, whoever did what; and what is finished is not done again.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.files import sync
+from bert_jax.text.added_tokens import add_tokens
+from bert_jax.text.checksums import file_digests, files_in
+from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
+from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.encode import Encoder, read_record
+from bert_jax.text.job import Job, open_job
+from bert_jax.text.merge import FEWEST, Share, merge
+from bert_jax.text.pieces import Source, plan_source
+from bert_jax.text.pool import Pool
+from bert_jax.text.progress import say
+from bert_jax.text.reuse import find_existing, settings_of, weighted_sources
+from bert_jax.text.splits import SplitWriter
+from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+TOKENS_PER_SHARD = 1 << 25
+_PREVIEW_SENTENCES = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a corpus holds.
+
+    Attributes:
+      documents, sentences, tokens: of both splits together.
+      unknown_rate: share of the tokens that are [UNK].
+      tokens_per_word: tokens by words, words being what blanks separate.
+      seconds: that the process that wrote the corpus took, training the tokenizer included.
+      dropped: {reason: count} of what was left out or mended.
+      path: the directory.
+      reused: whether it was there already, from the same settings.
+      splits: {split: {documents, sentences, tokens}}.
+    """
+
+    documents: int
+    sentences: int
+    tokens: int
+    unknown_rate: float
+    tokens_per_word: float
+    seconds: float
+    dropped: dict[str, int]
+    path: str
+    reused: bool
+    splits: dict[str, dict[str, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+    """A shard has done its part, and others have not: `pieces_left` of `pieces`."""
+
+    path: str
+    pieces: int
+    pieces_left: int
+
+
+def prepare(
+    data: config.Data,
+    tokenizer: config.Tokenizer,
+    *,
+    initial: Tokenizer | None = None,
+    workers: int = 1,
+    shard: tuple[int, int] | None = None,
+    beam: list[str] | None = None,
+    progress: bool = True,
+) -> Summary | Unfinished:
+    """Reads `data.source`, trains the tokenizer unless one is given, and writes `data.corpus`.
+
+    The corpus appears under its name only when all of it is on disk. One that is there already from the same settings
+    and files is kept as it is. Progress goes to standard error.
+
+    Args:
+      initial: a tokenizer to use where `tokenizer.path` names none, that of the model that a run will start from.
+      workers: processes on this host. More than one imports the caller's main module again (`multiprocessing`, spawn).
+      shard: (I, N), to encode only the pieces I, I + N, I + 2N …; the shard that finds all pieces finished merges them.
+      beam: options of Apache Beam, to do the pieces by its runner; this process merges them.
+
+    Raises:
+      BadInput: for a bad source (see `plan_source`, `read_piece`) or tokenizer, a directory that holds something else
+        or cannot be written, too many bad records, no document at all, or fewer than two training documents with
+        `data.pairing='nsp'`. Pieces that are finished stay, and the same command goes on with them.
+    """
+    _check_is_text(data)
+    start = time.monotonic()
+    directory = pathlib.Path(data.corpus)
+    given = _load_given(tokenizer, initial)
+    settings = settings_of(data, tokenizer, given)
+    if (manifest := find_existing(directory, data, settings)) is not None:
+        _check_documents(data, manifest['splits']['train']['documents'])
+        say(f'{directory} holds this corpus already; the source was not read again', progress)
+        return _summary(directory, manifest, reused=True)
+    make_pool = _pool_maker(workers, beam, progress)
+    sources = _plan(data)
+    try:
+        job = open_job(_partial(directory), reading_of(data), sources, settings, alone=shard is None)
+        with make_pool(job) as pool:
+            _make_tokenizer(job, pool, data, tokenizer, given, progress)
+            mine = range(len(job.pieces)) if shard is None else range(shard[0], len(job.pieces), shard[1])
+            pool.run('encode', [(number,) for number in mine], 'encoding')
+        if missing := [number for number in range(len(job.pieces)) if not job.is_encoded(number)]:
+            return Unfinished(str(directory), len(job.pieces), len(missing))
+        manifest = finish(job, data, settings, sources, start, progress)
+    except OSError as error:
+        if (
+            manifest := find_existing(directory, data, settings)
+        ) is None:  # another process finished first, and cleaned up
+            raise _cannot_write(directory, error) from error
+    shutil.rmtree(_partial(directory), ignore_errors=True)
+    return _summary(directory, manifest, reused=False)
+
+
+def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callable[[Job], Any]:
+    if beam is None:
+        return lambda job: Pool(job, workers, progress)
+    try:
+        from bert_jax.text.beam import BeamPool
+    except ImportError as error:
+        mend = 'pip install -r requirements-beam.txt into an environment of its own'
+        raise BadInput('--beam', f'needs Apache Beam ({error})', 'an environment with it', mend) from error
+    return lambda job: BeamPool(job, beam, progress)
+
+
+def reading_of(data: config.Data) -> Reading:
+    """The part of the settings that reading depends on."""
+    return Reading(data.text_field, data.group_field, data.split_sentences)
+
+
+def tokenizer_preview(
+    data: config.Data, tokenizer: config.Tokenizer, *, initial: Tokenizer | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Trains (or loads) the tokenizer, writes no corpus, and shows how it cuts up a part of the text.
+
+    Returns:
+      `vocab_size`, `kind`, `tokens_per_word` and `unknown_rate` over the first thousands of sentences, and `splits`,
+      {word: pieces} of words that occur often and those of them that are cut most.
+    """
+    _check_is_text(data)
+    trained = _load_given(tokenizer, initial)
+    reading = reading_of(data)
+    sentences, num_bytes = [], 0
+    for piece in itertools.chain.from_iterable(source.pieces for source in _plan(data)):
+        for document in read_piece(piece, reading, Tally()):
+            sentences += document.sentences
+            num_bytes += sum(len(sentence.encode()) for sentence in document.sentences)
+            if num_bytes >= tokenizer.sample_bytes or (trained and len(sentences) >= _PREVIEW_SENTENCES):
+                break
+        else:
+            continue
+        break
+    trained = trained or train_tokenizer(tokenizer, iter(sentences))
+    say(f'tokenizer: {trained.vocab_size} tokens', progress)
+    sentences = sentences[:_PREVIEW_SENTENCES]
+    ids = trained.encode_batch(sentences)
+    num_tokens = sum(map(len, ids))
+    words = Counter(word for sentence in sentences for word in sentence.split() if word.isalpha())
+    frequent = [word for word, count in words.most_common(2000) if count > 1]
+    rows = trained.encode_batch(frequent)
+    pieces = {word: [trained.token(i) for i in row] for word, row in zip(frequent, rows, strict=True)}
+    most_cut = sorted(frequent, key=lambda word: (-len(pieces[word]), word))[:10]
+    return {
+        'kind': trained.kind,
+        'vocab_size': trained.vocab_size,
+        'tokens_per_word': num_tokens / max(1, sum(len(sentence.split()) for sentence in sentences)),
+        'unknown_rate': sum(row.count(trained.unk_id) for row in ids) / max(1, num_tokens),
+        'splits': {word: pieces[word] for word in [*frequent[:10], *most_cut]},
+    }
+
+
+# --- What is asked for, and what is there. ---
+
+
+def _check_is_text(data: config.Data) -> None:
+    if config.is_records(data.source):
+        raise BadInput(
+            f'config.data.source={data.source}',
+            'holds examples already: there is nothing to prepare',
+            'a source of text',
+            'python -m bert_jax train --config=… --config.tokenizer.path=vocab.txt --workdir=…',
+        )
+
+
+def _load_given(tokenizer: config.Tokenizer, initial: Tokenizer | None) -> Tokenizer | None:
+    given = initial
+    if tokenizer.path:
+        given = load_tokenizer(tokenizer.path, lowercase=tokenizer.lowercase, strip_accents=tokenizer.strip_accents)
+    return add_tokens(given, tokenizer.add_tokens) if given is not None and tokenizer.add_tokens else given
+
+
+def _partial(directory: pathlib.Path) -> pathlib.Path:
+    return directory.parent / f'.{directory.name}.partial'
+
+
+def _plan(data: config.Data) -> list[Source]:
+    return [
+        plan_source(source, number, data.text_field, data.group_field)
+        for number, (source, _, _) in enumerate(weighted_sources(data))
+    ]
+
+
+def _check_documents(data: config.Data, num_train: int) -> None:
+    if num_train == 0:
+        raise BadInput(f'data.source={data.source}', 'gives no document to train on', 'text')
+    if data.pairing == 'nsp' and num_train < FEWEST:
+        raise BadInput(
+            f'data.source={data.source}',
+            'is one document: next sentence prediction takes its random sentences from another',
+            'at least two documents (in a text file a blank line ends a document)',
+            '--config.data.pairing=sop or none',
+        )
+
+
+def _cannot_write(directory: pathlib.Path, error: OSError) -> BadInput:
+    return BadInput(
+        f'config.data.corpus={directory}',
+        f'cannot be written: {error.strerror or error}' + (f' ({error.filename})' if error.filename else ''),
+        'a directory to write in, on a disk with room',
+        'make room; the same command goes on with the pieces that are finished',
+    )
+
+
+def _summary(directory: pathlib.Path, manifest: dict[str, Any], reused: bool) -> Summary:
+    splits = manifest['splits']
+    totals = {name: sum(split[name] for split in splits.values()) for name in ('documents', 'sentences', 'tokens')}
+    rest = {name: manifest[name] for name in ('unknown_rate', 'tokens_per_word', 'seconds', 'dropped')}
+    return Summary(**totals, **rest, path=str(directory), reused=reused, splits=splits)
+
+
+# --- The tokenizer. ---
+
+
+def _make_tokenizer(
+    job: Job, pool: Pool, data: config.Data, settings: config.Tokenizer, given: Tokenizer | None, progress: bool
+) -> None:
+    """Puts the tokenizer into the job's directory, unless it is there.
+
+    It is trained on `sample_bytes` of text, spread over all pieces of the training sources by their size and weight.
+    Shards that start together all train it, and get the same; the first to finish gives it its name.
+    """
+    if job.tokenizer_directory.is_dir():
+        return
+    trained = given
+    if trained is None:
+        weights = [weight * (split != 'validation') for _, weight, split in weighted_sources(data)]
+        sizes = [piece.num_bytes * weights[piece.source] for piece in job.pieces]
+        shares = [(number, -(-settings.sample_bytes * size // sum(sizes))) for number, size in enumerate(sizes)]
+        pool.run('sample', [(number, int(share)) for number, share in shares if share], 'reading')
+        start = time.monotonic()
+        trained = train_tokenizer(settings, job.read_sample())
+        say(f'tokenizer: {trained.vocab_size} tokens, {time.monotonic() - start:.0f} s', progress)
+    temporary = job.tokenizer_directory.with_name(f'tokenizer.{uuid.uuid4().hex[:12]}')
+    trained.save(temporary)
+    for _, path in files_in(temporary):
+        sync(path)
+    try:
+        temporary.rename(job.tokenizer_directory)
+    except OSError:
+        if not job.tokenizer_directory.is_dir():  # not just another shard that was faster
+            raise
+
+
+# --- The end. ---
+
+
+def finish(
+    job: Job, data: config.Data, settings: dict[str, Any], sources: list[Source], start: float, progress: bool
+) -> dict[str, Any]:
+    """Merges the finished pieces of a job into its corpus; returns the manifest.
+
+    Raises:
+      BadInput: for more bad records than `data.bad_records` allows, a damaged piece, or too few documents.
+      OSError: when it cannot be written.
+    """
+    tally = Tally()
+    for number in range(len(job.pieces)):
+        record = read_record(job.piece_directory(number))
+        tally.add(Tally(Counter(record['dropped']), record['records'], record['bad']))
+    tally.check(data.bad_records)
+    for where, found, _ in tally.bad:
+        say(f'skipped: {where} {found}', progress)
+    directory = pathlib.Path(data.corpus)
+    temporary = job.directory / f'corpus.{uuid.uuid4().hex[:12]}'
+    scratch = job.directory / f'scratch.{uuid.uuid4().hex[:12]}'
+    try:
+        temporary.mkdir()
+        scratch.mkdir()
+        manifest = _write_corpus(job, data, settings, sources, temporary, scratch, tally, start)
+        try:
+            if directory.is_dir():  # empty: it is known to hold nothing
+                directory.rmdir()
+            temporary.rename(directory)
+        except OSError:  # another process finished first
+            if (existing := find_existing(directory, data, settings)) is None:
+                raise
+            return existing
+        sync(directory.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return manifest
+
+
+def _write_corpus(
+    job: Job,
+    data: config.Data,
+    settings: dict[str, Any],
+    sources: list[Source],
+    directory: pathlib.Path,
+    scratch: pathlib.Path,
+    tally: Tally,
+    start: float,
+) -> dict[str, Any]:
+    """Writes all files of a corpus and syncs them; returns the manifest."""
+    shutil.copytree(job.tokenizer_directory, directory / 'tokenizer')
+    tokenizer = load_tokenizer(directory / 'tokenizer', lowercase=True, strip_accents=False)
+    files = {source.name: source.files for source in sources}
+    (directory / 'sources.json').write_text(json.dumps(files, indent=1) + '\n', 'utf-8')
+    numbers = range(len(job.pieces))
+    shares = [
+        Share([job.piece_directory(n) for n in numbers if job.pieces[n].source == number], weight, split)
+        for number, (_, weight, split) in enumerate(weighted_sources(data))
+    ]
+    dtype = Encoder(tokenizer).dtype
+    writers = {name: SplitWriter(directory / name, dtype, TOKENS_PER_SHARD) for name in SPLITS}
+    try:
+        dropped, measured = merge(
+            shares,
+            scratch,
+            writers,
+            tokenizer.unk_id,
+            validation_fraction=data.validation_fraction,
+            deduplicate_lines=data.deduplicate_lines,
+        )
+        _check_documents(data, writers['train'].counts['documents'])
+    finally:
+        for writer in writers.values():
+            writer.close()
+    files = {}
+    for name, path in files_in(directory):
+        files[name] = {'bytes': path.stat().st_size, 'blocks': file_digests(path)}
+        sync(path)
+    contents = [[name, file] for name, file in files.items() if name.startswith(tuple(f'{split}/' for split in SPLITS))]
+    num_tokens = sum(writer.counts['tokens'] for writer in writers.values())
+    manifest = {
+        'format_version': FORMAT_VERSION,
+        'splits': {name: writer.counts for name, writer in writers.items()},
+        'settings': settings,
+        'tokenizer_hash': tokenizer.hash,
+        'content_hash': hashlib.sha256(json.dumps([tokenizer.hash, contents]).encode()).hexdigest(),
+        'tokens_per_shard': TOKENS_PER_SHARD,
+        'unknown_rate': measured['unknown'] / max(1, num_tokens),
+        'tokens_per_word': num_tokens / max(1, measured['words']),
+        'dropped': dict(sorted((+(tally.counts + dropped)).items())),
+        'seconds': round(time.monotonic() - start, 3),
+        'created': int(time.time()),  # seconds since 1970
+        'files': files,
+    }
+    path = directory / 'manifest.json'
+    path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', 'utf-8')
+    for synced in (path, *(child for child in directory.iterdir() if child.is_dir()), directory):
+        sync(synced)
+    return manifest

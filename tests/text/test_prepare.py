@@ -1,0 +1,330 @@
+"""A corpus is the same, byte for byte, whoever prepared which part of it and whatever was interrupted."""
+
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.text import encode, job, merge, pieces
+from bert_jax.text.corpus import load_corpus, verify
+from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.pieces import Part, Piece
+from bert_jax.text.prepare import Unfinished, prepare
+
+ROOT = Path(__file__).parents[2]
+WORDS = [a + b for a in 'bdfgklmnprst' for b in 'aeiou']
+TOKENIZER = config.Tokenizer(vocab_size=200)
+
+
+def make_documents(count, seed=0, longest=6):
+    """Documents of 1 to `longest` lines; about one in six is there twice."""
+    rng = np.random.default_rng(seed)
+    documents = []
+    for _ in range(count):
+        if documents and rng.random() < 0.15:
+            documents.append(documents[rng.integers(len(documents))])
+        else:
+            documents.append(
+                [' '.join(rng.choice(WORDS, rng.integers(1, 7))) for _ in range(rng.integers(1, longest + 1))]
+            )
+    return documents
+
+
+def write_text(path, documents):
+    path.write_text('\n\n'.join('\n'.join(lines) for lines in documents) + '\n')
+    return f'text:{path}'
+
+
+def write_jsonl(path, documents, groups=None):
+    records = [{'text': '\n'.join(lines)} for lines in documents]
+    for record, group in zip(records, groups or [], strict=False):
+        record['book'] = group
+    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+    return f'jsonl:{path}'
+
+
+def contents(directory):
+    """All files of a corpus but for the times in its manifest."""
+    files = {
+        str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob('*') if path.is_file()
+    }
+    manifest = json.loads(files.pop('manifest.json'))
+    del manifest['seconds'], manifest['created']
+    return files, manifest
+
+
+def read_split(corpus, name):
+    """The documents of a split, as tuples of texts."""
+    split = getattr(corpus, name)
+    lines = [
+        corpus.tokenizer.decode(split.gather(np.arange(a, b)))
+        for a, b in zip(split.sentences[:-1], split.sentences[1:], strict=True)
+    ]
+    return [tuple(lines[a:b]) for a, b in zip(split.documents[:-1], split.documents[1:], strict=True)]
+
+
+def as_tuples(documents):
+    return [tuple(lines) for lines in documents]
+
+
+@pytest.fixture(scope='module')
+def two_sources(tmp_path_factory):
+    """Settings of a corpus of two sources, and its contents when it is one piece a source."""
+    directory = tmp_path_factory.mktemp('two')
+    first = write_text(directory / 'a.txt', make_documents(300))
+    second = write_jsonl(directory / 'b.jsonl', make_documents(200, seed=1) + make_documents(50))
+    data = config.Data(
+        source=((first, 1.0), (second, 2.5)),
+        corpus=str(directory / 'corpus'),
+        split_sentences=False,
+        deduplicate_lines=True,
+        validation_fraction=0.1,
+    )
+    prepare(data, TOKENIZER, progress=False)
+    return data, contents(data.corpus)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Pieces of about 1,000 bytes."""
+    monkeypatch.setattr(pieces, '_MIN_PIECE', 1000)
+
+
+@pytest.mark.parametrize('how', ['one process', 'three processes', 'shards', 'small buffers'])
+def test_the_corpus_is_the_same_however_the_work_is_split(two_sources, tmp_path, monkeypatch, small_pieces, how):
+    data, expected = two_sources
+    data = dataclasses.replace(data, corpus=str(tmp_path / 'corpus'))
+    if how == 'shards':
+        left = []
+        for number in (2, 0, 3):
+            unfinished = prepare(data, TOKENIZER, shard=(number, 4), progress=False)
+            assert isinstance(unfinished, Unfinished) and unfinished.pieces > 20
+            left.append(unfinished.pieces_left)
+        assert left == sorted(left, reverse=True) and left[-1] > 0 and not (tmp_path / 'corpus').exists()
+        summary = prepare(data, TOKENIZER, shard=(1, 4), progress=False)
+        assert prepare(data, TOKENIZER, shard=(2, 4), progress=False).reused
+    else:
+        if how == 'small buffers':
+            for module, name, value in (
+                (encode, '_CHARACTERS_AT_ONCE', 50),
+                (encode, '_MOST_WORDS', 10),
+                (encode, '_LONGEST_WORD', 2),
+                (merge, '_BUCKET_BYTES', 500),
+                (merge, '_RECORDS_AT_ONCE', 7),
+                (merge, '_TOKENS_AT_ONCE', 20),
+            ):
+                monkeypatch.setattr(module, name, value)
+        summary = prepare(data, TOKENIZER, workers=3 if how == 'three processes' else 1, progress=False)
+    assert contents(data.corpus) == expected
+    assert summary.dropped == expected[1]['dropped'] and summary.dropped['duplicate_document'] > 50
+    assert [path.name for path in tmp_path.iterdir()] == ['corpus']
+    verify(load_corpus(data.corpus))
+
+
+def test_the_first_of_equal_documents_and_lines_stays(two_sources):
+    data, _ = two_sources
+    corpus = load_corpus(data.corpus)
+    documents, lines, expected = set(), set(), []
+    dropped = {'duplicate_document': 0, 'duplicate_line': 0, 'document_of_duplicate_lines': 0}
+    for document in as_tuples(make_documents(300) + make_documents(200, seed=1) + make_documents(50)):
+        if document in documents:
+            dropped['duplicate_document'] += 1
+            continue
+        documents.add(document)
+        kept = []
+        for line in document:
+            dropped['duplicate_line'] += line in lines
+            kept += [line] if line not in lines else []
+            lines.add(line)
+        expected += [tuple(kept)] if kept else []
+        dropped['document_of_duplicate_lines'] += not kept
+    assert expected == sorted({*read_split(corpus, 'train'), *read_split(corpus, 'validation')}, key=expected.index)
+    assert {name: corpus.manifest['dropped'][name] for name in dropped} == dropped
+
+
+def test_weights_repeat_and_thin_documents(tmp_path):
+    def documents(letter):
+        return [(f'{letter} ' * (i + 1)).strip() for i in range(100)]
+
+    weights = {'b': 1.0, 'd': 2.0, 'f': 0.5, 'g': 2.25}
+    sources = tuple(
+        (write_text(tmp_path / x, [[line] for line in documents(x)]), weight) for x, weight in weights.items()
+    )
+    data = config.Data(source=sources, corpus=str(tmp_path / 'corpus'), validation_fraction=0.2)
+    summary = prepare(data, TOKENIZER, progress=False)
+    corpus = load_corpus(data.corpus)
+    train, validation = read_split(corpus, 'train'), read_split(corpus, 'validation')
+    for letter, weight in weights.items():
+        held_out = [line for (line,) in validation if line[0] == letter]
+        counts = {line: train.count((line,)) for line in documents(letter) if line not in held_out}
+        assert len({*held_out}) == len(held_out)
+        assert {*counts.values()} == {int(weight), int(weight) + (weight % 1 > 0)}
+        assert abs(sum(counts.values()) / len(counts) - weight) < 0.2
+    assert 30 < summary.dropped['thinned_by_weight'] < 70
+    whole = [line for (line,) in train if line[0] == 'd']
+    assert whole[: len(whole) // 2] == whole[len(whole) // 2 :]  # the repetition comes after the whole source
+
+
+def test_a_group_is_never_in_both_splits(tmp_path):
+    documents = [[f'{word} {i}'] for i, word in enumerate(WORDS * 5)]
+    groups = [None if i < 10 else f'book {i % 37}' for i in range(len(documents))]
+    source = write_jsonl(tmp_path / 'a', documents, groups)
+    data = config.Data(source=source, corpus=str(tmp_path / 'corpus'), group_field='book', validation_fraction=0.2)
+    prepare(data, TOKENIZER, progress=False)
+    corpus = load_corpus(data.corpus)
+    found = {name: {line[0].split()[1] for line in read_split(corpus, name)} for name in ('train', 'validation')}
+    books = {name: {groups[int(number)] for number in numbers} - {None} for name, numbers in found.items()}
+    assert not books['train'] & books['validation'] and len(books['train'] | books['validation']) == 37
+    assert 2 <= len(books['validation']) <= 15
+    with pytest.raises(BadInput, match="has no field 'book'; no record is good"):
+        other = dataclasses.replace(data, source=write_jsonl(tmp_path / 'b', [['x']]), corpus=str(tmp_path / 'other'))
+        prepare(other, TOKENIZER, progress=False)
+    with pytest.raises(BadInput, match='text files have no fields'):
+        config.resolve({'data': {'source': 'text:a', 'group_field': 'book'}})
+
+
+def test_only_what_is_not_finished_is_done_again(two_sources, tmp_path, monkeypatch, small_pieces):
+    data, expected = two_sources
+    data = dataclasses.replace(data, corpus=str(tmp_path / 'corpus'))
+    prepare(data, TOKENIZER, shard=(0, 2), progress=False)
+    partial = tmp_path / '.corpus.partial'
+    finished = sorted(path.name for path in (partial / 'pieces').iterdir())
+    (partial / 'pieces' / finished[1] / 'piece.json').unlink()
+    tokens = partial / 'pieces' / finished[2] / 'tokens.bin'
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    damaged = partial / 'pieces' / finished[3] / 'tokens.bin'
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    written = []
+    monkeypatch.setattr(job, 'write_piece', lambda *args: (written.append(args[3].name), encode.write_piece(*args)))
+    with pytest.raises(BadInput, match='(?s)00006.*checksum in MiB 0.*same command'):
+        prepare(data, TOKENIZER, progress=False)
+    assert not {*written} & {*finished} - {*finished[1:3]} and {*finished[1:3]} < {*written}
+    written.clear()
+    prepare(data, TOKENIZER, progress=False)
+    assert written == [finished[3]]
+    assert contents(data.corpus) == expected
+
+
+def test_text_that_has_changed_is_noticed(tmp_path):
+    source = write_text(tmp_path / 'a', make_documents(20))
+    data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
+    prepare(data, TOKENIZER, progress=False)
+    os.utime(tmp_path / 'a', (0, 0))
+    with pytest.raises(BadInput, match='(?s)changed since: .*a was written to.*rm -r'):
+        prepare(data, TOKENIZER, progress=False)
+    write_text(tmp_path / 'a', make_documents(21))
+    with pytest.raises(BadInput, match='(?s)changed since: .*a had [0-9,]+ bytes and has'):
+        prepare(data, TOKENIZER, progress=False)
+    (tmp_path / 'a').unlink()
+    assert prepare(data, TOKENIZER, progress=False).reused  # a corpus does not need its text
+
+
+def test_an_interrupted_job_on_other_text_starts_again_alone_and_is_refused_to_a_shard(tmp_path, small_pieces):
+    source = write_text(tmp_path / 'a', make_documents(100))
+    data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
+    prepare(data, TOKENIZER, shard=(0, 2), progress=False)
+    write_text(tmp_path / 'a', make_documents(101, seed=2))
+    with pytest.raises(BadInput, match='(?s)shards with other files, pieces.*rm -r'):
+        prepare(data, TOKENIZER, shard=(1, 2), progress=False)
+    prepare(data, TOKENIZER, progress=False)
+    assert sum(map(len, (read_split(load_corpus(data.corpus), name) for name in ('train', 'validation')))) == len(
+        {*as_tuples(make_documents(101, seed=2))}
+    )
+
+
+def test_bad_records_beyond_the_budget_are_refused_and_a_larger_budget_goes_on(tmp_path, capsys):
+    write_jsonl(tmp_path / 'a', make_documents(100))
+    lines = (tmp_path / 'a').read_text().splitlines()
+    (tmp_path / 'a').write_text('\n'.join([*lines[:50], '{"text": 3}', '{', *lines[50:]]))
+    data = config.Data(source=f'jsonl:{tmp_path}/a', corpus=str(tmp_path / 'corpus'))
+    with pytest.raises(BadInput, match=f"{tmp_path}/a:51: field 'text' is of type int; 2 of 102 records are bad"):
+        prepare(data, TOKENIZER, progress=False)
+    summary = prepare(dataclasses.replace(data, bad_records=0.02), TOKENIZER)
+    assert summary.dropped['bad_record_skipped'] == 2
+    assert f'skipped: {tmp_path}/a:52 is not JSON' in capsys.readouterr().err
+
+
+# The command line, with pieces of about 20,000 bytes.
+COMMAND = """if True:
+    import sys
+    from bert_jax import __main__
+    from bert_jax.text import pieces
+
+    if __name__ == '__main__':
+        pieces._MIN_PIECE = 20_000
+        sys.exit(__main__.main(['bert_jax', *sys.argv[1:]]))
+"""
+
+
+def run(*arguments, **options):
+    command = [sys.executable, '-c', COMMAND, 'prepare', f'--config={ROOT}/configs/demo.py', *map(str, arguments)]
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_a_killed_job_and_one_that_filled_the_disk_go_on_to_the_same_corpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, '_MIN_PIECE', 20_000)
+    documents = make_documents(8000)
+    source = write_text(tmp_path / 'a', documents)
+    flags = [f'--config.data.source={source}', '--config.tokenizer.vocab_size=300']
+    flags += ['--config.tokenizer.sample_bytes=20000', '--workers=2']
+    corpus, partial = tmp_path / 'corpus', tmp_path / '.corpus.partial'
+    process = run(*flags, f'--config.data.corpus={corpus}')
+    deadline = time.monotonic() + 60
+    while not list(partial.glob('pieces/0*')):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    finished = {path: path.stat().st_mtime_ns for path in partial.glob('pieces/0*')}
+    limit = 8000  # bytes, less than a piece takes
+    process = run(
+        *flags,
+        f'--config.data.corpus={corpus}',
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2 and 'cannot be written: File too large' in err and 'Traceback' not in err, err
+    assert not corpus.exists() and finished == {path: path.stat().st_mtime_ns for path in finished}
+    process = run(*flags, f'--config.data.corpus={corpus}', '--json')
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    summary = json.loads(out)
+    assert summary['documents'] == len({*as_tuples(documents)}) and not partial.exists()
+    other = config.Data(source=source, corpus=str(tmp_path / 'other'))
+    prepare(other, config.Tokenizer(vocab_size=300, sample_bytes=20_000), progress=False)
+    assert contents(corpus) == contents(tmp_path / 'other')
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can become another user')
+def test_a_file_or_a_directory_without_permission_is_named():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own directories are closed to other users
+        directory = Path(name)
+        directory.chmod(0o755)
+        data = config.Data(source=write_text(directory / 'a', make_documents(20)), corpus=str(directory / 'first'))
+        prepare(data, TOKENIZER, progress=False)
+        (directory / 'closed').mkdir(0o700)
+        (directory / 'b').write_text('b')
+        (directory / 'b').chmod(0o600)
+        given = dataclasses.replace(TOKENIZER, path=str(directory / 'first' / 'tokenizer'))
+        os.seteuid(65534)
+        try:
+            for corpus in ('closed/corpus', 'new/corpus'):
+                with pytest.raises(BadInput, match=f'{name}/{corpus}.*: cannot be .*Permission denied'):
+                    prepare(dataclasses.replace(data, corpus=f'{name}/{corpus}'), given, progress=False)
+            with pytest.raises(BadInput, match='b: cannot be read .Permission denied'):
+                list(read_piece(Piece('text', 0, (Part(f'{name}/b'),), 1), Reading(), Tally()))
+        finally:
+            os.seteuid(0)
