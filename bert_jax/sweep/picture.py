@@ -140,9 +140,9 @@ def _fill(axes: Any, field: str, lines: dict[str, list[tuple[float, float]]]) ->
 
 
 def _most_varied(results: list[Result]) -> str:
-    """The numeric field with the most values among results, '' when none has two."""
+    """The numeric column with the most values among results, '' when none has two."""
     counts = {}
-    for field in dict.fromkeys(field for result in results for field in result.run.varied):
+    for field in filter(None, columns(result.run for result in results) if results else ()):
         tried = {value(result, field) for result in results}
         if all(type(number) in (int, float) for number in tried):
             counts[field] = len(tried)

@@ -159,6 +159,13 @@ def test_the_page_draws_a_chart_for_each_task_and_says_why(make, tmp_path):
     assert labels.count('Final MLM loss over optimizer.peak_learning_rate') == 2
 
 
+def test_the_fields_that_a_name_stands_for_are_not_drawn(make, tmp_path):
+    runs = make(runs=[{'name': 'a', 'train.seed': 1}, {'name': 'b', 'train.seed': 2}])
+    results = read_results(tuple(write_workdir(run, [5.0]) for run in runs), {})
+    page = read_page(write_picture(results, tmp_path / 'sweep'))
+    assert 'Final MLM loss over' not in ' '.join(page.text) and '2 of 2 runs finished' in page.text
+
+
 def test_a_sweep_that_has_not_begun_has_a_table_and_a_page(make, tmp_path):
     results = read_results(make(grid={RATE: [0.1, 0.2]}), {})
     assert table(results).count('not started') == 2 and not best_commands(results)

@@ -38,6 +38,7 @@ def write_sweep(place: Path, runs: list[dict], base: str = f'{ROOT}/configs/demo
         'model.intermediate_size': 64,
         'train.global_batch_size': 16,
         'train.log_every': 5,
+        'optimizer.name': 'adamw',  # quick to compile
         'optimizer.warmup_steps': 2,
     }
     content = {'base': base, 'fixed': values | fixed, 'runs': runs}
