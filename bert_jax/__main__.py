@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -40,16 +40,19 @@ _FLAG_HELP = {
     'beam': 'options of Apache Beam, for example --beam="--runner=DirectRunner"; see requirements-beam.txt',
     'shard': 'I/N: do part I (from 0) of N parts of the work; the last to finish puts the corpus together',
     'model': 'a workdir, an export or a Hugging Face directory',
+    'slurm': "options of sbatch: submit the runs as an array of SLURM ('' for none)",
 }
 
 
-def _define(command: Command) -> flags.FlagValues:
+def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues:
     from ml_collections import config_flags
 
     values = flags.FlagValues()
     for name in command.flags:
         if name == 'config':
-            config_flags.DEFINE_config_file('config', None, 'config file FILE.py[:VARIANT]', flag_values=values)
+            config_flags.DEFINE_config_file(
+                'config', None, 'config file FILE.py[:VARIANT]', flag_values=values, sys_argv=['', *arguments]
+            )
         elif name == 'workdirs':
             flags.DEFINE_multi_string('workdir', [], 'directory of a run; may be repeated', flag_values=values)
         elif name == 'step':
@@ -67,6 +70,9 @@ def _define(command: Command) -> flags.FlagValues:
             flags.DEFINE_integer('join_timeout', 300, 'seconds to wait for the other hosts', flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
+        elif name == 'jobs':
+            meaning = 'runs at a time (1; under SLURM all); 0 starts none and shows what there is'
+            flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
         elif name == 'show':
             flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
         elif name == 'workers':
@@ -255,6 +261,35 @@ def _report(values: flags.FlagValues, _: list[str]) -> int:
     return 0
 
 
+def _sweep(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.sweep.command import sweep
+    from bert_jax.sweep.runs import check_keys, expand
+
+    workdir = _required(values, 'workdir')
+    if values.config is None:
+        raise BadInput('--config', 'is missing', 'a sweep file', '--config=configs/sweeps/learning_rate.py')
+    fields = _fields(values.config)
+    check_keys(fields)
+    base = _parse('train', [f'--config={fields["base"]}'])[0].config
+    runs = expand(fields, _fields(base), workdir)
+    for run in runs:
+        _check_flags(run)
+    status, as_json, text = sweep(runs, workdir, jobs=values.jobs, slurm=values.slurm)
+    _tell(values, as_json, text)
+    return status
+
+
+def _check_flags(run: Any) -> None:
+    """Raises BadInput when a run's command would not give its config: not every value can be written on one."""
+    try:
+        same = _config(_parse('train', run.flags)[0]) == run.config
+    except BadInput:
+        same = False
+    if not same:
+        found = f'the command line cannot say {run.varied}'
+        raise BadInput(f'run {run.name}', found, 'numbers, texts, True and False', 'a sweep for each base config')
+
+
 COMMANDS = {
     'prepare': Command(
         _prepare,
@@ -311,6 +346,12 @@ COMMANDS = {
         'python -m bert_jax report --workdir=runs/demo',
         ('workdirs',),
     ),
+    'sweep': Command(
+        _sweep,
+        'every run that a sweep file names, then the table and the picture of all',
+        'python -m bert_jax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/learning_rate',
+        ('config', 'workdir', 'jobs', 'slurm'),
+    ),
 }
 
 
@@ -334,14 +375,20 @@ def _config(values: flags.FlagValues) -> Config:
 
 
 def _resolved(given: Any) -> Config:
+    return resolve(_fields(given))
+
+
+def _fields(given: Any) -> dict[str, Any]:
+    """What a config file returned, as a dict."""
     try:
-        fields = given.to_dict()
+        return given.to_dict()
     except BadInput:
         raise
     except Exception as error:  # a config file is its owner's program: it may raise anything
         found = f'cannot be used ({type(error).__name__}: {error})'
-        raise BadInput('--config', found, 'a Python file with get_config()', '--config=configs/demo.py') from error
-    return resolve(fields)
+        raise BadInput(
+            '--config', found, 'a Python file whose get_config() returns a ConfigDict', '--config=configs/demo.py'
+        ) from error
 
 
 def _run_config(values: flags.FlagValues, workdir: str) -> Config:
@@ -361,7 +408,7 @@ def _select_platform(config: Config) -> None:
 
 def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
     """Flags and the rest of the arguments; what does not parse becomes `BadInput`."""
-    values = _define(COMMANDS[name])
+    values = _define(COMMANDS[name], arguments)
     try:
         rest = values([name, *arguments])[1:]
     except (AttributeError, KeyError) as error:  # a config file or an override that sets a field which does not exist

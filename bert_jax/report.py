@@ -6,11 +6,9 @@ Reads what a run leaves in its workdir (`config.json`, `metrics.jsonl`, `evaluat
 import collections
 import dataclasses
 import html
-import io
 import json
 import math
 import os
-import re
 import statistics
 from typing import Any
 
@@ -18,12 +16,8 @@ from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
+from bert_jax.page import MUTED, PAGE, draw, line_of, page, swatch
 
-# Every colour is a CSS variable, so that one drawing serves light and dark. Matplotlib draws with stand-ins.
-_SERIES = 8
-_STAND_INS = {f'#0a0b{i:02x}': f'var(--series-{i})' for i in range(_SERIES)}
-_STAND_INS |= {'#0a0c00': 'var(--muted)', '#0a0c01': 'var(--grid)', '#0a0c02': 'var(--page)'}
-_MUTED, _GRID, _PAGE = '#0a0c00', '#0a0c01', '#0a0c02'
 _SMOOTHED_FROM = 150  # points; longer curves are drawn faint, with their mean in so many bins on top
 _BINS = 75
 
@@ -66,7 +60,7 @@ _CHECKED = _LOGGED | {f'validation/{q.key}' for q in _FINAL}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Run:
     """What a workdir says about itself."""
 
     name: str
@@ -154,7 +148,12 @@ def _read_metrics(path: epath.Path, workdir: str) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _read_run(workdir: str, name: str) -> _Run:
+def read_run(workdir: str, name: str) -> Run:
+    """What a workdir's files say, under a name.
+
+    Raises:
+      BadInput: for a missing or broken file, or when no step is logged yet.
+    """
     directory = epath.Path(workdir)
     config_path = directory / 'config.json'
     if not config_path.exists():
@@ -168,17 +167,17 @@ def _read_run(workdir: str, name: str) -> _Run:
     for key in [q.key for q in _FINAL] + [q.baseline_key for q in _FINAL if q.baseline_key]:
         if evaluation.get(key) is not None and not _is_number(evaluation[key]):
             raise BadInput(str(evaluation_path), f'{key} is of type {type(evaluation[key]).__name__}', 'a number')
-    return _Run(name, document, metrics, evaluation)
+    return Run(name, document, metrics, evaluation)
 
 
-def _read_runs(workdirs: list[str]) -> list[_Run]:
+def _read_runs(workdirs: list[str]) -> list[Run]:
     """Runs under their directories' names, or whole paths where names collide."""
     if not workdirs:
         raise BadInput('--workdir', 'is missing', 'the workdir of a run', '--workdir=runs/demo')
     names = [os.path.basename(workdir.rstrip('/')) or workdir for workdir in workdirs]
     if len(set(names)) < len(names):
         names = list(workdirs)
-    return [_read_run(workdir, name) for workdir, name in zip(workdirs, names, strict=True)]
+    return [read_run(workdir, name) for workdir, name in zip(workdirs, names, strict=True)]
 
 
 # --- Drawing ---
@@ -191,106 +190,45 @@ def _bin_means(steps: list[int], values: list[float]) -> tuple[list[float], list
     return tuple([statistics.fmean(points[low:high]) for low, high in bins] for points in (steps, values))
 
 
-def _draw(quantity: _Quantity, runs: list[_Run]) -> str:
+def _draw(quantity: _Quantity, runs: list[Run]) -> str:
     """One chart as an `<svg>` element, or '' when no run logged the quantity. No name of a run goes in."""
     if not any(run.curve(quantity.key)[0] for run in runs):
         return ''
-    import matplotlib
-    from matplotlib.figure import Figure
+    return draw(quantity.key, quantity.title, lambda axes: _fill(axes, quantity, runs))
+
+
+def _fill(axes: Any, quantity: _Quantity, runs: list[Run]) -> None:
     from matplotlib.ticker import EngFormatter, FuncFormatter
 
-    style = {'svg.fonttype': 'none', 'svg.hashsalt': quantity.key, 'font.size': 9, 'path.simplify_threshold': 0.3}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5, 2.9), layout='constrained')
-        axes = figure.add_subplot()
-        figure.patch.set_alpha(0)
-        axes.patch.set_alpha(0)
-        lowest = math.inf
-        for i, run in enumerate(runs):
-            colour, dashes = f'#0a0b{i % _SERIES:02x}', ('-', '-.', ':')[i // _SERIES % 3]
-            steps, values = run.curve(quantity.key)
-            lowest = min([lowest, *(value for value in values if not math.isnan(value))])
-            if len(steps) > _SMOOTHED_FROM and quantity is not _LEARNING_RATE:
-                axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.7)
-                steps, values = _bin_means(steps, values)
-            lone = {'marker': 'o', 'markersize': 3} if len(steps) == 1 else {}
-            axes.plot(steps, values, color=colour, linewidth=1.5, linestyle=dashes, **lone)
-            steps, values = run.curve(f'validation/{quantity.key}')
-            axes.plot(steps, values, color=colour, linewidth=0, marker='o', markersize=4.5, markeredgecolor=_PAGE)
-        baselines = sorted({value for run in runs if (value := run.baseline(quantity)) is not None})
-        for value in baselines:
-            axes.axhline(value, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        if quantity is _GRAD_NORM and 0 < lowest < math.inf:
-            axes.set_yscale('log')
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ''))
-        elif quantity.percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:g} %'))
-        elif quantity is _THROUGHPUT:
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(EngFormatter(sep=''))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=''))
-        axes.set_xlabel('step', color=_MUTED)
-        axes.grid(color=_GRID, linewidth=0.8)
-        axes.tick_params(which='both', length=0, labelcolor=_MUTED)
-        axes.spines[:].set_visible(False)
-        drawing = io.StringIO()
-        figure.savefig(drawing, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
-    return _inline(drawing.getvalue(), quantity)
-
-
-def _inline(svg: str, quantity: _Quantity) -> str:
-    """Makes a drawing part of a page: no fixed size, ids of its own, colours from the page."""
-    svg = svg[svg.index('<svg') :]
-    view_box = re.search(r'viewBox="[^"]*"', svg).group()
-    svg = re.sub(r'<svg[^>]*>', f'<svg {view_box} role="img" aria-label="{html.escape(quantity.title)}">', svg, count=1)
-    svg = svg.replace('xlink:href', 'href')
-    svg = re.sub(r'( id="|href="#|url\(#)', rf'\g<1>{quantity.key}-', svg)
-    for stand_in, variable in _STAND_INS.items():
-        svg = svg.replace(stand_in, variable)
-    return svg
+    lowest = math.inf
+    for i, run in enumerate(runs):
+        line = line_of(i)
+        steps, values = run.curve(quantity.key)
+        lowest = min([lowest, *(value for value in values if not math.isnan(value))])
+        if len(steps) > _SMOOTHED_FROM and quantity is not _LEARNING_RATE:
+            axes.plot(steps, values, color=line['color'], alpha=0.25, linewidth=0.7)
+            steps, values = _bin_means(steps, values)
+        lone = {'marker': 'o', 'markersize': 3} if len(steps) == 1 else {}
+        axes.plot(steps, values, linewidth=1.5, **line, **lone)
+        steps, values = run.curve(f'validation/{quantity.key}')
+        axes.plot(steps, values, color=line['color'], linewidth=0, marker='o', markersize=4.5, markeredgecolor=PAGE)
+    baselines = sorted({value for run in runs if (value := run.baseline(quantity)) is not None})
+    for value in baselines:
+        axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    if quantity is _GRAD_NORM and 0 < lowest < math.inf:
+        axes.set_yscale('log')
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ''))
+    elif quantity.percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:g} %'))
+    elif quantity is _THROUGHPUT:
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=''))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+    axes.set_xlabel('step', color=MUTED)
 
 
 # --- The page ---
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #fff; --text: #1c1f23; --muted: #666d75; --grid: #e4e7ea; --card: #f6f7f8;
-  --series-0: #2563c9; --series-1: #c8500a; --series-2: #168a5b; --series-3: #b0348f; --series-4: #8a6d00;
-  --series-5: #1490a8; --series-6: #7a52d1; --series-7: #5c646d; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171a; --text: #e6e9ec; --muted: #9aa3ac; --grid: #2b3137;
-  --card: #1c2025; --series-0: #74a7ff; --series-1: #ff9a57; --series-2: #4fcf98; --series-3: #f083cf;
-  --series-4: #e0c04a; --series-5: #55cfe6; --series-6: #b79bff; --series-7: #aab3bc; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 78rem; padding: 1rem; background: var(--page); color: var(--text);
-  font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; margin: .2rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 1.8rem 0 .6rem; }
-h3, figcaption { font-size: .95rem; font-weight: 600; margin: 0 0 .3rem; }
-p, .legend { color: var(--muted); margin: .2rem 0; }
-.charts { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
-.sections { columns: 4 17rem; column-gap: 1rem; }
-figure, .sections > div { margin: 0; padding: .7rem .8rem; background: var(--card); border-radius: .5rem;
-  min-width: 0; }
-.sections > div { break-inside: avoid; margin: 0 0 1rem; }
-figure { --page: var(--card); } svg { display: block; width: 100%; height: auto; overflow: visible; }
-svg text { font-family: inherit !important; }
-small { color: var(--muted); font-weight: 400; white-space: nowrap; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin-bottom: .7rem; }
-.legend b { color: var(--text); font-weight: 500; overflow-wrap: anywhere; }
-.line, .dot, .dash { display: inline-block; width: 1.3rem; height: 0; margin-right: .4rem; vertical-align: middle;
-  border-top: 3px solid currentColor; }
-.dash { border-top: 2px dashed; } .dot { width: .55rem; height: .55rem; border: 0; border-radius: 50%;
-  background: currentColor; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; font-weight: 400; }
-tr + tr > *, tbody + tbody > tr:first-child > * { border-top: 1px solid var(--grid); }
-thead th { color: var(--muted); font-size: .85rem; } tbody th { overflow-wrap: anywhere; }
-.number { text-align: right; white-space: nowrap; }
-td small { display: block; white-space: normal; }
-.group th { font-weight: 600; padding-top: .7rem; } .sections table { width: 100%; font-size: .87rem; }
-.sections th { color: var(--muted); } .sections td { text-align: right; padding-right: 0; overflow-wrap: anywhere; }
-summary { cursor: pointer; margin: 1.4rem 0 .6rem; font-weight: 600; }
-"""
 
 
 def _number(value: float) -> str:
@@ -302,20 +240,17 @@ def _setting(value: Any) -> str:
     return html.escape(text) if text else '<i>empty</i>'
 
 
-def _flatten(values: Any, prefix: str = '') -> dict[str, Any]:
+def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}; an empty group is a value."""
     if not isinstance(values, dict) or not values:
         return {prefix[:-1]: values} if prefix else {}
     flat = {}
     for name, value in values.items():
-        flat |= _flatten(value, f'{prefix}{name}.')
+        flat |= flatten(value, f'{prefix}{name}.')
     return flat
 
 
-def _swatch(i: int) -> str:
-    return f'<span class="line" style="color: var(--series-{i % _SERIES})"></span>'
-
-
-def _progress(run: _Run) -> str:
+def _progress(run: Run) -> str:
     steps = f'step {run.step:,}' + (f' of {run.planned_steps:,}' if run.planned_steps is not None else '')
     speeds = [value for value in run.curve('tokens_per_second')[1] if math.isfinite(value)]
     speed = f' · {_number(statistics.median(speeds))} tokens per second' if speeds else ''
@@ -325,7 +260,7 @@ def _progress(run: _Run) -> str:
     return steps + speed + shares
 
 
-def _final_table(runs: list[_Run]) -> str:
+def _final_table(runs: list[Run]) -> str:
     rows = []
     for quantity in _FINAL:
         if not _is_shown(quantity, runs):
@@ -336,7 +271,7 @@ def _final_table(runs: list[_Run]) -> str:
         else:
             rows.append('<tbody>')
         for i, run in enumerate(runs):
-            label = _swatch(i) + html.escape(run.name) if len(runs) > 1 else quantity.title
+            label = swatch(i) + html.escape(run.name) if len(runs) > 1 else quantity.title
             baseline = run.baseline(quantity)
             named = len(runs) == 1 and baseline is not None
             beside = quantity.show(baseline) + (f'<small>{quantity.baseline}</small>' if named else '')
@@ -349,17 +284,18 @@ def _final_table(runs: list[_Run]) -> str:
     return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>{"".join(rows)}</table></div>'
 
 
-def _is_shown(quantity: _Quantity, runs: list[_Run]) -> bool:
+def _is_shown(quantity: _Quantity, runs: list[Run]) -> bool:
     """Whether any run measured it; without pairs the logged numbers of sentence prediction mean nothing."""
     if quantity in (_NSP_LOSS, _NSP_ACCURACY):
         runs = [run for run in runs if run.has_pairs]
     return any(run.last(quantity.key) is not None or run.validation(quantity) is not None for run in runs)
 
 
-def _charts(runs: list[_Run]) -> str:
-    entries = [f'<span>{_swatch(i)}<b>{html.escape(run.name)}</b></span>' for i, run in enumerate(runs)]
+def charts(runs: list[Run]) -> str:
+    """The curves of runs over each other, as HTML, with a legend; `swatch(i)` is the i-th run's line."""
+    entries = [f'<span>{swatch(i)}<b>{html.escape(run.name)}</b></span>' for i, run in enumerate(runs)]
     if len(runs) == 1:
-        entries = [f'<span>{_swatch(0)}training</span>']
+        entries = [f'<span>{swatch(0)}training</span>']
     entries.append('<span><span class="dot"></span>validation</span><span><span class="dash"></span>baseline</span>')
     figures = []
     for quantity in _CHARTS:
@@ -389,14 +325,14 @@ def _sections(settings: dict[str, Any]) -> str:
     return f'<div class="sections">{"".join(tables)}</div>'
 
 
-def _settings(runs: list[_Run]) -> str:
+def _settings(runs: list[Run]) -> str:
     """The config, fingerprint and versions; of several runs what differs comes first."""
     flat = [
-        _flatten(run.document['config'])
+        flatten(run.document['config'])
         | {
             f'{part}.{name}': v
             for part in ('fingerprint', 'versions')
-            for name, v in _flatten(run.document.get(part)).items()
+            for name, v in flatten(run.document.get(part)).items()
         }
         for run in runs
     ]
@@ -407,7 +343,7 @@ def _settings(runs: list[_Run]) -> str:
     }
     if len(runs) == 1:
         return f'<h2>Configuration</h2>{_sections(same)}'
-    head = ''.join(f'<th>{_swatch(i)}{html.escape(run.name)}</th>' for i, run in enumerate(runs))
+    head = ''.join(f'<th>{swatch(i)}{html.escape(run.name)}</th>' for i, run in enumerate(runs))
     rows = [
         f'<tr><th>{html.escape(path)}</th>'
         + ''.join(f'<td>{_setting(settings[path]) if path in settings else "–"}</td>' for settings in flat)
@@ -424,19 +360,17 @@ def _settings(runs: list[_Run]) -> str:
     )
 
 
-def _page(runs: list[_Run]) -> str:
+def _page(runs: list[Run]) -> str:
     title = html.escape(', '.join(run.name for run in runs))
     several = len(runs) > 1
     progress = ''.join(
-        f'<p>{f"{_swatch(i)}{html.escape(run.name)}: " if several else ""}{_progress(run)}</p>'
+        f'<p>{f"{swatch(i)}{html.escape(run.name)}: " if several else ""}{_progress(run)}</p>'
         for i, run in enumerate(runs)
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{title} – bert_jax</title><style>{_STYLE}</style></head>\n<body><h1>{title}</h1>{progress}\n'
-        f'<h2>Where it stands</h2>{_final_table(runs)}\n<h2>Curves</h2>{_charts(runs)}\n'
-        f'{_settings(runs)}\n</body></html>\n'
+    return page(
+        ', '.join(run.name for run in runs),
+        f'<h1>{title}</h1>{progress}\n<h2>Where it stands</h2>{_final_table(runs)}\n'
+        f'<h2>Curves</h2>{charts(runs)}\n{_settings(runs)}',
     )
 
 
@@ -452,9 +386,9 @@ def write_report(workdirs: list[str]) -> epath.Path:
       BadInput: for a missing or broken config.json, metrics.jsonl (with its line) or evaluation.json. A last line
         of metrics.jsonl that a kill left half-written is passed over.
     """
-    page = _page(_read_runs(workdirs))
+    content = _page(_read_runs(workdirs))
     path = epath.Path(workdirs[0]) / 'report.html'
-    write_whole(path, page)
+    write_whole(path, content)
     return path
 
 

@@ -165,3 +165,50 @@ def test_a_preempted_run_is_requeued_and_ends_with_the_loss_of_an_uninterrupted_
     assert 'saved step' in _log(broken) and 'Going on with' in _log(broken)
     assert dict(_losses(tmp_path / 'broken')) == dict(_losses(tmp_path / 'whole'))
     assert _losses(tmp_path / 'whole')[-1][0] == 400
+
+
+def test_a_sweep_is_an_array_whose_stopped_runs_are_requeued(cluster: dict[str, str], tmp_path: Path) -> None:
+    write_text(tmp_path / 'text.txt')
+    content = {
+        'base': f'{ROOT}/configs/demo.py',
+        'fixed': {
+            'data.source': f'text:{tmp_path}/text.txt',
+            'data.corpus': f'{tmp_path}/corpus',
+            'data.sequence_length': 32,
+            'tokenizer.vocab_size': 500,
+            'model.hidden_size': 32,
+            'model.intermediate_size': 64,
+            'train.global_batch_size': 16,
+            'train.log_every': 5,
+            'optimizer.warmup_steps': 10,
+        },
+        'runs': [{'name': 'short', 'train.steps': 20}, {'name': 'long', 'train.steps': 400}],
+    }
+    file = (
+        f'from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({content}, allow_dotted_keys=True)\n'
+    )
+    (tmp_path / 'sweep.py').write_text(file)
+    environment = cluster | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+
+    def sweep(*flags: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, '-m', 'bert_jax', 'sweep', f'--config={tmp_path}/sweep.py', *flags, '--json']
+        command.append(f'--workdir={tmp_path}/sweep')
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+    submitted = sweep('--slurm=--partition=low --ntasks=1')
+    assert submitted.returncode == 0, submitted.stderr
+    number = json.loads(submitted.stdout)['job']
+    again = sweep('--slurm=')
+    assert again.returncode == 2 and f'scancel {number}' in again.stderr
+
+    def log() -> str:
+        return ''.join(path.read_text() for path in [*tmp_path.glob('sweep/slurm-*'), *tmp_path.glob('sweep/*/*.log')])
+
+    _wait_for(lambda: len(_losses(tmp_path / 'sweep' / 'long')) > 2, 200, f'step of the run to stop: {log()}')
+    _output(cluster, 'scancel', '--signal=USR1', '--batch', f'{number}_1')
+    _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 400, f'end: {log()}')
+    told = sweep('--jobs=0')
+    assert told.returncode == 0, told.stderr
+    results = {result['name']: result['status'] for result in json.loads(told.stdout)['runs']}
+    assert results == {'short': 'finished', 'long': 'finished'}, log()
+    assert 'saved step' in log() and 'Going on with' in log()

@@ -1,0 +1,255 @@
+"""The runs of a sweep as processes of this machine, or as an array of SLURM.
+
+A run that has the checkpoint of its last step is finished and never started. What a run writes goes to train.log in
+its workdir. A run that fails holds up no other.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from bert_jax import run as run_files
+from bert_jax.config import is_records
+from bert_jax.errors import BadInput
+from bert_jax.files import write_whole
+from bert_jax.sweep.runs import Run
+
+EXIT_RUN_AGAIN = 75
+LOG = 'train.log'
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+def saved_step(run: Run) -> int | None:
+    """The step of the newest whole checkpoint; one that is being written has a longer name."""
+    directory = Path(run.workdir, 'checkpoints')
+    steps = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
+    return max(steps, default=None)
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the run's last step is saved."""
+    return saved_step(run) == run.config.train.steps
+
+
+def check_workdirs(runs: tuple[Run, ...]) -> None:
+    """Raises BadInput when a run's workdir holds another run, naming the fields that differ."""
+    for run in runs:
+        if not Path(run.workdir, 'config.json').exists():
+            continue
+        ours = _flat(json.loads(json.dumps(dataclasses.asdict(run.config))))
+        theirs = run_files.load_fingerprint(run.workdir)
+        differ = {name: theirs[name] for name in theirs.keys() & ours.keys() if theirs[name] != ours[name]}
+        if differ:
+            found = ', '.join(f'{name} ({differ[name]!r} there, {ours[name]!r} asked)' for name in sorted(differ))
+            raise BadInput(run.workdir, f'holds another run: {found}', 'the same values', 'name another --workdir')
+
+
+def _flat(values: dict) -> dict:
+    """Settings by the names that a fingerprint has them under: `section.field`, or `field`."""
+    sections = {name: value if isinstance(value, dict) else None for name, value in values.items()}
+    flat = {name: values[name] for name, section in sections.items() if section is None}
+    return flat | {f'{name}.{key}': v for name, section in sections.items() for key, v in (section or {}).items()}
+
+
+# --- On this machine. ---
+
+
+class Signals:
+    """Passes SIGINT and SIGTERM on to the processes that run, and notes the first; they save and stop."""
+
+    _PASSED_ON = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received = ''
+        self.processes: list[subprocess.Popen] = []
+
+    def __enter__(self) -> 'Signals':
+        self._before = {number: signal.signal(number, self._receive) for number in self._PASSED_ON}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number).name
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+
+def prepare_corpora(runs: list[Run], signals: Signals) -> int:
+    """Makes each corpus that is not there yet, one after the other; returns the exit status of the first that fails."""
+    corpora = {run.config.data.corpus: run for run in runs if not is_records(run.config.data.source)}
+    missing = {directory: run for directory, run in corpora.items() if not Path(directory, 'manifest.json').exists()}
+    for run in missing.values():
+        command = [sys.executable, '-m', 'bert_jax', 'prepare', *run.flags]
+        process = subprocess.Popen(command, stdout=sys.stderr, stdin=subprocess.DEVNULL, start_new_session=True)
+        signals.processes = [process]
+        status = process.wait()
+        if signals.received:
+            return EXIT_RUN_AGAIN
+        if status:
+            return status
+    return 0
+
+
+def run_all(runs: list[Run], jobs: int, signals: Signals) -> Iterator[tuple[Run, int, float]]:
+    """Runs `train` for each, `jobs` at a time; gives (run, exit status, seconds) as they end, none after a signal."""
+    waiting, slots = list(runs), {}
+    try:
+        while (waiting and not signals.received) or slots:
+            for slot in range(jobs):
+                if slot not in slots and waiting and not signals.received:
+                    run = waiting.pop(0)
+                    slots[slot] = (run, _start(run, slot, jobs), time.monotonic())
+                    signals.processes = [process for _, process, _ in slots.values()]
+            for slot, (run, process, start) in list(slots.items()):
+                if process.poll() is not None:
+                    del slots[slot]
+                    yield run, process.returncode, time.monotonic() - start
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    finally:  # a fault here leaves no run behind
+        for _, process, _ in slots.values():
+            process.terminate()
+            process.wait()
+
+
+def _start(run: Run, slot: int, jobs: int) -> subprocess.Popen:
+    Path(run.workdir).mkdir(parents=True, exist_ok=True)
+    with open(Path(run.workdir, LOG), 'a') as log:
+        log.write(f'$ {shlex.join(run.train_command)}\n')
+        log.flush()
+        return subprocess.Popen(
+            run.train_command,
+            env=os.environ | visible_devices(run.config.platform, slot, jobs),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the processes through `Signals`, once
+        )
+
+
+def visible_devices(platform: str, slot: int, jobs: int) -> dict[str, str]:
+    """The environment that gives a slot its equal share of the GPUs; nothing for one job, or without GPUs.
+
+    Raises:
+      BadInput: when there are fewer GPUs than jobs.
+    """
+    if jobs == 1 or platform not in ('', 'cuda') or os.environ.get('JAX_PLATFORMS') == 'cpu':
+        return {}
+    from bert_jax.hosts import share_of_devices, visible_gpus
+
+    count = visible_gpus(os.environ)
+    if not count:
+        return {}
+    if jobs > count:
+        raise BadInput('--jobs', f'is {jobs}', f'at most {count}: there are {count} GPUs', '--config.platform=cpu')
+    listed = os.environ.get('CUDA_VISIBLE_DEVICES')
+    names = [name for name in listed.split(',') if name] if listed else [str(i) for i in range(count)]
+    return {'CUDA_VISIBLE_DEVICES': ','.join(names[i] for i in share_of_devices(slot, jobs, count))}
+
+
+def log_tail(run: Run, num_lines: int = 4) -> list[str]:
+    """The last lines that a run wrote."""
+    path = Path(run.workdir, LOG)
+    return path.read_text(errors='replace').splitlines()[-num_lines:] if path.exists() else []
+
+
+# --- SLURM. ---
+
+_SCRIPT = """\
+#!/bin/bash
+# Written by `python -m bert_jax sweep`: each task of the array is one run.
+#SBATCH --job-name={name}
+#SBATCH --array={array}
+#SBATCH --output={output}
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@180
+
+case $SLURM_ARRAY_TASK_ID in
+{cases}
+esac
+mkdir -p "$workdir"
+srun --kill-on-bad-exit=0 --output="$workdir/{log}" --open-mode=append \\
+  {python} -m bert_jax train "$@" --workdir="$workdir" &
+step=$!
+# SIGUSR1: three minutes before the time is over; SIGTERM: preempted. The run saves, and exits with 75: run me again.
+trap 'kill -USR1 $step' USR1
+trap 'kill -TERM $step' TERM
+
+wait $step
+status=$?
+while kill -0 $step 2>/dev/null; do # a trap ends `wait` early
+  wait $step
+  status=$?
+done
+if [ $status -eq {again} ]; then
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" && exit 0
+fi
+exit $status
+"""
+
+
+def slurm_script(runs: list[Run], numbers: list[int], directory: str, jobs: int | None) -> str:
+    """The script of an array.
+
+    Args:
+      runs, numbers: what to run, and the number of each among all runs of the sweep: its task.
+      jobs: how many may run at a time; None leaves it to SLURM.
+    """
+    cases = '\n'.join(
+        f'  {number}) workdir={shlex.quote(os.path.abspath(run.workdir))}; set -- {shlex.join(run.flags)} ;;'
+        for number, run in zip(numbers, runs, strict=True)
+    )
+    return _SCRIPT.format(
+        name=_job_name(directory),
+        array=','.join(map(str, numbers)) + (f'%{jobs}' if jobs else ''),
+        output=shlex.quote(f'{os.path.abspath(directory)}/slurm-%A_%a.out'),
+        cases=cases,
+        log=LOG,
+        python=shlex.quote(sys.executable),
+        again=EXIT_RUN_AGAIN,
+    )
+
+
+def check_slurm(directory: str) -> None:
+    """Raises BadInput without sbatch, or while an earlier array of this sweep is in the queue."""
+    if shutil.which('sbatch') is None:
+        raise BadInput('--slurm', 'sbatch is not found', 'a machine that submits to SLURM', 'leave --slurm out')
+    queue = ['squeue', '--noheader', f'--name={_job_name(directory)}', '--format=%F']
+    queued = subprocess.run(queue, capture_output=True, text=True).stdout.split()
+    if queued:
+        raise BadInput('--slurm', f'job {queued[0]} of this sweep is in the queue', '', f'scancel {queued[0]}, or wait')
+
+
+def submit(runs: list[Run], numbers: list[int], directory: str, jobs: int | None, options: str) -> str:
+    """Writes DIR/sweep.sbatch and submits it with sbatch's `options`; returns the number of the job.
+
+    Raises:
+      BadInput: when sbatch refuses.
+    """
+    script = Path(directory, 'sweep.sbatch')
+    script.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(script, slurm_script(runs, numbers, directory, jobs))
+    command = ['sbatch', '--parsable', *shlex.split(options), str(script)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BadInput('--slurm', f'sbatch: {done.stderr.strip()}', 'options of sbatch')
+    return done.stdout.strip().partition(';')[0]
+
+
+def _job_name(directory: str) -> str:
+    return 'sweep-' + hashlib.sha256(os.path.abspath(directory).encode()).hexdigest()[:8]

@@ -1,0 +1,282 @@
+"""What the runs of a sweep came to: their losses, ranked where they can be compared, for the terminal."""
+
+import dataclasses
+import json
+import math
+import shlex
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bert_jax import run as run_files
+from bert_jax.config import digest, is_records
+from bert_jax.errors import BadInput
+from bert_jax.report import Run as Logged
+from bert_jax.report import flatten, read_run
+from bert_jax.sweep.launch import is_finished, log_tail, saved_step
+from bert_jax.sweep.runs import Run, short_names
+
+# Why MLM losses cannot be compared, by what differs; the rest of `data` decides which examples there are.
+_WHY = {
+    'tokenizer': 'a loss is of one token, and the tokens are not the same',
+    'data.masking': 'what is masked decides how hard it is to guess',
+    'lengths': 'more context makes guessing easier',
+    'data.sequence_length': 'more context makes guessing easier',
+    'validation text': 'the losses are of different text',
+    'train.evaluate_rows': 'the losses are of different text',
+}
+_WHY_ELSE = 'the examples are made in another way'
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A run's state and numbers; None where there is no such number yet.
+
+    Attributes:
+      status: finished, failed, stopped, not started, or how far it is.
+      log_tail: of a failed run.
+      final_mlm_loss, best_mlm_loss: on held-out text, of the last evaluation and the lowest of all (at best_step).
+      tokens_per_second: median over the run.
+      task: what the MLM loss is a loss of; runs with equal ones can be compared.
+      rank: from 1, by final_mlm_loss, among the finished runs of one task; None where there is nothing to rank.
+    """
+
+    run: Run
+    status: str
+    log_tail: list[str]
+    logged: Logged | None
+    step: int
+    final_mlm_loss: float | None
+    best_mlm_loss: float | None
+    best_step: int | None
+    mlm_accuracy: float | None
+    nsp_accuracy: float | None
+    tokens_per_second: float | None
+    task: dict[str, Any]
+    rank: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What `sweep --json` says of the run; null for what is not finite, which JSON cannot say."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ('run', 'logged')]
+        values = {name: getattr(self, name) for name in names}
+        values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+        return {'name': self.run.name, 'workdir': self.run.workdir, 'varied': self.run.varied} | values
+
+
+def read_results(runs: tuple[Run, ...], statuses: dict[str, int]) -> list[Result]:
+    """The results of runs as their workdirs tell them, in the order of the runs.
+
+    Args:
+      statuses: {name: exit status} of the runs that were started just now.
+    """
+    results = [_read(run, statuses.get(run.name)) for run in runs]
+    ranks: dict[str, int] = {}
+    for task in {digest(result.task): None for result in results}:
+        ranked = [
+            r for r in results if digest(r.task) == task and r.status == 'finished' and _is_finite(r.final_mlm_loss)
+        ]
+        ranked.sort(key=lambda result: result.final_mlm_loss)
+        ranks |= {result.run.name: rank for rank, result in enumerate(ranked, start=1)}
+    return [dataclasses.replace(result, rank=ranks.get(result.run.name)) for result in results]
+
+
+def _read(run: Run, exit_status: int | None) -> Result:
+    try:
+        logged = read_run(run.workdir, run.name)
+    except BadInput:  # nothing logged: it has not come that far, which `status` tells
+        logged = None
+    steps, losses = logged.curve('validation/mlm_loss') if logged else ([], [])
+    finite = [(loss, step) for loss, step in zip(losses, steps, strict=True) if math.isfinite(loss)]
+    best_loss, best_step = min(finite, default=(None, None))
+    speeds = [speed for speed in logged.curve('tokens_per_second')[1] if math.isfinite(speed)] if logged else []
+    status = _status(run, exit_status)
+    return Result(
+        run=run,
+        status=status,
+        log_tail=log_tail(run) if status.startswith('failed') else [],
+        logged=logged,
+        step=saved_step(run) or 0,
+        final_mlm_loss=losses[-1] if losses else None,
+        best_mlm_loss=best_loss,
+        best_step=best_step,
+        mlm_accuracy=logged.last('validation/mlm_accuracy') if logged else None,
+        nsp_accuracy=logged.last('validation/nsp_accuracy') if logged and logged.has_pairs else None,
+        tokens_per_second=statistics.median(speeds) if speeds else None,
+        task=_task(run),
+    )
+
+
+def _status(run: Run, exit_status: int | None) -> str:
+    if is_finished(run):
+        return 'finished'
+    if exit_status in (None, 75):
+        step = saved_step(run)
+        if step is None:
+            return 'not started' if exit_status is None else 'stopped'
+        return f'{"stopped at " if exit_status else ""}step {step} of {run.config.train.steps}'
+    return f'failed ({exit_status})'
+
+
+def _task(run: Run) -> dict[str, Any]:
+    """What the run's MLM loss is a loss of; empty before it has started."""
+    if not Path(run.workdir, 'config.json').exists():
+        return {}
+    fingerprint = run_files.load_fingerprint(run.workdir)
+    task = {name: value for name, value in fingerprint.items() if name.startswith('data.')}
+    task |= {'tokenizer': fingerprint['tokenizer'], 'validation text': fingerprint['corpus']}
+    task |= {'train.evaluate_rows': run.config.train.evaluate_rows}
+    if phases := fingerprint.get('phases'):
+        task['lengths'] = [phase['sequence_length'] for phase in phases]
+    manifest = Path(run.config.data.corpus, 'manifest.json')
+    if manifest.exists() and not is_records(run.config.data.source):  # other corpora may hold out the same text
+        files = json.loads(manifest.read_text())['files']
+        task['validation text'] = digest({name: file for name, file in files.items() if name.startswith('validation/')})
+    return flatten(task)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+# --- Groups of runs that can be compared. ---
+
+
+def tasks(results: list[Result]) -> list[list[Result]]:
+    """Results by what their MLM loss is a loss of, the best first; those without any, last or in the only group."""
+    groups: dict[str, list[Result]] = {}
+    is_one = len({digest(result.task) for result in results if result.task}) <= 1
+    for result in results:
+        groups.setdefault('' if is_one else digest(result.task), []).append(result)
+    for group in groups.values():
+        group.sort(key=lambda result: result.rank or len(results) + 1)
+    return sorted(groups.values(), key=lambda group: not group[0].task)
+
+
+def differing(groups: list[list[Result]]) -> list[str]:
+    """The names of what differs between the tasks of groups."""
+    started = [group[0].task for group in groups if group[0].task]
+    names = dict.fromkeys(name for task in started for name in task)
+    return [name for name in names if any(task.get(name) != started[0].get(name) for task in started)]
+
+
+def why_not_ranked(groups: list[list[Result]]) -> str:
+    """Why runs of different groups are not ranked against each other; '' for one group."""
+    names = differing(groups)
+    if not names:
+        return ''
+    whys = {name: next((why for prefix, why in _WHY.items() if name.startswith(prefix)), _WHY_ELSE) for name in names}
+    grouped: dict[str, list[str]] = {}
+    for name, why in whys.items():
+        grouped.setdefault(why, []).append(name)
+    reasons = '; '.join(f'{", ".join(names)} ({why})' for why, names in grouped.items())
+    return (
+        f'Runs of different groups are not ranked by MLM loss, for they differ in {reasons}. '
+        'Compare them by what they are for: finetune.'
+    )
+
+
+def title(group: list[Result], names: list[str]) -> str:
+    """A group by the values in which it differs from others; hashes are left out, the fields of its runs tell them."""
+    task = group[0].task
+    if not task:
+        return 'no results'
+    told = [f'{name}={task[name]}' for name in names if name in task and name not in ('tokenizer', 'validation text')]
+    own = {field: value for field, value in group[0].run.varied.items() if field.startswith(('tokenizer.', 'data.'))}
+    same = {f: v for f, v in own.items() if all(result.run.varied.get(f) == v for result in group) and f not in task}
+    return ', '.join([*told, *(f'{field}={value}' for field, value in same.items())]) or group[0].run.name
+
+
+# --- The terminal. ---
+
+
+def columns(runs: Iterable[Run]) -> dict[str, str]:
+    """{field or '': heading} of what varies; '' stands for the names of the explicit runs."""
+    runs = list(runs)
+    named = {'': 'run'} if runs[0].label else {}
+    return named | short_names([field for run in runs for field in (run.point if run.label else run.varied)])
+
+
+def cell(run: Run, field: str) -> str:
+    """A run's value of a column, also where the run leaves it to the base config."""
+    if not field:
+        return run.label
+    return str(flatten(dataclasses.asdict(run.config))[field])
+
+
+def value(result: Result, field: str) -> Any:
+    """A run's value of a field, also where it leaves it to the base config."""
+    return flatten(dataclasses.asdict(result.run.config))[field]
+
+
+def at_the_end_of_their_range(groups: list[list[Result]]) -> list[str]:
+    """A sentence for each field of the optimiser whose best value is the lowest or highest of three or more tried."""
+    told = []
+    for group in groups:
+        ranked = [result for result in group if result.rank]
+        for field, name in columns(result.run for result in ranked).items() if ranked else ():
+            tried = {value(result, field) for result in ranked} if field.startswith('optimizer.') else set()
+            if len(tried) < 3 or not all(type(number) in (int, float) for number in tried):
+                continue
+            best = value(ranked[0], field)
+            if best in (min(tried), max(tried)):
+                end = 'lowest' if best == min(tried) else 'highest'
+                told.append(
+                    f'The best {name}, {best}, is the {end} that was tried: there may be better ones beyond it.'
+                )
+    return list(dict.fromkeys(told))
+
+
+def numbers(result: Result) -> list[str]:
+    """rank, final loss, best loss, NSP accuracy, tokens per second, as text."""
+    best = '–' if result.best_mlm_loss is None else f'{result.best_mlm_loss:.3f}'
+    if result.best_step is not None and result.best_mlm_loss != result.final_mlm_loss:
+        best += f' at {result.best_step}'
+    return [
+        str(result.rank or '–'),
+        '–' if result.final_mlm_loss is None else f'{result.final_mlm_loss:.3f}',
+        best,
+        '–' if result.nsp_accuracy is None else f'{result.nsp_accuracy:.1%}',
+        '–' if result.tokens_per_second is None else f'{result.tokens_per_second:,.0f}',
+    ]
+
+
+NUMBERS = ('rank', 'MLM loss', 'best', 'NSP', 'tokens/s')
+
+
+def table(results: list[Result]) -> str:
+    """All runs, those that can be compared together and the best first."""
+    varied = columns(result.run for result in results)
+    head = [NUMBERS[0], *varied.values(), *NUMBERS[1:], 'status']
+    groups = tasks(results)
+    names = differing(groups)
+    rows: list[list[str] | str] = []
+    for group in groups:
+        if len(groups) > 1:
+            rows.append(title(group, names))
+        for result in group:
+            rank, *rest = numbers(result)
+            rows.append([rank, *(cell(result.run, field) for field in varied), *rest, result.status])
+    cells = [row for row in [head, *rows] if isinstance(row, list)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    is_text = [0 < i <= len(varied) or i == len(head) - 1 for i in range(len(head))]
+
+    def line(row: list[str]) -> str:
+        padded = (f'{c:{w}}' if text else f'{c:>{w}}' for c, w, text in zip(row, widths, is_text, strict=True))
+        return '  '.join(padded).rstrip()
+
+    lines = [line(head), *(row if isinstance(row, str) else line(row) for row in rows)]
+    if notes := [*filter(None, [why_not_ranked(groups)]), *at_the_end_of_their_range(groups)]:
+        lines += ['', *notes]
+    return '\n'.join(lines)
+
+
+def best_commands(results: list[Result]) -> list[tuple[str, str]]:
+    """(the group's title, the command of its best run) of each group that has one."""
+    groups = tasks(results)
+    names = differing(groups)
+    return [
+        (title(group, names) if len(groups) > 1 else '', shlex.join(['python', *group[0].run.train_command[1:]]))
+        for group in groups
+        if group[0].rank == 1
+    ]

@@ -1,0 +1,204 @@
+"""Losses are ranked where they are of the same task, and nowhere else; the table and the page say why."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bert_jax.config import bert
+from bert_jax.errors import BadInput
+from bert_jax.sweep.launch import LOG, slurm_script, visible_devices
+from bert_jax.sweep.picture import write_picture
+from bert_jax.sweep.results import best_commands, read_results, table, tasks, why_not_ranked
+from bert_jax.sweep.runs import expand
+from tests.test_report import read_page
+
+RATE, STEPS = 'optimizer.peak_learning_rate', 100
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Expands a sweep in tmp_path/sweep."""
+
+    def make(**parts):
+        parts = {'base': 'bert.py', 'fixed': {'train.steps': STEPS, 'optimizer.warmup_steps': 10}, **parts}
+        return expand(parts, bert('tiny').to_dict(), str(tmp_path / 'sweep'))
+
+    return make
+
+
+def write_workdir(run, losses, *, step=STEPS, tokenizer='t', corpus='c'):
+    """What a run that has logged these validation losses leaves."""
+    directory = Path(run.workdir)
+    (directory / 'checkpoints' / str(step)).mkdir(parents=True)
+    (directory / 'checkpoints' / f'{step + 10}.orbax-checkpoint-tmp').mkdir()
+    masking = {'rate': run.config.data.masking.rate}
+    fingerprint = {'data.masking': masking, 'data.sequence_length': run.config.data.sequence_length}
+    fingerprint |= {'tokenizer': tokenizer, 'corpus': corpus, 'train.seed': run.config.train.seed}
+    content = {'config': {'data': {'pairing': 'nsp'}}, 'fingerprint': fingerprint, 'versions': {}}
+    (directory / 'config.json').write_text(json.dumps(content))
+    lines = []
+    for i, loss in enumerate(losses, start=1):
+        logged = {'mlm_loss': 7.0, 'learning_rate': 1e-3, 'tokens_per_second': 1000.0 * i}
+        logged |= {'validation/mlm_loss': loss, 'validation/nsp_accuracy': 0.6}
+        lines.append(json.dumps({'step': i * step // len(losses)} | logged))
+    (directory / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+    return run
+
+
+def ranks(results):
+    return {result.run.name: result.rank for result in results}
+
+
+def test_finished_runs_are_ranked_by_their_last_loss(make):
+    runs = make(runs=[{'name': name, 'train.seed': i} for i, name in enumerate('abcdef')])
+    write_workdir(runs[0], [6.0, 5.5])
+    write_workdir(runs[1], [5.0, 5.25])  # lower once, and at the end
+    write_workdir(runs[2], [4.0], step=50)  # not finished
+    write_workdir(runs[3], [5.0, float('nan')])  # diverged
+    Path(runs[4].workdir).mkdir()
+    Path(runs[4].workdir, LOG).write_text('one\ntwo <b>\n')
+    results = read_results(runs, {'e': 1})
+    assert ranks(results) == {'a': 2, 'b': 1, 'c': None, 'd': None, 'e': None, 'f': None}
+    assert [result.status for result in results] == [
+        'finished',
+        'finished',
+        'step 50 of 100',
+        'finished',
+        'failed (1)',
+        'not started',
+    ]
+    b = results[1]
+    assert (b.final_mlm_loss, b.best_mlm_loss, b.best_step) == (5.25, 5.0, 50)
+    assert (b.nsp_accuracy, b.tokens_per_second) == (0.6, 1500.0)
+    assert why_not_ranked(tasks(results)) == ''
+    [(_, command)] = best_commands(results)
+    assert command.startswith('python -m bert_jax train --config=bert.py') and command.endswith('/sweep/b')
+    lines = table(results).splitlines()
+    assert len(lines) == 7 and lines[1].split() == [
+        '1',
+        'b',
+        '5.250',
+        '5.000',
+        'at',
+        '50',
+        '60.0%',
+        '1,500',
+        'finished',
+    ]
+    assert json.loads(json.dumps(b.as_json(), allow_nan=False))['rank'] == 1
+    assert results[3].as_json()['final_mlm_loss'] is None
+
+
+@pytest.mark.parametrize(
+    'varied, content, named, why',
+    [
+        ({'data.masking.rate': 0.3}, {}, 'data.masking.rate', 'how hard it is to guess'),
+        ({'data.sequence_length': 64}, {}, 'data.sequence_length', 'more context'),
+        ({'tokenizer.vocab_size': 500}, {'tokenizer': 'u', 'corpus': 'd'}, 'tokenizer', 'the tokens are not the same'),
+        ({'data.validation_fraction': 0.1}, {'corpus': 'd'}, 'validation text', 'different text'),
+        ({'train.evaluate_rows': 8}, {}, 'train.evaluate_rows', 'different text'),
+    ],
+)
+def test_losses_of_different_tasks_are_not_ranked_and_the_table_says_why(make, varied, content, named, why):
+    runs = make(runs=[{}, varied], grid={RATE: [0.001, 0.002]})
+    for run, loss in zip(runs, (6.0, 5.0, 4.0, 3.0), strict=True):
+        write_workdir(run, [loss], **(content if loss < 5 else {}))
+    results = read_results(runs, {})
+    assert [result.rank for result in results] == [2, 1, 2, 1]  # each within its own
+    reason = why_not_ranked(tasks(results))
+    assert 'not ranked' in reason and named in reason and why in reason
+    assert reason in table(results)
+    assert len(best_commands(results)) == 2 and len({group for group, _ in best_commands(results)}) == 2
+
+
+@pytest.mark.parametrize('losses, told', [((5, 4, 3), 'highest'), ((3, 4, 5), 'lowest'), ((4, 3, 5), '')])
+def test_a_best_rate_at_the_end_of_its_range_is_told(make, losses, told):
+    runs = make(grid={RATE: [0.001, 0.002, 0.003]})
+    results = read_results(tuple(write_workdir(run, [float(loss)]) for run, loss in zip(runs, losses, strict=True)), {})
+    assert ('there may be better ones' in table(results)) == bool(told) and told in table(results)
+
+
+def test_corpora_that_differ_but_hold_out_the_same_text_are_compared(make, tmp_path):
+    runs = make(runs=[{'data.corpus': str(tmp_path / 'one')}, {'data.corpus': str(tmp_path / 'two')}])
+    for run, content in zip(runs, 'cd', strict=True):
+        files = {'train/a.npy': {'sha256': content}, 'validation/a.npy': {'sha256': 'same'}}
+        Path(run.config.data.corpus).mkdir()
+        Path(run.config.data.corpus, 'manifest.json').write_text(json.dumps({'files': files}))
+        write_workdir(run, [5.0 if content == 'c' else 4.0], corpus=content)
+    assert [result.rank for result in read_results(runs, {})] == [2, 1]
+
+
+def test_the_page_needs_no_network_and_its_ids_are_unique(make):
+    runs = make(grid={RATE: [1e-4, 1e-3, 1e-2], 'train.seed': [0, 1, 2, 3]})
+    for i, run in enumerate(runs[:-1]):
+        write_workdir(run, [6.0 + i / 10, 5.0 + i / 10])
+    Path(runs[-1].workdir).mkdir()
+    Path(runs[-1].workdir, LOG).write_text('what went wrong <script>')
+    path = write_picture(read_results(runs, {runs[-1].name: 2}), Path(runs[0].workdir).parent)
+    page = read_page(path)
+    assert not any(tag in ('script', 'link', 'img', 'iframe') for tag, _ in page.elements)
+    references = [value for _, given in page.elements for key, value in given.items() if key.endswith('href')]
+    references += re.findall(r'url\(([^)]*)\)', path.read_text())
+    ids = [given['id'] for _, given in page.elements if 'id' in given]
+    assert len(ids) == len(set(ids)) and {reference.removeprefix('#') for reference in references} <= set(ids)
+    text = ' '.join(page.text)
+    assert '11 of 12 runs finished' in text and 'what went wrong <script>' in text
+    assert sum(tag == 'svg' for tag, _ in page.elements) == 4  # against the rate, and three curves
+    assert 'seed=3' in text and '5.000' in text
+
+
+def test_the_page_draws_a_chart_for_each_task_and_says_why(make, tmp_path):
+    runs = make(grid={'data.masking.rate': [0.1, 0.2], RATE: [0.001, 0.002]})
+    results = read_results(tuple(write_workdir(run, [5.0]) for run in runs), {})
+    page = read_page(write_picture(results, tmp_path / 'sweep'))
+    assert why_not_ranked(tasks(results)) in ' '.join(page.text)
+    labels = [given['aria-label'] for tag, given in page.elements if tag == 'svg']
+    assert labels.count('Final MLM loss over optimizer.peak_learning_rate') == 2
+
+
+def test_the_fields_that_a_name_stands_for_are_not_drawn(make, tmp_path):
+    runs = make(runs=[{'name': 'a', 'train.seed': 1}, {'name': 'b', 'train.seed': 2}])
+    results = read_results(tuple(write_workdir(run, [5.0]) for run in runs), {})
+    page = read_page(write_picture(results, tmp_path / 'sweep'))
+    assert 'Final MLM loss over' not in ' '.join(page.text) and '2 of 2 runs finished' in page.text
+
+
+def test_a_sweep_that_has_not_begun_has_a_table_and_a_page(make, tmp_path):
+    results = read_results(make(grid={RATE: [0.1, 0.2]}), {})
+    assert table(results).count('not started') == 2 and not best_commands(results)
+    assert 'not started' in ' '.join(read_page(write_picture(results, tmp_path / 'sweep')).text)
+
+
+def test_gpus_are_shared_out_evenly_and_never_between_jobs(monkeypatch):
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6,GPU-abc')
+    shares = [visible_devices('', slot, 2)['CUDA_VISIBLE_DEVICES'] for slot in range(2)]
+    assert shares == ['4,5', '6,GPU-abc']
+    assert visible_devices('cuda', 3, 4) == {'CUDA_VISIBLE_DEVICES': 'GPU-abc'}
+    assert visible_devices('', 0, 1) == visible_devices('cpu', 0, 8) == {}
+    with pytest.raises(BadInput, match='at most 4'):
+        visible_devices('', 0, 5)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    assert visible_devices('', 1, 8) == {}
+
+
+def test_each_task_of_the_array_is_one_run(make, tmp_path):
+    runs = make(runs=[{'data.source': "text:it's here/*.txt", 'train.seed': i} for i in range(3)])
+    script = slurm_script([runs[0], runs[2]], [0, 2], str(tmp_path / 'a b'), jobs=4)
+    assert '#SBATCH --array=0,2%4\n' in script and f"--output='{tmp_path}/a b/slurm-%A_%a.out'\n" in script
+    assert '#SBATCH --array=0,2\n' in slurm_script([runs[0], runs[2]], [0, 2], str(tmp_path), jobs=None)
+    path = tmp_path / 'sweep.sbatch'
+    path.write_text(script)
+    assert subprocess.run(['bash', '-n', str(path)]).returncode == 0
+    cases = script[script.index('case ') : script.index('esac') + 4]
+    for number in (0, 2):
+        told = subprocess.run(
+            ['bash', '-c', cases + '\nprintf "%s\\n" "$workdir" "$@"'],
+            env={'SLURM_ARRAY_TASK_ID': str(number)},
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
+        assert told == [runs[number].workdir, *runs[number].flags]

@@ -1,0 +1,165 @@
+"""A sweep names the runs that its product says, each with a config that its own command line gives, or is refused."""
+
+import itertools
+import math
+import statistics
+
+import pytest
+
+from bert_jax import __main__ as commands
+from bert_jax.config import bert
+from bert_jax.errors import BadInput
+from bert_jax.sweep.runs import expand
+from tests.test_run import ROOT
+
+BASE = f'{ROOT}/configs/bert.py:tiny'
+RATE, STEPS, DECAY = 'optimizer.peak_learning_rate', 'train.steps', 'optimizer.weight_decay'
+
+
+def expanded(**parts):
+    return expand({'base': BASE, **parts}, bert('tiny').to_dict(), 'sweeps/a')
+
+
+def message(**parts):
+    with pytest.raises(BadInput) as raised:
+        expanded(**parts)
+    return str(raised.value)
+
+
+def test_runs_are_every_explicit_run_at_every_point_of_the_grid_at_every_draw():
+    runs = expanded(
+        runs=[{'model.num_layers': 1}, {'model.num_layers': 3, 'data.pairing': 'none'}, {}],
+        grid={RATE: [1e-3, 1e-2], STEPS: [20_000, 30_000, 40_000]},
+        draws={DECAY: {'low': 0.0, 'high': 0.1}},
+        num_draws=2,
+        fixed={'train.seed': 7},
+    )
+    drawn = list(dict.fromkeys(run.config.optimizer.weight_decay for run in runs))
+    explicit = [(1, 'nsp'), (3, 'none'), (2, 'nsp')]  # the base has two layers
+    expected = list(itertools.product(explicit, [1e-3, 1e-2], [20_000, 30_000, 40_000], drawn))
+    found = [
+        (
+            (run.config.model.num_layers, run.config.data.pairing),
+            run.config.optimizer.peak_learning_rate,
+            run.config.train.steps,
+            run.config.optimizer.weight_decay,
+        )
+        for run in runs
+    ]
+    assert found == expected and len(drawn) == 2 and len(found) == 36
+    assert all(run.config.train.seed == 7 for run in runs)
+    assert len({run.workdir for run in runs}) == 36 and all(run.workdir == f'sweeps/a/{run.name}' for run in runs)
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
+def test_the_command_of_a_run_gives_its_config():
+    runs = expanded(
+        runs=[
+            {'data.source': 'text:some where/*.txt', 'mesh.fsdp': -1, 'mesh.data': 2},
+            {'model.scan_layers': False, 'tokenizer.lowercase': False, 'optimizer.eps': 1e-12, 'tokenizer.path': ''},
+        ],
+        grid={RATE: [1, 0.00012345678], 'data.masking.rate': [0.2]},
+        draws={'train.seed': {'low': 0, 'high': 1000}, DECAY: {'low': 1e-6, 'high': 0.1, 'log': True}},
+        num_draws=5,
+    )
+    for run in runs:
+        values, rest = commands._parse('train', run.train_command[4:])
+        assert commands._config(values) == run.config and values.workdir == run.workdir and not rest
+
+
+def test_names_tell_what_varies_and_are_good_file_names():
+    [one, other] = expanded(grid={RATE: [1e-3, 1e-5]}, fixed={'train.seed': 3})
+    assert (one.name, other.name) == ('peak_learning_rate=0.001', 'peak_learning_rate=1e-05')
+    named = expanded(runs=[{'name': 'a', STEPS: 10_001}, {'name': 'b', STEPS: 10_002}], grid={'train.seed': [1]})
+    assert [run.name for run in named] == ['a,seed=1', 'b,seed=1']
+    [masks] = expanded(grid={'data.masking.rate': [0.2]})
+    assert masks.name == 'masking.rate=0.2'
+    sources = [f'text:{"x" * 300}/{letter}' for letter in ('a b', 'a/b', 'a_b')]
+    names = [run.name for run in expanded(grid={'data.source': sources})]
+    assert len(set(names)) == 3 and all(len(name) < 140 and '/' not in name and ' ' not in name for name in names)
+    assert [run.name for run in expanded(runs=[{}, {STEPS: 10_001}])] == ['base', 'steps=10001']
+
+
+def _draws(count, seed=0, **draws):
+    return [run.varied for run in expanded(draws=draws, num_draws=count, seed=seed)]
+
+
+def test_draws_are_the_same_for_a_seed_and_more_of_them_begin_with_the_same():
+    draws = {RATE: {'low': 1e-5, 'high': 1e-2, 'log': True}, 'model.num_layers': {'choices': [1, 2, 3]}}
+    few, many, others = _draws(5, **draws), _draws(40, **draws), _draws(5, seed=1, **draws)
+    assert many[:5] == few and few != others
+    assert [draw[RATE] for draw in _draws(5, **{RATE: draws[RATE]})] == [draw[RATE] for draw in few]
+
+
+def test_draws_are_log_uniform_uniform_or_whole_within_their_ends():
+    rates = [draw[RATE] for draw in _draws(400, **{RATE: {'low': 1e-5, 'high': 1e-1, 'log': True}})]
+    assert min(rates) >= 1e-5 and max(rates) <= 1e-1
+    assert all(rate == float(f'{rate:.2e}') for rate in rates)  # three digits
+    # log10 is uniform on (-5, -1): mean -3, standard deviation 4 / sqrt(12); five standard errors of the mean
+    assert statistics.fmean(map(math.log10, rates)) == pytest.approx(-3, abs=5 * 4 / math.sqrt(12 * 400))
+    decays = [draw[DECAY] for draw in _draws(400, **{DECAY: {'low': 0.0, 'high': 0.1}})]
+    assert statistics.fmean(decays) == pytest.approx(0.05, abs=5 * 0.1 / math.sqrt(12 * 400))
+    layers = {draw['model.num_layers'] for draw in _draws(4, **{'model.num_layers': {'low': 3, 'high': 6}})}
+    assert layers == {3, 4, 5, 6} and {type(value) for value in layers} == {int}
+
+
+def test_runs_whose_text_or_tokenizer_differ_get_corpora_of_their_own():
+    usual, small, again, longer = expanded(
+        runs=[{'tokenizer.vocab_size': 30522}, {'tokenizer.vocab_size': 500}],
+        grid={'data.sequence_length': [64, 128]},
+        fixed={'data.corpus': 'corpora/c'},
+    )
+    assert usual.config.data.corpus == small.config.data.corpus == 'corpora/c'  # small: the second length
+    assert again.config.data.corpus == longer.config.data.corpus != 'corpora/c'
+    assert again.config.data.corpus.startswith('corpora/c-')
+    [alone] = expanded(grid={'tokenizer.vocab_size': [500]}, fixed={'data.corpus': 'corpora/c'})
+    assert alone.config.data.corpus == again.config.data.corpus  # whatever else is in the sweep
+    [given] = expanded(runs=[{'tokenizer.vocab_size': 500, 'data.corpus': 'mine'}])
+    assert given.config.data.corpus == 'mine'
+    [fixed] = expanded(grid={'train.seed': [1]}, fixed={'tokenizer.vocab_size': 500})
+    assert fixed.config.data.corpus == 'corpora/python-docs'  # nothing varies
+
+
+@pytest.mark.parametrize(
+    'parts, words',
+    [
+        ({'grid': {'optimizer.peak_learning_rat': [1]}}, 'did you mean config.optimizer.peak_learning_rate?'),
+        ({'fixed': {'stepz': 1}, 'grid': {RATE: [1]}}, 'fixed: config.stepz: there is no such field'),
+        ({'runs': [{'model.layers': 1}]}, 'runs: config.model.layers'),
+        ({'grid': {'model': [{}]}}, 'there is no such field'),
+        ({'gird': {RATE: [1]}}, 'did you mean grid?'),
+        ({'grid': [RATE]}, 'of type dict'),
+        ({'grid': {RATE: 0.1}}, 'a list of values'),
+        ({'grid': {RATE: []}}, 'a list of values'),
+        ({}, 'names no run'),
+        ({'runs': []}, 'names no run'),
+        ({'fixed': {RATE: 1}}, 'names no run'),
+        ({'runs': [3]}, 'runs[0]: is 3'),
+        ({'runs': [{RATE: 0.1, 'name': 'a'}, {RATE: 0.2}]}, 'runs[1]: has no name'),
+        ({'runs': [{RATE: 0.1, 'name': 'a'}, {RATE: 0.2, 'name': 'a'}]}, 'each name once'),
+        ({'runs': [{RATE: 0.1, 'name': '../a'}]}, 'letters, digits'),
+        ({'grid': {RATE: [0.1]}, 'fixed': {RATE: 0.1}}, 'stands in fixed and in grid'),
+        ({'grid': {RATE: [1e-3, 0.001]}}, 'are the same'),
+        ({'runs': [{}, {'model.num_layers': 2}]}, 'runs base and num_layers=2: are the same'),
+        ({'grid': {RATE: [0.1, -1.0]}}, 'run peak_learning_rate=-1.0: config.optimizer.peak_learning_rate: is -1.0'),
+        ({'grid': {'model.num_heads': [2, 3]}}, 'run num_heads=3: config.model.num_heads'),
+        ({'grid': {'data.pairing': ['nsp', 'npr']}}, "did you mean 'nsp'?"),
+        ({'draws': {RATE: {'low': 1e-4, 'high': 1e-2}}}, 'num_draws'),
+        ({'num_draws': 3, 'grid': {RATE: [1]}}, 'num_draws'),
+        ({'num_draws': 3, 'draws': {RATE: {'low': 0.0, 'high': 1.0, 'log': True}}}, 'a low above 0'),
+        ({'num_draws': 3, 'draws': {RATE: {'low': 2.0, 'high': 1.0}}}, 'low below high'),
+        ({'num_draws': 3, 'draws': {RATE: {'low': 0.0, 'high': math.inf}}}, 'low below high'),
+        ({'num_draws': 3, 'draws': {RATE: {'low': 0.1}}}, "{'choices': […]}"),
+        ({'num_draws': 3, 'draws': {RATE: {'choices': []}}}, 'a list of values'),
+        ({'num_draws': 3, 'draws': {'model.num_layers': {'choices': [1, 2]}}}, 'at most 2'),
+        ({'num_draws': 3, 'seed': -1, 'draws': {RATE: {'low': 0.1, 'high': 0.2}}}, 'at least 0'),
+        ({'grid': {'tokenizer.vocab_size': [500, 600], 'data.corpus': ['c']}}, 'a data.corpus for each'),
+    ],
+)
+def test_what_a_sweep_cannot_be_is_told_with_what_it_can(parts, words):
+    assert words in message(**parts)
+
+
+def test_a_base_that_lacks_the_field_is_told_before_its_command_fails():
+    with pytest.raises(BadInput, match='has no train.seed'):
+        expand({'base': 'mine.py', 'grid': {'train.seed': [1]}}, {'data': {}, 'tokenizer': {}}, 'a')

@@ -1,0 +1,122 @@
+"""A sweep by its command: one run finishes, one fails, one is interrupted; what is finished is not run again."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_run import ROOT, _command, _environment, bert_jax, write_text
+
+FILE = """\
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({content}, allow_dotted_keys=True)
+"""
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp('sweep')
+    write_text(directory / 'text.txt')
+    return directory
+
+
+def write_sweep(place: Path, runs: list[dict], base: str = f'{ROOT}/configs/demo.py', **fixed: object) -> list[str]:
+    """Writes a sweep file; returns the flags of its sweep in place/sweep."""
+    values = {
+        'data.source': f'text:{place}/text.txt',
+        'data.corpus': f'{place}/corpus',
+        'data.validation_fraction': 0.2,
+        'data.sequence_length': 32,
+        'tokenizer.vocab_size': 500,
+        'model.num_layers': 1,
+        'model.hidden_size': 32,
+        'model.intermediate_size': 64,
+        'train.global_batch_size': 16,
+        'train.log_every': 5,
+        'optimizer.name': 'adamw',  # quick to compile
+        'optimizer.warmup_steps': 2,
+    }
+    content = {'base': base, 'fixed': values | fixed, 'runs': runs}
+    (place / 'sweep.py').write_text(FILE.format(content=content))
+    return [f'--config={place}/sweep.py', f'--workdir={place}/sweep']
+
+
+SOUND, BROKEN = {'name': 'sound', 'train.steps': 10}, {'name': 'broken', 'train.steps': 11, 'mesh.data': 3}
+
+
+@pytest.fixture(scope='module')
+def swept(place: Path) -> subprocess.CompletedProcess:
+    """A sweep of a run that works and one whose mesh wants more devices than there are, two at a time."""
+    flags = [*write_sweep(place, [SOUND, BROKEN], base='no/such.py'), f'--config.base={ROOT}/configs/demo.py']
+    return bert_jax('sweep', *flags, '--jobs=2', '--json', check=1)
+
+
+def test_a_failed_run_is_told_with_the_end_of_its_log_and_stops_no_other(place, swept):
+    told = json.loads(swept.stdout)
+    sound, broken = told['runs']
+    assert (sound['status'], sound['rank'], sound['step']) == ('finished', 1, 10)
+    assert (broken['status'], broken['rank'], broken['final_mlm_loss']) == ('failed (2)', None, None)
+    assert any('config.mesh' in line for line in broken['log_tail'])
+    assert 'config.mesh' in swept.stderr and 'Traceback' not in swept.stderr
+    assert (place / 'sweep' / 'sound' / 'metrics.jsonl').exists()
+    assert (place / 'corpus' / 'manifest.json').exists()
+    validation = [json.loads(line) for line in (place / 'sweep' / 'sound' / 'metrics.jsonl').read_text().splitlines()]
+    assert sound['final_mlm_loss'] == validation[-1]['validation/mlm_loss']
+    [best] = told['best']
+    assert '--config.train.steps=10' in best['command'] and best['command'].endswith('/sound')
+    assert told['page'] == f'{place}/sweep/sweep.html' and Path(told['page']).exists()
+
+
+def test_another_sweep_in_its_place_is_refused_before_anything_is_started(place, swept):
+    before = (place / 'sweep' / 'sound' / 'train.log').read_bytes()
+    flags = write_sweep(place, [{'name': 'new'}, SOUND], **{'train.seed': 5})
+    done = bert_jax('sweep', *flags, check=2)
+    assert 'sound: holds another run: train.seed (0 there, 5 asked)' in done.stderr
+    assert not (place / 'sweep' / 'new').exists()
+    assert (place / 'sweep' / 'sound' / 'train.log').read_bytes() == before
+
+
+def test_an_interrupted_sweep_saves_and_what_was_finished_is_not_run_again(place, swept):
+    before = (place / 'sweep' / 'sound' / 'train.log').read_bytes()
+    flags = write_sweep(
+        place, [SOUND, {'name': 'long', 'train.steps': 1_000_000}, {'name': 'later', 'train.steps': 12}]
+    )
+    sweep = subprocess.Popen(
+        _command(('sweep', *flags)), env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics, deadline = place / 'sweep' / 'long' / 'metrics.jsonl', time.monotonic() + 120
+    while not metrics.exists() or not metrics.read_text():
+        assert sweep.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    sweep.send_signal(signal.SIGTERM)
+    out, told = sweep.communicate(timeout=60)
+    assert sweep.returncode == 75, told
+    assert 'SIGTERM' in told and '3 runs, 1 of them finished' in told
+    rows = {line.split()[1]: line for line in out.splitlines() if line.endswith(('finished', '000000', 'started'))}
+    assert 'stopped at step' in rows['long'] and 'not started' in rows['later']
+    assert (place / 'sweep' / 'sound' / 'train.log').read_bytes() == before
+    assert not (place / 'sweep' / 'later').exists()
+    shown = bert_jax('sweep', *flags, '--jobs=0')
+    assert 'not started' in shown.stdout and 'runs/' not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (['--config.base=no/such.py'], 'no/such.py'),
+        (['--config.num_drawz=3'], 'num_drawz'),
+        (['--jobs=-1'], 'jobs'),
+        (['--slurm='], 'sbatch is not found'),
+    ],
+)
+def test_bad_input_exits_2_and_writes_nothing(place, tmp_path, change, words, monkeypatch):
+    monkeypatch.setenv('PATH', '/nowhere')
+    flags = write_sweep(place, [SOUND])[:1]
+    done = bert_jax('sweep', *flags, f'--workdir={tmp_path}/new', *change, check=2)
+    assert words in done.stderr and 'Traceback' not in done.stderr
+    assert not (tmp_path / 'new').exists()
