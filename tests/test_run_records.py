@@ -14,6 +14,7 @@ from bert_jax.text import prepare
 from bert_jax.text.tokenizer import load_tokenizer
 from bert_jax.train.loop import train
 from tests.data.records import make_records, write_records, write_vocabulary
+from tests.test_run import BY_THE_CLOCK
 
 
 @pytest.fixture(scope='module')
@@ -31,9 +32,8 @@ def config(tmp_path_factory) -> bert_jax.config.Config:
 
 
 def _metrics(workdir: Path) -> list[dict]:
-    timed = ('tokens_per_second', 'mfu')
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+    return [{name: value for name, value in line.items() if name not in BY_THE_CLOCK} for line in lines]
 
 
 def test_records_train_go_on_bit_for_bit_and_are_evaluated(config, tmp_path: Path, monkeypatch) -> None:

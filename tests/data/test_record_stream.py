@@ -62,7 +62,7 @@ def _assert_equal(first: Batch, second: Batch) -> None:
 
 
 def test_masks_as_stored_are_the_batch_that_was_written(files: Path) -> None:
-    stream = _open(files, remask=False).train
+    stream = _open(files, remask=False).train[0]
     by_original = {tuple(ids): record for ids, record in zip(ORIGINALS, RECORDS, strict=True)}
     seen = 0
     for step in range(len(stream)):
@@ -88,7 +88,7 @@ def test_masks_as_stored_are_the_batch_that_was_written(files: Path) -> None:
 
 
 def test_tokens_are_restored_and_masked_anew_each_epoch(files: Path) -> None:
-    stream = _open(files).train
+    stream = _open(files).train[0]
     masks: list[dict[tuple, tuple]] = [{}, {}]
     for step in range(2 * len(stream)):
         batch = stream.batch(step)
@@ -107,7 +107,7 @@ def test_tokens_are_restored_and_masked_anew_each_epoch(files: Path) -> None:
 def test_a_mask_that_no_label_resolves_is_never_predicted(files: Path) -> None:
     records = [record | {'masked_lm_weights': [0.0] * 5} for record in RECORDS[:50]]
     write_records(files / 'part-0.tfrecord', records)
-    stream = _open(files, source=f'tfrecord:{files}/part-0.tfrecord').train
+    stream = _open(files, source=f'tfrecord:{files}/part-0.tfrecord').train[0]
     batches = [stream.batch(step) for step in range(len(stream))]
     assert all(MASK in batch.input_ids for batch in batches)
     assert not any((batch.masked_lm_ids == MASK).any() for batch in batches)
@@ -115,13 +115,13 @@ def test_a_mask_that_no_label_resolves_is_never_predicted(files: Path) -> None:
 
 @pytest.mark.parametrize('remask', [True, False])
 def test_a_step_is_the_same_whoever_asks_and_whenever(files: Path, remask: bool) -> None:
-    first, again = _open(files, remask=remask).train, _open(files, remask=remask).train
+    first, again = _open(files, remask=remask).train[0], _open(files, remask=remask).train[0]
     for step in (31, 0, 7, 1_000_000):
         whole = first.batch(step)
         _assert_equal(again.batch(step), whole)
         halves = [again.batch(step, slice(0, 5)), again.batch(step, slice(5, 10))]
         _assert_equal(Batch(*(np.concatenate(pair) for pair in zip(*halves, strict=True))), whole)
-    other = _open(files, remask=remask, seed=1).train.batch(0)
+    other = _open(files, remask=remask, seed=1).train[0].batch(0)
     assert not np.array_equal(other.input_ids, first.batch(0).input_ids)
 
 
@@ -132,7 +132,7 @@ def test_copies_with_other_masks_fall_on_the_same_side(files: Path) -> None:
     write_records(files / 'part-copies.tfrecord', copies)
     streams = _open(files, validation_fraction=0.2)
     sides = []
-    for stream in (streams.train, streams.validation):
+    for stream in (streams.train[0], streams.validation[0]):
         rows = [row for step in range(len(stream)) for row in _restored(stream.batch(step)) if row]
         sides.append([tuple(row) for row in rows[: stream.num_rows]])
     train, validation = sides
@@ -144,7 +144,7 @@ def test_copies_with_other_masks_fall_on_the_same_side(files: Path) -> None:
 def test_an_evaluation_pass_sees_each_record_once_with_the_same_masks(files: Path) -> None:
     write_records(files / 'held-out.tfrecord', make_records(9, 23)[0])
     settings = {'validation_source': f'tfrecord:{files}/held-out.tfrecord'}
-    stream, again = _open(files, **settings).validation, _open(files, **settings, seed=4).validation
+    stream, again = _open(files, **settings).validation[0], _open(files, **settings, seed=4).validation[0]
     assert stream.num_rows == 23 and len(stream) == 3
     batches = [stream.batch(step) for step in range(3)]
     assert sum(batch.next_sentence_weights.sum() for batch in batches) == 23
@@ -165,12 +165,12 @@ def test_unigram_counts_are_of_the_original_tokens(files: Path) -> None:
 def test_lengths_are_inferred_from_the_records(files: Path) -> None:
     streams = _open(files)
     assert streams.config.data.sequence_length == 32 and streams.config.data.max_predictions == -1
-    assert streams.train.batch(0).masked_lm_ids.shape == (10, 5)
+    assert streams.train[0].batch(0).masked_lm_ids.shape == (10, 5)
     assert _open(files, remask=False).config.data.max_predictions == 5
-    assert _open(files, remask=False, max_predictions=8).train.batch(0).masked_lm_ids.shape == (10, 8)
+    assert _open(files, remask=False, max_predictions=8).train[0].batch(0).masked_lm_ids.shape == (10, 8)
     write_records(files / 'part-long.tfrecord', make_records(3, 5, num_positions=48, num_predictions=9)[0])
-    assert _open(files).train.batch(0).input_ids.shape == (10, 48)
-    assert _open(files, remask=False).train.batch(0).masked_lm_ids.shape == (10, 9)
+    assert _open(files).train[0].batch(0).input_ids.shape == (10, 48)
+    assert _open(files, remask=False).train[0].batch(0).masked_lm_ids.shape == (10, 9)
 
 
 def test_a_vocabulary_may_have_its_special_tokens_anywhere(files: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_vocabulary_may_have_its_special_tokens_anywhere(files: Path) -> None:
     lines = (files / 'vocab.txt').read_text().splitlines()
     lines[0], lines[7] = lines[7], lines[0]
     (files / 'vocab.txt').write_text('\n'.join(lines) + '\n')
-    batch = _open(files).train.batch(0)
+    batch = _open(files).train[0].batch(0)
     assert (batch.input_ids[batch.sequence_ids == 0] == 7).all()
 
 
@@ -220,7 +220,7 @@ def test_an_index_made_by_several_processes_is_the_same(files: Path, monkeypatch
 
 
 def test_a_record_that_changes_after_it_was_indexed_is_named(files: Path) -> None:
-    stream, path = _open(files).train, files / 'part-0.tfrecord'
+    stream, path = _open(files).train[0], files / 'part-0.tfrecord'
     status, content = path.stat(), bytearray(path.read_bytes())
     start = len(serialize(RECORDS[0])) + 16
     content[start + 40] ^= 1
@@ -289,7 +289,7 @@ def test_files_without_a_record_are_passed_over_unless_all_are(files: Path) -> N
     for name in ('part-0', 'part-3'):
         (files / f'{name}.tfrecord').write_bytes(b'')
     streams = _open(files, validation_fraction=0.1)
-    assert streams.train.num_rows + streams.validation.num_rows == 100
+    assert streams.train[0].num_rows + streams.validation[0].num_rows == 100
     with pytest.raises(BadInput, match='holds no record'):
         _open(files, source=f'tfrecord:{files}/part-3*')
     write_records(files / 'one.tfrecord', RECORDS[:1])
@@ -299,7 +299,7 @@ def test_files_without_a_record_are_passed_over_unless_all_are(files: Path) -> N
 
 def test_records_without_labels_train_without_pairs(files: Path) -> None:
     _without_labels(files)
-    batch = _open(files, pairing='none').train.batch(0)
+    batch = _open(files, pairing='none').train[0].batch(0)
     assert not batch.next_sentence_weights.any() and not batch.next_sentence_labels.any()
 
 
