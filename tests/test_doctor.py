@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bert_jax import config
 from bert_jax.doctor import diagnose
-from bert_jax.text import corpus
+from bert_jax.text import prepare
 
 ROOT = Path(__file__).parents[1]
 WORDS = 'river stone house garden winter summer letter window market bridge doctor teacher'.split()
@@ -35,7 +35,7 @@ def _diagnose(tmp_path: Path, text: str, **changes: object) -> str:
     chosen.train.steps, chosen.train.global_batch_size, chosen.optimizer.warmup_steps = 40, 8, 4
     chosen.update_from_flattened_dict(changes)
     resolved = config.resolve(chosen)
-    corpus.prepare(resolved.data, resolved.tokenizer, progress=False)
+    prepare.prepare(resolved.data, resolved.tokenizer, progress=False)
     return '\n'.join(map(str, diagnose(resolved, str(tmp_path / 'run'))))
 
 

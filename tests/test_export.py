@@ -17,12 +17,13 @@ from flax import nnx
 from bert_jax import config, load_pretrained, run
 from bert_jax import export as export_module
 from bert_jax.__main__ import main
+from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.export import export
 from bert_jax.interop import hugging_face
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrained import _encode
-from bert_jax.text import corpus
+from bert_jax.text import prepare
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.loop import train
 from bert_jax.train.optimizer import make_optimizer
@@ -59,11 +60,9 @@ def _trained(directory: Path, kind: str, pairing: str) -> Path:
     """Makes run/, a workdir as `train` leaves it (its parameters drawn, no bias zero), and export/."""
     write_text(directory / 'text.txt', num_documents=20)
     settings = _settings(directory, kind, pairing)
-    corpus.prepare(settings.data, settings.tokenizer)
-    found, workdir = corpus.load_corpus(settings.data.corpus), directory / 'run'
-    found.tokenizer.save(workdir / 'tokenizer')
-    content = {'config': dataclasses.asdict(settings), 'fingerprint': run.fingerprint(settings, found)}
-    (workdir / 'config.json').write_text(json.dumps(content))
+    prepare.prepare(settings.data, settings.tokenizer)
+    found, workdir = open_streams(settings), directory / 'run'
+    run.write(str(workdir), settings, found.tokenizer, run.fingerprint(settings, found))
     (workdir / 'evaluation.json').write_text(json.dumps({'step': 2, 'mlm_loss': 3.25, 'nsp_loss': 0.5}))
     shapes = nnx.eval_shape(lambda: BertForPreTraining(settings.model, found.tokenizer.vocab_size, nnx.Rngs(0)))
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import pytest
 import bert_jax.config
 from bert_jax.errors import BadInput
 from bert_jax.evaluate import evaluate
-from bert_jax.text import corpus
+from bert_jax.text import prepare
 from bert_jax.text.tokenizer import load_tokenizer
 from bert_jax.train.loop import train
 from tests.data.records import make_records, write_records, write_vocabulary
@@ -57,7 +57,7 @@ def test_records_train_go_on_bit_for_bit_and_are_evaluated(config, tmp_path: Pat
 def test_prepare_says_that_nothing_needs_preparing(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = bert_jax.config.Data(source='tfrecord:part-*')
-    for command in (corpus.prepare, corpus.tokenizer_preview):
+    for command in (prepare.prepare, prepare.tokenizer_preview):
         with pytest.raises(BadInput, match='(?s)nothing to prepare.*python -m bert_jax train'):
             command(data, bert_jax.config.Tokenizer())
     assert not list(tmp_path.iterdir())

@@ -13,8 +13,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from bert_jax import config
+from bert_jax.data.batches import CorpusStream
 from bert_jax.evaluate import evaluate
-from bert_jax.text.corpus import prepare
+from bert_jax.text.prepare import prepare
 from bert_jax.train.loop import train
 from bert_jax.train.metrics import Speedometer
 from bert_jax.train.optimizer import make_schedule
@@ -61,7 +62,7 @@ def run(tmp_path_factory) -> tuple[config.Config, Path]:
         'data': {
             'source': f'text:{directory}/text.txt',
             'corpus': f'{directory}/corpus',
-            'validation_fraction': 0.0,
+            'validation_fraction': 0.2,
             'packing': True,
         },
         'tokenizer': {'vocab_size': 500},
@@ -81,8 +82,8 @@ def _metrics(workdir: Path) -> list[dict[str, float]]:
 
 
 def _last_state(workdir: Path) -> list[np.ndarray]:
-    with ocp.CheckpointManager(workdir / 'checkpoints') as manager:
-        restored = manager.restore(12, args=ocp.args.StandardRestore())
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(workdir / 'checkpoints' / '12')
     return [np.asarray(leaf) for _, leaf in sorted(_leaves(restored))]
 
 
@@ -125,10 +126,10 @@ class _Asked(Exception):
 
 @pytest.mark.parametrize('step, length', [(6, 32), (9, 64)])
 def test_a_checkpoint_is_evaluated_with_the_rows_of_its_phase(run, monkeypatch, step: int, length: int) -> None:
-    def asked(_, data: config.Data, *__: object, **___: object) -> None:
-        raise _Asked(data.sequence_length)
+    def asked(_params: object, _step: object, stream: CorpusStream, *_: object) -> None:
+        raise _Asked(stream.data.sequence_length)
 
-    monkeypatch.setattr('bert_jax.evaluate.CorpusStream', asked)
+    monkeypatch.setattr('bert_jax.evaluate.evaluate_params', asked)
     with pytest.raises(_Asked, match=str(length)):
         evaluate(str(run[1]), step)
 
