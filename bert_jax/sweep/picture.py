@@ -115,7 +115,7 @@ def _against(group: list[Result], groups: list[list[Result]], number: int) -> st
         rest = ', '.join(
             cell(result.run, name) if not name else f'{varied[name]}={cell(result.run, name)}' for name in others
         )
-        lines.setdefault(rest, []).append((value(result, field), result.final_mlm_loss))
+        lines.setdefault(rest, []).append((value(result.run, field), result.final_mlm_loss))
     svg = draw(f'against{number}', f'Final MLM loss over {field}', lambda axes: _fill(axes, field, lines))
     legend = ''.join(f'<span>{swatch(i)}<b>{html.escape(name)}</b></span>' for i, name in enumerate(lines) if name)
     of = f' <small>{html.escape(title(group, differing(groups)))}</small>' if len(groups) > 1 else ''
@@ -143,7 +143,7 @@ def _most_varied(results: list[Result]) -> str:
     """The numeric column with the most values among results, '' when none has two."""
     counts = {}
     for field in filter(None, columns(result.run for result in results) if results else ()):
-        tried = {value(result, field) for result in results}
+        tried = {value(result.run, field) for result in results}
         if all(type(number) in (int, float) for number in tried):
             counts[field] = len(tried)
     best = max(counts, key=counts.get, default='')

@@ -198,15 +198,15 @@ def columns(runs: Iterable[Run]) -> dict[str, str]:
 
 
 def cell(run: Run, field: str) -> str:
-    """A run's value of a column, also where the run leaves it to the base config."""
+    """What stands in a run's column of the table."""
     if not field:
         return run.label
-    return str(flatten(dataclasses.asdict(run.config))[field])
+    return str(value(run, field))
 
 
-def value(result: Result, field: str) -> Any:
+def value(run: Run, field: str) -> Any:
     """A run's value of a field, also where it leaves it to the base config."""
-    return flatten(dataclasses.asdict(result.run.config))[field]
+    return flatten(dataclasses.asdict(run.config))[field]
 
 
 def at_the_end_of_their_range(groups: list[list[Result]]) -> list[str]:
@@ -215,10 +215,10 @@ def at_the_end_of_their_range(groups: list[list[Result]]) -> list[str]:
     for group in groups:
         ranked = [result for result in group if result.rank]
         for field, name in columns(result.run for result in ranked).items() if ranked else ():
-            tried = {value(result, field) for result in ranked} if field.startswith('optimizer.') else set()
+            tried = {value(result.run, field) for result in ranked} if field.startswith('optimizer.') else set()
             if len(tried) < 3 or not all(type(number) in (int, float) for number in tried):
                 continue
-            best = value(ranked[0], field)
+            best = value(ranked[0].run, field)
             if best in (min(tried), max(tried)):
                 end = 'lowest' if best == min(tried) else 'highest'
                 told.append(
