@@ -30,10 +30,9 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def saved_step(run: Run) -> int | None:
-    """The step of the newest whole checkpoint; one that is being written has a longer name."""
-    directory = Path(run.workdir, 'checkpoints')
-    steps = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
-    return max(steps, default=None)
+    """The step of the newest sealed checkpoint (see `train/checkpoint.py`, which is slow to import)."""
+    manifests = Path(run.workdir, 'checkpoints').glob('*/manifest.json')
+    return max((int(path.parent.name) for path in manifests if path.parent.name.isdecimal()), default=None)
 
 
 def is_finished(run: Run) -> bool:

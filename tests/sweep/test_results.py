@@ -33,6 +33,7 @@ def write_workdir(run, losses, *, step=STEPS, tokenizer='t', corpus='c'):
     """What a run that has logged these validation losses leaves."""
     directory = Path(run.workdir)
     (directory / 'checkpoints' / str(step)).mkdir(parents=True)
+    (directory / 'checkpoints' / str(step) / 'manifest.json').write_text('{}')
     (directory / 'checkpoints' / f'{step + 10}.orbax-checkpoint-tmp').mkdir()
     masking = {'rate': run.config.data.masking.rate}
     fingerprint = {'data.masking': masking, 'data.sequence_length': run.config.data.sequence_length}
