@@ -182,7 +182,7 @@ class Module:
 
     # --- FLOPs of matrix products. ---
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  a module lives as long as its reading
+    @functools.cache  # noqa: B019  a module lives as long as its reading
     def flops(self, instruction: Instruction) -> float:
         """Of one call, what it calls included."""
         if instruction.opcode == 'dot':
@@ -234,37 +234,53 @@ class Module:
         return float(written + sum(array.traffic for array in self._operand_arrays(instruction)))
 
     def _fusion_traffic(self, fusion: Instruction) -> float:
-        lines = self.computations[fusion.attribute(r'calls=%?([\w.-]+)')]
-        users: dict[str, list[Instruction]] = {}
-        for line in lines.values():
-            for name in line.operands:
-                users.setdefault(name, []).append(line)
-        root = next(line for line in lines.values() if line.is_root)
-        written = {name for name in root.operands} if root.opcode == 'tuple' else {root.name}
-        total, in_place = 0.0, set()
-        for name in written:
-            line = self._through_bitcasts(lines, lines[name])
-            if line.opcode == 'dynamic-update-slice':
-                total += 2.0 * lines[line.operands[1]].arrays[0].traffic
-                in_place.add(self._through_bitcasts(lines, lines[line.operands[0]]).name)
-            else:
-                total += sum(array.traffic for array in lines[name].arrays)
-        for line in lines.values():
-            if line.opcode != 'parameter' or line.name in in_place:
-                continue
-            number = int(line.rest.strip('()').split(')')[0])
-            whole = sum(array.traffic for array in self._operand(fusion, number).arrays)
-            reads = _final_users(line, users)
-            if whole and reads and all(user.opcode in _SLICES for user in reads):
-                whole = min(whole, sum(array.bytes for user in reads for array in user.arrays))
-            total += whole
-        return total
+        """What lies in on-chip memory outside costs nothing, whatever is done with it inside."""
+        lines = self._called(fusion)
+        inputs = [line for line in lines.values() if line.opcode == 'parameter']
+        read = sum(
+            min(self._read(lines, line), sum(array.traffic for array in self._operand(fusion, _number(line)).arrays))
+            for line in inputs
+        )
+        written = sum(array.traffic for array in fusion.arrays)
+        return float(read + min(self._written(lines, next(line for line in lines.values() if line.is_root)), written))
 
-    @staticmethod
-    def _through_bitcasts(lines: dict[str, Instruction], line: Instruction) -> Instruction:
-        while line.opcode in ('bitcast', 'convert', 'copy') and line.operands[0] in lines:
-            line = lines[line.operands[0]]
-        return line
+    def _called(self, fusion: Instruction) -> dict[str, Instruction]:
+        return self.computations[fusion.attribute(r'calls=%?([\w.-]+)')]
+
+    def _read(self, lines: dict[str, Instruction], line: Instruction) -> int:
+        """Bytes of an input that a fused computation reads: its slices where it only takes slices."""
+        whole, total = sum(array.bytes for array in line.arrays), 0
+        for user in lines.values():
+            if line.name not in user.operands:
+                continue
+            if user.opcode == 'bitcast':
+                total += self._read(lines, user)
+            elif user.opcode in _SLICES and user.operands[0] == line.name:
+                total += sum(array.bytes for array in user.arrays)
+            elif user.opcode == 'dynamic-update-slice' and user.operands[0] == line.name:
+                continue  # written in place, and counted there
+            elif user.opcode == 'fusion':
+                inner = self._called(user)
+                places = [place for place, name in enumerate(user.operands) if name == line.name]
+                inputs = [line for line in inner.values() if line.opcode == 'parameter' and _number(line) in places]
+                total += sum(self._read(inner, line) for line in inputs)
+            else:
+                return whole
+        return min(whole, total)
+
+    def _written(self, lines: dict[str, Instruction], line: Instruction) -> int:
+        """Bytes of a result that a fused computation writes: of an update in place, the update."""
+        if line.opcode == 'tuple':
+            return sum(self._written(lines, lines[name]) for name in line.operands)
+        if line.opcode in ('bitcast', 'copy', 'convert') and line.operands[0] in lines:
+            inner = self._written(lines, lines[line.operands[0]])
+            return min(inner, sum(array.bytes for array in line.arrays))
+        if line.opcode == 'fusion':
+            inner = self._called(line)
+            return self._written(inner, next(line for line in inner.values() if line.is_root))
+        if line.opcode == 'dynamic-update-slice':
+            return sum(array.bytes for array in lines[line.operands[1]].arrays)
+        return sum(array.bytes for array in line.arrays)
 
     # --- Collectives. ---
 
@@ -303,16 +319,13 @@ class Module:
         return False
 
 
-def _final_users(line: Instruction, users: dict[str, list[Instruction]]) -> list[Instruction]:
-    found = []
-    for user in users.get(line.name, []):
-        found += _final_users(user, users) if user.opcode == 'bitcast' else [user]
-    return found
+def _number(parameter: Instruction) -> int:
+    return int(parameter.rest.strip('()').split(')')[0])
 
 
 def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     """The device groups of a collective, in each of the ways in which XLA writes them; empty for what is none of them."""
-    axes = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\((.*?)\))? *\{([^}]*)\}", attributes)
+    axes = re.search(r'replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\((.*?)\))? *\{([^}]*)\}', attributes)
     if axes and ':' not in axes.group(3):
         sizes = {name: int(size) for name, size in re.findall(r"'([\w.-]+)'=(\d+)", axes.group(1))}
         names, chosen = list(sizes), re.findall(r"'([\w.-]+)'", axes.group(3))
@@ -371,7 +384,7 @@ def _closing(text: str) -> int:
     return len(text)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _arrays(shape: str) -> tuple[Array, ...]:
     return tuple(
         Array(dtype, tuple(int(size.lstrip('<=')) for size in sizes.split(',') if size), 'S(1)' in (layout or ''))

@@ -94,7 +94,9 @@ def compile_for(config: Config, target: Target, effort: str = FULL, limit_s: flo
             raise TooLong(f'stopped after {limit_s:.0f} s') from error
         if not answer.exists():
             said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise BadInput('--target', f'the compiler for {target.name} failed: {said[-1] if said else done.returncode}')
+            raise BadInput(
+                '--target', f'the compiler for {target.name} failed: {said[-1] if said else done.returncode}'
+            )
         text = answer.read_text()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f'.{os.getpid()}')
