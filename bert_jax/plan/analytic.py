@@ -1,7 +1,7 @@
 """What follows from a config and a mesh by counting alone: no compiler, no device.
 
-`B` rows of the global batch, `b` rows of a microbatch on one device, `L` positions, `P` predictions and `E` sequences of a
-row, `D` hidden, `F` intermediate, `H` heads, `V` vocabulary, `N` layers; `a` bytes of an activation.
+`b` rows of a microbatch on one device, `L` positions, `D` hidden, `F` intermediate, `H` heads, `V` vocabulary, `N`
+layers; `a` bytes of an activation.
 """
 
 import dataclasses
@@ -12,15 +12,13 @@ import numpy as np
 from jax.sharding import AbstractMesh
 
 from bert_jax.config import Config, num_predictions
-from bert_jax.data.batches import Batch
 from bert_jax.model.bert import num_parameters, padded_vocab_size
 from bert_jax.plan.hlo import Collective, Operation, Work
+from bert_jax.plan.program import SEQUENCES, batch_shapes
 from bert_jax.train.metrics import flops_per_step
 from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import AXES, BATCH_AXES, batch_sharding
+from bert_jax.train.sharding import AXES, BATCH_AXES
 from bert_jax.train.state import state_shardings
-
-SEQUENCES = 1  # E: nothing is packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +45,6 @@ class Estimate:
         """Of one device."""
         known = self.parameter_bytes + self.optimizer_bytes + self.batch_bytes
         return known + self.activation_bytes + self.working_bytes
-
-
-def batch_shapes(config: Config, mesh: jax.sharding.Mesh | AbstractMesh) -> Batch:
-    """The shapes of a global batch, split as the run splits it."""
-    rows, length = config.train.global_batch_size, config.data.sequence_length
-    predictions, sharding = num_predictions(config.data), batch_sharding(mesh)
-    widths = {'masked': predictions, 'cls': SEQUENCES, 'next': SEQUENCES}
-    return Batch(
-        *(
-            jax.ShapeDtypeStruct(
-                (rows, widths.get(name.partition('_')[0], length)),
-                np.float32 if name.endswith('weights') else np.int32,
-                sharding=sharding,
-            )
-            for name in Batch._fields
-        )
-    )
 
 
 def full_flops(config: Config) -> float:

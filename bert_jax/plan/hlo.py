@@ -60,8 +60,8 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """groups: [G, n] device numbers that exchange; empty if not understood. bytes: of one device's data in one call, before a scatter or after
-    a gather.
+    """groups: [G, n] device numbers that exchange; empty if not understood. bytes: of one device's data in one call,
+    before a scatter or after a gather.
     """
 
     kind: str
@@ -324,7 +324,7 @@ def _number(parameter: Instruction) -> int:
 
 
 def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:
-    """The device groups of a collective, in each of the ways in which XLA writes them; empty for what is none of them."""
+    """The device groups of a collective, as XLA writes them in one of four ways; empty for another."""
     axes = re.search(r'replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\((.*?)\))? *\{([^}]*)\}', attributes)
     if axes and ':' not in axes.group(3):
         sizes = {name: int(size) for name, size in re.findall(r"'([\w.-]+)'=(\d+)", axes.group(1))}

@@ -169,7 +169,7 @@ def analytic_plan(config: Config, target: Target) -> Plan:
     mesh = mesh_sizes(config.mesh, config.model, config.train, target.num_devices)
     counted = estimate(config, mesh)
     time = step_time(counted.work, target, config.model.dtype)
-    return Plan(config, target, mesh, counted, None, 'not asked for', time)
+    return Plan(config, target, mesh, counted, None, 'only counted', time)
 
 
 # --- What would make it fit. ---

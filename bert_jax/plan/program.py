@@ -1,7 +1,7 @@
 """The very train step of a run, compiled for a target that need not be here, and what the compiler says of it.
 
-`python -m bert_jax.plan.program REQUEST.json ANSWER.json` compiles in a process of its own: a compiler for absent devices
-wants its settings in the environment before jax starts, and may be stopped when it takes too long.
+`python -m bert_jax.plan.program REQUEST.json ANSWER.json` compiles in a process of its own: a compiler for absent
+devices wants its settings in the environment before jax starts, and may be stopped when it takes too long.
 """
 
 import dataclasses
@@ -19,13 +19,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import Config, digest, resolve
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AbstractMesh, Mesh
+
+from bert_jax.config import Config, digest, num_predictions, resolve
+from bert_jax.data.batches import Batch
 from bert_jax.errors import BadInput
 from bert_jax.plan import hlo
 from bert_jax.plan.targets import Target, parse
+from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.train.sharding import batch_sharding, make_mesh
+from bert_jax.train.state import model_graph, state_shardings
+from bert_jax.train.step import make_train_step
+
+SEQUENCES = 1  # of a row: nothing is packed
 
 QUICK, FULL = 'quick', 'full'
 _COMPILERS = {'tpu': ('libtpu', 'plan-tpu'), 'gpu': ('jax_plugins.xla_cuda13', 'plan-gpu')}
+_STEP = ('train/optimizer.py', 'train/sharding.py', 'train/state.py', 'train/step.py', 'plan/program.py', 'plan/hlo.py')
 _RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin')
 
 
@@ -108,7 +121,7 @@ def compile_for(config: Config, target: Target, effort: str = FULL, limit_s: flo
 def _cache_path(config: Config, target: Target, effort: str) -> Path:
     """Named by everything that the program depends on: config, target, versions, the code that makes the step."""
     package = Path(__file__).parents[1]
-    sources = sorted([*package.glob('model/*.py'), *package.glob('train/*.py'), *package.glob('plan/*.py')])
+    sources = [*sorted(package.glob('model/*.py')), *(package / name for name in _STEP)]
     code = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()
     installed = {dist.metadata['Name']: dist.version for dist in importlib.metadata.distributions()}
     versions = {name: installed.get(name) for name in _RECORDED}
@@ -175,8 +188,6 @@ def describe_gpu(target: Target) -> str:
 
 
 def _devices(target: Target) -> list:
-    from jax.experimental import topologies
-
     chip, _, shape = target.name.partition(':')
     if target.device.kind == 'gpu':
         return topologies.get_topology_desc(
@@ -190,16 +201,25 @@ def _devices(target: Target) -> list:
     return topologies.get_topology_desc(f'{chip.removeprefix("tpu-")}:{shape}', 'tpu', **options).devices
 
 
+def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
+    """The shapes of a global batch, split as the run splits it."""
+    rows, length = config.train.global_batch_size, config.data.sequence_length
+    predictions, sharding = num_predictions(config.data), batch_sharding(mesh)
+    widths = {'masked': predictions, 'cls': SEQUENCES, 'next': SEQUENCES}
+    return Batch(
+        *(
+            jax.ShapeDtypeStruct(
+                (rows, widths.get(name.partition('_')[0], length)),
+                np.float32 if name.endswith('weights') else np.int32,
+                sharding=sharding,
+            )
+            for name in Batch._fields
+        )
+    )
+
+
 def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple[Program, Any]:
     """The step compiled for these devices; the second is what jax gives (None if refused)."""
-    import jax
-
-    from bert_jax.plan.analytic import batch_shapes
-    from bert_jax.train.optimizer import make_optimizer, make_schedule
-    from bert_jax.train.sharding import make_mesh
-    from bert_jax.train.state import model_graph, state_shardings
-    from bert_jax.train.step import make_train_step
-
     start = time.perf_counter()
     mesh = make_mesh(config.mesh, config.model, config.train, list(devices))
     vocab_size = config.tokenizer.vocab_size

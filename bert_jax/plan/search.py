@@ -66,11 +66,11 @@ def search(config: Config, target: Target, budget_s: float = BUDGET_S) -> Rankin
         least = min((plan for _, plan in counted), key=lambda plan: plan.required_bytes['total'])
         raise BadInput(
             '--target',
-            f'none of {len(counted)} candidates fits; the smallest takes {least.required_bytes["total"] / GIB:.2f} GiB of '
-            f'{target.device.usable_bytes / GIB:.2f} by the estimate',
+            f'none of {len(counted)} candidates fits; the smallest takes {least.required_bytes["total"] / GIB:.2f} GiB '
+            f'of {target.device.usable_bytes / GIB:.2f} by the estimate',
             'a larger target, a smaller model or batch',
         )
-    fitting.sort(key=lambda found: found[1].time.total)
+    fitting.sort(key=lambda found: (found[1].time.total, found[1].config.train.microbatches))
     best_of_mesh = {tuple(plan.mesh.values()): (changes, plan) for changes, plan in reversed(fitting)}
     promising = sorted(best_of_mesh.values(), key=lambda found: found[1].time.total)[:_COMPILED]
     compiled, refused = _compile(config, target, promising, budget_s)

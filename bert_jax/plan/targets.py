@@ -43,7 +43,7 @@ class Device:
 
 
 def _tpu(name: str, memory: float, usable: float, flops: float, bandwidth: float, ici: float, per_host: int) -> Device:
-    """jax multiplies float32 on a TPU in bfloat16 unless told otherwise. `usable` is what libtpu says when it refuses."""
+    """jax multiplies float32 on a TPU in bfloat16 unless told otherwise. usable: what libtpu names when it refuses."""
     return Device(
         name, 'tpu', memory * GIB, usable * GIB, flops, flops, bandwidth, link=ici, devices_per_host=per_host,
         launch=1e-6, latency=5e-6, matmul_efficiency=0.80, memory_efficiency=0.85, link_efficiency=0.80,
