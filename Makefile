@@ -19,7 +19,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install pretrain test test-slurm lint format clean
+.PHONY: help install pretrain test test-plan test-slurm lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
@@ -70,6 +70,10 @@ pretrain: install ## from nothing to a small trained model on Python's own docum
 
 test: $(TEST_INSTALLED) ## run the tests, on the CPU
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest
+
+test-plan: $(TEST_INSTALLED) ## run the tests that compile for absent TPUs and GPUs (installs both compilers)
+	.venv/bin/python -m pip install --quiet --editable '.[plan-tpu,plan-gpu]'
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -m plan
 
 test-slurm: $(TEST_INSTALLED) ## run the tests that start a real SLURM on this machine (apt-get install slurm-wlm munge)
 	.venv/bin/python -m pytest -m slurm

@@ -5,12 +5,15 @@ layers; `a` bytes of an activation.
 """
 
 import dataclasses
+import functools
 import math
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh
 
+from bert_jax import config as config_module
 from bert_jax.config import Config, num_predictions
 from bert_jax.model.bert import num_parameters, padded_vocab_size
 from bert_jax.plan.hlo import Collective, Operation, Work
@@ -62,23 +65,47 @@ def full_flops(config: Config) -> float:
 
 def estimate(config: Config, sizes: dict[str, int]) -> Estimate:
     """Args: sizes, of the mesh's axes (`sharding.mesh_sizes`)."""
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    vocab_size = config.tokenizer.vocab_size
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
-    batch = batch_shapes(config, mesh)
-    parameter_bytes = _device_bytes(shapes.params, shardings.params)
+    model = dataclasses.replace(config.model, remat='none', dtype='float32')  # what does not change the state
+    state = _state(model, config.tokenizer.vocab_size, config.optimizer, config.train.steps, tuple(sizes.items()))
+    batch = batch_shapes(config, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
+    parameter_bytes = state.parameter_bytes
     return Estimate(
-        parameters=num_parameters(config.model, vocab_size),
+        parameters=state.parameters,
         flops_per_step=full_flops(config),
         tokens=config.train.global_batch_size * config.data.sequence_length,
         parameter_bytes=parameter_bytes,
-        optimizer_bytes=_device_bytes(shapes.opt_state, shardings.opt_state),
+        optimizer_bytes=state.optimizer_bytes,
         batch_bytes=_device_bytes(batch, jax.tree.map(lambda leaf: leaf.sharding, batch)),
         activation_bytes=_activations(config, sizes),
         working_bytes=parameter_bytes + _layer_and_logits(config, sizes),
-        checkpoint_bytes=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
+        checkpoint_bytes=state.checkpoint_bytes,
         work=_work(config, sizes, parameter_bytes),
+    )
+
+
+class _State(NamedTuple):
+    parameters: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    checkpoint_bytes: int
+
+
+@functools.cache
+def _state(
+    model: config_module.Model,
+    vocab_size: int,
+    optimizer: config_module.Optimizer,
+    num_steps: int,
+    sizes: tuple[tuple[str, int], ...],
+) -> _State:
+    """The state of a run over the axes of a mesh; a search asks for it many times."""
+    mesh = AbstractMesh(tuple(size for _, size in sizes), tuple(axis for axis, _ in sizes))
+    shapes, shardings = state_shardings(model, vocab_size, make_optimizer(optimizer, num_steps), mesh)
+    return _State(
+        num_parameters(model, vocab_size),
+        _device_bytes(shapes.params, shardings.params),
+        _device_bytes(shapes.opt_state, shardings.opt_state),
+        sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
     )
 
 

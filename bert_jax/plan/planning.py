@@ -4,11 +4,15 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+import jax
+
 from bert_jax.config import Config
 from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
 from bert_jax.plan.analytic import Estimate, estimate
+from bert_jax.plan.calibrate import here
 from bert_jax.plan.hlo import Collective
+from bert_jax.plan.measure import Measured, measure
 from bert_jax.plan.program import FULL, Program
 from bert_jax.plan.roofline import StepTime, step_time
 from bert_jax.plan.targets import GIB, Target, larger, parse
@@ -17,7 +21,7 @@ from bert_jax.train.sharding import AXES, mesh_sizes
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A config on a target. program: None where nothing was compiled; `why_not` says why."""
+    """A config on a target. program: None where nothing was compiled; `why_not` says why. measured: for `here`."""
 
     config: Config
     target: Target
@@ -26,6 +30,7 @@ class Plan:
     program: Program | None
     why_not: str
     time: StepTime
+    measured: Measured | None = None
 
     @property
     def is_compiled(self) -> bool:
@@ -106,6 +111,7 @@ class Plan:
             'input_tokens_per_second_per_host': self.tokens_per_second / self.target.num_hosts,
             'mesh': self.mesh,
             'collectives': self.collectives(),
+            'measured': self.measured and dataclasses.asdict(self.measured),
             'changes': [] if self.fits else list(smallest_changes(self)),
         }
 
@@ -137,8 +143,6 @@ def find_target(name: str, config: Config) -> Target:
     """
     if name != 'here':
         return parse(name)
-    from bert_jax.plan.calibrate import here
-
     return here(config.model.dtype)
 
 
@@ -152,9 +156,8 @@ def make_plan(config: Config, target: Target, effort: str = FULL, limit_s: float
     if why_not := programs.missing(target):
         return dataclasses.replace(plan, why_not=f'the compiler is not installed; {why_not}')
     if target.name == 'here':
-        import jax
-
-        program, _ = programs.compile_step(config, jax.devices())
+        program, compiled = programs.compile_step(config, jax.devices())
+        plan = dataclasses.replace(plan, measured=measure(config, compiled) if compiled else None)
     else:
         try:
             program = programs.compile_for(config, target, effort, limit_s)
@@ -242,24 +245,25 @@ def describe(plan: Plan, price: float | None = None) -> str:
     axes = ', '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
     source = 'compiled' if plan.program is not None else 'estimate'
     spare = device.usable_bytes - required['total']
-    verdict = f'Fits, {_gib(spare)} to spare' if plan.fits else 'Does NOT fit'
+    verdict = f'Fits, {_bytes(spare)} to spare' if plan.fits else 'Does NOT fit'
     if not plan.fits and math.isfinite(spare):
-        verdict += f', {_gib(-spare)} too much'
+        verdict += f', {_bytes(-spare)} too much'
     lines = [
         f'{target.name}: {target.num_devices} x {device.name}, {hosts} host{"s" * (hosts > 1)}; mesh {axes}; '
         f'microbatches {config.train.microbatches}, remat {config.model.remat}, {config.model.dtype}',
-        f'{verdict}: {_gib(required["total"])} of the {_gib(device.usable_bytes)} that a program may take of each '
-        f"device's {_gib(device.memory_bytes)} ({source})",
+        f'{verdict}: {_bytes(required["total"])} of the {_bytes(device.usable_bytes)} that a program may take of each '
+        f"device's {_bytes(device.memory_bytes)} ({source})",
     ]
     if plan.program is not None and plan.program.refused:
         lines.append(f'  the compiler: {plan.program.refused}')
-    lines += [f'  {name:12} {_gib(size):>11}' for name, size in required.items() if name != 'total']
+    lines += [f'  {name:12} {_bytes(size):>11}' for name, size in required.items() if name != 'total']
     lines += [f'  would fit: {change}' for change in ([] if plan.fits else smallest_changes(plan))]
     lines += [
         f'Model: {plan.estimate.parameters:,} parameters; {plan.estimate.flops_per_step:.4g} FLOPs a step',
         f'Step: {_seconds(time.total)} (roofline of {"the compiled program" if plan.is_compiled else "an estimate"}): '
         f'matrix products {_seconds(time.matrix)}, memory {_seconds(time.memory)}, waiting for collectives '
         f'{_seconds(time.exposed)}, collectives beside computation {_seconds(time.hidden)}',
+        *_measured(plan),
         f'Speed: {plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}; each host must be fed '
         f'{plan.tokens_per_second / hosts:,.0f} tokens/s',
     ]
@@ -278,8 +282,8 @@ def describe(plan: Plan, price: float | None = None) -> str:
     checkpoint = plan.estimate.checkpoint_bytes / 1e9
     lines += [
         f'Run: {config.train.steps:,} steps take {_duration(plan.run_seconds)}, '
-        f'{hours * target.num_devices:,.0f} device-hours{cost} (steps alone)',
-        f'Disk: {checkpoint:.2f} GB a checkpoint, {keep * checkpoint:.1f} GB for the {keep} that may lie there at once',
+        f'{hours * target.num_devices:,.1f} device-hours{cost} (steps alone)',
+        f'Disk: {checkpoint:.2f} GB a checkpoint, {keep * checkpoint:.2f} GB for the {keep} that may lie there at once',
         f'Assumed: full rows of {config.data.sequence_length}, a vocabulary of {config.tokenizer.vocab_size:,}'
         + _efficiencies(target),
     ]
@@ -288,6 +292,18 @@ def describe(plan: Plan, price: float | None = None) -> str:
     if plan.program is None:
         lines.append(f'Not compiled: {plan.why_not}')
     return '\n'.join(lines)
+
+
+def _measured(plan: Plan) -> list[str]:
+    """What a few real steps took and held, beside the prediction."""
+    if plan.measured is None:
+        return []
+    seconds, peak = plan.measured.step_seconds, plan.measured.peak_bytes
+    total = plan.required_bytes['total']
+    memory = f'{_bytes(peak)} of a device, predicted {total / peak - 1:+.0%}'
+    if plan.measured.is_resident_size:
+        memory = f'the process held {_bytes(peak)} at most, with Python and the compiler'
+    return [f'Measured: {_seconds(seconds)} a step (predicted {plan.time.total / seconds - 1:+.0%}); {memory}']
 
 
 def _efficiencies(target: Target) -> str:
@@ -300,8 +316,8 @@ def _efficiencies(target: Target) -> str:
     )
 
 
-def _gib(size: float) -> str:
-    return f'{size / GIB:,.2f} GiB'
+def _bytes(size: float) -> str:
+    return f'{size / GIB:,.2f} GiB' if abs(size) >= GIB else f'{size / 2**20:,.1f} MiB'
 
 
 def _seconds(seconds: float) -> str:
