@@ -143,7 +143,7 @@ def find_target(name: str, config: Config) -> Target:
     """
     if name != 'here':
         return parse(name)
-    return here(config.model.dtype)
+    return here(config)
 
 
 def make_plan(config: Config, target: Target, effort: str = FULL, limit_s: float | None = None) -> Plan:

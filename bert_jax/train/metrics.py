@@ -54,14 +54,13 @@ def peak_flops() -> float | None:
     """FLOP/s of all devices: the dense bf16 peak, or what a CPU reaches in a matrix product now; None if unknown."""
     device = jax.devices()[0]
     if device.platform == 'cpu':
-        return measured_matmul_flops()
+        return _measured_matmul_flops()
     matches = [peak for name, peak in _PEAK_BF16_FLOPS.items() if name in device.device_kind]
     return matches[0] * jax.device_count() if matches else None
 
 
-def measured_matmul_flops(size: int = 1536, repeats: int = 4, dtype: str = 'float32') -> float:
-    """FLOP/s of the default device in a square matrix product, the best of some tries."""
-    x = jnp.ones((size, size), dtype)
+def _measured_matmul_flops(size: int = 1536, repeats: int = 4) -> float:
+    x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a, b: a @ b)
     product(x, x).block_until_ready()
     seconds = []

@@ -1,4 +1,4 @@
-"""`plan` from the command line: one JSON object with the fixed keys, bad input told, a prediction next to a measurement."""
+"""`plan` from the command line: the fixed keys of its JSON, bad input told, a prediction next to a measurement."""
 
 import json
 
