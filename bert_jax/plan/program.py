@@ -140,6 +140,7 @@ def _environment(target: Target) -> dict[str, str]:
         'TPU_SKIP_MDS_QUERY': '1',
         'TPU_ACCELERATOR_TYPE': 'v5litepod-16',  # any that exists: the topology is asked for by its own name
         'TPU_WORKER_HOSTNAMES': 'localhost',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # two plans at a time; no chip is opened
         'TPU_MIN_LOG_LEVEL': '3',
     }
 
