@@ -46,24 +46,19 @@ _RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin')
 class Program:
     """One device's part of a compiled step. Bytes.
 
-    arguments: state and batch.  temporaries: everything else at the highest point, code included.  refused: what the
-    compiler said when the program did not fit the device; needed_bytes is its figure then, and there is no work.
+    arguments: state and batch.  temporaries: everything else that the compiler sets aside.  total_bytes: at the highest
+    point, a donated argument and its result being one.  activations: what the loop over layers keeps for the backward
+    pass.  refused: what the compiler said when the program did not fit; total_bytes is its figure then, and there is no
+    work.
     """
 
     arguments: int
-    outputs: int
-    aliased: int
     temporaries: int
+    total_bytes: float
     activations: int
     work: hlo.Work
     seconds: float
     refused: str = ''
-    needed_bytes: float = 0.0
-
-    @property
-    def total_bytes(self) -> float:
-        """At the highest point; a donated argument and its result are one."""
-        return self.needed_bytes or self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 class TooLong(Exception):
@@ -248,19 +243,28 @@ def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple
             raise
         seconds = time.perf_counter() - start
         needed = _needed(str(error))
-        return Program(0, 0, 0, 0, 0, hlo.Work((), (), 0), seconds, str(error).splitlines()[0], needed), None
+        return Program(0, 0, needed, 0, hlo.Work((), (), 0), seconds, str(error).splitlines()[0]), None
     memory, text = compiled.memory_analysis(), compiled.as_text()
     rows = config.train.global_batch_size // config.train.microbatches // mesh.shape['data'] // mesh.shape['fsdp']
     program = Program(
         arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+        total_bytes=_total(memory, devices[0].platform),
         activations=hlo.loop_bytes(text, config.model.num_layers, rows),
         work=hlo.read(text),
         seconds=time.perf_counter() - start,
     )
     return program, compiled
+
+
+def _total(memory: Any, platform: str) -> int:
+    """Bytes at the highest point. libtpu states its peak, which it holds against the device's memory; elsewhere the
+    temporaries are one block that is taken for the whole step.
+    """
+    if platform == 'tpu':
+        return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return kept + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
 
 
 def _needed(message: str) -> float:
