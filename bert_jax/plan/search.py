@@ -72,7 +72,10 @@ def search(config: Config, target: Target, budget_s: float = BUDGET_S) -> Rankin
         )
     fitting.sort(key=lambda found: (found[1].time.total, found[1].config.train.microbatches))
     best_of_mesh = {tuple(plan.mesh.values()): (changes, plan) for changes, plan in reversed(fitting)}
-    promising = sorted(best_of_mesh.values(), key=lambda found: found[1].time.total)[:_COMPILED]
+    promising = sorted(
+        best_of_mesh.values(), key=lambda found: (found[1].mesh['data'] < target.num_devices, found[1].time.total)
+    )
+    promising = promising[:_COMPILED]  # the plain mesh, data alone, among them wherever it fits
     compiled, refused = _compile(config, target, promising, budget_s)
     done = [plan.config for _, plan in compiled] + refused
     rest = [found for found in fitting if found[1].config not in done]
