@@ -19,7 +19,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install pretrain test test-slurm lint format clean
+.PHONY: help install pretrain test test-plan test-slurm lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
@@ -71,6 +71,12 @@ pretrain: install ## from nothing to a small trained model on Python's own docum
 test: $(TEST_INSTALLED) ## run the tests, on the CPU
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest
 
+# A .venv of its own: jax would look for the devices of both compilers at every other start.
+test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (installs both compilers into .venv-plan)
+	.venv/bin/python -m venv .venv-plan
+	.venv-plan/bin/python -m pip install --quiet --editable '.[plan-tpu,plan-gpu]' 'pytest>=9,<10'
+	JAX_PLATFORMS=cpu .venv-plan/bin/python -m pytest -m plan tests/plan
+
 test-slurm: $(TEST_INSTALLED) ## run the tests that start a real SLURM on this machine (apt-get install slurm-wlm munge)
 	.venv/bin/python -m pytest -m slurm
 
@@ -83,5 +89,5 @@ format: $(TEST_INSTALLED) ## mend what can be mended of style and formatting
 	.venv/bin/ruff format .
 
 clean: ## remove .venv and caches; runs/ and corpora/ stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-plan build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find bert_jax benchmarks configs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,6 +41,7 @@ _FLAG_HELP = {
     'shard': 'I/N: do part I (from 0) of N parts of the work; the last to finish puts the corpus together',
     'model': 'a workdir, an export or a Hugging Face directory',
     'slurm': "options of sbatch: submit the runs as an array of SLURM ('' for none)",
+    'target': 'tpu-v5e:4x4 (a chip and a topology), h200:2x8 (hosts x GPUs of each), or here',
 }
 
 
@@ -68,6 +69,10 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_integer('devices', None, 'how many devices there must be, over all hosts', flag_values=values)
         elif name == 'join_timeout':
             flags.DEFINE_integer('join_timeout', 300, 'seconds to wait for the other hosts', flag_values=values)
+        elif name == 'price':
+            flags.DEFINE_float('price', None, 'dollars of a chip and an hour', lower_bound=0.0, flag_values=values)
+        elif name == 'search':
+            flags.DEFINE_boolean('search', False, 'rank meshes, microbatches and remat policies', flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
         elif name == 'jobs':
@@ -155,6 +160,38 @@ def _doctor(values: flags.FlagValues, _: list[str]) -> int:
         problems = diagnose(config, values.workdir)
     _tell(values, {'problems': [dataclasses.asdict(problem) for problem in problems]}, describe(problems))
     return EXIT_BAD_INPUT if any(problem.level == 'error' for problem in problems) else 0
+
+
+def _plan(values: flags.FlagValues, _: list[str]) -> int:
+    target_name, config = _required(values, 'target'), _config(values)
+    if config.phases:
+        raise BadInput(
+            'config.phases',
+            f'has {len(config.phases)} phases',
+            'one at a time',
+            '--config.phases="()" and the fields of a phase, for example --config.data.sequence_length=512',
+        )
+    if target_name == 'here':
+        _select_platform(config)
+    else:
+        _only_cpu()
+    from bert_jax.plan import planning, search
+
+    target = planning.find_target(target_name, config)
+    if values.search:
+        ranking = search.search(config, target)
+        _tell(values, search.to_json(ranking, values.price), search.describe(ranking, values.price))
+        return 0
+    plan = planning.make_plan(config, target)
+    _tell(values, plan.to_json(values.price), planning.describe(plan, values.price))
+    return 0
+
+
+def _only_cpu() -> None:
+    """A plan for elsewhere needs no device, and must not wait for one."""
+    import jax
+
+    jax.config.update('jax_platforms', 'cpu')
 
 
 def _train(values: flags.FlagValues, _: list[str]) -> int:
@@ -302,6 +339,12 @@ COMMANDS = {
         'says what would go wrong, before a device is used',
         'python -m bert_jax doctor --config=configs/demo.py',
         ('config', 'workdir'),
+    ),
+    'plan': Command(
+        _plan,
+        'whether a run fits devices that need not be here, how long it takes, what it costs',
+        'python -m bert_jax plan --config=configs/bert.py:base --target=tpu-v5e:4x4 --price=1.20',
+        ('config', 'target', 'price', 'search'),
     ),
     'train': Command(
         _train,

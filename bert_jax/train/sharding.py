@@ -48,21 +48,33 @@ def make_mesh(
       BadInput: when the axes do not multiply to the number of devices, or do not divide the heads or the batch.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(mesh, model, train, len(devices), where)
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(
+    mesh: config.Mesh, model: config.Model, train: config.Train, num_devices: int, where: str = 'config.train'
+) -> dict[str, int]:
+    """The size of each axis over so many devices, the -1 worked out.
+
+    Raises:
+      BadInput: as `make_mesh`.
+    """
     sizes = dataclasses.asdict(mesh)
     fixed = math.prod(size for size in sizes.values() if size != -1)
     rest = [axis for axis, size in sizes.items() if size == -1]
-    if len(devices) % fixed or (not rest and fixed != len(devices)):
+    if num_devices % fixed or (not rest and fixed != num_devices):
         asked = ' x '.join(f'{axis}={size}' for axis, size in sizes.items())
         raise BadInput(
             'config.mesh',
-            f'asks for {asked}; there are {len(devices)} devices',
-            f'axes whose product is {len(devices)}; -1 takes the rest',
+            f'asks for {asked}; there are {num_devices} devices',
+            f'axes whose product is {num_devices}; -1 takes the rest',
             '--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1',
         )
     for axis in rest:
-        sizes[axis] = len(devices) // fixed
+        sizes[axis] = num_devices // fixed
     _check_divides(sizes, model, train, where)
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    return sizes
 
 
 def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Train, where: str) -> None:

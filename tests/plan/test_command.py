@@ -1,0 +1,47 @@
+"""`plan` from the command line: the fixed keys of its JSON, bad input told, a prediction next to a measurement."""
+
+import json
+
+import pytest
+
+from tests.test_run import ROOT, bert_jax
+
+CONFIG = f'--config={ROOT}/configs/bert.py:base'
+
+
+def test_json_has_the_fixed_keys_without_any_compiler() -> None:
+    done = bert_jax('plan', CONFIG, '--target=b200:1x8', '--price=2.5', '--json')
+    plan = json.loads(done.stdout)
+    assert plan['fits'] is True and plan['parameters'] == 110_106_428
+    assert plan['mesh'] == {'data': 8, 'fsdp': 1, 'tensor': 1}
+    parts = ('parameters', 'optimizer', 'batch', 'activations', 'temporaries')
+    assert plan['required_bytes']['total'] == pytest.approx(sum(plan['required_bytes'][part] for part in parts), abs=9)
+    assert plan['required_bytes']['total'] < plan['usable_memory_bytes'] < plan['device_memory_bytes'] == 180e9
+    assert plan['tokens_per_second'] == pytest.approx(256 * 128 / plan['step_seconds'])
+    assert plan['mfu'] == pytest.approx(plan['flops_per_step'] / plan['step_seconds'] / (8 * 2250e12))
+    assert plan['run_seconds'] == pytest.approx(1_000_000 * plan['step_seconds'])
+    assert plan['cost'] == pytest.approx(plan['run_seconds'] / 3600 * 8 * 2.5)
+    assert {'kind', 'axis', 'bytes', 'count'} <= set(plan['collectives'][0])
+
+
+@pytest.mark.parametrize(
+    'flags, expected',
+    [
+        (['--target=tpu-v5z:4x4'], 'did you mean tpu-v5'),
+        (['--target=tpu-v5e:4x5'], '--target=tpu-v5e:4x4'),
+        (['--target=h100:1x8', '--config.mesh.tensor=5'], 'there are 8 devices'),
+        (['--target=h100:1x8', '--config.mesh.tensor=8'], 'does not divide the 12 heads'),
+        ([], '--target: is missing'),
+    ],
+)
+def test_bad_input_is_told_and_exits_2(flags: list[str], expected: str) -> None:
+    done = bert_jax('plan', CONFIG, *flags, check=2)
+    assert expected in done.stderr and 'Traceback' not in done.stderr and not done.stdout
+
+
+def test_here_is_compiled_predicted_and_measured() -> None:
+    small = ['--config.model.num_layers=1', '--config.data.sequence_length=16', '--config.train.global_batch_size=8']
+    done = bert_jax('plan', f'--config={ROOT}/configs/demo.py', '--target=here', *small, '--json')
+    plan = json.loads(done.stdout)
+    assert plan['compiled'] and plan['fits'] and plan['measured']['step_seconds'] > 0
+    assert plan['measured']['peak_bytes'] > plan['required_bytes']['total']  # Python and the compiler are in it too

@@ -1,0 +1,53 @@
+"""The compilers for absent devices (`make test-plan`): what they say agrees with what is counted."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from bert_jax.plan import planning, program, targets
+from bert_jax.plan.program import QUICK
+from tests.plan.test_counts import small
+
+pytestmark = pytest.mark.plan
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.getbasetemp() / 'cache'))
+
+
+@pytest.mark.parametrize(
+    'name', ['tpu-v4:2x2x1', 'tpu-v5e:2x2', 'tpu-v5p:2x2x1', 'tpu-v6e:2x2', 'h200:1x4', 'a100:2x2']
+)
+def test_the_step_compiles_for_each_kind_of_device(name: str) -> None:
+    target = targets.parse(name)
+    plan = planning.make_plan(small(**{'model.dtype': 'bfloat16'}), target, QUICK)
+    assert plan.is_compiled and plan.fits and not plan.program.work.unknown_loops
+    products = plan.program.work.matrix_flops * target.num_devices
+    assert products == pytest.approx(plan.estimate.flops_per_step, rel=0.05)
+    known = plan.estimate.parameter_bytes + plan.estimate.optimizer_bytes + plan.estimate.batch_bytes
+    assert plan.program.arguments >= known  # a TPU pads arrays to its tiles
+    assert {found['axis'] for found in plan.collectives()} == {'data'}
+
+
+def test_a_gpu_mesh_exchanges_over_each_of_its_axes() -> None:
+    chosen = small(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2})
+    plan = planning.make_plan(chosen, targets.parse('h100:1x8'), QUICK)
+    axes = set(itertools.chain.from_iterable(found['axis'].split('+') for found in plan.collectives()))
+    assert axes == {'data', 'fsdp', 'tensor'}
+
+
+def test_what_is_too_large_is_refused_with_the_bytes_it_wanted() -> None:
+    chosen = small(**{'train.global_batch_size': 2**16, 'model.num_layers': 8, 'model.dtype': 'bfloat16'})
+    plan = planning.make_plan(chosen, targets.parse('tpu-v5e:1x1'), QUICK)
+    assert plan.program.refused and not plan.fits and not plan.is_compiled
+    assert plan.required_bytes['total'] == pytest.approx(plan.estimate.total_bytes, rel=0.5)
+
+
+def test_a_program_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, target = small(), targets.parse('h200:1x1')
+    first = program.compile_for(chosen, target)
+    monkeypatch.setattr('subprocess.run', None)
+    assert program.compile_for(chosen, target) == first
+    assert dataclasses.replace(first, seconds=0.0) != first
