@@ -266,12 +266,12 @@ COMMAND = """if True:
 """
 
 
-def run(*arguments, **options):
-    command = [sys.executable, '-c', COMMAND, 'prepare', f'--config={ROOT}/configs/demo.py', *map(str, arguments)]
+def run(*arguments, largest_file=resource.RLIM_INFINITY):
+    limited = f'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}))\n'
+    flags = [f'--config={ROOT}/configs/demo.py', *map(str, arguments)]
+    command = [sys.executable, '-c', limited + COMMAND, 'prepare', *flags]
     environment = os.environ | {'PYTHONPATH': str(ROOT)}
-    return subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_killed_job_and_one_that_filled_the_disk_go_on_to_the_same_corpus(tmp_path, monkeypatch):
@@ -290,11 +290,7 @@ def test_a_killed_job_and_one_that_filled_the_disk_go_on_to_the_same_corpus(tmp_
     process.communicate()
     finished = {path: path.stat().st_mtime_ns for path in partial.glob('pieces/0*')}
     limit = 8000  # bytes, less than a piece takes
-    process = run(
-        *flags,
-        f'--config.data.corpus={corpus}',
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    process = run(*flags, f'--config.data.corpus={corpus}', largest_file=limit)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2 and 'cannot be written: File too large' in err and 'Traceback' not in err, err
     assert not corpus.exists() and finished == {path: path.stat().st_mtime_ns for path in finished}

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
@@ -40,17 +39,10 @@ def test_each_phase_has_its_own_warm_up_peak_and_decay() -> None:
 
 
 @pytest.fixture(scope='module', autouse=True)
-def one_device_and_nothing_compiled_twice(tmp_path_factory):
-    """Four runs of the same two steps: what the first compiled the others read from JAX's cache on disk."""
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+def one_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('bert_jax.train.loop.make_mesh', functools.partial(make_mesh, devices=jax.devices()[:1]))
         yield
-    jax.config.update('jax_compilation_cache_dir', None)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', before)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='module')
