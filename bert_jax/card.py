@@ -31,7 +31,7 @@ def model_card(
         '## Model\n\n' + _table(_model_facts(resolved.model, tokenizer)),
     ]
     if step:
-        sections.append('## Training\n\n' + _table(_training_facts(resolved, step)))
+        sections.append('## Training\n\n' + _table(_training_facts(resolved, step, run.load_fingerprint(workdir))))
     if step and (corpus := _corpus_facts(workdir, resolved.data.corpus)):
         sections.append('## Corpus\n\n' + _table(corpus))
     if metrics := _evaluation(workdir, step, resolved.data.pairing):
@@ -78,14 +78,20 @@ def _model_facts(model: config.Model, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _training_facts(resolved: config.Config, step: int) -> dict[str, Any]:
+def _training_facts(resolved: config.Config, step: int, fingerprint: dict[str, Any]) -> dict[str, Any]:
     data, train, optimizer = resolved.data, resolved.train, resolved.optimizer
     masking = data.masking
-    return {
+    units = {'token': 'tokens', 'word': 'tokens, by whole words', 'ngram': 'tokens, by spans of 1 to 3 words'}
+    batches = [
+        f'{phase.train.global_batch_size:,} rows of {phase.data.sequence_length} tokens'
+        for phase in config.in_phases(resolved)
+    ]
+    begun = {'Started from': f'another model (hash of its weights: {fingerprint["init"]})'} if resolved.init else {}
+    return begun | {
         'Steps': f'{step:,} of {train.steps:,} planned',
-        'Batch': f'{train.global_batch_size:,} rows of {data.sequence_length} tokens',
-        'Masked-LM': f'{masking.rate:.0%} of the tokens; of these {masking.mask_fraction:.0%} become [MASK], '
-        f'{masking.random_fraction:.0%} a random token',
+        'Batch': ', then '.join(batches) + (', several sequences packed in a row' if data.packing else ''),
+        'Masked-LM': f'{masking.rate:.0%} of the {units[masking.unit]}; of these {masking.mask_fraction:.0%} become '
+        f'[MASK], {masking.random_fraction:.0%} a random token',
         'Pairs': _PAIRS.get(data.pairing, 'none'),
         'Optimiser': f'{optimizer.name}, {optimizer.schedule} schedule, peak learning rate '
         f'{optimizer.peak_learning_rate:g}, {optimizer.warmup_steps:,} warm-up steps, '
