@@ -23,10 +23,10 @@ def get_config():
     config.train.global_batch_size = 32
     config.train.log_every = 50
     config.train.checkpoint_every = 500
-    config.train.evaluate_every = 500
+    config.train.evaluate_every = 1000
     config.train.evaluate_rows = 512
     config.optimizer.name = 'muon'
-    config.optimizer.peak_learning_rate = 3e-3
+    config.optimizer.peak_learning_rate = 4e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.b2 = 0.98
     return config
