@@ -69,7 +69,7 @@ pretrain: install ## from nothing to a small trained model on Python's own docum
 	  'This function returns the [MASK] of elements in the list.'
 
 test: $(TEST_INSTALLED) ## run the tests, on the CPU
-	JAX_PLATFORMS=cpu .venv/bin/python -m pytest
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile
 
 # A .venv of its own: jax would look for the devices of both compilers at every other start.
 test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (installs both compilers into .venv-plan)
