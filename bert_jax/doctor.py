@@ -87,12 +87,10 @@ def _warning(where: str, found: str, expected: str, mend: str) -> Problem:
 def _devices(config: Config) -> Iterator[Problem]:
     """The platform, and whether the mesh and the batch divide over what is here."""
     from bert_jax.devices import select_platform
-    from bert_jax.train.sharding import make_mesh
+    from bert_jax.train.sharding import mesh_of_run
 
     select_platform(config.platform)
-    for number, phase in enumerate(in_phases(config)):
-        where = f'config.phases[{number}]' if config.phases else 'config.train'
-        make_mesh(config.mesh, config.model, phase.train, where=where)
+    mesh_of_run(config)
     yield from ()
 
 

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import socket
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -22,7 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
 
+from bert_jax import config
 from bert_jax.devices import NVIDIA_DEVICES
 from bert_jax.errors import BadInput
 
@@ -136,6 +139,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+    """Writes a line to standard error, above a progress bar; process 0 only."""
+    if is_first():
+        tqdm.write(text, file=sys.stderr)
+
+
 def check_devices(promised: int | None) -> None:
     """Raises BadInput when there are not as many devices as the launcher promised."""
     if promised is not None and jax.device_count() != promised:
@@ -149,10 +158,11 @@ def check_devices(promised: int | None) -> None:
 
 
 def check_agreement(facts: dict[str, object]) -> None:
-    """Raises BadInput in every process when the processes' facts (config, corpus, code …) differ, naming them."""
+    """Raises BadInput in every process, naming them, when facts or versions of the code differ between processes."""
     if jax.process_count() == 1:
         return
-    digests = _gather({name: _digest(value) for name, value in facts.items()})
+    facts = facts | _code_version()
+    digests = _gather({name: config.digest(value) for name, value in facts.items()})
     differing = {
         name: [process for process, theirs in enumerate(digests) if theirs.get(name) != digests[0].get(name)]
         for name in facts
@@ -166,11 +176,11 @@ def check_agreement(facts: dict[str, object]) -> None:
         )
 
 
-def code_version() -> dict[str, str]:
+def _code_version() -> dict[str, str]:
     """What tells one version of this package, and of jax, from another."""
     sources = sorted(pathlib.Path(__file__).parent.rglob('*.py'))
     contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
-    return {'code': _digest(contents), 'jax': jax.__version__}
+    return {'code': contents, 'jax': jax.__version__}
 
 
 class AnyProcess:
@@ -201,10 +211,6 @@ def describe_hosts() -> str:
     memory = f', {limit / 2**30:.0f} GiB each' if limit else ''
     mine = f'{socket.gethostname()}: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){memory}'
     return '\n'.join(f'Process {number} on {host}' for number, host in enumerate(_gather(mine)))
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _gather(value: object) -> list:

@@ -8,10 +8,8 @@ those of the pieces it had before; a longer position table repeats the rows that
 
 import dataclasses
 import hashlib
-import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -19,6 +17,7 @@ from flax import nnx
 from bert_jax import run
 from bert_jax.config import Config, Model, in_phases
 from bert_jax.errors import BadInput
+from bert_jax.hosts import say
 from bert_jax.interop import google, hugging_face
 from bert_jax.model.bert import padded_vocab_size
 from bert_jax.pretrained import Pretrained, load_pretrained
@@ -107,7 +106,7 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
     model, own = initial.config, initial.config.max_positions
     needed = max(phase.data.sequence_length for phase in in_phases(config))
     num_positions = own if needed <= own else max(config.model.max_positions, needed)
-    _say(
+    say(
         f'Starting from {config.init}: {model.num_layers} layers, hidden size {model.hidden_size}, '
         f'{model.num_heads} heads, {initial.tokenizer.vocab_size:,} tokens, {own:,} positions'
         + (f', repeated to make {num_positions:,}' if num_positions > own else '')
@@ -158,7 +157,7 @@ def grown(initial: Pretrained, tokenizer: Tokenizer, num_positions: int) -> nnx.
     changed[_POSITION] = position[np.arange(num_positions) % len(position)]
     flat |= {path: flat[path].replace(jnp.asarray(value)) for path, value in changed.items()}
     if pieces:
-        _say(f'{len(pieces)} tokens are new: each starts as the mean of the pieces it had before')
+        say(f'{len(pieces)} tokens are new: each starts as the mean of the pieces it had before')
     return nnx.from_flat_state(flat)
 
 
@@ -182,8 +181,3 @@ def _refuse_google(directory: str) -> None:
     if google.is_checkpoint(Path(directory)):
         mend = f'python -m bert_jax import --from={directory} --workdir=IMPORTED, then --config.init=IMPORTED'
         raise BadInput(f'config.init={directory}', 'holds an original checkpoint', 'an imported one', mend)
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)

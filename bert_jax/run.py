@@ -52,17 +52,17 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
     }
 
 
-def claim(workdir: str, config: Config, streams: Streams, origin: dict[str, object]) -> None:
+def claim(workdir: str, config: Config, tokenizer: Tokenizer, fingerprint: dict[str, object]) -> None:
     """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
 
     Args:
-      origin: what the fingerprint says of the weights that the run starts from; empty for random ones.
+      fingerprint: of the run (see `fingerprint`), and what is known of the weights that it starts from.
 
     Raises:
       BadInput: names every field in which the workdir's run differs.
     """
     path = epath.Path(workdir) / 'config.json'
-    ours = json.loads(json.dumps(fingerprint(config, streams) | origin))
+    ours = json.loads(json.dumps(fingerprint))
     if path.exists():
         theirs = _read(path)['fingerprint']
         differ = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
@@ -73,7 +73,7 @@ def claim(workdir: str, config: Config, streams: Streams, origin: dict[str, obje
             raise BadInput(str(workdir), f'holds another run: {listed}', 'the same values', 'name another --workdir')
         return
     if jax.process_index() == 0:
-        write(workdir, config, streams.tokenizer, ours)
+        write(workdir, config, tokenizer, ours)
 
 
 def write(workdir: str, config: Config, tokenizer: Tokenizer, fingerprint: dict[str, object]) -> None:

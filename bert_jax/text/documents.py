@@ -174,13 +174,20 @@ def _read_jsonl(part: Part, reading: Reading, tally: Tally) -> _Texts:
     for number, line in enumerate(read_lines(part, 'jsonl', tally.counts), 1):
         if line is not None and not line.strip():
             continue
-        tally.records += 1
-        try:
-            text = _text_of(_parsed(line), reading, tally.counts)
-        except _BadRecord as bad:
-            tally.skip(functools.partial(line_of, part, number), *bad.args)
-            continue
-        yield text
+        yield from _text_or_skip(line, _parsed, reading, tally, functools.partial(line_of, part, number))
+
+
+def _text_or_skip(
+    record: Any, parse: Callable[[Any], dict[str, Any]], reading: Reading, tally: Tally, place: Callable[[], str]
+) -> _Texts:
+    """The text of a record, if it is good; else it is tallied."""
+    tally.records += 1
+    try:
+        text = _text_of(parse(record), reading, tally.counts)
+    except _BadRecord as bad:
+        tally.skip(place, *bad.args)
+        return
+    yield text
 
 
 def _parsed(line: str | None) -> dict[str, Any]:
@@ -214,14 +221,9 @@ def _read_parquet(part: Part, reading: Reading, tally: Tally) -> _Texts:
                 groups = batch.column(reading.group_field).to_pylist() if reading.group_field else [None] * len(texts)
                 for text, group in zip(texts.to_pylist(), groups, strict=True):
                     row += 1
-                    tally.records += 1
                     record = {reading.text_field: text, reading.group_field: group}
-                    try:
-                        found = _text_of(record, reading, tally.counts)
-                    except _BadRecord as bad:
-                        tally.skip(functools.partial('{}:{}'.format, part.path, row), *bad.args)
-                        continue
-                    yield found
+                    place = functools.partial('{}:{}'.format, part.path, row)
+                    yield from _text_or_skip(record, dict, reading, tally, place)
         except (pyarrow.ArrowException, OSError) as error:
             raise BadInput(part.path, f'cannot be read as parquet ({type(error).__name__})', 'text columns') from None
 
@@ -231,13 +233,8 @@ def _read_tfds(part: Part, reading: Reading, tally: Tally) -> _Texts:
     for start in range(part.start, part.stop, _RECORDS_AT_ONCE):
         indices = range(start, min(start + _RECORDS_AT_ONCE, part.stop))
         for index, record in zip(indices, records.__getitems__(indices), strict=True):
-            tally.records += 1
-            try:
-                text = _text_of(record, reading, tally.counts)
-            except _BadRecord as bad:
-                tally.skip(functools.partial('tfds:{}:{}'.format, part.path, index), *bad.args)
-                continue
-            yield text
+            place = functools.partial('tfds:{}:{}'.format, part.path, index)
+            yield from _text_or_skip(record, dict, reading, tally, place)
 
 
 _READERS: dict[str, Callable[[Part, Reading, Tally], _Texts]] = {

@@ -59,8 +59,7 @@ def _decoded_lines(body: bytes, counts: Counter) -> Iterator[str]:
 
 def _cut_character(around: bytes) -> int:
     """How many bytes before the last of `around` its character begins; 0 when it begins with it."""
-    back = next((i for i in range(4) if around[-1 - i] & 0xC0 != 0x80), 0)
-    return back
+    return next((i for i in range(4) if around[-1 - i] & 0xC0 != 0x80), 0)
 
 
 def _read_chunks(part: Part, kind: str) -> Iterator[bytes]:

@@ -10,7 +10,6 @@ restores most flipped bits without a word, so every file is hashed before it is 
 import concurrent.futures
 import hashlib
 import json
-import sys
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.errors import BadInput
 from bert_jax.files import sync, write_whole
+from bert_jax.hosts import say
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import TrainState, state_shardings
@@ -72,7 +72,7 @@ class Checkpoints:
                     break
                 aside = self._new_name(f'damaged-{step}')
                 self._path(step).rename(aside)
-                _say(f'Checkpoint {step} is not sound ({damage}): set aside as {aside.name}')
+                say(f'Checkpoint {step} is not sound ({damage}): set aside as {aside.name}')
         if jax.process_count() > 1:
             shared = int(multihost_utils.broadcast_one_to_all(np.array(-1 if found is None else found)))
             found = None if shared < 0 else shared
@@ -222,10 +222,6 @@ def _digest(path: epath.Path) -> str:
 
 def _is_remote(path: epath.Path) -> bool:
     return '://' in str(path)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 @jax.jit

@@ -18,12 +18,13 @@ from bert_jax.config import Config, in_phases
 from bert_jax.data.batches import Batch, Stream, prefetch
 from bert_jax.data.streams import open_streams
 from bert_jax.evaluate import evaluate_params
+from bert_jax.hosts import say
 from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import local_rows, make_global, make_mesh
+from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
 from bert_jax.train.state import init_state, model_graph, state_shardings
 from bert_jax.train.step import make_evaluation_step, make_train_step
 
@@ -57,14 +58,13 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     # --- What there is: devices, streams. Nothing is written before all of it is sound. ---
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps
-    for number, phase in enumerate(in_phases(config)):
-        where = f'config.phases[{number}]' if config.phases else 'config.train'
-        mesh = make_mesh(config.mesh, config.model, phase.train, where=where)
+    mesh = mesh_of_run(config)
     if None in streams.validation:
-        _say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
+        say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
     start_from.check(streams.tokenizer)
-    hosts.check_agreement(run.fingerprint(config, streams) | start_from.fingerprint | hosts.code_version())
-    run.claim(workdir, config, streams, start_from.fingerprint)
+    fingerprint = run.fingerprint(config, streams) | start_from.fingerprint
+    hosts.check_agreement(fingerprint)
+    run.claim(workdir, config, streams.tokenizer, fingerprint)
 
     # --- The state: restored, or new. ---
     vocab_size = streams.tokenizer.vocab_size
@@ -74,15 +74,15 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     resumed_from = checkpoints.set_aside_unsound()
     if resumed_from == num_steps:
         checkpoints.close()
-        _say(f'{workdir} is finished: all {num_steps} steps are done. Nothing to do.')
+        say(f'{workdir} is finished: all {num_steps} steps are done. Nothing to do.')
         return Outcome(resumed_from, True, resumed_from, {})
     if resumed_from is not None:
-        _say(f'Going on with {workdir} from step {resumed_from} of {num_steps}.')
+        say(f'Going on with {workdir} from step {resumed_from} of {num_steps}.')
         state = checkpoints.restore(shapes, shardings, resumed_from)
     else:
         params = start_from.params(streams.tokenizer)
         state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params)
-    _say(_describe(config, mesh, vocab_size, streams.train))
+    say(_describe(config, mesh, vocab_size, streams.train))
     wants_to_stop = hosts.AnyProcess(mesh)
 
     # --- The step, compiled at its first use. ---
@@ -97,7 +97,7 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     writer = MetricsWriter(workdir, start)
     progress = Progress(start, num_steps)
     metrics: dict[str, float] = {}
-    _say('Compiling the step …')
+    say('Compiling the step …')
     for step, number, batch in speed.waiting(_global_batches(in_phases(config), streams.train, mesh, start)):
         state, on_device = train_step(state, batch)
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
@@ -114,7 +114,7 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
             found = {f'validation/{name}': value for name, value in found.items()}
             writer.write(step, found)
             metrics |= found
-            _say(_describe_validation(step, found))
+            say(_describe_validation(step, found))
         if step % config.train.checkpoint_every == 0 or is_last:
             with speed.paused():
                 checkpoints.save(state)
@@ -126,7 +126,7 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     checkpoints.close()
     if step < num_steps:
         why = stop.received or 'another process'
-        _say(f'Stopped by {why}: saved step {step} of {num_steps}. The same command goes on from there.')
+        say(f'Stopped by {why}: saved step {step} of {num_steps}. The same command goes on from there.')
     return Outcome(step, step == num_steps, resumed_from, metrics)
 
 
@@ -165,7 +165,7 @@ class StopSignal:
         """Whether a signal came, or the time has."""
         if not self.received and time.time() >= self._deadline:
             self.received = 'the time limit'
-            _say('The time is up: saving …')
+            say('The time is up: saving …')
         return bool(self.received)
 
     def __enter__(self) -> 'StopSignal':
@@ -179,7 +179,7 @@ class StopSignal:
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         signal.signal(number, signal.SIG_DFL)
-        _say(f'{self.received}: finishing this step, then saving …')
+        say(f'{self.received}: finishing this step, then saving …')
 
 
 def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
@@ -199,11 +199,6 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream
             f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:.2f} epochs'
         )
     return '\n'.join(lines)
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        tqdm.write(text, file=sys.stderr)
 
 
 def _describe_validation(step: int, found: dict[str, float]) -> str:
@@ -233,7 +228,7 @@ class Progress:
         if self._bar.disable:
             seconds = (time.perf_counter() - self._since) / (step - self._start) * (self._num_steps - step)
             left = tqdm.format_interval(seconds)
-            _say(f'step {step}/{self._num_steps}  {shown}  {left} left')
+            say(f'step {step}/{self._num_steps}  {shown}  {left} left')
         else:
             self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(step - self._bar.n)

@@ -52,6 +52,18 @@ def make_mesh(
     return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def mesh_of_run(run: config.Config) -> Mesh:
+    """The mesh of a run over all devices, which serves each of its phases.
+
+    Raises:
+      BadInput: as `make_mesh`, for the first phase that it does not divide.
+    """
+    for number, phase in enumerate(config.in_phases(run)):
+        where = f'config.phases[{number}]' if run.phases else 'config.train'
+        mesh = make_mesh(run.mesh, run.model, phase.train, where=where)
+    return mesh
+
+
 def mesh_sizes(
     mesh: config.Mesh, model: config.Model, train: config.Train, num_devices: int, where: str = 'config.train'
 ) -> dict[str, int]:

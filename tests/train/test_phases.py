@@ -41,7 +41,7 @@ def test_each_phase_has_its_own_warm_up_peak_and_decay() -> None:
 @pytest.fixture(scope='module', autouse=True)
 def one_device():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('bert_jax.train.loop.make_mesh', functools.partial(make_mesh, devices=jax.devices()[:1]))
+        patch.setattr('bert_jax.train.sharding.make_mesh', functools.partial(make_mesh, devices=jax.devices()[:1]))
         yield
 
 
