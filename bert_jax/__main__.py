@@ -75,6 +75,8 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_boolean('search', False, 'rank meshes, microbatches and remat policies', flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
+        elif name == 'seconds':
+            flags.DEFINE_float('seconds', 20.0, 'how long to measure', lower_bound=0.0, flag_values=values)
         elif name == 'jobs':
             meaning = 'runs at a time (1; under SLURM all); 0 starts none and shows what there is'
             flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
@@ -298,6 +300,16 @@ def _report(values: flags.FlagValues, _: list[str]) -> int:
     return 0
 
 
+def _bench(values: flags.FlagValues, _: list[str]) -> int:
+    config = _config(values)
+    _select_platform(config)
+    from bert_jax.bench import bench, describe
+
+    result = bench(config, values.seconds)
+    _tell(values, dataclasses.asdict(result), describe(result))
+    return 0
+
+
 def _sweep(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.sweep.command import sweep
     from bert_jax.sweep.runs import check_keys, expand
@@ -394,6 +406,12 @@ COMMANDS = {
         'every run that a sweep file names, then the table and the picture of all',
         'python -m bert_jax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/learning_rate',
         ('config', 'workdir', 'jobs', 'slurm'),
+    ),
+    'bench': Command(
+        _bench,
+        'tokens per second, MFU and memory of the real train step on what is here',
+        'python -m bert_jax bench --config=configs/bert.py:mini --config.train.global_batch_size=32',
+        ('config', 'seconds'),
     ),
 }
 
