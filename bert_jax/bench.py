@@ -39,7 +39,7 @@ class Bench:
     TPU), else the highest resident size of this process, compiler and Python included.
 
     mfu: model FLOPs against the published bfloat16 peak, on a CPU against a large product of its own; None if unknown.
-    ceiling_fraction: what the step's matrix products take by themselves, at the run's shapes and type, of what it takes.
+    ceiling_fraction: of a step's time, what its matrix products take by themselves, at the run's shapes and type.
     """
 
     device: str
