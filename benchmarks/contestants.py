@@ -82,6 +82,12 @@ class BertJax:
         )
         return self._products.seconds()
 
+    def peak_flops(self) -> float | None:
+        """Of the device, as published, where it is."""
+        from bert_jax.train.metrics import published_peak_flops
+
+        return published_peak_flops()
+
     def peak_bytes(self) -> int | None:
         """Of the device, where it tells."""
         import jax
@@ -161,6 +167,9 @@ class Torch:
     def _placed(self, batch: dict) -> dict:
         return {name: value.to(self._device) for name, value in batch.items()}
 
+    def peak_flops(self) -> None:
+        """Asked of the contestant in JAX."""
+
     def peak_bytes(self) -> int | None:
         """Of the device, where it tells."""
         return self._torch.cuda.max_memory_allocated() if self._device == 'cuda' else None
@@ -220,8 +229,9 @@ class TorchPage(Torch):
         if (ids != 1).any():  # padded or packed
             if self._device == 'cuda':
                 starts = np.flatnonzero(np.diff(ids, axis=1, prepend=-1).ravel())
-                arrays['ends'] = np.append(starts, ids.size).astype(np.int32)
-                self._longest = ids.shape[1]
+                ends = np.full(len(ids) * (1 + batch.cls_positions.shape[1]) + 1, ids.size, np.int32)
+                ends[: len(starts)] = starts  # sequences of no length fill up: the shape is always the same
+                arrays['ends'], self._longest = ends, ids.shape[1]
             else:
                 arrays['mask'] = ((ids[:, :, None] == ids[:, None]) & (ids[:, None] > 0))[:, None]
         return {name: self._torch.from_numpy(array) for name, array in arrays.items()}
@@ -272,6 +282,7 @@ def main(name: str) -> None:
         elif 'products' in asked:
             answer['products'] = contestant.products()
         answer['seconds'] = time.perf_counter() - start
+        answer['peak_flops'] = contestant.peak_flops()
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         answer['peak_bytes'] = contestant.peak_bytes() or resident
         print(json.dumps(answer), file=answers, flush=True)

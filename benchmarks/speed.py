@@ -125,7 +125,7 @@ def take_turns(processes: dict[str, Process], directory: Path, name: str) -> dic
         for who, process in processes.items():
             answer = process.ask(steps=counts[who])
             found[who]['turns'].append(answer['seconds'] / counts[who])
-            found[who]['peak_bytes'] = answer['peak_bytes']
+            found[who] |= {name: answer[name] for name in ('peak_bytes', 'peak_flops')}
         if number + 1 >= _FEWEST_TURNS and time.perf_counter() - started > _BUDGET_S.value:
             break
     for who, process in processes.items():
@@ -135,33 +135,35 @@ def take_turns(processes: dict[str, Process], directory: Path, name: str) -> dic
     return found
 
 
-def table(name: str, found: dict[str, dict]) -> list[str]:
+def table(name: str, directory: Path, found: dict[str, dict]) -> list[str]:
     """Markdown."""
-    from bert_jax.plan.analytic import full_flops
+    from bert_jax.bench import count
 
-    chosen = workloads.WORKLOADS[name]
-    config = chosen.config
-    rows, length, flops = config.train.global_batch_size, config.data.sequence_length, full_flops(config)
+    config, batches = workloads.read(directory)
+    counts = count(config, config.tokenizer.vocab_size, batches)
+    rows = config.train.global_batch_size
     first = next(iter(found.values()))['step_seconds']
+    peak = next((figures['peak_flops'] for figures in found.values() if figures['peak_flops']), None)
     lines = [
-        f'{name}: {chosen.describe}; {flops / 1e9:,.0f} GFLOP a step',
+        f'{name}: {workloads.WORKLOADS[name].describe}; {counts.flops / 1e9:,.0f} GFLOP a step',
         '',
-        '| | rows/s | tokens/s | ms a step (range) | GFLOP/s | of its own products | peak GiB | ours is faster by |',
-        '|---|--:|--:|--:|--:|--:|--:|--:|',
+        '| | rows/s | real tokens/s | ms a step (range) | GFLOP/s | of its own products | MFU | peak GiB | takes |',
+        '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
     ]
     for who, figures in found.items():
-        seconds = figures['step_seconds']
-        alone = figures.get('products_seconds')
+        seconds, alone = figures['step_seconds'], figures.get('products_seconds')
         span = f'{min(figures["turns"]) * 1e3:,.0f} to {max(figures["turns"]) * 1e3:,.0f}'
         lines.append(
-            f'| {who} | {rows / seconds:.1f} | {rows * length / seconds:,.0f} | {seconds * 1e3:,.0f} ({span}) '
-            f'| {flops / seconds / 1e9:,.0f} | {f"{alone / seconds:.0%}" if alone else ""} '
-            f'| {figures["peak_bytes"] / 2**30:.2f} | {seconds / first:.2f} |'
+            f'| {who} | {rows / seconds:.1f} | {counts.tokens / seconds:,.0f} | {seconds * 1e3:,.0f} ({span}) '
+            f'| {counts.flops / seconds / 1e9:,.0f} | {f"{alone / seconds:.0%}" if alone else ""} '
+            f'| {f"{counts.flops / seconds / peak:.1%}" if peak else ""} | {figures["peak_bytes"] / 2**30:.2f} '
+            f'| {seconds / first:.2f} x |'
         )
-    alone = {
-        who: flops / figures['products_seconds'] for who, figures in found.items() if 'products_seconds' in figures
-    }
-    shown = '; '.join(f'{who} {speed / 1e9:,.0f} GFLOP/s' for who, speed in alone.items())
+    shown = '; '.join(
+        f'{who} {counts.flops / figures["products_seconds"] / 1e9:,.0f} GFLOP/s'
+        for who, figures in found.items()
+        if 'products_seconds' in figures
+    )
     return [*lines, '', f'Matrix products of a step alone: {shown}', '']
 
 
@@ -177,7 +179,7 @@ def main(_: list[str]) -> None:
                 print('\n'.join(check_parity(processes, directory / 'parity')) + '\n', flush=True)
             for name, names in chosen.items():
                 figures[name] = take_turns({who: processes[who] for who in names}, directory / name, name)
-                print('\n'.join(table(name, figures[name])), flush=True)
+                print('\n'.join(table(name, directory / name, figures[name])), flush=True)
         finally:
             for process in processes.values():
                 process.close()

@@ -230,6 +230,7 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.export import export
 
     output = _required(values, 'output')
+    _keep_programs()
     card = _config(values).card if values.config is not None else None
     proof = export(_required(values, 'workdir'), output, values.step, card)
     _tell(
@@ -265,6 +266,7 @@ def _fill_mask(values: flags.FlagValues, texts: list[str]) -> int:
         raise BadInput('fill-mask', 'no text given', 'one or more texts with [MASK]', COMMANDS['fill-mask'].example)
     from bert_jax.pretrained import load_pretrained
 
+    _keep_programs()
     pretrained = load_pretrained(directory)
     answers = [pretrained.fill_mask(text, values.top_k) for text in texts]
     shown = []
@@ -283,6 +285,7 @@ def _embed(values: flags.FlagValues, _: list[str]) -> int:
     check(text, output)
     from bert_jax.pretrained import load_pretrained
 
+    _keep_programs()
     done = embed(load_pretrained(directory), text, output)
     cut = f'; {done.truncated:,} too long, cut' if done.truncated else ''
     told = f'{done.output}: {done.lines:,} vectors of {done.hidden_size:,}, {done.seconds:.1f} s{cut}'
@@ -465,6 +468,13 @@ def _select_platform(config: Config) -> None:
     from bert_jax.devices import select_platform
 
     select_platform(config.platform)
+    _keep_programs()
+
+
+def _keep_programs() -> None:
+    from bert_jax.program_cache import keep_programs
+
+    keep_programs()
 
 
 def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:

@@ -9,11 +9,12 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -75,7 +76,7 @@ def bench(config: Config, seconds: float) -> Bench:
     stream, vocab_size, data = _stream(config)
     config = dataclasses.replace(config, data=stream.data)
     mesh = mesh_of_run(config)
-    counts = _count(config, vocab_size, stream)
+    counts = count(config, vocab_size, [stream.batch(step) for step in range(_COUNTED_BATCHES)])
     run = Run(config, vocab_size, stream, mesh)
     run.steps(_WARM_UP)
     peak, is_resident = _peak_memory()
@@ -126,30 +127,29 @@ def _stream(config: Config) -> tuple[Stream, int, str]:
     return stream, vocab_size, f'full rows of random ids, as there is no corpus at {data.corpus}'
 
 
-class _Counts(NamedTuple):
+class Counts(NamedTuple):
+    """Real tokens, sequences and model FLOPs of a step."""
+
     tokens: float
     sequences: float
     flops: float
 
 
-def _count(config: Config, vocab_size: int, stream: Stream) -> _Counts:
-    """Of a step, the mean over the first batches."""
-    tokens = sequences = squared = 0.0
-    for step in range(_COUNTED_BATCHES):
-        ids = stream.batch(step).sequence_ids
-        lengths = (ids[..., None] == range(1, max_sequences(config.data) + 1)).sum(axis=1)
-        tokens += lengths.sum() / _COUNTED_BATCHES
-        sequences += (lengths > 0).sum() / _COUNTED_BATCHES
-        squared += float((lengths.astype(float) ** 2).sum()) / _COUNTED_BATCHES
+def count(config: Config, vocab_size: int, batches: Sequence[Batch]) -> Counts:
+    """The mean over some global batches."""
+    numbers = range(1, max_sequences(config.data) + 1)
+    lengths = np.stack([(batch.sequence_ids[..., None] == numbers).sum(axis=1) for batch in batches])
+    tokens, sequences, squared = (x.sum() / len(batches) for x in (lengths, lengths > 0, lengths.astype(float) ** 2))
+    rows = len(batches[0].input_ids)
     flops = flops_per_step(
         config.model,
         vocab_size,
         tokens=tokens,
         squared_lengths=squared,
-        predictions=stream.batch_size * num_predictions(config.data),
-        sequences=stream.batch_size * max_sequences(config.data),
+        predictions=rows * num_predictions(config.data),
+        sequences=rows * max_sequences(config.data),
     )
-    return _Counts(float(tokens), float(sequences), flops)
+    return Counts(float(tokens), float(sequences), float(flops))
 
 
 class Sample(NamedTuple):
