@@ -4,6 +4,7 @@ Williams, Waterman, Patterson 2009, "Roofline", by operation; the efficiencies a
 """
 
 import dataclasses
+import math
 
 from bert_jax.plan.hlo import Collective, Work
 from bert_jax.plan.targets import Device, Target
@@ -65,7 +66,14 @@ def collective_seconds(collective: Collective, target: Target) -> float:
     if hosts > 1:
         network = device.network * device.link_efficiency
         seconds += passes * collective.bytes / inside * (hosts - 1) / hosts / network
-    return seconds + device.latency
+    return seconds + device.latency * _rounds(hosts, target)
+
+
+def _rounds(hosts: int, target: Target) -> float:
+    """How many times the latency of a small group: a tree over hosts of GPUs is deeper, the ring of a torus longer."""
+    if target.device.kind == 'gpu':
+        return 1 + math.log2(hosts)
+    return max(1.0, max(target.topology) / 4)
 
 
 def _spread(group: tuple[int, ...], target: Target) -> tuple[int, int]:

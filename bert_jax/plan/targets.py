@@ -176,6 +176,15 @@ def _nearest(device: Device, num_devices: int) -> list[str]:
     return sorted(_examples(device), key=distance)[:2]
 
 
+def of_size(device: Device, num_devices: int) -> Target | None:
+    """So many of a device, on a torus as near to a cube as there is; None if it does not come like that."""
+    if device.kind == 'gpu':
+        inside = min(num_devices, device.devices_per_host)
+        return parse(f'{device.name}:{num_devices // inside}x{inside}')
+    exact = [shape for shape in _examples(device) if math.prod(map(int, shape.split('x'))) == num_devices]
+    return parse(f'{device.name}:{min(exact, key=lambda s: max(map(int, s.split("x"))))}') if exact else None
+
+
 def larger(target: Target, num_devices: float) -> str | None:
     """The name of the smallest target of this device with at least so many devices, or None."""
     for shape in sorted(_examples(target.device), key=lambda shape: math.prod(map(int, shape.split('x')))):
