@@ -256,12 +256,13 @@ def products(config: Config, vocab_size: int, sizes: dict[str, int]) -> list[Pro
 
 
 class Products:
-    """The matrix products of a step alone, forward and backward, each compiled by itself."""
+    """The matrix products of a step alone, forward and backward, each compiled by itself. flops: of one device."""
 
     def __init__(self, config: Config, vocab_size: int, mesh: Mesh):
         self._timed: list[tuple[int, Callable[[], float]]] = []
-        dtype = config.model.dtype
-        for _, batch, m, k, n, count in products(config, vocab_size, dict(mesh.shape)):
+        dtype, listed = config.model.dtype, products(config, vocab_size, dict(mesh.shape))
+        self.flops = 3.0 * sum(2 * batch * m * k * n * count for _, batch, m, k, n, count in listed)
+        for _, batch, m, k, n, count in listed:
             self._timed += [(count, _timer(batch, *sizes, dtype, mesh)) for sizes in ((m, k, n), (m, n, k), (k, m, n))]
 
     def seconds(self) -> float:

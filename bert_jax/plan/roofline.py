@@ -12,7 +12,8 @@ from bert_jax.plan.targets import Device, Target
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step. memory includes the launches of operations that are too small for anything else.
+    """Seconds of one step. memory includes what a CPU computes element by element, and the launches of operations that
+    are too small for anything else.
 
     exposed: collectives that nothing runs beside; hidden: those that a computation runs beside.
     """
@@ -36,7 +37,8 @@ def step_time(work: Work, target: Target, dtype: str) -> StepTime:
     matrix = memory = 0.0
     for operation in work.operations:
         arithmetic = operation.flops / flops
-        seconds = max(arithmetic, operation.bytes / bandwidth, device.launch)
+        elementwise = operation.simple / device.simple + operation.transcendental / device.transcendental
+        seconds = max(arithmetic, elementwise, operation.bytes / bandwidth, device.launch)
         if arithmetic == seconds:
             matrix += operation.count * seconds
         else:

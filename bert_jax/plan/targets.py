@@ -23,6 +23,8 @@ class Device:
     link: one way, all links of a chip to its neighbours (ICI) or to the GPUs of its host (NVLink).
     network: one way, a GPU's share of its host's network adapters; 0 where a target has one network only.
     launch: the least time of one operation.  latency: of one collective.
+    simple, transcendental: operations on elements a second (additions and the like, exponentials and the like), where
+    they take longer than moving the elements: on a CPU.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Device:
     matmul_efficiency: float = 1.0
     memory_efficiency: float = 1.0
     link_efficiency: float = 1.0
+    simple: float = math.inf
+    transcendental: float = math.inf
 
 
 def _tpu(name: str, memory: float, usable: float, flops: float, bandwidth: float, ici: float, per_host: int) -> Device:
