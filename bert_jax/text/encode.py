@@ -36,7 +36,7 @@ _MOST_WORDS, _LONGEST_WORD = 1 << 19, 50  # that are remembered
 class Encoder:
     """Sentences -> ids; frequent words are encoded once.
 
-    What BERT's normalizer and pre-tokenizer do to a word does not depend on what stands beyond the blanks around it, so
+    What a tokenizer that splits at blanks does to a word does not depend on what stands beyond the blanks around it, so
     that the ids of a text are those of its words, one after another. Looking words up is several times as fast as
     encoding text.
     """
@@ -66,7 +66,10 @@ class Encoder:
         return np.frombuffer(b''.join(encoded), self.dtype), lengths
 
     def _encode_words(self, words: list[str]) -> None:
-        """Adds words to those known. Punctuation marks are words of their own: `word` and `word,` share the work."""
+        """Adds words to those known. Where punctuation stands alone, `word` and `word,` share the work."""
+        if not self._tokenizer.splits_at_punctuation:
+            self._words.update(zip(words, map(self._packed, self._tokenizer.encode_batch(words)), strict=True))
+            return
         parts_of = [_PARTS.findall(word) for word in words]
         unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
         parts = dict(zip(unseen, map(self._packed, self._tokenizer.encode_batch(unseen)), strict=True))

@@ -12,6 +12,7 @@ import hashlib
 import io
 import pathlib
 import re
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabula
 
 _LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece passes over longer lines while it trains
 _SCORE_STEP = 2.0**-8  # nats
+# Letters with Grapheme_Cluster_Break=Prepend (Unicode 16, UAX 29).
+_PREPENDED_LETTERS = (
+    '\u0d4e\U000111c2\U000111c3\U000113d1\U0001193f\U00011941\U00011a3a\U00011a84\U00011a85\U00011a86'
+    '\U00011a87\U00011a88\U00011a89\U00011d46\U00011f02'
+)
 _PIPELINE = 1  # raised when the same model file gives other ids
 
 
@@ -29,7 +35,7 @@ class SentencePiece(Vocabulary):
     """A SentencePiece model whose special pieces carry BERT's names."""
 
     kind = 'sentencepiece'
-    splits_at_blanks = False  # by scores over the whole text, and a model may have pieces with blanks inside
+    splits_at_punctuation = False  # a piece may hold marks and letters
 
     def __init__(self, model: bytes, *, lowercase: bool, strip_accents: bool, where: str = 'tokenizer'):
         """Wraps a serialized model.
@@ -49,11 +55,26 @@ class SentencePiece(Vocabulary):
         self._wrap(_pipeline(proto, lowercase, strip_accents), tokens, where)
         self.lowercase, self.strip_accents = lowercase, strip_accents
         self.is_continuation = np.array([not token.startswith('▁') and token not in SPECIAL_TOKENS for token in tokens])
+        self._marks_words = proto.normalizer_spec.remove_extra_whitespaces and proto.normalizer_spec.add_dummy_prefix
+        self._marks_words &= not any(' ' in piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED)
 
     @functools.cached_property
     def hash(self) -> str:
         model = hashlib.sha256(self._model).hexdigest()
         return digest([self.kind, _PIPELINE, model, self.lowercase, self.strip_accents])
+
+    @functools.cached_property
+    def splits_at_blanks(self) -> bool:
+        """The pipeline cuts text at blanks before the model sees it; what it does before that must not pass over one.
+
+        Unicode puts a blank into one grapheme with the marks and joiners behind it, and with a few letters before it,
+        and the model's own table of characters is asked about graphemes: each is tried on both sides of a blank.
+        """
+        if not self._marks_words:
+            return False
+        normalize = self._backend.normalizer.normalize_str
+        words = [f'{character}a{character}' for character in _joiners()]
+        return normalize(' '.join(words)) == '▁' + ' '.join(normalize(word).removeprefix('▁') for word in words)
 
     def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
         directory = pathlib.Path(directory)
@@ -66,6 +87,13 @@ class SentencePiece(Vocabulary):
         }
         self._save(directory, settings)
         (directory / 'sentencepiece.model').write_bytes(self._model)
+
+
+def _joiners() -> list[str]:
+    """Characters that may share a grapheme with a blank: marks, format characters, letters written onto the next."""
+    joining = ('Mn', 'Mc', 'Me', 'Cf')
+    found = [character for character in map(chr, range(0x110000)) if unicodedata.category(character) in joining]
+    return found + list(_PREPENDED_LETTERS)
 
 
 def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> SentencePiece:
