@@ -1,15 +1,17 @@
 """SentencePiece unigram models (Kudo and Richardson 2018), run by the `tokenizers` library.
 
 A model file becomes a pipeline that a `tokenizer.json` can hold, and that pipeline splits the text here too: an export
-gives the ids that the model was trained on, because it is the same program. For a model trained here it agrees with
-the sentencepiece library (the scores are multiples of 1/256, so that ties between two ways to split a word are ties in
-any arithmetic), but for a wide or letterlike character with a combining mark on it, whose mark is lost. A model brought
+gives the ids that the model was trained on, because it is the same program. Only plain words are given to the
+sentencepiece library, ten times as fast, where it can be told beforehand that it must agree. For a model trained here
+the two agree (the scores are multiples of 1/256, so that ties between two ways to split a word are ties in any
+arithmetic), but for a wide or letterlike character with a combining mark on it, whose mark is lost. A model brought
 along may also differ where two ways score the same to within rounding, and beside user-defined symbols.
 """
 
 import functools
 import hashlib
 import io
+import itertools
 import pathlib
 import re
 import unicodedata
@@ -57,6 +59,9 @@ class SentencePiece(Vocabulary):
         self.is_continuation = np.array([not token.startswith('▁') and token not in SPECIAL_TOKENS for token in tokens])
         self._marks_words = proto.normalizer_spec.remove_extra_whitespaces and proto.normalizer_spec.add_dummy_prefix
         self._marks_words &= not any(' ' in piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED)
+        self._library = _exact_library(model, proto) if self._marks_words else None
+        names = [piece.piece[0] for piece in proto.pieces if piece.type != piece.NORMAL]
+        self._plain = re.compile('[' + ''.join(re.escape(c) for c in map(chr, range(33, 127)) if c not in names) + ']+')
 
     @functools.cached_property
     def hash(self) -> str:
@@ -76,6 +81,16 @@ class SentencePiece(Vocabulary):
         words = [f'{character}a{character}' for character in _joiners()]
         return normalize(' '.join(words)) == '▁' + ' '.join(normalize(word).removeprefix('▁') for word in words)
 
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        if self._library is None:
+            return super().encode_batch(texts)
+        is_plain = [self._plain.fullmatch(text) is not None for text in texts]
+        plain = list(itertools.compress(texts, is_plain))
+        others = iter(super().encode_batch([text for text, plain in zip(texts, is_plain, strict=True) if not plain]))
+        lowered = [text.lower() for text in plain] if self.lowercase else plain
+        encoded = iter(self._library.encode(lowered, num_threads=1))
+        return [next(encoded if plain else others) for plain in is_plain]
+
     def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
         directory = pathlib.Path(directory)
         settings = {
@@ -87,6 +102,24 @@ class SentencePiece(Vocabulary):
         }
         self._save(directory, settings)
         (directory / 'sentencepiece.model').write_bytes(self._model)
+
+
+def _exact_library(model: bytes, proto: Any) -> Any:
+    """The sentencepiece library's processor of a model, where it gives words of plain ASCII the pipeline's ids.
+
+    That is where scores are multiples of a step, so that sums are exact in any order and ties are ties, where no piece
+    is matched before the model looks, and where neither changes such characters. None elsewhere.
+    """
+    import sentencepiece
+
+    piece_type = proto.SentencePiece
+    scores = np.array([piece.score for piece in proto.pieces]) / _SCORE_STEP
+    is_simple = {piece.type for piece in proto.pieces} <= {piece_type.NORMAL, piece_type.CONTROL, piece_type.UNKNOWN}
+    if (scores != np.rint(scores)).any() or not is_simple or proto.trainer_spec.byte_fallback:
+        return None
+    library = sentencepiece.SentencePieceProcessor(model_proto=model)
+    plain = ''.join(map(chr, range(33, 127)))
+    return library if library.normalize(plain) == '▁' + plain else None
 
 
 def _joiners() -> list[str]:
