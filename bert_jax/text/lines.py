@@ -13,7 +13,7 @@ from bert_jax.text import pieces
 from bert_jax.text.pieces import Part
 
 _CHUNK_BYTES = 1 << 20
-_ZST_BYTES = 1 << 14  # compressed: a few bytes of zstd may stand for 128 KiB
+_ZST_BYTES = 1 << 11  # compressed: four bytes of zstd may stand for 128 KiB
 
 
 def read_lines(part: Part, kind: str, counts: Counter) -> Iterator[str | None]:

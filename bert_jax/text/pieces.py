@@ -1,7 +1,7 @@
 """A source -> pieces: what one process reads in one go, the same however many processes there are.
 
 Small files are read together, large ones by ranges: text and JSON by bytes, parquet by row groups, TFDS by records.
-Compressed files, and files on an object store, are read whole.
+A compressed file has no place to begin but its start: it is one piece, read as a stream.
 
 A range of bytes is moved to borders that any process finds alone by looking at what follows its two ends:
 - text: behind the first blank line that begins at or after the end, so that a document belongs to the piece in which it
@@ -136,7 +136,7 @@ def _ranges(length: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _byte_ranges(path: epath.Path, length: int, size: int) -> list[tuple[Part, int]]:
-    if path.suffix in ('.gz', '.zst') or '://' in str(path) or length < 2 * size:
+    if path.suffix in ('.gz', '.zst') or length < 2 * size:
         return [(Part(str(path)), length)]
     return [(Part(str(path), a, b), b - a) for a, b in _ranges(length, size)]
 
