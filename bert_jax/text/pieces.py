@@ -10,8 +10,10 @@ A range of bytes is moved to borders that any process finds alone by looking at 
 - JSON: the first line that begins at or after the end.
 """
 
+import contextlib
 import dataclasses
 import glob
+import io
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
@@ -25,6 +27,7 @@ LONGEST_RECORD = 1 << 26  # bytes; a longer line of JSON is a bad record
 LONGEST_DOCUMENT = 1 << 24  # characters (bytes, at a border); a longer document is cut into several
 _MIN_PIECE, _MAX_PIECE, _PIECES = 1 << 22, 1 << 26, 64  # bytes; pieces are smaller where there would be fewer than 64
 _RECORDS_PER_PIECE = 1 << 14  # of TFDS, which does not tell bytes
+_BUFFER_BYTES = 1 << 16
 _FILE_KINDS = ('text', 'jsonl', 'parquet')
 _VERSION = re.compile(r'[\d*]+\.[\d*]+\.[\d*]+')
 
@@ -194,6 +197,13 @@ def open_tfds(spec: str, fields: list[str]) -> Any:
 
 
 # --- Borders. ---
+
+
+@contextlib.contextmanager
+def open_binary(path: epath.Path) -> Iterator[BinaryIO]:
+    """Opens a file for reading; those of object stores too know how to read a line up to a length."""
+    with path.open('rb') as file:
+        yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, _BUFFER_BYTES)
 
 
 def find_range(file: BinaryIO, part: Part, kind: str) -> tuple[int, int]:

@@ -228,6 +228,7 @@ def test_sentencepiece_ids_are_the_librarys(sentencepiece_, text: str) -> None:
             st.text(alphabet='aAé\u0308\u200d\u00a0\t\u0600\u0d4e▁世[]CLSfo한', max_size=6),
             st.sampled_from([*WORDS.split(), '[SEP]', '']),
         ),
+        min_size=1,
         max_size=9,
     )
 )
