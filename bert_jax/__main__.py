@@ -17,8 +17,7 @@ from absl import flags
 
 from bert_jax.config import Config, resolve, unknown_field
 from bert_jax.errors import BadInput
-
-EXIT_BAD_INPUT, EXIT_RUN_AGAIN = 2, 75
+from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,15 +195,16 @@ def _only_cpu() -> None:
 
 def _train(values: flags.FlagValues, _: list[str]) -> int:
     workdir = _required(values, 'workdir')
-    config = _run_config(values, workdir)
-    from bert_jax import hosts
+    with StopRequest() as stop:
+        config = _run_config(values, workdir)
+        from bert_jax import hosts
 
-    hosts.join(values.distributed, values.join_timeout)
-    _select_platform(config)
-    hosts.check_devices(values.devices)
-    from bert_jax.train.loop import train
+        hosts.join(values.distributed, values.join_timeout, config.train.watchdog_seconds)
+        _select_platform(config)
+        hosts.check_devices(values.devices)
+        from bert_jax.train.loop import train
 
-    outcome = train(config, workdir)
+        outcome = train(config, workdir, stop)
     next_steps = (
         f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
         f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
