@@ -74,7 +74,7 @@ def _live(running: Running, workdir: Path, moment: _Moment | None, killed_at: in
 
 
 def kill_again_and_again(directory: Path, num_kills: int, rng: np.random.Generator, tell: Callable[[Row], None]) -> Row:
-    """Kills runs until there were `num_kills`; each run is restarted until it is finished, and compared and told then."""
+    """Kills runs until there were `num_kills`; each run is restarted until it is finished, then compared."""
     flags, env = prepare(directory), environment(directory / 'compiled')
     for name in ('cold', 'whole'):  # the second one starts warm, and tells how long a run takes
         whole, record = directory / name, directory / f'{name}.batches'
