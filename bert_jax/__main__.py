@@ -13,11 +13,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
-
-from bert_jax.config import Config, resolve, unknown_field
+from bert_jax import versions
 from bert_jax.errors import BadInput
 from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest
+
+try:
+    from absl import flags
+
+    from bert_jax.config import Config, resolve, unknown_field
+except ModuleNotFoundError:
+    try:
+        versions.check()
+    except BadInput as error:
+        sys.exit(print(f'bert_jax: {error}', file=sys.stderr) or EXIT_BAD_INPUT)
+    raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -504,6 +513,7 @@ def main(argv: list[str]) -> int:
         if '--help' in arguments or '-h' in arguments:
             print(_help(name))
             return 0
+        versions.check()
         values, rest = _parse(name, arguments)
         return COMMANDS[name].run(values, rest)
     except BadInput as error:

@@ -24,6 +24,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from etils import epath
@@ -76,23 +77,22 @@ class Lease:
         self._owner, self._number = Owner.this_process(), 0
         self._done = threading.Event()
 
-    def acquire(self) -> str:
+    def acquire(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Takes the workdir, waiting until a silent holder of another machine counts as dead.
 
-        Returns:
-          Whose lease was taken over, or ''.
+        Args:
+          tell: is told whose lease is waited for and taken over.
 
         Raises:
           BadInput: when another run holds it, or nothing can be written there.
         """
-        taken_over = ''
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             while True:
                 number, holder = self._newest()
                 if holder is not None and not holder.released:
-                    self._wait_for_the_end(number, holder)
-                    taken_over = str(holder)
+                    self._wait_for_the_end(number, holder, tell)
+                    tell(f'{self._workdir} was held by {holder}, which has ended without a word: taken over.')
                 if self._create(number + 1):
                     break
         except OSError as error:
@@ -105,7 +105,6 @@ class Lease:
         self._number = number + 1
         self._delete_older()
         threading.Thread(target=self._keep, name='lease', daemon=True).start()
-        return taken_over
 
     def check(self) -> None:
         """To be called before everything that is written into the workdir.
@@ -193,13 +192,15 @@ class Lease:
     def _modified(self, path: epath.Path) -> float:
         return path.stat().mtime if self._is_remote else os.stat(path).st_mtime  # epath knows whole seconds
 
-    def _wait_for_the_end(self, number: int, holder: Owner) -> None:
+    def _wait_for_the_end(self, number: int, holder: Owner, tell: Callable[[str], None]) -> None:
         """Returns when the holder is known to be dead.
 
         Raises:
           BadInput: when it is alive.
         """
         gone = holder.is_gone()
+        if gone is None:
+            tell(f'{self._workdir} is held by {holder}: waiting for a sign of life, {self._timeout:.0f} s at most.')
         silent, watched, sign = self._age(number), 0.0, self._sign(number)
         while gone is None:
             if watched >= 2 * self._beat and max(silent, watched) >= self._timeout:

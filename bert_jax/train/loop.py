@@ -71,7 +71,7 @@ def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, 
     start_from.check(streams.tokenizer)
     fingerprint = run.fingerprint(config, streams) | start_from.fingerprint
     hosts.check_agreement(fingerprint)
-    hosts.first_does(lease.acquire)
+    hosts.first_does(lambda: lease.acquire(say))
     run.claim(workdir, config, streams.tokenizer, fingerprint)
 
     # --- The state: restored, or new. ---

@@ -1,5 +1,6 @@
 """A process of two to four is killed, frozen, stuck or cut off: all end in time, and the right one is named."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -178,34 +180,48 @@ def test_a_stuck_process_ends_all_and_is_named(flags, cache, tmp_path, capsys) -
 def test_a_partition_ends_both_sides(flags, cache, tmp_path, capsys) -> None:
     row = Row('network cut between two processes')
     for number in range(tries(3)):
-        name = f'bertjax{os.getpid()}'
-        here, there, inside = f'bj{os.getpid()}a'[-14:], f'bj{os.getpid()}b'[-14:], ['ip', 'netns', 'exec', name]
-        commands = [
-            f'netns add {name}',
-            f'netns add {name}x',
-            f'link add {here} netns {name} type veth peer name {there} netns {name}x',
-            f'-n {name} addr add 10.213.7.1/24 dev {here}',
-            f'-n {name}x addr add 10.213.7.2/24 dev {there}',
-            *(f'-n {name}{x} link set {link} up' for x, link in (('', here), ('x', there), ('', 'lo'), ('x', 'lo'))),
-        ]
-        group = None
-        try:
-            for command in commands:
-                subprocess.run(['ip', *command.split()], check=True, capture_output=True)
-            prefixes = {0: inside, 1: ['ip', 'netns', 'exec', f'{name}x']}
+        with _two_namespaces(f'bj{os.getpid() % 100_000}') as (prefixes, cut):
             workdir = tmp_path / str(number)
             group = Group(flags, workdir, 2, cache, prefixes=prefixes, address='10.213.7.1')
-            _until_it_trains(group, workdir)
-            subprocess.run(['ip', '-n', name, 'link', 'set', here, 'down'], check=True)
-            statuses, seconds = group.wait([0, 1], WATCHDOG + _SLACK)
-            assert set(statuses) <= {75, -signal.SIGABRT}, group.text()
-            assert 'no sign of life' in group.text()
-            row.outcomes.append('both sides ended')
-            row.seconds.append(seconds)
-        finally:
-            if group is not None:
+            try:
+                _until_it_trains(group, workdir)
+                cut()
+                statuses, seconds = group.wait([0, 1], WATCHDOG + _SLACK)
+                assert set(statuses) <= {75, -signal.SIGABRT}, group.text()
+                assert 'no sign of life' in group.text()
+                row.outcomes.append('both sides ended')
+                row.seconds.append(seconds)
+            finally:
                 group.kill()
-            for one in (name, f'{name}x'):
-                subprocess.run(['ip', 'netns', 'delete', one], capture_output=True)
     with capsys.disabled():
         print(row)
+
+
+@contextlib.contextmanager
+def _two_namespaces(name: str) -> Iterator[tuple[dict[int, list[str]], Callable[[], object]]]:
+    """Two network namespaces with a cable between them: the commands that start something in each, and what cuts it.
+
+    This machine's own name leads to the address in each (gloo listens there), by a file that `ip netns exec` mounts.
+    """
+
+    def ip(command: str, check: bool = True) -> None:
+        subprocess.run(['ip', *command.split()], check=check, capture_output=True)
+
+    ends = (f'{name}a', f'{name}b')
+    folders = [Path('/etc/netns') / end for end in ends]
+    try:
+        for end in ends:
+            ip(f'netns add {end}')
+        ip(f'link add {ends[0]} netns {ends[0]} type veth peer name {ends[1]} netns {ends[1]}')
+        for rank, (end, folder) in enumerate(zip(ends, folders, strict=True)):
+            ip(f'-n {end} addr add 10.213.7.{rank + 1}/24 dev {end}')
+            ip(f'-n {end} link set {end} up')
+            ip(f'-n {end} link set lo up')
+            folder.mkdir(parents=True)
+            (folder / 'hosts').write_text(f'127.0.0.1 localhost\n10.213.7.{rank + 1} {socket.gethostname()}\n')
+        prefixes = {rank: ['ip', 'netns', 'exec', end] for rank, end in enumerate(ends)}
+        yield prefixes, lambda: ip(f'-n {ends[0]} link set {ends[0]} down')
+    finally:
+        for end, folder in zip(ends, folders, strict=True):
+            ip(f'netns delete {end}', check=False)
+            shutil.rmtree(folder, ignore_errors=True)
