@@ -15,7 +15,7 @@ from typing import Any
 
 from bert_jax import versions
 from bert_jax.errors import BadInput
-from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest
+from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest, leave
 
 try:
     from absl import flags
@@ -553,4 +553,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv))
+    leave(main(sys.argv))

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed  # its barrier has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -30,6 +31,7 @@ from bert_jax import config
 from bert_jax.devices import NVIDIA_DEVICES
 from bert_jax.errors import BadInput
 
+_A_WEEK_MS = 7 * 24 * 3600 * 1000
 _ENVIRONMENT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
@@ -206,6 +208,8 @@ def check_agreement(facts: dict[str, object]) -> None:
     """Raises BadInput in every process, naming them, when facts or versions of the code differ between processes."""
     if jax.process_count() == 1:
         return
+    # Opening the corpus may take one host much longer than another; the first collective waits for 30 s only.
+    distributed.global_state.client.wait_at_barrier('bert_jax/opened', timeout_in_ms=_A_WEEK_MS)
     facts = facts | _code_version()
     digests = _gather({name: config.digest(value) for name, value in facts.items()})
     differing = {

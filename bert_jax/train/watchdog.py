@@ -40,6 +40,7 @@ from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN
 
 _BEATS, _VERDICTS = 'bert_jax/beats', 'bert_jax/verdicts'
 _TIMES_SLOWEST = 5
+_COLLECTIVES_WAIT = 20.0  # seconds at least before a collective gives up by itself (gloo: 30)
 _TO_READ = 3.0  # seconds (and an interval) that process 0 stays after a verdict: the others read it there
 _STRAGGLES = 0.2  # share of a step that one process spends on its own, over what the others do
 _SECONDS_BETWEEN_STRAGGLERS = 600.0
@@ -280,6 +281,10 @@ class Watchdog:
             if gone:
                 _tell(f'{me}: {str(error).splitlines()[0]}')
                 self._end(self._describe_silent(dict.fromkeys(gone, 2.5 * self._interval), beats), stacks=False)
+            last = min(beats.values(), key=Beat.position)
+            if last.position() < self._beat.position() and last.idle > min(self._seconds, _COLLECTIVES_WAIT):
+                _tell(f'{me}: {str(error).splitlines()[0]}')
+                self._end(self._describe_stuck(beats))
         traceback.print_exception(error)
         self._end(f'{me} ended with {type(error).__name__}.', status=1, stacks=False)
 
