@@ -81,6 +81,9 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_float('price', None, 'dollars of a chip and an hour', lower_bound=0.0, flag_values=values)
         elif name == 'search':
             flags.DEFINE_boolean('search', False, 'rank meshes, microbatches and remat policies', flag_values=values)
+        elif name == 'scaling':
+            does = 'predict the efficiency of 8 to 4096 such devices, split over data'
+            flags.DEFINE_boolean('scaling', False, does, flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
         elif name == 'seconds':
@@ -174,26 +177,29 @@ def _doctor(values: flags.FlagValues, _: list[str]) -> int:
 
 def _plan(values: flags.FlagValues, _: list[str]) -> int:
     target_name, config = _required(values, 'target'), _config(values)
-    if config.phases:
+    if config.phases and (values.search or values.scaling):
         raise BadInput(
             'config.phases',
             f'has {len(config.phases)} phases',
-            'one at a time',
+            'one at a time with --search and --scaling',
             '--config.phases="()" and the fields of a phase, for example --config.data.sequence_length=512',
         )
     if target_name == 'here':
         _select_platform(config)
     else:
         _only_cpu()
-    from bert_jax.plan import planning, search
+    from bert_jax.plan import phased, planning, scaling, search
 
-    target = planning.find_target(target_name, config)
     if values.search:
-        ranking = search.search(config, target)
+        ranking = search.search(config, planning.find_target(target_name, config))
         _tell(values, search.to_json(ranking, values.price), search.describe(ranking, values.price))
         return 0
-    plan = planning.make_plan(config, target)
-    _tell(values, plan.to_json(values.price), planning.describe(plan, values.price))
+    run = phased.make_run_plan(config, target_name)
+    if values.scaling:
+        scales = scaling.scaling(run.plans[0])
+        _tell(values, scaling.to_json(scales), scaling.describe(run.plans[0], scales))
+        return 0
+    _tell(values, run.to_json(values.price), phased.describe(run, values.price))
     return 0
 
 
@@ -368,7 +374,7 @@ COMMANDS = {
         _plan,
         'whether a run fits devices that need not be here, how long it takes, what it costs',
         'python -m bert_jax plan --config=configs/bert.py:base --target=tpu-v5e:4x4 --price=1.20',
-        ('config', 'target', 'price', 'search'),
+        ('config', 'target', 'price', 'search', 'scaling'),
     ),
     'train': Command(
         _train,
