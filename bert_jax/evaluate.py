@@ -16,7 +16,7 @@ from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.train.checkpoint import restore_on_one_device
-from bert_jax.train.sharding import local_rows, make_global
+from bert_jax.train.sharding import local_rows, make_global, parameter_specs
 from bert_jax.train.state import model_graph
 from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
 
@@ -64,7 +64,8 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float]:
     vocab_size = streams.tokenizer.vocab_size
     state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
     validation = streams.validation[phase_at(config, int(state.step))]
-    evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
+    graph, specs = model_graph(config.model, vocab_size), parameter_specs(state.params, mesh)
+    evaluation_step = make_evaluation_step(graph, mesh, specs)
     found = evaluate_params(state.params, evaluation_step, validation, mesh)
     result = {'step': int(state.step)} | found | baselines(streams.unigram_counts())
     write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(result) + '\n')

@@ -22,6 +22,7 @@ from bert_jax.hosts import say
 from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
 from bert_jax.train.checkpoint import Checkpoints
+from bert_jax.train.exact import make_exact_step
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
@@ -87,10 +88,12 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
 
     # --- The step, compiled at its first use. ---
     graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps, config.phases)
-    train_step = make_train_step(
-        graph, optimizer, schedule, mesh, shardings, seed=config.train.seed, microbatches=config.train.microbatches
-    )
-    evaluation_step = make_evaluation_step(graph)
+    parts = (graph, optimizer, schedule, mesh, shardings)
+    if config.train.reduction == 'exact':
+        train_step = make_exact_step(*parts, seed=config.train.seed, num_shards=config.train.exact_shards)
+    else:
+        train_step = make_train_step(*parts, seed=config.train.seed, microbatches=config.train.microbatches)
+    evaluation_step = make_evaluation_step(graph, mesh, shardings.params)
 
     # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---
     start, speed = int(state.step), Speedometer(config.model, vocab_size)

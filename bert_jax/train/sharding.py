@@ -7,7 +7,6 @@ axis, it stays whole.
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -97,7 +96,9 @@ def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Tra
             f'is {sizes["tensor"]}, which does not divide the {model.num_heads} heads',
             f'one of {", ".join(map(str, works))}',
         )
-    shards = sizes['data'] * sizes['fsdp'] * train.microbatches
+    if train.reduction == 'exact':
+        _check_exact(sizes, train)
+    shards = sizes['data'] * sizes['fsdp'] * max(train.microbatches, 1)
     if train.global_batch_size % shards:
         below = train.global_batch_size // shards * shards
         near = [size for size in (below, below + shards) if size]
@@ -107,6 +108,23 @@ def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Tra
             f'{train.microbatches} does not divide it',
             f'a multiple of {shards}, for example {" or ".join(map(str, near))}',
             f'--{where}.global_batch_size={near[-1]}',
+        )
+
+
+def _check_exact(sizes: dict[str, int], train: config.Train) -> None:
+    if sizes['tensor'] > 1:
+        raise BadInput(
+            'config.mesh.tensor',
+            f"is {sizes['tensor']}; train.reduction='exact' splits rows only, never a product",
+            '1',
+            '--config.mesh.tensor=1, or --config.train.reduction=fast',
+        )
+    if train.exact_shards % (sizes['data'] * sizes['fsdp']):
+        works = [2**n for n in range(train.exact_shards.bit_length())]
+        raise BadInput(
+            'config.train.exact_shards',
+            f'is {train.exact_shards}; data={sizes["data"]} x fsdp={sizes["fsdp"]} does not divide it',
+            f'data x fsdp one of {", ".join(map(str, works))}; more shards are another sum',
         )
 
 
@@ -153,9 +171,3 @@ def make_global(local: Any, rows: slice, mesh: Mesh, batch_size: int) -> Any:
         return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, piece)
 
     return jax.tree.map(place, local)
-
-
-def constrain_rows(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """A function that keeps the dim after the microbatch dim on the batch axes."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
-    return lambda array: jax.lax.with_sharding_constraint(array, sharding)
