@@ -213,6 +213,11 @@ def describe_hosts() -> str:
     return '\n'.join(f'Process {number} on {host}' for number, host in enumerate(_gather(mine)))
 
 
+def smallest(value: int) -> int:
+    """The smallest of all processes' values."""
+    return min(_gather(value))
+
+
 def _gather(value: object) -> list:
     """Every process's JSON value, by process."""
     if jax.process_count() == 1:

@@ -23,6 +23,7 @@ from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.exact import make_exact_step
+from bert_jax.train.memory import run_within_memory, settle
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
@@ -49,7 +50,7 @@ def train(config: Config, workdir: str) -> Outcome:
       BadInput: before anything is written, when the run cannot work or the workdir holds another.
     """
     with StopSignal(config.train.stop_at) as stop:
-        return _train(config, workdir, stop)
+        return run_within_memory(lambda: _train(config, workdir, stop), config)
 
 
 def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
@@ -63,6 +64,7 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     if None in streams.validation:
         say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
     start_from.check(streams.tokenizer)
+    microbatches = settle(config, mesh, streams.tokenizer.vocab_size).train.microbatches
     fingerprint = run.fingerprint(config, streams) | start_from.fingerprint
     hosts.check_agreement(fingerprint)
     run.claim(workdir, config, streams.tokenizer, fingerprint)
@@ -92,7 +94,7 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     if config.train.reduction == 'exact':
         train_step = make_exact_step(*parts, seed=config.train.seed, num_shards=config.train.exact_shards)
     else:
-        train_step = make_train_step(*parts, seed=config.train.seed, microbatches=config.train.microbatches)
+        train_step = make_train_step(*parts, seed=config.train.seed, microbatches=microbatches)
     evaluation_step = make_evaluation_step(graph, mesh, shardings.params)
 
     # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---
