@@ -7,6 +7,7 @@ inside an allocation of SLURM.
 """
 
 import collections
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -142,7 +143,8 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Writes a line to standard error, above a progress bar; process 0 only."""
     if is_first():
-        tqdm.write(text, file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):  # who read is gone (a killed launcher); the run still has to save
+            tqdm.write(text, file=sys.stderr)
 
 
 def check_devices(promised: int | None) -> None:

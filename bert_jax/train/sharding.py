@@ -7,11 +7,13 @@ axis, it stays whole.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bert_jax import config
@@ -48,7 +50,26 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(mesh, model, train, len(devices), where)
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    arranged = arrange(tuple(sizes.values()), devices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as an array of (data, fsdp, tensor), those that exchange most beside each other.
+
+    Slices (of TPUs; of GPUs, those that NVLink joins) meet along `data`, where gradients cross once a step, else along
+    `fsdp`. Inside a slice of TPUs the axes follow its torus; elsewhere the devices of a process are consecutive.
+    """
+    num_slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    data = math.gcd(sizes[0], num_slices)
+    fsdp = math.gcd(sizes[1], num_slices // data)
+    if num_slices > 1 and data * fsdp == num_slices:
+        inside = (sizes[0] // data, sizes[1] // fsdp, sizes[2])
+        return mesh_utils.create_hybrid_device_mesh(inside, (data, fsdp, 1), devices, allow_split_physical_axes=True)
+    if devices[0].platform == 'tpu':
+        return jax.make_mesh(sizes, AXES, devices=devices).devices
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return np.array(ordered, dtype=object).reshape(sizes)
 
 
 def mesh_of_run(run: config.Config) -> Mesh:

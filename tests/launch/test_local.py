@@ -97,6 +97,24 @@ def test_a_signal_to_the_launcher_stops_all_at_the_same_step_and_the_same_comman
     assert f'Going on with {tmp_path} from step {newest}' in again.stderr
 
 
+def test_a_killed_launcher_leaves_no_process_behind_and_its_run_is_saved(settings: list[str], tmp_path: Path) -> None:
+    command = _command(2, 1, 'train', *settings, '--config.train.steps=4000', f'--workdir={tmp_path}')
+    with open(tmp_path / 'output', 'w') as output:
+        running = subprocess.Popen(command, env=_environment(), stdout=output, stderr=output)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / 'metrics.jsonl').exists():
+        assert running.poll() is None and time.monotonic() < deadline, (tmp_path / 'output').read_text()
+        time.sleep(0.2)
+    children = Path(f'/proc/{running.pid}/task/{running.pid}/children').read_text().split()
+    assert len(children) == 2
+    running.kill()
+    running.wait(timeout=30)
+    while any(Path(f'/proc/{child}').exists() for child in children):
+        assert time.monotonic() < deadline + 60, 'processes are left behind'
+        time.sleep(0.2)
+    assert list((tmp_path / 'checkpoints').glob('*/manifest.json'))
+
+
 def test_what_the_launcher_promised_is_checked(settings: list[str], tmp_path: Path) -> None:
     done = _launch(2, 1, 'train', *settings, '--devices=16', f'--workdir={tmp_path}/run')
     assert done.returncode == 2

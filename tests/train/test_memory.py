@@ -58,7 +58,7 @@ def test_an_exhausted_device_says_what_to_try_next() -> None:
 
 
 def test_refusals_are_read() -> None:
-    libtpu = 'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm.'
+    libtpu = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm.'
     assert refused_bytes(libtpu) == 20.5 * 2**30
     assert refused_bytes('RESOURCE_EXHAUSTED: Out of memory') == float('inf')
 
