@@ -4,9 +4,9 @@
     python -m benchmarks.same_curve                # minutes to an hour, by what else the machine does
     python -m benchmarks.same_curve --steps=10 --processes=1
 
-Devices are simulated. The rows of the table are devices; a cell is the largest relative difference of any loss, and of the
-final parameters (norm of the difference / norm), and how many runs it is the largest of. The keys' biases are left out:
-their gradient is 0 but for rounding, and Adam makes whole steps of it. `exact` counts the runs of
+Devices are simulated. The rows of the table are devices; a cell is the largest relative difference of any loss, and of
+the final parameters (norm of the difference / norm), and how many runs it is the largest of. The keys' biases are left
+out: their gradient is 0 but for rounding, and Adam makes whole steps of it. `exact` counts the runs of
 `train.reduction='exact'` (data and fsdp) whose parameters, all of them, are the same bits as on one device.
 """
 

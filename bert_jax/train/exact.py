@@ -90,7 +90,7 @@ def make_exact_step(
         return jax.tree.map(lambda part: part[0], parts)
 
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-    split = jax.jit(lambda tree: tree, out_shardings=shardings, donate_argnums=0)
+    split = jax.jit(lambda tree: tree, out_shardings=shardings)
     take = by_device(take, (_OWN, _SAME), _OWN)
     gradient = by_device(of_shard, (_SAME, _SAME, _OWN, _SAME), _OWN)
     add = by_device(lambda a, b: jax.tree.map(jnp.add, a, b), (_OWN, _OWN), _OWN, donate=(0,))
@@ -99,7 +99,7 @@ def make_exact_step(
         lambda state, grads, sums: apply_gradients(optimizer, schedule, state, grads, sums),
         (_SAME, _SAME, _SAME),
         _SAME,
-        donate=(0, 1),
+        donate=(0,),
     )
 
     @jax.jit

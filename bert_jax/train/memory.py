@@ -1,6 +1,8 @@
 """Does a step fit a device: what it needs (asked of the compiler), what there is, and what to try when it does not."""
 
+import bisect
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -115,13 +117,19 @@ def settle(config: Config, mesh: Mesh, vocab_size: int, limit: int | None = None
         return config
     limit, phases = limit or device_bytes(), in_phases(config)
     sizes = [phase.train.global_batch_size // mesh.shape['data'] // mesh.shape['fsdp'] for phase in phases]
-    common, needed = math.gcd(*sizes), math.inf
-    for number in (n for n in range(1, common + 1) if common % n == 0):
-        needed = max(_compiled_bytes(_with_microbatches(phase, number), mesh, vocab_size) for phase in phases)
-        if needed <= limit:
-            hosts.say(f'Microbatches: {number}, the fewest that fit: {_gib(needed)} of the {_gib(limit)} of a device')
-            return _with_microbatches(config, number)
-    raise _does_not_fit(f'needs {_gib(needed)} with {common} microbatches; a device has {_gib(limit)}', config, ())
+    numbers = [n for n in range(1, math.gcd(*sizes) + 1) if math.gcd(*sizes) % n == 0]
+
+    @functools.cache
+    def needed(number: int) -> float:
+        return max(_compiled_bytes(_with_microbatches(phase, number), mesh, vocab_size) for phase in phases)
+
+    fewest = bisect.bisect_left(numbers, True, key=lambda number: needed(number) <= limit)
+    if fewest == len(numbers):
+        found = f'needs {_gib(needed(numbers[-1]))} with {numbers[-1]} microbatches; a device has {_gib(limit)}'
+        raise _does_not_fit(found, config, ())
+    number = numbers[fewest]
+    hosts.say(f'Microbatches: {number}, the fewest that fit: {_gib(needed(number))} of the {_gib(limit)} of a device')
+    return _with_microbatches(config, number)
 
 
 def _with_microbatches(config: Config, number: int) -> Config:

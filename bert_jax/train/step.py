@@ -19,6 +19,9 @@ from bert_jax.train.sharding import BATCH_AXES, replicated
 from bert_jax.train.state import TrainState
 
 
+_EVALUATED_AT_ONCE = 128  # rows of a device; a batch that is trained on in microbatches need not fit whole
+
+
 class Sums(NamedTuple):
     """Losses and hits summed over a batch, each a float32 scalar; nothing is averaged before all rows are in."""
 
@@ -139,6 +142,9 @@ def make_evaluation_step(graph: nnx.GraphDef, mesh: Mesh, shardings: nnx.State) 
 
     def of_own_rows(params: nnx.State, batch: Batch) -> Sums:
         model = exchange.assemble(graph, exchange.gather_outside_layers(params))
-        return exchange.sum(pretraining_sums(model, batch, None))
+        rows = batch.input_ids.shape[0]
+        at_once = max(n for n in range(1, min(rows, _EVALUATED_AT_ONCE) + 1) if rows % n == 0)
+        sums = accumulated(lambda part: pretraining_sums(model, part, None), rows // at_once, batch)
+        return exchange.sum(sums)
 
     return jax.jit(exchange.over_rows(of_own_rows, (exchange.specs, PartitionSpec(BATCH_AXES)), PartitionSpec()))
