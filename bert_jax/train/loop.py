@@ -58,9 +58,9 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     start_from = starting_point(config, workdir)
 
     # --- What there is: devices, streams. Nothing is written before all of it is sound. ---
+    mesh = mesh_of_run(start_from.config)
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps
-    mesh = mesh_of_run(config)
     if None in streams.validation:
         say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
     start_from.check(streams.tokenizer)

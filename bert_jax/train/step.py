@@ -18,7 +18,6 @@ from bert_jax.train.gradients import Exchange, accumulated
 from bert_jax.train.sharding import BATCH_AXES, replicated
 from bert_jax.train.state import TrainState
 
-
 _EVALUATED_AT_ONCE = 128  # rows of a device; a batch that is trained on in microbatches need not fit whole
 
 

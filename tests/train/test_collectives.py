@@ -15,8 +15,8 @@ from bert_jax.train.state import state_shardings
 MODEL = config.Model(
     num_layers=3, hidden_size=32, num_heads=4, intermediate_size=96, max_positions=64, attention_dropout_rate=0.1
 )
-VOCAB, LENGTH, BATCH = 500, 64, 32
-VOCAB_PADDED = 512
+VOCAB, LENGTH, BATCH = 2000, 64, 32
+VOCAB_PADDED = 2048
 SMALL = 1024  # bytes: losses, weights and norms
 
 
