@@ -20,8 +20,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 NUM_DEVICES, PROCESSES, MICROBATCHES, KINDS = (1, 2, 4, 8), (1, 2, 4), (1, 2, 4), ('data', 'fsdp', 'tensor', 'mixed')
 BATCH, LENGTH, VOCAB, SEED = 32, 32, 500, 0
@@ -76,19 +77,20 @@ def work(processes: int, steps: int, output: Path) -> None:
                 lines.flush()
 
 
-def _run(case: Case, steps: int) -> tuple[list[float], object]:
+def start(case: Case, steps: int, **model: int) -> tuple[Any, Callable, Callable]:
+    """(state, step, number -> global batch) of a run of a small model; `model` changes its sizes."""
     import jax
-    import numpy as np
 
     from bert_jax import config
     from bert_jax.data.random_rows import RandomRows
     from bert_jax.train.exact import make_exact_step
     from bert_jax.train.optimizer import make_optimizer, make_schedule
-    from bert_jax.train.sharding import local_rows, make_global, make_mesh, replicated
+    from bert_jax.train.sharding import local_rows, make_global, make_mesh
     from bert_jax.train.state import init_state, model_graph, state_shardings
     from bert_jax.train.step import make_train_step
 
-    model = config.Model(num_layers=2, hidden_size=64, num_heads=8, intermediate_size=128, max_positions=LENGTH)
+    sizes = {'num_layers': 2, 'hidden_size': 64, 'num_heads': 8, 'intermediate_size': 128} | model
+    model = config.Model(**sizes, max_positions=LENGTH)
     train = config.Train(steps=steps, global_batch_size=BATCH, microbatches=case.microbatches, reduction=case.reduction)
     of_process = itertools.groupby(jax.devices(), key=lambda device: device.process_index)
     devices = [device for _, group in of_process for device in list(group)[: case.devices // case.processes]]
@@ -102,11 +104,22 @@ def _run(case: Case, steps: int) -> tuple[list[float], object]:
     else:
         step = make_train_step(*parts, seed=SEED, microbatches=case.microbatches)
     stream = RandomRows(config.Data(sequence_length=LENGTH), VOCAB, batch_size=BATCH, seed=SEED)
-    rows, losses = local_rows(mesh, BATCH), []
+    rows = local_rows(mesh, BATCH)
+    return state, step, lambda number: make_global(stream.batch(number % 8, rows), rows, mesh, BATCH)
+
+
+def _run(case: Case, steps: int) -> tuple[list[float], Any]:
+    import jax
+    import numpy as np
+
+    from bert_jax.train.sharding import replicated
+
+    state, step, batch = start(case, steps)
+    losses = []
     for number in range(steps):
-        state, metrics = step(state, make_global(stream.batch(number % 8, rows), rows, mesh, BATCH))
+        state, metrics = step(state, batch(number))
         losses.append(float(metrics['loss']))
-    whole = jax.jit(lambda params: params, out_shardings=replicated(mesh))(state.params)
+    whole = jax.jit(lambda params: params, out_shardings=replicated(state.step.sharding.mesh))(state.params)
     compared = [
         np.asarray(leaf.addressable_data(0)).ravel()
         for path, leaf in jax.tree.leaves_with_path(whole)
@@ -169,7 +182,7 @@ def tabulate(output: Path) -> str:
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [header, ['---'] * len(header), *rows])
 
 
-def _digest(array: object) -> str:
+def _digest(array: Any) -> str:
     return hashlib.sha256(array.tobytes()).hexdigest()
 
 

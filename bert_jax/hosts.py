@@ -17,6 +17,7 @@ import pathlib
 import re
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 
 import jax
@@ -118,21 +119,38 @@ def join(distributed: bool | None = None, timeout_s: int = 300) -> None:
     if place is None:
         return
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    # jax ends the process with a stack trace when its own time is over, so ours is over first.
+    late = threading.Timer(timeout_s, _end_alone, (place, timeout_s))
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             place.coordinator,
             place.num_processes,
             place.process_id,
             list(place.local_devices) if place.local_devices is not None else None,
-            initialization_timeout=timeout_s,
+            initialization_timeout=timeout_s + 60,
         )
     except (RuntimeError, ValueError) as error:
-        raise BadInput(
-            f'process {place.process_id} of {place.num_processes}',
-            f'did not find the others within {timeout_s} s ({str(error).splitlines()[0]})',
-            f'all processes started, and {place.coordinator or "the address of process 0"} reachable from each',
-            'look at the log of the process that is missing',
-        ) from error
+        raise _others_missing(place, timeout_s, f' ({str(error).splitlines()[0]})') from error
+    finally:
+        late.cancel()
+
+
+def _others_missing(place: Place, timeout_s: int, why: str = '') -> BadInput:
+    who = 'this process' if place.process_id is None else f'process {place.process_id} of {place.num_processes}'
+    return BadInput(
+        who,
+        f'did not find the others within {timeout_s} s{why}',
+        f'all processes started, and {place.coordinator or "the address of process 0"} reachable from each',
+        'look at the log of the process that is missing; --join_timeout waits longer',
+    )
+
+
+def _end_alone(place: Place, timeout_s: int) -> None:
+    """Ends the process from a thread, as bad input ends one: the main thread is inside jax, waiting."""
+    print(f'bert_jax: {_others_missing(place, timeout_s)}', file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def is_first() -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,6 +114,20 @@ def test_a_killed_launcher_leaves_no_process_behind_and_its_run_is_saved(setting
         assert time.monotonic() < deadline + 60, 'processes are left behind'
         time.sleep(0.2)
     assert list((tmp_path / 'checkpoints').glob('*/manifest.json'))
+
+
+def test_a_process_whose_peers_do_not_arrive_stops_in_time_with_a_message(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{listener.getsockname()[1]}'
+    place = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}
+    command = [sys.executable, '-m', 'bert_jax', 'train', f'--config={ROOT}/configs/demo.py', '--join_timeout=2']
+    done = subprocess.run(
+        [*command, f'--workdir={tmp_path}/run'], env=_environment() | place, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith('bert_jax: process 0 of 2: did not find the others within 2 s')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_what_the_launcher_promised_is_checked(settings: list[str], tmp_path: Path) -> None:
