@@ -102,7 +102,7 @@ def test_a_killed_launcher_leaves_no_process_behind_and_its_run_is_saved(setting
     command = _command(2, 1, 'train', *settings, '--config.train.steps=4000', f'--workdir={tmp_path}')
     with open(tmp_path / 'output', 'w') as output:
         running = subprocess.Popen(command, env=_environment(), stdout=output, stderr=output)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not (tmp_path / 'metrics.jsonl').exists():
         assert running.poll() is None and time.monotonic() < deadline, (tmp_path / 'output').read_text()
         time.sleep(0.2)

@@ -54,7 +54,6 @@ def reference(stream: CorpusStream) -> tuple[list[float], TrainState]:
 @pytest.mark.parametrize(
     'axes, microbatches',
     [
-        ({'data': 2}, 1),
         ({'data': 8}, 1),
         ({'data': 1, 'fsdp': 4}, 1),
         ({'data': 1, 'tensor': 4}, 1),
