@@ -60,15 +60,19 @@ def cases(processes: int) -> Iterator[Case]:
 
 
 def work(processes: int, steps: int, output: Path) -> None:
-    """Writes a JSON line and the final parameters (.npy) of each case; process 0 only."""
+    """Writes a JSON line and the final parameters (.npy) of each case that is not there yet; process 0 only."""
     import jax
     import numpy as np
 
     from bert_jax import hosts
 
     hosts.join()
-    with open(output / f'{processes}.jsonl', 'a') as lines:
+    with open(output / f'{processes}.jsonl', 'a+') as lines:
+        lines.seek(0)
+        done = {Case(*json.loads(line)['case']) for line in lines}
         for number, case in enumerate(cases(processes)):
+            if case in done:
+                continue
             losses, params = _run(case, steps)
             if jax.process_index() == 0:
                 name = f'{processes}-{number}.npy'
@@ -192,9 +196,7 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=50)
     parser.add_argument('--processes', type=int, nargs='*', default=PROCESSES)
     parser.add_argument('--worker', type=int, help=argparse.SUPPRESS)
-    parser.add_argument(
-        '--output', type=Path, help='where to keep losses and parameters; a temporary directory without it'
-    )
+    parser.add_argument('--output', type=Path, help='where to keep what was run, to go on later')
     arguments = parser.parse_args()
     if arguments.worker:
         work(arguments.worker, arguments.steps, arguments.output)
@@ -204,7 +206,7 @@ def main() -> None:
         output.mkdir(parents=True, exist_ok=True)
         for processes in sorted({1, *arguments.processes}):
             _launch(processes, arguments.steps, output)
-            print(tabulate(output), flush=True)
+        print(tabulate(output))
 
 
 if __name__ == '__main__':
