@@ -20,7 +20,9 @@ from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
 from bert_jax.stopping import StopRequest
 from bert_jax.train.checkpoint import Checkpoints
+from bert_jax.train.exact import make_exact_step
 from bert_jax.train.lease import Lease
+from bert_jax.train.memory import run_within_memory, settle
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
@@ -55,7 +57,7 @@ def train(config: Config, workdir: str, stop: StopRequest | None = None) -> Outc
         lease = around.enter_context(contextlib.closing(Lease(workdir)))
         watchdog.before_ending.append(lease.close)
         stop.before_ending += [lambda _: lease.close(), watchdog.stopped]
-        return _train(config, workdir, stop, watchdog, lease)
+        return run_within_memory(lambda: _train(config, workdir, stop, watchdog, lease), config)
 
 
 def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, lease: Lease) -> Outcome:
@@ -63,12 +65,13 @@ def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, 
     start_from = starting_point(config, workdir)
 
     # --- What there is: devices, streams. Nothing is written before all of it is sound. ---
+    mesh = mesh_of_run(start_from.config)
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps
-    mesh = mesh_of_run(config)
     if None in streams.validation:
         say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
     start_from.check(streams.tokenizer)
+    microbatches = settle(config, mesh, streams.tokenizer.vocab_size).train.microbatches
     fingerprint = run.fingerprint(config, streams) | start_from.fingerprint
     hosts.check_agreement(fingerprint)
     hosts.first_does(lambda: lease.acquire(say))
@@ -97,10 +100,12 @@ def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, 
 
     # --- The step, compiled at its first use. ---
     graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps, config.phases)
-    train_step = make_train_step(
-        graph, optimizer, schedule, mesh, shardings, seed=config.train.seed, microbatches=config.train.microbatches
-    )
-    evaluation_step = make_evaluation_step(graph)
+    parts = (graph, optimizer, schedule, mesh, shardings)
+    if config.train.reduction == 'exact':
+        train_step = make_exact_step(*parts, seed=config.train.seed, num_shards=config.train.exact_shards)
+    else:
+        train_step = make_train_step(*parts, seed=config.train.seed, microbatches=microbatches)
+    evaluation_step = make_evaluation_step(graph, mesh, shardings.params)
 
     # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---
     start, speed = int(state.step), Speedometer(config.model, vocab_size)
