@@ -80,6 +80,8 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
         elif name == 'show':
             flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
+        elif name == 'seeds':
+            flags.DEFINE_integer('seeds', 1, 'runs, each with a seed of its own', lower_bound=1, flag_values=values)
         elif name == 'workers':
             flags.DEFINE_integer('workers', None, 'processes; as many as cores without it', 1, flag_values=values)
         else:
@@ -212,6 +214,27 @@ def _train(values: flags.FlagValues, _: list[str]) -> int:
     if hosts.is_first():
         _tell(values, dataclasses.asdict(outcome), next_steps if outcome.finished else '')
     return 0 if outcome.finished else EXIT_RUN_AGAIN
+
+
+def _finetune(values: flags.FlagValues, _: list[str]) -> int:
+    workdir = _required(values, 'workdir')
+    if values.config is None:
+        raise BadInput('--config', 'is missing', 'a config file', COMMANDS['finetune'].example)
+    from bert_jax.finetune.config import resolve
+
+    config = resolve(_fields(values.config))
+    from bert_jax import hosts
+
+    hosts.join(values.distributed, values.join_timeout)
+    _select_platform(config)
+    hosts.check_devices(values.devices)
+    from bert_jax.finetune.command import describe, finetune
+
+    summary = finetune(config, workdir, values.seeds)
+    if hosts.is_first():
+        text = f'{describe(summary)}\nNext: python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+        _tell(values, dataclasses.asdict(summary), text if summary.finished else '')
+    return 0 if summary.finished else EXIT_RUN_AGAIN
 
 
 def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
@@ -352,6 +375,13 @@ COMMANDS = {
         'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
         ('config', 'workdir', 'distributed', 'devices', 'join_timeout'),
     ),
+    'finetune': Command(
+        _finetune,
+        'learns a task from labelled examples: classes, numbers, tags or spans',
+        'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.task.directory=glue/SST-2 '
+        '--config.init=models/mine --workdir=runs/sst2 --seeds=5',
+        ('config', 'workdir', 'seeds', 'distributed', 'devices', 'join_timeout'),
+    ),
     'evaluate': Command(
         _evaluate,
         'loss and accuracy on held-out text, next to the baselines to read them by',
@@ -443,10 +473,19 @@ def _run_config(values: flags.FlagValues, workdir: str) -> Config:
     return load_config(workdir)
 
 
-def _select_platform(config: Config) -> None:
+def _select_platform(config: Any) -> None:
     from bert_jax.devices import select_platform
 
     select_platform(config.platform)
+
+
+def _root(name: str) -> type:
+    """The kind of config that a command takes."""
+    if name != 'finetune':
+        return Config
+    from bert_jax.finetune.config import FinetuneConfig
+
+    return FinetuneConfig
 
 
 def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -458,10 +497,11 @@ def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]
         given = [argument[2:].partition('=')[0] for argument in arguments if argument.startswith('--config.')]
         from bert_jax.config import Phase, field_names
 
-        known = {*field_names(), *field_names(Phase, 'phases[].')}
+        root = _root(name)
+        known = {*field_names(root), *field_names(Phase, 'phases[].')}
         for path in (path.removeprefix('config.') for path in given):
             if re.sub(r'\[\d+\]', '[]', path) not in known:
-                raise unknown_field(path) from error
+                raise unknown_field(path, root) from error
         raise BadInput('--config', str(error).strip('"\'')) from error
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(values), n=1)

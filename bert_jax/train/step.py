@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,27 @@ def metrics_of(sums: Sums) -> dict[str, jax.Array]:
     }
 
 
+class Objective(NamedTuple):
+    """What is minimised, on batches that have `input_ids` and `sequence_ids` [B, L], `cls_positions` [B, E], and more.
+
+    sums: (model, batch, dropout key) -> a NamedTuple of float32 scalars, summed over rows.
+    weights: batch -> what the sums of the whole global batch are divided by.
+    loss: (sums, *weights) -> the scalar to minimise.  metrics: sums -> the figures that a person reads.
+    """
+
+    sums: Callable[[Any, Any, DropoutKey | None], Any]
+    weights: Callable[[Any], tuple[jax.Array, ...]]
+    loss: Callable[..., jax.Array]
+    metrics: Callable[[Any], dict[str, jax.Array]]
+
+
+def _pretraining_weights(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    return batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum()
+
+
+PRETRAINING = Objective(pretraining_sums, _pretraining_weights, total_loss, metrics_of)
+
+
 def make_train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -82,6 +103,7 @@ def make_train_step(
     *,
     seed: int,
     microbatches: int,
+    objective: Objective = PRETRAINING,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step, under `jax.jit`; the state is donated and comes out sharded as it went in.
 
@@ -90,13 +112,13 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        mlm_weight, nsp_weight = batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum()
+        weights = objective.weights(batch)
         base = dropout_base(seed, state.step)
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
 
-        def loss_fn(params: nnx.State, micro: Batch, rows: jax.Array) -> tuple[jax.Array, Sums]:
-            sums = pretraining_sums(nnx.merge(graph, params), micro, DropoutKey(base, rows))
-            return total_loss(sums, mlm_weight, nsp_weight), sums
+        def loss_fn(params: nnx.State, micro: Any, rows: jax.Array) -> tuple[jax.Array, Any]:
+            sums = objective.sums(nnx.merge(graph, params), micro, DropoutKey(base, rows))
+            return objective.loss(sums, *weights), sums
 
         gradient = jax.grad(loss_fn, has_aux=True)
         if microbatches == 1:
@@ -107,11 +129,13 @@ def make_train_step(
             def accumulate(total: tuple, micro: tuple) -> tuple[tuple, None]:
                 return jax.tree.map(jnp.add, total, gradient(state.params, *micro)), None
 
-            zeros = (jax.tree.map(jnp.zeros_like, state.params), Sums(*[jnp.zeros(())] * len(Sums._fields)))
-            (grads, sums), _ = jax.lax.scan(accumulate, zeros, jax.tree.map(split, (batch, rows)))
+            parts = jax.tree.map(split, (batch, rows))
+            shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda part: part[0], parts))
+            zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+            (grads, sums), _ = jax.lax.scan(accumulate, zeros, parts)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = (
-            metrics_of(sums)
+            objective.metrics(sums)
             | {
                 'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
                 'grad_norm': optax.tree.norm(grads),
