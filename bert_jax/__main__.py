@@ -249,10 +249,13 @@ def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
 
 def _export(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.export import export
+    from bert_jax.finetune.workdirs import seeds_of
 
-    output = _required(values, 'output')
+    output, workdir = _required(values, 'output'), _required(values, 'workdir')
+    if seeds_of(workdir):
+        return _export_finetuned(values, workdir, output)
     card = _config(values).card if values.config is not None else None
-    proof = export(_required(values, 'workdir'), output, values.step, card)
+    proof = export(workdir, output, values.step, card)
     _tell(
         values,
         proof,
@@ -260,6 +263,20 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
         f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
         f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
         f"      transformers.pipeline('fill-mask', model='{output}')",
+    )
+    return 0
+
+
+def _export_finetuned(values: flags.FlagValues, workdir: str, output: str) -> int:
+    from bert_jax.finetune.export import PIPELINES, export
+
+    proof = export(workdir, output, values.step)
+    _tell(
+        values,
+        proof,
+        f'Exported step {proof["step"]} of {proof["workdir"]} to {output}: {proof["logits_compared"]:,} logits '
+        f'compared with {proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
+        f"Next: transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')",
     )
     return 0
 

@@ -12,9 +12,8 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.finetune.rows import TaskBatch
-from bert_jax.model.bert import Bert
+from bert_jax.model.bert import Bert, Build
 from bert_jax.model.layers import Dense, DropoutKey, dropout
-from bert_jax.train.state import Build
 from bert_jax.train.step import Objective
 
 _POOLED = ('classification', 'regression')

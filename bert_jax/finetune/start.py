@@ -15,9 +15,9 @@ from bert_jax.finetune.config import FinetuneConfig, too_long
 from bert_jax.finetune.workdirs import read_run
 from bert_jax.hosts import say
 from bert_jax.initial import hash_weights, load_initial, with_sizes
+from bert_jax.model.bert import Build
 from bert_jax.pretrained import Pretrained
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.train.state import Build
 
 
 @dataclasses.dataclass(frozen=True)

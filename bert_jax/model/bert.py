@@ -3,6 +3,8 @@
 `B` rows, `L` positions, `D` hidden, `V` vocabulary (padded), `P` predictions and `E` sequences per row, `N` layers.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,9 @@ from bert_jax import config
 from bert_jax.model.layers import Dense, DropoutKey, EncoderLayer, LayerNorm, dropout, parameter, truncated_normal
 
 VOCABULARY_MULTIPLE = 128
+
+
+Build = Callable[[config.Model, int, nnx.Rngs], nnx.Module]  # a model from its sizes and its vocabulary size
 
 
 def padded_vocab_size(vocab_size: int) -> int:

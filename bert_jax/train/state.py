@@ -1,6 +1,5 @@
 """What a run carries from step to step."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,10 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from bert_jax import config
-from bert_jax.model.bert import BertForPreTraining
+from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.train.sharding import parameter_specs, replicated
-
-Build = Callable[[config.Model, int, nnx.Rngs], nnx.Module]  # a model from its sizes and its vocabulary size
 
 
 class TrainState(NamedTuple):
