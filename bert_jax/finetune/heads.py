@@ -14,6 +14,7 @@ from bert_jax import config
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.model.bert import Bert, Build
 from bert_jax.model.layers import Dense, DropoutKey, dropout
+from bert_jax.model.losses import cross_entropy
 from bert_jax.train.step import Objective
 
 _POOLED = ('classification', 'regression')
@@ -30,8 +31,7 @@ class BertForTask(nnx.Module):
         self.bert = Bert(model, vocab_size, rngs)
         if kind not in _POOLED:
             del self.bert.pooler
-        axes, stddev = ('embed', 'labels'), model.initializer_range
-        self.classifier = Dense(model.hidden_size, num_outputs, axes, stddev, 'float32', rngs)
+        self.classifier = new_head(model, num_outputs, rngs)
         self.kind, self.num_layers, self.rate = kind, model.num_layers, model.dropout_rate
 
     def __call__(self, batch: TaskBatch, key: DropoutKey | None = None) -> jax.Array:
@@ -42,6 +42,11 @@ class BertForTask(nnx.Module):
         if self.kind != 'spans':
             x = dropout(x, self.rate, key and key.at(self.num_layers + 1), site=0)
         return self.classifier(x.astype(jnp.float32))
+
+
+def new_head(model: config.Model, num_outputs: int, rngs: nnx.Rngs) -> Dense:
+    """A head as the original draws it."""
+    return Dense(model.hidden_size, num_outputs, ('embed', 'labels'), model.initializer_range, 'float32', rngs)
 
 
 def builder(kind: str, num_outputs: int) -> Build:
@@ -75,11 +80,9 @@ def _sums(kind: str, model: BertForTask, batch: TaskBatch, key: DropoutKey | Non
         return TaskSums((losses * batch.weights).sum(), jnp.zeros(()), weight)
     if kind == 'spans':
         outputs = span_logits(outputs, batch.sequence_ids).swapaxes(1, 2)  # B, 2, L
-    chosen = jnp.take_along_axis(outputs, batch.labels[..., None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(outputs, axis=-1) - chosen
-    hits = chosen >= outputs.max(axis=-1)
+    losses, hits = cross_entropy(outputs, batch.labels)
     if kind == 'spans':
-        losses, hits = losses.mean(axis=1), hits.all(axis=1)
+        losses, hits = losses.mean(axis=1), hits.min(axis=1)
     return TaskSums((losses * batch.weights).sum(), (hits * batch.weights).sum(), weight)
 
 

@@ -70,7 +70,7 @@ def run_seed(start: Start, data: TaskData, mesh: Mesh, workdir: str, seed: int, 
         say(f'Going on with {workdir} from step {resumed_from} of {steps}.')
         state = checkpoints.restore(shapes, shardings, resumed_from)
     else:
-        params = start.params(build, seed)
+        params = start.params(data.num_outputs, seed)
         state = init_state(config.model, vocab_size, optimizer, mesh, seed, params, build)
     say(f'{workdir}: {steps:,} steps of {train.global_batch_size} rows, {len(data.train):,} rows an epoch')
     wants_to_stop = hosts.AnyProcess(mesh)

@@ -6,16 +6,15 @@ The head is always new, drawn by the seed.
 import dataclasses
 from pathlib import Path
 
-import jax
 from flax import nnx
 
 from bert_jax import config, run
 from bert_jax.errors import BadInput
 from bert_jax.finetune.config import FinetuneConfig, too_long
+from bert_jax.finetune.heads import builder, new_head
 from bert_jax.finetune.workdirs import read_run
 from bert_jax.hosts import say
 from bert_jax.initial import hash_weights, load_initial, with_sizes
-from bert_jax.model.bert import Build
 from bert_jax.pretrained import Pretrained
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -34,7 +33,7 @@ class Start:
     fingerprint: dict[str, str]
     initial: Pretrained | None = None
 
-    def params(self, build: Build, seed: int) -> nnx.State | None:
+    def params(self, num_outputs: int, seed: int) -> nnx.State | None:
         """The initial encoder under a new head; None where all is random.
 
         Raises:
@@ -46,11 +45,13 @@ class Start:
         if hash_weights(initial) != self.fingerprint['init']:
             found = 'holds other weights than those that this fine-tune was begun from'
             raise BadInput(f'config.init={self.config.init}', found, 'the same model', 'name another --workdir')
-        new = jax.jit(
-            lambda: nnx.state(build(self.config.model, self.tokenizer.vocab_size, nnx.Rngs(seed)), nnx.Param)
-        )()
-        theirs = dict(nnx.to_flat_state(nnx.state(initial.model, nnx.Param)))
-        return nnx.from_flat_state({path: theirs.get(path, own) for path, own in nnx.to_flat_state(new)})
+        encoder = dict(nnx.to_flat_state(nnx.state(initial.model.bert, nnx.Param)))
+        head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, nnx.Rngs(seed)), nnx.Param)))
+        of = {'bert': encoder, 'classifier': head}
+        build = builder(self.config.task.kind, num_outputs)
+        shapes = nnx.eval_shape(lambda: build(self.config.model, self.tokenizer.vocab_size, nnx.Rngs(0)))
+        paths = [path for path, _ in nnx.to_flat_state(nnx.state(shapes, nnx.Param))]
+        return nnx.from_flat_state({path: of[path[0]][path[1:]] for path in paths})
 
 
 def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:

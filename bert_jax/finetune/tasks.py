@@ -57,6 +57,8 @@ def open_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
         raise BadInput('config.task.validation', f'is {sources!r}', 'files of different names, which tell them apart')
     if task.kind == 'classification' and len(labels) < 2:
         raise BadInput(task.train, f'has the label {", ".join(labels)} alone', 'two labels at least')
+    if 'f1' in task.metrics and task.kind == 'classification' and len(labels) != 2:
+        raise BadInput('config.task.metrics', f'names f1, and there are {len(labels)} labels', 'two, or macro_f1')
     validation = {split_name(source): open_split(source) for source in sources}
     predict = open_split(task.predict, is_labelled=False) if task.predict else None
     _tell('training', learnt)
