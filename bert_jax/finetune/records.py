@@ -160,11 +160,9 @@ def _read_tfds(spec: str, needed: tuple[str, ...]) -> Iterator[Record]:
 
 def _plain(value: Any, feature: Any) -> Any:
     """Text for bytes, names for numbers of classes (None for -1, 'not known'), lists for arrays."""
-    if isinstance(value, dict):
-        return {name: _plain(part, feature[name]) for name, part in value.items()}
     inner = getattr(feature, 'feature', feature)  # of a sequence
-    if isinstance(inner, dict):
-        inner = None
+    if isinstance(value, dict):
+        return {name: _plain(part, inner[name]) for name, part in value.items()}
     if hasattr(inner, 'int2str') and getattr(value, 'ndim', 0) == 0:
         return inner.int2str(int(value)) if int(value) >= 0 else None
     if getattr(value, 'ndim', 0):

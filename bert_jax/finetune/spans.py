@@ -8,7 +8,7 @@ label is [CLS]. When answering, a token speaks only in the window in which it ha
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,9 +106,31 @@ def open_spans(
     Raises:
       BadInput: for a missing column, or when no question is left.
     """
-    reading = Reading(source, task, (*_COLUMNS, *(['answers'] if is_labelled else [])))
     counts: Counter[str] = Counter()
-    questions = []
+    questions = list(_read_questions(source, task, counts, is_labelled=is_labelled, is_training=is_training))
+    if not questions:
+        raise BadInput(source, f'holds no question to learn or to score ({dict(counts)})', 'answers in their texts')
+    rows = list(_encode(questions, task, tokenizer, counts, is_training))
+    return SpanSplit(
+        rows=make_rows(
+            [row.ids for row in rows],
+            [row.window.place for row in rows],
+            np.array([row.label for row in rows], np.int32),
+        ),
+        example=np.array([row.question for row in rows]),
+        counts=+counts,
+        gold=[[text for text, _ in question.answers] for question in questions] if is_labelled else [],
+        questions=questions,
+        windows=[row.window for row in rows],
+        task=task,
+    )
+
+
+def _read_questions(
+    source: str, task: Task, counts: Counter, *, is_labelled: bool, is_training: bool
+) -> Iterator[Question]:
+    """The questions that are learnt or scored; of those to learn from, with the first answer that is in the text."""
+    reading = Reading(source, task, (*_COLUMNS, *(['answers'] if is_labelled else [])))
     for record in reading:
         question = _question(record, is_labelled)
         found = [answer for answer in question.answers if _stands_in(question.context, answer)]
@@ -118,11 +140,22 @@ def open_spans(
             counts['answer not in its text, dropped'] += 1
         else:
             counts['answer not in its text'] += is_labelled and not found
-            questions.append(question if not is_training else dataclasses.replace(question, answers=(found[0],)))
-    counts += reading.counts
-    if not questions:
-        raise BadInput(source, f'holds no question to learn or to score ({dict(counts)})', 'answers in their texts')
-    ids, second, labels, example, windows = [], [], [], [], []
+            yield dataclasses.replace(question, answers=(found[0],)) if is_training else question
+    counts.update(reading.counts)
+
+
+class _Row(NamedTuple):
+    """A window of a question (its number): [CLS] question [SEP] tokens [SEP], and first and last token in it."""
+
+    question: int
+    ids: list[int]
+    label: list[int]
+    window: Window
+
+
+def _encode(
+    questions: list[Question], task: Task, tokenizer: Tokenizer, counts: Counter, is_training: bool
+) -> Iterator[_Row]:
     for start in range(0, len(questions), _AT_ONCE):
         some = questions[start : start + _AT_ONCE]
         encoded = zip(
@@ -140,15 +173,9 @@ def open_spans(
                 stop = window.first + len(window.offsets)
                 inside = span is not None and window.first <= span[0] and span[1] < stop
                 num_with_answer += inside
-                labels.append([place - window.first + window.place for place in span] if inside else [0, 0])
-                ids.append([*head, *tokens[window.first : stop], tokenizer.sep_id])
-                second.append(len(head))
-                example.append(number)
-                windows.append(window)
+                label = [place - window.first + window.place for place in span] if inside else [0, 0]
+                yield _Row(number, [*head, *tokens[window.first : stop], tokenizer.sep_id], label, window)
             counts['answer in no window as a whole'] += is_training and not num_with_answer
-    rows = make_rows(ids, second, np.array(labels, np.int32))
-    gold = [[text for text, _ in question.answers] for question in questions] if is_labelled else []
-    return SpanSplit(rows, np.array(example), +counts, gold, questions, windows, task)
 
 
 def cut_windows(offsets: np.ndarray, head: int, task: Task) -> list[Window]:

@@ -74,7 +74,7 @@ def open_tags(
         sentences.append((record.where, [pieces_of[word] or [tokenizer.unk_id] for word in words]))
         gold += [tags] if is_labelled else []
     counts += reading.counts
-    labels = task.labels or labels or sorted_labels(tag for tags in gold for tag in tags)
+    labels = task.labels or labels or sorted_labels((tag for tags in gold for tag in tags), source)
     numbers = {label: number for number, label in enumerate(labels)}
     for (where, _), tags in zip(sentences, gold, strict=False):
         for tag in tags:

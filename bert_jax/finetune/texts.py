@@ -91,7 +91,7 @@ def open_texts(
         values = np.array(gold if is_labelled else np.zeros(len(ids)), np.float32)
         return NumberSplit(make_rows(ids, second, values), example, counts, gold)
     names = [(where, _name(label)) for where, label in given]
-    labels = task.labels or labels or sorted_labels(name for _, name in names)
+    labels = task.labels or labels or sorted_labels((name for _, name in names), source)
     numbers = {label: number for number, label in enumerate(labels)}
     for where, name in names:
         if name not in numbers:
@@ -111,7 +111,8 @@ def _number(where: str, label: Any) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise BadInput(where, f'has the label {str(label)[:40]!r}', 'a number', '--config.task.label=COLUMN')
+        shown = repr(label) if len(str(label)) <= 10 else f'of {len(str(label))} characters'  # it may be text
+        raise BadInput(where, f'has the label {shown}', 'a number', '--config.task.label=COLUMN')
     return value
 
 

@@ -178,6 +178,21 @@ def test_a_label_that_training_has_not_seen_is_named(tmp_path: Path) -> None:
         _open(tmp_path, 'sentence\tlabel\na\t1\nb\t0\n', 'a.tsv', validation='tsv:dev.tsv')
 
 
+def test_text_taken_for_labels_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / 'dev.tsv').write_text('sentence\tlabel\na\ta secret of a patient that nobody may see, ever\nb\t1\n')
+    content = 'sentence\tlabel\na\t1\nb\t0\n'
+    texts = [
+        ('dev.tsv', content, {'validation': 'tsv:dev.tsv'}),
+        ('a.tsv', (tmp_path / 'dev.tsv').read_text(), {}),
+        ('a.tsv', (tmp_path / 'dev.tsv').read_text(), {'kind': 'regression'}),
+    ]
+    for where, given, task in texts:
+        with pytest.raises(BadInput) as caught:
+            _open(tmp_path, given, 'a.tsv', **task)
+        assert where in str(caught.value) and 'characters' in str(caught.value)
+        assert 'secret' not in str(caught.value)
+
+
 def test_few_bad_records_are_skipped_and_counted(tmp_path: Path, capsys) -> None:
     rows = ''.join(f'film {n}\t{n % 2}\n' for n in range(9))
     data = _open(tmp_path, f'sentence\tlabel\n{rows}broken\n', 'a.tsv', bad_records=0.1)
