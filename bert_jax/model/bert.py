@@ -18,6 +18,9 @@ from bert_jax.model.products import project
 VOCABULARY_MULTIPLE = 128
 
 
+Build = Callable[[config.Model, int, nnx.Rngs], nnx.Module]  # a model from its sizes and its vocabulary size
+
+
 def padded_vocab_size(vocab_size: int) -> int:
     """The vocabulary dim as stored: the next multiple of 128, whatever the mesh."""
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -27,6 +27,7 @@ from bert_jax.config import Mesh as MeshConfig
 from bert_jax.errors import BadInput
 from bert_jax.files import sync, write_whole
 from bert_jax.hosts import say
+from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import TrainState, state_shardings
@@ -245,7 +246,7 @@ def _all_finite(state: TrainState) -> bool:
 
 
 def restore_on_one_device(
-    workdir: str, config: Config, vocab_size: int, step: int | None = None
+    workdir: str, config: Config, vocab_size: int, step: int | None = None, build: Build = BertForPreTraining
 ) -> tuple[TrainState, Mesh]:
     """The state of a run's checkpoint (the newest without `step`) on the first device, and the mesh of that device.
 
@@ -269,6 +270,6 @@ def restore_on_one_device(
         raise BadInput(
             f'{place}/{step}', damage, 'the bytes that were written', f'--step={max(others)}' if others else ''
         )
-    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh), step=step)
+    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh, build), step=step)
     checkpoints.close()
     return state, mesh

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import Mesh
@@ -110,7 +110,7 @@ def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, 
     # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---
     start, speed = int(state.step), Speedometer(config.model, vocab_size)
     writer = MetricsWriter(workdir, start)
-    progress = Progress(start, num_steps)
+    progress = Progress(start, num_steps, _describe_step)
     metrics: dict[str, float] = {}
     say('Compiling the step …')
     compiled = None
@@ -211,21 +211,26 @@ def _describe_validation(step: int, found: dict[str, float]) -> str:
     )
 
 
+def _describe_step(metrics: dict[str, float]) -> str:
+    shown = f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}'
+    return shown + (f'  NSP {metrics["nsp_accuracy"]:.1%}' if metrics['nsp_loss'] else '')
+
+
 class Progress:
     """A bar on a terminal, plain lines elsewhere: loss, accuracies, real tokens per second, time left."""
 
-    def __init__(self, start: int, num_steps: int):
+    def __init__(self, start: int, num_steps: int, describe: Callable[[dict[str, float]], str]):
+        """Args: describe, the losses and accuracies of a step in a few words."""
         hidden = not sys.stderr.isatty() or jax.process_index() != 0
         self._bar = tqdm(
             total=num_steps, initial=start, unit='step', disable=hidden, dynamic_ncols=True, smoothing=0.05
         )
         self._start, self._num_steps, self._since = start, num_steps, time.perf_counter()
+        self._describe = describe
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the metrics of a step."""
-        shown = f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}'
-        if metrics['nsp_loss']:
-            shown += f'  NSP {metrics["nsp_accuracy"]:.1%}'
+        shown = self._describe(metrics)
         if 'tokens_per_second' in metrics:
             shown += f'  {metrics["tokens_per_second"]:,.0f} tokens/s'
         if metrics.get('input_wait_fraction', 0.0) >= 0.01:
