@@ -23,6 +23,7 @@ from bert_jax.data.batches import Batch, Stream, prefetch
 from bert_jax.data.random_rows import RandomRows
 from bert_jax.data.streams import open_streams
 from bert_jax.model.bert import num_parameters, padded_vocab_size
+from bert_jax.train.memory import settle
 from bert_jax.train.metrics import flops_per_step, published_peak_flops
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
@@ -76,6 +77,7 @@ def bench(config: Config, seconds: float) -> Bench:
     stream, vocab_size, data = _stream(config)
     config = dataclasses.replace(config, data=stream.data)
     mesh = mesh_of_run(config)
+    config = settle(config, mesh, vocab_size)
     counts = count(config, vocab_size, [stream.batch(step) for step in range(_COUNTED_BATCHES)])
     run = Run(config, vocab_size, stream, mesh)
     run.steps(_WARM_UP)

@@ -139,8 +139,12 @@ def find_target(name: str, config: Config) -> Target:
     """A target by name; `here` is measured.
 
     Raises:
-      BadInput: as `targets.parse`.
+      BadInput: as `targets.parse`; for a config whose step is not one program of a known size.
     """
+    if config.train.microbatches == -1:
+        raise BadInput('config.train.microbatches', 'is -1, which asks the devices', 'a number', '--search tries all')
+    if config.train.reduction == 'exact':
+        raise BadInput('config.train.reduction', "is 'exact', which is several programs", "'fast'")
     if name != 'here':
         return parse(name)
     return here(config)
