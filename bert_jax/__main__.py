@@ -16,9 +16,9 @@ from typing import Any
 from absl import flags
 
 from bert_jax.config import Config, resolve, unknown_field
-from bert_jax.errors import BadInput
+from bert_jax.errors import BadInput, DeviceFault
 
-EXIT_BAD_INPUT, EXIT_RUN_AGAIN = 2, 75
+EXIT_FAULT, EXIT_BAD_INPUT, EXIT_RUN_AGAIN = 1, 2, 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,9 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_multi_string('workdir', [], 'directory of a run; may be repeated', flag_values=values)
         elif name == 'step':
             flags.DEFINE_integer('step', None, 'step of the checkpoint; the newest without it', flag_values=values)
+        elif name == 'allow_change':
+            does = 'fields, with commas, that may differ from those that the run was begun with; config.json records it'
+            flags.DEFINE_list('allow_change', [], does, flag_values=values)
         elif name == 'top_k':
             flags.DEFINE_integer('top_k', 5, 'fillers to show', lower_bound=1, flag_values=values)
         elif name == 'distributed':
@@ -204,7 +207,7 @@ def _train(values: flags.FlagValues, _: list[str]) -> int:
     hosts.check_devices(values.devices)
     from bert_jax.train.loop import train
 
-    outcome = train(config, workdir)
+    outcome = train(config, workdir, values.allow_change)
     next_steps = (
         f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
         f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
@@ -350,7 +353,7 @@ COMMANDS = {
         _train,
         'trains, or continues what the workdir holds',
         'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
-        ('config', 'workdir', 'distributed', 'devices', 'join_timeout'),
+        ('config', 'workdir', 'allow_change', 'distributed', 'devices', 'join_timeout'),
     ),
     'evaluate': Command(
         _evaluate,
@@ -508,7 +511,7 @@ def main(argv: list[str]) -> int:
         return COMMANDS[name].run(values, rest)
     except BadInput as error:
         print(f'bert_jax: {error}', file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return EXIT_FAULT if isinstance(error, DeviceFault) else EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print('bert_jax: interrupted before anything was trained; the same command starts again.', file=sys.stderr)
         return EXIT_RUN_AGAIN

@@ -70,6 +70,13 @@ def _is_source_or_several(value: Any) -> bool:
     return 0 < len(value) == len(weights) and len({*names}) == len(names)
 
 
+def _are_windows(value: tuple) -> bool:
+    def is_window(window: Any) -> bool:
+        return isinstance(window, tuple) and len(window) == 3 and all(type(number) is int for number in window)
+
+    return all(is_window(window) and window[0] >= 0 and 0 <= window[1] < window[2] for window in value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Masking:
     """Masked language modelling (Devlin et al. 2019, section 3.1)."""
@@ -175,6 +182,13 @@ class Train:
     stop_at: str = _setting('', 'empty, or a time like 2026-01-31T18:00', _is_time)  # saves and exits with 75 then
     evaluate_every: int = _at_least(10_000, 0)  # 0: only at the end
     evaluate_rows: int = _at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
+    max_bad_steps: int = _at_least(10, 1)  # in a row, not finite or a spike; then the run goes back to a checkpoint
+    max_rollbacks: int = _at_least(5, 0)  # then it ends with a message
+    spike_threshold: float = _at_least(10.0, 0)  # median absolute deviations over the median of the losses; 0: off
+    spike_window: int = _setting(256, 'a number from 8 to 100000', lambda value: 8 <= value <= 100_000)  # losses
+    # windows of the stream to leave out, as a run that went back does: (phase, first batch, the one after the last)
+    skip: tuple = _setting((), 'a tuple of (phase, first, stop), whole numbers with first < stop', _are_windows)
+    replica_check_every: int = _at_least(1000, 0)  # steps between comparisons of what the devices hold; 0: never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +249,7 @@ class Config:
     train: Train = Train()
     mesh: Mesh = Mesh()
     init: str = ''  # what to start from: a workdir, WORKDIR@STEP, an export or a Hugging Face directory
+    init_optimizer: bool = False  # the optimizer's moments of that workdir too; its schedule starts anew
     card: Card = Card()
     platform: str = _setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
     phases: tuple[Phase, ...] = ()  # one after the other, instead of the single fields; train.steps becomes their sum
@@ -379,7 +394,7 @@ def _resolve_section(section: type, values: Any, prefix: str) -> Any:
             continue
         if field.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if field.type == str | tuple and isinstance(value, list | tuple):  # JSON knows no tuples
+        if field.type in (tuple, str | tuple) and isinstance(value, list | tuple):  # JSON knows no tuples
             value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
         if (
             type(value) not in (typing.get_args(field.type) or (field.type,))
@@ -434,6 +449,9 @@ def _check_together(config: Config) -> None:
             'an initial model or a tokenizer',
             '--config.init=DIR or --config.tokenizer.path=DIR; a vocabulary trained here has its words from the text',
         )
+    if config.init_optimizer and not config.init:
+        mend = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
+        raise BadInput('config.init_optimizer', 'is True, and config.init names no run', 'both or neither', mend)
     axes = dataclasses.asdict(config.mesh)
     if sum(size == -1 for size in axes.values()) > 1:
         raise BadInput('config.mesh', f'is {axes}', 'at most one axis of -1 (the rest of the devices)')

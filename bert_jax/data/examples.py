@@ -18,9 +18,11 @@ from bert_jax.data import random
 from bert_jax.data.masking import num_masked
 from bert_jax.data.packing import pack
 from bert_jax.errors import BadInput
+from bert_jax.text import checksums
 from bert_jax.text.corpus import Split
+from bert_jax.text.progress import say
 
-_PLAN_VERSION = 2
+_PLAN_VERSION = 3
 _SHORT_KEY = 0x5EED  # planned lengths belong to the corpus and the data config, not to the seed of a run
 
 
@@ -173,6 +175,11 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
     settings.append([split.num_tokens, len(split.sentences), len(split.documents)])
     directory = pathlib.Path(corpus_directory) / 'plans' / config.digest(settings)
     names = [field.name for field in dataclasses.fields(Plan)]
+    if directory.is_dir() and (damage := checksums.damage(directory)):
+        say(f'The plan in {directory} is not as it was written ({damage}): made anew')
+        shutil.rmtree(directory, ignore_errors=True)
+        if directory.is_dir():  # a shared, read-only corpus
+            return plan_windows(split, data)
     if not directory.is_dir():
         plan = plan_windows(split, data)
         try:
@@ -180,7 +187,9 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
         except PermissionError:  # a shared, read-only corpus: every process plans for itself
             return plan
     # Plain arrays over the mapped files: `np.memmap` costs microseconds at every look.
-    return Plan(**{name: np.asarray(np.load(directory / f'{name}.npy', mmap_mode='r')) for name in names})
+    return Plan(
+        **{name: np.asarray(np.load(directory / f'{name}.npy', mmap_mode='r', allow_pickle=False)) for name in names}
+    )
 
 
 def _write_plan(plan: Plan, directory: pathlib.Path) -> None:
@@ -191,6 +200,7 @@ def _write_plan(plan: Plan, directory: pathlib.Path) -> None:
             np.save(file, getattr(plan, field.name))
             file.flush()
             os.fsync(file.fileno())
+    checksums.seal(temporary)
     try:
         os.rename(temporary, directory)
     except OSError:

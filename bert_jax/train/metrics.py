@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from etils import epath
 from bert_jax import config
 from bert_jax.data.batches import Batch
 from bert_jax.files import write_whole
+from bert_jax.hosts import say
 
 
 def flops_per_step(
@@ -83,16 +85,33 @@ class MetricsWriter:
         if not self._writes:
             return
         self._path = epath.Path(workdir) / 'metrics.jsonl'
+        self._writer, self._directory = SummaryWriter, os.fspath(epath.Path(workdir) / 'tensorboard')
+        self._open(step)
+
+    def rewind(self, step: int) -> None:
+        """Goes back to a step: what was written of later ones goes."""
+        if self._writes:
+            self.close()
+            self._open(step)
+
+    def _open(self, step: int) -> None:
         if self._path.exists():
-            kept = [line for line in _whole_lines(self._path.read_text()) if json.loads(line)['step'] <= step]
+            lines = _whole_lines(self._path.read_text(errors='replace'))
+            steps = [_step_of(line) for line in lines]
+            kept = [line for line, number in zip(lines, steps, strict=True) if number is not None and number <= step]
+            if None in steps:
+                say(
+                    f'{self._path}: {steps.count(None)} damaged lines are left out, the first is {steps.index(None) + 1}'
+                )
             write_whole(self._path, ''.join(line + '\n' for line in kept))
         self._file = self._path.open('a')
-        self._events = SummaryWriter(os.fspath(epath.Path(workdir) / 'tensorboard'), purge_step=step + 1)
+        self._events = self._writer(self._directory, purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends one line for a step."""
+        """Appends one line for a step; a value that is not finite is left out, for JSON has no word for it."""
         if not self._writes:
             return
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         self._file.write(json.dumps({'step': step} | values) + '\n')
         self._file.flush()
         for name, value in values.items():
@@ -104,6 +123,15 @@ class MetricsWriter:
             return
         self._file.close()
         self._events.close()
+
+
+def _step_of(line: str) -> int | None:
+    """The step that a line is about, or None for a line that is damaged."""
+    try:
+        step = json.loads(line)['step']
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 def _whole_lines(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.layers import DropoutKey, dropout_base
 from bert_jax.train.sharding import constrain_rows, replicated
-from bert_jax.train.state import TrainState
+from bert_jax.train.state import TrainState, is_schedule
 
 
 class Sums(NamedTuple):
@@ -110,17 +110,26 @@ def make_train_step(
             zeros = (jax.tree.map(jnp.zeros_like, state.params), Sums(*[jnp.zeros(())] * len(Sums._fields)))
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, jax.tree.map(split, (batch, rows)))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = (
-            metrics_of(sums)
-            | {
-                'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
-                'grad_norm': optax.tree.norm(grads),
-            }
-            | _speed_counts(batch)
-        )
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        metrics, grad_norm = metrics_of(sums), optax.tree.norm(grads)
+        is_finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(grad_norm)
+        metrics |= {
+            'learning_rate': jnp.asarray(schedule(_updates_made(state)), jnp.float32),
+            'grad_norm': grad_norm,
+            'is_skipped': ~is_finite,
+        } | _speed_counts(batch)
+        # Not finite: nothing moves but the step, not even the optimiser's counts.
+        updated = (optax.apply_updates(state.params, updates), opt_state)
+        kept = (state.params, state.opt_state)
+        return TrainState(
+            state.step + 1, *jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), updated, kept)
+        ), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def _updates_made(state: TrainState) -> jax.Array:
+    """What the schedule goes by: the steps, less those whose update was skipped."""
+    return next(filter(is_schedule, jax.tree.leaves(state.opt_state, is_leaf=is_schedule))).count
 
 
 def _speed_counts(batch: Batch) -> dict[str, jax.Array]:
