@@ -176,7 +176,7 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
     directory = pathlib.Path(corpus_directory) / 'plans' / config.digest(settings)
     names = [field.name for field in dataclasses.fields(Plan)]
     if directory.is_dir() and (damage := checksums.damage(directory)):
-        say(f'The plan in {directory} is not as it was written ({damage}): made anew')
+        say(f'The plan in {directory} is not as it was written ({damage}): made anew', True)
         shutil.rmtree(directory, ignore_errors=True)
         if directory.is_dir():  # a shared, read-only corpus
             return plan_windows(split, data)
@@ -187,9 +187,8 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
         except PermissionError:  # a shared, read-only corpus: every process plans for itself
             return plan
     # Plain arrays over the mapped files: `np.memmap` costs microseconds at every look.
-    return Plan(
-        **{name: np.asarray(np.load(directory / f'{name}.npy', mmap_mode='r', allow_pickle=False)) for name in names}
-    )
+    files = {name: np.load(directory / f'{name}.npy', mmap_mode='r', allow_pickle=False) for name in names}
+    return Plan(**{name: np.asarray(file) for name, file in files.items()})
 
 
 def _write_plan(plan: Plan, directory: pathlib.Path) -> None:

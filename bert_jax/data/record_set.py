@@ -178,9 +178,8 @@ def _load(path: str) -> RecordFile:
     try:
         if damage := checksums.damage(directory):
             raise ValueError(damage)
-        offsets, hashes = (
-            np.load(directory / f'{name}.npy', mmap_mode='r', allow_pickle=False) for name in ('offsets', 'hashes')
-        )
+        paths = (directory / f'{name}.npy' for name in ('offsets', 'hashes'))
+        offsets, hashes = (np.load(path, mmap_mode='r', allow_pickle=False) for path in paths)
         facts = Facts(**json.loads((directory / 'facts.json').read_text()))
     except (OSError, ValueError, TypeError) as error:
         found = f'cannot be read ({type(error).__name__}: {error})'

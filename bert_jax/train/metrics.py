@@ -100,9 +100,8 @@ class MetricsWriter:
             steps = [_step_of(line) for line in lines]
             kept = [line for line, number in zip(lines, steps, strict=True) if number is not None and number <= step]
             if None in steps:
-                say(
-                    f'{self._path}: {steps.count(None)} damaged lines are left out, the first is {steps.index(None) + 1}'
-                )
+                first = steps.index(None) + 1
+                say(f'{self._path}: {steps.count(None)} damaged lines are left out, the first is line {first}')
             write_whole(self._path, ''.join(line + '\n' for line in kept))
         self._file = self._path.open('a')
         self._events = self._writer(self._directory, purge_step=step + 1)
