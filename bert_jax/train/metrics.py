@@ -96,7 +96,7 @@ class MetricsWriter:
 
     def _open(self, step: int) -> None:
         if self._path.exists():
-            lines = _whole_lines(self._path.read_text(errors='replace'))
+            lines = _whole_lines(self._path.read_bytes().decode(errors='replace'))
             steps = [_step_of(line) for line in lines]
             kept = [line for line, number in zip(lines, steps, strict=True) if number is not None and number <= step]
             if None in steps:
@@ -135,7 +135,7 @@ def _step_of(line: str) -> int | None:
 
 def _whole_lines(text: str) -> list[str]:
     """Without a last line that a kill cut short."""
-    return text[: text.rfind('\n') + 1].splitlines()
+    return text[: text.rfind('\n') + 1].split('\n')[:-1]
 
 
 class Speedometer:
