@@ -512,6 +512,17 @@ def main(argv: list[str]) -> int:
     except BadInput as error:
         print(f'bert_jax: {error}', file=sys.stderr)
         return EXIT_FAULT if isinstance(error, DeviceFault) else EXIT_BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)):
+            raise
+        told = BadInput(
+            name,
+            f'does not fit into memory ({(str(error).splitlines() or ["no room"])[0][:200]})',
+            'a smaller model or batch, more train.microbatches, or more devices to split over',
+            'python -m bert_jax plan --target=… says what fits',
+        )
+        print(f'bert_jax: {told}', file=sys.stderr)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print('bert_jax: interrupted before anything was trained; the same command starts again.', file=sys.stderr)
         return EXIT_RUN_AGAIN

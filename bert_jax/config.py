@@ -33,7 +33,7 @@ def _setting(default: Any, expected: str = '', check: Callable[[Any], bool] | No
 
 
 def _at_least(default: Any, low: float):
-    return _setting(default, f'a number of at least {low}', lambda value: value >= low)
+    return _setting(default, f'a number of at least {low}, below 2**31', lambda value: low <= value < 2**31)
 
 
 def _fraction(default: float):
