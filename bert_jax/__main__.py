@@ -6,6 +6,7 @@ Exit status: 0 finished; 2 bad input, told in a message; 75 stopped and saved, r
 
 import dataclasses
 import difflib
+import errno
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from absl import flags
 from bert_jax.config import Config, resolve, unknown_field
 from bert_jax.errors import BadInput, DeviceFault
 
+_CANNOT_BE_USED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
+_CANNOT_BE_USED |= {errno.ENOTDIR, errno.EISDIR}
 EXIT_FAULT, EXIT_BAD_INPUT, EXIT_RUN_AGAIN = 1, 2, 75
 
 
@@ -512,6 +515,13 @@ def main(argv: list[str]) -> int:
     except BadInput as error:
         print(f'bert_jax: {error}', file=sys.stderr)
         return EXIT_FAULT if isinstance(error, DeviceFault) else EXIT_BAD_INPUT
+    except OSError as error:
+        if error.errno not in _CANNOT_BE_USED:
+            raise
+        place = error.filename or 'the disk'
+        told = BadInput(str(place), f'cannot be used ({error.strerror})', 'a place with room, and the right to use it')
+        print(f'bert_jax: {told}', file=sys.stderr)
+        return EXIT_BAD_INPUT
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)):
             raise

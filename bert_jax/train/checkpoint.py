@@ -230,6 +230,7 @@ class Checkpoints:
         digests = _digests(files, _PART_BYTES)
         listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
         content = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
+        content['checksum'] = _checksum(content)
         write_whole(directory / _MANIFEST, json.dumps(content, indent=2) + '\n')
         if not _is_remote(directory):
             sync(directory)
@@ -281,11 +282,18 @@ def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], 
     if path.stat().length > _LARGEST_MANIFEST:
         raise ValueError
     content = json.loads(path.read_text())
-    if 'version' not in content:  # of the first version: a digest for each file
+    if content.keys() == {'step', 'files'}:  # of the first version: a digest for each file
         return {name: (file['bytes'], [file['sha256']]) for name, file in content['files'].items()}, 1 << 62
     if content['version'] != _VERSION or content['part_bytes'] != _PART_BYTES:
         raise ValueError
+    if content.pop('checksum') != _checksum(content):
+        raise ValueError
     return {name: (file['bytes'], file['sha256']) for name, file in content['files'].items()}, _PART_BYTES
+
+
+def _checksum(manifest: dict) -> str:
+    """Of a manifest itself: a digest that is damaged there must not be laid at a file's door."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(files: dict[str, epath.Path], part_bytes: int) -> dict[str, list[str]]:

@@ -10,10 +10,10 @@ killed and goes on, come to the same decisions.
 import collections
 import dataclasses
 import math
-import statistics
 from typing import Any
 
 import jax
+import numpy as np
 
 from bert_jax.config import Config, Train
 from bert_jax.data.skips import Windows, merged, passing_over
@@ -137,9 +137,9 @@ class Guard:
         """Median + threshold x median absolute deviation, once the window is full."""
         if not self._settings.spike_threshold or len(self._losses) < self._settings.spike_window:
             return math.inf
-        median = statistics.median(self._losses)
-        deviation = statistics.median(abs(loss - median) for loss in self._losses)
-        return median + self._settings.spike_threshold * deviation
+        losses = np.array(self._losses)
+        median = np.median(losses)
+        return float(median + self._settings.spike_threshold * np.median(np.abs(losses - median)))
 
 
 def check_may_go_back(settings: Train, record: Record, trouble: Trouble) -> None:

@@ -25,7 +25,7 @@ class Replicas:
     def __init__(self, shardings: TrainState):
         """Args: shardings, of every array of the state, on one mesh."""
         mesh = shardings.step.mesh
-        self._shardings, self._mesh = shardings, mesh
+        self._shardings, self._mesh, self._held = shardings, mesh, None
         if mesh.size == 1:
             return
         specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
@@ -40,10 +40,8 @@ class Replicas:
             return
         hashes = np.asarray(self._hash(state))  # one row a device, one column an array
         found = collections.Counter()
-        for column, (array, sharding) in enumerate(
-            zip(jax.tree.leaves(state), jax.tree.leaves(self._shardings), strict=True)
-        ):
-            for devices in _copies(array.shape, sharding).values():
+        for column, copies in enumerate(self._copies(state)):
+            for devices in copies:
                 counts = collections.Counter(int(hashes[row, column]) for row in devices)
                 if len(counts) > 1:
                     [(most, votes), (_, next_votes), *_] = counts.most_common(2)
@@ -51,6 +49,14 @@ class Replicas:
                     found.update(row for row in devices if not is_clear or hashes[row, column] != most)
         if found:
             raise self._fault(found, step)
+
+    def _copies(self, state: TrainState) -> list[list[list[int]]]:
+        """Of each array, the rows of the devices that hold the same part, for each part that several hold."""
+        if self._held is None:
+            pairs = zip(jax.tree.leaves(state), jax.tree.leaves(self._shardings), strict=True)
+            held = [_copies(array.shape, sharding) for array, sharding in pairs]
+            self._held = [[rows for rows in parts.values() if len(rows) > 1] for parts in held]
+        return self._held
 
     def _fault(self, found: collections.Counter, step: int) -> DeviceFault:
         devices = self._mesh.devices.ravel()
