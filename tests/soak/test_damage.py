@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -69,7 +70,9 @@ def _damage_checkpoints(place: Path, count: int) -> Row:
         path = rng.choice(_files(place / 'run' / 'checkpoints' / '20'))
         _damage(path, rng)
         with contextlib.redirect_stderr(io.StringIO()) as told:
+            began = time.monotonic()
             used = checkpoints.set_aside_unsound()
+            row.seconds.append(time.monotonic() - began)
         if used == 20:  # a byte of the manifest that says nothing of the files
             assert path.name == 'manifest.json' and _restores(checkpoints, 20)
             row.outcomes.append('restored as saved (the byte says nothing of the files)')
