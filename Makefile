@@ -19,7 +19,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install pretrain test test-plan test-slurm test-soak lint format clean
+.PHONY: help install pretrain bench test test-plan test-slurm test-soak lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
@@ -67,6 +67,9 @@ pretrain: install ## from nothing to a small trained model on Python's own docum
 	  'if the value is not [MASK], an error is raised.' \
 	  'The default [MASK] is None.' \
 	  'This function returns the [MASK] of elements in the list.'
+
+bench: $(TEST_INSTALLED) ## how fast a step is here, next to PyTorch (ten minutes)
+	JAX_PLATFORMS=cpu .venv/bin/python -m benchmarks.speed
 
 test: $(TEST_INSTALLED) ## run the tests, on the CPU
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile

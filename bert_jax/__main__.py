@@ -81,6 +81,8 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_boolean('search', False, 'rank meshes, microbatches and remat policies', flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
+        elif name == 'seconds':
+            flags.DEFINE_float('seconds', 20.0, 'how long to measure', lower_bound=0.0, flag_values=values)
         elif name == 'jobs':
             meaning = 'runs at a time (1; under SLURM all); 0 starts none and shows what there is'
             flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
@@ -234,6 +236,7 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.export import export
 
     output = _required(values, 'output')
+    _keep_programs()
     card = _config(values).card if values.config is not None else None
     proof = export(_required(values, 'workdir'), output, values.step, card)
     _tell(
@@ -269,6 +272,7 @@ def _fill_mask(values: flags.FlagValues, texts: list[str]) -> int:
         raise BadInput('fill-mask', 'no text given', 'one or more texts with [MASK]', COMMANDS['fill-mask'].example)
     from bert_jax.pretrained import load_pretrained
 
+    _keep_programs()
     pretrained = load_pretrained(directory)
     answers = [pretrained.fill_mask(text, values.top_k) for text in texts]
     shown = []
@@ -287,6 +291,7 @@ def _embed(values: flags.FlagValues, _: list[str]) -> int:
     check(text, output)
     from bert_jax.pretrained import load_pretrained
 
+    _keep_programs()
     done = embed(load_pretrained(directory), text, output)
     cut = f'; {done.truncated:,} too long, cut' if done.truncated else ''
     told = f'{done.output}: {done.lines:,} vectors of {done.hidden_size:,}, {done.seconds:.1f} s{cut}'
@@ -301,6 +306,16 @@ def _report(values: flags.FlagValues, _: list[str]) -> int:
         raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMANDS['report'].example)
     path = str(write_report(values.workdir))
     _tell(values, {'report': path}, '\n'.join([summarize(workdir) for workdir in values.workdir] + [f'Wrote {path}']))
+    return 0
+
+
+def _bench(values: flags.FlagValues, _: list[str]) -> int:
+    config = _config(values)
+    _select_platform(config)
+    from bert_jax.bench import bench, describe
+
+    result = bench(config, values.seconds)
+    _tell(values, dataclasses.asdict(result), describe(result))
     return 0
 
 
@@ -401,6 +416,12 @@ COMMANDS = {
         'python -m bert_jax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/learning_rate',
         ('config', 'workdir', 'jobs', 'slurm'),
     ),
+    'bench': Command(
+        _bench,
+        'tokens per second, MFU and memory of the real train step on what is here',
+        'python -m bert_jax bench --config=configs/bert.py:mini --config.train.global_batch_size=32',
+        ('config', 'seconds'),
+    ),
 }
 
 
@@ -453,6 +474,13 @@ def _select_platform(config: Config) -> None:
     from bert_jax.devices import select_platform
 
     select_platform(config.platform)
+    _keep_programs()
+
+
+def _keep_programs() -> None:
+    from bert_jax.program_cache import keep_programs
+
+    keep_programs()
 
 
 def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:

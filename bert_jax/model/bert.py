@@ -9,6 +9,7 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.model.layers import Dense, DropoutKey, EncoderLayer, LayerNorm, dropout, parameter, truncated_normal
+from bert_jax.model.products import project
 
 VOCABULARY_MULTIPLE = 128
 
@@ -111,8 +112,8 @@ class BertForPreTraining(nnx.Module):
         x = self.mlm_transform(_at_positions(hidden, positions))
         x = self.mlm_norm(jax.nn.gelu(x, approximate=False))
         word = self.bert.embeddings.word[...].astype(x.dtype)
-        logits = jnp.einsum('bpd,vd->bpv', x, word, preferred_element_type=jnp.float32) + self.mlm_bias[...]
-        return jnp.where(jnp.arange(word.shape[0]) < self.vocab_size, logits, -jnp.inf)
+        bias = jnp.where(jnp.arange(word.shape[0]) < self.vocab_size, self.mlm_bias[...], -jnp.inf)
+        return project(x, word.T) + bias
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.layers import DropoutKey, dropout_base
+from bert_jax.model.losses import cross_entropy
 from bert_jax.train.sharding import constrain_rows, replicated
 from bert_jax.train.state import TrainState, is_schedule
 
@@ -41,15 +42,13 @@ def pretraining_sums(model: BertForPreTraining, batch: Batch, key: DropoutKey | 
         batch.cls_positions,
         key,
     )
-    mlm = _cross_entropy(mlm_logits, batch.masked_lm_ids, batch.masked_lm_weights)
-    nsp = _cross_entropy(nsp_logits, batch.next_sentence_labels, batch.next_sentence_weights)
+    mlm = _summed(mlm_logits, batch.masked_lm_ids, batch.masked_lm_weights)
+    nsp = _summed(nsp_logits, batch.next_sentence_labels, batch.next_sentence_weights)
     return Sums(*mlm, *nsp)
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - chosen
-    hits = (chosen >= logits.max(axis=-1)).astype(jnp.float32)
+def _summed(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    losses, hits = cross_entropy(logits, labels)
     return (losses * weights).sum(), (hits * weights).sum(), weights.sum()
 
 
