@@ -14,14 +14,24 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
-
-from bert_jax.config import Config, resolve, unknown_field
+from bert_jax import versions
 from bert_jax.errors import BadInput, DeviceFault
+from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest
 
+try:
+    from absl import flags
+
+    from bert_jax.config import Config, resolve, unknown_field
+except ModuleNotFoundError:
+    try:
+        versions.check()
+    except BadInput as error:
+        sys.exit(print(f'bert_jax: {error}', file=sys.stderr) or EXIT_BAD_INPUT)
+    raise
+
+EXIT_FAULT = 1
 _CANNOT_BE_USED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
 _CANNOT_BE_USED |= {errno.ENOTDIR, errno.EISDIR}
-EXIT_FAULT, EXIT_BAD_INPUT, EXIT_RUN_AGAIN = 1, 2, 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,15 +214,16 @@ def _only_cpu() -> None:
 
 def _train(values: flags.FlagValues, _: list[str]) -> int:
     workdir = _required(values, 'workdir')
-    config = _run_config(values, workdir)
-    from bert_jax import hosts
+    with StopRequest() as stop:
+        config = _run_config(values, workdir)
+        from bert_jax import hosts
 
-    hosts.join(values.distributed, values.join_timeout)
-    _select_platform(config)
-    hosts.check_devices(values.devices)
-    from bert_jax.train.loop import train
+        hosts.join(values.distributed, values.join_timeout, config.train.watchdog_seconds)
+        _select_platform(config)
+        hosts.check_devices(values.devices)
+        from bert_jax.train.loop import train
 
-    outcome = train(config, workdir, values.allow_change)
+        outcome = train(config, workdir, stop, values.allow_change)
     next_steps = (
         f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
         f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
@@ -538,6 +549,7 @@ def main(argv: list[str]) -> int:
         if '--help' in arguments or '-h' in arguments:
             print(_help(name))
             return 0
+        versions.check()
         values, rest = _parse(name, arguments)
         return COMMANDS[name].run(values, rest)
     except BadInput as error:

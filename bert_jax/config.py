@@ -179,6 +179,8 @@ class Train:
     checkpoint_every: int = _at_least(1000, 1)
     keep_checkpoints: int = _at_least(2, 1)  # the newest
     keep_every: int = _at_least(0, 0)  # steps; checkpoints of its multiples are kept for good; 0: none
+    watchdog_seconds: float = _at_least(120.0, 0)  # no sign of life, or no progress of a step: all end; 0: never
+    watchdog_long_seconds: float = _at_least(3600.0, 1)  # the same for compiling, evaluating, reading and saving
     stop_at: str = _setting('', 'empty, or a time like 2026-01-31T18:00', _is_time)  # saves and exits with 75 then
     evaluate_every: int = _at_least(10_000, 0)  # 0: only at the end
     evaluate_rows: int = _at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all

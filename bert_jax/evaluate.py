@@ -22,15 +22,26 @@ from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
 
 
 def evaluate_params(
-    params: nnx.State, evaluation_step: Callable, stream: Stream, mesh: Mesh, max_rows: int | None = None
-) -> dict[str, float]:
-    """MLM and NSP loss (nats) and accuracy over one pass of an evaluation stream, or its first rows."""
+    params: nnx.State,
+    evaluation_step: Callable,
+    stream: Stream,
+    mesh: Mesh,
+    max_rows: int | None = None,
+    stop_now: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """MLM and NSP loss (nats) and accuracy over one pass of an evaluation stream, or its first rows.
+
+    Returns:
+      None when `stop_now`, asked once a batch, said yes before the end.
+    """
     num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
     rows = local_rows(mesh, stream.batch_size)
     totals = np.zeros(len(Sums._fields))
     for batch in prefetch(stream, 0, num_batches, rows):
         sums = evaluation_step(params, make_global(batch, rows, mesh, stream.batch_size))
         totals += np.array(jax.device_get(sums), np.float64)
+        if stop_now():
+            return None
     return {name: float(value) for name, value in metrics_of(Sums(*totals)).items()}
 
 

@@ -10,13 +10,14 @@ import collections
 import dataclasses
 import glob
 import hashlib
+import ipaddress
 import json
 import os
 import pathlib
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -107,8 +108,13 @@ def visible_gpus(environment: Mapping[str, str]) -> int:
     return len([name for name in listed.split(',') if name and name != '-1'])
 
 
-def join(distributed: bool | None = None, timeout_s: int = 300) -> None:
+def join(distributed: bool | None = None, timeout_s: int = 300, watchdog_s: float = 0) -> None:
     """Makes this process one of its run's, where a launcher says so; to be called before the first use of a device.
+
+    Args:
+      timeout_s: how long to wait for the others.
+      watchdog_s: when the watchdog ends a run with a silent process; jax's own heartbeat comes after that, to end what
+        the watchdog could not (0: no watchdog, jax's default).
 
     Raises:
       BadInput: when the others do not arrive within `timeout_s` seconds.
@@ -117,6 +123,7 @@ def join(distributed: bool | None = None, timeout_s: int = 300) -> None:
     if place is None:
         return
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.config.update('jax_enable_preemption_service', False)  # its notice is SIGTERM, which `stopping` hears itself
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -124,6 +131,8 @@ def join(distributed: bool | None = None, timeout_s: int = 300) -> None:
             place.process_id,
             list(place.local_devices) if place.local_devices is not None else None,
             initialization_timeout=timeout_s,
+            heartbeat_timeout_seconds=int(1.5 * watchdog_s) + 10 if watchdog_s else 100,
+            coordinator_bind_address=bind_address(place),
         )
     except (RuntimeError, ValueError) as error:
         raise BadInput(
@@ -132,6 +141,42 @@ def join(distributed: bool | None = None, timeout_s: int = 300) -> None:
             f'all processes started, and {place.coordinator or "the address of process 0"} reachable from each',
             'look at the log of the process that is missing',
         ) from error
+
+
+def bind_address(place: Place) -> str | None:
+    """Where process 0 listens: the one address by which the others know it, not all that its machine has.
+
+    Returns:
+      None to leave it to jax: for the other processes, where jax finds the coordinator by itself, where the environment
+      says it (JAX_COORDINATOR_BIND_ADDRESS), and where the name leads to an address that is not this machine's or only
+      its own (a service in front of it; /etc/hosts).
+    """
+    if place.coordinator is None or place.process_id != 0 or os.environ.get('JAX_COORDINATOR_BIND_ADDRESS'):
+        return None
+    name, _, port = place.coordinator.rpartition(':')
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(name.strip('[]'), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except OSError:
+        return None
+    found = ipaddress.ip_address(address[0])
+    if found.is_loopback and name not in ('localhost', address[0]):
+        return None
+    return f'[{found}]:{port}' if found.version == 6 else f'{found}:{port}'
+
+
+def first_does(action: Callable[[], object]) -> None:
+    """Process 0 does it; all raise the `BadInput` that it raises there."""
+    told = None
+    if is_first():
+        try:
+            action()
+        except BadInput as error:
+            told = error.args
+    told = _gather(told)[0]
+    if told:
+        raise BadInput(*told)
 
 
 def is_first() -> bool:

@@ -12,6 +12,8 @@ deleted, the new one is read back from the disk.
 import concurrent.futures
 import hashlib
 import json
+import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -53,6 +55,9 @@ class Checkpoints:
         self._sealing: concurrent.futures.Future | None = None
         self._saving = 0  # the step that is being sealed
         self._failures, self._failure = 0, None  # saves that failed since the last that did not; why the newest did
+        self.seconds_to_save: float | None = None  # the longest so far, from `save` to the manifest
+        self.before_sealing: Callable[[], None] = lambda: None  # may raise BadInput
+        self._began_to_save = 0.0
 
     def steps(self) -> list[int]:
         """Steps of the sealed checkpoints, ascending."""
@@ -140,10 +145,14 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
+        step = int(state.step)
+        if step in self.steps():
+            return
         if not is_finite(state):
             found = 'the parameters or the optimizer state are not finite: not saved'
             raise BadInput(f'step {step}', found + self._still_safe(), 'a state that can be gone on from')
         self._settle()  # the save before
+        self._began_to_save = time.monotonic()
         try:
             self._orbax.save(self._path(step), args=ocp.args.StandardSave(state._asdict()), force=True)
         except _WRITING_FAILS as error:
@@ -219,8 +228,11 @@ class Checkpoints:
     def _seal(self, step: int, record: Record) -> None:
         """Beside the training: waits until all files have their names, then syncs, hashes and reads them back."""
         self._orbax.wait_until_finished()
-        if jax.process_index() != 0:
-            return
+        if jax.process_index() == 0:
+            self._write_manifest(step, record)
+        self.seconds_to_save = max(self.seconds_to_save or 0.0, time.monotonic() - self._began_to_save)
+
+    def _write_manifest(self, step: int, record: Record) -> None:
         directory = self._path(step)
         write_whole(directory / _RECORD, json.dumps(record.to_json()) + '\n')
         files = _files_of(directory)
@@ -231,6 +243,7 @@ class Checkpoints:
         listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
         content = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
         content['checksum'] = _checksum(content)
+        self.before_sealing()
         write_whole(directory / _MANIFEST, json.dumps(content, indent=2) + '\n')
         if not _is_remote(directory):
             sync(directory)

@@ -2,13 +2,9 @@
 
 import contextlib
 import dataclasses
-import datetime
-import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from types import FrameType
 
 import jax
 from jax.sharding import Mesh
@@ -23,17 +19,18 @@ from bert_jax.evaluate import evaluate_params
 from bert_jax.hosts import say
 from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
+from bert_jax.stopping import StopRequest
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.feed import Feed
 from bert_jax.train.guard import Guard, Record, Trouble, check_may_go_back
+from bert_jax.train.lease import Lease
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.replicas import Replicas
 from bert_jax.train.sharding import mesh_of_run
 from bert_jax.train.state import TrainState, init_state, is_finite, model_graph, state_shardings
 from bert_jax.train.step import make_evaluation_step, make_train_step
-
-_SECONDS_TO_SAVE = 120  # before the end of a SLURM job
+from bert_jax.train.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +43,34 @@ class Outcome:
     metrics: dict[str, float]
 
 
-def train(config: Config, workdir: str, allow_change: Sequence[str] = ()) -> Outcome:
+def train(config: Config, workdir: str, stop: StopRequest | None = None, allow_change: Sequence[str] = ()) -> Outcome:
     """Trains the run of a workdir to its last step, or goes on with it.
 
     Args:
+      stop: what listens for signals already; without it they are listened for from here on.
       allow_change: fields of the fingerprint that may differ from those of the workdir's run (`run.claim`).
 
     Raises:
       BadInput: before anything is written, when the run cannot work or the workdir holds another.
     """
-    with StopSignal(config.train.stop_at) as stop, contextlib.ExitStack() as files:
-        return _train(config, workdir, allow_change, stop, files)
+    with contextlib.ExitStack() as around:
+        stop = stop or around.enter_context(StopRequest())
+        stop.set_time(config.train.stop_at)
+        watchdog = around.enter_context(Watchdog(config.train.watchdog_seconds, config.train.watchdog_long_seconds))
+        lease = around.enter_context(contextlib.closing(Lease(workdir)))
+        watchdog.before_ending.append(lease.close)
+        stop.before_ending += [lambda _: lease.close(), watchdog.stopped]
+        return _train(config, workdir, allow_change, stop, watchdog, lease, around)
 
 
 def _train(
-    config: Config, workdir: str, allow_change: Sequence[str], stop: 'StopSignal', files: contextlib.ExitStack
+    config: Config,
+    workdir: str,
+    allow_change: Sequence[str],
+    stop: StopRequest,
+    watchdog: Watchdog,
+    lease: Lease,
+    around: contextlib.ExitStack,
 ) -> Outcome:
     # --- What it starts from: random weights, or a model that is there (config.init), whose sizes it takes over. ---
     start_from = starting_point(config, workdir)
@@ -75,6 +85,8 @@ def _train(
     fingerprint = run.fingerprint(config, streams) | start_from.fingerprint
     hosts.check_agreement(fingerprint)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every)
+    checkpoints.before_sealing = lease.check
+    hosts.first_does(lambda: lease.acquire(say))
     last = checkpoints.latest_step()
     run.claim(workdir, config, streams.tokenizer, fingerprint, allow_change=allow_change, step=last)
 
@@ -82,6 +94,7 @@ def _train(
     vocab_size = streams.tokenizer.vocab_size
     optimizer = make_optimizer(config.optimizer, num_steps, config.phases)
     shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
+    watchdog.enter_long('reading checkpoints')
     resumed_from = checkpoints.set_aside_unsound()
     if resumed_from == num_steps:
         checkpoints.close()
@@ -113,26 +126,39 @@ def _train(
     # --- The loop. At each step, in this order: 1. update  2. go back, if the numbers went wrong  3. log
     #     4. evaluate  5. compare the replicas  6. save. ---
     start, speed = int(state.step), Speedometer(config.model, vocab_size)
-    writer = files.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
+    writer = around.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
     progress = Progress(start, num_steps)
     metrics: dict[str, float] = {}
     guard, replicas = Guard(config.train, record), Replicas(shardings)
     feed = Feed(in_phases(config), streams.train, mesh, start, record.passed_over)
     say('Compiling the step …')
+    compiled = None
+
+    def stop_now() -> bool:
+        return wants_to_stop(stop.asked(checkpoints.seconds_to_save))
+
     for step, number, batch in speed.waiting(feed):
+        watchdog.begin_step(step)
+        if number != compiled:
+            watchdog.enter_long('compiling the step')
         state, on_device = train_step(state, batch)
+        if number != compiled:
+            watchdog.enter_long('the first step of its shape')
+            compiled = number
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
-        stopping = wants_to_stop(stop.asked())
+        stopping = stop_now()
         is_last = step == num_steps or stopping
         logs = is_last or step % config.train.log_every == 0
         saves = is_last or step % config.train.checkpoint_every == 0
+        every, validation = config.train.evaluate_every, streams.validation[number]
+        evaluates = validation and (step == num_steps or (every and step % every == 0))
         guard.add(step, number, on_device['loss'], on_device.pop('is_skipped'))
-        trouble = guard.trouble(up_to_now=logs or saves)
+        trouble = guard.trouble(up_to_now=logs or saves or evaluates)
         if saves and not trouble and not is_finite(state):
             trouble = Trouble(step, step, 'the parameters or the optimizer state are not finite')
         if trouble:
             check_may_go_back(config.train, guard.record, trouble)
-            with speed.paused():
+            with speed.paused(), watchdog.aside('going back'):
                 state, record = state_at(checkpoints.go_back(trouble.first))
             step = int(state.step)
             say(f'Step {trouble.last}: {trouble}. Back to step {step}, without the batches read since.')
@@ -141,69 +167,46 @@ def _train(
             writer.rewind(step), progress.rewind(step), feed.rewind(step, record.passed_over)
             continue
         if logs:
+            lease.check()
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()
             metrics |= {'skipped_updates': guard.record.skipped_updates}
             writer.write(step, metrics)
             progress.show(step, metrics)
-        every, validation = config.train.evaluate_every, streams.validation[number]
-        if validation and ((every and step % every == 0) or step == num_steps):
-            with speed.paused():
-                found = evaluate_params(state.params, evaluation_step, validation, mesh, config.train.evaluate_rows)
-            found = {f'validation/{name}': value for name, value in found.items()}
-            writer.write(step, found)
-            metrics |= found
-            say(_describe_validation(step, found))
+        watchdog.end_step(on_device['loss'])
+        stop.has_something_to_save()
+        if evaluates:
+            with speed.paused(), watchdog.aside('evaluating'):
+                rows = config.train.evaluate_rows
+                found = evaluate_params(state.params, evaluation_step, validation, mesh, rows, stop_now)
+            if found is None:
+                stopping = True
+                say(f'step {step}: not evaluated to the end')
+            else:
+                found = {f'validation/{name}': value for name, value in found.items()}
+                writer.write(step, found)
+                metrics |= found
+                say(_describe_validation(step, found))
+        is_last = step == num_steps or stopping
+        saves = is_last or step % config.train.checkpoint_every == 0
         every = config.train.replica_check_every
         if saves or (every and step % every == 0):
-            with speed.paused():
+            with speed.paused(), watchdog.aside('comparing replicas'):
                 replicas.check(state, step)
         if saves and (is_last or not guard.record.bad_in_a_row):
-            with speed.paused():
+            with speed.paused(), watchdog.aside('saving'):
+                lease.check()
                 checkpoints.save(state, guard.record)
+                watchdog.began_to_save(step)
         checkpoints.check()
         if stopping:
             break
+    watchdog.enter_long('closing')
     progress.close()
     checkpoints.close()
     if step < num_steps:
         why = stop.received or 'another process'
         say(f'Stopped by {why}: saved step {step} of {num_steps}. The same command goes on from there.')
     return Outcome(step, step == num_steps, resumed_from, metrics)
-
-
-class StopSignal:
-    """Why the loop should save and stop: SIGINT, SIGTERM or SIGUSR1 (a second one ends the process at once), or a time.
-
-    The time is `train.stop_at`, or two minutes before a SLURM job ends, where SLURM says when.
-    """
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self, stop_at: str) -> None:
-        """Args: stop_at, ISO 8601, or empty."""
-        self.received = ''
-        end_of_job = float(os.environ.get('SLURM_JOB_END_TIME', 'inf')) - _SECONDS_TO_SAVE
-        self._deadline = datetime.datetime.fromisoformat(stop_at).timestamp() if stop_at else end_of_job
-
-    def asked(self) -> bool:
-        """Whether a signal came, or the time has."""
-        if not self.received and time.time() >= self._deadline:
-            self.received = 'the time limit'
-            say('The time is up: saving …')
-        return bool(self.received)
-
-    def __enter__(self) -> 'StopSignal':
-        self._before = {number: signal.signal(number, self._receive) for number in self._SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
-        say(f'{self.received}: finishing this step, then saving …')
 
 
 def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:

@@ -114,8 +114,9 @@ class Running:
         self._reader.start()
 
     def _read(self) -> None:
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip('\n'))
+        with self.process.stderr as lines:
+            for line in lines:
+                self.lines.append(line.rstrip('\n'))
 
     @property
     def text(self) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,8 @@ def _live(running: Running, workdir: Path, moment: _Moment | None, killed_at: in
     return None
 
 
-def kill_again_and_again(directory: Path, num_kills: int, rng: np.random.Generator) -> Row:
-    """Kills runs until there were `num_kills`; each run is restarted until it is finished and compared then."""
+def kill_again_and_again(directory: Path, num_kills: int, rng: np.random.Generator, tell: Callable[[Row], None]) -> Row:
+    """Kills runs until there were `num_kills`; each run is restarted until it is finished, then compared."""
     flags, env = prepare(directory), environment(directory / 'compiled')
     for name in ('cold', 'whole'):  # the second one starts warm, and tells how long a run takes
         whole, record = directory / name, directory / f'{name}.batches'
@@ -103,11 +104,11 @@ def kill_again_and_again(directory: Path, num_kills: int, rng: np.random.Generat
         ):
             assert found == wanted, f'{what} of run {number} after {kills} kills is not that of the uninterrupted run'
         row.outcomes += ['the same end, bit for bit'] * kills
+        tell(row)
     return row
 
 
 @pytest.mark.soak
 def test_a_run_killed_anywhere_ends_as_the_uninterrupted_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    row = kill_again_and_again(tmp_path, tries(150), random_numbers('kills'))
     with capsys.disabled():
-        print(f'\n{row}')
+        kill_again_and_again(tmp_path, tries(150), random_numbers('kills'), print)
