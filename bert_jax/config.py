@@ -70,11 +70,15 @@ def _is_source_or_several(value: Any) -> bool:
     return 0 < len(value) == len(weights) and len({*names}) == len(names)
 
 
+def _is_automatic_or_room(value: int) -> bool:
+    return value == -1 or 1 <= value <= 65536
+
+
 def _are_windows(value: tuple) -> bool:
     def is_window(window: Any) -> bool:
         return isinstance(window, tuple) and len(window) == 3 and all(type(number) is int for number in window)
 
-    return all(is_window(window) and window[0] >= 0 and 0 <= window[1] < window[2] for window in value)
+    return all(is_window(window) and window[0] >= 0 and 0 <= window[1] < window[2] < 2**31 for window in value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +118,8 @@ class Data:
     short_sequence_probability: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     pairing: str = _setting('nsp', choices=('nsp', 'sop', 'none'))
     packing: bool = False  # several sequences in a row, each with its own [CLS], attention inside each
-    max_sequences: int = _setting(-1, '-1 (L / 32, at least 4) or at least 1', lambda v: v == -1 or v >= 1)  # E, packed
-    max_predictions: int = _setting(-1, '-1 (rate x L, rounded) or at least 1', lambda v: v == -1 or v >= 1)  # P
+    max_sequences: int = _setting(-1, '-1 (L / 32, at least 4) or 1 to 65536', _is_automatic_or_room)  # E, packed
+    max_predictions: int = _setting(-1, '-1 (rate x L, rounded) or 1 to 65536', _is_automatic_or_room)  # P
     masking: Masking = Masking()
     remask: bool = True  # records: restore the tokens and mask them anew in every epoch; False: masks as stored
 
