@@ -143,7 +143,8 @@ def main() -> None:
     parser.add_argument('--size', default='base', choices=[*config.SIZES])
     parser.add_argument('--step_seconds', type=float, required=True, help='where the run would take place')
     parser.add_argument('--checkpoint_every', type=int, default=config.Train().checkpoint_every)
-    parser.add_argument('--noticed_seconds', type=float, default=30.0, help='until a stuck process is ended')
+    noticed = config.Train().watchdog_seconds
+    parser.add_argument('--noticed_seconds', type=float, default=noticed, help='until a stuck process is ended')
     parser.add_argument('--hours_between_failures', type=float, default=3.0)
     parser.add_argument('--compile', action='store_true', help='compile the step too, for this machine')
     parser.add_argument('--compile_seconds', type=float, default=60.0, help='where it is not measured')
