@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text.checksums import BLOCK_BYTES, first_difference
 from bert_jax.text.local_copy import stage
@@ -131,6 +132,10 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         has_all = is_count(file['bytes']) and all(isinstance(block, str) for block in file['blocks'])
         return has_all and len(file['blocks']) == -(-file['bytes'] // BLOCK_BYTES) and '..' not in path.parts
 
+    if 'checksum' in manifest:  # those of before had none
+        rest = {name: value for name, value in manifest.items() if name != 'checksum'}
+        if manifest['checksum'] != config.digest(rest):
+            return False
     splits = [manifest['splits'][name] for name in SPLITS]
     return (
         all(is_count(split[name]) for split in splits for name in ('documents', 'sentences', 'tokens'))

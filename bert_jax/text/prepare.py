@@ -372,6 +372,7 @@ def _write_corpus(
         'created': int(time.time()),  # seconds since 1970
         'files': files,
     }
+    manifest['checksum'] = config.digest(manifest)  # damage to it must not be laid at a file's door
     path = directory / 'manifest.json'
     path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', 'utf-8')
     for synced in (path, *(child for child in directory.iterdir() if child.is_dir()), directory):

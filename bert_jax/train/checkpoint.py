@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, Train
+from bert_jax.config import Config, Train, digest
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.errors import BadInput
 from bert_jax.files import forget_cached, sync, write_whole
@@ -242,7 +242,7 @@ class Checkpoints:
         digests = _digests(files, _PART_BYTES)
         listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
         content = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
-        content['checksum'] = _checksum(content)
+        content['checksum'] = digest(content)  # damage to it must not be laid at a file's door
         self.before_sealing()
         write_whole(directory / _MANIFEST, json.dumps(content, indent=2) + '\n')
         if not _is_remote(directory):
@@ -299,14 +299,9 @@ def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], 
         return {name: (file['bytes'], [file['sha256']]) for name, file in content['files'].items()}, 1 << 62
     if content['version'] != _VERSION or content['part_bytes'] != _PART_BYTES:
         raise ValueError
-    if content.pop('checksum') != _checksum(content):
+    if content.pop('checksum') != digest(content):
         raise ValueError
     return {name: (file['bytes'], file['sha256']) for name, file in content['files'].items()}, _PART_BYTES
-
-
-def _checksum(manifest: dict) -> str:
-    """Of a manifest itself: a digest that is damaged there must not be laid at a file's door."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(files: dict[str, epath.Path], part_bytes: int) -> dict[str, list[str]]:
@@ -317,8 +312,8 @@ def _digests(files: dict[str, epath.Path], part_bytes: int) -> dict[str, list[st
     with concurrent.futures.ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
         digests = pool.map(lambda part: _digest(files[part[0]], part[1], part_bytes), parts)
         found: dict[str, list[str]] = {name: [] for name in files}
-        for (name, _), digest in zip(parts, digests, strict=True):
-            found[name].append(digest)
+        for (name, _), of_part in zip(parts, digests, strict=True):
+            found[name].append(of_part)
     return found
 
 

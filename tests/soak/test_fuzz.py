@@ -24,7 +24,7 @@ from bert_jax.interop.weight_files import read_tensors
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer
-from bert_jax.train.checkpoint import Checkpoints, _checksum
+from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.guard import Record
 from bert_jax.train.metrics import MetricsWriter
 from tests.data.records import make_records, serialize
@@ -229,7 +229,7 @@ def _checkpoint_manifest(place: Path) -> tuple:
     directory.mkdir(parents=True)
     (directory / 'file').write_bytes(b'12345')
     whole = {'version': 2, 'step': 5, 'part_bytes': 1 << 24, 'files': {'file': {'bytes': 5, 'sha256': ['0' * 64]}}}
-    whole['checksum'] = _checksum(whole)
+    whole['checksum'] = config.digest(whole)
     checkpoints = Checkpoints(str(place))
 
     def check(content: bytes) -> None:

@@ -17,7 +17,7 @@ MODEL = config.Model(num_layers=1, hidden_size=16, num_heads=4, intermediate_siz
 
 def _state(**axes: int) -> tuple[TrainState, TrainState]:
     size = int(np.prod(list(axes.values())))
-    mesh = make_mesh(config.Mesh(**axes), MODEL, config.Train(), jax.devices()[:size])
+    mesh = make_mesh(config.Mesh(**axes), MODEL, config.Train(global_batch_size=size), jax.devices()[:size])
     optimizer = make_optimizer(config.Optimizer(), 1)
     _, shardings = state_shardings(MODEL, 200, optimizer, mesh)
     return init_state(MODEL, 200, optimizer, mesh, seed=0), shardings
@@ -53,7 +53,7 @@ def test_the_device_that_differs_is_named(axes: dict, device: int, named: list[i
         with pytest.raises(DeviceFault, match='step 7') as found:
             replicas.check(jax.tree.unflatten(tree, changed), 7)
         told = found.value.found
-        assert [number for number in range(8) if f'TFRT_CPU_{number} (process 0)' in told] == named
+        assert [number for number in range(8) if f'cpu:{number} (process 0)' in told] == named
         assert '1 arrays differ' in told
 
 
