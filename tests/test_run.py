@@ -112,7 +112,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one_bit_for_bit(
 
 
 def _interrupted(settings: list[str], workdir: Path, line: str, *signals: int) -> tuple[int, str]:
-    """Starts a run, sends the signals one after the other when a line begins so; its exit status, and what it says."""
+    """Starts a run, sends the signals when a line begins so; its exit status and the rest it says."""
     command = _command(('train', *settings, f'--workdir={workdir}'))
     process = subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True)
     with process.stderr as lines:

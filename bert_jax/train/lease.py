@@ -33,7 +33,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 
 BEAT, TIMEOUT = 5.0, 60.0  # seconds
-_DIRECTORY, _BOOT_ID = '.lease', Path('/proc/sys/kernel/random/boot_id')
+DIRECTORY, _BOOT_ID = '.lease', Path('/proc/sys/kernel/random/boot_id')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Lease:
     """This process's hold on a workdir, from `acquire` to `close`."""
 
     def __init__(self, workdir: str, *, beat: float = BEAT, timeout: float = TIMEOUT) -> None:
-        self._directory = epath.Path(workdir) / _DIRECTORY
+        self._directory = epath.Path(workdir) / DIRECTORY
         self._workdir, self._beat, self._timeout = workdir, beat, timeout
         self._is_remote = '://' in str(workdir)
         self._owner, self._number = Owner.this_process(), 0
