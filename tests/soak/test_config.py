@@ -111,7 +111,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_a_sample_of_values_is_told_or_taken(flags, tmp_path, without_training) -> None:
     changes = list(_changes())
-    chosen = random_numbers('fields').choice(len(changes), 60, replace=False)
+    chosen = random_numbers('fields').choice(len(changes), 30, replace=False)
     _change_fields(flags, tmp_path, [changes[number] for number in chosen], Row(''))
 
 

@@ -133,8 +133,8 @@ def _damage_corpus(place: Path, count: int) -> Row:
 
 
 def test_a_sample_of_damages_is_noticed(tmp_path: Path) -> None:
-    _damage_checkpoints(tmp_path, 40)
-    _damage_corpus(tmp_path, 40)
+    _damage_checkpoints(tmp_path, 25)
+    _damage_corpus(tmp_path, 25)
 
 
 @pytest.mark.soak

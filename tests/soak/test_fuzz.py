@@ -32,7 +32,7 @@ from tests.soak.harness import tries
 from tests.test_run import write_text
 
 _MOST_MEMORY = 400 << 20  # bytes that all examples together may add to the process
-_SAMPLE = 25  # examples of each target in `make test`
+_SAMPLE = 12  # examples of each target in `make test`
 
 JSON = st.recursive(
     st.none()
