@@ -231,7 +231,8 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream
 def _describe_validation(step: int, found: dict[str, float]) -> str:
     return (
         f'step {step}: held-out MLM loss {found["validation/mlm_loss"]:.3f}, '
-        f'MLM accuracy {found["validation/mlm_accuracy"]:.1%}, NSP accuracy {found["validation/nsp_accuracy"]:.1%}'
+        f'MLM accuracy {found["validation/mlm_accuracy"]:.1%}'
+        + (f', NSP accuracy {found["validation/nsp_accuracy"]:.1%}' if found['validation/nsp_loss'] else '')  # no pairs
     )
 
 
@@ -247,7 +248,9 @@ class Progress:
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the metrics of a step."""
-        shown = f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}  NSP {metrics["nsp_accuracy"]:.1%}'
+        shown = f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}'
+        if metrics['nsp_loss']:
+            shown += f'  NSP {metrics["nsp_accuracy"]:.1%}'
         if 'tokens_per_second' in metrics:
             shown += f'  {metrics["tokens_per_second"]:,.0f} tokens/s'
         if metrics.get('input_wait_fraction', 0.0) >= 0.01:
