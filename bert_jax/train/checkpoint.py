@@ -10,10 +10,18 @@ deleted, the new one is read back from the disk.
 """
 
 import concurrent.futures
+import errno
+import functools
 import hashlib
 import json
+import logging
+import os
+import re
+import shutil
+import sys
 import time
 from collections.abc import Callable
+from types import TracebackType
 
 import jax
 import numpy as np
@@ -51,6 +59,7 @@ class Checkpoints:
         self._directory = epath.Path(workdir).resolve() / 'checkpoints'
         self._keep, self._keep_every = keep, keep_every
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        _leave_failures_to_us()
         self._beside = concurrent.futures.ThreadPoolExecutor(1, 'seal')
         self._sealing: concurrent.futures.Future | None = None
         self._saving = 0  # the step that is being sealed
@@ -154,6 +163,7 @@ class Checkpoints:
         self._settle()  # the save before
         self._began_to_save = time.monotonic()
         try:
+            self._check_room(state)
             self._orbax.save(self._path(step), args=ocp.args.StandardSave(state._asdict()), force=True)
         except _WRITING_FAILS as error:
             self._failed(step, error)
@@ -187,6 +197,30 @@ class Checkpoints:
         finally:
             self._beside.shutdown()
             self._orbax.close()
+
+    def _check_room(self, state: TrainState) -> None:
+        """Raises OSError, in every process, when the disk has no room: Orbax would notice in the middle of it."""
+        if _is_remote(self._directory):
+            return
+        problem = None
+        if jax.process_index() == 0:
+            before = self.latest_step()
+            files = [] if before is None else _files_of(self._path(before)).values()
+            needed = sum(path.stat().length for path in files) or sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                free = shutil.disk_usage(self._directory).free
+                if free < needed:
+                    told = f'{os.strerror(errno.ENOSPC)} ({free:,} bytes of some {needed:,})'
+                    problem = OSError(errno.ENOSPC, told)
+            except OSError as error:
+                problem = error
+        if jax.process_count() > 1:  # they save together or not at all
+            number = problem.errno or errno.EIO if problem else 0
+            number = int(multihost_utils.broadcast_one_to_all(np.array(number, np.int32)))
+            problem = problem or (OSError(number, os.strerror(number)) if number else None)
+        if problem:
+            raise problem
 
     def _settle(self) -> None:
         """Waits for the save that is under way, if there is one, and tells how it ended."""
@@ -328,8 +362,23 @@ def _digest(path: epath.Path, start: int, length: int) -> str:
 
 
 def _why(error: Exception) -> str:
-    """The first line of what went wrong."""
+    """What went wrong, in the system's words where TensorStore's hold its number, else in a line."""
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(number[1]))
     return getattr(error, 'strerror', None) or (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@functools.cache
+def _leave_failures_to_us() -> None:
+    """A write that fails is told by `Checkpoints`, once; asyncio and TensorStore print a traceback for each array."""
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    whole = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+            whole(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _is_remote(path: epath.Path) -> bool:
