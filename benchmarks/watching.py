@@ -1,7 +1,7 @@
 """What lease, watchdog and listening for signals cost a training step: python -m benchmarks.watching [--step_ms=100]
 
-Times what the loop calls, in microseconds of this process: once a step, and once every `log_every` steps (the look at the
-lease). The threads beside it wake every five seconds; their work is counted too. One process; local disk.
+Times what the loop calls, in processor time of this process: once a step, and once every `log_every` steps (the look
+at the lease). The threads beside it wake every five seconds; their work is counted too. One process; local disk.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from typing import Any
 
 from bert_jax import versions
 from bert_jax.errors import BadInput, DeviceFault
-from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest
+from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest, leave
 
 try:
     from absl import flags
@@ -89,6 +89,9 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_float('price', None, 'dollars of a chip and an hour', lower_bound=0.0, flag_values=values)
         elif name == 'search':
             flags.DEFINE_boolean('search', False, 'rank meshes, microbatches and remat policies', flag_values=values)
+        elif name == 'scaling':
+            does = 'predict the efficiency of 8 to 4096 such devices, split over data'
+            flags.DEFINE_boolean('scaling', False, does, flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
         elif name == 'seconds':
@@ -98,6 +101,8 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
         elif name == 'show':
             flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
+        elif name == 'seeds':
+            flags.DEFINE_integer('seeds', 1, 'runs, each with a seed of its own', lower_bound=1, flag_values=values)
         elif name == 'workers':
             flags.DEFINE_integer('workers', None, 'processes; as many as cores without it', 1, flag_values=values)
         else:
@@ -182,26 +187,29 @@ def _doctor(values: flags.FlagValues, _: list[str]) -> int:
 
 def _plan(values: flags.FlagValues, _: list[str]) -> int:
     target_name, config = _required(values, 'target'), _config(values)
-    if config.phases:
+    if config.phases and (values.search or values.scaling):
         raise BadInput(
             'config.phases',
             f'has {len(config.phases)} phases',
-            'one at a time',
+            'one at a time with --search and --scaling',
             '--config.phases="()" and the fields of a phase, for example --config.data.sequence_length=512',
         )
     if target_name == 'here':
         _select_platform(config)
     else:
         _only_cpu()
-    from bert_jax.plan import planning, search
+    from bert_jax.plan import phased, planning, scaling, search
 
-    target = planning.find_target(target_name, config)
     if values.search:
-        ranking = search.search(config, target)
+        ranking = search.search(config, planning.find_target(target_name, config))
         _tell(values, search.to_json(ranking, values.price), search.describe(ranking, values.price))
         return 0
-    plan = planning.make_plan(config, target)
-    _tell(values, plan.to_json(values.price), planning.describe(plan, values.price))
+    run = phased.make_run_plan(config, target_name)
+    if values.scaling:
+        scales = scaling.scaling(run.plans[0])
+        _tell(values, scaling.to_json(scales), scaling.describe(run.plans[0], scales))
+        return 0
+    _tell(values, run.to_json(values.price), phased.describe(run, values.price))
     return 0
 
 
@@ -233,6 +241,27 @@ def _train(values: flags.FlagValues, _: list[str]) -> int:
     return 0 if outcome.finished else EXIT_RUN_AGAIN
 
 
+def _finetune(values: flags.FlagValues, _: list[str]) -> int:
+    workdir = _required(values, 'workdir')
+    if values.config is None:
+        raise BadInput('--config', 'is missing', 'a config file', COMMANDS['finetune'].example)
+    from bert_jax.finetune.config import resolve
+
+    config = resolve(_fields(values.config))
+    from bert_jax import hosts
+
+    hosts.join(values.distributed, values.join_timeout)
+    _select_platform(config)
+    hosts.check_devices(values.devices)
+    from bert_jax.finetune.command import describe, finetune
+
+    summary = finetune(config, workdir, values.seeds)
+    if hosts.is_first():
+        text = f'{describe(summary)}\nNext: python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+        _tell(values, dataclasses.asdict(summary), text if summary.finished else '')
+    return 0 if summary.finished else EXIT_RUN_AGAIN
+
+
 def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
     workdir = _required(values, 'workdir')
     _select_platform(_run_config(values, workdir))
@@ -245,11 +274,14 @@ def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
 
 def _export(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.export import export
+    from bert_jax.finetune.workdirs import seeds_of
 
-    output = _required(values, 'output')
+    output, workdir = _required(values, 'output'), _required(values, 'workdir')
     _keep_programs()
+    if seeds_of(workdir):
+        return _export_finetuned(values, workdir, output)
     card = _config(values).card if values.config is not None else None
-    proof = export(_required(values, 'workdir'), output, values.step, card)
+    proof = export(workdir, output, values.step, card)
     _tell(
         values,
         proof,
@@ -257,6 +289,20 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
         f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
         f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
         f"      transformers.pipeline('fill-mask', model='{output}')",
+    )
+    return 0
+
+
+def _export_finetuned(values: flags.FlagValues, workdir: str, output: str) -> int:
+    from bert_jax.finetune.export import PIPELINES, export
+
+    proof = export(workdir, output, values.step)
+    _tell(
+        values,
+        proof,
+        f'Exported step {proof["step"]} of {proof["workdir"]} to {output}: {proof["logits_compared"]:,} logits '
+        f'compared with {proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
+        f"Next: transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')",
     )
     return 0
 
@@ -376,13 +422,20 @@ COMMANDS = {
         _plan,
         'whether a run fits devices that need not be here, how long it takes, what it costs',
         'python -m bert_jax plan --config=configs/bert.py:base --target=tpu-v5e:4x4 --price=1.20',
-        ('config', 'target', 'price', 'search'),
+        ('config', 'target', 'price', 'search', 'scaling'),
     ),
     'train': Command(
         _train,
         'trains, or continues what the workdir holds',
         'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
         ('config', 'workdir', 'allow_change', 'distributed', 'devices', 'join_timeout'),
+    ),
+    'finetune': Command(
+        _finetune,
+        'learns a task from labelled examples: classes, numbers, tags or spans',
+        'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.task.directory=glue/SST-2 '
+        '--config.init=models/mine --workdir=runs/sst2 --seeds=5',
+        ('config', 'workdir', 'seeds', 'distributed', 'devices', 'join_timeout'),
     ),
     'evaluate': Command(
         _evaluate,
@@ -481,7 +534,7 @@ def _run_config(values: flags.FlagValues, workdir: str) -> Config:
     return load_config(workdir)
 
 
-def _select_platform(config: Config) -> None:
+def _select_platform(config: Any) -> None:
     from bert_jax.devices import select_platform
 
     select_platform(config.platform)
@@ -494,6 +547,15 @@ def _keep_programs() -> None:
     keep_programs()
 
 
+def _root(name: str) -> type:
+    """The kind of config that a command takes."""
+    if name != 'finetune':
+        return Config
+    from bert_jax.finetune.config import FinetuneConfig
+
+    return FinetuneConfig
+
+
 def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
     """Flags and the rest of the arguments; what does not parse becomes `BadInput`."""
     values = _define(COMMANDS[name], arguments)
@@ -503,10 +565,11 @@ def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]
         given = [argument[2:].partition('=')[0] for argument in arguments if argument.startswith('--config.')]
         from bert_jax.config import Phase, field_names
 
-        known = {*field_names(), *field_names(Phase, 'phases[].')}
+        root = _root(name)
+        known = {*field_names(root), *field_names(Phase, 'phases[].')}
         for path in (path.removeprefix('config.') for path in given):
             if re.sub(r'\[\d+\]', '[]', path) not in known:
-                raise unknown_field(path) from error
+                raise unknown_field(path, root) from error
         raise BadInput('--config', str(error).strip('"\'')) from error
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(values), n=1)
@@ -579,4 +642,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv))
+    leave(main(sys.argv))

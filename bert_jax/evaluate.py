@@ -16,7 +16,7 @@ from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.train.checkpoint import restore_on_one_device
-from bert_jax.train.sharding import local_rows, make_global
+from bert_jax.train.sharding import local_rows, make_global, parameter_specs
 from bert_jax.train.state import model_graph
 from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
 
@@ -75,7 +75,8 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float | None]:
     vocab_size = streams.tokenizer.vocab_size
     state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
     validation = streams.validation[phase_at(config, int(state.step))]
-    evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
+    graph, specs = model_graph(config.model, vocab_size), parameter_specs(state.params, mesh)
+    evaluation_step = make_evaluation_step(graph, mesh, specs)
     found = evaluate_params(state.params, evaluation_step, validation, mesh)
     if not found['nsp_loss']:  # of pairs it is above 0: their weight is 0
         found |= {'nsp_loss': None, 'nsp_accuracy': None}

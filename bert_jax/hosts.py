@@ -7,6 +7,7 @@ inside an allocation of SLURM.
 """
 
 import collections
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -17,11 +18,13 @@ import pathlib
 import re
 import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed  # its barrier has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -30,6 +33,7 @@ from bert_jax import config
 from bert_jax.devices import NVIDIA_DEVICES
 from bert_jax.errors import BadInput
 
+_A_WEEK_MS = 7 * 24 * 3600 * 1000
 _ENVIRONMENT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
@@ -124,23 +128,40 @@ def join(distributed: bool | None = None, timeout_s: int = 300, watchdog_s: floa
         return
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.config.update('jax_enable_preemption_service', False)  # its notice is SIGTERM, which `stopping` hears itself
+    # jax ends the process with a stack trace when its own time is over, so ours is over first.
+    late = threading.Timer(timeout_s, _end_alone, (place, timeout_s))
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             place.coordinator,
             place.num_processes,
             place.process_id,
             list(place.local_devices) if place.local_devices is not None else None,
-            initialization_timeout=timeout_s,
+            initialization_timeout=timeout_s + 60,
             heartbeat_timeout_seconds=int(1.5 * watchdog_s) + 10 if watchdog_s else 100,
             coordinator_bind_address=bind_address(place),
         )
     except (RuntimeError, ValueError) as error:
-        raise BadInput(
-            f'process {place.process_id} of {place.num_processes}',
-            f'did not find the others within {timeout_s} s ({str(error).splitlines()[0]})',
-            f'all processes started, and {place.coordinator or "the address of process 0"} reachable from each',
-            'look at the log of the process that is missing',
-        ) from error
+        raise _others_missing(place, timeout_s, f' ({str(error).splitlines()[0]})') from error
+    finally:
+        late.cancel()
+
+
+def _others_missing(place: Place, timeout_s: int, why: str = '') -> BadInput:
+    who = 'this process' if place.process_id is None else f'process {place.process_id} of {place.num_processes}'
+    return BadInput(
+        who,
+        f'did not find the others within {timeout_s} s{why}',
+        f'all processes started, and {place.coordinator or "the address of process 0"} reachable from each',
+        'look at the log of the process that is missing; --join_timeout waits longer',
+    )
+
+
+def _end_alone(place: Place, timeout_s: int) -> None:
+    """Ends the process from a thread, as bad input ends one: the main thread is inside jax, waiting."""
+    print(f'bert_jax: {_others_missing(place, timeout_s)}', file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def bind_address(place: Place) -> str | None:
@@ -187,7 +208,8 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Writes a line to standard error, above a progress bar; process 0 only."""
     if is_first():
-        tqdm.write(text, file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):  # who read is gone (a killed launcher); the run still has to save
+            tqdm.write(text, file=sys.stderr)
 
 
 def check_devices(promised: int | None) -> None:
@@ -206,6 +228,8 @@ def check_agreement(facts: dict[str, object]) -> None:
     """Raises BadInput in every process, naming them, when facts or versions of the code differ between processes."""
     if jax.process_count() == 1:
         return
+    # Opening the corpus may take one host much longer than another; the first collective waits for 30 s only.
+    distributed.global_state.client.wait_at_barrier('bert_jax/opened', timeout_in_ms=_A_WEEK_MS)
     facts = facts | _code_version()
     digests = _gather({name: config.digest(value) for name, value in facts.items()})
     differing = {
@@ -256,6 +280,11 @@ def describe_hosts() -> str:
     memory = f', {limit / 2**30:.0f} GiB each' if limit else ''
     mine = f'{socket.gethostname()}: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){memory}'
     return '\n'.join(f'Process {number} on {host}' for number, host in enumerate(_gather(mine)))
+
+
+def smallest(value: int) -> int:
+    """The smallest of all processes' values."""
+    return min(_gather(value))
 
 
 def _gather(value: object) -> list:

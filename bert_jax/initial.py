@@ -9,6 +9,7 @@ table repeats the rows that it has, in order (Beltagy et al. 2020, "Longformer")
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ class StartingPoint:
         """
         if not self.config.init:
             return None
-        initial = self.initial or _load(self.config.init)
+        initial = self.initial or load_initial(self.config.init)
         if hash_weights(initial) != self.fingerprint['init']:
             raise BadInput(
                 f'config.init={self.config.init}',
@@ -131,18 +132,10 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
     if not config.init:
         return StartingPoint(config, {})
     kept = {'init_optimizer': True} if config.init_optimizer else {}
-    directory, _ = _split_step(config.init)
-    if (
-        kept
-        and Path(directory).exists()
-        and (not run.is_workdir(directory) or 'imported' in run.load_fingerprint(directory))
-    ):
-        found = f'is True, and config.init={config.init} is no workdir of a run: it has no moments'
-        raise BadInput('config.init_optimizer', found, 'WORKDIR or WORKDIR@STEP', '--config.init_optimizer=False')
     if 'init' in recorded and run.load_config(workdir).init == config.init:
         model = run.load_config(workdir).model
-        return StartingPoint(_with_sizes(config, model, model.max_positions), {'init': recorded['init']} | kept)
-    initial = _load(config.init)
+        return StartingPoint(with_sizes(config, model, model.max_positions), {'init': recorded['init']} | kept)
+    initial = load_initial(config.init)
     directory, _ = _split_step(config.init)
     if kept and (not run.is_workdir(directory) or 'imported' in run.load_fingerprint(directory)):
         found = f'is True, and config.init={config.init} is no workdir of a run: it has no moments'
@@ -155,7 +148,7 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         f'{model.num_heads} heads, {initial.tokenizer.vocab_size:,} tokens, {own:,} positions'
         + (f', repeated to make {num_positions:,}' if num_positions > own else '')
     )
-    resolved = _with_sizes(config, model, num_positions)
+    resolved = with_sizes(config, model, num_positions)
     return StartingPoint(resolved, {'init': hash_weights(initial)} | kept, initial)
 
 
@@ -205,12 +198,18 @@ def grown(initial: Pretrained, tokenizer: Tokenizer, num_positions: int) -> nnx.
     return nnx.from_flat_state(flat)
 
 
-def _with_sizes(config: Config, model: Model, num_positions: int) -> Config:
+def with_sizes(config: Any, model: Model, num_positions: int) -> Any:
+    """A config (its section `model`) with the sizes of an initial model."""
     sizes = {name: getattr(model, name) for name in _SIZES}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes, max_positions=num_positions))
 
 
-def _load(init: str) -> Pretrained:
+def load_initial(init: str) -> Pretrained:
+    """The model that `config.init` names.
+
+    Raises:
+      BadInput: when it is not there or cannot be used.
+    """
     directory, step = _split_step(init)
     _refuse_google(directory)
     return load_pretrained(directory, step)

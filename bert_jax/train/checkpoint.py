@@ -35,6 +35,7 @@ from bert_jax.config import Mesh as MeshConfig
 from bert_jax.errors import BadInput
 from bert_jax.files import forget_cached, sync, write_whole
 from bert_jax.hosts import say
+from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.train.guard import Record
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh
@@ -386,7 +387,7 @@ def _is_remote(path: epath.Path) -> bool:
 
 
 def restore_on_one_device(
-    workdir: str, config: Config, vocab_size: int, step: int | None = None
+    workdir: str, config: Config, vocab_size: int, step: int | None = None, build: Build = BertForPreTraining
 ) -> tuple[TrainState, Mesh]:
     """The state of a run's checkpoint (the newest without `step`) on the first device, and the mesh of that device.
 
@@ -410,6 +411,6 @@ def restore_on_one_device(
         raise BadInput(
             f'{place}/{step}', damage, 'the bytes that were written', f'--step={max(others)}' if others else ''
         )
-    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh), step=step)
+    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh, build), step=step)
     checkpoints.close()
     return state, mesh

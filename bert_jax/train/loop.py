@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -21,9 +21,11 @@ from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
 from bert_jax.stopping import StopRequest
 from bert_jax.train.checkpoint import Checkpoints
+from bert_jax.train.exact import make_exact_step
 from bert_jax.train.feed import Feed
 from bert_jax.train.guard import Guard, Record, Trouble, check_may_go_back
 from bert_jax.train.lease import Lease
+from bert_jax.train.memory import run_within_memory, settle
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.replicas import Replicas
@@ -60,7 +62,8 @@ def train(config: Config, workdir: str, stop: StopRequest | None = None, allow_c
         lease = around.enter_context(contextlib.closing(Lease(workdir)))
         watchdog.before_ending.append(lease.close)
         stop.before_ending += [lambda _: lease.close(), watchdog.stopped]
-        return _train(config, workdir, allow_change, stop, watchdog, lease, around)
+        parts = (config, workdir, allow_change, stop, watchdog, lease, around)
+        return run_within_memory(lambda: _train(*parts), config)
 
 
 def _train(
@@ -76,12 +79,13 @@ def _train(
     start_from = starting_point(config, workdir)
 
     # --- What there is: devices, streams. Nothing is written before all of it is sound. ---
+    mesh = mesh_of_run(start_from.config)
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps
-    mesh = mesh_of_run(config)
     if None in streams.validation:
         say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
     start_from.check(streams.tokenizer)
+    microbatches = settle(config, mesh, streams.tokenizer.vocab_size).train.microbatches
     fingerprint = run.fingerprint(config, streams) | start_from.fingerprint
     hosts.check_agreement(fingerprint)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every)
@@ -118,16 +122,18 @@ def _train(
 
     # --- The step, compiled at its first use. ---
     graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps, config.phases)
-    train_step = make_train_step(
-        graph, optimizer, schedule, mesh, shardings, seed=config.train.seed, microbatches=config.train.microbatches
-    )
-    evaluation_step = make_evaluation_step(graph)
+    parts = (graph, optimizer, schedule, mesh, shardings)
+    if config.train.reduction == 'exact':
+        train_step = make_exact_step(*parts, seed=config.train.seed, num_shards=config.train.exact_shards)
+    else:
+        train_step = make_train_step(*parts, seed=config.train.seed, microbatches=microbatches)
+    evaluation_step = make_evaluation_step(graph, mesh, shardings.params)
 
     # --- The loop. At each step, in this order: 1. update  2. go back, if the numbers went wrong  3. log
     #     4. evaluate  5. compare the replicas  6. save. ---
     start, speed = int(state.step), Speedometer(config.model, vocab_size)
     writer = around.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
-    progress = Progress(start, num_steps)
+    progress = Progress(start, num_steps, _describe_step)
     metrics: dict[str, float] = {}
     guard, replicas = Guard(config.train, record), Replicas(shardings)
     feed = Feed(in_phases(config), streams.train, mesh, start, record.passed_over)
@@ -236,21 +242,26 @@ def _describe_validation(step: int, found: dict[str, float]) -> str:
     )
 
 
+def _describe_step(metrics: dict[str, float]) -> str:
+    shown = f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}'
+    return shown + (f'  NSP {metrics["nsp_accuracy"]:.1%}' if metrics['nsp_loss'] else '')
+
+
 class Progress:
     """A bar on a terminal, plain lines elsewhere: loss, accuracies, real tokens per second, time left."""
 
-    def __init__(self, start: int, num_steps: int):
+    def __init__(self, start: int, num_steps: int, describe: Callable[[dict[str, float]], str]):
+        """Args: describe, the losses and accuracies of a step in a few words."""
         hidden = not sys.stderr.isatty() or jax.process_index() != 0
         self._bar = tqdm(
             total=num_steps, initial=start, unit='step', disable=hidden, dynamic_ncols=True, smoothing=0.05
         )
         self._start, self._num_steps, self._since = start, num_steps, time.perf_counter()
+        self._describe = describe
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the metrics of a step."""
-        shown = f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}'
-        if metrics['nsp_loss']:
-            shown += f'  NSP {metrics["nsp_accuracy"]:.1%}'
+        shown = self._describe(metrics)
         if 'tokens_per_second' in metrics:
             shown += f'  {metrics["tokens_per_second"]:,.0f} tokens/s'
         if metrics.get('input_wait_fraction', 0.0) >= 0.01:

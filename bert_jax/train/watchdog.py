@@ -39,7 +39,9 @@ from bert_jax.errors import BadInput
 from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN
 
 _BEATS, _VERDICTS = 'bert_jax/beats', 'bert_jax/verdicts'
+_FINISHED = 'finished'
 _TIMES_SLOWEST = 5
+_COLLECTIVES_WAIT = 20.0  # seconds at least before a collective gives up by itself (gloo: 30)
 _TO_READ = 3.0  # seconds (and an interval) that process 0 stays after a verdict: the others read it there
 _STRAGGLES = 0.2  # share of a step that one process spends on its own, over what the others do
 _SECONDS_BETWEEN_STRAGGLERS = 600.0
@@ -101,6 +103,7 @@ class Watchdog:
         self._seen: dict[int, tuple[int, float]] = {}  # process -> its last beat, seconds since that changed
         self._told_straggler = -_SECONDS_BETWEEN_STRAGGLERS
         self._stop, self._lock, self._ending = threading.Event(), threading.Lock(), threading.Lock()
+        self._threads: list[threading.Thread] = []
         self.before_ending: list[Callable[[], None]] = []
 
     # --- What the main thread tells. ---
@@ -153,17 +156,30 @@ class Watchdog:
 
     def __enter__(self) -> 'Watchdog':
         if self._seconds:
-            threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
+            self._start(self._watch)
             if self._client is not None:
                 faulthandler.enable(sys.__stderr__)  # when process 0 is gone, jax aborts the others
-                threading.Thread(target=self._exchange, name='beats', daemon=True).start()
+                self._start(self._exchange)
         return self
+
+    def _start(self, target: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=target, name=f'watchdog{target.__name__}', daemon=True))
+        self._threads[-1].start()
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, Exception) and self._client is not None and self._seconds:
             self._leave(error)
         self._stop.set()
+        for thread in self._threads:
+            thread.join(2 * self._interval)
         faulthandler.cancel_dump_traceback_later()
+        if self._client is not None and self._seconds:  # from here on its silence means nothing
+            self.enter(_FINISHED)
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._tell_beat(self._beat)
+
+    def _tell_beat(self, beat: Beat) -> None:
+        self._client.key_value_set(f'{_BEATS}/{self._rank}', beat.to_json(), allow_overwrite=True)
 
     def _watch(self) -> None:
         """Once an interval: how long since the main thread, and process 0, gave a sign."""
@@ -193,14 +209,14 @@ class Watchdog:
                 self._beat.number += 1
                 mine = dataclasses.replace(self._beat)
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 does not answer: `_watch` counts
-                self._client.key_value_set(f'{_BEATS}/{self._rank}', mine.to_json(), allow_overwrite=True)
+                self._tell_beat(mine)
                 if verdict := self._verdicts():
-                    self._stop.wait(self._interval)  # this process may be about to end for a reason of its own
+                    self._stop.wait(min(self._interval, 1.0))  # it may be about to end for a reason of its own
                     if not self._stop.is_set():
                         self._end(**verdict[min(verdict)])
                 if self._rank == 0:
                     self._judge(self._beats())
-                elif (newest := self._client.key_value_try_get(f'{_BEATS}/0')) != of_0:
+                elif (newest := self._client.key_value_try_get(f'{_BEATS}/0')) != of_0 or _FINISHED in newest:
                     of_0, self._unanswered = newest, 0.0
             self._stop.wait(self._interval)
 
@@ -213,6 +229,7 @@ class Watchdog:
     # --- Process 0: who is it? ---
 
     def _judge(self, beats: dict[int, Beat]) -> None:
+        beats = {rank: beat for rank, beat in beats.items() if beat.stage != _FINISHED}
         for rank, beat in beats.items():
             number, silent = self._seen.get(rank, (-1, 0.0))
             self._seen[rank] = (beat.number, 0.0) if beat.number != number else (number, silent + self._interval)
@@ -280,6 +297,10 @@ class Watchdog:
             if gone:
                 _tell(f'{me}: {str(error).splitlines()[0]}')
                 self._end(self._describe_silent(dict.fromkeys(gone, 2.5 * self._interval), beats), stacks=False)
+            last = min(beats.values(), key=Beat.position)
+            if last.position() < self._beat.position() and last.idle > min(self._seconds, _COLLECTIVES_WAIT):
+                _tell(f'{me}: {str(error).splitlines()[0]}')
+                self._end(self._describe_stuck(beats))
         traceback.print_exception(error)
         self._end(f'{me} ended with {type(error).__name__}.', status=1, stacks=False)
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 from bert_jax import __main__ as command_line
+from bert_jax.stopping import leave
 from bert_jax.train import checkpoint, loop, watchdog
 
 
@@ -53,4 +54,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    leave(main())

@@ -10,6 +10,7 @@ import sys
 import jax
 
 from bert_jax import __main__ as command_line
+from bert_jax.stopping import leave
 from bert_jax.train import loop
 
 
@@ -28,4 +29,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    leave(main())

@@ -17,7 +17,7 @@ import pytest
 from tests.soak.harness import Row, Running, environment, prepare, random_numbers, tries
 
 WATCHDOG = 8.0  # seconds; production's are 120
-_SLACK = 25.0  # seconds over it, on a machine that does other work
+_SLACK = 60.0  # seconds over it, on a machine that does other work
 
 
 def _free_port() -> int:

@@ -86,6 +86,12 @@ def test_a_process_without_new_beats_is_named_after_the_limit_and_not_before() -
     assert rounds == pytest.approx(10 / judge._interval, abs=2)
 
 
+def test_one_that_has_finished_may_be_silent() -> None:
+    judge = _Judging()
+    for number in range(100):
+        judge._judge({0: Beat('host0', number=number), 1: Beat('host1', number=3, stage='finished')})
+
+
 def test_a_slow_step_is_given_five_times_the_slowest_so_far() -> None:
     watchdog = _Judging()
     watchdog._slowest = 7.0
