@@ -59,15 +59,15 @@ def test_other_values_are_refused_by_name_and_allowed_by_name(begun) -> None:
         train(longer, str(workdir))
     assert told.value.mend.endswith('--allow_change=optimizer.weight_decay,train.steps')
     with pytest.raises(BadInput, match='weight_decay'):
-        train(longer, str(workdir), ['train.steps'])
+        train(longer, str(workdir), allow_change=['train.steps'])
     with pytest.raises(BadInput, match='names train.step, which is no field') as told:
-        train(longer, str(workdir), ['train.step'])
+        train(longer, str(workdir), allow_change=['train.step'])
     assert told.value.mend == '--allow_change=train.steps'
     wider = _changed(resolved, model={'intermediate_size': 64})
     with pytest.raises(BadInput, match='names model.intermediate_size, which the checkpoints of .* cannot follow'):
-        train(wider, str(workdir), ['model.intermediate_size'])
+        train(wider, str(workdir), allow_change=['model.intermediate_size'])
     assert (workdir / 'config.json').read_text() == before
-    outcome = train(longer, str(workdir), ['train.steps', 'optimizer.weight_decay'])
+    outcome = train(longer, str(workdir), allow_change=['train.steps', 'optimizer.weight_decay'])
     assert outcome.finished and outcome.resumed_from == 4 and outcome.step == 6
     recorded = json.loads((workdir / 'config.json').read_text())
     assert recorded['changes'] == [
