@@ -11,17 +11,13 @@ deleted, the new one is read back from the disk.
 
 import concurrent.futures
 import errno
-import functools
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 import jax
 import numpy as np
@@ -60,7 +56,6 @@ class Checkpoints:
         self._directory = epath.Path(workdir).resolve() / 'checkpoints'
         self._keep, self._keep_every = keep, keep_every
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
-        _leave_failures_to_us()
         self._beside = concurrent.futures.ThreadPoolExecutor(1, 'seal')
         self._sealing: concurrent.futures.Future | None = None
         self._saving = 0  # the step that is being sealed
@@ -367,19 +362,6 @@ def _why(error: Exception) -> str:
     if number := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(number[1]))
     return getattr(error, 'strerror', None) or (str(error).splitlines() or [type(error).__name__])[0]
-
-
-@functools.cache
-def _leave_failures_to_us() -> None:
-    """A write that fails is told by `Checkpoints`, once; asyncio and TensorStore print a traceback for each array."""
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-    whole = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
-            whole(kind, error, trace)
-
-    sys.excepthook = hook
 
 
 def _is_remote(path: epath.Path) -> bool:
