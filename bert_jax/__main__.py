@@ -13,12 +13,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
-
-from bert_jax.config import Config, resolve, unknown_field
+from bert_jax import versions
 from bert_jax.errors import BadInput
+from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest, leave
 
-EXIT_BAD_INPUT, EXIT_RUN_AGAIN = 2, 75
+try:
+    from absl import flags
+
+    from bert_jax.config import Config, resolve, unknown_field
+except ModuleNotFoundError:
+    try:
+        versions.check()
+    except BadInput as error:
+        sys.exit(print(f'bert_jax: {error}', file=sys.stderr) or EXIT_BAD_INPUT)
+    raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +81,20 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_float('price', None, 'dollars of a chip and an hour', lower_bound=0.0, flag_values=values)
         elif name == 'search':
             flags.DEFINE_boolean('search', False, 'rank meshes, microbatches and remat policies', flag_values=values)
+        elif name == 'scaling':
+            does = 'predict the efficiency of 8 to 4096 such devices, split over data'
+            flags.DEFINE_boolean('scaling', False, does, flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
+        elif name == 'seconds':
+            flags.DEFINE_float('seconds', 20.0, 'how long to measure', lower_bound=0.0, flag_values=values)
         elif name == 'jobs':
             meaning = 'runs at a time (1; under SLURM all); 0 starts none and shows what there is'
             flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
         elif name == 'show':
             flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
+        elif name == 'seeds':
+            flags.DEFINE_integer('seeds', 1, 'runs, each with a seed of its own', lower_bound=1, flag_values=values)
         elif name == 'workers':
             flags.DEFINE_integer('workers', None, 'processes; as many as cores without it', 1, flag_values=values)
         else:
@@ -164,26 +179,29 @@ def _doctor(values: flags.FlagValues, _: list[str]) -> int:
 
 def _plan(values: flags.FlagValues, _: list[str]) -> int:
     target_name, config = _required(values, 'target'), _config(values)
-    if config.phases:
+    if config.phases and (values.search or values.scaling):
         raise BadInput(
             'config.phases',
             f'has {len(config.phases)} phases',
-            'one at a time',
+            'one at a time with --search and --scaling',
             '--config.phases="()" and the fields of a phase, for example --config.data.sequence_length=512',
         )
     if target_name == 'here':
         _select_platform(config)
     else:
         _only_cpu()
-    from bert_jax.plan import planning, search
+    from bert_jax.plan import phased, planning, scaling, search
 
-    target = planning.find_target(target_name, config)
     if values.search:
-        ranking = search.search(config, target)
+        ranking = search.search(config, planning.find_target(target_name, config))
         _tell(values, search.to_json(ranking, values.price), search.describe(ranking, values.price))
         return 0
-    plan = planning.make_plan(config, target)
-    _tell(values, plan.to_json(values.price), planning.describe(plan, values.price))
+    run = phased.make_run_plan(config, target_name)
+    if values.scaling:
+        scales = scaling.scaling(run.plans[0])
+        _tell(values, scaling.to_json(scales), scaling.describe(run.plans[0], scales))
+        return 0
+    _tell(values, run.to_json(values.price), phased.describe(run, values.price))
     return 0
 
 
@@ -196,15 +214,16 @@ def _only_cpu() -> None:
 
 def _train(values: flags.FlagValues, _: list[str]) -> int:
     workdir = _required(values, 'workdir')
-    config = _run_config(values, workdir)
-    from bert_jax import hosts
+    with StopRequest() as stop:
+        config = _run_config(values, workdir)
+        from bert_jax import hosts
 
-    hosts.join(values.distributed, values.join_timeout)
-    _select_platform(config)
-    hosts.check_devices(values.devices)
-    from bert_jax.train.loop import train
+        hosts.join(values.distributed, values.join_timeout, config.train.watchdog_seconds)
+        _select_platform(config)
+        hosts.check_devices(values.devices)
+        from bert_jax.train.loop import train
 
-    outcome = train(config, workdir)
+        outcome = train(config, workdir, stop)
     next_steps = (
         f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
         f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
@@ -212,6 +231,27 @@ def _train(values: flags.FlagValues, _: list[str]) -> int:
     if hosts.is_first():
         _tell(values, dataclasses.asdict(outcome), next_steps if outcome.finished else '')
     return 0 if outcome.finished else EXIT_RUN_AGAIN
+
+
+def _finetune(values: flags.FlagValues, _: list[str]) -> int:
+    workdir = _required(values, 'workdir')
+    if values.config is None:
+        raise BadInput('--config', 'is missing', 'a config file', COMMANDS['finetune'].example)
+    from bert_jax.finetune.config import resolve
+
+    config = resolve(_fields(values.config))
+    from bert_jax import hosts
+
+    hosts.join(values.distributed, values.join_timeout)
+    _select_platform(config)
+    hosts.check_devices(values.devices)
+    from bert_jax.finetune.command import describe, finetune
+
+    summary = finetune(config, workdir, values.seeds)
+    if hosts.is_first():
+        text = f'{describe(summary)}\nNext: python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+        _tell(values, dataclasses.asdict(summary), text if summary.finished else '')
+    return 0 if summary.finished else EXIT_RUN_AGAIN
 
 
 def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
@@ -226,10 +266,14 @@ def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
 
 def _export(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.export import export
+    from bert_jax.finetune.workdirs import seeds_of
 
-    output = _required(values, 'output')
+    output, workdir = _required(values, 'output'), _required(values, 'workdir')
+    _keep_programs()
+    if seeds_of(workdir):
+        return _export_finetuned(values, workdir, output)
     card = _config(values).card if values.config is not None else None
-    proof = export(_required(values, 'workdir'), output, values.step, card)
+    proof = export(workdir, output, values.step, card)
     _tell(
         values,
         proof,
@@ -237,6 +281,20 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
         f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
         f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
         f"      transformers.pipeline('fill-mask', model='{output}')",
+    )
+    return 0
+
+
+def _export_finetuned(values: flags.FlagValues, workdir: str, output: str) -> int:
+    from bert_jax.finetune.export import PIPELINES, export
+
+    proof = export(workdir, output, values.step)
+    _tell(
+        values,
+        proof,
+        f'Exported step {proof["step"]} of {proof["workdir"]} to {output}: {proof["logits_compared"]:,} logits '
+        f'compared with {proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
+        f"Next: transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')",
     )
     return 0
 
@@ -263,6 +321,7 @@ def _fill_mask(values: flags.FlagValues, texts: list[str]) -> int:
         raise BadInput('fill-mask', 'no text given', 'one or more texts with [MASK]', COMMANDS['fill-mask'].example)
     from bert_jax.pretrained import load_pretrained
 
+    _keep_programs()
     pretrained = load_pretrained(directory)
     answers = [pretrained.fill_mask(text, values.top_k) for text in texts]
     shown = []
@@ -281,6 +340,7 @@ def _embed(values: flags.FlagValues, _: list[str]) -> int:
     check(text, output)
     from bert_jax.pretrained import load_pretrained
 
+    _keep_programs()
     done = embed(load_pretrained(directory), text, output)
     cut = f'; {done.truncated:,} too long, cut' if done.truncated else ''
     told = f'{done.output}: {done.lines:,} vectors of {done.hidden_size:,}, {done.seconds:.1f} s{cut}'
@@ -295,6 +355,16 @@ def _report(values: flags.FlagValues, _: list[str]) -> int:
         raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMANDS['report'].example)
     path = str(write_report(values.workdir))
     _tell(values, {'report': path}, '\n'.join([summarize(workdir) for workdir in values.workdir] + [f'Wrote {path}']))
+    return 0
+
+
+def _bench(values: flags.FlagValues, _: list[str]) -> int:
+    config = _config(values)
+    _select_platform(config)
+    from bert_jax.bench import bench, describe
+
+    result = bench(config, values.seconds)
+    _tell(values, dataclasses.asdict(result), describe(result))
     return 0
 
 
@@ -344,13 +414,20 @@ COMMANDS = {
         _plan,
         'whether a run fits devices that need not be here, how long it takes, what it costs',
         'python -m bert_jax plan --config=configs/bert.py:base --target=tpu-v5e:4x4 --price=1.20',
-        ('config', 'target', 'price', 'search'),
+        ('config', 'target', 'price', 'search', 'scaling'),
     ),
     'train': Command(
         _train,
         'trains, or continues what the workdir holds',
         'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
         ('config', 'workdir', 'distributed', 'devices', 'join_timeout'),
+    ),
+    'finetune': Command(
+        _finetune,
+        'learns a task from labelled examples: classes, numbers, tags or spans',
+        'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.task.directory=glue/SST-2 '
+        '--config.init=models/mine --workdir=runs/sst2 --seeds=5',
+        ('config', 'workdir', 'seeds', 'distributed', 'devices', 'join_timeout'),
     ),
     'evaluate': Command(
         _evaluate,
@@ -394,6 +471,12 @@ COMMANDS = {
         'every run that a sweep file names, then the table and the picture of all',
         'python -m bert_jax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/learning_rate',
         ('config', 'workdir', 'jobs', 'slurm'),
+    ),
+    'bench': Command(
+        _bench,
+        'tokens per second, MFU and memory of the real train step on what is here',
+        'python -m bert_jax bench --config=configs/bert.py:mini --config.train.global_batch_size=32',
+        ('config', 'seconds'),
     ),
 }
 
@@ -443,10 +526,26 @@ def _run_config(values: flags.FlagValues, workdir: str) -> Config:
     return load_config(workdir)
 
 
-def _select_platform(config: Config) -> None:
+def _select_platform(config: Any) -> None:
     from bert_jax.devices import select_platform
 
     select_platform(config.platform)
+    _keep_programs()
+
+
+def _keep_programs() -> None:
+    from bert_jax.program_cache import keep_programs
+
+    keep_programs()
+
+
+def _root(name: str) -> type:
+    """The kind of config that a command takes."""
+    if name != 'finetune':
+        return Config
+    from bert_jax.finetune.config import FinetuneConfig
+
+    return FinetuneConfig
 
 
 def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -458,10 +557,11 @@ def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]
         given = [argument[2:].partition('=')[0] for argument in arguments if argument.startswith('--config.')]
         from bert_jax.config import Phase, field_names
 
-        known = {*field_names(), *field_names(Phase, 'phases[].')}
+        root = _root(name)
+        known = {*field_names(root), *field_names(Phase, 'phases[].')}
         for path in (path.removeprefix('config.') for path in given):
             if re.sub(r'\[\d+\]', '[]', path) not in known:
-                raise unknown_field(path) from error
+                raise unknown_field(path, root) from error
         raise BadInput('--config', str(error).strip('"\'')) from error
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(values), n=1)
@@ -504,6 +604,7 @@ def main(argv: list[str]) -> int:
         if '--help' in arguments or '-h' in arguments:
             print(_help(name))
             return 0
+        versions.check()
         values, rest = _parse(name, arguments)
         return COMMANDS[name].run(values, rest)
     except BadInput as error:
@@ -515,4 +616,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv))
+    leave(main(sys.argv))

@@ -1,5 +1,6 @@
 """Which devices a command runs on."""
 
+import ctypes
 import glob
 import os
 
@@ -8,6 +9,7 @@ import jax
 from bert_jax.errors import BadInput
 
 NVIDIA_DEVICES = '/dev/nvidia[0-9]*'
+_OTHER_ACCELERATORS = ('/dev/accel*', '/dev/vfio/[0-9]*', '/dev/kfd')  # TPUs, AMD GPUs
 
 
 def select_platform(platform: str) -> None:
@@ -18,6 +20,9 @@ def select_platform(platform: str) -> None:
     """
     if platform:
         jax.config.update('jax_platforms', platform)
+    chosen = platform or os.environ.get('JAX_PLATFORMS', '')
+    if chosen == 'cpu' or not any(map(glob.glob, (NVIDIA_DEVICES, *_OTHER_ACCELERATORS))):
+        _keep_freed_memory()
     try:
         found = jax.default_backend()
     except RuntimeError as error:
@@ -27,7 +32,6 @@ def select_platform(platform: str) -> None:
             "'' or 'cpu'",
             'make install ACCELERATOR=cuda13 (or cuda12, tpu)',
         ) from error
-    chosen = platform or os.environ.get('JAX_PLATFORMS', '')
     if found == 'cpu' and not chosen and glob.glob(NVIDIA_DEVICES):
         raise BadInput(
             'devices',
@@ -35,3 +39,18 @@ def select_platform(platform: str) -> None:
             'jax with its CUDA plugin',
             "make install ACCELERATOR=cuda13, or pip install -e '.[cuda13]'; --config.platform=cpu trains on the CPU",
         )
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed, and reuse it, in one heap; to be called before the CPU's threads are there.
+
+    XLA's CPU client allocates the temporary arrays of a program at every call and frees them. By default glibc gives
+    them back to the kernel each time, and a quarter of a training step goes into mapping and clearing the same pages.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # another C library has none, and does as it does
+    if mallopt is not None:
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
+            mallopt(parameter, value)

@@ -16,21 +16,32 @@ from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.train.checkpoint import restore_on_one_device
-from bert_jax.train.sharding import local_rows, make_global
+from bert_jax.train.sharding import local_rows, make_global, parameter_specs
 from bert_jax.train.state import model_graph
 from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
 
 
 def evaluate_params(
-    params: nnx.State, evaluation_step: Callable, stream: Stream, mesh: Mesh, max_rows: int | None = None
-) -> dict[str, float]:
-    """MLM and NSP loss (nats) and accuracy over one pass of an evaluation stream, or its first rows."""
+    params: nnx.State,
+    evaluation_step: Callable,
+    stream: Stream,
+    mesh: Mesh,
+    max_rows: int | None = None,
+    stop_now: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """MLM and NSP loss (nats) and accuracy over one pass of an evaluation stream, or its first rows.
+
+    Returns:
+      None when `stop_now`, asked once a batch, said yes before the end.
+    """
     num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
     rows = local_rows(mesh, stream.batch_size)
     totals = np.zeros(len(Sums._fields))
     for batch in prefetch(stream, 0, num_batches, rows):
         sums = evaluation_step(params, make_global(batch, rows, mesh, stream.batch_size))
         totals += np.array(jax.device_get(sums), np.float64)
+        if stop_now():
+            return None
     return {name: float(value) for name, value in metrics_of(Sums(*totals)).items()}
 
 
@@ -64,7 +75,8 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float | None]:
     vocab_size = streams.tokenizer.vocab_size
     state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
     validation = streams.validation[phase_at(config, int(state.step))]
-    evaluation_step = make_evaluation_step(model_graph(config.model, vocab_size))
+    graph, specs = model_graph(config.model, vocab_size), parameter_specs(state.params, mesh)
+    evaluation_step = make_evaluation_step(graph, mesh, specs)
     found = evaluate_params(state.params, evaluation_step, validation, mesh)
     if not found['nsp_loss']:  # of pairs it is above 0: their weight is 0
         found |= {'nsp_loss': None, 'nsp_accuracy': None}

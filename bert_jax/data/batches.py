@@ -34,6 +34,11 @@ class Batch(NamedTuple):
     next_sentence_labels: np.ndarray  # [B, E] int32, nsp: 1 is random; sop: 1 is swapped
     next_sentence_weights: np.ndarray  # [B, E] float32, 1 for a real pair
 
+    @property
+    def num_predictions(self) -> int:
+        """Slots of the batch that the masked-LM head runs on."""
+        return self.masked_lm_ids.size
+
 
 class Stream(abc.ABC):
     """The batches of one split, by number, in the order of `Order`; each source says what stands in its rows."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax import config
+from bert_jax.model.products import project
 
 KERNEL_INIT_BOUND = 2.0  # the original's truncated_normal keeps within two standard deviations
 
@@ -96,7 +97,7 @@ class Dense(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
+        return project(x.astype(self.dtype), self.kernel[...].astype(self.dtype)) + self.bias[...].astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -7,10 +7,9 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
-from bert_jax.config import Config, max_sequences, num_predictions
-from bert_jax.data.batches import Batch
+from bert_jax.config import Config
+from bert_jax.data.random_rows import RandomRows
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import local_rows, make_global, make_mesh
 from bert_jax.train.state import init_state
@@ -36,7 +35,8 @@ def measure(config: Config, compiled: Any) -> Measured:
     state = init_state(config.model, config.tokenizer.vocab_size, optimizer, mesh, config.train.seed)
     size = config.train.global_batch_size
     rows = local_rows(mesh, size)
-    batch = make_global(_random_batch(config, rows.stop - rows.start), rows, mesh, size)
+    stream = RandomRows(config.data, config.tokenizer.vocab_size, batch_size=size, seed=config.train.seed)
+    batch = make_global(stream.batch(0, rows), rows, mesh, size)
     seconds = []
     for _ in range(_STEPS + 1):
         start = time.perf_counter()
@@ -47,23 +47,3 @@ def measure(config: Config, compiled: Any) -> Measured:
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peak = device_memory.get('peak_bytes_in_use', resident)
     return Measured(statistics.median(seconds[1:]), peak, 'peak_bytes_in_use' not in device_memory)
-
-
-def _random_batch(config: Config, rows: int) -> Batch:
-    """Full rows of random ids, every prediction real; nothing of a corpus."""
-    rng, length, predictions = np.random.default_rng(0), config.data.sequence_length, num_predictions(config.data)
-    num_sequences = max_sequences(config.data)
-    ids = rng.integers(0, config.tokenizer.vocab_size, (rows, length), np.int32)
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape)
-    return Batch(
-        input_ids=ids,
-        token_type_ids=(positions >= length // 2).astype(np.int32),
-        sequence_ids=np.ones_like(ids),
-        position_ids=positions,
-        masked_lm_positions=positions[:, :predictions],
-        masked_lm_ids=ids[:, :predictions],
-        masked_lm_weights=np.ones((rows, predictions), np.float32),
-        cls_positions=np.zeros((rows, num_sequences), np.int32),
-        next_sentence_labels=np.zeros((rows, num_sequences), np.int32),
-        next_sentence_weights=np.ones((rows, num_sequences), np.float32),
-    )

@@ -47,6 +47,9 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without special tokens; a `[MASK]` written in the text is text."""
 
+    def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(ids, the characters [start, end) of the text that each comes from) of each text, without special tokens."""
+
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text of ids; special tokens are left out, except [UNK]."""
 
@@ -89,6 +92,9 @@ class Vocabulary:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        return [(found.ids, found.offsets) for found in self._backend.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         frame = (self.pad_id, self.cls_id, self.sep_id, self.mask_id)

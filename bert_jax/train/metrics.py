@@ -53,10 +53,13 @@ _PEAK_BF16_FLOPS = {  # dense, per device, from the makers' data sheets
 
 def peak_flops() -> float | None:
     """FLOP/s of all devices: the dense bf16 peak, or what a CPU reaches in a matrix product now; None if unknown."""
-    device = jax.devices()[0]
-    if device.platform == 'cpu':
-        return _measured_matmul_flops()
-    matches = [peak for name, peak in _PEAK_BF16_FLOPS.items() if name in device.device_kind]
+    return _measured_matmul_flops() if jax.default_backend() == 'cpu' else published_peak_flops()
+
+
+def published_peak_flops() -> float | None:
+    """Dense bf16 FLOP/s of all devices, by their makers; None if unknown."""
+    kind = jax.devices()[0].device_kind
+    matches = [peak for name, peak in _PEAK_BF16_FLOPS.items() if name in kind]
     return matches[0] * jax.device_count() if matches else None
 
 
@@ -128,7 +131,7 @@ class Speedometer:
         if self._shapes != shapes:
             jax.block_until_ready(tokens)
             self._shapes, self._pending, self._since, self._waited = shapes, [], time.perf_counter(), 0.0
-            self._slots = {'predictions': batch.masked_lm_ids.size, 'sequences': batch.cls_positions.size}
+            self._slots = {'predictions': batch.num_predictions, 'sequences': batch.cls_positions.size}
         else:
             self._pending.append((tokens, squared_lengths))
 

@@ -1,0 +1,32 @@
+"""The contestants of `make bench` train the same model: otherwise their speeds compare nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import workloads
+from benchmarks.contestants import CONTESTANTS
+
+pytest.importorskip('torch')
+
+
+@pytest.mark.parametrize('packing', [False, True])
+def test_contestants_have_the_same_losses(packing: bool, tmp_path: Path) -> None:
+    chosen = workloads.workload(
+        'tiny', 8, 32, dropout=0.0, attention_dropout=0.0, num_batches=6, tokenizer__vocab_size=200,
+        model__hidden_size=32, model__intermediate_size=64, optimizer__peak_learning_rate=1e-2, data__packing=packing,
+    )  # fmt: skip
+    workloads.write(chosen, tmp_path)
+    names = ['bert_jax float32', 'PyTorch page float32', 'PyTorch page bfloat16']
+    losses = {name: _losses(name, tmp_path) for name in names + ['Hugging Face float32'] * (not packing)}
+    ours = losses.pop('bert_jax float32')
+    assert abs(ours[0] - ours[-1]) > 0.05  # it learns: equal losses say something
+    for name, theirs in losses.items():
+        assert theirs == pytest.approx(ours, rel=2e-2 if 'bfloat16' in name else 1e-4), name
+
+
+def _losses(name: str, directory: Path) -> list[float]:
+    contestant = CONTESTANTS[name]()
+    contestant.load(directory)
+    assert name.startswith('bert_jax') or contestant.products() > 0
+    return contestant.steps(10)
