@@ -7,7 +7,8 @@ The first runs in turns, on the same text, on one core: (A) batch encoders of th
 memory (for SentencePiece the `tokenizers` library's and the sentencepiece library's own), and (B) all of `prepare` with
 that tokenizer: reading, splitting into sentences, encoding, checksums, merging, syncing to disk. It prints medians and
 their ratio, by the clock and by processor time (which other programs on the machine disturb less). The second writes a
-file of that size by repeating and varying the text, one of its lines of `longest_line` characters, prepares it in a process of its own, and prints the peak memory of the largest process.
+file of that size by repeating and varying the text, one of its lines of `longest_line` characters, prepares it in a
+process of its own, and prints the peak memory of the largest process.
 
 Without --text, the text is the docstrings of the installed packages (15 MB).
 """
@@ -100,9 +101,8 @@ def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> No
             name: num_bytes / statistics.median(one[column] for one in seconds) for name, seconds in times.items()
         }
         ours = speeds.pop('prepare, all of it')
-        print(
-            f'  {clock}: prepare, all of it: {ours / 1e6:.2f} MB/s, {ours / _ORIGINAL_BYTES_PER_SECOND:.0f} times 67 kB/s'
-        )
+        multiple = ours / _ORIGINAL_BYTES_PER_SECOND
+        print(f'  {clock}: prepare, all of it: {ours / 1e6:.2f} MB/s, {multiple:.0f} times 67 kB/s')
         for name, speed in speeds.items():
             print(f'    {name}, alone: {speed / 1e6:.2f} MB/s; prepare is {ours / speed:.2f} times as fast')
     print(json.dumps({'kind': kind} | times), flush=True)
