@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
+from bert_jax.pretrained import load_pretrained
 from tests.test_run import ROOT, bert_jax, write_text
 
 
@@ -75,6 +79,16 @@ def test_two_and_four_processes_have_the_losses_of_one(settings: list[str], tmp_
         assert found.keys() == expected.keys()
         for step, metrics in expected.items():
             assert found[step]['loss'] == pytest.approx(metrics['loss'], rel=2e-5), (processes, step)
+
+
+def test_exact_sums_give_the_same_bits_in_one_process_and_in_two(settings: list[str], tmp_path: Path) -> None:
+    exact = ['--config.train.reduction=exact', '--config.train.steps=3', '--config.optimizer.warmup_steps=1']
+    bert_jax('train', *settings, *exact, f'--workdir={tmp_path}/one')
+    done = _launch(2, 2, 'train', *settings, *exact, '--config.mesh.fsdp=2', f'--workdir={tmp_path}/two')
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (nnx.state(load_pretrained(f'{tmp_path}/{name}').model) for name in ('one', 'two'))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def test_a_signal_to_the_launcher_stops_all_at_the_same_step_and_the_same_command_goes_on(
