@@ -13,12 +13,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
-
-from bert_jax.config import Config, resolve, unknown_field
+from bert_jax import versions
 from bert_jax.errors import BadInput
+from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest, leave
 
-EXIT_BAD_INPUT, EXIT_RUN_AGAIN = 2, 75
+try:
+    from absl import flags
+
+    from bert_jax.config import Config, resolve, unknown_field
+except ModuleNotFoundError:
+    try:
+        versions.check()
+    except BadInput as error:
+        sys.exit(print(f'bert_jax: {error}', file=sys.stderr) or EXIT_BAD_INPUT)
+    raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +81,9 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_float('price', None, 'dollars of a chip and an hour', lower_bound=0.0, flag_values=values)
         elif name == 'search':
             flags.DEFINE_boolean('search', False, 'rank meshes, microbatches and remat policies', flag_values=values)
+        elif name == 'scaling':
+            does = 'predict the efficiency of 8 to 4096 such devices, split over data'
+            flags.DEFINE_boolean('scaling', False, does, flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
         elif name == 'seconds':
@@ -82,6 +93,8 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
         elif name == 'show':
             flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
+        elif name == 'seeds':
+            flags.DEFINE_integer('seeds', 1, 'runs, each with a seed of its own', lower_bound=1, flag_values=values)
         elif name == 'workers':
             flags.DEFINE_integer('workers', None, 'processes; as many as cores without it', 1, flag_values=values)
         else:
@@ -137,7 +150,7 @@ def _first_rows(config: Config, num_rows: int) -> list[list[dict[str, Any]]]:
     from bert_jax.data.show import decode_rows
     from bert_jax.text.corpus import load_corpus
 
-    corpus, phase = load_corpus(config.data.corpus), in_phases(config)[0]
+    corpus, phase = load_corpus(config.data.corpus, config.data.local_copy), in_phases(config)[0]
     stream = CorpusStream(corpus, phase.data, 'train', batch_size=num_rows, seed=config.train.seed)
     return decode_rows(stream.batch(0), corpus.tokenizer, phase.data.pairing)
 
@@ -166,26 +179,29 @@ def _doctor(values: flags.FlagValues, _: list[str]) -> int:
 
 def _plan(values: flags.FlagValues, _: list[str]) -> int:
     target_name, config = _required(values, 'target'), _config(values)
-    if config.phases:
+    if config.phases and (values.search or values.scaling):
         raise BadInput(
             'config.phases',
             f'has {len(config.phases)} phases',
-            'one at a time',
+            'one at a time with --search and --scaling',
             '--config.phases="()" and the fields of a phase, for example --config.data.sequence_length=512',
         )
     if target_name == 'here':
         _select_platform(config)
     else:
         _only_cpu()
-    from bert_jax.plan import planning, search
+    from bert_jax.plan import phased, planning, scaling, search
 
-    target = planning.find_target(target_name, config)
     if values.search:
-        ranking = search.search(config, target)
+        ranking = search.search(config, planning.find_target(target_name, config))
         _tell(values, search.to_json(ranking, values.price), search.describe(ranking, values.price))
         return 0
-    plan = planning.make_plan(config, target)
-    _tell(values, plan.to_json(values.price), planning.describe(plan, values.price))
+    run = phased.make_run_plan(config, target_name)
+    if values.scaling:
+        scales = scaling.scaling(run.plans[0])
+        _tell(values, scaling.to_json(scales), scaling.describe(run.plans[0], scales))
+        return 0
+    _tell(values, run.to_json(values.price), phased.describe(run, values.price))
     return 0
 
 
@@ -198,15 +214,16 @@ def _only_cpu() -> None:
 
 def _train(values: flags.FlagValues, _: list[str]) -> int:
     workdir = _required(values, 'workdir')
-    config = _run_config(values, workdir)
-    from bert_jax import hosts
+    with StopRequest() as stop:
+        config = _run_config(values, workdir)
+        from bert_jax import hosts
 
-    hosts.join(values.distributed, values.join_timeout)
-    _select_platform(config)
-    hosts.check_devices(values.devices)
-    from bert_jax.train.loop import train
+        hosts.join(values.distributed, values.join_timeout, config.train.watchdog_seconds)
+        _select_platform(config)
+        hosts.check_devices(values.devices)
+        from bert_jax.train.loop import train
 
-    outcome = train(config, workdir)
+        outcome = train(config, workdir, stop)
     next_steps = (
         f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
         f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
@@ -214,6 +231,27 @@ def _train(values: flags.FlagValues, _: list[str]) -> int:
     if hosts.is_first():
         _tell(values, dataclasses.asdict(outcome), next_steps if outcome.finished else '')
     return 0 if outcome.finished else EXIT_RUN_AGAIN
+
+
+def _finetune(values: flags.FlagValues, _: list[str]) -> int:
+    workdir = _required(values, 'workdir')
+    if values.config is None:
+        raise BadInput('--config', 'is missing', 'a config file', COMMANDS['finetune'].example)
+    from bert_jax.finetune.config import resolve
+
+    config = resolve(_fields(values.config))
+    from bert_jax import hosts
+
+    hosts.join(values.distributed, values.join_timeout)
+    _select_platform(config)
+    hosts.check_devices(values.devices)
+    from bert_jax.finetune.command import describe, finetune
+
+    summary = finetune(config, workdir, values.seeds)
+    if hosts.is_first():
+        text = f'{describe(summary)}\nNext: python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+        _tell(values, dataclasses.asdict(summary), text if summary.finished else '')
+    return 0 if summary.finished else EXIT_RUN_AGAIN
 
 
 def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
@@ -228,11 +266,14 @@ def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
 
 def _export(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.export import export
+    from bert_jax.finetune.workdirs import seeds_of
 
-    output = _required(values, 'output')
+    output, workdir = _required(values, 'output'), _required(values, 'workdir')
     _keep_programs()
+    if seeds_of(workdir):
+        return _export_finetuned(values, workdir, output)
     card = _config(values).card if values.config is not None else None
-    proof = export(_required(values, 'workdir'), output, values.step, card)
+    proof = export(workdir, output, values.step, card)
     _tell(
         values,
         proof,
@@ -240,6 +281,20 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
         f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
         f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
         f"      transformers.pipeline('fill-mask', model='{output}')",
+    )
+    return 0
+
+
+def _export_finetuned(values: flags.FlagValues, workdir: str, output: str) -> int:
+    from bert_jax.finetune.export import PIPELINES, export
+
+    proof = export(workdir, output, values.step)
+    _tell(
+        values,
+        proof,
+        f'Exported step {proof["step"]} of {proof["workdir"]} to {output}: {proof["logits_compared"]:,} logits '
+        f'compared with {proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
+        f"Next: transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')",
     )
     return 0
 
@@ -359,13 +414,20 @@ COMMANDS = {
         _plan,
         'whether a run fits devices that need not be here, how long it takes, what it costs',
         'python -m bert_jax plan --config=configs/bert.py:base --target=tpu-v5e:4x4 --price=1.20',
-        ('config', 'target', 'price', 'search'),
+        ('config', 'target', 'price', 'search', 'scaling'),
     ),
     'train': Command(
         _train,
         'trains, or continues what the workdir holds',
         'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
         ('config', 'workdir', 'distributed', 'devices', 'join_timeout'),
+    ),
+    'finetune': Command(
+        _finetune,
+        'learns a task from labelled examples: classes, numbers, tags or spans',
+        'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.task.directory=glue/SST-2 '
+        '--config.init=models/mine --workdir=runs/sst2 --seeds=5',
+        ('config', 'workdir', 'seeds', 'distributed', 'devices', 'join_timeout'),
     ),
     'evaluate': Command(
         _evaluate,
@@ -464,7 +526,7 @@ def _run_config(values: flags.FlagValues, workdir: str) -> Config:
     return load_config(workdir)
 
 
-def _select_platform(config: Config) -> None:
+def _select_platform(config: Any) -> None:
     from bert_jax.devices import select_platform
 
     select_platform(config.platform)
@@ -477,6 +539,15 @@ def _keep_programs() -> None:
     keep_programs()
 
 
+def _root(name: str) -> type:
+    """The kind of config that a command takes."""
+    if name != 'finetune':
+        return Config
+    from bert_jax.finetune.config import FinetuneConfig
+
+    return FinetuneConfig
+
+
 def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
     """Flags and the rest of the arguments; what does not parse becomes `BadInput`."""
     values = _define(COMMANDS[name], arguments)
@@ -486,10 +557,11 @@ def _parse(name: str, arguments: list[str]) -> tuple[flags.FlagValues, list[str]
         given = [argument[2:].partition('=')[0] for argument in arguments if argument.startswith('--config.')]
         from bert_jax.config import Phase, field_names
 
-        known = {*field_names(), *field_names(Phase, 'phases[].')}
+        root = _root(name)
+        known = {*field_names(root), *field_names(Phase, 'phases[].')}
         for path in (path.removeprefix('config.') for path in given):
             if re.sub(r'\[\d+\]', '[]', path) not in known:
-                raise unknown_field(path) from error
+                raise unknown_field(path, root) from error
         raise BadInput('--config', str(error).strip('"\'')) from error
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(values), n=1)
@@ -532,6 +604,7 @@ def main(argv: list[str]) -> int:
         if '--help' in arguments or '-h' in arguments:
             print(_help(name))
             return 0
+        versions.check()
         values, rest = _parse(name, arguments)
         return COMMANDS[name].run(values, rest)
     except BadInput as error:
@@ -543,4 +616,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv))
+    leave(main(sys.argv))

@@ -23,25 +23,26 @@ def model_card(
 ) -> str:
     """README.md of an export: YAML front matter for a model hub, and the facts of the training."""
     sections = [
-        _front_matter(card),
+        front_matter(card, {'pipeline_tag': 'fill-mask', 'mask_token': '[MASK]'}),
         f'# {name}\n\nA BERT encoder pretrained with bert_jax {__version__}. `proof.json` says what was compared '
         'before this directory got its name, and holds the SHA-256 of its files.',
         _heads(resolved.data.pairing, step),
         'Opens with `AutoTokenizer`, `AutoModel`, `AutoModelForMaskedLM`, `AutoModelForPreTraining`.',
-        '## Model\n\n' + _table(_model_facts(resolved.model, tokenizer)),
+        '## Model\n\n' + table(_model_facts(resolved.model, tokenizer)),
     ]
     if step:
-        sections.append('## Training\n\n' + _table(_training_facts(resolved, step, run.load_fingerprint(workdir))))
+        sections.append('## Training\n\n' + table(_training_facts(resolved, step, run.load_fingerprint(workdir))))
     if step and (corpus := _corpus_facts(workdir, resolved.data.corpus)):
-        sections.append('## Corpus\n\n' + _table(corpus))
+        sections.append('## Corpus\n\n' + table(corpus))
     if metrics := _evaluation(workdir, step, resolved.data.pairing):
-        sections.append('## Evaluation\n\nOn held-out text of the corpus, at this step:\n\n' + _table(metrics))
+        sections.append('## Evaluation\n\nOn held-out text of the corpus, at this step:\n\n' + table(metrics))
     return '\n\n'.join(sections) + '\n'
 
 
-def _front_matter(card: config.Card) -> str:
+def front_matter(card: config.Card, about: dict[str, str]) -> str:
+    """The YAML that a model hub reads; `about`, what kind of model it is."""
     given = {key: [part.strip() for part in value.split(',')] for key, value in dataclasses.asdict(card).items()}
-    lines = {'library_name': 'transformers', 'pipeline_tag': 'fill-mask', 'mask_token': '[MASK]', 'tags': ['bert']}
+    lines: dict[str, Any] = {'library_name': 'transformers', **about, 'tags': ['bert']}
     for key, parts in given.items():
         if any(parts):
             lines[key] = parts[0] if len(parts) == 1 and key != 'datasets' else parts
@@ -123,7 +124,8 @@ def _evaluation(workdir: str, step: int, pairing: str) -> dict[str, Any]:
     }
 
 
-def _table(rows: dict[str, Any]) -> str:
+def table(rows: dict[str, Any]) -> str:
+    """Two columns of Markdown."""
     lines = [
         f'| {name} | {value:,} |' if isinstance(value, int) else f'| {name} | {value} |' for name, value in rows.items()
     ]

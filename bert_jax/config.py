@@ -15,29 +15,18 @@ import itertools
 import json
 import re
 import typing
-from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from bert_jax.errors import BadInput
+from bert_jax.fields import as_in as _as_in
+from bert_jax.fields import at_least as _at_least
+from bert_jax.fields import fraction as _fraction
+from bert_jax.fields import nearest, resolve_section
+from bert_jax.fields import setting as _setting
 
 SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds', 'tfrecord')
-
-
-def _setting(default: Any, expected: str = '', check: Callable[[Any], bool] | None = None, choices: tuple = ()):
-    """A dataclass field with its default and its check."""
-    if choices:
-        expected, check = 'one of ' + ', '.join(map(repr, choices)), lambda value: value in choices
-    return dataclasses.field(default=default, metadata={'expected': expected, 'check': check, 'choices': choices})
-
-
-def _at_least(default: Any, low: float):
-    return _setting(default, f'a number of at least {low}', lambda value: value >= low)
-
-
-def _fraction(default: float):
-    return _setting(default, 'a number from 0 up to, not including, 1', lambda value: 0 <= value < 1)
 
 
 def _is_source(value: Any) -> bool:
@@ -156,6 +145,7 @@ class Optimizer:
     weight_decay: float = _at_least(0.01, 0)
     b1: float = _fraction(0.9)
     b2: float = _fraction(0.999)
+    bias_correction: bool = True  # of adamw and lamb; the original leaves it out
     eps: float = _setting(1e-6, 'a number above 0', lambda value: value > 0)
     clip_norm: float = _setting(1.0, 'a number above 0', lambda value: value > 0)
 
@@ -176,6 +166,8 @@ class Train:
     checkpoint_every: int = _at_least(1000, 1)
     keep_checkpoints: int = _at_least(2, 1)  # the newest
     keep_every: int = _at_least(0, 0)  # steps; checkpoints of its multiples are kept for good; 0: none
+    watchdog_seconds: float = _at_least(120.0, 0)  # no sign of life, or no progress of a step: all end; 0: never
+    watchdog_long_seconds: float = _at_least(3600.0, 1)  # the same for compiling, evaluating, reading and saving
     stop_at: str = _setting('', 'empty, or a time like 2026-01-31T18:00', _is_time)  # saves and exits with 75 then
     evaluate_every: int = _at_least(10_000, 0)  # 0: only at the end
     evaluate_rows: int = _at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
@@ -200,12 +192,6 @@ class Card:
     license: str = _setting('', *_ONE_LINE)  # as on the model hub: apache-2.0
     language: str = _setting('', *_ONE_LINE)
     datasets: str = _setting('', *_ONE_LINE)
-
-
-def _as_in(section: type, name: str):
-    """A field with the default and the check of another."""
-    field = section.__dataclass_fields__[name]
-    return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +254,7 @@ def bert(size: str = 'base') -> ConfigDict:
       BadInput: for a size that is not in the table.
     """
     if size not in SIZES:
-        raise BadInput(f'size {size!r}', 'is not a published size', ', '.join(SIZES), _nearest(size, SIZES))
+        raise BadInput(f'size {size!r}', 'is not a published size', ', '.join(SIZES), nearest(size, SIZES))
     num_layers, hidden_size = SIZES[size]
     config = ConfigDict(dataclasses.asdict(Config()))
     config.data = ConfigDict(
@@ -294,7 +280,8 @@ def resolve(config: ConfigDict | dict) -> Config:
     if not isinstance(values, dict):
         raise BadInput('config', f'is {values!r}', 'a group of fields')
     phases = values.get('phases', ())
-    resolved = _resolve_section(Config, {name: value for name, value in values.items() if name != 'phases'}, '')
+    single = {name: value for name, value in values.items() if name != 'phases'}
+    resolved = resolve_section(Config, single, '', unknown_field)
     resolved = _with_phases(resolved, phases)
     _check_together(resolved)
     for number, phase in enumerate(in_phases(resolved)):
@@ -315,7 +302,7 @@ def _with_phases(config: Config, values: Any) -> Config:
             raise BadInput(f'config.phases[{number}]', 'does not say how many steps', "'steps' among its fields")
         inherited = {name: getattr(getattr(config, section), name) for name, section in _SECTION_OF.items()}
         given = inherited | given if isinstance(given, dict) else given
-        phases.append(_resolve_section(Phase, given, f'phases[{number}].'))
+        phases.append(resolve_section(Phase, given, f'phases[{number}].', unknown_field))
     train = dataclasses.replace(config.train, steps=sum(phase.steps for phase in phases))
     return dataclasses.replace(config, phases=tuple(phases), train=train)
 
@@ -338,15 +325,10 @@ def phase_at(config: Config, step: int) -> int:
     return min(sum(end < step for end in ends), len(ends) - 1)
 
 
-def _nearest(name: str, names: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f'did you mean {close[0]!r}?' if close else ''
-
-
-def unknown_field(path: str) -> BadInput:
-    """The error for a field that does not exist, with the nearest name there is."""
+def unknown_field(path: str, root: type | None = None) -> BadInput:
+    """The error for a field that does not exist, with the nearest name there is. root: another command's config."""
     phase = re.match(r'phases\[\d+\]\.', path)
-    names = list(field_names(Phase, phase[0]) if phase else field_names())
+    names = list(field_names(Phase, phase[0]) if phase else field_names(root or Config))
     leaf = {name.rpartition('.')[2]: name for name in names}
     close = difflib.get_close_matches(path, names, n=1, cutoff=0.6) or [
         leaf[name] for name in difflib.get_close_matches(path.rpartition('.')[2], leaf, n=1, cutoff=0.5)
@@ -366,43 +348,8 @@ def field_names(section: type = Config, prefix: str = '') -> typing.Iterator[str
             yield prefix + field.name
 
 
-def _resolve_section(section: type, values: Any, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise BadInput(f'config.{prefix[:-1]}', f'is {values!r}', 'a group of fields')
-    fields = {field.name: field for field in dataclasses.fields(section)}
-    for name in values:
-        if name not in fields:
-            raise unknown_field(prefix + name)
-    resolved = {}
-    for name, field in fields.items():
-        if name not in values:
-            continue
-        path, value = f'{prefix}{name}', values[name]
-        if dataclasses.is_dataclass(field.type):
-            resolved[name] = _resolve_section(field.type, value, path + '.')
-            continue
-        if field.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if field.type == str | tuple and isinstance(value, list | tuple):  # JSON knows no tuples
-            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-        if (
-            type(value) not in (typing.get_args(field.type) or (field.type,))
-            or value != value
-            or value in (float('inf'), -float('inf'))
-        ):
-            kind = 'a finite float' if field.type is float else f'of type {getattr(field.type, "__name__", field.type)}'
-            raise BadInput(f'config.{path}', f'is {value!r}', kind)
-        check = field.metadata.get('check')
-        if check and not check(value):
-            mend = _nearest(value, field.metadata['choices']) if isinstance(value, str) else ''
-            raise BadInput(f'config.{path}', f'is {value!r}', field.metadata['expected'], mend)
-        resolved[name] = value
-    return section(**resolved)
-
-
-def _check_together(config: Config) -> None:
-    """The checks that concern more than one field."""
-    model, data, masking = config.model, config.data, config.data.masking
+def check_model(model: Model) -> None:
+    """Raises `BadInput` when the heads do not divide the hidden size."""
     if model.hidden_size % model.num_heads:
         works = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
         near = sorted(works, key=lambda h: abs(h - model.num_heads))[:3]
@@ -411,6 +358,12 @@ def _check_together(config: Config) -> None:
             f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',
             f'a divisor of {model.hidden_size}, for example {", ".join(map(str, sorted(near)))}',
         )
+
+
+def _check_together(config: Config) -> None:
+    """The checks that concern more than one field."""
+    data, masking = config.data, config.data.masking
+    check_model(config.model)
     if data.group_field and any(name.partition(':')[0] in ('python-docs', 'text') for name, _ in sources(data)):
         raise BadInput(
             'config.data.group_field',

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,12 @@ from bert_jax.pretrained import Pretrained, load_pretrained
 
 _TOLERANCE = 1e-4
 _PROOF_ROWS, _PROOF_LENGTH = 4, 32
-_LOGITS = {  # what each class of `transformers` calls the logits of its heads
+LOGITS = {  # what each class of `transformers` calls the logits of its heads
     'BertForPreTraining': ('prediction_logits', 'seq_relationship_logits'),
     'BertForMaskedLM': ('logits',),
+    'BertForSequenceClassification': ('logits',),
+    'BertForTokenClassification': ('logits',),
+    'BertForQuestionAnswering': ('start_logits', 'end_logits'),
 }
 
 
@@ -43,23 +48,42 @@ def export(workdir: str, output: str, step: int | None = None, card: config.Card
     Raises:
       BadInput: when OUTPUT exists, or there is no such checkpoint.
     """
-    target = Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / 'proof.json').is_file():
-        raise BadInput(str(target), 'exists and is not an export', 'a new directory', 'name another --output')
+    target = check_output(output)
     resolved, trained = run.load_config(workdir), load_pretrained(workdir, step)
     tokenizer = trained.tokenizer
     architecture = 'BertForMaskedLM' if resolved.data.pairing == 'none' else 'BertForPreTraining'
     readme = model_card(workdir, resolved, card or resolved.card, tokenizer, trained.step, target.resolve().name)
+
+    def fill(directory: Path) -> dict[str, object]:
+        params = nnx.state(trained.model, nnx.Param)
+        hugging_face.write_model(
+            directory, params, trained.config, tokenizer.vocab_size, tokenizer.pad_id, architecture
+        )
+        tokenizer.save(directory, trained.config.max_positions)
+        (directory / 'README.md').write_text(readme, 'utf-8')
+        return prove(directory, trained, architecture, _logits, lambda: load_pretrained(str(directory)))
+
+    return publish(target, fill)
+
+
+def check_output(output: str) -> Path:
+    """The directory to write to.
+
+    Raises:
+      BadInput: when it is there and is not an export.
+    """
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / 'proof.json').is_file():
+        raise BadInput(str(target), 'exists and is not an export', 'a new directory', 'name another --output')
+    return target
+
+
+def publish(target: Path, fill: Callable[[Path], dict[str, object]]) -> dict[str, object]:
+    """Makes a directory of what `fill` writes into it, whole or not at all; the proof that `fill` returns goes in."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
     try:
-        params = nnx.state(trained.model, nnx.Param)
-        hugging_face.write_model(
-            temporary, params, trained.config, tokenizer.vocab_size, tokenizer.pad_id, architecture
-        )
-        tokenizer.save(temporary, trained.config.max_positions)
-        (temporary / 'README.md').write_text(readme, 'utf-8')
-        proof = _prove(temporary, trained, architecture)
+        proof = fill(temporary)
         (temporary / 'proof.json').write_text(json.dumps(proof, indent=2) + '\n')
         for file in temporary.iterdir():
             sync(file)
@@ -72,8 +96,20 @@ def export(workdir: str, output: str, step: int | None = None, card: config.Card
     return proof
 
 
-def _prove(directory: Path, trained: Pretrained, architecture: str) -> dict[str, object]:
-    """Compares logits on synthetic ids, and the ids of synthetic text; raises RuntimeError when they differ."""
+def prove(
+    directory: Path,
+    trained: Any,
+    architecture: str,
+    logits: Callable[[Any, np.ndarray, np.ndarray], list[np.ndarray]],
+    read_back: Callable[[], Any],
+) -> dict[str, object]:
+    """Compares logits on synthetic ids, and the ids of synthetic text; raises RuntimeError when they differ.
+
+    Args:
+      trained: the model of the checkpoint (its `tokenizer`, `config`, `step`).
+      logits: (model, ids, token types [B, L]) -> the arrays that `architecture` calls by the names in `LOGITS`.
+      read_back: the model in the directory, where torch and transformers are not installed.
+    """
     vocab_size = trained.tokenizer.vocab_size
     length = min(_PROOF_LENGTH, trained.config.max_positions)
     ids = np.random.default_rng(0).integers(0, vocab_size, (_PROOF_ROWS, length), dtype=np.int32)
@@ -83,9 +119,9 @@ def _prove(directory: Path, trained: Pretrained, architecture: str) -> dict[str,
     if by_torch:
         theirs, their_ids = _torch_logits(directory, architecture, ids, types), _hugging_face_ids(directory, texts)
     else:
-        again = load_pretrained(str(directory))
-        theirs, their_ids = _logits(again, ids, types), again.tokenizer.encode_batch(texts)
-    ours = _logits(trained, ids, types)[: len(_LOGITS[architecture])]
+        again = read_back()
+        theirs, their_ids = logits(again, ids, types), again.tokenizer.encode_batch(texts)
+    ours = logits(trained, ids, types)[: len(LOGITS[architecture])]
     difference = max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs[: len(ours)], strict=True))
     if not difference <= _TOLERANCE:
         raise RuntimeError(f'the export is wrong: its logits differ by {difference:.2e}; nothing was written')
@@ -96,7 +132,7 @@ def _prove(directory: Path, trained: Pretrained, architecture: str) -> dict[str,
         'compared_with': f'transformers {architecture}' if by_torch else 'the files read back by bert_jax',
         'input_ids': ids.tolist(),
         'token_type_ids': types.tolist(),
-        'logits': list(_LOGITS[architecture]),
+        'logits': list(LOGITS[architecture]),
         'logits_compared': int(sum(array.size for array in ours)),
         'largest_difference': difference,
         'tolerance': _TOLERANCE,
@@ -127,7 +163,7 @@ def _torch_logits(directory: Path, architecture: str, ids: np.ndarray, types: np
     model = getattr(transformers, architecture).from_pretrained(directory, dtype=torch.float32).eval()
     with torch.no_grad():
         out = model(input_ids=torch.tensor(ids, dtype=torch.long), token_type_ids=torch.tensor(types, dtype=torch.long))
-    return [out[name].numpy() for name in _LOGITS[architecture]]
+    return [out[name].numpy() for name in LOGITS[architecture]]
 
 
 def _hugging_face_ids(directory: Path, texts: list[str]) -> list[list[int]]:

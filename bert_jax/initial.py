@@ -9,6 +9,7 @@ those of the pieces it had before; a longer position table repeats the rows that
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ class StartingPoint:
         """
         if not self.config.init:
             return None
-        initial = self.initial or _load(self.config.init)
+        initial = self.initial or load_initial(self.config.init)
         if hash_weights(initial) != self.fingerprint['init']:
             raise BadInput(
                 f'config.init={self.config.init}',
@@ -101,8 +102,8 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         return StartingPoint(config, {})
     if 'init' in recorded and run.load_config(workdir).init == config.init:
         model = run.load_config(workdir).model
-        return StartingPoint(_with_sizes(config, model, model.max_positions), {'init': recorded['init']})
-    initial = _load(config.init)
+        return StartingPoint(with_sizes(config, model, model.max_positions), {'init': recorded['init']})
+    initial = load_initial(config.init)
     model, own = initial.config, initial.config.max_positions
     needed = max(phase.data.sequence_length for phase in in_phases(config))
     num_positions = own if needed <= own else max(config.model.max_positions, needed)
@@ -111,7 +112,7 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         f'{model.num_heads} heads, {initial.tokenizer.vocab_size:,} tokens, {own:,} positions'
         + (f', repeated to make {num_positions:,}' if num_positions > own else '')
     )
-    resolved = _with_sizes(config, model, num_positions)
+    resolved = with_sizes(config, model, num_positions)
     return StartingPoint(resolved, {'init': hash_weights(initial)}, initial)
 
 
@@ -161,12 +162,18 @@ def grown(initial: Pretrained, tokenizer: Tokenizer, num_positions: int) -> nnx.
     return nnx.from_flat_state(flat)
 
 
-def _with_sizes(config: Config, model: Model, num_positions: int) -> Config:
+def with_sizes(config: Any, model: Model, num_positions: int) -> Any:
+    """A config (its section `model`) with the sizes of an initial model."""
     sizes = {name: getattr(model, name) for name in _SIZES}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes, max_positions=num_positions))
 
 
-def _load(init: str) -> Pretrained:
+def load_initial(init: str) -> Pretrained:
+    """The model that `config.init` names.
+
+    Raises:
+      BadInput: when it is not there or cannot be used.
+    """
     directory, step = _split_step(init)
     _refuse_google(directory)
     return load_pretrained(directory, step)

@@ -98,7 +98,12 @@ def load_config(workdir: str) -> Config:
     Raises:
       BadInput: when there is none.
     """
-    return config_module.resolve(_read(epath.Path(workdir) / 'config.json')['config'])
+    path = epath.Path(workdir) / 'config.json'
+    found = _read(path)['config']
+    if 'task' in found:
+        mend = f'python -m bert_jax export --workdir={workdir} --output=…'
+        raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', mend)
+    return config_module.resolve(found)
 
 
 def load_fingerprint(workdir: str) -> dict[str, object]:

@@ -108,19 +108,23 @@ def _pass_on(source: IO[str], target: IO[str], index: int) -> None:
 
 
 def _wait(processes: list[subprocess.Popen], grace: float) -> int:
-    """Waits for all; once one has failed, ends the others."""
-    first_failure, deadline = 0, None
+    """Waits for all; once one has failed, ends the others; once one is to be run again, they have the grace to end."""
+    decided, deadline, again = 0, None, None
     while any(process.poll() is None for process in processes):
         if deadline is None:
             failed = [p.returncode for p in processes if p.poll() not in (None, 0, _EXIT_RUN_AGAIN)]
             if failed:
-                first_failure, deadline = failed[0], time.monotonic() + grace
+                decided, deadline = failed[0], time.monotonic() + grace
                 _signal_all(processes, signal.SIGTERM)
+            elif again is None and any(process.poll() == _EXIT_RUN_AGAIN for process in processes):
+                again = time.monotonic() + grace
+            elif again is not None and time.monotonic() > again:  # the watchdog has ended all but a frozen one
+                decided, deadline = _EXIT_RUN_AGAIN, time.monotonic()
         elif time.monotonic() > deadline:
             _signal_all(processes, signal.SIGKILL)
         time.sleep(0.05)
     statuses = [process.returncode for process in processes]
-    status = first_failure or next((code for code in statuses if code not in (0, _EXIT_RUN_AGAIN)), max(statuses))
+    status = decided or next((code for code in statuses if code not in (0, _EXIT_RUN_AGAIN)), max(statuses))
     return 128 - status if status < 0 else status
 
 

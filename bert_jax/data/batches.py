@@ -12,9 +12,10 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data import random
-from bert_jax.data.examples import Pairs, Plan, load_plan, make_pairs
+from bert_jax.data.examples import Pairs, make_pairs
 from bert_jax.data.masking import mask_tokens
 from bert_jax.data.order import Order
+from bert_jax.data.windows import Plan, load_plan
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus
 
@@ -32,6 +33,11 @@ class Batch(NamedTuple):
     cls_positions: np.ndarray  # [B, E] int32, where each sequence starts
     next_sentence_labels: np.ndarray  # [B, E] int32, nsp: 1 is random; sop: 1 is swapped
     next_sentence_weights: np.ndarray  # [B, E] float32, 1 for a real pair
+
+    @property
+    def num_predictions(self) -> int:
+        """Slots of the batch that the masked-LM head runs on."""
+        return self.masked_lm_ids.size
 
 
 class Stream(abc.ABC):

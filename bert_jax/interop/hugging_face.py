@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.interop.weight_files import read_tensors
-from bert_jax.model.bert import BertForPreTraining, padded_vocab_size
+from bert_jax.model.bert import BertForPreTraining, Build, padded_vocab_size
 from bert_jax.model.layers import truncated_normal
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -62,17 +62,31 @@ TABLE: list[Tensor] = [
 ]
 
 
-def to_tensors(params: nnx.State, model: config.Model, vocab_size: int) -> dict[str, np.ndarray]:
+def _task_table(head: str, *, has_pooler: bool) -> list[Tensor]:
+    encoder = [row for row in TABLE if row.path.startswith('bert/') and (has_pooler or 'pooler' not in row.path)]
+    return encoder + _dense('classifier', head)
+
+
+TASK_TABLES = {
+    'BertForSequenceClassification': _task_table('classifier', has_pooler=True),
+    'BertForTokenClassification': _task_table('classifier', has_pooler=False),
+    'BertForQuestionAnswering': _task_table('qa_outputs', has_pooler=False),
+}
+
+
+def to_tensors(
+    params: nnx.State, model: config.Model, vocab_size: int, table: list[Tensor] = TABLE
+) -> dict[str, np.ndarray]:
     """Hugging Face's name -> tensor, float32, the vocabulary unpadded.
 
     Raises:
       ValueError: for a parameter that the table does not know.
     """
     ours = _flat(params)
-    if unknown := ours.keys() - {tensor.path for tensor in TABLE}:
+    if unknown := ours.keys() - {tensor.path for tensor in table}:
         raise ValueError(f'parameters without a Hugging Face name: {sorted(unknown)}')
     found = {}
-    for tensor in TABLE:
+    for tensor in table:
         value = ours[tensor.path]
         if '#' in tensor.name:
             for layer in range(model.num_layers):
@@ -94,9 +108,15 @@ _BUFFERS = {'bert.embeddings.position_ids', 'bert.embeddings.token_type_ids'}  #
 
 
 def from_tensors(
-    tensors: dict[str, np.ndarray], model: config.Model, vocab_size: int, file: str, num_tokens: int | None = None
+    tensors: dict[str, np.ndarray],
+    model: config.Model,
+    vocab_size: int,
+    file: str,
+    num_tokens: int | None = None,
+    build: Build = BertForPreTraining,
+    table: list[Tensor] = TABLE,
 ) -> nnx.State:
-    """The parameters of `BertForPreTraining` from Hugging Face's tensors, whatever float type they have.
+    """The parameters of a model from Hugging Face's tensors, whatever float type they have.
 
     Names may lack the `bert.` of a bare encoder and may be those of old files (`gamma`, `beta`, decoder copies, id
     buffers). A pooler or a head that is absent altogether is drawn from the original's distribution with a fixed seed,
@@ -104,15 +124,17 @@ def from_tensors(
 
     Args:
       vocab_size: rows of the vocabulary in the tensors.  num_tokens: how many of them to keep; all, without it.
+      build: makes the model.  table: the names of its tensors.
 
     Raises:
       BadInput: listing every tensor that is missing, misshapen or unknown.
     """
     num_tokens = vocab_size if num_tokens is None else num_tokens
-    shapes = nnx.state(nnx.eval_shape(lambda: BertForPreTraining(model, num_tokens, nnx.Rngs(0))), nnx.Param)
+    shapes = nnx.state(nnx.eval_shape(lambda: build(model, num_tokens, nnx.Rngs(0))), nnx.Param)
     expected, ours = _flat(shapes, convert=lambda value: value.shape), {}
     tensors, problems = _todays_names(tensors)
-    absent = [head for head, paths in _HEADS.items() if not any(_is_in(paths, name) for name in tensors)]
+    wanted = {head: paths for head, paths in _HEADS.items() if any(row.path.startswith(paths) for row in table)}
+    absent = [head for head, paths in wanted.items() if not any(_is_in(paths, name) for name in tensors)]
     drawn = tuple(path for head in absent for path in _HEADS[head])
 
     def fetch(name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -129,7 +151,7 @@ def from_tensors(
         value = value[:num_tokens] if kind == 'vocab' else value
         return _ours(value.astype(np.float32), kind)
 
-    for number, tensor in enumerate(TABLE):
+    for number, tensor in enumerate(table):
         shape = expected[tensor.path]
         if tensor.path.startswith(drawn):
             ours[tensor.path] = _initial(tensor.path, shape, model.initializer_range, jax.random.key(number))
@@ -320,12 +342,16 @@ def write_model(
     vocab_size: int,
     pad_id: int,
     architecture: str = 'BertForPreTraining',
+    more: dict[str, object] | None = None,
 ) -> None:
-    """config.json and model.safetensors, with the tensors that `architecture` (a key of `ARCHITECTURES`) has."""
-    content = model_json(model, vocab_size, pad_id) | {'architectures': [architecture]}
+    """config.json and model.safetensors, with the tensors that `architecture` has.
+
+    Args: architecture, a key of `ARCHITECTURES` or `TASK_TABLES`; more, what config.json says besides.
+    """
+    content = model_json(model, vocab_size, pad_id) | {'architectures': [architecture]} | (more or {})
     (directory / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
-    tensors = to_tensors(params, model, vocab_size)
-    left_out = ARCHITECTURES[architecture]
+    tensors = to_tensors(params, model, vocab_size, TASK_TABLES.get(architecture, TABLE))
+    left_out = ARCHITECTURES.get(architecture, ())
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)} if left_out else tensors
     save_file(kept, directory / 'model.safetensors', metadata={'format': 'pt'})
 

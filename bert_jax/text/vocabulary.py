@@ -25,7 +25,8 @@ class Tokenizer(Protocol):
       tokens: the V tokens by id.
       is_continuation: bool [V]; whether a token continues the word of the token before it.
       hash: SHA-256 over vocabulary and settings; equal hashes give equal ids for every text.
-      splits_at_blanks: whether the ids of a text are those of its words between blanks, one after another.
+      splits_at_blanks: whether the ids of a text are those of its words between blanks (U+0020), one after another.
+      splits_at_punctuation: likewise of ASCII punctuation marks and what is between them.
     """
 
     kind: str
@@ -41,9 +42,13 @@ class Tokenizer(Protocol):
     is_continuation: np.ndarray
     hash: str
     splits_at_blanks: bool
+    splits_at_punctuation: bool
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without special tokens; a `[MASK]` written in the text is text."""
+
+    def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(ids, the characters [start, end) of the text that each comes from) of each text, without special tokens."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text of ids; special tokens are left out, except [UNK]."""
@@ -87,6 +92,9 @@ class Vocabulary:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        return [(found.ids, found.offsets) for found in self._backend.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         frame = (self.pad_id, self.cls_id, self.sep_id, self.mask_id)

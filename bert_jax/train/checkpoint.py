@@ -10,6 +10,8 @@ restores most flipped bits without a word, so every file is hashed before it is 
 import concurrent.futures
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +27,7 @@ from bert_jax.config import Mesh as MeshConfig
 from bert_jax.errors import BadInput
 from bert_jax.files import sync, write_whole
 from bert_jax.hosts import say
+from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import TrainState, state_shardings
@@ -44,6 +47,9 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._beside = concurrent.futures.ThreadPoolExecutor(1, 'seal')
         self._sealing: concurrent.futures.Future | None = None
+        self.seconds_to_save: float | None = None  # the longest so far, from `save` to the manifest
+        self.before_sealing: Callable[[], None] = lambda: None  # may raise BadInput
+        self._began_to_save = 0.0
 
     def steps(self) -> list[int]:
         """Steps of the sealed checkpoints, ascending."""
@@ -118,6 +124,7 @@ class Checkpoints:
                 'a lower optimizer.peak_learning_rate or more warmup_steps, in a new --workdir',
             )
         self._wait()  # for the save before
+        self._began_to_save = time.monotonic()
         self._orbax.save(self._path(step), args=ocp.args.StandardSave(state._asdict()), force=True)
         self._sealing = self._beside.submit(self._seal, step)
 
@@ -161,8 +168,11 @@ class Checkpoints:
     def _seal(self, step: int) -> None:
         """Beside the training: waits until all files have their names, then syncs and hashes them."""
         self._orbax.wait_until_finished()
-        if jax.process_index() != 0:
-            return
+        if jax.process_index() == 0:
+            self._write_manifest(step)
+        self.seconds_to_save = max(self.seconds_to_save or 0.0, time.monotonic() - self._began_to_save)
+
+    def _write_manifest(self, step: int) -> None:
         directory = self._path(step)
         files = _files_of(directory)
         if not _is_remote(directory):
@@ -170,6 +180,7 @@ class Checkpoints:
                 sync(path)
         digests = _digests(files)
         listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
+        self.before_sealing()
         write_whole(directory / _MANIFEST, json.dumps({'step': step, 'files': listed}, indent=2) + '\n')
         if not _is_remote(directory):
             sync(directory)
@@ -235,7 +246,7 @@ def _all_finite(state: TrainState) -> bool:
 
 
 def restore_on_one_device(
-    workdir: str, config: Config, vocab_size: int, step: int | None = None
+    workdir: str, config: Config, vocab_size: int, step: int | None = None, build: Build = BertForPreTraining
 ) -> tuple[TrainState, Mesh]:
     """The state of a run's checkpoint (the newest without `step`) on the first device, and the mesh of that device.
 
@@ -259,6 +270,6 @@ def restore_on_one_device(
         raise BadInput(
             f'{place}/{step}', damage, 'the bytes that were written', f'--step={max(others)}' if others else ''
         )
-    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh), step=step)
+    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh, build), step=step)
     checkpoints.close()
     return state, mesh

@@ -28,9 +28,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
 from bert_jax.model.layers import DropoutKey, dropout_base
+from bert_jax.model.products import compiled_for
 from bert_jax.train.sharding import AXES, BATCH_AXES, replicated
 from bert_jax.train.state import TrainState
-from bert_jax.train.step import Sums, apply_gradients, pretraining_sums, speed_counts, total_loss
+from bert_jax.train.step import Sums, apply_gradients, metrics_of, pretraining_sums, speed_counts, total_loss
 
 _COMPILER_OPTIONS = {
     'cpu': {'xla_cpu_multi_thread_eigen': False},
@@ -71,6 +72,7 @@ def make_exact_step(
         start = (jax.lax.axis_index(BATCH_AXES) * each + number) * size
         return shard, start.astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
 
+    @compiled_for(platform)
     def of_shard(
         params: nnx.State, step: jax.Array, shard: tuple[Batch, jax.Array], weights: tuple[jax.Array, jax.Array]
     ) -> tuple[nnx.State, Sums]:
@@ -97,7 +99,7 @@ def make_exact_step(
     add = by_device(lambda a, b: jax.tree.map(jnp.add, a, b), (_OWN, _OWN), _OWN, donate=(0,))
     over_devices = by_device(over_devices, _OWN, _SAME)
     update = by_device(
-        lambda state, grads, sums: apply_gradients(optimizer, schedule, state, grads, sums),
+        lambda state, grads, sums: (*apply_gradients(optimizer, schedule, state, grads), metrics_of(sums)),
         (_SAME, _SAME, _SAME),
         _SAME,
         donate=(0,),
@@ -114,7 +116,7 @@ def make_exact_step(
         shards = (take(batch, number) for number in range(each))
         parts = _pairwise(add, (gradient(state.params, state.step, shard, weights) for shard in shards))
         grads, sums = over_devices(parts)
-        state, metrics = update(state, grads, sums)
+        state, figures, metrics = update(state, grads, sums)
         return split(state), metrics | counts
 
     return exact_step

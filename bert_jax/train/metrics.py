@@ -131,7 +131,7 @@ class Speedometer:
         if self._shapes != shapes:
             jax.block_until_ready(tokens)
             self._shapes, self._pending, self._since, self._waited = shapes, [], time.perf_counter(), 0.0
-            self._slots = {'predictions': batch.masked_lm_ids.size, 'sequences': batch.cls_positions.size}
+            self._slots = {'predictions': batch.num_predictions, 'sequences': batch.cls_positions.size}
         else:
             self._pending.append((tokens, squared_lengths))
 

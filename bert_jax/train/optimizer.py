@@ -81,19 +81,43 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
     return optax.partition({'stacked': each, 'whole': transform}, stacked)
 
 
+def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's m / (sqrt(v) + eps) without bias correction: `AdamWeightDecayOptimizer` of the original `optimization.py`.
+
+    Its first steps are about three times as long as with it: at b1 = 0.9 and b2 = 0.999 the first is 0.1 g / 0.032 |g|.
+    """
+
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        return optax.ScaleByAdamState(
+            jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params)
+        )
+
+    def update(
+        grads: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(
     optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()
 ) -> optax.GradientTransformation:
     """The optimiser after clipping by the global norm.
 
-    - `adamw` (Loshchilov and Hutter 2019), as in the original but for the bias correction, which that leaves out.
+    - `adamw` (Loshchilov and Hutter 2019); the original's without `bias_correction`.
     - `lamb` (You et al. 2020): what weight decay leaves alone is not scaled by the trust ratio either.
     - `adafactor` (Shazeer and Stern 2018) with second moments factored and steps relative to the parameters' size.
     - `muon` (Jordan et al. 2024) on the matrices with the update scale of Liu et al. 2025, "Muon is scalable for LLM
       training"; AdamW with Nesterov momentum on the rest.
     """
     schedule = make_schedule(optimizer, num_steps, phases)
-    adam = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
+    scale_by_adam = optax.scale_by_adam if optimizer.bias_correction else scale_by_uncorrected_adam
+    adam = scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
     decay = optax.add_decayed_weights(optimizer.weight_decay, decayed)
     step = optax.scale_by_learning_rate(schedule)
     if optimizer.name == 'adamw':

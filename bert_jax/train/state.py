@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from bert_jax import config
-from bert_jax.model.bert import BertForPreTraining
+from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.train.sharding import parameter_specs, replicated
 
 
@@ -22,16 +22,20 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def model_graph(model: config.Model, vocab_size: int) -> nnx.GraphDef:
+def model_graph(model: config.Model, vocab_size: int, build: Build = BertForPreTraining) -> nnx.GraphDef:
     """The model without its parameters; merged with `TrainState.params` it is the model."""
-    return nnx.split(nnx.eval_shape(lambda: BertForPreTraining(model, vocab_size, nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: build(model, vocab_size, nnx.Rngs(0))))[0]
 
 
 def state_shardings(
-    model: config.Model, vocab_size: int, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: config.Model,
+    vocab_size: int,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    build: Build = BertForPreTraining,
 ) -> tuple[TrainState, TrainState]:
     """(shapes, shardings) of a state; moments are sharded as their parameters."""
-    abstract = jax.eval_shape(lambda: _new_state(model, vocab_size, optimizer, seed=0))
+    abstract = jax.eval_shape(lambda: _new_state(model, vocab_size, optimizer, 0, build))
     specs = parameter_specs(abstract.params, mesh)
     by_path = dict(jax.tree.leaves_with_path(specs))
     shape_of = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(abstract.params)}
@@ -53,17 +57,18 @@ def init_state(
     mesh: Mesh,
     seed: int,
     params: nnx.State | None = None,
+    build: Build = BertForPreTraining,
 ) -> TrainState:
     """A new state, each part made where it belongs; the same numbers on any mesh.
 
     With `params` (whole arrays, the same in every process) it starts from them, else from random ones.
     """
-    _, shardings = state_shardings(model, vocab_size, optimizer, mesh)
+    _, shardings = state_shardings(model, vocab_size, optimizer, mesh, build)
     if params is not None:
         params = jax.tree.map(_place, params, shardings.params)
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
         return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params, opt_state)
-    return jax.jit(lambda: _new_state(model, vocab_size, optimizer, seed), out_shardings=shardings)()
+    return jax.jit(lambda: _new_state(model, vocab_size, optimizer, seed, build), out_shardings=shardings)()
 
 
 def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -71,6 +76,8 @@ def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def _new_state(model: config.Model, vocab_size: int, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    params = nnx.state(BertForPreTraining(model, vocab_size, nnx.Rngs(seed)), nnx.Param)
+def _new_state(
+    model: config.Model, vocab_size: int, optimizer: optax.GradientTransformation, seed: int, build: Build
+) -> TrainState:
+    params = nnx.state(build(model, vocab_size, nnx.Rngs(seed)), nnx.Param)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.layers import DropoutKey, dropout_base
 from bert_jax.model.losses import cross_entropy
+from bert_jax.model.products import compiled_for
 from bert_jax.train.gradients import Exchange, accumulated
 from bert_jax.train.sharding import BATCH_AXES, replicated
 from bert_jax.train.state import TrainState
@@ -73,6 +74,27 @@ def metrics_of(sums: Sums) -> dict[str, jax.Array]:
     }
 
 
+class Objective(NamedTuple):
+    """What is minimised, on batches that have `input_ids` and `sequence_ids` [B, L], `cls_positions` [B, E], and more.
+
+    sums: (model, batch, dropout key) -> a NamedTuple of float32 scalars, summed over rows.
+    weights: batch -> what the sums of the whole global batch are divided by.
+    loss: (sums, *weights) -> the scalar to minimise.  metrics: sums -> the figures that a person reads.
+    """
+
+    sums: Callable[[Any, Any, DropoutKey | None], Any]
+    weights: Callable[[Any], tuple[jax.Array, ...]]
+    loss: Callable[..., jax.Array]
+    metrics: Callable[[Any], dict[str, jax.Array]]
+
+
+def _pretraining_weights(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    return batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum()
+
+
+PRETRAINING = Objective(pretraining_sums, _pretraining_weights, total_loss, metrics_of)
+
+
 def make_train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -82,6 +104,7 @@ def make_train_step(
     *,
     seed: int,
     microbatches: int,
+    objective: Objective = PRETRAINING,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step, under `jax.jit`; the state is donated and comes out sharded as it went in.
 
@@ -90,15 +113,14 @@ def make_train_step(
     """
     exchange = Exchange(mesh, shardings.params)
 
-    def of_own_rows(params: nnx.State, batch: Batch, rows: jax.Array, base: jax.Array) -> tuple[nnx.State, Sums]:
+    def of_own_rows(params: nnx.State, batch: Any, rows: jax.Array, base: jax.Array) -> tuple[nnx.State, Any]:
         """One device: its rows, and what it exchanges with the others."""
-        weights = (batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum())
-        mlm_weight, nsp_weight = exchange.sum(weights)
+        weights = exchange.sum(objective.weights(batch))
 
-        def loss_fn(params: nnx.State, micro: Batch, rows: jax.Array) -> tuple[jax.Array, Sums]:
+        def loss_fn(params: nnx.State, micro: Any, rows: jax.Array) -> tuple[jax.Array, Any]:
             model = exchange.assemble(graph, params)
-            sums = pretraining_sums(model, micro, DropoutKey(base, rows))
-            return total_loss(sums, mlm_weight, nsp_weight), sums
+            sums = objective.sums(model, micro, DropoutKey(base, rows))
+            return objective.loss(sums, *weights), sums
 
         gradient = functools.partial(jax.grad(loss_fn, has_aux=True), exchange.gather_outside_layers(params))
         grads, sums = accumulated(lambda micro: gradient(*micro), microbatches, (batch, rows))
@@ -107,21 +129,22 @@ def make_train_step(
     own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
     gradient = exchange.over_rows(of_own_rows, (exchange.specs, own, own, same), (exchange.specs, same))
 
+    @compiled_for(mesh.devices.flat[0].platform)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
         grads, sums = gradient(state.params, batch, rows, dropout_base(seed, state.step))
-        state, metrics = apply_gradients(optimizer, schedule, state, grads, sums)
-        return state, metrics | speed_counts(batch)
+        state, metrics = apply_gradients(optimizer, schedule, state, grads)
+        return state, objective.metrics(sums) | metrics | speed_counts(batch)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, schedule: optax.Schedule, state: TrainState, grads: nnx.State, sums: Sums
+    optimizer: optax.GradientTransformation, schedule: optax.Schedule, state: TrainState, grads: nnx.State
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The next state and the metrics of the step, from the gradients and sums of the global batch."""
+    """The next state, and the figures of the update, from the gradients of the global batch."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics = metrics_of(sums) | {
+    metrics = {
         'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
         'grad_norm': optax.tree.norm(grads),
     }
@@ -139,6 +162,7 @@ def make_evaluation_step(graph: nnx.GraphDef, mesh: Mesh, shardings: nnx.State) 
     """The sums over one batch without dropout, under `jax.jit`. shardings: of the parameters."""
     exchange = Exchange(mesh, shardings)
 
+    @compiled_for(mesh.devices.flat[0].platform)
     def of_own_rows(params: nnx.State, batch: Batch) -> Sums:
         model = exchange.assemble(graph, exchange.gather_outside_layers(params))
         rows = batch.input_ids.shape[0]

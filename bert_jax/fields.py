@@ -1,0 +1,82 @@
+"""Fields of a config: each with its default, its meaning and its check in one line; and how values are checked."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bert_jax.errors import BadInput
+
+
+def setting(default: Any, expected: str = '', check: Callable[[Any], bool] | None = None, choices: tuple = ()):
+    """A dataclass field with its default and its check."""
+    if choices:
+        expected, check = 'one of ' + ', '.join(map(repr, choices)), lambda value: value in choices
+    return dataclasses.field(default=default, metadata={'expected': expected, 'check': check, 'choices': choices})
+
+
+def at_least(default: Any, low: float):
+    """A number of at least `low`."""
+    return setting(default, f'a number of at least {low}', lambda value: value >= low)
+
+
+def fraction(default: float):
+    """A number from 0 up to, not including, 1."""
+    return setting(default, 'a number from 0 up to, not including, 1', lambda value: 0 <= value < 1)
+
+
+def as_in(section: type, name: str, default: Any = dataclasses.MISSING):
+    """A field with the check of another section's, and its default where none is given."""
+    field = section.__dataclass_fields__[name]
+    default = field.default if default is dataclasses.MISSING else default
+    return dataclasses.field(default=default, metadata=field.metadata)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """'did you mean …?', or nothing where no name is close."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f'did you mean {close[0]!r}?' if close else ''
+
+
+def resolve_section(section: type, values: Any, prefix: str, unknown: Callable[[str], BadInput]) -> Any:
+    """Values by name -> a frozen section, and the sections in it.
+
+    Args:
+      prefix: where the section stands, ending in a dot; '' for a whole config.
+      unknown: the error for a field (its dotted name) that the section does not have.
+
+    Raises:
+      BadInput: names the first field that is unknown, of the wrong type, or out of range.
+    """
+    if not isinstance(values, dict):
+        raise BadInput(f'config.{prefix[:-1]}', f'is {values!r}', 'a group of fields')
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    for name in values:
+        if name not in fields:
+            raise unknown(prefix + name)
+    resolved = {}
+    for name, field in fields.items():
+        if name not in values:
+            continue
+        path, value = f'{prefix}{name}', values[name]
+        if dataclasses.is_dataclass(field.type):
+            resolved[name] = resolve_section(field.type, value, path + '.', unknown)
+            continue
+        if field.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if tuple in (field.type, *typing.get_args(field.type)) and isinstance(value, list | tuple):
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)  # JSON knows no tuples
+        if (
+            type(value) not in (typing.get_args(field.type) or (field.type,))
+            or value != value
+            or value in (float('inf'), -float('inf'))
+        ):
+            kind = 'a finite float' if field.type is float else f'of type {getattr(field.type, "__name__", field.type)}'
+            raise BadInput(f'config.{path}', f'is {value!r}', kind)
+        check = field.metadata.get('check')
+        if check and not check(value):
+            mend = nearest(value, field.metadata['choices']) if isinstance(value, str) else ''
+            raise BadInput(f'config.{path}', f'is {value!r}', field.metadata['expected'], mend)
+        resolved[name] = value
+    return section(**resolved)

@@ -1,0 +1,180 @@
+"""A fine-tuned checkpoint as a Hugging Face directory with its labels, written only after its logits were compared."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bert_jax import __version__, config, run
+from bert_jax.card import front_matter, table
+from bert_jax.errors import BadInput
+from bert_jax.export import check_output, prove, publish
+from bert_jax.finetune.config import FinetuneConfig, optimizer_of
+from bert_jax.finetune.heads import BertForTask, builder
+from bert_jax.finetune.rows import TaskBatch
+from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
+from bert_jax.hosts import say
+from bert_jax.interop import hugging_face
+from bert_jax.interop.weight_files import read_tensors
+from bert_jax.model.bert import Build
+from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.train.checkpoint import restore_on_one_device
+from bert_jax.train.state import model_graph
+
+ARCHITECTURES = {
+    'classification': 'BertForSequenceClassification',
+    'regression': 'BertForSequenceClassification',
+    'tagging': 'BertForTokenClassification',
+    'spans': 'BertForQuestionAnswering',
+}
+PIPELINES = {  # of `transformers`
+    'BertForSequenceClassification': 'text-classification',
+    'BertForTokenClassification': 'token-classification',
+    'BertForQuestionAnswering': 'question-answering',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned model, float32, no dropout; `labels` are the names of its outputs, none for numbers and spans."""
+
+    model: BertForTask
+    tokenizer: Tokenizer
+    config: config.Model
+    step: int | None
+    labels: tuple[str, ...]
+
+
+def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
+    """The model of a seed's run, at its newest checkpoint or at `step`.
+
+    Raises:
+      BadInput: when there is none.
+    """
+    resolved, identity = read_run(workdir), run.load_fingerprint(workdir)
+    model = dataclasses.replace(resolved.model, dtype='float32', remat='none')
+    tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+    labels, steps = tuple(identity['labels']), identity['train.steps']
+    build = _builder(resolved, labels)
+    as_trained = config.Config(
+        model=model, optimizer=optimizer_of(resolved.optimizer, steps), train=config.Train(steps=steps)
+    )
+    state, _ = restore_on_one_device(workdir, as_trained, tokenizer.vocab_size, step, build)
+    merged = nnx.merge(model_graph(model, tokenizer.vocab_size, build), state.params)
+    return FineTuned(merged, tokenizer, model, int(state.step), labels)
+
+
+def _builder(resolved: FinetuneConfig, labels: tuple[str, ...]) -> Build:
+    return builder(resolved.task.kind, {'regression': 1, 'spans': 2}.get(resolved.task.kind, len(labels)))
+
+
+def choose_seed(workdir: str) -> str:
+    """The workdir to export: of several seeds the one with the best main figure, which is said."""
+    seeds = seeds_of(workdir)
+    judged = {seed: results['metrics'] for seed in seeds if (results := read_results(seed)) is not None}
+    if len(seeds) == 1:
+        return seeds[0]
+    if not judged:
+        raise BadInput(workdir, 'has no seed that is finished', 'a finished fine-tune', 'type the finetune again')
+    main = next(iter(next(iter(judged.values()))))
+    best = max(judged, key=lambda seed: judged[seed][main])
+    say(f'{best}: the best of {len(judged)} seeds by {main} ({judged[best][main]:.1%})')
+    return best
+
+
+def export(workdir: str, output: str, step: int | None = None) -> dict[str, Any]:
+    """Writes OUTPUT as a directory that `transformers` opens; returns its proof.
+
+    Raises:
+      BadInput: when OUTPUT exists and is no export, or there is no such checkpoint.
+    """
+    target, place = check_output(output), choose_seed(workdir)
+    resolved, trained = read_run(place), load_finetuned(place, step)
+    architecture, kind = ARCHITECTURES[resolved.task.kind], resolved.task.kind
+    readme = _card(place, resolved, trained, target.resolve().name)
+
+    def fill(directory: Path) -> dict[str, object]:
+        params, tokenizer = nnx.state(trained.model, nnx.Param), trained.tokenizer
+        hugging_face.write_model(
+            directory,
+            params,
+            trained.config,
+            tokenizer.vocab_size,
+            tokenizer.pad_id,
+            architecture,
+            _labels_json(kind, trained.labels),
+        )
+        tokenizer.save(directory, trained.config.max_positions)
+        (directory / 'README.md').write_text(readme, 'utf-8')
+        return prove(directory, trained, architecture, _logits, lambda: _read_back(directory, resolved, trained))
+
+    return publish(target, fill) | {'workdir': place, 'architecture': architecture}
+
+
+def _labels_json(kind: str, labels: tuple[str, ...]) -> dict[str, object]:
+    """What the config.json of `transformers` says of a head."""
+    if kind == 'spans':
+        return {}
+    names = labels or ('LABEL_0',)
+    problem = {'classification': 'single_label_classification', 'regression': 'regression'}.get(kind)
+    return {
+        'id2label': {str(number): name for number, name in enumerate(names)},
+        'label2id': {name: number for number, name in enumerate(names)},
+    } | ({'problem_type': problem} if problem else {})
+
+
+def _read_back(directory: Path, resolved: FinetuneConfig, trained: FineTuned) -> FineTuned:
+    model, vocab_size = hugging_face.read_model_json(directory)
+    file, tensors = read_tensors(directory)
+    build = _builder(resolved, trained.labels)
+    names = hugging_face.TASK_TABLES[ARCHITECTURES[resolved.task.kind]]
+    params = hugging_face.from_tensors(tensors, model, vocab_size, str(file), build=build, table=names)
+    merged = nnx.merge(model_graph(model, vocab_size, build), params)
+    return FineTuned(merged, hugging_face.read_tokenizer(directory), model, None, trained.labels)
+
+
+def _logits(trained: FineTuned, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
+    outputs = np.asarray(_forward(*nnx.split(trained.model), ids, types))
+    return [outputs[..., 0], outputs[..., 1]] if trained.model.kind == 'spans' else [outputs]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array) -> jax.Array:
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    rows, nothing = jnp.zeros((len(ids), 1), jnp.int32), jnp.zeros(len(ids))
+    return nnx.merge(graph, params)(TaskBatch(ids, types, jnp.ones_like(ids), positions, rows, nothing, nothing))
+
+
+def _card(workdir: str, resolved: FinetuneConfig, trained: FineTuned, name: str) -> str:
+    """README.md of the export: what was learnt, how, and how well."""
+    task, train, optimizer = resolved.task, resolved.train, resolved.optimizer
+    architecture, identity = ARCHITECTURES[task.kind], run.load_fingerprint(workdir)
+    begun = (
+        'random weights' if resolved.init == 'scratch' else f'another model (hash of its weights: {identity["init"]})'
+    )
+    facts = {
+        'Task': task.kind,
+        'Labels': ', '.join(trained.labels) or 'none',
+        'Started from': begun,
+        'Steps': f'{trained.step:,} of {identity["train.steps"]:,}',
+        'Batch': f'{train.global_batch_size:,} rows of {task.sequence_length} tokens',
+        'Optimiser': f'{optimizer.name}, peak learning rate {optimizer.peak_learning_rate:g}, bias correction '
+        + ('on' if optimizer.bias_correction else 'off'),
+        'Seed': train.seed,
+    }
+    sections = [
+        front_matter(resolved.card, {'pipeline_tag': PIPELINES[architecture]}),
+        f'# {name}\n\nA `{architecture}` fine-tuned with bert_jax {__version__}. `proof.json` says what was compared '
+        'before this directory got its name, and holds the SHA-256 of its files.',
+        '## Training\n\n' + table(facts),
+    ]
+    results = read_results(workdir)
+    if results and results['step'] == trained.step:
+        figures = {metric: f'{value:.4f}' for metric, value in results['metrics'].items()}
+        sections.append('## Evaluation\n\nOn the validation file of the task, as fractions:\n\n' + table(figures))
+    return '\n\n'.join(sections) + '\n'

@@ -1,0 +1,97 @@
+"""The encoder with the head of a task, and what each task minimises.
+
+`B` rows, `L` positions, `D` hidden, `C` outputs (classes, 1 value, tags, or first and last token).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bert_jax import config
+from bert_jax.finetune.rows import TaskBatch
+from bert_jax.model.bert import Bert, Build
+from bert_jax.model.layers import Dense, DropoutKey, dropout
+from bert_jax.model.losses import cross_entropy
+from bert_jax.train.step import Objective
+
+_POOLED = ('classification', 'regression')
+
+
+class BertForTask(nnx.Module):
+    """One dense layer over the pooled vector (classification, regression) or over every token (tagging, spans).
+
+    With dropout before it, but for spans; as in the original's `run_classifier.py` and `run_squad.py`.
+    """
+
+    def __init__(self, kind: str, num_outputs: int, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
+        """Args: kind, of the task; num_outputs, C."""
+        self.bert = Bert(model, vocab_size, rngs)
+        if kind not in _POOLED:
+            del self.bert.pooler
+        self.classifier = new_head(model, num_outputs, rngs)
+        self.kind, self.num_layers, self.rate = kind, model.num_layers, model.dropout_rate
+
+    def __call__(self, batch: TaskBatch, key: DropoutKey | None = None) -> jax.Array:
+        """float32 [B, C] (pooled) or [B, L, C]; without a key nothing is dropped out."""
+        x = self.bert(batch.input_ids, batch.token_type_ids, batch.sequence_ids, batch.position_ids, key)
+        if self.kind in _POOLED:
+            x = self.bert.pool(x, batch.cls_positions)[:, 0]
+        if self.kind != 'spans':
+            x = dropout(x, self.rate, key and key.at(self.num_layers + 1), site=0)
+        return self.classifier(x.astype(jnp.float32))
+
+
+def new_head(model: config.Model, num_outputs: int, rngs: nnx.Rngs) -> Dense:
+    """A head as the original draws it."""
+    return Dense(model.hidden_size, num_outputs, ('embed', 'labels'), model.initializer_range, 'float32', rngs)
+
+
+def builder(kind: str, num_outputs: int) -> Build:
+    """What makes the model of a task."""
+    return functools.partial(BertForTask, kind, num_outputs)
+
+
+class TaskSums(NamedTuple):
+    """Loss and hits summed over labels, and their number, float32 scalars; a regression's hits are 0."""
+
+    loss: jax.Array
+    hits: jax.Array
+    weight: jax.Array
+
+
+def objective(kind: str) -> Objective:
+    """Cross entropy (nats); squared error for a regression; for spans the mean of first and last token's."""
+    return Objective(
+        functools.partial(_sums, kind),
+        lambda batch: (batch.weights.sum(),),
+        lambda sums, weight: sums.loss / jnp.maximum(weight, 1.0),
+        lambda sums: _metrics(kind, sums),
+    )
+
+
+def _sums(kind: str, model: BertForTask, batch: TaskBatch, key: DropoutKey | None) -> TaskSums:
+    outputs = model(batch, key)
+    weight = batch.weights.sum()
+    if kind == 'regression':
+        losses = jnp.square(outputs[:, 0] - batch.labels)
+        return TaskSums((losses * batch.weights).sum(), jnp.zeros(()), weight)
+    if kind == 'spans':
+        outputs = span_logits(outputs, batch.sequence_ids).swapaxes(1, 2)  # B, 2, L
+    losses, hits = cross_entropy(outputs, batch.labels)
+    if kind == 'spans':
+        losses, hits = losses.mean(axis=1), hits.min(axis=1)
+    return TaskSums((losses * batch.weights).sum(), (hits * batch.weights).sum(), weight)
+
+
+def _metrics(kind: str, sums: TaskSums) -> dict[str, jax.Array]:
+    weight = jnp.maximum(sums.weight, 1.0)
+    found = {'loss': sums.loss / weight}
+    return found if kind == 'regression' else found | {'accuracy': sums.hits / weight}
+
+
+def span_logits(outputs: jax.Array, sequence_ids: jax.Array) -> jax.Array:
+    """[B, L, 2] logits of first and last token, the lowest there is in the padding."""
+    return jnp.where(sequence_ids[..., None] > 0, outputs, jnp.finfo(outputs.dtype).min)

@@ -1,0 +1,99 @@
+"""What a fine-tune starts from: the encoder and the tokenizer of a model that is there, or random weights (`scratch`).
+
+The head is always new, drawn by the seed.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from flax import nnx
+
+from bert_jax import config, run
+from bert_jax.errors import BadInput
+from bert_jax.finetune.config import FinetuneConfig, too_long
+from bert_jax.finetune.heads import builder, new_head
+from bert_jax.finetune.workdirs import read_run
+from bert_jax.hosts import say
+from bert_jax.initial import hash_weights, load_initial, with_sizes
+from bert_jax.pretrained import Pretrained
+from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where each seed of a fine-tune begins.
+
+    Attributes:
+      config: with the sizes of the initial model.
+      fingerprint: {'init': hash of the initial weights, or 'scratch'}.
+    """
+
+    config: FinetuneConfig
+    tokenizer: Tokenizer
+    fingerprint: dict[str, str]
+    initial: Pretrained | None = None
+
+    def params(self, num_outputs: int, seed: int) -> nnx.State | None:
+        """The initial encoder under a new head; None where all is random.
+
+        Raises:
+          BadInput: when the initial model is not there any more, or holds other weights than the run was begun from.
+        """
+        if self.config.init == 'scratch':
+            return None
+        initial = self.initial or load_initial(self.config.init)
+        if hash_weights(initial) != self.fingerprint['init']:
+            found = 'holds other weights than those that this fine-tune was begun from'
+            raise BadInput(f'config.init={self.config.init}', found, 'the same model', 'name another --workdir')
+        encoder = dict(nnx.to_flat_state(nnx.state(initial.model.bert, nnx.Param)))
+        head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, nnx.Rngs(seed)), nnx.Param)))
+        of = {'bert': encoder, 'classifier': head}
+        build = builder(self.config.task.kind, num_outputs)
+        shapes = nnx.eval_shape(lambda: build(self.config.model, self.tokenizer.vocab_size, nnx.Rngs(0)))
+        paths = [path for path, _ in nnx.to_flat_state(nnx.state(shapes, nnx.Param))]
+        return nnx.from_flat_state({path: of[path[0]][path[1:]] for path in paths})
+
+
+def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
+    """Settles `config.init`: loads it, unless one of the workdirs was begun from it already and knows what it was.
+
+    Raises:
+      BadInput: when it cannot be used: not there, too few positions, another tokenizer than `config.tokenizer.path`.
+    """
+    settings = given.tokenizer
+    own = None
+    if settings.path:
+        own = load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
+    if given.init == 'scratch':
+        say(f'Starting from random weights: {given.model.num_layers} layers, hidden size {given.model.hidden_size}')
+        return Start(given, own, {'init': 'scratch'})
+    for workdir in workdirs:
+        if not run.is_workdir(workdir):
+            continue
+        recorded, fingerprint = read_run(workdir), run.load_fingerprint(workdir)
+        if recorded.init == given.init:
+            tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+            _check(given, tokenizer, own, recorded.model)
+            resolved = with_sizes(given, recorded.model, recorded.model.max_positions)
+            return Start(resolved, tokenizer, {'init': fingerprint['init']})
+    initial = load_initial(given.init)
+    model, tokenizer = initial.config, initial.tokenizer
+    _check(given, tokenizer, own, model)
+    say(
+        f'Starting from {given.init}: {model.num_layers} layers, hidden size {model.hidden_size}, '
+        f'{tokenizer.vocab_size:,} tokens'
+    )
+    resolved = with_sizes(given, model, model.max_positions)
+    return Start(resolved, tokenizer, {'init': hash_weights(initial)}, initial)
+
+
+def _check(given: FinetuneConfig, tokenizer: Tokenizer, own: Tokenizer | None, model: config.Model) -> None:
+    if own is not None and own.hash != tokenizer.hash:
+        raise BadInput(
+            f'config.tokenizer.path={given.tokenizer.path}',
+            f'is another tokenizer ({own.vocab_size} tokens) than that of config.init ({tokenizer.vocab_size} tokens)',
+            'the tokenizer that the weights were trained with',
+            "--config.tokenizer.path='' takes it from config.init",
+        )
+    if given.task.sequence_length > model.max_positions:
+        raise too_long(given.task.sequence_length, model.max_positions)

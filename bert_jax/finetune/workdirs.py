@@ -1,0 +1,82 @@
+"""The files of a fine-tune: WORKDIR/seed-N is a run of its own, WORKDIR/results.json what they have in common.
+
+seed-N/config.json, tokenizer/, checkpoints/, metrics.jsonl, tensorboard/     as in pretraining
+seed-N/results.json             figures of the last step; there when the run is finished
+seed-N/predictions-SPLIT.…      what the model says about each example
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+from bert_jax import run
+from bert_jax.errors import BadInput
+from bert_jax.files import write_whole
+from bert_jax.finetune.config import FinetuneConfig, resolve
+from bert_jax.finetune.tasks import TaskData
+
+_COVERED_BY_CONTENT = ('directory', 'train', 'validation', 'predict', 'text', 'text_pair', 'label', 'columns', 'labels')
+_NOT_IN_FINGERPRINT = ('bad_records', 'token_prefix', 'metrics')
+
+
+def seed_workdir(workdir: str, seed: int) -> str:
+    """Where the run of a seed lies."""
+    return str(epath.Path(workdir) / f'seed-{seed}')
+
+
+def is_finetune(workdir: str) -> bool:
+    """Whether a directory is the run of a seed."""
+    path = epath.Path(workdir) / 'config.json'
+    return run.is_workdir(workdir) and 'task' in json.loads(path.read_text()).get('config', {})
+
+
+def seeds_of(workdir: str) -> list[str]:
+    """The workdirs of the seeds of a fine-tune, by number; the workdir itself if it is one seed's."""
+    if is_finetune(workdir):
+        return [workdir]
+    found = [path for path in epath.Path(workdir).glob('seed-*') if is_finetune(str(path))]
+    return [str(path) for path in sorted(found, key=lambda path: int(path.name.rpartition('-')[2]))]
+
+
+def read_run(workdir: str) -> FinetuneConfig:
+    """The config of a seed's run.
+
+    Raises:
+      BadInput: when the workdir holds none, or another kind of run.
+    """
+    if not is_finetune(workdir):
+        expected = 'the run of a seed, like WORKDIR/seed-0'
+        raise BadInput(workdir, 'is not the workdir of a fine-tune', expected, 'name another --workdir')
+    return resolve(json.loads((epath.Path(workdir) / 'config.json').read_text())['config'])
+
+
+def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, steps: int) -> dict[str, Any]:
+    """What must not change when a fine-tune is continued: content, never paths, mesh, microbatches or intervals."""
+    task, model = dataclasses.asdict(config.task), dataclasses.asdict(config.model)
+    for name in (*_COVERED_BY_CONTENT, *_NOT_IN_FINGERPRINT):
+        del task[name]
+    for execution in ('remat', 'scan_layers'):
+        del model[execution]
+    sections = {'task': task, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
+    flat = {f'{section}.{name}': value for section, values in sections.items() for name, value in values.items()}
+    return flat | {
+        'data': data.content_hash,
+        'labels': list(data.labels),
+        'tokenizer': tokenizer_hash,
+        'train.seed': config.train.seed,
+        'train.steps': steps,
+        'train.global_batch_size': config.train.global_batch_size,
+    }
+
+
+def read_results(workdir: str) -> dict[str, Any] | None:
+    """The results.json of a seed's run; None while there is none."""
+    path = epath.Path(workdir) / 'results.json'
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_results(workdir: str, results: dict[str, Any]) -> None:
+    """Writes results.json, whole."""
+    write_whole(epath.Path(workdir) / 'results.json', json.dumps(results, indent=2) + '\n')

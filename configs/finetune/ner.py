@@ -1,0 +1,21 @@
+"""Named entities in CoNLL's format: a word a line, its tag in the last column, a blank line between sentences.
+
+    python -m bert_jax finetune --config=configs/finetune/ner.py --config.task.directory=conll2003 \
+        --config.init=models/mine --workdir=runs/ner
+
+The files are train.txt and valid.txt. Names are easier for a cased model.
+"""
+
+from bert_jax.finetune.config import finetune
+
+
+def get_config():
+    config = finetune('tagging')
+    config.task.train = 'conll:train.txt'
+    config.task.validation = 'conll:valid.txt'
+    config.task.text = 'words'
+    config.task.label = 'tags'
+    config.task.metrics = ('entity_f1', 'entity_precision', 'entity_recall', 'token_accuracy')
+    config.optimizer.peak_learning_rate = 5e-5
+    config.train.epochs = 4.0
+    return config

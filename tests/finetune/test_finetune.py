@@ -1,0 +1,196 @@
+"""A fine-tune by its command: it learns, is the same when it was killed, is exported, and refuses what cannot work."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.finetune.command import summarize
+from bert_jax.finetune.loop import Outcome
+from tests.finetune.models import run, write_model, write_questions, write_reviews, write_sentences
+
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, when it reads a config file
+ROOT = Path(__file__).parents[2]
+CLOCK = ('tokens_per_second', 'input_wait_fraction', 'mfu')
+SMALL = {
+    'task.sequence_length': 16,
+    'train.global_batch_size': 16,
+    'train.checkpoint_every': 7,
+    'train.log_every': 5,
+    'optimizer.peak_learning_rate': 3e-3,
+}
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory) -> Path:
+    """Where models/mine and the files of three tasks lie."""
+    place = tmp_path_factory.mktemp('finetune')
+    write_model(place / 'models' / 'mine')
+    for number, split in enumerate(('train', 'dev')):
+        write_reviews(place / f'{split}.tsv', [240, 64][number], seed=number)
+        write_sentences(place / f'{split}.txt', [160, 40][number], seed=number)
+        write_questions(place / f'{split}.json', [200, 40][number], seed=number)
+    return place
+
+
+def _flags(config: str, **changes: object) -> list[str]:
+    values = SMALL | {name.replace('__', '.'): value for name, value in changes.items()}
+    flags = [f'--config={ROOT}/configs/finetune/{config}', '--config.init=models/mine']
+    return flags + [f'--config.{name}={value}' for name, value in values.items()]
+
+
+REVIEWS = _flags('glue.py:sst2', train__epochs=4)
+
+
+def _lines(workdir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+@pytest.fixture(scope='module')
+def finished(place: Path) -> Path:
+    """The workdir of two seeds that learnt to tell reviews."""
+    assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2'], place) == 0
+    return place / 'reviews'
+
+
+def test_it_learns_and_tells_the_median_of_the_seeds(place: Path, finished: Path, capsys) -> None:
+    results = json.loads((finished / 'results.json').read_text())
+    each = [seed['metrics']['accuracy'] for seed in results['seeds']]
+    assert [seed['seed'] for seed in results['seeds']] == [0, 1] and results['finished']
+    assert results['metrics'] == {'accuracy': statistics.median(each)}
+    assert results['spread'] == {'accuracy': [min(each), max(each)]} and min(each) > 0.9
+    said = [json.loads(line) for line in (finished / 'seed-1' / 'predictions-dev.jsonl').read_text().splitlines()]
+    assert [one['index'] for one in said] == list(range(64))
+    assert np.mean([one['prediction'] == one['label'] for one in said]) == pytest.approx(each[1])
+    assert [sum(one['probabilities'].values()) for one in said] == pytest.approx([1] * 64, abs=1e-5)
+    # Typed again: finished, nothing is done; the same figures as JSON and nothing else.
+    before = [(finished / f'seed-{seed}' / 'metrics.jsonl').read_bytes() for seed in (0, 1)]
+    assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2', '--json'], place) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)['metrics'] == results['metrics'] and 'seed-1 is finished' in told.err
+    assert [(finished / f'seed-{seed}' / 'metrics.jsonl').read_bytes() for seed in (0, 1)] == before
+
+
+def test_a_killed_run_goes_on_and_ends_the_same_bit_for_bit(place: Path, finished: Path) -> None:
+    command = [sys.executable, '-m', 'bert_jax', 'finetune', *REVIEWS, '--workdir=killed']
+    devices = f'--xla_force_host_platform_device_count={jax.device_count()}'
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': devices}
+    log = (place / 'killed.log').open('w')
+    process = subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=log)
+    metrics, deadline = place / 'killed' / 'seed-0' / 'metrics.jsonl', time.monotonic() + 240
+    while not metrics.exists() or metrics.read_text().count('\n') < 3:  # 15 steps, two of them saved
+        assert process.poll() is None and time.monotonic() < deadline, (place / 'killed.log').read_text()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    log.close()
+    assert run(['finetune', *REVIEWS, '--workdir=killed'], place) == 0
+    assert json.loads((place / 'killed' / 'results.json').read_text())['seeds'][0]['resumed_from'] >= 7
+    ours, theirs = place / 'killed' / 'seed-0', finished / 'seed-0'
+    assert _lines(ours) == _lines(theirs)
+    assert (ours / 'predictions-dev.jsonl').read_bytes() == (theirs / 'predictions-dev.jsonl').read_bytes()
+
+
+def test_a_time_limit_saves_and_exits_75(place: Path) -> None:
+    stopping = [*REVIEWS, '--workdir=stopped', '--seeds=2']
+    assert run(['finetune', *stopping, '--config.train.stop_at=2001-01-01T00:00'], place) == 75
+    assert not (place / 'stopped' / 'results.json').exists() and not (place / 'stopped' / 'seed-1').exists()
+    assert (place / 'stopped' / 'seed-0' / 'checkpoints' / '1' / 'manifest.json').exists()
+
+
+def test_another_task_in_the_same_workdir_is_refused(place: Path, finished: Path, capsys) -> None:
+    other = ['--config.optimizer.weight_decay=0.1', '--config.train.epochs=5']
+    assert run(['finetune', *REVIEWS, *other, '--workdir=reviews'], place) == 2
+    told = capsys.readouterr().err
+    assert 'optimizer.weight_decay (0.01 there, 0.1 asked)' in told and 'train.steps (60 there, 75 asked)' in told
+
+
+@pytest.mark.parametrize(
+    'config, files, main, class_name',
+    [
+        ('ner.py', ('conll', 'txt'), 'entity_f1', 'AutoModelForTokenClassification'),
+        ('squad.py', ('squad', 'json'), 'f1', 'AutoModelForQuestionAnswering'),
+    ],
+)
+def test_tags_and_spans_are_learnt_and_exported(
+    place: Path, config: str, files: tuple[str, str], main: str, class_name: str, capsys
+) -> None:
+    kind, ending = files
+    more = {'task__train': f'{kind}:train.{ending}', 'task__validation': f'{kind}:dev.{ending}', 'train__epochs': 4}
+    if kind == 'squad':
+        more |= {'task__sequence_length': 32, 'task__max_question_tokens': 8, 'task__stride': 8, 'train__epochs': 8}
+    flags = _flags(config, **more)
+    assert run(['finetune', *flags, f'--workdir={kind}', '--json'], place) == 0
+    assert json.loads(capsys.readouterr().out)['metrics'][main] > (0.9 if kind == 'conll' else 0.5)
+    assert run(['export', f'--workdir={kind}', f'--output={kind}-export'], place) == 0
+    transformers = pytest.importorskip('transformers')
+    getattr(transformers, class_name).from_pretrained(place / f'{kind}-export')
+    if kind == 'conll':
+        config_json = json.loads((place / 'conll-export' / 'config.json').read_text())
+        assert config_json['id2label'] == {'0': 'O', '1': 'B-LOC', '2': 'B-PER', '3': 'I-LOC'}
+
+
+def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -> None:
+    transformers = pytest.importorskip('transformers')
+    assert run(['export', '--workdir=reviews', '--output=export', '--json'], place) == 0
+    told = capsys.readouterr()
+    proof, best = json.loads(told.out), json.loads((finished / 'results.json').read_text())['spread']['accuracy'][1]
+    assert 'the best of 2 seeds by accuracy' in told.err and proof['largest_difference'] <= 1e-4
+    results = json.loads((place / proof['workdir'] / 'results.json').read_text())
+    assert results['metrics']['accuracy'] == best
+    classify = transformers.pipeline('text-classification', model=str(place / 'export'))
+    texts = [line.split('\t')[0] for line in (place / 'dev.tsv').read_text().splitlines()[1:9]]
+    lines = (place / proof['workdir'] / 'predictions-dev.jsonl').read_text().splitlines()
+    for said, line in zip(classify(texts), lines, strict=False):
+        ours = json.loads(line)
+        assert said['label'] == ours['prediction']
+        assert said['score'] == pytest.approx(ours['probabilities'][said['label']], abs=1e-4)
+    card = (place / 'export' / 'README.md').read_text()
+    assert f'| accuracy | {best:.4f} |' in card and 'pipeline_tag: "text-classification"' in card
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({'init': 'models/none'}, 'models/none'),
+        ({'init': ''}, 'config.init: is empty'),
+        ({'init': 'scratch'}, 'config.tokenizer.path: is empty, and scratch brings no tokenizer'),
+        ({'tokenizer.path': 'other.txt'}, 'is another tokenizer'),
+        ({'task.sequence_length': 64}, 'is 64; the model has 32 positions'),
+        ({'task.label': 'lable'}, "train.tsv:1: has no column 'lable'"),
+        ({'task.labels': "('1', '2')"}, "has the label '0'"),
+        ({'task.train': 'tsv:none.tsv'}, 'none.tsv: is not there'),
+        ({'task.metrics': "('acuracy',)"}, 'accuracy, f1, macro_f1, matthews'),
+        ({'task.kind': 'tagging'}, "names 'accuracy'"),
+        ({'train.epoch': 3}, 'did you mean config.train.epochs?'),
+        ({'mesh.data': 3}, 'there are 8 devices'),
+    ],
+)
+def test_what_cannot_work_exits_2_and_writes_nothing(place: Path, changes: dict, words: str, capsys) -> None:
+    tokens = (place / 'models' / 'mine' / 'vocab.txt').read_text()
+    (place / 'other.txt').write_text(tokens + 'another\n')
+    flags = [*REVIEWS, *(f'--config.{name}={value}' for name, value in changes.items())]
+    assert run(['finetune', *flags, '--workdir=refused'], place) == 2
+    assert words in capsys.readouterr().err and not (place / 'refused').exists()
+
+
+def test_a_pretraining_config_or_workdir_is_told_from_a_fine_tune(place: Path, finished: Path, capsys) -> None:
+    assert run(['finetune', f'--config={ROOT}/configs/demo.py', '--workdir=refused'], place) == 2
+    assert 'is not of a fine-tune' in capsys.readouterr().err
+    assert run(['fill-mask', '--model=reviews/seed-0', 'a [MASK]'], place) == 2
+    assert 'is of a fine-tuned model' in capsys.readouterr().err
+
+
+def test_an_unfinished_seed_is_left_out_of_the_median() -> None:
+    outcomes = [Outcome(seed, 5, seed < 3, None, {'f1': 0.1 * seed} if seed < 3 else {}) for seed in range(4)]
+    summary = summarize(outcomes, 5)
+    assert not summary.finished and summary.metrics == {'f1': 0.1} and summary.spread == {'f1': [0.0, 0.2]}

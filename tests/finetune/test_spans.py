@@ -1,0 +1,152 @@
+"""Windows hold every answer, answers are found again, and what cannot be learnt is dropped and counted."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_jax.errors import BadInput
+from bert_jax.finetune.config import Task, finetune, resolve
+from bert_jax.finetune.spans import SpanSplit, Window, best_answers, cut_windows, open_spans
+from tests.finetune.models import OTHER, read_tokenizer, squad
+
+TASK = Task(kind='spans', sequence_length=24, stride=6, max_question_tokens=6, max_answer_tokens=5, n_best=6)
+
+
+def _open(tmp_path: Path, paragraphs: list, is_training: bool = True) -> SpanSplit:
+    (tmp_path / 'a.json').write_text(squad(paragraphs))
+    return open_spans(f'squad:{tmp_path}/a.json', TASK, read_tokenizer(tmp_path), is_training=is_training)
+
+
+def _long_paragraphs() -> list:
+    """Texts of up to 80 words with punctuation, capitals and accents, an answer of 1 to 3 words anywhere in them."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(30):
+        words = [str(rng.choice([*OTHER, 'Ada', 'Bob,', '(town)', 'É2'])) for _ in range(rng.integers(1, 80))]
+        first = int(rng.integers(len(words)))
+        answer = ' '.join(words[first : first + int(rng.integers(1, 4))])
+        start = len(' '.join([*words[:first], ''])) if first else 0
+        found.append((' '.join(words), [('who is in town?', [(answer, start)])]))
+    return found
+
+
+def test_every_answer_is_whole_in_a_window_and_its_label_points_at_it(tmp_path: Path) -> None:
+    paragraphs = _long_paragraphs()
+    split = _open(tmp_path, paragraphs)
+    assert len(split.rows) > 60 and split.counts['answer in no window as a whole'] == 0
+    learnt = dict.fromkeys(range(len(paragraphs)), 0)
+    for row, (window, (first, last)) in enumerate(zip(split.windows, split.rows.labels, strict=True)):
+        context, ((_, [(answer, start)]),) = paragraphs[split.example[row]]
+        ends = window.offsets[0, 0], window.offsets[-1, 1]
+        if ends[0] <= start and start + len(answer) <= ends[1]:
+            low, high = window.offsets[first - window.place, 0], window.offsets[last - window.place, 1]
+            assert context[low:high] == answer
+            learnt[int(split.example[row])] += 1
+        else:
+            assert (first, last) == (0, 0)
+    assert min(learnt.values()) >= 1
+    lengths = np.diff(split.rows.starts)
+    assert lengths.max() == TASK.sequence_length
+
+
+def test_windows_start_a_stride_apart_and_each_token_has_most_context_in_one(tmp_path: Path) -> None:
+    for num_tokens in (0, 1, 15, 16, 17, 40, 61):
+        offsets = np.stack([np.arange(num_tokens)] * 2, axis=1)
+        windows = cut_windows(offsets, 7, TASK)  # room for 16 tokens
+        assert [window.first for window in windows] == [6 * n for n in range(len(windows))]
+        covered = np.concatenate([window.offsets[:, 0] for window in windows])
+        assert {*covered.tolist()} == {*range(num_tokens)}
+        chosen = np.concatenate([window.offsets[window.has_most_context, 0] for window in windows])
+        assert sorted(chosen.tolist()) == list(range(num_tokens))
+        for token in range(num_tokens):  # as the original works it out, window by window
+            scores = []
+            for window in windows:
+                place, last = token - window.first, len(window.offsets) - 1
+                inside = 0 <= place <= last
+                scores.append(min(place, last - place) + 0.01 * len(window.offsets) if inside else -1)
+            best = windows[int(np.argmax(scores))]
+            assert best.has_most_context[token - best.first]
+
+
+def test_the_best_answers_are_those_of_a_search_over_all_spans() -> None:
+    rng = np.random.default_rng(1)
+    context = ' '.join(f'w{n}' for n in range(9))
+    offsets = np.array([(3 * n, 3 * n + 2) for n in range(9)])
+    windows = [
+        Window(0, 3, offsets[:6], np.array([True] * 4 + [False] * 2)),
+        Window(3, 3, offsets[3:], np.array([False] + [True] * 5)),
+    ]
+    outputs = [rng.standard_normal((12, 2)).astype(np.float32) for _ in windows]
+    scores: dict[str, float] = {}
+    for window, logits in zip(windows, outputs, strict=True):
+        for first, last in itertools.product(range(6), range(6)):
+            if window.has_most_context[first] and first <= last < first + 3:
+                text = context[window.offsets[first, 0] : window.offsets[last, 1]]
+                score = float(logits[3 + first, 0] + logits[3 + last, 1])
+                scores[text] = max(score, scores.get(text, -np.inf))
+    expected = sorted(scores.items(), key=lambda item: -item[1])
+    found = best_answers(context, windows, outputs, n_best=100, max_tokens=3)
+    assert [text for text, _ in found] == [text for text, _ in expected]
+    weights = np.exp([score for _, score in expected])
+    np.testing.assert_allclose([probability for _, probability in found], weights / weights.sum(), rtol=1e-5)
+    assert [text for text, _ in best_answers(context, windows, outputs, n_best=6, max_tokens=3)][:1] == [found[0][0]]
+
+
+def test_an_answer_that_is_not_in_its_text_is_dropped_in_training_and_scored_in_evaluation(
+    tmp_path: Path, capsys
+) -> None:
+    paragraphs = [
+        ('ada is in town.', [('who?', [('ada', 0)]), ('who?', [('bob', 0)]), ('where?', [('town', 99)])]),
+        ('the end', [('who?', []), ('what?', [('nothing', 0), ('end', 4)])]),
+    ]
+    split = _open(tmp_path, paragraphs)
+    assert [question.id for question in split.questions] == ['q0', 'q4']
+    assert split.counts['answer not in its text, dropped'] == 2
+    assert split.counts['question without an answer, dropped'] == 1
+    judged = _open(tmp_path, paragraphs, is_training=False)
+    assert judged.gold == [['ada'], ['bob'], ['town'], ['nothing', 'end']]
+    assert judged.counts['answer not in its text'] == 2
+    predictions = [[('Ada.', 1.0)], [], [('the town', 1.0)], [('the end', 1.0)]]
+    assert judged.metrics(['exact_match', 'f1'], predictions) == {'exact_match': 0.75, 'f1': 0.75}
+    files = judged.files(predictions)
+    assert json.loads(files['.json']) == {'q0': 'Ada.', 'q1': '', 'q2': 'the town', 'q4': 'the end'}
+    assert json.loads(files['-nbest.json'])['q1'] == []
+
+
+def test_answers_of_datasets_have_another_form_and_say_the_same(tmp_path: Path) -> None:
+    record = {'id': 1, 'question': 'who?', 'context': 'ada is', 'answers': {'text': ['ada'], 'answer_start': [0]}}
+    (tmp_path / 'a.jsonl').write_text(json.dumps(record) + '\n')
+    flat = open_spans(f'jsonl:{tmp_path}/a.jsonl', TASK, read_tokenizer(tmp_path), is_training=True)
+    nested = _open(tmp_path, [('ada is', [('who?', [('ada', 0)])])])
+    assert flat.rows.digest() == nested.rows.digest()
+
+
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        ('{"data": 5}', 'is not SQuAD JSON'),
+        ('not json', 'is not SQuAD JSON'),
+        (squad([('ada', [('who?', [('bob', 0)])])]), 'no question to learn'),
+        (
+            squad([('ada', [('who?', [])])]).replace('"answers": [], ', '').replace(', "answers": []', ''),
+            "no 'answers'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / 'a.json').write_text(content)
+    with pytest.raises(BadInput) as caught:
+        open_spans(f'squad:{tmp_path}/a.json', TASK, read_tokenizer(tmp_path), is_training=True)
+    assert words in str(caught.value)
+
+
+def test_a_stride_that_would_leave_tokens_out_is_refused() -> None:
+    config = finetune('spans').to_dict() | {'init': 'x'}
+    config['task'] |= {'sequence_length': 128, 'max_question_tokens': 64, 'stride': 62}
+    with pytest.raises(BadInput, match='task.stride.*is 62'):
+        resolve(config)
+    config['task'] |= {'stride': 61}
+    resolve(config)

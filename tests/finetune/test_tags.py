@@ -1,0 +1,87 @@
+"""A tag belongs to the first piece of its word, and every word is judged once."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_jax.errors import BadInput
+from bert_jax.finetune.config import Task
+from bert_jax.finetune.rows import TaskStream
+from bert_jax.finetune.tags import TagSplit, open_tags
+from tests.finetune.models import read_tokenizer
+
+
+def _open(tmp_path: Path, content: str, length: int = 16, **task: object) -> TagSplit:
+    (tmp_path / 'a.txt').write_text(content)
+    settings = Task(kind='tagging', directory=str(tmp_path), text='words', label='tags', sequence_length=length, **task)
+    return open_tags('conll:a.txt', settings, read_tokenizer(tmp_path), None)
+
+
+CONLL = '-DOCSTART- -X- O\n\nada N B-PER\nxyz N I-PER\nin P O\n\nthe D O\nqr5 N B-LOC\n. . O\n'
+
+
+def test_first_pieces_have_the_tags_and_the_others_none(tmp_path: Path) -> None:
+    split, tokenizer = _open(tmp_path, CONLL), read_tokenizer(tmp_path)
+    assert split.labels == ('O', 'B-LOC', 'B-PER', 'I-PER')
+    assert split.gold == [['B-PER', 'I-PER', 'O'], ['O', 'B-LOC', 'O']]
+    stream = TaskStream(split.rows, batch_size=2, seed=None, sequence_length=16, pad_id=tokenizer.pad_id)
+    batch = stream.batch(0)
+    for ids, labels, weights, gold in zip(*batch[:1], batch.labels, batch.weights, split.gold, strict=True):
+        pieces = [tokenizer.token(token) for token in ids]
+        starts = [n for n, piece in enumerate(pieces) if not piece.startswith(('##', '['))]
+        assert np.flatnonzero(weights).tolist() == starts
+        assert [split.labels[label] for label in labels[starts]] == gold
+    assert [tokenizer.token(token) for token in batch.input_ids[0, :8]] == (
+        ['[CLS]', 'ada', 'x', '##y', '##z', 'in', '[SEP]', '[PAD]']
+    )
+
+
+def test_a_word_without_pieces_still_has_a_place(tmp_path: Path) -> None:
+    split = _open(tmp_path, 'ada B-PER\n\u200d O\nfilm O\n')
+    assert len(split.first_pieces[0]) == 3 and split.rows.labels.tolist() == [-1, 1, 0, 0, -1]
+
+
+def test_every_word_of_a_long_sentence_is_in_one_window_and_gets_its_prediction(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = [''.join(rng.choice([*'xyz'], rng.integers(1, 9))) for _ in range(60)]
+    tags = [f'B-{len(word)}' for word in words]
+    split = _open(tmp_path, ''.join(f'{word} {tag}\n' for word, tag in zip(words, tags, strict=True)), length=10)
+    assert len(split.rows) > 20 and split.num_examples == 1 and split.counts['sentence split into windows'] == 1
+    assert np.diff(split.rows.starts).max() <= 10
+    # Outputs that say the label of each token back to us.
+    outputs = np.zeros((len(split.rows), 10, len(split.labels)), np.float32)
+    for row, (start, stop) in enumerate(zip(split.rows.starts, split.rows.starts[1:], strict=False)):
+        labels = split.rows.labels[start:stop]
+        outputs[row, np.flatnonzero(labels >= 0), labels[labels >= 0]] = 1
+    assert split.predictions(outputs) == [tags] == split.gold
+    assert split.metrics(['entity_f1', 'token_accuracy'], [tags]) == {'entity_f1': 1, 'token_accuracy': 1}
+
+
+def test_words_longer_than_a_window_are_cut_and_counted(tmp_path: Path) -> None:
+    split = _open(tmp_path, f'{"xy" * 20} B-X\nada O\n', length=10)
+    assert split.counts == Counter({'word cut': 1, 'sentence split into windows': 1})
+    assert np.diff(split.rows.starts).tolist() == [10, 3]
+
+
+def test_the_prefix_of_a_language_is_taken_off(tmp_path: Path) -> None:
+    plain = _open(tmp_path, 'ada\tB-PER\n')
+    assert _open(tmp_path, 'en:ada\tB-PER\n', token_prefix='en:').rows.digest() == plain.rows.digest()
+
+
+@pytest.mark.parametrize(
+    'source, content, words',
+    [
+        ('conll:a.txt', 'ada\n', 'a.txt:1: has one column'),
+        ('jsonl:a.txt', '{"words": ["ada", "bob"], "tags": ["O"]}\n', 'has 2 words and 1 tags'),
+        ('jsonl:a.txt', '{"words": ["ada"], "tag": ["O"]}\n', "a.txt:1: has no column 'tags'"),
+        ('conll:b.txt', '', 'b.txt: is not there'),
+    ],
+)
+def test_what_does_not_fit_is_told_by_its_place(source: str, content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / 'a.txt').write_text(content)
+    task = Task(kind='tagging', directory=str(tmp_path), text='words', label='tags')
+    with pytest.raises(BadInput) as caught:
+        open_tags(source, task, read_tokenizer(tmp_path), None)
+    assert words in str(caught.value)
