@@ -117,7 +117,7 @@ def make_exact_step(
         parts = _pairwise(add, (gradient(state.params, state.step, shard, weights) for shard in shards))
         grads, sums = over_devices(parts)
         state, figures, metrics = update(state, grads, sums)
-        return split(state), metrics | counts
+        return split(state), metrics | figures | counts
 
     return exact_step
 
