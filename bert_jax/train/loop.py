@@ -217,7 +217,7 @@ def _train(
 
 def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
     devices = jax.devices()
-    several = [hosts.describe_hosts()] if jax.process_count() > 1 else []
+    several = [hosts.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
     lines = [
         *several,
