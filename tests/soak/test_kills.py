@@ -22,7 +22,6 @@ from tests.soak.harness import (
     tries,
 )
 
-
 _PATIENCE = 1800.0  # seconds for a run that takes ten on an idle machine
 
 
