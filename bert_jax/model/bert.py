@@ -121,15 +121,15 @@ class BertForPreTraining(nnx.Module):
         self.mlm_norm = LayerNorm(size, model.layer_norm_eps, dtype)
         self.mlm_bias = parameter(jnp.zeros(padded_vocab_size(vocab_size)), 'vocab')
         self.nsp = Dense(size, 2, ('embed', 'labels'), stddev, 'float32', rngs)
-        self.vocab_size = vocab_size
+        self.vocab_size, self.dtype = vocab_size, dtype
 
     def mlm_logits(self, hidden: jax.Array, positions: jax.Array) -> jax.Array:
         """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
         x = self.mlm_transform(_at_positions(hidden, positions))
         x = self.mlm_norm(jax.nn.gelu(x, approximate=False))
-        word = self.bert.embeddings.word[...].astype(x.dtype)
+        word = self.bert.embeddings.word[...]
         bias = jnp.where(jnp.arange(word.shape[0]) < self.vocab_size, self.mlm_bias[...], -jnp.inf)
-        return project(x, word.T) + bias
+        return project(x, word.T, self.dtype, 'float32') + bias
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""

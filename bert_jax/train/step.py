@@ -14,6 +14,7 @@ from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.layers import DropoutKey, dropout_base
 from bert_jax.model.losses import cross_entropy
+from bert_jax.model.products import compiled_for
 from bert_jax.train.gradients import Exchange, accumulated
 from bert_jax.train.sharding import BATCH_AXES, replicated
 from bert_jax.train.state import TrainState
@@ -128,6 +129,7 @@ def make_train_step(
     own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
     gradient = exchange.over_rows(of_own_rows, (exchange.specs, own, own, same), (exchange.specs, same))
 
+    @compiled_for(mesh.devices.flat[0].platform)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
         grads, sums = gradient(state.params, batch, rows, dropout_base(seed, state.step))
@@ -160,6 +162,7 @@ def make_evaluation_step(graph: nnx.GraphDef, mesh: Mesh, shardings: nnx.State) 
     """The sums over one batch without dropout, under `jax.jit`. shardings: of the parameters."""
     exchange = Exchange(mesh, shardings)
 
+    @compiled_for(mesh.devices.flat[0].platform)
     def of_own_rows(params: nnx.State, batch: Batch) -> Sums:
         model = exchange.assemble(graph, exchange.gather_outside_layers(params))
         rows = batch.input_ids.shape[0]
