@@ -19,7 +19,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install pretrain bench test test-plan test-slurm lint format clean
+.PHONY: help install pretrain bench test test-plan test-slurm test-soak lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
@@ -82,6 +82,10 @@ test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (
 
 test-slurm: $(TEST_INSTALLED) ## run the tests that start a real SLURM on this machine (apt-get install slurm-wlm munge)
 	.venv/bin/python -m pytest -m slurm
+
+# SOAK_TRIES=N tries every fault N times, SOAK_SEED=S at other moments.
+test-soak: $(TEST_INSTALLED) ## run the torture programs; each prints a row: fault, tries, outcome, time to recover, steps lost
+	.venv/bin/python -m pytest -m soak tests/soak
 
 lint: $(TEST_INSTALLED) ## check style and formatting
 	.venv/bin/ruff check .

@@ -20,9 +20,9 @@ import numpy as np
 
 from bert_jax.config import Data, Masking, max_sequences, num_predictions
 from bert_jax.data.batches import Batch, CorpusStream
-from bert_jax.data.examples import num_special_tokens
 from bert_jax.data.masking import num_masked
 from bert_jax.data.packing import pack
+from bert_jax.data.windows import num_special_tokens
 from bert_jax.text.corpus import Corpus, load_corpus
 
 TOKENS_IN_BATCH = 32_768

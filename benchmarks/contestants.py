@@ -150,13 +150,11 @@ class Torch:
 
         torch, total = self._torch, 0.0
         for _, batch, m, k, n, count in products(self._config, self._config.tokenizer.vocab_size, _ONE_DEVICE):
-            x, w, y = (
-                torch.full((batch, *shape), 0.01, dtype=self._dtype, device=self._device)
-                for shape in ((m, k), (k, n), (m, n))
-            )
-            if batch == 1:
-                x, w, y = x[0], w[0], y[0]
-            for left, right in ((x, w), (y, w.mT), (x.mT, y)):
+            for rows, inner, columns in ((m, k, n), (m, n, k), (k, m, n)):
+                shapes = (
+                    ((rows, inner), (inner, columns)) if batch == 1 else ((batch, rows, inner), (batch, inner, columns))
+                )
+                left, right = (torch.full(shape, 0.01, dtype=self._dtype, device=self._device) for shape in shapes)
                 total += count * _seconds(lambda left=left, right=right: left @ right, self._wait)
         return total
 
@@ -269,6 +267,10 @@ def _seconds(run: Callable[[], object], wait: Callable[[], None], at_least: floa
 
 
 def main(name: str) -> None:
+    if name.startswith('bert_jax'):
+        from bert_jax.devices import select_platform
+
+        select_platform('')  # as the commands do
     contestant = CONTESTANTS[name]()
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     for line in sys.stdin:

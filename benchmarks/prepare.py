@@ -12,17 +12,19 @@ machine disturb less). The second writes a file of that size by repeating and va
 Without --text, the text is the docstrings of the installed packages (15 MB).
 """
 
+import functools
 import json
+import multiprocessing
 import os
 import pathlib
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+import sentencepiece
 from absl import app, flags
 
 from bert_jax import config
@@ -38,9 +40,7 @@ _WORKERS = flags.DEFINE_integer('workers', 2, 'processes, when memory is measure
 _LONGEST_LINE = flags.DEFINE_integer(
     'longest_line', 100_000_000, 'characters of the longest line, when memory is measured'
 )
-_KIND = flags.DEFINE_enum(
-    'kind', 'wordpiece', ['wordpiece', 'sentencepiece'], 'of the tokenizer, when memory is measured'
-)
+_KIND = flags.DEFINE_enum('kind', None, ['wordpiece', 'sentencepiece'], 'of the tokenizer; of speeds both without it')
 
 _SENTENCES_AT_ONCE = 10_000
 _ORIGINAL_BYTES_PER_SECOND = 67_000  # reported for create_pretraining_data.py, a process
@@ -53,7 +53,7 @@ def main(_: list[str]) -> None:
         if _GIGABYTES.value:
             _measure_memory(directory, text)
         else:
-            for kind in ('wordpiece', 'sentencepiece'):
+            for kind in (_KIND.value,) if _KIND.value else ('wordpiece', 'sentencepiece'):
                 _measure_speed(directory, text, kind)
 
 
@@ -80,7 +80,8 @@ def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> No
         encode, library = tokenizer._backend.encode_batch_fast, 'tokenizers, encode_batch_fast'
     else:
         sentences = [sentence.lower() for sentence in sentences]  # as the tokenizer does before
-        encode, library = lambda batch: tokenizer._processor.encode(batch, num_threads=1), 'sentencepiece, encode'
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(directory / kind / 'sentencepiece.model'))
+        encode, library = functools.partial(processor.encode, num_threads=1), 'sentencepiece, encode'
     batches = [sentences[i : i + _SENTENCES_AT_ONCE] for i in range(0, len(sentences), _SENTENCES_AT_ONCE)]
     num_bytes, alone, whole = text.stat().st_size, [], []  # (seconds by the clock, by the processor)
     for number in range(_ROUNDS.value):
@@ -102,27 +103,34 @@ def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> No
 
 def _measure_memory(directory: pathlib.Path, text: pathlib.Path) -> None:
     big = directory / 'big.txt'
-    _write_varied(text, big, int(_GIGABYTES.value * 1e9))
+    arguments = text, big, int(_GIGABYTES.value * 1e9), _LONGEST_LINE.value
+    # In a process of its own: what is started from here counts the memory of this process as its own (exec keeps it).
+    writer = multiprocessing.get_context('spawn').Process(target=_write_varied, args=arguments)
+    writer.start()
+    writer.join()
     command = [sys.executable, '-m', 'bert_jax', 'prepare', '--config=configs/bert.py', '--json']
     command += [f'--config.data.source=text:{big}', f'--config.data.corpus={directory}/corpus']
-    command += [f'--workers={_WORKERS.value}', f'--config.tokenizer.kind={_KIND.value}']
+    command += [f'--workers={_WORKERS.value}', f'--config.tokenizer.kind={_KIND.value or "wordpiece"}']
     start = time.perf_counter()
-    summary = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    summary = json.loads(process.stdout.read())
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of the largest process, not their sum
+    peak = usage.ru_maxrss * 1024  # of the largest of it and its workers, not their sum
     print(f'{big.stat().st_size / 1e9:.2f} GB of text, its longest line {_LONGEST_LINE.value:,} characters:')
     print(f'  {seconds:.0f} s with {_WORKERS.value} workers; peak memory of the largest process {peak / 1e6:.0f} MB')
     print(f'  {summary["documents"]:,} documents, {summary["tokens"]:,} tokens; dropped: {summary["dropped"]}')
 
 
-def _write_varied(text: pathlib.Path, path: pathlib.Path, num_bytes: int) -> None:
+def _write_varied(text: pathlib.Path, path: pathlib.Path, num_bytes: int, longest_line: int) -> None:
     """Repeats a text until it is large; every time, one in fifty words is another word of the text."""
     lines = [line.split() for line in text.read_text('utf-8').split('\n')]
     words = [word for line in lines for word in line]
     rng = random.Random(0)
     with path.open('w') as file:
         length = 0
-        while length < _LONGEST_LINE.value:
+        while length < longest_line:
             length += file.write(' '.join(rng.choices(words, k=100_000)) + ' ')
         file.write('\n\n')
         while file.tell() < num_bytes:

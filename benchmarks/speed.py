@@ -71,9 +71,12 @@ class Process:
         Raises:
           RuntimeError: with the end of what it said, when it ended instead.
         """
+        start = time.perf_counter()
         self._process.stdin.write(json.dumps(what) + '\n')
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
+        task = ' '.join(f'{key} {Path(value).name if key == "load" else value}' for key, value in what.items())
+        print(f'  {time.perf_counter() - start:6.1f} s  {self.name}: {task}', file=sys.stderr)
         if not answer:
             said = Path(self._log.name).read_text(errors='replace').splitlines()[-15:]
             raise RuntimeError(f'{self.name} ended:\n' + '\n'.join(said))

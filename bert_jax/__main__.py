@@ -13,12 +13,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
-
-from bert_jax.config import Config, resolve, unknown_field
+from bert_jax import versions
 from bert_jax.errors import BadInput
+from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest, leave
 
-EXIT_BAD_INPUT, EXIT_RUN_AGAIN = 2, 75
+try:
+    from absl import flags
+
+    from bert_jax.config import Config, resolve, unknown_field
+except ModuleNotFoundError:
+    try:
+        versions.check()
+    except BadInput as error:
+        sys.exit(print(f'bert_jax: {error}', file=sys.stderr) or EXIT_BAD_INPUT)
+    raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +81,9 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_float('price', None, 'dollars of a chip and an hour', lower_bound=0.0, flag_values=values)
         elif name == 'search':
             flags.DEFINE_boolean('search', False, 'rank meshes, microbatches and remat policies', flag_values=values)
+        elif name == 'scaling':
+            does = 'predict the efficiency of 8 to 4096 such devices, split over data'
+            flags.DEFINE_boolean('scaling', False, does, flag_values=values)
         elif name == 'tokenizer_only':
             flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
         elif name == 'seconds':
@@ -139,7 +150,7 @@ def _first_rows(config: Config, num_rows: int) -> list[list[dict[str, Any]]]:
     from bert_jax.data.show import decode_rows
     from bert_jax.text.corpus import load_corpus
 
-    corpus, phase = load_corpus(config.data.corpus), in_phases(config)[0]
+    corpus, phase = load_corpus(config.data.corpus, config.data.local_copy), in_phases(config)[0]
     stream = CorpusStream(corpus, phase.data, 'train', batch_size=num_rows, seed=config.train.seed)
     return decode_rows(stream.batch(0), corpus.tokenizer, phase.data.pairing)
 
@@ -168,26 +179,29 @@ def _doctor(values: flags.FlagValues, _: list[str]) -> int:
 
 def _plan(values: flags.FlagValues, _: list[str]) -> int:
     target_name, config = _required(values, 'target'), _config(values)
-    if config.phases:
+    if config.phases and (values.search or values.scaling):
         raise BadInput(
             'config.phases',
             f'has {len(config.phases)} phases',
-            'one at a time',
+            'one at a time with --search and --scaling',
             '--config.phases="()" and the fields of a phase, for example --config.data.sequence_length=512',
         )
     if target_name == 'here':
         _select_platform(config)
     else:
         _only_cpu()
-    from bert_jax.plan import planning, search
+    from bert_jax.plan import phased, planning, scaling, search
 
-    target = planning.find_target(target_name, config)
     if values.search:
-        ranking = search.search(config, target)
+        ranking = search.search(config, planning.find_target(target_name, config))
         _tell(values, search.to_json(ranking, values.price), search.describe(ranking, values.price))
         return 0
-    plan = planning.make_plan(config, target)
-    _tell(values, plan.to_json(values.price), planning.describe(plan, values.price))
+    run = phased.make_run_plan(config, target_name)
+    if values.scaling:
+        scales = scaling.scaling(run.plans[0])
+        _tell(values, scaling.to_json(scales), scaling.describe(run.plans[0], scales))
+        return 0
+    _tell(values, run.to_json(values.price), phased.describe(run, values.price))
     return 0
 
 
@@ -200,15 +214,16 @@ def _only_cpu() -> None:
 
 def _train(values: flags.FlagValues, _: list[str]) -> int:
     workdir = _required(values, 'workdir')
-    config = _run_config(values, workdir)
-    from bert_jax import hosts
+    with StopRequest() as stop:
+        config = _run_config(values, workdir)
+        from bert_jax import hosts
 
-    hosts.join(values.distributed, values.join_timeout)
-    _select_platform(config)
-    hosts.check_devices(values.devices)
-    from bert_jax.train.loop import train
+        hosts.join(values.distributed, values.join_timeout, config.train.watchdog_seconds)
+        _select_platform(config)
+        hosts.check_devices(values.devices)
+        from bert_jax.train.loop import train
 
-    outcome = train(config, workdir)
+        outcome = train(config, workdir, stop)
     next_steps = (
         f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
         f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
@@ -399,7 +414,7 @@ COMMANDS = {
         _plan,
         'whether a run fits devices that need not be here, how long it takes, what it costs',
         'python -m bert_jax plan --config=configs/bert.py:base --target=tpu-v5e:4x4 --price=1.20',
-        ('config', 'target', 'price', 'search'),
+        ('config', 'target', 'price', 'search', 'scaling'),
     ),
     'train': Command(
         _train,
@@ -589,6 +604,7 @@ def main(argv: list[str]) -> int:
         if '--help' in arguments or '-h' in arguments:
             print(_help(name))
             return 0
+        versions.check()
         values, rest = _parse(name, arguments)
         return COMMANDS[name].run(values, rest)
     except BadInput as error:
@@ -600,4 +616,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv))
+    leave(main(sys.argv))

@@ -23,6 +23,7 @@ from bert_jax.data.batches import Batch, Stream, prefetch
 from bert_jax.data.random_rows import RandomRows
 from bert_jax.data.streams import open_streams
 from bert_jax.model.bert import num_parameters, padded_vocab_size
+from bert_jax.train.memory import settle
 from bert_jax.train.metrics import flops_per_step, published_peak_flops
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
@@ -76,6 +77,7 @@ def bench(config: Config, seconds: float) -> Bench:
     stream, vocab_size, data = _stream(config)
     config = dataclasses.replace(config, data=stream.data)
     mesh = mesh_of_run(config)
+    config = settle(config, mesh, vocab_size)
     counts = count(config, vocab_size, [stream.batch(step) for step in range(_COUNTED_BATCHES)])
     run = Run(config, vocab_size, stream, mesh)
     run.steps(_WARM_UP)
@@ -256,17 +258,14 @@ def products(config: Config, vocab_size: int, sizes: dict[str, int]) -> list[Pro
 
 
 class Products:
-    """The matrix products of a step alone, forward and backward, each compiled by itself."""
+    """The matrix products of a step alone, forward and backward, each compiled by itself. flops: of one device."""
 
     def __init__(self, config: Config, vocab_size: int, mesh: Mesh):
         self._timed: list[tuple[int, Callable[[], float]]] = []
-        for _, batch, m, k, n, count in products(config, vocab_size, dict(mesh.shape)):
-            x, w, y = (_everywhere((batch, *shape), config.model.dtype, mesh) for shape in ((m, k), (k, n), (m, n)))
-            self._timed += [
-                (count, _timer('bmk,bkn->bmn', x, w, mesh)),
-                (count, _timer('bmn,bkn->bmk', y, w, mesh)),
-                (count, _timer('bmk,bmn->bkn', x, y, mesh)),
-            ]
+        dtype, listed = config.model.dtype, products(config, vocab_size, dict(mesh.shape))
+        self.flops = 3.0 * sum(2 * batch * m * k * n * count for _, batch, m, k, n, count in listed)
+        for _, batch, m, k, n, count in listed:
+            self._timed += [(count, _timer(batch, *sizes, dtype, mesh)) for sizes in ((m, k, n), (m, n, k), (k, m, n))]
 
     def seconds(self) -> float:
         """Each timed once, times how often a step makes it."""
@@ -279,17 +278,17 @@ def _everywhere(shape: tuple[int, ...], dtype: str, mesh: Mesh) -> jax.Array:
     return jax.jit(lambda: jnp.full((mesh.size, *shape), 0.01, dtype), out_shardings=sharding)()
 
 
-def _timer(pattern: str, x: jax.Array, w: jax.Array, mesh: Mesh) -> Callable[[], float]:
-    """Seconds of one product, run on all devices at once; a short one is repeated until a clock can tell."""
+def _timer(batch: int, m: int, k: int, n: int, dtype: str, mesh: Mesh) -> Callable[[], float]:
+    """Seconds of one [batch, m, k] x [batch, k, n], on all devices at once; a short one is repeated until a clock can
+    tell. Both factors lie in memory as the product likes them best.
+    """
     per_device = PartitionSpec(mesh.axis_names)
-    product = jax.jit(
-        jax.shard_map(
-            lambda x, w: jnp.einsum(pattern, x[0], w[0], preferred_element_type=x.dtype)[None],
-            mesh=mesh,
-            in_specs=(per_device, per_device),
-            out_specs=per_device,
-        )
-    )
+    x, w = (_everywhere((batch, *shape), dtype, mesh) for shape in ((m, k), (k, n)))
+
+    def local(x: jax.Array, w: jax.Array) -> jax.Array:
+        return (x[0, 0] @ w[0, 0] if batch == 1 else x[0] @ w[0])[None]
+
+    product = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(per_device, per_device), out_specs=per_device))
     product(x, w).block_until_ready()
     start = time.perf_counter()
     product(x, w).block_until_ready()
@@ -307,8 +306,7 @@ def _timer(pattern: str, x: jax.Array, w: jax.Array, mesh: Mesh) -> Callable[[],
 
 def _square_product(mesh: Mesh, dtype: str) -> Callable[[], float]:
     """Seconds of a FLOP in a large square product on all devices."""
-    x = _everywhere((1, _SQUARE, _SQUARE), dtype, mesh)
-    timer = _timer('bmk,bkn->bmn', x, x, mesh)
+    timer = _timer(1, _SQUARE, _SQUARE, _SQUARE, dtype, mesh)
     return lambda: timer() / (2.0 * _SQUARE**3 * mesh.size)
 
 

@@ -156,12 +156,18 @@ class Train:
 
     steps: int = _at_least(1_000_000, 1)
     global_batch_size: int = _at_least(256, 1)
-    microbatches: int = _at_least(1, 1)
+    microbatches: int = _setting(1, 'at least 1, or -1 (the fewest that fit)', lambda v: v == -1 or v >= 1)
+    reduction: str = _setting('fast', choices=('fast', 'exact'))  # exact: the same bits on any number of devices
+    exact_shards: int = _setting(  # parts of the global batch that `exact` adds up in a fixed order
+        8, 'a power of two', lambda value: value >= 1 and value & (value - 1) == 0
+    )
     seed: int = _setting(0, 'a number from 0 to 2**31 - 1', lambda value: 0 <= value < 2**31)
     log_every: int = _at_least(100, 1)
     checkpoint_every: int = _at_least(1000, 1)
     keep_checkpoints: int = _at_least(2, 1)  # the newest
     keep_every: int = _at_least(0, 0)  # steps; checkpoints of its multiples are kept for good; 0: none
+    watchdog_seconds: float = _at_least(120.0, 0)  # no sign of life, or no progress of a step: all end; 0: never
+    watchdog_long_seconds: float = _at_least(3600.0, 1)  # the same for compiling, evaluating, reading and saving
     stop_at: str = _setting('', 'empty, or a time like 2026-01-31T18:00', _is_time)  # saves and exits with 75 then
     evaluate_every: int = _at_least(10_000, 0)  # 0: only at the end
     evaluate_rows: int = _at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
@@ -401,7 +407,9 @@ def _check_phase(config: Config, phase: str) -> None:
             f'at most model.max_positions={model.max_positions}',
             f'--config.model.max_positions={data.sequence_length}',
         )
-    if train.global_batch_size % train.microbatches:
+    if train.reduction == 'exact':
+        _check_exact(train, phase)
+    if train.microbatches != -1 and train.global_batch_size % train.microbatches:
         works = -(-train.global_batch_size // train.microbatches) * train.microbatches
         where = f'config.{phase or "train."}global_batch_size'
         raise BadInput(
@@ -417,6 +425,25 @@ def _check_phase(config: Config, phase: str) -> None:
             f'is {optimizer.warmup_steps}, more than {"the phase" if phase else "the run"} has steps',
             f'at most {phase or "train."}steps={train.steps}',
             f'--{where}={train.steps // 10}',
+        )
+
+
+def _check_exact(train: Train, phase: str) -> None:
+    if train.microbatches != 1:
+        raise BadInput(
+            'config.train.microbatches',
+            f"is {train.microbatches}, and with train.reduction='exact' the shards are the microbatches",
+            '1; more shards are smaller ones',
+            '--config.train.microbatches=1',
+        )
+    if train.global_batch_size % train.exact_shards:
+        where = f'config.{phase or "train."}global_batch_size'
+        works = -(-train.global_batch_size // train.exact_shards) * train.exact_shards
+        raise BadInput(
+            'config.train.exact_shards',
+            f'is {train.exact_shards}, which does not divide {where[7:]}={train.global_batch_size}',
+            f'a power of two that divides {train.global_batch_size}',
+            f'--{where}={works}',
         )
 
 

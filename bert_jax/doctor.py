@@ -4,6 +4,7 @@ Errors mean that the run cannot work; warnings, that it would work and disappoin
 """
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from bert_jax.config import Config, in_phases, is_records
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus, load_corpus, verify
+from bert_jax.text.tokenizer import load_tokenizer
 
 _SENTENCES_LOOKED_AT = 200_000
 _MOST_UNKNOWN = 0.01
@@ -62,17 +64,20 @@ def diagnose(config: Config, workdir: str | None = None) -> list[Problem]:
             problems.append(problem_of(error))
 
     check(_devices, config)
-    check(_disk, config, workdir)
+    check(_tokenizer, config)
+    corpus = None
     if not is_records(config.data.source):
         try:
             corpus = load_corpus(config.data.corpus, config.data.local_copy)
             verify(corpus)
         except BadInput as error:
-            problems.append(problem_of(error))
-            return _errors_first(problems)
+            check(_disk, config, config.tokenizer.vocab_size, workdir)
+            return _errors_first([*problems, problem_of(error)])
+        check(_initial_model, config, corpus, workdir)
         for findings in (_vocabulary, _lines, _documents, _held_out):
             check(findings, config, corpus)
-    check(_epochs, config)
+    check(_disk, config, corpus.tokenizer.vocab_size if corpus else config.tokenizer.vocab_size, workdir)
+    check(_epochs, config, corpus)
     return _errors_first(problems)
 
 
@@ -94,14 +99,34 @@ def _devices(config: Config) -> Iterator[Problem]:
     yield from ()
 
 
-def _disk(config: Config, workdir: str | None) -> Iterator[Problem]:
+def _tokenizer(config: Config) -> Iterator[Problem]:
+    """Whether a tokenizer that is brought along is one, special tokens and all."""
+    if config.tokenizer.path:
+        load_tokenizer(
+            config.tokenizer.path,
+            lowercase=config.tokenizer.lowercase,
+            strip_accents=config.tokenizer.strip_accents,
+        )
+    yield from ()
+
+
+def _initial_model(config: Config, corpus: Corpus, workdir: str | None) -> Iterator[Problem]:
+    """Whether the corpus was made with the vocabulary of the model that the run starts from."""
+    if config.init:
+        from bert_jax.initial import starting_point
+
+        starting_point(config, workdir or os.devnull).check(corpus.tokenizer)  # without a workdir nothing is begun
+    yield from ()
+
+
+def _disk(config: Config, vocab_size: int, workdir: str | None) -> Iterator[Problem]:
     """Whether the checkpoints that a run keeps, and one being written, fit where the workdir lies."""
     from bert_jax.model.bert import num_parameters
 
     place = Path(workdir or '.').absolute()
     while not place.exists():
         place = place.parent
-    each = _BYTES_PER_PARAMETER * num_parameters(config.model, config.tokenizer.vocab_size)
+    each = _BYTES_PER_PARAMETER * num_parameters(config.model, vocab_size)
     needed, free = each * (config.train.keep_checkpoints + 1), shutil.disk_usage(place).free
     if needed > free:
         yield Problem(
@@ -115,12 +140,19 @@ def _disk(config: Config, workdir: str | None) -> Iterator[Problem]:
 
 def _vocabulary(config: Config, corpus: Corpus) -> Iterator[Problem]:
     wanted, found = config.tokenizer.vocab_size, corpus.tokenizer.vocab_size
-    if not config.tokenizer.path and found < 0.9 * wanted:
+    if not config.tokenizer.path and not config.init and found < 0.9 * wanted:
         yield _warning(
             f'{corpus.directory} (tokenizer)',
             f'has {found:,} tokens, all that this text gives',
             f'about tokenizer.vocab_size={wanted:,}',
             f'more text, or --config.tokenizer.vocab_size={found}',
+        )
+    if not config.tokenizer.path and not config.init and found > wanted:
+        yield _warning(
+            f'{corpus.directory} (tokenizer)',
+            f'has {found:,} tokens: the model gets a row for each, whatever the config says',
+            f'tokenizer.vocab_size={wanted:,}',
+            f'--config.tokenizer.vocab_size={found}, or prepare another data.corpus',
         )
     unknown = corpus.manifest['unknown_rate']
     if unknown > _MOST_UNKNOWN:
@@ -176,12 +208,12 @@ def _documents(config: Config, corpus: Corpus) -> Iterator[Problem]:
         )
 
 
-def _epochs(config: Config) -> Iterator[Problem]:
+def _epochs(config: Config, corpus: Corpus | None) -> Iterator[Problem]:
     """Whether there is enough to train on for the planned steps."""
     from bert_jax.data.streams import open_streams
 
     epochs = 0.0
-    for phase, stream in zip(in_phases(config), open_streams(config).train, strict=True):
+    for phase, stream in zip(in_phases(config), open_streams(config, corpus=corpus).train, strict=True):
         epochs += phase.train.steps * stream.batch_size / stream.num_rows
     if epochs > _MOST_EPOCHS:
         yield _warning(

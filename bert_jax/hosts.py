@@ -7,20 +7,24 @@ inside an allocation of SLURM.
 """
 
 import collections
+import contextlib
 import dataclasses
 import glob
 import hashlib
+import ipaddress
 import json
 import os
 import pathlib
 import re
 import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed  # its barrier has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -29,6 +33,7 @@ from bert_jax import config
 from bert_jax.devices import NVIDIA_DEVICES
 from bert_jax.errors import BadInput
 
+_A_WEEK_MS = 7 * 24 * 3600 * 1000
 _ENVIRONMENT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
@@ -107,8 +112,13 @@ def visible_gpus(environment: Mapping[str, str]) -> int:
     return len([name for name in listed.split(',') if name and name != '-1'])
 
 
-def join(distributed: bool | None = None, timeout_s: int = 300) -> None:
+def join(distributed: bool | None = None, timeout_s: int = 300, watchdog_s: float = 0) -> None:
     """Makes this process one of its run's, where a launcher says so; to be called before the first use of a device.
+
+    Args:
+      timeout_s: how long to wait for the others.
+      watchdog_s: when the watchdog ends a run with a silent process; jax's own heartbeat comes after that, to end what
+        the watchdog could not (0: no watchdog, jax's default).
 
     Raises:
       BadInput: when the others do not arrive within `timeout_s` seconds.
@@ -117,21 +127,77 @@ def join(distributed: bool | None = None, timeout_s: int = 300) -> None:
     if place is None:
         return
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.config.update('jax_enable_preemption_service', False)  # its notice is SIGTERM, which `stopping` hears itself
+    # jax ends the process with a stack trace when its own time is over, so ours is over first.
+    late = threading.Timer(timeout_s, _end_alone, (place, timeout_s))
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             place.coordinator,
             place.num_processes,
             place.process_id,
             list(place.local_devices) if place.local_devices is not None else None,
-            initialization_timeout=timeout_s,
+            initialization_timeout=timeout_s + 60,
+            heartbeat_timeout_seconds=int(1.5 * watchdog_s) + 10 if watchdog_s else 100,
+            coordinator_bind_address=bind_address(place),
         )
     except (RuntimeError, ValueError) as error:
-        raise BadInput(
-            f'process {place.process_id} of {place.num_processes}',
-            f'did not find the others within {timeout_s} s ({str(error).splitlines()[0]})',
-            f'all processes started, and {place.coordinator or "the address of process 0"} reachable from each',
-            'look at the log of the process that is missing',
-        ) from error
+        raise _others_missing(place, timeout_s, f' ({str(error).splitlines()[0]})') from error
+    finally:
+        late.cancel()
+
+
+def _others_missing(place: Place, timeout_s: int, why: str = '') -> BadInput:
+    who = 'this process' if place.process_id is None else f'process {place.process_id} of {place.num_processes}'
+    return BadInput(
+        who,
+        f'did not find the others within {timeout_s} s{why}',
+        f'all processes started, and {place.coordinator or "the address of process 0"} reachable from each',
+        'look at the log of the process that is missing; --join_timeout waits longer',
+    )
+
+
+def _end_alone(place: Place, timeout_s: int) -> None:
+    """Ends the process from a thread, as bad input ends one: the main thread is inside jax, waiting."""
+    print(f'bert_jax: {_others_missing(place, timeout_s)}', file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def bind_address(place: Place) -> str | None:
+    """Where process 0 listens: the one address by which the others know it, not all that its machine has.
+
+    Returns:
+      None to leave it to jax: for the other processes, where jax finds the coordinator by itself, where the environment
+      says it (JAX_COORDINATOR_BIND_ADDRESS), and where the name leads to an address that is not this machine's or only
+      its own (a service in front of it; /etc/hosts).
+    """
+    if place.coordinator is None or place.process_id != 0 or os.environ.get('JAX_COORDINATOR_BIND_ADDRESS'):
+        return None
+    name, _, port = place.coordinator.rpartition(':')
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(name.strip('[]'), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except OSError:
+        return None
+    found = ipaddress.ip_address(address[0])
+    if found.is_loopback and name not in ('localhost', address[0]):
+        return None
+    return f'[{found}]:{port}' if found.version == 6 else f'{found}:{port}'
+
+
+def first_does(action: Callable[[], object]) -> None:
+    """Process 0 does it; all raise the `BadInput` that it raises there."""
+    told = None
+    if is_first():
+        try:
+            action()
+        except BadInput as error:
+            told = error.args
+    told = _gather(told)[0]
+    if told:
+        raise BadInput(*told)
 
 
 def is_first() -> bool:
@@ -142,7 +208,8 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Writes a line to standard error, above a progress bar; process 0 only."""
     if is_first():
-        tqdm.write(text, file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):  # who read is gone (a killed launcher); the run still has to save
+            tqdm.write(text, file=sys.stderr)
 
 
 def check_devices(promised: int | None) -> None:
@@ -161,6 +228,8 @@ def check_agreement(facts: dict[str, object]) -> None:
     """Raises BadInput in every process, naming them, when facts or versions of the code differ between processes."""
     if jax.process_count() == 1:
         return
+    # Opening the corpus may take one host much longer than another; the first collective waits for 30 s only.
+    distributed.global_state.client.wait_at_barrier('bert_jax/opened', timeout_in_ms=_A_WEEK_MS)
     facts = facts | _code_version()
     digests = _gather({name: config.digest(value) for name, value in facts.items()})
     differing = {
@@ -211,6 +280,11 @@ def describe_hosts() -> str:
     memory = f', {limit / 2**30:.0f} GiB each' if limit else ''
     mine = f'{socket.gethostname()}: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){memory}'
     return '\n'.join(f'Process {number} on {host}' for number, host in enumerate(_gather(mine)))
+
+
+def smallest(value: int) -> int:
+    """The smallest of all processes' values."""
+    return min(_gather(value))
 
 
 def _gather(value: object) -> list:

@@ -1,5 +1,6 @@
 """A model from elsewhere as a workdir: conversion only. Runs start from it with `config.init`."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from bert_jax.interop import google, hugging_face
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained import Pretrained, load_pretrained
 from bert_jax.train.checkpoint import Checkpoints
+from bert_jax.train.lease import DIRECTORY as LEASE_DIRECTORY
+from bert_jax.train.lease import Lease
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import init_state, model_graph
@@ -44,19 +47,28 @@ def import_model(source: str, workdir: str, data: Data | None = None) -> dict[st
     config = Config(model=model.config, data=data)
     weights = hash_weights(model)
     partial = target.with_name(f'.{target.name}.partial')
-    if partial.exists():  # of an import that was killed
-        partial.rmtree()
-    mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    vocab_size, params = model.tokenizer.vocab_size, nnx.state(model.model, nnx.Param)
-    checkpoints = Checkpoints(str(partial))
-    checkpoints.save(init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params))
-    checkpoints.close()
-    run.write(str(partial), config, model.tokenizer, {'imported': weights, 'tokenizer': model.tokenizer.hash})
+    with contextlib.closing(Lease(str(partial))) as lease:
+        lease.acquire()
+        for left_over in partial.iterdir():  # of an import that was killed
+            if left_over.name != LEASE_DIRECTORY:
+                left_over.rmtree() if left_over.is_dir() else left_over.unlink()
+        _write(partial, config, model, weights)
     if target.exists():
         target.rmdir()
     partial.rename(target)
+    vocab_size = model.tokenizer.vocab_size
     return {'parameters': num_parameters(model.config, vocab_size), 'vocab_size': vocab_size, 'weights': weights}
+
+
+def _write(workdir: epath.Path, config: Config, model: Pretrained, weights: str) -> None:
+    """The checkpoint of step 0, then config.json."""
+    mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    vocab_size, params = model.tokenizer.vocab_size, nnx.state(model.model, nnx.Param)
+    checkpoints = Checkpoints(str(workdir))
+    checkpoints.save(init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params))
+    checkpoints.close()
+    run.write(str(workdir), config, model.tokenizer, {'imported': weights, 'tokenizer': model.tokenizer.hash})
 
 
 def read_source(source: str) -> Pretrained:

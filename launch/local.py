@@ -6,7 +6,8 @@
 With --devices=M each process simulates M devices on the CPU; with --gpus process i takes GPU i. What the processes
 write is passed on, each line with its process's number (process 0's without). SIGINT, SIGTERM and SIGUSR1 are forwarded
 to all. When one process fails, the others get SIGTERM, and SIGKILL after --grace seconds. The exit status is
-that of the first process that failed, else the largest (75: stopped and saved, run me again).
+that of the first process that failed, else the largest (75: stopped and saved, run me again). When this launcher itself
+is killed (SIGKILL), Linux sends SIGTERM to the processes, which save and stop.
 """
 
 import argparse
@@ -21,6 +22,17 @@ from typing import IO
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _EXIT_RUN_AGAIN = 75
+
+# What each process does first: asks Linux for SIGTERM when the launcher ends, however that ends, then becomes Python
+# anew. (`preexec_fn` would do it between fork and exec, which is not safe once there are threads.)
+_END_WITH_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+if sys.platform == 'linux':
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +51,7 @@ def main(argv: list[str]) -> int:
     port = _free_port()
     for index in range(arguments.processes):
         process = subprocess.Popen(
-            [sys.executable, '-m', 'bert_jax', *arguments.command],
+            [sys.executable, '-c', _END_WITH_PARENT, str(os.getpid()), '-m', 'bert_jax', *arguments.command],
             env=_environment(arguments, index, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -96,19 +108,23 @@ def _pass_on(source: IO[str], target: IO[str], index: int) -> None:
 
 
 def _wait(processes: list[subprocess.Popen], grace: float) -> int:
-    """Waits for all; once one has failed, ends the others."""
-    first_failure, deadline = 0, None
+    """Waits for all; once one has failed, ends the others; once one is to be run again, they have the grace to end."""
+    decided, deadline, again = 0, None, None
     while any(process.poll() is None for process in processes):
         if deadline is None:
             failed = [p.returncode for p in processes if p.poll() not in (None, 0, _EXIT_RUN_AGAIN)]
             if failed:
-                first_failure, deadline = failed[0], time.monotonic() + grace
+                decided, deadline = failed[0], time.monotonic() + grace
                 _signal_all(processes, signal.SIGTERM)
+            elif again is None and any(process.poll() == _EXIT_RUN_AGAIN for process in processes):
+                again = time.monotonic() + grace
+            elif again is not None and time.monotonic() > again:  # the watchdog has ended all but a frozen one
+                decided, deadline = _EXIT_RUN_AGAIN, time.monotonic()
         elif time.monotonic() > deadline:
             _signal_all(processes, signal.SIGKILL)
         time.sleep(0.05)
     statuses = [process.returncode for process in processes]
-    status = first_failure or next((code for code in statuses if code not in (0, _EXIT_RUN_AGAIN)), max(statuses))
+    status = decided or next((code for code in statuses if code not in (0, _EXIT_RUN_AGAIN)), max(statuses))
     return 128 - status if status < 0 else status
 
 

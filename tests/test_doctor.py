@@ -1,5 +1,6 @@
 """`doctor` finds each of the ways in which text and settings go wrong, and is silent where nothing is wrong."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from bert_jax import config
 from bert_jax.doctor import diagnose
 from bert_jax.text import prepare
+from bert_jax.text.corpus import load_corpus
 
 ROOT = Path(__file__).parents[1]
 WORDS = 'river stone house garden winter summer letter window market bridge doctor teacher'.split()
@@ -59,6 +61,21 @@ def test_each_disappointment_is_a_warning_with_its_mend(tmp_path: Path) -> None:
         directory.mkdir()
         found = _diagnose(directory, text, **changes)
         assert found.startswith('warning') and expected in found and 'mend' in found, (expected, found)
+
+
+def test_a_vocabulary_of_another_size_or_without_special_tokens_is_told(tmp_path: Path, monkeypatch) -> None:
+    opened = []
+    monkeypatch.setattr('bert_jax.doctor.load_corpus', lambda *args: opened.append(args) or load_corpus(*args))
+    monkeypatch.setattr('bert_jax.data.streams.load_corpus', None)  # the corpus is open already
+    _diagnose(tmp_path, _text(300, 6))
+    chosen = config.resolve(
+        {'data': {'corpus': str(tmp_path / 'corpus'), 'sequence_length': 32}, 'tokenizer': {'vocab_size': 100}}
+    )
+    assert any('whatever the config says' in problem.found for problem in diagnose(chosen)) and len(opened) == 2
+    (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\nhouse\n')
+    chosen = dataclasses.replace(chosen, tokenizer=config.Tokenizer(path=f'{tmp_path}/vocab.txt'))
+    first = diagnose(chosen)[0]
+    assert (first.level, first.found) == ('error', 'has no [MASK]')
 
 
 def _poor_vocabulary(tmp_path: Path) -> Path:

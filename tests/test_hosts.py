@@ -3,7 +3,7 @@
 import pytest
 
 from bert_jax.errors import BadInput
-from bert_jax.hosts import Place, find_place, share_of_devices, tasks_per_node, visible_gpus
+from bert_jax.hosts import Place, bind_address, find_place, share_of_devices, tasks_per_node, visible_gpus
 
 # What `srun` sets for the tasks of a step, here of 2 nodes with 4 tasks each.
 SRUN = {
@@ -57,3 +57,20 @@ def test_short_forms() -> None:
     assert tasks_per_node('4') == [4]
     assert visible_gpus({'CUDA_VISIBLE_DEVICES': '2,5'}) == 2
     assert visible_gpus({'CUDA_VISIBLE_DEVICES': ''}) == visible_gpus({'CUDA_VISIBLE_DEVICES': '-1'}) == 0
+
+
+def test_the_coordinator_listens_where_the_others_look_for_it_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('JAX_COORDINATOR_BIND_ADDRESS', raising=False)
+
+    def bound(coordinator: str | None, process: int = 0) -> str | None:
+        return bind_address(Place(coordinator, 2, process, None))
+
+    assert bound('127.0.0.1:1234') == bound('localhost:1234').replace('[::1]', '127.0.0.1') == '127.0.0.1:1234'
+    assert bound('127.0.0.1:1234', process=1) is None  # only process 0 listens
+    assert bound('192.0.2.1:1234') is None  # an address that another machine has, or a service in front of this one
+    assert bound('no-such-host.invalid:1234') is None and bound(None) is None
+    # A name that /etc/hosts gives to this machine alone would shut the others out.
+    monkeypatch.setattr('socket.getaddrinfo', lambda *_, **__: [(2, 1, 6, '', ('127.0.1.1', 0))])
+    assert bound('node7:1234') is None
+    monkeypatch.setenv('JAX_COORDINATOR_BIND_ADDRESS', '10.0.0.1:5')
+    assert bound('127.0.0.1:1234') is None

@@ -110,24 +110,57 @@ def test_a_killed_run_ends_as_an_uninterrupted_one_bit_for_bit(
     assert _metrics(workdir) == _metrics(finished)
 
 
+def _interrupted(settings: list[str], workdir: Path, line: str, number: int) -> tuple[int, str]:
+    """Starts a run and sends it a signal when it says a line that begins so; its exit status and what it says then."""
+    command = _command(('train', *settings, f'--workdir={workdir}'))
+    process = subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True)
+    with process.stderr as lines:
+        next(said for said in lines if said.startswith(line))
+        process.send_signal(number)
+        rest = lines.read()
+    return process.wait(timeout=60), rest
+
+
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(
     settings: list[str], finished: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / 'run'
-    command = _command(('train', *settings, f'--workdir={workdir}'))
-    process = subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith('Compiling'):
-            break
-    process.send_signal(signal.SIGTERM)
-    rest = process.stderr.read()
-    process.stderr.close()
-    assert process.wait(timeout=60) == 75
-    assert 'saved step' in rest
+    status, said = _interrupted(settings, workdir, 'step 5/', signal.SIGTERM)
+    assert status == 75 and 'saved step' in said
     outcome = json.loads(bert_jax('train', f'--workdir={workdir}', '--json').stdout)
-    assert outcome['finished'] and outcome['resumed_from'] >= 1
+    assert outcome['finished'] and outcome['resumed_from'] >= 5
     ours, theirs = _metrics(workdir), _metrics(finished)
     assert {step: ours[step] for step in theirs} == theirs
+
+
+def test_a_signal_before_the_first_step_ends_at_once_with_75_and_frees_the_workdir(
+    settings: list[str], tmp_path: Path
+) -> None:
+    status, said = _interrupted(settings, tmp_path, 'Compiling', signal.SIGINT)
+    assert status == 75 and 'SIGINT: stopped before a step was made' in said
+    [lease] = (tmp_path / '.lease').iterdir()
+    assert json.loads(lease.read_text())['released'] and not list(tmp_path.glob('checkpoints/*'))
+
+
+def test_a_second_run_in_the_same_workdir_is_refused_and_a_second_signal_ends_the_first_at_once(
+    settings: list[str], tmp_path: Path
+) -> None:
+    command = _command(('train', *settings, '--config.train.steps=100000', f'--workdir={tmp_path}'))
+    holder = subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        with holder.stderr as lines:
+            next(line for line in lines if line.startswith('Devices'))
+            done = bert_jax('train', *settings, f'--workdir={tmp_path}', check=2)
+            assert f'is in use by process {holder.pid} on ' in done.stderr
+            next(line for line in lines if line.startswith('step 5/'))
+            holder.send_signal(signal.SIGINT)
+            next(line for line in lines if line.startswith('SIGINT: finishing'))
+            holder.send_signal(signal.SIGINT)
+            assert 'SIGINT again: ended at once' in lines.read()
+        assert holder.wait(timeout=60) == 130
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def test_a_finished_run_says_so_and_does_nothing(settings: list[str], finished: Path) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data import random
-from bert_jax.data.examples import Pairs, Plan, load_plan, make_pairs
+from bert_jax.data.examples import Pairs, make_pairs
 from bert_jax.data.masking import mask_tokens
 from bert_jax.data.order import Order
+from bert_jax.data.windows import Plan, load_plan
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus
 

@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-_WINDOWS_IN_BLOCK = 1 << 18  # packed together: rows mix neighbours only, and memory is bounded
+WINDOWS_IN_BLOCK = 1 << 18  # packed together: rows mix neighbours only, and memory is bounded
 
 
 def pack(
@@ -28,7 +28,7 @@ def pack(
     """
     orders, starts, done, num_packed = [], [np.zeros(1, np.int64)], 0, 0
     while done < len(lengths):
-        block = np.asarray(lengths[done : done + _WINDOWS_IN_BLOCK])
+        block = np.asarray(lengths[done : done + WINDOWS_IN_BLOCK])
         counts = np.bincount(block, minlength=capacity + 1)
         contents = _contents(counts.tolist(), num_predictions.tolist(), capacity, max_predictions, max_sequences)
         order, sizes = _fill(block, contents)

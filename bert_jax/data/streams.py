@@ -11,7 +11,7 @@ from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.record_set import open_records
 from bert_jax.data.record_stream import RecordStream, with_lengths_of
 from bert_jax.errors import BadInput
-from bert_jax.text.corpus import load_corpus
+from bert_jax.text.corpus import Corpus, load_corpus
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -35,13 +35,13 @@ class Streams:
     unigram_counts: Callable[[], np.ndarray]
 
 
-def open_streams(run: config.Config, *, progress: bool = True) -> Streams:
-    """Opens the corpus of a run, or its records.
+def open_streams(run: config.Config, *, corpus: Corpus | None = None, progress: bool = True) -> Streams:
+    """Opens the corpus of a run, unless it is open already, or its records.
 
     Raises:
       BadInput: when there is none, when it is damaged, or when it gives no row to train on.
     """
-    streams = _open_records(run, progress) if config.is_records(run.data.source) else _open_corpus(run)
+    streams = _open_records(run, progress) if config.is_records(run.data.source) else _open_corpus(run, corpus)
     if not all(stream.num_rows for stream in streams.train):
         where = run.data.source if config.is_records(run.data.source) else run.data.corpus
         expected = 'documents of at least two tokens, or records, that are not all held out'
@@ -49,8 +49,8 @@ def open_streams(run: config.Config, *, progress: bool = True) -> Streams:
     return streams
 
 
-def _open_corpus(run: config.Config) -> Streams:
-    corpus, train, validation = load_corpus(run.data.corpus, run.data.local_copy), [], []
+def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
+    corpus, train, validation = corpus or load_corpus(run.data.corpus, run.data.local_copy), [], []
     needed = 2 if run.data.pairing == 'nsp' else 1
     for number, phase in enumerate(config.in_phases(run)):
         open_split = functools.partial(CorpusStream, corpus, phase.data, batch_size=phase.train.global_batch_size)

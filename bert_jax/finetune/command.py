@@ -11,7 +11,7 @@ from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.start import starting_point
 from bert_jax.finetune.tasks import open_task
 from bert_jax.finetune.workdirs import seed_workdir, write_results
-from bert_jax.train.loop import StopSignal
+from bert_jax.stopping import StopRequest
 from bert_jax.train.sharding import make_mesh
 
 
@@ -41,7 +41,8 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
     check_libraries()
     seeds = range(config.train.seed, config.train.seed + num_seeds)
     workdirs = [seed_workdir(workdir, seed) for seed in seeds]
-    with StopSignal(config.train.stop_at) as stop:
+    with StopRequest() as stop:
+        stop.set_time(config.train.stop_at)
         start = starting_point(config, workdirs)
         data = open_task(start.config.task, start.config.train, start.tokenizer)
         mesh = make_mesh(start.config.mesh, start.config.model, start.config.train)

@@ -20,8 +20,9 @@ from bert_jax.finetune.start import Start
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
 from bert_jax.hosts import say
+from bert_jax.stopping import StopRequest
 from bert_jax.train.checkpoint import Checkpoints
-from bert_jax.train.loop import Progress, StopSignal
+from bert_jax.train.loop import Progress
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, replicated
@@ -40,7 +41,7 @@ class Outcome:
     metrics: dict[str, float]
 
 
-def run_seed(start: Start, data: TaskData, mesh: Mesh, workdir: str, seed: int, stop: StopSignal) -> Outcome:
+def run_seed(start: Start, data: TaskData, mesh: Mesh, workdir: str, seed: int, stop: StopRequest) -> Outcome:
     """Trains a seed's run to its last step, or goes on with it; then judges it and writes its predictions.
 
     Raises:
@@ -114,7 +115,8 @@ def run_seed(start: Start, data: TaskData, mesh: Mesh, workdir: str, seed: int, 
     for step, batch in speed.waiting(_global_batches(stream(data.train, seed), mesh, begun, steps)):
         state, on_device = train_step(state, batch)
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
-        stopping = wants_to_stop(stop.asked())
+        stopping = wants_to_stop(stop.asked(checkpoints.seconds_to_save))
+        stop.has_something_to_save()
         is_last = step == steps or stopping
         if step % train.log_every == 0 or is_last:
             logged = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()

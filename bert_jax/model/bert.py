@@ -4,8 +4,10 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 
@@ -57,20 +59,29 @@ class Encoder(nnx.Module):
 
         self.layers = create(rngs)
         self.num_layers, self.remat, self.scan = model.num_layers, model.remat, model.scan_layers
+        self.at_use: Callable[[nnx.State], nnx.State] | None = None  # whole weights of a layer from split ones
 
     def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None) -> jax.Array:
         graph, stacked = nnx.split(self.layers)
 
         def run(x: jax.Array, numbered: tuple) -> tuple[jax.Array, None]:
             number, weights = numbered
+            weights = self.at_use(weights) if self.at_use else weights
             return nnx.merge(graph, weights)(x, sequence_ids, key and key.at(number)), None
 
-        if self.remat != 'none':
-            keep = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if self.remat == 'dots' else None
+        if self.remat != 'none' or self.at_use:
+            keep = {'none': _keep_activations, 'dots': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims}
+            keep = keep.get(self.remat)
             run = jax.checkpoint(run, policy=keep, prevent_cse=not self.scan)
         numbers = jnp.arange(1, self.num_layers + 1, dtype=jnp.uint32)
         x, _ = jax.lax.scan(run, x, (numbers, stacked), unroll=1 if self.scan else self.num_layers)
         return x
+
+
+def _keep_activations(operation: jax.extend.core.Primitive, *_: Any, **__: Any) -> bool:
+    """What is kept of a layer for its backward pass where weights are gathered: all but whole weights, which are
+    gathered again (as they come, or cast to the dtype of the computation)."""
+    return operation.name not in ('all_gather', 'convert_element_type')
 
 
 class Bert(nnx.Module):
@@ -110,15 +121,15 @@ class BertForPreTraining(nnx.Module):
         self.mlm_norm = LayerNorm(size, model.layer_norm_eps, dtype)
         self.mlm_bias = parameter(jnp.zeros(padded_vocab_size(vocab_size)), 'vocab')
         self.nsp = Dense(size, 2, ('embed', 'labels'), stddev, 'float32', rngs)
-        self.vocab_size = vocab_size
+        self.vocab_size, self.dtype = vocab_size, dtype
 
     def mlm_logits(self, hidden: jax.Array, positions: jax.Array) -> jax.Array:
         """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
         x = self.mlm_transform(_at_positions(hidden, positions))
         x = self.mlm_norm(jax.nn.gelu(x, approximate=False))
-        word = self.bert.embeddings.word[...].astype(x.dtype)
+        word = self.bert.embeddings.word[...]
         bias = jnp.where(jnp.arange(word.shape[0]) < self.vocab_size, self.mlm_bias[...], -jnp.inf)
-        return project(x, word.T) + bias
+        return project(x, word.T, self.dtype, 'float32') + bias
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""

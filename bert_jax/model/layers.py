@@ -97,7 +97,7 @@ class Dense(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return project(x.astype(self.dtype), self.kernel[...].astype(self.dtype)) + self.bias[...].astype(self.dtype)
+        return project(x, self.kernel[...], self.dtype, self.dtype) + self.bias[...].astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):

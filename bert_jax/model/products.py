@@ -1,43 +1,72 @@
-"""Matrix products of the model: one function, whose gradient suits each kind of device.
+"""The matrix products of the model, whose form suits the kind of device that a program is compiled for.
 
 `T` tokens (any leading dims), `D` in, `F` out.
 """
 
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+
 import jax
+import jax.numpy as jnp
+
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
 
 
-@jax.custom_vjp
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x @ kernel over the last dim: [..., D], [D, F] -> [..., F]."""
-    return x @ kernel
+@contextlib.contextmanager
+def compiled_for(platform: str) -> Iterator[None]:
+    """What is traced inside is for devices of this platform; elsewhere it is for jax's default."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple:
-    return project(x, kernel), (x, kernel)
+def _for_cpu() -> bool:
+    return (_platform.get() or jax.default_backend()) == 'cpu'
 
 
-def _backward(kept: tuple, gradient: jax.Array) -> tuple:
-    x, kernel = kept
-    flat_x, flat_gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return gradient @ kernel.T, jax.lax.platform_dependent(
-        flat_x, flat_gradient, cpu=_kernel_gradient_on_cpu, default=_kernel_gradient
-    )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def project(x: jax.Array, kernel: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
+    """x @ kernel over the last dim, the factors in `dtype`, summed in float32.
 
-
-def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """[T, D], [T, F] -> [D, F]."""
-    return x.T @ gradient
-
-
-def _kernel_gradient_on_cpu(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The same with the first factor transposed in memory and the longer dim last.
-
-    XLA's CPU kernels are up to twice as fast so; the barriers keep the compiler from undoing it.
+    Args:
+      x: [T…, D].  kernel: [D, F].  out_dtype: of the result, [T…, F].
     """
-    keep = jax.lax.optimization_barrier
-    if gradient.shape[1] >= x.shape[1]:
-        return keep(x.T) @ gradient
-    return keep(keep(gradient.T) @ x).T
+    return _dot(x.astype(dtype), kernel.astype(dtype), out_dtype)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, dtype: str, out_dtype: str) -> tuple:
+    return project(x, kernel, dtype, out_dtype), (x, kernel)
+
+
+def _backward(dtype: str, out_dtype: str, kept: tuple, gradient: jax.Array) -> tuple:
+    x, kernel = kept
+    gradient = gradient.astype(dtype)
+    of_x = _dot(gradient, kernel.astype(dtype).T, x.dtype)
+    flat_x, flat_gradient = x.astype(dtype).reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return of_x, _kernel_gradient(flat_x, flat_gradient).astype(kernel.dtype)
 
 
 project.defvjp(_forward, _backward)
+
+
+def _dot(x: jax.Array, y: jax.Array, out_dtype: str) -> jax.Array:
+    """On a CPU the product comes out in float32 first: XLA has fast kernels for that, of bfloat16 factors as well."""
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32 if _for_cpu() else out_dtype).astype(out_dtype)
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """[T, D], [T, F] -> [D, F].
+
+    On a CPU the first factor is transposed in memory and the longer dim comes last: XLA's kernels are up to twice as
+    fast so. The barriers keep the compiler from undoing it.
+    """
+    if not _for_cpu():
+        return x.T @ gradient
+    keep = jax.lax.optimization_barrier
+    if gradient.shape[1] >= x.shape[1]:
+        return _dot(keep(x.T), gradient, jnp.float32)
+    return keep(_dot(keep(gradient.T), x, jnp.float32)).T

@@ -1,4 +1,4 @@
-"""The devices that are here as a target: their speed from one matrix product and one copy."""
+"""The devices that are here as a target: the speed of a step's matrix products, of a copy, and of elementwise work."""
 
 import os
 import statistics
@@ -8,15 +8,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from bert_jax.bench import Products
 from bert_jax.config import Config
 from bert_jax.plan.targets import Device, Target
+from bert_jax.train.sharding import mesh_of_run
 
 _COPIED_BYTES = {'cpu': 2**28}  # far more than a cache holds
-_REPEATS = 9
+_REPEATS, _REPEATS_OF_PRODUCTS = 9, 3
 
 
 def here(config: Config) -> Target:
-    """What is measured: the product into the feed-forward layer at the run's size, and a copy."""
+    """What is measured: each matrix product at the run's sizes by itself, a copy, and on a CPU elementwise work."""
     devices = jax.devices()
     platform, share = devices[0].platform, 1
     if platform == 'cpu':
@@ -24,7 +26,10 @@ def here(config: Config) -> Target:
         memory = usable = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / share
     else:
         memory = usable = devices[0].memory_stats()['bytes_limit']
-    flops = _product_flops(config) / share
+    flops = _product_flops(config)
+    elementwise = (
+        {'simple': _rate(_simple, 64), 'transcendental': _rate(_transcendental, 8)} if platform == 'cpu' else {}
+    )
     device = Device(
         name=devices[0].device_kind,
         kind=platform,
@@ -35,16 +40,34 @@ def here(config: Config) -> Target:
         memory_bandwidth=_copy_bandwidth(_COPIED_BYTES.get(platform, 2**31)) / share,
         link=_copy_bandwidth(2**26) / share,
         devices_per_host=jax.local_device_count(),
+        **{name: rate / share for name, rate in elementwise.items()},
     )
     return Target('here', device, (jax.process_count(), jax.local_device_count()))
 
 
 def _product_flops(config: Config) -> float:
-    rows = -(-config.train.global_batch_size // config.train.microbatches // jax.device_count())
-    tokens, size, inner = rows * config.data.sequence_length, config.model.hidden_size, config.model.intermediate_size
-    x, kernel = jnp.ones((tokens, size), config.model.dtype), jnp.ones((size, inner), config.model.dtype)
-    product = jax.jit(lambda x: x @ kernel)
-    return 2 * tokens * size * inner / _median_seconds(lambda: product(x))
+    """A device's matrix FLOP/s over all products of the step, each as often as the step makes it."""
+    mesh = mesh_of_run(config)
+    products = Products(config, config.tokenizer.vocab_size, mesh)
+    return products.flops / statistics.median(products.seconds() for _ in range(_REPEATS_OF_PRODUCTS))
+
+
+def _simple(x: jax.Array) -> jax.Array:
+    for _ in range(32):
+        x = x * 0.99 + 0.01
+    return x
+
+
+def _transcendental(x: jax.Array) -> jax.Array:
+    for _ in range(4):
+        x = jax.lax.erf(jnp.exp(-x))
+    return x
+
+
+def _rate(run: Callable[[jax.Array], jax.Array], operations: int) -> float:
+    """Operations a second of a function that does so many to each element."""
+    x, run = jnp.full((64, 2**14), 0.5, jnp.float32), jax.jit(run)
+    return x.size * operations / _median_seconds(lambda: run(x))
 
 
 def _copy_bandwidth(size: int) -> float:

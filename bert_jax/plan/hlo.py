@@ -18,6 +18,13 @@ _FREE = {
     'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id',
     'opt-barrier', 'iota', 'copy-done', 'slice-done', 'async-update', 'async-done', 'domain', 'add-dependency',
 }  # fmt: skip
+_TRANSCENDENTAL = {
+    'exponential', 'exponential-minus-one', 'log', 'log-plus-one', 'logistic', 'tanh', 'erf', 'power', 'sine', 'cosine',
+}  # fmt: skip
+_SIMPLE = {
+    'add', 'subtract', 'multiply', 'divide', 'maximum', 'minimum', 'compare', 'select', 'and', 'or', 'xor', 'not',
+    'negate', 'abs', 'sqrt', 'rsqrt', 'clamp', 'shift-left', 'shift-right-logical', 'shift-right-arithmetic', 'convert',
+}  # fmt: skip
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -73,11 +80,17 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """An operation that takes a device's time: of one call, and how often it is called."""
+    """An operation that takes a device's time: of one call, and how often it is called.
+
+    flops: of matrix products.  simple, transcendental: element by element, additions and the like, exponentials and the
+    like.
+    """
 
     flops: float
     bytes: float
     count: int
+    simple: float = 0.0
+    transcendental: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +123,7 @@ def read(text: str) -> Work:
             continue
         flops, moved = module.flops(instruction), module.traffic(instruction)
         if flops or moved:
-            operations.append(Operation(flops, moved, count))
+            operations.append(Operation(flops, moved, count, *module.elementwise(instruction)))
         collectives += module.fused_collectives(instruction, count)
     return Work(tuple(operations), tuple(collectives), module.unknown_loops)
 
@@ -196,6 +209,18 @@ class Module:
         if instruction.opcode in ('fusion', 'call', 'async-start') and called:
             return sum(self.flops(line) for line in self.computations[called].values())
         return 0.0
+
+    @functools.cache  # noqa: B019  a module lives as long as its reading
+    def elementwise(self, instruction: Instruction) -> tuple[float, float]:
+        """(simple, transcendental) operations on elements of one call, what it calls included."""
+        called = instruction.attribute(r'calls=%?([\w.-]+)')
+        if instruction.opcode == 'fusion' and called:
+            inside = [self.elementwise(line) for line in self.computations[called].values()]
+            return sum(simple for simple, _ in inside), sum(hard for _, hard in inside)
+        if instruction.opcode == 'reduce':
+            return float(math.prod(self._operand_arrays(instruction)[0].sizes)), 0.0
+        elements = float(math.prod(instruction.arrays[0].sizes)) if instruction.arrays else 0.0
+        return elements * (instruction.opcode in _SIMPLE), elements * (instruction.opcode in _TRANSCENDENTAL)
 
     def _convolution_flops(self, instruction: Instruction) -> float:
         """Multiplications that meet data and not padding: on a TPU a batched product is a dilated convolution."""

@@ -139,8 +139,12 @@ def find_target(name: str, config: Config) -> Target:
     """A target by name; `here` is measured.
 
     Raises:
-      BadInput: as `targets.parse`.
+      BadInput: as `targets.parse`; for a config whose step is not one program of a known size.
     """
+    if config.train.microbatches == -1:
+        raise BadInput('config.train.microbatches', 'is -1, which asks the devices', 'a number', '--search tries all')
+    if config.train.reduction == 'exact':
+        raise BadInput('config.train.reduction', "is 'exact', which is several programs", "'fast'")
     if name != 'here':
         return parse(name)
     return here(config)
@@ -276,13 +280,10 @@ def describe(plan: Plan, price: float | None = None) -> str:
         + ('beside computation' if found['overlapped'] else 'nothing runs beside them')
         for found in collectives
     ]
-    hours = plan.run_seconds / 3600
-    cost = f', {hours * target.num_devices * price:,.0f} dollars' if price is not None else ''
     keep = config.train.keep_checkpoints + 1
     checkpoint = plan.estimate.checkpoint_bytes / 1e9
     lines += [
-        f'Run: {config.train.steps:,} steps take {_duration(plan.run_seconds)}, '
-        f'{hours * target.num_devices:,.1f} device-hours{cost} (steps alone)',
+        f'Run: {config.train.steps:,} steps take ' + cost(plan.run_seconds, target.num_devices, price),
         f'Disk: {checkpoint:.2f} GB a checkpoint, {keep * checkpoint:.2f} GB for the {keep} that may lie there at once',
         f'Assumed: full rows of {config.data.sequence_length}, a vocabulary of {config.tokenizer.vocab_size:,}'
         + _efficiencies(target),
@@ -292,6 +293,13 @@ def describe(plan: Plan, price: float | None = None) -> str:
     if plan.program is None:
         lines.append(f'Not compiled: {plan.why_not}')
     return '\n'.join(lines)
+
+
+def cost(seconds: float, num_devices: int, price: float | None) -> str:
+    """How long, how many device-hours, and for a price of one how many dollars."""
+    hours = seconds / 3600 * num_devices
+    dollars = f', {hours * price:,.0f} dollars' if price is not None else ''
+    return f'{_duration(seconds)}, {hours:,.1f} device-hours{dollars} (steps alone)'
 
 
 def _measured(plan: Plan) -> list[str]:

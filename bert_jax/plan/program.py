@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,23 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AbstractMesh, Mesh
 
-from bert_jax.config import Config, digest, max_sequences, num_predictions, resolve
-from bert_jax.data.batches import Batch
+from bert_jax.config import Config, digest, resolve
 from bert_jax.errors import BadInput
 from bert_jax.plan import hlo
 from bert_jax.plan.targets import Target, parse
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import batch_sharding, make_mesh
-from bert_jax.train.state import model_graph, state_shardings
-from bert_jax.train.step import make_train_step
+from bert_jax.train.memory import highest_bytes, lower_step, refused_bytes
+from bert_jax.train.sharding import make_mesh
 
 QUICK, FULL = 'quick', 'full'
 _COMPILERS = {'tpu': ('libtpu', 'plan-tpu'), 'gpu': ('jax_plugins.xla_cuda13', 'plan-gpu')}
-_STEP = ('train/optimizer.py', 'train/sharding.py', 'train/state.py', 'train/step.py', 'plan/program.py', 'plan/hlo.py')
+_STEP = (
+    *(f'train/{name}.py' for name in ('gradients', 'memory', 'optimizer', 'sharding', 'state', 'step')),
+    'plan/program.py',
+    'plan/hlo.py',
+)
 _RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin')
 
 
@@ -195,45 +193,11 @@ def _devices(target: Target) -> list:
     return topologies.get_topology_desc(f'{chip.removeprefix("tpu-")}:{shape}', 'tpu', **options).devices
 
 
-def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
-    """The shapes of a global batch, split as the run splits it."""
-    rows, length = config.train.global_batch_size, config.data.sequence_length
-    predictions, sharding = num_predictions(config.data), batch_sharding(mesh)
-    num_sequences = max_sequences(config.data)
-    widths = {'masked': predictions, 'cls': num_sequences, 'next': num_sequences}
-    return Batch(
-        *(
-            jax.ShapeDtypeStruct(
-                (rows, widths.get(name.partition('_')[0], length)),
-                np.float32 if name.endswith('weights') else np.int32,
-                sharding=sharding,
-            )
-            for name in Batch._fields
-        )
-    )
-
-
 def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple[Program, Any]:
     """The step compiled for these devices; the second is what jax gives (None if refused)."""
     start = time.perf_counter()
     mesh = make_mesh(config.mesh, config.model, config.train, list(devices))
-    vocab_size = config.tokenizer.vocab_size
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
-    state = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
-    )
-    step = make_train_step(
-        model_graph(config.model, vocab_size),
-        optimizer,
-        schedule,
-        mesh,
-        shardings,
-        seed=config.train.seed,
-        microbatches=config.train.microbatches,
-    )
-    lowered = step.lower(state, batch_shapes(config, mesh))
+    lowered = lower_step(config, mesh, config.tokenizer.vocab_size)
     options = {'exec_time_optimization_effort': -1.0} if effort == QUICK else None
     try:
         compiled = lowered.compile(options)
@@ -241,35 +205,19 @@ def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         seconds = time.perf_counter() - start
-        needed = _needed(str(error))
+        needed = refused_bytes(str(error))
         return Program(0, 0, needed, 0, hlo.Work((), (), 0), seconds, str(error).splitlines()[0]), None
     memory, text = compiled.memory_analysis(), compiled.as_text()
     rows = config.train.global_batch_size // config.train.microbatches // mesh.shape['data'] // mesh.shape['fsdp']
     program = Program(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
-        total_bytes=_total(memory, devices[0].platform),
+        total_bytes=highest_bytes(memory, devices[0].platform),
         activations=hlo.loop_bytes(text, config.model.num_layers, rows),
         work=hlo.read(text),
         seconds=time.perf_counter() - start,
     )
     return program, compiled
-
-
-def _total(memory: Any, platform: str) -> int:
-    """Bytes at the highest point. libtpu states its peak, which it holds against the device's memory; elsewhere the
-    temporaries are one block that is taken for the whole step.
-    """
-    if platform == 'tpu':
-        return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return kept + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-
-
-def _needed(message: str) -> float:
-    """Bytes that a program asked for, from libtpu's refusal: `Used 20.5G of 15.75G hbm` and the like."""
-    found = re.search(r'(?:Used|required[^(]*\()\s*([\d.]+)([KMGT])', message)
-    return float(found.group(1)) * 1024 ** ('KMGT'.index(found.group(2)) + 1) if found else float('inf')
 
 
 def main(request_path: str, answer_path: str) -> None:

@@ -4,6 +4,7 @@ Williams, Waterman, Patterson 2009, "Roofline", by operation; the efficiencies a
 """
 
 import dataclasses
+import math
 
 from bert_jax.plan.hlo import Collective, Work
 from bert_jax.plan.targets import Device, Target
@@ -11,7 +12,8 @@ from bert_jax.plan.targets import Device, Target
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step. memory includes the launches of operations that are too small for anything else.
+    """Seconds of one step. memory includes what a CPU computes element by element, and the launches of operations that
+    are too small for anything else.
 
     exposed: collectives that nothing runs beside; hidden: those that a computation runs beside.
     """
@@ -35,7 +37,8 @@ def step_time(work: Work, target: Target, dtype: str) -> StepTime:
     matrix = memory = 0.0
     for operation in work.operations:
         arithmetic = operation.flops / flops
-        seconds = max(arithmetic, operation.bytes / bandwidth, device.launch)
+        elementwise = operation.simple / device.simple + operation.transcendental / device.transcendental
+        seconds = max(arithmetic, elementwise, operation.bytes / bandwidth, device.launch)
         if arithmetic == seconds:
             matrix += operation.count * seconds
         else:
@@ -65,7 +68,14 @@ def collective_seconds(collective: Collective, target: Target) -> float:
     if hosts > 1:
         network = device.network * device.link_efficiency
         seconds += passes * collective.bytes / inside * (hosts - 1) / hosts / network
-    return seconds + device.latency
+    return seconds + device.latency * _rounds(hosts, target)
+
+
+def _rounds(hosts: int, target: Target) -> float:
+    """How many times the latency of a small group: a tree over hosts of GPUs is deeper, the ring of a torus longer."""
+    if target.device.kind == 'gpu':
+        return 1 + math.log2(hosts)
+    return max(1.0, max(target.topology) / 4)
 
 
 def _spread(group: tuple[int, ...], target: Target) -> tuple[int, int]:

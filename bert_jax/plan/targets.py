@@ -23,6 +23,8 @@ class Device:
     link: one way, all links of a chip to its neighbours (ICI) or to the GPUs of its host (NVLink).
     network: one way, a GPU's share of its host's network adapters; 0 where a target has one network only.
     launch: the least time of one operation.  latency: of one collective.
+    simple, transcendental: operations on elements a second (additions and the like, exponentials and the like), where
+    they take longer than moving the elements: on a CPU.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Device:
     matmul_efficiency: float = 1.0
     memory_efficiency: float = 1.0
     link_efficiency: float = 1.0
+    simple: float = math.inf
+    transcendental: float = math.inf
 
 
 def _tpu(name: str, memory: float, usable: float, flops: float, bandwidth: float, ici: float, per_host: int) -> Device:
@@ -174,6 +178,15 @@ def _nearest(device: Device, num_devices: int) -> list[str]:
         return abs(math.log(math.prod(map(int, shape.split('x'))) / num_devices))
 
     return sorted(_examples(device), key=distance)[:2]
+
+
+def of_size(device: Device, num_devices: int) -> Target | None:
+    """So many of a device, on a torus as near to a cube as there is; None if it does not come like that."""
+    if device.kind == 'gpu':
+        inside = min(num_devices, device.devices_per_host)
+        return parse(f'{device.name}:{num_devices // inside}x{inside}')
+    exact = [shape for shape in _examples(device) if math.prod(map(int, shape.split('x'))) == num_devices]
+    return parse(f'{device.name}:{min(exact, key=lambda s: max(map(int, s.split("x"))))}') if exact else None
 
 
 def larger(target: Target, num_devices: float) -> str | None:

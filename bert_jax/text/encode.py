@@ -36,7 +36,7 @@ _MOST_WORDS, _LONGEST_WORD = 1 << 19, 50  # that are remembered
 class Encoder:
     """Sentences -> ids; frequent words are encoded once.
 
-    What BERT's normalizer and pre-tokenizer do to a word does not depend on what stands beyond the blanks around it, so
+    What a tokenizer that splits at blanks does to a word does not depend on what stands beyond the blanks around it, so
     that the ids of a text are those of its words, one after another. Looking words up is several times as fast as
     encoding text.
     """
@@ -49,24 +49,31 @@ class Encoder:
 
     def encode(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all sentences one after another, number of ids of each sentence)."""
-        if self._tokenizer.splits_at_blanks:
-            words_of = [sentence.split(' ') for sentence in sentences]
-            unseen = list(set(itertools.chain.from_iterable(words_of)).difference(self._words))
-            self._encode_words(unseen)
-            look_up = self._words.__getitem__
-            encoded = [b''.join(map(look_up, words)) for words in words_of]
-            for word in unseen:
-                if len(word) > _LONGEST_WORD:
-                    del self._words[word]
-            if len(self._words) > _MOST_WORDS:
-                self._words.clear()
-        else:
+        if not self._tokenizer.splits_at_blanks:
             encoded = [self._packed(ids) for ids in self._tokenizer.encode_batch(sentences)]
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) // self.dtype.itemsize
-        return np.frombuffer(b''.join(encoded), self.dtype), lengths
+            return self._joined(encoded, np.arange(len(sentences)))
+        words = ' '.join(sentences).split(' ')
+        unseen = list({*words}.difference(self._words))
+        self._encode_words(unseen)
+        encoded = list(map(self._words.__getitem__, words))
+        num_words = np.fromiter((sentence.count(' ') + 1 for sentence in sentences), np.int64, len(sentences))
+        for word in unseen:
+            if len(word) > _LONGEST_WORD:
+                del self._words[word]
+        if len(self._words) > _MOST_WORDS:
+            self._words.clear()
+        return self._joined(encoded, np.cumsum(num_words) - num_words)
+
+    def _joined(self, encoded: list[bytes], starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(all ids one after another, number of ids of each sentence); `starts` are the parts that begin one."""
+        sizes = np.fromiter(map(len, encoded), np.int64, len(encoded)) // self.dtype.itemsize
+        return np.frombuffer(b''.join(encoded), self.dtype), np.add.reduceat(sizes, starts)
 
     def _encode_words(self, words: list[str]) -> None:
-        """Adds words to those known. Punctuation marks are words of their own: `word` and `word,` share the work."""
+        """Adds words to those known. Where punctuation stands alone, `word` and `word,` share the work."""
+        if not self._tokenizer.splits_at_punctuation:
+            self._words.update(zip(words, map(self._packed, self._tokenizer.encode_batch(words)), strict=True))
+            return
         parts_of = [_PARTS.findall(word) for word in words]
         unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
         parts = dict(zip(unseen, map(self._packed, self._tokenizer.encode_batch(unseen)), strict=True))

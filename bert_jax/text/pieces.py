@@ -1,7 +1,7 @@
 """A source -> pieces: what one process reads in one go, the same however many processes there are.
 
 Small files are read together, large ones by ranges: text and JSON by bytes, parquet by row groups, TFDS by records.
-Compressed files, and files on an object store, are read whole.
+A compressed file has no place to begin but its start: it is one piece, read as a stream.
 
 A range of bytes is moved to borders that any process finds alone by looking at what follows its two ends:
 - text: behind the first blank line that begins at or after the end, so that a document belongs to the piece in which it
@@ -10,8 +10,10 @@ A range of bytes is moved to borders that any process finds alone by looking at 
 - JSON: the first line that begins at or after the end.
 """
 
+import contextlib
 import dataclasses
 import glob
+import io
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
@@ -25,6 +27,7 @@ LONGEST_RECORD = 1 << 26  # bytes; a longer line of JSON is a bad record
 LONGEST_DOCUMENT = 1 << 24  # characters (bytes, at a border); a longer document is cut into several
 _MIN_PIECE, _MAX_PIECE, _PIECES = 1 << 22, 1 << 26, 64  # bytes; pieces are smaller where there would be fewer than 64
 _RECORDS_PER_PIECE = 1 << 14  # of TFDS, which does not tell bytes
+_BUFFER_BYTES = 1 << 16
 _FILE_KINDS = ('text', 'jsonl', 'parquet')
 _VERSION = re.compile(r'[\d*]+\.[\d*]+\.[\d*]+')
 
@@ -136,7 +139,7 @@ def _ranges(length: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _byte_ranges(path: epath.Path, length: int, size: int) -> list[tuple[Part, int]]:
-    if path.suffix in ('.gz', '.zst') or '://' in str(path) or length < 2 * size:
+    if path.suffix in ('.gz', '.zst') or length < 2 * size:
         return [(Part(str(path)), length)]
     return [(Part(str(path), a, b), b - a) for a, b in _ranges(length, size)]
 
@@ -194,6 +197,13 @@ def open_tfds(spec: str, fields: list[str]) -> Any:
 
 
 # --- Borders. ---
+
+
+@contextlib.contextmanager
+def open_binary(path: epath.Path) -> Iterator[BinaryIO]:
+    """Opens a file for reading; those of object stores too know how to read a line up to a length."""
+    with path.open('rb') as file:
+        yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, _BUFFER_BYTES)
 
 
 def find_range(file: BinaryIO, part: Part, kind: str) -> tuple[int, int]:

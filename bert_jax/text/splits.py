@@ -127,7 +127,7 @@ class _Checked:
         self._num_checked = int(self._is_checked.sum())
 
 
-class _NpyWriter:
+class NpyWriter:
     """A one-dimensional .npy file that grows; the length in its header is right once it is closed."""
 
     def __init__(self, path: pathlib.Path, dtype: Any):
@@ -158,11 +158,11 @@ class SplitWriter:
         directory.mkdir()
         self._tokens_per_shard = tokens_per_shard
         self._directory, self._dtype = directory, dtype
-        self._sentences = _NpyWriter(directory / 'sentences.npy', np.int64)
-        self._documents = _NpyWriter(directory / 'documents.npy', np.int64)
+        self._sentences = NpyWriter(directory / 'sentences.npy', np.int64)
+        self._documents = NpyWriter(directory / 'documents.npy', np.int64)
         self._sentences.append([0])
         self._documents.append([0])
-        self._shard: _NpyWriter | None = None
+        self._shard: NpyWriter | None = None
         self.counts = {'documents': 0, 'sentences': 0, 'tokens': 0}
 
     def add(self, ids: np.ndarray, sentence_lengths: np.ndarray, sentences_of_document: np.ndarray) -> None:
@@ -176,7 +176,7 @@ class SplitWriter:
             number, used = divmod(counts['tokens'], self._tokens_per_shard)
             if used == 0:
                 self._close_shard()
-                self._shard = _NpyWriter(self._directory / f'tokens-{number:05d}.npy', self._dtype)
+                self._shard = NpyWriter(self._directory / f'tokens-{number:05d}.npy', self._dtype)
             part, ids = np.split(ids, [self._tokens_per_shard - used])
             self._shard.append(part)
             counts['tokens'] += len(part)

@@ -36,6 +36,7 @@ class WordPiece(Vocabulary):
         added = {token['content'] for token in self._settings['added_tokens']}  # others may hold blanks
         pre_tokenizer = self._settings['pre_tokenizer']
         self.splits_at_blanks = pre_tokenizer == {'type': 'BertPreTokenizer'} and added <= {*SPECIAL_TOKENS}
+        self.splits_at_punctuation = self.splits_at_blanks
         if self._model['type'] != 'WordPiece' or self._normalizer.get('type') != 'BertNormalizer':
             found = f'is a {self._model["type"]} model with the normalizer {self._normalizer.get("type")}'
             raise BadInput(where, found, 'WordPiece with BertNormalizer')

@@ -25,7 +25,8 @@ class Tokenizer(Protocol):
       tokens: the V tokens by id.
       is_continuation: bool [V]; whether a token continues the word of the token before it.
       hash: SHA-256 over vocabulary and settings; equal hashes give equal ids for every text.
-      splits_at_blanks: whether the ids of a text are those of its words between blanks, one after another.
+      splits_at_blanks: whether the ids of a text are those of its words between blanks (U+0020), one after another.
+      splits_at_punctuation: likewise of ASCII punctuation marks and what is between them.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Tokenizer(Protocol):
     is_continuation: np.ndarray
     hash: str
     splits_at_blanks: bool
+    splits_at_punctuation: bool
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without special tokens; a `[MASK]` written in the text is text."""

@@ -10,6 +10,8 @@ restores most flipped bits without a word, so every file is hashed before it is 
 import concurrent.futures
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,6 +47,9 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._beside = concurrent.futures.ThreadPoolExecutor(1, 'seal')
         self._sealing: concurrent.futures.Future | None = None
+        self.seconds_to_save: float | None = None  # the longest so far, from `save` to the manifest
+        self.before_sealing: Callable[[], None] = lambda: None  # may raise BadInput
+        self._began_to_save = 0.0
 
     def steps(self) -> list[int]:
         """Steps of the sealed checkpoints, ascending."""
@@ -119,6 +124,7 @@ class Checkpoints:
                 'a lower optimizer.peak_learning_rate or more warmup_steps, in a new --workdir',
             )
         self._wait()  # for the save before
+        self._began_to_save = time.monotonic()
         self._orbax.save(self._path(step), args=ocp.args.StandardSave(state._asdict()), force=True)
         self._sealing = self._beside.submit(self._seal, step)
 
@@ -162,8 +168,11 @@ class Checkpoints:
     def _seal(self, step: int) -> None:
         """Beside the training: waits until all files have their names, then syncs and hashes them."""
         self._orbax.wait_until_finished()
-        if jax.process_index() != 0:
-            return
+        if jax.process_index() == 0:
+            self._write_manifest(step)
+        self.seconds_to_save = max(self.seconds_to_save or 0.0, time.monotonic() - self._began_to_save)
+
+    def _write_manifest(self, step: int) -> None:
         directory = self._path(step)
         files = _files_of(directory)
         if not _is_remote(directory):
@@ -171,6 +180,7 @@ class Checkpoints:
                 sync(path)
         digests = _digests(files)
         listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
+        self.before_sealing()
         write_whole(directory / _MANIFEST, json.dumps({'step': step, 'files': listed}, indent=2) + '\n')
         if not _is_remote(directory):
             sync(directory)

@@ -1,13 +1,10 @@
 """A training run, from top to bottom."""
 
+import contextlib
 import dataclasses
-import datetime
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 
 import jax
 from jax.sharding import Mesh
@@ -21,14 +18,17 @@ from bert_jax.evaluate import evaluate_params
 from bert_jax.hosts import say
 from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
+from bert_jax.stopping import StopRequest
 from bert_jax.train.checkpoint import Checkpoints
+from bert_jax.train.exact import make_exact_step
+from bert_jax.train.lease import Lease
+from bert_jax.train.memory import run_within_memory, settle
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
 from bert_jax.train.state import init_state, model_graph, state_shardings
 from bert_jax.train.step import make_evaluation_step, make_train_step
-
-_SECONDS_TO_SAVE = 120  # before the end of a SLURM job
+from bert_jax.train.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,29 +41,40 @@ class Outcome:
     metrics: dict[str, float]
 
 
-def train(config: Config, workdir: str) -> Outcome:
+def train(config: Config, workdir: str, stop: StopRequest | None = None) -> Outcome:
     """Trains the run of a workdir to its last step, or goes on with it.
+
+    Args:
+      stop: what listens for signals already; without it they are listened for from here on.
 
     Raises:
       BadInput: before anything is written, when the run cannot work or the workdir holds another.
     """
-    with StopSignal(config.train.stop_at) as stop:
-        return _train(config, workdir, stop)
+    with contextlib.ExitStack() as around:
+        stop = stop or around.enter_context(StopRequest())
+        stop.set_time(config.train.stop_at)
+        watchdog = around.enter_context(Watchdog(config.train.watchdog_seconds, config.train.watchdog_long_seconds))
+        lease = around.enter_context(contextlib.closing(Lease(workdir)))
+        watchdog.before_ending.append(lease.close)
+        stop.before_ending += [lambda _: lease.close(), watchdog.stopped]
+        return run_within_memory(lambda: _train(config, workdir, stop, watchdog, lease), config)
 
 
-def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
+def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, lease: Lease) -> Outcome:
     # --- What it starts from: random weights, or a model that is there (config.init), whose sizes it takes over. ---
     start_from = starting_point(config, workdir)
 
     # --- What there is: devices, streams. Nothing is written before all of it is sound. ---
+    mesh = mesh_of_run(start_from.config)
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps
-    mesh = mesh_of_run(config)
     if None in streams.validation:
         say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
     start_from.check(streams.tokenizer)
+    microbatches = settle(config, mesh, streams.tokenizer.vocab_size).train.microbatches
     fingerprint = run.fingerprint(config, streams) | start_from.fingerprint
     hosts.check_agreement(fingerprint)
+    hosts.first_does(lambda: lease.acquire(say))
     run.claim(workdir, config, streams.tokenizer, fingerprint)
 
     # --- The state: restored, or new. ---
@@ -71,6 +82,8 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     optimizer = make_optimizer(config.optimizer, num_steps, config.phases)
     shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every)
+    checkpoints.before_sealing = lease.check
+    watchdog.enter_long('reading checkpoints')
     resumed_from = checkpoints.set_aside_unsound()
     if resumed_from == num_steps:
         checkpoints.close()
@@ -87,10 +100,12 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
 
     # --- The step, compiled at its first use. ---
     graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps, config.phases)
-    train_step = make_train_step(
-        graph, optimizer, schedule, mesh, shardings, seed=config.train.seed, microbatches=config.train.microbatches
-    )
-    evaluation_step = make_evaluation_step(graph)
+    parts = (graph, optimizer, schedule, mesh, shardings)
+    if config.train.reduction == 'exact':
+        train_step = make_exact_step(*parts, seed=config.train.seed, num_shards=config.train.exact_shards)
+    else:
+        train_step = make_train_step(*parts, seed=config.train.seed, microbatches=microbatches)
+    evaluation_step = make_evaluation_step(graph, mesh, shardings.params)
 
     # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---
     start, speed = int(state.step), Speedometer(config.model, vocab_size)
@@ -98,29 +113,51 @@ def _train(config: Config, workdir: str, stop: 'StopSignal') -> Outcome:
     progress = Progress(start, num_steps, _describe_step)
     metrics: dict[str, float] = {}
     say('Compiling the step …')
+    compiled = None
+
+    def stop_now() -> bool:
+        return wants_to_stop(stop.asked(checkpoints.seconds_to_save))
+
     for step, number, batch in speed.waiting(_global_batches(in_phases(config), streams.train, mesh, start)):
+        watchdog.begin_step(step)
+        if number != compiled:
+            watchdog.enter_long('compiling the step')
         state, on_device = train_step(state, batch)
+        if number != compiled:
+            watchdog.enter_long('the first step of its shape')
+            compiled = number
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
-        stopping = wants_to_stop(stop.asked())
+        stopping = stop_now()
         is_last = step == num_steps or stopping
         if step % config.train.log_every == 0 or is_last:
+            lease.check()
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()
             writer.write(step, metrics)
             progress.show(step, metrics)
+        watchdog.end_step(on_device['loss'])
+        stop.has_something_to_save()
         every, validation = config.train.evaluate_every, streams.validation[number]
         if validation and ((every and step % every == 0) or step == num_steps):
-            with speed.paused():
-                found = evaluate_params(state.params, evaluation_step, validation, mesh, config.train.evaluate_rows)
-            found = {f'validation/{name}': value for name, value in found.items()}
-            writer.write(step, found)
-            metrics |= found
-            say(_describe_validation(step, found))
-        if step % config.train.checkpoint_every == 0 or is_last:
-            with speed.paused():
+            with speed.paused(), watchdog.aside('evaluating'):
+                rows = config.train.evaluate_rows
+                found = evaluate_params(state.params, evaluation_step, validation, mesh, rows, stop_now)
+            if found is None:
+                stopping = True
+                say(f'step {step}: not evaluated to the end')
+            else:
+                found = {f'validation/{name}': value for name, value in found.items()}
+                writer.write(step, found)
+                metrics |= found
+                say(_describe_validation(step, found))
+        if step % config.train.checkpoint_every == 0 or step == num_steps or stopping:
+            with speed.paused(), watchdog.aside('saving'):
+                lease.check()
                 checkpoints.save(state)
+                watchdog.began_to_save(step)
         checkpoints.check()
         if stopping:
             break
+    watchdog.enter_long('closing')
     progress.close()
     writer.close()
     checkpoints.close()
@@ -147,41 +184,6 @@ def _global_batches(
         before += num_steps
 
 
-class StopSignal:
-    """Why the loop should save and stop: SIGINT, SIGTERM or SIGUSR1 (a second one ends the process at once), or a time.
-
-    The time is `train.stop_at`, or two minutes before a SLURM job ends, where SLURM says when.
-    """
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self, stop_at: str) -> None:
-        """Args: stop_at, ISO 8601, or empty."""
-        self.received = ''
-        end_of_job = float(os.environ.get('SLURM_JOB_END_TIME', 'inf')) - _SECONDS_TO_SAVE
-        self._deadline = datetime.datetime.fromisoformat(stop_at).timestamp() if stop_at else end_of_job
-
-    def asked(self) -> bool:
-        """Whether a signal came, or the time has."""
-        if not self.received and time.time() >= self._deadline:
-            self.received = 'the time limit'
-            say('The time is up: saving …')
-        return bool(self.received)
-
-    def __enter__(self) -> 'StopSignal':
-        self._before = {number: signal.signal(number, self._receive) for number in self._SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
-        say(f'{self.received}: finishing this step, then saving …')
-
-
 def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
     devices = jax.devices()
     several = [hosts.describe_hosts()] if jax.process_count() > 1 else []
@@ -204,12 +206,14 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream
 def _describe_validation(step: int, found: dict[str, float]) -> str:
     return (
         f'step {step}: held-out MLM loss {found["validation/mlm_loss"]:.3f}, '
-        f'MLM accuracy {found["validation/mlm_accuracy"]:.1%}, NSP accuracy {found["validation/nsp_accuracy"]:.1%}'
+        f'MLM accuracy {found["validation/mlm_accuracy"]:.1%}'
+        + (f', NSP accuracy {found["validation/nsp_accuracy"]:.1%}' if found['validation/nsp_loss'] else '')  # no pairs
     )
 
 
 def _describe_step(metrics: dict[str, float]) -> str:
-    return f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}  NSP {metrics["nsp_accuracy"]:.1%}'
+    shown = f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}'
+    return shown + (f'  NSP {metrics["nsp_accuracy"]:.1%}' if metrics['nsp_loss'] else '')
 
 
 class Progress:

@@ -7,12 +7,13 @@ axis, it stays whole.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bert_jax import config
@@ -49,7 +50,26 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(mesh, model, train, len(devices), where)
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    arranged = arrange(tuple(sizes.values()), devices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as an array of (data, fsdp, tensor), those that exchange most beside each other.
+
+    Slices (of TPUs; of GPUs, those that NVLink joins) meet along `data`, where gradients cross once a step, else along
+    `fsdp`. Inside a slice of TPUs the axes follow its torus; elsewhere the devices of a process are consecutive.
+    """
+    num_slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    data = math.gcd(sizes[0], num_slices)
+    fsdp = math.gcd(sizes[1], num_slices // data)
+    if num_slices > 1 and data * fsdp == num_slices:
+        inside = (sizes[0] // data, sizes[1] // fsdp, sizes[2])
+        return mesh_utils.create_hybrid_device_mesh(inside, (data, fsdp, 1), devices, allow_split_physical_axes=True)
+    if devices[0].platform == 'tpu':
+        return jax.make_mesh(sizes, AXES, devices=devices).devices
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return np.array(ordered, dtype=object).reshape(sizes)
 
 
 def mesh_of_run(run: config.Config) -> Mesh:
@@ -97,7 +117,9 @@ def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Tra
             f'is {sizes["tensor"]}, which does not divide the {model.num_heads} heads',
             f'one of {", ".join(map(str, works))}',
         )
-    shards = sizes['data'] * sizes['fsdp'] * train.microbatches
+    if train.reduction == 'exact':
+        _check_exact(sizes, train)
+    shards = sizes['data'] * sizes['fsdp'] * max(train.microbatches, 1)
     if train.global_batch_size % shards:
         below = train.global_batch_size // shards * shards
         near = [size for size in (below, below + shards) if size]
@@ -107,6 +129,23 @@ def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Tra
             f'{train.microbatches} does not divide it',
             f'a multiple of {shards}, for example {" or ".join(map(str, near))}',
             f'--{where}.global_batch_size={near[-1]}',
+        )
+
+
+def _check_exact(sizes: dict[str, int], train: config.Train) -> None:
+    if sizes['tensor'] > 1:
+        raise BadInput(
+            'config.mesh.tensor',
+            f"is {sizes['tensor']}; train.reduction='exact' splits rows only, never a product",
+            '1',
+            '--config.mesh.tensor=1, or --config.train.reduction=fast',
+        )
+    if train.exact_shards % (sizes['data'] * sizes['fsdp']):
+        works = [2**n for n in range(train.exact_shards.bit_length())]
+        raise BadInput(
+            'config.train.exact_shards',
+            f'is {train.exact_shards}; data={sizes["data"]} x fsdp={sizes["fsdp"]} does not divide it',
+            f'data x fsdp one of {", ".join(map(str, works))}; more shards are another sum',
         )
 
 
@@ -153,9 +192,3 @@ def make_global(local: Any, rows: slice, mesh: Mesh, batch_size: int) -> Any:
         return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, piece)
 
     return jax.tree.map(place, local)
-
-
-def constrain_rows(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """A function that keeps the dim after the microbatch dim on the batch axes."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
-    return lambda array: jax.lax.with_sharding_constraint(array, sharding)

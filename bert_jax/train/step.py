@@ -1,8 +1,6 @@
-"""One step: (state, batch) -> (state, metrics), a pure function.
+"""One step: (state, batch) -> (state, metrics), a pure function."""
 
-`M` microbatches, `B` rows of the global batch, `b` = B / M rows of a microbatch.
-"""
-
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,14 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.layers import DropoutKey, dropout_base
 from bert_jax.model.losses import cross_entropy
-from bert_jax.train.sharding import constrain_rows, replicated
+from bert_jax.model.products import compiled_for
+from bert_jax.train.gradients import Exchange, accumulated
+from bert_jax.train.sharding import BATCH_AXES, replicated
 from bert_jax.train.state import TrainState
+
+_EVALUATED_AT_ONCE = 128  # rows of a device; a batch that is trained on in microbatches need not fit whole
 
 
 class Sums(NamedTuple):
@@ -109,64 +111,63 @@ def make_train_step(
     Gradients are of sums divided by the weights of the whole global batch, so that a split into microbatches (or
     devices) changes nothing but the order of additions.
     """
+    exchange = Exchange(mesh, shardings.params)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        weights = objective.weights(batch)
-        base = dropout_base(seed, state.step)
-        rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
+    def of_own_rows(params: nnx.State, batch: Any, rows: jax.Array, base: jax.Array) -> tuple[nnx.State, Any]:
+        """One device: its rows, and what it exchanges with the others."""
+        weights = exchange.sum(objective.weights(batch))
 
         def loss_fn(params: nnx.State, micro: Any, rows: jax.Array) -> tuple[jax.Array, Any]:
-            sums = objective.sums(nnx.merge(graph, params), micro, DropoutKey(base, rows))
+            model = exchange.assemble(graph, params)
+            sums = objective.sums(model, micro, DropoutKey(base, rows))
             return objective.loss(sums, *weights), sums
 
-        gradient = jax.grad(loss_fn, has_aux=True)
-        if microbatches == 1:
-            grads, sums = gradient(state.params, batch, rows)
-        else:
-            split = _strided(microbatches, mesh)
+        gradient = functools.partial(jax.grad(loss_fn, has_aux=True), exchange.gather_outside_layers(params))
+        grads, sums = accumulated(lambda micro: gradient(*micro), microbatches, (batch, rows))
+        return exchange.sum_gradients(grads), exchange.sum(sums)
 
-            def accumulate(total: tuple, micro: tuple) -> tuple[tuple, None]:
-                return jax.tree.map(jnp.add, total, gradient(state.params, *micro)), None
+    own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
+    gradient = exchange.over_rows(of_own_rows, (exchange.specs, own, own, same), (exchange.specs, same))
 
-            parts = jax.tree.map(split, (batch, rows))
-            shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda part: part[0], parts))
-            zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-            (grads, sums), _ = jax.lax.scan(accumulate, zeros, parts)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = (
-            objective.metrics(sums)
-            | {
-                'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
-                'grad_norm': optax.tree.norm(grads),
-            }
-            | _speed_counts(batch)
-        )
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+    @compiled_for(mesh.devices.flat[0].platform)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
+        grads, sums = gradient(state.params, batch, rows, dropout_base(seed, state.step))
+        state, metrics = apply_gradients(optimizer, schedule, state, grads)
+        return state, objective.metrics(sums) | metrics | speed_counts(batch)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
-def _speed_counts(batch: Batch) -> dict[str, jax.Array]:
+def apply_gradients(
+    optimizer: optax.GradientTransformation, schedule: optax.Schedule, state: TrainState, grads: nnx.State
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The next state, and the figures of the update, from the gradients of the global batch."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = {
+        'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
+        'grad_norm': optax.tree.norm(grads),
+    }
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+
+def speed_counts(batch: Batch) -> dict[str, jax.Array]:
     """Real tokens of a batch, and the sum of its sequences' lengths squared (float32)."""
     numbers = jnp.arange(1, batch.cls_positions.shape[1] + 1)
     lengths = (batch.sequence_ids[..., None] == numbers).sum(axis=1)  # BE
     return {'tokens': lengths.sum(), 'squared_lengths': jnp.square(lengths.astype(jnp.float32)).sum()}
 
 
-def _strided(microbatches: int, mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """[B, …] -> [M, b, …], row r into microbatch r mod M, so that rows stay on the device that holds them."""
-    constrain = constrain_rows(mesh)
+def make_evaluation_step(graph: nnx.GraphDef, mesh: Mesh, shardings: nnx.State) -> Callable[[nnx.State, Batch], Sums]:
+    """The sums over one batch without dropout, under `jax.jit`. shardings: of the parameters."""
+    exchange = Exchange(mesh, shardings)
 
-    def split(array: jax.Array) -> jax.Array:
-        return constrain(array.reshape(-1, microbatches, *array.shape[1:]).swapaxes(0, 1))
+    @compiled_for(mesh.devices.flat[0].platform)
+    def of_own_rows(params: nnx.State, batch: Batch) -> Sums:
+        model = exchange.assemble(graph, exchange.gather_outside_layers(params))
+        rows = batch.input_ids.shape[0]
+        at_once = max(n for n in range(1, min(rows, _EVALUATED_AT_ONCE) + 1) if rows % n == 0)
+        sums = accumulated(lambda part: pretraining_sums(model, part, None), rows // at_once, batch)
+        return exchange.sum(sums)
 
-    return split
-
-
-def make_evaluation_step(graph: nnx.GraphDef) -> Callable[[nnx.State, Batch], Sums]:
-    """The sums over one batch without dropout, under `jax.jit`."""
-
-    def evaluation_step(params: nnx.State, batch: Batch) -> Sums:
-        return pretraining_sums(nnx.merge(graph, params), batch, None)
-
-    return jax.jit(evaluation_step)
+    return jax.jit(exchange.over_rows(of_own_rows, (exchange.specs, PartitionSpec(BATCH_AXES)), PartitionSpec()))

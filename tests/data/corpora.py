@@ -1,9 +1,14 @@
 """Small corpora in memory, whose every token tells where it stands."""
 
 import dataclasses
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+
+from bert_jax.config import Data
+from bert_jax.data.windows import Plan, open_plan, plan_windows
 
 
 @dataclasses.dataclass
@@ -38,3 +43,10 @@ def random_split(seed: int, num_documents: int = 60, longest: int = 40) -> Memor
 def corpus_of(split: MemorySplit, directory: str) -> SimpleNamespace:
     """A `Corpus` with the same split for training and validation."""
     return SimpleNamespace(directory=directory, tokenizer=TOKENIZER, train=split, validation=split)
+
+
+def plan_of(split: MemorySplit, data: Data) -> Plan:
+    """The plan of a split, from files whose names are gone already."""
+    with tempfile.TemporaryDirectory() as name:
+        plan_windows(split, data, Path(name))
+        return open_plan(Path(name))

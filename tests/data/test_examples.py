@@ -7,8 +7,9 @@ import pytest
 
 from bert_jax.config import Data
 from bert_jax.data import random
-from bert_jax.data.examples import _trimmed_lengths, make_pairs, max_tokens, plan_windows
-from tests.data.corpora import MemorySplit, random_split
+from bert_jax.data.examples import _trimmed_lengths, make_pairs
+from bert_jax.data.windows import max_tokens
+from tests.data.corpora import MemorySplit, plan_of, random_split
 
 
 def _keys(seed: int, count: int) -> np.ndarray:
@@ -20,7 +21,7 @@ def _keys(seed: int, count: int) -> np.ndarray:
 def test_windows_tile_every_document_exactly_once(pairing: str, seed: int) -> None:
     split = random_split(seed, longest=150)  # some sentences are longer than a row
     data = Data(sequence_length=64, pairing=pairing)
-    plan = plan_windows(split, data)
+    plan = plan_of(split, data)
     uses = np.zeros(split.num_tokens, int)
     for start, length in zip(plan.start, plan.length, strict=True):
         uses[start : start + length] += 1
@@ -37,7 +38,7 @@ def test_short_sequences_are_as_frequent_as_the_config_says() -> None:
     rng = np.random.default_rng(0)
     sentences = np.concatenate([[0], np.cumsum(rng.integers(5, 20, 200_000))])
     split = MemorySplit(sentences, np.arange(0, 200_001, 1000))
-    plan = plan_windows(split, Data(sequence_length=64, short_sequence_probability=0.1))
+    plan = plan_of(split, Data(sequence_length=64, short_sequence_probability=0.1))
     short = plan.target < max_tokens(Data(sequence_length=64))
     # A target drawn from 2…61 is short in 59 of 60 cases; ends of documents add a little.
     assert abs(short.mean() - 0.1 * 59 / 60) < 5 * np.sqrt(0.09 / len(short)) + 0.01
@@ -62,7 +63,7 @@ def test_trimmed_lengths_equal_the_original_rule_for_all_small_lengths() -> None
 
 def test_half_of_the_next_sentences_are_random_and_from_another_document() -> None:
     split, data = random_split(1, num_documents=200), Data(sequence_length=64)
-    plan = plan_windows(split, data)
+    plan = plan_of(split, data)
     document_of_token = np.repeat(np.arange(200), np.diff(split.sentences[split.documents]))
     labels = []
     for seed in range(20):
@@ -83,7 +84,7 @@ def test_half_of_the_next_sentences_are_random_and_from_another_document() -> No
 
 def _partner_counts(split: MemorySplit, data: Data, window_of: int, seeds: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """How often each document is the partner of windows of one, and whether the sequences keep their planned length."""
-    plan = plan_windows(split, data)
+    plan = plan_of(split, data)
     bounds = split.sentences[split.documents]
     windows = np.flatnonzero(plan.document_of == window_of)
     counts, is_full = np.zeros(len(bounds) - 1), []
@@ -127,7 +128,7 @@ def test_where_no_document_holds_enough_any_other_is_the_partner() -> None:
 
 def test_swapped_halves_are_the_same_text_in_the_other_order() -> None:
     split, data = random_split(3), Data(sequence_length=64, pairing='sop')
-    plan = plan_windows(split, data)
+    plan = plan_of(split, data)
     pairs = make_pairs(plan, np.arange(plan.num_windows), _keys(0, plan.num_windows), 'sop')
     in_order = pairs.a_start < pairs.b_start
     np.testing.assert_array_equal(in_order, pairs.label == 0)
@@ -135,7 +136,7 @@ def test_swapped_halves_are_the_same_text_in_the_other_order() -> None:
 
 def test_trimming_takes_from_the_front_and_the_back_alike() -> None:
     split = MemorySplit(np.array([0, 40, 80, 120, 160]), np.array([0, 2, 4]))
-    plan = plan_windows(split, dataclasses.replace(Data(sequence_length=43), short_sequence_probability=0.0))
+    plan = plan_of(split, dataclasses.replace(Data(sequence_length=43), short_sequence_probability=0.0))
     fronts = []
     for seed in range(2000):
         pairs = make_pairs(plan, np.array([0]), _keys(seed, 1), 'sop')

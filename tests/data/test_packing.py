@@ -38,7 +38,7 @@ def test_every_window_stands_in_one_row_and_no_row_passes_a_limit(
 ) -> None:
     lengths = np.array(lengths, np.int64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, '_WINDOWS_IN_BLOCK', block)
+        patch.setattr(packing, 'WINDOWS_IN_BLOCK', block)
         order, rows, needed = _pack(lengths, 40, max_predictions, max_sequences)
     np.testing.assert_array_equal(np.sort(order), np.arange(len(lengths)))
     assert rows[0] == 0 and rows[-1] == len(lengths)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,6 +96,38 @@ def test_a_signal_to_the_launcher_stops_all_at_the_same_step_and_the_same_comman
     again = _launch(2, 1, *arguments, *soon)
     assert again.returncode == 75, again.stderr
     assert f'Going on with {tmp_path} from step {newest}' in again.stderr
+
+
+def test_a_killed_launcher_leaves_no_process_behind_and_its_run_is_saved(settings: list[str], tmp_path: Path) -> None:
+    command = _command(2, 1, 'train', *settings, '--config.train.steps=4000', f'--workdir={tmp_path}')
+    with open(tmp_path / 'output', 'w') as output:
+        running = subprocess.Popen(command, env=_environment(), stdout=output, stderr=output)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / 'metrics.jsonl').exists():
+        assert running.poll() is None and time.monotonic() < deadline, (tmp_path / 'output').read_text()
+        time.sleep(0.2)
+    children = Path(f'/proc/{running.pid}/task/{running.pid}/children').read_text().split()
+    assert len(children) == 2
+    running.kill()
+    running.wait(timeout=30)
+    while any(Path(f'/proc/{child}').exists() for child in children):
+        assert time.monotonic() < deadline + 60, 'processes are left behind'
+        time.sleep(0.2)
+    assert list((tmp_path / 'checkpoints').glob('*/manifest.json'))
+
+
+def test_a_process_whose_peers_do_not_arrive_stops_in_time_with_a_message(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{listener.getsockname()[1]}'
+    place = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}
+    command = [sys.executable, '-m', 'bert_jax', 'train', f'--config={ROOT}/configs/demo.py', '--join_timeout=2']
+    done = subprocess.run(
+        [*command, f'--workdir={tmp_path}/run'], env=_environment() | place, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith('bert_jax: process 0 of 2: did not find the others within 2 s')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_what_the_launcher_promised_is_checked(settings: list[str], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import getpass
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_jax.hosts import Place
 from tests.test_run import ROOT, bert_jax, write_text
 
 pytestmark = pytest.mark.slurm
@@ -79,6 +81,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         _wait_for(lambda: 'idle' in _output(environment, 'sinfo', '--noheader', '--format=%T'), 60, 'an idle node')
         yield environment
     finally:
+        _output(environment, 'scancel', f'--user={getpass.getuser()}')  # of a test that failed
+        _wait_for(lambda: not _output(environment, 'squeue', '--noheader'), 60, 'empty queue')
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in reversed(daemons):
@@ -96,16 +100,20 @@ def _wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.2)
 
 
-def _submit(environment: dict[str, str], directory: Path, flags: list[str], workdir: Path) -> str:
-    """Submits the launch script as two tasks on the one node; returns the job's number."""
-    environment = environment | {
+def _for_jobs(environment: dict[str, str]) -> dict[str, str]:
+    return environment | {
         'PYTHON': sys.executable,
         'PYTHONPATH': str(ROOT),
         'JAX_PLATFORMS': 'cpu',
         'XLA_FLAGS': '',
     }
+
+
+def _submit(environment: dict[str, str], directory: Path, flags: list[str], workdir: Path, *more: str) -> str:
+    """Submits the launch script as two tasks on the one node; returns the job's number."""
+    environment = _for_jobs(environment)
     options = ['--parsable', '--partition=low', '--nodes=1', '--ntasks-per-node=2', f'--chdir={ROOT}']
-    options.append(f'--output={directory}/slurm-%j.out')
+    options += [f'--output={directory}/slurm-%j.out', *more]
     script = str(ROOT / 'launch' / 'slurm.sbatch')
     return _output(environment, 'sbatch', *options, script, *flags, f'--workdir={workdir}', '--devices=2').strip()
 
@@ -124,28 +132,34 @@ def _losses(workdir: Path) -> list[tuple[int, float]]:
     return [(line['step'], line['loss']) for line in _lines(workdir) if 'loss' in line]
 
 
-def test_a_preempted_run_is_requeued_and_ends_with_the_loss_of_an_uninterrupted_one(
-    cluster: dict[str, str], tmp_path: Path
-) -> None:
-    write_text(tmp_path / 'text.txt')
+@pytest.fixture(scope='module')
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The settings of a small run whose corpus is there."""
+    directory = tmp_path_factory.mktemp('corpus')
+    write_text(directory / 'text.txt')
     values = {
-        'data.source': f'text:{tmp_path}/text.txt',
-        'data.corpus': tmp_path / 'corpus',
+        'data.source': f'text:{directory}/text.txt',
+        'data.corpus': directory / 'corpus',
         'data.sequence_length': 32,
         'tokenizer.vocab_size': 500,
         'model.hidden_size': 32,
         'model.intermediate_size': 64,
         'model.dropout_rate': 0.1,
-        'train.steps': 400,
+        'train.steps': 200,
         'train.global_batch_size': 16,
         'train.log_every': 5,
-        'train.checkpoint_every': 100,
+        'train.checkpoint_every': 50,
         'train.evaluate_every': 0,
         'optimizer.warmup_steps': 10,
     }
     flags = [f'--config={ROOT}/configs/demo.py', *(f'--config.{name}={value}' for name, value in values.items())]
     bert_jax('prepare', *flags)
+    return flags
 
+
+def test_a_preempted_run_is_requeued_and_ends_with_the_loss_of_an_uninterrupted_one(
+    cluster: dict[str, str], flags: list[str], tmp_path: Path
+) -> None:
     def finished(number: str) -> bool:
         state = _job(cluster, number)['JobState']
         assert state in ('PENDING', 'RUNNING', 'COMPLETING', 'PREEMPTED', 'REQUEUED', 'COMPLETED'), _log(number)
@@ -155,16 +169,55 @@ def test_a_preempted_run_is_requeued_and_ends_with_the_loss_of_an_uninterrupted_
         return (tmp_path / f'slurm-{number}.out').read_text()
 
     whole = _submit(cluster, tmp_path, flags, tmp_path / 'whole')
-    _wait_for(lambda: finished(whole), 300, 'end of the uninterrupted run')
+    _wait_for(lambda: finished(whole), 900, 'end of the uninterrupted run')
 
     broken = _submit(cluster, tmp_path, flags, tmp_path / 'broken')
-    _wait_for(lambda: len(_losses(tmp_path / 'broken')) > 8, 200, 'step of the run to preempt')
+    _wait_for(lambda: len(_losses(tmp_path / 'broken')) > 8, 600, 'step of the run to preempt')
     _output(cluster, 'sbatch', '--partition=high', '--ntasks=2', '--output=/dev/null', '--wrap=sleep 2')
-    _wait_for(lambda: finished(broken), 400, 'end of the preempted run')
+    _wait_for(lambda: finished(broken), 900, 'end of the preempted run')
     assert int(_job(cluster, broken)['Restarts']) >= 1
     assert 'saved step' in _log(broken) and 'Going on with' in _log(broken)
-    assert dict(_losses(tmp_path / 'broken')) == dict(_losses(tmp_path / 'whole'))
-    assert _losses(tmp_path / 'whole')[-1][0] == 400
+    # The step at which it was stopped is logged too; all others are the same, bit for bit.
+    assert set(_losses(tmp_path / 'whole')) <= set(_losses(tmp_path / 'broken'))
+    assert _losses(tmp_path / 'whole')[-1][0] == 200
+
+
+def test_where_requeueing_is_forbidden_an_array_chain_does_the_same(
+    cluster: dict[str, str], flags: list[str], tmp_path: Path
+) -> None:
+    number = _submit(cluster, tmp_path, flags, tmp_path / 'chain', '--array=1-3%1', '--no-requeue')
+    _wait_for(lambda: len(_losses(tmp_path / 'chain')) > 4, 600, 'step of the first job')
+    _output(cluster, 'scancel', '--signal=USR1', '--batch', f'{number}_1')
+    _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 900, 'end of the chain')
+    logs = [path.read_text() for path in sorted(tmp_path.glob('slurm-*.out'), key=lambda path: path.stat().st_mtime)]
+    assert len(logs) == 3
+    assert 'saved step' in logs[0] and 'Going on with' in logs[1] and 'Nothing to do' in logs[2]
+    assert _losses(tmp_path / 'chain')[-1][0] == 200
+
+
+def test_an_unlaunched_command_in_an_allocation_of_several_tasks_runs_alone(
+    cluster: dict[str, str], flags: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, '-m', 'bert_jax', 'train', *flags, '--config.train.steps=10', '--devices=1']
+    wrapped = shlex.join([*command, f'--workdir={tmp_path}/alone'])
+    options = ['--parsable', '--ntasks=2', f'--output={tmp_path}/out', f'--wrap={wrapped}']
+    number = _output(_for_jobs(cluster), 'sbatch', *options).strip()
+    _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 600, 'end of the run')
+    assert _losses(tmp_path / 'alone')[-1][0] == 10, (tmp_path / 'out').read_text()
+
+
+def test_one_task_takes_all_gpus_of_its_node_and_several_share_them(cluster: dict[str, str], tmp_path: Path) -> None:
+    """The places that tasks of a real srun work out; the node's four GPUs are made up."""
+    tell = 'import os; from bert_jax.hosts import find_place; print("place", find_place(os.environ, num_gpus=4))'
+    environment = _for_jobs(cluster)
+
+    def places(num_tasks: int) -> list[str]:
+        told = _output(environment, 'srun', f'--ntasks={num_tasks}', sys.executable, '-c', tell)
+        return sorted(line for line in told.splitlines() if line.startswith('place'))
+
+    assert places(1) == ['place None']  # alone: jax takes every GPU that it sees
+    shared = [f'place {Place(None, 2, task, share)}' for task, share in enumerate([(0, 1), (2, 3)])]
+    assert places(2) == shared
 
 
 def test_a_sweep_is_an_array_whose_stopped_runs_are_requeued(cluster: dict[str, str], tmp_path: Path) -> None:
@@ -204,9 +257,9 @@ def test_a_sweep_is_an_array_whose_stopped_runs_are_requeued(cluster: dict[str, 
     def log() -> str:
         return ''.join(path.read_text() for path in [*tmp_path.glob('sweep/slurm-*'), *tmp_path.glob('sweep/*/*.log')])
 
-    _wait_for(lambda: len(_losses(tmp_path / 'sweep' / 'long')) > 2, 200, f'step of the run to stop: {log()}')
+    _wait_for(lambda: len(_losses(tmp_path / 'sweep' / 'long')) > 2, 600, f'step of the run to stop: {log()}')
     _output(cluster, 'scancel', '--signal=USR1', '--batch', f'{number}_1')
-    _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 400, f'end: {log()}')
+    _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 900, f'end: {log()}')
     told = sweep('--jobs=0')
     assert told.returncode == 0, told.stderr
     results = {result['name']: result['status'] for result in json.loads(told.stdout)['runs']}

@@ -45,3 +45,17 @@ def test_here_is_compiled_predicted_and_measured() -> None:
     plan = json.loads(done.stdout)
     assert plan['compiled'] and plan['fits'] and plan['measured']['step_seconds'] > 0
     assert plan['measured']['peak_bytes'] > plan['required_bytes']['total']  # Python and the compiler are in it too
+
+
+def test_a_run_in_phases_is_planned_as_a_whole() -> None:
+    config = f'--config={ROOT}/configs/bert_two_phase.py:base'
+    plan = json.loads(bert_jax('plan', config, '--target=b200:1x8', '--price=2.0', '--json').stdout)
+    first, second = plan['phases']
+    assert plan['run_seconds'] == first['run_seconds'] + second['run_seconds']
+    assert plan['step_seconds'] == pytest.approx(plan['run_seconds'] / 1_000_000)
+    assert plan['cost'] == pytest.approx(first['cost'] + second['cost'])
+    tokens = 900_000 * 256 * 128 + 100_000 * 64 * 512
+    assert plan['tokens_per_second'] == pytest.approx(tokens / plan['run_seconds'])
+    totals = [part['required_bytes']['total'] for part in (first, second)]
+    assert plan['required_bytes']['total'] == max(totals) and totals[0] != totals[1]
+    assert first['flops_per_step'] < plan['flops_per_step'] < second['flops_per_step']

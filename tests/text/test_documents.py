@@ -53,15 +53,16 @@ def test_parquet_gives_the_same_documents_with_either_string_type(tmp_path):
     assert read(f'parquet:{tmp_path}/*') == DOCUMENTS * 2
 
 
-def test_tfds_array_record_gives_the_same_documents_without_tensorflow(tmp_path, monkeypatch):
+def write_tfds(data_dir, documents):
+    """A dataset `letters` as TFDS prepares it, without TensorFlow."""
     tfds = pytest.importorskip('tensorflow_datasets')
     from array_record.python.array_record_module import ArrayRecordWriter
 
     features = tfds.features.FeaturesDict({'text': tfds.features.Text(), 'label': tfds.features.Scalar(np.int64)})
-    directory = tmp_path / 'letters' / '1.0.0'
+    directory = data_dir / 'letters' / '1.0.0'
     directory.mkdir(parents=True)
     writer = ArrayRecordWriter(str(directory / 'letters-train.array_record-00000-of-00001'), 'group_size:1')
-    for lines in DOCUMENTS:
+    for lines in documents:
         writer.write(features.serialize_example({'text': '\n'.join(lines), 'label': 1}))
     writer.close()
     tfds.folder_dataset.write_metadata(
@@ -70,7 +71,7 @@ def test_tfds_array_record_gives_the_same_documents_without_tensorflow(tmp_path,
         split_infos=[
             tfds.core.SplitInfo(
                 name='train',
-                shard_lengths=[len(DOCUMENTS)],
+                shard_lengths=[len(documents)],
                 num_bytes=0,
                 filename_template=tfds.core.ShardedFileTemplate(
                     data_dir=directory, dataset_name='letters', split='train', filetype_suffix='array_record'
@@ -80,6 +81,11 @@ def test_tfds_array_record_gives_the_same_documents_without_tensorflow(tmp_path,
         check_data=False,
         filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
     )
+    return tfds
+
+
+def test_tfds_array_record_gives_the_same_documents_without_tensorflow(tmp_path, monkeypatch):
+    tfds = write_tfds(tmp_path, DOCUMENTS)
     monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
     assert read('tfds:letters') == DOCUMENTS
     assert read('tfds:letters:1.0.0:train[1:]') == DOCUMENTS[1:]

@@ -220,6 +220,27 @@ def test_sentencepiece_ids_are_the_librarys(sentencepiece_, text: str) -> None:
     assert ours.encode_batch([text]) == library([text])
 
 
+@QUICK
+@given(
+    words=st.lists(
+        st.one_of(
+            st.text(alphabet=[chr(code) for code in range(33, 127)], max_size=12),
+            st.text(alphabet='aAé\u0308\u200d\u00a0\t\u0600\u0d4e▁世[]CLSfo한', max_size=6),
+            st.sampled_from([*WORDS.split(), '[SEP]', '']),
+        ),
+        min_size=1,
+        max_size=9,
+    )
+)
+def test_a_text_has_the_ids_of_its_words_where_a_tokenizer_says_so(sentencepiece_, words: list[str]) -> None:
+    """As Hugging Face's gives the whole text; it is what looking words up relies on."""
+    ours, theirs, _ = sentencepiece_
+    assert ours.splits_at_blanks and ours._library is not None
+    encoded = ours.encode_batch(words)
+    assert encoded == _theirs(theirs, words)
+    assert [index for ids in encoded for index in ids] == _theirs(theirs, [' '.join(words)])[0]
+
+
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     sentencepiece = pytest.importorskip('sentencepiece')
     sentencepiece.SentencePieceTrainer.train(

@@ -1,10 +1,15 @@
 """However a file is cut into ranges, every document is read once, by one of them."""
 
+import gzip
 import json
+import sys
+import tracemalloc
 
 import numpy as np
 import pyarrow
 import pytest
+import zstandard
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from pyarrow import parquet
 
 from bert_jax.errors import BadInput
@@ -84,6 +89,72 @@ def test_a_line_of_any_length_is_split_and_counted_and_a_record_too_long_is_bad(
     lengths = [list(map(len, d)) for d in read('jsonl', [Part(str(tmp_path / 'b'))], tally)]
     assert lengths == [[1], [1000, 1000, 500], [1]]
     assert tally.bad[0][:2] == [f'{tmp_path}/b:2', 'is longer than 0 MiB'] and tally.counts['bad_record_skipped'] == 1
+
+
+class Store(AbstractFileSystem):
+    """An object store that notes what is asked of it: {name: content}."""
+
+    protocol = 's3'
+    cachable = False
+    objects: dict[str, bytes] = {}
+    asked: list[tuple[int, int]] = []
+
+    def info(self, path, **_):
+        return {'name': path, 'size': len(self.objects[self._strip_protocol(path)]), 'type': 'file'}
+
+    def exists(self, path, **_):
+        return self._strip_protocol(path) in self.objects
+
+    def _open(self, path, mode='rb', **_):
+        return StoredFile(self, path, mode, block_size=1 << 14)
+
+
+class StoredFile(AbstractBufferedFile):
+    def _fetch_range(self, start, end):
+        self.fs.asked.append((start, end))
+        return self.fs.objects[self.path][start:end]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    monkeypatch.setattr(Store, 'objects', {})
+    monkeypatch.setattr(Store, 'asked', [])
+    monkeypatch.setitem(sys.modules['fsspec.registry']._registry, 's3', Store)
+    monkeypatch.setenv('EPATH_USE_TF', 'false')
+    return Store
+
+
+def test_an_object_store_is_asked_for_ranges_of_a_large_file(store, monkeypatch):
+    monkeypatch.setattr(pieces, '_MIN_PIECE', 300_000)
+    monkeypatch.setattr(pieces, '_BUFFER_BYTES', 1 << 14)
+    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 50_000)
+    texts = [f'text {i} ' + 'x' * (i % 200) for i in range(20_000)]
+    store.objects = {'bucket/a.txt': '\n\n'.join(texts).encode()}
+    size = len(store.objects['bucket/a.txt'])
+    planned = plan_source('text:s3://bucket/a.txt', 0, 'text')
+    assert len(planned.pieces) == -(-size // 300_000) > 5
+    found = []
+    for piece in planned.pieces:
+        store.asked.clear()
+        found += [document for [document] in read('text', piece.parts)]
+        assert sum(stop - start for start, stop in store.asked) < 450_000
+    assert found == texts
+
+
+@pytest.mark.parametrize('name, pack', [('a.gz', gzip.compress), ('a.zst', zstandard.compress), ('a', bytes)])
+def test_a_file_of_an_object_store_is_a_stream_packed_or_not(store, monkeypatch, name, pack):
+    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 1 << 16)
+    noise = np.random.default_rng(0).integers(97, 107, (30_000, 100)).astype(np.uint8)
+    store.objects = {f'bucket/{name}': pack(b'\n\n'.join(line.tobytes() for line in noise))}
+    [piece] = plan_source(f'text:s3://bucket/{name}', 0, 'text').pieces
+    tracemalloc.start()
+    documents = 0
+    for document in read_piece(piece, READING, Tally()):
+        assert document.sentences == [noise[documents].tobytes().decode()]
+        documents += 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert documents == 30_000 and peak < 1_500_000, peak  # of 3 MB
 
 
 def test_pieces_cover_a_source_in_order(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from bert_jax.text.corpus import load_corpus, verify
 from bert_jax.text.documents import Reading, Tally, read_piece
 from bert_jax.text.pieces import Part, Piece
 from bert_jax.text.prepare import Unfinished, prepare
+from tests.text.test_documents import write_tfds
 
 ROOT = Path(__file__).parents[2]
 WORDS = [a + b for a in 'bdfgklmnprst' for b in 'aeiou']
@@ -302,6 +303,36 @@ def test_a_killed_job_and_one_that_filled_the_disk_go_on_to_the_same_corpus(tmp_
     other = config.Data(source=source, corpus=str(tmp_path / 'other'))
     prepare(other, config.Tokenizer(vocab_size=300, sample_bytes=20_000), progress=False)
     assert contents(corpus) == contents(tmp_path / 'other')
+
+
+SHARD = """if True:
+    import sys
+    from bert_jax import config
+    from bert_jax.text import pieces
+    from bert_jax.text.prepare import prepare
+
+    pieces._RECORDS_PER_PIECE = 7
+    data = config.Data(source='tfds:letters', corpus=sys.argv[1])
+    shard = (int(sys.argv[2]), 2)
+    prepare(data, config.Tokenizer(vocab_size=200), shard=shard, progress=False)
+    assert 'tensorflow' not in sys.modules
+"""
+
+
+def test_hosts_that_read_a_tfds_dataset_from_shared_storage_make_the_corpus_of_one(tmp_path):
+    documents = make_documents(60)
+    write_tfds(tmp_path / 'datasets', documents)
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': str(tmp_path / 'datasets')}
+    command = [sys.executable, '-c', SHARD, str(tmp_path / 'corpus')]
+    hosts = [subprocess.Popen([*command, str(n)], env=environment, stderr=subprocess.PIPE, text=True) for n in range(2)]
+    for host in hosts:
+        _, err = host.communicate(timeout=300)
+        assert host.returncode == 0, err
+    corpus = load_corpus(tmp_path / 'corpus')
+    alone = config.Data(source=write_jsonl(tmp_path / 'a.jsonl', documents), corpus=str(tmp_path / 'alone'))
+    prepare(alone, TOKENIZER, progress=False)
+    for name in ('train', 'validation'):
+        assert read_split(corpus, name) == read_split(load_corpus(alone.corpus), name) != []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='only root can become another user')

@@ -1,0 +1,213 @@
+"""The same curve on any mesh: 50 steps with dropout in float32, on {1, 2, 4, 8} devices x {data, fsdp, tensor, mixed} x
+{1, 2, 4} microbatches x {1, 2, 4} processes, each compared with one device.
+
+    python -m benchmarks.same_curve                # minutes to an hour, by what else the machine does
+    python -m benchmarks.same_curve --steps=10 --processes=1
+
+Devices are simulated. The rows of the table are devices; a cell is the largest relative difference of any loss, and of
+the final parameters (norm of the difference / norm), and how many runs it is the largest of. The keys' biases are left
+out: their gradient is 0 but for rounding, and Adam makes whole steps of it. `exact` counts the runs of
+`train.reduction='exact'` (data and fsdp) whose parameters, all of them, are the same bits as on one device.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+NUM_DEVICES, PROCESSES, MICROBATCHES, KINDS = (1, 2, 4, 8), (1, 2, 4), (1, 2, 4), ('data', 'fsdp', 'tensor', 'mixed')
+BATCH, LENGTH, VOCAB, SEED = 32, 32, 500, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One run. kind: which axes the devices lie on."""
+
+    processes: int
+    devices: int
+    kind: str
+    microbatches: int
+    reduction: str
+
+    def axes(self) -> dict[str, int]:
+        """The mesh; mixed splits its devices evenly over data, fsdp and tensor."""
+        if self.kind != 'mixed':
+            return {'data': 1, 'fsdp': 1, 'tensor': 1} | {self.kind: self.devices}
+        return {'data': self.devices // 4 or 1, 'fsdp': 2, 'tensor': 2}
+
+
+def cases(processes: int) -> Iterator[Case]:
+    """Every combination that there is: a process has at least one device, mixed needs four."""
+    for devices, kind in itertools.product(NUM_DEVICES, KINDS):
+        if devices < processes or (devices == 1 and kind != 'data') or (devices < 4 and kind == 'mixed'):
+            continue
+        for microbatches in MICROBATCHES:
+            yield Case(processes, devices, kind, microbatches, 'fast')
+        if kind in ('data', 'fsdp'):
+            yield Case(processes, devices, kind, 1, 'exact')
+
+
+# --- One process of a group: runs all cases of its number of processes. ---
+
+
+def work(processes: int, steps: int, output: Path) -> None:
+    """Writes a JSON line and the final parameters (.npy) of each case that is not there yet; process 0 only."""
+    import jax
+    import numpy as np
+
+    from bert_jax import hosts
+
+    hosts.join()
+    with open(output / f'{processes}.jsonl', 'a+') as lines:
+        lines.seek(0)
+        done = {Case(*json.loads(line)['case']) for line in lines}
+        for number, case in enumerate(cases(processes)):
+            if case in done:
+                continue
+            losses, params = _run(case, steps)
+            if jax.process_index() == 0:
+                name = f'{processes}-{number}.npy'
+                np.save(output / name, params)
+                lines.write(json.dumps({'case': dataclasses.astuple(case), 'losses': losses, 'params': name}) + '\n')
+                lines.flush()
+
+
+def start(case: Case, steps: int, **model: int) -> tuple[Any, Callable, Callable]:
+    """(state, step, number -> global batch) of a run of a small model; `model` changes its sizes."""
+    import jax
+
+    from bert_jax import config
+    from bert_jax.data.random_rows import RandomRows
+    from bert_jax.train.exact import make_exact_step
+    from bert_jax.train.optimizer import make_optimizer, make_schedule
+    from bert_jax.train.sharding import local_rows, make_global, make_mesh
+    from bert_jax.train.state import init_state, model_graph, state_shardings
+    from bert_jax.train.step import make_train_step
+
+    sizes = {'num_layers': 2, 'hidden_size': 64, 'num_heads': 8, 'intermediate_size': 128} | model
+    model = config.Model(**sizes, max_positions=LENGTH)
+    train = config.Train(steps=steps, global_batch_size=BATCH, microbatches=case.microbatches, reduction=case.reduction)
+    of_process = itertools.groupby(jax.devices(), key=lambda device: device.process_index)
+    devices = [device for _, group in of_process for device in list(group)[: case.devices // case.processes]]
+    mesh = make_mesh(config.Mesh(**case.axes()), model, train, devices)
+    settings = config.Optimizer(peak_learning_rate=1e-3, warmup_steps=5)
+    optimizer, schedule = make_optimizer(settings, steps), make_schedule(settings, steps)
+    state = init_state(model, VOCAB, optimizer, mesh, SEED)
+    parts = (model_graph(model, VOCAB), optimizer, schedule, mesh, state_shardings(model, VOCAB, optimizer, mesh)[1])
+    if case.reduction == 'exact':
+        step = make_exact_step(*parts, seed=SEED, num_shards=train.exact_shards)
+    else:
+        step = make_train_step(*parts, seed=SEED, microbatches=case.microbatches)
+    stream = RandomRows(config.Data(sequence_length=LENGTH), VOCAB, batch_size=BATCH, seed=SEED)
+    rows = local_rows(mesh, BATCH)
+    return state, step, lambda number: make_global(stream.batch(number % 8, rows), rows, mesh, BATCH)
+
+
+def _run(case: Case, steps: int) -> tuple[list[float], Any]:
+    import jax
+    import numpy as np
+
+    from bert_jax.train.sharding import replicated
+
+    state, step, batch = start(case, steps)
+    losses = []
+    for number in range(steps):
+        state, metrics = step(state, batch(number))
+        losses.append(float(metrics['loss']))
+    whole = jax.jit(lambda params: params, out_shardings=replicated(state.step.sharding.mesh))(state.params)
+    compared = [
+        np.asarray(leaf.addressable_data(0)).ravel()
+        for path, leaf in jax.tree.leaves_with_path(whole)
+        if case.reduction == 'exact' or "['key']['bias']" not in jax.tree_util.keystr(path)
+    ]
+    return losses, np.concatenate(compared)
+
+
+# --- The group's parent. ---
+
+
+def _launch(processes: int, steps: int, output: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{listener.getsockname()[1]}'
+    common = os.environ | {
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={max(NUM_DEVICES) // processes}',
+    }
+    command = [
+        sys.executable,
+        '-m',
+        'benchmarks.same_curve',
+        f'--worker={processes}',
+        f'--steps={steps}',
+        f'--output={output}',
+    ]
+    running = []
+    for number in range(processes):
+        place = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(processes), 'JAX_PROCESS_ID': str(number)}
+        running.append(subprocess.Popen(command, env=common | (place if processes > 1 else {})))
+    if any(process.wait() for process in running):
+        sys.exit(f'{processes} processes: a worker failed')
+
+
+def tabulate(output: Path) -> str:
+    """The table, in Markdown, of what the workers wrote."""
+    import numpy as np
+
+    found = {}
+    for path in sorted(output.glob('*.jsonl')):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            found[Case(*entry['case'])] = np.array(entry['losses']), np.load(output / entry['params'])
+    one, one_exact = (found[Case(1, 1, 'data', 1, reduction)] for reduction in ('fast', 'exact'))
+    rows = []
+    for devices in NUM_DEVICES:
+        fast = {case: run for case, run in found.items() if (case.devices, case.reduction) == (devices, 'fast')}
+        exact = [run for case, run in found.items() if (case.devices, case.reduction) == (devices, 'exact')]
+        last = sorted(run[0][-1] for run in fast.values())
+        cells = []
+        for kind in KINDS:
+            runs = [run for case, run in fast.items() if case.kind == kind]
+            losses = max((np.max(np.abs(run[0] / one[0] - 1)) for run in runs), default=None)
+            params = max((np.linalg.norm(run[1] - one[1]) / np.linalg.norm(one[1]) for run in runs), default=None)
+            cells.append('' if losses is None else f'{losses:.1e}, {params:.1e} ({len(runs)})')
+        same = sum(_digest(run[1]) == _digest(one_exact[1]) for run in exact)
+        rows.append([str(devices), f'{last[0]:.6f} to {last[-1]:.6f}', *cells, f'{same} of {len(exact)}'])
+    header = ['devices', f'loss after {len(one[0])} steps', *KINDS, 'exact']
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [header, ['---'] * len(header), *rows])
+
+
+def _digest(array: Any) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def main() -> None:
+    """Runs all groups, then prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--steps', type=int, default=50)
+    parser.add_argument('--processes', type=int, nargs='*', default=PROCESSES)
+    parser.add_argument('--worker', type=int, help=argparse.SUPPRESS)
+    parser.add_argument('--output', type=Path, help='where to keep what was run, to go on later')
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments.worker, arguments.steps, arguments.output)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        output = arguments.output or Path(temporary)
+        output.mkdir(parents=True, exist_ok=True)
+        for processes in sorted({1, *arguments.processes}):
+            _launch(processes, arguments.steps, output)
+        print(tabulate(output))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,133 @@
+"""The same bits on any number of devices and processes: `train.reduction='exact'`.
+
+Floating point sums depend on their order, and an order on how many devices there are. Here it does not:
+
+1. The global batch is `train.exact_shards` micro-shards of equal, consecutive rows, whatever the devices. Each device
+   goes through its own, one after the other, by one program for the shape of a shard. That program stands alone, so
+   that nothing around it (how many shards follow, how weights are split) changes how it is compiled.
+2. Gradients and sums are added in pairs, pairs of pairs and so on, in the order of the rows: first those of a device,
+   then between devices. A device holds 2^n consecutive shards, a whole branch of that tree.
+3. The update is worked out on whole arrays by every device (norms of all gradients, of layers, and products of whole
+   matrices would be summed piece by piece otherwise), and each keeps its part.
+
+On a CPU a program runs on one core, because how a matrix product is cut depends on how many there are; on a GPU kernels
+are deterministic and not chosen by timing. Devices must be of one kind, and all run the same versions. What it costs:
+whole gradients are exchanged log2(devices) times, whole moments are gathered with fsdp, and a shard may be smaller than
+a device likes.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from bert_jax.data.batches import Batch
+from bert_jax.model.layers import DropoutKey, dropout_base
+from bert_jax.model.products import compiled_for
+from bert_jax.train.sharding import AXES, BATCH_AXES, replicated
+from bert_jax.train.state import TrainState
+from bert_jax.train.step import Sums, apply_gradients, metrics_of, pretraining_sums, speed_counts, total_loss
+
+_COMPILER_OPTIONS = {
+    'cpu': {'xla_cpu_multi_thread_eigen': False},
+    'gpu': {'xla_gpu_deterministic_ops': True, 'xla_gpu_autotune_level': 0},
+}
+_OWN, _SAME = PartitionSpec(BATCH_AXES), PartitionSpec()
+
+
+def make_exact_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    shardings: TrainState,
+    *,
+    seed: int,
+    num_shards: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """A step like that of `make_train_step`, of several programs; the state is used up.
+
+    Args:
+      mesh: data x fsdp divides num_shards, tensor is 1 (`sharding.mesh_sizes` checks).  num_shards: a power of two.
+    """
+    num_devices = mesh.shape['data'] * mesh.shape['fsdp']
+    each = num_shards // num_devices
+    platform = mesh.devices.flat[0].platform
+
+    def by_device(function: Callable, in_specs: Any, out_specs: Any, donate: tuple[int, ...] = ()) -> Callable:
+        alone = jax.shard_map(
+            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES), check_vma=False
+        )
+        return jax.jit(alone, donate_argnums=donate, compiler_options=_COMPILER_OPTIONS.get(platform))
+
+    def take(batch: Batch, number: jax.Array) -> tuple[Batch, jax.Array]:
+        """The device's shard of that number, and the numbers of its rows in the global batch."""
+        size = batch.input_ids.shape[0] // each
+        shard = jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, number * size, size), batch)
+        start = (jax.lax.axis_index(BATCH_AXES) * each + number) * size
+        return shard, start.astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
+
+    @compiled_for(platform)
+    def of_shard(
+        params: nnx.State, step: jax.Array, shard: tuple[Batch, jax.Array], weights: tuple[jax.Array, jax.Array]
+    ) -> tuple[nnx.State, Sums]:
+        batch, rows = shard
+        key = DropoutKey(dropout_base(seed, step), rows)
+
+        def loss_fn(params: nnx.State) -> tuple[jax.Array, Sums]:
+            sums = pretraining_sums(nnx.merge(graph, params), batch, key)
+            return total_loss(sums, *weights), sums
+
+        return jax.tree.map(lambda array: array[None], jax.grad(loss_fn, has_aux=True)(params))
+
+    def over_devices(parts: Any) -> Any:
+        """The upper levels of the tree: partners add each other's sum, and both get the same (a + b is b + a)."""
+        for distance in (2**level for level in range(num_devices.bit_length() - 1)):
+            partners = [(device, device ^ distance) for device in range(num_devices)]
+            parts = jax.tree.map(lambda part: part + jax.lax.ppermute(part, BATCH_AXES, partners), parts)  # noqa: B023
+        return jax.tree.map(lambda part: part[0], parts)
+
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+    split = jax.jit(lambda tree: tree, out_shardings=shardings)
+    take = by_device(take, (_OWN, _SAME), _OWN)
+    gradient = by_device(of_shard, (_SAME, _SAME, _OWN, _SAME), _OWN)
+    add = by_device(lambda a, b: jax.tree.map(jnp.add, a, b), (_OWN, _OWN), _OWN, donate=(0,))
+    over_devices = by_device(over_devices, _OWN, _SAME)
+    update = by_device(
+        lambda state, grads, sums: (*apply_gradients(optimizer, schedule, state, grads), metrics_of(sums)),
+        (_SAME, _SAME, _SAME),
+        _SAME,
+        donate=(0,),
+    )
+
+    @jax.jit
+    def count(batch: Batch) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
+        """Weights of the global batch; they are whole numbers, whose sums are exact in any order."""
+        return (batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum()), speed_counts(batch)
+
+    def exact_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        state = whole(state)
+        weights, counts = jax.device_put(count(batch), replicated(mesh))
+        shards = (take(batch, number) for number in range(each))
+        parts = _pairwise(add, (gradient(state.params, state.step, shard, weights) for shard in shards))
+        grads, sums = over_devices(parts)
+        state, figures, metrics = update(state, grads, sums)
+        return split(state), metrics | counts
+
+    return exact_step
+
+
+def _pairwise(add: Callable[[Any, Any], Any], parts: Iterable[Any]) -> Any:
+    """The sum of 2^n parts in the order of a balanced tree; at most n + 1 of them are held at a time."""
+    waiting: list[tuple[int, Any]] = []  # (how many parts, their sum), the number falling
+    for part in parts:
+        size = 1
+        while waiting and waiting[-1][0] == size:
+            part, size = add(waiting.pop()[1], part), 2 * size
+        waiting.append((size, part))
+    [(_, total)] = waiting
+    return total

@@ -1,0 +1,106 @@
+"""Gradients of the global batch: what each device works out for itself, and what the devices exchange.
+
+Rows lie on the `data` and `fsdp` axes, and every device goes through its own rows by itself (`jax.shard_map`), so that
+nothing is exchanged but what is written here:
+
+- weights that are split over `fsdp` are gathered where they are used, layer by layer, and again in the backward pass;
+  the gradient of a gather is a reduce-scatter;
+- everything else (gradients over `data`, those of weights that are not split, the losses) is summed over the devices
+  once, after the last microbatch.
+
+The `tensor` axis splits products, not rows: how it does is left to XLA and the table in `train/sharding.py`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from bert_jax.train.sharding import AXES, BATCH_AXES
+
+
+class Exchange:
+    """What the devices of a mesh exchange in a step; made for the shardings of a model's parameters."""
+
+    def __init__(self, mesh: Mesh, shardings: nnx.State):
+        self._mesh = mesh
+        self._several = tuple(axis for axis in AXES if mesh.shape[axis] > 1)
+        self._row_axes = tuple(axis for axis in self._several if axis in BATCH_AXES)
+        self._axes = jax.tree.map(lambda sharding: _only(self._several, sharding.spec), shardings)
+        self.specs = jax.tree.map(lambda axes: _only(self._row_axes, axes), self._axes)
+        self._in_layers = jax.tree.map_with_path(lambda path, _: 'layers' in jax.tree_util.keystr(path), self._axes)
+
+    def over_rows(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """A function that each device runs on its own part of the batch axes; `tensor` stays with XLA."""
+        if 'tensor' in self._several and not self._row_axes:
+            return function
+        manual = set(self._row_axes) if 'tensor' in self._several else set(AXES)
+        return jax.shard_map(
+            function, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, axis_names=manual, check_vma=False
+        )
+
+    def gather_outside_layers(self, weights: nnx.State) -> nnx.State:
+        """Embeddings, pooler and heads whole, for all microbatches at once."""
+
+        def whole(weight: jax.Array, axes: PartitionSpec, is_layer: bool) -> jax.Array:
+            return weight if is_layer else self._gather(weight, axes)
+
+        return jax.tree.map(whole, weights, self._axes, self._in_layers)
+
+    def assemble(self, graph: nnx.GraphDef, weights: nnx.State) -> nnx.Module:
+        """The model of weights that are whole but for the layers', which it gathers where it uses them."""
+        model = nnx.merge(graph, weights)
+        if 'fsdp' in self._several:
+            layers = jax.tree.map(lambda axes: PartitionSpec(*axes[1:]), self._axes['bert']['encoder']['layers'])
+            model.bert.encoder.at_use = lambda layer: jax.tree.map(self._gather, layer, layers)
+        return model
+
+    def sum_gradients(self, grads: nnx.State) -> nnx.State:
+        """Gradients as a device found them -> of the global batch, each split as its parameter."""
+
+        def total(grad: jax.Array, axes: PartitionSpec, is_layer: bool) -> jax.Array:
+            if 'fsdp' not in axes:
+                return self.sum(grad)
+            if not is_layer:  # a layer's is scattered already
+                dim = axes.index('fsdp')
+                scatter = functools.partial(jax.lax.psum_scatter, axis_name='fsdp', scatter_dimension=dim, tiled=True)
+                grad = self._of_each_part(scatter, axes)(grad)
+            return jax.lax.psum(grad, 'data') if 'data' in self._several else grad
+
+        return jax.tree.map(total, grads, self._axes, self._in_layers)
+
+    def sum(self, values: Any) -> Any:
+        """Sums over all rows."""
+        return jax.lax.psum(values, self._row_axes) if self._row_axes else values
+
+    def _gather(self, weight: jax.Array, axes: PartitionSpec) -> jax.Array:
+        if 'fsdp' not in axes:
+            return weight
+        gather = functools.partial(jax.lax.all_gather, axis_name='fsdp', axis=axes.index('fsdp'), tiled=True)
+        return self._of_each_part(gather, axes)(weight)
+
+    def _of_each_part(self, exchange: Callable, axes: PartitionSpec) -> Callable:
+        """An exchange over fsdp of the parts that `tensor` makes: left to XLA they would be put together first."""
+        if 'tensor' not in axes:
+            return exchange
+        spec = _only(('tensor',), axes)
+        return jax.shard_map(exchange, in_specs=spec, out_specs=spec, axis_names={'tensor'}, check_vma=False)
+
+
+def _only(names: tuple[str, ...], axes: PartitionSpec) -> PartitionSpec:
+    return PartitionSpec(*(axis if axis in names else None for axis in axes))
+
+
+def accumulated(function: Callable, microbatches: int, batch: Any) -> Any:
+    """The sum of function(part) over equal parts of a device's rows, one after the other."""
+    if microbatches == 1:
+        return function(batch)
+    parts = jax.tree.map(lambda array: array.reshape(microbatches, -1, *array.shape[1:]), batch)
+    first = jax.tree.map(lambda array: array[0], parts)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(function, first))
+    total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, parts)
+    return total

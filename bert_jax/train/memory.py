@@ -1,0 +1,188 @@
+"""Does a step fit a device: what it needs (asked of the compiler), what there is, and what to try when it does not."""
+
+import bisect
+import dataclasses
+import functools
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+
+from bert_jax import hosts
+from bert_jax.config import Config, in_phases, max_sequences, num_predictions
+from bert_jax.data.batches import Batch
+from bert_jax.errors import BadInput
+from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.train.sharding import batch_sharding, mesh_of_run
+from bert_jax.train.state import model_graph, state_shardings
+from bert_jax.train.step import make_train_step
+
+_GIB = 2**30
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+_LESS_KEPT = {'none': ('dots', 'full'), 'dots': ('full',), 'full': ()}
+
+
+def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
+    """The shapes of a global batch, split as the run splits it."""
+    rows, length = config.train.global_batch_size, config.data.sequence_length
+    predictions, sharding = num_predictions(config.data), batch_sharding(mesh)
+    num_sequences = max_sequences(config.data)
+    widths = {'masked': predictions, 'cls': num_sequences, 'next': num_sequences}
+    return Batch(
+        *(
+            jax.ShapeDtypeStruct(
+                (rows, widths.get(name.partition('_')[0], length)),
+                np.float32 if name.endswith('weights') else np.int32,
+                sharding=sharding,
+            )
+            for name in Batch._fields
+        )
+    )
+
+
+def lower_step(config: Config, mesh: Mesh, vocab_size: int) -> jax.stages.Lowered:
+    """The step of a run (or of a phase, its values in the single fields), ready to compile; nothing is allocated."""
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
+    state = jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
+    )
+    graph, train = model_graph(config.model, vocab_size), config.train
+    step = make_train_step(
+        graph, optimizer, schedule, mesh, shardings, seed=train.seed, microbatches=train.microbatches
+    )
+    return step.lower(state, batch_shapes(config, mesh))
+
+
+def highest_bytes(memory: Any, platform: str) -> int:
+    """Bytes at the highest point of a compiled program (`compiled.memory_analysis()`).
+
+    libtpu states its peak, which it holds against the device's memory; elsewhere the temporaries are one block that is
+    taken for the whole step.
+    """
+    if platform == 'tpu':
+        return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return kept + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+
+
+def refused_bytes(message: str) -> float:
+    """Bytes that a program asked for in all, from libtpu's refusal (`Used 20.5G of 15.75G hbm`); inf if not said."""
+    found = re.search(r'(?:Used|required[^(]*\()\s*([\d.]+)([KMGT])', message)
+    return float(found.group(1)) * _UNITS[found.group(2)] if found else math.inf
+
+
+def device_bytes() -> int:
+    """What a program may take of the smallest device: jax's limit, or its share of this machine's free memory."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() or {}
+    if 'bytes_limit' in stats:
+        here = stats['bytes_limit']
+    else:
+        here = _free_bytes() // len(devices)
+    return hosts.smallest(here)
+
+
+def _free_bytes() -> int:
+    """Memory of this machine that a new program could have, within the limit of its control group."""
+    free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    information, limit, used = (Path(path) for path in ('/proc/meminfo', *_CONTROL_GROUP))
+    if information.exists():
+        free = int(re.search(r'MemAvailable:\s+(\d+) kB', information.read_text()).group(1)) * 1024
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != 'max':
+        free = min(free, int(most) - int(used.read_text()))
+    return free
+
+
+_CONTROL_GROUP = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current')
+
+
+def settle(config: Config, mesh: Mesh, vocab_size: int, limit: int | None = None) -> Config:
+    """A config whose `train.microbatches` is a number: -1 becomes the fewest whose step fits every device.
+
+    Args:
+      limit: bytes of a device, instead of `device_bytes()`.
+
+    Raises:
+      BadInput: when not even one row of a device at a time fits.
+    """
+    if config.train.microbatches != -1:
+        return config
+    limit, phases = limit or device_bytes(), in_phases(config)
+    sizes = [phase.train.global_batch_size // mesh.shape['data'] // mesh.shape['fsdp'] for phase in phases]
+    numbers = [n for n in range(1, math.gcd(*sizes) + 1) if math.gcd(*sizes) % n == 0]
+
+    @functools.cache
+    def needed(number: int) -> float:
+        return max(_compiled_bytes(_with_microbatches(phase, number), mesh, vocab_size) for phase in phases)
+
+    fewest = bisect.bisect_left(numbers, True, key=lambda number: needed(number) <= limit)
+    if fewest == len(numbers):
+        found = f'needs {_gib(needed(numbers[-1]))} with {numbers[-1]} microbatches; a device has {_gib(limit)}'
+        raise _does_not_fit(found, config, ())
+    number = numbers[fewest]
+    hosts.say(f'Microbatches: {number}, the fewest that fit: {_gib(needed(number))} of the {_gib(limit)} of a device')
+    return _with_microbatches(config, number)
+
+
+def _with_microbatches(config: Config, number: int) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, microbatches=number))
+
+
+def _compiled_bytes(config: Config, mesh: Mesh, vocab_size: int) -> float:
+    try:
+        memory = lower_step(config, mesh, vocab_size).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        return refused_bytes(str(error))
+    return highest_bytes(memory, mesh.devices.flat[0].platform)
+
+
+def run_within_memory(function: Callable[[], Any], config: Config) -> Any:
+    """function(), an exhausted device told as bad input: what was needed, what there is, what to try next.
+
+    Raises:
+      BadInput: when a device ran out of memory, at the compile or in a step.
+    """
+    try:
+        return function()
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        raise _exhausted(str(error), config) from error
+
+
+def _exhausted(message: str, config: Config) -> BadInput:
+    total = refused_bytes(message)
+    piece = re.search(r'allocat\w*\s+(?:of\s+)?([\d.]+)\s*(bytes|[KMGT])', message)
+    needed = f'needs {_gib(total)}' if math.isfinite(total) else 'ran out of memory'
+    if piece:
+        unit = '' if piece.group(2) == 'bytes' else piece.group(2)
+        needed += f' when it asked for {_gib(float(piece.group(1)) * _UNITS[unit])} more'
+    mesh = mesh_of_run(config)
+    rows = math.gcd(*(phase.train.global_batch_size for phase in in_phases(config)))
+    rows //= mesh.shape['data'] * mesh.shape['fsdp']
+    more = [n for n in range(max(config.train.microbatches, 1) + 1, rows + 1) if rows % n == 0]
+    return _does_not_fit(f'{needed}; a device has {_gib(device_bytes())}', config, more[:1])
+
+
+def _does_not_fit(found: str, config: Config, microbatches: tuple[int, ...] | list[int]) -> BadInput:
+    tries = [f'--config.train.microbatches={number}' for number in microbatches]
+    tries += [f'--config.model.remat={policy}' for policy in _LESS_KEPT[config.model.remat]]
+    if config.model.dtype == 'float32':
+        tries.append('--config.model.dtype=bfloat16')
+    tries.append('--config.mesh.fsdp=-1 --config.mesh.data=1' if jax.device_count() > 1 else 'more devices')
+    finds = '' if config.train.microbatches == -1 else '; --config.train.microbatches=-1 finds the fewest that fit'
+    return BadInput('memory', f'the step {found}', 'a step that fits', ', or '.join(tries[:3]) + finds)
+
+
+def _gib(size: float) -> str:
+    return f'{size / _GIB:,.2f} GiB' if size >= _GIB / 10 else f'{size / 2**20:,.2f} MiB'

@@ -1,0 +1,85 @@
+"""A plan is the same however it is made: in parts of any size, by several at once, beside a corpus or not."""
+
+import concurrent.futures
+import dataclasses
+import errno
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_jax.config import Data
+from bert_jax.data import windows
+from bert_jax.errors import BadInput
+from tests.data.corpora import MemorySplit, plan_of, random_split
+
+
+def _assert_equal(first: windows.Plan, second: windows.Plan) -> None:
+    for field in dataclasses.fields(windows.Plan):
+        a, b = getattr(first, field.name), getattr(second, field.name)
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b, err_msg=field.name)
+
+
+@pytest.mark.parametrize('pairing, packing', [('nsp', False), ('sop', True), ('none', True), ('none', False)])
+def test_a_plan_made_in_parts_of_any_size_is_the_same(monkeypatch, pairing: str, packing: bool) -> None:
+    split, data = random_split(3, longest=90), Data(sequence_length=48, pairing=pairing, packing=packing)
+    whole = plan_of(split, data)
+    for size in (1, 40, 333):
+        monkeypatch.setattr(windows, '_SENTENCES_AT_ONCE', size)
+        _assert_equal(plan_of(split, data), whole)
+
+
+def test_documents_are_ranked_by_their_lengths(monkeypatch) -> None:
+    split = random_split(1, num_documents=300, longest=6)
+    monkeypatch.setattr(windows, '_SENTENCES_AT_ONCE', 50)
+    plan = plan_of(split, Data(sequence_length=48))
+    lengths = np.diff(split.sentences[split.documents])
+    np.testing.assert_array_equal(plan.by_length, sorted(range(300), key=lambda i: (-min(lengths[i], 45), i)))
+    assert plan.num_holding.tolist() == [int((lengths >= n).sum()) for n in range(46)]
+
+
+def test_planning_takes_memory_that_does_not_grow_with_the_corpus(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(windows, '_SENTENCES_AT_ONCE', 1000)
+    monkeypatch.setattr(windows, 'WINDOWS_IN_BLOCK', 1000)
+    peaks = []
+    for count in (20_000, 400_000):
+        split = MemorySplit(np.arange(0, 20 * count + 1, 20), np.arange(0, count + 1, 10))
+        with tempfile.TemporaryDirectory(dir=tmp_path) as name:
+            tracemalloc.start()
+            windows.plan_windows(split, Data(sequence_length=64), Path(name))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] + 100_000, peaks
+
+
+def test_processes_that_plan_at_the_same_time_end_with_one_plan(tmp_path) -> None:
+    split, data = random_split(0), Data(sequence_length=48)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        plans = list(pool.map(lambda _: windows.load_plan(str(tmp_path), 'train', split, data), range(4)))
+    for plan in plans:
+        _assert_equal(plan, plans[0])
+    assert len(list((tmp_path / 'plans').iterdir())) == 1
+
+
+@pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_beside_a_corpus_that_cannot_be_written_to_a_plan_is_made_elsewhere_and_a_full_disk_is_told(
+    tmp_path, monkeypatch, number: int
+) -> None:
+    split, data = random_split(0), Data(sequence_length=48)
+    expected = plan_of(split, data)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, 'no')
+
+    if number == errno.ENOSPC:
+        monkeypatch.setattr(windows, 'plan_windows', refuse)
+        with pytest.raises(BadInput, match='cannot take the plan of the windows: no'):
+            windows.load_plan(str(tmp_path), 'train', split, data)
+        assert not list((tmp_path / 'plans').iterdir())
+    else:
+        monkeypatch.setattr(windows, '_make_plan', refuse)
+        _assert_equal(windows.load_plan(str(tmp_path), 'train', split, data), expected)
+        assert not list(tmp_path.iterdir())

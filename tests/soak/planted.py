@@ -1,0 +1,57 @@
+"""`bert_jax` with a fault planted in it: python -m tests.soak.planted WHERE:STEP COMMAND …
+
+WHERE is `batch` (waiting for input), `step` (about to give a step to the devices), `save`, or `slow`, which only
+sleeps for 0.2 s before every batch from that step on.
+"""
+
+import sys
+import time
+
+from bert_jax import __main__ as command_line
+from bert_jax.stopping import leave
+from bert_jax.train import checkpoint, loop, watchdog
+
+
+def sleep_for_ever() -> None:
+    print('planted', file=sys.stderr, flush=True)
+    time.sleep(10_000)
+
+
+def main() -> int:
+    where, _, step_text = sys.argv[1].partition(':')
+    at = int(step_text)
+    if where in ('batch', 'slow'):
+        original = loop._global_batches
+
+        def batches(*arguments):
+            for step, number, batch in original(*arguments):
+                if where == 'slow' and step >= at:
+                    time.sleep(0.2)
+                elif step >= at:
+                    sleep_for_ever()
+                yield step, number, batch
+
+        loop._global_batches = batches
+    elif where == 'step':
+        begin = watchdog.Watchdog.begin_step
+
+        def begin_step(self, step):
+            begin(self, step)
+            if step >= at:
+                sleep_for_ever()
+
+        watchdog.Watchdog.begin_step = begin_step
+    else:
+        save = checkpoint.Checkpoints.save
+
+        def stuck_save(self, state):
+            if int(state.step) >= at:
+                sleep_for_ever()
+            save(self, state)
+
+        checkpoint.Checkpoints.save = stuck_save
+    return command_line.main(['bert_jax', *sys.argv[2:]])
+
+
+if __name__ == '__main__':
+    leave(main())

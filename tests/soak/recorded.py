@@ -1,0 +1,32 @@
+"""`bert_jax`, noting the batch of every step: python -m tests.soak.recorded FILE COMMAND …
+
+A line for each batch as it reaches the training step: the step and the SHA-256 of its arrays.
+"""
+
+import hashlib
+import os
+import sys
+
+import jax
+
+from bert_jax import __main__ as command_line
+from bert_jax.stopping import leave
+from bert_jax.train import loop
+
+
+def main() -> int:
+    record = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    original = loop._global_batches
+
+    def noted(*arguments):
+        for step, number, batch in original(*arguments):
+            digest = hashlib.sha256(b''.join(array.tobytes() for array in jax.device_get(list(batch)))).hexdigest()
+            os.write(record, f'{step} {digest}\n'.encode())
+            yield step, number, batch
+
+    loop._global_batches = noted
+    return command_line.main(['bert_jax', *sys.argv[2:]])
+
+
+if __name__ == '__main__':
+    leave(main())

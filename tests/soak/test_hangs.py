@@ -1,0 +1,227 @@
+"""A process of two to four is killed, frozen, stuck or cut off: all end in time, and the right one is named."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.soak.harness import Row, Running, environment, prepare, random_numbers, tries
+
+WATCHDOG = 8.0  # seconds; production's are 120
+_SLACK = 60.0  # seconds over it, on a machine that does other work
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+class Group:
+    """The processes of one run, each started by itself (no launcher ends them)."""
+
+    def __init__(
+        self,
+        flags: list[str],
+        workdir: Path,
+        num_processes: int,
+        cache: Path | None,
+        *,
+        plant: dict[int, str] | None = None,
+        prefixes: dict[int, list[str]] | None = None,
+        address: str = '127.0.0.1',
+    ) -> None:
+        """Args: plant, what `tests.soak.planted` does in a process; prefixes, commands that a process is started by."""
+        port, self.members = _free_port(), []
+        for rank in range(num_processes):
+            own = {
+                'JAX_COORDINATOR_ADDRESS': f'{address}:{port}',
+                'JAX_NUM_PROCESSES': str(num_processes),
+                'JAX_PROCESS_ID': str(rank),
+            }
+            program = ['tests.soak.planted', (plant or {})[rank]] if rank in (plant or {}) else ['bert_jax']
+            command = [sys.executable, '-m', *program, 'train', *flags, f'--workdir={workdir}']
+            command += [f'--config.train.watchdog_seconds={WATCHDOG}', '--config.train.watchdog_long_seconds=600']
+            self.members.append(Running([*(prefixes or {}).get(rank, []), *command], environment(cache) | own))
+
+    def text(self) -> str:
+        """All that they wrote, by process."""
+        return '\n'.join(f'--- {rank}\n{member.text}' for rank, member in enumerate(self.members))
+
+    def wait(self, ranks: list[int], seconds: float) -> tuple[list[int], float]:
+        """The exit statuses of these processes, and seconds until the last one had ended."""
+        start = time.monotonic()
+        try:
+            for rank in ranks:
+                self.members[rank].wait(max(seconds - (time.monotonic() - start), 0.1))
+        except AssertionError as error:
+            raise AssertionError(f'process {rank} hangs: {error}\n{self.text()}') from None
+        return [self.members[rank].process.returncode for rank in ranks], time.monotonic() - start
+
+    def kill(self) -> None:
+        """Ends what is left of them."""
+        for member in self.members:
+            member.kill()
+
+
+def _until_it_trains(group: Group, workdir: Path, num_saves: int = 2) -> None:
+    """Waits until it has saved so often."""
+    deadline = time.monotonic() + 240
+    while len(list(workdir.glob('checkpoints/*/manifest.json'))) < num_saves:
+        assert all(member.process.poll() is None for member in group.members), group.text()
+        assert time.monotonic() < deadline, group.text()
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope='module')
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    directory = tmp_path_factory.mktemp('hangs')
+    changes = {
+        'train__global_batch_size': 12,  # 2, 3 and 4 processes share it
+        'train__steps': 100_000,
+        'train__log_every': 20,
+        'train__checkpoint_every': 20,
+        'train__evaluate_every': 0,
+    }
+    return prepare(directory, **changes, train__keep_checkpoints=3)
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp('compiled')
+
+
+def freeze_or_kill(
+    flags: list[str], directory: Path, cache: Path, number: int, rng: np.random.Generator, row: Row
+) -> None:
+    """One random process of two to four gets a signal at a random moment of the training; the others must end."""
+    num_processes = int(rng.integers(2, 5))
+    group, workdir = Group(flags, directory / 'run', num_processes, cache), directory / 'run'
+    try:
+        _until_it_trains(group, workdir)
+        time.sleep(rng.uniform(0, 0.5))
+        victim = int(rng.integers(num_processes))
+        others = [rank for rank in range(num_processes) if rank != victim]
+        group.members[victim].send(number)
+        statuses, seconds = group.wait(others, WATCHDOG + _SLACK)
+        if victim == 0 and number == signal.SIGKILL:
+            assert set(statuses) == {-signal.SIGABRT}, group.text()  # by jax
+        else:
+            assert set(statuses) == {75}, group.text()
+            for rank in others:
+                assert f'rocess {victim}' in group.members[rank].text, group.text()
+                assert 'no sign of life' in group.members[rank].text, group.text()
+        row.outcomes.append(
+            'all ended, named' if victim or number != signal.SIGKILL else 'all ended (process 0: by jax)'
+        )
+        row.seconds.append(seconds)
+    finally:
+        group.kill()
+
+
+@pytest.mark.soak
+def test_a_killed_process_ends_all(flags, cache, tmp_path, capsys) -> None:
+    rng, row = random_numbers('kill one'), Row('SIGKILL of one process of 2 to 4')
+    for number in range(tries(6)):
+        freeze_or_kill(flags, tmp_path / str(number), cache, signal.SIGKILL, rng, row)
+    with capsys.disabled():
+        print(row)
+
+
+@pytest.mark.soak
+def test_a_frozen_process_ends_all_and_is_named(flags, cache, tmp_path, capsys) -> None:
+    rng, row = random_numbers('freeze one'), Row('SIGSTOP of one process of 2 to 4')
+    for number in range(tries(6)):
+        freeze_or_kill(flags, tmp_path / str(number), cache, signal.SIGSTOP, rng, row)
+    with capsys.disabled():
+        print(row)
+
+
+def get_stuck(
+    flags: list[str], directory: Path, cache: Path, num_processes: int, victim: int, where: str, row: Row
+) -> None:
+    """A process sleeps for ever at a step that comes after the second save; all must end, and name it and the line."""
+    group = Group(flags, directory / 'run', num_processes, cache, plant={victim: f'{where}:70'})
+    try:
+        assert group.members[victim].wait_for('planted', 240), group.text()
+        statuses, seconds = group.wait(list(range(num_processes)), WATCHDOG + _SLACK)
+        assert set(statuses) == {75}, group.text()
+        for member in group.members:
+            assert f'Process {victim} of {num_processes}' in member.text and 'is stuck' in member.text, group.text()
+        assert 'sleep_for_ever' in group.members[victim].text  # its stack
+        row.outcomes.append('all ended, named, stacks dumped')
+        row.seconds.append(seconds)
+    finally:
+        group.kill()
+
+
+@pytest.mark.soak
+def test_a_stuck_process_ends_all_and_is_named(flags, cache, tmp_path, capsys) -> None:
+    rng, row = random_numbers('stuck'), Row('one process of 2 to 4 stuck, alive')
+    for number in range(tries(6)):
+        num_processes = int(rng.integers(2, 5))
+        victim, where = int(rng.integers(num_processes)), ('batch', 'step', 'save')[number % 3]
+        get_stuck(flags, tmp_path / str(number), cache, num_processes, victim, where, row)
+    with capsys.disabled():
+        print(row)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which('ip') is None, reason='network namespaces need root and ip')
+def test_a_partition_ends_both_sides(flags, cache, tmp_path, capsys) -> None:
+    row = Row('network cut between two processes')
+    for number in range(tries(3)):
+        with _two_namespaces(f'bj{os.getpid() % 100_000}') as (prefixes, cut):
+            workdir = tmp_path / str(number)
+            group = Group(flags, workdir, 2, cache, prefixes=prefixes, address='10.213.7.1')
+            try:
+                _until_it_trains(group, workdir)
+                cut()
+                statuses, seconds = group.wait([0, 1], WATCHDOG + _SLACK)
+                assert set(statuses) <= {75, -signal.SIGABRT}, group.text()
+                assert 'no sign of life' in group.text()
+                row.outcomes.append('both sides ended')
+                row.seconds.append(seconds)
+            finally:
+                group.kill()
+    with capsys.disabled():
+        print(row)
+
+
+@contextlib.contextmanager
+def _two_namespaces(name: str) -> Iterator[tuple[dict[int, list[str]], Callable[[], object]]]:
+    """Two network namespaces with a cable between them: the commands that start something in each, and what cuts it.
+
+    This machine's own name leads to the address in each (gloo listens there), by a file that `ip netns exec` mounts.
+    """
+
+    def ip(command: str, check: bool = True) -> None:
+        subprocess.run(['ip', *command.split()], check=check, capture_output=True)
+
+    ends = (f'{name}a', f'{name}b')
+    folders = [Path('/etc/netns') / end for end in ends]
+    try:
+        for end in ends:
+            ip(f'netns add {end}')
+        ip(f'link add {ends[0]} netns {ends[0]} type veth peer name {ends[1]} netns {ends[1]}')
+        for rank, (end, folder) in enumerate(zip(ends, folders, strict=True)):
+            ip(f'-n {end} addr add 10.213.7.{rank + 1}/24 dev {end}')
+            ip(f'-n {end} link set {end} up')
+            ip(f'-n {end} link set lo up')
+            folder.mkdir(parents=True)
+            (folder / 'hosts').write_text(f'127.0.0.1 localhost\n10.213.7.{rank + 1} {socket.gethostname()}\n')
+        prefixes = {rank: ['ip', 'netns', 'exec', end] for rank, end in enumerate(ends)}
+        yield prefixes, lambda: ip(f'-n {ends[0]} link set {ends[0]} down')
+    finally:
+        for end, folder in zip(ends, folders, strict=True):
+            ip(f'netns delete {end}', check=False)
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,103 @@
+"""What the devices exchange in a compiled step: all that is needed, once, and nothing else."""
+
+import jax
+import numpy as np
+
+from bert_jax import config
+from bert_jax.plan.planning import axis_of
+from bert_jax.plan.program import compile_step
+from bert_jax.train.optimizer import make_optimizer
+from bert_jax.train.sharding import make_mesh
+from bert_jax.train.state import state_shardings
+
+MODEL = config.Model(
+    num_layers=3, hidden_size=32, num_heads=4, intermediate_size=96, max_positions=64, attention_dropout_rate=0.1
+)
+VOCAB, LENGTH, BATCH = 2000, 64, 32
+VOCAB_PADDED = 2048
+SMALL = 1024  # bytes: losses, weights and norms
+
+
+def _config(axes: dict[str, int], microbatches: int) -> config.Config:
+    return config.Config(
+        model=MODEL,
+        data=config.Data(sequence_length=LENGTH),
+        tokenizer=config.Tokenizer(vocab_size=VOCAB),
+        train=config.Train(steps=10, global_batch_size=BATCH, microbatches=microbatches),
+        optimizer=config.Optimizer(warmup_steps=5),
+        mesh=config.Mesh(**axes),
+    )
+
+
+def _collectives(axes: dict[str, int], microbatches: int = 1) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """(bytes, calls) of the collectives of more than a few numbers, by kind and axis."""
+    devices = jax.devices()[: int(np.prod(list(axes.values())))]
+    program, _ = compile_step(_config(axes, microbatches), devices)
+    mesh = {'data': 1, 'fsdp': 1, 'tensor': 1} | axes
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for collective in program.work.collectives:
+        if collective.bytes > SMALL:
+            key = collective.kind, axis_of(collective, mesh)
+            found.setdefault(key, []).append((collective.bytes, collective.count))
+    return found
+
+
+def _parameters() -> list[tuple[tuple[str, ...], int]]:
+    """(axes that a mesh of two on each axis splits it over, bytes) of each parameter, by the table."""
+    mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
+    shapes, shardings = state_shardings(MODEL, VOCAB, make_optimizer(config.Optimizer(), 10), mesh)
+    pairs = zip(jax.tree.leaves(shapes.params), jax.tree.leaves(shardings.params), strict=True)
+    return [(tuple(filter(None, sharding.spec)), shape.size * 4) for shape, sharding in pairs]
+
+
+def test_data_parallelism_reduces_every_gradient_once_and_gathers_nothing() -> None:
+    found = _collectives({'data': 2}, microbatches=4)
+    assert found.keys() == {('all-reduce', 'data')}
+    exchanged = sum(size * count for size, count in found['all-reduce', 'data'])
+    everything = sum(size for _, size in _parameters())
+    assert everything - SMALL * 8 <= exchanged <= everything + SMALL
+
+
+def test_fsdp_gathers_weights_and_scatters_gradients_and_never_exchanges_activations() -> None:
+    found = _collectives({'data': 1, 'fsdp': 2}, microbatches=2)
+    assert found.keys() <= {('all-gather', 'fsdp'), ('reduce-scatter', 'fsdp'), ('all-reduce', 'fsdp')}
+    split = sum(size for axes, size in _parameters() if 'fsdp' in axes)
+    whole = sum(size for axes, size in _parameters() if 'fsdp' not in axes)
+    word = VOCAB_PADDED * MODEL.hidden_size * 4
+    largest_weight = max(word, MODEL.hidden_size * MODEL.intermediate_size * 4)
+    assert all(size <= largest_weight for of_kind in found.values() for size, _ in of_kind)
+
+    def total(kind: str) -> int:
+        return sum(size * count for size, count in found[kind, 'fsdp'])
+
+    # Layers: gathered in the forward and again in the backward pass, scattered once, in each of two microbatches. The
+    # rest: once. The tied embedding is the largest of it.
+    assert total('reduce-scatter') <= 2 * split
+    assert total('all-gather') <= 4 * split
+    assert [count for size, count in found['reduce-scatter', 'fsdp'] if size == word] == [1]
+    assert [count for size, count in found['all-gather', 'fsdp'] if size == word] == [1]
+    assert sum(size for size, _ in found['all-reduce', 'fsdp']) <= whole + SMALL
+
+
+def test_on_a_mixed_mesh_weights_and_logits_stay_split_over_tensor() -> None:
+    found = _collectives({'data': 2, 'fsdp': 2, 'tensor': 2})
+    rows = BATCH // 4
+    logits = rows * config.num_predictions(config.Data(sequence_length=LENGTH)) * VOCAB_PADDED * 4
+    hidden = rows * LENGTH * MODEL.hidden_size * 4
+    # Over tensor: the input or output of a layer, summed over its split products; queries, keys and values at once.
+    assert {kind for kind, axis in found if axis == 'tensor'} == {'all-reduce'}
+    assert max(size for size, _ in found['all-reduce', 'tensor']) <= 3 * hidden < logits
+    # Over fsdp: the parts that tensor makes of weights.
+    half_of_word = VOCAB_PADDED * MODEL.hidden_size * 4 // 2
+    for kind in ('all-gather', 'reduce-scatter'):
+        assert max(size for size, _ in found[kind, 'fsdp']) == half_of_word
+    # Over data: what is left of each gradient, once.
+    parts = sum(size // 2 ** len(axes) for axes, size in _parameters() if 'fsdp' in axes)
+    assert parts - 8 * SMALL <= sum(size * count for size, count in found['all-reduce', 'data']) <= parts + SMALL
+    assert found.keys() <= {
+        ('all-reduce', 'tensor'),
+        ('all-gather', 'fsdp'),
+        ('reduce-scatter', 'fsdp'),
+        ('all-reduce', 'data'),
+        ('all-reduce', 'data+fsdp'),
+    }

@@ -1,0 +1,70 @@
+"""What a step needs, what there is, and what to try: told before or after a device is exhausted."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.train.memory import device_bytes, highest_bytes, lower_step, refused_bytes, run_within_memory, settle
+from bert_jax.train.sharding import make_mesh
+
+MODEL = config.Model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64, max_positions=64)
+VOCAB = 300
+CONFIG = config.Config(
+    model=MODEL,
+    data=config.Data(sequence_length=64),
+    train=config.Train(steps=10, global_batch_size=48, microbatches=-1),
+    optimizer=config.Optimizer(warmup_steps=5),
+)
+MESH = make_mesh(config.Mesh(data=1), MODEL, CONFIG.train, jax.devices()[:1])
+
+
+def _needs(microbatches: int) -> int:
+    train = dataclasses.replace(CONFIG.train, microbatches=microbatches)
+    memory = lower_step(dataclasses.replace(CONFIG, train=train), MESH, VOCAB).compile().memory_analysis()
+    return highest_bytes(memory, 'cpu')
+
+
+def test_microbatches_are_the_fewest_that_fit_and_no_fit_is_told_with_what_is_left_to_try() -> None:
+    two, three = _needs(2), _needs(3)
+    assert three < two
+    assert settle(CONFIG, MESH, VOCAB, limit=two).train.microbatches == 2
+    assert settle(CONFIG, MESH, VOCAB, limit=two - 1).train.microbatches == 3
+    one_row = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, global_batch_size=2))
+    with pytest.raises(BadInput, match=r'needs .* with 2 microbatches; a device has 0.10 MiB') as told:
+        settle(one_row, MESH, VOCAB, limit=100_000)
+    assert '--config.model.remat=dots' in told.value.mend and 'microbatches' not in told.value.mend
+
+
+def test_a_number_of_microbatches_is_taken_as_it_is() -> None:
+    train = dataclasses.replace(CONFIG.train, microbatches=3)
+    assert settle(dataclasses.replace(CONFIG, train=train), MESH, VOCAB, limit=1).train.microbatches == 3
+
+
+def test_an_exhausted_device_says_what_to_try_next() -> None:
+    train = config.Train(global_batch_size=48, microbatches=2)
+    asked = dataclasses.replace(CONFIG, train=train)
+    with pytest.raises(BadInput) as told:
+        run_within_memory(lambda: jax.jit(lambda: jnp.zeros(2**50, jnp.int8))().block_until_ready(), asked)
+    assert re.search(r'asked for 1,048,576\.00 GiB more; a device has [\d.]+ GiB', told.value.found)
+    assert told.value.mend.startswith('--config.train.microbatches=3, or --config.model.remat=dots')
+    assert '--config.train.microbatches=-1' in told.value.mend
+    with pytest.raises(ZeroDivisionError):
+        run_within_memory(lambda: 1 // 0, asked)
+
+
+def test_refusals_are_read() -> None:
+    libtpu = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm.'
+    assert refused_bytes(libtpu) == 20.5 * 2**30
+    assert refused_bytes('RESOURCE_EXHAUSTED: Out of memory') == float('inf')
+
+
+def test_devices_of_this_machine_share_its_free_memory() -> None:
+    total = 8 * device_bytes()  # the tests simulate eight
+    with open('/proc/meminfo') as lines:
+        there = int(next(lines).split()[1]) * 1024
+    assert 0 < total <= there
