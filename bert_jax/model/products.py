@@ -35,7 +35,7 @@ def project(x: jax.Array, kernel: jax.Array, dtype: str, out_dtype: str) -> jax.
     Args:
       x: [T…, D].  kernel: [D, F].  out_dtype: of the result, [T…, F].
     """
-    return _dot(x.astype(dtype), kernel.astype(dtype), out_dtype)
+    return _dot(x.astype(dtype), kernel.astype(dtype), 0, out_dtype)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, dtype: str, out_dtype: str) -> tuple:
@@ -45,7 +45,7 @@ def _forward(x: jax.Array, kernel: jax.Array, dtype: str, out_dtype: str) -> tup
 def _backward(dtype: str, out_dtype: str, kept: tuple, gradient: jax.Array) -> tuple:
     x, kernel = kept
     gradient = gradient.astype(dtype)
-    of_x = _dot(gradient, kernel.astype(dtype).T, x.dtype)
+    of_x = _dot(gradient, kernel.astype(dtype), 1, x.dtype)
     flat_x, flat_gradient = x.astype(dtype).reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     return of_x, _kernel_gradient(flat_x, flat_gradient).astype(kernel.dtype)
 
@@ -53,9 +53,14 @@ def _backward(dtype: str, out_dtype: str, kept: tuple, gradient: jax.Array) -> t
 project.defvjp(_forward, _backward)
 
 
-def _dot(x: jax.Array, y: jax.Array, out_dtype: str) -> jax.Array:
-    """On a CPU the product comes out in float32 first: XLA has fast kernels for that, of bfloat16 factors as well."""
-    return jnp.matmul(x, y, preferred_element_type=jnp.float32 if _for_cpu() else out_dtype).astype(out_dtype)
+def _dot(x: jax.Array, y: jax.Array, dim: int, out_dtype: str) -> jax.Array:
+    """The last dim of x against a dim of the matrix y.
+
+    On a CPU the product comes out in float32 first: XLA has fast kernels for that, of bfloat16 factors as well.
+    """
+    dims = (((x.ndim - 1,), (dim,)), ((), ()))
+    product = jax.lax.dot_general(x, y, dims, preferred_element_type=jnp.float32 if _for_cpu() else out_dtype)
+    return product.astype(out_dtype)
 
 
 def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -68,5 +73,5 @@ def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
         return x.T @ gradient
     keep = jax.lax.optimization_barrier
     if gradient.shape[1] >= x.shape[1]:
-        return _dot(keep(x.T), gradient, jnp.float32)
-    return keep(_dot(keep(gradient.T), x, jnp.float32)).T
+        return _dot(keep(x.T), gradient, 0, jnp.float32)
+    return keep(_dot(keep(gradient.T), x, 0, jnp.float32)).T
