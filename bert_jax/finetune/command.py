@@ -1,19 +1,17 @@
 """`finetune`: several seeds of one task, one after another, and what they have in common."""
 
-import contextlib
 import dataclasses
 import statistics
 from typing import Any
 
 from bert_jax import hosts
-from bert_jax.finetune.config import FinetuneConfig
+from bert_jax.finetune.config import FinetuneConfig, batch_of
 from bert_jax.finetune.loop import Outcome, run_seed
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.start import starting_point
 from bert_jax.finetune.tasks import open_task
 from bert_jax.finetune.workdirs import seed_workdir, write_results
 from bert_jax.stopping import StopRequest
-from bert_jax.train.lease import Lease
 from bert_jax.train.sharding import make_mesh
 
 
@@ -43,23 +41,19 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
     check_libraries()
     seeds = range(config.train.seed, config.train.seed + num_seeds)
     workdirs = [seed_workdir(workdir, seed) for seed in seeds]
-    with StopRequest() as stop, contextlib.closing(Lease(workdir)) as lease:
-        stop.before_ending.append(lambda _: lease.close())
+    with StopRequest() as stop:
         stop.set_time(config.train.stop_at)
         start = starting_point(config, workdirs)
         data = open_task(start.config.task, start.config.train, start.tokenizer)
-        mesh = make_mesh(start.config.mesh, start.config.model, start.config.train)
-        hosts.first_does(lambda: lease.acquire(hosts.say))
+        mesh = make_mesh(start.config.mesh, start.config.model, batch_of(start.config.train))
         outcomes: list[Outcome] = []
         for seed, place in zip(seeds, workdirs, strict=True):
-            hosts.first_does(lease.check)
             outcomes.append(run_seed(start, data, mesh, place, seed, stop))
             if not outcomes[-1].finished:
                 break
-        summary = summarize(outcomes, num_seeds)
-        if summary.finished and hosts.is_first():
-            lease.check()
-            write_results(workdir, dataclasses.asdict(summary))
+    summary = summarize(outcomes, num_seeds)
+    if summary.finished and hosts.is_first():
+        write_results(workdir, dataclasses.asdict(summary))
     return summary
 
 
