@@ -5,7 +5,7 @@ import statistics
 from typing import Any
 
 from bert_jax import hosts
-from bert_jax.finetune.config import FinetuneConfig
+from bert_jax.finetune.config import FinetuneConfig, batch_of
 from bert_jax.finetune.loop import Outcome, run_seed
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.start import starting_point
@@ -45,7 +45,7 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
         stop.set_time(config.train.stop_at)
         start = starting_point(config, workdirs)
         data = open_task(start.config.task, start.config.train, start.tokenizer)
-        mesh = make_mesh(start.config.mesh, start.config.model, start.config.train)
+        mesh = make_mesh(start.config.mesh, start.config.model, batch_of(start.config.train))
         outcomes: list[Outcome] = []
         for seed, place in zip(seeds, workdirs, strict=True):
             outcomes.append(run_seed(start, data, mesh, place, seed, stop))

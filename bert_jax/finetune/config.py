@@ -89,7 +89,7 @@ class Train:
 
     epochs: float = setting(3.0, 'a number above 0', lambda value: value > 0)
     global_batch_size: int = as_in(config.Train, 'global_batch_size', 32)
-    microbatches: int = as_in(config.Train, 'microbatches')
+    microbatches: int = at_least(1, 1)
     seed: int = as_in(config.Train, 'seed')  # of the first run; the next ones count on from it
     max_examples: int = at_least(0, 0)  # train on that many, chosen by hash; 0: all
     log_every: int = as_in(config.Train, 'log_every', 50)
@@ -205,6 +205,11 @@ def too_long(sequence_length: int, max_positions: int) -> BadInput:
 def num_steps(train: Train, num_rows: int) -> int:
     """Steps of a run: epochs over the rows, the last one cut short where the batches do not come out even."""
     return max(1, int(train.epochs * num_rows / train.global_batch_size))
+
+
+def batch_of(train: Train) -> config.Train:
+    """The batch of a fine-tune as the settings of a pretraining run, for the mesh."""
+    return config.Train(global_batch_size=train.global_batch_size, microbatches=train.microbatches)
 
 
 def optimizer_of(optimizer: Optimizer, steps: int) -> config.Optimizer:

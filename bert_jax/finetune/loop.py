@@ -1,7 +1,9 @@
 """The fine-tune of one seed, from top to bottom."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,15 +15,17 @@ from bert_jax import hosts, run
 from bert_jax.data.batches import prefetch
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
-from bert_jax.finetune.config import num_steps, optimizer_of
+from bert_jax.finetune.config import FinetuneConfig, num_steps, optimizer_of
 from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.start import Start
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
 from bert_jax.hosts import say
+from bert_jax.model.products import compiled_for
 from bert_jax.stopping import StopRequest
 from bert_jax.train.checkpoint import Checkpoints
+from bert_jax.train.lease import Lease
 from bert_jax.train.loop import Progress
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
@@ -45,22 +49,32 @@ def run_seed(start: Start, data: TaskData, mesh: Mesh, workdir: str, seed: int, 
     """Trains a seed's run to its last step, or goes on with it; then judges it and writes its predictions.
 
     Raises:
-      BadInput: before anything is written, when the workdir holds another run.
+      BadInput: when the workdir holds another run, or another process holds the workdir.
     """
+    with contextlib.closing(Lease(workdir)) as lease:
+        stop.before_ending.append(lambda _: lease.close())
+        return _run_seed(start, data, mesh, workdir, seed, stop, lease)
+
+
+def _run_seed(
+    start: Start, data: TaskData, mesh: Mesh, workdir: str, seed: int, stop: StopRequest, lease: Lease
+) -> Outcome:
     # --- What it is. ---
     config = dataclasses.replace(start.config, train=dataclasses.replace(start.config.train, seed=seed))
-    train, task, tokenizer = config.train, config.task, start.tokenizer
+    train, kind, vocab_size = config.train, config.task.kind, start.tokenizer.vocab_size
     steps = num_steps(train, len(data.train))
-    identity = fingerprint(config, data, tokenizer.hash, steps) | start.fingerprint
+    identity = fingerprint(config, data, start.tokenizer.hash, steps) | start.fingerprint
     hosts.check_agreement(identity)
-    run.claim(workdir, config, tokenizer, identity)
+    hosts.first_does(lambda: lease.acquire(say))
+    run.claim(workdir, config, start.tokenizer, identity)
 
     # --- The state: restored, or new. ---
-    build, vocab_size = heads.builder(task.kind, data.num_outputs), tokenizer.vocab_size
-    optimizer_settings = optimizer_of(config.optimizer, steps)
-    optimizer, schedule = make_optimizer(optimizer_settings, steps), make_schedule(optimizer_settings, steps)
+    build = heads.builder(kind, data.num_outputs)
+    settings = optimizer_of(config.optimizer, steps)
+    optimizer, schedule = make_optimizer(settings, steps), make_schedule(settings, steps)
     shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh, build)
     checkpoints = Checkpoints(workdir, keep=train.keep_checkpoints)
+    checkpoints.before_sealing = lease.check
     resumed_from = checkpoints.set_aside_unsound()
     results = read_results(workdir)
     if resumed_from == steps and results is not None:
@@ -78,57 +92,33 @@ def run_seed(start: Start, data: TaskData, mesh: Mesh, workdir: str, seed: int, 
 
     # --- The step, compiled at its first use. ---
     graph = model_graph(config.model, vocab_size, build)
-    train_step = make_train_step(
-        graph,
-        optimizer,
-        schedule,
-        mesh,
-        shardings,
-        seed=seed,
-        microbatches=train.microbatches,
-        objective=heads.objective(task.kind),
-    )
-    predict_step = make_predict_step(graph, mesh)
-
-    def judge(params: nnx.State) -> tuple[dict[str, float], dict[str, list]]:
-        """(figures by name, predictions by split)."""
-        figures, said = {}, {}
-        for number, (name, split) in enumerate(data.validation.items()):
-            said[name] = split.predictions(predict(params, predict_step, stream(split.rows, None), mesh))
-            found = split.metrics(data.metrics, said[name])
-            figures |= found if number == 0 else {f'{name}/{metric}': value for metric, value in found.items()}
-        return figures, said
-
-    def stream(rows: Rows, seed: int | None) -> TaskStream:
-        return TaskStream(
-            rows,
-            batch_size=train.global_batch_size,
-            seed=seed,
-            sequence_length=task.sequence_length,
-            pad_id=tokenizer.pad_id,
-        )
+    parts, goal = (graph, optimizer, schedule, mesh, shardings), heads.objective(kind)
+    train_step = make_train_step(*parts, seed=seed, microbatches=train.microbatches, objective=goal)
+    judge = Judge(data, make_predict_step(graph, mesh), _streams(config, start.tokenizer.pad_id), mesh)
 
     # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---
     begun = step = int(state.step)
     speed = Speedometer(config.model, vocab_size)
     writer, progress = MetricsWriter(workdir, begun), Progress(begun, steps, _describe)
-    for step, batch in speed.waiting(_global_batches(stream(data.train, seed), mesh, begun, steps)):
+    for step, batch in speed.waiting(_global_batches(judge.streams(data.train, seed), mesh, begun, steps)):
         state, on_device = train_step(state, batch)
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
         stopping = wants_to_stop(stop.asked(checkpoints.seconds_to_save))
         stop.has_something_to_save()
         is_last = step == steps or stopping
         if step % train.log_every == 0 or is_last:
+            lease.check()
             logged = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()
             writer.write(step, logged)
             progress.show(step, logged)
-        if train.evaluate_every and step % train.evaluate_every == 0 and step < steps:
+        if train.evaluate_every and step % train.evaluate_every == 0 and not is_last:
             with speed.paused():
-                figures, _ = judge(state.params)
+                figures = judge(state.params)[0]
             writer.write(step, _as_validation(figures))
             say(f'step {step}: {describe_figures(figures)}')
         if step % train.checkpoint_every == 0 or is_last:
             with speed.paused():
+                lease.check()
                 checkpoints.save(state)
         checkpoints.check()
         if stopping:
@@ -143,25 +133,60 @@ def run_seed(start: Start, data: TaskData, mesh: Mesh, workdir: str, seed: int, 
 
     # --- What it is worth, at its last step. ---
     figures, said = judge(state.params)
-    if data.predict is not None:
-        said['predict'] = data.predict.predictions(
-            predict(state.params, predict_step, stream(data.predict.rows, None), mesh)
-        )
+    lease.check()
     writer.write(steps, _as_validation(figures))
     writer.close()
     if hosts.is_first():
-        splits: dict[str, Split] = data.validation | ({'predict': data.predict} if data.predict else {})
-        for name, split in splits.items():
-            for ending, content in split.files(said[name]).items():
+        for (name, split), predictions in zip(judge.splits(), said, strict=True):
+            for ending, content in split.files(predictions).items():
                 write_whole(epath.Path(workdir) / f'predictions-{name}{ending}', content)
         write_results(workdir, {'seed': seed, 'step': steps, 'metrics': figures})
     say(f'seed {seed}: {describe_figures(figures)}')
     return Outcome(seed, steps, True, resumed_from, figures)
 
 
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """What a model is worth on the splits of a task. streams: (rows, seed or None for evaluation) -> their batches."""
+
+    data: TaskData
+    predict_step: Callable[[nnx.State, TaskBatch], jax.Array]
+    streams: Callable[[Rows, int | None], TaskStream]
+    mesh: Mesh
+
+    def splits(self) -> list[tuple[str, Split]]:
+        """All that predictions are made for: with labels, and last the one without, if there is one."""
+        return [*self.data.validation.items(), *([('predict', self.data.predict)] if self.data.predict else [])]
+
+    def __call__(self, params: nnx.State) -> tuple[dict[str, float], list[list[Any]]]:
+        """(figures by name, those of the first split without its name; predictions of each of `splits`)."""
+        figures: dict[str, float] = {}
+        said = []
+        for name, split in self.splits():
+            outputs = predict(params, self.predict_step, self.streams(split.rows, None), self.mesh)
+            said.append(split.predictions(outputs))
+            if name in self.data.validation:
+                found = split.metrics(self.data.metrics, said[-1])
+                figures |= {f'{name}/{key}': value for key, value in found.items()} if figures else found
+        return figures, said
+
+
+def _streams(config: FinetuneConfig, pad_id: int) -> Callable[[Rows, int | None], TaskStream]:
+    def stream(rows: Rows, seed: int | None) -> TaskStream:
+        length, size = config.task.sequence_length, config.train.global_batch_size
+        return TaskStream(rows, batch_size=size, seed=seed, sequence_length=length, pad_id=pad_id)
+
+    return stream
+
+
 def make_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable[[nnx.State, TaskBatch], jax.Array]:
     """The model's outputs for a batch, without dropout, whole on every device; under `jax.jit`."""
-    return jax.jit(lambda params, batch: nnx.merge(graph, params)(batch), out_shardings=replicated(mesh))
+
+    @compiled_for(mesh.devices.flat[0].platform)
+    def outputs(params: nnx.State, batch: TaskBatch) -> jax.Array:
+        return nnx.merge(graph, params)(batch)
+
+    return jax.jit(outputs, out_shardings=replicated(mesh))
 
 
 def predict(params: nnx.State, predict_step: Callable, stream: TaskStream, mesh: Mesh) -> np.ndarray:

@@ -16,7 +16,7 @@ from bert_jax.interop import hugging_face
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 
-MODEL = config.Model(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=32)
+MODEL = config.Model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=32)
 GOOD, BAD, OTHER = ['fine', 'great', 'lovely'], ['awful', 'dull', 'sad'], ['film', 'plot', 'actor', 'scene', 'end']
 NAMES = ['ada', 'bob', 'cleo']
 TOKENS = [
