@@ -75,9 +75,14 @@ test: $(TEST_INSTALLED) ## run the tests, on the CPU
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile
 
 # A .venv of its own: jax would look for the devices of both compilers at every other start.
-test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (installs both compilers into .venv-plan)
-	.venv/bin/python -m venv .venv-plan
-	.venv-plan/bin/python -m pip install --quiet --editable '.[plan-tpu,plan-gpu]' 'pytest>=9,<10'
+PLAN_EXTRAS ?= plan-tpu,plan-gpu
+test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (PLAN_EXTRAS=plan-tpu: for TPUs alone)
+	@if ! [ .venv-plan/.installed-$(PLAN_EXTRAS) -nt pyproject.toml ]; then \
+	  echo 'Installing the compilers into .venv-plan ($(PLAN_EXTRAS)) …'; \
+	  .venv/bin/python -m venv .venv-plan && \
+	  .venv-plan/bin/python -m pip install --quiet --editable '.[$(PLAN_EXTRAS)]' 'pytest>=9,<10' && \
+	  touch .venv-plan/.installed-$(PLAN_EXTRAS); \
+	fi
 	JAX_PLATFORMS=cpu .venv-plan/bin/python -m pytest -m plan tests/plan
 
 test-slurm: $(TEST_INSTALLED) ## run the tests that start a real SLURM on this machine (apt-get install slurm-wlm munge)

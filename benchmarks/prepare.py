@@ -3,15 +3,17 @@
     python -m benchmarks.prepare [--text=FILE] [--rounds=5]
     python -m benchmarks.prepare --gigabytes=1 [--workers=2] [--longest_line=100000000]
 
-The first runs in turns, on the same text, on one core: (A) the library's batch encoder on sentences that lie in
-memory, and (B) all of `prepare` with that tokenizer: reading, splitting into sentences, encoding, checksums, merging,
-syncing to disk. It prints the medians and their ratio, by the clock and by processor time (which other programs on the
-machine disturb less). The second writes a file of that size by repeating and varying the text, one of its lines of
-`longest_line` characters, prepares it in a process of its own, and prints the peak memory of the largest process.
+The first runs in turns, on the same text, on one core: (A) batch encoders of the libraries on sentences that lie in
+memory (for SentencePiece the `tokenizers` library's and the sentencepiece library's own), and (B) all of `prepare` with
+that tokenizer: reading, splitting into sentences, encoding, checksums, merging, syncing to disk. It prints medians and
+their ratio, by the clock and by processor time (which other programs on the machine disturb less). The second writes a
+file of that size by repeating and varying the text, one of its lines of `longest_line` characters, prepares it in a
+process of its own, and prints the peak memory of the largest process.
 
 Without --text, the text is the docstrings of the installed packages (15 MB).
 """
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import sentencepiece
 from absl import app, flags
@@ -76,29 +79,40 @@ def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> No
     train_tokenizer(settings, iter(sentences)).save(directory / kind)
     given = config.Tokenizer(path=str(directory / kind))
     tokenizer = load_tokenizer(given.path, lowercase=True, strip_accents=False)
-    if kind == 'wordpiece':
-        encode, library = tokenizer._backend.encode_batch_fast, 'tokenizers, encode_batch_fast'
-    else:
-        sentences = [sentence.lower() for sentence in sentences]  # as the tokenizer does before
+    alone = {'tokenizers, encode_batch_fast': tokenizer._backend.encode_batch_fast}
+    lowered = {}
+    if kind == 'sentencepiece':
         processor = sentencepiece.SentencePieceProcessor(model_file=str(directory / kind / 'sentencepiece.model'))
-        encode, library = functools.partial(processor.encode, num_threads=1), 'sentencepiece, encode'
-    batches = [sentences[i : i + _SENTENCES_AT_ONCE] for i in range(0, len(sentences), _SENTENCES_AT_ONCE)]
-    num_bytes, alone, whole = text.stat().st_size, [], []  # (seconds by the clock, by the processor)
+        alone['sentencepiece, encode'] = functools.partial(processor.encode, num_threads=1)
+        lowered['sentencepiece, encode'] = [sentence.lower() for sentence in sentences]  # the pipeline does it itself
+    times = {name: [] for name in (*alone, 'prepare, all of it')}  # (seconds by the clock, by the processor)
     for number in range(_ROUNDS.value):
-        start, start_processor = time.perf_counter(), time.process_time()
-        for batch in batches:
-            encode(batch)
-        alone.append((time.perf_counter() - start, time.process_time() - start_processor))
-        start, start_processor = time.perf_counter(), time.process_time()
-        prepare(config.Data(source=source, corpus=str(directory / f'{kind}-{number}')), given, progress=False)
-        whole.append((time.perf_counter() - start, time.process_time() - start_processor))
-    by_clock = [num_bytes / statistics.median(seconds for seconds, _ in times) for times in (alone, whole)]
-    by_processor = [num_bytes / statistics.median(seconds for _, seconds in times) for times in (alone, whole)]
+        for name, encode in alone.items():
+            text_of = lowered.get(name, sentences)
+            with _timed(times[name]):
+                for start in range(0, len(text_of), _SENTENCES_AT_ONCE):
+                    encode(text_of[start : start + _SENTENCES_AT_ONCE])
+        with _timed(times['prepare, all of it']):
+            prepare(config.Data(source=source, corpus=str(directory / f'{kind}-{number}')), given, progress=False)
+    num_bytes = text.stat().st_size
     print(f'{num_bytes / 1e6:.1f} MB of text, {len(sentences):,} sentences, one core, medians of {_ROUNDS.value}')
-    for clock, (a, b) in (('by the clock', by_clock), ('by processor time', by_processor)):
-        print(f'  {clock}: (A) {library}, alone: {a / 1e6:.2f} MB/s; (B) prepare, all of it: {b / 1e6:.2f} MB/s')
-        print(f'    B / A = {b / a:.2f}; {b / _ORIGINAL_BYTES_PER_SECOND:.0f} times 67 kB/s')
-    print(json.dumps({'kind': kind, 'alone': alone, 'prepare': whole}), flush=True)
+    for column, clock in enumerate(('by the clock', 'by processor time')):
+        speeds = {
+            name: num_bytes / statistics.median(one[column] for one in seconds) for name, seconds in times.items()
+        }
+        ours = speeds.pop('prepare, all of it')
+        multiple = ours / _ORIGINAL_BYTES_PER_SECOND
+        print(f'  {clock}: prepare, all of it: {ours / 1e6:.2f} MB/s, {multiple:.0f} times 67 kB/s')
+        for name, speed in speeds.items():
+            print(f'    {name}, alone: {speed / 1e6:.2f} MB/s; prepare is {ours / speed:.2f} times as fast')
+    print(json.dumps({'kind': kind} | times), flush=True)
+
+
+@contextlib.contextmanager
+def _timed(times: list[tuple[float, float]]) -> Iterator[None]:
+    start, start_processor = time.perf_counter(), time.process_time()
+    yield
+    times.append((time.perf_counter() - start, time.process_time() - start_processor))
 
 
 def _measure_memory(directory: pathlib.Path, text: pathlib.Path) -> None:

@@ -76,7 +76,7 @@ class Process:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         task = ' '.join(f'{key} {Path(value).name if key == "load" else value}' for key, value in what.items())
-        print(f'  {time.perf_counter() - start:6.1f} s  {self.name}: {task}', file=sys.stderr)
+        print(f'  {time.perf_counter() - start:6.2f} s  {self.name}: {task}', file=sys.stderr)
         if not answer:
             said = Path(self._log.name).read_text(errors='replace').splitlines()[-15:]
             raise RuntimeError(f'{self.name} ended:\n' + '\n'.join(said))

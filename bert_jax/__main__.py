@@ -6,6 +6,7 @@ Exit status: 0 finished; 2 bad input, told in a message; 75 stopped and saved, r
 
 import dataclasses
 import difflib
+import errno
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bert_jax import versions
-from bert_jax.errors import BadInput
+from bert_jax.errors import BadInput, DeviceFault
 from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, StopRequest, leave
 
 try:
@@ -27,6 +28,10 @@ except ModuleNotFoundError:
     except BadInput as error:
         sys.exit(print(f'bert_jax: {error}', file=sys.stderr) or EXIT_BAD_INPUT)
     raise
+
+EXIT_FAULT = 1
+_CANNOT_BE_USED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
+_CANNOT_BE_USED |= {errno.ENOTDIR, errno.EISDIR}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,9 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
             flags.DEFINE_multi_string('workdir', [], 'directory of a run; may be repeated', flag_values=values)
         elif name == 'step':
             flags.DEFINE_integer('step', None, 'step of the checkpoint; the newest without it', flag_values=values)
+        elif name == 'allow_change':
+            does = 'fields, with commas, that may differ from those that the run was begun with; config.json records it'
+            flags.DEFINE_list('allow_change', [], does, flag_values=values)
         elif name == 'top_k':
             flags.DEFINE_integer('top_k', 5, 'fillers to show', lower_bound=1, flag_values=values)
         elif name == 'distributed':
@@ -223,7 +231,7 @@ def _train(values: flags.FlagValues, _: list[str]) -> int:
         hosts.check_devices(values.devices)
         from bert_jax.train.loop import train
 
-        outcome = train(config, workdir, stop)
+        outcome = train(config, workdir, stop, values.allow_change)
     next_steps = (
         f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
         f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
@@ -420,7 +428,7 @@ COMMANDS = {
         _train,
         'trains, or continues what the workdir holds',
         'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
-        ('config', 'workdir', 'distributed', 'devices', 'join_timeout'),
+        ('config', 'workdir', 'allow_change', 'distributed', 'devices', 'join_timeout'),
     ),
     'finetune': Command(
         _finetune,
@@ -609,6 +617,24 @@ def main(argv: list[str]) -> int:
         return COMMANDS[name].run(values, rest)
     except BadInput as error:
         print(f'bert_jax: {error}', file=sys.stderr)
+        return EXIT_FAULT if isinstance(error, DeviceFault) else EXIT_BAD_INPUT
+    except OSError as error:
+        if error.errno not in _CANNOT_BE_USED:
+            raise
+        place = error.filename or 'the disk'
+        told = BadInput(str(place), f'cannot be used ({error.strerror})', 'a place with room, and the right to use it')
+        print(f'bert_jax: {told}', file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)):
+            raise
+        told = BadInput(
+            name,
+            f'does not fit into memory ({(str(error).splitlines() or ["no room"])[0][:200]})',
+            'a smaller model or batch, more train.microbatches, or more devices to split over',
+            'python -m bert_jax plan --target=… says what fits',
+        )
+        print(f'bert_jax: {told}', file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print('bert_jax: interrupted before anything was trained; the same command starts again.', file=sys.stderr)

@@ -59,6 +59,17 @@ def _is_source_or_several(value: Any) -> bool:
     return 0 < len(value) == len(weights) and len({*names}) == len(names)
 
 
+def _is_automatic_or_room(value: int) -> bool:
+    return value == -1 or 1 <= value <= 65536
+
+
+def _are_windows(value: tuple) -> bool:
+    def is_window(window: Any) -> bool:
+        return isinstance(window, tuple) and len(window) == 3 and all(type(number) is int for number in window)
+
+    return all(is_window(window) and window[0] >= 0 and 0 <= window[1] < window[2] < 2**31 for window in value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Masking:
     """Masked language modelling (Devlin et al. 2019, section 3.1)."""
@@ -96,8 +107,8 @@ class Data:
     short_sequence_probability: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     pairing: str = _setting('nsp', choices=('nsp', 'sop', 'none'))
     packing: bool = False  # several sequences in a row, each with its own [CLS], attention inside each
-    max_sequences: int = _setting(-1, '-1 (L / 32, at least 4) or at least 1', lambda v: v == -1 or v >= 1)  # E, packed
-    max_predictions: int = _setting(-1, '-1 (rate x L, rounded) or at least 1', lambda v: v == -1 or v >= 1)  # P
+    max_sequences: int = _setting(-1, '-1 (L / 32, at least 4) or 1 to 65536', _is_automatic_or_room)  # E, packed
+    max_predictions: int = _setting(-1, '-1 (rate x L, rounded) or 1 to 65536', _is_automatic_or_room)  # P
     masking: Masking = Masking()
     remask: bool = True  # records: restore the tokens and mask them anew in every epoch; False: masks as stored
 
@@ -171,6 +182,13 @@ class Train:
     stop_at: str = _setting('', 'empty, or a time like 2026-01-31T18:00', _is_time)  # saves and exits with 75 then
     evaluate_every: int = _at_least(10_000, 0)  # 0: only at the end
     evaluate_rows: int = _at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
+    max_bad_steps: int = _at_least(10, 1)  # in a row, not finite or a spike; then the run goes back to a checkpoint
+    max_rollbacks: int = _at_least(5, 0)  # then it ends with a message
+    spike_threshold: float = _at_least(10.0, 0)  # median absolute deviations over the median of the losses; 0: off
+    spike_window: int = _setting(256, 'a number from 8 to 100000', lambda value: 8 <= value <= 100_000)  # losses
+    # windows of the stream to leave out, as a run that went back does: (phase, first batch, the one after the last)
+    skip: tuple = _setting((), 'a tuple of (phase, first, stop), whole numbers with first < stop', _are_windows)
+    replica_check_every: int = _at_least(1000, 0)  # steps between comparisons of what the devices hold; 0: never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +243,7 @@ class Config:
     train: Train = Train()
     mesh: Mesh = Mesh()
     init: str = ''  # what to start from: a workdir, WORKDIR@STEP, an export or a Hugging Face directory
+    init_optimizer: bool = False  # the optimizer's moments of that workdir too; its schedule starts anew
     card: Card = Card()
     platform: str = _setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
     phases: tuple[Phase, ...] = ()  # one after the other, instead of the single fields; train.steps becomes their sum
@@ -393,6 +412,9 @@ def _check_together(config: Config) -> None:
             'an initial model or a tokenizer',
             '--config.init=DIR or --config.tokenizer.path=DIR; a vocabulary trained here has its words from the text',
         )
+    if config.init_optimizer and not config.init:
+        mend = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
+        raise BadInput('config.init_optimizer', 'is True, and config.init names no run', 'both or neither', mend)
     axes = dataclasses.asdict(config.mesh)
     if sum(size == -1 for size in axes.values()) > 1:
         raise BadInput('config.mesh', f'is {axes}', 'at most one axis of -1 (the rest of the devices)')

@@ -22,3 +22,7 @@ class BadInput(Exception):
         if self.mend:
             lines.append(f'  mend:     {self.mend}')
         return '\n'.join(lines)
+
+
+class DeviceFault(BadInput):
+    """A device computes or remembers wrongly; told like bad input, and exit status 1: no other command mends it."""

@@ -17,8 +17,8 @@ def setting(default: Any, expected: str = '', check: Callable[[Any], bool] | Non
 
 
 def at_least(default: Any, low: float):
-    """A number of at least `low`."""
-    return setting(default, f'a number of at least {low}', lambda value: value >= low)
+    """A number of at least `low`, that 32 bits hold."""
+    return setting(default, f'a number of at least {low}, below 2**31', lambda value: low <= value < 2**31)
 
 
 def fraction(default: float):

@@ -24,3 +24,13 @@ def sync(path: str | os.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def forget_cached(path: str | os.PathLike) -> None:
+    """Asks the system to drop its copy of a synced local file from memory, so that the next read is of the disk."""
+    if hasattr(os, 'posix_fadvise'):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)

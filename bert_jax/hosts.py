@@ -12,6 +12,7 @@ import dataclasses
 import glob
 import hashlib
 import ipaddress
+import itertools
 import json
 import os
 import pathlib
@@ -34,6 +35,7 @@ from bert_jax.devices import NVIDIA_DEVICES
 from bert_jax.errors import BadInput
 
 _A_WEEK_MS = 7 * 24 * 3600 * 1000
+_meetings = itertools.count()
 _ENVIRONMENT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
@@ -229,7 +231,8 @@ def check_agreement(facts: dict[str, object]) -> None:
     if jax.process_count() == 1:
         return
     # Opening the corpus may take one host much longer than another; the first collective waits for 30 s only.
-    distributed.global_state.client.wait_at_barrier('bert_jax/opened', timeout_in_ms=_A_WEEK_MS)
+    number = next(_meetings)  # a barrier serves once
+    distributed.global_state.client.wait_at_barrier(f'bert_jax/opened/{number}', timeout_in_ms=_A_WEEK_MS)
     facts = facts | _code_version()
     digests = _gather({name: config.digest(value) for name, value in facts.items()})
     differing = {

@@ -1,9 +1,9 @@
 """What a run starts from: random weights, or a model that is there (`config.init`).
 
-Of an initial model the run takes the weights, the sizes and the tokenizer; corpus, schedule, optimiser moments and the
-step are its own. The rows that it lacks are made so: an appended word's embedding (and output bias) is the mean of
-those of the pieces it had before; a longer position table repeats the rows that it has, in order (Beltagy et al. 2020,
-"Longformer"). `V` tokens, `N` positions, `D` hidden.
+Of an initial model the run takes the weights, the sizes and the tokenizer; corpus, schedule and step are its own, and
+the optimiser's moments too, unless `config.init_optimizer` keeps those of a workdir. The rows that it lacks are made
+so: an appended word's embedding (and output bias) is the mean of those of the pieces it had before; a longer position
+table repeats the rows that it has, in order (Beltagy et al. 2020, "Longformer"). `V` tokens, `N` positions, `D` hidden.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -23,6 +24,8 @@ from bert_jax.interop import google, hugging_face
 from bert_jax.model.bert import padded_vocab_size
 from bert_jax.pretrained import Pretrained, load_pretrained
 from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_tokenizer
+from bert_jax.train.checkpoint import restore_on_one_device
+from bert_jax.train.state import TrainState, is_schedule, place
 
 _SIZES = ('num_layers', 'hidden_size', 'num_heads', 'intermediate_size', 'layer_norm_eps')
 _WORD, _POSITION = ('bert', 'embeddings', 'word'), ('bert', 'embeddings', 'position')
@@ -35,7 +38,7 @@ class StartingPoint:
 
     Attributes:
       config: of the run, with the sizes of the initial model.
-      fingerprint: {'init': hash of the initial weights}; empty for random ones.
+      fingerprint: {'init': hash of the initial weights}, and whether their moments are kept; empty for random ones.
       initial: the initial model, unless the run is in its workdir already.
     """
 
@@ -81,6 +84,34 @@ class StartingPoint:
             )
         return grown(initial, tokenizer, self.config.model.max_positions)
 
+    def with_moments(self, state: TrainState, shardings: TrainState) -> TrainState:
+        """A new state with the optimiser's moments of the initial run, where `config.init_optimizer` asks for them.
+
+        The schedule starts anew.
+
+        Raises:
+          BadInput: when that run has none, or they are of another optimiser or other shapes.
+        """
+        if not self.config.init_optimizer:
+            return state
+        directory, step = _split_step(self.config.init)
+        theirs, ours = run.load_config(directory), self.config.optimizer.name
+        where = f'config.init_optimizer with config.init={self.config.init}'
+        if theirs.optimizer.name != ours:
+            mend = f'--config.optimizer.name={theirs.optimizer.name}, or --config.init_optimizer=False'
+            raise BadInput(where, f'has the moments of {theirs.optimizer.name}; this run has {ours}', ours, mend)
+        tokenizer = load_tokenizer(Path(directory) / 'tokenizer', lowercase=True, strip_accents=None)
+        moments = restore_on_one_device(directory, theirs, tokenizer.vocab_size, step)[0].opt_state
+        shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (moments, state.opt_state)]
+        if shapes[0] != shapes[1]:
+            found = 'has moments of other shapes: the vocabulary or the positions have grown'
+            raise BadInput(where, found, 'the same sizes', '--config.init_optimizer=False')
+        placed = jax.tree.map(place, moments, shardings.opt_state)
+        kept = jax.tree.map(
+            lambda new, old: new if is_schedule(new) else old, state.opt_state, placed, is_leaf=is_schedule
+        )
+        return state._replace(opt_state=kept)
+
 
 def starting_point(config: Config, workdir: str) -> StartingPoint:
     """Settles `config.init`: says what it is, and puts its sizes into the config.
@@ -100,10 +131,15 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         )
     if not config.init:
         return StartingPoint(config, {})
+    kept = {'init_optimizer': True} if config.init_optimizer else {}
     if 'init' in recorded and run.load_config(workdir).init == config.init:
         model = run.load_config(workdir).model
-        return StartingPoint(with_sizes(config, model, model.max_positions), {'init': recorded['init']})
+        return StartingPoint(with_sizes(config, model, model.max_positions), {'init': recorded['init']} | kept)
     initial = load_initial(config.init)
+    directory, _ = _split_step(config.init)
+    if kept and (not run.is_workdir(directory) or 'imported' in run.load_fingerprint(directory)):
+        found = f'is True, and config.init={config.init} is no workdir of a run: it has no moments'
+        raise BadInput('config.init_optimizer', found, 'WORKDIR or WORKDIR@STEP', '--config.init_optimizer=False')
     model, own = initial.config, initial.config.max_positions
     needed = max(phase.data.sequence_length for phase in in_phases(config))
     num_positions = own if needed <= own else max(config.model.max_positions, needed)
@@ -113,7 +149,7 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         + (f', repeated to make {num_positions:,}' if num_positions > own else '')
     )
     resolved = with_sizes(config, model, num_positions)
-    return StartingPoint(resolved, {'init': hash_weights(initial)}, initial)
+    return StartingPoint(resolved, {'init': hash_weights(initial)} | kept, initial)
 
 
 def initial_tokenizer(init: str) -> Tokenizer:

@@ -4,7 +4,7 @@
 """
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import grain
@@ -176,7 +176,12 @@ class CorpusStream(Stream):
         return ids
 
 
-def prefetch(stream: Stream, start: int, stop: int, rows: slice) -> Iterator[Batch]:
-    """The batches of steps start … stop - 1 in order, made ahead of time in a thread; seeking costs nothing."""
-    dataset = grain.MapDataset.range(start, stop).map(lambda step: stream.batch(int(step), rows))
+def prefetch(
+    stream: Stream, start: int, stop: int, rows: slice, position: Callable[[int], int] = int
+) -> Iterator[Batch]:
+    """The batches of steps start … stop - 1 in order, made ahead of time in a thread; seeking costs nothing.
+
+    `position` tells which batch of the stream a step reads, where that is not the one of its number.
+    """
+    dataset = grain.MapDataset.range(start, stop).map(lambda step: stream.batch(position(int(step)), rows))
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))

@@ -3,6 +3,7 @@
     CACHE/bert_jax/records/KEY/offsets.npy     int64 [N + 1], where each record of one file starts; the last one closes
     CACHE/bert_jax/records/KEY/hashes.npy      uint64 [N], of each record's tokens before they were masked
     CACHE/bert_jax/records/KEY/facts.json      `Facts`
+    CACHE/bert_jax/records/KEY/checksums.json  of these files
 
 CACHE is $XDG_CACHE_HOME or ~/.cache: records may lie where nothing can be written, and runs share them. KEY tells path,
 size and time of the last change of the file: a file that changes is indexed again. `N` records, `B` rows.
@@ -31,10 +32,11 @@ from bert_jax import config
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
 from bert_jax.files import sync
+from bert_jax.text import checksums
 from bert_jax.text.pieces import find_files
 from bert_jax.text.progress import say
 
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 _RECORDS_AT_ONCE = 128
 _WORTH_PROCESSES = 1 << 26  # bytes; less is indexed in this process
 _SECONDS_BETWEEN_LINES = 10
@@ -174,10 +176,13 @@ def _directory_of(path: str) -> pathlib.Path:
 def _load(path: str) -> RecordFile:
     directory = _directory_of(path)
     try:
-        offsets, hashes = (np.load(directory / f'{name}.npy', mmap_mode='r') for name in ('offsets', 'hashes'))
+        if damage := checksums.damage(directory):
+            raise ValueError(damage)
+        paths = (directory / f'{name}.npy' for name in ('offsets', 'hashes'))
+        offsets, hashes = (np.load(path, mmap_mode='r', allow_pickle=False) for path in paths)
         facts = Facts(**json.loads((directory / 'facts.json').read_text()))
     except (OSError, ValueError, TypeError) as error:
-        found = f'cannot be read ({type(error).__name__})'
+        found = f'cannot be read ({type(error).__name__}: {error})'
         raise BadInput(str(directory), found, f'the index of {path}', f'rm -r {directory}') from None
     return RecordFile(path, facts, offsets, hashes)
 
@@ -217,6 +222,7 @@ def _index(path: str) -> None:
         np.save(temporary / 'offsets.npy', offsets)
         np.save(temporary / 'hashes.npy', hashes)
         (temporary / 'facts.json').write_text(json.dumps(dataclasses.asdict(facts)) + '\n')
+        checksums.seal(temporary)
         for file in temporary.iterdir():
             sync(file)
         try:

@@ -21,9 +21,11 @@ from bert_jax.data.masking import num_masked
 from bert_jax.data.packing import WINDOWS_IN_BLOCK, pack
 from bert_jax.errors import BadInput
 from bert_jax.files import sync
+from bert_jax.text import checksums
+from bert_jax.text.progress import say
 from bert_jax.text.splits import NpyWriter, Split
 
-_PLAN_VERSION = 2
+_PLAN_VERSION = 3
 _SHORT_KEY = 0x5EED  # planned lengths belong to the corpus and the data config, not to the seed of a run
 _SENTENCES_AT_ONCE = 1 << 18  # of whole documents, planned together
 
@@ -105,10 +107,14 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
     settings.append([split.num_tokens, len(split.sentences), len(split.documents)])
     directory = pathlib.Path(corpus_directory) / 'plans' / config.digest(settings)
     if directory.is_dir():
-        return open_plan(directory)
+        if not (damage := checksums.damage(directory)):
+            return open_plan(directory)
+        say(f'The plan in {directory} is not as it was written ({damage}): made anew', True)
+        shutil.rmtree(directory, ignore_errors=True)  # beside a corpus that cannot be written to it stays, unused
     try:
-        _make_plan(split, data, directory)
-        return open_plan(directory)
+        if not directory.is_dir():
+            _make_plan(split, data, directory)
+            return open_plan(directory)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise _cannot_write(directory, error) from error
@@ -133,7 +139,7 @@ def open_plan(directory: pathlib.Path) -> Plan:
     """Maps the files of a plan."""
     # Plain arrays over the mapped files: `np.memmap` costs microseconds at every look.
     names = [field.name for field in dataclasses.fields(Plan)]
-    return Plan(**{name: np.asarray(np.load(directory / f'{name}.npy', mmap_mode='r')) for name in names})
+    return Plan(**{name: np.asarray(np.load(directory / f'{name}.npy', 'r', allow_pickle=False)) for name in names})
 
 
 def _make_plan(split: Split, data: config.Data, directory: pathlib.Path) -> None:
@@ -141,6 +147,7 @@ def _make_plan(split: Split, data: config.Data, directory: pathlib.Path) -> None
     temporary = pathlib.Path(tempfile.mkdtemp(prefix='.plan-', dir=directory.parent))
     try:
         plan_windows(split, data, temporary)
+        checksums.seal(temporary)
         for path in (*temporary.iterdir(), temporary):
             sync(path)
         try:

@@ -1,6 +1,7 @@
 """A checksum for each MiB of a file, so that a part of it can be checked without reading the rest."""
 
 import hashlib
+import json
 import pathlib
 from collections.abc import Iterator
 
@@ -36,3 +37,22 @@ def first_difference(directory: pathlib.Path, files: dict[str, dict]) -> str | N
             if found != expected:
                 return f'{path} has another checksum in MiB {number}'
     return None
+
+
+_SEAL = 'checksums.json'
+
+
+def seal(directory: pathlib.Path) -> None:
+    """Writes beside the files of a directory what `damage` compares them with."""
+    files = {name: {'bytes': path.stat().st_size, 'blocks': file_digests(path)} for name, path in files_in(directory)}
+    (directory / _SEAL).write_text(json.dumps(files) + '\n')
+
+
+def damage(directory: pathlib.Path) -> str | None:
+    """What is wrong with the files of a sealed directory, naming the first; None when all are as they were."""
+    try:
+        files = json.loads((directory / _SEAL).read_text())
+        found = {name for name, _ in files_in(directory)} - {_SEAL}
+        return first_difference(directory, files) if found == files.keys() else f'{_SEAL} lists other files'
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f'{_SEAL} is missing or damaged'

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.text.checksums import first_difference
+from bert_jax.text.checksums import BLOCK_BYTES, first_difference
 from bert_jax.text.local_copy import stage
 from bert_jax.text.splits import Split, differs, mend
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 2
+_LARGEST_MANIFEST = 1 << 30  # bytes; the checksums of a corpus of 20 TB
 SPLITS = ('train', 'validation')
 
 
@@ -102,14 +104,44 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
     """
     path = directory / 'manifest.json'
     try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise ValueError
         manifest = json.loads(path.read_text('utf-8'))
         version = manifest['format_version']
+        if version == FORMAT_VERSION and not _is_whole(manifest):
+            raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise BadInput(str(path), f'cannot be read ({error.strerror})', 'a directory to read') from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(str(path), 'is damaged', 'the manifest of a corpus', mend(directory)) from None
     if version != FORMAT_VERSION:
         raise BadInput(str(path), f'has format version {version}', str(FORMAT_VERSION), mend(directory))
     return manifest
+
+
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest holds what `load_corpus` reads, of the right types."""
+
+    def is_count(value: Any) -> bool:
+        return type(value) is int and value >= 0
+
+    def is_file(name: str, file: Any) -> bool:
+        path = pathlib.PurePosixPath(name)
+        has_all = is_count(file['bytes']) and all(isinstance(block, str) for block in file['blocks'])
+        return has_all and len(file['blocks']) == -(-file['bytes'] // BLOCK_BYTES) and '..' not in path.parts
+
+    if 'checksum' in manifest:  # those of before had none
+        rest = {name: value for name, value in manifest.items() if name != 'checksum'}
+        if manifest['checksum'] != config.digest(rest):
+            return False
+    splits = [manifest['splits'][name] for name in SPLITS]
+    return (
+        all(is_count(split[name]) for split in splits for name in ('documents', 'sentences', 'tokens'))
+        and is_count(manifest['tokens_per_shard'])
+        and manifest['tokens_per_shard'] > 0
+        and all(isinstance(manifest[name], str) for name in ('tokenizer_hash', 'content_hash'))
+        and all(is_file(name, file) and not name.startswith('/') for name, file in manifest['files'].items())
+        and all(f'{name}/{field}.npy' in manifest['files'] for name in SPLITS for field in ('sentences', 'documents'))
+    )

@@ -266,14 +266,17 @@ def _make_tokenizer(
         trained = train_tokenizer(settings, job.read_sample())
         say(f'tokenizer: {trained.vocab_size} tokens, {time.monotonic() - start:.0f} s', progress)
     temporary = job.tokenizer_directory.with_name(f'tokenizer.{uuid.uuid4().hex[:12]}')
-    trained.save(temporary)
-    for _, path in files_in(temporary):
-        sync(path)
     try:
-        temporary.rename(job.tokenizer_directory)
-    except OSError:
-        if not job.tokenizer_directory.is_dir():  # not just another shard that was faster
-            raise
+        trained.save(temporary)
+        for _, path in files_in(temporary):
+            sync(path)
+        try:
+            temporary.rename(job.tokenizer_directory)
+        except OSError:
+            if not job.tokenizer_directory.is_dir():  # not just another shard that was faster
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # --- The end. ---
@@ -372,6 +375,7 @@ def _write_corpus(
         'created': int(time.time()),  # seconds since 1970
         'files': files,
     }
+    manifest['checksum'] = config.digest(manifest)  # damage to it must not be laid at a file's door
     path = directory / 'manifest.json'
     path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', 'utf-8')
     for synced in (path, *(child for child in directory.iterdir() if child.is_dir()), directory):

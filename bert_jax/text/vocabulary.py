@@ -103,7 +103,8 @@ class Vocabulary:
     def _save(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
         """tokenizer.json, special_tokens_map.json and tokenizer_config.json."""
         directory.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(directory / 'tokenizer.json'))
+        # Not by the library's own `save`, whose errors (a full disk) are of no kind.
+        (directory / 'tokenizer.json').write_text(self._backend.to_str(pretty=True), 'utf-8', newline='\n')
         names = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
         special = dict(zip(names, SPECIAL_TOKENS, strict=True))
         _write_json(directory / 'special_tokens_map.json', special)

@@ -16,6 +16,7 @@ whole gradients are exchanged log2(devices) times, whole moments are gathered wi
 a device likes.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -98,25 +99,28 @@ def make_exact_step(
     add = by_device(lambda a, b: jax.tree.map(jnp.add, a, b), (_OWN, _OWN), _OWN, donate=(0,))
     over_devices = by_device(over_devices, _OWN, _SAME)
     update = by_device(
-        lambda state, grads, sums: (*apply_gradients(optimizer, schedule, state, grads), metrics_of(sums)),
+        lambda state, grads, sums: (
+            *apply_gradients(optimizer, schedule, state, grads, metrics_of(sums)['loss']),
+            metrics_of(sums),
+        ),
         (_SAME, _SAME, _SAME),
         _SAME,
         donate=(0,),
     )
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def count(batch: Batch) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
         """Weights of the global batch; they are whole numbers, whose sums are exact in any order."""
         return (batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum()), speed_counts(batch)
 
     def exact_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         state = whole(state)
-        weights, counts = jax.device_put(count(batch), replicated(mesh))
+        weights, counts = count(batch)
         shards = (take(batch, number) for number in range(each))
         parts = _pairwise(add, (gradient(state.params, state.step, shard, weights) for shard in shards))
         grads, sums = over_devices(parts)
         state, figures, metrics = update(state, grads, sums)
-        return split(state), metrics | counts
+        return split(state), metrics | figures | counts
 
     return exact_step
 

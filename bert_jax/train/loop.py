@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from bert_jax import hosts, run
 from bert_jax.config import Config, in_phases
-from bert_jax.data.batches import Batch, Stream, prefetch
+from bert_jax.data.batches import Stream
+from bert_jax.data.skips import merged
 from bert_jax.data.streams import open_streams
 from bert_jax.evaluate import evaluate_params
 from bert_jax.hosts import say
@@ -21,12 +22,15 @@ from bert_jax.model.bert import num_parameters
 from bert_jax.stopping import StopRequest
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.exact import make_exact_step
+from bert_jax.train.feed import Feed
+from bert_jax.train.guard import Guard, Record, Trouble, check_may_go_back
 from bert_jax.train.lease import Lease
 from bert_jax.train.memory import run_within_memory, settle
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
-from bert_jax.train.state import init_state, model_graph, state_shardings
+from bert_jax.train.replicas import Replicas
+from bert_jax.train.sharding import mesh_of_run
+from bert_jax.train.state import TrainState, init_state, is_finite, model_graph, state_shardings
 from bert_jax.train.step import make_evaluation_step, make_train_step
 from bert_jax.train.watchdog import Watchdog
 
@@ -41,11 +45,12 @@ class Outcome:
     metrics: dict[str, float]
 
 
-def train(config: Config, workdir: str, stop: StopRequest | None = None) -> Outcome:
+def train(config: Config, workdir: str, stop: StopRequest | None = None, allow_change: Sequence[str] = ()) -> Outcome:
     """Trains the run of a workdir to its last step, or goes on with it.
 
     Args:
       stop: what listens for signals already; without it they are listened for from here on.
+      allow_change: fields of the fingerprint that may differ from those of the workdir's run (`run.claim`).
 
     Raises:
       BadInput: before anything is written, when the run cannot work or the workdir holds another.
@@ -57,10 +62,19 @@ def train(config: Config, workdir: str, stop: StopRequest | None = None) -> Outc
         lease = around.enter_context(contextlib.closing(Lease(workdir)))
         watchdog.before_ending.append(lease.close)
         stop.before_ending += [lambda _: lease.close(), watchdog.stopped]
-        return run_within_memory(lambda: _train(config, workdir, stop, watchdog, lease), config)
+        parts = (config, workdir, allow_change, stop, watchdog, lease, around)
+        return run_within_memory(lambda: _train(*parts), config)
 
 
-def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, lease: Lease) -> Outcome:
+def _train(
+    config: Config,
+    workdir: str,
+    allow_change: Sequence[str],
+    stop: StopRequest,
+    watchdog: Watchdog,
+    lease: Lease,
+    around: contextlib.ExitStack,
+) -> Outcome:
     # --- What it starts from: random weights, or a model that is there (config.init), whose sizes it takes over. ---
     start_from = starting_point(config, workdir)
 
@@ -74,27 +88,35 @@ def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, 
     microbatches = settle(config, mesh, streams.tokenizer.vocab_size).train.microbatches
     fingerprint = run.fingerprint(config, streams) | start_from.fingerprint
     hosts.check_agreement(fingerprint)
+    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every)
+    checkpoints.before_sealing = lease.check
     hosts.first_does(lambda: lease.acquire(say))
-    run.claim(workdir, config, streams.tokenizer, fingerprint)
+    last = checkpoints.latest_step()
+    run.claim(workdir, config, streams.tokenizer, fingerprint, allow_change=allow_change, step=last)
 
     # --- The state: restored, or new. ---
     vocab_size = streams.tokenizer.vocab_size
     optimizer = make_optimizer(config.optimizer, num_steps, config.phases)
     shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
-    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every)
-    checkpoints.before_sealing = lease.check
     watchdog.enter_long('reading checkpoints')
     resumed_from = checkpoints.set_aside_unsound()
     if resumed_from == num_steps:
         checkpoints.close()
         say(f'{workdir} is finished: all {num_steps} steps are done. Nothing to do.')
         return Outcome(resumed_from, True, resumed_from, {})
-    if resumed_from is not None:
-        say(f'Going on with {workdir} from step {resumed_from} of {num_steps}.')
-        state = checkpoints.restore(shapes, shardings, resumed_from)
-    else:
+
+    def state_at(step: int | None) -> tuple[TrainState, Record]:
+        """The state of a checkpoint, or a new one, and what is known of its numbers."""
+        if step is not None:
+            return checkpoints.restore(shapes, shardings, step), checkpoints.record(step)
         params = start_from.params(streams.tokenizer)
         state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params)
+        return start_from.with_moments(state, shardings), Record()
+
+    if resumed_from is not None:
+        say(f'Going on with {workdir} from step {resumed_from} of {num_steps}.')
+    state, record = state_at(resumed_from)
+    record = dataclasses.replace(record, passed_over=merged((*record.passed_over, *config.train.skip)))
     say(_describe(config, mesh, vocab_size, streams.train))
     wants_to_stop = hosts.AnyProcess(mesh)
 
@@ -107,18 +129,21 @@ def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, 
         train_step = make_train_step(*parts, seed=config.train.seed, microbatches=microbatches)
     evaluation_step = make_evaluation_step(graph, mesh, shardings.params)
 
-    # --- The loop. At each step, in this order: 1. update  2. log  3. evaluate  4. save. ---
+    # --- The loop. At each step, in this order: 1. update  2. go back, if the numbers went wrong  3. log
+    #     4. evaluate  5. compare the replicas  6. save. ---
     start, speed = int(state.step), Speedometer(config.model, vocab_size)
-    writer = MetricsWriter(workdir, start)
+    writer = around.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
     progress = Progress(start, num_steps, _describe_step)
     metrics: dict[str, float] = {}
+    guard, replicas = Guard(config.train, record), Replicas(shardings)
+    feed = Feed(in_phases(config), streams.train, mesh, start, record.passed_over)
     say('Compiling the step …')
     compiled = None
 
     def stop_now() -> bool:
         return wants_to_stop(stop.asked(checkpoints.seconds_to_save))
 
-    for step, number, batch in speed.waiting(_global_batches(in_phases(config), streams.train, mesh, start)):
+    for step, number, batch in speed.waiting(feed):
         watchdog.begin_step(step)
         if number != compiled:
             watchdog.enter_long('compiling the step')
@@ -129,15 +154,33 @@ def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, 
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
         stopping = stop_now()
         is_last = step == num_steps or stopping
-        if step % config.train.log_every == 0 or is_last:
+        logs = is_last or step % config.train.log_every == 0
+        saves = is_last or step % config.train.checkpoint_every == 0
+        every, validation = config.train.evaluate_every, streams.validation[number]
+        evaluates = validation and (step == num_steps or (every and step % every == 0))
+        guard.add(step, number, on_device['loss'], on_device.pop('is_skipped'))
+        trouble = guard.trouble(up_to_now=logs or saves or evaluates)
+        if saves and not trouble and not is_finite(state):
+            trouble = Trouble(step, step, 'the parameters or the optimizer state are not finite')
+        if trouble:
+            check_may_go_back(config.train, guard.record, trouble)
+            with speed.paused(), watchdog.aside('going back'):
+                state, record = state_at(checkpoints.go_back(trouble.first))
+            step = int(state.step)
+            say(f'Step {trouble.last}: {trouble}. Back to step {step}, without the batches read since.')
+            record = record.passing_over(trouble, guard.record, in_phases(config), step)
+            guard = Guard(config.train, record)
+            writer.rewind(step), progress.rewind(step), feed.rewind(step, record.passed_over)
+            continue
+        if logs:
             lease.check()
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()
+            metrics |= {'skipped_updates': guard.record.skipped_updates}
             writer.write(step, metrics)
             progress.show(step, metrics)
         watchdog.end_step(on_device['loss'])
         stop.has_something_to_save()
-        every, validation = config.train.evaluate_every, streams.validation[number]
-        if validation and ((every and step % every == 0) or step == num_steps):
+        if evaluates:
             with speed.paused(), watchdog.aside('evaluating'):
                 rows = config.train.evaluate_rows
                 found = evaluate_params(state.params, evaluation_step, validation, mesh, rows, stop_now)
@@ -149,17 +192,22 @@ def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, 
                 writer.write(step, found)
                 metrics |= found
                 say(_describe_validation(step, found))
-        if step % config.train.checkpoint_every == 0 or step == num_steps or stopping:
+        is_last = step == num_steps or stopping
+        saves = is_last or step % config.train.checkpoint_every == 0
+        every = config.train.replica_check_every
+        if saves or (every and step % every == 0):
+            with speed.paused(), watchdog.aside('comparing replicas'):
+                replicas.check(state, step)
+        if saves and (is_last or not guard.record.bad_in_a_row):
             with speed.paused(), watchdog.aside('saving'):
                 lease.check()
-                checkpoints.save(state)
+                checkpoints.save(state, guard.record)
                 watchdog.began_to_save(step)
         checkpoints.check()
         if stopping:
             break
     watchdog.enter_long('closing')
     progress.close()
-    writer.close()
     checkpoints.close()
     if step < num_steps:
         why = stop.received or 'another process'
@@ -167,26 +215,9 @@ def _train(config: Config, workdir: str, stop: StopRequest, watchdog: Watchdog, 
     return Outcome(step, step == num_steps, resumed_from, metrics)
 
 
-def _global_batches(
-    phases: tuple[Config, ...], streams: tuple[Stream, ...], mesh: Mesh, start: int
-) -> Iterator[tuple[int, int, Batch]]:
-    """(step, number of its phase, its batch on the devices) from the step after `start` on.
-
-    A phase is a stream of its own, from its step 0: where a run was stopped does not matter.
-    """
-    before = 0  # steps of the phases before
-    for number, (phase, stream) in enumerate(zip(phases, streams, strict=True)):
-        done, num_steps = max(start - before, 0), phase.train.steps
-        if done < num_steps:
-            rows = local_rows(mesh, stream.batch_size)
-            for step, batch in enumerate(prefetch(stream, done, num_steps, rows), start=before + done + 1):
-                yield step, number, make_global(batch, rows, mesh, stream.batch_size)
-        before += num_steps
-
-
 def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
     devices = jax.devices()
-    several = [hosts.describe_hosts()] if jax.process_count() > 1 else []
+    several = [hosts.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
     lines = [
         *several,
@@ -242,6 +273,11 @@ class Progress:
         else:
             self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(step - self._bar.n)
+
+    def rewind(self, step: int) -> None:
+        """Goes back to a step."""
+        self._start, self._since = step, time.perf_counter()
+        self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

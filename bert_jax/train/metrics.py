@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from etils import epath
 from bert_jax import config
 from bert_jax.data.batches import Batch
 from bert_jax.files import write_whole
+from bert_jax.hosts import say
 
 
 def flops_per_step(
@@ -76,42 +78,108 @@ def _measured_matmul_flops(size: int = 1536, repeats: int = 4) -> float:
 
 
 class MetricsWriter:
-    """metrics.jsonl (an object a line, flushed) and TensorBoard events, from the restored step on."""
+    """metrics.jsonl (an object a line, flushed) and TensorBoard events, from the restored step on.
+
+    A disk that cannot be written is told and does not end the run: what is missing in metrics.jsonl comes when there is
+    room, what is missing in the events is lost.
+    """
 
     def __init__(self, workdir: str, step: int):
         """Process 0 alone writes; lines past `step`, of a run killed after its last save, go: a step appears once."""
-        from tensorboardX import SummaryWriter
-
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
         self._path = epath.Path(workdir) / 'metrics.jsonl'
+        self._events_below = os.fspath(epath.Path(workdir) / 'tensorboard')
+        self._open(step)
+
+    def rewind(self, step: int) -> None:
+        """Goes back to a step: what was written of later ones goes."""
+        if self._writes:
+            self.close()
+            self._open(step)
+
+    def _open(self, step: int) -> None:
         if self._path.exists():
-            kept = [line for line in _whole_lines(self._path.read_text()) if json.loads(line)['step'] <= step]
+            lines = _whole_lines(self._path.read_bytes().decode(errors='replace'))
+            steps = [_step_of(line) for line in lines]
+            kept = [line for line, number in zip(lines, steps, strict=True) if number is not None and number <= step]
+            if None in steps:
+                first = steps.index(None) + 1
+                say(f'{self._path}: {steps.count(None)} damaged lines are left out, the first is line {first}')
             write_whole(self._path, ''.join(line + '\n' for line in kept))
-        self._file = self._path.open('a')
-        self._events = SummaryWriter(os.fspath(epath.Path(workdir) / 'tensorboard'), purge_step=step + 1)
+        self._file, self._events = self._path.open('a'), _Events(self._events_below, step + 1)
+        self._fails = False
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends one line for a step."""
+        """Appends one line for a step; a value that is not finite is left out, for JSON has no word for it."""
         if not self._writes:
             return
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         self._file.write(json.dumps({'step': step} | values) + '\n')
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        try:
+            self._file.flush()
+            if self._events is None:
+                self._events = _Events(self._events_below, step)
+            self._events.write(step, values)
+            self._fails = False
+        except OSError as error:
+            self._told(error)
 
     def close(self) -> None:
         """Closes both files."""
         if not self._writes:
             return
+        try:
+            self._file.close()
+            if self._events is not None:
+                self._events.close()
+        except OSError as error:
+            self._told(error)
+
+    def _told(self, error: OSError) -> None:
+        if not self._fails:
+            say(f'{self._path} could not be written ({error.strerror})')
+        self._fails, self._events = True, None
+
+
+class _Events:
+    """A file of TensorBoard events; written as it is called: a thread that fails would leave the run waiting for it."""
+
+    def __init__(self, directory: str, first_step: int):
+        """Events of `first_step` and later in the directory's other files are superseded."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import directory_check
+
+        directory_check(directory)
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._file = EventsWriter(f'{directory}/events', f'.{first_step}.{time.monotonic_ns()}')
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._file.write_event(self._event(wall_time=time.time(), step=first_step, session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One event with all values of a step."""
+        shown = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._file.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=shown)))
+        self._file.flush()
+
+    def close(self) -> None:
         self._file.close()
-        self._events.close()
+
+
+def _step_of(line: str) -> int | None:
+    """The step that a line is about, or None for a line that is damaged."""
+    try:
+        step = json.loads(line)['step']
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 def _whole_lines(text: str) -> list[str]:
     """Without a last line that a kill cut short."""
-    return text[: text.rfind('\n') + 1].splitlines()
+    return text[: text.rfind('\n') + 1].split('\n')[:-1]
 
 
 class Speedometer:

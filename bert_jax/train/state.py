@@ -1,6 +1,6 @@
 """What a run carries from step to step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,27 @@ from bert_jax.train.sharding import parameter_specs, replicated
 
 
 class TrainState(NamedTuple):
-    """step: int32 scalar, updates made so far; params: float32 parameters; opt_state: the optimiser's moments."""
+    """step: int32 scalar, steps made so far; params: float32 parameters; opt_state: the optimiser's moments."""
 
     step: jax.Array
     params: nnx.State
     opt_state: optax.OptState
+
+
+def is_schedule(node: Any) -> bool:
+    """Whether a part of an optimizer's state is its schedule's: the count of updates that were made."""
+    return isinstance(node, optax.ScaleByScheduleState)
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+def is_finite(state: TrainState) -> bool:
+    """Whether all parameters and moments are."""
+    return bool(_finite((state.params, state.opt_state)))
 
 
 def model_graph(model: config.Model, vocab_size: int, build: Build = BertForPreTraining) -> nnx.GraphDef:
@@ -65,13 +81,14 @@ def init_state(
     """
     _, shardings = state_shardings(model, vocab_size, optimizer, mesh, build)
     if params is not None:
-        params = jax.tree.map(_place, params, shardings.params)
+        params = jax.tree.map(place, params, shardings.params)
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
         return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params, opt_state)
     return jax.jit(lambda: _new_state(model, vocab_size, optimizer, seed, build), out_shardings=shardings)()
 
 
-def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+def place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """A whole array, the same in every process, as one that is spread over a mesh."""
     whole = np.asarray(array)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 

@@ -17,7 +17,7 @@ from bert_jax.model.losses import cross_entropy
 from bert_jax.model.products import compiled_for
 from bert_jax.train.gradients import Exchange, accumulated
 from bert_jax.train.sharding import BATCH_AXES, replicated
-from bert_jax.train.state import TrainState
+from bert_jax.train.state import TrainState, is_schedule
 
 _EVALUATED_AT_ONCE = 128  # rows of a device; a batch that is trained on in microbatches need not fit whole
 
@@ -133,22 +133,40 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
         grads, sums = gradient(state.params, batch, rows, dropout_base(seed, state.step))
-        state, metrics = apply_gradients(optimizer, schedule, state, grads)
-        return state, objective.metrics(sums) | metrics | speed_counts(batch)
+        figures = objective.metrics(sums)
+        state, metrics = apply_gradients(optimizer, schedule, state, grads, figures['loss'])
+        return state, figures | metrics | speed_counts(batch)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, schedule: optax.Schedule, state: TrainState, grads: nnx.State
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    state: TrainState,
+    grads: nnx.State,
+    loss: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The next state, and the figures of the update, from the gradients of the global batch."""
+    """The next state, and the figures of the update, from the gradients of the global batch.
+
+    Where the loss or a gradient is not finite, nothing moves but the step, not even the optimiser's counts.
+    """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    grad_norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     metrics = {
-        'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
-        'grad_norm': optax.tree.norm(grads),
+        'learning_rate': jnp.asarray(schedule(_updates_made(state)), jnp.float32),
+        'grad_norm': grad_norm,
+        'is_skipped': ~is_finite,
     }
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+    updated = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, state)
+    return state._replace(step=state.step + 1), metrics
+
+
+def _updates_made(state: TrainState) -> jax.Array:
+    """What the schedule goes by: the steps, less those whose update was skipped."""
+    return next(filter(is_schedule, jax.tree.leaves(state.opt_state, is_leaf=is_schedule))).count
 
 
 def speed_counts(batch: Batch) -> dict[str, jax.Array]:

@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
+from bert_jax.pretrained import load_pretrained
 from tests.test_run import ROOT, bert_jax, write_text
 
 
@@ -77,6 +81,16 @@ def test_two_and_four_processes_have_the_losses_of_one(settings: list[str], tmp_
             assert found[step]['loss'] == pytest.approx(metrics['loss'], rel=2e-5), (processes, step)
 
 
+def test_exact_sums_give_the_same_bits_in_one_process_and_in_two(settings: list[str], tmp_path: Path) -> None:
+    exact = ['--config.train.reduction=exact', '--config.train.steps=3', '--config.optimizer.warmup_steps=1']
+    bert_jax('train', *settings, *exact, f'--workdir={tmp_path}/one')
+    done = _launch(2, 2, 'train', *settings, *exact, '--config.mesh.fsdp=2', f'--workdir={tmp_path}/two')
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (nnx.state(load_pretrained(f'{tmp_path}/{name}').model) for name in ('one', 'two'))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
 def test_a_signal_to_the_launcher_stops_all_at_the_same_step_and_the_same_command_goes_on(
     settings: list[str], tmp_path: Path
 ) -> None:
@@ -98,20 +112,28 @@ def test_a_signal_to_the_launcher_stops_all_at_the_same_step_and_the_same_comman
     assert f'Going on with {tmp_path} from step {newest}' in again.stderr
 
 
+def _runs(process: str) -> bool:
+    """Whether a process still does something; one that has ended may wait for its status to be read."""
+    status = Path(f'/proc/{process}/status')
+    return status.exists() and '\nState:\tZ' not in status.read_text()
+
+
 def test_a_killed_launcher_leaves_no_process_behind_and_its_run_is_saved(settings: list[str], tmp_path: Path) -> None:
     command = _command(2, 1, 'train', *settings, '--config.train.steps=4000', f'--workdir={tmp_path}')
     with open(tmp_path / 'output', 'w') as output:
         running = subprocess.Popen(command, env=_environment(), stdout=output, stderr=output)
     deadline = time.monotonic() + 200
-    while not (tmp_path / 'metrics.jsonl').exists():
-        assert running.poll() is None and time.monotonic() < deadline, (tmp_path / 'output').read_text()
-        time.sleep(0.2)
-    children = Path(f'/proc/{running.pid}/task/{running.pid}/children').read_text().split()
+    try:
+        while not (tmp_path / 'metrics.jsonl').exists():
+            assert running.poll() is None and time.monotonic() < deadline, (tmp_path / 'output').read_text()
+            time.sleep(0.2)
+        children = Path(f'/proc/{running.pid}/task/{running.pid}/children').read_text().split()
+    finally:
+        running.kill()
+        running.wait(timeout=30)
     assert len(children) == 2
-    running.kill()
-    running.wait(timeout=30)
-    while any(Path(f'/proc/{child}').exists() for child in children):
-        assert time.monotonic() < deadline + 60, 'processes are left behind'
+    while any(map(_runs, children)):
+        assert time.monotonic() < deadline + 100, 'processes are left behind'
         time.sleep(0.2)
     assert list((tmp_path / 'checkpoints').glob('*/manifest.json'))
 

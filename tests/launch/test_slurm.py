@@ -82,11 +82,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         yield environment
     finally:
         _output(environment, 'scancel', f'--user={getpass.getuser()}')  # of a test that failed
-        _wait_for(lambda: not _output(environment, 'squeue', '--noheader'), 60, 'empty queue')
-        for daemon in reversed(daemons):
-            daemon.send_signal(signal.SIGTERM)
-        for daemon in reversed(daemons):
-            daemon.wait(timeout=30)
+        try:
+            _wait_for(lambda: not _output(environment, 'squeue', '--noheader'), 120, 'empty queue')
+        finally:
+            for daemon in reversed(daemons):
+                daemon.send_signal(signal.SIGTERM)
+            for daemon in reversed(daemons):
+                daemon.wait(timeout=30)
 
 
 def _output(environment: dict[str, str], *command: str) -> str:

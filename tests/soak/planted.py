@@ -21,17 +21,17 @@ def main() -> int:
     where, _, step_text = sys.argv[1].partition(':')
     at = int(step_text)
     if where in ('batch', 'slow'):
-        original = loop._global_batches
 
-        def batches(*arguments):
-            for step, number, batch in original(*arguments):
+        class Planted(loop.Feed):
+            def __next__(self):
+                step, number, batch = super().__next__()
                 if where == 'slow' and step >= at:
                     time.sleep(0.2)
                 elif step >= at:
                     sleep_for_ever()
-                yield step, number, batch
+                return step, number, batch
 
-        loop._global_batches = batches
+        loop.Feed = Planted
     elif where == 'step':
         begin = watchdog.Watchdog.begin_step
 
@@ -44,10 +44,10 @@ def main() -> int:
     else:
         save = checkpoint.Checkpoints.save
 
-        def stuck_save(self, state):
+        def stuck_save(self, state, *arguments):
             if int(state.step) >= at:
                 sleep_for_ever()
-            save(self, state)
+            save(self, state, *arguments)
 
         checkpoint.Checkpoints.save = stuck_save
     return command_line.main(['bert_jax', *sys.argv[2:]])

@@ -128,7 +128,7 @@ def test_an_object_store_is_asked_for_ranges_of_a_large_file(store, monkeypatch)
     monkeypatch.setattr(pieces, '_MIN_PIECE', 300_000)
     monkeypatch.setattr(pieces, '_BUFFER_BYTES', 1 << 14)
     monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 50_000)
-    texts = [f'text {i} ' + 'x' * (i % 200) for i in range(20_000)]
+    texts = [f'text {i} ' + 'x' * (1 + i % 200) for i in range(20_000)]
     store.objects = {'bucket/a.txt': '\n\n'.join(texts).encode()}
     size = len(store.objects['bucket/a.txt'])
     planned = plan_source('text:s3://bucket/a.txt', 0, 'text')

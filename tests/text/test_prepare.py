@@ -335,6 +335,20 @@ def test_hosts_that_read_a_tfds_dataset_from_shared_storage_make_the_corpus_of_o
         assert read_split(corpus, name) == read_split(load_corpus(alone.corpus), name) != []
 
 
+def test_a_disk_too_full_for_the_tokenizer_is_told(two_sources, tmp_path):
+    data, _ = two_sources
+    data, tokenizer = dataclasses.replace(data, corpus=str(tmp_path / 'corpus')), Path(data.corpus) / 'tokenizer'
+    given = dataclasses.replace(TOKENIZER, path=str(tokenizer))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tokenizer / 'tokenizer.json').stat().st_size - 1, limits[1]))
+    try:
+        with pytest.raises(BadInput, match='cannot be written: File too large'):
+            prepare(data, given, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in sorted((tmp_path / '.corpus.partial').iterdir())] == ['job.json', 'pieces']
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason='only root can become another user')
 def test_a_file_or_a_directory_without_permission_is_named():
     with tempfile.TemporaryDirectory() as name:  # pytest's own directories are closed to other users

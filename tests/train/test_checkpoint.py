@@ -1,5 +1,7 @@
 """A checkpoint is whole, or named and set aside; nothing damaged is restored."""
 
+import concurrent.futures
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -104,20 +106,90 @@ def test_old_steps_go_once_a_newer_one_is_sealed_except_those_kept_for_good(tmp_
 def test_a_state_that_is_not_finite_is_never_saved(workdir: Path) -> None:
     checkpoints, state = Checkpoints(str(workdir)), _state(30)
     state.opt_state['mean']['bias'] = state.opt_state['mean']['bias'].at[3].set(jnp.nan)
-    with pytest.raises(BadInput, match='no longer finite'):
+    with pytest.raises(BadInput, match='not finite'):
         checkpoints.save(state)
     assert checkpoints.steps() == [10, 20]
 
 
-def test_a_save_that_fails_beside_the_training_is_noticed(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints = Checkpoints(str(workdir))
-
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     def fails(*_: object) -> None:
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr('bert_jax.train.checkpoint.write_whole', fails)
+    return monkeypatch
+
+
+def _wait_for_the_save(checkpoints: Checkpoints) -> None:
+    concurrent.futures.wait([checkpoints._sealing])
+
+
+def test_a_save_that_fails_is_told_at_once_and_the_next_is_another_attempt(workdir: Path, full_disk, capsys) -> None:
+    checkpoints = Checkpoints(str(workdir))
     checkpoints.save(_state(30))
-    with pytest.raises(BadInput, match='No space left on device.*step 20 is safe'):
-        checkpoints.close()
-    monkeypatch.undo()
+    _wait_for_the_save(checkpoints)
+    checkpoints.check()
+    told = capsys.readouterr().err
+    assert 'Step 30 could not be saved: No space left on device; step 20 is safe' in told
+    assert not (workdir / 'checkpoints' / '30').exists()  # it would take the room that the next attempt needs
+    full_disk.undo()
+    checkpoints.save(_state(40))
+    checkpoints.close()
+    assert Checkpoints(str(workdir)).set_aside_unsound() == 40
+
+
+def test_saves_that_fail_time_after_time_or_at_the_end_end_the_run(workdir: Path, full_disk) -> None:
+    checkpoints = Checkpoints(str(workdir))
+    with pytest.raises(BadInput, match='3 times in a row: No space left on device; step 20 is safe'):
+        for step in (30, 40, 50):
+            checkpoints.save(_state(step))
+            _wait_for_the_save(checkpoints)
+            checkpoints.check()
+    last = Checkpoints(str(workdir))
+    last.save(_state(60))
+    with pytest.raises(BadInput, match='could not be written: No space left'):
+        last.close()
     assert Checkpoints(str(workdir)).set_aside_unsound() == 20
+
+
+def test_old_steps_stay_when_the_new_one_reads_back_otherwise(workdir: Path, monkeypatch, capsys) -> None:
+    def flips_a_bit(path: Path) -> None:  # where the seal lets go of the system's copy, the disk has another
+        if path.parent.name == 'd':
+            content = bytearray(Path(path).read_bytes())
+            content[len(content) // 2] ^= 1
+            Path(path).write_bytes(content)
+
+    monkeypatch.setattr('bert_jax.train.checkpoint.forget_cached', flips_a_bit)
+    checkpoints = Checkpoints(str(workdir), keep=1)
+    checkpoints.save(_state(30))
+    _wait_for_the_save(checkpoints)
+    checkpoints.check()
+    assert 'Step 30 could not be saved: read back' in capsys.readouterr().err
+    assert checkpoints.steps() == [10, 20]
+    assert (workdir / 'checkpoints' / 'damaged-30').is_dir()
+
+
+def test_manifests_of_the_first_version_are_still_read(workdir: Path) -> None:
+    directory = workdir / 'checkpoints' / '20'
+    found = [path for path in directory.rglob('*') if path.is_file() and path.name != 'manifest.json']
+    files = {
+        path.relative_to(directory).as_posix(): {
+            'bytes': path.stat().st_size,
+            'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in found
+    }
+    (directory / 'manifest.json').write_text(json.dumps({'step': 20, 'files': files}))
+    checkpoints = Checkpoints(str(workdir))
+    assert checkpoints.damage(20) == ''
+    largest = max(found, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b'?')
+    assert largest.name in checkpoints.damage(20)
+
+
+def test_a_run_goes_back_to_before_its_numbers_went_wrong(workdir: Path) -> None:
+    _save(workdir, 30)
+    checkpoints = Checkpoints(str(workdir))
+    assert checkpoints.go_back(29) == 20 and checkpoints.steps() == [10, 20]
+    assert checkpoints.go_back(5) == 10  # none is older
+    assert Checkpoints(str(workdir / 'new')).go_back(5) is None

@@ -32,6 +32,7 @@ def _bits(stream, **axes: int) -> tuple[list[bytes], list[float], TrainState]:  
     for number in range(STEPS):
         state, metrics = step(state, make_global(stream.batch(number % 4, rows), rows, mesh, BATCH))
         losses.append(float(metrics['loss']))
+    assert metrics.keys() >= {'learning_rate', 'grad_norm', 'mlm_accuracy', 'tokens'}
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], losses, state
 
 

@@ -1,0 +1,171 @@
+"""What faults cost: saving, checking and restarting measured here, and the share of the time that is left for training.
+
+    python -m benchmarks.goodput --size=base --step_seconds=0.0464
+    python -m benchmarks.goodput --size=base --step_seconds=0.0464 --compile
+
+A state of a published size is saved, read back, verified and restored by the functions that `train` uses, on this
+machine's disk and processors. `--step_seconds` is the time of a step where the run would take place (`plan` predicts
+it); the rest is arithmetic:
+
+    interval = checkpoint_every x step + blocked           a save holds training up for so long, then runs beside it
+    lost     = interval / 2 + save + noticed + restart     at a failure, on average
+    goodput  = (1 - (blocked + checks) / interval) x (1 - lost / time between failures)
+
+`noticed` is until the watchdog ends the processes; `restart` is imports, verification, restoring, compiling.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax import config
+from bert_jax.data.batches import Batch
+from bert_jax.train.checkpoint import Checkpoints
+from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.train.replicas import Replicas
+from bert_jax.train.sharding import make_mesh
+from bert_jax.train.state import TrainState, init_state, is_finite, model_graph, state_shardings
+from bert_jax.train.step import make_train_step
+
+VOCAB = 30_522
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Seconds each, but for the bytes of a checkpoint; compile: None when it was not measured."""
+
+    checkpoint_bytes: int
+    save_blocked: float
+    save: float
+    verify: float
+    restore: float
+    finite_check: float
+    replica_check: float
+    imports: float
+    compile: float | None
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - start, result
+
+
+def measure(size: str, place: str, compiles: bool, devices: int) -> Costs:
+    """Saves a new state of a size below `place`, and takes it up again."""
+    model = config.resolve(config.bert(size)).model
+    optimizer, train = make_optimizer(config.Optimizer(), 1000), config.Train(global_batch_size=8)
+    mesh = make_mesh(config.Mesh(), model, train, jax.devices()[:devices])
+    shapes, shardings = state_shardings(model, VOCAB, optimizer, mesh)
+    state = _used(init_state(model, VOCAB, optimizer, mesh, seed=0), shardings)
+    replicas = Replicas(shardings)
+    is_finite(state), replicas.check(state, 0)  # compiled
+    finite_check, _ = _timed(is_finite, state)
+    replica_check, _ = _timed(replicas.check, state, 0)
+    checkpoints = Checkpoints(place, keep=2)
+    checkpoints.save(state._replace(step=state.step + 1))  # the first opens what the others use
+    checkpoints._settle()
+    start = time.perf_counter()
+    checkpoints.save(state)
+    save_blocked = time.perf_counter() - start
+    checkpoints._settle()
+    save = time.perf_counter() - start
+    compile_seconds = _compile(model, optimizer, mesh, shapes, shardings) if compiles else None
+    del state
+    verify, damage = _timed(checkpoints.damage, 0)
+    assert damage == ''
+    restore, _ = _timed(checkpoints.restore, shapes, shardings, 0)
+    checkpoints.close()
+    files = [path for path in (Path(place) / 'checkpoints' / '0').rglob('*') if path.is_file()]
+    imports, _ = _timed(subprocess.run, [sys.executable, '-c', 'import bert_jax.train.loop'])
+    num_bytes = sum(path.stat().st_size for path in files)
+    return Costs(num_bytes, save_blocked, save, verify, restore, finite_check, replica_check, imports, compile_seconds)
+
+
+def _used(state: TrainState, shardings: TrainState) -> TrainState:
+    """A state whose moments are no longer zeros, which would be compressed to nothing."""
+
+    def fill(moments: Any) -> Any:
+        leaves, tree = jax.tree.flatten(moments)
+        keys = jax.random.split(jax.random.key(0), len(leaves))
+        is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+        filled = [
+            jax.random.normal(key, leaf.shape) if real else leaf
+            for key, leaf, real in zip(keys, leaves, is_float, strict=True)
+        ]
+        return jax.tree.unflatten(tree, filled)
+
+    return state._replace(opt_state=jax.jit(fill, out_shardings=shardings.opt_state)(state.opt_state))
+
+
+def _compile(model: config.Model, optimizer: Any, mesh: Any, shapes: TrainState, shardings: TrainState) -> float:
+    data = config.Data(sequence_length=128)
+    rows, length, predictions = 8, data.sequence_length, config.num_predictions(data)
+    widths = [length] * 4 + [predictions] * 3 + [1] * 3
+    floats = ('masked_lm_weights', 'next_sentence_weights')
+    kinds = [jnp.float32 if name in floats else jnp.int32 for name in Batch._fields]
+    batch = Batch(*(jax.ShapeDtypeStruct((rows, width), kind) for width, kind in zip(widths, kinds, strict=True)))
+    schedule = make_schedule(config.Optimizer(), 1000)
+    graph = model_graph(model, VOCAB)
+    step = make_train_step(graph, optimizer, schedule, mesh, shardings, seed=0, microbatches=1)
+    seconds, _ = _timed(lambda: step.lower(shapes, batch).compile() and None)
+    return seconds
+
+
+def goodput(
+    costs: Costs, step: float, every: int, noticed: float, between: float, compile_seconds: float
+) -> dict[str, float]:
+    """The arithmetic at the top of this file; `every` steps a save, `between` failures so many seconds."""
+    checks = costs.finite_check + costs.replica_check
+    interval = every * step + costs.save_blocked + checks
+    restart = costs.imports + costs.verify + costs.restore + compile_seconds
+    lost = interval / 2 + costs.save + noticed + restart
+    overhead = (costs.save_blocked + checks) / interval
+    return {'overhead': overhead, 'restart_seconds': restart, 'lost_seconds': lost} | {
+        'goodput': (1 - overhead) * max(1 - lost / between, 0.0)
+    }
+
+
+def main() -> None:
+    """Measures one size and prints a JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--size', default='base', choices=[*config.SIZES])
+    parser.add_argument('--step_seconds', type=float, required=True, help='where the run would take place')
+    parser.add_argument('--checkpoint_every', type=int, default=config.Train().checkpoint_every)
+    noticed = config.Train().watchdog_seconds
+    parser.add_argument('--noticed_seconds', type=float, default=noticed, help='until a stuck process is ended')
+    parser.add_argument('--hours_between_failures', type=float, default=3.0)
+    parser.add_argument('--compile', action='store_true', help='compile the step too, for this machine')
+    parser.add_argument('--compile_seconds', type=float, default=60.0, help='where it is not measured')
+    parser.add_argument('--devices', type=int, default=1, help='simulated ones, when XLA_FLAGS makes them')
+    parser.add_argument('--place', help='a directory on the disk to measure')
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.place) as place:
+        costs = measure(given.size, place, given.compile, given.devices)
+    compile_seconds = given.compile_seconds if costs.compile is None else costs.compile
+    found = goodput(
+        costs,
+        given.step_seconds,
+        given.checkpoint_every,
+        given.noticed_seconds,
+        given.hours_between_failures * 3600,
+        compile_seconds,
+    )
+    rate = costs.checkpoint_bytes / 2**30 / costs.verify
+    told = dataclasses.asdict(costs) | {'verify_gib_per_second': rate} | found
+    print(json.dumps({name: np.round(value, 4).item() if value else value for name, value in told.items()}, indent=2))
+
+
+if __name__ == '__main__':
+    main()

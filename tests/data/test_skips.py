@@ -1,0 +1,33 @@
+"""Batches that are passed over: every later step reads what comes next, no batch twice, none lost."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bert_jax.data.skips import merged, passing_over, position
+
+WINDOW = st.tuples(st.integers(0, 1), st.integers(0, 30), st.integers(1, 8)).map(lambda w: (w[0], w[1], w[1] + w[2]))
+
+
+@given(st.lists(WINDOW, max_size=6), st.integers(0, 1))
+def test_steps_read_the_batches_that_are_left_in_order(windows: list[tuple[int, int, int]], phase: int) -> None:
+    left_out = {batch for number, first, stop in windows if number == phase for batch in range(first, stop)}
+    left = [batch for batch in range(200) if batch not in left_out]
+    assert [position(merged(windows), phase, step) for step in range(100)] == left[:100]
+
+
+@given(st.lists(WINDOW, max_size=4), st.integers(0, 19), st.integers(1, 10))
+def test_after_a_roll_back_the_batches_read_since_are_left_out_too(
+    windows: list[tuple[int, int, int]], start: int, num_steps: int
+) -> None:
+    before, stop = merged(windows), min(start + num_steps, 20)
+    steps = (12, 8)
+
+    def read(windows: tuple, step: int) -> tuple[int, int]:
+        phase = int(step >= steps[0])
+        return phase, position(windows, phase, step - phase * steps[0])
+
+    after = passing_over(before, steps, start, stop)
+    seen = {read(before, step) for step in range(start, stop)}
+    assert [read(after, step) for step in range(start)] == [read(before, step) for step in range(start)]
+    assert not seen & {read(after, step) for step in range(start, 20)}
+    assert merged(after) == after

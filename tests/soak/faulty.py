@@ -1,0 +1,54 @@
+"""`bert_jax` under a clock that jumps, or with batches that are not finite: python -m tests.soak.faulty FAULT COMMAND …
+
+FAULT is `clock:SEED`, by which the time of day jumps by up to two days either way several times a second, or
+`batches:SEED:SHARE`, by which that share of the batches of a run, chosen by number, has infinite weights.
+"""
+
+import random
+import sys
+import time
+
+import numpy as np
+
+from bert_jax import __main__ as command_line
+from bert_jax.data.batches import Batch, CorpusStream
+
+
+def jump(seed: int) -> None:
+    """Makes the time of day jump; the clocks that only count on are left alone, as the system leaves them."""
+    whole, rng = time.time, random.Random(seed)
+    offset, until = 0.0, 0.0
+
+    def jumping() -> float:
+        nonlocal offset, until
+        if time.monotonic() > until:
+            offset, until = rng.uniform(-2, 2) * 86_400, time.monotonic() + rng.uniform(0.05, 0.5)
+        return whole() + offset
+
+    time.time = jumping
+
+
+def plant(seed: int, share: float) -> None:
+    """Makes batches of a stream not finite, the same ones whenever they are asked for."""
+    whole = CorpusStream.batch
+
+    def batch(self: CorpusStream, step: int, rows: slice = slice(None)) -> Batch:
+        found = whole(self, step, rows)
+        if random.Random(f'{seed} {step // 2}').random() < share:  # two in a row, so that some are trouble
+            found = found._replace(masked_lm_weights=np.full_like(found.masked_lm_weights, np.inf))
+        return found
+
+    CorpusStream.batch = batch
+
+
+def main() -> int:
+    kind, *arguments = sys.argv[1].split(':')
+    if kind == 'clock':
+        jump(int(arguments[0]))
+    else:
+        plant(int(arguments[0]), float(arguments[1]))
+    return command_line.main(['bert_jax', *sys.argv[2:]])
+
+
+if __name__ == '__main__':
+    sys.exit(main())

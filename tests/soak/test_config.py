@@ -1,0 +1,144 @@
+"""Every field of a config, set to anything: exit status 2 with a message that names it, or a run that works."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+from bert_jax import config, initial, run
+from bert_jax.__main__ import main
+from bert_jax.data.streams import open_streams
+from bert_jax.train.loop import Outcome
+from bert_jax.train.optimizer import make_optimizer
+from bert_jax.train.sharding import make_mesh, mesh_sizes
+from bert_jax.train.state import state_shardings
+from tests.soak.harness import Row, environment, prepare, random_numbers, tries
+from tests.test_run import ROOT
+
+VALUES = [
+    *('', '0', '1', '-1', '-7', '2', '3', '999999999999999999999', '2147483648', '-2147483649'),
+    *('0.5', '-0.5', '1e30', '1e308', '1e-300', 'nan', 'inf', '-inf', 'True', 'False', 'None'),
+    *(
+        'x',
+        '../../x',
+        'a' * 300,
+        "('a', 1)",
+        '()',
+        '((0, 1, 2),)',
+        "(('text:x', 1.0),)",
+        '[1]',
+        '{}',
+        'é\u202e\x07',
+        '@',
+    ),
+]
+_FIELDS = [name for name in config.field_names() if name != 'platform']
+_RUNS_IN_MIB = 6000  # address space: what does not fit must be told as well
+pytestmark = pytest.mark.filterwarnings('ignore')  # of ml_collections, when it reads a config file again and again
+
+
+def _prepared(workdir: str, run_config: config.Config) -> Outcome:
+    """All that `train` does before it compiles the step."""
+    point = initial.starting_point(run_config, workdir)
+    streams = open_streams(point.config, progress=False)
+    resolved = streams.config
+    for phase in config.in_phases(resolved):
+        mesh_sizes(resolved.mesh, resolved.model, phase.train, 1)
+    mesh = make_mesh(config.Mesh(), resolved.model, config.Train(), jax.devices()[:1])
+    optimizer = make_optimizer(resolved.optimizer, resolved.train.steps, resolved.phases)
+    state_shardings(resolved.model, streams.tokenizer.vocab_size, optimizer, mesh)
+    json.dumps(run.fingerprint(resolved, streams))
+    return Outcome(0, True, None, {})
+
+
+def _in_this_process(arguments: list[str]) -> tuple[int, str]:
+    with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.redirect_stdout(io.StringIO()):
+        status = main(['bert_jax', *arguments])
+    return status, told.getvalue()
+
+
+def _changes() -> Iterator[tuple[str, str]]:
+    for field in _FIELDS:
+        yield from ((field, value) for value in VALUES)
+
+
+def _is_told(field: str, value: str, status: int, told: str) -> bool:
+    leaf = re.split(r'[.]', field)[-1]
+    names = leaf in told or field.partition('.')[0] in told or (value and value[:40] in told)
+    return status == 2 and 'Traceback' not in told and bool(names)
+
+
+def _change_fields(flags: list[str], place: Path, changes: list[tuple[str, str]], row: Row) -> list[tuple[str, str]]:
+    """Tries changes up to the compiler; returns those that were taken."""
+    taken = []
+    for field, value in changes:
+        arguments = ['train', *flags, f'--config.{field}={value}', f'--workdir={place}/none']
+        try:
+            status, told = _in_this_process(arguments)
+        except Exception as error:
+            raise AssertionError(f'--config.{field}={value!r}: {type(error).__name__}: {error}') from error
+        if status == 0:
+            taken.append((field, value))
+            row.outcomes.append('taken')
+        else:
+            assert _is_told(field, value, status, told), (field, value, status, told)
+            row.outcomes.append('a message that names it, exit status 2')
+        assert not (place / 'none').exists()
+    return taken
+
+
+@pytest.fixture
+def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepared(run_config: config.Config, workdir: str, *_: object, **__: object) -> Outcome:
+        return _prepared(workdir, run_config)
+
+    monkeypatch.setattr('bert_jax.train.loop.train', prepared)
+
+
+@pytest.fixture(scope='module')
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return prepare(tmp_path_factory.mktemp('fields'), train__steps=2, optimizer__warmup_steps=0)
+
+
+def test_a_sample_of_values_is_told_or_taken(flags, tmp_path, without_training) -> None:
+    changes = list(_changes())
+    chosen = random_numbers('fields').choice(len(changes), 30, replace=False)
+    _change_fields(flags, tmp_path, [changes[number] for number in chosen], Row(''))
+
+
+def _limit_memory() -> None:
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_AS, (_RUNS_IN_MIB << 20,) * 2)
+
+
+@pytest.mark.soak
+def test_any_value_of_any_field_is_told_or_works(flags, tmp_path, without_training, capsys) -> None:
+    row = Row('a field of the config set to anything (up to the compiler)')
+    taken = _change_fields(flags, tmp_path, list(_changes()), row)
+    rng, runs = random_numbers('runs'), Row('a run with such a value that was taken')
+    for number in rng.permutation(len(taken))[: tries(60)]:
+        field, value = taken[number]
+        command = [sys.executable, '-m', 'bert_jax', 'train', *flags, f'--config.{field}={value}']
+        command += [f'--workdir={tmp_path}/run-{number}']
+        done = subprocess.run(
+            command,
+            env=environment(tmp_path / 'cache'),
+            capture_output=True,
+            text=True,
+            timeout=900,
+            preexec_fn=_limit_memory,
+            cwd=ROOT,
+        )
+        assert done.returncode in (0, 2) and 'Traceback' not in done.stderr, (field, value, done.stderr[-3000:])
+        runs.outcomes.append('worked' if done.returncode == 0 else 'told, exit status 2')
+    with capsys.disabled():
+        print(row, runs, sep='\n')

@@ -1,0 +1,147 @@
+"""Flipped bits, truncations, deletions: in a checkpoint or a corpus none goes unnoticed, and the file is named."""
+
+import contextlib
+import hashlib
+import io
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import config
+from bert_jax.data.streams import open_streams
+from bert_jax.errors import BadInput
+from bert_jax.text.prepare import prepare
+from bert_jax.train.checkpoint import Checkpoints
+from bert_jax.train.state import TrainState
+from tests.soak.harness import Row, random_numbers, tries
+from tests.test_run import write_text
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob('*') if path.is_file())
+
+
+def _damage(path: Path, rng: np.random.Generator) -> str:
+    """Changes a file on disk; returns how."""
+    content = bytearray(path.read_bytes())
+    kind = rng.choice(['bit', 'truncation', 'deletion', 'growth'], p=[0.7, 0.15, 0.1, 0.05])
+    if kind == 'deletion' or not content:
+        path.unlink()
+        return 'deletion'
+    if kind == 'bit':
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    elif kind == 'truncation':
+        del content[rng.integers(len(content)) :]
+    else:
+        content += rng.bytes(int(rng.integers(1, 100)))
+    path.write_bytes(content)
+    return kind
+
+
+def _state(step: int) -> TrainState:
+    rng = np.random.default_rng(step)
+    params = {'kernel': jnp.asarray(rng.standard_normal((64, 32)), jnp.float32), 'bias': jnp.zeros(32)}
+    return TrainState(jnp.int32(step), params, {'mean': jax.tree.map(lambda leaf: leaf + 1, params)})
+
+
+def _restores(checkpoints: Checkpoints, step: int) -> bool:
+    shapes, here = jax.eval_shape(lambda: _state(0)), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found = checkpoints.restore(shapes, jax.tree.map(lambda _: here, shapes), step)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(_state(step)), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _damage_checkpoints(place: Path, count: int) -> Row:
+    """Damages the newest of two checkpoints, again and again."""
+    row, rng = Row('a file of the newest checkpoint: bits, truncation, deletion, growth'), random_numbers('checkpoints')
+    pristine = Checkpoints(str(place / 'pristine'), keep=2)
+    for step in (10, 20):
+        pristine.save(_state(step))
+    pristine.close()
+    checkpoints = Checkpoints(str(place / 'run'))
+    for number in range(count):
+        shutil.rmtree(place / 'run', ignore_errors=True)
+        shutil.copytree(place / 'pristine', place / 'run')
+        path = rng.choice(_files(place / 'run' / 'checkpoints' / '20'))
+        _damage(path, rng)
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            began = time.monotonic()
+            used = checkpoints.set_aside_unsound()
+            row.seconds.append(time.monotonic() - began)
+        if used == 20:  # a byte of the manifest that says nothing of the files
+            assert path.name == 'manifest.json' and _restores(checkpoints, 20)
+            row.outcomes.append('restored as saved (the byte says nothing of the files)')
+        else:
+            assert (
+                used == 10 and path.name in told.getvalue() and (place / 'run' / 'checkpoints' / 'damaged-20').is_dir()
+            )
+            assert number % 10 or _restores(checkpoints, 10)
+            row.outcomes.append('set aside, the file named, the checkpoint before used')
+    checkpoints.close()
+    return row
+
+
+def _rows(run: config.Config) -> str:
+    """A digest of all that a run reads: an epoch of each split, and how often each token occurs."""
+    streams, found = open_streams(run, progress=False), hashlib.sha256()
+    for stream in (*streams.train, *streams.validation):
+        for step in range(len(stream)):
+            for array in stream.batch(step):
+                found.update(array.tobytes())
+    found.update(streams.unigram_counts().tobytes())
+    found.update(f'{streams.content_hash} {streams.tokenizer.hash}'.encode())
+    return found.hexdigest()
+
+
+def _damage_corpus(place: Path, count: int) -> Row:
+    row, rng = Row('a file of the corpus: bits, truncation, deletion, growth'), random_numbers('corpus')
+    write_text(place / 'text.txt', num_documents=24)
+    fields = {
+        'data': {'source': f'text:{place}/text.txt', 'corpus': f'{place}/corpus', 'sequence_length': 32},
+        'tokenizer': {'vocab_size': 500},
+        'train': {'global_batch_size': 64},
+    }
+    fields['data'] |= {'validation_fraction': 0.3}
+    run = config.resolve(fields)
+    prepare(run.data, run.tokenizer, progress=False)
+    expected = _rows(run)
+    shutil.copytree(place / 'corpus', place / 'pristine')
+    for _ in range(count):
+        shutil.rmtree(place / 'corpus')
+        shutil.copytree(place / 'pristine', place / 'corpus')
+        files = _files(place / 'corpus')
+        is_of_plan = rng.random() < 0.25
+        path = rng.choice([path for path in files if ('plans' in path.parts) == is_of_plan])
+        kind = _damage(path, rng)
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            try:
+                found = _rows(run)
+            except BadInput as error:
+                name = path.name if path.parent.name != 'tokenizer' else 'tokenizer'
+                assert name in str(error) or 'holds no corpus' in str(error), (path, kind, error)
+                row.outcomes.append('refused, the file named')
+                continue
+        assert found == expected, (path, kind)
+        anew = 'made anew' in told.getvalue()
+        row.outcomes.append('plan named and made anew' if anew else 'the same rows (the byte is not read)')
+    return row
+
+
+def test_a_sample_of_damages_is_noticed(tmp_path: Path) -> None:
+    _damage_checkpoints(tmp_path, 25)
+    _damage_corpus(tmp_path, 25)
+
+
+@pytest.mark.soak
+def test_no_damage_of_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
+    print(_damage_checkpoints(tmp_path, tries(3000)))
+
+
+@pytest.mark.soak
+def test_no_damage_of_a_corpus_goes_unnoticed(tmp_path: Path) -> None:
+    print(_damage_corpus(tmp_path, tries(3000)))

@@ -1,0 +1,293 @@
+"""Whatever a file or a field holds, the answer is a message or a result: no other exception, and bounded memory."""
+
+import copy
+import dataclasses
+import json
+import resource
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from bert_jax import config, run
+from bert_jax.data.tfrecords import decode, read_frames
+from bert_jax.errors import BadInput
+from bert_jax.interop.weight_files import read_tensors
+from bert_jax.text.corpus import load_corpus
+from bert_jax.text.prepare import prepare
+from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from bert_jax.train.checkpoint import Checkpoints
+from bert_jax.train.guard import Record
+from bert_jax.train.metrics import MetricsWriter
+from tests.data.records import make_records, serialize
+from tests.soak.harness import tries
+from tests.test_run import write_text
+
+_MOST_MEMORY = 400 << 20  # bytes that all examples together may add to the process
+_SAMPLE = 12  # examples of each target in `make test`
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([-1, 0, 1, 2**31, 2**63, 10**30, 1e308, -0.0, float('nan'), float('inf'), '', '../x', '/', '\0'])
+    | st.floats()
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def _places(value: Any, place: tuple = ()) -> list[tuple]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(inner for key, child in items for inner in _places(child, (*place, key)))]
+
+
+@st.composite
+def changed_json(draw: Any, document: Any) -> Any:
+    """A JSON value with one or two of its parts replaced or taken out."""
+    document = copy.deepcopy(document)
+    for _ in range(draw(st.integers(1, 2))):
+        places = [place for place in _places(document) if place]
+        if not places:
+            return draw(JSON)
+        *before, last = draw(st.sampled_from(places))
+        holder = document
+        for key in before:
+            holder = holder[key]
+        if draw(st.booleans()):
+            holder[last] = draw(JSON)
+        else:
+            del holder[last]
+    return document
+
+
+@st.composite
+def changed_bytes(draw: Any, content: bytes) -> bytes:
+    """Bytes with a few of them changed, cut or put in between."""
+    changed = bytearray(content)
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(changed)))
+        match draw(st.sampled_from(['set', 'cut', 'insert'])):
+            case 'set':
+                changed[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
+            case 'cut':
+                del changed[place : place + draw(st.integers(1, 64))]
+            case 'insert':
+                changed[place:place] = draw(st.binary(max_size=16))
+    return bytes(changed)
+
+
+def _told(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function answered with a message; any other exception is a failure."""
+    try:
+        function(*arguments)
+    except BadInput as error:
+        assert str(error)
+        return True
+    return False
+
+
+def _fuzz(strategy: st.SearchStrategy, check: Callable[[Any], Any], count: int) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    given(strategy)(settings(max_examples=count, deadline=None, suppress_health_check=checks, database=None)(check))()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    assert grown < _MOST_MEMORY, f'{grown >> 20} MiB'
+
+
+# --- What is fuzzed: each makes a strategy of contents, and a check of one content. ---
+
+
+def _vocabulary(place: Path) -> tuple:
+    path = place / 'vocab.txt'
+    whole = '\n'.join([*SPECIAL_TOKENS, 'a', '##b', 'cd', '']).encode()
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        _told(lambda: load_tokenizer(path, lowercase=True, strip_accents=None).encode_batch(['ab cd [MASK]']))
+
+    return changed_bytes(whole) | st.binary(max_size=200), check
+
+
+def _tokenizer_json(place: Path) -> tuple:
+    (place / 'vocab.txt').write_text('\n'.join([*SPECIAL_TOKENS, 'a', '##b', 'cd', '']))
+    load_tokenizer(place / 'vocab.txt', lowercase=True, strip_accents=None).save(place / 'whole')
+    whole, path = (place / 'whole' / 'tokenizer.json').read_bytes(), place / 'tokenizer.json'
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        _told(lambda: load_tokenizer(path, lowercase=True, strip_accents=None).encode_batch(['ab cd [MASK]']))
+
+    return changed_bytes(whole) | changed_json(json.loads(whole)).map(_as_bytes), check
+
+
+def _tfrecords(place: Path) -> tuple:
+    path, whole = place / 'part.tfrecord', serialize(make_records(0, 1)[0][0])
+
+    def checksum(data: bytes) -> bytes:
+        value = google_crc32c.value(data)
+        return struct.pack('<I', (((value >> 15) | (value << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+    def frame(data: bytes) -> bytes:
+        head = struct.pack('<Q', len(data))
+        return head + checksum(head) + data + checksum(data)
+
+    def read() -> None:
+        with path.open('rb') as file:
+            records = [(data, (str(path), offset)) for offset, data in read_frames(file, str(path))]
+        if records:
+            decode(*map(list, zip(*records, strict=True)))
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        _told(read)
+
+    lengths = st.integers(0, 2**64 - 1).map(lambda n: struct.pack('<Q', n)).map(lambda head: head + checksum(head))
+    return changed_bytes(whole).map(frame) | changed_bytes(frame(whole) * 2) | lengths, check
+
+
+def _safetensors(place: Path) -> tuple:
+    path = place / 'model.safetensors'
+    save_file({'a': np.zeros((3, 4), np.float32), 'b': np.ones(5, np.float16)}, path)
+    whole = path.read_bytes()
+    size = struct.unpack('<Q', whole[:8])[0]
+    header, data = json.loads(whole[8 : 8 + size]), whole[8 + size :]
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        _told(read_tensors, place)
+
+    with_header = changed_json(header).map(_as_bytes).map(lambda text: struct.pack('<Q', len(text)) + text + data)
+    return with_header | changed_bytes(whole) | st.binary(max_size=40), check
+
+
+def _index_of_safetensors(place: Path) -> tuple:
+    save_file({'a': np.zeros(3, np.float32)}, place / 'part.safetensors')
+    path = place / 'model.safetensors.index.json'
+
+    def check(content: Any) -> None:
+        path.write_text(json.dumps(content))
+        _told(read_tensors, place)
+
+    return changed_json({'weight_map': {'a': 'part.safetensors'}, 'metadata': {'total_size': 12}}), check
+
+
+def _corpus_manifest(place: Path) -> tuple:
+    write_text(place / 'text.txt', num_documents=8)
+    data = config.Data(source=f'text:{place}/text.txt', corpus=str(place / 'corpus'), validation_fraction=0.3)
+    prepare(data, config.Tokenizer(vocab_size=300), progress=False)
+    path = place / 'corpus' / 'manifest.json'
+
+    def read() -> None:
+        corpus = load_corpus(place / 'corpus')
+        for split in (corpus.train, corpus.validation):
+            split.unigram_counts(corpus.tokenizer.vocab_size)
+            assert split.sentences[-1] == split.num_tokens and len(split.documents)
+
+    def check(content: Any) -> None:
+        path.write_text(json.dumps(content))
+        _told(read)
+
+    return changed_json(json.loads(path.read_text())), check
+
+
+def _run_config(place: Path) -> tuple:
+    path = place / 'config.json'
+    whole = {'config': dataclasses.asdict(config.Config()), 'fingerprint': {'corpus': 'x'}, 'versions': {}}
+
+    def check(content: Any) -> None:
+        path.write_text(json.dumps(content))
+        _told(run.load_config, str(place))
+        _told(run.load_fingerprint, str(place))
+
+    return changed_json(whole), check
+
+
+def _config_fields(place: Path) -> tuple:
+    phases = [dataclasses.asdict(config.Phase(steps=10, warmup_steps=1)), {'steps': 5, 'warmup_steps': 0}]
+    whole = dataclasses.asdict(config.Config()) | {'phases': phases}
+
+    def check(content: Any) -> None:
+        if not _told(config.resolve, content):
+            resolved = config.resolve(content)
+            assert config.resolve(json.loads(json.dumps(dataclasses.asdict(resolved)))) == resolved
+
+    return changed_json(whole), check
+
+
+def _checkpoint_manifest(place: Path) -> tuple:
+    directory = place / 'checkpoints' / '5'
+    directory.mkdir(parents=True)
+    (directory / 'file').write_bytes(b'12345')
+    whole = {'version': 2, 'step': 5, 'part_bytes': 1 << 24, 'files': {'file': {'bytes': 5, 'sha256': ['0' * 64]}}}
+    whole['checksum'] = config.digest(whole)
+    checkpoints = Checkpoints(str(place))
+
+    def check(content: bytes) -> None:
+        (directory / 'manifest.json').write_bytes(content)
+        assert checkpoints.damage(5)  # the checksum in it is wrong, whatever else is
+
+    return changed_json(whole).map(_as_bytes) | changed_bytes(_as_bytes(whole)), check
+
+
+def _record(place: Path) -> tuple:
+    whole = Record(((0, 1, 2),), 1, 2, 3, 0, (1.0, 2.0)).to_json()
+
+    def check(content: Any) -> None:
+        _told(Record.from_json, content, 'record.json')
+
+    return changed_json(json.loads(json.dumps(whole))) | JSON, check
+
+
+def _metrics(place: Path) -> tuple:
+    whole = ''.join(json.dumps({'step': step, 'loss': 1.0}) + '\n' for step in range(1, 5)).encode()
+
+    def check(content: bytes) -> None:
+        (place / 'metrics.jsonl').write_bytes(content)
+        MetricsWriter(str(place), 3).close()
+        kept = [json.loads(line)['step'] for line in (place / 'metrics.jsonl').read_text().splitlines()]
+        assert all(step <= 3 for step in kept)
+
+    return changed_bytes(whole), check
+
+
+def _as_bytes(value: Any) -> bytes:
+    return json.dumps(value).encode('utf-8', 'surrogatepass')
+
+
+TARGETS = [
+    _vocabulary,
+    _tokenizer_json,
+    _tfrecords,
+    _safetensors,
+    _index_of_safetensors,
+    _corpus_manifest,
+    _run_config,
+    _config_fields,
+    _checkpoint_manifest,
+    _record,
+    _metrics,
+]
+
+
+@pytest.mark.parametrize('target', TARGETS, ids=lambda target: target.__name__.strip('_'))
+def test_a_sample_of_contents_is_read_or_told(target: Callable[[Path], tuple]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        _fuzz(*target(Path(place)), count=_SAMPLE)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize('target', TARGETS, ids=lambda target: target.__name__.strip('_'))
+def test_whatever_it_holds_it_is_read_or_told(target: Callable[[Path], tuple]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        _fuzz(*target(Path(place)), count=tries(3000))
+    print(f'| any content: {target.__name__.strip("_").replace("_", " ")} | {tries(3000)} | read, or told | – | – |')

@@ -1,0 +1,74 @@
+"""A device whose copy differs by one bit is found, and named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import config
+from bert_jax.errors import DeviceFault
+from bert_jax.train.optimizer import make_optimizer
+from bert_jax.train.replicas import Replicas
+from bert_jax.train.sharding import make_mesh
+from bert_jax.train.state import TrainState, init_state, state_shardings
+
+MODEL = config.Model(num_layers=1, hidden_size=16, num_heads=4, intermediate_size=32, max_positions=16)
+
+
+def _state(**axes: int) -> tuple[TrainState, TrainState]:
+    size = int(np.prod(list(axes.values())))
+    mesh = make_mesh(config.Mesh(**axes), MODEL, config.Train(global_batch_size=size), jax.devices()[:size])
+    optimizer = make_optimizer(config.Optimizer(), 1)
+    _, shardings = state_shardings(MODEL, 200, optimizer, mesh)
+    return init_state(MODEL, 200, optimizer, mesh, seed=0), shardings
+
+
+def _with_a_flipped_bit(array: jax.Array, device: int, rng: np.random.Generator) -> jax.Array:
+    parts = []
+    for shard in array.addressable_shards:
+        part = np.array(shard.data)
+        if shard.device.id == device:
+            flat = part.reshape(-1).view(np.uint32)
+            flat[rng.integers(flat.size)] ^= np.uint32(1 << rng.integers(32))
+        parts.append(jax.device_put(part, shard.device))
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
+
+
+@pytest.mark.parametrize(
+    'axes, device, named',
+    [
+        ({'data': 4}, 2, [2]),
+        ({'data': 3, 'fsdp': 2}, 3, [3]),
+        ({'data': 2}, 1, [0, 1]),  # of two copies neither can be told to be the right one
+    ],
+)
+def test_the_device_that_differs_is_named(axes: dict, device: int, named: list[int]) -> None:
+    state, shardings = _state(**axes)
+    replicas, rng = Replicas(shardings), np.random.default_rng(0)
+    replicas.check(state, 1)
+    leaves, tree = jax.tree.flatten(state)
+    for number in rng.choice(len(leaves), 12, replace=False):
+        changed = [*leaves]
+        changed[number] = _with_a_flipped_bit(leaves[number], device, rng)
+        with pytest.raises(DeviceFault, match='step 7') as found:
+            replicas.check(jax.tree.unflatten(tree, changed), 7)
+        told = found.value.found
+        assert [number for number in range(8) if f'cpu:{number} (process 0)' in told] == named
+        assert '1 arrays differ' in told
+
+
+def test_parts_that_exist_once_cannot_differ() -> None:
+    state, shardings = _state(data=1, fsdp=2)
+    kernel = state.params['bert']['encoder']['layers']['intermediate']['kernel']
+    changed = jax.tree.map(lambda leaf: leaf, state)
+    flipped = _with_a_flipped_bit(kernel.get_value(), 1, np.random.default_rng(0))
+    changed.params['bert']['encoder']['layers']['intermediate']['kernel'].set_value(flipped)
+    Replicas(shardings).check(changed, 1)
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32, jnp.int32])
+def test_values_that_change_places_change_the_hash(dtype: jnp.dtype) -> None:
+    from bert_jax.train.replicas import _hash
+
+    values = jnp.arange(1, 9).astype(dtype)
+    assert int(_hash(values)) == int(_hash(values + 0)) != int(_hash(values[::-1]))
