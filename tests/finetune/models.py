@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -38,7 +37,13 @@ def write_model(directory: Path) -> Path:
     (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
     rng = np.random.default_rng(0)
     shapes = nnx.state(nnx.eval_shape(lambda: BertForPreTraining(MODEL, len(TOKENS), nnx.Rngs(0))), nnx.Param)
-    params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
+    flat = {
+        path: leaf.replace(
+            np.float32(path[-1] == 'scale') + 0.1 * rng.standard_normal(leaf.get_value().shape, np.float32)
+        )
+        for path, leaf in nnx.to_flat_state(shapes)
+    }
+    params = nnx.from_flat_state(flat)
     hugging_face.write_model(directory, params, MODEL, len(TOKENS), pad_id=0)
     return directory
 

@@ -55,7 +55,7 @@ def _flags(config: str, **changes: object) -> list[str]:
     return flags + [f'--config.{name}={value}' for name, value in values.items()]
 
 
-REVIEWS = _flags('glue.py:sst2', train__epochs=4)
+REVIEWS = _flags('glue.py:sst2', train__epochs=6)
 
 
 def _lines(workdir: Path) -> list[dict]:
@@ -120,10 +120,10 @@ def test_a_time_limit_saves_and_exits_75(place: Path) -> None:
 
 
 def test_another_task_in_the_same_workdir_is_refused(place: Path, finished: Path, capsys) -> None:
-    other = ['--config.optimizer.weight_decay=0.1', '--config.train.epochs=5']
+    other = ['--config.optimizer.weight_decay=0.1', '--config.train.epochs=7']
     assert run(['finetune', *REVIEWS, *other, '--workdir=reviews'], place) == 2
     told = capsys.readouterr().err
-    assert 'optimizer.weight_decay (0.01 there, 0.1 asked)' in told and 'train.steps (60 there, 75 asked)' in told
+    assert 'optimizer.weight_decay (0.01 there, 0.1 asked)' in told and 'train.steps (90 there, 105 asked)' in told
 
 
 @pytest.mark.parametrize(
