@@ -38,7 +38,7 @@ class Exchange:
         """A function that each device runs on its own part of the batch axes; `tensor` stays with XLA."""
         if 'tensor' in self._several and not self._row_axes:
             return function
-        manual = set(self._row_axes) if 'tensor' in self._several else set(AXES)
+        manual = set(BATCH_AXES) if 'tensor' in self._several else set(AXES)
         return jax.shard_map(
             function, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, axis_names=manual, check_vma=False
         )

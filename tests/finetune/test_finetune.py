@@ -14,6 +14,7 @@ import pytest
 from bert_jax.finetune import command
 from bert_jax.finetune.command import summarize
 from bert_jax.finetune.loop import Outcome
+from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.sharding import make_mesh
 from tests.finetune.models import run, write_model, write_questions, write_reviews, write_sentences
@@ -100,8 +101,15 @@ def test_a_run_that_died_goes_on_and_ends_the_same_bit_for_bit(place: Path, fini
             raise Died
         write(self, step, values)
 
+    save = Checkpoints.save
+
+    def save_and_wait(self: Checkpoints, *what: object) -> None:
+        save(self, *what)
+        self._settle()  # this process lives on, and its writer with it
+
     with monkeypatch.context() as patched:
         patched.setattr(MetricsWriter, 'write', write_or_die)
+        patched.setattr(Checkpoints, 'save', save_and_wait)
         with pytest.raises(Died):
             run(['finetune', *REVIEWS, '--workdir=died'], place)
     assert len(_lines(place / 'died' / 'seed-0')) == 3 and not (place / 'died' / 'results.json').exists()
@@ -137,7 +145,7 @@ def test_tags_and_spans_are_learnt_and_exported(
     place: Path, config: str, files: tuple[str, str], main: str, class_name: str, capsys
 ) -> None:
     kind, ending = files
-    more = {'task__train': f'{kind}:train.{ending}', 'task__validation': f'{kind}:dev.{ending}', 'train__epochs': 4}
+    more = {'task__train': f'{kind}:train.{ending}', 'task__validation': f'{kind}:dev.{ending}', 'train__epochs': 8}
     if kind == 'squad':
         more |= {'task__sequence_length': 32, 'task__max_question_tokens': 8, 'task__stride': 8, 'train__epochs': 8}
     flags = _flags(config, **more)

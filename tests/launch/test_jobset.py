@@ -11,7 +11,7 @@ import yaml
 
 from bert_jax.__main__ import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, _parse
 from bert_jax.hosts import Place, find_place
-from bert_jax.train.loop import _SECONDS_TO_SAVE
+from bert_jax.stopping import _UNMEASURED_SAVE
 from tests.test_run import ROOT
 
 JOB_INDEX = 'batch.kubernetes.io/job-completion-index'  # the annotation of a pod of an Indexed job
@@ -103,7 +103,7 @@ def test_bad_input_ends_the_job_and_everything_else_starts_it_again(
     # https://jobset.sigs.k8s.io: rule names are identifiers; FailJobSet does not restart.
     assert re.fullmatch(r'[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?', fatal['name'])
     assert (fatal['action'], fatal['onJobFailureReasons']) == ('FailJobSet', ['PodFailurePolicy'])
-    assert job['template']['spec']['terminationGracePeriodSeconds'] >= _SECONDS_TO_SAVE
+    assert job['template']['spec']['terminationGracePeriodSeconds'] >= _UNMEASURED_SAVE
 
 
 def test_the_command_of_the_tpu_script_parses(tmp_path) -> None:

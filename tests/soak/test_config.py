@@ -22,7 +22,6 @@ from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh, mesh_sizes
 from bert_jax.train.state import state_shardings
 from tests.soak.harness import Row, environment, prepare, random_numbers, tries
-from tests.test_run import ROOT
 
 VALUES = [
     *('', '0', '1', '-1', '-7', '2', '3', '999999999999999999999', '2147483648', '-2147483649'),
@@ -109,7 +108,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return prepare(tmp_path_factory.mktemp('fields'), train__steps=2, optimizer__warmup_steps=0)
 
 
-def test_a_sample_of_values_is_told_or_taken(flags, tmp_path, without_training) -> None:
+def test_a_sample_of_values_is_told_or_taken(flags, tmp_path, without_training, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a value may be the name of a directory
     changes = list(_changes())
     chosen = random_numbers('fields').choice(len(changes), 30, replace=False)
     _change_fields(flags, tmp_path, [changes[number] for number in chosen], Row(''))
@@ -121,7 +121,8 @@ def _limit_memory() -> None:
 
 
 @pytest.mark.soak
-def test_any_value_of_any_field_is_told_or_works(flags, tmp_path, without_training, capsys) -> None:
+def test_any_value_of_any_field_is_told_or_works(flags, tmp_path, without_training, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a value may be the name of a directory
     row = Row('a field of the config set to anything (up to the compiler)')
     taken = _change_fields(flags, tmp_path, list(_changes()), row)
     rng, runs = random_numbers('runs'), Row('a run with such a value that was taken')
@@ -136,7 +137,7 @@ def test_any_value_of_any_field_is_told_or_works(flags, tmp_path, without_traini
             text=True,
             timeout=900,
             preexec_fn=_limit_memory,
-            cwd=ROOT,
+            cwd=tmp_path,
         )
         assert done.returncode in (0, 2) and 'Traceback' not in done.stderr, (field, value, done.stderr[-3000:])
         runs.outcomes.append('worked' if done.returncode == 0 else 'told, exit status 2')

@@ -100,6 +100,7 @@ def _rows(run: config.Config) -> str:
 
 def _damage_corpus(place: Path, count: int) -> Row:
     row, rng = Row('a file of the corpus: bits, truncation, deletion, growth'), random_numbers('corpus')
+    place.mkdir()
     write_text(place / 'text.txt', num_documents=24)
     fields = {
         'data': {'source': f'text:{place}/text.txt', 'corpus': f'{place}/corpus', 'sequence_length': 32},
@@ -134,7 +135,7 @@ def _damage_corpus(place: Path, count: int) -> Row:
 
 def test_a_sample_of_damages_is_noticed(tmp_path: Path) -> None:
     _damage_checkpoints(tmp_path, 25)
-    _damage_corpus(tmp_path, 25)
+    _damage_corpus(tmp_path / 'corpus', 25)
 
 
 @pytest.mark.soak
@@ -144,4 +145,4 @@ def test_no_damage_of_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_no_damage_of_a_corpus_goes_unnoticed(tmp_path: Path) -> None:
-    print(_damage_corpus(tmp_path, tries(3000)))
+    print(_damage_corpus(tmp_path / 'corpus', tries(3000)))

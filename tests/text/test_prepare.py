@@ -55,12 +55,12 @@ def write_jsonl(path, documents, groups=None):
 
 
 def contents(directory):
-    """All files of a corpus but for the times in its manifest."""
+    """All files of a corpus but for the times in its manifest, and the manifest's checksum of itself."""
     files = {
         str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob('*') if path.is_file()
     }
     manifest = json.loads(files.pop('manifest.json'))
-    del manifest['seconds'], manifest['created']
+    del manifest['seconds'], manifest['created'], manifest['checksum']
     return files, manifest
 
 
