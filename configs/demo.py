@@ -18,7 +18,7 @@ def get_config():
     config.model.dropout_rate = 0.0
     config.model.attention_dropout_rate = 0.0
     config.model.initializer_range = 0.05
-    config.train.steps = 3400
+    config.train.steps = 3100
     config.train.global_batch_size = 32
     config.train.log_every = 50
     config.train.checkpoint_every = 500
