@@ -198,7 +198,7 @@ def _draw(quantity: _Quantity, runs: list[Run]) -> str:
 
 
 def _fill(axes: Any, quantity: _Quantity, runs: list[Run]) -> None:
-    from matplotlib.ticker import EngFormatter, FuncFormatter
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator
 
     lowest = math.inf
     for i, run in enumerate(runs):
@@ -217,6 +217,7 @@ def _fill(axes: Any, quantity: _Quantity, runs: list[Run]) -> None:
         axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     if quantity is _GRAD_NORM and 0 < lowest < math.inf:
         axes.set_yscale('log')
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a curve may stay within a decade
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ''))
     elif quantity.percent:
