@@ -72,7 +72,7 @@ bench: $(TEST_INSTALLED) ## how fast a step is here, next to PyTorch (ten minute
 	JAX_PLATFORMS=cpu .venv/bin/python -m benchmarks.speed
 
 test: $(TEST_INSTALLED) ## run the tests, on the CPU
-	JAX_PLATFORMS=cpu .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 # A .venv of its own: jax would look for the devices of both compilers at every other start.
 PLAN_EXTRAS ?= plan-tpu,plan-gpu

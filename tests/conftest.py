@@ -11,3 +11,31 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers have it from the proc
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='bert_jax-compiled-')
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+
+os.environ['OMP_NUM_THREADS'] = '1'  # two processes of tests share the cores; PyTorch's threads would wait by spinning
+
+# Files that take a minute or so: handed out first, or one process of tests waits for the other at the end.
+_LONG = (
+    'launch/test_local.py',
+    'test_run.py',
+    'train/test_watchdog.py',
+    'model/test_parity.py',
+    'train/test_step.py',
+    'train/test_exact.py',
+    'sweep/test_sweep.py',
+    'train/test_memory.py',
+    'test_bench.py',
+    'test_program_cache.py',
+    'finetune/test_finetune.py',
+)
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Long files first, in this order; the others as they were."""
+
+    def rank(item: object) -> int:
+        return next(
+            (number for number, name in enumerate(_LONG) if str(item.path).endswith(f'tests/{name}')), len(_LONG)
+        )
+
+    items.sort(key=rank)
