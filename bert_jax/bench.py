@@ -94,7 +94,7 @@ def bench(config: Config, seconds: float) -> Bench:
     peak_flops = square_flops if jax.default_backend() == 'cpu' else published_peak_flops()
     return Bench(
         device=jax.devices()[0].device_kind,
-        num_devices=jax.device_count(),
+        num_devices=mesh.size,
         mesh=dict(mesh.shape),
         parameters=num_parameters(config.model, vocab_size),
         data=data,

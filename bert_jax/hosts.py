@@ -141,7 +141,7 @@ def join(distributed: bool | None = None, timeout_s: int = 300, watchdog_s: floa
             place.process_id,
             list(place.local_devices) if place.local_devices is not None else None,
             initialization_timeout=timeout_s + 60,
-            heartbeat_timeout_seconds=int(1.5 * watchdog_s) + 10 if watchdog_s else 100,
+            heartbeat_timeout_seconds=int(2 * watchdog_s) + 30 if watchdog_s else 100,  # the watchdog ends first
             coordinator_bind_address=bind_address(place),
         )
     except (RuntimeError, ValueError) as error:
