@@ -20,11 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.errors import BadInput
-from bert_jax.fields import as_in as _as_in
-from bert_jax.fields import at_least as _at_least
-from bert_jax.fields import fraction as _fraction
-from bert_jax.fields import nearest, resolve_section
-from bert_jax.fields import setting as _setting
+from bert_jax.fields import as_in, at_least, fraction, nearest, resolve_section, setting
 
 SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds', 'tfrecord')
 
@@ -74,41 +70,41 @@ def _are_windows(value: tuple) -> bool:
 class Masking:
     """Masked language modelling (Devlin et al. 2019, section 3.1)."""
 
-    rate: float = _setting(0.15, 'a number above 0 and below 1', lambda value: 0 < value < 1)
-    mask_fraction: float = _setting(0.8, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
-    random_fraction: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
-    unit: str = _setting('token', choices=('token', 'word', 'ngram'))  # what is masked whole; ngram: 1 to 3 words
+    rate: float = setting(0.15, 'a number above 0 and below 1', lambda value: 0 < value < 1)
+    mask_fraction: float = setting(0.8, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+    random_fraction: float = setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+    unit: str = setting('token', choices=('token', 'word', 'ngram'))  # what is masked whole; ngram: 1 to 3 words
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Where the text comes from, where its corpus lies, and how batches are cut from it."""
 
-    source: str | tuple = _setting(
+    source: str | tuple = setting(
         'python-docs',
         'python-docs, '
         + ', '.join(f'{kind}:…' for kind in SOURCE_KINDS)
         + ', or a tuple of (source, weight), each source once, weights above 0 up to 1000',
         _is_source_or_several,
     )
-    corpus: str = _setting('corpora/python-docs', 'a directory', bool)
+    corpus: str = setting('corpora/python-docs', 'a directory', bool)
     local_copy: str = ''  # a directory on each host's own disk, where training copies the corpus to and reads it from
-    text_field: str = _setting('text', 'the name of a field', bool)
+    text_field: str = setting('text', 'the name of a field', bool)
     group_field: str = ''  # of records: those with the same value (patient, book) are never in both splits
-    bad_records: float = _fraction(0.001)  # share of the records that may be bad (not JSON, no text) and are skipped
+    bad_records: float = fraction(0.001)  # share of the records that may be bad (not JSON, no text) and are skipped
     deduplicate_lines: bool = False  # of equal lines keep the first; of equal documents this is always done
     split_sentences: bool = True  # False: a line is a sentence as it stands
-    validation_source: str = _setting(
+    validation_source: str = setting(
         '', 'empty, or a source like data.source', lambda value: not value or _is_source(value)
     )
-    validation_fraction: float = _fraction(0.05)  # of the documents, by hash; without validation_source
+    validation_fraction: float = fraction(0.05)  # of the documents, by hash; without validation_source
     # L; of records it is inferred
-    sequence_length: int = _setting(128, 'a number from 8 to 65536', lambda value: 8 <= value <= 65536)
-    short_sequence_probability: float = _setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
-    pairing: str = _setting('nsp', choices=('nsp', 'sop', 'none'))
+    sequence_length: int = setting(128, 'a number from 8 to 65536', lambda value: 8 <= value <= 65536)
+    short_sequence_probability: float = setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+    pairing: str = setting('nsp', choices=('nsp', 'sop', 'none'))
     packing: bool = False  # several sequences in a row, each with its own [CLS], attention inside each
-    max_sequences: int = _setting(-1, '-1 (L / 32, at least 4) or 1 to 65536', _is_automatic_or_room)  # E, packed
-    max_predictions: int = _setting(-1, '-1 (rate x L, rounded) or 1 to 65536', _is_automatic_or_room)  # P
+    max_sequences: int = setting(-1, '-1 (L / 32, at least 4) or 1 to 65536', _is_automatic_or_room)  # E, packed
+    max_predictions: int = setting(-1, '-1 (rate x L, rounded) or 1 to 65536', _is_automatic_or_room)  # P
     masking: Masking = Masking()
     remask: bool = True  # records: restore the tokens and mask them anew in every epoch; False: masks as stored
 
@@ -117,30 +113,30 @@ class Data:
 class Tokenizer:
     """A tokenizer to train on the corpus, or (with `path`) one that exists."""
 
-    kind: str = _setting('wordpiece', choices=('wordpiece', 'sentencepiece'))
+    kind: str = setting('wordpiece', choices=('wordpiece', 'sentencepiece'))
     path: str = ''  # a vocab.txt, tokenizer.json or .model file
     add_tokens: str = ''  # a file of words, one a line, appended to the WordPiece vocabulary of `path` or `init`
-    vocab_size: int = _at_least(30522, 64)  # of a trained vocabulary; ignored with `path`
+    vocab_size: int = at_least(30522, 64)  # of a trained vocabulary; ignored with `path`
     lowercase: bool = True
     strip_accents: bool = False
-    sample_bytes: int = _at_least(100_000_000, 1000)  # of text that a vocabulary is trained on, at most
+    sample_bytes: int = at_least(100_000_000, 1000)  # of text that a vocabulary is trained on, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
     """The encoder. The vocabulary size comes from the tokenizer."""
 
-    num_layers: int = _at_least(12, 1)
-    hidden_size: int = _at_least(768, 1)  # D
-    num_heads: int = _at_least(12, 1)  # H
-    intermediate_size: int = _at_least(3072, 1)
-    max_positions: int = _at_least(512, 8)
-    dropout_rate: float = _fraction(0.1)
-    attention_dropout_rate: float = _fraction(0.1)
-    initializer_range: float = _setting(0.02, 'a number above 0', lambda value: value > 0)
-    layer_norm_eps: float = _setting(1e-12, 'a number above 0', lambda value: value > 0)
-    dtype: str = _setting('float32', choices=('float32', 'bfloat16'))  # of the computation; parameters are float32
-    remat: str = _setting('none', choices=('none', 'dots', 'full'))
+    num_layers: int = at_least(12, 1)
+    hidden_size: int = at_least(768, 1)  # D
+    num_heads: int = at_least(12, 1)  # H
+    intermediate_size: int = at_least(3072, 1)
+    max_positions: int = at_least(512, 8)
+    dropout_rate: float = fraction(0.1)
+    attention_dropout_rate: float = fraction(0.1)
+    initializer_range: float = setting(0.02, 'a number above 0', lambda value: value > 0)
+    layer_norm_eps: float = setting(1e-12, 'a number above 0', lambda value: value > 0)
+    dtype: str = setting('float32', choices=('float32', 'bfloat16'))  # of the computation; parameters are float32
+    remat: str = setting('none', choices=('none', 'dots', 'full'))
     scan_layers: bool = True  # one compiled layer, looped over; False: unrolled
 
 
@@ -148,56 +144,56 @@ class Model:
 class Optimizer:
     """The optimisers and schedules of `train/optimizer.py`; no decay on biases and layer norms."""
 
-    name: str = _setting('adamw', choices=('adamw', 'lamb', 'adafactor', 'muon'))
-    peak_learning_rate: float = _setting(1e-4, 'a number above 0', lambda value: value > 0)
-    warmup_steps: int = _at_least(10_000, 0)
-    schedule: str = _setting('linear', choices=('linear', 'cosine', 'constant', 'wsd', 'inverse_sqrt'))
-    decay_fraction: float = _setting(0.1, 'a number above 0, at most 1', lambda value: 0 < value <= 1)  # wsd only
-    weight_decay: float = _at_least(0.01, 0)
-    b1: float = _fraction(0.9)
-    b2: float = _fraction(0.999)
+    name: str = setting('adamw', choices=('adamw', 'lamb', 'adafactor', 'muon'))
+    peak_learning_rate: float = setting(1e-4, 'a number above 0', lambda value: value > 0)
+    warmup_steps: int = at_least(10_000, 0)
+    schedule: str = setting('linear', choices=('linear', 'cosine', 'constant', 'wsd', 'inverse_sqrt'))
+    decay_fraction: float = setting(0.1, 'a number above 0, at most 1', lambda value: 0 < value <= 1)  # wsd only
+    weight_decay: float = at_least(0.01, 0)
+    b1: float = fraction(0.9)
+    b2: float = fraction(0.999)
     bias_correction: bool = True  # of adamw and lamb; the original leaves it out
-    eps: float = _setting(1e-6, 'a number above 0', lambda value: value > 0)
-    clip_norm: float = _setting(1.0, 'a number above 0', lambda value: value > 0)
+    eps: float = setting(1e-6, 'a number above 0', lambda value: value > 0)
+    clip_norm: float = setting(1.0, 'a number above 0', lambda value: value > 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
     """How long, how large a batch, and how often to look and to save."""
 
-    steps: int = _at_least(1_000_000, 1)
-    global_batch_size: int = _at_least(256, 1)
-    microbatches: int = _setting(1, 'at least 1, or -1 (the fewest that fit)', lambda v: v == -1 or v >= 1)
-    reduction: str = _setting('fast', choices=('fast', 'exact'))  # exact: the same bits on any number of devices
-    exact_shards: int = _setting(  # parts of the global batch that `exact` adds up in a fixed order
+    steps: int = at_least(1_000_000, 1)
+    global_batch_size: int = at_least(256, 1)
+    microbatches: int = setting(1, 'at least 1, or -1 (the fewest that fit)', lambda v: v == -1 or v >= 1)
+    reduction: str = setting('fast', choices=('fast', 'exact'))  # exact: the same bits on any number of devices
+    exact_shards: int = setting(  # parts of the global batch that `exact` adds up in a fixed order
         8, 'a power of two', lambda value: value >= 1 and value & (value - 1) == 0
     )
-    seed: int = _setting(0, 'a number from 0 to 2**31 - 1', lambda value: 0 <= value < 2**31)
-    log_every: int = _at_least(100, 1)
-    checkpoint_every: int = _at_least(1000, 1)
-    keep_checkpoints: int = _at_least(2, 1)  # the newest
-    keep_every: int = _at_least(0, 0)  # steps; checkpoints of its multiples are kept for good; 0: none
-    watchdog_seconds: float = _at_least(120.0, 0)  # no sign of life, or no progress of a step: all end; 0: never
-    watchdog_long_seconds: float = _at_least(3600.0, 1)  # the same for compiling, evaluating, reading and saving
-    stop_at: str = _setting('', 'empty, or a time like 2026-01-31T18:00', _is_time)  # saves and exits with 75 then
-    evaluate_every: int = _at_least(10_000, 0)  # 0: only at the end
-    evaluate_rows: int = _at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
-    max_bad_steps: int = _at_least(10, 1)  # in a row, not finite or a spike; then the run goes back to a checkpoint
-    max_rollbacks: int = _at_least(5, 0)  # then it ends with a message
-    spike_threshold: float = _at_least(10.0, 0)  # median absolute deviations over the median of the losses; 0: off
-    spike_window: int = _setting(256, 'a number from 8 to 100000', lambda value: 8 <= value <= 100_000)  # losses
+    seed: int = setting(0, 'a number from 0 to 2**31 - 1', lambda value: 0 <= value < 2**31)
+    log_every: int = at_least(100, 1)
+    checkpoint_every: int = at_least(1000, 1)
+    keep_checkpoints: int = at_least(2, 1)  # the newest
+    keep_every: int = at_least(0, 0)  # steps; checkpoints of its multiples are kept for good; 0: none
+    watchdog_seconds: float = at_least(120.0, 0)  # no sign of life, or no progress of a step: all end; 0: never
+    watchdog_long_seconds: float = at_least(3600.0, 1)  # the same for compiling, evaluating, reading and saving
+    stop_at: str = setting('', 'empty, or a time like 2026-01-31T18:00', _is_time)  # saves and exits with 75 then
+    evaluate_every: int = at_least(10_000, 0)  # 0: only at the end
+    evaluate_rows: int = at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
+    max_bad_steps: int = at_least(10, 1)  # in a row, not finite or a spike; then the run goes back to a checkpoint
+    max_rollbacks: int = at_least(5, 0)  # then it ends with a message
+    spike_threshold: float = at_least(10.0, 0)  # median absolute deviations over the median of the losses; 0: off
+    spike_window: int = setting(256, 'a number from 8 to 100000', lambda value: 8 <= value <= 100_000)  # losses
     # windows of the stream to leave out, as a run that went back does: (phase, first batch, the one after the last)
-    skip: tuple = _setting((), 'a tuple of (phase, first, stop), whole numbers with first < stop', _are_windows)
-    replica_check_every: int = _at_least(1000, 0)  # steps between comparisons of what the devices hold; 0: never
+    skip: tuple = setting((), 'a tuple of (phase, first, stop), whole numbers with first < stop', _are_windows)
+    replica_check_every: int = at_least(1000, 0)  # steps between comparisons of what the devices hold; 0: never
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """Devices along each axis; one axis may be -1, 'the rest'."""
 
-    data: int = _setting(-1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
-    fsdp: int = _setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
-    tensor: int = _setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
+    data: int = setting(-1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
+    fsdp: int = setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
+    tensor: int = setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
 
 
 _ONE_LINE = 'one line of text', lambda value: value.isprintable()
@@ -207,20 +203,20 @@ _ONE_LINE = 'one line of text', lambda value: value.isprintable()
 class Card:
     """What the model card of an export says and no file of a run knows; empty: not said. Several: `en, de`."""
 
-    license: str = _setting('', *_ONE_LINE)  # as on the model hub: apache-2.0
-    language: str = _setting('', *_ONE_LINE)
-    datasets: str = _setting('', *_ONE_LINE)
+    license: str = setting('', *_ONE_LINE)  # as on the model hub: apache-2.0
+    language: str = setting('', *_ONE_LINE)
+    datasets: str = setting('', *_ONE_LINE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
     """A part of a run with a batch and a learning rate of its own; but for `steps`, what it leaves out is inherited."""
 
-    steps: int = _as_in(Train, 'steps')
-    sequence_length: int = _as_in(Data, 'sequence_length')
-    global_batch_size: int = _as_in(Train, 'global_batch_size')
-    peak_learning_rate: float = _as_in(Optimizer, 'peak_learning_rate')
-    warmup_steps: int = _as_in(Optimizer, 'warmup_steps')
+    steps: int = as_in(Train, 'steps')
+    sequence_length: int = as_in(Data, 'sequence_length')
+    global_batch_size: int = as_in(Train, 'global_batch_size')
+    peak_learning_rate: float = as_in(Optimizer, 'peak_learning_rate')
+    warmup_steps: int = as_in(Optimizer, 'warmup_steps')
 
 
 _SECTION_OF = {
@@ -245,7 +241,7 @@ class Config:
     init: str = ''  # what to start from: a workdir, WORKDIR@STEP, an export or a Hugging Face directory
     init_optimizer: bool = False  # the optimizer's moments of that workdir too; its schedule starts anew
     card: Card = Card()
-    platform: str = _setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
+    platform: str = setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
     phases: tuple[Phase, ...] = ()  # one after the other, instead of the single fields; train.steps becomes their sum
 
 

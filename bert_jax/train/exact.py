@@ -31,7 +31,7 @@ from bert_jax.model.layers import DropoutKey, dropout_base
 from bert_jax.model.products import compiled_for
 from bert_jax.train.sharding import AXES, BATCH_AXES, replicated
 from bert_jax.train.state import TrainState
-from bert_jax.train.step import Sums, apply_gradients, metrics_of, pretraining_sums, speed_counts, total_loss
+from bert_jax.train.step import PRETRAINING, Sums, apply_gradients, speed_counts
 
 _COMPILER_OPTIONS = {
     'cpu': {'xla_cpu_multi_thread_eigen': False},
@@ -80,8 +80,8 @@ def make_exact_step(
         key = DropoutKey(dropout_base(seed, step), rows)
 
         def loss_fn(params: nnx.State) -> tuple[jax.Array, Sums]:
-            sums = pretraining_sums(nnx.merge(graph, params), batch, key)
-            return total_loss(sums, *weights), sums
+            sums = PRETRAINING.sums(nnx.merge(graph, params), batch, key)
+            return PRETRAINING.loss(sums, *weights), sums
 
         return jax.tree.map(lambda array: array[None], jax.grad(loss_fn, has_aux=True)(params))
 
@@ -100,8 +100,8 @@ def make_exact_step(
     over_devices = by_device(over_devices, _OWN, _SAME)
     update = by_device(
         lambda state, grads, sums: (
-            *apply_gradients(optimizer, schedule, state, grads, metrics_of(sums)['loss']),
-            metrics_of(sums),
+            *apply_gradients(optimizer, schedule, state, grads, PRETRAINING.metrics(sums)['loss']),
+            PRETRAINING.metrics(sums),
         ),
         (_SAME, _SAME, _SAME),
         _SAME,
@@ -111,7 +111,7 @@ def make_exact_step(
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def count(batch: Batch) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
         """Weights of the global batch; they are whole numbers, whose sums are exact in any order."""
-        return (batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum()), speed_counts(batch)
+        return PRETRAINING.weights(batch), speed_counts(batch)
 
     def exact_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         state = whole(state)
