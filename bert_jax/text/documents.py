@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,6 +31,10 @@ class Document:
     @property
     def sentences(self) -> list[str]:
         return [sentence for line in self.lines for sentence in line]
+
+    @property
+    def num_characters(self) -> int:
+        return sum(map(len, itertools.chain.from_iterable(self.lines)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,23 +125,33 @@ def _documents(
     paragraphs: Iterator[str] | list[str], group: str | None, reading: Reading, tally: Tally
 ) -> Iterator[Document]:
     lines, size, is_empty = [], 0, True
-    for paragraph in paragraphs:
-        for start in range(0, len(paragraph), pieces.LONGEST_LINE):  # records hold lines of any length
-            text = paragraph[start : start + pieces.LONGEST_LINE].strip()
-            tally.counts['long_line_split'] += start > 0
-            if not text:
-                continue
-            if size >= pieces.LONGEST_DOCUMENT:
-                tally.counts['long_document_cut'] += 1
-                yield Document(lines, group)
-                lines, size = [], 0
-            lines.append(split_into_sentences(text) if reading.split_sentences else [text])
-            size += len(text)
-            is_empty = False
+    split = split_into_sentences if reading.split_sentences else lambda text: [text]
+    for text in _short_lines(paragraphs, tally.counts):
+        if size >= pieces.LONGEST_DOCUMENT:
+            tally.counts['long_document_cut'] += 1
+            yield Document(lines, group)
+            lines, size = [], 0
+        lines.append(split(text))
+        size += len(text)
+        is_empty = False
     if is_empty:
         tally.counts['empty_document'] += 1
     else:
         yield Document(lines, group)
+
+
+def _short_lines(paragraphs: Iterator[str] | list[str], counts: Counter) -> Iterator[str]:
+    """Paragraphs without the blanks around them, long ones in parts: records hold lines of any length."""
+    for paragraph in paragraphs:
+        if len(paragraph) <= pieces.LONGEST_LINE:
+            parts = (paragraph,)
+        else:
+            starts = range(0, len(paragraph), pieces.LONGEST_LINE)
+            parts = [paragraph[start : start + pieces.LONGEST_LINE] for start in starts]
+            counts['long_line_split'] += len(parts) - 1
+        for part in parts:
+            if text := part.strip():
+                yield text
 
 
 # --- Each kind gives (paragraphs, group). ---

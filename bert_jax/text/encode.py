@@ -8,6 +8,8 @@ PIECE/piece.json       counts and checksums: with it the piece is finished
 """
 
 import array
+import contextlib
+import gc
 import hashlib
 import itertools
 import json
@@ -19,6 +21,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow
+from pyarrow import compute
 
 from bert_jax.files import sync
 from bert_jax.text.checksums import file_digests, files_in
@@ -28,13 +32,14 @@ from bert_jax.text.tokenizer import Tokenizer
 # `digest` tells equal texts; `uniform` hashes the group, or without one the text.
 DOCUMENT = np.dtype([('digest', 'V16'), ('uniform', 'u8'), ('lines', 'u4'), ('sentences', 'u4'), ('tokens', 'u8')])
 LINE = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
-_CHARACTERS_AT_ONCE = 1 << 20  # given to the tokenizer together
+_CHARACTERS_AT_ONCE = 1 << 20  # given to the tokenizer together, or a few more
+_MOST_AT_ONCE = 1 << 21
 _PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between
 _MOST_WORDS, _LONGEST_WORD = 1 << 19, 50  # that are remembered
 
 
 class Encoder:
-    """Sentences -> ids; frequent words are encoded once.
+    """Sentences -> ids; a word is encoded once.
 
     What a tokenizer that splits at blanks does to a word does not depend on what stands beyond the blanks around it, so
     that the ids of a text are those of its words, one after another. Looking words up is several times as fast as
@@ -42,41 +47,43 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         self._typecode = 'H' if self.dtype == np.uint16 else 'I'
         self._words: dict[str, bytes] = {}  # a word's ids
 
     def encode(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all sentences one after another, number of ids of each sentence)."""
-        if not self._tokenizer.splits_at_blanks:
-            encoded = [self._packed(ids) for ids in self._tokenizer.encode_batch(sentences)]
-            return self._joined(encoded, np.arange(len(sentences)))
-        words = ' '.join(sentences).split(' ')
-        unseen = list({*words}.difference(self._words))
-        self._encode_words(unseen)
-        encoded = list(map(self._words.__getitem__, words))
-        num_words = np.fromiter((sentence.count(' ') + 1 for sentence in sentences), np.int64, len(sentences))
-        for word in unseen:
+        if not self.tokenizer.splits_at_blanks:
+            return self._joined([self._packed(ids) for ids in self.tokenizer.encode_batch(sentences)])
+        of_sentence = compute.split_pattern(pyarrow.array(sentences, pyarrow.large_string()), ' ')
+        numbered = of_sentence.flatten().dictionary_encode()
+        distinct, number = numbered.dictionary.to_pylist(), numbered.indices.to_numpy()
+        self._encode_words([word for word in distinct if word not in self._words])
+        ids, sizes = self._joined([self._words[word] for word in distinct])
+        for word in distinct:
             if len(word) > _LONGEST_WORD:
                 del self._words[word]
         if len(self._words) > _MOST_WORDS:
             self._words.clear()
-        return self._joined(encoded, np.cumsum(num_words) - num_words)
+        sizes_of_words = sizes[number]
+        shifts = (np.cumsum(sizes) - sizes)[number] - (np.cumsum(sizes_of_words) - sizes_of_words)
+        ids = ids[np.repeat(shifts, sizes_of_words) + np.arange(sizes_of_words.sum())]
+        return ids, np.add.reduceat(sizes_of_words, of_sentence.offsets.to_numpy()[:-1])
 
-    def _joined(self, encoded: list[bytes], starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(all ids one after another, number of ids of each sentence); `starts` are the parts that begin one."""
+    def _joined(self, encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """(all ids one after another, how many each has)."""
         sizes = np.fromiter(map(len, encoded), np.int64, len(encoded)) // self.dtype.itemsize
-        return np.frombuffer(b''.join(encoded), self.dtype), np.add.reduceat(sizes, starts)
+        return np.frombuffer(b''.join(encoded), self.dtype), sizes
 
     def _encode_words(self, words: list[str]) -> None:
         """Adds words to those known. Where punctuation stands alone, `word` and `word,` share the work."""
-        if not self._tokenizer.splits_at_punctuation:
-            self._words.update(zip(words, map(self._packed, self._tokenizer.encode_batch(words)), strict=True))
+        if not self.tokenizer.splits_at_punctuation:
+            self._words.update(zip(words, map(self._packed, self.tokenizer.encode_batch(words)), strict=True))
             return
         parts_of = [_PARTS.findall(word) for word in words]
         unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
-        parts = dict(zip(unseen, map(self._packed, self._tokenizer.encode_batch(unseen)), strict=True))
+        parts = dict(zip(unseen, map(self._packed, self.tokenizer.encode_batch(unseen)), strict=True))
         self._words.update((part, ids) for part, ids in parts.items() if len(part) <= _LONGEST_WORD)
         for word, cut in zip(words, parts_of, strict=True):
             self._words[word] = b''.join([parts[part] if part in parts else self._words[part] for part in cut])
@@ -101,14 +108,15 @@ def write_piece(documents: Iterable[Document], tally: Tally, encoder: Encoder, d
     try:
         num_documents = num_characters = 0
         with (
+            _uncollected(),
             (temporary / 'tokens.bin').open('wb') as tokens_file,
             (temporary / 'sentences.bin').open('wb') as sentences_file,
             (temporary / 'lines.bin').open('wb') as lines_file,
             (temporary / 'documents.bin').open('wb') as documents_file,
         ):
-            for batch in _batches(documents):
+            for batch, size in _batches(documents):
                 num_documents += len(batch)
-                num_characters += sum(len(text) for document in batch for line in document.lines for text in line)
+                num_characters += size
                 ids, sentences, lines, table = _encoded(batch, encoder, tally)
                 for file, values in (
                     (tokens_file, ids),
@@ -138,6 +146,18 @@ def write_piece(documents: Iterable[Document], tally: Tally, encoder: Encoder, d
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: documents are many small lists and no cycles, and it would look at all of them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _rename(temporary: pathlib.Path, directory: pathlib.Path) -> None:
     try:
         temporary.rename(directory)
@@ -156,17 +176,17 @@ def read_record(directory: pathlib.Path) -> dict[str, Any] | None:
     return record if all(file['bytes'] == sizes[name] for name, file in record['files'].items()) else None
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents together; one that is large is not cut, but `_encoded` takes its sentences in parts."""
+def _batches(documents: Iterable[Document]) -> Iterator[tuple[list[Document], int]]:
+    """(documents together, their characters); a large one is not cut, but `_encoded` takes its sentences in parts."""
     batch, size = [], 0
     for document in documents:
         batch.append(document)
-        size += sum(len(text) for line in document.lines for text in line)
+        size += document.num_characters
         if size >= _CHARACTERS_AT_ONCE:
-            yield batch
+            yield batch, size
             batch, size = [], 0
     if batch:
-        yield batch
+        yield batch, size
 
 
 def _encoded(
@@ -213,14 +233,10 @@ def _encoded(
 
 
 def _of_bounded_size(sentences: list[str]) -> Iterator[list[str]]:
-    start = size = 0
-    for end, sentence in enumerate(sentences, 1):
-        size += len(sentence)
-        if size >= _CHARACTERS_AT_ONCE:
-            yield sentences[start:end]
-            start, size = end, 0
-    if start < len(sentences):
-        yield sentences[start:]
+    ends = np.cumsum(np.fromiter(map(len, sentences), np.int64, len(sentences)))
+    borders = np.searchsorted(ends, np.arange(_MOST_AT_ONCE, ends[-1], _MOST_AT_ONCE)) + 1
+    for start, stop in itertools.pairwise(np.unique([0, *borders, len(sentences)])):
+        yield sentences[start:stop]
 
 
 def _group_digest(group: str) -> bytes:

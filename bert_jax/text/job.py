@@ -42,7 +42,8 @@ class Job:
         return self.directory / 'tokenizer'
 
     @functools.cached_property
-    def _encoder(self) -> Encoder:
+    def encoder(self) -> Encoder:
+        """Of the tokenizer that is in its directory."""
         return Encoder(load_tokenizer(self.tokenizer_directory, lowercase=True, strip_accents=False))
 
     def piece_directory(self, number: int) -> pathlib.Path:
@@ -118,7 +119,7 @@ class Job:
                 documents = (Document(lines, group) for lines, group in text['documents'])
             else:
                 documents = read_piece(self.pieces[number], self.reading, tally)
-            write_piece(documents, tally, self._encoder, directory)
+            write_piece(documents, tally, self.encoder, directory)
         record = read_record(directory)
         return record['num_documents'], record['characters']
 

@@ -22,7 +22,7 @@ from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.checksums import file_digests, files_in
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
 from bert_jax.text.documents import Reading, Tally, read_piece
-from bert_jax.text.encode import Encoder, read_record
+from bert_jax.text.encode import read_record
 from bert_jax.text.job import Job, open_job
 from bert_jax.text.merge import FEWEST, Share, merge
 from bert_jax.text.pieces import Source, plan_source
@@ -332,7 +332,7 @@ def _write_corpus(
 ) -> dict[str, Any]:
     """Writes all files of a corpus and syncs them; returns the manifest."""
     shutil.copytree(job.tokenizer_directory, directory / 'tokenizer')
-    tokenizer = load_tokenizer(directory / 'tokenizer', lowercase=True, strip_accents=False)
+    tokenizer = job.encoder.tokenizer
     files = {source.name: source.files for source in sources}
     (directory / 'sources.json').write_text(json.dumps(files, indent=1) + '\n', 'utf-8')
     numbers = range(len(job.pieces))
@@ -340,8 +340,7 @@ def _write_corpus(
         Share([job.piece_directory(n) for n in numbers if job.pieces[n].source == number], weight, split)
         for number, (_, weight, split) in enumerate(weighted_sources(data))
     ]
-    dtype = Encoder(tokenizer).dtype
-    writers = {name: SplitWriter(directory / name, dtype, TOKENS_PER_SHARD) for name in SPLITS}
+    writers = {name: SplitWriter(directory / name, job.encoder.dtype, TOKENS_PER_SHARD) for name in SPLITS}
     try:
         dropped, measured = merge(
             shares,

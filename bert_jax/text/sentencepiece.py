@@ -25,6 +25,7 @@ from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabula
 
 _LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece passes over longer lines while it trains
 _SCORE_STEP = 2.0**-8  # nats
+_WORDS_AT_ONCE, _LONGEST_TEXT = 32, 1600  # characters; few enough that float32 holds the sum of their scores exactly
 # Letters with Grapheme_Cluster_Break=Prepend (Unicode 16, UAX 29).
 _PREPENDED_LETTERS = (
     '\u0d4e\U000111c2\U000111c3\U000113d1\U0001193f\U00011941\U00011a3a\U00011a84\U00011a85\U00011a86'
@@ -57,6 +58,7 @@ class SentencePiece(Vocabulary):
         self._wrap(_pipeline(proto, lowercase, strip_accents), tokens, where)
         self.lowercase, self.strip_accents = lowercase, strip_accents
         self.is_continuation = np.array([not token.startswith('▁') and token not in SPECIAL_TOKENS for token in tokens])
+        self._begins_word = np.array([token.startswith('▁') for token in tokens])
         self._marks_words = proto.normalizer_spec.remove_extra_whitespaces and proto.normalizer_spec.add_dummy_prefix
         self._marks_words &= not any(' ' in piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED)
         self._library = _exact_library(model, proto) if self._marks_words else None
@@ -87,9 +89,21 @@ class SentencePiece(Vocabulary):
         is_plain = [self._plain.fullmatch(text) is not None for text in texts]
         plain = list(itertools.compress(texts, is_plain))
         others = iter(super().encode_batch([text for text, plain in zip(texts, is_plain, strict=True) if not plain]))
-        lowered = [text.lower() for text in plain] if self.lowercase else plain
-        encoded = iter(self._library.encode(lowered, num_threads=1))
+        encoded = iter(self._encode_plain([text.lower() for text in plain] if self.lowercase else plain))
         return [next(encoded if plain else others) for plain in is_plain]
+
+    def _encode_plain(self, words: list[str]) -> list[list[int]]:
+        """Words by the library: several as one text, which costs it a third, cut again where a piece begins a word."""
+        parts = [words[start : start + _WORDS_AT_ONCE] for start in range(0, len(words), _WORDS_AT_ONCE)]
+        texts = [' '.join(part) for part in parts]
+        encoded = []
+        for part, text, ids in zip(parts, texts, self._library.encode(texts, num_threads=1), strict=True):
+            starts = np.flatnonzero(self._begins_word[ids]).tolist()
+            if len(starts) == len(part) and len(text) <= _LONGEST_TEXT:
+                encoded += [ids[start:stop] for start, stop in itertools.pairwise([*starts, len(ids)])]
+            else:  # '▁' may be no piece, and unknown
+                encoded += self._library.encode(part, num_threads=1)
+        return encoded
 
     def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
         directory = pathlib.Path(directory)
@@ -125,7 +139,8 @@ def _exact_library(model: bytes, proto: Any) -> Any:
 def _joiners() -> list[str]:
     """Characters that may share a grapheme with a blank: marks, format characters, letters written onto the next."""
     joining = ('Mn', 'Mc', 'Me', 'Cf')
-    found = [character for character in map(chr, range(0x110000)) if unicodedata.category(character) in joining]
+    planes = itertools.chain(range(0x20000), range(0xE0000, 0xE1000))  # all others hold ideographs, or nothing
+    found = [character for character in map(chr, planes) if unicodedata.category(character) in joining]
     return found + list(_PREPENDED_LETTERS)
 
 

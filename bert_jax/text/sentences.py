@@ -29,7 +29,10 @@ def split_into_sentences(text: str) -> list[str]:
     """
     sentences, start = [], 0
     has_unspaced = not text.isascii() and _UNSPACED.search(text) is not None
-    for match in (_BOUNDARY if has_unspaced else _SPACED_BOUNDARY).finditer(text):
+    boundary = _BOUNDARY if has_unspaced else _SPACED_BOUNDARY
+    if boundary.search(text) is None:  # most lines of most texts
+        return [text.strip()] if text and not text.isspace() else []
+    for match in boundary.finditer(text):
         if match.start() < start:
             continue
         if has_unspaced and match['unspaced'] is not None:
