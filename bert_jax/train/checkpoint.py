@@ -150,9 +150,6 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        step = int(state.step)
-        if step in self.steps():
-            return
         if not is_finite(state):
             found = 'the parameters or the optimizer state are not finite: not saved'
             raise BadInput(f'step {step}', found + self._still_safe(), 'a state that can be gone on from')
