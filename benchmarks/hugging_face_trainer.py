@@ -59,7 +59,11 @@ class Clock(transformers.TrainerCallback):
     """Times the steps, says how far it is, and ends the training at a time (of `time.time`)."""
 
     def __init__(self, stop_at: float):
-        self._stop_at, self.times = stop_at, []
+        self._stop_at, self.begun, self.times = stop_at, 0.0, []
+
+    def on_train_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the Trainer."""
+        self.begun = time.time()
 
     def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the Trainer."""
@@ -119,7 +123,7 @@ def pretrain(arguments: argparse.Namespace) -> dict[str, Any]:
         'planned_steps': arguments.steps,
         'tokens': trainer.state.global_step * arguments.batch * arguments.length,
         'seconds_per_step': clock.seconds_per_step(),
-        'train_seconds': clock.times[-1] - clock.times[0],
+        'train_seconds': clock.times[-1] - clock.begun,
         'tokenise_seconds': tokenise_seconds,
     }
 

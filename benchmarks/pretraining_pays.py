@@ -361,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--finetune_learning_rate', type=float, default=3e-4)
     add('--scratch_learning_rate', type=float, default=3e-4)
     add('--finetune_batch', type=int, default=64)
-    add('--sst2_length', type=int, default=48, help='positions; longer sentences are cut')
+    add('--sst2_length', type=int, default=40, help='positions; longer sentences are cut')
     add('--epochs', type=float, default=1.0, help='over all of SST-2')
     add('--few_epochs', type=float, default=10.0, help='over the 1,000 examples')
     add('--tagging_epochs', type=float, default=2.0)
