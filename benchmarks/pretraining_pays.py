@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks import pretraining_pays_shown as shown
 
 _ROOT = Path(__file__).resolve().parent.parent
-_CALIBRATION_STEPS = 40
+_CALIBRATION_STEPS = 60
 _SPARE = 0.03  # of the steps that fit by the calibration: the machine may be slower later
 _UNMEASURED = 60e9  # FLOP/s, for an estimate before anything was measured
 _HELD_OUT_EVERY = 50  # of the reviews, one is held out
@@ -170,8 +170,8 @@ class Bench:
                        f'--workdir={trial}', **cold)  # fmt: skip
         seconds = time.time() - begun
         logged = [json.loads(line) for line in (trial / 'metrics.jsonl').read_text().splitlines()]
-        speeds = [line['tokens_per_second'] for line in logged if 'tokens_per_second' in line][1:]
-        step_seconds = tokens_per_step / statistics.median(speeds)
+        speeds = [line['tokens_per_second'] for line in logged if 'tokens_per_second' in line]
+        step_seconds = tokens_per_step / statistics.median(speeds[1:-1])  # the first compiles, the last saves
         steps = fitting_steps(self.flags.minutes * 60, seconds - steps * step_seconds, step_seconds)
 
         begun = time.time()
