@@ -1,0 +1,87 @@
+"""The table and the picture of `benchmarks/pretraining_pays.py`."""
+
+import collections
+import statistics
+from pathlib import Path
+from typing import Any
+
+SIZES = {'1000': '1,000 examples', 'full': 'all examples'}
+STARTS = {'scratch': 'no pretraining', 'hugging_face': 'Hugging Face Trainer', 'bert_jax': 'bert_jax'}
+TASK_FLAGS = {'tagging': 'wikiann', 'spans': 'xquad'}
+_COLORS = {'scratch': '#8c8c8c', 'hugging_face': '#d0801f', 'bert_jax': '#2b6cb0'}
+_SAID = {
+    'tagging': ('WikiANN English', (('entity_f1', 'F1 of entities'),)),
+    'spans': ('XQuAD English, 4/5 to train on', (('f1', 'F1'), ('exact_match', 'exact match'))),
+}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """What is there, in Markdown. results: {part: what it came to}."""
+    header = ['pretrained by', 'steps', 'tokens seen', 'minutes', 'held-out MLM loss']
+    header += [f'SST-2, {size}' for size in SIZES.values()]
+    rows = [header, ['---', *['--:'] * (len(header) - 1)]]
+    for start, name in STARTS.items():
+        run = results.get(start)
+        spent = [''] * 4
+        if run:
+            spent = [f'{run["steps"]:,}', f'{run["tokens"] / 1e6:.1f} M', f'{run["minutes"]:.1f}']
+            spent.append(f'{run["mlm_loss"]:.3f}')
+        rows.append([name, *spent, *(_figure(results.get(f'sst2-{size}-{start}'), 'accuracy') for size in SIZES)])
+    text = '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+    for task, (data, figures) in _SAID.items():
+        said = [
+            f'{STARTS[start]} ' + ', '.join(f'{name} {_figure(found, key)}' for key, name in figures)
+            for start in STARTS
+            if (found := results.get(f'{task}-{start}'))
+        ]
+        text += f'\n\n{data}: ' + '; '.join(said) + '.' if said else ''
+    return text
+
+
+def _figure(result: dict[str, Any] | None, name: str) -> str:
+    """`81.2% (80.9 to 81.7)`: the median and range of the seeds; of one seed, its figure."""
+    values = [100 * seed[name] for seed in result['seeds']] if result else []
+    if not values:
+        return ''
+    spread = f' ({min(values):.1f} to {max(values):.1f})' if len(values) > 1 else ''
+    return f'{statistics.median(values):.1f}%{spread}'
+
+
+def most_frequent(path: Path) -> float:
+    """The accuracy of always saying the most frequent label of a GLUE file."""
+    labels = [line.rpartition('\t')[2] for line in path.read_text(encoding='utf-8').splitlines()[1:]]
+    return max(collections.Counter(labels).values()) / len(labels)
+
+
+def draw(results: dict[str, dict[str, Any]], baseline: float, path: Path) -> None:
+    """A dot for each seed, a bar at their median; a panel for each number of examples."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({'font.size': 9, 'svg.hashsalt': 'pretraining_pays', 'svg.fonttype': 'none'}):
+        figure = Figure(figsize=(6.4, 3.2), layout='constrained')
+        panels = figure.subplots(1, len(SIZES), sharey=True)
+        for axes, (size, title) in zip(panels, SIZES.items(), strict=True):
+            for place, start in enumerate(STARTS):
+                found = results.get(f'sst2-{size}-{start}')
+                values = [100 * seed['accuracy'] for seed in found['seeds']] if found else []
+                apart = [place + 0.12 * (number - (len(values) - 1) / 2) for number in range(len(values))]
+                axes.plot(apart, values, 'o', color=_COLORS[start], alpha=0.8, markersize=6)
+                if values:
+                    middle = statistics.median(values)
+                    axes.hlines(middle, place - 0.3, place + 0.3, color=_COLORS[start], linewidth=1.5)
+                    axes.annotate(
+                        f'{middle:.1f}%', (place, max(values)), (0, 6), textcoords='offset points', ha='center'
+                    )
+            axes.axhline(100 * baseline, color='#bbbbbb', linestyle='--', linewidth=1, zorder=0)
+            axes.set_title(title)
+            axes.set_xticks(range(len(STARTS)), ['no\npretraining', 'Hugging Face\nTrainer', 'bert_jax'])
+            axes.set_xlim(-0.6, len(STARTS) - 0.4)
+            axes.margins(y=0.18)
+            axes.spines[['top', 'right']].set_visible(False)
+        panels[0].set_ylabel('accuracy on SST-2, %')
+        panels[1].annotate(
+            'most frequent label', (1, 100 * baseline), (0, 3), xycoords=('axes fraction', 'data'),
+            textcoords='offset points', ha='right', color='#888888', fontsize=8,
+        )  # fmt: skip
+        figure.savefig(path, metadata={'Date': None})
