@@ -365,12 +365,13 @@ def _embed(values: flags.FlagValues, _: list[str]) -> int:
 
 
 def _report(values: flags.FlagValues, _: list[str]) -> int:
-    from bert_jax.report import summarize, write_report
+    from bert_jax.report import summarize, summarize_ranking, write_report
 
     if not values.workdir:
         raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMANDS['report'].example)
     path = str(write_report(values.workdir))
-    _tell(values, {'report': path}, '\n'.join([summarize(workdir) for workdir in values.workdir] + [f'Wrote {path}']))
+    shown = [*map(summarize, values.workdir), *summarize_ranking(values.workdir), f'Wrote {path}']
+    _tell(values, {'report': path}, '\n'.join(shown))
     return 0
 
 
