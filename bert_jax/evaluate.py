@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax import run
-from bert_jax.config import Config, digest, in_phases, is_records, phase_at
+from bert_jax.config import Config, digest, in_phases, is_records, phase_at, positions_trained
 from bert_jax.data.batches import CorpusStream, Stream, prefetch
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
@@ -194,11 +194,8 @@ def _on_sample(
 ) -> dict[str, float | int | str | None]:
     """What is measured on raw text; in rows no longer than those that the run was trained on up to here."""
     step = int(state.step)
-    phases = in_phases(run_config)[: phase_at(run_config, step) + 1]
-    trained = max(phase.data.sequence_length for phase in phases)
-    positions = min(trained, run_config.model.max_positions)
-    pretrained = from_params(state.params, run_config.model, tokenizer, step)
-    pretrained = dataclasses.replace(pretrained, config=dataclasses.replace(pretrained.config, max_positions=positions))
+    positions = positions_trained(run_config, step)
+    pretrained = from_params(state.params, run_config.model, tokenizer, step, positions)
     found = words.measure(pretrained, windows)
     perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
     return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': math.exp(unigram_entropy)}

@@ -232,8 +232,16 @@ def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     return from_params(state.params, model, tokenizer, int(state.step))
 
 
-def from_params(params: nnx.State, model: config.Model, tokenizer: Tokenizer, step: int) -> Pretrained:
-    """The model of a run, on one device and in float32, from parameters that may lie on any mesh of this process."""
+def from_params(
+    params: nnx.State, model: config.Model, tokenizer: Tokenizer, step: int, positions: int | None = None
+) -> Pretrained:
+    """The model of a run, on one device and in float32, from parameters that may lie on any mesh of this process.
+
+    Args: positions, that texts may take; None: as many as the model has.
+    """
     whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
     model = dataclasses.replace(model, dtype='float32', remat='none')
-    return Pretrained(nnx.merge(model_graph(model, tokenizer.vocab_size), whole), tokenizer, model, step)
+    merged = nnx.merge(model_graph(model, tokenizer.vocab_size), whole)
+    return Pretrained(
+        merged, tokenizer, dataclasses.replace(model, max_positions=positions or model.max_positions), step
+    )

@@ -9,17 +9,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 import bert_jax.config
+from bert_jax.errors import BadInput
 from bert_jax.evaluate import describe, evaluate
+from bert_jax.evaluation.probe import open_sets
 from bert_jax.evaluation.sample import held_out_windows
+from bert_jax.pretrained import load_pretrained
 from bert_jax.run import load_config
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.documents import Reading, Tally, read_piece
 from bert_jax.text.pieces import plan_source
 from bert_jax.text.prepare import prepare
 from bert_jax.train.loop import train
-from tests.test_run import write_text
+from tests.test_run import WORDS, write_text
 
 
 @pytest.fixture(scope='module')
@@ -34,6 +38,9 @@ def place(tmp_path_factory) -> Path:
     fields.model.update(hidden_size=16, num_heads=2, intermediate_size=32, num_layers=1)
     fields.train.update(steps=2, global_batch_size=16, log_every=1, evaluate_every=1)
     fields.optimizer.warmup_steps = 0
+    rows = [f'{a} {b}\t{a > b}' for a in WORDS[:12] for b in WORDS[:12]]
+    (place / 'order.tsv').write_text('\n'.join(['sentence\tlabel', *rows]) + '\n')
+    fields.probe.sets, fields.train.probe_every = (('order', f'tsv:{place}/order.tsv'),), 1
     config = bert_jax.config.resolve(fields)
     prepare(config.data, config.tokenizer, progress=False)
     with contextlib.redirect_stderr(io.StringIO()) as shown:
@@ -51,6 +58,35 @@ def test_without_pairs_nothing_is_said_of_next_sentences(place: Path) -> None:
     assert 'MLM accuracy' in shown and 'Masked words' in shown and 'Pseudo-perplexity' in shown and 'NSP' not in shown
     assert json.loads((place / 'run' / 'evaluation.json').read_text()) == result
     assert result['windows'] == 16 and result['unknown_characters'] == 0
+
+
+def test_a_probe_is_a_logistic_regression_on_the_mean_vectors_of_the_frozen_encoder(place: Path) -> None:
+    logged = [json.loads(line) for line in (place / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    found = {line['step']: line for line in logged if 'probe/order' in line}
+    assert sorted(found) == [1, 2] and 'probe order' in (place / 'shown').read_text()
+    config, encoder = load_config(str(place / 'run')), load_pretrained(str(place / 'run'))
+    [labelled] = open_sets(config)
+    vectors, _ = encoder.mean_pooled(labelled.texts)
+    classifier = LogisticRegression(max_iter=1000)
+    rest, test = slice(labelled.num_test, None), slice(labelled.num_test)
+    vectors = (vectors - vectors[rest].mean(0)) / vectors[rest].std(0)
+    classifier.fit(vectors[rest], labelled.labels[rest])
+    hits = np.equal(classifier.predict(vectors[test]), labelled.labels[test])
+    assert len(labelled.texts) == 144 and len(hits) == 28
+    assert found[2]['probe/order'] == pytest.approx(hits.mean(), abs=1.5 / 28)  # a text may lie on the border
+    assert 0.4 < found[2]['probe/order/most_frequent'] < 0.9
+
+
+@pytest.mark.parametrize(
+    'content, told', [('sentence\tmood\na\tb\n', 'no column'), ('sentence\tlabel\na\tb\n', '1 different texts')]
+)
+def test_a_labelled_set_that_cannot_be_used_is_told_before_the_run(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / 'set.tsv').write_text(content)
+    sets = {'sets': (('set', f'tsv:{tmp_path}/set.tsv'),)}
+    with pytest.raises(BadInput, match=told):
+        open_sets(bert_jax.config.resolve({'train': {'probe_every': 5}, 'probe': sets}))
+    with pytest.raises(BadInput, match='probe_every asks for probes'):
+        bert_jax.config.resolve({'train': {'probe_every': 5}})
 
 
 def test_the_words_are_of_the_documents_that_are_held_out(place: Path) -> None:
