@@ -216,16 +216,16 @@ def describe(result: dict[str, float | int | str | None]) -> str:
     if 'sample_missing' in result:
         lines.append(f'  Masked words and pseudo-perplexity were not measured: {result["sample_missing"]}')
     if result.get('masked_word_nats_per_character') is not None:
-        lines.append(
+        lines += [
             f'  Masked words  {result["masked_word_nats_per_character"]:.3f} nats a character   '
-            f'({result["unigram_nats_per_character"]:.3f}: knowing only how frequent each character is); '
-            f'{result["masked_words"]:,} words of sample {result["words_sample"]}, '
-            f'{result["unknown_characters"]:.1%} of their characters unknown'
-            + (f'; {result["windows_cut"]:,} of {result["windows"]:,} windows cut' if result['windows_cut'] else '')
-        )
+            f'({result["unigram_nats_per_character"]:.3f}: knowing only how frequent each character is)',
+            f'    {result["masked_words"]:,} words of sample {result["words_sample"]}; '
+            f'{result["unknown_characters"]:.1%} of their characters unknown; '
+            f'{result["windows_cut"]:,} of {result["windows"]:,} windows cut',
+        ]
     if result.get('pseudo_perplexity') is not None:
         lines.append(
-            f'  Pseudo-perplexity {result["pseudo_perplexity"]:.1f}   ({result["unigram_perplexity"]:.1f}: knowing only'
-            ' how frequent each token is)'
+            f'  Pseudo-perplexity {result["pseudo_perplexity"]:.1f}   ({result["unigram_perplexity"]:.1f}: '
+            'knowing only how frequent each token is)'
         )
     return '\n'.join(lines)
