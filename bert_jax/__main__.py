@@ -53,6 +53,7 @@ _FLAG_HELP = {
     'beam': 'options of Apache Beam, for example --beam="--runner=DirectRunner"; see requirements-beam.txt',
     'shard': 'I/N: do part I (from 0) of N parts of the work; the last to finish puts the corpus together',
     'model': 'a workdir, an export or a Hugging Face directory',
+    'source': 'other text to evaluate on, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME',
     'slurm': "options of sbatch: submit the runs as an array of SLURM ('' for none)",
     'target': 'tpu-v5e:4x4 (a chip and a topology), h200:2x8 (hosts x GPUs of each), or here',
 }
@@ -99,6 +100,9 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
         elif name == 'jobs':
             meaning = 'runs at a time (1; under SLURM all); 0 starts none and shows what there is'
             flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
+        elif name == 'sample':
+            does = 'windows of text to mask words in, an eighth of them for pseudo-perplexity; 0: none'
+            flags.DEFINE_integer('sample', 512, does, lower_bound=0, flag_values=values)
         elif name == 'show':
             flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
         elif name == 'seeds':
@@ -267,7 +271,11 @@ def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
     _select_platform(_run_config(values, workdir))
     from bert_jax.evaluate import describe, evaluate
 
-    result = evaluate(workdir, values.step)
+    given = _config(values) if values.config is not None else None
+    workers = len(os.sched_getaffinity(0))
+    result = evaluate(
+        workdir, values.step, source=values.source or '', sample=values.sample, config=given, workers=workers
+    )
     _tell(values, result, describe(result))
     return 0
 
@@ -357,12 +365,13 @@ def _embed(values: flags.FlagValues, _: list[str]) -> int:
 
 
 def _report(values: flags.FlagValues, _: list[str]) -> int:
-    from bert_jax.report import summarize, write_report
+    from bert_jax.report import summarize, summarize_ranking, write_report
 
     if not values.workdir:
         raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMANDS['report'].example)
     path = str(write_report(values.workdir))
-    _tell(values, {'report': path}, '\n'.join([summarize(workdir) for workdir in values.workdir] + [f'Wrote {path}']))
+    shown = [*map(summarize, values.workdir), *summarize_ranking(values.workdir), f'Wrote {path}']
+    _tell(values, {'report': path}, '\n'.join(shown))
     return 0
 
 
@@ -441,7 +450,7 @@ COMMANDS = {
         _evaluate,
         'loss and accuracy on held-out text, next to the baselines to read them by',
         'python -m bert_jax evaluate --workdir=runs/demo',
-        ('config', 'workdir', 'step'),
+        ('config', 'workdir', 'step', 'source', 'sample'),
     ),
     'export': Command(
         _export,

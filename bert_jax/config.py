@@ -178,6 +178,7 @@ class Train:
     stop_at: str = setting('', 'empty, or a time like 2026-01-31T18:00', _is_time)  # saves and exits with 75 then
     evaluate_every: int = at_least(10_000, 0)  # 0: only at the end
     evaluate_rows: int = at_least(4096, 1)  # validation rows looked at during training; `evaluate` takes all
+    probe_every: int = at_least(0, 0)  # steps between probes of the encoder (`probe`), and at the end; 0: never
     max_bad_steps: int = at_least(10, 1)  # in a row, not finite or a spike; then the run goes back to a checkpoint
     max_rollbacks: int = at_least(5, 0)  # then it ends with a message
     spike_threshold: float = at_least(10.0, 0)  # median absolute deviations over the median of the losses; 0: off
@@ -194,6 +195,30 @@ class Mesh:
     data: int = setting(-1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
     fsdp: int = setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
     tensor: int = setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
+
+
+def _are_labelled_sets(value: tuple) -> bool:
+    def is_set(item: Any) -> bool:
+        return isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item)
+
+    def is_file(source: str) -> bool:
+        kind, _, rest = source.partition(':')
+        return kind in ('tsv', 'csv', 'jsonl', 'tfds') and bool(rest)
+
+    names = [item[0] for item in value if is_set(item) and re.fullmatch(r'[\w.-]+', item[0]) and is_file(item[1])]
+    return len({*names}) == len(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Labelled texts for a linear classifier on the mean vectors of the frozen encoder (`train.probe_every`)."""
+
+    sets: tuple = setting(
+        (), 'a tuple of (name, FORMAT:FILE), FORMAT one of tsv, csv, jsonl, tfds, each name once', _are_labelled_sets
+    )
+    text: str = setting('sentence', 'the name of a column', bool)
+    label: str = setting('label', 'the name of a column', bool)
+    max_examples: int = at_least(2000, 10)  # of each set, chosen by hash; a fifth of them is the test
 
 
 _ONE_LINE = 'one line of text', lambda value: value.isprintable()
@@ -237,6 +262,7 @@ class Config:
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
+    probe: Probe = Probe()
     mesh: Mesh = Mesh()
     init: str = ''  # what to start from: a workdir, WORKDIR@STEP, an export or a Hugging Face directory
     init_optimizer: bool = False  # the optimizer's moments of that workdir too; its schedule starts anew
@@ -342,6 +368,12 @@ def phase_at(config: Config, step: int) -> int:
     return min(sum(end < step for end in ends), len(ends) - 1)
 
 
+def positions_trained(config: Config, step: int) -> int:
+    """Positions of the longest rows that a run has trained on up to a step: what its model can be trusted with."""
+    phases = in_phases(config)[: phase_at(config, step) + 1]
+    return min(max(phase.data.sequence_length for phase in phases), config.model.max_positions)
+
+
 def unknown_field(path: str, root: type | None = None) -> BadInput:
     """The error for a field that does not exist, with the nearest name there is. root: another command's config."""
     phase = re.match(r'phases\[\d+\]\.', path)
@@ -411,6 +443,9 @@ def _check_together(config: Config) -> None:
     if config.init_optimizer and not config.init:
         mend = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
         raise BadInput('config.init_optimizer', 'is True, and config.init names no run', 'both or neither', mend)
+    if config.train.probe_every and not config.probe.sets:
+        mend = "--config.probe.sets=\"(('mood','tsv:mood.tsv'),)\""
+        raise BadInput('config.probe.sets', 'is (), and train.probe_every asks for probes', 'labelled sets', mend)
     axes = dataclasses.asdict(config.mesh)
     if sum(size == -1 for size in axes.values()) > 1:
         raise BadInput('config.mesh', f'is {axes}', 'at most one axis of -1 (the rest of the devices)')

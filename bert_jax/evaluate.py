@@ -1,6 +1,10 @@
-"""How good the model is on held-out text, and the baselines to read that by."""
+"""How good the model is on text that it was not trained on, and the baselines to read that by."""
 
+import dataclasses
 import json
+import math
+import re
+import tempfile
 from collections.abc import Callable
 
 import jax
@@ -10,15 +14,24 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax import run
-from bert_jax.config import phase_at
-from bert_jax.data.batches import Stream, prefetch
+from bert_jax.config import Config, digest, in_phases, is_records, phase_at, positions_trained
+from bert_jax.data.batches import CorpusStream, Stream, prefetch
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
+from bert_jax.evaluation import pseudo_perplexity, words
+from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
 from bert_jax.files import write_whole
-from bert_jax.train.checkpoint import restore_on_one_device
-from bert_jax.train.sharding import local_rows, make_global, parameter_specs
-from bert_jax.train.state import model_graph
+from bert_jax.pretrained import from_params
+from bert_jax.text.corpus import load_corpus
+from bert_jax.text.merge import FEWEST
+from bert_jax.text.prepare import prepare
+from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.train.checkpoint import restore_on
+from bert_jax.train.sharding import local_rows, make_global, make_mesh, mesh_of_run, parameter_specs
+from bert_jax.train.state import TrainState, model_graph
 from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
+
+_WINDOWS_A_PERPLEXITY = 8  # of so many windows one is taken for pseudo-perplexity, which takes a row for every token
 
 
 def evaluate_params(
@@ -46,23 +59,74 @@ def evaluate_params(
 
 
 def baselines(unigram_counts: np.ndarray) -> dict[str, float]:
-    """What knowing only how frequent the tokens of the validation text are gives: entropy (nats) and best hit rate."""
+    """What knowing only how frequent the tokens of the evaluated text are gives: entropy (nats) and best hit rate."""
     frequencies = unigram_counts[unigram_counts > 0] / max(unigram_counts.sum(), 1)
     entropy = float(-(frequencies * np.log(frequencies)).sum())
     return {'unigram_entropy': entropy, 'most_frequent_accuracy': float(frequencies.max(initial=0))}
 
 
-def evaluate(workdir: str, step: int | None = None) -> dict[str, float | None]:
-    """Evaluates a checkpoint of a workdir on the whole validation split; writes WORKDIR/evaluation.json.
+def evaluate(
+    workdir: str,
+    step: int | None = None,
+    *,
+    source: str = '',
+    sample: int = 512,
+    config: Config | None = None,
+    devices: list[jax.Device] | None = None,
+    workers: int = 1,
+) -> dict[str, float | int | str | None]:
+    """Evaluates a checkpoint of a workdir: on the whole validation split, or on all text of a source.
+
+    Writes WORKDIR/evaluation.json, or with `source` WORKDIR/evaluation-NAME.json. The corpus of a source is made in the
+    directory for temporary files, with the run's tokenizer and settings, and removed at the end.
+
+    Args:
+      source: as `data.source`, of text.
+      sample: windows of text in which words are masked; every eighth is taken for pseudo-perplexity. 0: neither.
+      config: gives the mesh, where it fits the devices; without it the run's does, where it fits, else one device.
+      devices: all without it.
+      workers: processes that read a source.
 
     Returns:
-      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy (None where the rows hold no pairs), and the `baselines`.
+      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy (None where the rows hold no pairs), and the `baselines`; of
+      the sample what `words.measure` returns, `pseudo_perplexity`, and its baseline `unigram_perplexity`. Where the
+      source of the validation split cannot be read again, `sample_missing` says why instead.
 
     Raises:
-      BadInput: when there is no run, no checkpoint or no corpus.
+      BadInput: when there is no run, no checkpoint or no corpus, or for a source that cannot be read.
     """
-    config = run.load_config(workdir)
-    streams = open_streams(config)
+    run_config = run.load_config(workdir)
+    mesh = _mesh(run_config, config, jax.devices() if devices is None else devices)
+    if source:
+        with tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
+            result = _on_source(workdir, run_config, step, mesh, source, sample, directory, workers)
+    else:
+        result = _on_validation(workdir, run_config, step, mesh, sample)
+    write_whole(epath.Path(workdir) / f'{_name(source)}.json', json.dumps(result) + '\n')
+    return result
+
+
+def _name(source: str) -> str:
+    """What the figures on a source are called; nothing of it is lost, for a hash tells apart what looks the same."""
+    readable = re.sub(r'[^A-Za-z0-9.]+', '-', source).strip('-.')[-40:]
+    return f'evaluation-{readable}-{digest(source)[:8]}' if source else 'evaluation'
+
+
+def _mesh(run_config: Config, given: Config | None, devices: list[jax.Device]) -> Mesh:
+    """Over all devices, as the config says; where the run's own does not fit them, the first device."""
+    if given is not None:
+        changed = dataclasses.replace(run_config, mesh=given.mesh)
+        return mesh_of_run(changed, devices)
+    try:
+        return mesh_of_run(run_config, devices)
+    except BadInput:
+        return make_mesh(Config().mesh, run_config.model, Config().train, devices[:1])
+
+
+def _on_validation(
+    workdir: str, run_config: Config, step: int | None, mesh: Mesh, sample: int
+) -> dict[str, float | int | str | None]:
+    streams = open_streams(run_config)
     if None in streams.validation:
         raise BadInput(
             'config.data.validation_fraction',
@@ -71,25 +135,77 @@ def evaluate(workdir: str, step: int | None = None) -> dict[str, float | None]:
             'a larger fraction, or a data.validation_source',
         )
     if streams.tokenizer.hash != run.load_fingerprint(workdir)['tokenizer']:  # of an imported model, or made anew
-        raise BadInput(config.data.corpus, 'was made with another tokenizer', f'the tokenizer in {workdir}')
-    vocab_size = streams.tokenizer.vocab_size
-    state, mesh = restore_on_one_device(workdir, config, vocab_size, step)
-    validation = streams.validation[phase_at(config, int(state.step))]
-    graph, specs = model_graph(config.model, vocab_size), parameter_specs(state.params, mesh)
-    evaluation_step = make_evaluation_step(graph, mesh, specs)
-    found = evaluate_params(state.params, evaluation_step, validation, mesh)
+        raise BadInput(run_config.data.corpus, 'was made with another tokenizer', f'the tokenizer in {workdir}')
+    state = restore_on(mesh, workdir, run_config, streams.tokenizer.vocab_size, step)
+    stream = streams.validation[phase_at(run_config, int(state.step))]
+    result = _losses(state, run_config, streams.tokenizer, stream, mesh) | baselines(streams.unigram_counts())
+    if not sample:
+        return result
+    try:
+        windows = held_out_windows(run_config.data, sample)
+    except BadInput as error:
+        return result | {'sample_missing': ' '.join(filter(None, map(str, error.args[:2])))}
+    return result | _on_sample(state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
+
+
+def _on_source(
+    workdir: str,
+    run_config: Config,
+    step: int | None,
+    mesh: Mesh,
+    source: str,
+    sample: int,
+    directory: str,
+    workers: int,
+) -> dict[str, float | int | str | None]:
+    if is_records(source):
+        raise BadInput(f'--source={source}', 'holds ids, not text', 'a source of text')
+    fields = {'source': source, 'validation_source': '', 'validation_fraction': 0.0, 'local_copy': ''}
+    data = dataclasses.replace(run_config.data, **fields, corpus=f'{directory}/corpus', deduplicate_lines=False)
+    tokenizer = load_tokenizer(epath.Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+    unpaired = dataclasses.replace(data, pairing='none')
+    prepare(unpaired, Config().tokenizer, initial=tokenizer, workers=workers)
+    corpus = load_corpus(data.corpus)
+    state = restore_on(mesh, workdir, run_config, tokenizer.vocab_size, step)
+    phase = in_phases(dataclasses.replace(run_config, data=data))[phase_at(run_config, int(state.step))]
+    has_pairs = len(corpus.train.documents) - 1 >= FEWEST
+    data = phase.data if has_pairs else dataclasses.replace(phase.data, pairing='none')
+    stream = CorpusStream(corpus, data, 'train', batch_size=phase.train.global_batch_size, seed=None)
+    result = {'source': source} | _losses(state, run_config, tokenizer, stream, mesh)
+    result |= baselines(corpus.train.unigram_counts(tokenizer.vocab_size))
+    if not sample:
+        return result
+    windows = windows_of_source(data, source, sample)
+    return result | _on_sample(state, run_config, tokenizer, windows, result['unigram_entropy'])
+
+
+def _losses(
+    state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh
+) -> dict[str, float | int | None]:
+    graph, specs = model_graph(run_config.model, tokenizer.vocab_size), parameter_specs(state.params, mesh)
+    found = evaluate_params(state.params, make_evaluation_step(graph, mesh, specs), stream, mesh)
     if not found['nsp_loss']:  # of pairs it is above 0: their weight is 0
         found |= {'nsp_loss': None, 'nsp_accuracy': None}
-    result = {'step': int(state.step)} | found | baselines(streams.unigram_counts())
-    write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(result) + '\n')
-    return result
+    return {'step': int(state.step)} | found
 
 
-def describe(result: dict[str, float | None]) -> str:
+def _on_sample(
+    state: TrainState, run_config: Config, tokenizer: Tokenizer, windows: list[Window], unigram_entropy: float
+) -> dict[str, float | int | str | None]:
+    """What is measured on raw text; in rows no longer than those that the run was trained on up to here."""
+    step = int(state.step)
+    positions = positions_trained(run_config, step)
+    pretrained = from_params(state.params, run_config.model, tokenizer, step, positions)
+    found = words.measure(pretrained, windows)
+    perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
+    return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': math.exp(unigram_entropy)}
+
+
+def describe(result: dict[str, float | int | str | None]) -> str:
     """The figures next to their baselines, for a terminal."""
     below = result['unigram_entropy'] - result['mlm_loss']
     lines = [
-        f'Held-out text at step {result["step"]}:',
+        f'{result.get("source", "Held-out text")} at step {result["step"]}:',
         f'  MLM loss      {result["mlm_loss"]:.3f} nats   ({below:.2f} under the {result["unigram_entropy"]:.3f}'
         ' of knowing only how frequent each token is)',
         f'  MLM accuracy  {result["mlm_accuracy"]:6.1%}       (the most frequent token: '
@@ -97,4 +213,19 @@ def describe(result: dict[str, float | None]) -> str:
     ]
     if result['nsp_accuracy'] is not None:
         lines.append(f'  NSP accuracy  {result["nsp_accuracy"]:6.1%}       (chance: 50.0%)')
+    if 'sample_missing' in result:
+        lines.append(f'  Masked words and pseudo-perplexity were not measured: {result["sample_missing"]}')
+    if result.get('masked_word_nats_per_character') is not None:
+        lines += [
+            f'  Masked words  {result["masked_word_nats_per_character"]:.3f} nats a character   '
+            f'({result["unigram_nats_per_character"]:.3f}: knowing only how frequent each character is)',
+            f'    {result["masked_words"]:,} words of sample {result["words_sample"]}; '
+            f'{result["unknown_characters"]:.1%} of their characters unknown; '
+            f'{result["windows_cut"]:,} of {result["windows"]:,} windows cut',
+        ]
+    if result.get('pseudo_perplexity') is not None:
+        lines.append(
+            f'  Pseudo-perplexity {result["pseudo_perplexity"]:.1f}   ({result["unigram_perplexity"]:.1f}: '
+            'knowing only how frequent each token is)'
+        )
     return '\n'.join(lines)

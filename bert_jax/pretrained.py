@@ -17,6 +17,7 @@ from bert_jax import config, run
 from bert_jax.errors import BadInput
 from bert_jax.interop import hugging_face
 from bert_jax.model.bert import BertForPreTraining
+from bert_jax.model.losses import cross_entropy
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.train.checkpoint import restore_on_one_device
 from bert_jax.train.state import model_graph
@@ -112,6 +113,33 @@ class Pretrained:
             for slot, tokens in enumerate(best)
         ]
 
+    def masked_losses(self, input_ids: list[list[int]], positions: list[list[int]]) -> list[np.ndarray]:
+        """-log p (nats) of the tokens at some positions of each row, all of a row's masked at once.
+
+        Args:
+          input_ids: of each row, [CLS] and [SEP] included, at most as many as the model has positions.
+          positions: of each row, at least one.
+
+        Returns:
+          For each row a loss for each of its positions, float32.
+        """
+        masked = [list(ids) for ids in input_ids]
+        for ids, places in zip(masked, positions, strict=True):
+            for place in places:
+                ids[place] = self.tokenizer.mask_id
+        losses: list[np.ndarray] = [np.zeros(0, np.float32)] * len(input_ids)
+        for rows, hidden, _ in self._run(masked):
+            slots = np.zeros((len(hidden), _power_of_two(max(len(positions[row]) for row in rows))), np.int32)
+            labels = np.zeros_like(slots)
+            for slot, row in enumerate(rows):
+                places = positions[row]
+                slots[slot, : len(places)] = places
+                labels[slot, : len(places)] = np.take(input_ids[row], places)
+            found = np.asarray(_mlm_losses(*self._parts, hidden, slots, labels))
+            for slot, row in enumerate(rows):
+                losses[row] = found[slot, : len(positions[row])]
+        return losses
+
     def _encode_with_masks(self, text: str) -> np.ndarray:
         """[L] int32: [CLS] text [SEP], each '[MASK]' of the text as the mask token."""
         tokenizer = self.tokenizer
@@ -174,6 +202,13 @@ def _mlm_logits(graph: nnx.GraphDef, params: nnx.State, hidden: jax.Array, posit
     return nnx.merge(graph, params).mlm_logits(hidden, positions)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _mlm_losses(
+    graph: nnx.GraphDef, params: nnx.State, hidden: jax.Array, positions: jax.Array, labels: jax.Array
+) -> jax.Array:
+    return cross_entropy(nnx.merge(graph, params).mlm_logits(hidden, positions), labels)[0]
+
+
 def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
     """The model and the tokenizer in a workdir (newest checkpoint, or `step`), an export or a Hugging Face directory.
 
@@ -194,5 +229,19 @@ def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     model = dataclasses.replace(resolved.model, dtype='float32', remat='none')
     tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
     state, _ = restore_on_one_device(workdir, dataclasses.replace(resolved, model=model), tokenizer.vocab_size, step)
-    merged = nnx.merge(model_graph(model, tokenizer.vocab_size), state.params)
-    return Pretrained(merged, tokenizer, model, int(state.step))
+    return from_params(state.params, model, tokenizer, int(state.step))
+
+
+def from_params(
+    params: nnx.State, model: config.Model, tokenizer: Tokenizer, step: int, positions: int | None = None
+) -> Pretrained:
+    """The model of a run, on one device and in float32, from parameters that may lie on any mesh of this process.
+
+    Args: positions, that texts may take; None: as many as the model has.
+    """
+    whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
+    model = dataclasses.replace(model, dtype='float32', remat='none')
+    merged = nnx.merge(model_graph(model, tokenizer.vocab_size), whole)
+    return Pretrained(
+        merged, tokenizer, dataclasses.replace(model, max_positions=positions or model.max_positions), step
+    )

@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax.errors import BadInput
+from bert_jax.evaluation import ranking
 from bert_jax.files import write_whole
 from bert_jax.page import MUTED, PAGE, draw, line_of, page, swatch
 
@@ -50,8 +51,9 @@ _THROUGHPUT = _Quantity('tokens_per_second', 'Throughput (tokens per second)')
 _GRAD_NORM = _Quantity('grad_norm', 'Gradient norm')
 _MFU = _Quantity('mfu', 'MFU', percent=True)
 _INPUT_WAIT = _Quantity('input_wait_fraction', 'Waiting for input', percent=True)
+_WORDS = _Quantity(ranking.WORDS, 'Nats/char', 'character frequencies', 'unigram_nats_per_character')
 _CHARTS = (_MLM_LOSS, _MLM_ACCURACY, _NSP_ACCURACY, _LEARNING_RATE, _THROUGHPUT, _GRAD_NORM)
-_FINAL = (_MLM_LOSS, _MLM_ACCURACY, _NSP_LOSS, _NSP_ACCURACY)
+_FINAL = (_MLM_LOSS, _MLM_ACCURACY, _NSP_LOSS, _NSP_ACCURACY, _WORDS)
 _LOGGED = {q.key for q in (*_CHARTS, *_FINAL, _MFU, _INPUT_WAIT)} | {'loss'}
 _CHECKED = _LOGGED | {f'validation/{q.key}' for q in _FINAL}
 
@@ -92,12 +94,29 @@ class Run:
         values = self.curve(key)[1]
         return values[-1] if values else None
 
+    @property
+    def figures(self) -> ranking.Figures:
+        merged: dict[str, Any] = {}
+        for line in self.metrics:
+            merged |= line
+        return ranking.Figures(self.step, self.evaluation, merged, self.document['config'].get('probe'))
+
     def validation(self, quantity: _Quantity) -> float | None:
         value = self.evaluation.get(quantity.key)
         return value if value is not None else self.last(f'validation/{quantity.key}')
 
     def baseline(self, quantity: _Quantity) -> float | None:
         return self.evaluation.get(quantity.baseline_key) if quantity.baseline_key else quantity.chance
+
+
+def rank(runs: list[Run]) -> list[str]:
+    """The runs from the best by what all were measured by alike, a line each, and why; nothing where there is none."""
+    measure = ranking.common_measure([run.figures for run in runs])
+    if measure is None:
+        return []
+    order = sorted(range(len(runs)), key=measure.scores.__getitem__)
+    places = [f'{place}. {runs[i].name}  {measure.show(measure.values[i])}' for place, i in enumerate(order, 1)]
+    return [measure.why[0].upper() + measure.why[1:] + '.', *places]
 
 
 def _is_number(value: Any) -> bool:
@@ -368,9 +387,11 @@ def _page(runs: list[Run]) -> str:
         f'<p>{f"{swatch(i)}{html.escape(run.name)}: " if several else ""}{_progress(run)}</p>'
         for i, run in enumerate(runs)
     )
+    why, *places = rank(runs) or ['']
+    ranked = f'<p>{html.escape(why)}<br>{"<br>".join(map(html.escape, places))}</p>' if places else ''
     return page(
         ', '.join(run.name for run in runs),
-        f'<h1>{title}</h1>{progress}\n<h2>Where it stands</h2>{_final_table(runs)}\n'
+        f'<h1>{title}</h1>{progress}\n<h2>Where it stands</h2>{ranked}{_final_table(runs)}\n'
         f'<h2>Curves</h2>{charts(runs)}\n{_settings(runs)}',
     )
 
@@ -394,6 +415,11 @@ def write_report(workdirs: list[str]) -> epath.Path:
 
 
 # --- The terminal ---
+
+
+def summarize_ranking(workdirs: list[str]) -> list[str]:
+    """`rank` of the runs in several workdirs."""
+    return rank(_read_runs(workdirs))
 
 
 def _sparkline(values: list[float], width: int = 40) -> str:

@@ -1,30 +1,139 @@
-"""What `evaluate` says of a run is what was measured, and nothing of what there was not."""
+"""What `evaluate` says of a run is what was measured, on any text and any mesh, and nothing of what there was not."""
 
+import contextlib
+import io
 import json
+import tempfile
 from pathlib import Path
 
+import jax
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
 import bert_jax.config
+from bert_jax.errors import BadInput
 from bert_jax.evaluate import describe, evaluate
+from bert_jax.evaluation.probe import open_sets
+from bert_jax.evaluation.sample import held_out_windows
+from bert_jax.pretrained import load_pretrained
+from bert_jax.run import load_config
+from bert_jax.text.corpus import load_corpus
+from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.pieces import plan_source
 from bert_jax.text.prepare import prepare
 from bert_jax.train.loop import train
-from tests.test_run import write_text
+from tests.test_run import WORDS, write_text
 
 
-def test_without_pairs_nothing_is_said_of_next_sentences(tmp_path: Path, capsys) -> None:
-    write_text(tmp_path / 'text.txt')
+@pytest.fixture(scope='module')
+def place(tmp_path_factory) -> Path:
+    """A directory with a run of two steps on its text.txt, without pairs."""
+    place = tmp_path_factory.mktemp('evaluate')
+    write_text(place / 'text.txt')
     fields = bert_jax.config.bert('tiny')
-    fields.data.update(source=f'text:{tmp_path}/text.txt', corpus=str(tmp_path / 'corpus'), pairing='none')
+    fields.data.update(source=f'text:{place}/text.txt', corpus=str(place / 'corpus'), pairing='none')
     fields.data.update(sequence_length=32, validation_fraction=0.2)
     fields.tokenizer.vocab_size = 300
     fields.model.update(hidden_size=16, num_heads=2, intermediate_size=32, num_layers=1)
     fields.train.update(steps=2, global_batch_size=16, log_every=1, evaluate_every=1)
     fields.optimizer.warmup_steps = 0
+    rows = [f'{a} {b}\t{a in WORDS[:3]}' for a in WORDS[:12] for b in WORDS[:12]]
+    (place / 'first.tsv').write_text('\n'.join(['sentence\tlabel', *rows]) + '\n')
+    fields.probe.sets, fields.train.probe_every = (('first', f'tsv:{place}/first.tsv'),), 1
     config = bert_jax.config.resolve(fields)
     prepare(config.data, config.tokenizer, progress=False)
-    assert train(config, str(tmp_path / 'run')).finished
-    shown = capsys.readouterr().err
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        assert train(config, str(place / 'run')).finished
+    (place / 'shown').write_text(shown.getvalue())
+    return place
+
+
+def test_without_pairs_nothing_is_said_of_next_sentences(place: Path) -> None:
+    shown = (place / 'shown').read_text()
     assert 'held-out MLM loss' in shown and 'NSP' not in shown
-    result = evaluate(str(tmp_path / 'run'))
+    result = evaluate(str(place / 'run'), sample=16)
     assert result['nsp_loss'] is None and result['nsp_accuracy'] is None and 0 < result['mlm_loss'] < 10
-    assert 'MLM accuracy' in describe(result) and 'NSP' not in describe(result)
-    assert json.loads((tmp_path / 'run' / 'evaluation.json').read_text()) == result
+    shown = describe(result)
+    assert 'MLM accuracy' in shown and 'Masked words' in shown and 'Pseudo-perplexity' in shown and 'NSP' not in shown
+    assert json.loads((place / 'run' / 'evaluation.json').read_text()) == result
+    assert result['windows'] == 16 and result['unknown_characters'] == 0
+
+
+def test_a_probe_is_a_logistic_regression_on_the_mean_vectors_of_the_frozen_encoder(place: Path) -> None:
+    logged = [json.loads(line) for line in (place / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    found = {line['step']: line for line in logged if 'probe/first' in line}
+    assert sorted(found) == [1, 2] and 'probe first' in (place / 'shown').read_text()
+    config, encoder = load_config(str(place / 'run')), load_pretrained(str(place / 'run'))
+    [labelled] = open_sets(config)
+    vectors, _ = encoder.mean_pooled(labelled.texts)
+    classifier = LogisticRegression(max_iter=1000)
+    rest, test = slice(labelled.num_test, None), slice(labelled.num_test)
+    vectors = (vectors - vectors[rest].mean(0)) / vectors[rest].std(0)
+    classifier.fit(vectors[rest], labelled.labels[rest])
+    hits = np.equal(classifier.predict(vectors[test]), labelled.labels[test])
+    assert len(labelled.texts) == 144 and len(hits) == 28
+    assert found[2]['probe/first'] == pytest.approx(hits.mean(), abs=1.5 / 28)  # a text may lie on the border
+    assert found[2]['probe/first/most_frequent'] == labelled.labels[test].count('False') / 28 > 0.5
+
+
+@pytest.mark.parametrize(
+    'content, told', [('sentence\tmood\na\tb\n', 'no column'), ('sentence\tlabel\na\tb\n', '1 different texts')]
+)
+def test_a_labelled_set_that_cannot_be_used_is_told_before_the_run(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / 'set.tsv').write_text(content)
+    sets = {'sets': (('set', f'tsv:{tmp_path}/set.tsv'),)}
+    with pytest.raises(BadInput, match=told):
+        open_sets(bert_jax.config.resolve({'train': {'probe_every': 5}, 'probe': sets}))
+    with pytest.raises(BadInput, match='probe_every asks for probes'):
+        bert_jax.config.resolve({'train': {'probe_every': 5}})
+
+
+def test_the_words_are_of_the_documents_that_are_held_out(place: Path) -> None:
+    config = load_config(str(place / 'run'))
+    windows = held_out_windows(config.data, 10_000)
+    corpus = load_corpus(config.data.corpus)
+    [piece] = plan_source(config.data.source, 0, 'text').pieces
+    held_out = corpus.validation.gather(np.arange(corpus.validation.num_tokens)).tolist()
+    held_out = ' '.join(map(str, held_out))
+    documents = [' '.join(document.sentences) for document in read_piece(piece, Reading(), Tally())]
+    found = [corpus.tokenizer.encode_batch([text])[0] for text in documents]
+    is_held_out = [' '.join(map(str, ids)) in held_out for ids in found]
+    of_window = {window.text: [window.text in text for text in documents].index(True) for window in windows}
+    assert all(is_held_out[number] for number in of_window.values())
+    assert len({*of_window.values()}) == corpus.manifest['splits']['validation']['documents'] == sum(is_held_out)
+
+
+def test_the_figures_are_the_same_on_any_mesh(place: Path) -> None:
+    mesh = {'data': 2, 'fsdp': 1, 'tensor': 2}
+    split = bert_jax.config.resolve({'mesh': mesh, 'train': {'global_batch_size': 16}})
+    alone = evaluate(str(place / 'run'), sample=0, devices=jax.devices()[:1])
+    spread = evaluate(str(place / 'run'), sample=0, config=split, devices=jax.devices()[:4])
+    for name in ('mlm_loss', 'mlm_accuracy'):
+        assert spread[name] == pytest.approx(alone[name], rel=1e-6)
+
+
+def test_other_text_is_evaluated_by_its_own_baselines_and_leaves_nothing_behind(place: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, 'tempdir', str(place / 'temporary'))
+    (place / 'temporary').mkdir()
+    corpora = sorted(path.name for path in place.iterdir())
+    own = evaluate(str(place / 'run'), sample=16)
+    (place / 'one.jsonl').write_text(json.dumps({'text': 'waa wab waa.\nwac waa qqq waa wad.'}) + '\n')
+    other = evaluate(str(place / 'run'), source=f'jsonl:{place}/one.jsonl', sample=16)
+    assert other['unigram_entropy'] < own['unigram_entropy'] and other['words_sample'] != own['words_sample']
+    assert describe(other).startswith(f'jsonl:{place}/one.jsonl at step 2')
+    assert json.loads((place / 'run' / 'evaluation.json').read_text()) == own
+    [written] = (place / 'run').glob('evaluation-*one.jsonl*.json')
+    assert json.loads(written.read_text()) == other
+    assert not list((place / 'temporary').iterdir())
+    assert sorted(path.name for path in place.iterdir()) == sorted([*corpora, 'one.jsonl'])
+
+
+def test_a_source_that_cannot_be_read_again_is_told_and_no_failure(place: Path) -> None:
+    (place / 'text.txt').rename(place / 'away.txt')
+    try:
+        result = evaluate(str(place / 'run'))
+    finally:
+        (place / 'away.txt').rename(place / 'text.txt')
+    assert 'masked_word_nats_per_character' not in result and 'no file matches' in result['sample_missing']
+    assert 'were not measured' in describe(result) and 0 < result['mlm_loss'] < 10

@@ -10,13 +10,13 @@ from bert_jax.files import write_whole
 from bert_jax.page import MUTED, draw, line_of, page, swatch
 from bert_jax.report import charts
 from bert_jax.sweep.results import (
-    NUMBERS,
     Result,
     at_the_end_of_their_range,
     best_commands,
     cell,
     columns,
     differing,
+    headings,
     numbers,
     tasks,
     title,
@@ -63,8 +63,9 @@ def _page(results: list[Result], name: str) -> str:
 def _table(groups: list[list[Result]], drawn: list[Result]) -> str:
     results = [result for group in groups for result in group]
     varied = columns(result.run for result in results)
-    head = ['', *varied.values(), *NUMBERS[1:], 'status']
-    is_number = [False] * (1 + len(varied)) + [True] * len(NUMBERS[1:]) + [False]
+    shown = headings(results)[1:]
+    head = ['', *varied.values(), *shown, 'status']
+    is_number = [False] * (1 + len(varied)) + [True] * len(shown) + [False]
     names, body = differing(groups), []
     for group in groups:
         if len(groups) > 1:
@@ -76,11 +77,11 @@ def _table(groups: list[list[Result]], drawn: list[Result]) -> str:
             cells = [*(cell(result.run, field) for field in varied), *rest, result.status]
             row = [f'<span style="white-space: nowrap">{line}{rank}</span>', *map(html.escape, cells)]
             body.append('<tr>' + ''.join(map(_cell, row, is_number)) + '</tr>')
-    headings = ''.join(
+    top = ''.join(
         f'<th{" class=number" if n else ""}>{html.escape(h)}</th>' for h, n in zip(head, is_number, strict=True)
     )
     return (
-        f'<div class="wide"><table><thead><tr>{headings}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         '<p>Losses in nats on held-out text, the last and the lowest; tokens/s the median of a run.</p>'
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 from bert_jax import run as run_files
 from bert_jax.config import digest, is_records
 from bert_jax.errors import BadInput
+from bert_jax.evaluation.ranking import Measure, common_measure
 from bert_jax.report import Run as Logged
 from bert_jax.report import flatten, read_run
 from bert_jax.sweep.launch import is_finished, log_tail, saved_step
@@ -39,7 +40,9 @@ class Result:
       final_mlm_loss, best_mlm_loss: on held-out text, of the last evaluation and the lowest of all (at best_step).
       tokens_per_second: median over the run.
       task: what the MLM loss is a loss of; runs with equal ones can be compared.
-      rank: from 1, by final_mlm_loss, among the finished runs of one task; None where there is nothing to rank.
+      rank: from 1, by final_mlm_loss, among the finished runs of one task; where tasks differ and all finished runs
+        were measured alike by something else, among all of them by that. None where there is nothing to rank.
+      common: what that is, and `common_value` the run's.
     """
 
     run: Run
@@ -55,13 +58,16 @@ class Result:
     tokens_per_second: float | None
     task: dict[str, Any]
     rank: int | None = None
+    common: Measure | None = None
+    common_value: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What `sweep --json` says of the run; null for what is not finite, which JSON cannot say."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ('run', 'logged')]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ('run', 'logged', 'common')]
         values = {name: getattr(self, name) for name in names}
         values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
-        return {'name': self.run.name, 'workdir': self.run.workdir, 'varied': self.run.varied} | values
+        ranked_by = {'ranked_by': self.common.name if self.common else 'MLM loss'}
+        return {'name': self.run.name, 'workdir': self.run.workdir, 'varied': self.run.varied} | values | ranked_by
 
 
 def read_results(runs: tuple[Run, ...], statuses: dict[str, int]) -> list[Result]:
@@ -71,6 +77,8 @@ def read_results(runs: tuple[Run, ...], statuses: dict[str, int]) -> list[Result
       statuses: {name: exit status} of the runs that were started just now.
     """
     results = [_read(run, statuses.get(run.name)) for run in runs]
+    if (measure := _common_measure(results)) is not None:
+        return _ranked_by(measure, results)
     ranks: dict[str, int] = {}
     for task in {digest(result.task): None for result in results}:
         ranked = [
@@ -79,6 +87,31 @@ def read_results(runs: tuple[Run, ...], statuses: dict[str, int]) -> list[Result
         ranked.sort(key=lambda result: result.final_mlm_loss)
         ranks |= {result.run.name: rank for rank, result in enumerate(ranked, start=1)}
     return [dataclasses.replace(result, rank=ranks.get(result.run.name)) for result in results]
+
+
+def _finished(results: list[Result]) -> list[Result]:
+    return [result for result in results if result.status == 'finished' and result.logged]
+
+
+def _common_measure(results: list[Result]) -> Measure | None:
+    """What the finished runs can be ranked by although their MLM losses do not compare; None where these do."""
+    finished = _finished(results)
+    if len({digest(result.task) for result in finished}) < 2:
+        return None
+    return common_measure([result.logged.figures for result in finished])
+
+
+def _ranked_by(measure: Measure, results: list[Result]) -> list[Result]:
+    finished = [result.run.name for result in _finished(results)]
+    order = sorted(range(len(finished)), key=measure.scores.__getitem__)
+    ranks = {finished[i]: place for place, i in enumerate(order, start=1)}
+    values = dict(zip(finished, measure.values, strict=True))
+    return [
+        dataclasses.replace(
+            result, common=measure, rank=ranks.get(result.run.name), common_value=values.get(result.run.name)
+        )
+        for result in results
+    ]
 
 
 def _read(run: Run, exit_status: int | None) -> Result:
@@ -145,7 +178,7 @@ def _is_finite(value: float | None) -> bool:
 def tasks(results: list[Result]) -> list[list[Result]]:
     """Results by what their MLM loss is a loss of, the best first; those without any, last or in the only group."""
     groups: dict[str, list[Result]] = {}
-    is_one = len({digest(result.task) for result in results if result.task}) <= 1
+    is_one = len({digest(result.task) for result in results if result.task}) <= 1 or any(r.common for r in results)
     for result in results:
         groups.setdefault('' if is_one else digest(result.task), []).append(result)
     for group in groups.values():
@@ -161,19 +194,28 @@ def differing(groups: list[list[Result]]) -> list[str]:
 
 
 def why_not_ranked(groups: list[list[Result]]) -> str:
-    """Why runs of different groups are not ranked against each other; '' for one group."""
+    """Why runs of different groups are not ranked against each other, or those of one not by MLM loss; else ''."""
+    if groups and groups[0][0].common:
+        reasons = _reasons([[result] for result in groups[0] if result.task])
+        return f'Runs are {groups[0][0].common.why}; MLM losses do not compare, for they differ in {reasons}.'
     names = differing(groups)
     if not names:
         return ''
+    return (
+        f'Runs of different groups are not ranked by MLM loss, for they differ in {_reasons(groups)}. '
+        'Compare them by what they are for: finetune; or `evaluate` all of them on the same text, and they are ranked '
+        'by masked words in nats a character.'
+    )
+
+
+def _reasons(groups: list[list[Result]]) -> str:
+    """What differs between groups, and why that matters to a loss."""
+    names = differing(groups)
     whys = {name: next((why for prefix, why in _WHY.items() if name.startswith(prefix)), _WHY_ELSE) for name in names}
     grouped: dict[str, list[str]] = {}
     for name, why in whys.items():
         grouped.setdefault(why, []).append(name)
-    reasons = '; '.join(f'{", ".join(names)} ({why})' for why, names in grouped.items())
-    return (
-        f'Runs of different groups are not ranked by MLM loss, for they differ in {reasons}. '
-        'Compare them by what they are for: finetune.'
-    )
+    return '; '.join(f'{", ".join(names)} ({why})' for why, names in grouped.items())
 
 
 def title(group: list[Result], names: list[str]) -> str:
@@ -238,16 +280,27 @@ def numbers(result: Result) -> list[str]:
         best,
         '–' if result.nsp_accuracy is None else f'{result.nsp_accuracy:.1%}',
         '–' if result.tokens_per_second is None else f'{result.tokens_per_second:,.0f}',
+        *([] if not result.common else ['–'] if result.common_value is None else [_common(result)]),
     ]
 
 
-NUMBERS = ('rank', 'MLM loss', 'best', 'NSP', 'tokens/s')
+def _common(result: Result) -> str:
+    return result.common.show(result.common_value)
+
+
+def headings(results: list[Result]) -> list[str]:
+    """Of `numbers`; last what the runs are ranked by, where it is not the MLM loss."""
+    return [*_NUMBERS, *([results[0].common.name] if results and results[0].common else [])]
+
+
+_NUMBERS = ('rank', 'MLM loss', 'best', 'NSP', 'tokens/s')
 
 
 def table(results: list[Result]) -> str:
     """All runs, those that can be compared together and the best first."""
     varied = columns(result.run for result in results)
-    head = [NUMBERS[0], *varied.values(), *NUMBERS[1:], 'status']
+    rank, *shown = headings(results)
+    head = [rank, *varied.values(), *shown, 'status']
     groups = tasks(results)
     names = differing(groups)
     rows: list[list[str] | str] = []

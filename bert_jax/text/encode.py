@@ -219,10 +219,7 @@ def _encoded(
         for end, count in zip(ends, num_lines, strict=True)
     ]
     table['digest'] = np.frombuffer(b''.join(digests), 'V16')
-    table['uniform'] = [
-        int.from_bytes(digest[:8] if document.group is None else _group_digest(document.group), 'big')
-        for digest, document in zip(digests, batch, strict=True)
-    ]
+    table['uniform'] = [_uniform(document, digest) for digest, document in zip(digests, batch, strict=True)]
     table['tokens'] = np.bincount(document_of_line[line_of_sentence], lengths, len(batch))
     table['sentences'] = np.bincount(document_of_line, lines['sentences'], len(batch))
     line_is_kept = lines['sentences'] > 0
@@ -239,8 +236,17 @@ def _of_bounded_size(sentences: list[str]) -> Iterator[list[str]]:
         yield sentences[start:stop]
 
 
-def _group_digest(group: str) -> bytes:
-    return hashlib.blake2b(group.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
+def uniform_of(document: Document) -> int:
+    """What tells which split a document goes to, below 2**64: the `uniform` of its record."""
+    text = '\n'.join(sentence for line in document.lines for sentence in line)
+    return _uniform(document, hashlib.blake2b(text.encode(), digest_size=16).digest())
+
+
+def _uniform(document: Document, digest: bytes) -> int:
+    if document.group is not None:
+        group = document.group.encode('utf-8', 'surrogatepass')
+        digest = hashlib.blake2b(group, digest_size=8).digest()
+    return int.from_bytes(digest[:8], 'big')
 
 
 def _count_words(lines: list[bytes]) -> np.ndarray:

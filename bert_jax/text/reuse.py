@@ -49,16 +49,18 @@ def find_existing(directory: pathlib.Path, data: config.Data, settings: dict[str
         found = '; '.join(f'{name}={theirs.get(name)!r}' for name in differing)
         expected = '; '.join(f'{name}={settings.get(name)!r}' for name in differing)
         raise BadInput(where, f'holds a corpus made with {found}', expected, mend)
-    files = json.loads((directory / 'sources.json').read_text('utf-8'))
     for source, _, _ in weighted_sources(data):
-        if changes := _changes(files.get(source, {}), look_at_files(source)):
+        if changes := changes_since(directory, source):
             found = f'holds a corpus of text that has changed since: {changes}'
             raise BadInput(where, found, 'the text that it was made of', mend)
     return manifest
 
 
-def _changes(before: dict[str, list[int]], now: dict[str, list[int]]) -> str:
-    """How files differ, in words; '' when they do not, or are not there any more (a corpus does not need its text)."""
+def changes_since(directory: pathlib.Path, source: str) -> str:
+    """How the files of a source differ from those that a corpus was made of, in words; '' when they do not, or are not
+    there any more (a corpus does not need its text)."""
+    before: dict[str, list[int]] = json.loads((directory / 'sources.json').read_text('utf-8')).get(source, {})
+    now = look_at_files(source)
     if not now:
         return ''
     told = [f'{path} is new' for path in now if path not in before]

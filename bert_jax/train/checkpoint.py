@@ -371,9 +371,25 @@ def restore_on_one_device(
     """The state of a run's checkpoint (the newest without `step`) on the first device, and the mesh of that device.
 
     Raises:
-      BadInput: when there is no such checkpoint, or when it is damaged.
+      BadInput: see `restore_on`.
     """
     mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
+    return restore_on(mesh, workdir, config, vocab_size, step, build), mesh
+
+
+def restore_on(
+    mesh: Mesh,
+    workdir: str,
+    config: Config,
+    vocab_size: int,
+    step: int | None = None,
+    build: Build = BertForPreTraining,
+) -> TrainState:
+    """The state of a run's checkpoint (the newest without `step`), spread over a mesh.
+
+    Raises:
+      BadInput: when there is no such checkpoint, or when it is damaged.
+    """
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.phases)
     checkpoints = Checkpoints(workdir)
     found, place = checkpoints.steps(), f'{workdir}/checkpoints'
@@ -392,4 +408,4 @@ def restore_on_one_device(
         )
     state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh, build), step=step)
     checkpoints.close()
-    return state, mesh
+    return state

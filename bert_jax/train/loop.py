@@ -11,14 +11,16 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bert_jax import hosts, run
-from bert_jax.config import Config, in_phases
+from bert_jax.config import Config, in_phases, positions_trained
 from bert_jax.data.batches import Stream
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import open_streams
 from bert_jax.evaluate import evaluate_params
+from bert_jax.evaluation import probe
 from bert_jax.hosts import say
 from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
+from bert_jax.pretrained import from_params
 from bert_jax.stopping import StopRequest
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.exact import make_exact_step
@@ -85,6 +87,7 @@ def _train(
     if None in streams.validation:
         say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
     start_from.check(streams.tokenizer)
+    labelled_sets = probe.open_sets(config)
     microbatches = settle(config, mesh, streams.tokenizer.vocab_size).train.microbatches
     fingerprint = run.fingerprint(config, streams) | start_from.fingerprint
     hosts.check_agreement(fingerprint)
@@ -130,7 +133,7 @@ def _train(
     evaluation_step = make_evaluation_step(graph, mesh, shardings.params)
 
     # --- The loop. At each step, in this order: 1. update  2. go back, if the numbers went wrong  3. log
-    #     4. evaluate  5. compare the replicas  6. save. ---
+    #     4. evaluate, probe  5. compare the replicas  6. save. ---
     start, speed = int(state.step), Speedometer(config.model, vocab_size)
     writer = around.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
     progress = Progress(start, num_steps, _describe_step)
@@ -192,6 +195,14 @@ def _train(
                 writer.write(step, found)
                 metrics |= found
                 say(_describe_validation(step, found))
+        if labelled_sets and (step == num_steps or step % config.train.probe_every == 0):
+            with speed.paused(), watchdog.aside('probing'):
+                positions = positions_trained(config, step)
+                encoder = from_params(state.params, config.model, streams.tokenizer, step, positions)
+                found = probe.accuracies(encoder, labelled_sets)
+            writer.write(step, found)
+            metrics |= found
+            say(f'step {step}: probe {probe.describe(found)}')
         is_last = step == num_steps or stopping
         saves = is_last or step % config.train.checkpoint_every == 0
         every = config.train.replica_check_every

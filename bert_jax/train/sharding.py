@@ -72,15 +72,15 @@ def arrange(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray
     return np.array(ordered, dtype=object).reshape(sizes)
 
 
-def mesh_of_run(run: config.Config) -> Mesh:
-    """The mesh of a run over all devices, which serves each of its phases.
+def mesh_of_run(run: config.Config, devices: list | None = None) -> Mesh:
+    """The mesh of a run over all devices, or some, which serves each of its phases.
 
     Raises:
       BadInput: as `make_mesh`, for the first phase that it does not divide.
     """
     for number, phase in enumerate(config.in_phases(run)):
         where = f'config.phases[{number}]' if run.phases else 'config.train'
-        mesh = make_mesh(run.mesh, run.model, phase.train, where=where)
+        mesh = make_mesh(run.mesh, run.model, phase.train, devices, where)
     return mesh
 
 

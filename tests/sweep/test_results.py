@@ -9,6 +9,7 @@ import pytest
 
 from bert_jax.config import bert
 from bert_jax.errors import BadInput
+from bert_jax.report import rank
 from bert_jax.sweep.launch import LOG, slurm_script, visible_devices
 from bert_jax.sweep.picture import write_picture
 from bert_jax.sweep.results import best_commands, read_results, table, tasks, why_not_ranked
@@ -113,6 +114,28 @@ def test_losses_of_different_tasks_are_not_ranked_and_the_table_says_why(make, v
     assert 'not ranked' in reason and named in reason and why in reason
     assert reason in table(results)
     assert len(best_commands(results)) == 2 and len({group for group, _ in best_commands(results)}) == 2
+
+
+@pytest.mark.parametrize('by', ['nats/char', 'probe', ''])
+def test_runs_of_different_tasks_are_ranked_by_what_all_were_measured_by_alike(make, tmp_path, by):
+    runs = make(runs=[{'tokenizer.vocab_size': 500}, {'tokenizer.vocab_size': 600}, {'tokenizer.vocab_size': 700}])
+    for run, loss, tokenizer, better in zip(runs, (4.0, 5.0, 6.0), 'tuv', (0.2, 0.3, 0.1), strict=True):
+        write_workdir(run, [loss], tokenizer=tokenizer)
+        found = {'masked_word_nats_per_character': 1 - better, 'words_sample': 's', 'step': STEPS}
+        if by != 'nats/char' and tokenizer == 'v':  # evaluated before its end: not of the model that is ranked
+            found['step'] = STEPS - 1
+        Path(run.workdir, 'evaluation.json').write_text(json.dumps(found))
+        if by == 'probe':
+            with Path(run.workdir, 'metrics.jsonl').open('a') as file:
+                file.write(json.dumps({'step': STEPS, 'probe/a': better, 'probe/a/most_frequent': 0.5}) + '\n')
+    results = read_results(runs, {})
+    assert [result.rank for result in results] == ([2, 1, 3] if by else [1, 1, 1])
+    assert [result.as_json()['ranked_by'] for result in results] == [by or 'MLM loss'] * 3
+    shown, page = table(results), ' '.join(read_page(write_picture(results, tmp_path / 'sweep')).text)
+    for told in (shown, page, '\n'.join(rank([result.logged for result in results]))):
+        assert ('depends on no tokenizer' in told) == bool(by)
+        assert not by or {'nats/char': '0.700', 'probe': '30.0%'}[by] in told
+    assert ('the tokens are not the same' in shown) and len(best_commands(results)) == (1 if by else 3)
 
 
 @pytest.mark.parametrize('losses, told', [((5, 4, 3), 'highest'), ((3, 4, 5), 'lowest'), ((4, 3, 5), '')])

@@ -1,0 +1,78 @@
+"""By what runs can be ranked whose MLM losses do not compare: another tokenizer, masking, length or text."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WORDS = 'masked_word_nats_per_character'
+PROBE = 'probe/'
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What is known of a finished run.
+
+    Attributes:
+      step: the last one.
+      evaluation: its evaluation.json.
+      metrics: the last value of each thing that it logged.
+      probe: the `probe` of its config.
+    """
+
+    step: int
+    evaluation: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    probe: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What runs are ranked by.
+
+    Attributes:
+      name: as a column is headed.
+      why: a sentence.
+      values: of each run, in their order.
+      scores: likewise, the lowest the best.
+    """
+
+    name: str
+    why: str
+    values: tuple[float, ...]
+    scores: tuple[float, ...]
+
+    def show(self, value: float) -> str:
+        return f'{value:.3f}' if self.name == 'nats/char' else f'{value:.1%}'
+
+
+def common_measure(runs: Sequence[Figures]) -> Measure | None:
+    """What all of the runs have been measured by alike: masked words, else probes; None where there is neither."""
+    if len(runs) < 2:
+        return None
+    samples = {run.evaluation.get('words_sample') for run in runs}
+    values = tuple(run.evaluation.get(WORDS) for run in runs)
+    is_new = all(run.evaluation.get('step') == run.step for run in runs)
+    if len(samples) == 1 and None not in samples and is_new and all(map(_is_finite, values)):
+        why = (
+            'ranked by masked words in nats a character, which depends on no tokenizer: all were evaluated on the same '
+            f'words (sample {samples.pop()})'
+        )
+        return Measure('nats/char', why, values, values)
+    names = [sorted(name for name in run.metrics if _is_probe(name)) for run in runs]
+    if names[0] and all(run.probe == runs[0].probe for run in runs) and all(name == names[0] for name in names):
+        values = tuple(statistics.fmean(run.metrics[name] for name in names[0]) for run in runs)
+        if all(map(_is_finite, values)):
+            told = ', '.join(name.removeprefix(PROBE) for name in names[0])
+            why = f'ranked by the accuracy of probes on the frozen encoder ({told}), which depends on no tokenizer'
+            return Measure('probe', why, values, tuple(-value for value in values))
+    return None
+
+
+def _is_probe(name: str) -> bool:
+    return name.startswith(PROBE) and '/' not in name.removeprefix(PROBE)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
