@@ -57,7 +57,8 @@ def attend(
 
     Args:
       q, k, v: [B, L, D].  sequence_ids: [B, L] int32.
-      row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: uint32 scalar, which of the model's heads these start at.
+      row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: uint32 scalar, the number of the first of
+        these heads in the model.
       rate: of dropout, as `dropout` on the weights [B, H, L, L] of all heads; 0 for none.
     """
     return _attend(_Call(num_heads, rate, interpret), q, k, v, sequence_ids, row_keys, first_head[None])
@@ -101,7 +102,7 @@ def _pallas(
     every = pl.BlockSpec((1, L, W), lambda b, h, i, *_: (b, 0, h))
     own_ids = pl.BlockSpec((1, Q, 1), lambda b, h, i, *_: (b, i, 0))
     all_ids = pl.BlockSpec((1, 1, L), lambda b, h, i, *_: (b, 0, 0))
-    array = by_query[0]
+    array, num_arrays = by_query[0], len(by_query) + len(by_key) + out_by_query + out_by_key
     of_call = functools.partial(kernel, head_size=size, num_heads_of_block=W // size, rate=call.rate)
     return pl.pallas_call(
         of_call,
@@ -117,9 +118,7 @@ def _pallas(
         cost_estimate=pl.CostEstimate(
             flops=2 * num_products * B * L * L * D,
             transcendentals=B * call.num_heads * L * L,
-            bytes_accessed=(len(by_query) + len(by_key) + out_by_query + out_by_key)
-            * array.size
-            * array.dtype.itemsize,
+            bytes_accessed=num_arrays * array.size * array.dtype.itemsize,
         ),
         interpret=call.interpret,
         name=kernel.__name__.strip('_'),
