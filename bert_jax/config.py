@@ -137,6 +137,8 @@ class Model:
     layer_norm_eps: float = setting(1e-12, 'a number above 0', lambda value: value > 0)
     dtype: str = setting('float32', choices=('float32', 'bfloat16'))  # of the computation; parameters are float32
     remat: str = setting('none', choices=('none', 'dots', 'full'))
+    # 'fused': the scores stay on the chip (TPU, GPU); auto: wherever the shapes suit, see `model/attention.py`
+    attention: str = setting('auto', choices=('auto', 'plain', 'fused'))
     scan_layers: bool = True  # one compiled layer, looped over; False: unrolled
 
 

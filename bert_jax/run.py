@@ -40,7 +40,7 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
     if not config_module.is_records(config.data.source):
         del data['remask']
     model = dataclasses.asdict(config.model)
-    for execution in ('remat', 'scan_layers'):
+    for execution in ('remat', 'scan_layers', 'attention'):
         del model[execution]
     sections = {'data': data, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
     skip = {'train.skip': config.train.skip} if config.train.skip else {}

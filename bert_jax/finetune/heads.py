@@ -13,7 +13,8 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.model.bert import Bert, Build
-from bert_jax.model.layers import Dense, DropoutKey, dropout
+from bert_jax.model.dropout import DropoutKey, dropout
+from bert_jax.model.layers import Dense
 from bert_jax.model.losses import cross_entropy
 from bert_jax.train.step import Objective
 
@@ -36,7 +37,8 @@ class BertForTask(nnx.Module):
 
     def __call__(self, batch: TaskBatch, key: DropoutKey | None = None) -> jax.Array:
         """float32 [B, C] (pooled) or [B, L, C]; without a key nothing is dropped out."""
-        x = self.bert(batch.input_ids, batch.token_type_ids, batch.sequence_ids, batch.position_ids, key)
+        inputs = (batch.input_ids, batch.token_type_ids, batch.sequence_ids, batch.position_ids)
+        x = self.bert(*inputs, key, is_packed=False)
         if self.kind in _POOLED:
             x = self.bert.pool(x, batch.cls_positions)[:, 0]
         if self.kind != 'spans':

@@ -57,7 +57,7 @@ def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, ste
     task, model = dataclasses.asdict(config.task), dataclasses.asdict(config.model)
     for name in (*_COVERED_BY_CONTENT, *_NOT_IN_FINGERPRINT):
         del task[name]
-    for execution in ('remat', 'scan_layers'):
+    for execution in ('remat', 'scan_layers', 'attention'):
         del model[execution]
     sections = {'task': task, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
     flat = {f'{section}.{name}': value for section, values in sections.items() for name, value in values.items()}

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.model.layers import Dense, DropoutKey, EncoderLayer, LayerNorm, dropout, parameter, truncated_normal
+from bert_jax.model.dropout import DropoutKey, dropout
+from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, parameter, truncated_normal
 from bert_jax.model.products import project
 
 VOCABULARY_MULTIPLE = 128
@@ -61,13 +62,13 @@ class Encoder(nnx.Module):
         self.num_layers, self.remat, self.scan = model.num_layers, model.remat, model.scan_layers
         self.at_use: Callable[[nnx.State], nnx.State] | None = None  # whole weights of a layer from split ones
 
-    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None) -> jax.Array:
+    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
         graph, stacked = nnx.split(self.layers)
 
         def run(x: jax.Array, numbered: tuple) -> tuple[jax.Array, None]:
             number, weights = numbered
             weights = self.at_use(weights) if self.at_use else weights
-            return nnx.merge(graph, weights)(x, sequence_ids, key and key.at(number)), None
+            return nnx.merge(graph, weights)(x, sequence_ids, key and key.at(number), is_packed), None
 
         if self.remat != 'none' or self.at_use:
             keep = {'none': _keep_activations, 'dots': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims}
@@ -101,10 +102,14 @@ class Bert(nnx.Module):
         sequence_ids: jax.Array,
         position_ids: jax.Array,
         key: DropoutKey | None = None,
+        is_packed: bool = True,
     ) -> jax.Array:
-        """Contextual vectors [B, L, D]; all arguments [B, L] int32; without a key nothing is dropped out."""
+        """Contextual vectors [B, L, D]; all arrays [B, L] int32; without a key nothing is dropped out.
+
+        is_packed: False promises that each row is one sequence, padding after it.
+        """
         x = self.embeddings(input_ids, token_type_ids, position_ids, key)
-        return self.encoder(x, sequence_ids, key)
+        return self.encoder(x, sequence_ids, key, is_packed)
 
     def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """tanh of a dense layer over the [CLS] vectors: [B, L, D], [B, E] -> [B, E, D]."""
@@ -146,7 +151,8 @@ class BertForPreTraining(nnx.Module):
         key: DropoutKey | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """(MLM logits [B, P, V], NSP logits [B, E, 2]), both float32."""
-        hidden = self.bert(input_ids, token_type_ids, sequence_ids, position_ids, key)
+        is_packed = cls_positions.shape[1] > 1
+        hidden = self.bert(input_ids, token_type_ids, sequence_ids, position_ids, key, is_packed)
         return self.mlm_logits(hidden, masked_lm_positions), self.nsp_logits(hidden, cls_positions)
 
 

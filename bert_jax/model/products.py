@@ -24,8 +24,13 @@ def compiled_for(platform: str) -> Iterator[None]:
         _platform.reset(token)
 
 
+def target_platform() -> str | None:
+    """What `compiled_for` said; None outside of it."""
+    return _platform.get()
+
+
 def _for_cpu() -> bool:
-    return (_platform.get() or jax.default_backend()) == 'cpu'
+    return (target_platform() or jax.default_backend()) == 'cpu'
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bert_jax.plan import kernels
+
 _BITS = {'pred': 8, 'bf16': 16, 'token': 0, 'opaque': 0}
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'ragged-all-to-all')
 _FREE = {
@@ -205,6 +207,8 @@ class Module:
             return 2.0 * math.prod(instruction.arrays[0].sizes) * contracted
         if instruction.opcode == 'convolution':
             return self._convolution_flops(instruction)
+        if instruction.opcode == 'custom-call':
+            return kernels.cost(instruction.rest, self._operand_arrays(instruction))[0]
         called = instruction.attribute(r'(?:calls|to_apply)=%?([\w.-]+)')
         if instruction.opcode in ('fusion', 'call', 'async-start') and called:
             return sum(self.flops(line) for line in self.computations[called].values())
@@ -217,6 +221,8 @@ class Module:
         if instruction.opcode == 'fusion' and called:
             inside = [self.elementwise(line) for line in self.computations[called].values()]
             return sum(simple for simple, _ in inside), sum(hard for _, hard in inside)
+        if instruction.opcode == 'custom-call':
+            return 0.0, kernels.cost(instruction.rest, self._operand_arrays(instruction))[1]
         if instruction.opcode == 'reduce':
             return float(math.prod(self._operand_arrays(instruction)[0].sizes)), 0.0
         elements = float(math.prod(instruction.arrays[0].sizes)) if instruction.arrays else 0.0

@@ -34,6 +34,7 @@ _STEP = (
     *(f'train/{name}.py' for name in ('gradients', 'memory', 'optimizer', 'sharding', 'state', 'step')),
     'plan/program.py',
     'plan/hlo.py',
+    'plan/kernels.py',
 )
 _RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin')
 

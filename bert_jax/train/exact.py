@@ -27,7 +27,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
-from bert_jax.model.layers import DropoutKey, dropout_base
+from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.model.products import compiled_for
 from bert_jax.train.sharding import AXES, BATCH_AXES, replicated
 from bert_jax.train.state import TrainState

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.model.layers import DropoutKey, dropout_base
+from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.model.losses import cross_entropy
 from bert_jax.model.products import compiled_for
 from bert_jax.train.gradients import Exchange, accumulated

@@ -1,0 +1,74 @@
+"""Dropout whose masks are a hash: the same on any mesh, for any split into microbatches, in any kernel."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+_GOLDEN = 0x9E3779B9  # 2**32 / the golden ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class DropoutKey:
+    """What dropout masks depend on: never on the mesh, the microbatch or a generator's state.
+
+    base: uint32 scalar from (seed, step), see `dropout_base`.  rows: [B] uint32, global row numbers in the batch.
+    layer: uint32 scalar.
+    """
+
+    base: jax.Array
+    rows: jax.Array
+    layer: jax.Array | int = 0
+
+    def at(self, layer: jax.Array | int) -> 'DropoutKey':
+        """The key of a layer (0 is the embeddings)."""
+        return dataclasses.replace(self, layer=layer)
+
+    def of_rows(self, site: int) -> jax.Array:
+        """[B] uint32, what `is_kept` wants to know of a row. site: tells apart the dropouts of one layer."""
+        site_key = _hash32(self.base ^ _hash32(jnp.uint32(site) + 16 * jnp.asarray(self.layer, jnp.uint32) + 1))
+        return _hash32(site_key ^ (self.rows * jnp.uint32(_GOLDEN)))
+
+
+jax.tree_util.register_dataclass(DropoutKey, data_fields=['base', 'rows', 'layer'], meta_fields=[])
+
+
+def _hash32(x: jax.Array) -> jax.Array:
+    """The 32-bit finaliser `lowbias32` (Wellons 2018, "Prospecting for hash functions")."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def dropout_base(seed: int, step: jax.Array) -> jax.Array:
+    """uint32 scalar from a run's seed and a step."""
+    return _hash32(_hash32(jnp.uint32(seed) + jnp.uint32(_GOLDEN)) ^ step.astype(jnp.uint32))
+
+
+def is_kept(place: jax.Array, row_keys: jax.Array, rate: float) -> jax.Array:
+    """bool, False with probability `rate`.
+
+    Args:
+      place: uint32, the number of an element in its row.  row_keys: `DropoutKey.of_rows`, broadcast to it.
+    """
+    return _hash32((place * jnp.uint32(_GOLDEN)) ^ row_keys) >= jnp.uint32(round(rate * 2**32))
+
+
+def dropout(x: jax.Array, rate: float, key: DropoutKey | None, site: int) -> jax.Array:
+    """Zeroes each element with probability `rate` and scales the rest (Srivastava et al. 2014).
+
+    The mask is a hash of (seed, step, layer, site, global row, place in the row): the same on any mesh and for any
+    split into microbatches, and on a CPU an order of magnitude cheaper than `jax.random.bernoulli`.
+
+    Args:
+      x: [B, ...].  key: None switches dropout off.  site: tells apart the dropouts of one layer.
+    """
+    if key is None or rate == 0.0:
+        return x
+    row_keys = key.of_rows(site).reshape((x.shape[0],) + (1,) * (x.ndim - 1))
+    place = jnp.zeros((1,) * x.ndim, jnp.uint32)
+    for dim in range(1, x.ndim):
+        iota = jax.lax.broadcasted_iota(jnp.uint32, (1,) + x.shape[1:], dim)
+        place = place * jnp.uint32(x.shape[dim]) + iota
+    keep = is_kept(place, row_keys, rate)
+    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
