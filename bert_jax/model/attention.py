@@ -6,7 +6,7 @@
 |---|---|---|
 | TPU | `tpu_attention` (Pallas): scores stay on the chip, dropout as everywhere | L a multiple of 128, at most 4096 |
 | GPU, a row one sequence | cuDNN, by the lengths of the sequences | bfloat16, no attention dropout |
-| GPU, packed rows | jax's Pallas kernel, by the ids of the sequences | the same, L a multiple of 128 |
+| GPU, packed rows, or no cuDNN | jax's Pallas kernel, by the ids of the sequences | the same, L a multiple of 128 |
 | else | `plain`: scores and weights [B, H, L, L] go through memory | nothing |
 """
 
@@ -49,43 +49,51 @@ def attend(
       BadInput: when `how` is 'fused' and the platform that is compiled for has no kernel for this; a CPU has none
         for anything, and computes plainly.
     """
-    rate, size = 0.0 if key is None else rate, q.shape[-1] // num_heads
+    rate = 0.0 if key is None else rate
     platform = target_platform()
-    if how == 'plain' or platform not in ('tpu', 'gpu'):
-        return plain(q, k, v, sequence_ids, num_heads, rate, key)
     mesh = jax.sharding.get_abstract_mesh()
-    split = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get('tensor') == AxisType.Auto
-    num_parts = mesh.shape['tensor'] if split else 1
-    reason = _why_not(platform, q.shape[1], num_heads // num_parts, size, str(q.dtype), rate, is_packed)
-    if reason and how == 'fused':
-        raise BadInput('config.model.attention', "is 'fused', " + reason[0], 'what a kernel suits', reason[1])
-    if reason:
+    is_split = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get('tensor') == AxisType.Auto
+    num_parts = mesh.shape['tensor'] if is_split else 1
+    own, size = num_heads // num_parts, q.shape[-1] // num_heads
+    reason = None if how == 'plain' else why_plain(platform, q.shape[1], own, size, str(q.dtype), rate, is_packed)
+    if reason and how == 'fused' and platform in _KERNELS:
+        raise BadInput('config.model.attention', f"is 'fused', and {reason[0]}", 'what a kernel suits', reason[1])
+    if reason or how == 'plain':
         return plain(q, k, v, sequence_ids, num_heads, rate, key)
     row_keys = key.of_rows(_SITE) if rate else jnp.zeros(q.shape[0], jnp.uint32)
-    run = functools.partial(_KERNELS[platform, is_packed], num_heads // num_parts, rate)
+    run = functools.partial(_KERNELS[platform], own, rate, is_packed)
     arguments = (q, k, v, sequence_ids, row_keys, jnp.zeros((), jnp.uint32))
-    return _by_heads(run, num_heads // num_parts)(*arguments) if num_parts > 1 else run(*arguments)
+    return _by_heads(run, own)(*arguments) if num_parts > 1 else run(*arguments)
 
 
-def _why_not(
-    platform: str, length: int, num_heads: int, head_size: int, dtype: str, rate: float, is_packed: bool
+def why_plain(
+    platform: str | None, length: int, num_heads: int, head_size: int, dtype: str, rate: float, is_packed: bool
 ) -> tuple[str, str] | None:
-    """(What keeps a kernel from being used, what would mend it); None where one is."""
+    """(What keeps a kernel from being used, what would mend it); None where one is.
+
+    Args:
+      platform: 'tpu', 'gpu', or another, which has no kernels.  num_heads: of one device.  rate: of dropout.
+    """
     if platform == 'tpu':
         if tpu_attention.suits(length, num_heads, head_size):
             return None
-        found = f'and a TPU has no kernel for rows of {length}, {num_heads} heads of {head_size} on a device'
-        return found, f'a sequence_length that is a multiple of 128, at most {tpu_attention.LONGEST}, and whole tiles'
+        found = f'a TPU has no kernel for rows of {length}, {num_heads} heads of {head_size} on a device'
+        return found, f'data.sequence_length a multiple of 128, at most {tpu_attention.LONGEST}; heads of 64 or 128'
+    if platform != 'gpu':
+        return f'there is no kernel for {platform}', '--config.model.attention=plain'
     if rate:
-        return 'and the kernels of a GPU drop nothing out', '--config.model.attention_dropout_rate=0.0'
+        return 'the kernels of a GPU drop nothing out', '--config.model.attention_dropout_rate=0.0'
     if dtype != 'bfloat16':
-        return f'and the kernels of a GPU are for bfloat16, not {dtype}', '--config.model.dtype=bfloat16'
+        return f'the kernels of a GPU are for bfloat16, not {dtype}', '--config.model.dtype=bfloat16'
     if head_size % 8 or head_size > 128:
-        return f'and the kernels of a GPU have no heads of {head_size}', 'num_heads so that a head has 64'
-    if is_packed and length % _GPU_BLOCK:
-        return f'and rows are packed to {length}', f'--config.data.sequence_length a multiple of {_GPU_BLOCK}'
-    if is_packed and _gpu_kernels() is None:
-        return f'and jax {jax.__version__} brings no kernel for packed rows', '--config.data.packing=False'
+        return f'the kernels of a GPU have no heads of {head_size}', 'num_heads so that a head has 64'
+    if not is_packed and _is_cudnn_here():
+        return None
+    if _gpu_kernels() is None:
+        found = f'cuDNN is not found, or rows are packed, for which jax {jax.__version__} brings no kernel'
+        return found, '--config.model.attention=plain'
+    if length % _GPU_BLOCK:
+        return f'rows of {length} go by their ids', f'data.sequence_length a multiple of {_GPU_BLOCK}'
     return None
 
 
@@ -120,33 +128,50 @@ def _by_heads(run: Callable[..., jax.Array], num_heads: int) -> Callable[..., ja
     return jax.shard_map(own_heads, in_specs=in_specs, out_specs=heads, axis_names={'tensor'}, check_vma=False)
 
 
-# --- Kernels: (number of heads, dropout rate, q, k, v, sequence ids, keys of rows, first head) -> [B, L, D]. ---
+# --- Kernels: (heads, dropout rate, is_packed, q, k, v, sequence ids, keys of rows, first head) -> [B, L, D]. ---
 
 
-def _on_tpu(num_heads: int, rate: float, *arguments: jax.Array) -> jax.Array:
+def _on_tpu(num_heads: int, rate: float, _: bool, *arguments: jax.Array) -> jax.Array:
     return tpu_attention.attend(*arguments, num_heads=num_heads, rate=rate)
 
 
-def _by_cudnn(
-    num_heads: int, _: float, q: jax.Array, k: jax.Array, v: jax.Array, sequence_ids: jax.Array, *__: jax.Array
+def _on_gpu(
+    num_heads: int,
+    _: float,
+    is_packed: bool,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sequence_ids: jax.Array,
+    *__: jax.Array,
 ) -> jax.Array:
-    """What cuDNN does past a sequence is not said: zeros on the way in (their gradients are 0) and on the way out."""
-    is_real = sequence_ids[..., None] > 0
     heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
+    if is_packed or not _is_cudnn_here():
+        q, k, v = (x.reshape(heads) for x in (q, k, v))
+        return _gpu_kernels().mha(q, k, v, sequence_ids, sm_scale=heads[-1] ** -0.5).reshape(*heads[:2], -1)
+    # What cuDNN leaves past a sequence is not said: zeros go in (so that gradients there are 0), and come out.
+    is_real = sequence_ids[..., None] > 0
     q, k, v = (jnp.where(is_real, x, 0).reshape(heads) for x in (q, k, v))
     lengths = jnp.maximum(is_real.sum(axis=(1, 2), dtype=jnp.int32), 1)  # rows that only fill up a batch have none
-    out = jax.nn.dot_product_attention(
+    return jnp.where(is_real, _by_cudnn(q, k, v, lengths).reshape(*heads[:2], -1), 0)
+
+
+def _by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    """[B, L, H, K]; lengths [B] int32."""
+    return jax.nn.dot_product_attention(
         q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation='cudnn'
     )
-    return jnp.where(is_real, out.reshape(*heads[:2], -1), 0)
 
 
-def _by_ids(
-    num_heads: int, _: float, q: jax.Array, k: jax.Array, v: jax.Array, sequence_ids: jax.Array, *__: jax.Array
-) -> jax.Array:
-    heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
-    q, k, v = (x.reshape(heads) for x in (q, k, v))
-    return _gpu_kernels().mha(q, k, v, sequence_ids, sm_scale=heads[-1] ** -0.5).reshape(*heads[:2], -1)
+@functools.cache
+def _is_cudnn_here() -> bool:
+    """Asked with the shapes of a call. Where `plan` compiles for an absent GPU, there may be none."""
+    heads, lengths = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16), jax.ShapeDtypeStruct((1,), jnp.int32)
+    try:
+        jax.eval_shape(_by_cudnn, heads, heads, heads, lengths)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 @functools.cache
@@ -158,4 +183,4 @@ def _gpu_kernels() -> object | None:
         return None
 
 
-_KERNELS = {('tpu', False): _on_tpu, ('tpu', True): _on_tpu, ('gpu', False): _by_cudnn, ('gpu', True): _by_ids}
+_KERNELS = {'tpu': _on_tpu, 'gpu': _on_gpu}

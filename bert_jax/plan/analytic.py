@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, max_sequences, num_predictions
+from bert_jax.model.attention import why_plain
 from bert_jax.model.bert import num_parameters, padded_vocab_size
 from bert_jax.plan.hlo import Collective, Operation, Work
 from bert_jax.train.memory import batch_shapes
@@ -63,8 +64,8 @@ def full_flops(config: Config) -> float:
     )
 
 
-def estimate(config: Config, sizes: dict[str, int]) -> Estimate:
-    """Args: sizes, of the mesh's axes (`sharding.mesh_sizes`)."""
+def estimate(config: Config, sizes: dict[str, int], platform: str = 'cpu') -> Estimate:
+    """Args: sizes, of the mesh's axes (`sharding.mesh_sizes`); platform, that it is compiled for: tpu, gpu or cpu."""
     model = dataclasses.replace(config.model, remat='none', dtype='float32')  # what does not change the state
     state = _state(model, config.tokenizer.vocab_size, config.optimizer, config.train.steps, tuple(sizes.items()))
     batch = batch_shapes(config, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
@@ -76,10 +77,10 @@ def estimate(config: Config, sizes: dict[str, int]) -> Estimate:
         parameter_bytes=parameter_bytes,
         optimizer_bytes=state.optimizer_bytes,
         batch_bytes=_device_bytes(batch, jax.tree.map(lambda leaf: leaf.sharding, batch)),
-        activation_bytes=_activations(config, sizes),
-        working_bytes=parameter_bytes + _layer_and_logits(config, sizes),
+        activation_bytes=_activations(config, sizes, platform),
+        working_bytes=parameter_bytes + _layer_and_logits(config, sizes, platform),
         checkpoint_bytes=state.checkpoint_bytes,
-        work=_work(config, sizes, parameter_bytes),
+        work=_work(config, sizes, parameter_bytes, platform),
     )
 
 
@@ -122,11 +123,13 @@ def _rows(config: Config, sizes: dict[str, int]) -> int:
     return config.train.global_batch_size // shards
 
 
-def _kept_per_token(config: Config, tensor: int, remat: str) -> float:
+def _kept_per_token(config: Config, tensor: int, remat: str, platform: str) -> float:
     """Bytes of a layer that wait for the backward pass, a token: read off compiled programs of this model."""
     model, length = config.model, config.data.sequence_length
     a = 2 if model.dtype == 'bfloat16' else 4
     size, inner, scores = model.hidden_size, model.intermediate_size / tensor, model.num_heads / tensor * length
+    if _is_fused(config, tensor, platform):
+        scores = 0.0
     if remat == 'full':
         return size * a
     if remat == 'dots':
@@ -136,19 +139,28 @@ def _kept_per_token(config: Config, tensor: int, remat: str) -> float:
     return size * (2 * a + 4 * a / tensor + 24) + 4 * a * inner + scores * (4 + a) + masks
 
 
-def _activations(config: Config, sizes: dict[str, int]) -> float:
+def _is_fused(config: Config, tensor: int, platform: str) -> bool:
+    """Whether the scores of attention stay on the chip."""
+    model, length = config.model, config.data.sequence_length
+    heads, size = model.num_heads // tensor, model.hidden_size // model.num_heads
+    rate, is_packed = model.attention_dropout_rate, max_sequences(config.data) > 1
+    suits = why_plain(platform, length, heads, size, model.dtype, rate, is_packed) is None
+    return model.attention != 'plain' and suits
+
+
+def _activations(config: Config, sizes: dict[str, int], platform: str) -> float:
     tokens = _rows(config, sizes) * config.data.sequence_length
-    return config.model.num_layers * tokens * _kept_per_token(config, sizes['tensor'], config.model.remat)
+    return config.model.num_layers * tokens * _kept_per_token(config, sizes['tensor'], config.model.remat, platform)
 
 
-def _layer_and_logits(config: Config, sizes: dict[str, int]) -> float:
+def _layer_and_logits(config: Config, sizes: dict[str, int], platform: str) -> float:
     rows = _rows(config, sizes)
     vocabulary = padded_vocab_size(config.tokenizer.vocab_size) / sizes['tensor']
     logits = 2 * 4 * rows * num_predictions(config.data) * vocabulary
-    return logits + rows * config.data.sequence_length * _kept_per_token(config, sizes['tensor'], 'none')
+    return logits + rows * config.data.sequence_length * _kept_per_token(config, sizes['tensor'], 'none', platform)
 
 
-def _work(config: Config, sizes: dict[str, int], parameter_bytes: int) -> Work:
+def _work(config: Config, sizes: dict[str, int], parameter_bytes: int, platform: str) -> Work:
     """The step of one device, counted by hand: products, one pass over what a layer keeps in each direction, Adam."""
     model, micro = config.model, config.train.microbatches
     num_devices, tensor = math.prod(sizes.values()), sizes['tensor']
@@ -156,12 +168,12 @@ def _work(config: Config, sizes: dict[str, int], parameter_bytes: int) -> Work:
     tokens, layers = rows * length, model.num_layers * micro
     products = full_flops(config) / num_devices
     again = {'none': 0.0, 'dots': _attention_share(config) / 3, 'full': 1 / 3}[model.remat]
-    moved = tokens * _kept_per_token(config, tensor, 'none')
+    moved = tokens * _kept_per_token(config, tensor, 'none', platform)
     operations = (
         Operation(products * (1 + again) / layers, 0.0, layers),
         Operation(0.0, 2 * moved, layers),  # forward: written and read
         Operation(0.0, 3 * moved * (1 + again), layers),  # backward: read, written and read
-        Operation(0.0, 3 * _layer_and_logits(config, sizes), micro),
+        Operation(0.0, 3 * _layer_and_logits(config, sizes, platform), micro),
         Operation(0.0, 9.0 * parameter_bytes, 1),  # gradient, parameter, two moments: read and written
     )
     return Work(operations, tuple(_collectives(config, sizes, parameter_bytes, tokens)), 0)

@@ -174,7 +174,7 @@ def make_plan(config: Config, target: Target, effort: str = FULL, limit_s: float
 def analytic_plan(config: Config, target: Target) -> Plan:
     """The plan by counting alone."""
     mesh = mesh_sizes(config.mesh, config.model, config.train, target.num_devices)
-    counted = estimate(config, mesh)
+    counted = estimate(config, mesh, target.device.kind)
     time = step_time(counted.work, target, config.model.dtype)
     return Plan(config, target, mesh, counted, None, 'only counted', time)
 
