@@ -362,7 +362,7 @@ def _report(values: flags.FlagValues, _: list[str]) -> int:
     if not values.workdir:
         raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMANDS['report'].example)
     path = str(write_report(values.workdir))
-    _tell(values, {'report': path}, '\n'.join([summarize(workdir) for workdir in values.workdir] + [f'Wrote {path}']))
+    _tell(values, {'report': path}, f'{summarize(values.workdir)}\nWrote {path}')
     return 0
 
 

@@ -138,7 +138,7 @@ def test_half_written_last_line_is_passed_over(tmp_path, tail):
     workdir = write_run(tmp_path / 'a')
     metrics = tmp_path / 'a' / 'metrics.jsonl'
     metrics.write_bytes(metrics.read_bytes() + tail.encode()[:-1])
-    assert 'step 200 of 200' in report.summarize(workdir)
+    assert 'step 200 of 200' in report.summarize([workdir])
     assert report.write_report([workdir]).exists()
 
 
@@ -166,7 +166,7 @@ def test_broken_file_is_named(tmp_path, name, content):
     workdir = write_run(tmp_path / 'a')
     (tmp_path / 'a' / name).write_text(content)
     with pytest.raises(BadInput, match=re.escape(f'{workdir}/{name}')):
-        report.summarize(workdir)
+        report.summarize([workdir])
 
 
 def test_no_step_logged_yet_is_told(tmp_path):
@@ -190,7 +190,7 @@ def test_diverged_run_is_still_drawn(tmp_path):
     tail = '{"step": 210, "mlm_loss": NaN, "grad_norm": Infinity}\n{"step": 220, "mlm_loss": null}\n'
     workdir = write_run(tmp_path / 'a', tail=tail)
     assert 'nan' in ' '.join(read_page(report.write_report([workdir])).text)
-    assert '!' in report.summarize(workdir)
+    assert '!' in report.summarize([workdir])
 
 
 def test_long_run_stays_a_small_page(tmp_path):
@@ -199,7 +199,7 @@ def test_long_run_stays_a_small_page(tmp_path):
 
 
 def test_summary_shows_the_curve_falling(tmp_path):
-    summary = report.summarize(write_run(tmp_path / 'a'))
+    summary = report.summarize([write_run(tmp_path / 'a')])
     assert '█' in summary and '▁' in summary and summary.index('█') < summary.index('▁')
     for number in ('8.15', '6.25', '6.125', '6.875', '23.4 %'):
         assert number in summary
