@@ -106,7 +106,8 @@ def _define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues
         elif name == 'show':
             flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
         elif name == 'seeds':
-            flags.DEFINE_integer('seeds', 1, 'runs, each with a seed of its own', lower_bound=1, flag_values=values)
+            does = 'runs, each with a seed of its own; as many as before, or one'
+            flags.DEFINE_integer('seeds', None, does, lower_bound=1, flag_values=values)
         elif name == 'workers':
             flags.DEFINE_integer('workers', None, 'processes; as many as cores without it', 1, flag_values=values)
         else:
@@ -247,19 +248,18 @@ def _train(values: flags.FlagValues, _: list[str]) -> int:
 
 def _finetune(values: flags.FlagValues, _: list[str]) -> int:
     workdir = _required(values, 'workdir')
-    if values.config is None:
-        raise BadInput('--config', 'is missing', 'a config file', COMMANDS['finetune'].example)
     from bert_jax.finetune.config import resolve
+    from bert_jax.finetune.workdirs import read_plan
 
-    config = resolve(_fields(values.config))
+    config, num_seeds = (resolve(_fields(values.config)), 1) if values.config is not None else read_plan(workdir)
     from bert_jax import hosts
 
-    hosts.join(values.distributed, values.join_timeout)
+    hosts.join(values.distributed, values.join_timeout, config.train.watchdog_seconds)
     _select_platform(config)
     hosts.check_devices(values.devices)
     from bert_jax.finetune.command import describe, finetune
 
-    summary = finetune(config, workdir, values.seeds)
+    summary = finetune(config, workdir, values.seeds or num_seeds)
     if hosts.is_first():
         text = f'{describe(summary)}\nNext: python -m bert_jax export --workdir={workdir} --output={workdir}/export'
         _tell(values, dataclasses.asdict(summary), text if summary.finished else '')
@@ -267,7 +267,11 @@ def _finetune(values: flags.FlagValues, _: list[str]) -> int:
 
 
 def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.finetune.workdirs import seeds_of
+
     workdir = _required(values, 'workdir')
+    if seeds_of(workdir):
+        return _evaluate_finetuned(values, workdir)
     _select_platform(_run_config(values, workdir))
     from bert_jax.evaluate import describe, evaluate
 
@@ -277,6 +281,18 @@ def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
         workdir, values.step, source=values.source or '', sample=values.sample, config=given, workers=workers
     )
     _tell(values, result, describe(result))
+    return 0
+
+
+def _evaluate_finetuned(values: flags.FlagValues, workdir: str) -> int:
+    from bert_jax.finetune.workdirs import read_run, seeds_of
+
+    _select_platform(read_run(seeds_of(workdir)[0]))
+    from bert_jax.finetune.command import describe
+    from bert_jax.finetune.evaluate import as_json, evaluate
+
+    summary = evaluate(workdir, values.step)
+    _tell(values, as_json(summary), describe(summary))
     return 0
 
 
@@ -365,13 +381,12 @@ def _embed(values: flags.FlagValues, _: list[str]) -> int:
 
 
 def _report(values: flags.FlagValues, _: list[str]) -> int:
-    from bert_jax.report import summarize, summarize_ranking, write_report
+    from bert_jax.report import summarize, write_report
 
     if not values.workdir:
         raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMANDS['report'].example)
     path = str(write_report(values.workdir))
-    shown = [*map(summarize, values.workdir), *summarize_ranking(values.workdir), f'Wrote {path}']
-    _tell(values, {'report': path}, '\n'.join(shown))
+    _tell(values, {'report': path}, f'{summarize(values.workdir)}\nWrote {path}')
     return 0
 
 
@@ -441,7 +456,7 @@ COMMANDS = {
     ),
     'finetune': Command(
         _finetune,
-        'learns a task from labelled examples: classes, numbers, tags or spans',
+        'learns a task from labelled examples (classes, numbers, tags or spans), or continues what the workdir holds',
         'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.task.directory=glue/SST-2 '
         '--config.init=models/mine --workdir=runs/sst2 --seeds=5',
         ('config', 'workdir', 'seeds', 'distributed', 'devices', 'join_timeout'),

@@ -66,6 +66,18 @@ def _are_windows(value: tuple) -> bool:
     return all(is_window(window) and window[0] >= 0 and 0 <= window[1] < window[2] < 2**31 for window in value)
 
 
+_EXAMPLES = (
+    'The capital of France is [MASK].',
+    'She opened the door and went [MASK] the house.',
+    'The function returns a [MASK] of all names.',
+    'This is not the same [MASK] as [MASK].',
+)
+
+
+def _have_masks(value: tuple) -> bool:
+    return all(isinstance(text, str) and '[MASK]' in text and text.isprintable() for text in value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Masking:
     """Masked language modelling (Devlin et al. 2019, section 3.1)."""
@@ -187,6 +199,8 @@ class Train:
     spike_window: int = setting(256, 'a number from 8 to 100000', lambda value: 8 <= value <= 100_000)  # losses
     # windows of the stream to leave out, as a run that went back does: (phase, first batch, the one after the last)
     skip: tuple = setting((), 'a tuple of (phase, first, stop), whole numbers with first < stop', _are_windows)
+    # filled in at every evaluation, for the report; () for none
+    examples: tuple = setting(_EXAMPLES, 'a tuple of lines of text, each with [MASK]', _have_masks)
     replica_check_every: int = at_least(1000, 0)  # steps between comparisons of what the devices hold; 0: never
 
 

@@ -94,7 +94,7 @@ class StartingPoint:
         """
         if not self.config.init_optimizer:
             return state
-        directory, step = _split_step(self.config.init)
+        directory, step = split_step(self.config.init)
         theirs, ours = run.load_config(directory), self.config.optimizer.name
         where = f'config.init_optimizer with config.init={self.config.init}'
         if theirs.optimizer.name != ours:
@@ -136,7 +136,7 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         model = run.load_config(workdir).model
         return StartingPoint(with_sizes(config, model, model.max_positions), {'init': recorded['init']} | kept)
     initial = load_initial(config.init)
-    directory, _ = _split_step(config.init)
+    directory, _ = split_step(config.init)
     if kept and (not run.is_workdir(directory) or 'imported' in run.load_fingerprint(directory)):
         found = f'is True, and config.init={config.init} is no workdir of a run: it has no moments'
         raise BadInput('config.init_optimizer', found, 'WORKDIR or WORKDIR@STEP', '--config.init_optimizer=False')
@@ -158,7 +158,7 @@ def initial_tokenizer(init: str) -> Tokenizer:
     Raises:
       BadInput: when there is none.
     """
-    directory, _ = _split_step(init)
+    directory, _ = split_step(init)
     if run.is_workdir(directory):
         return load_tokenizer(Path(directory) / 'tokenizer', lowercase=True, strip_accents=None)
     _refuse_google(directory)
@@ -210,12 +210,13 @@ def load_initial(init: str) -> Pretrained:
     Raises:
       BadInput: when it is not there or cannot be used.
     """
-    directory, step = _split_step(init)
+    directory, step = split_step(init)
     _refuse_google(directory)
     return load_pretrained(directory, step)
 
 
-def _split_step(init: str) -> tuple[str, int | None]:
+def split_step(init: str) -> tuple[str, int | None]:
+    """(directory, step) of `WORKDIR@STEP`; no step where none is named."""
     directory, at, step = init.rpartition('@')
     return (directory, int(step)) if at and step.isdigit() and not Path(init).exists() else (init, None)
 

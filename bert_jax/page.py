@@ -46,6 +46,8 @@ th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; 
 tr + tr > *, tbody + tbody > tr:first-child > * { border-top: 1px solid var(--grid); }
 thead th { color: var(--muted); font-size: .85rem; } tbody th { overflow-wrap: anywhere; }
 .number { text-align: right; white-space: nowrap; }
+.settings td { overflow-wrap: anywhere; min-width: 5rem; } .settings th { min-width: 8rem; }
+.examples { width: 100%; font-size: .87rem; }
 td small { display: block; white-space: normal; }
 .group th { font-weight: 600; padding-top: .7rem; } .sections table { width: 100%; font-size: .87rem; }
 .sections th { color: var(--muted); } .sections td { text-align: right; padding-right: 0; overflow-wrap: anywhere; }

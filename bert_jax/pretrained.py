@@ -19,6 +19,7 @@ from bert_jax.interop import hugging_face
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.losses import cross_entropy
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.vocabulary import encode_with_masks
 from bert_jax.train.checkpoint import restore_on_one_device
 from bert_jax.train.state import model_graph
 
@@ -96,7 +97,7 @@ class Pretrained:
         Raises:
           BadInput: when the text has no [MASK] or is longer than the model has positions.
         """
-        ids = self._encode_with_masks(text)
+        ids = encode_with_masks(self.tokenizer, text)
         if len(ids) > self.config.max_positions:
             raise BadInput('the text', f'has {len(ids)} tokens', f'at most {self.config.max_positions}')
         where = np.flatnonzero(ids == self.tokenizer.mask_id)
@@ -139,14 +140,6 @@ class Pretrained:
             for slot, row in enumerate(rows):
                 losses[row] = found[slot, : len(positions[row])]
         return losses
-
-    def _encode_with_masks(self, text: str) -> np.ndarray:
-        """[L] int32: [CLS] text [SEP], each '[MASK]' of the text as the mask token."""
-        tokenizer = self.tokenizer
-        ids = [tokenizer.cls_id]
-        for number, piece in enumerate(tokenizer.encode_batch(text.split('[MASK]'))):
-            ids += [tokenizer.mask_id] * (number > 0) + list(piece)
-        return np.array([*ids, tokenizer.sep_id], np.int32)
 
     def _framed(self, texts: list[str], truncate: bool) -> tuple[list[list[int]], int]:
         """(ids of each text as [CLS] text [SEP], number of texts cut)."""

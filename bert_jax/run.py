@@ -139,9 +139,13 @@ def write(workdir: str, config: Config, tokenizer: Tokenizer, fingerprint: dict[
     path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path.parent / 'tokenizer')
-    versions = {name: metadata.version(name) for name in _RECORDED_VERSIONS}
-    content = {'config': dataclasses.asdict(config), 'fingerprint': fingerprint, 'versions': versions}
+    content = {'config': dataclasses.asdict(config), 'fingerprint': fingerprint, 'versions': versions()}
     write_whole(path, json.dumps(content, indent=2) + '\n')
+
+
+def versions() -> dict[str, str]:
+    """Those of the packages that a run's numbers may depend on."""
+    return {name: metadata.version(name) for name in _RECORDED_VERSIONS}
 
 
 def is_workdir(directory: str) -> bool:

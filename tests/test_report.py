@@ -138,7 +138,7 @@ def test_half_written_last_line_is_passed_over(tmp_path, tail):
     workdir = write_run(tmp_path / 'a')
     metrics = tmp_path / 'a' / 'metrics.jsonl'
     metrics.write_bytes(metrics.read_bytes() + tail.encode()[:-1])
-    assert 'step 200 of 200' in report.summarize(workdir)
+    assert 'step 200 of 200' in report.summarize([workdir])
     assert report.write_report([workdir]).exists()
 
 
@@ -166,7 +166,7 @@ def test_broken_file_is_named(tmp_path, name, content):
     workdir = write_run(tmp_path / 'a')
     (tmp_path / 'a' / name).write_text(content)
     with pytest.raises(BadInput, match=re.escape(f'{workdir}/{name}')):
-        report.summarize(workdir)
+        report.summarize([workdir])
 
 
 def test_no_step_logged_yet_is_told(tmp_path):
@@ -190,7 +190,7 @@ def test_diverged_run_is_still_drawn(tmp_path):
     tail = '{"step": 210, "mlm_loss": NaN, "grad_norm": Infinity}\n{"step": 220, "mlm_loss": null}\n'
     workdir = write_run(tmp_path / 'a', tail=tail)
     assert 'nan' in ' '.join(read_page(report.write_report([workdir])).text)
-    assert '!' in report.summarize(workdir)
+    assert '!' in report.summarize([workdir])
 
 
 def test_long_run_stays_a_small_page(tmp_path):
@@ -199,8 +199,93 @@ def test_long_run_stays_a_small_page(tmp_path):
 
 
 def test_summary_shows_the_curve_falling(tmp_path):
-    summary = report.summarize(write_run(tmp_path / 'a'))
+    summary = report.summarize([write_run(tmp_path / 'a')])
     assert '█' in summary and '▁' in summary and summary.index('█') < summary.index('▁')
     for number in ('8.15', '6.25', '6.125', '6.875', '23.4 %'):
         assert number in summary
     assert len(summary.splitlines()) < 8
+
+
+def write_lines(path, *lines):
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def test_what_happened_is_told_and_counted(tmp_path):
+    workdir = write_run(
+        tmp_path / 'a', tail='{"step": 210, "skipped_updates": 0}\n{"step": 220, "skipped_updates": 3}\n'
+    )
+    facts = {'devices': 8, 'device_kind': 'TPU v4', 'platform': 'tpu', 'hosts': 2, 'processes': 2}
+    facts |= {'mesh': {'data': 8}, 'versions': {'jax': '9.9'}}
+    write_lines(
+        tmp_path / 'a' / 'history.jsonl',
+        {'event': 'start', 'step': 0, 'lost_steps': 0} | facts,
+        {'event': 'back', 'step': 40, 'from': 57, 'why': 'not finite'},
+        {'event': 'start', 'step': 100, 'lost_steps': 15} | facts | {'devices': 16},
+        {'event': 'start', 'step': 100, 'lost_steps': 0} | facts,
+    )
+    with (tmp_path / 'a' / 'history.jsonl').open('a') as file:
+        file.write('{"event": "st\n')  # torn by a kill
+    summary = report.summarize([workdir])
+    assert 'started again 2 times, went back once, 32 logged steps made again, 3 updates skipped' in summary
+    text = ' '.join(read_page(report.write_report([workdir])).text)
+    for words in (
+        '8 × TPU v4 (tpu) · 2 hosts',
+        '16 × TPU v4',
+        'from step 100',
+        'went back: not finite',
+        '▲ started again',
+    ):
+        assert words in text
+
+
+def test_example_sentences_are_shown_at_a_handful_of_steps(tmp_path):
+    workdir = write_run(tmp_path / 'a')
+    lines = [
+        {'step': s, 'examples': [{'text': 'a [MASK] b', 'fillers': [[{'token': f'<t{s}>', 'score': 0.25}]]}]}
+        for s in range(1, 101)
+    ]
+    write_lines(tmp_path / 'a' / 'examples.jsonl', *lines)
+    text = ' '.join(read_page(report.write_report([workdir])).text)
+    assert re.findall(r'<t(\d+)> 25 %', text) == ['1', '26', '51', '75', '100']
+    assert 'a [MASK] b  <t100> 25 %' in report.summarize([workdir])
+    write_lines(tmp_path / 'a' / 'examples.jsonl', {'step': 1, 'examples': [{'text': 1, 'fillers': []}]})
+    with pytest.raises(BadInput, match=r'examples\.jsonl:1'):
+        report.summarize([workdir])
+
+
+def test_what_differs_from_the_defaults_comes_first(tmp_path):
+    config = {'train': {'steps': 200, 'seed': 0}, 'optimizer': {'b1': 0.9, 'b2': 0.98}}
+    text = ' '.join(read_page(report.write_report([write_run(tmp_path / 'a', config=config)])).text)
+    differs, default = text[text.index('What differs from the defaults') :].split('What is as by default')
+    assert 'optimizer.b2' in differs and '0.98' in differs and '0.999' in differs and 'optimizer.b1' not in differs
+    assert 'abc123' in default
+
+
+def test_probes_are_charts_and_final_numbers(tmp_path):
+    tail = ''.join(f'{{"step": {step}, "probe/tree depth": 0.{step}}}\n' for step in (201, 202))
+    workdir = write_run(tmp_path / 'a', tail=tail)
+    page = read_page(report.write_report([workdir]))
+    assert sum(tag == 'svg' for tag, _ in page.elements) == 7
+    assert 'Probe: tree depth' in ' '.join(page.text) and '0.202' in report.summarize([workdir])
+
+
+def test_a_fine_tune_is_its_seeds_and_their_medians(tmp_path):
+    for seed, accuracy in enumerate((0.5, 0.9, 0.7)):
+        place = tmp_path / 'sst2' / f'seed-{seed}'
+        place.mkdir(parents=True)
+        document = {
+            'config': {'task': {'kind': 'classification'}, 'train': {'seed': seed}},
+            'fingerprint': {'train.steps': 20},
+        }
+        (place / 'config.json').write_text(json.dumps(document))
+        write_lines(
+            place / 'metrics.jsonl', {'step': 10, 'loss': 0.7}, {'step': 20, 'loss': 0.3, 'validation/f1': accuracy}
+        )
+        if accuracy != 0.9:  # not finished yet
+            (place / 'results.json').write_text(json.dumps({'seed': seed, 'metrics': {'f1': accuracy}}))
+    workdir = str(tmp_path / 'sst2')
+    page = read_page(report.write_report([workdir]))
+    text = ' '.join(page.text)
+    assert '2 of 3 seeds finished' in text and '60.0 %' in text and 'sst2/seed-2' in text and 'MLM' not in text
+    assert sum(tag == 'svg' for tag, _ in page.elements) == 2  # the loss, and f1
+    assert 'step 20 of 20' in report.summarize([workdir]) and '60.0%   50.0% to 70.0%' in report.summarize([workdir])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WORDS = 'masked_word_nats_per_character'
-PROBE = 'probe/'
+PROBE, MOST_FREQUENT = 'probe/', 'most_frequent'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def common_measure(runs: Sequence[Figures]) -> Measure | None:
             f'words (sample {samples.pop()})'
         )
         return Measure('nats/char', why, values, values)
-    names = [sorted(name for name in run.metrics if _is_probe(name)) for run in runs]
+    names = [sorted(name for name in run.metrics if is_probe(name)) for run in runs]
     if names[0] and all(run.probe == runs[0].probe for run in runs) and all(name == names[0] for name in names):
         values = tuple(statistics.fmean(run.metrics[name] for name in names[0]) for run in runs)
         if all(map(_is_finite, values)):
@@ -70,7 +70,8 @@ def common_measure(runs: Sequence[Figures]) -> Measure | None:
     return None
 
 
-def _is_probe(name: str) -> bool:
+def is_probe(name: str) -> bool:
+    """Whether a logged value is the accuracy of a probe, and not the baseline next to it."""
     return name.startswith(PROBE) and '/' not in name.removeprefix(PROBE)
 
 

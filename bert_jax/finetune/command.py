@@ -6,13 +6,14 @@ from typing import Any
 
 from bert_jax import hosts
 from bert_jax.finetune.config import FinetuneConfig, batch_of
-from bert_jax.finetune.loop import Outcome, run_seed
+from bert_jax.finetune.loop import Outcome, make_programs, run_seed
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.start import starting_point
 from bert_jax.finetune.tasks import open_task
-from bert_jax.finetune.workdirs import seed_workdir, write_results
+from bert_jax.finetune.workdirs import seed_workdir, write_plan, write_results
 from bert_jax.stopping import StopRequest
 from bert_jax.train.sharding import make_mesh
+from bert_jax.train.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +42,21 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
     check_libraries()
     seeds = range(config.train.seed, config.train.seed + num_seeds)
     workdirs = [seed_workdir(workdir, seed) for seed in seeds]
-    with StopRequest() as stop:
-        stop.set_time(config.train.stop_at)
+    train = config.train
+    with StopRequest() as stop, Watchdog(train.watchdog_seconds, train.watchdog_long_seconds) as watchdog:
+        stop.set_time(train.stop_at)
+        stop.before_ending.append(watchdog.stopped)
         start = starting_point(config, workdirs)
         data = open_task(start.config.task, start.config.train, start.tokenizer)
         mesh = make_mesh(start.config.mesh, start.config.model, batch_of(start.config.train))
-        outcomes: list[Outcome] = []
+        programs, outcomes = make_programs(start, data, mesh), []
+
+        def plan() -> None:
+            if hosts.is_first():
+                write_plan(workdir, num_seeds)
+
         for seed, place in zip(seeds, workdirs, strict=True):
-            outcomes.append(run_seed(start, data, mesh, place, seed, stop))
+            outcomes.append(run_seed(start, data, mesh, programs, place, seed, stop, watchdog, plan))
             if not outcomes[-1].finished:
                 break
     summary = summarize(outcomes, num_seeds)

@@ -97,6 +97,9 @@ class Train:
     keep_checkpoints: int = as_in(config.Train, 'keep_checkpoints', 1)
     evaluate_every: int = as_in(config.Train, 'evaluate_every', 0)  # 0: only at the end
     stop_at: str = as_in(config.Train, 'stop_at')
+    max_bad_steps: int = as_in(config.Train, 'max_bad_steps')  # in a row, not finite; then it ends with a message
+    watchdog_seconds: float = as_in(config.Train, 'watchdog_seconds')
+    watchdog_long_seconds: float = as_in(config.Train, 'watchdog_long_seconds')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,22 +1,28 @@
 """What a fine-tune starts from: the encoder and the tokenizer of a model that is there, or random weights (`scratch`).
 
-The head is always new, drawn by the seed.
+The head is always new, drawn by the seed, also where the model is a fine-tuned one. What the encoder lacks (a tagger
+has no pooler) is drawn as the original draws it, with a fixed seed.
 """
 
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 from flax import nnx
 
 from bert_jax import config, run
 from bert_jax.errors import BadInput
 from bert_jax.finetune.config import FinetuneConfig, too_long
+from bert_jax.finetune.export import ARCHITECTURES, choose_seed, load_finetuned
 from bert_jax.finetune.heads import builder, new_head
-from bert_jax.finetune.workdirs import read_run
+from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.hosts import say
-from bert_jax.initial import hash_weights, load_initial, with_sizes
+from bert_jax.initial import hash_weights, load_initial, split_step, with_sizes
+from bert_jax.interop import hugging_face
+from bert_jax.interop.weight_files import read_tensors
 from bert_jax.pretrained import Pretrained
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.train.state import model_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Start:
         """
         if self.config.init == 'scratch':
             return None
-        initial = self.initial or load_initial(self.config.init)
+        initial = self.initial or _load(self.config.init)
         if hash_weights(initial) != self.fingerprint['init']:
             found = 'holds other weights than those that this fine-tune was begun from'
             raise BadInput(f'config.init={self.config.init}', found, 'the same model', 'name another --workdir')
@@ -76,7 +82,7 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
             _check(given, tokenizer, own, recorded.model)
             resolved = with_sizes(given, recorded.model, recorded.model.max_positions)
             return Start(resolved, tokenizer, {'init': fingerprint['init']})
-    initial = load_initial(given.init)
+    initial = _load(given.init)
     model, tokenizer = initial.config, initial.tokenizer
     _check(given, tokenizer, own, model)
     say(
@@ -85,6 +91,51 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
     )
     resolved = with_sizes(given, model, model.max_positions)
     return Start(resolved, tokenizer, {'init': hash_weights(initial)}, initial)
+
+
+def _load(init: str) -> Pretrained:
+    """The model that `config.init` names; of a fine-tuned one (a workdir or an export) all but its head.
+
+    Raises:
+      BadInput: when it is not there or cannot be used.
+    """
+    directory, step = split_step(init)
+    if seeds_of(directory):
+        trained = load_finetuned(choose_seed(directory), step)
+        architecture, params = ARCHITECTURES[trained.model.kind], nnx.state(trained.model, nnx.Param)
+        table, vocab_size = hugging_face.TASK_TABLES[architecture], trained.tokenizer.vocab_size
+        tensors = hugging_face.to_tensors(params, trained.config, vocab_size, table)
+        return _without_head(tensors, architecture, trained.config, trained.tokenizer, vocab_size, Path(directory))
+    path = Path(directory)
+    if (architecture := _task_architecture(path)) is None:
+        return load_initial(init)
+    tokenizer = hugging_face.read_tokenizer(path)
+    model, vocab_size = hugging_face.read_model_json(path)
+    file, tensors = read_tensors(path)
+    return _without_head(tensors, architecture, model, tokenizer, vocab_size, file)
+
+
+def _task_architecture(directory: Path) -> str | None:
+    """The class of a fine-tuned model in a Hugging Face directory; None for what is something else."""
+    path = directory / 'config.json'
+    if run.is_workdir(str(directory)) or not path.is_file():
+        return None
+    named = hugging_face.read_json(path, 'a Hugging Face BERT directory').get('architectures')
+    return next((name for name in named if name in hugging_face.TASK_TABLES), None) if isinstance(named, list) else None
+
+
+def _without_head(
+    tensors: dict[str, np.ndarray],
+    architecture: str,
+    model: config.Model,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    where: Path,
+) -> Pretrained:
+    say(f'{where} is a {architecture}: its encoder is taken, its head is left out')
+    encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(('classifier.', 'qa_outputs.'))}
+    params, model, num_tokens = hugging_face.assemble(encoder, model, vocab_size, tokenizer.vocab_size, where)
+    return Pretrained(nnx.merge(model_graph(model, num_tokens), params), tokenizer, model, None)
 
 
 def _check(given: FinetuneConfig, tokenizer: Tokenizer, own: Tokenizer | None, model: config.Model) -> None:

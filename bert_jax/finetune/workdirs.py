@@ -1,5 +1,6 @@
 """The files of a fine-tune: WORKDIR/seed-N is a run of its own, WORKDIR/results.json what they have in common.
 
+finetune.json                   how many seeds were asked for
 seed-N/config.json, tokenizer/, checkpoints/, metrics.jsonl, tensorboard/     as in pretraining
 seed-N/results.json             figures of the last step; there when the run is finished
 seed-N/predictions-SPLIT.…      what the model says about each example
@@ -69,6 +70,28 @@ def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, ste
         'train.steps': steps,
         'train.global_batch_size': config.train.global_batch_size,
     }
+
+
+def write_plan(workdir: str, num_seeds: int) -> None:
+    """Writes finetune.json: how many seeds a fine-tune has, begun or not."""
+    write_whole(epath.Path(workdir) / 'finetune.json', json.dumps({'num_seeds': num_seeds}) + '\n')
+
+
+def read_plan(workdir: str) -> tuple[FinetuneConfig, int]:
+    """What the fine-tune in a workdir is: the config of its first seed, and how many seeds were asked for.
+
+    Raises:
+      BadInput: when there is none, or the workdir is one seed's.
+    """
+    if is_finetune(workdir):
+        whole = epath.Path(workdir).parent
+        raise BadInput(workdir, 'is the run of one seed', 'the workdir of the fine-tune', f'--workdir={whole}')
+    seeds, path = seeds_of(workdir), epath.Path(workdir) / 'finetune.json'
+    if not seeds:
+        found = f'is missing, and {workdir} holds no fine-tune to go on with'
+        raise BadInput('--config', found, 'a config file', '--config=configs/finetune/glue.py:sst2')
+    num_seeds = json.loads(path.read_text())['num_seeds'] if path.exists() else len(seeds)
+    return read_run(seeds[0]), num_seeds
 
 
 def read_results(workdir: str) -> dict[str, Any] | None:

@@ -40,7 +40,7 @@ def _hash32(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def dropout_base(seed: int, step: jax.Array) -> jax.Array:
+def dropout_base(seed: int | jax.Array, step: jax.Array) -> jax.Array:
     """uint32 scalar from a run's seed and a step."""
     return _hash32(_hash32(jnp.uint32(seed) + jnp.uint32(_GOLDEN)) ^ step.astype(jnp.uint32))
 

@@ -111,6 +111,14 @@ class Vocabulary:
         _write_json(directory / 'tokenizer_config.json', settings | special)
 
 
+def encode_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """[L] int32: [CLS] text [SEP], each '[MASK]' of the text as the mask token."""
+    ids = [tokenizer.cls_id]
+    for number, piece in enumerate(tokenizer.encode_batch(text.split('[MASK]'))):
+        ids += [tokenizer.mask_id] * (number > 0) + list(piece)
+    return np.array([*ids, tokenizer.sep_id], np.int32)
+
+
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

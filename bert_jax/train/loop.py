@@ -24,8 +24,10 @@ from bert_jax.pretrained import from_params
 from bert_jax.stopping import StopRequest
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.exact import make_exact_step
+from bert_jax.train.examples import Examples
 from bert_jax.train.feed import Feed
 from bert_jax.train.guard import Guard, Record, Trouble, check_may_go_back
+from bert_jax.train.history import History, hardware
 from bert_jax.train.lease import Lease
 from bert_jax.train.memory import run_within_memory, settle
 from bert_jax.train.metrics import MetricsWriter, Speedometer
@@ -131,12 +133,15 @@ def _train(
     else:
         train_step = make_train_step(*parts, seed=config.train.seed, microbatches=microbatches)
     evaluation_step = make_evaluation_step(graph, mesh, shardings.params)
+    positions = config.model.max_positions
+    examples = Examples(config.train.examples, streams.tokenizer, positions, graph, mesh, shardings.params)
 
     # --- The loop. At each step, in this order: 1. update  2. go back, if the numbers went wrong  3. log
     #     4. evaluate, probe  5. compare the replicas  6. save. ---
     start, speed = int(state.step), Speedometer(config.model, vocab_size)
     writer = around.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
-    progress = Progress(start, num_steps, _describe_step)
+    history, progress = History(workdir), Progress(start, num_steps, _describe_step)
+    history.add('start', start, lost_steps=writer.lost_steps, **hardware(mesh))
     metrics: dict[str, float] = {}
     guard, replicas = Guard(config.train, record), Replicas(shardings)
     feed = Feed(in_phases(config), streams.train, mesh, start, record.passed_over)
@@ -160,9 +165,10 @@ def _train(
         logs = is_last or step % config.train.log_every == 0
         saves = is_last or step % config.train.checkpoint_every == 0
         every, validation = config.train.evaluate_every, streams.validation[number]
-        evaluates = validation and (step == num_steps or (every and step % every == 0))
+        looks = step == num_steps or (every and step % every == 0)
+        evaluates = validation and looks
         guard.add(step, number, on_device['loss'], on_device.pop('is_skipped'))
-        trouble = guard.trouble(up_to_now=logs or saves or evaluates)
+        trouble = guard.trouble(up_to_now=logs or saves or looks)
         if saves and not trouble and not is_finite(state):
             trouble = Trouble(step, step, 'the parameters or the optimizer state are not finite')
         if trouble:
@@ -171,6 +177,7 @@ def _train(
                 state, record = state_at(checkpoints.go_back(trouble.first))
             step = int(state.step)
             say(f'Step {trouble.last}: {trouble}. Back to step {step}, without the batches read since.')
+            history.add('back', step, **{'from': trouble.last}, why=str(trouble))
             record = record.passing_over(trouble, guard.record, in_phases(config), step)
             guard = Guard(config.train, record)
             writer.rewind(step), progress.rewind(step), feed.rewind(step, record.passed_over)
@@ -203,6 +210,9 @@ def _train(
             writer.write(step, found)
             metrics |= found
             say(f'step {step}: probe {probe.describe(found)}')
+        if looks and examples:
+            with speed.paused(), watchdog.aside('filling in the examples'):
+                writer.write_examples(step, examples(state.params))
         is_last = step == num_steps or stopping
         saves = is_last or step % config.train.checkpoint_every == 0
         every = config.train.replica_check_every
@@ -223,6 +233,9 @@ def _train(
     if step < num_steps:
         why = stop.received or 'another process'
         say(f'Stopped by {why}: saved step {step} of {num_steps}. The same command goes on from there.')
+        history.add('stop', step, why=why)
+    else:
+        history.add('finish', step)
     return Outcome(step, step == num_steps, resumed_from, metrics)
 
 

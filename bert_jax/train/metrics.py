@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import math
 import os
 import time
@@ -15,8 +14,8 @@ from etils import epath
 
 from bert_jax import config
 from bert_jax.data.batches import Batch
-from bert_jax.files import write_whole
 from bert_jax.hosts import say
+from bert_jax.train.step_lines import StepLines
 
 
 def flops_per_step(
@@ -78,20 +77,24 @@ def _measured_matmul_flops(size: int = 1536, repeats: int = 4) -> float:
 
 
 class MetricsWriter:
-    """metrics.jsonl (an object a line, flushed) and TensorBoard events, from the restored step on.
+    """metrics.jsonl, examples.jsonl (an object a line) and TensorBoard events, from the restored step on.
 
-    A disk that cannot be written is told and does not end the run: what is missing in metrics.jsonl comes when there is
+    A disk that cannot be written is told and does not end the run: what is missing in the lines comes when there is
     room, what is missing in the events is lost.
+
+    Attributes:
+      lost_steps: logged past the restored step, and to be made again.
     """
 
     def __init__(self, workdir: str, step: int):
         """Process 0 alone writes; lines past `step`, of a run killed after its last save, go: a step appears once."""
-        self._writes = jax.process_index() == 0
+        self.lost_steps, self._writes = 0, jax.process_index() == 0
         if not self._writes:
             return
-        self._path = epath.Path(workdir) / 'metrics.jsonl'
-        self._events_below = os.fspath(epath.Path(workdir) / 'tensorboard')
+        self._workdir = epath.Path(workdir)
+        self._events_below = os.fspath(self._workdir / 'tensorboard')
         self._open(step)
+        self.lost_steps = max(0, self._metrics.newest - step)
 
     def rewind(self, step: int) -> None:
         """Goes back to a step: what was written of later ones goes."""
@@ -100,15 +103,10 @@ class MetricsWriter:
             self._open(step)
 
     def _open(self, step: int) -> None:
-        if self._path.exists():
-            lines = _whole_lines(self._path.read_bytes().decode(errors='replace'))
-            steps = [_step_of(line) for line in lines]
-            kept = [line for line, number in zip(lines, steps, strict=True) if number is not None and number <= step]
-            if None in steps:
-                first = steps.index(None) + 1
-                say(f'{self._path}: {steps.count(None)} damaged lines are left out, the first is line {first}')
-            write_whole(self._path, ''.join(line + '\n' for line in kept))
-        self._file, self._events = self._path.open('a'), _Events(self._events_below, step + 1)
+        examples = self._workdir / 'examples.jsonl'
+        self._metrics = StepLines(self._workdir / 'metrics.jsonl', step)
+        self._examples = StepLines(examples, step) if examples.exists() else None
+        self._events = _Events(self._events_below, step + 1)
         self._fails = False
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -116,9 +114,8 @@ class MetricsWriter:
         if not self._writes:
             return
         values = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._file.write(json.dumps({'step': step} | values) + '\n')
         try:
-            self._file.flush()
+            self._metrics.write(step, values)
             if self._events is None:
                 self._events = _Events(self._events_below, step)
             self._events.write(step, values)
@@ -126,20 +123,29 @@ class MetricsWriter:
         except OSError as error:
             self._told(error)
 
-    def close(self) -> None:
-        """Closes both files."""
+    def write_examples(self, step: int, examples: list[dict[str, Any]]) -> None:
+        """Appends what the model made of the example sentences to examples.jsonl."""
         if not self._writes:
             return
         try:
-            self._file.close()
-            if self._events is not None:
-                self._events.close()
+            self._examples = self._examples or StepLines(self._workdir / 'examples.jsonl', step)
+            self._examples.write(step, {'examples': examples})
+        except OSError as error:
+            self._told(error)
+
+    def close(self) -> None:
+        """Closes all files."""
+        if not self._writes:
+            return
+        try:
+            for file in filter(None, (self._metrics, self._examples, self._events)):
+                file.close()
         except OSError as error:
             self._told(error)
 
     def _told(self, error: OSError) -> None:
         if not self._fails:
-            say(f'{self._path} could not be written ({error.strerror})')
+            say(f'{self._workdir / "metrics.jsonl"} could not be written ({error.strerror})')
         self._fails, self._events = True, None
 
 
@@ -166,20 +172,6 @@ class _Events:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _step_of(line: str) -> int | None:
-    """The step that a line is about, or None for a line that is damaged."""
-    try:
-        step = json.loads(line)['step']
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return step if type(step) is int else None
-
-
-def _whole_lines(text: str) -> list[str]:
-    """Without a last line that a kill cut short."""
-    return text[: text.rfind('\n') + 1].split('\n')[:-1]
 
 
 class Speedometer:

@@ -110,6 +110,10 @@ def make_train_step(
 
     Gradients are of sums divided by the weights of the whole global batch, so that a split into microbatches (or
     devices) changes nothing but the order of additions.
+
+    Args:
+      seed: of the dropout. A call may name another, `train_step(state, batch, seed)`: all seeds that are given so share
+        one compiled program.
     """
     exchange = Exchange(mesh, shardings.params)
 
@@ -130,7 +134,7 @@ def make_train_step(
     gradient = exchange.over_rows(of_own_rows, (exchange.specs, own, own, same), (exchange.specs, same))
 
     @compiled_for(mesh.devices.flat[0].platform)
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Batch, seed: Any = seed) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
         grads, sums = gradient(state.params, batch, rows, dropout_base(seed, state.step))
         figures = objective.metrics(sums)

@@ -13,7 +13,10 @@ import pytest
 
 from bert_jax.finetune import command
 from bert_jax.finetune.command import summarize
-from bert_jax.finetune.loop import Outcome
+from bert_jax.finetune.config import resolve
+from bert_jax.finetune.export import load_finetuned
+from bert_jax.finetune.loop import Outcome, make_programs
+from bert_jax.finetune.start import starting_point
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.sharding import make_mesh
@@ -66,8 +69,11 @@ def _lines(workdir: Path) -> list[dict]:
 
 @pytest.fixture(scope='module')
 def finished(place: Path) -> Path:
-    """The workdir of two seeds that learnt to tell reviews."""
-    assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2'], place) == 0
+    """The workdir of two seeds that learnt to tell reviews, with one compiled step between them."""
+    found = []
+    with mock.patch.object(command, 'make_programs', lambda *given: found.append(make_programs(*given)) or found[-1]):
+        assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2'], place) == 0
+    assert [programs.train_step._cache_size() for programs in found] == [1]
     return place / 'reviews'
 
 
@@ -83,7 +89,7 @@ def test_it_learns_and_tells_the_median_of_the_seeds(place: Path, finished: Path
     assert [sum(one['probabilities'].values()) for one in said] == pytest.approx([1] * 64, abs=1e-5)
     # Typed again: finished, nothing is done; the same figures as JSON and nothing else.
     before = [(finished / f'seed-{seed}' / 'metrics.jsonl').read_bytes() for seed in (0, 1)]
-    assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2', '--json'], place) == 0
+    assert run(['finetune', '--workdir=reviews', '--json'], place) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)['metrics'] == results['metrics'] and 'seed-1 is finished' in told.err
     assert [(finished / f'seed-{seed}' / 'metrics.jsonl').read_bytes() for seed in (0, 1)] == before
@@ -118,6 +124,21 @@ def test_a_run_that_died_goes_on_and_ends_the_same_bit_for_bit(place: Path, fini
     ours, theirs = place / 'died' / 'seed-0', finished / 'seed-0'
     assert _lines(ours) == _lines(theirs)
     assert (ours / 'predictions-dev.jsonl').read_bytes() == (theirs / 'predictions-dev.jsonl').read_bytes()
+
+
+def test_evaluate_finds_what_the_run_found(place: Path, finished: Path, capsys) -> None:
+    assert run(['evaluate', '--workdir=reviews', '--json'], place) == 0
+    found, results = json.loads(capsys.readouterr().out), json.loads((finished / 'results.json').read_text())
+    assert found['metrics'] == results['metrics'] and [seed['step'] for seed in found['seeds']] == [90, 90]
+    assert run(['report', '--workdir=reviews'], place) == 0
+    assert f'{results["metrics"]["accuracy"]:.1%}' in capsys.readouterr().out
+
+
+def test_numbers_that_stay_bad_end_the_run(place: Path, finished: Path, capsys) -> None:
+    wild = ['--config.init=reviews', '--config.optimizer.peak_learning_rate=1e30', '--config.train.max_bad_steps=3']
+    assert run(['finetune', *REVIEWS, *wild, '--workdir=wild'], place) == 2
+    told = capsys.readouterr().err
+    assert 'its encoder is taken' in told and 'the loss or its gradient is not finite, 3 steps in a row' in told
 
 
 def test_a_time_limit_saves_and_exits_75(place: Path) -> None:
@@ -174,6 +195,14 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
         ours = json.loads(line)
         assert said['label'] == ours['prediction']
         assert said['score'] == pytest.approx(ours['probabilities'][said['label']], abs=1e-4)
+    # It is where another task may start, as the workdir is: the encoder as it was trained, no head.
+    task = {'sequence_length': 16}
+    inits = [str(place / init) for init in (proof['workdir'], 'export')]
+    starts = [starting_point(resolve({'task': task, 'init': init}), []) for init in inits]
+    theirs = load_finetuned(str(place / proof['workdir'])).model.bert
+    for start in starts:
+        assert start.fingerprint == starts[0].fingerprint
+        np.testing.assert_array_equal(start.initial.model.bert.pooler.kernel[...], theirs.pooler.kernel[...])
     card = (place / 'export' / 'README.md').read_text()
     assert f'| accuracy | {best:.4f} |' in card and 'pipeline_tag: "text-classification"' in card
 

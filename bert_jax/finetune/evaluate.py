@@ -1,0 +1,65 @@
+"""`evaluate` of a fine-tune: the figures of its seeds worked out anew from their checkpoints and the task's files."""
+
+import json
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+
+from bert_jax import config, run
+from bert_jax.errors import BadInput
+from bert_jax.files import write_whole
+from bert_jax.finetune import heads
+from bert_jax.finetune.command import Summary, summarize
+from bert_jax.finetune.export import load_finetuned
+from bert_jax.finetune.loop import Judge, Outcome, make_predict_step, task_streams
+from bert_jax.finetune.metrics import check_libraries
+from bert_jax.finetune.tasks import TaskData, open_task
+from bert_jax.finetune.workdirs import read_run, seeds_of
+from bert_jax.train.sharding import make_mesh
+from bert_jax.train.state import model_graph
+
+
+def evaluate(workdir: str, step: int | None = None) -> Summary:
+    """Judges every seed of a fine-tune on its validation files, in float32; writes WORKDIR/evaluation.json.
+
+    Args:
+      step: of the checkpoints; the newest without it.
+
+    Raises:
+      BadInput: when a file of the task is not there any more or is another than the run learnt from, or there is no
+        such checkpoint.
+    """
+    check_libraries()
+    outcomes: list[Outcome] = []
+    data = None
+    for place in seeds_of(workdir):
+        resolved, trained = read_run(place), load_finetuned(place, step)
+        data = data or open_task(resolved.task, resolved.train, trained.tokenizer)
+        _check_is_same(place, data)
+        build = heads.builder(resolved.task.kind, data.num_outputs)
+        mesh = make_mesh(config.Mesh(), trained.config, config.Train(), jax.devices()[:1])
+        graph = model_graph(trained.config, trained.tokenizer.vocab_size, build)
+        streams = task_streams(resolved, trained.tokenizer.pad_id)
+        figures, _ = Judge(data, make_predict_step(graph, mesh), streams, mesh)(nnx.state(trained.model, nnx.Param))
+        outcomes.append(Outcome(resolved.train.seed, trained.step, True, None, figures))
+    found = summarize(outcomes, len(outcomes))
+    write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(as_json(found)) + '\n')
+    return found
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """{metrics, spread, seeds [{seed, step, metrics}]}."""
+    seeds = [{name: seed[name] for name in ('seed', 'step', 'metrics')} for seed in summary.seeds]
+    return {'metrics': summary.metrics, 'spread': summary.spread, 'seeds': seeds}
+
+
+def _check_is_same(workdir: str, data: TaskData) -> None:
+    if run.load_fingerprint(workdir)['data'] != data.content_hash:
+        raise BadInput(
+            'config.task',
+            'the files hold other examples than those that the run learnt from and was judged by',
+            f'those of {workdir}/config.json, unchanged',
+            'the figures of then are in results.json',
+        )

@@ -1,0 +1,62 @@
+"""The numbers that a run logs: how each is called, and what it is read next to."""
+
+import dataclasses
+import math
+
+from bert_jax.evaluation import ranking
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """One logged number: how it is called, and what it should be read next to."""
+
+    key: str
+    title: str
+    baseline: str = ''  # what the baseline is
+    baseline_key: str = ''  # its key in evaluation.json; of what is held out, as logged
+    chance: float | None = None  # or its value
+    percent: bool = False
+    is_held_out: bool = False  # logged of held-out examples only, under the key as it stands
+
+    def show(self, value: float | None) -> str:
+        """For a person; a dash for None."""
+        if value is None:
+            return '–'
+        if not math.isfinite(value):
+            return str(value)
+        return f'{100 * value:.1f} %' if self.percent else f'{value:.3f}'
+
+
+MLM_LOSS = Quantity('mlm_loss', 'MLM loss', 'unigram entropy', 'unigram_entropy')
+MLM_ACCURACY = Quantity('mlm_accuracy', 'MLM accuracy', 'most frequent token', 'most_frequent_accuracy', percent=True)
+NSP_LOSS = Quantity('nsp_loss', 'NSP loss', 'chance', chance=math.log(2))
+NSP_ACCURACY = Quantity('nsp_accuracy', 'NSP accuracy', 'chance', chance=0.5, percent=True)
+TASK_LOSS = Quantity('loss', 'Loss')
+TASK_ACCURACY = Quantity('accuracy', 'Accuracy', percent=True)
+LEARNING_RATE = Quantity('learning_rate', 'Learning rate')
+THROUGHPUT = Quantity('tokens_per_second', 'Throughput (tokens per second)')
+GRAD_NORM = Quantity('grad_norm', 'Gradient norm')
+MFU = Quantity('mfu', 'MFU', percent=True)
+INPUT_WAIT = Quantity('input_wait_fraction', 'Waiting for input', percent=True)
+WORDS = Quantity(ranking.WORDS, 'Nats/char', 'character frequencies', 'unigram_nats_per_character')
+FINAL = (MLM_LOSS, MLM_ACCURACY, NSP_LOSS, NSP_ACCURACY, WORDS)
+LOGGED = {q.key for q in (*FINAL, TASK_LOSS, TASK_ACCURACY, LEARNING_RATE, THROUGHPUT, GRAD_NORM, MFU, INPUT_WAIT)}
+LOGGED |= {'skipped_updates'}
+VALIDATION = 'validation/'
+
+
+def is_a_number(key: str) -> bool:
+    """Whether what is logged under a key has to be a number."""
+    return key in LOGGED or key.startswith((VALIDATION, ranking.PROBE))
+
+
+def probe(key: str) -> Quantity:
+    """The accuracy of a probe, logged as `probe/NAME`, and next to it as `probe/NAME/most_frequent` its baseline."""
+    title, baseline = f'Probe: {key.removeprefix(ranking.PROBE)}', f'{key}/{ranking.MOST_FREQUENT}'
+    return Quantity(key, title, 'most frequent label', baseline, percent=True, is_held_out=True)
+
+
+def task_figure(key: str) -> Quantity:
+    """A figure of a fine-tune's task, logged as `validation/NAME`: a fraction."""
+    name = key.removeprefix(VALIDATION)
+    return TASK_ACCURACY if name == TASK_ACCURACY.key else Quantity(name, name.replace('_', ' '), percent=True)

@@ -1,0 +1,259 @@
+"""What the files of a workdir say: read, checked, and in one place."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from bert_jax.errors import BadInput
+from bert_jax.evaluation import ranking
+from bert_jax.report.quantities import FINAL, VALIDATION, Quantity, is_a_number, probe, task_figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a workdir says about itself.
+
+    Attributes:
+      group: the name of the workdir that was asked for: of a fine-tune, its seeds are runs of one group.
+      document: config.json.  metrics: one a step, steps ascending.  evaluation: empty, not evaluated.
+      history: as in `train/history.py`; empty for a run of an earlier version.  examples: one an evaluation.
+      results: figures of a fine-tune's last step, by name; empty: it has none yet.
+    """
+
+    name: str
+    document: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+    group: str = ''
+    workdir: str = ''
+    history: tuple[dict[str, Any], ...] = ()
+    examples: tuple[dict[str, Any], ...] = ()
+    results: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        return self.metrics[-1]['step']
+
+    @property
+    def planned_steps(self) -> int | None:
+        train = self.document['config'].get('train')
+        steps = train.get('steps') if isinstance(train, dict) else None
+        if self.is_finetune:
+            steps = (self.document.get('fingerprint') or {}).get('train.steps')
+        return steps if isinstance(steps, int) else None
+
+    @property
+    def is_finetune(self) -> bool:
+        return 'task' in self.document['config']
+
+    @property
+    def has_pairs(self) -> bool:
+        data = self.document['config'].get('data')
+        return not (isinstance(data, dict) and data.get('pairing') == 'none')
+
+    def curve(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of what was logged under `key`."""
+        points = [(line['step'], line[key]) for line in self.metrics if line.get(key) is not None]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def last(self, key: str) -> float | None:
+        """The newest value logged under `key`."""
+        values = self.curve(key)[1]
+        return values[-1] if values else None
+
+    def validation(self, quantity: Quantity) -> float | None:
+        """The newest value on held-out examples."""
+        if quantity.is_held_out:
+            return self.last(quantity.key)
+        value = self.evaluation.get(quantity.key)
+        return value if value is not None else self.last(f'{VALIDATION}{quantity.key}')
+
+    def baseline(self, quantity: Quantity) -> float | None:
+        """What the quantity is read next to."""
+        if not quantity.baseline_key:
+            return quantity.chance
+        return self.last(quantity.baseline_key) if quantity.is_held_out else self.evaluation.get(quantity.baseline_key)
+
+    @property
+    def figures(self) -> ranking.Figures:
+        """What it can be ranked by."""
+        merged: dict[str, Any] = {}
+        for line in self.metrics:
+            merged |= line
+        return ranking.Figures(self.step, self.evaluation, merged, self.document['config'].get('probe'))
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The `start`s of its history."""
+        return [line for line in self.history if line['event'] == 'start']
+
+    def skipped(self) -> list[tuple[int, int]]:
+        """(logged step, updates skipped since the one before), where there were any."""
+        steps, totals = self.curve('skipped_updates')
+        before = [0, *totals]
+        return [(step, int(new - old)) for step, old, new in zip(steps, before, totals, strict=False) if new > old]
+
+
+def probes(runs: list[Run]) -> list[Quantity]:
+    """The scores of probes that any run logged."""
+    return [probe(key) for key in _keys(runs, ranking.PROBE) if ranking.is_probe(key)]
+
+
+def task_figures(runs: list[Run]) -> list[Quantity]:
+    """The figures of tasks that any fine-tune logged."""
+    return [task_figure(key) for key in _keys([run for run in runs if run.is_finetune], VALIDATION)]
+
+
+def _keys(runs: list[Run], prefix: str) -> list[str]:
+    keys = {key: None for run in runs for line in run.metrics for key in line if key.startswith(prefix)}
+    return list(keys)
+
+
+def rank(runs: list[Run]) -> list[str]:
+    """The runs from the best by what all were measured by alike, a line each, and why; nothing where there is none."""
+    measure = ranking.common_measure([run.figures for run in runs])
+    if measure is None:
+        return []
+    order = sorted(range(len(runs)), key=measure.scores.__getitem__)
+    places = [f'{place}. {runs[i].name}  {measure.show(measure.values[i])}' for place, i in enumerate(order, 1)]
+    return [measure.why[0].upper() + measure.why[1:] + '.', *places]
+
+
+# --- Reading. ---
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_object(path: epath.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BadInput(str(path), f'is not JSON ({_reason(error)})', 'a JSON object') from None
+    if not isinstance(value, dict):
+        raise BadInput(str(path), f'holds a {type(value).__name__}', 'a JSON object')
+    return value
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f'{error.msg}, line {error.lineno}, column {error.colno}'
+    return 'not UTF-8'
+
+
+def _lines(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, values) of each line with a step; a last line cut off by a kill is passed over."""
+    expected = 'a JSON object with an integer `step`'
+    lines = path.read_bytes().split(b'\n')
+    for number, line in enumerate(lines, 1):
+        where = f'{path}:{number}'
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # no newline after it: half-written
+                continue
+            raise BadInput(where, f'is not JSON ({_reason(error)})', expected) from None
+        if not isinstance(values, dict) or type(values.get('step')) is not int:
+            raise BadInput(where, 'is JSON of another kind', expected)
+        yield where, values
+
+
+def _read_metrics(path: epath.Path, again: str) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl merged by step. again: the command that makes more of them."""
+    if not path.exists():
+        raise BadInput(str(path), 'there is no such file', 'the metrics of a run that has logged a step', again)
+    steps: dict[int, dict[str, Any]] = {}
+    for where, values in _lines(path):
+        for key in filter(is_a_number, values):
+            if values[key] is not None and not _is_number(values[key]):
+                raise BadInput(where, f'{key} is of type {type(values[key]).__name__}', 'a number')
+        steps.setdefault(values['step'], {}).update(values)
+    if not steps:
+        raise BadInput(str(path), 'holds no complete line yet', 'at least one logged step', again)
+    return [steps[step] for step in sorted(steps)]
+
+
+def _read_history(path: epath.Path) -> tuple[dict[str, Any], ...]:
+    """Its lines; one that a kill cut short, and that others were added to, is passed over."""
+    found = []
+    for line in path.read_bytes().split(b'\n') if path.exists() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and type(values.get('step')) is int and isinstance(values.get('event'), str):
+            found.append(values)
+    return tuple(found)
+
+
+def _read_examples(path: epath.Path) -> tuple[dict[str, Any], ...]:
+    found = []
+    for where, values in _lines(path) if path.exists() else ():
+        try:
+            for example in values['examples']:
+                masks = [[(f['token'], f['score'] + 0.0) for f in mask] for mask in example['fillers']]
+                if not all(isinstance(token, str) for mask in [[(example['text'], 0)], *masks] for token, _ in mask):
+                    raise TypeError
+        except (KeyError, TypeError, ValueError):
+            raise BadInput(where, 'is JSON of another kind', 'sentences with their fillers, as train writes') from None
+        found.append(values)
+    return tuple(found)
+
+
+def read_run(workdir: str, name: str, group: str = '') -> Run:
+    """What a workdir's files say, under a name.
+
+    Raises:
+      BadInput: for a missing or broken file, or when no step is logged yet.
+    """
+    directory = epath.Path(workdir)
+    config_path = directory / 'config.json'
+    if not config_path.exists():
+        raise BadInput(str(config_path), 'there is no such file', 'the workdir of a run')
+    document = _read_object(config_path)
+    if not isinstance(document.get('config'), dict):
+        raise BadInput(str(config_path), 'has no `config`', 'a JSON object with the resolved config under `config`')
+    is_finetune = 'task' in document['config']
+    command, place = ('finetune', directory.parent) if is_finetune else ('train', directory)
+    metrics = _read_metrics(directory / 'metrics.jsonl', f'python -m bert_jax {command} --workdir={place}')
+    evaluation_path, results_path = directory / 'evaluation.json', directory / 'results.json'
+    evaluation = _read_object(evaluation_path) if evaluation_path.exists() and not is_finetune else {}
+    results = _read_object(results_path).get('metrics', {}) if is_finetune and results_path.exists() else {}
+    _check_numbers(evaluation_path, evaluation, [q.key for q in FINAL] + [q.baseline_key for q in FINAL])
+    _check_numbers(results_path, results, results)
+    history, examples = _read_history(directory / 'history.jsonl'), _read_examples(directory / 'examples.jsonl')
+    return Run(name, document, metrics, evaluation, group or name, workdir, history, examples, results)
+
+
+def _check_numbers(path: epath.Path, values: dict[str, Any], keys: Any) -> None:
+    for key in keys:
+        if values.get(key) is not None and not _is_number(values[key]):
+            raise BadInput(str(path), f'{key} is of type {type(values[key]).__name__}', 'a number')
+
+
+def read_runs(workdirs: list[str]) -> list[Run]:
+    """Runs under their directories' names, or whole paths where names collide; of a fine-tune, its seeds."""
+    if not workdirs:
+        raise BadInput('--workdir', 'is missing', 'the workdir of a run', '--workdir=runs/demo')
+    names = [os.path.basename(workdir.rstrip('/')) or workdir for workdir in workdirs]
+    if len(set(names)) < len(names):
+        names = list(workdirs)
+    found = []
+    for workdir, name in zip(workdirs, names, strict=True):
+        seeds = [] if (epath.Path(workdir) / 'config.json').exists() else _seeds(epath.Path(workdir))
+        found += [read_run(str(seed), f'{name}/{seed.name}', name) for seed in seeds] or [read_run(workdir, name)]
+    return found
+
+
+def _seeds(directory: epath.Path) -> list[epath.Path]:
+    """The runs of a fine-tune's seeds, by number; of several, those that have logged a step."""
+    found = [path.parent for path in directory.glob('seed-*/config.json')]
+    found.sort(key=lambda path: (len(path.name), path.name))
+    logged = [path for path in found if (path / 'metrics.jsonl').exists() and (path / 'metrics.jsonl').read_bytes()]
+    return logged or found
