@@ -266,7 +266,7 @@ def test_probes_are_charts_and_final_numbers(tmp_path):
     workdir = write_run(tmp_path / 'a', tail=tail)
     page = read_page(report.write_report([workdir]))
     assert sum(tag == 'svg' for tag, _ in page.elements) == 7
-    assert 'Probe: tree depth' in ' '.join(page.text) and '0.202' in report.summarize([workdir])
+    assert 'Probe: tree depth' in ' '.join(page.text) and '20.2 %' in report.summarize([workdir])
 
 
 def test_a_fine_tune_is_its_seeds_and_their_medians(tmp_path):

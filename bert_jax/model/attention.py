@@ -12,6 +12,7 @@
 
 import functools
 import importlib
+import types
 from collections.abc import Callable
 
 import jax
@@ -19,12 +20,13 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from bert_jax.errors import BadInput
-from bert_jax.model import tpu_attention
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.products import target_platform
 
 _SITE = 1  # of dropout in a layer
 _GPU_BLOCK = 128
+_FOR_TPU, _FOR_GPU = 'bert_jax.model.tpu_attention', 'jax.experimental.pallas.ops.gpu.attention'
+_PLAINLY = '--config.model.attention=plain'
 
 
 def attend(
@@ -62,8 +64,8 @@ def attend(
         return plain(q, k, v, sequence_ids, num_heads, rate, key)
     row_keys = key.of_rows(_SITE) if rate else jnp.zeros(q.shape[0], jnp.uint32)
     run = functools.partial(_KERNELS[platform], own, rate, is_packed)
-    arguments = (q, k, v, sequence_ids, row_keys, jnp.zeros((), jnp.uint32))
-    return _by_heads(run, own)(*arguments) if num_parts > 1 else run(*arguments)
+    first_heads = jnp.arange(0, num_heads, own, dtype=jnp.uint32)  # of each device on the tensor axis
+    return (_by_heads(run) if num_parts > 1 else run)(q, k, v, sequence_ids, row_keys, first_heads)
 
 
 def why_plain(
@@ -75,12 +77,15 @@ def why_plain(
       platform: 'tpu', 'gpu', or another, which has no kernels.  num_heads: of one device.  rate: of dropout.
     """
     if platform == 'tpu':
+        tpu_attention = _kernels(_FOR_TPU)
+        if tpu_attention is None:
+            return f'jax {jax.__version__} makes no kernels for TPUs as this version does', _PLAINLY
         if tpu_attention.suits(length, num_heads, head_size):
             return None
         found = f'a TPU has no kernel for rows of {length}, {num_heads} heads of {head_size} on a device'
         return found, f'data.sequence_length a multiple of 128, at most {tpu_attention.LONGEST}; heads of 64 or 128'
     if platform != 'gpu':
-        return f'there is no kernel for {platform}', '--config.model.attention=plain'
+        return f'there is no kernel for {platform}', _PLAINLY
     if rate:
         return 'the kernels of a GPU drop nothing out', '--config.model.attention_dropout_rate=0.0'
     if dtype != 'bfloat16':
@@ -89,9 +94,9 @@ def why_plain(
         return f'the kernels of a GPU have no heads of {head_size}', 'num_heads so that a head has 64'
     if not is_packed and _is_cudnn_here():
         return None
-    if _gpu_kernels() is None:
+    if _kernels(_FOR_GPU) is None:
         found = f'cuDNN is not found, or rows are packed, for which jax {jax.__version__} brings no kernel'
-        return found, '--config.model.attention=plain'
+        return found, _PLAINLY
     if length % _GPU_BLOCK:
         return f'rows of {length} go by their ids', f'data.sequence_length a multiple of {_GPU_BLOCK}'
     return None
@@ -116,23 +121,18 @@ def plain(
     return jnp.einsum('bhlm,bmhk->blhk', weights, v).reshape(*heads[:2], -1)
 
 
-def _by_heads(run: Callable[..., jax.Array], num_heads: int) -> Callable[..., jax.Array]:
+def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """A kernel for the heads of each device on the `tensor` axis: XLA cannot split one by itself."""
-
-    def own_heads(*arguments: jax.Array) -> jax.Array:
-        first_head = jax.lax.axis_index('tensor').astype(jnp.uint32) * jnp.uint32(num_heads)
-        return run(*arguments[:-1], first_head)
-
     whole, heads = PartitionSpec(), PartitionSpec(None, None, 'tensor')
-    in_specs = (heads, heads, heads, whole, whole, whole)
-    return jax.shard_map(own_heads, in_specs=in_specs, out_specs=heads, axis_names={'tensor'}, check_vma=False)
+    in_specs = (heads, heads, heads, whole, whole, PartitionSpec('tensor'))
+    return jax.shard_map(run, in_specs=in_specs, out_specs=heads, axis_names={'tensor'}, check_vma=False)
 
 
 # --- Kernels: (heads, dropout rate, is_packed, q, k, v, sequence ids, keys of rows, first head) -> [B, L, D]. ---
 
 
 def _on_tpu(num_heads: int, rate: float, _: bool, *arguments: jax.Array) -> jax.Array:
-    return tpu_attention.attend(*arguments, num_heads=num_heads, rate=rate)
+    return _kernels(_FOR_TPU).attend(*arguments, num_heads=num_heads, rate=rate)
 
 
 def _on_gpu(
@@ -148,7 +148,7 @@ def _on_gpu(
     heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
     if is_packed or not _is_cudnn_here():
         q, k, v = (x.reshape(heads) for x in (q, k, v))
-        return _gpu_kernels().mha(q, k, v, sequence_ids, sm_scale=heads[-1] ** -0.5).reshape(*heads[:2], -1)
+        return _kernels(_FOR_GPU).mha(q, k, v, sequence_ids, sm_scale=heads[-1] ** -0.5).reshape(*heads[:2], -1)
     # What cuDNN leaves past a sequence is not said: zeros go in (so that gradients there are 0), and come out.
     is_real = sequence_ids[..., None] > 0
     q, k, v = (jnp.where(is_real, x, 0).reshape(heads) for x in (q, k, v))
@@ -175,10 +175,12 @@ def _is_cudnn_here() -> bool:
 
 
 @functools.cache
-def _gpu_kernels() -> object | None:
-    """jax's module of GPU attention, where this version of jax has it: its place is experimental."""
+def _kernels(module: str) -> types.ModuleType | None:
+    """A module of kernels, imported only for a device that has a use for it; None where this jax has moved what it is
+    made of, which is experimental there.
+    """
     try:
-        return importlib.import_module('jax.experimental.pallas.ops.gpu.attention')
+        return importlib.import_module(module)
     except ImportError:
         return None
 

@@ -38,7 +38,13 @@ class _Call:
 def suits(length: int, num_heads: int, head_size: int) -> bool:
     """Whether there is a kernel for rows of `length` and so many heads on one device."""
     width = num_heads * head_size
-    return length % _LANES == 0 and length <= LONGEST and width % min(max(head_size, _LANES), width) == 0
+    block = _width(width, head_size)
+    return length % _LANES == 0 and length <= LONGEST and width % block == 0 and block % head_size == 0
+
+
+def _width(width: int, head_size: int) -> int:
+    """W of [B, L, `width`]: a tile's lanes, or a large head's, or all there are."""
+    return min(max(head_size, _LANES), width)
 
 
 def attend(
@@ -57,11 +63,11 @@ def attend(
 
     Args:
       q, k, v: [B, L, D].  sequence_ids: [B, L] int32.
-      row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: uint32 scalar, the number of the first of
+      row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: [1] uint32, the number of the first of
         these heads in the model.
       rate: of dropout, as `dropout` on the weights [B, H, L, L] of all heads; 0 for none.
     """
-    return _attend(_Call(num_heads, rate, interpret), q, k, v, sequence_ids, row_keys, first_head[None])
+    return _attend(_Call(num_heads, rate, interpret), q, k, v, sequence_ids, row_keys, first_head)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -96,7 +102,7 @@ def _pallas(
     """Runs a kernel over (rows, blocks of heads, blocks of queries); all arrays [B, L, D]."""
     B, L, D = by_query[0].shape
     size = D // call.num_heads
-    W = min(max(size, _LANES), D)
+    W = _width(D, size)
     Q = max(rows for rows in range(16, L + 1, 16) if L % rows == 0 and (rows * L <= _SCORES or rows == 16))
     some = pl.BlockSpec((1, Q, W), lambda b, h, i, *_: (b, i, h))
     every = pl.BlockSpec((1, L, W), lambda b, h, i, *_: (b, 0, h))

@@ -36,8 +36,6 @@ class Exchange:
 
     def over_rows(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """A function that each device runs on its own part of the batch axes; `tensor` stays with XLA."""
-        if 'tensor' in self._several and not self._row_axes:
-            return jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh)(function)
         manual = set(BATCH_AXES) if 'tensor' in self._several else set(AXES)
         return jax.shard_map(
             function, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, axis_names=manual, check_vma=False

@@ -26,7 +26,7 @@ ROWS, LENGTH, HEADS = 2, 128, 2
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tpu_attention, 'attend', functools.partial(tpu_attention.attend, interpret=True))
-    kernels = attention._gpu_kernels()
+    kernels = attention._kernels(attention._FOR_GPU)
     monkeypatch.setattr(kernels, 'mha', functools.partial(kernels.mha, interpret=True))
 
 
