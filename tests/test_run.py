@@ -108,6 +108,11 @@ def test_a_killed_run_ends_as_an_uninterrupted_one_bit_for_bit(
     outcome = json.loads(bert_jax('train', *settings, f'--workdir={workdir}', '--json').stdout)
     assert outcome['finished']
     assert _metrics(workdir) == _metrics(finished)
+    assert (workdir / 'examples.jsonl').read_bytes() == (finished / 'examples.jsonl').read_bytes()
+    history = [json.loads(line) for line in (workdir / 'history.jsonl').read_text().splitlines()]
+    started, again = ('start', 0), ('start', outcome['resumed_from'] or 0)
+    assert [(line['event'], line['step']) for line in history] == [started, again, ('finish', 60)]
+    assert history[1]['devices'] == 1 and history[1]['mesh'] == {'data': 1, 'fsdp': 1, 'tensor': 1}
 
 
 def _interrupted(settings: list[str], workdir: Path, line: str, number: int) -> tuple[int, str]:

@@ -173,6 +173,8 @@ def _run_seed(
             trouble = Trouble(step, step, 'the parameters or the optimizer state are not finite')
         if trouble:
             history.add('stop', step, why=str(trouble))
+            for part in (progress, writer, checkpoints):
+                part.close()
             raise _diverged(workdir, trouble)
         if logs:
             lease.check()

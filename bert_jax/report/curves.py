@@ -103,8 +103,8 @@ def _fill(axes: Any, quantity: Quantity, runs: list[Run]) -> None:
     _scale(axes, quantity, lowest)
     for i, run in enumerate(runs):
         for name, steps in _marks(run).items():
-            style = {'marker': _MARKS[name][0], 'markersize': 4.5, 'linewidth': 0, 'clip_on': False}
-            axes.plot(steps, [0] * len(steps), color=line_of(i)['color'], transform=axes.get_xaxis_transform(), **style)
+            style = {'marker': _MARKS[name][0], 'markersize': 4.5, 'linewidth': 0, 'color': line_of(i)['color']}
+            axes.plot(steps, [0.03] * len(steps), transform=axes.get_xaxis_transform(), **style)
 
 
 def _scale(axes: Any, quantity: Quantity, lowest: float) -> None:
