@@ -2,6 +2,10 @@
 
 import dataclasses
 import itertools
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -59,3 +63,22 @@ def test_a_program_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('subprocess.run', None)
     assert program.compile_for(chosen, target) == first
     assert dataclasses.replace(first, seconds=0.0) != first
+
+
+_PRINT_PROGRAM = """
+from bert_jax.plan import program, targets
+from tests.plan.test_counts import small
+changes = {'model.hidden_size': 128, 'model.num_heads': 4, 'model.max_positions': 512, 'data.sequence_length': 512}
+changes |= {'data.packing': True, 'mesh.data': 2, 'mesh.tensor': 2, 'model.remat': 'dots'}
+chosen = small(**changes, **{'model.attention': 'fused'})
+program_of_a_device, compiled = program.compile_step(chosen, program._devices(targets.parse('tpu-v5e:2x2')), 'quick')
+print(compiled.as_text())
+"""
+
+
+def test_on_a_tpu_no_array_holds_every_pair_of_positions() -> None:
+    """With dropout of attention weights, packed rows, heads over tensor, and layers made again."""
+    environment = os.environ | program._environment(targets.parse('tpu-v5e:2x2'))
+    done = subprocess.run([sys.executable, '-c', _PRINT_PROGRAM], env=environment, capture_output=True, text=True)
+    assert 'tpu_custom_call' in done.stdout, done.stderr[-2000:]
+    assert not re.search(r'\[[\d,]+,512,512\]', done.stdout)

@@ -1,5 +1,7 @@
 """Reading a compiled program: loops, slices, batched products, groups and overlap, each against a count by hand."""
 
+import pytest
+
 from bert_jax.plan import hlo
 from bert_jax.plan.hlo import Collective
 from bert_jax.plan.planning import axis_of
@@ -103,3 +105,35 @@ def test_an_all_reduce_between_hosts_takes_the_time_of_each_network_in_turn() ->
     assert collective_seconds(within, target) == inside + device.latency
     between = 2 * (10**9 / 8) / 2 / (device.network * device.link_efficiency)
     assert abs(collective_seconds(across, target) - (inside + between + 2 * device.latency)) < 1e-12
+
+
+_CALL = """\
+ENTRY %main (q: bf16[2,256,4,64], ids: s32[2,256]) -> bf16[2,256,4,64] {{
+  %ids = s32[2,256]{{1,0}} parameter(1)
+  %q = bf16[2,256,4,64]{{3,2,1,0}} parameter(0)
+  ROOT %kernel = bf16[2,256,4,64]{{3,2,1,0}} custom-call(%ids, %q, %q, %q), {}
+}}
+"""
+_PRODUCT, _SCORES = 2 * 2 * 4 * 256 * 256 * 64, 2 * 4 * 256 * 256
+
+
+@pytest.mark.parametrize(
+    'call, products',
+    [
+        ('custom_call_target="__cudnn$fmhaSoftmax"', 2),
+        ('custom_call_target="__cudnn$fmhaSoftmaxBackward"', 5),
+        ('custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(mha)/mha_forward/pallas_call"}', 2),
+        ('custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="transpose/mha_backward/pallas_call"}', 7),
+        ('custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="mha_preprocess_backward/pallas_call"}', 0),
+        (
+            'custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":'
+            f'{{"flops":"{5 * _PRODUCT}","transcendentals":"{_SCORES}","bytes_accessed":"9"}}}}}}',
+            5,
+        ),
+    ],
+)
+def test_what_kernels_of_attention_multiply_is_counted(call: str, products: int) -> None:
+    (operation,) = hlo.read(_CALL.format(call)).operations
+    assert operation.flops == products * _PRODUCT
+    assert operation.transcendental == (_SCORES if products else 0)
+    assert operation.bytes == 2 * 256 * (4 * 4 * 64 * 2 + 4)
