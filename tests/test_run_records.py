@@ -26,7 +26,7 @@ def config(tmp_path_factory) -> bert_jax.config.Config:
     fields.data.update(source=f'tfrecord:{directory}/part-*', validation_fraction=0.2)
     fields.tokenizer.path = str(write_vocabulary(directory / 'vocab.txt'))
     fields.model.update(hidden_size=16, num_heads=2, intermediate_size=32, num_layers=1)
-    fields.train.update(steps=8, global_batch_size=16, log_every=1, checkpoint_every=4)
+    fields.train.update(steps=8, global_batch_size=16, log_every=1, checkpoint_every=4, examples=())
     fields.optimizer.warmup_steps = 0
     return bert_jax.config.resolve(fields)
 

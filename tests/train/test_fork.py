@@ -37,7 +37,7 @@ def begun(tmp_path_factory) -> tuple[config.Config, Path]:
         },
         'tokenizer': {'vocab_size': 500},
         'model': {'num_layers': 1, 'hidden_size': 16, 'num_heads': 2, 'intermediate_size': 32, 'max_positions': 32},
-        'train': {'steps': 4, 'global_batch_size': 8, 'log_every': 1},
+        'train': {'steps': 4, 'global_batch_size': 8, 'log_every': 1, 'examples': ()},
         'optimizer': {'warmup_steps': 1},
     }
     resolved = config.resolve(asked)

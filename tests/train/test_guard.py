@@ -100,6 +100,7 @@ def resolved(tmp_path_factory) -> config.Config:
             'checkpoint_every': 3,
             'keep_checkpoints': 9,
             'evaluate_every': 0,
+            'examples': (),
             'max_bad_steps': 2,
             'max_rollbacks': 2,
         },

@@ -1,7 +1,6 @@
 """Phases: a schedule each, and a run that goes on inside or across them ends bit for bit as one that never stopped."""
 
 import dataclasses
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import Mesh
 
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
@@ -40,8 +40,11 @@ def test_each_phase_has_its_own_warm_up_peak_and_decay() -> None:
 
 @pytest.fixture(scope='module', autouse=True)
 def one_device():
+    def on_the_first(mesh: config.Mesh, model: config.Model, train: config.Train, devices: None, where: str) -> Mesh:
+        return make_mesh(mesh, model, train, jax.devices()[:1], where)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('bert_jax.train.sharding.make_mesh', functools.partial(make_mesh, devices=jax.devices()[:1]))
+        patch.setattr('bert_jax.train.sharding.make_mesh', on_the_first)
         yield
 
 
@@ -59,7 +62,7 @@ def run(tmp_path_factory) -> tuple[config.Config, Path]:
         },
         'tokenizer': {'vocab_size': 500},
         'model': {'num_layers': 1, 'hidden_size': 16, 'num_heads': 2, 'intermediate_size': 32, 'max_positions': 64},
-        'train': {'log_every': 1, 'checkpoint_every': 3, 'keep_checkpoints': 4, 'evaluate_every': 0},
+        'train': {'log_every': 1, 'checkpoint_every': 3, 'keep_checkpoints': 4, 'evaluate_every': 0, 'examples': ()},
         'phases': [dataclasses.asdict(phase) for phase in PHASES],
     }
     resolved = config.resolve(asked)
