@@ -170,7 +170,7 @@ def test_the_page_needs_no_network_and_its_ids_are_unique(make):
     assert len(ids) == len(set(ids)) and {reference.removeprefix('#') for reference in references} <= set(ids)
     text = ' '.join(page.text)
     assert '11 of 12 runs finished' in text and 'what went wrong <script>' in text
-    assert sum(tag == 'svg' for tag, _ in page.elements) == 4  # against the rate, and three curves
+    assert sum(tag == 'svg' for tag, _ in page.elements) == 5  # against the rate, and four curves
     assert 'seed=3' in text and '5.000' in text
 
 
