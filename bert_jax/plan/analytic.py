@@ -128,15 +128,18 @@ def _kept_per_token(config: Config, tensor: int, remat: str, platform: str) -> f
     model, length = config.model, config.data.sequence_length
     a = 2 if model.dtype == 'bfloat16' else 4
     size, inner, scores = model.hidden_size, model.intermediate_size / tensor, model.num_heads / tensor * length
-    if _is_fused(config, tensor, platform):
-        scores = 0.0
     if remat == 'full':
         return size * a
     if remat == 'dots':
         return size * (3 * a + 3 * a / tensor) + inner * a
     # Inputs of six products; float32 values of two layer norms; two dropout masks. Scores, weights, their mask.
-    masks = 2 * size * bool(model.dropout_rate) + scores * bool(model.attention_dropout_rate)
-    return size * (2 * a + 4 * a / tensor + 24) + 4 * a * inner + scores * (4 + a) + masks
+    is_fused = _is_fused(config, tensor, platform)
+    masks = 2 * size * bool(model.dropout_rate) + scores * bool(model.attention_dropout_rate and not is_fused)
+    attention = scores * (4 + a)
+    if is_fused:
+        attention = size * a / tensor if platform == 'gpu' else 0.0  # those kernels keep their result, once more
+    of_inner = 4 if platform == 'cpu' else 2  # see `layers._gelu`
+    return size * (2 * a + 4 * a / tensor + 24) + of_inner * a * inner + attention + masks
 
 
 def _is_fused(config: Config, tensor: int, platform: str) -> bool:
