@@ -10,6 +10,7 @@ import jax
 
 from bert_jax import config
 from bert_jax.errors import BadInput
+from bert_jax.evaluation.ranking import MOST_FREQUENT, PROBE, is_probe
 from bert_jax.finetune.config import Task
 from bert_jax.finetune.records import Reading
 from bert_jax.finetune.splits import sorted_labels
@@ -90,15 +91,16 @@ def accuracies(pretrained: Pretrained, sets: list[LabelledSet]) -> dict[str, flo
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', ConvergenceWarning)  # the figure is what counts
             classifier.fit(vectors[rest], labelled.labels[rest])
-        found[f'probe/{labelled.name}'] = float(classifier.score(vectors[test], labelled.labels[test]))
-        found[f'probe/{labelled.name}/most_frequent'] = labelled.most_frequent
+        name = PROBE + labelled.name
+        found[name] = float(classifier.score(vectors[test], labelled.labels[test]))
+        found[f'{name}/{MOST_FREQUENT}'] = labelled.most_frequent
     return found
 
 
 def describe(found: dict[str, float]) -> str:
     """The accuracies next to their baselines, in a line."""
-    names = [name for name in found if not name.endswith('/most_frequent')]
     return ', '.join(
-        f'{name.removeprefix("probe/")} {found[name]:.1%} (most frequent class {found[f"{name}/most_frequent"]:.1%})'
-        for name in names
+        f'{name.removeprefix(PROBE)} {accuracy:.1%} (most frequent class {found[f"{name}/{MOST_FREQUENT}"]:.1%})'
+        for name, accuracy in found.items()
+        if is_probe(name)
     )

@@ -88,9 +88,8 @@ def mask_words(tokenizer: Tokenizer, windows: list[Window]) -> Iterator[MaskedWi
         is_counted = np.zeros(len(window.text), bool)
         for start, stop in window.words:
             is_counted[start:stop] = True
-        is_chosen = is_counted | (
-            is_blank & np.append(is_counted[1:], False)
-        )  # with the blank before: '▁' may be alone
+        before_a_word = is_blank & np.append(is_counted[1:], False)
+        is_chosen = is_counted | before_a_word  # '▁' may be a piece of its own
         is_masked = np.array([is_chosen[start : max(stop, start + 1)].any() for start, stop in offsets], bool)
         is_unknown = np.zeros_like(is_counted)
         for index, (start, stop) in zip(np.array(ids)[is_masked], np.array(offsets)[is_masked], strict=True):

@@ -169,7 +169,7 @@ def _is_cudnn_here() -> bool:
     heads, lengths = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16), jax.ShapeDtypeStruct((1,), jnp.int32)
     try:
         jax.eval_shape(_by_cudnn, heads, heads, heads, lengths)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # jax found none, or none that will do
         return False
     return True
 

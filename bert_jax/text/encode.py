@@ -59,9 +59,10 @@ class Encoder:
         of_sentence = compute.split_pattern(pyarrow.array(sentences, pyarrow.large_string()), ' ')
         numbered = of_sentence.flatten().dictionary_encode()
         distinct, number = numbered.dictionary.to_pylist(), numbered.indices.to_numpy()
-        self._encode_words([word for word in distinct if word not in self._words])
+        unseen = [word for word in distinct if word not in self._words]
+        self._encode_words(unseen)
         ids, sizes = self._joined([self._words[word] for word in distinct])
-        for word in distinct:
+        for word in unseen:
             if len(word) > _LONGEST_WORD:
                 del self._words[word]
         if len(self._words) > _MOST_WORDS:
@@ -238,7 +239,7 @@ def _of_bounded_size(sentences: list[str]) -> Iterator[list[str]]:
 
 def uniform_of(document: Document) -> int:
     """What tells which split a document goes to, below 2**64: the `uniform` of its record."""
-    text = '\n'.join(sentence for line in document.lines for sentence in line)
+    text = '\n'.join(document.sentences)
     return _uniform(document, hashlib.blake2b(text.encode(), digest_size=16).digest())
 
 
