@@ -36,7 +36,7 @@ _STEP = (
     'plan/hlo.py',
     'plan/kernels.py',
 )
-_RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin')
+_RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin', 'nvidia-cudnn-cu13')
 
 
 @dataclasses.dataclass(frozen=True)
