@@ -270,8 +270,8 @@ def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.finetune.workdirs import seeds_of
 
     workdir = _required(values, 'workdir')
-    if seeds_of(workdir):
-        return _evaluate_finetuned(values, workdir)
+    if seeds := seeds_of(workdir):
+        return _evaluate_finetuned(values, workdir, seeds[0])
     _select_platform(_run_config(values, workdir))
     from bert_jax.evaluate import describe, evaluate
 
@@ -284,10 +284,10 @@ def _evaluate(values: flags.FlagValues, _: list[str]) -> int:
     return 0
 
 
-def _evaluate_finetuned(values: flags.FlagValues, workdir: str) -> int:
-    from bert_jax.finetune.workdirs import read_run, seeds_of
+def _evaluate_finetuned(values: flags.FlagValues, workdir: str, seed: str) -> int:
+    from bert_jax.finetune.workdirs import read_run
 
-    _select_platform(read_run(seeds_of(workdir)[0]))
+    _select_platform(read_run(seed))
     from bert_jax.finetune.command import describe
     from bert_jax.finetune.evaluate import as_json, evaluate
 

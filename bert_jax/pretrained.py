@@ -219,10 +219,9 @@ def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
 
 def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     resolved = run.load_config(workdir)
-    model = dataclasses.replace(resolved.model, dtype='float32', remat='none')
     tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
-    state, _ = restore_on_one_device(workdir, dataclasses.replace(resolved, model=model), tokenizer.vocab_size, step)
-    return from_params(state.params, model, tokenizer, int(state.step))
+    state, _ = restore_on_one_device(workdir, resolved, tokenizer.vocab_size, step)
+    return from_params(state.params, resolved.model, tokenizer, int(state.step))
 
 
 def from_params(
