@@ -12,6 +12,7 @@ from bert_jax.finetune.start import starting_point
 from bert_jax.finetune.tasks import open_task
 from bert_jax.finetune.workdirs import seed_workdir, write_plan, write_results
 from bert_jax.stopping import StopRequest
+from bert_jax.train.lease import lease_of_run
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.watchdog import Watchdog
 
@@ -56,7 +57,8 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
                 write_plan(workdir, num_seeds)
 
         for seed, place in zip(seeds, workdirs, strict=True):
-            outcomes.append(run_seed(start, data, mesh, programs, place, seed, stop, watchdog, plan))
+            with lease_of_run(place, stop, watchdog) as lease:
+                outcomes.append(run_seed(start, data, mesh, programs, place, seed, stop, watchdog, lease, plan))
             if not outcomes[-1].finished:
                 break
     summary = summarize(outcomes, num_seeds)

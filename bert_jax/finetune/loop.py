@@ -1,6 +1,5 @@
 """The fine-tune of one seed, from top to bottom."""
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,7 +35,7 @@ from bert_jax.train.loop import Progress
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, replicated
-from bert_jax.train.state import TrainState, init_state, is_finite, model_graph, state_shardings
+from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
 from bert_jax.train.step import make_train_step
 from bert_jax.train.watchdog import Watchdog
 
@@ -90,35 +89,19 @@ def run_seed(
     seed: int,
     stop: StopRequest,
     watchdog: Watchdog,
+    lease: Lease,
     claimed: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Trains a seed's run to its last step, or goes on with it; then judges it and writes its predictions.
 
     Args:
+      lease: of the workdir, to be acquired here.
       claimed: called once the workdir is this run's.
 
     Raises:
       BadInput: when the workdir holds another run, or another process holds the workdir; when the loss or its gradient
         was not finite so many steps in a row.
     """
-    with contextlib.closing(Lease(workdir)) as lease:
-        stop.before_ending.append(lambda _: lease.close())
-        watchdog.before_ending.append(lease.close)
-        return _run_seed(start, data, mesh, programs, workdir, seed, stop, watchdog, lease, claimed)
-
-
-def _run_seed(
-    start: Start,
-    data: TaskData,
-    mesh: Mesh,
-    programs: Programs,
-    workdir: str,
-    seed: int,
-    stop: StopRequest,
-    watchdog: Watchdog,
-    lease: Lease,
-    claimed: Callable[[], None],
-) -> Outcome:
     # --- What it is. ---
     config = dataclasses.replace(start.config, train=dataclasses.replace(start.config.train, seed=seed))
     train, vocab_size, steps = config.train, start.tokenizer.vocab_size, programs.steps
@@ -168,9 +151,7 @@ def _run_seed(
         is_last = step == steps or stopping
         logs, saves = (is_last or step % every == 0 for every in (train.log_every, train.checkpoint_every))
         guard.add(step, 0, on_device['loss'], on_device.pop('is_skipped'))
-        trouble = guard.trouble(up_to_now=logs or saves)
-        if saves and not trouble and not is_finite(state):
-            trouble = Trouble(step, step, 'the parameters or the optimizer state are not finite')
+        trouble = guard.trouble(up_to_now=logs or saves, to_save=state if saves else None)
         if trouble:
             history.add('stop', step, why=str(trouble))
             for part in (progress, writer, checkpoints):

@@ -18,6 +18,7 @@ import numpy as np
 from bert_jax.config import Config, Train
 from bert_jax.data.skips import Windows, merged, passing_over
 from bert_jax.errors import BadInput
+from bert_jax.train.state import TrainState, is_finite
 
 _READ_STEPS_LATE = 2  # so that no step waits for the one before
 
@@ -103,13 +104,20 @@ class Guard:
         """Takes note of a step, without waiting for it."""
         self._pending.append((step, phase, loss, is_skipped))
 
-    def trouble(self, *, up_to_now: bool) -> Trouble | None:
-        """The trouble that the run is in, if it is; `up_to_now` waits for the newest step, otherwise two are left."""
+    def trouble(self, *, up_to_now: bool, to_save: TrainState | None = None) -> Trouble | None:
+        """The trouble that the run is in, if it is; `up_to_now` waits for the newest step, otherwise two are left.
+
+        Args:
+          to_save: the newest state, where it is to be saved: then all of it has to be finite.
+        """
         while len(self._pending) > (0 if up_to_now else _READ_STEPS_LATE):
             step, phase, *on_device = self._pending.popleft()
             found = self._read(phase, *jax.device_get(on_device))
             if found and self._record.bad_in_a_row >= self._settings.max_bad_steps:
                 return Trouble(step - self._record.bad_in_a_row + 1, step, found)
+        if to_save is not None and not is_finite(to_save):
+            step = int(to_save.step)
+            return Trouble(step, step, 'the parameters or the optimizer state are not finite')
         return None
 
     def _read(self, phase: int, loss: float, is_skipped: bool) -> str:

@@ -24,13 +24,15 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
+from bert_jax.stopping import StopRequest
+from bert_jax.train.watchdog import Watchdog
 
 BEAT, TIMEOUT = 5.0, 60.0  # seconds
 DIRECTORY, _BOOT_ID = '.lease', Path('/proc/sys/kernel/random/boot_id')
@@ -251,3 +253,12 @@ def _start_of(pid: int) -> tuple[int | None, str]:
     except OSError:
         return None, ''
     return int(fields[19]), fields[0]
+
+
+@contextlib.contextmanager
+def lease_of_run(workdir: str, stop: StopRequest, watchdog: Watchdog) -> Iterator[Lease]:
+    """A lease to acquire that is let go however the run ends: by itself, by a signal before it saves, or stuck."""
+    with contextlib.closing(Lease(workdir)) as lease:
+        stop.before_ending.append(lambda _: lease.close())
+        watchdog.before_ending.append(lease.close)
+        yield lease

@@ -26,15 +26,15 @@ from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.exact import make_exact_step
 from bert_jax.train.examples import Examples
 from bert_jax.train.feed import Feed
-from bert_jax.train.guard import Guard, Record, Trouble, check_may_go_back
+from bert_jax.train.guard import Guard, Record, check_may_go_back
 from bert_jax.train.history import History, hardware
-from bert_jax.train.lease import Lease
+from bert_jax.train.lease import Lease, lease_of_run
 from bert_jax.train.memory import run_within_memory, settle
 from bert_jax.train.metrics import MetricsWriter, Speedometer
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.replicas import Replicas
 from bert_jax.train.sharding import mesh_of_run
-from bert_jax.train.state import TrainState, init_state, is_finite, model_graph, state_shardings
+from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
 from bert_jax.train.step import make_evaluation_step, make_train_step
 from bert_jax.train.watchdog import Watchdog
 
@@ -63,9 +63,8 @@ def train(config: Config, workdir: str, stop: StopRequest | None = None, allow_c
         stop = stop or around.enter_context(StopRequest())
         stop.set_time(config.train.stop_at)
         watchdog = around.enter_context(Watchdog(config.train.watchdog_seconds, config.train.watchdog_long_seconds))
-        lease = around.enter_context(contextlib.closing(Lease(workdir)))
-        watchdog.before_ending.append(lease.close)
-        stop.before_ending += [lambda _: lease.close(), watchdog.stopped]
+        lease = around.enter_context(lease_of_run(workdir, stop, watchdog))
+        stop.before_ending.append(watchdog.stopped)
         parts = (config, workdir, allow_change, stop, watchdog, lease, around)
         return run_within_memory(lambda: _train(*parts), config)
 
@@ -168,9 +167,7 @@ def _train(
         looks = step == num_steps or (every and step % every == 0)
         evaluates = validation and looks
         guard.add(step, number, on_device['loss'], on_device.pop('is_skipped'))
-        trouble = guard.trouble(up_to_now=logs or saves or looks)
-        if saves and not trouble and not is_finite(state):
-            trouble = Trouble(step, step, 'the parameters or the optimizer state are not finite')
+        trouble = guard.trouble(up_to_now=logs or saves or looks, to_save=state if saves else None)
         if trouble:
             check_may_go_back(config.train, guard.record, trouble)
             with speed.paused(), watchdog.aside('going back'):
