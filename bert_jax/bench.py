@@ -18,12 +18,12 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax.config import Config, in_phases, is_records, max_sequences, num_predictions
+from bert_jax.config import Config, in_phases, is_records, max_sequences, num_predictions, row_lengths
 from bert_jax.data.batches import Batch, Stream, prefetch
 from bert_jax.data.random_rows import RandomRows
 from bert_jax.data.streams import open_streams
 from bert_jax.model.bert import num_parameters, padded_vocab_size
-from bert_jax.train.memory import settle
+from bert_jax.train.memory import batch_shapes, settle
 from bert_jax.train.metrics import flops_per_step, published_peak_flops
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
@@ -32,7 +32,7 @@ from bert_jax.train.step import make_train_step
 
 _WARM_UP, _FEWEST_ROUNDS, _ROUND_S = 3, 5, 1.0
 _SQUARE = 2048  # of the product that a CPU's MFU is against
-_COUNTED_BATCHES = 8
+_COUNTED_BATCHES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +78,18 @@ def bench(config: Config, seconds: float) -> Bench:
     config = dataclasses.replace(config, data=stream.data)
     mesh = mesh_of_run(config)
     config = settle(config, mesh, vocab_size)
-    counts = count(config, vocab_size, [stream.batch(step) for step in range(_COUNTED_BATCHES)])
+    batches = [stream.batch(step) for step in range(_COUNTED_BATCHES)]
+    counts, lengths = count(config, vocab_size, batches), [batch.input_ids.shape[1] for batch in batches]
     run = Run(config, vocab_size, stream, mesh)
     run.steps(_WARM_UP)
     peak, is_resident = _peak_memory()
     num_steps = max(1, round(_ROUND_S / max(run.steps(1).seconds, 1e-4)))
-    alone, square = Products(config, vocab_size, mesh), _square_product(mesh, config.model.dtype)
+    alone = [(lengths.count(n), Products(_of_length(config, n), vocab_size, mesh)) for n in sorted({*lengths})]
+    square = _square_product(mesh, config.model.dtype)
     samples, alone_samples, square_samples, started = [], [], [], time.perf_counter()
     while len(samples) < _FEWEST_ROUNDS or time.perf_counter() - started < seconds:
         samples.append(run.steps(num_steps))
-        alone_samples.append(alone.seconds())
+        alone_samples.append(sum(share * products.seconds() for share, products in alone) / len(lengths))
         square_samples.append(square())
     step_seconds = statistics.median(sample.seconds for sample in samples)
     products_seconds, square_flops = statistics.median(alone_samples), 1 / statistics.median(square_samples)
@@ -104,7 +106,7 @@ def bench(config: Config, seconds: float) -> Bench:
         slowest_seconds=max(sample.seconds for sample in samples),
         sequences_per_second=counts.sequences / step_seconds,
         tokens_per_second=counts.tokens / step_seconds,
-        real_slots=counts.tokens / (stream.batch_size * config.data.sequence_length),
+        real_slots=counts.tokens / (stream.batch_size * statistics.mean(lengths)),
         flops_per_step=counts.flops,
         mfu=counts.flops / step_seconds / peak_flops if peak_flops else None,
         ceiling_fraction=products_seconds / step_seconds,
@@ -125,6 +127,7 @@ def _stream(config: Config) -> tuple[Stream, int, str]:
         name = data.source if is_records(data.source) else data.corpus
         return streams.train[0], streams.tokenizer.vocab_size, f'rows of {name}'
     vocab_size = config.tokenizer.vocab_size
+    data = dataclasses.replace(data, bucket_lengths=())
     stream = RandomRows(data, vocab_size, batch_size=config.train.global_batch_size, seed=config.train.seed)
     return stream, vocab_size, f'full rows of random ids, as there is no corpus at {data.corpus}'
 
@@ -142,16 +145,20 @@ def count(config: Config, vocab_size: int, batches: Sequence[Batch]) -> Counts:
     numbers = range(1, max_sequences(config.data) + 1)
     lengths = np.stack([(batch.sequence_ids[..., None] == numbers).sum(axis=1) for batch in batches])
     tokens, sequences, squared = (x.sum() / len(batches) for x in (lengths, lengths > 0, lengths.astype(float) ** 2))
-    rows = len(batches[0].input_ids)
     flops = flops_per_step(
         config.model,
         vocab_size,
         tokens=tokens,
         squared_lengths=squared,
-        predictions=rows * num_predictions(config.data),
-        sequences=rows * max_sequences(config.data),
+        predictions=statistics.mean(batch.num_predictions for batch in batches),
+        sequences=batches[0].cls_positions.size,
     )
     return Counts(float(tokens), float(sequences), float(flops))
+
+
+def _of_length(config: Config, length: int) -> Config:
+    """The same with rows of so many positions."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=length))
 
 
 class Sample(NamedTuple):
@@ -178,10 +185,12 @@ class Run:
         )
         self._batches = _on_devices(stream, mesh)
         self._state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed)
-        batch = next(self._batches)
+        self._compiled: dict[int, Callable] = {}
         with _no_compilation_cache():
             start = time.perf_counter()
-            self._step = step.lower(self._state, batch).compile()
+            for length in row_lengths(config.data):
+                batch = batch_shapes(_of_length(config, length), mesh)
+                self._compiled[length] = step.lower(self._state, batch).compile()
             self.compile_seconds = time.perf_counter() - start
 
     def steps(self, count: int) -> Sample:
@@ -193,7 +202,7 @@ class Run:
             batch = next(self._batches)
             if metrics is None or metrics['loss'].is_ready():
                 waited += time.perf_counter() - asked
-            self._state, metrics = self._step(self._state, batch)
+            self._state, metrics = self._compiled[batch.input_ids.shape[1]](self._state, batch)
         jax.block_until_ready((self._state, metrics))
         return Sample((time.perf_counter() - start) / count, waited / count)
 

@@ -59,6 +59,10 @@ def _is_automatic_or_room(value: int) -> bool:
     return value == -1 or 1 <= value <= 65536
 
 
+def _are_lengths(value: tuple) -> bool:
+    return all(type(number) is int and number >= 8 for number in value) and sorted({*value}) == list(value)
+
+
 def _are_windows(value: tuple) -> bool:
     def is_window(window: Any) -> bool:
         return isinstance(window, tuple) and len(window) == 3 and all(type(number) is int for number in window)
@@ -117,6 +121,9 @@ class Data:
     packing: bool = False  # several sequences in a row, each with its own [CLS], attention inside each
     max_sequences: int = setting(-1, '-1 (L / 32, at least 4) or 1 to 65536', _is_automatic_or_room)  # E, packed
     max_predictions: int = setting(-1, '-1 (rate x L, rounded) or 1 to 65536', _is_automatic_or_room)  # P
+    # Without packing, in training: rows that fit are cut to the shortest of these, a batch holds rows of one length;
+    # such as (64, 128, 256) with a sequence_length of 512
+    bucket_lengths: tuple = setting((), 'a tuple of rising numbers, each at least 8', _are_lengths)
     masking: Masking = Masking()
     remask: bool = True  # records: restore the tokens and mask them anew in every epoch; False: masks as stored
 
@@ -443,6 +450,8 @@ def _check_together(config: Config) -> None:
         )
     if data.packing and is_records(data.source):
         raise BadInput('config.data.packing', 'is True, and records are rows already', 'False with tfrecord:GLOB')
+    if data.bucket_lengths:
+        _check_buckets(config)
     if masking.mask_fraction + masking.random_fraction > 1:
         raise BadInput(
             'config.data.masking',
@@ -499,6 +508,18 @@ def _check_phase(config: Config, phase: str) -> None:
         )
 
 
+def _check_buckets(config: Config) -> None:
+    data, where = config.data, 'config.data.bucket_lengths'
+    if data.packing or is_records(data.source):
+        found = 'data.packing fills the rows' if data.packing else 'records are rows already'
+        raise BadInput(where, f'is {data.bucket_lengths}, and {found}', '() with packing or tfrecord:GLOB')
+    longest = max(phase.data.sequence_length for phase in in_phases(config))
+    if data.bucket_lengths[-1] >= longest:
+        expected = f'lengths below data.sequence_length={longest}, which is the longest already'
+        shorter = tuple(length for length in data.bucket_lengths if length < longest)
+        raise BadInput(where, f'is {data.bucket_lengths}', expected, f'--config.data.bucket_lengths="{shorter}"')
+
+
 def _check_exact(train: Train, phase: str) -> None:
     if train.microbatches != 1:
         raise BadInput(
@@ -531,6 +552,11 @@ def num_predictions(data: Data) -> int:
     if data.max_predictions != -1:
         return data.max_predictions
     return max(1, round(data.masking.rate * data.sequence_length))
+
+
+def row_lengths(data: Data) -> tuple[int, ...]:
+    """The lengths that rows of training have, rising; the last is L."""
+    return (*(length for length in data.bucket_lengths if length < data.sequence_length), data.sequence_length)
 
 
 def max_sequences(data: Data) -> int:

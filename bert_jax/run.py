@@ -39,6 +39,8 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
         del data[path]
     if not config_module.is_records(config.data.source):
         del data['remask']
+    if not config.data.bucket_lengths:
+        del data['bucket_lengths']
     model = dataclasses.asdict(config.model)
     for execution in ('remat', 'scan_layers', 'attention'):
         del model[execution]

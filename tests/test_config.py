@@ -79,6 +79,9 @@ def test_numbers_that_are_none_are_refused(value: float) -> None:
         ({'mesh__fsdp': -1}, 'at most one axis'),
         ({'data__masking__mask_fraction': 0.95}, 'at most 1'),
         ({'data__source': 'txt:a'}, 'python-docs'),
+        ({'data__bucket_lengths': (32, 16)}, 'rising'),
+        ({'data__bucket_lengths': (32, 128)}, 'below data.sequence_length=128, which is the longest already'),
+        ({'data__bucket_lengths': (32,), 'data__packing': True}, '() with packing'),
     ],
 )
 def test_fields_that_do_not_fit_together_are_told_with_what_would(fields: dict, words: str) -> None:

@@ -4,6 +4,7 @@
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from bert_jax import config
 from bert_jax.data import random
 from bert_jax.data.examples import Pairs, make_pairs
 from bert_jax.data.masking import mask_tokens
-from bert_jax.data.order import Order
+from bert_jax.data.order import BucketedOrder, Chosen, Order
 from bert_jax.data.windows import Plan, load_plan
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus
@@ -62,15 +63,18 @@ class Stream(abc.ABC):
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """The batch of a step, or the given rows of it; the same whoever asks, in whatever order."""
-        return self._assemble(*self._order.rows(step, rows))
+        return self._assemble(self._order.rows(step, rows))
 
     @abc.abstractmethod
-    def _assemble(self, rows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> Batch:
-        """The batch of these rows of the source, [B] int64; where `present` is false, padding of weight 0."""
+    def _assemble(self, chosen: Chosen) -> Batch:
+        """The batch of these rows of the source; where they are not present, padding of weight 0."""
 
 
 class CorpusStream(Stream):
-    """The batches of a split of a corpus: a row is a window, or with packing the windows planned to share one."""
+    """The batches of a split of a corpus: a row is a window, or with packing the windows planned to share one.
+
+    In training with `data.bucket_lengths`, L and P differ from batch to batch: as many as its bucket needs.
+    """
 
     def __init__(
         self,
@@ -88,23 +92,31 @@ class CorpusStream(Stream):
         self.split = getattr(corpus, split_name)
         self.tokenizer = corpus.tokenizer
         self.plan: Plan = load_plan(corpus.directory, split_name, self.split, data)
-        super().__init__(Order(self.plan.num_rows, batch_size, seed, phase))
+        self._shapes = [dataclasses.replace(data, sequence_length=length) for length in config.row_lengths(data)]
+        if seed is None or len(self._shapes) == 1:
+            super().__init__(Order(self.plan.num_rows, batch_size, seed, phase))
+        else:
+            by_bucket, sizes = self.plan.by_bucket, self.plan.bucket_sizes
+            super().__init__(BucketedOrder(by_bucket, sizes, batch_size, seed, phase))
 
-    def _assemble(self, rows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> Batch:
-        tokenizer, num_sequences = self.tokenizer, config.max_sequences(self.data)
+    def _assemble(self, chosen: Chosen) -> Batch:
+        rows, present, keys, bucket = chosen
+        tokenizer, num_sequences, data = self.tokenizer, config.max_sequences(self.data), self._shapes[bucket]
         first, number = self.plan.rows[rows], np.arange(num_sequences)
         real = number < np.where(present, self.plan.rows[rows + 1] - first, 0)[:, None]  # BE
         windows, sequence_keys = (first[:, None] + number)[real], random.fold(keys[:, None], number)[real]
         pairs = make_pairs(self.plan, windows, sequence_keys, self.data.pairing)
-        ids, is_text, token_type_ids, sequence_ids, position_ids, lengths = self._lay_out(pairs, real)
+        ids, is_text, token_type_ids, sequence_ids, position_ids, lengths = self._lay_out(
+            pairs, real, data.sequence_length
+        )
         ids[is_text] = self._text(pairs)
         masked = mask_tokens(
             ids,
             is_text,
             lengths,
             keys,
-            self.data.masking,
-            num_predictions=config.num_predictions(self.data),
+            data.masking,
+            num_predictions=config.num_predictions(data),
             mask_id=tokenizer.mask_id,
             vocab_size=tokenizer.vocab_size,
             sequence_ids=sequence_ids,
@@ -126,14 +138,14 @@ class CorpusStream(Stream):
             next_sentence_weights=paired.astype(np.float32),
         )
 
-    def _lay_out(self, pairs: Pairs, real: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _lay_out(self, pairs: Pairs, real: np.ndarray, num_positions: int) -> tuple[np.ndarray, ...]:
         """Where everything stands: five runs, [CLS] A [SEP] B [SEP], for each sequence of a row, and one of padding.
 
         Returns:
           (ids without the text, is_text, token_type_ids, sequence_ids, position_ids), [B, L]; lengths [B, E] int64.
         """
         num_rows, num_sequences = real.shape
-        num_positions, tokenizer = self.data.sequence_length, self.tokenizer
+        tokenizer = self.tokenizer
         runs = np.zeros((num_rows, num_sequences, 5), np.int64)
         has_b = pairs.b_length > 0
         runs[real] = np.stack([has_b >= 0, pairs.a_length, has_b >= 0, pairs.b_length, has_b], axis=1)

@@ -4,6 +4,7 @@
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,35 +14,24 @@ _ROWS_IN_BLOCK = 65_536
 _EVALUATION_SEED = 0
 
 
-class Order:
-    """The order of the rows of a source, and the key of each row's random choices.
+class Chosen(NamedTuple):
+    """What stands in a batch, or in a part of it."""
 
-    In training the source is gone through in shuffled epochs for ever: blocks of rows in random order, then rows within
-    a block. In evaluation it is gone through once as it stands, with the same keys every time; rows past the end are
-    padding.
-    """
+    rows: np.ndarray  # [B] int64, of the source
+    present: np.ndarray  # [B] bool, false for padding
+    keys: np.ndarray  # [B] uint64, of each row's random choices
+    bucket: int = -1  # of the batch; -1, the last, is that of the longest rows
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int | None, phase: int = 0):
-        """Args: `seed` of the run for training, None for evaluation; number of the phase."""
-        self.num_rows, self.batch_size, self._shuffled = num_rows, batch_size, seed is not None
-        key = random.fold_int(_EVALUATION_SEED if seed is None else seed, int(self._shuffled))
-        self._key = random.fold_int(key, phase)
 
-    def __len__(self) -> int:
-        """Steps in one pass."""
-        return -(-self.num_rows // self.batch_size)
+class Shuffle:
+    """Shuffled epochs of N rows, for ever: blocks of rows in random order, then rows within a block."""
 
-    def rows(self, step: int, part: slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of a step, or a part of it: ([B] int64 rows of the source, [B] bool not padding, [B] uint64 keys)."""
-        numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[part]
-        keys = random.fold(self._key, numbers)
-        if self._shuffled:
-            return self.shuffle(numbers), np.ones(len(numbers), bool), keys
-        return np.minimum(numbers, self.num_rows - 1), numbers < self.num_rows, keys
+    def __init__(self, num_rows: int, key: int):
+        self._num_rows, self._key = num_rows, key
 
-    def shuffle(self, numbers: np.ndarray) -> np.ndarray:
-        """The row of the source at each place, counted on from epoch to epoch; each stands once in an epoch."""
-        epochs, places = np.divmod(numbers, self.num_rows)
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        """The row at each place, counted on from epoch to epoch; each stands once in an epoch."""
+        epochs, places = np.divmod(numbers, self._num_rows)
         rows = np.empty(len(numbers), np.int64)
         for epoch in np.unique(epochs):
             block_starts, slot_starts, block_order = self._block_order(int(epoch))
@@ -52,16 +42,80 @@ class Order:
                 places[chosen] - slot_starts[slots],
                 block_starts[blocks + 1] - block_starts[blocks],
                 random.fold(random.fold_int(self._key, int(epoch)), blocks + 1),
-                limit=min(self.num_rows, _ROWS_IN_BLOCK),
+                limit=min(self._num_rows, _ROWS_IN_BLOCK),
             )
         return rows
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019  an order lives as long as its run
+    @functools.lru_cache(maxsize=4)  # noqa: B019  it lives as long as its run
     def _block_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """([K+1] first row of each block, [K] first place of each slot, [K] the block in each slot)."""
-        num_blocks = -(-self.num_rows // _ROWS_IN_BLOCK)
-        block_starts = np.arange(num_blocks + 1) * self.num_rows // num_blocks
+        num_blocks = -(-self._num_rows // _ROWS_IN_BLOCK)
+        block_starts = np.arange(num_blocks + 1) * self._num_rows // num_blocks
         key = np.full(num_blocks, random.fold_int(random.fold_int(self._key, epoch), 0), np.uint64)
         order = random.permute(np.arange(num_blocks), num_blocks, key, limit=num_blocks)
         sizes = np.diff(block_starts)[order]
         return block_starts, np.concatenate([[0], np.cumsum(sizes)[:-1]]), order
+
+
+class Order:
+    """The order of the rows of a source, and the key of each row's random choices.
+
+    In training the source is gone through in shuffled epochs for ever (`Shuffle`). In evaluation it is gone through
+    once as it stands, with the same keys every time; rows past the end are padding.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int | None, phase: int = 0):
+        """Args: `seed` of the run for training, None for evaluation; number of the phase."""
+        self.num_rows, self.batch_size, self._shuffled = num_rows, batch_size, seed is not None
+        key = random.fold_int(_EVALUATION_SEED if seed is None else seed, int(self._shuffled))
+        self._key = random.fold_int(key, phase)
+        self.shuffle = Shuffle(num_rows, self._key)
+
+    def __len__(self) -> int:
+        """Steps in one pass."""
+        return -(-self.num_rows // self.batch_size)
+
+    def rows(self, step: int, part: slice = slice(None)) -> Chosen:
+        """What stands in a step's batch, or in a part of it."""
+        numbers, keys = self._numbered(step, part)
+        if self._shuffled:
+            return Chosen(self.shuffle(numbers), np.ones(len(numbers), bool), keys)
+        return Chosen(np.minimum(numbers, self.num_rows - 1), numbers < self.num_rows, keys)
+
+    def _numbered(self, step: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """([B] int64 numbers of a batch's rows, counted on over all steps; [B] uint64, their keys)."""
+        numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[part]
+        return numbers, random.fold(self._key, numbers)
+
+
+class BucketedOrder(Order):
+    """Shuffled epochs in which a batch holds rows of about one length.
+
+    In every epoch the rows of each bucket are shuffled and laid bucket after bucket, from the shortest; that is cut
+    into batches, and their order is shuffled. A batch at the border of two buckets is of the longer. The last batch of
+    so laid rows may hold fewer than B; the others are padding, so that an epoch is a whole number of steps.
+    """
+
+    def __init__(self, by_bucket: np.ndarray, sizes: np.ndarray, batch_size: int, seed: int, phase: int = 0):
+        """Args: by_bucket, [N] int64, the rows from bucket to bucket; sizes, how many rows each bucket has."""
+        super().__init__(len(by_bucket), batch_size, seed, phase)
+        self._by_bucket, self._ends = by_bucket, np.cumsum(sizes)
+        self._starts = self._ends - sizes
+        self._shuffles = [Shuffle(int(size), random.fold_int(self._key, k)) for k, size in enumerate(sizes, start=1)]
+
+    def rows(self, step: int, part: slice = slice(None)) -> Chosen:
+        """What stands in a step's batch, or in a part of it."""
+        _, keys = self._numbered(step, part)
+        epoch, place = divmod(step, len(self))
+        [batch] = random.permute(
+            np.array([place]), len(self), random.fold(random.fold_int(self._key, epoch), 0), limit=len(self)
+        )
+        whole = batch * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+        bucket = int(np.searchsorted(self._ends, min(whole[-1], self.num_rows - 1), side='right'))
+        numbers, present = np.minimum(whole[part], self.num_rows - 1), whole[part] < self.num_rows
+        bucket_of, rows = np.searchsorted(self._ends, numbers, side='right'), np.empty(len(numbers), np.int64)
+        for k in np.unique(bucket_of):
+            chosen, start = bucket_of == k, self._starts[k]
+            size = self._ends[k] - start
+            rows[chosen] = self._by_bucket[start + self._shuffles[k](epoch * size + numbers[chosen] - start)]
+        return Chosen(rows, present, keys, bucket)

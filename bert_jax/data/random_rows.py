@@ -8,7 +8,7 @@ import numpy as np
 from bert_jax import config
 from bert_jax.data import random
 from bert_jax.data.batches import Batch, Stream
-from bert_jax.data.order import Order
+from bert_jax.data.order import Chosen, Order
 
 PAD, CLS, SEP, MASK, FIRST = range(5)  # ids; those from FIRST on stand for text
 _ROWS = 2**20  # in an epoch
@@ -25,7 +25,8 @@ class RandomRows(Stream):
         self.data, self.vocab_size = data, vocab_size
         super().__init__(Order(_ROWS, batch_size, seed))
 
-    def _assemble(self, rows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> Batch:
+    def _assemble(self, chosen: Chosen) -> Batch:
+        rows, keys = chosen.rows, chosen.keys
         length, num_predictions = self.data.sequence_length, config.num_predictions(self.data)
         starts = self._starts(keys)  # BE
         place = np.arange(length)

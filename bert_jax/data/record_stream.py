@@ -10,7 +10,7 @@ import numpy as np
 from bert_jax import config
 from bert_jax.data.batches import Batch, Stream
 from bert_jax.data.masking import Masked, mask_tokens
-from bert_jax.data.order import Order
+from bert_jax.data.order import Chosen, Order
 from bert_jax.data.record_set import RecordSet
 from bert_jax.data.tfrecords import Examples
 from bert_jax.errors import BadInput
@@ -81,7 +81,8 @@ class RecordStream(Stream):
             counts += np.bincount(ids[self._is_text(ids, examples.lengths)], minlength=len(counts))
         return counts
 
-    def _assemble(self, rows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> Batch:
+    def _assemble(self, chosen: Chosen) -> Batch:
+        rows, present, keys, _ = chosen
         examples = self._read(rows)
         num_positions = self.data.sequence_length
         lengths = np.where(present, examples.lengths, 0)

@@ -11,7 +11,7 @@ import errno
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from bert_jax.text import checksums
 from bert_jax.text.progress import say
 from bert_jax.text.splits import NpyWriter, Split
 
-_PLAN_VERSION = 3
+_PLAN_VERSION = 4
 _SHORT_KEY = 0x5EED  # planned lengths belong to the corpus and the data config, not to the seed of a run
 _SENTENCES_AT_ONCE = 1 << 18  # of whole documents, planned together
 
@@ -43,6 +43,8 @@ class Plan:
     rows: [R+1] int64, the first window of each row; the last one closes. Without packing a row is a window.
     by_length: [D] int64, documents from the longest to the shortest, with `nsp`.
     num_holding: [limit+1] int64, how many documents hold at least so many tokens, with `nsp`.
+    by_bucket: [R] int64, rows from the bucket of the shortest to that of the longest, with `bucket_lengths`.
+    bucket_sizes: [K] int64, how many rows each of the K `config.row_lengths` has, with `bucket_lengths`.
     """
 
     segments: np.ndarray
@@ -56,6 +58,8 @@ class Plan:
     rows: np.ndarray
     by_length: np.ndarray
     num_holding: np.ndarray
+    by_bucket: np.ndarray
+    bucket_sizes: np.ndarray
 
     @property
     def num_windows(self) -> int:
@@ -104,6 +108,8 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
     if data.packing:
         packing = [data.masking.rate, config.num_predictions(data), config.max_sequences(data)]
         settings.append(packing)
+    if data.bucket_lengths:
+        settings.append(config.row_lengths(data))
     settings.append([split.num_tokens, len(split.sentences), len(split.documents)])
     directory = pathlib.Path(corpus_directory) / 'plans' / config.digest(settings)
     if directory.is_dir():
@@ -195,6 +201,7 @@ def plan_windows(split: Split, data: config.Data, directory: pathlib.Path) -> No
         for writer in writers.values():
             writer.close()
     _rank_documents(split, max_tokens(data) if data.pairing == 'nsp' else 0, directory)
+    _sort_rows(data, directory)
 
 
 def _document_blocks(split: Split) -> Iterator[tuple[int, int]]:
@@ -282,29 +289,59 @@ def _write_rows(writers: dict[str, NpyWriter], windows: np.ndarray, num_before: 
 
 
 def _rank_documents(split: Split, limit: int, directory: pathlib.Path) -> None:
-    """Writes `by_length` (a counting sort, two passes over the documents) and `num_holding`; empty for 0."""
+    """Writes `by_length` and `num_holding`; empty for 0."""
 
-    def lengths() -> Iterator[tuple[int, np.ndarray]]:
+    def lacking() -> Iterator[tuple[int, np.ndarray]]:
         for first, last in _document_blocks(split):
             bounds = np.asarray(split.sentences[np.asarray(split.documents[first : last + 1])])
-            yield first, np.minimum(np.diff(bounds), limit)
+            yield first, limit - np.minimum(np.diff(bounds), limit)
 
-    if not limit:
-        np.save(directory / 'by_length.npy', np.zeros(0, np.int64))
-        np.save(directory / 'num_holding.npy', np.zeros(0, np.int64))
-        return
-    counts = np.zeros(limit + 1, np.int64)
-    for _, some in lengths():
-        counts += np.bincount(some, minlength=limit + 1)
-    num_holding = np.cumsum(counts[::-1])[::-1]
-    np.save(directory / 'num_holding.npy', num_holding)
-    num_longer = num_holding - counts  # where the documents of each length begin
-    num_documents = len(split.documents) - 1
-    by_length = np.lib.format.open_memmap(directory / 'by_length.npy', 'w+', np.int64, (num_documents,))
-    for first, some in lengths():
-        order = np.argsort(-some, kind='stable')
-        in_order = some[order]
-        rank = np.arange(len(order)) - np.searchsorted(-in_order, -in_order, side='left')
-        by_length[num_longer[in_order] + rank] = first + order
-        num_longer += np.bincount(some, minlength=limit + 1)
-    by_length.flush()
+    path = directory / 'by_length.npy'
+    counts = _counting_sort(lacking, limit + 1, path) if limit else _nothing(path)
+    np.save(directory / 'num_holding.npy', np.cumsum(counts)[::-1])
+
+
+def _sort_rows(data: config.Data, directory: pathlib.Path) -> None:
+    """Writes `by_bucket` and `bucket_sizes`; empty without buckets."""
+    lengths = np.array(config.row_lengths(data)) - num_special_tokens(data)
+    targets = np.load(directory / 'target.npy', 'r', allow_pickle=False)
+
+    def buckets() -> Iterator[tuple[int, np.ndarray]]:
+        for first in range(0, len(targets), _SENTENCES_AT_ONCE):
+            yield first, np.searchsorted(lengths, targets[first : first + _SENTENCES_AT_ONCE])
+
+    path = directory / 'by_bucket.npy'
+    counts = _counting_sort(buckets, len(lengths), path) if data.bucket_lengths else _nothing(path)
+    np.save(directory / 'bucket_sizes.npy', counts)
+
+
+def _nothing(path: pathlib.Path) -> np.ndarray:
+    nothing = np.zeros(0, np.int64)
+    np.save(path, nothing)
+    return nothing
+
+
+def _counting_sort(
+    parts: Callable[[], Iterator[tuple[int, np.ndarray]]], num_keys: int, path: pathlib.Path
+) -> np.ndarray:
+    """Writes the places of keys in the order of the keys, equal ones as they stand, in two passes.
+
+    Args:
+      parts: gives (place of the first, keys below `num_keys`), part after part.
+
+    Returns:
+      [num_keys] int64, how often each key stands there.
+    """
+    counts = np.zeros(num_keys, np.int64)
+    for _, keys in parts():
+        counts += np.bincount(keys, minlength=num_keys)
+    starts = np.cumsum(counts) - counts  # where the places of each key begin
+    places = np.lib.format.open_memmap(path, 'w+', np.int64, (int(counts.sum()),))
+    for first, keys in parts():
+        order = np.argsort(keys, kind='stable')
+        in_order = keys[order]
+        rank = np.arange(len(order)) - np.searchsorted(in_order, in_order, side='left')
+        places[starts[in_order] + rank] = first + order
+        starts += np.bincount(keys, minlength=num_keys)
+    places.flush()
+    return counts

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bert_jax.data.batches import Stream
-from bert_jax.data.order import Order
+from bert_jax.data.order import Chosen, Order
 
 
 class TaskBatch(NamedTuple):
@@ -85,8 +85,8 @@ class TaskStream(Stream):
         super().__init__(Order(len(rows), batch_size, seed))
         self._rows, self._length, self._pad_id = rows, sequence_length, pad_id
 
-    def _assemble(self, rows: np.ndarray, present: np.ndarray, keys: np.ndarray) -> TaskBatch:
-        del keys  # nothing in a row is drawn
+    def _assemble(self, chosen: Chosen) -> TaskBatch:
+        rows, present = chosen.rows, chosen.present  # nothing in a row is drawn
         data, place = self._rows, np.arange(self._length)
         lengths = np.diff(data.starts)[rows][:, None]
         inside = place < lengths  # BL

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bert_jax import hosts, run
-from bert_jax.config import Config, in_phases, positions_trained
+from bert_jax.config import Config, in_phases, positions_trained, row_lengths
 from bert_jax.data.batches import Stream
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import open_streams
@@ -145,19 +145,20 @@ def _train(
     guard, replicas = Guard(config.train, record), Replicas(shardings)
     feed = Feed(in_phases(config), streams.train, mesh, start, record.passed_over)
     say('Compiling the step …')
-    compiled = None
+    compiled = set()  # what differs from batch to batch: the phase, and the length of its bucket
 
     def stop_now() -> bool:
         return wants_to_stop(stop.asked(checkpoints.seconds_to_save))
 
     for step, number, batch in speed.waiting(feed):
         watchdog.begin_step(step)
-        if number != compiled:
+        shape = (number, batch.input_ids.shape)
+        if shape not in compiled:
             watchdog.enter_long('compiling the step')
         state, on_device = train_step(state, batch)
-        if number != compiled:
+        if shape not in compiled:
             watchdog.enter_long('the first step of its shape')
-            compiled = number
+            compiled.add(shape)
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
         stopping = stop_now()
         is_last = step == num_steps or stopping
@@ -249,10 +250,20 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream
         epochs = phase.train.steps * stream.batch_size / stream.num_rows
         lines.append(
             (f'Phase {number}' if config.phases else 'Data')
-            + f': {stream.num_rows:,} rows of {phase.data.sequence_length} positions an epoch; '
+            + f': {stream.num_rows:,} rows of {_describe_lengths(phase, stream)} positions an epoch; '
             f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:.2f} epochs'
         )
     return '\n'.join(lines)
+
+
+def _describe_lengths(phase: Config, stream: Stream) -> str:
+    """`512`, or with buckets `64 (20%), 128 (30%) or 512 (50%)`."""
+    *shorter, longest = row_lengths(phase.data)
+    if not shorter:
+        return str(longest)
+    shares = stream.plan.bucket_sizes / stream.num_rows
+    *shorter, longest = (f'{length} ({share:.0%})' for length, share in zip((*shorter, longest), shares, strict=True))
+    return f'{", ".join(shorter)} or {longest}'
 
 
 def _describe_validation(step: int, found: dict[str, float]) -> str:

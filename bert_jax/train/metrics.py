@@ -179,21 +179,21 @@ class Speedometer:
 
     def __init__(self, model: config.Model, vocab_size: int):
         self._count = functools.partial(flops_per_step, model, vocab_size)
-        self._shapes: list[tuple[int, ...]] = []
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._peak = peak_flops()
-        self._pending: list[tuple[jax.Array, jax.Array]] = []
+        self._pending: list[tuple[jax.Array, jax.Array, int, int]] = []
         self._since: float | None = None
         self._waited, self._newest = 0.0, None
 
     def add(self, batch: Batch, tokens: jax.Array, squared_lengths: jax.Array) -> None:
         """Counts the step of a global batch (on the device: nothing is waited for); the first of a shape compiles."""
-        self._newest, shapes = tokens, [array.shape for array in batch]
-        if self._shapes != shapes:
+        self._newest, shapes = tokens, tuple(array.shape for array in batch)
+        if shapes not in self._shapes:
             jax.block_until_ready(tokens)
-            self._shapes, self._pending, self._since, self._waited = shapes, [], time.perf_counter(), 0.0
-            self._slots = {'predictions': batch.num_predictions, 'sequences': batch.cls_positions.size}
+            self._shapes.add(shapes)
+            self._pending, self._since, self._waited = [], time.perf_counter(), 0.0
         else:
-            self._pending.append((tokens, squared_lengths))
+            self._pending.append((tokens, squared_lengths, batch.num_predictions, batch.cls_positions.size))
 
     def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The same batches; the wait for one counts if the devices have nothing left to do when it comes."""
@@ -221,9 +221,8 @@ class Speedometer:
             return {}
         counted = jax.device_get(self._pending)
         seconds = time.perf_counter() - self._since
-        tokens, squared_lengths = (float(sum(values)) for values in zip(*counted, strict=True))
-        slots = {name: count * len(counted) for name, count in self._slots.items()}
-        flops = self._count(tokens=tokens, squared_lengths=squared_lengths, **slots)
+        tokens, squared, predictions, sequences = (float(sum(values)) for values in zip(*counted, strict=True))
+        flops = self._count(tokens=tokens, squared_lengths=squared, predictions=predictions, sequences=sequences)
         speed = {'tokens_per_second': tokens / seconds, 'input_wait_fraction': self._waited / seconds}
         self._pending, self._since, self._waited = [], time.perf_counter(), 0.0
         return speed | ({'mfu': flops / seconds / self._peak} if self._peak else {})

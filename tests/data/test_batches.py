@@ -39,16 +39,27 @@ def streams(tmp_path_factory):
     corpus = corpus_of(random_split(5, num_documents=80, longest=12), str(tmp_path_factory.mktemp('corpus')))
 
     def make(seed: int, phase: int, **fields: object) -> CorpusStream:
+        if fields.get('packing'):
+            fields['bucket_lengths'] = ()
         data = Data(sequence_length=48, **fields)
         return CorpusStream(corpus, data, 'train', batch_size=16, seed=seed, phase=phase)
 
     return make
 
 
+def _rows_of_epoch(stream: CorpusStream, epoch: int) -> np.ndarray:
+    """[N] the rows of the source in the order of an epoch; with buckets an epoch is a whole number of steps."""
+    if not stream.data.bucket_lengths:
+        return stream._order.shuffle(np.arange(stream.num_rows) + epoch * stream.num_rows)
+    chosen = [stream._order.rows(step) for step in range(epoch * len(stream), (epoch + 1) * len(stream))]
+    return np.concatenate([some.rows[some.present] for some in chosen])
+
+
 _SETTINGS = {
     'pairing': st.sampled_from(['nsp', 'sop', 'none']),
     'packing': st.booleans(),
     'masking': st.sampled_from(['token', 'word', 'ngram']).map(lambda unit: Masking(unit=unit)),
+    'bucket_lengths': st.sampled_from([(), (16,), (12, 24, 40)]),
 }
 
 
@@ -78,9 +89,7 @@ def test_a_batch_is_a_function_of_its_step(streams, seed, phase, fields, step, h
 @given(seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 1000), fields=st.fixed_dictionaries(_SETTINGS))
 def test_an_epoch_uses_each_planned_window_once_and_the_next_in_another_order(streams, seed, epoch, fields) -> None:
     stream = streams(seed, 0, **fields)
-    first, second = (
-        stream._order.shuffle(np.arange(stream.num_rows) + number * stream.num_rows) for number in (epoch, epoch + 1)
-    )
+    first, second = (_rows_of_epoch(stream, number) for number in (epoch, epoch + 1))
     for rows in (first, second):
         windows = [np.arange(stream.plan.rows[row], stream.plan.rows[row + 1]) for row in rows]
         np.testing.assert_array_equal(np.sort(np.concatenate(windows)), np.arange(stream.plan.num_windows))
@@ -182,3 +191,29 @@ def test_an_evaluation_pass_sees_each_window_once_then_padding(tmp_path, packing
     for name in ('masked_lm_weights', 'next_sentence_weights', 'sequence_ids', 'input_ids', 'position_ids'):
         assert not getattr(last, name)[padding].any()
     _assert_equal(stream.batch(1), batches[1])
+
+
+def test_a_batch_is_as_long_as_the_shortest_bucket_that_its_rows_fit(streams) -> None:
+    """Against the lengths of the windows themselves; only a batch at a border holds rows of a shorter bucket."""
+    lengths = (12, 24, 40, 48)
+    plain, stream = streams(3, 0), streams(3, 0, bucket_lengths=lengths[:-1])
+    needed = plain.plan.target + 3
+    shortest = np.array([min(length for length in lengths if length >= one) for one in needed])
+    assert stream.plan.bucket_sizes.tolist() == [int((shortest == length).sum()) for length in lengths]
+    num_shorter = slots = 0
+    for step in range(len(stream)):
+        batch, chosen = stream.batch(step), stream._order.rows(step)
+        rows, length = chosen.rows[chosen.present], batch.input_ids.shape[1]
+        assert length == shortest[rows].max() and batch.masked_lm_ids.shape[1] == round(0.15 * length)
+        real = (batch.sequence_ids > 0).sum(axis=1)
+        assert (real[: len(rows)] <= needed[rows]).all() and not real[len(rows) :].any()
+        np.testing.assert_array_equal(batch.masked_lm_weights.sum(axis=1) > 0, chosen.present)
+        num_shorter += int((shortest[rows] < length).sum())
+        slots += batch.input_ids.size
+    assert num_shorter <= 3 * 16 and slots < 0.95 * plain.num_rows * 48
+
+
+def test_an_evaluation_pass_has_no_buckets(tmp_path) -> None:
+    data = Data(sequence_length=48, bucket_lengths=(16, 32))
+    plain, bucketed = _stream(tmp_path, seed=None), _stream(tmp_path, seed=None, data=data)
+    _assert_equal(bucketed.batch(1), plain.batch(1))

@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
+from bert_jax.data.streams import open_streams
+from bert_jax.errors import BadInput
 from bert_jax.evaluate import evaluate
 from bert_jax.text.prepare import prepare
 from bert_jax.train.loop import train
@@ -141,3 +143,28 @@ def test_only_waiting_while_the_devices_idle_counts() -> None:
         assert list(speed.waiting(iter(range(3)))) == [0, 1, 2]
         waited[is_ready] = speed._waited
     assert waited[True] > 0 and waited[False] == 0
+
+
+def test_a_run_in_buckets_goes_on_exactly_and_counts_what_stands_in_its_batches(run, tmp_path: Path) -> None:
+    resolved, _ = run
+    values = dataclasses.asdict(resolved) | {'phases': []}
+    values['data'] |= {'packing': False, 'sequence_length': 32, 'bucket_lengths': (16, 24), 'pairing': 'none'}
+    values['data'] |= {'short_sequence_probability': 0.7}
+    values['train'] |= {'steps': 12, 'global_batch_size': 16}
+    values['optimizer'] |= {'warmup_steps': 2}
+    resolved = config.resolve(values)
+    assert train(resolved, str(tmp_path / 'whole')).step == 12
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'stopped')
+    for step in (9, 12):
+        shutil.rmtree(tmp_path / 'stopped' / 'checkpoints' / str(step))
+    assert train(resolved, str(tmp_path / 'stopped')).resumed_from == 6
+    assert _metrics(tmp_path / 'stopped') == _metrics(tmp_path / 'whole')
+    for ours, theirs in zip(_last_state(tmp_path / 'stopped'), _last_state(tmp_path / 'whole'), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    stream = open_streams(resolved).train[0]
+    assert {stream.batch(step).input_ids.shape for step in range(12)} == {(16, 16), (16, 24), (16, 32)}
+    with pytest.raises(BadInput, match='data.bucket_lengths'):
+        train(
+            dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, bucket_lengths=())),
+            str(tmp_path / 'whole'),
+        )
