@@ -9,7 +9,7 @@ import pytest
 
 import bert_jax.config
 from bert_jax.errors import BadInput
-from bert_jax.evaluate import evaluate
+from bert_jax.evaluation.evaluate import evaluate
 from bert_jax.text import prepare
 from bert_jax.text.tokenizer import load_tokenizer
 from bert_jax.train.loop import train

@@ -1,1 +1,1 @@
-"""How good an encoder is, by measures that do not depend on how its text is cut into tokens."""
+"""How good an encoder is: on held-out text (`evaluate.py`), and by measures that do not depend on its tokenizer."""

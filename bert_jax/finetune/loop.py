@@ -172,7 +172,7 @@ def run_seed(
         if saves:
             with speed.paused(), watchdog.aside('saving'):
                 lease.check()
-                checkpoints.save(state, guard.record)
+                checkpoints.save(state, guard.record, known_finite=True)
                 watchdog.began_to_save(step)
         checkpoints.check()
         if stopping:

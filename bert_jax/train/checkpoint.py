@@ -138,11 +138,14 @@ class Checkpoints:
             return Record()
         return Record.from_json(json.loads(path.read_text()), str(path))
 
-    def save(self, state: TrainState, record: Record = _NOTHING_KNOWN) -> None:
+    def save(self, state: TrainState, record: Record = _NOTHING_KNOWN, *, known_finite: bool = False) -> None:
         """Starts to save; the state may be donated as soon as this returns.
 
         A save that fails, here or beside the training, is told; what was saved before stays, and the next save is the
         next attempt.
+
+        Args:
+          known_finite: whether the values of the state were looked at already.
 
         Raises:
           BadInput: when the state holds a value that is not finite, or when saves failed time after time.
@@ -150,7 +153,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        if not is_finite(state):
+        if not known_finite and not is_finite(state):
             found = 'the parameters or the optimizer state are not finite: not saved'
             raise BadInput(f'step {step}', found + self._still_safe(), 'a state that can be gone on from')
         self._settle()  # the save before

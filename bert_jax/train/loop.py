@@ -15,8 +15,8 @@ from bert_jax.config import Config, in_phases, positions_trained, row_lengths
 from bert_jax.data.batches import Stream
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import open_streams
-from bert_jax.evaluate import evaluate_params
 from bert_jax.evaluation import probe
+from bert_jax.evaluation.evaluate import evaluate_params
 from bert_jax.hosts import say
 from bert_jax.initial import starting_point
 from bert_jax.model.bert import num_parameters
@@ -168,6 +168,7 @@ def _train(
         looks = step == num_steps or (every and step % every == 0)
         evaluates = validation and looks
         guard.add(step, number, on_device['loss'], on_device.pop('is_skipped'))
+        looked_at = saves
         trouble = guard.trouble(up_to_now=logs or saves or looks, to_save=state if saves else None)
         if trouble:
             check_may_go_back(config.train, guard.record, trouble)
@@ -220,7 +221,7 @@ def _train(
         if saves and (is_last or not guard.record.bad_in_a_row):
             with speed.paused(), watchdog.aside('saving'):
                 lease.check()
-                checkpoints.save(state, guard.record)
+                checkpoints.save(state, guard.record, known_finite=looked_at)
                 watchdog.began_to_save(step)
         checkpoints.check()
         if stopping:

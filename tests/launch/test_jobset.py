@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from bert_jax.__main__ import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, _parse
+from bert_jax.command_line import parse
+from bert_jax.commands import COMMANDS
 from bert_jax.hosts import Place, find_place
-from bert_jax.stopping import _UNMEASURED_SAVE
+from bert_jax.stopping import _UNMEASURED_SAVE, EXIT_BAD_INPUT, EXIT_RUN_AGAIN
 from tests.test_run import ROOT
 
 JOB_INDEX = 'batch.kubernetes.io/job-completion-index'  # the annotation of a pod of an Indexed job
@@ -77,7 +78,7 @@ def test_the_pods_run_a_command_that_parses_and_promise_all_gpus(
     assert (python, dash_m, package, command) == ('python', '-m', 'bert_jax', 'train')
     arguments = container['args']
     assert all(isinstance(argument, str) for argument in arguments)
-    values, _ = _parse('train', [argument.replace('configs/', f'{ROOT}/configs/') for argument in arguments])
+    values, _ = parse(COMMANDS['train'], [argument.replace('configs/', f'{ROOT}/configs/') for argument in arguments])
     gpus = int(container['resources']['limits']['nvidia.com/gpu'])
     assert values.devices == job['completions'] * gpus
     assert values.workdir.startswith('gs://')  # pods share no disk

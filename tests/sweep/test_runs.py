@@ -6,7 +6,8 @@ import statistics
 
 import pytest
 
-from bert_jax import __main__ as commands
+from bert_jax.command_line import config_of, parse
+from bert_jax.commands import COMMANDS
 from bert_jax.config import bert
 from bert_jax.errors import BadInput
 from bert_jax.sweep.runs import expand
@@ -63,8 +64,8 @@ def test_the_command_of_a_run_gives_its_config():
         num_draws=5,
     )
     for run in runs:
-        values, rest = commands._parse('train', run.train_command[4:])
-        assert commands._config(values) == run.config and values.workdir == run.workdir and not rest
+        values, rest = parse(COMMANDS['train'], run.train_command[4:])
+        assert config_of(values) == run.config and values.workdir == run.workdir and not rest
 
 
 def test_names_tell_what_varies_and_are_good_file_names():

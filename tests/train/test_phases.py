@@ -15,7 +15,7 @@ from bert_jax import config
 from bert_jax.data.batches import CorpusStream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
-from bert_jax.evaluate import evaluate
+from bert_jax.evaluation.evaluate import evaluate
 from bert_jax.text.prepare import prepare
 from bert_jax.train.loop import train
 from bert_jax.train.metrics import Speedometer
@@ -126,7 +126,7 @@ def test_a_checkpoint_is_evaluated_with_the_rows_of_its_phase(run, monkeypatch, 
     def asked(_params: object, _step: object, stream: CorpusStream, *_: object) -> None:
         raise _Asked(stream.data.sequence_length)
 
-    monkeypatch.setattr('bert_jax.evaluate.evaluate_params', asked)
+    monkeypatch.setattr('bert_jax.evaluation.evaluate.evaluate_params', asked)
     with pytest.raises(_Asked, match=str(length)):
         evaluate(str(run[1]), step)
 

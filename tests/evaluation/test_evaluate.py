@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 import bert_jax.config
 from bert_jax.errors import BadInput
-from bert_jax.evaluate import describe, evaluate
+from bert_jax.evaluation.evaluate import describe, evaluate
 from bert_jax.evaluation.probe import open_sets
 from bert_jax.evaluation.sample import held_out_windows
 from bert_jax.pretrained import load_pretrained
