@@ -17,15 +17,18 @@ _SAID = {
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """What is there, in Markdown. results: {part: what it came to}."""
-    header = ['pretrained by', 'steps', 'tokens seen', 'minutes', 'held-out MLM loss']
+    header = ['pretrained by', 'steps', 'tokens seen', 'minutes', 'masked words, nats a character']
     header += [f'SST-2, {size}' for size in SIZES.values()]
     rows = [header, ['---', *['--:'] * (len(header) - 1)]]
+    baselines = [run['unigram_nats_per_character'] for run in map(results.get, STARTS) if run]
     for start, name in STARTS.items():
         run = results.get(start)
         spent = [''] * 4
         if run:
             spent = [f'{run["steps"]:,}', f'{run["tokens"] / 1e6:.1f} M', f'{run["minutes"]:.1f}']
-            spent.append(f'{run["mlm_loss"]:.3f}')
+            spent.append(f'{run["masked_word_nats_per_character"]:.3f}')
+        elif baselines:
+            spent[-1] = f'{baselines[0]:.3f} (frequencies)'
         rows.append([name, *spent, *(_figure(results.get(f'sst2-{size}-{start}'), 'accuracy') for size in SIZES)])
     text = '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
     for task, (data, figures) in _SAID.items():

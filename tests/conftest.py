@@ -12,6 +12,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers have it from the proc
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling takes most of the time, and a third of that is LLVM's
+
 os.environ['OMP_NUM_THREADS'] = '1'  # two processes of tests share the cores; PyTorch's threads would wait by spinning
 
 # Files that take a minute or so: handed out first, or one process of tests waits for the other at the end.

@@ -37,12 +37,19 @@ def test_a_paragraph_and_all_of_its_questions_are_on_one_side() -> None:
 
 def test_table_has_median_and_range_and_leaves_out_what_is_not_measured(tmp_path: Path) -> None:
     results = {
-        'bert_jax': {'steps': 2000, 'tokens': 4_096_000, 'minutes': 19.96, 'mlm_loss': 4.5},
+        'bert_jax': {
+            'steps': 2000,
+            'tokens': 4_096_000,
+            'minutes': 19.96,
+            'masked_word_nats_per_character': 1.25,
+            'unigram_nats_per_character': 2.5,
+        },
         'sst2-1000-bert_jax': {'seeds': [{'accuracy': accuracy} for accuracy in (0.7, 0.75, 0.71)]},
         'spans-scratch': {'seeds': [{'f1': 0.1, 'exact_match': 0.05}]},
     }
-    *_, ours, _, spans = pretraining_pays_shown.table(results).splitlines()
-    assert ours == '| bert_jax | 2,000 | 4.1 M | 20.0 | 4.500 | 71.0% (70.0 to 75.0) |  |'
+    _, _, nothing, _, ours, _, spans = pretraining_pays_shown.table(results).splitlines()
+    assert ours == '| bert_jax | 2,000 | 4.1 M | 20.0 | 1.250 | 71.0% (70.0 to 75.0) |  |'
+    assert nothing == '| no pretraining |  |  |  | 2.500 (frequencies) |  |  |'
     assert spans == 'XQuAD English, 4/5 to train on: no pretraining F1 10.0%, exact match 5.0%.'
     pretraining_pays_shown.draw(results, 0.5, tmp_path / 'sst2.svg')
     assert '71.0%' in (tmp_path / 'sst2.svg').read_text()

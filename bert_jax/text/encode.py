@@ -7,7 +7,6 @@ PIECE/documents.bin    DOCUMENT records
 PIECE/piece.json       counts and checksums: with it the piece is finished
 """
 
-import array
 import contextlib
 import gc
 import hashlib
@@ -22,18 +21,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-from pyarrow import compute
 
 from bert_jax.files import sync
 from bert_jax.text.checksums import file_digests, files_in
 from bert_jax.text.documents import Document, Tally
 from bert_jax.text.tokenizer import Tokenizer
+from bert_jax.text.vocabulary import flattened
 
 # `digest` tells equal texts; `uniform` hashes the group, or without one the text.
 DOCUMENT = np.dtype([('digest', 'V16'), ('uniform', 'u8'), ('lines', 'u4'), ('sentences', 'u4'), ('tokens', 'u8')])
 LINE = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
-_CHARACTERS_AT_ONCE = 1 << 20  # given to the tokenizer together, or a few more
-_MOST_AT_ONCE = 1 << 21
+_CHARACTERS_AT_ONCE = 1 << 22  # given to the tokenizer together, or a few more
+_MOST_AT_ONCE = 1 << 23
 _PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between
 _MOST_WORDS, _LONGEST_WORD = 1 << 19, 50  # that are remembered
 
@@ -49,19 +48,20 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-        self._typecode = 'H' if self.dtype == np.uint16 else 'I'
         self._words: dict[str, bytes] = {}  # a word's ids
 
     def encode(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all sentences one after another, number of ids of each sentence)."""
-        if not self.tokenizer.splits_at_blanks:
-            return self._joined([self._packed(ids) for ids in self.tokenizer.encode_batch(sentences)])
-        of_sentence = compute.split_pattern(pyarrow.array(sentences, pyarrow.large_string()), ' ')
-        numbered = of_sentence.flatten().dictionary_encode()
-        distinct, number = numbered.dictionary.to_pylist(), numbered.indices.to_numpy()
-        unseen = [word for word in distinct if word not in self._words]
-        self._encode_words(unseen)
-        ids, sizes = self._joined([self._words[word] for word in distinct])
+        text = bytearray('\0'.join([*sentences, '']).encode())  # what was read holds no NUL
+        if not self.tokenizer.splits_at_blanks or text.count(0) != len(sentences):
+            ids, sizes = flattened(self.tokenizer.encode_batch(sentences))
+            return ids.astype(self.dtype), sizes
+        distinct, number, first_words = _numbered(text)
+        encoded = list(map(self._words.get, distinct))
+        if unseen := [word for word, ids in zip(distinct, encoded, strict=True) if ids is None]:
+            self._encode_words(unseen)
+            encoded = list(map(self._words.__getitem__, distinct))
+        ids, sizes = self._joined(encoded)
         for word in unseen:
             if len(word) > _LONGEST_WORD:
                 del self._words[word]
@@ -70,7 +70,7 @@ class Encoder:
         sizes_of_words = sizes[number]
         shifts = (np.cumsum(sizes) - sizes)[number] - (np.cumsum(sizes_of_words) - sizes_of_words)
         ids = ids[np.repeat(shifts, sizes_of_words) + np.arange(sizes_of_words.sum())]
-        return ids, np.add.reduceat(sizes_of_words, of_sentence.offsets.to_numpy()[:-1])
+        return ids, np.add.reduceat(sizes_of_words, first_words)
 
     def _joined(self, encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """(all ids one after another, how many each has)."""
@@ -80,17 +80,35 @@ class Encoder:
     def _encode_words(self, words: list[str]) -> None:
         """Adds words to those known. Where punctuation stands alone, `word` and `word,` share the work."""
         if not self.tokenizer.splits_at_punctuation:
-            self._words.update(zip(words, map(self._packed, self.tokenizer.encode_batch(words)), strict=True))
+            self._words.update(self._packed(words))
             return
         parts_of = [_PARTS.findall(word) for word in words]
         unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
-        parts = dict(zip(unseen, map(self._packed, self.tokenizer.encode_batch(unseen)), strict=True))
+        parts = dict(self._packed(unseen))
         self._words.update((part, ids) for part, ids in parts.items() if len(part) <= _LONGEST_WORD)
         for word, cut in zip(words, parts_of, strict=True):
             self._words[word] = b''.join([parts[part] if part in parts else self._words[part] for part in cut])
 
-    def _packed(self, ids: list[int]) -> bytes:
-        return array.array(self._typecode, ids).tobytes()
+    def _packed(self, words: list[str]) -> Iterator[tuple[str, bytes]]:
+        """(word, its ids) of each."""
+        for some, ids, sizes in self.tokenizer.encode_words(words):
+            packed, ends = ids.astype(self.dtype).tobytes(), (np.cumsum(sizes) * self.dtype.itemsize).tolist()
+            yield from zip(some, [packed[start:end] for start, end in itertools.pairwise([0, *ends])], strict=True)
+
+
+def _numbered(text: bytearray) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Sentences, each with a NUL behind it -> (the distinct words, the number of each word, the first of a sentence).
+
+    A word is what stands between blanks; it may be empty. The text is written over.
+    """
+    characters = np.frombuffer(text, np.uint8)  # no more than int32 can count, see `_of_bounded_size`
+    ends = np.flatnonzero((characters & ~np.uint8(ord(' '))) == 0)  # a blank, or NUL
+    first_words = np.append(0, np.flatnonzero(characters[ends] == 0)[:-1] + 1)
+    characters[ends] = ord(' ')
+    offsets = pyarrow.py_buffer(np.append(0, ends + 1).astype(np.int32))
+    words = pyarrow.StringArray.from_buffers(len(ends), offsets, pyarrow.py_buffer(text))  # with their blanks
+    numbered = words.dictionary_encode()
+    return [word[:-1] for word in numbered.dictionary.to_pylist()], numbered.indices.to_numpy(), first_words
 
 
 def write_piece(documents: Iterable[Document], tally: Tally, encoder: Encoder, directory: pathlib.Path) -> None:

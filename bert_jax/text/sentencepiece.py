@@ -15,13 +15,14 @@ import itertools
 import pathlib
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabulary, digest
+from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabulary, digest, flattened
 
 _LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece passes over longer lines while it trains
 _SCORE_STEP = 2.0**-8  # nats
@@ -83,27 +84,32 @@ class SentencePiece(Vocabulary):
         words = [f'{character}a{character}' for character in _joiners()]
         return normalize(' '.join(words)) == '▁' + ' '.join(normalize(word).removeprefix('▁') for word in words)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
         if self._library is None:
-            return super().encode_batch(texts)
-        is_plain = [self._plain.fullmatch(text) is not None for text in texts]
-        plain = list(itertools.compress(texts, is_plain))
-        others = iter(super().encode_batch([text for text, plain in zip(texts, is_plain, strict=True) if not plain]))
-        encoded = iter(self._encode_plain([text.lower() for text in plain] if self.lowercase else plain))
-        return [next(encoded if plain else others) for plain in is_plain]
-
-    def _encode_plain(self, words: list[str]) -> list[list[int]]:
-        """Words by the library: several as one text, which costs it a third, cut again where a piece begins a word."""
-        parts = [words[start : start + _WORDS_AT_ONCE] for start in range(0, len(words), _WORDS_AT_ONCE)]
-        texts = [' '.join(part) for part in parts]
-        encoded = []
-        for part, text, ids in zip(parts, texts, self._library.encode(texts, num_threads=1), strict=True):
-            starts = np.flatnonzero(self._begins_word[ids]).tolist()
-            if len(starts) == len(part) and len(text) <= _LONGEST_TEXT:
-                encoded += [ids[start:stop] for start, stop in itertools.pairwise([*starts, len(ids)])]
-            else:  # '▁' may be no piece, and unknown
-                encoded += self._library.encode(part, num_threads=1)
-        return encoded
+            yield from super().encode_words(words)
+            return
+        is_plain = [self._plain.fullmatch(word) is not None for word in words]
+        yield from super().encode_words([word for word, plain in zip(words, is_plain, strict=True) if not plain])
+        plain = list(itertools.compress(words, is_plain))
+        starts = range(0, len(plain), _WORDS_AT_ONCE)
+        texts = [' '.join(plain[start : start + _WORDS_AT_ONCE]) for start in starts]
+        if self.lowercase:
+            texts = [text.lower() for text in texts]
+        ids, sizes = flattened(self._library.encode(texts, num_threads=1))
+        # Several words as one text cost the library a third; they are cut again where a piece begins a word.
+        text_of = np.repeat(np.arange(len(texts)), sizes)
+        begins = self._begins_word[ids]
+        words_in = np.minimum(_WORDS_AT_ONCE, len(plain) - np.array(starts))
+        is_sound = np.bincount(text_of, begins, len(texts)) == words_in  # '▁' may be no piece, and unknown
+        is_sound &= np.array([len(text) for text in texts]) <= _LONGEST_TEXT
+        kept = is_sound[text_of]
+        first_pieces = np.flatnonzero(begins[kept])
+        one_by_one = np.repeat(~is_sound, words_in).tolist()
+        sound = [word for word, alone in zip(plain, one_by_one, strict=True) if not alone]
+        yield sound, ids[kept], np.diff(first_pieces, append=int(kept.sum()))
+        alone = list(itertools.compress(plain, one_by_one))
+        lowered = [word.lower() for word in alone] if self.lowercase else alone
+        yield alone, *flattened(self._library.encode(lowered, num_threads=1))
 
     def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
         directory = pathlib.Path(directory)

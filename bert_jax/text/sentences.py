@@ -19,6 +19,7 @@ _ABBREVIATIONS = frozenset(
 _BEFORE_A_NUMBER = frozenset('no nos p pp art ch vol sec jan feb mar apr jun jul aug sep sept oct nov dec nr'.split())
 _LAST_WORD = re.compile(r'[^\s(\[“"\'‘«]+$')
 _INITIALS = re.compile(r'(?:\w\.)*\w')
+_LOOKS_BACK = 40  # characters, for the word before a mark
 
 
 def split_into_sentences(text: str) -> list[str]:
@@ -27,35 +28,35 @@ def split_into_sentences(text: str) -> list[str]:
     A full stop does not end a sentence after a common abbreviation (`Mr.`, `e.g.`, `Fig.`, `vs.`), after
     initials (`J. R.`, `U.S.`), inside a number, or before a word that starts in lower case.
     """
-    sentences, start = [], 0
+    text, sentences, start = text.strip(), [], 0
     has_unspaced = not text.isascii() and _UNSPACED.search(text) is not None
-    boundary = _BOUNDARY if has_unspaced else _SPACED_BOUNDARY
-    if boundary.search(text) is None:  # most lines of most texts
-        return [text.strip()] if text and not text.isspace() else []
-    for match in boundary.finditer(text):
-        if match.start() < start:
-            continue
+    for match in (_BOUNDARY if has_unspaced else _SPACED_BOUNDARY).finditer(text):
         if has_unspaced and match['unspaced'] is not None:
-            end = after = match.end('unspaced')
+            end, after = match.end('unspaced'), match.end()
         else:
-            end = after = match.start('blanks')
-            mark = text[match.start() : end]
-            if not _ends_a_sentence(text[max(start, match.start() - 40) : match.start()], mark, match['next'] or ''):
+            following, (end, after) = match['next'], match.span('blanks')
+            if following and following[-1].islower():
                 continue
-        sentences.append(text[start:end].strip())
+            if text[end - 1] == '.':
+                mark_at = match.start()
+                word = text[text.rfind(' ', 0, mark_at) + 1 : mark_at]
+                is_a_word = len(word) > 1 and word.isalpha() and word.lower() not in _ABBREVIATIONS  # as most are
+                if not is_a_word and not _stop_ends(text, start, mark_at, end, following or ''):
+                    continue
+        sentences.append(text[start:end])
         start = after
-    sentences.append(text[start:].strip())
+    sentences.append(text[start:])
     return [sentence for sentence in sentences if sentence]
 
 
-def _ends_a_sentence(before: str, mark: str, following: str) -> bool:
-    if following[-1:].islower():
-        return False
-    if mark != '.':
+def _stop_ends(text: str, start: int, mark_at: int, end: int, following: str) -> bool:
+    """Whether the full stop (or more marks) at `mark_at` … `end` ends the sentence that begins at `start`."""
+    if end - mark_at > 1:
         return True
-    word = before[before.rfind(' ') + 1 :]
+    first = max(start, mark_at - _LOOKS_BACK)
+    word = text[max(first, text.rfind(' ', first, mark_at) + 1) : mark_at]
     if not word.isalpha():
-        last = _LAST_WORD.search(before)
+        last = _LAST_WORD.search(text, first, mark_at)
         if last is None:
             return True
         word = last[0]

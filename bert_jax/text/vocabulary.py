@@ -4,9 +4,10 @@ Ids of special tokens are looked up, never assumed: a vocabulary keeps the ids i
 """
 
 import hashlib
+import itertools
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +47,9 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without special tokens; a `[MASK]` written in the text is text."""
+
+    def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+        """Each word once, in any order, in groups: (words, their ids one after another, how many each has)."""
 
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """(ids, the characters [start, end) of the text that each comes from) of each text, without special tokens."""
@@ -93,6 +97,9 @@ class Vocabulary:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+        yield words, *flattened(self.encode_batch(words))
+
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         return [(found.ids, found.offsets) for found in self._backend.encode_batch(texts, add_special_tokens=False)]
 
@@ -117,6 +124,12 @@ def encode_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:
     for number, piece in enumerate(tokenizer.encode_batch(text.split('[MASK]'))):
         ids += [tokenizer.mask_id] * (number > 0) + list(piece)
     return np.array([*ids, tokenizer.sep_id], np.int32)
+
+
+def flattened(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """(all ids one after another, how many each row has), int64."""
+    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(sizes.sum())), sizes
 
 
 def digest(value: Any) -> str:
