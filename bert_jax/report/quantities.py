@@ -38,7 +38,7 @@ THROUGHPUT = Quantity('tokens_per_second', 'Throughput (tokens per second)')
 GRAD_NORM = Quantity('grad_norm', 'Gradient norm')
 MFU = Quantity('mfu', 'MFU', percent=True)
 INPUT_WAIT = Quantity('input_wait_fraction', 'Waiting for input', percent=True)
-WORDS = Quantity(ranking.WORDS, 'Nats/char', 'character frequencies', 'unigram_nats_per_character')
+WORDS = Quantity(ranking.WORDS, 'Nats per char', 'character frequencies', 'unigram_nats_per_character')
 FINAL = (MLM_LOSS, MLM_ACCURACY, NSP_LOSS, NSP_ACCURACY, WORDS)
 LOGGED = {q.key for q in (*FINAL, TASK_LOSS, TASK_ACCURACY, LEARNING_RATE, THROUGHPUT, GRAD_NORM, MFU, INPUT_WAIT)}
 LOGGED |= {'skipped_updates'}
