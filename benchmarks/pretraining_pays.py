@@ -137,11 +137,9 @@ class Bench:
             f'--config.data.source=jsonl:{text}/train.jsonl',
             f'--config.data.validation_source=jsonl:{text}/held_out.jsonl',
             f'--config.data.corpus={self.output}/corpus',
-            f'--config.data.sequence_length={self.flags.length}',
-            '--config.optimizer.name=adamw',
-            '--config.model.initializer_range=0.02',
+            f'--config.data.sequence_length={self.flags.length // 2}',
             f'--config.tokenizer.vocab_size={self.flags.vocab_size}',
-            f'--config.train.global_batch_size={self.flags.batch}',
+            f'--config.train.global_batch_size={2 * self.flags.batch}',
             f'--config.optimizer.peak_learning_rate={self.flags.learning_rate}',
             *self._model_flags(),
             *more,
@@ -279,7 +277,7 @@ class Bench:
         lines = (self.flags.sst2 / 'train.tsv').read_text(encoding='utf-8').splitlines(keepends=True)
         few = self.output / 'sst2-1000.tsv'
         few.write_text(''.join(subset(lines, min(1000, len(lines) - 1))), encoding='utf-8')
-        most = self.flags.max_examples or len(lines)
+        most = min(self.flags.max_examples or len(lines) - 1, len(lines) - 1)
         fields = {
             'task.directory': self.flags.sst2.resolve(),
             'task.train': f'tsv:{few}' if size == '1000' else 'tsv:train.tsv',
@@ -287,8 +285,9 @@ class Bench:
             'train.epochs': self.flags.few_epochs if size == '1000' else self.flags.epochs,
             'train.max_examples': self.flags.max_examples,
         }
-        rows = min(most, 1000 if size == '1000' else len(lines))
-        return self._finetune(f'sst2-{size}-{start}', 'glue.py:sst2', start, rows, fields, self.flags.seeds)
+        rows = min(most, 1000) if size == '1000' else most
+        found = self._finetune(f'sst2-{size}-{start}', 'glue.py:sst2', start, rows, fields, self.flags.seeds)
+        return found | {'examples': rows}
 
     def tagging(self, start: str) -> dict[str, Any]:
         """Named entities of WikiANN; longer sentences are split, so every word is tagged."""
@@ -361,11 +360,11 @@ def _parser() -> argparse.ArgumentParser:
     add('--minutes', type=float, default=20.0, help='of each pretraining')
     add('--layers', type=int, default=4)
     add('--hidden', type=int, default=128)
-    add('--length', type=int, default=128)
+    add('--length', type=int, default=128, help="of the Trainer's rows, and of the tasks at most; ours have half")
     add('--vocab_size', type=int, default=8192)
-    add('--batch', type=int, default=16, help='rows of a step of pretraining, of both')
-    add('--learning_rate', type=float, default=1e-3, help='of our pretraining')
-    add('--trainer_learning_rate', type=float, default=1e-3, help="of the Trainer's")
+    add('--batch', type=int, default=16, help="rows of a step of the Trainer's; ours have twice as many")
+    add('--learning_rate', type=float, default=4e-3, help='of our pretraining (muon)')
+    add('--trainer_learning_rate', type=float, default=1e-3, help="of the Trainer's (AdamW)")
     add('--finetune_learning_rate', type=float, default=3e-4)
     add('--scratch_learning_rate', type=float, default=3e-4)
     add('--finetune_batch', type=int, default=64)

@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-SIZES = {'1000': '1,000 examples', 'full': 'all examples'}
+SIZES = ('1000', 'full')
 STARTS = {'scratch': 'no pretraining', 'hugging_face': 'Hugging Face Trainer', 'bert_jax': 'bert_jax'}
 TASK_FLAGS = {'tagging': 'wikiann', 'spans': 'xquad'}
 _COLORS = {'scratch': '#8c8c8c', 'hugging_face': '#d0801f', 'bert_jax': '#2b6cb0'}
@@ -18,7 +18,7 @@ _SAID = {
 def table(results: dict[str, dict[str, Any]]) -> str:
     """What is there, in Markdown. results: {part: what it came to}."""
     header = ['pretrained by', 'steps', 'tokens seen', 'minutes', 'masked words, nats a character']
-    header += [f'SST-2, {size}' for size in SIZES.values()]
+    header += [f'SST-2, {_size(results, size)}' for size in SIZES]
     rows = [header, ['---', *['--:'] * (len(header) - 1)]]
     baselines = [run['unigram_nats_per_character'] for run in map(results.get, STARTS) if run]
     for start, name in STARTS.items():
@@ -39,6 +39,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         ]
         text += f'\n\n{data}: ' + '; '.join(said) + '.' if said else ''
     return text
+
+
+def _size(results: dict[str, dict[str, Any]], size: str) -> str:
+    """`1,000 examples`, as many as were learned from."""
+    examples = [found.get('examples') for start in STARTS if (found := results.get(f'sst2-{size}-{start}'))]
+    return f'{examples[0]:,} examples' if any(examples) else {'1000': '1,000 examples', 'full': 'all examples'}[size]
 
 
 def _figure(result: dict[str, Any] | None, name: str) -> str:
@@ -64,7 +70,7 @@ def draw(results: dict[str, dict[str, Any]], baseline: float, path: Path) -> Non
     with matplotlib.rc_context({'font.size': 9, 'svg.hashsalt': 'pretraining_pays', 'svg.fonttype': 'none'}):
         figure = Figure(figsize=(6.4, 3.2), layout='constrained')
         panels = figure.subplots(1, len(SIZES), sharey=True)
-        for axes, (size, title) in zip(panels, SIZES.items(), strict=True):
+        for axes, size in zip(panels, SIZES, strict=True):
             for place, start in enumerate(STARTS):
                 found = results.get(f'sst2-{size}-{start}')
                 values = [100 * seed['accuracy'] for seed in found['seeds']] if found else []
@@ -77,7 +83,7 @@ def draw(results: dict[str, dict[str, Any]], baseline: float, path: Path) -> Non
                         f'{middle:.1f}%', (place, max(values)), (0, 6), textcoords='offset points', ha='center'
                     )
             axes.axhline(100 * baseline, color='#bbbbbb', linestyle='--', linewidth=1, zorder=0)
-            axes.set_title(title)
+            axes.set_title(_size(results, size))
             axes.set_xticks(range(len(STARTS)), ['no\npretraining', 'Hugging Face\nTrainer', 'bert_jax'])
             axes.set_xlim(-0.6, len(STARTS) - 0.4)
             axes.margins(y=0.18)

@@ -1,11 +1,12 @@
 """How good the model is on text that it was not trained on, and the baselines to read that by."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -98,12 +99,22 @@ def evaluate(
     run_config = run.load_config(workdir)
     mesh = _mesh(run_config, config, jax.devices() if devices is None else devices)
     if source:
-        with tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
+        with _named_by_its_flag(source), tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
             result = _on_source(workdir, run_config, step, mesh, source, sample, directory, workers)
     else:
         result = _on_validation(workdir, run_config, step, mesh, sample)
     write_whole(epath.Path(workdir) / f'{_name(source)}.json', json.dumps(result) + '\n')
     return result
+
+
+@contextlib.contextmanager
+def _named_by_its_flag(source: str) -> Iterator[None]:
+    try:
+        yield
+    except BadInput as error:
+        if 'data.source' not in error.where:
+            raise
+        raise BadInput(f'--source={source}', error.found, error.expected, error.mend) from error
 
 
 def _name(source: str) -> str:

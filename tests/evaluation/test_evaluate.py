@@ -129,6 +129,13 @@ def test_other_text_is_evaluated_by_its_own_baselines_and_leaves_nothing_behind(
     assert sorted(path.name for path in place.iterdir()) == sorted([*corpora, 'one.jsonl'])
 
 
+def test_a_source_without_files_is_told_by_its_flag(place: Path) -> None:
+    before = sorted((place / 'run').iterdir())
+    with pytest.raises(BadInput, match=f'--source=text:{place}/none.*: no file matches'):
+        evaluate(str(place / 'run'), source=f'text:{place}/none*')
+    assert sorted((place / 'run').iterdir()) == before
+
+
 def test_a_source_that_cannot_be_read_again_is_told_and_no_failure(place: Path) -> None:
     (place / 'text.txt').rename(place / 'away.txt')
     try:
