@@ -6,11 +6,13 @@ memory-mapped from there.
 `N` windows, `R` rows, `S` segments (sentences, the overlong ones cut), `D` documents.
 """
 
+import contextlib
 import dataclasses
 import errno
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -26,6 +28,7 @@ from bert_jax.text.progress import say
 from bert_jax.text.splits import NpyWriter, Split
 
 _PLAN_VERSION = 4
+_UNFINISHED, _ABANDONED_S = '.plan-', 24 * 3600  # the name of a plan that is being made; no plan takes so long
 _SHORT_KEY = 0x5EED  # planned lengths belong to the corpus and the data config, not to the seed of a run
 _SENTENCES_AT_ONCE = 1 << 18  # of whole documents, planned together
 
@@ -150,7 +153,11 @@ def open_plan(directory: pathlib.Path) -> Plan:
 
 def _make_plan(split: Split, data: config.Data, directory: pathlib.Path) -> None:
     directory.parent.mkdir(exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix='.plan-', dir=directory.parent))
+    for left_over in directory.parent.glob(f'{_UNFINISHED}*'):  # of a process that was killed
+        with contextlib.suppress(FileNotFoundError):  # another process removes it too
+            if time.time() - left_over.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left_over, ignore_errors=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=directory.parent))
     try:
         plan_windows(split, data, temporary)
         checksums.seal(temporary)

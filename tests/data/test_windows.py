@@ -3,7 +3,9 @@
 import concurrent.futures
 import dataclasses
 import errno
+import os
 import tempfile
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -62,6 +64,15 @@ def test_processes_that_plan_at_the_same_time_end_with_one_plan(tmp_path) -> Non
     for plan in plans:
         _assert_equal(plan, plans[0])
     assert len(list((tmp_path / 'plans').iterdir())) == 1
+
+
+def test_what_a_killed_planner_left_is_removed_a_day_later_and_not_before(tmp_path) -> None:
+    for name, age in (('.plan-old', 90_000), ('.plan-new', 0)):
+        (tmp_path / 'plans' / name).mkdir(parents=True)
+        (tmp_path / 'plans' / name / 'rows.npy').touch()
+        os.utime(tmp_path / 'plans' / name, (time.time() - age,) * 2)
+    windows.load_plan(str(tmp_path), 'train', random_split(0), Data(sequence_length=48))
+    assert {path.name[:9] for path in (tmp_path / 'plans').glob('.plan-*')} == {'.plan-new'}
 
 
 @pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES, errno.ENOSPC])
