@@ -109,8 +109,8 @@ def test_a_run_that_died_goes_on_and_ends_the_same_bit_for_bit(place: Path, fini
 
     save = Checkpoints.save
 
-    def save_and_wait(self: Checkpoints, *what: object) -> None:
-        save(self, *what)
+    def save_and_wait(self: Checkpoints, *what: object, **how: object) -> None:
+        save(self, *what, **how)
         self._settle()  # this process lives on, and its writer with it
 
     with monkeypatch.context() as patched:
