@@ -25,17 +25,67 @@ class Command:
     arguments: str = ''
 
 
-_FLAG_HELP = {
-    'workdir': 'directory of a run',
-    'input': 'text file, a line for each vector',
-    'output': 'what to write: a directory (export), an .npy file (embed)',
-    'from': 'a Hugging Face directory, or one of an original checkpoint (bert_config.json, bert_model.ckpt.*)',
-    'beam': 'options of Apache Beam, for example --beam="--runner=DirectRunner"; see requirements-beam.txt',
-    'shard': 'I/N: do part I (from 0) of N parts of the work; the last to finish puts the corpus together',
-    'model': 'a workdir, an export or a Hugging Face directory',
-    'source': 'other text to evaluate on, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME',
-    'slurm': "options of sbatch: submit the runs as an array of SLURM ('' for none)",
-    'target': 'tpu-v5e:4x4 (a chip and a topology), h200:2x8 (hosts x GPUs of each), or here',
+@dataclasses.dataclass(frozen=True)
+class _Flag:
+    """A flag: what it means, absl's function that defines it, its default, and what else that function takes."""
+
+    meaning: str
+    define: Callable = flags.DEFINE_string
+    default: Any = None
+    bounds: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_AT_LEAST_0, _AT_LEAST_1 = {'lower_bound': 0}, {'lower_bound': 1}
+_FLAGS = {
+    'workdir': _Flag('directory of a run'),
+    'workdirs': _Flag('directory of a run; may be repeated', flags.DEFINE_multi_string, []),  # called --workdir
+    'input': _Flag('text file, a line for each vector'),
+    'output': _Flag('what to write: a directory (export), an .npy file (embed)'),
+    'from': _Flag('a Hugging Face directory, or one of an original checkpoint (bert_config.json, bert_model.ckpt.*)'),
+    'beam': _Flag('options of Apache Beam, for example --beam="--runner=DirectRunner"; see requirements-beam.txt'),
+    'shard': _Flag('I/N: do part I (from 0) of N parts of the work; the last to finish puts the corpus together'),
+    'model': _Flag('a workdir, an export or a Hugging Face directory'),
+    'source': _Flag(
+        'other text to evaluate on, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME'
+    ),
+    'slurm': _Flag("options of sbatch: submit the runs as an array of SLURM ('' for none)"),
+    'target': _Flag('tpu-v5e:4x4 (a chip and a topology), h200:2x8 (hosts x GPUs of each), or here'),
+    'step': _Flag('step of the checkpoint; the newest without it', flags.DEFINE_integer),
+    'allow_change': _Flag(
+        'fields, with commas, that may differ from those that the run was begun with; config.json records it',
+        flags.DEFINE_list,
+        [],
+    ),
+    'top_k': _Flag('fillers to show', flags.DEFINE_integer, 5, _AT_LEAST_1),
+    'distributed': _Flag(
+        'join the processes of a TPU pod or of Open MPI; --nodistributed: alone, whatever the environment says',
+        flags.DEFINE_boolean,
+    ),
+    'devices': _Flag('how many devices there must be, over all hosts', flags.DEFINE_integer),
+    'join_timeout': _Flag('seconds to wait for the other hosts', flags.DEFINE_integer, 300),
+    'price': _Flag('dollars of a chip and an hour', flags.DEFINE_float, None, {'lower_bound': 0.0}),
+    'search': _Flag('rank meshes, microbatches and remat policies', flags.DEFINE_boolean, False),
+    'scaling': _Flag('predict the efficiency of 8 to 4096 such devices, split over data', flags.DEFINE_boolean, False),
+    'tokenizer_only': _Flag('train and show the tokenizer, then stop', flags.DEFINE_boolean, False),
+    'seconds': _Flag('how long to measure', flags.DEFINE_float, 20.0, {'lower_bound': 0.0}),
+    'jobs': _Flag(
+        'runs at a time (1; under SLURM all); 0 starts none and shows what there is',
+        flags.DEFINE_integer,
+        None,
+        _AT_LEAST_0,
+    ),
+    'sample': _Flag(
+        'windows of text to mask words in, an eighth of them for pseudo-perplexity; 0: none',
+        flags.DEFINE_integer,
+        512,
+        _AT_LEAST_0,
+    ),
+    'show': _Flag('rows of the first batch to print', flags.DEFINE_integer, 0, _AT_LEAST_0),
+    'seeds': _Flag(
+        'runs, each with a seed of its own; as many as before, or one', flags.DEFINE_integer, None, _AT_LEAST_1
+    ),
+    'workers': _Flag('processes; as many as cores without it', flags.DEFINE_integer, None, _AT_LEAST_1),
+    'json': _Flag('write one JSON object to standard output, nothing else', flags.DEFINE_boolean, False),
 }
 
 
@@ -44,56 +94,14 @@ def define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues:
     from ml_collections import config_flags
 
     values = flags.FlagValues()
-    for name in command.flags:
+    for name in (*command.flags, 'json'):
         if name == 'config':
             config_flags.DEFINE_config_file(
                 'config', None, 'config file FILE.py[:VARIANT]', flag_values=values, sys_argv=['', *arguments]
             )
-        elif name == 'workdirs':
-            flags.DEFINE_multi_string('workdir', [], 'directory of a run; may be repeated', flag_values=values)
-        elif name == 'step':
-            flags.DEFINE_integer('step', None, 'step of the checkpoint; the newest without it', flag_values=values)
-        elif name == 'allow_change':
-            does = 'fields, with commas, that may differ from those that the run was begun with; config.json records it'
-            flags.DEFINE_list('allow_change', [], does, flag_values=values)
-        elif name == 'top_k':
-            flags.DEFINE_integer('top_k', 5, 'fillers to show', lower_bound=1, flag_values=values)
-        elif name == 'distributed':
-            does = (
-                'join the processes of a TPU pod or of Open MPI; --nodistributed: alone, whatever the environment says'
-            )
-            flags.DEFINE_boolean('distributed', None, does, flag_values=values)
-        elif name == 'devices':
-            flags.DEFINE_integer('devices', None, 'how many devices there must be, over all hosts', flag_values=values)
-        elif name == 'join_timeout':
-            flags.DEFINE_integer('join_timeout', 300, 'seconds to wait for the other hosts', flag_values=values)
-        elif name == 'price':
-            flags.DEFINE_float('price', None, 'dollars of a chip and an hour', lower_bound=0.0, flag_values=values)
-        elif name == 'search':
-            flags.DEFINE_boolean('search', False, 'rank meshes, microbatches and remat policies', flag_values=values)
-        elif name == 'scaling':
-            does = 'predict the efficiency of 8 to 4096 such devices, split over data'
-            flags.DEFINE_boolean('scaling', False, does, flag_values=values)
-        elif name == 'tokenizer_only':
-            flags.DEFINE_boolean('tokenizer_only', False, 'train and show the tokenizer, then stop', flag_values=values)
-        elif name == 'seconds':
-            flags.DEFINE_float('seconds', 20.0, 'how long to measure', lower_bound=0.0, flag_values=values)
-        elif name == 'jobs':
-            meaning = 'runs at a time (1; under SLURM all); 0 starts none and shows what there is'
-            flags.DEFINE_integer('jobs', None, meaning, lower_bound=0, flag_values=values)
-        elif name == 'sample':
-            does = 'windows of text to mask words in, an eighth of them for pseudo-perplexity; 0: none'
-            flags.DEFINE_integer('sample', 512, does, lower_bound=0, flag_values=values)
-        elif name == 'show':
-            flags.DEFINE_integer('show', 0, 'rows of the first batch to print', lower_bound=0, flag_values=values)
-        elif name == 'seeds':
-            does = 'runs, each with a seed of its own; as many as before, or one'
-            flags.DEFINE_integer('seeds', None, does, lower_bound=1, flag_values=values)
-        elif name == 'workers':
-            flags.DEFINE_integer('workers', None, 'processes; as many as cores without it', 1, flag_values=values)
-        else:
-            flags.DEFINE_string(name, None, _FLAG_HELP[name], flag_values=values)
-    flags.DEFINE_boolean('json', False, 'write one JSON object to standard output, nothing else', flag_values=values)
+            continue
+        flag, called = _FLAGS[name], 'workdir' if name == 'workdirs' else name
+        flag.define(called, flag.default, flag.meaning, flag_values=values, **flag.bounds)
     return values
 
 
@@ -152,7 +160,7 @@ def tell(values: flags.FlagValues, as_json: dict[str, Any], text: str) -> None:
 
 def required(values: flags.FlagValues, name: str) -> str:
     if not values[name].value:
-        raise BadInput(f'--{name}', 'is missing', _FLAG_HELP[name])
+        raise BadInput(f'--{name}', 'is missing', _FLAGS[name].meaning)
     return values[name].value
 
 

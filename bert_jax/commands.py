@@ -203,14 +203,11 @@ def _export(values: flags.FlagValues, _: list[str]) -> int:
         return _export_finetuned(values, workdir, output)
     card = config_of(values).card if values.config is not None else None
     proof = export(workdir, output, values.step, card)
-    tell(
-        values,
-        proof,
-        f'Exported step {proof["step"]} to {output}: {proof["logits_compared"]:,} logits compared with '
-        f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
+    next_steps = (
         f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
-        f"      transformers.pipeline('fill-mask', model='{output}')",
+        f"      transformers.pipeline('fill-mask', model='{output}')"
     )
+    tell(values, proof, f'{_describe_proof(proof, output)}\n{next_steps}')
     return 0
 
 
@@ -218,14 +215,16 @@ def _export_finetuned(values: flags.FlagValues, workdir: str, output: str) -> in
     from bert_jax.finetune.export import PIPELINES, export
 
     proof = export(workdir, output, values.step)
-    tell(
-        values,
-        proof,
-        f'Exported step {proof["step"]} of {proof["workdir"]} to {output}: {proof["logits_compared"]:,} logits '
-        f'compared with {proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.\n'
-        f"Next: transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')",
-    )
+    next_step = f"Next: transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')"
+    tell(values, proof, f'{_describe_proof(proof, output, " of " + proof["workdir"])}\n{next_step}')
     return 0
+
+
+def _describe_proof(proof: dict[str, Any], output: str, of: str = '') -> str:
+    return (
+        f'Exported step {proof["step"]}{of} to {output}: {proof["logits_compared"]:,} logits compared with '
+        f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.'
+    )
 
 
 def _import(values: flags.FlagValues, _: list[str]) -> int:

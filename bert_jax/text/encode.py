@@ -52,10 +52,11 @@ class Encoder:
 
     def encode(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all sentences one after another, number of ids of each sentence)."""
-        text = bytearray('\0'.join([*sentences, '']).encode())  # what was read holds no NUL
-        if not self.tokenizer.splits_at_blanks or text.count(0) != len(sentences):
-            ids, sizes = flattened(self.tokenizer.encode_batch(sentences))
-            return ids.astype(self.dtype), sizes
+        if not self.tokenizer.splits_at_blanks:
+            return self._encode_whole(sentences)
+        text = bytearray('\0'.join([*sentences, '']).encode())
+        if text.count(0) != len(sentences):  # what was read holds no NUL
+            return self._encode_whole(sentences)
         distinct, number, first_words = _numbered(text)
         encoded = list(map(self._words.get, distinct))
         if unseen := [word for word, ids in zip(distinct, encoded, strict=True) if ids is None]:
@@ -71,6 +72,10 @@ class Encoder:
         shifts = (np.cumsum(sizes) - sizes)[number] - (np.cumsum(sizes_of_words) - sizes_of_words)
         ids = ids[np.repeat(shifts, sizes_of_words) + np.arange(sizes_of_words.sum())]
         return ids, np.add.reduceat(sizes_of_words, first_words)
+
+    def _encode_whole(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, sizes = flattened(self.tokenizer.encode_batch(sentences))
+        return ids.astype(self.dtype), sizes
 
     def _joined(self, encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """(all ids one after another, how many each has)."""

@@ -91,10 +91,9 @@ class SentencePiece(Vocabulary):
         is_plain = [self._plain.fullmatch(word) is not None for word in words]
         yield from super().encode_words([word for word, plain in zip(words, is_plain, strict=True) if not plain])
         plain = list(itertools.compress(words, is_plain))
+        lowered = [word.lower() for word in plain] if self.lowercase else plain
         starts = range(0, len(plain), _WORDS_AT_ONCE)
-        texts = [' '.join(plain[start : start + _WORDS_AT_ONCE]) for start in starts]
-        if self.lowercase:
-            texts = [text.lower() for text in texts]
+        texts = [' '.join(lowered[start : start + _WORDS_AT_ONCE]) for start in starts]
         ids, sizes = flattened(self._library.encode(texts, num_threads=1))
         # Several words as one text cost the library a third; they are cut again where a piece begins a word.
         text_of = np.repeat(np.arange(len(texts)), sizes)
@@ -103,13 +102,11 @@ class SentencePiece(Vocabulary):
         is_sound = np.bincount(text_of, begins, len(texts)) == words_in  # '▁' may be no piece, and unknown
         is_sound &= np.array([len(text) for text in texts]) <= _LONGEST_TEXT
         kept = is_sound[text_of]
-        first_pieces = np.flatnonzero(begins[kept])
-        one_by_one = np.repeat(~is_sound, words_in).tolist()
-        sound = [word for word, alone in zip(plain, one_by_one, strict=True) if not alone]
-        yield sound, ids[kept], np.diff(first_pieces, append=int(kept.sum()))
-        alone = list(itertools.compress(plain, one_by_one))
-        lowered = [word.lower() for word in alone] if self.lowercase else alone
-        yield alone, *flattened(self._library.encode(lowered, num_threads=1))
+        sizes_of_words = np.diff(np.flatnonzero(begins[kept]), append=int(kept.sum()))
+        yield list(itertools.compress(plain, np.repeat(is_sound, words_in))), ids[kept], sizes_of_words
+        alone = np.repeat(~is_sound, words_in)
+        one_by_one = self._library.encode(list(itertools.compress(lowered, alone)), num_threads=1)
+        yield list(itertools.compress(plain, alone)), *flattened(one_by_one)
 
     def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
         directory = pathlib.Path(directory)

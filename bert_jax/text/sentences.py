@@ -37,11 +37,11 @@ def split_into_sentences(text: str) -> list[str]:
             following, (end, after) = match['next'], match.span('blanks')
             if following and following[-1].islower():
                 continue
-            if text[end - 1] == '.':
-                mark_at = match.start()
+            mark_at = match.start()
+            if text[mark_at:end] == '.':
                 word = text[text.rfind(' ', 0, mark_at) + 1 : mark_at]
                 is_a_word = len(word) > 1 and word.isalpha() and word.lower() not in _ABBREVIATIONS  # as most are
-                if not is_a_word and not _stop_ends(text, start, mark_at, end, following or ''):
+                if not is_a_word and not _stop_ends(text, start, mark_at, following or ''):
                     continue
         sentences.append(text[start:end])
         start = after
@@ -49,10 +49,8 @@ def split_into_sentences(text: str) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def _stop_ends(text: str, start: int, mark_at: int, end: int, following: str) -> bool:
-    """Whether the full stop (or more marks) at `mark_at` … `end` ends the sentence that begins at `start`."""
-    if end - mark_at > 1:
-        return True
+def _stop_ends(text: str, start: int, mark_at: int, following: str) -> bool:
+    """Whether the full stop at `mark_at` ends the sentence that begins at `start`."""
     first = max(start, mark_at - _LOOKS_BACK)
     word = text[max(first, text.rfind(' ', first, mark_at) + 1) : mark_at]
     if not word.isalpha():
