@@ -36,11 +36,12 @@ class Group:
         num_processes: int,
         cache: Path | None,
         *,
+        program: tuple[str, ...] = ('bert_jax',),
         plant: dict[int, str] | None = None,
         prefixes: dict[int, list[str]] | None = None,
         address: str = '127.0.0.1',
     ) -> None:
-        """Args: plant, what `tests.soak.planted` does in a process; prefixes, commands that a process is started by."""
+        """Args: program, of all but those with a plant; plant, what `tests.soak.planted` does in a process; prefixes, commands that a process is started by."""
         port, self.members = _free_port(), []
         for rank in range(num_processes):
             own = {
@@ -48,8 +49,8 @@ class Group:
                 'JAX_NUM_PROCESSES': str(num_processes),
                 'JAX_PROCESS_ID': str(rank),
             }
-            program = ['tests.soak.planted', (plant or {})[rank]] if rank in (plant or {}) else ['bert_jax']
-            command = [sys.executable, '-m', *program, 'train', *flags, f'--workdir={workdir}']
+            own_program = ('tests.soak.planted', plant[rank]) if plant and rank in plant else program
+            command = [sys.executable, '-m', *own_program, 'train', *flags, f'--workdir={workdir}']
             command += [f'--config.train.watchdog_seconds={WATCHDOG}', '--config.train.watchdog_long_seconds=600']
             self.members.append(Running([*(prefixes or {}).get(rank, []), *command], environment(cache) | own))
 

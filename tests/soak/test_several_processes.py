@@ -1,33 +1,38 @@
-"""Several processes go back together: the same decisions at the same steps as in one."""
+"""Several processes go back together, and past the same batches: they end as one process does, bit for bit."""
 
-import re
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.soak.harness import environment, prepare
-from tests.test_run import ROOT
+from tests.soak.harness import Row, final_state, prepare, random_numbers, tries
+from tests.soak.test_hangs import Group
 
 
 @pytest.mark.soak
-def test_all_processes_go_back_together(tmp_path: Path) -> None:
+def test_all_processes_go_back_together(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     flags = prepare(
         tmp_path,
-        optimizer__peak_learning_rate=1e38,
-        train__steps=30,
+        train__global_batch_size=16,
+        train__steps=40,
+        train__reduction='exact',
         train__max_bad_steps=2,
-        train__max_rollbacks=2,
-        train__checkpoint_every=2,
+        train__max_rollbacks=10,
     )
-    told = {}
-    for processes in (1, 2):
-        command = [sys.executable, str(ROOT / 'launch' / 'local.py'), f'--processes={processes}', '--devices=1', '--']
-        command += ['train', *flags, f'--workdir={tmp_path}/{processes}']
-        env = environment(tmp_path / 'cache')
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
-        told[processes] = re.findall(r'Step \d+: .* Back to step \d+|step \d+: the loss .* roll-backs', done.stderr)
-    assert len({*told[1]}) == 3 and {*told[1]} == {*told[2]}, told
-    print('| a learning rate that blows up, 1 and 2 processes | 2 | the same roll-backs, then a message | – | – |')
+    row, rng = Row('batches that are not finite, in pairs, with 1, 2 and 4 processes'), random_numbers('several')
+    for number in range(tries(5)):
+        ends, program = [], ('tests.soak.faulty', f'batches:{rng.integers(1 << 30)}:0.1')
+        for num_processes in (1, 2, 4):
+            workdir = tmp_path / f'{number}-{num_processes}'
+            group = Group(flags, workdir, num_processes, tmp_path / 'cache', program=program)
+            try:
+                statuses, _ = group.wait(list(range(num_processes)), 300)
+                assert statuses == [0] * num_processes, group.text()
+            finally:
+                group.kill()
+            record = json.loads((workdir / 'checkpoints' / '40' / 'record.json').read_text())
+            ends.append((record['rollbacks'], record['passed_over'], record['skipped_updates'], final_state(workdir)))
+        assert ends[0] == ends[1] == ends[2]
+        row.outcomes.append(f'{ends[0][0]} roll-backs, the same end, bit for bit')
+    with capsys.disabled():
+        print(row)
