@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,27 +22,35 @@ _HOPELESS = 100  # bad records, more than half of a piece's: reading on is no us
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text: `lines` holds the sentences of each of its lines, none empty; `group` what `data.group_field` says."""
+    """One text.
 
-    lines: list[list[str]]
+    Attributes:
+      lines: each without blanks around it, none empty, none with a line feed or NUL.
+      group: what `data.group_field` says.
+      is_split: whether each line is one sentence as it stands.
+    """
+
+    lines: list[str]
     group: str | None = None
+    is_split: bool = False
 
     @property
     def sentences(self) -> list[str]:
-        return [sentence for line in self.lines for sentence in line]
+        return self.lines if self.is_split else [s for line in self.lines for s in split_into_sentences(line)]
 
     @property
     def num_characters(self) -> int:
-        return sum(map(len, itertools.chain.from_iterable(self.lines)))
+        return sum(map(len, self.lines))
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How text is found in records and cut into sentences; see the fields of `config.Data`."""
+    """How text is found in records, cut into sentences and told apart; see the fields of `config.Data`."""
 
     text_field: str = 'text'
     group_field: str = ''
     split_sentences: bool = True
+    deduplicate_lines: bool = False
 
 
 @dataclasses.dataclass
@@ -124,20 +131,19 @@ def _read_part(kind: str, part: Part, reading: Reading, tally: Tally) -> Iterato
 def _documents(
     paragraphs: Iterator[str] | list[str], group: str | None, reading: Reading, tally: Tally
 ) -> Iterator[Document]:
-    lines, size, is_empty = [], 0, True
-    split = split_into_sentences if reading.split_sentences else lambda text: [text]
-    for text in _short_lines(paragraphs, tally.counts):
+    lines, size, is_empty, is_split = [], 0, True, not reading.split_sentences
+    for line in _short_lines(paragraphs, tally.counts):
         if size >= pieces.LONGEST_DOCUMENT:
             tally.counts['long_document_cut'] += 1
-            yield Document(lines, group)
+            yield Document(lines, group, is_split)
             lines, size = [], 0
-        lines.append(split(text))
-        size += len(text)
+        lines.append(line)
+        size += len(line)
         is_empty = False
     if is_empty:
         tally.counts['empty_document'] += 1
     else:
-        yield Document(lines, group)
+        yield Document(lines, group, is_split)
 
 
 def _short_lines(paragraphs: Iterator[str] | list[str], counts: Counter) -> Iterator[str]:

@@ -25,6 +25,7 @@ import pyarrow
 from bert_jax.files import sync
 from bert_jax.text.checksums import file_digests, files_in
 from bert_jax.text.documents import Document, Tally
+from bert_jax.text.sentences import split_lines
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import flattened
 
@@ -32,7 +33,7 @@ from bert_jax.text.vocabulary import flattened
 DOCUMENT = np.dtype([('digest', 'V16'), ('uniform', 'u8'), ('lines', 'u4'), ('sentences', 'u4'), ('tokens', 'u8')])
 LINE = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
 _CHARACTERS_AT_ONCE = 1 << 22  # given to the tokenizer together, or a few more
-_MOST_AT_ONCE = 1 << 23
+_MOST_AT_ONCE = 1 << 23  # bytes
 _PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between
 _MOST_WORDS, _LONGEST_WORD = 1 << 19, 50  # that are remembered
 
@@ -50,37 +51,26 @@ class Encoder:
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         self._words: dict[str, bytes] = {}  # a word's ids
 
-    def encode(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids of all sentences one after another, number of ids of each sentence)."""
+    def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Sentences, each with a line feed behind it -> (ids of all one after another, number of ids of each)."""
         if not self.tokenizer.splits_at_blanks:
-            return self._encode_whole(sentences)
-        text = bytearray('\0'.join([*sentences, '']).encode())
-        if text.count(0) != len(sentences):  # what was read holds no NUL
-            return self._encode_whole(sentences)
+            ids, sizes = flattened(self.tokenizer.encode_batch(text.decode().split('\n')[:-1]))
+            return ids.astype(self.dtype), sizes
         distinct, number, first_words = _numbered(text)
         encoded = list(map(self._words.get, distinct))
-        if unseen := [word for word, ids in zip(distinct, encoded, strict=True) if ids is None]:
-            self._encode_words(unseen)
-            encoded = list(map(self._words.__getitem__, distinct))
-        ids, sizes = self._joined(encoded)
-        for word in unseen:
+        if unseen := [index for index, ids in enumerate(encoded) if ids is None]:
+            self._encode_words([distinct[index] for index in unseen])
+        for index in unseen:
+            word = distinct[index]
+            encoded[index] = self._words[word]
             if len(word) > _LONGEST_WORD:
                 del self._words[word]
         if len(self._words) > _MOST_WORDS:
             self._words.clear()
-        sizes_of_words = sizes[number]
-        shifts = (np.cumsum(sizes) - sizes)[number] - (np.cumsum(sizes_of_words) - sizes_of_words)
-        ids = ids[np.repeat(shifts, sizes_of_words) + np.arange(sizes_of_words.sum())]
-        return ids, np.add.reduceat(sizes_of_words, first_words)
-
-    def _encode_whole(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids, sizes = flattened(self.tokenizer.encode_batch(sentences))
-        return ids.astype(self.dtype), sizes
-
-    def _joined(self, encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """(all ids one after another, how many each has)."""
-        sizes = np.fromiter(map(len, encoded), np.int64, len(encoded)) // self.dtype.itemsize
-        return np.frombuffer(b''.join(encoded), self.dtype), sizes
+        words = pyarrow.array(encoded, pyarrow.large_binary()).take(number)
+        _, ends, ids = words.buffers()
+        ends = np.frombuffer(ends, np.int64)[: len(words) + 1] // self.dtype.itemsize
+        return np.frombuffer(ids, self.dtype)[: ends[-1]], np.diff(ends[np.append(first_words, len(words))])
 
     def _encode_words(self, words: list[str]) -> None:
         """Adds words to those known. Where punctuation stands alone, `word` and `word,` share the work."""
@@ -101,25 +91,28 @@ class Encoder:
             yield from zip(some, [packed[start:end] for start, end in itertools.pairwise([0, *ends])], strict=True)
 
 
-def _numbered(text: bytearray) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Sentences, each with a NUL behind it -> (the distinct words, the number of each word, the first of a sentence).
+def _numbered(text: bytes) -> tuple[list[str], pyarrow.Array, np.ndarray]:
+    """Sentences, each with a line feed behind it -> (distinct words, the number of each word, the first of a sentence).
 
-    A word is what stands between blanks; it may be empty. The text is written over.
+    A word is what stands between blanks; it may be empty.
     """
-    characters = np.frombuffer(text, np.uint8)  # no more than int32 can count, see `_of_bounded_size`
-    ends = np.flatnonzero((characters & ~np.uint8(ord(' '))) == 0)  # a blank, or NUL
-    first_words = np.append(0, np.flatnonzero(characters[ends] == 0)[:-1] + 1)
+    characters = np.frombuffer(text, np.uint8).copy()  # no more than int32 can count, see `_parts`
+    ends = np.flatnonzero((characters == ord(' ')) | (characters == ord('\n')))
+    first_words = np.append(0, np.flatnonzero(characters[ends] == ord('\n'))[:-1] + 1)
     characters[ends] = ord(' ')
     offsets = pyarrow.py_buffer(np.append(0, ends + 1).astype(np.int32))
-    words = pyarrow.StringArray.from_buffers(len(ends), offsets, pyarrow.py_buffer(text))  # with their blanks
+    words = pyarrow.StringArray.from_buffers(len(ends), offsets, pyarrow.py_buffer(characters))  # with their blanks
     numbered = words.dictionary_encode()
-    return [word[:-1] for word in numbered.dictionary.to_pylist()], numbered.indices.to_numpy(), first_words
+    return [word[:-1] for word in numbered.dictionary.to_pylist()], numbered.indices, first_words
 
 
-def write_piece(documents: Iterable[Document], tally: Tally, encoder: Encoder, directory: pathlib.Path) -> None:
+def write_piece(
+    documents: Iterable[Document], tally: Tally, encoder: Encoder, directory: pathlib.Path, *, hash_lines: bool
+) -> None:
     """Writes a piece under its name, whole or not at all; nothing is done when it is there.
 
-    `tally` belongs to the reading of the documents; it is complete when the last of them has come.
+    `tally` belongs to the reading of the documents; it is complete when the last of them has come. Unless `hash_lines`,
+    the digests of lines are 0.
 
     Raises:
       BadInput: what the reading raises, see `read_piece`.
@@ -141,7 +134,7 @@ def write_piece(documents: Iterable[Document], tally: Tally, encoder: Encoder, d
             for batch, size in _batches(documents):
                 num_documents += len(batch)
                 num_characters += size
-                ids, sentences, lines, table = _encoded(batch, encoder, tally)
+                ids, sentences, lines, table = _encoded(batch, encoder, tally, hash_lines)
                 for file, values in (
                     (tokens_file, ids),
                     (sentences_file, sentences),
@@ -214,24 +207,24 @@ def _batches(documents: Iterable[Document]) -> Iterator[tuple[list[Document], in
 
 
 def _encoded(
-    batch: list[Document], encoder: Encoder, tally: Tally
+    batch: list[Document], encoder: Encoder, tally: Tally, hash_lines: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(ids, lengths of sentences, LINE records, DOCUMENT records) of those documents and sentences that have tokens."""
-    line_texts = ['\n'.join(line) for document in batch for line in document.lines]
-    sentences = [sentence for document in batch for line in document.lines for sentence in line]
-    parts = [encoder.encode(part) for part in _of_bounded_size(sentences)]
-    ids, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    line_texts = [line for document in batch for line in document.lines]
+    encoded_lines = [line.encode() for line in line_texts] if batch[0].is_split else split_lines(line_texts)
+    text = b'\n'.join([*encoded_lines, b''])
+    ids, lengths = (np.concatenate(arrays) for arrays in zip(*map(encoder.encode, _parts(text)), strict=True))
+    ends_of_lines = np.cumsum(np.fromiter(map(len, encoded_lines), np.int64, len(encoded_lines)) + 1)
+    characters = np.frombuffer(text, np.uint8)
+    line_of_sentence = np.searchsorted(ends_of_lines, np.flatnonzero(characters == ord('\n')))
     num_lines = np.array([len(document.lines) for document in batch])
-    sentences_of_line = np.array([len(line) for document in batch for line in document.lines])
-    line_of_sentence = np.repeat(np.arange(len(line_texts)), sentences_of_line)
     document_of_line = np.repeat(np.arange(len(batch)), num_lines)
 
-    lines = np.empty(len(line_texts), LINE)
-    encoded_lines = [text.encode() for text in line_texts]
-    lines['digest'] = np.frombuffer(
-        b''.join(hashlib.blake2b(line, digest_size=8).digest() for line in encoded_lines), np.uint64
-    )
-    lines['words'] = _count_words(encoded_lines)
+    lines = np.zeros(len(encoded_lines), LINE)
+    if hash_lines:
+        digests = b''.join([hashlib.blake2b(line, digest_size=8).digest() for line in encoded_lines])
+        lines['digest'] = np.frombuffer(digests, np.uint64)
+    lines['words'] = _count_words(characters, ends_of_lines)
     has_tokens = lengths > 0
     lines['sentences'] = np.bincount(line_of_sentence, has_tokens, len(lines))
     tally.counts['empty_sentence'] += int((~has_tokens).sum())
@@ -253,11 +246,13 @@ def _encoded(
     return ids, lengths[has_tokens].astype(np.uint32), lines[line_is_kept], table[document_is_kept]
 
 
-def _of_bounded_size(sentences: list[str]) -> Iterator[list[str]]:
-    ends = np.cumsum(np.fromiter(map(len, sentences), np.int64, len(sentences)))
-    borders = np.searchsorted(ends, np.arange(_MOST_AT_ONCE, ends[-1], _MOST_AT_ONCE)) + 1
-    for start, stop in itertools.pairwise(np.unique([0, *borders, len(sentences)])):
-        yield sentences[start:stop]
+def _parts(text: bytes) -> Iterator[bytes]:
+    """Text in parts of bounded size, of whole sentences."""
+    start = 0
+    while start < len(text):
+        stop = len(text) if len(text) - start <= _MOST_AT_ONCE else text.index(b'\n', start + _MOST_AT_ONCE) + 1
+        yield text[start:stop]
+        start = stop
 
 
 def uniform_of(document: Document) -> int:
@@ -273,10 +268,8 @@ def _uniform(document: Document, digest: bytes) -> int:
     return int.from_bytes(digest[:8], 'big')
 
 
-def _count_words(lines: list[bytes]) -> np.ndarray:
+def _count_words(text: np.ndarray, ends_of_lines: np.ndarray) -> np.ndarray:
     """How many runs of bytes between ASCII white space each line holds."""
-    text = np.frombuffer(b' ' + b' '.join(lines) + b' ', np.uint8)
     is_blank = text <= 32
-    starts = np.flatnonzero(is_blank[:-1] & ~is_blank[1:])
-    ends = np.cumsum([len(line) + 1 for line in lines])
-    return np.diff(np.searchsorted(starts, ends), prepend=0)
+    starts = np.flatnonzero(~is_blank & np.append(True, is_blank[:-1]))
+    return np.diff(np.searchsorted(starts, ends_of_lines), prepend=0)

@@ -26,7 +26,7 @@ from bert_jax.text.encode import Encoder, read_record, write_piece
 from bert_jax.text.pieces import Piece, Source
 from bert_jax.text.tokenizer import load_tokenizer
 
-_VERSION = 1  # of what pieces hold
+_VERSION = 2  # of what pieces hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Job:
                         is_whole = False
                         break
                     lines.append(line)
-                    size += sum(len(sentence.encode()) for sentence in line)
+                    size += len(line.encode())
                 documents.append([lines, document.group])
             text = {
                 'documents': documents,
@@ -89,8 +89,7 @@ class Job:
             temporary = path.with_name(f'{path.stem}.{uuid.uuid4().hex[:12]}')
             write_whole(temporary, json.dumps(text))
             temporary.replace(path)
-        lines = [line for lines, _ in text['documents'] for line in lines]
-        return len(text['documents']), sum(len(sentence) for line in lines for sentence in line)
+        return len(text['documents']), sum(len(line) for lines, _ in text['documents'] for line in lines)
 
     def read_sample(self) -> Iterator[str]:
         """The sentences of the texts that were sampled, in the order of the source.
@@ -103,9 +102,8 @@ class Job:
             if (text := _read_json(self._text_path(number))) is None:
                 continue
             tally.add(Tally(Counter(text['dropped']), text['records'], text['bad']))
-            for lines, _ in text['documents']:
-                for line in lines:
-                    yield from line
+            for document in self._documents(text):
+                yield from document.sentences
         if tally.bad and tally.counts['bad_record_skipped'] == tally.records:
             raise tally.refusal('no record is good')
 
@@ -116,12 +114,16 @@ class Job:
             text, tally = _read_json(self._text_path(number)), Tally()
             if text is not None and text['is_whole']:  # reading it took time: it is not read twice
                 tally = Tally(Counter(text['dropped']), text['records'], text['bad'])
-                documents = (Document(lines, group) for lines, group in text['documents'])
+                documents = self._documents(text)
             else:
                 documents = read_piece(self.pieces[number], self.reading, tally)
-            write_piece(documents, tally, self.encoder, directory)
+            write_piece(documents, tally, self.encoder, directory, hash_lines=self.reading.deduplicate_lines)
         record = read_record(directory)
         return record['num_documents'], record['characters']
+
+    def _documents(self, text: dict[str, Any]) -> Iterator[Document]:
+        """Those of a text that `sample` wrote."""
+        return (Document(lines, group, not self.reading.split_sentences) for lines, group in text['documents'])
 
     def _text_path(self, number: int) -> pathlib.Path:
         return self.directory / 'texts' / f'{number:05d}.json'

@@ -140,7 +140,7 @@ def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callabl
 
 def reading_of(data: config.Data) -> Reading:
     """The part of the settings that reading depends on."""
-    return Reading(data.text_field, data.group_field, data.split_sentences)
+    return Reading(data.text_field, data.group_field, data.split_sentences, data.deduplicate_lines)
 
 
 def tokenizer_preview(

@@ -88,25 +88,25 @@ class SentencePiece(Vocabulary):
         if self._library is None:
             yield from super().encode_words(words)
             return
-        is_plain = [self._plain.fullmatch(word) is not None for word in words]
-        yield from super().encode_words([word for word, plain in zip(words, is_plain, strict=True) if not plain])
-        plain = list(itertools.compress(words, is_plain))
-        lowered = [word.lower() for word in plain] if self.lowercase else plain
-        starts = range(0, len(plain), _WORDS_AT_ONCE)
-        texts = [' '.join(lowered[start : start + _WORDS_AT_ONCE]) for start in starts]
+        yield from super().encode_words(list(itertools.filterfalse(self._plain.fullmatch, words)))
+        words = list(filter(self._plain.fullmatch, words))
+        starts = range(0, len(words), _WORDS_AT_ONCE)
+        texts = [' '.join(words[start : start + _WORDS_AT_ONCE]) for start in starts]
+        texts = [text.lower() for text in texts] if self.lowercase else texts
         ids, sizes = flattened(self._library.encode(texts, num_threads=1))
         # Several words as one text cost the library a third; they are cut again where a piece begins a word.
         text_of = np.repeat(np.arange(len(texts)), sizes)
         begins = self._begins_word[ids]
-        words_in = np.minimum(_WORDS_AT_ONCE, len(plain) - np.array(starts))
+        words_in = np.minimum(_WORDS_AT_ONCE, len(words) - np.array(starts))
         is_sound = np.bincount(text_of, begins, len(texts)) == words_in  # '▁' may be no piece, and unknown
         is_sound &= np.array([len(text) for text in texts]) <= _LONGEST_TEXT
         kept = is_sound[text_of]
         sizes_of_words = np.diff(np.flatnonzero(begins[kept]), append=int(kept.sum()))
-        yield list(itertools.compress(plain, np.repeat(is_sound, words_in))), ids[kept], sizes_of_words
-        alone = np.repeat(~is_sound, words_in)
-        one_by_one = self._library.encode(list(itertools.compress(lowered, alone)), num_threads=1)
-        yield list(itertools.compress(plain, alone)), *flattened(one_by_one)
+        is_sound = np.repeat(is_sound, words_in).tolist()
+        yield list(itertools.compress(words, is_sound)), ids[kept], sizes_of_words
+        alone = [word for word, sound in zip(words, is_sound, strict=True) if not sound]
+        lowered = [word.lower() for word in alone] if self.lowercase else alone
+        yield alone, *flattened(self._library.encode(lowered, num_threads=1))
 
     def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
         directory = pathlib.Path(directory)

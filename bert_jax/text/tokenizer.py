@@ -17,6 +17,7 @@ from bert_jax.errors import BadInput
 from bert_jax.text.sentencepiece import SentencePiece, train_sentencepiece
 from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Tokenizer, Vocabulary, digest
 
+_LAST_LOADED: dict[tuple[bytes, bool, bool], SentencePiece] = {}  # by model and settings, none or one
 _MAX_CHARACTERS_PER_WORD = 100  # longer words are [UNK], as in `transformers`; in the original release it was 200
 
 
@@ -175,7 +176,7 @@ def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: 
     if not path.is_file():
         raise BadInput(f'tokenizer {path}', 'is not there', 'a vocab.txt, tokenizer.json, .model file, or a directory')
     if path.suffix == '.model':
-        return SentencePiece(path.read_bytes(), lowercase=lowercase, strip_accents=strip_accents, where=str(path))
+        return _sentencepiece(path.read_bytes(), lowercase, strip_accents, str(path))
     if path.suffix == '.json':
         return _load_json(path)
     try:
@@ -189,6 +190,16 @@ def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: 
             raise BadInput(f'{path}:{number + 1}', f'repeats line {vocabulary[token] + 1}', 'every token once')
     settings = config.Tokenizer(lowercase=lowercase, strip_accents=strip_accents)
     return WordPiece(_bert_backend(vocabulary, settings), str(path))
+
+
+def _sentencepiece(model: bytes, lowercase: bool, strip_accents: bool, where: str) -> SentencePiece:
+    """Of a model file; `prepare` loads one twice, once from where it was and once from where it was copied to."""
+    key = model, lowercase, strip_accents
+    if key not in _LAST_LOADED:
+        loaded = SentencePiece(model, lowercase=lowercase, strip_accents=strip_accents, where=where)
+        _LAST_LOADED.clear()
+        _LAST_LOADED[key] = loaded
+    return _LAST_LOADED[key]
 
 
 def _load_directory(directory: pathlib.Path, lowercase: bool, strip_accents: bool | None) -> Tokenizer:

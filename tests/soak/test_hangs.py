@@ -41,7 +41,13 @@ class Group:
         prefixes: dict[int, list[str]] | None = None,
         address: str = '127.0.0.1',
     ) -> None:
-        """Args: program, of all but those with a plant; plant, what `tests.soak.planted` does in a process; prefixes, commands that a process is started by."""
+        """Starts them.
+
+        Args:
+          program: of all but those with a plant.
+          plant: what `tests.soak.planted` does in a process.
+          prefixes: commands that a process is started by.
+        """
         port, self.members = _free_port(), []
         for rank in range(num_processes):
             own = {

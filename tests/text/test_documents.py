@@ -14,7 +14,6 @@ from bert_jax.errors import BadInput
 from bert_jax.text import python_docs
 from bert_jax.text.documents import Reading, Tally, read_piece
 from bert_jax.text.pieces import plan_source
-from bert_jax.text.sentences import split_into_sentences
 
 DOCUMENTS = [['Grüße aus Köln.', 'Zweiter Satz.'], ['你好 world.'], ['A third one.', 'Ends here.']]
 SECRET = 'swordfish'
@@ -164,30 +163,6 @@ def test_a_glob_without_files_and_a_missing_column_are_told(tmp_path):
     parquet.write_table(pyarrow.table({'body': ['x']}), tmp_path / 'a')
     with pytest.raises(BadInput, match='body'):
         read(f'parquet:{tmp_path}/a')
-
-
-@pytest.mark.parametrize(
-    'sentences',
-    [
-        ['Mr. Smith saw Fig. 3, i.e. 3.5 cm vs. J. R. Hill.', 'He left!', '"Really?"', 'Yes.'],
-        ['He said no.', 'No. 5 lives in the U.S. Army.', 'It costs $3.50 (approx. 4 EUR).'],
-        ['Wait...', 'What?!', 'It is 3 p.m. today.'],
-        ['He (the cat) sat.)', '(So did I.)', 'Ok'],
-    ],
-)
-def test_sentences_end_where_a_reader_ends_them(sentences):
-    assert split_into_sentences(' '.join(sentences)) == sentences
-
-
-def test_sentences_of_scripts_without_blanks_or_full_stops():
-    assert split_into_sentences('你好。我很好！「真的？」他说。') == ['你好。', '我很好！', '「真的？」', '他说。']
-    assert split_into_sentences('वह गया। कब॥ ठीक') == ['वह गया।', 'कब॥', 'ठीक']
-    assert split_into_sentences('هل أنت؟ نعم.') == ['هل أنت؟', 'نعم.']
-
-
-def test_no_character_is_lost_by_splitting():
-    text = 'A b. C d?! "E f." (G h) I. j e.g. k。L m！ N'
-    assert ''.join(split_into_sentences(text)).replace(' ', '') == text.replace(' ', '')
 
 
 def test_docstrings_give_prose_without_code(tmp_path):

@@ -206,7 +206,9 @@ def test_only_what_is_not_finished_is_done_again(two_sources, tmp_path, monkeypa
     damaged = partial / 'pieces' / finished[3] / 'tokens.bin'
     damaged.write_bytes(bytes(damaged.stat().st_size))
     written = []
-    monkeypatch.setattr(job, 'write_piece', lambda *args: (written.append(args[3].name), encode.write_piece(*args)))
+    monkeypatch.setattr(
+        job, 'write_piece', lambda *args, **named: (written.append(args[3].name), encode.write_piece(*args, **named))
+    )
     with pytest.raises(BadInput, match='(?s)00006.*checksum in MiB 0.*same command'):
         prepare(data, TOKENIZER, progress=False)
     assert not {*written} & {*finished} - {*finished[1:3]} and {*finished[1:3]} < {*written}
