@@ -1,7 +1,7 @@
 """Finished batches per second: ours next to the collators of Hugging Face transformers, on the same ids.
 
     python -m bert_jax prepare --config=configs/demo.py
-    taskset -c 1 python benchmarks/batches.py --corpus=corpora/python-docs
+    taskset -c 1 python -m benchmarks.batches --corpus=corpora/python-docs
 
 Ours goes all the way: order of the epoch, pairs with random next sentences, packing, masking. The collators get
 finished rows (special tokens in place, padded, as lists) and only mask them. All take turns in one process, on one

@@ -44,10 +44,10 @@ def main() -> int:
     else:
         save = checkpoint.Checkpoints.save
 
-        def stuck_save(self, state, *arguments):
+        def stuck_save(self, state, *arguments, **named):
             if int(state.step) >= at:
                 sleep_for_ever()
-            save(self, state, *arguments)
+            save(self, state, *arguments, **named)
 
         checkpoint.Checkpoints.save = stuck_save
     return command_line.main(['bert_jax', *sys.argv[2:]])
