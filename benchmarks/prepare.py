@@ -5,11 +5,10 @@
 
 The first runs in turns, on the same text, on one core: (A) batch encoders of the libraries on sentences that lie in
 memory (for SentencePiece the `tokenizers` library's and the sentencepiece library's own), and (B) all of `prepare` with
-that tokenizer: reading, splitting into sentences, encoding, checksums, merging, syncing to disk. Each has loaded its
-tokenizer before. It prints medians and
-their ratio, by the clock and by processor time (which other programs on the machine disturb less). The second writes a
-file of that size by repeating and varying the text, one of its lines of `longest_line` characters, prepares it in a
-process of its own, and prints the peak memory of the largest process.
+that tokenizer: reading, splitting into sentences, encoding, checksums, merging, syncing to disk (a SentencePiece model
+is parsed before both). It prints medians and their ratio, by the clock and by processor time (which other programs on
+the machine disturb less). The second writes a file of that size by repeating and varying the text, one of its lines of
+`longest_line` characters, prepares it in a process of its own, and prints the peak memory of the largest process.
 
 Without --text, the text is the docstrings of the installed packages (15 MB).
 """
