@@ -16,7 +16,7 @@ try:
     from bert_jax.commands import COMMANDS
 except ModuleNotFoundError:
     try:
-        versions.check()
+        versions.check(versions.requirements())
     except BadInput as error:
         sys.exit(print(f'bert_jax: {error}', file=sys.stderr) or EXIT_BAD_INPUT)
     raise
@@ -46,7 +46,10 @@ def main(argv: list[str]) -> int:
         if '--help' in arguments or '-h' in arguments:
             print(describe(COMMANDS[name]))
             return 0
-        versions.check()
+        if name == 'prepare' and any(argument.startswith('--beam') for argument in arguments):
+            versions.check(versions.requirements_of_beam(), 'pip install -r requirements-beam.txt')
+        else:
+            versions.check(versions.requirements())
         values, rest = parse(COMMANDS[name], arguments)
         return COMMANDS[name].run(values, rest)
     except BadInput as error:

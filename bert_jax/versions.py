@@ -10,21 +10,30 @@ from pathlib import Path
 
 from bert_jax.errors import BadInput
 
-_REQUIREMENTS = Path(__file__).parents[1] / 'requirements.txt'
+_TREE = Path(__file__).parents[1]
 
 
 def requirements() -> list[str]:
     """The lines of requirements.txt of a source tree, or those that were recorded when the package was installed."""
-    if _REQUIREMENTS.is_file():
-        lines = [line.partition('#')[0].strip() for line in _REQUIREMENTS.read_text().splitlines()]
-        return [line for line in lines if line]
+    if (_TREE / 'requirements.txt').is_file():
+        return _lines('requirements.txt')
     return [line for line in metadata.requires('bert_jax') or () if 'extra ==' not in line]
 
 
-def check(required: Iterable[str] | None = None) -> None:
+def requirements_of_beam() -> list[str]:
+    """The lines of requirements-beam.txt, of the environment without jax in which `prepare --beam` runs."""
+    return _lines('requirements-beam.txt') if (_TREE / 'requirements-beam.txt').is_file() else []
+
+
+def _lines(name: str) -> list[str]:
+    lines = [line.partition('#')[0].strip() for line in (_TREE / name).read_text().splitlines()]
+    return [line for line in lines if line]
+
+
+def check(required: Iterable[str], mend: str = 'make install') -> None:
     """Raises BadInput naming every package that is missing or of another version, with the line that installs them."""
     bad, wanted = [], []
-    for line in requirements() if required is None else required:
+    for line in required:
         name, allowed = re.fullmatch(r'([\w.-]+)(?:\[[\w,-]+\])?\s*([^;]*)(?:;.*)?', line).groups()
         found = _version(name)
         if found is None or not _allows(allowed, found):
@@ -33,7 +42,7 @@ def check(required: Iterable[str] | None = None) -> None:
     if bad:
         quoted = ' '.join(f"'{requirement}'" for requirement in wanted)
         raise BadInput(
-            'installed packages', ', '.join(bad), ', '.join(wanted), f'python -m pip install {quoted} (or make install)'
+            'installed packages', ', '.join(bad), ', '.join(wanted), f'python -m pip install {quoted} (or {mend})'
         )
 
 

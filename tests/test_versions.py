@@ -5,11 +5,13 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
 
 from bert_jax import versions
+from bert_jax.__main__ import main
 from bert_jax.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +19,28 @@ ROOT = Path(__file__).parents[1]
 
 def test_what_is_installed_here_is_supported() -> None:
     assert len(versions.requirements()) > 15
-    versions.check()
+    versions.check(versions.requirements())
+
+
+def test_beam_needs_its_own_packages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {'apache-beam': '2.60', 'tokenizers': '0.23.1', 'sentencepiece': '0.2.1', 'ml-collections': '1.1'}
+    there |= {
+        'absl-py': '2.1',
+        'etils': '1.10',
+        'tqdm': '4.66',
+        'zstandard': '0.23',
+        'pyarrow': '20',
+        'packaging': '24',
+    }
+    monkeypatch.setattr(versions, '_version', there.get)
+    told = []
+    monkeypatch.setattr('bert_jax.__main__.parse', lambda command, arguments: told.append(arguments) or ({}, []))
+    monkeypatch.setattr('bert_jax.__main__.COMMANDS', {'prepare': SimpleNamespace(run=lambda values, rest: 0)})
+    assert main(['bert_jax', 'prepare', '--beam=--runner=DirectRunner']) == 0
+    assert main(['bert_jax', 'prepare']) == 2
+    del there['apache-beam']
+    assert main(['bert_jax', 'prepare', '--beam=--runner=DirectRunner']) == 2
+    assert len(told) == 1
 
 
 def test_all_that_is_wrong_is_told_with_the_line_that_installs_it() -> None:
