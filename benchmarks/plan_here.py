@@ -4,8 +4,8 @@
 
 Each line is a process of its own, `plan --target=here --json` with these flags: it measures matrix products, a copy and
 elementwise work, compiles the step, predicts, and runs it on random ids. Memory is what the plan counts (state, batch,
-and the compiler's figure for the rest) next to the most that the process held; what an empty process of jax holds is
-printed first.
+and the compiler's figure for the rest) next to what the process grew by for state and a step, and to the most that it
+held, compiler and Python included; what an empty process of jax holds is printed first.
 """
 
 import argparse
@@ -56,19 +56,22 @@ def main() -> None:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     cores = len(os.sched_getaffinity(0))
     print(f'{cores} cores; an empty process of jax holds {empty_process_bytes() / 2**20:,.0f} MiB\n')
-    print('| run | step: predicted | measured | off by | memory: planned | process at most |')
-    print('|---|--:|--:|--:|--:|--:|')
+    print('| run | step: predicted | measured | off by | memory: planned | grown | off by | process at most |')
+    print('|---|--:|--:|--:|--:|--:|--:|--:|')
     for name, (config, fields) in RUNS.items():
         if only not in (None, name):
             continue
         found = plan(config, fields)
         predicted, measured = found['step_seconds'], found['measured']['step_seconds']
+        planned, grown = found['required_bytes']['total'], found['measured']['grown_bytes']
         cells = [
             name,
             f'{predicted * 1e3:,.0f} ms',
             f'{measured * 1e3:,.0f} ms',
             f'{predicted / measured - 1:+.0%}',
-            f'{found["required_bytes"]["total"] / 2**20:,.0f} MiB',
+            f'{planned / 2**20:,.0f} MiB',
+            f'{grown / 2**20:,.0f} MiB',
+            f'{planned / grown - 1:+.0%}',
             f'{found["measured"]["peak_bytes"] / 2**20:,.0f} MiB',
         ]
         print(f'| {" | ".join(cells)} |', flush=True)

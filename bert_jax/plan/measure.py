@@ -1,9 +1,12 @@
 """A few real steps on the devices that are here, to see how far a plan's prediction is off."""
 
+import ctypes
 import dataclasses
+import gc
 import resource
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,13 +22,21 @@ _STEPS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """peak_bytes: of a device's memory where jax tells (GPU, TPU), else the highest resident size of this process,
-    compiler and Python included.
+    """What some real steps took and held.
+
+    Attributes:
+      step_seconds: the median.
+      peak_bytes: of a device's memory where jax tells (GPU, TPU), else of this process, compiler and Python included.
+      is_resident_size: whether it is of this process.
+      grown_bytes: of this process beyond what it held without the state, over the first step; None where there is a
+        device's memory, or a system that does not tell. (Steps at each other's heels hold up to three sets of
+        temporaries on a CPU: jax gives a step's back only after it says that the step is done.)
     """
 
     step_seconds: float
     peak_bytes: int
     is_resident_size: bool
+    grown_bytes: int | None
 
 
 def measure(config: Config, compiled: Any) -> Measured:
@@ -37,13 +48,42 @@ def measure(config: Config, compiled: Any) -> Measured:
     rows = local_rows(mesh, size)
     stream = RandomRows(config.data, config.tokenizer.vocab_size, batch_size=size, seed=config.train.seed)
     batch = make_global(stream.batch(0, rows), rows, mesh, size)
+    highest = _highest_resident()
+    before = _resident_anew()
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, batch)))
+    state, _ = jax.block_until_ready(compiled(state, batch))
+    grown = None if before is None else _status('VmHWM') - before + held
     seconds = []
-    for _ in range(_STEPS + 1):
+    for _ in range(_STEPS):
         start = time.perf_counter()
-        state, metrics = compiled(state, batch)
-        jax.block_until_ready(metrics)
+        state, _ = jax.block_until_ready(compiled(state, batch))
         seconds.append(time.perf_counter() - start)
+    step_seconds = statistics.median(seconds)
     device_memory = jax.local_devices()[0].memory_stats() or {}
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = device_memory.get('peak_bytes_in_use', resident)
-    return Measured(statistics.median(seconds[1:]), peak, 'peak_bytes_in_use' not in device_memory)
+    if 'peak_bytes_in_use' in device_memory:
+        return Measured(step_seconds, device_memory['peak_bytes_in_use'], False, None)
+    return Measured(step_seconds, max(highest, _highest_resident()), True, grown)
+
+
+def _highest_resident() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _resident_anew() -> int | None:
+    """The resident size of this process once what is free is given back; its highest is counted from here on.
+
+    None where the system is not Linux.
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')
+        return _status('VmRSS')
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(name: str) -> int:
+    """A size in /proc/self/status, in bytes."""
+    lines = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024

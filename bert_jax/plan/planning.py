@@ -311,6 +311,8 @@ def _measured(plan: Plan) -> list[str]:
     memory = f'{_bytes(peak)} of a device, predicted {total / peak - 1:+.0%}'
     if plan.measured.is_resident_size:
         memory = f'the process held {_bytes(peak)} at most, with Python and the compiler'
+        if (grown := plan.measured.grown_bytes) is not None:
+            memory = f'{_bytes(grown)} for state and a step, predicted {total / grown - 1:+.0%}; {memory}'
     return [f'Measured: {_seconds(seconds)} a step (predicted {plan.time.total / seconds - 1:+.0%}); {memory}']
 
 

@@ -45,6 +45,7 @@ def test_here_is_compiled_predicted_and_measured() -> None:
     plan = json.loads(done.stdout)
     assert plan['compiled'] and plan['fits'] and plan['measured']['step_seconds'] > 0
     assert plan['measured']['peak_bytes'] > plan['required_bytes']['total']  # Python and the compiler are in it too
+    assert plan['measured']['grown_bytes'] == pytest.approx(plan['required_bytes']['total'], rel=0.5, abs=1 << 25)
 
 
 def test_a_run_in_phases_is_planned_as_a_whole() -> None:
