@@ -1,7 +1,9 @@
-"""Files, written whole or not at all."""
+"""Files: written whole or not at all, and arrays mapped from them."""
 
 import os
+import tokenize
 
+import numpy as np
 from etils import epath
 
 
@@ -34,3 +36,15 @@ def forget_cached(path: str | os.PathLike) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+
+
+def map_array(path: str | os.PathLike) -> np.ndarray:
+    """The array of a `.npy` file, mapped, read-only.
+
+    Raises:
+      OSError, ValueError: when it cannot be read; ValueError also for a header that numpy gives up on otherwise.
+    """
+    try:
+        return np.load(path, mmap_mode='r', allow_pickle=False)
+    except (SyntaxError, tokenize.TokenError, EOFError, OverflowError) as error:
+        raise ValueError(f'{path}: damaged header ({type(error).__name__})') from None

@@ -188,6 +188,7 @@ def _read(path: epath.Path) -> dict:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise BadInput(str(path), f'is not JSON ({error})', 'the file that train wrote') from error
-    if not isinstance(content, dict) or not {'config', 'fingerprint'} <= content.keys():
+    parts = [content.get(name) for name in ('config', 'fingerprint')] if isinstance(content, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
         raise BadInput(str(path), 'is not the config of a run', 'the file that train wrote')
     return content

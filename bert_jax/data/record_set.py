@@ -31,7 +31,7 @@ import tqdm
 from bert_jax import config
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
-from bert_jax.files import sync
+from bert_jax.files import map_array, sync
 from bert_jax.text import checksums
 from bert_jax.text.pieces import find_files
 from bert_jax.text.progress import say
@@ -179,7 +179,7 @@ def _load(path: str) -> RecordFile:
         if damage := checksums.damage(directory):
             raise ValueError(damage)
         paths = (directory / f'{name}.npy' for name in ('offsets', 'hashes'))
-        offsets, hashes = (np.load(path, mmap_mode='r', allow_pickle=False) for path in paths)
+        offsets, hashes = map(map_array, paths)
         facts = Facts(**json.loads((directory / 'facts.json').read_text()))
     except (OSError, ValueError, TypeError) as error:
         found = f'cannot be read ({type(error).__name__}: {error})'

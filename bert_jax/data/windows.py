@@ -22,7 +22,7 @@ from bert_jax.data import random
 from bert_jax.data.masking import num_masked
 from bert_jax.data.packing import WINDOWS_IN_BLOCK, pack
 from bert_jax.errors import BadInput
-from bert_jax.files import sync
+from bert_jax.files import map_array, sync
 from bert_jax.text import checksums
 from bert_jax.text.progress import say
 from bert_jax.text.splits import NpyWriter, Split
@@ -148,7 +148,7 @@ def open_plan(directory: pathlib.Path) -> Plan:
     """Maps the files of a plan."""
     # Plain arrays over the mapped files: `np.memmap` costs microseconds at every look.
     names = [field.name for field in dataclasses.fields(Plan)]
-    return Plan(**{name: np.asarray(np.load(directory / f'{name}.npy', 'r', allow_pickle=False)) for name in names})
+    return Plan(**{name: np.asarray(map_array(directory / f'{name}.npy')) for name in names})
 
 
 def _make_plan(split: Split, data: config.Data, directory: pathlib.Path) -> None:
@@ -311,7 +311,7 @@ def _rank_documents(split: Split, limit: int, directory: pathlib.Path) -> None:
 def _sort_rows(data: config.Data, directory: pathlib.Path) -> None:
     """Writes `by_bucket` and `bucket_sizes`; empty without buckets."""
     lengths = np.array(config.row_lengths(data)) - num_special_tokens(data)
-    targets = np.load(directory / 'target.npy', 'r', allow_pickle=False)
+    targets = map_array(directory / 'target.npy')
 
     def buckets() -> Iterator[tuple[int, np.ndarray]]:
         for first in range(0, len(targets), _SENTENCES_AT_ONCE):

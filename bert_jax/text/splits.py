@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.errors import BadInput
+from bert_jax.files import map_array
 from bert_jax.text.checksums import BLOCK_BYTES, digest
 
 _TOKENS_AT_ONCE = 1 << 24
@@ -194,7 +195,7 @@ class SplitWriter:
 
 def _map(path: pathlib.Path, length: int, dtypes: tuple[type, ...]) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode='r', allow_pickle=False)
+        array = map_array(path)
     except (OSError, ValueError) as error:
         raise differs(path, f'cannot be read ({type(error).__name__})', f'{length} numbers') from None
     if array.shape != (length,) or array.dtype not in dtypes:

@@ -41,6 +41,8 @@ class WordPiece(Vocabulary):
         if self._model['type'] != 'WordPiece' or self._normalizer.get('type') != 'BertNormalizer':
             found = f'is a {self._model["type"]} model with the normalizer {self._normalizer.get("type")}'
             raise BadInput(where, found, 'WordPiece with BertNormalizer')
+        if (unknown := self._model['unk_token']) not in self._model['vocab']:  # an added token alone is of no use to it
+            raise BadInput(where, f'has no {unknown} in its vocabulary', 'the token for what is unknown')
         vocabulary = backend.get_vocab(with_added_tokens=True)
         tokens = [f'[unused-id-{index}]' for index in range(max(vocabulary.values(), default=-1) + 1)]
         for token, index in vocabulary.items():

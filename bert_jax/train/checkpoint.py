@@ -10,6 +10,7 @@ deleted, the new one is read back from the disk.
 """
 
 import concurrent.futures
+import contextlib
 import errno
 import hashlib
 import json
@@ -235,7 +236,9 @@ class Checkpoints:
         if jax.process_index() == 0 and self._directory.exists():
             for left_over in (*self._directory.glob(f'{step}.orbax-checkpoint-tmp*'), self._path(step)):
                 if left_over.exists() and step not in self.steps():  # it takes room that the next attempt needs
-                    left_over.rmtree()
+                    # Orbax may have given up while its threads still write there; the next start takes the rest.
+                    with contextlib.suppress(OSError):
+                        left_over.rmtree()
         if self._failures >= _FAILURES:
             raise self._gave_up()
         say(f'Step {step} could not be saved: {_why(error)}{self._still_safe()}. The next save tries again.')

@@ -42,6 +42,8 @@ class StepLines:
 
 def _step_of(line: str) -> int | None:
     """The step that a line is about, or None for a line that is damaged."""
+    if '\r' in line:  # JSON may hold it between values; to those who read lines it is the end of one
+        return None
     try:
         step = json.loads(line)['step']
     except (ValueError, KeyError, TypeError, RecursionError):

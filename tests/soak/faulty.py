@@ -12,6 +12,7 @@ import numpy as np
 
 from bert_jax import __main__ as command_line
 from bert_jax.data.batches import Batch, CorpusStream
+from bert_jax.stopping import leave
 
 
 def jump(seed: int) -> None:
@@ -51,4 +52,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    leave(main())
