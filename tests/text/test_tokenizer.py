@@ -1,5 +1,6 @@
 """Tokenizers give the ids that everybody else's do, the same in every process, and keep the ids they came with."""
 
+import json
 import os
 import subprocess
 import sys
@@ -113,6 +114,12 @@ def test_what_is_wrong_with_a_vocabulary_is_named(tmp_path):
             load_tokenizer(tmp_path / name, lowercase=True, strip_accents=False)
     with pytest.raises(BadInput, match='is not there'):
         load_tokenizer(tmp_path / 'nowhere', lowercase=True, strip_accents=False)
+    train_tokenizer(config.Tokenizer(vocab_size=100), iter(['ab cd'])).save(tmp_path / 'sound')
+    content = json.loads((tmp_path / 'sound' / 'tokenizer.json').read_text())
+    content['model']['vocab'] = {}  # the special tokens are still among the added ones
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r'has no \[UNK\] in its vocabulary'):
+        load_tokenizer(tmp_path / 'tokenizer.json', lowercase=True, strip_accents=False)
 
 
 def test_training_stops_at_the_sample():

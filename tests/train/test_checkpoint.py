@@ -138,6 +138,22 @@ def test_a_save_that_fails_is_told_at_once_and_the_next_is_another_attempt(workd
     assert Checkpoints(str(workdir)).set_aside_unsound() == 40
 
 
+def test_a_save_given_up_while_its_threads_still_write_is_only_told(workdir: Path, full_disk, capsys) -> None:
+    checkpoints = Checkpoints(str(workdir))
+    checkpoints.save(_state(30))
+    _wait_for_the_save(checkpoints)
+
+    def finds_a_new_file(*_: object, **__: object) -> None:
+        raise OSError(39, 'Directory not empty')
+
+    full_disk.setattr('shutil.rmtree', finds_a_new_file)
+    checkpoints.check()
+    assert 'Step 30 could not be saved: No space left on device' in capsys.readouterr().err
+    full_disk.undo()
+    assert Checkpoints(str(workdir)).set_aside_unsound() == 20
+    assert not (workdir / 'checkpoints' / '30').exists()
+
+
 def test_saves_that_fail_time_after_time_or_at_the_end_end_the_run(workdir: Path, full_disk) -> None:
     checkpoints = Checkpoints(str(workdir))
     with pytest.raises(BadInput, match='3 times in a row: No space left on device; step 20 is safe'):
