@@ -90,6 +90,8 @@ class SentencePiece(Vocabulary):
             return
         yield from super().encode_words(list(itertools.filterfalse(self._plain.fullmatch, words)))
         words = list(filter(self._plain.fullmatch, words))
+        if not words:
+            return
         starts = range(0, len(words), _WORDS_AT_ONCE)
         texts = [' '.join(words[start : start + _WORDS_AT_ONCE]) for start in starts]
         texts = [text.lower() for text in texts] if self.lowercase else texts

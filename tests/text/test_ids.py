@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bert_jax import config
 from bert_jax.errors import BadInput
+from bert_jax.text.encode import Encoder
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
 
 WORDS = 'the quick brown fox jumps naïve café overly 你好 世界 한국어 हिन्दी العربية straße ﬁne Ⅷ 12 ... www aaaa'
@@ -239,6 +240,18 @@ def test_a_text_has_the_ids_of_its_words_where_a_tokenizer_says_so(sentencepiece
     encoded = ours.encode_batch(words)
     assert encoded == _theirs(theirs, words)
     assert [index for ids in encoded for index in ids] == _theirs(theirs, [' '.join(words)])[0]
+
+
+@given(texts=st.lists(ANY_TEXT, min_size=1, max_size=6))
+@example(texts=['你好', '\x7f'])  # no word that the library may be given
+@example(texts=[' ', ''])
+@QUICK
+def test_an_encoder_gives_each_sentence_the_tokenizers_ids(wordpiece, sentencepiece_, texts: list[str]) -> None:
+    for tokenizer in (wordpiece[0], sentencepiece_[0]):
+        sentences = [text.replace('\n', '').replace('\0', '') for text in texts]
+        ids, sizes = Encoder(tokenizer).encode('\n'.join([*sentences, '']).encode())
+        expected = tokenizer.encode_batch(sentences)
+        assert [part.tolist() for part in np.split(ids, np.cumsum(sizes)[:-1])] == expected
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
