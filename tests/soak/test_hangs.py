@@ -169,9 +169,12 @@ def get_stuck(
         statuses, seconds = group.wait(list(range(num_processes)), limit + _SLACK)
         assert set(statuses) == {75}, group.text()
         for member in group.members:
-            assert f'Process {victim} of {num_processes}' in member.text and 'is stuck' in member.text, group.text()
+            if where == 'save':  # all are in it: who waits for whom is in the stacks
+                assert 'stuck in saving' in member.text, group.text()
+            else:
+                assert f'Process {victim} of {num_processes}' in member.text and 'is stuck' in member.text, group.text()
         assert 'sleep_for_ever' in group.members[victim].text  # its stack
-        row.outcomes.append('all ended, named, stacks dumped')
+        row.outcomes.append(f'all ended, {"the stage" if where == "save" else "it was"} named, stacks dumped')
         row.seconds.append(seconds - limit)
     finally:
         group.kill()
