@@ -10,6 +10,7 @@ turns. The ceiling is what the matrix products of a step take by themselves, in 
 `pip install -e '.[test]'`.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from absl import app, flags
@@ -34,15 +36,15 @@ _CPU = {
         'PyTorch page float32 compiled',
         'PyTorch page bfloat16 compiled',
     ),
-    'base-cpu': ('bert_jax float32', 'Hugging Face float32', 'PyTorch page bfloat16 compiled'),
+    'base-cpu': ('bert_jax float32', 'PyTorch page bfloat16 compiled'),
 }
 _WORKLOADS = flags.DEFINE_list('workloads', list(_CPU), f'of {", ".join(workloads.WORKLOADS)}')
 _CONTESTANTS = flags.DEFINE_list('contestants', None, f'of {", ".join(CONTESTANTS)}; the first is what ratios are of')
 _THREADS = flags.DEFINE_integer('threads', len(os.sched_getaffinity(0)), 'of a contestant in PyTorch', lower_bound=1)
-_TURNS = flags.DEFINE_integer('turns', 5, 'at most, of each contestant', lower_bound=1)
+_TURNS = flags.DEFINE_integer('turns', 3, 'at most, of each contestant', lower_bound=1)
 _TURN_S = flags.DEFINE_float('turn_seconds', 2.0, 'of a turn, at least')
 _BUDGET_S = flags.DEFINE_float(
-    'budget_seconds', 130.0, 'of the turns of one workload; three turns there are in any case'
+    'budget_seconds', 60.0, 'of the turns of one workload; three turns there are in any case'
 )
 _PARITY = flags.DEFINE_boolean('parity', True, 'compare losses over 200 steps first')
 _JSON = flags.DEFINE_string('json', None, 'a file to write all figures to')
@@ -72,19 +74,24 @@ class Process:
           RuntimeError: with the end of what it said, when it ended instead.
         """
         start = time.perf_counter()
-        self._process.stdin.write(json.dumps(what) + '\n')
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        try:
+            self._process.stdin.write(json.dumps(what) + '\n')
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ''
         task = ' '.join(f'{key} {Path(value).name if key == "load" else value}' for key, value in what.items())
         print(f'  {time.perf_counter() - start:6.2f} s  {self.name}: {task}', file=sys.stderr)
         if not answer:
             said = Path(self._log.name).read_text(errors='replace').splitlines()[-15:]
-            raise RuntimeError(f'{self.name} ended:\n' + '\n'.join(said))
+            status = self._process.wait()
+            raise RuntimeError(f'{self.name} ended with status {status} (-9: no memory?):\n' + '\n'.join(said))
         return json.loads(answer)
 
     def close(self) -> None:
         """Lets it end."""
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended already, and what it was asked last was not written
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
         self._log.close()
@@ -120,16 +127,18 @@ def take_turns(processes: dict[str, Process], directory: Path, name: str) -> dic
     found: dict[str, dict] = {}
     counts = {}
     for who, process in processes.items():
-        found[who] = {'load_seconds': process.ask(load=str(directory))['seconds'], 'turns': []}
+        found[who] = {'load_seconds': process.ask(load=str(directory))['seconds']}
         once = process.ask(steps=1)['seconds']
         counts[who] = max(1, round(_TURN_S.value / once))
+        found[who]['turns'] = [once] if once > _TURN_S.value else []  # a step so long is a turn
     started = time.perf_counter()
-    for number in range(_TURNS.value):
+    for _ in range(_TURNS.value):
         for who, process in processes.items():
             answer = process.ask(steps=counts[who])
             found[who]['turns'].append(answer['seconds'] / counts[who])
             found[who] |= {name: answer[name] for name in ('peak_bytes', 'peak_flops')}
-        if number + 1 >= _FEWEST_TURNS and time.perf_counter() - started > _BUDGET_S.value:
+        fewest = min(len(figures['turns']) for figures in found.values())
+        if fewest >= _FEWEST_TURNS and time.perf_counter() - started > _BUDGET_S.value:
             break
     for who, process in processes.items():
         found[who]['step_seconds'] = statistics.median(found[who]['turns'])
@@ -170,22 +179,30 @@ def table(name: str, directory: Path, found: dict[str, dict]) -> list[str]:
     return [*lines, '', f'Matrix products of a step alone: {shown}', '']
 
 
+@contextlib.contextmanager
+def _started(names: Iterable[str], directory: Path) -> Iterator[dict[str, Process]]:
+    """Contestants by name; they end with the block, so that no workload is in the memory of the next."""
+    processes = {who: Process(who, directory / f'{number}.log') for number, who in enumerate(names)}
+    try:
+        yield processes
+    finally:
+        for process in processes.values():
+            process.close()
+
+
 def main(_: list[str]) -> None:
     figures: dict[str, dict] = {}
     chosen = {name: tuple(_CONTESTANTS.value or _CPU[name]) for name in _WORKLOADS.value}
-    everyone = list(dict.fromkeys(who for names in chosen.values() for who in names))
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        processes = {who: Process(who, directory / f'{number}.log') for number, who in enumerate(everyone)}
-        try:
-            if _PARITY.value:
+        if _PARITY.value:
+            everyone = dict.fromkeys(who for names in chosen.values() for who in names)
+            with _started(everyone, directory) as processes:
                 print('\n'.join(check_parity(processes, directory / 'parity')) + '\n', flush=True)
-            for name, names in chosen.items():
-                figures[name] = take_turns({who: processes[who] for who in names}, directory / name, name)
-                print('\n'.join(table(name, directory / name, figures[name])), flush=True)
-        finally:
-            for process in processes.values():
-                process.close()
+        for name, names in chosen.items():
+            with _started(names, directory) as processes:
+                figures[name] = take_turns(processes, directory / name, name)
+            print('\n'.join(table(name, directory / name, figures[name])), flush=True)
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(figures, indent=2) + '\n')
 
