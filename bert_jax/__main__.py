@@ -47,7 +47,9 @@ def main(argv: list[str]) -> int:
             print(describe(COMMANDS[name]))
             return 0
         if name == 'prepare' and any(argument.startswith('--beam') for argument in arguments):
-            versions.check(versions.requirements_of_beam(), 'pip install -r requirements-beam.txt')
+            versions.check(
+                versions.requirements_of_beam(), 'pip install -r requirements-beam.txt into an environment of its own'
+            )
         else:
             versions.check(versions.requirements())
         values, rest = parse(COMMANDS[name], arguments)
