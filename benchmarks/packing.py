@@ -33,6 +33,7 @@ class Way:
         buckets = tuple(part for part in (length // 8, length // 4, length // 2) if part >= 8)
         fields['data'] |= {'corpus': _CORPUS.value, 'sequence_length': length, 'pairing': _PAIRING.value}
         fields['data'] |= {'packing': name == 'packed', 'bucket_lengths': buckets if name == 'buckets' else ()}
+        fields['model']['max_positions'] = max(length, fields['model']['max_positions'])
         fields['train']['global_batch_size'] = max(1, _SLOTS.value // length)
         self._config = config.resolve(fields)
         streams = open_streams(self._config, progress=False)
