@@ -7,10 +7,7 @@ first to load writes them), and compiles; {"steps": N} trains and answers with s
 times the matrix products of a step alone.
 """
 
-import contextlib
-import ctypes
 import dataclasses
-import gc
 import json
 import resource
 import sys
@@ -269,13 +266,6 @@ def _seconds(run: Callable[[], object], wait: Callable[[], None], at_least: floa
     return (time.perf_counter() - start) / repeats
 
 
-def _give_back() -> None:
-    """Returns what is free to the system: the others need room when it is their turn."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # not by this C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def main(name: str) -> None:
     if name.startswith('bert_jax'):
         from bert_jax.devices import select_platform
@@ -297,7 +287,6 @@ def main(name: str) -> None:
         answer['peak_flops'] = contestant.peak_flops()
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         answer['peak_bytes'] = contestant.peak_bytes() or resident
-        _give_back()
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -6,7 +6,6 @@ predictions and `E` sequences per row, `V` vocabulary.
 
 import dataclasses
 import math
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from bert_jax.config import Config, in_phases, is_records, max_sequences, num_pr
 from bert_jax.data.batches import Batch, Stream, prefetch
 from bert_jax.data.random_rows import RandomRows
 from bert_jax.data.streams import open_streams
+from bert_jax.devices import peak_memory
 from bert_jax.model.bert import num_parameters, padded_vocab_size
 from bert_jax.train.memory import batch_shapes, settle
 from bert_jax.train.metrics import flops_per_step, published_peak_flops
@@ -82,7 +82,7 @@ def bench(config: Config, seconds: float) -> Bench:
     counts, lengths = count(config, vocab_size, batches), [batch.input_ids.shape[1] for batch in batches]
     run = Run(config, vocab_size, stream, mesh)
     run.steps(_WARM_UP)
-    peak, is_resident = _peak_memory()
+    peak, is_resident = peak_memory()
     num_steps = max(1, round(_ROUND_S / max(run.steps(1).seconds, 1e-4)))
     alone = [(lengths.count(n), Products(_of_length(config, n), vocab_size, mesh)) for n in sorted({*lengths})]
     square = _square_product(mesh, config.model.dtype)
@@ -222,13 +222,6 @@ class _no_compilation_cache:  # noqa: N801  reads as a statement
 
     def __exit__(self, *_: object) -> None:
         jax.config.update('jax_enable_compilation_cache', self._before)
-
-
-def _peak_memory() -> tuple[int, bool]:
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if 'peak_bytes_in_use' in stats:
-        return stats['peak_bytes_in_use'], False
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, True
 
 
 # --- The ceiling. ---

@@ -1,8 +1,9 @@
-"""Which devices a command runs on."""
+"""Which devices a command runs on, and the memory held there."""
 
 import ctypes
 import glob
 import os
+import resource
 
 import jax
 
@@ -54,3 +55,11 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
             mallopt(parameter, value)
+
+
+def peak_memory() -> tuple[int, bool]:
+    """(the most bytes held so far, whether they are this process's): a device's where jax tells, as on GPU and TPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if 'peak_bytes_in_use' in stats:
+        return stats['peak_bytes_in_use'], False
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, True

@@ -8,7 +8,7 @@ The recipe of the paper: AdamW, 256 rows, 1e-4 after 10,000 steps of warm-up, 1 
 second command uses them all; on several hosts, and on a TPU slice, add bfloat16 as well:
 
     sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sbatch --config=configs/bert.py:large \
-        --config.model.dtype=bfloat16 --config.data.corpus=/shared/corpora/mine --workdir=/shared/runs/mine
+        --config.model.dtype=bfloat16 --config.data.corpus=$SHARED/corpora/mine --workdir=$SHARED/runs/mine
     launch/tpu_pod.sh TPU_NAME ZONE --config=configs/bert.py:large --config.model.dtype=bfloat16 \
         --config.data.corpus=corpora/mine --workdir=gs://bucket/runs/mine
 

@@ -7,7 +7,7 @@ On one host with 8 GPUs, on two of them under SLURM, on a TPU slice:
 
     python -m bert_jax train --config=configs/bert_lamb.py:large --config.data.corpus=corpora/mine --workdir=runs/lamb
     sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sbatch --config=configs/bert_lamb.py:large \
-        --config.data.corpus=/shared/corpora/mine --workdir=/shared/runs/lamb
+        --config.data.corpus=$SHARED/corpora/mine --workdir=$SHARED/runs/lamb
     launch/tpu_pod.sh TPU_NAME ZONE --config=configs/bert_lamb.py:large --config.data.corpus=corpora/mine \
         --workdir=gs://bucket/runs/lamb
 

@@ -73,7 +73,7 @@ def _spread(data: config.Data, count: int) -> list[Window]:
     sources = [name for name, _, split in sources if split == 'validation'] or [name for name, _, _ in sources]
     planned = [plan_source(name, n, data.text_field, data.group_field).pieces for n, name in enumerate(sources)]
     pieces = list(itertools.chain.from_iterable(planned))
-    reading = Reading(data.text_field, data.group_field, data.split_sentences)
+    reading = Reading.of(data)
     limit = 1 << 64 if data.validation_source else int(data.validation_fraction * (1 << 64))
     trained_on: set[int] = set()
     if not data.validation_source:  # whatever their hash, the first documents are for training

@@ -3,7 +3,6 @@
 import ctypes
 import dataclasses
 import gc
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax
 
 from bert_jax.config import Config
 from bert_jax.data.random_rows import RandomRows
+from bert_jax.devices import peak_memory
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import local_rows, make_global, make_mesh
 from bert_jax.train.state import init_state
@@ -48,8 +48,8 @@ def measure(config: Config, compiled: Any) -> Measured:
     rows = local_rows(mesh, size)
     stream = RandomRows(config.data, config.tokenizer.vocab_size, batch_size=size, seed=config.train.seed)
     batch = make_global(stream.batch(0, rows), rows, mesh, size)
-    highest = _highest_resident()
-    before = _resident_anew()
+    highest, is_resident_size = peak_memory()
+    before = _resident_anew() if is_resident_size else None
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, batch)))
     state, _ = jax.block_until_ready(compiled(state, batch))
     grown = None if before is None else _status('VmHWM') - before + held
@@ -58,15 +58,8 @@ def measure(config: Config, compiled: Any) -> Measured:
         start = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(state, batch))
         seconds.append(time.perf_counter() - start)
-    step_seconds = statistics.median(seconds)
-    device_memory = jax.local_devices()[0].memory_stats() or {}
-    if 'peak_bytes_in_use' in device_memory:
-        return Measured(step_seconds, device_memory['peak_bytes_in_use'], False, None)
-    return Measured(step_seconds, max(highest, _highest_resident()), True, grown)
-
-
-def _highest_resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = max(highest, peak_memory()[0])  # `_resident_anew` made the system forget the first
+    return Measured(statistics.median(seconds), peak, is_resident_size, grown)
 
 
 def _resident_anew() -> int | None:

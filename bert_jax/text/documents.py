@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text import pieces
 from bert_jax.text.lines import decode, line_of, read_lines
@@ -51,6 +52,11 @@ class Reading:
     group_field: str = ''
     split_sentences: bool = True
     deduplicate_lines: bool = False
+
+    @classmethod
+    def of(cls, data: config.Data) -> 'Reading':
+        """The part of the settings that reading depends on."""
+        return cls(data.text_field, data.group_field, data.split_sentences, data.deduplicate_lines)
 
 
 @dataclasses.dataclass

@@ -110,7 +110,7 @@ def prepare(
     make_pool = _pool_maker(workers, beam, progress)
     sources = _plan(data)
     try:
-        job = open_job(_partial(directory), reading_of(data), sources, settings, alone=shard is None)
+        job = open_job(_partial(directory), Reading.of(data), sources, settings, alone=shard is None)
         with make_pool(job) as pool:
             _make_tokenizer(job, pool, data, tokenizer, given, progress)
             mine = range(len(job.pieces)) if shard is None else range(shard[0], len(job.pieces), shard[1])
@@ -138,11 +138,6 @@ def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callabl
     return lambda job: BeamPool(job, beam, progress)
 
 
-def reading_of(data: config.Data) -> Reading:
-    """The part of the settings that reading depends on."""
-    return Reading(data.text_field, data.group_field, data.split_sentences, data.deduplicate_lines)
-
-
 def tokenizer_preview(
     data: config.Data, tokenizer: config.Tokenizer, *, initial: Tokenizer | None = None, progress: bool = True
 ) -> dict[str, Any]:
@@ -154,7 +149,7 @@ def tokenizer_preview(
     """
     _check_is_text(data)
     trained = _load_given(tokenizer, initial)
-    reading = reading_of(data)
+    reading = Reading.of(data)
     sentences, num_bytes = [], 0
     for piece in itertools.chain.from_iterable(source.pieces for source in _plan(data)):
         for document in read_piece(piece, reading, Tally()):

@@ -30,7 +30,7 @@ _MARK, _CLOSE, _OPEN, _WORD, _DIGIT, _LOWER, _BLANK = (
     for pattern in ('[.!?]', f'[{_CLOSING}]', _OPENING, r'\w', r'\d', '[a-z]', r'\s')
 )
 _LONGEST_ABBREVIATION = max(map(len, _ABBREVIATIONS))
-_CODES = np.sort([int.from_bytes(word.encode(), 'big') for word in _ABBREVIATIONS])
+_CODES = np.array([int.from_bytes(word.encode(), 'big') for word in _ABBREVIATIONS])
 
 
 def split_into_sentences(text: str) -> list[str]:

@@ -182,10 +182,7 @@ def get_stuck(
 
 @pytest.mark.soak
 def test_a_stuck_process_ends_all_and_is_named(flags, cache, tmp_path, capsys) -> None:
-    rng, row = (
-        random_numbers('stuck'),
-        Row('one process of 2 to 4 stuck, alive; seconds past the limit'),
-    )
+    rng, row = random_numbers('stuck'), Row('one process of 2 to 4 stuck, alive; seconds past the limit')
     for number in range(tries(6)):
         num_processes = int(rng.integers(2, 5))
         victim, where = int(rng.integers(num_processes)), ('batch', 'step', 'save')[number % 3]

@@ -183,9 +183,7 @@ def test_damage_is_found_and_named(tmp_path):
         with pytest.raises(BadInput, match='tokens-00000.npy.*checksum in MiB 0'):
             read(corpus)
     shard.write_bytes(sound)
-    unclosed = sound.replace(
-        b'}  ', b'} (', 1
-    )  # numpy looks for it with Python's tokenizer, which says so in its own way
+    unclosed = sound.replace(b'}  ', b'} (', 1)  # numpy hands it to Python's tokenizer, whose errors are its own
     for header_damaged in (b'x' * len(sound), sound[:20] + b'x' + sound[21:], unclosed):
         shard.write_bytes(header_damaged)
         with pytest.raises(BadInput, match='tokens-00000.npy'):
