@@ -21,7 +21,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from bert_jax.errors import BadInput
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.products import target_platform
+from bert_jax.model.products import multiply, permuted, target_platform
 
 _SITE = 1  # of dropout in a layer
 _GPU_BLOCK = 128
@@ -112,13 +112,13 @@ def plain(
     key: DropoutKey | None = None,
 ) -> jax.Array:
     """What the kernels are held against; softmax in float32. Arguments as of `attend`."""
-    heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
-    q, k, v = (x.reshape(heads) for x in (q, k, v))  # BLHK
-    scores = jnp.einsum('blhk,bmhk->bhlm', q, k, preferred_element_type=jnp.float32) * heads[-1] ** -0.5
+    q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))  # BLHK
+    scores = multiply(permuted(q, (0, 2, 1, 3)), permuted(k, (0, 2, 3, 1))) * q.shape[-1] ** -0.5
     sees = (sequence_ids[:, :, None] == sequence_ids[:, None, :]) & (sequence_ids[:, None, :] > 0)  # BLM
     scores = jnp.where(sees[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1).astype(v.dtype), rate, key, _SITE)
-    return jnp.einsum('bhlm,bmhk->blhk', weights, v).reshape(*heads[:2], -1)
+    attended = permuted(multiply(weights, permuted(v, (0, 2, 1, 3))).astype(v.dtype), (0, 2, 1, 3))
+    return attended.reshape(*attended.shape[:2], -1)
 
 
 def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

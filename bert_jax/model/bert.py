@@ -13,7 +13,7 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, parameter, truncated_normal
+from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, parameter, truncated_normal
 from bert_jax.model.products import project
 
 VOCABULARY_MULTIPLE = 128
@@ -131,10 +131,10 @@ class BertForPreTraining(nnx.Module):
     def mlm_logits(self, hidden: jax.Array, positions: jax.Array) -> jax.Array:
         """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
         x = self.mlm_transform(_at_positions(hidden, positions))
-        x = self.mlm_norm(jax.nn.gelu(x, approximate=False))
+        x = self.mlm_norm(gelu(x))
         word = self.bert.embeddings.word[...]
         bias = jnp.where(jnp.arange(word.shape[0]) < self.vocab_size, self.mlm_bias[...], -jnp.inf)
-        return project(x, word.T, self.dtype, 'float32') + bias
+        return project(x, word.T, bias, self.dtype, 'float32')
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""
