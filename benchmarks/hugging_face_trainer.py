@@ -2,7 +2,7 @@
 
     python -m benchmarks.hugging_face_trainer --text=FILE.jsonl --tokenizer=DIR --model=JSON --steps=N --output=DIR
 
-Float32 on the CPU, AdamW, linear warm-up and decay, dropout as in `BertConfig`; texts are tokenised once, joined, and
+On the CPU, AdamW, linear warm-up and decay, dropout as in `BertConfig`; texts are tokenised once, joined, and
 cut into chunks of one length, as in the library's `run_mlm.py`. It ends at `--steps` or, if that comes first, at
 `--stop_at`. Writes the model, its tokenizer and `run.json`.
 """
@@ -106,6 +106,7 @@ def pretrain(arguments: argparse.Namespace) -> dict[str, Any]:
         report_to='none',
         disable_tqdm=True,
         use_cpu=True,
+        bf16=arguments.dtype == 'bfloat16',
     )
     trainer = transformers.Trainer(
         model=model,
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument('--length', type=int, default=128)
     parser.add_argument('--batch', type=int, default=32)
     parser.add_argument('--learning_rate', type=float, default=5e-4)
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='bfloat16: by autocast')
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ from benchmarks.contestants import CONTESTANTS
 _CPU = {
     'mini': (
         'bert_jax float32',
+        'bert_jax bfloat16',
         'Hugging Face float32',
         'Hugging Face bfloat16',
         'PyTorch page float32',
@@ -36,10 +37,10 @@ _CPU = {
         'PyTorch page float32 compiled',
         'PyTorch page bfloat16 compiled',
     ),
-    'base-cpu': ('bert_jax float32', 'PyTorch page bfloat16 compiled'),
+    'base-cpu': ('bert_jax float32', 'bert_jax bfloat16', 'PyTorch page bfloat16 compiled'),
 }
 _WORKLOADS = flags.DEFINE_list('workloads', list(_CPU), f'of {", ".join(workloads.WORKLOADS)}')
-_CONTESTANTS = flags.DEFINE_list('contestants', None, f'of {", ".join(CONTESTANTS)}; the first is what ratios are of')
+_CONTESTANTS = flags.DEFINE_list('contestants', None, f'of {", ".join(CONTESTANTS)}; ratios are of those of bert_jax')
 _THREADS = flags.DEFINE_integer('threads', len(os.sched_getaffinity(0)), 'of a contestant in PyTorch', lower_bound=1)
 _TURNS = flags.DEFINE_integer('turns', 3, 'at most, of each contestant', lower_bound=1)
 _TURN_S = flags.DEFINE_float('turn_seconds', 2.0, 'of a turn, at least')
@@ -154,13 +155,15 @@ def table(name: str, directory: Path, found: dict[str, dict]) -> list[str]:
     config, batches = workloads.read(directory)
     counts = count(config, config.tokenizer.vocab_size, batches)
     rows = config.train.global_batch_size
-    first = next(iter(found.values()))['step_seconds']
+    ours = [who for who in found if who.startswith('bert_jax')]
     peak = next((figures['peak_flops'] for figures in found.values() if figures['peak_flops']), None)
     lines = [
         f'{name}: {workloads.WORKLOADS[name].describe}; {counts.flops / 1e9:,.0f} GFLOP a step',
         '',
-        '| | rows/s | real tokens/s | ms a step (range) | GFLOP/s | of its own products | MFU | peak GiB | takes |',
-        '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
+        '| | rows/s | real tokens/s | ms a step (range) | GFLOP/s | of its own products | MFU | peak GiB '
+        + ''.join(f'| takes, of {who} ' for who in ours)
+        + '|',
+        '|---|--:|--:|--:|--:|--:|--:|--:' + '|--:' * len(ours) + '|',
     ]
     for who, figures in found.items():
         seconds, alone = figures['step_seconds'], figures.get('products_seconds')
@@ -169,7 +172,8 @@ def table(name: str, directory: Path, found: dict[str, dict]) -> list[str]:
             f'| {who} | {rows / seconds:.1f} | {counts.tokens / seconds:,.0f} | {seconds * 1e3:,.0f} ({span}) '
             f'| {counts.flops / seconds / 1e9:,.0f} | {f"{alone / seconds:.0%}" if alone else ""} '
             f'| {f"{counts.flops / seconds / peak:.1%}" if peak else ""} | {figures["peak_bytes"] / 2**30:.2f} '
-            f'| {seconds / first:.2f} x |'
+            + ''.join(f'| {seconds / found[one]["step_seconds"]:.2f} x ' for one in ours)
+            + '|'
         )
     shown = '; '.join(
         f'{who} {counts.flops / figures["products_seconds"] / 1e9:,.0f} GFLOP/s'

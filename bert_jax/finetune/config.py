@@ -108,6 +108,7 @@ class FinetuneConfig:
 
     task: Task = Task()
     init: str = ''  # a workdir, WORKDIR@STEP, an export, a Hugging Face directory; scratch: random weights
+    reinitialized_layers: int = at_least(0, 0)  # so many of the top layers, and with them the pooler, are drawn anew
     tokenizer: config.Tokenizer = config.Tokenizer()  # of scratch: its `path`
     model: config.Model = config.Model()  # the sizes are those of `init`
     optimizer: Optimizer = Optimizer()

@@ -1,7 +1,8 @@
 """What a fine-tune starts from: the encoder and the tokenizer of a model that is there, or random weights (`scratch`).
 
-The head is always new, drawn by the seed, also where the model is a fine-tuned one. What the encoder lacks (a tagger
-has no pooler) is drawn as the original draws it, with a fixed seed.
+The head is always new, drawn by the seed, also where the model is a fine-tuned one; so are the pooler and as many top
+layers as `config.reinitialized_layers` says (Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning"). What the
+encoder lacks (a tagger has no pooler) is drawn as the original draws it, with a fixed seed.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from bert_jax.hosts import say
 from bert_jax.initial import hash_weights, load_initial, split_step, with_sizes
 from bert_jax.interop import hugging_face
 from bert_jax.interop.weight_files import read_tensors
+from bert_jax.model.bert import Encoder, new_pooler
 from bert_jax.pretrained import Pretrained
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.train.state import model_graph
@@ -40,7 +42,7 @@ class Start:
     initial: Pretrained | None = None
 
     def params(self, num_outputs: int, seed: int) -> nnx.State | None:
-        """The initial encoder under a new head; None where all is random.
+        """The initial encoder under a new head, and what else is to be new; None where all is random.
 
         Raises:
           BadInput: when the initial model is not there any more, or holds other weights than the run was begun from.
@@ -51,13 +53,25 @@ class Start:
         if hash_weights(initial) != self.fingerprint['init']:
             found = 'holds other weights than those that this fine-tune was begun from'
             raise BadInput(f'config.init={self.config.init}', found, 'the same model', 'name another --workdir')
-        encoder = dict(nnx.to_flat_state(nnx.state(initial.model.bert, nnx.Param)))
-        head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, nnx.Rngs(seed)), nnx.Param)))
-        of = {'bert': encoder, 'classifier': head}
+        rngs = nnx.Rngs(seed)
+        head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, rngs), nnx.Param)))
+        of = {'bert': self._encoder(initial, rngs), 'classifier': head}
         build = builder(self.config.task.kind, num_outputs)
         shapes = nnx.eval_shape(lambda: build(self.config.model, self.tokenizer.vocab_size, nnx.Rngs(0)))
         paths = [path for path, _ in nnx.to_flat_state(nnx.state(shapes, nnx.Param))]
         return nnx.from_flat_state({path: of[path[0]][path[1:]] for path in paths})
+
+    def _encoder(self, initial: Pretrained, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
+        """The parameters of `Bert` by path; the pooler and the top layers new where they are to be."""
+        found = dict(nnx.to_flat_state(nnx.state(initial.model.bert, nnx.Param)))
+        if num_new := self.config.reinitialized_layers:
+            model = dataclasses.replace(self.config.model, num_layers=num_new)
+            for path, leaf in nnx.to_flat_state(nnx.state(new_pooler(model, rngs), nnx.Param)):
+                found['pooler', *path] = leaf
+            for path, leaf in nnx.to_flat_state(nnx.state(Encoder(model, rngs), nnx.Param)):
+                kept = found['encoder', *path].get_value()[:-num_new]
+                found['encoder', *path] = leaf.replace(np.concatenate([kept, leaf.get_value()]))
+        return found
 
 
 def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
@@ -146,5 +160,9 @@ def _check(given: FinetuneConfig, tokenizer: Tokenizer, own: Tokenizer | None, m
             'the tokenizer that the weights were trained with',
             "--config.tokenizer.path='' takes it from config.init",
         )
+    if given.reinitialized_layers > model.num_layers:
+        found, expected = f'is {given.reinitialized_layers}', f'at most the {model.num_layers} layers of config.init'
+        mend = f'--config.reinitialized_layers={model.num_layers}'
+        raise BadInput('config.reinitialized_layers', found, expected, mend)
     if given.task.sequence_length > model.max_positions:
         raise too_long(given.task.sequence_length, model.max_positions)

@@ -62,6 +62,8 @@ def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, ste
         del model[execution]
     sections = {'task': task, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
     flat = {f'{section}.{name}': value for section, values in sections.items() for name, value in values.items()}
+    if config.reinitialized_layers:
+        flat['reinitialized_layers'] = config.reinitialized_layers
     return flat | {
         'data': data.content_hash,
         'labels': list(data.labels),

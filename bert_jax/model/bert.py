@@ -92,8 +92,7 @@ class Bert(nnx.Module):
         """Args: vocab_size, unpadded, from the tokenizer."""
         self.embeddings = Embeddings(model, vocab_size, rngs)
         self.encoder = Encoder(model, rngs)
-        size = model.hidden_size
-        self.pooler = Dense(size, size, ('embed', 'pooled'), model.initializer_range, model.dtype, rngs)
+        self.pooler = new_pooler(model, rngs)
 
     def __call__(
         self,
@@ -114,6 +113,12 @@ class Bert(nnx.Module):
     def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """tanh of a dense layer over the [CLS] vectors: [B, L, D], [B, E] -> [B, E, D]."""
         return jnp.tanh(self.pooler(_at_positions(hidden, cls_positions)))
+
+
+def new_pooler(model: config.Model, rngs: nnx.Rngs) -> Dense:
+    """The dense layer of `Bert.pool`, as it is drawn."""
+    size = model.hidden_size
+    return Dense(size, size, ('embed', 'pooled'), model.initializer_range, model.dtype, rngs)
 
 
 class BertForPreTraining(nnx.Module):

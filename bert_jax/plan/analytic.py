@@ -138,8 +138,8 @@ def _kept_per_token(config: Config, tensor: int, remat: str, platform: str) -> f
     attention = scores * (4 + a)
     if is_fused:
         attention = size * a / tensor if platform == 'gpu' else 0.0  # those kernels keep their result, once more
-    of_inner = 4 if platform == 'cpu' else 2  # see `layers._gelu`
-    return size * (2 * a + 4 * a / tensor + 24) + of_inner * a * inner + attention + masks
+    of_inner = 2 * a * inner  # before and after gelu
+    return size * (2 * a + 4 * a / tensor + 24) + of_inner + attention + masks
 
 
 def _is_fused(config: Config, tensor: int, platform: str) -> bool:

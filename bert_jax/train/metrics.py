@@ -52,9 +52,9 @@ _PEAK_BF16_FLOPS = {  # dense, per device, from the makers' data sheets
 }
 
 
-def peak_flops() -> float | None:
-    """FLOP/s of all devices: the dense bf16 peak, or what a CPU reaches in a matrix product now; None if unknown."""
-    return _measured_matmul_flops() if jax.default_backend() == 'cpu' else published_peak_flops()
+def peak_flops(dtype: str) -> float | None:
+    """FLOP/s of all devices: the dense bf16 peak, on a CPU what a product of the type reaches now; None if unknown."""
+    return _measured_matmul_flops(dtype) if jax.default_backend() == 'cpu' else published_peak_flops()
 
 
 def published_peak_flops() -> float | None:
@@ -64,9 +64,9 @@ def published_peak_flops() -> float | None:
     return matches[0] * jax.device_count() if matches else None
 
 
-def _measured_matmul_flops(size: int = 1536, repeats: int = 4) -> float:
-    x = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(lambda a, b: a @ b)
+def _measured_matmul_flops(dtype: str, size: int = 1536, repeats: int = 4) -> float:
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     product(x, x).block_until_ready()
     seconds = []
     for _ in range(repeats):
@@ -180,7 +180,7 @@ class Speedometer:
     def __init__(self, model: config.Model, vocab_size: int):
         self._count = functools.partial(flops_per_step, model, vocab_size)
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
-        self._peak = peak_flops()
+        self._peak = peak_flops(model.dtype)
         self._pending: list[tuple[jax.Array, jax.Array, int, int]] = []
         self._since: float | None = None
         self._waited, self._newest = 0.0, None

@@ -31,12 +31,12 @@ TOKENS = [
 ]
 
 
-def write_model(directory: Path) -> Path:
+def write_model(directory: Path, model: config.Model = MODEL) -> Path:
     """An untrained BERT with its vocabulary, as a Hugging Face directory."""
     directory.mkdir(parents=True)
     (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
     rng = np.random.default_rng(0)
-    shapes = nnx.state(nnx.eval_shape(lambda: BertForPreTraining(MODEL, len(TOKENS), nnx.Rngs(0))), nnx.Param)
+    shapes = nnx.state(nnx.eval_shape(lambda: BertForPreTraining(model, len(TOKENS), nnx.Rngs(0))), nnx.Param)
     flat = {
         path: leaf.replace(
             np.float32(path[-1] == 'scale') + 0.1 * rng.standard_normal(leaf.get_value().shape, np.float32)
@@ -44,7 +44,7 @@ def write_model(directory: Path) -> Path:
         for path, leaf in nnx.to_flat_state(shapes)
     }
     params = nnx.from_flat_state(flat)
-    hugging_face.write_model(directory, params, MODEL, len(TOKENS), pad_id=0)
+    hugging_face.write_model(directory, params, model, len(TOKENS), pad_id=0)
     return directory
 
 

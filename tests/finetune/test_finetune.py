@@ -1,5 +1,6 @@
 """A fine-tune by its command: it learns, is the same when it was killed, is exported, and refuses what cannot work."""
 
+import dataclasses
 import functools
 import json
 import statistics
@@ -10,6 +11,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from bert_jax.finetune import command
 from bert_jax.finetune.command import summarize
@@ -20,7 +22,7 @@ from bert_jax.finetune.start import starting_point
 from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.sharding import make_mesh
-from tests.finetune.models import run, write_model, write_questions, write_reviews, write_sentences
+from tests.finetune.models import MODEL, run, write_model, write_questions, write_reviews, write_sentences
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, when it reads a config file
 ROOT = Path(__file__).parents[2]
@@ -207,6 +209,25 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
     assert f'| accuracy | {best:.4f} |' in card and 'pipeline_tag: "text-classification"' in card
 
 
+def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
+    init = write_model(place / 'models' / 'deep', dataclasses.replace(MODEL, num_layers=3))
+    given = {'task': {'sequence_length': 16}, 'init': str(init)}
+    plain, start = (starting_point(resolve(given | more), []) for more in ({}, {'reinitialized_layers': 2}))
+    made = [plain.params(2, 0), start.params(2, 0), start.params(2, 0), start.params(2, 1)]
+    as_it_is, first, again, other = map(nnx.to_pure_dict, made)
+    kernels = [params['bert']['encoder']['layers']['output']['kernel'] for params in (as_it_is, first, again, other)]
+    assert [kernel.shape for kernel in kernels] == [(3, 48, 32)] * 4
+    for kernel in kernels[1:]:
+        np.testing.assert_array_equal(kernel[0], kernels[0][0])
+        assert (kernel[1:] != kernels[0][1:]).all() and 0.01 < kernel[1:].std() < 0.03
+    np.testing.assert_array_equal(kernels[1], kernels[2])
+    assert (kernels[1][1:] != kernels[3][1:]).all() and (kernels[1][1] != kernels[1][2]).any()
+    assert (first['bert']['pooler']['kernel'] != as_it_is['bert']['pooler']['kernel']).all()
+    assert (first['bert']['encoder']['layers']['output_norm']['scale'][1:] == 1).all()
+    jax.tree.map(np.testing.assert_array_equal, first['bert']['embeddings'], as_it_is['bert']['embeddings'])
+    np.testing.assert_array_equal(first['classifier']['kernel'], as_it_is['classifier']['kernel'])
+
+
 @pytest.mark.parametrize(
     'changes, words',
     [
@@ -215,6 +236,7 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
         ({'init': 'scratch'}, 'config.tokenizer.path: is empty, and scratch brings no tokenizer'),
         ({'tokenizer.path': 'other.txt'}, 'is another tokenizer'),
         ({'task.sequence_length': 64}, 'is 64; the model has 32 positions'),
+        ({'reinitialized_layers': 2}, 'is 2; expected at most the 1 layers of config.init'),
         ({'task.label': 'lable'}, "train.tsv:1: has no column 'lable'"),
         ({'task.labels': "('1', '2')"}, "has the label '0'"),
         ({'task.train': 'tsv:none.tsv'}, 'none.tsv: is not there'),
