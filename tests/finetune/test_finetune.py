@@ -236,7 +236,7 @@ def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
         ({'init': 'scratch'}, 'config.tokenizer.path: is empty, and scratch brings no tokenizer'),
         ({'tokenizer.path': 'other.txt'}, 'is another tokenizer'),
         ({'task.sequence_length': 64}, 'is 64; the model has 32 positions'),
-        ({'reinitialized_layers': 2}, 'is 2; expected at most the 1 layers of config.init'),
+        ({'reinitialized_layers': 2}, 'expected: at most the 1 layers of config.init'),
         ({'task.label': 'lable'}, "train.tsv:1: has no column 'lable'"),
         ({'task.labels': "('1', '2')"}, "has the label '0'"),
         ({'task.train': 'tsv:none.tsv'}, 'none.tsv: is not there'),
