@@ -10,7 +10,7 @@ import pytest
 
 from bert_jax.model.products import compiled_for, multiply, permuted, project
 
-_WITHIN = {'float32': 1e-5, 'bfloat16': 1e-2}
+_WITHIN = {'float32': 1e-5, 'bfloat16': 3e-2}
 
 
 def _random(*shape: int) -> np.ndarray:
