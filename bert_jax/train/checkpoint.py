@@ -374,12 +374,13 @@ def _is_remote(path: epath.Path) -> bool:
 def restore_on_one_device(
     workdir: str, config: Config, vocab_size: int, step: int | None = None, build: Build = BertForPreTraining
 ) -> tuple[TrainState, Mesh]:
-    """The state of a run's checkpoint (the newest without `step`) on the first device, and the mesh of that device.
+    """The state of a run's checkpoint (the newest without `step`), whole on one device of each process, and their mesh.
 
     Raises:
       BadInput: see `restore_on`.
     """
-    mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
+    firsts = list({device.process_index: device for device in reversed(jax.devices())}.values())[::-1]
+    mesh = make_mesh(MeshConfig(), config.model, Train(global_batch_size=len(firsts)), firsts)
     return restore_on(mesh, workdir, config, vocab_size, step, build), mesh
 
 
