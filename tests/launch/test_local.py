@@ -89,6 +89,11 @@ def test_exact_sums_give_the_same_bits_in_one_process_and_in_two(settings: list[
     one, two = (nnx.state(load_pretrained(f'{tmp_path}/{name}').model) for name in ('one', 'two'))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    # A workdir may be what several processes start from.
+    begin = [f'--config.init={tmp_path}/one', '--config.train.steps=1', '--config.optimizer.warmup_steps=0']
+    done = _launch(2, 1, 'train', *settings, *begin, f'--workdir={tmp_path}/next')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _metrics(tmp_path / 'next')[1]['loss'] < 7
 
 
 def test_a_signal_to_the_launcher_stops_all_at_the_same_step_and_the_same_command_goes_on(
