@@ -88,11 +88,11 @@ class BertJax:
 
         return published_peak_flops()
 
-    def peak_bytes(self) -> int | None:
-        """Of the device, where it tells."""
-        import jax
+    def peak_bytes(self) -> int:
+        """Of the device, where it tells; else of this process."""
+        from bert_jax.devices import peak_memory
 
-        return (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+        return peak_memory()[0]
 
 
 class Torch:

@@ -23,6 +23,7 @@ from bert_jax.data.random_rows import RandomRows
 from bert_jax.data.streams import open_streams
 from bert_jax.devices import peak_memory
 from bert_jax.model.bert import num_parameters, padded_vocab_size
+from bert_jax.model.products import sums_in
 from bert_jax.train.memory import batch_shapes, settle
 from bert_jax.train.metrics import flops_per_step, published_peak_flops
 from bert_jax.train.optimizer import make_optimizer, make_schedule
@@ -282,16 +283,14 @@ def _everywhere(shape: tuple[int, ...], dtype: str, mesh: Mesh) -> jax.Array:
 
 def _timer(batch: int, m: int, k: int, n: int, dtype: str, mesh: Mesh) -> Callable[[], float]:
     """Seconds of one [batch, m, k] x [batch, k, n], on all devices at once; a short one is repeated until a clock can
-    tell. Both factors lie in memory as the product likes them best; on a CPU it comes out in float32, as in the model.
+    tell. Both factors lie in memory as the product likes them best; it comes out as in the model.
     """
     per_device = PartitionSpec(mesh.axis_names)
     x, w = (_everywhere((batch, *shape), dtype, mesh) for shape in ((m, k), (k, n)))
 
-    out_dtype = jnp.float32 if jax.default_backend() == 'cpu' else dtype
-
     def local(x: jax.Array, w: jax.Array) -> jax.Array:
         factors = (x[0, 0], w[0, 0]) if batch == 1 else (x[0], w[0])
-        return jnp.matmul(*factors, preferred_element_type=out_dtype)[None]
+        return jnp.matmul(*factors, preferred_element_type=sums_in(dtype))[None]
 
     product = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(per_device, per_device), out_specs=per_device))
     product(x, w).block_until_ready()

@@ -24,7 +24,7 @@ from bert_jax.interop import google, hugging_face
 from bert_jax.model.bert import padded_vocab_size
 from bert_jax.pretrained import Pretrained, load_pretrained
 from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_tokenizer
-from bert_jax.train.checkpoint import restore_on_one_device
+from bert_jax.train.checkpoint import restore_whole
 from bert_jax.train.state import TrainState, is_schedule, place
 
 _SIZES = ('num_layers', 'hidden_size', 'num_heads', 'intermediate_size', 'layer_norm_eps')
@@ -101,7 +101,7 @@ class StartingPoint:
             mend = f'--config.optimizer.name={theirs.optimizer.name}, or --config.init_optimizer=False'
             raise BadInput(where, f'has the moments of {theirs.optimizer.name}; this run has {ours}', ours, mend)
         tokenizer = load_tokenizer(Path(directory) / 'tokenizer', lowercase=True, strip_accents=None)
-        moments = restore_on_one_device(directory, theirs, tokenizer.vocab_size, step)[0].opt_state
+        moments = restore_whole(directory, theirs, tokenizer.vocab_size, step).opt_state
         shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (moments, state.opt_state)]
         if shapes[0] != shapes[1]:
             found = 'has moments of other shapes: the vocabulary or the positions have grown'

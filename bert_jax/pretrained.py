@@ -20,7 +20,7 @@ from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.losses import cross_entropy
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
-from bert_jax.train.checkpoint import restore_on_one_device
+from bert_jax.train.checkpoint import restore_whole
 from bert_jax.train.state import model_graph
 
 _BATCH_TOKENS = 8192  # in a batch to encode, filler included
@@ -220,7 +220,7 @@ def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
 def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     resolved = run.load_config(workdir)
     tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
-    state, _ = restore_on_one_device(workdir, resolved, tokenizer.vocab_size, step)
+    state = restore_whole(workdir, resolved, tokenizer.vocab_size, step)
     return from_params(state.params, resolved.model, tokenizer, int(state.step))
 
 

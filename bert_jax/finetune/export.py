@@ -23,7 +23,7 @@ from bert_jax.interop import hugging_face
 from bert_jax.interop.weight_files import read_tensors
 from bert_jax.model.bert import Build
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.train.checkpoint import restore_on_one_device
+from bert_jax.train.checkpoint import restore_whole
 from bert_jax.train.state import model_graph
 
 ARCHITECTURES = {
@@ -64,7 +64,7 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
     as_trained = config.Config(
         model=model, optimizer=optimizer_of(resolved.optimizer, steps), train=config.Train(steps=steps)
     )
-    state, _ = restore_on_one_device(workdir, as_trained, tokenizer.vocab_size, step, build)
+    state = restore_whole(workdir, as_trained, tokenizer.vocab_size, step, build)
     merged = nnx.merge(model_graph(model, tokenizer.vocab_size, build), state.params)
     return FineTuned(merged, tokenizer, model, int(state.step), labels)
 

@@ -60,34 +60,32 @@ project.defvjp(_forward, _backward)
 @jax.custom_vjp
 def multiply(x: jax.Array, y: jax.Array) -> jax.Array:
     """x @ y for each of the leading dims, which both have: [..., M, K], [..., K, N] -> float32 [..., M, N]."""
-    return _batched_dot(x, y, 0)
+    return _dot(x, y, 0, jnp.float32)
 
 
 def _multiply_backward(kept: tuple, gradient: jax.Array) -> tuple:
     x, y = kept
     gradient = gradient.astype(x.dtype)
-    of_y = _batched_dot(permuted(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2)), gradient, 0)
-    return _batched_dot(gradient, y, 1).astype(x.dtype), of_y.astype(y.dtype)
+    turned = permuted(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+    return _dot(gradient, y, 1, jnp.float32).astype(x.dtype), _dot(turned, gradient, 0, jnp.float32).astype(y.dtype)
 
 
 multiply.defvjp(lambda x, y: (multiply(x, y), (x, y)), _multiply_backward)
 
 
-def _batched_dot(x: jax.Array, y: jax.Array, dim: int) -> jax.Array:
-    """The last dim of x against the first or second of the matrices y."""
-    leading = tuple(range(x.ndim - 2))
-    dims = (((x.ndim - 1,), (y.ndim - 2 + dim,)), (leading, leading))
-    return jax.lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)
+def sums_in(dtype: str) -> str:
+    """The type that a product of factors in `dtype` comes out in before it is rounded to another.
+
+    On a CPU float32: XLA has fast kernels for that, of bfloat16 factors as well.
+    """
+    return 'float32' if _for_cpu() else dtype
 
 
 def _dot(x: jax.Array, y: jax.Array, dim: int, out_dtype: str) -> jax.Array:
-    """The last dim of x against a dim of the matrix y.
-
-    On a CPU the product comes out in float32 first: XLA has fast kernels for that, of bfloat16 factors as well.
-    """
-    dims = (((x.ndim - 1,), (dim,)), ((), ()))
-    product = jax.lax.dot_general(x, y, dims, preferred_element_type=jnp.float32 if _for_cpu() else out_dtype)
-    return product.astype(out_dtype)
+    """The last dim of x against the first or second of the matrix y, or of each matrix where both have leading dims."""
+    leading = tuple(range(y.ndim - 2))
+    dims = (((x.ndim - 1,), (len(leading) + dim,)), (leading, leading))
+    return jax.lax.dot_general(x, y, dims, preferred_element_type=sums_in(out_dtype)).astype(out_dtype)
 
 
 def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:

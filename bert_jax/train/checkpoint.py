@@ -371,17 +371,17 @@ def _is_remote(path: epath.Path) -> bool:
     return '://' in str(path)
 
 
-def restore_on_one_device(
+def restore_whole(
     workdir: str, config: Config, vocab_size: int, step: int | None = None, build: Build = BertForPreTraining
-) -> tuple[TrainState, Mesh]:
-    """The state of a run's checkpoint (the newest without `step`), whole on one device of each process, and their mesh.
+) -> TrainState:
+    """The state of a run's checkpoint (the newest without `step`), whole on the first device of each process.
 
     Raises:
       BadInput: see `restore_on`.
     """
-    firsts = list({device.process_index: device for device in reversed(jax.devices())}.values())[::-1]
-    mesh = make_mesh(MeshConfig(), config.model, Train(global_batch_size=len(firsts)), firsts)
-    return restore_on(mesh, workdir, config, vocab_size, step, build), mesh
+    firsts = {device.process_index: device for device in reversed(jax.devices())}
+    mesh = make_mesh(MeshConfig(), config.model, Train(global_batch_size=len(firsts)), [*firsts.values()])
+    return restore_on(mesh, workdir, config, vocab_size, step, build)
 
 
 def restore_on(

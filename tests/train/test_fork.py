@@ -14,7 +14,7 @@ from bert_jax.errors import BadInput
 from bert_jax.initial import starting_point
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import load_tokenizer
-from bert_jax.train.checkpoint import restore_on_one_device
+from bert_jax.train.checkpoint import restore_whole
 from bert_jax.train.loop import train
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh
@@ -92,7 +92,7 @@ def _new_state(resolved: config.Config, init: str, keeps_moments: bool):
 
 def test_a_fork_keeps_the_moments_and_nothing_else(begun) -> None:
     resolved, workdir = begun
-    theirs, _ = restore_on_one_device(str(workdir), resolved, 444)
+    theirs = restore_whole(str(workdir), resolved, 444)
     point, state, shardings = _new_state(resolved, str(workdir), True)
     assert point.fingerprint['init_optimizer'] is True
     adam, schedule = state.opt_state[1][0], state.opt_state[1][2]
