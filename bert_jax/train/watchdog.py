@@ -41,6 +41,7 @@ from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN
 _BEATS, _VERDICTS = 'bert_jax/beats', 'bert_jax/verdicts'
 _FINISHED = 'finished'
 _TIMES_SLOWEST = 5
+_MISSED_BEATS = 2  # in a row: more, and a process counts as silent
 _COLLECTIVES_WAIT = 20.0  # seconds at least before a collective gives up by itself (gloo: 30)
 _TO_READ = 3.0  # seconds (and an interval) that process 0 stays after a verdict: the others read it there
 _STRAGGLES = 0.2  # share of a step that one process spends on its own, over what the others do
@@ -237,7 +238,9 @@ class Watchdog:
         if silent:
             self._end(self._describe_silent(silent, beats))
         last = min(beats.values(), key=Beat.position)
-        if last.idle > last.limit:
+        longest_silent = max(self._seen[rank][1] for rank in beats)
+        # One that is silent decides by its silence, soon: those that wait for it are idle for as long.
+        if last.idle > last.limit and longest_silent <= _MISSED_BEATS * self._interval:
             self._end(self._describe_stuck(beats))
         self._name_straggler(beats)
 

@@ -86,6 +86,14 @@ def test_a_process_without_new_beats_is_named_after_the_limit_and_not_before() -
     assert rounds == pytest.approx(10 / judge._interval, abs=2)
 
 
+def test_one_that_waits_for_a_silent_process_does_not_take_the_blame() -> None:
+    judge, silent = _Judging(), Beat('host1', number=3, stage='the step', step=8)
+    with pytest.raises(Ended, match='^Process 1 of 4 on host1 has given no sign of life'):
+        for rounds in range(100):
+            idle = 5.0 + rounds * judge._interval  # past its limit before the silence is
+            judge._judge({0: Beat('host0', rounds, stage='the step', step=8, idle=idle, limit=10.0), 1: silent})
+
+
 def test_one_that_has_finished_may_be_silent() -> None:
     judge = _Judging()
     for number in range(100):
