@@ -32,7 +32,7 @@ class BertJax:
         import jax
         from safetensors.numpy import load_file, save_file
 
-        from bert_jax.interop.hugging_face import from_tensors, to_tensors
+        from bert_jax.pretrained.hugging_face import from_tensors, to_tensors
         from bert_jax.train.optimizer import make_optimizer, make_schedule
         from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
         from bert_jax.train.state import init_state, model_graph, state_shardings
@@ -75,7 +75,7 @@ class BertJax:
 
     def products(self) -> float:
         """Seconds."""
-        from bert_jax.bench import Products
+        from bert_jax.plan.bench import Products
 
         self._products = getattr(self, '_products', None) or Products(
             self._config, self._config.tokenizer.vocab_size, self._mesh
@@ -84,13 +84,13 @@ class BertJax:
 
     def peak_flops(self) -> float | None:
         """Of the device, as published, where it is."""
-        from bert_jax.train.metrics import published_peak_flops
+        from bert_jax.workdir.metrics import published_peak_flops
 
         return published_peak_flops()
 
     def peak_bytes(self) -> int:
         """Of the device, where it tells; else of this process."""
-        from bert_jax.devices import peak_memory
+        from bert_jax.runtime.devices import peak_memory
 
         return peak_memory()[0]
 
@@ -146,7 +146,7 @@ class Torch:
 
     def products(self) -> float:
         """Seconds."""
-        from bert_jax.bench import products
+        from bert_jax.plan.bench import products
 
         torch, total = self._torch, 0.0
         for _, batch, m, k, n, count in products(self._config, self._config.tokenizer.vocab_size, _ONE_DEVICE):
@@ -179,7 +179,7 @@ class HuggingFace(Torch):
     def _make(self, tensors: dict):
         from transformers import BertConfig, BertForPreTraining
 
-        from bert_jax.interop.hugging_face import model_json
+        from bert_jax.pretrained.hugging_face import model_json
 
         fields = model_json(self._config.model, self._config.tokenizer.vocab_size, pad_id=0)
         model = BertForPreTraining(BertConfig(**fields))
@@ -268,7 +268,7 @@ def _seconds(run: Callable[[], object], wait: Callable[[], None], at_least: floa
 
 def main(name: str) -> None:
     if name.startswith('bert_jax'):
-        from bert_jax.devices import select_platform
+        from bert_jax.runtime.devices import select_platform
 
         select_platform('')  # as the commands do
     contestant = CONTESTANTS[name]()

@@ -31,12 +31,12 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data.batches import Batch
-from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.replicas import Replicas
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import TrainState, init_state, is_finite, model_graph, state_shardings
 from bert_jax.train.step import make_train_step
+from bert_jax.workdir.checkpoint import Checkpoints
 
 VOCAB = 30_522
 

@@ -11,8 +11,9 @@ import statistics
 
 from absl import app, flags
 
-from bert_jax import bench, config
+from bert_jax import config
 from bert_jax.data.streams import open_streams
+from bert_jax.plan import bench
 from bert_jax.train.sharding import mesh_of_run
 
 _CORPUS = flags.DEFINE_string('corpus', 'corpora/python-docs', 'a directory that `prepare` wrote')

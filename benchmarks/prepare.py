@@ -31,8 +31,8 @@ import sentencepiece
 from absl import app, flags
 
 from bert_jax import config
+from bert_jax.text.chunks import plan_source
 from bert_jax.text.documents import Reading, Tally, read_piece
-from bert_jax.text.pieces import plan_source
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import load_tokenizer, train_tokenizer
 

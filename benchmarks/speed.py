@@ -152,7 +152,7 @@ def take_turns(processes: dict[str, Process], directory: Path, name: str) -> dic
 
 def table(name: str, directory: Path, found: dict[str, dict]) -> list[str]:
     """Markdown."""
-    from bert_jax.bench import count
+    from bert_jax.plan.bench import count
 
     config, batches = workloads.read(directory)
     counts = count(config, config.tokenizer.vocab_size, batches)

@@ -12,9 +12,9 @@ import time
 import jax.numpy as jnp
 
 from bert_jax.config import Train
-from bert_jax.stopping import StopRequest
-from bert_jax.train.lease import BEAT, Lease
-from bert_jax.train.watchdog import Watchdog
+from bert_jax.runtime.lease import BEAT, Lease
+from bert_jax.runtime.stopping import StopRequest
+from bert_jax.runtime.watchdog import Watchdog
 
 
 def measure(step_ms: float, repeats: int = 20_000) -> dict[str, float]:

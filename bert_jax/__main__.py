@@ -7,13 +7,13 @@ import difflib
 import errno
 import sys
 
-from bert_jax import versions
 from bert_jax.errors import BadInput, DeviceFault
-from bert_jax.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
+from bert_jax.runtime import versions
+from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 
 try:
-    from bert_jax.command_line import describe, parse
-    from bert_jax.commands import COMMANDS
+    from bert_jax.cli.commands import COMMANDS
+    from bert_jax.cli.flags import describe, parse
 except ModuleNotFoundError:
     try:
         versions.check(versions.requirements())

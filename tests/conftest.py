@@ -19,15 +19,15 @@ os.environ['OMP_NUM_THREADS'] = '1'  # two processes of tests share the cores; P
 # Files that take a minute or so: handed out first, or one process of tests waits for the other at the end.
 _LONG = (
     'launch/test_local.py',
-    'test_run.py',
-    'train/test_watchdog.py',
+    'test_pretrain.py',
+    'runtime/test_watchdog.py',
     'model/test_parity.py',
     'train/test_step.py',
     'train/test_exact.py',
     'sweep/test_sweep.py',
     'train/test_memory.py',
-    'test_bench.py',
-    'test_program_cache.py',
+    'plan/test_bench.py',
+    'runtime/test_compilation_cache.py',
     'finetune/test_finetune.py',
 )
 

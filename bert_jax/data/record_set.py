@@ -33,7 +33,7 @@ from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, 
 from bert_jax.errors import BadInput
 from bert_jax.files import map_array, sync
 from bert_jax.text import checksums
-from bert_jax.text.pieces import find_files
+from bert_jax.text.chunks import find_files
 from bert_jax.text.progress import say
 
 _INDEX_VERSION = 2

@@ -14,7 +14,6 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from bert_jax import run
 from bert_jax.config import Config, digest, in_phases, is_records, phase_at, positions_trained
 from bert_jax.data.batches import CorpusStream, Stream, prefetch
 from bert_jax.data.streams import open_streams
@@ -22,15 +21,16 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation import pseudo_perplexity, words
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
 from bert_jax.files import write_whole
-from bert_jax.pretrained import from_params
+from bert_jax.pretrained.load import from_params
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import FEWEST
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.train.checkpoint import restore_on
 from bert_jax.train.sharding import local_rows, make_global, make_mesh, mesh_of_run, parameter_specs
 from bert_jax.train.state import TrainState, model_graph
 from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
+from bert_jax.workdir import identity
+from bert_jax.workdir.checkpoint import restore_on
 
 _WINDOWS_A_PERPLEXITY = 8  # of so many windows one is taken for pseudo-perplexity, which takes a row for every token
 
@@ -96,7 +96,7 @@ def evaluate(
     Raises:
       BadInput: when there is no run, no checkpoint or no corpus, or for a source that cannot be read.
     """
-    run_config = run.load_config(workdir)
+    run_config = identity.load_config(workdir)
     mesh = _mesh(run_config, config, jax.devices() if devices is None else devices)
     if source:
         with _named_by_its_flag(source), tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
@@ -145,7 +145,7 @@ def _on_validation(
             'a validation split',
             'a larger fraction, or a data.validation_source',
         )
-    if streams.tokenizer.hash != run.load_fingerprint(workdir)['tokenizer']:  # of an imported model, or made anew
+    if streams.tokenizer.hash != identity.load_fingerprint(workdir)['tokenizer']:  # of an imported model, or made anew
         raise BadInput(run_config.data.corpus, 'was made with another tokenizer', f'the tokenizer in {workdir}')
     state = restore_on(mesh, workdir, run_config, streams.tokenizer.vocab_size, step)
     stream = streams.validation[phase_at(run_config, int(state.step))]

@@ -9,12 +9,12 @@ from collections import Counter
 import jax
 
 from bert_jax import config
+from bert_jax.config.finetuning import Task
+from bert_jax.data.labelled import Reading
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.ranking import MOST_FREQUENT, PROBE, is_probe
-from bert_jax.finetune.config import Task
-from bert_jax.finetune.records import Reading
 from bert_jax.finetune.splits import sorted_labels
-from bert_jax.pretrained import Pretrained
+from bert_jax.pretrained.load import Pretrained
 
 _TEST_SHARE = 5  # one of so many examples is kept for the test
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from bert_jax.evaluation.sample import Window
-from bert_jax.pretrained import Pretrained
+from bert_jax.pretrained.load import Pretrained
 
 _WINDOWS_AT_ONCE = 32
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from bert_jax import config
 from bert_jax.errors import BadInput
+from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.documents import Document, Reading, Tally, read_piece
 from bert_jax.text.encode import uniform_of
+from bert_jax.text.existing import changes_since, weighted_sources
 from bert_jax.text.merge import FEWEST
-from bert_jax.text.pieces import plan_source
-from bert_jax.text.reuse import changes_since, weighted_sources
 
 WINDOW_CHARACTERS = 200  # so few that they fit the positions of nearly every run
 WORD_RATE = 0.15  # of the words are to be guessed

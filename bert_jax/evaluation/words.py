@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bert_jax.evaluation.sample import Window
-from bert_jax.pretrained import Pretrained
+from bert_jax.pretrained.load import Pretrained
 from bert_jax.text.tokenizer import Tokenizer
 
 

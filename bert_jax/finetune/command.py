@@ -4,17 +4,17 @@ import dataclasses
 import statistics
 from typing import Any
 
-from bert_jax import hosts
-from bert_jax.finetune.config import FinetuneConfig, batch_of
+from bert_jax.config.finetuning import FinetuneConfig, batch_of
 from bert_jax.finetune.loop import Outcome, make_programs, run_seed
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.start import starting_point
 from bert_jax.finetune.tasks import open_task
 from bert_jax.finetune.workdirs import seed_workdir, write_plan, write_results
-from bert_jax.stopping import StopRequest
-from bert_jax.train.lease import lease_of_run
+from bert_jax.runtime import processes
+from bert_jax.runtime.lease import lease_of_run
+from bert_jax.runtime.stopping import StopRequest
+from bert_jax.runtime.watchdog import Watchdog
 from bert_jax.train.sharding import make_mesh
-from bert_jax.train.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
         programs, outcomes = make_programs(start, data, mesh), []
 
         def plan() -> None:
-            if hosts.is_first():
+            if processes.is_first():
                 write_plan(workdir, num_seeds)
 
         for seed, place in zip(seeds, workdirs, strict=True):
@@ -62,7 +62,7 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
             if not outcomes[-1].finished:
                 break
     summary = summarize(outcomes, num_seeds)
-    if summary.finished and hosts.is_first():
+    if summary.finished and processes.is_first():
         write_results(workdir, dataclasses.asdict(summary))
     return summary
 

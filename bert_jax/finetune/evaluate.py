@@ -7,7 +7,7 @@ import jax
 from etils import epath
 from flax import nnx
 
-from bert_jax import config, run
+from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
@@ -19,6 +19,7 @@ from bert_jax.finetune.tasks import TaskData, open_task
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import model_graph
+from bert_jax.workdir import identity
 
 
 def evaluate(workdir: str, step: int | None = None) -> Summary:
@@ -56,7 +57,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 
 def _check_is_same(workdir: str, data: TaskData) -> None:
-    if run.load_fingerprint(workdir)['data'] != data.content_hash:
+    if identity.load_fingerprint(workdir)['data'] != data.content_hash:
         raise BadInput(
             'config.task',
             'the files hold other examples than those that the run learnt from and was judged by',

@@ -10,21 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax import __version__, config, run
-from bert_jax.card import front_matter, table
+from bert_jax import __version__, config
+from bert_jax.config.finetuning import FinetuneConfig, optimizer_of
 from bert_jax.errors import BadInput
-from bert_jax.export import check_output, prove, publish
-from bert_jax.finetune.config import FinetuneConfig, optimizer_of
 from bert_jax.finetune.heads import BertForTask, builder
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
-from bert_jax.hosts import say
-from bert_jax.interop import hugging_face
-from bert_jax.interop.weight_files import read_tensors
 from bert_jax.model.bert import Build
+from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained.card import front_matter, table
+from bert_jax.pretrained.export import check_output, prove, publish
+from bert_jax.pretrained.safetensors_files import read_tensors
+from bert_jax.runtime.processes import say
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.train.checkpoint import restore_whole
 from bert_jax.train.state import model_graph
+from bert_jax.workdir import identity
+from bert_jax.workdir.checkpoint import restore_whole
 
 ARCHITECTURES = {
     'classification': 'BertForSequenceClassification',
@@ -56,10 +57,10 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
     Raises:
       BadInput: when there is none.
     """
-    resolved, identity = read_run(workdir), run.load_fingerprint(workdir)
+    resolved, recorded = read_run(workdir), identity.load_fingerprint(workdir)
     model = dataclasses.replace(resolved.model, dtype='float32', remat='none')
     tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
-    labels, steps = tuple(identity['labels']), identity['train.steps']
+    labels, steps = tuple(recorded['labels']), recorded['train.steps']
     build = _builder(resolved, labels)
     as_trained = config.Config(
         model=model, optimizer=optimizer_of(resolved.optimizer, steps), train=config.Train(steps=steps)
@@ -153,15 +154,15 @@ def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.
 def _card(workdir: str, resolved: FinetuneConfig, trained: FineTuned, name: str) -> str:
     """README.md of the export: what was learnt, how, and how well."""
     task, train, optimizer = resolved.task, resolved.train, resolved.optimizer
-    architecture, identity = ARCHITECTURES[task.kind], run.load_fingerprint(workdir)
+    architecture, recorded = ARCHITECTURES[task.kind], identity.load_fingerprint(workdir)
     begun = (
-        'random weights' if resolved.init == 'scratch' else f'another model (hash of its weights: {identity["init"]})'
+        'random weights' if resolved.init == 'scratch' else f'another model (hash of its weights: {recorded["init"]})'
     )
     facts = {
         'Task': task.kind,
         'Labels': ', '.join(trained.labels) or 'none',
         'Started from': begun,
-        'Steps': f'{trained.step:,} of {identity["train.steps"]:,}',
+        'Steps': f'{trained.step:,} of {recorded["train.steps"]:,}',
         'Batch': f'{train.global_batch_size:,} rows of {task.sequence_length} tokens',
         'Optimiser': f'{optimizer.name}, peak learning rate {optimizer.peak_learning_rate:g}, bias correction '
         + ('on' if optimizer.bias_correction else 'off'),

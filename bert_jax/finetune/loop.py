@@ -12,32 +12,33 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax import config as pretraining
-from bert_jax import hosts, run
+from bert_jax.config.finetuning import FinetuneConfig, num_steps, optimizer_of
 from bert_jax.data.batches import prefetch
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
-from bert_jax.finetune.config import FinetuneConfig, num_steps, optimizer_of
 from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.start import Start
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
-from bert_jax.hosts import say
 from bert_jax.model.bert import Build
 from bert_jax.model.products import compiled_for
-from bert_jax.stopping import StopRequest
-from bert_jax.train.checkpoint import Checkpoints
-from bert_jax.train.guard import Guard, Record, Trouble
-from bert_jax.train.history import History, hardware
-from bert_jax.train.lease import Lease
-from bert_jax.train.loop import Progress
-from bert_jax.train.metrics import MetricsWriter, Speedometer
+from bert_jax.pretrain import Progress
+from bert_jax.runtime import processes
+from bert_jax.runtime.lease import Lease
+from bert_jax.runtime.processes import say
+from bert_jax.runtime.stopping import StopRequest
+from bert_jax.runtime.watchdog import Watchdog
+from bert_jax.train.divergence import Guard, Record, Trouble
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, replicated
 from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
 from bert_jax.train.step import make_train_step
-from bert_jax.train.watchdog import Watchdog
+from bert_jax.workdir import identity
+from bert_jax.workdir.checkpoint import Checkpoints
+from bert_jax.workdir.history import History, hardware
+from bert_jax.workdir.metrics import MetricsWriter, Speedometer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +106,10 @@ def run_seed(
     # --- What it is. ---
     config = dataclasses.replace(start.config, train=dataclasses.replace(start.config.train, seed=seed))
     train, vocab_size, steps = config.train, start.tokenizer.vocab_size, programs.steps
-    identity = fingerprint(config, data, start.tokenizer.hash, steps) | start.fingerprint
-    hosts.check_agreement(identity)
-    hosts.first_does(lambda: lease.acquire(say))
-    run.claim(workdir, config, start.tokenizer, identity)
+    recorded = fingerprint(config, data, start.tokenizer.hash, steps) | start.fingerprint
+    processes.check_agreement(recorded)
+    processes.first_does(lambda: lease.acquire(say))
+    identity.claim(workdir, config, start.tokenizer, recorded)
     claimed()
 
     # --- The state: restored, or new. ---
@@ -129,7 +130,7 @@ def run_seed(
         params, record = start.params(data.num_outputs, seed), Record()
         state = init_state(config.model, vocab_size, programs.optimizer, mesh, seed, params, programs.build)
     say(f'{workdir}: {steps:,} steps of {train.global_batch_size} rows, {len(data.train):,} rows an epoch')
-    wants_to_stop = hosts.AnyProcess(mesh)
+    wants_to_stop = processes.AnyProcess(mesh)
 
     # --- The loop. At each step, in this order: 1. update  2. end, if the numbers went wrong  3. log  4. evaluate
     #     5. save. ---
@@ -193,7 +194,7 @@ def run_seed(
     lease.check()
     writer.write(steps, _as_validation(figures))
     writer.close()
-    if hosts.is_first():
+    if processes.is_first():
         for (name, split), predictions in zip(judge.splits(), said, strict=True):
             for ending, content in split.files(predictions).items():
                 write_whole(epath.Path(workdir) / f'predictions-{name}{ending}', content)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bert_jax.config.finetuning import Task
+from bert_jax.data.labelled import Reading, Record
 from bert_jax.errors import BadInput
 from bert_jax.finetune import answers
-from bert_jax.finetune.config import Task
-from bert_jax.finetune.records import Reading, Record
 from bert_jax.finetune.rows import make_rows
 from bert_jax.finetune.splits import Split
 from bert_jax.text.tokenizer import Tokenizer

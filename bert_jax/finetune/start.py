@@ -11,20 +11,21 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from bert_jax import config, run
+from bert_jax import config
+from bert_jax.config.finetuning import FinetuneConfig, too_long
 from bert_jax.errors import BadInput
-from bert_jax.finetune.config import FinetuneConfig, too_long
 from bert_jax.finetune.export import ARCHITECTURES, choose_seed, load_finetuned
 from bert_jax.finetune.heads import builder, new_head
 from bert_jax.finetune.workdirs import read_run, seeds_of
-from bert_jax.hosts import say
-from bert_jax.initial import hash_weights, load_initial, split_step, with_sizes
-from bert_jax.interop import hugging_face
-from bert_jax.interop.weight_files import read_tensors
 from bert_jax.model.bert import Encoder, new_pooler
-from bert_jax.pretrained import Pretrained
+from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained.initialize import hash_weights, load_initial, split_step, with_sizes
+from bert_jax.pretrained.load import Pretrained
+from bert_jax.pretrained.safetensors_files import read_tensors
+from bert_jax.runtime.processes import say
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.train.state import model_graph
+from bert_jax.workdir import identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,9 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
         say(f'Starting from random weights: {given.model.num_layers} layers, hidden size {given.model.hidden_size}')
         return Start(given, own, {'init': 'scratch'})
     for workdir in workdirs:
-        if not run.is_workdir(workdir):
+        if not identity.is_workdir(workdir):
             continue
-        recorded, fingerprint = read_run(workdir), run.load_fingerprint(workdir)
+        recorded, fingerprint = read_run(workdir), identity.load_fingerprint(workdir)
         if recorded.init == given.init:
             tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
             _check(given, tokenizer, own, recorded.model)
@@ -132,7 +133,7 @@ def _load(init: str) -> Pretrained:
 def _task_architecture(directory: Path) -> str | None:
     """The class of a fine-tuned model in a Hugging Face directory; None for what is something else."""
     path = directory / 'config.json'
-    if run.is_workdir(str(directory)) or not path.is_file():
+    if identity.is_workdir(str(directory)) or not path.is_file():
         return None
     named = hugging_face.read_json(path, 'a Hugging Face BERT directory').get('architectures')
     return next((name for name in named if name in hugging_face.TASK_TABLES), None) if isinstance(named, list) else None

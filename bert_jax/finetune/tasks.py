@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bert_jax import config
+from bert_jax.config.finetuning import METRICS, Task, Train
 from bert_jax.errors import BadInput
-from bert_jax.finetune.config import METRICS, Task, Train
 from bert_jax.finetune.rows import Rows
 from bert_jax.finetune.spans import open_spans
 from bert_jax.finetune.splits import Split, choose
 from bert_jax.finetune.tags import open_tags
 from bert_jax.finetune.texts import open_texts
-from bert_jax.hosts import say
+from bert_jax.runtime.processes import say
 from bert_jax.text.tokenizer import Tokenizer
 
 

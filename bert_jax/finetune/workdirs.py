@@ -12,11 +12,11 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax import run
+from bert_jax.config.finetuning import FinetuneConfig, resolve
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.finetune.config import FinetuneConfig, resolve
 from bert_jax.finetune.tasks import TaskData
+from bert_jax.workdir import identity
 
 _COVERED_BY_CONTENT = ('directory', 'train', 'validation', 'predict', 'text', 'text_pair', 'label', 'columns', 'labels')
 _NOT_IN_FINGERPRINT = ('bad_records', 'token_prefix', 'metrics')
@@ -30,7 +30,7 @@ def seed_workdir(workdir: str, seed: int) -> str:
 def is_finetune(workdir: str) -> bool:
     """Whether a directory is the run of a seed."""
     path = epath.Path(workdir) / 'config.json'
-    return run.is_workdir(workdir) and 'task' in json.loads(path.read_text()).get('config', {})
+    return identity.is_workdir(workdir) and 'task' in json.loads(path.read_text()).get('config', {})
 
 
 def seeds_of(workdir: str) -> list[str]:

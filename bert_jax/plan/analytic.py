@@ -19,10 +19,10 @@ from bert_jax.model.attention import why_plain
 from bert_jax.model.bert import num_parameters, padded_vocab_size
 from bert_jax.plan.hlo import Collective, Operation, Work
 from bert_jax.train.memory import batch_shapes
-from bert_jax.train.metrics import flops_per_step
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import AXES, BATCH_AXES
 from bert_jax.train.state import state_shardings
+from bert_jax.workdir.metrics import flops_per_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bert_jax.bench import Products
 from bert_jax.config import Config
+from bert_jax.plan.bench import Products
 from bert_jax.plan.targets import Device, Target
 from bert_jax.train.sharding import mesh_of_run
 

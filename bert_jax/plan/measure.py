@@ -12,7 +12,7 @@ import jax
 
 from bert_jax.config import Config
 from bert_jax.data.random_rows import RandomRows
-from bert_jax.devices import peak_memory
+from bert_jax.runtime.devices import peak_memory
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import local_rows, make_global, make_mesh
 from bert_jax.train.state import init_state

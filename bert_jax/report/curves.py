@@ -5,7 +5,7 @@ import math
 import statistics
 from typing import Any
 
-from bert_jax.page import MUTED, PAGE, draw, line_of, swatch
+from bert_jax.report.html import MUTED, PAGE, draw, line_of, swatch
 from bert_jax.report.quantities import (
     GRAD_NORM,
     INPUT_WAIT,

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from etils import epath
 
 from bert_jax.files import write_whole
-from bert_jax.page import page, swatch
 from bert_jax.report.curves import charts, is_shown
-from bert_jax.report.happened import happenings, hardware, summary
+from bert_jax.report.html import page, swatch
 from bert_jax.report.quantities import FINAL, INPUT_WAIT, MFU, Quantity
 from bert_jax.report.runs import Run, probes, rank, read_runs
 from bert_jax.report.settings import show_settings
+from bert_jax.report.timeline import happenings, hardware, summary
 
 _MOST_EXAMPLES = 5  # steps at which the example sentences are shown
 _MOST_HAPPENINGS = 12  # of a run; more are folded away

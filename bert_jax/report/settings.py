@@ -6,7 +6,7 @@ import html
 import json
 from typing import Any
 
-from bert_jax.page import swatch
+from bert_jax.report.html import swatch
 from bert_jax.report.runs import Run
 
 _MISSING = object()
@@ -25,7 +25,7 @@ def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
 def defaults(run: Run) -> dict[str, Any]:
     """What every field of a run's kind of config is where nothing is said, flat."""
     from bert_jax.config import Config
-    from bert_jax.finetune.config import FinetuneConfig
+    from bert_jax.config.finetuning import FinetuneConfig
 
     kind = FinetuneConfig if run.is_finetune else Config
     return flatten(json.loads(json.dumps(dataclasses.asdict(kind()))))

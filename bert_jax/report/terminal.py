@@ -6,11 +6,11 @@ import statistics
 from typing import Any
 
 from bert_jax.report.curves import is_shown
-from bert_jax.report.happened import hardware, summary
 from bert_jax.report.page import fillers, progress_of
 from bert_jax.report.quantities import FINAL, MLM_LOSS, TASK_LOSS
 from bert_jax.report.runs import Run, probes, rank, read_runs
 from bert_jax.report.settings import differing
+from bert_jax.report.timeline import hardware, summary
 
 _MOST_DIFFERENCES = 8
 

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from bert_jax import run as run_files
 from bert_jax.config import is_records
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.sweep.runs import Run
+from bert_jax.workdir import identity as run_files
 
 EXIT_RUN_AGAIN = 75
 LOG = 'train.log'
@@ -147,7 +147,7 @@ def visible_devices(platform: str, slot: int, jobs: int) -> dict[str, str]:
     """
     if jobs == 1 or platform not in ('', 'cuda') or os.environ.get('JAX_PLATFORMS') == 'cpu':
         return {}
-    from bert_jax.hosts import share_of_devices, visible_gpus
+    from bert_jax.runtime.processes import share_of_devices, visible_gpus
 
     count = visible_gpus(os.environ)
     if not count:

@@ -7,8 +7,8 @@ from typing import Any
 from etils import epath
 
 from bert_jax.files import write_whole
-from bert_jax.page import MUTED, draw, line_of, page, swatch
 from bert_jax.report import charts
+from bert_jax.report.html import MUTED, draw, line_of, page, swatch
 from bert_jax.sweep.results import (
     Result,
     at_the_end_of_their_range,

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bert_jax import run as run_files
 from bert_jax.config import digest, is_records
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.ranking import Measure, common_measure
@@ -17,6 +16,7 @@ from bert_jax.report import Run as Logged
 from bert_jax.report import flatten, read_run
 from bert_jax.sweep.launch import is_finished, log_tail, saved_step
 from bert_jax.sweep.runs import Run, short_names
+from bert_jax.workdir import identity as run_files
 
 # Why MLM losses cannot be compared, by what differs; the rest of `data` decides which examples there are.
 _WHY = {

@@ -11,9 +11,9 @@ from etils import epath
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.text import pieces
+from bert_jax.text import chunks
+from bert_jax.text.chunks import Part, Piece
 from bert_jax.text.lines import decode, line_of, read_lines
-from bert_jax.text.pieces import Part, Piece
 from bert_jax.text.sentences import split_into_sentences
 
 _RECORDS_AT_ONCE = 256
@@ -139,7 +139,7 @@ def _documents(
 ) -> Iterator[Document]:
     lines, size, is_empty, is_split = [], 0, True, not reading.split_sentences
     for line in _short_lines(paragraphs, tally.counts):
-        if size >= pieces.LONGEST_DOCUMENT:
+        if size >= chunks.LONGEST_DOCUMENT:
             tally.counts['long_document_cut'] += 1
             yield Document(lines, group, is_split)
             lines, size = [], 0
@@ -155,11 +155,11 @@ def _documents(
 def _short_lines(paragraphs: Iterator[str] | list[str], counts: Counter) -> Iterator[str]:
     """Paragraphs without the blanks around them, long ones in parts: records hold lines of any length."""
     for paragraph in paragraphs:
-        if len(paragraph) <= pieces.LONGEST_LINE:
+        if len(paragraph) <= chunks.LONGEST_LINE:
             parts = (paragraph,)
         else:
-            starts = range(0, len(paragraph), pieces.LONGEST_LINE)
-            parts = [paragraph[start : start + pieces.LONGEST_LINE] for start in starts]
+            starts = range(0, len(paragraph), chunks.LONGEST_LINE)
+            parts = [paragraph[start : start + chunks.LONGEST_LINE] for start in starts]
             counts['long_line_split'] += len(parts) - 1
         for part in parts:
             if text := part.strip():
@@ -184,7 +184,7 @@ def _read_text(part: Part, reading: Reading, tally: Tally) -> _Texts:
     paragraphs, size = [], 0
     for line in read_lines(part, 'text', tally.counts):
         if line and not line.isspace():
-            if size >= pieces.LONGEST_DOCUMENT:
+            if size >= chunks.LONGEST_DOCUMENT:
                 tally.counts['long_document_cut'] += 1
                 yield paragraphs, None
                 paragraphs, size = [], 0
@@ -220,7 +220,7 @@ def _text_or_skip(
 def _parsed(line: str | None) -> dict[str, Any]:
     expected = 'a JSON object a line'
     if line is None:
-        raise _BadRecord(f'is longer than {pieces.LONGEST_RECORD >> 20} MiB', expected)
+        raise _BadRecord(f'is longer than {chunks.LONGEST_RECORD >> 20} MiB', expected)
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -256,7 +256,7 @@ def _read_parquet(part: Part, reading: Reading, tally: Tally) -> _Texts:
 
 
 def _read_tfds(part: Part, reading: Reading, tally: Tally) -> _Texts:
-    records = pieces.open_tfds(part.path, [])
+    records = chunks.open_tfds(part.path, [])
     for start in range(part.start, part.stop, _RECORDS_AT_ONCE):
         indices = range(start, min(start + _RECORDS_AT_ONCE, part.stop))
         for index, record in zip(indices, records.__getitems__(indices), strict=True):

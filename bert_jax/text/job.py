@@ -21,9 +21,9 @@ from typing import Any
 
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
+from bert_jax.text.chunks import Piece, Source
 from bert_jax.text.documents import Document, Reading, Tally, read_piece
 from bert_jax.text.encode import Encoder, read_record, write_piece
-from bert_jax.text.pieces import Piece, Source
 from bert_jax.text.tokenizer import load_tokenizer
 
 _VERSION = 2  # of what pieces hold

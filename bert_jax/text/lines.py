@@ -9,8 +9,8 @@ from typing import Any
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.text import pieces
-from bert_jax.text.pieces import Part
+from bert_jax.text import chunks
+from bert_jax.text.chunks import Part
 
 _CHUNK_BYTES = 1 << 20
 _ZST_BYTES = 1 << 11  # compressed: four bytes of zstd may stand for 128 KiB
@@ -18,7 +18,7 @@ _ZST_BYTES = 1 << 11  # compressed: four bytes of zstd may stand for 128 KiB
 
 def read_lines(part: Part, kind: str, counts: Counter) -> Iterator[str | None]:
     """The lines of a part. One that is too long comes as several (text) or as None (JSON)."""
-    longest = pieces.LONGEST_LINE if kind == 'text' else pieces.LONGEST_RECORD
+    longest = chunks.LONGEST_LINE if kind == 'text' else chunks.LONGEST_RECORD
     rest, is_skipping = b'', False
     for chunk in _read_chunks(part, kind):
         if kind == 'text' and b'\0' in chunk:
@@ -64,17 +64,17 @@ def _cut_character(around: bytes) -> int:
 
 def _read_chunks(part: Part, kind: str) -> Iterator[bytes]:
     path = epath.Path(part.path)
-    with pieces.open_binary(path) as file:
+    with chunks.open_binary(path) as file:
         if path.suffix == '.zst':
-            chunks = _decompress_zst(path, file)
+            blocks = _decompress_zst(path, file)
         elif path.suffix == '.gz':
-            chunks = _read_gz(path, file)
+            blocks = _read_gz(path, file)
         else:
-            start, stop = (0, None) if part.is_whole else pieces.find_range(file, part, kind)
+            start, stop = (0, None) if part.is_whole else chunks.find_range(file, part, kind)
             file.seek(start)
-            chunks = _read_range(file, stop)
+            blocks = _read_range(file, stop)
         is_first = part.start == 0
-        for chunk in chunks:
+        for chunk in blocks:
             if is_first and chunk.startswith((b'\xff\xfe', b'\xfe\xff')):
                 raise BadInput(str(path), 'is UTF-16', 'UTF-8', f'iconv -f UTF-16 -t UTF-8 {path}')
             yield chunk.removeprefix(b'\xef\xbb\xbf') if is_first else chunk
@@ -122,8 +122,8 @@ def _damaged(path: epath.Path, error: Exception) -> BadInput:
 def line_of(part: Part, number: int) -> str:
     """The place of the `number`th line of a part, counted from the beginning of its file."""
     if part.start:
-        with pieces.open_binary(epath.Path(part.path)) as file:
-            left = pieces.find_range(file, part, 'jsonl')[0]
+        with chunks.open_binary(epath.Path(part.path)) as file:
+            left = chunks.find_range(file, part, 'jsonl')[0]
             file.seek(0)
             while chunk := file.read(min(left, _CHUNK_BYTES)):
                 number, left = number + chunk.count(b'\n'), left - len(chunk)

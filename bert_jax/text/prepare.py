@@ -20,15 +20,15 @@ from bert_jax.errors import BadInput
 from bert_jax.files import sync
 from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.checksums import file_digests, files_in
+from bert_jax.text.chunks import Source, plan_source
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
 from bert_jax.text.documents import Reading, Tally, read_piece
 from bert_jax.text.encode import read_record
+from bert_jax.text.existing import find_existing, settings_of, weighted_sources
 from bert_jax.text.job import Job, open_job
 from bert_jax.text.merge import FEWEST, Share, merge
-from bert_jax.text.pieces import Source, plan_source
 from bert_jax.text.pool import Pool
 from bert_jax.text.progress import say
-from bert_jax.text.reuse import find_existing, settings_of, weighted_sources
 from bert_jax.text.splits import SplitWriter
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 

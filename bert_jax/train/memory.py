@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from bert_jax import hosts
 from bert_jax.config import Config, in_phases, max_sequences, num_predictions
 from bert_jax.data.batches import Batch
 from bert_jax.errors import BadInput
+from bert_jax.runtime import processes
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import batch_sharding, mesh_of_run
 from bert_jax.train.state import model_graph, state_shardings
@@ -87,7 +87,7 @@ def device_bytes() -> int:
         here = stats['bytes_limit']
     else:
         here = _free_bytes() // len(devices)
-    return hosts.smallest(here)
+    return processes.smallest(here)
 
 
 def _free_bytes() -> int:
@@ -128,7 +128,9 @@ def settle(config: Config, mesh: Mesh, vocab_size: int, limit: int | None = None
         found = f'needs {_gib(needed(numbers[-1]))} with {numbers[-1]} microbatches; a device has {_gib(limit)}'
         raise _does_not_fit(found, config, ())
     number = numbers[fewest]
-    hosts.say(f'Microbatches: {number}, the fewest that fit: {_gib(needed(number))} of the {_gib(limit)} of a device')
+    processes.say(
+        f'Microbatches: {number}, the fewest that fit: {_gib(needed(number))} of the {_gib(limit)} of a device'
+    )
     return _with_microbatches(config, number)
 
 

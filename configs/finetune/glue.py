@@ -9,8 +9,8 @@ the longer training that makes them stable (Mosbach et al. 2021). The original's
 bias correction: configs/finetune/glue.py:sst2.original
 """
 
+from bert_jax.config.finetuning import finetune, use_original_recipe
 from bert_jax.errors import BadInput
-from bert_jax.finetune.config import finetune, use_original_recipe
 
 _PAIR = {'text': 'sentence1', 'text_pair': 'sentence2'}
 _SMALL = {'epochs': 20.0}  # below 10,000 examples

@@ -6,7 +6,7 @@
 The files are train.txt and valid.txt. Names are easier for a cased model.
 """
 
-from bert_jax.finetune.config import finetune
+from bert_jax.config.finetuning import finetune
 
 
 def get_config():

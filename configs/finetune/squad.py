@@ -6,7 +6,7 @@
 The files are train-v1.1.json and dev-v1.1.json. predictions-dev-v1.json is what the official scorer reads.
 """
 
-from bert_jax.finetune.config import finetune
+from bert_jax.config.finetuning import finetune
 
 
 def get_config():

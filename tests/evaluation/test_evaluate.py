@@ -16,14 +16,14 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import describe, evaluate
 from bert_jax.evaluation.probe import open_sets
 from bert_jax.evaluation.sample import held_out_windows
-from bert_jax.pretrained import load_pretrained
-from bert_jax.run import load_config
+from bert_jax.pretrain import train
+from bert_jax.pretrained.load import load_pretrained
+from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.documents import Reading, Tally, read_piece
-from bert_jax.text.pieces import plan_source
 from bert_jax.text.prepare import prepare
-from bert_jax.train.loop import train
-from tests.test_run import WORDS, write_text
+from bert_jax.workdir.identity import load_config
+from tests.test_pretrain import WORDS, write_text
 
 
 @pytest.fixture(scope='module')

@@ -15,7 +15,7 @@ from bert_jax import config
 from bert_jax.evaluation import pseudo_perplexity, words
 from bert_jax.evaluation.sample import Window, windows_of
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.pretrained import Pretrained
+from bert_jax.pretrained.load import Pretrained
 from bert_jax.text.documents import Document
 from bert_jax.text.tokenizer import train_tokenizer
 

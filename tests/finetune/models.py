@@ -11,8 +11,8 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.__main__ import main
-from bert_jax.interop import hugging_face
 from bert_jax.model.bert import BertForPreTraining
+from bert_jax.pretrained import hugging_face
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 
 MODEL = config.Model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=32)

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bert_jax.config.finetuning import resolve
 from bert_jax.finetune import command
 from bert_jax.finetune.command import summarize
-from bert_jax.finetune.config import resolve
 from bert_jax.finetune.export import load_finetuned
 from bert_jax.finetune.loop import Outcome, make_programs
 from bert_jax.finetune.start import starting_point
-from bert_jax.train.checkpoint import Checkpoints
-from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.sharding import make_mesh
+from bert_jax.workdir.checkpoint import Checkpoints
+from bert_jax.workdir.metrics import MetricsWriter
 from tests.finetune.models import MODEL, run, write_model, write_questions, write_reviews, write_sentences
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, when it reads a config file

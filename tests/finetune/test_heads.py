@@ -10,12 +10,12 @@ import optax
 import pytest
 from flax import nnx
 
+from bert_jax.config.finetuning import finetune, num_steps, optimizer_of, resolve, use_original_recipe
 from bert_jax.finetune import heads
-from bert_jax.finetune.config import finetune, num_steps, optimizer_of, resolve, use_original_recipe
 from bert_jax.finetune.export import ARCHITECTURES
 from bert_jax.finetune.rows import TaskBatch, TaskStream, make_rows
-from bert_jax.interop import hugging_face
 from bert_jax.model.dropout import DropoutKey, dropout_base
+from bert_jax.pretrained import hugging_face
 from bert_jax.train.optimizer import make_optimizer, make_schedule, scale_by_uncorrected_adam
 from bert_jax.train.state import model_graph
 from tests.finetune.models import MODEL

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bert_jax.config.finetuning import Task, finetune, resolve
 from bert_jax.errors import BadInput
-from bert_jax.finetune.config import Task, finetune, resolve
 from bert_jax.finetune.spans import SpanSplit, Window, best_answers, cut_windows, open_spans
 from tests.finetune.models import OTHER, read_tokenizer, squad
 

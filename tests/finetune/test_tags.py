@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bert_jax.config.finetuning import Task
 from bert_jax.errors import BadInput
-from bert_jax.finetune.config import Task
 from bert_jax.finetune.rows import TaskStream
 from bert_jax.finetune.tags import TagSplit, open_tags
 from tests.finetune.models import read_tokenizer

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bert_jax.config.finetuning import Task, Train, resolve
 from bert_jax.errors import BadInput
-from bert_jax.finetune.config import Task, Train, resolve
 from bert_jax.finetune.splits import choose
 from bert_jax.finetune.tasks import TaskData, open_task
 from bert_jax.finetune.texts import cut_pair

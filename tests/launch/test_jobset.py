@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from bert_jax.command_line import parse
-from bert_jax.commands import COMMANDS
-from bert_jax.hosts import Place, find_place
-from bert_jax.stopping import _UNMEASURED_SAVE, EXIT_BAD_INPUT, EXIT_RUN_AGAIN
-from tests.test_run import ROOT
+from bert_jax.cli.commands import COMMANDS
+from bert_jax.cli.flags import parse
+from bert_jax.runtime.processes import Place, find_place
+from bert_jax.runtime.stopping import _UNMEASURED_SAVE, EXIT_BAD_INPUT, EXIT_RUN_AGAIN
+from tests.test_pretrain import ROOT
 
 JOB_INDEX = 'batch.kubernetes.io/job-completion-index'  # the annotation of a pod of an Indexed job
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bert_jax.pretrained import load_pretrained
-from tests.test_run import ROOT, bert_jax, write_text
+from bert_jax.pretrained.load import load_pretrained
+from tests.test_pretrain import ROOT, bert_jax, write_text
 
 
 @pytest.fixture(scope='module')

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.interop import hugging_face
 from bert_jax.model.bert import BertForPreTraining, num_parameters
 from bert_jax.model.dropout import DropoutKey, dropout, dropout_base
 from bert_jax.model.layers import truncated_normal
+from bert_jax.pretrained import hugging_face
 from bert_jax.train.state import model_graph
 
 MODEL = config.Model(num_layers=3, hidden_size=64, num_heads=4, intermediate_size=128, max_positions=40)

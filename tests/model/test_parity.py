@@ -19,8 +19,8 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.data.batches import Batch
-from bert_jax.interop import hugging_face
 from bert_jax.model.bert import BertForPreTraining
+from bert_jax.pretrained import hugging_face
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import TrainState, model_graph, state_shardings

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.test_run import ROOT, bert_jax
+from tests.test_pretrain import ROOT, bert_jax
 
 CONFIG = f'--config={ROOT}/configs/bert.py:base'
 

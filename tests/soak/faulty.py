@@ -12,7 +12,7 @@ import numpy as np
 
 from bert_jax import __main__ as command_line
 from bert_jax.data.batches import Batch, CorpusStream
-from bert_jax.stopping import leave
+from bert_jax.runtime.stopping import leave
 
 
 def jump(seed: int) -> None:

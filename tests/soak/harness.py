@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.test_run import ROOT, bert_jax, write_text
+from tests.test_pretrain import ROOT, bert_jax, write_text
 
 TINY = {
     'data.validation_fraction': 0.2,

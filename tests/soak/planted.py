@@ -8,8 +8,10 @@ import sys
 import time
 
 from bert_jax import __main__ as command_line
-from bert_jax.stopping import leave
-from bert_jax.train import checkpoint, loop, watchdog
+from bert_jax import pretrain
+from bert_jax.runtime import watchdog
+from bert_jax.runtime.stopping import leave
+from bert_jax.workdir import checkpoint
 
 
 def sleep_for_ever() -> None:
@@ -22,7 +24,7 @@ def main() -> int:
     at = int(step_text)
     if where in ('batch', 'slow'):
 
-        class Planted(loop.Feed):
+        class Planted(pretrain.Feed):
             def __next__(self):
                 step, number, batch = super().__next__()
                 if where == 'slow' and step >= at:
@@ -31,7 +33,7 @@ def main() -> int:
                     sleep_for_ever()
                 return step, number, batch
 
-        loop.Feed = Planted
+        pretrain.Feed = Planted
     elif where == 'step':
         begin = watchdog.Watchdog.begin_step
 

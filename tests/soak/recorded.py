@@ -10,21 +10,21 @@ import sys
 import jax
 
 from bert_jax import __main__ as command_line
-from bert_jax.stopping import leave
-from bert_jax.train import loop
+from bert_jax import pretrain
+from bert_jax.runtime.stopping import leave
 
 
 def main() -> int:
     record = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    class Noted(loop.Feed):
+    class Noted(pretrain.Feed):
         def __next__(self):
             step, number, batch = super().__next__()
             digest = hashlib.sha256(b''.join(array.tobytes() for array in jax.device_get(list(batch)))).hexdigest()
             os.write(record, f'{step} {digest}\n'.encode())
             return step, number, batch
 
-    loop.Feed = Noted
+    pretrain.Feed = Noted
     return command_line.main(['bert_jax', *sys.argv[2:]])
 
 

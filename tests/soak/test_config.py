@@ -14,13 +14,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from bert_jax import config, initial, run
+from bert_jax import config
 from bert_jax.__main__ import main
 from bert_jax.data.streams import open_streams
-from bert_jax.train.loop import Outcome
+from bert_jax.pretrain import Outcome
+from bert_jax.pretrained import initialize
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh, mesh_sizes
 from bert_jax.train.state import state_shardings
+from bert_jax.workdir import identity
 from tests.soak.harness import Row, environment, prepare, random_numbers, tries
 
 VALUES = [
@@ -47,7 +49,7 @@ pytestmark = pytest.mark.filterwarnings('ignore')  # of ml_collections, when it 
 
 def _prepared(workdir: str, run_config: config.Config) -> Outcome:
     """All that `train` does before it compiles the step."""
-    point = initial.starting_point(run_config, workdir)
+    point = initialize.starting_point(run_config, workdir)
     streams = open_streams(point.config, progress=False)
     resolved = streams.config
     for phase in config.in_phases(resolved):
@@ -55,7 +57,7 @@ def _prepared(workdir: str, run_config: config.Config) -> Outcome:
     mesh = make_mesh(config.Mesh(), resolved.model, config.Train(), jax.devices()[:1])
     optimizer = make_optimizer(resolved.optimizer, resolved.train.steps, resolved.phases)
     state_shardings(resolved.model, streams.tokenizer.vocab_size, optimizer, mesh)
-    json.dumps(run.fingerprint(resolved, streams))
+    json.dumps(identity.fingerprint(resolved, streams))
     return Outcome(0, True, None, {})
 
 
@@ -100,7 +102,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def prepared(run_config: config.Config, workdir: str, *_: object, **__: object) -> Outcome:
         return _prepared(workdir, run_config)
 
-    monkeypatch.setattr('bert_jax.train.loop.train', prepared)
+    monkeypatch.setattr('bert_jax.pretrain.train', prepared)
 
 
 @pytest.fixture(scope='module')

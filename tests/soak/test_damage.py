@@ -16,10 +16,10 @@ from bert_jax import config
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.text.prepare import prepare
-from bert_jax.train.checkpoint import Checkpoints
 from bert_jax.train.state import TrainState
+from bert_jax.workdir.checkpoint import Checkpoints
 from tests.soak.harness import Row, random_numbers, tries
-from tests.test_run import write_text
+from tests.test_pretrain import write_text
 
 
 def _files(directory: Path) -> list[Path]:

@@ -17,19 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from bert_jax import config, run
+from bert_jax import config
 from bert_jax.data.tfrecords import decode, read_frames
 from bert_jax.errors import BadInput
-from bert_jax.interop.weight_files import read_tensors
+from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer
-from bert_jax.train.checkpoint import Checkpoints
-from bert_jax.train.guard import Record
-from bert_jax.train.metrics import MetricsWriter
+from bert_jax.train.divergence import Record
+from bert_jax.workdir import identity
+from bert_jax.workdir.checkpoint import Checkpoints
+from bert_jax.workdir.metrics import MetricsWriter
 from tests.data.records import make_records, serialize
 from tests.soak.harness import tries
-from tests.test_run import write_text
+from tests.test_pretrain import write_text
 
 _MOST_MEMORY = 400 << 20  # bytes that all examples together may add to the process
 _SAMPLE = 12  # examples of each target in `make test`
@@ -206,8 +207,8 @@ def _run_config(place: Path) -> tuple:
 
     def check(content: Any) -> None:
         path.write_text(json.dumps(content))
-        _told(run.load_config, str(place))
-        _told(run.load_fingerprint, str(place))
+        _told(identity.load_config, str(place))
+        _told(identity.load_fingerprint, str(place))
 
     return changed_json(whole), check
 

@@ -14,7 +14,7 @@ from bert_jax.sweep.launch import LOG, slurm_script, visible_devices
 from bert_jax.sweep.picture import write_picture
 from bert_jax.sweep.results import best_commands, read_results, table, tasks, why_not_ranked
 from bert_jax.sweep.runs import expand
-from tests.test_report import read_page
+from tests.report.test_report import read_page
 
 RATE, STEPS = 'optimizer.peak_learning_rate', 100
 

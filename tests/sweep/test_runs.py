@@ -6,12 +6,12 @@ import statistics
 
 import pytest
 
-from bert_jax.command_line import config_of, parse
-from bert_jax.commands import COMMANDS
+from bert_jax.cli.commands import COMMANDS
+from bert_jax.cli.flags import config_of, parse
 from bert_jax.config import bert
 from bert_jax.errors import BadInput
 from bert_jax.sweep.runs import expand
-from tests.test_run import ROOT
+from tests.test_pretrain import ROOT
 
 BASE = f'{ROOT}/configs/bert.py:tiny'
 RATE, STEPS, DECAY = 'optimizer.peak_learning_rate', 'train.steps', 'optimizer.weight_decay'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_run import ROOT, _command, _environment, bert_jax, write_text
+from tests.test_pretrain import ROOT, _command, _environment, bert_jax, write_text
 
 FILE = """\
 from ml_collections import ConfigDict

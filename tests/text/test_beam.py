@@ -6,7 +6,7 @@ import pytest
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.text import pieces
+from bert_jax.text import chunks
 from bert_jax.text.prepare import prepare
 from tests.text.test_prepare import TOKENIZER, contents, make_documents, write_jsonl, write_text
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings('default')  # of another project
 
 
 def test_beam_gives_the_same_bytes_and_names_a_bad_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, '_MIN_PIECE', 1000)
+    monkeypatch.setattr(chunks, '_MIN_PIECE', 1000)
     data = config.Data(source=write_text(tmp_path / 'a', make_documents(200)), corpus=str(tmp_path / 'alone'))
     prepare(data, TOKENIZER, progress=False)
     by_beam = dataclasses.replace(data, corpus=str(tmp_path / 'beam'))

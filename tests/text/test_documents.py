@@ -12,8 +12,8 @@ from pyarrow import parquet
 
 from bert_jax.errors import BadInput
 from bert_jax.text import python_docs
+from bert_jax.text.chunks import plan_source
 from bert_jax.text.documents import Reading, Tally, read_piece
-from bert_jax.text.pieces import plan_source
 
 DOCUMENTS = [['Grüße aus Köln.', 'Zweiter Satz.'], ['你好 world.'], ['A third one.', 'Ends here.']]
 SECRET = 'swordfish'
@@ -113,7 +113,7 @@ def test_lines_survive_any_place_of_a_chunk_border(tmp_path, monkeypatch):
 
 
 def test_a_text_without_blank_lines_is_cut_so_that_memory_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr('bert_jax.text.pieces.LONGEST_DOCUMENT', 10)
+    monkeypatch.setattr('bert_jax.text.chunks.LONGEST_DOCUMENT', 10)
     (tmp_path / 'a').write_text('12345\n67890\nabc\n')
     tally = Tally()
     assert read(f'text:{tmp_path}/a', tally=tally) == [['12345', '67890'], ['abc']]

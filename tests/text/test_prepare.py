@@ -15,10 +15,10 @@ import pytest
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.text import encode, job, merge, pieces
+from bert_jax.text import chunks, encode, job, merge
+from bert_jax.text.chunks import Part, Piece
 from bert_jax.text.corpus import load_corpus, verify
 from bert_jax.text.documents import Reading, Tally, read_piece
-from bert_jax.text.pieces import Part, Piece
 from bert_jax.text.prepare import Unfinished, prepare
 from tests.text.test_documents import write_tfds
 
@@ -98,7 +98,7 @@ def two_sources(tmp_path_factory):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Pieces of about 1,000 bytes."""
-    monkeypatch.setattr(pieces, '_MIN_PIECE', 1000)
+    monkeypatch.setattr(chunks, '_MIN_PIECE', 1000)
 
 
 @pytest.mark.parametrize('how', ['one process', 'three processes', 'shards', 'small buffers'])
@@ -278,7 +278,7 @@ def run(*arguments, largest_file=resource.RLIM_INFINITY):
 
 
 def test_a_killed_job_and_one_that_filled_the_disk_go_on_to_the_same_corpus(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, '_MIN_PIECE', 20_000)
+    monkeypatch.setattr(chunks, '_MIN_PIECE', 20_000)
     documents = make_documents(8000)
     source = write_text(tmp_path / 'a', documents)
     flags = [f'--config.data.source={source}', '--config.tokenizer.vocab_size=300']

@@ -1,0 +1,223 @@
+"""Every setting of a fine-tune: its default, its meaning and its check; the counterpart of `bert_jax/config/pretraining.py`.
+
+A config file builds a `ConfigDict` from `finetune(KIND)` and sets what differs; `resolve` checks and freezes it.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bert_jax import config
+from bert_jax.config.fields import as_in, at_least, fraction, resolve_section, setting
+from bert_jax.errors import BadInput
+
+KINDS = ('classification', 'regression', 'tagging', 'spans')
+FORMATS = ('tsv', 'csv', 'jsonl', 'conll', 'squad', 'tfds')
+METRICS = {  # the first is the one that a kind has by default
+    'classification': ('accuracy', 'f1', 'macro_f1', 'matthews'),
+    'regression': ('pearson', 'spearman'),
+    'tagging': ('entity_f1', 'entity_precision', 'entity_recall', 'token_accuracy'),
+    'spans': ('exact_match', 'f1'),
+}
+_FRAME = {'classification': 3, 'regression': 3, 'tagging': 2, 'spans': 3}  # [CLS] and [SEP]s, at most
+
+
+def _is_source(value: Any) -> bool:
+    kind, _, rest = value.partition(':') if isinstance(value, str) else ('', '', '')
+    return kind in FORMATS and bool(rest)
+
+
+def _is_source_or_several(value: Any) -> bool:
+    return _is_source(value) or (isinstance(value, tuple) and bool(value) and all(map(_is_source, value)))
+
+
+def _are_texts(value: tuple) -> bool:
+    return all(isinstance(item, str) and item for item in value) and len({*value}) == len(value)
+
+
+_SOURCE = 'FORMAT:FILE with FORMAT one of ' + ', '.join(FORMATS) + ' (tfds:NAME[:SPLIT])'
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is learnt, and where the examples lie. Files may end in `.gz` or `.zst`."""
+
+    kind: str = setting('classification', choices=KINDS)
+    directory: str = ''  # where files lie whose names are not absolute
+    train: str = setting('tsv:train.tsv', _SOURCE, _is_source)
+    validation: str | tuple = setting(  # several are told apart by the names of their files; the first decides
+        'tsv:dev.tsv', _SOURCE + ', or a tuple of them', _is_source_or_several
+    )
+    predict: str = setting(  # without labels: predictions only
+        '', 'empty, or ' + _SOURCE, lambda value: not value or _is_source(value)
+    )
+    text: str = setting('sentence', 'the name of a column', bool)  # of the text; of the words (tagging)
+    text_pair: str = ''  # of the second text of a pair; empty: single texts
+    label: str = setting('label', 'the name of a column', bool)  # of the label; of the tags (tagging)
+    columns: tuple = setting((), 'a tuple of names, each once', _are_texts)  # of files without a line of names
+    labels: tuple = setting((), 'a tuple of texts, each once', _are_texts)  # in the order of their ids; (): as sorted
+    metrics: tuple = setting((), 'a tuple of names', _are_texts)  # the first is the main one; (): the kind's first
+    sequence_length: int = as_in(config.Data, 'sequence_length')  # L; longer texts are cut, or split into windows
+    bad_records: float = fraction(0.001)  # share of the records that may lack a column and are skipped
+    token_prefix: str = ''  # conll: taken off every word (`en:` in WikiANN)
+    stride: int = at_least(128, 1)  # spans: tokens of the text between the starts of two windows
+    max_question_tokens: int = at_least(64, 1)  # spans; longer questions are cut
+    max_answer_tokens: int = at_least(30, 1)  # spans; longer answers are not given
+    n_best: int = at_least(20, 1)  # spans
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """As in pretraining, with a warm-up that goes by the length of the run."""
+
+    name: str = as_in(config.Optimizer, 'name')
+    peak_learning_rate: float = as_in(config.Optimizer, 'peak_learning_rate', 2e-5)
+    warmup_fraction: float = fraction(0.1)  # of the steps
+    schedule: str = as_in(config.Optimizer, 'schedule')
+    weight_decay: float = as_in(config.Optimizer, 'weight_decay')
+    b1: float = as_in(config.Optimizer, 'b1')
+    b2: float = as_in(config.Optimizer, 'b2')
+    bias_correction: bool = config.Optimizer.bias_correction
+    eps: float = as_in(config.Optimizer, 'eps')
+    clip_norm: float = as_in(config.Optimizer, 'clip_norm')
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long, how large a batch, and how often to look and to save."""
+
+    epochs: float = setting(3.0, 'a number above 0', lambda value: value > 0)
+    global_batch_size: int = as_in(config.Train, 'global_batch_size', 32)
+    microbatches: int = at_least(1, 1)
+    seed: int = as_in(config.Train, 'seed')  # of the first run; the next ones count on from it
+    max_examples: int = at_least(0, 0)  # train on that many, chosen by hash; 0: all
+    log_every: int = as_in(config.Train, 'log_every', 50)
+    checkpoint_every: int = as_in(config.Train, 'checkpoint_every', 500)
+    keep_checkpoints: int = as_in(config.Train, 'keep_checkpoints', 1)
+    evaluate_every: int = as_in(config.Train, 'evaluate_every', 0)  # 0: only at the end
+    stop_at: str = as_in(config.Train, 'stop_at')
+    max_bad_steps: int = as_in(config.Train, 'max_bad_steps')  # in a row, not finite; then it ends with a message
+    watchdog_seconds: float = as_in(config.Train, 'watchdog_seconds')
+    watchdog_long_seconds: float = as_in(config.Train, 'watchdog_long_seconds')
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """A whole fine-tune."""
+
+    task: Task = Task()
+    init: str = ''  # a workdir, WORKDIR@STEP, an export, a Hugging Face directory; scratch: random weights
+    reinitialized_layers: int = at_least(0, 0)  # so many of the top layers, and with them the pooler, are drawn anew
+    tokenizer: config.Tokenizer = config.Tokenizer()  # of scratch: its `path`
+    model: config.Model = config.Model()  # the sizes are those of `init`
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    mesh: config.Mesh = config.Mesh()
+    card: config.Card = config.Card()
+    platform: str = as_in(config.Config, 'platform')
+
+
+def finetune(kind: str = 'classification') -> ConfigDict:
+    """The config of a fine-tune with the stable recipe, to build on: bias correction, warm-up over 10% of the steps,
+    decay to 0 (Mosbach et al. 2021, "On the Stability of Fine-tuning BERT").
+
+    Raises:
+      BadInput: for a kind that there is not.
+    """
+    if kind not in KINDS:
+        raise BadInput(f'kind {kind!r}', 'is not a kind of task', ', '.join(KINDS))
+    found = ConfigDict(dataclasses.asdict(FinetuneConfig()))
+    found.task = ConfigDict(found.task.to_dict() | {'kind': kind}, type_safe=False)  # texts or tuples; `resolve` checks
+    found.lock()
+    return found
+
+
+def use_original_recipe(found: ConfigDict) -> ConfigDict:
+    """The recipe of Devlin et al. (2019): Adam without bias correction, three epochs, warm-up over 10% of the steps."""
+    found.optimizer.bias_correction = False
+    found.train.epochs = 3.0
+    return found
+
+
+def unknown_field(path: str) -> BadInput:
+    """The error for a field that does not exist, with the nearest name there is."""
+    return config.unknown_field(path, FinetuneConfig)
+
+
+def resolve(given: ConfigDict | dict) -> FinetuneConfig:
+    """Checks a config and freezes it.
+
+    Raises:
+      BadInput: names the first field that is unknown, of the wrong type, or out of range.
+    """
+    values = given.to_dict() if isinstance(given, ConfigDict) else given
+    if isinstance(values, dict) and 'task' not in values:
+        expected = 'a config with a task, like those in configs/finetune'
+        raise BadInput('--config', 'is not of a fine-tune', expected, '--config=configs/finetune/glue.py:sst2')
+    resolved = resolve_section(FinetuneConfig, values, '', unknown_field)
+    _check_together(resolved)
+    return resolved
+
+
+def _check_together(resolved: FinetuneConfig) -> None:
+    """The checks that concern more than one field."""
+    task, train, model = resolved.task, resolved.train, resolved.model
+    for name in task.metrics:
+        if name not in METRICS[task.kind]:
+            raise BadInput('config.task.metrics', f'names {name!r}', f'of {task.kind}: {", ".join(METRICS[task.kind])}')
+    if task.kind in ('regression', 'spans') and task.labels:
+        raise BadInput('config.task.labels', 'is set', f'() with kind={task.kind}, which has no labels')
+    room = task.sequence_length - _FRAME[task.kind] - (task.max_question_tokens if task.kind == 'spans' else 0)
+    if task.kind == 'spans' and room < task.stride:
+        raise BadInput(
+            'config.task.stride',
+            f'is {task.stride}; a window of {task.sequence_length} positions holds as few as {room} tokens of the text',
+            'at most as many, or tokens would be in no window',
+            f'--config.task.stride={max(1, room // 2)}'
+            if room > 0
+            else f'--config.task.sequence_length={task.max_question_tokens + task.stride + 3}',
+        )
+    if not resolved.init:
+        expected = 'a workdir, an export, a Hugging Face directory, or scratch'
+        raise BadInput('config.init', 'is empty', expected, '--config.init=models/mine')
+    if resolved.init == 'scratch':
+        if not resolved.tokenizer.path:
+            expected = 'a vocab.txt, tokenizer.json, .model file, or a directory that holds one'
+            mend = '--config.tokenizer.path=models/mine'
+            raise BadInput('config.tokenizer.path', 'is empty, and scratch brings no tokenizer', expected, mend)
+        config.check_model(model)
+        if task.sequence_length > model.max_positions:
+            raise too_long(task.sequence_length, model.max_positions)
+    if resolved.tokenizer.add_tokens:
+        raise BadInput('config.tokenizer.add_tokens', 'is set', 'empty: a fine-tune adds no tokens')
+    if train.global_batch_size % train.microbatches:
+        found = f'is {train.microbatches}, which does not divide train.global_batch_size={train.global_batch_size}'
+        raise BadInput('config.train.microbatches', found, f'a divisor of {train.global_batch_size}')
+
+
+def too_long(sequence_length: int, max_positions: int) -> BadInput:
+    """The error for sequences that are longer than a model has positions."""
+    return BadInput(
+        'config.task.sequence_length',
+        f'is {sequence_length}; the model has {max_positions} positions',
+        f'at most {max_positions}',
+        f'--config.task.sequence_length={max_positions}: longer texts are cut, or split into windows',
+    )
+
+
+def num_steps(train: Train, num_rows: int) -> int:
+    """Steps of a run: epochs over the rows, the last one cut short where the batches do not come out even."""
+    return max(1, int(train.epochs * num_rows / train.global_batch_size))
+
+
+def batch_of(train: Train) -> config.Train:
+    """The batch of a fine-tune as the settings of a pretraining run, for the mesh."""
+    return config.Train(global_batch_size=train.global_batch_size, microbatches=train.microbatches)
+
+
+def optimizer_of(optimizer: Optimizer, steps: int) -> config.Optimizer:
+    """The optimiser's settings for a run of so many steps."""
+    values = dataclasses.asdict(optimizer)
+    warmup_steps = int(values.pop('warmup_fraction') * steps)
+    return config.Optimizer(**values, warmup_steps=warmup_steps)

@@ -1,0 +1,88 @@
+"""A model from elsewhere as a workdir: conversion only. Runs start from it with `config.init`."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import jax
+from etils import epath
+from flax import nnx
+
+from bert_jax.config import Config, Data, Train
+from bert_jax.config import Mesh as MeshConfig
+from bert_jax.errors import BadInput
+from bert_jax.model.bert import num_parameters
+from bert_jax.pretrained import google, hugging_face
+from bert_jax.pretrained.initialize import hash_weights
+from bert_jax.pretrained.load import Pretrained, load_pretrained
+from bert_jax.runtime.lease import DIRECTORY as LEASE_DIRECTORY
+from bert_jax.runtime.lease import Lease
+from bert_jax.train.optimizer import make_optimizer
+from bert_jax.train.sharding import make_mesh
+from bert_jax.train.state import init_state, model_graph
+from bert_jax.workdir import identity
+from bert_jax.workdir.checkpoint import Checkpoints
+
+
+def import_model(source: str, workdir: str, data: Data | None = None) -> dict[str, object]:
+    """Converts a Hugging Face directory, or one of an original checkpoint, to a workdir with the checkpoint of step 0.
+
+    Everything is read and checked first; the workdir gets its name when all of it is written.
+
+    Args:
+      data: the data settings to record, for `evaluate`; its corpus must be of the same tokenizer.
+
+    Returns:
+      `parameters`, `vocab_size`, `weights` (their hash).
+
+    Raises:
+      BadInput: when the source is not a BERT that this model can be, or the workdir is there already.
+    """
+    target = epath.Path(workdir)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise BadInput(f'--workdir={workdir}', 'is there already', 'a new directory', 'name another --workdir')
+    model = read_source(source)
+    data = data or Data()
+    data = dataclasses.replace(data, sequence_length=min(data.sequence_length, model.config.max_positions))
+    config = Config(model=model.config, data=data)
+    weights = hash_weights(model)
+    partial = target.with_name(f'.{target.name}.partial')
+    with contextlib.closing(Lease(str(partial))) as lease:
+        lease.acquire()
+        for left_over in partial.iterdir():  # of an import that was killed
+            if left_over.name != LEASE_DIRECTORY:
+                left_over.rmtree() if left_over.is_dir() else left_over.unlink()
+        _write(partial, config, model, weights)
+    if target.exists():
+        target.rmdir()
+    partial.rename(target)
+    vocab_size = model.tokenizer.vocab_size
+    return {'parameters': num_parameters(model.config, vocab_size), 'vocab_size': vocab_size, 'weights': weights}
+
+
+def _write(workdir: epath.Path, config: Config, model: Pretrained, weights: str) -> None:
+    """The checkpoint of step 0, then config.json."""
+    mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    vocab_size, params = model.tokenizer.vocab_size, nnx.state(model.model, nnx.Param)
+    checkpoints = Checkpoints(str(workdir))
+    checkpoints.save(init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params))
+    checkpoints.close()
+    identity.write(str(workdir), config, model.tokenizer, {'imported': weights, 'tokenizer': model.tokenizer.hash})
+
+
+def read_source(source: str) -> Pretrained:
+    """The model and tokenizer of a Hugging Face directory or of an original checkpoint.
+
+    Raises:
+      BadInput: naming the file, and the tensors that do not fit; or when `source` is a workdir.
+    """
+    path = Path(source)
+    if identity.is_workdir(source):
+        raise BadInput(f'--from={source}', 'is a workdir already', 'a Hugging Face directory or an original checkpoint')
+    if not google.is_checkpoint(path):
+        return load_pretrained(source)
+    file, tensors, model, vocab_size = google.read_checkpoint(path)
+    tokenizer = hugging_face.read_tokenizer(path)
+    params, model, vocab_size = hugging_face.assemble(tensors, model, vocab_size, tokenizer.vocab_size, file)
+    return Pretrained(nnx.merge(model_graph(model, vocab_size), params), tokenizer, model, None)

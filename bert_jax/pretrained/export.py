@@ -1,0 +1,174 @@
+"""A checkpoint as a Hugging Face directory, written only after its logits were compared."""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.files import sync
+from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained.card import model_card
+from bert_jax.pretrained.load import Pretrained, load_pretrained
+from bert_jax.workdir import identity
+
+_TOLERANCE = 1e-4
+_PROOF_ROWS, _PROOF_LENGTH = 4, 32
+LOGITS = {  # what each class of `transformers` calls the logits of its heads
+    'BertForPreTraining': ('prediction_logits', 'seq_relationship_logits'),
+    'BertForMaskedLM': ('logits',),
+    'BertForSequenceClassification': ('logits',),
+    'BertForTokenClassification': ('logits',),
+    'BertForQuestionAnswering': ('start_logits', 'end_logits'),
+}
+
+
+def export(workdir: str, output: str, step: int | None = None, card: config.Card | None = None) -> dict[str, object]:
+    """Writes OUTPUT as a directory that `transformers` opens; returns its proof.
+
+    Everything is written to a temporary directory beside OUTPUT, read back, and its logits on synthetic ids compared
+    with the checkpoint's (by torch and transformers where they are installed, else by this package); then renamed.
+    A run without pairs has an untrained pooler and next-sentence head: they are left out, and the logits compared
+    are those of the masked LM.
+
+    Args:
+      card: what the model card says beyond the facts of the run; the run's own `config.card` without it.
+
+    Raises:
+      BadInput: when OUTPUT exists, or there is no such checkpoint.
+    """
+    target = check_output(output)
+    resolved, trained = identity.load_config(workdir), load_pretrained(workdir, step)
+    tokenizer = trained.tokenizer
+    architecture = 'BertForMaskedLM' if resolved.data.pairing == 'none' else 'BertForPreTraining'
+    readme = model_card(workdir, resolved, card or resolved.card, tokenizer, trained.step, target.resolve().name)
+
+    def fill(directory: Path) -> dict[str, object]:
+        params = nnx.state(trained.model, nnx.Param)
+        hugging_face.write_model(
+            directory, params, trained.config, tokenizer.vocab_size, tokenizer.pad_id, architecture
+        )
+        tokenizer.save(directory, trained.config.max_positions)
+        (directory / 'README.md').write_text(readme, 'utf-8')
+        return prove(directory, trained, architecture, _logits, lambda: load_pretrained(str(directory)))
+
+    return publish(target, fill)
+
+
+def check_output(output: str) -> Path:
+    """The directory to write to.
+
+    Raises:
+      BadInput: when it is there and is not an export.
+    """
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / 'proof.json').is_file():
+        raise BadInput(str(target), 'exists and is not an export', 'a new directory', 'name another --output')
+    return target
+
+
+def publish(target: Path, fill: Callable[[Path], dict[str, object]]) -> dict[str, object]:
+    """Makes a directory of what `fill` writes into it, whole or not at all; the proof that `fill` returns goes in."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
+    try:
+        proof = fill(temporary)
+        (temporary / 'proof.json').write_text(json.dumps(proof, indent=2) + '\n')
+        for file in temporary.iterdir():
+            sync(file)
+        temporary.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return proof
+
+
+def prove(
+    directory: Path,
+    trained: Any,
+    architecture: str,
+    logits: Callable[[Any, np.ndarray, np.ndarray], list[np.ndarray]],
+    read_back: Callable[[], Any],
+) -> dict[str, object]:
+    """Compares logits on synthetic ids, and the ids of synthetic text; raises RuntimeError when they differ.
+
+    Args:
+      trained: the model of the checkpoint (its `tokenizer`, `config`, `step`).
+      logits: (model, ids, token types [B, L]) -> the arrays that `architecture` calls by the names in `LOGITS`.
+      read_back: the model in the directory, where torch and transformers are not installed.
+    """
+    vocab_size = trained.tokenizer.vocab_size
+    length = min(_PROOF_LENGTH, trained.config.max_positions)
+    ids = np.random.default_rng(0).integers(0, vocab_size, (_PROOF_ROWS, length), dtype=np.int32)
+    types = np.broadcast_to(np.arange(length) >= length // 2, ids.shape).astype(np.int32)
+    by_torch = all(importlib.util.find_spec(name) for name in ('torch', 'transformers'))
+    texts = [trained.tokenizer.decode(row) for row in ids]
+    if by_torch:
+        theirs, their_ids = _torch_logits(directory, architecture, ids, types), _hugging_face_ids(directory, texts)
+    else:
+        again = read_back()
+        theirs, their_ids = logits(again, ids, types), again.tokenizer.encode_batch(texts)
+    ours = logits(trained, ids, types)[: len(LOGITS[architecture])]
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs[: len(ours)], strict=True))
+    if not difference <= _TOLERANCE:
+        raise RuntimeError(f'the export is wrong: its logits differ by {difference:.2e}; nothing was written')
+    our_ids = trained.tokenizer.encode_batch(texts)
+    if our_ids != their_ids:
+        raise RuntimeError('the export is wrong: its tokenizer gives other ids; nothing was written')
+    return {
+        'compared_with': f'transformers {architecture}' if by_torch else 'the files read back by bert_jax',
+        'input_ids': ids.tolist(),
+        'token_type_ids': types.tolist(),
+        'logits': list(LOGITS[architecture]),
+        'logits_compared': int(sum(array.size for array in ours)),
+        'largest_difference': difference,
+        'tolerance': _TOLERANCE,
+        'token_ids_compared': sum(map(len, our_ids)),
+        'step': trained.step,
+        'sha256': {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(directory.iterdir())},
+    }
+
+
+def _logits(trained: Pretrained, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
+    """[masked-LM logits, next-sentence logits] of a checkpoint or of the files read back."""
+    mlm, nsp = _forward(*nnx.split(trained.model), ids, types)
+    return [np.asarray(mlm)[..., : trained.tokenizer.vocab_size], np.asarray(nsp)[:, 0]]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array) -> tuple[jax.Array, jax.Array]:
+    everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    first = jnp.zeros((len(ids), 1), jnp.int32)
+    return nnx.merge(graph, params)(ids, types, jnp.ones_like(ids), everywhere, everywhere, first)
+
+
+def _torch_logits(directory: Path, architecture: str, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = getattr(transformers, architecture).from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor(ids, dtype=torch.long), token_type_ids=torch.tensor(types, dtype=torch.long))
+    return [out[name].numpy() for name in LOGITS[architecture]]
+
+
+def _hugging_face_ids(directory: Path, texts: list[str]) -> list[list[int]]:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)['input_ids']

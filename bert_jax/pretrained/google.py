@@ -1,0 +1,78 @@
+"""Checkpoints of the original release: `bert_config.json`, `vocab.txt`, `bert_model.ckpt.*`.
+
+Their tensors are given Hugging Face's names, and then go through the one table in `hugging_face.py`. Reading the
+files takes TensorFlow, an optional extra.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.pretrained.hugging_face import parse_model_json, read_json
+
+# What run_pretraining.py saves besides the model: the optimiser's moments and the step.
+_TRAINING_STATE = re.compile(r'/adam_[mv]$|^global_step$|AdamWeightDecayOptimizer')
+_RENAMES = [  # in this order; 'gamma' and 'beta' are old names of Hugging Face's too
+    (r'layer_(\d+)', r'layer.\1'),
+    (r'/', '.'),
+    (r'(word|position|token_type)_embeddings$', r'\1_embeddings.weight'),
+    (r'\.kernel$', '.weight'),
+    (r'predictions\.output_bias$', 'predictions.bias'),
+    (r'seq_relationship\.output_weights$', 'seq_relationship.weight'),
+    (r'seq_relationship\.output_bias$', 'seq_relationship.bias'),
+]
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory holds a model of the original release."""
+    return (directory / 'bert_config.json').is_file()
+
+
+def read_checkpoint(directory: Path) -> tuple[Path, dict[str, np.ndarray], config.Model, int]:
+    """(its index file, tensors by Hugging Face's names, model, vocabulary size) of an original checkpoint.
+
+    Raises:
+      BadInput: when a file is missing or damaged, the BERT is one that this model cannot be, or TensorFlow is not here.
+    """
+    path = directory / 'bert_config.json'
+    model, vocab_size = parse_model_json(read_json(path, 'the config of an original checkpoint'), path)
+    found = sorted(directory.glob('*.index'))
+    if len(found) != 1:
+        listed = ', '.join(file.name for file in found) or 'no *.index file'
+        raise BadInput(str(directory), f'holds {listed}', 'one checkpoint: bert_model.ckpt.index and its .data-… file')
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # it greets on standard error
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise BadInput(
+            str(found[0]),
+            'is a TensorFlow checkpoint, and TensorFlow is not installed',
+            "the extra 'google' of this package",
+            "pip install -e '.[google]'",
+        ) from error
+    try:
+        reader = tensorflow.train.load_checkpoint(str(found[0].with_suffix('')))
+        stored = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if _is_weight(name)}
+    except Exception as error:  # the reader raises whatever the status in its C++ maps to
+        where = str(found[0].with_suffix('.*'))
+        raise BadInput(where, f'cannot be read ({error})', 'a whole checkpoint', 'copy or download it again') from error
+    return found[0], to_hugging_face(stored), model, vocab_size
+
+
+def to_hugging_face(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors of the original under Hugging Face's names; its kernels are [in, out], theirs [out, in]."""
+    tensors = {}
+    for original, value in stored.items():
+        name = original
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        tensors[name] = value.T if original.endswith('/kernel') else value
+    return tensors
+
+
+def _is_weight(name: str) -> bool:
+    return not _TRAINING_STATE.search(name)

@@ -1,0 +1,240 @@
+"""A trained model and its tokenizer, from wherever they lie, ready to use.
+
+`B` texts, `L` positions, `D` hidden.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.model.bert import BertForPreTraining
+from bert_jax.model.losses import cross_entropy
+from bert_jax.pretrained import hugging_face
+from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.vocabulary import encode_with_masks
+from bert_jax.train.state import model_graph
+from bert_jax.workdir import identity
+from bert_jax.workdir.checkpoint import restore_whole
+
+_BATCH_TOKENS = 8192  # in a batch to encode, filler included
+_SHORTEST = 16  # shorter texts are filled up to this length
+
+
+@dataclasses.dataclass(frozen=True)
+class Filler:
+    """A token that may stand at a [MASK], and its probability."""
+
+    token: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Vectors of texts, in their order; float32.
+
+    Attributes:
+      input_ids: of each text, with [CLS] and [SEP].
+      token_vectors: of each text, [L, D]: the last layer at each of its ids.
+      mean_pooled: [B, D]: their mean over L, [CLS] and [SEP] included, as sentence-transformers does.
+      num_truncated: texts that were cut.
+    """
+
+    input_ids: list[list[int]]
+    token_vectors: list[np.ndarray]
+    mean_pooled: np.ndarray
+    num_truncated: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with its tokenizer; float32, no dropout."""
+
+    model: BertForPreTraining
+    tokenizer: Tokenizer
+    config: config.Model
+    step: int | None  # of the run that it comes from, where known
+
+    def encode(self, texts: list[str], truncate: bool = True) -> Encoded:
+        """Contextual vectors of every token, and their mean, for each text.
+
+        Texts of similar length run together, their number and length rounded up to powers of two: some tens of
+        shapes are compiled at most, whatever the texts. A '[MASK]' in a text is text; an empty text is [CLS] [SEP].
+
+        Args:
+          texts: of any length; one with more tokens than the model has positions loses its end.
+          truncate: False refuses such a text instead.
+
+        Raises:
+          BadInput: naming the number of a text that is too long, without `truncate`.
+        """
+        input_ids, num_truncated = self._framed(texts, truncate)
+        token_vectors: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(texts)
+        mean_pooled = np.zeros((len(texts), self.config.hidden_size), np.float32)
+        for rows, hidden, mean in self._run(input_ids):
+            mean_pooled[rows] = mean[: len(rows)]
+            for row, vectors in zip(rows, np.asarray(hidden), strict=False):
+                token_vectors[row] = vectors[: len(input_ids[row])].copy()
+        return Encoded(input_ids, token_vectors, mean_pooled, num_truncated)
+
+    def mean_pooled(self, texts: list[str], truncate: bool = True) -> tuple[np.ndarray, int]:
+        """([B, D], number of texts cut): `encode` without the vectors of the tokens."""
+        input_ids, num_truncated = self._framed(texts, truncate)
+        mean_pooled = np.zeros((len(texts), self.config.hidden_size), np.float32)
+        for rows, _, mean in self._run(input_ids):
+            mean_pooled[rows] = mean[: len(rows)]
+        return mean_pooled, num_truncated
+
+    def fill_mask(self, text: str, top_k: int = 5) -> list[list[Filler]]:
+        """The best fillers for every [MASK] of a text, best first.
+
+        Raises:
+          BadInput: when the text has no [MASK] or is longer than the model has positions.
+        """
+        ids = encode_with_masks(self.tokenizer, text)
+        if len(ids) > self.config.max_positions:
+            raise BadInput('the text', f'has {len(ids)} tokens', f'at most {self.config.max_positions}')
+        where = np.flatnonzero(ids == self.tokenizer.mask_id)
+        if not len(where):
+            raise BadInput('the text', 'has no [MASK]', 'a text with [MASK] where a word is to be found')
+        ((_, hidden, _),) = self._run([ids.tolist()])
+        slots = np.zeros((1, _power_of_two(len(where))), np.int32)
+        slots[0, : len(where)] = where
+        logits = _mlm_logits(*self._parts, hidden, slots)[0, : len(where)]
+        scores = np.asarray(jax.nn.softmax(logits, axis=-1))
+        best = np.argsort(-scores, axis=-1, kind='stable')[:, :top_k]
+        return [
+            [Filler(self.tokenizer.token(int(token)), float(scores[slot, token])) for token in tokens]
+            for slot, tokens in enumerate(best)
+        ]
+
+    def masked_losses(self, input_ids: list[list[int]], positions: list[list[int]]) -> list[np.ndarray]:
+        """-log p (nats) of the tokens at some positions of each row, all of a row's masked at once.
+
+        Args:
+          input_ids: of each row, [CLS] and [SEP] included, at most as many as the model has positions.
+          positions: of each row, at least one.
+
+        Returns:
+          For each row a loss for each of its positions, float32.
+        """
+        masked = [list(ids) for ids in input_ids]
+        for ids, places in zip(masked, positions, strict=True):
+            for place in places:
+                ids[place] = self.tokenizer.mask_id
+        losses: list[np.ndarray] = [np.zeros(0, np.float32)] * len(input_ids)
+        for rows, hidden, _ in self._run(masked):
+            slots = np.zeros((len(hidden), _power_of_two(max(len(positions[row]) for row in rows))), np.int32)
+            labels = np.zeros_like(slots)
+            for slot, row in enumerate(rows):
+                places = positions[row]
+                slots[slot, : len(places)] = places
+                labels[slot, : len(places)] = np.take(input_ids[row], places)
+            found = np.asarray(_mlm_losses(*self._parts, hidden, slots, labels))
+            for slot, row in enumerate(rows):
+                losses[row] = found[slot, : len(positions[row])]
+        return losses
+
+    def _framed(self, texts: list[str], truncate: bool) -> tuple[list[list[int]], int]:
+        """(ids of each text as [CLS] text [SEP], number of texts cut)."""
+        if isinstance(texts, str):
+            raise BadInput('texts', 'is one string', 'a list of strings')
+        tokenizer, longest = self.tokenizer, self.config.max_positions
+        pieces = tokenizer.encode_batch(list(texts))
+        too_long = [number for number, ids in enumerate(pieces) if len(ids) > longest - 2]
+        if too_long and not truncate:
+            found = f'has {len(pieces[too_long[0]]) + 2} tokens'
+            raise BadInput(f'text {too_long[0]}', found, f'at most {longest}, or truncate=True')
+        return [[tokenizer.cls_id, *ids[: longest - 2], tokenizer.sep_id] for ids in pieces], len(too_long)
+
+    def _run(self, input_ids: list[list[int]]) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
+        """Batches of (which texts, vectors [B, L, D], their means [B, D]); what lies past the texts is filler."""
+        by_length: dict[int, list[int]] = {}
+        for row, ids in enumerate(input_ids):
+            length = min(max(_power_of_two(len(ids)), _SHORTEST), self.config.max_positions)
+            by_length.setdefault(length, []).append(row)
+        for length, rows in sorted(by_length.items()):
+            size = max(1, _BATCH_TOKENS // length)
+            for start in range(0, len(rows), size):
+                some = rows[start : start + size]
+                batch = np.full((min(_power_of_two(len(some)), size), length), self.tokenizer.pad_id, np.int32)
+                lengths = np.zeros(len(batch), np.int32)
+                for slot, row in enumerate(some):
+                    lengths[slot] = len(input_ids[row])
+                    batch[slot, : lengths[slot]] = input_ids[row]
+                yield some, *_encode(*self._parts, batch, lengths)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(self.model)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(
+    graph: nnx.GraphDef, params: nnx.State, input_ids: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """[B, L] ids and [B] lengths -> ([B, L, D] vectors, [B, D] their means over the lengths)."""
+    positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+    present = (positions < lengths[:, None]).astype(jnp.int32)
+    hidden = nnx.merge(graph, params).bert(input_ids, jnp.zeros_like(input_ids), present, positions)
+    return hidden, (hidden * present[..., None]).sum(1) / jnp.maximum(lengths, 1)[:, None]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mlm_logits(graph: nnx.GraphDef, params: nnx.State, hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    return nnx.merge(graph, params).mlm_logits(hidden, positions)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mlm_losses(
+    graph: nnx.GraphDef, params: nnx.State, hidden: jax.Array, positions: jax.Array, labels: jax.Array
+) -> jax.Array:
+    return cross_entropy(nnx.merge(graph, params).mlm_logits(hidden, positions), labels)[0]
+
+
+def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
+    """The model and the tokenizer in a workdir (newest checkpoint, or `step`), an export or a Hugging Face directory.
+
+    Raises:
+      BadInput: naming the file that is missing or does not fit.
+    """
+    if identity.is_workdir(directory):
+        return _from_workdir(directory, step)
+    path = Path(directory)
+    hugging_face.read_model_json(path)  # first, so that a directory of anything else is told as that
+    tokenizer = hugging_face.read_tokenizer(path)
+    params, model, vocab_size = hugging_face.read_model(path, tokenizer.vocab_size)
+    return Pretrained(nnx.merge(model_graph(model, vocab_size), params), tokenizer, model, None)
+
+
+def _from_workdir(workdir: str, step: int | None) -> Pretrained:
+    resolved = identity.load_config(workdir)
+    tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+    state = restore_whole(workdir, resolved, tokenizer.vocab_size, step)
+    return from_params(state.params, resolved.model, tokenizer, int(state.step))
+
+
+def from_params(
+    params: nnx.State, model: config.Model, tokenizer: Tokenizer, step: int, positions: int | None = None
+) -> Pretrained:
+    """The model of a run, on one device and in float32, from parameters that may lie on any mesh of this process.
+
+    Args: positions, that texts may take; None: as many as the model has.
+    """
+    whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
+    model = dataclasses.replace(model, dtype='float32', remat='none')
+    merged = nnx.merge(model_graph(model, tokenizer.vocab_size), whole)
+    return Pretrained(
+        merged, tokenizer, dataclasses.replace(model, max_positions=positions or model.max_positions), step
+    )

@@ -1,0 +1,264 @@
+"""One owner of a workdir: a second run refuses, and says who holds it.
+
+    WORKDIR/.lease/N.json   the N-th owner: who it is; its time of modification is its last sign of life
+
+The highest N owns the workdir. To take it over is to create N + 1, which can be done once: a hard link to a finished
+file, because that fails if the name exists, on NFS too. A holder that ends writes `released` into its file.
+
+- The same machine (boot and pid namespace): the holder is alive if its process is. A dead one's lease is taken at once.
+- Another machine: the holder touches its file every `BEAT` seconds. One who wants the workdir watches the file, for at
+  least two beats, and takes it when it has not changed for `TIMEOUT`. Ages are differences of times that the file
+  server gave, or were waited for: no machine's clock is compared with another's, and one that jumps does no harm.
+- A holder looks for a higher number before everything it writes, and stops when there is one.
+
+Not guaranteed: an object store has no exclusive creation here. There the file is written, and read again after two
+beats: of two runs that start in the same seconds one gives way, but a store that lists late may let both go on. And
+between a holder's look and its write are milliseconds in which its machine may freeze; nothing stops the write then.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from etils import epath
+
+from bert_jax.errors import BadInput
+from bert_jax.files import write_whole
+from bert_jax.runtime.stopping import StopRequest
+from bert_jax.runtime.watchdog import Watchdog
+
+BEAT, TIMEOUT = 5.0, 60.0  # seconds
+DIRECTORY, _BOOT_ID = '.lease', Path('/proc/sys/kernel/random/boot_id')
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """Who holds a lease: a process, unlike every other one since the machine was started."""
+
+    host: str
+    machine: str  # boot id and pid namespace: where process numbers mean the same
+    pid: int
+    started: int  # clock ticks since boot
+    token: str
+    released: bool = False
+
+    @classmethod
+    def this_process(cls) -> 'Owner':
+        """With a new token."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), _this_machine(), pid, _start_of(pid)[0] or 0, secrets.token_hex(8))
+
+    def is_gone(self) -> bool | None:
+        """Whether its process has ended; None if only the file can tell, because it is of another machine."""
+        if self.released:
+            return True
+        if not self.machine or self.machine != _this_machine():
+            return None
+        started, state = _start_of(self.pid)
+        return started != self.started or state == 'Z'
+
+    def __str__(self) -> str:
+        stopped = not self.is_gone() and self.machine == _this_machine() and _start_of(self.pid)[1] == 'T'
+        return f'process {self.pid} on {self.host}' + (', which is stopped' if stopped else '')
+
+
+class Lease:
+    """This process's hold on a workdir, from `acquire` to `close`."""
+
+    def __init__(self, workdir: str, *, beat: float = BEAT, timeout: float = TIMEOUT) -> None:
+        self._directory = epath.Path(workdir) / DIRECTORY
+        self._workdir, self._beat, self._timeout = workdir, beat, timeout
+        self._is_remote = '://' in str(workdir)
+        self._owner, self._number = Owner.this_process(), 0
+        self._done = threading.Event()
+
+    def acquire(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Takes the workdir, waiting until a silent holder of another machine counts as dead.
+
+        Args:
+          tell: is told whose lease is waited for and taken over.
+
+        Raises:
+          BadInput: when another run holds it, or nothing can be written there.
+        """
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            while True:
+                number, holder = self._newest()
+                if holder is not None and not holder.released:
+                    self._wait_for_the_end(number, holder, tell)
+                    tell(f'{self._workdir} was held by {holder}, which has ended without a word: taken over.')
+                if self._create(number + 1):
+                    break
+        except OSError as error:
+            raise BadInput(
+                f'--workdir={self._workdir}',
+                f'cannot be written to ({error.strerror or error})',
+                'a directory that this user may write to',
+                'name another --workdir',
+            ) from error
+        self._number = number + 1
+        self._delete_older()
+        threading.Thread(target=self._keep, name='lease', daemon=True).start()
+
+    def check(self) -> None:
+        """To be called before everything that is written into the workdir.
+
+        Raises:
+          BadInput: when this process no longer holds it.
+        """
+        if not self._number:  # of another process than the first, or not yet acquired
+            return
+        number, holder = self._newest()
+        if number != self._number or holder is None or holder.token != self._owner.token:
+            now = 'nobody' if holder is None else str(holder)
+            raise BadInput(
+                f'--workdir={self._workdir}',
+                f'is no longer held by this run ({self._owner}), but by {now}; nothing more is written',
+                'one run in a workdir',
+                'see why this one was silent for so long: stopped, or its file system was not reachable',
+            )
+
+    def close(self) -> None:
+        """Lets the next one have it at once."""
+        if self._done.is_set() or not self._number:
+            return
+        self._done.set()
+        with contextlib.suppress(OSError, BadInput):
+            self.check()
+            write_whole(self._path(self._number), self._text(released=True))
+
+    # --- Files. ---
+
+    def _path(self, number: int) -> epath.Path:
+        return self._directory / f'{number}.json'
+
+    def _newest(self) -> tuple[int, Owner | None]:
+        """The highest number and its owner; (0, None) without any. A file that cannot be read has a silent owner."""
+        names = [path.name for path in self._directory.iterdir()] if self._directory.exists() else []
+        number = max((int(name[:-5]) for name in names if name[:-5].isdecimal() and name.endswith('.json')), default=0)
+        if not number:
+            return 0, None
+        try:
+            return number, Owner(**json.loads(self._path(number).read_text()))
+        except (ValueError, TypeError, OSError):
+            return number, Owner('an unknown host', '', 0, 0, '')
+
+    def _text(self, released: bool = False) -> str:
+        return json.dumps(dataclasses.asdict(self._owner) | {'released': released}) + '\n'
+
+    def _create(self, number: int) -> bool:
+        """Makes this process the owner of that number, unless another was first."""
+        path = self._path(number)
+        if self._is_remote:
+            if path.exists():
+                return False
+            path.write_text(self._text())
+            time.sleep(2 * self._beat)
+        else:
+            temporary = self._directory / f'.{self._owner.token}'
+            temporary.write_text(self._text())
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink()
+        newest, holder = self._newest()  # a number may be free because others have come and gone meanwhile
+        return newest == number and holder is not None and holder.token == self._owner.token
+
+    def _delete_older(self) -> None:
+        for path in self._directory.iterdir():
+            if path.name.endswith('.json') and path.name[:-5].isdecimal() and int(path.name[:-5]) < self._number:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    # --- Signs of life. ---
+
+    def _keep(self) -> None:
+        path = self._path(self._number)
+        while not self._done.wait(self._beat):
+            with contextlib.suppress(OSError):  # not reachable: one who wants it waits for longer than a beat
+                if not self._is_remote:
+                    os.utime(path)  # the file server's time
+                elif path.exists():
+                    path.write_text(self._text())
+
+    def _modified(self, path: epath.Path) -> float:
+        return path.stat().mtime if self._is_remote else os.stat(path).st_mtime  # epath knows whole seconds
+
+    def _wait_for_the_end(self, number: int, holder: Owner, tell: Callable[[str], None]) -> None:
+        """Returns when the holder is known to be dead.
+
+        Raises:
+          BadInput: when it is alive.
+        """
+        gone = holder.is_gone()
+        if gone is None:
+            tell(f'{self._workdir} is held by {holder}: waiting for a sign of life, {self._timeout:.0f} s at most.')
+        silent, watched, sign = self._age(number), 0.0, self._sign(number)
+        while gone is None:
+            if watched >= 2 * self._beat and max(silent, watched) >= self._timeout:
+                return
+            time.sleep(self._beat / 5)
+            watched, silent = watched + self._beat / 5, silent + self._beat / 5
+            if self._sign(number) != sign:
+                gone = False
+        if not gone:
+            raise BadInput(
+                f'--workdir={self._workdir}',
+                f'is in use by {holder}',
+                'one run in a workdir',
+                'wait for it, stop it (kill saves first), or name another --workdir',
+            )
+
+    def _sign(self, number: int) -> tuple:
+        """Changes whenever the holder gives a sign of life, or another one comes."""
+        newest, holder = self._newest()
+        with contextlib.suppress(OSError):
+            return newest, holder, self._modified(self._path(number))
+        return newest, holder
+
+    def _age(self, number: int) -> float:
+        """Seconds since the last sign, by the clock of the file server; 0 where that cannot be told."""
+        probe = self._directory / f'.{self._owner.token}'
+        with contextlib.suppress(OSError):
+            probe.write_text('')
+            try:
+                return max(self._modified(probe) - self._modified(self._path(number)), 0.0)
+            finally:
+                probe.unlink()
+        return 0.0
+
+
+def _this_machine() -> str:
+    """Where a process number means the same; '' where that cannot be told (not Linux)."""
+    try:
+        return f'{_BOOT_ID.read_text().strip()} {os.readlink("/proc/self/ns/pid")}'
+    except OSError:
+        return ''
+
+
+def _start_of(pid: int) -> tuple[int | None, str]:
+    """When a process was started (clock ticks since boot) and its state; (None, '') if there is none."""
+    try:
+        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2].split()
+    except OSError:
+        return None, ''
+    return int(fields[19]), fields[0]
+
+
+@contextlib.contextmanager
+def lease_of_run(workdir: str, stop: StopRequest, watchdog: Watchdog) -> Iterator[Lease]:
+    """A lease to acquire that is let go however the run ends: by itself, by a signal before it saves, or stuck."""
+    with contextlib.closing(Lease(workdir)) as lease:
+        stop.before_ending.append(lambda _: lease.close())
+        watchdog.before_ending.append(lease.close)
+        yield lease

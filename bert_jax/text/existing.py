@@ -1,0 +1,73 @@
+"""Whether the corpus that is there is the one that is asked for."""
+
+import json
+import pathlib
+from typing import Any
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.text.chunks import look_at_files
+from bert_jax.text.corpus import read_manifest
+from bert_jax.text.tokenizer import Tokenizer
+
+
+def settings_of(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer | None) -> dict[str, Any]:
+    """The settings that the contents of a corpus depend on, by their names in the config, as JSON gives them back."""
+    names = ['text_field', 'group_field', 'split_sentences', 'deduplicate_lines']
+    names += ['source', 'validation_source', 'validation_fraction']
+    settings = {f'data.{name}': getattr(data, name) for name in names}
+    if given is not None:
+        settings['tokenizer.path'] = given.hash
+    else:
+        names = ['kind', 'vocab_size', 'lowercase', 'strip_accents', 'sample_bytes']
+        settings |= {f'tokenizer.{name}': getattr(tokenizer, name) for name in names}
+    return json.loads(json.dumps(settings))
+
+
+def weighted_sources(data: config.Data) -> list[tuple[str, float, str]]:
+    """(source, weight, split) in the order of the corpus; the split '' is by hash. Validation text comes first."""
+    train = [(source, weight, 'train' if data.validation_source else '') for source, weight in config.sources(data)]
+    return [(data.validation_source, 1.0, 'validation'), *train] if data.validation_source else train
+
+
+def find_existing(directory: pathlib.Path, data: config.Data, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the corpus that is there already; None when there is none.
+
+    Raises:
+      BadInput: for a directory that holds something else, or a corpus of other settings or of text that has changed.
+    """
+    manifest = read_manifest(directory)
+    where = f'config.data.corpus={directory}'
+    if manifest is None:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise BadInput(where, 'is there and is not a corpus', 'a directory to make', 'set another data.corpus')
+        return None
+    theirs = manifest['settings']
+    mend = f'set another data.corpus, or rm -r {directory}'
+    differing = [name for name in sorted({*theirs, *settings}) if theirs.get(name) != settings.get(name)]
+    if differing:
+        found = '; '.join(f'{name}={theirs.get(name)!r}' for name in differing)
+        expected = '; '.join(f'{name}={settings.get(name)!r}' for name in differing)
+        raise BadInput(where, f'holds a corpus made with {found}', expected, mend)
+    for source, _, _ in weighted_sources(data):
+        if changes := changes_since(directory, source):
+            found = f'holds a corpus of text that has changed since: {changes}'
+            raise BadInput(where, found, 'the text that it was made of', mend)
+    return manifest
+
+
+def changes_since(directory: pathlib.Path, source: str) -> str:
+    """How the files of a source differ from those that a corpus was made of, in words; '' when they do not, or are not
+    there any more (a corpus does not need its text)."""
+    before: dict[str, list[int]] = json.loads((directory / 'sources.json').read_text('utf-8')).get(source, {})
+    now = look_at_files(source)
+    if not now:
+        return ''
+    told = [f'{path} is new' for path in now if path not in before]
+    told += [f'{path} is gone' for path in before if path not in now]
+    for path in before.keys() & now.keys():
+        if before[path][0] != now[path][0]:
+            told.append(f'{path} had {before[path][0]:,} bytes and has {now[path][0]:,}')
+        elif before[path][1] != now[path][1]:
+            told.append(f'{path} was written to')
+    return ', '.join(sorted(told)[:3]) + (f' and {len(told) - 3} more' if len(told) > 3 else '')

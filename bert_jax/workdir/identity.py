@@ -1,0 +1,194 @@
+"""A workdir's config.json: what a run is, so that it can be continued and read without its config file."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from importlib import metadata
+
+from etils import epath
+
+from bert_jax import config as config_module
+from bert_jax.config import Config
+from bert_jax.data.streams import Streams
+from bert_jax.errors import BadInput
+from bert_jax.files import write_whole
+from bert_jax.runtime.processes import is_first, say
+from bert_jax.text.tokenizer import Tokenizer
+
+# The fields of `config.data` that the corpus's content hash stands for.
+_COVERED_BY_CONTENT = (
+    'source',
+    'corpus',
+    'text_field',
+    'group_field',
+    'bad_records',
+    'deduplicate_lines',
+    'split_sentences',
+    'validation_source',
+    'validation_fraction',
+    'local_copy',
+)
+_RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
+
+
+def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
+    """What must not change when a run is continued: content, never paths, mesh, microbatches or intervals."""
+    data = dataclasses.asdict(config.data)
+    for path in _COVERED_BY_CONTENT:
+        del data[path]
+    if not config_module.is_records(config.data.source):
+        del data['remask']
+    if not config.data.bucket_lengths:
+        del data['bucket_lengths']
+    model = dataclasses.asdict(config.model)
+    for execution in ('remat', 'scan_layers', 'attention'):
+        del model[execution]
+    sections = {'data': data, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
+    skip = {'train.skip': config.train.skip} if config.train.skip else {}
+    flat = skip | {f'{section}.{name}': value for section, values in sections.items() for name, value in values.items()}
+    return flat | {
+        'phases': [dataclasses.asdict(phase) for phase in config.phases],
+        'corpus': streams.content_hash,
+        'tokenizer': streams.tokenizer.hash,
+        'train.seed': config.train.seed,
+        'train.steps': config.train.steps,
+        'train.global_batch_size': config.train.global_batch_size,
+    }
+
+
+def claim(
+    workdir: str,
+    config: Config,
+    tokenizer: Tokenizer,
+    fingerprint: dict[str, object],
+    *,
+    allow_change: Sequence[str] = (),
+    step: int | None = None,
+) -> None:
+    """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
+
+    Args:
+      fingerprint: of the run (see `fingerprint`), and what is known of the weights that it starts from.
+      allow_change: names in the fingerprint whose value may be another than before; config.json then takes the new
+        values, and records the old ones and the `step` that the run had reached.
+
+    Raises:
+      BadInput: names every field in which the workdir's run differs and may not.
+    """
+    path = epath.Path(workdir) / 'config.json'
+    ours = json.loads(json.dumps(fingerprint))
+    if unknown := sorted({*allow_change} - ours.keys() - {'init', 'init_optimizer', 'train.skip'}):
+        near = difflib.get_close_matches(unknown[0], ours, n=1)
+        raise BadInput(
+            '--allow_change',
+            f'names {", ".join(unknown)}, which is no field of a fingerprint',
+            ', '.join(sorted(ours)),
+            f'--allow_change={near[0]}' if near else '',
+        )
+    if path.exists():
+        content = _read(path)
+        theirs = content['fingerprint']
+        differ = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+        _check_may_change(workdir, differ - {*allow_change}, theirs, ours)
+        _check_keeps_shapes(workdir, differ)
+        if differ and is_first():
+            changes = [
+                {'step': step, 'field': name, 'from': theirs.get(name), 'to': ours.get(name)} for name in sorted(differ)
+            ]
+            content |= {'config': dataclasses.asdict(config), 'fingerprint': ours}
+            content['changes'] = [*content.get('changes', []), *changes]
+            tokenizer.save(path.parent / 'tokenizer')
+            write_whole(path, json.dumps(content, indent=2) + '\n')
+            say(f'Changed from step {step or 0} on: {_listed(differ, theirs, ours)}')
+        return
+    if is_first():
+        write(workdir, config, tokenizer, ours)
+
+
+# What the arrays of a state get their shapes and names from.
+_SHAPES = ('tokenizer', 'optimizer.name', *(f'model.{name}' for name in ('num_layers', 'hidden_size', 'max_positions')))
+_SHAPES += ('model.num_heads', 'model.intermediate_size')
+
+
+def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict) -> None:
+    """Raises BadInput when a field differs."""
+    if not differ:
+        return
+    fixed = sorted(differ & {*_SHAPES})
+    fork = f'name another --workdir; with --config.init={workdir} it starts from the weights of this run'
+    mend = fork if fixed else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
+    raise BadInput(str(workdir), f'holds another run: {_listed(differ, theirs, ours)}', 'the same values', mend)
+
+
+def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
+    """Raises BadInput for a change that the arrays of a checkpoint cannot go along with."""
+    if fixed := sorted(differ & {*_SHAPES}):
+        raise BadInput(
+            '--allow_change',
+            f'names {", ".join(fixed)}, which the checkpoints of {workdir} cannot follow',
+            'fields that leave parameters and moments as they are',
+            f'another --workdir with --config.init={workdir}',
+        )
+
+
+def _listed(differ: set[str], theirs: dict, ours: dict) -> str:
+    return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
+
+
+def write(workdir: str, config: Config, tokenizer: Tokenizer, fingerprint: dict[str, object]) -> None:
+    """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json."""
+    path = epath.Path(workdir) / 'config.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(path.parent / 'tokenizer')
+    content = {'config': dataclasses.asdict(config), 'fingerprint': fingerprint, 'versions': versions()}
+    write_whole(path, json.dumps(content, indent=2) + '\n')
+
+
+def versions() -> dict[str, str]:
+    """Those of the packages that a run's numbers may depend on."""
+    return {name: metadata.version(name) for name in _RECORDED_VERSIONS}
+
+
+def is_workdir(directory: str) -> bool:
+    """Whether a directory's config.json is a run's (and not a model's)."""
+    path = epath.Path(directory) / 'config.json'
+    return path.exists() and b'fingerprint' in path.read_bytes()
+
+
+def load_config(workdir: str) -> Config:
+    """The config of the run in a workdir.
+
+    Raises:
+      BadInput: when there is none.
+    """
+    path = epath.Path(workdir) / 'config.json'
+    found = _read(path)['config']
+    if 'task' in found:
+        mend = f'python -m bert_jax export --workdir={workdir} --output=…'
+        raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', mend)
+    return config_module.resolve(found)
+
+
+def load_fingerprint(workdir: str) -> dict[str, object]:
+    """The fingerprint of the run in a workdir.
+
+    Raises:
+      BadInput: when there is none.
+    """
+    return _read(epath.Path(workdir) / 'config.json')['fingerprint']
+
+
+def _read(path: epath.Path) -> dict:
+    if not path.exists():
+        raise BadInput(
+            str(path), 'does not exist', 'the workdir of a run', 'python -m bert_jax train --config=… --workdir=…'
+        )
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(str(path), f'is not JSON ({error})', 'the file that train wrote') from error
+    parts = [content.get(name) for name in ('config', 'fingerprint')] if isinstance(content, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise BadInput(str(path), 'is not the config of a run', 'the file that train wrote')
+    return content

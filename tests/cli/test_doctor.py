@@ -1,0 +1,103 @@
+"""`doctor` finds each of the ways in which text and settings go wrong, and is silent where nothing is wrong."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bert_jax import config
+from bert_jax.cli.doctor import diagnose
+from bert_jax.text import prepare
+from bert_jax.text.corpus import load_corpus
+
+ROOT = Path(__file__).parents[2]
+WORDS = 'river stone house garden winter summer letter window market bridge doctor teacher'.split()
+
+
+def _sentence(number: int) -> str:
+    return ' '.join(WORDS[(number * step + step) % len(WORDS)] for step in range(1, 8)) + f' number {number}.'
+
+
+def _text(documents: int, sentences: int, repeat: int = 10**9) -> str:
+    return '\n\n'.join(
+        '\n'.join(_sentence((document * sentences + line) % repeat) for line in range(sentences))
+        for document in range(documents)
+    )
+
+
+def _diagnose(tmp_path: Path, text: str, **changes: object) -> str:
+    """The problems of a small run on this text, as one string."""
+    (tmp_path / 'text.txt').write_text(text)
+    chosen = config.bert('tiny')
+    chosen.data.source, chosen.data.corpus = f'text:{tmp_path}/text.txt', str(tmp_path / 'corpus')
+    chosen.data.sequence_length, chosen.data.validation_fraction = 32, 0.2
+    chosen.tokenizer.vocab_size = 200
+    chosen.train.steps, chosen.train.global_batch_size, chosen.optimizer.warmup_steps = 40, 8, 4
+    chosen.update_from_flattened_dict(changes)
+    resolved = config.resolve(chosen)
+    prepare.prepare(resolved.data, resolved.tokenizer, progress=False)
+    return '\n'.join(map(str, diagnose(resolved, str(tmp_path / 'run'))))
+
+
+def test_a_sound_run_has_no_problem(tmp_path: Path) -> None:
+    assert _diagnose(tmp_path, _text(700, 6)) == ''
+
+
+def test_each_disappointment_is_a_warning_with_its_mend(tmp_path: Path) -> None:
+    cases = {
+        'sentences were there before': (_text(300, 6, repeat=50), {}),
+        'are one sentence': (_text(900, 1), {}),
+        'one document holds': (_text(200, 2) + '\n\n' + _text(1, 3000), {}),
+        'training documents to take random next sentences from': (_text(40, 30), {}),
+        'times through what there is': (_text(300, 6), {'train.steps': 100_000}),
+        'masked tokens in all': (_text(120, 6), {}),
+        'are [UNK]': (_text(300, 6), {'tokenizer.path': str(_poor_vocabulary(tmp_path))}),
+        'all that this text gives': (_text(300, 6), {'tokenizer.vocab_size': 5000}),
+    }
+    for number, (expected, (text, changes)) in enumerate(cases.items()):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        found = _diagnose(directory, text, **changes)
+        assert found.startswith('warning') and expected in found and 'mend' in found, (expected, found)
+
+
+def test_a_vocabulary_of_another_size_or_without_special_tokens_is_told(tmp_path: Path, monkeypatch) -> None:
+    opened = []
+    monkeypatch.setattr('bert_jax.cli.doctor.load_corpus', lambda *args: opened.append(args) or load_corpus(*args))
+    monkeypatch.setattr('bert_jax.data.streams.load_corpus', None)  # the corpus is open already
+    _diagnose(tmp_path, _text(300, 6))
+    chosen = config.resolve(
+        {'data': {'corpus': str(tmp_path / 'corpus'), 'sequence_length': 32}, 'tokenizer': {'vocab_size': 100}}
+    )
+    assert any('whatever the config says' in problem.found for problem in diagnose(chosen)) and len(opened) == 2
+    (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\nhouse\n')
+    chosen = dataclasses.replace(chosen, tokenizer=config.Tokenizer(path=f'{tmp_path}/vocab.txt'))
+    first = diagnose(chosen)[0]
+    assert (first.level, first.found) == ('error', 'has no [MASK]')
+
+
+def _poor_vocabulary(tmp_path: Path) -> Path:
+    path = tmp_path / 'vocab.txt'
+    path.write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *WORDS, 'number', '.']) + '\n')
+    return path
+
+
+def test_all_that_cannot_work_is_told_at_once_and_is_exit_status_2() -> None:
+    found = _command_line(
+        '--config.mesh.data=3', '--config.train.keep_checkpoints=100000000', '--config.data.corpus=no'
+    )
+    assert [any(words in one for one in found) for words in ('asks for data=3', 'GB free', 'no corpus')] == [True] * 3
+    [found] = _command_line('--config.data.sequence_length=1024')
+    assert 'more than the model has positions' in found
+
+
+def _command_line(*overrides: str) -> list[str]:
+    command = [sys.executable, '-m', 'bert_jax', 'doctor', '--config=configs/demo.py', *overrides, '--json']
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    problems = json.loads(done.stdout)['problems']
+    assert all(set(problem) == {'level', 'where', 'found', 'expected', 'mend'} for problem in problems)
+    return [problem['found'] for problem in problems if problem['level'] == 'error']

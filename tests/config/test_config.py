@@ -1,0 +1,143 @@
+"""A wrong config is told at once, by the name of the field, with what would work."""
+
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from bert_jax import config
+from bert_jax.config import Config, bert, field_names, resolve, sources
+from bert_jax.errors import BadInput
+
+
+def _message(**fields: object) -> str:
+    changed = bert('tiny').copy_and_resolve_references()
+    with changed.unlocked():
+        changed.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+    with pytest.raises(BadInput) as raised:
+        resolve(changed)
+    return str(raised.value)
+
+
+def test_every_published_size_resolves() -> None:
+    for size in config.SIZES:
+        resolved = resolve(bert(size))
+        assert resolved.model.hidden_size == config.SIZES[size][1]
+
+
+def test_defaults_are_the_original_base() -> None:
+    assert resolve(bert('base')) == Config()
+
+
+def test_a_config_survives_json() -> None:
+    import json
+
+    resolved = resolve(bert('mini'))
+    assert resolve(json.loads(json.dumps(dataclasses.asdict(resolved)))) == resolved
+
+
+@pytest.mark.parametrize(
+    'typo, meant',
+    [('train__stepz', 'train.steps'), ('model__num_layer', 'model.num_layers'), ('optimiser', 'optimizer')],
+)
+def test_a_typo_gets_the_nearest_name(typo: str, meant: str) -> None:
+    message = _message(**{typo: 1})
+    assert 'no such field' in message and f'config.{meant}' in message
+
+
+def test_a_wrong_choice_gets_the_allowed_ones_and_the_nearest() -> None:
+    message = _message(data__pairing='npr')
+    assert "'nsp', 'sop', 'none'" in message and "did you mean 'nsp'" in message
+
+
+@pytest.mark.parametrize('name', sorted(field_names()))
+def test_every_field_refuses_a_value_of_another_type(name: str) -> None:
+    values = dataclasses.asdict(Config())
+    section = values
+    *sections, leaf = name.split('.')
+    for part in sections:
+        section = section[part]
+    section[leaf] = ['not', 'a', 'value']
+    with pytest.raises(BadInput, match=f'config.{name}'):
+        resolve(values)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -0.1])
+def test_numbers_that_are_none_are_refused(value: float) -> None:
+    assert 'optimizer.peak_learning_rate' in _message(optimizer__peak_learning_rate=value)
+
+
+@pytest.mark.parametrize(
+    'fields, words',
+    [
+        ({'model__num_heads': 3}, 'divisor of 128'),
+        ({'data__sequence_length': 1024}, 'max_positions=512'),
+        ({'train__global_batch_size': 10, 'train__microbatches': 4}, 'global_batch_size=12'),
+        ({'optimizer__warmup_steps': 11, 'train__steps': 10}, 'at most train.steps=10'),
+        ({'mesh__fsdp': -1}, 'at most one axis'),
+        ({'data__masking__mask_fraction': 0.95}, 'at most 1'),
+        ({'data__source': 'txt:a'}, 'python-docs'),
+        ({'data__bucket_lengths': (32, 16)}, 'rising'),
+        ({'data__bucket_lengths': (32, 128)}, 'below data.sequence_length=128, which is the longest already'),
+        ({'data__bucket_lengths': (32,), 'data__packing': True}, '() with packing'),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_told_with_what_would(fields: dict, words: str) -> None:
+    assert words in _message(**fields)
+
+
+def test_phases_inherit_what_they_leave_out_and_train_steps_is_their_sum() -> None:
+    values = dataclasses.asdict(Config()) | {'phases': [{'steps': 20_000}, {'steps': 10_000, 'sequence_length': 512}]}
+    values['data'] = values['data'] | {'sequence_length': 64}
+    resolved = resolve(values)
+    assert resolved.train.steps == 30_000
+    assert [(p.sequence_length, p.global_batch_size, p.warmup_steps) for p in resolved.phases] == [
+        (64, 256, 10_000),
+        (512, 256, 10_000),
+    ]
+    assert resolve(dataclasses.asdict(resolved)) == resolved
+    lengths = [config.num_predictions(phase.data) for phase in config.in_phases(resolved)]
+    assert lengths == [round(0.15 * 64), round(0.15 * 512)]
+    assert [config.phase_at(resolved, step) for step in (1, 20_000, 20_001, 30_000)] == [0, 0, 1, 1]
+
+
+def test_the_two_phase_config_spends_90_percent_of_its_steps_on_short_rows() -> None:
+    path = Path(config.__file__).parents[2] / 'configs' / 'bert_two_phase.py'
+    resolved = resolve(runpy.run_path(str(path))['get_config']('large'))
+    assert [phase.sequence_length for phase in resolved.phases] == [128, 512]
+    assert resolved.phases[0].steps == 0.9 * resolved.train.steps
+
+
+@pytest.mark.parametrize(
+    'phase, words',
+    [
+        ({'steps': 10, 'sequence_length': 1024, 'warmup_steps': 0}, 'config.phases[1].sequence_length: is 1024'),
+        ({'steps': 10, 'warmup_steps': 11}, 'at most phases[1].steps=10'),
+        ({'steps': 10, 'warmup_steps': 0, 'global_batch_size': 0}, 'config.phases[1].global_batch_size: is 0'),
+        ({'steps': 'ten'}, 'config.phases[1].steps'),
+        ({'steps': 10, 'warmup': 1}, 'did you mean config.phases[1].warmup_steps?'),
+        ({'sequence_length': 64}, 'config.phases[1]: does not say how many steps'),
+        (7, 'config.phases[1]: is 7'),
+    ],
+)
+def test_a_wrong_phase_is_told_by_its_number(phase: object, words: str) -> None:
+    assert words in _message(phases=({'steps': 20_000}, phase))
+
+
+def test_an_unknown_size_gets_the_nearest() -> None:
+    with pytest.raises(BadInput, match="did you mean 'large'"):
+        bert('larg')
+
+
+def test_a_source_may_be_several_with_weights_and_survives_json():
+    several = (('text:a', 2), ('jsonl:b', 0.5))
+    given = bert('tiny')
+    given.data.source = several
+    resolved = resolve(given)
+    assert sources(resolved.data) == several and sources(resolve({}).data) == (('python-docs', 1.0),)
+    assert resolve(json.loads(json.dumps(dataclasses.asdict(resolved)))) == resolved
+    for bad in (5, (), ('text:a',), (('text:a', 0),), (('text:a', 1), ('text:a', 1)), (('tekst:a', 1),)):
+        with pytest.raises(BadInput, match='config.data.source: is .*\n.*expected'):
+            resolve({'data': {'source': bad}})

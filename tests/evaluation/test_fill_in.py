@@ -1,0 +1,46 @@
+"""The example sentences are filled in as `fill_mask` fills them in, on any mesh."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.evaluation.fill_in import Examples
+from bert_jax.model.bert import BertForPreTraining
+from bert_jax.pretrained.load import Pretrained
+from bert_jax.train.sharding import make_mesh, parameter_specs
+from bert_jax.train.state import model_graph, place
+from tests.finetune.models import MODEL, TOKENS, read_tokenizer
+
+TEXTS = ('the [MASK] is in town', '[MASK] is the [MASK].', 'far ' + 'too ' * 40 + '[MASK]')
+
+
+@pytest.mark.parametrize('mesh', [config.Mesh(1), config.Mesh(2, 2, 2), config.Mesh(1, 1, 2)])
+def test_on_any_mesh_the_fillers_are_those_of_fill_mask(mesh: config.Mesh, tmp_path: Path, capsys) -> None:
+    tokenizer, settings = read_tokenizer(tmp_path), dataclasses.replace(MODEL, initializer_range=0.5)
+    model = BertForPreTraining(settings, len(TOKENS), nnx.Rngs(0))
+    devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
+    mesh = make_mesh(mesh, settings, config.Train(global_batch_size=8), devices)
+    params = nnx.state(model, nnx.Param)
+    shardings = parameter_specs(params, mesh)
+    graph = model_graph(settings, len(TOKENS))
+    examples = Examples(TEXTS, tokenizer, settings.max_positions, graph, mesh, shardings)
+    assert '1 do not fit into 32 positions' in capsys.readouterr().err
+    found = examples(jax.tree.map(place, params, shardings))
+    pretrained = Pretrained(model, tokenizer, settings, None)
+    assert [example['text'] for example in found] == list(TEXTS[:2])
+    for example in found:
+        for ours, theirs in zip(example['fillers'], pretrained.fill_mask(example['text'], 3), strict=True):
+            assert [filler['token'] for filler in ours] == [filler.token for filler in theirs]
+            assert [filler['score'] for filler in ours] == pytest.approx([f.score for f in theirs], abs=1e-3)
+
+
+@pytest.mark.parametrize('examples', [('no mask',), (1,), ('two\nlines [MASK]',)])
+def test_an_example_is_a_line_with_a_mask(examples: tuple) -> None:
+    with pytest.raises(BadInput, match=r'config\.train\.examples'):
+        config.resolve({'train': {'examples': examples}})
+    assert not Examples((), None, 32, None, None, None)

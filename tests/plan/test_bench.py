@@ -1,0 +1,85 @@
+"""`bench` measures the real step, and counts what it says it counts."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax import config
+from bert_jax.data.random_rows import FIRST, MASK, RandomRows
+from bert_jax.plan import bench
+from bert_jax.train.sharding import make_mesh
+from bert_jax.workdir.metrics import flops_per_step
+
+ONE_DEVICE = {'data': 1, 'fsdp': 1, 'tensor': 1}
+
+
+def _small(**data: object) -> config.Config:
+    fields = config.bert('tiny').to_dict()
+    fields['model'] |= {'num_layers': 2, 'hidden_size': 32, 'num_heads': 2, 'intermediate_size': 64}
+    fields['data'] |= {'sequence_length': 32, 'corpus': 'none/here'} | data
+    fields['tokenizer']['vocab_size'] = 300
+    fields['train']['global_batch_size'] = 8
+    return config.resolve(fields)
+
+
+@pytest.mark.parametrize('packing', [False, True])
+def test_random_rows_are_batches_as_a_corpus_gives_them(packing: bool) -> None:
+    data = config.Data(sequence_length=128, packing=packing)
+    batch = RandomRows(data, 300, batch_size=64, seed=0).batch(5)
+    place = np.arange(128)
+    for row in range(64):
+        ids, starts = batch.sequence_ids[row], batch.cls_positions[row][batch.next_sentence_weights[row] > 0]
+        assert starts[0] == 0 and (np.diff(starts) > 0).all()
+        expected = (place >= starts[:, None]).sum(axis=0)
+        assert (ids == expected).all()  # full rows, numbered from 1
+        assert (batch.position_ids[row] == place - starts[expected - 1]).all()
+    assert batch.masked_lm_weights.all() and (batch.masked_lm_ids >= FIRST).all()
+    rows = np.arange(64)[:, None]
+    assert (batch.input_ids[rows, batch.masked_lm_positions] == MASK).all()
+    assert all(len({*places}) == len(places) for places in batch.masked_lm_positions.tolist())
+    assert (batch.sequence_ids.max(axis=1) > 1).any() == packing
+    assert all(
+        (a == b).all() for a, b in zip(batch, RandomRows(data, 300, batch_size=64, seed=0).batch(5), strict=True)
+    )
+    assert batch.input_ids.max() < 300 and {array.dtype for array in batch} == {np.dtype('i4'), np.dtype('f4')}
+
+
+@pytest.mark.parametrize('size', ['mini', 'base', 'large'])
+def test_the_products_of_the_ceiling_are_the_flops_of_the_step(size: str) -> None:
+    fields = config.bert(size).to_dict()
+    fields['tokenizer']['vocab_size'] = 30592  # a multiple of 128: nothing is padded
+    chosen = config.resolve(fields)
+    rows, length = chosen.train.global_batch_size, chosen.data.sequence_length
+    slots = rows * config.num_predictions(chosen.data)
+    counted = flops_per_step(
+        chosen.model, 30592, tokens=rows * length, squared_lengths=rows * length**2, predictions=slots, sequences=rows
+    )
+    listed = bench.products(chosen, 30592, ONE_DEVICE)
+    total = 3 * sum(2 * batch * m * k * n * count for _, batch, m, k, n, count in listed)
+    assert total + 6 * rows * 2 * chosen.model.hidden_size == counted  # the next-sentence logits are too small to time
+    split = bench.products(chosen, 30592, {'data': 2, 'fsdp': 4, 'tensor': 4})
+    assert 3 * sum(2 * math.prod(product[1:]) for product in split[:7]) * 32 == pytest.approx(
+        3 * sum(2 * math.prod(product[1:]) for product in listed[:7]), rel=0.01
+    )
+
+
+def test_bench_measures_the_real_step_on_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Eight simulated devices with several steps under way may wait for each other longer than XLA lets them.
+    one = make_mesh(config.Mesh(), _small().model, _small().train, jax.devices()[:1])
+    monkeypatch.setattr(bench, 'mesh_of_run', lambda _: one)
+    result = bench.bench(_small(), seconds=0.0)
+    assert result.num_devices == 1 and result.rounds >= 5
+    assert 'random ids' in result.data and 'none/here' in result.data
+    assert result.tokens_per_second == pytest.approx(8 * 32 / result.step_seconds)
+    assert result.sequences_per_second == pytest.approx(8 / result.step_seconds)
+    assert 0 < result.ceiling_fraction and 0 < result.mfu < 1 and 0 <= result.input_wait_fraction <= 1
+    assert result.fastest_seconds <= result.step_seconds <= result.slowest_seconds
+    promised = (
+        'step_seconds sequences_per_second tokens_per_second mfu ceiling_fraction compile_seconds peak_memory_bytes '
+        'input_wait_fraction'
+    )
+    assert {*promised.split()} <= dataclasses.asdict(result).keys()
+    assert f'{result.parameters:,} parameters' in bench.describe(result)

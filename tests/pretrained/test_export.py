@@ -1,0 +1,331 @@
+"""An export opens in everything, gives the numbers of the run, says what it is, and appears whole or not at all."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bert_jax import config, load_pretrained
+from bert_jax.__main__ import main
+from bert_jax.data.streams import open_streams
+from bert_jax.errors import BadInput
+from bert_jax.model.bert import BertForPreTraining
+from bert_jax.pretrain import train
+from bert_jax.pretrained import export as export_module
+from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained.export import export
+from bert_jax.pretrained.load import _encode
+from bert_jax.text import prepare
+from bert_jax.train.optimizer import make_optimizer
+from bert_jax.train.state import TrainState
+from bert_jax.workdir import identity
+from bert_jax.workdir.checkpoint import Checkpoints
+from tests.test_pretrain import ROOT, WORDS, write_text
+
+
+def _settings(directory: Path, kind: str, pairing: str) -> config.Config:
+    return config.resolve(
+        {
+            'data': {
+                'source': f'text:{directory}/text.txt',
+                'corpus': str(directory / 'corpus'),
+                'validation_fraction': 0.0,
+                'sequence_length': 32,
+                'pairing': pairing,
+            },
+            'tokenizer': {'kind': kind, 'vocab_size': 500 if kind == 'wordpiece' else 120},
+            'model': {
+                'num_layers': 2,
+                'hidden_size': 32,
+                'num_heads': 2,
+                'intermediate_size': 64,
+                'max_positions': 64,
+            },
+            'train': {'steps': 2, 'global_batch_size': 16, 'evaluate_every': 0},
+            'optimizer': {'warmup_steps': 0, 'peak_learning_rate': 1e-2},
+            'card': {'license': 'apache-2.0', 'language': 'en, de', 'datasets': 'a: "b"'},
+        }
+    )
+
+
+def _trained(directory: Path, kind: str, pairing: str) -> Path:
+    """Makes run/, a workdir as `train` leaves it (its parameters drawn, no bias zero), and export/."""
+    write_text(directory / 'text.txt', num_documents=20)
+    settings = _settings(directory, kind, pairing)
+    prepare.prepare(settings.data, settings.tokenizer)
+    found, workdir = open_streams(settings), directory / 'run'
+    identity.write(str(workdir), settings, found.tokenizer, identity.fingerprint(settings, found))
+    (workdir / 'evaluation.json').write_text(json.dumps({'step': 2, 'mlm_loss': 3.25, 'nsp_loss': 0.5}))
+    shapes = nnx.eval_shape(lambda: BertForPreTraining(settings.model, found.tokenizer.vocab_size, nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), nnx.state(shapes, nnx.Param)
+    )
+    opt_state = make_optimizer(settings.optimizer, settings.train.steps).init(params)
+    checkpoints = Checkpoints(str(workdir))
+    checkpoints.save(TrainState(jnp.asarray(2, jnp.int32), params, opt_state))
+    checkpoints.close()
+    export(str(workdir), str(directory / 'export'))
+    return directory
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory) -> Path:
+    """Holds run/ and export/ of a WordPiece model trained on pairs."""
+    return _trained(tmp_path_factory.mktemp('pairs'), 'wordpiece', 'nsp')
+
+
+@pytest.fixture(scope='module')
+def single(tmp_path_factory) -> Path:
+    """Holds run/ and export/ of a SentencePiece model trained on single texts."""
+    return _trained(tmp_path_factory.mktemp('single'), 'sentencepiece', 'none')
+
+
+@pytest.fixture(params=['pairs', 'single'])
+def directory(request) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def _reference(directory: Path, name: str):
+    transformers = pytest.importorskip('transformers')
+    return getattr(transformers, name).from_pretrained(directory)
+
+
+def test_it_opens_in_every_class_and_fills_masks_as_ours_does(directory: Path) -> None:
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+    text = f'{WORDS[0]} [MASK] {WORDS[1]}, [MASK].'
+    ours = load_pretrained(str(directory / 'export')).fill_mask(text, top_k=3)
+    from_run = load_pretrained(str(directory / 'run')).fill_mask(text, top_k=3)
+    pipeline = transformers.pipeline('fill-mask', model=str(directory / 'export'), device='cpu')
+    for slot, same, theirs in zip(ours, from_run, pipeline(text, top_k=3), strict=True):
+        assert [filler.token for filler in slot] == [filler.token for filler in same]
+        assert [filler.token for filler in slot] == [
+            pipeline.tokenizer.convert_ids_to_tokens(filler['token']) for filler in theirs
+        ]
+        np.testing.assert_allclose([filler.score for filler in slot], [filler['score'] for filler in theirs], atol=1e-5)
+    tokenizer = _reference(directory / 'export', 'AutoTokenizer')
+    encoded = tokenizer(text, 'and so on', return_tensors='pt')
+    with torch.no_grad():
+        masked = _reference(directory / 'export', 'AutoModelForMaskedLM')(**encoded).logits
+        both = _reference(directory / 'export', 'AutoModelForPreTraining')(**encoded).prediction_logits
+        hidden = _reference(directory / 'export', 'AutoModel')(**encoded).last_hidden_state
+    np.testing.assert_allclose(masked, both, atol=1e-5)
+    assert hidden.shape[:2] == masked.shape[:2]
+    assert tokenizer.model_max_length == 64
+
+
+def test_its_files_are_the_promised_ones_and_the_proof_holds_their_sums(directory: Path) -> None:
+    vocabulary = 'vocab.txt' if directory.name.startswith('pairs') else 'sentencepiece.model'
+    files = {'README.md', 'config.json', 'model.safetensors', 'proof.json', 'special_tokens_map.json'}
+    files |= {'tokenizer.json', 'tokenizer_config.json', vocabulary}
+    found = {path.name: path.read_bytes() for path in (directory / 'export').iterdir()}
+    assert found.keys() == files
+    proof = json.loads(found.pop('proof.json'))
+    assert proof['sha256'] == {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
+    assert proof['largest_difference'] <= proof['tolerance'] and proof['step'] == 2
+    rows, vocab_size = np.array(proof['input_ids']), load_pretrained(str(directory / 'export')).tokenizer.vocab_size
+    both = directory.name.startswith('pairs')
+    assert proof['logits_compared'] == rows.size * vocab_size + (2 * len(rows) if both else 0)
+    assert proof['compared_with'] == ('transformers BertForPreTraining' if both else 'transformers BertForMaskedLM')
+    assert proof['token_ids_compared'] > rows.size / 2
+
+
+def test_untrained_heads_are_left_out_and_the_card_says_so(single: Path, pairs: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(single / 'export' / 'model.safetensors', 'numpy') as file:
+        names = set(file.keys())
+    with safe_open(pairs / 'export' / 'model.safetensors', 'numpy') as file:
+        left_out = set(file.keys()) - names
+    assert {name.rpartition('.')[0] for name in left_out} == {'bert.pooler.dense', 'cls.seq_relationship'}
+    assert json.loads((single / 'export' / 'config.json').read_text())['architectures'] == ['BertForMaskedLM']
+    assert 'the pooler and the next-sentence head took no part' in (single / 'export' / 'README.md').read_text()
+    assert 'trained on next-sentence prediction' in (pairs / 'export' / 'README.md').read_text()
+
+
+def test_the_card_holds_the_facts_and_invents_nothing(pairs: Path, single: Path, tmp_path: Path) -> None:
+    yaml = pytest.importorskip('yaml')
+    text = (pairs / 'export' / 'README.md').read_text()
+    _, front, body = text.split('---\n', 2)
+    assert yaml.safe_load(front) == {
+        'library_name': 'transformers',
+        'pipeline_tag': 'fill-mask',
+        'mask_token': '[MASK]',
+        'tags': ['bert'],
+        'license': 'apache-2.0',
+        'language': ['en', 'de'],
+        'datasets': ['a: "b"'],
+    }
+    manifest = json.loads((pairs / 'corpus' / 'manifest.json').read_text())
+    for fact in (
+        '| Layers | 2 |',
+        '| Steps | 2 of 2 planned |',
+        '| Batch | 16 rows of 32 tokens |',
+        '15% of the tokens',
+    ):
+        assert fact in body
+    assert f'| Tokens | {manifest["splits"]["train"]["tokens"]:,} |' in body
+    assert '| mlm loss | 3.2500 nats |' in body and 'nsp loss' in body
+    assert 'nsp loss' not in (single / 'export' / 'README.md').read_text()
+    assert str(pairs) not in text  # paths are private
+    bare = export(str(pairs / 'run'), str(tmp_path / 'bare'), card=config.Card())
+    assert bare['step'] == 2
+    assert (
+        not {'license', 'language', 'datasets'}
+        & yaml.safe_load((tmp_path / 'bare' / 'README.md').read_text().split('---\n')[1]).keys()
+    )
+
+
+def test_the_card_can_change_without_it_being_another_run(pairs: Path) -> None:
+    settings = dataclasses.replace(_settings(pairs, 'wordpiece', 'nsp'), card=config.Card(license='mit'))
+    assert train(settings, str(pairs / 'run')).finished
+    with pytest.raises(BadInput, match='config.card.license'):
+        config.resolve({'card': {'license': 'mit\nlanguage: en'}})
+
+
+def test_without_torch_the_files_are_read_back_and_the_proof_says_so(
+    directory: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    proof = export(str(directory / 'run'), str(tmp_path / 'export'))
+    assert proof['compared_with'] == 'the files read back by bert_jax' and proof['largest_difference'] <= 1e-6
+
+
+@pytest.mark.parametrize('by_torch', [True, False])
+def test_a_wrong_export_is_never_written(pairs: Path, tmp_path: Path, monkeypatch, by_torch: bool) -> None:
+    if not by_torch:
+        monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    right = hugging_face.to_tensors
+
+    def wrong(*arguments) -> dict[str, np.ndarray]:
+        tensors = right(*arguments)
+        name = 'bert.encoder.layer.1.output.dense.weight'
+        return tensors | {name: tensors[name][::-1].copy()}
+
+    monkeypatch.setattr(hugging_face, 'to_tensors', wrong)
+    with pytest.raises(RuntimeError, match='logits differ'):
+        export(str(pairs / 'run'), str(tmp_path / 'export'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_tokenizer_is_never_written(pairs: Path, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip('transformers')
+    write_model = hugging_face.write_model
+
+    def spoil(directory: Path, *arguments) -> None:
+        write_model(directory, *arguments)
+        monkeypatch.setattr(export_module, '_hugging_face_ids', lambda directory, texts: [[1]] * len(texts))
+
+    monkeypatch.setattr(hugging_face, 'write_model', spoil)
+    with pytest.raises(RuntimeError, match='tokenizer gives other ids'):
+        export(str(pairs / 'run'), str(tmp_path / 'export'))
+    assert not list(tmp_path.iterdir())
+
+
+# --- load_pretrained, embed. ---
+
+TEXTS = ['', f'{WORDS[3]}', ' '.join(WORDS[:25]), f'{WORDS[5]} [MASK] {WORDS[7]}', ' '.join(WORDS[:200]), 'x y z', '']
+
+
+def test_vectors_are_the_references_from_the_run_and_its_export(directory: Path) -> None:
+    torch = pytest.importorskip('torch')
+    encoded, same = (load_pretrained(str(directory / where)).encode(TEXTS) for where in ('export', 'run'))
+    np.testing.assert_array_equal(encoded.mean_pooled, same.mean_pooled)
+    tokenizer, model = (_reference(directory / 'export', name) for name in ('AutoTokenizer', 'AutoModel'))
+    for text, ids, vectors, mean in zip(
+        TEXTS, encoded.input_ids, encoded.token_vectors, encoded.mean_pooled, strict=True
+    ):
+        theirs = tokenizer(text, return_tensors='pt', truncation=True, split_special_tokens=True)
+        assert ids == theirs['input_ids'][0].tolist()
+        with torch.no_grad():
+            hidden = model(**theirs).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(vectors, hidden, atol=1e-5 * np.abs(hidden).max())
+        np.testing.assert_allclose(mean, hidden.mean(0), atol=1e-5 * np.abs(hidden).max())
+    assert encoded.num_truncated == 1 and len(encoded.input_ids[4]) == 64
+
+
+def test_many_texts_compile_few_programs_and_keep_their_order(pairs: Path) -> None:
+    pretrained = load_pretrained(str(pairs / 'run'))
+    rng = np.random.default_rng(0)
+    texts = [' '.join(rng.choice(WORDS, rng.integers(0, 28))) for _ in range(300)]
+    before = _encode._cache_size()
+    together = pretrained.encode(texts)
+    assert _encode._cache_size() - before <= 4
+    alone = [pretrained.encode([text]).mean_pooled[0] for text in texts[:10]]
+    np.testing.assert_allclose(together.mean_pooled[:10], alone, atol=1e-5)
+    assert _encode._cache_size() - before <= 7
+    means, num_truncated = pretrained.mean_pooled(texts)
+    np.testing.assert_array_equal(means, together.mean_pooled)
+    assert num_truncated == together.num_truncated
+
+
+def test_what_cannot_be_encoded_is_told(pairs: Path) -> None:
+    pretrained = load_pretrained(str(pairs / 'export'))
+    with pytest.raises(BadInput, match='text 4: has .* tokens\n.*at most 64'):
+        pretrained.encode(TEXTS, truncate=False)
+    with pytest.raises(BadInput, match='a list of strings'):
+        pretrained.encode('one text')
+    assert pretrained.encode([]).mean_pooled.shape == (0, 32)
+
+
+def test_embed_writes_a_row_for_every_line(pairs: Path, tmp_path: Path, capsys) -> None:
+    lines = ['waa', '', ' '.join(WORDS[:200]), 'ü wab\r', 'last']
+    (tmp_path / 'in.txt').write_bytes('\n'.join(lines).encode())
+    output = tmp_path / 'new' / 'out.npy'
+    arguments = ['embed', f'--model={pairs}/run', f'--input={tmp_path}/in.txt', f'--output={output}', '--json']
+    assert main(['bert_jax', *arguments]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told['lines'], told['hidden_size'], told['truncated'], told['output']) == (5, 32, 1, str(output))
+    expected = load_pretrained(str(pairs / 'run')).encode(lines).mean_pooled
+    np.testing.assert_array_equal(np.load(output), expected)
+    assert [path.name for path in output.parent.iterdir()] == ['out.npy']
+    (tmp_path / 'in.txt').write_bytes(b'')
+    assert main(['bert_jax', *arguments]) == 0
+    assert np.load(output).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    'content, output, words',
+    [
+        (b'a\n\xff\n', 'out.npy', 'in.txt:2: is not UTF-8'),
+        (b'a\n', 'out.txt', '--output=NAME.npy'),
+        (None, 'out.npy', 'is not a file'),
+    ],
+)
+def test_embed_refuses_and_writes_nothing(
+    pairs: Path, tmp_path: Path, capsys, content, output: str, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / 'in.txt').write_bytes(content)
+    arguments = [f'--model={pairs}/run', f'--input={tmp_path}/in.txt', f'--output={tmp_path}/{output}']
+    assert main(['bert_jax', 'embed', *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['in.txt'] * (content is not None)
+
+
+def test_what_the_readme_says_about_using_the_result_works(pairs: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip('transformers')
+    section = re.search(r'^## Use the result$(.*?)^## ', (ROOT / 'README.md').read_text(), re.M | re.S).group(1)
+    commands = [line.strip() for line in re.findall(r'^    (python -m bert_jax .*)$', section, re.M)]
+    (code,) = re.findall(r'```python\n(.*?)```', section, re.S)
+    assert [shlex.split(command)[3] for command in commands] == ['export', 'fill-mask', 'embed']
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'runs').mkdir()
+    (tmp_path / 'runs' / 'mine').symlink_to(pairs / 'run')
+    (tmp_path / 'lines.txt').write_text('waa wab.\nwac\n')
+    for command in commands:
+        arguments = [argument.replace('configs/', f'{ROOT}/configs/') for argument in shlex.split(command)[3:]]
+        assert main(['bert_jax', *arguments]) == 0, capsys.readouterr().err
+    assert np.load('vectors.npy').shape == (2, 32)
+    found: dict[str, object] = {}
+    exec(compile(code.replace('768', '32'), 'README.md', 'exec'), found)

@@ -1,0 +1,308 @@
+"""Any BERT of Hugging Face comes in whole or not at all, and goes out as it came."""
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import bert_jax
+from bert_jax.__main__ import main
+from bert_jax.pretrained import hugging_face, initialize, safetensors_files
+from bert_jax.text.tokenizer import SPECIAL_TOKENS
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+
+TOKENS = [*SPECIAL_TOKENS, *'abcdefgh', *(f'##{c}' for c in 'abcdefgh'), 'bad', 'cab', 'Hé', '.']
+Tensors = dict[str, np.ndarray]
+
+
+def save_torch_model(directory: Path, kind: str = 'BertForPreTraining') -> Tensors:
+    """A small random model of `transformers` and a vocab.txt; returns its tensors, by today's full names."""
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    settings = transformers.BertConfig(
+        vocab_size=len(TOKENS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=20,
+    )
+    model = getattr(transformers, kind)(settings)
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from ones and zeros, so that a swapped bias shows
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
+    prefix = '' if kind != 'BertModel' else 'bert.'
+    return {
+        prefix + name: value.numpy()
+        for name, value in model.state_dict().items()
+        if 'decoder' not in name and 'position_ids' not in name
+    }
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp('hugging_face') / 'model'
+    save_torch_model(directory)
+    return directory
+
+
+@pytest.fixture
+def copy(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / 'model'))
+
+
+def read(directory: Path) -> Tensors:
+    """What `load_pretrained` made of a directory, under Hugging Face's names."""
+    params, model, vocab_size = hugging_face.read_model(directory, len(TOKENS))
+    return hugging_face.to_tensors(params, model, vocab_size)
+
+
+def assert_same(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, name)
+
+
+def rewrite(directory: Path, change: Callable[[Tensors], Tensors]) -> None:
+    file = directory / 'model.safetensors'
+    save_file(change(load_file(file)), file, {'format': 'pt'})
+
+
+@pytest.mark.parametrize(
+    'kind, absent',
+    [
+        ('BertForPreTraining', []),
+        ('BertForMaskedLM', ['pooler', 'next-sentence head']),
+        ('BertModel', ['masked-LM head', 'next-sentence head']),
+    ],
+)
+def test_weights_come_in_bit_for_bit_and_absent_heads_are_drawn_and_named(
+    kind: str, absent: list[str], tmp_path: Path, capsys
+) -> None:
+    expected = save_torch_model(tmp_path, kind)
+    found = read(tmp_path)
+    assert_same({name: found[name] for name in expected}, expected)
+    told = capsys.readouterr().err
+    assert [head for head in ('pooler', 'masked-LM head', 'next-sentence head') if f'no {head}' in told] == absent
+    drawn = {name: value for name, value in found.items() if name not in expected}
+    assert bool(drawn) == bool(absent)
+    again = read(tmp_path)
+    for name, value in drawn.items():
+        np.testing.assert_array_equal(value, again[name])
+        if 'LayerNorm.weight' in name:
+            assert (value == 1).all()
+        elif name.endswith('bias'):
+            assert (value == 0).all()
+        else:  # the original's normal of 0.02 cut at two of it
+            assert 0 < np.abs(value).max() <= 0.04 and 0.012 < value.std() < 0.024
+
+
+def _old_names(tensors: Tensors) -> Tensors:
+    renamed = {
+        name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): value
+        for name, value in tensors.items()
+    }
+    return renamed | {
+        'cls.predictions.decoder.weight': tensors['bert.embeddings.word_embeddings.weight'].copy(),
+        'cls.predictions.decoder.bias': tensors['cls.predictions.bias'].copy(),
+        'bert.embeddings.position_ids': np.arange(20)[None],
+    }
+
+
+def test_old_names_copies_of_the_decoder_and_buffers_are_understood(original: Path, copy: Path) -> None:
+    rewrite(copy, _old_names)
+    assert_same(read(copy), read(original))
+    rewrite(copy, lambda tensors: {n: v for n, v in tensors.items() if n != 'cls.predictions.bias'})
+    assert_same(read(copy), read(original))  # the bias under the decoder's name alone
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_widened_exactly(original: Path, copy: Path, dtype: type) -> None:
+    rewrite(copy, lambda tensors: {name: value.astype(dtype) for name, value in tensors.items()})
+    assert_same(read(copy), {n: v.astype(dtype).astype(np.float32) for n, v in read(original).items()})
+
+
+def test_files_of_an_index_are_read_together(original: Path, copy: Path) -> None:
+    tensors = load_file(copy / 'model.safetensors')
+    (copy / 'model.safetensors').unlink()
+    parts = {f'model-0000{n}-of-00002.safetensors': sorted(tensors)[n - 1 :: 2] for n in (1, 2)}
+    for part, names in parts.items():
+        save_file({name: tensors[name] for name in names}, copy / part)
+    weight_map = {name: part for part, names in parts.items() for name in names}
+    index = copy / 'model.safetensors.index.json'
+    index.write_text(json.dumps({'weight_map': weight_map}))
+    assert_same(read(copy), read(original))
+    index.write_text(json.dumps({'weight_map': {'a': '../model.safetensors'}}))
+    assert _import_fails(copy, "names the file '../model.safetensors'")
+
+
+def _pad_vocabulary(directory: Path, rows: int) -> None:
+    def pad(tensors: Tensors) -> Tensors:
+        for name in ('bert.embeddings.word_embeddings.weight', 'cls.predictions.bias'):
+            value = tensors[name]
+            tensors[name] = np.concatenate([value, np.full((rows, *value.shape[1:]), 7.0, np.float32)])
+        return tensors
+
+    rewrite(directory, pad)
+    set_json(directory, vocab_size=len(TOKENS) + rows)
+
+
+def set_json(directory: Path, **changes: object) -> None:
+    content = json.loads((directory / 'config.json').read_text())
+    (directory / 'config.json').write_text(json.dumps(content | changes))
+
+
+def test_rows_beyond_the_tokenizer_are_dropped_and_that_is_said(original: Path, copy: Path, capsys) -> None:
+    _pad_vocabulary(copy, 5)
+    assert_same(read(copy), read(original))
+    assert f'5 rows beyond the {len(TOKENS)} tokens' in capsys.readouterr().err
+
+
+# --- Bad input: exit status 2, the file, the tensor, the mend; nothing written. ---
+
+
+def _import_fails(directory: Path, *words: str) -> str:
+    workdir = directory.parent / 'out' / 'workdir'
+    done = _run(['import', f'--from={directory}', f'--workdir={workdir}'])
+    for word in words:
+        assert word in done, done
+    assert not workdir.parent.exists() or not list(workdir.parent.iterdir())
+    return done
+
+
+def _run(arguments: list[str]) -> str:
+    """What a command that must fail says."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        assert main(['bert_jax', *arguments]) == 2
+    return told.getvalue()
+
+
+def _without(name: str) -> Callable[[Path], None]:
+    return lambda directory: rewrite(directory, lambda tensors: {n: v for n, v in tensors.items() if n != name})
+
+
+def _with(**tensors: np.ndarray) -> Callable[[Path], None]:
+    return lambda directory: rewrite(directory, lambda there: there | tensors)
+
+
+def _cut(directory: Path) -> None:
+    file = directory / 'model.safetensors'
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _claim_a_header_of(size: int) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        file = directory / 'model.safetensors'
+        file.write_bytes(size.to_bytes(8, 'little') + file.read_bytes()[8:])
+
+    return change
+
+
+def _shorten_vocabulary(directory: Path) -> None:
+    (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in [*TOKENS, 'more', 'than', 'there']))
+
+
+def _two_problems(directory: Path) -> None:
+    def change(tensors: Tensors) -> Tensors:
+        del tensors['bert.encoder.layer.1.output.dense.bias']
+        return tensors | {'classifier.weight': np.zeros((2, 16), np.float32), 'cls.seq_relationship.bias': np.zeros(3)}
+
+    rewrite(directory, change)
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (_cut, ['model.safetensors', 'is cut off: tensor ', 'download the file again']),
+        (_claim_a_header_of(2**60), ['model.safetensors', 'claims a header of 1,152,921,504,606,846,976']),
+        (_claim_a_header_of(50), ['model.safetensors', 'broken header']),
+        (lambda d: (d / 'model.safetensors').write_bytes(b'abc'), ['has 3 bytes']),
+        (_with(**{'../../evil': np.zeros(2)}), ["a tensor named '../../evil'"]),
+        (_with(**{'a\\b': np.zeros(2)}), ["a tensor named 'a\\\\b'"]),
+        (_shorten_vocabulary, ['28 tokens', 'bert.embeddings.word_embeddings.weight 25 rows']),
+        (lambda d: set_json(d, vocab_size=30), ['word_embeddings.weight: shape [25, 16], expected [30, 16]']),
+        (lambda d: set_json(d, model_type='roberta'), ['config.json', "model_type is 'roberta'", "'bert'"]),
+        (lambda d: set_json(d, hidden_act='relu'), ['config.json', "hidden_act is 'relu'", "'gelu'"]),
+        (lambda d: set_json(d, position_embedding_type='relative_key'), ['relative_key', "'absolute'"]),
+        (lambda d: set_json(d, num_attention_heads=3), ['config.json', 'num_heads is 3']),
+        (lambda d: set_json(d, layer_norm_eps='small'), ['config.json', "layer_norm_eps is 'small'"]),
+        (lambda d: (d / 'config.json').write_text('{'), ['config.json', 'not JSON']),
+        (lambda d: (d / 'config.json').write_bytes(b'\xff'), ['config.json', 'not JSON']),
+        (lambda d: (d / 'vocab.txt').unlink(), ['holds no tokenizer']),
+        (_without('bert.embeddings.LayerNorm.weight'), ['bert.embeddings.LayerNorm.weight: missing']),
+        (_without('bert.pooler.dense.bias'), ['bert.pooler.dense.bias: missing']),  # half a head is none
+        (_two_problems, ['layer.1.output.dense.bias: missing', 'classifier.weight: not', 'bias: shape [3], expect']),
+        (_with(**{'cls.predictions.decoder.weight': np.zeros((25, 16))}), ['differs from bert.embeddings.word_emb']),
+        (_with(**{'pooler.dense.bias': np.zeros(16)}), ['pooler.dense.bias: there twice']),
+        (_with(**{'bert.pooler.dense.bias': np.zeros(16, int)}), ['bert.pooler.dense.bias: holds int64']),
+        (lambda d: (d / 'model.safetensors').unlink(), ['model.safetensors', 'does not exist']),
+    ],
+)
+def test_what_cannot_come_in_is_told_and_nothing_is_written(copy: Path, change: Callable, words: list[str]) -> None:
+    change(copy)
+    _import_fails(copy, *words)
+
+
+def test_a_pickle_is_refused_with_a_line_that_converts_it(original: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(original, tmp_path / "a model's directory"))
+    tensors = {name: torch.tensor(value) for name, value in load_file(directory / 'model.safetensors').items()}
+    tensors['cls.predictions.decoder.weight'] = tensors['bert.embeddings.word_embeddings.weight']  # shared memory
+    torch.save(tensors, directory / 'pytorch_model.bin')
+    (directory / 'model.safetensors').unlink()
+    told = _import_fails(directory, 'pytorch_model.bin', 'can run any program')
+    line = told.partition('mend:')[2].strip()
+    assert line == safetensors_files.conversion_command(directory)
+    with_this_python = line.replace('python -c', f'{sys.executable} -c', 1)
+    subprocess.run(with_this_python, shell=True, check=True, timeout=120)
+    assert_same(read(directory), read(original))
+
+
+def test_import_then_export_gives_identical_tensors(original: Path, tmp_path: Path) -> None:
+    workdir, export = tmp_path / 'workdir', tmp_path / 'export'
+    assert main(['bert_jax', 'import', f'--from={original}', f'--workdir={workdir}']) == 0
+    assert main(['bert_jax', 'export', f'--workdir={workdir}', f'--output={export}']) == 0
+    theirs, ours = load_file(original / 'model.safetensors'), load_file(export / 'model.safetensors')
+    assert_same(ours, {name: value for name, value in theirs.items() if 'decoder' not in name})
+    imported, exported = (initialize.hash_weights(bert_jax.load_pretrained(str(place))) for place in (workdir, export))
+    assert imported == exported  # a run that starts from one starts from the other
+    first = transformers.AutoTokenizer.from_pretrained(export)
+    text = 'bad cab abc. Hé [MASK]'
+    assert (
+        first(text)['input_ids'][1:-2]
+        == bert_jax.load_pretrained(str(workdir)).tokenizer.encode_batch([text.removesuffix(' [MASK]')])[0]
+    )
+    assert 'is a workdir already' in _run(['import', f'--from={workdir}', f'--workdir={tmp_path}/other'])
+    assert 'is there already' in _run(['import', f'--from={original}', f'--workdir={workdir}'])
+    told = _run(['train', f'--workdir={workdir}'])
+    assert 'holds an imported model' in told and f'--config.init={workdir}' in told
+
+
+@pytest.mark.parametrize('settings', [None, {}, {'do_lower_case': False}, {'do_lower_case': True}])
+def test_a_vocabulary_is_cased_as_the_settings_or_its_capitals_say(
+    settings: dict | None, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
+    if settings is not None:
+        (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+    found = hugging_face.read_tokenizer(tmp_path)
+    assert found.lowercase == (settings is not None and settings.get('do_lower_case', True))
+    assert found.strip_accents == found.lowercase
+    assert ('vocab.txt: cased' in capsys.readouterr().err) == (settings is None)
+    if settings is not None:
+        theirs = transformers.BertTokenizerFast.from_pretrained(tmp_path)
+        texts = ['Bad CAB bád.', 'Hé hé HÉ', 'abcdefgh']
+        assert found.encode_batch(texts) == theirs(texts, add_special_tokens=False)['input_ids']

@@ -1,0 +1,166 @@
+"""A workdir has one owner: the second refuses, the dead are succeeded, the one that lost it stops."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bert_jax.errors import BadInput
+from bert_jax.runtime.lease import Lease, Owner
+
+BEAT, TIMEOUT = 0.1, 1.0
+
+
+def _lease(workdir: Path) -> Lease:
+    return Lease(str(workdir), beat=BEAT, timeout=TIMEOUT)
+
+
+def _files(workdir: Path) -> list[str]:
+    return sorted(path.name for path in (workdir / '.lease').iterdir())
+
+
+def _plant(workdir: Path, **changes: object) -> Path:
+    """The lease of a process on another machine."""
+    owner = dataclasses.replace(
+        Owner.this_process(), **({'machine': 'another', 'host': 'elsewhere', 'pid': 7} | changes)
+    )
+    (workdir / '.lease').mkdir(parents=True, exist_ok=True)
+    path = workdir / '.lease' / '4.json'
+    path.write_text(json.dumps(dataclasses.asdict(owner)))
+    return path
+
+
+def test_a_second_run_is_refused_and_told_who_holds_the_workdir(tmp_path: Path) -> None:
+    first = _lease(tmp_path)
+    told = []
+    first.acquire(told.append)
+    with pytest.raises(BadInput, match=f'in use by process {os.getpid()} on '):
+        _lease(tmp_path).acquire()
+    first.check()
+    first.close()
+    second = _lease(tmp_path)
+    second.acquire(told.append)
+    assert not told  # released: nothing was taken over
+    second.close()
+    assert _files(tmp_path) == ['2.json']
+
+
+def test_a_dead_process_of_this_machine_is_succeeded_at_once(tmp_path: Path) -> None:
+    program = (
+        'import os, sys; from bert_jax.train.lease import Lease; Lease(sys.argv[1]).acquire(); os.kill(os.getpid(), 9)'
+    )
+    subprocess.run([sys.executable, '-c', program, tmp_path], timeout=60)
+    lease = Lease(str(tmp_path))  # with the beats and the timeout of production
+    start = time.monotonic()
+    told = []
+    lease.acquire(told.append)
+    assert time.monotonic() - start < 2 and 'has ended without a word: taken over' in told[0]
+    lease.close()
+
+
+def test_a_process_number_that_was_given_again_is_not_the_holder(tmp_path: Path) -> None:
+    here = Owner.this_process()
+    _plant(tmp_path, machine=here.machine, pid=os.getpid(), started=here.started - 1)
+    lease = _lease(tmp_path)
+    lease.acquire()
+    lease.close()
+
+
+@pytest.mark.parametrize('clock', [0, -3600, 3600])
+def test_a_silent_holder_elsewhere_is_succeeded_after_the_timeout_whatever_its_clock(
+    tmp_path: Path, clock: int
+) -> None:
+    path = _plant(tmp_path)
+    os.utime(path, (time.time() + clock, time.time() + clock))
+    lease, start, told = _lease(tmp_path), time.monotonic(), []
+    lease.acquire(told.append)
+    assert 'held by process 7 on elsewhere: waiting' in told[0] and 'taken over' in told[1]
+    seconds = time.monotonic() - start
+    assert seconds >= (2 * BEAT if clock < 0 else 0.9 * TIMEOUT)
+    lease.close()
+
+
+def test_a_holder_elsewhere_that_gives_signs_of_life_is_alive_even_if_its_clock_is_far_behind(tmp_path: Path) -> None:
+    path = _plant(tmp_path)
+    os.utime(path, (1e9, 1e9))
+    beating = (
+        'import os, sys, time\n'
+        'for second in range(10**9, 10**9 + 2000): os.utime(sys.argv[1], (second, second)); time.sleep(0.02)'
+    )
+    other = subprocess.Popen([sys.executable, '-c', beating, path])
+    try:
+        while path.stat().st_mtime == 1e9:
+            time.sleep(0.01)
+        with pytest.raises(BadInput, match='in use by process 7 on elsewhere'):
+            _lease(tmp_path).acquire()
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_holder_gives_signs_of_life(tmp_path: Path) -> None:
+    lease = _lease(tmp_path)
+    lease.acquire()
+    path = tmp_path / '.lease' / '1.json'
+    os.utime(path, (1e9, 1e9))
+    deadline = time.monotonic() + 10
+    while path.stat().st_mtime < 1.1e9:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    lease.close()
+
+
+def test_a_run_that_lost_its_lease_may_not_write(tmp_path: Path) -> None:
+    lease = _lease(tmp_path)
+    lease.acquire()
+    _plant(tmp_path)
+    with pytest.raises(BadInput, match='no longer held by this run .* but by process 7 on elsewhere'):
+        lease.check()
+    lease.close()
+    assert not json.loads((tmp_path / '.lease' / '4.json').read_text())['released']
+
+
+def test_a_damaged_lease_is_nobodys_sign_of_life(tmp_path: Path) -> None:
+    _plant(tmp_path).write_text('{"host": ')
+    lease = _lease(tmp_path)
+    told = []
+    lease.acquire(told.append)
+    assert 'an unknown host' in told[0]
+    lease.close()
+
+
+def _compete(workdir: str, together: object, results: object) -> None:
+    lease = Lease(workdir)
+    together.wait(60)
+    try:
+        lease.acquire()
+    except BadInput:
+        results.put('refused')
+        together.wait(60)
+    else:
+        results.put('owner')
+        together.wait(60)
+        lease.check()
+        results.put('still owner')
+
+
+@pytest.mark.parametrize('left_by_a_dead_one', [False, True])
+def test_of_many_that_start_at_once_one_is_the_owner(tmp_path: Path, left_by_a_dead_one: bool) -> None:
+    if left_by_a_dead_one:
+        here = Owner.this_process()
+        _plant(tmp_path, machine=here.machine, pid=os.getpid(), started=here.started - 1)
+    context = multiprocessing.get_context('spawn')
+    together, results = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=_compete, args=(str(tmp_path), together, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    found = [results.get(timeout=5) for _ in range(5)]
+    assert sorted(found) == ['owner', 'refused', 'refused', 'refused', 'still owner']

@@ -1,0 +1,76 @@
+"""Who takes part in a run, and with which devices, by what launchers leave in the environment."""
+
+import pytest
+
+from bert_jax.errors import BadInput
+from bert_jax.runtime.processes import Place, bind_address, find_place, share_of_devices, tasks_per_node, visible_gpus
+
+# What `srun` sets for the tasks of a step, here of 2 nodes with 4 tasks each.
+SRUN = {
+    'SLURM_JOB_ID': '7',
+    'SLURM_STEP_ID': '0',
+    'SLURM_STEP_NODELIST': 'node[1-2]',
+    'SLURM_STEP_NUM_TASKS': '8',
+    'SLURM_STEP_TASKS_PER_NODE': '4(x2)',
+    'SLURM_NTASKS': '8',
+    'SLURM_PROCID': '6',
+    'SLURM_LOCALID': '2',
+    'SLURM_NODEID': '1',
+}
+
+
+def test_a_task_of_srun_knows_its_place_and_takes_its_share_of_the_gpus() -> None:
+    assert find_place(SRUN, num_gpus=4) == Place(None, 8, 6, (2,))
+    assert find_place(SRUN, num_gpus=8) == Place(None, 8, 6, (4, 5))
+    assert find_place(SRUN, num_gpus=1) == Place(None, 8, 6, (0,))  # the scheduler shows each task its own
+    alone_on_its_node = SRUN | {'SLURM_STEP_TASKS_PER_NODE': '1(x8)', 'SLURM_LOCALID': '0', 'SLURM_NODEID': '6'}
+    assert find_place(alone_on_its_node, num_gpus=4) == Place(None, 8, 6, (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize('num_tasks, num_devices', [(1, 8), (2, 8), (4, 4), (8, 8), (1, 1), (3, 6)])
+def test_the_tasks_of_a_node_share_its_devices_without_gap_or_overlap(num_tasks: int, num_devices: int) -> None:
+    taken = [share_of_devices(task, num_tasks, num_devices) for task in range(num_tasks)]
+    assert sorted(device for one in taken for device in one) == list(range(num_devices))
+
+
+def test_a_command_typed_inside_an_allocation_is_alone() -> None:
+    batch_script = {name: value for name, value in SRUN.items() if not name.startswith('SLURM_STEP')}
+    assert find_place(batch_script | {'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}, num_gpus=4) is None
+    interactive = SRUN | {'SLURM_STEP_ID': '4294967290', 'SLURM_STEP_NUM_TASKS': '1'}
+    assert find_place(interactive, num_gpus=4) is None
+    assert find_place({}, num_gpus=0) is None
+    assert find_place(SRUN, num_gpus=4, distributed=False) is None
+
+
+def test_explicit_variables_win_and_half_of_them_is_told() -> None:
+    explicit = {'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '1'}
+    assert find_place(SRUN | explicit, num_gpus=4) == Place('host:1234', 2, 1, None)
+    assert find_place(explicit | {'JAX_LOCAL_DEVICE_IDS': '3'}, num_gpus=4) == Place('host:1234', 2, 1, (3,))
+    with pytest.raises(BadInput, match='JAX_PROCESS_ID'):
+        find_place({'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '2'}, num_gpus=0)
+    with pytest.raises(BadInput, match="process '2' of '2'"):
+        find_place(explicit | {'JAX_PROCESS_ID': '2'}, num_gpus=0)
+
+
+def test_short_forms() -> None:
+    assert tasks_per_node('2(x3),1') == [2, 2, 2, 1]
+    assert tasks_per_node('4') == [4]
+    assert visible_gpus({'CUDA_VISIBLE_DEVICES': '2,5'}) == 2
+    assert visible_gpus({'CUDA_VISIBLE_DEVICES': ''}) == visible_gpus({'CUDA_VISIBLE_DEVICES': '-1'}) == 0
+
+
+def test_the_coordinator_listens_where_the_others_look_for_it_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('JAX_COORDINATOR_BIND_ADDRESS', raising=False)
+
+    def bound(coordinator: str | None, process: int = 0) -> str | None:
+        return bind_address(Place(coordinator, 2, process, None))
+
+    assert bound('127.0.0.1:1234') == bound('localhost:1234').replace('[::1]', '127.0.0.1') == '127.0.0.1:1234'
+    assert bound('127.0.0.1:1234', process=1) is None  # only process 0 listens
+    assert bound('192.0.2.1:1234') is None  # an address that another machine has, or a service in front of this one
+    assert bound('no-such-host.invalid:1234') is None and bound(None) is None
+    # A name that /etc/hosts gives to this machine alone would shut the others out.
+    monkeypatch.setattr('socket.getaddrinfo', lambda *_, **__: [(2, 1, 6, '', ('127.0.1.1', 0))])
+    assert bound('node7:1234') is None
+    monkeypatch.setenv('JAX_COORDINATOR_BIND_ADDRESS', '10.0.0.1:5')
+    assert bound('127.0.0.1:1234') is None

@@ -1,0 +1,45 @@
+"""When a run is asked to stop by the clock."""
+
+import signal
+import time
+
+import pytest
+
+from bert_jax.runtime.stopping import StopRequest
+
+
+def test_a_slurm_job_leaves_time_for_the_save_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('SLURM_JOB_END_TIME', str(time.time() + 100))
+    stop = StopRequest()
+    stop.set_time('')
+    assert not stop.asked(seconds_to_save=1.0)
+    assert not stop.asked(seconds_to_save=40.0)
+    assert stop.asked(seconds_to_save=45.0) and stop.received == 'the time limit'
+    unmeasured = StopRequest()
+    unmeasured.set_time('')
+    assert unmeasured.asked(seconds_to_save=None)  # two minutes, as long as nothing is known
+
+
+def test_a_time_that_was_given_is_kept_to_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('SLURM_JOB_END_TIME', '1')  # what the config says counts
+    stop = StopRequest()
+    stop.set_time('2999-01-01T00:00')
+    assert not stop.asked(seconds_to_save=1000.0)
+    stop.set_time('2000-01-01')
+    assert stop.asked(seconds_to_save=None)
+
+
+def test_without_a_limit_the_clock_never_asks_and_handlers_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('SLURM_JOB_END_TIME', raising=False)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with StopRequest() as stop:
+        stop.set_time('')
+        stop.has_something_to_save()
+        assert not stop.asked(seconds_to_save=1000.0)
+        signal.raise_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + 30
+        while not stop.asked(seconds_to_save=1.0):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert stop.received == 'SIGUSR1'
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before

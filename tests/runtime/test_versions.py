@@ -1,0 +1,85 @@
+"""Packages that are missing or of another version are named at once, with the line that installs them."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from packaging.requirements import Requirement
+
+from bert_jax.__main__ import main
+from bert_jax.errors import BadInput
+from bert_jax.runtime import versions
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_what_is_installed_here_is_supported() -> None:
+    assert len(versions.requirements()) > 15
+    versions.check(versions.requirements())
+
+
+def test_beam_needs_its_own_packages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {'apache-beam': '2.60', 'tokenizers': '0.23.1', 'sentencepiece': '0.2.1', 'ml-collections': '1.1'}
+    there |= {
+        'absl-py': '2.1',
+        'etils': '1.10',
+        'tqdm': '4.66',
+        'zstandard': '0.23',
+        'pyarrow': '20',
+        'packaging': '24',
+    }
+    monkeypatch.setattr(versions, '_version', there.get)
+    told = []
+    monkeypatch.setattr('bert_jax.__main__.parse', lambda command, arguments: told.append(arguments) or ({}, []))
+    monkeypatch.setattr('bert_jax.__main__.COMMANDS', {'prepare': SimpleNamespace(run=lambda values, rest: 0)})
+    assert main(['bert_jax', 'prepare', '--beam=--runner=DirectRunner']) == 0
+    assert main(['bert_jax', 'prepare']) == 2
+    del there['apache-beam']
+    assert main(['bert_jax', 'prepare', '--beam=--runner=DirectRunner']) == 2
+    assert len(told) == 1
+
+
+def test_all_that_is_wrong_is_told_with_the_line_that_installs_it() -> None:
+    with pytest.raises(BadInput) as caught:
+        versions.check(['numpy>=2.0,<3', 'jax>=99,<100', 'no-such-package>=1', 'flax<0.1'])
+    text = str(caught.value)
+    assert f'jax {metadata.version("jax")}' in text and 'no-such-package is missing' in text and 'numpy' not in text
+    assert "pip install 'jax>=99,<100' 'no-such-package>=1' 'flax<0.1'" in text
+
+
+@pytest.mark.parametrize('allowed', ['>=0.10,<0.13', '>=0.12.8', '<0.14', '==1.2', '!=1.2', '>1.2,<=2', '>=23', ''])
+def test_ranges_are_read_as_pip_reads_them(allowed: str) -> None:
+    specifier = Requirement(f'package{allowed}').specifier
+    for version in (
+        '0.9.9',
+        '0.10.0',
+        '0.12.7',
+        '0.12.8',
+        '0.12.10',
+        '0.13.0',
+        '0.14',
+        '1.2',
+        '1.2.0',
+        '1.2.1',
+        '2',
+        '24.1',
+    ):
+        assert versions._allows(allowed, version) == specifier.contains(version), (allowed, version)
+
+
+def test_the_command_line_names_a_missing_package_without_a_traceback(tmp_path: Path) -> None:
+    # A site in which only what lies in tmp_path is found: absl, the first that the command line imports, is not.
+    done = subprocess.run(
+        [sys.executable, '-S', '-m', 'bert_jax', 'train', '--workdir=x'],
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert 'absl-py is missing' in done.stderr and 'jax is missing' in done.stderr and 'make install' in done.stderr

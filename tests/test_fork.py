@@ -1,0 +1,119 @@
+"""A run goes on with other values only where that is asked for, and a fork takes the moments only if told to."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.pretrain import train
+from bert_jax.pretrained.initialize import starting_point
+from bert_jax.text.prepare import prepare
+from bert_jax.text.tokenizer import load_tokenizer
+from bert_jax.train.optimizer import make_optimizer
+from bert_jax.train.sharding import make_mesh
+from bert_jax.train.state import init_state, state_shardings
+from bert_jax.workdir.checkpoint import restore_whole
+from tests.test_phases import one_device  # noqa: F401
+from tests.test_pretrain import write_text
+
+
+@pytest.fixture(scope='module')
+def begun(tmp_path_factory) -> tuple[config.Config, Path]:
+    """A config, and the workdir of its run of four steps."""
+    directory = tmp_path_factory.mktemp('fork')
+    write_text(directory / 'text.txt')
+    asked = {
+        'data': {
+            'source': f'text:{directory}/text.txt',
+            'corpus': f'{directory}/corpus',
+            'validation_fraction': 0.0,
+            'sequence_length': 32,
+        },
+        'tokenizer': {'vocab_size': 500},
+        'model': {'num_layers': 1, 'hidden_size': 16, 'num_heads': 2, 'intermediate_size': 32, 'max_positions': 32},
+        'train': {'steps': 4, 'global_batch_size': 8, 'log_every': 1, 'examples': ()},
+        'optimizer': {'warmup_steps': 1},
+    }
+    resolved = config.resolve(asked)
+    prepare(resolved.data, resolved.tokenizer, progress=False)
+    assert train(resolved, str(directory / 'run')).finished
+    return resolved, directory / 'run'
+
+
+def _changed(resolved: config.Config, **values: dict) -> config.Config:
+    sections = {name: dataclasses.replace(getattr(resolved, name), **changes) for name, changes in values.items()}
+    return dataclasses.replace(resolved, **sections)
+
+
+def test_other_values_are_refused_by_name_and_allowed_by_name(begun) -> None:
+    resolved, workdir = begun
+    before = (workdir / 'config.json').read_text()
+    longer = _changed(resolved, train={'steps': 6}, optimizer={'weight_decay': 0.5})
+    with pytest.raises(BadInput, match='weight_decay .0.01 there, 0.5 asked., train.steps .4 there, 6') as told:
+        train(longer, str(workdir))
+    assert told.value.mend.endswith('--allow_change=optimizer.weight_decay,train.steps')
+    with pytest.raises(BadInput, match='weight_decay'):
+        train(longer, str(workdir), allow_change=['train.steps'])
+    with pytest.raises(BadInput, match='names train.step, which is no field') as told:
+        train(longer, str(workdir), allow_change=['train.step'])
+    assert told.value.mend == '--allow_change=train.steps'
+    wider = _changed(resolved, model={'intermediate_size': 64})
+    with pytest.raises(BadInput, match='names model.intermediate_size, which the checkpoints of .* cannot follow'):
+        train(wider, str(workdir), allow_change=['model.intermediate_size'])
+    assert (workdir / 'config.json').read_text() == before
+    outcome = train(longer, str(workdir), allow_change=['train.steps', 'optimizer.weight_decay'])
+    assert outcome.finished and outcome.resumed_from == 4 and outcome.step == 6
+    recorded = json.loads((workdir / 'config.json').read_text())
+    assert recorded['changes'] == [
+        {'step': 4, 'field': 'optimizer.weight_decay', 'from': 0.01, 'to': 0.5},
+        {'step': 4, 'field': 'train.steps', 'from': 4, 'to': 6},
+    ]
+    assert recorded['config']['train']['steps'] == 6
+    assert train(longer, str(workdir)).finished
+
+
+def _new_state(resolved: config.Config, init: str, keeps_moments: bool):
+    forked = dataclasses.replace(resolved, init=init, init_optimizer=keeps_moments)
+    point = starting_point(forked, 'nowhere')
+    tokenizer = load_tokenizer(Path(init.partition('@')[0]) / 'tokenizer', lowercase=True, strip_accents=None)
+    mesh = make_mesh(config.Mesh(data=1, fsdp=2), point.config.model, config.Train(), jax.devices()[:2])
+    optimizer = make_optimizer(point.config.optimizer, 4)
+    _, shardings = state_shardings(point.config.model, tokenizer.vocab_size, optimizer, mesh)
+    params = point.params(tokenizer)
+    state = init_state(point.config.model, tokenizer.vocab_size, optimizer, mesh, 0, params)
+    return point, point.with_moments(state, shardings), shardings
+
+
+def test_a_fork_keeps_the_moments_and_nothing_else(begun) -> None:
+    resolved, workdir = begun
+    theirs = restore_whole(str(workdir), resolved, 444)
+    point, state, shardings = _new_state(resolved, str(workdir), True)
+    assert point.fingerprint['init_optimizer'] is True
+    adam, schedule = state.opt_state[1][0], state.opt_state[1][2]
+    assert int(state.step) == 0 and int(schedule.count) == 0 and isinstance(schedule, optax.ScaleByScheduleState)
+    assert int(adam.count) == int(theirs.step)
+    pairs = [(state.params, theirs.params), (adam.mu, theirs.opt_state[1][0].mu), (adam.nu, theirs.opt_state[1][0].nu)]
+    for ours, kept in pairs:
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(kept), strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        assert leaf.sharding == sharding
+    _, new, _ = _new_state(resolved, str(workdir), False)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(new.opt_state))
+
+
+def test_moments_that_do_not_fit_are_told(begun, tmp_path) -> None:
+    resolved, workdir = begun
+    with pytest.raises(BadInput, match='has the moments of adamw; this run has lamb'):
+        _new_state(_changed(resolved, optimizer={'name': 'lamb'}), str(workdir), True)
+    longer = _changed(resolved, data={'sequence_length': 64}, model={'max_positions': 64})
+    with pytest.raises(BadInput, match='other shapes'):
+        _new_state(longer, str(workdir), True)
+    with pytest.raises(BadInput, match='config.init names no run'):
+        config.resolve({'init_optimizer': True})

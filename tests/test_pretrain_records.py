@@ -1,0 +1,63 @@
+"""A run on records: no corpus, no `prepare`; continued as any."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bert_jax.config
+from bert_jax.errors import BadInput
+from bert_jax.evaluation.evaluate import evaluate
+from bert_jax.pretrain import train
+from bert_jax.text import prepare
+from bert_jax.text.tokenizer import load_tokenizer
+from tests.data.records import make_records, write_records, write_vocabulary
+from tests.test_pretrain import BY_THE_CLOCK
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory) -> bert_jax.config.Config:
+    directory = tmp_path_factory.mktemp('records')
+    write_records(directory / 'part-0', make_records(0, 60)[0])
+    write_records(directory / 'part-1', make_records(1, 60)[0])
+    fields = bert_jax.config.bert('tiny')
+    fields.data.update(source=f'tfrecord:{directory}/part-*', validation_fraction=0.2)
+    fields.tokenizer.path = str(write_vocabulary(directory / 'vocab.txt'))
+    fields.model.update(hidden_size=16, num_heads=2, intermediate_size=32, num_layers=1)
+    fields.train.update(steps=8, global_batch_size=16, log_every=1, checkpoint_every=4, examples=())
+    fields.optimizer.warmup_steps = 0
+    return bert_jax.config.resolve(fields)
+
+
+def _metrics(workdir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in BY_THE_CLOCK} for line in lines]
+
+
+def test_records_train_go_on_bit_for_bit_and_are_evaluated(config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    workdir = tmp_path / 'run'
+    assert train(config, str(workdir)).finished
+    whole = _metrics(workdir)
+    shutil.rmtree(workdir / 'checkpoints' / '8')
+    shutil.rmtree(tmp_path / 'cache')  # an index that is gone is made again
+    assert train(config, str(workdir)).resumed_from == 4
+    assert _metrics(workdir) == whole
+    result = evaluate(str(workdir))
+    assert result['step'] == 8 and 0 < result['nsp_loss'] < 3
+    assert abs(result['mlm_loss'] - np.log(1000)) < 1  # random tokens: nothing to learn
+    assert 5 < result['unigram_entropy'] < np.log(1000)
+    tokenizer = load_tokenizer(workdir / 'tokenizer', lowercase=True, strip_accents=False)
+    assert tokenizer.vocab_size == 1000
+    assert json.loads((workdir / 'config.json').read_text())['config']['data']['sequence_length'] == 32
+
+
+def test_prepare_says_that_nothing_needs_preparing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = bert_jax.config.Data(source='tfrecord:part-*')
+    for command in (prepare.prepare, prepare.tokenizer_preview):
+        with pytest.raises(BadInput, match='(?s)nothing to prepare.*python -m bert_jax train'):
+            command(data, bert_jax.config.Tokenizer())
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,204 @@
+"""However a file is cut into ranges, every document is read once, by one of them."""
+
+import gzip
+import json
+import sys
+import tracemalloc
+
+import numpy as np
+import pyarrow
+import pytest
+import zstandard
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+from pyarrow import parquet
+
+from bert_jax.errors import BadInput
+from bert_jax.text import chunks
+from bert_jax.text.chunks import Part, Piece, plan_source
+from bert_jax.text.documents import Reading, Tally, read_piece
+
+READING = Reading(split_sentences=False)
+TEXT = 'Grüße\n你好 x\n\n\na\n \t\u3000\nb\r\nc\r\n\r\n\n\nd e\n\nlast 世界'
+
+
+def read(kind, parts, tally=None):
+    return [document.sentences for document in read_piece(Piece(kind, 0, parts, 0), READING, tally or Tally())]
+
+
+def ranges(path, borders):
+    size = path.stat().st_size
+    return [Part(str(path), a, b) for a, b in zip([0, *borders], [*borders, size], strict=True)]
+
+
+@pytest.mark.parametrize('end', ['', '\n', '\n\n'])
+def test_a_text_cut_at_any_offset_gives_the_same_documents(tmp_path, end):
+    (tmp_path / 'a').write_bytes((TEXT + end).encode())
+    whole = read('text', [Part(str(tmp_path / 'a'))])
+    assert whole == [['Grüße', '你好 x'], ['a'], ['b', 'c'], ['d e'], ['last 世界']]
+    size = (tmp_path / 'a').stat().st_size
+    rng = np.random.default_rng(0)
+    cuts = [[i] for i in range(size + 1)] + [sorted(rng.integers(0, size, 4).tolist()) for _ in range(200)]
+    for borders in [*cuts, list(range(size))]:
+        assert [d for part in ranges(tmp_path / 'a', borders) for d in read('text', [part])] == whole, borders
+
+
+def test_json_lines_cut_at_any_offset_give_the_same_documents(tmp_path):
+    lines = [json.dumps({'text': text}, ensure_ascii=False) for text in ('Grüße', 'a\nb', '世界')]
+    (tmp_path / 'a').write_text('\n'.join([lines[0], '', *lines[1:]]) + '\n')
+    for i in range((tmp_path / 'a').stat().st_size + 1):
+        assert [d for part in ranges(tmp_path / 'a', [i]) for d in read('jsonl', [part])] == [
+            ['Grüße'],
+            ['a', 'b'],
+            ['世界'],
+        ]
+
+
+def test_without_blank_lines_or_any_lines_no_character_is_lost_and_none_is_cut_in_two(tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, 'LONGEST_LINE', 10)
+    monkeypatch.setattr(chunks, 'LONGEST_DOCUMENT', 25)
+    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 10)
+    rng = np.random.default_rng(1)
+    for alphabet in ('aé世\n', 'aé世🙂', 'ab\n\n'):
+        text = ''.join(rng.choice(list(alphabet), 300))
+        (tmp_path / 'a').write_text(text)
+        size = (tmp_path / 'a').stat().st_size
+        for start in range(0, size, 3):
+            borders = list(range(start, size, 40))
+            tally = Tally()
+            documents = [d for part in ranges(tmp_path / 'a', borders) for d in read('text', [part], tally)]
+            assert ''.join(line for document in documents for line in document) == text.replace('\n', '')
+            assert max(len(line.encode()) for document in documents for line in document) <= 10
+            assert max(sum(map(len, document)) for document in documents) <= 25 + 10
+            assert tally.counts['long_line_split'] > 0 or '\n' in alphabet
+
+
+def test_a_line_of_any_length_is_split_and_counted_and_a_record_too_long_is_bad(tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, 'LONGEST_LINE', 1000)
+    monkeypatch.setattr(chunks, 'LONGEST_RECORD', 3000)
+    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 300)
+    (tmp_path / 'a').write_text('x' * 2500 + '\n' + 'y' * 1000 + '\n\nz')
+    tally = Tally()
+    assert [list(map(len, d)) for d in read('text', [Part(str(tmp_path / 'a'))], tally)] == [
+        [1000, 1000, 500, 1000],
+        [1],
+    ]
+    assert +tally.counts == {'long_line_split': 2}
+    records = [{'text': 'a'}, {'text': 'b' * 2990}, {'text': 'c' * 2500}, {'text': 'd'}]
+    (tmp_path / 'b').write_text(''.join(json.dumps(record) + '\n' for record in records))
+    tally = Tally()
+    lengths = [list(map(len, d)) for d in read('jsonl', [Part(str(tmp_path / 'b'))], tally)]
+    assert lengths == [[1], [1000, 1000, 500], [1]]
+    assert tally.bad[0][:2] == [f'{tmp_path}/b:2', 'is longer than 0 MiB'] and tally.counts['bad_record_skipped'] == 1
+
+
+class Store(AbstractFileSystem):
+    """An object store that notes what is asked of it: {name: content}."""
+
+    protocol = 's3'
+    cachable = False
+    objects: dict[str, bytes] = {}
+    asked: list[tuple[int, int]] = []
+
+    def info(self, path, **_):
+        return {'name': path, 'size': len(self.objects[self._strip_protocol(path)]), 'type': 'file'}
+
+    def exists(self, path, **_):
+        return self._strip_protocol(path) in self.objects
+
+    def _open(self, path, mode='rb', **_):
+        return StoredFile(self, path, mode, block_size=1 << 14)
+
+
+class StoredFile(AbstractBufferedFile):
+    def _fetch_range(self, start, end):
+        self.fs.asked.append((start, end))
+        return self.fs.objects[self.path][start:end]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    monkeypatch.setattr(Store, 'objects', {})
+    monkeypatch.setattr(Store, 'asked', [])
+    monkeypatch.setitem(sys.modules['fsspec.registry']._registry, 's3', Store)
+    monkeypatch.setenv('EPATH_USE_TF', 'false')
+    return Store
+
+
+def test_an_object_store_is_asked_for_ranges_of_a_large_file(store, monkeypatch):
+    monkeypatch.setattr(chunks, '_MIN_PIECE', 300_000)
+    monkeypatch.setattr(chunks, '_BUFFER_BYTES', 1 << 14)
+    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 50_000)
+    texts = [f'text {i} ' + 'x' * (1 + i % 200) for i in range(20_000)]
+    store.objects = {'bucket/a.txt': '\n\n'.join(texts).encode()}
+    size = len(store.objects['bucket/a.txt'])
+    planned = plan_source('text:s3://bucket/a.txt', 0, 'text')
+    assert len(planned.pieces) == -(-size // 300_000) > 5
+    found = []
+    for piece in planned.pieces:
+        store.asked.clear()
+        found += [document for [document] in read('text', piece.parts)]
+        assert sum(stop - start for start, stop in store.asked) < 450_000
+    assert found == texts
+
+
+@pytest.mark.parametrize('name, pack', [('a.gz', gzip.compress), ('a.zst', zstandard.compress), ('a', bytes)])
+def test_a_file_of_an_object_store_is_a_stream_packed_or_not(store, monkeypatch, name, pack):
+    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 1 << 16)
+    noise = np.random.default_rng(0).integers(97, 107, (30_000, 100)).astype(np.uint8)
+    store.objects = {f'bucket/{name}': pack(b'\n\n'.join(line.tobytes() for line in noise))}
+    [piece] = plan_source(f'text:s3://bucket/{name}', 0, 'text').pieces
+    tracemalloc.start()
+    documents = 0
+    for document in read_piece(piece, READING, Tally()):
+        assert document.sentences == [noise[documents].tobytes().decode()]
+        documents += 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert documents == 30_000 and peak < 1_500_000, peak  # of 3 MB
+
+
+def test_pieces_cover_a_source_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, '_MIN_PIECE', 100)
+    for name, size in (('a', 30), ('b', 40), ('c', 250), ('d', 10), ('e', 95)):
+        (tmp_path / name).write_text('x' * size)
+    planned = plan_source(f'text:{tmp_path}/*', 3, 'text')
+    cut = [[(part.path[-1], part.start, part.stop) for part in piece.parts] for piece in planned.pieces]
+    assert cut == [
+        [('a', 0, -1), ('b', 0, -1)],
+        [('c', 0, 100)],
+        [('c', 100, 200)],
+        [('c', 200, 250), ('d', 0, -1)],
+        [('e', 0, -1)],
+    ]
+    assert {piece.source for piece in planned.pieces} == {3} and len(planned.files) == 5
+    texts = [f'row {i} ' + 'x' * 20 for i in range(40)]
+    parquet.write_table(pyarrow.table({'text': texts}), tmp_path / 'p', row_group_size=7)
+    planned = plan_source(f'parquet:{tmp_path}/p', 0, 'text')
+    assert len(planned.pieces) > 3
+    found = [sentences for piece in planned.pieces for sentences in read('parquet', piece.parts)]
+    assert found == [[text] for text in texts]
+
+
+def test_a_bad_record_is_skipped_within_the_budget_and_named_by_its_line_in_the_file(tmp_path):
+    lines = [json.dumps({'text': f'text {i}'}) for i in range(1000)]
+    lines[700] = 'no JSON'
+    (tmp_path / 'a').write_text('\n'.join(lines))
+    tally = Tally()
+    documents = read('jsonl', ranges(tmp_path / 'a', [5000, 9000]), tally)
+    assert len(documents) == 999 and tally.bad == [
+        [f'{tmp_path}/a:701', 'is not JSON (column 1)', 'a JSON object a line']
+    ]
+    tally.check(0.001)
+    with pytest.raises(BadInput, match='a:701: is not JSON .*1 of 1000 records are bad'):
+        tally.check(0.0009)
+    (tmp_path / 'a').write_text('no JSON\n' * 150 + '\n'.join(lines))
+    with pytest.raises(BadInput, match='a:1: is not JSON .*more than half'):
+        read('jsonl', [Part(str(tmp_path / 'a'))])
+
+
+def test_an_empty_file_and_one_that_may_not_be_read_are_named(tmp_path):
+    (tmp_path / 'a').write_text('')
+    with pytest.raises(BadInput, match='a: is empty'):
+        plan_source(f'text:{tmp_path}/a', 0, 'text')
+    with pytest.raises(BadInput, match='gone: cannot be read .No such file'):
+        read('text', [Part(str(tmp_path / 'gone'))])

@@ -1,0 +1,193 @@
+"""Numbers gone wrong: what is not finite moves nothing, and a run that goes back passes over what it had read."""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import config
+from bert_jax.data.batches import Batch, CorpusStream
+from bert_jax.errors import BadInput
+from bert_jax.pretrain import train
+from bert_jax.text.prepare import prepare
+from bert_jax.train.divergence import Guard, Record
+from tests.test_phases import PHASES, _last_state, _metrics, one_device  # noqa: F401
+from tests.test_pretrain import write_text
+
+SETTINGS = config.Train(max_bad_steps=3, spike_window=8, spike_threshold=5.0)
+
+
+def _watch(guard: Guard, losses: list[float], start: int = 1, phase: int = 0, up_to_now: bool = True):
+    for step, loss in enumerate(losses, start):
+        guard.add(step, phase, jnp.float32(loss), jnp.asarray(not math.isfinite(loss)))
+        if trouble := guard.trouble(up_to_now=up_to_now):
+            return trouble
+    return None
+
+
+def test_so_many_losses_in_a_row_that_are_not_finite_are_trouble() -> None:
+    guard = Guard(SETTINGS, Record())
+    assert _watch(guard, [1.0, math.nan, math.inf, 1.0, math.nan, math.nan]) is None
+    trouble = _watch(guard, [math.nan], start=7)
+    assert (trouble.first, trouble.last) == (5, 7) and 'not finite' in trouble.found
+    assert guard.record.skipped_updates == 5
+
+
+def test_a_spike_is_far_over_the_median_and_lasts() -> None:
+    steady = [2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.1, 1.9]  # median 2, MAD 0.075: a spike is beyond 2.375
+    assert _watch(Guard(SETTINGS, Record()), steady + [2.3, 2.37] * 10) is None
+    assert _watch(Guard(SETTINGS, Record()), steady + [9.0, 9.0, 2.0] * 10) is None
+    trouble = _watch(Guard(SETTINGS, Record()), steady + [2.38, 3.0, 9.0, 2.0])
+    assert (trouble.first, trouble.last) == (9, 11) and '9.000' in trouble.found and '2.375' in trouble.found
+    assert _watch(Guard(SETTINGS, Record()), steady[:7] + [9.0] * 3) is None  # too few to tell
+    off = dataclasses.replace(SETTINGS, spike_threshold=0.0)
+    assert _watch(Guard(off, Record()), steady + [9.0] * 10) is None
+
+
+def test_another_phase_is_another_level() -> None:
+    guard = Guard(SETTINGS, Record())
+    _watch(guard, [2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.1, 1.9])
+    assert _watch(guard, [9.0] * 5, start=9, phase=1) is None
+
+
+def test_steps_are_read_late_and_a_record_knows_only_what_was_read() -> None:
+    guard = Guard(SETTINGS, Record())
+    assert _watch(guard, [math.nan] * 4, up_to_now=False) is None
+    assert guard.record.skipped_updates == 2
+    assert guard.trouble(up_to_now=True).last == 3
+
+
+def test_a_guard_goes_on_from_its_record() -> None:
+    rng = np.random.default_rng(0)
+    losses = [float(np.float32(loss)) for loss in 2 + 0.1 * rng.standard_normal(12)] + [4.0, math.nan, 4.0]
+    whole = _watch(Guard(SETTINGS, Record()), losses)
+    for cut in range(len(losses)):
+        first = Guard(SETTINGS, Record())
+        assert _watch(first, losses[:cut]) is None
+        record = Record.from_json(json.loads(json.dumps(first.record.to_json())), 'here')
+        assert record == first.record
+        assert _watch(Guard(SETTINGS, record), losses[cut:], start=cut + 1) == whole
+
+
+@pytest.mark.parametrize(
+    'change', [{'rollbacks': -1}, {'losses': ['x']}, {'passed_over': [[0, 'a', 2]]}, {'phase': None}]
+)
+def test_a_record_of_another_make_is_refused(change: dict) -> None:
+    with pytest.raises(BadInput, match='here: is damaged'):
+        Record.from_json(Record().to_json() | change, 'here')
+
+
+@pytest.fixture(scope='module')
+def resolved(tmp_path_factory) -> config.Config:
+    directory = tmp_path_factory.mktemp('guard')
+    write_text(directory / 'text.txt')
+    asked = {
+        'data': {
+            'source': f'text:{directory}/text.txt',
+            'corpus': f'{directory}/corpus',
+            'validation_fraction': 0.0,
+            'packing': True,
+        },
+        'tokenizer': {'vocab_size': 500},
+        'model': {'num_layers': 1, 'hidden_size': 16, 'num_heads': 2, 'intermediate_size': 32, 'max_positions': 64},
+        'train': {
+            'log_every': 1,
+            'checkpoint_every': 3,
+            'keep_checkpoints': 9,
+            'evaluate_every': 0,
+            'examples': (),
+            'max_bad_steps': 2,
+            'max_rollbacks': 2,
+        },
+        'phases': [dataclasses.asdict(phase) for phase in PHASES],
+    }
+    resolved = config.resolve(asked)
+    prepare(resolved.data, resolved.tokenizer, progress=False)
+    return resolved
+
+
+def _plant(monkeypatch: pytest.MonkeyPatch, bad: dict[int, set[int]]) -> list[tuple[int, int]]:
+    """Makes batches of a phase not finite, by sequence length; returns the list of what is read, filled as it goes."""
+    whole, read = CorpusStream.batch, []
+
+    def batch(self: CorpusStream, step: int, rows: slice = slice(None)) -> Batch:
+        found = whole(self, step, rows)
+        read.append((self.data.sequence_length, step))
+        if step in bad.get(self.data.sequence_length, ()):
+            found = found._replace(masked_lm_weights=np.full_like(found.masked_lm_weights, np.inf))
+        return found
+
+    monkeypatch.setattr(CorpusStream, 'batch', batch)
+    return read
+
+
+def _without(resolved: config.Config, *windows: tuple[int, int, int]) -> config.Config:
+    return dataclasses.replace(resolved, train=dataclasses.replace(resolved.train, skip=windows))
+
+
+def test_one_bad_batch_is_skipped_and_counted(resolved, tmp_path, monkeypatch, capsys) -> None:
+    _plant(monkeypatch, {32: {4}})
+    assert train(resolved, str(tmp_path)).finished
+    lines = _metrics(tmp_path)
+    assert [line['skipped_updates'] for line in lines] == [0] * 4 + [1] * 8
+    assert 'loss' not in lines[4] and all('loss' in line for line in lines[:4] + lines[5:])
+    assert lines[5]['learning_rate'] == pytest.approx(lines[3]['learning_rate'] * 3 / 4, rel=0.5)
+
+
+@pytest.fixture(scope='module')
+def went_back(resolved, tmp_path_factory) -> Path:
+    """The workdir of a run whose batches 5 of the first phase and 0 of the second are not finite."""
+    workdir = tmp_path_factory.mktemp('went_back') / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        _plant(patch, {32: {5}, 64: {0}})
+        assert train(resolved, str(workdir)).finished
+    return workdir
+
+
+def _assert_the_same(ours: Path, theirs: Path) -> None:
+    assert _metrics(ours) == _metrics(theirs)
+    for a, b in zip(_last_state(ours), _last_state(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_that_went_back_ends_as_one_that_left_the_window_out(resolved, went_back, tmp_path) -> None:
+    window = ((0, 3, 6), (1, 0, 1))  # from the checkpoint of step 3 on
+    record = json.loads((went_back / 'checkpoints' / '12' / 'record.json').read_text())
+    assert record['passed_over'] == [list(part) for part in window] and record['rollbacks'] == 1
+    assert train(_without(resolved, *window), str(tmp_path)).finished
+    _assert_the_same(went_back, tmp_path)
+
+
+@pytest.mark.parametrize('stopped_at', [3, 9])  # before it goes back, after
+def test_a_run_that_goes_back_and_is_stopped_goes_on_exactly(
+    resolved, went_back, tmp_path, monkeypatch, capsys, stopped_at: int
+) -> None:
+    shutil.copytree(went_back, tmp_path / 'run')
+    for step in range(stopped_at + 3, 13, 3):
+        shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(step))
+    _plant(monkeypatch, {32: {5}, 64: {0}})
+    assert train(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
+    told = 'not finite, 2 steps in a row. Back to step 3, without the batches read since.'
+    assert (told in capsys.readouterr().err) == (stopped_at == 3)
+    _assert_the_same(tmp_path / 'run', went_back)
+
+
+def test_before_its_first_checkpoint_a_run_goes_back_to_its_start(resolved, tmp_path, monkeypatch) -> None:
+    _plant(monkeypatch, {32: {1, 2}})
+    assert train(resolved, str(tmp_path)).finished
+    record = json.loads((tmp_path / 'checkpoints' / '12' / 'record.json').read_text())
+    assert record['passed_over'] == [[0, 0, 3]]
+    assert [line['step'] for line in _metrics(tmp_path)] == list(range(1, 13))
+
+
+def test_after_so_many_roll_backs_it_ends_with_a_message(resolved, tmp_path, monkeypatch) -> None:
+    read = _plant(monkeypatch, {32: set(range(4, 100))})
+    with pytest.raises(BadInput, match='not finite, 2 steps in a row, after 2 roll-backs'):
+        train(resolved, str(tmp_path))
+    assert max(step for _, step in read) < 30
+    assert (tmp_path / 'checkpoints' / '3' / 'manifest.json').exists()

@@ -1,0 +1,211 @@
+"""A checkpoint is whole, or named and set aside; nothing damaged is restored."""
+
+import concurrent.futures
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax.errors import BadInput
+from bert_jax.train.state import TrainState
+from bert_jax.workdir.checkpoint import Checkpoints
+
+
+def _state(step: int) -> TrainState:
+    rng = np.random.default_rng(step)
+    params = {'kernel': jnp.asarray(rng.standard_normal((64, 32)), jnp.float32), 'bias': jnp.zeros(32)}
+    return TrainState(jnp.int32(step), params, {'mean': jax.tree.map(lambda leaf: leaf + 1, params)})
+
+
+def _restore(checkpoints: Checkpoints, step: int) -> TrainState:
+    shapes = jax.eval_shape(lambda: _state(0))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return checkpoints.restore(shapes, jax.tree.map(lambda _: here, shapes), step)
+
+
+def _save(workdir: Path, *steps: int, **options: int) -> None:
+    checkpoints = Checkpoints(str(workdir), **{'keep': 10} | options)
+    for step in steps:
+        checkpoints.save(_state(step))
+    checkpoints.close()
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    _save(tmp_path, 10, 20)
+    return tmp_path
+
+
+def _files(workdir: Path, step: int) -> list[Path]:
+    directory = workdir / 'checkpoints' / str(step)
+    return sorted(path for path in directory.rglob('*') if path.is_file() and path.stat().st_size)
+
+
+def test_what_is_restored_is_what_was_saved(workdir: Path) -> None:
+    checkpoints = Checkpoints(str(workdir))
+    assert checkpoints.steps() == [10, 20] and checkpoints.set_aside_unsound() == 20
+    for a, b in zip(jax.tree.leaves(_restore(checkpoints, 20)), jax.tree.leaves(_state(20)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_every_flipped_bit_truncation_and_deletion_is_noticed_and_the_file_named(workdir: Path) -> None:
+    checkpoints, rng = Checkpoints(str(workdir)), random.Random(0)
+    for path in _files(workdir, 20):
+        whole = path.read_bytes()
+        for _ in range(10):
+            place, bit = rng.randrange(len(whole)), 1 << rng.randrange(8)
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            if path.name == 'manifest.json':  # a flip in its white space or in the step changes nothing of its files
+                damage = checkpoints.damage(20)
+                assert damage or json.loads(path.read_text())['files'] == json.loads(whole)['files']
+            else:
+                assert path.name in checkpoints.damage(20)
+        path.write_bytes(whole[: len(whole) // 2])
+        assert path.name in checkpoints.damage(20)
+        path.unlink()
+        assert path.name in checkpoints.damage(20)
+        path.write_bytes(whole)
+        assert checkpoints.damage(20) == ''
+    (workdir / 'checkpoints' / '20' / 'more').write_text('x')
+    assert 'more is not in its manifest' in checkpoints.damage(20)
+
+
+def test_a_damaged_step_is_set_aside_by_name_and_the_newest_sound_one_is_used(workdir: Path, capsys) -> None:
+    largest = max(_files(workdir, 20), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert Checkpoints(str(workdir)).set_aside_unsound() == 10
+    assert largest.name in capsys.readouterr().err
+    assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['10', 'damaged-20']
+    _save(workdir, 20)
+    largest.write_bytes(b'x')
+    assert Checkpoints(str(workdir)).set_aside_unsound() == 10
+    assert (workdir / 'checkpoints' / 'damaged-20-1').is_dir()
+
+
+def test_a_directory_without_its_manifest_is_no_checkpoint(workdir: Path) -> None:
+    (workdir / 'checkpoints' / '20' / 'manifest.json').unlink()
+    checkpoints = Checkpoints(str(workdir))
+    assert checkpoints.steps() == [10] and checkpoints.latest_step() == 10
+    assert checkpoints.set_aside_unsound() == 10
+    (workdir / 'checkpoints' / '10' / 'manifest.json').write_text('{')
+    assert checkpoints.set_aside_unsound() is None
+
+
+def test_old_steps_go_once_a_newer_one_is_sealed_except_those_kept_for_good(tmp_path: Path) -> None:
+    _save(tmp_path, 10, 15, 20, 25, 30, 35, keep=2, keep_every=20)
+    assert Checkpoints(str(tmp_path)).steps() == [20, 30, 35]
+
+
+def test_a_state_that_is_not_finite_is_never_saved(workdir: Path) -> None:
+    checkpoints, state = Checkpoints(str(workdir)), _state(30)
+    state.opt_state['mean']['bias'] = state.opt_state['mean']['bias'].at[3].set(jnp.nan)
+    with pytest.raises(BadInput, match='not finite'):
+        checkpoints.save(state)
+    assert checkpoints.steps() == [10, 20]
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    def fails(*_: object) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('bert_jax.workdir.checkpoint.write_whole', fails)
+    return monkeypatch
+
+
+def _wait_for_the_save(checkpoints: Checkpoints) -> None:
+    concurrent.futures.wait([checkpoints._sealing])
+
+
+def test_a_save_that_fails_is_told_at_once_and_the_next_is_another_attempt(workdir: Path, full_disk, capsys) -> None:
+    checkpoints = Checkpoints(str(workdir))
+    checkpoints.save(_state(30))
+    _wait_for_the_save(checkpoints)
+    checkpoints.check()
+    told = capsys.readouterr().err
+    assert 'Step 30 could not be saved: No space left on device; step 20 is safe' in told
+    assert not (workdir / 'checkpoints' / '30').exists()  # it would take the room that the next attempt needs
+    full_disk.undo()
+    checkpoints.save(_state(40))
+    checkpoints.close()
+    assert Checkpoints(str(workdir)).set_aside_unsound() == 40
+
+
+def test_a_save_given_up_while_its_threads_still_write_is_only_told(workdir: Path, full_disk, capsys) -> None:
+    checkpoints = Checkpoints(str(workdir))
+    checkpoints.save(_state(30))
+    _wait_for_the_save(checkpoints)
+
+    def finds_a_new_file(*_: object, **__: object) -> None:
+        raise OSError(39, 'Directory not empty')
+
+    full_disk.setattr('shutil.rmtree', finds_a_new_file)
+    checkpoints.check()
+    assert 'Step 30 could not be saved: No space left on device' in capsys.readouterr().err
+    full_disk.undo()
+    assert Checkpoints(str(workdir)).set_aside_unsound() == 20
+    assert not (workdir / 'checkpoints' / '30').exists()
+
+
+def test_saves_that_fail_time_after_time_or_at_the_end_end_the_run(workdir: Path, full_disk) -> None:
+    checkpoints = Checkpoints(str(workdir))
+    with pytest.raises(BadInput, match='3 times in a row: No space left on device; step 20 is safe'):
+        for step in (30, 40, 50):
+            checkpoints.save(_state(step))
+            _wait_for_the_save(checkpoints)
+            checkpoints.check()
+    last = Checkpoints(str(workdir))
+    last.save(_state(60))
+    with pytest.raises(BadInput, match='could not be written: No space left'):
+        last.close()
+    assert Checkpoints(str(workdir)).set_aside_unsound() == 20
+
+
+def test_old_steps_stay_when_the_new_one_reads_back_otherwise(workdir: Path, monkeypatch, capsys) -> None:
+    def flips_a_bit(path: Path) -> None:  # where the seal lets go of the system's copy, the disk has another
+        if path.parent.name == 'd':
+            content = bytearray(Path(path).read_bytes())
+            content[len(content) // 2] ^= 1
+            Path(path).write_bytes(content)
+
+    monkeypatch.setattr('bert_jax.workdir.checkpoint.forget_cached', flips_a_bit)
+    checkpoints = Checkpoints(str(workdir), keep=1)
+    checkpoints.save(_state(30))
+    _wait_for_the_save(checkpoints)
+    checkpoints.check()
+    assert 'Step 30 could not be saved: read back' in capsys.readouterr().err
+    assert checkpoints.steps() == [10, 20]
+    assert (workdir / 'checkpoints' / 'damaged-30').is_dir()
+
+
+def test_manifests_of_the_first_version_are_still_read(workdir: Path) -> None:
+    directory = workdir / 'checkpoints' / '20'
+    found = [path for path in directory.rglob('*') if path.is_file() and path.name != 'manifest.json']
+    files = {
+        path.relative_to(directory).as_posix(): {
+            'bytes': path.stat().st_size,
+            'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in found
+    }
+    (directory / 'manifest.json').write_text(json.dumps({'step': 20, 'files': files}))
+    checkpoints = Checkpoints(str(workdir))
+    assert checkpoints.damage(20) == ''
+    largest = max(found, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b'?')
+    assert largest.name in checkpoints.damage(20)
+
+
+def test_a_run_goes_back_to_before_its_numbers_went_wrong(workdir: Path) -> None:
+    _save(workdir, 30)
+    checkpoints = Checkpoints(str(workdir))
+    assert checkpoints.go_back(29) == 20 and checkpoints.steps() == [10, 20]
+    assert checkpoints.go_back(5) == 10  # none is older
+    assert Checkpoints(str(workdir / 'new')).go_back(5) is None
