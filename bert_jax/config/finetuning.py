@@ -96,8 +96,13 @@ class Train:
     checkpoint_every: int = as_in(config.Train, 'checkpoint_every', 500)
     keep_checkpoints: int = as_in(config.Train, 'keep_checkpoints', 1)
     evaluate_every: int = as_in(config.Train, 'evaluate_every', 0)  # 0: only at the end
+    probe_every: int = as_in(config.Train, 'probe_every')  # of the encoder as it is fine-tuned; 0: never
     stop_at: str = as_in(config.Train, 'stop_at')
-    max_bad_steps: int = as_in(config.Train, 'max_bad_steps')  # in a row, not finite; then it ends with a message
+    max_bad_steps: int = as_in(config.Train, 'max_bad_steps')  # in a row; then the run rolls back to a checkpoint
+    max_rollbacks: int = as_in(config.Train, 'max_rollbacks')  # then it ends with a message
+    spike_threshold: float = as_in(config.Train, 'spike_threshold')
+    spike_window: int = as_in(config.Train, 'spike_window')
+    replica_check_every: int = as_in(config.Train, 'replica_check_every')
     watchdog_seconds: float = as_in(config.Train, 'watchdog_seconds')
     watchdog_long_seconds: float = as_in(config.Train, 'watchdog_long_seconds')
 
@@ -113,6 +118,7 @@ class FinetuneConfig:
     model: config.Model = config.Model()  # the sizes are those of `init`
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
+    probe: config.Probe = config.Probe()
     mesh: config.Mesh = config.Mesh()
     card: config.Card = config.Card()
     platform: str = as_in(config.Config, 'platform')

@@ -6,19 +6,19 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax.config import Config, digest, in_phases, is_records, phase_at, positions_trained
-from bert_jax.data.batches import CorpusStream, Stream, prefetch
+from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import pseudo_perplexity, words
+from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
 from bert_jax.files import write_whole
 from bert_jax.pretrained.load import from_params
@@ -26,37 +26,13 @@ from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import FEWEST
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.train.sharding import local_rows, make_global, make_mesh, mesh_of_run, parameter_specs
+from bert_jax.train.sharding import make_mesh, mesh_of_run, parameter_specs
 from bert_jax.train.state import TrainState, model_graph
-from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
+from bert_jax.train.step import make_evaluation_step
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
 
 _WINDOWS_A_PERPLEXITY = 8  # of so many windows one is taken for pseudo-perplexity, which takes a row for every token
-
-
-def evaluate_params(
-    params: nnx.State,
-    evaluation_step: Callable,
-    stream: Stream,
-    mesh: Mesh,
-    max_rows: int | None = None,
-    stop_now: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
-    """MLM and NSP loss (nats) and accuracy over one pass of an evaluation stream, or its first rows.
-
-    Returns:
-      None when `stop_now`, asked once a batch, said yes before the end.
-    """
-    num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
-    rows = local_rows(mesh, stream.batch_size)
-    totals = np.zeros(len(Sums._fields))
-    for batch in prefetch(stream, 0, num_batches, rows):
-        sums = evaluation_step(params, make_global(batch, rows, mesh, stream.batch_size))
-        totals += np.array(jax.device_get(sums), np.float64)
-        if stop_now():
-            return None
-    return {name: float(value) for name, value in metrics_of(Sums(*totals)).items()}
 
 
 def baselines(unigram_counts: np.ndarray) -> dict[str, float]:

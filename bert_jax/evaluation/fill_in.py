@@ -3,7 +3,8 @@
 `N` sentences, `L` positions, `P` masks of a sentence, `K` fillers of a mask.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.model.products import compiled_for
 from bert_jax.runtime.processes import say
 from bert_jax.text.tokenizer import Tokenizer
@@ -61,6 +63,21 @@ class Examples:
             {'text': text, 'fillers': [fillers(row, mask) for mask in range(len(places))]}
             for row, (text, places) in enumerate(self._masks)
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class FillIn:
+    """Fills in the masks of example sentences during training; `every` as in `train.evaluate_every`."""
+
+    examples: Examples
+    every: int
+    activity: str = 'filling in the examples'
+
+    def is_due(self, step: int, *, is_final: bool) -> bool:
+        return bool(self.examples) and is_due_every(self.every, step, is_final=is_final)
+
+    def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation:
+        return Evaluation(examples=self.examples(params))
 
 
 def _batch(

@@ -12,9 +12,10 @@ from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
 from bert_jax.finetune.command import Summary, summarize
+from bert_jax.finetune.evaluator import TaskEvaluator, make_predict_step, task_streams
 from bert_jax.finetune.export import load_finetuned
-from bert_jax.finetune.loop import Judge, Outcome, make_predict_step, task_streams
 from bert_jax.finetune.metrics import check_libraries
+from bert_jax.finetune.seed import Outcome
 from bert_jax.finetune.tasks import TaskData, open_task
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.train.sharding import make_mesh
@@ -43,8 +44,9 @@ def evaluate(workdir: str, step: int | None = None) -> Summary:
         mesh = make_mesh(config.Mesh(), trained.config, config.Train(), jax.devices()[:1])
         graph = model_graph(trained.config, trained.tokenizer.vocab_size, build)
         streams = task_streams(resolved, trained.tokenizer.pad_id)
-        figures, _ = Judge(data, make_predict_step(graph, mesh), streams, mesh)(nnx.state(trained.model, nnx.Param))
-        outcomes.append(Outcome(resolved.train.seed, trained.step, True, None, figures))
+        evaluator = TaskEvaluator(data, make_predict_step(graph, mesh), streams, mesh)
+        metrics, _ = evaluator.evaluate(nnx.state(trained.model, nnx.Param))
+        outcomes.append(Outcome(resolved.train.seed, trained.step, True, None, metrics))
     found = summarize(outcomes, len(outcomes))
     write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(as_json(found)) + '\n')
     return found

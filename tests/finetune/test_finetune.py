@@ -11,13 +11,13 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from bert_jax.finetune.loop import Outcome, make_programs
 from flax import nnx
 
 from bert_jax.config.finetuning import resolve
 from bert_jax.finetune import command
 from bert_jax.finetune.command import summarize
 from bert_jax.finetune.export import load_finetuned
-from bert_jax.finetune.loop import Outcome, make_programs
 from bert_jax.finetune.start import starting_point
 from bert_jax.train.sharding import make_mesh
 from bert_jax.workdir.checkpoint import Checkpoints

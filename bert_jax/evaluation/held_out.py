@@ -1,0 +1,74 @@
+"""Losses and accuracies on held-out text: during training on its first rows, in `evaluate` on all of them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from bert_jax.data.batches import Stream, prefetch
+from bert_jax.evaluation.evaluator import Evaluation, is_due_every
+from bert_jax.runtime.processes import say
+from bert_jax.train.sharding import local_rows, make_global
+from bert_jax.train.step import Sums, metrics_of
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Evaluates a run on its validation streams, one for each phase; None where too little text is held out.
+
+    Attributes:
+      phase_at: step -> the index of its phase.
+      every: steps between evaluations; 0: only at the last step.
+      max_rows: rows looked at.
+    """
+
+    evaluation_step: Callable
+    streams: Sequence[Stream | None]
+    phase_at: Callable[[int], int]
+    mesh: Mesh
+    every: int
+    max_rows: int
+    activity: str = 'evaluating'
+
+    def is_due(self, step: int, *, is_final: bool) -> bool:
+        return self.streams[self.phase_at(step)] is not None and is_due_every(self.every, step, is_final=is_final)
+
+    def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation | None:
+        stream = self.streams[self.phase_at(step)]
+        found = evaluate_params(params, self.evaluation_step, stream, self.mesh, self.max_rows, stop_now)
+        if found is None:
+            say(f'step {step}: evaluation cut short')
+            return None
+        return Evaluation({f'validation/{name}': value for name, value in found.items()}, _describe(found))
+
+
+def _describe(found: dict[str, float]) -> str:
+    words = f'held-out MLM loss {found["mlm_loss"]:.3f}, MLM accuracy {found["mlm_accuracy"]:.1%}'
+    return words + (f', NSP accuracy {found["nsp_accuracy"]:.1%}' if found['nsp_loss'] else '')  # 0: no pairs
+
+
+def evaluate_params(
+    params: nnx.State,
+    evaluation_step: Callable,
+    stream: Stream,
+    mesh: Mesh,
+    max_rows: int | None = None,
+    stop_now: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """MLM and NSP loss (nats) and accuracy over one pass of an evaluation stream, or its first rows.
+
+    Returns:
+      None when `stop_now`, asked once a batch, said yes before the end.
+    """
+    num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
+    rows = local_rows(mesh, stream.batch_size)
+    totals = np.zeros(len(Sums._fields))
+    for batch in prefetch(stream, 0, num_batches, rows):
+        sums = evaluation_step(params, make_global(batch, rows, mesh, stream.batch_size))
+        totals += np.array(jax.device_get(sums), np.float64)
+        if stop_now():
+            return None
+    return {name: float(value) for name, value in metrics_of(Sums(*totals)).items()}

@@ -1,0 +1,174 @@
+"""The training loop, shared by pretraining and fine-tuning."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+
+from bert_jax.data.device_batches import Batches
+from bert_jax.evaluation.evaluator import Evaluator
+from bert_jax.runtime.processes import AnyProcess
+from bert_jax.runtime.supervisor import Supervisor
+from bert_jax.train.divergence import DivergenceMonitor, DivergenceSettings, TrainingRecord, check_may_roll_back
+from bert_jax.train.program import TrainProgram
+from bert_jax.train.replicas import Replicas
+from bert_jax.train.speed import Speedometer
+from bert_jax.train.state import TrainState
+from bert_jax.workdir.checkpoint import Checkpoints
+from bert_jax.workdir.log import RunLog
+
+
+class LoopSettings(DivergenceSettings, Protocol):
+    """The fields of `config.train` (of pretraining or of fine-tuning) that the loop reads; intervals are in steps."""
+
+    log_every: int
+    checkpoint_every: int
+    replica_check_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """What is due after a step: a pure function of the step, the settings, and whether the run is stopping.
+
+    Attributes:
+      is_last: no step follows, because the run is at its end or stops here.
+    """
+
+    is_last: bool
+    log: bool
+    evaluators: tuple[Evaluator, ...]
+    compare_replicas: bool
+    save: bool
+
+    @classmethod
+    def at(
+        cls, step: int, num_steps: int, settings: LoopSettings, evaluators: Sequence[Evaluator], *, stopping: bool
+    ) -> 'Due':
+        """What is due after `step` of `num_steps`. A run that stops logs and saves; it does not evaluate."""
+        is_final = step == num_steps
+        is_last = is_final or stopping
+        save = is_last or step % settings.checkpoint_every == 0
+        return cls(
+            is_last=is_last,
+            log=is_last or step % settings.log_every == 0,
+            evaluators=tuple(each for each in evaluators if each.is_due(step, is_final=is_final)),
+            compare_replicas=save or bool(settings.replica_check_every and step % settings.replica_check_every == 0),
+            save=save,
+        )
+
+    @property
+    def needs_losses(self) -> bool:
+        """Whether the losses of all steps so far have to be known now."""
+        return self.log or self.save or bool(self.evaluators)
+
+    def stopped(self) -> 'Due':
+        """The same step, after a request to stop: what is left to do is to save."""
+        return dataclasses.replace(self, is_last=True, save=True, compare_replicas=True)
+
+
+class Fitted(NamedTuple):
+    """How a loop ended: at `step`, the last one unless it was `stopped_by` a signal, a time limit or another process."""
+
+    state: TrainState
+    step: int
+    stopped_by: str | None
+
+
+def fit(
+    program: TrainProgram,
+    state: TrainState,
+    record: TrainingRecord,
+    batches: Batches,
+    evaluators: Sequence[Evaluator],
+    settings: LoopSettings,
+    *,
+    restore: Callable[[int | None], tuple[TrainState, TrainingRecord]],
+    supervisor: Supervisor,
+    checkpoints: Checkpoints,
+    log: RunLog,
+) -> Fitted:
+    """Trains from `state` to the program's last step, or until asked to stop; the run is saved when this returns.
+
+    Args:
+      record: the losses and skipped batches that the state's checkpoint knows of.
+      batches: from the step after `state.step` on.
+      evaluators: asked in this order.
+      restore: the state and record of a checkpoint's step, or new ones for None.
+
+    Raises:
+      BadInput: when the run keeps diverging, saves keep failing, or the workdir's lease is lost.
+      DeviceFault: when copies of the state on several devices differ.
+    """
+    num_steps, step = program.num_steps, int(state.step)
+    monitor, replicas = DivergenceMonitor(settings, record), Replicas(program.shardings)
+    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcess(program.mesh)
+
+    def stop_now() -> bool:
+        return any_process(supervisor.asked_to_stop(checkpoints.seconds_to_save))
+
+    @contextlib.contextmanager
+    def aside(activity: str) -> Iterator[None]:
+        """What is not training: the speedometer is paused, and the watchdog allows more time."""
+        with speed.paused(), supervisor.aside(activity):
+            yield
+
+    # The order matters: a step that went wrong is rolled back before anything of it is logged, evaluated or saved.
+    for step, phase, batch in speed.waiting(batches):
+        # 1. Update. The step is dispatched to the devices, not awaited.
+        with supervisor.step(step, shape=(phase, batch.input_ids.shape)):
+            state, metrics = program.train_step(state, batch)
+        speed.add(batch, metrics.pop('tokens'), metrics.pop('squared_lengths'))
+        monitor.observe(step, phase, metrics['loss'], metrics.pop('is_skipped'))
+        due = Due.at(step, num_steps, settings, evaluators, stopping=stop_now())
+        checked = state if due.save else None
+
+        # 2. Roll back, if the loss or the state went wrong.
+        if anomaly := monitor.anomaly(wait=due.needs_losses, to_save=checked):
+            check_may_roll_back(settings, monitor.record, anomaly)
+            with aside('rolling back'):
+                state, record = restore(checkpoints.roll_back(anomaly.first))
+            record = record.skipping(anomaly, monitor.record, batches.phase_steps, int(state.step))
+            monitor = DivergenceMonitor(settings, record)
+            log.roll_back(int(state.step), anomaly.last, str(anomaly))
+            batches.rewind(int(state.step), record.skipped_batches)
+            continue
+
+        # 3. Log.
+        if due.log:
+            supervisor.check_lease()
+            log.train_step(step, _as_floats(metrics) | speed.read() | monitor.counters)
+        supervisor.end_step(metrics['loss'])
+
+        # 4. Evaluate. A request to stop cuts an evaluation short, and nothing of it is kept.
+        for evaluator in due.evaluators:
+            with aside(evaluator.activity):
+                found = evaluator(state.params, step, stop_now)
+            if found is None:
+                due = due.stopped()
+                break
+            log.evaluation(step, found.metrics, found.description, found.examples)
+
+        # 5. Compare replicas, always before a save.
+        if due.compare_replicas:
+            with aside('comparing replicas'):
+                replicas.check(state, step)
+
+        # 6. Save, though not in the middle of a bad stretch unless there is no later chance.
+        if due.save and (due.is_last or not monitor.record.bad_in_a_row):
+            with aside('saving'):
+                supervisor.check_lease()
+                checkpoints.save(state, monitor.record, known_finite=checked is not None)
+                supervisor.began_to_save(step)
+        checkpoints.check()
+        if due.is_last:
+            break
+
+    supervisor.enter_long('closing')
+    checkpoints.close()
+    return Fitted(state, step, supervisor.received or 'another process' if step < num_steps else None)
+
+
+def _as_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
