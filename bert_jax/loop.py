@@ -69,7 +69,7 @@ class Due:
 
 
 class Fitted(NamedTuple):
-    """How a loop ended: at `step`, the last one unless it was `stopped_by` a signal, a time limit or another process."""
+    """How training ended: at `step`, the last one unless a signal, a time limit or another process stopped it."""
 
     state: TrainState
     step: int

@@ -2,9 +2,9 @@
 
 A step is bad when its loss or gradient was not finite (the step itself then left the state unchanged), or when its loss
 is a spike: beyond median + threshold x MAD of the newest good losses. `train.max_bad_steps` bad steps in a row are an
-anomaly: the run rolls back to a sound checkpoint and skips the batches read since. Bad steps are derived from the losses
-alone, which every process has, and the statistics behind them are part of every checkpoint, so all processes, and a run
-that is killed and resumed, come to the same decisions.
+anomaly: the run rolls back to a sound checkpoint and skips the batches read since. Bad steps are derived from the
+losses alone, which every process has, and the statistics behind them are part of every checkpoint, so all processes,
+and a run that is killed and resumed, come to the same decisions.
 """
 
 import collections
