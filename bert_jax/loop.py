@@ -11,7 +11,13 @@ from bert_jax.data.device_batches import Batches
 from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.runtime.processes import AnyProcess
 from bert_jax.runtime.supervisor import Supervisor
-from bert_jax.train.divergence import DivergenceMonitor, DivergenceSettings, TrainingRecord, check_may_roll_back
+from bert_jax.train.divergence import (
+    Anomaly,
+    DivergenceMonitor,
+    DivergenceSettings,
+    TrainingRecord,
+    check_may_roll_back,
+)
 from bert_jax.train.program import TrainProgram
 from bert_jax.train.replicas import Replicas
 from bert_jax.train.speed import Speedometer
@@ -68,6 +74,26 @@ class Due:
         return dataclasses.replace(self, is_last=True, save=True, compare_replicas=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingRun:
+    """What `fit` trains, and what it works with.
+
+    Attributes:
+      batches: from the step after the one resumed from on.
+      evaluators: asked in this order.
+      restore: the state and record of a checkpoint's step, or new ones for None.
+    """
+
+    program: TrainProgram
+    batches: Batches
+    evaluators: Sequence[Evaluator]
+    settings: LoopSettings
+    restore: Callable[[int | None], tuple[TrainState, TrainingRecord]]
+    supervisor: Supervisor
+    checkpoints: Checkpoints
+    log: RunLog
+
+
 class Fitted(NamedTuple):
     """How training ended: at `step`, the last one unless a signal, a time limit or another process stopped it."""
 
@@ -76,63 +102,38 @@ class Fitted(NamedTuple):
     stopped_by: str | None
 
 
-def fit(
-    program: TrainProgram,
-    state: TrainState,
-    record: TrainingRecord,
-    batches: Batches,
-    evaluators: Sequence[Evaluator],
-    settings: LoopSettings,
-    *,
-    restore: Callable[[int | None], tuple[TrainState, TrainingRecord]],
-    supervisor: Supervisor,
-    checkpoints: Checkpoints,
-    log: RunLog,
-) -> Fitted:
-    """Trains from `state` to the program's last step, or until asked to stop; the run is saved when this returns.
-
-    Args:
-      record: the losses and skipped batches that the state's checkpoint knows of.
-      batches: from the step after `state.step` on.
-      evaluators: asked in this order.
-      restore: the state and record of a checkpoint's step, or new ones for None.
+def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
+    """Trains from `state` to the last step, or until asked to stop; the run is saved when this returns.
 
     Raises:
       BadInput: when the run keeps diverging, saves keep failing, or the workdir's lease is lost.
       DeviceFault: when copies of the state on several devices differ.
     """
+    program, supervisor, checkpoints, log = run.program, run.supervisor, run.checkpoints, run.log
     num_steps, step = program.num_steps, int(state.step)
-    monitor, replicas = DivergenceMonitor(settings, record), Replicas(program.shardings)
+    monitor, replicas = DivergenceMonitor(run.settings, record), Replicas(program.shardings)
     speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcess(program.mesh)
 
     def stop_now() -> bool:
         return any_process(supervisor.asked_to_stop(checkpoints.seconds_to_save))
 
-    @contextlib.contextmanager
-    def aside(activity: str) -> Iterator[None]:
-        """What is not training: the speedometer is paused, and the watchdog allows more time."""
-        with speed.paused(), supervisor.aside(activity):
-            yield
+    def aside(activity: str) -> contextlib.AbstractContextManager:
+        return _aside(activity, speed, supervisor)
 
     # The order matters: a step that went wrong is rolled back before anything of it is logged, evaluated or saved.
-    for step, phase, batch in speed.waiting(batches):
+    for step, phase, batch in speed.waiting(run.batches):
         # 1. Update. The step is dispatched to the devices, not awaited.
-        with supervisor.step(step, shape=(phase, batch.input_ids.shape)):
+        with supervisor.step(step, is_first_of_shape=speed.is_new(batch)):
             state, metrics = program.train_step(state, batch)
         speed.add(batch, metrics.pop('tokens'), metrics.pop('squared_lengths'))
         monitor.observe(step, phase, metrics['loss'], metrics.pop('is_skipped'))
-        due = Due.at(step, num_steps, settings, evaluators, stopping=stop_now())
+        due = Due.at(step, num_steps, run.settings, run.evaluators, stopping=stop_now())
         checked = state if due.save else None
 
         # 2. Roll back, if the loss or the state went wrong.
         if anomaly := monitor.anomaly(wait=due.needs_losses, to_save=checked):
-            check_may_roll_back(settings, monitor.record, anomaly)
             with aside('rolling back'):
-                state, record = restore(checkpoints.roll_back(anomaly.first))
-            record = record.skipping(anomaly, monitor.record, batches.phase_steps, int(state.step))
-            monitor = DivergenceMonitor(settings, record)
-            log.roll_back(int(state.step), anomaly.last, str(anomaly))
-            batches.rewind(int(state.step), record.skipped_batches)
+                state, monitor = _roll_back(run, anomaly, monitor)
             continue
 
         # 3. Log.
@@ -167,7 +168,25 @@ def fit(
 
     supervisor.enter_long('closing')
     checkpoints.close()
-    return Fitted(state, step, supervisor.received or 'another process' if step < num_steps else None)
+    return Fitted(state, step, (supervisor.received or 'another process') if step < num_steps else None)
+
+
+def _roll_back(run: TrainingRun, anomaly: Anomaly, monitor: DivergenceMonitor) -> tuple[TrainState, DivergenceMonitor]:
+    """The state of the newest sound checkpoint before an anomaly; log and batches are set back to its step."""
+    check_may_roll_back(run.settings, monitor.record, anomaly)
+    state, record = run.restore(run.checkpoints.roll_back(anomaly.first))
+    step = int(state.step)
+    record = record.skipping(anomaly, monitor.record, run.batches.phase_steps, step)
+    run.log.roll_back(step, anomaly.last, str(anomaly))
+    run.batches.rewind(step, record.skipped_batches)
+    return state, DivergenceMonitor(run.settings, record)
+
+
+@contextlib.contextmanager
+def _aside(activity: str, speed: Speedometer, supervisor: Supervisor) -> Iterator[None]:
+    """An activity that is not training: the speedometer is paused, and the watchdog allows more time."""
+    with speed.paused(), supervisor.aside(activity):
+        yield
 
 
 def _as_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.fill_in import Examples, FillIn
 from bert_jax.evaluation.held_out import HeldOut
 from bert_jax.evaluation.probe import Probe, open_sets
-from bert_jax.loop import fit
+from bert_jax.loop import TrainingRun, fit
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained.initialize import starting_point
 from bert_jax.pretrained.load import Pretrained, from_params
@@ -109,18 +109,8 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     batches = Batches(streams.train, [phase.train.steps for phase in in_phases(config)], mesh, start, skipped)
     with RunLog(workdir, start, num_steps, mesh, _describe_step) as log:
         say('Compiling the step …')
-        fitted = fit(
-            program,
-            state,
-            record,
-            batches,
-            evaluators,
-            config.train,
-            restore=restore,
-            supervisor=supervisor,
-            checkpoints=checkpoints,
-            log=log,
-        )
+        run = TrainingRun(program, batches, evaluators, config.train, restore, supervisor, checkpoints, log)
+        fitted = fit(run, state, record)
         log.end(fitted.step, fitted.stopped_by)
         return Outcome(fitted.step, fitted.step == num_steps, resumed_from, log.metrics)
 

@@ -18,7 +18,7 @@ from bert_jax.finetune.evaluator import TaskEvaluator, as_validation, describe_m
 from bert_jax.finetune.start import Start
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
-from bert_jax.loop import fit
+from bert_jax.loop import TrainingRun, fit
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
@@ -118,18 +118,9 @@ def run_seed(
     evaluator = TaskEvaluator(data, setup.predict_step, streams, program.mesh, config.train.evaluate_every)
     batches = Batches([streams(data.train, seed)], [program.num_steps], program.mesh, begun, record.skipped_batches)
     with RunLog(workdir, begun, program.num_steps, program.mesh, _describe_step) as log:
-        fitted = fit(
-            program,
-            state,
-            record,
-            batches,
-            [evaluator, *_probes(setup, config)],
-            config.train,
-            restore=restore,
-            supervisor=supervisor,
-            checkpoints=checkpoints,
-            log=log,
-        )
+        evaluators = [evaluator, *_probes(setup, config)]
+        run = TrainingRun(program, batches, evaluators, config.train, restore, supervisor, checkpoints, log)
+        fitted = fit(run, state, record)
         if fitted.stopped_by:
             log.end(fitted.step, fitted.stopped_by)
             return Outcome(seed, fitted.step, False, resumed_from, {})
