@@ -26,17 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.config import Config, digest, field_names, resolve, unknown_field
+from bert_jax.config import Config, Data, digest, field_names, resolve, unknown_field
+from bert_jax.config.fields import Role, names_with
 from bert_jax.errors import BadInput
 
 _KEYS = {'base': str, 'fixed': dict, 'runs': list, 'grid': dict, 'draws': dict, 'num_draws': int, 'seed': int}
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
 _DIGITS = 3  # significant, of a drawn number: it can be typed
 _MISSES = 100  # repeated draws in a row, after which there are no others
-
-# Of `data`: what a corpus is made of, besides `tokenizer`.
-_CORPUS_FIELDS = ('source', 'text_field', 'group_field', 'split_sentences', 'deduplicate_lines')
-_CORPUS_FIELDS += ('validation_source', 'validation_fraction')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +255,8 @@ def _resolve(run: str, values: dict[str, Any]) -> Config:
 
 def _corpus_settings(values: dict[str, Any]) -> dict[str, Any]:
     """What the contents of a run's corpus depend on, of the values of its config."""
-    return {name: values['data'].get(name) for name in _CORPUS_FIELDS} | {'tokenizer': values['tokenizer']}
+    of_data = {name: values['data'].get(name) for name in names_with(Role.CONTENT, Data)}
+    return of_data | {'tokenizer': values['tokenizer']}
 
 
 def short_names(fields: list[str]) -> dict[str, str]:
