@@ -17,7 +17,8 @@ from bert_jax import config as config_module
 from bert_jax.config import Config, max_sequences, num_predictions
 from bert_jax.model.attention import why_plain
 from bert_jax.model.bert import num_parameters, padded_vocab_size
-from bert_jax.plan.hlo import Collective, Operation, Work
+from bert_jax.plan.hlo import Operation, Work
+from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.train.memory import batch_shapes
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import AXES, BATCH_AXES

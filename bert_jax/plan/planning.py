@@ -11,7 +11,7 @@ from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
 from bert_jax.plan.analytic import Estimate, estimate
 from bert_jax.plan.calibrate import here
-from bert_jax.plan.hlo import Collective
+from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.plan.measure import Measured, measure
 from bert_jax.plan.program import FULL, Program
 from bert_jax.plan.roofline import StepTime, step_time

@@ -33,8 +33,7 @@ _COMPILERS = {'tpu': ('libtpu', 'plan-tpu'), 'gpu': ('jax_plugins.xla_cuda13', '
 _STEP = (
     *(f'train/{name}.py' for name in ('gradients', 'memory', 'optimizer', 'sharding', 'state', 'step')),
     'plan/program.py',
-    'plan/hlo.py',
-    'plan/kernels.py',
+    *(f'plan/{name}.py' for name in ('hlo', 'hlo_parse', 'hlo_cost', 'hlo_collectives', 'kernels')),
 )
 _RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin', 'nvidia-cudnn-cu13')
 

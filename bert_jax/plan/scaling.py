@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from bert_jax.config import Config
 from bert_jax.errors import BadInput
-from bert_jax.plan.hlo import Collective, Work
+from bert_jax.plan.hlo import Work
+from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.plan.planning import Plan
 from bert_jax.plan.roofline import collective_seconds
 from bert_jax.plan.targets import Target, of_size

@@ -163,6 +163,7 @@ def test_only_fields_with_that_role_are_part_of_the_identity() -> None:
 
 
 def test_phases_are_worked_out_once() -> None:
-    run = config.resolve(config.bert('tiny').to_dict() | {'phases': [{'steps': 3}, {'steps': 4}]})
+    phases = [{'steps': steps, 'warmup_steps': 0} for steps in (3, 4)]
+    run = config.resolve(config.bert('tiny').to_dict() | {'phases': phases})
     assert run.in_phases is run.in_phases
     assert [phase.train.steps for phase in run.in_phases] == [3, 4]
