@@ -19,7 +19,7 @@ from bert_jax.finetune.heads import builder, new_head
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.model.bert import Encoder, new_pooler
 from bert_jax.pretrained import hugging_face
-from bert_jax.pretrained.initialize import hash_weights, load_initial, split_step, with_sizes
+from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial, split_step, with_sizes
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.runtime.processes import say
@@ -30,30 +30,26 @@ from bert_jax.workdir import identity
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where each seed of a fine-tune begins.
-
-    Attributes:
-      config: with the sizes of the initial model.
-      fingerprint: {'init': hash of the initial weights, or 'scratch'}.
-    """
+    """Where each seed of a fine-tune begins. config: with the sizes of the initial model."""
 
     config: FinetuneConfig
     tokenizer: Tokenizer
-    fingerprint: dict[str, str]
-    initial: Pretrained | None = None
+    initialization: Initialization
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """{'init': hash of the initial weights, or 'scratch'}."""
+        return self.initialization.fingerprint
 
     def params(self, num_outputs: int, seed: int) -> nnx.State | None:
         """The initial encoder under a new head, and what else is to be new; None where all is random.
 
         Raises:
-          BadInput: when the initial model is not there any more, or holds other weights than the run was begun from.
+          BadInput: as `Initialization.params`.
         """
-        if self.config.init == 'scratch':
-            return None
-        initial = self.initial or _load(self.config.init)
-        if hash_weights(initial) != self.fingerprint['init']:
-            found = 'holds other weights than those that this fine-tune was begun from'
-            raise BadInput(f'config.init={self.config.init}', found, 'the same model', 'name another --workdir')
+        return self.initialization.params(lambda initial: self._under_new_head(initial, num_outputs, seed))
+
+    def _under_new_head(self, initial: Pretrained, num_outputs: int, seed: int) -> nnx.State:
         rngs = nnx.Rngs(seed)
         head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, rngs), nnx.Param)))
         of = {'bert': self._encoder(initial, rngs), 'classifier': head}
@@ -87,7 +83,7 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
         own = load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
     if given.init == 'scratch':
         say(f'Starting from random weights: {given.model.num_layers} layers, hidden size {given.model.hidden_size}')
-        return Start(given, own, {'init': 'scratch'})
+        return Start(given, own, Initialization(fingerprint={'init': 'scratch'}))
     for workdir in workdirs:
         if not identity.is_workdir(workdir):
             continue
@@ -96,7 +92,7 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
             tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
             _check(given, tokenizer, own, recorded.model)
             resolved = with_sizes(given, recorded.model, recorded.model.max_positions)
-            return Start(resolved, tokenizer, {'init': fingerprint['init']})
+            return Start(resolved, tokenizer, Initialization(given.init, {'init': fingerprint['init']}, load=_load))
     initial = _load(given.init)
     model, tokenizer = initial.config, initial.tokenizer
     _check(given, tokenizer, own, model)
@@ -105,7 +101,7 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
         f'{tokenizer.vocab_size:,} tokens'
     )
     resolved = with_sizes(given, model, model.max_positions)
-    return Start(resolved, tokenizer, {'init': hash_weights(initial)}, initial)
+    return Start(resolved, tokenizer, Initialization(given.init, {'init': hash_weights(initial)}, initial, _load))
 
 
 def _load(init: str) -> Pretrained:

@@ -8,6 +8,7 @@ table repeats the rows that it has, in order (Beltagy et al. 2020, "Longformer")
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,42 @@ _MLM_BIAS = ('mlm_bias',)
 
 
 @dataclasses.dataclass(frozen=True)
-class StartingPoint:
-    """Where a run begins.
+class Initialization:
+    """The weights that a run starts from.
 
     Attributes:
-      config: of the run, with the sizes of the initial model.
-      fingerprint: {'init': hash of the initial weights}, and whether their moments are kept; empty for random ones.
-      initial: the initial model, unless the run is in its workdir already.
+      init: `config.init`; '' for random weights.
+      fingerprint: {'init': hash of the initial weights}, and what else of them the run's identity records.
+      initial: the initial model, unless the run has begun already: then it is loaded only if it is needed again.
+      load: init -> the initial model.
     """
 
-    config: Config
-    fingerprint: dict[str, str]
+    init: str = ''
+    fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
     initial: Pretrained | None = None
+    load: Callable[[str], Pretrained] = lambda init: load_initial(init)
+
+    def params(self, adapt: Callable[[Pretrained], nnx.State]) -> nnx.State | None:
+        """The initial model's weights, adapted to the run; None for random ones.
+
+        Raises:
+          BadInput: when the initial model is gone, or is not the one that the run has begun from.
+        """
+        if not self.init:
+            return None
+        initial = self.initial or self.load(self.init)
+        if hash_weights(initial) != self.fingerprint['init']:
+            found = 'holds other weights than those that this run has begun from'
+            raise BadInput(f'config.init={self.init}', found, 'the same initial model', 'name another --workdir')
+        return adapt(initial)
+
+
+@dataclasses.dataclass(frozen=True)
+class StartingPoint:
+    """Where a pretraining run begins. config: the run's, with the sizes of the initial model."""
+
+    config: Config
+    initialization: Initialization
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Checks that a corpus's tokenizer is the initial model's, or that with words appended.
@@ -52,9 +77,10 @@ class StartingPoint:
         Raises:
           BadInput: when it is another.
         """
-        if self.initial is None:
+        initial = self.initialization.initial
+        if initial is None:
             return
-        theirs = self.initial.tokenizer
+        theirs = initial.tokenizer
         words = tokenizer.tokens[theirs.vocab_size :]
         expected = theirs.extended(words) if words and isinstance(theirs, WordPiece) else theirs
         if expected.hash != tokenizer.hash:
@@ -70,19 +96,10 @@ class StartingPoint:
         """The initial weights, with a row for every token and position of the run; None for random ones.
 
         Raises:
-          BadInput: when the initial model is not there, or is not the one that the run was begun from.
+          BadInput: as `Initialization.params`.
         """
-        if not self.config.init:
-            return None
-        initial = self.initial or load_initial(self.config.init)
-        if hash_weights(initial) != self.fingerprint['init']:
-            raise BadInput(
-                f'config.init={self.config.init}',
-                'holds other weights than those that this run was begun from',
-                'the same initial model',
-                'name another --workdir',
-            )
-        return grown(initial, tokenizer, self.config.model.max_positions)
+        positions = self.config.model.max_positions
+        return self.initialization.params(lambda initial: grown(initial, tokenizer, positions))
 
     def with_moments(self, state: TrainState, shardings: TrainState) -> TrainState:
         """A new state with the optimiser's moments of the initial run, where `config.init_optimizer` asks for them.
@@ -130,11 +147,12 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
             f'python -m bert_jax train --config=configs/continue.py --config.init={workdir} --workdir=…',
         )
     if not config.init:
-        return StartingPoint(config, {})
+        return StartingPoint(config, Initialization())
     kept = {'init_optimizer': True} if config.init_optimizer else {}
     if 'init' in recorded and identity.load_config(workdir).init == config.init:
         model = identity.load_config(workdir).model
-        return StartingPoint(with_sizes(config, model, model.max_positions), {'init': recorded['init']} | kept)
+        initialization = Initialization(config.init, {'init': recorded['init']} | kept)
+        return StartingPoint(with_sizes(config, model, model.max_positions), initialization)
     initial = load_initial(config.init)
     directory, _ = split_step(config.init)
     if kept and (not identity.is_workdir(directory) or 'imported' in identity.load_fingerprint(directory)):
@@ -149,7 +167,7 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         + (f', repeated to make {num_positions:,}' if num_positions > own else '')
     )
     resolved = with_sizes(config, model, num_positions)
-    return StartingPoint(resolved, {'init': hash_weights(initial)} | kept, initial)
+    return StartingPoint(resolved, Initialization(config.init, {'init': hash_weights(initial)} | kept, initial))
 
 
 def initial_tokenizer(init: str) -> Tokenizer:
