@@ -74,7 +74,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     program = build_program(config, streams.tokenizer.vocab_size, mesh)
 
     # --- Claim the workdir. ---
-    fingerprint = identity.fingerprint(streams.config, streams) | start_from.initialization.fingerprint
+    fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
     processes.check_agreement(fingerprint)
     supervisor.acquire(workdir)
     keep, keep_every = config.train.keep_checkpoints, config.train.keep_every

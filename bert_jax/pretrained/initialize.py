@@ -71,6 +71,11 @@ class StartingPoint:
     config: Config
     initialization: Initialization
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the run's identity records of its initial weights; empty for random ones."""
+        return self.initialization.fingerprint
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Checks that a corpus's tokenizer is the initial model's, or that with words appended.
 
