@@ -22,10 +22,9 @@ from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained.initialize import starting_point
 from bert_jax.pretrained.load import from_params
 from bert_jax.runtime import processes
-from bert_jax.runtime.lease import Lease, lease_of_run
 from bert_jax.runtime.processes import say
 from bert_jax.runtime.stopping import StopRequest
-from bert_jax.runtime.watchdog import Watchdog
+from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.divergence import Guard, Record, check_may_go_back
 from bert_jax.train.exact import make_exact_step
 from bert_jax.train.memory import run_within_memory, settle
@@ -60,23 +59,21 @@ def train(config: Config, workdir: str, stop: StopRequest | None = None, allow_c
     Raises:
       BadInput: before anything is written, when the run cannot work or the workdir holds another.
     """
-    with contextlib.ExitStack() as around:
-        stop = stop or around.enter_context(StopRequest())
-        stop.set_time(config.train.stop_at)
-        watchdog = around.enter_context(Watchdog(config.train.watchdog_seconds, config.train.watchdog_long_seconds))
-        lease = around.enter_context(lease_of_run(workdir, stop, watchdog))
-        stop.before_ending.append(watchdog.stopped)
-        parts = (config, workdir, allow_change, stop, watchdog, lease, around)
-        return run_within_memory(lambda: _train(*parts), config)
+    supervisor = Supervisor(
+        stop,
+        stop_at=config.train.stop_at,
+        watchdog_seconds=config.train.watchdog_seconds,
+        watchdog_long_seconds=config.train.watchdog_long_seconds,
+    )
+    with supervisor, contextlib.ExitStack() as around:
+        return run_within_memory(lambda: _train(config, workdir, allow_change, supervisor, around), config)
 
 
 def _train(
     config: Config,
     workdir: str,
     allow_change: Sequence[str],
-    stop: StopRequest,
-    watchdog: Watchdog,
-    lease: Lease,
+    supervisor: Supervisor,
     around: contextlib.ExitStack,
 ) -> Outcome:
     # --- What it starts from: random weights, or a model that is there (config.init), whose sizes it takes over. ---
@@ -93,9 +90,9 @@ def _train(
     microbatches = settle(config, mesh, streams.tokenizer.vocab_size).train.microbatches
     fingerprint = identity.fingerprint(config, streams) | start_from.fingerprint
     processes.check_agreement(fingerprint)
-    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every)
-    checkpoints.before_sealing = lease.check
-    processes.first_does(lambda: lease.acquire(say))
+    keep, keep_every = config.train.keep_checkpoints, config.train.keep_every
+    checkpoints = Checkpoints(workdir, keep=keep, keep_every=keep_every, check=supervisor.check_lease)
+    supervisor.acquire(workdir)
     last = checkpoints.latest_step()
     identity.claim(workdir, config, streams.tokenizer, fingerprint, allow_change=allow_change, step=last)
 
@@ -103,7 +100,7 @@ def _train(
     vocab_size = streams.tokenizer.vocab_size
     optimizer = make_optimizer(config.optimizer, num_steps, config.phases)
     shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
-    watchdog.enter_long('reading checkpoints')
+    supervisor.enter_long('reading checkpoints')
     resumed_from = checkpoints.set_aside_unsound()
     if resumed_from == num_steps:
         checkpoints.close()
@@ -149,17 +146,13 @@ def _train(
     compiled = set()  # what differs from batch to batch: the phase, and the length of its bucket
 
     def stop_now() -> bool:
-        return wants_to_stop(stop.asked(checkpoints.seconds_to_save))
+        return wants_to_stop(supervisor.asked_to_stop(checkpoints.seconds_to_save))
 
     for step, number, batch in speed.waiting(feed):
-        watchdog.begin_step(step)
         shape = (number, batch.input_ids.shape)
-        if shape not in compiled:
-            watchdog.enter_long('compiling the step')
-        state, on_device = train_step(state, batch)
-        if shape not in compiled:
-            watchdog.enter_long('the first step of its shape')
-            compiled.add(shape)
+        with supervisor.step(step, is_first_of_shape=shape not in compiled):
+            state, on_device = train_step(state, batch)
+        compiled.add(shape)
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
         stopping = stop_now()
         is_last = step == num_steps or stopping
@@ -173,8 +166,8 @@ def _train(
         trouble = guard.trouble(up_to_now=logs or saves or looks, to_save=state if saves else None)
         if trouble:
             check_may_go_back(config.train, guard.record, trouble)
-            with speed.paused(), watchdog.aside('going back'):
-                state, record = state_at(checkpoints.go_back(trouble.first))
+            with speed.paused(), supervisor.aside('going back'):
+                state, record = state_at(checkpoints.roll_back(trouble.first))
             step = int(state.step)
             say(f'Step {trouble.last}: {trouble}. Back to step {step}, without the batches read since.')
             history.add('back', step, **{'from': trouble.last}, why=str(trouble))
@@ -183,15 +176,15 @@ def _train(
             writer.rewind(step), progress.rewind(step), feed.rewind(step, record.passed_over)
             continue
         if logs:
-            lease.check()
+            supervisor.check_lease()
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()
             metrics |= {'skipped_updates': guard.record.skipped_updates}
             writer.write(step, metrics)
             progress.show(step, metrics)
-        watchdog.end_step(on_device['loss'])
-        stop.has_something_to_save()
+        supervisor.end_step(on_device['loss'])
+        supervisor.has_something_to_save()
         if evaluates:
-            with speed.paused(), watchdog.aside('evaluating'):
+            with speed.paused(), supervisor.aside('evaluating'):
                 rows = config.train.evaluate_rows
                 found = evaluate_params(state.params, evaluation_step, validation, mesh, rows, stop_now)
             if found is None:
@@ -203,7 +196,7 @@ def _train(
                 metrics |= found
                 say(_describe_validation(step, found))
         if labelled_sets and (step == num_steps or step % config.train.probe_every == 0):
-            with speed.paused(), watchdog.aside('probing'):
+            with speed.paused(), supervisor.aside('probing'):
                 positions = positions_trained(config, step)
                 encoder = from_params(state.params, config.model, streams.tokenizer, step, positions)
                 found = probe.accuracies(encoder, labelled_sets)
@@ -211,27 +204,27 @@ def _train(
             metrics |= found
             say(f'step {step}: probe {probe.describe(found)}')
         if looks and examples:
-            with speed.paused(), watchdog.aside('filling in the examples'):
+            with speed.paused(), supervisor.aside('filling in the examples'):
                 writer.write_examples(step, examples(state.params))
         is_last = step == num_steps or stopping
         saves = is_last or step % config.train.checkpoint_every == 0
         every = config.train.replica_check_every
         if saves or (every and step % every == 0):
-            with speed.paused(), watchdog.aside('comparing replicas'):
+            with speed.paused(), supervisor.aside('comparing replicas'):
                 replicas.check(state, step)
         if saves and (is_last or not guard.record.bad_in_a_row):
-            with speed.paused(), watchdog.aside('saving'):
-                lease.check()
+            with speed.paused(), supervisor.aside('saving'):
+                supervisor.check_lease()
                 checkpoints.save(state, guard.record, known_finite=looked_at)
-                watchdog.began_to_save(step)
-        checkpoints.check()
+                supervisor.began_to_save(step)
+        checkpoints.report_failures()
         if stopping:
             break
-    watchdog.enter_long('closing')
+    supervisor.enter_long('closing')
     progress.close()
     checkpoints.close()
     if step < num_steps:
-        why = stop.received or 'another process'
+        why = supervisor.received or 'another process'
         say(f'Stopped by {why}: saved step {step} of {num_steps}. The same command goes on from there.')
         history.add('stop', step, why=why)
     else:

@@ -11,9 +11,7 @@ from bert_jax.finetune.start import starting_point
 from bert_jax.finetune.tasks import open_task
 from bert_jax.finetune.workdirs import seed_workdir, write_plan, write_results
 from bert_jax.runtime import processes
-from bert_jax.runtime.lease import lease_of_run
-from bert_jax.runtime.stopping import StopRequest
-from bert_jax.runtime.watchdog import Watchdog
+from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.sharding import make_mesh
 
 
@@ -44,9 +42,11 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
     seeds = range(config.train.seed, config.train.seed + num_seeds)
     workdirs = [seed_workdir(workdir, seed) for seed in seeds]
     train = config.train
-    with StopRequest() as stop, Watchdog(train.watchdog_seconds, train.watchdog_long_seconds) as watchdog:
-        stop.set_time(train.stop_at)
-        stop.before_ending.append(watchdog.stopped)
+    with Supervisor(
+        stop_at=train.stop_at,
+        watchdog_seconds=train.watchdog_seconds,
+        watchdog_long_seconds=train.watchdog_long_seconds,
+    ) as supervisor:
         start = starting_point(config, workdirs)
         data = open_task(start.config.task, start.config.train, start.tokenizer)
         mesh = make_mesh(start.config.mesh, start.config.model, batch_of(start.config.train))
@@ -57,8 +57,7 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
                 write_plan(workdir, num_seeds)
 
         for seed, place in zip(seeds, workdirs, strict=True):
-            with lease_of_run(place, stop, watchdog) as lease:
-                outcomes.append(run_seed(start, data, mesh, programs, place, seed, stop, watchdog, lease, plan))
+            outcomes.append(run_seed(start, data, mesh, programs, place, seed, supervisor, plan))
             if not outcomes[-1].finished:
                 break
     summary = summarize(outcomes, num_seeds)

@@ -26,10 +26,8 @@ from bert_jax.model.bert import Build
 from bert_jax.model.products import compiled_for
 from bert_jax.pretrain import Progress
 from bert_jax.runtime import processes
-from bert_jax.runtime.lease import Lease
 from bert_jax.runtime.processes import say
-from bert_jax.runtime.stopping import StopRequest
-from bert_jax.runtime.watchdog import Watchdog
+from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.divergence import Guard, Record, Trouble
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, replicated
@@ -88,15 +86,13 @@ def run_seed(
     programs: Programs,
     workdir: str,
     seed: int,
-    stop: StopRequest,
-    watchdog: Watchdog,
-    lease: Lease,
+    supervisor: Supervisor,
     claimed: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Trains a seed's run to its last step, or goes on with it; then judges it and writes its predictions.
 
     Args:
-      lease: of the workdir, to be acquired here.
+      supervisor: acquires the lease of the workdir here.
       claimed: called once the workdir is this run's.
 
     Raises:
@@ -108,14 +104,13 @@ def run_seed(
     train, vocab_size, steps = config.train, start.tokenizer.vocab_size, programs.steps
     recorded = fingerprint(config, data, start.tokenizer.hash, steps) | start.fingerprint
     processes.check_agreement(recorded)
-    processes.first_does(lambda: lease.acquire(say))
+    supervisor.acquire(workdir)
     identity.claim(workdir, config, start.tokenizer, recorded)
     claimed()
 
     # --- The state: restored, or new. ---
-    watchdog.enter_long('reading checkpoints')
-    checkpoints = Checkpoints(workdir, keep=train.keep_checkpoints)
-    checkpoints.before_sealing = lease.check
+    supervisor.enter_long('reading checkpoints')
+    checkpoints = Checkpoints(workdir, keep=train.keep_checkpoints, check=supervisor.check_lease)
     resumed_from = checkpoints.set_aside_unsound()
     results = read_results(workdir)
     if resumed_from == steps and results is not None:
@@ -142,13 +137,11 @@ def run_seed(
     history = History(workdir)
     history.add('start', begun, lost_steps=writer.lost_steps, **hardware(mesh))
     for step, batch in speed.waiting(_global_batches(judge.streams(data.train, seed), mesh, begun, steps)):
-        watchdog.begin_step(step)
-        if step == begun + 1:
-            watchdog.enter_long('compiling the step')
-        state, on_device = programs.train_step(state, batch, np.uint32(seed))
+        with supervisor.step(step, is_first_of_shape=step == begun + 1):
+            state, on_device = programs.train_step(state, batch, np.uint32(seed))
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
-        stopping = wants_to_stop(stop.asked(checkpoints.seconds_to_save))
-        stop.has_something_to_save()
+        stopping = wants_to_stop(supervisor.asked_to_stop(checkpoints.seconds_to_save))
+        supervisor.has_something_to_save()
         is_last = step == steps or stopping
         logs, saves = (is_last or step % every == 0 for every in (train.log_every, train.checkpoint_every))
         guard.add(step, 0, on_device['loss'], on_device.pop('is_skipped'))
@@ -159,39 +152,39 @@ def run_seed(
                 part.close()
             raise _diverged(workdir, trouble)
         if logs:
-            lease.check()
+            supervisor.check_lease()
             logged = {name: float(value) for name, value in jax.device_get(on_device).items()} | speed.read()
             logged |= {'skipped_updates': guard.record.skipped_updates}
             writer.write(step, logged)
             progress.show(step, logged)
-        watchdog.end_step(on_device['loss'])
+        supervisor.end_step(on_device['loss'])
         if train.evaluate_every and step % train.evaluate_every == 0 and not is_last:
-            with speed.paused(), watchdog.aside('evaluating'):
+            with speed.paused(), supervisor.aside('evaluating'):
                 figures = judge(state.params)[0]
             writer.write(step, _as_validation(figures))
             say(f'step {step}: {describe_figures(figures)}')
         if saves:
-            with speed.paused(), watchdog.aside('saving'):
-                lease.check()
+            with speed.paused(), supervisor.aside('saving'):
+                supervisor.check_lease()
                 checkpoints.save(state, guard.record, known_finite=True)
-                watchdog.began_to_save(step)
-        checkpoints.check()
+                supervisor.began_to_save(step)
+        checkpoints.report_failures()
         if stopping:
             break
-    watchdog.enter_long('closing')
+    supervisor.enter_long('closing')
     progress.close()
     checkpoints.close()
     if step < steps:
         writer.close()
-        why = stop.received or 'another process'
+        why = supervisor.received or 'another process'
         say(f'Stopped by {why}: saved step {step} of {steps}. The same command goes on from there.')
         history.add('stop', step, why=why)
         return Outcome(seed, step, False, resumed_from, {})
 
     # --- What it is worth, at its last step. ---
-    watchdog.enter_long('evaluating')
+    supervisor.enter_long('evaluating')
     figures, said = judge(state.params)
-    lease.check()
+    supervisor.check_lease()
     writer.write(steps, _as_validation(figures))
     writer.close()
     if processes.is_first():
