@@ -75,11 +75,11 @@ def measure(size: str, place: str, compiles: bool, devices: int) -> Costs:
     replica_check, _ = _timed(replicas.check, state, 0)
     checkpoints = Checkpoints(place, keep=2)
     checkpoints.save(state._replace(step=state.step + 1), known_finite=True)  # the first opens what the others use
-    checkpoints._settle()
+    checkpoints._wait_for_save()
     start = time.perf_counter()
     checkpoints.save(state, known_finite=True)  # `finite_check` counts by itself
     save_blocked = time.perf_counter() - start
-    checkpoints._settle()
+    checkpoints._wait_for_save()
     save = time.perf_counter() - start
     compile_seconds = _compile(model, optimizer, mesh, shapes, shardings) if compiles else None
     del state
@@ -88,7 +88,7 @@ def measure(size: str, place: str, compiles: bool, devices: int) -> Costs:
     restore, _ = _timed(checkpoints.restore, shapes, shardings, 0)
     checkpoints.close()
     files = [path for path in (Path(place) / 'checkpoints' / '0').rglob('*') if path.is_file()]
-    imports, _ = _timed(subprocess.run, [sys.executable, '-c', 'import bert_jax.train.loop'])
+    imports, _ = _timed(subprocess.run, [sys.executable, '-c', 'import bert_jax.pretrain'])
     num_bytes = sum(path.stat().st_size for path in files)
     return Costs(num_bytes, save_blocked, save, verify, restore, finite_check, replica_check, imports, compile_seconds)
 

@@ -21,11 +21,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import distributed  # its barrier has no public name
+from jax._src import distributed  # its barrier and its key-value store have no public names
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -205,6 +206,11 @@ def first_does(action: Callable[[], object]) -> None:
 def is_first() -> bool:
     """Whether this is process 0, which alone writes and speaks."""
     return jax.process_index() == 0
+
+
+def key_value_store() -> Any | None:
+    """The client of the key-value store that process 0 serves to all processes; None when this process is alone."""
+    return distributed.global_state.client if jax.process_count() > 1 else None
 
 
 def say(text: str) -> None:
