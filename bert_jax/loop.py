@@ -162,7 +162,7 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
                 supervisor.check_lease()
                 checkpoints.save(state, monitor.record, known_finite=checked is not None)
                 supervisor.began_to_save(step)
-        checkpoints.check()
+        checkpoints.report_failures()
         if due.is_last:
             break
 

@@ -95,8 +95,13 @@ class Supervisor:
             self._watchdog.enter_long('the first step of its shape')
 
     def end_step(self, result: jax.Array) -> None:
-        """Waits until the devices are at most two steps behind. `result` is any output of the step."""
+        """Waits until the devices are at most two steps behind; from now on a request to stop waits for a save.
+
+        Args:
+          result: any output of the step.
+        """
         self._watchdog.end_step(result)
+        self._stop.has_something_to_save()
 
     def enter_long(self, stage: str) -> None:
         """The main thread enters a stage that may take long and is not a step."""
@@ -120,10 +125,6 @@ class Supervisor:
           seconds_to_save: how long a save takes, as measured; None if not yet known.
         """
         return self._stop.asked(seconds_to_save)
-
-    def has_something_to_save(self) -> None:
-        """From now on a request to stop waits until the loop has saved."""
-        self._stop.has_something_to_save()
 
     def began_to_save(self, step: int) -> None:
         """A save has begun; so the save before it, if any, is on disk."""

@@ -1,7 +1,7 @@
 """Saving and restoring a `TrainState`: written by Orbax, sealed and verified here.
 
     WORKDIR/checkpoints/STEP/                what Orbax wrote, asynchronously, under a temporary name
-    WORKDIR/checkpoints/STEP/record.json     what the run knew about its divergence (`divergence.Record`)
+    WORKDIR/checkpoints/STEP/record.json     what the run knew about its divergence (`divergence.TrainingRecord`)
     WORKDIR/checkpoints/STEP/manifest.json   the seal (`seal.py`), renamed in last
 
 A directory without its manifest is not a checkpoint, so a run killed at any moment leaves only complete ones. Orbax
@@ -33,7 +33,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.runtime.processes import say
-from bert_jax.train.divergence import Record
+from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import TrainState, is_finite, state_shardings
@@ -42,7 +42,7 @@ from bert_jax.workdir import seal
 _RECORD = 'record.json'
 _MAX_FAILURES = 3  # saves in a row that may fail
 _WRITING_FAILS = (OSError, ValueError, RuntimeError)  # what Orbax and TensorStore raise when they cannot write
-_NO_RECORD = Record()
+_NO_RECORD = TrainingRecord()
 
 
 class Checkpoints:
@@ -85,12 +85,12 @@ class Checkpoints:
         """What is wrong with a checkpoint, naming the file; '' when every byte is as it was written."""
         return seal.damage(self._path(step))
 
-    def record(self, step: int) -> Record:
+    def record(self, step: int) -> TrainingRecord:
         """What the run knew about its divergence when it saved a sound checkpoint."""
         path = self._path(step) / _RECORD
         if not path.exists():  # an imported model has none
-            return Record()
-        return Record.from_json(json.loads(path.read_text()), str(path))
+            return TrainingRecord()
+        return TrainingRecord.from_json(json.loads(path.read_text()), str(path))
 
     def set_aside_unsound(self) -> int | None:
         """Renames damaged and unfinished directories, newest first, down to the newest sound checkpoint.
@@ -140,7 +140,7 @@ class Checkpoints:
 
     # --- Saving. ---
 
-    def save(self, state: TrainState, record: Record = _NO_RECORD, *, known_finite: bool = False) -> None:
+    def save(self, state: TrainState, record: TrainingRecord = _NO_RECORD, *, known_finite: bool = False) -> None:
         """Starts to save; the state may be donated as soon as this returns.
 
         A save that fails, here or in the background, is reported. Earlier checkpoints stay, and the next save is the
@@ -203,7 +203,7 @@ class Checkpoints:
         else:
             self._num_failures, self._failure = 0, None
 
-    def _finish(self, step: int, record: Record) -> None:
+    def _finish(self, step: int, record: TrainingRecord) -> None:
         """In the background: waits until all files are in place, then syncs, seals and reads them back."""
         self._orbax.wait_until_finished()
         if jax.process_index() == 0:
