@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -79,12 +79,14 @@ class TrainingRun:
     """What `fit` trains, and what it works with.
 
     Attributes:
+      update: (state, batch) -> (state, metrics), the program's train step; the state is donated.
       batches: from the step after the one resumed from on.
       evaluators: asked in this order.
       restore: the state and record of a checkpoint's step, or new ones for None.
     """
 
     program: TrainProgram
+    update: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     batches: Batches
     evaluators: Sequence[Evaluator]
     settings: LoopSettings
@@ -124,7 +126,7 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
     for step, phase, batch in speed.waiting(run.batches):
         # 1. Update. The step is dispatched to the devices, not awaited.
         with supervisor.step(step, is_first_of_shape=speed.is_new(batch)):
-            state, metrics = program.train_step(state, batch)
+            state, metrics = run.update(state, batch)
         speed.add(batch, metrics.pop('tokens'), metrics.pop('squared_lengths'))
         monitor.observe(step, phase, metrics['loss'], metrics.pop('is_skipped'))
         due = Due.at(step, num_steps, run.settings, run.evaluators, stopping=stop_now())

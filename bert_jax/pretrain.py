@@ -70,8 +70,9 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     config, num_steps = streams.config, streams.config.train.steps
     start_from.check(streams.tokenizer)
     labelled_sets = open_sets(config.probe, config.train.probe_every)
-    config = resolve_microbatches(config, mesh, streams.tokenizer.vocab_size)
-    program = build_program(config, streams.tokenizer.vocab_size, mesh)
+    vocab_size = streams.tokenizer.vocab_size
+    config = resolve_microbatches(config, mesh, vocab_size)
+    program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases)
 
     # --- Claim the workdir. ---
     fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
@@ -109,8 +110,8 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     batches = Batches(streams.train, [phase.train.steps for phase in in_phases(config)], mesh, start, skipped)
     with RunLog(workdir, start, num_steps, mesh, _describe_step) as log:
         say('Compiling the step …')
-        run = TrainingRun(program, batches, evaluators, config.train, restore, supervisor, checkpoints, log)
-        fitted = fit(run, state, record)
+        parts = (batches, evaluators, config.train, restore, supervisor, checkpoints, log)
+        fitted = fit(TrainingRun(program, program.train_step, *parts), state, record)
         log.end(fitted.step, fitted.stopped_by)
         return Outcome(fitted.step, fitted.step == num_steps, resumed_from, log.metrics)
 

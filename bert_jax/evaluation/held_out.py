@@ -2,17 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
-from bert_jax.data.batches import Stream, prefetch
+from bert_jax.data.batches import Stream
+from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.runtime.processes import say
-from bert_jax.train.sharding import local_rows, make_global
-from bert_jax.train.step import Sums, metrics_of
+from bert_jax.train.program import TrainProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +25,9 @@ class HeldOut:
       max_rows: rows looked at.
     """
 
-    evaluation_step: Callable
+    program: TrainProgram
     streams: Sequence[Stream | None]
     phase_at: Callable[[int], int]
-    mesh: Mesh
     every: int
     max_rows: int
     activity: str = 'evaluating'
@@ -38,7 +37,7 @@ class HeldOut:
 
     def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation | None:
         stream = self.streams[self.phase_at(step)]
-        found = evaluate_params(params, self.evaluation_step, stream, self.mesh, self.max_rows, stop_now)
+        found = evaluate_params(params, self.program, stream, self.max_rows, stop_now)
         if found is None:
             say(f'step {step}: evaluation cut short')
             return None
@@ -52,23 +51,21 @@ def _describe(found: dict[str, float]) -> str:
 
 def evaluate_params(
     params: nnx.State,
-    evaluation_step: Callable,
+    program: TrainProgram,
     stream: Stream,
-    mesh: Mesh,
     max_rows: int | None = None,
     stop_now: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """MLM and NSP loss (nats) and accuracy over one pass of an evaluation stream, or its first rows.
+    """The objective's metrics (losses in nats) over one pass of an evaluation stream, or its first rows.
 
     Returns:
       None when `stop_now`, asked once a batch, said yes before the end.
     """
     num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
-    rows = local_rows(mesh, stream.batch_size)
-    totals = np.zeros(len(Sums._fields))
-    for batch in prefetch(stream, 0, num_batches, rows):
-        sums = evaluation_step(params, make_global(batch, rows, mesh, stream.batch_size))
+    totals: Any = 0.0
+    for _, batch in device_batches(stream, program.mesh, 0, num_batches):
+        sums = program.evaluation_step(params, batch)
         totals += np.array(jax.device_get(sums), np.float64)
         if stop_now():
             return None
-    return {name: float(value) for name, value in metrics_of(Sums(*totals)).items()}
+    return {name: float(value) for name, value in program.objective.metrics(type(sums)(*totals)).items()}

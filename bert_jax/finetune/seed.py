@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from flax import nnx
 
@@ -15,6 +16,7 @@ from bert_jax.evaluation.probe import LabelledSet, Probe, open_sets
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
 from bert_jax.finetune.evaluator import TaskEvaluator, as_validation, describe_metrics, make_predict_step, task_streams
+from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.start import Start
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
@@ -84,7 +86,7 @@ def run_seed(
       BadInput: when the workdir holds another run, another process holds the workdir, or the run keeps diverging.
     """
     # --- What it is. ---
-    start, data, program = setup.start, setup.data, setup.program.with_seed(seed)
+    start, data, program = setup.start, setup.data, setup.program
     config = dataclasses.replace(start.config, train=dataclasses.replace(start.config.train, seed=seed))
     recorded = fingerprint(config, data, start.tokenizer.hash, program.num_steps) | start.fingerprint
     processes.check_agreement(recorded)
@@ -107,6 +109,9 @@ def run_seed(
             return checkpoints.restore(program.shapes, program.shardings, step), checkpoints.record(step)
         return program.init_state(seed, start.params(data.num_outputs, seed)), TrainingRecord()
 
+    def update(state: TrainState, batch: TaskBatch) -> tuple[TrainState, dict[str, jax.Array]]:
+        return program.train_step(state, batch, np.uint32(seed))  # one compiled program for all seeds
+
     if resumed_from is not None:
         say(f'Resuming {workdir} from step {resumed_from} of {program.num_steps}.')
     state, record = restore(resumed_from)
@@ -119,8 +124,8 @@ def run_seed(
     batches = Batches([streams(data.train, seed)], [program.num_steps], program.mesh, begun, record.skipped_batches)
     with RunLog(workdir, begun, program.num_steps, program.mesh, _describe_step) as log:
         evaluators = [evaluator, *_probes(setup, config)]
-        run = TrainingRun(program, batches, evaluators, config.train, restore, supervisor, checkpoints, log)
-        fitted = fit(run, state, record)
+        parts = (batches, evaluators, config.train, restore, supervisor, checkpoints, log)
+        fitted = fit(TrainingRun(program, update, *parts), state, record)
         if fitted.stopped_by:
             log.end(fitted.step, fitted.stopped_by)
             return Outcome(seed, fitted.step, False, resumed_from, {})
