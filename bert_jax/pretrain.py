@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bert_jax.config import Config, in_phases, positions_trained, row_lengths
+from bert_jax.console import say
 from bert_jax.data.batches import Stream
 from bert_jax.data.device_batches import Feed
 from bert_jax.data.skips import merged
@@ -23,7 +24,6 @@ from bert_jax.pretrained.initialize import starting_point
 from bert_jax.pretrained.load import from_params
 from bert_jax.runtime import processes
 from bert_jax.runtime.lease import Lease, lease_of_run
-from bert_jax.runtime.processes import say
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.watchdog import Watchdog
 from bert_jax.train.divergence import Guard, Record, check_may_go_back

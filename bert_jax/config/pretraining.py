@@ -10,9 +10,7 @@ Legend of sizes: `L` positions, `P` predictions and `E` packed sequences in a ro
 import dataclasses
 import datetime
 import difflib
-import hashlib
 import itertools
-import json
 import re
 import typing
 from typing import Any
@@ -564,9 +562,3 @@ def max_sequences(data: Data) -> int:
     if not data.packing:
         return 1
     return max(4, data.sequence_length // 32) if data.max_sequences == -1 else data.max_sequences
-
-
-def digest(section: Any) -> str:
-    """A short hash of a config section (a dataclass) or of any JSON value."""
-    value = dataclasses.asdict(section) if dataclasses.is_dataclass(section) else section
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from bert_jax import config as pretraining
 from bert_jax.config.finetuning import FinetuneConfig, num_steps, optimizer_of
+from bert_jax.console import say
 from bert_jax.data.batches import prefetch
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
@@ -27,7 +28,6 @@ from bert_jax.model.products import compiled_for
 from bert_jax.pretrain import Progress
 from bert_jax.runtime import processes
 from bert_jax.runtime.lease import Lease
-from bert_jax.runtime.processes import say
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.watchdog import Watchdog
 from bert_jax.train.divergence import Guard, Record, Trouble

@@ -27,12 +27,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, Train, digest
+from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
+from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import forget_cached, sync, write_whole
+from bert_jax.files import forget_cached, json_digest, sync, write_whole
 from bert_jax.model.bert import BertForPreTraining, Build
-from bert_jax.runtime.processes import say
 from bert_jax.train.divergence import Record
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh
@@ -275,7 +275,7 @@ class Checkpoints:
         digests = _digests(files, _PART_BYTES)
         listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
         content = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
-        content['checksum'] = digest(content)  # damage to it must not be laid at a file's door
+        content['checksum'] = json_digest(content)  # damage to it must not be laid at a file's door
         self.before_sealing()
         write_whole(directory / _MANIFEST, json.dumps(content, indent=2) + '\n')
         if not _is_remote(directory):
@@ -332,7 +332,7 @@ def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], 
         return {name: (file['bytes'], [file['sha256']]) for name, file in content['files'].items()}, 1 << 62
     if content['version'] != _VERSION or content['part_bytes'] != _PART_BYTES:
         raise ValueError
-    if content.pop('checksum') != digest(content):
+    if content.pop('checksum') != json_digest(content):
         raise ValueError
     return {name: (file['bytes'], file['sha256']) for name, file in content['files'].items()}, _PART_BYTES
 

@@ -10,10 +10,11 @@ from etils import epath
 
 from bert_jax import config as config_module
 from bert_jax.config import Config
+from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.runtime.processes import is_first, say
+from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
 
 # The fields of `config.data` that the corpus's content hash stands for.

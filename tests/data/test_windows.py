@@ -91,6 +91,6 @@ def test_beside_a_corpus_that_cannot_be_written_to_a_plan_is_made_elsewhere_and_
             windows.load_plan(str(tmp_path), 'train', split, data)
         assert not list((tmp_path / 'plans').iterdir())
     else:
-        monkeypatch.setattr(windows, '_make_plan', refuse)
+        monkeypatch.setattr(windows, 'new_directory', refuse)
         _assert_equal(windows.load_plan(str(tmp_path), 'train', split, data), expected)
         assert not list(tmp_path.iterdir())
