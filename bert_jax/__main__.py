@@ -14,11 +14,13 @@ from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 try:
     from bert_jax.cli.commands import COMMANDS
     from bert_jax.cli.flags import describe, parse
+    from bert_jax.console import say_anywhere
 except ModuleNotFoundError:
     try:
         versions.check(versions.requirements())
     except BadInput as error:
-        sys.exit(print(f'bert_jax: {error}', file=sys.stderr) or EXIT_BAD_INPUT)
+        print(f'bert_jax: {error}', file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
     raise
 
 EXIT_FAULT = 1
@@ -55,14 +57,14 @@ def main(argv: list[str]) -> int:
         values, rest = parse(COMMANDS[name], arguments)
         return COMMANDS[name].run(values, rest)
     except BadInput as error:
-        print(f'bert_jax: {error}', file=sys.stderr)
+        say_anywhere(f'bert_jax: {error}')
         return EXIT_FAULT if isinstance(error, DeviceFault) else EXIT_BAD_INPUT
     except OSError as error:
         if error.errno not in _CANNOT_BE_USED:
             raise
         place = error.filename or 'the disk'
         told = BadInput(str(place), f'cannot be used ({error.strerror})', 'a place with room, and the right to use it')
-        print(f'bert_jax: {told}', file=sys.stderr)
+        say_anywhere(f'bert_jax: {told}')
         return EXIT_BAD_INPUT
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)):
@@ -73,10 +75,10 @@ def main(argv: list[str]) -> int:
             'a smaller model or batch, more train.microbatches, or more devices to split over',
             'python -m bert_jax plan --target=… says what fits',
         )
-        print(f'bert_jax: {told}', file=sys.stderr)
+        say_anywhere(f'bert_jax: {told}')
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print('bert_jax: interrupted before anything was trained; the same command starts again.', file=sys.stderr)
+        say_anywhere('bert_jax: interrupted before anything was trained; the same command starts again.')
         return EXIT_RUN_AGAIN
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax.config import Config, in_phases, phase_at, positions_trained, row_lengths
+from bert_jax.console import say
 from bert_jax.data.batches import Stream
 from bert_jax.data.device_batches import Batches
 from bert_jax.data.skips import merged
@@ -22,7 +23,6 @@ from bert_jax.pretrained.initialize import starting_point
 from bert_jax.pretrained.load import Pretrained, from_params
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import mesh_of_run
-from bert_jax.runtime.processes import say
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.divergence import TrainingRecord

@@ -31,7 +31,7 @@ def _prepare(values: flags.FlagValues, _: list[str]) -> int:
     summary = prepare.prepare(config.data, config.tokenizer, initial=initial, workers=workers, shard=shard, beam=beam)
     if isinstance(summary, prepare.Unfinished):
         text = (
-            f'Shard {values.shard} is done; {summary.pieces_left} of {summary.pieces} pieces are left to other shards.'
+            f'Shard {values.shard} is done; {summary.pieces_left} of {summary.pieces} chunks are left to other shards.'
         )
         tell(values, dataclasses.asdict(summary), text)
         return 0

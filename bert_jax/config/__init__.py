@@ -1,7 +1,6 @@
 """Settings: what a config file and the command line may say, checked and frozen before anything else happens."""
 
 from bert_jax.config.checks import check_model
-from bert_jax.config.fields import digest
 from bert_jax.config.names import field_names, unknown_field
 from bert_jax.config.phases import phase_at, positions_trained
 from bert_jax.config.pretraining import (
@@ -42,7 +41,6 @@ __all__ = [
     'Train',
     'bert',
     'check_model',
-    'digest',
     'field_names',
     'in_phases',
     'is_records',

@@ -3,8 +3,6 @@
 import dataclasses
 import difflib
 import enum
-import hashlib
-import json
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -121,9 +119,3 @@ def resolve_section(section: type, values: Any, prefix: str, unknown: Callable[[
             raise BadInput(f'config.{path}', f'is {value!r}', field.metadata['expected'], mend)
         resolved[name] = value
     return section(**resolved)
-
-
-def digest(section: Any) -> str:
-    """A short hash of a config section (a dataclass) or of any JSON value."""
-    value = dataclasses.asdict(section) if dataclasses.is_dataclass(section) else section
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -13,19 +13,19 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, digest, in_phases, is_records, phase_at, positions_trained
+from bert_jax.config import Config, in_phases, is_records, phase_at, positions_trained
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import pseudo_perplexity, words
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
-from bert_jax.files import write_whole
+from bert_jax.files import json_digest, write_whole
 from bert_jax.pretrained.load import from_params
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import FEWEST
 from bert_jax.text.prepare import prepare
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.train.sharding import make_mesh, mesh_of_run, parameter_specs
 from bert_jax.train.state import TrainState, model_graph
 from bert_jax.train.step import make_evaluation_step
@@ -96,7 +96,7 @@ def _named_by_its_flag(source: str) -> Iterator[None]:
 def _name(source: str) -> str:
     """What the figures on a source are called; nothing of it is lost, for a hash tells apart what looks the same."""
     readable = re.sub(r'[^A-Za-z0-9.]+', '-', source).strip('-.')[-40:]
-    return f'evaluation-{readable}-{digest(source)[:8]}' if source else 'evaluation'
+    return f'evaluation-{readable}-{json_digest(source)[:8]}' if source else 'evaluation'
 
 
 def _mesh(run_config: Config, given: Config | None, devices: list[jax.Device]) -> Mesh:
@@ -149,7 +149,7 @@ def _on_source(
         raise BadInput(f'--source={source}', 'holds ids, not text', 'a source of text')
     fields = {'source': source, 'validation_source': '', 'validation_fraction': 0.0, 'local_copy': ''}
     data = dataclasses.replace(run_config.data, **fields, corpus=f'{directory}/corpus', deduplicate_lines=False)
-    tokenizer = load_tokenizer(epath.Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+    tokenizer = load_saved_tokenizer(epath.Path(workdir) / 'tokenizer')
     unpaired = dataclasses.replace(data, pairing='none')
     prepare(unpaired, Config().tokenizer, initial=tokenizer, workers=workers)
     corpus = load_corpus(data.corpus)

@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from bert_jax.console import say
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.model.products import compiled_for
-from bert_jax.runtime.processes import say
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
 from bert_jax.train.gradients import Exchange

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from bert_jax.console import say
 from bert_jax.data.batches import Stream
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
-from bert_jax.runtime.processes import say
 from bert_jax.train.program import TrainProgram
 
 

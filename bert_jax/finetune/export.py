@@ -12,6 +12,7 @@ from flax import nnx
 
 from bert_jax import __version__, config
 from bert_jax.config.finetuning import FinetuneConfig, optimizer_of
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.heads import BertForTask, builder
 from bert_jax.finetune.rows import TaskBatch
@@ -21,8 +22,7 @@ from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.card import front_matter, table
 from bert_jax.pretrained.export import check_output, prove, publish
 from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.runtime.processes import say
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.train.state import model_graph
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
@@ -59,7 +59,7 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
     """
     resolved, recorded = read_run(workdir), identity.load_fingerprint(workdir)
     model = dataclasses.replace(resolved.model, dtype='float32', remat='none')
-    tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+    tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
     labels, steps = tuple(recorded['labels']), recorded['train.steps']
     build = _builder(resolved, labels)
     as_trained = config.Config(

@@ -54,7 +54,7 @@ class Rows:
         """Whether every token has a label of its own; a row has two tokens at least, so that T is never N."""
         return len(self.labels) == len(self.ids)
 
-    def digest(self) -> str:
+    def content_hash(self) -> str:
         """SHA-256 over everything that batches are made of."""
         found = hashlib.sha256()
         for array in (self.ids, self.starts, self.second, self.labels):

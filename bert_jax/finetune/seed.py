@@ -10,6 +10,7 @@ from etils import epath
 from flax import nnx
 
 from bert_jax.config.finetuning import FinetuneConfig, batch_of, num_steps, optimizer_of
+from bert_jax.console import say
 from bert_jax.data.device_batches import Batches
 from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.probe import LabelledSet, Probe, open_sets
@@ -24,7 +25,6 @@ from bert_jax.loop import TrainingRun, fit
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
-from bert_jax.runtime.processes import say
 from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.program import TrainProgram, build_program

@@ -47,7 +47,7 @@ class Split(abc.ABC):
 
     def content(self) -> list[Any]:
         """What tells the split from another: of its rows, and of what they are compared with."""
-        return [self.rows.digest(), self.gold]
+        return [self.rows.content_hash(), self.gold]
 
 
 def choose(rows: Rows, example: np.ndarray, max_examples: int) -> Rows:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, too_long
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.export import ARCHITECTURES, choose_seed, load_finetuned
 from bert_jax.finetune.heads import builder, new_head
@@ -22,8 +23,7 @@ from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial, split_step, with_sizes
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.runtime.processes import say
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
 from bert_jax.train.state import model_graph
 from bert_jax.workdir import identity
 
@@ -89,7 +89,7 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
             continue
         recorded, fingerprint = read_run(workdir), identity.load_fingerprint(workdir)
         if recorded.init == given.init:
-            tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+            tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
             _check(given, tokenizer, own, recorded.model)
             resolved = with_sizes(given, recorded.model, recorded.model.max_positions)
             return Start(resolved, tokenizer, Initialization(given.init, {'init': fingerprint['init']}, load=_load))

@@ -21,8 +21,9 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from bert_jax.config import Config, digest, resolve
+from bert_jax.config import Config, resolve
 from bert_jax.errors import BadInput
+from bert_jax.files import json_digest
 from bert_jax.plan import hlo
 from bert_jax.plan.targets import Target, parse
 from bert_jax.train.memory import highest_bytes, lower_step, refused_bytes
@@ -116,7 +117,7 @@ def _cache_path(config: Config, target: Target, effort: str) -> Path:
     code = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()
     installed = {dist.metadata['Name']: dist.version for dist in importlib.metadata.distributions()}
     versions = {name: installed.get(name) for name in _RECORDED}
-    key = digest([dataclasses.asdict(config), target.name, effort, versions, code])
+    key = json_digest([dataclasses.asdict(config), target.name, effort, versions, code])
     home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     return home / 'bert_jax' / 'plan' / f'{key}.json'
 

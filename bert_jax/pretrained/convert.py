@@ -1,6 +1,5 @@
 """A model from elsewhere as a workdir: conversion only. Runs start from it with `config.init`."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -11,12 +10,11 @@ from flax import nnx
 from bert_jax.config import Config, Data, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.errors import BadInput
+from bert_jax.files import new_directory
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained import google, hugging_face
 from bert_jax.pretrained.initialize import hash_weights
 from bert_jax.pretrained.load import Pretrained, load_pretrained
-from bert_jax.runtime.lease import DIRECTORY as LEASE_DIRECTORY
-from bert_jax.runtime.lease import Lease
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import init_state, model_graph
@@ -40,24 +38,23 @@ def import_model(source: str, workdir: str, data: Data | None = None) -> dict[st
     """
     target = epath.Path(workdir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BadInput(f'--workdir={workdir}', 'is there already', 'a new directory', 'name another --workdir')
+        raise _is_taken(workdir)
     model = read_source(source)
     data = data or Data()
     data = dataclasses.replace(data, sequence_length=min(data.sequence_length, model.config.max_positions))
     config = Config(model=model.config, data=data)
     weights = hash_weights(model)
-    partial = target.with_name(f'.{target.name}.partial')
-    with contextlib.closing(Lease(str(partial))) as lease:
-        lease.acquire()
-        for left_over in partial.iterdir():  # of an import that was killed
-            if left_over.name != LEASE_DIRECTORY:
-                left_over.rmtree() if left_over.is_dir() else left_over.unlink()
-        _write(partial, config, model, weights)
-    if target.exists():
-        target.rmdir()
-    partial.rename(target)
+    try:
+        with new_directory(target, existing='refuse') as temporary:
+            _write(temporary, config, model, weights)
+    except FileExistsError:
+        raise _is_taken(workdir) from None
     vocab_size = model.tokenizer.vocab_size
     return {'parameters': num_parameters(model.config, vocab_size), 'vocab_size': vocab_size, 'weights': weights}
+
+
+def _is_taken(workdir: str) -> BadInput:
+    return BadInput(f'--workdir={workdir}', 'is there already', 'a new directory', 'name another --workdir')
 
 
 def _write(workdir: epath.Path, config: Config, model: Pretrained, weights: str) -> None:

@@ -6,7 +6,6 @@
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from bert_jax import config
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining, Build, padded_vocab_size
 from bert_jax.model.layers import truncated_normal
@@ -168,7 +168,7 @@ def from_tensors(
             mend += '; of a model with other heads the encoder alone: transformers.AutoModel, save_pretrained'
         raise BadInput(file, listed, expectation, mend)
     if absent:
-        print(f'{file}: no {", no ".join(absent)} in it; initialised as the original is', file=sys.stderr)
+        say(f'{file}: no {", no ".join(absent)} in it; initialised as the original is')
     return jax.tree.map_with_path(
         lambda path, variable: variable.replace(jax.numpy.asarray(ours[_joined(path)])),
         shapes,
@@ -371,7 +371,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
         tokens = vocabulary.read_text('utf-8', errors='replace').splitlines()
         lowercase = not any(re.search('[A-Z]', token) for token in tokens if not token.startswith('['))
         kind = 'uncased' if lowercase else 'cased'
-        print(f'{vocabulary}: {kind}, by its tokens (no tokenizer_config.json says)', file=sys.stderr)
+        say(f'{vocabulary}: {kind}, by its tokens (no tokenizer_config.json says)')
     return load_tokenizer(directory, lowercase=lowercase, strip_accents=None)
 
 
@@ -404,5 +404,5 @@ def assemble(
     model = dataclasses.replace(model, dtype='float32')
     params = from_tensors(tensors, model, vocab_size, str(file), num_tokens)
     if num_tokens < vocab_size:
-        print(f'{file}: {vocab_size - num_tokens} rows beyond the {num_tokens} tokens are dropped', file=sys.stderr)
+        say(f'{file}: {vocab_size - num_tokens} rows beyond the {num_tokens} tokens are dropped')
     return params, model, num_tokens

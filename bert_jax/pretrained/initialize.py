@@ -18,12 +18,12 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.config import Config, Model, in_phases
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import padded_vocab_size
 from bert_jax.pretrained import google, hugging_face
 from bert_jax.pretrained.load import Pretrained, load_pretrained
-from bert_jax.runtime.processes import say
-from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_saved_tokenizer
 from bert_jax.train.state import TrainState, is_schedule, place
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
@@ -122,7 +122,7 @@ class StartingPoint:
         if theirs.optimizer.name != ours:
             mend = f'--config.optimizer.name={theirs.optimizer.name}, or --config.init_optimizer=False'
             raise BadInput(where, f'has the moments of {theirs.optimizer.name}; this run has {ours}', ours, mend)
-        tokenizer = load_tokenizer(Path(directory) / 'tokenizer', lowercase=True, strip_accents=None)
+        tokenizer = load_saved_tokenizer(Path(directory) / 'tokenizer')
         moments = restore_whole(directory, theirs, tokenizer.vocab_size, step).opt_state
         shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (moments, state.opt_state)]
         if shapes[0] != shapes[1]:
@@ -183,7 +183,7 @@ def initial_tokenizer(init: str) -> Tokenizer:
     """
     directory, _ = split_step(init)
     if identity.is_workdir(directory):
-        return load_tokenizer(Path(directory) / 'tokenizer', lowercase=True, strip_accents=None)
+        return load_saved_tokenizer(Path(directory) / 'tokenizer')
     _refuse_google(directory)
     hugging_face.read_model_json(Path(directory))
     return hugging_face.read_tokenizer(Path(directory))

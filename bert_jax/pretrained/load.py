@@ -18,7 +18,7 @@ from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.losses import cross_entropy
 from bert_jax.pretrained import hugging_face
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
 from bert_jax.train.state import model_graph
 from bert_jax.workdir import identity
@@ -220,7 +220,7 @@ def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
 
 def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     resolved = identity.load_config(workdir)
-    tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+    tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
     state = restore_whole(workdir, resolved, tokenizer.vocab_size, step)
     return from_params(state.params, resolved.model, tokenizer, int(state.step))
 

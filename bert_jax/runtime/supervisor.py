@@ -6,6 +6,7 @@ from typing import Self
 
 import jax
 
+from bert_jax.console import say
 from bert_jax.runtime import processes
 from bert_jax.runtime.lease import Lease
 from bert_jax.runtime.stopping import StopRequest
@@ -66,7 +67,7 @@ class Supervisor:
         """
         self.release()
         self._lease = Lease(workdir)
-        processes.first_does(lambda: self._lease.acquire(processes.say))
+        processes.first_does(lambda: self._lease.acquire(say))
 
     def release(self) -> None:
         """Lets another run have the workdir at once; does nothing when no lease is held."""

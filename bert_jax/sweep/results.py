@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import digest, is_records
+from bert_jax.config import is_records
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.ranking import Measure, common_measure
+from bert_jax.files import json_digest
 from bert_jax.report import Run as Logged
 from bert_jax.report import flatten, read_run
 from bert_jax.sweep.launch import is_finished, log_tail, saved_step
@@ -80,10 +81,9 @@ def read_results(runs: tuple[Run, ...], statuses: dict[str, int]) -> list[Result
     if (measure := _common_measure(results)) is not None:
         return _ranked_by(measure, results)
     ranks: dict[str, int] = {}
-    for task in {digest(result.task): None for result in results}:
-        ranked = [
-            r for r in results if digest(r.task) == task and r.status == 'finished' and _is_finite(r.final_mlm_loss)
-        ]
+    for task in {json_digest(result.task): None for result in results}:
+        ranked = [r for r in results if json_digest(r.task) == task and r.status == 'finished']
+        ranked = [r for r in ranked if _is_finite(r.final_mlm_loss)]
         ranked.sort(key=lambda result: result.final_mlm_loss)
         ranks |= {result.run.name: rank for rank, result in enumerate(ranked, start=1)}
     return [dataclasses.replace(result, rank=ranks.get(result.run.name)) for result in results]
@@ -96,7 +96,7 @@ def _finished(results: list[Result]) -> list[Result]:
 def _common_measure(results: list[Result]) -> Measure | None:
     """What the finished runs can be ranked by although their MLM losses do not compare; None where these do."""
     finished = _finished(results)
-    if len({digest(result.task) for result in finished}) < 2:
+    if len({json_digest(result.task) for result in finished}) < 2:
         return None
     return common_measure([result.logged.figures for result in finished])
 
@@ -164,7 +164,8 @@ def _task(run: Run) -> dict[str, Any]:
     manifest = Path(run.config.data.corpus, 'manifest.json')
     if manifest.exists() and not is_records(run.config.data.source):  # other corpora may hold out the same text
         files = json.loads(manifest.read_text())['files']
-        task['validation text'] = digest({name: file for name, file in files.items() if name.startswith('validation/')})
+        held_out = {name: file for name, file in files.items() if name.startswith('validation/')}
+        task['validation text'] = json_digest(held_out)
     return flatten(task)
 
 
@@ -178,9 +179,9 @@ def _is_finite(value: float | None) -> bool:
 def tasks(results: list[Result]) -> list[list[Result]]:
     """Results by what their MLM loss is a loss of, the best first; those without any, last or in the only group."""
     groups: dict[str, list[Result]] = {}
-    is_one = len({digest(result.task) for result in results if result.task}) <= 1 or any(r.common for r in results)
+    is_one = len({json_digest(result.task) for result in results if result.task}) <= 1 or any(r.common for r in results)
     for result in results:
-        groups.setdefault('' if is_one else digest(result.task), []).append(result)
+        groups.setdefault('' if is_one else json_digest(result.task), []).append(result)
     for group in groups.values():
         group.sort(key=lambda result: result.rank or len(results) + 1)
     return sorted(groups.values(), key=lambda group: not group[0].task)

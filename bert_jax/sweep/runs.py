@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.config import Config, Data, digest, field_names, resolve, unknown_field
+from bert_jax.config import Config, Data, field_names, resolve, unknown_field
 from bert_jax.config.fields import Role, names_with
 from bert_jax.errors import BadInput
 
@@ -100,7 +100,7 @@ def expand(sweep: dict[str, Any], base_values: dict[str, Any], workdir: str) -> 
             values = _with_overrides(common, varied, sweep['base'])
             overrides = fixed | varied
             if (settings := _corpus_settings(values)) != usual_corpus and 'data.corpus' not in varied:
-                overrides['data.corpus'] = f'{values["data"]["corpus"]}-{digest(settings)[:8]}'
+                overrides['data.corpus'] = f'{values["data"]["corpus"]}-{json_digest(settings)[:8]}'
                 values = _with_overrides(values, {'data.corpus': overrides['data.corpus']}, sweep['base'])
             config = _resolve(name, values)
             if config in seen:
@@ -271,7 +271,7 @@ def _name(label: str, varied: dict[str, Any], short: dict[str, str]) -> str:
     parts = [label] if label else []
     plain = ','.join([*parts, *(f'{short[field]}={_text(value)}' for field, value in varied.items())]) or 'base'
     name = re.sub(r'[^\w.,=+-]', '_', plain)[:_LONGEST_NAME]
-    return name if name == plain else f'{name}-{digest(plain)[:6]}'
+    return name if name == plain else f'{name}-{json_digest(plain)[:6]}'
 
 
 def _text(value: Any) -> str:

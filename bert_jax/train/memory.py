@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from bert_jax.config import Config, in_phases, max_sequences, num_predictions
+from bert_jax.console import say
 from bert_jax.data.batches import Batch
 from bert_jax.errors import BadInput
 from bert_jax.runtime import processes
@@ -128,9 +129,7 @@ def settle(config: Config, mesh: Mesh, vocab_size: int, limit: int | None = None
         found = f'needs {_gib(needed(numbers[-1]))} with {numbers[-1]} microbatches; a device has {_gib(limit)}'
         raise _does_not_fit(found, config, ())
     number = numbers[fewest]
-    processes.say(
-        f'Microbatches: {number}, the fewest that fit: {_gib(needed(number))} of the {_gib(limit)} of a device'
-    )
+    say(f'Microbatches: {number}, the fewest that fit: {_gib(needed(number))} of the {_gib(limit)} of a device')
     return _with_microbatches(config, number)
 
 

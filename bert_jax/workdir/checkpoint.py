@@ -29,10 +29,10 @@ from jax.sharding import Mesh
 
 from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.model.bert import BertForPreTraining, Build
-from bert_jax.runtime.processes import say
 from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import make_mesh

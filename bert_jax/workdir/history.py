@@ -17,6 +17,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from bert_jax.console import say
 from bert_jax.runtime import processes
 from bert_jax.workdir import identity
 
@@ -41,7 +42,7 @@ class History:
             with self._path.open('a') as file:
                 file.write('\n' * torn + line)
         except OSError as error:
-            processes.say(f'{self._path} could not be written ({error.strerror})')
+            say(f'{self._path} could not be written ({error.strerror})')
 
 
 def hardware(mesh: Mesh) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from etils import epath
 from bert_jax import config as config_module
 from bert_jax.config import Config, Model, Optimizer
 from bert_jax.config.fields import Role, identity_of, names_with
+from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.runtime.processes import is_first, say
+from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
 
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')

@@ -5,7 +5,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from bert_jax.runtime.processes import say
+from bert_jax.console import say
 from bert_jax.workdir.history import History, hardware
 from bert_jax.workdir.metrics import MetricsWriter
 from bert_jax.workdir.progress import Progress

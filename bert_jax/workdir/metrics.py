@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from bert_jax import config
+from bert_jax.console import say
 from bert_jax.data.batches import Batch
-from bert_jax.runtime.processes import say
 from bert_jax.workdir.step_lines import StepLines
 
 

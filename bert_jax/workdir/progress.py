@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 from tqdm import tqdm
 
-from bert_jax.runtime.processes import say
+from bert_jax.console import say
 
 
 class Progress:

@@ -14,8 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.config import digest
-from bert_jax.files import forget_cached, sync, write_whole
+from bert_jax.files import forget_cached, json_digest, sync, write_whole
 
 MANIFEST = 'manifest.json'
 _VERSION = 2
@@ -56,7 +55,9 @@ def make_manifest(directory: epath.Path, step: int) -> dict[str, Any]:
     digests = _digests(files, _PART_BYTES)
     listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
     manifest = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
-    return manifest | {'checksum': digest(manifest)}  # so that a corrupt manifest is not reported as a corrupt file
+    return manifest | {
+        'checksum': json_digest(manifest)
+    }  # so that a corrupt manifest is not reported as a corrupt file
 
 
 def seal(directory: epath.Path, manifest: dict[str, Any]) -> None:
@@ -115,7 +116,7 @@ def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], 
         return {name: (file['bytes'], [file['sha256']]) for name, file in content['files'].items()}, _WHOLE_FILE
     if content['version'] != _VERSION or content['part_bytes'] != _PART_BYTES:
         raise ValueError
-    if content.pop('checksum') != digest(content):
+    if content.pop('checksum') != json_digest(content):
         raise ValueError
     return {name: (file['bytes'], file['sha256']) for name, file in content['files'].items()}, _PART_BYTES
 

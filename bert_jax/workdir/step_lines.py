@@ -5,8 +5,8 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax.console import say
 from bert_jax.files import write_whole
-from bert_jax.runtime.processes import say
 
 
 class StepLines:

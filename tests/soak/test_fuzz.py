@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from bert_jax import config
 from bert_jax.data.tfrecords import decode, read_frames
 from bert_jax.errors import BadInput
+from bert_jax.files import json_digest
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.prepare import prepare
@@ -230,7 +231,7 @@ def _checkpoint_manifest(place: Path) -> tuple:
     directory.mkdir(parents=True)
     (directory / 'file').write_bytes(b'12345')
     whole = {'version': 2, 'step': 5, 'part_bytes': 1 << 24, 'files': {'file': {'bytes': 5, 'sha256': ['0' * 64]}}}
-    whole['checksum'] = config.digest(whole)
+    whole['checksum'] = json_digest(whole)
     checkpoints = Checkpoints(str(place))
 
     def check(content: bytes) -> None:

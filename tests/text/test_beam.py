@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings('default')  # of another project
 
 
 def test_beam_gives_the_same_bytes_and_names_a_bad_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, '_MIN_PIECE', 1000)
+    monkeypatch.setattr(chunks, '_MIN_CHUNK', 1000)
     data = config.Data(source=write_text(tmp_path / 'a', make_documents(200)), corpus=str(tmp_path / 'alone'))
     prepare(data, TOKENIZER, progress=False)
     by_beam = dataclasses.replace(data, corpus=str(tmp_path / 'beam'))
