@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from bert_jax.console import say_anywhere
+
 EXIT_BAD_INPUT = 2
 EXIT_RUN_AGAIN = 75
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -88,7 +90,7 @@ class StopRequest:
         """
         if not self.received and time.time() >= self._stop_at - self._needed(seconds_to_save):
             self.received = _TIME_LIMIT
-            _print('The time is up: saving …')
+            say_anywhere('The time is up: saving …')
         return bool(self.received)
 
     def _needed(self, seconds_to_save: float | None) -> float:
@@ -106,15 +108,15 @@ class StopRequest:
     def _receive(self, signum: signal.Signals) -> None:
         with self._lock:
             if self.received and self.received != _TIME_LIMIT:
-                _print(f'{signum.name} again: ended at once; the last checkpoint is whole.')
+                say_anywhere(f'{signum.name} again: ended at once; the last checkpoint is whole.')
                 os._exit(128 + signum)  # as a shell reports a process that the signal ended
             self.received = signum.name
             if self._can_save:
-                _print(f'{signum.name}: finishing this step, then saving … (once more ends at once)')
+                say_anywhere(f'{signum.name}: finishing this step, then saving … (once more ends at once)')
                 return
             if (call := self._before_unsaved_end) is not None:
                 call(signum.name)
-            _print(f'{signum.name}: stopped before a step was made. The same command starts again.')
+            say_anywhere(f'{signum.name}: stopped before a step was made. The same command starts again.')
             os._exit(EXIT_RUN_AGAIN)
 
 
@@ -131,9 +133,3 @@ def leave(status: int) -> NoReturn:
 
 def _written_to_the_pipe(*_: object) -> None:
     """Python's C handler has written the number to the pipe already."""
-
-
-def _print(text: str) -> None:
-    """To standard error, in whatever process."""
-    sys.stderr.write(text + '\n')
-    sys.stderr.flush()

@@ -29,6 +29,7 @@ from typing import NoReturn
 
 import jax
 
+from bert_jax.console import say_anywhere
 from bert_jax.errors import BadInput
 from bert_jax.runtime.board import Board
 from bert_jax.runtime.judge import FINISHED, Heartbeat, Judge, Verdict
@@ -187,7 +188,7 @@ class Watchdog:
         if verdict := self._judge.verdict(beats):
             self._end(verdict)
         if straggler := self._judge.straggler(beats, self._slowest_step, time.monotonic()):
-            _print(straggler)
+            say_anywhere(straggler)
 
     # --- The end. ---
 
@@ -204,13 +205,13 @@ class Watchdog:
         """
         me = f'Process {board.rank} of {board.num_processes} on {self._beat.host}'
         if isinstance(error, BadInput):
-            _print(f'bert_jax: {error}')
+            say_anywhere(f'bert_jax: {error}')
             self._end(Verdict(f'{me} ended: {error.where}: {error.found}', EXIT_BAD_INPUT, stacks=False))
         if isinstance(error, jax.errors.JaxRuntimeError):
             before, seconds = board.beats(), 2.5 * self._interval
             time.sleep(seconds)
             if verdict := self._judge.verdict_on_error(before, board.beats(), self._beat, seconds):
-                _print(f'{me}: {str(error).splitlines()[0]}')
+                say_anywhere(f'{me}: {str(error).splitlines()[0]}')
                 self._end(verdict)
         traceback.print_exception(error)
         self._end(Verdict(f'{me} ended with {type(error).__name__}.', status=1, stacks=False))
@@ -221,7 +222,7 @@ class Watchdog:
             time.sleep(3600)  # another thread is ending the process
         if verdict.status is None:
             verdict = self._with_status(verdict)
-        _print(verdict.text)
+        say_anywhere(verdict.text)
         if verdict.stacks:
             faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
         _try_for(_SECONDS_TO_CLEAN_UP, self._before_ending)
@@ -258,9 +259,3 @@ def _try_for(seconds: float, call: Callable[[], None]) -> None:
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
-
-
-def _print(text: str) -> None:
-    """To standard error, in whatever process."""
-    sys.stderr.write(text + '\n')
-    sys.stderr.flush()

@@ -29,6 +29,7 @@ import numpy as np
 from bert_jax.config import Config, Data, field_names, resolve, unknown_field
 from bert_jax.config.fields import Role, names_with
 from bert_jax.errors import BadInput
+from bert_jax.files import json_digest
 
 _KEYS = {'base': str, 'fixed': dict, 'runs': list, 'grid': dict, 'draws': dict, 'num_draws': int, 'seed': int}
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
