@@ -26,7 +26,7 @@ _PRETRAINING = (MLM_LOSS, MLM_ACCURACY, NSP_ACCURACY)
 _ANY_RUN = (LEARNING_RATE, THROUGHPUT, INPUT_WAIT, GRAD_NORM)
 _MOST_POINTS = 150  # longer curves are drawn faint, with their means over bins on top
 _NUM_BINS = 75
-_MARKS = {'started again': ('^', '▲'), 'skipped an update': ('x', '×'), 'went back': ('D', '◆')}  # Matplotlib's, HTML's
+_MARKS = {'restarted': ('^', '▲'), 'skipped an update': ('x', '×'), 'rolled back': ('D', '◆')}  # Matplotlib's, HTML's
 
 
 @dataclasses.dataclass(frozen=True)

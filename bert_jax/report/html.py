@@ -1,13 +1,15 @@
 """HTML pages from jinja2 templates: the values that every page can hold, and the environment that renders them.
 
 A page is a dataclass of plain values; its template says where they go. Templates escape every value. The only markup
-made in Python is the inside of a drawing (`report/svg.py`).
+made in Python is the inside of a drawing (`report/svg.py`) and the places where a long name may break.
 """
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 import jinja2
+from markupsafe import Markup
 
 from bert_jax.report.svg import Drawing, line_style
 
@@ -35,12 +37,11 @@ class Column:
 
     Attributes:
       heading: '' for none.
-      kind: `label` and `name` say what a row is about, and a `name` may break after an underscore; a `number` is
-        aligned right.
+      kind: a `label` says what its row is about, a `number` is aligned right.
     """
 
     heading: str | Text
-    kind: Literal['label', 'name', 'number', 'text']
+    kind: Literal['label', 'number', 'text']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,5 +96,10 @@ def render(template: str, page: Any, package: str = SHARED) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters['line_style'] = line_style
+    environment.filters |= {'breakable': _breakable, 'line_style': line_style}
     return environment.get_template(template).render(page=page)
+
+
+def _breakable(name: str) -> Markup:
+    """A name, escaped, that may break after the signs that names of runs and settings are composed with."""
+    return Markup('<wbr>').join(re.split(r'(?<=[_,=/])(?=.)', name))

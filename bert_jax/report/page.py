@@ -181,7 +181,7 @@ def _finetune(name: str, seeds: list[LoggedRun]) -> FineTune:
     return FineTune(Text(name, note=count), Table(columns, [Group(rows)]))
 
 
-# --- What it fills in. ---
+# --- Masked-word predictions. ---
 
 
 def describe_fillers(example: dict[str, Any]) -> str:
@@ -216,7 +216,7 @@ def _spread(points: list[Any]) -> list[Any]:
 
 
 def _timelines(runs: list[LoggedRun]) -> list[Timeline]:
-    kinds = {'step': 'number', 'what': 'text', 'steps made again': 'number', 'when (UTC)': 'text'}
+    kinds = {'step': 'number', 'what': 'text', 'repeated steps': 'number', 'when (UTC)': 'text'}
     columns = [Column(heading, kind) for heading, kind in kinds.items()]
     found = []
     for i, run in enumerate(runs):
@@ -225,7 +225,7 @@ def _timelines(runs: list[LoggedRun]) -> list[Timeline]:
             for event in events(run)
         ]
         if rows:
-            summary = _named(runs, i, summarize_events(run) or 'nothing out of the ordinary')
+            summary = _named(runs, i, summarize_events(run) or 'no incidents')
             is_folded = len(runs) > 1 or len(rows) > _MOST_EVENTS
             found.append(Timeline(summary, Table(columns, [Group(rows)]), is_folded))
     return found

@@ -95,7 +95,7 @@ def _sections(settings: dict[str, Any]) -> list[Section]:
     for path, value in settings.items():
         section, _, name = path.partition('.')
         sections[section if name else 'run'].append([name or section, _show(value)])
-    columns = [Column('', 'name'), Column('', 'text')]
+    columns = [Column('', 'label'), Column('', 'text')]
     return [Section(name, Table(columns, [Group(rows)])) for name, rows in sections.items()]
 
 

@@ -28,33 +28,33 @@ def events(run: LoggedRun) -> list[Event]:
         step, event, why, lost = line['step'], line['event'], str(line.get('why', '')), 0
         if event == 'start':
             lost = _count(line.get('lost_steps'))
-            what = 'started again' if i else 'started'
+            what = 'restarted' if i else 'started'
         elif event == 'back':
             lost = max(0, _count(line.get('from')) - step)
-            what = f'went back: {why}'
+            what = f'rolled back: {why}'
         else:
             what = {'stop': f'stopped by {why}, saved', 'finish': 'finished'}.get(event, event)
         found.append(Event(step, what, lost, str(line.get('time', ''))))
     for step, count in run.skipped():
-        found.append(Event(step, f'{count:,} updates skipped, logged here' if count > 1 else 'an update skipped'))
+        found.append(Event(step, f'{_updates(count)} skipped since the previous logged step'))
     return sorted(found, key=lambda event: event.step)
 
 
 def summarize_events(run: LoggedRun) -> str:
-    """`started again 2 times, 15 logged steps made again, 1 update skipped`; '' for an uneventful run."""
+    """`restarted 2 times, 15 logged steps repeated, 1 update skipped`; '' for an uneventful run."""
     restarts = len(run.starts()) - 1
     rollbacks = sum(line['event'] == 'back' for line in run.history)
     lost = sum(event.lost_steps for event in events(run))
     skipped = sum(count for _, count in run.skipped())
     parts = []
     if restarts > 0:
-        parts.append(f'started again {_times(restarts)}')
+        parts.append(f'restarted {_times(restarts)}')
     if rollbacks:
-        parts.append(f'went back {_times(rollbacks)}')
+        parts.append(f'rolled back {_times(rollbacks)}')
     if lost:
-        parts.append(f'{lost:,} logged steps made again')
+        parts.append(f'{lost:,} logged steps repeated')
     if skipped:
-        parts.append(f'{skipped:,} update{"s" * (skipped > 1)} skipped')
+        parts.append(f'{_updates(skipped)} skipped')
     return ', '.join(parts)
 
 
@@ -81,6 +81,10 @@ def _describe(start: dict[str, Any]) -> str:
 
 def _count(value: Any) -> int:
     return value if type(value) is int else 0
+
+
+def _updates(count: int) -> str:
+    return f'{count:,} update{"s" * (count > 1)}'
 
 
 def _times(count: int) -> str:
