@@ -94,7 +94,7 @@ def _table(results: list[Result], drawn: list[Result]) -> Table:
             [Text(rank, series=drawn.index(result) if result in drawn else None), *cells]
             for result, (rank, *cells) in group.rows
         ]
-        groups.append(Group(rows, group.title if len(tabulated.groups) > 1 else ''))
+        groups.append(Group(rows, group.title))
     return Table([Column(heading, kind) for heading, kind in zip(headings, kinds, strict=True)], groups)
 
 

@@ -28,6 +28,8 @@ _WHY = {
 }
 _WHY_ELSE = 'the examples are made in another way'
 
+_NUMBERS = ('MLM loss', 'best', 'NSP', 'tokens/s')  # columns of the table
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -228,7 +230,7 @@ def title(group: list[Result], names: list[str]) -> str:
     return ', '.join([*told, *(f'{field}={value}' for field, value in same.items())]) or group[0].run.name
 
 
-# --- The terminal. ---
+# --- The table. ---
 
 
 def columns(runs: Iterable[Run]) -> dict[str, str]:
@@ -270,7 +272,7 @@ def at_the_end_of_their_range(groups: list[list[Result]]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class TableGroup:
-    """Results that can be compared, the best first, and the cells of their rows."""
+    """Results that can be compared, best first, each with the cells of its row; no title if it is the only group."""
 
     title: str
     rows: list[tuple[Result, list[str]]]
@@ -278,10 +280,7 @@ class TableGroup:
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-    """All results as text. The first column is the rank; `is_number` says which columns hold numbers.
-
-    With a single group, its title is not worth showing.
-    """
+    """The results of a sweep as text. The first column is the rank; `is_number` marks columns of numbers."""
 
     headings: list[str]
     is_number: list[bool]
@@ -296,28 +295,19 @@ def tabulate(results: list[Result]) -> ResultTable:
     is_number = [True, *(False for _ in varied), *(True for _ in (*_NUMBERS, *common)), False]
     groups = tasks(results)
     names = differing(groups)
-    rows = [
+    shown = [
         TableGroup(
-            title(group, names),
-            [
-                (
-                    result,
-                    [
-                        str(result.rank or '–'),
-                        *(cell(result.run, field) for field in varied),
-                        *_numbers(result),
-                        result.status,
-                    ],
-                )
-                for result in group
-            ],
+            title(group, names) if len(groups) > 1 else '',
+            [(result, _cells(result, varied)) for result in group],
         )
         for group in groups
     ]
-    return ResultTable(headings, is_number, rows)
+    return ResultTable(headings, is_number, shown)
 
 
-_NUMBERS = ('MLM loss', 'best', 'NSP', 'tokens/s')
+def _cells(result: Result, varied: Iterable[str]) -> list[str]:
+    settings = [cell(result.run, field) for field in varied]
+    return [str(result.rank or '–'), *settings, *_numbers(result), result.status]
 
 
 def _numbers(result: Result) -> list[str]:
@@ -354,7 +344,7 @@ def table(results: list[Result]) -> str:
 
     lines = [line(tabulated.headings)]
     for group in tabulated.groups:
-        lines += [group.title] if len(tabulated.groups) > 1 else []
+        lines += [group.title] if group.title else []
         lines += [line(cells) for _, cells in group.rows]
     if sentences := notes(results):
         lines += ['', *sentences]
