@@ -159,9 +159,10 @@ def print_result(values: flags.FlagValues, as_json: dict[str, Any], text: str) -
 
 def required(values: flags.FlagValues, name: str) -> str:
     """The value of a flag; raises BadInput when it is not given."""
-    if not values[name].value:
+    value = values[name].value
+    if not value:
         raise BadInput(f'--{name}', 'is missing', values[name].help)
-    return values[name].value
+    return value
 
 
 def config_of(values: flags.FlagValues) -> Config:
