@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax import __version__, config
+from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, optimizer_of
 from bert_jax.console import say
 from bert_jax.errors import BadInput
@@ -24,6 +24,7 @@ from bert_jax.pretrained.export import check_output, prove, publish
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.train.state import model_graph
+from bert_jax.version import __version__
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
 
