@@ -19,7 +19,7 @@ from bert_jax.__main__ import main
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.pretrain import train
+from bert_jax.pretrain import pretrain
 from bert_jax.pretrained import export as export_module
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.export import export

@@ -102,7 +102,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def prepared(run_config: config.Config, workdir: str, *_: object, **__: object) -> Outcome:
         return _prepared(workdir, run_config)
 
-    monkeypatch.setattr('bert_jax.pretrain.train', prepared)
+    monkeypatch.setattr('bert_jax.pretrain.pretrain', prepared)
 
 
 @pytest.fixture(scope='module')
