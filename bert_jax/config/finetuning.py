@@ -1,4 +1,4 @@
-"""Every setting of a fine-tune: its default, its meaning and its check; the counterpart of `config/pretraining.py`.
+"""Every setting of a fine-tune: its default, its meaning and its check; the counterpart of `bert_jax/config/pretraining.py`.
 
 A config file builds a `ConfigDict` from `finetune(KIND)` and sets what differs; `resolve` checks and freezes it.
 """
