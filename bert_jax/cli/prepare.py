@@ -29,7 +29,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     workers = values.workers or len(os.sched_getaffinity(0))
     summary = prepare.prepare(config.data, config.tokenizer, initial=initial, workers=workers, shard=shard, beam=beam)
     if isinstance(summary, prepare.Unfinished):
-        left = f'{summary.pieces_left} of {summary.pieces} pieces are left to other shards'
+        left = f'{summary.pieces_left} of {summary.pieces} chunks are left to other shards'
         print_result(values, dataclasses.asdict(summary), f'Shard {values.shard} is done; {left}.')
         return 0
     as_json, text = dataclasses.asdict(summary), _describe(summary)
