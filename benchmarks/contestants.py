@@ -32,7 +32,7 @@ class BertJax:
         import jax
         from safetensors.numpy import load_file, save_file
 
-        from bert_jax.pretrained.hugging_face import from_tensors, to_tensors
+        from bert_jax.pretrained.tensor_names import from_tensors, to_tensors
         from bert_jax.train.optimizer import make_optimizer, make_schedule
         from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
         from bert_jax.train.state import init_state, model_graph, state_shardings

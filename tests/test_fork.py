@@ -11,7 +11,6 @@ import pytest
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.initialize import starting_point
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import load_tokenizer

@@ -16,7 +16,6 @@ from bert_jax.data.batches import CorpusStream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
-from bert_jax.pretrain import pretrain
 from bert_jax.text.prepare import prepare
 from bert_jax.train.optimizer import make_schedule
 from bert_jax.train.sharding import make_mesh

@@ -10,7 +10,6 @@ import pytest
 import bert_jax.config
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
-from bert_jax.pretrain import pretrain
 from bert_jax.text import prepare
 from bert_jax.text.tokenizer import load_tokenizer
 from tests.data.records import make_records, write_records, write_vocabulary

@@ -20,18 +20,18 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         select_platform(config)
     else:
         _use_the_cpu()
-    from bert_jax.plan import phased, planning, scaling, search
+    from bert_jax.plan import describe, phased, planning, scaling, search
 
     if values.search:
         ranking = search.search(config, planning.find_target(target_name, config))
-        print_result(values, search.to_json(ranking, values.price), search.describe(ranking, values.price))
+        print_result(values, search.to_json(ranking, values.price), describe.describe_ranking(ranking, values.price))
         return 0
     run = phased.make_run_plan(config, target_name)
     if values.scaling:
         scales = scaling.scaling(run.plans[0])
-        print_result(values, scaling.to_json(scales), scaling.describe(run.plans[0], scales))
+        print_result(values, scaling.to_json(scales), describe.describe_scaling(run.plans[0], scales))
         return 0
-    print_result(values, run.to_json(values.price), phased.describe(run, values.price))
+    print_result(values, run.to_json(values.price), describe.describe_run(run, values.price))
     return 0
 
 

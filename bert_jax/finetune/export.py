@@ -18,7 +18,7 @@ from bert_jax.finetune.heads import BertForTask, builder
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
 from bert_jax.model.bert import Build
-from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.card import front_matter, table
 from bert_jax.pretrained.export import check_output, prove, publish
 from bert_jax.pretrained.safetensors_files import read_tensors
@@ -134,8 +134,8 @@ def _read_back(directory: Path, resolved: FinetuneConfig, trained: FineTuned) ->
     model, vocab_size = hugging_face.read_model_json(directory)
     file, tensors = read_tensors(directory)
     build = _builder(resolved, trained.labels)
-    names = hugging_face.TASK_TABLES[ARCHITECTURES[resolved.task.kind]]
-    params = hugging_face.from_tensors(tensors, model, vocab_size, str(file), build=build, table=names)
+    names = tensor_names.TASK_TABLES[ARCHITECTURES[resolved.task.kind]]
+    params = tensor_names.from_tensors(tensors, model, vocab_size, str(file), build=build, table=names)
     merged = nnx.merge(model_graph(model, vocab_size, build), params)
     return FineTuned(merged, hugging_face.read_tokenizer(directory), model, None, trained.labels)
 

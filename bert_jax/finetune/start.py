@@ -19,7 +19,7 @@ from bert_jax.finetune.export import ARCHITECTURES, choose_seed, load_finetuned
 from bert_jax.finetune.heads import builder, new_head
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.model.bert import Encoder, new_pooler
-from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial, split_step, with_sizes
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.safetensors_files import read_tensors
@@ -114,8 +114,8 @@ def _load(init: str) -> Pretrained:
     if seeds_of(directory):
         trained = load_finetuned(choose_seed(directory), step)
         architecture, params = ARCHITECTURES[trained.model.kind], nnx.state(trained.model, nnx.Param)
-        table, vocab_size = hugging_face.TASK_TABLES[architecture], trained.tokenizer.vocab_size
-        tensors = hugging_face.to_tensors(params, trained.config, vocab_size, table)
+        table, vocab_size = tensor_names.TASK_TABLES[architecture], trained.tokenizer.vocab_size
+        tensors = tensor_names.to_tensors(params, trained.config, vocab_size, table)
         return _without_head(tensors, architecture, trained.config, trained.tokenizer, vocab_size, Path(directory))
     path = Path(directory)
     if (architecture := _task_architecture(path)) is None:
@@ -132,7 +132,7 @@ def _task_architecture(directory: Path) -> str | None:
     if identity.is_workdir(str(directory)) or not path.is_file():
         return None
     named = hugging_face.read_json(path, 'a Hugging Face BERT directory').get('architectures')
-    return next((name for name in named if name in hugging_face.TASK_TABLES), None) if isinstance(named, list) else None
+    return next((name for name in named if name in tensor_names.TASK_TABLES), None) if isinstance(named, list) else None
 
 
 def _without_head(

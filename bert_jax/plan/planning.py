@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import jax
 
-from bert_jax import console
 from bert_jax.config import Config
 from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
@@ -238,92 +237,3 @@ def smallest_changes(plan: Plan) -> Iterator[str]:
 
 def _powers(above: int, most: int) -> list[int]:
     return [2**n for n in range(1, most.bit_length()) if above < 2**n <= most and most % 2**n == 0]
-
-
-# --- For a terminal. ---
-
-
-def describe(plan: Plan, price: float | None = None) -> str:
-    """The plan in a dozen lines; what is compiled and what is counted is said."""
-    config, target, time, required = plan.config, plan.target, plan.time, plan.required_bytes
-    device, hosts = target.device, target.num_hosts
-    axes = ', '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
-    source = 'compiled' if plan.program is not None else 'estimate'
-    spare = device.usable_bytes - required['total']
-    verdict = f'Fits, {console.size(spare)} to spare' if plan.fits else 'Does NOT fit'
-    if not plan.fits and math.isfinite(spare):
-        verdict += f', {console.size(-spare)} too much'
-    lines = [
-        f'{target.name}: {target.num_devices} x {device.name}, {hosts} host{"s" * (hosts > 1)}; mesh {axes}; '
-        f'microbatches {config.train.microbatches}, remat {config.model.remat}, {config.model.dtype}',
-        f'{verdict}: {console.size(required["total"])} of the {console.size(device.usable_bytes)} that a program may '
-        f"take of each device's {console.size(device.memory_bytes)} ({source})",
-    ]
-    if plan.program is not None and plan.program.refused:
-        lines.append(f'  the compiler: {plan.program.refused}')
-    lines += [f'  {name:12} {console.size(needed):>11}' for name, needed in required.items() if name != 'total']
-    lines += [f'  would fit: {change}' for change in ([] if plan.fits else smallest_changes(plan))]
-    lines += [
-        f'Model: {plan.estimate.parameters:,} parameters; {plan.estimate.flops_per_step:.4g} FLOPs a step',
-        f'Step: {console.duration(time.total)} '
-        f'(roofline of {"the compiled program" if plan.is_compiled else "an estimate"}): '
-        f'matrix products {console.duration(time.matrix)}, memory {console.duration(time.memory)}, '
-        f'waiting for collectives {console.duration(time.exposed)}, '
-        f'collectives beside computation {console.duration(time.hidden)}',
-        *_measured(plan),
-        f'Speed: {plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}; each host must be fed '
-        f'{plan.tokens_per_second / hosts:,.0f} tokens/s',
-    ]
-    collectives = plan.collectives()
-    lines += [f'Collectives of a device in a step ({"compiled" if plan.is_compiled else "estimate"}):'] * bool(
-        collectives
-    )
-    lines += [
-        f'  {found["kind"]:18} over {found["axis"]:16} {found["bytes"] / 1e6:10,.1f} MB in {found["count"]} calls, '
-        + ('beside computation' if found['overlapped'] else 'nothing runs beside them')
-        for found in collectives
-    ]
-    keep = config.train.keep_checkpoints + 1
-    checkpoint = plan.estimate.checkpoint_bytes / 1e9
-    lines += [
-        f'Run: {config.train.steps:,} steps take ' + cost(plan.run_seconds, target.num_devices, price),
-        f'Disk: {checkpoint:.2f} GB a checkpoint, {keep * checkpoint:.2f} GB for the {keep} that may lie there at once',
-        f'Assumed: full rows of {config.data.sequence_length}, a vocabulary of {config.tokenizer.vocab_size:,}'
-        + _efficiencies(target),
-    ]
-    if plan.is_compiled and plan.program.work.unknown_loops:
-        lines.append(f'  {plan.program.work.unknown_loops} loops of unknown length are counted once')
-    if plan.program is None:
-        lines.append(f'Not compiled: {plan.why_not}')
-    return '\n'.join(lines)
-
-
-def cost(seconds: float, num_devices: int, price: float | None) -> str:
-    """How long, how many device-hours, and for a price of one how many dollars."""
-    hours = seconds / 3600 * num_devices
-    dollars = f', {hours * price:,.0f} dollars' if price is not None else ''
-    return f'{console.duration(seconds)}, {hours:,.1f} device-hours{dollars} (steps alone)'
-
-
-def _measured(plan: Plan) -> list[str]:
-    """What a few real steps took and held, beside the prediction."""
-    if plan.measured is None:
-        return []
-    seconds, peak = plan.measured.step_seconds, plan.measured.peak_bytes
-    total = plan.required_bytes['total']
-    memory = f'{console.size(peak)} of a device, predicted {total / peak - 1:+.0%}'
-    if plan.measured.is_resident_size:
-        memory = f'the process held {console.size(peak)} at most, with Python and the compiler'
-        if (grown := plan.measured.grown_bytes) is not None:
-            memory = f'{console.size(grown)} for state and a step, predicted {total / grown - 1:+.0%}; {memory}'
-    return [f'Measured: {console.duration(seconds)} a step (predicted {plan.time.total / seconds - 1:+.0%}); {memory}']
-
-
-def _efficiencies(target: Target) -> str:
-    device = target.device
-    if target.name == 'here':
-        return f'; measured {device.peak_flops / 1e9:,.0f} GFLOP/s, {device.memory_bandwidth / 1e9:,.1f} GB/s a device'
-    return (
-        f'; {device.matmul_efficiency:.0%} of peak FLOPs, {device.memory_efficiency:.0%} of memory bandwidth, '
-        f'{device.link_efficiency:.0%} of the links'
-    )

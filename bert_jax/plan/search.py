@@ -9,12 +9,11 @@ from bert_jax.config import Config
 from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
 from bert_jax.plan.planning import Plan, analytic_plan, changed, make_plan, overrides
-from bert_jax.plan.planning import describe as describe_plan
 from bert_jax.plan.program import QUICK
 from bert_jax.plan.targets import Target
 
 BUDGET_S = 540.0  # for all compiles together
-_COMPILED, _SHOWN = 6, 10
+_COMPILED, NUM_SHOWN = 6, 10
 _MOST_TENSOR = 8  # beyond the devices that lie closest, splitting each product costs more than it saves
 
 
@@ -105,18 +104,5 @@ def _compile(config: Config, target: Target, promising: list, budget_s: float) -
 
 def to_json(ranking: Ranking, price: float | None) -> dict[str, object]:
     """The best plan's keys, and the whole ranking under `ranking`."""
-    listed = [{'overrides': overrides(changes)} | plan.to_json(price) for changes, plan in ranking.plans[:_SHOWN]]
+    listed = [{'overrides': overrides(changes)} | plan.to_json(price) for changes, plan in ranking.plans[:NUM_SHOWN]]
     return listed[0] | {'ranking': listed, 'tried': ranking.tried, 'too_large': ranking.too_large}
-
-
-def describe(ranking: Ranking, price: float | None) -> str:
-    """A line each, then the best in full."""
-    lines = [
-        f'{ranking.tried} candidates, {ranking.too_large} do not fit. Compiled ones first, the rest are estimates:'
-    ]
-    for place, (changes, plan) in enumerate(ranking.plans[:_SHOWN], start=1):
-        lines.append(
-            f'{place:3}. {plan.time.total * 1e3:8.1f} ms  {console.size(plan.required_bytes["total"]):>11}  '
-            f'{"compiled" if plan.is_compiled else "estimate"}  {overrides(changes)}'
-        )
-    return '\n'.join([*lines, '', describe_plan(ranking.plans[0][1], price)])

@@ -21,7 +21,7 @@ from bert_jax.config import Config, Model, in_phases
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import padded_vocab_size
-from bert_jax.pretrained import google, hugging_face
+from bert_jax.pretrained import google, hugging_face, tensor_names
 from bert_jax.pretrained.load import Pretrained, load_pretrained
 from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_saved_tokenizer
 from bert_jax.train.state import TrainState, is_schedule, place
@@ -191,7 +191,7 @@ def initial_tokenizer(init: str) -> Tokenizer:
 
 def hash_weights(model: Pretrained) -> str:
     """SHA-256 over names and values of all weights: the same for a workdir and for its export."""
-    tensors = hugging_face.to_tensors(nnx.state(model.model, nnx.Param), model.config, model.tokenizer.vocab_size)
+    tensors = tensor_names.to_tensors(nnx.state(model.model, nnx.Param), model.config, model.tokenizer.vocab_size)
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f'{name} {value.shape} {value.dtype} '.encode())

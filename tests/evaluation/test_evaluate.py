@@ -16,7 +16,6 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import describe, evaluate
 from bert_jax.evaluation.probe import open_sets
 from bert_jax.evaluation.sample import held_out_windows
-from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus

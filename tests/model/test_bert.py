@@ -12,7 +12,7 @@ from bert_jax import config
 from bert_jax.model.bert import BertForPreTraining, num_parameters
 from bert_jax.model.dropout import DropoutKey, dropout, dropout_base
 from bert_jax.model.layers import truncated_normal
-from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.train.state import model_graph
 
 MODEL = config.Model(num_layers=3, hidden_size=64, num_heads=4, intermediate_size=128, max_positions=40)
@@ -58,7 +58,7 @@ def test_weights_survive_the_way_out_and_in_bit_for_bit(tmp_path) -> None:
     hugging_face.write_model(tmp_path, params, MODEL, VOCAB, pad_id=0)
     again, model, vocab_size = hugging_face.read_model(tmp_path)
     assert (model, vocab_size) == (MODEL, VOCAB)
-    first, second = (hugging_face.to_tensors(state, MODEL, VOCAB) for state in (params, again))
+    first, second = (tensor_names.to_tensors(state, MODEL, VOCAB) for state in (params, again))
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])

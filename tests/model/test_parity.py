@@ -20,7 +20,7 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import TrainState, model_graph, state_shardings
@@ -163,7 +163,7 @@ def test_all_gradients_equal_the_reference(pair: Pair) -> None:
     _run_reference(pair.reference, batch).loss.backward()
     theirs = {name: value.grad for name, value in pair.reference.named_parameters()}
     _, grads = _loss_and_gradients(pair.params, batch, pair.model)
-    ours = hugging_face.to_tensors(grads, pair.model, VOCAB)
+    ours = tensor_names.to_tensors(grads, pair.model, VOCAB)
     assert theirs.keys() == ours.keys()
     for name, gradient in theirs.items():
         if name.endswith('attention.self.key.bias'):
@@ -210,7 +210,7 @@ def test_ten_adamw_steps_side_by_side_stay_together(tmp_path: Path) -> None:
         adamw.step()
         assert abs(float(metrics['loss']) - float(loss)) < 1e-4
         assert abs(float(metrics['grad_norm']) - float(norm)) < 1e-3 * float(norm)
-    ours = hugging_face.to_tensors(state.params, pair.model, VOCAB)
+    ours = tensor_names.to_tensors(state.params, pair.model, VOCAB)
     for name, value in pair.reference.named_parameters():
         if not name.endswith('attention.self.key.bias'):
             assert np.abs(ours[name] - value.detach().numpy()).max() < 1e-4, name
@@ -236,7 +236,7 @@ def test_bfloat16_stays_within_its_rounding_and_keeps_float32_where_bert_needs_i
 
 def test_a_new_model_has_the_originals_initial_distribution() -> None:
     params = _initial(SIZES[0])
-    tensors = hugging_face.to_tensors(params, SIZES[0], VOCAB)
+    tensors = tensor_names.to_tensors(params, SIZES[0], VOCAB)
     cut = 0.87962566 * 0.02  # standard deviation of a normal of 0.02 cut at two of it
     for name, value in tensors.items():
         if 'LayerNorm' in name:

@@ -19,9 +19,8 @@ from bert_jax.__main__ import main
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.pretrain import pretrain
 from bert_jax.pretrained import export as export_module
-from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.export import export
 from bert_jax.pretrained.load import _encode
 from bert_jax.text import prepare
@@ -188,7 +187,7 @@ def test_the_card_holds_the_facts_and_invents_nothing(pairs: Path, single: Path,
 
 def test_the_card_can_change_without_it_being_another_run(pairs: Path) -> None:
     settings = dataclasses.replace(_settings(pairs, 'wordpiece', 'nsp'), card=config.Card(license='mit'))
-    assert train(settings, str(pairs / 'run')).finished
+    assert pretrain(settings, str(pairs / 'run')).finished
     with pytest.raises(BadInput, match='config.card.license'):
         config.resolve({'card': {'license': 'mit\nlanguage: en'}})
 
@@ -205,7 +204,7 @@ def test_without_torch_the_files_are_read_back_and_the_proof_says_so(
 def test_a_wrong_export_is_never_written(pairs: Path, tmp_path: Path, monkeypatch, by_torch: bool) -> None:
     if not by_torch:
         monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    right = hugging_face.to_tensors
+    right = tensor_names.to_tensors
 
     def wrong(*arguments) -> dict[str, np.ndarray]:
         tensors = right(*arguments)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import bert_jax
 from bert_jax.__main__ import main
-from bert_jax.pretrained import hugging_face, initialize, safetensors_files
+from bert_jax.pretrained import hugging_face, initialize, safetensors_files, tensor_names
 from bert_jax.text.tokenizer import SPECIAL_TOKENS
 
 torch = pytest.importorskip('torch')
@@ -67,7 +67,7 @@ def copy(original: Path, tmp_path: Path) -> Path:
 def read(directory: Path) -> Tensors:
     """What `load_pretrained` made of a directory, under Hugging Face's names."""
     params, model, vocab_size = hugging_face.read_model(directory, len(TOKENS))
-    return hugging_face.to_tensors(params, model, vocab_size)
+    return tensor_names.to_tensors(params, model, vocab_size)
 
 
 def assert_same(found: Tensors, expected: Tensors) -> None:

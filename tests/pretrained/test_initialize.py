@@ -20,7 +20,7 @@ from bert_jax import config
 from bert_jax.__main__ import main
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.pretrained import hugging_face, initialize
+from bert_jax.pretrained import hugging_face, initialize, tensor_names
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, SentencePiece, load_tokenizer, train_tokenizer
@@ -107,7 +107,7 @@ def bert_jax(*arguments: str, place: Path) -> str:
 
 def _tensors(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:
     model = load_pretrained(str(directory), step)
-    return hugging_face.to_tensors(nnx.state(model.model, nnx.Param), model.config, model.tokenizer.vocab_size)
+    return tensor_names.to_tensors(nnx.state(model.model, nnx.Param), model.config, model.tokenizer.vocab_size)
 
 
 WORD, POSITION = 'bert.embeddings.word_embeddings.weight', 'bert.embeddings.position_embeddings.weight'
@@ -145,7 +145,7 @@ def test_the_moments_are_new_and_the_step_is_0(place: Path, commands: dict) -> N
     state = init_state(point.config.model, len(TOKENS) + 2, optimizer, mesh, 0, point.params(tokenizer))
     assert int(state.step) == 0
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(state.opt_state))
-    placed = hugging_face.to_tensors(state.params, point.config.model, len(TOKENS))
+    placed = tensor_names.to_tensors(state.params, point.config.model, len(TOKENS))
     for name, value in _tensors(place / MODEL_NAME).items():  # split over devices, the same numbers
         np.testing.assert_array_equal(placed[name], value)
 

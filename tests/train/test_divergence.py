@@ -13,7 +13,6 @@ import pytest
 from bert_jax import config
 from bert_jax.data.batches import Batch, CorpusStream
 from bert_jax.errors import BadInput
-from bert_jax.pretrain import pretrain
 from bert_jax.text.prepare import prepare
 from bert_jax.train.divergence import Guard, Record
 from tests.test_phases import PHASES, _last_state, _metrics, one_device  # noqa: F401
