@@ -101,5 +101,5 @@ def render(template: str, page: Any, package: str = SHARED) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """A name, escaped, that may break after the signs that names of runs and settings are composed with."""
-    return Markup('<wbr>').join(re.split(r'(?<=[_,=/])(?=.)', name))
+    """A name, escaped, that may break after the signs that join its parts, but not within a number."""
+    return Markup('<wbr>').join(re.split(r'(?<=[_,=/])(?=.)|(?<=\.)(?=[a-zA-Z])', name))

@@ -118,14 +118,18 @@ def test_a_name_that_a_page_does_not_have_is_an_error() -> None:
         render('report.html', Text('this is no page'))
 
 
-def test_a_table_escapes_all_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    loader = jinja2.DictLoader({'t.html': "{% from 'macros.html' import table %}{{ table(page) }}"})
+def _render_table(monkeypatch: pytest.MonkeyPatch, table: Table) -> str:
+    template = jinja2.DictLoader({'t.html': "{% from 'macros.html' import table %}{{ table(page) }}"})
     shared = jinja2.PackageLoader(SHARED)
-    monkeypatch.setattr(jinja2, 'PackageLoader', lambda _: jinja2.ChoiceLoader([loader, shared]))
+    monkeypatch.setattr(jinja2, 'PackageLoader', lambda _: jinja2.ChoiceLoader([template, shared]))
+    return render('t.html', table)
+
+
+def test_a_table_escapes_all_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     attacks = [f'{ATTACK}{i}' for i in range(10)]
     columns = [Column(attacks[0], 'label'), Column(Text(attacks[1], attacks[2], 0), 'number')]
     rows = [[attacks[3], attacks[4]], [Text(attacks[5], attacks[6]), Text(attacks[7], attacks[8], 1)]]
-    page = Page(render('t.html', Table(columns, [Group(rows, attacks[9])])))
+    page = Page(_render_table(monkeypatch, Table(columns, [Group(rows, attacks[9])])))
     assert [text for text in map(str.strip, page.text) if text] == attacks[:3] + [attacks[9]] + attacks[3:9]
     assert {tag for tag, _ in page.elements} <= {
         'div',
@@ -139,3 +143,9 @@ def test_a_table_escapes_all_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> No
         'small',
         'wbr',
     }
+
+
+def test_long_labels_break_between_their_parts_and_not_within_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table([Column('', 'label')], [Group([['runs/model.hidden_size=64,rate=0.1']])])
+    broken = '<th>runs/<wbr>model.<wbr>hidden_<wbr>size=<wbr>64,<wbr>rate=<wbr>0.1</th>'
+    assert broken in _render_table(monkeypatch, table)
