@@ -7,7 +7,7 @@ import difflib
 import errno
 import sys
 
-from bert_jax.errors import BadInput, DeviceFault
+from bert_jax.errors import BadInput, DeviceFault, is_exhausted
 from bert_jax.runtime import versions
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         print(f'bert_jax: {told}', file=sys.stderr)
         return EXIT_BAD_INPUT
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)):
+        if not is_exhausted(error):
             raise
         told = BadInput(
             name,

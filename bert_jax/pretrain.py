@@ -23,17 +23,15 @@ from bert_jax.pretrained.initialize import starting_point
 from bert_jax.pretrained.load import from_params
 from bert_jax.runtime import processes
 from bert_jax.runtime.lease import Lease, lease_of_run
+from bert_jax.runtime.mesh import mesh_of_run
 from bert_jax.runtime.processes import say
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.watchdog import Watchdog
 from bert_jax.train.divergence import Guard, Record, check_may_go_back
-from bert_jax.train.exact import make_exact_step
-from bert_jax.train.memory import run_within_memory, settle
-from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.train.memory import reporting_out_of_memory, settle
+from bert_jax.train.program import build_program
 from bert_jax.train.replicas import Replicas
-from bert_jax.train.sharding import mesh_of_run
-from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
-from bert_jax.train.step import make_evaluation_step, make_train_step
+from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.history import History, hardware
@@ -66,8 +64,8 @@ def train(config: Config, workdir: str, stop: StopRequest | None = None, allow_c
         watchdog = around.enter_context(Watchdog(config.train.watchdog_seconds, config.train.watchdog_long_seconds))
         lease = around.enter_context(lease_of_run(workdir, stop, watchdog))
         stop.before_ending.append(watchdog.stopped)
-        parts = (config, workdir, allow_change, stop, watchdog, lease, around)
-        return run_within_memory(lambda: _train(*parts), config)
+        with reporting_out_of_memory(config):
+            return _train(config, workdir, allow_change, stop, watchdog, lease, around)
 
 
 def _train(
@@ -101,8 +99,8 @@ def _train(
 
     # --- The state: restored, or new. ---
     vocab_size = streams.tokenizer.vocab_size
-    optimizer = make_optimizer(config.optimizer, num_steps, config.phases)
-    shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
+    settings = dataclasses.replace(config.train, microbatches=microbatches)
+    program = build_program(config.model, config.optimizer, settings, vocab_size, mesh, phases=config.phases)
     watchdog.enter_long('reading checkpoints')
     resumed_from = checkpoints.set_aside_unsound()
     if resumed_from == num_steps:
@@ -113,10 +111,9 @@ def _train(
     def state_at(step: int | None) -> tuple[TrainState, Record]:
         """The state of a checkpoint, or a new one, and what is known of its numbers."""
         if step is not None:
-            return checkpoints.restore(shapes, shardings, step), checkpoints.record(step)
-        params = start_from.params(streams.tokenizer)
-        state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params)
-        return start_from.with_moments(state, shardings), Record()
+            return checkpoints.restore(program.shapes, program.shardings, step), checkpoints.record(step)
+        state = program.init_state(config.train.seed, start_from.params(streams.tokenizer))
+        return start_from.with_moments(state, program.shardings), Record()
 
     if resumed_from is not None:
         say(f'Going on with {workdir} from step {resumed_from} of {num_steps}.')
@@ -125,16 +122,7 @@ def _train(
     say(_describe(config, mesh, vocab_size, streams.train))
     wants_to_stop = processes.AnyProcess(mesh)
 
-    # --- The step, compiled at its first use. ---
-    graph, schedule = model_graph(config.model, vocab_size), make_schedule(config.optimizer, num_steps, config.phases)
-    parts = (graph, optimizer, schedule, mesh, shardings)
-    if config.train.reduction == 'exact':
-        train_step = make_exact_step(*parts, seed=config.train.seed, num_shards=config.train.exact_shards)
-    else:
-        train_step = make_train_step(*parts, seed=config.train.seed, microbatches=microbatches)
-    evaluation_step = make_evaluation_step(graph, mesh, shardings.params)
-    positions = config.model.max_positions
-    examples = Examples(config.train.examples, streams.tokenizer, positions, graph, mesh, shardings.params)
+    examples = Examples(config.train.examples, streams.tokenizer, program)
 
     # --- The loop. At each step, in this order: 1. update  2. go back, if the numbers went wrong  3. log
     #     4. evaluate, probe  5. compare the replicas  6. save. ---
@@ -143,7 +131,7 @@ def _train(
     history, progress = History(workdir), Progress(start, num_steps, _describe_step)
     history.add('start', start, lost_steps=writer.lost_steps, **hardware(mesh))
     metrics: dict[str, float] = {}
-    guard, replicas = Guard(config.train, record), Replicas(shardings)
+    guard, replicas = Guard(config.train, record), Replicas(program.shardings)
     feed = Feed(in_phases(config), streams.train, mesh, start, record.passed_over)
     say('Compiling the step …')
     compiled = set()  # what differs from batch to batch: the phase, and the length of its bucket
@@ -156,7 +144,7 @@ def _train(
         shape = (number, batch.input_ids.shape)
         if shape not in compiled:
             watchdog.enter_long('compiling the step')
-        state, on_device = train_step(state, batch)
+        state, on_device = program.train_step(state, batch)
         if shape not in compiled:
             watchdog.enter_long('the first step of its shape')
             compiled.add(shape)
@@ -193,7 +181,7 @@ def _train(
         if evaluates:
             with speed.paused(), watchdog.aside('evaluating'):
                 rows = config.train.evaluate_rows
-                found = evaluate_params(state.params, evaluation_step, validation, mesh, rows, stop_now)
+                found = evaluate_params(state.params, program.evaluation_step, validation, mesh, rows, stop_now)
             if found is None:
                 stopping = True
                 say(f'step {step}: not evaluated to the end')

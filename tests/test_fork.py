@@ -13,11 +13,10 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.pretrain import train
 from bert_jax.pretrained.initialize import starting_point
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import load_tokenizer
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import init_state, state_shardings
+from bert_jax.train.program import build_program
 from bert_jax.workdir.checkpoint import restore_whole
 from tests.test_phases import one_device  # noqa: F401
 from tests.test_pretrain import write_text
@@ -83,11 +82,10 @@ def _new_state(resolved: config.Config, init: str, keeps_moments: bool):
     point = starting_point(forked, 'nowhere')
     tokenizer = load_tokenizer(Path(init.partition('@')[0]) / 'tokenizer', lowercase=True, strip_accents=None)
     mesh = make_mesh(config.Mesh(data=1, fsdp=2), point.config.model, config.Train(), jax.devices()[:2])
-    optimizer = make_optimizer(point.config.optimizer, 4)
-    _, shardings = state_shardings(point.config.model, tokenizer.vocab_size, optimizer, mesh)
-    params = point.params(tokenizer)
-    state = init_state(point.config.model, tokenizer.vocab_size, optimizer, mesh, 0, params)
-    return point, point.with_moments(state, shardings), shardings
+    model, optimizer, train = point.config.model, point.config.optimizer, config.Train(steps=4)
+    program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh)
+    state = program.init_state(0, point.params(tokenizer))
+    return point, point.with_moments(state, program.shardings), program.shardings
 
 
 def test_a_fork_keeps_the_moments_and_nothing_else(begun) -> None:

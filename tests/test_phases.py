@@ -17,9 +17,9 @@ from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
 from bert_jax.pretrain import train
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text.prepare import prepare
 from bert_jax.train.optimizer import make_schedule
-from bert_jax.train.sharding import make_mesh
 from bert_jax.workdir.metrics import Speedometer
 from tests.test_pretrain import BY_THE_CLOCK, write_text
 
@@ -46,7 +46,7 @@ def one_device():
         return make_mesh(mesh, model, train, jax.devices()[:1], where)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('bert_jax.train.sharding.make_mesh', on_the_first)
+        patch.setattr('bert_jax.runtime.mesh.make_mesh', on_the_first)
         yield
 
 

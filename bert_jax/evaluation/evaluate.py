@@ -15,20 +15,22 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax.config import Config, digest, in_phases, is_records, phase_at, positions_trained
-from bert_jax.data.batches import CorpusStream, Stream, prefetch
+from bert_jax.data.batches import CorpusStream, Stream
+from bert_jax.data.device_batches import device_batches
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import pseudo_perplexity, words
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
 from bert_jax.files import write_whole
 from bert_jax.pretrained.load import from_params
+from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import FEWEST
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.train.sharding import local_rows, make_global, make_mesh, mesh_of_run, parameter_specs
-from bert_jax.train.state import TrainState, model_graph
-from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
+from bert_jax.train.objective import PRETRAINING, PretrainingSums
+from bert_jax.train.program import build_program
+from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
 
@@ -49,14 +51,12 @@ def evaluate_params(
       None when `stop_now`, asked once a batch, said yes before the end.
     """
     num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
-    rows = local_rows(mesh, stream.batch_size)
-    totals = np.zeros(len(Sums._fields))
-    for batch in prefetch(stream, 0, num_batches, rows):
-        sums = evaluation_step(params, make_global(batch, rows, mesh, stream.batch_size))
-        totals += np.array(jax.device_get(sums), np.float64)
+    totals = np.zeros(len(PretrainingSums._fields))
+    for _, batch in device_batches(stream, mesh, 0, num_batches):
+        totals += np.array(jax.device_get(evaluation_step(params, batch)), np.float64)
         if stop_now():
             return None
-    return {name: float(value) for name, value in metrics_of(Sums(*totals)).items()}
+    return {name: float(value) for name, value in PRETRAINING.metrics(PretrainingSums(*totals)).items()}
 
 
 def baselines(unigram_counts: np.ndarray) -> dict[str, float]:
@@ -193,8 +193,9 @@ def _on_source(
 def _losses(
     state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh
 ) -> dict[str, float | int | None]:
-    graph, specs = model_graph(run_config.model, tokenizer.vocab_size), parameter_specs(state.params, mesh)
-    found = evaluate_params(state.params, make_evaluation_step(graph, mesh, specs), stream, mesh)
+    model, optimizer, train, phases = run_config.model, run_config.optimizer, run_config.train, run_config.phases
+    program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=phases)
+    found = evaluate_params(state.params, program.evaluation_step, stream, mesh)
     if not found['nsp_loss']:  # of pairs it is above 0: their weight is 0
         found |= {'nsp_loss': None, 'nsp_accuracy': None}
     return {'step': int(state.step)} | found

@@ -12,9 +12,9 @@ from bert_jax.finetune.tasks import open_task
 from bert_jax.finetune.workdirs import seed_workdir, write_plan, write_results
 from bert_jax.runtime import processes
 from bert_jax.runtime.lease import lease_of_run
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.watchdog import Watchdog
-from bert_jax.train.sharding import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,18 @@
 """The fine-tune of one seed, from top to bottom."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax import config as pretraining
-from bert_jax.config.finetuning import FinetuneConfig, num_steps, optimizer_of
-from bert_jax.data.batches import prefetch
+from bert_jax.config.finetuning import FinetuneConfig, batch_of, num_steps, optimizer_of
+from bert_jax.data.device_batches import device_batches
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
@@ -22,19 +21,16 @@ from bert_jax.finetune.splits import Split
 from bert_jax.finetune.start import Start
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
-from bert_jax.model.bert import Build
 from bert_jax.model.products import compiled_for
 from bert_jax.pretrain import Progress
 from bert_jax.runtime import processes
 from bert_jax.runtime.lease import Lease
+from bert_jax.runtime.mesh import replicated
 from bert_jax.runtime.processes import say
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.watchdog import Watchdog
 from bert_jax.train.divergence import Guard, Record, Trouble
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import local_rows, make_global, replicated
-from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
-from bert_jax.train.step import make_train_step
+from bert_jax.train.program import TrainProgram, build_program
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.history import History, hardware
@@ -54,17 +50,9 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What all seeds of a fine-tune have in common: the optimiser, the shapes, and the step, compiled once.
+    """What all seeds of a fine-tune share, compiled once; a call of the train step names its seed."""
 
-    train_step: (state, batch, seed) -> (state, metrics).  shapes, shardings: of the state.
-    """
-
-    steps: int
-    optimizer: optax.GradientTransformation
-    build: Build
-    shapes: TrainState
-    shardings: TrainState
-    train_step: Callable[[TrainState, TaskBatch, np.uint32], tuple[TrainState, dict[str, jax.Array]]]
+    program: TrainProgram
     predict_step: Callable[[nnx.State, TaskBatch], jax.Array]
 
 
@@ -72,13 +60,16 @@ def make_programs(start: Start, data: TaskData, mesh: Mesh) -> Programs:
     """Those of a task; each is compiled at its first use."""
     config, vocab_size = start.config, start.tokenizer.vocab_size
     steps, build = num_steps(config.train, len(data.train)), heads.builder(config.task.kind, data.num_outputs)
-    settings = optimizer_of(config.optimizer, steps)
-    optimizer, schedule = make_optimizer(settings, steps), make_schedule(settings, steps)
-    shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh, build)
-    graph = model_graph(config.model, vocab_size, build)
-    batch, goal = {'microbatches': config.train.microbatches}, heads.objective(config.task.kind)
-    train_step = make_train_step(graph, optimizer, schedule, mesh, shardings, seed=0, objective=goal, **batch)
-    return Programs(steps, optimizer, build, shapes, shardings, train_step, make_predict_step(graph, mesh))
+    program = build_program(
+        config.model,
+        optimizer_of(config.optimizer, steps),
+        dataclasses.replace(batch_of(config.train), steps=steps),
+        vocab_size,
+        mesh,
+        build=build,
+        objective=heads.objective(config.task.kind),
+    )
+    return Programs(program, make_predict_step(program.graph, mesh))
 
 
 def run_seed(
@@ -105,7 +96,8 @@ def run_seed(
     """
     # --- What it is. ---
     config = dataclasses.replace(start.config, train=dataclasses.replace(start.config.train, seed=seed))
-    train, vocab_size, steps = config.train, start.tokenizer.vocab_size, programs.steps
+    train, vocab_size = config.train, start.tokenizer.vocab_size
+    program, steps = programs.program, programs.program.num_steps
     recorded = fingerprint(config, data, start.tokenizer.hash, steps) | start.fingerprint
     processes.check_agreement(recorded)
     processes.first_does(lambda: lease.acquire(say))
@@ -124,11 +116,10 @@ def run_seed(
         return Outcome(seed, steps, True, resumed_from, results['metrics'])
     if resumed_from is not None:
         say(f'Going on with {workdir} from step {resumed_from} of {steps}.')
-        state = checkpoints.restore(programs.shapes, programs.shardings, resumed_from)
+        state = checkpoints.restore(program.shapes, program.shardings, resumed_from)
         record = checkpoints.record(resumed_from)
     else:
-        params, record = start.params(data.num_outputs, seed), Record()
-        state = init_state(config.model, vocab_size, programs.optimizer, mesh, seed, params, programs.build)
+        state, record = program.init_state(seed, start.params(data.num_outputs, seed)), Record()
     say(f'{workdir}: {steps:,} steps of {train.global_batch_size} rows, {len(data.train):,} rows an epoch')
     wants_to_stop = processes.AnyProcess(mesh)
 
@@ -141,11 +132,11 @@ def run_seed(
     writer, progress = MetricsWriter(workdir, begun), Progress(begun, steps, _describe)
     history = History(workdir)
     history.add('start', begun, lost_steps=writer.lost_steps, **hardware(mesh))
-    for step, batch in speed.waiting(_global_batches(judge.streams(data.train, seed), mesh, begun, steps)):
+    for step, batch in speed.waiting(device_batches(judge.streams(data.train, seed), mesh, begun, steps)):
         watchdog.begin_step(step)
         if step == begun + 1:
             watchdog.enter_long('compiling the step')
-        state, on_device = programs.train_step(state, batch, np.uint32(seed))
+        state, on_device = program.train_step(state, batch, np.uint32(seed))
         speed.add(batch, on_device.pop('tokens'), on_device.pop('squared_lengths'))
         stopping = wants_to_stop(stop.asked(checkpoints.seconds_to_save))
         stop.has_something_to_save()
@@ -252,18 +243,9 @@ def make_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable[[nnx.State, T
 
 def predict(params: nnx.State, predict_step: Callable, stream: TaskStream, mesh: Mesh) -> np.ndarray:
     """Outputs for all rows of an evaluation stream, float32 [N, …]."""
-    batches = _global_batches(stream, mesh, 0, len(stream))
+    batches = device_batches(stream, mesh, 0, len(stream))
     found = [np.asarray(predict_step(params, batch), np.float32) for _, batch in batches]
     return np.concatenate(found)[: stream.num_rows]
-
-
-def _global_batches(stream: TaskStream, mesh: Mesh, start: int, stop: int) -> Iterator[tuple[int, TaskBatch]]:
-    """(step, its batch on the devices) from the step after `start` on."""
-    if start >= stop:
-        return
-    rows = local_rows(mesh, stream.batch_size)
-    for step, batch in enumerate(prefetch(stream, start, stop, rows), start + 1):
-        yield step, make_global(batch, rows, mesh, stream.batch_size)
 
 
 def _diverged(workdir: str, trouble: Trouble) -> BadInput:
