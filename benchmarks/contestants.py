@@ -32,35 +32,26 @@ class BertJax:
         import jax
         from safetensors.numpy import load_file, save_file
 
+        from bert_jax.data.device_batches import local_rows, make_global
         from bert_jax.pretrained.tensor_names import from_tensors, to_tensors
-        from bert_jax.train.optimizer import make_optimizer, make_schedule
-        from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
-        from bert_jax.train.state import init_state, model_graph, state_shardings
-        from bert_jax.train.step import make_train_step
+        from bert_jax.runtime.mesh import mesh_of_run
+        from bert_jax.train.program import build_program
 
         self._state = self._step = None
         config, self._batches = workloads.read(directory)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=self._dtype))
         self._config, self._mesh = config, mesh_of_run(config)
         vocab_size, rows = config.tokenizer.vocab_size, config.train.global_batch_size
-        optimizer, weights = make_optimizer(config.optimizer, config.train.steps), directory / 'weights.safetensors'
+        program = build_program(config.model, config.optimizer, config.train, vocab_size, self._mesh)
+        weights = directory / 'weights.safetensors'
         params = None
         if weights.exists():
             params = from_tensors(load_file(weights), config.model, vocab_size, str(weights))
-        state = init_state(config.model, vocab_size, optimizer, self._mesh, config.train.seed, params)
+        state = program.init_state(config.train.seed, params)
         if params is None:
             save_file(to_tensors(state.params, config.model, vocab_size), weights)
-        step = make_train_step(
-            model_graph(config.model, vocab_size),
-            optimizer,
-            make_schedule(config.optimizer, config.train.steps),
-            self._mesh,
-            state_shardings(config.model, vocab_size, optimizer, self._mesh)[1],
-            seed=config.train.seed,
-            microbatches=config.train.microbatches,
-        )
         self._place = lambda batch: make_global(batch, local_rows(self._mesh, rows), self._mesh, rows)
-        self._step, self._state = step.lower(state, self._place(self._batches[0])).compile(), state
+        self._step, self._state = program.lower(self._place(self._batches[0])).compile(), state
         self._done, self._get = 0, jax.device_get
 
     def steps(self, count: int) -> list[float]:

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import NoReturn
 
-from bert_jax.errors import BadInput, DeviceFault
+from bert_jax.errors import BadInput, DeviceFault, is_exhausted
 from bert_jax.runtime import versions
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
         _report(_unusable_path(error))
         return EXIT_BAD_INPUT
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_exhausted(error):
             raise
         _report(_out_of_memory(name, error))
         return EXIT_BAD_INPUT
@@ -122,10 +122,6 @@ def _check_packages(name: str, arguments: list[str]) -> None:
 def _unusable_path(error: OSError) -> BadInput:
     path = error.filename or 'the disk'
     return BadInput(str(path), f'cannot be used ({error.strerror})', 'a path with free space and permission to use it')
-
-
-def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
 
 
 def _out_of_memory(name: str, error: MemoryError | RuntimeError) -> BadInput:

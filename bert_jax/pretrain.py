@@ -26,7 +26,7 @@ from bert_jax.runtime.mesh import mesh_of_run
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.divergence import TrainingRecord
-from bert_jax.train.memory import reported_when_exhausted, resolve_microbatches
+from bert_jax.train.memory import reporting_out_of_memory, resolve_microbatches
 from bert_jax.train.program import TrainProgram, build_program
 from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
@@ -58,7 +58,7 @@ def pretrain(
     """
     train = config.train
     seconds = {'watchdog_seconds': train.watchdog_seconds, 'watchdog_long_seconds': train.watchdog_long_seconds}
-    with Supervisor(stop, stop_at=train.stop_at, **seconds) as supervisor, reported_when_exhausted(config):
+    with Supervisor(stop, stop_at=train.stop_at, **seconds) as supervisor, reporting_out_of_memory(config):
         return _pretrain(config, workdir, supervisor, allow_change)
 
 

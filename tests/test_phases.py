@@ -16,9 +16,10 @@ from bert_jax.data.batches import CorpusStream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
+from bert_jax.pretrain import pretrain
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text.prepare import prepare
 from bert_jax.train.optimizer import make_schedule
-from bert_jax.train.sharding import make_mesh
 from bert_jax.workdir.metrics import Speedometer
 from tests.test_pretrain import BY_THE_CLOCK, write_text
 
@@ -45,7 +46,7 @@ def one_device():
         return make_mesh(mesh, model, train, jax.devices()[:1], where)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('bert_jax.train.sharding.make_mesh', on_the_first)
+        patch.setattr('bert_jax.runtime.mesh.make_mesh', on_the_first)
         yield
 
 
@@ -68,7 +69,7 @@ def run(tmp_path_factory) -> tuple[config.Config, Path]:
     }
     resolved = config.resolve(asked)
     prepare(resolved.data, resolved.tokenizer, progress=False)
-    assert train(resolved, str(directory / 'run')).step == 12
+    assert pretrain(resolved, str(directory / 'run')).step == 12
     return resolved, directory / 'run'
 
 
@@ -97,7 +98,7 @@ def test_a_run_goes_on_exactly(run, tmp_path: Path, stopped_at: int) -> None:
     shutil.copytree(finished, workdir)
     for step in range(stopped_at + 3, 13, 3):
         shutil.rmtree(workdir / 'checkpoints' / str(step))
-    outcome = train(resolved, str(workdir))
+    outcome = pretrain(resolved, str(workdir))
     assert outcome.resumed_from == stopped_at and outcome.finished
     assert _metrics(workdir) == _metrics(finished)
     for ours, theirs in zip(_last_state(workdir), _last_state(finished), strict=True):
@@ -152,18 +153,18 @@ def test_a_run_in_buckets_goes_on_exactly_and_counts_what_stands_in_its_batches(
     values['train'] |= {'steps': 12, 'global_batch_size': 16}
     values['optimizer'] |= {'warmup_steps': 2}
     resolved = config.resolve(values)
-    assert train(resolved, str(tmp_path / 'whole')).step == 12
+    assert pretrain(resolved, str(tmp_path / 'whole')).step == 12
     shutil.copytree(tmp_path / 'whole', tmp_path / 'stopped')
     for step in (9, 12):
         shutil.rmtree(tmp_path / 'stopped' / 'checkpoints' / str(step))
-    assert train(resolved, str(tmp_path / 'stopped')).resumed_from == 6
+    assert pretrain(resolved, str(tmp_path / 'stopped')).resumed_from == 6
     assert _metrics(tmp_path / 'stopped') == _metrics(tmp_path / 'whole')
     for ours, theirs in zip(_last_state(tmp_path / 'stopped'), _last_state(tmp_path / 'whole'), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     stream = open_streams(resolved).train[0]
     assert {stream.batch(step).input_ids.shape for step in range(12)} == {(16, 16), (16, 24), (16, 32)}
     with pytest.raises(BadInput, match='data.bucket_lengths'):
-        train(
+        pretrain(
             dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, bucket_lengths=())),
             str(tmp_path / 'whole'),
         )

@@ -92,7 +92,7 @@ def _warning(where: str, found: str, expected: str, mend: str) -> Problem:
 def _devices(config: Config) -> Iterator[Problem]:
     """The platform, and whether the mesh and the batch divide over what is here."""
     from bert_jax.runtime.devices import select_platform
-    from bert_jax.train.sharding import mesh_of_run
+    from bert_jax.runtime.mesh import mesh_of_run
 
     select_platform(config.platform)
     mesh_of_run(config)

@@ -22,13 +22,13 @@ from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
 from bert_jax.files import json_digest, write_whole
 from bert_jax.pretrained.load import from_params
+from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import FEWEST
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
-from bert_jax.train.sharding import make_mesh, mesh_of_run, parameter_specs
-from bert_jax.train.state import TrainState, model_graph
-from bert_jax.train.step import make_evaluation_step
+from bert_jax.train.program import build_program
+from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
 
@@ -169,8 +169,9 @@ def _on_source(
 def _losses(
     state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh
 ) -> dict[str, float | int | None]:
-    graph, specs = model_graph(run_config.model, tokenizer.vocab_size), parameter_specs(state.params, mesh)
-    found = evaluate_params(state.params, make_evaluation_step(graph, mesh, specs), stream, mesh)
+    model, optimizer, train, phases = run_config.model, run_config.optimizer, run_config.train, run_config.phases
+    program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=phases)
+    found = evaluate_params(state.params, program.evaluation_step, stream, mesh)
     if not found['nsp_loss']:  # of pairs it is above 0: their weight is 0
         found |= {'nsp_loss': None, 'nsp_accuracy': None}
     return {'step': int(state.step)} | found

@@ -23,7 +23,7 @@ from bert_jax.pretrained.card import front_matter, table
 from bert_jax.pretrained.export import check_output, prove, publish
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
-from bert_jax.train.state import model_graph
+from bert_jax.train.state import model_of
 from bert_jax.version import __version__
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
@@ -67,7 +67,7 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
         model=model, optimizer=optimizer_of(resolved.optimizer, steps), train=config.Train(steps=steps)
     )
     state = restore_whole(workdir, as_trained, tokenizer.vocab_size, step, build)
-    merged = nnx.merge(model_graph(model, tokenizer.vocab_size, build), state.params)
+    merged = model_of(state.params, model, tokenizer.vocab_size, build)
     return FineTuned(merged, tokenizer, model, int(state.step), labels)
 
 
@@ -136,7 +136,7 @@ def _read_back(directory: Path, resolved: FinetuneConfig, trained: FineTuned) ->
     build = _builder(resolved, trained.labels)
     names = tensor_names.TASK_TABLES[ARCHITECTURES[resolved.task.kind]]
     params = tensor_names.from_tensors(tensors, model, vocab_size, str(file), build=build, table=names)
-    merged = nnx.merge(model_graph(model, vocab_size, build), params)
+    merged = model_of(params, model, vocab_size, build)
     return FineTuned(merged, hugging_face.read_tokenizer(directory), model, None, trained.labels)
 
 

@@ -24,7 +24,7 @@ from bert_jax.pretrained.initialize import Initialization, hash_weights, load_in
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
-from bert_jax.train.state import model_graph
+from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 
 
@@ -146,7 +146,7 @@ def _without_head(
     say(f'{where} is a {architecture}: its encoder is taken, its head is left out')
     encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(('classifier.', 'qa_outputs.'))}
     params, model, num_tokens = hugging_face.assemble(encoder, model, vocab_size, tokenizer.vocab_size, where)
-    return Pretrained(nnx.merge(model_graph(model, num_tokens), params), tokenizer, model, None)
+    return Pretrained(model_of(params, model, num_tokens), tokenizer, model, None)
 
 
 def _check(given: FinetuneConfig, tokenizer: Tokenizer, own: Tokenizer | None, model: config.Model) -> None:

@@ -13,13 +13,14 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, parameter, truncated_normal
+from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, parameter, stack, truncated_normal
 from bert_jax.model.products import project
 
 VOCABULARY_MULTIPLE = 128
 
 
 Build = Callable[[config.Model, int, nnx.Rngs], nnx.Module]  # a model from its sizes and its vocabulary size
+Gather = Callable[[nnx.State], nnx.State]  # the whole weights of a layer, from the parts that a device holds
 
 
 def padded_vocab_size(vocab_size: int) -> int:
@@ -53,24 +54,29 @@ class Encoder(nnx.Module):
     """N layers whose parameters are stacked along a first dim, run by one `jax.lax.scan` or unrolled."""
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
-        @nnx.split_rngs(splits=model.num_layers)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def create(rngs: nnx.Rngs) -> EncoderLayer:
-            return EncoderLayer(model, rngs)
-
-        self.layers = create(rngs)
+        self.layers = stack(lambda rngs: EncoderLayer(model, rngs), model.num_layers, rngs)
         self.num_layers, self.remat, self.scan = model.num_layers, model.remat, model.scan_layers
-        self.at_use: Callable[[nnx.State], nnx.State] | None = None  # whole weights of a layer from split ones
 
-    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        sequence_ids: jax.Array,
+        key: DropoutKey | None,
+        is_packed: bool,
+        gather: Gather | None = None,
+    ) -> jax.Array:
+        """[B, L, D] -> [B, L, D].
+
+        gather: applied to each layer's weights where they are used, and again in the backward pass.
+        """
         graph, stacked = nnx.split(self.layers)
 
         def run(x: jax.Array, numbered: tuple) -> tuple[jax.Array, None]:
             number, weights = numbered
-            weights = self.at_use(weights) if self.at_use else weights
+            weights = gather(weights) if gather else weights
             return nnx.merge(graph, weights)(x, sequence_ids, key and key.at(number), is_packed), None
 
-        if self.remat != 'none' or self.at_use:
+        if self.remat != 'none' or gather:
             keep = {'none': _keep_activations, 'dots': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims}
             keep = keep.get(self.remat)
             run = jax.checkpoint(run, policy=keep, prevent_cse=not self.scan)
@@ -102,13 +108,16 @@ class Bert(nnx.Module):
         position_ids: jax.Array,
         key: DropoutKey | None = None,
         is_packed: bool = True,
+        gather: Gather | None = None,
     ) -> jax.Array:
         """Contextual vectors [B, L, D]; all arrays [B, L] int32; without a key nothing is dropped out.
 
-        is_packed: False promises that each row is one sequence, padding after it.
+        Args:
+          is_packed: False promises that each row is one sequence, padding after it.
+          gather: as of `Encoder`.
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, key)
-        return self.encoder(x, sequence_ids, key, is_packed)
+        return self.encoder(x, sequence_ids, key, is_packed, gather)
 
     def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """tanh of a dense layer over the [CLS] vectors: [B, L, D], [B, E] -> [B, E, D]."""
@@ -154,10 +163,11 @@ class BertForPreTraining(nnx.Module):
         masked_lm_positions: jax.Array,
         cls_positions: jax.Array,
         key: DropoutKey | None = None,
+        gather: Gather | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """(MLM logits [B, P, V], NSP logits [B, E, 2]), both float32."""
+        """(MLM logits [B, P, V], NSP logits [B, E, 2]), both float32. gather: as of `Encoder`."""
         is_packed = cls_positions.shape[1] > 1
-        hidden = self.bert(input_ids, token_type_ids, sequence_ids, position_ids, key, is_packed)
+        hidden = self.bert(input_ids, token_type_ids, sequence_ids, position_ids, key, is_packed, gather)
         return self.mlm_logits(hidden, masked_lm_positions), self.nsp_logits(hidden, cls_positions)
 
 

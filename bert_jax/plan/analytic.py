@@ -19,10 +19,9 @@ from bert_jax.model.attention import why_plain
 from bert_jax.model.bert import num_parameters, padded_vocab_size
 from bert_jax.plan.hlo import Operation, Work
 from bert_jax.plan.hlo_collectives import Collective
+from bert_jax.runtime.mesh import AXES, BATCH_AXES
 from bert_jax.train.memory import batch_shapes
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import AXES, BATCH_AXES
-from bert_jax.train.state import state_shardings
+from bert_jax.train.program import build_program
 from bert_jax.workdir.metrics import flops_per_step
 
 
@@ -66,7 +65,7 @@ def full_flops(config: Config) -> float:
 
 
 def estimate(config: Config, sizes: dict[str, int], platform: str = 'cpu') -> Estimate:
-    """Args: sizes, of the mesh's axes (`sharding.mesh_sizes`); platform, that it is compiled for: tpu, gpu or cpu."""
+    """Args: sizes, of the mesh's axes (`mesh.mesh_sizes`); platform, that it is compiled for: tpu, gpu or cpu."""
     model = dataclasses.replace(config.model, remat='none', dtype='float32')  # what does not change the state
     state = _state(model, config.tokenizer.vocab_size, config.optimizer, config.train.steps, tuple(sizes.items()))
     batch = batch_shapes(config, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
@@ -102,7 +101,8 @@ def _state(
 ) -> _State:
     """The state of a run over the axes of a mesh; a search asks for it many times."""
     mesh = AbstractMesh(tuple(size for _, size in sizes), tuple(axis for axis, _ in sizes))
-    shapes, shardings = state_shardings(model, vocab_size, make_optimizer(optimizer, num_steps), mesh)
+    program = build_program(model, optimizer, config_module.Train(steps=num_steps), vocab_size, mesh)
+    shapes, shardings = program.shapes, program.shardings
     return _State(
         num_parameters(model, vocab_size),
         _device_bytes(shapes.params, shardings.params),

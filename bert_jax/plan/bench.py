@@ -8,7 +8,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,22 +18,22 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.config import Config, in_phases, is_records, max_sequences, num_predictions, row_lengths
-from bert_jax.data.batches import Batch, Stream, prefetch
+from bert_jax.data.batches import Batch, Stream
+from bert_jax.data.device_batches import device_batches
 from bert_jax.data.random_rows import RandomRows
 from bert_jax.data.streams import open_streams
 from bert_jax.model.bert import num_parameters, padded_vocab_size
 from bert_jax.model.products import sums_in
 from bert_jax.runtime.devices import peak_memory
-from bert_jax.train.memory import batch_shapes, settle
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
-from bert_jax.train.state import init_state, model_graph, state_shardings
-from bert_jax.train.step import make_train_step
+from bert_jax.runtime.mesh import mesh_of_run
+from bert_jax.train.memory import batch_shapes, resolve_microbatches
+from bert_jax.train.program import build_program
 from bert_jax.workdir.metrics import flops_per_step, published_peak_flops
 
 _WARM_UP, _FEWEST_ROUNDS, _ROUND_S = 3, 5, 1.0
 _SQUARE = 2048  # of the product that a CPU's MFU is against
 _COUNTED_BATCHES = 8  # for each length of rows
+_FOR_EVER = 2**31 - 1  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def bench(config: Config, seconds: float) -> Bench:
     stream, vocab_size, data = _stream(config)
     config = dataclasses.replace(config, data=stream.data)
     mesh = mesh_of_run(config)
-    config = settle(config, mesh, vocab_size)
+    config = resolve_microbatches(config, mesh, vocab_size)
     batches = [stream.batch(step) for step in range(_COUNTED_BATCHES * len(row_lengths(config.data)))]
     counts, lengths = count(config, vocab_size, batches), [batch.input_ids.shape[1] for batch in batches]
     run = Run(config, vocab_size, stream, mesh)
@@ -173,25 +173,15 @@ class Run:
     """A run with new weights: its step compiled (never from a cache), its loader running ahead."""
 
     def __init__(self, config: Config, vocab_size: int, stream: Stream, mesh: Mesh):
-        optimizer = make_optimizer(config.optimizer, config.train.steps)
-        _, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
-        step = make_train_step(
-            model_graph(config.model, vocab_size),
-            optimizer,
-            make_schedule(config.optimizer, config.train.steps),
-            mesh,
-            shardings,
-            seed=config.train.seed,
-            microbatches=config.train.microbatches,
-        )
-        self._batches = _on_devices(stream, mesh)
-        self._state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed)
+        program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh)
+        self._batches = device_batches(stream, mesh, 0, _FOR_EVER)
+        self._state = program.init_state(config.train.seed)
         self._compiled: dict[int, Callable] = {}
         with _no_compilation_cache():
             start = time.perf_counter()
             for length in row_lengths(config.data):
                 batch = batch_shapes(_of_length(config, length), mesh)
-                self._compiled[length] = step.lower(self._state, batch).compile()
+                self._compiled[length] = program.lower(batch).compile()
             self.compile_seconds = time.perf_counter() - start
 
     def steps(self, count: int) -> Sample:
@@ -200,18 +190,12 @@ class Run:
         start = time.perf_counter()
         for _ in range(count):
             asked = time.perf_counter()
-            batch = next(self._batches)
+            _, batch = next(self._batches)
             if metrics is None or metrics['loss'].is_ready():
                 waited += time.perf_counter() - asked
             self._state, metrics = self._compiled[batch.input_ids.shape[1]](self._state, batch)
         jax.block_until_ready((self._state, metrics))
         return Sample((time.perf_counter() - start) / count, waited / count)
-
-
-def _on_devices(stream: Stream, mesh: Mesh) -> Iterator[Batch]:
-    rows = local_rows(mesh, stream.batch_size)
-    for batch in prefetch(stream, 0, 2**31 - 1, rows):
-        yield make_global(batch, rows, mesh, stream.batch_size)
 
 
 class _no_compilation_cache:  # noqa: N801  reads as a statement

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from bert_jax.config import Config
 from bert_jax.plan.bench import Products
 from bert_jax.plan.targets import Device, Target
-from bert_jax.train.sharding import mesh_of_run
+from bert_jax.runtime.mesh import mesh_of_run
 
 _COPIED_BYTES = {'cpu': 2**28}  # far more than a cache holds
 _REPEATS, _REPEATS_OF_PRODUCTS = 9, 3

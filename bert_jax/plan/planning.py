@@ -16,7 +16,7 @@ from bert_jax.plan.measure import Measured, measure
 from bert_jax.plan.program import FULL, Program
 from bert_jax.plan.roofline import StepTime, step_time
 from bert_jax.plan.targets import Target, larger, parse
-from bert_jax.train.sharding import AXES, mesh_sizes
+from bert_jax.runtime.mesh import AXES, mesh_sizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained import google, hugging_face
 from bert_jax.pretrained.initialize import hash_weights
 from bert_jax.pretrained.load import Pretrained, load_pretrained
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import init_state, model_graph
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import build_program
+from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 
@@ -60,10 +60,9 @@ def _is_taken(workdir: str) -> BadInput:
 def _write(workdir: epath.Path, config: Config, model: Pretrained, weights: str) -> None:
     """The checkpoint of step 0, then config.json."""
     mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    vocab_size, params = model.tokenizer.vocab_size, nnx.state(model.model, nnx.Param)
+    program = build_program(config.model, config.optimizer, config.train, model.tokenizer.vocab_size, mesh)
     checkpoints = Checkpoints(str(workdir))
-    checkpoints.save(init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params))
+    checkpoints.save(program.init_state(config.train.seed, nnx.state(model.model, nnx.Param)))
     checkpoints.close()
     identity.write(str(workdir), config, model.tokenizer, {'imported': weights, 'tokenizer': model.tokenizer.hash})
 
@@ -82,4 +81,4 @@ def read_source(source: str) -> Pretrained:
     file, tensors, model, vocab_size = google.read_checkpoint(path)
     tokenizer = hugging_face.read_tokenizer(path)
     params, model, vocab_size = hugging_face.assemble(tensors, model, vocab_size, tokenizer.vocab_size, file)
-    return Pretrained(nnx.merge(model_graph(model, vocab_size), params), tokenizer, model, None)
+    return Pretrained(model_of(params, model, vocab_size), tokenizer, model, None)

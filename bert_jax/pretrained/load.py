@@ -20,7 +20,7 @@ from bert_jax.model.losses import cross_entropy
 from bert_jax.pretrained import hugging_face
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
-from bert_jax.train.state import model_graph
+from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
 
@@ -215,7 +215,7 @@ def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
     hugging_face.read_model_json(path)  # first, so that a directory of anything else is told as that
     tokenizer = hugging_face.read_tokenizer(path)
     params, model, vocab_size = hugging_face.read_model(path, tokenizer.vocab_size)
-    return Pretrained(nnx.merge(model_graph(model, vocab_size), params), tokenizer, model, None)
+    return Pretrained(model_of(params, model, vocab_size), tokenizer, model, None)
 
 
 def _from_workdir(workdir: str, step: int | None) -> Pretrained:
@@ -234,7 +234,7 @@ def from_params(
     """
     whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
     model = dataclasses.replace(model, dtype='float32', remat='none')
-    merged = nnx.merge(model_graph(model, tokenizer.vocab_size), whole)
+    merged = model_of(whole, model, tokenizer.vocab_size)
     return Pretrained(
         merged, tokenizer, dataclasses.replace(model, max_positions=positions or model.max_positions), step
     )

@@ -33,10 +33,10 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.model.bert import BertForPreTraining, Build
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.divergence import TrainingRecord
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import TrainState, is_finite, state_shardings
+from bert_jax.train.program import build_program
+from bert_jax.train.state import TrainState, is_finite
 from bert_jax.workdir import seal
 
 _RECORD = 'record.json'
@@ -323,7 +323,6 @@ def restore_on(
     Raises:
       BadInput: when there is no such checkpoint, or when it is damaged.
     """
-    optimizer = make_optimizer(config.optimizer, config.train.steps, config.phases)
     checkpoints = Checkpoints(workdir)
     found, place = checkpoints.steps(), f'{workdir}/checkpoints'
     step = max(found, default=None) if step is None else step
@@ -339,6 +338,9 @@ def restore_on(
         raise BadInput(
             f'{place}/{step}', damage, 'the bytes that were written', f'--step={max(others)}' if others else ''
         )
-    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh, build), step=step)
+    program = build_program(
+        config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
+    )
+    state = checkpoints.restore(program.shapes, program.shardings, step)
     checkpoints.close()
     return state

@@ -16,6 +16,7 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import describe, evaluate
 from bert_jax.evaluation.probe import open_sets
 from bert_jax.evaluation.sample import held_out_windows
+from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
@@ -43,7 +44,7 @@ def place(tmp_path_factory) -> Path:
     config = bert_jax.config.resolve(fields)
     prepare(config.data, config.tokenizer, progress=False)
     with contextlib.redirect_stderr(io.StringIO()) as shown:
-        assert train(config, str(place / 'run')).finished
+        assert pretrain(config, str(place / 'run')).finished
     (place / 'shown').write_text(shown.getvalue())
     return place
 

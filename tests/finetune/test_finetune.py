@@ -19,7 +19,7 @@ from bert_jax.finetune import command
 from bert_jax.finetune.command import summarize
 from bert_jax.finetune.export import load_finetuned
 from bert_jax.finetune.start import starting_point
-from bert_jax.train.sharding import make_mesh
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.metrics import MetricsWriter
 from tests.finetune.models import MODEL, run, write_model, write_questions, write_reviews, write_sentences
@@ -75,7 +75,7 @@ def finished(place: Path) -> Path:
     found = []
     with mock.patch.object(command, 'make_programs', lambda *given: found.append(make_programs(*given)) or found[-1]):
         assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2'], place) == 0
-    assert [programs.train_step._cache_size() for programs in found] == [1]
+    assert [programs.program.train_step._cache_size() for programs in found] == [1]
     return place / 'reviews'
 
 

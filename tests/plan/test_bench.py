@@ -10,7 +10,7 @@ import pytest
 from bert_jax import config
 from bert_jax.data.random_rows import FIRST, MASK, RandomRows
 from bert_jax.plan import bench
-from bert_jax.train.sharding import make_mesh
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.workdir.metrics import flops_per_step
 
 ONE_DEVICE = {'data': 1, 'fsdp': 1, 'tensor': 1}

@@ -13,6 +13,7 @@ import pytest
 from bert_jax import config
 from bert_jax.data.batches import Batch, CorpusStream
 from bert_jax.errors import BadInput
+from bert_jax.pretrain import pretrain
 from bert_jax.text.prepare import prepare
 from bert_jax.train.divergence import Guard, Record
 from tests.test_phases import PHASES, _last_state, _metrics, one_device  # noqa: F401
@@ -131,7 +132,7 @@ def _without(resolved: config.Config, *windows: tuple[int, int, int]) -> config.
 
 def test_one_bad_batch_is_skipped_and_counted(resolved, tmp_path, monkeypatch, capsys) -> None:
     _plant(monkeypatch, {32: {4}})
-    assert train(resolved, str(tmp_path)).finished
+    assert pretrain(resolved, str(tmp_path)).finished
     lines = _metrics(tmp_path)
     assert [line['skipped_updates'] for line in lines] == [0] * 4 + [1] * 8
     assert 'loss' not in lines[4] and all('loss' in line for line in lines[:4] + lines[5:])
@@ -144,7 +145,7 @@ def went_back(resolved, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp('went_back') / 'run'
     with pytest.MonkeyPatch.context() as patch:
         _plant(patch, {32: {5}, 64: {0}})
-        assert train(resolved, str(workdir)).finished
+        assert pretrain(resolved, str(workdir)).finished
     return workdir
 
 
@@ -158,7 +159,7 @@ def test_a_run_that_went_back_ends_as_one_that_left_the_window_out(resolved, wen
     window = ((0, 3, 6), (1, 0, 1))  # from the checkpoint of step 3 on
     record = json.loads((went_back / 'checkpoints' / '12' / 'record.json').read_text())
     assert record['passed_over'] == [list(part) for part in window] and record['rollbacks'] == 1
-    assert train(_without(resolved, *window), str(tmp_path)).finished
+    assert pretrain(_without(resolved, *window), str(tmp_path)).finished
     _assert_the_same(went_back, tmp_path)
 
 
@@ -170,7 +171,7 @@ def test_a_run_that_goes_back_and_is_stopped_goes_on_exactly(
     for step in range(stopped_at + 3, 13, 3):
         shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(step))
     _plant(monkeypatch, {32: {5}, 64: {0}})
-    assert train(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
+    assert pretrain(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
     told = 'not finite, 2 steps in a row. Back to step 3, without the batches read since.'
     assert (told in capsys.readouterr().err) == (stopped_at == 3)
     _assert_the_same(tmp_path / 'run', went_back)
@@ -178,7 +179,7 @@ def test_a_run_that_goes_back_and_is_stopped_goes_on_exactly(
 
 def test_before_its_first_checkpoint_a_run_goes_back_to_its_start(resolved, tmp_path, monkeypatch) -> None:
     _plant(monkeypatch, {32: {1, 2}})
-    assert train(resolved, str(tmp_path)).finished
+    assert pretrain(resolved, str(tmp_path)).finished
     record = json.loads((tmp_path / 'checkpoints' / '12' / 'record.json').read_text())
     assert record['passed_over'] == [[0, 0, 3]]
     assert [line['step'] for line in _metrics(tmp_path)] == list(range(1, 13))
@@ -187,6 +188,6 @@ def test_before_its_first_checkpoint_a_run_goes_back_to_its_start(resolved, tmp_
 def test_after_so_many_roll_backs_it_ends_with_a_message(resolved, tmp_path, monkeypatch) -> None:
     read = _plant(monkeypatch, {32: set(range(4, 100))})
     with pytest.raises(BadInput, match='not finite, 2 steps in a row, after 2 roll-backs'):
-        train(resolved, str(tmp_path))
+        pretrain(resolved, str(tmp_path))
     assert max(step for _, step in read) < 30
     assert (tmp_path / 'checkpoints' / '3' / 'manifest.json').exists()

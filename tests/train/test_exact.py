@@ -1,5 +1,6 @@
 """train.reduction='exact': the same bits, however many devices there are and however they hold the state."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,14 +8,17 @@ import numpy as np
 import pytest
 
 from bert_jax import config
+from bert_jax.data.device_batches import device_batches, local_rows, make_global
 from bert_jax.errors import BadInput
-from bert_jax.train.exact import make_exact_step
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import local_rows, make_global, make_mesh, mesh_sizes
-from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
+from bert_jax.finetune import heads
+from bert_jax.finetune.rows import TaskStream, make_rows
+from bert_jax.runtime.mesh import make_mesh, mesh_sizes
+from bert_jax.train.program import build_program
+from bert_jax.train.state import TrainState
 from tests.train.test_step import BATCH, MODEL, VOCAB, reference, stream  # noqa: F401
 
 STEPS, SHARDS = 4, 8
+TASK_VOCAB, TASK_BATCH = 60, 8
 # Norms of all gradients and of each layer, whose order of addition a split over fsdp would change.
 OPTIMIZER = config.Optimizer(name='lamb', peak_learning_rate=1e-2, warmup_steps=2, clip_norm=0.1)
 
@@ -24,13 +28,10 @@ def _bits(stream, **axes: int) -> tuple[list[bytes], list[float], TrainState]:  
     train = config.Train(steps=STEPS, global_batch_size=BATCH, reduction='exact', exact_shards=SHARDS)
     devices = jax.devices()[: int(np.prod(list(axes.values())))]
     mesh = make_mesh(config.Mesh(**axes), MODEL, train, devices)
-    optimizer, schedule = make_optimizer(OPTIMIZER, STEPS), make_schedule(OPTIMIZER, STEPS)
-    state = init_state(MODEL, VOCAB, optimizer, mesh, seed=0)
-    _, shardings = state_shardings(MODEL, VOCAB, optimizer, mesh)
-    step = make_exact_step(model_graph(MODEL, VOCAB), optimizer, schedule, mesh, shardings, seed=0, num_shards=SHARDS)
-    rows, losses = local_rows(mesh, BATCH), []
+    program = build_program(MODEL, OPTIMIZER, train, VOCAB, mesh)
+    state, rows, losses = program.init_state(seed=0), local_rows(mesh, BATCH), []
     for number in range(STEPS):
-        state, metrics = step(state, make_global(stream.batch(number % 4, rows), rows, mesh, BATCH))
+        state, metrics = program.train_step(state, make_global(stream.batch(number % 4, rows), rows, mesh, BATCH))
         losses.append(float(metrics['loss']))
     assert metrics.keys() >= {'learning_rate', 'grad_norm', 'mlm_accuracy', 'tokens'}
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], losses, state
@@ -50,6 +51,36 @@ def test_it_is_the_curve_of_the_fast_reduction(stream) -> None:  # noqa: F811
     losses = _bits(stream, data=1)[1]
     first, _ = reference(stream)
     np.testing.assert_allclose(losses[0], first[0], rtol=1e-6)  # of the same weights, before any update
+
+
+def _task_stream() -> TaskStream:
+    rng = np.random.default_rng(0)
+    ids = [[2, *rng.integers(5, TASK_VOCAB, size), 3] for size in rng.integers(4, 14, 20)]
+    rows = make_rows(ids, [len(row) for row in ids], rng.integers(0, 3, 20).astype(np.int32))
+    return TaskStream(rows, batch_size=TASK_BATCH, seed=0, sequence_length=16, pad_id=0)
+
+
+@functools.cache
+def _task_bits(num_devices: int, fsdp: int, seed: int) -> tuple[bytes, ...]:
+    model = dataclasses.replace(MODEL, num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32)
+    train = config.Train(steps=2, global_batch_size=TASK_BATCH, reduction='exact', exact_shards=4)
+    mesh = make_mesh(config.Mesh(fsdp=fsdp), model, train, jax.devices()[:num_devices])
+    build, objective = heads.builder('classification', 3), heads.objective('classification')
+    program = build_program(model, OPTIMIZER, train, TASK_VOCAB, mesh, build=build, objective=objective)
+    state = program.init_state(seed=0)
+    for _, batch in device_batches(_task_stream(), mesh, 0, 2):
+        state, metrics = program.train_step(state, batch, np.uint32(seed))
+    assert metrics.keys() >= {'loss', 'accuracy', 'tokens'}
+    return tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((state, metrics['loss'])))
+
+
+@pytest.mark.parametrize('num_devices, fsdp', [(2, 1), (4, 2)])
+def test_a_classification_ends_in_the_same_bits_on_any_mesh(num_devices: int, fsdp: int) -> None:
+    assert _task_bits(num_devices, fsdp, 3) == _task_bits(1, 1, 3)
+
+
+def test_the_seed_of_a_call_changes_the_dropout() -> None:
+    assert _task_bits(1, 1, 3) != _task_bits(1, 1, 4)
 
 
 def test_what_cannot_be_exact_is_told() -> None:

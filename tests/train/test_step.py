@@ -9,10 +9,10 @@ from jax.sharding import PartitionSpec
 
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import local_rows, make_global, make_mesh
-from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
-from bert_jax.train.step import make_train_step
+from bert_jax.data.device_batches import local_rows, make_global
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import build_program
+from bert_jax.train.state import TrainState
 from tests.data.corpora import corpus_of, random_split
 
 VOCAB, BATCH, STEPS = 16_000, 16, 20
@@ -33,16 +33,12 @@ def _run(stream: CorpusStream, axes: dict[str, int], microbatches: int = 1) -> t
     num_devices = int(np.prod(list(axes.values())))
     train = config.Train(steps=STEPS, global_batch_size=BATCH, microbatches=microbatches)
     mesh = make_mesh(config.Mesh(**axes), MODEL, train, jax.devices()[:num_devices])
-    optimizer, schedule = make_optimizer(OPTIMIZER, STEPS), make_schedule(OPTIMIZER, STEPS)
-    state = init_state(MODEL, VOCAB, optimizer, mesh, seed=0)
-    _, shardings = state_shardings(MODEL, VOCAB, optimizer, mesh)
-    graph = model_graph(MODEL, VOCAB)
-    step = make_train_step(graph, optimizer, schedule, mesh, shardings, seed=0, microbatches=microbatches)
-    rows, losses = local_rows(mesh, BATCH), []
+    program = build_program(MODEL, OPTIMIZER, train, VOCAB, mesh)
+    state, rows, losses = program.init_state(seed=0), local_rows(mesh, BATCH), []
     for number in range(STEPS):
-        state, metrics = step(state, make_global(stream.batch(number % 4, rows), rows, mesh, BATCH))
+        state, metrics = program.train_step(state, make_global(stream.batch(number % 4, rows), rows, mesh, BATCH))
         losses.append(float(metrics['loss']))
-    assert step._cache_size() == 1  # the state comes out sharded as it went in
+    assert program.train_step._cache_size() == 1  # the state comes out sharded as it went in
     return losses, state
 
 
@@ -78,7 +74,7 @@ def test_the_model_learns_what_it_sees_again_and_again(stream: CorpusStream) -> 
 
 def test_parameters_and_moments_are_split_over_fsdp_and_tensor() -> None:
     mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
-    state = init_state(MODEL, VOCAB, make_optimizer(OPTIMIZER, STEPS), mesh, seed=0)
+    state = build_program(MODEL, OPTIMIZER, config.Train(), VOCAB, mesh).init_state(seed=0)
     moments = state.opt_state[1][0]
     for tree in (state.params, moments.mu, moments.nu):
         kernel = tree['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
@@ -89,9 +85,9 @@ def test_parameters_and_moments_are_split_over_fsdp_and_tensor() -> None:
 
 
 def test_initial_parameters_do_not_depend_on_the_mesh() -> None:
-    optimizer = make_optimizer(OPTIMIZER, STEPS)
     one = make_mesh(config.Mesh(), MODEL, config.Train(), jax.devices()[:1])
     many = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
-    first, second = (init_state(MODEL, VOCAB, optimizer, mesh, seed=3).params for mesh in (one, many))
+    programs = (build_program(MODEL, OPTIMIZER, config.Train(), VOCAB, mesh) for mesh in (one, many))
+    first, second = (program.init_state(seed=3).params for program in programs)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
