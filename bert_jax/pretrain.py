@@ -128,7 +128,7 @@ def _evaluators(config: Config, program: TrainProgram, streams: Streams, labelle
     def model_at(params: nnx.State, step: int) -> Pretrained:
         return from_params(params, config.model, tokenizer, step, positions_trained(config, step))
 
-    examples = Examples(train.examples, tokenizer, config.model.max_positions, program)
+    examples = Examples(train.examples, tokenizer, program)
     evaluators: list[Evaluator] = [
         HeldOut(program, streams.validation, phase_of, train.evaluate_every, train.evaluate_rows)
     ]

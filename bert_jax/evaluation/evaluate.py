@@ -171,7 +171,7 @@ def _losses(
 ) -> dict[str, float | int | None]:
     model, optimizer, train, phases = run_config.model, run_config.optimizer, run_config.train, run_config.phases
     program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=phases)
-    found = evaluate_params(state.params, program.evaluation_step, stream, mesh)
+    found = evaluate_params(state.params, program, stream)
     if not found['nsp_loss']:  # of pairs it is above 0: their weight is 0
         found |= {'nsp_loss': None, 'nsp_accuracy': None}
     return {'step': int(state.step)} | found

@@ -185,6 +185,10 @@ class Speedometer:
         self._since: float | None = None
         self._waited, self._newest = 0.0, None
 
+    def is_new(self, batch: Batch) -> bool:
+        """Whether no batch of this one's shapes has been counted yet: its step has to be compiled first."""
+        return tuple(array.shape for array in batch) not in self._shapes
+
     def add(self, batch: Batch, tokens: jax.Array, squared_lengths: jax.Array) -> None:
         """Counts the step of a global batch (on the device: nothing is waited for); the first of a shape compiles."""
         self._newest, shapes = tokens, tuple(array.shape for array in batch)
