@@ -11,13 +11,13 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from bert_jax.finetune.loop import Outcome, make_programs
 from flax import nnx
 
 from bert_jax.config.finetuning import resolve
 from bert_jax.finetune import command
 from bert_jax.finetune.command import summarize
 from bert_jax.finetune.export import load_finetuned
+from bert_jax.finetune.seed import Outcome, Setup
 from bert_jax.finetune.start import starting_point
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.workdir.checkpoint import Checkpoints
@@ -73,9 +73,10 @@ def _lines(workdir: Path) -> list[dict]:
 def finished(place: Path) -> Path:
     """The workdir of two seeds that learnt to tell reviews, with one compiled step between them."""
     found = []
-    with mock.patch.object(command, 'make_programs', lambda *given: found.append(make_programs(*given)) or found[-1]):
+    make = Setup.of
+    with mock.patch.object(Setup, 'of', lambda *given: found.append(make(*given)) or found[-1]):
         assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2'], place) == 0
-    assert [programs.program.train_step._cache_size() for programs in found] == [1]
+    assert [setup.program.train_step._cache_size() for setup in found] == [1]
     return place / 'reviews'
 
 

@@ -25,7 +25,7 @@ from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer
-from bert_jax.train.divergence import Record
+from bert_jax.train.divergence import TrainingRecord
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.metrics import MetricsWriter
@@ -242,10 +242,10 @@ def _checkpoint_manifest(place: Path) -> tuple:
 
 
 def _record(place: Path) -> tuple:
-    whole = Record(((0, 1, 2),), 1, 2, 3, 0, (1.0, 2.0)).to_json()
+    whole = TrainingRecord(((0, 1, 2),), 1, 2, 3, 0, (1.0, 2.0)).to_json()
 
     def check(content: Any) -> None:
-        _told(Record.from_json, content, 'record.json')
+        _told(TrainingRecord.from_json, content, 'record.json')
 
     return changed_json(json.loads(json.dumps(whole))) | JSON, check
 

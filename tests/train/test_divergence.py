@@ -15,63 +15,63 @@ from bert_jax.data.batches import Batch, CorpusStream
 from bert_jax.errors import BadInput
 from bert_jax.pretrain import pretrain
 from bert_jax.text.prepare import prepare
-from bert_jax.train.divergence import Guard, Record
+from bert_jax.train.divergence import DivergenceMonitor, TrainingRecord
 from tests.test_phases import PHASES, _last_state, _metrics, one_device  # noqa: F401
 from tests.test_pretrain import write_text
 
 SETTINGS = config.Train(max_bad_steps=3, spike_window=8, spike_threshold=5.0)
 
 
-def _watch(guard: Guard, losses: list[float], start: int = 1, phase: int = 0, up_to_now: bool = True):
+def _watch(monitor: DivergenceMonitor, losses: list[float], start: int = 1, phase: int = 0, up_to_now: bool = True):
     for step, loss in enumerate(losses, start):
-        guard.add(step, phase, jnp.float32(loss), jnp.asarray(not math.isfinite(loss)))
-        if trouble := guard.trouble(up_to_now=up_to_now):
-            return trouble
+        monitor.observe(step, phase, jnp.float32(loss), jnp.asarray(not math.isfinite(loss)))
+        if anomaly := monitor.anomaly(wait=up_to_now):
+            return anomaly
     return None
 
 
 def test_so_many_losses_in_a_row_that_are_not_finite_are_trouble() -> None:
-    guard = Guard(SETTINGS, Record())
-    assert _watch(guard, [1.0, math.nan, math.inf, 1.0, math.nan, math.nan]) is None
-    trouble = _watch(guard, [math.nan], start=7)
-    assert (trouble.first, trouble.last) == (5, 7) and 'not finite' in trouble.found
-    assert guard.record.skipped_updates == 5
+    monitor = DivergenceMonitor(SETTINGS, TrainingRecord())
+    assert _watch(monitor, [1.0, math.nan, math.inf, 1.0, math.nan, math.nan]) is None
+    anomaly = _watch(monitor, [math.nan], start=7)
+    assert (anomaly.first, anomaly.last) == (5, 7) and 'not finite' in anomaly.found
+    assert monitor.record.skipped_updates == 5
 
 
 def test_a_spike_is_far_over_the_median_and_lasts() -> None:
     steady = [2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.1, 1.9]  # median 2, MAD 0.075: a spike is beyond 2.375
-    assert _watch(Guard(SETTINGS, Record()), steady + [2.3, 2.37] * 10) is None
-    assert _watch(Guard(SETTINGS, Record()), steady + [9.0, 9.0, 2.0] * 10) is None
-    trouble = _watch(Guard(SETTINGS, Record()), steady + [2.38, 3.0, 9.0, 2.0])
-    assert (trouble.first, trouble.last) == (9, 11) and '9.000' in trouble.found and '2.375' in trouble.found
-    assert _watch(Guard(SETTINGS, Record()), steady[:7] + [9.0] * 3) is None  # too few to tell
+    assert _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady + [2.3, 2.37] * 10) is None
+    assert _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady + [9.0, 9.0, 2.0] * 10) is None
+    anomaly = _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady + [2.38, 3.0, 9.0, 2.0])
+    assert (anomaly.first, anomaly.last) == (9, 11) and '9.000' in anomaly.found and '2.375' in anomaly.found
+    assert _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady[:7] + [9.0] * 3) is None  # too few to tell
     off = dataclasses.replace(SETTINGS, spike_threshold=0.0)
-    assert _watch(Guard(off, Record()), steady + [9.0] * 10) is None
+    assert _watch(DivergenceMonitor(off, TrainingRecord()), steady + [9.0] * 10) is None
 
 
 def test_another_phase_is_another_level() -> None:
-    guard = Guard(SETTINGS, Record())
-    _watch(guard, [2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.1, 1.9])
-    assert _watch(guard, [9.0] * 5, start=9, phase=1) is None
+    monitor = DivergenceMonitor(SETTINGS, TrainingRecord())
+    _watch(monitor, [2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.1, 1.9])
+    assert _watch(monitor, [9.0] * 5, start=9, phase=1) is None
 
 
 def test_steps_are_read_late_and_a_record_knows_only_what_was_read() -> None:
-    guard = Guard(SETTINGS, Record())
-    assert _watch(guard, [math.nan] * 4, up_to_now=False) is None
-    assert guard.record.skipped_updates == 2
-    assert guard.trouble(up_to_now=True).last == 3
+    monitor = DivergenceMonitor(SETTINGS, TrainingRecord())
+    assert _watch(monitor, [math.nan] * 4, up_to_now=False) is None
+    assert monitor.record.skipped_updates == 2
+    assert monitor.anomaly(wait=True).last == 3
 
 
 def test_a_guard_goes_on_from_its_record() -> None:
     rng = np.random.default_rng(0)
     losses = [float(np.float32(loss)) for loss in 2 + 0.1 * rng.standard_normal(12)] + [4.0, math.nan, 4.0]
-    whole = _watch(Guard(SETTINGS, Record()), losses)
+    whole = _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), losses)
     for cut in range(len(losses)):
-        first = Guard(SETTINGS, Record())
+        first = DivergenceMonitor(SETTINGS, TrainingRecord())
         assert _watch(first, losses[:cut]) is None
-        record = Record.from_json(json.loads(json.dumps(first.record.to_json())), 'here')
+        record = TrainingRecord.from_json(json.loads(json.dumps(first.record.to_json())), 'here')
         assert record == first.record
-        assert _watch(Guard(SETTINGS, record), losses[cut:], start=cut + 1) == whole
+        assert _watch(DivergenceMonitor(SETTINGS, record), losses[cut:], start=cut + 1) == whole
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_a_guard_goes_on_from_its_record() -> None:
 )
 def test_a_record_of_another_make_is_refused(change: dict) -> None:
     with pytest.raises(BadInput, match='here: is damaged'):
-        Record.from_json(Record().to_json() | change, 'here')
+        TrainingRecord.from_json(TrainingRecord().to_json() | change, 'here')
 
 
 @pytest.fixture(scope='module')
 def resolved(tmp_path_factory) -> config.Config:
-    directory = tmp_path_factory.mktemp('guard')
+    directory = tmp_path_factory.mktemp('monitor')
     write_text(directory / 'text.txt')
     asked = {
         'data': {
@@ -172,7 +172,7 @@ def test_a_run_that_goes_back_and_is_stopped_goes_on_exactly(
         shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(step))
     _plant(monkeypatch, {32: {5}, 64: {0}})
     assert pretrain(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
-    told = 'not finite, 2 steps in a row. Back to step 3, without the batches read since.'
+    told = 'not finite, 2 steps in a row. Rolled back to step 3; skipping the batches read since.'
     assert (told in capsys.readouterr().err) == (stopped_at == 3)
     _assert_the_same(tmp_path / 'run', went_back)
 
