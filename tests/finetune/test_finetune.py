@@ -114,7 +114,7 @@ def test_a_run_that_died_goes_on_and_ends_the_same_bit_for_bit(place: Path, fini
 
     def save_and_wait(self: Checkpoints, *what: object, **how: object) -> None:
         save(self, *what, **how)
-        self._settle()  # this process lives on, and its writer with it
+        self._wait_for_save()  # this process lives on, and its writer with it
 
     with monkeypatch.context() as patched:
         patched.setattr(MetricsWriter, 'write', write_or_die)

@@ -76,7 +76,7 @@ def test_a_signal_with_nothing_to_save_frees_the_workdir_then_ends_with_75(tmp_p
         assert ended.wait(30) and status == [(75, True)]
 
 
-def test_a_stop_request_that_listens_already_goes_on_listening_and_has_one_supervisor(tmp_path: Path) -> None:
+def test_a_stop_request_that_listens_already_keeps_listening_and_has_one_supervisor(tmp_path: Path) -> None:
     with StopRequest() as stop:
         listening = [signal.getsignal(signum) for signum in _SIGNALS]
         for _ in range(2):
