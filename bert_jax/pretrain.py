@@ -32,12 +32,13 @@ from bert_jax.train.memory import run_within_memory, settle
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.replicas import Replicas
 from bert_jax.train.sharding import mesh_of_run
+from bert_jax.train.speed import Speedometer
 from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
 from bert_jax.train.step import make_evaluation_step, make_train_step
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.history import History, hardware
-from bert_jax.workdir.metrics import MetricsWriter, Speedometer
+from bert_jax.workdir.metrics import MetricsWriter
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from bert_jax.model.products import compiled_for
+from bert_jax.model.inputs import Inputs
 from bert_jax.runtime.processes import say
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
@@ -88,11 +88,10 @@ def _make_best(
     exchange = Exchange(mesh, shardings)
     positions = np.broadcast_to(np.arange(input_ids.shape[1], dtype=np.int32), input_ids.shape)
 
-    @compiled_for(mesh.devices.flat[0].platform)
     def best(params: nnx.State) -> tuple[jax.Array, jax.Array]:
         model = exchange.assemble(graph, exchange.gather_outside_layers(params))
         ids = jnp.asarray(input_ids)
-        hidden = model.bert(ids, jnp.zeros_like(ids), jnp.asarray(present), jnp.asarray(positions))
+        hidden = model.bert(Inputs(ids, jnp.zeros_like(ids), jnp.asarray(present), jnp.asarray(positions)))
         return tuple(jax.lax.top_k(jax.nn.softmax(model.mlm_logits(hidden, jnp.asarray(masks))), _NUM_FILLERS))
 
     of_all = exchange.over_rows(best, (exchange.specs,), PartitionSpec())

@@ -23,7 +23,6 @@ from bert_jax.finetune.start import Start
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
 from bert_jax.model.bert import Build
-from bert_jax.model.products import compiled_for
 from bert_jax.pretrain import Progress
 from bert_jax.runtime import processes
 from bert_jax.runtime.lease import Lease
@@ -33,12 +32,13 @@ from bert_jax.runtime.watchdog import Watchdog
 from bert_jax.train.divergence import Guard, Record, Trouble
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.sharding import local_rows, make_global, replicated
+from bert_jax.train.speed import Speedometer
 from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
 from bert_jax.train.step import make_train_step
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.history import History, hardware
-from bert_jax.workdir.metrics import MetricsWriter, Speedometer
+from bert_jax.workdir.metrics import MetricsWriter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +243,6 @@ def task_streams(config: FinetuneConfig, pad_id: int) -> Callable[[Rows, int | N
 def make_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable[[nnx.State, TaskBatch], jax.Array]:
     """The model's outputs for a batch, without dropout, whole on every device; under `jax.jit`."""
 
-    @compiled_for(mesh.devices.flat[0].platform)
     def outputs(params: nnx.State, batch: TaskBatch) -> jax.Array:
         return nnx.merge(graph, params)(batch)
 

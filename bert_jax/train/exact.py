@@ -28,7 +28,6 @@ from jax.sharding import Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
 from bert_jax.model.dropout import DropoutKey, dropout_base
-from bert_jax.model.products import compiled_for
 from bert_jax.train.sharding import AXES, BATCH_AXES, replicated
 from bert_jax.train.state import TrainState
 from bert_jax.train.step import PRETRAINING, Sums, apply_gradients, speed_counts
@@ -72,7 +71,6 @@ def make_exact_step(
         start = (jax.lax.axis_index(BATCH_AXES) * each + number) * size
         return shard, start.astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
 
-    @compiled_for(platform)
     def of_shard(
         params: nnx.State, step: jax.Array, shard: tuple[Batch, jax.Array], weights: tuple[jax.Array, jax.Array]
     ) -> tuple[nnx.State, Sums]:

@@ -14,7 +14,6 @@ from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.model.losses import cross_entropy
-from bert_jax.model.products import compiled_for
 from bert_jax.train.gradients import Exchange, accumulated
 from bert_jax.train.sharding import BATCH_AXES, replicated
 from bert_jax.train.state import TrainState, is_schedule
@@ -35,15 +34,7 @@ class Sums(NamedTuple):
 
 def pretraining_sums(model: BertForPreTraining, batch: Batch, key: DropoutKey | None) -> Sums:
     """Cross entropies (nats) and hits of both objectives, weighted and summed over the rows of a batch."""
-    mlm_logits, nsp_logits = model(
-        batch.input_ids,
-        batch.token_type_ids,
-        batch.sequence_ids,
-        batch.position_ids,
-        batch.masked_lm_positions,
-        batch.cls_positions,
-        key,
-    )
+    mlm_logits, nsp_logits = model(batch.inputs, batch.masked_lm_positions, batch.cls_positions, key)
     mlm = _summed(mlm_logits, batch.masked_lm_ids, batch.masked_lm_weights)
     nsp = _summed(nsp_logits, batch.next_sentence_labels, batch.next_sentence_weights)
     return Sums(*mlm, *nsp)
@@ -133,7 +124,6 @@ def make_train_step(
     own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
     gradient = exchange.over_rows(of_own_rows, (exchange.specs, own, own, same), (exchange.specs, same))
 
-    @compiled_for(mesh.devices.flat[0].platform)
     def train_step(state: TrainState, batch: Batch, seed: Any = seed) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
         grads, sums = gradient(state.params, batch, rows, dropout_base(seed, state.step))
@@ -184,7 +174,6 @@ def make_evaluation_step(graph: nnx.GraphDef, mesh: Mesh, shardings: nnx.State) 
     """The sums over one batch without dropout, under `jax.jit`. shardings: of the parameters."""
     exchange = Exchange(mesh, shardings)
 
-    @compiled_for(mesh.devices.flat[0].platform)
     def of_own_rows(params: nnx.State, batch: Batch) -> Sums:
         model = exchange.assemble(graph, exchange.gather_outside_layers(params))
         rows = batch.input_ids.shape[0]
