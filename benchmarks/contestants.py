@@ -66,16 +66,16 @@ class BertJax:
 
     def products(self) -> float:
         """Seconds."""
-        from bert_jax.plan.bench import Products
+        from bert_jax.plan.matmuls import MatmulTimer
 
-        self._products = getattr(self, '_products', None) or Products(
+        self._matmuls = getattr(self, '_matmuls', None) or MatmulTimer(
             self._config, self._config.tokenizer.vocab_size, self._mesh
         )
-        return self._products.seconds()
+        return self._matmuls.seconds()
 
     def peak_flops(self) -> float | None:
         """Of the device, as published, where it is."""
-        from bert_jax.workdir.metrics import published_peak_flops
+        from bert_jax.runtime.devices import published_peak_flops
 
         return published_peak_flops()
 
@@ -137,10 +137,10 @@ class Torch:
 
     def products(self) -> float:
         """Seconds."""
-        from bert_jax.plan.bench import products
+        from bert_jax.plan.matmuls import step_matmuls
 
         torch, total = self._torch, 0.0
-        for _, batch, m, k, n, count in products(self._config, self._config.tokenizer.vocab_size, _ONE_DEVICE):
+        for _, batch, m, k, n, count in step_matmuls(self._config, self._config.tokenizer.vocab_size, _ONE_DEVICE):
             for rows, inner, columns in ((m, k, n), (m, n, k), (k, m, n)):
                 shapes = (
                     ((rows, inner), (inner, columns)) if batch == 1 else ((batch, rows, inner), (batch, inner, columns))

@@ -20,10 +20,10 @@ from bert_jax.train.divergence import (
 )
 from bert_jax.train.program import TrainProgram
 from bert_jax.train.replicas import Replicas
+from bert_jax.train.speed import Speedometer
 from bert_jax.train.state import TrainState
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.log import RunLog
-from bert_jax.workdir.metrics import Speedometer
 
 
 class LoopSettings(DivergenceSettings, Protocol):

@@ -20,7 +20,7 @@ from bert_jax.pretrain import pretrain
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text.prepare import prepare
 from bert_jax.train.optimizer import make_schedule
-from bert_jax.workdir.metrics import Speedometer
+from bert_jax.train.speed import Speedometer
 from tests.test_pretrain import BY_THE_CLOCK, write_text
 
 PHASES = (

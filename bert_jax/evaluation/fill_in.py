@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from bert_jax.console import say
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
-from bert_jax.model.products import compiled_for
+from bert_jax.model.inputs import Inputs
 from bert_jax.runtime.mesh import replicated
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
@@ -92,12 +92,11 @@ def _make_best(input_ids: np.ndarray, present: np.ndarray, masks: np.ndarray, pr
     exchange = Exchange(program.mesh, program.shardings.params)
     positions = np.broadcast_to(np.arange(input_ids.shape[1], dtype=np.int32), input_ids.shape)
 
-    @compiled_for(program.mesh.devices.flat[0].platform)
     def best(params: nnx.State) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(program.graph, exchange.gather_outside_layers(params))
         ids = jnp.asarray(input_ids)
-        inputs = (ids, jnp.zeros_like(ids), jnp.asarray(present), jnp.asarray(positions))
-        hidden = model.bert(*inputs, gather=exchange.gather_layer)
+        inputs = Inputs(ids, jnp.zeros_like(ids), jnp.asarray(present), jnp.asarray(positions))
+        hidden = model.bert(inputs, gather=exchange.gather_layer)
         return tuple(jax.lax.top_k(jax.nn.softmax(model.mlm_logits(hidden, jnp.asarray(masks))), _NUM_FILLERS))
 
     of_all = exchange.over_rows(best, (exchange.specs,), PartitionSpec())

@@ -15,7 +15,6 @@ from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.tasks import TaskData
-from bert_jax.model.products import compiled_for
 from bert_jax.runtime.mesh import replicated
 
 
@@ -78,7 +77,6 @@ def task_streams(config: FinetuneConfig, pad_id: int) -> Callable[[Rows, int | N
 def make_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable[[nnx.State, TaskBatch], jax.Array]:
     """The model's outputs for a batch, without dropout, whole on every device; under `jax.jit`."""
 
-    @compiled_for(mesh.devices.flat[0].platform)
     def outputs(params: nnx.State, batch: TaskBatch) -> jax.Array:
         return nnx.merge(graph, params)(batch)
 

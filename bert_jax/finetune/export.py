@@ -59,7 +59,7 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
       BadInput: when there is none.
     """
     resolved, recorded = read_run(workdir), identity.load_fingerprint(workdir)
-    model = dataclasses.replace(resolved.model, dtype='float32', remat='none')
+    model = dataclasses.replace(resolved.model, dtype='float32', remat='none', attention='auto')  # no 'fused' float32
     tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
     labels, steps = tuple(recorded['labels']), recorded['train.steps']
     build = _builder(resolved, labels)

@@ -38,8 +38,7 @@ class BertForTask(nnx.Module):
 
     def __call__(self, batch: TaskBatch, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
         """float32 [B, C] (pooled) or [B, L, C]; without a key nothing is dropped out. gather: as of `Encoder`."""
-        inputs = (batch.input_ids, batch.token_type_ids, batch.sequence_ids, batch.position_ids)
-        x = self.bert(*inputs, key, is_packed=False, gather=gather)
+        x = self.bert(batch.inputs, key, is_packed=False, gather=gather)
         if self.kind in _POOLED:
             x = self.bert.pool(x, batch.cls_positions)[:, 0]
         if self.kind != 'spans':

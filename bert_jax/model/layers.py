@@ -16,7 +16,7 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.model.attention import attend
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.products import project
+from bert_jax.model.matmul import project
 
 LAYERS = 'layers'  # the logical axis of a stack of layers
 KERNEL_INIT_BOUND = 2.0  # the original's truncated_normal keeps within two standard deviations
@@ -92,7 +92,8 @@ class SelfAttention(nnx.Module):
     """Multi-head self-attention; a token sees the tokens of its own sequence only."""
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
-        self.num_heads, self.rate, self.how = model.num_heads, model.attention_dropout_rate, model.attention
+        self.num_heads, self.rate = model.num_heads, model.attention_dropout_rate
+        self.implementation = model.attention
         size, stddev = model.hidden_size, model.initializer_range
         into = {'axes': ('embed', 'heads'), 'stddev': stddev, 'dtype': model.dtype, 'rngs': rngs}
         self.query = Dense(size, size, **into)
@@ -103,7 +104,8 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
         """Args: as of `attend`; x [B, L, D]."""
         q, k, v = (dense(x) for dense in (self.query, self.key, self.value))
-        return self.output(attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.how, is_packed))
+        attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed)
+        return self.output(attended)
 
 
 @jax.checkpoint

@@ -16,6 +16,7 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.files import new_directory
+from bert_jax.model.inputs import Inputs
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.card import model_card
 from bert_jax.pretrained.load import Pretrained, load_pretrained
@@ -146,7 +147,7 @@ def _logits(trained: Pretrained, ids: np.ndarray, types: np.ndarray) -> list[np.
 def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array) -> tuple[jax.Array, jax.Array]:
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     first = jnp.zeros((len(ids), 1), jnp.int32)
-    return nnx.merge(graph, params)(ids, types, jnp.ones_like(ids), everywhere, everywhere, first)
+    return nnx.merge(graph, params)(Inputs(ids, types, jnp.ones_like(ids), everywhere), everywhere, first)
 
 
 def _torch_logits(directory: Path, architecture: str, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining
+from bert_jax.model.inputs import Inputs
 from bert_jax.model.losses import cross_entropy
 from bert_jax.pretrained import hugging_face
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
@@ -187,7 +188,7 @@ def _encode(
     """[B, L] ids and [B] lengths -> ([B, L, D] vectors, [B, D] their means over the lengths)."""
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
     present = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden = nnx.merge(graph, params).bert(input_ids, jnp.zeros_like(input_ids), present, positions)
+    hidden = nnx.merge(graph, params).bert(Inputs(input_ids, jnp.zeros_like(input_ids), present, positions))
     return hidden, (hidden * present[..., None]).sum(1) / jnp.maximum(lengths, 1)[:, None]
 
 
@@ -234,7 +235,8 @@ def from_params(
     """
     whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
     model = dataclasses.replace(model, dtype='float32', remat='none')
-    merged = model_of(whole, model, tokenizer.vocab_size)
+    unfused = dataclasses.replace(model, attention='auto')  # 'fused' may need bfloat16
+    merged = model_of(whole, unfused, tokenizer.vocab_size)
     return Pretrained(
         merged, tokenizer, dataclasses.replace(model, max_positions=positions or model.max_positions), step
     )

@@ -28,7 +28,6 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from bert_jax.model.dropout import DropoutKey, dropout_base
-from bert_jax.model.products import compiled_for
 from bert_jax.runtime.mesh import AXES, BATCH_AXES, replicated
 from bert_jax.train.objective import Objective
 from bert_jax.train.state import TrainState
@@ -108,7 +107,6 @@ def _make_take(each: int) -> Callable:
 
 
 def _make_gradient(graph: nnx.GraphDef, objective: Objective, mesh: Mesh) -> Callable:
-    @compiled_for(mesh.devices.flat[0].platform)
     def of_shard(
         params: nnx.State, step: jax.Array, seed: jax.Array, shard: tuple[Any, jax.Array], weights: Any
     ) -> tuple[nnx.State, Any]:

@@ -54,16 +54,7 @@ class Pretraining:
         self, model: BertForPreTraining, batch: Batch, key: DropoutKey | None, gather: Gather | None = None
     ) -> PretrainingSums:
         """Weighted cross entropies and hits of both."""
-        mlm_logits, nsp_logits = model(
-            batch.input_ids,
-            batch.token_type_ids,
-            batch.sequence_ids,
-            batch.position_ids,
-            batch.masked_lm_positions,
-            batch.cls_positions,
-            key,
-            gather,
-        )
+        mlm_logits, nsp_logits = model(batch.inputs, batch.masked_lm_positions, batch.cls_positions, key, gather)
         mlm = _summed(mlm_logits, batch.masked_lm_ids, batch.masked_lm_weights)
         nsp = _summed(nsp_logits, batch.next_sentence_labels, batch.next_sentence_weights)
         return PretrainingSums(*mlm, *nsp)

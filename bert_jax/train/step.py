@@ -12,7 +12,6 @@ from jax.sharding import Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
 from bert_jax.model.dropout import DropoutKey, dropout_base
-from bert_jax.model.products import compiled_for
 from bert_jax.runtime.mesh import BATCH_AXES, replicated
 from bert_jax.train.gradients import Exchange, accumulated
 from bert_jax.train.objective import Objective
@@ -59,7 +58,6 @@ def make_train_step(
     own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
     gradient = exchange.over_rows(of_own_rows, (exchange.specs, own, own, same), (exchange.specs, same))
 
-    @compiled_for(mesh.devices.flat[0].platform)
     def train_step(state: TrainState, batch: Batch, seed: Any = seed) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
         grads, sums = gradient(state.params, batch, rows, dropout_base(seed, state.step))
@@ -112,7 +110,6 @@ def make_evaluation_step(
     """(parameters, batch) -> the objective's sums without dropout, under `jax.jit`. shardings: of the parameters."""
     exchange = Exchange(mesh, shardings)
 
-    @compiled_for(mesh.devices.flat[0].platform)
     def of_own_rows(params: nnx.State, batch: Any) -> Any:
         model = nnx.merge(graph, exchange.gather_outside_layers(params))
         rows = batch.input_ids.shape[0]

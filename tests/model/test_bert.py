@@ -11,6 +11,7 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.model.bert import BertForPreTraining, num_parameters
 from bert_jax.model.dropout import DropoutKey, dropout, dropout_base
+from bert_jax.model.inputs import Inputs
 from bert_jax.model.layers import truncated_normal
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.train.state import model_of
@@ -39,7 +40,7 @@ def test_logits_equal_the_reference_with_padding(tmp_path) -> None:
     present = (np.arange(24) < np.array([[24], [13], [20]])).astype(np.int32)
     everywhere = jnp.broadcast_to(jnp.arange(24), ids.shape)
     model = model_of(params, MODEL, VOCAB)
-    mlm, nsp = model(ids, types, present, everywhere, everywhere, jnp.zeros((3, 1), jnp.int32))
+    mlm, nsp = model(Inputs(ids, types, present, everywhere), everywhere, jnp.zeros((3, 1), jnp.int32))
     with torch.no_grad():
         out = reference(
             input_ids=torch.tensor(ids).long(),
@@ -72,7 +73,7 @@ def test_how_it_is_run_does_not_change_what_it_computes(scan_layers: bool, remat
     ones, key = jnp.ones_like(ids), DropoutKey(jnp.uint32(3), jnp.arange(2, dtype=jnp.uint32))
 
     def loss(params: nnx.State, model: config.Model) -> jax.Array:
-        hidden = model_of(params, model, VOCAB).bert(ids, 0 * ids, ones, ids % 16, key)
+        hidden = model_of(params, model, VOCAB).bert(Inputs(ids, 0 * ids, ones, ids % 16), key)
         return (hidden[..., 0] ** 2).sum()
 
     other = dataclasses.replace(MODEL, scan_layers=scan_layers, remat=remat)

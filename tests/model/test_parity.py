@@ -125,7 +125,7 @@ def _assert_close(ours: jax.Array, theirs: Any, where: str, bound: float = 1e-5)
 def _hidden_states(params: nnx.State, batch: Batch, model: config.Model) -> list[jax.Array]:
     """The embeddings and the output of every layer, [B, L, D] each."""
     bert = model_of(params, model, VOCAB).bert
-    states = [bert.embeddings(batch.input_ids, batch.token_type_ids, batch.position_ids, None)]
+    states = [bert.embeddings(batch.inputs, None)]
     graph, stacked = nnx.split(bert.encoder.layers)
     for layer in range(bert.encoder.num_layers):
         one = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked))
@@ -142,7 +142,7 @@ def test_every_value_on_the_way_and_both_losses_equal_the_reference(pair: Pair) 
     assert len(states) == len(theirs.hidden_states)
     for layer, (a, b) in enumerate(zip(states, theirs.hidden_states, strict=True)):
         _assert_close(a[real], b[real], f'hidden states {layer}')
-    scanned = model.bert(batch.input_ids, batch.token_type_ids, batch.sequence_ids, batch.position_ids)
+    scanned = model.bert(batch.inputs)
     _assert_close(scanned[real], theirs.hidden_states[-1][real], 'the scanned encoder')
     pooled = model.bert.pool(scanned, batch.cls_positions)[:, 0]
     _assert_close(pooled, pair.reference.bert.pooler(theirs.hidden_states[-1]), 'pooler')
