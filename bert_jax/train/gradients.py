@@ -58,18 +58,18 @@ class Exchange:
     def gather_outside_layers(self, weights: nnx.State) -> nnx.State:
         """Embeddings, pooler and heads whole, for all microbatches at once."""
 
-        def whole(weight: jax.Array, axes: PartitionSpec, is_stacked: bool) -> jax.Array:
-            return weight if is_stacked else self._gather(weight, axes)
+        def whole(weight: jax.Array, axes: PartitionSpec, stacked: bool) -> jax.Array:
+            return weight if stacked else self._gather(weight, axes)
 
         return jax.tree.map(whole, weights, self._axes, self._is_stacked)
 
     def sum_gradients(self, grads: nnx.State) -> nnx.State:
         """Gradients as a device found them -> of the global batch, each split as its parameter."""
 
-        def total(grad: jax.Array, axes: PartitionSpec, is_stacked: bool) -> jax.Array:
+        def total(grad: jax.Array, axes: PartitionSpec, stacked: bool) -> jax.Array:
             if 'fsdp' not in axes:
                 return self.sum(grad)
-            if not is_stacked:  # a layer's is scattered already
+            if not stacked:  # a layer's is scattered already
                 dim = axes.index('fsdp')
                 scatter = functools.partial(jax.lax.psum_scatter, axis_name='fsdp', scatter_dimension=dim, tiled=True)
                 grad = self._of_each_part(scatter, axes)(grad)
