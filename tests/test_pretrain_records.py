@@ -13,8 +13,8 @@ from bert_jax.evaluation.evaluate import evaluate
 from bert_jax.pretrain import train
 from bert_jax.text import prepare
 from bert_jax.text.tokenizer import load_tokenizer
-from tests.data.records import make_records, write_records, write_vocabulary
-from tests.test_pretrain import BY_THE_CLOCK
+from tests.support.records import make_records, write_records, write_vocabulary
+from tests.support.runs import metric_lines
 
 
 @pytest.fixture(scope='module')
@@ -31,20 +31,15 @@ def config(tmp_path_factory) -> bert_jax.config.Config:
     return bert_jax.config.resolve(fields)
 
 
-def _metrics(workdir: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in BY_THE_CLOCK} for line in lines]
-
-
 def test_records_train_go_on_bit_for_bit_and_are_evaluated(config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     workdir = tmp_path / 'run'
     assert train(config, str(workdir)).finished
-    whole = _metrics(workdir)
+    whole = metric_lines(workdir)
     shutil.rmtree(workdir / 'checkpoints' / '8')
     shutil.rmtree(tmp_path / 'cache')  # an index that is gone is made again
     assert train(config, str(workdir)).resumed_from == 4
-    assert _metrics(workdir) == whole
+    assert metric_lines(workdir) == whole
     result = evaluate(str(workdir))
     assert result['step'] == 8 and 0 < result['nsp_loss'] < 3
     assert abs(result['mlm_loss'] - np.log(1000)) < 1  # random tokens: nothing to learn

@@ -15,7 +15,7 @@ import pytest
 from bert_jax.config import Data
 from bert_jax.data import windows
 from bert_jax.errors import BadInput
-from tests.data.corpora import MemorySplit, plan_of, random_split
+from tests.support.corpora import MemorySplit, plan_of, random_split
 
 
 def _assert_equal(first: windows.Plan, second: windows.Plan) -> None:

@@ -21,28 +21,24 @@ from bert_jax.pretrained.load import load_pretrained
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.documents import Reading, Tally, read_piece
-from bert_jax.text.prepare import prepare
 from bert_jax.workdir.identity import load_config
-from tests.test_pretrain import WORDS, write_text
+from tests.support.configs import as_config, prepared
+from tests.support.texts import WORDS
 
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory) -> Path:
     """A directory with a run of two steps on its text.txt, without pairs."""
     place = tmp_path_factory.mktemp('evaluate')
-    write_text(place / 'text.txt')
-    fields = bert_jax.config.bert('tiny')
-    fields.data.update(source=f'text:{place}/text.txt', corpus=str(place / 'corpus'), pairing='none')
-    fields.data.update(sequence_length=32, validation_fraction=0.2)
-    fields.tokenizer.vocab_size = 300
-    fields.model.update(hidden_size=16, num_heads=2, intermediate_size=32, num_layers=1)
-    fields.train.update(steps=2, global_batch_size=16, log_every=1, evaluate_every=1)
-    fields.optimizer.warmup_steps = 0
     rows = [f'{a} {b}\t{a in WORDS[:3]}' for a in WORDS[:12] for b in WORDS[:12]]
     (place / 'first.tsv').write_text('\n'.join(['sentence\tlabel', *rows]) + '\n')
-    fields.probe.sets, fields.train.probe_every = (('first', f'tsv:{place}/first.tsv'),), 1
-    config = bert_jax.config.resolve(fields)
-    prepare(config.data, config.tokenizer, progress=False)
+    changes = {
+        'data__pairing': 'none',
+        'tokenizer__vocab_size': 300,
+        'probe__sets': (('first', f'tsv:{place}/first.tsv'),),
+    }
+    changes |= {'train__steps': 2, 'train__evaluate_every': 1, 'train__probe_every': 1, 'optimizer__warmup_steps': 0}
+    config = as_config(prepared(place, **changes))
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         assert train(config, str(place / 'run')).finished
     (place / 'shown').write_text(shown.getvalue())

@@ -14,7 +14,7 @@ from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.train.sharding import make_mesh, parameter_specs
 from bert_jax.train.state import model_graph, place
-from tests.finetune.models import MODEL, TOKENS, read_tokenizer
+from tests.support.models import MODEL, TOKENS, read_tokenizer
 
 TEXTS = ('the [MASK] is in town', '[MASK] is the [MASK].', 'far ' + 'too ' * 40 + '[MASK]')
 

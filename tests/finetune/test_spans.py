@@ -10,7 +10,8 @@ import pytest
 from bert_jax.config.finetuning import Task, finetune, resolve
 from bert_jax.errors import BadInput
 from bert_jax.finetune.spans import SpanSplit, Window, best_answers, cut_windows, open_spans
-from tests.finetune.models import OTHER, read_tokenizer, squad
+from tests.support.models import read_tokenizer
+from tests.support.tasks import OTHER, squad
 
 TASK = Task(kind='spans', sequence_length=24, stride=6, max_question_tokens=6, max_answer_tokens=5, n_best=6)
 

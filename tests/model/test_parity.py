@@ -79,9 +79,9 @@ class Pair(NamedTuple):
     reference: Any
 
 
-@pytest.fixture(params=SIZES, ids=lambda model: f'L{model.num_layers}_H{model.hidden_size}')
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
-    return _make_pair(request.param, tmp_path)
+@pytest.fixture(scope='module', params=SIZES, ids=lambda model: f'L{model.num_layers}_H{model.hidden_size}')
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return _make_pair(request.param, tmp_path_factory.mktemp('pair'))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -160,6 +160,7 @@ def test_every_value_on_the_way_and_both_losses_equal_the_reference(pair: Pair) 
 
 def test_all_gradients_equal_the_reference(pair: Pair) -> None:
     batch = _batch(2)
+    pair.reference.zero_grad()
     _run_reference(pair.reference, batch).loss.backward()
     theirs = {name: value.grad for name, value in pair.reference.named_parameters()}
     _, grads = _loss_and_gradients(pair.params, batch, pair.model)

@@ -71,6 +71,7 @@ def test_ranges_are_read_as_pip_reads_them(allowed: str) -> None:
         assert versions._allows(allowed, version) == specifier.contains(version), (allowed, version)
 
 
+@pytest.mark.processes
 def test_the_command_line_names_a_missing_package_without_a_traceback(tmp_path: Path) -> None:
     # A site in which only what lies in tmp_path is found: absl, the first that the command line imports, is not.
     done = subprocess.run(

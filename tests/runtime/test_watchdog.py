@@ -3,18 +3,17 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from bert_jax.runtime.watchdog import Beat, Watchdog
-from tests.soak.harness import prepare
-from tests.soak.test_hangs import WATCHDOG, Group
+from tests.support.configs import as_flags, prepared
+from tests.support.processes import WATCHDOG, Group
 
 _ALONE = """
 import sys, time
-from bert_jax.train.watchdog import Watchdog
+from bert_jax.runtime.watchdog import Watchdog
 with Watchdog(0.6, 60) as watchdog:
     watchdog.enter_long('compiling the step')
     time.sleep(1.5)
@@ -26,6 +25,7 @@ with Watchdog(0.6, 60) as watchdog:
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize('saves, status', [(1, 1), (2, 75)])
 def test_a_stuck_process_ends_with_its_stacks_and_75_only_if_running_again_gets_further(
     saves: int, status: int
@@ -110,16 +110,13 @@ def test_a_slow_step_is_given_five_times_the_slowest_so_far() -> None:
     assert watchdog._beat.limit == 10.0
 
 
-def test_a_slow_process_is_named_and_when_it_freezes_the_other_ends(tmp_path: Path) -> None:
-    changes = {'train__steps': 100_000, 'train__checkpoint_every': 5, 'train__evaluate_every': 0}
-    group = Group(prepare(tmp_path, **changes), tmp_path / 'run', 2, None, plant={1: 'slow:3'})
-    try:
+@pytest.mark.processes
+def test_slow_process_is_named_and_when_it_freezes_the_other_ends(tmp_path: Path) -> None:
+    flags = as_flags(prepared(tmp_path, train__steps=100_000, train__checkpoint_every=5, train__examples=()))
+    with Group(flags, tmp_path / 'run', 2, None, plant={1: 'slow:3'}) as group:
         assert group.members[0].wait_for('Straggler: process 1 on ', 120), group.text()
-        while len(list(tmp_path.glob('run/checkpoints/*/manifest.json'))) < 2:
-            time.sleep(0.1)
+        group.wait_for_saves(tmp_path / 'run')
         group.members[1].send(signal.SIGSTOP)
         [status], _ = group.wait([0], WATCHDOG + 60)
         assert status == 75 and 'Process 1 of 2' in group.members[0].text, group.text()
         assert 'no sign of life' in group.members[0].text and 'Thread 0x' in group.members[0].text, group.text()
-    finally:
-        group.kill()

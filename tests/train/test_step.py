@@ -1,6 +1,6 @@
 """Any mesh, the same curve; one loss for the whole batch."""
 
-import functools
+import dataclasses
 
 import jax
 import numpy as np
@@ -9,46 +9,10 @@ from jax.sharding import PartitionSpec
 
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import local_rows, make_global, make_mesh
-from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
-from bert_jax.train.step import make_train_step
-from tests.data.corpora import corpus_of, random_split
-
-VOCAB, BATCH, STEPS = 16_000, 16, 20
-MODEL = config.Model(
-    num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64, max_positions=32, attention_dropout_rate=0.1
-)
-OPTIMIZER = config.Optimizer(peak_learning_rate=1e-3, warmup_steps=5)
-
-
-@pytest.fixture(scope='module')
-def stream(tmp_path_factory) -> CorpusStream:
-    corpus = corpus_of(random_split(0, num_documents=20), str(tmp_path_factory.mktemp('corpus')))
-    corpus.tokenizer = type(corpus.tokenizer)(**{**vars(corpus.tokenizer), 'vocab_size': VOCAB})
-    return CorpusStream(corpus, config.Data(sequence_length=32), 'train', batch_size=BATCH, seed=0)
-
-
-def _run(stream: CorpusStream, axes: dict[str, int], microbatches: int = 1) -> tuple[list[float], TrainState]:
-    num_devices = int(np.prod(list(axes.values())))
-    train = config.Train(steps=STEPS, global_batch_size=BATCH, microbatches=microbatches)
-    mesh = make_mesh(config.Mesh(**axes), MODEL, train, jax.devices()[:num_devices])
-    optimizer, schedule = make_optimizer(OPTIMIZER, STEPS), make_schedule(OPTIMIZER, STEPS)
-    state = init_state(MODEL, VOCAB, optimizer, mesh, seed=0)
-    _, shardings = state_shardings(MODEL, VOCAB, optimizer, mesh)
-    graph = model_graph(MODEL, VOCAB)
-    step = make_train_step(graph, optimizer, schedule, mesh, shardings, seed=0, microbatches=microbatches)
-    rows, losses = local_rows(mesh, BATCH), []
-    for number in range(STEPS):
-        state, metrics = step(state, make_global(stream.batch(number % 4, rows), rows, mesh, BATCH))
-        losses.append(float(metrics['loss']))
-    assert step._cache_size() == 1  # the state comes out sharded as it went in
-    return losses, state
-
-
-@functools.cache
-def reference(stream: CorpusStream) -> tuple[list[float], TrainState]:
-    return _run(stream, {'data': 1})
+from bert_jax.train.optimizer import make_optimizer
+from bert_jax.train.sharding import make_mesh
+from bert_jax.train.state import init_state
+from tests.support.steps import ADAMW, FAST, MODEL, VOCAB, Curve, train_steps
 
 
 @pytest.mark.parametrize(
@@ -62,23 +26,25 @@ def reference(stream: CorpusStream) -> tuple[list[float], TrainState]:
         ({'data': 2, 'fsdp': 2}, 2),
     ],
 )
-def test_any_mesh_and_any_microbatches_give_the_same_curve(stream: CorpusStream, axes: dict, microbatches: int) -> None:
-    expected, expected_state = reference(stream)
-    losses, state = _run(stream, axes, microbatches)
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected_state.params), strict=True):
+def test_any_mesh_and_any_microbatches_give_same_curve(
+    stream: CorpusStream, reference: Curve, axes: dict, microbatches: int
+) -> None:
+    train = dataclasses.replace(FAST, microbatches=microbatches)
+    losses, state, _ = train_steps(stream, axes, train, ADAMW)
+    np.testing.assert_allclose(losses, reference.losses, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(reference.state.params), strict=True):
         # Adam moves a parameter whose gradient is rounding noise (the key bias) by up to the learning rate.
         assert np.mean(np.abs(np.asarray(a) - np.asarray(b))) < 1e-5
 
 
-def test_the_model_learns_what_it_sees_again_and_again(stream: CorpusStream) -> None:
-    losses, _ = reference(stream)
+def test_the_model_learns_what_it_sees_again_and_again(reference: Curve) -> None:
+    losses = reference.losses
     assert losses[-1] < losses[0] - 0.3
 
 
 def test_parameters_and_moments_are_split_over_fsdp_and_tensor() -> None:
     mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
-    state = init_state(MODEL, VOCAB, make_optimizer(OPTIMIZER, STEPS), mesh, seed=0)
+    state = init_state(MODEL, VOCAB, make_optimizer(ADAMW, FAST.steps), mesh, seed=0)
     moments = state.opt_state[1][0]
     for tree in (state.params, moments.mu, moments.nu):
         kernel = tree['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
@@ -89,7 +55,7 @@ def test_parameters_and_moments_are_split_over_fsdp_and_tensor() -> None:
 
 
 def test_initial_parameters_do_not_depend_on_the_mesh() -> None:
-    optimizer = make_optimizer(OPTIMIZER, STEPS)
+    optimizer = make_optimizer(ADAMW, FAST.steps)
     one = make_mesh(config.Mesh(), MODEL, config.Train(), jax.devices()[:1])
     many = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
     first, second = (init_state(MODEL, VOCAB, optimizer, mesh, seed=3).params for mesh in (one, many))
