@@ -1,6 +1,7 @@
 """Tests run on eight simulated CPU devices; what one of them compiled, in whatever process, the others do not again."""
 
 import atexit
+import importlib.util
 import os
 import shutil
 import sys
@@ -31,6 +32,17 @@ def _check_mark(event: str, arguments: tuple) -> None:
 
 
 sys.addaudithook(_check_mark)
+
+
+def pytest_configure() -> None:
+    if importlib.util.find_spec('torch') is None and 'WITHOUT_TORCH' not in os.environ:
+        raise pytest.UsageError('PyTorch is missing: `make test` installs it; WITHOUT_TORCH=1 skips what needs it')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes first: they take longest, and one worker would wait for the other at the end."""
+    long = {item.path for item in items if item.get_closest_marker(_PROCESSES)}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.hookimpl(wrapper=True)
