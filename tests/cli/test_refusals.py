@@ -57,6 +57,12 @@ def test_impossible_mesh_is_refused_with_possible_ones(
     assert words in capsys.readouterr().err and not (tmp_path / 'run').exists()
 
 
+def test_other_number_of_devices_than_promised_is_refused(settings: list[str], tmp_path: Path, capsys) -> None:
+    assert run(['train', *settings, '--devices=16', '--workdir=run'], tmp_path) == 2
+    assert 'promises 16; there are 8: 8 by process' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
 def test_help_of_a_command_has_an_example(tmp_path: Path, capsys) -> None:
     assert run(['train', '--help'], tmp_path) == 0
     assert 'Example: python -m bert_jax train' in capsys.readouterr().out

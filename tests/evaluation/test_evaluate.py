@@ -45,7 +45,7 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def test_without_pairs_nothing_is_said_of_next_sentences(place: Path) -> None:
+def test_without_pairs_nothing_is_reported_of_next_sentences(place: Path) -> None:
     shown = (place / 'shown').read_text()
     assert 'held-out MLM loss' in shown and 'NSP' not in shown
     result = evaluate(str(place / 'run'), sample=16)
@@ -56,7 +56,7 @@ def test_without_pairs_nothing_is_said_of_next_sentences(place: Path) -> None:
     assert result['windows'] == 16 and result['unknown_characters'] == 0
 
 
-def test_a_probe_is_a_logistic_regression_on_the_mean_vectors_of_the_frozen_encoder(place: Path) -> None:
+def test_probe_is_logistic_regression_on_mean_vectors_of_frozen_encoder(place: Path) -> None:
     logged = [json.loads(line) for line in (place / 'run' / 'metrics.jsonl').read_text().splitlines()]
     found = {line['step']: line for line in logged if 'probe/first' in line}
     assert sorted(found) == [1, 2] and 'probe first' in (place / 'shown').read_text()
@@ -109,7 +109,7 @@ def test_the_figures_are_the_same_on_any_mesh(place: Path) -> None:
         assert spread[name] == pytest.approx(alone[name], rel=1e-6)
 
 
-def test_other_text_is_evaluated_by_its_own_baselines_and_leaves_nothing_behind(place: Path, monkeypatch) -> None:
+def test_other_text_has_its_own_baselines_and_leaves_nothing_behind(place: Path, monkeypatch) -> None:
     monkeypatch.setattr(tempfile, 'tempdir', str(place / 'temporary'))
     (place / 'temporary').mkdir()
     corpora = sorted(path.name for path in place.iterdir())
@@ -132,7 +132,7 @@ def test_a_source_without_files_is_told_by_its_flag(place: Path) -> None:
     assert sorted((place / 'run').iterdir()) == before
 
 
-def test_a_source_that_cannot_be_read_again_is_told_and_no_failure(place: Path) -> None:
+def test_source_that_cannot_be_reread_is_reported_without_failing(place: Path) -> None:
     (place / 'text.txt').rename(place / 'away.txt')
     try:
         result = evaluate(str(place / 'run'))

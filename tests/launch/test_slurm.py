@@ -145,7 +145,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return as_flags(prepared(directory, **changes))
 
 
-def test_a_preempted_run_is_requeued_and_ends_with_the_loss_of_an_uninterrupted_one(
+def test_preempted_run_is_requeued_and_ends_with_uninterrupted_loss(
     cluster: dict[str, str], flags: list[str], tmp_path: Path
 ) -> None:
     def finished(number: str) -> bool:

@@ -217,7 +217,7 @@ def test_ten_adamw_steps_side_by_side_stay_together(tmp_path: Path) -> None:
             assert np.abs(ours[name] - value.detach().numpy()).max() < 1e-4, name
 
 
-def test_bfloat16_stays_within_its_rounding_and_keeps_float32_where_bert_needs_it() -> None:
+def test_bfloat16_stays_within_rounding_and_keeps_float32_where_needed() -> None:
     """Stated tolerance: losses within 1%, gradients within 5% of the norm, of the float32 ones."""
     model = SIZES[0]
     params = _initial(model)

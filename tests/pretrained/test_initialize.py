@@ -90,9 +90,7 @@ def _tensors(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:
 WORD, POSITION = 'bert.embeddings.word_embeddings.weight', 'bert.embeddings.position_embeddings.weight'
 
 
-def test_a_run_starts_from_the_weights_and_an_added_word_from_the_mean_of_its_pieces(
-    place: Path, trained: Path
-) -> None:
+def test_run_starts_from_given_weights_and_new_words_from_their_pieces(place: Path, trained: Path) -> None:
     before, after = _tensors(place / MODEL_NAME), _tensors(trained)
     for name in (WORD, 'cls.predictions.bias'):
         x, y, z = (before[name][TOKENS.index(piece)] for piece in ('x', '##y', '##z'))

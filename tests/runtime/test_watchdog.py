@@ -1,15 +1,11 @@
 """Who hangs is named and ends all; what takes long by its nature does not."""
 
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bert_jax.runtime.watchdog import Beat, Watchdog
-from tests.support.configs import as_flags, prepared
-from tests.support.processes import WATCHDOG, Group
 
 _ALONE = """
 import sys, time
@@ -108,15 +104,3 @@ def test_a_slow_step_is_given_five_times_the_slowest_so_far() -> None:
     watchdog._slowest = 0.1
     watchdog.enter('the step')
     assert watchdog._beat.limit == 10.0
-
-
-@pytest.mark.processes
-def test_slow_process_is_named_and_when_it_freezes_the_other_ends(tmp_path: Path) -> None:
-    flags = as_flags(prepared(tmp_path, train__steps=100_000, train__checkpoint_every=5, train__examples=()))
-    with Group(flags, tmp_path / 'run', 2, None, plant={1: 'slow:3'}) as group:
-        assert group.members[0].wait_for('Straggler: process 1 on ', 120), group.text()
-        group.wait_for_saves(tmp_path / 'run')
-        group.members[1].send(signal.SIGSTOP)
-        [status], _ = group.wait([0], WATCHDOG + 60)
-        assert status == 75 and 'Process 1 of 2' in group.members[0].text, group.text()
-        assert 'no sign of life' in group.members[0].text and 'Thread 0x' in group.members[0].text, group.text()

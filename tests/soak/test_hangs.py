@@ -84,6 +84,17 @@ def test_a_frozen_process_ends_all_and_is_named(flags, cache, tmp_path, capsys) 
         print(row)
 
 
+@pytest.mark.soak
+def test_a_slow_process_is_named_and_when_it_freezes_the_other_ends(flags, cache, tmp_path) -> None:
+    with Group(flags, tmp_path / 'run', 2, cache, plant={1: 'slow:3'}) as group:
+        assert group.members[0].wait_for('Straggler: process 1 on ', 120), group.text()
+        group.wait_for_saves(tmp_path / 'run')
+        group.members[1].send(signal.SIGSTOP)
+        [status], _ = group.wait([0], WATCHDOG + _SLACK)
+        assert status == 75 and 'Process 1 of 2' in group.members[0].text, group.text()
+        assert 'no sign of life' in group.members[0].text and 'Thread 0x' in group.members[0].text, group.text()
+
+
 def get_stuck(
     flags: list[str], directory: Path, cache: Path, num_processes: int, victim: int, where: str, row: Row
 ) -> None:

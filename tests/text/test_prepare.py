@@ -196,7 +196,7 @@ def test_text_that_has_changed_is_noticed(tmp_path):
     assert prepare(data, TOKENIZER, progress=False).reused  # a corpus does not need its text
 
 
-def test_an_interrupted_job_on_other_text_starts_again_alone_and_is_refused_to_a_shard(tmp_path, small_pieces):
+def test_interrupted_job_on_other_text_restarts_alone_but_not_as_shard(tmp_path, small_pieces):
     source = write_documents(tmp_path / 'a', make_documents(100))
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, shard=(0, 2), progress=False)

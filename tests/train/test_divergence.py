@@ -127,7 +127,7 @@ def went_back(resolved, one_device, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_a_run_that_went_back_ends_as_one_that_left_the_window_out(resolved, went_back, tmp_path) -> None:
+def test_rolled_back_run_equals_one_that_skipped_the_window(resolved, went_back, tmp_path) -> None:
     window = ((0, 3, 6), (1, 0, 1))  # from the checkpoint of step 3 on
     record = json.loads((went_back / 'checkpoints' / '12' / 'record.json').read_text())
     assert record['passed_over'] == [list(part) for part in window] and record['rollbacks'] == 1
@@ -136,7 +136,7 @@ def test_a_run_that_went_back_ends_as_one_that_left_the_window_out(resolved, wen
 
 
 @pytest.mark.parametrize('stopped_at', [3, 9])  # before it goes back, after
-def test_a_run_that_goes_back_and_is_stopped_goes_on_exactly(
+def test_run_that_rolls_back_and_is_stopped_resumes_exactly(
     resolved, went_back, tmp_path, monkeypatch, capsys, stopped_at: int
 ) -> None:
     shutil.copytree(went_back, tmp_path / 'run')
@@ -149,7 +149,7 @@ def test_a_run_that_goes_back_and_is_stopped_goes_on_exactly(
     assert_same_run(tmp_path / 'run', went_back)
 
 
-def test_before_its_first_checkpoint_a_run_goes_back_to_its_start(resolved, tmp_path, monkeypatch) -> None:
+def test_before_its_first_checkpoint_a_run_rolls_back_to_its_start(resolved, tmp_path, monkeypatch) -> None:
     _plant(monkeypatch, {32: {1, 2}})
     assert train(resolved, str(tmp_path)).finished
     record = json.loads((tmp_path / 'checkpoints' / '12' / 'record.json').read_text())
@@ -157,7 +157,7 @@ def test_before_its_first_checkpoint_a_run_goes_back_to_its_start(resolved, tmp_
     assert [line['step'] for line in metric_lines(tmp_path)] == list(range(1, 13))
 
 
-def test_after_so_many_roll_backs_it_ends_with_a_message(resolved, tmp_path, monkeypatch) -> None:
+def test_after_too_many_rollbacks_it_ends_with_a_message(resolved, tmp_path, monkeypatch) -> None:
     read = _plant(monkeypatch, {32: set(range(4, 100))})
     with pytest.raises(BadInput, match='not finite, 2 steps in a row, after 2 roll-backs'):
         train(resolved, str(tmp_path))
