@@ -16,9 +16,11 @@ from bert_jax.text.tokenizer import load_tokenizer
 from tests.support.records import make_records, write_records, write_vocabulary
 from tests.support.runs import metric_lines
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory) -> bert_jax.config.Config:
+def config(one_device, tmp_path_factory) -> bert_jax.config.Config:
     directory = tmp_path_factory.mktemp('records')
     write_records(directory / 'part-0', make_records(0, 60)[0])
     write_records(directory / 'part-1', make_records(1, 60)[0])

@@ -25,9 +25,11 @@ from bert_jax.workdir.identity import load_config
 from tests.support.configs import as_config, prepared
 from tests.support.texts import WORDS
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory) -> Path:
+def place(one_device, tmp_path_factory) -> Path:
     """A directory with a run of two steps on its text.txt, without pairs."""
     place = tmp_path_factory.mktemp('evaluate')
     rows = [f'{a} {b}\t{a in WORDS[:3]}' for a in WORDS[:12] for b in WORDS[:12]]
@@ -38,6 +40,7 @@ def place(tmp_path_factory) -> Path:
         'probe__sets': (('first', f'tsv:{place}/first.tsv'),),
     }
     changes |= {'train__steps': 2, 'train__evaluate_every': 1, 'train__probe_every': 1, 'optimizer__warmup_steps': 0}
+    changes |= {'train__examples': ()}
     config = as_config(prepared(place, **changes))
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         assert train(config, str(place / 'run')).finished
@@ -103,8 +106,8 @@ def test_the_words_are_of_the_documents_that_are_held_out(place: Path) -> None:
 def test_the_figures_are_the_same_on_any_mesh(place: Path) -> None:
     mesh = {'data': 2, 'fsdp': 1, 'tensor': 2}
     split = bert_jax.config.resolve({'mesh': mesh, 'train': {'global_batch_size': 16}})
-    alone = evaluate(str(place / 'run'), sample=0, devices=jax.devices()[:1])
-    spread = evaluate(str(place / 'run'), sample=0, config=split, devices=jax.devices()[:4])
+    alone = evaluate(str(place / 'run'), sample=0, devices=jax.local_devices()[:1])
+    spread = evaluate(str(place / 'run'), sample=0, config=split, devices=jax.local_devices()[:4])
     for name in ('mlm_loss', 'mlm_accuracy'):
         assert spread[name] == pytest.approx(alone[name], rel=1e-6)
 

@@ -16,7 +16,7 @@ from tests.support.configs import as_flags, prepared
 from tests.support.processes import ROOT, Running, command, environment, free_port
 from tests.support.runs import metrics
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures('one_device')]
 
 
 @pytest.fixture(scope='module')
