@@ -127,11 +127,12 @@ test-slurm: $(TEST_INSTALLED) ## run the tests that start a real SLURM on this m
 test-soak: $(TEST_INSTALLED) ## run the torture programs; each prints a row: fault, tries, outcome, time to recover, steps lost
 	.venv/bin/python -m pytest -m soak tests/soak
 
-lint: $(TEST_INSTALLED) ## check style and formatting
+lint: $(TEST_INSTALLED) ## check style, formatting and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/ty check
 
-format: $(TEST_INSTALLED) ## mend what can be mended of style and formatting
+format: $(TEST_INSTALLED) ## fix style and formatting where that is possible
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 

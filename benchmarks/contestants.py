@@ -32,35 +32,26 @@ class BertJax:
         import jax
         from safetensors.numpy import load_file, save_file
 
-        from bert_jax.pretrained.hugging_face import from_tensors, to_tensors
-        from bert_jax.train.optimizer import make_optimizer, make_schedule
-        from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
-        from bert_jax.train.state import init_state, model_graph, state_shardings
-        from bert_jax.train.step import make_train_step
+        from bert_jax.data.device_batches import local_rows, make_global
+        from bert_jax.pretrained.tensor_names import from_tensors, to_tensors
+        from bert_jax.runtime.mesh import mesh_of_run
+        from bert_jax.train.program import build_program
 
         self._state = self._step = None
         config, self._batches = workloads.read(directory)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=self._dtype))
         self._config, self._mesh = config, mesh_of_run(config)
         vocab_size, rows = config.tokenizer.vocab_size, config.train.global_batch_size
-        optimizer, weights = make_optimizer(config.optimizer, config.train.steps), directory / 'weights.safetensors'
+        program = build_program(config.model, config.optimizer, config.train, vocab_size, self._mesh)
+        weights = directory / 'weights.safetensors'
         params = None
         if weights.exists():
             params = from_tensors(load_file(weights), config.model, vocab_size, str(weights))
-        state = init_state(config.model, vocab_size, optimizer, self._mesh, config.train.seed, params)
+        state = program.init_state(config.train.seed, params)
         if params is None:
             save_file(to_tensors(state.params, config.model, vocab_size), weights)
-        step = make_train_step(
-            model_graph(config.model, vocab_size),
-            optimizer,
-            make_schedule(config.optimizer, config.train.steps),
-            self._mesh,
-            state_shardings(config.model, vocab_size, optimizer, self._mesh)[1],
-            seed=config.train.seed,
-            microbatches=config.train.microbatches,
-        )
         self._place = lambda batch: make_global(batch, local_rows(self._mesh, rows), self._mesh, rows)
-        self._step, self._state = step.lower(state, self._place(self._batches[0])).compile(), state
+        self._step, self._state = program.lower(self._place(self._batches[0])).compile(), state
         self._done, self._get = 0, jax.device_get
 
     def steps(self, count: int) -> list[float]:
@@ -75,16 +66,16 @@ class BertJax:
 
     def products(self) -> float:
         """Seconds."""
-        from bert_jax.plan.bench import Products
+        from bert_jax.plan.matmuls import MatmulTimer
 
-        self._products = getattr(self, '_products', None) or Products(
+        self._matmuls = getattr(self, '_matmuls', None) or MatmulTimer(
             self._config, self._config.tokenizer.vocab_size, self._mesh
         )
-        return self._products.seconds()
+        return self._matmuls.seconds()
 
     def peak_flops(self) -> float | None:
         """Of the device, as published, where it is."""
-        from bert_jax.workdir.metrics import published_peak_flops
+        from bert_jax.runtime.devices import published_peak_flops
 
         return published_peak_flops()
 
@@ -146,10 +137,10 @@ class Torch:
 
     def products(self) -> float:
         """Seconds."""
-        from bert_jax.plan.bench import products
+        from bert_jax.plan.matmuls import step_matmuls
 
         torch, total = self._torch, 0.0
-        for _, batch, m, k, n, count in products(self._config, self._config.tokenizer.vocab_size, _ONE_DEVICE):
+        for _, batch, m, k, n, count in step_matmuls(self._config, self._config.tokenizer.vocab_size, _ONE_DEVICE):
             for rows, inner, columns in ((m, k, n), (m, n, k), (k, m, n)):
                 shapes = (
                     ((rows, inner), (inner, columns)) if batch == 1 else ((batch, rows, inner), (batch, inner, columns))

@@ -31,11 +31,10 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data.batches import Batch
-from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import TrainProgram, build_program
 from bert_jax.train.replicas import Replicas
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import TrainState, init_state, is_finite, model_graph, state_shardings
-from bert_jax.train.step import make_train_step
+from bert_jax.train.state import TrainState, is_finite
 from bert_jax.workdir.checkpoint import Checkpoints
 
 VOCAB = 30_522
@@ -65,30 +64,30 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 def measure(size: str, place: str, compiles: bool, devices: int) -> Costs:
     """Saves a new state of a size below `place`, and takes it up again."""
     model = config.resolve(config.bert(size)).model
-    optimizer, train = make_optimizer(config.Optimizer(), 1000), config.Train(global_batch_size=8)
+    train = config.Train(global_batch_size=8, steps=1000)
     mesh = make_mesh(config.Mesh(), model, train, jax.devices()[:devices])
-    shapes, shardings = state_shardings(model, VOCAB, optimizer, mesh)
-    state = _used(init_state(model, VOCAB, optimizer, mesh, seed=0), shardings)
-    replicas = Replicas(shardings)
+    program = build_program(model, config.Optimizer(), train, VOCAB, mesh)
+    state = _used(program.init_state(seed=0), program.shardings)
+    replicas = Replicas(program.shardings)
     is_finite(state), replicas.check(state, 0)  # compiled
     finite_check, _ = _timed(is_finite, state)
     replica_check, _ = _timed(replicas.check, state, 0)
     checkpoints = Checkpoints(place, keep=2)
     checkpoints.save(state._replace(step=state.step + 1), known_finite=True)  # the first opens what the others use
-    checkpoints._settle()
+    checkpoints._wait_for_save()
     start = time.perf_counter()
     checkpoints.save(state, known_finite=True)  # `finite_check` counts by itself
     save_blocked = time.perf_counter() - start
-    checkpoints._settle()
+    checkpoints._wait_for_save()
     save = time.perf_counter() - start
-    compile_seconds = _compile(model, optimizer, mesh, shapes, shardings) if compiles else None
+    compile_seconds = _compile(program) if compiles else None
     del state
     verify, damage = _timed(checkpoints.damage, 0)
     assert damage == ''
-    restore, _ = _timed(checkpoints.restore, shapes, shardings, 0)
+    restore, _ = _timed(checkpoints.restore, program.shapes, program.shardings, 0)
     checkpoints.close()
     files = [path for path in (Path(place) / 'checkpoints' / '0').rglob('*') if path.is_file()]
-    imports, _ = _timed(subprocess.run, [sys.executable, '-c', 'import bert_jax.train.loop'])
+    imports, _ = _timed(subprocess.run, [sys.executable, '-c', 'import bert_jax.pretrain'])
     num_bytes = sum(path.stat().st_size for path in files)
     return Costs(num_bytes, save_blocked, save, verify, restore, finite_check, replica_check, imports, compile_seconds)
 
@@ -109,17 +108,14 @@ def _used(state: TrainState, shardings: TrainState) -> TrainState:
     return state._replace(opt_state=jax.jit(fill, out_shardings=shardings.opt_state)(state.opt_state))
 
 
-def _compile(model: config.Model, optimizer: Any, mesh: Any, shapes: TrainState, shardings: TrainState) -> float:
+def _compile(program: TrainProgram) -> float:
     data = config.Data(sequence_length=128)
     rows, length, predictions = 8, data.sequence_length, config.num_predictions(data)
     widths = [length] * 4 + [predictions] * 3 + [1] * 3
     floats = ('masked_lm_weights', 'next_sentence_weights')
     kinds = [jnp.float32 if name in floats else jnp.int32 for name in Batch._fields]
     batch = Batch(*(jax.ShapeDtypeStruct((rows, width), kind) for width, kind in zip(widths, kinds, strict=True)))
-    schedule = make_schedule(config.Optimizer(), 1000)
-    graph = model_graph(model, VOCAB)
-    step = make_train_step(graph, optimizer, schedule, mesh, shardings, seed=0, microbatches=1)
-    seconds, _ = _timed(lambda: step.lower(shapes, batch).compile() and None)
+    seconds, _ = _timed(lambda: program.lower(batch).compile() and None)
     return seconds
 
 

@@ -14,7 +14,7 @@ from absl import app, flags
 from bert_jax import config
 from bert_jax.data.streams import open_streams
 from bert_jax.plan import bench
-from bert_jax.train.sharding import mesh_of_run
+from bert_jax.runtime.mesh import mesh_of_run
 
 _CORPUS = flags.DEFINE_string('corpus', 'corpora/python-docs', 'a directory that `prepare` wrote')
 _SIZE = flags.DEFINE_string('size', 'mini', 'of the model')

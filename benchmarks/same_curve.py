@@ -82,41 +82,39 @@ def work(processes: int, steps: int, output: Path) -> None:
 
 
 def start(case: Case, steps: int, **model: int) -> tuple[Any, Callable, Callable]:
-    """(state, step, number -> global batch) of a run of a small model; `model` changes its sizes."""
+    """(state, step, index -> global batch) of a run of a small model; `model` changes its sizes."""
     import jax
 
     from bert_jax import config
+    from bert_jax.data.device_batches import local_rows, make_global
     from bert_jax.data.random_rows import RandomRows
-    from bert_jax.train.exact import make_exact_step
-    from bert_jax.train.optimizer import make_optimizer, make_schedule
-    from bert_jax.train.sharding import local_rows, make_global, make_mesh
-    from bert_jax.train.state import init_state, model_graph, state_shardings
-    from bert_jax.train.step import make_train_step
+    from bert_jax.runtime.mesh import make_mesh
+    from bert_jax.train.program import build_program
 
     sizes = {'num_layers': 2, 'hidden_size': 64, 'num_heads': 8, 'intermediate_size': 128} | model
     model = config.Model(**sizes, max_positions=LENGTH)
-    train = config.Train(steps=steps, global_batch_size=BATCH, microbatches=case.microbatches, reduction=case.reduction)
+    train = config.Train(
+        steps=steps, global_batch_size=BATCH, microbatches=case.microbatches, reduction=case.reduction, seed=SEED
+    )
     of_process = itertools.groupby(jax.devices(), key=lambda device: device.process_index)
     devices = [device for _, group in of_process for device in list(group)[: case.devices // case.processes]]
     mesh = make_mesh(config.Mesh(**case.axes()), model, train, devices)
     settings = config.Optimizer(peak_learning_rate=1e-3, warmup_steps=5)
-    optimizer, schedule = make_optimizer(settings, steps), make_schedule(settings, steps)
-    state = init_state(model, VOCAB, optimizer, mesh, SEED)
-    parts = (model_graph(model, VOCAB), optimizer, schedule, mesh, state_shardings(model, VOCAB, optimizer, mesh)[1])
-    if case.reduction == 'exact':
-        step = make_exact_step(*parts, seed=SEED, num_shards=train.exact_shards)
-    else:
-        step = make_train_step(*parts, seed=SEED, microbatches=case.microbatches)
+    program = build_program(model, settings, train, VOCAB, mesh)
     stream = RandomRows(config.Data(sequence_length=LENGTH), VOCAB, batch_size=BATCH, seed=SEED)
     rows = local_rows(mesh, BATCH)
-    return state, step, lambda number: make_global(stream.batch(number % 8, rows), rows, mesh, BATCH)
+
+    def batch(index: int) -> Any:
+        return make_global(stream.batch(index % 8, rows), rows, mesh, BATCH)
+
+    return program.init_state(SEED), program.train_step, batch
 
 
 def _run(case: Case, steps: int) -> tuple[list[float], Any]:
     import jax
     import numpy as np
 
-    from bert_jax.train.sharding import replicated
+    from bert_jax.runtime.mesh import replicated
 
     state, step, batch = start(case, steps)
     losses = []

@@ -12,34 +12,31 @@ import time
 import jax.numpy as jnp
 
 from bert_jax.config import Train
-from bert_jax.runtime.lease import BEAT, Lease
-from bert_jax.runtime.stopping import StopRequest
-from bert_jax.runtime.watchdog import Watchdog
+from bert_jax.runtime.lease import BEAT
+from bert_jax.runtime.supervisor import Supervisor
 
 
 def measure(step_ms: float, repeats: int = 20_000) -> dict[str, float]:
     """Microseconds a step, and their share of a step of so many milliseconds."""
     result = jnp.zeros(()).block_until_ready()
     train = Train()
-    with tempfile.TemporaryDirectory() as workdir, StopRequest() as stop:
-        lease = Lease(workdir)
-        lease.acquire()
-        stop.set_time('')
-        with Watchdog(train.watchdog_seconds, train.watchdog_long_seconds) as watchdog:
-            start = time.process_time()
-            for step in range(repeats):
-                watchdog.begin_step(step)
-                stop.asked(1.0)
-                watchdog.end_step(result)
-            of_a_step = (time.process_time() - start) / repeats
-            start = time.process_time()
-            for _ in range(repeats // 20):
-                lease.check()
-            of_a_look = (time.process_time() - start) / (repeats // 20)
-            start = time.process_time()
-            time.sleep(2 * BEAT)
-            of_the_threads = (time.process_time() - start) / (2 * BEAT)  # of a second
-        lease.close()
+    seconds = {'watchdog_seconds': train.watchdog_seconds, 'watchdog_long_seconds': train.watchdog_long_seconds}
+    with tempfile.TemporaryDirectory() as workdir, Supervisor(**seconds) as supervisor:
+        supervisor.acquire(workdir)
+        start = time.process_time()
+        for step in range(repeats):
+            with supervisor.step(step):
+                pass
+            supervisor.asked_to_stop(1.0)
+            supervisor.end_step(result)
+        of_a_step = (time.process_time() - start) / repeats
+        start = time.process_time()
+        for _ in range(repeats // 20):
+            supervisor.check_lease()
+        of_a_look = (time.process_time() - start) / (repeats // 20)
+        start = time.process_time()
+        time.sleep(2 * BEAT)
+        of_the_threads = (time.process_time() - start) / (2 * BEAT)  # of a second
     share = (of_a_step + of_a_look / train.log_every) / (step_ms / 1e3) + of_the_threads
     return {
         'microseconds_a_step': of_a_step * 1e6,

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-__version__ = '0.1.0'
+from bert_jax.version import __version__
+
+__all__ = ['__version__', 'load_pretrained']
 
 
 def __getattr__(name: str) -> Any:
-    # Imported at first use: the command line must not load jax to print its help.
+    # Imported on first use: the command line must not load jax to print its help.
     if name == 'load_pretrained':
         from bert_jax.pretrained.load import load_pretrained
 

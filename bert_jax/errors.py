@@ -26,3 +26,8 @@ class BadInput(Exception):
 
 class DeviceFault(BadInput):
     """A device computes or remembers wrongly; told like bad input, and exit status 1: no other command mends it."""
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether memory ran out: this machine's, or a device's in jax's words."""
+    return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)

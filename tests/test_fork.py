@@ -11,12 +11,11 @@ import pytest
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.pretrain import train
+from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.initialize import starting_point
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text.tokenizer import load_tokenizer
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import init_state, state_shardings
+from bert_jax.train.program import build_program
 from bert_jax.workdir.checkpoint import restore_whole
 from tests.support.configs import as_config, prepared
 
@@ -29,7 +28,7 @@ def begun(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
     directory = tmp_path_factory.mktemp('fork')
     changes = {'train__steps': 4, 'train__examples': (), 'model__max_positions': 32, 'optimizer__warmup_steps': 1}
     resolved = as_config(prepared(directory, **changes))
-    assert train(resolved, str(directory / 'run')).finished
+    assert pretrain(resolved, str(directory / 'run')).finished
     return resolved, directory / 'run'
 
 
@@ -43,18 +42,18 @@ def test_other_values_are_refused_by_name_and_allowed_by_name(begun) -> None:
     before = (workdir / 'config.json').read_text()
     longer = _changed(resolved, train={'steps': 6}, optimizer={'weight_decay': 0.5})
     with pytest.raises(BadInput, match='weight_decay .0.01 there, 0.5 asked., train.steps .4 there, 6') as told:
-        train(longer, str(workdir))
+        pretrain(longer, str(workdir))
     assert told.value.mend.endswith('--allow_change=optimizer.weight_decay,train.steps')
     with pytest.raises(BadInput, match='weight_decay'):
-        train(longer, str(workdir), allow_change=['train.steps'])
+        pretrain(longer, str(workdir), allow_change=['train.steps'])
     with pytest.raises(BadInput, match='names train.step, which is no field') as told:
-        train(longer, str(workdir), allow_change=['train.step'])
+        pretrain(longer, str(workdir), allow_change=['train.step'])
     assert told.value.mend == '--allow_change=train.steps'
     wider = _changed(resolved, model={'intermediate_size': 64})
     with pytest.raises(BadInput, match='names model.intermediate_size, which the checkpoints of .* cannot follow'):
-        train(wider, str(workdir), allow_change=['model.intermediate_size'])
+        pretrain(wider, str(workdir), allow_change=['model.intermediate_size'])
     assert (workdir / 'config.json').read_text() == before
-    outcome = train(longer, str(workdir), allow_change=['train.steps', 'optimizer.weight_decay'])
+    outcome = pretrain(longer, str(workdir), allow_change=['train.steps', 'optimizer.weight_decay'])
     assert outcome.finished and outcome.resumed_from == 4 and outcome.step == 6
     recorded = json.loads((workdir / 'config.json').read_text())
     assert recorded['changes'] == [
@@ -62,7 +61,7 @@ def test_other_values_are_refused_by_name_and_allowed_by_name(begun) -> None:
         {'step': 4, 'field': 'train.steps', 'from': 4, 'to': 6},
     ]
     assert recorded['config']['train']['steps'] == 6
-    assert train(longer, str(workdir)).finished
+    assert pretrain(longer, str(workdir)).finished
 
 
 def _new_state(resolved: config.Config, init: str, keeps_moments: bool):
@@ -70,11 +69,10 @@ def _new_state(resolved: config.Config, init: str, keeps_moments: bool):
     point = starting_point(forked, 'nowhere')
     tokenizer = load_tokenizer(Path(init.partition('@')[0]) / 'tokenizer', lowercase=True, strip_accents=None)
     mesh = make_mesh(config.Mesh(data=1, fsdp=2), point.config.model, config.Train(), jax.devices()[:2])
-    optimizer = make_optimizer(point.config.optimizer, 4)
-    _, shardings = state_shardings(point.config.model, tokenizer.vocab_size, optimizer, mesh)
-    params = point.params(tokenizer)
-    state = init_state(point.config.model, tokenizer.vocab_size, optimizer, mesh, 0, params)
-    return point, point.with_moments(state, shardings), shardings
+    model, optimizer, train = point.config.model, point.config.optimizer, config.Train(steps=4)
+    program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh)
+    state = program.init_state(0, point.params(tokenizer))
+    return point, point.with_moments(state, program.shardings), program.shardings
 
 
 def test_a_fork_keeps_the_moments_and_nothing_else(begun) -> None:

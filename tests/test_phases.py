@@ -13,9 +13,9 @@ from bert_jax.data.batches import CorpusStream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
-from bert_jax.pretrain import train
+from bert_jax.pretrain import pretrain
 from bert_jax.train.optimizer import make_schedule
-from bert_jax.workdir.metrics import Speedometer
+from bert_jax.train.speed import Speedometer
 from tests.support.configs import PHASES, as_config, prepared
 from tests.support.runs import assert_same_run, metric_lines
 
@@ -39,7 +39,7 @@ def run(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
     directory = tmp_path_factory.mktemp('phases')
     changes = {'phases': PHASES, 'data__packing': True, 'train__checkpoint_every': 3, 'train__keep_checkpoints': 4}
     resolved = as_config(prepared(directory, **changes, train__examples=()))
-    assert train(resolved, str(directory / 'run')).step == 12
+    assert pretrain(resolved, str(directory / 'run')).step == 12
     return resolved, directory / 'run'
 
 
@@ -50,7 +50,7 @@ def test_run_resumes_exactly(run, tmp_path: Path, stopped_at: int) -> None:
     shutil.copytree(finished, workdir)
     for step in range(stopped_at + 3, 13, 3):
         shutil.rmtree(workdir / 'checkpoints' / str(step))
-    outcome = train(resolved, str(workdir))
+    outcome = pretrain(resolved, str(workdir))
     assert outcome.resumed_from == stopped_at and outcome.finished
     assert_same_run(workdir, finished)
 
@@ -103,16 +103,16 @@ def test_run_in_buckets_resumes_exactly(run, tmp_path: Path) -> None:
     values['train'] |= {'steps': 12, 'global_batch_size': 16}
     values['optimizer'] |= {'warmup_steps': 2}
     resolved = config.resolve(values)
-    assert train(resolved, str(tmp_path / 'whole')).step == 12
+    assert pretrain(resolved, str(tmp_path / 'whole')).step == 12
     shutil.copytree(tmp_path / 'whole', tmp_path / 'stopped')
     for step in (9, 12):
         shutil.rmtree(tmp_path / 'stopped' / 'checkpoints' / str(step))
-    assert train(resolved, str(tmp_path / 'stopped')).resumed_from == 6
+    assert pretrain(resolved, str(tmp_path / 'stopped')).resumed_from == 6
     assert_same_run(tmp_path / 'stopped', tmp_path / 'whole')
     stream = open_streams(resolved).train[0]
     assert {stream.batch(step).input_ids.shape for step in range(12)} == {(16, 16), (16, 24), (16, 32)}
     with pytest.raises(BadInput, match='data.bucket_lengths'):
-        train(
+        pretrain(
             dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, bucket_lengths=())),
             str(tmp_path / 'whole'),
         )

@@ -10,7 +10,7 @@ import pytest
 import bert_jax.config
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
-from bert_jax.pretrain import train
+from bert_jax.pretrain import pretrain
 from bert_jax.text import prepare
 from bert_jax.text.tokenizer import load_tokenizer
 from tests.support.records import make_records, write_records, write_vocabulary
@@ -36,11 +36,11 @@ def config(one_device, tmp_path_factory) -> bert_jax.config.Config:
 def test_records_train_go_on_bit_for_bit_and_are_evaluated(config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     workdir = tmp_path / 'run'
-    assert train(config, str(workdir)).finished
+    assert pretrain(config, str(workdir)).finished
     whole = metric_lines(workdir)
     shutil.rmtree(workdir / 'checkpoints' / '8')
     shutil.rmtree(tmp_path / 'cache')  # an index that is gone is made again
-    assert train(config, str(workdir)).resumed_from == 4
+    assert pretrain(config, str(workdir)).resumed_from == 4
     assert metric_lines(workdir) == whole
     result = evaluate(str(workdir))
     assert result['step'] == 8 and 0 < result['nsp_loss'] < 3

@@ -1,237 +1,31 @@
-"""What would go wrong with a run, told before a device is used.
-
-Errors mean that the run cannot work; warnings, that it would work and disappoint.
-"""
+"""`doctor`: what would go wrong with a run."""
 
 import dataclasses
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import numpy as np
+from absl import flags
 
-from bert_jax.config import Config, in_phases, is_records
+from bert_jax.cli.flags import CONFIG, WORKDIR, Command, config_of, print_result
 from bert_jax.errors import BadInput
-from bert_jax.text.corpus import Corpus, load_corpus, verify
-from bert_jax.text.tokenizer import load_tokenizer
-
-_SENTENCES_LOOKED_AT = 200_000
-_MOST_UNKNOWN = 0.01
-_MOST_REPEATED_LINES = 0.2
-_MOST_ONE_SENTENCE_DOCUMENTS = 0.5
-_MOST_IN_ONE_DOCUMENT = 0.25
-_FEW_DOCUMENTS = 100  # partners of a random next sentence repeat often below this
-_MOST_EPOCHS = 40  # as many as the original made
-_FEW_VALIDATION_PREDICTIONS = 1_000  # the standard error of an accuracy of 50% is 1.6% there
-_BYTES_PER_PARAMETER = 12  # float32 parameter and two moments
+from bert_jax.runtime.stopping import EXIT_BAD_INPUT
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """level: `error` or `warning`; the rest as in `BadInput`."""
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.cli.diagnose import describe, diagnose, problem_of
 
-    level: str
-    where: str
-    found: str
-    expected: str
-    mend: str
-
-    def __str__(self) -> str:
-        return f'{self.level}: {BadInput(self.where, self.found, self.expected, self.mend)}'
-
-
-def problem_of(error: BadInput) -> Problem:
-    """What would stop the run."""
-    return Problem('error', error.where, error.found, error.expected, error.mend)
+    try:
+        config = config_of(values)
+    except BadInput as error:
+        problems = [problem_of(error)]
+    else:
+        problems = diagnose(config, values.workdir)
+    print_result(values, {'problems': [dataclasses.asdict(problem) for problem in problems]}, describe(problems))
+    return EXIT_BAD_INPUT if any(problem.level == 'error' for problem in problems) else 0
 
 
-def describe(problems: list[Problem]) -> str:
-    """All problems and how many there are, for a terminal."""
-    num_errors = sum(problem.level == 'error' for problem in problems)
-    counted = f'{num_errors} errors, {len(problems) - num_errors} warnings'
-    return '\n'.join([*map(str, problems), counted if problems else 'Nothing found: this run can start.'])
-
-
-def diagnose(config: Config, workdir: str | None = None) -> list[Problem]:
-    """Every problem of a config with its corpus, its devices and its disk; errors first."""
-    problems = []
-
-    def check(findings: Callable[..., Iterator[Problem]], *arguments: object) -> None:
-        try:
-            problems.extend(findings(*arguments))
-        except BadInput as error:
-            problems.append(problem_of(error))
-
-    check(_devices, config)
-    check(_tokenizer, config)
-    corpus = None
-    if not is_records(config.data.source):
-        try:
-            corpus = load_corpus(config.data.corpus, config.data.local_copy)
-            verify(corpus)
-        except BadInput as error:
-            check(_disk, config, config.tokenizer.vocab_size, workdir)
-            return _errors_first([*problems, problem_of(error)])
-        check(_initial_model, config, corpus, workdir)
-        for findings in (_vocabulary, _lines, _documents, _held_out):
-            check(findings, config, corpus)
-    check(_disk, config, corpus.tokenizer.vocab_size if corpus else config.tokenizer.vocab_size, workdir)
-    check(_epochs, config, corpus)
-    return _errors_first(problems)
-
-
-def _errors_first(problems: list[Problem]) -> list[Problem]:
-    return sorted(problems, key=lambda problem: problem.level != 'error')
-
-
-def _warning(where: str, found: str, expected: str, mend: str) -> Problem:
-    return Problem('warning', where, found, expected, mend)
-
-
-def _devices(config: Config) -> Iterator[Problem]:
-    """The platform, and whether the mesh and the batch divide over what is here."""
-    from bert_jax.runtime.devices import select_platform
-    from bert_jax.train.sharding import mesh_of_run
-
-    select_platform(config.platform)
-    mesh_of_run(config)
-    yield from ()
-
-
-def _tokenizer(config: Config) -> Iterator[Problem]:
-    """Whether a tokenizer that is brought along is one, special tokens and all."""
-    if config.tokenizer.path:
-        load_tokenizer(
-            config.tokenizer.path,
-            lowercase=config.tokenizer.lowercase,
-            strip_accents=config.tokenizer.strip_accents,
-        )
-    yield from ()
-
-
-def _initial_model(config: Config, corpus: Corpus, workdir: str | None) -> Iterator[Problem]:
-    """Whether the corpus was made with the vocabulary of the model that the run starts from."""
-    if config.init:
-        from bert_jax.pretrained.initialize import starting_point
-
-        starting_point(config, workdir or os.devnull).check(corpus.tokenizer)  # without a workdir nothing is begun
-    yield from ()
-
-
-def _disk(config: Config, vocab_size: int, workdir: str | None) -> Iterator[Problem]:
-    """Whether the checkpoints that a run keeps, and one being written, fit where the workdir lies."""
-    from bert_jax.model.bert import num_parameters
-
-    place = Path(workdir or '.').absolute()
-    while not place.exists():
-        place = place.parent
-    each = _BYTES_PER_PARAMETER * num_parameters(config.model, vocab_size)
-    needed, free = each * (config.train.keep_checkpoints + 1), shutil.disk_usage(place).free
-    if needed > free:
-        yield Problem(
-            'error',
-            str(place),
-            f'has {free / 1e9:.1f} GB free',
-            f'{needed / 1e9:.1f} GB: {config.train.keep_checkpoints + 1} checkpoints of {each / 1e9:.2f} GB',
-            'another --workdir, or --config.train.keep_checkpoints=1',
-        )
-
-
-def _vocabulary(config: Config, corpus: Corpus) -> Iterator[Problem]:
-    wanted, found = config.tokenizer.vocab_size, corpus.tokenizer.vocab_size
-    if not config.tokenizer.path and not config.init and found < 0.9 * wanted:
-        yield _warning(
-            f'{corpus.directory} (tokenizer)',
-            f'has {found:,} tokens, all that this text gives',
-            f'about tokenizer.vocab_size={wanted:,}',
-            f'more text, or --config.tokenizer.vocab_size={found}',
-        )
-    if not config.tokenizer.path and not config.init and found > wanted:
-        yield _warning(
-            f'{corpus.directory} (tokenizer)',
-            f'has {found:,} tokens: the model gets a row for each, whatever the config says',
-            f'tokenizer.vocab_size={wanted:,}',
-            f'--config.tokenizer.vocab_size={found}, or prepare another data.corpus',
-        )
-    unknown = corpus.manifest['unknown_rate']
-    if unknown > _MOST_UNKNOWN:
-        yield _warning(
-            corpus.directory,
-            f'{unknown:.1%} of its tokens are [UNK]',
-            f'at most {_MOST_UNKNOWN:.0%}',
-            'a vocabulary trained on this text: leave tokenizer.path empty, or a larger tokenizer.vocab_size',
-        )
-
-
-def _lines(config: Config, corpus: Corpus) -> Iterator[Problem]:
-    """Repeated sentences, among the first ones."""
-    sentences = np.asarray(corpus.train.sentences[: _SENTENCES_LOOKED_AT + 1])
-    tokens = corpus.train.gather(np.arange(sentences[-1]))
-    bounds = sentences.tolist()
-    seen = {tokens[low:high].tobytes() for low, high in zip(bounds, bounds[1:], strict=False)}
-    share = 1 - len(seen) / max(1, len(bounds) - 1)
-    if share > _MOST_REPEATED_LINES:
-        yield _warning(
-            corpus.directory,
-            f'{share:.0%} of its sentences were there before',
-            f'at most {_MOST_REPEATED_LINES:.0%}',
-            'drop boilerplate (menus, licences, signatures) from the text',
-        )
-
-
-def _documents(config: Config, corpus: Corpus) -> Iterator[Problem]:
-    documents, sentences = np.asarray(corpus.train.documents), corpus.train.sentences
-    in_each = np.diff(documents)
-    tokens = np.diff(np.asarray(sentences[documents]))
-    single = (in_each == 1).mean()
-    if config.data.pairing != 'none' and single > _MOST_ONE_SENTENCE_DOCUMENTS:
-        yield _warning(
-            corpus.directory,
-            f'{single:.0%} of its documents are one sentence: a pair cannot be cut between sentences there',
-            'several sentences a document; in a text file a blank line ends a document, so none between sentences',
-            '--config.data.pairing=none where the documents are that short',
-        )
-    if (largest := tokens.max() / tokens.sum()) > _MOST_IN_ONE_DOCUMENT and len(tokens) > 1:
-        yield _warning(
-            corpus.directory,
-            f'one document holds {largest:.0%} of the tokens',
-            f'at most {_MOST_IN_ONE_DOCUMENT:.0%}: random partners come from the others, over and over',
-            'divide it (in a text file by blank lines)',
-        )
-    if config.data.pairing == 'nsp' and len(in_each) < _FEW_DOCUMENTS:
-        yield _warning(
-            corpus.directory,
-            f'has {len(in_each)} training documents to take random next sentences from',
-            f'at least {_FEW_DOCUMENTS}',
-            '--config.data.pairing=sop needs no other documents',
-        )
-
-
-def _epochs(config: Config, corpus: Corpus | None) -> Iterator[Problem]:
-    """Whether there is enough to train on for the planned steps."""
-    from bert_jax.data.streams import open_streams
-
-    epochs = 0.0
-    for phase, stream in zip(in_phases(config), open_streams(config, corpus=corpus).train, strict=True):
-        epochs += phase.train.steps * stream.batch_size / stream.num_rows
-    if epochs > _MOST_EPOCHS:
-        yield _warning(
-            'config.train.steps',
-            f'{config.train.steps:,} steps go {epochs:,.0f} times through what there is',
-            f'at most about {_MOST_EPOCHS} times',
-            f'more text, or --config.train.steps={int(config.train.steps * _MOST_EPOCHS / epochs)}',
-        )
-
-
-def _held_out(config: Config, corpus: Corpus) -> Iterator[Problem]:
-    """Whether enough text is held out for figures that mean something."""
-    lengths = np.diff(np.asarray(corpus.validation.sentences[np.asarray(corpus.validation.documents)]))
-    held = int(config.data.masking.rate * lengths.sum())
-    if held < _FEW_VALIDATION_PREDICTIONS:
-        yield _warning(
-            f'{corpus.directory} (validation)',
-            f'has {len(lengths)} documents, about {held} masked tokens in all',
-            f'at least {_FEW_VALIDATION_PREDICTIONS:,}, or its figures mean little',
-            'a larger data.validation_fraction, or data.validation_source, in another data.corpus',
-        )
+COMMAND = Command(
+    'doctor',
+    _run,
+    'checks corpus, tokenizer, config, devices and disk before training',
+    'python -m bert_jax doctor --config=configs/demo.py',
+    (CONFIG, WORKDIR),
+)

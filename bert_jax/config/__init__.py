@@ -1,7 +1,9 @@
 """Settings: what a config file and the command line may say, checked and frozen before anything else happens."""
 
+from bert_jax.config.checks import check_model
+from bert_jax.config.names import field_names, unknown_field
+from bert_jax.config.phases import phase_at, positions_trained
 from bert_jax.config.pretraining import (
-    SIZES,
     SOURCE_KINDS,
     Card,
     Config,
@@ -14,21 +16,14 @@ from bert_jax.config.pretraining import (
     Probe,
     Tokenizer,
     Train,
-    bert,
-    check_model,
-    digest,
-    field_names,
-    in_phases,
     is_records,
     max_sequences,
     num_predictions,
-    phase_at,
-    positions_trained,
-    resolve,
     row_lengths,
     sources,
-    unknown_field,
 )
+from bert_jax.config.resolve import resolve
+from bert_jax.config.sizes import SIZES, bert
 
 __all__ = [
     'SIZES',
@@ -46,7 +41,6 @@ __all__ = [
     'Train',
     'bert',
     'check_model',
-    'digest',
     'field_names',
     'in_phases',
     'is_records',
@@ -59,3 +53,8 @@ __all__ = [
     'sources',
     'unknown_field',
 ]
+
+
+def in_phases(config: Config) -> tuple[Config, ...]:
+    """A config for each phase of a run."""
+    return config.in_phases

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import enum
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,21 +10,59 @@ from typing import Any
 from bert_jax.errors import BadInput
 
 
-def setting(default: Any, expected: str = '', check: Callable[[Any], bool] | None = None, choices: tuple = ()):
-    """A dataclass field with its default and its check."""
+class Role(enum.Enum):
+    """What a field means to a run that is resumed. A field without a role has that of its section (`ROLE`)."""
+
+    IDENTITY = 'part of what the run is: may change only with --allow_change'
+    IDENTITY_IF_SET = 'likewise, where it differs from its default'  # fields newer than some workdirs
+    SHAPES = 'part of what the run is, and the arrays of its checkpoints depend on it: never changes'
+    CONTENT = 'what the data are made from: a hash of their content takes its place'
+    EXECUTION = 'how the run is carried out: may change at any time'
+
+
+def setting(
+    default: Any,
+    expected: str = '',
+    check: Callable[[Any], bool] | None = None,
+    choices: tuple = (),
+    role: Role | None = None,
+):
+    """A dataclass field with its default, its check and its role."""
     if choices:
         expected, check = 'one of ' + ', '.join(map(repr, choices)), lambda value: value in choices
-    return dataclasses.field(default=default, metadata={'expected': expected, 'check': check, 'choices': choices})
+    metadata = {'expected': expected, 'check': check, 'choices': choices, 'role': role}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def at_least(default: Any, low: float):
+def roles(section: type) -> dict[str, Role]:
+    """The role of each field of a section."""
+    return {field.name: field.metadata.get('role') or section.ROLE for field in dataclasses.fields(section)}
+
+
+def identity_of(name: str, section: Any) -> dict[str, Any]:
+    """{`name.field`: value} of the fields of a section that belong to a run's identity."""
+    found = {}
+    for field in dataclasses.fields(section):
+        role, value = roles(type(section))[field.name], getattr(section, field.name)
+        is_set = role is Role.IDENTITY_IF_SET and value != field.default
+        if role in (Role.IDENTITY, Role.SHAPES) or is_set:
+            found[f'{name}.{field.name}'] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return found
+
+
+def names_with(role: Role, section: type) -> tuple[str, ...]:
+    """The names of a section's fields that have a role."""
+    return tuple(name for name, found in roles(section).items() if found is role)
+
+
+def at_least(default: Any, low: float, role: Role | None = None):
     """A number of at least `low`, that 32 bits hold."""
-    return setting(default, f'a number of at least {low}, below 2**31', lambda value: low <= value < 2**31)
+    return setting(default, f'a number of at least {low}, below 2**31', lambda value: low <= value < 2**31, role=role)
 
 
-def fraction(default: float):
+def fraction(default: float, role: Role | None = None):
     """A number from 0 up to, not including, 1."""
-    return setting(default, 'a number from 0 up to, not including, 1', lambda value: 0 <= value < 1)
+    return setting(default, 'a number from 0 up to, not including, 1', lambda value: 0 <= value < 1, role=role)
 
 
 def as_in(section: type, name: str, default: Any = dataclasses.MISSING):

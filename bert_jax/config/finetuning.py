@@ -1,15 +1,15 @@
-"""Every setting of a fine-tune: its default, its meaning and its check; the counterpart of `bert_jax/config/pretraining.py`.
+"""Every setting of a fine-tune: its default, its meaning and its check; `pretraining.py` is its counterpart.
 
 A config file builds a `ConfigDict` from `finetune(KIND)` and sets what differs; `resolve` checks and freezes it.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
 from bert_jax import config
-from bert_jax.config.fields import as_in, at_least, fraction, resolve_section, setting
+from bert_jax.config.fields import Role, as_in, at_least, fraction, resolve_section, setting
 from bert_jax.errors import BadInput
 
 KINDS = ('classification', 'regression', 'tagging', 'spans')
@@ -43,24 +43,32 @@ _SOURCE = 'FORMAT:FILE with FORMAT one of ' + ', '.join(FORMATS) + ' (tfds:NAME[
 class Task:
     """What is learnt, and where the examples lie. Files may end in `.gz` or `.zst`."""
 
+    ROLE: ClassVar[Role] = Role.IDENTITY
+
     kind: str = setting('classification', choices=KINDS)
-    directory: str = ''  # where files lie whose names are not absolute
-    train: str = setting('tsv:train.tsv', _SOURCE, _is_source)
-    validation: str | tuple = setting(  # several are told apart by the names of their files; the first decides
-        'tsv:dev.tsv', _SOURCE + ', or a tuple of them', _is_source_or_several
+    directory: str = setting('', role=Role.CONTENT)  # where files lie whose names are not absolute
+    train: str = setting('tsv:train.tsv', _SOURCE, _is_source, role=Role.CONTENT)
+    # several are told apart by the names of their files; the first decides
+    validation: str | tuple = setting(
+        'tsv:dev.tsv', _SOURCE + ', or a tuple of them', _is_source_or_several, role=Role.CONTENT
     )
-    predict: str = setting(  # without labels: predictions only
-        '', 'empty, or ' + _SOURCE, lambda value: not value or _is_source(value)
-    )
-    text: str = setting('sentence', 'the name of a column', bool)  # of the text; of the words (tagging)
-    text_pair: str = ''  # of the second text of a pair; empty: single texts
-    label: str = setting('label', 'the name of a column', bool)  # of the label; of the tags (tagging)
-    columns: tuple = setting((), 'a tuple of names, each once', _are_texts)  # of files without a line of names
-    labels: tuple = setting((), 'a tuple of texts, each once', _are_texts)  # in the order of their ids; (): as sorted
-    metrics: tuple = setting((), 'a tuple of names', _are_texts)  # the first is the main one; (): the kind's first
+    # without labels: predictions only
+    predict: str = setting('', 'empty, or ' + _SOURCE, lambda v: not v or _is_source(v), role=Role.CONTENT)
+    # the column of the text; of the words (tagging)
+    text: str = setting('sentence', 'the name of a column', bool, role=Role.CONTENT)
+    text_pair: str = setting('', role=Role.CONTENT)  # of the second text of a pair; empty: single texts
+    # the column of the label; of the tags (tagging)
+    label: str = setting('label', 'the name of a column', bool, role=Role.CONTENT)
+    # of files without a line of names
+    columns: tuple = setting((), 'a tuple of names, each once', _are_texts, role=Role.CONTENT)
+    # in the order of their ids; (): as sorted
+    labels: tuple = setting((), 'a tuple of texts, each once', _are_texts, role=Role.CONTENT)
+    # the first is the main one; (): the kind's first
+    metrics: tuple = setting((), 'a tuple of names', _are_texts, role=Role.EXECUTION)
     sequence_length: int = as_in(config.Data, 'sequence_length')  # L; longer texts are cut, or split into windows
-    bad_records: float = fraction(0.001)  # share of the records that may lack a column and are skipped
-    token_prefix: str = ''  # conll: taken off every word (`en:` in WikiANN)
+    # share of the records that may lack a column and are skipped
+    bad_records: float = fraction(0.001, Role.EXECUTION)
+    token_prefix: str = setting('', role=Role.CONTENT)  # conll: taken off every word (`en:` in WikiANN)
     stride: int = at_least(128, 1)  # spans: tokens of the text between the starts of two windows
     max_question_tokens: int = at_least(64, 1)  # spans; longer questions are cut
     max_answer_tokens: int = at_least(30, 1)  # spans; longer answers are not given
@@ -70,6 +78,8 @@ class Task:
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """As in pretraining, with a warm-up that goes by the length of the run."""
+
+    ROLE: ClassVar[Role] = Role.IDENTITY
 
     name: str = as_in(config.Optimizer, 'name')
     peak_learning_rate: float = as_in(config.Optimizer, 'peak_learning_rate', 2e-5)
@@ -87,6 +97,8 @@ class Optimizer:
 class Train:
     """How long, how large a batch, and how often to look and to save."""
 
+    ROLE: ClassVar[Role] = Role.EXECUTION
+
     epochs: float = setting(3.0, 'a number above 0', lambda value: value > 0)
     global_batch_size: int = as_in(config.Train, 'global_batch_size', 32)
     microbatches: int = at_least(1, 1)
@@ -96,8 +108,13 @@ class Train:
     checkpoint_every: int = as_in(config.Train, 'checkpoint_every', 500)
     keep_checkpoints: int = as_in(config.Train, 'keep_checkpoints', 1)
     evaluate_every: int = as_in(config.Train, 'evaluate_every', 0)  # 0: only at the end
+    probe_every: int = as_in(config.Train, 'probe_every')  # of the encoder as it is fine-tuned; 0: never
     stop_at: str = as_in(config.Train, 'stop_at')
-    max_bad_steps: int = as_in(config.Train, 'max_bad_steps')  # in a row, not finite; then it ends with a message
+    max_bad_steps: int = as_in(config.Train, 'max_bad_steps')  # in a row; then the run rolls back to a checkpoint
+    max_rollbacks: int = as_in(config.Train, 'max_rollbacks')  # then it ends with a message
+    spike_threshold: float = as_in(config.Train, 'spike_threshold')
+    spike_window: int = as_in(config.Train, 'spike_window')
+    replica_check_every: int = as_in(config.Train, 'replica_check_every')
     watchdog_seconds: float = as_in(config.Train, 'watchdog_seconds')
     watchdog_long_seconds: float = as_in(config.Train, 'watchdog_long_seconds')
 
@@ -113,6 +130,7 @@ class FinetuneConfig:
     model: config.Model = config.Model()  # the sizes are those of `init`
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
+    probe: config.Probe = config.Probe()
     mesh: config.Mesh = config.Mesh()
     card: config.Card = config.Card()
     platform: str = as_in(config.Config, 'platform')

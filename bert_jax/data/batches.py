@@ -18,6 +18,7 @@ from bert_jax.data.masking import mask_tokens
 from bert_jax.data.order import BucketedOrder, Chosen, Order
 from bert_jax.data.windows import Plan, load_plan
 from bert_jax.errors import BadInput
+from bert_jax.model.inputs import Inputs
 from bert_jax.text.corpus import Corpus
 
 
@@ -34,6 +35,11 @@ class Batch(NamedTuple):
     cls_positions: np.ndarray  # [B, E] int32, where each sequence starts
     next_sentence_labels: np.ndarray  # [B, E] int32, nsp: 1 is random; sop: 1 is swapped
     next_sentence_weights: np.ndarray  # [B, E] float32, 1 for a real pair
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model reads of it."""
+        return Inputs(self.input_ids, self.token_type_ids, self.sequence_ids, self.position_ids)
 
     @property
     def num_predictions(self) -> int:

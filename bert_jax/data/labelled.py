@@ -13,6 +13,8 @@ from bert_jax.text.chunks import Part, open_tfds
 from bert_jax.text.lines import read_lines
 
 _LONGEST_FIELD = 1 << 26  # characters, of a CSV
+_LONGEST_LABEL = 40  # characters; anything longer may be text, and is not shown
+_MOST_LABELS = 1000
 
 
 class Record(NamedTuple):
@@ -214,3 +216,33 @@ class Reading:
             )
         if number == num_bad:
             raise BadInput(self._source, 'holds no example', 'at least one')
+
+
+def sorted_labels(found: Iterable[str], where: str) -> tuple[str, ...]:
+    """Labels in the order of their ids: numbers as numbers, else by their letters; `O` first.
+
+    Raises:
+      BadInput: for so many labels, or such long ones, that they look like text; they are not shown.
+    """
+    labels = {*found}
+    longest = max(map(len, labels), default=0)
+    if len(labels) > _MOST_LABELS or longest > _LONGEST_LABEL:
+        raise BadInput(
+            where,
+            f'has {len(labels):,} different labels of up to {longest} characters',
+            f'at most {_MOST_LABELS:,} of at most {_LONGEST_LABEL}',
+            '--config.task.label=COLUMN, the column of the labels; config.task.labels lists what is so by intention',
+        )
+    by_number = all(label.lstrip('-').isdecimal() for label in labels)
+    return tuple(sorted(labels, key=lambda label: (label != 'O', int(label) if by_number else 0, label)))
+
+
+def unknown_label(where: str, label: str, labels: tuple[str, ...]) -> BadInput:
+    """The error for a label that training has not seen."""
+    shown = repr(label) if len(label) <= _LONGEST_LABEL else f'of {len(label)} characters'
+    return BadInput(
+        where,
+        f'has the label {shown}, which the training file does not have (or config.task.labels does not list)',
+        'one of ' + ', '.join(labels[:20]) + (' …' if len(labels) > 20 else ''),
+        'mend the file, or --config.task.label=COLUMN if that is another',
+    )

@@ -18,9 +18,7 @@ import json
 import multiprocessing
 import os
 import pathlib
-import shutil
 import sys
-import tempfile
 import time
 from array import array
 from collections.abc import Iterator
@@ -28,13 +26,12 @@ from collections.abc import Iterator
 import numpy as np
 import tqdm
 
-from bert_jax import config
+from bert_jax.console import say
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
-from bert_jax.files import map_array, sync
+from bert_jax.files import json_digest, map_array, new_directory
 from bert_jax.text import checksums
 from bert_jax.text.chunks import find_files
-from bert_jax.text.progress import say
 
 _INDEX_VERSION = 2
 _RECORDS_AT_ONCE = 128
@@ -110,7 +107,7 @@ class RecordSet:
     @property
     def digest(self) -> str:
         """A hash of all files' content in their order; not of names or times."""
-        return config.digest([file.facts.digest for file in self.files])
+        return json_digest([file.facts.digest for file in self.files])
 
     def split(self, fraction: float) -> tuple['RecordSet', 'RecordSet']:
         """(rest, fraction), by the hash of each record's tokens: copies with other masks are on the same side."""
@@ -169,7 +166,7 @@ def open_records(source: str, *, progress: bool = True) -> RecordSet:
 def _directory_of(path: str) -> pathlib.Path:
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     status = os.stat(path)
-    key = config.digest([_INDEX_VERSION, os.path.realpath(path), status.st_size, status.st_mtime_ns])
+    key = json_digest([_INDEX_VERSION, os.path.realpath(path), status.st_size, status.st_mtime_ns])
     return pathlib.Path(cache) / 'bert_jax' / 'records' / key
 
 
@@ -191,7 +188,8 @@ def _build(paths: list[str], progress: bool) -> None:
     """Indexes files, in several processes when there is much to do; each index stays once it is whole."""
     sizes = [os.path.getsize(path) for path in paths]
     total, done, last = sum(sizes), 0, time.monotonic()
-    say(f'indexing records, once: {total / 1e6:,.2f} MB in {len(paths):,} file{"s" * (len(paths) > 1)} …', progress)
+    if progress:
+        say(f'indexing records, once: {total / 1e6:,.2f} MB in {len(paths):,} file{"s" * (len(paths) > 1)} …')
     with contextlib.ExitStack() as stack:
         indexed = map(_index, paths)
         if len(paths) > 1 and total >= _WORTH_PROCESSES:
@@ -204,34 +202,23 @@ def _build(paths: list[str], progress: bool) -> None:
         for size, _ in zip(sizes, indexed, strict=True):
             bar.update(size)
             done += size
-            if hidden and time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            if progress and hidden and time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                say(f'indexing: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB', progress)
+                say(f'indexing: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB')
 
 
 def _index(path: str) -> None:
     directory = _directory_of(path)  # of the file as it is before it is read
     facts, offsets, hashes = _scan(path)
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix='.index-', dir=directory.parent))
+        with new_directory(directory) as temporary:
+            np.save(temporary / 'offsets.npy', offsets)
+            np.save(temporary / 'hashes.npy', hashes)
+            (temporary / 'facts.json').write_text(json.dumps(dataclasses.asdict(facts)) + '\n')
+            checksums.seal(temporary)
     except OSError as error:
-        found = f'cannot be written ({error.strerror})'
+        found = f'cannot be written ({error.strerror or error})'
         raise BadInput(str(directory.parent), found, 'a place for the index', 'export XDG_CACHE_HOME=DIR') from None
-    try:
-        np.save(temporary / 'offsets.npy', offsets)
-        np.save(temporary / 'hashes.npy', hashes)
-        (temporary / 'facts.json').write_text(json.dumps(dataclasses.asdict(facts)) + '\n')
-        checksums.seal(temporary)
-        for file in temporary.iterdir():
-            sync(file)
-        try:
-            temporary.rename(directory)
-        except OSError:  # another process was faster
-            if not directory.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _scan(path: str) -> tuple[Facts, np.ndarray, np.ndarray]:

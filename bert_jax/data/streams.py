@@ -11,6 +11,7 @@ from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.record_set import open_records
 from bert_jax.data.record_stream import RecordStream, with_lengths_of
 from bert_jax.errors import BadInput
+from bert_jax.files import json_digest
 from bert_jax.text.corpus import Corpus, load_corpus
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -111,6 +112,6 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
         tokenizer,
         tuple(trained),
         tuple(stream if stream.num_rows else None for stream in evaluated),
-        config.digest([records.digest, held_out]),
+        json_digest([records.digest, held_out]),
         evaluated[0].unigram_counts,
     )

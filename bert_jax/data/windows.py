@@ -6,29 +6,26 @@ memory-mapped from there.
 `N` windows, `R` rows, `S` segments (sentences, the overlong ones cut), `D` documents.
 """
 
-import contextlib
 import dataclasses
 import errno
 import pathlib
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from bert_jax import config
+from bert_jax.console import say_anywhere
 from bert_jax.data import random
 from bert_jax.data.masking import num_masked
 from bert_jax.data.packing import WINDOWS_IN_BLOCK, pack
 from bert_jax.errors import BadInput
-from bert_jax.files import map_array, sync
+from bert_jax.files import json_digest, map_array, new_directory
 from bert_jax.text import checksums
-from bert_jax.text.progress import say
 from bert_jax.text.splits import NpyWriter, Split
 
 _PLAN_VERSION = 4
-_UNFINISHED, _ABANDONED_S = '.plan-', 24 * 3600  # the name of a plan that is being made; no plan takes so long
 _SHORT_KEY = 0x5EED  # planned lengths belong to the corpus and the data config, not to the seed of a run
 _SENTENCES_AT_ONCE = 1 << 18  # of whole documents, planned together
 
@@ -94,8 +91,8 @@ def max_tokens(data: config.Data) -> int:
 def load_plan(corpus_directory: str, split_name: str, split: Split, data: config.Data) -> Plan:
     """The plan of a split, memory-mapped from beside its corpus; made there at the first use.
 
-    Any number of processes may find none and make it: they make the same, and the first to finish gives it its name.
-    Beside a corpus that cannot be written to, each makes one of its own in the directory for temporary files.
+    Any number of processes may find none and make it: they make the same, and the first to finish publishes it. If the
+    corpus is read-only, each makes its own in the directory for temporary files.
 
     Raises:
       BadInput: when the split has too few documents for what `data.pairing` asks, or no disk has room for the plan.
@@ -114,15 +111,17 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
     if data.bucket_lengths:
         settings.append(config.row_lengths(data))
     settings.append([split.num_tokens, len(split.sentences), len(split.documents)])
-    directory = pathlib.Path(corpus_directory) / 'plans' / config.digest(settings)
+    directory = pathlib.Path(corpus_directory) / 'plans' / json_digest(settings)
     if directory.is_dir():
         if not (damage := checksums.damage(directory)):
             return open_plan(directory)
-        say(f'The plan in {directory} is not as it was written ({damage}): made anew', True)
-        shutil.rmtree(directory, ignore_errors=True)  # beside a corpus that cannot be written to it stays, unused
+        say_anywhere(f'The plan in {directory} is damaged ({damage}); rebuilding it')
+        shutil.rmtree(directory, ignore_errors=True)  # in a corpus that is read-only it stays, unused
     try:
         if not directory.is_dir():
-            _make_plan(split, data, directory)
+            with new_directory(directory) as temporary:
+                plan_windows(split, data, temporary)
+                checksums.seal(temporary)
             return open_plan(directory)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -149,27 +148,6 @@ def open_plan(directory: pathlib.Path) -> Plan:
     # Plain arrays over the mapped files: `np.memmap` costs microseconds at every look.
     names = [field.name for field in dataclasses.fields(Plan)]
     return Plan(**{name: np.asarray(map_array(directory / f'{name}.npy')) for name in names})
-
-
-def _make_plan(split: Split, data: config.Data, directory: pathlib.Path) -> None:
-    directory.parent.mkdir(exist_ok=True)
-    for left_over in directory.parent.glob(f'{_UNFINISHED}*'):  # of a process that was killed
-        with contextlib.suppress(FileNotFoundError):  # another process removes it too
-            if time.time() - left_over.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(left_over, ignore_errors=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=directory.parent))
-    try:
-        plan_windows(split, data, temporary)
-        checksums.seal(temporary)
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        try:
-            temporary.rename(directory)
-        except OSError:
-            if not directory.is_dir():  # not just another process that was faster
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # --- Planning. ---

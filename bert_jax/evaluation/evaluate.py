@@ -6,57 +6,33 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, digest, in_phases, is_records, phase_at, positions_trained
-from bert_jax.data.batches import CorpusStream, Stream, prefetch
+from bert_jax.config import Config, in_phases, is_records, phase_at, positions_trained
+from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import pseudo_perplexity, words
+from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
-from bert_jax.files import write_whole
+from bert_jax.files import json_digest, write_whole
 from bert_jax.pretrained.load import from_params
+from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import FEWEST
 from bert_jax.text.prepare import prepare
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.train.sharding import local_rows, make_global, make_mesh, mesh_of_run, parameter_specs
-from bert_jax.train.state import TrainState, model_graph
-from bert_jax.train.step import Sums, make_evaluation_step, metrics_of
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
+from bert_jax.train.program import build_program
+from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
 
 _WINDOWS_A_PERPLEXITY = 8  # of so many windows one is taken for pseudo-perplexity, which takes a row for every token
-
-
-def evaluate_params(
-    params: nnx.State,
-    evaluation_step: Callable,
-    stream: Stream,
-    mesh: Mesh,
-    max_rows: int | None = None,
-    stop_now: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
-    """MLM and NSP loss (nats) and accuracy over one pass of an evaluation stream, or its first rows.
-
-    Returns:
-      None when `stop_now`, asked once a batch, said yes before the end.
-    """
-    num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
-    rows = local_rows(mesh, stream.batch_size)
-    totals = np.zeros(len(Sums._fields))
-    for batch in prefetch(stream, 0, num_batches, rows):
-        sums = evaluation_step(params, make_global(batch, rows, mesh, stream.batch_size))
-        totals += np.array(jax.device_get(sums), np.float64)
-        if stop_now():
-            return None
-    return {name: float(value) for name, value in metrics_of(Sums(*totals)).items()}
 
 
 def baselines(unigram_counts: np.ndarray) -> dict[str, float]:
@@ -120,7 +96,7 @@ def _named_by_its_flag(source: str) -> Iterator[None]:
 def _name(source: str) -> str:
     """What the figures on a source are called; nothing of it is lost, for a hash tells apart what looks the same."""
     readable = re.sub(r'[^A-Za-z0-9.]+', '-', source).strip('-.')[-40:]
-    return f'evaluation-{readable}-{digest(source)[:8]}' if source else 'evaluation'
+    return f'evaluation-{readable}-{json_digest(source)[:8]}' if source else 'evaluation'
 
 
 def _mesh(run_config: Config, given: Config | None, devices: list[jax.Device]) -> Mesh:
@@ -173,7 +149,7 @@ def _on_source(
         raise BadInput(f'--source={source}', 'holds ids, not text', 'a source of text')
     fields = {'source': source, 'validation_source': '', 'validation_fraction': 0.0, 'local_copy': ''}
     data = dataclasses.replace(run_config.data, **fields, corpus=f'{directory}/corpus', deduplicate_lines=False)
-    tokenizer = load_tokenizer(epath.Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+    tokenizer = load_saved_tokenizer(epath.Path(workdir) / 'tokenizer')
     unpaired = dataclasses.replace(data, pairing='none')
     prepare(unpaired, Config().tokenizer, initial=tokenizer, workers=workers)
     corpus = load_corpus(data.corpus)
@@ -193,8 +169,9 @@ def _on_source(
 def _losses(
     state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh
 ) -> dict[str, float | int | None]:
-    graph, specs = model_graph(run_config.model, tokenizer.vocab_size), parameter_specs(state.params, mesh)
-    found = evaluate_params(state.params, make_evaluation_step(graph, mesh, specs), stream, mesh)
+    model, optimizer, train, phases = run_config.model, run_config.optimizer, run_config.train, run_config.phases
+    program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=phases)
+    found = evaluate_params(state.params, program, stream)
     if not found['nsp_loss']:  # of pairs it is above 0: their weight is 0
         found |= {'nsp_loss': None, 'nsp_accuracy': None}
     return {'step': int(state.step)} | found

@@ -3,21 +3,24 @@
 `N` sentences, `L` positions, `P` masks of a sentence, `K` fillers of a mask.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from bert_jax.model.products import compiled_for
-from bert_jax.runtime.processes import say
+from bert_jax.console import say
+from bert_jax.evaluation.evaluator import Evaluation, is_due_every
+from bert_jax.model.inputs import Inputs
+from bert_jax.runtime.mesh import replicated
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
 from bert_jax.train.gradients import Exchange
-from bert_jax.train.sharding import replicated
+from bert_jax.train.program import TrainProgram
 
 _NUM_FILLERS = 3
 
@@ -28,23 +31,16 @@ class Examples:
     The program is one for all processes, which all have to call it; each device works out all sentences.
     """
 
-    def __init__(
-        self,
-        texts: Sequence[str],
-        tokenizer: Tokenizer,
-        max_positions: int,
-        graph: nnx.GraphDef,
-        mesh: Mesh,
-        shardings: nnx.State,
-    ):
-        """A text of more tokens than the model has positions is left out, which is said. shardings: of parameters."""
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, program: TrainProgram):
+        """Texts of more tokens than the model has positions are left out, with a message."""
         encoded = [(text, encode_with_masks(tokenizer, text)) for text in texts]
-        kept = [(text, ids) for text, ids in encoded if len(ids) <= max_positions]
+        kept = [(text, ids) for text, ids in encoded if len(ids) <= program.model.max_positions]
         if len(kept) < len(encoded):
-            say(f'train.examples: {len(encoded) - len(kept)} do not fit into {max_positions} positions; left out')
+            num_left_out, num_positions = len(encoded) - len(kept), program.model.max_positions
+            say(f'train.examples: {num_left_out} do not fit into {num_positions} positions; left out')
         self._tokenizer = tokenizer
         self._masks = [(text, np.flatnonzero(ids == tokenizer.mask_id)) for text, ids in kept]
-        self._best = _make_best(*_batch(kept, self._masks, tokenizer.pad_id), graph, mesh, shardings) if kept else None
+        self._best = _make_best(*_batch(kept, self._masks, tokenizer.pad_id), program) if kept else None
 
     def __bool__(self) -> bool:
         return self._best is not None
@@ -63,6 +59,21 @@ class Examples:
         ]
 
 
+@dataclasses.dataclass(frozen=True)
+class FillIn:
+    """Fills in the masks of example sentences during training; `every` as in `train.evaluate_every`."""
+
+    examples: Examples
+    every: int
+    activity: str = 'filling in the examples'
+
+    def is_due(self, step: int, *, is_final: bool) -> bool:
+        return bool(self.examples) and is_due_every(self.every, step, is_final=is_final)
+
+    def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation:
+        return Evaluation(examples=self.examples(params))
+
+
 def _batch(
     kept: list[tuple[str, np.ndarray]], masks: list[tuple[str, np.ndarray]], pad_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,24 +87,17 @@ def _batch(
     return input_ids, present, positions
 
 
-def _make_best(
-    input_ids: np.ndarray,
-    present: np.ndarray,
-    masks: np.ndarray,
-    graph: nnx.GraphDef,
-    mesh: Mesh,
-    shardings: nnx.State,
-) -> Any:
+def _make_best(input_ids: np.ndarray, present: np.ndarray, masks: np.ndarray, program: TrainProgram) -> Any:
     """parameters -> (scores, token ids), [N, P, K] each, whole on every device; under `jax.jit`."""
-    exchange = Exchange(mesh, shardings)
+    exchange = Exchange(program.mesh, program.shardings.params)
     positions = np.broadcast_to(np.arange(input_ids.shape[1], dtype=np.int32), input_ids.shape)
 
-    @compiled_for(mesh.devices.flat[0].platform)
     def best(params: nnx.State) -> tuple[jax.Array, jax.Array]:
-        model = exchange.assemble(graph, exchange.gather_outside_layers(params))
+        model = nnx.merge(program.graph, exchange.gather_outside_layers(params))
         ids = jnp.asarray(input_ids)
-        hidden = model.bert(ids, jnp.zeros_like(ids), jnp.asarray(present), jnp.asarray(positions))
+        inputs = Inputs(ids, jnp.zeros_like(ids), jnp.asarray(present), jnp.asarray(positions))
+        hidden = model.bert(inputs, gather=exchange.gather_layer)
         return tuple(jax.lax.top_k(jax.nn.softmax(model.mlm_logits(hidden, jnp.asarray(masks))), _NUM_FILLERS))
 
     of_all = exchange.over_rows(best, (exchange.specs,), PartitionSpec())
-    return jax.jit(of_all, out_shardings=replicated(mesh))
+    return jax.jit(of_all, out_shardings=replicated(program.mesh))

@@ -5,15 +5,17 @@ import hashlib
 import importlib.util
 import warnings
 from collections import Counter
+from collections.abc import Callable
 
 import jax
+from flax import nnx
 
 from bert_jax import config
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Reading
+from bert_jax.data.labelled import Reading, sorted_labels
 from bert_jax.errors import BadInput
+from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.evaluation.ranking import MOST_FREQUENT, PROBE, is_probe
-from bert_jax.finetune.splits import sorted_labels
 from bert_jax.pretrained.load import Pretrained
 
 _TEST_SHARE = 5  # one of so many examples is kept for the test
@@ -35,23 +37,44 @@ class LabelledSet:
         return self.labels[: self.num_test].count(label) / self.num_test
 
 
-def open_sets(run: config.Config) -> list[LabelledSet]:
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Probes the encoder of a run.
+
+    Attributes:
+      every: steps between probes; there is one at the last step too.
+      model_at: (params, step) -> the model with its tokenizer.
+    """
+
+    sets: list[LabelledSet]
+    every: int
+    model_at: Callable[[nnx.State, int], Pretrained]
+    activity: str = 'probing'
+
+    def is_due(self, step: int, *, is_final: bool) -> bool:
+        return is_due_every(self.every, step, is_final=is_final)
+
+    def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation:
+        found = accuracies(self.model_at(params, step), self.sets)
+        return Evaluation(found, f'probe {describe(found)}')
+
+
+def open_sets(probe: config.Probe, every: int) -> list[LabelledSet]:
     """The labelled sets of a run's probes; none where `train.probe_every` is 0.
 
     Raises:
-      BadInput: for a run of several processes, a missing library or file, a column that is not there, one class only.
+      BadInput: for a run of several processes, a missing library or file, a missing column, a single class.
     """
-    if not run.train.probe_every:
+    if not every:
         return []
+    where = 'config.train.probe_every'
     if jax.process_count() > 1:
-        found = f'is {run.train.probe_every}, and this run has {jax.process_count()} processes'
-        raise BadInput(
-            'config.train.probe_every', found, '0: probes are for runs of one process', '--config.train.probe_every=0'
-        )
+        found = f'is {every}, and this run has {jax.process_count()} processes'
+        raise BadInput(where, found, '0: probes are for runs of one process', f'--{where}=0')
     if importlib.util.find_spec('sklearn') is None:
-        mend = "pip install -e '.[finetune]'"
-        raise BadInput('config.train.probe_every', 'needs scikit-learn, which is not installed', 'the extra', mend)
-    return [_open(name, source, run.probe) for name, source in run.probe.sets]
+        fix = "pip install -e '.[finetune]'"
+        raise BadInput(where, 'needs scikit-learn, which is not installed', 'the extra', fix)
+    return [_open(name, source, probe) for name, source in probe.sets]
 
 
 def _open(name: str, source: str, probe: config.Probe) -> LabelledSet:

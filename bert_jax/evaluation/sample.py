@@ -13,7 +13,7 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import Document, Reading, Tally, read_piece
+from bert_jax.text.documents import Document, Reading, Tally, read_chunk
 from bert_jax.text.encode import uniform_of
 from bert_jax.text.existing import changes_since, weighted_sources
 from bert_jax.text.merge import FEWEST
@@ -21,7 +21,7 @@ from bert_jax.text.merge import FEWEST
 WINDOW_CHARACTERS = 200  # so few that they fit the positions of nearly every run
 WORD_RATE = 0.15  # of the words are to be guessed
 _LONGEST_WORD = 24  # characters; what is longer is no word, or of a script that puts no blanks between words
-_FEWEST_PIECES = 8  # of the source that a sample is taken from, if there are so many
+_FEWEST_CHUNKS = 8  # of the source that a sample is taken from, if there are so many
 _IDEOGRAPHS = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff'  # kana too
 _WORD = re.compile(f'[{_IDEOGRAPHS}]{{1,2}}|[^\\s{_IDEOGRAPHS}]+')
 
@@ -54,7 +54,7 @@ def windows_of_source(data: config.Data, source: str, count: int) -> list[Window
     """Windows of all documents of a source, read as `data` says.
 
     Raises:
-      BadInput: see `plan_source` and `read_piece`.
+      BadInput: see `plan_source` and `read_chunk`.
     """
     return _spread(dataclasses.replace(data, validation_source=source), count)
 
@@ -68,37 +68,37 @@ def _as_prepared(data: config.Data, settings: dict[str, Any]) -> config.Data:
 
 
 def _spread(data: config.Data, count: int) -> list[Window]:
-    """Up to `count` different windows that have words to guess, from pieces spread evenly over the held-out sources."""
+    """Up to `count` different windows that have words to guess, from chunks spread evenly over the held-out sources."""
     sources = weighted_sources(data)
     sources = [name for name, _, split in sources if split == 'validation'] or [name for name, _, _ in sources]
-    planned = [plan_source(name, n, data.text_field, data.group_field).pieces for n, name in enumerate(sources)]
-    pieces = list(itertools.chain.from_iterable(planned))
+    planned = [plan_source(name, n, data.text_field, data.group_field).chunks for n, name in enumerate(sources)]
+    chunks = list(itertools.chain.from_iterable(planned))
     reading = Reading.of(data)
     limit = 1 << 64 if data.validation_source else int(data.validation_fraction * (1 << 64))
     trained_on: set[int] = set()
     if not data.validation_source:  # whatever their hash, the first documents are for training
-        first = itertools.islice(read_piece(pieces[0], reading, Tally()), FEWEST)
+        first = itertools.islice(read_chunk(chunks[0], reading, Tally()), FEWEST)
         trained_on = {uniform_of(document) for document in first}
     found: dict[str, Window] = {}
-    for piece in _from_far_apart(pieces):
+    for chunk in _from_far_apart(chunks):
         num_before = len(found)
-        for document in read_piece(piece, reading, Tally()):
+        for document in read_chunk(chunk, reading, Tally()):
             uniform = uniform_of(document)
             if uniform >= limit or uniform in trained_on:
                 continue
             found |= {window.text: window for window in windows_of(document) if window.words}
-            if len(found) - num_before >= -(-count // min(len(pieces), _FEWEST_PIECES)):
+            if len(found) - num_before >= -(-count // min(len(chunks), _FEWEST_CHUNKS)):
                 break
         if len(found) >= count:
             break
     return list(found.values())[:count]
 
 
-def _from_far_apart(pieces: list) -> Iterator[Any]:
+def _from_far_apart(chunks: list) -> Iterator[Any]:
     """All of them, each far from those before: by the bits of their numbers, the lowest first."""
-    width = max(len(pieces) - 1, 1).bit_length()
+    width = max(len(chunks) - 1, 1).bit_length()
     order = (int(f'{number:0{width}b}'[::-1], 2) for number in range(1 << width))
-    return (pieces[number] for number in order if number < len(pieces))
+    return (chunks[number] for number in order if number < len(chunks))
 
 
 def windows_of(document: Document) -> Iterator[Window]:

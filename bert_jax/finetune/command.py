@@ -4,17 +4,14 @@ import dataclasses
 import statistics
 from typing import Any
 
-from bert_jax.config.finetuning import FinetuneConfig, batch_of
-from bert_jax.finetune.loop import Outcome, make_programs, run_seed
+from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.finetune.metrics import check_libraries
+from bert_jax.finetune.seed import Outcome, Setup, run_seed
 from bert_jax.finetune.start import starting_point
 from bert_jax.finetune.tasks import open_task
 from bert_jax.finetune.workdirs import seed_workdir, write_plan, write_results
 from bert_jax.runtime import processes
-from bert_jax.runtime.lease import lease_of_run
-from bert_jax.runtime.stopping import StopRequest
-from bert_jax.runtime.watchdog import Watchdog
-from bert_jax.train.sharding import make_mesh
+from bert_jax.runtime.supervisor import Supervisor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +40,18 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
     check_libraries()
     seeds = range(config.train.seed, config.train.seed + num_seeds)
     workdirs = [seed_workdir(workdir, seed) for seed in seeds]
-    train = config.train
-    with StopRequest() as stop, Watchdog(train.watchdog_seconds, train.watchdog_long_seconds) as watchdog:
-        stop.set_time(train.stop_at)
-        stop.before_ending.append(watchdog.stopped)
+    train, outcomes = config.train, []
+    seconds = {'watchdog_seconds': train.watchdog_seconds, 'watchdog_long_seconds': train.watchdog_long_seconds}
+
+    def plan() -> None:
+        if processes.is_first():
+            write_plan(workdir, num_seeds)
+
+    with Supervisor(stop_at=train.stop_at, **seconds) as supervisor:
         start = starting_point(config, workdirs)
-        data = open_task(start.config.task, start.config.train, start.tokenizer)
-        mesh = make_mesh(start.config.mesh, start.config.model, batch_of(start.config.train))
-        programs, outcomes = make_programs(start, data, mesh), []
-
-        def plan() -> None:
-            if processes.is_first():
-                write_plan(workdir, num_seeds)
-
+        setup = Setup.of(start, open_task(start.config.task, start.config.train, start.tokenizer))
         for seed, place in zip(seeds, workdirs, strict=True):
-            with lease_of_run(place, stop, watchdog) as lease:
-                outcomes.append(run_seed(start, data, mesh, programs, place, seed, stop, watchdog, lease, plan))
+            outcomes.append(run_seed(setup, place, seed, supervisor, plan))
             if not outcomes[-1].finished:
                 break
     summary = summarize(outcomes, num_seeds)

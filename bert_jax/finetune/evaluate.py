@@ -10,15 +10,14 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.finetune import heads
 from bert_jax.finetune.command import Summary, summarize
+from bert_jax.finetune.evaluator import TaskEvaluator, make_predict_step, task_streams
 from bert_jax.finetune.export import load_finetuned
-from bert_jax.finetune.loop import Judge, Outcome, make_predict_step, task_streams
 from bert_jax.finetune.metrics import check_libraries
+from bert_jax.finetune.seed import Outcome
 from bert_jax.finetune.tasks import TaskData, open_task
 from bert_jax.finetune.workdirs import read_run, seeds_of
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import model_graph
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.workdir import identity
 
 
@@ -39,12 +38,12 @@ def evaluate(workdir: str, step: int | None = None) -> Summary:
         resolved, trained = read_run(place), load_finetuned(place, step)
         data = data or open_task(resolved.task, resolved.train, trained.tokenizer)
         _check_is_same(place, data)
-        build = heads.builder(resolved.task.kind, data.num_outputs)
         mesh = make_mesh(config.Mesh(), trained.config, config.Train(), jax.devices()[:1])
-        graph = model_graph(trained.config, trained.tokenizer.vocab_size, build)
+        graph, params = nnx.split(trained.model)
         streams = task_streams(resolved, trained.tokenizer.pad_id)
-        figures, _ = Judge(data, make_predict_step(graph, mesh), streams, mesh)(nnx.state(trained.model, nnx.Param))
-        outcomes.append(Outcome(resolved.train.seed, trained.step, True, None, figures))
+        evaluator = TaskEvaluator(data, make_predict_step(graph, mesh), streams, mesh)
+        metrics, _ = evaluator.evaluate(params)
+        outcomes.append(Outcome(resolved.train.seed, trained.step, True, None, metrics))
     found = summarize(outcomes, len(outcomes))
     write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(as_json(found)) + '\n')
     return found

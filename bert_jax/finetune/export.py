@@ -10,20 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax import __version__, config
+from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, optimizer_of
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.heads import BertForTask, builder
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
 from bert_jax.model.bert import Build
-from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.card import front_matter, table
 from bert_jax.pretrained.export import check_output, prove, publish
 from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.runtime.processes import say
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.train.state import model_graph
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
+from bert_jax.train.state import model_of
+from bert_jax.version import __version__
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
 
@@ -58,15 +59,15 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
       BadInput: when there is none.
     """
     resolved, recorded = read_run(workdir), identity.load_fingerprint(workdir)
-    model = dataclasses.replace(resolved.model, dtype='float32', remat='none')
-    tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+    model = dataclasses.replace(resolved.model, dtype='float32', remat='none', attention='auto')  # no 'fused' float32
+    tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
     labels, steps = tuple(recorded['labels']), recorded['train.steps']
     build = _builder(resolved, labels)
     as_trained = config.Config(
         model=model, optimizer=optimizer_of(resolved.optimizer, steps), train=config.Train(steps=steps)
     )
     state = restore_whole(workdir, as_trained, tokenizer.vocab_size, step, build)
-    merged = nnx.merge(model_graph(model, tokenizer.vocab_size, build), state.params)
+    merged = model_of(state.params, model, tokenizer.vocab_size, build)
     return FineTuned(merged, tokenizer, model, int(state.step), labels)
 
 
@@ -133,9 +134,9 @@ def _read_back(directory: Path, resolved: FinetuneConfig, trained: FineTuned) ->
     model, vocab_size = hugging_face.read_model_json(directory)
     file, tensors = read_tensors(directory)
     build = _builder(resolved, trained.labels)
-    names = hugging_face.TASK_TABLES[ARCHITECTURES[resolved.task.kind]]
-    params = hugging_face.from_tensors(tensors, model, vocab_size, str(file), build=build, table=names)
-    merged = nnx.merge(model_graph(model, vocab_size, build), params)
+    names = tensor_names.TASK_TABLES[ARCHITECTURES[resolved.task.kind]]
+    params = tensor_names.from_tensors(tensors, model, vocab_size, str(file), build=build, table=names)
+    merged = model_of(params, model, vocab_size, build)
     return FineTuned(merged, hugging_face.read_tokenizer(directory), model, None, trained.labels)
 
 

@@ -3,6 +3,7 @@
 `B` rows, `L` positions, `D` hidden, `C` outputs (classes, 1 value, tags, or first and last token).
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -12,11 +13,11 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.finetune.rows import TaskBatch
-from bert_jax.model.bert import Bert, Build
+from bert_jax.model.bert import Bert, Build, Gather
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.layers import Dense
 from bert_jax.model.losses import cross_entropy
-from bert_jax.train.step import Objective
+from bert_jax.train.objective import Objective
 
 _POOLED = ('classification', 'regression')
 
@@ -35,10 +36,9 @@ class BertForTask(nnx.Module):
         self.classifier = new_head(model, num_outputs, rngs)
         self.kind, self.num_layers, self.rate = kind, model.num_layers, model.dropout_rate
 
-    def __call__(self, batch: TaskBatch, key: DropoutKey | None = None) -> jax.Array:
-        """float32 [B, C] (pooled) or [B, L, C]; without a key nothing is dropped out."""
-        inputs = (batch.input_ids, batch.token_type_ids, batch.sequence_ids, batch.position_ids)
-        x = self.bert(*inputs, key, is_packed=False)
+    def __call__(self, batch: TaskBatch, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
+        """float32 [B, C] (pooled) or [B, L, C]; without a key nothing is dropped out. gather: as of `Encoder`."""
+        x = self.bert(batch.inputs, key, is_packed=False, gather=gather)
         if self.kind in _POOLED:
             x = self.bert.pool(x, batch.cls_positions)[:, 0]
         if self.kind != 'spans':
@@ -57,41 +57,47 @@ def builder(kind: str, num_outputs: int) -> Build:
 
 
 class TaskSums(NamedTuple):
-    """Loss and hits summed over labels, and their number, float32 scalars; a regression's hits are 0."""
+    """Losses and hits summed over labels, and the number of labels, float32 scalars; a regression's hits are 0."""
 
-    loss: jax.Array
+    loss_sum: jax.Array
     hits: jax.Array
     weight: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class _TaskObjective:
+    kind: str
+
+    def sums(
+        self, model: BertForTask, batch: TaskBatch, key: DropoutKey | None, gather: Gather | None = None
+    ) -> TaskSums:
+        outputs = model(batch, key, gather)
+        weight = batch.weights.sum()
+        if self.kind == 'regression':
+            losses = jnp.square(outputs[:, 0] - batch.labels)
+            return TaskSums((losses * batch.weights).sum(), jnp.zeros(()), weight)
+        if self.kind == 'spans':
+            outputs = span_logits(outputs, batch.sequence_ids).swapaxes(1, 2)  # B, 2, L
+        losses, hits = cross_entropy(outputs, batch.labels)
+        if self.kind == 'spans':
+            losses, hits = losses.mean(axis=1), hits.min(axis=1)
+        return TaskSums((losses * batch.weights).sum(), (hits * batch.weights).sum(), weight)
+
+    def weights(self, batch: TaskBatch) -> jax.Array:
+        return batch.weights.sum()
+
+    def loss(self, sums: TaskSums, weights: jax.Array) -> jax.Array:
+        return sums.loss_sum / jnp.maximum(weights, 1.0)
+
+    def metrics(self, sums: TaskSums) -> dict[str, jax.Array]:
+        weight = jnp.maximum(sums.weight, 1.0)
+        found = {'loss': sums.loss_sum / weight}
+        return found if self.kind == 'regression' else found | {'accuracy': sums.hits / weight}
+
+
 def objective(kind: str) -> Objective:
     """Cross entropy (nats); squared error for a regression; for spans the mean of first and last token's."""
-    return Objective(
-        functools.partial(_sums, kind),
-        lambda batch: (batch.weights.sum(),),
-        lambda sums, weight: sums.loss / jnp.maximum(weight, 1.0),
-        lambda sums: _metrics(kind, sums),
-    )
-
-
-def _sums(kind: str, model: BertForTask, batch: TaskBatch, key: DropoutKey | None) -> TaskSums:
-    outputs = model(batch, key)
-    weight = batch.weights.sum()
-    if kind == 'regression':
-        losses = jnp.square(outputs[:, 0] - batch.labels)
-        return TaskSums((losses * batch.weights).sum(), jnp.zeros(()), weight)
-    if kind == 'spans':
-        outputs = span_logits(outputs, batch.sequence_ids).swapaxes(1, 2)  # B, 2, L
-    losses, hits = cross_entropy(outputs, batch.labels)
-    if kind == 'spans':
-        losses, hits = losses.mean(axis=1), hits.min(axis=1)
-    return TaskSums((losses * batch.weights).sum(), (hits * batch.weights).sum(), weight)
-
-
-def _metrics(kind: str, sums: TaskSums) -> dict[str, jax.Array]:
-    weight = jnp.maximum(sums.weight, 1.0)
-    found = {'loss': sums.loss / weight}
-    return found if kind == 'regression' else found | {'accuracy': sums.hits / weight}
+    return _TaskObjective(kind)
 
 
 def span_logits(outputs: jax.Array, sequence_ids: jax.Array) -> jax.Array:

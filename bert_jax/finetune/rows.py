@@ -12,6 +12,7 @@ import numpy as np
 
 from bert_jax.data.batches import Stream
 from bert_jax.data.order import Chosen, Order
+from bert_jax.model.inputs import Inputs
 
 
 class TaskBatch(NamedTuple):
@@ -24,6 +25,11 @@ class TaskBatch(NamedTuple):
     cls_positions: np.ndarray  # [B, 1] int32, 0
     labels: np.ndarray  # [B] int32 class or float32 value; [B, L] int32 tags; [B, 2] int32 first and last token
     weights: np.ndarray  # [B] float32, or [B, L]: 1 where there is a label
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model reads of it."""
+        return Inputs(self.input_ids, self.token_type_ids, self.sequence_ids, self.position_ids)
 
     @property
     def num_predictions(self) -> int:
@@ -54,7 +60,7 @@ class Rows:
         """Whether every token has a label of its own; a row has two tokens at least, so that T is never N."""
         return len(self.labels) == len(self.ids)
 
-    def digest(self) -> str:
+    def content_hash(self) -> str:
         """SHA-256 over everything that batches are made of."""
         found = hashlib.sha256()
         for array in (self.ids, self.starts, self.second, self.labels):

@@ -10,11 +10,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.data import random
-from bert_jax.errors import BadInput
 from bert_jax.finetune.rows import Rows
-
-_LONGEST_LABEL = 40  # characters; what is longer may be text, and is not shown
-_MOST_LABELS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Split(abc.ABC):
 
     def content(self) -> list[Any]:
         """What tells the split from another: of its rows, and of what they are compared with."""
-        return [self.rows.digest(), self.gold]
+        return [self.rows.content_hash(), self.gold]
 
 
 def choose(rows: Rows, example: np.ndarray, max_examples: int) -> Rows:
@@ -63,36 +59,6 @@ def choose(rows: Rows, example: np.ndarray, max_examples: int) -> Rows:
     is_chosen = np.zeros(num_examples, bool)
     is_chosen[np.argsort(keys, kind='stable')[:max_examples]] = True
     return rows.chosen(np.flatnonzero(is_chosen[example]))
-
-
-def sorted_labels(found: Iterable[str], where: str) -> tuple[str, ...]:
-    """Labels in the order of their ids: numbers as numbers, else by their letters; `O` first.
-
-    Raises:
-      BadInput: for so many labels, or such long ones, that they look like text; they are not shown.
-    """
-    labels = {*found}
-    longest = max(map(len, labels), default=0)
-    if len(labels) > _MOST_LABELS or longest > _LONGEST_LABEL:
-        raise BadInput(
-            where,
-            f'has {len(labels):,} different labels of up to {longest} characters',
-            f'at most {_MOST_LABELS:,} of at most {_LONGEST_LABEL}',
-            '--config.task.label=COLUMN, the column of the labels; config.task.labels lists what is so by intention',
-        )
-    by_number = all(label.lstrip('-').isdecimal() for label in labels)
-    return tuple(sorted(labels, key=lambda label: (label != 'O', int(label) if by_number else 0, label)))
-
-
-def unknown_label(where: str, label: str, labels: tuple[str, ...]) -> BadInput:
-    """The error for a label that training has not seen."""
-    shown = repr(label) if len(label) <= _LONGEST_LABEL else f'of {len(label)} characters'
-    return BadInput(
-        where,
-        f'has the label {shown}, which the training file does not have (or config.task.labels does not list)',
-        'one of ' + ', '.join(labels[:20]) + (' …' if len(labels) > 20 else ''),
-        'mend the file, or --config.task.label=COLUMN if that is another',
-    )
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> str:

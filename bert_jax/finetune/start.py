@@ -13,47 +13,43 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, too_long
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.export import ARCHITECTURES, choose_seed, load_finetuned
 from bert_jax.finetune.heads import builder, new_head
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.model.bert import Encoder, new_pooler
-from bert_jax.pretrained import hugging_face
-from bert_jax.pretrained.initialize import hash_weights, load_initial, split_step, with_sizes
+from bert_jax.pretrained import hugging_face, tensor_names
+from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial, split_step, with_sizes
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.runtime.processes import say
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.train.state import model_graph
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
+from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where each seed of a fine-tune begins.
-
-    Attributes:
-      config: with the sizes of the initial model.
-      fingerprint: {'init': hash of the initial weights, or 'scratch'}.
-    """
+    """Where each seed of a fine-tune begins. config: with the sizes of the initial model."""
 
     config: FinetuneConfig
     tokenizer: Tokenizer
-    fingerprint: dict[str, str]
-    initial: Pretrained | None = None
+    initialization: Initialization
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """{'init': hash of the initial weights, or 'scratch'}."""
+        return self.initialization.fingerprint
 
     def params(self, num_outputs: int, seed: int) -> nnx.State | None:
         """The initial encoder under a new head, and what else is to be new; None where all is random.
 
         Raises:
-          BadInput: when the initial model is not there any more, or holds other weights than the run was begun from.
+          BadInput: as `Initialization.params`.
         """
-        if self.config.init == 'scratch':
-            return None
-        initial = self.initial or _load(self.config.init)
-        if hash_weights(initial) != self.fingerprint['init']:
-            found = 'holds other weights than those that this fine-tune was begun from'
-            raise BadInput(f'config.init={self.config.init}', found, 'the same model', 'name another --workdir')
+        return self.initialization.params(lambda initial: self._under_new_head(initial, num_outputs, seed))
+
+    def _under_new_head(self, initial: Pretrained, num_outputs: int, seed: int) -> nnx.State:
         rngs = nnx.Rngs(seed)
         head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, rngs), nnx.Param)))
         of = {'bert': self._encoder(initial, rngs), 'classifier': head}
@@ -87,16 +83,16 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
         own = load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
     if given.init == 'scratch':
         say(f'Starting from random weights: {given.model.num_layers} layers, hidden size {given.model.hidden_size}')
-        return Start(given, own, {'init': 'scratch'})
+        return Start(given, own, Initialization(fingerprint={'init': 'scratch'}))
     for workdir in workdirs:
         if not identity.is_workdir(workdir):
             continue
         recorded, fingerprint = read_run(workdir), identity.load_fingerprint(workdir)
         if recorded.init == given.init:
-            tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+            tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
             _check(given, tokenizer, own, recorded.model)
             resolved = with_sizes(given, recorded.model, recorded.model.max_positions)
-            return Start(resolved, tokenizer, {'init': fingerprint['init']})
+            return Start(resolved, tokenizer, Initialization(given.init, {'init': fingerprint['init']}, load=_load))
     initial = _load(given.init)
     model, tokenizer = initial.config, initial.tokenizer
     _check(given, tokenizer, own, model)
@@ -105,7 +101,7 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
         f'{tokenizer.vocab_size:,} tokens'
     )
     resolved = with_sizes(given, model, model.max_positions)
-    return Start(resolved, tokenizer, {'init': hash_weights(initial)}, initial)
+    return Start(resolved, tokenizer, Initialization(given.init, {'init': hash_weights(initial)}, initial, _load))
 
 
 def _load(init: str) -> Pretrained:
@@ -118,8 +114,8 @@ def _load(init: str) -> Pretrained:
     if seeds_of(directory):
         trained = load_finetuned(choose_seed(directory), step)
         architecture, params = ARCHITECTURES[trained.model.kind], nnx.state(trained.model, nnx.Param)
-        table, vocab_size = hugging_face.TASK_TABLES[architecture], trained.tokenizer.vocab_size
-        tensors = hugging_face.to_tensors(params, trained.config, vocab_size, table)
+        table, vocab_size = tensor_names.TASK_TABLES[architecture], trained.tokenizer.vocab_size
+        tensors = tensor_names.to_tensors(params, trained.config, vocab_size, table)
         return _without_head(tensors, architecture, trained.config, trained.tokenizer, vocab_size, Path(directory))
     path = Path(directory)
     if (architecture := _task_architecture(path)) is None:
@@ -136,7 +132,7 @@ def _task_architecture(directory: Path) -> str | None:
     if identity.is_workdir(str(directory)) or not path.is_file():
         return None
     named = hugging_face.read_json(path, 'a Hugging Face BERT directory').get('architectures')
-    return next((name for name in named if name in hugging_face.TASK_TABLES), None) if isinstance(named, list) else None
+    return next((name for name in named if name in tensor_names.TASK_TABLES), None) if isinstance(named, list) else None
 
 
 def _without_head(
@@ -150,7 +146,7 @@ def _without_head(
     say(f'{where} is a {architecture}: its encoder is taken, its head is left out')
     encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(('classifier.', 'qa_outputs.'))}
     params, model, num_tokens = hugging_face.assemble(encoder, model, vocab_size, tokenizer.vocab_size, where)
-    return Pretrained(nnx.merge(model_graph(model, num_tokens), params), tokenizer, model, None)
+    return Pretrained(model_of(params, model, num_tokens), tokenizer, model, None)
 
 
 def _check(given: FinetuneConfig, tokenizer: Tokenizer, own: Tokenizer | None, model: config.Model) -> None:

@@ -5,15 +5,15 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from bert_jax import config
 from bert_jax.config.finetuning import METRICS, Task, Train
+from bert_jax.console import say
 from bert_jax.errors import BadInput
+from bert_jax.files import json_digest
 from bert_jax.finetune.rows import Rows
 from bert_jax.finetune.spans import open_spans
 from bert_jax.finetune.splits import Split, choose
 from bert_jax.finetune.tags import open_tags
 from bert_jax.finetune.texts import open_texts
-from bert_jax.runtime.processes import say
 from bert_jax.text.tokenizer import Tokenizer
 
 
@@ -67,10 +67,10 @@ def open_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
     if predict:
         _tell(split_name(task.predict), predict)
     rows = choose(learnt.rows, learnt.example, train.max_examples)
-    contents = [rows.digest(), labels, *(split.content() for split in validation.values())]
+    contents = [rows.content_hash(), labels, *(split.content() for split in validation.values())]
     num_outputs = {'regression': 1, 'spans': 2}.get(task.kind, len(labels))
     metrics = task.metrics or METRICS[task.kind][:1]
-    return TaskData(labels, num_outputs, rows, validation, predict, metrics, config.digest(contents))
+    return TaskData(labels, num_outputs, rows, validation, predict, metrics, json_digest(contents))
 
 
 def split_name(source: str) -> str:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Reading, Record
+from bert_jax.data.labelled import Reading, Record, sorted_labels, unknown_label
 from bert_jax.errors import BadInput
 from bert_jax.finetune import metrics
 from bert_jax.finetune.rows import make_rows
-from bert_jax.finetune.splits import Split, json_lines, sorted_labels, unknown_label
+from bert_jax.finetune.splits import Split, json_lines
 from bert_jax.text.tokenizer import Tokenizer
 
 _AT_ONCE = 4096  # texts encoded together

@@ -6,20 +6,17 @@ seed-N/results.json             figures of the last step; there when the run is 
 seed-N/predictions-SPLIT.…      what the model says about each example
 """
 
-import dataclasses
 import json
 from typing import Any
 
 from etils import epath
 
+from bert_jax.config.fields import identity_of
 from bert_jax.config.finetuning import FinetuneConfig, resolve
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.workdir import identity
-
-_COVERED_BY_CONTENT = ('directory', 'train', 'validation', 'predict', 'text', 'text_pair', 'label', 'columns', 'labels')
-_NOT_IN_FINGERPRINT = ('bad_records', 'token_prefix', 'metrics')
 
 
 def seed_workdir(workdir: str, seed: int) -> str:
@@ -55,23 +52,19 @@ def read_run(workdir: str) -> FinetuneConfig:
 
 def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, steps: int) -> dict[str, Any]:
     """What must not change when a fine-tune is continued: content, never paths, mesh, microbatches or intervals."""
-    task, model = dataclasses.asdict(config.task), dataclasses.asdict(config.model)
-    for name in (*_COVERED_BY_CONTENT, *_NOT_IN_FINGERPRINT):
-        del task[name]
-    for execution in ('remat', 'scan_layers', 'attention'):
-        del model[execution]
-    sections = {'task': task, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
-    flat = {f'{section}.{name}': value for section, values in sections.items() for name, value in values.items()}
-    if config.reinitialized_layers:
-        flat['reinitialized_layers'] = config.reinitialized_layers
-    return flat | {
+    found = {
+        **identity_of('task', config.task),
+        **identity_of('model', config.model),
+        **identity_of('optimizer', config.optimizer),
+        **identity_of('train', config.train),
+        'train.steps': steps,
         'data': data.content_hash,
         'labels': list(data.labels),
         'tokenizer': tokenizer_hash,
-        'train.seed': config.train.seed,
-        'train.steps': steps,
-        'train.global_batch_size': config.train.global_batch_size,
     }
+    if config.reinitialized_layers:
+        found['reinitialized_layers'] = config.reinitialized_layers
+    return found
 
 
 def write_plan(workdir: str, num_seeds: int) -> None:

@@ -1,18 +1,20 @@
-"""Multi-head self-attention inside sequences, and which program works it out.
+"""Multi-head self-attention within sequences, and the choice of its implementation.
 
 `B` rows, `L` positions, `D` hidden, `H` heads, `K` head size.
 
-| compiled for | program | wants |
+| compiled for | implementation | requires |
 |---|---|---|
 | TPU | `tpu_attention` (Pallas): scores stay on the chip, dropout as everywhere | L a multiple of 128, at most 4096 |
-| GPU, a row one sequence | cuDNN, by the lengths of the sequences | bfloat16, no attention dropout |
-| GPU, packed rows, or no cuDNN | jax's Pallas kernel, by the ids of the sequences | the same, L a multiple of 128 |
-| else | `plain`: scores and weights [B, H, L, L] go through memory | nothing |
+| GPU, one sequence per row | cuDNN, by sequence lengths | bfloat16, no attention dropout |
+| GPU, packed rows or no cuDNN | jax's Pallas kernel, by sequence ids | the same, L a multiple of 128 |
+| anything else | `reference`: scores and weights [B, H, L, L] in memory | nothing |
 """
 
 import functools
 import importlib
+import re
 import types
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -21,12 +23,14 @@ from jax.sharding import AxisType, PartitionSpec
 
 from bert_jax.errors import BadInput
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.products import multiply, permuted, target_platform
+from bert_jax.model.matmul import matmul, transpose
+from bert_jax.model.platform import target_platform
 
 _SITE = 1  # of dropout in a layer
 _GPU_BLOCK = 128
-_FOR_TPU, _FOR_GPU = 'bert_jax.model.tpu_attention', 'jax.experimental.pallas.ops.gpu.attention'
-_PLAINLY = '--config.model.attention=plain'
+_TPU_KERNELS = 'bert_jax.model.tpu_attention'
+_GPU_KERNELS = 'jax.experimental.pallas.ops.gpu.attention'
+_USE_REFERENCE = '--config.model.attention=plain'
 
 
 def attend(
@@ -37,19 +41,21 @@ def attend(
     num_heads: int,
     rate: float,
     key: DropoutKey | None,
-    how: str,
+    implementation: str,
     is_packed: bool,
 ) -> jax.Array:
-    """[B, L, D]: softmax(q k' / sqrt(K)), dropped out, times v, for each head; in padding anything that is finite.
+    """softmax(q k' / sqrt(K)) v of each head, [B, L, D], with dropout of the weights; padding gets any finite values.
 
     Args:
-      q, k, v: [B, L, D].  sequence_ids: [B, L] int32; positions see those of their own id; 0 is padding.
-      rate: of the dropout of weights; without a key there is none.
-      how: `config.Model.attention`.  is_packed: False where each row is one sequence, padding after it.
+      q, k, v: [B, L, D].
+      sequence_ids: [B, L] int32; a position sees those with its own id; 0 is padding.
+      rate: of the dropout; without a key there is none.
+      implementation: `config.Model.attention`: 'auto' takes a kernel where one supports this, 'plain' never does.
+      is_packed: False if each row is one sequence followed by padding.
 
     Raises:
-      BadInput: when `how` is 'fused' and the platform that is compiled for has no kernel for this; a CPU has none
-        for anything, and computes plainly.
+      BadInput: if `implementation` is 'fused' and the target platform has kernels, but none that supports this. A CPU
+        has none and always runs the reference.
     """
     rate = 0.0 if key is None else rate
     platform = target_platform()
@@ -57,35 +63,37 @@ def attend(
     is_split = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get('tensor') == AxisType.Auto
     num_parts = mesh.shape['tensor'] if is_split else 1
     own, size = num_heads // num_parts, q.shape[-1] // num_heads
-    reason = None if how == 'plain' else why_plain(platform, q.shape[1], own, size, str(q.dtype), rate, is_packed)
-    if reason and how == 'fused' and platform in _KERNELS:
-        raise BadInput('config.model.attention', f"is 'fused', and {reason[0]}", 'what a kernel suits', reason[1])
-    if reason or how == 'plain':
-        return plain(q, k, v, sequence_ids, num_heads, rate, key)
+    if implementation == 'plain':
+        return reference(q, k, v, sequence_ids, num_heads, rate, key)
+    reason = unsupported_reason(platform, q.shape[1], own, size, str(q.dtype), rate, is_packed)
+    if reason and implementation == 'fused' and platform in _KERNELS:
+        raise BadInput('config.model.attention', f"is 'fused', and {reason[0]}", 'what a kernel supports', reason[1])
+    if reason:
+        return reference(q, k, v, sequence_ids, num_heads, rate, key)
     row_keys = key.of_rows(_SITE) if rate else jnp.zeros(q.shape[0], jnp.uint32)
     run = functools.partial(_KERNELS[platform], own, rate, is_packed)
     first_heads = jnp.arange(0, num_heads, own, dtype=jnp.uint32)  # of each device on the tensor axis
     return (_by_heads(run) if num_parts > 1 else run)(q, k, v, sequence_ids, row_keys, first_heads)
 
 
-def why_plain(
-    platform: str | None, length: int, num_heads: int, head_size: int, dtype: str, rate: float, is_packed: bool
+def unsupported_reason(
+    platform: str, length: int, num_heads: int, head_size: int, dtype: str, rate: float, is_packed: bool
 ) -> tuple[str, str] | None:
-    """(What keeps a kernel from being used, what would mend it); None where one is.
+    """(why no kernel supports this, how to change that), or None if one does.
 
     Args:
-      platform: 'tpu', 'gpu', or another, which has no kernels.  num_heads: of one device.  rate: of dropout.
+      platform: 'tpu' or 'gpu'; others have no kernels.  num_heads: on one device.  rate: of attention dropout.
     """
     if platform == 'tpu':
-        tpu_attention = _kernels(_FOR_TPU)
+        tpu_attention = _kernels(_TPU_KERNELS)
         if tpu_attention is None:
-            return f'jax {jax.__version__} makes no kernels for TPUs as this version does', _PLAINLY
+            return f'jax {jax.__version__} makes no kernels for TPUs as this version does', _USE_REFERENCE
         if tpu_attention.suits(length, num_heads, head_size):
             return None
         found = f'a TPU has no kernel for rows of {length}, {num_heads} heads of {head_size} on a device'
         return found, f'data.sequence_length a multiple of 128, at most {tpu_attention.LONGEST}; heads of 64 or 128'
     if platform != 'gpu':
-        return f'there is no kernel for {platform}', _PLAINLY
+        return f'there is no kernel for {platform}', _USE_REFERENCE
     if rate:
         return 'the kernels of a GPU drop nothing out', '--config.model.attention_dropout_rate=0.0'
     if dtype != 'bfloat16':
@@ -94,15 +102,15 @@ def why_plain(
         return f'the kernels of a GPU have no heads of {head_size}', 'num_heads so that a head has 64'
     if not is_packed and _is_cudnn_here():
         return None
-    if _kernels(_FOR_GPU) is None:
+    if _kernels(_GPU_KERNELS) is None:
         found = f'cuDNN is not found, or rows are packed, for which jax {jax.__version__} brings no kernel'
-        return found, _PLAINLY
+        return found, _USE_REFERENCE
     if length % _GPU_BLOCK:
         return f'rows of {length} go by their ids', f'data.sequence_length a multiple of {_GPU_BLOCK}'
     return None
 
 
-def plain(
+def reference(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -111,13 +119,13 @@ def plain(
     rate: float = 0.0,
     key: DropoutKey | None = None,
 ) -> jax.Array:
-    """What the kernels are held against; softmax in float32. Arguments as of `attend`."""
+    """Attention in ordinary JAX, with a float32 softmax; kernels are tested against it. Arguments as of `attend`."""
     q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))  # BLHK
-    scores = multiply(permuted(q, (0, 2, 1, 3)), permuted(k, (0, 2, 3, 1))) * q.shape[-1] ** -0.5
+    scores = matmul(transpose(q, (0, 2, 1, 3)), transpose(k, (0, 2, 3, 1))) * q.shape[-1] ** -0.5
     sees = (sequence_ids[:, :, None] == sequence_ids[:, None, :]) & (sequence_ids[:, None, :] > 0)  # BLM
     scores = jnp.where(sees[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1).astype(v.dtype), rate, key, _SITE)
-    attended = permuted(multiply(weights, permuted(v, (0, 2, 1, 3))).astype(v.dtype), (0, 2, 1, 3))
+    attended = transpose(matmul(weights, transpose(v, (0, 2, 1, 3))).astype(v.dtype), (0, 2, 1, 3))
     return attended.reshape(*attended.shape[:2], -1)
 
 
@@ -132,7 +140,7 @@ def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def _on_tpu(num_heads: int, rate: float, _: bool, *arguments: jax.Array) -> jax.Array:
-    return _kernels(_FOR_TPU).attend(*arguments, num_heads=num_heads, rate=rate)
+    return _kernels(_TPU_KERNELS).attend(*arguments, num_heads=num_heads, rate=rate)
 
 
 def _on_gpu(
@@ -148,7 +156,7 @@ def _on_gpu(
     heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
     if is_packed or not _is_cudnn_here():
         q, k, v = (x.reshape(heads) for x in (q, k, v))
-        return _kernels(_FOR_GPU).mha(q, k, v, sequence_ids, sm_scale=heads[-1] ** -0.5).reshape(*heads[:2], -1)
+        return _kernels(_GPU_KERNELS).mha(q, k, v, sequence_ids, sm_scale=heads[-1] ** -0.5).reshape(*heads[:2], -1)
     # What cuDNN leaves past a sequence is not said: zeros go in (so that gradients there are 0), and come out.
     is_real = sequence_ids[..., None] > 0
     q, k, v = (jnp.where(is_real, x, 0).reshape(heads) for x in (q, k, v))
@@ -176,13 +184,16 @@ def _is_cudnn_here() -> bool:
 
 @functools.cache
 def _kernels(module: str) -> types.ModuleType | None:
-    """A module of kernels, imported only for a device that has a use for it; None where this jax has moved what it is
-    made of, which is experimental there.
+    """A module of kernels, imported only for a device that runs them; None if this version of jax lacks what it needs,
+    which is experimental.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        return None
+    with warnings.catch_warnings():
+        # jax 0.12 recommends tokamax instead of its own GPU kernel; tokamax requires Python 3.12.
+        warnings.filterwarnings('ignore', f'{re.escape(_GPU_KERNELS)} is deprecated', DeprecationWarning)
+        try:
+            return importlib.import_module(module)
+        except ImportError:
+            return None
 
 
 _KERNELS = {'tpu': _on_tpu, 'gpu': _on_gpu}

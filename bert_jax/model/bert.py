@@ -13,13 +13,15 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, parameter, truncated_normal
-from bert_jax.model.products import project
+from bert_jax.model.inputs import Inputs
+from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, parameter, stack, truncated_normal
+from bert_jax.model.matmul import Matmul, project
 
 VOCABULARY_MULTIPLE = 128
 
 
 Build = Callable[[config.Model, int, nnx.Rngs], nnx.Module]  # a model from its sizes and its vocabulary size
+Gather = Callable[[nnx.State], nnx.State]  # the whole weights of a layer, from the parts that a device holds
 
 
 def padded_vocab_size(vocab_size: int) -> int:
@@ -40,12 +42,10 @@ class Embeddings(nnx.Module):
         self.norm = LayerNorm(size, model.layer_norm_eps, model.dtype)
         self.rate = model.dropout_rate
 
-    def __call__(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, key: DropoutKey | None
-    ) -> jax.Array:
+    def __call__(self, inputs: Inputs, key: DropoutKey | None) -> jax.Array:
         types = self.token_type[...]
-        x = self.word[...][input_ids] + self.position[...][position_ids]
-        x = x + types[0] + token_type_ids[..., None] * (types[1] - types[0])
+        x = self.word[...][inputs.input_ids] + self.position[...][inputs.position_ids]
+        x = x + types[0] + inputs.token_type_ids[..., None] * (types[1] - types[0])
         return dropout(self.norm(x), self.rate, key and key.at(0), site=0)
 
 
@@ -53,24 +53,29 @@ class Encoder(nnx.Module):
     """N layers whose parameters are stacked along a first dim, run by one `jax.lax.scan` or unrolled."""
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
-        @nnx.split_rngs(splits=model.num_layers)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def create(rngs: nnx.Rngs) -> EncoderLayer:
-            return EncoderLayer(model, rngs)
-
-        self.layers = create(rngs)
+        self.layers = stack(lambda rngs: EncoderLayer(model, rngs), model.num_layers, rngs)
         self.num_layers, self.remat, self.scan = model.num_layers, model.remat, model.scan_layers
-        self.at_use: Callable[[nnx.State], nnx.State] | None = None  # whole weights of a layer from split ones
 
-    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        sequence_ids: jax.Array,
+        key: DropoutKey | None,
+        is_packed: bool,
+        gather: Gather | None = None,
+    ) -> jax.Array:
+        """[B, L, D] -> [B, L, D].
+
+        gather: applied to each layer's weights where they are used, and again in the backward pass.
+        """
         graph, stacked = nnx.split(self.layers)
 
         def run(x: jax.Array, numbered: tuple) -> tuple[jax.Array, None]:
             number, weights = numbered
-            weights = self.at_use(weights) if self.at_use else weights
+            weights = gather(weights) if gather else weights
             return nnx.merge(graph, weights)(x, sequence_ids, key and key.at(number), is_packed), None
 
-        if self.remat != 'none' or self.at_use:
+        if self.remat != 'none' or gather:
             keep = {'none': _keep_activations, 'dots': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims}
             keep = keep.get(self.remat)
             run = jax.checkpoint(run, policy=keep, prevent_cse=not self.scan)
@@ -96,19 +101,19 @@ class Bert(nnx.Module):
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        token_type_ids: jax.Array,
-        sequence_ids: jax.Array,
-        position_ids: jax.Array,
+        inputs: Inputs,
         key: DropoutKey | None = None,
         is_packed: bool = True,
+        gather: Gather | None = None,
     ) -> jax.Array:
-        """Contextual vectors [B, L, D]; all arrays [B, L] int32; without a key nothing is dropped out.
+        """Contextual vectors [B, L, D]; without a key nothing is dropped out.
 
-        is_packed: False promises that each row is one sequence, padding after it.
+        Args:
+          is_packed: False promises that each row is one sequence followed by padding.
+          gather: as of `Encoder`.
         """
-        x = self.embeddings(input_ids, token_type_ids, position_ids, key)
-        return self.encoder(x, sequence_ids, key, is_packed)
+        x = self.embeddings(inputs, key)
+        return self.encoder(x, inputs.sequence_ids, key, is_packed, gather)
 
     def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """tanh of a dense layer over the [CLS] vectors: [B, L, D], [B, E] -> [B, E, D]."""
@@ -147,17 +152,17 @@ class BertForPreTraining(nnx.Module):
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        token_type_ids: jax.Array,
-        sequence_ids: jax.Array,
-        position_ids: jax.Array,
+        inputs: Inputs,
         masked_lm_positions: jax.Array,
         cls_positions: jax.Array,
         key: DropoutKey | None = None,
+        gather: Gather | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """(MLM logits [B, P, V], NSP logits [B, E, 2]), both float32."""
-        is_packed = cls_positions.shape[1] > 1
-        hidden = self.bert(input_ids, token_type_ids, sequence_ids, position_ids, key, is_packed)
+        """(MLM logits [B, P, V], NSP logits [B, E, 2]), both float32; positions are [B, P] and [B, E] int32.
+
+        gather: as of `Encoder`.
+        """
+        hidden = self.bert(inputs, key, is_packed=cls_positions.shape[1] > 1, gather=gather)
         return self.mlm_logits(hidden, masked_lm_positions), self.nsp_logits(hidden, cls_positions)
 
 
@@ -171,3 +176,40 @@ def num_parameters(model: config.Model, vocab_size: int) -> int:
     shapes = nnx.eval_shape(lambda: BertForPreTraining(model, vocab_size, nnx.Rngs(0)))
     total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
     return total - (padded_vocab_size(vocab_size) - vocab_size) * (model.hidden_size + 1)
+
+
+def matmuls(
+    model: config.Model,
+    vocab_size: int,
+    *,
+    rows: int,
+    length: float,
+    visible_length: float,
+    predictions: int,
+    sequences: int,
+    tensor: int = 1,
+) -> list[Matmul]:
+    """The matmuls of one forward pass of `BertForPreTraining`, the one list that all counts of work derive from.
+
+    Args:
+      vocab_size: columns of the vocabulary projection, padded or not.
+      length: positions of a row.  visible_length: of them, those that a position attends to.
+      predictions: slots of the masked-LM head in all rows.  sequences: slots of the pooler in all rows.
+      tensor: devices that heads, intermediate layer and vocabulary are split over; the matmuls are those of one.
+    """
+    layers, size, tokens = model.num_layers, model.hidden_size, rows * length
+    inner, num_heads = model.intermediate_size // tensor, model.num_heads // tensor
+    head_size = size // model.num_heads
+    heads_size = num_heads * head_size
+    return [
+        Matmul('query, key, value', 1, tokens, size, heads_size, 3 * layers),
+        Matmul('attention scores', rows * num_heads, length, head_size, visible_length, layers),
+        Matmul('attention values', rows * num_heads, length, visible_length, head_size, layers),
+        Matmul('attention output', 1, tokens, heads_size, size, layers),
+        Matmul('intermediate', 1, tokens, size, inner, layers),
+        Matmul('output', 1, tokens, inner, size, layers),
+        Matmul('masked-LM transform', 1, predictions, size, size, 1),
+        Matmul('vocabulary', 1, predictions, size, vocab_size // tensor, 1),
+        Matmul('pooler', 1, sequences, size, size, 1),
+        Matmul('next-sentence logits', 1, sequences, size, 2, 1),
+    ]

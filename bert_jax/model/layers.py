@@ -3,8 +3,11 @@
 `B` rows, `L` positions, `D` hidden, `F` intermediate.
 
 Parameters are float32; a module computes in its `dtype`, layer norms in float32. Every
-parameter names its dims in its metadata (`logical_axes`), which `train/sharding.py` maps onto a mesh.
+parameter names its dims in its metadata (`logical_axes`), which `train/sharding.py` maps onto a mesh. The first name of
+parameters that are stacked over layers is `LAYERS`.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +16,9 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.model.attention import attend
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.products import project
+from bert_jax.model.matmul import project
 
+LAYERS = 'layers'  # the logical axis of a stack of layers
 KERNEL_INIT_BOUND = 2.0  # the original's truncated_normal keeps within two standard deviations
 
 
@@ -30,6 +34,30 @@ def truncated_normal(stddev: float) -> nnx.Initializer:
 def parameter(value: jax.Array, *logical_axes: str) -> nnx.Param:
     """A parameter whose dims have names."""
     return nnx.Param(value, logical_axes=logical_axes)
+
+
+def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
+    """The names of a parameter's dims; those of what was derived from it (its sharding, its moments) too."""
+    return variable.get_metadata('logical_axes')
+
+
+def is_stacked(variable: nnx.Variable) -> bool:
+    """Whether a parameter holds the weights of several layers along its first dim."""
+    return logical_axes(variable)[0] == LAYERS
+
+
+def axes_in_layer(variable: nnx.Variable) -> tuple[str, ...]:
+    """The logical axes within one layer; of a parameter that is not stacked, all."""
+    names = logical_axes(variable)
+    return names[1:] if is_stacked(variable) else names
+
+
+def stack(create: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Layers as one module whose parameters have a first dim `LAYERS`; each layer draws its own."""
+    layers = nnx.split_rngs(splits=num_layers)(nnx.vmap(create, in_axes=0, out_axes=0))(rngs)
+    for _, variable in nnx.to_flat_state(nnx.state(layers, nnx.Param)):
+        variable.set_metadata(logical_axes=(LAYERS, *logical_axes(variable)))
+    return layers
 
 
 class Dense(nnx.Module):
@@ -64,7 +92,8 @@ class SelfAttention(nnx.Module):
     """Multi-head self-attention; a token sees the tokens of its own sequence only."""
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
-        self.num_heads, self.rate, self.how = model.num_heads, model.attention_dropout_rate, model.attention
+        self.num_heads, self.rate = model.num_heads, model.attention_dropout_rate
+        self.implementation = model.attention
         size, stddev = model.hidden_size, model.initializer_range
         into = {'axes': ('embed', 'heads'), 'stddev': stddev, 'dtype': model.dtype, 'rngs': rngs}
         self.query = Dense(size, size, **into)
@@ -75,7 +104,8 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
         """Args: as of `attend`; x [B, L, D]."""
         q, k, v = (dense(x) for dense in (self.query, self.key, self.value))
-        return self.output(attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.how, is_packed))
+        attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed)
+        return self.output(attended)
 
 
 @jax.checkpoint

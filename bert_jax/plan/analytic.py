@@ -15,14 +15,14 @@ from jax.sharding import AbstractMesh
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, max_sequences, num_predictions
-from bert_jax.model.attention import why_plain
-from bert_jax.model.bert import num_parameters, padded_vocab_size
-from bert_jax.plan.hlo import Collective, Operation, Work
+from bert_jax.model.attention import unsupported_reason
+from bert_jax.model.bert import matmuls, num_parameters, padded_vocab_size
+from bert_jax.model.matmul import Matmul, training_flops
+from bert_jax.plan.hlo import Operation, Work
+from bert_jax.plan.hlo_collectives import Collective
+from bert_jax.runtime.mesh import AXES, BATCH_AXES
 from bert_jax.train.memory import batch_shapes
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import AXES, BATCH_AXES
-from bert_jax.train.state import state_shardings
-from bert_jax.workdir.metrics import flops_per_step
+from bert_jax.train.program import build_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +53,25 @@ class Estimate:
 
 def full_flops(config: Config) -> float:
     """Model FLOPs of a step whose rows are all full, by the project's one count."""
+    return training_flops(_full_matmuls(config))
+
+
+def _full_matmuls(config: Config) -> list[Matmul]:
+    """Of the forward pass over a global batch whose rows are all full."""
     rows, length = config.train.global_batch_size, config.data.sequence_length
-    return flops_per_step(
+    return matmuls(
         config.model,
         config.tokenizer.vocab_size,
-        tokens=rows * length,
-        squared_lengths=rows * length**2,
+        rows=rows,
+        length=length,
+        visible_length=length,
         predictions=rows * num_predictions(config.data),
         sequences=rows * max_sequences(config.data),
     )
 
 
 def estimate(config: Config, sizes: dict[str, int], platform: str = 'cpu') -> Estimate:
-    """Args: sizes, of the mesh's axes (`sharding.mesh_sizes`); platform, that it is compiled for: tpu, gpu or cpu."""
+    """Args: sizes, of the mesh's axes (`mesh.mesh_sizes`); platform, that it is compiled for: tpu, gpu or cpu."""
     model = dataclasses.replace(config.model, remat='none', dtype='float32')  # what does not change the state
     state = _state(model, config.tokenizer.vocab_size, config.optimizer, config.train.steps, tuple(sizes.items()))
     batch = batch_shapes(config, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
@@ -101,7 +107,8 @@ def _state(
 ) -> _State:
     """The state of a run over the axes of a mesh; a search asks for it many times."""
     mesh = AbstractMesh(tuple(size for _, size in sizes), tuple(axis for axis, _ in sizes))
-    shapes, shardings = state_shardings(model, vocab_size, make_optimizer(optimizer, num_steps), mesh)
+    program = build_program(model, optimizer, config_module.Train(steps=num_steps), vocab_size, mesh)
+    shapes, shardings = program.shapes, program.shardings
     return _State(
         num_parameters(model, vocab_size),
         _device_bytes(shapes.params, shardings.params),
@@ -132,7 +139,7 @@ def _kept_per_token(config: Config, tensor: int, remat: str, platform: str) -> f
         return size * a
     if remat == 'dots':
         return size * (3 * a + 3 * a / tensor) + inner * a
-    # Inputs of six products; float32 values of two layer norms; two dropout masks. Scores, weights, their mask.
+    # Inputs of six matmuls; float32 values of two layer norms; two dropout masks. Scores, weights, their mask.
     is_fused = _is_fused(config, tensor, platform)
     masks = 2 * size * bool(model.dropout_rate) + scores * bool(model.attention_dropout_rate and not is_fused)
     attention = scores * (4 + a)
@@ -147,8 +154,8 @@ def _is_fused(config: Config, tensor: int, platform: str) -> bool:
     model, length = config.model, config.data.sequence_length
     heads, size = model.num_heads // tensor, model.hidden_size // model.num_heads
     rate, is_packed = model.attention_dropout_rate, max_sequences(config.data) > 1
-    suits = why_plain(platform, length, heads, size, model.dtype, rate, is_packed) is None
-    return model.attention != 'plain' and suits
+    is_supported = unsupported_reason(platform, length, heads, size, model.dtype, rate, is_packed) is None
+    return model.attention != 'plain' and is_supported
 
 
 def _activations(config: Config, sizes: dict[str, int], platform: str) -> float:
@@ -164,16 +171,16 @@ def _layer_and_logits(config: Config, sizes: dict[str, int], platform: str) -> f
 
 
 def _work(config: Config, sizes: dict[str, int], parameter_bytes: int, platform: str) -> Work:
-    """The step of one device, counted by hand: products, one pass over what a layer keeps in each direction, Adam."""
+    """The step of one device, counted by hand: matmuls, one pass over what a layer keeps in each direction, Adam."""
     model, micro = config.model, config.train.microbatches
     num_devices, tensor = math.prod(sizes.values()), sizes['tensor']
     rows, length = _rows(config, sizes), config.data.sequence_length
     tokens, layers = rows * length, model.num_layers * micro
-    products = full_flops(config) / num_devices
-    again = {'none': 0.0, 'dots': _attention_share(config) / 3, 'full': 1 / 3}[model.remat]
+    flops = full_flops(config) / num_devices
+    again = {'none': 0.0, 'dots': _batched_share(config) / 3, 'full': 1 / 3}[model.remat]
     moved = tokens * _kept_per_token(config, tensor, 'none', platform)
     operations = (
-        Operation(products * (1 + again) / layers, 0.0, layers),
+        Operation(flops * (1 + again) / layers, 0.0, layers),
         Operation(0.0, 2 * moved, layers),  # forward: written and read
         Operation(0.0, 3 * moved * (1 + again), layers),  # backward: read, written and read
         Operation(0.0, 3 * _layer_and_logits(config, sizes, platform), micro),
@@ -182,10 +189,10 @@ def _work(config: Config, sizes: dict[str, int], parameter_bytes: int, platform:
     return Work(operations, tuple(_collectives(config, sizes, parameter_bytes, tokens)), 0)
 
 
-def _attention_share(config: Config) -> float:
-    """Of the FLOPs, what the scores and their use take."""
-    squared = config.train.global_batch_size * config.data.sequence_length**2
-    return 12 * config.model.num_layers * config.model.hidden_size * squared / full_flops(config)
+def _batched_share(config: Config) -> float:
+    """The share of the FLOPs that `remat=dots` computes again: matmuls with a batch dim, which are attention's."""
+    forward = _full_matmuls(config)
+    return training_flops([matmul for matmul in forward if matmul.batch > 1]) / training_flops(forward)
 
 
 def _collectives(config: Config, sizes: dict[str, int], parameter_bytes: int, tokens: int) -> list[Collective]:

@@ -1,39 +1,33 @@
-"""How fast the real train step runs on what is here, next to what its matrix products alone would take.
-
-`T` tokens of a microbatch on one device, `D` hidden, `F` intermediate, `H` heads, `K` head size, `L` positions, `P`
-predictions and `E` sequences per row, `V` vocabulary.
-"""
+"""How fast the real train step runs on this machine, compared with the time that its matmuls alone take."""
 
 import dataclasses
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from bert_jax.config import Config, in_phases, is_records, max_sequences, num_predictions, row_lengths
-from bert_jax.data.batches import Batch, Stream, prefetch
+from bert_jax.config import Config, in_phases, is_records, max_sequences, row_lengths
+from bert_jax.data.batches import Batch, Stream
+from bert_jax.data.device_batches import device_batches
 from bert_jax.data.random_rows import RandomRows
 from bert_jax.data.streams import open_streams
-from bert_jax.model.bert import num_parameters, padded_vocab_size
-from bert_jax.model.products import sums_in
-from bert_jax.runtime.devices import peak_memory
-from bert_jax.train.memory import batch_shapes, settle
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import local_rows, make_global, mesh_of_run
-from bert_jax.train.state import init_state, model_graph, state_shardings
-from bert_jax.train.step import make_train_step
-from bert_jax.workdir.metrics import flops_per_step, published_peak_flops
+from bert_jax.model.bert import num_parameters
+from bert_jax.plan.matmuls import MatmulTimer, timer
+from bert_jax.runtime.devices import peak_memory, published_peak_flops
+from bert_jax.runtime.mesh import mesh_of_run
+from bert_jax.train.memory import batch_shapes, resolve_microbatches
+from bert_jax.train.program import build_program
+from bert_jax.train.speed import flops_per_step
 
 _WARM_UP, _FEWEST_ROUNDS, _ROUND_S = 3, 5, 1.0
-_SQUARE = 2048  # of the product that a CPU's MFU is against
+_SQUARE = 2048  # of the matmul that a CPU's MFU is relative to
 _COUNTED_BATCHES = 8  # for each length of rows
+_FOR_EVER = 2**31 - 1  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +35,8 @@ class Bench:
     """Medians over rounds; tokens and sequences are real ones. peak_memory_bytes: of a device where jax tells (GPU,
     TPU), else the highest resident size of this process, compiler and Python included.
 
-    mfu: model FLOPs against the published bfloat16 peak, on a CPU against a large product of its own; None if unknown.
-    ceiling_fraction: of a step's time, what its matrix products take by themselves, at the run's shapes and type.
+    mfu: model FLOPs relative to the published bfloat16 peak, on a CPU to a large matmul of its own; None if unknown.
+    ceiling_fraction: what a step's matmuls take by themselves, at the run's shapes and type, as a share of its time.
     """
 
     device: str
@@ -78,22 +72,22 @@ def bench(config: Config, seconds: float) -> Bench:
     stream, vocab_size, data = _stream(config)
     config = dataclasses.replace(config, data=stream.data)
     mesh = mesh_of_run(config)
-    config = settle(config, mesh, vocab_size)
+    config = resolve_microbatches(config, mesh, vocab_size)
     batches = [stream.batch(step) for step in range(_COUNTED_BATCHES * len(row_lengths(config.data)))]
     counts, lengths = count(config, vocab_size, batches), [batch.input_ids.shape[1] for batch in batches]
     run = Run(config, vocab_size, stream, mesh)
     run.steps(_WARM_UP)
     peak, is_resident = peak_memory()
     num_steps = max(1, round(_ROUND_S / max(run.steps(1).seconds, 1e-4)))
-    alone = [(lengths.count(n), Products(_of_length(config, n), vocab_size, mesh)) for n in sorted({*lengths})]
-    square = _square_product(mesh, config.model.dtype)
+    alone = [(lengths.count(n), MatmulTimer(_of_length(config, n), vocab_size, mesh)) for n in sorted({*lengths})]
+    square = _square_matmul(mesh, config.model.dtype)
     samples, alone_samples, square_samples, started = [], [], [], time.perf_counter()
     while len(samples) < _FEWEST_ROUNDS or time.perf_counter() - started < seconds:
         samples.append(run.steps(num_steps))
-        alone_samples.append(sum(share * products.seconds() for share, products in alone) / len(lengths))
+        alone_samples.append(sum(share * matmuls.seconds() for share, matmuls in alone) / len(lengths))
         square_samples.append(square())
     step_seconds = statistics.median(sample.seconds for sample in samples)
-    products_seconds, square_flops = statistics.median(alone_samples), 1 / statistics.median(square_samples)
+    matmul_seconds, square_flops = statistics.median(alone_samples), 1 / statistics.median(square_samples)
     peak_flops = square_flops if jax.default_backend() == 'cpu' else published_peak_flops()
     return Bench(
         device=jax.devices()[0].device_kind,
@@ -110,8 +104,8 @@ def bench(config: Config, seconds: float) -> Bench:
         real_slots=counts.tokens / (stream.batch_size * statistics.mean(lengths)),
         flops_per_step=counts.flops,
         mfu=counts.flops / step_seconds / peak_flops if peak_flops else None,
-        ceiling_fraction=products_seconds / step_seconds,
-        products_seconds=products_seconds,
+        ceiling_fraction=matmul_seconds / step_seconds,
+        products_seconds=matmul_seconds,
         square_product_flops=square_flops,
         compile_seconds=run.compile_seconds,
         peak_memory_bytes=peak,
@@ -173,25 +167,15 @@ class Run:
     """A run with new weights: its step compiled (never from a cache), its loader running ahead."""
 
     def __init__(self, config: Config, vocab_size: int, stream: Stream, mesh: Mesh):
-        optimizer = make_optimizer(config.optimizer, config.train.steps)
-        _, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
-        step = make_train_step(
-            model_graph(config.model, vocab_size),
-            optimizer,
-            make_schedule(config.optimizer, config.train.steps),
-            mesh,
-            shardings,
-            seed=config.train.seed,
-            microbatches=config.train.microbatches,
-        )
-        self._batches = _on_devices(stream, mesh)
-        self._state = init_state(config.model, vocab_size, optimizer, mesh, config.train.seed)
+        program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh)
+        self._batches = device_batches(stream, mesh, 0, _FOR_EVER)
+        self._state = program.init_state(config.train.seed)
         self._compiled: dict[int, Callable] = {}
         with _no_compilation_cache():
             start = time.perf_counter()
             for length in row_lengths(config.data):
                 batch = batch_shapes(_of_length(config, length), mesh)
-                self._compiled[length] = step.lower(self._state, batch).compile()
+                self._compiled[length] = program.lower(batch).compile()
             self.compile_seconds = time.perf_counter() - start
 
     def steps(self, count: int) -> Sample:
@@ -200,18 +184,12 @@ class Run:
         start = time.perf_counter()
         for _ in range(count):
             asked = time.perf_counter()
-            batch = next(self._batches)
+            _, batch = next(self._batches)
             if metrics is None or metrics['loss'].is_ready():
                 waited += time.perf_counter() - asked
             self._state, metrics = self._compiled[batch.input_ids.shape[1]](self._state, batch)
         jax.block_until_ready((self._state, metrics))
         return Sample((time.perf_counter() - start) / count, waited / count)
-
-
-def _on_devices(stream: Stream, mesh: Mesh) -> Iterator[Batch]:
-    rows = local_rows(mesh, stream.batch_size)
-    for batch in prefetch(stream, 0, 2**31 - 1, rows):
-        yield make_global(batch, rows, mesh, stream.batch_size)
 
 
 class _no_compilation_cache:  # noqa: N801  reads as a statement
@@ -225,93 +203,10 @@ class _no_compilation_cache:  # noqa: N801  reads as a statement
         jax.config.update('jax_enable_compilation_cache', self._before)
 
 
-# --- The ceiling. ---
-
-
-class Product(NamedTuple):
-    """A product [batch, m, k] x [batch, k, n] of the forward pass, and how often a step makes it on one device."""
-
-    name: str
-    batch: int
-    m: int
-    k: int
-    n: int
-    count: int
-
-
-def products(config: Config, vocab_size: int, sizes: dict[str, int]) -> list[Product]:
-    """The matrix products of a step's forward pass on one device of a mesh; the backward pass has two for each."""
-    model, data, micro = config.model, config.data, config.train.microbatches
-    rows = config.train.global_batch_size // micro // sizes['data'] // sizes['fsdp']
-    T, L, D = rows * data.sequence_length, data.sequence_length, model.hidden_size
-    F, heads = model.intermediate_size // sizes['tensor'], model.num_heads // sizes['tensor']
-    K, layers = D // model.num_heads, model.num_layers * micro
-    slots, V = rows * num_predictions(data), padded_vocab_size(vocab_size) // sizes['tensor']
-    return [
-        Product('query, key, value', 1, T, D, heads * K, 3 * layers),
-        Product('scores', rows * heads, L, K, L, layers),
-        Product('weighted values', rows * heads, L, L, K, layers),
-        Product('attention output', 1, T, heads * K, D, layers),
-        Product('intermediate', 1, T, D, F, layers),
-        Product('output', 1, T, F, D, layers),
-        Product('masked-LM transform', 1, slots, D, D, micro),
-        Product('vocabulary', 1, slots, D, V, micro),
-        Product('pooler', 1, rows * max_sequences(data), D, D, micro),
-    ]
-
-
-class Products:
-    """The matrix products of a step alone, forward and backward, each compiled by itself. flops: of one device."""
-
-    def __init__(self, config: Config, vocab_size: int, mesh: Mesh):
-        self._timed: list[tuple[int, Callable[[], float]]] = []
-        dtype, listed = config.model.dtype, products(config, vocab_size, dict(mesh.shape))
-        self.flops = 3.0 * sum(2 * batch * m * k * n * count for _, batch, m, k, n, count in listed)
-        for _, batch, m, k, n, count in listed:
-            self._timed += [(count, _timer(batch, *sizes, dtype, mesh)) for sizes in ((m, k, n), (m, n, k), (k, m, n))]
-
-    def seconds(self) -> float:
-        """Each timed once, times how often a step makes it."""
-        return sum(count * timer() for count, timer in self._timed)
-
-
-def _everywhere(shape: tuple[int, ...], dtype: str, mesh: Mesh) -> jax.Array:
-    """An array of this shape on every device: [devices, …]."""
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    return jax.jit(lambda: jnp.full((mesh.size, *shape), 0.01, dtype), out_shardings=sharding)()
-
-
-def _timer(batch: int, m: int, k: int, n: int, dtype: str, mesh: Mesh) -> Callable[[], float]:
-    """Seconds of one [batch, m, k] x [batch, k, n], on all devices at once; a short one is repeated until a clock can
-    tell. Both factors lie in memory as the product likes them best; it comes out as in the model.
-    """
-    per_device = PartitionSpec(mesh.axis_names)
-    x, w = (_everywhere((batch, *shape), dtype, mesh) for shape in ((m, k), (k, n)))
-
-    def local(x: jax.Array, w: jax.Array) -> jax.Array:
-        factors = (x[0, 0], w[0, 0]) if batch == 1 else (x[0], w[0])
-        return jnp.matmul(*factors, preferred_element_type=sums_in(dtype))[None]
-
-    product = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(per_device, per_device), out_specs=per_device))
-    product(x, w).block_until_ready()
-    start = time.perf_counter()
-    product(x, w).block_until_ready()
-    repeats = max(1, math.ceil(2e-3 / (time.perf_counter() - start)))
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            result = product(x, w)
-        result.block_until_ready()
-        return (time.perf_counter() - start) / repeats
-
-    return seconds
-
-
-def _square_product(mesh: Mesh, dtype: str) -> Callable[[], float]:
-    """Seconds of a FLOP in a large square product on all devices."""
-    timer = _timer(1, _SQUARE, _SQUARE, _SQUARE, dtype, mesh)
-    return lambda: timer() / (2.0 * _SQUARE**3 * mesh.size)
+def _square_matmul(mesh: Mesh, dtype: str) -> Callable[[], float]:
+    """A function that returns the seconds per FLOP of a large square matmul on all devices."""
+    seconds = timer(1, _SQUARE, _SQUARE, _SQUARE, dtype, mesh)
+    return lambda: seconds() / (2.0 * _SQUARE**3 * mesh.size)
 
 
 # --- For a terminal. ---
@@ -320,7 +215,7 @@ def _square_product(mesh: Mesh, dtype: str) -> Callable[[], float]:
 def describe(result: Bench) -> str:
     """What was measured, in a few lines."""
     axes = ', '.join(f'{axis}={size}' for axis, size in result.mesh.items())
-    against = 'its own product of 2048 x 2048' if result.device == 'cpu' else 'the published bfloat16 peak'
+    against = 'its own matmul of 2048 x 2048' if result.device == 'cpu' else 'the published bfloat16 peak'
     mfu = 'unknown' if result.mfu is None else f'{result.mfu:.1%} of {against}'
     held = 'this process held at most, compiler and Python included' if result.is_resident_size else 'of a device'
     return '\n'.join(
@@ -333,7 +228,7 @@ def describe(result: Bench) -> str:
             f'({result.fastest_seconds * 1e3:,.1f} to {result.slowest_seconds * 1e3:,.1f})',
             f'Speed: {result.tokens_per_second:,.0f} tokens/s, {result.sequences_per_second:,.1f} sequences/s',
             f'MFU: {mfu} ({result.square_product_flops / 1e9:,.0f} GFLOP/s measured)',
-            f'Ceiling: the matrix products alone take {result.products_seconds * 1e3:,.1f} ms, '
+            f'Ceiling: the matmuls alone take {result.products_seconds * 1e3:,.1f} ms, '
             f'{result.ceiling_fraction:.1%} of the step',
             f'Memory: {result.peak_memory_bytes / 2**30:.2f} GiB {held}',
             f'Waiting for input: {result.input_wait_fraction:.1%}',

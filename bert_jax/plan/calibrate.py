@@ -1,4 +1,4 @@
-"""The devices that are here as a target: the speed of a step's matrix products, of a copy, and of elementwise work."""
+"""This machine's devices as a target: the speed of a step's matmuls, of a copy, and of elementwise work."""
 
 import os
 import statistics
@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.config import Config
-from bert_jax.plan.bench import Products
+from bert_jax.plan.matmuls import MatmulTimer
 from bert_jax.plan.targets import Device, Target
-from bert_jax.train.sharding import mesh_of_run
+from bert_jax.runtime.mesh import mesh_of_run
 
 _COPIED_BYTES = {'cpu': 2**28}  # far more than a cache holds
-_REPEATS, _REPEATS_OF_PRODUCTS = 9, 3
+_REPEATS = 9
+_MATMUL_REPEATS = 3
 
 
 def here(config: Config) -> Target:
-    """What is measured: each matrix product at the run's sizes by itself, a copy, and on a CPU elementwise work."""
+    """Measures each matmul of the step by itself, a copy, and on a CPU elementwise work."""
     devices = jax.devices()
     platform, share = devices[0].platform, 1
     if platform == 'cpu':
@@ -26,7 +27,7 @@ def here(config: Config) -> Target:
         memory = usable = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / share
     else:
         memory = usable = devices[0].memory_stats()['bytes_limit']
-    flops = _product_flops(config)
+    flops = _matmul_flops(config)
     elementwise = (
         {'simple': _rate(_simple, 64), 'transcendental': _rate(_transcendental, 8)} if platform == 'cpu' else {}
     )
@@ -45,11 +46,10 @@ def here(config: Config) -> Target:
     return Target('here', device, (jax.process_count(), jax.local_device_count()))
 
 
-def _product_flops(config: Config) -> float:
-    """A device's matrix FLOP/s over all products of the step, each as often as the step makes it."""
-    mesh = mesh_of_run(config)
-    products = Products(config, config.tokenizer.vocab_size, mesh)
-    return products.flops / statistics.median(products.seconds() for _ in range(_REPEATS_OF_PRODUCTS))
+def _matmul_flops(config: Config) -> float:
+    """FLOP/s of one device over all matmuls of the step, each weighted by how often it occurs."""
+    matmuls = MatmulTimer(config, config.tokenizer.vocab_size, mesh_of_run(config))
+    return matmuls.flops / statistics.median(matmuls.seconds() for _ in range(_MATMUL_REPEATS))
 
 
 def _simple(x: jax.Array) -> jax.Array:

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 
 from bert_jax.config import Config
+from bert_jax.data.device_batches import device_batches
 from bert_jax.data.random_rows import RandomRows
 from bert_jax.runtime.devices import peak_memory
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import local_rows, make_global, make_mesh
-from bert_jax.train.state import init_state
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import build_program
 
 _STEPS = 5
 
@@ -41,13 +41,11 @@ class Measured:
 
 def measure(config: Config, compiled: Any) -> Measured:
     """Runs a compiled step (`program.compile_step`) on new weights and random ids; the median of some steps."""
-    mesh = make_mesh(config.mesh, config.model, config.train)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    state = init_state(config.model, config.tokenizer.vocab_size, optimizer, mesh, config.train.seed)
-    size = config.train.global_batch_size
-    rows = local_rows(mesh, size)
-    stream = RandomRows(config.data, config.tokenizer.vocab_size, batch_size=size, seed=config.train.seed)
-    batch = make_global(stream.batch(0, rows), rows, mesh, size)
+    train, vocab_size = config.train, config.tokenizer.vocab_size
+    mesh = make_mesh(config.mesh, config.model, train)
+    state = build_program(config.model, config.optimizer, train, vocab_size, mesh).init_state(train.seed)
+    stream = RandomRows(config.data, vocab_size, batch_size=train.global_batch_size, seed=train.seed)
+    [(_, batch)] = device_batches(stream, mesh, 0, 1)
     highest, is_resident_size = peak_memory()
     before = _resident_anew() if is_resident_size else None
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, batch)))

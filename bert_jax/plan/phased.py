@@ -54,17 +54,3 @@ def make_run_plan(config: Config, target_name: str) -> RunPlan:
     """
     phases = in_phases(config)
     return RunPlan(tuple(planning.make_plan(phase, planning.find_target(target_name, phase)) for phase in phases))
-
-
-def describe(run: RunPlan, price: float | None = None) -> str:
-    """For a terminal."""
-    if len(run.plans) == 1:
-        return planning.describe(run.plans[0], price)
-    parts = []
-    for number, plan in enumerate(run.plans, start=1):
-        parts += [f'--- Phase {number} of {len(run.plans)} ---', planning.describe(plan, price)]
-    seconds, num_devices = run.run_seconds, run.plans[0].target.num_devices
-    verdict = 'every phase fits' if all(plan.fits for plan in run.plans) else 'NOT every phase fits'
-    return '\n'.join(
-        [*parts, '--- The run ---', f'All phases, {verdict}: ' + planning.cost(seconds, num_devices, price)]
-    )

@@ -11,12 +11,12 @@ from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
 from bert_jax.plan.analytic import Estimate, estimate
 from bert_jax.plan.calibrate import here
-from bert_jax.plan.hlo import Collective
+from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.plan.measure import Measured, measure
 from bert_jax.plan.program import FULL, Program
 from bert_jax.plan.roofline import StepTime, step_time
-from bert_jax.plan.targets import GIB, Target, larger, parse
-from bert_jax.train.sharding import AXES, mesh_sizes
+from bert_jax.plan.targets import Target, larger, parse
+from bert_jax.runtime.mesh import AXES, mesh_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,104 +237,3 @@ def smallest_changes(plan: Plan) -> Iterator[str]:
 
 def _powers(above: int, most: int) -> list[int]:
     return [2**n for n in range(1, most.bit_length()) if above < 2**n <= most and most % 2**n == 0]
-
-
-# --- For a terminal. ---
-
-
-def describe(plan: Plan, price: float | None = None) -> str:
-    """The plan in a dozen lines; what is compiled and what is counted is said."""
-    config, target, time, required = plan.config, plan.target, plan.time, plan.required_bytes
-    device, hosts = target.device, target.num_hosts
-    axes = ', '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
-    source = 'compiled' if plan.program is not None else 'estimate'
-    spare = device.usable_bytes - required['total']
-    verdict = f'Fits, {_bytes(spare)} to spare' if plan.fits else 'Does NOT fit'
-    if not plan.fits and math.isfinite(spare):
-        verdict += f', {_bytes(-spare)} too much'
-    lines = [
-        f'{target.name}: {target.num_devices} x {device.name}, {hosts} host{"s" * (hosts > 1)}; mesh {axes}; '
-        f'microbatches {config.train.microbatches}, remat {config.model.remat}, {config.model.dtype}',
-        f'{verdict}: {_bytes(required["total"])} of the {_bytes(device.usable_bytes)} that a program may take of each '
-        f"device's {_bytes(device.memory_bytes)} ({source})",
-    ]
-    if plan.program is not None and plan.program.refused:
-        lines.append(f'  the compiler: {plan.program.refused}')
-    lines += [f'  {name:12} {_bytes(size):>11}' for name, size in required.items() if name != 'total']
-    lines += [f'  would fit: {change}' for change in ([] if plan.fits else smallest_changes(plan))]
-    lines += [
-        f'Model: {plan.estimate.parameters:,} parameters; {plan.estimate.flops_per_step:.4g} FLOPs a step',
-        f'Step: {_seconds(time.total)} (roofline of {"the compiled program" if plan.is_compiled else "an estimate"}): '
-        f'matrix products {_seconds(time.matrix)}, memory {_seconds(time.memory)}, waiting for collectives '
-        f'{_seconds(time.exposed)}, collectives beside computation {_seconds(time.hidden)}',
-        *_measured(plan),
-        f'Speed: {plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}; each host must be fed '
-        f'{plan.tokens_per_second / hosts:,.0f} tokens/s',
-    ]
-    collectives = plan.collectives()
-    lines += [f'Collectives of a device in a step ({"compiled" if plan.is_compiled else "estimate"}):'] * bool(
-        collectives
-    )
-    lines += [
-        f'  {found["kind"]:18} over {found["axis"]:16} {found["bytes"] / 1e6:10,.1f} MB in {found["count"]} calls, '
-        + ('beside computation' if found['overlapped'] else 'nothing runs beside them')
-        for found in collectives
-    ]
-    keep = config.train.keep_checkpoints + 1
-    checkpoint = plan.estimate.checkpoint_bytes / 1e9
-    lines += [
-        f'Run: {config.train.steps:,} steps take ' + cost(plan.run_seconds, target.num_devices, price),
-        f'Disk: {checkpoint:.2f} GB a checkpoint, {keep * checkpoint:.2f} GB for the {keep} that may lie there at once',
-        f'Assumed: full rows of {config.data.sequence_length}, a vocabulary of {config.tokenizer.vocab_size:,}'
-        + _efficiencies(target),
-    ]
-    if plan.is_compiled and plan.program.work.unknown_loops:
-        lines.append(f'  {plan.program.work.unknown_loops} loops of unknown length are counted once')
-    if plan.program is None:
-        lines.append(f'Not compiled: {plan.why_not}')
-    return '\n'.join(lines)
-
-
-def cost(seconds: float, num_devices: int, price: float | None) -> str:
-    """How long, how many device-hours, and for a price of one how many dollars."""
-    hours = seconds / 3600 * num_devices
-    dollars = f', {hours * price:,.0f} dollars' if price is not None else ''
-    return f'{_duration(seconds)}, {hours:,.1f} device-hours{dollars} (steps alone)'
-
-
-def _measured(plan: Plan) -> list[str]:
-    """What a few real steps took and held, beside the prediction."""
-    if plan.measured is None:
-        return []
-    seconds, peak = plan.measured.step_seconds, plan.measured.peak_bytes
-    total = plan.required_bytes['total']
-    memory = f'{_bytes(peak)} of a device, predicted {total / peak - 1:+.0%}'
-    if plan.measured.is_resident_size:
-        memory = f'the process held {_bytes(peak)} at most, with Python and the compiler'
-        if (grown := plan.measured.grown_bytes) is not None:
-            memory = f'{_bytes(grown)} for state and a step, predicted {total / grown - 1:+.0%}; {memory}'
-    return [f'Measured: {_seconds(seconds)} a step (predicted {plan.time.total / seconds - 1:+.0%}); {memory}']
-
-
-def _efficiencies(target: Target) -> str:
-    device = target.device
-    if target.name == 'here':
-        return f'; measured {device.peak_flops / 1e9:,.0f} GFLOP/s, {device.memory_bandwidth / 1e9:,.1f} GB/s a device'
-    return (
-        f'; {device.matmul_efficiency:.0%} of peak FLOPs, {device.memory_efficiency:.0%} of memory bandwidth, '
-        f'{device.link_efficiency:.0%} of the links'
-    )
-
-
-def _bytes(size: float) -> str:
-    return f'{size / GIB:,.2f} GiB' if abs(size) >= GIB else f'{size / 2**20:,.1f} MiB'
-
-
-def _seconds(seconds: float) -> str:
-    return f'{seconds:.2f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 2 * 86400:
-        return f'{seconds / 86400:.1f} days'
-    return f'{seconds / 3600:.1f} hours' if seconds >= 3600 else f'{seconds / 60:.1f} minutes'

@@ -21,20 +21,28 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from bert_jax.config import Config, digest, resolve
-from bert_jax.errors import BadInput
+from bert_jax.config import Config, resolve
+from bert_jax.errors import BadInput, is_exhausted
+from bert_jax.files import json_digest
 from bert_jax.plan import hlo
 from bert_jax.plan.targets import Target, parse
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.memory import highest_bytes, lower_step, refused_bytes
-from bert_jax.train.sharding import make_mesh
 
 QUICK, FULL = 'quick', 'full'
 _COMPILERS = {'tpu': ('libtpu', 'plan-tpu'), 'gpu': ('jax_plugins.xla_cuda13', 'plan-gpu')}
 _STEP = (
-    *(f'train/{name}.py' for name in ('gradients', 'memory', 'optimizer', 'sharding', 'state', 'step')),
+    'runtime/mesh.py',
+    'train/gradients.py',
+    'train/memory.py',
+    'train/objective.py',
+    'train/optimizer.py',
+    'train/program.py',
+    'train/sharding.py',
+    'train/state.py',
+    'train/step.py',
     'plan/program.py',
-    'plan/hlo.py',
-    'plan/kernels.py',
+    *(f'plan/{name}.py' for name in ('hlo', 'hlo_parse', 'hlo_cost', 'hlo_collectives', 'kernels')),
 )
 _RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin', 'nvidia-cudnn-cu13')
 
@@ -117,7 +125,7 @@ def _cache_path(config: Config, target: Target, effort: str) -> Path:
     code = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()
     installed = {dist.metadata['Name']: dist.version for dist in importlib.metadata.distributions()}
     versions = {name: installed.get(name) for name in _RECORDED}
-    key = digest([dataclasses.asdict(config), target.name, effort, versions, code])
+    key = json_digest([dataclasses.asdict(config), target.name, effort, versions, code])
     home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     return home / 'bert_jax' / 'plan' / f'{key}.json'
 
@@ -203,7 +211,7 @@ def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple
     try:
         compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
+        if not is_exhausted(error):
             raise
         seconds = time.perf_counter() - start
         needed = refused_bytes(str(error))

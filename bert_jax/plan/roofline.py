@@ -6,7 +6,8 @@ Williams, Waterman, Patterson 2009, "Roofline", by operation; the efficiencies a
 import dataclasses
 import math
 
-from bert_jax.plan.hlo import Collective, Work
+from bert_jax.plan.hlo import Work
+from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.plan.targets import Device, Target
 
 

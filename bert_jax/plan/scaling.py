@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from bert_jax.config import Config
 from bert_jax.errors import BadInput
-from bert_jax.plan.hlo import Collective, Work
+from bert_jax.plan.hlo import Work
+from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.plan.planning import Plan
 from bert_jax.plan.roofline import collective_seconds
 from bert_jax.plan.targets import Target, of_size
@@ -112,25 +113,3 @@ def _fewest(is_enough: Callable[[int], bool]) -> int | None:
 def to_json(scales: list[Scale]) -> dict[str, object]:
     """What `--json` holds."""
     return {'scaling': [dataclasses.asdict(scale) for scale in scales]}
-
-
-def describe(plan: Plan, scales: list[Scale]) -> str:
-    """A table, labelled as what it is."""
-    rows = rows_of_a_device(plan.config, plan.target)
-    source = 'compiled' if plan.is_compiled else 'an estimate'
-    lines = [
-        f'Predicted, not measured: {rows} rows of {plan.config.data.sequence_length} on each device, data parallel; '
-        f'collectives {source} ({plan.target.name}), computation {(plan.time.matrix + plan.time.memory) * 1e3:,.1f} ms',
-        f'{"target":18} {"devices":>8} {"efficiency":>11} {"exchange":>12} {"rows each for 90%":>18} {"in all":>10}',
-    ]
-    for scale in scales:
-        needed = '-' if scale.rows_needed is None else f'{scale.rows_needed:,}'
-        whole = '-' if scale.global_batch_needed is None else f'{scale.global_batch_needed:,}'
-        lines.append(
-            f'{scale.target:18} {scale.num_devices:8,} {scale.efficiency:11.1%} '
-            f'{scale.exchange_seconds * 1e3:9,.1f} ms '
-            f'{needed:>18} {whole:>10}'
-        )
-    if scales and scales[-1].num_devices < SIZES[-1]:
-        lines.append(f'{plan.target.device.name} does not come in larger slices than {scales[-1].num_devices} chips')
-    return '\n'.join(lines)

@@ -1,22 +1,19 @@
 """Which mesh, microbatches and remat policy are best on a target: counted for all, compiled for the most promising."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator
 
-from tqdm import tqdm
-
+from bert_jax import console
 from bert_jax.config import Config
 from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
 from bert_jax.plan.planning import Plan, analytic_plan, changed, make_plan, overrides
-from bert_jax.plan.planning import describe as describe_plan
 from bert_jax.plan.program import QUICK
-from bert_jax.plan.targets import GIB, Target
+from bert_jax.plan.targets import Target
 
 BUDGET_S = 540.0  # for all compiles together
-_COMPILED, _SHOWN = 6, 10
+_COMPILED, NUM_SHOWN = 6, 10
 _MOST_TENSOR = 8  # beyond the devices that lie closest, splitting each product costs more than it saves
 
 
@@ -66,8 +63,8 @@ def search(config: Config, target: Target, budget_s: float = BUDGET_S) -> Rankin
         least = min((plan for _, plan in counted), key=lambda plan: plan.required_bytes['total'])
         raise BadInput(
             '--target',
-            f'none of {len(counted)} candidates fits; the smallest takes {least.required_bytes["total"] / GIB:.2f} GiB '
-            f'of {target.device.usable_bytes / GIB:.2f} by the estimate',
+            f'none of {len(counted)} candidates fits; the smallest takes {console.size(least.required_bytes["total"])} '
+            f'of {console.size(target.device.usable_bytes)} by the estimate',
             'a larger target, a smaller model or batch',
         )
     fitting.sort(key=lambda found: (found[1].time.total, found[1].config.train.microbatches))
@@ -87,13 +84,13 @@ def _compile(config: Config, target: Target, promising: list, budget_s: float) -
     """(those compiled that fit, those that turned out too large)."""
     compiled, refused = [], []
     if missing := programs.missing(target):
-        tqdm.write(f'Estimates only: the compiler is not installed ({missing})', file=sys.stderr)
+        console.say(f'Estimates only: the compiler is not installed ({missing})')
         return compiled, refused
     end = time.monotonic() + budget_s
     for number, (changes, _) in enumerate(promising, start=1):
         left = end - time.monotonic()
         if left < 1:
-            tqdm.write(f'{budget_s:.0f} s are spent: {len(promising) - number + 1} not compiled', file=sys.stderr)
+            console.say(f'{budget_s:.0f} s are spent: {len(promising) - number + 1} not compiled')
             break
         plan = make_plan(changed(config, changes), target, QUICK, left)
         if plan.program is None:
@@ -101,24 +98,11 @@ def _compile(config: Config, target: Target, promising: list, budget_s: float) -
         else:
             (compiled if plan.fits else refused).append((changes, plan) if plan.fits else plan.config)
             verdict = f'{plan.time.total * 1e3:.1f} ms' if plan.fits else 'does not fit'
-        tqdm.write(f'{number} of {len(promising)}: {overrides(changes)}: {verdict}', file=sys.stderr)
+        console.say(f'{number} of {len(promising)}: {overrides(changes)}: {verdict}')
     return compiled, refused
 
 
 def to_json(ranking: Ranking, price: float | None) -> dict[str, object]:
     """The best plan's keys, and the whole ranking under `ranking`."""
-    listed = [{'overrides': overrides(changes)} | plan.to_json(price) for changes, plan in ranking.plans[:_SHOWN]]
+    listed = [{'overrides': overrides(changes)} | plan.to_json(price) for changes, plan in ranking.plans[:NUM_SHOWN]]
     return listed[0] | {'ranking': listed, 'tried': ranking.tried, 'too_large': ranking.too_large}
-
-
-def describe(ranking: Ranking, price: float | None) -> str:
-    """A line each, then the best in full."""
-    lines = [
-        f'{ranking.tried} candidates, {ranking.too_large} do not fit. Compiled ones first, the rest are estimates:'
-    ]
-    for place, (changes, plan) in enumerate(ranking.plans[:_SHOWN], start=1):
-        lines.append(
-            f'{place:3}. {plan.time.total * 1e3:8.1f} ms  {plan.required_bytes["total"] / GIB:7.2f} GiB  '
-            f'{"compiled" if plan.is_compiled else "estimate"}  {overrides(changes)}'
-        )
-    return '\n'.join([*lines, '', describe_plan(ranking.plans[0][1], price)])

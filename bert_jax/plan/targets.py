@@ -10,6 +10,7 @@ import math
 import re
 
 from bert_jax.errors import BadInput
+from bert_jax.runtime.devices import PEAK_BF16_FLOPS
 
 GIB = 2**30
 
@@ -46,8 +47,9 @@ class Device:
     transcendental: float = math.inf
 
 
-def _tpu(name: str, memory: float, usable: float, flops: float, bandwidth: float, ici: float, per_host: int) -> Device:
-    """jax multiplies float32 on a TPU in bfloat16 unless told otherwise. usable: what libtpu names when it refuses."""
+def _tpu(name: str, memory: float, usable: float, bandwidth: float, ici: float, per_host: int) -> Device:
+    """By default jax multiplies float32 in bfloat16 on a TPU. usable: the limit that libtpu names in its errors."""
+    flops = PEAK_BF16_FLOPS[name]
     return Device(
         name, 'tpu', memory * GIB, usable * GIB, flops, flops, bandwidth, link=ici, devices_per_host=per_host,
         launch=1e-6, latency=5e-6, matmul_efficiency=0.80, memory_efficiency=0.85, link_efficiency=0.80,
@@ -57,8 +59,9 @@ def _tpu(name: str, memory: float, usable: float, flops: float, bandwidth: float
 _GPU_SHARE = 0.75  # of a GPU's memory that jax takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 
-def _gpu(name: str, memory: float, flops: float, bandwidth: float, nvlink: float, network: float) -> Device:
+def _gpu(name: str, memory: float, bandwidth: float, nvlink: float, network: float) -> Device:
     """jax multiplies float32 on these GPUs as TF32, half the speed of bfloat16."""
+    flops = PEAK_BF16_FLOPS[name]
     return Device(
         name, 'gpu', memory, memory * _GPU_SHARE, flops, flops / 2, bandwidth, link=nvlink, network=network,
         devices_per_host=8, launch=2.5e-6, latency=2e-5,
@@ -66,20 +69,20 @@ def _gpu(name: str, memory: float, flops: float, bandwidth: float, nvlink: float
     )  # fmt: skip
 
 
-# TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (per chip: HBM, bf16 peak, HBM bandwidth, interchip bandwidth / 8).
+# TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (per chip: HBM, HBM bandwidth, interchip bandwidth / 8).
 # GPU: NVIDIA's data sheets of the SXM modules (dense figures, half of those "with sparsity"; NVLink one way), and of
 # DGX A100, H100, H200, B200 for the network adapters (8 x 200 or 400 Gbit/s).
 DEVICES = {
     device.name: device
     for device in (
-        _tpu('tpu-v4', 32, 30.75, 275e12, 1228e9, 300e9, 4),
-        _tpu('tpu-v5e', 16, 15.75, 197e12, 819e9, 200e9, 4),
-        _tpu('tpu-v5p', 95.74, 95.74, 459e12, 2765e9, 600e9, 4),
-        _tpu('tpu-v6e', 32, 31.25, 918e12, 1640e9, 448e9, 4),
-        _gpu('a100', 80e9, 312e12, 2039e9, 300e9, 25e9),
-        _gpu('h100', 80e9, 989e12, 3350e9, 450e9, 50e9),
-        _gpu('h200', 141e9, 989e12, 4800e9, 450e9, 50e9),
-        _gpu('b200', 180e9, 2250e12, 8000e9, 900e9, 50e9),
+        _tpu('tpu-v4', 32, 30.75, 1228e9, 300e9, 4),
+        _tpu('tpu-v5e', 16, 15.75, 819e9, 200e9, 4),
+        _tpu('tpu-v5p', 95.74, 95.74, 2765e9, 600e9, 4),
+        _tpu('tpu-v6e', 32, 31.25, 1640e9, 448e9, 4),
+        _gpu('a100', 80e9, 2039e9, 300e9, 25e9),
+        _gpu('h100', 80e9, 3350e9, 450e9, 50e9),
+        _gpu('h200', 141e9, 4800e9, 450e9, 50e9),
+        _gpu('b200', 180e9, 8000e9, 900e9, 50e9),
     )
 }
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax import __version__, config
+from bert_jax import config
 from bert_jax.model.bert import num_parameters
 from bert_jax.text.corpus import read_manifest
 from bert_jax.text.tokenizer import Tokenizer
+from bert_jax.version import __version__
 from bert_jax.workdir import identity
 
 _PAIRS = {

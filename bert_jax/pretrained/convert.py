@@ -1,6 +1,5 @@
 """A model from elsewhere as a workdir: conversion only. Runs start from it with `config.init`."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -11,15 +10,14 @@ from flax import nnx
 from bert_jax.config import Config, Data, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.errors import BadInput
+from bert_jax.files import new_directory
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained import google, hugging_face
 from bert_jax.pretrained.initialize import hash_weights
 from bert_jax.pretrained.load import Pretrained, load_pretrained
-from bert_jax.runtime.lease import DIRECTORY as LEASE_DIRECTORY
-from bert_jax.runtime.lease import Lease
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import init_state, model_graph
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import build_program
+from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 
@@ -40,33 +38,31 @@ def import_model(source: str, workdir: str, data: Data | None = None) -> dict[st
     """
     target = epath.Path(workdir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BadInput(f'--workdir={workdir}', 'is there already', 'a new directory', 'name another --workdir')
+        raise _is_taken(workdir)
     model = read_source(source)
     data = data or Data()
     data = dataclasses.replace(data, sequence_length=min(data.sequence_length, model.config.max_positions))
     config = Config(model=model.config, data=data)
     weights = hash_weights(model)
-    partial = target.with_name(f'.{target.name}.partial')
-    with contextlib.closing(Lease(str(partial))) as lease:
-        lease.acquire()
-        for left_over in partial.iterdir():  # of an import that was killed
-            if left_over.name != LEASE_DIRECTORY:
-                left_over.rmtree() if left_over.is_dir() else left_over.unlink()
-        _write(partial, config, model, weights)
-    if target.exists():
-        target.rmdir()
-    partial.rename(target)
+    try:
+        with new_directory(target, existing='refuse') as temporary:
+            _write(temporary, config, model, weights)
+    except FileExistsError:
+        raise _is_taken(workdir) from None
     vocab_size = model.tokenizer.vocab_size
     return {'parameters': num_parameters(model.config, vocab_size), 'vocab_size': vocab_size, 'weights': weights}
+
+
+def _is_taken(workdir: str) -> BadInput:
+    return BadInput(f'--workdir={workdir}', 'is there already', 'a new directory', 'name another --workdir')
 
 
 def _write(workdir: epath.Path, config: Config, model: Pretrained, weights: str) -> None:
     """The checkpoint of step 0, then config.json."""
     mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    vocab_size, params = model.tokenizer.vocab_size, nnx.state(model.model, nnx.Param)
+    program = build_program(config.model, config.optimizer, config.train, model.tokenizer.vocab_size, mesh)
     checkpoints = Checkpoints(str(workdir))
-    checkpoints.save(init_state(config.model, vocab_size, optimizer, mesh, config.train.seed, params))
+    checkpoints.save(program.init_state(config.train.seed, nnx.state(model.model, nnx.Param)))
     checkpoints.close()
     identity.write(str(workdir), config, model.tokenizer, {'imported': weights, 'tokenizer': model.tokenizer.hash})
 
@@ -85,4 +81,4 @@ def read_source(source: str) -> Pretrained:
     file, tensors, model, vocab_size = google.read_checkpoint(path)
     tokenizer = hugging_face.read_tokenizer(path)
     params, model, vocab_size = hugging_face.assemble(tensors, model, vocab_size, tokenizer.vocab_size, file)
-    return Pretrained(nnx.merge(model_graph(model, vocab_size), params), tokenizer, model, None)
+    return Pretrained(model_of(params, model, vocab_size), tokenizer, model, None)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
+from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import sync
+from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
 
 _LINES_AT_ONCE = 4096
@@ -54,9 +55,8 @@ def embed(pretrained: Pretrained, input_file: str, output: str, progress: bool =
     num_lines, hidden_size = sum(1 for _ in _lines(Path(input_file))), pretrained.config.hidden_size
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f'.{target.name}.partial')
     done = truncated = 0
-    try:
+    with new_file(target) as temporary:
         # A memory map cannot be empty: no lines are an array of no rows.
         shape = (num_lines, hidden_size)
         if num_lines:
@@ -71,13 +71,9 @@ def embed(pretrained: Pretrained, input_file: str, output: str, progress: bool =
                 bar.update(len(some))
                 if progress and bar.disable and time.monotonic() - last >= _SECONDS_BETWEEN_REPORTS:
                     last = time.monotonic()
-                    print(f'{done:,} of {num_lines:,} lines', file=sys.stderr, flush=True)
+                    say(f'{done:,} of {num_lines:,} lines')
         if num_lines:
             vectors.flush()
-        sync(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return Embedded(str(target), done, hidden_size, truncated, round(time.monotonic() - start, 3))
 
 

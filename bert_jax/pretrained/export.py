@@ -4,9 +4,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +15,16 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.files import sync
+from bert_jax.files import new_directory
+from bert_jax.model.inputs import Inputs
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.card import model_card
 from bert_jax.pretrained.load import Pretrained, load_pretrained
 from bert_jax.workdir import identity
 
 _TOLERANCE = 1e-4
-_PROOF_ROWS, _PROOF_LENGTH = 4, 32
+_PROOF_ROWS = 4
+_PROOF_LENGTH = 32  # tokens of a row
 LOGITS = {  # what each class of `transformers` calls the logits of its heads
     'BertForPreTraining': ('prediction_logits', 'seq_relationship_logits'),
     'BertForMaskedLM': ('logits',),
@@ -80,20 +79,10 @@ def check_output(output: str) -> Path:
 
 
 def publish(target: Path, fill: Callable[[Path], dict[str, object]]) -> dict[str, object]:
-    """Makes a directory of what `fill` writes into it, whole or not at all; the proof that `fill` returns goes in."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
-    try:
+    """Publishes what `fill` writes to a directory, with the proof that it returns; replaces an earlier export."""
+    with new_directory(target, existing='replace') as temporary:
         proof = fill(temporary)
         (temporary / 'proof.json').write_text(json.dumps(proof, indent=2) + '\n')
-        for file in temporary.iterdir():
-            sync(file)
-        temporary.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return proof
 
 
@@ -139,8 +128,13 @@ def prove(
         'tolerance': _TOLERANCE,
         'token_ids_compared': sum(map(len, our_ids)),
         'step': trained.step,
-        'sha256': {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(directory.iterdir())},
+        'sha256': {file.name: _sha256(file) for file in sorted(directory.iterdir())},
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _logits(trained: Pretrained, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
@@ -153,7 +147,7 @@ def _logits(trained: Pretrained, ids: np.ndarray, types: np.ndarray) -> list[np.
 def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array) -> tuple[jax.Array, jax.Array]:
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     first = jnp.zeros((len(ids), 1), jnp.int32)
-    return nnx.merge(graph, params)(ids, types, jnp.ones_like(ids), everywhere, everywhere, first)
+    return nnx.merge(graph, params)(Inputs(ids, types, jnp.ones_like(ids), everywhere), everywhere, first)
 
 
 def _torch_logits(directory: Path, architecture: str, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ table repeats the rows that it has, in order (Beltagy et al. 2020, "Longformer")
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.config import Config, Model, in_phases
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import padded_vocab_size
-from bert_jax.pretrained import google, hugging_face
+from bert_jax.pretrained import google, hugging_face, tensor_names
 from bert_jax.pretrained.load import Pretrained, load_pretrained
-from bert_jax.runtime.processes import say
-from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_saved_tokenizer
 from bert_jax.train.state import TrainState, is_schedule, place
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
@@ -33,18 +34,47 @@ _MLM_BIAS = ('mlm_bias',)
 
 
 @dataclasses.dataclass(frozen=True)
-class StartingPoint:
-    """Where a run begins.
+class Initialization:
+    """The weights that a run starts from.
 
     Attributes:
-      config: of the run, with the sizes of the initial model.
-      fingerprint: {'init': hash of the initial weights}, and whether their moments are kept; empty for random ones.
-      initial: the initial model, unless the run is in its workdir already.
+      init: `config.init`; '' for random weights.
+      fingerprint: {'init': hash of the initial weights}, and what else of them the run's identity records.
+      initial: the initial model, unless the run has begun already: then it is loaded only if it is needed again.
+      load: init -> the initial model.
     """
 
-    config: Config
-    fingerprint: dict[str, str]
+    init: str = ''
+    fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
     initial: Pretrained | None = None
+    load: Callable[[str], Pretrained] = lambda init: load_initial(init)
+
+    def params(self, adapt: Callable[[Pretrained], nnx.State]) -> nnx.State | None:
+        """The initial model's weights, adapted to the run; None for random ones.
+
+        Raises:
+          BadInput: when the initial model is gone, or is not the one that the run has begun from.
+        """
+        if not self.init:
+            return None
+        initial = self.initial or self.load(self.init)
+        if hash_weights(initial) != self.fingerprint['init']:
+            found = 'holds other weights than those that this run has begun from'
+            raise BadInput(f'config.init={self.init}', found, 'the same initial model', 'name another --workdir')
+        return adapt(initial)
+
+
+@dataclasses.dataclass(frozen=True)
+class StartingPoint:
+    """Where a pretraining run begins. config: the run's, with the sizes of the initial model."""
+
+    config: Config
+    initialization: Initialization
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the run's identity records of its initial weights; empty for random ones."""
+        return self.initialization.fingerprint
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Checks that a corpus's tokenizer is the initial model's, or that with words appended.
@@ -52,9 +82,10 @@ class StartingPoint:
         Raises:
           BadInput: when it is another.
         """
-        if self.initial is None:
+        initial = self.initialization.initial
+        if initial is None:
             return
-        theirs = self.initial.tokenizer
+        theirs = initial.tokenizer
         words = tokenizer.tokens[theirs.vocab_size :]
         expected = theirs.extended(words) if words and isinstance(theirs, WordPiece) else theirs
         if expected.hash != tokenizer.hash:
@@ -70,19 +101,10 @@ class StartingPoint:
         """The initial weights, with a row for every token and position of the run; None for random ones.
 
         Raises:
-          BadInput: when the initial model is not there, or is not the one that the run was begun from.
+          BadInput: as `Initialization.params`.
         """
-        if not self.config.init:
-            return None
-        initial = self.initial or load_initial(self.config.init)
-        if hash_weights(initial) != self.fingerprint['init']:
-            raise BadInput(
-                f'config.init={self.config.init}',
-                'holds other weights than those that this run was begun from',
-                'the same initial model',
-                'name another --workdir',
-            )
-        return grown(initial, tokenizer, self.config.model.max_positions)
+        positions = self.config.model.max_positions
+        return self.initialization.params(lambda initial: grown(initial, tokenizer, positions))
 
     def with_moments(self, state: TrainState, shardings: TrainState) -> TrainState:
         """A new state with the optimiser's moments of the initial run, where `config.init_optimizer` asks for them.
@@ -100,7 +122,7 @@ class StartingPoint:
         if theirs.optimizer.name != ours:
             mend = f'--config.optimizer.name={theirs.optimizer.name}, or --config.init_optimizer=False'
             raise BadInput(where, f'has the moments of {theirs.optimizer.name}; this run has {ours}', ours, mend)
-        tokenizer = load_tokenizer(Path(directory) / 'tokenizer', lowercase=True, strip_accents=None)
+        tokenizer = load_saved_tokenizer(Path(directory) / 'tokenizer')
         moments = restore_whole(directory, theirs, tokenizer.vocab_size, step).opt_state
         shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (moments, state.opt_state)]
         if shapes[0] != shapes[1]:
@@ -130,11 +152,12 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
             f'python -m bert_jax train --config=configs/continue.py --config.init={workdir} --workdir=…',
         )
     if not config.init:
-        return StartingPoint(config, {})
+        return StartingPoint(config, Initialization())
     kept = {'init_optimizer': True} if config.init_optimizer else {}
     if 'init' in recorded and identity.load_config(workdir).init == config.init:
         model = identity.load_config(workdir).model
-        return StartingPoint(with_sizes(config, model, model.max_positions), {'init': recorded['init']} | kept)
+        initialization = Initialization(config.init, {'init': recorded['init']} | kept)
+        return StartingPoint(with_sizes(config, model, model.max_positions), initialization)
     initial = load_initial(config.init)
     directory, _ = split_step(config.init)
     if kept and (not identity.is_workdir(directory) or 'imported' in identity.load_fingerprint(directory)):
@@ -149,7 +172,7 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         + (f', repeated to make {num_positions:,}' if num_positions > own else '')
     )
     resolved = with_sizes(config, model, num_positions)
-    return StartingPoint(resolved, {'init': hash_weights(initial)} | kept, initial)
+    return StartingPoint(resolved, Initialization(config.init, {'init': hash_weights(initial)} | kept, initial))
 
 
 def initial_tokenizer(init: str) -> Tokenizer:
@@ -160,7 +183,7 @@ def initial_tokenizer(init: str) -> Tokenizer:
     """
     directory, _ = split_step(init)
     if identity.is_workdir(directory):
-        return load_tokenizer(Path(directory) / 'tokenizer', lowercase=True, strip_accents=None)
+        return load_saved_tokenizer(Path(directory) / 'tokenizer')
     _refuse_google(directory)
     hugging_face.read_model_json(Path(directory))
     return hugging_face.read_tokenizer(Path(directory))
@@ -168,7 +191,7 @@ def initial_tokenizer(init: str) -> Tokenizer:
 
 def hash_weights(model: Pretrained) -> str:
     """SHA-256 over names and values of all weights: the same for a workdir and for its export."""
-    tensors = hugging_face.to_tensors(nnx.state(model.model, nnx.Param), model.config, model.tokenizer.vocab_size)
+    tensors = tensor_names.to_tensors(nnx.state(model.model, nnx.Param), model.config, model.tokenizer.vocab_size)
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f'{name} {value.shape} {value.dtype} '.encode())

@@ -16,11 +16,12 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining
+from bert_jax.model.inputs import Inputs
 from bert_jax.model.losses import cross_entropy
 from bert_jax.pretrained import hugging_face
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
-from bert_jax.train.state import model_graph
+from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
 
@@ -187,7 +188,7 @@ def _encode(
     """[B, L] ids and [B] lengths -> ([B, L, D] vectors, [B, D] their means over the lengths)."""
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
     present = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden = nnx.merge(graph, params).bert(input_ids, jnp.zeros_like(input_ids), present, positions)
+    hidden = nnx.merge(graph, params).bert(Inputs(input_ids, jnp.zeros_like(input_ids), present, positions))
     return hidden, (hidden * present[..., None]).sum(1) / jnp.maximum(lengths, 1)[:, None]
 
 
@@ -215,12 +216,12 @@ def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
     hugging_face.read_model_json(path)  # first, so that a directory of anything else is told as that
     tokenizer = hugging_face.read_tokenizer(path)
     params, model, vocab_size = hugging_face.read_model(path, tokenizer.vocab_size)
-    return Pretrained(nnx.merge(model_graph(model, vocab_size), params), tokenizer, model, None)
+    return Pretrained(model_of(params, model, vocab_size), tokenizer, model, None)
 
 
 def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     resolved = identity.load_config(workdir)
-    tokenizer = load_tokenizer(Path(workdir) / 'tokenizer', lowercase=True, strip_accents=False)
+    tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
     state = restore_whole(workdir, resolved, tokenizer.vocab_size, step)
     return from_params(state.params, resolved.model, tokenizer, int(state.step))
 
@@ -234,7 +235,8 @@ def from_params(
     """
     whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
     model = dataclasses.replace(model, dtype='float32', remat='none')
-    merged = nnx.merge(model_graph(model, tokenizer.vocab_size), whole)
+    unfused = dataclasses.replace(model, attention='auto')  # 'fused' may need bfloat16
+    merged = model_of(whole, unfused, tokenizer.vocab_size)
     return Pretrained(
         merged, tokenizer, dataclasses.replace(model, max_positions=positions or model.max_positions), step
     )

@@ -1,4 +1,4 @@
-"""The numbers that a run logs: how each is called, and what it is read next to."""
+"""The quantities that runs log: their names, formats and baselines."""
 
 import dataclasses
 import math
@@ -8,18 +8,28 @@ from bert_jax.evaluation import ranking
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """One logged number: how it is called, and what it should be read next to."""
+    """A logged quantity.
+
+    Attributes:
+      key: in metrics.jsonl; of held-out text with `validation/` before it.
+      title: its name on the page.
+      baseline: what the baseline is; '' without one.
+      baseline_key: the key of the baseline in evaluation.json, or in metrics.jsonl if `is_held_out`.
+      chance: the baseline's value, where it is a constant.
+      percent: whether it is a fraction, shown in percent.
+      is_held_out: whether it is measured on held-out examples only; it is then logged under `key` itself.
+    """
 
     key: str
     title: str
-    baseline: str = ''  # what the baseline is
-    baseline_key: str = ''  # its key in evaluation.json; of what is held out, as logged
-    chance: float | None = None  # or its value
+    baseline: str = ''
+    baseline_key: str = ''
+    chance: float | None = None
     percent: bool = False
-    is_held_out: bool = False  # logged of held-out examples only, under the key as it stands
+    is_held_out: bool = False
 
     def show(self, value: float | None) -> str:
-        """For a person; a dash for None."""
+        """A value as text; a dash for None."""
         if value is None:
             return '–'
         if not math.isfinite(value):
@@ -46,17 +56,17 @@ VALIDATION = 'validation/'
 
 
 def is_a_number(key: str) -> bool:
-    """Whether what is logged under a key has to be a number."""
+    """Whether the values logged under a key must be numbers."""
     return key in LOGGED or key.startswith((VALIDATION, ranking.PROBE))
 
 
 def probe(key: str) -> Quantity:
-    """The accuracy of a probe, logged as `probe/NAME`, and next to it as `probe/NAME/most_frequent` its baseline."""
+    """The accuracy of a probe, logged as `probe/NAME`; `probe/NAME/most_frequent` is its baseline."""
     title, baseline = f'Probe: {key.removeprefix(ranking.PROBE)}', f'{key}/{ranking.MOST_FREQUENT}'
     return Quantity(key, title, 'most frequent label', baseline, percent=True, is_held_out=True)
 
 
-def task_figure(key: str) -> Quantity:
-    """A figure of a fine-tune's task, logged as `validation/NAME`: a fraction."""
+def task_metric(key: str) -> Quantity:
+    """A metric of a fine-tune's task, a fraction logged as `validation/NAME`."""
     name = key.removeprefix(VALIDATION)
     return TASK_ACCURACY if name == TASK_ACCURACY.key else Quantity(name, name.replace('_', ' '), percent=True)

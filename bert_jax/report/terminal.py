@@ -1,4 +1,4 @@
-"""A report in a few lines, for a terminal."""
+"""A report of a few lines for a terminal."""
 
 import json
 import math
@@ -6,21 +6,22 @@ import statistics
 from typing import Any
 
 from bert_jax.report.curves import is_shown
-from bert_jax.report.page import fillers, progress_of
+from bert_jax.report.logged import LoggedRun, probes, rank, read_runs
+from bert_jax.report.page import describe_fillers, describe_progress
 from bert_jax.report.quantities import FINAL, MLM_LOSS, TASK_LOSS
-from bert_jax.report.runs import Run, probes, rank, read_runs
 from bert_jax.report.settings import differing
-from bert_jax.report.timeline import hardware, summary
+from bert_jax.report.timeline import hardware, summarize_events
 
 _MOST_DIFFERENCES = 8
 
 
 def summarize(workdirs: list[str]) -> str:
-    """Each run in a few lines: progress, hardware, what happened, the loss, final numbers next to baselines, what it
-    fills in; then their ranking, and what differs between them.
+    """A few lines about each run, then their ranking and what differs between them.
+
+    The lines of a run are its progress, hardware, events, loss curve, final numbers with baselines, and fillers.
 
     Raises:
-      BadInput: as `write_report` does.
+      BadInput: as in `write_report`.
     """
     runs = read_runs(workdirs)
     lines = [line for run in runs for line in _of_run(run)]
@@ -29,12 +30,12 @@ def summarize(workdirs: list[str]) -> str:
     return '\n'.join([*lines, *rank(runs), *_differences(runs)])
 
 
-def _of_run(run: Run) -> list[str]:
-    lines = [f'{run.workdir}: {progress_of(run)}']
-    if places := hardware(run):
-        lines.append(f'  on {places[-1][1]}')
-    if told := summary(run):
-        lines.append(f'  {told}')
+def _of_run(run: LoggedRun) -> list[str]:
+    lines = [f'{run.workdir}: {describe_progress(run)}']
+    if changes := hardware(run):
+        lines.append(f'  on {changes[-1][1]}')
+    if summary := summarize_events(run):
+        lines.append(f'  {summary}')
     loss = TASK_LOSS if run.is_finetune else MLM_LOSS
     if losses := run.curve(loss.key)[1]:
         first, last = loss.show(losses[0]), loss.show(losses[-1])
@@ -42,23 +43,23 @@ def _of_run(run: Run) -> list[str]:
     for quantity in (*FINAL, *probes([run])):
         value, baseline = run.validation(quantity), run.baseline(quantity)
         if not run.is_finetune and is_shown(quantity, [run]) and value is not None:
-            beside = f'  ({quantity.baseline} {quantity.show(baseline)})' if baseline is not None else ''
-            lines.append(f'  validation {quantity.title:13} {quantity.show(value):>8}{beside}')
+            compared = f'  ({quantity.baseline} {quantity.show(baseline)})' if baseline is not None else ''
+            lines.append(f'  validation {quantity.title:13} {quantity.show(value):>8}{compared}')
     if run.examples:
-        lines += [f'  {example["text"]}  {fillers(example)}' for example in run.examples[-1]['examples']]
+        lines += [f'  {example["text"]}  {describe_fillers(example)}' for example in run.examples[-1]['examples']]
     return lines
 
 
-def _medians(group: str, seeds: list[Run]) -> list[str]:
-    done = [seed.results for seed in seeds if seed.results]
-    lines = [f'{group}: {len(done)} of {len(seeds)} seeds finished']
-    for metric in done[0] if done else ():
-        values = [results[metric] for results in done if metric in results]
+def _medians(group: str, seeds: list[LoggedRun]) -> list[str]:
+    finished = [seed.results for seed in seeds if seed.results]
+    lines = [f'{group}: {len(finished)} of {len(seeds)} seeds finished']
+    for metric in finished[0] if finished else ():
+        values = [results[metric] for results in finished if metric in results]
         lines.append(f'  {metric:20} {statistics.median(values):6.1%}   {min(values):.1%} to {max(values):.1%}')
     return lines
 
 
-def _differences(runs: list[Run]) -> list[str]:
+def _differences(runs: list[LoggedRun]) -> list[str]:
     found = differing(runs) if len(runs) > 1 else {}
     lines = [f'  {path}: {" | ".join(map(_short, values))}' for path, values in found.items()]
     if len(lines) > _MOST_DIFFERENCES:
@@ -72,7 +73,7 @@ def _short(value: Any) -> str:
 
 
 def _sparkline(values: list[float], width: int = 40) -> str:
-    """Values in at most `width` bars, each the mean of its stretch; '!' where a value is not finite."""
+    """At most `width` bars, each the mean of equally many values; '!' where one of them is not finite."""
     width = min(width, len(values))
     edges = [len(values) * i // width for i in range(width + 1)]
     means = [statistics.fmean(values[low:high]) for low, high in zip(edges, edges[1:], strict=False)]

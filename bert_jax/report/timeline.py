@@ -1,14 +1,19 @@
-"""What happened to a run, and what it ran on, from its history and its metrics; in words."""
+"""The events of a run and its hardware, in words, from its history and its metrics."""
 
 import dataclasses
 from typing import Any
 
-from bert_jax.report.runs import Run
+from bert_jax.report.logged import LoggedRun
 
 
 @dataclasses.dataclass(frozen=True)
-class Happening:
-    """Something that happened at a step; `lost_steps` were made, and made again (as far as they were logged)."""
+class Event:
+    """Something that happened at a step.
+
+    Attributes:
+      lost_steps: logged steps that had to be repeated because of it.
+      time: UTC, as in history.jsonl; '' where it is not recorded.
+    """
 
     step: int
     what: str
@@ -16,50 +21,50 @@ class Happening:
     time: str = ''
 
 
-def happenings(run: Run) -> list[Happening]:
-    """All of them, in the order of their steps; a finished run that was started once has two."""
+def events(run: LoggedRun) -> list[Event]:
+    """All events of a run by step. A run that finished without interruption has two: its start and its end."""
     found = []
-    for number, line in enumerate(run.history):
+    for i, line in enumerate(run.history):
         step, event, why, lost = line['step'], line['event'], str(line.get('why', '')), 0
         if event == 'start':
             lost = _count(line.get('lost_steps'))
-            what = 'started again' if number else 'started'
+            what = 'restarted' if i else 'started'
         elif event == 'back':
             lost = max(0, _count(line.get('from')) - step)
-            what = f'went back: {why}'
+            what = f'rolled back: {why}'
         else:
             what = {'stop': f'stopped by {why}, saved', 'finish': 'finished'}.get(event, event)
-        found.append(Happening(step, what, lost, str(line.get('time', ''))))
+        found.append(Event(step, what, lost, str(line.get('time', ''))))
     for step, count in run.skipped():
-        found.append(Happening(step, f'{count:,} updates skipped, logged here' if count > 1 else 'an update skipped'))
-    return sorted(found, key=lambda happening: happening.step)
+        found.append(Event(step, f'{_updates(count)} skipped since the previous logged step'))
+    return sorted(found, key=lambda event: event.step)
 
 
-def summary(run: Run) -> str:
-    """`started again 2 times (15 steps made again), 1 update skipped, went back once`; '' where nothing happened."""
-    again, all_of_it = len(run.starts()) - 1, happenings(run)
-    lost = sum(happening.lost_steps for happening in all_of_it)
+def summarize_events(run: LoggedRun) -> str:
+    """`restarted 2 times, 15 logged steps repeated, 1 update skipped`; '' for an uneventful run."""
+    restarts = len(run.starts()) - 1
+    rollbacks = sum(line['event'] == 'back' for line in run.history)
+    lost = sum(event.lost_steps for event in events(run))
     skipped = sum(count for _, count in run.skipped())
-    back = sum(line['event'] == 'back' for line in run.history)
     parts = []
-    if again > 0:
-        parts.append(f'started again {_times(again)}')
-    if back:
-        parts.append(f'went back {_times(back)}')
+    if restarts > 0:
+        parts.append(f'restarted {_times(restarts)}')
+    if rollbacks:
+        parts.append(f'rolled back {_times(rollbacks)}')
     if lost:
-        parts.append(f'{lost:,} logged steps made again')
+        parts.append(f'{lost:,} logged steps repeated')
     if skipped:
-        parts.append(f'{skipped:,} update{"s" * (skipped > 1)} skipped')
+        parts.append(f'{_updates(skipped)} skipped')
     return ', '.join(parts)
 
 
-def hardware(run: Run) -> list[tuple[int, str]]:
-    """(first step, what it ran on from there) wherever that changed; empty where a run recorded none."""
+def hardware(run: LoggedRun) -> list[tuple[int, str]]:
+    """(first step, description of the hardware from that step on) for each change; empty if it is not recorded."""
     found: list[tuple[int, str]] = []
     for start in run.starts():
-        described = _describe(start)
-        if not found or found[-1][1] != described:
-            found.append((start['step'], described))
+        description = _describe(start)
+        if not found or found[-1][1] != description:
+            found.append((start['step'], description))
     return found
 
 
@@ -78,5 +83,9 @@ def _count(value: Any) -> int:
     return value if type(value) is int else 0
 
 
-def _times(number: int) -> str:
-    return 'once' if number == 1 else f'{number:,} times'
+def _updates(count: int) -> str:
+    return f'{count:,} update{"s" * (count > 1)}'
+
+
+def _times(count: int) -> str:
+    return 'once' if count == 1 else f'{count:,} times'

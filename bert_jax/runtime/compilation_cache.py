@@ -8,7 +8,7 @@ import stat
 
 import jax
 
-from bert_jax.runtime.processes import say
+from bert_jax.console import say
 
 _MOST_BYTES = 4 * 2**30
 _WORTH_KEEPING_S = 0.3  # of compiling

@@ -1,4 +1,4 @@
-"""Which devices a command runs on, and the memory held there."""
+"""Which devices a command runs on, their memory, and their peak FLOP/s."""
 
 import ctypes
 import glob
@@ -55,6 +55,38 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
             mallopt(parameter, value)
+
+
+# FLOP/s of one device in dense bfloat16 matmuls, from the makers' data sheets, by the names that `plan` gives devices.
+PEAK_BF16_FLOPS = {
+    'tpu-v4': 275e12,
+    'tpu-v5e': 197e12,
+    'tpu-v5p': 459e12,
+    'tpu-v6e': 918e12,
+    'a100': 312e12,
+    'h100': 989e12,
+    'h200': 989e12,
+    'b200': 2250e12,
+}
+_NAME_OF_KIND = {  # by a part of jax's `device_kind`; the first that occurs counts
+    'TPU v4': 'tpu-v4',
+    'TPU v5 lite': 'tpu-v5e',
+    'TPU v5e': 'tpu-v5e',
+    'TPU v5': 'tpu-v5p',
+    'TPU v6 lite': 'tpu-v6e',
+    'TPU v6e': 'tpu-v6e',
+    'A100': 'a100',
+    'H100': 'h100',
+    'H200': 'h200',
+    'B200': 'b200',
+}
+
+
+def published_peak_flops() -> float | None:
+    """Dense bfloat16 FLOP/s of all devices together, as published by their makers; None if unknown."""
+    kind = jax.devices()[0].device_kind
+    names = [name for part, name in _NAME_OF_KIND.items() if part in kind]
+    return PEAK_BF16_FLOPS[names[0]] * jax.device_count() if names else None
 
 
 def peak_memory() -> tuple[int, bool]:

@@ -1,19 +1,19 @@
-"""One owner of a workdir: a second run refuses, and says who holds it.
+"""A workdir has one owner: a second run refuses to start and names the holder.
 
-    WORKDIR/.lease/N.json   the N-th owner: who it is; its time of modification is its last sign of life
+    WORKDIR/.lease/N.json   the N-th owner and who it is; its modification time is its last sign of life
 
-The highest N owns the workdir. To take it over is to create N + 1, which can be done once: a hard link to a finished
-file, because that fails if the name exists, on NFS too. A holder that ends writes `released` into its file.
+The highest N owns the workdir. Taking it over means creating N + 1, which succeeds only once: as a hard link to a
+finished file, which fails if the name exists, on NFS too. A holder that ends writes `released` into its file.
 
-- The same machine (boot and pid namespace): the holder is alive if its process is. A dead one's lease is taken at once.
-- Another machine: the holder touches its file every `BEAT` seconds. One who wants the workdir watches the file, for at
-  least two beats, and takes it when it has not changed for `TIMEOUT`. Ages are differences of times that the file
-  server gave, or were waited for: no machine's clock is compared with another's, and one that jumps does no harm.
-- A holder looks for a higher number before everything it writes, and stops when there is one.
+- Same machine (boot and pid namespace): the holder is alive if its process is. A dead holder is succeeded at once.
+- Another machine: the holder touches its file every `BEAT` seconds. A run that wants the workdir watches the file for
+  at least two beats and takes over when it has not changed for `TIMEOUT`. Ages are differences between times of the
+  file server, or are waited for: clocks of two machines are never compared, and a clock that jumps does no harm.
+- The holder looks for a higher number before every write, and stops when there is one.
 
-Not guaranteed: an object store has no exclusive creation here. There the file is written, and read again after two
-beats: of two runs that start in the same seconds one gives way, but a store that lists late may let both go on. And
-between a holder's look and its write are milliseconds in which its machine may freeze; nothing stops the write then.
+Not guaranteed: on an object store creation is not exclusive. There the file is written and read again after two beats:
+of two runs that start within seconds one gives way, but a store with delayed listings may let both continue. And a
+machine may freeze in the milliseconds between the holder's look and its write; nothing stops that write.
 """
 
 import contextlib
@@ -24,39 +24,46 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.runtime.stopping import StopRequest
-from bert_jax.runtime.watchdog import Watchdog
 
-BEAT, TIMEOUT = 5.0, 60.0  # seconds
-DIRECTORY, _BOOT_ID = '.lease', Path('/proc/sys/kernel/random/boot_id')
+DIRECTORY = '.lease'  # in the workdir
+BEAT = 5.0  # seconds between signs of life
+TIMEOUT = 60.0  # seconds without one, after which a holder on another machine counts as dead
+_BOOT_ID = Path('/proc/sys/kernel/random/boot_id')
 
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """Who holds a lease: a process, unlike every other one since the machine was started."""
+    """The process that holds a lease, told apart from every other process since its machine was started.
+
+    Attributes:
+      machine: boot id and pid namespace, within which process ids are comparable; '' if unknown.
+      started: when the process was started, in clock ticks since boot.
+      token: random, new for every lease.
+      released: whether it has given up the lease.
+    """
 
     host: str
-    machine: str  # boot id and pid namespace: where process numbers mean the same
+    machine: str
     pid: int
-    started: int  # clock ticks since boot
+    started: int
     token: str
     released: bool = False
 
     @classmethod
     def this_process(cls) -> 'Owner':
-        """With a new token."""
+        """This process, with a new token."""
         pid = os.getpid()
         return cls(socket.gethostname(), _this_machine(), pid, _start_of(pid)[0] or 0, secrets.token_hex(8))
 
     def is_gone(self) -> bool | None:
-        """Whether its process has ended; None if only the file can tell, because it is of another machine."""
+        """Whether its process has ended; None on another machine, where only the file can tell."""
         if self.released:
             return True
         if not self.machine or self.machine != _this_machine():
@@ -65,12 +72,13 @@ class Owner:
         return started != self.started or state == 'Z'
 
     def __str__(self) -> str:
+        """`process 4711 on node7`."""
         stopped = not self.is_gone() and self.machine == _this_machine() and _start_of(self.pid)[1] == 'T'
         return f'process {self.pid} on {self.host}' + (', which is stopped' if stopped else '')
 
 
 class Lease:
-    """This process's hold on a workdir, from `acquire` to `close`."""
+    """This process's hold on one workdir, from `acquire` to `close`; process 0 of a run holds it."""
 
     def __init__(self, workdir: str, *, beat: float = BEAT, timeout: float = TIMEOUT) -> None:
         self._directory = epath.Path(workdir) / DIRECTORY
@@ -79,22 +87,22 @@ class Lease:
         self._owner, self._number = Owner.this_process(), 0
         self._done = threading.Event()
 
-    def acquire(self, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Takes the workdir, waiting until a silent holder of another machine counts as dead.
+    def acquire(self, say: Callable[[str], None] = lambda _: None) -> None:
+        """Takes the workdir, waiting until a silent holder on another machine counts as dead.
 
         Args:
-          tell: is told whose lease is waited for and taken over.
+          say: reports whose lease is waited for and taken over.
 
         Raises:
-          BadInput: when another run holds it, or nothing can be written there.
+          BadInput: when another run holds the workdir, or it cannot be written to.
         """
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             while True:
                 number, holder = self._newest()
                 if holder is not None and not holder.released:
-                    self._wait_for_the_end(number, holder, tell)
-                    tell(f'{self._workdir} was held by {holder}, which has ended without a word: taken over.')
+                    self._wait_until_expired(number, holder, say)
+                    say(f'{self._workdir} was held by {holder}, which ended without releasing its lease: taken over.')
                 if self._create(number + 1):
                     break
         except OSError as error:
@@ -114,7 +122,7 @@ class Lease:
         Raises:
           BadInput: when this process no longer holds it.
         """
-        if not self._number:  # of another process than the first, or not yet acquired
+        if not self._number:  # never acquired: every process but the first
             return
         number, holder = self._newest()
         if number != self._number or holder is None or holder.token != self._owner.token:
@@ -127,7 +135,7 @@ class Lease:
             )
 
     def close(self) -> None:
-        """Lets the next one have it at once."""
+        """Releases the workdir, so that the next run may take it at once; does nothing without a lease."""
         if self._done.is_set() or not self._number:
             return
         self._done.set()
@@ -141,7 +149,7 @@ class Lease:
         return self._directory / f'{number}.json'
 
     def _newest(self) -> tuple[int, Owner | None]:
-        """The highest number and its owner; (0, None) without any. A file that cannot be read has a silent owner."""
+        """The highest number and its owner, or (0, None). An unreadable file counts as that of a silent owner."""
         names = [path.name for path in self._directory.iterdir()] if self._directory.exists() else []
         number = max((int(name[:-5]) for name in names if name[:-5].isdecimal() and name.endswith('.json')), default=0)
         if not number:
@@ -155,7 +163,7 @@ class Lease:
         return json.dumps(dataclasses.asdict(self._owner) | {'released': released}) + '\n'
 
     def _create(self, number: int) -> bool:
-        """Makes this process the owner of that number, unless another was first."""
+        """Makes this process the owner with that number; False when another was faster."""
         path = self._path(number)
         if self._is_remote:
             if path.exists():
@@ -171,7 +179,7 @@ class Lease:
                 return False
             finally:
                 temporary.unlink()
-        newest, holder = self._newest()  # a number may be free because others have come and gone meanwhile
+        newest, holder = self._newest()  # the number may be free because others came and left in the meantime
         return newest == number and holder is not None and holder.token == self._owner.token
 
     def _delete_older(self) -> None:
@@ -185,7 +193,7 @@ class Lease:
     def _keep(self) -> None:
         path = self._path(self._number)
         while not self._done.wait(self._beat):
-            with contextlib.suppress(OSError):  # not reachable: one who wants it waits for longer than a beat
+            with contextlib.suppress(OSError):  # unreachable for now: another run waits for more than one beat
                 if not self._is_remote:
                     os.utime(path)  # the file server's time
                 elif path.exists():
@@ -194,15 +202,11 @@ class Lease:
     def _modified(self, path: epath.Path) -> float:
         return path.stat().mtime if self._is_remote else os.stat(path).st_mtime  # epath knows whole seconds
 
-    def _wait_for_the_end(self, number: int, holder: Owner, tell: Callable[[str], None]) -> None:
-        """Returns when the holder is known to be dead.
-
-        Raises:
-          BadInput: when it is alive.
-        """
+    def _wait_until_expired(self, number: int, holder: Owner, say: Callable[[str], None]) -> None:
+        """Returns once the holder is dead; raises BadInput when it is alive."""
         gone = holder.is_gone()
         if gone is None:
-            tell(f'{self._workdir} is held by {holder}: waiting for a sign of life, {self._timeout:.0f} s at most.')
+            say(f'{self._workdir} is held by {holder}: waiting for a sign of life, {self._timeout:.0f} s at most.')
         silent, watched, sign = self._age(number), 0.0, self._sign(number)
         while gone is None:
             if watched >= 2 * self._beat and max(silent, watched) >= self._timeout:
@@ -220,14 +224,14 @@ class Lease:
             )
 
     def _sign(self, number: int) -> tuple:
-        """Changes whenever the holder gives a sign of life, or another one comes."""
+        """A value that changes whenever the holder gives a sign of life or is succeeded."""
         newest, holder = self._newest()
         with contextlib.suppress(OSError):
             return newest, holder, self._modified(self._path(number))
         return newest, holder
 
     def _age(self, number: int) -> float:
-        """Seconds since the last sign, by the clock of the file server; 0 where that cannot be told."""
+        """Seconds since the last sign of life by the file server's clock; 0 if unknown."""
         probe = self._directory / f'.{self._owner.token}'
         with contextlib.suppress(OSError):
             probe.write_text('')
@@ -239,7 +243,7 @@ class Lease:
 
 
 def _this_machine() -> str:
-    """Where a process number means the same; '' where that cannot be told (not Linux)."""
+    """Boot id and pid namespace; '' if unknown (not Linux)."""
     try:
         return f'{_BOOT_ID.read_text().strip()} {os.readlink("/proc/self/ns/pid")}'
     except OSError:
@@ -247,18 +251,9 @@ def _this_machine() -> str:
 
 
 def _start_of(pid: int) -> tuple[int | None, str]:
-    """When a process was started (clock ticks since boot) and its state; (None, '') if there is none."""
+    """When a process was started (clock ticks since boot) and its state; (None, '') if it does not exist."""
     try:
         fields = Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2].split()
     except OSError:
         return None, ''
     return int(fields[19]), fields[0]
-
-
-@contextlib.contextmanager
-def lease_of_run(workdir: str, stop: StopRequest, watchdog: Watchdog) -> Iterator[Lease]:
-    """A lease to acquire that is let go however the run ends: by itself, by a signal before it saves, or stuck."""
-    with contextlib.closing(Lease(workdir)) as lease:
-        stop.before_ending.append(lambda _: lease.close())
-        watchdog.before_ending.append(lease.close)
-        yield lease

@@ -7,7 +7,6 @@ inside an allocation of SLURM.
 """
 
 import collections
-import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -18,20 +17,20 @@ import os
 import pathlib
 import re
 import socket
-import sys
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import distributed  # its barrier has no public name
+from jax._src import distributed  # its barrier and its key-value store have no public names
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
-from bert_jax import config
+from bert_jax import console
 from bert_jax.errors import BadInput
+from bert_jax.files import json_digest
 from bert_jax.runtime.devices import NVIDIA_DEVICES
 
 _A_WEEK_MS = 7 * 24 * 3600 * 1000
@@ -162,7 +161,7 @@ def _others_missing(place: Place, timeout_s: int, why: str = '') -> BadInput:
 
 def _end_alone(place: Place, timeout_s: int) -> None:
     """Ends the process from a thread, as bad input ends one: the main thread is inside jax, waiting."""
-    print(f'bert_jax: {_others_missing(place, timeout_s)}', file=sys.stderr, flush=True)
+    console.say_anywhere(f'bert_jax: {_others_missing(place, timeout_s)}')
     os._exit(2)
 
 
@@ -203,15 +202,13 @@ def first_does(action: Callable[[], object]) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone writes and speaks."""
+    """Whether this is process 0, which alone writes files."""
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
-    """Writes a line to standard error, above a progress bar; process 0 only."""
-    if is_first():
-        with contextlib.suppress(BrokenPipeError):  # who read is gone (a killed launcher); the run still has to save
-            tqdm.write(text, file=sys.stderr)
+def key_value_store() -> Any | None:
+    """The client of the key-value store that process 0 serves to all processes; None when this process is alone."""
+    return distributed.global_state.client if jax.process_count() > 1 else None
 
 
 def check_devices(promised: int | None) -> None:
@@ -234,7 +231,7 @@ def check_agreement(facts: dict[str, object]) -> None:
     number = next(_meetings)  # a barrier serves once
     distributed.global_state.client.wait_at_barrier(f'bert_jax/opened/{number}', timeout_in_ms=_A_WEEK_MS)
     facts = facts | _code_version()
-    digests = _gather({name: config.digest(value) for name, value in facts.items()})
+    digests = _gather({name: json_digest(value) for name, value in facts.items()})
     differing = {
         name: [process for process, theirs in enumerate(digests) if theirs.get(name) != digests[0].get(name)]
         for name in facts
@@ -280,7 +277,7 @@ def describe_hosts() -> str:
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}
     limit = stats.get('bytes_limit')
-    memory = f', {limit / 2**30:.0f} GiB each' if limit else ''
+    memory = f', {console.size(limit)} each' if limit else ''
     mine = f'{socket.gethostname()}: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){memory}'
     return '\n'.join(f'Process {number} on {host}' for number, host in enumerate(_gather(mine)))
 

@@ -1,57 +1,81 @@
-"""Being asked to stop: by a signal, by a time; heard the moment it happens, whatever the program does.
+"""Requests to stop a run: a signal or a time limit, noticed at once whatever the program is doing.
 
-The first SIGINT, SIGTERM or SIGUSR1 asks; the second one ends the process at once (130, 143). As long as there is
-nothing to save (start-up, reading, compiling the first step) the process ends at once too, with exit status 75; after
-`has_something_to_save` the loop asks and saves. A thread reads the signals from a pipe that Python's C handler
-writes to, because a handler in Python would wait for the compiler.
+The first SIGINT, SIGTERM or SIGUSR1 asks the run to stop; the second ends the process at once (130, 143). While there
+is nothing to save (start-up, reading, compiling the first step) the first one ends the process at once too, with exit
+status 75; after `has_something_to_save` the loop checks `asked` and saves. A thread reads the signals from a pipe that
+Python's C handler writes to, because a handler in Python would wait for the compiler.
 
-Imports nothing of jax, so that it can stand before everything else.
+Does not import jax, so that it can be set up before everything else.
 """
 
 import atexit
+import contextlib
 import datetime
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-EXIT_BAD_INPUT, EXIT_RUN_AGAIN = 2, 75
+from bert_jax.console import say_anywhere
+
+EXIT_BAD_INPUT = 2
+EXIT_RUN_AGAIN = 75
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_UNMEASURED_SAVE = 120.0  # seconds to leave for a save as long as none was measured
-_MARGIN = 15.0  # seconds: to agree on the step, and to end
+_TIME_LIMIT = 'the time limit'
+_UNMEASURED_SAVE = 120.0  # seconds to leave for a save before one has been measured
+_MARGIN = 15.0  # seconds to agree on the step and to exit
 
 
 class StopRequest:
-    """Whether and why a run should save and stop; a context, in the main thread."""
+    """Whether and why a run should save and stop; a context to be entered in the main thread.
+
+    Attributes:
+      received: what asked, the name of a signal or 'the time limit'; '' as long as nothing has.
+    """
 
     def __init__(self) -> None:
-        self.received = ''  # what asked: the name of a signal, or 'the time limit'
-        self.before_ending: list[Callable[[str], None]] = []  # called with the reason before an end without a save
+        self.received = ''
         self._stop_at, self._is_exact, self._can_save = float('inf'), True, False
+        self._before_unsaved_end: Callable[[str], None] | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> 'StopRequest':
         reading, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
-        self._before = {number: signal.signal(number, _written_to_the_pipe) for number in _SIGNALS}
+        self._before = {signum: signal.signal(signum, _written_to_the_pipe) for signum in _SIGNALS}
         self._wakeup_before = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reading,), name='signals', daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._wakeup_before)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
         os.close(self._pipe)  # ends the thread
 
     def set_time(self, stop_at: str) -> None:
-        """Sets `train.stop_at` (ISO 8601); empty: the end of the SLURM job where SLURM says when that is."""
+        """Sets `train.stop_at` (ISO 8601); if empty, the end of the SLURM job where SLURM announces it."""
         end_of_job = float(os.environ.get('SLURM_JOB_END_TIME', 'inf'))
         self._is_exact = bool(stop_at)
         self._stop_at = datetime.datetime.fromisoformat(stop_at).timestamp() if stop_at else end_of_job
+
+    @contextlib.contextmanager
+    def before_unsaved_end(self, call: Callable[[str], None]) -> Iterator[None]:
+        """While the context is open, an end without a save first calls `call` with the reason.
+
+        Args:
+          call: called from the thread that hears the signal; whoever supervises the run frees what it holds.
+        """
+        if self._before_unsaved_end is not None:
+            raise RuntimeError('this stop request already has a supervisor')
+        self._before_unsaved_end = call
+        try:
+            yield
+        finally:
+            self._before_unsaved_end = None
 
     def has_something_to_save(self) -> None:
         """From now on a request waits until the loop has saved."""
@@ -62,11 +86,11 @@ class StopRequest:
         """Whether to stop now.
 
         Args:
-          seconds_to_save: how long a save takes, as measured; None: not yet known.
+          seconds_to_save: how long a save takes, as measured; None if not yet known.
         """
         if not self.received and time.time() >= self._stop_at - self._needed(seconds_to_save):
-            self.received = 'the time limit'
-            _tell('The time is up: saving …')
+            self.received = _TIME_LIMIT
+            say_anywhere('The time is up: saving …')
         return bool(self.received)
 
     def _needed(self, seconds_to_save: float | None) -> float:
@@ -75,24 +99,24 @@ class StopRequest:
         return _UNMEASURED_SAVE if seconds_to_save is None else 2 * seconds_to_save + _MARGIN
 
     def _watch(self, reading: int) -> None:
-        while numbers := os.read(reading, 64):
-            for number in numbers:
-                if number in _SIGNALS:
-                    self._receive(signal.Signals(number))
+        while signums := os.read(reading, 64):
+            for signum in signums:
+                if signum in _SIGNALS:
+                    self._receive(signal.Signals(signum))
         os.close(reading)
 
-    def _receive(self, number: signal.Signals) -> None:
+    def _receive(self, signum: signal.Signals) -> None:
         with self._lock:
-            if self.received and self.received != 'the time limit':
-                _tell(f'{number.name} again: ended at once; the last checkpoint is whole.')
-                os._exit(128 + number)  # as a shell reports a process that the signal ended
-            self.received = number.name
+            if self.received and self.received != _TIME_LIMIT:
+                say_anywhere(f'{signum.name} again: ended at once; the last checkpoint is whole.')
+                os._exit(128 + signum)  # as a shell reports a process that the signal ended
+            self.received = signum.name
             if self._can_save:
-                _tell(f'{number.name}: finishing this step, then saving … (once more ends at once)')
+                say_anywhere(f'{signum.name}: finishing this step, then saving … (once more ends at once)')
                 return
-            for call in self.before_ending:
-                call(number.name)
-            _tell(f'{number.name}: stopped before a step was made. The same command starts again.')
+            if (call := self._before_unsaved_end) is not None:
+                call(signum.name)
+            say_anywhere(f'{signum.name}: stopped before a step was made. The same command starts again.')
             os._exit(EXIT_RUN_AGAIN)
 
 
@@ -109,9 +133,3 @@ def leave(status: int) -> NoReturn:
 
 def _written_to_the_pipe(*_: object) -> None:
     """Python's C handler has written the number to the pipe already."""
-
-
-def _tell(text: str) -> None:
-    """To standard error, in whatever process."""
-    sys.stderr.write(text + '\n')
-    sys.stderr.flush()

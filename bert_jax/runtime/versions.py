@@ -1,9 +1,8 @@
-"""Whether the packages that the project needs are there, in versions that it works with; told before anything else.
+"""Are the required packages installed, in supported versions? Checked before anything else.
 
-Reads the project's own requirements and what is installed, and imports none of it.
+Reads the project's own requirements and the metadata of what is installed; imports none of it but `packaging`.
 """
 
-import re
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -31,14 +30,22 @@ def _lines(name: str) -> list[str]:
 
 
 def check(required: Iterable[str], mend: str = 'make install') -> None:
-    """Raises BadInput naming every package that is missing or of another version, with the line that installs them."""
+    """Raises BadInput naming every package that is missing or of another version, with the command that installs them.
+
+    Args:
+      required: requirements as in a requirements file, one an element. Pre-releases count.
+    """
+    try:
+        from packaging.requirements import Requirement
+    except ModuleNotFoundError:
+        raise BadInput('installed packages', 'packaging is missing', 'all required packages', mend) from None
     bad, wanted = [], []
     for line in required:
-        name, allowed = re.fullmatch(r'([\w.-]+)(?:\[[\w,-]+\])?\s*([^;]*)(?:;.*)?', line).groups()
-        found = _version(name)
-        if found is None or not _allows(allowed, found):
-            bad.append(f'{name} {found}' if found else f'{name} is missing')
-            wanted.append(f'{name}{allowed.strip()}')
+        requirement = Requirement(line)
+        found = _version(requirement.name)
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            bad.append(f'{requirement.name} {found}' if found else f'{requirement.name} is missing')
+            wanted.append(line.partition(';')[0].strip())
     if bad:
         quoted = ' '.join(f"'{requirement}'" for requirement in wanted)
         raise BadInput(
@@ -51,26 +58,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _allows(allowed: str, found: str) -> bool:
-    """Whether a version is in a range such as '>=0.10,<0.13', by its numbers: a pre-release counts as its release."""
-    have = _numbers(found)
-    compare = {
-        '>=': lambda want: have >= want,
-        '<=': lambda want: have <= want,
-        '>': lambda want: have > want,
-        '<': lambda want: have < want,
-        '==': lambda want: have == want,
-        '!=': lambda want: have != want,
-    }
-    clauses = [re.fullmatch(r'\s*(>=|<=|==|!=|>|<)\s*([\w.]+)\s*', clause) for clause in allowed.split(',') if clause]
-    return all(compare[clause[1]](_numbers(clause[2])) for clause in clauses)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """1.10.0rc1 is (1, 10): trailing zeros say nothing."""
-    found = [int(part) for part in re.match(r'\d+(?:\.\d+)*', version)[0].split('.')]
-    while found and not found[-1]:
-        found.pop()
-    return tuple(found)

@@ -5,6 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.sweep import launch
 from bert_jax.sweep.launch import EXIT_RUN_AGAIN, Signals
@@ -42,7 +43,7 @@ def sweep(
     statuses: dict[str, int] = {}
     job, stopped = '', ''
     if todo and jobs != 0:
-        _say(f'{len(runs)} runs, {len(runs) - len(todo)} of them finished')
+        say(f'{len(runs)} runs, {len(runs) - len(todo)} of them finished')
         with Signals() as signals:
             status = launch.prepare_corpora(todo, signals)
             if status:
@@ -73,11 +74,11 @@ def _run_here(runs: tuple[Run, ...], todo: list[Run], jobs: int, signals: Signal
             statuses[run.name] = status
             [result] = read_results((run,), statuses)
             bar.update()
-            _say(f'{number}/{len(runs)}  {run.name}: {_in_short(result)}, {tqdm.format_interval(seconds)}')
+            say(f'{number}/{len(runs)}  {run.name}: {_in_short(result)}, {tqdm.format_interval(seconds)}')
             for line in result.log_tail:
-                _say(f'    {line}')
+                say(f'    {line}')
     if signals.received:
-        _say(f'{signals.received}: the runs that were under way are saved. The same command goes on from there.')
+        say(f'{signals.received}: the runs that were under way are saved. The same command goes on from there.')
     return statuses
 
 
@@ -108,7 +109,3 @@ def _describe(results: list[Result], commands: list[tuple[str, str]], page: str,
     if failed:
         lines.append(f'{failed} failed (train.log in the workdir of each); the same command tries them again.')
     return '\n'.join([*lines, f'Wrote {page}'])
-
-
-def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)

@@ -18,11 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from etils import epath
+
 from bert_jax.config import is_records
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.sweep.runs import Run
 from bert_jax.workdir import identity as run_files
+from bert_jax.workdir.seal import sealed_steps
 
 EXIT_RUN_AGAIN = 75
 LOG = 'train.log'
@@ -30,9 +33,8 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def saved_step(run: Run) -> int | None:
-    """The step of the newest sealed checkpoint (see `train/checkpoint.py`, which is slow to import)."""
-    manifests = Path(run.workdir, 'checkpoints').glob('*/manifest.json')
-    return max((int(path.parent.name) for path in manifests if path.parent.name.isdecimal()), default=None)
+    """The step of the newest sealed checkpoint."""
+    return max(sealed_steps(epath.Path(run.workdir) / 'checkpoints'), default=None)
 
 
 def is_finished(run: Run) -> bool:

@@ -1,6 +1,9 @@
-"""DIR/sweep.html: the table of a sweep, what its losses depend on, its curves over each other, what to type next."""
+"""DIR/sweep.html: the table of a sweep, the final losses against what varied, the best commands, and the curves.
 
-import html
+The values of the page are worked out here; `templates/sweep.html` lays them out.
+"""
+
+import dataclasses
 import math
 from typing import Any
 
@@ -8,120 +11,116 @@ from etils import epath
 
 from bert_jax.files import write_whole
 from bert_jax.report import charts
-from bert_jax.report.html import MUTED, draw, line_of, page, swatch
+from bert_jax.report.curves import Charts
+from bert_jax.report.html import Column, Figure, Group, Table, Text, render
+from bert_jax.report.svg import MUTED, draw, line_of
 from bert_jax.sweep.results import (
     Result,
-    at_the_end_of_their_range,
     best_commands,
     cell,
     columns,
     differing,
-    headings,
-    numbers,
+    notes,
+    tabulate,
     tasks,
     title,
     value,
-    why_not_ranked,
 )
 
 _MOST_CURVES = 24  # as many as colours and dashes tell apart
 _LOG_AXIS_FROM = 8  # largest by smallest value
 
 
+@dataclasses.dataclass(frozen=True)
+class SweepPage:
+    """The content of sweep.html; parts without content are None or empty.
+
+    Attributes:
+      title: name of the sweep's directory.
+      notes: sentences to read with the table.
+      final_losses: the final loss over the field that varied most, a figure per group of comparable runs.
+      best_commands: (title of the group, command of its best run).
+      failures: (name of the run, end of its log).
+      num_not_drawn: runs that `charts` leaves out.
+    """
+
+    title: str
+    num_runs: int
+    num_finished: int
+    table: Table
+    notes: list[str]
+    final_losses: list[Figure]
+    best_commands: list[tuple[str, str]]
+    failures: list[tuple[str, str]]
+    charts: Charts | None
+    num_not_drawn: int
+
+
 def write_picture(results: list[Result], directory: str) -> epath.Path:
     """Writes `sweep.html` into a directory and returns its path; it needs no network and holds no corpus text."""
     path = epath.Path(directory) / 'sweep.html'
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, _page(results, path.parent.name))
+    write_whole(path, render('sweep.html', _page(results, path.parent.name), package='bert_jax.sweep'))
     return path
 
 
-def _page(results: list[Result], name: str) -> str:
+def _page(results: list[Result], name: str) -> SweepPage:
     groups = tasks(results)
-    drawn = [result for group in groups for result in group if result.logged][:_MOST_CURVES]
-    finished = sum(result.status == 'finished' for result in results)
-    escaped = html.escape(name)
-    parts = [f'<h1>{escaped}</h1><p>{finished} of {len(results)} runs finished</p>']
-    parts.append(f'<h2>Runs</h2>{_table(groups, drawn)}')
-    notes = [*filter(None, [why_not_ranked(groups)]), *at_the_end_of_their_range(groups)]
-    parts += [f'<p>{html.escape(note)}</p>' for note in notes]
-    if pictures := [_against(group, groups, number) for number, group in enumerate(groups)]:
-        parts.append(f'<div class="charts" style="margin-top: 1.2rem">{"".join(pictures)}</div>')
-    if commands := best_commands(results):
-        shown = ''.join(_command(*command) for command in commands)
-        parts.append(f'<h2>The best, to type</h2>{shown}')
-    failed = [result for result in results if result.log_tail]
-    if failed:
-        parts.append('<h2>What failed</h2>' + ''.join(_failure(result) for result in failed))
-    if drawn:
-        left_out = sum(result.logged is not None for result in results) - len(drawn)
-        note = f'<p>The first {_MOST_CURVES} runs of the table; {left_out} more are not drawn.</p>' if left_out else ''
-        parts.append(f'<h2>Curves</h2>{note}{charts([result.logged for result in drawn])}')
-    return page(name, '\n'.join(parts))
-
-
-def _table(groups: list[list[Result]], drawn: list[Result]) -> str:
-    results = [result for group in groups for result in group]
-    varied = columns(result.run for result in results)
-    shown = headings(results)[1:]
-    head = ['', *varied.values(), *shown, 'status']
-    is_number = [False] * (1 + len(varied)) + [True] * len(shown) + [False]
-    names, body = differing(groups), []
-    for group in groups:
-        if len(groups) > 1:
-            heading = html.escape(title(group, names))
-            body.append(f'<tr class="group"><th colspan="{len(head)}">{heading}</th></tr>')
-        for result in group:
-            rank, *rest = numbers(result)
-            line = swatch(drawn.index(result)) if result in drawn else ''
-            cells = [*(cell(result.run, field) for field in varied), *rest, result.status]
-            row = [f'<span style="white-space: nowrap">{line}{rank}</span>', *map(html.escape, cells)]
-            body.append('<tr>' + ''.join(map(_cell, row, is_number)) + '</tr>')
-    top = ''.join(
-        f'<th{" class=number" if n else ""}>{html.escape(h)}</th>' for h, n in zip(head, is_number, strict=True)
-    )
-    return (
-        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-        '<p>Losses in nats on held-out text, the last and the lowest; tokens/s the median of a run.</p>'
+    logged = [result for group in groups for result in group if result.logged]
+    drawn = logged[:_MOST_CURVES]
+    figures = [_final_losses(group, groups, f'final{i}') for i, group in enumerate(groups)]
+    return SweepPage(
+        title=name,
+        num_runs=len(results),
+        num_finished=sum(result.status == 'finished' for result in results),
+        table=_table(results, drawn),
+        notes=notes(results),
+        final_losses=[figure for figure in figures if figure],
+        best_commands=best_commands(results),
+        failures=[(result.run.name, '\n'.join(result.log_tail)) for result in results if result.log_tail],
+        charts=charts([result.logged for result in drawn]) if drawn else None,
+        num_not_drawn=len(logged) - len(drawn),
     )
 
 
-def _cell(content: str, is_number: bool) -> str:
-    return f'<td class="number">{content}</td>' if is_number else f'<td>{content}</td>'
-
-
-def _command(group: str, command: str) -> str:
-    heading = f'<h3>{html.escape(group)}</h3>' if group else ''
-    return f'{heading}<pre>{html.escape(command)}</pre>'
-
-
-def _failure(result: Result) -> str:
-    lines = html.escape('\n'.join(result.log_tail))
-    return f'<h3>{html.escape(result.run.name)}</h3><pre>{lines}</pre>'
+def _table(results: list[Result], drawn: list[Result]) -> Table:
+    """The table of the sweep; the rank stands after the line that the charts draw the run with."""
+    tabulated = tabulate(results)
+    headings = ['', *tabulated.headings[1:]]
+    kinds = ['number' if is_number else 'text' for is_number in tabulated.is_number]
+    groups = []
+    for group in tabulated.groups:
+        rows = [
+            [Text(rank, series=drawn.index(result) if result in drawn else None), *cells]
+            for result, (rank, *cells) in group.rows
+        ]
+        groups.append(Group(rows, group.title))
+    return Table([Column(heading, kind) for heading, kind in zip(headings, kinds, strict=True)], groups)
 
 
 # --- The final loss against what varied most. ---
 
 
-def _against(group: list[Result], groups: list[list[Result]], number: int) -> str:
-    """The final loss of a group over the number that varied most, a line for each value of the rest; '' without one."""
+def _final_losses(group: list[Result], groups: list[list[Result]], key: str) -> Figure | None:
+    """The final loss of a group over the number that varied most, with a line for each combination of the rest.
+
+    None if no number varied.
+    """
     ended = [r for r in group if r.final_mlm_loss is not None and math.isfinite(r.final_mlm_loss)]
     field = _most_varied(ended)
     if not field:
-        return ''
+        return None
     lines: dict[str, list[tuple[float, float]]] = {}
     varied = columns(result.run for result in ended)
+    others = [name for name in varied if name != field and len({cell(r.run, name) for r in ended}) > 1]
     for result in ended:
-        others = [name for name in varied if name != field and len({cell(r.run, name) for r in ended}) > 1]
-        rest = ', '.join(
+        combination = ', '.join(
             cell(result.run, name) if not name else f'{varied[name]}={cell(result.run, name)}' for name in others
         )
-        lines.setdefault(rest, []).append((value(result.run, field), result.final_mlm_loss))
-    svg = draw(f'against{number}', f'Final MLM loss over {field}', lambda axes: _fill(axes, field, lines))
-    legend = ''.join(f'<span>{swatch(i)}<b>{html.escape(name)}</b></span>' for i, name in enumerate(lines) if name)
-    of = f' <small>{html.escape(title(group, differing(groups)))}</small>' if len(groups) > 1 else ''
-    caption = f'Final MLM loss over {html.escape(varied[field])}{of}'
-    return f'<figure><figcaption>{caption}</figcaption><div class="legend">{legend}</div>{svg}</figure>'
+        lines.setdefault(combination, []).append((value(result.run, field), result.final_mlm_loss))
+    drawing = draw(key, f'Final MLM loss over {field}', lambda axes: _fill(axes, field, lines))
+    note = title(group, differing(groups)) if len(groups) > 1 else ''
+    return Figure(Text(f'Final MLM loss over {varied[field]}', note), drawing, list(filter(None, lines)))
 
 
 def _fill(axes: Any, field: str, lines: dict[str, list[tuple[float, float]]]) -> None:

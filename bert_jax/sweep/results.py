@@ -1,4 +1,4 @@
-"""What the runs of a sweep came to: their losses, ranked where they can be compared, for the terminal."""
+"""Results of the runs of a sweep, ranked where their losses can be compared, and their table for the terminal."""
 
 import dataclasses
 import json
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import digest, is_records
+from bert_jax.config import is_records
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.ranking import Measure, common_measure
-from bert_jax.report import Run as Logged
-from bert_jax.report import flatten, read_run
+from bert_jax.files import json_digest
+from bert_jax.report import LoggedRun, flatten, read_run
 from bert_jax.sweep.launch import is_finished, log_tail, saved_step
 from bert_jax.sweep.runs import Run, short_names
 from bert_jax.workdir import identity as run_files
@@ -28,6 +28,8 @@ _WHY = {
     'train.evaluate_rows': 'the losses are of different text',
 }
 _WHY_ELSE = 'the examples are made in another way'
+
+_NUMBERS = ('MLM loss', 'best', 'NSP', 'tokens/s')  # columns of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Result:
     run: Run
     status: str
     log_tail: list[str]
-    logged: Logged | None
+    logged: LoggedRun | None
     step: int
     final_mlm_loss: float | None
     best_mlm_loss: float | None
@@ -80,10 +82,9 @@ def read_results(runs: tuple[Run, ...], statuses: dict[str, int]) -> list[Result
     if (measure := _common_measure(results)) is not None:
         return _ranked_by(measure, results)
     ranks: dict[str, int] = {}
-    for task in {digest(result.task): None for result in results}:
-        ranked = [
-            r for r in results if digest(r.task) == task and r.status == 'finished' and _is_finite(r.final_mlm_loss)
-        ]
+    for task in {json_digest(result.task): None for result in results}:
+        ranked = [r for r in results if json_digest(r.task) == task and r.status == 'finished']
+        ranked = [r for r in ranked if _is_finite(r.final_mlm_loss)]
         ranked.sort(key=lambda result: result.final_mlm_loss)
         ranks |= {result.run.name: rank for rank, result in enumerate(ranked, start=1)}
     return [dataclasses.replace(result, rank=ranks.get(result.run.name)) for result in results]
@@ -96,7 +97,7 @@ def _finished(results: list[Result]) -> list[Result]:
 def _common_measure(results: list[Result]) -> Measure | None:
     """What the finished runs can be ranked by although their MLM losses do not compare; None where these do."""
     finished = _finished(results)
-    if len({digest(result.task) for result in finished}) < 2:
+    if len({json_digest(result.task) for result in finished}) < 2:
         return None
     return common_measure([result.logged.figures for result in finished])
 
@@ -164,7 +165,8 @@ def _task(run: Run) -> dict[str, Any]:
     manifest = Path(run.config.data.corpus, 'manifest.json')
     if manifest.exists() and not is_records(run.config.data.source):  # other corpora may hold out the same text
         files = json.loads(manifest.read_text())['files']
-        task['validation text'] = digest({name: file for name, file in files.items() if name.startswith('validation/')})
+        held_out = {name: file for name, file in files.items() if name.startswith('validation/')}
+        task['validation text'] = json_digest(held_out)
     return flatten(task)
 
 
@@ -178,9 +180,9 @@ def _is_finite(value: float | None) -> bool:
 def tasks(results: list[Result]) -> list[list[Result]]:
     """Results by what their MLM loss is a loss of, the best first; those without any, last or in the only group."""
     groups: dict[str, list[Result]] = {}
-    is_one = len({digest(result.task) for result in results if result.task}) <= 1 or any(r.common for r in results)
+    is_one = len({json_digest(result.task) for result in results if result.task}) <= 1 or any(r.common for r in results)
     for result in results:
-        groups.setdefault('' if is_one else digest(result.task), []).append(result)
+        groups.setdefault('' if is_one else json_digest(result.task), []).append(result)
     for group in groups.values():
         group.sort(key=lambda result: result.rank or len(results) + 1)
     return sorted(groups.values(), key=lambda group: not group[0].task)
@@ -229,7 +231,7 @@ def title(group: list[Result], names: list[str]) -> str:
     return ', '.join([*told, *(f'{field}={value}' for field, value in same.items())]) or group[0].run.name
 
 
-# --- The terminal. ---
+# --- The table. ---
 
 
 def columns(runs: Iterable[Run]) -> dict[str, str]:
@@ -269,58 +271,84 @@ def at_the_end_of_their_range(groups: list[list[Result]]) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def numbers(result: Result) -> list[str]:
-    """rank, final loss, best loss, NSP accuracy, tokens per second, as text."""
+@dataclasses.dataclass(frozen=True)
+class TableGroup:
+    """Results that can be compared, best first, each with the cells of its row; no title if it is the only group."""
+
+    title: str
+    rows: list[tuple[Result, list[str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultTable:
+    """The results of a sweep as text. The first column is the rank; `is_number` marks columns of numbers."""
+
+    headings: list[str]
+    is_number: list[bool]
+    groups: list[TableGroup]
+
+
+def tabulate(results: list[Result]) -> ResultTable:
+    """The table of a sweep, for the terminal and the page."""
+    varied = columns(result.run for result in results)
+    common = [results[0].common.name] if results and results[0].common else []
+    headings = ['rank', *varied.values(), *_NUMBERS, *common, 'status']
+    is_number = [True, *(False for _ in varied), *(True for _ in (*_NUMBERS, *common)), False]
+    groups = tasks(results)
+    names = differing(groups)
+    shown = [
+        TableGroup(
+            title(group, names) if len(groups) > 1 else '',
+            [(result, _cells(result, varied)) for result in group],
+        )
+        for group in groups
+    ]
+    return ResultTable(headings, is_number, shown)
+
+
+def _cells(result: Result, varied: Iterable[str]) -> list[str]:
+    settings = [cell(result.run, field) for field in varied]
+    return [str(result.rank or '–'), *settings, *_numbers(result), result.status]
+
+
+def _numbers(result: Result) -> list[str]:
+    """The columns `_NUMBERS`, and the common measure if the runs are ranked by one."""
     best = '–' if result.best_mlm_loss is None else f'{result.best_mlm_loss:.3f}'
     if result.best_step is not None and result.best_mlm_loss != result.final_mlm_loss:
         best += f' at {result.best_step}'
-    return [
-        str(result.rank or '–'),
+    shown = [
         '–' if result.final_mlm_loss is None else f'{result.final_mlm_loss:.3f}',
         best,
         '–' if result.nsp_accuracy is None else f'{result.nsp_accuracy:.1%}',
         '–' if result.tokens_per_second is None else f'{result.tokens_per_second:,.0f}',
-        *([] if not result.common else ['–'] if result.common_value is None else [_common(result)]),
     ]
+    if result.common:
+        shown.append('–' if result.common_value is None else result.common.show(result.common_value))
+    return shown
 
 
-def _common(result: Result) -> str:
-    return result.common.show(result.common_value)
-
-
-def headings(results: list[Result]) -> list[str]:
-    """Of `numbers`; last what the runs are ranked by, where it is not the MLM loss."""
-    return [*_NUMBERS, *([results[0].common.name] if results and results[0].common else [])]
-
-
-_NUMBERS = ('rank', 'MLM loss', 'best', 'NSP', 'tokens/s')
+def notes(results: list[Result]) -> list[str]:
+    """Sentences to read with the table."""
+    groups = tasks(results)
+    return [*filter(None, [why_not_ranked(groups)]), *at_the_end_of_their_range(groups)]
 
 
 def table(results: list[Result]) -> str:
-    """All runs, those that can be compared together and the best first."""
-    varied = columns(result.run for result in results)
-    rank, *shown = headings(results)
-    head = [rank, *varied.values(), *shown, 'status']
-    groups = tasks(results)
-    names = differing(groups)
-    rows: list[list[str] | str] = []
-    for group in groups:
-        if len(groups) > 1:
-            rows.append(title(group, names))
-        for result in group:
-            rank, *rest = numbers(result)
-            rows.append([rank, *(cell(result.run, field) for field in varied), *rest, result.status])
-    cells = [row for row in [head, *rows] if isinstance(row, list)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    is_text = [0 < i <= len(varied) or i == len(head) - 1 for i in range(len(head))]
+    """The table and its notes as text."""
+    tabulated = tabulate(results)
+    rows = [cells for group in tabulated.groups for _, cells in group.rows]
+    widths = [max(map(len, column)) for column in zip(tabulated.headings, *rows, strict=True)]
 
     def line(row: list[str]) -> str:
-        padded = (f'{c:{w}}' if text else f'{c:>{w}}' for c, w, text in zip(row, widths, is_text, strict=True))
+        padded = (f'{c:>{w}}' if n else f'{c:{w}}' for c, w, n in zip(row, widths, tabulated.is_number, strict=True))
         return '  '.join(padded).rstrip()
 
-    lines = [line(head), *(row if isinstance(row, str) else line(row) for row in rows)]
-    if notes := [*filter(None, [why_not_ranked(groups)]), *at_the_end_of_their_range(groups)]:
-        lines += ['', *notes]
+    lines = [line(tabulated.headings)]
+    for group in tabulated.groups:
+        lines += [group.title] if group.title else []
+        lines += [line(cells) for _, cells in group.rows]
+    if sentences := notes(results):
+        lines += ['', *sentences]
     return '\n'.join(lines)
 
 

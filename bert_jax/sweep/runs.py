@@ -26,17 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.config import Config, digest, field_names, resolve, unknown_field
+from bert_jax.config import Config, Data, field_names, resolve, unknown_field
+from bert_jax.config.fields import Role, names_with
 from bert_jax.errors import BadInput
+from bert_jax.files import json_digest
 
 _KEYS = {'base': str, 'fixed': dict, 'runs': list, 'grid': dict, 'draws': dict, 'num_draws': int, 'seed': int}
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
 _DIGITS = 3  # significant, of a drawn number: it can be typed
 _MISSES = 100  # repeated draws in a row, after which there are no others
-
-# Of `data`: what a corpus is made of, besides `tokenizer`.
-_CORPUS_FIELDS = ('source', 'text_field', 'group_field', 'split_sentences', 'deduplicate_lines')
-_CORPUS_FIELDS += ('validation_source', 'validation_fraction')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +101,7 @@ def expand(sweep: dict[str, Any], base_values: dict[str, Any], workdir: str) -> 
             values = _with_overrides(common, varied, sweep['base'])
             overrides = fixed | varied
             if (settings := _corpus_settings(values)) != usual_corpus and 'data.corpus' not in varied:
-                overrides['data.corpus'] = f'{values["data"]["corpus"]}-{digest(settings)[:8]}'
+                overrides['data.corpus'] = f'{values["data"]["corpus"]}-{json_digest(settings)[:8]}'
                 values = _with_overrides(values, {'data.corpus': overrides['data.corpus']}, sweep['base'])
             config = _resolve(name, values)
             if config in seen:
@@ -258,7 +256,8 @@ def _resolve(run: str, values: dict[str, Any]) -> Config:
 
 def _corpus_settings(values: dict[str, Any]) -> dict[str, Any]:
     """What the contents of a run's corpus depend on, of the values of its config."""
-    return {name: values['data'].get(name) for name in _CORPUS_FIELDS} | {'tokenizer': values['tokenizer']}
+    of_data = {name: values['data'].get(name) for name in names_with(Role.CONTENT, Data)}
+    return of_data | {'tokenizer': values['tokenizer']}
 
 
 def short_names(fields: list[str]) -> dict[str, str]:
@@ -273,7 +272,7 @@ def _name(label: str, varied: dict[str, Any], short: dict[str, str]) -> str:
     parts = [label] if label else []
     plain = ','.join([*parts, *(f'{short[field]}={_text(value)}' for field, value in varied.items())]) or 'base'
     name = re.sub(r'[^\w.,=+-]', '_', plain)[:_LONGEST_NAME]
-    return name if name == plain else f'{name}-{digest(plain)[:6]}'
+    return name if name == plain else f'{name}-{json_digest(plain)[:6]}'
 
 
 def _text(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 import pathlib
 
+from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.text.progress import say
 from bert_jax.text.tokenizer import Tokenizer, WordPiece
 
 _SHOWN = 10
@@ -51,5 +51,5 @@ def add_tokens(tokenizer: Tokenizer, path: str) -> WordPiece:
             'take these lines out, or write their parts on lines of their own',
         )
     told = ''.join(f'; {count} {reason}' for reason, count in passed_over.items() if count)
-    say(f'{path}: {len(new)} tokens added to {tokenizer.vocab_size}{told}', progress=True)
+    say(f'{path}: {len(new)} tokens added to {tokenizer.vocab_size}{told}')
     return extended

@@ -1,4 +1,4 @@
-"""The pieces of a job on a cluster, by Apache Beam (`requirements-beam.txt`) and any of its runners.
+"""The chunks of a job on a cluster, by Apache Beam (`requirements-beam.txt`) and any of its runners.
 
 Source and corpus must be paths that all workers see, and the workers need this package.
 """
@@ -10,10 +10,10 @@ from typing import Any
 import apache_beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.text.job import Job
-from bert_jax.text.progress import say
 
 
 class BeamPool:
@@ -46,7 +46,8 @@ class BeamPool:
             )
         for report in sorted(self._job.directory.glob('failed-*.json')):
             raise BadInput(*json.loads(report.read_text('utf-8')))
-        say(f'{phase}: {len(arguments)} pieces, {time.monotonic() - start:.0f} s', self._progress)
+        if self._progress:
+            say(f'{phase}: {len(arguments)} chunks, {time.monotonic() - start:.0f} s')
 
 
 def _call(arguments: tuple, job: Job, method: str) -> Any:

@@ -4,25 +4,31 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 BLOCK_BYTES = 1 << 20
 
 
-def digest(block: bytes | memoryview) -> str:
+def block_digest(block: bytes | memoryview) -> str:
     """The first 64 bits of SHA-256, in hexadecimal."""
     return hashlib.sha256(block).hexdigest()[:16]
 
 
-def file_digests(path: pathlib.Path) -> list[str]:
+def block_digests(path: pathlib.Path) -> list[str]:
     """The digest of each MiB of a file."""
     with path.open('rb') as file:
-        return [digest(block) for block in iter(lambda: file.read(BLOCK_BYTES), b'')]
+        return [block_digest(block) for block in iter(lambda: file.read(BLOCK_BYTES), b'')]
 
 
 def files_in(directory: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
     """(name, path) of all files below a directory, sorted by name; names have '/' between their parts."""
     paths = (path for path in directory.rglob('*') if path.is_file())
     return iter(sorted((path.relative_to(directory).as_posix(), path) for path in paths))
+
+
+def checksums_of(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """{name: {bytes, blocks}} of all files below a directory."""
+    return {name: {'bytes': path.stat().st_size, 'blocks': block_digests(path)} for name, path in files_in(directory)}
 
 
 def first_difference(directory: pathlib.Path, files: dict[str, dict]) -> str | None:
@@ -33,7 +39,7 @@ def first_difference(directory: pathlib.Path, files: dict[str, dict]) -> str | N
             return f'{path} is missing'
         if path.stat().st_size != files[name]['bytes']:
             return f'{path} has {path.stat().st_size} bytes, not {files[name]["bytes"]}'
-        for number, (found, expected) in enumerate(zip(file_digests(path), files[name]['blocks'], strict=True)):
+        for number, (found, expected) in enumerate(zip(block_digests(path), files[name]['blocks'], strict=True)):
             if found != expected:
                 return f'{path} has another checksum in MiB {number}'
     return None
@@ -44,8 +50,7 @@ _SEAL = 'checksums.json'
 
 def seal(directory: pathlib.Path) -> None:
     """Writes beside the files of a directory what `damage` compares them with."""
-    files = {name: {'bytes': path.stat().st_size, 'blocks': file_digests(path)} for name, path in files_in(directory)}
-    (directory / _SEAL).write_text(json.dumps(files) + '\n')
+    (directory / _SEAL).write_text(json.dumps(checksums_of(directory)) + '\n')
 
 
 def damage(directory: pathlib.Path) -> str | None:

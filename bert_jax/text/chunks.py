@@ -1,11 +1,11 @@
-"""A source -> pieces: what one process reads in one go, the same however many processes there are.
+"""A source -> chunks: what one process reads in one go, the same however many processes there are.
 
 Small files are read together, large ones by ranges: text and JSON by bytes, parquet by row groups, TFDS by records.
-A compressed file has no place to begin but its start: it is one piece, read as a stream.
+A compressed file has no place to begin but its start: it is one chunk, read as a stream.
 
 A range of bytes is moved to borders that any process finds alone by looking at what follows its two ends:
-- text: behind the first blank line that begins at or after the end, so that a document belongs to the piece in which it
-  begins (one that begins right at an end, to the piece before); where there is none within `LONGEST_DOCUMENT` bytes,
+- text: behind the first blank line that begins at or after the end, so that a document belongs to the chunk in which it
+  begins (one that begins right at an end, to the chunk before); where there is none within `LONGEST_DOCUMENT` bytes,
   the first line that begins there; where there is none of these within `LONGEST_LINE` bytes, the first character.
 - JSON: the first line that begins at or after the end.
 """
@@ -25,8 +25,10 @@ from bert_jax.errors import BadInput
 LONGEST_LINE = 1 << 20  # bytes; a longer line of a text file is read as several
 LONGEST_RECORD = 1 << 26  # bytes; a longer line of JSON is a bad record
 LONGEST_DOCUMENT = 1 << 24  # characters (bytes, at a border); a longer document is cut into several
-_MIN_PIECE, _MAX_PIECE, _PIECES = 1 << 22, 1 << 26, 64  # bytes; pieces are smaller where there would be fewer than 64
-_RECORDS_PER_PIECE = 1 << 14  # of TFDS, which does not tell bytes
+_MIN_CHUNK = 1 << 22  # bytes
+_MAX_CHUNK = 1 << 26  # bytes
+_CHUNKS = 64  # chunks are smaller than `_MAX_CHUNK` if there would be fewer of them
+_RECORDS_PER_CHUNK = 1 << 14  # of TFDS, which does not tell bytes
 _BUFFER_BYTES = 1 << 16
 _FILE_KINDS = ('text', 'jsonl', 'parquet')
 _VERSION = re.compile(r'[\d*]+\.[\d*]+\.[\d*]+')
@@ -46,7 +48,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Chunk:
     """What is read in one go; `source` is the number of its source."""
 
     kind: str
@@ -57,10 +59,10 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The pieces of a source in order, and what its files were when it was looked at: {path: [bytes, mtime_ns]}."""
+    """The chunks of a source in order, and what its files were when it was looked at: {path: [bytes, mtime_ns]}."""
 
     name: str
-    pieces: tuple[Piece, ...]
+    chunks: tuple[Chunk, ...]
     files: dict[str, list[int]]
 
 
@@ -78,9 +80,9 @@ def plan_source(source: str, number: int, text_field: str, group_field: str = ''
         return Source(source, _grouped(kind, number, sized), {})  # installing again would change the times
     if kind == 'tfds':
         records = open_tfds(rest, [text_field, *filter(None, [group_field])])
-        ranges = _ranges(len(records), _RECORDS_PER_PIECE)
-        pieces = [Piece(kind, number, (Part(rest, a, b),), b - a) for a, b in ranges]
-        return Source(source, tuple(pieces), {})
+        ranges = _ranges(len(records), _RECORDS_PER_CHUNK)
+        chunks = [Chunk(kind, number, (Part(rest, a, b),), b - a) for a, b in ranges]
+        return Source(source, tuple(chunks), {})
     if kind not in _FILE_KINDS:
         raise BadInput('config.data.source', f'is {source!r}', 'python-docs, text:, jsonl:, parquet: or tfds:')
     paths = find_files(rest)
@@ -90,7 +92,7 @@ def plan_source(source: str, number: int, text_field: str, group_field: str = ''
     for path, (length, _) in files.items():
         if length == 0:
             raise BadInput(path, 'is empty: it holds no text', 'a file with text', 'remove it, or narrow data.source')
-    size = min(_MAX_PIECE, max(_MIN_PIECE, sum(length for length, _ in files.values()) // _PIECES))
+    size = min(_MAX_CHUNK, max(_MIN_CHUNK, sum(length for length, _ in files.values()) // _CHUNKS))
     if kind == 'parquet':
         sized = [part for path in paths for part in _row_groups(path, size, [text_field, group_field])]
     else:
@@ -121,16 +123,16 @@ def _sizes_and_times(paths: list[epath.Path]) -> dict[str, list[int]]:
     return {path: [stat.length, int(stat.mtime or 0)] for path, stat in stats.items()}
 
 
-def _grouped(kind: str, number: int, sized: list[tuple[Part, int]], size: int = _MIN_PIECE) -> tuple[Piece, ...]:
-    """Parts in order, as many to a piece as keep within `size`, at least one."""
-    pieces, parts, total = [], [], 0
+def _grouped(kind: str, number: int, sized: list[tuple[Part, int]], size: int = _MIN_CHUNK) -> tuple[Chunk, ...]:
+    """Parts in order, as many to a chunk as keep within `size`, at least one."""
+    chunks, parts, total = [], [], 0
     for part, length in sized:
         if parts and total + length > size:
-            pieces.append(Piece(kind, number, tuple(parts), total))
+            chunks.append(Chunk(kind, number, tuple(parts), total))
             parts, total = [], 0
         parts.append(part)
         total += length
-    return (*pieces, Piece(kind, number, tuple(parts), total))
+    return (*chunks, Chunk(kind, number, tuple(parts), total))
 
 
 def _ranges(length: int, size: int) -> Iterator[tuple[int, int]]:

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax import config
 from bert_jax.errors import BadInput
+from bert_jax.files import json_digest
 from bert_jax.text.checksums import BLOCK_BYTES, first_difference
 from bert_jax.text.local_copy import stage
 from bert_jax.text.splits import Split, differs, mend
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 
 FORMAT_VERSION = 2
 _LARGEST_MANIFEST = 1 << 30  # bytes; the checksums of a corpus of 20 TB
@@ -66,7 +66,7 @@ def load_corpus(directory: str | pathlib.Path, local_copy: str = '') -> Corpus:
         if size != file['bytes']:
             found = 'is missing' if size is None else f'has {size} bytes'
             raise differs(path / name, found, f'{file["bytes"]} bytes')
-    tokenizer = load_tokenizer(path / 'tokenizer', lowercase=True, strip_accents=False)
+    tokenizer = load_saved_tokenizer(path / 'tokenizer')
     if tokenizer.hash != manifest['tokenizer_hash']:
         raise differs(path / 'tokenizer', 'is not the tokenizer that wrote the corpus', manifest['tokenizer_hash'])
     splits = {}
@@ -134,7 +134,7 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
 
     if 'checksum' in manifest:  # those of before had none
         rest = {name: value for name, value in manifest.items() if name != 'checksum'}
-        if manifest['checksum'] != config.digest(rest):
+        if manifest['checksum'] != json_digest(rest):
             return False
     splits = [manifest['splits'][name] for name in SPLITS]
     return (

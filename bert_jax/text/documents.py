@@ -1,4 +1,4 @@
-"""Pieces of a source -> a stream of documents, one at a time, in memory that does not grow with the source."""
+"""Chunks of a source -> a stream of documents, one at a time, in memory that does not grow with the source."""
 
 import dataclasses
 import functools
@@ -12,13 +12,13 @@ from etils import epath
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
-from bert_jax.text.chunks import Part, Piece
+from bert_jax.text.chunks import Chunk, Part
 from bert_jax.text.lines import decode, line_of, read_lines
 from bert_jax.text.sentences import split_into_sentences
 
 _RECORDS_AT_ONCE = 256
 _PLACES = 3  # of bad records, remembered to be shown
-_HOPELESS = 100  # bad records, more than half of a piece's: reading on is no use
+_HOPELESS = 100  # bad records, more than half of a chunk's: reading on is no use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +105,8 @@ class _BadRecord(Exception):
     """(found, expected)"""
 
 
-def read_piece(piece: Piece, reading: Reading, tally: Tally) -> Iterator[Document]:
-    """The documents of a piece, in order.
+def read_chunk(chunk: Chunk, reading: Reading, tally: Tally) -> Iterator[Document]:
+    """The documents of a chunk, in order.
 
     In a text file a line is a sentence or paragraph and a blank line ends a document.
 
@@ -114,9 +114,9 @@ def read_piece(piece: Piece, reading: Reading, tally: Tally) -> Iterator[Documen
       BadInput: for a file that cannot be read, is damaged, holds no text or hardly anything but bad records. Names
         file and line, never text.
     """
-    for part in piece.parts:
+    for part in chunk.parts:
         try:
-            yield from _read_part(piece.kind, part, reading, tally)
+            yield from _read_part(chunk.kind, part, reading, tally)
         except OSError as error:
             raise BadInput(
                 part.path, f'cannot be read ({error.strerror or type(error).__name__})', 'a file to read'

@@ -1,10 +1,10 @@
-"""A piece -> its token ids and a table of its documents on disk: the work that is divided among processes.
+"""A chunk -> its token ids and a table of its documents on disk: the work that is divided among processes.
 
-PIECE/tokens.bin       uint16 or uint32, the ids of all documents
-PIECE/sentences.bin    uint32, tokens of each sentence
-PIECE/lines.bin        LINE records, one for each line of text
-PIECE/documents.bin    DOCUMENT records
-PIECE/piece.json       counts and checksums: with it the piece is finished
+CHUNK/tokens.bin       uint16 or uint32, the ids of all documents
+CHUNK/sentences.bin    uint32, tokens of each sentence
+CHUNK/lines.bin        LINE records, one for each line of text
+CHUNK/documents.bin    DOCUMENT records
+CHUNK/chunk.json       counts and checksums: with it the chunk is finished
 """
 
 import contextlib
@@ -14,16 +14,14 @@ import itertools
 import json
 import pathlib
 import re
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow
 
-from bert_jax.files import sync
-from bert_jax.text.checksums import file_digests, files_in
+from bert_jax.files import new_directory
+from bert_jax.text.checksums import checksums_of
 from bert_jax.text.documents import Document, Tally
 from bert_jax.text.sentences import split_lines
 from bert_jax.text.tokenizer import Tokenizer
@@ -35,7 +33,8 @@ LINE = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
 _CHARACTERS_AT_ONCE = 1 << 22  # given to the tokenizer together, or a few more
 _MOST_AT_ONCE = 1 << 23  # bytes
 _PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between
-_MOST_WORDS, _LONGEST_WORD = 1 << 19, 50  # that are remembered
+_MOST_WORDS = 1 << 19  # that are remembered
+_LONGEST_WORD = 50  # characters, of those remembered
 
 
 class Encoder:
@@ -106,23 +105,22 @@ def _numbered(text: bytes) -> tuple[list[str], pyarrow.Array, np.ndarray]:
     return [word[:-1] for word in numbered.dictionary.to_pylist()], numbered.indices, first_words
 
 
-def write_piece(
+def write_chunk(
     documents: Iterable[Document], tally: Tally, encoder: Encoder, directory: pathlib.Path, *, hash_lines: bool
 ) -> None:
-    """Writes a piece under its name, whole or not at all; nothing is done when it is there.
+    """Writes an encoded chunk to its directory, whole or not at all; does nothing if it is there.
 
     `tally` belongs to the reading of the documents; it is complete when the last of them has come. Unless `hash_lines`,
     the digests of lines are 0.
 
     Raises:
-      BadInput: what the reading raises, see `read_piece`.
+      BadInput: what the reading raises, see `read_chunk`.
       OSError: when it cannot be written.
     """
     if directory.is_dir():
         return
-    temporary = directory.with_name(f'.{directory.name}.{uuid.uuid4().hex[:12]}')
-    temporary.mkdir(parents=True)
-    try:
+    # Not beside the chunks, of which there may be many: looking for those of killed processes reads the directory.
+    with new_directory(directory, temporary_in=directory.parents[1]) as temporary:
         num_documents = num_characters = 0
         with (
             _uncollected(),
@@ -142,11 +140,6 @@ def write_piece(
                     (documents_file, table),
                 ):
                     file.write(values.tobytes())
-        files = {
-            name: {'bytes': path.stat().st_size, 'blocks': file_digests(path)} for name, path in files_in(temporary)
-        }
-        for name in files:
-            sync(temporary / name)
         record = {
             'dropped': dict(tally.counts),
             'records': tally.records,
@@ -154,13 +147,9 @@ def write_piece(
             'num_documents': num_documents,
             'characters': num_characters,
             'dtype': encoder.dtype.name,
-            'files': files,
+            'files': checksums_of(temporary),
         }
-        (temporary / 'piece.json').write_text(json.dumps(record), 'utf-8')
-        sync(temporary / 'piece.json')
-        _rename(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / 'chunk.json').write_text(json.dumps(record), 'utf-8')
 
 
 @contextlib.contextmanager
@@ -175,18 +164,10 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _rename(temporary: pathlib.Path, directory: pathlib.Path) -> None:
-    try:
-        temporary.rename(directory)
-    except OSError:
-        if not directory.is_dir():  # not just another process that was faster
-            raise
-
-
 def read_record(directory: pathlib.Path) -> dict[str, Any] | None:
-    """What `piece.json` of a finished piece holds; None where there is none, or files of another size."""
+    """What `chunk.json` of a finished chunk holds; None where there is none, or files of another size."""
     try:
-        record = json.loads((directory / 'piece.json').read_text('utf-8'))
+        record = json.loads((directory / 'chunk.json').read_text('utf-8'))
         sizes = {name: (directory / name).stat().st_size for name in record['files']}
     except (FileNotFoundError, ValueError, KeyError):
         return None

@@ -1,8 +1,8 @@
-"""Whether the corpus that is there is the one that is asked for."""
+"""Can an existing corpus be reused for a config?"""
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from bert_jax import config
 from bert_jax.errors import BadInput
@@ -24,13 +24,24 @@ def settings_of(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer
     return json.loads(json.dumps(settings))
 
 
-def weighted_sources(data: config.Data) -> list[tuple[str, float, str]]:
-    """(source, weight, split) in the order of the corpus; the split '' is by hash. Validation text comes first."""
-    train = [(source, weight, 'train' if data.validation_source else '') for source, weight in config.sources(data)]
-    return [(data.validation_source, 1.0, 'validation'), *train] if data.validation_source else train
+class WeightedSource(NamedTuple):
+    """A source of a corpus; `split` is where its documents go, '' by their hashes."""
+
+    source: str
+    weight: float
+    split: str
 
 
-def find_existing(directory: pathlib.Path, data: config.Data, settings: dict[str, Any]) -> dict[str, Any] | None:
+def weighted_sources(data: config.Data) -> list[WeightedSource]:
+    """The sources in the order of the corpus. Validation text comes first."""
+    split = 'train' if data.validation_source else ''
+    train = [WeightedSource(source, weight, split) for source, weight in config.sources(data)]
+    return [WeightedSource(data.validation_source, 1.0, 'validation'), *train] if data.validation_source else train
+
+
+def find_existing(
+    directory: pathlib.Path, mixture: list[WeightedSource], settings: dict[str, Any]
+) -> dict[str, Any] | None:
     """The manifest of the corpus that is there already; None when there is none.
 
     Raises:
@@ -49,7 +60,7 @@ def find_existing(directory: pathlib.Path, data: config.Data, settings: dict[str
         found = '; '.join(f'{name}={theirs.get(name)!r}' for name in differing)
         expected = '; '.join(f'{name}={settings.get(name)!r}' for name in differing)
         raise BadInput(where, f'holds a corpus made with {found}', expected, mend)
-    for source, _, _ in weighted_sources(data):
+    for source, _, _ in mixture:
         if changes := changes_since(directory, source):
             found = f'holds a corpus of text that has changed since: {changes}'
             raise BadInput(where, found, 'the text that it was made of', mend)

@@ -1,16 +1,17 @@
-"""Preparing one corpus: its pieces, what is done with each, and the directory where finished ones wait for the merge.
+"""Preparing one corpus: its chunks, what is done with each, and the directory where finished ones wait for the merge.
 
-    PARTIAL/job.json          what is prepared: settings, sources, pieces
-    PARTIAL/texts/00012.json  the part of a piece that belongs to the tokenizer's sample
+    PARTIAL/job.json          what is prepared: settings, sources, chunks
+    PARTIAL/texts/00012.json  the part of a chunk that belongs to the tokenizer's sample
     PARTIAL/tokenizer/
-    PARTIAL/pieces/00012/     an encoded piece, see `encode.py`
+    PARTIAL/chunks/00012/     an encoded chunk, see `encode.py`
 
-Every name appears by renaming, so that any number of processes on any number of hosts may work on it and be killed.
+Every file and directory appears whole, so that any number of processes on any number of hosts may work on it and be
+killed.
 """
 
 import dataclasses
 import functools
-import hashlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -20,22 +21,26 @@ from collections.abc import Iterator
 from typing import Any
 
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
-from bert_jax.text.chunks import Piece, Source
-from bert_jax.text.documents import Document, Reading, Tally, read_piece
-from bert_jax.text.encode import Encoder, read_record, write_piece
-from bert_jax.text.tokenizer import load_tokenizer
+from bert_jax.files import json_digest, write_whole
+from bert_jax.text.chunks import Chunk, Source
+from bert_jax.text.documents import Document, Reading, Tally, read_chunk
+from bert_jax.text.encode import Encoder, read_record, write_chunk
+from bert_jax.text.tokenizer import load_saved_tokenizer
 
-_VERSION = 2  # of what pieces hold
+_VERSION = 3  # of what chunks hold
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A source cut into pieces, and the directory for what is made of them."""
+    """Sources cut into chunks, and the directory for what is made of them."""
 
     directory: pathlib.Path
     reading: Reading
-    pieces: tuple[Piece, ...]
+    sources: tuple[Source, ...]
+
+    @functools.cached_property
+    def chunks(self) -> tuple[Chunk, ...]:
+        return tuple(itertools.chain.from_iterable(source.chunks for source in self.sources))
 
     @functools.cached_property
     def tokenizer_directory(self) -> pathlib.Path:
@@ -44,14 +49,14 @@ class Job:
     @functools.cached_property
     def encoder(self) -> Encoder:
         """Of the tokenizer that is in its directory."""
-        return Encoder(load_tokenizer(self.tokenizer_directory, lowercase=True, strip_accents=False))
+        return Encoder(load_saved_tokenizer(self.tokenizer_directory))
 
-    def piece_directory(self, number: int) -> pathlib.Path:
-        return self.directory / 'pieces' / f'{number:05d}'
+    def chunk_directory(self, number: int) -> pathlib.Path:
+        return self.directory / 'chunks' / f'{number:05d}'
 
     def is_encoded(self, number: int) -> bool:
-        """Whether a piece is finished. One without its record or with a file of another size is removed."""
-        directory = self.piece_directory(number)
+        """Whether a chunk is finished. One without its record or with a file of another size is removed."""
+        directory = self.chunk_directory(number)
         if read_record(directory) is not None:
             return True
         if directory.is_dir():
@@ -61,11 +66,11 @@ class Job:
     # --- What the processes do. ---
 
     def sample(self, number: int, num_bytes: int) -> tuple[int, int]:
-        """Writes the first `num_bytes` of text of a piece to `texts`; returns how many documents and characters."""
+        """Writes the first `num_bytes` of text of a chunk to `texts`; returns how many documents and characters."""
         path = self._text_path(number)
         if (text := _read_json(path)) is None:
             tally, documents, size, is_whole = Tally(), [], 0, True
-            for document in read_piece(self.pieces[number], self.reading, tally):
+            for document in read_chunk(self.chunks[number], self.reading, tally):
                 if size >= num_bytes:
                     is_whole = False
                     break
@@ -85,10 +90,7 @@ class Job:
                 'is_whole': is_whole,
             }
             path.parent.mkdir(exist_ok=True)
-            # Shards of a job array may write the same text at the same time.
-            temporary = path.with_name(f'{path.stem}.{uuid.uuid4().hex[:12]}')
-            write_whole(temporary, json.dumps(text))
-            temporary.replace(path)
+            write_whole(path, json.dumps(text))
         return len(text['documents']), sum(len(line) for lines, _ in text['documents'] for line in lines)
 
     def read_sample(self) -> Iterator[str]:
@@ -98,7 +100,7 @@ class Job:
           BadInput: when there are records and all are bad.
         """
         tally = Tally()
-        for number in range(len(self.pieces)):
+        for number in range(len(self.chunks)):
             if (text := _read_json(self._text_path(number))) is None:
                 continue
             tally.add(Tally(Counter(text['dropped']), text['records'], text['bad']))
@@ -108,16 +110,16 @@ class Job:
             raise tally.refusal('no record is good')
 
     def encode(self, number: int) -> tuple[int, int]:
-        """Encodes a piece; returns its numbers of documents and characters."""
-        directory = self.piece_directory(number)
+        """Encodes a chunk; returns its numbers of documents and characters."""
+        directory = self.chunk_directory(number)
         if not self.is_encoded(number):
             text, tally = _read_json(self._text_path(number)), Tally()
             if text is not None and text['is_whole']:  # reading it took time: it is not read twice
                 tally = Tally(Counter(text['dropped']), text['records'], text['bad'])
                 documents = self._documents(text)
             else:
-                documents = read_piece(self.pieces[number], self.reading, tally)
-            write_piece(documents, tally, self.encoder, directory, hash_lines=self.reading.deduplicate_lines)
+                documents = read_chunk(self.chunks[number], self.reading, tally)
+            write_chunk(documents, tally, self.encoder, directory, hash_lines=self.reading.deduplicate_lines)
         record = read_record(directory)
         return record['num_documents'], record['characters']
 
@@ -140,12 +142,12 @@ def open_job(
     Raises:
       BadInput: when other shards were started with other settings, or on other text.
     """
-    pieces = tuple(piece for source in sources for piece in source.pieces)
+    job = Job(directory, reading, tuple(sources))
     identity = {
         'version': _VERSION,
         'settings': settings,
         'files': {source.name: source.files for source in sources},
-        'pieces': hashlib.sha256(repr(pieces).encode()).hexdigest(),
+        'chunks': json_digest([dataclasses.asdict(chunk) for chunk in job.chunks]),
     }
     identity = json.loads(json.dumps(identity))
     path = directory / 'job.json'
@@ -160,11 +162,9 @@ def open_job(
             )
         if directory.exists() and alone:
             _move_away(directory)
-        (directory / 'pieces').mkdir(parents=True, exist_ok=True)
-        temporary = directory / f'job.{uuid.uuid4().hex[:12]}'
-        write_whole(temporary, json.dumps(identity))
-        temporary.replace(path)
-    return Job(directory, reading, pieces)
+        (directory / 'chunks').mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(identity))
+    return job
 
 
 def _read_json(path: pathlib.Path) -> Any:

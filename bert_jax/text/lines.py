@@ -12,7 +12,7 @@ from bert_jax.errors import BadInput
 from bert_jax.text import chunks
 from bert_jax.text.chunks import Part
 
-_CHUNK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 20
 _ZST_BYTES = 1 << 11  # compressed: four bytes of zstd may stand for 128 KiB
 
 
@@ -20,11 +20,11 @@ def read_lines(part: Part, kind: str, counts: Counter) -> Iterator[str | None]:
     """The lines of a part. One that is too long comes as several (text) or as None (JSON)."""
     longest = chunks.LONGEST_LINE if kind == 'text' else chunks.LONGEST_RECORD
     rest, is_skipping = b'', False
-    for chunk in _read_chunks(part, kind):
-        if kind == 'text' and b'\0' in chunk:
-            counts['nul_bytes_removed'] += chunk.count(b'\0')
-            chunk = chunk.replace(b'\0', b'')
-        head, newline, body = chunk.partition(b'\n')
+    for block in _read_blocks(part, kind):
+        if kind == 'text' and b'\0' in block:
+            counts['nul_bytes_removed'] += block.count(b'\0')
+            block = block.replace(b'\0', b'')
+        head, newline, body = block.partition(b'\n')
         rest += head
         while len(rest) > longest:
             if kind == 'text':
@@ -62,7 +62,7 @@ def _cut_character(around: bytes) -> int:
     return next((i for i in range(4) if around[-1 - i] & 0xC0 != 0x80), 0)
 
 
-def _read_chunks(part: Part, kind: str) -> Iterator[bytes]:
+def _read_blocks(part: Part, kind: str) -> Iterator[bytes]:
     path = epath.Path(part.path)
     with chunks.open_binary(path) as file:
         if path.suffix == '.zst':
@@ -74,25 +74,25 @@ def _read_chunks(part: Part, kind: str) -> Iterator[bytes]:
             file.seek(start)
             blocks = _read_range(file, stop)
         is_first = part.start == 0
-        for chunk in blocks:
-            if is_first and chunk.startswith((b'\xff\xfe', b'\xfe\xff')):
+        for block in blocks:
+            if is_first and block.startswith((b'\xff\xfe', b'\xfe\xff')):
                 raise BadInput(str(path), 'is UTF-16', 'UTF-8', f'iconv -f UTF-16 -t UTF-8 {path}')
-            yield chunk.removeprefix(b'\xef\xbb\xbf') if is_first else chunk
+            yield block.removeprefix(b'\xef\xbb\xbf') if is_first else block
             is_first = False
 
 
 def _read_range(file: Any, stop: int | None) -> Iterator[bytes]:
     left = None if stop is None else stop - file.tell()
-    while chunk := file.read(_CHUNK_BYTES if left is None else min(left, _CHUNK_BYTES)):
-        left = None if left is None else left - len(chunk)
-        yield chunk
+    while block := file.read(_BLOCK_BYTES if left is None else min(left, _BLOCK_BYTES)):
+        left = None if left is None else left - len(block)
+        yield block
 
 
 def _read_gz(path: epath.Path, file: Any) -> Iterator[bytes]:
     try:
         stream = gzip.GzipFile(fileobj=file)
-        while chunk := stream.read(_CHUNK_BYTES):
-            yield chunk
+        while block := stream.read(_BLOCK_BYTES):
+            yield block
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _damaged(path, error) from None
 
@@ -105,8 +105,8 @@ def _decompress_zst(path: epath.Path, file: Any) -> Iterator[bytes]:
     try:
         while data := rest or file.read(_ZST_BYTES):
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            if chunk := frame.decompress(data):
-                yield chunk
+            if block := frame.decompress(data):
+                yield block
             rest = frame.unused_data if frame.eof else b''
             frame = None if frame.eof else frame
     except zstandard.ZstdError as error:
@@ -125,8 +125,8 @@ def line_of(part: Part, number: int) -> str:
         with chunks.open_binary(epath.Path(part.path)) as file:
             left = chunks.find_range(file, part, 'jsonl')[0]
             file.seek(0)
-            while chunk := file.read(min(left, _CHUNK_BYTES)):
-                number, left = number + chunk.count(b'\n'), left - len(chunk)
+            while block := file.read(min(left, _BLOCK_BYTES)):
+                number, left = number + block.count(b'\n'), left - len(block)
     return f'{part.path}:{number}'
 
 

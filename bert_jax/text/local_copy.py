@@ -3,19 +3,17 @@
 import fcntl
 import hashlib
 import pathlib
-import shutil
-import uuid
 
 from bert_jax.errors import BadInput
-from bert_jax.files import sync
-from bert_jax.text.checksums import BLOCK_BYTES, digest
+from bert_jax.files import new_directory
+from bert_jax.text.checksums import BLOCK_BYTES, block_digest
 
 
 def stage(corpus: pathlib.Path, manifest: dict, local: pathlib.Path) -> pathlib.Path:
     """Copies a corpus below `local`, checking every MiB on the way, and returns the directory of the copy.
 
     Its name holds the content's hash, so that a copy is never stale. Of several processes on a host one copies, and the
-    others wait. The last file is renamed in with its directory: a copy is whole or not there.
+    others wait. A copy is whole or not there.
 
     Raises:
       BadInput: for a file that is not as it was written, or a disk that cannot take the copy.
@@ -28,15 +26,10 @@ def stage(corpus: pathlib.Path, manifest: dict, local: pathlib.Path) -> pathlib.
         with (local / f'.{copy.name}.lock').open('w') as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when its holder dies
             if not copy.is_dir():
-                for abandoned in local.glob(f'.{copy.name}.*.partial'):
-                    shutil.rmtree(abandoned)
-                temporary = local / f'.{copy.name}.{uuid.uuid4().hex[:12]}.partial'
-                for name, file in manifest['files'].items():
-                    _copy_checked(corpus / name, temporary / name, file['blocks'])
-                (temporary / 'manifest.json').write_bytes(manifest_text)
-                sync(temporary / 'manifest.json')
-                temporary.rename(copy)
-                sync(local)
+                with new_directory(copy, abandoned_s=0) as temporary:
+                    for name, file in manifest['files'].items():
+                        _copy_checked(corpus / name, temporary / name, file['blocks'])
+                    (temporary / 'manifest.json').write_bytes(manifest_text)
     except OSError as error:
         raise BadInput(
             f'config.data.local_copy={local}',
@@ -51,8 +44,7 @@ def _copy_checked(source: pathlib.Path, target: pathlib.Path, blocks: list[str])
     with source.open('rb') as read, target.open('wb') as written:
         for number, expected in enumerate(blocks):
             block = read.read(BLOCK_BYTES)
-            if digest(block) != expected:
+            if block_digest(block) != expected:
                 mend = 'copy the corpus again, or prepare it again'
                 raise BadInput(str(source), f'has another checksum in MiB {number}', expected, mend)
             written.write(block)
-    sync(target)

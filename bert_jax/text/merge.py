@@ -1,15 +1,16 @@
-"""Encoded pieces -> the splits of a corpus: duplicates out, each document to its split, in the order of the source.
+"""Encoded chunks -> the splits of a corpus: duplicates out, each document to its split, in the order of the source.
 
-Nothing here depends on who encoded the pieces. Duplicates are found on disk: (digest, number) of every document goes
+Nothing here depends on who encoded the chunks. Duplicates are found on disk: (digest, number) of every document goes
 to one of many files by its digest, each small enough to be sorted in memory; of equal ones the lowest number stays.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -27,9 +28,9 @@ _TOKENS_AT_ONCE = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The encoded pieces of a source: how often each document is taken, and the split they go to ('' is by hash)."""
+    """The encoded chunks of a source: how often each document is taken, and the split they go to ('' is by hash)."""
 
-    pieces: list[pathlib.Path]
+    chunks: list[pathlib.Path]
     weight: float
     split: str
 
@@ -43,7 +44,7 @@ def merge(
     validation_fraction: float,
     deduplicate_lines: bool,
 ) -> tuple[Counter, Counter]:
-    """Writes the documents of all pieces to their splits.
+    """Writes the documents of all chunks to their splits.
 
     Of equal documents (and lines, if asked) only the first is taken. A document of a source of weight w is written
     floor(w) times and, when its hash is below the rest of w, once more; repetitions come after the whole source, for
@@ -52,18 +53,18 @@ def merge(
     left for validation, the lowest hashes go there.
 
     Args:
-      scratch: an empty directory on the disk of the pieces; takes 24 bytes a document (and line).
+      scratch: an empty directory on the disk of the chunks; takes 24 bytes a document (and line).
       unk_id: of the tokenizer.
 
     Returns:
       what was dropped {reason: count}, and the numbers of `words` and `unknown` tokens written.
 
     Raises:
-      BadInput: for a piece that is not as it was written; it is removed.
+      BadInput: for a chunk that is not as it was written; it is removed.
     """
     for share in shares:
-        for piece in share.pieces:
-            _check(piece)
+        for chunk in share.chunks:
+            _check(chunk)
     dropped, measured = Counter(), Counter()
     kept = _Flags(scratch / 'documents', _count(shares, 'documents.bin', DOCUMENT))
     dropped['duplicate_document'] = _drop_repeated(kept, _document_keys(shares), scratch)
@@ -77,42 +78,50 @@ def merge(
     for share in shares:
         for repetition in range(max(1, math.ceil(share.weight))):
             number, line = first_number, first_line
-            for piece in share.pieces:
-                for part in _contents(piece):
-                    flags = kept.read(number, len(part.table))
-                    copies = _copies(part.table, share.weight)
-                    if repetition == 0:
-                        dropped['thinned_by_weight'] += int((flags & (copies == 0)).sum())
-                    flags &= copies > repetition
-                    goes_to_validation = is_validation(part.table) if not share.split else share.split == 'validation'
-                    goes_to_validation = np.broadcast_to(goes_to_validation, len(flags))
-                    lines_kept = np.ones(len(part.lines), bool)
-                    if kept_lines is not None:
-                        lines_kept = kept_lines.read(line, len(part.lines))
-                    for name, chosen in (('train', ~goes_to_validation), ('validation', goes_to_validation)):
-                        if repetition and name == 'validation' or not (chosen & flags).any():
-                            continue
-                        words, ids = part.write(writers[name], chosen & flags, lines_kept)
+            for part in itertools.chain.from_iterable(map(_contents, share.chunks)):
+                is_kept = kept.read(number, len(part.table))
+                lines_kept = np.ones(len(part.lines), bool)
+                if kept_lines is not None:
+                    lines_kept = kept_lines.read(line, len(part.lines))
+                if repetition == 0:
+                    is_thinned = _copies(part.table, share.weight) == 0
+                    dropped['thinned_by_weight'] += int((is_kept & is_thinned).sum())
+                for name, chosen in _destinations(part.table, share, repetition, is_validation).items():
+                    if (chosen & is_kept).any():
+                        words, ids = part.write(writers[name], chosen & is_kept, lines_kept)
                         measured['words'] += words
                         measured['unknown'] += int((ids == unk_id).sum())
-                    number, line = number + len(part.table), line + len(part.lines)
+                number, line = number + len(part.table), line + len(part.lines)
         first_number, first_line = number, line
     return +dropped, measured
 
 
-def _check(piece: pathlib.Path) -> None:
-    record = json.loads((piece / 'piece.json').read_text('utf-8'))
-    if difference := first_difference(piece, record['files']):
-        (piece / 'piece.json').unlink()  # without it the piece is not finished
-        raise BadInput(str(piece), f'{difference}', 'what was written', 'the same command again makes this piece anew')
+def _destinations(
+    table: np.ndarray, share: Share, repetition: int, is_validation: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """{split: which documents of a table are written to it}; repetitions are for training only."""
+    is_copied = _copies(table, share.weight) > repetition
+    if share.split:
+        goes_to_validation = np.full(len(table), share.split == 'validation')
+    else:
+        goes_to_validation = is_validation(table)
+    train = {'train': is_copied & ~goes_to_validation}
+    return train if repetition else train | {'validation': is_copied & goes_to_validation}
 
 
-# --- The parts of pieces, in bounded memory. ---
+def _check(chunk: pathlib.Path) -> None:
+    record = json.loads((chunk / 'chunk.json').read_text('utf-8'))
+    if difference := first_difference(chunk, record['files']):
+        (chunk / 'chunk.json').unlink()  # without it the chunk is not finished
+        raise BadInput(str(chunk), f'{difference}', 'what was written', 'the same command encodes this chunk again')
+
+
+# --- The parts of chunks, in bounded memory. ---
 
 
 @dataclasses.dataclass(frozen=True)
 class _Contents:
-    """Some documents of a piece with their text."""
+    """Some documents of a chunk with their text."""
 
     table: np.ndarray  # DOCUMENT
     lines: np.ndarray  # LINE
@@ -131,23 +140,23 @@ class _Contents:
 
 
 def _count(shares: list[Share], name: str, dtype: np.dtype) -> int:
-    return sum((piece / name).stat().st_size for share in shares for piece in share.pieces) // dtype.itemsize
+    return sum((chunk / name).stat().st_size for share in shares for chunk in share.chunks) // dtype.itemsize
 
 
-def _tables(piece: pathlib.Path) -> Iterator[np.ndarray]:
-    with (piece / 'documents.bin').open('rb') as file:
+def _tables(chunk: pathlib.Path) -> Iterator[np.ndarray]:
+    with (chunk / 'documents.bin').open('rb') as file:
         while len(table := np.fromfile(file, DOCUMENT, _RECORDS_AT_ONCE)):
             yield table
 
 
-def _contents(piece: pathlib.Path) -> Iterator[_Contents]:
-    dtype = np.dtype(json.loads((piece / 'piece.json').read_text('utf-8'))['dtype'])
+def _contents(chunk: pathlib.Path) -> Iterator[_Contents]:
+    dtype = np.dtype(json.loads((chunk / 'chunk.json').read_text('utf-8'))['dtype'])
     with (
-        (piece / 'lines.bin').open('rb') as lines,
-        (piece / 'sentences.bin').open('rb') as sentences,
-        (piece / 'tokens.bin').open('rb') as tokens,
+        (chunk / 'lines.bin').open('rb') as lines,
+        (chunk / 'sentences.bin').open('rb') as sentences,
+        (chunk / 'tokens.bin').open('rb') as tokens,
     ):
-        for table in _tables(piece):
+        for table in _tables(chunk):
             while len(table):
                 fit = np.searchsorted(np.cumsum(table['tokens']), _TOKENS_AT_ONCE)
                 some, table = np.split(table, [max(1, fit)])
@@ -160,9 +169,9 @@ def _contents(piece: pathlib.Path) -> Iterator[_Contents]:
                 )
 
 
-def _lines_of(piece: pathlib.Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    with (piece / 'lines.bin').open('rb') as lines:
-        for table in _tables(piece):
+def _lines_of(chunk: pathlib.Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    with (chunk / 'lines.bin').open('rb') as lines:
+        for table in _tables(chunk):
             while len(table):
                 fit = np.searchsorted(np.cumsum(table['lines'], dtype=np.int64), _RECORDS_AT_ONCE)
                 some, table = np.split(table, [max(1, fit)])
@@ -195,8 +204,8 @@ class _Flags:
 def _document_keys(shares: list[Share]) -> Iterator[np.ndarray]:
     start = 0
     for share in shares:
-        for piece in share.pieces:
-            for table in _tables(piece):
+        for chunk in share.chunks:
+            for table in _tables(chunk):
                 keys = np.empty(len(table), _KEY)
                 keys['high'], keys['low'] = _halves(table).T
                 keys['number'] = np.arange(start, start + len(table))
@@ -207,8 +216,8 @@ def _document_keys(shares: list[Share]) -> Iterator[np.ndarray]:
 def _line_keys(shares: list[Share], kept: _Flags) -> Iterator[np.ndarray]:
     number = start = 0
     for share in shares:
-        for piece in share.pieces:
-            for table, lines in _lines_of(piece):
+        for chunk in share.chunks:
+            for table, lines in _lines_of(chunk):
                 keys = np.zeros(len(lines), _KEY)
                 keys['high'] = lines['digest']
                 keys['number'] = np.arange(start, start + len(lines))
@@ -250,8 +259,8 @@ def _drop_emptied(shares: list[Share], kept: _Flags, kept_lines: _Flags) -> int:
     """Clears the flags of documents of whose lines none is left; returns how many."""
     number = start = num_dropped = 0
     for share in shares:
-        for piece in share.pieces:
-            for table, lines in _lines_of(piece):
+        for chunk in share.chunks:
+            for table, lines in _lines_of(chunk):
                 flags = kept.read(number, len(table))
                 left = np.logical_or.reduceat(
                     kept_lines.read(start, len(lines)), np.cumsum(table['lines'], dtype=np.int64) - table['lines']
@@ -272,13 +281,13 @@ def _copies(table: np.ndarray, weight: float) -> np.ndarray:
     return whole + (_halves(table)[:, 1] < np.float64(weight - whole) * 2.0**64)
 
 
-def _split_by_hash(shares: list[Share], kept: _Flags, fraction: float):
+def _split_by_hash(shares: list[Share], kept: _Flags, fraction: float) -> Callable[[np.ndarray], np.ndarray]:
     """A function of a table: whether each document goes to validation."""
     train, lowest, num_below, number = [], np.empty(0, np.uint64), 0, 0
     limit = np.uint64(int(fraction * 2**64))
     for share in shares:
-        for piece in share.pieces:
-            for table in _tables(piece):
+        for chunk in share.chunks:
+            for table in _tables(chunk):
                 flags = kept.read(number, len(table)) & (_copies(table, share.weight) > 0)
                 number += len(table)
                 if share.split or not fraction:

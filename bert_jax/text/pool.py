@@ -1,4 +1,4 @@
-"""A process for each core, all doing the same with one piece after another."""
+"""A process for each core, all doing the same with one chunk after another."""
 
 import concurrent.futures
 import multiprocessing

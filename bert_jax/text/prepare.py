@@ -1,4 +1,4 @@
-"""Text -> corpus, in three steps: pieces are read and encoded, by any number of processes; then they are merged.
+"""Text -> corpus, in three steps: chunks are read and encoded, by any number of processes; then they are merged.
 
 What comes out is the same, byte for byte, whoever did what; and what is finished is not done again.
 """
@@ -9,26 +9,26 @@ import itertools
 import json
 import pathlib
 import shutil
+import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from bert_jax import config
+from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import sync
+from bert_jax.files import json_digest, new_directory
 from bert_jax.text.added_tokens import add_tokens
-from bert_jax.text.checksums import file_digests, files_in
+from bert_jax.text.checksums import checksums_of
 from bert_jax.text.chunks import Source, plan_source
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
-from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.documents import Reading, Tally, read_chunk
 from bert_jax.text.encode import read_record
-from bert_jax.text.existing import find_existing, settings_of, weighted_sources
+from bert_jax.text.existing import WeightedSource, find_existing, settings_of, weighted_sources
 from bert_jax.text.job import Job, open_job
 from bert_jax.text.merge import FEWEST, Share, merge
 from bert_jax.text.pool import Pool
-from bert_jax.text.progress import say
 from bert_jax.text.splits import SplitWriter
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -65,7 +65,7 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Unfinished:
-    """A shard has done its part, and others have not: `pieces_left` of `pieces`."""
+    """A shard has done its part, and others have not. The fields count chunks; they are keys of `prepare --json`."""
 
     path: str
     pieces: int
@@ -90,38 +90,37 @@ def prepare(
     Args:
       initial: a tokenizer to use where `tokenizer.path` names none, that of the model that a run will start from.
       workers: processes on this host. More than one imports the caller's main module again (`multiprocessing`, spawn).
-      shard: (I, N), to encode only the pieces I, I + N, I + 2N …; the shard that finds all pieces finished merges them.
-      beam: options of Apache Beam, to do the pieces by its runner; this process merges them.
+      shard: (I, N), to encode only the chunks I, I + N, I + 2N …; the shard that finds all chunks finished merges them.
+      beam: options of Apache Beam, to do the chunks by its runner; this process merges them.
 
     Raises:
-      BadInput: for a bad source (see `plan_source`, `read_piece`) or tokenizer, a directory that holds something else
+      BadInput: for a bad source (see `plan_source`, `read_chunk`) or tokenizer, a directory that holds something else
         or cannot be written, too many bad records, no document at all, or fewer than two training documents with
-        `data.pairing='nsp'`. Pieces that are finished stay, and the same command goes on with them.
+        `data.pairing='nsp'`. Chunks that are finished stay, and the same command goes on with them.
     """
     _check_is_text(data)
     start = time.monotonic()
     directory = pathlib.Path(data.corpus)
     given = _load_given(tokenizer, initial)
-    settings = settings_of(data, tokenizer, given)
-    if (manifest := find_existing(directory, data, settings)) is not None:
+    settings, mixture = settings_of(data, tokenizer, given), weighted_sources(data)
+    if (manifest := find_existing(directory, mixture, settings)) is not None:
         _check_documents(data, manifest['splits']['train']['documents'])
-        say(f'{directory} holds this corpus already; the source was not read again', progress)
+        if progress:
+            say(f'{directory} holds this corpus already; the source was not read again')
         return _summary(directory, manifest, reused=True)
     make_pool = _pool_maker(workers, beam, progress)
-    sources = _plan(data)
+    sources = _plan(data, mixture)
     try:
         job = open_job(_partial(directory), Reading.of(data), sources, settings, alone=shard is None)
         with make_pool(job) as pool:
-            _make_tokenizer(job, pool, data, tokenizer, given, progress)
-            mine = range(len(job.pieces)) if shard is None else range(shard[0], len(job.pieces), shard[1])
+            _make_tokenizer(job, pool, mixture, tokenizer, given, progress)
+            mine = range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
             pool.run('encode', [(number,) for number in mine], 'encoding')
-        if missing := [number for number in range(len(job.pieces)) if not job.is_encoded(number)]:
-            return Unfinished(str(directory), len(job.pieces), len(missing))
-        manifest = finish(job, data, settings, sources, start, progress)
-    except OSError as error:
-        if (
-            manifest := find_existing(directory, data, settings)
-        ) is None:  # another process finished first, and cleaned up
+        if missing := [number for number in range(len(job.chunks)) if not job.is_encoded(number)]:
+            return Unfinished(str(directory), len(job.chunks), len(missing))
+        manifest = finish(job, data, mixture, settings, start, progress)
+    except OSError as error:  # perhaps only because another process finished first, and cleaned up
+        if (manifest := find_existing(directory, mixture, settings)) is None:
             raise _cannot_write(directory, error) from error
     shutil.rmtree(_partial(directory), ignore_errors=True)
     return _summary(directory, manifest, reused=False)
@@ -151,8 +150,8 @@ def tokenizer_preview(
     trained = _load_given(tokenizer, initial)
     reading = Reading.of(data)
     sentences, num_bytes = [], 0
-    for piece in itertools.chain.from_iterable(source.pieces for source in _plan(data)):
-        for document in read_piece(piece, reading, Tally()):
+    for chunk in itertools.chain.from_iterable(source.chunks for source in _plan(data, weighted_sources(data))):
+        for document in read_chunk(chunk, reading, Tally()):
             sentences += document.sentences
             num_bytes += sum(len(sentence.encode()) for sentence in document.sentences)
             if num_bytes >= tokenizer.sample_bytes or (trained and len(sentences) >= _PREVIEW_SENTENCES):
@@ -161,7 +160,8 @@ def tokenizer_preview(
             continue
         break
     trained = trained or train_tokenizer(tokenizer, iter(sentences))
-    say(f'tokenizer: {trained.vocab_size} tokens', progress)
+    if progress:
+        say(f'tokenizer: {trained.vocab_size} tokens')
     sentences = sentences[:_PREVIEW_SENTENCES]
     ids = trained.encode_batch(sentences)
     num_tokens = sum(map(len, ids))
@@ -203,10 +203,9 @@ def _partial(directory: pathlib.Path) -> pathlib.Path:
     return directory.parent / f'.{directory.name}.partial'
 
 
-def _plan(data: config.Data) -> list[Source]:
+def _plan(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:
     return [
-        plan_source(source, number, data.text_field, data.group_field)
-        for number, (source, _, _) in enumerate(weighted_sources(data))
+        plan_source(source, number, data.text_field, data.group_field) for number, (source, _, _) in enumerate(mixture)
     ]
 
 
@@ -227,7 +226,7 @@ def _cannot_write(directory: pathlib.Path, error: OSError) -> BadInput:
         f'config.data.corpus={directory}',
         f'cannot be written: {error.strerror or error}' + (f' ({error.filename})' if error.filename else ''),
         'a directory to write in, on a disk with room',
-        'make room; the same command goes on with the pieces that are finished',
+        'make room; the same command goes on with the chunks that are finished',
     )
 
 
@@ -242,98 +241,85 @@ def _summary(directory: pathlib.Path, manifest: dict[str, Any], reused: bool) ->
 
 
 def _make_tokenizer(
-    job: Job, pool: Pool, data: config.Data, settings: config.Tokenizer, given: Tokenizer | None, progress: bool
+    job: Job,
+    pool: Pool,
+    mixture: list[WeightedSource],
+    settings: config.Tokenizer,
+    given: Tokenizer | None,
+    progress: bool,
 ) -> None:
     """Puts the tokenizer into the job's directory, unless it is there.
 
-    It is trained on `sample_bytes` of text, spread over all pieces of the training sources by their size and weight.
+    It is trained on `sample_bytes` of text, spread over all chunks of the training sources by their size and weight.
     Shards that start together all train it, and get the same; the first to finish gives it its name.
     """
     if job.tokenizer_directory.is_dir():
         return
     trained = given
     if trained is None:
-        weights = [weight * (split != 'validation') for _, weight, split in weighted_sources(data)]
-        sizes = [piece.num_bytes * weights[piece.source] for piece in job.pieces]
+        weights = [weight * (split != 'validation') for _, weight, split in mixture]
+        sizes = [chunk.num_bytes * weights[chunk.source] for chunk in job.chunks]
         shares = [(number, -(-settings.sample_bytes * size // sum(sizes))) for number, size in enumerate(sizes)]
         pool.run('sample', [(number, int(share)) for number, share in shares if share], 'reading')
         start = time.monotonic()
         trained = train_tokenizer(settings, job.read_sample())
-        say(f'tokenizer: {trained.vocab_size} tokens, {time.monotonic() - start:.0f} s', progress)
-    temporary = job.tokenizer_directory.with_name(f'tokenizer.{uuid.uuid4().hex[:12]}')
-    try:
+        if progress:
+            say(f'tokenizer: {trained.vocab_size} tokens, {time.monotonic() - start:.0f} s')
+    with new_directory(job.tokenizer_directory) as temporary:
         trained.save(temporary)
-        for _, path in files_in(temporary):
-            sync(path)
-        try:
-            temporary.rename(job.tokenizer_directory)
-        except OSError:
-            if not job.tokenizer_directory.is_dir():  # not just another shard that was faster
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # --- The end. ---
 
 
 def finish(
-    job: Job, data: config.Data, settings: dict[str, Any], sources: list[Source], start: float, progress: bool
+    job: Job,
+    data: config.Data,
+    mixture: list[WeightedSource],
+    settings: dict[str, Any],
+    start: float,
+    progress: bool,
 ) -> dict[str, Any]:
-    """Merges the finished pieces of a job into its corpus; returns the manifest.
+    """Merges the finished chunks of a job into its corpus; returns the manifest.
 
     Raises:
-      BadInput: for more bad records than `data.bad_records` allows, a damaged piece, or too few documents.
-      OSError: when it cannot be written.
+      BadInput: for more bad records than `data.bad_records` allows, a damaged chunk, or too few documents.
+      OSError: when it cannot be written; FileExistsError if another process was faster.
     """
     tally = Tally()
-    for number in range(len(job.pieces)):
-        record = read_record(job.piece_directory(number))
+    for number in range(len(job.chunks)):
+        record = read_record(job.chunk_directory(number))
         tally.add(Tally(Counter(record['dropped']), record['records'], record['bad']))
     tally.check(data.bad_records)
-    for where, found, _ in tally.bad:
-        say(f'skipped: {where} {found}', progress)
+    for where, found, _ in tally.bad if progress else ():
+        say(f'skipped: {where} {found}')
     directory = pathlib.Path(data.corpus)
-    temporary = job.directory / f'corpus.{uuid.uuid4().hex[:12]}'
-    scratch = job.directory / f'scratch.{uuid.uuid4().hex[:12]}'
-    try:
-        temporary.mkdir()
-        scratch.mkdir()
-        manifest = _write_corpus(job, data, settings, sources, temporary, scratch, tally, start)
-        try:
-            if directory.is_dir():  # empty: it is known to hold nothing
-                directory.rmdir()
-            temporary.rename(directory)
-        except OSError:  # another process finished first
-            if (existing := find_existing(directory, data, settings)) is None:
-                raise
-            return existing
-        sync(directory.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(scratch, ignore_errors=True)
-    return manifest
+    with (
+        new_directory(directory, existing='refuse', temporary_in=job.directory) as temporary,
+        tempfile.TemporaryDirectory(prefix='scratch.', dir=job.directory, ignore_cleanup_errors=True) as scratch,
+    ):
+        return _write_corpus(job, data, mixture, settings, temporary, pathlib.Path(scratch), tally, start)
 
 
 def _write_corpus(
     job: Job,
     data: config.Data,
+    mixture: list[WeightedSource],
     settings: dict[str, Any],
-    sources: list[Source],
     directory: pathlib.Path,
     scratch: pathlib.Path,
     tally: Tally,
     start: float,
 ) -> dict[str, Any]:
-    """Writes all files of a corpus and syncs them; returns the manifest."""
+    """Writes all files of a corpus; returns the manifest."""
     shutil.copytree(job.tokenizer_directory, directory / 'tokenizer')
     tokenizer = job.encoder.tokenizer
-    files = {source.name: source.files for source in sources}
+    files = {source.name: source.files for source in job.sources}
     (directory / 'sources.json').write_text(json.dumps(files, indent=1) + '\n', 'utf-8')
-    numbers = range(len(job.pieces))
+    numbers = range(len(job.chunks))
     shares = [
-        Share([job.piece_directory(n) for n in numbers if job.pieces[n].source == number], weight, split)
-        for number, (_, weight, split) in enumerate(weighted_sources(data))
+        Share([job.chunk_directory(n) for n in numbers if job.chunks[n].source == number], weight, split)
+        for number, (_, weight, split) in enumerate(mixture)
     ]
     writers = {name: SplitWriter(directory / name, job.encoder.dtype, TOKENS_PER_SHARD) for name in SPLITS}
     try:
@@ -349,10 +335,7 @@ def _write_corpus(
     finally:
         for writer in writers.values():
             writer.close()
-    files = {}
-    for name, path in files_in(directory):
-        files[name] = {'bytes': path.stat().st_size, 'blocks': file_digests(path)}
-        sync(path)
+    files = checksums_of(directory)
     contents = [[name, file] for name, file in files.items() if name.startswith(tuple(f'{split}/' for split in SPLITS))]
     num_tokens = sum(writer.counts['tokens'] for writer in writers.values())
     manifest = {
@@ -369,9 +352,6 @@ def _write_corpus(
         'created': int(time.time()),  # seconds since 1970
         'files': files,
     }
-    manifest['checksum'] = config.digest(manifest)  # damage to it must not be laid at a file's door
-    path = directory / 'manifest.json'
-    path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', 'utf-8')
-    for synced in (path, *(child for child in directory.iterdir() if child.is_dir()), directory):
-        sync(synced)
+    manifest['checksum'] = json_digest(manifest)  # so that a corrupt manifest is not reported as a corrupt file
+    (directory / 'manifest.json').write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', 'utf-8')
     return manifest

@@ -6,33 +6,30 @@ from collections.abc import Iterable, Iterator
 
 import tqdm
 
+from bert_jax.console import say
+
 _SECONDS_BETWEEN_LINES = 10
 
 
-def say(message: str, progress: bool) -> None:
-    """A line on standard error."""
-    if progress:
-        print(message, file=sys.stderr, flush=True)
-
-
-def shown(pieces: Iterable[tuple[int, int]], count: int, phase: str, progress: bool) -> Iterator[tuple[int, int]]:
-    """Passes on the (documents, characters) of each of `count` pieces, and tells: a bar in a terminal, else lines."""
-    num_documents = num_characters = number = 0
+def shown(chunks: Iterable[tuple[int, int]], count: int, phase: str, progress: bool) -> Iterator[tuple[int, int]]:
+    """Yields the (documents, characters) of each of `count` chunks; shows a bar in a terminal, else lines."""
+    num_documents = num_characters = num_chunks = 0
     start = last = time.monotonic()
 
-    def told() -> str:
+    def state() -> str:
         done = f'{num_documents:,} documents, {num_characters / 1e6:,.1f} M characters'
-        return f'{phase}: {number} of {count} pieces, {done}'
+        return f'{phase}: {num_chunks} of {count} chunks, {done}'
 
     with tqdm.tqdm(
         desc=phase, unit=' characters', unit_scale=True, disable=not (progress and sys.stderr.isatty())
     ) as bar:
-        for number, (documents, characters) in enumerate(pieces, 1):
+        for num_chunks, (documents, characters) in enumerate(chunks, 1):
             num_documents, num_characters = num_documents + documents, num_characters + characters
             bar.update(characters)
             now = time.monotonic()
-            if bar.disable and now - last >= _SECONDS_BETWEEN_LINES and number < count:
+            if progress and bar.disable and now - last >= _SECONDS_BETWEEN_LINES and num_chunks < count:
                 last = now
-                say(told(), progress)
+                say(state())
             yield documents, characters
-    say(f'{told()}, {time.monotonic() - start:.0f} s', progress)
+    if progress:
+        say(f'{state()}, {time.monotonic() - start:.0f} s')

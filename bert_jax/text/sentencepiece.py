@@ -22,7 +22,7 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabulary, digest, flattened
+from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabulary, flattened, tokenizer_hash
 
 _LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece passes over longer lines while it trains
 _SCORE_STEP = 2.0**-8  # nats
@@ -69,7 +69,7 @@ class SentencePiece(Vocabulary):
     @functools.cached_property
     def hash(self) -> str:
         model = hashlib.sha256(self._model).hexdigest()
-        return digest([self.kind, _PIPELINE, model, self.lowercase, self.strip_accents])
+        return tokenizer_hash([self.kind, _PIPELINE, model, self.lowercase, self.strip_accents])
 
     @functools.cached_property
     def splits_at_blanks(self) -> bool:

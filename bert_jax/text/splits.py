@@ -14,7 +14,7 @@ import numpy as np
 
 from bert_jax.errors import BadInput
 from bert_jax.files import map_array
-from bert_jax.text.checksums import BLOCK_BYTES, digest
+from bert_jax.text.checksums import BLOCK_BYTES, block_digest
 
 _TOKENS_AT_ONCE = 1 << 24
 
@@ -122,7 +122,7 @@ class _Checked:
         with self.path.open('rb') as file:
             for number in numbers[~self._is_checked[numbers]]:
                 file.seek(int(number) * BLOCK_BYTES)
-                if digest(file.read(BLOCK_BYTES)) != self._blocks[number]:
+                if block_digest(file.read(BLOCK_BYTES)) != self._blocks[number]:
                     raise differs(self.path, f'has another checksum in MiB {number}', self._blocks[number])
                 self._is_checked[number] = True
         self._num_checked = int(self._is_checked.sum())

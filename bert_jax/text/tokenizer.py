@@ -15,7 +15,7 @@ import numpy as np
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text.sentencepiece import SentencePiece, train_sentencepiece
-from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Tokenizer, Vocabulary, digest
+from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Tokenizer, Vocabulary, tokenizer_hash
 
 _LAST_LOADED: dict[tuple[bytes, bool, bool], SentencePiece] = {}  # by model and settings, none or one
 _MAX_CHARACTERS_PER_WORD = 100  # longer words are [UNK], as in `transformers`; in the original release it was 200
@@ -56,7 +56,7 @@ class WordPiece(Vocabulary):
     @functools.cached_property
     def hash(self) -> str:
         model = {key: value for key, value in self._model.items() if key != 'vocab'}
-        return digest([self.kind, self.tokens, model, self._normalizer])
+        return tokenizer_hash([self.kind, self.tokens, model, self._normalizer])
 
     def extended(self, words: list[str]) -> 'WordPiece':
         """This vocabulary with whole words appended at its end; the ids of all that was there stay."""
@@ -192,6 +192,15 @@ def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: 
             raise BadInput(f'{path}:{number + 1}', f'repeats line {vocabulary[token] + 1}', 'every token once')
     settings = config.Tokenizer(lowercase=lowercase, strip_accents=strip_accents)
     return WordPiece(_bert_backend(vocabulary, settings), str(path))
+
+
+def load_saved_tokenizer(directory: str | pathlib.Path) -> Tokenizer:
+    """Loads what `Tokenizer.save` wrote to a directory: its files name all settings.
+
+    Raises:
+      BadInput: as `load_tokenizer`.
+    """
+    return load_tokenizer(directory, lowercase=True, strip_accents=None)
 
 
 def _sentencepiece(model: bytes, lowercase: bool, strip_accents: bool, where: str) -> SentencePiece:

@@ -132,9 +132,9 @@ def flattened(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(sizes.sum())), sizes
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def tokenizer_hash(parts: list[Any]) -> str:
+    """SHA-256 of all that the ids of a text depend on, as JSON; kept in corpora and workdirs."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

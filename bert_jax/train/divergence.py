@@ -1,21 +1,21 @@
-"""Numbers gone wrong: which steps are bad, when a run goes back, and what its checkpoints say of it.
+"""Divergence: which steps are bad, when a run rolls back, and what its checkpoints record of it.
 
-A step is bad when its loss or gradient was not finite (the step itself then left the state as it was), or when its loss
-lies beyond median + threshold x MAD of the newest sound losses. So many bad steps in a row are trouble: the run
-goes back to a sound checkpoint and passes over the batches read since. What is bad is worked out from the losses alone,
-which all processes have, and what it rests on is part of every checkpoint: all processes, and a run that is
-killed and goes on, come to the same decisions.
+A step is bad when its loss or gradient was not finite (the step itself then left the state unchanged), or when its loss
+is a spike: beyond median + threshold x MAD of the newest good losses. `train.max_bad_steps` bad steps in a row are an
+anomaly: the run rolls back to a sound checkpoint and skips the batches read since. Bad steps are derived from the
+losses alone, which every process has, and the statistics behind them are part of every checkpoint, so all processes,
+and a run that is killed and resumed, come to the same decisions.
 """
 
 import collections
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from bert_jax.config import Config, Train
 from bert_jax.data.skips import Windows, merged, passing_over
 from bert_jax.errors import BadInput
 from bert_jax.train.state import TrainState, is_finite
@@ -23,9 +23,18 @@ from bert_jax.train.state import TrainState, is_finite
 _READ_STEPS_LATE = 2  # so that no step waits for the one before
 
 
+class DivergenceSettings(Protocol):
+    """The fields of `config.train` (of pretraining or of fine-tuning) that the monitor reads."""
+
+    max_bad_steps: int
+    max_rollbacks: int
+    spike_threshold: float
+    spike_window: int
+
+
 @dataclasses.dataclass(frozen=True)
-class Trouble:
-    """So many bad steps in a row: from `first` to `last` (steps count from 1), and what was wrong with the last."""
+class Anomaly:
+    """Too many bad steps in a row, from `first` to `last` (steps count from 1), and what was wrong with the last."""
 
     first: int
     last: int
@@ -36,18 +45,18 @@ class Trouble:
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
-    """What a run knows of its numbers at a step; kept in the checkpoint.
+class TrainingRecord:
+    """What a run knows at a step about its losses; saved with every checkpoint.
 
     Attributes:
-      passed_over: the windows of the streams that it has left out, and will.
-      rollbacks: how often it has gone back.
-      skipped_updates: steps whose update was left out, because it was not finite.
+      skipped_batches: the windows of the streams that the run has skipped, or will.
+      rollbacks: how often the run has rolled back.
+      skipped_updates: steps whose update was dropped because it was not finite.
       bad_in_a_row: how many of the newest steps were bad.
-      phase, losses: the newest sound losses, of this phase only.
+      phase, losses: the newest good losses, all of this phase.
     """
 
-    passed_over: Windows = ()
+    skipped_batches: Windows = ()
     rollbacks: int = 0
     skipped_updates: int = 0
     bad_in_a_row: int = 0
@@ -55,23 +64,26 @@ class Record:
     losses: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a checkpoint."""
-        return dataclasses.asdict(self)
+        """The content of a checkpoint's record.json."""
+        values = dataclasses.asdict(self)
+        return {'passed_over': values.pop('skipped_batches')} | values  # the file keeps its first name for it
 
-    def passing_over(self, trouble: Trouble, newest: 'Record', phases: tuple[Config, ...], back_at: int) -> 'Record':
-        """Of a run that goes back to this record's step: the batches read since, up to the trouble, are left out.
+    def skipping(
+        self, anomaly: Anomaly, newest: 'TrainingRecord', phase_steps: Sequence[int], rolled_back_to: int
+    ) -> 'TrainingRecord':
+        """This record for a run that rolls back to its step: batches read since, up to the anomaly, are skipped.
 
         Args:
-          newest: the record of the run as it is.
-          back_at: the step that it goes back to.
+          newest: the record at the anomaly.
+          phase_steps: how many steps each phase of the run has.
+          rolled_back_to: the step of this record.
         """
-        steps = [phase.train.steps for phase in phases]
-        windows = passing_over(newest.passed_over, steps, back_at, trouble.last)
-        return dataclasses.replace(self, passed_over=windows, rollbacks=newest.rollbacks + 1)
+        windows = passing_over(newest.skipped_batches, phase_steps, rolled_back_to, anomaly.last)
+        return dataclasses.replace(self, skipped_batches=windows, rollbacks=newest.rollbacks + 1)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any], where: str) -> 'Record':
-        """Raises BadInput, naming `where`, for what `to_json` did not write."""
+    def from_json(cls, content: dict[str, Any], where: str) -> 'TrainingRecord':
+        """Raises BadInput, naming `where`, for content that `to_json` did not write."""
         try:
             counts = {name: content[name] for name in ('rollbacks', 'skipped_updates', 'bad_in_a_row', 'phase')}
             losses = tuple(float(loss) for loss in content['losses'])
@@ -82,42 +94,48 @@ class Record:
             if not all(map(math.isfinite, losses)):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise BadInput(where, 'is damaged', 'what a run knew of its numbers') from None
+            raise BadInput(where, 'is damaged', 'the training record of a checkpoint') from None
         return cls(windows, losses=losses, **counts)
 
 
-class Guard:
-    """Watches the steps of a run."""
+class DivergenceMonitor:
+    """Watches the losses of a run."""
 
-    def __init__(self, settings: Train, record: Record):
-        """Args: record, what is known at the step that the run goes on from."""
+    def __init__(self, settings: DivergenceSettings, record: TrainingRecord):
+        """Args: record, of the step that the run starts or resumes from."""
         self._settings, self._record = settings, record
         self._losses = collections.deque(record.losses, settings.spike_window)
         self._pending: collections.deque[tuple[int, int, jax.Array, jax.Array]] = collections.deque()
 
     @property
-    def record(self) -> Record:
-        """What is known at the newest step that was read."""
+    def record(self) -> TrainingRecord:
+        """The record at the newest step that was read."""
         return dataclasses.replace(self._record, losses=tuple(self._losses))
 
-    def add(self, step: int, phase: int, loss: jax.Array, is_skipped: jax.Array) -> None:
-        """Takes note of a step, without waiting for it."""
+    @property
+    def counters(self) -> dict[str, float]:
+        """What is logged of the record."""
+        return {'skipped_updates': self._record.skipped_updates}
+
+    def observe(self, step: int, phase: int, loss: jax.Array, is_skipped: jax.Array) -> None:
+        """Takes the loss of a step, and whether its update was dropped, without waiting for the device."""
         self._pending.append((step, phase, loss, is_skipped))
 
-    def trouble(self, *, up_to_now: bool, to_save: TrainState | None = None) -> Trouble | None:
-        """The trouble that the run is in, if it is; `up_to_now` waits for the newest step, otherwise two are left.
+    def anomaly(self, *, wait: bool, to_save: TrainState | None = None) -> Anomaly | None:
+        """The anomaly the run is in, or None.
 
         Args:
-          to_save: the newest state, where it is to be saved: then all of it has to be finite.
+          wait: read the losses of all steps up to the newest; otherwise the newest two stay unread.
+          to_save: the newest state, if it is about to be saved: then all of it must be finite.
         """
-        while len(self._pending) > (0 if up_to_now else _READ_STEPS_LATE):
+        while len(self._pending) > (0 if wait else _READ_STEPS_LATE):
             step, phase, *on_device = self._pending.popleft()
             found = self._read(phase, *jax.device_get(on_device))
             if found and self._record.bad_in_a_row >= self._settings.max_bad_steps:
-                return Trouble(step - self._record.bad_in_a_row + 1, step, found)
+                return Anomaly(step - self._record.bad_in_a_row + 1, step, found)
         if to_save is not None and not is_finite(to_save):
             step = int(to_save.step)
-            return Trouble(step, step, 'the parameters or the optimizer state are not finite')
+            return Anomaly(step, step, 'the parameters or the optimizer state are not finite')
         return None
 
     def _read(self, phase: int, loss: float, is_skipped: bool) -> str:
@@ -150,14 +168,14 @@ class Guard:
         return float(median + self._settings.spike_threshold * np.median(np.abs(losses - median)))
 
 
-def check_may_go_back(settings: Train, record: Record, trouble: Trouble) -> None:
-    """Raises BadInput when a run in trouble has gone back as often as it may."""
+def check_may_roll_back(settings: DivergenceSettings, record: TrainingRecord, anomaly: Anomaly) -> None:
+    """Raises BadInput when a run has rolled back as often as `train.max_rollbacks` allows."""
     if record.rollbacks < settings.max_rollbacks:
         return
     raise BadInput(
-        f'step {trouble.last}',
-        f'{trouble}, after {record.rollbacks} roll-backs',
+        f'step {anomaly.last}',
+        f'{anomaly}, after {record.rollbacks} roll-backs',
         'a run that converges; its last sound checkpoint is kept',
-        'a lower optimizer.peak_learning_rate or more warmup_steps in a new --workdir that --config.init=WORKDIR '
-        'starts from these weights',
+        'a lower optimizer.peak_learning_rate or a longer warm-up in a new --workdir; in pretraining '
+        '--config.init=WORKDIR starts from these weights',
     )

@@ -22,16 +22,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from bert_jax.data.batches import Batch
 from bert_jax.model.dropout import DropoutKey, dropout_base
-from bert_jax.model.products import compiled_for
-from bert_jax.train.sharding import AXES, BATCH_AXES, replicated
+from bert_jax.runtime.mesh import AXES, BATCH_AXES, replicated
+from bert_jax.train.objective import Objective
 from bert_jax.train.state import TrainState
-from bert_jax.train.step import PRETRAINING, Sums, apply_gradients, speed_counts
+from bert_jax.train.step import apply_gradients, speed_counts
 
 _COMPILER_OPTIONS = {
     'cpu': {'xla_cpu_multi_thread_eigen': False},
@@ -47,44 +47,83 @@ def make_exact_step(
     mesh: Mesh,
     shardings: TrainState,
     *,
+    objective: Objective,
     seed: int,
     num_shards: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """A step like that of `make_train_step`, of several programs; the state is used up.
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """A step like that of `make_train_step`, made of several programs; the state is used up.
 
     Args:
-      mesh: data x fsdp divides num_shards, tensor is 1 (`sharding.mesh_sizes` checks).  num_shards: a power of two.
+      mesh: data x fsdp divides num_shards, tensor is 1 (`mesh.mesh_sizes` checks).
+      seed: of the dropout, unless a call names another, `exact_step(state, batch, seed)`.
+      num_shards: a power of two.
     """
     num_devices = mesh.shape['data'] * mesh.shape['fsdp']
     each = num_shards // num_devices
-    platform = mesh.devices.flat[0].platform
+    by_device = functools.partial(_by_device, mesh)
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+    split = jax.jit(lambda tree: tree, out_shardings=shardings)
+    take = by_device(_make_take(each), (_OWN, _SAME), _OWN)
+    gradient = by_device(_make_gradient(graph, objective, mesh), (_SAME, _SAME, _SAME, _OWN, _SAME), _OWN)
+    add = by_device(lambda a, b: jax.tree.map(jnp.add, a, b), (_OWN, _OWN), _OWN, donate=(0,))
+    over_devices = by_device(_make_sum_over_devices(num_devices), _OWN, _SAME)
+    update = by_device(_make_update(optimizer, schedule, objective), (_SAME, _SAME, _SAME), _SAME, donate=(0,))
 
-    def by_device(function: Callable, in_specs: Any, out_specs: Any, donate: tuple[int, ...] = ()) -> Callable:
-        alone = jax.shard_map(
-            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES), check_vma=False
-        )
-        return jax.jit(alone, donate_argnums=donate, compiler_options=_COMPILER_OPTIONS.get(platform))
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def count(batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        """Weights of the global batch; they are whole numbers, whose sums are exact in any order."""
+        return objective.weights(batch), speed_counts(batch)
 
-    def take(batch: Batch, number: jax.Array) -> tuple[Batch, jax.Array]:
-        """The device's shard of that number, and the numbers of its rows in the global batch."""
+    def exact_step(state: TrainState, batch: Any, seed: Any = seed) -> tuple[TrainState, dict[str, jax.Array]]:
+        state = whole(state)
+        weights, counts = count(batch)
+        shards = (take(batch, index) for index in range(each))
+        parts = (gradient(state.params, state.step, np.uint32(seed), shard, weights) for shard in shards)
+        grads, sums = over_devices(_pairwise(add, parts))
+        state, figures, metrics = update(state, grads, sums)
+        return split(state), metrics | figures | counts
+
+    return exact_step
+
+
+def _by_device(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, donate: tuple[int, ...] = ()) -> Callable:
+    """A program that each device runs by itself."""
+    alone = jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES), check_vma=False
+    )
+    options = _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
+    return jax.jit(alone, donate_argnums=donate, compiler_options=options)
+
+
+def _make_take(each: int) -> Callable:
+    def take(batch: Any, index: jax.Array) -> tuple[Any, jax.Array]:
+        """The device's shard of that index, and the indices of its rows in the global batch."""
         size = batch.input_ids.shape[0] // each
-        shard = jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, number * size, size), batch)
-        start = (jax.lax.axis_index(BATCH_AXES) * each + number) * size
+        shard = jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, index * size, size), batch)
+        start = (jax.lax.axis_index(BATCH_AXES) * each + index) * size
         return shard, start.astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
 
-    @compiled_for(platform)
+    return take
+
+
+def _make_gradient(graph: nnx.GraphDef, objective: Objective, mesh: Mesh) -> Callable:
     def of_shard(
-        params: nnx.State, step: jax.Array, shard: tuple[Batch, jax.Array], weights: tuple[jax.Array, jax.Array]
-    ) -> tuple[nnx.State, Sums]:
+        params: nnx.State, step: jax.Array, seed: jax.Array, shard: tuple[Any, jax.Array], weights: Any
+    ) -> tuple[nnx.State, Any]:
+        """(gradients, sums) of a shard, with a first dim of 1 for the device."""
         batch, rows = shard
         key = DropoutKey(dropout_base(seed, step), rows)
 
-        def loss_fn(params: nnx.State) -> tuple[jax.Array, Sums]:
-            sums = PRETRAINING.sums(nnx.merge(graph, params), batch, key)
-            return PRETRAINING.loss(sums, *weights), sums
+        def loss_fn(params: nnx.State) -> tuple[jax.Array, Any]:
+            sums = objective.sums(nnx.merge(graph, params), batch, key)
+            return objective.loss(sums, weights), sums
 
         return jax.tree.map(lambda array: array[None], jax.grad(loss_fn, has_aux=True)(params))
 
+    return of_shard
+
+
+def _make_sum_over_devices(num_devices: int) -> Callable:
     def over_devices(parts: Any) -> Any:
         """The upper levels of the tree: partners add each other's sum, and both get the same (a + b is b + a)."""
         for distance in (2**level for level in range(num_devices.bit_length() - 1)):
@@ -92,37 +131,16 @@ def make_exact_step(
             parts = jax.tree.map(lambda part: part + jax.lax.ppermute(part, BATCH_AXES, partners), parts)  # noqa: B023
         return jax.tree.map(lambda part: part[0], parts)
 
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-    split = jax.jit(lambda tree: tree, out_shardings=shardings)
-    take = by_device(take, (_OWN, _SAME), _OWN)
-    gradient = by_device(of_shard, (_SAME, _SAME, _OWN, _SAME), _OWN)
-    add = by_device(lambda a, b: jax.tree.map(jnp.add, a, b), (_OWN, _OWN), _OWN, donate=(0,))
-    over_devices = by_device(over_devices, _OWN, _SAME)
-    update = by_device(
-        lambda state, grads, sums: (
-            *apply_gradients(optimizer, schedule, state, grads, PRETRAINING.metrics(sums)['loss']),
-            PRETRAINING.metrics(sums),
-        ),
-        (_SAME, _SAME, _SAME),
-        _SAME,
-        donate=(0,),
-    )
+    return over_devices
 
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def count(batch: Batch) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
-        """Weights of the global batch; they are whole numbers, whose sums are exact in any order."""
-        return PRETRAINING.weights(batch), speed_counts(batch)
 
-    def exact_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        state = whole(state)
-        weights, counts = count(batch)
-        shards = (take(batch, number) for number in range(each))
-        parts = _pairwise(add, (gradient(state.params, state.step, shard, weights) for shard in shards))
-        grads, sums = over_devices(parts)
-        state, figures, metrics = update(state, grads, sums)
-        return split(state), metrics | figures | counts
+def _make_update(optimizer: optax.GradientTransformation, schedule: optax.Schedule, objective: Objective) -> Callable:
+    def update(state: TrainState, grads: nnx.State, sums: Any) -> tuple[TrainState, dict, dict]:
+        """(state, figures of the update, metrics of the objective)."""
+        metrics = objective.metrics(sums)
+        return *apply_gradients(optimizer, schedule, state, grads, metrics['loss']), metrics
 
-    return exact_step
+    return update
 
 
 def _pairwise(add: Callable[[Any, Any], Any], parts: Iterable[Any]) -> Any:

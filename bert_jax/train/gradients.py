@@ -20,11 +20,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from bert_jax.train.sharding import AXES, BATCH_AXES
+from bert_jax.model.layers import is_stacked
+from bert_jax.runtime.mesh import AXES, BATCH_AXES
 
 
 class Exchange:
-    """What the devices of a mesh exchange in a step; made for the shardings of a model's parameters."""
+    """What the devices of a mesh exchange in a step; made for the shardings of a model's parameters.
+
+    Attributes:
+      specs: of the parameters, over the axes of rows.
+      gather_layer: the whole weights of one layer, from a device's parts of them, as the forward pass takes it (see
+        `model.bert.Encoder`); None where every device holds whole weights.
+    """
 
     def __init__(self, mesh: Mesh, shardings: nnx.State):
         self._mesh = mesh
@@ -32,7 +39,14 @@ class Exchange:
         self._row_axes = tuple(axis for axis in self._several if axis in BATCH_AXES)
         self._axes = jax.tree.map(lambda sharding: _only(self._several, sharding.spec), shardings)
         self.specs = jax.tree.map(lambda axes: _only(self._row_axes, axes), self._axes)
-        self._in_layers = jax.tree.map_with_path(lambda path, _: 'layers' in jax.tree_util.keystr(path), self._axes)
+        self._is_stacked = jax.tree.map(
+            lambda sharding: sharding.replace(is_stacked(sharding)),
+            shardings,
+            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+        )
+        pairs = zip(jax.tree.leaves(self._axes), jax.tree.leaves(self._is_stacked), strict=True)
+        self._axes_in_layer = [PartitionSpec(*axes[1:]) for axes, stacked in pairs if stacked]
+        self.gather_layer = self._gather_layer if 'fsdp' in self._several else None
 
     def over_rows(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """A function that each device runs on its own part of the batch axes; `tensor` stays with XLA."""
@@ -44,36 +58,33 @@ class Exchange:
     def gather_outside_layers(self, weights: nnx.State) -> nnx.State:
         """Embeddings, pooler and heads whole, for all microbatches at once."""
 
-        def whole(weight: jax.Array, axes: PartitionSpec, is_layer: bool) -> jax.Array:
-            return weight if is_layer else self._gather(weight, axes)
+        def whole(weight: jax.Array, axes: PartitionSpec, stacked: bool) -> jax.Array:
+            return weight if stacked else self._gather(weight, axes)
 
-        return jax.tree.map(whole, weights, self._axes, self._in_layers)
-
-    def assemble(self, graph: nnx.GraphDef, weights: nnx.State) -> nnx.Module:
-        """The model of weights that are whole but for the layers', which it gathers where it uses them."""
-        model = nnx.merge(graph, weights)
-        if 'fsdp' in self._several:
-            layers = jax.tree.map(lambda axes: PartitionSpec(*axes[1:]), self._axes['bert']['encoder']['layers'])
-            model.bert.encoder.at_use = lambda layer: jax.tree.map(self._gather, layer, layers)
-        return model
+        return jax.tree.map(whole, weights, self._axes, self._is_stacked)
 
     def sum_gradients(self, grads: nnx.State) -> nnx.State:
         """Gradients as a device found them -> of the global batch, each split as its parameter."""
 
-        def total(grad: jax.Array, axes: PartitionSpec, is_layer: bool) -> jax.Array:
+        def total(grad: jax.Array, axes: PartitionSpec, stacked: bool) -> jax.Array:
             if 'fsdp' not in axes:
                 return self.sum(grad)
-            if not is_layer:  # a layer's is scattered already
+            if not stacked:  # a layer's is scattered already
                 dim = axes.index('fsdp')
                 scatter = functools.partial(jax.lax.psum_scatter, axis_name='fsdp', scatter_dimension=dim, tiled=True)
                 grad = self._of_each_part(scatter, axes)(grad)
             return jax.lax.psum(grad, 'data') if 'data' in self._several else grad
 
-        return jax.tree.map(total, grads, self._axes, self._in_layers)
+        return jax.tree.map(total, grads, self._axes, self._is_stacked)
 
     def sum(self, values: Any) -> Any:
         """Sums over all rows."""
         return jax.lax.psum(values, self._row_axes) if self._row_axes else values
+
+    def _gather_layer(self, weights: nnx.State) -> nnx.State:
+        """A layer's weights come in the order in which the parameters hold them stacked; a model has one stack."""
+        leaves, tree = jax.tree.flatten(weights)
+        return jax.tree.unflatten(tree, [self._gather(*pair) for pair in zip(leaves, self._axes_in_layer, strict=True)])
 
     def _gather(self, weight: jax.Array, axes: PartitionSpec) -> jax.Array:
         if 'fsdp' not in axes:

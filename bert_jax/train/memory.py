@@ -1,12 +1,13 @@
 """Does a step fit a device: what it needs (asked of the compiler), what there is, and what to try when it does not."""
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from bert_jax.config import Config, in_phases, max_sequences, num_predictions
+from bert_jax.console import say
 from bert_jax.data.batches import Batch
-from bert_jax.errors import BadInput
+from bert_jax.errors import BadInput, is_exhausted
 from bert_jax.runtime import processes
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import batch_sharding, mesh_of_run
-from bert_jax.train.state import model_graph, state_shardings
-from bert_jax.train.step import make_train_step
+from bert_jax.runtime.mesh import batch_sharding, mesh_of_run
+from bert_jax.train.program import build_program
 
 _GIB = 2**30
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -48,17 +48,8 @@ def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
 
 def lower_step(config: Config, mesh: Mesh, vocab_size: int) -> jax.stages.Lowered:
     """The step of a run (or of a phase, its values in the single fields), ready to compile; nothing is allocated."""
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    shapes, shardings = state_shardings(config.model, vocab_size, optimizer, mesh)
-    state = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
-    )
-    graph, train = model_graph(config.model, vocab_size), config.train
-    step = make_train_step(
-        graph, optimizer, schedule, mesh, shardings, seed=train.seed, microbatches=train.microbatches
-    )
-    return step.lower(state, batch_shapes(config, mesh))
+    program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh)
+    return program.lower(batch_shapes(config, mesh))
 
 
 def highest_bytes(memory: Any, platform: str) -> int:
@@ -104,7 +95,7 @@ def _free_bytes() -> int:
 _CONTROL_GROUP = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current')
 
 
-def settle(config: Config, mesh: Mesh, vocab_size: int, limit: int | None = None) -> Config:
+def resolve_microbatches(config: Config, mesh: Mesh, vocab_size: int, limit: int | None = None) -> Config:
     """A config whose `train.microbatches` is a number: -1 becomes the fewest whose step fits every device.
 
     Args:
@@ -128,9 +119,7 @@ def settle(config: Config, mesh: Mesh, vocab_size: int, limit: int | None = None
         found = f'needs {_gib(needed(numbers[-1]))} with {numbers[-1]} microbatches; a device has {_gib(limit)}'
         raise _does_not_fit(found, config, ())
     number = numbers[fewest]
-    processes.say(
-        f'Microbatches: {number}, the fewest that fit: {_gib(needed(number))} of the {_gib(limit)} of a device'
-    )
+    say(f'Microbatches: {number}, the fewest that fit: {_gib(needed(number))} of the {_gib(limit)} of a device')
     return _with_microbatches(config, number)
 
 
@@ -142,22 +131,23 @@ def _compiled_bytes(config: Config, mesh: Mesh, vocab_size: int) -> float:
     try:
         memory = lower_step(config, mesh, vocab_size).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
+        if not is_exhausted(error):
             raise
         return refused_bytes(str(error))
     return highest_bytes(memory, mesh.devices.flat[0].platform)
 
 
-def run_within_memory(function: Callable[[], Any], config: Config) -> Any:
-    """function(), an exhausted device told as bad input: what was needed, what there is, what to try next.
+@contextlib.contextmanager
+def reporting_out_of_memory(config: Config) -> Iterator[None]:
+    """Reports a device that runs out of memory inside as bad input: what was needed, what it has, what to try next.
 
     Raises:
       BadInput: when a device ran out of memory, at the compile or in a step.
     """
     try:
-        return function()
+        yield
     except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
+        if not is_exhausted(error):
             raise
         raise _exhausted(str(error), config) from error
 

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from bert_jax import config
+from bert_jax.model.layers import axes_in_layer, is_stacked, logical_axes
 
 
 def make_schedule(optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()) -> optax.Schedule:
@@ -44,8 +45,7 @@ def decayed(params: nnx.State) -> nnx.State:
     """True for the parameters that weight decay applies to: no biases, no layer norms (`optimization.py`)."""
 
     def is_decayed(variable: nnx.Variable) -> nnx.Variable:
-        names = variable.get_metadata()['logical_axes']
-        return variable.replace(len(names) > 1)
+        return variable.replace(len(axes_in_layer(variable)) > 1)
 
     return jax.tree.map(is_decayed, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
@@ -58,10 +58,11 @@ def matrix_dims(params: nnx.State) -> nnx.State:
     """Which dims of a matrix Muon orthogonalises; None for what AdamW updates. Stacked layers are a batch."""
 
     def dims(variable: nnx.Variable) -> nnx.Variable:
-        names, value = variable.get_metadata()['logical_axes'], variable.get_value()
-        if len(names) != 2 or _NOT_MATRICES & set(names) or isinstance(value, optax.MaskedNode):
+        names = axes_in_layer(variable)
+        if len(names) != 2 or _NOT_MATRICES & set(names) or isinstance(variable.get_value(), optax.MaskedNode):
             return variable.replace(None)
-        return variable.replace(optax.contrib.MuonDimensionNumbers((value.ndim - 2,), (value.ndim - 1,)))
+        *_, reduced, output = range(len(logical_axes(variable)))
+        return variable.replace(optax.contrib.MuonDimensionNumbers((reduced,), (output,)))
 
     return jax.tree.map(dims, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
@@ -71,9 +72,7 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
 
     def stacked(tree: nnx.State) -> nnx.State:
         def label(variable: nnx.Variable) -> nnx.Variable:
-            value, names = variable.get_value(), variable.get_metadata()['logical_axes']
-            is_stacked = not isinstance(value, optax.MaskedNode) and value.ndim > len(names)
-            return variable.replace('stacked' if is_stacked else 'whole')
+            return variable.replace('stacked' if is_stacked(variable) else 'whole')
 
         return jax.tree.map(label, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 

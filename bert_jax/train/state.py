@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from bert_jax import config
 from bert_jax.model.bert import BertForPreTraining, Build
-from bert_jax.train.sharding import parameter_specs, replicated
+from bert_jax.runtime.mesh import replicated
+from bert_jax.train.sharding import parameter_specs
 
 
 class TrainState(NamedTuple):
@@ -43,11 +44,16 @@ def model_graph(model: config.Model, vocab_size: int, build: Build = BertForPreT
     return nnx.split(nnx.eval_shape(lambda: build(model, vocab_size, nnx.Rngs(0))))[0]
 
 
+def model_of(params: nnx.State, model: config.Model, vocab_size: int, build: Build = BertForPreTraining) -> nnx.Module:
+    """The model that has these parameters."""
+    return nnx.merge(model_graph(model, vocab_size, build), params)
+
+
 def state_shardings(
     model: config.Model,
     vocab_size: int,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     build: Build = BertForPreTraining,
 ) -> tuple[TrainState, TrainState]:
     """(shapes, shardings) of a state; moments are sharded as their parameters."""
@@ -70,7 +76,7 @@ def init_state(
     model: config.Model,
     vocab_size: int,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    shardings: TrainState,
     seed: int,
     params: nnx.State | None = None,
     build: Build = BertForPreTraining,
@@ -79,7 +85,6 @@ def init_state(
 
     With `params` (whole arrays, the same in every process) it starts from them, else from random ones.
     """
-    _, shardings = state_shardings(model, vocab_size, optimizer, mesh, build)
     if params is not None:
         params = jax.tree.map(place, params, shardings.params)
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,88 +11,13 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
-from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.dropout import DropoutKey, dropout_base
-from bert_jax.model.losses import cross_entropy
-from bert_jax.model.products import compiled_for
+from bert_jax.runtime.mesh import BATCH_AXES, replicated
 from bert_jax.train.gradients import Exchange, accumulated
-from bert_jax.train.sharding import BATCH_AXES, replicated
+from bert_jax.train.objective import Objective
 from bert_jax.train.state import TrainState, is_schedule
 
 _EVALUATED_AT_ONCE = 128  # rows of a device; a batch that is trained on in microbatches need not fit whole
-
-
-class Sums(NamedTuple):
-    """Losses and hits summed over a batch, each a float32 scalar; nothing is averaged before all rows are in."""
-
-    mlm_sum: jax.Array
-    mlm_hits: jax.Array
-    mlm_weight: jax.Array
-    nsp_sum: jax.Array
-    nsp_hits: jax.Array
-    nsp_weight: jax.Array
-
-
-def pretraining_sums(model: BertForPreTraining, batch: Batch, key: DropoutKey | None) -> Sums:
-    """Cross entropies (nats) and hits of both objectives, weighted and summed over the rows of a batch."""
-    mlm_logits, nsp_logits = model(
-        batch.input_ids,
-        batch.token_type_ids,
-        batch.sequence_ids,
-        batch.position_ids,
-        batch.masked_lm_positions,
-        batch.cls_positions,
-        key,
-    )
-    mlm = _summed(mlm_logits, batch.masked_lm_ids, batch.masked_lm_weights)
-    nsp = _summed(nsp_logits, batch.next_sentence_labels, batch.next_sentence_weights)
-    return Sums(*mlm, *nsp)
-
-
-def _summed(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    losses, hits = cross_entropy(logits, labels)
-    return (losses * weights).sum(), (hits * weights).sum(), weights.sum()
-
-
-def total_loss(sums: Sums, mlm_weight: jax.Array, nsp_weight: jax.Array) -> jax.Array:
-    """mlm_sum / mlm_weight + nsp_sum / nsp_weight; a weight of 0 gives 0."""
-    return _ratio(sums.mlm_sum, mlm_weight) + _ratio(sums.nsp_sum, nsp_weight)
-
-
-def _ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), 0.0)
-
-
-def metrics_of(sums: Sums) -> dict[str, jax.Array]:
-    """The figures that a person reads, from the sums over a batch or a whole split."""
-    return {
-        'loss': total_loss(sums, sums.mlm_weight, sums.nsp_weight),
-        'mlm_loss': _ratio(sums.mlm_sum, sums.mlm_weight),
-        'nsp_loss': _ratio(sums.nsp_sum, sums.nsp_weight),
-        'mlm_accuracy': _ratio(sums.mlm_hits, sums.mlm_weight),
-        'nsp_accuracy': _ratio(sums.nsp_hits, sums.nsp_weight),
-    }
-
-
-class Objective(NamedTuple):
-    """What is minimised, on batches that have `input_ids` and `sequence_ids` [B, L], `cls_positions` [B, E], and more.
-
-    sums: (model, batch, dropout key) -> a NamedTuple of float32 scalars, summed over rows.
-    weights: batch -> what the sums of the whole global batch are divided by.
-    loss: (sums, *weights) -> the scalar to minimise.  metrics: sums -> the figures that a person reads.
-    """
-
-    sums: Callable[[Any, Any, DropoutKey | None], Any]
-    weights: Callable[[Any], tuple[jax.Array, ...]]
-    loss: Callable[..., jax.Array]
-    metrics: Callable[[Any], dict[str, jax.Array]]
-
-
-def _pretraining_weights(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    return batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum()
-
-
-PRETRAINING = Objective(pretraining_sums, _pretraining_weights, total_loss, metrics_of)
 
 
 def make_train_step(
@@ -102,10 +27,10 @@ def make_train_step(
     mesh: Mesh,
     shardings: TrainState,
     *,
+    objective: Objective,
     seed: int,
     microbatches: int,
-    objective: Objective = PRETRAINING,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """The step, under `jax.jit`; the state is donated and comes out sharded as it went in.
 
     Gradients are of sums divided by the weights of the whole global batch, so that a split into microbatches (or
@@ -122,9 +47,9 @@ def make_train_step(
         weights = exchange.sum(objective.weights(batch))
 
         def loss_fn(params: nnx.State, micro: Any, rows: jax.Array) -> tuple[jax.Array, Any]:
-            model = exchange.assemble(graph, params)
-            sums = objective.sums(model, micro, DropoutKey(base, rows))
-            return objective.loss(sums, *weights), sums
+            model = nnx.merge(graph, params)
+            sums = objective.sums(model, micro, DropoutKey(base, rows), exchange.gather_layer)
+            return objective.loss(sums, weights), sums
 
         gradient = functools.partial(jax.grad(loss_fn, has_aux=True), exchange.gather_outside_layers(params))
         grads, sums = accumulated(lambda micro: gradient(*micro), microbatches, (batch, rows))
@@ -133,7 +58,6 @@ def make_train_step(
     own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
     gradient = exchange.over_rows(of_own_rows, (exchange.specs, own, own, same), (exchange.specs, same))
 
-    @compiled_for(mesh.devices.flat[0].platform)
     def train_step(state: TrainState, batch: Batch, seed: Any = seed) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
         grads, sums = gradient(state.params, batch, rows, dropout_base(seed, state.step))
@@ -180,16 +104,18 @@ def speed_counts(batch: Batch) -> dict[str, jax.Array]:
     return {'tokens': lengths.sum(), 'squared_lengths': jnp.square(lengths.astype(jnp.float32)).sum()}
 
 
-def make_evaluation_step(graph: nnx.GraphDef, mesh: Mesh, shardings: nnx.State) -> Callable[[nnx.State, Batch], Sums]:
-    """The sums over one batch without dropout, under `jax.jit`. shardings: of the parameters."""
+def make_evaluation_step(
+    graph: nnx.GraphDef, mesh: Mesh, shardings: nnx.State, objective: Objective
+) -> Callable[[nnx.State, Any], Any]:
+    """(parameters, batch) -> the objective's sums without dropout, under `jax.jit`. shardings: of the parameters."""
     exchange = Exchange(mesh, shardings)
 
-    @compiled_for(mesh.devices.flat[0].platform)
-    def of_own_rows(params: nnx.State, batch: Batch) -> Sums:
-        model = exchange.assemble(graph, exchange.gather_outside_layers(params))
+    def of_own_rows(params: nnx.State, batch: Any) -> Any:
+        model = nnx.merge(graph, exchange.gather_outside_layers(params))
         rows = batch.input_ids.shape[0]
         at_once = max(n for n in range(1, min(rows, _EVALUATED_AT_ONCE) + 1) if rows % n == 0)
-        sums = accumulated(lambda part: pretraining_sums(model, part, None), rows // at_once, batch)
+        gather = exchange.gather_layer
+        sums = accumulated(lambda part: objective.sums(model, part, None, gather), rows // at_once, batch)
         return exchange.sum(sums)
 
     return jax.jit(exchange.over_rows(of_own_rows, (exchange.specs, PartitionSpec(BATCH_AXES)), PartitionSpec()))

@@ -1,18 +1,18 @@
 """Saving and restoring a `TrainState`: written by Orbax, sealed and verified here.
 
     WORKDIR/checkpoints/STEP/                what Orbax wrote, asynchronously, under a temporary name
-    WORKDIR/checkpoints/STEP/record.json     what the run knew of its numbers (`guard.Record`)
-    WORKDIR/checkpoints/STEP/manifest.json   size and SHA-256 of every file, part by part; renamed in last
+    WORKDIR/checkpoints/STEP/record.json     what the run knew about its divergence (`divergence.TrainingRecord`)
+    WORKDIR/checkpoints/STEP/manifest.json   the seal (`seal.py`), renamed in last
 
-A directory without its manifest is no checkpoint: a run killed at any moment leaves whole ones only. Orbax by itself
-restores most flipped bits without a word, so every file is hashed before it is restored. Before an old checkpoint is
-deleted, the new one is read back from the disk.
+A directory without its manifest is not a checkpoint, so a run killed at any moment leaves only complete ones. Orbax
+alone restores most flipped bits silently, so every file is hashed before it is restored. An old checkpoint is deleted
+only after the new one was read back from the disk.
 """
 
 import concurrent.futures
 import contextlib
 import errno
-import hashlib
+import itertools
 import json
 import os
 import re
@@ -27,56 +27,75 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, Train, digest
+from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
+from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import forget_cached, sync, write_whole
+from bert_jax.files import write_whole
 from bert_jax.model.bert import BertForPreTraining, Build
-from bert_jax.runtime.processes import say
-from bert_jax.train.divergence import Record
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import TrainState, is_finite, state_shardings
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.divergence import TrainingRecord
+from bert_jax.train.program import build_program
+from bert_jax.train.state import TrainState, is_finite
+from bert_jax.workdir import seal
 
-_MANIFEST, _RECORD = 'manifest.json', 'record.json'
-_VERSION = 2  # of the manifest; the first had no number, and a digest for each file
-_PART_BYTES = 16 << 20  # hashed by itself
-_LARGEST_MANIFEST = 256 << 20  # bytes; the parts of a checkpoint of 50 TB
-_HASHED_AT_ONCE = 8
-_FAILURES = 3  # saves in a row that may fail
+_RECORD = 'record.json'
+_MAX_FAILURES = 3  # saves in a row that may fail
 _WRITING_FAILS = (OSError, ValueError, RuntimeError)  # what Orbax and TensorStore raise when they cannot write
-_NOTHING_KNOWN = Record()
-_READ_AT_ONCE = 1 << 20  # bytes
+_NO_RECORD = TrainingRecord()
 
 
 class Checkpoints:
-    """The checkpoints of a workdir."""
+    """The checkpoints of a workdir.
 
-    def __init__(self, workdir: str, *, keep: int = 1, keep_every: int = 0):
-        """Args: keep, how many of the newest to keep; keep_every, steps whose multiples are kept for good (0: none)."""
+    Attributes:
+      seconds_to_save: the longest so far, from `save` to the seal; None before the first.
+    """
+
+    def __init__(
+        self, workdir: str, *, keep: int = 1, keep_every: int = 0, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Opens the checkpoints of a workdir, which need not exist.
+
+        Args:
+          keep: how many of the newest to keep.
+          keep_every: multiples of this many steps are kept forever; 0 for none.
+          check: called from a thread before a checkpoint is sealed; raises BadInput when the run may no longer write.
+        """
         self._directory = epath.Path(workdir).resolve() / 'checkpoints'
-        self._keep, self._keep_every = keep, keep_every
+        self._keep, self._keep_every, self._check = keep, keep_every, check
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
-        self._beside = concurrent.futures.ThreadPoolExecutor(1, 'seal')
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, 'seal')
         self._sealing: concurrent.futures.Future | None = None
-        self._saving = 0  # the step that is being sealed
-        self._failures, self._failure = 0, None  # saves that failed since the last that did not; why the newest did
-        self.seconds_to_save: float | None = None  # the longest so far, from `save` to the manifest
-        self.before_sealing: Callable[[], None] = lambda: None  # may raise BadInput
-        self._began_to_save = 0.0
+        self._step, self._began_to_save = 0, 0.0  # of the newest save
+        self._num_failures, self._failure = 0, None  # since the last save that succeeded; the newest error
+        self.seconds_to_save: float | None = None
+
+    # --- What there is to resume from. ---
 
     def steps(self) -> list[int]:
         """Steps of the sealed checkpoints, ascending."""
-        return [step for step in self._directories() if (self._path(step) / _MANIFEST).exists()]
+        return seal.sealed_steps(self._directory)
 
     def latest_step(self) -> int | None:
         """The newest sealed checkpoint's step, or None."""
         return max(self.steps(), default=None)
 
+    def damage(self, step: int) -> str:
+        """What is wrong with a checkpoint, naming the file; '' when every byte is as it was written."""
+        return seal.damage(self._path(step))
+
+    def record(self, step: int) -> TrainingRecord:
+        """What the run knew about its divergence when it saved a sound checkpoint."""
+        path = self._path(step) / _RECORD
+        if not path.exists():  # an imported model has none
+            return TrainingRecord()
+        return TrainingRecord.from_json(json.loads(path.read_text()), str(path))
+
     def set_aside_unsound(self) -> int | None:
         """Renames damaged and unfinished directories, newest first, down to the newest sound checkpoint.
 
-        Only the process that owns the workdir may do this; the others get its answer.
+        Only the process that owns the workdir may do this; the others receive its result.
 
         Returns:
           The step of the newest sound checkpoint, or None.
@@ -84,172 +103,172 @@ class Checkpoints:
         found = None
         if jax.process_index() == 0:
             for left_over in self._directory.glob('*.orbax-checkpoint-tmp*') if self._directory.exists() else ():
-                left_over.rmtree()  # a save that was cut short
-            for step in reversed(self._directories()):
+                left_over.rmtree()  # an interrupted save
+            for step in reversed(seal.numbered(self._directory)):
                 damage = self.damage(step)
                 if not damage:
                     found = step
                     break
-                aside = self._new_name(f'damaged-{step}')
-                self._path(step).rename(aside)
+                aside = self._set_aside(step)
                 say(f'Checkpoint {step} is not sound ({damage}): set aside as {aside.name}')
         if jax.process_count() > 1:
             shared = int(multihost_utils.broadcast_one_to_all(np.array(-1 if found is None else found)))
             found = None if shared < 0 else shared
         return found
 
-    def go_back(self, first: int) -> int | None:
-        """Where a run goes back to whose numbers are wrong from step `first` on; what was saved later is deleted.
+    def roll_back(self, first: int) -> int | None:
+        """The checkpoint to roll back to when step `first` is the first bad one; later checkpoints are deleted.
 
         Returns:
           The step of the newest sound checkpoint before `first`, else of the oldest; None when there is none.
         """
-        self._settle()
+        self._wait_for_save()
         if jax.process_index() == 0:
             before = [step for step in self.steps() if step < first] or self.steps()[:1]
             for step in self.steps():
                 if step > max(before, default=0):
-                    self._delete(step)
+                    seal.delete(self._path(step))
         return self.set_aside_unsound()
 
-    def damage(self, step: int) -> str:
-        """What is wrong with a checkpoint, naming the file; '' when every byte is as it was written."""
-        directory = self._path(step)
-        try:
-            expected, part_bytes = _read_manifest(directory / _MANIFEST)
-        except FileNotFoundError:
-            return f'no {_MANIFEST}: it was never finished'
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return f'{_MANIFEST} is damaged'
-        found = _files_of(directory)
-        for name in sorted(expected.keys() ^ found.keys()):
-            return f'{name} is {"missing" if name in expected else "not in its manifest"}'
-        for name, (size, _) in expected.items():
-            if (length := found[name].stat().length) != size:
-                return f'{name} has {length} bytes, not {size}'
-        for name, digests in _digests(found, part_bytes).items():
-            if digests != expected[name][1]:
-                return f'{name} has another checksum'
-        return ''
-
-    def record(self, step: int) -> Record:
-        """What the run knew of its numbers when it saved a sound checkpoint."""
-        path = self._path(step) / _RECORD
-        if not path.exists():  # an imported model has none
-            return Record()
-        return Record.from_json(json.loads(path.read_text()), str(path))
-
-    def save(self, state: TrainState, record: Record = _NOTHING_KNOWN, *, known_finite: bool = False) -> None:
-        """Starts to save; the state may be donated as soon as this returns.
-
-        A save that fails, here or beside the training, is told; what was saved before stays, and the next save is the
-        next attempt.
-
-        Args:
-          known_finite: whether the values of the state were looked at already.
-
-        Raises:
-          BadInput: when the state holds a value that is not finite, or when saves failed time after time.
-        """
-        step = int(state.step)
-        if step in self.steps():
-            return
-        if not known_finite and not is_finite(state):
-            found = 'the parameters or the optimizer state are not finite: not saved'
-            raise BadInput(f'step {step}', found + self._still_safe(), 'a state that can be gone on from')
-        self._settle()  # the save before
-        self._began_to_save = time.monotonic()
-        try:
-            self._check_room(state)
-            self._orbax.save(self._path(step), args=ocp.args.StandardSave(state._asdict()), force=True)
-        except _WRITING_FAILS as error:
-            self._failed(step, error)
-            return
-        self._sealing = self._beside.submit(self._seal, step, record)
-        self._saving = step
-
-    def check(self) -> None:
-        """Tells what went wrong with a save that runs beside the training, as soon as that is known."""
-        if self._sealing is not None and self._sealing.done():
-            self._settle()
-
     def restore(self, shapes: TrainState, shardings: TrainState, step: int) -> TrainState:
-        """The state of a sound checkpoint, placed as `shardings` say."""
+        """The state of a sound checkpoint, placed according to `shardings`."""
         target = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
         )
         restored = self._orbax.restore(self._path(step), args=ocp.args.StandardRestore(target._asdict()))
         return TrainState(**restored)
 
+    # --- Saving. ---
+
+    def save(self, state: TrainState, record: TrainingRecord = _NO_RECORD, *, known_finite: bool = False) -> None:
+        """Starts to save; the state may be donated as soon as this returns.
+
+        A save that fails, here or in the background, is reported. Earlier checkpoints stay, and the next save is the
+        next attempt.
+
+        Args:
+          known_finite: whether the values of the state have been checked already.
+
+        Raises:
+          BadInput: when the state holds a value that is not finite, or when several saves in a row failed.
+        """
+        step = int(state.step)
+        if step in self.steps():
+            return
+        if not known_finite and not is_finite(state):
+            found = 'the parameters or the optimizer state are not finite: not saved'
+            raise BadInput(f'step {step}', found + self._still_safe(), 'a state that training can resume from')
+        self._wait_for_save()  # the previous one
+        self._step, self._began_to_save = step, time.monotonic()
+        try:
+            self._check_room(state)
+            self._orbax.save(self._path(step), args=ocp.args.StandardSave(state._asdict()), force=True)
+        except _WRITING_FAILS as error:
+            self._failed(step, error)
+            return
+        self._sealing = self._thread.submit(self._finish, step, record)
+
+    def report_failures(self) -> None:
+        """Reports a save that failed in the background as soon as that is known; to be called at every step.
+
+        Raises:
+          BadInput: when several saves in a row failed.
+        """
+        if self._sealing is not None and self._sealing.done():
+            self._wait_for_save()
+
     def close(self) -> None:
-        """Waits for what is still being written.
+        """Waits for the save in progress.
 
         Raises:
           BadInput: when the last save failed.
         """
         try:
-            self._settle()
+            self._wait_for_save()
             if self._failure is not None:
                 raise self._gave_up()
         finally:
-            self._beside.shutdown()
+            self._thread.shutdown()
             self._orbax.close()
 
-    def _check_room(self, state: TrainState) -> None:
-        """Raises OSError, in every process, when the disk has no room: Orbax would notice in the middle of it."""
-        if _is_remote(self._directory):
-            return
-        problem = None
-        if jax.process_index() == 0:
-            before = self.latest_step()
-            files = [] if before is None else _files_of(self._path(before)).values()
-            needed = sum(path.stat().length for path in files) or sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-            try:
-                self._directory.mkdir(parents=True, exist_ok=True)
-                free = shutil.disk_usage(self._directory).free
-                if free < needed:
-                    told = f'{os.strerror(errno.ENOSPC)} ({free:,} bytes of some {needed:,})'
-                    problem = OSError(errno.ENOSPC, told)
-            except OSError as error:
-                problem = error
-        if jax.process_count() > 1:  # they save together or not at all
-            number = problem.errno or errno.EIO if problem else 0
-            number = int(multihost_utils.broadcast_one_to_all(np.array(number, np.int32)))
-            problem = problem or (OSError(number, os.strerror(number)) if number else None)
-        if problem:
-            raise problem
-
-    def _settle(self) -> None:
-        """Waits for the save that is under way, if there is one, and tells how it ended."""
+    def _wait_for_save(self) -> None:
+        """Waits for the save in progress, if any, and reports how it ended."""
         sealing, self._sealing = self._sealing, None
         if sealing is None:
             return
         try:
             sealing.result()
         except _WRITING_FAILS as error:
-            self._failed(self._saving, error)
+            self._failed(self._step, error)
         else:
-            self._failures, self._failure = 0, None
+            self._num_failures, self._failure = 0, None
+
+    def _finish(self, step: int, record: TrainingRecord) -> None:
+        """In the background: waits until all files are in place, then syncs, seals and reads them back."""
+        self._orbax.wait_until_finished()
+        if jax.process_index() == 0:
+            directory = self._path(step)
+            write_whole(directory / _RECORD, json.dumps(record.to_json()) + '\n')
+            manifest = seal.make_manifest(directory, step)
+            self._check()
+            seal.seal(directory, manifest)
+            if damage := self.damage(step):
+                raise OSError(f'read back, {damage}; set aside as {self._set_aside(step).name}')
+            self._delete_old()
+        self.seconds_to_save = max(self.seconds_to_save or 0.0, time.monotonic() - self._began_to_save)
+
+    def _delete_old(self) -> None:
+        for step in self.steps()[: -self._keep]:
+            if not self._keep_every or step % self._keep_every:
+                seal.delete(self._path(step))
+
+    # --- Failures. ---
+
+    def _check_room(self, state: TrainState) -> None:
+        """Raises OSError, in every process, when the disk is too full: Orbax would notice halfway through."""
+        if '://' in str(self._directory):  # object stores do not fill up
+            return
+        problem = self._missing_room(state) if jax.process_index() == 0 else None
+        if jax.process_count() > 1:  # all save, or none does
+            code = problem.errno or errno.EIO if problem else 0
+            code = int(multihost_utils.broadcast_one_to_all(np.array(code, np.int32)))
+            problem = problem or (OSError(code, os.strerror(code)) if code else None)
+        if problem:
+            raise problem
+
+    def _missing_room(self, state: TrainState) -> OSError | None:
+        """Why another checkpoint as large as the newest one, or as the state, would not fit."""
+        before = self.latest_step()
+        files = [] if before is None else seal.files_of(self._path(before)).values()
+        needed = sum(path.stat().length for path in files) or sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._directory).free
+        except OSError as error:
+            return error
+        if free >= needed:
+            return None
+        return OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({free:,} bytes of some {needed:,})')
 
     def _failed(self, step: int, error: Exception) -> None:
-        self._failures, self._failure = self._failures + 1, error
+        self._num_failures, self._failure = self._num_failures + 1, error
         if jax.process_index() == 0 and self._directory.exists():
             for left_over in (*self._directory.glob(f'{step}.orbax-checkpoint-tmp*'), self._path(step)):
                 if left_over.exists() and step not in self.steps():  # it takes room that the next attempt needs
-                    # Orbax may have given up while its threads still write there; the next start takes the rest.
+                    # Orbax may have given up while its threads still write there; the next start deletes the rest.
                     with contextlib.suppress(OSError):
                         left_over.rmtree()
-        if self._failures >= _FAILURES:
+        if self._num_failures >= _MAX_FAILURES:
             raise self._gave_up()
         say(f'Step {step} could not be saved: {_why(error)}{self._still_safe()}. The next save tries again.')
 
     def _gave_up(self) -> BadInput:
-        times = f', {self._failures} times in a row' if self._failures > 1 else ''
+        times = f', {self._num_failures} times in a row' if self._num_failures > 1 else ''
         error = BadInput(
             str(self._directory),
             f'a checkpoint could not be written{times}: {_why(self._failure)}{self._still_safe()}',
             'room and permission to write',
-            'the same command goes on from the last checkpoint',
+            'the same command resumes from the last checkpoint',
         )
         error.__cause__ = self._failure
         return error
@@ -258,117 +277,24 @@ class Checkpoints:
         last = self.latest_step()
         return f'; step {last} is safe' if last is not None else '; nothing was saved before'
 
-    def _seal(self, step: int, record: Record) -> None:
-        """Beside the training: waits until all files have their names, then syncs, hashes and reads them back."""
-        self._orbax.wait_until_finished()
-        if jax.process_index() == 0:
-            self._write_manifest(step, record)
-        self.seconds_to_save = max(self.seconds_to_save or 0.0, time.monotonic() - self._began_to_save)
-
-    def _write_manifest(self, step: int, record: Record) -> None:
-        directory = self._path(step)
-        write_whole(directory / _RECORD, json.dumps(record.to_json()) + '\n')
-        files = _files_of(directory)
-        if not _is_remote(directory):
-            for path in {*files.values(), *(path.parent for path in files.values()), self._directory}:
-                sync(path)
-        digests = _digests(files, _PART_BYTES)
-        listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
-        content = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
-        content['checksum'] = digest(content)  # damage to it must not be laid at a file's door
-        self.before_sealing()
-        write_whole(directory / _MANIFEST, json.dumps(content, indent=2) + '\n')
-        if not _is_remote(directory):
-            sync(directory)
-            for path in files.values():
-                forget_cached(path)
-        if damage := self.damage(step):
-            aside = self._new_name(f'damaged-{step}')
-            self._path(step).rename(aside)
-            raise OSError(f'read back, {damage}; set aside as {aside.name}')
-        self._delete_old()
-
-    def _delete_old(self) -> None:
-        steps = self.steps()
-        for step in steps[: -self._keep]:
-            if not self._keep_every or step % self._keep_every:
-                self._delete(step)
-
-    def _delete(self, step: int) -> None:
-        (self._path(step) / _MANIFEST).unlink()  # from here on it is no checkpoint
-        self._path(step).rmtree()
-
-    def _directories(self) -> list[int]:
-        if not self._directory.exists():
-            return []
-        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+    # --- Paths. ---
 
     def _path(self, step: int) -> epath.Path:
         return self._directory / str(step)
 
-    def _new_name(self, name: str) -> epath.Path:
-        candidates = (self._directory / (f'{name}-{number}' if number else name) for number in range(10_000))
-        return next(path for path in candidates if not path.exists())
-
-
-def _files_of(directory: epath.Path) -> dict[str, epath.Path]:
-    """Name -> path of all files below a checkpoint's directory, but for its manifest."""
-    found, open_directories = {}, [directory]
-    while open_directories:
-        for path in open_directories.pop().iterdir():
-            if path.is_dir():
-                open_directories.append(path)
-            elif path != directory / _MANIFEST:
-                found[path.relative_to(directory).as_posix()] = path
-    return found
-
-
-def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], int]:
-    """({name: (bytes, digests of its parts)}, bytes of a part); raises what a damaged one raises."""
-    if path.stat().length > _LARGEST_MANIFEST:
-        raise ValueError
-    content = json.loads(path.read_text())
-    if content.keys() == {'step', 'files'}:  # of the first version: a digest for each file
-        return {name: (file['bytes'], [file['sha256']]) for name, file in content['files'].items()}, 1 << 62
-    if content['version'] != _VERSION or content['part_bytes'] != _PART_BYTES:
-        raise ValueError
-    if content.pop('checksum') != digest(content):
-        raise ValueError
-    return {name: (file['bytes'], file['sha256']) for name, file in content['files'].items()}, _PART_BYTES
-
-
-def _digests(files: dict[str, epath.Path], part_bytes: int) -> dict[str, list[str]]:
-    """The SHA-256 of each part of each file; parts are hashed side by side, so that a large file is no bottleneck."""
-    parts = [
-        (name, start) for name, path in files.items() for start in range(0, max(path.stat().length, 1), part_bytes)
-    ]
-    with concurrent.futures.ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
-        digests = pool.map(lambda part: _digest(files[part[0]], part[1], part_bytes), parts)
-        found: dict[str, list[str]] = {name: [] for name in files}
-        for (name, _), of_part in zip(parts, digests, strict=True):
-            found[name].append(of_part)
-    return found
-
-
-def _digest(path: epath.Path, start: int, length: int) -> str:
-    found = hashlib.sha256()
-    with path.open('rb') as file:
-        file.seek(start)
-        while length and (block := file.read(min(_READ_AT_ONCE, length))):
-            found.update(block)
-            length -= len(block)
-    return found.hexdigest()
+    def _set_aside(self, step: int) -> epath.Path:
+        """Renames a damaged checkpoint to a new name, which is returned."""
+        names = (f'damaged-{step}-{count}' if count else f'damaged-{step}' for count in itertools.count())
+        aside = next(path for name in names if not (path := self._directory / name).exists())
+        self._path(step).rename(aside)
+        return aside
 
 
 def _why(error: Exception) -> str:
-    """What went wrong, in the system's words where TensorStore's hold its number, else in a line."""
-    if number := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(number[1]))
+    """What went wrong: the system's words for an error code of TensorStore, else the first line of the message."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
     return getattr(error, 'strerror', None) or (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return '://' in str(path)
 
 
 def restore_whole(
@@ -397,7 +323,6 @@ def restore_on(
     Raises:
       BadInput: when there is no such checkpoint, or when it is damaged.
     """
-    optimizer = make_optimizer(config.optimizer, config.train.steps, config.phases)
     checkpoints = Checkpoints(workdir)
     found, place = checkpoints.steps(), f'{workdir}/checkpoints'
     step = max(found, default=None) if step is None else step
@@ -413,6 +338,9 @@ def restore_on(
         raise BadInput(
             f'{place}/{step}', damage, 'the bytes that were written', f'--step={max(others)}' if others else ''
         )
-    state = checkpoints.restore(*state_shardings(config.model, vocab_size, optimizer, mesh, build), step=step)
+    program = build_program(
+        config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
+    )
+    state = checkpoints.restore(program.shapes, program.shardings, step)
     checkpoints.close()
     return state

@@ -1,12 +1,12 @@
-"""WORKDIR/history.jsonl: what happened to a run. Lines are only added, also when the run goes back.
+"""WORKDIR/history.jsonl: the events of a run. Lines are only appended, even when the run rolls back.
 
-A JSON object a line: `event`, `step`, `time` (UTC), and with
+One JSON object per line with `event`, `step` and `time` (UTC), and for the event
 
-    start    every start: step is that of the checkpoint that it goes on from (0: a new run); `lost_steps`, logged
-             before and made again; `devices`, `device_kind`, `platform`, `processes`, `hosts`, `mesh`, `versions`
-    back     the numbers went wrong: `from` the step that was reached back to step; `why`
-    stop     saved and ended before its last step; `why`
-    finish   at its last step
+    start    every start: `step` is that of the checkpoint it resumes from, 0 for a new run; `lost_steps` were logged
+             before and are repeated; `devices`, `device_kind`, `platform`, `processes`, `hosts`, `mesh`, `versions`
+    back     a rollback to `step`; `from` is the step that had been reached; `why`
+    stop     saved and ended before the last step; `why`
+    finish   reached the last step
 """
 
 import datetime
@@ -17,21 +17,22 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from bert_jax.console import say
 from bert_jax.runtime import processes
 from bert_jax.workdir import identity
 
 
 class History:
-    """Adds to the history of a workdir's run; process 0 alone writes.
+    """Appends to the history of a workdir; only process 0 writes.
 
-    A disk that cannot be written is told and does not end the run.
+    A write that fails is reported and does not end the run.
     """
 
     def __init__(self, workdir: str):
         self._path = epath.Path(workdir) / 'history.jsonl'
 
     def add(self, event: str, step: int, **values: Any) -> None:
-        """Adds a line; see the top of this file."""
+        """Appends a line; the module docstring lists events and values."""
         if not processes.is_first():
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
@@ -41,11 +42,11 @@ class History:
             with self._path.open('a') as file:
                 file.write('\n' * torn + line)
         except OSError as error:
-            processes.say(f'{self._path} could not be written ({error.strerror})')
+            say(f'{self._path} could not be written ({error.strerror})')
 
 
 def hardware(mesh: Mesh) -> dict[str, Any]:
-    """What a run runs on, for its `start`; to be called by every process. Hosts are counted, not named."""
+    """The hardware and versions of a `start`; to be called by every process. Hosts are counted, not named."""
     devices = jax.devices()
     return {
         'devices': len(devices),

@@ -9,52 +9,32 @@ from importlib import metadata
 from etils import epath
 
 from bert_jax import config as config_module
-from bert_jax.config import Config
+from bert_jax.config import Config, Model, Optimizer
+from bert_jax.config.fields import Role, identity_of, names_with
+from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.runtime.processes import is_first, say
+from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
 
-# The fields of `config.data` that the corpus's content hash stands for.
-_COVERED_BY_CONTENT = (
-    'source',
-    'corpus',
-    'text_field',
-    'group_field',
-    'bad_records',
-    'deduplicate_lines',
-    'split_sentences',
-    'validation_source',
-    'validation_fraction',
-    'local_copy',
-)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
 
 def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
-    """What must not change when a run is continued: content, never paths, mesh, microbatches or intervals."""
-    data = dataclasses.asdict(config.data)
-    for path in _COVERED_BY_CONTENT:
-        del data[path]
-    if not config_module.is_records(config.data.source):
-        del data['remask']
-    if not config.data.bucket_lengths:
-        del data['bucket_lengths']
-    model = dataclasses.asdict(config.model)
-    for execution in ('remat', 'scan_layers', 'attention'):
-        del model[execution]
-    sections = {'data': data, 'model': model, 'optimizer': dataclasses.asdict(config.optimizer)}
-    skip = {'train.skip': config.train.skip} if config.train.skip else {}
-    flat = skip | {f'{section}.{name}': value for section, values in sections.items() for name, value in values.items()}
-    return flat | {
+    """What must not change when a run is resumed: content, never paths, mesh, microbatches or intervals."""
+    found = {
+        **identity_of('train', config.train),
+        **identity_of('data', config.data),
+        **identity_of('model', config.model),
+        **identity_of('optimizer', config.optimizer),
         'phases': [dataclasses.asdict(phase) for phase in config.phases],
         'corpus': streams.content_hash,
         'tokenizer': streams.tokenizer.hash,
-        'train.seed': config.train.seed,
-        'train.steps': config.train.steps,
-        'train.global_batch_size': config.train.global_batch_size,
     }
+    if not config_module.is_records(config.data.source):
+        del found['data.remask']  # means nothing to text
+    return found
 
 
 def claim(
@@ -106,16 +86,18 @@ def claim(
         write(workdir, config, tokenizer, ours)
 
 
-# What the arrays of a state get their shapes and names from.
-_SHAPES = ('tokenizer', 'optimizer.name', *(f'model.{name}' for name in ('num_layers', 'hidden_size', 'max_positions')))
-_SHAPES += ('model.num_heads', 'model.intermediate_size')
+_SHAPES = {  # what the arrays of a state get their shapes and names from
+    'tokenizer',
+    *(f'model.{name}' for name in names_with(Role.SHAPES, Model)),
+    *(f'optimizer.{name}' for name in names_with(Role.SHAPES, Optimizer)),
+}
 
 
 def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict) -> None:
     """Raises BadInput when a field differs."""
     if not differ:
         return
-    fixed = sorted(differ & {*_SHAPES})
+    fixed = sorted(differ & _SHAPES)
     fork = f'name another --workdir; with --config.init={workdir} it starts from the weights of this run'
     mend = fork if fixed else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
     raise BadInput(str(workdir), f'holds another run: {_listed(differ, theirs, ours)}', 'the same values', mend)
@@ -123,7 +105,7 @@ def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict) 
 
 def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
     """Raises BadInput for a change that the arrays of a checkpoint cannot go along with."""
-    if fixed := sorted(differ & {*_SHAPES}):
+    if fixed := sorted(differ & _SHAPES):
         raise BadInput(
             '--allow_change',
             f'names {", ".join(fixed)}, which the checkpoints of {workdir} cannot follow',

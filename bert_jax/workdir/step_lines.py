@@ -1,29 +1,29 @@
-"""A file of JSON objects, a line each, each about a step: what a run that goes back has written of later steps goes."""
+"""JSON lines, one per step: when a run resumes or rolls back, the lines of later steps are removed."""
 
 import json
 from typing import Any
 
 from etils import epath
 
+from bert_jax.console import say
 from bert_jax.files import write_whole
-from bert_jax.runtime.processes import say
 
 
 class StepLines:
-    """Appends lines, flushed one by one; for one process to hold.
+    """Appends lines and flushes each; only one process may open the file.
 
     Attributes:
-      newest: the last step that the file told of when it was opened; 0 where it told of none.
+      newest: the last step in the file when it was opened, 0 if it had none.
     """
 
     def __init__(self, path: epath.Path, step: int):
-        """Lines past `step`, of a run killed after its last save, go: a step appears once."""
+        """Opens the file and removes lines past `step`, logged after the last save: each step appears once."""
         self.newest = 0
         if path.exists():
             lines = _whole_lines(path.read_bytes().decode(errors='replace'))
             steps = [_step_of(line) for line in lines]
-            kept = [line for line, number in zip(lines, steps, strict=True) if number is not None and number <= step]
-            self.newest = max((number for number in steps if number is not None), default=0)
+            kept = [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
+            self.newest = max((found for found in steps if found is not None), default=0)
             if None in steps:
                 first = steps.index(None) + 1
                 say(f'{path}: {steps.count(None)} damaged lines are left out, the first is line {first}')
@@ -31,7 +31,7 @@ class StepLines:
         self._file = path.open('a')
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends a line. What an OSError keeps back comes with a later line, when there is room."""
+        """Appends a line. After an OSError (a full disk) the line stays buffered and is written with a later one."""
         self._file.write(json.dumps({'step': step} | values, ensure_ascii=False) + '\n')
         self._file.flush()
 
@@ -41,8 +41,8 @@ class StepLines:
 
 
 def _step_of(line: str) -> int | None:
-    """The step that a line is about, or None for a line that is damaged."""
-    if '\r' in line:  # JSON may hold it between values; to those who read lines it is the end of one
+    """The step of a line, or None for a damaged line."""
+    if '\r' in line:  # allowed between JSON values, but it ends the line for many readers
         return None
     try:
         step = json.loads(line)['step']
@@ -52,5 +52,5 @@ def _step_of(line: str) -> int | None:
 
 
 def _whole_lines(text: str) -> list[str]:
-    """Without a last line that a kill cut short."""
+    """The lines of a text, without a last one that a kill cut short."""
     return text[: text.rfind('\n') + 1].split('\n')[:-1]

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from bert_jax import config
-from bert_jax.cli.doctor import diagnose
+from bert_jax.cli.diagnose import diagnose
 from bert_jax.text import prepare
 from bert_jax.text.corpus import load_corpus
 from tests.support.commands import run
@@ -63,7 +63,7 @@ def test_each_disappointment_is_a_warning_with_its_mend(tmp_path: Path) -> None:
 
 def test_a_vocabulary_of_another_size_or_without_special_tokens_is_told(tmp_path: Path, monkeypatch) -> None:
     opened = []
-    monkeypatch.setattr('bert_jax.cli.doctor.load_corpus', lambda *args: opened.append(args) or load_corpus(*args))
+    monkeypatch.setattr('bert_jax.cli.diagnose.load_corpus', lambda *args: opened.append(args) or load_corpus(*args))
     monkeypatch.setattr('bert_jax.data.streams.load_corpus', None)  # the corpus is open already
     _diagnose(tmp_path, _text(300, 6))
     chosen = config.resolve(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bert_jax import config
-from bert_jax.config import Config, bert, field_names, resolve, sources
+from bert_jax.config import Config, bert, field_names, finetuning, resolve, sources
+from bert_jax.config.fields import identity_of, roles
 from bert_jax.errors import BadInput
 
 
@@ -141,3 +142,28 @@ def test_a_source_may_be_several_with_weights_and_survives_json():
     for bad in (5, (), ('text:a',), (('text:a', 0),), (('text:a', 1), ('text:a', 1)), (('tekst:a', 1),)):
         with pytest.raises(BadInput, match='config.data.source: is .*\n.*expected'):
             resolve({'data': {'source': bad}})
+
+
+def test_every_field_of_a_run_has_a_role() -> None:
+    sections = (config.Data, config.Tokenizer, config.Model, config.Optimizer, config.Train, config.Phase)
+    for section in (*sections, finetuning.Task, finetuning.Optimizer, finetuning.Train):
+        assert {*roles(section)} == {field.name for field in dataclasses.fields(section)}
+
+
+def test_only_fields_with_that_role_are_part_of_the_identity() -> None:
+    changed = {
+        'steps': 7,  # IDENTITY
+        'skip': ((0, 1, 2),),  # IDENTITY_IF_SET
+        'log_every': 3,  # EXECUTION
+    }
+    plain, found = (identity_of('train', section) for section in (config.Train(), config.Train(**changed)))
+    assert found == plain | {'train.steps': 7, 'train.skip': ((0, 1, 2),)}
+    assert 'data.source' not in identity_of('data', config.Data())  # CONTENT: the corpus's hash takes its place
+    assert identity_of('data', config.Data())['data.masking']['rate'] == 0.15
+
+
+def test_phases_are_worked_out_once() -> None:
+    phases = [{'steps': steps, 'warmup_steps': 0} for steps in (3, 4)]
+    run = config.resolve(config.bert('tiny').to_dict() | {'phases': phases})
+    assert run.in_phases is run.in_phases
+    assert [phase.train.steps for phase in run.in_phases] == [3, 4]

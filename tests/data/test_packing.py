@@ -14,7 +14,7 @@ from bert_jax.data import packing
 from bert_jax.data.batches import Batch, CorpusStream
 from bert_jax.data.masking import num_masked
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.train.state import model_graph
+from bert_jax.train.state import model_of
 from tests.support.corpora import TOKENIZER, corpus_of, random_split
 
 
@@ -157,7 +157,7 @@ def test_losses_of_packed_sequences_equal_the_unpacked_ones(tmp_path) -> None:
     @jax.jit
     def losses(batch: Batch) -> tuple[jax.Array, jax.Array]:
         """([B, P], [B, E]) losses of the predictions and of the pairs."""
-        logits = nnx.merge(model_graph(size, 500), params)(*batch[:5], batch.cls_positions)
+        logits = model_of(params, size, 500)(*batch[:5], batch.cls_positions)
         labels = batch.masked_lm_ids, batch.next_sentence_labels
         return tuple(map(optax.softmax_cross_entropy_with_integer_labels, logits, labels))
 

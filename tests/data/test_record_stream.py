@@ -282,7 +282,7 @@ def test_what_cannot_work_is_told_with_its_mend(files: Path, cache: Path, damage
     for word in words:
         assert word in str(error.value)
     if damage in (_gzip, _cut):
-        assert not list(cache.rglob('.index-*'))
+        assert not list(cache.rglob('*.partial'))
 
 
 def test_files_without_a_record_are_passed_over_unless_all_are(files: Path) -> None:

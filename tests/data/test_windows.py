@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import errno
 import os
+import shutil
 import tempfile
 import time
 import tracemalloc
@@ -67,12 +68,17 @@ def test_processes_that_plan_at_the_same_time_end_with_one_plan(tmp_path) -> Non
 
 
 def test_what_a_killed_planner_left_is_removed_a_day_later_and_not_before(tmp_path) -> None:
-    for name, age in (('.plan-old', 90_000), ('.plan-new', 0)):
-        (tmp_path / 'plans' / name).mkdir(parents=True)
-        (tmp_path / 'plans' / name / 'rows.npy').touch()
-        os.utime(tmp_path / 'plans' / name, (time.time() - age,) * 2)
     windows.load_plan(str(tmp_path), 'train', random_split(0), Data(sequence_length=48))
-    assert {path.name[:9] for path in (tmp_path / 'plans').glob('.plan-*')} == {'.plan-new'}
+    [plan] = (tmp_path / 'plans').iterdir()
+    old, new = (plan.with_name(f'.{plan.name}.{number:012x}.partial') for number in range(2))
+    for path, age in ((old, 90_000), (new, 0)):
+        path.mkdir()
+        (path / 'rows.npy').touch()
+        for each in (path / 'rows.npy', path):
+            os.utime(each, (time.time() - age,) * 2)
+    shutil.rmtree(plan)
+    windows.load_plan(str(tmp_path), 'train', random_split(0), Data(sequence_length=48))
+    assert {*(tmp_path / 'plans').iterdir()} == {plan, new}
 
 
 @pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES, errno.ENOSPC])
@@ -91,6 +97,6 @@ def test_unwritable_corpus_puts_its_plan_elsewhere_and_full_disk_is_reported(
             windows.load_plan(str(tmp_path), 'train', split, data)
         assert not list((tmp_path / 'plans').iterdir())
     else:
-        monkeypatch.setattr(windows, '_make_plan', refuse)
+        monkeypatch.setattr(windows, 'new_directory', refuse)
         _assert_equal(windows.load_plan(str(tmp_path), 'train', split, data), expected)
         assert not list(tmp_path.iterdir())

@@ -16,11 +16,11 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import describe, evaluate
 from bert_jax.evaluation.probe import open_sets
 from bert_jax.evaluation.sample import held_out_windows
-from bert_jax.pretrain import train
+from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.documents import Reading, Tally, read_chunk
 from bert_jax.workdir.identity import load_config
 from tests.support.configs import as_config, prepared
 from tests.support.texts import WORDS
@@ -43,7 +43,7 @@ def place(one_device, tmp_path_factory) -> Path:
     changes |= {'train__examples': ()}
     config = as_config(prepared(place, **changes))
     with contextlib.redirect_stderr(io.StringIO()) as shown:
-        assert train(config, str(place / 'run')).finished
+        assert pretrain(config, str(place / 'run')).finished
     (place / 'shown').write_text(shown.getvalue())
     return place
 
@@ -92,10 +92,10 @@ def test_the_words_are_of_the_documents_that_are_held_out(place: Path) -> None:
     config = load_config(str(place / 'run'))
     windows = held_out_windows(config.data, 10_000)
     corpus = load_corpus(config.data.corpus)
-    [piece] = plan_source(config.data.source, 0, 'text').pieces
+    [chunk] = plan_source(config.data.source, 0, 'text').chunks
     held_out = corpus.validation.gather(np.arange(corpus.validation.num_tokens)).tolist()
     held_out = ' '.join(map(str, held_out))
-    documents = [' '.join(document.sentences) for document in read_piece(piece, Reading(), Tally())]
+    documents = [' '.join(document.sentences) for document in read_chunk(chunk, Reading(), Tally())]
     found = [corpus.tokenizer.encode_batch([text])[0] for text in documents]
     is_held_out = [' '.join(map(str, ids)) in held_out for ids in found]
     of_window = {window.text: [window.text in text for text in documents].index(True) for window in windows}

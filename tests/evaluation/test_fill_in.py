@@ -12,8 +12,9 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation.fill_in import Examples
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrained.load import Pretrained
-from bert_jax.train.sharding import make_mesh, parameter_specs
-from bert_jax.train.state import model_graph, place
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import build_program
+from bert_jax.train.state import place
 from tests.support.models import MODEL, TOKENS, read_tokenizer
 
 TEXTS = ('the [MASK] is in town', '[MASK] is the [MASK].', 'far ' + 'too ' * 40 + '[MASK]')
@@ -25,12 +26,10 @@ def test_on_any_mesh_the_fillers_are_those_of_fill_mask(mesh: config.Mesh, tmp_p
     model = BertForPreTraining(settings, len(TOKENS), nnx.Rngs(0))
     devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
     mesh = make_mesh(mesh, settings, config.Train(global_batch_size=8), devices)
-    params = nnx.state(model, nnx.Param)
-    shardings = parameter_specs(params, mesh)
-    graph = model_graph(settings, len(TOKENS))
-    examples = Examples(TEXTS, tokenizer, settings.max_positions, graph, mesh, shardings)
+    program = build_program(settings, config.Optimizer(), config.Train(), len(TOKENS), mesh)
+    examples = Examples(TEXTS, tokenizer, program)
     assert '1 do not fit into 32 positions' in capsys.readouterr().err
-    found = examples(jax.tree.map(place, params, shardings))
+    found = examples(jax.tree.map(place, nnx.state(model, nnx.Param), program.shardings.params))
     pretrained = Pretrained(model, tokenizer, settings, None)
     assert [example['text'] for example in found] == list(TEXTS[:2])
     for example in found:
@@ -43,4 +42,4 @@ def test_on_any_mesh_the_fillers_are_those_of_fill_mask(mesh: config.Mesh, tmp_p
 def test_an_example_is_a_line_with_a_mask(examples: tuple) -> None:
     with pytest.raises(BadInput, match=r'config\.train\.examples'):
         config.resolve({'train': {'examples': examples}})
-    assert not Examples((), None, 32, None, None, None)
+    assert not Examples((), None, None)

@@ -12,10 +12,9 @@ import pytest
 from flax import nnx
 
 from bert_jax.config.finetuning import resolve
-from bert_jax.finetune import command
 from bert_jax.finetune.command import summarize
 from bert_jax.finetune.export import load_finetuned
-from bert_jax.finetune.loop import Outcome, make_programs
+from bert_jax.finetune.seed import Outcome, Setup
 from bert_jax.finetune.start import starting_point
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.metrics import MetricsWriter
@@ -60,9 +59,10 @@ REVIEWS = _flags('glue.py:sst2', train__epochs=6)
 def finished(one_device, place: Path) -> Path:
     """The workdir of two seeds that learnt to tell reviews, with one compiled step between them."""
     found = []
-    with mock.patch.object(command, 'make_programs', lambda *given: found.append(make_programs(*given)) or found[-1]):
+    make = Setup.of
+    with mock.patch.object(Setup, 'of', lambda *given: found.append(make(*given)) or found[-1]):
         assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2'], place) == 0
-    assert [programs.train_step._cache_size() for programs in found] == [1]
+    assert [setup.program.train_step._cache_size() for setup in found] == [1]
     return place / 'reviews'
 
 
@@ -100,7 +100,7 @@ def test_a_run_that_died_goes_on_and_ends_the_same_bit_for_bit(place: Path, fini
 
     def save_and_wait(self: Checkpoints, *what: object, **how: object) -> None:
         save(self, *what, **how)
-        self._settle()  # this process lives on, and its writer with it
+        self._wait_for_save()  # this process lives on, and its writer with it
 
     with monkeypatch.context() as patched:
         patched.setattr(MetricsWriter, 'write', write_or_die)

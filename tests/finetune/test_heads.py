@@ -17,7 +17,7 @@ from bert_jax.finetune.rows import TaskBatch, TaskStream, make_rows
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.pretrained import hugging_face
 from bert_jax.train.optimizer import make_optimizer, make_schedule, scale_by_uncorrected_adam
-from bert_jax.train.state import model_graph
+from bert_jax.train.state import model_of
 from tests.support.models import MODEL
 
 VOCAB, B, L = 101, 3, 12
@@ -50,7 +50,7 @@ def test_logits_and_loss_are_those_of_the_reference_classes(kind: str, outputs: 
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     transformers.utils.logging.disable_progress_bar()
     build, batch = heads.builder(kind, outputs), _batch(kind)
-    params, graph = _params(build), model_graph(STILL, VOCAB, build)
+    params = _params(build)
     more = {'num_labels': outputs} | ({'problem_type': 'regression'} if kind == 'regression' else {})
     hugging_face.write_model(tmp_path, params, STILL, VOCAB, 0, ARCHITECTURES[kind], more)
     reference = getattr(transformers, ARCHITECTURES[kind]).from_pretrained(tmp_path).eval()
@@ -71,8 +71,8 @@ def test_logits_and_loss_are_those_of_the_reference_classes(kind: str, outputs: 
 
     @jax.jit
     def run(params: nnx.State, batch: TaskBatch) -> tuple[jax.Array, jax.Array]:
-        model = nnx.merge(graph, params)
-        return model(batch), objective.loss(objective.sums(model, batch, None), *objective.weights(batch))
+        model = model_of(params, STILL, VOCAB, build)
+        return model(batch), objective.loss(objective.sums(model, batch, None), objective.weights(batch))
 
     ours, loss = (np.asarray(array) for array in run(params, batch))
     expected = np.stack([theirs.start_logits, theirs.end_logits], -1) if kind == 'spans' else theirs.logits.numpy()
@@ -92,7 +92,7 @@ def test_logits_and_loss_are_those_of_the_reference_classes(kind: str, outputs: 
 def test_dropout_before_the_head_is_the_same_hash_and_none_for_spans() -> None:
     for kind, outputs in (('classification', 2), ('spans', 2)):
         build = heads.builder(kind, outputs)
-        module = nnx.merge(model_graph(STILL, VOCAB, build), _params(build))
+        module = model_of(_params(build), STILL, VOCAB, build)
         module.rate = 0.5  # of the head alone
         batch = jax.tree.map(jnp.asarray, _batch(kind))
         key = DropoutKey(dropout_base(0, jnp.asarray(1)), jnp.arange(B, dtype=jnp.uint32))

@@ -120,7 +120,7 @@ def test_answers_of_datasets_have_another_form_and_say_the_same(tmp_path: Path) 
     (tmp_path / 'a.jsonl').write_text(json.dumps(record) + '\n')
     flat = open_spans(f'jsonl:{tmp_path}/a.jsonl', TASK, read_tokenizer(tmp_path), is_training=True)
     nested = _open(tmp_path, [('ada is', [('who?', [('ada', 0)])])])
-    assert flat.rows.digest() == nested.rows.digest()
+    assert flat.rows.content_hash() == nested.rows.content_hash()
 
 
 @pytest.mark.parametrize(

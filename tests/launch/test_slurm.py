@@ -196,8 +196,10 @@ def test_an_unlaunched_command_in_an_allocation_of_several_tasks_runs_alone(
 
 def test_one_task_takes_all_gpus_of_its_node_and_several_share_them(cluster: dict[str, str], tmp_path: Path) -> None:
     """The places that tasks of a real srun work out; the node's four GPUs are made up."""
-    tell = 'import os; from bert_jax.runtime.processes import find_place as find; '
-    tell += 'print("place", find(os.environ, num_gpus=4))'
+    tell = (
+        'import os; from bert_jax.runtime.processes import find_place; '
+        'print("place", find_place(os.environ, num_gpus=4))'
+    )
     environment = _for_jobs(cluster)
 
     def places(num_tasks: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Kernels that keep the scores on the chip compute what plain attention does; here they are interpreted on a CPU."""
+"""Kernels that keep the scores on the chip compute what the reference does; here they are interpreted on a CPU."""
 
 import functools
 from collections.abc import Callable
@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from bert_jax.errors import BadInput
 from bert_jax.model import attention, tpu_attention
 from bert_jax.model.dropout import DropoutKey
-from bert_jax.model.products import compiled_for
+from bert_jax.model.platform import target_platform
 
 ROWS, LENGTH, HEADS = 2, 128, 2
 
@@ -20,7 +20,7 @@ ROWS, LENGTH, HEADS = 2, 128, 2
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tpu_attention, 'attend', functools.partial(tpu_attention.attend, interpret=True))
-    kernels = attention._kernels(attention._FOR_GPU)
+    kernels = attention._kernels(attention._GPU_KERNELS)
     monkeypatch.setattr(kernels, 'mha', functools.partial(kernels.mha, interpret=True))
 
 
@@ -45,11 +45,12 @@ def _outputs(
 
     @jax.jit
     def run(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple:
-        with compiled_for(platform):
-            out, pull = jax.vjp(lambda *qkv: split(attend)(*qkv, ids, rows), q, k, v)
-            return out, *pull(jnp.where(real, gradient, 0))
+        out, pull = jax.vjp(lambda *qkv: split(attend)(*qkv, ids, rows), q, k, v)
+        return out, *pull(jnp.where(real, gradient, 0))
 
-    found = [np.asarray(array, np.float32) for array in run(q, k, v)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, 'target_platform', lambda: platform)
+        found = [np.asarray(array, np.float32) for array in run(q, k, v)]
     assert all(np.isfinite(array).all() for array in found)
     return [np.where(real, array, 0) for array in found]
 
@@ -62,7 +63,7 @@ def _outputs(
         ('gpu', 64, 0.0, 'bfloat16', 0.02),
     ],
 )
-def test_a_kernel_computes_what_plain_attention_does_on_packed_rows(
+def test_a_kernel_computes_what_the_reference_does_on_packed_rows(
     interpreted: None, monkeypatch: pytest.MonkeyPatch, platform: str, size: int, rate: float, dtype: str, within: float
 ) -> None:
     monkeypatch.setattr(tpu_attention, '_SCORES', 32 * LENGTH)
@@ -94,13 +95,40 @@ def test_heads_split_over_tensor_are_the_heads_of_the_whole(interpreted: None) -
         ('gpu', 128, 'bfloat16', 0.1, 'attention_dropout_rate=0.0'),
     ],
 )
-def test_what_no_kernel_suits_is_computed_plainly_unless_fused_is_asked_for(
-    platform: str, length: int, dtype: str, rate: float, mend: str
+def test_without_a_kernel_auto_runs_the_reference_and_fused_is_refused(
+    monkeypatch: pytest.MonkeyPatch, platform: str, length: int, dtype: str, rate: float, mend: str
 ) -> None:
+    monkeypatch.setattr(attention, 'target_platform', lambda: platform)
     x, ids = jnp.ones((1, length, 64), dtype), jnp.ones((1, length), jnp.int32)
     key = DropoutKey(jnp.uint32(0), jnp.arange(1, dtype=jnp.uint32))
-    with compiled_for(platform):
-        run = functools.partial(attention.attend, x, x, x, ids, 1, rate, key, is_packed=True)
-        assert 'pallas_call' not in str(jax.make_jaxpr(functools.partial(run, 'auto'))())
-        with pytest.raises(BadInput, match=mend):
-            run('fused')
+    run = functools.partial(attention.attend, x, x, x, ids, 1, rate, key, is_packed=True)
+    assert 'pallas_call' not in str(jax.make_jaxpr(functools.partial(run, 'auto'))())
+    with pytest.raises(BadInput, match=mend):
+        run('fused')
+
+
+def test_the_mesh_says_which_platform_is_compiled_for() -> None:
+    assert target_platform() == jax.default_backend()
+    with jax.sharding.use_abstract_mesh(_tpus('data')):
+        assert target_platform() == 'tpu'
+    seen = []
+    mesh = jax.make_mesh((2,), ('data',), (AxisType.Auto,), devices=jax.devices()[:2])
+    jax.shard_map(lambda: seen.append(target_platform()), mesh=mesh, in_specs=(), out_specs=None)()
+    assert seen == ['cpu']
+
+
+def test_a_mesh_of_absent_tpus_gets_their_kernel() -> None:
+    def attend(x: jax.Array, ids: jax.Array) -> jax.Array:
+        return attention.attend(x, x, x, ids, HEADS, 0.0, None, 'fused', True)
+
+    rows = PartitionSpec('data')
+    split = jax.shard_map(attend, mesh=_tpus('data'), in_specs=rows, out_specs=rows, check_vma=False)
+    x, ids = jnp.ones((ROWS, LENGTH, HEADS * 64)), jnp.ones((ROWS, LENGTH), jnp.int32)
+    program = jax.jit(split).trace(x, ids).lower(lowering_platforms=('tpu',)).as_text()
+    assert 'tpu_custom_call' in program
+
+
+def _tpus(axis: str) -> AbstractMesh:
+    """Two TPUs along an axis, none of which is here."""
+    device = AbstractDevice('TPU v5 lite', num_cores=1, platform='tpu')
+    return AbstractMesh((2,), (axis,), (AxisType.Auto,), abstract_device=device)

@@ -11,9 +11,10 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.model.bert import BertForPreTraining, num_parameters
 from bert_jax.model.dropout import DropoutKey, dropout, dropout_base
+from bert_jax.model.inputs import Inputs
 from bert_jax.model.layers import truncated_normal
-from bert_jax.pretrained import hugging_face
-from bert_jax.train.state import model_graph
+from bert_jax.pretrained import hugging_face, tensor_names
+from bert_jax.train.state import model_of
 
 MODEL = config.Model(num_layers=3, hidden_size=64, num_heads=4, intermediate_size=128, max_positions=40)
 VOCAB = 211
@@ -38,8 +39,8 @@ def test_logits_equal_the_reference_with_padding(tmp_path) -> None:
     types = np.tile((np.arange(24) > 10).astype(np.int32), (3, 1))
     present = (np.arange(24) < np.array([[24], [13], [20]])).astype(np.int32)
     everywhere = jnp.broadcast_to(jnp.arange(24), ids.shape)
-    model = nnx.merge(model_graph(MODEL, VOCAB), params)
-    mlm, nsp = model(ids, types, present, everywhere, everywhere, jnp.zeros((3, 1), jnp.int32))
+    model = model_of(params, MODEL, VOCAB)
+    mlm, nsp = model(Inputs(ids, types, present, everywhere), everywhere, jnp.zeros((3, 1), jnp.int32))
     with torch.no_grad():
         out = reference(
             input_ids=torch.tensor(ids).long(),
@@ -58,7 +59,7 @@ def test_weights_survive_the_way_out_and_in_bit_for_bit(tmp_path) -> None:
     hugging_face.write_model(tmp_path, params, MODEL, VOCAB, pad_id=0)
     again, model, vocab_size = hugging_face.read_model(tmp_path)
     assert (model, vocab_size) == (MODEL, VOCAB)
-    first, second = (hugging_face.to_tensors(state, MODEL, VOCAB) for state in (params, again))
+    first, second = (tensor_names.to_tensors(state, MODEL, VOCAB) for state in (params, again))
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
@@ -72,7 +73,7 @@ def test_how_it_is_run_does_not_change_what_it_computes(scan_layers: bool, remat
     ones, key = jnp.ones_like(ids), DropoutKey(jnp.uint32(3), jnp.arange(2, dtype=jnp.uint32))
 
     def loss(params: nnx.State, model: config.Model) -> jax.Array:
-        hidden = nnx.merge(model_graph(model, VOCAB), params).bert(ids, 0 * ids, ones, ids % 16, key)
+        hidden = model_of(params, model, VOCAB).bert(Inputs(ids, 0 * ids, ones, ids % 16), key)
         return (hidden[..., 0] ** 2).sum()
 
     other = dataclasses.replace(MODEL, scan_layers=scan_layers, remat=remat)

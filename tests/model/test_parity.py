@@ -20,11 +20,11 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.pretrained import hugging_face
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import TrainState, model_graph, state_shardings
-from bert_jax.train.step import make_train_step, metrics_of, pretraining_sums
+from bert_jax.pretrained import hugging_face, tensor_names
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.objective import PRETRAINING
+from bert_jax.train.program import build_program
+from bert_jax.train.state import model_of
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -124,8 +124,8 @@ def _assert_close(ours: jax.Array, theirs: Any, where: str, bound: float = 1e-5)
 @functools.partial(jax.jit, static_argnums=2)
 def _hidden_states(params: nnx.State, batch: Batch, model: config.Model) -> list[jax.Array]:
     """The embeddings and the output of every layer, [B, L, D] each."""
-    bert = nnx.merge(model_graph(model, VOCAB), params).bert
-    states = [bert.embeddings(batch.input_ids, batch.token_type_ids, batch.position_ids, None)]
+    bert = model_of(params, model, VOCAB).bert
+    states = [bert.embeddings(batch.inputs, None)]
     graph, stacked = nnx.split(bert.encoder.layers)
     for layer in range(bert.encoder.num_layers):
         one = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked))
@@ -136,13 +136,13 @@ def _hidden_states(params: nnx.State, batch: Batch, model: config.Model) -> list
 def test_every_value_on_the_way_and_both_losses_equal_the_reference(pair: Pair) -> None:
     batch = _batch(1)
     real = batch.sequence_ids.astype(bool)
-    model = nnx.merge(model_graph(pair.model, VOCAB), pair.params)
+    model = model_of(pair.params, pair.model, VOCAB)
     theirs = _run_reference(pair.reference, batch)
     states = _hidden_states(pair.params, batch, pair.model)
     assert len(states) == len(theirs.hidden_states)
     for layer, (a, b) in enumerate(zip(states, theirs.hidden_states, strict=True)):
         _assert_close(a[real], b[real], f'hidden states {layer}')
-    scanned = model.bert(batch.input_ids, batch.token_type_ids, batch.sequence_ids, batch.position_ids)
+    scanned = model.bert(batch.inputs)
     _assert_close(scanned[real], theirs.hidden_states[-1][real], 'the scanned encoder')
     pooled = model.bert.pool(scanned, batch.cls_positions)[:, 0]
     _assert_close(pooled, pair.reference.bert.pooler(theirs.hidden_states[-1]), 'pooler')
@@ -151,7 +151,7 @@ def test_every_value_on_the_way_and_both_losses_equal_the_reference(pair: Pair) 
     _assert_close(mlm[real], theirs.prediction_logits[real], 'MLM logits')
     nsp = model.nsp_logits(scanned, batch.cls_positions)[:, 0]
     _assert_close(nsp, theirs.seq_relationship_logits, 'NSP logits')
-    metrics = metrics_of(pretraining_sums(model, jax.tree.map(jnp.asarray, batch), None))
+    metrics = PRETRAINING.metrics(PRETRAINING.sums(model, jax.tree.map(jnp.asarray, batch), None))
     _assert_close(metrics['loss'], theirs.loss, 'loss')
     cross_entropy = torch.nn.functional.cross_entropy
     next_sentence = torch.tensor(batch.next_sentence_labels[:, 0]).long()
@@ -164,7 +164,7 @@ def test_all_gradients_equal_the_reference(pair: Pair) -> None:
     _run_reference(pair.reference, batch).loss.backward()
     theirs = {name: value.grad for name, value in pair.reference.named_parameters()}
     _, grads = _loss_and_gradients(pair.params, batch, pair.model)
-    ours = hugging_face.to_tensors(grads, pair.model, VOCAB)
+    ours = tensor_names.to_tensors(grads, pair.model, VOCAB)
     assert theirs.keys() == ours.keys()
     for name, gradient in theirs.items():
         if name.endswith('attention.self.key.bias'):
@@ -179,20 +179,17 @@ def _loss_and_gradients(params: nnx.State, batch: Batch, model: config.Model) ->
 
 
 def _loss(params: nnx.State, batch: Batch, model: config.Model) -> jax.Array:
-    return metrics_of(pretraining_sums(nnx.merge(model_graph(model, VOCAB), params), batch, None))['loss']
+    return PRETRAINING.metrics(PRETRAINING.sums(model_of(params, model, VOCAB), batch, None))['loss']
 
 
 def test_ten_adamw_steps_side_by_side_stay_together(tmp_path: Path) -> None:
     pair = _make_pair(SIZES[1], tmp_path)
     settings = config.Optimizer(peak_learning_rate=1e-3, warmup_steps=3, weight_decay=0.01, clip_norm=1.0)
     num_steps = 10
-    schedule, optimizer = make_schedule(settings, num_steps), make_optimizer(settings, num_steps)
-    mesh = make_mesh(config.Mesh(), pair.model, config.Train(global_batch_size=B), jax.devices()[:1])
-    _, shardings = state_shardings(pair.model, VOCAB, optimizer, mesh)
-    params = jax.tree.map(jnp.array, pair.params)  # the step donates them
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    graph = model_graph(pair.model, VOCAB)
-    step = make_train_step(graph, optimizer, schedule, mesh, shardings, seed=0, microbatches=1)
+    train = config.Train(steps=num_steps, global_batch_size=B)
+    mesh = make_mesh(config.Mesh(), pair.model, train, jax.devices()[:1])
+    program = build_program(pair.model, settings, train, VOCAB, mesh)
+    state = program.init_state(0, pair.params)
 
     plain = [v for n, v in pair.reference.named_parameters() if n.endswith('bias') or 'LayerNorm' in n]
     decayed = [v for n, v in pair.reference.named_parameters() if not (n.endswith('bias') or 'LayerNorm' in n)]
@@ -200,18 +197,18 @@ def test_ten_adamw_steps_side_by_side_stay_together(tmp_path: Path) -> None:
     adamw = torch.optim.AdamW(groups, betas=(settings.b1, settings.b2), eps=settings.eps)
     for number in range(num_steps):
         batch = _batch(number)
-        state, metrics = step(state, jax.tree.map(jnp.asarray, batch))
+        state, metrics = program.train_step(state, jax.tree.map(jnp.asarray, batch))
         adamw.zero_grad()
         loss = _run_reference(pair.reference, batch).loss
         loss.backward()
         loss = loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(pair.reference.parameters(), settings.clip_norm)
         for group in adamw.param_groups:
-            group['lr'] = float(schedule(number))
+            group['lr'] = float(program.schedule(number))
         adamw.step()
         assert abs(float(metrics['loss']) - float(loss)) < 1e-4
         assert abs(float(metrics['grad_norm']) - float(norm)) < 1e-3 * float(norm)
-    ours = hugging_face.to_tensors(state.params, pair.model, VOCAB)
+    ours = tensor_names.to_tensors(state.params, pair.model, VOCAB)
     for name, value in pair.reference.named_parameters():
         if not name.endswith('attention.self.key.bias'):
             assert np.abs(ours[name] - value.detach().numpy()).max() < 1e-4, name
@@ -237,7 +234,7 @@ def test_bfloat16_stays_within_rounding_and_keeps_float32_where_needed() -> None
 
 def test_a_new_model_has_the_originals_initial_distribution() -> None:
     params = _initial(SIZES[0])
-    tensors = hugging_face.to_tensors(params, SIZES[0], VOCAB)
+    tensors = tensor_names.to_tensors(params, SIZES[0], VOCAB)
     cut = 0.87962566 * 0.02  # standard deviation of a normal of 0.02 cut at two of it
     for name, value in tensors.items():
         if 'LayerNorm' in name:

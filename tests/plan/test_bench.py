@@ -1,7 +1,6 @@
 """`bench` measures the real step, and counts what it says it counts."""
 
 import dataclasses
-import math
 
 import jax
 import numpy as np
@@ -9,9 +8,11 @@ import pytest
 
 from bert_jax import config
 from bert_jax.data.random_rows import FIRST, MASK, RandomRows
+from bert_jax.model.matmul import training_flops
 from bert_jax.plan import bench
-from bert_jax.train.sharding import make_mesh
-from bert_jax.workdir.metrics import flops_per_step
+from bert_jax.plan.matmuls import step_matmuls
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.speed import flops_per_step
 
 ONE_DEVICE = {'data': 1, 'fsdp': 1, 'tensor': 1}
 
@@ -48,7 +49,7 @@ def test_random_rows_are_batches_as_a_corpus_gives_them(packing: bool) -> None:
 
 
 @pytest.mark.parametrize('size', ['mini', 'base', 'large'])
-def test_the_products_of_the_ceiling_are_the_flops_of_the_step(size: str) -> None:
+def test_the_matmuls_of_the_ceiling_are_the_flops_of_the_step(size: str) -> None:
     fields = config.bert(size).to_dict()
     fields['tokenizer']['vocab_size'] = 30592  # a multiple of 128: nothing is padded
     chosen = config.resolve(fields)
@@ -57,13 +58,11 @@ def test_the_products_of_the_ceiling_are_the_flops_of_the_step(size: str) -> Non
     counted = flops_per_step(
         chosen.model, 30592, tokens=rows * length, squared_lengths=rows * length**2, predictions=slots, sequences=rows
     )
-    listed = bench.products(chosen, 30592, ONE_DEVICE)
-    total = 3 * sum(2 * batch * m * k * n * count for _, batch, m, k, n, count in listed)
-    assert total + 6 * rows * 2 * chosen.model.hidden_size == counted  # the next-sentence logits are too small to time
-    split = bench.products(chosen, 30592, {'data': 2, 'fsdp': 4, 'tensor': 4})
-    assert 3 * sum(2 * math.prod(product[1:]) for product in split[:7]) * 32 == pytest.approx(
-        3 * sum(2 * math.prod(product[1:]) for product in listed[:7]), rel=0.01
-    )
+    listed = step_matmuls(chosen, 30592, ONE_DEVICE)
+    next_sentence = 6 * rows * 2 * chosen.model.hidden_size  # too small to time
+    assert training_flops(listed) + next_sentence == counted
+    split = step_matmuls(chosen, 30592, {'data': 2, 'fsdp': 4, 'tensor': 4})
+    assert training_flops(split[:7]) * 32 == pytest.approx(training_flops(listed[:7]), rel=0.01)
 
 
 def test_bench_measures_the_real_step_on_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,8 @@ from bert_jax.errors import BadInput
 from bert_jax.plan import planning, search, targets
 from bert_jax.plan.analytic import estimate, full_flops
 from bert_jax.plan.program import compile_step
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import state_shardings
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import build_program
 from tests.support.configs import planned_run
 
 DATA_ALONE = {'data': 4, 'fsdp': 1, 'tensor': 1}
@@ -45,8 +44,8 @@ def test_flops_of_the_published_sizes_equal_a_list_of_all_their_products(
 def test_bytes_of_a_device_are_those_of_the_real_arrays() -> None:
     chosen = planned_run(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2})
     mesh = make_mesh(chosen.mesh, chosen.model, chosen.train)
-    optimizer = make_optimizer(chosen.optimizer, chosen.train.steps)
-    shapes, shardings = state_shardings(chosen.model, chosen.tokenizer.vocab_size, optimizer, mesh)
+    program = build_program(chosen.model, chosen.optimizer, chosen.train, chosen.tokenizer.vocab_size, mesh)
+    shapes, shardings = program.shapes, program.shardings
     state = jax.tree.map(lambda leaf, place: jax.device_put(np.zeros(leaf.shape, leaf.dtype), place), shapes, shardings)
 
     def on_first_device(tree: object) -> int:

@@ -3,7 +3,7 @@
 import pytest
 
 from bert_jax.plan import hlo
-from bert_jax.plan.hlo import Collective
+from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.plan.planning import axis_of
 from bert_jax.plan.roofline import collective_seconds
 from bert_jax.plan.targets import parse

@@ -19,14 +19,14 @@ from bert_jax.__main__ import main
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.pretrain import train
+from bert_jax.pretrain import pretrain
 from bert_jax.pretrained import export as export_module
-from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.export import export
 from bert_jax.pretrained.load import _encode
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text import prepare
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.state import TrainState
+from bert_jax.train.program import build_program
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 from tests.support.processes import ROOT
@@ -71,9 +71,12 @@ def _trained(directory: Path, kind: str, pairing: str) -> Path:
     params = jax.tree.map(
         lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), nnx.state(shapes, nnx.Param)
     )
-    opt_state = make_optimizer(settings.optimizer, settings.train.steps).init(params)
+    mesh = make_mesh(config.Mesh(), settings.model, settings.train, jax.devices()[:1])
+    vocab_size = found.tokenizer.vocab_size
+    program = build_program(settings.model, settings.optimizer, settings.train, vocab_size, mesh)
+    state = program.init_state(0, params)
     checkpoints = Checkpoints(str(workdir))
-    checkpoints.save(TrainState(jnp.asarray(2, jnp.int32), params, opt_state))
+    checkpoints.save(state._replace(step=jnp.asarray(2, jnp.int32)))
     checkpoints.close()
     export(str(workdir), str(directory / 'export'))
     return directory
@@ -189,7 +192,7 @@ def test_the_card_holds_the_facts_and_invents_nothing(pairs: Path, single: Path,
 
 def test_the_card_can_change_without_it_being_another_run(pairs: Path) -> None:
     settings = dataclasses.replace(_settings(pairs, 'wordpiece', 'nsp'), card=config.Card(license='mit'))
-    assert train(settings, str(pairs / 'run')).finished
+    assert pretrain(settings, str(pairs / 'run')).finished
     with pytest.raises(BadInput, match='config.card.license'):
         config.resolve({'card': {'license': 'mit\nlanguage: en'}})
 
@@ -206,7 +209,7 @@ def test_without_torch_the_files_are_read_back_and_the_proof_says_so(
 def test_a_wrong_export_is_never_written(pairs: Path, tmp_path: Path, monkeypatch, by_torch: bool) -> None:
     if not by_torch:
         monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    right = hugging_face.to_tensors
+    right = tensor_names.to_tensors
 
     def wrong(*arguments) -> dict[str, np.ndarray]:
         tensors = right(*arguments)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from bert_jax.__main__ import main
 from bert_jax.config import Model
-from bert_jax.pretrained import google, hugging_face
+from bert_jax.pretrained import google, tensor_names
 from bert_jax.pretrained.convert import read_source
 from bert_jax.text.tokenizer import SPECIAL_TOKENS
 
@@ -69,7 +69,7 @@ def write_directory(directory: Path) -> Path:
 def test_every_name_of_the_original_is_one_of_the_table() -> None:
     stored = original_tensors()
     model = Model(num_layers=2, hidden_size=D, num_heads=2, intermediate_size=F, max_positions=N)
-    params = hugging_face.from_tensors(google.to_hugging_face(stored), model, len(TOKENS), 'original')
+    params = tensor_names.from_tensors(google.to_hugging_face(stored), model, len(TOKENS), 'original')
     layers = params['bert']['encoder']['layers']
     np.testing.assert_array_equal(  # kernels are [in, out], as ours
         layers['output']['kernel'][1], stored['bert/encoder/layer_1/output/dense/kernel']
@@ -77,7 +77,7 @@ def test_every_name_of_the_original_is_one_of_the_table() -> None:
     np.testing.assert_array_equal(params['nsp']['kernel'][...].T, stored['cls/seq_relationship/output_weights'])
     np.testing.assert_array_equal(params['mlm_norm']['scale'], stored['cls/predictions/transform/LayerNorm/gamma'])
     assert sum(value.size for value in stored.values()) == sum(
-        value.size for value in hugging_face.to_tensors(params, model, len(TOKENS)).values()
+        value.size for value in tensor_names.to_tensors(params, model, len(TOKENS)).values()
     )
 
 
@@ -108,8 +108,8 @@ def test_a_checkpoint_is_read_bit_for_bit_without_its_optimiser(tmp_path: Path, 
         tensors=[tensorflow.constant(value) for value in saved.values()],
     )
     read = read_source(str(directory))
-    found = hugging_face.to_tensors(nnx.state(read.model, nnx.Param), read.config, len(TOKENS))
-    by_our_names, problems = hugging_face._todays_names(google.to_hugging_face(stored))
+    found = tensor_names.to_tensors(nnx.state(read.model, nnx.Param), read.config, len(TOKENS))
+    by_our_names, problems = tensor_names._todays_names(google.to_hugging_face(stored))
     assert not problems and found.keys() == by_our_names.keys()
     for name, value in by_our_names.items():
         np.testing.assert_array_equal(found[name], value)

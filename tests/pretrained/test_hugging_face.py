@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import bert_jax
 from bert_jax.__main__ import main
-from bert_jax.pretrained import hugging_face, initialize, safetensors_files
+from bert_jax.pretrained import hugging_face, initialize, safetensors_files, tensor_names
 from bert_jax.text.tokenizer import SPECIAL_TOKENS
 
 torch = pytest.importorskip('torch')
@@ -67,7 +67,7 @@ def copy(original: Path, tmp_path: Path) -> Path:
 def read(directory: Path) -> Tensors:
     """What `load_pretrained` made of a directory, under Hugging Face's names."""
     params, model, vocab_size = hugging_face.read_model(directory, len(TOKENS))
-    return hugging_face.to_tensors(params, model, vocab_size)
+    return tensor_names.to_tensors(params, model, vocab_size)
 
 
 def assert_same(found: Tensors, expected: Tensors) -> None:
@@ -227,10 +227,10 @@ def _two_problems(directory: Path) -> None:
 @pytest.mark.parametrize(
     'change, words',
     [
-        (_cut, ['model.safetensors', 'is cut off: tensor ', 'download the file again']),
-        (_claim_a_header_of(2**60), ['model.safetensors', 'claims a header of 1,152,921,504,606,846,976']),
-        (_claim_a_header_of(50), ['model.safetensors', 'broken header']),
-        (lambda d: (d / 'model.safetensors').write_bytes(b'abc'), ['has 3 bytes']),
+        (_cut, ['model.safetensors', 'bytes and cannot be read', 'download the file again']),
+        (_claim_a_header_of(2**60), ['model.safetensors', 'header too large']),
+        (_claim_a_header_of(50), ['model.safetensors', 'invalid JSON in header']),
+        (lambda d: (d / 'model.safetensors').write_bytes(b'abc'), ['has 3 bytes', 'header too small']),
         (_with(**{'../../evil': np.zeros(2)}), ["a tensor named '../../evil'"]),
         (_with(**{'a\\b': np.zeros(2)}), ["a tensor named 'a\\\\b'"]),
         (_shorten_vocabulary, ['28 tokens', 'bert.embeddings.word_embeddings.weight 25 rows']),

@@ -14,13 +14,12 @@ from safetensors.numpy import save_file
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining
-from bert_jax.pretrained import hugging_face, initialize
+from bert_jax.pretrained import hugging_face, initialize, tensor_names
 from bert_jax.pretrained.load import load_pretrained
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, SentencePiece, load_tokenizer, train_tokenizer
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import init_state
+from bert_jax.train.program import build_program
 from tests.support.commands import run
 from tests.support.processes import ROOT
 
@@ -84,7 +83,7 @@ def trained(place: Path, commands: dict) -> Path:
 
 def _tensors(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:
     model = load_pretrained(str(directory), step)
-    return hugging_face.to_tensors(nnx.state(model.model, nnx.Param), model.config, model.tokenizer.vocab_size)
+    return tensor_names.to_tensors(nnx.state(model.model, nnx.Param), model.config, model.tokenizer.vocab_size)
 
 
 WORD, POSITION = 'bert.embeddings.word_embeddings.weight', 'bert.embeddings.position_embeddings.weight'
@@ -116,11 +115,11 @@ def test_the_moments_are_new_and_the_step_is_0(place: Path, commands: dict) -> N
     point = initialize.starting_point(resolved, str(place / 'nowhere'))
     tokenizer = load_tokenizer(place / 'corpora/domain/tokenizer', lowercase=True, strip_accents=False)
     mesh = make_mesh(config.Mesh(fsdp=2, tensor=2), point.config.model, config.Train(), jax.local_devices())
-    optimizer = make_optimizer(point.config.optimizer, 4)
-    state = init_state(point.config.model, len(TOKENS) + 2, optimizer, mesh, 0, point.params(tokenizer))
+    model, optimizer, train = point.config.model, point.config.optimizer, config.Train(steps=4)
+    state = build_program(model, optimizer, train, len(TOKENS) + 2, mesh).init_state(0, point.params(tokenizer))
     assert int(state.step) == 0
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(state.opt_state))
-    placed = hugging_face.to_tensors(state.params, point.config.model, len(TOKENS))
+    placed = tensor_names.to_tensors(state.params, point.config.model, len(TOKENS))
     for name, value in _tensors(place / MODEL_NAME).items():  # split over devices, the same numbers
         np.testing.assert_array_equal(placed[name], value)
 

@@ -53,14 +53,16 @@ def test_a_second_run_is_refused_and_told_who_holds_the_workdir(tmp_path: Path) 
 
 @pytest.mark.processes
 def test_a_dead_process_of_this_machine_is_succeeded_at_once(tmp_path: Path) -> None:
-    program = 'import os, sys; from bert_jax.runtime.lease import Lease; '
-    program += 'Lease(sys.argv[1]).acquire(); os.kill(os.getpid(), 9)'
+    program = (
+        'import os, sys; from bert_jax.runtime.lease import Lease; '
+        'Lease(sys.argv[1]).acquire(); os.kill(os.getpid(), 9)'
+    )
     subprocess.run([sys.executable, '-c', program, tmp_path], timeout=60)
     lease = Lease(str(tmp_path))  # with the beats and the timeout of production
     start = time.monotonic()
     told = []
     lease.acquire(told.append)
-    assert time.monotonic() - start < 2 and 'has ended without a word: taken over' in told[0]
+    assert time.monotonic() - start < 2 and 'ended without releasing its lease: taken over' in told[0]
     lease.close()
 
 

@@ -1,6 +1,8 @@
 """When a run is asked to stop by the clock."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -43,3 +45,9 @@ def test_without_a_limit_the_clock_never_asks_and_handlers_are_given_back(monkey
             time.sleep(0.01)
         assert stop.received == 'SIGUSR1'
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_requests_are_heard_before_jax_is_imported() -> None:
+    program = 'import bert_jax.runtime.stopping, sys; print([name for name in ("jax", "numpy") if name in sys.modules])'
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+    assert done.stdout == '[]\n'

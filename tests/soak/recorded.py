@@ -17,14 +17,14 @@ from bert_jax.runtime.stopping import leave
 def main() -> int:
     record = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    class Noted(pretrain.Feed):
+    class Noted(pretrain.Batches):
         def __next__(self):
             step, number, batch = super().__next__()
             digest = hashlib.sha256(b''.join(array.tobytes() for array in jax.device_get(list(batch)))).hexdigest()
             os.write(record, f'{step} {digest}\n'.encode())
             return step, number, batch
 
-    pretrain.Feed = Noted
+    pretrain.Batches = Noted
     return command_line.main(['bert_jax', *sys.argv[2:]])
 
 

@@ -18,9 +18,8 @@ from bert_jax.__main__ import main
 from bert_jax.data.streams import open_streams
 from bert_jax.pretrain import Outcome
 from bert_jax.pretrained import initialize
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh, mesh_sizes
-from bert_jax.train.state import state_shardings
+from bert_jax.runtime.mesh import make_mesh, mesh_sizes
+from bert_jax.train.program import build_program
 from bert_jax.workdir import identity
 from tests.soak.harness import Row, prepare, random_numbers, tries
 from tests.support.processes import caching, command, environment
@@ -55,8 +54,8 @@ def _prepared(workdir: str, run_config: config.Config) -> Outcome:
     for phase in config.in_phases(resolved):
         mesh_sizes(resolved.mesh, resolved.model, phase.train, 1)
     mesh = make_mesh(config.Mesh(), resolved.model, config.Train(), jax.devices()[:1])
-    optimizer = make_optimizer(resolved.optimizer, resolved.train.steps, resolved.phases)
-    state_shardings(resolved.model, streams.tokenizer.vocab_size, optimizer, mesh)
+    model, optimizer, train, phases = resolved.model, resolved.optimizer, resolved.train, resolved.phases
+    build_program(model, optimizer, train, streams.tokenizer.vocab_size, mesh, phases=phases)
     json.dumps(identity.fingerprint(resolved, streams))
     return Outcome(0, True, None, {})
 
@@ -102,7 +101,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def prepared(run_config: config.Config, workdir: str, *_: object, **__: object) -> Outcome:
         return _prepared(workdir, run_config)
 
-    monkeypatch.setattr('bert_jax.pretrain.train', prepared)
+    monkeypatch.setattr('bert_jax.pretrain.pretrain', prepared)
 
 
 @pytest.fixture(scope='module')

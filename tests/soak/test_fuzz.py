@@ -20,11 +20,12 @@ from safetensors.numpy import save_file
 from bert_jax import config
 from bert_jax.data.tfrecords import decode, read_frames
 from bert_jax.errors import BadInput
+from bert_jax.files import json_digest
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer
-from bert_jax.train.divergence import Record
+from bert_jax.train.divergence import TrainingRecord
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.metrics import MetricsWriter
@@ -230,7 +231,7 @@ def _checkpoint_manifest(place: Path) -> tuple:
     directory.mkdir(parents=True)
     (directory / 'file').write_bytes(b'12345')
     whole = {'version': 2, 'step': 5, 'part_bytes': 1 << 24, 'files': {'file': {'bytes': 5, 'sha256': ['0' * 64]}}}
-    whole['checksum'] = config.digest(whole)
+    whole['checksum'] = json_digest(whole)
     checkpoints = Checkpoints(str(place))
 
     def check(content: bytes) -> None:
@@ -241,10 +242,10 @@ def _checkpoint_manifest(place: Path) -> tuple:
 
 
 def _record(place: Path) -> tuple:
-    whole = Record(((0, 1, 2),), 1, 2, 3, 0, (1.0, 2.0)).to_json()
+    whole = TrainingRecord(((0, 1, 2),), 1, 2, 3, 0, (1.0, 2.0)).to_json()
 
     def check(content: Any) -> None:
-        _told(Record.from_json, content, 'record.json')
+        _told(TrainingRecord.from_json, content, 'record.json')
 
     return changed_json(json.loads(json.dumps(whole))) | JSON, check
 

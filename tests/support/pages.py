@@ -12,12 +12,14 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.elements, self.text = [], [], []
+        self.continues = False  # after a <wbr>: the text is not interrupted
         self.feed(text)
         self.close()
         assert not self.open
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
+        self.continues = tag == 'wbr'
         if tag not in VOID:
             self.open.append(tag)
 
@@ -29,7 +31,8 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data):
         if self.open and self.open[-1] != 'style':
-            self.text.append(data)
+            self.text.append(self.text.pop() + data if self.continues else data)
+        self.continues = False
 
 
 def write_run(workdir, *, num_lines=20, config=None, evaluation=True, tail=''):

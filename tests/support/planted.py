@@ -24,7 +24,7 @@ def main() -> int:
     at = int(step_text)
     if where in ('batch', 'slow'):
 
-        class Planted(pretrain.Feed):
+        class Planted(pretrain.Batches):
             def __next__(self):
                 step, number, batch = super().__next__()
                 if where == 'slow' and step >= at:
@@ -33,7 +33,7 @@ def main() -> int:
                     sleep_for_ever()
                 return step, number, batch
 
-        pretrain.Feed = Planted
+        pretrain.Batches = Planted
     elif where == 'step':
         begin = watchdog.Watchdog.begin_step
 

@@ -8,11 +8,10 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
-from bert_jax.train.exact import make_exact_step
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.sharding import local_rows, make_global, make_mesh
-from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
-from bert_jax.train.step import make_train_step
+from bert_jax.data.device_batches import local_rows, make_global
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import build_program
+from bert_jax.train.state import TrainState
 from tests.support.corpora import corpus_of, random_split
 
 VOCAB, BATCH = 2048, 16
@@ -40,17 +39,10 @@ def open_stream(directory: str) -> CorpusStream:
 def train_steps(stream: CorpusStream, axes: dict[str, int], train: config.Train, optimizer: config.Optimizer) -> Curve:
     """Trains `train.steps` steps, on the first four batches again and again; compiles the step once."""
     mesh = make_mesh(config.Mesh(**axes), MODEL, train, jax.devices()[: int(np.prod(list(axes.values())))])
-    chain, schedule = make_optimizer(optimizer, train.steps), make_schedule(optimizer, train.steps)
-    state = init_state(MODEL, VOCAB, chain, mesh, seed=0)
-    _, shardings = state_shardings(MODEL, VOCAB, chain, mesh)
-    parts = (model_graph(MODEL, VOCAB), chain, schedule, mesh, shardings)
-    if train.reduction == 'exact':
-        step = make_exact_step(*parts, seed=0, num_shards=train.exact_shards)
-    else:
-        step = make_train_step(*parts, seed=0, microbatches=train.microbatches)
-    rows, losses = local_rows(mesh, BATCH), []
+    program = build_program(MODEL, optimizer, train, VOCAB, mesh)
+    state, rows, losses = program.init_state(seed=0), local_rows(mesh, BATCH), []
     for index in range(train.steps):
-        state, metrics = step(state, make_global(stream.batch(index % 4, rows), rows, mesh, BATCH))
+        state, metrics = program.train_step(state, make_global(stream.batch(index % 4, rows), rows, mesh, BATCH))
         losses.append(float(metrics['loss']))
-    assert step._cache_size() == 1  # the state comes out sharded as it went in
+    assert program.train_step._cache_size() == 1  # the state comes out sharded as it went in
     return Curve(losses, state, metrics)

@@ -16,7 +16,7 @@ TOKENIZER = config.Tokenizer(vocab_size=200)
 
 
 def test_beam_gives_the_same_bytes_and_names_a_bad_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, '_MIN_PIECE', 1000)
+    monkeypatch.setattr(chunks, '_MIN_CHUNK', 1000)
     data = config.Data(source=write_documents(tmp_path / 'a', make_documents(200)), corpus=str(tmp_path / 'alone'))
     prepare(data, TOKENIZER, progress=False)
     by_beam = dataclasses.replace(data, corpus=str(tmp_path / 'beam'))

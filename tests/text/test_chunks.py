@@ -14,15 +14,15 @@ from pyarrow import parquet
 
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
-from bert_jax.text.chunks import Part, Piece, plan_source
-from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.chunks import Chunk, Part, plan_source
+from bert_jax.text.documents import Reading, Tally, read_chunk
 
 READING = Reading(split_sentences=False)
 TEXT = 'Grüße\n你好 x\n\n\na\n \t\u3000\nb\r\nc\r\n\r\n\n\nd e\n\nlast 世界'
 
 
 def read(kind, parts, tally=None):
-    return [document.sentences for document in read_piece(Piece(kind, 0, parts, 0), READING, tally or Tally())]
+    return [document.sentences for document in read_chunk(Chunk(kind, 0, parts, 0), READING, tally or Tally())]
 
 
 def ranges(path, borders):
@@ -56,7 +56,7 @@ def test_json_lines_cut_at_any_offset_give_the_same_documents(tmp_path):
 def test_text_without_lines_loses_no_character_and_splits_none(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, 'LONGEST_LINE', 10)
     monkeypatch.setattr(chunks, 'LONGEST_DOCUMENT', 25)
-    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 10)
+    monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 10)
     rng = np.random.default_rng(1)
     for alphabet in ('aé世\n', 'aé世🙂', 'ab\n\n'):
         text = ''.join(rng.choice(list(alphabet), 300))
@@ -75,7 +75,7 @@ def test_text_without_lines_loses_no_character_and_splits_none(tmp_path, monkeyp
 def test_a_line_of_any_length_is_split_and_counted_and_a_record_too_long_is_bad(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, 'LONGEST_LINE', 1000)
     monkeypatch.setattr(chunks, 'LONGEST_RECORD', 3000)
-    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 300)
+    monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 300)
     (tmp_path / 'a').write_text('x' * 2500 + '\n' + 'y' * 1000 + '\n\nz')
     tally = Tally()
     assert [list(map(len, d)) for d in read('text', [Part(str(tmp_path / 'a'))], tally)] == [
@@ -125,31 +125,31 @@ def store(monkeypatch):
 
 
 def test_an_object_store_is_asked_for_ranges_of_a_large_file(store, monkeypatch):
-    monkeypatch.setattr(chunks, '_MIN_PIECE', 300_000)
+    monkeypatch.setattr(chunks, '_MIN_CHUNK', 300_000)
     monkeypatch.setattr(chunks, '_BUFFER_BYTES', 1 << 14)
-    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 50_000)
+    monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 50_000)
     texts = [f'text {i} ' + 'x' * (1 + i % 200) for i in range(20_000)]
     store.objects = {'bucket/a.txt': '\n\n'.join(texts).encode()}
     size = len(store.objects['bucket/a.txt'])
     planned = plan_source('text:s3://bucket/a.txt', 0, 'text')
-    assert len(planned.pieces) == -(-size // 300_000) > 5
+    assert len(planned.chunks) == -(-size // 300_000) > 5
     found = []
-    for piece in planned.pieces:
+    for chunk in planned.chunks:
         store.asked.clear()
-        found += [document for [document] in read('text', piece.parts)]
+        found += [document for [document] in read('text', chunk.parts)]
         assert sum(stop - start for start, stop in store.asked) < 450_000
     assert found == texts
 
 
 @pytest.mark.parametrize('name, pack', [('a.gz', gzip.compress), ('a.zst', zstandard.compress), ('a', bytes)])
 def test_a_file_of_an_object_store_is_a_stream_packed_or_not(store, monkeypatch, name, pack):
-    monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', 1 << 16)
+    monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 1 << 16)
     noise = np.random.default_rng(0).integers(97, 107, (30_000, 100)).astype(np.uint8)
     store.objects = {f'bucket/{name}': pack(b'\n\n'.join(line.tobytes() for line in noise))}
-    [piece] = plan_source(f'text:s3://bucket/{name}', 0, 'text').pieces
+    [chunk] = plan_source(f'text:s3://bucket/{name}', 0, 'text').chunks
     tracemalloc.start()
     documents = 0
-    for document in read_piece(piece, READING, Tally()):
+    for document in read_chunk(chunk, READING, Tally()):
         assert document.sentences == [noise[documents].tobytes().decode()]
         documents += 1
     peak = tracemalloc.get_traced_memory()[1]
@@ -157,12 +157,12 @@ def test_a_file_of_an_object_store_is_a_stream_packed_or_not(store, monkeypatch,
     assert documents == 30_000 and peak < 1_500_000, peak  # of 3 MB
 
 
-def test_pieces_cover_a_source_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, '_MIN_PIECE', 100)
+def test_chunks_cover_a_source_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, '_MIN_CHUNK', 100)
     for name, size in (('a', 30), ('b', 40), ('c', 250), ('d', 10), ('e', 95)):
         (tmp_path / name).write_text('x' * size)
     planned = plan_source(f'text:{tmp_path}/*', 3, 'text')
-    cut = [[(part.path[-1], part.start, part.stop) for part in piece.parts] for piece in planned.pieces]
+    cut = [[(part.path[-1], part.start, part.stop) for part in chunk.parts] for chunk in planned.chunks]
     assert cut == [
         [('a', 0, -1), ('b', 0, -1)],
         [('c', 0, 100)],
@@ -170,12 +170,12 @@ def test_pieces_cover_a_source_in_order(tmp_path, monkeypatch):
         [('c', 200, 250), ('d', 0, -1)],
         [('e', 0, -1)],
     ]
-    assert {piece.source for piece in planned.pieces} == {3} and len(planned.files) == 5
+    assert {chunk.source for chunk in planned.chunks} == {3} and len(planned.files) == 5
     texts = [f'row {i} ' + 'x' * 20 for i in range(40)]
     parquet.write_table(pyarrow.table({'text': texts}), tmp_path / 'p', row_group_size=7)
     planned = plan_source(f'parquet:{tmp_path}/p', 0, 'text')
-    assert len(planned.pieces) > 3
-    found = [sentences for piece in planned.pieces for sentences in read('parquet', piece.parts)]
+    assert len(planned.chunks) > 3
+    found = [sentences for chunk in planned.chunks for sentences in read('parquet', chunk.parts)]
     assert found == [[text] for text in texts]
 
 

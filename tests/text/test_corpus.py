@@ -12,7 +12,7 @@ import pytest
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text import prepare as prepare_module
-from bert_jax.text.checksums import file_digests
+from bert_jax.text.checksums import block_digests
 from bert_jax.text.corpus import load_corpus, verify
 from bert_jax.text.prepare import prepare, tokenizer_preview
 from bert_jax.text.splits import Split, SplitWriter
@@ -120,7 +120,7 @@ def test_the_same_text_gives_the_same_corpus_and_it_is_not_made_twice(tmp_path, 
     first = prepare(data, TOKENIZER)
     assert not first.reused
     out, err = capsys.readouterr()
-    assert not out and 'encoding: 1 of 1 pieces, 50 documents' in err
+    assert not out and 'encoding: 1 of 1 chunks, 50 documents' in err
     (tmp_path / 'text.txt').rename(tmp_path / 'moved.txt')
     assert prepare(data, TOKENIZER, progress=False) == dataclasses.replace(first, reused=True)
     (tmp_path / 'moved.txt').rename(tmp_path / 'text.txt')
@@ -213,7 +213,7 @@ def test_a_damaged_mebibyte_is_found_when_it_is_first_read_and_not_before(tmp_pa
     writer = SplitWriter(tmp_path / 'train', np.uint16, 1_000_000)
     writer.add(ids, np.full(1000, 1500), np.full(10, 100))
     writer.close()
-    files = {path.name: {'blocks': file_digests(path)} for path in (tmp_path / 'train').iterdir()}
+    files = {path.name: {'blocks': block_digests(path)} for path in (tmp_path / 'train').iterdir()}
     assert [len(files[f'tokens-0000{n}.npy']['blocks']) for n in (0, 1)] == [2, 1]
     with (tmp_path / 'train' / 'tokens-00000.npy').open('r+b') as file:
         file.seek((1 << 20) + 5)

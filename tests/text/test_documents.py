@@ -12,7 +12,7 @@ from pyarrow import parquet
 from bert_jax.errors import BadInput
 from bert_jax.text import python_docs
 from bert_jax.text.chunks import plan_source
-from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.documents import Reading, Tally, read_chunk
 from tests.support.texts import write_tfds
 
 DOCUMENTS = [['Grüße aus Köln.', 'Zweiter Satz.'], ['你好 world.'], ['A third one.', 'Ends here.']]
@@ -24,7 +24,7 @@ def read(source, split_sentences=False, tally=None, text_field='text', bad_recor
     tally = tally or Tally()
     reading = Reading(text_field, '', split_sentences)
     planned = plan_source(str(source), 0, text_field)
-    documents = [document.sentences for piece in planned.pieces for document in read_piece(piece, reading, tally)]
+    documents = [document.sentences for chunk in planned.chunks for document in read_chunk(chunk, reading, tally)]
     tally.check(bad_records)
     return documents
 
@@ -77,7 +77,7 @@ def test_dirty_bytes_are_mended_and_counted(tmp_path):
 def test_lines_survive_any_place_of_a_chunk_border(tmp_path, monkeypatch):
     (tmp_path / 'a').write_bytes(as_text(DOCUMENTS * 3))
     for size in range(1, 12):
-        monkeypatch.setattr('bert_jax.text.lines._CHUNK_BYTES', size)
+        monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', size)
         assert read(f'text:{tmp_path}/a') == DOCUMENTS * 3
 
 

@@ -16,9 +16,9 @@ import pytest
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks, encode, job, merge
-from bert_jax.text.chunks import Part, Piece
+from bert_jax.text.chunks import Chunk, Part
 from bert_jax.text.corpus import load_corpus, verify
-from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.documents import Reading, Tally, read_chunk
 from bert_jax.text.prepare import Unfinished, prepare
 from tests.support.processes import ROOT
 from tests.support.texts import SYLLABLES, contents, make_documents, write_documents, write_jsonl, write_tfds
@@ -42,7 +42,7 @@ def as_tuples(documents):
 
 @pytest.fixture(scope='module')
 def two_sources(tmp_path_factory):
-    """Settings of a corpus of two sources, and its contents when it is one piece a source."""
+    """Settings of a corpus of two sources, and its contents when it is one chunk a source."""
     directory = tmp_path_factory.mktemp('two')
     first = write_documents(directory / 'a.txt', make_documents(300))
     second = write_jsonl(directory / 'b.jsonl', make_documents(200, seed=1) + make_documents(50))
@@ -58,15 +58,15 @@ def two_sources(tmp_path_factory):
 
 
 @pytest.fixture
-def small_pieces(monkeypatch):
-    """Pieces of about 1,000 bytes."""
-    monkeypatch.setattr(chunks, '_MIN_PIECE', 1000)
+def small_chunks(monkeypatch):
+    """Chunks of about 1,000 bytes."""
+    monkeypatch.setattr(chunks, '_MIN_CHUNK', 1000)
 
 
 @pytest.mark.parametrize(
     'how', ['one process', pytest.param('three processes', marks=pytest.mark.processes), 'shards', 'small buffers']
 )
-def test_the_corpus_is_the_same_however_the_work_is_split(two_sources, tmp_path, monkeypatch, small_pieces, how):
+def test_the_corpus_is_the_same_however_the_work_is_split(two_sources, tmp_path, monkeypatch, small_chunks, how):
     data, expected = two_sources
     data = dataclasses.replace(data, corpus=str(tmp_path / 'corpus'))
     if how == 'shards':
@@ -158,20 +158,20 @@ def test_a_group_is_never_in_both_splits(tmp_path):
         config.resolve({'data': {'source': 'text:a', 'group_field': 'book'}})
 
 
-def test_only_what_is_not_finished_is_done_again(two_sources, tmp_path, monkeypatch, small_pieces):
+def test_only_what_is_not_finished_is_done_again(two_sources, tmp_path, monkeypatch, small_chunks):
     data, expected = two_sources
     data = dataclasses.replace(data, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, shard=(0, 2), progress=False)
     partial = tmp_path / '.corpus.partial'
-    finished = sorted(path.name for path in (partial / 'pieces').iterdir())
-    (partial / 'pieces' / finished[1] / 'piece.json').unlink()
-    tokens = partial / 'pieces' / finished[2] / 'tokens.bin'
+    finished = sorted(path.name for path in (partial / 'chunks').iterdir())
+    (partial / 'chunks' / finished[1] / 'chunk.json').unlink()
+    tokens = partial / 'chunks' / finished[2] / 'tokens.bin'
     tokens.write_bytes(tokens.read_bytes()[:-2])
-    damaged = partial / 'pieces' / finished[3] / 'tokens.bin'
+    damaged = partial / 'chunks' / finished[3] / 'tokens.bin'
     damaged.write_bytes(bytes(damaged.stat().st_size))
     written = []
     monkeypatch.setattr(
-        job, 'write_piece', lambda *args, **named: (written.append(args[3].name), encode.write_piece(*args, **named))
+        job, 'write_chunk', lambda *args, **named: (written.append(args[3].name), encode.write_chunk(*args, **named))
     )
     with pytest.raises(BadInput, match='(?s)00006.*checksum in MiB 0.*same command'):
         prepare(data, TOKENIZER, progress=False)
@@ -196,12 +196,12 @@ def test_text_that_has_changed_is_noticed(tmp_path):
     assert prepare(data, TOKENIZER, progress=False).reused  # a corpus does not need its text
 
 
-def test_interrupted_job_on_other_text_restarts_alone_but_not_as_shard(tmp_path, small_pieces):
+def test_interrupted_job_on_other_text_restarts_alone_but_not_as_shard(tmp_path, small_chunks):
     source = write_documents(tmp_path / 'a', make_documents(100))
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, shard=(0, 2), progress=False)
     write_documents(tmp_path / 'a', make_documents(101, seed=2))
-    with pytest.raises(BadInput, match='(?s)shards with other files, pieces.*rm -r'):
+    with pytest.raises(BadInput, match='(?s)shards with other files, chunks.*rm -r'):
         prepare(data, TOKENIZER, shard=(1, 2), progress=False)
     prepare(data, TOKENIZER, progress=False)
     assert sum(map(len, (read_split(load_corpus(data.corpus), name) for name in ('train', 'validation')))) == len(
@@ -221,14 +221,14 @@ def test_bad_records_beyond_the_budget_are_refused_and_a_larger_budget_goes_on(t
     assert f'skipped: {tmp_path}/a:52 is not JSON' in capsys.readouterr().err
 
 
-# The command line, with pieces of about 20,000 bytes.
+# The command line, with chunks of about 20,000 bytes.
 COMMAND = """if True:
     import sys
     from bert_jax import __main__
     from bert_jax.text import chunks
 
     if __name__ == '__main__':
-        chunks._MIN_PIECE = 20_000
+        chunks._MIN_CHUNK = 20_000
         sys.exit(__main__.main(['bert_jax', *sys.argv[1:]]))
 """
 
@@ -243,7 +243,7 @@ def run(*arguments, largest_file=resource.RLIM_INFINITY):
 
 @pytest.mark.processes
 def test_killed_job_and_full_disk_resume_to_the_same_corpus(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, '_MIN_PIECE', 20_000)
+    monkeypatch.setattr(chunks, '_MIN_CHUNK', 20_000)
     documents = make_documents(8000)
     source = write_documents(tmp_path / 'a', documents)
     flags = [f'--config.data.source={source}', '--config.tokenizer.vocab_size=300']
@@ -251,13 +251,13 @@ def test_killed_job_and_full_disk_resume_to_the_same_corpus(tmp_path, monkeypatc
     corpus, partial = tmp_path / 'corpus', tmp_path / '.corpus.partial'
     process = run(*flags, f'--config.data.corpus={corpus}')
     deadline = time.monotonic() + 60
-    while not list(partial.glob('pieces/0*')):
+    while not list(partial.glob('chunks/0*')):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
     process.communicate()
-    finished = {path: path.stat().st_mtime_ns for path in partial.glob('pieces/0*')}
-    limit = 8000  # bytes, less than a piece takes
+    finished = {path: path.stat().st_mtime_ns for path in partial.glob('chunks/0*')}
+    limit = 8000  # bytes, less than a chunk takes
     process = run(*flags, f'--config.data.corpus={corpus}', largest_file=limit)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2 and 'cannot be written: File too large' in err and 'Traceback' not in err, err
@@ -278,7 +278,7 @@ SHARD = """if True:
     from bert_jax.text import chunks
     from bert_jax.text.prepare import prepare
 
-    chunks._RECORDS_PER_PIECE = 7
+    chunks._RECORDS_PER_CHUNK = 7
     data = config.Data(source='tfds:letters', corpus=sys.argv[1])
     shard = (int(sys.argv[2]), 2)
     prepare(data, config.Tokenizer(vocab_size=200), shard=shard, progress=False)
@@ -314,7 +314,7 @@ def test_a_disk_too_full_for_the_tokenizer_is_told(two_sources, tmp_path):
             prepare(data, given, progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.name for path in sorted((tmp_path / '.corpus.partial').iterdir())] == ['job.json', 'pieces']
+    assert [path.name for path in sorted((tmp_path / '.corpus.partial').iterdir())] == ['chunks', 'job.json']
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='only root can become another user')
@@ -334,6 +334,6 @@ def test_a_file_or_a_directory_without_permission_is_named():
                 with pytest.raises(BadInput, match=f'{name}/{corpus}.*: cannot be .*Permission denied'):
                     prepare(dataclasses.replace(data, corpus=f'{name}/{corpus}'), given, progress=False)
             with pytest.raises(BadInput, match='b: cannot be read .Permission denied'):
-                list(read_piece(Piece('text', 0, (Part(f'{name}/b'),), 1), Reading(), Tally()))
+                list(read_chunk(Chunk('text', 0, (Part(f'{name}/b'),), 1), Reading(), Tally()))
         finally:
             os.seteuid(0)

@@ -6,9 +6,8 @@ import numpy as np
 from bert_jax import config
 from bert_jax.plan.planning import axis_of
 from bert_jax.plan.program import compile_step
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import state_shardings
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import build_program
 
 MODEL = config.Model(
     num_layers=3, hidden_size=32, num_heads=4, intermediate_size=96, max_positions=64, attention_dropout_rate=0.1
@@ -45,8 +44,8 @@ def _collectives(axes: dict[str, int], microbatches: int = 1) -> dict[tuple[str,
 def _parameters() -> list[tuple[tuple[str, ...], int]]:
     """(axes that a mesh of two on each axis splits it over, bytes) of each parameter, by the table."""
     mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
-    shapes, shardings = state_shardings(MODEL, VOCAB, make_optimizer(config.Optimizer(), 10), mesh)
-    pairs = zip(jax.tree.leaves(shapes.params), jax.tree.leaves(shardings.params), strict=True)
+    program = build_program(MODEL, config.Optimizer(), config.Train(), VOCAB, mesh)
+    pairs = zip(jax.tree.leaves(program.shapes.params), jax.tree.leaves(program.shardings.params), strict=True)
     return [(tuple(filter(None, sharding.spec)), shape.size * 4) for shape, sharding in pairs]
 
 

@@ -13,8 +13,8 @@ import pytest
 from bert_jax import config
 from bert_jax.data.batches import Batch, CorpusStream
 from bert_jax.errors import BadInput
-from bert_jax.pretrain import train
-from bert_jax.train.divergence import Guard, Record
+from bert_jax.pretrain import pretrain
+from bert_jax.train.divergence import DivergenceMonitor, TrainingRecord
 from tests.support.configs import PHASES, as_config, prepared
 from tests.support.runs import assert_same_run, metric_lines
 
@@ -22,56 +22,56 @@ pytestmark = pytest.mark.usefixtures('one_device')
 SETTINGS = config.Train(max_bad_steps=3, spike_window=8, spike_threshold=5.0)
 
 
-def _watch(guard: Guard, losses: list[float], start: int = 1, phase: int = 0, up_to_now: bool = True):
+def _watch(monitor: DivergenceMonitor, losses: list[float], start: int = 1, phase: int = 0, up_to_now: bool = True):
     for step, loss in enumerate(losses, start):
-        guard.add(step, phase, jnp.float32(loss), jnp.asarray(not math.isfinite(loss)))
-        if trouble := guard.trouble(up_to_now=up_to_now):
-            return trouble
+        monitor.observe(step, phase, jnp.float32(loss), jnp.asarray(not math.isfinite(loss)))
+        if anomaly := monitor.anomaly(wait=up_to_now):
+            return anomaly
     return None
 
 
 def test_so_many_losses_in_a_row_that_are_not_finite_are_trouble() -> None:
-    guard = Guard(SETTINGS, Record())
-    assert _watch(guard, [1.0, math.nan, math.inf, 1.0, math.nan, math.nan]) is None
-    trouble = _watch(guard, [math.nan], start=7)
-    assert (trouble.first, trouble.last) == (5, 7) and 'not finite' in trouble.found
-    assert guard.record.skipped_updates == 5
+    monitor = DivergenceMonitor(SETTINGS, TrainingRecord())
+    assert _watch(monitor, [1.0, math.nan, math.inf, 1.0, math.nan, math.nan]) is None
+    anomaly = _watch(monitor, [math.nan], start=7)
+    assert (anomaly.first, anomaly.last) == (5, 7) and 'not finite' in anomaly.found
+    assert monitor.record.skipped_updates == 5
 
 
 def test_a_spike_is_far_over_the_median_and_lasts() -> None:
     steady = [2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.1, 1.9]  # median 2, MAD 0.075: a spike is beyond 2.375
-    assert _watch(Guard(SETTINGS, Record()), steady + [2.3, 2.37] * 10) is None
-    assert _watch(Guard(SETTINGS, Record()), steady + [9.0, 9.0, 2.0] * 10) is None
-    trouble = _watch(Guard(SETTINGS, Record()), steady + [2.38, 3.0, 9.0, 2.0])
-    assert (trouble.first, trouble.last) == (9, 11) and '9.000' in trouble.found and '2.375' in trouble.found
-    assert _watch(Guard(SETTINGS, Record()), steady[:7] + [9.0] * 3) is None  # too few to tell
+    assert _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady + [2.3, 2.37] * 10) is None
+    assert _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady + [9.0, 9.0, 2.0] * 10) is None
+    anomaly = _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady + [2.38, 3.0, 9.0, 2.0])
+    assert (anomaly.first, anomaly.last) == (9, 11) and '9.000' in anomaly.found and '2.375' in anomaly.found
+    assert _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady[:7] + [9.0] * 3) is None  # too few to tell
     off = dataclasses.replace(SETTINGS, spike_threshold=0.0)
-    assert _watch(Guard(off, Record()), steady + [9.0] * 10) is None
+    assert _watch(DivergenceMonitor(off, TrainingRecord()), steady + [9.0] * 10) is None
 
 
 def test_another_phase_is_another_level() -> None:
-    guard = Guard(SETTINGS, Record())
-    _watch(guard, [2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.1, 1.9])
-    assert _watch(guard, [9.0] * 5, start=9, phase=1) is None
+    monitor = DivergenceMonitor(SETTINGS, TrainingRecord())
+    _watch(monitor, [2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.1, 1.9])
+    assert _watch(monitor, [9.0] * 5, start=9, phase=1) is None
 
 
 def test_steps_are_read_late_and_a_record_knows_only_what_was_read() -> None:
-    guard = Guard(SETTINGS, Record())
-    assert _watch(guard, [math.nan] * 4, up_to_now=False) is None
-    assert guard.record.skipped_updates == 2
-    assert guard.trouble(up_to_now=True).last == 3
+    monitor = DivergenceMonitor(SETTINGS, TrainingRecord())
+    assert _watch(monitor, [math.nan] * 4, up_to_now=False) is None
+    assert monitor.record.skipped_updates == 2
+    assert monitor.anomaly(wait=True).last == 3
 
 
 def test_a_guard_goes_on_from_its_record() -> None:
     rng = np.random.default_rng(0)
     losses = [float(np.float32(loss)) for loss in 2 + 0.1 * rng.standard_normal(12)] + [4.0, math.nan, 4.0]
-    whole = _watch(Guard(SETTINGS, Record()), losses)
+    whole = _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), losses)
     for cut in range(len(losses)):
-        first = Guard(SETTINGS, Record())
+        first = DivergenceMonitor(SETTINGS, TrainingRecord())
         assert _watch(first, losses[:cut]) is None
-        record = Record.from_json(json.loads(json.dumps(first.record.to_json())), 'here')
+        record = TrainingRecord.from_json(json.loads(json.dumps(first.record.to_json())), 'here')
         assert record == first.record
-        assert _watch(Guard(SETTINGS, record), losses[cut:], start=cut + 1) == whole
+        assert _watch(DivergenceMonitor(SETTINGS, record), losses[cut:], start=cut + 1) == whole
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_guard_goes_on_from_its_record() -> None:
 )
 def test_a_record_of_another_make_is_refused(change: dict) -> None:
     with pytest.raises(BadInput, match='here: is damaged'):
-        Record.from_json(Record().to_json() | change, 'here')
+        TrainingRecord.from_json(TrainingRecord().to_json() | change, 'here')
 
 
 @pytest.fixture(scope='module')
@@ -110,7 +110,7 @@ def _without(resolved: config.Config, *windows: tuple[int, int, int]) -> config.
 
 def test_one_bad_batch_is_skipped_and_counted(resolved, tmp_path, monkeypatch, capsys) -> None:
     _plant(monkeypatch, {32: {4}})
-    assert train(resolved, str(tmp_path)).finished
+    assert pretrain(resolved, str(tmp_path)).finished
     lines = metric_lines(tmp_path)
     assert [line['skipped_updates'] for line in lines] == [0] * 4 + [1] * 8
     assert 'loss' not in lines[4] and all('loss' in line for line in lines[:4] + lines[5:])
@@ -123,7 +123,7 @@ def went_back(resolved, one_device, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp('went_back') / 'run'
     with pytest.MonkeyPatch.context() as patch:
         _plant(patch, {32: {5}, 64: {0}})
-        assert train(resolved, str(workdir)).finished
+        assert pretrain(resolved, str(workdir)).finished
     return workdir
 
 
@@ -131,7 +131,7 @@ def test_rolled_back_run_equals_one_that_skipped_the_window(resolved, went_back,
     window = ((0, 3, 6), (1, 0, 1))  # from the checkpoint of step 3 on
     record = json.loads((went_back / 'checkpoints' / '12' / 'record.json').read_text())
     assert record['passed_over'] == [list(part) for part in window] and record['rollbacks'] == 1
-    assert train(_without(resolved, *window), str(tmp_path)).finished
+    assert pretrain(_without(resolved, *window), str(tmp_path)).finished
     assert_same_run(went_back, tmp_path)
 
 
@@ -143,15 +143,15 @@ def test_run_that_rolls_back_and_is_stopped_resumes_exactly(
     for step in range(stopped_at + 3, 13, 3):
         shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(step))
     _plant(monkeypatch, {32: {5}, 64: {0}})
-    assert train(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
-    told = 'not finite, 2 steps in a row. Back to step 3, without the batches read since.'
+    assert pretrain(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
+    told = 'not finite, 2 steps in a row. Rolled back to step 3; skipping the batches read since.'
     assert (told in capsys.readouterr().err) == (stopped_at == 3)
     assert_same_run(tmp_path / 'run', went_back)
 
 
 def test_before_its_first_checkpoint_a_run_rolls_back_to_its_start(resolved, tmp_path, monkeypatch) -> None:
     _plant(monkeypatch, {32: {1, 2}})
-    assert train(resolved, str(tmp_path)).finished
+    assert pretrain(resolved, str(tmp_path)).finished
     record = json.loads((tmp_path / 'checkpoints' / '12' / 'record.json').read_text())
     assert record['passed_over'] == [[0, 0, 3]]
     assert [line['step'] for line in metric_lines(tmp_path)] == list(range(1, 13))
@@ -160,6 +160,6 @@ def test_before_its_first_checkpoint_a_run_rolls_back_to_its_start(resolved, tmp
 def test_after_too_many_rollbacks_it_ends_with_a_message(resolved, tmp_path, monkeypatch) -> None:
     read = _plant(monkeypatch, {32: set(range(4, 100))})
     with pytest.raises(BadInput, match='not finite, 2 steps in a row, after 2 roll-backs'):
-        train(resolved, str(tmp_path))
+        pretrain(resolved, str(tmp_path))
     assert max(step for _, step in read) < 30
     assert (tmp_path / 'checkpoints' / '3' / 'manifest.json').exists()

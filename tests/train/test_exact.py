@@ -1,16 +1,24 @@
 """train.reduction='exact': the same bits, however many devices there are and however they hold the state."""
 
+import dataclasses
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
+from bert_jax.data.device_batches import device_batches
 from bert_jax.errors import BadInput
-from bert_jax.train.sharding import mesh_sizes
+from bert_jax.finetune import heads
+from bert_jax.finetune.rows import TaskStream, make_rows
+from bert_jax.runtime.mesh import make_mesh, mesh_sizes
+from bert_jax.train.program import build_program
 from tests.support.steps import BATCH, MODEL, Curve, train_steps
 
 STEPS, SHARDS = 4, 8
+TASK_VOCAB, TASK_BATCH = 60, 8
 # Norms of all gradients and of each layer, whose order of addition a split over fsdp would change.
 OPTIMIZER = config.Optimizer(name='lamb', peak_learning_rate=1e-2, warmup_steps=2, clip_norm=0.1)
 
@@ -45,6 +53,36 @@ def test_parameters_moments_and_losses_are_same_bits_on_any_mesh(
 def test_it_is_the_loss_of_the_fast_reduction(alone: Curve, reference: Curve) -> None:
     first, fast = alone.losses[0], reference.losses[0]  # of the same weights, before any update
     np.testing.assert_allclose(first, fast, rtol=1e-6)
+
+
+def _task_stream() -> TaskStream:
+    rng = np.random.default_rng(0)
+    ids = [[2, *rng.integers(5, TASK_VOCAB, size), 3] for size in rng.integers(4, 14, 20)]
+    rows = make_rows(ids, [len(row) for row in ids], rng.integers(0, 3, 20).astype(np.int32))
+    return TaskStream(rows, batch_size=TASK_BATCH, seed=0, sequence_length=16, pad_id=0)
+
+
+@functools.cache
+def _task_bits(num_devices: int, fsdp: int, seed: int) -> tuple[bytes, ...]:
+    model = dataclasses.replace(MODEL, num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32)
+    train = config.Train(steps=2, global_batch_size=TASK_BATCH, reduction='exact', exact_shards=4)
+    mesh = make_mesh(config.Mesh(fsdp=fsdp), model, train, jax.devices()[:num_devices])
+    build, objective = heads.builder('classification', 3), heads.objective('classification')
+    program = build_program(model, OPTIMIZER, train, TASK_VOCAB, mesh, build=build, objective=objective)
+    state = program.init_state(seed=0)
+    for _, batch in device_batches(_task_stream(), mesh, 0, 2):
+        state, metrics = program.train_step(state, batch, np.uint32(seed))
+    assert metrics.keys() >= {'loss', 'accuracy', 'tokens'}
+    return tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((state, metrics['loss'])))
+
+
+@pytest.mark.parametrize('num_devices, fsdp', [(2, 1), (4, 2)])
+def test_a_classification_ends_in_the_same_bits_on_any_mesh(num_devices: int, fsdp: int) -> None:
+    assert _task_bits(num_devices, fsdp, 3) == _task_bits(1, 1, 3)
+
+
+def test_the_seed_of_a_call_changes_the_dropout() -> None:
+    assert _task_bits(1, 1, 3) != _task_bits(1, 1, 4)
 
 
 def test_what_cannot_be_exact_is_told() -> None:

@@ -9,8 +9,15 @@ import pytest
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.train.memory import device_bytes, highest_bytes, lower_step, refused_bytes, run_within_memory, settle
-from bert_jax.train.sharding import make_mesh
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.memory import (
+    device_bytes,
+    highest_bytes,
+    lower_step,
+    refused_bytes,
+    reporting_out_of_memory,
+    resolve_microbatches,
+)
 
 MODEL = config.Model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64, max_positions=64)
 VOCAB = 300
@@ -32,29 +39,29 @@ def _needs(microbatches: int) -> int:
 def test_fewest_microbatches_that_fit_are_chosen_or_alternatives_named() -> None:
     two, three = _needs(2), _needs(3)
     assert three < two
-    assert settle(CONFIG, MESH, VOCAB, limit=two).train.microbatches == 2
-    assert settle(CONFIG, MESH, VOCAB, limit=two - 1).train.microbatches == 3
+    assert resolve_microbatches(CONFIG, MESH, VOCAB, limit=two).train.microbatches == 2
+    assert resolve_microbatches(CONFIG, MESH, VOCAB, limit=two - 1).train.microbatches == 3
     one_row = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, global_batch_size=2))
     with pytest.raises(BadInput, match=r'needs .* with 2 microbatches; a device has 0.10 MiB') as told:
-        settle(one_row, MESH, VOCAB, limit=100_000)
+        resolve_microbatches(one_row, MESH, VOCAB, limit=100_000)
     assert '--config.model.remat=dots' in told.value.mend and 'microbatches' not in told.value.mend
 
 
 def test_a_number_of_microbatches_is_taken_as_it_is() -> None:
     train = dataclasses.replace(CONFIG.train, microbatches=3)
-    assert settle(dataclasses.replace(CONFIG, train=train), MESH, VOCAB, limit=1).train.microbatches == 3
+    assert resolve_microbatches(dataclasses.replace(CONFIG, train=train), MESH, VOCAB, limit=1).train.microbatches == 3
 
 
 def test_an_exhausted_device_says_what_to_try_next() -> None:
     train = config.Train(global_batch_size=48, microbatches=2)
     asked = dataclasses.replace(CONFIG, train=train)
-    with pytest.raises(BadInput) as told:
-        run_within_memory(lambda: jax.jit(lambda: jnp.zeros(2**50, jnp.int8))().block_until_ready(), asked)
+    with pytest.raises(BadInput) as told, reporting_out_of_memory(asked):
+        jax.jit(lambda: jnp.zeros(2**50, jnp.int8))().block_until_ready()
     assert re.search(r'asked for 1,048,576\.00 GiB more; a device has [\d.]+ GiB', told.value.found)
     assert told.value.mend.startswith('--config.train.microbatches=3, or --config.model.remat=dots')
     assert '--config.train.microbatches=-1' in told.value.mend
-    with pytest.raises(ZeroDivisionError):
-        run_within_memory(lambda: 1 // 0, asked)
+    with pytest.raises(ZeroDivisionError), reporting_out_of_memory(asked):
+        raise ZeroDivisionError
 
 
 def test_refusals_are_read() -> None:

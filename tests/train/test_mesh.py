@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 
-from bert_jax.train.sharding import arrange
+from bert_jax.runtime.mesh import arrange
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.model.bert import BertForPreTraining
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.optimizer import decayed, make_optimizer, make_schedule
-from bert_jax.train.sharding import make_mesh
 from bert_jax.train.state import state_shardings
 
 VOCAB = 300

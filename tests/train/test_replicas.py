@@ -7,10 +7,10 @@ import pytest
 
 from bert_jax import config
 from bert_jax.errors import DeviceFault
-from bert_jax.train.optimizer import make_optimizer
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import build_program
 from bert_jax.train.replicas import Replicas
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import TrainState, init_state, state_shardings
+from bert_jax.train.state import TrainState
 
 MODEL = config.Model(num_layers=1, hidden_size=16, num_heads=4, intermediate_size=32, max_positions=16)
 
@@ -18,9 +18,8 @@ MODEL = config.Model(num_layers=1, hidden_size=16, num_heads=4, intermediate_siz
 def _state(**axes: int) -> tuple[TrainState, TrainState]:
     size = int(np.prod(list(axes.values())))
     mesh = make_mesh(config.Mesh(**axes), MODEL, config.Train(global_batch_size=size), jax.devices()[:size])
-    optimizer = make_optimizer(config.Optimizer(), 1)
-    _, shardings = state_shardings(MODEL, 200, optimizer, mesh)
-    return init_state(MODEL, 200, optimizer, mesh, seed=0), shardings
+    program = build_program(MODEL, config.Optimizer(), config.Train(), 200, mesh)
+    return program.init_state(seed=0), program.shardings
 
 
 def _with_a_flipped_bit(array: jax.Array, device: int, rng: np.random.Generator) -> jax.Array:

@@ -9,9 +9,8 @@ from jax.sharding import PartitionSpec
 
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.sharding import make_mesh
-from bert_jax.train.state import init_state
+from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.program import build_program
 from tests.support.steps import ADAMW, FAST, MODEL, VOCAB, Curve, train_steps
 
 
@@ -44,7 +43,7 @@ def test_the_model_learns_what_it_sees_again_and_again(reference: Curve) -> None
 
 def test_parameters_and_moments_are_split_over_fsdp_and_tensor() -> None:
     mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
-    state = init_state(MODEL, VOCAB, make_optimizer(ADAMW, FAST.steps), mesh, seed=0)
+    state = build_program(MODEL, ADAMW, FAST, VOCAB, mesh).init_state(seed=0)
     moments = state.opt_state[1][0]
     for tree in (state.params, moments.mu, moments.nu):
         kernel = tree['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
@@ -55,9 +54,9 @@ def test_parameters_and_moments_are_split_over_fsdp_and_tensor() -> None:
 
 
 def test_initial_parameters_do_not_depend_on_the_mesh() -> None:
-    optimizer = make_optimizer(ADAMW, FAST.steps)
     one = make_mesh(config.Mesh(), MODEL, config.Train(), jax.devices()[:1])
     many = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
-    first, second = (init_state(MODEL, VOCAB, optimizer, mesh, seed=3).params for mesh in (one, many))
+    programs = (build_program(MODEL, ADAMW, FAST, VOCAB, mesh) for mesh in (one, many))
+    first, second = (program.init_state(seed=3).params for program in programs)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -1,9 +1,6 @@
 """A checkpoint is whole, or named and set aside; nothing damaged is restored."""
 
 import concurrent.futures
-import hashlib
-import json
-import random
 from pathlib import Path
 
 import jax
@@ -51,28 +48,6 @@ def test_what_is_restored_is_what_was_saved(workdir: Path) -> None:
     assert checkpoints.steps() == [10, 20] and checkpoints.set_aside_unsound() == 20
     for a, b in zip(jax.tree.leaves(_restore(checkpoints, 20)), jax.tree.leaves(_state(20)), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_every_flipped_bit_truncation_and_deletion_is_noticed_and_the_file_named(workdir: Path) -> None:
-    checkpoints, rng = Checkpoints(str(workdir)), random.Random(0)
-    for path in _files(workdir, 20):
-        whole = path.read_bytes()
-        for _ in range(10):
-            place, bit = rng.randrange(len(whole)), 1 << rng.randrange(8)
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
-            if path.name == 'manifest.json':  # a flip in its white space or in the step changes nothing of its files
-                damage = checkpoints.damage(20)
-                assert damage or json.loads(path.read_text())['files'] == json.loads(whole)['files']
-            else:
-                assert path.name in checkpoints.damage(20)
-        path.write_bytes(whole[: len(whole) // 2])
-        assert path.name in checkpoints.damage(20)
-        path.unlink()
-        assert path.name in checkpoints.damage(20)
-        path.write_bytes(whole)
-        assert checkpoints.damage(20) == ''
-    (workdir / 'checkpoints' / '20' / 'more').write_text('x')
-    assert 'more is not in its manifest' in checkpoints.damage(20)
 
 
 def test_a_damaged_step_is_set_aside_by_name_and_the_newest_sound_one_is_used(workdir: Path, capsys) -> None:
@@ -128,7 +103,7 @@ def test_a_save_that_fails_is_told_at_once_and_the_next_is_another_attempt(workd
     checkpoints = Checkpoints(str(workdir))
     checkpoints.save(_state(30))
     _wait_for_the_save(checkpoints)
-    checkpoints.check()
+    checkpoints.report_failures()
     told = capsys.readouterr().err
     assert 'Step 30 could not be saved: No space left on device; step 20 is safe' in told
     assert not (workdir / 'checkpoints' / '30').exists()  # it would take the room that the next attempt needs
@@ -147,7 +122,7 @@ def test_a_save_given_up_while_its_threads_still_write_is_only_told(workdir: Pat
         raise OSError(39, 'Directory not empty')
 
     full_disk.setattr('shutil.rmtree', finds_a_new_file)
-    checkpoints.check()
+    checkpoints.report_failures()
     assert 'Step 30 could not be saved: No space left on device' in capsys.readouterr().err
     full_disk.undo()
     assert Checkpoints(str(workdir)).set_aside_unsound() == 20
@@ -160,7 +135,7 @@ def test_saves_that_fail_time_after_time_or_at_the_end_end_the_run(workdir: Path
         for step in (30, 40, 50):
             checkpoints.save(_state(step))
             _wait_for_the_save(checkpoints)
-            checkpoints.check()
+            checkpoints.report_failures()
     last = Checkpoints(str(workdir))
     last.save(_state(60))
     with pytest.raises(BadInput, match='could not be written: No space left'):
@@ -175,37 +150,30 @@ def test_old_steps_stay_when_the_new_one_reads_back_otherwise(workdir: Path, mon
             content[len(content) // 2] ^= 1
             Path(path).write_bytes(content)
 
-    monkeypatch.setattr('bert_jax.workdir.checkpoint.forget_cached', flips_a_bit)
+    monkeypatch.setattr('bert_jax.workdir.seal.forget_cached', flips_a_bit)
     checkpoints = Checkpoints(str(workdir), keep=1)
     checkpoints.save(_state(30))
     _wait_for_the_save(checkpoints)
-    checkpoints.check()
+    checkpoints.report_failures()
     assert 'Step 30 could not be saved: read back' in capsys.readouterr().err
     assert checkpoints.steps() == [10, 20]
     assert (workdir / 'checkpoints' / 'damaged-30').is_dir()
 
 
-def test_manifests_of_the_first_version_are_still_read(workdir: Path) -> None:
-    directory = workdir / 'checkpoints' / '20'
-    found = [path for path in directory.rglob('*') if path.is_file() and path.name != 'manifest.json']
-    files = {
-        path.relative_to(directory).as_posix(): {
-            'bytes': path.stat().st_size,
-            'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
-        }
-        for path in found
-    }
-    (directory / 'manifest.json').write_text(json.dumps({'step': 20, 'files': files}))
-    checkpoints = Checkpoints(str(workdir))
-    assert checkpoints.damage(20) == ''
-    largest = max(found, key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:-1] + b'?')
-    assert largest.name in checkpoints.damage(20)
+def test_nothing_is_sealed_once_the_run_may_no_longer_write(workdir: Path) -> None:
+    def check() -> None:
+        raise BadInput('--workdir', 'is no longer held by this run')
+
+    checkpoints = Checkpoints(str(workdir), keep=1, check=check)
+    checkpoints.save(_state(30))
+    with pytest.raises(BadInput, match='no longer held'):
+        checkpoints.close()
+    assert Checkpoints(str(workdir)).steps() == [10, 20]
 
 
-def test_a_run_goes_back_to_before_its_numbers_went_wrong(workdir: Path) -> None:
+def test_a_run_rolls_back_to_before_its_numbers_went_wrong(workdir: Path) -> None:
     _save(workdir, 30)
     checkpoints = Checkpoints(str(workdir))
-    assert checkpoints.go_back(29) == 20 and checkpoints.steps() == [10, 20]
-    assert checkpoints.go_back(5) == 10  # none is older
-    assert Checkpoints(str(workdir / 'new')).go_back(5) is None
+    assert checkpoints.roll_back(29) == 20 and checkpoints.steps() == [10, 20]
+    assert checkpoints.roll_back(5) == 10  # none is older
+    assert Checkpoints(str(workdir / 'new')).roll_back(5) is None

@@ -1,4 +1,4 @@
-"""Products are what numpy says, in value and gradient, in forms that XLA has fast kernels for."""
+"""Matmuls are what numpy says, in value and gradient, in forms that XLA has fast kernels for."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.model.products import compiled_for, multiply, permuted, project
+from bert_jax.model import cpu
+from bert_jax.model import matmul as matmul_module
+from bert_jax.model.matmul import matmul, project
 
 _WITHIN = {'float32': 1e-5, 'bfloat16': 3e-2}
 
@@ -25,15 +27,17 @@ def _is_near(found: jax.Array, expected: np.ndarray, dtype: str) -> bool:
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
 @pytest.mark.parametrize('leading, num_in, num_out', [((4, 6), 16, 40), ((5, 3), 40, 16), ((7,), 8, 8), ((1,), 3, 5)])
-def test_project(leading: tuple[int, ...], num_in: int, num_out: int, platform: str, dtype: str) -> None:
+def test_project(
+    monkeypatch: pytest.MonkeyPatch, leading: tuple[int, ...], num_in: int, num_out: int, platform: str, dtype: str
+) -> None:
+    monkeypatch.setattr(matmul_module, 'target_platform', lambda: platform)
     x, kernel, bias = _random(*leading, num_in), _random(num_in, num_out), _random(num_out)
     gradient = _random(*leading, num_out)
 
     @jax.jit
     def run(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple:
-        with compiled_for(platform):
-            out, pull = jax.vjp(lambda *given: project(*given, dtype, 'float32'), x, kernel, bias)
-            return out, *pull(jnp.float32(gradient))
+        out, pull = jax.vjp(lambda *given: project(*given, dtype, 'float32'), x, kernel, bias)
+        return out, *pull(jnp.float32(gradient))
 
     out, of_x, of_kernel, of_bias = run(*map(jnp.float32, (x, kernel, bias)))
     assert of_kernel.dtype == of_bias.dtype == jnp.float32
@@ -46,10 +50,10 @@ def test_project(leading: tuple[int, ...], num_in: int, num_out: int, platform: 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('sizes', [(6, 4, 8), (5, 3, 7)])
-def test_multiply(sizes: tuple[int, int, int], dtype: str) -> None:
+def test_matmul(sizes: tuple[int, int, int], dtype: str) -> None:
     m, k, n = sizes
     x, y, gradient = _random(2, 3, m, k), _random(2, 3, k, n), _random(2, 3, m, n)
-    out, pull = jax.vjp(jax.jit(multiply), jnp.asarray(x, dtype), jnp.asarray(y, dtype))
+    out, pull = jax.vjp(jax.jit(matmul), jnp.asarray(x, dtype), jnp.asarray(y, dtype))
     of_x, of_y = pull(jnp.float32(gradient))
     assert (out.dtype, of_x.dtype, of_y.dtype) == (jnp.float32, dtype, dtype)
     assert _is_near(out, x @ y, dtype)
@@ -58,29 +62,29 @@ def test_multiply(sizes: tuple[int, int, int], dtype: str) -> None:
 
 
 @pytest.mark.parametrize('axes', [(0, 2, 1, 3), (0, 2, 3, 1), (3, 0, 1, 2)])
-def test_permuted_is_a_transposition(axes: tuple[int, ...]) -> None:
+def test_transposition_in_memory_is_a_transposition(axes: tuple[int, ...]) -> None:
     x = np.arange(2 * 6 * 5 * 3).reshape(2, 6, 5, 3)
-    np.testing.assert_array_equal(jax.jit(permuted, static_argnums=1)(x, axes), x.transpose(axes))
+    np.testing.assert_array_equal(jax.jit(cpu.transpose, static_argnums=1)(x, axes), x.transpose(axes))
 
 
 def _types_of_factors(run: Callable, *arguments: jax.Array) -> set[str]:
-    """Of all products of matrices in the compiled program."""
+    """Of all matmuls in the compiled program."""
     text = jax.jit(run).lower(*arguments).compile().as_text()
     types = dict(re.findall(r'([\w.-]+)(?:: | = )(\w+)\[', text))
     return {types[name] for pair in re.findall(r' dot\(%([\w.-]+), %([\w.-]+)\)', text) for name in pair}
 
 
 def test_bfloat16_stays_bfloat16_on_a_cpu() -> None:
-    """XLA works a product out in float32, at half the speed, where a factor is transposed in a way that it sees."""
+    """XLA computes a matmul in float32, at half the speed, if it sees that a factor is transposed."""
     x, kernel = jnp.ones((4, 64, 128), 'bfloat16'), jnp.ones((128, 256), 'bfloat16')
     if _types_of_factors(lambda x, w: jnp.matmul(x[0], w, preferred_element_type=jnp.float32), x, kernel) != {'bf16'}:
-        pytest.skip('XLA has no product of bfloat16 for this processor')
+        pytest.skip('XLA has no bfloat16 matmul for this processor')
 
     def layer(x: jax.Array, kernel: jax.Array) -> jax.Array:
         inner = project(x, kernel, jnp.zeros(256), 'bfloat16', 'bfloat16').reshape(4, 64, 2, 128)
-        q, k = permuted(inner, (0, 2, 1, 3)), permuted(inner, (0, 2, 3, 1))
-        weights = jax.nn.softmax(multiply(q, k)).astype('bfloat16')
-        out = permuted(multiply(weights, permuted(inner, (0, 2, 1, 3))).astype('bfloat16'), (0, 2, 1, 3))
+        q, k = cpu.transpose(inner, (0, 2, 1, 3)), cpu.transpose(inner, (0, 2, 3, 1))
+        weights = jax.nn.softmax(matmul(q, k)).astype('bfloat16')
+        out = cpu.transpose(matmul(weights, cpu.transpose(inner, (0, 2, 1, 3))).astype('bfloat16'), (0, 2, 1, 3))
         return jnp.square(project(out.reshape(4, 64, 256), kernel.T, jnp.zeros(128), 'bfloat16', 'bfloat16')).sum()
 
     assert _types_of_factors(jax.grad(layer, (0, 1)), x, kernel) == {'bf16'}

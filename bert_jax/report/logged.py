@@ -1,4 +1,4 @@
-"""What the files of a workdir say: read, checked, and in one place."""
+"""What a run logged: the files of its workdir, read and checked."""
 
 import dataclasses
 import json
@@ -10,18 +10,23 @@ from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import ranking
-from bert_jax.report.quantities import FINAL, VALIDATION, Quantity, is_a_number, probe, task_figure
+from bert_jax.report.quantities import FINAL, VALIDATION, Quantity, is_a_number, probe, task_metric
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What a workdir says about itself.
+class LoggedRun:
+    """A run as its workdir records it.
 
     Attributes:
-      group: the name of the workdir that was asked for: of a fine-tune, its seeds are runs of one group.
-      document: config.json.  metrics: one a step, steps ascending.  evaluation: empty, not evaluated.
-      history: as in `train/history.py`; empty for a run of an earlier version.  examples: one an evaluation.
-      results: figures of a fine-tune's last step, by name; empty: it has none yet.
+      name: shown on pages.
+      document: config.json.
+      metrics: the lines of metrics.jsonl, one per step, steps ascending.
+      evaluation: evaluation.json; empty if the run was not evaluated.
+      group: the name of the requested workdir. The seeds of a fine-tune are runs of one group.
+      workdir: its path.
+      history: the lines of history.jsonl; empty for a run of an early version.
+      examples: the lines of examples.jsonl, one per evaluation.
+      results: metrics of a fine-tune at its last step, by name; empty before that.
     """
 
     name: str
@@ -56,12 +61,12 @@ class Run:
         return not (isinstance(data, dict) and data.get('pairing') == 'none')
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of what was logged under `key`."""
+        """Steps and values logged under a key."""
         points = [(line['step'], line[key]) for line in self.metrics if line.get(key) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
     def last(self, key: str) -> float | None:
-        """The newest value logged under `key`."""
+        """The newest value logged under a key."""
         values = self.curve(key)[1]
         return values[-1] if values else None
 
@@ -73,53 +78,53 @@ class Run:
         return value if value is not None else self.last(f'{VALIDATION}{quantity.key}')
 
     def baseline(self, quantity: Quantity) -> float | None:
-        """What the quantity is read next to."""
+        """The value that the quantity is compared with."""
         if not quantity.baseline_key:
             return quantity.chance
         return self.last(quantity.baseline_key) if quantity.is_held_out else self.evaluation.get(quantity.baseline_key)
 
     @property
     def figures(self) -> ranking.Figures:
-        """What it can be ranked by."""
+        """The metrics that rank runs."""
         merged: dict[str, Any] = {}
         for line in self.metrics:
             merged |= line
         return ranking.Figures(self.step, self.evaluation, merged, self.document['config'].get('probe'))
 
     def starts(self) -> list[dict[str, Any]]:
-        """The `start`s of its history."""
+        """The `start` lines of the history."""
         return [line for line in self.history if line['event'] == 'start']
 
     def skipped(self) -> list[tuple[int, int]]:
-        """(logged step, updates skipped since the one before), where there were any."""
+        """(logged step, updates skipped since the previous logged step) wherever updates were skipped."""
         steps, totals = self.curve('skipped_updates')
         before = [0, *totals]
         return [(step, int(new - old)) for step, old, new in zip(steps, before, totals, strict=False) if new > old]
 
 
-def probes(runs: list[Run]) -> list[Quantity]:
-    """The scores of probes that any run logged."""
+def probes(runs: list[LoggedRun]) -> list[Quantity]:
+    """The probes that any run logged."""
     return [probe(key) for key in _keys(runs, ranking.PROBE) if ranking.is_probe(key)]
 
 
-def task_figures(runs: list[Run]) -> list[Quantity]:
-    """The figures of tasks that any fine-tune logged."""
-    return [task_figure(key) for key in _keys([run for run in runs if run.is_finetune], VALIDATION)]
+def task_metrics(runs: list[LoggedRun]) -> list[Quantity]:
+    """The task metrics that any fine-tune logged."""
+    return [task_metric(key) for key in _keys([run for run in runs if run.is_finetune], VALIDATION)]
 
 
-def _keys(runs: list[Run], prefix: str) -> list[str]:
+def _keys(runs: list[LoggedRun], prefix: str) -> list[str]:
     keys = {key: None for run in runs for line in run.metrics for key in line if key.startswith(prefix)}
     return list(keys)
 
 
-def rank(runs: list[Run]) -> list[str]:
-    """The runs from the best by what all were measured by alike, a line each, and why; nothing where there is none."""
+def rank(runs: list[LoggedRun]) -> list[str]:
+    """Runs ranked by a metric they all share, best first, after a line with the reason; [] if there is none."""
     measure = ranking.common_measure([run.figures for run in runs])
     if measure is None:
         return []
     order = sorted(range(len(runs)), key=measure.scores.__getitem__)
-    places = [f'{place}. {runs[i].name}  {measure.show(measure.values[i])}' for place, i in enumerate(order, 1)]
-    return [measure.why[0].upper() + measure.why[1:] + '.', *places]
+    ranked = [f'{position}. {runs[i].name}  {measure.show(measure.values[i])}' for position, i in enumerate(order, 1)]
+    return [measure.why[0].upper() + measure.why[1:] + '.', *ranked]
 
 
 # --- Reading. ---
@@ -146,7 +151,7 @@ def _reason(error: ValueError) -> str:
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, values) of each line with a step; a last line cut off by a kill is passed over."""
+    """(position, values) of each line. A last line that a kill left incomplete is skipped."""
     expected = 'a JSON object with an integer `step`'
     lines = path.read_bytes().split(b'\n')
     for number, line in enumerate(lines, 1):
@@ -156,7 +161,7 @@ def _lines(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             values = json.loads(line)
         except ValueError as error:
-            if number == len(lines):  # no newline after it: half-written
+            if number == len(lines):  # no newline after it: incomplete
                 continue
             raise BadInput(where, f'is not JSON ({_reason(error)})', expected) from None
         if not isinstance(values, dict) or type(values.get('step')) is not int:
@@ -164,10 +169,10 @@ def _lines(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, values
 
 
-def _read_metrics(path: epath.Path, again: str) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl merged by step. again: the command that makes more of them."""
+def _read_metrics(path: epath.Path, command: str) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl merged by step; `command` is the one that writes more of them."""
     if not path.exists():
-        raise BadInput(str(path), 'there is no such file', 'the metrics of a run that has logged a step', again)
+        raise BadInput(str(path), 'there is no such file', 'the metrics of a run that has logged a step', command)
     steps: dict[int, dict[str, Any]] = {}
     for where, values in _lines(path):
         for key in filter(is_a_number, values):
@@ -175,12 +180,12 @@ def _read_metrics(path: epath.Path, again: str) -> list[dict[str, Any]]:
                 raise BadInput(where, f'{key} is of type {type(values[key]).__name__}', 'a number')
         steps.setdefault(values['step'], {}).update(values)
     if not steps:
-        raise BadInput(str(path), 'holds no complete line yet', 'at least one logged step', again)
+        raise BadInput(str(path), 'holds no complete line yet', 'at least one logged step', command)
     return [steps[step] for step in sorted(steps)]
 
 
 def _read_history(path: epath.Path) -> tuple[dict[str, Any], ...]:
-    """Its lines; one that a kill cut short, and that others were added to, is passed over."""
+    """Lines of history.jsonl, without those that a kill left incomplete."""
     found = []
     for line in path.read_bytes().split(b'\n') if path.exists() else ():
         try:
@@ -206,11 +211,11 @@ def _read_examples(path: epath.Path) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def read_run(workdir: str, name: str, group: str = '') -> Run:
-    """What a workdir's files say, under a name.
+def read_run(workdir: str, name: str, group: str = '') -> LoggedRun:
+    """Reads a run from its workdir.
 
     Raises:
-      BadInput: for a missing or broken file, or when no step is logged yet.
+      BadInput: if a file is missing or broken, or no step is logged yet.
     """
     directory = epath.Path(workdir)
     config_path = directory / 'config.json'
@@ -220,15 +225,15 @@ def read_run(workdir: str, name: str, group: str = '') -> Run:
     if not isinstance(document.get('config'), dict):
         raise BadInput(str(config_path), 'has no `config`', 'a JSON object with the resolved config under `config`')
     is_finetune = 'task' in document['config']
-    command, place = ('finetune', directory.parent) if is_finetune else ('train', directory)
-    metrics = _read_metrics(directory / 'metrics.jsonl', f'python -m bert_jax {command} --workdir={place}')
+    command, argument = ('finetune', directory.parent) if is_finetune else ('train', directory)
+    metrics = _read_metrics(directory / 'metrics.jsonl', f'python -m bert_jax {command} --workdir={argument}')
     evaluation_path, results_path = directory / 'evaluation.json', directory / 'results.json'
     evaluation = _read_object(evaluation_path) if evaluation_path.exists() and not is_finetune else {}
     results = _read_object(results_path).get('metrics', {}) if is_finetune and results_path.exists() else {}
     _check_numbers(evaluation_path, evaluation, [q.key for q in FINAL] + [q.baseline_key for q in FINAL])
     _check_numbers(results_path, results, results)
     history, examples = _read_history(directory / 'history.jsonl'), _read_examples(directory / 'examples.jsonl')
-    return Run(name, document, metrics, evaluation, group or name, workdir, history, examples, results)
+    return LoggedRun(name, document, metrics, evaluation, group or name, workdir, history, examples, results)
 
 
 def _check_numbers(path: epath.Path, values: dict[str, Any], keys: Any) -> None:
@@ -237,8 +242,8 @@ def _check_numbers(path: epath.Path, values: dict[str, Any], keys: Any) -> None:
             raise BadInput(str(path), f'{key} is of type {type(values[key]).__name__}', 'a number')
 
 
-def read_runs(workdirs: list[str]) -> list[Run]:
-    """Runs under their directories' names, or whole paths where names collide; of a fine-tune, its seeds."""
+def read_runs(workdirs: list[str]) -> list[LoggedRun]:
+    """Runs, and each seed of a fine-tune, named after their directories, or by whole paths if those names collide."""
     if not workdirs:
         raise BadInput('--workdir', 'is missing', 'the workdir of a run', '--workdir=runs/demo')
     names = [os.path.basename(workdir.rstrip('/')) or workdir for workdir in workdirs]
@@ -252,7 +257,7 @@ def read_runs(workdirs: list[str]) -> list[Run]:
 
 
 def _seeds(directory: epath.Path) -> list[epath.Path]:
-    """The runs of a fine-tune's seeds, by number; of several, those that have logged a step."""
+    """The workdirs of a fine-tune's seeds in order: those that have logged a step, or all if none has."""
     found = [path.parent for path in directory.glob('seed-*/config.json')]
     found.sort(key=lambda path: (len(path.name), path.name))
     logged = [path for path in found if (path / 'metrics.jsonl').exists() and (path / 'metrics.jsonl').read_bytes()]

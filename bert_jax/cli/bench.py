@@ -1,0 +1,27 @@
+"""`bench`: the speed of the real train step on this machine."""
+
+import dataclasses
+
+from absl import flags
+
+from bert_jax.cli.devices import select_platform
+from bert_jax.cli.flags import CONFIG, Command, Flag, config_of, print_result
+
+
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    config = config_of(values)
+    select_platform(config)
+    from bert_jax.plan.bench import bench, describe
+
+    result = bench(config, values.seconds)
+    print_result(values, dataclasses.asdict(result), describe(result))
+    return 0
+
+
+COMMAND = Command(
+    'bench',
+    _run,
+    'tokens per second, MFU and memory of the real train step on this machine',
+    'python -m bert_jax bench --config=configs/bert.py:mini --config.train.global_batch_size=32',
+    (CONFIG, Flag('seconds', 'how long to measure', flags.DEFINE_float, 20.0, {'lower_bound': 0.0})),
+)

@@ -1,0 +1,76 @@
+"""`evaluate`: a pretrained or a fine-tuned run, measured."""
+
+import os
+
+from absl import flags
+
+from bert_jax.cli.devices import select_platform
+from bert_jax.cli.flags import (
+    AT_LEAST_0,
+    CONFIG,
+    STEP,
+    WORKDIR,
+    Command,
+    Flag,
+    config_of,
+    config_of_run,
+    print_result,
+    required,
+)
+
+
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.finetune.workdirs import seeds_of
+
+    workdir = required(values, 'workdir')
+    if seeds := seeds_of(workdir):
+        return _evaluate_finetuned(values, workdir, seeds[0])
+    select_platform(config_of_run(values, workdir))
+    from bert_jax.evaluation.evaluate import describe, evaluate
+
+    result = evaluate(
+        workdir,
+        values.step,
+        source=values.source or '',
+        sample=values.sample,
+        config=config_of(values) if values.config is not None else None,
+        workers=len(os.sched_getaffinity(0)),
+    )
+    print_result(values, result, describe(result))
+    return 0
+
+
+def _evaluate_finetuned(values: flags.FlagValues, workdir: str, seed: str) -> int:
+    from bert_jax.finetune.workdirs import read_run
+
+    select_platform(read_run(seed))
+    from bert_jax.finetune.command import describe
+    from bert_jax.finetune.evaluate import as_json, evaluate
+
+    summary = evaluate(workdir, values.step)
+    print_result(values, as_json(summary), describe(summary))
+    return 0
+
+
+COMMAND = Command(
+    'evaluate',
+    _run,
+    'loss and accuracy on held-out text, compared with trivial baselines',
+    'python -m bert_jax evaluate --workdir=runs/demo',
+    (
+        CONFIG,
+        WORKDIR,
+        STEP,
+        Flag(
+            'source',
+            'other text to evaluate on, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME',
+        ),
+        Flag(
+            'sample',
+            'text windows for the masked-word metric (1 in 8 also for pseudo-perplexity); 0 disables both',
+            flags.DEFINE_integer,
+            512,
+            AT_LEAST_0,
+        ),
+    ),
+)

@@ -1,0 +1,51 @@
+"""`export`: a Hugging Face model directory from a run."""
+
+from typing import Any
+
+from absl import flags
+
+from bert_jax.cli.devices import keep_programs
+from bert_jax.cli.flags import CONFIG, STEP, WORKDIR, Command, Flag, config_of, print_result, required
+
+
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    output, workdir = required(values, 'output'), required(values, 'workdir')
+    from bert_jax.finetune.workdirs import seeds_of
+    from bert_jax.pretrained.export import export
+
+    keep_programs()
+    if seeds_of(workdir):
+        return _export_finetuned(values, workdir, output)
+    card = config_of(values).card if values.config is not None else None
+    proof = export(workdir, output, values.step, card)
+    next_steps = (
+        f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
+        f"      transformers.pipeline('fill-mask', model='{output}')"
+    )
+    print_result(values, proof, f'{_describe(proof, output)}\n{next_steps}')
+    return 0
+
+
+def _export_finetuned(values: flags.FlagValues, workdir: str, output: str) -> int:
+    from bert_jax.finetune.export import PIPELINES, export
+
+    proof = export(workdir, output, values.step)
+    next_step = f"Next: transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')"
+    print_result(values, proof, f'{_describe(proof, output, " of " + proof["workdir"])}\n{next_step}')
+    return 0
+
+
+def _describe(proof: dict[str, Any], output: str, of: str = '') -> str:
+    return (
+        f'Exported step {proof["step"]}{of} to {output}: {proof["logits_compared"]:,} logits compared with '
+        f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.'
+    )
+
+
+COMMAND = Command(
+    'export',
+    _run,
+    'writes a Hugging Face model directory, with its proof',
+    'python -m bert_jax export --workdir=runs/demo --output=runs/demo/export',
+    (CONFIG, WORKDIR, Flag('output', 'directory to write'), STEP),
+)

@@ -1,0 +1,37 @@
+"""`fill-mask`: the tokens that a model expects in place of [MASK]."""
+
+import dataclasses
+
+from absl import flags
+
+from bert_jax.cli.devices import keep_programs
+from bert_jax.cli.flags import AT_LEAST_1, MODEL, Command, Flag, print_result, required
+from bert_jax.errors import BadInput
+
+
+def _run(values: flags.FlagValues, texts: list[str]) -> int:
+    directory = required(values, 'model')
+    if not texts:
+        raise BadInput('fill-mask', 'no text given', 'one or more texts with [MASK]', COMMAND.example)
+    from bert_jax.pretrained.load import load_pretrained
+
+    keep_programs()
+    pretrained = load_pretrained(directory)
+    answers = [pretrained.fill_mask(text, values.top_k) for text in texts]
+    lines = []
+    for text, slots in zip(texts, answers, strict=True):
+        lines.append(text)
+        lines += ['    ' + '  '.join(f'{filler.token} {filler.score:.0%}' for filler in slot) for slot in slots]
+    results = [[dataclasses.asdict(filler) for filler in slot] for slots in answers for slot in slots]
+    print_result(values, {'results': results}, '\n'.join(lines))
+    return 0
+
+
+COMMAND = Command(
+    'fill-mask',
+    _run,
+    'the best fillers for each [MASK]',
+    'python -m bert_jax fill-mask --model=runs/demo "the [MASK] of the file"',
+    (MODEL, Flag('top_k', 'fillers to show', flags.DEFINE_integer, 5, AT_LEAST_1)),
+    arguments=' "TEXT WITH [MASK]" …',
+)

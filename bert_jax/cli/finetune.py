@@ -1,0 +1,42 @@
+"""`finetune`: a task from labelled examples, on one or several seeds."""
+
+import dataclasses
+
+from absl import flags
+
+from bert_jax.cli.devices import PROCESSES, join_processes
+from bert_jax.cli.flags import AT_LEAST_1, CONFIG, WORKDIR, Command, Flag, fields_of, print_result, required
+from bert_jax.config.finetuning import FinetuneConfig, resolve
+from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
+
+
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    workdir = required(values, 'workdir')
+    from bert_jax.finetune.workdirs import read_plan
+
+    config, num_seeds = (resolve(fields_of(values.config)), 1) if values.config is not None else read_plan(workdir)
+    join_processes(values, config)
+    from bert_jax.finetune.command import describe, finetune
+    from bert_jax.runtime import processes
+
+    summary = finetune(config, workdir, values.seeds or num_seeds)
+    if processes.is_first():
+        text = f'{describe(summary)}\nNext: python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+        print_result(values, dataclasses.asdict(summary), text if summary.finished else '')
+    return 0 if summary.finished else EXIT_RUN_AGAIN
+
+
+COMMAND = Command(
+    'finetune',
+    _run,
+    'learns a task from labelled examples (classes, numbers, tags or spans), or resumes the run in the workdir',
+    'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.task.directory=glue/SST-2 '
+    '--config.init=models/mine --workdir=runs/sst2 --seeds=5',
+    (
+        CONFIG,
+        WORKDIR,
+        Flag('seeds', 'number of seeds (default: as before, or 1)', flags.DEFINE_integer, None, AT_LEAST_1),
+        *PROCESSES,
+    ),
+    config_type=FinetuneConfig,
+)

@@ -1,0 +1,35 @@
+"""`import`: a workdir from a model that was trained elsewhere."""
+
+from absl import flags
+
+from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, config_of, print_result, required
+
+
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    source, workdir = required(values, 'from'), required(values, 'workdir')
+    data = config_of(values).data if values.config is not None else None
+    from bert_jax.pretrained.convert import import_model
+
+    summary = import_model(source, workdir, data)
+    text = (
+        f'Imported {source} to {workdir}: {summary["parameters"]:,} parameters, vocabulary {summary["vocab_size"]:,}\n'
+        f'Next: python -m bert_jax export --workdir={workdir} --output={workdir}/export\n'
+        f'      python -m bert_jax train --config=configs/continue.py --config.init={workdir} --workdir=…'
+    )
+    print_result(values, summary, text)
+    return 0
+
+
+COMMAND = Command(
+    'import',
+    _run,
+    'converts a Hugging Face directory or a Google checkpoint into a workdir',
+    'python -m bert_jax import --from=models/bert-base-uncased --workdir=runs/base',
+    (
+        Flag(
+            'from', 'a Hugging Face directory, or one of an original checkpoint (bert_config.json, bert_model.ckpt.*)'
+        ),
+        WORKDIR,
+        CONFIG,
+    ),
+)

@@ -1,0 +1,46 @@
+"""`launch`: the scripts that start a run on several processes or hosts, written to a directory to edit and use.
+
+`bert_jax/launch` is a link to `launch/` in the repository, and a copy of it in a wheel.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from bert_jax.cli.flags import Command, Flag, print_result, required
+from bert_jax.errors import BadInput
+
+_SCRIPTS = Path(__file__).parents[1] / 'launch'
+
+
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    output = Path(required(values, 'output'))
+    scripts = sorted(path for path in _SCRIPTS.iterdir() if path.is_file())
+    existing = [path.name for path in scripts if (output / path.name).exists()]
+    if existing:
+        raise BadInput(
+            str(output),
+            f'already contains {", ".join(existing)}, which may have been edited',
+            'a directory without them',
+            'another --output, or move them away',
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    for script in scripts:
+        content = script.read_bytes()
+        target = output / script.name
+        target.write_bytes(content)
+        target.chmod(0o755 if content.startswith(b'#!') else 0o644)
+    written = [str(output / script.name) for script in scripts]
+    print_result(values, {'written': written}, '\n'.join([*map('Wrote {}'.format, written), _USAGE]))
+    return 0
+
+
+_USAGE = 'The comment at the top of each file shows how to use it.'
+
+COMMAND = Command(
+    'launch',
+    _run,
+    'writes scripts that start a run on several processes, SLURM, Kubernetes or a TPU pod',
+    'python -m bert_jax launch --output=launch',
+    (Flag('output', 'directory to write the scripts to'),),
+)

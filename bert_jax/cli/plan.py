@@ -1,0 +1,62 @@
+"""`plan`: memory, time and cost of a run on devices that need not be here."""
+
+from absl import flags
+
+from bert_jax.cli.devices import select_platform
+from bert_jax.cli.flags import CONFIG, Command, Flag, config_of, print_result, required
+from bert_jax.errors import BadInput
+
+
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    target_name, config = required(values, 'target'), config_of(values)
+    if config.phases and (values.search or values.scaling):
+        raise BadInput(
+            'config.phases',
+            f'has {len(config.phases)} phases',
+            'one at a time with --search and --scaling',
+            '--config.phases="()" and the fields of a phase, for example --config.data.sequence_length=512',
+        )
+    if target_name == 'here':
+        select_platform(config)
+    else:
+        _use_the_cpu()
+    from bert_jax.plan import describe, phased, planning, scaling, search
+
+    if values.search:
+        ranking = search.search(config, planning.find_target(target_name, config))
+        print_result(values, search.to_json(ranking, values.price), describe.describe_ranking(ranking, values.price))
+        return 0
+    run = phased.make_run_plan(config, target_name)
+    if values.scaling:
+        scales = scaling.scaling(run.plans[0])
+        print_result(values, scaling.to_json(scales), describe.describe_scaling(run.plans[0], scales))
+        return 0
+    print_result(values, run.to_json(values.price), describe.describe_run(run, values.price))
+    return 0
+
+
+def _use_the_cpu() -> None:
+    """A plan for another machine needs no device, and must not wait for one."""
+    import jax
+
+    jax.config.update('jax_platforms', 'cpu')
+
+
+COMMAND = Command(
+    'plan',
+    _run,
+    'whether a run fits devices that need not be here, how long it takes, what it costs',
+    'python -m bert_jax plan --config=configs/bert.py:base --target=tpu-v5e:4x4 --price=1.20',
+    (
+        CONFIG,
+        Flag('target', 'tpu-v5e:4x4 (a chip and a topology), h200:2x8 (hosts x GPUs of each), or here'),
+        Flag('price', 'price per device-hour, in dollars', flags.DEFINE_float, None, {'lower_bound': 0.0}),
+        Flag('search', 'rank meshes, microbatches and remat policies', flags.DEFINE_boolean, False),
+        Flag(
+            'scaling',
+            'predict the efficiency of 8 to 4096 such devices, split over data',
+            flags.DEFINE_boolean,
+            False,
+        ),
+    ),
+)

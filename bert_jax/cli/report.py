@@ -1,0 +1,25 @@
+"""`report`: a page about one run, or about several side by side."""
+
+from absl import flags
+
+from bert_jax.cli.flags import Command, Flag, print_result
+from bert_jax.errors import BadInput
+
+
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    if not values.workdir:
+        raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMAND.example)
+    from bert_jax.report import summarize, write_report
+
+    path = str(write_report(values.workdir))
+    print_result(values, {'report': path}, f'{summarize(values.workdir)}\nWrote {path}')
+    return 0
+
+
+COMMAND = Command(
+    'report',
+    _run,
+    'report.html for one workdir, or several side by side',
+    'python -m bert_jax report --workdir=runs/demo',
+    (Flag('workdir', 'directory of a run; may be repeated', flags.DEFINE_multi_string, []),),
+)

@@ -1,0 +1,38 @@
+"""Config files that come with the package, found by name.
+
+`bert_jax/configs` is a link to `configs/` in the repository, and a copy of it in a wheel.
+"""
+
+import os
+from pathlib import Path
+
+from bert_jax.config.fields import nearest
+from bert_jax.errors import BadInput
+
+_CONFIGS = Path(__file__).parents[1] / 'configs'
+
+
+def shipped_configs() -> list[str]:
+    """Names of the shipped config files, such as 'bert.py' and 'finetune/glue.py', sorted."""
+    return sorted(path.relative_to(_CONFIGS).as_posix() for path in [*_CONFIGS.glob('*.py'), *_CONFIGS.glob('*/*.py')])
+
+
+def find_config(argument: str) -> str:
+    """The argument of `--config` with the path of a file in it.
+
+    Args:
+      argument: FILE.py or FILE.py:VARIANT. A file on disk wins over a shipped one of the same name; a shipped one may
+        also be named as in the repository, with 'configs/' before its name.
+
+    Raises:
+      BadInput: when there is no such file, naming the shipped ones and the nearest.
+    """
+    name, colon, variant = argument.partition(':')
+    if not name or os.path.isfile(name):
+        return argument
+    names = shipped_configs()
+    shipped_name = name.removeprefix('configs/')
+    if shipped_name not in names:
+        expected = f'the path of a file, or a shipped config: {", ".join(names)}'
+        raise BadInput('--config', f'there is no file {name}', expected, nearest(shipped_name, names))
+    return f'{_CONFIGS / shipped_name}{colon}{variant}'

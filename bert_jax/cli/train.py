@@ -1,0 +1,47 @@
+"""`train`: pretraining, from the start or from the newest checkpoint."""
+
+import dataclasses
+
+from absl import flags
+
+from bert_jax.cli.devices import PROCESSES, join_processes
+from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, config_of_run, print_result, required
+from bert_jax.runtime.stopping import EXIT_RUN_AGAIN, StopRequest
+
+
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    workdir = required(values, 'workdir')
+    with StopRequest() as stop:
+        config = config_of_run(values, workdir)
+        join_processes(values, config)
+        from bert_jax.pretrain import pretrain
+
+        outcome = pretrain(config, workdir, stop, values.allow_change)
+    from bert_jax.runtime import processes
+
+    if processes.is_first():
+        next_steps = (
+            f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
+            f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+        )
+        print_result(values, dataclasses.asdict(outcome), next_steps if outcome.finished else '')
+    return 0 if outcome.finished else EXIT_RUN_AGAIN
+
+
+COMMAND = Command(
+    'train',
+    _run,
+    'trains, or resumes the run in the workdir',
+    'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
+    (
+        CONFIG,
+        WORKDIR,
+        Flag(
+            'allow_change',
+            'comma-separated fields that may differ from the original run; config.json records the change',
+            flags.DEFINE_list,
+            [],
+        ),
+        *PROCESSES,
+    ),
+)

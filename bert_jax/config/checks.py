@@ -1,0 +1,125 @@
+"""Checks that concern more than one field of a pretraining config."""
+
+import dataclasses
+
+from bert_jax.config.pretraining import Config, Model, Train, is_records, sources
+from bert_jax.errors import BadInput
+
+
+def check_model(model: Model) -> None:
+    """Raises `BadInput` when the heads do not divide the hidden size."""
+    if model.hidden_size % model.num_heads:
+        works = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
+        near = sorted(works, key=lambda h: abs(h - model.num_heads))[:3]
+        raise BadInput(
+            'config.model.num_heads',
+            f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',
+            f'a divisor of {model.hidden_size}, for example {", ".join(map(str, sorted(near)))}',
+        )
+
+
+def check_together(config: Config) -> None:
+    """The checks that concern more than one field."""
+    data, masking = config.data, config.data.masking
+    check_model(config.model)
+    if data.group_field and any(name.partition(':')[0] in ('python-docs', 'text') for name, _ in sources(data)):
+        raise BadInput(
+            'config.data.group_field',
+            f'is {data.group_field!r}, but text files have no fields',
+            'jsonl, parquet or tfds',
+        )
+    if data.validation_source and is_records(data.validation_source) != is_records(data.source):
+        raise BadInput(
+            'config.data.validation_source',
+            f'is {data.validation_source!r}, and data.source is {data.source!r}',
+            'both text, or both tfrecord:GLOB',
+        )
+    if data.packing and is_records(data.source):
+        raise BadInput('config.data.packing', 'is True, and records are rows already', 'False with tfrecord:GLOB')
+    if data.bucket_lengths:
+        _check_buckets(config)
+    if masking.mask_fraction + masking.random_fraction > 1:
+        raise BadInput(
+            'config.data.masking',
+            f'mask_fraction={masking.mask_fraction} + random_fraction={masking.random_fraction} is more than 1',
+            'a sum of at most 1; the rest keeps its token',
+        )
+    if config.tokenizer.add_tokens and not (config.init or config.tokenizer.path):
+        raise BadInput(
+            'config.tokenizer.add_tokens',
+            'is set, and there is no vocabulary to add to',
+            'an initial model or a tokenizer',
+            '--config.init=DIR or --config.tokenizer.path=DIR; a vocabulary trained here has its words from the text',
+        )
+    if config.init_optimizer and not config.init:
+        mend = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
+        raise BadInput('config.init_optimizer', 'is True, and config.init names no run', 'both or neither', mend)
+    if config.train.probe_every and not config.probe.sets:
+        mend = "--config.probe.sets=\"(('mood','tsv:mood.tsv'),)\""
+        raise BadInput('config.probe.sets', 'is (), and train.probe_every asks for probes', 'labelled sets', mend)
+    axes = dataclasses.asdict(config.mesh)
+    if sum(size == -1 for size in axes.values()) > 1:
+        raise BadInput('config.mesh', f'is {axes}', 'at most one axis of -1 (the rest of the devices)')
+
+
+def check_phase(config: Config, phase: str) -> None:
+    """The checks of fields that a phase may set; `phase` is where they stand, '' for the single fields."""
+    model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
+    grows = bool(config.init) or is_records(data.source)  # an initial model's positions grow; records tell their length
+    if data.sequence_length > model.max_positions and not grows:
+        raise BadInput(
+            f'config.{phase or "data."}sequence_length',
+            f'is {data.sequence_length}, more than the model has positions',
+            f'at most model.max_positions={model.max_positions}',
+            f'--config.model.max_positions={data.sequence_length}',
+        )
+    if train.reduction == 'exact':
+        _check_exact(train, phase)
+    if train.microbatches != -1 and train.global_batch_size % train.microbatches:
+        works = -(-train.global_batch_size // train.microbatches) * train.microbatches
+        where = f'config.{phase or "train."}global_batch_size'
+        raise BadInput(
+            'config.train.microbatches',
+            f'is {train.microbatches}, which does not divide {where[7:]}={train.global_batch_size}',
+            f'a divisor of {train.global_batch_size}',
+            f'--{where}={works}',
+        )
+    if optimizer.warmup_steps > train.steps:
+        where = f'config.{phase or "optimizer."}warmup_steps'
+        raise BadInput(
+            where,
+            f'is {optimizer.warmup_steps}, more than {"the phase" if phase else "the run"} has steps',
+            f'at most {phase or "train."}steps={train.steps}',
+            f'--{where}={train.steps // 10}',
+        )
+
+
+def _check_buckets(config: Config) -> None:
+    data, where = config.data, 'config.data.bucket_lengths'
+    if data.packing or is_records(data.source):
+        found = 'data.packing fills the rows' if data.packing else 'records are rows already'
+        raise BadInput(where, f'is {data.bucket_lengths}, and {found}', '() with packing or tfrecord:GLOB')
+    longest = max(phase.data.sequence_length for phase in config.in_phases)
+    if data.bucket_lengths[-1] >= longest:
+        expected = f'lengths below data.sequence_length={longest}, which is the longest already'
+        shorter = tuple(length for length in data.bucket_lengths if length < longest)
+        raise BadInput(where, f'is {data.bucket_lengths}', expected, f'--config.data.bucket_lengths="{shorter}"')
+
+
+def _check_exact(train: Train, phase: str) -> None:
+    if train.microbatches != 1:
+        raise BadInput(
+            'config.train.microbatches',
+            f"is {train.microbatches}, and with train.reduction='exact' the shards are the microbatches",
+            '1; more shards are smaller ones',
+            '--config.train.microbatches=1',
+        )
+    if train.global_batch_size % train.exact_shards:
+        where = f'config.{phase or "train."}global_batch_size'
+        works = -(-train.global_batch_size // train.exact_shards) * train.exact_shards
+        raise BadInput(
+            'config.train.exact_shards',
+            f'is {train.exact_shards}, which does not divide {where[7:]}={train.global_batch_size}',
+            f'a power of two that divides {train.global_batch_size}',
+            f'--{where}={works}',
+        )

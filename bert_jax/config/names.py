@@ -1,0 +1,32 @@
+"""The dotted names of all fields, and the error for a name that does not exist."""
+
+import dataclasses
+import difflib
+import re
+import typing
+
+from bert_jax.config.pretraining import Config, Phase
+from bert_jax.errors import BadInput
+
+
+def unknown_field(path: str, root: type | None = None) -> BadInput:
+    """The error for a field that does not exist, with the nearest name there is. root: another command's config."""
+    phase = re.match(r'phases\[\d+\]\.', path)
+    names = list(field_names(Phase, phase[0]) if phase else field_names(root or Config))
+    leaf = {name.rpartition('.')[2]: name for name in names}
+    close = difflib.get_close_matches(path, names, n=1, cutoff=0.6) or [
+        leaf[name] for name in difflib.get_close_matches(path.rpartition('.')[2], leaf, n=1, cutoff=0.5)
+    ]
+    section = path.rpartition('.')[0]
+    siblings = [name for name in names if name.rpartition('.')[0] == section] or names
+    mend = f'did you mean config.{close[0]}?' if close else ''
+    return BadInput(f'config.{path}', 'there is no such field', ', '.join(siblings), mend)
+
+
+def field_names(section: type = Config, prefix: str = '') -> typing.Iterator[str]:
+    """Dotted names of all fields, for example `train.steps`."""
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(field.type):
+            yield from field_names(field.type, f'{prefix}{field.name}.')
+        else:
+            yield prefix + field.name

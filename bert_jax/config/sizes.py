@@ -1,0 +1,48 @@
+"""The published sizes: those of Devlin et al. (2019), and the miniatures of Turc et al. (2019)."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from bert_jax.config.fields import nearest
+from bert_jax.config.pretraining import Config
+from bert_jax.errors import BadInput
+
+_NAMED_SIZES = {
+    'tiny': (2, 128),
+    'mini': (4, 256),
+    'small': (4, 512),
+    'medium': (8, 512),
+    'base': (12, 768),
+    'large': (24, 1024),
+}
+_FEW_LAYERS = 4  # so many compile quickly one by one, and run faster than a loop over stacked weights
+SIZES = dict(_NAMED_SIZES)
+SIZES.update({f'L{n}_H{d}': (n, d) for n in (2, 4, 6, 8, 10, 12) for d in (128, 256, 512, 768)})
+
+
+def bert(size: str = 'base') -> ConfigDict:
+    """The config of a published size with the original recipe, to build on.
+
+    Args:
+      size: a name in `SIZES`: tiny, mini, small, medium, base, large, or LN_HD (L4_H512).
+
+    Raises:
+      BadInput: for a size that is not in the table.
+    """
+    if size not in SIZES:
+        raise BadInput(f'size {size!r}', 'is not a published size', ', '.join(SIZES), nearest(size, SIZES))
+    num_layers, hidden_size = SIZES[size]
+    config = ConfigDict(dataclasses.asdict(Config()))
+    config.data = ConfigDict(
+        config.data.to_dict(), type_safe=False
+    )  # a source may be text or a tuple; `resolve` checks
+    config.model.update(
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        num_heads=hidden_size // 64,
+        intermediate_size=4 * hidden_size,
+        scan_layers=num_layers > _FEW_LAYERS,
+    )
+    config.lock()
+    return config

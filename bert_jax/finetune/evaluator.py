@@ -1,0 +1,93 @@
+"""A fine-tuned model's metrics and predictions on the splits of its task."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.data.device_batches import device_batches
+from bert_jax.evaluation.evaluator import Evaluation, is_due_every
+from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream
+from bert_jax.finetune.splits import Split
+from bert_jax.finetune.tasks import TaskData
+from bert_jax.runtime.mesh import replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEvaluator:
+    """Evaluates a model on a task during training; the last step is evaluated once it is saved (`evaluate`).
+
+    Attributes:
+      streams: (rows, seed; None for evaluation) -> their batches.
+      every: steps between evaluations; 0: none during training.
+    """
+
+    data: TaskData
+    predict_step: Callable[[nnx.State, TaskBatch], jax.Array]
+    streams: Callable[[Rows, int | None], TaskStream]
+    mesh: Mesh
+    every: int = 0
+    activity: str = 'evaluating'
+
+    def is_due(self, step: int, *, is_final: bool) -> bool:
+        return not is_final and is_due_every(self.every, step, is_final=False)
+
+    def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation:
+        metrics, _ = self.evaluate(params)
+        return Evaluation(as_validation(metrics), describe_metrics(metrics))
+
+    def splits(self) -> list[tuple[str, Split]]:
+        """All splits that predictions are made for: the labelled ones, and last the unlabelled one, if there is one."""
+        return [*self.data.validation.items(), *([('predict', self.data.predict)] if self.data.predict else [])]
+
+    def evaluate(self, params: nnx.State) -> tuple[dict[str, float], list[list[Any]]]:
+        """(metrics by name, those of the first split without its name; the predictions of each of `splits`)."""
+        metrics: dict[str, float] = {}
+        predictions = []
+        for name, split in self.splits():
+            predictions.append(split.predictions(self._outputs(params, split.rows)))
+            if name in self.data.validation:
+                found = split.metrics(self.data.metrics, predictions[-1])
+                metrics |= {f'{name}/{key}': value for key, value in found.items()} if metrics else found
+        return metrics, predictions
+
+    def _outputs(self, params: nnx.State, rows: Rows) -> np.ndarray:
+        """The model's outputs for all rows, float32 [N, …]."""
+        stream = self.streams(rows, None)
+        batches = device_batches(stream, self.mesh, 0, len(stream))
+        found = [np.asarray(self.predict_step(params, batch), np.float32) for _, batch in batches]
+        return np.concatenate(found)[: stream.num_rows]
+
+
+def task_streams(config: FinetuneConfig, pad_id: int) -> Callable[[Rows, int | None], TaskStream]:
+    """What makes the batches of rows: (rows, seed; None for evaluation) -> stream."""
+
+    def stream(rows: Rows, seed: int | None) -> TaskStream:
+        length, size = config.task.sequence_length, config.train.global_batch_size
+        return TaskStream(rows, batch_size=size, seed=seed, sequence_length=length, pad_id=pad_id)
+
+    return stream
+
+
+def make_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable[[nnx.State, TaskBatch], jax.Array]:
+    """The model's outputs for a batch, without dropout, whole on every device; under `jax.jit`."""
+
+    def outputs(params: nnx.State, batch: TaskBatch) -> jax.Array:
+        return nnx.merge(graph, params)(batch)
+
+    return jax.jit(outputs, out_shardings=replicated(mesh))
+
+
+def as_validation(metrics: dict[str, float]) -> dict[str, float]:
+    """The names under which a task's metrics are logged."""
+    return {f'validation/{name}': value for name, value in metrics.items()}
+
+
+def describe_metrics(metrics: dict[str, float]) -> str:
+    """`accuracy 87.3%, f1 90.1%`."""
+    return ', '.join(f'{name} {value:.1%}' for name, value in metrics.items())

@@ -1,0 +1,195 @@
+"""The training loop, shared by pretraining and fine-tuning."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from bert_jax.data.device_batches import Batches
+from bert_jax.evaluation.evaluator import Evaluator
+from bert_jax.runtime.processes import AnyProcess
+from bert_jax.runtime.supervisor import Supervisor
+from bert_jax.train.divergence import (
+    Anomaly,
+    DivergenceMonitor,
+    DivergenceSettings,
+    TrainingRecord,
+    check_may_roll_back,
+)
+from bert_jax.train.program import TrainProgram
+from bert_jax.train.replicas import Replicas
+from bert_jax.train.speed import Speedometer
+from bert_jax.train.state import TrainState
+from bert_jax.workdir.checkpoint import Checkpoints
+from bert_jax.workdir.log import RunLog
+
+
+class LoopSettings(DivergenceSettings, Protocol):
+    """The fields of `config.train` (of pretraining or of fine-tuning) that the loop reads; intervals are in steps."""
+
+    log_every: int
+    checkpoint_every: int
+    replica_check_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """What is due after a step: a pure function of the step, the settings, and whether the run is stopping.
+
+    Attributes:
+      is_last: no step follows, because the run is at its end or stops here.
+    """
+
+    is_last: bool
+    log: bool
+    evaluators: tuple[Evaluator, ...]
+    compare_replicas: bool
+    save: bool
+
+    @classmethod
+    def at(
+        cls, step: int, num_steps: int, settings: LoopSettings, evaluators: Sequence[Evaluator], *, stopping: bool
+    ) -> 'Due':
+        """What is due after `step` of `num_steps`. A run that stops logs and saves; it does not evaluate."""
+        is_final = step == num_steps
+        is_last = is_final or stopping
+        save = is_last or step % settings.checkpoint_every == 0
+        return cls(
+            is_last=is_last,
+            log=is_last or step % settings.log_every == 0,
+            evaluators=tuple(each for each in evaluators if each.is_due(step, is_final=is_final)),
+            compare_replicas=save or bool(settings.replica_check_every and step % settings.replica_check_every == 0),
+            save=save,
+        )
+
+    @property
+    def needs_losses(self) -> bool:
+        """Whether the losses of all steps so far have to be known now."""
+        return self.log or self.save or bool(self.evaluators)
+
+    def stopped(self) -> 'Due':
+        """The same step, after a request to stop: what is left to do is to save."""
+        return dataclasses.replace(self, is_last=True, save=True, compare_replicas=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRun:
+    """What `fit` trains, and what it works with.
+
+    Attributes:
+      update: (state, batch) -> (state, metrics), the program's train step; the state is donated.
+      batches: from the step after the one resumed from on.
+      evaluators: asked in this order.
+      restore: the state and record of a checkpoint's step, or new ones for None.
+    """
+
+    program: TrainProgram
+    update: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    batches: Batches
+    evaluators: Sequence[Evaluator]
+    settings: LoopSettings
+    restore: Callable[[int | None], tuple[TrainState, TrainingRecord]]
+    supervisor: Supervisor
+    checkpoints: Checkpoints
+    log: RunLog
+
+
+class Fitted(NamedTuple):
+    """How training ended: at `step`, the last one unless a signal, a time limit or another process stopped it."""
+
+    state: TrainState
+    step: int
+    stopped_by: str | None
+
+
+def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
+    """Trains from `state` to the last step, or until asked to stop; the run is saved when this returns.
+
+    Raises:
+      BadInput: when the run keeps diverging, saves keep failing, or the workdir's lease is lost.
+      DeviceFault: when copies of the state on several devices differ.
+    """
+    program, supervisor, checkpoints, log = run.program, run.supervisor, run.checkpoints, run.log
+    num_steps, step = program.num_steps, int(state.step)
+    monitor, replicas = DivergenceMonitor(run.settings, record), Replicas(program.shardings)
+    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcess(program.mesh)
+
+    def stop_now() -> bool:
+        return any_process(supervisor.asked_to_stop(checkpoints.seconds_to_save))
+
+    def aside(activity: str) -> contextlib.AbstractContextManager:
+        return _aside(activity, speed, supervisor)
+
+    # The order matters: a step that went wrong is rolled back before anything of it is logged, evaluated or saved.
+    for step, phase, batch in speed.waiting(run.batches):
+        # 1. Update. The step is dispatched to the devices, not awaited.
+        with supervisor.step(step, is_first_of_shape=speed.is_new(batch)):
+            state, metrics = run.update(state, batch)
+        speed.add(batch, metrics.pop('tokens'), metrics.pop('squared_lengths'))
+        monitor.observe(step, phase, metrics['loss'], metrics.pop('is_skipped'))
+        due = Due.at(step, num_steps, run.settings, run.evaluators, stopping=stop_now())
+        checked = state if due.save else None
+
+        # 2. Roll back, if the loss or the state went wrong.
+        if anomaly := monitor.anomaly(wait=due.needs_losses, to_save=checked):
+            with aside('rolling back'):
+                state, monitor = _roll_back(run, anomaly, monitor)
+            continue
+
+        # 3. Log.
+        if due.log:
+            supervisor.check_lease()
+            log.train_step(step, _as_floats(metrics) | speed.read() | monitor.counters)
+        supervisor.end_step(metrics['loss'])
+
+        # 4. Evaluate. A request to stop cuts an evaluation short, and nothing of it is kept.
+        for evaluator in due.evaluators:
+            with aside(evaluator.activity):
+                found = evaluator(state.params, step, stop_now)
+            if found is None:
+                due = due.stopped()
+                break
+            log.evaluation(step, found.metrics, found.description, found.examples)
+
+        # 5. Compare replicas, always before a save.
+        if due.compare_replicas:
+            with aside('comparing replicas'):
+                replicas.check(state, step)
+
+        # 6. Save, though not in the middle of a bad stretch unless there is no later chance.
+        if due.save and (due.is_last or not monitor.record.bad_in_a_row):
+            with aside('saving'):
+                supervisor.check_lease()
+                checkpoints.save(state, monitor.record, known_finite=checked is not None)
+                supervisor.began_to_save(step)
+        checkpoints.report_failures()
+        if due.is_last:
+            break
+
+    supervisor.enter_long('closing')
+    checkpoints.close()
+    return Fitted(state, step, (supervisor.received or 'another process') if step < num_steps else None)
+
+
+def _roll_back(run: TrainingRun, anomaly: Anomaly, monitor: DivergenceMonitor) -> tuple[TrainState, DivergenceMonitor]:
+    """The state of the newest sound checkpoint before an anomaly; log and batches are set back to its step."""
+    check_may_roll_back(run.settings, monitor.record, anomaly)
+    state, record = run.restore(run.checkpoints.roll_back(anomaly.first))
+    step = int(state.step)
+    record = record.skipping(anomaly, monitor.record, run.batches.phase_steps, step)
+    run.log.roll_back(step, anomaly.last, str(anomaly))
+    run.batches.rewind(step, record.skipped_batches)
+    return state, DivergenceMonitor(run.settings, record)
+
+
+@contextlib.contextmanager
+def _aside(activity: str, speed: Speedometer, supervisor: Supervisor) -> Iterator[None]:
+    """An activity that is not training: the speedometer is paused, and the watchdog allows more time."""
+    with speed.paused(), supervisor.aside(activity):
+        yield
+
+
+def _as_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}

@@ -1,0 +1,21 @@
+"""What a model reads: token ids, and where each token belongs."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Inputs(NamedTuple):
+    """Rows of tokens; every array is [B, L] int32, for `B` rows of `L` positions.
+
+    Attributes:
+      input_ids: of the tokens.
+      token_type_ids: 0 for sentence A and padding, 1 for sentence B.
+      sequence_ids: 0 is padding, k the k-th sequence of its row; attention stays within equal ids.
+      position_ids: position within its own sequence.
+    """
+
+    input_ids: jax.Array
+    token_type_ids: jax.Array
+    sequence_ids: jax.Array
+    position_ids: jax.Array

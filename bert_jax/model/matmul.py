@@ -1,0 +1,97 @@
+"""Matmuls with float32 accumulation and their gradients; on a CPU in the forms of `cpu.py`, for speed alone.
+
+`T` tokens (any leading dims), `D` in, `F` out.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax.model import cpu
+from bert_jax.model.platform import target_platform
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def project(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
+    """x @ kernel + bias over the last dim, with factors in `dtype`.
+
+    Args:
+      x: [T…, D].  kernel: [D, F].  bias: [F].  out_dtype: of the result, [T…, F].
+    """
+    return _dot(x.astype(dtype), kernel.astype(dtype), 0, out_dtype) + bias.astype(out_dtype)
+
+
+def _project_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: str, out_dtype: str) -> tuple:
+    return project(x, kernel, bias, dtype, out_dtype), (x, kernel)
+
+
+def _project_backward(dtype: str, out_dtype: str, residuals: tuple, gradient: jax.Array) -> tuple:
+    x, kernel = residuals
+    gradient = gradient.astype(dtype)
+    x_gradient = _dot(gradient, kernel.astype(dtype), 1, x.dtype)
+    x, gradient = (factor.reshape(-1, factor.shape[-1]) for factor in (x.astype(dtype), gradient))
+    if target_platform() == 'cpu':
+        return x_gradient, cpu.kernel_gradient(x, gradient).astype(kernel.dtype), cpu.bias_gradient(gradient)
+    return x_gradient, (x.T @ gradient).astype(kernel.dtype), gradient.sum(axis=0, dtype=jnp.float32)
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x @ y for equal leading dims: [..., M, K], [..., K, N] -> float32 [..., M, N]."""
+    return _dot(x, y, 0, jnp.float32)
+
+
+def _matmul_backward(residuals: tuple, gradient: jax.Array) -> tuple:
+    x, y = residuals
+    gradient = gradient.astype(x.dtype)
+    x_transposed = transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+    x_gradient, y_gradient = _dot(gradient, y, 1, jnp.float32), _dot(x_transposed, gradient, 0, jnp.float32)
+    return x_gradient.astype(x.dtype), y_gradient.astype(y.dtype)
+
+
+matmul.defvjp(lambda x, y: (matmul(x, y), (x, y)), _matmul_backward)
+
+
+def transpose(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """`x.transpose(axes)`, for a factor of a matmul."""
+    return cpu.transpose(x, axes) if target_platform() == 'cpu' else x.transpose(axes)
+
+
+def result_dtype(dtype: str) -> str:
+    """The type in which XLA writes the result of a matmul that is wanted in `dtype`: a CPU has float32 kernels only."""
+    return 'float32' if target_platform() == 'cpu' else dtype
+
+
+def _dot(x: jax.Array, y: jax.Array, dim: int, out_dtype: str) -> jax.Array:
+    """Contracts the last dim of x with the first or second of the matrices y, whose leading dims x has too."""
+    batch = tuple(range(y.ndim - 2))
+    dims = (((x.ndim - 1,), (len(batch) + dim,)), (batch, batch))
+    return jax.lax.dot_general(x, y, dims, preferred_element_type=result_dtype(out_dtype)).astype(out_dtype)
+
+
+class Matmul(NamedTuple):
+    """One of the matmuls of a forward pass, by which its cost is counted.
+
+    Attributes:
+      name: of what it computes, in lower case.
+      batch, m, k, n: it multiplies [batch, m, k] by [batch, k, n].
+      count: how often it occurs.
+    """
+
+    name: str
+    batch: float
+    m: float
+    k: float
+    n: float
+    count: float
+
+
+def training_flops(forward: Iterable[Matmul]) -> float:
+    """FLOPs of the matmuls of a forward pass and of its backward pass, which has two for each."""
+    return float(3 * sum(2 * batch * m * k * n * count for _, batch, m, k, n, count in forward))

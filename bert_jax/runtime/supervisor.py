@@ -1,0 +1,132 @@
+"""The stop request, the watchdog and the lease of a run, as one context."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Self
+
+import jax
+
+from bert_jax.console import say
+from bert_jax.runtime import processes
+from bert_jax.runtime.lease import Lease
+from bert_jax.runtime.stopping import StopRequest
+from bert_jax.runtime.watchdog import Watchdog
+
+
+class Supervisor:
+    """Ends a run that is asked to stop or hangs, and holds its workdir; used by every process, in the main thread."""
+
+    def __init__(
+        self,
+        stop: StopRequest | None = None,
+        *,
+        stop_at: str = '',
+        watchdog_seconds: float,
+        watchdog_long_seconds: float,
+    ) -> None:
+        """Initializes the supervisor; nothing runs before the context is entered.
+
+        Args:
+          stop: an open context that already listens for signals; None to listen while this context is open.
+          stop_at: `train.stop_at`.
+          watchdog_seconds, watchdog_long_seconds: see `Watchdog`.
+        """
+        self._listens_already = stop is not None
+        self._stop = stop or StopRequest()
+        self._stop_at = stop_at
+        self._watchdog = Watchdog(watchdog_seconds, watchdog_long_seconds, before_ending=self.release)
+        self._lease: Lease | None = None
+        self._contexts = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as contexts:
+            if not self._listens_already:
+                contexts.enter_context(self._stop)
+            self._stop.set_time(self._stop_at)
+            contexts.enter_context(self._stop.before_unsaved_end(self._end_unsaved))
+            contexts.enter_context(self._watchdog)
+            # Released first: the watchdog ends the process when this one fails among several.
+            contexts.callback(self.release)
+            self._contexts = contexts.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> bool | None:
+        return self._contexts.__exit__(*error)
+
+    def _end_unsaved(self, reason: str) -> None:
+        self.release()
+        self._watchdog.stopped(reason)
+
+    # --- The lease. ---
+
+    def acquire(self, workdir: str) -> None:
+        """Process 0 takes the lease of a workdir, releasing one held before; to be called by every process.
+
+        Raises:
+          BadInput: in every process, when another run holds the workdir or it cannot be written to.
+        """
+        self.release()
+        self._lease = Lease(workdir)
+        processes.first_does(lambda: self._lease.acquire(say))
+
+    def release(self) -> None:
+        """Lets another run have the workdir at once; does nothing when no lease is held."""
+        if self._lease is not None:
+            self._lease.close()
+
+    def check_lease(self) -> None:
+        """To be called before everything that is written into the workdir.
+
+        Raises:
+          BadInput: when this run no longer holds it.
+        """
+        if self._lease is not None:
+            self._lease.check()
+
+    # --- Where the main thread is. ---
+
+    @contextlib.contextmanager
+    def step(self, step: int, *, is_first_of_shape: bool = False) -> Iterator[None]:
+        """Around the dispatch of a step, which compiles it if no batch of its shape came before."""
+        self._watchdog.begin_step(step)
+        if is_first_of_shape:
+            self._watchdog.enter_long('compiling the step')
+        yield
+        if is_first_of_shape:
+            self._watchdog.enter_long('the first step of its shape')
+
+    def end_step(self, result: jax.Array) -> None:
+        """Waits until the devices are at most two steps behind; from now on a request to stop waits for a save.
+
+        Args:
+          result: any output of the step.
+        """
+        self._watchdog.end_step(result)
+        self._stop.has_something_to_save()
+
+    def enter_long(self, stage: str) -> None:
+        """The main thread enters a stage that may take long and is not a step."""
+        self._watchdog.enter_long(stage)
+
+    def aside(self, stage: str) -> contextlib.AbstractContextManager[None]:
+        """Around a part of the loop that is not a step: evaluating, saving."""
+        return self._watchdog.aside(stage)
+
+    # --- Stopping. ---
+
+    @property
+    def received(self) -> str:
+        """What asked this process to stop: 'SIGTERM', 'the time limit'; '' as long as nothing has."""
+        return self._stop.received
+
+    def asked_to_stop(self, seconds_to_save: float | None) -> bool:
+        """Whether this process was asked to stop; the processes still have to agree (`processes.AnyProcess`).
+
+        Args:
+          seconds_to_save: how long a save takes, as measured; None if not yet known.
+        """
+        return self._stop.asked(seconds_to_save)
+
+    def began_to_save(self, step: int) -> None:
+        """A save has begun; so the save before it, if any, is on disk."""
+        self._watchdog.began_to_save(step)

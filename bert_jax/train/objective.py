@@ -1,0 +1,91 @@
+"""What a train step minimizes. `B` rows, `L` positions, `E` sequences per row."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax.data.batches import Batch
+from bert_jax.model.bert import BertForPreTraining, Gather
+from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.losses import cross_entropy
+
+
+class Objective(Protocol):
+    """A loss over a global batch, taken apart so that any split into rows gives the same: sums first, then ratios.
+
+    Batches are NamedTuples of arrays with a first dim B; the step itself reads `input_ids` and `sequence_ids` [B, L]
+    and `cls_positions` [B, E].
+    """
+
+    def sums(self, model: Any, batch: Any, key: DropoutKey | None, gather: Gather | None = None) -> Any:
+        """A NamedTuple of float32 scalars, each summed over the rows of a batch.
+
+        Args:
+          key: of the dropout; None for none.
+          gather: passed on to the model's forward pass.
+        """
+
+    def weights(self, batch: Any) -> Any:
+        """What `loss` divides by, summed over the rows of a batch: whole numbers."""
+
+    def loss(self, sums: Any, weights: Any) -> jax.Array:
+        """The scalar to minimize. sums: of some rows; weights: of the whole global batch."""
+
+    def metrics(self, sums: Any) -> dict[str, jax.Array]:
+        """What is logged, from the sums of a global batch or a whole split; among it `loss`."""
+
+
+class PretrainingSums(NamedTuple):
+    """Losses (nats) and hits summed over a batch, each a float32 scalar."""
+
+    mlm_sum: jax.Array
+    mlm_hits: jax.Array
+    mlm_weight: jax.Array
+    nsp_sum: jax.Array
+    nsp_hits: jax.Array
+    nsp_weight: jax.Array
+
+
+class Pretraining:
+    """Masked tokens and pairs of sentences (Devlin et al. 2019, section 3.1)."""
+
+    def sums(
+        self, model: BertForPreTraining, batch: Batch, key: DropoutKey | None, gather: Gather | None = None
+    ) -> PretrainingSums:
+        """Weighted cross entropies and hits of both."""
+        mlm_logits, nsp_logits = model(batch.inputs, batch.masked_lm_positions, batch.cls_positions, key, gather)
+        mlm = _summed(mlm_logits, batch.masked_lm_ids, batch.masked_lm_weights)
+        nsp = _summed(nsp_logits, batch.next_sentence_labels, batch.next_sentence_weights)
+        return PretrainingSums(*mlm, *nsp)
+
+    def weights(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """(masked tokens, pairs)."""
+        return batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum()
+
+    def loss(self, sums: PretrainingSums, weights: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """mlm_sum / mlm_weight + nsp_sum / nsp_weight; a weight of 0 gives 0."""
+        mlm_weight, nsp_weight = weights
+        return _ratio(sums.mlm_sum, mlm_weight) + _ratio(sums.nsp_sum, nsp_weight)
+
+    def metrics(self, sums: PretrainingSums) -> dict[str, jax.Array]:
+        """The loss, and the mean loss and accuracy of each."""
+        return {
+            'loss': self.loss(sums, (sums.mlm_weight, sums.nsp_weight)),
+            'mlm_loss': _ratio(sums.mlm_sum, sums.mlm_weight),
+            'nsp_loss': _ratio(sums.nsp_sum, sums.nsp_weight),
+            'mlm_accuracy': _ratio(sums.mlm_hits, sums.mlm_weight),
+            'nsp_accuracy': _ratio(sums.nsp_hits, sums.nsp_weight),
+        }
+
+
+PRETRAINING = Pretraining()
+
+
+def _summed(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    losses, hits = cross_entropy(logits, labels)
+    return (losses * weights).sum(), (hits * weights).sum(), weights.sum()
+
+
+def _ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), 0.0)

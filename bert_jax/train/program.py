@@ -1,0 +1,135 @@
+"""Everything that follows from a model, an optimizer and a mesh: the one place where a train step is put together."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+
+from bert_jax import config
+from bert_jax.model.bert import BertForPreTraining, Build
+from bert_jax.train.exact import make_exact_step
+from bert_jax.train.objective import PRETRAINING, Objective
+from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
+from bert_jax.train.step import make_evaluation_step, make_train_step
+
+TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainProgram:
+    """A run's state and the functions on it. Made by `build_program`.
+
+    Only `shapes` and `shardings` are worked out at once; the rest is traced and compiled where it is first used. On an
+    abstract mesh there are no steps and no new state.
+
+    Attributes:
+      train: the settings of the step: microbatches, reduction, exact_shards, seed (of the dropout), steps.
+      shapes, shardings: of the state; its moments are split as their parameters.
+    """
+
+    model: config.Model
+    train: config.Train
+    vocab_size: int
+    mesh: Mesh | AbstractMesh
+    build: Build
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    shapes: TrainState
+    shardings: TrainState
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the run, all phases together."""
+        return self.train.steps
+
+    @functools.cached_property
+    def graph(self) -> nnx.GraphDef:
+        """The model without its parameters."""
+        return model_graph(self.model, self.vocab_size, self.build)
+
+    @functools.cached_property
+    def train_step(self) -> TrainStep:
+        """(state, batch) or (state, batch, seed) -> (state, metrics); the state is donated.
+
+        `train.reduction` says which: `fast` is one program under `jax.jit`, `exact` is several.
+        """
+        if self.train.reduction == 'exact':
+            return make_exact_step(*self._parts, **self._options, num_shards=self.train.exact_shards)
+        return self._fast_step
+
+    @functools.cached_property
+    def evaluation_step(self) -> Callable[[nnx.State, Any], Any]:
+        """(parameters, batch) -> the objective's sums over the batch, without dropout; under `jax.jit`."""
+        return make_evaluation_step(self.graph, self.mesh, self.shardings.params, self.objective)
+
+    def init_state(self, seed: int, params: nnx.State | None = None) -> TrainState:
+        """A new state, each part made where it belongs; the same numbers on any mesh.
+
+        Args:
+          seed: of the random parameters.
+          params: whole arrays, the same in every process, to start from instead.
+        """
+        return init_state(self.model, self.vocab_size, self.optimizer, self.shardings, seed, params, self.build)
+
+    def lower(self, batch: Any) -> jax.stages.Lowered:
+        """The fast train step, ready to compile; nothing is allocated. batch: arrays, or their shapes."""
+        state = jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+            self.shapes,
+            self.shardings,
+        )
+        return self._fast_step.lower(state, batch)
+
+    @functools.cached_property
+    def _fast_step(self) -> Any:
+        return make_train_step(*self._parts, **self._options, microbatches=self.train.microbatches)
+
+    @property
+    def _parts(self) -> tuple:
+        return self.graph, self.optimizer, self.schedule, self.mesh, self.shardings
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {'objective': self.objective, 'seed': self.train.seed}
+
+
+def build_program(
+    model: config.Model,
+    optimizer: config.Optimizer,
+    train: config.Train,
+    vocab_size: int,
+    mesh: Mesh | AbstractMesh,
+    *,
+    phases: tuple[config.Phase, ...] = (),
+    build: Build = BertForPreTraining,
+    objective: Objective = PRETRAINING,
+) -> TrainProgram:
+    """The program of a run; nothing is compiled or allocated.
+
+    Args:
+      train: see `TrainProgram`; `steps` is the length of the learning rate schedule.
+      vocab_size: unpadded, from the tokenizer.
+      phases: of the run; their warm-ups and peaks take the place of the optimizer's.
+      build, objective: the model and what it learns.
+    """
+    transform = make_optimizer(optimizer, train.steps, phases)
+    shapes, shardings = state_shardings(model, vocab_size, transform, mesh, build)
+    return TrainProgram(
+        model=model,
+        train=train,
+        vocab_size=vocab_size,
+        mesh=mesh,
+        build=build,
+        objective=objective,
+        optimizer=transform,
+        schedule=make_schedule(optimizer, train.steps, phases),
+        shapes=shapes,
+        shardings=shardings,
+    )

@@ -1,0 +1,118 @@
+"""How fast training is: model FLOPs of a step, the peak they are compared with, and tokens per second as a run goes."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax import config
+from bert_jax.data.batches import Batch
+from bert_jax.model.bert import matmuls
+from bert_jax.model.matmul import training_flops
+from bert_jax.runtime.devices import published_peak_flops
+
+
+def flops_per_step(
+    model: config.Model, vocab_size: int, *, tokens: float, squared_lengths: float, predictions: int, sequences: int
+) -> float:
+    """Model FLOPs of a training step, forward and backward; the one count that is used everywhere.
+
+    Three times those of the matmuls of a forward pass over real tokens, each attending to its own sequence, with the
+    heads at the positions they run on; nothing for recomputation.
+
+    Args:
+      tokens: real tokens in the global batch.  squared_lengths: sum over its sequences of length squared.
+      predictions: prediction slots in the batch, B x P.  sequences: pooled slots, B x E.
+    """
+    # Fractions are exact, so that the result is a whole number for any mean length.
+    visible_length = Fraction(float(squared_lengths)) / Fraction(float(tokens)) if tokens else Fraction(0)
+    forward = matmuls(
+        model,
+        vocab_size,
+        rows=1,
+        length=Fraction(float(tokens)),
+        visible_length=visible_length,
+        predictions=Fraction(float(predictions)),
+        sequences=sequences,
+    )
+    return training_flops(forward)
+
+
+def peak_flops(dtype: str) -> float | None:
+    """FLOP/s of all devices: the published bfloat16 peak, on a CPU the measured rate of a matmul; None if unknown."""
+    return _measured_matmul_flops(dtype) if jax.default_backend() == 'cpu' else published_peak_flops()
+
+
+def _measured_matmul_flops(dtype: str, size: int = 1536, repeats: int = 4) -> float:
+    x = jnp.ones((size, size), dtype)
+    matmul = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    matmul(x, x).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        matmul(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+class Speedometer:
+    """Real tokens per second, MFU and waiting between readings; evaluation, saving and compiling steps left out."""
+
+    def __init__(self, model: config.Model, vocab_size: int):
+        self._count = functools.partial(flops_per_step, model, vocab_size)
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
+        self._peak = peak_flops(model.dtype)
+        self._pending: list[tuple[jax.Array, jax.Array, int, int]] = []
+        self._since: float | None = None
+        self._waited, self._newest = 0.0, None
+
+    def is_new(self, batch: Batch) -> bool:
+        """Whether no batch of this one's shapes has been counted yet: its step has to be compiled first."""
+        return tuple(array.shape for array in batch) not in self._shapes
+
+    def add(self, batch: Batch, tokens: jax.Array, squared_lengths: jax.Array) -> None:
+        """Counts the step of a global batch (on the device: nothing is waited for); the first of a shape compiles."""
+        self._newest, shapes = tokens, tuple(array.shape for array in batch)
+        if shapes not in self._shapes:
+            jax.block_until_ready(tokens)
+            self._shapes.add(shapes)
+            self._pending, self._since, self._waited = [], time.perf_counter(), 0.0
+        else:
+            self._pending.append((tokens, squared_lengths, batch.num_predictions, batch.cls_positions.size))
+
+    def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; the wait for one counts if the devices have nothing left to do when it comes."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if self._newest is not None and self._newest.is_ready():
+                self._waited += time.perf_counter() - start
+            yield batch
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not training."""
+        start = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._since += time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """Since the last reading: tokens_per_second, input_wait_fraction (the share of the time in which the devices
+        waited for a batch, at most) and, where the peak of the devices is known, mfu."""
+        if not self._pending:
+            return {}
+        counted = jax.device_get(self._pending)
+        seconds = time.perf_counter() - self._since
+        tokens, squared, predictions, sequences = (float(sum(values)) for values in zip(*counted, strict=True))
+        flops = self._count(tokens=tokens, squared_lengths=squared, predictions=predictions, sequences=sequences)
+        speed = {'tokens_per_second': tokens / seconds, 'input_wait_fraction': self._waited / seconds}
+        self._pending, self._since, self._waited = [], time.perf_counter(), 0.0
+        return speed | ({'mfu': flops / seconds / self._peak} if self._peak else {})

@@ -1,0 +1,70 @@
+"""Everything a run reports of itself: metrics.jsonl, TensorBoard events, history.jsonl, and lines on the terminal."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from bert_jax.console import say
+from bert_jax.workdir.history import History, hardware
+from bert_jax.workdir.metrics import MetricsWriter
+from bert_jax.workdir.progress import Progress
+
+
+class RunLog:
+    """The log of one run, from the step it starts or resumes at.
+
+    Attributes:
+      metrics: the newest value of everything that was logged.
+    """
+
+    def __init__(
+        self, workdir: str, start: int, num_steps: int, mesh: Mesh, describe_step: Callable[[dict[str, float]], str]
+    ):
+        """Args: describe_step, turns the metrics of a training step into a few words for the terminal."""
+        self._writer, self._history = MetricsWriter(workdir, start), History(workdir)
+        self._history.add('start', start, lost_steps=self._writer.lost_steps, **hardware(mesh))
+        self._progress = Progress(start, num_steps, describe_step)
+        self._num_steps = num_steps
+        self.metrics: dict[str, float] = {}
+
+    def __enter__(self) -> 'RunLog':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.close()
+        self._writer.close()
+
+    def train_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes and shows the metrics of a training step."""
+        self._writer.write(step, metrics)
+        self._progress.show(step, metrics)
+        self.metrics = metrics
+
+    def evaluation(
+        self, step: int, metrics: dict[str, float], description: str = '', examples: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """Writes what an evaluator found, and says it in words."""
+        if metrics:
+            self._writer.write(step, metrics)
+            self.metrics = self.metrics | metrics
+        if examples:
+            self._writer.write_examples(step, list(examples))
+        if description:
+            say(f'step {step}: {description}')
+
+    def roll_back(self, to_step: int, from_step: int, why: str) -> None:
+        """Drops what was logged after `to_step`, and records why the run went back."""
+        say(f'Step {from_step}: {why}. Rolled back to step {to_step}; skipping the batches read since.')
+        self._history.add('back', to_step, **{'from': from_step}, why=why)
+        self._writer.rewind(to_step)
+        self._progress.rewind(to_step)
+
+    def end(self, step: int, stopped_by: str | None = None) -> None:
+        """The run has made its last step, or was saved at `step` before it because something asked it to stop."""
+        self._progress.close()
+        if stopped_by:
+            say(f'Stopped by {stopped_by}: saved step {step} of {self._num_steps}. Rerun the same command to resume.')
+            self._history.add('stop', step, why=stopped_by)
+        else:
+            self._history.add('finish', step)

@@ -1,0 +1,148 @@
+"""Seals: a directory with its manifest is complete, and every byte in it can be checked.
+
+    DIRECTORY/manifest.json   size and SHA-256 of every file, part by part; renamed in last
+
+    {"version": 2, "step": …, "part_bytes": …, "files": {NAME: {"bytes": …, "sha256": [one per part]}}, "checksum": …}
+
+Version 1 had neither a version nor a checksum, and one digest per file.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+
+from bert_jax.files import forget_cached, json_digest, sync, write_whole
+
+MANIFEST = 'manifest.json'
+_VERSION = 2
+_PART_BYTES = 16 << 20  # hashed independently
+_WHOLE_FILE = 1 << 62  # bytes of a part in version 1
+_MAX_MANIFEST_BYTES = 256 << 20  # lists the parts of a 50 TB checkpoint
+_NUM_HASHING_THREADS = 8
+_BLOCK_BYTES = 1 << 20  # read at once
+
+
+def is_sealed(directory: epath.Path) -> bool:
+    """Whether a directory was completed; a save that was interrupted leaves one without its manifest."""
+    return (directory / MANIFEST).exists()
+
+
+def sealed_steps(directory: epath.Path) -> list[int]:
+    """Ascending steps of the sealed subdirectories that are named after one."""
+    return [step for step in numbered(directory) if is_sealed(directory / str(step))]
+
+
+def numbered(directory: epath.Path) -> list[int]:
+    """Ascending numbers of the subdirectories that are named after one; [] when the directory does not exist."""
+    if not directory.exists():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def make_manifest(directory: epath.Path, step: int) -> dict[str, Any]:
+    """The manifest of a directory's files, which are on disk when this returns.
+
+    Raises:
+      OSError: when a file cannot be synced or read.
+    """
+    files = files_of(directory)
+    if not _is_remote(directory):
+        for path in {*files.values(), *(path.parent for path in files.values()), directory.parent}:
+            sync(path)
+    digests = _digests(files, _PART_BYTES)
+    listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
+    manifest = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
+    return manifest | {
+        'checksum': json_digest(manifest)
+    }  # so that a corrupt manifest is not reported as a corrupt file
+
+
+def seal(directory: epath.Path, manifest: dict[str, Any]) -> None:
+    """Renames the manifest in and drops the system's cached copy of the files, so that `damage` reads the disk."""
+    write_whole(directory / MANIFEST, json.dumps(manifest, indent=2) + '\n')
+    if not _is_remote(directory):
+        sync(directory)
+        for path in files_of(directory).values():
+            forget_cached(path)
+
+
+def delete(directory: epath.Path) -> None:
+    """Deletes a sealed directory; at no moment does it look sealed and lack a file."""
+    (directory / MANIFEST).unlink()
+    directory.rmtree()
+
+
+def damage(directory: epath.Path) -> str:
+    """What is wrong with a directory, naming the file; '' when every byte is as it was written."""
+    try:
+        expected, part_bytes = _read_manifest(directory / MANIFEST)
+    except FileNotFoundError:
+        return f'no {MANIFEST}: it was never finished'
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f'{MANIFEST} is damaged'
+    found = files_of(directory)
+    for name in sorted(expected.keys() ^ found.keys()):
+        return f'{name} is {"missing" if name in expected else "not in its manifest"}'
+    for name, (size, _) in expected.items():
+        if (length := found[name].stat().length) != size:
+            return f'{name} has {length} bytes, not {size}'
+    for name, digests in _digests(found, part_bytes).items():
+        if digests != expected[name][1]:
+            return f'{name} has another checksum'
+    return ''
+
+
+def files_of(directory: epath.Path) -> dict[str, epath.Path]:
+    """{name: path} of all files below a directory except its manifest."""
+    found, open_directories = {}, [directory]
+    while open_directories:
+        for path in open_directories.pop().iterdir():
+            if path.is_dir():
+                open_directories.append(path)
+            elif path != directory / MANIFEST:
+                found[path.relative_to(directory).as_posix()] = path
+    return found
+
+
+def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], int]:
+    """({name: (bytes, digests of its parts)}, bytes per part); raises various errors for a damaged one."""
+    if path.stat().length > _MAX_MANIFEST_BYTES:
+        raise ValueError
+    content = json.loads(path.read_text())
+    if content.keys() == {'step', 'files'}:  # version 1
+        return {name: (file['bytes'], [file['sha256']]) for name, file in content['files'].items()}, _WHOLE_FILE
+    if content['version'] != _VERSION or content['part_bytes'] != _PART_BYTES:
+        raise ValueError
+    if content.pop('checksum') != json_digest(content):
+        raise ValueError
+    return {name: (file['bytes'], file['sha256']) for name, file in content['files'].items()}, _PART_BYTES
+
+
+def _digests(files: dict[str, epath.Path], part_bytes: int) -> dict[str, list[str]]:
+    """SHA-256 of each part of each file. Parts are hashed in parallel, so that one large file is no bottleneck."""
+    parts = [
+        (name, start) for name, path in files.items() for start in range(0, max(path.stat().length, 1), part_bytes)
+    ]
+    with concurrent.futures.ThreadPoolExecutor(_NUM_HASHING_THREADS) as pool:
+        digests = pool.map(lambda part: _digest(files[part[0]], part[1], part_bytes), parts)
+        found: dict[str, list[str]] = {name: [] for name in files}
+        for (name, _), of_part in zip(parts, digests, strict=True):
+            found[name].append(of_part)
+    return found
+
+
+def _digest(path: epath.Path, start: int, length: int) -> str:
+    found = hashlib.sha256()
+    with path.open('rb') as file:
+        file.seek(start)
+        while length and (block := file.read(min(_BLOCK_BYTES, length))):
+            found.update(block)
+            length -= len(block)
+    return found.hexdigest()
+
+
+def _is_remote(path: epath.Path) -> bool:
+    return '://' in str(path)

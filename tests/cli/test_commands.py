@@ -1,0 +1,129 @@
+"""The command line: help for every command, suggestions for typos, and no jax before it is needed."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bert_jax
+from bert_jax import __main__, version
+from bert_jax.__main__ import main, start
+from bert_jax.cli.commands import COMMANDS
+from bert_jax.cli.flags import Command, parse
+from bert_jax.errors import BadInput, DeviceFault
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
+
+
+def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture) -> None:
+    assert main(['bert-jax', '--help']) == main(['bert-jax', 'help']) == 0
+    assert main(['bert-jax']) == 2
+    shown = capsys.readouterr().out
+    assert all(f'  {name} ' in shown and command.summary in shown for name, command in COMMANDS.items())
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help_shows_every_flag_and_an_example_that_parses(name: str, capsys: pytest.CaptureFixture) -> None:
+    command = COMMANDS[name]
+    assert main(['bert-jax', name, '--help']) == 0
+    shown = capsys.readouterr().out
+    assert all(f'  --{flag.name}: {flag.meaning}' in shown for flag in command.flags) and '  --json: ' in shown
+    assert shown.endswith(f'Example: {command.example}\n')
+    parse(command, shlex.split(command.example)[4:])
+
+
+def test_each_command_has_a_module_named_after_it() -> None:
+    modules = {path.stem for path in (ROOT / 'bert_jax' / 'cli').glob('*.py')}
+    expected = {'import': 'import_model', 'fill-mask': 'fill_mask'}
+    assert {expected.get(name, name) for name in COMMANDS} <= modules
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['trian'], 'trian: is not a command'),
+        (['trian'], 'did you mean train?'),
+        (['train', '--workdri=x'], 'did you mean --workdir?'),
+        (['train', 'x'], "'x' is not a flag"),
+        (['train'], '--workdir: is missing'),
+        (['bench', '--config=bert.py:tiny', '--config.train.stesp=1'], 'did you mean config.train.steps?'),
+        (['bench', '--config=bert.py:huge'], "size 'huge'"),
+        (['finetune', '--workdir=x', '--config=finetune/glue.py', '--config.task.texd=a'], 'config.task.text'),
+        (['sweep', '--workdir=x'], 'a sweep file'),
+        (['prepare', '--config=demo.py', '--shard=2/2'], 'I from 0 to N - 1'),
+    ],
+)
+def test_bad_arguments_are_exit_status_2_with_a_suggestion(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(['bert-jax', *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'error, status',
+    [
+        (BadInput('a', 'b'), 2),
+        (DeviceFault('a', 'b'), 1),
+        (PermissionError(13, 'no permission', 'file'), 2),
+        (MemoryError(), 2),
+        (RuntimeError('RESOURCE_EXHAUSTED: out of memory'), 2),
+        (KeyboardInterrupt(), 75),
+    ],
+)
+def test_errors_that_a_user_can_act_on_are_messages(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    _raise_in_bench(monkeypatch, error)
+    assert main(['bert-jax', 'bench']) == status
+    assert capsys.readouterr().err.startswith('bert_jax: ')
+
+
+@pytest.mark.parametrize('error', [RuntimeError('a bug'), OSError(5, 'a broken disk'), ValueError()])
+def test_faults_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    _raise_in_bench(monkeypatch, error)
+    with pytest.raises(type(error)):
+        main(['bert-jax', 'bench'])
+
+
+def _raise_in_bench(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(*_: object) -> int:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, 'bench', Command('bench', run, '', '', ()))
+
+
+def test_a_value_of_the_config_is_given_with_or_without_an_equals_sign() -> None:
+    for arguments in (['--config=bert.py:tiny'], ['--config', 'bert.py:tiny']):
+        values, rest = parse(COMMANDS['bench'], [*arguments, '--config.train.steps=7'])
+        assert values.config.model.hidden_size == 128 and values.config.train.steps == 7 and not rest
+
+
+def test_the_program_ends_with_the_status_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+    monkeypatch.setattr(__main__, 'leave', left.append)
+    monkeypatch.setattr(sys, 'path', ['elsewhere'])
+    for arguments in (['--help'], ['trian']):
+        monkeypatch.setattr(sys, 'argv', ['bert-jax', *arguments])
+        start()
+    assert left == [0, 2] and sys.path == [str(Path.cwd()), 'elsewhere']  # as for `python -m`, once
+
+
+@pytest.mark.processes
+def test_help_does_not_import_jax() -> None:
+    program = (
+        'import sys; from bert_jax.__main__ import COMMANDS, main\n'
+        'for name in COMMANDS: main(["bert-jax", name, "--help"])\n'
+        'print(sorted({"jax", "flax", "orbax", "pyarrow", "tokenizers"} & set(sys.modules)))'
+    )
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == '[]', done.stderr
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert bert_jax.__version__ == version.__version__
+    texts = [ROOT / name for name in ('pyproject.toml', 'CITATION.cff', 'bert_jax/__init__.py', 'README.md')]
+    assert all(version.__version__ not in path.read_text() for path in texts)

@@ -1,0 +1,33 @@
+"""The peak of a device is found by the name that jax gives it."""
+
+import types
+
+import jax
+import pytest
+
+from bert_jax.runtime.devices import published_peak_flops
+
+
+@pytest.mark.parametrize(
+    'kind, peak',
+    [
+        ('TPU v4', 275e12),
+        ('TPU v5 lite', 197e12),
+        ('TPU v5', 459e12),
+        ('TPU v5p', 459e12),
+        ('TPU v6 lite', 918e12),
+        ('NVIDIA A100-SXM4-80GB', 312e12),
+        ('NVIDIA H100 80GB HBM3', 989e12),
+        ('NVIDIA H200', 989e12),
+        ('NVIDIA B200', 2250e12),
+    ],
+)
+def test_published_peak_is_that_of_all_devices(monkeypatch: pytest.MonkeyPatch, kind: str, peak: float) -> None:
+    monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(device_kind=kind)])
+    monkeypatch.setattr(jax, 'device_count', lambda: 4)
+    assert published_peak_flops() == 4 * peak
+
+
+def test_the_peak_of_an_unknown_device_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(device_kind='TPU v99')])
+    assert published_peak_flops() is None

@@ -1,0 +1,145 @@
+"""A directory or a file is published whole, or nothing of it remains."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from bert_jax import files
+from bert_jax.config import Data
+from bert_jax.files import json_digest, new_directory, new_file, write_whole
+
+
+def _fill(directory: Path, text: str = 'whole') -> None:
+    (directory / 'below').mkdir()
+    (directory / 'below' / 'a').write_text(text)
+    (directory / 'b').write_text(text)
+
+
+def _contents(directory: Path) -> dict[str, str]:
+    paths = sorted(path for path in directory.rglob('*') if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_text() for path in paths}
+
+
+WHOLE = {'b': 'whole', 'below/a': 'whole'}
+
+
+@pytest.mark.parametrize('existing', ['keep', 'replace', 'refuse'])
+@pytest.mark.parametrize('is_there', [False, True])
+def test_a_directory_appears_whole_under_its_name(tmp_path: Path, existing: str, is_there: bool) -> None:
+    target = tmp_path / 'parent' / 'target[1]'
+    if is_there:
+        target.mkdir(parents=True)  # an empty one is no obstacle
+    with new_directory(target, existing=existing) as directory:
+        _fill(directory)
+        assert not target.exists() or not any(target.iterdir())
+    assert _contents(target) == WHOLE and os.listdir(target.parent) == [target.name]
+    assert target.stat().st_mode & 0o777 == (tmp_path / 'parent').stat().st_mode & 0o777
+
+
+def test_everything_is_synced_before_the_rename_and_the_parent_after_it(tmp_path: Path, monkeypatch) -> None:
+    synced = []
+    monkeypatch.setattr(files, 'sync', lambda path: synced.append((Path(path).name, (tmp_path / 'target').exists())))
+    with new_directory(tmp_path / 'target') as directory:
+        _fill(directory)
+    assert sorted(synced[:-1]) == sorted((name, False) for name in ('a', 'b', 'below', directory.name))
+    assert synced[-1] == (tmp_path.name, True)
+
+
+def test_a_failure_leaves_nothing_and_the_existing_directory_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / 'target'
+    for is_there in (False, True):
+        with pytest.raises(KeyboardInterrupt), new_directory(target, existing='replace') as directory:
+            _fill(directory, 'half')
+            raise KeyboardInterrupt
+        assert os.listdir(tmp_path) == [target.name] * is_there
+        if not is_there:
+            target.mkdir()
+            _fill(target)
+    assert _contents(target) == WHOLE
+
+
+def test_a_faster_twin_is_kept_replaced_or_reported(tmp_path: Path) -> None:
+    target = tmp_path / 'target'
+
+    def publish(existing: str, text: str) -> None:
+        with new_directory(target, existing=existing) as directory:
+            _fill(directory, text)
+            if not target.exists():
+                with new_directory(target) as twin:
+                    _fill(twin, 'of the twin')
+
+    publish('keep', 'late')
+    assert set(_contents(target).values()) == {'of the twin'}
+    with pytest.raises(FileExistsError, match='target'):
+        publish('refuse', 'late')
+    assert set(_contents(target).values()) == {'of the twin'}
+    publish('replace', 'new')
+    assert set(_contents(target).values()) == {'new'} and os.listdir(tmp_path) == ['target']
+
+
+def test_a_file_in_the_way_is_an_error_unless_replaced(tmp_path: Path) -> None:
+    (tmp_path / 'target').write_text('a file')
+    with pytest.raises(OSError), new_directory(tmp_path / 'target') as directory:
+        _fill(directory)
+    assert os.listdir(tmp_path) == ['target'] and (tmp_path / 'target').read_text() == 'a file'
+
+
+def test_directories_of_killed_processes_are_removed_and_others_stay(tmp_path: Path) -> None:
+    old = time.time() - 2 * 24 * 3600
+
+    def left_over(name: str, *, is_old: bool) -> str:
+        (tmp_path / name).mkdir()
+        _fill(tmp_path / name)
+        for path in (tmp_path / name, *(tmp_path / name).rglob('*')):
+            os.utime(path, (old, old))
+        if not is_old:
+            (tmp_path / name / 'below' / 'a').write_text('being written')  # times of the directories stay old
+            os.utime(tmp_path / name / 'below', (old, old))
+        return name
+
+    dead = left_over('.target.0123456789ab.partial', is_old=True)
+    live = left_over('.target.ba9876543210.partial', is_old=False)
+    others = [left_over(f'.{name}.partial', is_old=True) for name in ('target', 'target.2.0123456789ab', 'other')]
+    with new_directory(tmp_path / 'target', temporary_in=tmp_path) as directory:
+        assert directory.parent == tmp_path and not (tmp_path / dead).exists()
+    assert sorted(os.listdir(tmp_path)) == sorted([live, *others, 'target'])
+    with new_directory(tmp_path / 'target', abandoned_s=0):  # as by the holder of a lock
+        pass
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, 'target'])
+
+
+def test_a_temporary_directory_can_be_made_elsewhere(tmp_path: Path) -> None:
+    with new_directory(tmp_path / 'parent' / 'target', temporary_in=tmp_path / 'work') as directory:
+        assert directory.parent == tmp_path / 'work' and not os.listdir(tmp_path / 'parent')
+        _fill(directory)
+    assert _contents(tmp_path / 'parent' / 'target') == WHOLE and not os.listdir(tmp_path / 'work')
+
+
+def test_a_file_appears_whole_and_replaces_the_one_before(tmp_path: Path, monkeypatch) -> None:
+    synced = []
+    monkeypatch.setattr(files, 'sync', lambda path: synced.append(Path(path).read_text()))
+    path = tmp_path / 'file'
+    for text in ('first', 'zweite ä'):
+        write_whole(path, text)
+        assert path.read_text('utf-8') == text
+    with pytest.raises(ZeroDivisionError), new_file(path) as temporary:
+        temporary.write_text('half')
+        raise ZeroDivisionError
+    assert path.read_text('utf-8') == 'zweite ä' and os.listdir(tmp_path) == ['file'] and len(synced) == 2
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    with new_file(tmp_path / 'file') as slow:
+        slow.write_text('slow')
+        write_whole(tmp_path / 'file', 'fast')
+        assert (tmp_path / 'file').read_text() == 'fast'
+    assert (tmp_path / 'file').read_text() == 'slow' and os.listdir(tmp_path) == ['file']
+
+
+def test_digests_of_values_are_those_in_existing_corpora_and_workdirs() -> None:
+    # Written down from earlier versions: workdirs, corpora and plans hold such digests.
+    assert json_digest({'b': [1, 2.5, None, 'ä'], 'a': True}) == json_digest({'a': True, 'b': [1, 2.5, None, 'ä']})
+    assert json_digest({'b': [1, 2.5, None, 'ä'], 'a': True}) == '2f3e808d039da86e'
+    assert json_digest(Data(source='text:a', corpus='b').masking) == '6b91299a3343a16e'

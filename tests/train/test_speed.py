@@ -1,0 +1,33 @@
+"""Model FLOPs of a step are those of the closed form, to the last digit."""
+
+import numpy as np
+import pytest
+
+from bert_jax import config
+from bert_jax.train.speed import flops_per_step
+
+
+@pytest.mark.parametrize('size', ['tiny', 'base', 'large'])
+def test_flops_of_rows_of_any_length_equal_the_closed_form(size: str) -> None:
+    model, vocab_size = config.resolve(config.bert(size)).model, 30_522
+    layers, hidden, inner = model.num_layers, model.hidden_size, model.intermediate_size
+    lengths = np.random.default_rng(0).integers(5, 128, 256)
+    tokens, squared_lengths, predictions, sequences = int(lengths.sum()), int((lengths**2).sum()), 256 * 19, 256
+    encoder = layers * (4 * hidden**2 + 2 * hidden * inner) * tokens
+    heads = predictions * (hidden**2 + hidden * vocab_size) + sequences * (hidden**2 + 2 * hidden)
+    attention = 2 * layers * hidden * squared_lengths
+    found = flops_per_step(
+        model,
+        vocab_size,
+        tokens=float(tokens),
+        squared_lengths=np.float64(squared_lengths),
+        predictions=predictions,
+        sequences=sequences,
+    )
+    assert found == 6 * (encoder + heads + attention)
+
+
+def test_a_batch_without_tokens_costs_only_its_heads() -> None:
+    model = config.resolve(config.bert('tiny')).model
+    found = flops_per_step(model, 1000, tokens=0.0, squared_lengths=0.0, predictions=0, sequences=1)
+    assert found == 6 * (model.hidden_size**2 + 2 * model.hidden_size)
