@@ -42,7 +42,6 @@ __all__ = [
     'bert',
     'check_model',
     'field_names',
-    'in_phases',
     'is_records',
     'max_sequences',
     'num_predictions',
@@ -53,8 +52,3 @@ __all__ = [
     'sources',
     'unknown_field',
 ]
-
-
-def in_phases(config: Config) -> tuple[Config, ...]:
-    """A config for each phase of a run."""
-    return config.in_phases
