@@ -39,19 +39,33 @@ def roles(section: type) -> dict[str, Role]:
     return {field.name: field.metadata.get('role') or section.ROLE for field in dataclasses.fields(section)}
 
 
-def identity_of(name: str, section: Any) -> dict[str, Any]:
-    """{`name.field`: value} of the fields of a section that belong to a run's identity."""
-    found = {}
-    for field in dataclasses.fields(section):
-        role, value = roles(type(section))[field.name], getattr(section, field.name)
-        is_set = role is Role.IDENTITY_IF_SET and value != field.default
-        if role in (Role.IDENTITY, Role.SHAPES) or is_set:
-            found[f'{name}.{field.name}'] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+def identity_of(config: Any) -> dict[str, Any]:
+    """{`section.field` or `field`: JSON value} of a whole config's fields that belong to a run's identity."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names = (inner for inner in dataclasses.fields(value) if _is_identity(value, inner))
+            found |= {f'{field.name}.{inner.name}': _as_json(getattr(value, inner.name)) for inner in names}
+        elif _is_identity(config, field):
+            found[field.name] = _as_json(value)
     return found
 
 
+def _is_identity(section: Any, field: dataclasses.Field) -> bool:
+    role = roles(type(section))[field.name]
+    is_set = role is Role.IDENTITY_IF_SET and getattr(section, field.name) != field.default
+    return is_set or role in (Role.IDENTITY, Role.SHAPES)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_json(item) for item in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+
 def names_with(role: Role, section: type) -> tuple[str, ...]:
-    """The names of a section's fields that have a role."""
+    """The names of a section's own fields that have a role."""
     return tuple(name for name, found in roles(section).items() if found is role)
 
 

@@ -55,9 +55,8 @@ def make_manifest(directory: epath.Path, step: int) -> dict[str, Any]:
     digests = _digests(files, _PART_BYTES)
     listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
     manifest = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
-    return manifest | {
-        'checksum': json_digest(manifest)
-    }  # so that a corrupt manifest is not reported as a corrupt file
+    # With a checksum of its own a corrupt manifest is not reported as a corrupt file.
+    return manifest | {'checksum': json_digest(manifest)}
 
 
 def seal(directory: epath.Path, manifest: dict[str, Any]) -> None:
