@@ -12,7 +12,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.finetune.command import Summary, summarize
 from bert_jax.finetune.evaluator import TaskEvaluator, make_predict_step, task_streams
-from bert_jax.finetune.export import load_finetuned
+from bert_jax.finetune.load import load_finetuned
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.seed import Outcome
 from bert_jax.finetune.tasks import TaskData, open_task

@@ -21,6 +21,14 @@ from bert_jax.train.objective import Objective
 
 _POOLED = ('classification', 'regression')
 
+# The class of `transformers` that opens each kind of task.
+ARCHITECTURES = {
+    'classification': 'BertForSequenceClassification',
+    'regression': 'BertForSequenceClassification',
+    'tagging': 'BertForTokenClassification',
+    'spans': 'BertForQuestionAnswering',
+}
+
 
 class BertForTask(nnx.Module):
     """One dense layer over the pooled vector (classification, regression) or over every token (tagging, spans).

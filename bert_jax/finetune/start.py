@@ -15,8 +15,8 @@ from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, too_long
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.finetune.export import ARCHITECTURES, choose_seed, load_finetuned
-from bert_jax.finetune.heads import builder, new_head
+from bert_jax.finetune.heads import ARCHITECTURES, builder, new_head
+from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.model.bert import Encoder, new_pooler
 from bert_jax.pretrained import hugging_face, tensor_names

@@ -13,7 +13,7 @@ from flax import nnx
 
 from bert_jax.config.finetuning import resolve
 from bert_jax.finetune.command import summarize
-from bert_jax.finetune.export import load_finetuned
+from bert_jax.finetune.load import load_finetuned
 from bert_jax.finetune.seed import Outcome, Setup
 from bert_jax.finetune.start import starting_point
 from bert_jax.workdir.checkpoint import Checkpoints
