@@ -1,6 +1,6 @@
 """Settings: what a config file and the command line may say, checked and frozen before anything else happens."""
 
-from bert_jax.config.checks import check_model
+from bert_jax.config.checks import check_exact, check_mesh, check_model, check_probes
 from bert_jax.config.names import field_names, unknown_field
 from bert_jax.config.phases import phase_at, positions_trained
 from bert_jax.config.pretraining import (
@@ -40,9 +40,11 @@ __all__ = [
     'Tokenizer',
     'Train',
     'bert',
+    'check_exact',
+    'check_mesh',
     'check_model',
+    'check_probes',
     'field_names',
-    'in_phases',
     'is_records',
     'max_sequences',
     'num_predictions',
@@ -53,8 +55,3 @@ __all__ = [
     'sources',
     'unknown_field',
 ]
-
-
-def in_phases(config: Config) -> tuple[Config, ...]:
-    """A config for each phase of a run."""
-    return config.in_phases
