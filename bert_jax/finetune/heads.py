@@ -59,6 +59,7 @@ def new_head(model: config.Model, num_outputs: int, rngs: nnx.Rngs) -> Dense:
     return Dense(model.hidden_size, num_outputs, ('embed', 'labels'), model.initializer_range, 'float32', rngs)
 
 
+@functools.cache
 def builder(kind: str, num_outputs: int) -> Build:
     """What makes the model of a task."""
     return functools.partial(BertForTask, kind, num_outputs)
@@ -103,6 +104,7 @@ class _TaskObjective:
         return found if self.kind == 'regression' else found | {'accuracy': sums.hits / weight}
 
 
+@functools.cache
 def objective(kind: str) -> Objective:
     """Cross entropy (nats); squared error for a regression; for spans the mean of first and last token's."""
     return _TaskObjective(kind)

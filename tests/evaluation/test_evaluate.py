@@ -36,7 +36,6 @@ def place(one_device, tmp_path_factory) -> Path:
     (place / 'first.tsv').write_text('\n'.join(['sentence\tlabel', *rows]) + '\n')
     changes = {
         'data__pairing': 'none',
-        'tokenizer__vocab_size': 300,
         'probe__sets': (('first', f'tsv:{place}/first.tsv'),),
     }
     changes |= {'train__steps': 2, 'train__evaluate_every': 1, 'train__probe_every': 1, 'optimizer__warmup_steps': 0}
