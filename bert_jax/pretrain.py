@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, in_phases, phase_at, positions_trained, row_lengths
+from bert_jax.config import Config, phase_at, positions_trained, row_lengths
 from bert_jax.console import say
 from bert_jax.data.batches import Stream
 from bert_jax.data.device_batches import Batches
@@ -107,7 +107,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     # --- Train. ---
     start = int(state.step)
     evaluators = _evaluators(config, program, streams, labelled_sets)
-    batches = Batches(streams.train, [phase.train.steps for phase in in_phases(config)], mesh, start, skipped)
+    batches = Batches(streams.train, [phase.train.steps for phase in config.in_phases], mesh, start, skipped)
     with RunLog(workdir, start, num_steps, mesh, _describe_step) as log:
         say('Compiling the step …')
         parts = (batches, evaluators, config.train, restore, supervisor, checkpoints, log)
@@ -146,7 +146,7 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream
         f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}',
         f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}',
     ]
-    for index, (phase, stream) in enumerate(zip(in_phases(config), streams, strict=True), start=1):
+    for index, (phase, stream) in enumerate(zip(config.in_phases, streams, strict=True), start=1):
         epochs = phase.train.steps * stream.batch_size / stream.num_rows
         lines.append(
             (f'Phase {index}' if config.phases else 'Data')

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_jax.config import Config, in_phases, is_records
+from bert_jax.config import Config, is_records
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus, load_corpus, verify
 from bert_jax.text.tokenizer import load_tokenizer
@@ -213,7 +213,7 @@ def _epochs(config: Config, corpus: Corpus | None) -> Iterator[Problem]:
     from bert_jax.data.streams import open_streams
 
     epochs = 0.0
-    for phase, stream in zip(in_phases(config), open_streams(config, corpus=corpus).train, strict=True):
+    for phase, stream in zip(config.in_phases, open_streams(config, corpus=corpus).train, strict=True):
         epochs += phase.train.steps * stream.batch_size / stream.num_rows
     if epochs > _MOST_EPOCHS:
         yield _warning(

@@ -52,12 +52,11 @@ def _parsed_shard(text: str) -> tuple[int, int]:
 
 def _first_rows(config: Config, num_rows: int) -> list[list[dict[str, Any]]]:
     """The first rows that a run of this config would train on, decoded."""
-    from bert_jax.config import in_phases
     from bert_jax.data.batches import CorpusStream
     from bert_jax.data.show import decode_rows
     from bert_jax.text.corpus import load_corpus
 
-    corpus, phase = load_corpus(config.data.corpus, config.data.local_copy), in_phases(config)[0]
+    corpus, phase = load_corpus(config.data.corpus, config.data.local_copy), config.in_phases[0]
     stream = CorpusStream(corpus, phase.data, 'train', batch_size=num_rows, seed=config.train.seed)
     return decode_rows(stream.batch(0), corpus.tokenizer, phase.data.pairing)
 

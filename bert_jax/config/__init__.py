@@ -45,7 +45,6 @@ __all__ = [
     'check_model',
     'check_probes',
     'field_names',
-    'in_phases',
     'is_records',
     'max_sequences',
     'num_predictions',
@@ -56,8 +55,3 @@ __all__ = [
     'sources',
     'unknown_field',
 ]
-
-
-def in_phases(config: Config) -> tuple[Config, ...]:
-    """A config for each phase of a run."""
-    return config.in_phases

@@ -53,7 +53,7 @@ def open_streams(run: config.Config, *, corpus: Corpus | None = None, progress: 
 def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
     corpus, train, validation = corpus or load_corpus(run.data.corpus, run.data.local_copy), [], []
     needed = 2 if run.data.pairing == 'nsp' else 1
-    for number, phase in enumerate(config.in_phases(run)):
+    for number, phase in enumerate(run.in_phases):
         open_split = functools.partial(CorpusStream, corpus, phase.data, batch_size=phase.train.global_batch_size)
         train.append(open_split('train', seed=run.train.seed, phase=number))
         is_enough = len(corpus.validation.documents) - 1 >= needed
@@ -103,7 +103,7 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
     lengths = [dataclasses.replace(phase, sequence_length=inferred.sequence_length) for phase in run.phases]
     run = dataclasses.replace(run, data=inferred, phases=tuple(lengths))
     trained, evaluated = [], []
-    for number, phase in enumerate(config.in_phases(run)):
+    for number, phase in enumerate(run.in_phases):
         batch_size = phase.train.global_batch_size
         trained.append(RecordStream(train, data, tokenizer, batch_size=batch_size, seed=run.train.seed, phase=number))
         evaluated.append(RecordStream(validation, data, tokenizer, batch_size=batch_size, seed=None))

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, in_phases, is_records, phase_at, positions_trained
+from bert_jax.config import Config, is_records, phase_at, positions_trained
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
@@ -154,7 +154,7 @@ def _on_source(
     prepare(unpaired, Config().tokenizer, initial=tokenizer, workers=workers)
     corpus = load_corpus(data.corpus)
     state = restore_on(mesh, workdir, run_config, tokenizer.vocab_size, step)
-    phase = in_phases(dataclasses.replace(run_config, data=data))[phase_at(run_config, int(state.step))]
+    phase = dataclasses.replace(run_config, data=data).in_phases[phase_at(run_config, int(state.step))]
     has_pairs = len(corpus.train.documents) - 1 >= FEWEST
     data = phase.data if has_pairs else dataclasses.replace(phase.data, pairing='none')
     stream = CorpusStream(corpus, data, 'train', batch_size=phase.train.global_batch_size, seed=None)

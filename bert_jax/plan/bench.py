@@ -11,7 +11,8 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, in_phases, is_records, max_sequences, row_lengths
+from bert_jax import console
+from bert_jax.config import Config, is_records, max_sequences, row_lengths
 from bert_jax.data.batches import Batch, Stream
 from bert_jax.data.device_batches import device_batches
 from bert_jax.data.random_rows import RandomRows
@@ -68,7 +69,7 @@ def bench(config: Config, seconds: float) -> Bench:
     Raises:
       BadInput: as `train` does for a corpus or a mesh that cannot work.
     """
-    config = in_phases(config)[0]
+    config = config.in_phases[0]
     stream, vocab_size, data = _stream(config)
     config = dataclasses.replace(config, data=stream.data)
     mesh = mesh_of_run(config)
@@ -230,7 +231,7 @@ def describe(result: Bench) -> str:
             f'MFU: {mfu} ({result.square_product_flops / 1e9:,.0f} GFLOP/s measured)',
             f'Ceiling: the matmuls alone take {result.products_seconds * 1e3:,.1f} ms, '
             f'{result.ceiling_fraction:.1%} of the step',
-            f'Memory: {result.peak_memory_bytes / 2**30:.2f} GiB {held}',
+            f'Memory: {console.size(result.peak_memory_bytes)} {held}',
             f'Waiting for input: {result.input_wait_fraction:.1%}',
         ]
     )

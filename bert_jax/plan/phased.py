@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from bert_jax.config import Config, in_phases
+from bert_jax.config import Config
 from bert_jax.plan import planning
 from bert_jax.plan.planning import Plan
 
@@ -52,5 +52,5 @@ def make_run_plan(config: Config, target_name: str) -> RunPlan:
     Raises:
       BadInput: as `planning.find_target` and `planning.make_plan`.
     """
-    phases = in_phases(config)
+    phases = config.in_phases
     return RunPlan(tuple(planning.make_plan(phase, planning.find_target(target_name, phase)) for phase in phases))

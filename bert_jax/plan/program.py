@@ -23,7 +23,7 @@ from jax.experimental import topologies
 
 from bert_jax.config import Config, resolve
 from bert_jax.errors import BadInput, is_exhausted
-from bert_jax.files import json_digest
+from bert_jax.files import json_digest, write_whole
 from bert_jax.plan import hlo
 from bert_jax.plan.targets import Target, parse
 from bert_jax.runtime.mesh import make_mesh
@@ -112,9 +112,7 @@ def compile_for(config: Config, target: Target, effort: str = FULL, limit_s: flo
             )
         text = answer.read_text()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f'.{os.getpid()}')
-    partial.write_text(text)
-    partial.replace(path)
+    write_whole(path, text)
     return _program(json.loads(text))
 
 

@@ -86,8 +86,7 @@ def _training_facts(resolved: config.Config, step: int, fingerprint: dict[str, A
     masking = data.masking
     units = {'token': 'tokens', 'word': 'tokens, by whole words', 'ngram': 'tokens, by spans of 1 to 3 words'}
     batches = [
-        f'{phase.train.global_batch_size:,} rows of {phase.data.sequence_length} tokens'
-        for phase in config.in_phases(resolved)
+        f'{phase.train.global_batch_size:,} rows of {phase.data.sequence_length} tokens' for phase in resolved.in_phases
     ]
     begun = {'Started from': f'another model (hash of its weights: {fingerprint["init"]})'} if resolved.init else {}
     return begun | {

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax.config import Config, Model, in_phases
+from bert_jax.config import Config, Model
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import padded_vocab_size
@@ -164,7 +164,7 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         found = f'is True, and config.init={config.init} is no workdir of a run: it has no moments'
         raise BadInput('config.init_optimizer', found, 'WORKDIR or WORKDIR@STEP', '--config.init_optimizer=False')
     model, own = initial.config, initial.config.max_positions
-    needed = max(phase.data.sequence_length for phase in in_phases(config))
+    needed = max(phase.data.sequence_length for phase in config.in_phases)
     num_positions = own if needed <= own else max(config.model.max_positions, needed)
     say(
         f'Starting from {config.init}: {model.num_layers} layers, hidden size {model.hidden_size}, '

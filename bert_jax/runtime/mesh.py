@@ -61,7 +61,7 @@ def mesh_of_run(run: config.Config, devices: list | None = None) -> Mesh:
     Raises:
       BadInput: as `make_mesh`, for the first phase that it does not divide.
     """
-    for number, phase in enumerate(config.in_phases(run)):
+    for number, phase in enumerate(run.in_phases):
         where = f'config.phases[{number}]' if run.phases else 'config.train'
         mesh = make_mesh(run.mesh, run.model, phase.train, devices, where)
     return mesh

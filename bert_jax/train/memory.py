@@ -15,15 +15,14 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from bert_jax.config import Config, in_phases, max_sequences, num_predictions
-from bert_jax.console import say
+from bert_jax.config import Config, max_sequences, num_predictions
+from bert_jax.console import say, size
 from bert_jax.data.batches import Batch
 from bert_jax.errors import BadInput, is_exhausted
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import batch_sharding, mesh_of_run
 from bert_jax.train.program import build_program
 
-_GIB = 2**30
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 _LESS_KEPT = {'none': ('dots', 'full'), 'dots': ('full',), 'full': ()}
 
@@ -106,7 +105,7 @@ def resolve_microbatches(config: Config, mesh: Mesh, vocab_size: int, limit: int
     """
     if config.train.microbatches != -1:
         return config
-    limit, phases = limit or device_bytes(), in_phases(config)
+    limit, phases = limit or device_bytes(), config.in_phases
     sizes = [phase.train.global_batch_size // mesh.shape['data'] // mesh.shape['fsdp'] for phase in phases]
     numbers = [n for n in range(1, math.gcd(*sizes) + 1) if math.gcd(*sizes) % n == 0]
 
@@ -116,10 +115,10 @@ def resolve_microbatches(config: Config, mesh: Mesh, vocab_size: int, limit: int
 
     fewest = bisect.bisect_left(numbers, True, key=lambda number: needed(number) <= limit)
     if fewest == len(numbers):
-        found = f'needs {_gib(needed(numbers[-1]))} with {numbers[-1]} microbatches; a device has {_gib(limit)}'
+        found = f'needs {size(needed(numbers[-1]))} with {numbers[-1]} microbatches; a device has {size(limit)}'
         raise _does_not_fit(found, config, ())
     number = numbers[fewest]
-    say(f'Microbatches: {number}, the fewest that fit: {_gib(needed(number))} of the {_gib(limit)} of a device')
+    say(f'Microbatches: {number}, the fewest that fit: {size(needed(number))} of the {size(limit)} of a device')
     return _with_microbatches(config, number)
 
 
@@ -155,15 +154,15 @@ def reporting_out_of_memory(config: Config) -> Iterator[None]:
 def _exhausted(message: str, config: Config) -> BadInput:
     total = refused_bytes(message)
     piece = re.search(r'allocat\w*\s+(?:of\s+)?([\d.]+)\s*(bytes|[KMGT])', message)
-    needed = f'needs {_gib(total)}' if math.isfinite(total) else 'ran out of memory'
+    needed = f'needs {size(total)}' if math.isfinite(total) else 'ran out of memory'
     if piece:
         unit = '' if piece.group(2) == 'bytes' else piece.group(2)
-        needed += f' when it asked for {_gib(float(piece.group(1)) * _UNITS[unit])} more'
+        needed += f' when it asked for {size(float(piece.group(1)) * _UNITS[unit])} more'
     mesh = mesh_of_run(config)
-    rows = math.gcd(*(phase.train.global_batch_size for phase in in_phases(config)))
+    rows = math.gcd(*(phase.train.global_batch_size for phase in config.in_phases))
     rows //= mesh.shape['data'] * mesh.shape['fsdp']
     more = [n for n in range(max(config.train.microbatches, 1) + 1, rows + 1) if rows % n == 0]
-    return _does_not_fit(f'{needed}; a device has {_gib(device_bytes())}', config, more[:1])
+    return _does_not_fit(f'{needed}; a device has {size(device_bytes())}', config, more[:1])
 
 
 def _does_not_fit(found: str, config: Config, microbatches: tuple[int, ...] | list[int]) -> BadInput:
@@ -174,7 +173,3 @@ def _does_not_fit(found: str, config: Config, microbatches: tuple[int, ...] | li
     tries.append('--config.mesh.fsdp=-1 --config.mesh.data=1' if jax.device_count() > 1 else 'more devices')
     finds = '' if config.train.microbatches == -1 else '; --config.train.microbatches=-1 finds the fewest that fit'
     return BadInput('memory', f'the step {found}', 'a step that fits', ', or '.join(tries[:3]) + finds)
-
-
-def _gib(size: float) -> str:
-    return f'{size / _GIB:,.2f} GiB' if size >= _GIB / 10 else f'{size / 2**20:,.2f} MiB'

@@ -99,7 +99,7 @@ def test_phases_inherit_what_they_leave_out_and_train_steps_is_their_sum() -> No
         (512, 256, 10_000),
     ]
     assert resolve(dataclasses.asdict(resolved)) == resolved
-    lengths = [config.num_predictions(phase.data) for phase in config.in_phases(resolved)]
+    lengths = [config.num_predictions(phase.data) for phase in resolved.in_phases]
     assert lengths == [round(0.15 * 64), round(0.15 * 512)]
     assert [config.phase_at(resolved, step) for step in (1, 20_000, 20_001, 30_000)] == [0, 0, 1, 1]
 

@@ -51,7 +51,7 @@ def _prepared(workdir: str, run_config: config.Config) -> Outcome:
     point = initialize.starting_point(run_config, workdir)
     streams = open_streams(point.config, progress=False)
     resolved = streams.config
-    for phase in config.in_phases(resolved):
+    for phase in resolved.in_phases:
         mesh_sizes(resolved.mesh, resolved.model, phase.train, 1)
     mesh = make_mesh(config.Mesh(), resolved.model, config.Train(), jax.devices()[:1])
     model, optimizer, train, phases = resolved.model, resolved.optimizer, resolved.train, resolved.phases
