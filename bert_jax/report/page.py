@@ -96,7 +96,7 @@ def _page(runs: list[LoggedRun]) -> ReportPage:
     return ReportPage(
         title=', '.join(groups),
         progress=[_named(runs, i, describe_progress(run)) for i, run in enumerate(runs)],
-        ranking=rank(runs) if pretraining else [],
+        ranking=rank(runs),
         final=_final_numbers(runs) if pretraining else None,
         finetunes=[_finetune(name, members) for name, members in seeds.items() if members],
         charts=charts(runs),

@@ -36,7 +36,7 @@ def claim(
     tokenizer: Tokenizer,
     fingerprint: dict[str, object],
     *,
-    allow_change: Sequence[str] = (),
+    allow_change: Sequence[str] | None = None,
     step: int | None = None,
 ) -> None:
     """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
@@ -44,14 +44,16 @@ def claim(
     Args:
       fingerprint: of the run (see `fingerprint`), and what is known of the weights that it starts from.
       allow_change: names in the fingerprint whose value may be another than before; config.json then takes the new
-        values, and records the old ones and the `step` that the run had reached.
+        values, and records the old ones and the `step` that the run had reached. None for a command without
+        --allow_change.
 
     Raises:
       BadInput: names every field in which the workdir's run differs and may not.
     """
     path = epath.Path(workdir) / 'config.json'
     ours = json.loads(json.dumps(fingerprint))
-    if unknown := sorted({*allow_change} - ours.keys() - _OPTIONAL):
+    allowed = {*(allow_change or ())}
+    if unknown := sorted(allowed - ours.keys() - _OPTIONAL):
         near = difflib.get_close_matches(unknown[0], ours, n=1)
         raise BadInput(
             '--allow_change',
@@ -63,7 +65,7 @@ def claim(
         content = _read(path)
         theirs = content['fingerprint']
         differ = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
-        _check_may_change(workdir, differ - {*allow_change}, theirs, ours)
+        _check_may_change(workdir, differ - allowed, theirs, ours, has_flag=allow_change is not None)
         _check_keeps_shapes(workdir, differ)
         if differ and is_first():
             changes = [
@@ -92,13 +94,13 @@ _SHAPES = {  # what the arrays of a state get their shapes and names from
 }
 
 
-def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict) -> None:
-    """Raises BadInput when a field differs."""
+def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict, *, has_flag: bool) -> None:
+    """Raises BadInput when a field differs. has_flag: whether the command has --allow_change."""
     if not differ:
         return
     fixed = sorted(differ & _SHAPES)
     fork = f'name another --workdir; with --config.init={workdir} it starts from the weights of this run'
-    mend = fork if fixed else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
+    mend = fork if fixed or not has_flag else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
     raise BadInput(str(workdir), f'holds another run: {_listed(differ, theirs, ours)}', 'the same values', mend)
 
 

@@ -231,6 +231,9 @@ def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
         ({'task.kind': 'tagging'}, "names 'accuracy'"),
         ({'train.epoch': 3}, 'did you mean config.train.epochs?'),
         ({'mesh.data': 3}, 'there are 1 devices'),
+        ({'train.probe_every': 5}, 'probe_every asks for probes'),
+        ({'train.probe_every': 5, 'probe.sets': "(('a', 'tsv:none.tsv'),)"}, 'none.tsv: is not there'),
+        ({'train.reduction': 'exact', 'train.global_batch_size': 12}, 'config.train.exact_shards: is 8'),
     ],
 )
 def test_what_cannot_work_exits_2_and_writes_nothing(place: Path, changes: dict, words: str, capsys) -> None:
