@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from bert_jax.errors import BadInput
 from bert_jax.finetune.heads import BertForTask, builder
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
-from bert_jax.model.bert import Build
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.card import front_matter, table
 from bert_jax.pretrained.export import check_output, prove, publish
@@ -71,7 +71,7 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
     return FineTuned(merged, tokenizer, model, int(state.step), labels)
 
 
-def _builder(resolved: FinetuneConfig, labels: tuple[str, ...]) -> Build:
+def _builder(resolved: FinetuneConfig, labels: tuple[str, ...]) -> Callable[[config.Model, int, nnx.Rngs], BertForTask]:
     return builder(resolved.task.kind, {'regression': 1, 'spans': 2}.get(resolved.task.kind, len(labels)))
 
 
