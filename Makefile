@@ -5,7 +5,8 @@ ifneq ($(words $(ACCELERATOR))-$(words $(filter $(ACCELERATORS),$(ACCELERATOR)))
   $(error ACCELERATOR is '$(ACCELERATOR)'; expected one of: $(ACCELERATORS))
 endif
 
-# The first of these that is 3.11 to 3.14 and has venv makes .venv.
+# The first of these that is 3.11 to 3.14 and has venv makes .venv. Given (make test PYTHON=python3.13), a .venv of
+# another version is made again.
 PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
 EXTRA := $(if $(filter cpu,$(ACCELERATOR)),,[$(ACCELERATOR)])
 TEST_EXTRA := $(if $(filter cpu,$(ACCELERATOR)),[test],[$(ACCELERATOR),test])
@@ -13,28 +14,42 @@ INSTALLED := .venv/.installed-$(ACCELERATOR)
 TEST_INSTALLED := .venv/.test-installed-$(ACCELERATOR)
 BERT_JAX := .venv/bin/python -m bert_jax
 
+IS_USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+ifneq ($(origin PYTHON),file)
+  VERSION := import sys; print(*sys.version_info[:2], sep=".")
+  GIVEN := $(shell for python in $(PYTHON); do \
+    if "$$python" -c '$(IS_USABLE)' 2>/dev/null; then "$$python" -c '$(VERSION)'; break; fi; done)
+  PRESENT := $(if $(wildcard .venv/bin/python),$(shell .venv/bin/python -c '$(VERSION)'))
+  OTHER_PYTHON := $(if $(GIVEN),$(if $(PRESENT),$(filter-out $(GIVEN),$(PRESENT))))
+endif
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install pretrain bench test test-plan test-slurm test-soak lint format clean
+.PHONY: help install pretrain bench test test-fast test-newest test-plan test-slurm test-soak lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
-	  printf '  make %-10s %s\n' "$$target" "$$text"; done
+	  printf '  make %-12s %s\n' "$$target" "$$text"; done
 
 install: $(INSTALLED) ## make .venv (ACCELERATOR=cpu|cuda12|cuda13|tpu)
 
+.PHONY: remove-other-python
+remove-other-python:
+	@echo 'Removing .venv: it has Python $(OTHER_PYTHON), and $(GIVEN) was asked for'
+	@rm -rf .venv
+
 # One .venv serves one accelerator: the plugins of two would be loaded together.
-$(INSTALLED): pyproject.toml requirements.txt
+$(INSTALLED): pyproject.toml requirements.txt $(if $(OTHER_PYTHON),remove-other-python)
 	@for stamp in .venv/.installed-*; do \
 	  if [ -e "$$stamp" ] && [ "$$stamp" != '$@' ]; then echo "Removing .venv: it was made for $${stamp##*-}"; rm -rf .venv; fi; \
 	done
 	@if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then \
 	  for python in $(PYTHON); do \
-	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then \
+	    if "$$python" -c '$(IS_USABLE)' 2>/dev/null; then \
 	      exec "$$python" -m venv --clear .venv; \
 	    fi; \
 	  done; \
@@ -71,8 +86,28 @@ pretrain: install ## from nothing to a small trained model on Python's own docum
 bench: $(TEST_INSTALLED) ## how fast a step is here, next to PyTorch (ten minutes)
 	JAX_PLATFORMS=cpu .venv/bin/python -m benchmarks.speed
 
+# Two processes share the files: what a module sets up, it sets up once. The slowest tests are printed.
+PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=25
+FAST := -m 'not (processes or slurm or plan or soak)'
+
+# PyTorch for Python 3.12 and newer comes from PyPI with CUDA, several GB. The build for CPUs is enough:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test PYTHON=python3.13
 test: $(TEST_INSTALLED) ## run the tests, on the CPU
-	JAX_PLATFORMS=cpu .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest $(PARALLEL)
+
+test-fast: $(TEST_INSTALLED) ## run the tests that start no process
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest $(PARALLEL) $(FAST)
+
+# With the newest jax, which Python 3.11 does not get; without PyTorch, and so without the tests that compare with it.
+NEWEST_PYTHON ?= python3.13
+test-newest: ## run the fast tests on NEWEST_PYTHON (python3.13), in .venv-newest
+	@if ! [ .venv-newest/.installed -nt pyproject.toml ]; then \
+	  echo 'Installing into .venv-newest …'; \
+	  $(NEWEST_PYTHON) -m venv --clear .venv-newest && \
+	  .venv-newest/bin/python -m pip install --quiet --editable '.[test-without-torch]' && \
+	  touch .venv-newest/.installed; \
+	fi
+	WITHOUT_TORCH=1 JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest $(PARALLEL) $(FAST)
 
 # A .venv of its own: jax would look for the devices of both compilers at every other start.
 PLAN_EXTRAS ?= plan-tpu,plan-gpu
@@ -83,7 +118,7 @@ test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (
 	  .venv-plan/bin/python -m pip install --quiet --editable '.[$(PLAN_EXTRAS)]' 'pytest>=9,<10' && \
 	  touch .venv-plan/.installed-$(PLAN_EXTRAS); \
 	fi
-	JAX_PLATFORMS=cpu .venv-plan/bin/python -m pytest -m plan tests/plan
+	WITHOUT_TORCH=1 JAX_PLATFORMS=cpu .venv-plan/bin/python -m pytest -m plan tests/plan
 
 test-slurm: $(TEST_INSTALLED) ## run the tests that start a real SLURM on this machine (apt-get install slurm-wlm munge)
 	.venv/bin/python -m pytest -m slurm
@@ -102,5 +137,5 @@ format: $(TEST_INSTALLED) ## fix style and formatting where that is possible
 	.venv/bin/ruff format .
 
 clean: ## remove .venv and caches; runs/ and corpora/ stay
-	rm -rf .venv .venv-plan build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-plan build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find bert_jax benchmarks configs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,14 @@
 """Tests run on eight simulated CPU devices; what one of them compiled, in whatever process, the others do not again."""
 
 import atexit
+import importlib.util
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -16,28 +21,45 @@ os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling takes most of th
 
 os.environ['OMP_NUM_THREADS'] = '1'  # two processes of tests share the cores; PyTorch's threads would wait by spinning
 
-# Files that take a minute or so: handed out first, or one process of tests waits for the other at the end.
-_LONG = (
-    'launch/test_local.py',
-    'test_pretrain.py',
-    'runtime/test_watchdog.py',
-    'model/test_parity.py',
-    'train/test_step.py',
-    'train/test_exact.py',
-    'sweep/test_sweep.py',
-    'train/test_memory.py',
-    'plan/test_bench.py',
-    'runtime/test_compilation_cache.py',
-    'finetune/test_finetune.py',
-)
+_PROCESSES = 'processes'
+_running: list[pytest.Item] = []  # the test that is running
 
 
-def pytest_collection_modifyitems(items: list) -> None:
-    """Long files first, in this order; the others as they were."""
+def _check_mark(event: str, arguments: tuple) -> None:
+    """Fails a test that starts a process and does not say so by its mark: `make test-fast` would run it."""
+    if event == 'subprocess.Popen' and _running and not _running[0].get_closest_marker(_PROCESSES):
+        raise AssertionError(f'{_running[0].nodeid} starts {arguments[1]}: it needs the mark `{_PROCESSES}`')
 
-    def rank(item: object) -> int:
-        return next(
-            (number for number, name in enumerate(_LONG) if str(item.path).endswith(f'tests/{name}')), len(_LONG)
-        )
 
-    items.sort(key=rank)
+sys.addaudithook(_check_mark)
+
+
+def pytest_configure() -> None:
+    if importlib.util.find_spec('torch') is None and 'WITHOUT_TORCH' not in os.environ:
+        raise pytest.UsageError('PyTorch is missing: `make test` installs it; WITHOUT_TORCH=1 skips what needs it')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes first: they take longest, and one worker would wait for the other at the end."""
+    long = {item.path for item in items if item.get_closest_marker(_PROCESSES)}
+    items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    _running[:] = [item]
+    try:
+        return (yield)
+    finally:
+        _running.clear()
+
+
+@pytest.fixture(scope='module')
+def one_device() -> Iterator[None]:
+    """For a module that asks for it, jax has one device: its programs compile faster than those of eight."""
+    import jax
+
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'devices', lambda *_: list(first))
+        yield

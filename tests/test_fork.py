@@ -14,33 +14,20 @@ from bert_jax.errors import BadInput
 from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.initialize import starting_point
 from bert_jax.runtime.mesh import make_mesh
-from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import load_tokenizer
 from bert_jax.train.program import build_program
 from bert_jax.workdir.checkpoint import restore_whole
-from tests.test_phases import one_device  # noqa: F401
-from tests.test_pretrain import write_text
+from tests.support.configs import as_config, prepared
+
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 @pytest.fixture(scope='module')
-def begun(tmp_path_factory) -> tuple[config.Config, Path]:
+def begun(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
     """A config, and the workdir of its run of four steps."""
     directory = tmp_path_factory.mktemp('fork')
-    write_text(directory / 'text.txt')
-    asked = {
-        'data': {
-            'source': f'text:{directory}/text.txt',
-            'corpus': f'{directory}/corpus',
-            'validation_fraction': 0.0,
-            'sequence_length': 32,
-        },
-        'tokenizer': {'vocab_size': 500},
-        'model': {'num_layers': 1, 'hidden_size': 16, 'num_heads': 2, 'intermediate_size': 32, 'max_positions': 32},
-        'train': {'steps': 4, 'global_batch_size': 8, 'log_every': 1, 'examples': ()},
-        'optimizer': {'warmup_steps': 1},
-    }
-    resolved = config.resolve(asked)
-    prepare(resolved.data, resolved.tokenizer, progress=False)
+    changes = {'train__steps': 4, 'train__examples': (), 'model__max_positions': 32, 'optimizer__warmup_steps': 1}
+    resolved = as_config(prepared(directory, **changes))
     assert pretrain(resolved, str(directory / 'run')).finished
     return resolved, directory / 'run'
 

@@ -5,11 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import Mesh
 
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
@@ -17,16 +14,12 @@ from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
 from bert_jax.pretrain import pretrain
-from bert_jax.runtime.mesh import make_mesh
-from bert_jax.text.prepare import prepare
 from bert_jax.train.optimizer import make_schedule
 from bert_jax.train.speed import Speedometer
-from tests.test_pretrain import BY_THE_CLOCK, write_text
+from tests.support.configs import PHASES, as_config, prepared
+from tests.support.runs import assert_same_run, metric_lines
 
-PHASES = (
-    config.Phase(steps=6, sequence_length=32, global_batch_size=16, peak_learning_rate=1e-2, warmup_steps=2),
-    config.Phase(steps=6, sequence_length=64, global_batch_size=8, peak_learning_rate=5e-3, warmup_steps=1),
-)
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 def test_each_phase_has_its_own_warm_up_peak_and_decay() -> None:
@@ -40,59 +33,18 @@ def test_each_phase_has_its_own_warm_up_peak_and_decay() -> None:
     assert expected[2] == pytest.approx(1e-2) and expected[7] == pytest.approx(5e-3)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-    def on_the_first(mesh: config.Mesh, model: config.Model, train: config.Train, devices: None, where: str) -> Mesh:
-        return make_mesh(mesh, model, train, jax.devices()[:1], where)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('bert_jax.runtime.mesh.make_mesh', on_the_first)
-        yield
-
-
 @pytest.fixture(scope='module')
-def run(tmp_path_factory) -> tuple[config.Config, Path]:
+def run(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
     """A config of two packed phases, and the workdir of its uninterrupted run with all checkpoints."""
     directory = tmp_path_factory.mktemp('phases')
-    write_text(directory / 'text.txt')
-    asked = {
-        'data': {
-            'source': f'text:{directory}/text.txt',
-            'corpus': f'{directory}/corpus',
-            'validation_fraction': 0.2,
-            'packing': True,
-        },
-        'tokenizer': {'vocab_size': 500},
-        'model': {'num_layers': 1, 'hidden_size': 16, 'num_heads': 2, 'intermediate_size': 32, 'max_positions': 64},
-        'train': {'log_every': 1, 'checkpoint_every': 3, 'keep_checkpoints': 4, 'evaluate_every': 0, 'examples': ()},
-        'phases': [dataclasses.asdict(phase) for phase in PHASES],
-    }
-    resolved = config.resolve(asked)
-    prepare(resolved.data, resolved.tokenizer, progress=False)
+    changes = {'phases': PHASES, 'data__packing': True, 'train__checkpoint_every': 3, 'train__keep_checkpoints': 4}
+    resolved = as_config(prepared(directory, **changes, train__examples=()))
     assert pretrain(resolved, str(directory / 'run')).step == 12
     return resolved, directory / 'run'
 
 
-def _metrics(workdir: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in BY_THE_CLOCK} for line in lines]
-
-
-def _last_state(workdir: Path) -> list[np.ndarray]:
-    with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(workdir / 'checkpoints' / '12')
-    return [np.asarray(leaf) for _, leaf in sorted(_leaves(restored))]
-
-
-def _leaves(tree: object, path: str = '') -> list[tuple[str, np.ndarray]]:
-    if not isinstance(tree, dict | list):
-        return [] if tree is None else [(path, tree)]
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return [leaf for key, value in items for leaf in _leaves(value, f'{path}/{key}')]
-
-
-@pytest.mark.parametrize('stopped_at', [3, 6, 9])  # inside the first phase, between the two, inside the second
-def test_a_run_goes_on_exactly(run, tmp_path: Path, stopped_at: int) -> None:
+@pytest.mark.parametrize('stopped_at', [6, 9])  # between the phases, inside the second
+def test_run_resumes_exactly(run, tmp_path: Path, stopped_at: int) -> None:
     resolved, finished = run
     workdir = tmp_path / 'run'
     shutil.copytree(finished, workdir)
@@ -100,14 +52,12 @@ def test_a_run_goes_on_exactly(run, tmp_path: Path, stopped_at: int) -> None:
         shutil.rmtree(workdir / 'checkpoints' / str(step))
     outcome = pretrain(resolved, str(workdir))
     assert outcome.resumed_from == stopped_at and outcome.finished
-    assert _metrics(workdir) == _metrics(finished)
-    for ours, theirs in zip(_last_state(workdir), _last_state(finished), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert_same_run(workdir, finished)
 
 
 def test_what_is_written_tells_of_both_phases(run) -> None:
     resolved, finished = run
-    found = [line for line in _metrics(finished) if 'loss' in line]
+    found = [line for line in metric_lines(finished) if 'loss' in line]
     assert [line['step'] for line in found] == list(range(1, 13))
     schedule = make_schedule(resolved.optimizer, 12, PHASES)
     rates = [float(schedule(step)) for step in range(12)]
@@ -145,7 +95,7 @@ def test_only_waiting_while_the_devices_idle_counts() -> None:
     assert waited[True] > 0 and waited[False] == 0
 
 
-def test_a_run_in_buckets_goes_on_exactly_and_counts_what_stands_in_its_batches(run, tmp_path: Path) -> None:
+def test_run_in_buckets_resumes_exactly(run, tmp_path: Path) -> None:
     resolved, _ = run
     values = dataclasses.asdict(resolved) | {'phases': []}
     values['data'] |= {'packing': False, 'sequence_length': 32, 'bucket_lengths': (16, 24), 'pairing': 'none'}
@@ -158,9 +108,7 @@ def test_a_run_in_buckets_goes_on_exactly_and_counts_what_stands_in_its_batches(
     for step in (9, 12):
         shutil.rmtree(tmp_path / 'stopped' / 'checkpoints' / str(step))
     assert pretrain(resolved, str(tmp_path / 'stopped')).resumed_from == 6
-    assert _metrics(tmp_path / 'stopped') == _metrics(tmp_path / 'whole')
-    for ours, theirs in zip(_last_state(tmp_path / 'stopped'), _last_state(tmp_path / 'whole'), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert_same_run(tmp_path / 'stopped', tmp_path / 'whole')
     stream = open_streams(resolved).train[0]
     assert {stream.batch(step).input_ids.shape for step in range(12)} == {(16, 16), (16, 24), (16, 32)}
     with pytest.raises(BadInput, match='data.bucket_lengths'):

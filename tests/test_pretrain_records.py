@@ -13,12 +13,14 @@ from bert_jax.evaluation.evaluate import evaluate
 from bert_jax.pretrain import pretrain
 from bert_jax.text import prepare
 from bert_jax.text.tokenizer import load_tokenizer
-from tests.data.records import make_records, write_records, write_vocabulary
-from tests.test_pretrain import BY_THE_CLOCK
+from tests.support.records import make_records, write_records, write_vocabulary
+from tests.support.runs import metric_lines
+
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory) -> bert_jax.config.Config:
+def config(one_device, tmp_path_factory) -> bert_jax.config.Config:
     directory = tmp_path_factory.mktemp('records')
     write_records(directory / 'part-0', make_records(0, 60)[0])
     write_records(directory / 'part-1', make_records(1, 60)[0])
@@ -31,20 +33,15 @@ def config(tmp_path_factory) -> bert_jax.config.Config:
     return bert_jax.config.resolve(fields)
 
 
-def _metrics(workdir: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in BY_THE_CLOCK} for line in lines]
-
-
 def test_records_train_go_on_bit_for_bit_and_are_evaluated(config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     workdir = tmp_path / 'run'
     assert pretrain(config, str(workdir)).finished
-    whole = _metrics(workdir)
+    whole = metric_lines(workdir)
     shutil.rmtree(workdir / 'checkpoints' / '8')
     shutil.rmtree(tmp_path / 'cache')  # an index that is gone is made again
     assert pretrain(config, str(workdir)).resumed_from == 4
-    assert _metrics(workdir) == whole
+    assert metric_lines(workdir) == whole
     result = evaluate(str(workdir))
     assert result['step'] == 8 and 0 < result['nsp_loss'] < 3
     assert abs(result['mlm_loss'] - np.log(1000)) < 1  # random tokens: nothing to learn

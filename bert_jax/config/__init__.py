@@ -1,6 +1,6 @@
 """Settings: what a config file and the command line may say, checked and frozen before anything else happens."""
 
-from bert_jax.config.checks import check_model
+from bert_jax.config.checks import check_exact, check_mesh, check_model, check_probes
 from bert_jax.config.names import field_names, unknown_field
 from bert_jax.config.phases import phase_at, positions_trained
 from bert_jax.config.pretraining import (
@@ -40,7 +40,10 @@ __all__ = [
     'Tokenizer',
     'Train',
     'bert',
+    'check_exact',
+    'check_mesh',
     'check_model',
+    'check_probes',
     'field_names',
     'is_records',
     'max_sequences',

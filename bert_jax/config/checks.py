@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from bert_jax.config.pretraining import Config, Model, Train, is_records, sources
+from bert_jax.config.pretraining import Config, Mesh, Model, Probe, Train, is_records, sources
 from bert_jax.errors import BadInput
 
 
@@ -16,6 +16,20 @@ def check_model(model: Model) -> None:
             f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',
             f'a divisor of {model.hidden_size}, for example {", ".join(map(str, sorted(near)))}',
         )
+
+
+def check_probes(probe_every: int, probe: Probe) -> None:
+    """Raises `BadInput` when probes are due but there are no labelled sets."""
+    if probe_every and not probe.sets:
+        mend = "--config.probe.sets=\"(('mood','tsv:mood.tsv'),)\""
+        raise BadInput('config.probe.sets', 'is (), and train.probe_every asks for probes', 'labelled sets', mend)
+
+
+def check_mesh(mesh: Mesh) -> None:
+    """Raises `BadInput` when several axes are to take the rest of the devices."""
+    axes = dataclasses.asdict(mesh)
+    if sum(size == -1 for size in axes.values()) > 1:
+        raise BadInput('config.mesh', f'is {axes}', 'at most one axis of -1 (the rest of the devices)')
 
 
 def check_together(config: Config) -> None:
@@ -54,12 +68,8 @@ def check_together(config: Config) -> None:
     if config.init_optimizer and not config.init:
         mend = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
         raise BadInput('config.init_optimizer', 'is True, and config.init names no run', 'both or neither', mend)
-    if config.train.probe_every and not config.probe.sets:
-        mend = "--config.probe.sets=\"(('mood','tsv:mood.tsv'),)\""
-        raise BadInput('config.probe.sets', 'is (), and train.probe_every asks for probes', 'labelled sets', mend)
-    axes = dataclasses.asdict(config.mesh)
-    if sum(size == -1 for size in axes.values()) > 1:
-        raise BadInput('config.mesh', f'is {axes}', 'at most one axis of -1 (the rest of the devices)')
+    check_probes(config.train.probe_every, config.probe)
+    check_mesh(config.mesh)
 
 
 def check_phase(config: Config, phase: str) -> None:
@@ -73,8 +83,7 @@ def check_phase(config: Config, phase: str) -> None:
             f'at most model.max_positions={model.max_positions}',
             f'--config.model.max_positions={data.sequence_length}',
         )
-    if train.reduction == 'exact':
-        _check_exact(train, phase)
+    check_exact(train, phase)
     if train.microbatches != -1 and train.global_batch_size % train.microbatches:
         works = -(-train.global_batch_size // train.microbatches) * train.microbatches
         where = f'config.{phase or "train."}global_batch_size'
@@ -106,7 +115,10 @@ def _check_buckets(config: Config) -> None:
         raise BadInput(where, f'is {data.bucket_lengths}', expected, f'--config.data.bucket_lengths="{shorter}"')
 
 
-def _check_exact(train: Train, phase: str) -> None:
+def check_exact(train: Train, phase: str = '') -> None:
+    """Raises `BadInput` when `train.reduction='exact'` does not fit the batch; `phase` as in `check_phase`."""
+    if train.reduction != 'exact':
+        return
     if train.microbatches != 1:
         raise BadInput(
             'config.train.microbatches',

@@ -102,6 +102,8 @@ class Train:
     epochs: float = setting(3.0, 'a number above 0', lambda value: value > 0)
     global_batch_size: int = as_in(config.Train, 'global_batch_size', 32)
     microbatches: int = at_least(1, 1)
+    reduction: str = as_in(config.Train, 'reduction')
+    exact_shards: int = as_in(config.Train, 'exact_shards')
     seed: int = as_in(config.Train, 'seed')  # of the first run; the next ones count on from it
     max_examples: int = at_least(0, 0)  # train on that many, chosen by hash; 0: all
     log_every: int = as_in(config.Train, 'log_every', 50)
@@ -212,6 +214,9 @@ def _check_together(resolved: FinetuneConfig) -> None:
     if train.global_batch_size % train.microbatches:
         found = f'is {train.microbatches}, which does not divide train.global_batch_size={train.global_batch_size}'
         raise BadInput('config.train.microbatches', found, f'a divisor of {train.global_batch_size}')
+    config.check_exact(batch_of(train))
+    config.check_probes(train.probe_every, resolved.probe)
+    config.check_mesh(resolved.mesh)
 
 
 def too_long(sequence_length: int, max_positions: int) -> BadInput:
@@ -230,8 +235,13 @@ def num_steps(train: Train, num_rows: int) -> int:
 
 
 def batch_of(train: Train) -> config.Train:
-    """The batch of a fine-tune as the settings of a pretraining run, for the mesh."""
-    return config.Train(global_batch_size=train.global_batch_size, microbatches=train.microbatches)
+    """The batch of a fine-tune, and how its gradients are added up, as settings of pretraining."""
+    return config.Train(
+        global_batch_size=train.global_batch_size,
+        microbatches=train.microbatches,
+        reduction=train.reduction,
+        exact_shards=train.exact_shards,
+    )
 
 
 def optimizer_of(optimizer: Optimizer, steps: int) -> config.Optimizer:

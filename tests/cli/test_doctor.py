@@ -2,17 +2,15 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from bert_jax import config
 from bert_jax.cli.diagnose import diagnose
 from bert_jax.text import prepare
 from bert_jax.text.corpus import load_corpus
+from tests.support.commands import run
+from tests.support.processes import ROOT
 
-ROOT = Path(__file__).parents[2]
 WORDS = 'river stone house garden winter summer letter window market bridge doctor teacher'.split()
 
 
@@ -84,20 +82,14 @@ def _poor_vocabulary(tmp_path: Path) -> Path:
     return path
 
 
-def test_all_that_cannot_work_is_told_at_once_and_is_exit_status_2() -> None:
-    found = _command_line(
-        '--config.mesh.data=3', '--config.train.keep_checkpoints=100000000', '--config.data.corpus=no'
-    )
+def test_everything_that_cannot_work_is_reported_at_once_with_status_2(tmp_path: Path, capsys) -> None:
+    def errors(*overrides: str) -> list[str]:
+        assert run(['doctor', f'--config={ROOT}/configs/demo.py', *overrides, '--json'], tmp_path) == 2
+        problems = json.loads(capsys.readouterr().out)['problems']
+        assert all(set(problem) == {'level', 'where', 'found', 'expected', 'mend'} for problem in problems)
+        return [problem['found'] for problem in problems if problem['level'] == 'error']
+
+    found = errors('--config.mesh.data=3', '--config.train.keep_checkpoints=100000000', '--config.data.corpus=no')
     assert [any(words in one for one in found) for words in ('asks for data=3', 'GB free', 'no corpus')] == [True] * 3
-    [found] = _command_line('--config.data.sequence_length=1024')
+    [found] = errors('--config.data.sequence_length=1024')
     assert 'more than the model has positions' in found
-
-
-def _command_line(*overrides: str) -> list[str]:
-    command = [sys.executable, '-m', 'bert_jax', 'doctor', '--config=configs/demo.py', *overrides, '--json']
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr
-    problems = json.loads(done.stdout)['problems']
-    assert all(set(problem) == {'level', 'where', 'found', 'expected', 'mend'} for problem in problems)
-    return [problem['found'] for problem in problems if problem['level'] == 'error']

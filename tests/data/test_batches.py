@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bert_jax.config import Data, Masking
 from bert_jax.data.batches import Batch, CorpusStream, prefetch
 from bert_jax.errors import BadInput
-from tests.data.corpora import TOKENIZER, corpus_of, random_split
+from tests.support.corpora import TOKENIZER, corpus_of, random_split
 
 DATA = Data(sequence_length=48)
 

@@ -9,7 +9,7 @@ from bert_jax.config import Data
 from bert_jax.data import random
 from bert_jax.data.examples import _trimmed_lengths, make_pairs
 from bert_jax.data.windows import max_tokens
-from tests.data.corpora import MemorySplit, plan_of, random_split
+from tests.support.corpora import MemorySplit, plan_of, random_split
 
 
 def _keys(seed: int, count: int) -> np.ndarray:

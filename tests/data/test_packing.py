@@ -15,7 +15,7 @@ from bert_jax.data.batches import Batch, CorpusStream
 from bert_jax.data.masking import num_masked
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.train.state import model_of
-from tests.data.corpora import TOKENIZER, corpus_of, random_split
+from tests.support.corpora import TOKENIZER, corpus_of, random_split
 
 
 def _pack(lengths: np.ndarray, capacity: int, max_predictions: int, max_sequences: int, rate: float = 0.15):

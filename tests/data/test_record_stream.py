@@ -13,7 +13,7 @@ from bert_jax.data.batches import Batch
 from bert_jax.data.record_set import open_records
 from bert_jax.data.streams import Streams, open_streams
 from bert_jax.errors import BadInput
-from tests.data.records import CLS, MASK, SEP, VOCAB, make_records, mask, serialize, write_records, write_vocabulary
+from tests.support.records import CLS, MASK, SEP, VOCAB, make_records, mask, serialize, write_records, write_vocabulary
 
 RECORDS, ORIGINALS = make_records(1, 150)
 

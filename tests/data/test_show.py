@@ -7,7 +7,7 @@ import pytest
 from bert_jax.config import Data
 from bert_jax.data.batches import CorpusStream
 from bert_jax.data.show import decode_rows, describe_rows
-from tests.data.corpora import TOKENIZER, corpus_of, random_split
+from tests.support.corpora import TOKENIZER, corpus_of, random_split
 
 NAMED = SimpleNamespace(**vars(TOKENIZER), token=lambda token_id: f't{token_id}')
 

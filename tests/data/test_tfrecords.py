@@ -13,7 +13,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from bert_jax.data.tfrecords import Examples, decode, read_frames
 from bert_jax.errors import BadInput
-from tests.data.records import Record, make_records, serialize, write_frames, write_records
+from tests.support.records import Record, make_records, serialize, write_frames, write_records
 
 RECORDS, ORIGINALS = make_records(0, 40)
 

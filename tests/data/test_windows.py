@@ -16,7 +16,7 @@ import pytest
 from bert_jax.config import Data
 from bert_jax.data import windows
 from bert_jax.errors import BadInput
-from tests.data.corpora import MemorySplit, plan_of, random_split
+from tests.support.corpora import MemorySplit, plan_of, random_split
 
 
 def _assert_equal(first: windows.Plan, second: windows.Plan) -> None:
@@ -82,7 +82,7 @@ def test_what_a_killed_planner_left_is_removed_a_day_later_and_not_before(tmp_pa
 
 
 @pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_beside_a_corpus_that_cannot_be_written_to_a_plan_is_made_elsewhere_and_a_full_disk_is_told(
+def test_unwritable_corpus_puts_its_plan_elsewhere_and_full_disk_is_reported(
     tmp_path, monkeypatch, number: int
 ) -> None:
     split, data = random_split(0), Data(sequence_length=48)

@@ -21,35 +21,34 @@ from bert_jax.pretrained.load import load_pretrained
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.documents import Reading, Tally, read_chunk
-from bert_jax.text.prepare import prepare
 from bert_jax.workdir.identity import load_config
-from tests.test_pretrain import WORDS, write_text
+from tests.support.configs import as_config, prepared
+from tests.support.texts import WORDS
+
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory) -> Path:
+def place(one_device, tmp_path_factory) -> Path:
     """A directory with a run of two steps on its text.txt, without pairs."""
     place = tmp_path_factory.mktemp('evaluate')
-    write_text(place / 'text.txt')
-    fields = bert_jax.config.bert('tiny')
-    fields.data.update(source=f'text:{place}/text.txt', corpus=str(place / 'corpus'), pairing='none')
-    fields.data.update(sequence_length=32, validation_fraction=0.2)
-    fields.tokenizer.vocab_size = 300
-    fields.model.update(hidden_size=16, num_heads=2, intermediate_size=32, num_layers=1)
-    fields.train.update(steps=2, global_batch_size=16, log_every=1, evaluate_every=1)
-    fields.optimizer.warmup_steps = 0
     rows = [f'{a} {b}\t{a in WORDS[:3]}' for a in WORDS[:12] for b in WORDS[:12]]
     (place / 'first.tsv').write_text('\n'.join(['sentence\tlabel', *rows]) + '\n')
-    fields.probe.sets, fields.train.probe_every = (('first', f'tsv:{place}/first.tsv'),), 1
-    config = bert_jax.config.resolve(fields)
-    prepare(config.data, config.tokenizer, progress=False)
+    changes = {
+        'data__pairing': 'none',
+        'tokenizer__vocab_size': 300,
+        'probe__sets': (('first', f'tsv:{place}/first.tsv'),),
+    }
+    changes |= {'train__steps': 2, 'train__evaluate_every': 1, 'train__probe_every': 1, 'optimizer__warmup_steps': 0}
+    changes |= {'train__examples': ()}
+    config = as_config(prepared(place, **changes))
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         assert pretrain(config, str(place / 'run')).finished
     (place / 'shown').write_text(shown.getvalue())
     return place
 
 
-def test_without_pairs_nothing_is_said_of_next_sentences(place: Path) -> None:
+def test_without_pairs_nothing_is_reported_of_next_sentences(place: Path) -> None:
     shown = (place / 'shown').read_text()
     assert 'held-out MLM loss' in shown and 'NSP' not in shown
     result = evaluate(str(place / 'run'), sample=16)
@@ -60,7 +59,7 @@ def test_without_pairs_nothing_is_said_of_next_sentences(place: Path) -> None:
     assert result['windows'] == 16 and result['unknown_characters'] == 0
 
 
-def test_a_probe_is_a_logistic_regression_on_the_mean_vectors_of_the_frozen_encoder(place: Path) -> None:
+def test_probe_is_logistic_regression_on_mean_vectors_of_frozen_encoder(place: Path) -> None:
     logged = [json.loads(line) for line in (place / 'run' / 'metrics.jsonl').read_text().splitlines()]
     found = {line['step']: line for line in logged if 'probe/first' in line}
     assert sorted(found) == [1, 2] and 'probe first' in (place / 'shown').read_text()
@@ -107,13 +106,13 @@ def test_the_words_are_of_the_documents_that_are_held_out(place: Path) -> None:
 def test_the_figures_are_the_same_on_any_mesh(place: Path) -> None:
     mesh = {'data': 2, 'fsdp': 1, 'tensor': 2}
     split = bert_jax.config.resolve({'mesh': mesh, 'train': {'global_batch_size': 16}})
-    alone = evaluate(str(place / 'run'), sample=0, devices=jax.devices()[:1])
-    spread = evaluate(str(place / 'run'), sample=0, config=split, devices=jax.devices()[:4])
+    alone = evaluate(str(place / 'run'), sample=0, devices=jax.local_devices()[:1])
+    spread = evaluate(str(place / 'run'), sample=0, config=split, devices=jax.local_devices()[:4])
     for name in ('mlm_loss', 'mlm_accuracy'):
         assert spread[name] == pytest.approx(alone[name], rel=1e-6)
 
 
-def test_other_text_is_evaluated_by_its_own_baselines_and_leaves_nothing_behind(place: Path, monkeypatch) -> None:
+def test_other_text_has_its_own_baselines_and_leaves_nothing_behind(place: Path, monkeypatch) -> None:
     monkeypatch.setattr(tempfile, 'tempdir', str(place / 'temporary'))
     (place / 'temporary').mkdir()
     corpora = sorted(path.name for path in place.iterdir())
@@ -136,7 +135,7 @@ def test_a_source_without_files_is_told_by_its_flag(place: Path) -> None:
     assert sorted((place / 'run').iterdir()) == before
 
 
-def test_a_source_that_cannot_be_read_again_is_told_and_no_failure(place: Path) -> None:
+def test_source_that_cannot_be_reread_is_reported_without_failing(place: Path) -> None:
     (place / 'text.txt').rename(place / 'away.txt')
     try:
         result = evaluate(str(place / 'run'))

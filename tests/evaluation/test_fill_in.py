@@ -15,7 +15,7 @@ from bert_jax.pretrained.load import Pretrained
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.program import build_program
 from bert_jax.train.state import place
-from tests.finetune.models import MODEL, TOKENS, read_tokenizer
+from tests.support.models import MODEL, TOKENS, read_tokenizer
 
 TEXTS = ('the [MASK] is in town', '[MASK] is the [MASK].', 'far ' + 'too ' * 40 + '[MASK]')
 

@@ -1,10 +1,8 @@
 """A fine-tune by its command: it learns, is the same when it was killed, is exported, and refuses what cannot work."""
 
 import dataclasses
-import functools
 import json
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -14,19 +12,19 @@ import pytest
 from flax import nnx
 
 from bert_jax.config.finetuning import resolve
-from bert_jax.finetune import command
 from bert_jax.finetune.command import summarize
 from bert_jax.finetune.export import load_finetuned
 from bert_jax.finetune.seed import Outcome, Setup
 from bert_jax.finetune.start import starting_point
-from bert_jax.runtime.mesh import make_mesh
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.metrics import MetricsWriter
-from tests.finetune.models import MODEL, run, write_model, write_questions, write_reviews, write_sentences
+from tests.support.commands import run
+from tests.support.models import MODEL, write_model
+from tests.support.processes import ROOT
+from tests.support.runs import metric_lines
+from tests.support.tasks import write_questions, write_reviews, write_sentences
 
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, when it reads a config file
-ROOT = Path(__file__).parents[2]
-CLOCK = ('tokens_per_second', 'input_wait_fraction', 'mfu')
+pytestmark = pytest.mark.usefixtures('one_device')
 SMALL = {
     'task.sequence_length': 16,
     'train.global_batch_size': 16,
@@ -34,13 +32,6 @@ SMALL = {
     'train.log_every': 5,
     'optimizer.peak_learning_rate': 3e-3,
 }
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device() -> Iterator[None]:
-    """Programs for one device compile faster than for the eight that are simulated here."""
-    with mock.patch.object(command, 'make_mesh', functools.partial(make_mesh, devices=jax.devices()[:1])):
-        yield
 
 
 @pytest.fixture(scope='module')
@@ -64,13 +55,8 @@ def _flags(config: str, **changes: object) -> list[str]:
 REVIEWS = _flags('glue.py:sst2', train__epochs=6)
 
 
-def _lines(workdir: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
-
-
 @pytest.fixture(scope='module')
-def finished(place: Path) -> Path:
+def finished(one_device, place: Path) -> Path:
     """The workdir of two seeds that learnt to tell reviews, with one compiled step between them."""
     found = []
     make = Setup.of
@@ -121,11 +107,11 @@ def test_a_run_that_died_goes_on_and_ends_the_same_bit_for_bit(place: Path, fini
         patched.setattr(Checkpoints, 'save', save_and_wait)
         with pytest.raises(Died):
             run(['finetune', *REVIEWS, '--workdir=died'], place)
-    assert len(_lines(place / 'died' / 'seed-0')) == 3 and not (place / 'died' / 'results.json').exists()
+    assert len(metric_lines(place / 'died' / 'seed-0')) == 3 and not (place / 'died' / 'results.json').exists()
     assert run(['finetune', *REVIEWS, '--workdir=died'], place) == 0
     assert json.loads((place / 'died' / 'results.json').read_text())['seeds'][0]['resumed_from'] in (7, 14)
     ours, theirs = place / 'died' / 'seed-0', finished / 'seed-0'
-    assert _lines(ours) == _lines(theirs)
+    assert metric_lines(ours) == metric_lines(theirs)
     assert (ours / 'predictions-dev.jsonl').read_bytes() == (theirs / 'predictions-dev.jsonl').read_bytes()
 
 

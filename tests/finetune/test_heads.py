@@ -18,7 +18,7 @@ from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.pretrained import hugging_face
 from bert_jax.train.optimizer import make_optimizer, make_schedule, scale_by_uncorrected_adam
 from bert_jax.train.state import model_of
-from tests.finetune.models import MODEL
+from tests.support.models import MODEL
 
 VOCAB, B, L = 101, 3, 12
 STILL = dataclasses.replace(MODEL, dropout_rate=0.0, attention_dropout_rate=0.0, num_layers=1)

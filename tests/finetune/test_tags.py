@@ -10,7 +10,7 @@ from bert_jax.config.finetuning import Task
 from bert_jax.errors import BadInput
 from bert_jax.finetune.rows import TaskStream
 from bert_jax.finetune.tags import TagSplit, open_tags
-from tests.finetune.models import read_tokenizer
+from tests.support.models import read_tokenizer
 
 
 def _open(tmp_path: Path, content: str, length: int = 16, **task: object) -> TagSplit:

@@ -12,7 +12,7 @@ from bert_jax.errors import BadInput
 from bert_jax.finetune.splits import choose
 from bert_jax.finetune.tasks import TaskData, open_task
 from bert_jax.finetune.texts import cut_pair
-from tests.finetune.models import read_tokenizer
+from tests.support.models import read_tokenizer
 
 ROOT = Path(__file__).parents[2]
 # The columns of GLUE's files as handed out, and two rows of each; test files have no label and other columns.

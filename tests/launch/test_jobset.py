@@ -13,7 +13,7 @@ from bert_jax.cli.commands import COMMANDS
 from bert_jax.cli.flags import parse
 from bert_jax.runtime.processes import Place, find_place
 from bert_jax.runtime.stopping import _UNMEASURED_SAVE, EXIT_BAD_INPUT, EXIT_RUN_AGAIN
-from tests.test_pretrain import ROOT
+from tests.support.processes import ROOT
 
 JOB_INDEX = 'batch.kubernetes.io/job-completion-index'  # the annotation of a pod of an Indexed job
 
@@ -107,6 +107,7 @@ def test_bad_input_ends_the_job_and_everything_else_starts_it_again(
     assert job['template']['spec']['terminationGracePeriodSeconds'] >= _UNMEASURED_SAVE
 
 
+@pytest.mark.processes
 def test_the_command_of_the_tpu_script_parses(tmp_path) -> None:
     """gcloud is replaced by a program that notes what it was asked to do."""
     notes = tmp_path / 'notes'

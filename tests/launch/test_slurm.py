@@ -21,7 +21,9 @@ from pathlib import Path
 import pytest
 
 from bert_jax.runtime.processes import Place
-from tests.test_pretrain import ROOT, bert_jax, write_text
+from tests.support.configs import as_flags, prepared, tiny_run
+from tests.support.processes import ROOT
+from tests.support.texts import write_text
 
 pytestmark = pytest.mark.slurm
 
@@ -138,28 +140,12 @@ def _losses(workdir: Path) -> list[tuple[int, float]]:
 def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The settings of a small run whose corpus is there."""
     directory = tmp_path_factory.mktemp('corpus')
-    write_text(directory / 'text.txt')
-    values = {
-        'data.source': f'text:{directory}/text.txt',
-        'data.corpus': directory / 'corpus',
-        'data.sequence_length': 32,
-        'tokenizer.vocab_size': 500,
-        'model.hidden_size': 32,
-        'model.intermediate_size': 64,
-        'model.dropout_rate': 0.1,
-        'train.steps': 200,
-        'train.global_batch_size': 16,
-        'train.log_every': 5,
-        'train.checkpoint_every': 50,
-        'train.evaluate_every': 0,
-        'optimizer.warmup_steps': 10,
-    }
-    flags = [f'--config={ROOT}/configs/demo.py', *(f'--config.{name}={value}' for name, value in values.items())]
-    bert_jax('prepare', *flags)
-    return flags
+    changes = {'train__steps': 200, 'train__log_every': 5, 'train__checkpoint_every': 50, 'train__examples': ()}
+    changes |= {'model__num_layers': 2, 'model__dropout_rate': 0.1, 'optimizer__warmup_steps': 10}
+    return as_flags(prepared(directory, **changes))
 
 
-def test_a_preempted_run_is_requeued_and_ends_with_the_loss_of_an_uninterrupted_one(
+def test_preempted_run_is_requeued_and_ends_with_uninterrupted_loss(
     cluster: dict[str, str], flags: list[str], tmp_path: Path
 ) -> None:
     def finished(number: str) -> bool:
@@ -227,19 +213,11 @@ def test_one_task_takes_all_gpus_of_its_node_and_several_share_them(cluster: dic
 
 def test_a_sweep_is_an_array_whose_stopped_runs_are_requeued(cluster: dict[str, str], tmp_path: Path) -> None:
     write_text(tmp_path / 'text.txt')
+    fixed = tiny_run(tmp_path, train__log_every=5, train__evaluate_every=1000, train__examples=())
+    del fixed['train.steps']
     content = {
         'base': f'{ROOT}/configs/demo.py',
-        'fixed': {
-            'data.source': f'text:{tmp_path}/text.txt',
-            'data.corpus': f'{tmp_path}/corpus',
-            'data.sequence_length': 32,
-            'tokenizer.vocab_size': 500,
-            'model.hidden_size': 32,
-            'model.intermediate_size': 64,
-            'train.global_batch_size': 16,
-            'train.log_every': 5,
-            'optimizer.warmup_steps': 10,
-        },
+        'fixed': fixed,
         'runs': [{'name': 'short', 'train.steps': 20}, {'name': 'long', 'train.steps': 400}],
     }
     file = (

@@ -1,17 +1,19 @@
 """`plan` from the command line: the fixed keys of its JSON, bad input told, a prediction next to a measurement."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.test_pretrain import ROOT, bert_jax
+from tests.support.commands import run
+from tests.support.processes import ROOT, bert_jax
 
 CONFIG = f'--config={ROOT}/configs/bert.py:base'
 
 
-def test_json_has_the_fixed_keys_without_any_compiler() -> None:
-    done = bert_jax('plan', CONFIG, '--target=b200:1x8', '--price=2.5', '--json')
-    plan = json.loads(done.stdout)
+def test_json_has_the_fixed_keys_without_any_compiler(tmp_path: Path, capsys) -> None:
+    assert run(['plan', CONFIG, '--target=b200:1x8', '--price=2.5', '--json'], tmp_path) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert plan['fits'] is True and plan['parameters'] == 110_106_428
     assert plan['mesh'] == {'data': 8, 'fsdp': 1, 'tensor': 1}
     parts = ('parameters', 'optimizer', 'batch', 'activations', 'temporaries')
@@ -34,11 +36,13 @@ def test_json_has_the_fixed_keys_without_any_compiler() -> None:
         ([], '--target: is missing'),
     ],
 )
-def test_bad_input_is_told_and_exits_2(flags: list[str], expected: str) -> None:
-    done = bert_jax('plan', CONFIG, *flags, check=2)
-    assert expected in done.stderr and 'Traceback' not in done.stderr and not done.stdout
+def test_bad_input_is_told_and_exits_2(flags: list[str], expected: str, tmp_path: Path, capsys) -> None:
+    assert run(['plan', CONFIG, *flags], tmp_path) == 2
+    shown = capsys.readouterr()
+    assert expected in shown.err and not shown.out
 
 
+@pytest.mark.processes
 def test_here_is_compiled_predicted_and_measured() -> None:
     small = ['--config.model.num_layers=1', '--config.data.sequence_length=16', '--config.train.global_batch_size=8']
     done = bert_jax('plan', f'--config={ROOT}/configs/demo.py', '--target=here', *small, '--json')
@@ -48,9 +52,10 @@ def test_here_is_compiled_predicted_and_measured() -> None:
     assert plan['measured']['grown_bytes'] == pytest.approx(plan['required_bytes']['total'], rel=0.5, abs=1 << 25)
 
 
-def test_a_run_in_phases_is_planned_as_a_whole() -> None:
+def test_a_run_in_phases_is_planned_as_a_whole(tmp_path: Path, capsys) -> None:
     config = f'--config={ROOT}/configs/bert_two_phase.py:base'
-    plan = json.loads(bert_jax('plan', config, '--target=b200:1x8', '--price=2.0', '--json').stdout)
+    assert run(['plan', config, '--target=b200:1x8', '--price=2.0', '--json'], tmp_path) == 0
+    plan = json.loads(capsys.readouterr().out)
     first, second = plan['phases']
     assert plan['run_seconds'] == first['run_seconds'] + second['run_seconds']
     assert plan['step_seconds'] == pytest.approx(plan['run_seconds'] / 1_000_000)

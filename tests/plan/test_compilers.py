@@ -11,7 +11,7 @@ import pytest
 
 from bert_jax.plan import planning, program, targets
 from bert_jax.plan.program import QUICK
-from tests.plan.test_counts import small
+from tests.support.configs import planned_run
 
 pytestmark = pytest.mark.plan
 
@@ -34,7 +34,7 @@ def _target(name: str) -> targets.Target:
 )
 def test_the_step_compiles_for_each_kind_of_device(name: str) -> None:
     target = _target(name)
-    plan = planning.make_plan(small(**{'model.dtype': 'bfloat16'}), target, QUICK)
+    plan = planning.make_plan(planned_run(**{'model.dtype': 'bfloat16'}), target, QUICK)
     assert plan.is_compiled and plan.fits and not plan.program.work.unknown_loops
     products = plan.program.work.matrix_flops * target.num_devices
     assert products == pytest.approx(plan.estimate.flops_per_step, rel=0.05)
@@ -44,21 +44,21 @@ def test_the_step_compiles_for_each_kind_of_device(name: str) -> None:
 
 
 def test_a_gpu_mesh_exchanges_over_each_of_its_axes() -> None:
-    chosen = small(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2})
+    chosen = planned_run(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2})
     plan = planning.make_plan(chosen, _target('h100:1x8'), QUICK)
     axes = set(itertools.chain.from_iterable(found['axis'].split('+') for found in plan.collectives()))
     assert axes == {'data', 'fsdp', 'tensor'}
 
 
 def test_what_is_too_large_is_refused_with_the_bytes_it_wanted() -> None:
-    chosen = small(**{'train.global_batch_size': 2**16, 'model.num_layers': 8, 'model.dtype': 'bfloat16'})
+    chosen = planned_run(**{'train.global_batch_size': 2**16, 'model.num_layers': 8, 'model.dtype': 'bfloat16'})
     plan = planning.make_plan(chosen, targets.parse('tpu-v5e:1x1'), QUICK)
     assert plan.program.refused and not plan.fits and not plan.is_compiled
     assert plan.required_bytes['total'] == pytest.approx(plan.estimate.total_bytes, rel=0.5)
 
 
 def test_a_program_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen, target = small(), targets.parse('tpu-v5e:1x1')
+    chosen, target = planned_run(), targets.parse('tpu-v5e:1x1')
     first = program.compile_for(chosen, target)
     monkeypatch.setattr('subprocess.run', None)
     assert program.compile_for(chosen, target) == first
@@ -67,10 +67,10 @@ def test_a_program_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _PRINT_PROGRAM = """
 from bert_jax.plan import program, targets
-from tests.plan.test_counts import small
+from tests.support.configs import planned_run
 changes = {'model.hidden_size': 128, 'model.num_heads': 4, 'model.max_positions': 512, 'data.sequence_length': 512}
 changes |= {'data.packing': True, 'mesh.data': 2, 'mesh.tensor': 2, 'model.remat': 'dots'}
-chosen = small(**changes, **{'model.attention': 'fused'})
+chosen = planned_run(**changes, **{'model.attention': 'fused'})
 program_of_a_device, compiled = program.compile_step(chosen, program._devices(targets.parse('tpu-v5e:2x2')), 'quick')
 print(compiled.as_text())
 """

@@ -13,17 +13,9 @@ from bert_jax.plan.analytic import estimate, full_flops
 from bert_jax.plan.program import compile_step
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.program import build_program
+from tests.support.configs import planned_run
 
 DATA_ALONE = {'data': 4, 'fsdp': 1, 'tensor': 1}
-
-
-def small(**changes: object) -> config.Config:
-    chosen = config.bert('tiny')
-    chosen.tokenizer.vocab_size, chosen.data.sequence_length, chosen.model.hidden_size = 1000, 32, 64
-    chosen.model.update(num_heads=4, intermediate_size=256, num_layers=3, max_positions=32, scan_layers=True)
-    chosen.train.global_batch_size = 16
-    chosen.update_from_flattened_dict(changes)
-    return config.resolve(chosen)
 
 
 def published(size: str, **changes: object) -> config.Config:
@@ -50,7 +42,7 @@ def test_flops_of_the_published_sizes_equal_a_list_of_all_their_products(
 
 
 def test_bytes_of_a_device_are_those_of_the_real_arrays() -> None:
-    chosen = small(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2})
+    chosen = planned_run(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2})
     mesh = make_mesh(chosen.mesh, chosen.model, chosen.train)
     program = build_program(chosen.model, chosen.optimizer, chosen.train, chosen.tokenizer.vocab_size, mesh)
     shapes, shardings = program.shapes, program.shardings
@@ -66,7 +58,7 @@ def test_bytes_of_a_device_are_those_of_the_real_arrays() -> None:
 
 
 def test_the_compiled_step_has_the_counted_products_activations_and_gradients() -> None:
-    chosen = small(**{'mesh.data': 4})
+    chosen = planned_run(**{'mesh.data': 4})
     program, compiled = compile_step(chosen, jax.devices()[:4])
     counted = estimate(chosen, DATA_ALONE)
     assert program.work.matrix_flops * 4 == pytest.approx(counted.flops_per_step, rel=0.05)  # padding of the vocabulary

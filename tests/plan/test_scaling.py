@@ -6,12 +6,12 @@ import pytest
 
 from bert_jax.errors import BadInput
 from bert_jax.plan import planning, scaling, targets
-from tests.plan.test_counts import small
+from tests.support.configs import planned_run
 
 
 def _plan(name: str, rows: int, **fields: object) -> planning.Plan:
     target = targets.parse(name)
-    chosen = small(**{'train.global_batch_size': rows * target.num_devices, 'mesh.data': -1} | fields)
+    chosen = planned_run(**{'train.global_batch_size': rows * target.num_devices, 'mesh.data': -1} | fields)
     return planning.analytic_plan(chosen, target)
 
 

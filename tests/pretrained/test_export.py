@@ -29,7 +29,8 @@ from bert_jax.text import prepare
 from bert_jax.train.program import build_program
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
-from tests.test_pretrain import ROOT, WORDS, write_text
+from tests.support.processes import ROOT
+from tests.support.texts import WORDS, write_text
 
 
 def _settings(directory: Path, kind: str, pairing: str) -> config.Config:

@@ -257,6 +257,7 @@ def test_what_cannot_come_in_is_told_and_nothing_is_written(copy: Path, change: 
     _import_fails(copy, *words)
 
 
+@pytest.mark.processes
 def test_a_pickle_is_refused_with_a_line_that_converts_it(original: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(original, tmp_path / "a model's directory"))
     tensors = {name: torch.tensor(value) for name, value in load_file(directory / 'model.safetensors').items()}

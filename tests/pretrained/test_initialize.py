@@ -1,14 +1,9 @@
 """A run starts from a model that is there, with its weights, sizes and tokenizer; everything else is the run's own."""
 
-import contextlib
 import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from unittest import mock
 
 import jax
 import numpy as np
@@ -17,7 +12,6 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from bert_jax import config
-from bert_jax.__main__ import main
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrained import hugging_face, initialize, tensor_names
@@ -26,9 +20,10 @@ from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, SentencePiece, load_tokenizer, train_tokenizer
 from bert_jax.train.program import build_program
+from tests.support.commands import run
+from tests.support.processes import ROOT
 
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, when it reads a config file
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures('one_device')
 MODEL = config.Model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=24)
 WORDS = [f'{a}{b}' for a in 'abcde' for b in 'abcde']
 TOKENS = [*SPECIAL_TOKENS, '.', *'abcdexyz', *(f'##{c}' for c in 'abcdexyz'), *WORDS]
@@ -67,7 +62,7 @@ SMALL = {
 
 
 @pytest.fixture(scope='module')
-def commands(place: Path) -> dict[str, list[str]]:
+def commands(one_device, place: Path) -> dict[str, list[str]]:
     """By name, the commands of the README's 'Bring your own checkpoint', for a small run; all are run in `place`."""
     section = (ROOT / 'README.md').read_text().split('## Bring your own checkpoint')[1].split('\n## ')[0]
     lines = section.replace('\\\n', ' ').splitlines()
@@ -75,11 +70,8 @@ def commands(place: Path) -> dict[str, list[str]]:
     small = [f'--config.{name}={value}' for name, value in SMALL.items()]
     commands = {line[0]: line + small * (line[0] in ('prepare', 'train')) for line in found}
     assert list(commands) == ['prepare', 'train', 'export', 'import']
-    for name, command in commands.items():
-        if name == 'train':  # one device compiles faster than the eight that are simulated here
-            bert_jax(*command, place=place)
-        else:
-            assert run(command, place) == 0
+    for command in commands.values():
+        assert run(command, place) == 0
     return commands
 
 
@@ -87,21 +79,6 @@ def commands(place: Path) -> dict[str, list[str]]:
 def trained(place: Path, commands: dict) -> Path:
     """The workdir of the README's run."""
     return place / 'runs' / 'domain'
-
-
-def run(arguments: list[str], place: Path) -> int:
-    """A command's exit status; ml_collections looks for overrides in `sys.argv`."""
-    with mock.patch.object(sys, 'argv', ['bert_jax', *arguments]), contextlib.chdir(place):
-        return main(sys.argv)
-
-
-def bert_jax(*arguments: str, place: Path) -> str:
-    """A command on one device in a process of its own; what it says on standard error."""
-    environment = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
-    command = [sys.executable, '-m', 'bert_jax', *arguments]
-    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 def _tensors(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:
@@ -112,9 +89,7 @@ def _tensors(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:
 WORD, POSITION = 'bert.embeddings.word_embeddings.weight', 'bert.embeddings.position_embeddings.weight'
 
 
-def test_a_run_starts_from_the_weights_and_an_added_word_from_the_mean_of_its_pieces(
-    place: Path, trained: Path
-) -> None:
+def test_run_starts_from_given_weights_and_new_words_from_their_pieces(place: Path, trained: Path) -> None:
     before, after = _tensors(place / MODEL_NAME), _tensors(trained)
     for name in (WORD, 'cls.predictions.bias'):
         x, y, z = (before[name][TOKENS.index(piece)] for piece in ('x', '##y', '##z'))
@@ -139,7 +114,7 @@ def test_the_moments_are_new_and_the_step_is_0(place: Path, commands: dict) -> N
     resolved = config.resolve(_fields(place))
     point = initialize.starting_point(resolved, str(place / 'nowhere'))
     tokenizer = load_tokenizer(place / 'corpora/domain/tokenizer', lowercase=True, strip_accents=False)
-    mesh = make_mesh(config.Mesh(fsdp=2, tensor=2), point.config.model, config.Train())
+    mesh = make_mesh(config.Mesh(fsdp=2, tensor=2), point.config.model, config.Train(), jax.local_devices())
     model, optimizer, train = point.config.model, point.config.optimizer, config.Train(steps=4)
     state = build_program(model, optimizer, train, len(TOKENS) + 2, mesh).init_state(0, point.params(tokenizer))
     assert int(state.step) == 0
@@ -188,7 +163,8 @@ def test_a_run_goes_on_without_its_initial_model(
         (tmp_path / name).symlink_to(place / name)
     workdir = Path(shutil.copytree(trained, tmp_path / 'runs' / 'domain'))
     shutil.rmtree(workdir / 'checkpoints' / '4')
-    told = bert_jax(*commands['train'], place=tmp_path)
+    assert run(commands['train'], tmp_path) == 0
+    told = capsys.readouterr().err
     assert 'from step 2 of 4' in told and 'Starting from' not in told
     expected = _tensors(trained)
     for name, value in _tensors(workdir).items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bert_jax import report
-from tests.report.test_report import write_run
+from tests.support.pages import write_run
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 _MEASURE = """
@@ -29,6 +29,7 @@ onload = () => {{
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(BROWSER is None, reason='no Chromium here')
 @pytest.mark.parametrize('width', [390, 1280])
 @pytest.mark.parametrize('count', [1, 2])

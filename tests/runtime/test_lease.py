@@ -51,6 +51,7 @@ def test_a_second_run_is_refused_and_told_who_holds_the_workdir(tmp_path: Path) 
     assert _files(tmp_path) == ['2.json']
 
 
+@pytest.mark.processes
 def test_a_dead_process_of_this_machine_is_succeeded_at_once(tmp_path: Path) -> None:
     program = (
         'import os, sys; from bert_jax.runtime.lease import Lease; '
@@ -87,6 +88,7 @@ def test_a_silent_holder_elsewhere_is_succeeded_after_the_timeout_whatever_its_c
     lease.close()
 
 
+@pytest.mark.processes
 def test_a_holder_elsewhere_that_gives_signs_of_life_is_alive_even_if_its_clock_is_far_behind(tmp_path: Path) -> None:
     path = _plant(tmp_path)
     os.utime(path, (1e9, 1e9))
@@ -151,6 +153,7 @@ def _compete(workdir: str, together: object, results: object) -> None:
         results.put('still owner')
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize('left_by_a_dead_one', [False, True])
 def test_of_many_that_start_at_once_one_is_the_owner(tmp_path: Path, left_by_a_dead_one: bool) -> None:
     if left_by_a_dead_one:

@@ -5,7 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.test_pretrain import _environment, write_text
+import pytest
+
+from tests.support.configs import as_flags, tiny_run
+from tests.support.processes import environment
+from tests.support.texts import write_text
+
+pytestmark = pytest.mark.processes
 
 _PROGRAM = """
 import json, os, pathlib, sys
@@ -43,23 +49,8 @@ print(json.dumps(seen))
 
 def test_one_process_talks_to_no_one(tmp_path: Path) -> None:
     write_text(tmp_path / 'text.txt', num_documents=12)
-    values = {
-        'data.source': f'text:{tmp_path}/text.txt',
-        'data.corpus': tmp_path / 'corpus',
-        'data.validation_fraction': 0.0,
-        'data.sequence_length': 32,
-        'tokenizer.vocab_size': 300,
-        'model.num_layers': 1,
-        'model.hidden_size': 16,
-        'model.num_heads': 2,
-        'model.intermediate_size': 32,
-        'train.steps': 2,
-        'train.global_batch_size': 8,
-        'optimizer.name': 'adamw',
-        'optimizer.warmup_steps': 1,
-    }
-    root = Path(__file__).parents[2]
-    flags = [f'--config={root}/configs/demo.py', *(f'--config.{name}={value}' for name, value in values.items())]
+    changes = {'data__validation_fraction': 0.0, 'train__steps': 2, 'train__examples': (), 'optimizer__warmup_steps': 1}
+    flags = as_flags(tiny_run(tmp_path, **changes))
     workdir = f'--workdir={tmp_path}/run'
     commands = [
         ['prepare', *flags, '--workers=1'],
@@ -68,7 +59,7 @@ def test_one_process_talks_to_no_one(tmp_path: Path) -> None:
     ]
     done = subprocess.run(
         [sys.executable, '-c', _PROGRAM, json.dumps(commands)],
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

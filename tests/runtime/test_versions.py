@@ -71,6 +71,7 @@ def test_ranges_are_read_as_pip_reads_them(monkeypatch, allowed: str, versions_a
                 versions.check([f'package[extra]{allowed}'])
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize('has_packaging', [True, False])
 def test_the_command_line_names_a_missing_package_without_a_traceback(tmp_path: Path, has_packaging: bool) -> None:
     # A site in which only what lies in tmp_path is found: absl, the first that the command line imports, is not.

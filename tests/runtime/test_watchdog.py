@@ -1,9 +1,7 @@
 """A process that hangs ends, and so do its peers; what may take long is let be."""
 
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +11,6 @@ from bert_jax.errors import BadInput
 from bert_jax.runtime.board import Board
 from bert_jax.runtime.judge import FINISHED, Heartbeat, Verdict
 from bert_jax.runtime.watchdog import Watchdog
-from tests.soak.harness import prepare
-from tests.soak.test_hangs import WATCHDOG, Group
 
 _ALONE = """
 import sys, time
@@ -31,6 +27,7 @@ with Supervisor(watchdog_seconds=0.6, watchdog_long_seconds=60) as supervisor:
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize('saves, status', [(1, 1), (2, 75)])
 def test_a_stuck_process_ends_with_its_stacks_and_75_only_if_running_again_gets_further(
     saves: int, status: int, tmp_path: Path
@@ -121,18 +118,3 @@ def test_one_that_is_stopped_before_the_first_step_stops_the_others(board: Board
         watchdog.stopped('SIGTERM')
     expected = 'Process 1 was stopped (SIGTERM) before a step was made.'
     assert board.verdicts()[1] == Verdict(expected, 75, stacks=False)
-
-
-def test_a_slow_process_is_named_and_when_it_freezes_the_other_ends(tmp_path: Path) -> None:
-    changes = {'train__steps': 100_000, 'train__checkpoint_every': 5, 'train__evaluate_every': 0}
-    group = Group(prepare(tmp_path, **changes), tmp_path / 'run', 2, None, plant={1: 'slow:3'})
-    try:
-        assert group.members[0].wait_for('Straggler: process 1 on ', 120), group.text()
-        while len(list(tmp_path.glob('run/checkpoints/*/manifest.json'))) < 2:
-            time.sleep(0.1)
-        group.members[1].send(signal.SIGSTOP)
-        [status], _ = group.wait([0], WATCHDOG + 60)
-        assert status == 75 and 'Process 1 of 2' in group.members[0].text, group.text()
-        assert 'no sign of life' in group.members[0].text and 'Thread 0x' in group.members[0].text, group.text()
-    finally:
-        group.kill()

@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,8 @@ from bert_jax.pretrained import initialize
 from bert_jax.runtime.mesh import make_mesh, mesh_sizes
 from bert_jax.train.program import build_program
 from bert_jax.workdir import identity
-from tests.soak.harness import Row, environment, prepare, random_numbers, tries
+from tests.soak.harness import Row, prepare, random_numbers, tries
+from tests.support.processes import caching, command, environment
 
 VALUES = [
     *('', '0', '1', '-1', '-7', '2', '3', '999999999999999999999', '2147483648', '-2147483649'),
@@ -129,11 +129,9 @@ def test_any_value_of_any_field_is_told_or_works(flags, tmp_path, without_traini
     rng, runs = random_numbers('runs'), Row('a run with such a value that was taken')
     for number in rng.permutation(len(taken))[: tries(60)]:
         field, value = taken[number]
-        command = [sys.executable, '-m', 'bert_jax', 'train', *flags, f'--config.{field}={value}']
-        command += [f'--workdir={tmp_path}/run-{number}']
         done = subprocess.run(
-            command,
-            env=environment(tmp_path / 'cache'),
+            command('train', *flags, f'--config.{field}={value}', f'--workdir={tmp_path}/run-{number}'),
+            env=environment(**caching(tmp_path / 'cache')),
             capture_output=True,
             text=True,
             timeout=900,

@@ -19,7 +19,7 @@ from bert_jax.text.prepare import prepare
 from bert_jax.train.state import TrainState
 from bert_jax.workdir.checkpoint import Checkpoints
 from tests.soak.harness import Row, random_numbers, tries
-from tests.test_pretrain import write_text
+from tests.support.texts import write_text
 
 
 def _files(directory: Path) -> list[Path]:

@@ -13,21 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.soak.harness import (
-    ROOT,
-    Row,
-    Running,
-    environment,
-    final_state,
-    metrics,
-    prepare,
-    random_numbers,
-    train_command,
-    tries,
-)
+from tests.soak.harness import Row, prepare, random_numbers, train_command, tries
+from tests.support.processes import ROOT, Running, caching, environment
+from tests.support.runs import final_state, metrics
 
 pytestmark = pytest.mark.soak
 _DISK_BYTES = 24 << 20
+
+
+def _env(place: Path) -> dict[str, str]:
+    return environment(**caching(place / 'cache'))
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +38,7 @@ def flags(place: Path) -> list[str]:
 @pytest.fixture(scope='module')
 def whole(place: Path, flags: list[str]) -> Path:
     """The workdir of an uninterrupted run."""
-    running = Running(train_command(flags, place / 'whole'), environment(place / 'cache'))
+    running = Running(train_command(flags, place / 'whole'), _env(place))
     assert running.wait() == 0, running.text
     return place / 'whole'
 
@@ -75,7 +70,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(place: Path, flags: list[str], 
     row, rng = Row('a full disk, at a random moment, for a while or for good'), random_numbers('disk')
     for number in range(tries(30)):
         with _small_disk(place / f'disk-{number}') as disk:
-            running = Running(train_command(flags, disk / 'run'), environment(place / 'cache'))
+            running = Running(train_command(flags, disk / 'run'), _env(place))
             assert running.wait_for(f'step {rng.integers(1, 38)}/')
             _fill(disk / 'filler')
             if for_a_while := bool(rng.random() < 0.5):
@@ -88,7 +83,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(place: Path, flags: list[str], 
             (disk / 'filler').unlink(missing_ok=True)
             began = time.monotonic()
             if status:
-                again = Running(train_command(flags, disk / 'run'), environment(place / 'cache'))
+                again = Running(train_command(flags, disk / 'run'), _env(place))
                 assert again.wait() == 0, again.text
                 _assert_told(again)
                 row.seconds.append(time.monotonic() - began)
@@ -107,7 +102,7 @@ def test_a_disk_that_cannot_be_written_is_told(place: Path, flags: list[str], wh
                 shutil.copytree(whole, disk / 'run')
                 shutil.rmtree(disk / 'run' / 'checkpoints' / '40')
             subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
-            running = Running(train_command(flags, disk / 'run'), environment(place / 'cache'))
+            running = Running(train_command(flags, disk / 'run'), _env(place))
             assert running.wait() == 2, running.text
             _assert_told(running)
             row.outcomes.append('told, exit status 2')
@@ -120,7 +115,7 @@ def test_a_clock_that_jumps_changes_nothing(place: Path, flags: list[str], whole
         workdir, ended_early = place / f'clock-{number}', False
         fault = [sys.executable, '-m', 'tests.soak.faulty', f'clock:{rng.integers(1 << 30)}']
         for _ in range(5):  # Orbax measures its patience by the clock: a save may fail, is told, and tried again
-            running = Running([*fault, *train_command(flags, workdir)[3:]], environment(place / 'cache'))
+            running = Running([*fault, *train_command(flags, workdir)[3:]], _env(place))
             if (status := running.wait()) == 0:
                 break
             assert status == 2 and 'could not be written' in running.text, running.text
@@ -137,7 +132,7 @@ def test_batches_that_are_not_finite_are_passed_over(place: Path, flags: list[st
     for number in range(tries(10)):
         workdir, seed = place / f'batches-{number}', rng.integers(1 << 30)
         fault = [sys.executable, '-m', 'tests.soak.faulty', f'batches:{seed}:0.1']
-        running = Running([*fault, *train_command(flags, workdir)[3:]], environment(place / 'cache'))
+        running = Running([*fault, *train_command(flags, workdir)[3:]], _env(place))
         assert running.wait(300) == 0, running.text
         _assert_told(running)
         record = json.loads((workdir / 'checkpoints' / '40' / 'record.json').read_text())
@@ -147,7 +142,7 @@ def test_batches_that_are_not_finite_are_passed_over(place: Path, flags: list[st
         row.outcomes.append(f'{record["rollbacks"]} roll-backs' if record['rollbacks'] else 'none met')
         if not record['skipped_updates'] and windows:  # then it is the run that left them out from the start
             skipping = [*flags, f'--config.train.skip=({windows})']
-            other = Running(train_command(skipping, place / f'without-{number}'), environment(place / 'cache'))
+            other = Running(train_command(skipping, place / f'without-{number}'), _env(place))
             assert other.wait() == 0, other.text
             assert final_state(workdir) == final_state(place / f'without-{number}')
             row.outcomes[-1] += ', then as a run that left them out from the start, bit for bit'

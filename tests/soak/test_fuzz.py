@@ -29,9 +29,9 @@ from bert_jax.train.divergence import TrainingRecord
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.metrics import MetricsWriter
-from tests.data.records import make_records, serialize
 from tests.soak.harness import tries
-from tests.test_pretrain import write_text
+from tests.support.records import make_records, serialize
+from tests.support.texts import write_text
 
 _MOST_MEMORY = 400 << 20  # bytes that all examples together may add to the process
 _SAMPLE = 12  # examples of each target in `make test`

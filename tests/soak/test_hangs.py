@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,83 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.soak.harness import Row, Running, environment, prepare, random_numbers, tries
+from tests.soak.harness import Row, prepare, random_numbers, tries
+from tests.support.processes import WATCHDOG, Group
 
-WATCHDOG = 8.0  # seconds; production's are 120
 _LONG = 60.0  # seconds, for what may take long; production's are 3600
 _SLACK = 60.0  # seconds over it, on a machine that does other work
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return listener.getsockname()[1]
-
-
-class Group:
-    """The processes of one run, each started by itself (no launcher ends them)."""
-
-    def __init__(
-        self,
-        flags: list[str],
-        workdir: Path,
-        num_processes: int,
-        cache: Path | None,
-        *,
-        program: tuple[str, ...] = ('bert_jax',),
-        plant: dict[int, str] | None = None,
-        prefixes: dict[int, list[str]] | None = None,
-        address: str = '127.0.0.1',
-        long_seconds: float = 600,
-    ) -> None:
-        """Starts them.
-
-        Args:
-          program: of all but those with a plant.
-          plant: what `tests.soak.planted` does in a process.
-          prefixes: commands that a process is started by.
-          long_seconds: for what may take long: compiling, saving.
-        """
-        port, self.members = _free_port(), []
-        for rank in range(num_processes):
-            own = {
-                'JAX_COORDINATOR_ADDRESS': f'{address}:{port}',
-                'JAX_NUM_PROCESSES': str(num_processes),
-                'JAX_PROCESS_ID': str(rank),
-            }
-            own_program = ('tests.soak.planted', plant[rank]) if plant and rank in plant else program
-            command = [sys.executable, '-m', *own_program, 'train', *flags, f'--workdir={workdir}']
-            command += [f'--config.train.watchdog_seconds={WATCHDOG}']
-            command += [f'--config.train.watchdog_long_seconds={long_seconds}']
-            self.members.append(Running([*(prefixes or {}).get(rank, []), *command], environment(cache) | own))
-
-    def text(self) -> str:
-        """All that they wrote, by process."""
-        return '\n'.join(f'--- {rank}\n{member.text}' for rank, member in enumerate(self.members))
-
-    def wait(self, ranks: list[int], seconds: float) -> tuple[list[int], float]:
-        """The exit statuses of these processes, and seconds until the last one had ended."""
-        start = time.monotonic()
-        try:
-            for rank in ranks:
-                self.members[rank].wait(max(seconds - (time.monotonic() - start), 0.1))
-        except AssertionError as error:
-            raise AssertionError(f'process {rank} hangs: {error}\n{self.text()}') from None
-        return [self.members[rank].process.returncode for rank in ranks], time.monotonic() - start
-
-    def kill(self) -> None:
-        """Ends what is left of them."""
-        for member in self.members:
-            member.kill()
-
-
-def _until_it_trains(group: Group, workdir: Path, num_saves: int = 2) -> None:
-    """Waits until it has saved so often."""
-    deadline = time.monotonic() + 240
-    while len(list(workdir.glob('checkpoints/*/manifest.json'))) < num_saves:
-        assert all(member.process.poll() is None for member in group.members), group.text()
-        assert time.monotonic() < deadline, group.text()
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope='module')
@@ -118,7 +45,7 @@ def freeze_or_kill(
     num_processes = int(rng.integers(2, 5))
     group, workdir = Group(flags, directory / 'run', num_processes, cache), directory / 'run'
     try:
-        _until_it_trains(group, workdir)
+        group.wait_for_saves(workdir)
         time.sleep(rng.uniform(0, 0.5))
         victim = int(rng.integers(num_processes))
         others = [rank for rank in range(num_processes) if rank != victim]
@@ -155,6 +82,17 @@ def test_a_frozen_process_ends_all_and_is_named(flags, cache, tmp_path, capsys) 
         freeze_or_kill(flags, tmp_path / str(number), cache, signal.SIGSTOP, rng, row)
     with capsys.disabled():
         print(row)
+
+
+@pytest.mark.soak
+def test_a_slow_process_is_named_and_when_it_freezes_the_other_ends(flags, cache, tmp_path) -> None:
+    with Group(flags, tmp_path / 'run', 2, cache, plant={1: 'slow:3'}) as group:
+        assert group.members[0].wait_for('Straggler: process 1 on ', 120), group.text()
+        group.wait_for_saves(tmp_path / 'run')
+        group.members[1].send(signal.SIGSTOP)
+        [status], _ = group.wait([0], WATCHDOG + _SLACK)
+        assert status == 75 and 'Process 1 of 2' in group.members[0].text, group.text()
+        assert 'no sign of life' in group.members[0].text and 'Thread 0x' in group.members[0].text, group.text()
 
 
 def get_stuck(
@@ -200,7 +138,7 @@ def test_a_partition_ends_both_sides(flags, cache, tmp_path, capsys) -> None:
             workdir = tmp_path / str(number)
             group = Group(flags, workdir, 2, cache, prefixes=prefixes, address='10.213.7.1')
             try:
-                _until_it_trains(group, workdir)
+                group.wait_for_saves(workdir)
                 cut()
                 statuses, seconds = group.wait([0, 1], WATCHDOG + _SLACK)
                 assert set(statuses) <= {75, -signal.SIGABRT}, group.text()

@@ -9,18 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.soak.harness import (
-    Row,
-    Running,
-    batches,
-    environment,
-    final_state,
-    metrics,
-    prepare,
-    random_numbers,
-    train_command,
-    tries,
-)
+from tests.soak.harness import Row, batches, prepare, random_numbers, train_command, tries
+from tests.support.processes import Running, caching, environment
+from tests.support.runs import final_state, metrics
 
 _PATIENCE = 1800.0  # seconds for a run that takes ten on an idle machine
 
@@ -101,7 +92,7 @@ def kill_again_and_again(
     directory: Path, num_kills: int, rng: np.random.Generator, tell: Callable[[Row], None], number: int = signal.SIGKILL
 ) -> Row:
     """Kills runs until there were `num_kills`; each run is restarted until it is finished, then compared."""
-    flags, env = prepare(directory), environment(directory / 'compiled')
+    flags, env = prepare(directory), environment(**caching(directory / 'compiled'))
     whole, record = directory / 'whole', directory / 'whole.batches'
     running = Running(train_command(flags, whole, record), env)
     assert running.wait(_PATIENCE) == 0, running.text

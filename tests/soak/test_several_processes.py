@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak.harness import Row, final_state, prepare, random_numbers, tries
-from tests.soak.test_hangs import Group
+from tests.soak.harness import Row, prepare, random_numbers, tries
+from tests.support.processes import Group
+from tests.support.runs import final_state
 
 
 @pytest.mark.soak

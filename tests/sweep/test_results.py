@@ -14,7 +14,7 @@ from bert_jax.sweep.launch import LOG, slurm_script, visible_devices
 from bert_jax.sweep.picture import write_picture
 from bert_jax.sweep.results import best_commands, read_results, table, tasks, why_not_ranked
 from bert_jax.sweep.runs import expand
-from tests.report.test_report import read_page
+from tests.support.pages import read_page
 
 RATE, STEPS = 'optimizer.peak_learning_rate', 100
 
@@ -209,6 +209,7 @@ def test_gpus_are_shared_out_evenly_and_never_between_jobs(monkeypatch):
     assert visible_devices('', 1, 8) == {}
 
 
+@pytest.mark.processes
 def test_each_task_of_the_array_is_one_run(make, tmp_path):
     runs = make(runs=[{'data.source': "text:it's here/*.txt", 'train.seed': i} for i in range(3)])
     script = slurm_script([runs[0], runs[2]], [0, 2], str(tmp_path / 'a b'), jobs=4)

@@ -11,7 +11,7 @@ from bert_jax.cli.flags import config_of, parse
 from bert_jax.config import bert
 from bert_jax.errors import BadInput
 from bert_jax.sweep.runs import expand
-from tests.test_pretrain import ROOT
+from tests.support.processes import ROOT
 
 BASE = f'{ROOT}/configs/bert.py:tiny'
 RATE, STEPS, DECAY = 'optimizer.peak_learning_rate', 'train.steps', 'optimizer.weight_decay'

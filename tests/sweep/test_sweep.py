@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_pretrain import ROOT, _command, _environment, bert_jax, write_text
+from tests.support.commands import run
+from tests.support.configs import tiny_run
+from tests.support.processes import ROOT, bert_jax, command, environment
+from tests.support.texts import write_text
 
 FILE = """\
 from ml_collections import ConfigDict
@@ -27,21 +30,9 @@ def place(tmp_path_factory) -> Path:
 
 def write_sweep(place: Path, runs: list[dict], base: str = f'{ROOT}/configs/demo.py', **fixed: object) -> list[str]:
     """Writes a sweep file; returns the flags of its sweep in place/sweep."""
-    values = {
-        'data.source': f'text:{place}/text.txt',
-        'data.corpus': f'{place}/corpus',
-        'data.validation_fraction': 0.2,
-        'data.sequence_length': 32,
-        'tokenizer.vocab_size': 500,
-        'model.num_layers': 1,
-        'model.hidden_size': 32,
-        'model.intermediate_size': 64,
-        'train.global_batch_size': 16,
-        'train.log_every': 5,
-        'optimizer.name': 'adamw',  # quick to compile
-        'optimizer.warmup_steps': 2,
-    }
-    content = {'base': base, 'fixed': values | fixed, 'runs': runs}
+    values = tiny_run(place, train__log_every=5, train__evaluate_every=1000, train__examples=()) | fixed
+    values = {name: value for name, value in values.items() if not any(name in one for one in runs)}
+    content = {'base': base, 'fixed': values, 'runs': runs}
     (place / 'sweep.py').write_text(FILE.format(content=content))
     return [f'--config={place}/sweep.py', f'--workdir={place}/sweep']
 
@@ -56,7 +47,8 @@ def swept(place: Path) -> subprocess.CompletedProcess:
     return bert_jax('sweep', *flags, '--jobs=2', '--json', check=1)
 
 
-def test_a_failed_run_is_told_with_the_end_of_its_log_and_stops_no_other(place, swept):
+@pytest.mark.processes
+def test_failed_run_shows_the_end_of_its_log_and_stops_no_other(place, swept):
     told = json.loads(swept.stdout)
     sound, broken = told['runs']
     assert (sound['status'], sound['rank'], sound['step']) == ('finished', 1, 10)
@@ -72,22 +64,24 @@ def test_a_failed_run_is_told_with_the_end_of_its_log_and_stops_no_other(place, 
     assert told['page'] == f'{place}/sweep/sweep.html' and Path(told['page']).exists()
 
 
-def test_another_sweep_in_its_place_is_refused_before_anything_is_started(place, swept):
+@pytest.mark.processes
+def test_another_sweep_in_its_place_is_refused_before_it_starts(place, swept, capsys):
     before = (place / 'sweep' / 'sound' / 'train.log').read_bytes()
     flags = write_sweep(place, [{'name': 'new'}, SOUND], **{'train.seed': 5})
-    done = bert_jax('sweep', *flags, check=2)
-    assert 'sound: holds another run: train.seed (0 there, 5 asked)' in done.stderr
+    assert run(['sweep', *flags], place) == 2
+    assert 'sound: holds another run: train.seed (0 there, 5 asked)' in capsys.readouterr().err
     assert not (place / 'sweep' / 'new').exists()
     assert (place / 'sweep' / 'sound' / 'train.log').read_bytes() == before
 
 
-def test_an_interrupted_sweep_saves_and_what_was_finished_is_not_run_again(place, swept):
+@pytest.mark.processes
+def test_interrupted_sweep_saves_and_finished_runs_stay(place, swept, capsys):
     before = (place / 'sweep' / 'sound' / 'train.log').read_bytes()
     flags = write_sweep(
         place, [SOUND, {'name': 'long', 'train.steps': 1_000_000}, {'name': 'later', 'train.steps': 12}]
     )
     sweep = subprocess.Popen(
-        _command(('sweep', *flags)), env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command('sweep', *flags), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     metrics, deadline = place / 'sweep' / 'long' / 'metrics.jsonl', time.monotonic() + 120
     while not metrics.exists() or not metrics.read_text():
@@ -101,8 +95,9 @@ def test_an_interrupted_sweep_saves_and_what_was_finished_is_not_run_again(place
     assert 'stopped at step' in rows['long'] and 'not started' in rows['later']
     assert (place / 'sweep' / 'sound' / 'train.log').read_bytes() == before
     assert not (place / 'sweep' / 'later').exists()
-    shown = bert_jax('sweep', *flags, '--jobs=0')
-    assert 'not started' in shown.stdout and 'runs/' not in shown.stderr
+    assert run(['sweep', *flags, '--jobs=0'], place) == 0
+    shown = capsys.readouterr()
+    assert 'not started' in shown.out and 'runs/' not in shown.err
 
 
 @pytest.mark.parametrize(
@@ -114,9 +109,9 @@ def test_an_interrupted_sweep_saves_and_what_was_finished_is_not_run_again(place
         (['--slurm='], 'sbatch is not found'),
     ],
 )
-def test_bad_input_exits_2_and_writes_nothing(place, tmp_path, change, words, monkeypatch):
+def test_bad_input_exits_2_and_writes_nothing(place, tmp_path, change, words, monkeypatch, capsys):
     monkeypatch.setenv('PATH', '/nowhere')
     flags = write_sweep(place, [SOUND])[:1]
-    done = bert_jax('sweep', *flags, f'--workdir={tmp_path}/new', *change, check=2)
-    assert words in done.stderr and 'Traceback' not in done.stderr
+    assert run(['sweep', *flags, f'--workdir={tmp_path}/new', *change], tmp_path) == 2
+    assert words in capsys.readouterr().err
     assert not (tmp_path / 'new').exists()

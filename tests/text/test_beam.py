@@ -8,15 +8,16 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
 from bert_jax.text.prepare import prepare
-from tests.text.test_prepare import TOKENIZER, contents, make_documents, write_jsonl, write_text
+from tests.support.texts import contents, make_documents, write_documents, write_jsonl
 
 pytest.importorskip('apache_beam')
 pytestmark = pytest.mark.filterwarnings('default')  # of another project
+TOKENIZER = config.Tokenizer(vocab_size=200)
 
 
 def test_beam_gives_the_same_bytes_and_names_a_bad_file(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 1000)
-    data = config.Data(source=write_text(tmp_path / 'a', make_documents(200)), corpus=str(tmp_path / 'alone'))
+    data = config.Data(source=write_documents(tmp_path / 'a', make_documents(200)), corpus=str(tmp_path / 'alone'))
     prepare(data, TOKENIZER, progress=False)
     by_beam = dataclasses.replace(data, corpus=str(tmp_path / 'beam'))
     prepare(by_beam, TOKENIZER, beam=['--runner=DirectRunner'], progress=False)

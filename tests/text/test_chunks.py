@@ -53,7 +53,7 @@ def test_json_lines_cut_at_any_offset_give_the_same_documents(tmp_path):
         ]
 
 
-def test_without_blank_lines_or_any_lines_no_character_is_lost_and_none_is_cut_in_two(tmp_path, monkeypatch):
+def test_text_without_lines_loses_no_character_and_splits_none(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, 'LONGEST_LINE', 10)
     monkeypatch.setattr(chunks, 'LONGEST_DOCUMENT', 25)
     monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 10)
@@ -179,7 +179,7 @@ def test_chunks_cover_a_source_in_order(tmp_path, monkeypatch):
     assert found == [[text] for text in texts]
 
 
-def test_a_bad_record_is_skipped_within_the_budget_and_named_by_its_line_in_the_file(tmp_path):
+def test_bad_record_within_the_budget_is_skipped_and_its_line_named(tmp_path):
     lines = [json.dumps({'text': f'text {i}'}) for i in range(1000)]
     lines[700] = 'no JSON'
     (tmp_path / 'a').write_text('\n'.join(lines))

@@ -4,7 +4,6 @@ import gzip
 import json
 from collections import Counter
 
-import numpy as np
 import pyarrow
 import pytest
 import zstandard
@@ -14,6 +13,7 @@ from bert_jax.errors import BadInput
 from bert_jax.text import python_docs
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.documents import Reading, Tally, read_chunk
+from tests.support.texts import write_tfds
 
 DOCUMENTS = [['Grüße aus Köln.', 'Zweiter Satz.'], ['你好 world.'], ['A third one.', 'Ends here.']]
 SECRET = 'swordfish'
@@ -50,37 +50,6 @@ def test_parquet_gives_the_same_documents_with_either_string_type(tmp_path):
         column = pyarrow.array(['\n'.join(lines) for lines in DOCUMENTS], kind)
         parquet.write_table(pyarrow.table({'text': column}), tmp_path / name)
     assert read(f'parquet:{tmp_path}/*') == DOCUMENTS * 2
-
-
-def write_tfds(data_dir, documents):
-    """A dataset `letters` as TFDS prepares it, without TensorFlow."""
-    tfds = pytest.importorskip('tensorflow_datasets')
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    features = tfds.features.FeaturesDict({'text': tfds.features.Text(), 'label': tfds.features.Scalar(np.int64)})
-    directory = data_dir / 'letters' / '1.0.0'
-    directory.mkdir(parents=True)
-    writer = ArrayRecordWriter(str(directory / 'letters-train.array_record-00000-of-00001'), 'group_size:1')
-    for lines in documents:
-        writer.write(features.serialize_example({'text': '\n'.join(lines), 'label': 1}))
-    writer.close()
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=features,
-        split_infos=[
-            tfds.core.SplitInfo(
-                name='train',
-                shard_lengths=[len(documents)],
-                num_bytes=0,
-                filename_template=tfds.core.ShardedFileTemplate(
-                    data_dir=directory, dataset_name='letters', split='train', filetype_suffix='array_record'
-                ),
-            )
-        ],
-        check_data=False,
-        filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-    )
-    return tfds
 
 
 def test_tfds_array_record_gives_the_same_documents_without_tensorflow(tmp_path, monkeypatch):

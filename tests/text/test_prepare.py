@@ -20,48 +20,10 @@ from bert_jax.text.chunks import Chunk, Part
 from bert_jax.text.corpus import load_corpus, verify
 from bert_jax.text.documents import Reading, Tally, read_chunk
 from bert_jax.text.prepare import Unfinished, prepare
-from tests.text.test_documents import write_tfds
+from tests.support.processes import ROOT
+from tests.support.texts import SYLLABLES, contents, make_documents, write_documents, write_jsonl, write_tfds
 
-ROOT = Path(__file__).parents[2]
-WORDS = [a + b for a in 'bdfgklmnprst' for b in 'aeiou']
 TOKENIZER = config.Tokenizer(vocab_size=200)
-
-
-def make_documents(count, seed=0, longest=6):
-    """Documents of 1 to `longest` lines; about one in six is there twice."""
-    rng = np.random.default_rng(seed)
-    documents = []
-    for _ in range(count):
-        if documents and rng.random() < 0.15:
-            documents.append(documents[rng.integers(len(documents))])
-        else:
-            documents.append(
-                [' '.join(rng.choice(WORDS, rng.integers(1, 7))) for _ in range(rng.integers(1, longest + 1))]
-            )
-    return documents
-
-
-def write_text(path, documents):
-    path.write_text('\n\n'.join('\n'.join(lines) for lines in documents) + '\n')
-    return f'text:{path}'
-
-
-def write_jsonl(path, documents, groups=None):
-    records = [{'text': '\n'.join(lines)} for lines in documents]
-    for record, group in zip(records, groups or [], strict=False):
-        record['book'] = group
-    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
-    return f'jsonl:{path}'
-
-
-def contents(directory):
-    """All files of a corpus but for the times in its manifest, and the manifest's checksum of itself."""
-    files = {
-        str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob('*') if path.is_file()
-    }
-    manifest = json.loads(files.pop('manifest.json'))
-    del manifest['seconds'], manifest['created'], manifest['checksum']
-    return files, manifest
 
 
 def read_split(corpus, name):
@@ -82,7 +44,7 @@ def as_tuples(documents):
 def two_sources(tmp_path_factory):
     """Settings of a corpus of two sources, and its contents when it is one chunk a source."""
     directory = tmp_path_factory.mktemp('two')
-    first = write_text(directory / 'a.txt', make_documents(300))
+    first = write_documents(directory / 'a.txt', make_documents(300))
     second = write_jsonl(directory / 'b.jsonl', make_documents(200, seed=1) + make_documents(50))
     data = config.Data(
         source=((first, 1.0), (second, 2.5)),
@@ -101,7 +63,9 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 1000)
 
 
-@pytest.mark.parametrize('how', ['one process', 'three processes', 'shards', 'small buffers'])
+@pytest.mark.parametrize(
+    'how', ['one process', pytest.param('three processes', marks=pytest.mark.processes), 'shards', 'small buffers']
+)
 def test_the_corpus_is_the_same_however_the_work_is_split(two_sources, tmp_path, monkeypatch, small_chunks, how):
     data, expected = two_sources
     data = dataclasses.replace(data, corpus=str(tmp_path / 'corpus'))
@@ -159,7 +123,7 @@ def test_weights_repeat_and_thin_documents(tmp_path):
 
     weights = {'b': 1.0, 'd': 2.0, 'f': 0.5, 'g': 2.25}
     sources = tuple(
-        (write_text(tmp_path / x, [[line] for line in documents(x)]), weight) for x, weight in weights.items()
+        (write_documents(tmp_path / x, [[line] for line in documents(x)]), weight) for x, weight in weights.items()
     )
     data = config.Data(source=sources, corpus=str(tmp_path / 'corpus'), validation_fraction=0.2)
     summary = prepare(data, TOKENIZER, progress=False)
@@ -177,7 +141,7 @@ def test_weights_repeat_and_thin_documents(tmp_path):
 
 
 def test_a_group_is_never_in_both_splits(tmp_path):
-    documents = [[f'{word} {i}'] for i, word in enumerate(WORDS * 5)]
+    documents = [[f'{word} {i}'] for i, word in enumerate(SYLLABLES * 5)]
     groups = [None if i < 10 else f'book {i % 37}' for i in range(len(documents))]
     source = write_jsonl(tmp_path / 'a', documents, groups)
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'), group_field='book', validation_fraction=0.2)
@@ -219,24 +183,24 @@ def test_only_what_is_not_finished_is_done_again(two_sources, tmp_path, monkeypa
 
 
 def test_text_that_has_changed_is_noticed(tmp_path):
-    source = write_text(tmp_path / 'a', make_documents(20))
+    source = write_documents(tmp_path / 'a', make_documents(20))
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, progress=False)
     os.utime(tmp_path / 'a', (0, 0))
     with pytest.raises(BadInput, match='(?s)changed since: .*a was written to.*rm -r'):
         prepare(data, TOKENIZER, progress=False)
-    write_text(tmp_path / 'a', make_documents(21))
+    write_documents(tmp_path / 'a', make_documents(21))
     with pytest.raises(BadInput, match='(?s)changed since: .*a had [0-9,]+ bytes and has'):
         prepare(data, TOKENIZER, progress=False)
     (tmp_path / 'a').unlink()
     assert prepare(data, TOKENIZER, progress=False).reused  # a corpus does not need its text
 
 
-def test_an_interrupted_job_on_other_text_starts_again_alone_and_is_refused_to_a_shard(tmp_path, small_chunks):
-    source = write_text(tmp_path / 'a', make_documents(100))
+def test_interrupted_job_on_other_text_restarts_alone_but_not_as_shard(tmp_path, small_chunks):
+    source = write_documents(tmp_path / 'a', make_documents(100))
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, shard=(0, 2), progress=False)
-    write_text(tmp_path / 'a', make_documents(101, seed=2))
+    write_documents(tmp_path / 'a', make_documents(101, seed=2))
     with pytest.raises(BadInput, match='(?s)shards with other files, chunks.*rm -r'):
         prepare(data, TOKENIZER, shard=(1, 2), progress=False)
     prepare(data, TOKENIZER, progress=False)
@@ -277,10 +241,11 @@ def run(*arguments, largest_file=resource.RLIM_INFINITY):
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_job_and_one_that_filled_the_disk_go_on_to_the_same_corpus(tmp_path, monkeypatch):
+@pytest.mark.processes
+def test_killed_job_and_full_disk_resume_to_the_same_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 20_000)
     documents = make_documents(8000)
-    source = write_text(tmp_path / 'a', documents)
+    source = write_documents(tmp_path / 'a', documents)
     flags = [f'--config.data.source={source}', '--config.tokenizer.vocab_size=300']
     flags += ['--config.tokenizer.sample_bytes=20000', '--workers=2']
     corpus, partial = tmp_path / 'corpus', tmp_path / '.corpus.partial'
@@ -321,7 +286,8 @@ SHARD = """if True:
 """
 
 
-def test_hosts_that_read_a_tfds_dataset_from_shared_storage_make_the_corpus_of_one(tmp_path):
+@pytest.mark.processes
+def test_hosts_with_a_shared_tfds_dataset_make_the_corpus_of_one(tmp_path):
     documents = make_documents(60)
     write_tfds(tmp_path / 'datasets', documents)
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': str(tmp_path / 'datasets')}
@@ -356,7 +322,7 @@ def test_a_file_or_a_directory_without_permission_is_named():
     with tempfile.TemporaryDirectory() as name:  # pytest's own directories are closed to other users
         directory = Path(name)
         directory.chmod(0o755)
-        data = config.Data(source=write_text(directory / 'a', make_documents(20)), corpus=str(directory / 'first'))
+        data = config.Data(source=write_documents(directory / 'a', make_documents(20)), corpus=str(directory / 'first'))
         prepare(data, TOKENIZER, progress=False)
         (directory / 'closed').mkdir(0o700)
         (directory / 'b').write_text('b')

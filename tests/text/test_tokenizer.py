@@ -70,6 +70,7 @@ def test_a_saved_tokenizer_comes_back_the_same(tmp_path, kind):
     assert loaded.hash != train(kind, lowercase=True, strip_accents=True).hash
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize('kind', KINDS)
 def test_training_in_another_process_gives_the_same_vocabulary(kind):
     command = f'from tests.text.test_tokenizer import train; print(train({kind!r}).hash)'

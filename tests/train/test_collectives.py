@@ -57,7 +57,7 @@ def test_data_parallelism_reduces_every_gradient_once_and_gathers_nothing() -> N
     assert everything - SMALL * 8 <= exchanged <= everything + SMALL
 
 
-def test_fsdp_gathers_weights_and_scatters_gradients_and_never_exchanges_activations() -> None:
+def test_fsdp_exchanges_weights_and_gradients_but_never_activations() -> None:
     found = _collectives({'data': 1, 'fsdp': 2}, microbatches=2)
     assert found.keys() <= {('all-gather', 'fsdp'), ('reduce-scatter', 'fsdp'), ('all-reduce', 'fsdp')}
     split = sum(size for axes, size in _parameters() if 'fsdp' in axes)

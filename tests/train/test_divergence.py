@@ -14,11 +14,11 @@ from bert_jax import config
 from bert_jax.data.batches import Batch, CorpusStream
 from bert_jax.errors import BadInput
 from bert_jax.pretrain import pretrain
-from bert_jax.text.prepare import prepare
 from bert_jax.train.divergence import DivergenceMonitor, TrainingRecord
-from tests.test_phases import PHASES, _last_state, _metrics, one_device  # noqa: F401
-from tests.test_pretrain import write_text
+from tests.support.configs import PHASES, as_config, prepared
+from tests.support.runs import assert_same_run, metric_lines
 
+pytestmark = pytest.mark.usefixtures('one_device')
 SETTINGS = config.Train(max_bad_steps=3, spike_window=8, spike_threshold=5.0)
 
 
@@ -84,31 +84,9 @@ def test_a_record_of_another_make_is_refused(change: dict) -> None:
 
 @pytest.fixture(scope='module')
 def resolved(tmp_path_factory) -> config.Config:
-    directory = tmp_path_factory.mktemp('monitor')
-    write_text(directory / 'text.txt')
-    asked = {
-        'data': {
-            'source': f'text:{directory}/text.txt',
-            'corpus': f'{directory}/corpus',
-            'validation_fraction': 0.0,
-            'packing': True,
-        },
-        'tokenizer': {'vocab_size': 500},
-        'model': {'num_layers': 1, 'hidden_size': 16, 'num_heads': 2, 'intermediate_size': 32, 'max_positions': 64},
-        'train': {
-            'log_every': 1,
-            'checkpoint_every': 3,
-            'keep_checkpoints': 9,
-            'evaluate_every': 0,
-            'examples': (),
-            'max_bad_steps': 2,
-            'max_rollbacks': 2,
-        },
-        'phases': [dataclasses.asdict(phase) for phase in PHASES],
-    }
-    resolved = config.resolve(asked)
-    prepare(resolved.data, resolved.tokenizer, progress=False)
-    return resolved
+    changes = {'data__packing': True, 'train__checkpoint_every': 3, 'train__keep_checkpoints': 9, 'phases': PHASES}
+    changes |= {'train__max_bad_steps': 2, 'train__max_rollbacks': 2, 'train__examples': ()}
+    return as_config(prepared(tmp_path_factory.mktemp('divergence'), **changes))
 
 
 def _plant(monkeypatch: pytest.MonkeyPatch, bad: dict[int, set[int]]) -> list[tuple[int, int]]:
@@ -133,14 +111,14 @@ def _without(resolved: config.Config, *windows: tuple[int, int, int]) -> config.
 def test_one_bad_batch_is_skipped_and_counted(resolved, tmp_path, monkeypatch, capsys) -> None:
     _plant(monkeypatch, {32: {4}})
     assert pretrain(resolved, str(tmp_path)).finished
-    lines = _metrics(tmp_path)
+    lines = metric_lines(tmp_path)
     assert [line['skipped_updates'] for line in lines] == [0] * 4 + [1] * 8
     assert 'loss' not in lines[4] and all('loss' in line for line in lines[:4] + lines[5:])
     assert lines[5]['learning_rate'] == pytest.approx(lines[3]['learning_rate'] * 3 / 4, rel=0.5)
 
 
 @pytest.fixture(scope='module')
-def went_back(resolved, tmp_path_factory) -> Path:
+def went_back(resolved, one_device, tmp_path_factory) -> Path:
     """The workdir of a run whose batches 5 of the first phase and 0 of the second are not finite."""
     workdir = tmp_path_factory.mktemp('went_back') / 'run'
     with pytest.MonkeyPatch.context() as patch:
@@ -149,22 +127,16 @@ def went_back(resolved, tmp_path_factory) -> Path:
     return workdir
 
 
-def _assert_the_same(ours: Path, theirs: Path) -> None:
-    assert _metrics(ours) == _metrics(theirs)
-    for a, b in zip(_last_state(ours), _last_state(theirs), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_run_that_went_back_ends_as_one_that_left_the_window_out(resolved, went_back, tmp_path) -> None:
+def test_rolled_back_run_equals_one_that_skipped_the_window(resolved, went_back, tmp_path) -> None:
     window = ((0, 3, 6), (1, 0, 1))  # from the checkpoint of step 3 on
     record = json.loads((went_back / 'checkpoints' / '12' / 'record.json').read_text())
     assert record['passed_over'] == [list(part) for part in window] and record['rollbacks'] == 1
     assert pretrain(_without(resolved, *window), str(tmp_path)).finished
-    _assert_the_same(went_back, tmp_path)
+    assert_same_run(went_back, tmp_path)
 
 
 @pytest.mark.parametrize('stopped_at', [3, 9])  # before it goes back, after
-def test_a_run_that_goes_back_and_is_stopped_goes_on_exactly(
+def test_run_that_rolls_back_and_is_stopped_resumes_exactly(
     resolved, went_back, tmp_path, monkeypatch, capsys, stopped_at: int
 ) -> None:
     shutil.copytree(went_back, tmp_path / 'run')
@@ -174,18 +146,18 @@ def test_a_run_that_goes_back_and_is_stopped_goes_on_exactly(
     assert pretrain(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
     told = 'not finite, 2 steps in a row. Rolled back to step 3; skipping the batches read since.'
     assert (told in capsys.readouterr().err) == (stopped_at == 3)
-    _assert_the_same(tmp_path / 'run', went_back)
+    assert_same_run(tmp_path / 'run', went_back)
 
 
-def test_before_its_first_checkpoint_a_run_goes_back_to_its_start(resolved, tmp_path, monkeypatch) -> None:
+def test_before_its_first_checkpoint_a_run_rolls_back_to_its_start(resolved, tmp_path, monkeypatch) -> None:
     _plant(monkeypatch, {32: {1, 2}})
     assert pretrain(resolved, str(tmp_path)).finished
     record = json.loads((tmp_path / 'checkpoints' / '12' / 'record.json').read_text())
     assert record['passed_over'] == [[0, 0, 3]]
-    assert [line['step'] for line in _metrics(tmp_path)] == list(range(1, 13))
+    assert [line['step'] for line in metric_lines(tmp_path)] == list(range(1, 13))
 
 
-def test_after_so_many_roll_backs_it_ends_with_a_message(resolved, tmp_path, monkeypatch) -> None:
+def test_after_too_many_rollbacks_it_ends_with_a_message(resolved, tmp_path, monkeypatch) -> None:
     read = _plant(monkeypatch, {32: set(range(4, 100))})
     with pytest.raises(BadInput, match='not finite, 2 steps in a row, after 2 roll-backs'):
         pretrain(resolved, str(tmp_path))

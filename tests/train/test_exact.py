@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from bert_jax import config
-from bert_jax.data.device_batches import device_batches, local_rows, make_global
+from bert_jax.data.batches import CorpusStream
+from bert_jax.data.device_batches import device_batches
 from bert_jax.errors import BadInput
 from bert_jax.finetune import heads
 from bert_jax.finetune.rows import TaskStream, make_rows
 from bert_jax.runtime.mesh import make_mesh, mesh_sizes
 from bert_jax.train.program import build_program
-from bert_jax.train.state import TrainState
-from tests.train.test_step import BATCH, MODEL, VOCAB, reference, stream  # noqa: F401
+from tests.support.steps import BATCH, MODEL, Curve, train_steps
 
 STEPS, SHARDS = 4, 8
 TASK_VOCAB, TASK_BATCH = 60, 8
@@ -23,34 +23,36 @@ TASK_VOCAB, TASK_BATCH = 60, 8
 OPTIMIZER = config.Optimizer(name='lamb', peak_learning_rate=1e-2, warmup_steps=2, clip_norm=0.1)
 
 
-@functools.cache
-def _bits(stream, **axes: int) -> tuple[list[bytes], list[float], TrainState]:  # noqa: F811
+def _curve(stream: CorpusStream, **axes: int) -> Curve:
     train = config.Train(steps=STEPS, global_batch_size=BATCH, reduction='exact', exact_shards=SHARDS)
-    devices = jax.devices()[: int(np.prod(list(axes.values())))]
-    mesh = make_mesh(config.Mesh(**axes), MODEL, train, devices)
-    program = build_program(MODEL, OPTIMIZER, train, VOCAB, mesh)
-    state, rows, losses = program.init_state(seed=0), local_rows(mesh, BATCH), []
-    for number in range(STEPS):
-        state, metrics = program.train_step(state, make_global(stream.batch(number % 4, rows), rows, mesh, BATCH))
-        losses.append(float(metrics['loss']))
-    assert metrics.keys() >= {'learning_rate', 'grad_norm', 'mlm_accuracy', 'tokens'}
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], losses, state
+    return train_steps(stream, axes, train, OPTIMIZER)
+
+
+def _bits(curve: Curve) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(curve.state)]
+
+
+@pytest.fixture(scope='module')
+def alone(stream: CorpusStream) -> Curve:
+    """On one device."""
+    return _curve(stream, data=1)
 
 
 @pytest.mark.parametrize('axes', [{'data': 8}, {'data': 2, 'fsdp': 2}], ids=str)
-def test_parameters_moments_and_losses_are_the_same_bits_on_any_mesh(stream, axes: dict[str, int]) -> None:  # noqa: F811
-    expected, expected_losses, _ = _bits(stream, data=1)
-    found, losses, state = _bits(stream, **axes)
-    assert losses == expected_losses
-    assert found == expected
-    kernel = state.params['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
+def test_parameters_moments_and_losses_are_same_bits_on_any_mesh(
+    stream: CorpusStream, alone: Curve, axes: dict[str, int]
+) -> None:
+    found = _curve(stream, **axes)
+    assert found.losses == alone.losses
+    assert _bits(found) == _bits(alone)
+    assert found.metrics.keys() >= {'learning_rate', 'grad_norm', 'mlm_accuracy', 'tokens'}
+    kernel = found.state.params['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
     assert kernel.addressable_shards[0].data.size * axes.get('fsdp', 1) == kernel.size  # split again at rest
 
 
-def test_it_is_the_curve_of_the_fast_reduction(stream) -> None:  # noqa: F811
-    losses = _bits(stream, data=1)[1]
-    first, _ = reference(stream)
-    np.testing.assert_allclose(losses[0], first[0], rtol=1e-6)  # of the same weights, before any update
+def test_it_is_the_loss_of_the_fast_reduction(alone: Curve, reference: Curve) -> None:
+    first, fast = alone.losses[0], reference.losses[0]  # of the same weights, before any update
+    np.testing.assert_allclose(first, fast, rtol=1e-6)
 
 
 def _task_stream() -> TaskStream:

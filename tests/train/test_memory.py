@@ -36,7 +36,7 @@ def _needs(microbatches: int) -> int:
     return highest_bytes(memory, 'cpu')
 
 
-def test_microbatches_are_the_fewest_that_fit_and_no_fit_is_told_with_what_is_left_to_try() -> None:
+def test_fewest_microbatches_that_fit_are_chosen_or_alternatives_named() -> None:
     two, three = _needs(2), _needs(3)
     assert three < two
     assert resolve_microbatches(CONFIG, MESH, VOCAB, limit=two).train.microbatches == 2

@@ -104,7 +104,7 @@ def _leaves(params: nnx.State) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
 
 
-def test_lamb_scales_each_layers_tensor_by_itself_and_leaves_biases_and_norms_to_adam() -> None:
+def test_lamb_scales_tensors_layer_by_layer_but_not_biases_and_norms() -> None:
     """You et al. 2020, algorithm 2, in NumPy, a layer at a time."""
     settings = config.Optimizer(
         name='lamb', peak_learning_rate=0.01, warmup_steps=0, schedule='constant', clip_norm=1e9, weight_decay=0.1

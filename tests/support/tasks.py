@@ -1,58 +1,12 @@
-"""A small model directory and small files of examples for the tests of fine-tuning."""
+"""Small labelled files that a small model learns in seconds: reviews, tagged sentences, questions."""
 
-import contextlib
 import json
-import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
-from flax import nnx
 
-from bert_jax import config
-from bert_jax.__main__ import main
-from bert_jax.model.bert import BertForPreTraining
-from bert_jax.pretrained import hugging_face
-from bert_jax.text.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
-
-MODEL = config.Model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=32)
 GOOD, BAD, OTHER = ['fine', 'great', 'lovely'], ['awful', 'dull', 'sad'], ['film', 'plot', 'actor', 'scene', 'end']
 NAMES = ['ada', 'bob', 'cleo']
-TOKENS = [
-    *SPECIAL_TOKENS,
-    *'.,?\'"()',
-    *'abcdefghijklmnopqrstuvwxyz0123456789',
-    *(f'##{c}' for c in 'abcdefghijklmnopqrstuvwxyz0123456789'),
-    *GOOD,
-    *BAD,
-    *OTHER,
-    *NAMES,
-    *('the', 'who', 'is', 'in', 'town'),
-]
-
-
-def write_model(directory: Path, model: config.Model = MODEL) -> Path:
-    """An untrained BERT with its vocabulary, as a Hugging Face directory."""
-    directory.mkdir(parents=True)
-    (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
-    rng = np.random.default_rng(0)
-    shapes = nnx.state(nnx.eval_shape(lambda: BertForPreTraining(model, len(TOKENS), nnx.Rngs(0))), nnx.Param)
-    flat = {
-        path: leaf.replace(
-            np.float32(path[-1] == 'scale') + 0.1 * rng.standard_normal(leaf.get_value().shape, np.float32)
-        )
-        for path, leaf in nnx.to_flat_state(shapes)
-    }
-    params = nnx.from_flat_state(flat)
-    hugging_face.write_model(directory, params, model, len(TOKENS), pad_id=0)
-    return directory
-
-
-def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of `TOKENS`."""
-    path = directory / 'vocab.txt'
-    path.write_text(''.join(f'{token}\n' for token in TOKENS))
-    return load_tokenizer(path, lowercase=True, strip_accents=False)
 
 
 def write_reviews(path: Path, num_rows: int, seed: int) -> None:
@@ -105,10 +59,3 @@ def write_questions(path: Path, num_questions: int, seed: int) -> None:
         context = ' '.join(rng.permutation(parts))
         paragraphs.append((context, [('who is in town?', [(names[1], context.index(names[1]))])]))
     path.write_text(squad(paragraphs))
-
-
-def run(arguments: list[str], place: Path) -> int:
-    """A command's exit status; ml_collections looks for overrides in `sys.argv`."""
-    arguments = list(map(str, arguments))
-    with mock.patch.object(sys, 'argv', ['bert_jax', *arguments]), contextlib.chdir(place):
-        return main(sys.argv)

@@ -13,10 +13,14 @@ from bert_jax.data.windows import Plan, open_plan, plan_windows
 
 @dataclasses.dataclass
 class MemorySplit:
-    """A `Split` whose token at position i is i + 10, so that a batch shows where its text came from."""
+    """A `Split` whose token at position i is i + 10, so that a batch shows where its text came from.
+
+    With more positions than the vocabulary has room for, the tokens start again at 10.
+    """
 
     sentences: np.ndarray
     documents: np.ndarray
+    vocab_size: int = 60_000
 
     @property
     def num_tokens(self) -> int:
@@ -24,12 +28,16 @@ class MemorySplit:
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
         assert positions.min(initial=0) >= 0 and positions.max(initial=0) < self.num_tokens
-        return (positions + 10).astype(np.int32)
+        return (positions % (self.vocab_size - 10) + 10).astype(np.int32)
 
 
-TOKENIZER = SimpleNamespace(
-    pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, vocab_size=60_000, is_continuation=np.arange(60_000) % 3 == 0
-)
+def tokenizer_of(vocab_size: int) -> SimpleNamespace:
+    """What the data pipeline reads of a `Tokenizer`; every third token continues a word."""
+    special = {'pad_id': 0, 'unk_id': 1, 'cls_id': 2, 'sep_id': 3, 'mask_id': 4}
+    return SimpleNamespace(**special, vocab_size=vocab_size, is_continuation=np.arange(vocab_size) % 3 == 0)
+
+
+TOKENIZER = tokenizer_of(60_000)
 
 
 def random_split(seed: int, num_documents: int = 60, longest: int = 40) -> MemorySplit:
@@ -42,7 +50,8 @@ def random_split(seed: int, num_documents: int = 60, longest: int = 40) -> Memor
 
 def corpus_of(split: MemorySplit, directory: str) -> SimpleNamespace:
     """A `Corpus` with the same split for training and validation."""
-    return SimpleNamespace(directory=directory, tokenizer=TOKENIZER, train=split, validation=split)
+    tokenizer = tokenizer_of(split.vocab_size)
+    return SimpleNamespace(directory=directory, tokenizer=tokenizer, train=split, validation=split)
 
 
 def plan_of(split: MemorySplit, data: Data) -> Plan:

@@ -1,0 +1,68 @@
+"""Bad input ends a command with status 2 and the fix, before anything is written."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import run
+from tests.support.configs import as_flags, prepared
+from tests.support.processes import ROOT
+
+DEMO = f'--config={ROOT}/configs/demo.py'
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['trian'], 'did you mean train?'),
+        (['train', '--workdri=x'], 'did you mean --workdir?'),
+        (['train', '--workdir=no/such'], 'config.json'),
+        (['prepare'], '--config'),
+        (['prepare', '--config=no/such.py'], 'no/such.py'),
+        (['train', DEMO, '--workdir=x', '--config.train.stepz=3'], 'config.train.steps'),
+        (['train', DEMO, '--workdir=x', '--config.train.steps=many'], 'train.steps'),
+        (['train', f'--config={ROOT}/configs/bert.py:huge', '--workdir=x'], 'huge'),
+        (['train', DEMO, '--workdir=x', '--config.data.corpus=no/such'], 'no/such'),
+        (['fill-mask', '--model=no/such', 'a [MASK]'], 'no/such'),
+        (['evaluate'], '--workdir'),
+        (['report'], '--workdir'),
+    ],
+)
+def test_bad_input_exits_2_with_fix_and_writes_nothing(
+    arguments: list[str], words: str, tmp_path: Path, capsys
+) -> None:
+    assert run(arguments, tmp_path) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope='module')
+def settings(tmp_path_factory) -> list[str]:
+    return as_flags(prepared(tmp_path_factory.mktemp('refused')))
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        ({'train.global_batch_size': 12}, 'for example 8 or 16'),
+        ({'mesh.tensor': 4}, 'one of 1, 2'),
+        ({'mesh.data': 3}, 'there are 8 devices'),
+    ],
+)
+def test_impossible_mesh_is_refused_with_possible_ones(
+    settings: list[str], tmp_path: Path, change: dict, words: str, capsys
+) -> None:
+    overrides = [f'--config.{name}={value}' for name, value in change.items()]
+    assert run(['train', *settings, *overrides, '--workdir=run'], tmp_path) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / 'run').exists()
+
+
+def test_other_number_of_devices_than_promised_is_refused(settings: list[str], tmp_path: Path, capsys) -> None:
+    assert run(['train', *settings, '--devices=16', '--workdir=run'], tmp_path) == 2
+    assert 'promises 16; there are 8: 8 by process' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+def test_help_of_a_command_has_an_example(tmp_path: Path, capsys) -> None:
+    assert run(['train', '--help'], tmp_path) == 0
+    assert 'Example: python -m bert_jax train' in capsys.readouterr().out

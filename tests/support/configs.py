@@ -1,0 +1,75 @@
+"""A run that trains in seconds, as fields, as flags of a command, and as a resolved config."""
+
+import dataclasses
+from pathlib import Path
+
+from bert_jax import config
+from bert_jax.text.prepare import prepare
+from tests.support.processes import ROOT
+from tests.support.texts import write_text
+
+TINY = {
+    'data.validation_fraction': 0.2,
+    'data.sequence_length': 32,
+    'tokenizer.vocab_size': 500,
+    'model.num_layers': 1,
+    'model.hidden_size': 16,
+    'model.num_heads': 2,
+    'model.intermediate_size': 32,
+    'model.max_positions': 64,
+    'train.steps': 12,
+    'train.global_batch_size': 16,
+    'train.log_every': 1,
+    'train.evaluate_every': 0,
+    'optimizer.name': 'adamw',  # quick to compile
+    'optimizer.warmup_steps': 2,
+}
+
+PHASES = (
+    config.Phase(steps=6, sequence_length=32, global_batch_size=16, peak_learning_rate=1e-2, warmup_steps=2),
+    config.Phase(steps=6, sequence_length=64, global_batch_size=8, peak_learning_rate=5e-3, warmup_steps=1),
+)
+
+
+def tiny_run(directory: Path, **changes: object) -> dict[str, object]:
+    """The fields of a run on directory/text.txt, prepared as directory/corpus.
+
+    Args:
+      changes: fields with their dots written as `__`.
+    """
+    values = {'data.source': f'text:{directory}/text.txt', 'data.corpus': f'{directory}/corpus', **TINY}
+    return values | {name.replace('__', '.'): value for name, value in changes.items()}
+
+
+def as_flags(values: dict[str, object], base: str = f'{ROOT}/configs/demo.py') -> list[str]:
+    """The flags of a command that runs it."""
+    return [f'--config={base}', *(f'--config.{name}={value}' for name, value in values.items())]
+
+
+def as_config(values: dict[str, object]) -> config.Config:
+    """The resolved config; `phases` may be among the values, as in `PHASES`."""
+    nested: dict[str, object] = {}
+    for name, value in values.items():
+        section, _, field = name.rpartition('.')
+        value = [dataclasses.asdict(phase) for phase in value] if name == 'phases' else value
+        (nested.setdefault(section, {}) if section else nested)[field] = value
+    return config.resolve(nested)
+
+
+def prepared(directory: Path, **changes: object) -> dict[str, object]:
+    """`tiny_run` on a text and a corpus that it writes."""
+    write_text(directory / 'text.txt')
+    values = tiny_run(directory, **changes)
+    resolved = as_config(values)
+    prepare(resolved.data, resolved.tokenizer, progress=False)
+    return values
+
+
+def planned_run(**changes: object) -> config.Config:
+    """A run for `plan`: three layers in float32, small enough to compile in a test; `changes` by their dotted names."""
+    chosen = config.bert('tiny')
+    chosen.tokenizer.vocab_size, chosen.data.sequence_length, chosen.model.hidden_size = 1000, 32, 64
+    chosen.model.update(num_heads=4, intermediate_size=256, num_layers=3, max_positions=32, scan_layers=True)
+    chosen.train.global_batch_size = 16
+    chosen.update_from_flattened_dict(changes)
+    return config.resolve(chosen)

@@ -1,0 +1,49 @@
+"""A small BERT as a Hugging Face directory, with a vocabulary of letters and of the words of `tasks`."""
+
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from bert_jax import config
+from bert_jax.model.bert import BertForPreTraining
+from bert_jax.pretrained import hugging_face
+from bert_jax.text.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from tests.support.tasks import BAD, GOOD, NAMES, OTHER
+
+MODEL = config.Model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=32)
+TOKENS = [
+    *SPECIAL_TOKENS,
+    *'.,?\'"()',
+    *'abcdefghijklmnopqrstuvwxyz0123456789',
+    *(f'##{c}' for c in 'abcdefghijklmnopqrstuvwxyz0123456789'),
+    *GOOD,
+    *BAD,
+    *OTHER,
+    *NAMES,
+    *('the', 'who', 'is', 'in', 'town'),
+]
+
+
+def write_model(directory: Path, model: config.Model = MODEL) -> Path:
+    """An untrained BERT with its vocabulary, as a Hugging Face directory."""
+    directory.mkdir(parents=True)
+    (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
+    rng = np.random.default_rng(0)
+    shapes = nnx.state(nnx.eval_shape(lambda: BertForPreTraining(model, len(TOKENS), nnx.Rngs(0))), nnx.Param)
+    flat = {
+        path: leaf.replace(
+            np.float32(path[-1] == 'scale') + 0.1 * rng.standard_normal(leaf.get_value().shape, np.float32)
+        )
+        for path, leaf in nnx.to_flat_state(shapes)
+    }
+    params = nnx.from_flat_state(flat)
+    hugging_face.write_model(directory, params, model, len(TOKENS), pad_id=0)
+    return directory
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of `TOKENS`."""
+    path = directory / 'vocab.txt'
+    path.write_text(''.join(f'{token}\n' for token in TOKENS))
+    return load_tokenizer(path, lowercase=True, strip_accents=False)

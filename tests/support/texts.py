@@ -1,0 +1,88 @@
+"""Small texts: documents that keep to a topic, documents with duplicates, and the file formats that hold them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+WORDS = [f'w{chr(97 + i)}{chr(97 + j)}' for i in range(20) for j in range(20)]
+SYLLABLES = [a + b for a in 'bdfgklmnprst' for b in 'aeiou']
+
+
+def write_text(path: Path, num_documents: int = 60, seed: int = 0) -> None:
+    """Writes documents that each keep to a topic of 20 of the 400 `WORDS`."""
+    rng = np.random.default_rng(seed)
+    documents = []
+    for _ in range(num_documents):
+        topic = rng.choice(WORDS, 20)
+        documents.append('\n'.join(' '.join(rng.choice(topic, rng.integers(5, 12))) + '.' for _ in range(12)))
+    path.write_text('\n\n'.join(documents) + '\n')
+
+
+def make_documents(count, seed=0, longest=6):
+    """Documents of 1 to `longest` lines; about one in six is there twice."""
+    rng = np.random.default_rng(seed)
+    documents = []
+    for _ in range(count):
+        if documents and rng.random() < 0.15:
+            documents.append(documents[rng.integers(len(documents))])
+        else:
+            documents.append(
+                [' '.join(rng.choice(SYLLABLES, rng.integers(1, 7))) for _ in range(rng.integers(1, longest + 1))]
+            )
+    return documents
+
+
+def write_documents(path, documents):
+    path.write_text('\n\n'.join('\n'.join(lines) for lines in documents) + '\n')
+    return f'text:{path}'
+
+
+def write_jsonl(path, documents, groups=None):
+    records = [{'text': '\n'.join(lines)} for lines in documents]
+    for record, group in zip(records, groups or [], strict=False):
+        record['book'] = group
+    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+    return f'jsonl:{path}'
+
+
+def contents(directory):
+    """All files of a corpus but for the times in its manifest, and the manifest's checksum of itself."""
+    files = {
+        str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob('*') if path.is_file()
+    }
+    manifest = json.loads(files.pop('manifest.json'))
+    del manifest['seconds'], manifest['created'], manifest['checksum']
+    return files, manifest
+
+
+def write_tfds(data_dir, documents):
+    """A dataset `letters` as TFDS prepares it, without TensorFlow."""
+    tfds = pytest.importorskip('tensorflow_datasets')
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    features = tfds.features.FeaturesDict({'text': tfds.features.Text(), 'label': tfds.features.Scalar(np.int64)})
+    directory = data_dir / 'letters' / '1.0.0'
+    directory.mkdir(parents=True)
+    writer = ArrayRecordWriter(str(directory / 'letters-train.array_record-00000-of-00001'), 'group_size:1')
+    for lines in documents:
+        writer.write(features.serialize_example({'text': '\n'.join(lines), 'label': 1}))
+    writer.close()
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=features,
+        split_infos=[
+            tfds.core.SplitInfo(
+                name='train',
+                shard_lengths=[len(documents)],
+                num_bytes=0,
+                filename_template=tfds.core.ShardedFileTemplate(
+                    data_dir=directory, dataset_name='letters', split='train', filetype_suffix='array_record'
+                ),
+            )
+        ],
+        check_data=False,
+        filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+    )
+    return tfds
