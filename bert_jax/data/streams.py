@@ -30,7 +30,7 @@ class Streams:
 
     config: config.Config
     tokenizer: Tokenizer
-    train: tuple[Stream[Batch], ...]
+    train: tuple[CorpusStream, ...] | tuple[RecordStream, ...]
     validation: tuple[Stream[Batch] | None, ...]
     content_hash: str
     unigram_counts: Callable[[], np.ndarray]

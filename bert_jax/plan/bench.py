@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 
 from bert_jax import console
 from bert_jax.config import Config, is_records, max_sequences, row_lengths
-from bert_jax.data.batches import Batch, Stream
+from bert_jax.data.batches import Batch, CorpusStream, Stream
 from bert_jax.data.device_batches import device_batches
 from bert_jax.data.random_rows import RandomRows
+from bert_jax.data.record_stream import RecordStream
 from bert_jax.data.streams import open_streams
 from bert_jax.model.bert import num_parameters
 from bert_jax.plan.matmuls import MatmulTimer, timer
