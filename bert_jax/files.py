@@ -168,7 +168,7 @@ def forget_cached(path: str | os.PathLike) -> None:
             os.close(descriptor)
 
 
-def map_array(path: str | os.PathLike) -> np.ndarray:
+def map_array(path: str | os.PathLike) -> np.memmap:
     """The array of a `.npy` file, mapped, read-only.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -29,9 +30,14 @@ from bert_jax.workdir.log import RunLog
 class LoopSettings(DivergenceSettings, Protocol):
     """The fields of `config.train` (of pretraining or of fine-tuning) that the loop reads; intervals are in steps."""
 
-    log_every: int
-    checkpoint_every: int
-    replica_check_every: int
+    @property
+    def log_every(self) -> int: ...
+
+    @property
+    def checkpoint_every(self) -> int: ...
+
+    @property
+    def replica_check_every(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +120,11 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
     program, supervisor, checkpoints, log = run.program, run.supervisor, run.checkpoints, run.log
     num_steps, step = program.num_steps, int(state.step)
     monitor, replicas = DivergenceMonitor(run.settings, record), Replicas(program.shardings)
-    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcess(program.mesh)
+    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcess(program.device_mesh)
+    aside = functools.partial(_aside, speed, supervisor)
 
     def stop_now() -> bool:
         return any_process(supervisor.asked_to_stop(checkpoints.seconds_to_save))
-
-    def aside(activity: str) -> contextlib.AbstractContextManager:
-        return _aside(activity, speed, supervisor)
 
     # The order matters: a step that went wrong is rolled back before anything of it is logged, evaluated or saved.
     for step, phase, batch in speed.waiting(run.batches):
@@ -145,13 +149,8 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
         supervisor.end_step(metrics['loss'])
 
         # 4. Evaluate. A request to stop cuts an evaluation short, and nothing of it is kept.
-        for evaluator in due.evaluators:
-            with aside(evaluator.activity):
-                found = evaluator(state.params, step, stop_now)
-            if found is None:
-                due = due.stopped()
-                break
-            log.evaluation(step, found.metrics, found.description, found.examples)
+        if not all(_evaluate(evaluator, state, step, log, stop_now, aside) for evaluator in due.evaluators):
+            due = due.stopped()
 
         # 5. Compare replicas, always before a save.
         if due.compare_replicas:
@@ -173,6 +172,23 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
     return Fitted(state, step, (supervisor.received or 'another process') if step < num_steps else None)
 
 
+def _evaluate(
+    evaluator: Evaluator,
+    state: TrainState,
+    step: int,
+    log: RunLog,
+    stop_now: Callable[[], bool],
+    aside: Callable[[str], contextlib.AbstractContextManager],
+) -> bool:
+    """Logs what an evaluator finds; False if it was cut short."""
+    with aside(evaluator.activity):
+        found = evaluator(state.params, step, stop_now)
+    if found is None:
+        return False
+    log.evaluation(step, found.metrics, found.description, found.examples)
+    return True
+
+
 def _roll_back(run: TrainingRun, anomaly: Anomaly, monitor: DivergenceMonitor) -> tuple[TrainState, DivergenceMonitor]:
     """The state of the newest sound checkpoint before an anomaly; log and batches are set back to its step."""
     check_may_roll_back(run.settings, monitor.record, anomaly)
@@ -185,7 +201,7 @@ def _roll_back(run: TrainingRun, anomaly: Anomaly, monitor: DivergenceMonitor) -
 
 
 @contextlib.contextmanager
-def _aside(activity: str, speed: Speedometer, supervisor: Supervisor) -> Iterator[None]:
+def _aside(speed: Speedometer, supervisor: Supervisor, activity: str) -> Iterator[None]:
     """An activity that is not training: the speedometer is paused, and the watchdog allows more time."""
     with speed.paused(), supervisor.aside(activity):
         yield

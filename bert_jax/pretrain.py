@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from bert_jax.config import Config, phase_at, positions_trained, row_lengths
 from bert_jax.console import say
-from bert_jax.data.batches import Stream
+from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import Streams, open_streams
@@ -161,6 +161,7 @@ def _describe_lengths(phase: Config, stream: Stream) -> str:
     *shorter, longest = row_lengths(phase.data)
     if not shorter:
         return str(longest)
+    assert isinstance(stream, CorpusStream)  # records have no buckets
     shares = stream.plan.bucket_sizes / stream.num_rows
     *shorter, longest = (f'{length} ({share:.0%})' for length, share in zip((*shorter, longest), shares, strict=True))
     return f'{", ".join(shorter)} or {longest}'

@@ -34,7 +34,7 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def roles(section: type) -> dict[str, Role]:
+def roles(section: type[Any]) -> dict[str, Role]:
     """The role of each field of a section."""
     return {field.name: field.metadata.get('role') or section.ROLE for field in dataclasses.fields(section)}
 
@@ -64,7 +64,7 @@ def _as_json(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 
-def names_with(role: Role, section: type) -> tuple[str, ...]:
+def names_with(role: Role, section: type[Any]) -> tuple[str, ...]:
     """The names of a section's own fields that have a role."""
     return tuple(name for name, found in roles(section).items() if found is role)
 
@@ -79,7 +79,7 @@ def fraction(default: float, role: Role | None = None):
     return setting(default, 'a number from 0 up to, not including, 1', lambda value: 0 <= value < 1, role=role)
 
 
-def as_in(section: type, name: str, default: Any = dataclasses.MISSING):
+def as_in(section: type[Any], name: str, default: Any = dataclasses.MISSING):
     """A field with the check of another section's, and its default where none is given."""
     field = section.__dataclass_fields__[name]
     default = field.default if default is dataclasses.MISSING else default
@@ -92,7 +92,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f'did you mean {close[0]!r}?' if close else ''
 
 
-def resolve_section(section: type, values: Any, prefix: str, unknown: Callable[[str], BadInput]) -> Any:
+def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Callable[[str], BadInput]) -> Any:
     """Values by name -> a frozen section, and the sections in it.
 
     Args:
@@ -114,7 +114,7 @@ def resolve_section(section: type, values: Any, prefix: str, unknown: Callable[[
             continue
         path, value = f'{prefix}{name}', values[name]
         if dataclasses.is_dataclass(field.type):
-            resolved[name] = resolve_section(field.type, value, path + '.', unknown)
+            resolved[name] = resolve_section(typing.cast(type, field.type), value, path + '.', unknown)
             continue
         if field.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)

@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import functools
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from bert_jax.config.fields import Role, as_in, at_least, fraction, setting
 
@@ -30,7 +30,7 @@ def _is_time(value: str) -> bool:
         return False
 
 
-def is_records(source: str | tuple) -> bool:
+def is_records(source: str | tuple) -> TypeGuard[str]:
     """Whether a source holds examples already, not text."""
     return isinstance(source, str) and source.startswith('tfrecord:')
 

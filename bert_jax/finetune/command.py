@@ -41,13 +41,16 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summar
     seeds = range(config.train.seed, config.train.seed + num_seeds)
     workdirs = [seed_workdir(workdir, seed) for seed in seeds]
     train, outcomes = config.train, []
-    seconds = {'watchdog_seconds': train.watchdog_seconds, 'watchdog_long_seconds': train.watchdog_long_seconds}
 
     def plan() -> None:
         if processes.is_first():
             write_plan(workdir, num_seeds)
 
-    with Supervisor(stop_at=train.stop_at, **seconds) as supervisor:
+    with Supervisor(
+        stop_at=train.stop_at,
+        watchdog_seconds=train.watchdog_seconds,
+        watchdog_long_seconds=train.watchdog_long_seconds,
+    ) as supervisor:
         start = starting_point(config, workdirs)
         setup = Setup.of(start, open_task(start.config.task, start.config.train, start.tokenizer))
         for seed, place in zip(seeds, workdirs, strict=True):

@@ -43,6 +43,7 @@ def evaluate(workdir: str, step: int | None = None) -> Summary:
         streams = task_streams(resolved, trained.tokenizer.pad_id)
         evaluator = TaskEvaluator(data, make_predict_step(graph, mesh), streams, mesh)
         metrics, _ = evaluator.evaluate(params)
+        assert trained.step is not None  # it is a workdir's
         outcomes.append(Outcome(resolved.train.seed, trained.step, True, None, metrics))
     found = summarize(outcomes, len(outcomes))
     write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(as_json(found)) + '\n')

@@ -1,7 +1,10 @@
 """Loads a fine-tuned model from the workdir of a seed."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+
+from flax import nnx
 
 from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, optimizer_of
@@ -9,7 +12,6 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.heads import BertForTask, builder
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
-from bert_jax.model.bert import Build
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
@@ -46,7 +48,9 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
     return FineTuned(merged, tokenizer, model, int(state.step), labels)
 
 
-def task_builder(resolved: FinetuneConfig, labels: tuple[str, ...]) -> Build:
+def task_builder(
+    resolved: FinetuneConfig, labels: tuple[str, ...]
+) -> Callable[[config.Model, int, nnx.Rngs], BertForTask]:
     """What makes the model of a task; labels: as in `FineTuned`."""
     return builder(resolved.task.kind, {'regression': 1, 'spans': 2}.get(resolved.task.kind, len(labels)))
 

@@ -1,6 +1,7 @@
 """The fine-tune of one seed, from top to bottom; `loop.fit` trains it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -104,25 +105,21 @@ def run_seed(
         say(f'{workdir} is finished: all {program.num_steps} steps are done.')
         return Outcome(seed, program.num_steps, True, resumed_from, results['metrics'])
 
-    def restore(step: int | None) -> tuple[TrainState, TrainingRecord]:
-        if step is not None:
-            return checkpoints.restore(program.shapes, program.shardings, step), checkpoints.record(step)
-        return program.init_state(seed, start.params(data.num_outputs, seed)), TrainingRecord()
-
     def update(state: TrainState, batch: TaskBatch) -> tuple[TrainState, dict[str, jax.Array]]:
         return program.train_step(state, batch, np.uint32(seed))  # one compiled program for all seeds
 
     if resumed_from is not None:
         say(f'Resuming {workdir} from step {resumed_from} of {program.num_steps}.')
+    restore = functools.partial(_restored, setup, checkpoints, seed)
     state, record = restore(resumed_from)
     say(_describe(workdir, config, data, program))
 
     # --- Train. ---
-    begun = int(state.step)
+    begun, mesh = int(state.step), program.device_mesh
     streams = task_streams(config, start.tokenizer.pad_id)
-    evaluator = TaskEvaluator(data, setup.predict_step, streams, program.mesh, config.train.evaluate_every)
-    batches = Batches([streams(data.train, seed)], [program.num_steps], program.mesh, begun, record.skipped_batches)
-    with RunLog(workdir, begun, program.num_steps, program.mesh, _describe_step) as log:
+    evaluator = TaskEvaluator(data, setup.predict_step, streams, mesh, config.train.evaluate_every)
+    batches = Batches([streams(data.train, seed)], [program.num_steps], mesh, begun, record.skipped_batches)
+    with RunLog(workdir, begun, program.num_steps, mesh, _describe_step) as log:
         evaluators = [evaluator, *_probes(setup, config)]
         parts = (batches, evaluators, config.train, restore, supervisor, checkpoints, log)
         fitted = fit(TrainingRun(program, update, *parts), state, record)
@@ -138,6 +135,14 @@ def run_seed(
         _write_results(workdir, evaluator, predictions, {'seed': seed, 'step': fitted.step, 'metrics': metrics})
         log.end(fitted.step)
     return Outcome(seed, fitted.step, True, resumed_from, metrics)
+
+
+def _restored(setup: Setup, checkpoints: Checkpoints, seed: int, step: int | None) -> tuple[TrainState, TrainingRecord]:
+    """The state and record of a checkpoint's step, or new ones for None."""
+    program = setup.program
+    if step is not None:
+        return checkpoints.restore(program.shapes, program.shardings, step), checkpoints.record(step)
+    return program.init_state(seed, setup.start.params(setup.data.num_outputs, seed)), TrainingRecord()
 
 
 def _probes(setup: Setup, config: FinetuneConfig) -> list[Evaluator]:

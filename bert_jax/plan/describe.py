@@ -58,8 +58,8 @@ def describe_plan(plan: Plan, price: float | None = None) -> str:
         f'Assumed: full rows of {config.data.sequence_length}, a vocabulary of {config.tokenizer.vocab_size:,}'
         + _efficiencies(target),
     ]
-    if plan.is_compiled and plan.program.work.unknown_loops:
-        lines.append(f'  {plan.program.work.unknown_loops} loops of unknown length are counted once')
+    if plan.is_compiled and plan.work.unknown_loops:
+        lines.append(f'  {plan.work.unknown_loops} loops of unknown length are counted once')
     if plan.program is None:
         lines.append(f'Not compiled: {plan.why_not}')
     return '\n'.join(lines)

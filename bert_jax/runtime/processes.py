@@ -229,7 +229,9 @@ def check_agreement(facts: dict[str, object]) -> None:
         return
     # Opening the corpus may take one host much longer than another; the first collective waits for 30 s only.
     number = next(_meetings)  # a barrier serves once
-    distributed.global_state.client.wait_at_barrier(f'bert_jax/opened/{number}', timeout_in_ms=_A_WEEK_MS)
+    client = distributed.global_state.client
+    assert client is not None  # there are several processes
+    client.wait_at_barrier(f'bert_jax/opened/{number}', timeout_in_ms=_A_WEEK_MS)
     facts = facts | _code_version()
     digests = _gather({name: json_digest(value) for name, value in facts.items()})
     differing = {
@@ -245,7 +247,7 @@ def check_agreement(facts: dict[str, object]) -> None:
         )
 
 
-def _code_version() -> dict[str, str]:
+def _code_version() -> dict[str, object]:
     """What tells one version of this package, and of jax, from another."""
     sources = sorted(pathlib.Path(__file__).parents[1].rglob('*.py'))
     contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]

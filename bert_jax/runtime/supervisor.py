@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Self
 
 import jax
@@ -50,8 +51,10 @@ class Supervisor:
             self._contexts = contexts.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> bool | None:
-        return self._contexts.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._contexts.__exit__(kind, error, trace)
 
     def _end_unsaved(self, reason: str) -> None:
         self.release()
@@ -66,8 +69,8 @@ class Supervisor:
           BadInput: in every process, when another run holds the workdir or it cannot be written to.
         """
         self.release()
-        self._lease = Lease(workdir)
-        processes.first_does(lambda: self._lease.acquire(say))
+        self._lease = lease = Lease(workdir)
+        processes.first_does(lambda: lease.acquire(say))
 
     def release(self) -> None:
         """Lets another run have the workdir at once; does nothing when no lease is held."""

@@ -16,7 +16,7 @@ import glob
 import io
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from etils import epath
 
@@ -186,7 +186,7 @@ def open_tfds(spec: str, fields: list[str]) -> Any:
     split += bracket + slicing
     where = f'data.source=tfds:{spec}'
     try:
-        builder = tfds.builder(name, file_format='array_record')
+        builder: Any = tfds.builder(name, file_format='array_record')
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         found = f'is not a dataset here ({type(error).__name__})'
         raise BadInput(where, found, 'NAME[/CONFIG][:VERSION][:SPLIT]') from None
@@ -205,14 +205,16 @@ def open_tfds(spec: str, fields: list[str]) -> Any:
 def open_binary(path: epath.Path) -> Iterator[BinaryIO]:
     """Opens a file for reading; those of object stores too know how to read a line up to a length."""
     with path.open('rb') as file:
-        yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, _BUFFER_BYTES)
+        yield (
+            file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file), _BUFFER_BYTES)
+        )
 
 
 def find_range(file: BinaryIO, part: Part, kind: str) -> tuple[int, int]:
     """The bytes (start, stop) that belong to a part of a text or JSON file."""
     end = file.seek(0, 2)
     stop = end if part.stop == -1 else part.stop
-    return tuple(_border(file, place, end, kind) for place in (part.start, stop))
+    return _border(file, part.start, end, kind), _border(file, stop, end, kind)
 
 
 def _border(file: BinaryIO, place: int, end: int, kind: str) -> int:

@@ -68,8 +68,10 @@ class Job:
     def sample(self, number: int, num_bytes: int) -> tuple[int, int]:
         """Writes the first `num_bytes` of text of a chunk to `texts`; returns how many documents and characters."""
         path = self._text_path(number)
-        if (text := _read_json(path)) is None:
-            tally, documents, size, is_whole = Tally(), [], 0, True
+        text: dict[str, Any] | None = _read_json(path)
+        if text is None:
+            documents: list[Any] = []
+            tally, size, is_whole = Tally(), 0, True
             for document in read_chunk(self.chunks[number], self.reading, tally):
                 if size >= num_bytes:
                     is_whole = False
@@ -121,6 +123,7 @@ class Job:
                 documents = read_chunk(self.chunks[number], self.reading, tally)
             write_chunk(documents, tally, self.encoder, directory, hash_lines=self.reading.deduplicate_lines)
         record = read_record(directory)
+        assert record is not None  # it has just been written
         return record['num_documents'], record['characters']
 
     def _documents(self, text: dict[str, Any]) -> Iterator[Document]:

@@ -26,10 +26,17 @@ _READ_STEPS_LATE = 2  # so that no step waits for the one before
 class DivergenceSettings(Protocol):
     """The fields of `config.train` (of pretraining or of fine-tuning) that the monitor reads."""
 
-    max_bad_steps: int
-    max_rollbacks: int
-    spike_threshold: float
-    spike_window: int
+    @property
+    def max_bad_steps(self) -> int: ...
+
+    @property
+    def max_rollbacks(self) -> int: ...
+
+    @property
+    def spike_threshold(self) -> float: ...
+
+    @property
+    def spike_window(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,16 +33,15 @@ def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
     predictions, sharding = num_predictions(config.data), batch_sharding(mesh)
     num_sequences = max_sequences(config.data)
     widths = {'masked': predictions, 'cls': num_sequences, 'next': num_sequences}
-    return Batch(
-        *(
-            jax.ShapeDtypeStruct(
-                (rows, widths.get(name.partition('_')[0], length)),
-                np.float32 if name.endswith('weights') else np.int32,
-                sharding=sharding,
-            )
-            for name in Batch._fields
+    shapes: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct(
+            (rows, widths.get(name.partition('_')[0], length)),
+            np.float32 if name.endswith('weights') else np.int32,
+            sharding=sharding,
         )
-    )
+        for name in Batch._fields
+    }
+    return Batch(**shapes)
 
 
 def lower_step(config: Config, mesh: Mesh, vocab_size: int) -> jax.stages.Lowered:
@@ -84,8 +83,8 @@ def _free_bytes() -> int:
     """Memory of this machine that a new program could have, within the limit of its control group."""
     free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     information, limit, used = (Path(path) for path in ('/proc/meminfo', *_CONTROL_GROUP))
-    if information.exists():
-        free = int(re.search(r'MemAvailable:\s+(\d+) kB', information.read_text()).group(1)) * 1024
+    if information.exists() and (available := re.search(r'MemAvailable:\s+(\d+) kB', information.read_text())):
+        free = int(available.group(1)) * 1024
     if limit.exists() and used.exists() and (most := limit.read_text().strip()) != 'max':
         free = min(free, int(most) - int(used.read_text()))
     return free

@@ -186,7 +186,7 @@ class Checkpoints:
         try:
             self._wait_for_save()
             if self._failure is not None:
-                raise self._gave_up()
+                raise self._gave_up(self._failure)
         finally:
             self._thread.shutdown()
             self._orbax.close()
@@ -259,18 +259,18 @@ class Checkpoints:
                     with contextlib.suppress(OSError):
                         left_over.rmtree()
         if self._num_failures >= _MAX_FAILURES:
-            raise self._gave_up()
+            raise self._gave_up(error)
         say(f'Step {step} could not be saved: {_why(error)}{self._still_safe()}. The next save tries again.')
 
-    def _gave_up(self) -> BadInput:
+    def _gave_up(self, failure: Exception) -> BadInput:
         times = f', {self._num_failures} times in a row' if self._num_failures > 1 else ''
         error = BadInput(
             str(self._directory),
-            f'a checkpoint could not be written{times}: {_why(self._failure)}{self._still_safe()}',
+            f'a checkpoint could not be written{times}: {_why(failure)}{self._still_safe()}',
             'room and permission to write',
             'the same command resumes from the last checkpoint',
         )
-        error.__cause__ = self._failure
+        error.__cause__ = failure
         return error
 
     def _still_safe(self) -> str:

@@ -5,6 +5,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from importlib import metadata
+from typing import Any
 
 from etils import epath
 
@@ -22,7 +23,7 @@ from bert_jax.text.tokenizer import Tokenizer
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
 
-def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
+def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
     """What must not change when a run is resumed: content, never paths, mesh, microbatches or intervals."""
     found = identity_of(config) | {'corpus': streams.content_hash, 'tokenizer': streams.tokenizer.hash}
     if not config_module.is_records(config.data.source):
@@ -34,7 +35,7 @@ def claim(
     workdir: str,
     config: Config | FinetuneConfig,
     tokenizer: Tokenizer,
-    fingerprint: dict[str, object],
+    fingerprint: dict[str, Any],
     *,
     allow_change: Sequence[str] | None = None,
     step: int | None = None,
@@ -119,7 +120,7 @@ def _listed(differ: set[str], theirs: dict, ours: dict) -> str:
     return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
 
 
-def write(workdir: str, config: Config | FinetuneConfig, tokenizer: Tokenizer, fingerprint: dict[str, object]) -> None:
+def write(workdir: str, config: Config | FinetuneConfig, tokenizer: Tokenizer, fingerprint: dict[str, Any]) -> None:
     """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json."""
     path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +154,7 @@ def load_config(workdir: str) -> Config:
     return config_module.resolve(found)
 
 
-def load_fingerprint(workdir: str) -> dict[str, object]:
+def load_fingerprint(workdir: str) -> dict[str, Any]:
     """The fingerprint of the run in a workdir.
 
     Raises:

@@ -95,9 +95,12 @@ class _Events:
         from tensorboardX.record_writer import directory_check
 
         directory_check(directory)
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        # protobuf makes its classes when it is imported, where a type checker does not see them.
+        events: Any = event_pb2
+        summaries: Any = summary_pb2
+        self._event, self._summary = events.Event, summaries.Summary
         self._file = EventsWriter(f'{directory}/events', f'.{first_step}.{time.monotonic_ns()}')
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        start = events.SessionLog(status=events.SessionLog.START)
         self._file.write_event(self._event(wall_time=time.time(), step=first_step, session_log=start))
 
     def write(self, step: int, values: dict[str, float]) -> None:
