@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from bert_jax.console import say
 from bert_jax.data.batches import Stream
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
@@ -40,7 +39,6 @@ class HeldOut:
         assert stream is not None  # see `is_due`
         found = evaluate_params(params, self.program, stream, self.max_rows, stop_now)
         if found is None:
-            say(f'step {step}: evaluation cut short')
             return None
         return Evaluation({f'validation/{name}': value for name, value in found.items()}, _describe(found))
 

@@ -120,10 +120,19 @@ class Lease:
         """To be called before everything that is written into the workdir.
 
         Raises:
-          BadInput: when this process no longer holds it.
+          BadInput: when this process no longer holds it, or has released it.
         """
         if not self._number:  # never acquired: every process but the first
             return
+        if self._done.is_set():
+            raise BadInput(
+                f'--workdir={self._workdir}',
+                'was released by this run; nothing more is written',
+                'one run in a workdir',
+            )
+        self._check_is_newest()
+
+    def _check_is_newest(self) -> None:
         number, holder = self._newest()
         if number != self._number or holder is None or holder.token != self._owner.token:
             now = 'nobody' if holder is None else str(holder)
@@ -140,7 +149,7 @@ class Lease:
             return
         self._done.set()
         with contextlib.suppress(OSError, BadInput):
-            self.check()
+            self._check_is_newest()
             write_whole(self._path(self._number), self._text(released=True))
 
     # --- Files. ---

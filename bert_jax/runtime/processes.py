@@ -266,7 +266,7 @@ class AnyProcess:
         self._asked: collections.deque[jax.Array] = collections.deque()
 
     def __call__(self, mine: bool) -> bool:
-        """To be called once a step by every process."""
+        """To be called equally often by every process: once a step, and once a batch of an evaluation."""
         if jax.process_count() == 1:
             return mine
         flags = jax.make_array_from_callback((self._size,), self._sharding, lambda _: np.full(1, mine, np.int32))
@@ -292,6 +292,11 @@ def num_hosts() -> int:
 def smallest(value: int) -> int:
     """The smallest of all processes' values."""
     return min(_gather(value))
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values."""
+    return max(_gather(value))
 
 
 def _gather(value: object) -> list:

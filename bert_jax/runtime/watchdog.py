@@ -65,7 +65,9 @@ class Watchdog:
         self._slowest_step, self._num_measured = 0.0, 0
         self._ended_step: float | None = None  # when; None if something other than a step came after it
         self._pending: collections.deque[jax.Array] = collections.deque()
-        self._saves: list[int] = []
+        self._saving: int | None = None  # the step of the newest save, which may be in progress
+        self._saved: int | None = None  # that of the save before it, of the same run
+        self._has_saved = False  # in any run
         self._unanswered = float('-inf')  # seconds since process 0 last answered; it may start later than this one
         self._threads: list[threading.Thread] = []
         self._stop, self._lock, self._ending = threading.Event(), threading.Lock(), threading.Lock()
@@ -114,7 +116,14 @@ class Watchdog:
 
     def began_to_save(self, step: int) -> None:
         """A save has begun; so the save before it, if any, is on disk."""
-        self._saves.append(step)
+        if self._saving is not None:
+            self._saved, self._has_saved = self._saving, True
+        self._saving = step
+
+    def begin_run(self) -> None:
+        """Another run begins, in another workdir; what the run before it saved is on disk."""
+        self._has_saved = self._has_saved or self._saving is not None
+        self._saving = self._saved = None
 
     # --- Its threads. ---
 
@@ -197,6 +206,7 @@ class Watchdog:
 
     def stopped(self, reason: str) -> None:
         """Ends the other processes: this one is about to end, as requested, and had nothing to save."""
+        self._ending.acquire(blocking=False)  # should the main thread fail meanwhile, that does not change the status
         if self._board is not None:
             found = f'Process {self._board.rank} was stopped ({reason}) before a step was made.'
             self._pass_on(Verdict(found, EXIT_RUN_AGAIN, stacks=False), self._board)
@@ -206,6 +216,8 @@ class Watchdog:
 
         At its exit jax would wait for the others, and they for this one in a collective.
         """
+        if self._ending.locked():
+            time.sleep(3600)  # another thread is ending the process
         me = f'Process {board.rank} of {board.num_processes} on {self._beat.host}'
         if isinstance(error, BadInput):
             say_anywhere(f'bert_jax: {error}')
@@ -236,9 +248,8 @@ class Watchdog:
         os._exit(verdict.status)
 
     def _with_status(self, verdict: Verdict) -> Verdict:
-        has_saved = len(self._saves) > 1
-        status = EXIT_RUN_AGAIN if has_saved else 1
-        saved = f'; step {self._saves[-2]} is saved' if has_saved else ''
+        status = EXIT_RUN_AGAIN if self._has_saved else 1
+        saved = f'; step {self._saved} is saved' if self._saved is not None else ''
         text = f'All processes end (exit status {status}{saved}). Rerun the same command to resume.'
         return dataclasses.replace(verdict, text=f'{verdict.text}\n{text}', status=status)
 

@@ -136,8 +136,12 @@ def _compiled_bytes(config: Config, mesh: Mesh, vocab_size: int) -> float:
 
 
 @contextlib.contextmanager
-def reporting_out_of_memory(config: Config) -> Iterator[None]:
+def reporting_out_of_memory(config: Config, *, finds_microbatches: bool = True) -> Iterator[None]:
     """Reports a device that runs out of memory inside as bad input: what was needed, what it has, what to try next.
+
+    Args:
+      config: of its sections only `model`, `train`, `mesh` and the phases are read.
+      finds_microbatches: whether the run accepts `train.microbatches=-1`.
 
     Raises:
       BadInput: when a device ran out of memory, at the compile or in a step.
@@ -147,10 +151,10 @@ def reporting_out_of_memory(config: Config) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not is_exhausted(error):
             raise
-        raise _exhausted(str(error), config) from error
+        raise _exhausted(str(error), config, finds_microbatches) from error
 
 
-def _exhausted(message: str, config: Config) -> BadInput:
+def _exhausted(message: str, config: Config, finds_microbatches: bool) -> BadInput:
     total = refused_bytes(message)
     piece = re.search(r'allocat\w*\s+(?:of\s+)?([\d.]+)\s*(bytes|[KMGT])', message)
     needed = f'needs {size(total)}' if math.isfinite(total) else 'ran out of memory'
@@ -161,14 +165,20 @@ def _exhausted(message: str, config: Config) -> BadInput:
     rows = math.gcd(*(phase.train.global_batch_size for phase in config.in_phases))
     rows //= mesh.shape['data'] * mesh.shape['fsdp']
     more = [n for n in range(max(config.train.microbatches, 1) + 1, rows + 1) if rows % n == 0]
-    return _does_not_fit(f'{needed}; a device has {size(device_bytes())}', config, more[:1])
+    found = f'{needed}; a device has {size(device_bytes())}'
+    return _does_not_fit(found, config, more[:1], finds_microbatches)
 
 
-def _does_not_fit(found: str, config: Config, microbatches: tuple[int, ...] | list[int]) -> BadInput:
+def _does_not_fit(
+    found: str, config: Config, microbatches: tuple[int, ...] | list[int], finds_microbatches: bool = False
+) -> BadInput:
     tries = [f'--config.train.microbatches={number}' for number in microbatches]
     tries += [f'--config.model.remat={policy}' for policy in _LESS_KEPT[config.model.remat]]
     if config.model.dtype == 'float32':
         tries.append('--config.model.dtype=bfloat16')
     tries.append('--config.mesh.fsdp=-1 --config.mesh.data=1' if jax.device_count() > 1 else 'more devices')
-    finds = '' if config.train.microbatches == -1 else '; --config.train.microbatches=-1 finds the fewest that fit'
+    if finds_microbatches and config.train.microbatches != -1:
+        finds = '; --config.train.microbatches=-1 finds the fewest that fit'
+    else:
+        finds = ''
     return BadInput('memory', f'the step {found}', 'a step that fits', ', or '.join(tries[:3]) + finds)

@@ -19,6 +19,8 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 import jax
 import numpy as np
@@ -46,7 +48,7 @@ _NO_RECORD = TrainingRecord()
 
 
 class Checkpoints:
-    """The checkpoints of a workdir.
+    """The checkpoints of a workdir; as a context, it is closed at the end, after the save in progress.
 
     Attributes:
       seconds_to_save: the longest so far, from `save` to the seal; None before the first.
@@ -60,7 +62,8 @@ class Checkpoints:
         Args:
           keep: how many of the newest to keep.
           keep_every: multiples of this many steps are kept forever; 0 for none.
-          check: called from a thread before a checkpoint is sealed; raises BadInput when the run may no longer write.
+          check: called before every change to the directory, also from a thread; raises BadInput when the run may no
+            longer write.
         """
         self._directory = epath.Path(workdir).resolve() / 'checkpoints'
         self._keep, self._keep_every, self._check = keep, keep_every, check
@@ -71,7 +74,21 @@ class Checkpoints:
         self._num_failures, self._failure = 0, None  # since the last save that succeeded; the newest error
         self.seconds_to_save: float | None = None
 
-    # --- What there is to resume from. ---
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type | None, error: BaseException | None, __: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+            return
+        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            return  # another process may be gone, and a save needs all of them
+        try:
+            self.close()
+        except Exception as failure:  # the error that ends the run is the one to raise
+            say(f'The last save failed too: {failure}')
+
+    # --- What a run can resume from. ---
 
     def steps(self) -> list[int]:
         """Steps of the sealed checkpoints, ascending."""
@@ -102,6 +119,7 @@ class Checkpoints:
         """
         found = None
         if jax.process_index() == 0:
+            self._check()
             for left_over in self._directory.glob('*.orbax-checkpoint-tmp*') if self._directory.exists() else ():
                 left_over.rmtree()  # an interrupted save
             for step in reversed(seal.numbered(self._directory)):
@@ -124,6 +142,7 @@ class Checkpoints:
         """
         self._wait_for_save()
         if jax.process_index() == 0:
+            self._check()
             before = [step for step in self.steps() if step < first] or self.steps()[:1]
             for step in self.steps():
                 if step > max(before, default=0):
@@ -150,7 +169,7 @@ class Checkpoints:
           known_finite: whether the values of the state have been checked already.
 
         Raises:
-          BadInput: when the state holds a value that is not finite, or when several saves in a row failed.
+          BadInput: when the state holds a value that is not finite, when several saves in a row failed, or as `check`.
         """
         step = int(state.step)
         if step in self.steps():
@@ -158,6 +177,7 @@ class Checkpoints:
         if not known_finite and not is_finite(state):
             found = 'the parameters or the optimizer state are not finite: not saved'
             raise BadInput(f'step {step}', found + self._still_safe(), 'a state that training can resume from')
+        self._check()
         self._wait_for_save()  # the previous one
         self._step, self._began_to_save = step, time.monotonic()
         try:
@@ -177,16 +197,24 @@ class Checkpoints:
         if self._sealing is not None and self._sealing.done():
             self._wait_for_save()
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for the save in progress.
 
         Raises:
           BadInput: when the last save failed.
         """
+        self._wait_for_save()
+        if self._failure is not None:
+            raise self._gave_up(self._failure)
+
+    def close(self) -> None:
+        """Waits for the save in progress and ends its thread.
+
+        Raises:
+          BadInput: when the last save failed.
+        """
         try:
-            self._wait_for_save()
-            if self._failure is not None:
-                raise self._gave_up(self._failure)
+            self.wait()
         finally:
             self._thread.shutdown()
             self._orbax.close()
@@ -323,7 +351,16 @@ def restore_on(
     Raises:
       BadInput: when there is no such checkpoint, or when it is damaged.
     """
-    checkpoints = Checkpoints(workdir)
+    with Checkpoints(workdir) as checkpoints:
+        step = _existing(checkpoints, workdir, step)
+        program = build_program(
+            config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
+        )
+        return checkpoints.restore(program.shapes, program.shardings, step)
+
+
+def _existing(checkpoints: Checkpoints, workdir: str, step: int | None) -> int:
+    """The given step, or the newest; raises BadInput when there is no such checkpoint, or when it is damaged."""
     found, place = checkpoints.steps(), f'{workdir}/checkpoints'
     step = max(found, default=None) if step is None else step
     if step not in found:
@@ -338,9 +375,4 @@ def restore_on(
         raise BadInput(
             f'{place}/{step}', damage, 'the bytes that were written', f'--step={max(others)}' if others else ''
         )
-    program = build_program(
-        config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
-    )
-    state = checkpoints.restore(program.shapes, program.shardings, step)
-    checkpoints.close()
-    return state
+    return step
