@@ -33,6 +33,7 @@ def test_the_rank_is_where_jax_keeps_it() -> None:
     assert console.process_index() == jax.process_index() == 0
 
 
+@pytest.mark.processes
 def test_a_line_is_printed_without_jax() -> None:
     program = "import sys; from bert_jax import console; console.say('a line'); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, timeout=60)

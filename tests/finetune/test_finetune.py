@@ -191,7 +191,9 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
     theirs = load_finetuned(str(place / proof['workdir'])).model.bert
     for start in starts:
         assert start.fingerprint == starts[0].fingerprint
-        np.testing.assert_array_equal(start.initial.model.bert.pooler.kernel[...], theirs.pooler.kernel[...])
+        np.testing.assert_array_equal(
+            start.initialization.initial.model.bert.pooler.kernel[...], theirs.pooler.kernel[...]
+        )
     card = (place / 'export' / 'README.md').read_text()
     assert f'| accuracy | {best:.4f} |' in card and 'pipeline_tag: "text-classification"' in card
 
