@@ -1,9 +1,10 @@
 """How fast the real train step runs on this machine, compared with the time that its matmuls alone take."""
 
+import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -193,15 +194,15 @@ class Run:
         return Sample((time.perf_counter() - start) / count, waited / count)
 
 
-class _no_compilation_cache:  # noqa: N801  reads as a statement
-    """What is compiled inside is compiled anew."""
-
-    def __enter__(self) -> None:
-        self._before = jax.config.jax_enable_compilation_cache
-        jax.config.update('jax_enable_compilation_cache', False)
-
-    def __exit__(self, *_: object) -> None:
-        jax.config.update('jax_enable_compilation_cache', self._before)
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """Programs are compiled inside, even those that the cache holds."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update('jax_enable_compilation_cache', False)
+    try:
+        yield
+    finally:
+        jax.config.update('jax_enable_compilation_cache', before)
 
 
 def _square_matmul(mesh: Mesh, dtype: str) -> Callable[[], float]:
