@@ -68,14 +68,14 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps
     start_from.check(streams.tokenizer)
+    fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
+    processes.check_agreement(fingerprint)
     labelled_sets = open_sets(config.probe, config.train.probe_every)
     vocab_size = streams.tokenizer.vocab_size
     config = resolve_microbatches(config, mesh, vocab_size)
     program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases)
 
     # --- Claim the workdir. ---
-    fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
-    processes.check_agreement(fingerprint)
     supervisor.acquire(workdir)
     keep, keep_every = config.train.keep_checkpoints, config.train.keep_every
     with Checkpoints(workdir, keep=keep, keep_every=keep_every, check=supervisor.check_lease) as checkpoints:

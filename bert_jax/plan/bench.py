@@ -1,9 +1,10 @@
 """How fast the real train step runs on this machine, compared with the time that its matmuls alone take."""
 
+import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -194,16 +195,16 @@ class Run:
         return Sample((time.perf_counter() - start) / count, waited / count)
 
 
-class _no_compilation_cache:  # noqa: N801  reads as a statement
-    """What is compiled inside is compiled anew."""
-
-    def __enter__(self) -> None:
-        settings: Any = jax.config  # whose fields are added when jax is imported
-        self._before = settings.jax_enable_compilation_cache
-        jax.config.update('jax_enable_compilation_cache', False)
-
-    def __exit__(self, *_: object) -> None:
-        jax.config.update('jax_enable_compilation_cache', self._before)
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """Programs are compiled inside, even those that the cache holds."""
+    settings: Any = jax.config  # whose fields are added when jax is imported
+    before = settings.jax_enable_compilation_cache
+    jax.config.update('jax_enable_compilation_cache', False)
+    try:
+        yield
+    finally:
+        jax.config.update('jax_enable_compilation_cache', before)
 
 
 def _square_matmul(mesh: Mesh, dtype: str) -> Callable[[], float]:

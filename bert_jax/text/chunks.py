@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 from etils import epath
 
 from bert_jax.errors import BadInput
+from bert_jax.files import is_local
 
 LONGEST_LINE = 1 << 20  # bytes; a longer line of a text file is read as several
 LONGEST_RECORD = 1 << 26  # bytes; a longer line of JSON is a bad record
@@ -102,7 +103,7 @@ def plan_source(source: str, number: int, text_field: str, group_field: str = ''
 
 def find_files(pattern: str) -> list[epath.Path]:
     """The files of a glob, sorted by name."""
-    if '://' in pattern:
+    if not is_local(pattern):
         head, _, tail = pattern.partition('*')
         root = head.rpartition('/')[0]
         files = sorted(epath.Path(root).glob(pattern[len(root) + 1 :])) if tail or '*' in pattern else []

@@ -69,14 +69,15 @@ def refused_bytes(message: str) -> float:
 
 
 def device_bytes() -> int:
-    """What a program may take of the smallest device: jax's limit, or its share of this machine's free memory."""
+    """What a program may take of the smallest device of all processes, each of which has to call this."""
+    return processes.smallest(_local_device_bytes())
+
+
+def _local_device_bytes() -> int:
+    """The same of this process's devices: jax's limit, or their share of this machine's free memory."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}
-    if 'bytes_limit' in stats:
-        here = stats['bytes_limit']
-    else:
-        here = _free_bytes() // len(devices)
-    return processes.smallest(here)
+    return stats['bytes_limit'] if 'bytes_limit' in stats else _free_bytes() // len(devices)
 
 
 def _free_bytes() -> int:
@@ -165,7 +166,7 @@ def _exhausted(message: str, config: Config, finds_microbatches: bool) -> BadInp
     rows = math.gcd(*(phase.train.global_batch_size for phase in config.in_phases))
     rows //= mesh.shape['data'] * mesh.shape['fsdp']
     more = [n for n in range(max(config.train.microbatches, 1) + 1, rows + 1) if rows % n == 0]
-    found = f'{needed}; a device has {size(device_bytes())}'
+    found = f'{needed}; a device has {size(_local_device_bytes())}'
     return _does_not_fit(found, config, more[:1], finds_microbatches)
 
 
