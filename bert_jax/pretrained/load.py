@@ -111,7 +111,8 @@ class Pretrained:
         slots[0, : len(where)] = where
         logits = _mlm_logits(*self._parts, hidden, slots)[0, : len(where)]
         scores = np.asarray(jax.nn.softmax(logits, axis=-1))
-        best = np.argsort(-scores, axis=-1, kind='stable')[:, :top_k]
+        # The vocabulary is padded; no more fillers are given than it has tokens.
+        best = np.argsort(-scores[:, : self.tokenizer.vocab_size], axis=-1, kind='stable')[:, :top_k]
         return [
             [Filler(self.tokenizer.token(int(token)), float(scores[slot, token])) for token in tokens]
             for slot, tokens in enumerate(best)
