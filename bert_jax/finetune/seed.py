@@ -16,7 +16,7 @@ from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.probe import LabelledSet, Probe, open_sets
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
-from bert_jax.finetune.evaluator import TaskEvaluator, as_validation, describe_metrics, make_predict_step, task_streams
+from bert_jax.finetune.evaluator import TaskEvaluator, as_validation, describe_metrics, model_outputs, task_streams
 from bert_jax.finetune.start import Start
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
@@ -69,7 +69,7 @@ class Setup:
             objective=heads.objective(config.task.kind),
         )
         sets = open_sets(config.probe, config.train.probe_every)
-        return cls(start, data, program, make_predict_step(program.graph, mesh), sets)
+        return cls(start, data, program, program.forward(model_outputs), sets)
 
     def config_of(self, seed: int) -> FinetuneConfig:
         """The config of one seed's run."""

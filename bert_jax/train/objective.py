@@ -23,7 +23,7 @@ class Objective(Protocol):
         """A NamedTuple of float32 scalars, each summed over the rows of a batch.
 
         Args:
-          key: of the dropout; None for none.
+          key: dropout key; None for no dropout.
           gather: passed on to the model's forward pass.
         """
 
@@ -34,7 +34,7 @@ class Objective(Protocol):
         """The scalar to minimize. sums: of some rows; weights: of the whole global batch."""
 
     def metrics(self, sums: Any) -> dict[str, jax.Array]:
-        """What is logged, from the sums of a global batch or a whole split; among it `loss`."""
+        """Metrics to log, including `loss`, from the sums of a global batch or a whole split."""
 
 
 class PretrainingSums(NamedTuple):
