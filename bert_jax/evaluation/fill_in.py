@@ -47,6 +47,8 @@ class Examples:
 
     def __call__(self, params: nnx.State) -> list[dict[str, Any]]:
         """[{text, fillers: for each mask [{token, score}], best first}]; scores are probabilities."""
+        if self._best is None:
+            return []
         scores, tokens = jax.device_get(self._best(params))  # NPK
 
         def fillers(row: int, mask: int) -> list[dict[str, Any]]:

@@ -49,6 +49,17 @@ class TrainProgram:
         """Steps of the run, all phases together."""
         return self.train.steps
 
+    @property
+    def device_mesh(self) -> Mesh:
+        """`mesh`, where it is one of devices.
+
+        Raises:
+          TypeError: on an abstract mesh.
+        """
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError('a program on an abstract mesh does not run')
+        return self.mesh
+
     @functools.cached_property
     def graph(self) -> nnx.GraphDef:
         """The model without its parameters."""

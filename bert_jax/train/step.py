@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
 from bert_jax.model.dropout import DropoutKey, dropout_base
@@ -87,7 +87,8 @@ def apply_gradients(
         'grad_norm': grad_norm,
         'is_skipped': ~is_finite,
     }
-    updated = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    params = cast(nnx.State, optax.apply_updates(state.params, updates))  # optax returns the kind of tree it is given
+    updated = state._replace(params=params, opt_state=opt_state)
     state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, state)
     return state._replace(step=state.step + 1), metrics
 
@@ -105,7 +106,7 @@ def speed_counts(batch: Batch) -> dict[str, jax.Array]:
 
 
 def make_evaluation_step(
-    graph: nnx.GraphDef, mesh: Mesh, shardings: nnx.State, objective: Objective
+    graph: nnx.GraphDef, mesh: Mesh | AbstractMesh, shardings: nnx.State, objective: Objective
 ) -> Callable[[nnx.State, Any], Any]:
     """(parameters, batch) -> the objective's sums without dropout, under `jax.jit`. shardings: of the parameters."""
     exchange = Exchange(mesh, shardings)

@@ -5,12 +5,14 @@ import difflib
 import json
 from collections.abc import Sequence
 from importlib import metadata
+from typing import Any
 
 from etils import epath
 
 from bert_jax import config as config_module
-from bert_jax.config import Config, Model, Optimizer
+from bert_jax.config import Config, Data, Model, Optimizer, Train
 from bert_jax.config.fields import Role, identity_of, names_with
+from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
@@ -21,17 +23,9 @@ from bert_jax.text.tokenizer import Tokenizer
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
 
-def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
+def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
     """What must not change when a run is resumed: content, never paths, mesh, microbatches or intervals."""
-    found = {
-        **identity_of('train', config.train),
-        **identity_of('data', config.data),
-        **identity_of('model', config.model),
-        **identity_of('optimizer', config.optimizer),
-        'phases': [dataclasses.asdict(phase) for phase in config.phases],
-        'corpus': streams.content_hash,
-        'tokenizer': streams.tokenizer.hash,
-    }
+    found = identity_of(config) | {'corpus': streams.content_hash, 'tokenizer': streams.tokenizer.hash}
     if not config_module.is_records(config.data.source):
         del found['data.remask']  # means nothing to text
     return found
@@ -39,9 +33,9 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
 
 def claim(
     workdir: str,
-    config: Config,
+    config: Config | FinetuneConfig,
     tokenizer: Tokenizer,
-    fingerprint: dict[str, object],
+    fingerprint: dict[str, Any],
     *,
     allow_change: Sequence[str] | None = None,
     step: int | None = None,
@@ -60,7 +54,7 @@ def claim(
     path = epath.Path(workdir) / 'config.json'
     ours = json.loads(json.dumps(fingerprint))
     allowed = {*(allow_change or ())}
-    if unknown := sorted(allowed - ours.keys() - {'init', 'init_optimizer', 'train.skip'}):
+    if unknown := sorted(allowed - ours.keys() - _OPTIONAL):
         near = difflib.get_close_matches(unknown[0], ours, n=1)
         raise BadInput(
             '--allow_change',
@@ -88,6 +82,12 @@ def claim(
         write(workdir, config, tokenizer, ours)
 
 
+_OPTIONAL = {  # what a fingerprint need not hold
+    'init',  # a hash of the initial weights
+    *names_with(Role.IDENTITY_IF_SET, Config),
+    *(f'data.{name}' for name in names_with(Role.IDENTITY_IF_SET, Data)),
+    *(f'train.{name}' for name in names_with(Role.IDENTITY_IF_SET, Train)),
+}
 _SHAPES = {  # what the arrays of a state get their shapes and names from
     'tokenizer',
     *(f'model.{name}' for name in names_with(Role.SHAPES, Model)),
@@ -120,7 +120,7 @@ def _listed(differ: set[str], theirs: dict, ours: dict) -> str:
     return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
 
 
-def write(workdir: str, config: Config, tokenizer: Tokenizer, fingerprint: dict[str, object]) -> None:
+def write(workdir: str, config: Config | FinetuneConfig, tokenizer: Tokenizer, fingerprint: dict[str, Any]) -> None:
     """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json."""
     path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def load_config(workdir: str) -> Config:
     return config_module.resolve(found)
 
 
-def load_fingerprint(workdir: str) -> dict[str, object]:
+def load_fingerprint(workdir: str) -> dict[str, Any]:
     """The fingerprint of the run in a workdir.
 
     Raises:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from bert_jax.config.finetuning import resolve
 from bert_jax.finetune.command import summarize
-from bert_jax.finetune.export import load_finetuned
+from bert_jax.finetune.load import load_finetuned
 from bert_jax.finetune.seed import Outcome, Setup
 from bert_jax.finetune.start import starting_point
 from bert_jax.workdir.checkpoint import Checkpoints
@@ -191,7 +191,9 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
     theirs = load_finetuned(str(place / proof['workdir'])).model.bert
     for start in starts:
         assert start.fingerprint == starts[0].fingerprint
-        np.testing.assert_array_equal(start.initial.model.bert.pooler.kernel[...], theirs.pooler.kernel[...])
+        np.testing.assert_array_equal(
+            start.initialization.initial.model.bert.pooler.kernel[...], theirs.pooler.kernel[...]
+        )
     card = (place / 'export' / 'README.md').read_text()
     assert f'| accuracy | {best:.4f} |' in card and 'pipeline_tag: "text-classification"' in card
 
