@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -30,9 +31,14 @@ from bert_jax.workdir.log import RunLog
 class LoopSettings(DivergenceSettings, Protocol):
     """The fields of `config.train` (of pretraining or of fine-tuning) that the loop reads; intervals are in steps."""
 
-    log_every: int
-    checkpoint_every: int
-    replica_check_every: int
+    @property
+    def log_every(self) -> int: ...
+
+    @property
+    def checkpoint_every(self) -> int: ...
+
+    @property
+    def replica_check_every(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +163,11 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
     program, supervisor, checkpoints = run.program, run.supervisor, run.checkpoints
     num_steps, step = program.num_steps, int(state.step)
     monitor, replicas = DivergenceMonitor(run.settings, record), Replicas(program.shardings)
-    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcess(program.mesh)
+    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcess(program.device_mesh)
+    aside = functools.partial(_aside, speed, supervisor)
 
     def stop_now() -> bool:
         return any_process(supervisor.asked_to_stop(checkpoints.seconds_to_save))
-
-    def aside(activity: str) -> contextlib.AbstractContextManager:
-        return _aside(activity, speed, supervisor)
 
     # The order matters: a step that went wrong is rolled back before anything of it is logged, evaluated or saved.
     for step, phase, batch in speed.waiting(run.batches):
@@ -254,7 +258,7 @@ def _restore(
 
 
 @contextlib.contextmanager
-def _aside(activity: str, speed: Speedometer, supervisor: Supervisor) -> Iterator[None]:
+def _aside(speed: Speedometer, supervisor: Supervisor, activity: str) -> Iterator[None]:
     """An activity that is not training: the speedometer is paused, and the watchdog allows more time."""
     with speed.paused(), supervisor.aside(activity):
         yield

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from bert_jax.config import Config, phase_at, positions_trained, row_lengths
 from bert_jax.console import say
-from bert_jax.data.batches import Stream
+from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import Streams, open_streams
@@ -68,14 +68,14 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps
     start_from.check(streams.tokenizer)
+    fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
+    processes.check_agreement(fingerprint)
     labelled_sets = open_sets(config.probe, config.train.probe_every)
     vocab_size = streams.tokenizer.vocab_size
     config = resolve_microbatches(config, mesh, vocab_size)
     program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases)
 
     # --- Claim the workdir. ---
-    fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
-    processes.check_agreement(fingerprint)
     supervisor.acquire(workdir)
     keep, keep_every = config.train.keep_checkpoints, config.train.keep_every
     with Checkpoints(workdir, keep=keep, keep_every=keep_every, check=supervisor.check_lease) as checkpoints:
@@ -161,6 +161,7 @@ def _describe_lengths(phase: Config, stream: Stream) -> str:
     *shorter, longest = row_lengths(phase.data)
     if not shorter:
         return str(longest)
+    assert isinstance(stream, CorpusStream)  # records have no buckets
     shares = stream.plan.bucket_sizes / stream.num_rows
     *shorter, longest = (f'{length} ({share:.0%})' for length, share in zip((*shorter, longest), shares, strict=True))
     return f'{", ".join(shorter)} or {longest}'

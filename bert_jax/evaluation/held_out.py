@@ -36,6 +36,7 @@ class HeldOut:
 
     def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation | None:
         stream = self.streams[self.phase_at(step)]
+        assert stream is not None  # see `is_due`
         found = evaluate_params(params, self.program, stream, self.max_rows, stop_now)
         if found is None:
             return None
@@ -61,7 +62,7 @@ def evaluate_params(
     """
     num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
     totals: Any = 0.0
-    for _, batch in device_batches(stream, program.mesh, 0, num_batches):
+    for _, batch in device_batches(stream, program.device_mesh, 0, num_batches):
         sums = program.evaluation_step(params, batch)
         totals += np.array(jax.device_get(sums), np.float64)
         if stop_now():

@@ -47,8 +47,12 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1, stop: Sto
     check_libraries()
     train = config.train
     workdirs = {seed: seed_workdir(workdir, seed) for seed in range(train.seed, train.seed + num_seeds)}
-    seconds = {'watchdog_seconds': train.watchdog_seconds, 'watchdog_long_seconds': train.watchdog_long_seconds}
-    with Supervisor(stop, stop_at=train.stop_at, **seconds) as supervisor:
+    with Supervisor(
+        stop,
+        stop_at=train.stop_at,
+        watchdog_seconds=train.watchdog_seconds,
+        watchdog_long_seconds=train.watchdog_long_seconds,
+    ) as supervisor:
         start = starting_point(config, [*workdirs.values()])
         setup = Setup.of(start, open_task(start.config.task, start.config.train, start.tokenizer))
         memory = Config(model=start.config.model, train=batch_of(start.config.train), mesh=start.config.mesh)

@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
+from bert_jax.finetune.heads import BertForTask
 from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.tasks import TaskData
-from bert_jax.runtime.mesh import replicated
+from bert_jax.model.bert import Gather
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +89,9 @@ def task_streams(config: FinetuneConfig, pad_id: int) -> Callable[[Rows, int | N
     return stream
 
 
-def make_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable[[nnx.State, TaskBatch], jax.Array]:
-    """The model's outputs for a batch, without dropout, whole on every device; under `jax.jit`."""
-
-    def outputs(params: nnx.State, batch: TaskBatch) -> jax.Array:
-        return nnx.merge(graph, params)(batch)
-
-    return jax.jit(outputs, out_shardings=replicated(mesh))
+def model_outputs(model: BertForTask, batch: TaskBatch, gather: Gather | None) -> jax.Array:
+    """The outputs of a task's model without dropout, as `TrainProgram.forward` takes them."""
+    return model(batch, gather=gather)
 
 
 def as_validation(metrics: dict[str, float]) -> dict[str, float]:

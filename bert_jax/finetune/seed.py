@@ -16,7 +16,7 @@ from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.probe import LabelledSet, Probe, open_sets
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
-from bert_jax.finetune.evaluator import TaskEvaluator, as_validation, describe_metrics, make_predict_step, task_streams
+from bert_jax.finetune.evaluator import TaskEvaluator, as_validation, describe_metrics, model_outputs, task_streams
 from bert_jax.finetune.start import Start
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
@@ -69,7 +69,7 @@ class Setup:
             objective=heads.objective(config.task.kind),
         )
         sets = open_sets(config.probe, config.train.probe_every)
-        return cls(start, data, program, make_predict_step(program.graph, mesh), sets)
+        return cls(start, data, program, program.forward(model_outputs), sets)
 
     def config_of(self, seed: int) -> FinetuneConfig:
         """The config of one seed's run."""
@@ -109,19 +109,19 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> O
         results = read_results(workdir)
         begun = begin(workdir, program, checkpoints, new_state, supervisor, needs_last_step=results is None)
         if begun is None:
-            return Outcome(seed, num_steps, True, num_steps, results['metrics'])
+            return Outcome(seed, num_steps, True, num_steps, results['metrics'] if results else {})
         say(_describe(workdir, config, data, program))
 
         # --- Train. ---
         first, skipped = int(begun.state.step), begun.record.skipped_batches
         streams = task_streams(config, start.tokenizer.pad_id)
-        evaluator = TaskEvaluator(data, setup.predict_step, streams, program.mesh, config.train.evaluate_every)
-        with RunLog(workdir, first, num_steps, program.mesh, _describe_step, check=check) as log:
+        evaluator = TaskEvaluator(data, setup.predict_step, streams, program.device_mesh, config.train.evaluate_every)
+        with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, check=check) as log:
             run = TrainingRun(
                 workdir=workdir,
                 program=program,
                 update=functools.partial(program.train_step, seed=np.uint32(seed)),  # one program for all seeds
-                batches=Batches([streams(data.train, seed)], [num_steps], program.mesh, first, skipped),
+                batches=Batches([streams(data.train, seed)], [num_steps], program.device_mesh, first, skipped),
                 evaluators=[evaluator, *_probes(setup, config)],
                 settings=config.train,
                 new_state=new_state,

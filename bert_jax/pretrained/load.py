@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,8 @@ class Pretrained:
         slots[0, : len(where)] = where
         logits = _mlm_logits(*self._parts, hidden, slots)[0, : len(where)]
         scores = np.asarray(jax.nn.softmax(logits, axis=-1))
-        best = np.argsort(-scores, axis=-1, kind='stable')[:, :top_k]
+        # The vocabulary is padded; no more fillers are given than it has tokens.
+        best = np.argsort(-scores[:, : self.tokenizer.vocab_size], axis=-1, kind='stable')[:, :top_k]
         return [
             [Filler(self.tokenizer.token(int(token)), float(scores[slot, token])) for token in tokens]
             for slot, tokens in enumerate(best)
@@ -243,7 +245,7 @@ def from_params(
     whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
     model = dataclasses.replace(model, dtype='float32', remat='none')
     unfused = dataclasses.replace(model, attention='auto')  # 'fused' may need bfloat16
-    merged = model_of(whole, unfused, tokenizer.vocab_size, build)
-    return Pretrained(
-        merged, tokenizer, dataclasses.replace(model, max_positions=positions or model.max_positions), step
-    )
+    # With a task's head it is used for its encoder alone.
+    merged = cast(BertForPreTraining, model_of(whole, unfused, tokenizer.vocab_size, build))
+    model = dataclasses.replace(model, max_positions=positions or model.max_positions)
+    return Pretrained(merged, tokenizer, model, step)

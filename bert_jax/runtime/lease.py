@@ -30,7 +30,7 @@ from pathlib import Path
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
+from bert_jax.files import is_local, write_whole
 
 DIRECTORY = '.lease'  # in the workdir
 BEAT = 5.0  # seconds between signs of life
@@ -83,7 +83,7 @@ class Lease:
     def __init__(self, workdir: str, *, beat: float = BEAT, timeout: float = TIMEOUT) -> None:
         self._directory = epath.Path(workdir) / DIRECTORY
         self._workdir, self._beat, self._timeout = workdir, beat, timeout
-        self._is_remote = '://' in str(workdir)
+        self._is_remote = not is_local(workdir)
         self._owner, self._number = Owner.this_process(), 0
         self._done = threading.Event()
 

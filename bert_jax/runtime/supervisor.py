@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Self
 
 import jax
@@ -50,8 +51,10 @@ class Supervisor:
             self._contexts = contexts.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> bool | None:
-        return self._contexts.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._contexts.__exit__(kind, error, trace)
 
     def _end_unsaved(self, reason: str) -> None:
         self.release()
@@ -67,8 +70,8 @@ class Supervisor:
         """
         self.release()
         self._watchdog.begin_run()
-        self._lease = Lease(workdir)
-        processes.first_does(lambda: self._lease.acquire(say))
+        self._lease = lease = Lease(workdir)
+        processes.first_does(lambda: lease.acquire(say))
 
     def release(self) -> None:
         """Lets another run have the workdir at once; from here on `check_lease` raises.

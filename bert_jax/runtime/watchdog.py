@@ -24,8 +24,9 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import jax
 
@@ -131,12 +132,12 @@ class Watchdog:
             self._board = Board.of_run()
             self._start(self._watch)
         if self._board is not None:
-            faulthandler.enable(sys.__stderr__)  # when process 0 is gone, jax aborts the others
+            faulthandler.enable(_stderr())  # when process 0 is gone, jax aborts the others
             self._judge = Judge(self._board.num_processes, self._seconds, self._interval)
             self._start(self._exchange)
         return self
 
-    def _start(self, target: Callable[[], None]) -> None:
+    def _start(self, target: types.MethodType) -> None:
         self._threads.append(threading.Thread(target=target, name=f'watchdog{target.__name__}', daemon=True))
         self._threads[-1].start()
 
@@ -159,17 +160,18 @@ class Watchdog:
             now = time.monotonic()
             tick, last = min(now - last, 2 * self._interval), now
             if self._board is not None:  # alone, a process may be suspended (Ctrl-Z) and continued
-                faulthandler.dump_traceback_later(max(2 * self._seconds, 60), exit=True, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(max(2 * self._seconds, 60), exit=True, file=_stderr())
             with self._lock:
                 self._beat.idle += tick
                 self._unanswered += tick
                 mine = dataclasses.replace(self._beat)
-            if self._board is None:
+            board = self._board
+            if board is None:
                 if mine.idle > mine.limit:
                     self._end(Verdict(f'Stuck: {mine.idle:.0f} s in {mine.describe()}.'))
-            elif self._board.rank and self._unanswered > self._seconds:
+            elif board.rank and self._unanswered > self._seconds:
                 found = (
-                    f'Process 0 has given no sign of life to process {self._board.rank} on {mine.host} for '
+                    f'Process 0 has given no sign of life to process {board.rank} on {mine.host} for '
                     f'{self._unanswered:.0f} s: dead, frozen, or the network between them is cut.'
                 )
                 self._end(Verdict(found))
@@ -177,6 +179,7 @@ class Watchdog:
     def _exchange(self) -> None:
         """Once per interval: posts a heartbeat; process 0 judges, the others read its verdict."""
         board, of_first = self._board, None
+        assert board is not None  # the thread is started where there are several processes
         while not self._stop.is_set():
             with self._lock:
                 self._beat.number += 1
@@ -234,9 +237,10 @@ class Watchdog:
             time.sleep(3600)  # another thread is ending the process
         if verdict.status is None:
             verdict = self._with_status(verdict)
+        assert verdict.status is not None  # `_with_status` sets it
         say_anywhere(verdict.text)
         if verdict.stacks:
-            faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+            faulthandler.dump_traceback(_stderr(), all_threads=True)
         _try_for(_SECONDS_TO_CLEAN_UP, self._before_ending)
         if self._board is not None:
             self._pass_on(verdict, self._board)
@@ -263,6 +267,11 @@ class Watchdog:
                 time.sleep(0.1)  # the others have posted theirs, and end within a moment
                 return
             time.sleep(0.05)
+
+
+def _stderr() -> TextIO:
+    """The process's own standard error, also where `sys.stderr` was replaced."""
+    return sys.__stderr__ or sys.stderr
 
 
 def _try_for(seconds: float, call: Callable[[], None]) -> None:

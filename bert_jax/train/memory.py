@@ -33,16 +33,15 @@ def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
     predictions, sharding = num_predictions(config.data), batch_sharding(mesh)
     num_sequences = max_sequences(config.data)
     widths = {'masked': predictions, 'cls': num_sequences, 'next': num_sequences}
-    return Batch(
-        *(
-            jax.ShapeDtypeStruct(
-                (rows, widths.get(name.partition('_')[0], length)),
-                np.float32 if name.endswith('weights') else np.int32,
-                sharding=sharding,
-            )
-            for name in Batch._fields
+    shapes: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct(
+            (rows, widths.get(name.partition('_')[0], length)),
+            np.float32 if name.endswith('weights') else np.int32,
+            sharding=sharding,
         )
-    )
+        for name in Batch._fields
+    }
+    return Batch(**shapes)
 
 
 def lower_step(config: Config, mesh: Mesh, vocab_size: int) -> jax.stages.Lowered:
@@ -70,22 +69,23 @@ def refused_bytes(message: str) -> float:
 
 
 def device_bytes() -> int:
-    """What a program may take of the smallest device: jax's limit, or its share of this machine's free memory."""
+    """What a program may take of the smallest device of all processes, each of which has to call this."""
+    return processes.smallest(_local_device_bytes())
+
+
+def _local_device_bytes() -> int:
+    """The same of this process's devices: jax's limit, or their share of this machine's free memory."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}
-    if 'bytes_limit' in stats:
-        here = stats['bytes_limit']
-    else:
-        here = _free_bytes() // len(devices)
-    return processes.smallest(here)
+    return stats['bytes_limit'] if 'bytes_limit' in stats else _free_bytes() // len(devices)
 
 
 def _free_bytes() -> int:
     """Memory of this machine that a new program could have, within the limit of its control group."""
     free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     information, limit, used = (Path(path) for path in ('/proc/meminfo', *_CONTROL_GROUP))
-    if information.exists():
-        free = int(re.search(r'MemAvailable:\s+(\d+) kB', information.read_text()).group(1)) * 1024
+    if information.exists() and (available := re.search(r'MemAvailable:\s+(\d+) kB', information.read_text())):
+        free = int(available.group(1)) * 1024
     if limit.exists() and used.exists() and (most := limit.read_text().strip()) != 'max':
         free = min(free, int(most) - int(used.read_text()))
     return free
@@ -166,7 +166,7 @@ def _exhausted(message: str, config: Config, finds_microbatches: bool) -> BadInp
     rows = math.gcd(*(phase.train.global_batch_size for phase in config.in_phases))
     rows //= mesh.shape['data'] * mesh.shape['fsdp']
     more = [n for n in range(max(config.train.microbatches, 1) + 1, rows + 1) if rows % n == 0]
-    found = f'{needed}; a device has {size(device_bytes())}'
+    found = f'{needed}; a device has {size(_local_device_bytes())}'
     return _does_not_fit(found, config, more[:1], finds_microbatches)
 
 

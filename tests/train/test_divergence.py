@@ -86,6 +86,7 @@ def test_a_record_of_another_make_is_refused(change: dict) -> None:
 def resolved(tmp_path_factory) -> config.Config:
     changes = {'data__packing': True, 'train__checkpoint_every': 3, 'train__keep_checkpoints': 9, 'phases': PHASES}
     changes |= {'train__max_bad_steps': 2, 'train__max_rollbacks': 2, 'train__examples': ()}
+    changes |= {'data__validation_fraction': 0.0}  # bad batches are planted in training alone
     return as_config(prepared(tmp_path_factory.mktemp('divergence'), **changes))
 
 
