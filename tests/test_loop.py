@@ -1,12 +1,19 @@
-"""What is due at a step."""
+"""What is due at a step, and how a request to stop ends a run."""
 
 import dataclasses
+from collections.abc import Callable
 from types import SimpleNamespace
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from bert_jax.evaluation.evaluator import is_due_every
-from bert_jax.loop import Due
+from bert_jax import config
+from bert_jax.evaluation.evaluator import Evaluation, is_due_every
+from bert_jax.loop import Due, Fitted, TrainingRun, fit
+from bert_jax.train.divergence import TrainingRecord
+from bert_jax.train.state import TrainState
 
 SETTINGS = SimpleNamespace(log_every=5, checkpoint_every=10, replica_check_every=4)
 NUM_STEPS = 23
@@ -65,3 +72,58 @@ def test_a_request_to_stop_during_an_evaluation_still_saves() -> None:
 def test_losses_are_waited_for_only_where_something_depends_on_them() -> None:
     waits = [step for step in range(1, NUM_STEPS + 1) if due_at(step, Every(6)).needs_losses]
     assert waits == [5, 6, 10, 12, 15, 18, 20, 23]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking(Every):
+    """An evaluator that asks once whether to stop."""
+
+    def __call__(self, params: object, step: int, stop_now: Callable[[], bool]) -> Evaluation | None:
+        return None if stop_now() else Evaluation({'validation/loss': 1.0})
+
+
+def _update(state: TrainState, batch: dict[str, float]) -> tuple[TrainState, dict[str, jax.Array]]:
+    metrics = {'tokens': 1, 'squared_lengths': 1, 'loss': jnp.float32(1), 'is_skipped': jnp.asarray(False)}
+    return state._replace(step=state.step + 1), metrics
+
+
+def _fit_two_steps(
+    monkeypatch: pytest.MonkeyPatch, asked: list[bool], every: int
+) -> tuple[Fitted, mock.MagicMock, mock.MagicMock]:
+    """Trains for two steps; `asked` are the answers to whether to stop. Also returns `save` and the log."""
+    speed, answers = mock.MagicMock(waiting=iter), iter(asked)
+    speed.read.return_value = {}
+    monkeypatch.setattr('bert_jax.loop.Speedometer', lambda *_: speed)
+    monkeypatch.setattr('bert_jax.loop.Replicas', mock.MagicMock())
+    monkeypatch.setattr('bert_jax.loop.AnyProcess', lambda _: lambda _: next(answers))
+    run = TrainingRun(
+        workdir='run',
+        program=mock.MagicMock(num_steps=2),
+        update=_update,
+        batches=[(1, 0, {}), (2, 0, {})],
+        evaluators=[Asking(every)],
+        settings=config.Train(steps=2, log_every=10, checkpoint_every=10),
+        new_state=mock.MagicMock(),
+        supervisor=mock.MagicMock(received='SIGTERM'),
+        checkpoints=mock.MagicMock(),
+        log=mock.MagicMock(),
+    )
+    params = {'kernel': jnp.ones(2)}
+    return fit(run, TrainState(jnp.int32(0), params, params), TrainingRecord()), run.checkpoints.save, run.log
+
+
+def test_a_run_that_is_asked_to_stop_saves_without_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, save, log = _fit_two_steps(monkeypatch, [True], every=1)
+    assert (fitted.step, fitted.stopped_by) == (1, 'SIGTERM')
+    assert save.call_count == log.train_step.call_count == 1 and not log.evaluation.called
+
+
+def test_a_request_during_an_evaluation_keeps_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, save, log = _fit_two_steps(monkeypatch, [False, True], every=1)
+    assert (fitted.step, fitted.stopped_by) == (1, 'SIGTERM') and save.call_count == 1 and not log.evaluation.called
+
+
+def test_the_final_evaluation_is_never_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, save, log = _fit_two_steps(monkeypatch, [False, True], every=0)
+    assert (fitted.step, fitted.stopped_by) == (2, None)
+    assert save.call_count == log.evaluation.call_count == 1

@@ -60,6 +60,9 @@ def test_an_exhausted_device_says_what_to_try_next() -> None:
     assert re.search(r'asked for 1,048,576\.00 GiB more; a device has [\d.]+ GiB', told.value.found)
     assert told.value.mend.startswith('--config.train.microbatches=3, or --config.model.remat=dots')
     assert '--config.train.microbatches=-1' in told.value.mend
+    with pytest.raises(BadInput) as told, reporting_out_of_memory(asked, finds_microbatches=False):
+        jax.jit(lambda: jnp.zeros(2**50, jnp.int8))().block_until_ready()
+    assert told.value.mend.startswith('--config.train.microbatches=3, ') and '=-1 finds' not in told.value.mend
     with pytest.raises(ZeroDivisionError), reporting_out_of_memory(asked):
         raise ZeroDivisionError
 
