@@ -10,8 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.processes import QUICK_TO_COMPILE
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = (
+    f'{os.environ.get("XLA_FLAGS", "")} {QUICK_TO_COMPILE} --xla_force_host_platform_device_count=8'
+)
 if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers have it from the process that starts them
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='bert_jax-compiled-')
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
@@ -54,8 +58,26 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         _running.clear()
 
 
+@pytest.fixture(scope='session')
+def shared_programs() -> Iterator[None]:
+    """Runs in this process whose steps are the same share their compiled programs.
+
+    What a restart compiles again is tested where runs are processes.
+    """
+    from bert_jax import pretrain
+    from bert_jax.finetune import seed
+    from bert_jax.train.program import build_program
+    from tests.support.configs import sharing_programs
+
+    shared = sharing_programs(build_program)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pretrain, seed):
+            patch.setattr(module, 'build_program', shared)
+        yield
+
+
 @pytest.fixture(scope='module')
-def one_device() -> Iterator[None]:
+def one_device(shared_programs: None) -> Iterator[None]:
     """For a module that asks for it, jax has one device: its programs compile faster than those of eight."""
     import jax
 

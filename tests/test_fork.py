@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures('one_device')
 def begun(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
     """A config, and the workdir of its run of four steps."""
     directory = tmp_path_factory.mktemp('fork')
-    changes = {'train__steps': 4, 'train__examples': (), 'model__max_positions': 32, 'optimizer__warmup_steps': 1}
+    changes = {'train__steps': 4, 'train__examples': (), 'optimizer__warmup_steps': 1}
     resolved = as_config(prepared(directory, **changes))
     assert pretrain(resolved, str(directory / 'run')).finished
     return resolved, directory / 'run'
@@ -68,7 +68,7 @@ def _new_state(resolved: config.Config, init: str, keeps_moments: bool):
     forked = dataclasses.replace(resolved, init=init, init_optimizer=keeps_moments)
     point = starting_point(forked, 'nowhere')
     tokenizer = load_tokenizer(Path(init.partition('@')[0]) / 'tokenizer', lowercase=True, strip_accents=None)
-    mesh = make_mesh(config.Mesh(data=1, fsdp=2), point.config.model, config.Train(), jax.devices()[:2])
+    mesh = make_mesh(config.Mesh(data=1, fsdp=2), point.config.model, config.Train(), jax.local_devices()[:2])
     model, optimizer, train = point.config.model, point.config.optimizer, config.Train(steps=4)
     program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh)
     state = program.init_state(0, point.params(tokenizer))
@@ -97,7 +97,7 @@ def test_moments_that_do_not_fit_are_told(begun, tmp_path) -> None:
     resolved, workdir = begun
     with pytest.raises(BadInput, match='has the moments of adamw; this run has lamb'):
         _new_state(_changed(resolved, optimizer={'name': 'lamb'}), str(workdir), True)
-    longer = _changed(resolved, data={'sequence_length': 64}, model={'max_positions': 64})
+    longer = _changed(resolved, data={'sequence_length': 128}, model={'max_positions': 128})
     with pytest.raises(BadInput, match='other shapes'):
         _new_state(longer, str(workdir), True)
     with pytest.raises(BadInput, match='config.init names no run'):

@@ -98,7 +98,7 @@ def test_only_waiting_while_the_devices_idle_counts() -> None:
 def test_run_in_buckets_resumes_exactly(run, tmp_path: Path) -> None:
     resolved, _ = run
     values = dataclasses.asdict(resolved) | {'phases': []}
-    values['data'] |= {'packing': False, 'sequence_length': 32, 'bucket_lengths': (16, 24), 'pairing': 'none'}
+    values['data'] |= {'packing': False, 'sequence_length': 32, 'bucket_lengths': (16,), 'pairing': 'none'}
     values['data'] |= {'short_sequence_probability': 0.7}
     values['train'] |= {'steps': 12, 'global_batch_size': 16}
     values['optimizer'] |= {'warmup_steps': 2}
@@ -110,7 +110,7 @@ def test_run_in_buckets_resumes_exactly(run, tmp_path: Path) -> None:
     assert pretrain(resolved, str(tmp_path / 'stopped')).resumed_from == 6
     assert_same_run(tmp_path / 'stopped', tmp_path / 'whole')
     stream = open_streams(resolved).train[0]
-    assert {stream.batch(step).input_ids.shape for step in range(12)} == {(16, 16), (16, 24), (16, 32)}
+    assert {stream.batch(step).input_ids.shape for step in range(12)} == {(16, 16), (16, 32)}
     with pytest.raises(BadInput, match='data.bucket_lengths'):
         pretrain(
             dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, bucket_lengths=())),

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from bert_jax.console import say
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.model.bert import BertForPreTraining, Gather
-from bert_jax.model.inputs import Inputs
+from bert_jax.model.inputs import Array, Inputs
 from bert_jax.runtime.mesh import BATCH_AXES, batch_sharding
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
@@ -28,9 +28,9 @@ _NUM_FILLERS = 3
 
 
 class _Sentences(NamedTuple):
-    input_ids: jax.Array  # [N, L] int32
-    present: jax.Array  # [N, L] int32, 1 where there is a token
-    masks: jax.Array  # [N, P] int32, their positions; 0 for filler
+    input_ids: Array  # [N, L] int32
+    present: Array  # [N, L] int32, 1 where there is a token
+    masks: Array  # [N, P] int32, their positions; 0 for filler
 
 
 class Examples:
@@ -48,14 +48,16 @@ class Examples:
             say(f'train.examples: {num_left_out} do not fit into {num_positions} positions; left out')
         self._tokenizer = tokenizer
         self._masks = [(text, np.flatnonzero(ids == tokenizer.mask_id)) for text, ids in kept]
-        self._batch = _batch(kept, self._masks, tokenizer.pad_id, program.mesh) if kept else None
-        self._fill = program.forward(_best_fillers) if kept else None
+        self._batch = _batch(kept, self._masks, tokenizer.pad_id, program.device_mesh) if kept else None
+        self._fill = program.forward(_best_fillers)
 
     def __bool__(self) -> bool:
         return self._batch is not None
 
     def __call__(self, params: nnx.State) -> list[dict[str, Any]]:
         """[{text, fillers: for each mask [{token, score}], best first}]; scores are probabilities."""
+        if self._batch is None:
+            return []
         scores, tokens = jax.device_get(self._fill(params, self._batch))  # NPK
 
         def fillers(row: int, mask: int) -> list[dict[str, Any]]:

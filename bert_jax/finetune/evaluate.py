@@ -12,7 +12,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.finetune.command import Summary, summarize
 from bert_jax.finetune.evaluator import TaskEvaluator, model_outputs, task_streams
-from bert_jax.finetune.export import load_finetuned
+from bert_jax.finetune.load import load_finetuned
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.seed import Outcome
 from bert_jax.finetune.tasks import TaskData, open_task
@@ -45,6 +45,7 @@ def evaluate(workdir: str, step: int | None = None) -> Summary:
         forward = make_forward(graph, mesh, parameter_specs(params, mesh), model_outputs)
         evaluator = TaskEvaluator(data, forward, task_streams(resolved, trained.tokenizer.pad_id), mesh)
         metrics, _ = evaluator.evaluate(params)
+        assert trained.step is not None  # it is a workdir's
         outcomes.append(Outcome(resolved.train.seed, trained.step, True, None, metrics))
     found = summarize(outcomes, len(outcomes))
     write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(as_json(found)) + '\n')

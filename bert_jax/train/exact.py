@@ -49,6 +49,7 @@ def make_exact_step(parts: StepParts, *, num_shards: int) -> Callable[..., tuple
     mesh, objective = parts.mesh, parts.objective
     num_devices = mesh.shape['data'] * mesh.shape['fsdp']
     each = num_shards // num_devices
+    assert isinstance(mesh, Mesh)  # exact sums run on devices; no plan compiles them
     by_device = functools.partial(_by_device, mesh)
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     split = jax.jit(lambda tree: tree, out_shardings=parts.shardings)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from bert_jax.model.layers import is_stacked
 from bert_jax.runtime.mesh import AXES, BATCH_AXES
@@ -35,7 +35,7 @@ class Exchange:
         forward pass takes it (see `model.bert.Encoder`); None where every device holds whole weights.
     """
 
-    def __init__(self, mesh: Mesh, shardings: nnx.State):
+    def __init__(self, mesh: Mesh | AbstractMesh, shardings: nnx.State):
         self._mesh = mesh
         self._several = tuple(axis for axis in AXES if mesh.shape[axis] > 1)
         self._row_axes = tuple(axis for axis in self._several if axis in BATCH_AXES)

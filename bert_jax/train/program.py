@@ -49,6 +49,17 @@ class TrainProgram:
         """Steps of the run, all phases together."""
         return self.train.steps
 
+    @property
+    def device_mesh(self) -> Mesh:
+        """`mesh`, where it is one of devices.
+
+        Raises:
+          TypeError: on an abstract mesh.
+        """
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError('a program on an abstract mesh does not run')
+        return self.mesh
+
     @functools.cached_property
     def graph(self) -> nnx.GraphDef:
         """The model without its parameters."""
@@ -71,7 +82,7 @@ class TrainProgram:
 
     def forward(self, function: Forward, *, summed: bool = False) -> Callable[[nnx.State, Any], Any]:
         """(parameters, batch) -> `function` of the model and the rows of a batch, see `make_forward`."""
-        return make_forward(self.graph, self.mesh, self.shardings.params, function, summed=summed)
+        return make_forward(self.graph, self.device_mesh, self.shardings.params, function, summed=summed)
 
     def init_state(self, seed: int, params: nnx.State | None = None) -> TrainState:
         """A new state, each part made where it belongs; the same numbers on any mesh.

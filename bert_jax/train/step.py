@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
 from bert_jax.model.bert import Gather
@@ -35,7 +35,7 @@ class StepParts(NamedTuple):
     graph: nnx.GraphDef
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     shardings: TrainState
     objective: Objective
     seed: int
@@ -92,7 +92,8 @@ def apply_gradients(
         'grad_norm': grad_norm,
         'is_skipped': ~is_finite,
     }
-    updated = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    params = cast(nnx.State, optax.apply_updates(state.params, updates))  # optax returns the kind of tree it is given
+    updated = state._replace(params=params, opt_state=opt_state)
     state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, state)
     return state._replace(step=state.step + 1), update_metrics
 
@@ -110,7 +111,7 @@ def speed_counts(batch: Batch) -> dict[str, jax.Array]:
 
 
 def make_forward(
-    graph: nnx.GraphDef, mesh: Mesh, shardings: nnx.State, function: Forward, *, summed: bool = False
+    graph: nnx.GraphDef, mesh: Mesh | AbstractMesh, shardings: nnx.State, function: Forward, *, summed: bool = False
 ) -> Callable[[nnx.State, Any], Any]:
     """(parameters, batch) -> `function` of the model and all rows of the batch, without dropout; under `jax.jit`.
 

@@ -1,6 +1,8 @@
 """A run that trains in seconds, as fields, as flags of a command, and as a resolved config."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from bert_jax import config
@@ -63,6 +65,32 @@ def prepared(directory: Path, **changes: object) -> dict[str, object]:
     resolved = as_config(values)
     prepare(resolved.data, resolved.tokenizer, progress=False)
     return values
+
+
+# Fields of `train` that have no part in its program.
+_AROUND_THE_STEP = (
+    'checkpoint_every',
+    'evaluate_every',
+    'keep_checkpoints',
+    'max_bad_steps',
+    'max_rollbacks',
+    'skip',
+    'stop_at',
+)
+
+
+def sharing_programs(build_program: Callable) -> Callable:
+    """A `build_program` that returns the same program again where everything that it depends on is equal."""
+    build = functools.lru_cache(maxsize=8)(build_program)
+    default = config.Train()
+
+    def shared(
+        model: config.Model, optimizer: config.Optimizer, train: config.Train, *rest: object, **named: object
+    ) -> object:
+        plain = {name: getattr(default, name) for name in _AROUND_THE_STEP if hasattr(train, name)}
+        return build(model, optimizer, dataclasses.replace(train, **plain), *rest, **named)
+
+    return shared
 
 
 def planned_run(**changes: object) -> config.Config:

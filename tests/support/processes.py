@@ -10,9 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# The emitters of fusions take most of the time to compile; the newest jax has no other way.
+QUICK_TO_COMPILE = '--xla_cpu_use_fusion_emitters=false' if version('jaxlib').startswith('0.10.') else ''
 WATCHDOG = 8.0  # seconds that a stage may take in a `Group`; production's are 120
 
 
@@ -23,7 +26,7 @@ def command(*arguments: object) -> list[str]:
 
 def environment(devices: int = 1, **more: object) -> dict[str, str]:
     """The environment of a command that sees so many simulated devices."""
-    flags = f'--xla_force_host_platform_device_count={devices}'
+    flags = f'{QUICK_TO_COMPILE} --xla_force_host_platform_device_count={devices}'
     own = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
     return os.environ | own | {name: str(value) for name, value in more.items()}
 
