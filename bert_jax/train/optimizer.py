@@ -77,7 +77,11 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
 
         return jax.tree.map(label, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
-    each = optax.GradientTransformation(jax.vmap(transform.init), jax.vmap(transform.update))
+    def init(params: optax.Params) -> optax.OptState:
+        # `optax.tree.map_params` finds the moments by an init from a placeholder, which has no array to map over.
+        return jax.vmap(transform.init)(params) if jax.tree.leaves(params) else transform.init(params)
+
+    each = optax.GradientTransformation(init, jax.vmap(transform.update))
     return optax.partition({'stacked': each, 'whole': transform}, stacked)
 
 

@@ -78,17 +78,23 @@ def state_shardings(
     """(shapes, shardings) of a state; moments are sharded as their parameters."""
     abstract = jax.eval_shape(lambda: _new_state(model, vocab_size, optimizer, 0, build))
     specs = parameter_specs(abstract.params, mesh)
-    by_path = dict(jax.tree.leaves_with_path(specs))
-    shape_of = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(abstract.params)}
+    whole = replicated(mesh)
 
-    def follow(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        """A moment lies under the path of its parameter, whatever the optimiser wraps around it."""
-        for start in range(len(path)):
-            if shape_of.get(path[start:]) == leaf.shape:
-                return by_path[path[start:]]
-        return replicated(mesh)
+    def follow(moment: Any, parameter: jax.ShapeDtypeStruct, spec: NamedSharding) -> Any:
+        if isinstance(moment, optax.MaskedNode):  # of a parameter that this part of the optimizer leaves alone
+            return moment
+        return spec if moment.shape == parameter.shape else whole  # another shape: a factored moment
 
-    return abstract, TrainState(replicated(mesh), specs, jax.tree.map_with_path(follow, abstract.opt_state))
+    opt_state = optax.tree.map_params(
+        optimizer,
+        follow,
+        abstract.opt_state,
+        abstract.params,
+        specs,
+        transform_non_params=lambda _: whole,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+    return abstract, TrainState(whole, specs, opt_state)
 
 
 def init_state(

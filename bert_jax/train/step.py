@@ -129,7 +129,8 @@ def make_forward(
         model = exchange.merge(graph, exchange.gather_outside_layers(params))
         rows = batch.input_ids.shape[0]
         at_once = max(n for n in range(1, min(rows, _EVALUATED_AT_ONCE) + 1) if rows % n == 0)
-        return combined(lambda part: function(model, part, exchange.gather_layer), rows // at_once, batch)
+        found = combined(lambda part: function(model, part, exchange.gather_layer), rows // at_once, batch)
+        return exchange.sum(found) if summed else found
 
     of_all_rows = exchange.over_rows(of_own_rows, (exchange.specs, own), same if summed else own)
     return jax.jit(of_all_rows, out_shardings=replicated(mesh))

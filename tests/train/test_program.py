@@ -39,7 +39,7 @@ def test_an_abstract_mesh_gives_the_shapes_and_shardings_of_a_real_one() -> None
 
 
 def test_building_a_program_neither_traces_nor_compiles_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ('make_train_step', 'make_exact_step', 'make_evaluation_step', 'init_state'):
+    for name in ('make_train_step', 'make_exact_step', 'make_forward', 'init_state'):
         monkeypatch.setattr(f'bert_jax.train.program.{name}', lambda *_, **__: pytest.fail('called too early'))
     assert _program(_mesh()).num_steps == 4
 
