@@ -68,7 +68,7 @@ def _new_state(resolved: config.Config, init: str, keeps_moments: bool):
     forked = dataclasses.replace(resolved, init=init, init_optimizer=keeps_moments)
     point = starting_point(forked, 'nowhere')
     tokenizer = load_tokenizer(Path(init.partition('@')[0]) / 'tokenizer', lowercase=True, strip_accents=None)
-    mesh = make_mesh(config.Mesh(data=1, fsdp=2), point.config.model, config.Train(), jax.devices()[:2])
+    mesh = make_mesh(config.Mesh(data=1, fsdp=2), point.config.model, config.Train(), jax.local_devices()[:2])
     model, optimizer, train = point.config.model, point.config.optimizer, config.Train(steps=4)
     program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh)
     state = program.init_state(0, point.params(tokenizer))
