@@ -90,8 +90,8 @@ bench: $(TEST_INSTALLED) ## how fast a step is here, next to PyTorch (ten minute
 PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=25
 FAST := -m 'not (processes or slurm or plan or soak)'
 
-# PyTorch for Python 3.12 and newer comes from PyPI with CUDA, several GB. The build for CPUs is enough:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test PYTHON=python3.13
+# For Python 3.12 and newer, pip's default index has PyTorch with CUDA only, several GB. PyTorch's own index has a build
+# for CPUs, which is enough: PIP_EXTRA_INDEX_URL=THAT_INDEX make test PYTHON=python3.13
 test: $(TEST_INSTALLED) ## run the tests, on the CPU
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest $(PARALLEL)
 

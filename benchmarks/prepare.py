@@ -32,7 +32,7 @@ from absl import app, flags
 
 from bert_jax import config
 from bert_jax.text.chunks import plan_source
-from bert_jax.text.documents import Reading, Tally, read_piece
+from bert_jax.text.documents import Reading, Tally, read_chunk
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import load_tokenizer, train_tokenizer
 
@@ -62,8 +62,8 @@ def main(_: list[str]) -> None:
 
 def _write_docstrings(path: pathlib.Path) -> pathlib.Path:
     with path.open('w') as file:
-        for piece in plan_source('python-docs', 0, '').pieces:
-            for document in read_piece(piece, Reading(split_sentences=False), Tally()):
+        for chunk in plan_source('python-docs', 0, '').chunks:
+            for document in read_chunk(chunk, Reading(split_sentences=False), Tally()):
                 file.write('\n'.join(document.sentences) + '\n\n')
     return path
 
@@ -71,9 +71,9 @@ def _write_docstrings(path: pathlib.Path) -> pathlib.Path:
 def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> None:
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     source = f'text:{text}'
-    pieces = plan_source(source, 0, '').pieces
+    chunks = plan_source(source, 0, '').chunks
     sentences = [
-        s for piece in pieces for document in read_piece(piece, Reading(), Tally()) for s in document.sentences
+        s for chunk in chunks for document in read_chunk(chunk, Reading(), Tally()) for s in document.sentences
     ]
     settings = config.Tokenizer(kind=kind, vocab_size=30_000, sample_bytes=20_000_000)
     train_tokenizer(settings, iter(sentences)).save(directory / kind)

@@ -9,6 +9,7 @@ import os
 import sys
 from typing import NoReturn
 
+from bert_jax.console import say_anywhere
 from bert_jax.errors import BadInput, DeviceFault, is_exhausted
 from bert_jax.runtime import versions
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
@@ -16,12 +17,11 @@ from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 try:
     from bert_jax.cli.commands import COMMANDS
     from bert_jax.cli.flags import describe, parse
-    from bert_jax.console import say_anywhere
 except ModuleNotFoundError:
     try:
         versions.check(versions.requirements())
     except BadInput as error:
-        print(f'bert_jax: {error}', file=sys.stderr)
+        say_anywhere(f'bert_jax: {error}')
         sys.exit(EXIT_BAD_INPUT)
     raise
 

@@ -1,13 +1,12 @@
 """What the program prints for people: lines on standard error, and sizes and durations in words.
 
-Nothing here imports jax or starts a backend: text is prepared where there is no jax, and a process that is being
-stopped prints too.
+Nothing here imports another package or starts a backend: text is prepared where there is no jax, a missing package is
+reported, and a process that is being stopped prints too.
 """
 
 import contextlib
 import sys
-
-from tqdm import tqdm
+from typing import Any
 
 
 def say(text: str) -> None:
@@ -20,17 +19,28 @@ def say_anywhere(text: str) -> None:
     """Prints a line on standard error, above a progress bar, on whatever process this is."""
     # The reader may have exited, as a killed launcher has; the run must still save.
     with contextlib.suppress(BrokenPipeError):
-        tqdm.write(text, file=sys.stderr)
+        if 'tqdm' in sys.modules:  # else there is no progress bar
+            from tqdm import tqdm
+
+            tqdm.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr)
         sys.stderr.flush()
 
 
 def process_index() -> int:
-    """Rank of this process among those of its run, 0 if it is alone; known without a look at the devices.
+    """Rank of this process among those of its run, 0 if it is alone; `jax.process_index()` would start a backend."""
+    state = distributed_state()
+    return state.process_id if state else 0
 
-    `jax.process_index()` would start a backend. jax has no public name for what `jax.distributed.initialize` was given.
+
+def distributed_state() -> Any | None:
+    """What `jax.distributed.initialize` stored: `process_id`, and the coordinator's `client`; None without jax.
+
+    jax has no public name for it: this is the only place that looks.
     """
-    distributed = sys.modules.get('jax._src.distributed')
-    return distributed.global_state.process_id if distributed else 0
+    module = sys.modules.get('jax._src.distributed')
+    return module.global_state if module else None
 
 
 def size(num_bytes: float) -> str:

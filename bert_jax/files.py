@@ -13,12 +13,13 @@ import time
 import tokenize
 import uuid
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from etils import epath
 
-_ABANDONED_S = 24 * 3600  # a temporary directory that nothing was written to for so long belongs to a killed process
+_ABANDONED_S = 24 * 3600  # what was not written to for so long belongs to a killed process
+_BLOCK_BYTES = 1 << 20  # read at once
 
 
 # --- Publishing. ---
@@ -40,7 +41,8 @@ def new_directory(
     Args:
       target: its parents are created. An empty directory of this name is always replaced.
       existing: what happens if `target` is there when the block ends. `keep`: it stays, because a faster process has
-        published the same contents. `replace`: it is removed. `refuse`: FileExistsError.
+        published the same contents. `replace`: it is removed; of several processes the last one's stays. A process
+        that is killed between the two renames leaves no `target`: the next call restores it. `refuse`: FileExistsError.
       temporary_in: where to create the temporary directory, on the disk of `target`; by default, in its parent.
       abandoned_s: age in seconds of temporary directories to remove; 0 if the caller holds a lock on `target`.
 
@@ -51,32 +53,47 @@ def new_directory(
     parent = _as_path(temporary_in or target.parent)
     for path in (parent, target.parent):
         path.mkdir(parents=True, exist_ok=True)
-    name = re.compile(re.escape(f'.{target.name}.') + r'[0-9a-f]{12}\.partial')
-    for path in parent.iterdir():
-        if name.fullmatch(path.name) and (not abandoned_s or time.time() - _last_change(path) > abandoned_s):
-            _remove(path)
-    temporary = parent / _temporary_name(target)
+    for path in {parent, target.parent} if existing == 'replace' else {parent}:
+        remove_leftovers(target, path, abandoned_s)
+    temporary = parent / _temporary_name(target, 'partial')
     temporary.mkdir()
     try:
         yield temporary
-        if _is_local(target):
+        if is_local(target):
             for path in (*temporary.rglob('*'), temporary):
                 sync(path)
-        _move(temporary, target, existing)
-        if _is_local(target):
+        if existing == 'replace':
+            _replace(temporary, target)
+        else:
+            _move(temporary, target, existing)
+        if is_local(target):
             sync(target.parent)
     finally:
         _remove(temporary)
 
 
-def _move(temporary: Any, target: Any, existing: str) -> None:
-    """Renames a directory; what `existing` means is described at `new_directory`."""
-    if existing == 'replace' and target.exists():
-        aside = target.with_name(_temporary_name(target))
-        target.rename(aside)
-        temporary.rename(target)
+def _replace(temporary: Any, target: Any) -> None:
+    """Renames a directory to `target`. The one there before is renamed aside, and back if this fails."""
+    while True:
+        aside = target.with_name(_temporary_name(target, 'replaced'))
+        try:
+            if target.exists():
+                with contextlib.suppress(FileNotFoundError):  # another process has just renamed it
+                    target.rename(aside)
+            temporary.rename(target)
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                _remove(aside)  # another process has published in between: its directory is replaced, too
+                continue
+            with contextlib.suppress(OSError):
+                aside.rename(target)
+            raise
         _remove(aside)
         return
+
+
+def _move(temporary: Any, target: Any, existing: str) -> None:
+    """Renames a directory to `target`; what `existing` means is described at `new_directory`."""
     try:
         if target.is_dir() and not any(target.iterdir()):
             target.rmdir()
@@ -90,49 +107,24 @@ def _move(temporary: Any, target: Any, existing: str) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
 
 
-def _last_change(directory: Any) -> float:
-    """When something in a directory was last written, in seconds since 1970; now, if it has just been removed."""
-    newest = 0.0
-    try:
-        for path in (directory, *directory.rglob('*')):
-            status = path.stat()
-            newest = max(newest, status.st_mtime if isinstance(status, os.stat_result) else float(status.mtime or 0))
-    except OSError:
-        return time.time()
-    return newest or time.time()
-
-
-def _remove(directory: Any) -> None:
-    if _is_local(directory):
-        shutil.rmtree(directory, ignore_errors=True)
-    elif directory.exists():
-        directory.rmtree()
-
-
-def _is_local(path: epath.PathLike) -> bool:
-    return '://' not in os.fspath(path)
-
-
-def _as_path(path: epath.PathLike) -> Any:
-    return pathlib.Path(path) if _is_local(path) else epath.Path(path)
-
-
-def _temporary_name(target: Any) -> str:
-    return f'.{target.name}.{uuid.uuid4().hex[:12]}.partial'
-
-
 @contextlib.contextmanager
-def new_file(target: epath.PathLike) -> Iterator[Any]:
+def new_file(target: epath.PathLike, *, temporary_in: epath.PathLike | None = None) -> Iterator[Any]:
     """Yields a temporary path beside `target`; the file written there is synced and renamed to `target`.
 
     If the block raises, the temporary file is removed and `target` is untouched. If several processes write the same
-    target, the last one's file stays.
+    target, the last one's file stays. Temporary files left by killed processes are removed here.
+
+    Args:
+      temporary_in: where to create the temporary file, on the disk of `target`; by default, in its parent. This
+        directory is listed, which takes long if it holds very many files.
     """
     target = _as_path(target)
-    temporary = target.with_name(_temporary_name(target))
+    parent = _as_path(temporary_in or target.parent)
+    remove_leftovers(target, parent)
+    temporary = parent / _temporary_name(target, 'partial')
     try:
         yield temporary
-        if _is_local(target):  # an object store commits when the file is closed
+        if is_local(target):  # an object store commits when the file is closed
             sync(temporary)
         temporary.replace(target)
     except BaseException:
@@ -140,10 +132,81 @@ def new_file(target: epath.PathLike) -> Iterator[Any]:
         raise
 
 
-def write_whole(path: epath.PathLike, text: str) -> None:
-    """Writes a text file in UTF-8 that appears whole or not at all."""
-    with new_file(path) as temporary:
+def write_whole(path: epath.PathLike, text: str, *, temporary_in: epath.PathLike | None = None) -> None:
+    """Writes a text file in UTF-8 that appears whole or not at all; for `temporary_in` see `new_file`."""
+    with new_file(path, temporary_in=temporary_in) as temporary:
         temporary.write_text(text, encoding='utf-8')
+
+
+def discard(directory: epath.PathLike) -> None:
+    """Removes a directory whose name is free at once; `remove_leftovers` completes a removal that was interrupted."""
+    directory = _as_path(directory)
+    aside = directory.with_name(_temporary_name(directory, 'discarded'))
+    directory.rename(aside)
+    _remove(aside)
+
+
+def remove_leftovers(
+    target: epath.PathLike, parent: epath.PathLike | None = None, abandoned_s: float = _ABANDONED_S
+) -> None:
+    """Removes what killed processes left of `target`; restores a directory whose replacement never came.
+
+    Args:
+      parent: where the temporary files and directories are; by default, beside `target`.
+      abandoned_s: age in seconds of half-written files and directories to remove; 0 for any age.
+    """
+    target = _as_path(target)
+    leftover = re.compile(re.escape(f'.{target.name}.') + r'[0-9a-f]{12}\.(partial|replaced|discarded)')
+    try:
+        paths = list(_as_path(parent or target.parent).iterdir())
+    except OSError:  # missing or not readable: whoever writes there finds out
+        return
+    for path in paths:
+        kind = found[1] if (found := leftover.fullmatch(path.name)) else ''
+        if kind == 'replaced' and not target.exists():
+            with contextlib.suppress(OSError):  # the replacement has just come
+                path.rename(target)
+        elif kind == 'partial' and abandoned_s and time.time() - _last_change(path) <= abandoned_s:
+            continue  # perhaps being written
+        elif kind:
+            _remove(path)
+
+
+def _last_change(path: Any) -> float:
+    """When a file or something in a directory was last written, in seconds since 1970; now, if just removed."""
+    newest = 0.0
+    try:
+        for inside in (path, *(path.rglob('*') if path.is_dir() else ())):
+            status = inside.stat()
+            newest = max(newest, status.st_mtime if isinstance(status, os.stat_result) else float(status.mtime or 0))
+    except OSError:
+        return time.time()
+    return newest or time.time()
+
+
+def _remove(path: Any) -> None:
+    """Removes a directory or a file; a local one that is missing or in use is no error."""
+    if not is_local(path):
+        if path.exists():
+            path.rmtree() if path.is_dir() else path.unlink()
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _temporary_name(target: Any, kind: Literal['partial', 'replaced', 'discarded']) -> str:
+    return f'.{target.name}.{uuid.uuid4().hex[:12]}.{kind}'
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """Whether a path or glob is one of the file system, not of an object store."""
+    return '://' not in os.fspath(path)
+
+
+def _as_path(path: epath.PathLike) -> Any:
+    return pathlib.Path(path) if is_local(path) else epath.Path(path)
 
 
 def sync(path: str | os.PathLike) -> None:
@@ -168,7 +231,7 @@ def forget_cached(path: str | os.PathLike) -> None:
             os.close(descriptor)
 
 
-def map_array(path: str | os.PathLike) -> np.ndarray:
+def map_array(path: str | os.PathLike) -> np.memmap:
     """The array of a `.npy` file, mapped, read-only.
 
     Raises:
@@ -181,6 +244,27 @@ def map_array(path: str | os.PathLike) -> np.ndarray:
 
 
 # --- Hashes. ---
+
+
+def files_below(directory: Any) -> dict[str, Any]:
+    """{name: path} of all files below a directory, sorted by name; names have '/' between their parts."""
+    found, directories = {}, [directory]
+    while directories:
+        for path in directories.pop().iterdir():
+            if path.is_dir():
+                directories.append(path)
+            else:
+                found[path.relative_to(directory).as_posix()] = path
+    return dict(sorted(found.items()))
+
+
+def next_digest(file: IO[Any], num_bytes: int) -> str:
+    """SHA-256, in hexadecimal, of the next `num_bytes` of an open file, or of those up to its end."""
+    found = hashlib.sha256()
+    while num_bytes and (block := file.read(min(_BLOCK_BYTES, num_bytes))):
+        found.update(block)
+        num_bytes -= len(block)
+    return found.hexdigest()
 
 
 def json_digest(value: Any) -> str:

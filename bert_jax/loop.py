@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from bert_jax.console import say
 from bert_jax.data.device_batches import Batches
 from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.runtime.processes import AnyProcess
@@ -29,9 +31,14 @@ from bert_jax.workdir.log import RunLog
 class LoopSettings(DivergenceSettings, Protocol):
     """The fields of `config.train` (of pretraining or of fine-tuning) that the loop reads; intervals are in steps."""
 
-    log_every: int
-    checkpoint_every: int
-    replica_check_every: int
+    @property
+    def log_every(self) -> int: ...
+
+    @property
+    def checkpoint_every(self) -> int: ...
+
+    @property
+    def replica_check_every(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +46,11 @@ class Due:
     """What is due after a step: a pure function of the step, the settings, and whether the run is stopping.
 
     Attributes:
+      is_final: the run is at its end.
       is_last: no step follows, because the run is at its end or stops here.
     """
 
+    is_final: bool
     is_last: bool
     log: bool
     evaluators: tuple[Evaluator, ...]
@@ -57,9 +66,12 @@ class Due:
         is_last = is_final or stopping
         save = is_last or step % settings.checkpoint_every == 0
         return cls(
+            is_final=is_final,
             is_last=is_last,
             log=is_last or step % settings.log_every == 0,
-            evaluators=tuple(each for each in evaluators if each.is_due(step, is_final=is_final)),
+            evaluators=tuple(
+                each for each in evaluators if each.is_due(step, is_final=is_final) and (is_final or not stopping)
+            ),
             compare_replicas=save or bool(settings.replica_check_every and step % settings.replica_check_every == 0),
             save=save,
         )
@@ -76,24 +88,61 @@ class Due:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRun:
-    """What `fit` trains, and what it works with.
+    """What `fit` trains, and what it works with. It closes none of it.
 
     Attributes:
       update: (state, batch) -> (state, metrics), the program's train step; the state is donated.
       batches: from the step after the one resumed from on.
       evaluators: asked in this order.
-      restore: the state and record of a checkpoint's step, or new ones for None.
+      new_state: the state that the run starts from.
     """
 
+    workdir: str
     program: TrainProgram
     update: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     batches: Batches
     evaluators: Sequence[Evaluator]
     settings: LoopSettings
-    restore: Callable[[int | None], tuple[TrainState, TrainingRecord]]
+    new_state: Callable[[], TrainState]
     supervisor: Supervisor
     checkpoints: Checkpoints
     log: RunLog
+
+
+class Begun(NamedTuple):
+    """Where a run begins: with `state`, and `record` of its losses.
+
+    Attributes:
+      resumed_from: the step of the checkpoint that they come from, None where they are new.
+    """
+
+    resumed_from: int | None
+    state: TrainState
+    record: TrainingRecord
+
+
+def begin(
+    workdir: str,
+    program: TrainProgram,
+    checkpoints: Checkpoints,
+    new_state: Callable[[], TrainState],
+    supervisor: Supervisor,
+    *,
+    needs_last_step: bool = False,
+) -> Begun | None:
+    """The newest sound checkpoint of a run, or a new state; None when the run is finished.
+
+    Args:
+      needs_last_step: something is left to do after the last step, so a run whose last step is saved is not finished.
+    """
+    supervisor.enter_long('reading checkpoints')
+    step, num_steps = checkpoints.set_aside_unsound(), program.num_steps
+    if step == num_steps and not needs_last_step:
+        say(f'{workdir} is finished: all {num_steps} steps are done. Nothing to do.')
+        return None
+    if step is not None:
+        say(f'Resuming {workdir} from step {step} of {num_steps}.')
+    return Begun(step, *_restore(program, checkpoints, new_state, step))
 
 
 class Fitted(NamedTuple):
@@ -111,16 +160,14 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
       BadInput: when the run keeps diverging, saves keep failing, or the workdir's lease is lost.
       DeviceFault: when copies of the state on several devices differ.
     """
-    program, supervisor, checkpoints, log = run.program, run.supervisor, run.checkpoints, run.log
+    program, supervisor, checkpoints = run.program, run.supervisor, run.checkpoints
     num_steps, step = program.num_steps, int(state.step)
     monitor, replicas = DivergenceMonitor(run.settings, record), Replicas(program.shardings)
-    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcess(program.mesh)
+    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcess(program.device_mesh)
+    aside = functools.partial(_aside, speed, supervisor)
 
     def stop_now() -> bool:
         return any_process(supervisor.asked_to_stop(checkpoints.seconds_to_save))
-
-    def aside(activity: str) -> contextlib.AbstractContextManager:
-        return _aside(activity, speed, supervisor)
 
     # The order matters: a step that went wrong is rolled back before anything of it is logged, evaluated or saved.
     for step, phase, batch in speed.waiting(run.batches):
@@ -140,18 +187,12 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
 
         # 3. Log.
         if due.log:
-            supervisor.check_lease()
-            log.train_step(step, _as_floats(metrics) | speed.read() | monitor.counters)
+            run.log.train_step(step, _as_floats(metrics) | speed.read() | monitor.counters)
         supervisor.end_step(metrics['loss'])
 
-        # 4. Evaluate. A request to stop cuts an evaluation short, and nothing of it is kept.
-        for evaluator in due.evaluators:
-            with aside(evaluator.activity):
-                found = evaluator(state.params, step, stop_now)
-            if found is None:
-                due = due.stopped()
-                break
-            log.evaluation(step, found.metrics, found.description, found.examples)
+        # 4. Evaluate. A request to stop cuts an evaluation short, except the final one: the run ends anyway.
+        if not _evaluate(run, due.evaluators, state, step, aside, _never if due.is_final else stop_now):
+            due = due.stopped()
 
         # 5. Compare replicas, always before a save.
         if due.compare_replicas:
@@ -161,22 +202,45 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
         # 6. Save, though not in the middle of a bad stretch unless there is no later chance.
         if due.save and (due.is_last or not monitor.record.bad_in_a_row):
             with aside('saving'):
-                supervisor.check_lease()
                 checkpoints.save(state, monitor.record, known_finite=checked is not None)
                 supervisor.began_to_save(step)
         checkpoints.report_failures()
         if due.is_last:
             break
 
-    supervisor.enter_long('closing')
-    checkpoints.close()
+    supervisor.enter_long('saving')
+    checkpoints.wait()
     return Fitted(state, step, (supervisor.received or 'another process') if step < num_steps else None)
+
+
+def _evaluate(
+    run: TrainingRun,
+    evaluators: Sequence[Evaluator],
+    state: TrainState,
+    step: int,
+    aside: Callable[[str], contextlib.AbstractContextManager],
+    stop_now: Callable[[], bool],
+) -> bool:
+    """Asks the evaluators in turn and logs what each finds; False when `stop_now` cut one short, which logs nothing."""
+    for evaluator in evaluators:
+        with aside(evaluator.activity):
+            found = evaluator(state.params, step, stop_now)
+        if found is None:
+            say(f'step {step}: evaluation cut short')
+            return False
+        run.log.evaluation(step, found.metrics, found.description, found.examples)
+    return True
+
+
+def _never() -> bool:
+    return False
 
 
 def _roll_back(run: TrainingRun, anomaly: Anomaly, monitor: DivergenceMonitor) -> tuple[TrainState, DivergenceMonitor]:
     """The state of the newest sound checkpoint before an anomaly; log and batches are set back to its step."""
-    check_may_roll_back(run.settings, monitor.record, anomaly)
-    state, record = run.restore(run.checkpoints.roll_back(anomaly.first))
+    check_may_roll_back(run.settings, monitor.record, anomaly, run.workdir)
+    found = run.checkpoints.roll_back(anomaly.first)
+    state, record = _restore(run.program, run.checkpoints, run.new_state, found)
     step = int(state.step)
     record = record.skipping(anomaly, monitor.record, run.batches.phase_steps, step)
     run.log.roll_back(step, anomaly.last, str(anomaly))
@@ -184,8 +248,17 @@ def _roll_back(run: TrainingRun, anomaly: Anomaly, monitor: DivergenceMonitor) -
     return state, DivergenceMonitor(run.settings, record)
 
 
+def _restore(
+    program: TrainProgram, checkpoints: Checkpoints, new_state: Callable[[], TrainState], step: int | None
+) -> tuple[TrainState, TrainingRecord]:
+    """The state and record of a checkpoint, or new ones for None."""
+    if step is None:
+        return new_state(), TrainingRecord()
+    return checkpoints.restore(program.shapes, program.shardings, step), checkpoints.record(step)
+
+
 @contextlib.contextmanager
-def _aside(activity: str, speed: Speedometer, supervisor: Supervisor) -> Iterator[None]:
+def _aside(speed: Speedometer, supervisor: Supervisor, activity: str) -> Iterator[None]:
     """An activity that is not training: the speedometer is paused, and the watchdog allows more time."""
     with speed.paused(), supervisor.aside(activity):
         yield

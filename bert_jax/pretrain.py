@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from bert_jax.config import Config, phase_at, positions_trained, row_lengths
 from bert_jax.console import say
-from bert_jax.data.batches import Stream
+from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import Streams, open_streams
@@ -17,7 +17,7 @@ from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.fill_in import Examples, FillIn
 from bert_jax.evaluation.held_out import HeldOut
 from bert_jax.evaluation.probe import Probe, open_sets
-from bert_jax.loop import TrainingRun, fit
+from bert_jax.loop import TrainingRun, begin, fit
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained.initialize import starting_point
 from bert_jax.pretrained.load import Pretrained, from_params
@@ -25,7 +25,6 @@ from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import mesh_of_run
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
-from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.memory import reporting_out_of_memory, resolve_microbatches
 from bert_jax.train.program import TrainProgram, build_program
 from bert_jax.train.state import TrainState
@@ -69,51 +68,52 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps
     start_from.check(streams.tokenizer)
+    fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
+    processes.check_agreement(fingerprint)
     labelled_sets = open_sets(config.probe, config.train.probe_every)
     vocab_size = streams.tokenizer.vocab_size
     config = resolve_microbatches(config, mesh, vocab_size)
     program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases)
 
     # --- Claim the workdir. ---
-    fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
-    processes.check_agreement(fingerprint)
     supervisor.acquire(workdir)
     keep, keep_every = config.train.keep_checkpoints, config.train.keep_every
-    checkpoints = Checkpoints(workdir, keep=keep, keep_every=keep_every, check=supervisor.check_lease)
-    last = checkpoints.latest_step()
-    identity.claim(workdir, streams.config, streams.tokenizer, fingerprint, allow_change=allow_change, step=last)
+    with Checkpoints(workdir, keep=keep, keep_every=keep_every, check=supervisor.check_lease) as checkpoints:
+        last = checkpoints.latest_step()
+        identity.claim(workdir, streams.config, streams.tokenizer, fingerprint, allow_change=allow_change, step=last)
 
-    # --- The state: restored, or new. ---
-    supervisor.enter_long('reading checkpoints')
-    resumed_from = checkpoints.set_aside_unsound()
-    if resumed_from == num_steps:
-        checkpoints.close()
-        say(f'{workdir} is finished: all {num_steps} steps are done. Nothing to do.')
-        return Outcome(resumed_from, True, resumed_from, {})
+        # --- The state: restored, or new. ---
+        def new_state() -> TrainState:
+            state = program.init_state(config.train.seed, start_from.params(streams.tokenizer))
+            return start_from.with_moments(state, program.shardings)
 
-    def restore(step: int | None) -> tuple[TrainState, TrainingRecord]:
-        if step is not None:
-            return checkpoints.restore(program.shapes, program.shardings, step), checkpoints.record(step)
-        state = program.init_state(config.train.seed, start_from.params(streams.tokenizer))
-        return start_from.with_moments(state, program.shardings), TrainingRecord()
+        begun = begin(workdir, program, checkpoints, new_state, supervisor)
+        if begun is None:
+            return Outcome(num_steps, True, num_steps, {})
+        skipped = merged((*begun.record.skipped_batches, *config.train.skip))
+        record = dataclasses.replace(begun.record, skipped_batches=skipped)
+        say(_describe(config, mesh, program.vocab_size, streams.train))
 
-    if resumed_from is not None:
-        say(f'Resuming {workdir} from step {resumed_from} of {num_steps}.')
-    state, record = restore(resumed_from)
-    skipped = merged((*record.skipped_batches, *config.train.skip))
-    record = dataclasses.replace(record, skipped_batches=skipped)
-    say(_describe(config, mesh, program.vocab_size, streams.train))
-
-    # --- Train. ---
-    start = int(state.step)
-    evaluators = _evaluators(config, program, streams, labelled_sets)
-    batches = Batches(streams.train, [phase.train.steps for phase in config.in_phases], mesh, start, skipped)
-    with RunLog(workdir, start, num_steps, mesh, _describe_step) as log:
-        say('Compiling the step …')
-        parts = (batches, evaluators, config.train, restore, supervisor, checkpoints, log)
-        fitted = fit(TrainingRun(program, program.train_step, *parts), state, record)
-        log.end(fitted.step, fitted.stopped_by)
-        return Outcome(fitted.step, fitted.step == num_steps, resumed_from, log.metrics)
+        # --- Train. ---
+        start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
+        evaluators = _evaluators(config, program, streams, labelled_sets)
+        with RunLog(workdir, start, num_steps, mesh, _describe_step, check=supervisor.check_lease) as log:
+            run = TrainingRun(
+                workdir=workdir,
+                program=program,
+                update=program.train_step,
+                batches=Batches(streams.train, phase_steps, mesh, start, skipped),
+                evaluators=evaluators,
+                settings=config.train,
+                new_state=new_state,
+                supervisor=supervisor,
+                checkpoints=checkpoints,
+                log=log,
+            )
+            say('Compiling the step …')
+            fitted = fit(run, begun.state, record)
+            log.end(fitted.step, fitted.stopped_by)
+            return Outcome(fitted.step, fitted.step == num_steps, begun.resumed_from, log.metrics)
 
 
 def _evaluators(config: Config, program: TrainProgram, streams: Streams, labelled_sets: list) -> list[Evaluator]:
@@ -161,6 +161,7 @@ def _describe_lengths(phase: Config, stream: Stream) -> str:
     *shorter, longest = row_lengths(phase.data)
     if not shorter:
         return str(longest)
+    assert isinstance(stream, CorpusStream)  # records have no buckets
     shares = stream.plan.bucket_sizes / stream.num_rows
     *shorter, longest = (f'{length} ({share:.0%})' for length, share in zip((*shorter, longest), shares, strict=True))
     return f'{", ".join(shorter)} or {longest}'

@@ -1,17 +1,33 @@
-"""The contestants of `make bench` train the same model: otherwise their speeds compare nothing."""
+"""Benchmarks import names that exist, and the contestants of `make bench` train the same model."""
 
+import ast
+import importlib
+import importlib.util
 from pathlib import Path
 
 import pytest
 
-from benchmarks import workloads
-from benchmarks.contestants import CONTESTANTS
+BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 
-pytest.importorskip('torch')
+
+@pytest.mark.parametrize('path', sorted(BENCHMARKS.glob('*.py')), ids=lambda path: path.stem)
+def test_every_name_that_a_benchmark_imports_from_this_project_exists(path: Path) -> None:
+    missing = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition('.')[0] == 'bert_jax':
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                name = f'{node.module}.{alias.name}'
+                is_module = hasattr(module, '__path__') and importlib.util.find_spec(name) is not None
+                missing += [] if hasattr(module, alias.name) or is_module else [name]
+    assert not missing
 
 
 @pytest.mark.parametrize('packing', [False, True])
 def test_contestants_have_the_same_losses(packing: bool, tmp_path: Path) -> None:
+    pytest.importorskip('torch')
+    from benchmarks import workloads
+
     chosen = workloads.workload(
         'tiny', 8, 32, dropout=0.0, attention_dropout=0.0, num_batches=6, tokenizer__vocab_size=200,
         model__hidden_size=32, model__intermediate_size=64, optimizer__peak_learning_rate=1e-2, data__packing=packing,
@@ -26,6 +42,8 @@ def test_contestants_have_the_same_losses(packing: bool, tmp_path: Path) -> None
 
 
 def _losses(name: str, directory: Path) -> list[float]:
+    from benchmarks.contestants import CONTESTANTS
+
     contestant = CONTESTANTS[name]()
     contestant.load(directory)
     assert name.startswith('bert_jax') or contestant.products() > 0

@@ -1,5 +1,6 @@
 """Lines for people reach standard error, from one process, whatever else is going on."""
 
+import ast
 import subprocess
 import sys
 import types
@@ -33,10 +34,16 @@ def test_the_rank_is_where_jax_keeps_it() -> None:
     assert console.process_index() == jax.process_index() == 0
 
 
-def test_a_line_is_printed_without_jax() -> None:
+@pytest.mark.processes
+def test_a_line_is_printed_without_any_other_package() -> None:
     program = "import sys; from bert_jax import console; console.say('a line'); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stderr == 'a line\n' and "'tqdm'" in done.stdout and "'jax'" not in done.stdout
+    assert done.stderr == 'a line\n' and not {'jax', 'tqdm'} & {*ast.literal_eval(done.stdout)}
+
+
+def test_only_the_console_looks_into_jax() -> None:
+    sources = {path.name: path.read_text() for path in (ROOT / 'bert_jax').rglob('*.py')}
+    assert [name for name, text in sources.items() if 'jax._src' in text] == ['console.py']
 
 
 def test_a_line_goes_above_a_progress_bar(capsys) -> None:

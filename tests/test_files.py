@@ -1,6 +1,8 @@
 """A directory or a file is published whole, or nothing of it remains."""
 
+import errno
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from bert_jax import files
 from bert_jax.config import Data
-from bert_jax.files import json_digest, new_directory, new_file, write_whole
+from bert_jax.files import discard, json_digest, new_directory, new_file, remove_leftovers, write_whole
 
 
 def _fill(directory: Path, text: str = 'whole') -> None:
@@ -110,6 +112,73 @@ def test_directories_of_killed_processes_are_removed_and_others_stay(tmp_path: P
     assert sorted(os.listdir(tmp_path)) == sorted([*others, 'target'])
 
 
+def test_a_replacement_that_fails_or_is_killed_restores_the_old_directory(tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / 'target'
+
+    def replace(text: str) -> None:
+        with new_directory(target, existing='replace') as directory:
+            _fill(directory, text)
+
+    replace('old')
+    rename, killed = Path.rename, False
+
+    def fails(path: Path, new: Path) -> None:
+        if path.name.endswith('.partial') or (killed and path.name.endswith('.replaced')):
+            raise OSError(errno.EIO, 'the disk is gone')
+        rename(path, new)
+
+    monkeypatch.setattr(Path, 'rename', fails)
+    with pytest.raises(OSError, match='the disk is gone'):
+        replace('new')
+    assert set(_contents(target).values()) == {'old'} and os.listdir(tmp_path) == ['target']
+    killed = True
+    with pytest.raises(OSError, match='the disk is gone'):
+        replace('new')
+    monkeypatch.undo()
+    [aside] = tmp_path.iterdir()
+    os.utime(aside, (0, 0))
+    with pytest.raises(ZeroDivisionError), new_directory(target, existing='replace'):
+        assert set(_contents(target).values()) == {'old'}  # however long ago that was
+        raise ZeroDivisionError
+    shutil.copytree(target, aside)  # as of a process that was killed after its second rename
+    replace('new')
+    assert set(_contents(target).values()) == {'new'} and os.listdir(tmp_path) == ['target']
+
+
+@pytest.mark.parametrize('moment', ['.partial', 'target'])
+def test_of_two_that_replace_at_once_the_last_wins(tmp_path: Path, monkeypatch, moment: str) -> None:
+    target, rename = tmp_path / 'target', Path.rename
+
+    def replace(text: str) -> None:
+        with new_directory(target, existing='replace') as directory:
+            _fill(directory, text)
+
+    def comes_second(path: Path, new: Path) -> None:
+        if path.name.endswith(moment):  # before the second rename of the other, or before its first
+            monkeypatch.setattr(Path, 'rename', rename)
+            replace('of the twin')
+        rename(path, new)
+
+    replace('old')
+    monkeypatch.setattr(Path, 'rename', comes_second)
+    replace('last')
+    assert set(_contents(target).values()) == {'last'} and os.listdir(tmp_path) == ['target']
+
+
+def test_a_discarded_directory_is_gone_now_or_at_the_next_use(tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / 'target'
+    for is_killed in (False, True):
+        target.mkdir()
+        _fill(target)
+        with monkeypatch.context() as patch:
+            if is_killed:
+                patch.setattr(files, '_remove', lambda _: None)
+            discard(target)
+        assert not target.exists() and len(os.listdir(tmp_path)) == is_killed
+    remove_leftovers(target)
+    assert not os.listdir(tmp_path)
+
+
 def test_a_temporary_directory_can_be_made_elsewhere(tmp_path: Path) -> None:
     with new_directory(tmp_path / 'parent' / 'target', temporary_in=tmp_path / 'work') as directory:
         assert directory.parent == tmp_path / 'work' and not os.listdir(tmp_path / 'parent')
@@ -128,6 +197,22 @@ def test_a_file_appears_whole_and_replaces_the_one_before(tmp_path: Path, monkey
         temporary.write_text('half')
         raise ZeroDivisionError
     assert path.read_text('utf-8') == 'zweite ä' and os.listdir(tmp_path) == ['file'] and len(synced) == 2
+
+
+def test_files_of_killed_writers_are_removed_once_they_are_old(tmp_path: Path) -> None:
+    names = [f'.{name}.0123456789ab.partial' for name in ('file', 'other')] + ['.file.ba9876543210.partial']
+    for name in names:
+        (tmp_path / name).write_text('half')
+    old = time.time() - 2 * 24 * 3600
+    for name in names[:2]:
+        os.utime(tmp_path / name, (old, old))
+    write_whole(tmp_path / 'file', 'whole')
+    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], 'file'])
+    with new_file(tmp_path / 'file', temporary_in=tmp_path / 'elsewhere') as temporary:
+        assert temporary.parent == tmp_path / 'elsewhere'
+        temporary.parent.mkdir()
+        temporary.write_text('new')
+    assert (tmp_path / 'file').read_text() == 'new' and not os.listdir(tmp_path / 'elsewhere')
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:

@@ -47,8 +47,13 @@ def test_evaluators_are_due_in_the_order_of_the_list() -> None:
 
 
 def test_a_run_that_stops_logs_and_saves_but_does_not_evaluate_early() -> None:
-    due = due_at(7, Every(6), Every(0), stopping=True)
+    due = due_at(6, Every(6), Every(0), stopping=True)
     assert (due.is_last, due.log, due.save, due.compare_replicas, due.evaluators) == (True, True, True, True, ())
+
+
+def test_a_request_to_stop_at_the_last_step_does_not_cost_the_final_evaluation() -> None:
+    due = due_at(NUM_STEPS, Every(6), Every(0), stopping=True)
+    assert due.is_final and due.evaluators == (Every(6), Every(0))
 
 
 def test_a_request_to_stop_during_an_evaluation_still_saves() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_jax.config import Config, is_records
+from bert_jax.console import size
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus, load_corpus, verify
 from bert_jax.text.tokenizer import load_tokenizer
@@ -132,8 +133,8 @@ def _disk(config: Config, vocab_size: int, workdir: str | None) -> Iterator[Prob
         yield Problem(
             'error',
             str(place),
-            f'has {free / 1e9:.1f} GB free',
-            f'{needed / 1e9:.1f} GB: {config.train.keep_checkpoints + 1} checkpoints of {each / 1e9:.2f} GB',
+            f'has {size(free)} free',
+            f'{size(needed)}: {config.train.keep_checkpoints + 1} checkpoints of {size(each)}',
             'another --workdir, or --config.train.keep_checkpoints=1',
         )
 

@@ -7,19 +7,21 @@ from absl import flags
 from bert_jax.cli.devices import PROCESSES, join_processes
 from bert_jax.cli.flags import AT_LEAST_1, CONFIG, WORKDIR, Command, Flag, fields_of, print_result, required
 from bert_jax.config.finetuning import FinetuneConfig, resolve
-from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
+from bert_jax.runtime.stopping import EXIT_RUN_AGAIN, StopRequest
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     workdir = required(values, 'workdir')
-    from bert_jax.finetune.workdirs import read_plan
+    with StopRequest() as stop:
+        from bert_jax.finetune.workdirs import read_plan
 
-    config, num_seeds = (resolve(fields_of(values.config)), 1) if values.config is not None else read_plan(workdir)
-    join_processes(values, config)
-    from bert_jax.finetune.command import describe, finetune
+        config, num_seeds = (resolve(fields_of(values.config)), 1) if values.config is not None else read_plan(workdir)
+        join_processes(values, config)
+        from bert_jax.finetune.command import describe, finetune
+
+        summary = finetune(config, workdir, values.seeds or num_seeds, stop)
     from bert_jax.runtime import processes
 
-    summary = finetune(config, workdir, values.seeds or num_seeds)
     if processes.is_first():
         text = f'{describe(summary)}\nNext: python -m bert_jax export --workdir={workdir} --output={workdir}/export'
         print_result(values, dataclasses.asdict(summary), text if summary.finished else '')

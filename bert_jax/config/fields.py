@@ -34,24 +34,38 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def roles(section: type) -> dict[str, Role]:
+def roles(section: type[Any]) -> dict[str, Role]:
     """The role of each field of a section."""
     return {field.name: field.metadata.get('role') or section.ROLE for field in dataclasses.fields(section)}
 
 
-def identity_of(name: str, section: Any) -> dict[str, Any]:
-    """{`name.field`: value} of the fields of a section that belong to a run's identity."""
-    found = {}
-    for field in dataclasses.fields(section):
-        role, value = roles(type(section))[field.name], getattr(section, field.name)
-        is_set = role is Role.IDENTITY_IF_SET and value != field.default
-        if role in (Role.IDENTITY, Role.SHAPES) or is_set:
-            found[f'{name}.{field.name}'] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+def identity_of(config: Any) -> dict[str, Any]:
+    """{`section.field` or `field`: JSON value} of a whole config's fields that belong to a run's identity."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names = (inner for inner in dataclasses.fields(value) if _is_identity(value, inner))
+            found |= {f'{field.name}.{inner.name}': _as_json(getattr(value, inner.name)) for inner in names}
+        elif _is_identity(config, field):
+            found[field.name] = _as_json(value)
     return found
 
 
-def names_with(role: Role, section: type) -> tuple[str, ...]:
-    """The names of a section's fields that have a role."""
+def _is_identity(section: Any, field: dataclasses.Field) -> bool:
+    role = roles(type(section))[field.name]
+    is_set = role is Role.IDENTITY_IF_SET and getattr(section, field.name) != field.default
+    return is_set or role in (Role.IDENTITY, Role.SHAPES)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_json(item) for item in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+
+def names_with(role: Role, section: type[Any]) -> tuple[str, ...]:
+    """The names of a section's own fields that have a role."""
     return tuple(name for name, found in roles(section).items() if found is role)
 
 
@@ -65,7 +79,7 @@ def fraction(default: float, role: Role | None = None):
     return setting(default, 'a number from 0 up to, not including, 1', lambda value: 0 <= value < 1, role=role)
 
 
-def as_in(section: type, name: str, default: Any = dataclasses.MISSING):
+def as_in(section: type[Any], name: str, default: Any = dataclasses.MISSING):
     """A field with the check of another section's, and its default where none is given."""
     field = section.__dataclass_fields__[name]
     default = field.default if default is dataclasses.MISSING else default
@@ -78,7 +92,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f'did you mean {close[0]!r}?' if close else ''
 
 
-def resolve_section(section: type, values: Any, prefix: str, unknown: Callable[[str], BadInput]) -> Any:
+def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Callable[[str], BadInput]) -> Any:
     """Values by name -> a frozen section, and the sections in it.
 
     Args:
@@ -100,7 +114,7 @@ def resolve_section(section: type, values: Any, prefix: str, unknown: Callable[[
             continue
         path, value = f'{prefix}{name}', values[name]
         if dataclasses.is_dataclass(field.type):
-            resolved[name] = resolve_section(field.type, value, path + '.', unknown)
+            resolved[name] = resolve_section(typing.cast(type, field.type), value, path + '.', unknown)
             continue
         if field.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)

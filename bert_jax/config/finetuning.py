@@ -125,9 +125,13 @@ class Train:
 class FinetuneConfig:
     """A whole fine-tune."""
 
+    ROLE: ClassVar[Role] = Role.EXECUTION
+
     task: Task = Task()
-    init: str = ''  # a workdir, WORKDIR@STEP, an export, a Hugging Face directory; scratch: random weights
-    reinitialized_layers: int = at_least(0, 0)  # so many of the top layers, and with them the pooler, are drawn anew
+    # a workdir, WORKDIR@STEP, an export, a Hugging Face directory; scratch: random weights
+    init: str = setting('', role=Role.CONTENT)
+    # so many of the top layers, and with them the pooler, are reinitialized
+    reinitialized_layers: int = at_least(0, 0, Role.IDENTITY_IF_SET)
     tokenizer: config.Tokenizer = config.Tokenizer()  # of scratch: its `path`
     model: config.Model = config.Model()  # the sizes are those of `init`
     optimizer: Optimizer = Optimizer()

@@ -9,7 +9,7 @@ from bert_jax.config.pretraining import Config, Phase
 from bert_jax.errors import BadInput
 
 
-def unknown_field(path: str, root: type | None = None) -> BadInput:
+def unknown_field(path: str, root: type[typing.Any] | None = None) -> BadInput:
     """The error for a field that does not exist, with the nearest name there is. root: another command's config."""
     phase = re.match(r'phases\[\d+\]\.', path)
     names = list(field_names(Phase, phase[0]) if phase else field_names(root or Config))
@@ -23,10 +23,10 @@ def unknown_field(path: str, root: type | None = None) -> BadInput:
     return BadInput(f'config.{path}', 'there is no such field', ', '.join(siblings), mend)
 
 
-def field_names(section: type = Config, prefix: str = '') -> typing.Iterator[str]:
+def field_names(section: type[typing.Any] = Config, prefix: str = '') -> typing.Iterator[str]:
     """Dotted names of all fields, for example `train.steps`."""
     for field in dataclasses.fields(section):
         if dataclasses.is_dataclass(field.type):
-            yield from field_names(field.type, f'{prefix}{field.name}.')
+            yield from field_names(typing.cast(type, field.type), f'{prefix}{field.name}.')
         else:
             yield prefix + field.name

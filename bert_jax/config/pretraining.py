@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import functools
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from bert_jax.config.fields import Role, as_in, at_least, fraction, setting
 
@@ -30,7 +30,7 @@ def _is_time(value: str) -> bool:
         return False
 
 
-def is_records(source: str | tuple) -> bool:
+def is_records(source: str | tuple) -> TypeGuard[str]:
     """Whether a source holds examples already, not text."""
     return isinstance(source, str) and source.startswith('tfrecord:')
 
@@ -233,6 +233,8 @@ class Train:
 class Mesh:
     """Devices along each axis; one axis may be -1, 'the rest'."""
 
+    ROLE: ClassVar[Role] = Role.EXECUTION
+
     data: int = setting(-1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
     fsdp: int = setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
     tensor: int = setting(1, '-1 or at least 1', lambda value: value == -1 or value >= 1)
@@ -254,6 +256,8 @@ def _are_labelled_sets(value: tuple) -> bool:
 class Probe:
     """Labelled texts for a linear classifier on the mean vectors of the frozen encoder (`train.probe_every`)."""
 
+    ROLE: ClassVar[Role] = Role.EXECUTION
+
     sets: tuple = setting(
         (), 'a tuple of (name, FORMAT:FILE), FORMAT one of tsv, csv, jsonl, tfds, each name once', _are_labelled_sets
     )
@@ -268,6 +272,8 @@ _ONE_LINE = 'one line of text', lambda value: value.isprintable()
 @dataclasses.dataclass(frozen=True)
 class Card:
     """What the model card of an export says and no file of a run knows; empty: not said. Several: `en, de`."""
+
+    ROLE: ClassVar[Role] = Role.EXECUTION
 
     license: str = setting('', *_ONE_LINE)  # as on the model hub: apache-2.0
     language: str = setting('', *_ONE_LINE)
@@ -300,6 +306,8 @@ SECTION_OF = {
 class Config:
     """A whole run."""
 
+    ROLE: ClassVar[Role] = Role.EXECUTION
+
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
@@ -307,11 +315,14 @@ class Config:
     train: Train = Train()
     probe: Probe = Probe()
     mesh: Mesh = Mesh()
-    init: str = ''  # what to start from: a workdir, WORKDIR@STEP, an export or a Hugging Face directory
-    init_optimizer: bool = False  # the optimizer's moments of that workdir too; its schedule starts anew
+    # what to start from: a workdir, WORKDIR@STEP, an export or a Hugging Face directory
+    init: str = setting('', role=Role.CONTENT)
+    # the optimizer's moments of that workdir too; its schedule starts from the beginning
+    init_optimizer: bool = setting(False, role=Role.IDENTITY_IF_SET)
     card: Card = Card()
     platform: str = setting('', choices=('', 'cpu', 'cuda', 'tpu'))  # '' takes the best there is
-    phases: tuple[Phase, ...] = ()  # one after the other, instead of the single fields; train.steps becomes their sum
+    # one after the other, instead of the single fields; train.steps becomes their sum
+    phases: tuple[Phase, ...] = setting((), role=Role.IDENTITY)
 
     @functools.cached_property
     def in_phases(self) -> tuple['Config', ...]:

@@ -16,7 +16,8 @@ _NAMED_SIZES = {
     'base': (12, 768),
     'large': (24, 1024),
 }
-_FEW_LAYERS = 4  # so many compile quickly one by one, and run faster than a loop over stacked weights
+# Up to this many layers compile quickly one by one, and run faster than a loop over stacked weights.
+_FEW_LAYERS = 4
 SIZES = dict(_NAMED_SIZES)
 SIZES.update({f'L{n}_H{d}': (n, d) for n in (2, 4, 6, 8, 10, 12) for d in (128, 256, 512, 768)})
 
@@ -34,9 +35,8 @@ def bert(size: str = 'base') -> ConfigDict:
         raise BadInput(f'size {size!r}', 'is not a published size', ', '.join(SIZES), nearest(size, SIZES))
     num_layers, hidden_size = SIZES[size]
     config = ConfigDict(dataclasses.asdict(Config()))
-    config.data = ConfigDict(
-        config.data.to_dict(), type_safe=False
-    )  # a source may be text or a tuple; `resolve` checks
+    # A source may be text or a tuple, which `resolve` checks.
+    config.data = ConfigDict(config.data.to_dict(), type_safe=False)
     config.model.update(
         num_layers=num_layers,
         hidden_size=hidden_size,

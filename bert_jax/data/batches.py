@@ -6,7 +6,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import grain
 import numpy as np
@@ -18,23 +18,25 @@ from bert_jax.data.masking import mask_tokens
 from bert_jax.data.order import BucketedOrder, Chosen, Order
 from bert_jax.data.windows import Plan, load_plan
 from bert_jax.errors import BadInput
-from bert_jax.model.inputs import Inputs
+from bert_jax.model.inputs import Array, Inputs
 from bert_jax.text.corpus import Corpus
+
+BatchT = TypeVar('BatchT')  # `Batch`, or what a task trains on
 
 
 class Batch(NamedTuple):
     """One step's input; every source of data makes this."""
 
-    input_ids: np.ndarray  # [B, L] int32, after masking
-    token_type_ids: np.ndarray  # [B, L] int32, 0 for sentence A and padding, 1 for B
-    sequence_ids: np.ndarray  # [B, L] int32, 0 is padding, k the k-th sequence of the row
-    position_ids: np.ndarray  # [B, L] int32, position inside its own sequence
-    masked_lm_positions: np.ndarray  # [B, P] int32, 0 for filler
-    masked_lm_ids: np.ndarray  # [B, P] int32, what was there
-    masked_lm_weights: np.ndarray  # [B, P] float32, 1 for a real prediction
-    cls_positions: np.ndarray  # [B, E] int32, where each sequence starts
-    next_sentence_labels: np.ndarray  # [B, E] int32, nsp: 1 is random; sop: 1 is swapped
-    next_sentence_weights: np.ndarray  # [B, E] float32, 1 for a real pair
+    input_ids: Array  # [B, L] int32, after masking
+    token_type_ids: Array  # [B, L] int32, 0 for sentence A and padding, 1 for B
+    sequence_ids: Array  # [B, L] int32, 0 is padding, k the k-th sequence of the row
+    position_ids: Array  # [B, L] int32, position inside its own sequence
+    masked_lm_positions: Array  # [B, P] int32, 0 for filler
+    masked_lm_ids: Array  # [B, P] int32, what was there
+    masked_lm_weights: Array  # [B, P] float32, 1 for a real prediction
+    cls_positions: Array  # [B, E] int32, where each sequence starts
+    next_sentence_labels: Array  # [B, E] int32, nsp: 1 is random; sop: 1 is swapped
+    next_sentence_weights: Array  # [B, E] float32, 1 for a real pair
 
     @property
     def inputs(self) -> Inputs:
@@ -47,7 +49,7 @@ class Batch(NamedTuple):
         return self.masked_lm_ids.size
 
 
-class Stream(abc.ABC):
+class Stream(abc.ABC, Generic[BatchT]):
     """The batches of one split, by number, in the order of `Order`; each source says what stands in its rows."""
 
     def __init__(self, order: Order):
@@ -67,16 +69,16 @@ class Stream(abc.ABC):
         """Steps in one pass."""
         return len(self._order)
 
-    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, step: int, rows: slice = slice(None)) -> BatchT:
         """The batch of a step, or the given rows of it; the same whoever asks, in whatever order."""
         return self._assemble(self._order.rows(step, rows))
 
     @abc.abstractmethod
-    def _assemble(self, chosen: Chosen) -> Batch:
+    def _assemble(self, chosen: Chosen) -> BatchT:
         """The batch of these rows of the source; where they are not present, padding of weight 0."""
 
 
-class CorpusStream(Stream):
+class CorpusStream(Stream[Batch]):
     """The batches of a split of a corpus: a row is a window, or with packing the windows planned to share one.
 
     In training with `data.bucket_lengths`, L and P differ from batch to batch: as many as its bucket needs.
@@ -167,7 +169,7 @@ class CorpusStream(Stream):
         is_text = spread([False, True, False, True, False], False, bool)
         token_type_ids = spread([0, 0, 0, 1, 1], 0, np.int32)
         whole = np.concatenate([lengths, padding[:, None]], axis=1).ravel()
-        numbers = np.append(np.arange(1, num_sequences + 1, dtype=np.int32), np.int32(0))
+        numbers = np.array([*range(1, num_sequences + 1), 0], np.int32)
         sequence_ids = np.repeat(np.tile(numbers, num_rows), whole).reshape(num_rows, num_positions)
         starts = np.repeat((np.cumsum(whole) - whole).astype(np.int32), whole)
         position_ids = (np.arange(starts.size, dtype=np.int32) - starts).reshape(num_rows, num_positions)
@@ -195,8 +197,8 @@ class CorpusStream(Stream):
 
 
 def prefetch(
-    stream: Stream, start: int, stop: int, rows: slice, position: Callable[[int], int] = int
-) -> Iterator[Batch]:
+    stream: Stream[BatchT], start: int, stop: int, rows: slice, position: Callable[[int], int] = int
+) -> Iterator[BatchT]:
     """The batches of steps start … stop - 1 in order, made ahead of time in a thread; seeking costs nothing.
 
     `position` tells which batch of the stream a step reads, where that is not the one of its number.

@@ -16,7 +16,7 @@ from bert_jax.runtime.mesh import batch_sharding
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
     """The rows of the global batch that this process's devices hold (one contiguous range)."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    bounds = [index[0].indices(batch_size)[:2] for index in indices]
+    bounds = [index[0].indices(batch_size)[:2] for index in indices if index]
     return slice(min(low for low, _ in bounds), max(high for _, high in bounds))
 
 
@@ -25,7 +25,8 @@ def make_global(local: Any, rows: slice, mesh: Mesh, batch_size: int) -> Any:
     sharding = batch_sharding(mesh)
 
     def place(array: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # the sharding has devices of this process
             low, high, _ = index[0].indices(batch_size)
             return array[low - rows.start : high - rows.start]
 

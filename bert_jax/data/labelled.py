@@ -197,7 +197,8 @@ class Reading:
         Raises:
           BadInput: as `read_records`; when there is no record, or too many lack something.
         """
-        number, num_bad, first_bad = 0, 0, None
+        number, num_bad = 0, 0
+        first_bad: tuple[str, str] | None = None
         for number, record in enumerate(self._records, 1):  # noqa: B007
             missing = [name for name in self._needed if record.fields.get(name) is None]
             if missing:
@@ -206,7 +207,7 @@ class Reading:
             yield record
         if num_bad:
             self.counts['record without a column'] = num_bad
-        if num_bad > self._allowed * number:
+        if first_bad is not None and num_bad > self._allowed * number:
             where, name = first_bad
             raise BadInput(
                 where,

@@ -78,6 +78,7 @@ def _unit_starts(
     """[B, L] bool, where a unit starts. A word that the text begins inside of is a unit too, as far as it is there."""
     if unit == 'token':
         return candidates
+    assert is_continuation is not None  # `mask_tokens` asks for it
     before = np.zeros_like(candidates)
     before[:, 1:] = candidates[:, :-1]
     words = candidates & ~(before & is_continuation[ids])
@@ -116,6 +117,7 @@ def _shuffled_units(
     lottery <<= np.uint64(16)
     lottery |= np.arange(num_positions, dtype=np.uint64)
     if num_sequences > 1:
+        assert sequence_ids is not None  # `mask_tokens` asks for them
         lottery |= (sequence_ids.astype(np.uint64) - np.uint64(1)) << np.uint64(48)
     lottery[~starts] = _NO_UNIT
     lottery.sort(axis=1)

@@ -15,7 +15,7 @@ _ROWS = 2**20  # in an epoch
 _MOST_PACKED = 4  # sequences in a packed row, where E allows
 
 
-class RandomRows(Stream):
+class RandomRows(Stream[Batch]):
     """Full rows: frequent ids are frequent as in text (Zipf's law), places of masks and lengths are random.
 
     Without packing a row is one sequence. With packing it is cut into 1 to 4 sequences at random places.

@@ -29,7 +29,7 @@ import tqdm
 from bert_jax.console import say
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
-from bert_jax.files import json_digest, map_array, new_directory
+from bert_jax.files import is_local, json_digest, map_array, new_directory
 from bert_jax.text import checksums
 from bert_jax.text.chunks import find_files
 
@@ -141,7 +141,7 @@ def open_records(source: str, *, progress: bool = True) -> RecordSet:
       BadInput: when there is no file, or names file and offset of the first record that is damaged.
     """
     pattern = source.partition(':')[2]
-    if '://' in pattern:
+    if not is_local(pattern):
         raise BadInput(
             f'data.source={source}',
             'is not on a disk',

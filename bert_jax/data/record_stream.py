@@ -39,7 +39,7 @@ def with_lengths_of(records: RecordSet, data: config.Data) -> config.Data:
     return data
 
 
-class RecordStream(Stream):
+class RecordStream(Stream[Batch]):
     """The batches of some records: a row is a record."""
 
     def __init__(

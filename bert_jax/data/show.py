@@ -25,7 +25,7 @@ def decode_rows(batch: Batch, tokenizer: Tokenizer, pairing: str) -> list[list[d
         sequences = []
         for number in range(1, batch.sequence_ids[row].max(initial=0) + 1):
             positions = np.flatnonzero(batch.sequence_ids[row] == number)
-            types, ids = batch.token_type_ids[row][positions], batch.input_ids[row]
+            types, ids = batch.token_type_ids[row][positions], np.asarray(batch.input_ids[row])
             pair = ''
             if batch.next_sentence_weights[row, number - 1]:
                 pair = _PAIRS[pairing][batch.next_sentence_labels[row, number - 1]]

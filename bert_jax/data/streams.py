@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bert_jax import config
-from bert_jax.data.batches import CorpusStream, Stream
+from bert_jax.data.batches import Batch, CorpusStream, Stream
 from bert_jax.data.record_set import open_records
 from bert_jax.data.record_stream import RecordStream, with_lengths_of
 from bert_jax.errors import BadInput
@@ -30,8 +30,8 @@ class Streams:
 
     config: config.Config
     tokenizer: Tokenizer
-    train: tuple[Stream, ...]
-    validation: tuple[Stream | None, ...]
+    train: tuple[CorpusStream, ...] | tuple[RecordStream, ...]
+    validation: tuple[Stream[Batch] | None, ...]
     content_hash: str
     unigram_counts: Callable[[], np.ndarray]
 
@@ -70,6 +70,7 @@ def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
 
 def _open_records(run: config.Config, progress: bool) -> Streams:
     data, settings = run.data, run.tokenizer
+    assert config.is_records(data.source)
     if not settings.path:
         raise BadInput(
             'config.tokenizer.path',

@@ -114,7 +114,7 @@ def _damaged(path: str, offset: int, found: str, expected: str = '') -> BadInput
 
 
 @functools.cache
-def _example_messages() -> tuple[type, type]:
+def _example_messages() -> tuple[Any, Any]:
     """Two message classes for `tf.train.Example`, in a pool of their own: TensorFlow may be loaded beside it.
 
     The first is as published. In the second the values of a list, which are packed, are left as the bytes that they
@@ -122,8 +122,10 @@ def _example_messages() -> tuple[type, type]:
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-    field_type = descriptor_pb2.FieldDescriptorProto
-    pool = descriptor_pool.DescriptorPool()
+    # protobuf makes its classes when it is imported, where a type checker does not see them.
+    descriptors: Any = descriptor_pb2
+    field_type = descriptors.FieldDescriptorProto
+    pool = descriptor_pool.DescriptorPool()  # ty: ignore[possibly-missing-implicit-call]
 
     def add(message: Any, name: str, number: int, kind: int | str, repeated: bool = False) -> None:
         label = field_type.LABEL_REPEATED if repeated else field_type.LABEL_OPTIONAL
@@ -131,7 +133,7 @@ def _example_messages() -> tuple[type, type]:
         message.field.add(name=name, number=number, label=label, **typed)
 
     def make(package: str, integer: int, number: int) -> type:
-        file = descriptor_pb2.FileDescriptorProto(name=f'{package}.proto', package=package, syntax='proto3')
+        file = descriptors.FileDescriptorProto(name=f'{package}.proto', package=package, syntax='proto3')
         add(file.message_type.add(name='Int64List'), 'value', 1, integer, repeated=True)
         add(file.message_type.add(name='FloatList'), 'value', 1, number, repeated=True)
         feature = file.message_type.add(name='Feature')

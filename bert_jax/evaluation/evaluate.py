@@ -7,6 +7,7 @@ import math
 import re
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +52,7 @@ def evaluate(
     config: Config | None = None,
     devices: list[jax.Device] | None = None,
     workers: int = 1,
-) -> dict[str, float | int | str | None]:
+) -> dict[str, Any]:
     """Evaluates a checkpoint of a workdir: on the whole validation split, or on all text of a source.
 
     Writes WORKDIR/evaluation.json, or with `source` WORKDIR/evaluation-NAME.json. The corpus of a source is made in the
@@ -110,11 +111,10 @@ def _mesh(run_config: Config, given: Config | None, devices: list[jax.Device]) -
         return make_mesh(Config().mesh, run_config.model, Config().train, devices[:1])
 
 
-def _on_validation(
-    workdir: str, run_config: Config, step: int | None, mesh: Mesh, sample: int
-) -> dict[str, float | int | str | None]:
+def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mesh, sample: int) -> dict[str, Any]:
     streams = open_streams(run_config)
-    if None in streams.validation:
+    validation = [stream for stream in streams.validation if stream is not None]
+    if len(validation) < len(streams.validation):
         raise BadInput(
             'config.data.validation_fraction',
             'held out too little text for the objective',
@@ -124,7 +124,7 @@ def _on_validation(
     if streams.tokenizer.hash != identity.load_fingerprint(workdir)['tokenizer']:  # of an imported model, or made anew
         raise BadInput(run_config.data.corpus, 'was made with another tokenizer', f'the tokenizer in {workdir}')
     state = restore_on(mesh, workdir, run_config, streams.tokenizer.vocab_size, step)
-    stream = streams.validation[phase_at(run_config, int(state.step))]
+    stream = validation[phase_at(run_config, int(state.step))]
     result = _losses(state, run_config, streams.tokenizer, stream, mesh) | baselines(streams.unigram_counts())
     if not sample:
         return result
@@ -144,7 +144,7 @@ def _on_source(
     sample: int,
     directory: str,
     workers: int,
-) -> dict[str, float | int | str | None]:
+) -> dict[str, Any]:
     if is_records(source):
         raise BadInput(f'--source={source}', 'holds ids, not text', 'a source of text')
     fields = {'source': source, 'validation_source': '', 'validation_fraction': 0.0, 'local_copy': ''}
@@ -158,7 +158,8 @@ def _on_source(
     has_pairs = len(corpus.train.documents) - 1 >= FEWEST
     data = phase.data if has_pairs else dataclasses.replace(phase.data, pairing='none')
     stream = CorpusStream(corpus, data, 'train', batch_size=phase.train.global_batch_size, seed=None)
-    result = {'source': source} | _losses(state, run_config, tokenizer, stream, mesh)
+    result: dict[str, Any] = {'source': source}
+    result |= _losses(state, run_config, tokenizer, stream, mesh)
     result |= baselines(corpus.train.unigram_counts(tokenizer.vocab_size))
     if not sample:
         return result
@@ -166,12 +167,11 @@ def _on_source(
     return result | _on_sample(state, run_config, tokenizer, windows, result['unigram_entropy'])
 
 
-def _losses(
-    state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh
-) -> dict[str, float | int | None]:
+def _losses(state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh) -> dict[str, Any]:
     model, optimizer, train, phases = run_config.model, run_config.optimizer, run_config.train, run_config.phases
     program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=phases)
-    found = evaluate_params(state.params, program, stream)
+    found: dict[str, Any] | None = evaluate_params(state.params, program, stream)
+    assert found is not None  # nothing stops it
     if not found['nsp_loss']:  # of pairs it is above 0: their weight is 0
         found |= {'nsp_loss': None, 'nsp_accuracy': None}
     return {'step': int(state.step)} | found
@@ -179,7 +179,7 @@ def _losses(
 
 def _on_sample(
     state: TrainState, run_config: Config, tokenizer: Tokenizer, windows: list[Window], unigram_entropy: float
-) -> dict[str, float | int | str | None]:
+) -> dict[str, Any]:
     """What is measured on raw text; in rows no longer than those that the run was trained on up to here."""
     step = int(state.step)
     positions = positions_trained(run_config, step)
@@ -189,7 +189,7 @@ def _on_sample(
     return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': math.exp(unigram_entropy)}
 
 
-def describe(result: dict[str, float | int | str | None]) -> str:
+def describe(result: dict[str, Any]) -> str:
     """The figures next to their baselines, for a terminal."""
     below = result['unigram_entropy'] - result['mlm_loss']
     lines = [

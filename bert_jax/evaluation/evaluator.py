@@ -23,13 +23,11 @@ class Evaluation:
 
 
 class Evaluator(Protocol):
-    """Looks at the parameters of a run every so often. Every process calls it at the same steps.
+    """Looks at the parameters of a run every so often. Every process calls it at the same steps."""
 
-    Attributes:
-      activity: what it does, as the watchdog reports it ('evaluating').
-    """
-
-    activity: str
+    @property
+    def activity(self) -> str:
+        """What it does, as the watchdog reports it ('evaluating')."""
 
     def is_due(self, step: int, *, is_final: bool) -> bool:
         """Whether to evaluate after a step; `is_final` for the last step of the run."""

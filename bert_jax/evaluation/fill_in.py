@@ -4,31 +4,39 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh
 
 from bert_jax.console import say
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
-from bert_jax.model.inputs import Inputs
-from bert_jax.runtime.mesh import replicated
+from bert_jax.model.bert import BertForPreTraining, Gather
+from bert_jax.model.inputs import Array, Inputs
+from bert_jax.runtime.mesh import BATCH_AXES, batch_sharding
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
-from bert_jax.train.gradients import Exchange
 from bert_jax.train.program import TrainProgram
+from bert_jax.train.state import place
 
 _NUM_FILLERS = 3
+
+
+class _Sentences(NamedTuple):
+    input_ids: Array  # [N, L] int32
+    present: Array  # [N, L] int32, 1 where there is a token
+    masks: Array  # [N, P] int32, their positions; 0 for filler
 
 
 class Examples:
     """The best fillers of every mask, by the parameters where they lie.
 
-    The program is one for all processes, which all have to call it; each device works out all sentences.
+    Every process must call it: they run one program, each device on its share of the sentences.
     """
 
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, program: TrainProgram):
@@ -40,14 +48,17 @@ class Examples:
             say(f'train.examples: {num_left_out} do not fit into {num_positions} positions; left out')
         self._tokenizer = tokenizer
         self._masks = [(text, np.flatnonzero(ids == tokenizer.mask_id)) for text, ids in kept]
-        self._best = _make_best(*_batch(kept, self._masks, tokenizer.pad_id), program) if kept else None
+        self._batch = _batch(kept, self._masks, tokenizer.pad_id, program.device_mesh) if kept else None
+        self._fill = program.forward(_best_fillers)
 
     def __bool__(self) -> bool:
-        return self._best is not None
+        return self._batch is not None
 
     def __call__(self, params: nnx.State) -> list[dict[str, Any]]:
         """[{text, fillers: for each mask [{token, score}], best first}]; scores are probabilities."""
-        scores, tokens = jax.device_get(self._best(params))  # NPK
+        if self._batch is None:
+            return []
+        scores, tokens = jax.device_get(self._fill(params, self._batch))  # NPK
 
         def fillers(row: int, mask: int) -> list[dict[str, Any]]:
             pairs = zip(tokens[row, mask], scores[row, mask], strict=True)
@@ -75,29 +86,25 @@ class FillIn:
 
 
 def _batch(
-    kept: list[tuple[str, np.ndarray]], masks: list[tuple[str, np.ndarray]], pad_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(input_ids [N, L], 1 where there is a token [N, L], positions of the masks [N, P]), int32."""
-    shape = len(kept), max(len(ids) for _, ids in kept)
+    kept: list[tuple[str, np.ndarray]], masks: list[tuple[str, np.ndarray]], pad_id: int, mesh: Mesh
+) -> _Sentences:
+    """On the devices; empty rows after the sentences make the rows divisible over them."""
+    num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    num_rows = -(-len(kept) // num_shards) * num_shards
+    shape = num_rows, max(len(ids) for _, ids in kept)
     input_ids, present = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
-    positions = np.zeros((len(kept), max(len(places) for _, places in masks)), np.int32)
+    positions = np.zeros((num_rows, max(len(places) for _, places in masks)), np.int32)
     for row, ((_, ids), (_, places)) in enumerate(zip(kept, masks, strict=True)):
         input_ids[row, : len(ids)], present[row, : len(ids)] = ids, 1
         positions[row, : len(places)] = places
-    return input_ids, present, positions
+    return jax.tree.map(lambda array: place(array, batch_sharding(mesh)), _Sentences(input_ids, present, positions))
 
 
-def _make_best(input_ids: np.ndarray, present: np.ndarray, masks: np.ndarray, program: TrainProgram) -> Any:
-    """parameters -> (scores, token ids), [N, P, K] each, whole on every device; under `jax.jit`."""
-    exchange = Exchange(program.mesh, program.shardings.params)
-    positions = np.broadcast_to(np.arange(input_ids.shape[1], dtype=np.int32), input_ids.shape)
-
-    def best(params: nnx.State) -> tuple[jax.Array, jax.Array]:
-        model = nnx.merge(program.graph, exchange.gather_outside_layers(params))
-        ids = jnp.asarray(input_ids)
-        inputs = Inputs(ids, jnp.zeros_like(ids), jnp.asarray(present), jnp.asarray(positions))
-        hidden = model.bert(inputs, gather=exchange.gather_layer)
-        return tuple(jax.lax.top_k(jax.nn.softmax(model.mlm_logits(hidden, jnp.asarray(masks))), _NUM_FILLERS))
-
-    of_all = exchange.over_rows(best, (exchange.specs,), PartitionSpec())
-    return jax.jit(of_all, out_shardings=replicated(program.mesh))
+def _best_fillers(
+    model: BertForPreTraining, sentences: _Sentences, gather: Gather | None
+) -> tuple[jax.Array, jax.Array]:
+    """(scores, token ids), [N, P, K] each."""
+    ids = sentences.input_ids
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    hidden = model.bert(Inputs(ids, jnp.zeros_like(ids), sentences.present, positions), gather=gather)
+    return tuple(jax.lax.top_k(jax.nn.softmax(model.mlm_logits(hidden, sentences.masks)), _NUM_FILLERS))

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from bert_jax.console import say
 from bert_jax.data.batches import Stream
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
@@ -37,9 +36,9 @@ class HeldOut:
 
     def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation | None:
         stream = self.streams[self.phase_at(step)]
+        assert stream is not None  # see `is_due`
         found = evaluate_params(params, self.program, stream, self.max_rows, stop_now)
         if found is None:
-            say(f'step {step}: evaluation cut short')
             return None
         return Evaluation({f'validation/{name}': value for name, value in found.items()}, _describe(found))
 
@@ -63,7 +62,7 @@ def evaluate_params(
     """
     num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
     totals: Any = 0.0
-    for _, batch in device_batches(stream, program.mesh, 0, num_batches):
+    for _, batch in device_batches(stream, program.device_mesh, 0, num_batches):
         sums = program.evaluation_step(params, batch)
         totals += np.array(jax.device_get(sums), np.float64)
         if stop_now():

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 WORDS = 'masked_word_nats_per_character'
 PROBE, MOST_FREQUENT = 'probe/', 'most_frequent'
@@ -52,9 +52,9 @@ def common_measure(runs: Sequence[Figures]) -> Measure | None:
     if len(runs) < 2:
         return None
     samples = {run.evaluation.get('words_sample') for run in runs}
-    values = tuple(run.evaluation.get(WORDS) for run in runs)
+    values = tuple(filter(_is_finite, (run.evaluation.get(WORDS) for run in runs)))
     is_new = all(run.evaluation.get('step') == run.step for run in runs)
-    if len(samples) == 1 and None not in samples and is_new and all(map(_is_finite, values)):
+    if len(samples) == 1 and None not in samples and is_new and len(values) == len(runs):
         why = (
             'ranked by masked words in nats a character, which depends on no tokenizer: all were evaluated on the same '
             f'words (sample {samples.pop()})'
@@ -75,5 +75,5 @@ def is_probe(name: str) -> bool:
     return name.startswith(PROBE) and '/' not in name.removeprefix(PROBE)
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)

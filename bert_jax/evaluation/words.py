@@ -4,8 +4,6 @@ A loss is of one token, and a vocabulary decides what a token is. Here the words
 (`sample.py`), all pieces of a word are masked, and what the pieces cost together is divided by the characters.
 """
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bert_jax.evaluation.sample import Window
+from bert_jax.files import json_digest
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.text.tokenizer import Tokenizer
 
@@ -124,4 +123,4 @@ def _digest(windows: list[Window], tokenizer: Tokenizer) -> str:
         bool(tokenizer.strip_accents),
         [[window.text, window.words] for window in windows],
     ]
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
+    return json_digest(kept)

@@ -4,14 +4,18 @@ import dataclasses
 import statistics
 from typing import Any
 
-from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.config import Config
+from bert_jax.config.finetuning import FinetuneConfig, batch_of
+from bert_jax.console import say
 from bert_jax.finetune.metrics import check_libraries
-from bert_jax.finetune.seed import Outcome, Setup, run_seed
+from bert_jax.finetune.seed import Outcome, Setup, claim, run_seed
 from bert_jax.finetune.start import starting_point
 from bert_jax.finetune.tasks import open_task
 from bert_jax.finetune.workdirs import seed_workdir, write_plan, write_results
 from bert_jax.runtime import processes
+from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
+from bert_jax.train.memory import reporting_out_of_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,35 +33,56 @@ class Summary:
     seeds: list[dict[str, Any]]
 
 
-def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1) -> Summary:
+def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1, stop: StopRequest | None = None) -> Summary:
     """Fine-tunes `num_seeds` times, from `train.seed` on, in WORKDIR/seed-N each; writes WORKDIR/results.json.
 
-    What is finished is not done again, what was begun is gone on with.
+    Finished seeds are not repeated, and unfinished ones resume.
+
+    Args:
+      stop: what listens for signals already; without it they are listened for from here on.
 
     Raises:
       BadInput: before anything is written, when something cannot work.
     """
     check_libraries()
-    seeds = range(config.train.seed, config.train.seed + num_seeds)
-    workdirs = [seed_workdir(workdir, seed) for seed in seeds]
-    train, outcomes = config.train, []
-    seconds = {'watchdog_seconds': train.watchdog_seconds, 'watchdog_long_seconds': train.watchdog_long_seconds}
-
-    def plan() -> None:
-        if processes.is_first():
-            write_plan(workdir, num_seeds)
-
-    with Supervisor(stop_at=train.stop_at, **seconds) as supervisor:
-        start = starting_point(config, workdirs)
+    train = config.train
+    workdirs = {seed: seed_workdir(workdir, seed) for seed in range(train.seed, train.seed + num_seeds)}
+    with Supervisor(
+        stop,
+        stop_at=train.stop_at,
+        watchdog_seconds=train.watchdog_seconds,
+        watchdog_long_seconds=train.watchdog_long_seconds,
+    ) as supervisor:
+        start = starting_point(config, [*workdirs.values()])
         setup = Setup.of(start, open_task(start.config.task, start.config.train, start.tokenizer))
-        for seed, place in zip(seeds, workdirs, strict=True):
-            outcomes.append(run_seed(setup, place, seed, supervisor, plan))
-            if not outcomes[-1].finished:
-                break
+        memory = Config(model=start.config.model, train=batch_of(start.config.train), mesh=start.config.mesh)
+        with reporting_out_of_memory(memory, finds_microbatches=False):
+            outcomes = _run_seeds(setup, workdir, workdirs, supervisor)
     summary = summarize(outcomes, num_seeds)
     if summary.finished and processes.is_first():
         write_results(workdir, dataclasses.asdict(summary))
     return summary
+
+
+def _run_seeds(setup: Setup, workdir: str, workdirs: dict[int, str], supervisor: Supervisor) -> list[Outcome]:
+    """Runs the seeds in order, until one is stopped, or a request to stop comes between two.
+
+    Args:
+      workdirs: {seed: its workdir}.
+    """
+    outcomes: list[Outcome] = []
+    for seed, place in workdirs.items():
+        if outcomes and supervisor.any_asked_to_stop():
+            reason = supervisor.received or 'another process'
+            say(f'Stopped by {reason} before seed {seed}. Rerun the same command to resume.')
+            break
+        claim(setup, place, seed, supervisor)
+        if not outcomes and processes.is_first():
+            write_plan(workdir, len(workdirs))
+        outcomes.append(run_seed(setup, place, seed, supervisor))
+        if not outcomes[-1].finished:
+            break
+    return outcomes
 
 
 def summarize(outcomes: list[Outcome], num_seeds: int) -> Summary:

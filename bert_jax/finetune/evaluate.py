@@ -11,13 +11,15 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.finetune.command import Summary, summarize
-from bert_jax.finetune.evaluator import TaskEvaluator, make_predict_step, task_streams
-from bert_jax.finetune.export import load_finetuned
+from bert_jax.finetune.evaluator import TaskEvaluator, model_outputs, task_streams
+from bert_jax.finetune.load import load_finetuned
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.seed import Outcome
 from bert_jax.finetune.tasks import TaskData, open_task
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.sharding import parameter_specs
+from bert_jax.train.step import make_forward
 from bert_jax.workdir import identity
 
 
@@ -40,9 +42,10 @@ def evaluate(workdir: str, step: int | None = None) -> Summary:
         _check_is_same(place, data)
         mesh = make_mesh(config.Mesh(), trained.config, config.Train(), jax.devices()[:1])
         graph, params = nnx.split(trained.model)
-        streams = task_streams(resolved, trained.tokenizer.pad_id)
-        evaluator = TaskEvaluator(data, make_predict_step(graph, mesh), streams, mesh)
+        forward = make_forward(graph, mesh, parameter_specs(params, mesh), model_outputs)
+        evaluator = TaskEvaluator(data, forward, task_streams(resolved, trained.tokenizer.pad_id), mesh)
         metrics, _ = evaluator.evaluate(params)
+        assert trained.step is not None  # it is a workdir's
         outcomes.append(Outcome(resolved.train.seed, trained.step, True, None, metrics))
     found = summarize(outcomes, len(outcomes))
     write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(as_json(found)) + '\n')

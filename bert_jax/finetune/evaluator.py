@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
+from bert_jax.finetune.heads import BertForTask
 from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.tasks import TaskData
-from bert_jax.runtime.mesh import replicated
+from bert_jax.model.bert import Gather
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,9 @@ class TaskEvaluator:
     def is_due(self, step: int, *, is_final: bool) -> bool:
         return not is_final and is_due_every(self.every, step, is_final=False)
 
-    def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation:
-        metrics, _ = self.evaluate(params)
-        return Evaluation(as_validation(metrics), describe_metrics(metrics))
+    def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation | None:
+        found = self._evaluate(params, stop_now)
+        return Evaluation(as_validation(found[0]), describe_metrics(found[0])) if found else None
 
     def splits(self) -> list[tuple[str, Split]]:
         """All splits that predictions are made for: the labelled ones, and last the unlabelled one, if there is one."""
@@ -47,20 +48,34 @@ class TaskEvaluator:
 
     def evaluate(self, params: nnx.State) -> tuple[dict[str, float], list[list[Any]]]:
         """(metrics by name, those of the first split without its name; the predictions of each of `splits`)."""
+        found = self._evaluate(params, lambda: False)
+        assert found is not None  # nothing cuts it short
+        return found
+
+    def _evaluate(
+        self, params: nnx.State, stop_now: Callable[[], bool]
+    ) -> tuple[dict[str, float], list[list[Any]]] | None:
+        """Likewise; None when `stop_now`, asked once a batch, said yes before the end."""
         metrics: dict[str, float] = {}
         predictions = []
         for name, split in self.splits():
-            predictions.append(split.predictions(self._outputs(params, split.rows)))
+            outputs = self._outputs(params, split.rows, stop_now)
+            if outputs is None:
+                return None
+            predictions.append(split.predictions(outputs))
             if name in self.data.validation:
                 found = split.metrics(self.data.metrics, predictions[-1])
                 metrics |= {f'{name}/{key}': value for key, value in found.items()} if metrics else found
         return metrics, predictions
 
-    def _outputs(self, params: nnx.State, rows: Rows) -> np.ndarray:
-        """The model's outputs for all rows, float32 [N, …]."""
+    def _outputs(self, params: nnx.State, rows: Rows, stop_now: Callable[[], bool]) -> np.ndarray | None:
+        """The model's outputs for all rows, float32 [N, …]; None when cut short."""
         stream = self.streams(rows, None)
-        batches = device_batches(stream, self.mesh, 0, len(stream))
-        found = [np.asarray(self.predict_step(params, batch), np.float32) for _, batch in batches]
+        found = []
+        for _, batch in device_batches(stream, self.mesh, 0, len(stream)):
+            found.append(np.asarray(self.predict_step(params, batch), np.float32))
+            if stop_now():
+                return None
         return np.concatenate(found)[: stream.num_rows]
 
 
@@ -74,13 +89,9 @@ def task_streams(config: FinetuneConfig, pad_id: int) -> Callable[[Rows, int | N
     return stream
 
 
-def make_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable[[nnx.State, TaskBatch], jax.Array]:
-    """The model's outputs for a batch, without dropout, whole on every device; under `jax.jit`."""
-
-    def outputs(params: nnx.State, batch: TaskBatch) -> jax.Array:
-        return nnx.merge(graph, params)(batch)
-
-    return jax.jit(outputs, out_shardings=replicated(mesh))
+def model_outputs(model: BertForTask, batch: TaskBatch, gather: Gather | None) -> jax.Array:
+    """The outputs of a task's model without dropout, as `TrainProgram.forward` takes them."""
+    return model(batch, gather=gather)
 
 
 def as_validation(metrics: dict[str, float]) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """A fine-tuned checkpoint as a Hugging Face directory with its labels, written only after its logits were compared."""
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -10,83 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax import config
-from bert_jax.config.finetuning import FinetuneConfig, optimizer_of
-from bert_jax.console import say
-from bert_jax.errors import BadInput
-from bert_jax.finetune.heads import BertForTask, builder
+from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.finetune.heads import ARCHITECTURES
+from bert_jax.finetune.load import FineTuned, choose_seed, load_finetuned, task_builder
 from bert_jax.finetune.rows import TaskBatch
-from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
-from bert_jax.model.bert import Build
+from bert_jax.finetune.workdirs import read_results, read_run
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.card import front_matter, table
 from bert_jax.pretrained.export import check_output, prove, publish
 from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.train.state import model_of
 from bert_jax.version import __version__
 from bert_jax.workdir import identity
-from bert_jax.workdir.checkpoint import restore_whole
 
-ARCHITECTURES = {
-    'classification': 'BertForSequenceClassification',
-    'regression': 'BertForSequenceClassification',
-    'tagging': 'BertForTokenClassification',
-    'spans': 'BertForQuestionAnswering',
-}
 PIPELINES = {  # of `transformers`
     'BertForSequenceClassification': 'text-classification',
     'BertForTokenClassification': 'token-classification',
     'BertForQuestionAnswering': 'question-answering',
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class FineTuned:
-    """A fine-tuned model, float32, no dropout; `labels` are the names of its outputs, none for numbers and spans."""
-
-    model: BertForTask
-    tokenizer: Tokenizer
-    config: config.Model
-    step: int | None
-    labels: tuple[str, ...]
-
-
-def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
-    """The model of a seed's run, at its newest checkpoint or at `step`.
-
-    Raises:
-      BadInput: when there is none.
-    """
-    resolved, recorded = read_run(workdir), identity.load_fingerprint(workdir)
-    model = dataclasses.replace(resolved.model, dtype='float32', remat='none', attention='auto')  # no 'fused' float32
-    tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
-    labels, steps = tuple(recorded['labels']), recorded['train.steps']
-    build = _builder(resolved, labels)
-    as_trained = config.Config(
-        model=model, optimizer=optimizer_of(resolved.optimizer, steps), train=config.Train(steps=steps)
-    )
-    state = restore_whole(workdir, as_trained, tokenizer.vocab_size, step, build)
-    merged = model_of(state.params, model, tokenizer.vocab_size, build)
-    return FineTuned(merged, tokenizer, model, int(state.step), labels)
-
-
-def _builder(resolved: FinetuneConfig, labels: tuple[str, ...]) -> Build:
-    return builder(resolved.task.kind, {'regression': 1, 'spans': 2}.get(resolved.task.kind, len(labels)))
-
-
-def choose_seed(workdir: str) -> str:
-    """The workdir to export: of several seeds the one with the best main figure, which is said."""
-    seeds = seeds_of(workdir)
-    judged = {seed: results['metrics'] for seed in seeds if (results := read_results(seed)) is not None}
-    if len(seeds) == 1:
-        return seeds[0]
-    if not judged:
-        raise BadInput(workdir, 'has no seed that is finished', 'a finished fine-tune', 'type the finetune again')
-    main = next(iter(next(iter(judged.values()))))
-    best = max(judged, key=lambda seed: judged[seed][main])
-    say(f'{best}: the best of {len(judged)} seeds by {main} ({judged[best][main]:.1%})')
-    return best
 
 
 def export(workdir: str, output: str, step: int | None = None) -> dict[str, Any]:
@@ -133,7 +73,7 @@ def _labels_json(kind: str, labels: tuple[str, ...]) -> dict[str, object]:
 def _read_back(directory: Path, resolved: FinetuneConfig, trained: FineTuned) -> FineTuned:
     model, vocab_size = hugging_face.read_model_json(directory)
     file, tensors = read_tensors(directory)
-    build = _builder(resolved, trained.labels)
+    build = task_builder(resolved, trained.labels)
     names = tensor_names.TASK_TABLES[ARCHITECTURES[resolved.task.kind]]
     params = tensor_names.from_tensors(tensors, model, vocab_size, str(file), build=build, table=names)
     merged = model_of(params, model, vocab_size, build)

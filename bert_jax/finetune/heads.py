@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,13 +14,22 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.finetune.rows import TaskBatch
-from bert_jax.model.bert import Bert, Build, Gather
+from bert_jax.model.bert import Bert, Gather
 from bert_jax.model.dropout import DropoutKey, dropout
+from bert_jax.model.inputs import Array
 from bert_jax.model.layers import Dense
 from bert_jax.model.losses import cross_entropy
 from bert_jax.train.objective import Objective
 
 _POOLED = ('classification', 'regression')
+
+# The class of `transformers` that opens each kind of task.
+ARCHITECTURES = {
+    'classification': 'BertForSequenceClassification',
+    'regression': 'BertForSequenceClassification',
+    'tagging': 'BertForTokenClassification',
+    'spans': 'BertForQuestionAnswering',
+}
 
 
 class BertForTask(nnx.Module):
@@ -52,7 +62,7 @@ def new_head(model: config.Model, num_outputs: int, rngs: nnx.Rngs) -> Dense:
 
 
 @functools.cache
-def builder(kind: str, num_outputs: int) -> Build:
+def builder(kind: str, num_outputs: int) -> Callable[[config.Model, int, nnx.Rngs], BertForTask]:
     """What makes the model of a task."""
     return functools.partial(BertForTask, kind, num_outputs)
 
@@ -84,10 +94,10 @@ class _TaskObjective:
             losses, hits = losses.mean(axis=1), hits.min(axis=1)
         return TaskSums((losses * batch.weights).sum(), (hits * batch.weights).sum(), weight)
 
-    def weights(self, batch: TaskBatch) -> jax.Array:
+    def weights(self, batch: TaskBatch) -> Array:
         return batch.weights.sum()
 
-    def loss(self, sums: TaskSums, weights: jax.Array) -> jax.Array:
+    def loss(self, sums: TaskSums, weights: Array) -> jax.Array:
         return sums.loss_sum / jnp.maximum(weights, 1.0)
 
     def metrics(self, sums: TaskSums) -> dict[str, jax.Array]:
@@ -102,6 +112,6 @@ def objective(kind: str) -> Objective:
     return _TaskObjective(kind)
 
 
-def span_logits(outputs: jax.Array, sequence_ids: jax.Array) -> jax.Array:
+def span_logits(outputs: jax.Array, sequence_ids: Array) -> jax.Array:
     """[B, L, 2] logits of first and last token, the lowest there is in the padding."""
     return jnp.where(sequence_ids[..., None] > 0, outputs, jnp.finfo(outputs.dtype).min)

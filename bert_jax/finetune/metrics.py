@@ -58,4 +58,4 @@ def tagging(name: str, tags: list[list[str]], predicted: list[list[str]]) -> flo
         'entity_precision': seqeval.metrics.precision_score,
         'entity_recall': seqeval.metrics.recall_score,
     }[name]
-    return float(count(tags, predicted, zero_division=0))
+    return float(count(tags, predicted, zero_division=0))  # ty: ignore[invalid-argument-type]  its default is a str

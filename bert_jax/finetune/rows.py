@@ -12,19 +12,19 @@ import numpy as np
 
 from bert_jax.data.batches import Stream
 from bert_jax.data.order import Chosen, Order
-from bert_jax.model.inputs import Inputs
+from bert_jax.model.inputs import Array, Inputs
 
 
 class TaskBatch(NamedTuple):
     """One step's input, for the step of `train/step.py`."""
 
-    input_ids: np.ndarray  # [B, L] int32
-    token_type_ids: np.ndarray  # [B, L] int32, 1 for the second text
-    sequence_ids: np.ndarray  # [B, L] int32, 1; 0 is padding
-    position_ids: np.ndarray  # [B, L] int32
-    cls_positions: np.ndarray  # [B, 1] int32, 0
-    labels: np.ndarray  # [B] int32 class or float32 value; [B, L] int32 tags; [B, 2] int32 first and last token
-    weights: np.ndarray  # [B] float32, or [B, L]: 1 where there is a label
+    input_ids: Array  # [B, L] int32
+    token_type_ids: Array  # [B, L] int32, 1 for the second text
+    sequence_ids: Array  # [B, L] int32, 1; 0 is padding
+    position_ids: Array  # [B, L] int32
+    cls_positions: Array  # [B, 1] int32, 0
+    labels: Array  # [B] int32 class or float32 value; [B, L] int32 tags; [B, 2] int32 first and last token
+    weights: Array  # [B] float32, or [B, L]: 1 where there is a label
 
     @property
     def inputs(self) -> Inputs:
@@ -65,7 +65,7 @@ class Rows:
         found = hashlib.sha256()
         for array in (self.ids, self.starts, self.second, self.labels):
             found.update(f'{array.shape} {array.dtype} '.encode())
-            found.update(np.ascontiguousarray(array))
+            found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
 
     def chosen(self, numbers: np.ndarray) -> 'Rows':
@@ -84,7 +84,7 @@ def make_rows(ids: Sequence[Sequence[int]], second: Sequence[int], labels: np.nd
     return Rows(flat, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(second, np.int32), labels)
 
 
-class TaskStream(Stream):
+class TaskStream(Stream[TaskBatch]):
     """The batches of rows: shuffled epochs for ever (training), or once as they stand (evaluation, seed None)."""
 
     def __init__(self, rows: Rows, *, batch_size: int, seed: int | None, sequence_length: int, pad_id: int):

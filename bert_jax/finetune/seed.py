@@ -1,10 +1,10 @@
 """The fine-tune of one seed, from top to bottom; `loop.fit` trains it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -16,17 +16,15 @@ from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.probe import LabelledSet, Probe, open_sets
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
-from bert_jax.finetune.evaluator import TaskEvaluator, as_validation, describe_metrics, make_predict_step, task_streams
-from bert_jax.finetune.rows import TaskBatch
+from bert_jax.finetune.evaluator import TaskEvaluator, as_validation, describe_metrics, model_outputs, task_streams
 from bert_jax.finetune.start import Start
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
-from bert_jax.loop import TrainingRun, fit
-from bert_jax.pretrained.load import Pretrained
+from bert_jax.loop import TrainingRun, begin, fit
+from bert_jax.pretrained.load import Pretrained, from_params
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.runtime.supervisor import Supervisor
-from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.program import TrainProgram, build_program
 from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
@@ -71,83 +69,87 @@ class Setup:
             objective=heads.objective(config.task.kind),
         )
         sets = open_sets(config.probe, config.train.probe_every)
-        return cls(start, data, program, make_predict_step(program.graph, mesh), sets)
+        return cls(start, data, program, program.forward(model_outputs), sets)
+
+    def config_of(self, seed: int) -> FinetuneConfig:
+        """The config of one seed's run."""
+        return dataclasses.replace(self.start.config, train=dataclasses.replace(self.start.config.train, seed=seed))
 
 
-def run_seed(
-    setup: Setup, workdir: str, seed: int, supervisor: Supervisor, claimed: Callable[[], None] = lambda: None
-) -> Outcome:
-    """Trains one seed to its last step, or resumes it; then evaluates it and writes its predictions.
-
-    Args:
-      claimed: called once the workdir belongs to this run.
+def claim(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> None:
+    """Takes the workdir of a seed and records in it what the run is.
 
     Raises:
-      BadInput: when the workdir holds another run, another process holds the workdir, or the run keeps diverging.
+      BadInput: when the workdir holds another run, or another process holds the workdir.
     """
-    # --- What it is. ---
-    start, data, program = setup.start, setup.data, setup.program
-    config = dataclasses.replace(start.config, train=dataclasses.replace(start.config.train, seed=seed))
-    recorded = fingerprint(config, data, start.tokenizer.hash, program.num_steps) | start.fingerprint
+    start, config = setup.start, setup.config_of(seed)
+    recorded = fingerprint(config, setup.data, start.tokenizer.hash, setup.program.num_steps) | start.fingerprint
     processes.check_agreement(recorded)
     supervisor.acquire(workdir)
     identity.claim(workdir, config, start.tokenizer, recorded)
-    claimed()
+
+
+def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> Outcome:
+    """Trains one seed to its last step, or resumes it; then evaluates it and writes its predictions.
+
+    Args:
+      workdir: claimed for this seed.
+
+    Raises:
+      BadInput: when the run keeps diverging, or its workdir is lost to another process.
+    """
+    start, data, program, config = setup.start, setup.data, setup.program, setup.config_of(seed)
+    num_steps, check = program.num_steps, supervisor.check_lease
 
     # --- The state: restored, or new. ---
-    supervisor.enter_long('reading checkpoints')
-    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, check=supervisor.check_lease)
-    resumed_from = checkpoints.set_aside_unsound()
-    results = read_results(workdir)
-    if resumed_from == program.num_steps and results is not None:
-        checkpoints.close()
-        say(f'{workdir} is finished: all {program.num_steps} steps are done.')
-        return Outcome(seed, program.num_steps, True, resumed_from, results['metrics'])
+    def new_state() -> TrainState:
+        return program.init_state(seed, start.params(data.num_outputs, seed))
 
-    def restore(step: int | None) -> tuple[TrainState, TrainingRecord]:
-        if step is not None:
-            return checkpoints.restore(program.shapes, program.shardings, step), checkpoints.record(step)
-        return program.init_state(seed, start.params(data.num_outputs, seed)), TrainingRecord()
+    with Checkpoints(workdir, keep=config.train.keep_checkpoints, check=check) as checkpoints:
+        results = read_results(workdir)
+        begun = begin(workdir, program, checkpoints, new_state, supervisor, needs_last_step=results is None)
+        if begun is None:
+            return Outcome(seed, num_steps, True, num_steps, results['metrics'] if results else {})
+        say(_describe(workdir, config, data, program))
 
-    def update(state: TrainState, batch: TaskBatch) -> tuple[TrainState, dict[str, jax.Array]]:
-        return program.train_step(state, batch, np.uint32(seed))  # one compiled program for all seeds
+        # --- Train. ---
+        first, skipped = int(begun.state.step), begun.record.skipped_batches
+        streams = task_streams(config, start.tokenizer.pad_id)
+        evaluator = TaskEvaluator(data, setup.predict_step, streams, program.device_mesh, config.train.evaluate_every)
+        with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, check=check) as log:
+            run = TrainingRun(
+                workdir=workdir,
+                program=program,
+                update=functools.partial(program.train_step, seed=np.uint32(seed)),  # one program for all seeds
+                batches=Batches([streams(data.train, seed)], [num_steps], program.device_mesh, first, skipped),
+                evaluators=[evaluator, *_probes(setup, config)],
+                settings=config.train,
+                new_state=new_state,
+                supervisor=supervisor,
+                checkpoints=checkpoints,
+                log=log,
+            )
+            fitted = fit(run, begun.state, begun.record)
+            if fitted.stopped_by:
+                log.end(fitted.step, fitted.stopped_by)
+                return Outcome(seed, fitted.step, False, begun.resumed_from, {})
 
-    if resumed_from is not None:
-        say(f'Resuming {workdir} from step {resumed_from} of {program.num_steps}.')
-    state, record = restore(resumed_from)
-    say(_describe(workdir, config, data, program))
-
-    # --- Train. ---
-    begun = int(state.step)
-    streams = task_streams(config, start.tokenizer.pad_id)
-    evaluator = TaskEvaluator(data, setup.predict_step, streams, program.mesh, config.train.evaluate_every)
-    batches = Batches([streams(data.train, seed)], [program.num_steps], program.mesh, begun, record.skipped_batches)
-    with RunLog(workdir, begun, program.num_steps, program.mesh, _describe_step) as log:
-        evaluators = [evaluator, *_probes(setup, config)]
-        parts = (batches, evaluators, config.train, restore, supervisor, checkpoints, log)
-        fitted = fit(TrainingRun(program, update, *parts), state, record)
-        if fitted.stopped_by:
-            log.end(fitted.step, fitted.stopped_by)
-            return Outcome(seed, fitted.step, False, resumed_from, {})
-
-        # --- Evaluate the last step, which is saved by now. ---
-        supervisor.enter_long('evaluating')
-        metrics, predictions = evaluator.evaluate(fitted.state.params)
-        supervisor.check_lease()
-        log.evaluation(fitted.step, as_validation(metrics), f'seed {seed}: {describe_metrics(metrics)}')
-        _write_results(workdir, evaluator, predictions, {'seed': seed, 'step': fitted.step, 'metrics': metrics})
-        log.end(fitted.step)
-    return Outcome(seed, fitted.step, True, resumed_from, metrics)
+            # --- Evaluate the last step, which is saved by now. ---
+            supervisor.enter_long('evaluating')
+            metrics, predictions = evaluator.evaluate(fitted.state.params)
+            log.evaluation(fitted.step, as_validation(metrics), describe_metrics(metrics))
+            check()
+            _write_results(workdir, evaluator, predictions, {'seed': seed, 'step': fitted.step, 'metrics': metrics})
+            log.end(fitted.step)
+    return Outcome(seed, fitted.step, True, begun.resumed_from, metrics)
 
 
 def _probes(setup: Setup, config: FinetuneConfig) -> list[Evaluator]:
     if not setup.labelled_sets:
         return []
-    start, graph = setup.start, setup.program.graph
 
     def model_at(params: nnx.State, step: int) -> Pretrained:
-        whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
-        return Pretrained(nnx.merge(graph, whole), start.tokenizer, config.model, step)
+        return from_params(params, config.model, setup.start.tokenizer, step, build=setup.program.build)
 
     return [Probe(setup.labelled_sets, config.train.probe_every, model_at)]
 

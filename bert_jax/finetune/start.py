@@ -7,6 +7,7 @@ encoder lacks (a tagger has no pooler) is drawn as the original draws it, with a
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -15,8 +16,8 @@ from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, too_long
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.finetune.export import ARCHITECTURES, choose_seed, load_finetuned
-from bert_jax.finetune.heads import builder, new_head
+from bert_jax.finetune.heads import ARCHITECTURES, builder, new_head
+from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.model.bert import Encoder, new_pooler
 from bert_jax.pretrained import hugging_face, tensor_names
@@ -52,7 +53,7 @@ class Start:
     def _under_new_head(self, initial: Pretrained, num_outputs: int, seed: int) -> nnx.State:
         rngs = nnx.Rngs(seed)
         head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, rngs), nnx.Param)))
-        of = {'bert': self._encoder(initial, rngs), 'classifier': head}
+        of: dict[Any, dict[tuple, nnx.Param]] = {'bert': self._encoder(initial, rngs), 'classifier': head}
         build = builder(self.config.task.kind, num_outputs)
         shapes = nnx.eval_shape(lambda: build(self.config.model, self.tokenizer.vocab_size, nnx.Rngs(0)))
         paths = [path for path, _ in nnx.to_flat_state(nnx.state(shapes, nnx.Param))]
@@ -82,6 +83,7 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
     if settings.path:
         own = load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
     if given.init == 'scratch':
+        assert own is not None  # see `config.finetuning.resolve`
         say(f'Starting from random weights: {given.model.num_layers} layers, hidden size {given.model.hidden_size}')
         return Start(given, own, Initialization(fingerprint={'init': 'scratch'}))
     for workdir in workdirs:

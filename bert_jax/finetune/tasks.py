@@ -59,7 +59,7 @@ def open_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
         raise BadInput(task.train, f'has the label {", ".join(labels)} alone', 'two labels at least')
     if 'f1' in task.metrics and task.kind == 'classification' and len(labels) != 2:
         raise BadInput('config.task.metrics', f'names f1, and there are {len(labels)} labels', 'two, or macro_f1')
-    validation = {split_name(source): open_split(source) for source in sources}
+    validation: dict[str, Split] = {split_name(source): open_split(source) for source in sources}
     predict = open_split(task.predict, is_labelled=False) if task.predict else None
     _tell('training', learnt)
     for name, split in validation.items():

@@ -52,19 +52,12 @@ def read_run(workdir: str) -> FinetuneConfig:
 
 def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, steps: int) -> dict[str, Any]:
     """What must not change when a fine-tune is continued: content, never paths, mesh, microbatches or intervals."""
-    found = {
-        **identity_of('task', config.task),
-        **identity_of('model', config.model),
-        **identity_of('optimizer', config.optimizer),
-        **identity_of('train', config.train),
+    return identity_of(config) | {
         'train.steps': steps,
         'data': data.content_hash,
         'labels': list(data.labels),
         'tokenizer': tokenizer_hash,
     }
-    if config.reinitialized_layers:
-        found['reinitialized_layers'] = config.reinitialized_layers
-    return found
 
 
 def write_plan(workdir: str, num_seeds: int) -> None:

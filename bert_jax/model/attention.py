@@ -70,7 +70,7 @@ def attend(
         raise BadInput('config.model.attention', f"is 'fused', and {reason[0]}", 'what a kernel supports', reason[1])
     if reason:
         return reference(q, k, v, sequence_ids, num_heads, rate, key)
-    row_keys = key.of_rows(_SITE) if rate else jnp.zeros(q.shape[0], jnp.uint32)
+    row_keys = key.of_rows(_SITE) if key is not None and rate else jnp.zeros(q.shape[0], jnp.uint32)
     run = functools.partial(_KERNELS[platform], own, rate, is_packed)
     first_heads = jnp.arange(0, num_heads, own, dtype=jnp.uint32)  # of each device on the tensor axis
     return (_by_heads(run) if num_parts > 1 else run)(q, k, v, sequence_ids, row_keys, first_heads)
@@ -140,7 +140,9 @@ def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def _on_tpu(num_heads: int, rate: float, _: bool, *arguments: jax.Array) -> jax.Array:
-    return _kernels(_TPU_KERNELS).attend(*arguments, num_heads=num_heads, rate=rate)
+    kernels = _kernels(_TPU_KERNELS)
+    assert kernels is not None  # see `unsupported_reason`
+    return kernels.attend(*arguments, num_heads=num_heads, rate=rate)
 
 
 def _on_gpu(
@@ -156,7 +158,9 @@ def _on_gpu(
     heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
     if is_packed or not _is_cudnn_here():
         q, k, v = (x.reshape(heads) for x in (q, k, v))
-        return _kernels(_GPU_KERNELS).mha(q, k, v, sequence_ids, sm_scale=heads[-1] ** -0.5).reshape(*heads[:2], -1)
+        kernels = _kernels(_GPU_KERNELS)
+        assert kernels is not None  # see `unsupported_reason`
+        return kernels.mha(q, k, v, sequence_ids, sm_scale=heads[-1] ** -0.5).reshape(*heads[:2], -1)
     # What cuDNN leaves past a sequence is not said: zeros go in (so that gradients there are 0), and come out.
     is_real = sequence_ids[..., None] > 0
     q, k, v = (jnp.where(is_real, x, 0).reshape(heads) for x in (q, k, v))

@@ -13,9 +13,9 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.inputs import Inputs
+from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, parameter, stack, truncated_normal
-from bert_jax.model.matmul import Matmul, project
+from bert_jax.model.matmul import Count, Matmul, project
 
 VOCABULARY_MULTIPLE = 128
 
@@ -59,7 +59,7 @@ class Encoder(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        sequence_ids: jax.Array,
+        sequence_ids: Array,
         key: DropoutKey | None,
         is_packed: bool,
         gather: Gather | None = None,
@@ -75,12 +75,13 @@ class Encoder(nnx.Module):
             weights = gather(weights) if gather else weights
             return nnx.merge(graph, weights)(x, sequence_ids, key and key.at(number), is_packed), None
 
+        layer: Callable[..., tuple[jax.Array, None]] = run
         if self.remat != 'none' or gather:
             keep = {'none': _keep_activations, 'dots': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims}
             keep = keep.get(self.remat)
-            run = jax.checkpoint(run, policy=keep, prevent_cse=not self.scan)
+            layer = jax.checkpoint(run, policy=keep, prevent_cse=not self.scan)
         numbers = jnp.arange(1, self.num_layers + 1, dtype=jnp.uint32)
-        x, _ = jax.lax.scan(run, x, (numbers, stacked), unroll=1 if self.scan else self.num_layers)
+        x, _ = jax.lax.scan(layer, x, (numbers, stacked), unroll=1 if self.scan else self.num_layers)
         return x
 
 
@@ -115,7 +116,7 @@ class Bert(nnx.Module):
         x = self.embeddings(inputs, key)
         return self.encoder(x, inputs.sequence_ids, key, is_packed, gather)
 
-    def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
+    def pool(self, hidden: jax.Array, cls_positions: Array) -> jax.Array:
         """tanh of a dense layer over the [CLS] vectors: [B, L, D], [B, E] -> [B, E, D]."""
         return jnp.tanh(self.pooler(_at_positions(hidden, cls_positions)))
 
@@ -138,7 +139,7 @@ class BertForPreTraining(nnx.Module):
         self.nsp = Dense(size, 2, ('embed', 'labels'), stddev, 'float32', rngs)
         self.vocab_size, self.dtype = vocab_size, dtype
 
-    def mlm_logits(self, hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
         """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
         x = self.mlm_transform(_at_positions(hidden, positions))
         x = self.mlm_norm(gelu(x))
@@ -146,15 +147,15 @@ class BertForPreTraining(nnx.Module):
         bias = jnp.where(jnp.arange(word.shape[0]) < self.vocab_size, self.mlm_bias[...], -jnp.inf)
         return project(x, word.T, bias, self.dtype, 'float32')
 
-    def nsp_logits(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
+    def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> jax.Array:
         """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""
         return self.nsp(self.bert.pool(hidden, cls_positions).astype(jnp.float32))
 
     def __call__(
         self,
         inputs: Inputs,
-        masked_lm_positions: jax.Array,
-        cls_positions: jax.Array,
+        masked_lm_positions: Array,
+        cls_positions: Array,
         key: DropoutKey | None = None,
         gather: Gather | None = None,
     ) -> tuple[jax.Array, jax.Array]:
@@ -166,7 +167,7 @@ class BertForPreTraining(nnx.Module):
         return self.mlm_logits(hidden, masked_lm_positions), self.nsp_logits(hidden, cls_positions)
 
 
-def _at_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+def _at_positions(hidden: jax.Array, positions: Array) -> jax.Array:
     """[B, L, D] at [B, P] -> [B, P, D]."""
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
@@ -183,10 +184,10 @@ def matmuls(
     vocab_size: int,
     *,
     rows: int,
-    length: float,
-    visible_length: float,
-    predictions: int,
-    sequences: int,
+    length: Count,
+    visible_length: Count,
+    predictions: Count,
+    sequences: Count,
     tensor: int = 1,
 ) -> list[Matmul]:
     """The matmuls of one forward pass of `BertForPreTraining`, the one list that all counts of work derive from.

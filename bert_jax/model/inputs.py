@@ -3,6 +3,9 @@
 from typing import NamedTuple
 
 import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray  # on a device, or on the host before it is placed
 
 
 class Inputs(NamedTuple):
@@ -15,7 +18,7 @@ class Inputs(NamedTuple):
       position_ids: position within its own sequence.
     """
 
-    input_ids: jax.Array
-    token_type_ids: jax.Array
-    sequence_ids: jax.Array
-    position_ids: jax.Array
+    input_ids: Array
+    token_type_ids: Array
+    sequence_ids: Array
+    position_ids: Array

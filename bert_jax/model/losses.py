@@ -6,8 +6,10 @@
 import jax
 import jax.numpy as jnp
 
+from bert_jax.model.inputs import Array
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+
+def cross_entropy(logits: jax.Array, labels: Array) -> tuple[jax.Array, jax.Array]:
     """(losses, hits), both [...] float32: -log softmax(logits)[label] in nats, and 1 where the label has the top logit.
 
     Args:
@@ -20,11 +22,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
 # The gradient, softmax - one_hot, is written out: derived from `take_along_axis` it would scatter into an array of
 # zeros as large as the logits, which on a CPU takes longer than the product that made them.
 @jax.custom_vjp
-def _losses_and_top(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _losses_and_top(logits: jax.Array, labels: Array) -> tuple[jax.Array, jax.Array]:
     return _forward(logits, labels)[0]
 
 
-def _forward(logits: jax.Array, labels: jax.Array) -> tuple:
+def _forward(logits: jax.Array, labels: Array) -> tuple:
     largest = logits.max(axis=-1)
     log_sum = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(axis=-1))
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]

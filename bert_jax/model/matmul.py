@@ -5,6 +5,7 @@
 
 import functools
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax
@@ -75,6 +76,9 @@ def _dot(x: jax.Array, y: jax.Array, dim: int, out_dtype: str) -> jax.Array:
     return jax.lax.dot_general(x, y, dims, preferred_element_type=result_dtype(out_dtype)).astype(out_dtype)
 
 
+Count = float | Fraction  # a mean is exact as a fraction
+
+
 class Matmul(NamedTuple):
     """One of the matmuls of a forward pass, by which its cost is counted.
 
@@ -85,11 +89,11 @@ class Matmul(NamedTuple):
     """
 
     name: str
-    batch: float
-    m: float
-    k: float
-    n: float
-    count: float
+    batch: Count
+    m: Count
+    k: Count
+    n: Count
+    count: Count
 
 
 def training_flops(forward: Iterable[Matmul]) -> float:

@@ -10,7 +10,9 @@ zeros in the others', which costs a matrix unit of 128 x 128 no more than a head
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,11 +92,11 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _pallas(
     call: _Call,
-    kernel: object,
+    kernel: types.FunctionType,
     by_query: tuple[jax.Array, ...],
     by_key: tuple[jax.Array, ...],
     ids: jax.Array,
-    scalars: object,
+    scalars: Sequence[jax.Array],
     out_by_query: int,
     out_by_key: int,
     num_products: int,
@@ -136,13 +138,14 @@ def _pallas(
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """What is the same for the heads of a block. same: bool [Q, L]; place, row_key: for `is_kept`, of head 0."""
+    """What is the same for the heads of a block. same: bool [Q, L]; place, row_key: for `is_kept`, of head 0;
+    None without dropout."""
 
     same: jax.Array
     head_size: int
     rate: float
-    row_key: jax.Array
-    first_place: jax.Array
+    row_key: jax.Array | None
+    first_place: jax.Array | None
 
     def weights(self, q: jax.Array, k: jax.Array) -> jax.Array:
         """[Q, L] float32, before dropout."""
@@ -153,13 +156,14 @@ class _Block:
 
     def dropped(self, x: jax.Array, head: int) -> jax.Array:
         """Dropout of [Q, L] values of a head: of weights, or of the gradient that comes to them."""
-        if not self.rate:
+        if self.row_key is None or self.first_place is None:
             return x
         kept = is_kept(self.first_place + jnp.uint32(head * x.shape[1] * x.shape[1]), self.row_key, self.rate)
         return jnp.where(kept, x * np.float32(1.0 / (1.0 - self.rate)), 0.0)
 
 
-def _block(keys: object, first: object, q_ids: object, k_ids: object, heads: int, size: int, rate: float) -> _Block:
+def _block(keys: Any, first: Any, q_ids: Any, k_ids: Any, heads: int, size: int, rate: float) -> _Block:
+    """Args: references to arrays on the chip, as Pallas passes them."""
     Q, L = q_ids.shape[1], k_ids.shape[2]
     place, row_key = None, None
     if rate:

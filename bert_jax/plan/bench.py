@@ -1,10 +1,11 @@
 """How fast the real train step runs on this machine, compared with the time that its matmuls alone take."""
 
+import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,9 +14,10 @@ from jax.sharding import Mesh
 
 from bert_jax import console
 from bert_jax.config import Config, is_records, max_sequences, row_lengths
-from bert_jax.data.batches import Batch, Stream
+from bert_jax.data.batches import Batch, CorpusStream, Stream
 from bert_jax.data.device_batches import device_batches
 from bert_jax.data.random_rows import RandomRows
+from bert_jax.data.record_stream import RecordStream
 from bert_jax.data.streams import open_streams
 from bert_jax.model.bert import num_parameters
 from bert_jax.plan.matmuls import MatmulTimer, timer
@@ -115,8 +117,8 @@ def bench(config: Config, seconds: float) -> Bench:
     )
 
 
-def _stream(config: Config) -> tuple[Stream, int, str]:
-    """(what the run trains on, or random rows where that is not there; size of the vocabulary; which it is)."""
+def _stream(config: Config) -> tuple[CorpusStream | RecordStream | RandomRows, int, str]:
+    """(the stream that the run trains on, or random rows; the size of its vocabulary; which of the two it is)."""
     data = config.data
     if is_records(data.source) or (epath.Path(data.corpus) / 'manifest.json').exists():
         streams = open_streams(config, progress=False)
@@ -138,8 +140,8 @@ class Counts(NamedTuple):
 
 def count(config: Config, vocab_size: int, batches: Sequence[Batch]) -> Counts:
     """The mean over some global batches."""
-    numbers = range(1, max_sequences(config.data) + 1)
-    lengths = np.stack([(batch.sequence_ids[..., None] == numbers).sum(axis=1) for batch in batches])
+    numbers = np.arange(1, max_sequences(config.data) + 1)
+    lengths = np.stack([(np.asarray(batch.sequence_ids)[..., None] == numbers).sum(axis=1) for batch in batches])
     tokens, sequences, squared = (x.sum() / len(batches) for x in (lengths, lengths > 0, lengths.astype(float) ** 2))
     flops = flops_per_step(
         config.model,
@@ -193,15 +195,16 @@ class Run:
         return Sample((time.perf_counter() - start) / count, waited / count)
 
 
-class _no_compilation_cache:  # noqa: N801  reads as a statement
-    """What is compiled inside is compiled anew."""
-
-    def __enter__(self) -> None:
-        self._before = jax.config.jax_enable_compilation_cache
-        jax.config.update('jax_enable_compilation_cache', False)
-
-    def __exit__(self, *_: object) -> None:
-        jax.config.update('jax_enable_compilation_cache', self._before)
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """Programs are compiled inside, even those that the cache holds."""
+    settings: Any = jax.config  # whose fields are added when jax is imported
+    before = settings.jax_enable_compilation_cache
+    jax.config.update('jax_enable_compilation_cache', False)
+    try:
+        yield
+    finally:
+        jax.config.update('jax_enable_compilation_cache', before)
 
 
 def _square_matmul(mesh: Mesh, dtype: str) -> Callable[[], float]:

@@ -51,15 +51,15 @@ def describe_plan(plan: Plan, price: float | None = None) -> str:
         for found in collectives
     ]
     keep = config.train.keep_checkpoints + 1
-    checkpoint = plan.estimate.checkpoint_bytes / 1e9
+    checkpoint = plan.estimate.checkpoint_bytes
     lines += [
         f'Run: {config.train.steps:,} steps take ' + describe_cost(plan.run_seconds, target.num_devices, price),
-        f'Disk: {checkpoint:.2f} GB a checkpoint, {keep * checkpoint:.2f} GB for the {keep} that may lie there at once',
+        f'Disk: {console.size(checkpoint)} a checkpoint, {console.size(keep * checkpoint)} for up to {keep} of them',
         f'Assumed: full rows of {config.data.sequence_length}, a vocabulary of {config.tokenizer.vocab_size:,}'
         + _efficiencies(target),
     ]
-    if plan.is_compiled and plan.program.work.unknown_loops:
-        lines.append(f'  {plan.program.work.unknown_loops} loops of unknown length are counted once')
+    if plan.is_compiled and plan.work.unknown_loops:
+        lines.append(f'  {plan.work.unknown_loops} loops of unknown length are counted once')
     if plan.program is None:
         lines.append(f'Not compiled: {plan.why_not}')
     return '\n'.join(lines)

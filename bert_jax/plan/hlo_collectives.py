@@ -84,7 +84,10 @@ def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:
 
 def _iota(text: str) -> np.ndarray:
     """`[8,2]T(1,0)`: 0 … 15 in that shape, its dims in that order."""
-    sizes, order = re.fullmatch(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text.replace(' ', '')).groups()
+    found = re.fullmatch(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text.replace(' ', ''))
+    if found is None:
+        raise ValueError(f'{text!r} is no list of devices')
+    sizes, order = found.groups()
     ids = np.arange(math.prod(map(int, sizes.split(',')))).reshape([int(size) for size in sizes.split(',')])
     return ids.transpose([int(dim) for dim in order.split(',')]) if order else ids
 

@@ -31,7 +31,7 @@ class Costs:
     def flops(self, instruction: Instruction) -> float:
         """Of one call, what it calls included."""
         if instruction.opcode == 'dot':
-            dims = instruction.attribute(r'lhs_contracting_dims=\{([\d,]*)\}')
+            dims = instruction.required(r'lhs_contracting_dims=\{([\d,]*)\}')
             sizes = self.module.operand(instruction, 0).arrays[0].sizes
             contracted = math.prod(sizes[int(dim)] for dim in dims.split(',') if dim)
             return 2.0 * math.prod(instruction.arrays[0].sizes) * contracted
@@ -61,7 +61,7 @@ class Costs:
     def _convolution_flops(self, instruction: Instruction) -> float:
         """Multiplications that meet data and not padding: on a TPU a batched product is a dilated convolution."""
         lhs, rhs = (self.module.operand(instruction, index).arrays[0].sizes for index in (0, 1))
-        left, right, out = re.split(r'_|->', instruction.attribute(r'dim_labels=([\w>-]+)'))
+        left, right, out = re.split(r'_|->', instruction.required(r'dim_labels=([\w>-]+)'))
         output = instruction.arrays[0].sizes
         total = 2.0 * output[out.index('b')] * output[out.index('f')] * rhs[right.index('i')]
         window = instruction.attribute(r'window=\{([^}]*)\}') or ''
@@ -106,7 +106,7 @@ class Costs:
         return float(read + min(self._written(lines, next(line for line in lines.values() if line.is_root)), written))
 
     def _called(self, fusion: Instruction) -> dict[str, Instruction]:
-        return self.module.computations[fusion.attribute(r'calls=%?([\w.-]+)')]
+        return self.module.computations[fusion.required(r'calls=%?([\w.-]+)')]
 
     def _read(self, lines: dict[str, Instruction], line: Instruction) -> int:
         """Bytes of an input that a fused computation reads: its slices where it only takes slices."""

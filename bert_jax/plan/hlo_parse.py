@@ -24,7 +24,7 @@ class Array:
     @property
     def bytes(self) -> int:
         """Of its elements, without padding."""
-        bits = _BITS.get(self.dtype) if self.dtype in _BITS else int(re.sub(r'^[a-z]+(\d+).*$', r'\1', self.dtype))
+        bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.sub(r'^[a-z]+(\d+).*$', r'\1', self.dtype))
         return math.prod(self.sizes) * bits // 8
 
     @property
@@ -48,6 +48,13 @@ class Instruction:
         """What a regular expression's first group finds among the attributes."""
         found = re.search(pattern, self.rest)
         return found and found.group(1)
+
+    def required(self, pattern: str) -> str:
+        """The same, for an attribute that every instruction of this opcode has; a ValueError where it is missing."""
+        value = self.attribute(pattern)
+        if value is None:
+            raise ValueError(f'{self.opcode} {self.name} has no {pattern}')
+        return value
 
 
 class Module:
@@ -79,10 +86,10 @@ class Module:
         """The instructions that run by themselves, and how often."""
         for instruction in self.computations[computation].values():
             if instruction.opcode == 'while':
-                body = instruction.attribute(r'body=%?([\w.-]+)')
+                body = instruction.required(r'body=%?([\w.-]+)')
                 yield from self.executed(body, count * self._trips(instruction))
             elif instruction.opcode == 'call':
-                yield from self.executed(instruction.attribute(r'to_apply=%?([\w.-]+)'), count)
+                yield from self.executed(instruction.required(r'to_apply=%?([\w.-]+)'), count)
             elif instruction.opcode == 'conditional':
                 branches = re.findall(r'%?([\w.-]+)', instruction.attribute(r'branch_computations=\{([^}]*)\}') or '')
                 for branch in branches[-1:]:
@@ -94,7 +101,7 @@ class Module:
         known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
         if known:
             return int(known)
-        lines = self.computations[loop.attribute(r'condition=%?([\w.-]+)')]
+        lines = self.computations[loop.required(r'condition=%?([\w.-]+)')]
         root = next(line for line in lines.values() if line.is_root)
         limits = [lines[name] for name in root.operands if name in lines and lines[name].opcode == 'constant']
         if root.opcode == 'compare' and 'direction=LT' in root.rest and len(limits) == 1:

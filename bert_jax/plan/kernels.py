@@ -16,7 +16,8 @@ _PRODUCTS = {'fmha': 2, 'fmha_backward': 5, 'mha_forward': 2, 'mha_backward': 7}
 class Sized(Protocol):
     """An array of a program."""
 
-    sizes: tuple[int, ...]
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
 
 
 def cost(attributes: str, operands: Sequence[Sized]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.config import Config, max_sequences, num_predictions
 from bert_jax.model.bert import matmuls, padded_vocab_size
-from bert_jax.model.matmul import Matmul, result_dtype, training_flops
+from bert_jax.model.matmul import Count, Matmul, result_dtype, training_flops
 
 _MIN_COLUMNS = 8
 _MIN_SECONDS = 2e-3  # a clock measures this well
@@ -43,16 +43,17 @@ class MatmulTimer:
     """Times the matmuls of a step, forward and backward, each compiled by itself. flops: of one device."""
 
     def __init__(self, config: Config, vocab_size: int, mesh: Mesh):
-        self._timers: list[tuple[int, Callable[[], float]]] = []
+        self._timers: list[tuple[Count, Callable[[], float]]] = []
         forward = step_matmuls(config, vocab_size, dict(mesh.shape))
         self.flops = training_flops(forward)
-        for _, batch, m, k, n, count in forward:
+        for matmul in forward:
+            batch, m, k, n = (int(size) for size in (matmul.batch, matmul.m, matmul.k, matmul.n))
             for sizes in ((m, k, n), (m, n, k), (k, m, n)):
-                self._timers.append((count, timer(batch, *sizes, config.model.dtype, mesh)))
+                self._timers.append((matmul.count, timer(batch, *sizes, config.model.dtype, mesh)))
 
     def seconds(self) -> float:
         """Of a step: each matmul is timed once and counted as often as it occurs."""
-        return sum(count * seconds() for count, seconds in self._timers)
+        return sum(float(count) * seconds() for count, seconds in self._timers)
 
 
 def timer(batch: int, m: int, k: int, n: int, dtype: str, mesh: Mesh) -> Callable[[], float]:

@@ -1,6 +1,7 @@
 """The plan of a whole run: each of its phases has a step of its own, on the same devices."""
 
 import dataclasses
+from typing import Any
 
 from bert_jax.config import Config
 from bert_jax.plan import planning
@@ -23,7 +24,7 @@ class RunPlan:
         """The phase that needs the most memory: where it fits, all do."""
         return max(self.plans, key=lambda plan: plan.required_bytes['total'])
 
-    def to_json(self, price: float | None = None) -> dict[str, object]:
+    def to_json(self, price: float | None = None) -> dict[str, Any]:
         """What `--json` holds: memory is the largest phase's, time the run's, speed and FLOPs the mean of a step."""
         if len(self.plans) == 1:
             return self.plans[0].to_json(price)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -11,6 +12,7 @@ from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
 from bert_jax.plan.analytic import Estimate, estimate
 from bert_jax.plan.calibrate import here
+from bert_jax.plan.hlo import Work
 from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.plan.measure import Measured, measure
 from bert_jax.plan.program import FULL, Program
@@ -36,6 +38,13 @@ class Plan:
     def is_compiled(self) -> bool:
         """Whether time and collectives are the compiled program's."""
         return self.program is not None and not self.program.refused
+
+    @property
+    def work(self) -> Work:
+        """Of one device in a step: the compiled program's, else the estimate's."""
+        if self.program is not None and self.is_compiled:
+            return self.program.work
+        return self.estimate.work
 
     @property
     def required_bytes(self) -> dict[str, float]:
@@ -74,11 +83,10 @@ class Plan:
         """Steps alone: evaluation, saving and waiting for input left out."""
         return self.time.total * self.config.train.steps
 
-    def collectives(self) -> list[dict[str, object]]:
+    def collectives(self) -> list[dict[str, Any]]:
         """By kind, axis and overlap: bytes and calls of one device in a step."""
-        work = self.program.work if self.is_compiled else self.estimate.work
         found: dict[tuple, list[int]] = {}
-        for collective in work.collectives:
+        for collective in self.work.collectives:
             axis = axis_of(collective, self.mesh)
             if axis:
                 sums = found.setdefault((collective.kind, axis, collective.overlapped), [0, 0])
@@ -89,7 +97,7 @@ class Plan:
             for (kind, axis, overlapped), (size, count) in sorted(found.items(), key=lambda item: -item[1][0])
         ]
 
-    def to_json(self, price: float | None = None) -> dict[str, object]:
+    def to_json(self, price: float | None = None) -> dict[str, Any]:
         """What `--json` holds. price: dollars of a device's hour."""
         hours = self.run_seconds / 3600 * self.target.num_devices
         return {
@@ -182,7 +190,7 @@ def analytic_plan(config: Config, target: Target) -> Plan:
 # --- What would make it fit. ---
 
 
-def changed(config: Config, changes: dict[str, object]) -> Config:
+def changed(config: Config, changes: dict[str, Any]) -> Config:
     """A config with dotted fields replaced."""
     for name, value in changes.items():
         section, field = name.split('.')
@@ -192,7 +200,7 @@ def changed(config: Config, changes: dict[str, object]) -> Config:
     return config
 
 
-def overrides(changes: dict[str, object]) -> str:
+def overrides(changes: dict[str, Any]) -> str:
     """As the command line takes them."""
     return ' '.join(f'--config.{name}={value}' for name, value in changes.items())
 
@@ -210,12 +218,12 @@ def smallest_changes(plan: Plan) -> Iterator[str]:
         except BadInput:
             return False
 
-    def first(candidates: Iterator[dict[str, object]]) -> dict[str, object] | None:
+    def first(candidates: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
         return next((changes for changes in candidates if fits(changed(config, changes))), None)
 
     rows = config.train.global_batch_size // (plan.mesh['data'] * plan.mesh['fsdp'])
     splits = [n for n in range(config.train.microbatches + 1, rows + 1) if rows % n == 0]
-    kinds = [
+    kinds: list[Iterator[dict[str, Any]]] = [
         ({'train.microbatches': n} for n in splits),
         ({'model.remat': remat} for remat in ('dots', 'full') if config.model.remat != 'full'),
         ({'mesh.data': -1, 'mesh.fsdp': n} for n in _powers(plan.mesh['fsdp'], target.num_devices)),

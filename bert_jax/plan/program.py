@@ -205,7 +205,7 @@ def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple
     start = time.perf_counter()
     mesh = make_mesh(config.mesh, config.model, config.train, list(devices))
     lowered = lower_step(config, mesh, config.tokenizer.vocab_size)
-    options = {'exec_time_optimization_effort': -1.0} if effort == QUICK else None
+    options: dict[str, Any] | None = {'exec_time_optimization_effort': -1.0} if effort == QUICK else None
     try:
         compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
@@ -215,6 +215,7 @@ def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple
         needed = refused_bytes(str(error))
         return Program(0, 0, needed, 0, hlo.Work((), (), 0), seconds, str(error).splitlines()[0]), None
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None  # every backend that plans are made for has both
     rows = config.train.global_batch_size // config.train.microbatches // mesh.shape['data'] // mesh.shape['fsdp']
     program = Program(
         arguments=memory.argument_size_in_bytes,

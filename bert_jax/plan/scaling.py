@@ -52,7 +52,7 @@ def scaling(plan: Plan, seconds_alone: float | None = None) -> list[Scale]:
         raise BadInput(
             '--scaling', 'is for a named target, split over data alone', '--target=h100:1x8 and mesh.data=-1'
         )
-    work = plan.program.work if plan.is_compiled else plan.estimate.work
+    work = plan.work
     rows = rows_of_a_device(plan.config, plan.target)
     alone = plan.time.matrix + plan.time.memory if seconds_alone is None else seconds_alone
     device = plan.target.device

@@ -51,6 +51,7 @@ def export(workdir: str, output: str, step: int | None = None, card: config.Card
     target = check_output(output)
     resolved, trained = identity.load_config(workdir), load_pretrained(workdir, step)
     tokenizer = trained.tokenizer
+    assert trained.step is not None  # it is a workdir's
     architecture = 'BertForMaskedLM' if resolved.data.pairing == 'none' else 'BertForPreTraining'
     readme = model_card(workdir, resolved, card or resolved.card, tokenizer, trained.step, target.resolve().name)
 
@@ -153,6 +154,7 @@ def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.
 def _torch_logits(directory: Path, architecture: str, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
     import torch
     import transformers
+    import transformers.utils.logging
 
     transformers.utils.logging.disable_progress_bar()
     model = getattr(transformers, architecture).from_pretrained(directory, dtype=torch.float32).eval()
@@ -164,5 +166,5 @@ def _torch_logits(directory: Path, architecture: str, ids: np.ndarray, types: np
 def _hugging_face_ids(directory: Path, texts: list[str]) -> list[list[int]]:
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory)
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)['input_ids']

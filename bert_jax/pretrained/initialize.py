@@ -195,7 +195,7 @@ def hash_weights(model: Pretrained) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f'{name} {value.shape} {value.dtype} '.encode())
-        digest.update(value)
+        digest.update(value.data)
     return digest.hexdigest()
 
 

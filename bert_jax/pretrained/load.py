@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.model.bert import BertForPreTraining
+from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.model.inputs import Inputs
 from bert_jax.model.losses import cross_entropy
 from bert_jax.pretrained import hugging_face
@@ -110,7 +111,8 @@ class Pretrained:
         slots[0, : len(where)] = where
         logits = _mlm_logits(*self._parts, hidden, slots)[0, : len(where)]
         scores = np.asarray(jax.nn.softmax(logits, axis=-1))
-        best = np.argsort(-scores, axis=-1, kind='stable')[:, :top_k]
+        # The vocabulary is padded; no more fillers are given than it has tokens.
+        best = np.argsort(-scores[:, : self.tokenizer.vocab_size], axis=-1, kind='stable')[:, :top_k]
         return [
             [Filler(self.tokenizer.token(int(token)), float(scores[slot, token])) for token in tokens]
             for slot, tokens in enumerate(best)
@@ -227,16 +229,23 @@ def _from_workdir(workdir: str, step: int | None) -> Pretrained:
 
 
 def from_params(
-    params: nnx.State, model: config.Model, tokenizer: Tokenizer, step: int, positions: int | None = None
+    params: nnx.State,
+    model: config.Model,
+    tokenizer: Tokenizer,
+    step: int,
+    positions: int | None = None,
+    build: Build = BertForPreTraining,
 ) -> Pretrained:
     """The model of a run, on one device and in float32, from parameters that may lie on any mesh of this process.
 
-    Args: positions, that texts may take; None: as many as the model has.
+    Args:
+      positions: that texts may take; None: as many as the model has.
+      build: the class of the model; one with a task's head has an encoder, but fills no masks.
     """
     whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
     model = dataclasses.replace(model, dtype='float32', remat='none')
     unfused = dataclasses.replace(model, attention='auto')  # 'fused' may need bfloat16
-    merged = model_of(whole, unfused, tokenizer.vocab_size)
-    return Pretrained(
-        merged, tokenizer, dataclasses.replace(model, max_positions=positions or model.max_positions), step
-    )
+    # With a task's head it is used for its encoder alone.
+    merged = cast(BertForPreTraining, model_of(whole, unfused, tokenizer.vocab_size, build))
+    model = dataclasses.replace(model, max_positions=positions or model.max_positions)
+    return Pretrained(merged, tokenizer, model, step)

@@ -85,7 +85,8 @@ def _bin_means(steps: list[int], values: list[float]) -> tuple[list[float], list
     """Means of steps and of values over `_NUM_BINS` bins with equally many points."""
     edges = [len(steps) * i // _NUM_BINS for i in range(_NUM_BINS + 1)]
     bins = [(low, high) for low, high in zip(edges, edges[1:], strict=False) if high > low]
-    return tuple([statistics.fmean(points[low:high]) for low, high in bins] for points in (steps, values))
+    mean_steps, mean_values = ([statistics.fmean(points[low:high]) for low, high in bins] for points in (steps, values))
+    return mean_steps, mean_values
 
 
 def _draw(key: str, quantity: Quantity, runs: list[LoggedRun]) -> Drawing | None:

@@ -6,6 +6,7 @@ made in Python is the inside of a drawing (`report/svg.py`) and the places where
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jinja2
@@ -14,6 +15,8 @@ from markupsafe import Markup
 from bert_jax.report.svg import Drawing, line_style
 
 SHARED = 'bert_jax.report'  # the package with the templates that pages share: base.html, macros.html, style.css
+
+ColumnKind = Literal['label', 'number', 'text']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +44,14 @@ class Column:
     """
 
     heading: str | Text
-    kind: Literal['label', 'number', 'text']
+    kind: ColumnKind
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Rows of a table, with one cell for each column, and a heading across all columns, if any."""
 
-    rows: list[list[str | Text]]
+    rows: Sequence[Sequence[str | Text]]
     heading: str | Text = ''
 
 

@@ -118,7 +118,12 @@ def _keys(runs: list[LoggedRun], prefix: str) -> list[str]:
 
 
 def rank(runs: list[LoggedRun]) -> list[str]:
-    """Runs ranked by a metric they all share, best first, after a line with the reason; [] if there is none."""
+    """Runs ranked by a metric they all share, best first, after a line with the reason; [] if there is none.
+
+    Fine-tunes alone are not ranked: their task has figures of its own.
+    """
+    if all(run.is_finetune for run in runs):
+        return []
     measure = ranking.common_measure([run.figures for run in runs])
     if measure is None:
         return []

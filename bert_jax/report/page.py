@@ -12,7 +12,7 @@ from etils import epath
 
 from bert_jax.files import write_whole
 from bert_jax.report.curves import Charts, charts, is_shown
-from bert_jax.report.html import Column, Group, Table, Text, render
+from bert_jax.report.html import Column, ColumnKind, Group, Table, Text, render
 from bert_jax.report.logged import LoggedRun, probes, rank, read_runs
 from bert_jax.report.quantities import FINAL, INPUT_WAIT, MFU, Quantity
 from bert_jax.report.settings import Settings, settings_of
@@ -96,7 +96,7 @@ def _page(runs: list[LoggedRun]) -> ReportPage:
     return ReportPage(
         title=', '.join(groups),
         progress=[_named(runs, i, describe_progress(run)) for i, run in enumerate(runs)],
-        ranking=rank(runs) if pretraining else [],
+        ranking=rank(runs),
         final=_final_numbers(runs) if pretraining else None,
         finetunes=[_finetune(name, members) for name, members in seeds.items() if members],
         charts=charts(runs),
@@ -216,7 +216,7 @@ def _spread(points: list[Any]) -> list[Any]:
 
 
 def _timelines(runs: list[LoggedRun]) -> list[Timeline]:
-    kinds = {'step': 'number', 'what': 'text', 'repeated steps': 'number', 'when (UTC)': 'text'}
+    kinds: dict[str, ColumnKind] = {'step': 'number', 'what': 'text', 'repeated steps': 'number', 'when (UTC)': 'text'}
     columns = [Column(heading, kind) for heading, kind in kinds.items()]
     found = []
     for i, run in enumerate(runs):

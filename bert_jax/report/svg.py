@@ -57,7 +57,12 @@ def draw(key: str, title: str, fill: Callable[[Any], None]) -> Drawing:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {'svg.fonttype': 'none', 'svg.hashsalt': key, 'font.size': 9, 'path.simplify_threshold': 0.3}
+    style: dict[Any, Any] = {
+        'svg.fonttype': 'none',
+        'svg.hashsalt': key,
+        'font.size': 9,
+        'path.simplify_threshold': 0.3,
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(5, 2.9), layout='constrained')
         axes = figure.add_subplot()
@@ -75,6 +80,8 @@ def draw(key: str, title: str, fill: Callable[[Any], None]) -> Drawing:
 def _adapt(svg: str, key: str, title: str) -> Drawing:
     """Makes a stand-alone drawing part of a page: no fixed size, ids that start with `key`, colours of the page."""
     start = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', svg)
+    if start is None:
+        raise ValueError('Matplotlib wrote an image without an <svg viewBox=…>')
     content = svg[start.end() : svg.rindex('</svg>')]
     content = content.replace('xlink:href', 'href')
     content = re.sub(r'( id="|href="#|url\(#)', rf'\g<1>{key}-', content)

@@ -40,9 +40,9 @@ def _of_run(run: LoggedRun) -> list[str]:
     if losses := run.curve(loss.key)[1]:
         first, last = loss.show(losses[0]), loss.show(losses[-1])
         lines.append(f'  {loss.title:13} {_sparkline(losses)}  {first} → {last}')
-    for quantity in (*FINAL, *probes([run])):
+    for quantity in (*(() if run.is_finetune else FINAL), *probes([run])):
         value, baseline = run.validation(quantity), run.baseline(quantity)
-        if not run.is_finetune and is_shown(quantity, [run]) and value is not None:
+        if is_shown(quantity, [run]) and value is not None:
             compared = f'  ({quantity.baseline} {quantity.show(baseline)})' if baseline is not None else ''
             lines.append(f'  validation {quantity.title:13} {quantity.show(value):>8}{compared}')
     if run.examples:

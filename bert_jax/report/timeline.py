@@ -69,14 +69,17 @@ def hardware(run: LoggedRun) -> list[tuple[int, str]]:
 
 
 def _describe(start: dict[str, Any]) -> str:
-    mesh = start.get('mesh') if isinstance(start.get('mesh'), dict) else {}
-    versions = start.get('versions') if isinstance(start.get('versions'), dict) else {}
+    mesh, versions = (_dict(start.get(name)) for name in ('mesh', 'versions'))
     hosts, processes = _count(start.get('hosts')), _count(start.get('processes'))
     where = f'{hosts:,} host{"s" * (hosts != 1)}, {processes:,} process{"es" * (processes != 1)}'
     kind, platform = (str(start.get(name, '?')) for name in ('device_kind', 'platform'))
     device = kind if kind == platform else f'{kind} ({platform})'
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.items())
     return f'{_count(start.get("devices")):,} × {device} · {where} · mesh {axes} · jax {versions.get("jax", "?")}'
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _count(value: Any) -> int:

@@ -1,7 +1,7 @@
 """Where the processes of a run post their heartbeats and verdicts: the key-value store that process 0 serves.
 
 bert_jax/beats/RANK      the newest heartbeat of a process
-bert_jax/verdicts/RANK   why a process ends the run
+bert_jax/verdicts/RANK   why a process ends: its own verdict, or that of another process, which it has read
 """
 
 from typing import Any

@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import stat
+from typing import Any
 
 import jax
 
@@ -20,7 +21,8 @@ def keep_programs() -> None:
     `JAX_COMPILATION_CACHE_DIR` names another place, `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing. Where the
     directory cannot be made or is not safe, that is said, and nothing is kept.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config  # whose fields are added when jax is imported
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return
     try:
         directory = private_directory(_place())

@@ -8,6 +8,7 @@
 import dataclasses
 import json
 import math
+import operator
 import statistics
 
 FINISHED = 'finished'  # the stage of a process that may be silent from now on
@@ -26,7 +27,8 @@ class Heartbeat:
       number: increases with every heartbeat.
       step: the training step, 0 before the first.
       stage: what the main thread is doing, in words.
-      stages: how many stages it has entered; all processes enter the same ones, so this orders them within a step.
+      stages: how many stages it has entered. All processes enter the same ones in the same order, so the process with
+        the lowest count is furthest behind; a step does not tell, because a rollback or a next seed makes it fall.
       idle: seconds since it last made progress.
       limit: how many seconds it may go without progress; inf for no limit.
       own: recent mean seconds per step in which it waited for neither a device nor another process.
@@ -50,10 +52,6 @@ class Heartbeat:
         """The inverse of `to_json`."""
         values = json.loads(text)
         return cls(**values | {'limit': float('inf') if values['limit'] is None else values['limit']})
-
-    def position(self) -> tuple[int, int]:
-        """How far the process has come; the lowest position is furthest behind."""
-        return self.step, self.stages
 
     def describe(self) -> str:
         """`the step, step 8`; before the first step only the stage."""
@@ -107,7 +105,7 @@ class Judge:
         silent = {rank: self._silent[rank] for rank in beats if self._silent[rank] > self._seconds}
         if silent:
             return Verdict(self._describe_silent(silent, beats))
-        last = min(beats.values(), key=Heartbeat.position, default=None)
+        last = min(beats.values(), key=_stages, default=None)
         # A silent process will be named for its silence, soon: those that wait for it have been idle for as long.
         is_any_silent = any(self._silent[rank] > _MAX_MISSED_HEARTBEATS * self._interval for rank in beats)
         if last is not None and last.idle > last.limit and not is_any_silent:
@@ -126,8 +124,8 @@ class Judge:
         gone = [rank for rank in before if beats[rank].number == before[rank].number]
         if gone:
             return Verdict(self._describe_silent(dict.fromkeys(gone, seconds), beats), stacks=False)
-        last = min(beats.values(), key=Heartbeat.position)
-        if last.position() < mine.position() and last.idle > min(self._seconds, _COLLECTIVE_TIMEOUT):
+        last = min(beats.values(), key=_stages)
+        if last.stages < mine.stages and last.idle > min(self._seconds, _COLLECTIVE_TIMEOUT):
             return Verdict(self._describe_stuck(beats))
         return None
 
@@ -159,9 +157,9 @@ class Judge:
         )
 
     def _describe_stuck(self, beats: dict[int, Heartbeat]) -> str:
-        first = max(beats.values(), key=Heartbeat.position)
-        last = min(beats.values(), key=Heartbeat.position)
-        if first.position() == last.position():
+        first = max(beats.values(), key=_stages)
+        last = min(beats.values(), key=_stages)
+        if first.stages == last.stages:
             idle = min(beat.idle for beat in beats.values())
             processes = f'All {self._num_processes} processes'
             return f'{processes} have been stuck in {last.describe()} for {idle:.0f} s: none is behind.'
@@ -169,8 +167,11 @@ class Judge:
             f'Process {rank} of {self._num_processes} on {beat.host} is stuck: {beat.idle:.0f} s in '
             f'{beat.describe()}; the others wait for it in {first.describe()}.'
             for rank, beat in beats.items()
-            if beat.position() == last.position()
+            if beat.stages == last.stages
         )
+
+
+_stages = operator.attrgetter('stages')  # how far a process has come
 
 
 def _unfinished(beats: dict[int, Heartbeat]) -> dict[int, Heartbeat]:

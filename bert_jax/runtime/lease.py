@@ -30,7 +30,7 @@ from pathlib import Path
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
+from bert_jax.files import is_local, write_whole
 
 DIRECTORY = '.lease'  # in the workdir
 BEAT = 5.0  # seconds between signs of life
@@ -83,7 +83,7 @@ class Lease:
     def __init__(self, workdir: str, *, beat: float = BEAT, timeout: float = TIMEOUT) -> None:
         self._directory = epath.Path(workdir) / DIRECTORY
         self._workdir, self._beat, self._timeout = workdir, beat, timeout
-        self._is_remote = '://' in str(workdir)
+        self._is_remote = not is_local(workdir)
         self._owner, self._number = Owner.this_process(), 0
         self._done = threading.Event()
 
@@ -120,10 +120,19 @@ class Lease:
         """To be called before everything that is written into the workdir.
 
         Raises:
-          BadInput: when this process no longer holds it.
+          BadInput: when this process no longer holds it, or has released it.
         """
         if not self._number:  # never acquired: every process but the first
             return
+        if self._done.is_set():
+            raise BadInput(
+                f'--workdir={self._workdir}',
+                'was released by this run; nothing more is written',
+                'one run in a workdir',
+            )
+        self._check_is_newest()
+
+    def _check_is_newest(self) -> None:
         number, holder = self._newest()
         if number != self._number or holder is None or holder.token != self._owner.token:
             now = 'nobody' if holder is None else str(holder)
@@ -140,7 +149,7 @@ class Lease:
             return
         self._done.set()
         with contextlib.suppress(OSError, BadInput):
-            self.check()
+            self._check_is_newest()
             write_whole(self._path(self._number), self._text(released=True))
 
     # --- Files. ---

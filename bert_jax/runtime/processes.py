@@ -24,7 +24,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import distributed  # its barrier and its key-value store have no public names
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -188,17 +187,18 @@ def bind_address(place: Place) -> str | None:
     return f'[{found}]:{port}' if found.version == 6 else f'{found}:{port}'
 
 
-def first_does(action: Callable[[], object]) -> None:
-    """Process 0 does it; all raise the `BadInput` that it raises there."""
-    told = None
+def first_does(action: Callable[[], Any]) -> Any:
+    """Process 0 performs an action, however long it takes; all return its JSON value or raise its `BadInput`."""
+    value = refusal = None
     if is_first():
         try:
-            action()
+            value = action()
         except BadInput as error:
-            told = error.args
-    told = _gather(told)[0]
-    if told:
-        raise BadInput(*told)
+            refusal = error.args
+    value, refusal = _gather((value, refusal))[0]
+    if refusal:
+        raise BadInput(*refusal)
+    return value
 
 
 def is_first() -> bool:
@@ -208,7 +208,8 @@ def is_first() -> bool:
 
 def key_value_store() -> Any | None:
     """The client of the key-value store that process 0 serves to all processes; None when this process is alone."""
-    return distributed.global_state.client if jax.process_count() > 1 else None
+    state = console.distributed_state()
+    return state.client if state and jax.process_count() > 1 else None
 
 
 def check_devices(promised: int | None) -> None:
@@ -227,9 +228,6 @@ def check_agreement(facts: dict[str, object]) -> None:
     """Raises BadInput in every process, naming them, when facts or versions of the code differ between processes."""
     if jax.process_count() == 1:
         return
-    # Opening the corpus may take one host much longer than another; the first collective waits for 30 s only.
-    number = next(_meetings)  # a barrier serves once
-    distributed.global_state.client.wait_at_barrier(f'bert_jax/opened/{number}', timeout_in_ms=_A_WEEK_MS)
     facts = facts | _code_version()
     digests = _gather({name: json_digest(value) for name, value in facts.items()})
     differing = {
@@ -245,7 +243,7 @@ def check_agreement(facts: dict[str, object]) -> None:
         )
 
 
-def _code_version() -> dict[str, str]:
+def _code_version() -> dict[str, object]:
     """What tells one version of this package, and of jax, from another."""
     sources = sorted(pathlib.Path(__file__).parents[1].rglob('*.py'))
     contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
@@ -264,7 +262,7 @@ class AnyProcess:
         self._asked: collections.deque[jax.Array] = collections.deque()
 
     def __call__(self, mine: bool) -> bool:
-        """To be called once a step by every process."""
+        """To be called equally often by every process: once a step, and once a batch of an evaluation."""
         if jax.process_count() == 1:
             return mine
         flags = jax.make_array_from_callback((self._size,), self._sharding, lambda _: np.full(1, mine, np.int32))
@@ -292,10 +290,22 @@ def smallest(value: int) -> int:
     return min(_gather(value))
 
 
+def largest(value: int) -> int:
+    """The largest of all processes' values."""
+    return max(_gather(value))
+
+
 def _gather(value: object) -> list:
-    """Every process's JSON value, by process."""
-    if jax.process_count() == 1:
+    """Every process's JSON value, by process; to be called by all, which wait for each other for up to a week.
+
+    A collective gives up after 30 s. One process may take longer to come here: to open its corpus, to wait for the
+    lease, to read checkpoints.
+    """
+    store = key_value_store()
+    if store is None:
         return [value]
+    meeting = next(_meetings)  # a barrier serves once
+    store.wait_at_barrier(f'bert_jax/meeting/{meeting}', timeout_in_ms=_A_WEEK_MS)
     mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array(len(mine)))
     padded = np.zeros(int(lengths.max()), np.uint8)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Self
 
 import jax
@@ -50,8 +51,10 @@ class Supervisor:
             self._contexts = contexts.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> bool | None:
-        return self._contexts.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._contexts.__exit__(kind, error, trace)
 
     def _end_unsaved(self, reason: str) -> None:
         self.release()
@@ -66,19 +69,23 @@ class Supervisor:
           BadInput: in every process, when another run holds the workdir or it cannot be written to.
         """
         self.release()
-        self._lease = Lease(workdir)
-        processes.first_does(lambda: self._lease.acquire(say))
+        self._watchdog.begin_run()
+        self._lease = lease = Lease(workdir)
+        processes.first_does(lambda: lease.acquire(say))
 
     def release(self) -> None:
-        """Lets another run have the workdir at once; does nothing when no lease is held."""
+        """Lets another run have the workdir at once; from here on `check_lease` raises.
+
+        Also called from the threads that end this process, while its main thread may be about to write.
+        """
         if self._lease is not None:
             self._lease.close()
 
     def check_lease(self) -> None:
-        """To be called before everything that is written into the workdir.
+        """Checks that this run may write: `Checkpoints` and `RunLog` call it before each of their writes.
 
         Raises:
-          BadInput: when this run no longer holds it.
+          BadInput: when this run no longer holds the workdir that it acquired last.
         """
         if self._lease is not None:
             self._lease.check()
@@ -126,6 +133,13 @@ class Supervisor:
           seconds_to_save: how long a save takes, as measured; None if not yet known.
         """
         return self._stop.asked(seconds_to_save)
+
+    def any_asked_to_stop(self) -> bool:
+        """Whether any process was asked to stop, where nothing is left to save.
+
+        To be called by all processes, which wait for each other: not in the training loop.
+        """
+        return bool(processes.largest(int(self.asked_to_stop(seconds_to_save=0.0))))
 
     def began_to_save(self, step: int) -> None:
         """A save has begun; so the save before it, if any, is on disk."""

@@ -24,8 +24,9 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import jax
 
@@ -64,7 +65,9 @@ class Watchdog:
         self._slowest_step, self._num_measured = 0.0, 0
         self._ended_step: float | None = None  # when; None if something other than a step came after it
         self._pending: collections.deque[jax.Array] = collections.deque()
-        self._saves: list[int] = []
+        self._saving: int | None = None  # the step of the newest save, which may be in progress
+        self._saved: int | None = None  # that of the save before it, of the same run
+        self._has_saved = False  # in any run
         self._unanswered = float('-inf')  # seconds since process 0 last answered; it may start later than this one
         self._threads: list[threading.Thread] = []
         self._stop, self._lock, self._ending = threading.Event(), threading.Lock(), threading.Lock()
@@ -113,7 +116,14 @@ class Watchdog:
 
     def began_to_save(self, step: int) -> None:
         """A save has begun; so the save before it, if any, is on disk."""
-        self._saves.append(step)
+        if self._saving is not None:
+            self._saved, self._has_saved = self._saving, True
+        self._saving = step
+
+    def begin_run(self) -> None:
+        """Another run begins, in another workdir; what the run before it saved is on disk."""
+        self._has_saved = self._has_saved or self._saving is not None
+        self._saving = self._saved = None
 
     # --- Its threads. ---
 
@@ -122,12 +132,12 @@ class Watchdog:
             self._board = Board.of_run()
             self._start(self._watch)
         if self._board is not None:
-            faulthandler.enable(sys.__stderr__)  # when process 0 is gone, jax aborts the others
+            faulthandler.enable(_stderr())  # when process 0 is gone, jax aborts the others
             self._judge = Judge(self._board.num_processes, self._seconds, self._interval)
             self._start(self._exchange)
         return self
 
-    def _start(self, target: Callable[[], None]) -> None:
+    def _start(self, target: types.MethodType) -> None:
         self._threads.append(threading.Thread(target=target, name=f'watchdog{target.__name__}', daemon=True))
         self._threads[-1].start()
 
@@ -150,17 +160,18 @@ class Watchdog:
             now = time.monotonic()
             tick, last = min(now - last, 2 * self._interval), now
             if self._board is not None:  # alone, a process may be suspended (Ctrl-Z) and continued
-                faulthandler.dump_traceback_later(max(2 * self._seconds, 60), exit=True, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(max(2 * self._seconds, 60), exit=True, file=_stderr())
             with self._lock:
                 self._beat.idle += tick
                 self._unanswered += tick
                 mine = dataclasses.replace(self._beat)
-            if self._board is None:
+            board = self._board
+            if board is None:
                 if mine.idle > mine.limit:
                     self._end(Verdict(f'Stuck: {mine.idle:.0f} s in {mine.describe()}.'))
-            elif self._board.rank and self._unanswered > self._seconds:
+            elif board.rank and self._unanswered > self._seconds:
                 found = (
-                    f'Process 0 has given no sign of life to process {self._board.rank} on {mine.host} for '
+                    f'Process 0 has given no sign of life to process {board.rank} on {mine.host} for '
                     f'{self._unanswered:.0f} s: dead, frozen, or the network between them is cut.'
                 )
                 self._end(Verdict(found))
@@ -168,6 +179,7 @@ class Watchdog:
     def _exchange(self) -> None:
         """Once per interval: posts a heartbeat; process 0 judges, the others read its verdict."""
         board, of_first = self._board, None
+        assert board is not None  # the thread is started where there are several processes
         while not self._stop.is_set():
             with self._lock:
                 self._beat.number += 1
@@ -194,6 +206,7 @@ class Watchdog:
 
     def stopped(self, reason: str) -> None:
         """Ends the other processes: this one is about to end, as requested, and had nothing to save."""
+        self._ending.acquire(blocking=False)  # should the main thread fail meanwhile, that does not change the status
         if self._board is not None:
             found = f'Process {self._board.rank} was stopped ({reason}) before a step was made.'
             self._pass_on(Verdict(found, EXIT_RUN_AGAIN, stacks=False), self._board)
@@ -203,6 +216,8 @@ class Watchdog:
 
         At its exit jax would wait for the others, and they for this one in a collective.
         """
+        if self._ending.locked():
+            time.sleep(3600)  # another thread is ending the process
         me = f'Process {board.rank} of {board.num_processes} on {self._beat.host}'
         if isinstance(error, BadInput):
             say_anywhere(f'bert_jax: {error}')
@@ -222,9 +237,10 @@ class Watchdog:
             time.sleep(3600)  # another thread is ending the process
         if verdict.status is None:
             verdict = self._with_status(verdict)
+        assert verdict.status is not None  # `_with_status` sets it
         say_anywhere(verdict.text)
         if verdict.stacks:
-            faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+            faulthandler.dump_traceback(_stderr(), all_threads=True)
         _try_for(_SECONDS_TO_CLEAN_UP, self._before_ending)
         if self._board is not None:
             self._pass_on(verdict, self._board)
@@ -232,9 +248,8 @@ class Watchdog:
         os._exit(verdict.status)
 
     def _with_status(self, verdict: Verdict) -> Verdict:
-        has_saved = len(self._saves) > 1
-        status = EXIT_RUN_AGAIN if has_saved else 1
-        saved = f'; step {self._saves[-2]} is saved' if has_saved else ''
+        status = EXIT_RUN_AGAIN if self._has_saved else 1
+        saved = f'; step {self._saved} is saved' if self._saved is not None else ''
         text = f'All processes end (exit status {status}{saved}). Rerun the same command to resume.'
         return dataclasses.replace(verdict, text=f'{verdict.text}\n{text}', status=status)
 
@@ -252,6 +267,11 @@ class Watchdog:
                 time.sleep(0.1)  # the others have posted theirs, and end within a moment
                 return
             time.sleep(0.05)
+
+
+def _stderr() -> TextIO:
+    """The process's own standard error, also where `sys.stderr` was replaced."""
+    return sys.__stderr__ or sys.stderr
 
 
 def _try_for(seconds: float, call: Callable[[], None]) -> None:

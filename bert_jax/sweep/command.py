@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from bert_jax.console import say
 from bert_jax.errors import BadInput
+from bert_jax.files import is_local
 from bert_jax.sweep import launch
 from bert_jax.sweep.launch import EXIT_RUN_AGAIN, Signals
 from bert_jax.sweep.picture import write_picture
@@ -31,7 +32,7 @@ def sweep(
     Raises:
       BadInput: before anything is started.
     """
-    if '://' in directory:
+    if not is_local(directory):
         raise BadInput('--workdir', f'is {directory}', 'a directory on a local or shared disk: logs are written there')
     launch.check_workdirs(runs)
     todo = [run for run in runs if not launch.is_finished(run)]

@@ -12,7 +12,7 @@ from etils import epath
 from bert_jax.files import write_whole
 from bert_jax.report import charts
 from bert_jax.report.curves import Charts
-from bert_jax.report.html import Column, Figure, Group, Table, Text, render
+from bert_jax.report.html import Column, ColumnKind, Figure, Group, Table, Text, render
 from bert_jax.report.svg import MUTED, draw, line_of
 from bert_jax.sweep.results import (
     Result,
@@ -78,7 +78,7 @@ def _page(results: list[Result], name: str) -> SweepPage:
         final_losses=[figure for figure in figures if figure],
         best_commands=best_commands(results),
         failures=[(result.run.name, '\n'.join(result.log_tail)) for result in results if result.log_tail],
-        charts=charts([result.logged for result in drawn]) if drawn else None,
+        charts=charts([result.logged for result in drawn if result.logged]) if drawn else None,
         num_not_drawn=len(logged) - len(drawn),
     )
 
@@ -87,7 +87,7 @@ def _table(results: list[Result], drawn: list[Result]) -> Table:
     """The table of the sweep; the rank stands after the line that the charts draw the run with."""
     tabulated = tabulate(results)
     headings = ['', *tabulated.headings[1:]]
-    kinds = ['number' if is_number else 'text' for is_number in tabulated.is_number]
+    kinds: list[ColumnKind] = ['number' if is_number else 'text' for is_number in tabulated.is_number]
     groups = []
     for group in tabulated.groups:
         rows = [
@@ -106,18 +106,19 @@ def _final_losses(group: list[Result], groups: list[list[Result]], key: str) -> 
 
     None if no number varied.
     """
-    ended = [r for r in group if r.final_mlm_loss is not None and math.isfinite(r.final_mlm_loss)]
+    losses = [(r, r.final_mlm_loss) for r in group if r.final_mlm_loss is not None and math.isfinite(r.final_mlm_loss)]
+    ended = [result for result, _ in losses]
     field = _most_varied(ended)
     if not field:
         return None
     lines: dict[str, list[tuple[float, float]]] = {}
     varied = columns(result.run for result in ended)
     others = [name for name in varied if name != field and len({cell(r.run, name) for r in ended}) > 1]
-    for result in ended:
+    for result, loss in losses:
         combination = ', '.join(
             cell(result.run, name) if not name else f'{varied[name]}={cell(result.run, name)}' for name in others
         )
-        lines.setdefault(combination, []).append((value(result.run, field), result.final_mlm_loss))
+        lines.setdefault(combination, []).append((value(result.run, field), loss))
     drawing = draw(key, f'Final MLM loss over {field}', lambda axes: _fill(axes, field, lines))
     note = title(group, differing(groups)) if len(groups) > 1 else ''
     return Figure(Text(f'Final MLM loss over {varied[field]}', note), drawing, list(filter(None, lines)))
@@ -141,10 +142,10 @@ def _fill(axes: Any, field: str, lines: dict[str, list[tuple[float, float]]]) ->
 
 def _most_varied(results: list[Result]) -> str:
     """The numeric column with the most values among results, '' when none has two."""
-    counts = {}
+    counts: dict[str, int] = {}
     for field in filter(None, columns(result.run for result in results) if results else ()):
         tried = {value(result.run, field) for result in results}
         if all(type(number) in (int, float) for number in tried):
             counts[field] = len(tried)
-    best = max(counts, key=counts.get, default='')
+    best = max(counts, key=counts.__getitem__, default='')
     return best if counts.get(best, 0) > 1 else ''

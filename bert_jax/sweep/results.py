@@ -85,7 +85,7 @@ def read_results(runs: tuple[Run, ...], statuses: dict[str, int]) -> list[Result
     for task in {json_digest(result.task): None for result in results}:
         ranked = [r for r in results if json_digest(r.task) == task and r.status == 'finished']
         ranked = [r for r in ranked if _is_finite(r.final_mlm_loss)]
-        ranked.sort(key=lambda result: result.final_mlm_loss)
+        ranked.sort(key=lambda result: result.final_mlm_loss or 0.0)
         ranks |= {result.run.name: rank for rank, result in enumerate(ranked, start=1)}
     return [dataclasses.replace(result, rank=ranks.get(result.run.name)) for result in results]
 
@@ -99,7 +99,7 @@ def _common_measure(results: list[Result]) -> Measure | None:
     finished = _finished(results)
     if len({json_digest(result.task) for result in finished}) < 2:
         return None
-    return common_measure([result.logged.figures for result in finished])
+    return common_measure([result.logged.figures for result in finished if result.logged])
 
 
 def _ranked_by(measure: Measure, results: list[Result]) -> list[Result]:

@@ -3,32 +3,30 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
+from bert_jax.files import files_below, next_digest
+
 BLOCK_BYTES = 1 << 20
+_DIGEST_CHARACTERS = 16  # of the 64 of a SHA-256
 
 
 def block_digest(block: bytes | memoryview) -> str:
     """The first 64 bits of SHA-256, in hexadecimal."""
-    return hashlib.sha256(block).hexdigest()[:16]
+    return hashlib.sha256(block).hexdigest()[:_DIGEST_CHARACTERS]
 
 
 def block_digests(path: pathlib.Path) -> list[str]:
     """The digest of each MiB of a file."""
+    num_bytes = path.stat().st_size
     with path.open('rb') as file:
-        return [block_digest(block) for block in iter(lambda: file.read(BLOCK_BYTES), b'')]
-
-
-def files_in(directory: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
-    """(name, path) of all files below a directory, sorted by name; names have '/' between their parts."""
-    paths = (path for path in directory.rglob('*') if path.is_file())
-    return iter(sorted((path.relative_to(directory).as_posix(), path) for path in paths))
+        return [next_digest(file, BLOCK_BYTES)[:_DIGEST_CHARACTERS] for _ in range(0, num_bytes, BLOCK_BYTES)]
 
 
 def checksums_of(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
     """{name: {bytes, blocks}} of all files below a directory."""
-    return {name: {'bytes': path.stat().st_size, 'blocks': block_digests(path)} for name, path in files_in(directory)}
+    files = files_below(directory)
+    return {name: {'bytes': path.stat().st_size, 'blocks': block_digests(path)} for name, path in files.items()}
 
 
 def first_difference(directory: pathlib.Path, files: dict[str, dict]) -> str | None:
@@ -57,7 +55,7 @@ def damage(directory: pathlib.Path) -> str | None:
     """What is wrong with the files of a sealed directory, naming the first; None when all are as they were."""
     try:
         files = json.loads((directory / _SEAL).read_text())
-        found = {name for name, _ in files_in(directory)} - {_SEAL}
+        found = files_below(directory).keys() - {_SEAL}
         return first_difference(directory, files) if found == files.keys() else f'{_SEAL} lists other files'
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f'{_SEAL} is missing or damaged'

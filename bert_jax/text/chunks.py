@@ -16,11 +16,12 @@ import glob
 import io
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from etils import epath
 
 from bert_jax.errors import BadInput
+from bert_jax.files import is_local
 
 LONGEST_LINE = 1 << 20  # bytes; a longer line of a text file is read as several
 LONGEST_RECORD = 1 << 26  # bytes; a longer line of JSON is a bad record
@@ -102,7 +103,7 @@ def plan_source(source: str, number: int, text_field: str, group_field: str = ''
 
 def find_files(pattern: str) -> list[epath.Path]:
     """The files of a glob, sorted by name."""
-    if '://' in pattern:
+    if not is_local(pattern):
         head, _, tail = pattern.partition('*')
         root = head.rpartition('/')[0]
         files = sorted(epath.Path(root).glob(pattern[len(root) + 1 :])) if tail or '*' in pattern else []
@@ -186,7 +187,7 @@ def open_tfds(spec: str, fields: list[str]) -> Any:
     split += bracket + slicing
     where = f'data.source=tfds:{spec}'
     try:
-        builder = tfds.builder(name, file_format='array_record')
+        builder: Any = tfds.builder(name, file_format='array_record')
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         found = f'is not a dataset here ({type(error).__name__})'
         raise BadInput(where, found, 'NAME[/CONFIG][:VERSION][:SPLIT]') from None
@@ -205,14 +206,16 @@ def open_tfds(spec: str, fields: list[str]) -> Any:
 def open_binary(path: epath.Path) -> Iterator[BinaryIO]:
     """Opens a file for reading; those of object stores too know how to read a line up to a length."""
     with path.open('rb') as file:
-        yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, _BUFFER_BYTES)
+        yield (
+            file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file), _BUFFER_BYTES)
+        )
 
 
 def find_range(file: BinaryIO, part: Part, kind: str) -> tuple[int, int]:
     """The bytes (start, stop) that belong to a part of a text or JSON file."""
     end = file.seek(0, 2)
     stop = end if part.stop == -1 else part.stop
-    return tuple(_border(file, place, end, kind) for place in (part.start, stop))
+    return _border(file, part.start, end, kind), _border(file, stop, end, kind)
 
 
 def _border(file: BinaryIO, place: int, end: int, kind: str) -> int:

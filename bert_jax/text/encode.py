@@ -27,9 +27,9 @@ from bert_jax.text.sentences import split_lines
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import flattened
 
-# `digest` tells equal texts; `uniform` hashes the group, or without one the text.
-DOCUMENT = np.dtype([('digest', 'V16'), ('uniform', 'u8'), ('lines', 'u4'), ('sentences', 'u4'), ('tokens', 'u8')])
-LINE = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
+# `digest` tells equal texts; `uniform` hashes the group, or without one the text. Any: ty takes them for float64.
+DOCUMENT: Any = np.dtype([('digest', 'V16'), ('uniform', 'u8'), ('lines', 'u4'), ('sentences', 'u4'), ('tokens', 'u8')])
+LINE: Any = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
 _CHARACTERS_AT_ONCE = 1 << 22  # given to the tokenizer together, or a few more
 _MOST_AT_ONCE = 1 << 23  # bytes
 _PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between

@@ -14,14 +14,12 @@ import functools
 import itertools
 import json
 import pathlib
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from bert_jax.errors import BadInput
-from bert_jax.files import json_digest, write_whole
+from bert_jax.files import discard, json_digest, remove_leftovers, write_whole
 from bert_jax.text.chunks import Chunk, Source
 from bert_jax.text.documents import Document, Reading, Tally, read_chunk
 from bert_jax.text.encode import Encoder, read_record, write_chunk
@@ -60,7 +58,7 @@ class Job:
         if read_record(directory) is not None:
             return True
         if directory.is_dir():
-            _move_away(directory)
+            discard(directory)
         return False
 
     # --- What the processes do. ---
@@ -68,8 +66,10 @@ class Job:
     def sample(self, number: int, num_bytes: int) -> tuple[int, int]:
         """Writes the first `num_bytes` of text of a chunk to `texts`; returns how many documents and characters."""
         path = self._text_path(number)
-        if (text := _read_json(path)) is None:
-            tally, documents, size, is_whole = Tally(), [], 0, True
+        text: dict[str, Any] | None = _read_json(path)
+        if text is None:
+            documents: list[Any] = []
+            tally, size, is_whole = Tally(), 0, True
             for document in read_chunk(self.chunks[number], self.reading, tally):
                 if size >= num_bytes:
                     is_whole = False
@@ -90,7 +90,7 @@ class Job:
                 'is_whole': is_whole,
             }
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, json.dumps(text))
+            write_whole(path, json.dumps(text), temporary_in=self.directory)
         return len(text['documents']), sum(len(line) for lines, _ in text['documents'] for line in lines)
 
     def read_sample(self) -> Iterator[str]:
@@ -121,6 +121,7 @@ class Job:
                 documents = read_chunk(self.chunks[number], self.reading, tally)
             write_chunk(documents, tally, self.encoder, directory, hash_lines=self.reading.deduplicate_lines)
         record = read_record(directory)
+        assert record is not None  # it has just been written
         return record['num_documents'], record['characters']
 
     def _documents(self, text: dict[str, Any]) -> Iterator[Document]:
@@ -150,6 +151,7 @@ def open_job(
         'chunks': json_digest([dataclasses.asdict(chunk) for chunk in job.chunks]),
     }
     identity = json.loads(json.dumps(identity))
+    remove_leftovers(directory)
     path = directory / 'job.json'
     there = _read_json(path)
     if there != identity:
@@ -161,7 +163,7 @@ def open_job(
                 f'rm -r {directory} to start again',
             )
         if directory.exists() and alone:
-            _move_away(directory)
+            discard(directory)
         (directory / 'chunks').mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(identity))
     return job
@@ -173,10 +175,3 @@ def _read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_text('utf-8'))
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _move_away(directory: pathlib.Path) -> None:
-    """Removes a directory; its name is free at once."""
-    aside = directory.with_name(f'.{directory.name.lstrip(".")}.{uuid.uuid4().hex[:12]}.old')
-    directory.rename(aside)
-    shutil.rmtree(aside)

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import pathlib
 
+from bert_jax.console import size
 from bert_jax.errors import BadInput
 from bert_jax.files import new_directory
 from bert_jax.text.checksums import BLOCK_BYTES, block_digest
@@ -34,7 +35,7 @@ def stage(corpus: pathlib.Path, manifest: dict, local: pathlib.Path) -> pathlib.
         raise BadInput(
             f'config.data.local_copy={local}',
             f'cannot hold the copy of {corpus}: {error.strerror or error} ({error.filename})',
-            f'room for {sum(file["bytes"] for file in manifest["files"].values()) / 1e9:.1f} GB on a local disk',
+            f'room for {size(sum(file["bytes"] for file in manifest["files"].values()))} on a local disk',
         ) from error
     return copy
 

@@ -11,6 +11,7 @@ import math
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from bert_jax.text.encode import DOCUMENT, LINE
 from bert_jax.text.splits import SplitWriter
 
 FEWEST = 2  # documents that a split needs for next sentence prediction
-_KEY = np.dtype([('high', 'u8'), ('low', 'u8'), ('number', 'u8')])
+_KEY: Any = np.dtype([('high', 'u8'), ('low', 'u8'), ('number', 'u8')])  # Any: ty takes it for float64
 _BUCKET_BYTES = 1 << 26  # sorted at once
 _RECORDS_AT_ONCE = 1 << 18
 _TOKENS_AT_ONCE = 1 << 22

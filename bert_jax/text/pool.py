@@ -73,7 +73,9 @@ def _start(job: Job) -> None:
 
 
 def _follow_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # it runs in a worker
+    wait([parent.sentinel])
     os._exit(1)
 
 

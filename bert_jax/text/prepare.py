@@ -289,6 +289,7 @@ def finish(
     tally = Tally()
     for number in range(len(job.chunks)):
         record = read_record(job.chunk_directory(number))
+        assert record is not None  # all chunks are finished
         tally.add(Tally(Counter(record['dropped']), record['records'], record['bad']))
     tally.check(data.bad_records)
     for where, found, _ in tally.bad if progress else ():

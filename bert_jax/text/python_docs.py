@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from etils import epath
+
 from bert_jax.errors import BadInput
 
 _REQUIREMENTS = Path(__file__).parents[2] / 'requirements.txt'
@@ -46,11 +48,11 @@ def find_modules() -> list[tuple[str, Path]]:
     for distribution in _required_distributions():
         for file in distribution.files or ():
             if file.suffix == '.py' and '..' not in file.parts and not _LEFT_OUT_DIRECTORIES.intersection(file.parts):
-                modules[_module_name(Path(file))] = Path(distribution.locate_file(file))
+                modules[_module_name(Path(file))] = Path(str(distribution.locate_file(file)))
     return sorted((name, path) for name, path in modules.items() if path.is_file())
 
 
-def read_paragraphs(path: Path, counts: Counter) -> Iterator[str]:
+def read_paragraphs(path: Path | epath.Path, counts: Counter) -> Iterator[str]:
     """The prose of one module's docstrings, a paragraph, list item or argument at a time, in source order.
 
     Doctests, code blocks and tables are left out. A file that does not parse gives nothing and is
@@ -69,9 +71,12 @@ def read_paragraphs(path: Path, counts: Counter) -> Iterator[str]:
             yield from _prose(inspect.cleandoc(docstring))
 
 
-def _documented(node: ast.AST) -> Iterator[ast.AST]:
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _documented(node: ast.AST) -> Iterator[_Documented]:
     """Modules, classes and functions, in source order; expressions are not walked, they hold none."""
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+    if isinstance(node, _Documented):
         yield node
     for block in ('body', 'handlers', 'orelse', 'finalbody', 'cases'):
         for child in getattr(node, block, ()):

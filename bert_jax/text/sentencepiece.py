@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import itertools
+import os
 import pathlib
 import re
 import unicodedata
@@ -110,7 +111,7 @@ class SentencePiece(Vocabulary):
         lowered = [word.lower() for word in alone] if self.lowercase else alone
         yield alone, *flattened(self._library.encode(lowered, num_threads=1))
 
-    def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512) -> None:
         directory = pathlib.Path(directory)
         settings = {
             'tokenizer_class': 'PreTrainedTokenizerFast',
@@ -197,8 +198,9 @@ def _parse(model: bytes, where: str) -> Any:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
+    messages: Any = sentencepiece_model_pb2  # protobuf makes its classes when it is imported
     try:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        proto = messages.ModelProto.FromString(model)
     except DecodeError:
         proto = None
     if proto is None or not proto.pieces:

@@ -175,7 +175,7 @@ class SplitWriter:
         counts['sentences'] += len(sentence_lengths)
         while len(ids):
             number, used = divmod(counts['tokens'], self._tokens_per_shard)
-            if used == 0:
+            if used == 0 or self._shard is None:
                 self._close_shard()
                 self._shard = NpyWriter(self._directory / f'tokens-{number:05d}.npy', self._dtype)
             part, ids = np.split(ids, [self._tokens_per_shard - used])
@@ -193,7 +193,7 @@ class SplitWriter:
         self._documents.close()
 
 
-def _map(path: pathlib.Path, length: int, dtypes: tuple[type, ...]) -> np.ndarray:
+def _map(path: pathlib.Path, length: int, dtypes: tuple[type, ...]) -> np.memmap:
     try:
         array = map_array(path)
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ Ids of special tokens are looked up, never assumed: a vocabulary keeps the ids i
 
 import functools
 import json
+import os
 import pathlib
 from collections import Counter
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ class WordPiece(Vocabulary):
         """Text as it is looked up in the vocabulary: lowercased, without accents, as the settings say."""
         return self._backend.normalizer.normalize_str(text)
 
-    def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512) -> None:
         directory = pathlib.Path(directory)
         settings = {
             'tokenizer_class': 'BertTokenizer' if self._is_plain() else 'PreTrainedTokenizerFast',
@@ -161,7 +162,7 @@ def _alphabet(backend: Any, sample: list[str], limit: int) -> list[str]:
 # --- Loading. ---
 
 
-def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike[str], *, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
     """Loads a `vocab.txt`, a `tokenizer.json`, a SentencePiece `.model`, or a directory that holds them.
 
     A vocabulary keeps its ids: the id of a token is its line. `lowercase` and `strip_accents` count where the files do
@@ -172,9 +173,9 @@ def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: 
       BadInput: for a file that is not there, not a tokenizer, or without one of the special tokens (named).
     """
     path = pathlib.Path(path)
-    strip_accents = lowercase if strip_accents is None and not path.is_dir() else strip_accents
     if path.is_dir():
         return _load_directory(path, lowercase, strip_accents)
+    strip_accents = lowercase if strip_accents is None else strip_accents
     if not path.is_file():
         raise BadInput(f'tokenizer {path}', 'is not there', 'a vocab.txt, tokenizer.json, .model file, or a directory')
     if path.suffix == '.model':
@@ -194,7 +195,7 @@ def load_tokenizer(path: str | pathlib.Path, *, lowercase: bool, strip_accents: 
     return WordPiece(_bert_backend(vocabulary, settings), str(path))
 
 
-def load_saved_tokenizer(directory: str | pathlib.Path) -> Tokenizer:
+def load_saved_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     """Loads what `Tokenizer.save` wrote to a directory: its files name all settings.
 
     Raises:

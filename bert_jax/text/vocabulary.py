@@ -6,6 +6,7 @@ Ids of special tokens are looked up, never assumed: a vocabulary keeps the ids i
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -60,7 +61,7 @@ class Tokenizer(Protocol):
     def token(self, token_id: int) -> str:
         """The token of an id."""
 
-    def save(self, directory: str | pathlib.Path, max_length: int = 512) -> None:
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512) -> None:
         """Writes the files that `load_tokenizer(directory)` reads and that open in `transformers` with the same ids.
 
         Args: max_length, the tokens that `transformers` cuts a text to when asked to truncate.

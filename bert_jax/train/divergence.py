@@ -26,10 +26,17 @@ _READ_STEPS_LATE = 2  # so that no step waits for the one before
 class DivergenceSettings(Protocol):
     """The fields of `config.train` (of pretraining or of fine-tuning) that the monitor reads."""
 
-    max_bad_steps: int
-    max_rollbacks: int
-    spike_threshold: float
-    spike_window: int
+    @property
+    def max_bad_steps(self) -> int: ...
+
+    @property
+    def max_rollbacks(self) -> int: ...
+
+    @property
+    def spike_threshold(self) -> float: ...
+
+    @property
+    def spike_window(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,13 +175,14 @@ class DivergenceMonitor:
         return float(median + self._settings.spike_threshold * np.median(np.abs(losses - median)))
 
 
-def check_may_roll_back(settings: DivergenceSettings, record: TrainingRecord, anomaly: Anomaly) -> None:
+def check_may_roll_back(settings: DivergenceSettings, record: TrainingRecord, anomaly: Anomaly, workdir: str) -> None:
     """Raises BadInput when a run has rolled back as often as `train.max_rollbacks` allows."""
     if record.rollbacks < settings.max_rollbacks:
         return
+    count = f'{record.rollbacks} roll-back{"s" * (record.rollbacks != 1)}'
     raise BadInput(
-        f'step {anomaly.last}',
-        f'{anomaly}, after {record.rollbacks} roll-backs',
+        f'{workdir}, step {anomaly.last}',
+        f'{anomaly}, after {count}',
         'a run that converges; its last sound checkpoint is kept',
         'a lower optimizer.peak_learning_rate or a longer warm-up in a new --workdir; in pretraining '
         '--config.init=WORKDIR starts from these weights',

@@ -7,10 +7,10 @@ Floating point sums depend on their order, and an order on how many devices ther
    that nothing around it (how many shards follow, how weights are split) changes how it is compiled.
 2. Gradients and sums are added in pairs, pairs of pairs and so on, in the order of the rows: first those of a device,
    then between devices. A device holds 2^n consecutive shards, a whole branch of that tree.
-3. The update is worked out on whole arrays by every device (norms of all gradients, of layers, and products of whole
-   matrices would be summed piece by piece otherwise), and each keeps its part.
+3. Every device computes the update from whole arrays and keeps its part. Computed from parts, the norms (of all
+   gradients, of layers) and the optimizer's matmuls would be sums of partial sums.
 
-On a CPU a program runs on one core, because how a matrix product is cut depends on how many there are; on a GPU kernels
+On a CPU a program runs on one core, because how a matmul is split depends on the number of cores; on a GPU kernels
 are deterministic and not chosen by timing. Devices must be of one kind, and all run the same versions. What it costs:
 whole gradients are exchanged log2(devices) times, whole moments are gathered with fsdp, and a shard may be smaller than
 a device likes.
@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
@@ -31,7 +30,7 @@ from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.runtime.mesh import AXES, BATCH_AXES, replicated
 from bert_jax.train.objective import Objective
 from bert_jax.train.state import TrainState
-from bert_jax.train.step import apply_gradients, speed_counts
+from bert_jax.train.step import StepParts, apply_gradients, speed_counts
 
 _COMPILER_OPTIONS = {
     'cpu': {'xla_cpu_multi_thread_eigen': False},
@@ -40,48 +39,39 @@ _COMPILER_OPTIONS = {
 _OWN, _SAME = PartitionSpec(BATCH_AXES), PartitionSpec()
 
 
-def make_exact_step(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    mesh: Mesh,
-    shardings: TrainState,
-    *,
-    objective: Objective,
-    seed: int,
-    num_shards: int,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+def make_exact_step(parts: StepParts, *, num_shards: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """A step like that of `make_train_step`, made of several programs; the state is used up.
 
     Args:
-      mesh: data x fsdp divides num_shards, tensor is 1 (`mesh.mesh_sizes` checks).
-      seed: of the dropout, unless a call names another, `exact_step(state, batch, seed)`.
+      parts: data x fsdp of the mesh divides num_shards, its tensor is 1 (`mesh.mesh_sizes` checks).
       num_shards: a power of two.
     """
+    mesh, objective = parts.mesh, parts.objective
     num_devices = mesh.shape['data'] * mesh.shape['fsdp']
     each = num_shards // num_devices
+    assert isinstance(mesh, Mesh)  # exact sums run on devices; no plan compiles them
     by_device = functools.partial(_by_device, mesh)
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-    split = jax.jit(lambda tree: tree, out_shardings=shardings)
+    split = jax.jit(lambda tree: tree, out_shardings=parts.shardings)
     take = by_device(_make_take(each), (_OWN, _SAME), _OWN)
-    gradient = by_device(_make_gradient(graph, objective, mesh), (_SAME, _SAME, _SAME, _OWN, _SAME), _OWN)
+    gradient = by_device(_make_gradient(parts.graph, objective), (_SAME, _SAME, _SAME, _OWN, _SAME), _OWN)
     add = by_device(lambda a, b: jax.tree.map(jnp.add, a, b), (_OWN, _OWN), _OWN, donate=(0,))
     over_devices = by_device(_make_sum_over_devices(num_devices), _OWN, _SAME)
-    update = by_device(_make_update(optimizer, schedule, objective), (_SAME, _SAME, _SAME), _SAME, donate=(0,))
+    update = by_device(_make_update(parts), (_SAME, _SAME, _SAME), _SAME, donate=(0,))
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def count(batch: Any) -> tuple[Any, dict[str, jax.Array]]:
         """Weights of the global batch; they are whole numbers, whose sums are exact in any order."""
         return objective.weights(batch), speed_counts(batch)
 
-    def exact_step(state: TrainState, batch: Any, seed: Any = seed) -> tuple[TrainState, dict[str, jax.Array]]:
+    def exact_step(state: TrainState, batch: Any, seed: Any = parts.seed) -> tuple[TrainState, dict[str, jax.Array]]:
         state = whole(state)
         weights, counts = count(batch)
         shards = (take(batch, index) for index in range(each))
-        parts = (gradient(state.params, state.step, np.uint32(seed), shard, weights) for shard in shards)
-        grads, sums = over_devices(_pairwise(add, parts))
-        state, figures, metrics = update(state, grads, sums)
-        return split(state), metrics | figures | counts
+        found = (gradient(state.params, state.step, np.uint32(seed), shard, weights) for shard in shards)
+        grads, sums = over_devices(_pairwise(add, found))
+        state, update_metrics, objective_metrics = update(state, grads, sums)
+        return split(state), objective_metrics | update_metrics | counts
 
     return exact_step
 
@@ -106,7 +96,7 @@ def _make_take(each: int) -> Callable:
     return take
 
 
-def _make_gradient(graph: nnx.GraphDef, objective: Objective, mesh: Mesh) -> Callable:
+def _make_gradient(graph: nnx.GraphDef, objective: Objective) -> Callable:
     def of_shard(
         params: nnx.State, step: jax.Array, seed: jax.Array, shard: tuple[Any, jax.Array], weights: Any
     ) -> tuple[nnx.State, Any]:
@@ -134,18 +124,18 @@ def _make_sum_over_devices(num_devices: int) -> Callable:
     return over_devices
 
 
-def _make_update(optimizer: optax.GradientTransformation, schedule: optax.Schedule, objective: Objective) -> Callable:
+def _make_update(parts: StepParts) -> Callable:
     def update(state: TrainState, grads: nnx.State, sums: Any) -> tuple[TrainState, dict, dict]:
-        """(state, figures of the update, metrics of the objective)."""
-        metrics = objective.metrics(sums)
-        return *apply_gradients(optimizer, schedule, state, grads, metrics['loss']), metrics
+        """(state, update metrics, objective metrics)."""
+        objective_metrics = parts.objective.metrics(sums)
+        return *apply_gradients(parts, state, grads, objective_metrics['loss']), objective_metrics
 
     return update
 
 
 def _pairwise(add: Callable[[Any, Any], Any], parts: Iterable[Any]) -> Any:
     """The sum of 2^n parts in the order of a balanced tree; at most n + 1 of them are held at a time."""
-    waiting: list[tuple[int, Any]] = []  # (how many parts, their sum), the number falling
+    waiting: list[tuple[int, Any]] = []  # (number of parts, their sum), larger ones first
     for part in parts:
         size = 1
         while waiting and waiting[-1][0] == size:

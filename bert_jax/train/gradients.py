@@ -18,10 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from bert_jax.model.layers import is_stacked
 from bert_jax.runtime.mesh import AXES, BATCH_AXES
+
+_SPLIT = 'split'  # metadata of a model's parameter: the mesh axes of its dims
 
 
 class Exchange:
@@ -29,11 +31,11 @@ class Exchange:
 
     Attributes:
       specs: of the parameters, over the axes of rows.
-      gather_layer: the whole weights of one layer, from a device's parts of them, as the forward pass takes it (see
-        `model.bert.Encoder`); None where every device holds whole weights.
+      gather_layer: the whole weights of one layer of a model from `merge`, from a device's parts of them, as the
+        forward pass takes it (see `model.bert.Encoder`); None where every device holds whole weights.
     """
 
-    def __init__(self, mesh: Mesh, shardings: nnx.State):
+    def __init__(self, mesh: Mesh | AbstractMesh, shardings: nnx.State):
         self._mesh = mesh
         self._several = tuple(axis for axis in AXES if mesh.shape[axis] > 1)
         self._row_axes = tuple(axis for axis in self._several if axis in BATCH_AXES)
@@ -42,10 +44,8 @@ class Exchange:
         self._is_stacked = jax.tree.map(
             lambda sharding: sharding.replace(is_stacked(sharding)),
             shardings,
-            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+            is_leaf=_is_variable,
         )
-        pairs = zip(jax.tree.leaves(self._axes), jax.tree.leaves(self._is_stacked), strict=True)
-        self._axes_in_layer = [PartitionSpec(*axes[1:]) for axes, stacked in pairs if stacked]
         self.gather_layer = self._gather_layer if 'fsdp' in self._several else None
 
     def over_rows(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
@@ -54,6 +54,14 @@ class Exchange:
         return jax.shard_map(
             function, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, axis_names=manual, check_vma=False
         )
+
+    def merge(self, graph: nnx.GraphDef, weights: nnx.State) -> nnx.Module:
+        """The model of weights from `gather_outside_layers`; those of layers carry how they are split (`_SPLIT`)."""
+
+        def note_split(weight: nnx.Variable, axes: nnx.Variable) -> nnx.Variable:
+            return weight.copy(**{_SPLIT: axes.get_value()})
+
+        return nnx.merge(graph, jax.tree.map(note_split, weights, self._axes, is_leaf=_is_variable))
 
     def gather_outside_layers(self, weights: nnx.State) -> nnx.State:
         """Embeddings, pooler and heads whole, for all microbatches at once."""
@@ -82,9 +90,11 @@ class Exchange:
         return jax.lax.psum(values, self._row_axes) if self._row_axes else values
 
     def _gather_layer(self, weights: nnx.State) -> nnx.State:
-        """A layer's weights come in the order in which the parameters hold them stacked; a model has one stack."""
-        leaves, tree = jax.tree.flatten(weights)
-        return jax.tree.unflatten(tree, [self._gather(*pair) for pair in zip(leaves, self._axes_in_layer, strict=True)])
+        def whole(weight: nnx.Variable) -> nnx.Variable:
+            _, *axes = weight.get_metadata(_SPLIT)
+            return weight.replace(self._gather(weight.get_value(), PartitionSpec(*axes)))
+
+        return jax.tree.map(whole, weights, is_leaf=_is_variable)
 
     def _gather(self, weight: jax.Array, axes: PartitionSpec) -> jax.Array:
         if 'fsdp' not in axes:
@@ -100,6 +110,10 @@ class Exchange:
         return jax.shard_map(exchange, in_specs=spec, out_specs=spec, axis_names={'tensor'}, check_vma=False)
 
 
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
 def _only(names: tuple[str, ...], axes: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*(axis if axis in names else None for axis in axes))
 
@@ -108,8 +122,20 @@ def accumulated(function: Callable, microbatches: int, batch: Any) -> Any:
     """The sum of function(part) over equal parts of a device's rows, one after the other."""
     if microbatches == 1:
         return function(batch)
-    parts = jax.tree.map(lambda array: array.reshape(microbatches, -1, *array.shape[1:]), batch)
+    parts = _split_rows(batch, microbatches)
     first = jax.tree.map(lambda array: array[0], parts)
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(function, first))
     total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, parts)
     return total
+
+
+def concatenated(function: Callable, microbatches: int, batch: Any) -> Any:
+    """The rows of function(part) for equal parts of a device's rows, one part after the other."""
+    if microbatches == 1:
+        return function(batch)
+    found = jax.lax.map(function, _split_rows(batch, microbatches))
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), found)
+
+
+def _split_rows(batch: Any, num_parts: int) -> Any:
+    return jax.tree.map(lambda array: array.reshape(num_parts, -1, *array.shape[1:]), batch)

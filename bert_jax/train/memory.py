@@ -33,16 +33,15 @@ def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
     predictions, sharding = num_predictions(config.data), batch_sharding(mesh)
     num_sequences = max_sequences(config.data)
     widths = {'masked': predictions, 'cls': num_sequences, 'next': num_sequences}
-    return Batch(
-        *(
-            jax.ShapeDtypeStruct(
-                (rows, widths.get(name.partition('_')[0], length)),
-                np.float32 if name.endswith('weights') else np.int32,
-                sharding=sharding,
-            )
-            for name in Batch._fields
+    shapes: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct(
+            (rows, widths.get(name.partition('_')[0], length)),
+            np.float32 if name.endswith('weights') else np.int32,
+            sharding=sharding,
         )
-    )
+        for name in Batch._fields
+    }
+    return Batch(**shapes)
 
 
 def lower_step(config: Config, mesh: Mesh, vocab_size: int) -> jax.stages.Lowered:
@@ -70,22 +69,23 @@ def refused_bytes(message: str) -> float:
 
 
 def device_bytes() -> int:
-    """What a program may take of the smallest device: jax's limit, or its share of this machine's free memory."""
+    """What a program may take of the smallest device of all processes, each of which has to call this."""
+    return processes.smallest(_local_device_bytes())
+
+
+def _local_device_bytes() -> int:
+    """The same of this process's devices: jax's limit, or their share of this machine's free memory."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}
-    if 'bytes_limit' in stats:
-        here = stats['bytes_limit']
-    else:
-        here = _free_bytes() // len(devices)
-    return processes.smallest(here)
+    return stats['bytes_limit'] if 'bytes_limit' in stats else _free_bytes() // len(devices)
 
 
 def _free_bytes() -> int:
     """Memory of this machine that a new program could have, within the limit of its control group."""
     free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     information, limit, used = (Path(path) for path in ('/proc/meminfo', *_CONTROL_GROUP))
-    if information.exists():
-        free = int(re.search(r'MemAvailable:\s+(\d+) kB', information.read_text()).group(1)) * 1024
+    if information.exists() and (available := re.search(r'MemAvailable:\s+(\d+) kB', information.read_text())):
+        free = int(available.group(1)) * 1024
     if limit.exists() and used.exists() and (most := limit.read_text().strip()) != 'max':
         free = min(free, int(most) - int(used.read_text()))
     return free
@@ -137,8 +137,12 @@ def _compiled_bytes(config: Config, mesh: Mesh, vocab_size: int) -> float:
 
 
 @contextlib.contextmanager
-def reporting_out_of_memory(config: Config) -> Iterator[None]:
+def reporting_out_of_memory(config: Config, *, finds_microbatches: bool = True) -> Iterator[None]:
     """Reports a device that runs out of memory inside as bad input: what was needed, what it has, what to try next.
+
+    Args:
+      config: of its sections only `model`, `train`, `mesh` and the phases are read.
+      finds_microbatches: whether the run accepts `train.microbatches=-1`.
 
     Raises:
       BadInput: when a device ran out of memory, at the compile or in a step.
@@ -148,10 +152,10 @@ def reporting_out_of_memory(config: Config) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not is_exhausted(error):
             raise
-        raise _exhausted(str(error), config) from error
+        raise _exhausted(str(error), config, finds_microbatches) from error
 
 
-def _exhausted(message: str, config: Config) -> BadInput:
+def _exhausted(message: str, config: Config, finds_microbatches: bool) -> BadInput:
     total = refused_bytes(message)
     piece = re.search(r'allocat\w*\s+(?:of\s+)?([\d.]+)\s*(bytes|[KMGT])', message)
     needed = f'needs {size(total)}' if math.isfinite(total) else 'ran out of memory'
@@ -162,14 +166,20 @@ def _exhausted(message: str, config: Config) -> BadInput:
     rows = math.gcd(*(phase.train.global_batch_size for phase in config.in_phases))
     rows //= mesh.shape['data'] * mesh.shape['fsdp']
     more = [n for n in range(max(config.train.microbatches, 1) + 1, rows + 1) if rows % n == 0]
-    return _does_not_fit(f'{needed}; a device has {size(device_bytes())}', config, more[:1])
+    found = f'{needed}; a device has {size(_local_device_bytes())}'
+    return _does_not_fit(found, config, more[:1], finds_microbatches)
 
 
-def _does_not_fit(found: str, config: Config, microbatches: tuple[int, ...] | list[int]) -> BadInput:
+def _does_not_fit(
+    found: str, config: Config, microbatches: tuple[int, ...] | list[int], finds_microbatches: bool = False
+) -> BadInput:
     tries = [f'--config.train.microbatches={number}' for number in microbatches]
     tries += [f'--config.model.remat={policy}' for policy in _LESS_KEPT[config.model.remat]]
     if config.model.dtype == 'float32':
         tries.append('--config.model.dtype=bfloat16')
     tries.append('--config.mesh.fsdp=-1 --config.mesh.data=1' if jax.device_count() > 1 else 'more devices')
-    finds = '' if config.train.microbatches == -1 else '; --config.train.microbatches=-1 finds the fewest that fit'
+    if finds_microbatches and config.train.microbatches != -1:
+        finds = '; --config.train.microbatches=-1 finds the fewest that fit'
+    else:
+        finds = ''
     return BadInput('memory', f'the step {found}', 'a step that fits', ', or '.join(tries[:3]) + finds)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining, Gather
 from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.inputs import Array
 from bert_jax.model.losses import cross_entropy
 
 
@@ -22,7 +23,7 @@ class Objective(Protocol):
         """A NamedTuple of float32 scalars, each summed over the rows of a batch.
 
         Args:
-          key: of the dropout; None for none.
+          key: dropout key; None for no dropout.
           gather: passed on to the model's forward pass.
         """
 
@@ -33,7 +34,7 @@ class Objective(Protocol):
         """The scalar to minimize. sums: of some rows; weights: of the whole global batch."""
 
     def metrics(self, sums: Any) -> dict[str, jax.Array]:
-        """What is logged, from the sums of a global batch or a whole split; among it `loss`."""
+        """Metrics to log, including `loss`, from the sums of a global batch or a whole split."""
 
 
 class PretrainingSums(NamedTuple):
@@ -59,11 +60,11 @@ class Pretraining:
         nsp = _summed(nsp_logits, batch.next_sentence_labels, batch.next_sentence_weights)
         return PretrainingSums(*mlm, *nsp)
 
-    def weights(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def weights(self, batch: Batch) -> tuple[Array, Array]:
         """(masked tokens, pairs)."""
         return batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum()
 
-    def loss(self, sums: PretrainingSums, weights: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def loss(self, sums: PretrainingSums, weights: tuple[Array, Array]) -> jax.Array:
         """mlm_sum / mlm_weight + nsp_sum / nsp_weight; a weight of 0 gives 0."""
         mlm_weight, nsp_weight = weights
         return _ratio(sums.mlm_sum, mlm_weight) + _ratio(sums.nsp_sum, nsp_weight)
@@ -82,10 +83,10 @@ class Pretraining:
 PRETRAINING = Pretraining()
 
 
-def _summed(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _summed(logits: jax.Array, labels: Array, weights: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     losses, hits = cross_entropy(logits, labels)
     return (losses * weights).sum(), (hits * weights).sum(), weights.sum()
 
 
-def _ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
+def _ratio(total: Array, weight: Array) -> jax.Array:
     return jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), 0.0)

@@ -1,6 +1,7 @@
 """Schedules and optimisers, from optax."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,11 +93,11 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
         )
 
     def update(
-        grads: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
         del params
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
 
@@ -133,7 +134,7 @@ def make_optimizer(
             schedule,
             weight_decay=optimizer.weight_decay,
             weight_decay_mask=decayed,
-            muon_weight_dimension_numbers=matrix_dims,
+            muon_weight_dimension_numbers=matrix_dims,  # ty: ignore[invalid-argument-type]  of any tree, so nnx.State too
             adam_b1=optimizer.b1,
             adam_b2=optimizer.b2,
             adam_weight_decay=optimizer.weight_decay,

@@ -16,7 +16,7 @@ from bert_jax.train.exact import make_exact_step
 from bert_jax.train.objective import PRETRAINING, Objective
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
-from bert_jax.train.step import make_evaluation_step, make_train_step
+from bert_jax.train.step import Forward, StepParts, make_forward, make_train_step
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
@@ -29,7 +29,7 @@ class TrainProgram:
     abstract mesh there are no steps and no new state.
 
     Attributes:
-      train: the settings of the step: microbatches, reduction, exact_shards, seed (of the dropout), steps.
+      train: the settings of the step: microbatches, reduction, exact_shards, seed (dropout seed), steps.
       shapes, shardings: of the state; its moments are split as their parameters.
     """
 
@@ -49,6 +49,17 @@ class TrainProgram:
         """Steps of the run, all phases together."""
         return self.train.steps
 
+    @property
+    def device_mesh(self) -> Mesh:
+        """`mesh`, where it is one of devices.
+
+        Raises:
+          TypeError: on an abstract mesh.
+        """
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError('a program on an abstract mesh does not run')
+        return self.mesh
+
     @functools.cached_property
     def graph(self) -> nnx.GraphDef:
         """The model without its parameters."""
@@ -61,13 +72,17 @@ class TrainProgram:
         `train.reduction` says which: `fast` is one program under `jax.jit`, `exact` is several.
         """
         if self.train.reduction == 'exact':
-            return make_exact_step(*self._parts, **self._options, num_shards=self.train.exact_shards)
+            return make_exact_step(self._parts, num_shards=self.train.exact_shards)
         return self._fast_step
 
     @functools.cached_property
     def evaluation_step(self) -> Callable[[nnx.State, Any], Any]:
         """(parameters, batch) -> the objective's sums over the batch, without dropout; under `jax.jit`."""
-        return make_evaluation_step(self.graph, self.mesh, self.shardings.params, self.objective)
+        return self.forward(lambda model, batch, gather: self.objective.sums(model, batch, None, gather), summed=True)
+
+    def forward(self, function: Forward, *, summed: bool = False) -> Callable[[nnx.State, Any], Any]:
+        """(parameters, batch) -> `function` of the model and the rows of a batch, see `make_forward`."""
+        return make_forward(self.graph, self.device_mesh, self.shardings.params, function, summed=summed)
 
     def init_state(self, seed: int, params: nnx.State | None = None) -> TrainState:
         """A new state, each part made where it belongs; the same numbers on any mesh.
@@ -89,15 +104,13 @@ class TrainProgram:
 
     @functools.cached_property
     def _fast_step(self) -> Any:
-        return make_train_step(*self._parts, **self._options, microbatches=self.train.microbatches)
+        return make_train_step(self._parts, microbatches=self.train.microbatches)
 
     @property
-    def _parts(self) -> tuple:
-        return self.graph, self.optimizer, self.schedule, self.mesh, self.shardings
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {'objective': self.objective, 'seed': self.train.seed}
+    def _parts(self) -> StepParts:
+        return StepParts(
+            self.graph, self.optimizer, self.schedule, self.mesh, self.shardings, self.objective, self.train.seed
+        )
 
 
 def build_program(

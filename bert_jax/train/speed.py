@@ -18,7 +18,7 @@ from bert_jax.runtime.devices import published_peak_flops
 
 
 def flops_per_step(
-    model: config.Model, vocab_size: int, *, tokens: float, squared_lengths: float, predictions: int, sequences: int
+    model: config.Model, vocab_size: int, *, tokens: float, squared_lengths: float, predictions: float, sequences: float
 ) -> float:
     """Model FLOPs of a training step, forward and backward; the one count that is used everywhere.
 
@@ -69,7 +69,8 @@ class Speedometer:
         self._peak = peak_flops(model.dtype)
         self._pending: list[tuple[jax.Array, jax.Array, int, int]] = []
         self._since: float | None = None
-        self._waited, self._newest = 0.0, None
+        self._waited = 0.0
+        self._newest: Any = None  # a jax.Array, whose `is_ready` jax does not declare
 
     def is_new(self, batch: Batch) -> bool:
         """Whether no batch of this one's shapes has been counted yet: its step has to be compiled first."""
@@ -107,7 +108,7 @@ class Speedometer:
     def read(self) -> dict[str, float]:
         """Since the last reading: tokens_per_second, input_wait_fraction (the share of the time in which the devices
         waited for a batch, at most) and, where the peak of the devices is known, mfu."""
-        if not self._pending:
+        if not self._pending or self._since is None:
             return {}
         counted = jax.device_get(self._pending)
         seconds = time.perf_counter() - self._since

@@ -1,6 +1,7 @@
 """What a run carries from step to step."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,19 @@ from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.runtime.mesh import replicated
 from bert_jax.train.sharding import parameter_specs
 
+ModelT = TypeVar('ModelT', bound=nnx.Module)
+
 
 class TrainState(NamedTuple):
-    """step: int32 scalar, steps made so far; params: float32 parameters; opt_state: the optimiser's moments."""
+    """What a step changes. The shapes, shardings and specs of a state are `TrainState`s too.
 
-    step: jax.Array
+    Attributes:
+      step: int32 scalar, steps made so far.
+      params: float32 parameters.
+      opt_state: the optimizer's moments.
+    """
+
+    step: Any
     params: nnx.State
     opt_state: optax.OptState
 
@@ -42,6 +51,16 @@ def is_finite(state: TrainState) -> bool:
 def model_graph(model: config.Model, vocab_size: int, build: Build = BertForPreTraining) -> nnx.GraphDef:
     """The model without its parameters; merged with `TrainState.params` it is the model."""
     return nnx.split(nnx.eval_shape(lambda: build(model, vocab_size, nnx.Rngs(0))))[0]
+
+
+@overload
+def model_of(params: nnx.State, model: config.Model, vocab_size: int) -> BertForPreTraining: ...
+
+
+@overload
+def model_of(
+    params: nnx.State, model: config.Model, vocab_size: int, build: Callable[[config.Model, int, nnx.Rngs], ModelT]
+) -> ModelT: ...
 
 
 def model_of(params: nnx.State, model: config.Model, vocab_size: int, build: Build = BertForPreTraining) -> nnx.Module:

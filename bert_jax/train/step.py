@@ -2,44 +2,53 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
+from bert_jax.model.bert import Gather
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.runtime.mesh import BATCH_AXES, replicated
-from bert_jax.train.gradients import Exchange, accumulated
+from bert_jax.train.gradients import Exchange, accumulated, concatenated
 from bert_jax.train.objective import Objective
 from bert_jax.train.state import TrainState, is_schedule
+
+Forward = Callable[[Any, Any, Gather | None], Any]  # (model, batch, `gather` of its forward pass) -> arrays
 
 _EVALUATED_AT_ONCE = 128  # rows of a device; a batch that is trained on in microbatches need not fit whole
 
 
-def make_train_step(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    mesh: Mesh,
-    shardings: TrainState,
-    *,
-    objective: Objective,
-    seed: int,
-    microbatches: int,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+class StepParts(NamedTuple):
+    """What a train step is made of.
+
+    Attributes:
+      graph: the model without its parameters.
+      shardings: of the state.
+      seed: dropout seed, unless a call of the step names another.
+    """
+
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    mesh: Mesh | AbstractMesh
+    shardings: TrainState
+    objective: Objective
+    seed: int
+
+
+def make_train_step(parts: StepParts, *, microbatches: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """The step, under `jax.jit`; the state is donated and comes out sharded as it went in.
 
     Gradients are of sums divided by the weights of the whole global batch, so that a split into microbatches (or
-    devices) changes nothing but the order of additions.
-
-    Args:
-      seed: of the dropout. A call may name another, `train_step(state, batch, seed)`: all seeds that are given so share
-        one compiled program.
+    devices) changes nothing but the order of additions. A call may name another dropout seed, `train_step(state, batch,
+    seed)`: all seeds that are given so share one compiled program.
     """
+    graph, mesh, shardings, objective = parts.graph, parts.mesh, parts.shardings, parts.objective
     exchange = Exchange(mesh, shardings.params)
 
     def of_own_rows(params: nnx.State, batch: Any, rows: jax.Array, base: jax.Array) -> tuple[nnx.State, Any]:
@@ -47,7 +56,7 @@ def make_train_step(
         weights = exchange.sum(objective.weights(batch))
 
         def loss_fn(params: nnx.State, micro: Any, rows: jax.Array) -> tuple[jax.Array, Any]:
-            model = nnx.merge(graph, params)
+            model = exchange.merge(graph, params)
             sums = objective.sums(model, micro, DropoutKey(base, rows), exchange.gather_layer)
             return objective.loss(sums, weights), sums
 
@@ -58,38 +67,35 @@ def make_train_step(
     own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
     gradient = exchange.over_rows(of_own_rows, (exchange.specs, own, own, same), (exchange.specs, same))
 
-    def train_step(state: TrainState, batch: Batch, seed: Any = seed) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Batch, seed: Any = parts.seed) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
         grads, sums = gradient(state.params, batch, rows, dropout_base(seed, state.step))
-        figures = objective.metrics(sums)
-        state, metrics = apply_gradients(optimizer, schedule, state, grads, figures['loss'])
-        return state, figures | metrics | speed_counts(batch)
+        objective_metrics = objective.metrics(sums)
+        state, update_metrics = apply_gradients(parts, state, grads, objective_metrics['loss'])
+        return state, objective_metrics | update_metrics | speed_counts(batch)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    state: TrainState,
-    grads: nnx.State,
-    loss: jax.Array,
+    parts: StepParts, state: TrainState, grads: nnx.State, loss: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The next state, and the figures of the update, from the gradients of the global batch.
+    """The next state, and the metrics of the update, from the gradients of the global batch.
 
     Where the loss or a gradient is not finite, nothing moves but the step, not even the optimiser's counts.
     """
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    metrics = {
-        'learning_rate': jnp.asarray(schedule(_updates_made(state)), jnp.float32),
+    update_metrics = {
+        'learning_rate': jnp.asarray(parts.schedule(_updates_made(state)), jnp.float32),
         'grad_norm': grad_norm,
         'is_skipped': ~is_finite,
     }
-    updated = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    params = cast(nnx.State, optax.apply_updates(state.params, updates))  # optax returns the kind of tree it is given
+    updated = state._replace(params=params, opt_state=opt_state)
     state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, state)
-    return state._replace(step=state.step + 1), metrics
+    return state._replace(step=state.step + 1), update_metrics
 
 
 def _updates_made(state: TrainState) -> jax.Array:
@@ -104,18 +110,26 @@ def speed_counts(batch: Batch) -> dict[str, jax.Array]:
     return {'tokens': lengths.sum(), 'squared_lengths': jnp.square(lengths.astype(jnp.float32)).sum()}
 
 
-def make_evaluation_step(
-    graph: nnx.GraphDef, mesh: Mesh, shardings: nnx.State, objective: Objective
+def make_forward(
+    graph: nnx.GraphDef, mesh: Mesh | AbstractMesh, shardings: nnx.State, function: Forward, *, summed: bool = False
 ) -> Callable[[nnx.State, Any], Any]:
-    """(parameters, batch) -> the objective's sums without dropout, under `jax.jit`. shardings: of the parameters."""
+    """(parameters, batch) -> `function` of the model and all rows of the batch, without dropout; under `jax.jit`.
+
+    Each device runs its own rows, at most `_EVALUATED_AT_ONCE` at a time. The result is whole on every device.
+
+    Args:
+      shardings: of the parameters.
+      summed: whether the outputs are sums over the rows; else their first dim is that of the rows.
+    """
     exchange = Exchange(mesh, shardings)
+    own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
+    combined = accumulated if summed else concatenated
 
     def of_own_rows(params: nnx.State, batch: Any) -> Any:
-        model = nnx.merge(graph, exchange.gather_outside_layers(params))
+        model = exchange.merge(graph, exchange.gather_outside_layers(params))
         rows = batch.input_ids.shape[0]
         at_once = max(n for n in range(1, min(rows, _EVALUATED_AT_ONCE) + 1) if rows % n == 0)
-        gather = exchange.gather_layer
-        sums = accumulated(lambda part: objective.sums(model, part, None, gather), rows // at_once, batch)
-        return exchange.sum(sums)
+        return combined(lambda part: function(model, part, exchange.gather_layer), rows // at_once, batch)
 
-    return jax.jit(exchange.over_rows(of_own_rows, (exchange.specs, PartitionSpec(BATCH_AXES)), PartitionSpec()))
+    of_all_rows = exchange.over_rows(of_own_rows, (exchange.specs, own), same if summed else own)
+    return jax.jit(of_all_rows, out_shardings=replicated(mesh))

@@ -19,20 +19,21 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
+from bert_jax.files import is_local, write_whole
 from bert_jax.model.bert import BertForPreTraining, Build
+from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.program import build_program
@@ -46,7 +47,7 @@ _NO_RECORD = TrainingRecord()
 
 
 class Checkpoints:
-    """The checkpoints of a workdir.
+    """The checkpoints of a workdir; as a context, it is closed at the end, after the save in progress.
 
     Attributes:
       seconds_to_save: the longest so far, from `save` to the seal; None before the first.
@@ -60,7 +61,8 @@ class Checkpoints:
         Args:
           keep: how many of the newest to keep.
           keep_every: multiples of this many steps are kept forever; 0 for none.
-          check: called from a thread before a checkpoint is sealed; raises BadInput when the run may no longer write.
+          check: called before every change to the directory, also from a thread; raises BadInput when the run may no
+            longer write.
         """
         self._directory = epath.Path(workdir).resolve() / 'checkpoints'
         self._keep, self._keep_every, self._check = keep, keep_every, check
@@ -71,7 +73,21 @@ class Checkpoints:
         self._num_failures, self._failure = 0, None  # since the last save that succeeded; the newest error
         self.seconds_to_save: float | None = None
 
-    # --- What there is to resume from. ---
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type | None, error: BaseException | None, __: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+            return
+        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            return  # another process may be gone, and a save needs all of them
+        try:
+            self.close()
+        except Exception as failure:  # the error that ends the run is the one to raise
+            say(f'The last save failed too: {failure}')
+
+    # --- What a run can resume from. ---
 
     def steps(self) -> list[int]:
         """Steps of the sealed checkpoints, ascending."""
@@ -100,21 +116,20 @@ class Checkpoints:
         Returns:
           The step of the newest sound checkpoint, or None.
         """
-        found = None
-        if jax.process_index() == 0:
-            for left_over in self._directory.glob('*.orbax-checkpoint-tmp*') if self._directory.exists() else ():
-                left_over.rmtree()  # an interrupted save
-            for step in reversed(seal.numbered(self._directory)):
-                damage = self.damage(step)
-                if not damage:
-                    found = step
-                    break
-                aside = self._set_aside(step)
-                say(f'Checkpoint {step} is not sound ({damage}): set aside as {aside.name}')
-        if jax.process_count() > 1:
-            shared = int(multihost_utils.broadcast_one_to_all(np.array(-1 if found is None else found)))
-            found = None if shared < 0 else shared
-        return found
+        return processes.first_does(self._find_sound)
+
+    def _find_sound(self) -> int | None:
+        """What `set_aside_unsound` does in process 0."""
+        self._check()
+        for left_over in self._directory.glob('*.orbax-checkpoint-tmp*') if self._directory.exists() else ():
+            left_over.rmtree()  # an interrupted save
+        for step in reversed(seal.numbered(self._directory)):
+            damage = self.damage(step)
+            if not damage:
+                return step
+            aside = self._set_aside(step)
+            say(f'Checkpoint {step} is not sound ({damage}): set aside as {aside.name}')
+        return None
 
     def roll_back(self, first: int) -> int | None:
         """The checkpoint to roll back to when step `first` is the first bad one; later checkpoints are deleted.
@@ -124,6 +139,7 @@ class Checkpoints:
         """
         self._wait_for_save()
         if jax.process_index() == 0:
+            self._check()
             before = [step for step in self.steps() if step < first] or self.steps()[:1]
             for step in self.steps():
                 if step > max(before, default=0):
@@ -150,7 +166,7 @@ class Checkpoints:
           known_finite: whether the values of the state have been checked already.
 
         Raises:
-          BadInput: when the state holds a value that is not finite, or when several saves in a row failed.
+          BadInput: when the state holds a value that is not finite, when several saves in a row failed, or as `check`.
         """
         step = int(state.step)
         if step in self.steps():
@@ -158,6 +174,7 @@ class Checkpoints:
         if not known_finite and not is_finite(state):
             found = 'the parameters or the optimizer state are not finite: not saved'
             raise BadInput(f'step {step}', found + self._still_safe(), 'a state that training can resume from')
+        self._check()
         self._wait_for_save()  # the previous one
         self._step, self._began_to_save = step, time.monotonic()
         try:
@@ -177,16 +194,24 @@ class Checkpoints:
         if self._sealing is not None and self._sealing.done():
             self._wait_for_save()
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for the save in progress.
 
         Raises:
           BadInput: when the last save failed.
         """
+        self._wait_for_save()
+        if self._failure is not None:
+            raise self._gave_up(self._failure)
+
+    def close(self) -> None:
+        """Waits for the save in progress and ends its thread.
+
+        Raises:
+          BadInput: when the last save failed.
+        """
         try:
-            self._wait_for_save()
-            if self._failure is not None:
-                raise self._gave_up()
+            self.wait()
         finally:
             self._thread.shutdown()
             self._orbax.close()
@@ -226,18 +251,13 @@ class Checkpoints:
 
     def _check_room(self, state: TrainState) -> None:
         """Raises OSError, in every process, when the disk is too full: Orbax would notice halfway through."""
-        if '://' in str(self._directory):  # object stores do not fill up
+        if not is_local(self._directory):  # object stores do not fill up
             return
-        problem = self._missing_room(state) if jax.process_index() == 0 else None
-        if jax.process_count() > 1:  # all save, or none does
-            code = problem.errno or errno.EIO if problem else 0
-            code = int(multihost_utils.broadcast_one_to_all(np.array(code, np.int32)))
-            problem = problem or (OSError(code, os.strerror(code)) if code else None)
-        if problem:
-            raise problem
+        if problem := processes.first_does(lambda: self._missing_room(state)):  # all save, or none does
+            raise OSError(*problem)
 
-    def _missing_room(self, state: TrainState) -> OSError | None:
-        """Why another checkpoint as large as the newest one, or as the state, would not fit."""
+    def _missing_room(self, state: TrainState) -> tuple[int, str] | None:
+        """Why another checkpoint as large as the newest one, or as the state, would not fit: error code and message."""
         before = self.latest_step()
         files = [] if before is None else seal.files_of(self._path(before)).values()
         needed = sum(path.stat().length for path in files) or sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -245,10 +265,10 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self._directory).free
         except OSError as error:
-            return error
+            return error.errno or errno.EIO, error.strerror or str(error)
         if free >= needed:
             return None
-        return OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({free:,} bytes of some {needed:,})')
+        return errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({free:,} bytes of some {needed:,})'
 
     def _failed(self, step: int, error: Exception) -> None:
         self._num_failures, self._failure = self._num_failures + 1, error
@@ -259,18 +279,18 @@ class Checkpoints:
                     with contextlib.suppress(OSError):
                         left_over.rmtree()
         if self._num_failures >= _MAX_FAILURES:
-            raise self._gave_up()
+            raise self._gave_up(error)
         say(f'Step {step} could not be saved: {_why(error)}{self._still_safe()}. The next save tries again.')
 
-    def _gave_up(self) -> BadInput:
+    def _gave_up(self, failure: Exception) -> BadInput:
         times = f', {self._num_failures} times in a row' if self._num_failures > 1 else ''
         error = BadInput(
             str(self._directory),
-            f'a checkpoint could not be written{times}: {_why(self._failure)}{self._still_safe()}',
+            f'a checkpoint could not be written{times}: {_why(failure)}{self._still_safe()}',
             'room and permission to write',
             'the same command resumes from the last checkpoint',
         )
-        error.__cause__ = self._failure
+        error.__cause__ = failure
         return error
 
     def _still_safe(self) -> str:
@@ -323,7 +343,16 @@ def restore_on(
     Raises:
       BadInput: when there is no such checkpoint, or when it is damaged.
     """
-    checkpoints = Checkpoints(workdir)
+    with Checkpoints(workdir) as checkpoints:
+        step = _existing(checkpoints, workdir, step)
+        program = build_program(
+            config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
+        )
+        return checkpoints.restore(program.shapes, program.shardings, step)
+
+
+def _existing(checkpoints: Checkpoints, workdir: str, step: int | None) -> int:
+    """The given step, or the newest; raises BadInput when there is no such checkpoint, or when it is damaged."""
     found, place = checkpoints.steps(), f'{workdir}/checkpoints'
     step = max(found, default=None) if step is None else step
     if step not in found:
@@ -338,9 +367,4 @@ def restore_on(
         raise BadInput(
             f'{place}/{step}', damage, 'the bytes that were written', f'--step={max(others)}' if others else ''
         )
-    program = build_program(
-        config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
-    )
-    state = checkpoints.restore(program.shapes, program.shardings, step)
-    checkpoints.close()
-    return state
+    return step

@@ -5,12 +5,14 @@ import difflib
 import json
 from collections.abc import Sequence
 from importlib import metadata
+from typing import Any
 
 from etils import epath
 
 from bert_jax import config as config_module
-from bert_jax.config import Config, Model, Optimizer
+from bert_jax.config import Config, Data, Model, Optimizer, Train
 from bert_jax.config.fields import Role, identity_of, names_with
+from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
@@ -21,17 +23,9 @@ from bert_jax.text.tokenizer import Tokenizer
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
 
-def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
+def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
     """What must not change when a run is resumed: content, never paths, mesh, microbatches or intervals."""
-    found = {
-        **identity_of('train', config.train),
-        **identity_of('data', config.data),
-        **identity_of('model', config.model),
-        **identity_of('optimizer', config.optimizer),
-        'phases': [dataclasses.asdict(phase) for phase in config.phases],
-        'corpus': streams.content_hash,
-        'tokenizer': streams.tokenizer.hash,
-    }
+    found = identity_of(config) | {'corpus': streams.content_hash, 'tokenizer': streams.tokenizer.hash}
     if not config_module.is_records(config.data.source):
         del found['data.remask']  # means nothing to text
     return found
@@ -39,11 +33,11 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, object]:
 
 def claim(
     workdir: str,
-    config: Config,
+    config: Config | FinetuneConfig,
     tokenizer: Tokenizer,
-    fingerprint: dict[str, object],
+    fingerprint: dict[str, Any],
     *,
-    allow_change: Sequence[str] = (),
+    allow_change: Sequence[str] | None = None,
     step: int | None = None,
 ) -> None:
     """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
@@ -51,14 +45,16 @@ def claim(
     Args:
       fingerprint: of the run (see `fingerprint`), and what is known of the weights that it starts from.
       allow_change: names in the fingerprint whose value may be another than before; config.json then takes the new
-        values, and records the old ones and the `step` that the run had reached.
+        values, and records the old ones and the `step` that the run had reached. None for a command without
+        --allow_change.
 
     Raises:
       BadInput: names every field in which the workdir's run differs and may not.
     """
     path = epath.Path(workdir) / 'config.json'
     ours = json.loads(json.dumps(fingerprint))
-    if unknown := sorted({*allow_change} - ours.keys() - {'init', 'init_optimizer', 'train.skip'}):
+    allowed = {*(allow_change or ())}
+    if unknown := sorted(allowed - ours.keys() - _OPTIONAL):
         near = difflib.get_close_matches(unknown[0], ours, n=1)
         raise BadInput(
             '--allow_change',
@@ -70,7 +66,7 @@ def claim(
         content = _read(path)
         theirs = content['fingerprint']
         differ = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
-        _check_may_change(workdir, differ - {*allow_change}, theirs, ours)
+        _check_may_change(workdir, differ - allowed, theirs, ours, has_flag=allow_change is not None)
         _check_keeps_shapes(workdir, differ)
         if differ and is_first():
             changes = [
@@ -86,6 +82,12 @@ def claim(
         write(workdir, config, tokenizer, ours)
 
 
+_OPTIONAL = {  # what a fingerprint need not hold
+    'init',  # a hash of the initial weights
+    *names_with(Role.IDENTITY_IF_SET, Config),
+    *(f'data.{name}' for name in names_with(Role.IDENTITY_IF_SET, Data)),
+    *(f'train.{name}' for name in names_with(Role.IDENTITY_IF_SET, Train)),
+}
 _SHAPES = {  # what the arrays of a state get their shapes and names from
     'tokenizer',
     *(f'model.{name}' for name in names_with(Role.SHAPES, Model)),
@@ -93,13 +95,13 @@ _SHAPES = {  # what the arrays of a state get their shapes and names from
 }
 
 
-def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict) -> None:
-    """Raises BadInput when a field differs."""
+def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict, *, has_flag: bool) -> None:
+    """Raises BadInput when a field differs. has_flag: whether the command has --allow_change."""
     if not differ:
         return
     fixed = sorted(differ & _SHAPES)
     fork = f'name another --workdir; with --config.init={workdir} it starts from the weights of this run'
-    mend = fork if fixed else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
+    mend = fork if fixed or not has_flag else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
     raise BadInput(str(workdir), f'holds another run: {_listed(differ, theirs, ours)}', 'the same values', mend)
 
 
@@ -118,7 +120,7 @@ def _listed(differ: set[str], theirs: dict, ours: dict) -> str:
     return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
 
 
-def write(workdir: str, config: Config, tokenizer: Tokenizer, fingerprint: dict[str, object]) -> None:
+def write(workdir: str, config: Config | FinetuneConfig, tokenizer: Tokenizer, fingerprint: dict[str, Any]) -> None:
     """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json."""
     path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,7 @@ def load_config(workdir: str) -> Config:
     return config_module.resolve(found)
 
 
-def load_fingerprint(workdir: str) -> dict[str, object]:
+def load_fingerprint(workdir: str) -> dict[str, Any]:
     """The fingerprint of the run in a workdir.
 
     Raises:

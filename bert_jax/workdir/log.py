@@ -15,13 +15,27 @@ class RunLog:
     """The log of one run, from the step it starts or resumes at.
 
     Attributes:
-      metrics: the newest value of everything that was logged.
+      metrics: of the last training step that was logged, and of the evaluations since.
     """
 
     def __init__(
-        self, workdir: str, start: int, num_steps: int, mesh: Mesh, describe_step: Callable[[dict[str, float]], str]
+        self,
+        workdir: str,
+        start: int,
+        num_steps: int,
+        mesh: Mesh,
+        describe_step: Callable[[dict[str, float]], str],
+        *,
+        check: Callable[[], None] = lambda: None,
     ):
-        """Args: describe_step, turns the metrics of a training step into a few words for the terminal."""
+        """Opens the log, which removes what was logged after `start`.
+
+        Args:
+          describe_step: turns the metrics of a training step into a few words for the terminal.
+          check: called before everything that is written; raises BadInput when the run may no longer write.
+        """
+        self._check = check
+        check()
         self._writer, self._history = MetricsWriter(workdir, start), History(workdir)
         self._history.add('start', start, lost_steps=self._writer.lost_steps, **hardware(mesh))
         self._progress = Progress(start, num_steps, describe_step)
@@ -37,6 +51,7 @@ class RunLog:
 
     def train_step(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and shows the metrics of a training step."""
+        self._check()
         self._writer.write(step, metrics)
         self._progress.show(step, metrics)
         self.metrics = metrics
@@ -45,6 +60,7 @@ class RunLog:
         self, step: int, metrics: dict[str, float], description: str = '', examples: Sequence[dict[str, Any]] = ()
     ) -> None:
         """Writes what an evaluator found, and says it in words."""
+        self._check()
         if metrics:
             self._writer.write(step, metrics)
             self.metrics = self.metrics | metrics
@@ -55,6 +71,7 @@ class RunLog:
 
     def roll_back(self, to_step: int, from_step: int, why: str) -> None:
         """Drops what was logged after `to_step`, and records why the run went back."""
+        self._check()
         say(f'Step {from_step}: {why}. Rolled back to step {to_step}; skipping the batches read since.')
         self._history.add('back', to_step, **{'from': from_step}, why=why)
         self._writer.rewind(to_step)
@@ -62,6 +79,7 @@ class RunLog:
 
     def end(self, step: int, stopped_by: str | None = None) -> None:
         """The run has made its last step, or was saved at `step` before it because something asked it to stop."""
+        self._check()
         self._progress.close()
         if stopped_by:
             say(f'Stopped by {stopped_by}: saved step {step} of {self._num_steps}. Rerun the same command to resume.')

@@ -43,10 +43,10 @@ class MetricsWriter:
         self._metrics = StepLines(self._workdir / 'metrics.jsonl', step)
         self._examples = StepLines(examples, step) if examples.exists() else None
         self._events = _Events(self._events_below, step + 1)
-        self._fails = False
+        self._fails = self._is_closed = False
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends one line for a step; a value that is not finite is left out, for JSON has no word for it."""
+        """Appends one line for a step; a value that is not finite is left out: JSON has no NaN."""
         if not self._writes:
             return
         values = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -57,7 +57,7 @@ class MetricsWriter:
             self._events.write(step, values)
             self._fails = False
         except OSError as error:
-            self._told(error)
+            self._report_once(error)
 
     def write_examples(self, step: int, examples: list[dict[str, Any]]) -> None:
         """Appends what the model made of the example sentences to examples.jsonl."""
@@ -67,19 +67,20 @@ class MetricsWriter:
             self._examples = self._examples or StepLines(self._workdir / 'examples.jsonl', step)
             self._examples.write(step, {'examples': examples})
         except OSError as error:
-            self._told(error)
+            self._report_once(error)
 
     def close(self) -> None:
-        """Closes all files."""
-        if not self._writes:
+        """Closes all files, unless they are closed."""
+        if not self._writes or self._is_closed:
             return
+        self._is_closed = True
         try:
             for file in filter(None, (self._metrics, self._examples, self._events)):
                 file.close()
         except OSError as error:
-            self._told(error)
+            self._report_once(error)
 
-    def _told(self, error: OSError) -> None:
+    def _report_once(self, error: OSError) -> None:
         if not self._fails:
             say(f'{self._workdir / "metrics.jsonl"} could not be written ({error.strerror})')
         self._fails, self._events = True, None
@@ -95,9 +96,12 @@ class _Events:
         from tensorboardX.record_writer import directory_check
 
         directory_check(directory)
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        # protobuf makes its classes when it is imported, where a type checker does not see them.
+        events: Any = event_pb2
+        summaries: Any = summary_pb2
+        self._event, self._summary = events.Event, summaries.Summary
         self._file = EventsWriter(f'{directory}/events', f'.{first_step}.{time.monotonic_ns()}')
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        start = events.SessionLog(status=events.SessionLog.START)
         self._file.write_event(self._event(wall_time=time.time(), step=first_step, session_log=start))
 
     def write(self, step: int, values: dict[str, float]) -> None:

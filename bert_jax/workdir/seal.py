@@ -8,13 +8,12 @@ Version 1 had neither a version nor a checksum, and one digest per file.
 """
 
 import concurrent.futures
-import hashlib
 import json
 from typing import Any
 
 from etils import epath
 
-from bert_jax.files import forget_cached, json_digest, sync, write_whole
+from bert_jax.files import files_below, forget_cached, is_local, json_digest, next_digest, sync, write_whole
 
 MANIFEST = 'manifest.json'
 _VERSION = 2
@@ -22,7 +21,6 @@ _PART_BYTES = 16 << 20  # hashed independently
 _WHOLE_FILE = 1 << 62  # bytes of a part in version 1
 _MAX_MANIFEST_BYTES = 256 << 20  # lists the parts of a 50 TB checkpoint
 _NUM_HASHING_THREADS = 8
-_BLOCK_BYTES = 1 << 20  # read at once
 
 
 def is_sealed(directory: epath.Path) -> bool:
@@ -49,21 +47,20 @@ def make_manifest(directory: epath.Path, step: int) -> dict[str, Any]:
       OSError: when a file cannot be synced or read.
     """
     files = files_of(directory)
-    if not _is_remote(directory):
+    if is_local(directory):
         for path in {*files.values(), *(path.parent for path in files.values()), directory.parent}:
             sync(path)
     digests = _digests(files, _PART_BYTES)
     listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
     manifest = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
-    return manifest | {
-        'checksum': json_digest(manifest)
-    }  # so that a corrupt manifest is not reported as a corrupt file
+    # With a checksum of its own a corrupt manifest is not reported as a corrupt file.
+    return manifest | {'checksum': json_digest(manifest)}
 
 
 def seal(directory: epath.Path, manifest: dict[str, Any]) -> None:
     """Renames the manifest in and drops the system's cached copy of the files, so that `damage` reads the disk."""
     write_whole(directory / MANIFEST, json.dumps(manifest, indent=2) + '\n')
-    if not _is_remote(directory):
+    if is_local(directory):
         sync(directory)
         for path in files_of(directory).values():
             forget_cached(path)
@@ -97,14 +94,7 @@ def damage(directory: epath.Path) -> str:
 
 def files_of(directory: epath.Path) -> dict[str, epath.Path]:
     """{name: path} of all files below a directory except its manifest."""
-    found, open_directories = {}, [directory]
-    while open_directories:
-        for path in open_directories.pop().iterdir():
-            if path.is_dir():
-                open_directories.append(path)
-            elif path != directory / MANIFEST:
-                found[path.relative_to(directory).as_posix()] = path
-    return found
+    return {name: path for name, path in files_below(directory).items() if name != MANIFEST}
 
 
 def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], int]:
@@ -135,14 +125,6 @@ def _digests(files: dict[str, epath.Path], part_bytes: int) -> dict[str, list[st
 
 
 def _digest(path: epath.Path, start: int, length: int) -> str:
-    found = hashlib.sha256()
     with path.open('rb') as file:
         file.seek(start)
-        while length and (block := file.read(min(_BLOCK_BYTES, length))):
-            found.update(block)
-            length -= len(block)
-    return found.hexdigest()
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return '://' in str(path)
+        return next_digest(file, length)

@@ -9,7 +9,7 @@ import pytest
 
 from bert_jax import config
 from bert_jax.config import Config, bert, field_names, finetuning, resolve, sources
-from bert_jax.config.fields import identity_of, roles
+from bert_jax.config.fields import Role, identity_of, roles
 from bert_jax.errors import BadInput
 
 
@@ -144,22 +144,20 @@ def test_a_source_may_be_several_with_weights_and_survives_json():
             resolve({'data': {'source': bad}})
 
 
-def test_every_field_of_a_run_has_a_role() -> None:
-    sections = (config.Data, config.Tokenizer, config.Model, config.Optimizer, config.Train, config.Phase)
-    for section in (*sections, finetuning.Task, finetuning.Optimizer, finetuning.Train):
+@pytest.mark.parametrize('whole', [config.Config, finetuning.FinetuneConfig])
+def test_every_field_of_a_run_has_a_role(whole: type) -> None:
+    sections = [field.type for field in dataclasses.fields(whole) if dataclasses.is_dataclass(field.type)]
+    for section in (whole, *sections, config.Phase):
         assert {*roles(section)} == {field.name for field in dataclasses.fields(section)}
+        assert {*map(type, roles(section).values())} == {Role}
 
 
 def test_only_fields_with_that_role_are_part_of_the_identity() -> None:
-    changed = {
-        'steps': 7,  # IDENTITY
-        'skip': ((0, 1, 2),),  # IDENTITY_IF_SET
-        'log_every': 3,  # EXECUTION
-    }
-    plain, found = (identity_of('train', section) for section in (config.Train(), config.Train(**changed)))
-    assert found == plain | {'train.steps': 7, 'train.skip': ((0, 1, 2),)}
-    assert 'data.source' not in identity_of('data', config.Data())  # CONTENT: the corpus's hash takes its place
-    assert identity_of('data', config.Data())['data.masking']['rate'] == 0.15
+    run = Config(train=config.Train(steps=7, skip=((0, 1, 2),), log_every=3), init='x')
+    changed = {name: value for name, value in identity_of(run).items() if identity_of(Config()).get(name) != value}
+    assert changed == {'train.steps': 7, 'train.skip': [[0, 1, 2]]}  # IDENTITY, IDENTITY_IF_SET; not EXECUTION, CONTENT
+    assert identity_of(run)['data.masking']['rate'] == 0.15
+    assert not {'data.source', 'mesh.data', 'train.skip'} & identity_of(Config()).keys()
 
 
 def test_phases_are_worked_out_once() -> None:

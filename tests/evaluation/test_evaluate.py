@@ -63,7 +63,7 @@ def test_probe_is_logistic_regression_on_mean_vectors_of_frozen_encoder(place: P
     found = {line['step']: line for line in logged if 'probe/first' in line}
     assert sorted(found) == [1, 2] and 'probe first' in (place / 'shown').read_text()
     config, encoder = load_config(str(place / 'run')), load_pretrained(str(place / 'run'))
-    [labelled] = open_sets(config)
+    [labelled] = open_sets(config.probe, config.train.probe_every)
     vectors, _ = encoder.mean_pooled(labelled.texts)
     classifier = LogisticRegression(max_iter=1000)
     rest, test = slice(labelled.num_test, None), slice(labelled.num_test)
@@ -82,7 +82,8 @@ def test_a_labelled_set_that_cannot_be_used_is_told_before_the_run(tmp_path: Pat
     (tmp_path / 'set.tsv').write_text(content)
     sets = {'sets': (('set', f'tsv:{tmp_path}/set.tsv'),)}
     with pytest.raises(BadInput, match=told):
-        open_sets(bert_jax.config.resolve({'train': {'probe_every': 5}, 'probe': sets}))
+        resolved = bert_jax.config.resolve({'train': {'probe_every': 5}, 'probe': sets})
+        open_sets(resolved.probe, resolved.train.probe_every)
     with pytest.raises(BadInput, match='probe_every asks for probes'):
         bert_jax.config.resolve({'train': {'probe_every': 5}})
 

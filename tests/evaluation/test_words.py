@@ -15,6 +15,7 @@ from bert_jax import config
 from bert_jax.evaluation import pseudo_perplexity, words
 from bert_jax.evaluation.sample import Window, windows_of
 from bert_jax.model.bert import BertForPreTraining
+from bert_jax.model.inputs import Inputs
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.text.documents import Document
 from bert_jax.text.tokenizer import train_tokenizer
@@ -57,7 +58,7 @@ def pretrained(tokenizer, room=64):
 def _logits(graph, params, ids, length):
     places = jnp.arange(ids.shape[1])[None]
     present, zeros = (places < length).astype(int), jnp.zeros_like(ids)
-    return nnx.merge(graph, params)(ids, zeros, present, places, places, zeros[:, :1])[0][0]
+    return nnx.merge(graph, params)(Inputs(ids, zeros, present, places), places, zeros[:, :1])[0][0]
 
 
 def probabilities(found, ids, masked):

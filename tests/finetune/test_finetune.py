@@ -13,7 +13,7 @@ from flax import nnx
 
 from bert_jax.config.finetuning import resolve
 from bert_jax.finetune.command import summarize
-from bert_jax.finetune.export import load_finetuned
+from bert_jax.finetune.load import load_finetuned
 from bert_jax.finetune.seed import Outcome, Setup
 from bert_jax.finetune.start import starting_point
 from bert_jax.workdir.checkpoint import Checkpoints
@@ -191,7 +191,9 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
     theirs = load_finetuned(str(place / proof['workdir'])).model.bert
     for start in starts:
         assert start.fingerprint == starts[0].fingerprint
-        np.testing.assert_array_equal(start.initial.model.bert.pooler.kernel[...], theirs.pooler.kernel[...])
+        np.testing.assert_array_equal(
+            start.initialization.initial.model.bert.pooler.kernel[...], theirs.pooler.kernel[...]
+        )
     card = (place / 'export' / 'README.md').read_text()
     assert f'| accuracy | {best:.4f} |' in card and 'pipeline_tag: "text-classification"' in card
 
@@ -231,6 +233,9 @@ def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
         ({'task.kind': 'tagging'}, "names 'accuracy'"),
         ({'train.epoch': 3}, 'did you mean config.train.epochs?'),
         ({'mesh.data': 3}, 'there are 1 devices'),
+        ({'train.probe_every': 5}, 'probe_every asks for probes'),
+        ({'train.probe_every': 5, 'probe.sets': "(('a', 'tsv:none.tsv'),)"}, 'none.tsv: is not there'),
+        ({'train.reduction': 'exact', 'train.global_batch_size': 12}, 'config.train.exact_shards: is 8'),
     ],
 )
 def test_what_cannot_work_exits_2_and_writes_nothing(place: Path, changes: dict, words: str, capsys) -> None:

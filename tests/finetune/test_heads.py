@@ -12,7 +12,7 @@ from flax import nnx
 
 from bert_jax.config.finetuning import finetune, num_steps, optimizer_of, resolve, use_original_recipe
 from bert_jax.finetune import heads
-from bert_jax.finetune.export import ARCHITECTURES
+from bert_jax.finetune.heads import ARCHITECTURES
 from bert_jax.finetune.rows import TaskBatch, TaskStream, make_rows
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.pretrained import hugging_face

@@ -109,7 +109,10 @@ def test_it_opens_in_every_class_and_fills_masks_as_ours_does(directory: Path) -
     transformers = pytest.importorskip('transformers')
     text = f'{WORDS[0]} [MASK] {WORDS[1]}, [MASK].'
     ours = load_pretrained(str(directory / 'export')).fill_mask(text, top_k=3)
-    from_run = load_pretrained(str(directory / 'run')).fill_mask(text, top_k=3)
+    pretrained = load_pretrained(str(directory / 'run'))
+    from_run = pretrained.fill_mask(text, top_k=3)
+    [everything, *_] = pretrained.fill_mask(text, top_k=100_000)  # more than there are tokens
+    assert len(everything) == pretrained.tokenizer.vocab_size
     pipeline = transformers.pipeline('fill-mask', model=str(directory / 'export'), device='cpu')
     for slot, same, theirs in zip(ours, from_run, pipeline(text, top_k=3), strict=True):
         assert [filler.token for filler in slot] == [filler.token for filler in same]

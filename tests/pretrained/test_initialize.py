@@ -174,7 +174,7 @@ def test_a_run_goes_on_without_its_initial_model(
     assert f'{MODEL_NAME}/config.json: does not exist' in capsys.readouterr().err
     _write_other_model(place, tmp_path)
     assert run(commands['train'], tmp_path) == 2
-    assert 'other weights than those that this run was begun from' in capsys.readouterr().err
+    assert 'other weights than those that this run has begun from' in capsys.readouterr().err
 
 
 def _write_other_model(place: Path, target: Path) -> Path:

@@ -17,7 +17,7 @@ from bert_jax.sweep.launch import LOG
 from bert_jax.sweep.picture import write_picture
 from bert_jax.sweep.results import read_results
 from bert_jax.sweep.runs import expand
-from tests.report.test_report import Page, write_lines, write_run
+from tests.support.pages import Page, write_lines, write_run
 
 ATTACK = '\'"><script>alert(1)<b data-attack="">$x$&amp;'
 TEMPLATES = [path for package in ('report', 'sweep') for path in Path('bert_jax', package, 'templates').iterdir()]

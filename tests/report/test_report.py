@@ -7,7 +7,7 @@ import pytest
 
 from bert_jax import report
 from bert_jax.errors import BadInput
-from tests.support.pages import read_page, write_run
+from tests.support.pages import read_page, write_lines, write_run
 
 
 def test_report_is_well_formed_and_holds_the_numbers_next_to_their_baselines(tmp_path):
@@ -122,10 +122,6 @@ def test_summary_shows_the_curve_falling(tmp_path):
     for number in ('8.15', '6.25', '6.125', '6.875', '23.4 %'):
         assert number in summary
     assert len(summary.splitlines()) < 8
-
-
-def write_lines(path, *lines):
-    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
 def test_what_happened_is_told_and_counted(tmp_path):

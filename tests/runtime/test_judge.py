@@ -39,6 +39,12 @@ def test_the_process_that_is_behind_is_named_not_those_that_wait_for_it() -> Non
     assert text.endswith('the others wait for it in the step, step 8.')
 
 
+def test_a_process_that_has_rolled_back_is_ahead_of_those_that_have_not() -> None:
+    rolled_back = {'step': 3, 'stages': 41, 'stage': 'the step'}
+    text = _judge().verdict(_beats(**rolled_back)).text
+    assert 'Process 0 of 4 on host0 is stuck' in text and 'Process 2' not in text
+
+
 def test_one_that_still_compiles_is_waited_for_as_long_as_compiling_may_take() -> None:
     judge, compiling = _judge(), {'stage': 'compiling the step', 'limit': 1000.0}
     assert judge.verdict(_beats(**compiling, idle=900.0)) is None

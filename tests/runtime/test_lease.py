@@ -44,6 +44,8 @@ def test_a_second_run_is_refused_and_told_who_holds_the_workdir(tmp_path: Path) 
         _lease(tmp_path).acquire()
     first.check()
     first.close()
+    with pytest.raises(BadInput, match='was released by this run'):
+        first.check()
     second = _lease(tmp_path)
     second.acquire(told.append)
     assert not told  # released: nothing was taken over

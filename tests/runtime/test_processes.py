@@ -1,8 +1,13 @@
-"""Who takes part in a run, and with which devices, by what launchers leave in the environment."""
+"""Who takes part in a run, and with which devices, by what launchers leave in the environment; who does what."""
 
+import types
+
+import numpy as np
 import pytest
 
+from bert_jax import console
 from bert_jax.errors import BadInput
+from bert_jax.runtime import processes
 from bert_jax.runtime.processes import Place, bind_address, find_place, share_of_devices, tasks_per_node, visible_gpus
 
 # What `srun` sets for the tasks of a step, here of 2 nodes with 4 tasks each.
@@ -74,3 +79,43 @@ def test_the_coordinator_listens_where_the_others_look_for_it_and_nowhere_else(m
     assert bound('node7:1234') is None
     monkeypatch.setenv('JAX_COORDINATOR_BIND_ADDRESS', '10.0.0.1:5')
     assert bound('127.0.0.1:1234') is None
+
+
+def test_an_action_of_process_zero_alone_returns_its_value_or_raises() -> None:
+    assert processes.first_does(lambda: [7, None]) == [7, None]
+    with pytest.raises(BadInput, match='broken'):
+        processes.first_does(lambda: _refuse('broken'))
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_all_wait_for_the_action_of_process_zero_and_share_its_outcome(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def wait_at_barrier(name: str, timeout_in_ms: int) -> None:
+        assert name not in events and timeout_in_ms > 24 * 3600 * 1000
+        events.append(name)
+
+    def process_allgather(mine: np.ndarray) -> np.ndarray:
+        assert events and events[-1].startswith('bert_jax/')  # a collective gives up after 30 s: nobody waits in it
+        return np.stack([mine, mine])
+
+    def act(value: object) -> object:
+        events.append('acts')
+        return value
+
+    client = types.SimpleNamespace(wait_at_barrier=wait_at_barrier)
+    monkeypatch.setattr(console, 'distributed_state', lambda: types.SimpleNamespace(client=client, process_id=rank))
+    monkeypatch.setattr('jax.process_count', lambda: 2)
+    monkeypatch.setattr('jax.process_index', lambda: rank)
+    monkeypatch.setattr('jax.experimental.multihost_utils.process_allgather', process_allgather)
+    outcome = processes.first_does(lambda: act({'step': 20}))
+    assert events[:-1] == ['acts'] * (rank == 0) and outcome == ({'step': 20} if rank == 0 else None)
+    if rank == 0:
+        with pytest.raises(BadInput, match='broken'):
+            processes.first_does(lambda: _refuse('broken'))
+
+
+def _refuse(found: str) -> None:
+    raise BadInput('disk', found, 'a disk')

@@ -47,6 +47,7 @@ def test_without_a_limit_the_clock_never_asks_and_handlers_are_given_back(monkey
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
 
+@pytest.mark.processes
 def test_requests_are_heard_before_jax_is_imported() -> None:
     program = 'import bert_jax.runtime.stopping, sys; print([name for name in ("jax", "numpy") if name in sys.modules])'
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bert_jax.errors import BadInput
+from bert_jax.runtime.judge import Verdict
 from bert_jax.runtime.lease import Lease
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
@@ -55,6 +56,14 @@ def test_a_lost_lease_forbids_the_next_write(tmp_path: Path) -> None:
             supervisor.check_lease()
 
 
+def test_what_ends_the_process_from_a_thread_also_forbids_the_main_thread_to_write(tmp_path: Path) -> None:
+    with _supervisor() as supervisor:
+        supervisor.acquire(str(tmp_path))
+        supervisor.release()
+        with pytest.raises(BadInput, match='was released by this run'):
+            supervisor.check_lease()
+
+
 def test_an_error_passes_through_and_frees_the_workdir_and_the_signals(tmp_path: Path) -> None:
     before, threads = [signal.getsignal(signum) for signum in _SIGNALS], threading.active_count()
     with pytest.raises(ZeroDivisionError), _supervisor(watchdog_seconds=60.0) as supervisor:
@@ -93,6 +102,18 @@ def test_the_time_limit_asks_with_what_a_save_takes() -> None:
         assert not supervisor.asked_to_stop(10.0) and supervisor.received == ''
     with _supervisor(stop_at='2000-01-01') as supervisor:
         assert supervisor.asked_to_stop(None) and supervisor.received == 'the time limit'
+
+
+def test_what_a_seed_has_saved_counts_for_the_status_and_is_not_named_as_the_next_seeds(tmp_path: Path) -> None:
+    verdict = Verdict('Stuck.')
+    with _supervisor() as supervisor:
+        for seed in ('seed-0', 'seed-1'):
+            supervisor.acquire(str(tmp_path / seed))
+            given = supervisor._watchdog._with_status(verdict)
+            assert (given.status, 'is saved' in given.text) == (1 if seed == 'seed-0' else 75, False)
+            supervisor.began_to_save(10)
+        supervisor.began_to_save(20)
+        assert '75; step 10 is saved' in supervisor._watchdog._with_status(verdict).text
 
 
 def test_only_the_first_step_of_a_shape_may_take_as_long_as_compiling() -> None:

@@ -75,3 +75,8 @@ def write_run(workdir, *, num_lines=20, config=None, evaluation=True, tail=''):
 
 def read_page(path):
     return Page(path.read_text())
+
+
+def write_lines(path, *lines):
+    """Writes values as JSON lines."""
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))

@@ -164,11 +164,35 @@ def test_nothing_is_sealed_once_the_run_may_no_longer_write(workdir: Path) -> No
     def check() -> None:
         raise BadInput('--workdir', 'is no longer held by this run')
 
-    checkpoints = Checkpoints(str(workdir), keep=1, check=check)
+    allowed = [True]  # when the save begins
+    checkpoints = Checkpoints(str(workdir), keep=1, check=lambda: allowed.pop() if allowed else check())
     checkpoints.save(_state(30))
     with pytest.raises(BadInput, match='no longer held'):
         checkpoints.close()
     assert Checkpoints(str(workdir)).steps() == [10, 20]
+    checkpoints = Checkpoints(str(workdir), check=check)
+    for change in (
+        checkpoints.set_aside_unsound,
+        lambda: checkpoints.roll_back(15),
+        lambda: checkpoints.save(_state(30)),
+    ):
+        with pytest.raises(BadInput, match='no longer held'):
+            change()
+    assert checkpoints.steps() == [10, 20]
+
+
+def test_an_error_waits_for_the_save_in_progress_and_passes_through(workdir: Path, monkeypatch, capsys) -> None:
+    with pytest.raises(ZeroDivisionError), Checkpoints(str(workdir)) as checkpoints:
+        checkpoints.save(_state(30))
+        raise ZeroDivisionError
+    assert checkpoints.steps() == [30]
+    monkeypatch.setattr(Checkpoints, '_finish', lambda *_: 1 / 0)
+    with pytest.raises(BadInput, match='the run diverged'), Checkpoints(str(workdir)) as checkpoints:
+        checkpoints.save(_state(40))
+        raise BadInput('step 41', 'the run diverged')
+    assert 'The last save failed too: division by zero' in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError), Checkpoints(str(workdir)) as checkpoints:
+        checkpoints.save(_state(40))
 
 
 def test_a_run_rolls_back_to_before_its_numbers_went_wrong(workdir: Path) -> None:

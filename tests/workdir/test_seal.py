@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
+from bert_jax import files
 from bert_jax.workdir import seal
 
 
@@ -26,7 +27,7 @@ def directory(tmp_path: Path) -> epath.Path:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seal, '_PART_BYTES', 128)
-    monkeypatch.setattr(seal, '_BLOCK_BYTES', 50)
+    monkeypatch.setattr(files, '_BLOCK_BYTES', 50)
 
 
 def _contents(directory: epath.Path) -> dict[str, bytes]:

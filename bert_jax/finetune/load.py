@@ -1,0 +1,69 @@
+"""Loads a fine-tuned model from the workdir of a seed."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from flax import nnx
+
+from bert_jax import config
+from bert_jax.config.finetuning import FinetuneConfig, optimizer_of
+from bert_jax.console import say
+from bert_jax.errors import BadInput
+from bert_jax.finetune.heads import BertForTask, builder
+from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
+from bert_jax.train.state import model_of
+from bert_jax.workdir import identity
+from bert_jax.workdir.checkpoint import restore_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned model, float32, no dropout; `labels` are the names of its outputs, none for numbers and spans."""
+
+    model: BertForTask
+    tokenizer: Tokenizer
+    config: config.Model
+    step: int | None
+    labels: tuple[str, ...]
+
+
+def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
+    """The model of a seed's run, at its newest checkpoint or at `step`.
+
+    Raises:
+      BadInput: when there is none.
+    """
+    resolved, recorded = read_run(workdir), identity.load_fingerprint(workdir)
+    model = dataclasses.replace(resolved.model, dtype='float32', remat='none', attention='auto')  # no 'fused' float32
+    tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
+    labels, steps = tuple(recorded['labels']), recorded['train.steps']
+    build = task_builder(resolved, labels)
+    as_trained = config.Config(
+        model=model, optimizer=optimizer_of(resolved.optimizer, steps), train=config.Train(steps=steps)
+    )
+    state = restore_whole(workdir, as_trained, tokenizer.vocab_size, step, build)
+    merged = model_of(state.params, model, tokenizer.vocab_size, build)
+    return FineTuned(merged, tokenizer, model, int(state.step), labels)
+
+
+def task_builder(
+    resolved: FinetuneConfig, labels: tuple[str, ...]
+) -> Callable[[config.Model, int, nnx.Rngs], BertForTask]:
+    """What makes the model of a task; labels: as in `FineTuned`."""
+    return builder(resolved.task.kind, {'regression': 1, 'spans': 2}.get(resolved.task.kind, len(labels)))
+
+
+def choose_seed(workdir: str) -> str:
+    """The workdir of the seed to export: of several the one with the best main metric, which is printed."""
+    seeds = seeds_of(workdir)
+    metrics_of = {seed: results['metrics'] for seed in seeds if (results := read_results(seed)) is not None}
+    if len(seeds) == 1:
+        return seeds[0]
+    if not metrics_of:
+        raise BadInput(workdir, 'has no seed that is finished', 'a finished fine-tune', 'rerun the finetune command')
+    main = next(iter(next(iter(metrics_of.values()))))
+    best = max(metrics_of, key=lambda seed: metrics_of[seed][main])
+    say(f'{best}: the best of {len(metrics_of)} seeds by {main} ({metrics_of[best][main]:.1%})')
+    return best

@@ -1,0 +1,69 @@
+"""A wrong config of a fine-tune is refused by the name of the field; what is shared with pretraining is the same."""
+
+import dataclasses
+import json
+
+import pytest
+
+from bert_jax import config
+from bert_jax.config.fields import Role, roles
+from bert_jax.config.finetuning import FinetuneConfig, Train, batch_of, resolve
+from bert_jax.errors import BadInput
+
+GIVEN = {'task': {'kind': 'classification'}, 'init': 'models/mine'}
+AS_IN_PRETRAINING = (
+    'reduction',
+    'exact_shards',
+    'probe_every',
+    'max_bad_steps',
+    'max_rollbacks',
+    'spike_threshold',
+    'spike_window',
+    'replica_check_every',
+)
+
+
+def _resolve(**train: object) -> FinetuneConfig:
+    return resolve(GIVEN | {'train': train})
+
+
+@pytest.mark.parametrize('name', AS_IN_PRETRAINING)
+def test_the_loop_reads_the_same_defaults_and_checks_as_in_pretraining(name: str) -> None:
+    ours, theirs = (section.__dataclass_fields__[name] for section in (Train, config.Train))
+    assert (ours.default, ours.metadata, ours.type) == (theirs.default, theirs.metadata, theirs.type)
+    assert roles(Train)[name] is Role.EXECUTION
+
+
+def test_sums_are_fast_by_default_and_exact_on_request() -> None:
+    assert (_resolve().train.reduction, _resolve().train.exact_shards) == ('fast', 8)
+    batch = batch_of(_resolve(reduction='exact', exact_shards=4, global_batch_size=12).train)
+    assert (batch.reduction, batch.exact_shards, batch.global_batch_size) == ('exact', 4, 12)
+
+
+def test_a_config_written_before_a_field_existed_resolves_to_its_default() -> None:
+    values = json.loads(json.dumps(dataclasses.asdict(resolve(GIVEN))))
+    del values['train']['reduction'], values['train']['exact_shards']
+    assert resolve(values) == resolve(GIVEN)
+
+
+@pytest.mark.parametrize(
+    ('train', 'words'),
+    [
+        ({'reduction': 'exakt'}, "config.train.reduction: is 'exakt'"),
+        ({'exact_shards': 6}, 'a power of two'),
+        ({'reduction': 'exact', 'global_batch_size': 12}, 'does not divide train.global_batch_size=12'),
+        ({'reduction': 'exact', 'microbatches': 2}, 'the shards are the microbatches'),
+        ({'probe_every': 5}, 'config.probe.sets: is (), and train.probe_every asks for probes'),
+        ({'spike_window': 7}, 'config.train.spike_window: is 7'),
+        ({'max_bad_steps': 0}, 'config.train.max_bad_steps: is 0'),
+    ],
+)
+def test_a_loop_that_cannot_work_is_refused_by_the_field(train: dict, words: str) -> None:
+    with pytest.raises(BadInput) as raised:
+        _resolve(**train)
+    assert words in str(raised.value)
+
+
+def test_only_one_axis_takes_the_rest_of_the_devices() -> None:
+    with pytest.raises(BadInput, match='config.mesh: .*\n.*at most one axis of -1'):
+        resolve(GIVEN | {'mesh': {'data': -1, 'fsdp': -1}})
