@@ -49,14 +49,14 @@ class Examples:
         self._tokenizer = tokenizer
         self._masks = [(text, np.flatnonzero(ids == tokenizer.mask_id)) for text, ids in kept]
         self._batch = _batch(kept, self._masks, tokenizer.pad_id, program.device_mesh) if kept else None
-        self._fill = program.forward(_best_fillers)
+        self._fill = program.forward(_best_fillers) if kept else None
 
     def __bool__(self) -> bool:
         return self._batch is not None
 
     def __call__(self, params: nnx.State) -> list[dict[str, Any]]:
         """[{text, fillers: for each mask [{token, score}], best first}]; scores are probabilities."""
-        if self._batch is None:
+        if self._fill is None:
             return []
         scores, tokens = jax.device_get(self._fill(params, self._batch))  # NPK
 

@@ -82,7 +82,7 @@ class TrainProgram:
 
     def forward(self, function: Forward, *, summed: bool = False) -> Callable[[nnx.State, Any], Any]:
         """(parameters, batch) -> `function` of the model and the rows of a batch, see `make_forward`."""
-        return make_forward(self.graph, self.device_mesh, self.shardings.params, function, summed=summed)
+        return make_forward(self.graph, self.mesh, self.shardings.params, function, summed=summed)
 
     def init_state(self, seed: int, params: nnx.State | None = None) -> TrainState:
         """A new state, each part made where it belongs; the same numbers on any mesh.

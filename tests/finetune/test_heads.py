@@ -14,6 +14,7 @@ from bert_jax.config.finetuning import finetune, num_steps, optimizer_of, resolv
 from bert_jax.finetune import heads
 from bert_jax.finetune.heads import ARCHITECTURES
 from bert_jax.finetune.rows import TaskBatch, TaskStream, make_rows
+from bert_jax.model.bert import Build
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.pretrained import hugging_face
 from bert_jax.train.optimizer import make_optimizer, make_schedule, scale_by_uncorrected_adam
@@ -39,7 +40,7 @@ def _batch(kind: str) -> TaskBatch:
     return TaskStream(rows, batch_size=B, seed=None, sequence_length=L, pad_id=0).batch(0)
 
 
-def _params(build: heads.Build) -> nnx.State:
+def _params(build: Build) -> nnx.State:
     rng = np.random.default_rng(1)
     shapes = nnx.state(nnx.eval_shape(lambda: build(STILL, VOCAB, nnx.Rngs(0))), nnx.Param)
     return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
