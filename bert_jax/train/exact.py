@@ -36,6 +36,8 @@ _COMPILER_OPTIONS = {
     'cpu': {'xla_cpu_multi_thread_eigen': False},
     'gpu': {'xla_gpu_deterministic_ops': True, 'xla_gpu_autotune_level': 0},
 }
+if jax.__version_info__ < (0, 11):  # later versions have no other way
+    _COMPILER_OPTIONS['cpu']['xla_cpu_use_fusion_emitters'] = True  # whatever XLA_FLAGS says
 _OWN, _SAME = PartitionSpec(BATCH_AXES), PartitionSpec()
 
 

@@ -80,7 +80,7 @@ def test_stopped_run_resumes_and_killed_launcher_leaves_no_process(settings: lis
         assert stopped.wait() == 75 and 'saved step' in stopped.text, stopped.text
     saved = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
     with Running(_launcher(2, 1, *arguments), environment()) as killed:
-        assert killed.wait_for(f'Going on with {tmp_path} from step {saved}'), killed.text
+        assert killed.wait_for(f'Resuming {tmp_path} from step {saved}'), killed.text
         killed.wait_until_logged(tmp_path, num_lines=saved + 3)
         children = Path(f'/proc/{killed.process.pid}/task/{killed.process.pid}/children').read_text().split()
         assert len(children) == 2
