@@ -116,7 +116,7 @@ class StopRequest:
                 return
             if (call := self._before_unsaved_end) is not None:
                 call(signum.name)
-            say_anywhere(f'{signum.name}: stopped before a step was made. The same command starts again.')
+            say_anywhere(f'{signum.name}: stopped before the first step. Rerun the same command to start again.')
             os._exit(EXIT_RUN_AGAIN)
 
 

@@ -79,7 +79,7 @@ def _run_here(runs: tuple[Run, ...], todo: list[Run], jobs: int, signals: Signal
             for line in result.log_tail:
                 say(f'    {line}')
     if signals.received:
-        say(f'{signals.received}: the runs that were under way are saved. The same command goes on from there.')
+        say(f'{signals.received}: the runs in progress are saved. Rerun the same command to resume.')
     return statuses
 
 

@@ -164,7 +164,7 @@ def test_preempted_run_is_requeued_and_ends_with_uninterrupted_loss(
     _output(cluster, 'sbatch', '--partition=high', '--ntasks=2', '--output=/dev/null', '--wrap=sleep 2')
     _wait_for(lambda: finished(broken), 900, 'end of the preempted run')
     assert int(_job(cluster, broken)['Restarts']) >= 1
-    assert 'saved step' in _log(broken) and 'Going on with' in _log(broken)
+    assert 'saved step' in _log(broken) and 'Resuming' in _log(broken)
     # The step at which it was stopped is logged too; all others are the same, bit for bit.
     assert set(_losses(tmp_path / 'whole')) <= set(_losses(tmp_path / 'broken'))
     assert _losses(tmp_path / 'whole')[-1][0] == 200
@@ -179,7 +179,7 @@ def test_where_requeueing_is_forbidden_an_array_chain_does_the_same(
     _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 900, 'end of the chain')
     logs = [path.read_text() for path in sorted(tmp_path.glob('slurm-*.out'), key=lambda path: path.stat().st_mtime)]
     assert len(logs) == 3
-    assert 'saved step' in logs[0] and 'Going on with' in logs[1] and 'Nothing to do' in logs[2]
+    assert 'saved step' in logs[0] and 'Resuming' in logs[1] and 'Nothing to do' in logs[2]
     assert _losses(tmp_path / 'chain')[-1][0] == 200
 
 
@@ -247,4 +247,4 @@ def test_a_sweep_is_an_array_whose_stopped_runs_are_requeued(cluster: dict[str, 
     assert told.returncode == 0, told.stderr
     results = {result['name']: result['status'] for result in json.loads(told.stdout)['runs']}
     assert results == {'short': 'finished', 'long': 'finished'}, log()
-    assert 'saved step' in log() and 'Going on with' in log()
+    assert 'saved step' in log() and 'Resuming' in log()

@@ -75,7 +75,7 @@ def _live(
         if killed_at is not None and any(line.startswith('Compiling') for line in running.lines):
             if _last_logged(workdir) >= killed_at:
                 row.seconds.append(time.monotonic() - running.started)
-                gone_on = [line for line in running.lines if line.startswith('Going on with')]
+                gone_on = [line for line in running.lines if line.startswith('Resuming')]
                 restored = int(gone_on[0].rpartition('from step ')[2].split()[0]) if gone_on else 0
                 row.steps_lost.append(max(killed_at - restored, 0))
                 killed_at = None
