@@ -81,7 +81,7 @@ def test_signal_before_first_step_exits_75_and_frees_workdir(settings: list[str]
     with _train(settings, tmp_path) as running:
         assert running.wait_for('Compiling')
         running.send(signal.SIGINT)
-        assert running.wait() == 75 and 'SIGINT: stopped before a step was made' in running.text
+        assert running.wait() == 75 and 'SIGINT: stopped before the first step' in running.text
     [lease] = (tmp_path / '.lease').iterdir()
     assert json.loads(lease.read_text())['released'] and not list(tmp_path.glob('checkpoints/*'))
 
