@@ -26,12 +26,13 @@ os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling takes most of th
 os.environ['OMP_NUM_THREADS'] = '1'  # two processes of tests share the cores; PyTorch's threads would wait by spinning
 
 _PROCESSES = 'processes'
+_NOT_FAST = (_PROCESSES, 'slurm', 'plan', 'soak')  # marks that `make test-fast` leaves out
 _running: list[pytest.Item] = []  # the test that is running
 
 
 def _check_mark(event: str, arguments: tuple) -> None:
     """Fails a test that starts a process and does not say so by its mark: `make test-fast` would run it."""
-    if event == 'subprocess.Popen' and _running and not _running[0].get_closest_marker(_PROCESSES):
+    if event == 'subprocess.Popen' and _running and not any(map(_running[0].get_closest_marker, _NOT_FAST)):
         raise AssertionError(f'{_running[0].nodeid} starts {arguments[1]}: it needs the mark `{_PROCESSES}`')
 
 
