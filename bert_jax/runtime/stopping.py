@@ -26,6 +26,8 @@ EXIT_RUN_AGAIN = 75
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _TIME_LIMIT = 'the time limit'
 _UNMEASURED_SAVE = 120.0  # seconds to leave for a save before one has been measured
+# Linux signals the death of a parent's threads one by one: within so many seconds it is one request.
+_ONE_SIGNAL = 0.1
 _MARGIN = 15.0  # seconds to agree on the step and to exit
 
 
@@ -39,6 +41,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.received = ''
         self._stop_at, self._is_exact, self._can_save = float('inf'), True, False
+        self._received_at = 0.0
         self._before_unsaved_end: Callable[[str], None] | None = None
         self._lock = threading.Lock()
 
@@ -107,10 +110,12 @@ class StopRequest:
 
     def _receive(self, signum: signal.Signals) -> None:
         with self._lock:
+            if self.received == signum.name and time.monotonic() - self._received_at < _ONE_SIGNAL:
+                return
             if self.received and self.received != _TIME_LIMIT:
                 say_anywhere(f'{signum.name} again: ended at once; the last checkpoint is whole.')
                 os._exit(128 + signum)  # as a shell reports a process that the signal ended
-            self.received = signum.name
+            self.received, self._received_at = signum.name, time.monotonic()
             if self._can_save:
                 say_anywhere(f'{signum.name}: finishing this step, then saving … (once more ends at once)')
                 return
