@@ -1,5 +1,6 @@
 """When a run is asked to stop by the clock."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -52,3 +53,17 @@ def test_requests_are_heard_before_jax_is_imported() -> None:
     program = 'import bert_jax.runtime.stopping, sys; print([name for name in ("jax", "numpy") if name in sys.modules])'
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
     assert done.stdout == '[]\n'
+
+
+def test_same_signal_at_once_is_one_request_and_later_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, '_exit', ended.append)
+    now = time.monotonic()
+    monkeypatch.setattr(time, 'monotonic', lambda: now)
+    with StopRequest() as stop:
+        stop.has_something_to_save()
+        for after in (0.0, 0.05, 5.0):  # the threads of a dying parent; a person
+            monkeypatch.setattr(time, 'monotonic', lambda after=after: now + after)
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            assert stop.received == 'SIGTERM' and ended == ([128 + signal.SIGTERM] if after == 5.0 else [])
