@@ -26,8 +26,9 @@ EXIT_RUN_AGAIN = 75
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _TIME_LIMIT = 'the time limit'
 _UNMEASURED_SAVE = 120.0  # seconds to leave for a save before one has been measured
-# Linux signals the death of a parent's threads one by one: within so many seconds it is one request.
-_ONE_SIGNAL = 0.1
+# What `launch/local.py` asks Linux to send its processes when it dies comes once for each of its threads: within so
+# many seconds that is one request.
+_DEATH_OF_THE_LAUNCHER, _ONE_DEATH = signal.SIGTERM, 0.1
 _MARGIN = 15.0  # seconds to agree on the step and to exit
 
 
@@ -110,7 +111,8 @@ class StopRequest:
 
     def _receive(self, signum: signal.Signals) -> None:
         with self._lock:
-            if self.received == signum.name and time.monotonic() - self._received_at < _ONE_SIGNAL:
+            again = signum.name == self.received
+            if again and signum == _DEATH_OF_THE_LAUNCHER and time.monotonic() - self._received_at < _ONE_DEATH:
                 return
             if self.received and self.received != _TIME_LIMIT:
                 say_anywhere(f'{signum.name} again: ended at once; the last checkpoint is whole.')

@@ -55,15 +55,23 @@ def test_requests_are_heard_before_jax_is_imported() -> None:
     assert done.stdout == '[]\n'
 
 
-def test_same_signal_at_once_is_one_request_and_later_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    'signum, ended_after',
+    [(signal.SIGTERM, {5.0}), (signal.SIGINT, {0.05, 5.0})],
+    ids=['the threads of a dying launcher', 'a person'],
+)
+def test_only_the_death_of_a_launcher_comes_more_than_once(
+    monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, ended_after: set[float]
+) -> None:
     ended: list[int] = []
     monkeypatch.setattr(os, '_exit', ended.append)
     now = time.monotonic()
     monkeypatch.setattr(time, 'monotonic', lambda: now)
     with StopRequest() as stop:
         stop.has_something_to_save()
-        for after in (0.0, 0.05, 5.0):  # the threads of a dying parent; a person
+        for after in (0.0, 0.05, 5.0):
+            ended.clear()
             monkeypatch.setattr(time, 'monotonic', lambda after=after: now + after)
-            signal.raise_signal(signal.SIGTERM)
-            time.sleep(0.2)
-            assert stop.received == 'SIGTERM' and ended == ([128 + signal.SIGTERM] if after == 5.0 else [])
+            signal.raise_signal(signum)
+            time.sleep(0.2)  # of the thread that reads the signals
+            assert stop.received == signum.name and bool(ended) == (after in ended_after)
