@@ -64,9 +64,9 @@ def work(processes: int, steps: int, output: Path) -> None:
     import jax
     import numpy as np
 
-    from bert_jax.runtime.processes import join
+    from bert_jax.runtime.processes import initialize
 
-    join()
+    initialize()
     with open(output / f'{processes}.jsonl', 'a+') as lines:
         lines.seek(0)
         done = {Case(*json.loads(line)['case']) for line in lines}

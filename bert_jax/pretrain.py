@@ -19,7 +19,7 @@ from bert_jax.evaluation.held_out import HeldOut
 from bert_jax.evaluation.probe import Probe, open_sets
 from bert_jax.loop import TrainingRun, begin, fit
 from bert_jax.model.bert import num_parameters
-from bert_jax.pretrained.initialize import starting_point
+from bert_jax.pretrained.initialize import pretraining_start
 from bert_jax.pretrained.load import Pretrained, from_params
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import mesh_of_run
@@ -63,7 +63,7 @@ def pretrain(
 
 def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change: Sequence[str]) -> Outcome:
     # --- What to train, from what, on what. Nothing is written before all of it is sound. ---
-    start_from = starting_point(config, workdir)
+    start_from = pretraining_start(config, workdir)
     mesh = mesh_of_run(start_from.config)
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps

@@ -12,7 +12,7 @@ import pytest
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.pretrain import pretrain
-from bert_jax.pretrained.initialize import starting_point
+from bert_jax.pretrained.initialize import pretraining_start
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text.tokenizer import load_tokenizer
 from bert_jax.train.program import build_program
@@ -66,7 +66,7 @@ def test_other_values_are_refused_by_name_and_allowed_by_name(begun) -> None:
 
 def _new_state(resolved: config.Config, init: str, keeps_moments: bool):
     forked = dataclasses.replace(resolved, init=init, init_optimizer=keeps_moments)
-    point = starting_point(forked, 'nowhere')
+    point = pretraining_start(forked, 'nowhere')
     tokenizer = load_tokenizer(Path(init.partition('@')[0]) / 'tokenizer', lowercase=True, strip_accents=None)
     mesh = make_mesh(config.Mesh(data=1, fsdp=2), point.config.model, config.Train(), jax.local_devices()[:2])
     model, optimizer, train = point.config.model, point.config.optimizer, config.Train(steps=4)

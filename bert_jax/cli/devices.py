@@ -21,7 +21,7 @@ def join_processes(values: flags.FlagValues, config: Config | FinetuneConfig) ->
     """Joins the other processes of a run and checks that all expected devices are there; see `PROCESSES`."""
     from bert_jax.runtime import processes
 
-    processes.join(values.distributed, values.join_timeout, config.train.watchdog_seconds)
+    processes.initialize(values.distributed, values.join_timeout, config.train.watchdog_seconds)
     select_platform(config)
     processes.check_devices(values.devices)
 

@@ -114,9 +114,9 @@ def _tokenizer(config: Config) -> Iterator[Problem]:
 def _initial_model(config: Config, corpus: Corpus, workdir: str | None) -> Iterator[Problem]:
     """Whether the corpus was made with the vocabulary of the model that the run starts from."""
     if config.init:
-        from bert_jax.pretrained.initialize import starting_point
+        from bert_jax.pretrained.initialize import pretraining_start
 
-        starting_point(config, workdir or os.devnull).check(corpus.tokenizer)  # without a workdir nothing is begun
+        pretraining_start(config, workdir or os.devnull).check(corpus.tokenizer)  # without a workdir nothing is begun
     yield from ()
 
 

@@ -30,7 +30,7 @@ def position(windows: Windows, phase: int, step: int) -> int:
     return step
 
 
-def passing_over(windows: Windows, steps: Iterable[int], start: int, stop: int) -> Windows:
+def skip_steps(windows: Windows, steps: Iterable[int], start: int, stop: int) -> Windows:
     """The windows with those batches too that the steps start … stop - 1 (of the run, from 0) read.
 
     Args:

@@ -9,7 +9,7 @@ from bert_jax.config.finetuning import FinetuneConfig, batch_of
 from bert_jax.console import say
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.seed import Outcome, Setup, claim, run_seed
-from bert_jax.finetune.start import starting_point
+from bert_jax.finetune.start import finetuning_start
 from bert_jax.finetune.tasks import open_task
 from bert_jax.finetune.workdirs import seed_workdir, write_plan, write_results
 from bert_jax.runtime import processes
@@ -53,7 +53,7 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1, stop: Sto
         watchdog_seconds=train.watchdog_seconds,
         watchdog_long_seconds=train.watchdog_long_seconds,
     ) as supervisor:
-        start = starting_point(config, [*workdirs.values()])
+        start = finetuning_start(config, [*workdirs.values()])
         setup = Setup.of(start, open_task(start.config.task, start.config.train, start.tokenizer))
         memory = Config(model=start.config.model, train=batch_of(start.config.train), mesh=start.config.mesh)
         with reporting_out_of_memory(memory, finds_microbatches=False):

@@ -17,7 +17,7 @@ from bert_jax.evaluation.probe import LabelledSet, Probe, open_sets
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
 from bert_jax.finetune.evaluator import TaskEvaluator, as_validation, describe_metrics, model_outputs, task_streams
-from bert_jax.finetune.start import Start
+from bert_jax.finetune.start import FinetuningStart
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
 from bert_jax.loop import TrainingRun, begin, fit
@@ -47,14 +47,14 @@ class Outcome:
 class Setup:
     """What all seeds of a fine-tune share: what they start from, the task, and the step, compiled once."""
 
-    start: Start
+    start: FinetuningStart
     data: TaskData
     program: TrainProgram
     predict_step: Callable
     labelled_sets: list[LabelledSet]
 
     @classmethod
-    def of(cls, start: Start, data: TaskData) -> 'Setup':
+    def of(cls, start: FinetuningStart, data: TaskData) -> 'Setup':
         """Raises BadInput when the mesh does not fit the devices, or a probe's file cannot be used."""
         config = start.config
         mesh = make_mesh(config.mesh, config.model, batch_of(config.train))

@@ -30,7 +30,7 @@ from bert_jax.workdir import identity
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class FinetuningStart:
     """Where each seed of a fine-tune begins. config: with the sizes of the initial model."""
 
     config: FinetuneConfig
@@ -72,7 +72,7 @@ class Start:
         return found
 
 
-def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
+def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningStart:
     """Settles `config.init`: loads it, unless one of the workdirs was begun from it already and knows what it was.
 
     Raises:
@@ -85,7 +85,7 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
     if given.init == 'scratch':
         assert own is not None  # see `config.finetuning.resolve`
         say(f'Starting from random weights: {given.model.num_layers} layers, hidden size {given.model.hidden_size}')
-        return Start(given, own, Initialization(fingerprint={'init': 'scratch'}))
+        return FinetuningStart(given, own, Initialization(fingerprint={'init': 'scratch'}))
     for workdir in workdirs:
         if not identity.is_workdir(workdir):
             continue
@@ -94,7 +94,9 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
             tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
             _check(given, tokenizer, own, recorded.model)
             resolved = with_sizes(given, recorded.model, recorded.model.max_positions)
-            return Start(resolved, tokenizer, Initialization(given.init, {'init': fingerprint['init']}, load=_load))
+            return FinetuningStart(
+                resolved, tokenizer, Initialization(given.init, {'init': fingerprint['init']}, load=_load)
+            )
     initial = _load(given.init)
     model, tokenizer = initial.config, initial.tokenizer
     _check(given, tokenizer, own, model)
@@ -103,7 +105,9 @@ def starting_point(given: FinetuneConfig, workdirs: list[str]) -> Start:
         f'{tokenizer.vocab_size:,} tokens'
     )
     resolved = with_sizes(given, model, model.max_positions)
-    return Start(resolved, tokenizer, Initialization(given.init, {'init': hash_weights(initial)}, initial, _load))
+    return FinetuningStart(
+        resolved, tokenizer, Initialization(given.init, {'init': hash_weights(initial)}, initial, _load)
+    )
 
 
 def _load(init: str) -> Pretrained:

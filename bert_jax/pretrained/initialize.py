@@ -65,7 +65,7 @@ class Initialization:
 
 
 @dataclasses.dataclass(frozen=True)
-class StartingPoint:
+class PretrainingStart:
     """Where a pretraining run begins. config: the run's, with the sizes of the initial model."""
 
     config: Config
@@ -104,7 +104,7 @@ class StartingPoint:
           BadInput: as `Initialization.params`.
         """
         positions = self.config.model.max_positions
-        return self.initialization.params(lambda initial: grown(initial, tokenizer, positions))
+        return self.initialization.params(lambda initial: resize_embeddings(initial, tokenizer, positions))
 
     def with_moments(self, state: TrainState, shardings: TrainState) -> TrainState:
         """A new state with the optimiser's moments of the initial run, where `config.init_optimizer` asks for them.
@@ -135,7 +135,7 @@ class StartingPoint:
         return state._replace(opt_state=kept)
 
 
-def starting_point(config: Config, workdir: str) -> StartingPoint:
+def pretraining_start(config: Config, workdir: str) -> PretrainingStart:
     """Settles `config.init`: says what it is, and puts its sizes into the config.
 
     A workdir that was begun from the same `config.init` knows both, and the initial model may be gone.
@@ -152,12 +152,12 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
             f'python -m bert_jax train --config=configs/continue.py --config.init={workdir} --workdir=…',
         )
     if not config.init:
-        return StartingPoint(config, Initialization())
+        return PretrainingStart(config, Initialization())
     kept = {'init_optimizer': True} if config.init_optimizer else {}
     if 'init' in recorded and identity.load_config(workdir).init == config.init:
         model = identity.load_config(workdir).model
         initialization = Initialization(config.init, {'init': recorded['init']} | kept)
-        return StartingPoint(with_sizes(config, model, model.max_positions), initialization)
+        return PretrainingStart(with_sizes(config, model, model.max_positions), initialization)
     initial = load_initial(config.init)
     directory, _ = split_step(config.init)
     if kept and (not identity.is_workdir(directory) or 'imported' in identity.load_fingerprint(directory)):
@@ -172,7 +172,7 @@ def starting_point(config: Config, workdir: str) -> StartingPoint:
         + (f', repeated to make {num_positions:,}' if num_positions > own else '')
     )
     resolved = with_sizes(config, model, num_positions)
-    return StartingPoint(resolved, Initialization(config.init, {'init': hash_weights(initial)} | kept, initial))
+    return PretrainingStart(resolved, Initialization(config.init, {'init': hash_weights(initial)} | kept, initial))
 
 
 def initial_tokenizer(init: str) -> Tokenizer:
@@ -199,7 +199,7 @@ def hash_weights(model: Pretrained) -> str:
     return digest.hexdigest()
 
 
-def grown(initial: Pretrained, tokenizer: Tokenizer, num_positions: int) -> nnx.State:
+def resize_embeddings(initial: Pretrained, tokenizer: Tokenizer, num_positions: int) -> nnx.State:
     """The weights of a model for a tokenizer that extends its own, and for N positions; see the top of this file."""
     num_known = initial.tokenizer.vocab_size
     pieces = initial.tokenizer.encode_batch(tokenizer.tokens[num_known:])

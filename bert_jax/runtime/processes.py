@@ -38,8 +38,8 @@ _ENVIRONMENT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """One process's place among all.
+class ProcessInfo:
+    """Which of a run's processes this one is.
 
     Attributes:
       coordinator: HOST:PORT of process 0; None where jax finds it by itself.
@@ -53,8 +53,10 @@ class Place:
     local_devices: tuple[int, ...] | None
 
 
-def find_place(environment: Mapping[str, str], num_gpus: int, distributed: bool | None = None) -> Place | None:
-    """The place that the launcher gave this process, or None for a process that is alone.
+def find_process_info(
+    environment: Mapping[str, str], num_gpus: int, distributed: bool | None = None
+) -> ProcessInfo | None:
+    """What the launcher says of this process; None for a process that is alone.
 
     Args:
       num_gpus: that this process sees.
@@ -76,12 +78,12 @@ def find_place(environment: Mapping[str, str], num_gpus: int, distributed: bool 
             raise BadInput('environment', found, 'JAX_PROCESS_ID from 0 to JAX_NUM_PROCESSES - 1')
         ids = environment.get('JAX_LOCAL_DEVICE_IDS', '')
         local = tuple(int(name) for name in ids.split(',')) if ids else None
-        return Place(address, int(count), int(number), local)
+        return ProcessInfo(address, int(count), int(number), local)
     if int(environment.get('SLURM_STEP_NUM_TASKS', '1')) > 1:  # set by srun for its tasks; a batch script has none
         tasks_here = tasks_per_node(environment['SLURM_STEP_TASKS_PER_NODE'])[int(environment['SLURM_NODEID'])]
         local = share_of_devices(int(environment['SLURM_LOCALID']), tasks_here, num_gpus)
-        return Place(None, int(environment['SLURM_STEP_NUM_TASKS']), int(environment['SLURM_PROCID']), local)
-    return Place(None, None, None, None) if distributed else None
+        return ProcessInfo(None, int(environment['SLURM_STEP_NUM_TASKS']), int(environment['SLURM_PROCID']), local)
+    return ProcessInfo(None, None, None, None) if distributed else None
 
 
 def tasks_per_node(text: str) -> list[int]:
@@ -112,7 +114,7 @@ def visible_gpus(environment: Mapping[str, str]) -> int:
     return len([name for name in listed.split(',') if name and name != '-1'])
 
 
-def join(distributed: bool | None = None, timeout_s: int = 300, watchdog_s: float = 0) -> None:
+def initialize(distributed: bool | None = None, timeout_s: int = 300, watchdog_s: float = 0) -> None:
     """Makes this process one of its run's, where a launcher says so; to be called before the first use of a device.
 
     Args:
@@ -123,48 +125,48 @@ def join(distributed: bool | None = None, timeout_s: int = 300, watchdog_s: floa
     Raises:
       BadInput: when the others do not arrive within `timeout_s` seconds.
     """
-    place = find_place(os.environ, visible_gpus(os.environ), distributed)
-    if place is None:
+    process = find_process_info(os.environ, visible_gpus(os.environ), distributed)
+    if process is None:
         return
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.config.update('jax_enable_preemption_service', False)  # its notice is SIGTERM, which `stopping` hears itself
     # jax ends the process with a stack trace when its own time is over, so ours is over first.
-    late = threading.Timer(timeout_s, _end_alone, (place, timeout_s))
+    late = threading.Timer(timeout_s, _end_alone, (process, timeout_s))
     late.daemon = True
     late.start()
     try:
         jax.distributed.initialize(
-            place.coordinator,
-            place.num_processes,
-            place.process_id,
-            list(place.local_devices) if place.local_devices is not None else None,
+            process.coordinator,
+            process.num_processes,
+            process.process_id,
+            list(process.local_devices) if process.local_devices is not None else None,
             initialization_timeout=timeout_s + 60,
             heartbeat_timeout_seconds=int(2 * watchdog_s) + 30 if watchdog_s else 100,  # the watchdog ends first
-            coordinator_bind_address=bind_address(place),
+            coordinator_bind_address=bind_address(process),
         )
     except (RuntimeError, ValueError) as error:
-        raise _others_missing(place, timeout_s, f' ({str(error).splitlines()[0]})') from error
+        raise _others_missing(process, timeout_s, f' ({str(error).splitlines()[0]})') from error
     finally:
         late.cancel()
 
 
-def _others_missing(place: Place, timeout_s: int, why: str = '') -> BadInput:
-    who = 'this process' if place.process_id is None else f'process {place.process_id} of {place.num_processes}'
+def _others_missing(process: ProcessInfo, timeout_s: int, why: str = '') -> BadInput:
+    who = 'this process' if process.process_id is None else f'process {process.process_id} of {process.num_processes}'
     return BadInput(
         who,
         f'did not find the others within {timeout_s} s{why}',
-        f'all processes started, and {place.coordinator or "the address of process 0"} reachable from each',
+        f'all processes started, and {process.coordinator or "the address of process 0"} reachable from each',
         'look at the log of the process that is missing; --join_timeout waits longer',
     )
 
 
-def _end_alone(place: Place, timeout_s: int) -> None:
+def _end_alone(process: ProcessInfo, timeout_s: int) -> None:
     """Ends the process from a thread, as bad input ends one: the main thread is inside jax, waiting."""
-    console.say_anywhere(f'bert_jax: {_others_missing(place, timeout_s)}')
+    console.say_anywhere(f'bert_jax: {_others_missing(process, timeout_s)}')
     os._exit(2)
 
 
-def bind_address(place: Place) -> str | None:
+def bind_address(process: ProcessInfo) -> str | None:
     """Where process 0 listens: the one address by which the others know it, not all that its machine has.
 
     Returns:
@@ -172,9 +174,9 @@ def bind_address(place: Place) -> str | None:
       says it (JAX_COORDINATOR_BIND_ADDRESS), and where the name leads to an address that is not this machine's or only
       its own (a service in front of it; /etc/hosts).
     """
-    if place.coordinator is None or place.process_id != 0 or os.environ.get('JAX_COORDINATOR_BIND_ADDRESS'):
+    if process.coordinator is None or process.process_id != 0 or os.environ.get('JAX_COORDINATOR_BIND_ADDRESS'):
         return None
-    name, _, port = place.coordinator.rpartition(':')
+    name, _, port = process.coordinator.rpartition(':')
     try:
         family, kind, _, _, address = socket.getaddrinfo(name.strip('[]'), 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from bert_jax.data.skips import Windows, merged, passing_over
+from bert_jax.data.skips import Windows, merged, skip_steps
 from bert_jax.errors import BadInput
 from bert_jax.train.state import TrainState, is_finite
 
@@ -85,7 +85,7 @@ class TrainingRecord:
           phase_steps: how many steps each phase of the run has.
           rolled_back_to: the step of this record.
         """
-        windows = passing_over(newest.skipped_batches, phase_steps, rolled_back_to, anomaly.last)
+        windows = skip_steps(newest.skipped_batches, phase_steps, rolled_back_to, anomaly.last)
         return dataclasses.replace(self, skipped_batches=windows, rollbacks=newest.rollbacks + 1)
 
     @classmethod

@@ -26,7 +26,7 @@ from bert_jax.runtime.mesh import AXES, BATCH_AXES
 _SPLIT = 'split'  # metadata of a model's parameter: the mesh axes of its dims
 
 
-class Exchange:
+class Collectives:
     """What the devices of a mesh exchange in a step; made for the shardings of a model's parameters.
 
     Attributes:

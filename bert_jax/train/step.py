@@ -14,7 +14,7 @@ from bert_jax.data.batches import Batch
 from bert_jax.model.bert import Gather
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.runtime.mesh import BATCH_AXES, replicated
-from bert_jax.train.gradients import Exchange, accumulated, concatenated
+from bert_jax.train.gradients import Collectives, accumulated, concatenated
 from bert_jax.train.objective import Objective
 from bert_jax.train.state import TrainState, is_schedule
 
@@ -49,23 +49,23 @@ def make_train_step(parts: StepParts, *, microbatches: int) -> Callable[..., tup
     seed)`: all seeds that are given so share one compiled program.
     """
     graph, mesh, shardings, objective = parts.graph, parts.mesh, parts.shardings, parts.objective
-    exchange = Exchange(mesh, shardings.params)
+    collectives = Collectives(mesh, shardings.params)
 
     def of_own_rows(params: nnx.State, batch: Any, rows: jax.Array, base: jax.Array) -> tuple[nnx.State, Any]:
         """One device: its rows, and what it exchanges with the others."""
-        weights = exchange.sum(objective.weights(batch))
+        weights = collectives.sum(objective.weights(batch))
 
         def loss_fn(params: nnx.State, micro: Any, rows: jax.Array) -> tuple[jax.Array, Any]:
-            model = exchange.merge(graph, params)
-            sums = objective.sums(model, micro, DropoutKey(base, rows), exchange.gather_layer)
+            model = collectives.merge(graph, params)
+            sums = objective.sums(model, micro, DropoutKey(base, rows), collectives.gather_layer)
             return objective.loss(sums, weights), sums
 
-        gradient = functools.partial(jax.grad(loss_fn, has_aux=True), exchange.gather_outside_layers(params))
+        gradient = functools.partial(jax.grad(loss_fn, has_aux=True), collectives.gather_outside_layers(params))
         grads, sums = accumulated(lambda micro: gradient(*micro), microbatches, (batch, rows))
-        return exchange.sum_gradients(grads), exchange.sum(sums)
+        return collectives.sum_gradients(grads), collectives.sum(sums)
 
     own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
-    gradient = exchange.over_rows(of_own_rows, (exchange.specs, own, own, same), (exchange.specs, same))
+    gradient = collectives.over_rows(of_own_rows, (collectives.specs, own, own, same), (collectives.specs, same))
 
     def train_step(state: TrainState, batch: Batch, seed: Any = parts.seed) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
@@ -121,16 +121,16 @@ def make_forward(
       shardings: of the parameters.
       summed: whether the outputs are sums over the rows; else their first dim is that of the rows.
     """
-    exchange = Exchange(mesh, shardings)
+    collectives = Collectives(mesh, shardings)
     own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
     combined = accumulated if summed else concatenated
 
     def of_own_rows(params: nnx.State, batch: Any) -> Any:
-        model = exchange.merge(graph, exchange.gather_outside_layers(params))
+        model = collectives.merge(graph, collectives.gather_outside_layers(params))
         rows = batch.input_ids.shape[0]
         at_once = max(n for n in range(1, min(rows, _EVALUATED_AT_ONCE) + 1) if rows % n == 0)
-        found = combined(lambda part: function(model, part, exchange.gather_layer), rows // at_once, batch)
-        return exchange.sum(found) if summed else found
+        found = combined(lambda part: function(model, part, collectives.gather_layer), rows // at_once, batch)
+        return collectives.sum(found) if summed else found
 
-    of_all_rows = exchange.over_rows(of_own_rows, (exchange.specs, own), same if summed else own)
+    of_all_rows = collectives.over_rows(of_own_rows, (collectives.specs, own), same if summed else own)
     return jax.jit(of_all_rows, out_shardings=replicated(mesh))

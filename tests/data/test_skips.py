@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_jax.data.skips import merged, passing_over, position
+from bert_jax.data.skips import merged, position, skip_steps
 
 WINDOW = st.tuples(st.integers(0, 1), st.integers(0, 30), st.integers(1, 8)).map(lambda w: (w[0], w[1], w[1] + w[2]))
 
@@ -26,7 +26,7 @@ def test_after_a_roll_back_the_batches_read_since_are_left_out_too(
         phase = int(step >= steps[0])
         return phase, position(windows, phase, step - phase * steps[0])
 
-    after = passing_over(before, steps, start, stop)
+    after = skip_steps(before, steps, start, stop)
     seen = {read(before, step) for step in range(start, stop)}
     assert [read(after, step) for step in range(start)] == [read(before, step) for step in range(start)]
     assert not seen & {read(after, step) for step in range(start, 20)}

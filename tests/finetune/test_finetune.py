@@ -15,7 +15,7 @@ from bert_jax.config.finetuning import resolve
 from bert_jax.finetune.command import summarize
 from bert_jax.finetune.load import load_finetuned
 from bert_jax.finetune.seed import Outcome, Setup
-from bert_jax.finetune.start import starting_point
+from bert_jax.finetune.start import finetuning_start
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.metrics import MetricsWriter
 from tests.support.commands import run
@@ -187,7 +187,7 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
     # It is where another task may start, as the workdir is: the encoder as it was trained, no head.
     task = {'sequence_length': 16}
     inits = [str(place / init) for init in (proof['workdir'], 'export')]
-    starts = [starting_point(resolve({'task': task, 'init': init}), []) for init in inits]
+    starts = [finetuning_start(resolve({'task': task, 'init': init}), []) for init in inits]
     theirs = load_finetuned(str(place / proof['workdir'])).model.bert
     for start in starts:
         assert start.fingerprint == starts[0].fingerprint
@@ -201,7 +201,7 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
 def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
     init = write_model(place / 'models' / 'deep', dataclasses.replace(MODEL, num_layers=3))
     given = {'task': {'sequence_length': 16}, 'init': str(init)}
-    plain, start = (starting_point(resolve(given | more), []) for more in ({}, {'reinitialized_layers': 2}))
+    plain, start = (finetuning_start(resolve(given | more), []) for more in ({}, {'reinitialized_layers': 2}))
     made = [plain.params(2, 0), start.params(2, 0), start.params(2, 0), start.params(2, 1)]
     as_it_is, first, again, other = map(nnx.to_pure_dict, made)
     kernels = [params['bert']['encoder']['layers']['output']['kernel'] for params in (as_it_is, first, again, other)]

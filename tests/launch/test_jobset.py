@@ -11,7 +11,7 @@ import yaml
 
 from bert_jax.cli.commands import COMMANDS
 from bert_jax.cli.flags import parse
-from bert_jax.runtime.processes import Place, find_place
+from bert_jax.runtime.processes import ProcessInfo, find_process_info
 from bert_jax.runtime.stopping import _UNMEASURED_SAVE, EXIT_BAD_INPUT, EXIT_RUN_AGAIN
 from tests.support.processes import ROOT
 
@@ -59,7 +59,7 @@ def test_each_pod_finds_its_place_and_process_0_has_the_address_that_all_dial(
     assert job['completionMode'] == 'Indexed'  # without it pods have no index
     hosts = job['completions']
     assert job['parallelism'] == hosts  # all at once, or they wait for each other forever
-    places = [find_place(_environment(container, index), num_gpus=8) for index in range(hosts)]
+    places = [find_process_info(_environment(container, index), num_gpus=8) for index in range(hosts)]
     [replicated] = manifest['spec']['replicatedJobs']
     # JobSet names pods SET-JOB-REPLICA-INDEX, and gives them DNS names under the subdomain, by default the set's name.
     name = manifest['metadata']['name']
@@ -67,7 +67,7 @@ def test_each_pod_finds_its_place_and_process_0_has_the_address_that_all_dial(
     subdomain = manifest['spec']['network'].get('subdomain', name)
     host = f'{name}-{replicated["name"]}-0-0.{subdomain}'
     [port] = [port['containerPort'] for port in container['ports']]
-    assert places == [Place(f'{host}:{port}', hosts, index, None) for index in range(hosts)]
+    assert places == [ProcessInfo(f'{host}:{port}', hosts, index, None) for index in range(hosts)]
 
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections

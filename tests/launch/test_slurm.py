@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_jax.runtime.processes import Place
+from bert_jax.runtime.processes import ProcessInfo
 from tests.support.configs import as_flags, prepared, tiny_run
 from tests.support.processes import ROOT
 from tests.support.texts import write_text
@@ -197,8 +197,8 @@ def test_an_unlaunched_command_in_an_allocation_of_several_tasks_runs_alone(
 def test_one_task_takes_all_gpus_of_its_node_and_several_share_them(cluster: dict[str, str], tmp_path: Path) -> None:
     """The places that tasks of a real srun work out; the node's four GPUs are made up."""
     tell = (
-        'import os; from bert_jax.runtime.processes import find_place; '
-        'print("place", find_place(os.environ, num_gpus=4))'
+        'import os; from bert_jax.runtime.processes import find_process_info; '
+        'print("place", find_process_info(os.environ, num_gpus=4))'
     )
     environment = _for_jobs(cluster)
 
@@ -207,7 +207,7 @@ def test_one_task_takes_all_gpus_of_its_node_and_several_share_them(cluster: dic
         return sorted(line for line in told.splitlines() if line.startswith('place'))
 
     assert places(1) == ['place None']  # alone: jax takes every GPU that it sees
-    shared = [f'place {Place(None, 2, task, share)}' for task, share in enumerate([(0, 1), (2, 3)])]
+    shared = [f'place {ProcessInfo(None, 2, task, share)}' for task, share in enumerate([(0, 1), (2, 3)])]
     assert places(2) == shared
 
 

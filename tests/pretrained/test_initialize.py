@@ -112,7 +112,7 @@ def test_run_starts_from_given_weights_and_new_words_from_their_pieces(place: Pa
 
 def test_the_moments_are_new_and_the_step_is_0(place: Path, commands: dict) -> None:
     resolved = config.resolve(_fields(place))
-    point = initialize.starting_point(resolved, str(place / 'nowhere'))
+    point = initialize.pretraining_start(resolved, str(place / 'nowhere'))
     tokenizer = load_tokenizer(place / 'corpora/domain/tokenizer', lowercase=True, strip_accents=False)
     mesh = make_mesh(config.Mesh(fsdp=2, tensor=2), point.config.model, config.Train(), jax.local_devices())
     model, optimizer, train = point.config.model, point.config.optimizer, config.Train(steps=4)
@@ -132,21 +132,21 @@ def _fields(place: Path, **changes: object) -> dict:
 def test_positions_beyond_the_models_repeat_those_that_it_has(place: Path) -> None:
     def resolved(sequence_length: int, max_positions: int) -> config.Config:
         fields = _fields(place, data={'sequence_length': sequence_length}, model={'max_positions': max_positions})
-        return initialize.starting_point(config.resolve(fields), str(place / 'nowhere')).config
+        return initialize.pretraining_start(config.resolve(fields), str(place / 'nowhere')).config
 
     assert resolved(24, 512).model.max_positions == 24  # it fits: the table stays as it is
     assert resolved(25, 32).model.max_positions == 32
     assert resolved(60, 32).model.max_positions == 60
     model = load_pretrained(str(place / MODEL_NAME))
     before = np.asarray(model.model.bert.embeddings.position[...])
-    after = np.asarray(initialize.grown(model, model.tokenizer, 60)['bert']['embeddings']['position'][...])
+    after = np.asarray(initialize.resize_embeddings(model, model.tokenizer, 60)['bert']['embeddings']['position'][...])
     np.testing.assert_array_equal(after, np.concatenate([before, before, before[:12]]))
 
 
 def test_every_kind_of_initial_model_is_the_same_model(place: Path, trained: Path, capsys) -> None:
     def origin(init: Path | str) -> dict:
         fields = {'init': str(init), 'data': {'sequence_length': 16}}
-        return initialize.starting_point(config.resolve(fields), str(place / 'nowhere')).fingerprint
+        return initialize.pretraining_start(config.resolve(fields), str(place / 'nowhere')).fingerprint
 
     export = place / 'models' / 'domain'
     assert origin(trained) == origin(f'{trained}@4') == origin(export) != origin(f'{trained}@2')

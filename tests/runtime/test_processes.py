@@ -8,7 +8,14 @@ import pytest
 from bert_jax import console
 from bert_jax.errors import BadInput
 from bert_jax.runtime import processes
-from bert_jax.runtime.processes import Place, bind_address, find_place, share_of_devices, tasks_per_node, visible_gpus
+from bert_jax.runtime.processes import (
+    ProcessInfo,
+    bind_address,
+    find_process_info,
+    share_of_devices,
+    tasks_per_node,
+    visible_gpus,
+)
 
 # What `srun` sets for the tasks of a step, here of 2 nodes with 4 tasks each.
 SRUN = {
@@ -25,11 +32,11 @@ SRUN = {
 
 
 def test_a_task_of_srun_knows_its_place_and_takes_its_share_of_the_gpus() -> None:
-    assert find_place(SRUN, num_gpus=4) == Place(None, 8, 6, (2,))
-    assert find_place(SRUN, num_gpus=8) == Place(None, 8, 6, (4, 5))
-    assert find_place(SRUN, num_gpus=1) == Place(None, 8, 6, (0,))  # the scheduler shows each task its own
+    assert find_process_info(SRUN, num_gpus=4) == ProcessInfo(None, 8, 6, (2,))
+    assert find_process_info(SRUN, num_gpus=8) == ProcessInfo(None, 8, 6, (4, 5))
+    assert find_process_info(SRUN, num_gpus=1) == ProcessInfo(None, 8, 6, (0,))  # the scheduler shows each task its own
     alone_on_its_node = SRUN | {'SLURM_STEP_TASKS_PER_NODE': '1(x8)', 'SLURM_LOCALID': '0', 'SLURM_NODEID': '6'}
-    assert find_place(alone_on_its_node, num_gpus=4) == Place(None, 8, 6, (0, 1, 2, 3))
+    assert find_process_info(alone_on_its_node, num_gpus=4) == ProcessInfo(None, 8, 6, (0, 1, 2, 3))
 
 
 @pytest.mark.parametrize('num_tasks, num_devices', [(1, 8), (2, 8), (4, 4), (8, 8), (1, 1), (3, 6)])
@@ -40,21 +47,23 @@ def test_the_tasks_of_a_node_share_its_devices_without_gap_or_overlap(num_tasks:
 
 def test_a_command_typed_inside_an_allocation_is_alone() -> None:
     batch_script = {name: value for name, value in SRUN.items() if not name.startswith('SLURM_STEP')}
-    assert find_place(batch_script | {'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}, num_gpus=4) is None
+    assert find_process_info(batch_script | {'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}, num_gpus=4) is None
     interactive = SRUN | {'SLURM_STEP_ID': '4294967290', 'SLURM_STEP_NUM_TASKS': '1'}
-    assert find_place(interactive, num_gpus=4) is None
-    assert find_place({}, num_gpus=0) is None
-    assert find_place(SRUN, num_gpus=4, distributed=False) is None
+    assert find_process_info(interactive, num_gpus=4) is None
+    assert find_process_info({}, num_gpus=0) is None
+    assert find_process_info(SRUN, num_gpus=4, distributed=False) is None
 
 
 def test_explicit_variables_win_and_half_of_them_is_told() -> None:
     explicit = {'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '1'}
-    assert find_place(SRUN | explicit, num_gpus=4) == Place('host:1234', 2, 1, None)
-    assert find_place(explicit | {'JAX_LOCAL_DEVICE_IDS': '3'}, num_gpus=4) == Place('host:1234', 2, 1, (3,))
+    assert find_process_info(SRUN | explicit, num_gpus=4) == ProcessInfo('host:1234', 2, 1, None)
+    assert find_process_info(explicit | {'JAX_LOCAL_DEVICE_IDS': '3'}, num_gpus=4) == ProcessInfo(
+        'host:1234', 2, 1, (3,)
+    )
     with pytest.raises(BadInput, match='JAX_PROCESS_ID'):
-        find_place({'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '2'}, num_gpus=0)
+        find_process_info({'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '2'}, num_gpus=0)
     with pytest.raises(BadInput, match="process '2' of '2'"):
-        find_place(explicit | {'JAX_PROCESS_ID': '2'}, num_gpus=0)
+        find_process_info(explicit | {'JAX_PROCESS_ID': '2'}, num_gpus=0)
 
 
 def test_short_forms() -> None:
@@ -68,7 +77,7 @@ def test_the_coordinator_listens_where_the_others_look_for_it_and_nowhere_else(m
     monkeypatch.delenv('JAX_COORDINATOR_BIND_ADDRESS', raising=False)
 
     def bound(coordinator: str | None, process: int = 0) -> str | None:
-        return bind_address(Place(coordinator, 2, process, None))
+        return bind_address(ProcessInfo(coordinator, 2, process, None))
 
     assert bound('127.0.0.1:1234') == bound('localhost:1234').replace('[::1]', '127.0.0.1') == '127.0.0.1:1234'
     assert bound('127.0.0.1:1234', process=1) is None  # only process 0 listens

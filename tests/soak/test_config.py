@@ -48,7 +48,7 @@ pytestmark = pytest.mark.filterwarnings('ignore')  # of ml_collections, when it 
 
 def _prepared(workdir: str, run_config: config.Config) -> Outcome:
     """All that `train` does before it compiles the step."""
-    point = initialize.starting_point(run_config, workdir)
+    point = initialize.pretraining_start(run_config, workdir)
     streams = open_streams(point.config, progress=False)
     resolved = streams.config
     for phase in resolved.in_phases:

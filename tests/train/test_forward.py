@@ -17,7 +17,7 @@ from bert_jax.finetune.rows import TaskBatch, TaskStream, make_rows
 from bert_jax.model.layers import Dense, stack
 from bert_jax.runtime.mesh import AXES, batch_sharding, make_mesh
 from bert_jax.train import step
-from bert_jax.train.gradients import Exchange
+from bert_jax.train.gradients import Collectives
 from bert_jax.train.program import TrainProgram, build_program
 from bert_jax.train.sharding import parameter_specs
 
@@ -100,7 +100,7 @@ class _TwoStacks(nnx.Module):
 def test_layers_of_several_stacks_are_gathered_by_their_own_axes() -> None:
     mesh = _mesh(data=1, fsdp=2)
     graph, params = nnx.split(_TwoStacks(nnx.Rngs(0)))
-    exchange = Exchange(mesh, parameter_specs(params, mesh))
+    exchange = Collectives(mesh, parameter_specs(params, mesh))
 
     def first_layers(params: nnx.State) -> list[nnx.State]:
         model = exchange.merge(graph, exchange.gather_outside_layers(params))
