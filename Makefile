@@ -29,7 +29,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install pretrain bench test test-fast test-newest test-plan test-slurm test-soak lint format clean
+.PHONY: help install pretrain bench test test-fast test-slow test-newest test-plan test-slurm test-soak lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
@@ -88,26 +88,30 @@ bench: $(TEST_INSTALLED) ## how fast a step is here, next to PyTorch (ten minute
 
 # Two processes share the files: what a module sets up, it sets up once. The slowest tests are printed.
 PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=25
-FAST := -m 'not (processes or slurm or plan or soak)'
+FAST := -m 'not (processes or compiles or slow or slurm or plan or soak)'
+IN_ONE_PROCESS := -m 'not (processes or slow or slurm or plan or soak)'
 
 # For Python 3.12 and newer, pip's default index has PyTorch with CUDA only, several GB. PyTorch's own index has a build
 # for CPUs, which is enough: PIP_EXTRA_INDEX_URL=THAT_INDEX make test PYTHON=python3.13
 test: $(TEST_INSTALLED) ## run the tests, on the CPU
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest $(PARALLEL)
 
-test-fast: $(TEST_INSTALLED) ## run the tests that start no process
+test-fast: $(TEST_INSTALLED) ## run the tests that start no process and compile no train step
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest $(PARALLEL) $(FAST)
+
+test-slow: $(TEST_INSTALLED) ## run the tests that take longest and show the same as others, on more meshes and models
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest $(PARALLEL) -m slow
 
 # With the newest jax, which Python 3.11 does not get; without PyTorch, and so without the tests that compare with it.
 NEWEST_PYTHON ?= python3.13
-test-newest: ## run the fast tests on NEWEST_PYTHON (python3.13), in .venv-newest
+test-newest: ## run the tests that start no process on NEWEST_PYTHON (python3.13), in .venv-newest
 	@if ! [ .venv-newest/.installed -nt pyproject.toml ]; then \
 	  echo 'Installing into .venv-newest …'; \
 	  $(NEWEST_PYTHON) -m venv --clear .venv-newest && \
 	  .venv-newest/bin/python -m pip install --quiet --editable '.[test-without-torch]' && \
 	  touch .venv-newest/.installed; \
 	fi
-	WITHOUT_TORCH=1 JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest $(PARALLEL) $(FAST)
+	WITHOUT_TORCH=1 JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest $(PARALLEL) $(IN_ONE_PROCESS)
 
 # A .venv of its own: jax would look for the devices of both compilers at every other start.
 PLAN_EXTRAS ?= plan-tpu,plan-gpu

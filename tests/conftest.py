@@ -7,17 +7,23 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.processes import QUICK_TO_COMPILE
+
+_ROOM = 4 * 2**30  # bytes of files at a time, at most
+_MEMORY = Path('/dev/shm')  # files here are synced at once
+if not (os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM):
+    _MEMORY = None
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
     f'{os.environ.get("XLA_FLAGS", "")} {QUICK_TO_COMPILE} --xla_force_host_platform_device_count=8'
 )
 if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers have it from the process that starts them
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='bert_jax-compiled-')
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='bert_jax-compiled-', dir=_MEMORY)
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
@@ -26,13 +32,13 @@ os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling takes most of th
 os.environ['OMP_NUM_THREADS'] = '1'  # two processes of tests share the cores; PyTorch's threads would wait by spinning
 
 _PROCESSES = 'processes'
-_NOT_FAST = (_PROCESSES, 'slurm', 'plan', 'soak')  # marks that `make test-fast` leaves out
+_MAY_START_PROCESSES = (_PROCESSES, 'slurm', 'plan', 'soak')  # marks
 _running: list[pytest.Item] = []  # the test that is running
 
 
 def _check_mark(event: str, arguments: tuple) -> None:
     """Fails a test that starts a process and does not say so by its mark: `make test-fast` would run it."""
-    if event == 'subprocess.Popen' and _running and not any(map(_running[0].get_closest_marker, _NOT_FAST)):
+    if event == 'subprocess.Popen' and _running and not any(map(_running[0].get_closest_marker, _MAY_START_PROCESSES)):
         raise AssertionError(f'{_running[0].nodeid} starts {arguments[1]}: it needs the mark `{_PROCESSES}`')
 
 
@@ -40,6 +46,8 @@ sys.addaudithook(_check_mark)
 
 
 def pytest_configure() -> None:
+    if _MEMORY:
+        os.environ.setdefault('PYTEST_DEBUG_TEMPROOT', str(_MEMORY))
     if importlib.util.find_spec('torch') is None and 'WITHOUT_TORCH' not in os.environ:
         raise pytest.UsageError('PyTorch is missing: `make test` installs it; WITHOUT_TORCH=1 skips what needs it')
 

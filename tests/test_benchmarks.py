@@ -23,6 +23,7 @@ def test_every_name_that_a_benchmark_imports_from_this_project_exists(path: Path
     assert not missing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('packing', [False, True])
 def test_contestants_have_the_same_losses(packing: bool, tmp_path: Path) -> None:
     pytest.importorskip('torch')

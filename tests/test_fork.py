@@ -19,7 +19,7 @@ from bert_jax.train.program import build_program
 from bert_jax.workdir.checkpoint import restore_whole
 from tests.support.configs import as_config, prepared
 
-pytestmark = pytest.mark.usefixtures('one_device')
+pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 
 
 @pytest.fixture(scope='module')

@@ -19,7 +19,7 @@ from bert_jax.train.speed import Speedometer
 from tests.support.configs import PHASES, as_config, prepared
 from tests.support.runs import assert_same_run, metric_lines
 
-pytestmark = pytest.mark.usefixtures('one_device')
+pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 
 
 def test_each_phase_has_its_own_warm_up_peak_and_decay() -> None:
@@ -43,6 +43,7 @@ def run(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
     return resolved, directory / 'run'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stopped_at', [6, 9])  # between the phases, inside the second
 def test_run_resumes_exactly(run, tmp_path: Path, stopped_at: int) -> None:
     resolved, finished = run

@@ -2,6 +2,9 @@
 
 import json
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +15,49 @@ from tests.support.configs import as_flags, tiny_run
 from tests.support.processes import ROOT, Running, bert_jax, command, environment
 from tests.support.runs import metrics
 from tests.support.texts import write_text
+from tests.support.watched import open_sockets
+
+MASKED = 'waa [MASK] wab.'
 
 
 @pytest.fixture(scope='module')
-def settings(tmp_path_factory) -> list[str]:
-    """The flags of a small run whose corpus is prepared."""
+def directory(tmp_path_factory) -> Path:
+    """Holds text.txt."""
     directory = tmp_path_factory.mktemp('run')
     write_text(directory / 'text.txt')
+    return directory
+
+
+@pytest.fixture(scope='module')
+def watched(directory: Path) -> dict:
+    """What a process said of itself in which a run was prepared, trained on one device, and looked at."""
+    flags, workdir = _flags(directory), f'--workdir={directory}/finished'
+    commands = [
+        ['prepare', *flags],
+        ['train', *flags, workdir],
+        ['evaluate', workdir, '--sample=0'],
+        ['report', workdir],
+    ]
+    commands += [['export', workdir, f'--output={directory}/export']]
+    program = [sys.executable, '-m', 'tests.support.watched', json.dumps([[*c, '--json'] for c in commands])]
+    done = subprocess.run(program, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope='module')
+def finished(watched: dict, directory: Path) -> Path:
+    """The workdir of an uninterrupted run on one device."""
+    return directory / 'finished'
+
+
+@pytest.fixture(scope='module')
+def settings(watched: dict, directory: Path) -> list[str]:
+    """The flags of that run, whose corpus is prepared."""
+    return _flags(directory)
+
+
+def _flags(directory: Path) -> list[str]:
     changes = {
         'model__num_layers': 2,
         'model__dropout_rate': 0.1,
@@ -29,19 +68,7 @@ def settings(tmp_path_factory) -> list[str]:
         'optimizer__name': 'muon',
         'optimizer__warmup_steps': 10,
     }
-    flags = as_flags(tiny_run(directory, **changes))
-    summary = json.loads(bert_jax('prepare', *flags, '--json').stdout)
-    assert summary['documents'] == 60 and summary['sentences'] == 720 and summary['unknown_rate'] == 0
-    return flags
-
-
-@pytest.fixture(scope='module')
-def finished(settings: list[str], tmp_path_factory) -> Path:
-    """The workdir of an uninterrupted run on one device."""
-    workdir = tmp_path_factory.mktemp('finished') / 'run'
-    outcome = json.loads(bert_jax('train', *settings, f'--workdir={workdir}', '--json').stdout)
-    assert outcome['finished'] and outcome['step'] == 60 and outcome['resumed_from'] is None
-    return workdir
+    return as_flags(tiny_run(directory, **changes))
 
 
 def _train(settings: list[str], workdir: Path) -> Running:
@@ -51,30 +78,42 @@ def _train(settings: list[str], workdir: Path) -> Running:
 pytestmark = pytest.mark.processes  # most need `finished`, which is what the command leaves
 
 
-def test_killed_run_ends_bit_for_bit_as_uninterrupted_one(settings: list[str], finished: Path, tmp_path: Path) -> None:
+def test_one_process_talks_to_no_one_and_loads_nothing_needless(watched: dict) -> None:
+    assert watched['sockets'] == []
+    assert watched['loaded'][:3] == [[]] * 3  # a report draws, and an export is compared with the reference
+    prepared, trained, *_ = map(json.loads, watched['outputs'])
+    assert prepared['documents'] == 60 and prepared['sentences'] == 720 and prepared['unknown_rate'] == 0
+    assert trained['finished'] and trained['step'] == 60 and trained['resumed_from'] is None
+
+
+def test_a_socket_is_noticed() -> None:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen()
+        assert open_sockets()[0].endswith(f':{listener.getsockname()[1]:04X}')
+
+
+def test_killed_and_stopped_run_ends_bit_for_bit_as_uninterrupted_one(
+    settings: list[str], finished: Path, tmp_path: Path
+) -> None:
     with _train(settings, tmp_path) as running:
-        running.wait_until_logged(tmp_path, num_lines=5)  # in the middle, some steps after a save
+        running.wait_until_logged(tmp_path, num_lines=3)  # in the middle, some steps after a save
         running.send(signal.SIGKILL)
         running.wait()
-    outcome = json.loads(bert_jax('train', *settings, f'--workdir={tmp_path}', '--json').stdout)
-    assert outcome['finished']
-    assert metrics(tmp_path) == metrics(finished)
-    assert (tmp_path / 'examples.jsonl').read_bytes() == (finished / 'examples.jsonl').read_bytes()
-    history = [json.loads(line) for line in (tmp_path / 'history.jsonl').read_text().splitlines()]
-    started, again = ('start', 0), ('start', outcome['resumed_from'] or 0)
-    assert [(line['event'], line['step']) for line in history] == [started, again, ('finish', 60)]
-    assert history[1]['devices'] == 1 and history[1]['mesh'] == {'data': 1, 'fsdp': 1, 'tensor': 1}
-
-
-def test_signal_saves_exits_75_and_same_command_resumes(settings: list[str], finished: Path, tmp_path: Path) -> None:
     with _train(settings, tmp_path) as running:
-        assert running.wait_for('step 5/')
+        assert running.wait_for('step 25/')
         running.send(signal.SIGTERM)
         assert running.wait() == 75 and 'saved step' in running.text
     outcome = json.loads(bert_jax('train', f'--workdir={tmp_path}', '--json').stdout)
-    assert outcome['finished'] and outcome['resumed_from'] >= 5
+    assert outcome['finished'] and outcome['resumed_from'] >= 25
     ours, theirs = metrics(tmp_path), metrics(finished)
     assert {step: ours[step] for step in theirs} == theirs
+    assert ours.keys() - theirs.keys() <= {outcome['resumed_from']}  # a save that a signal asks for logs its step
+    assert (tmp_path / 'examples.jsonl').read_bytes() == (finished / 'examples.jsonl').read_bytes()
+    history = [json.loads(line) for line in (tmp_path / 'history.jsonl').read_text().splitlines()]
+    assert [line['event'] for line in history] == ['start', 'start', 'stop', 'start', 'finish']
+    assert history[-2]['step'] == history[2]['step'] == outcome['resumed_from'] and history[-1]['step'] == 60
+    assert history[1]['devices'] == 1 and history[1]['mesh'] == {'data': 1, 'fsdp': 1, 'tensor': 1}
 
 
 def test_signal_before_first_step_exits_75_and_frees_workdir(settings: list[str], tmp_path: Path) -> None:
@@ -105,6 +144,7 @@ def test_finished_run_does_nothing_and_says_so(settings: list[str], finished: Pa
     assert (finished / 'metrics.jsonl').read_bytes() == before
 
 
+@pytest.mark.slow
 def test_eight_devices_in_microbatches_have_same_losses(settings: list[str], finished: Path, tmp_path: Path) -> None:
     mesh = ['--config.mesh.fsdp=2', '--config.mesh.tensor=2', '--config.train.microbatches=2']
     assert run(['train', *settings, *mesh, '--config.train.examples=()', f'--workdir={tmp_path}/run'], tmp_path) == 0
@@ -120,27 +160,19 @@ def test_another_config_in_same_workdir_is_refused_by_field(settings: list[str],
     assert 'train.seed (0 there, 7 asked)' in told and 'model.num_layers (2 there, 3 asked)' in told
 
 
-def test_evaluate_export_and_fill_mask_agree(finished: Path, tmp_path: Path, capsys) -> None:
-    def output(*arguments: object) -> dict:
-        capsys.readouterr()
-        assert run([*arguments, '--json'], tmp_path) == 0
-        return json.loads(capsys.readouterr().out)
-
-    result = output('evaluate', f'--workdir={finished}')
+def test_evaluate_export_and_fill_mask_agree(watched: dict, directory: Path) -> None:
+    _, _, result, _, proof, *filled = map(json.loads, watched['outputs'])
     assert result['step'] == 60
     assert 0 < result['mlm_loss'] < np.log(500)  # better than knowing nothing
     assert 0 < result['most_frequent_accuracy'] < 0.5
-    export = tmp_path / 'export'
-    proof = output('export', f'--workdir={finished}', f'--output={export}')
     assert proof['largest_difference'] <= 1e-4
-    text = 'waa [MASK] wab.'
-    ours, theirs = (output('fill-mask', f'--model={model}', text)['results'][0] for model in (finished, export))
+    ours, theirs = (fillers['results'][0] for fillers in filled)
     assert [filler['token'] for filler in ours] == [filler['token'] for filler in theirs]
     transformers = pytest.importorskip('transformers')
     torch = pytest.importorskip('torch')
-    tokenizer = transformers.AutoTokenizer.from_pretrained(export)
-    model = transformers.AutoModelForMaskedLM.from_pretrained(export).eval()
-    encoded = tokenizer(text, return_tensors='pt')
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory / 'export')
+    model = transformers.AutoModelForMaskedLM.from_pretrained(directory / 'export').eval()
+    encoded = tokenizer(MASKED, return_tensors='pt')
     with torch.no_grad():
         logits = model(**encoded).logits[0]
     best = logits[encoded['input_ids'][0] == tokenizer.mask_token_id][0].softmax(-1).topk(5)

@@ -16,7 +16,7 @@ from bert_jax.text.tokenizer import load_tokenizer
 from tests.support.records import make_records, write_records, write_vocabulary
 from tests.support.runs import metric_lines
 
-pytestmark = pytest.mark.usefixtures('one_device')
+pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 
 
 @pytest.fixture(scope='module')
@@ -33,6 +33,7 @@ def config(one_device, tmp_path_factory) -> bert_jax.config.Config:
     return bert_jax.config.resolve(fields)
 
 
+@pytest.mark.slow
 def test_records_train_go_on_bit_for_bit_and_are_evaluated(config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     workdir = tmp_path / 'run'

@@ -1,10 +1,18 @@
-"""What commands do about processes and devices before they compute."""
+"""What commands that run on devices do before they compute, and the status that they end with."""
+
+import dataclasses
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from bert_jax.cli.flags import Flag
+from bert_jax.cli.flags import Flag, print_result
 from bert_jax.config import Config
 from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
+
+if TYPE_CHECKING:
+    from bert_jax.finetune.command import Summary
+    from bert_jax.pretrain import Outcome
 
 PROCESSES = (
     Flag(
@@ -24,6 +32,19 @@ def join_processes(values: flags.FlagValues, config: Config | FinetuneConfig) ->
     processes.initialize(values.distributed, values.join_timeout, config.train.watchdog_seconds)
     select_platform(config)
     processes.check_devices(values.devices)
+
+
+def finish(values: flags.FlagValues, outcome: 'Outcome | Summary', text: str) -> int:
+    """Prints what a run of several processes came to, once; returns the exit status.
+
+    Args:
+      text: printed without `--json`, if the run is finished.
+    """
+    from bert_jax.runtime import processes
+
+    if processes.is_first():
+        print_result(values, dataclasses.asdict(outcome), text if outcome.finished else '')
+    return 0 if outcome.finished else EXIT_RUN_AGAIN
 
 
 def select_platform(config: Config | FinetuneConfig) -> None:

@@ -1,13 +1,11 @@
 """`finetune`: a task from labelled examples, on one or several seeds."""
 
-import dataclasses
-
 from absl import flags
 
-from bert_jax.cli.devices import PROCESSES, join_processes
-from bert_jax.cli.flags import AT_LEAST_1, CONFIG, WORKDIR, Command, Flag, fields_of, print_result, required
+from bert_jax.cli.devices import PROCESSES, finish, join_processes
+from bert_jax.cli.flags import AT_LEAST_1, CONFIG, WORKDIR, Command, Flag, fields_of, required
 from bert_jax.config.finetuning import FinetuneConfig, resolve
-from bert_jax.runtime.stopping import EXIT_RUN_AGAIN, StopRequest
+from bert_jax.runtime.stopping import StopRequest
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
@@ -20,12 +18,8 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         from bert_jax.finetune.command import describe, finetune
 
         summary = finetune(config, workdir, values.seeds or num_seeds, stop)
-    from bert_jax.runtime import processes
-
-    if processes.is_first():
-        text = f'{describe(summary)}\nNext: python -m bert_jax export --workdir={workdir} --output={workdir}/export'
-        print_result(values, dataclasses.asdict(summary), text if summary.finished else '')
-    return 0 if summary.finished else EXIT_RUN_AGAIN
+    export = f'python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+    return finish(values, summary, f'{describe(summary)}\nNext: {export}')
 
 
 COMMAND = Command(

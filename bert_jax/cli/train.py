@@ -1,12 +1,10 @@
 """`train`: pretraining, from the start or from the newest checkpoint."""
 
-import dataclasses
-
 from absl import flags
 
-from bert_jax.cli.devices import PROCESSES, join_processes
-from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, config_of_run, print_result, required
-from bert_jax.runtime.stopping import EXIT_RUN_AGAIN, StopRequest
+from bert_jax.cli.devices import PROCESSES, finish, join_processes
+from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, config_of_run, required
+from bert_jax.runtime.stopping import StopRequest
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
@@ -17,15 +15,11 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         from bert_jax.pretrain import pretrain
 
         outcome = pretrain(config, workdir, stop, values.allow_change)
-    from bert_jax.runtime import processes
-
-    if processes.is_first():
-        next_steps = (
-            f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
-            f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
-        )
-        print_result(values, dataclasses.asdict(outcome), next_steps if outcome.finished else '')
-    return 0 if outcome.finished else EXIT_RUN_AGAIN
+    next_steps = (
+        f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
+        f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+    )
+    return finish(values, outcome, next_steps)
 
 
 COMMAND = Command(

@@ -48,6 +48,7 @@ def peak_flops(dtype: str) -> float | None:
     return _measured_matmul_flops(dtype) if jax.default_backend() == 'cpu' else published_peak_flops()
 
 
+@functools.cache  # one measurement for all runs of this process
 def _measured_matmul_flops(dtype: str, size: int = 1536, repeats: int = 4) -> float:
     x = jnp.ones((size, size), dtype)
     matmul = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))

@@ -1,8 +1,11 @@
 """The metrics of a run, as files: metrics.jsonl, examples.jsonl, TensorBoard events."""
 
+import contextlib
 import math
 import os
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -91,9 +94,10 @@ class _Events:
 
     def __init__(self, directory: str, first_step: int):
         """Events of `first_step` and later in the directory's other files are superseded."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2, summary_pb2
-        from tensorboardX.record_writer import directory_check
+        with _hidden('torch'):  # tensorboardX imports PyTorch wherever it is installed: seconds and memory for nothing
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2, summary_pb2
+            from tensorboardX.record_writer import directory_check
 
         directory_check(directory)
         # protobuf makes its classes when it is imported, where a type checker does not see them.
@@ -112,3 +116,16 @@ class _Events:
 
     def close(self) -> None:
         self._file.close()
+
+
+@contextlib.contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """While the context is open, importing a package that is not loaded yet fails as if it were not installed."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # ty: ignore[invalid-assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]

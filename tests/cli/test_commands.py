@@ -35,6 +35,20 @@ def test_help_shows_every_flag_and_an_example_that_parses(name: str, capsys: pyt
     parse(command, shlex.split(command.example)[4:])
 
 
+_HELP = """
+import sys
+from bert_jax.__main__ import main
+assert not any(main(['bert_jax', *command, '--help']) for command in ([], ['train'], ['plan'], ['report']))
+print([name for name in ('jax', 'flax', 'orbax', 'torch', 'transformers', 'matplotlib') if name in sys.modules])
+"""
+
+
+@pytest.mark.processes
+def test_help_loads_no_large_package() -> None:
+    done = subprocess.run([sys.executable, '-c', _HELP], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == '[]'
+
+
 def test_each_command_has_a_module_named_after_it() -> None:
     modules = {path.stem for path in (ROOT / 'bert_jax' / 'cli').glob('*.py')}
     expected = {'import': 'import_model', 'fill-mask': 'fill_mask'}

@@ -24,9 +24,13 @@ from safetensors.numpy import load_file
 import bert_jax
 from bert_jax.__main__ import main
 
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, when it reads a config file
+pytestmark = [
+    pytest.mark.compiles,
+    pytest.mark.filterwarnings('ignore:the load_module'),
+]  # ml_collections, when it reads a config file
 ARCHIVE = Path(__file__).parent / 'fixtures-79a7f4e.tar.xz'
 STOPPED_AT = {'run': 2, 'phases': 1, 'sentencepiece': 1}
+RUNS = ['run', *(pytest.param(name, marks=pytest.mark.slow) for name in STOPPED_AT if name != 'run')]
 CORPORA = {'run': 'corpus', 'phases': 'corpus', 'sentencepiece': 'corpus-sentencepiece'}
 CLOCK = ('tokens_per_second', 'input_wait_fraction', 'mfu')
 TEXT = 'the [MASK] of an [MASK] valley.'
@@ -132,7 +136,7 @@ def test_an_old_corpus_is_reused_and_not_rewritten(place: Path, name: str) -> No
 # --- Pretraining workdirs. ---
 
 
-@pytest.mark.parametrize('name', STOPPED_AT)
+@pytest.mark.parametrize('name', RUNS)
 def test_an_old_run_resumes_and_ends_with_the_recorded_losses(place: Path, name: str) -> None:
     workdir, corpus = copy(place, name, 'resumed'), files_below(place / CORPORA[name])
     outcome = run_json(place, 'train', f'--workdir={workdir}')
@@ -148,7 +152,7 @@ def test_an_old_run_resumes_and_ends_with_the_recorded_losses(place: Path, name:
     assert files_below(place / CORPORA[name]) == corpus  # its plans included
 
 
-@pytest.mark.parametrize('name', STOPPED_AT)
+@pytest.mark.parametrize('name', RUNS)
 def test_an_old_run_evaluates_to_the_recorded_figures(place: Path, name: str) -> None:
     found = run_json(place, 'evaluate', f'--workdir={name}', '--sample=16')
     assert found['step'] == STOPPED_AT[name]

@@ -25,7 +25,7 @@ from bert_jax.workdir.identity import load_config
 from tests.support.configs import as_config, prepared
 from tests.support.texts import WORDS
 
-pytestmark = pytest.mark.usefixtures('one_device')
+pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 
 
 @pytest.fixture(scope='module')

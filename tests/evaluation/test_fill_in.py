@@ -17,6 +17,8 @@ from bert_jax.train.program import build_program
 from bert_jax.train.state import place
 from tests.support.models import MODEL, TOKENS, read_tokenizer
 
+pytestmark = pytest.mark.compiles
+
 TEXTS = ('the [MASK] is in town', '[MASK] is the [MASK].', 'far ' + 'too ' * 40 + '[MASK]')
 
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures('one_device')
 SMALL = {
     'task.sequence_length': 16,
     'train.global_batch_size': 16,
-    'train.checkpoint_every': 7,
+    'train.checkpoint_every': 45,
     'train.log_every': 5,
     'optimizer.peak_learning_rate': 3e-3,
 }
@@ -66,6 +66,7 @@ def finished(one_device, place: Path) -> Path:
     return place / 'reviews'
 
 
+@pytest.mark.compiles
 def test_it_learns_and_tells_the_median_of_the_seeds(place: Path, finished: Path, capsys) -> None:
     results = json.loads((finished / 'results.json').read_text())
     each = [seed['metrics']['accuracy'] for seed in results['seeds']]
@@ -84,10 +85,12 @@ def test_it_learns_and_tells_the_median_of_the_seeds(place: Path, finished: Path
     assert [(finished / f'seed-{seed}' / 'metrics.jsonl').read_bytes() for seed in (0, 1)] == before
 
 
+@pytest.mark.slow
 def test_a_run_that_died_goes_on_and_ends_the_same_bit_for_bit(place: Path, finished: Path, monkeypatch) -> None:
     class Died(Exception):
         pass
 
+    arguments = ['finetune', *REVIEWS, '--config.train.checkpoint_every=7', '--workdir=died']
     write = MetricsWriter.write
 
     def write_or_die(self: MetricsWriter, step: int, values: dict) -> None:
@@ -106,15 +109,16 @@ def test_a_run_that_died_goes_on_and_ends_the_same_bit_for_bit(place: Path, fini
         patched.setattr(MetricsWriter, 'write', write_or_die)
         patched.setattr(Checkpoints, 'save', save_and_wait)
         with pytest.raises(Died):
-            run(['finetune', *REVIEWS, '--workdir=died'], place)
+            run(arguments, place)
     assert len(metric_lines(place / 'died' / 'seed-0')) == 3 and not (place / 'died' / 'results.json').exists()
-    assert run(['finetune', *REVIEWS, '--workdir=died'], place) == 0
+    assert run(arguments, place) == 0
     assert json.loads((place / 'died' / 'results.json').read_text())['seeds'][0]['resumed_from'] in (7, 14)
     ours, theirs = place / 'died' / 'seed-0', finished / 'seed-0'
     assert metric_lines(ours) == metric_lines(theirs)
     assert (ours / 'predictions-dev.jsonl').read_bytes() == (theirs / 'predictions-dev.jsonl').read_bytes()
 
 
+@pytest.mark.compiles
 def test_evaluate_finds_what_the_run_found(place: Path, finished: Path, capsys) -> None:
     assert run(['evaluate', '--workdir=reviews', '--json'], place) == 0
     found, results = json.loads(capsys.readouterr().out), json.loads((finished / 'results.json').read_text())
@@ -123,6 +127,7 @@ def test_evaluate_finds_what_the_run_found(place: Path, finished: Path, capsys) 
     assert f'{results["metrics"]["accuracy"]:.1%}' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_numbers_that_stay_bad_end_the_run(place: Path, finished: Path, capsys) -> None:
     wild = ['--config.init=reviews', '--config.optimizer.peak_learning_rate=1e30', '--config.train.max_bad_steps=3']
     assert run(['finetune', *REVIEWS, *wild, '--workdir=wild'], place) == 2
@@ -130,6 +135,7 @@ def test_numbers_that_stay_bad_end_the_run(place: Path, finished: Path, capsys) 
     assert 'its encoder is taken' in told and 'the loss or its gradient is not finite, 3 steps in a row' in told
 
 
+@pytest.mark.compiles
 def test_a_time_limit_saves_and_exits_75(place: Path) -> None:
     stopping = [*REVIEWS, '--workdir=stopped', '--seeds=2']
     assert run(['finetune', *stopping, '--config.train.stop_at=2001-01-01T00:00'], place) == 75
@@ -137,6 +143,7 @@ def test_a_time_limit_saves_and_exits_75(place: Path) -> None:
     assert (place / 'stopped' / 'seed-0' / 'checkpoints' / '1' / 'manifest.json').exists()
 
 
+@pytest.mark.compiles
 def test_another_task_in_the_same_workdir_is_refused(place: Path, finished: Path, capsys) -> None:
     other = ['--config.optimizer.weight_decay=0.1', '--config.train.epochs=7']
     assert run(['finetune', *REVIEWS, *other, '--workdir=reviews'], place) == 2
@@ -144,11 +151,12 @@ def test_another_task_in_the_same_workdir_is_refused(place: Path, finished: Path
     assert 'optimizer.weight_decay (0.01 there, 0.1 asked)' in told and 'train.steps (90 there, 105 asked)' in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'config, files, main, class_name',
     [
         ('ner.py', ('conll', 'txt'), 'entity_f1', 'AutoModelForTokenClassification'),
-        ('squad.py', ('squad', 'json'), 'f1', 'AutoModelForQuestionAnswering'),
+        pytest.param('squad.py', ('squad', 'json'), 'f1', 'AutoModelForQuestionAnswering', marks=pytest.mark.slow),
     ],
 )
 def test_tags_and_spans_are_learnt_and_exported(
@@ -169,6 +177,7 @@ def test_tags_and_spans_are_learnt_and_exported(
         assert config_json['id2label'] == {'0': 'O', '1': 'B-LOC', '2': 'B-PER', '3': 'I-LOC'}
 
 
+@pytest.mark.compiles
 def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -> None:
     transformers = pytest.importorskip('transformers')
     assert run(['export', '--workdir=reviews', '--output=export', '--json'], place) == 0
@@ -198,6 +207,7 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
     assert f'| accuracy | {best:.4f} |' in card and 'pipeline_tag: "text-classification"' in card
 
 
+@pytest.mark.compiles
 def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
     init = write_model(place / 'models' / 'deep', dataclasses.replace(MODEL, num_layers=3))
     given = {'task': {'sequence_length': 16}, 'init': str(init)}
@@ -246,6 +256,7 @@ def test_what_cannot_work_exits_2_and_writes_nothing(place: Path, changes: dict,
     assert words in capsys.readouterr().err and not (place / 'refused').exists()
 
 
+@pytest.mark.compiles
 def test_a_pretraining_config_or_workdir_is_told_from_a_fine_tune(place: Path, finished: Path, capsys) -> None:
     assert run(['finetune', f'--config={ROOT}/configs/demo.py', '--workdir=refused'], place) == 2
     assert 'is not of a fine-tune' in capsys.readouterr().err

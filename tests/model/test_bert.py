@@ -1,6 +1,7 @@
 """The model is the original BERT: compared with the reference implementation in float32."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ def _params(seed: int = 0) -> nnx.State:
     return jax.tree.unflatten(tree, [leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
 
 
+@pytest.mark.compiles
 def test_logits_equal_the_reference_with_padding(tmp_path) -> None:
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
@@ -65,20 +67,27 @@ def test_weights_survive_the_way_out_and_in_bit_for_bit(tmp_path) -> None:
         np.testing.assert_array_equal(first[name], second[name])
 
 
-@pytest.mark.parametrize('scan_layers', [True, False])
-@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+@pytest.mark.compiles
+@pytest.mark.parametrize(
+    'scan_layers, remat',
+    [
+        *[(False, 'none'), (True, 'dots'), (False, 'full')],
+        *(pytest.param(*how, marks=pytest.mark.slow) for how in [(True, 'none'), (False, 'dots'), (True, 'full')]),
+    ],
+)
 def test_how_it_is_run_does_not_change_what_it_computes(scan_layers: bool, remat: str) -> None:
     params = _params()
     ids = jnp.arange(32).reshape(2, 16)
     ones, key = jnp.ones_like(ids), DropoutKey(jnp.uint32(3), jnp.arange(2, dtype=jnp.uint32))
 
-    def loss(params: nnx.State, model: config.Model) -> jax.Array:
+    @functools.partial(jax.jit, static_argnums=1)
+    @jax.grad
+    def gradient(params: nnx.State, model: config.Model) -> jax.Array:
         hidden = model_of(params, model, VOCAB).bert(Inputs(ids, 0 * ids, ones, ids % 16), key)
         return (hidden[..., 0] ** 2).sum()
 
     other = dataclasses.replace(MODEL, scan_layers=scan_layers, remat=remat)
-    expected = jax.grad(loss)(params, MODEL)
-    found = jax.grad(loss)(params, other)
+    expected, found = gradient(params, MODEL), gradient(params, other)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
 

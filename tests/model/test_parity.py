@@ -26,6 +26,8 @@ from bert_jax.train.objective import PRETRAINING
 from bert_jax.train.program import build_program
 from bert_jax.train.state import model_of
 
+pytestmark = pytest.mark.compiles
+
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
@@ -79,7 +81,11 @@ class Pair(NamedTuple):
     reference: Any
 
 
-@pytest.fixture(scope='module', params=SIZES, ids=lambda model: f'L{model.num_layers}_H{model.hidden_size}')
+@pytest.fixture(
+    scope='module',
+    params=[pytest.param(SIZES[0], marks=pytest.mark.slow), *SIZES[1:]],
+    ids=lambda model: f'L{model.num_layers}_H{model.hidden_size}',
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return _make_pair(request.param, tmp_path_factory.mktemp('pair'))
 

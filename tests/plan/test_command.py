@@ -42,6 +42,7 @@ def test_bad_input_is_told_and_exits_2(flags: list[str], expected: str, tmp_path
     assert expected in shown.err and not shown.out
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_here_is_compiled_predicted_and_measured() -> None:
     small = ['--config.model.num_layers=1', '--config.data.sequence_length=16', '--config.train.global_batch_size=8']

@@ -32,6 +32,8 @@ from bert_jax.workdir.checkpoint import Checkpoints
 from tests.support.processes import ROOT
 from tests.support.texts import WORDS, write_text
 
+pytestmark = pytest.mark.compiles
+
 
 def _settings(directory: Path, kind: str, pairing: str) -> config.Config:
     return config.resolve(

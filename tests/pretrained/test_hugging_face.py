@@ -81,6 +81,7 @@ def rewrite(directory: Path, change: Callable[[Tensors], Tensors]) -> None:
     save_file(change(load_file(file)), file, {'format': 'pt'})
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     'kind, absent',
     [
@@ -272,6 +273,7 @@ def test_a_pickle_is_refused_with_a_line_that_converts_it(original: Path, tmp_pa
     assert_same(read(directory), read(original))
 
 
+@pytest.mark.compiles
 def test_import_then_export_gives_identical_tensors(original: Path, tmp_path: Path) -> None:
     workdir, export = tmp_path / 'workdir', tmp_path / 'export'
     assert main(['bert_jax', 'import', f'--from={original}', f'--workdir={workdir}']) == 0

@@ -23,7 +23,7 @@ from bert_jax.train.program import build_program
 from tests.support.commands import run
 from tests.support.processes import ROOT
 
-pytestmark = pytest.mark.usefixtures('one_device')
+pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 MODEL = config.Model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=24)
 WORDS = [f'{a}{b}' for a in 'abcde' for b in 'abcde']
 TOKENS = [*SPECIAL_TOKENS, '.', *'abcdexyz', *(f'##{c}' for c in 'abcdexyz'), *WORDS]

@@ -74,6 +74,7 @@ def test_another_sweep_in_its_place_is_refused_before_it_starts(place, swept, ca
     assert (place / 'sweep' / 'sound' / 'train.log').read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_interrupted_sweep_saves_and_finished_runs_stay(place, swept, capsys):
     before = (place / 'sweep' / 'sound' / 'train.log').read_bytes()

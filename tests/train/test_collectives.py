@@ -2,12 +2,15 @@
 
 import jax
 import numpy as np
+import pytest
 
 from bert_jax import config
 from bert_jax.plan.planning import axis_of
 from bert_jax.plan.program import compile_step
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.program import build_program
+
+pytestmark = pytest.mark.compiles
 
 MODEL = config.Model(
     num_layers=3, hidden_size=32, num_heads=4, intermediate_size=96, max_positions=64, attention_dropout_rate=0.1

@@ -18,7 +18,7 @@ from bert_jax.train.divergence import DivergenceMonitor, TrainingRecord
 from tests.support.configs import PHASES, as_config, prepared
 from tests.support.runs import assert_same_run, metric_lines
 
-pytestmark = pytest.mark.usefixtures('one_device')
+pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 SETTINGS = config.Train(max_bad_steps=3, spike_window=8, spike_threshold=5.0)
 
 

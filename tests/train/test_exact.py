@@ -17,6 +17,8 @@ from bert_jax.runtime.mesh import make_mesh, mesh_sizes
 from bert_jax.train.program import build_program
 from tests.support.steps import BATCH, MODEL, Curve, train_steps
 
+pytestmark = pytest.mark.compiles
+
 STEPS, SHARDS = 4, 8
 TASK_VOCAB, TASK_BATCH = 60, 8
 # Norms of all gradients and of each layer, whose order of addition a split over fsdp would change.
@@ -38,7 +40,7 @@ def alone(stream: CorpusStream) -> Curve:
     return _curve(stream, data=1)
 
 
-@pytest.mark.parametrize('axes', [{'data': 8}, {'data': 2, 'fsdp': 2}], ids=str)
+@pytest.mark.parametrize('axes', [{'data': 2, 'fsdp': 2}, pytest.param({'data': 8}, marks=pytest.mark.slow)], ids=str)
 def test_parameters_moments_and_losses_are_same_bits_on_any_mesh(
     stream: CorpusStream, alone: Curve, axes: dict[str, int]
 ) -> None:
@@ -76,11 +78,13 @@ def _task_bits(num_devices: int, fsdp: int, seed: int) -> tuple[bytes, ...]:
     return tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((state, metrics['loss'])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_devices, fsdp', [(2, 1), (4, 2)])
 def test_a_classification_ends_in_the_same_bits_on_any_mesh(num_devices: int, fsdp: int) -> None:
     assert _task_bits(num_devices, fsdp, 3) == _task_bits(1, 1, 3)
 
 
+@pytest.mark.slow
 def test_the_seed_of_a_call_changes_the_dropout() -> None:
     assert _task_bits(1, 1, 3) != _task_bits(1, 1, 4)
 

@@ -21,6 +21,8 @@ from bert_jax.train.gradients import Collectives
 from bert_jax.train.program import TrainProgram, build_program
 from bert_jax.train.sharding import parameter_specs
 
+pytestmark = pytest.mark.compiles
+
 MODEL = config.Model(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=32, max_positions=16)
 VOCAB, ROWS, LENGTH = 60, 16, 16
 TRAIN = config.Train(steps=1, global_batch_size=ROWS)
@@ -51,7 +53,9 @@ def _predicted(**axes: int) -> tuple[np.ndarray, heads.TaskSums]:
     return np.asarray(outputs), jax.device_get(program.evaluation_step(params, batch))
 
 
-@pytest.mark.parametrize('axes', [{'data': 8}, {'data': 1, 'fsdp': 2, 'tensor': 2}], ids=str)
+@pytest.mark.parametrize(
+    'axes', [pytest.param({'data': 8}, marks=pytest.mark.slow), {'data': 1, 'fsdp': 2, 'tensor': 2}], ids=str
+)
 def test_predictions_and_sums_on_any_mesh_are_those_of_one_device(axes: dict[str, int]) -> None:
     outputs, sums = _predicted(**axes)
     expected, expected_sums = _predicted(data=1)

@@ -1,6 +1,7 @@
 """What a step needs, what there is, and what to try: told before or after a device is exhausted."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -10,10 +11,10 @@ import pytest
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train import memory
 from bert_jax.train.memory import (
     device_bytes,
     highest_bytes,
-    lower_step,
     refused_bytes,
     reporting_out_of_memory,
     resolve_microbatches,
@@ -24,26 +25,27 @@ VOCAB = 300
 CONFIG = config.Config(
     model=MODEL,
     data=config.Data(sequence_length=64),
-    train=config.Train(steps=10, global_batch_size=48, microbatches=-1),
-    optimizer=config.Optimizer(warmup_steps=5),
+    train=config.Train(steps=10, global_batch_size=2, microbatches=-1),
+    optimizer=config.Optimizer(name='adamw', warmup_steps=5),
 )
 MESH = make_mesh(config.Mesh(data=1), MODEL, CONFIG.train, jax.devices()[:1])
 
 
 def _needs(microbatches: int) -> int:
     train = dataclasses.replace(CONFIG.train, microbatches=microbatches)
-    memory = lower_step(dataclasses.replace(CONFIG, train=train), MESH, VOCAB).compile().memory_analysis()
-    return highest_bytes(memory, 'cpu')
+    lowered = memory.lower_step(dataclasses.replace(CONFIG, train=train), MESH, VOCAB)
+    return highest_bytes(lowered.compile().memory_analysis(), 'cpu')
 
 
-def test_fewest_microbatches_that_fit_are_chosen_or_alternatives_named() -> None:
-    two, three = _needs(2), _needs(3)
-    assert three < two
-    assert resolve_microbatches(CONFIG, MESH, VOCAB, limit=two).train.microbatches == 2
-    assert resolve_microbatches(CONFIG, MESH, VOCAB, limit=two - 1).train.microbatches == 3
-    one_row = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, global_batch_size=2))
+@pytest.mark.compiles
+def test_fewest_microbatches_that_fit_are_chosen_or_alternatives_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, 'lower_step', functools.cache(memory.lower_step))  # each step is traced once
+    whole, halves = _needs(1), _needs(2)
+    assert halves < whole
+    assert resolve_microbatches(CONFIG, MESH, VOCAB, limit=whole).train.microbatches == 1
+    assert resolve_microbatches(CONFIG, MESH, VOCAB, limit=whole - 1).train.microbatches == 2
     with pytest.raises(BadInput, match=r'needs .* with 2 microbatches; a device has 0.10 MiB') as told:
-        resolve_microbatches(one_row, MESH, VOCAB, limit=100_000)
+        resolve_microbatches(CONFIG, MESH, VOCAB, limit=100_000)
     assert '--config.model.remat=dots' in told.value.mend and 'microbatches' not in told.value.mend
 
 

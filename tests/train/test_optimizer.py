@@ -15,6 +15,8 @@ from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.optimizer import decayed, make_optimizer, make_schedule
 from bert_jax.train.state import state_shardings
 
+pytestmark = pytest.mark.compiles
+
 VOCAB = 300
 MODEL = config.Model(num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64, max_positions=32)
 

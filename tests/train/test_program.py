@@ -14,6 +14,8 @@ from bert_jax.runtime.mesh import AXES, make_mesh
 from bert_jax.train.memory import batch_shapes
 from bert_jax.train.program import TrainProgram, build_program
 
+pytestmark = pytest.mark.compiles
+
 MODEL = config.Model(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=32, max_positions=16)
 TRAIN = config.Train(steps=4, global_batch_size=4)
 DATA = config.Data(sequence_length=16)

@@ -33,12 +33,15 @@ def _with_a_flipped_bit(array: jax.Array, device: int, rng: np.random.Generator)
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     'axes, device, named',
     [
-        ({'data': 4}, 2, [2]),
+        pytest.param({'data': 4}, 2, [2], marks=pytest.mark.slow),
         ({'data': 3, 'fsdp': 2}, 3, [3]),
-        ({'data': 2}, 1, [0, 1]),  # of two copies neither can be told to be the right one
+        pytest.param(
+            {'data': 2}, 1, [0, 1], marks=pytest.mark.slow
+        ),  # of two copies neither can be told to be the right one
     ],
 )
 def test_the_device_that_differs_is_named(axes: dict, device: int, named: list[int]) -> None:
@@ -56,6 +59,7 @@ def test_the_device_that_differs_is_named(axes: dict, device: int, named: list[i
         assert '1 arrays differ' in told
 
 
+@pytest.mark.compiles
 def test_parts_that_exist_once_cannot_differ() -> None:
     state, shardings = _state(data=1, fsdp=2)
     kernel = state.params['bert']['encoder']['layers']['intermediate']['kernel']

@@ -14,13 +14,14 @@ from bert_jax.train.program import build_program
 from tests.support.steps import ADAMW, FAST, MODEL, VOCAB, Curve, train_steps
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     'axes, microbatches',
     [
-        ({'data': 8}, 1),
-        ({'data': 1, 'tensor': 4}, 1),
-        ({'data': 2, 'fsdp': 2, 'tensor': 2}, 1),
-        ({'data': 2, 'fsdp': 2}, 2),
+        pytest.param({'data': 8}, 1, marks=pytest.mark.slow),
+        pytest.param({'data': 1, 'tensor': 4}, 1, marks=pytest.mark.slow),
+        pytest.param({'data': 2, 'fsdp': 2}, 2, marks=pytest.mark.slow),
+        ({'data': 2, 'fsdp': 2, 'tensor': 2}, 2),
     ],
 )
 def test_any_mesh_and_any_microbatches_give_same_curve(
@@ -39,6 +40,7 @@ def test_the_model_learns_what_it_sees_again_and_again(reference: Curve) -> None
     assert losses[-1] < losses[0] - 0.2
 
 
+@pytest.mark.compiles
 def test_parameters_and_moments_are_split_over_fsdp_and_tensor() -> None:
     mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
     state = build_program(MODEL, ADAMW, FAST, VOCAB, mesh).init_state(seed=0)
@@ -51,6 +53,7 @@ def test_parameters_and_moments_are_split_over_fsdp_and_tensor() -> None:
         assert word.addressable_shards[0].data.size * 4 == word.size
 
 
+@pytest.mark.compiles
 def test_initial_parameters_do_not_depend_on_the_mesh() -> None:
     one = make_mesh(config.Mesh(), MODEL, config.Train(), jax.devices()[:1])
     many = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
