@@ -1,11 +1,9 @@
-"""Tests run on eight simulated CPU devices; what one of them compiled, in whatever process, the others do not again."""
+"""Tests run on eight simulated CPU devices; what one of them compiled, no test compiles again."""
 
-import atexit
 import importlib.util
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from tests.support.processes import QUICK_TO_COMPILE
 
+_MOST_COMPILED = 2 * 2**30  # bytes of compiled programs that are kept
 _ROOM = 4 * 2**30  # bytes of files at a time, at most
 _MEMORY = Path('/dev/shm')  # files here are synced at once
 if not (os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM):
@@ -23,9 +22,11 @@ os.environ['XLA_FLAGS'] = (
     f'{os.environ.get("XLA_FLAGS", "")} {QUICK_TO_COMPILE} --xla_force_host_platform_device_count=8'
 )
 if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers have it from the process that starts them
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='bert_jax-compiled-', dir=_MEMORY)
+    compiled = Path(__file__).parents[1] / '.pytest_cache' / 'compiled'
+    if sum(path.stat().st_size for path in compiled.glob('*')) > _MOST_COMPILED:
+        shutil.rmtree(compiled)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(compiled)
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling takes most of the time, and a third of that is LLVM's
 

@@ -96,6 +96,7 @@ def test_only_waiting_while_the_devices_idle_counts() -> None:
     assert waited[True] > 0 and waited[False] == 0
 
 
+@pytest.mark.slow
 def test_run_in_buckets_resumes_exactly(run, tmp_path: Path) -> None:
     resolved, _ = run
     values = dataclasses.asdict(resolved) | {'phases': []}

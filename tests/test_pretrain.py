@@ -39,6 +39,7 @@ def watched(directory: Path) -> dict:
         ['report', workdir],
     ]
     commands += [['export', workdir, f'--output={directory}/export']]
+    commands += [['fill-mask', f'--model={directory}/{model}', MASKED] for model in ('finished', 'export')]
     program = [sys.executable, '-m', 'tests.support.watched', json.dumps([[*c, '--json'] for c in commands])]
     done = subprocess.run(program, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

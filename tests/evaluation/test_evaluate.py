@@ -103,6 +103,7 @@ def test_the_words_are_of_the_documents_that_are_held_out(place: Path) -> None:
     assert len({*of_window.values()}) == corpus.manifest['splits']['validation']['documents'] == sum(is_held_out)
 
 
+@pytest.mark.slow
 def test_the_figures_are_the_same_on_any_mesh(place: Path) -> None:
     mesh = {'data': 2, 'fsdp': 1, 'tensor': 2}
     split = bert_jax.config.resolve({'mesh': mesh, 'train': {'global_batch_size': 16}})

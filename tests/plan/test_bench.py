@@ -65,7 +65,7 @@ def test_the_matmuls_of_the_ceiling_are_the_flops_of_the_step(size: str) -> None
     assert training_flops(split[:7]) * 32 == pytest.approx(training_flops(listed[:7]), rel=0.01)
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_bench_measures_the_real_step_on_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     # Eight simulated devices with several steps under way may wait for each other longer than XLA lets them.
     one = make_mesh(config.Mesh(), _small().model, _small().train, jax.devices()[:1])

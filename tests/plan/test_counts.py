@@ -57,7 +57,7 @@ def test_bytes_of_a_device_are_those_of_the_real_arrays() -> None:
     assert counted.checkpoint_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_the_compiled_step_has_the_counted_products_activations_and_gradients() -> None:
     chosen = planned_run(**{'mesh.data': 4})
     program, compiled = compile_step(chosen, jax.devices()[:4])

@@ -96,7 +96,7 @@ def single(tmp_path_factory) -> Path:
     return _trained(tmp_path_factory.mktemp('single'), 'sentencepiece', 'none')
 
 
-@pytest.fixture(params=['pairs', 'single'])
+@pytest.fixture(params=['pairs', pytest.param('single', marks=pytest.mark.slow)])
 def directory(request) -> Path:
     return request.getfixturevalue(request.param)
 

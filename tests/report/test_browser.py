@@ -29,6 +29,7 @@ onload = () => {{
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.skipif(BROWSER is None, reason='no Chromium here')
 @pytest.mark.parametrize('width', [390, 1280])

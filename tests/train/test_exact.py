@@ -40,7 +40,8 @@ def alone(stream: CorpusStream) -> Curve:
     return _curve(stream, data=1)
 
 
-@pytest.mark.parametrize('axes', [{'data': 2, 'fsdp': 2}, pytest.param({'data': 8}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize('axes', [{'data': 8}, {'data': 2, 'fsdp': 2}], ids=str)
 def test_parameters_moments_and_losses_are_same_bits_on_any_mesh(
     stream: CorpusStream, alone: Curve, axes: dict[str, int]
 ) -> None:
@@ -52,6 +53,7 @@ def test_parameters_moments_and_losses_are_same_bits_on_any_mesh(
     assert kernel.addressable_shards[0].data.size * axes.get('fsdp', 1) == kernel.size  # split again at rest
 
 
+@pytest.mark.slow
 def test_it_is_the_loss_of_the_fast_reduction(alone: Curve, reference: Curve) -> None:
     first, fast = alone.losses[0], reference.losses[0]  # of the same weights, before any update
     np.testing.assert_allclose(first, fast, rtol=1e-6)

@@ -55,6 +55,7 @@ def test_stacked_parameters_and_no_others_carry_layers_as_their_first_axis() -> 
         assert LAYERS not in logical_axes(variable)[1:]
 
 
+@pytest.mark.slow
 def test_one_step_of_a_program_trains_and_evaluates() -> None:
     mesh = _mesh(fsdp=2)
     program = _program(mesh)
