@@ -95,9 +95,12 @@ def test_a_socket_is_noticed() -> None:
 
 
 def test_killed_and_stopped_run_ends_bit_for_bit_as_uninterrupted_one(
-    settings: list[str], finished: Path, tmp_path: Path
+    settings: list[str], finished: Path, tmp_path: Path, capsys
 ) -> None:
     with _train(settings, tmp_path) as running:
+        assert running.wait_for('Devices')
+        assert run(['train', *settings, f'--workdir={tmp_path}'], tmp_path) == 2
+        assert f'is in use by process {running.process.pid} on ' in capsys.readouterr().err
         running.wait_until_logged(tmp_path, num_lines=3)  # in the middle, some steps after a save
         running.send(signal.SIGKILL)
         running.wait()
@@ -126,16 +129,14 @@ def test_signal_before_first_step_exits_75_and_frees_workdir(settings: list[str]
     assert json.loads(lease.read_text())['released'] and not list(tmp_path.glob('checkpoints/*'))
 
 
-def test_second_run_is_refused_and_second_signal_ends_at_once(settings: list[str], tmp_path: Path, capsys) -> None:
-    with _train([*settings, '--config.train.steps=100000'], tmp_path) as holder:
-        assert holder.wait_for('Devices')
-        assert run(['train', *settings, f'--workdir={tmp_path}'], tmp_path) == 2
-        assert f'is in use by process {holder.process.pid} on ' in capsys.readouterr().err
-        assert holder.wait_for('step 5/')
-        holder.send(signal.SIGINT)
-        assert holder.wait_for('SIGINT: finishing')
-        holder.send(signal.SIGINT)
-        assert holder.wait() == 130 and 'SIGINT again: ended at once' in holder.text
+@pytest.mark.slow
+def test_second_signal_ends_at_once(settings: list[str], tmp_path: Path) -> None:
+    with _train([*settings, '--config.train.steps=100000'], tmp_path) as running:
+        assert running.wait_for('step 5/')
+        running.send(signal.SIGINT)
+        assert running.wait_for('SIGINT: finishing')
+        running.send(signal.SIGINT)
+        assert running.wait() == 130 and 'SIGINT again: ended at once' in running.text
 
 
 def test_finished_run_does_nothing_and_says_so(settings: list[str], finished: Path, capsys) -> None:
