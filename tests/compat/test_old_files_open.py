@@ -233,6 +233,7 @@ def test_an_old_finetune_evaluates_to_the_recorded_figures(place: Path) -> None:
     assert_close(run_json(place, 'evaluate', '--workdir=finetuned'), recorded(place, 'evaluate-finetuned'))
 
 
+@pytest.mark.slow
 def test_an_old_stopped_finetune_ends_as_the_uninterrupted_one(place: Path) -> None:
     workdir = copy(place, 'finetuned-stopped', 'resumed')
     summary = run_json(place, 'finetune', '--config=finetune.py', '--seeds=2', f'--workdir={workdir}')

@@ -21,6 +21,8 @@ from bert_jax.train.optimizer import make_optimizer, make_schedule, scale_by_unc
 from bert_jax.train.state import model_of
 from tests.support.models import MODEL
 
+pytestmark = pytest.mark.compiles
+
 VOCAB, B, L = 101, 3, 12
 STILL = dataclasses.replace(MODEL, dropout_rate=0.0, attention_dropout_rate=0.0, num_layers=1)
 

@@ -14,6 +14,8 @@ from bert_jax.model import attention, tpu_attention
 from bert_jax.model.dropout import DropoutKey
 from bert_jax.model.platform import target_platform
 
+pytestmark = pytest.mark.compiles
+
 ROWS, LENGTH, HEADS = 2, 128, 2
 
 

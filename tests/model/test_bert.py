@@ -98,6 +98,7 @@ def test_parameter_counts_are_the_published_ones(size: str, published: int) -> N
     assert num_parameters(resolved.model, 30522) == published
 
 
+@pytest.mark.compiles
 def test_sizes_have_as_many_parameters_as_in_the_reference() -> None:
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')

@@ -258,6 +258,7 @@ def test_what_cannot_come_in_is_told_and_nothing_is_written(copy: Path, change: 
     _import_fails(copy, *words)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_pickle_is_refused_with_a_line_that_converts_it(original: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(original, tmp_path / "a model's directory"))

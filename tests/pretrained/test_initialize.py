@@ -89,6 +89,7 @@ def _tensors(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:
 WORD, POSITION = 'bert.embeddings.word_embeddings.weight', 'bert.embeddings.position_embeddings.weight'
 
 
+@pytest.mark.slow
 def test_run_starts_from_given_weights_and_new_words_from_their_pieces(place: Path, trained: Path) -> None:
     before, after = _tensors(place / MODEL_NAME), _tensors(trained)
     for name in (WORD, 'cls.predictions.bias'):
@@ -156,6 +157,7 @@ def test_every_kind_of_initial_model_is_the_same_model(place: Path, trained: Pat
     assert origin(place / 'runs' / 'imported') == origin(place / MODEL_NAME)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_initial_model(
     place: Path, trained: Path, commands: dict, tmp_path: Path, capsys
 ) -> None:

@@ -52,6 +52,7 @@ def _parameters() -> list[tuple[tuple[str, ...], int]]:
     return [(tuple(filter(None, sharding.spec)), shape.size * 4) for shape, sharding in pairs]
 
 
+@pytest.mark.slow
 def test_data_parallelism_reduces_every_gradient_once_and_gathers_nothing() -> None:
     found = _collectives({'data': 2}, microbatches=4)
     assert found.keys() == {('all-reduce', 'data')}
@@ -81,6 +82,7 @@ def test_fsdp_exchanges_weights_and_gradients_but_never_activations() -> None:
     assert sum(size for size, _ in found['all-reduce', 'fsdp']) <= whole + SMALL
 
 
+@pytest.mark.slow
 def test_on_a_mixed_mesh_weights_and_logits_stay_split_over_tensor() -> None:
     found = _collectives({'data': 2, 'fsdp': 2, 'tensor': 2})
     rows = BATCH // 4

@@ -53,9 +53,8 @@ def _predicted(**axes: int) -> tuple[np.ndarray, heads.TaskSums]:
     return np.asarray(outputs), jax.device_get(program.evaluation_step(params, batch))
 
 
-@pytest.mark.parametrize(
-    'axes', [pytest.param({'data': 8}, marks=pytest.mark.slow), {'data': 1, 'fsdp': 2, 'tensor': 2}], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('axes', [{'data': 8}, {'data': 1, 'fsdp': 2, 'tensor': 2}], ids=str)
 def test_predictions_and_sums_on_any_mesh_are_those_of_one_device(axes: dict[str, int]) -> None:
     outputs, sums = _predicted(**axes)
     expected, expected_sums = _predicted(data=1)
@@ -101,6 +100,7 @@ class _TwoStacks(nnx.Module):
         self.deep = stack(lambda rngs: Dense(8, 8, ('mlp', 'embed'), 1.0, 'float32', rngs), 3, rngs)
 
 
+@pytest.mark.slow
 def test_layers_of_several_stacks_are_gathered_by_their_own_axes() -> None:
     mesh = _mesh(data=1, fsdp=2)
     graph, params = nnx.split(_TwoStacks(nnx.Rngs(0)))

@@ -64,6 +64,7 @@ def test_adamw_equals_the_formula() -> None:
     np.testing.assert_allclose(params['kernel'].get_value(), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw() -> None:
     settings = {'peak_learning_rate': 0.01, 'warmup_steps': 0, 'schedule': 'constant', 'weight_decay': 0.0}
     params = nnx.state(BertForPreTraining(MODEL, 256, nnx.Rngs(0)), nnx.Param)
@@ -130,6 +131,7 @@ def test_lamb_scales_tensors_layer_by_layer_but_not_biases_and_norms() -> None:
             np.testing.assert_allclose(found[name][layer], x, rtol=2e-4, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_adafactor_equals_another_implementation_layer_by_layer() -> None:
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')

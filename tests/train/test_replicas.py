@@ -59,7 +59,7 @@ def test_the_device_that_differs_is_named(axes: dict, device: int, named: list[i
         assert '1 arrays differ' in told
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_parts_that_exist_once_cannot_differ() -> None:
     state, shardings = _state(data=1, fsdp=2)
     kernel = state.params['bert']['encoder']['layers']['intermediate']['kernel']

@@ -35,6 +35,7 @@ def test_any_mesh_and_any_microbatches_give_same_curve(
         assert np.mean(np.abs(np.asarray(a) - np.asarray(b))) < 1e-5
 
 
+@pytest.mark.compiles
 def test_the_model_learns_what_it_sees_again_and_again(reference: Curve) -> None:
     losses = reference.losses
     assert losses[-1] < losses[0] - 0.2
@@ -53,7 +54,7 @@ def test_parameters_and_moments_are_split_over_fsdp_and_tensor() -> None:
         assert word.addressable_shards[0].data.size * 4 == word.size
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_initial_parameters_do_not_depend_on_the_mesh() -> None:
     one = make_mesh(config.Mesh(), MODEL, config.Train(), jax.devices()[:1])
     many = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
