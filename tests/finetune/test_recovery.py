@@ -27,7 +27,7 @@ from tests.support.processes import ROOT
 from tests.support.runs import assert_same_run, final_state, metrics
 from tests.support.tasks import write_reviews
 
-pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('one_device')]
 NUM_STEPS = 20
 SMALL = {  # checkpoints after steps 4, 8, …; losses are read late between the steps that are logged
     'epochs': 2.0,
@@ -139,7 +139,6 @@ def test_after_a_roll_back_it_ends_as_without_the_skipped_batches(place: Path, r
     assert (event['step'], event['from']) == (8, 11) and 'not finite, 2 steps in a row' in event['why']
 
 
-@pytest.mark.slow
 def test_before_the_first_checkpoint_it_rolls_back_to_its_start(place: Path, tmp_path: Path) -> None:
     config = _config(place)
     assert _fit(config, tmp_path / 'ours', _not_finite({1, 2})).finished
@@ -148,7 +147,6 @@ def test_before_the_first_checkpoint_it_rolls_back_to_its_start(place: Path, tmp
     _assert_same_end(tmp_path / 'ours' / 'seed-0', tmp_path / 'theirs' / 'seed-0')
 
 
-@pytest.mark.slow
 def test_a_spike_rolls_back_too(place: Path, tmp_path: Path) -> None:
     config = _config(place, kind='regression')
     assert _fit(config, tmp_path / 'ours', _spikes(BAD)).finished
@@ -158,7 +156,6 @@ def test_a_spike_rolls_back_too(place: Path, tmp_path: Path) -> None:
     _assert_same_end(tmp_path / 'ours' / 'seed-0', tmp_path / 'theirs' / 'seed-0')
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('dies_at', 'resumed_from', 'num_rollbacks'), [(10, 8, 2), (15, 12, 1)])
 def test_killed_after_a_roll_back_it_resumes_to_the_same_bits(
     place: Path, rolled_back: Path, tmp_path: Path, dies_at: int, resumed_from: int, num_rollbacks: int
@@ -210,7 +207,6 @@ def given_up(one_device: None, place: Path) -> list[object]:
     return flags
 
 
-@pytest.mark.slow
 def test_after_so_many_roll_backs_it_ends_with_a_message_and_resumes(
     place: Path, given_up: list[object], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -228,7 +224,6 @@ def test_after_so_many_roll_backs_it_ends_with_a_message_and_resumes(
     assert f'Resuming {seed} from step 4 of 20.' in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_what_would_change_a_run_that_gave_up_asks_for_another_workdir(
     place: Path, given_up: list[object], capsys: pytest.CaptureFixture
 ) -> None:
@@ -254,7 +249,6 @@ def test_seeds_are_not_ranked_by_their_probes(place: Path, rolled_back: Path) ->
     assert 'ranked by' not in summarize([str(rolled_back), str(rolled_back)]).lower()
 
 
-@pytest.mark.slow
 def test_the_exact_reduction_gives_the_same_bits_on_any_devices(place: Path, tmp_path: Path, monkeypatch) -> None:
     config = _config(place, epochs=0.3, reduction='exact', log_every=1)
     assert _fit(config, tmp_path / 'one').finished

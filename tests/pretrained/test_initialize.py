@@ -111,6 +111,7 @@ def test_run_starts_from_given_weights_and_new_words_from_their_pieces(place: Pa
     ]
 
 
+@pytest.mark.slow
 def test_the_moments_are_new_and_the_step_is_0(place: Path, commands: dict) -> None:
     resolved = config.resolve(_fields(place))
     point = initialize.pretraining_start(resolved, str(place / 'nowhere'))

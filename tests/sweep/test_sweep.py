@@ -47,6 +47,7 @@ def swept(place: Path) -> subprocess.CompletedProcess:
     return bert_jax('sweep', *flags, '--jobs=2', '--json', check=1)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_failed_run_shows_the_end_of_its_log_and_stops_no_other(place, swept):
     told = json.loads(swept.stdout)
@@ -64,6 +65,7 @@ def test_failed_run_shows_the_end_of_its_log_and_stops_no_other(place, swept):
     assert told['page'] == f'{place}/sweep/sweep.html' and Path(told['page']).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_another_sweep_in_its_place_is_refused_before_it_starts(place, swept, capsys):
     before = (place / 'sweep' / 'sound' / 'train.log').read_bytes()

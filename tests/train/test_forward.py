@@ -63,6 +63,7 @@ def test_predictions_and_sums_on_any_mesh_are_those_of_one_device(axes: dict[str
     np.testing.assert_allclose(sums, expected_sums, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_slices_of_a_batch_give_its_rows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, expected_sums = _predicted(data=1)
     monkeypatch.setattr(step, '_EVALUATED_AT_ONCE', 6)  # the largest divisor of 16 below: 4

@@ -37,7 +37,7 @@ def _needs(microbatches: int) -> int:
     return highest_bytes(lowered.compile().memory_analysis(), 'cpu')
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_fewest_microbatches_that_fit_are_chosen_or_alternatives_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, 'lower_step', functools.cache(memory.lower_step))  # each step is traced once
     whole, halves = _needs(1), _needs(2)

@@ -37,11 +37,9 @@ def _with_a_flipped_bit(array: jax.Array, device: int, rng: np.random.Generator)
 @pytest.mark.parametrize(
     'axes, device, named',
     [
-        pytest.param({'data': 4}, 2, [2], marks=pytest.mark.slow),
         ({'data': 3, 'fsdp': 2}, 3, [3]),
-        pytest.param(
-            {'data': 2}, 1, [0, 1], marks=pytest.mark.slow
-        ),  # of two copies neither can be told to be the right one
+        pytest.param({'data': 4}, 2, [2], marks=pytest.mark.slow),
+        pytest.param({'data': 2}, 1, [0, 1], marks=pytest.mark.slow, id='of two copies neither is right for sure'),
     ],
 )
 def test_the_device_that_differs_is_named(axes: dict, device: int, named: list[int]) -> None:
