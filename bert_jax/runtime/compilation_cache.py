@@ -25,7 +25,8 @@ def keep_programs() -> None:
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return
     try:
-        directory = private_directory(_place())
+        home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+        directory = private_directory(home / 'bert_jax' / 'programs' / _processor_hash(), home.parent)
         _remove_oldest(directory)
     except OSError as error:
         say(f'Compiled programs are not kept: {error}')
@@ -35,10 +36,9 @@ def keep_programs() -> None:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING_S)
 
 
-def _place() -> pathlib.Path:
-    """One directory for each kind of processor: a home directory may serve several, and programs fit one."""
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
-    return home / 'bert_jax' / 'programs' / hashlib.sha256(_processor().encode()).hexdigest()[:16]
+def _processor_hash() -> str:
+    """The name of this kind of processor: a home directory may serve several, and programs fit one."""
+    return hashlib.sha256(_processor().encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
@@ -52,22 +52,26 @@ def _processor() -> str:
     return '\n'.join(told)
 
 
-def private_directory(path: pathlib.Path) -> pathlib.Path:
-    """The directory, made if it is not there.
+def private_directory(path: pathlib.Path, home: pathlib.Path) -> pathlib.Path:
+    """The directory, each level of it below `home` made if it is not there.
+
+    Whoever can write to one of the levels can put another directory in place of the next one.
 
     Raises:
-      PermissionError: when it belongs to someone else, or others may write to it.  OSError: when it cannot be made.
+      PermissionError: when a level belongs to someone else, or others may write to it.
+      OSError: when one cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.mkdir(exist_ok=True, mode=0o700)
-    for place in (path, path.parent):
+    below = path.relative_to(home).parts
+    for depth in range(len(below)):
+        place = home.joinpath(*below[: depth + 1])
+        place.mkdir(exist_ok=True, mode=0o700)
         facts = place.lstat()
         if not stat.S_ISDIR(facts.st_mode):
             raise PermissionError(f'{place} is a link or a file; expected a directory of your own')
         if facts.st_uid != os.geteuid():
             raise PermissionError(f'{place} belongs to user {facts.st_uid}, not to you ({os.geteuid()})')
         if facts.st_mode & 0o022:
-            raise PermissionError(f'{place} can be written by others (mend: rm -r it)')
+            raise PermissionError(f'{place} can be written by others (fix: chmod go-w {place})')
     return path
 
 

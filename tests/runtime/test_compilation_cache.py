@@ -42,17 +42,21 @@ def test_second_start_uses_the_kept_programs_in_silence(tmp_path: pathlib.Path) 
 
 
 def test_programs_are_not_taken_from_where_others_can_write(tmp_path: pathlib.Path) -> None:
-    mine = compilation_cache.private_directory(tmp_path / 'a' / 'b')
-    assert mine.stat().st_mode & 0o777 == 0o700
-    assert compilation_cache.private_directory(mine) == mine
-    mine.chmod(0o770)
-    with pytest.raises(PermissionError, match='written by others'):
-        compilation_cache.private_directory(mine)
+    mine = compilation_cache.private_directory(tmp_path / 'a' / 'b' / 'c', tmp_path)
+    levels = [mine, mine.parent, mine.parent.parent]
+    assert {level.stat().st_mode & 0o777 for level in levels} == {0o700}
+    assert compilation_cache.private_directory(mine, tmp_path) == mine
+    for level in levels:
+        level.chmod(0o770)
+        with pytest.raises(PermissionError, match=f'{level} can be written by others'):
+            compilation_cache.private_directory(mine, tmp_path)
+        level.chmod(0o700)
+    tmp_path.chmod(0o770)  # the home itself is not ours to judge
+    assert compilation_cache.private_directory(mine, tmp_path) == mine
     link = tmp_path / 'a' / 'link'
-    mine.chmod(0o700)
     link.symlink_to(mine)
     with pytest.raises(PermissionError, match='link'):
-        compilation_cache.private_directory(link)
+        compilation_cache.private_directory(link / 'd', tmp_path)
 
 
 def test_only_the_programs_used_last_are_kept(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +64,6 @@ def test_only_the_programs_used_last_are_kept(tmp_path: pathlib.Path, monkeypatc
     for age, name in enumerate(['new', 'middle', 'old']):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    compilation_cache.private_directory(tmp_path / 'x' / 'y')
+    compilation_cache.private_directory(tmp_path / 'x' / 'y', tmp_path)
     compilation_cache._remove_oldest(tmp_path)
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {'new', 'middle'}
