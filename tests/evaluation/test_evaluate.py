@@ -113,6 +113,7 @@ def test_the_figures_are_the_same_on_any_mesh(place: Path) -> None:
         assert spread[name] == pytest.approx(alone[name], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_other_text_has_its_own_baselines_and_leaves_nothing_behind(place: Path, monkeypatch) -> None:
     monkeypatch.setattr(tempfile, 'tempdir', str(place / 'temporary'))
     (place / 'temporary').mkdir()

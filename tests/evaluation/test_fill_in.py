@@ -22,7 +22,9 @@ pytestmark = pytest.mark.compiles
 TEXTS = ('the [MASK] is in town', '[MASK] is the [MASK].', 'far ' + 'too ' * 40 + '[MASK]')
 
 
-@pytest.mark.parametrize('mesh', [config.Mesh(1), config.Mesh(2, 2, 2), config.Mesh(1, 1, 2)])
+@pytest.mark.parametrize(
+    'mesh', [config.Mesh(1), config.Mesh(1, 1, 2), pytest.param(config.Mesh(2, 2, 2), marks=pytest.mark.slow)]
+)
 def test_on_any_mesh_the_fillers_are_those_of_fill_mask(mesh: config.Mesh, tmp_path: Path, capsys) -> None:
     tokenizer, settings = read_tokenizer(tmp_path), dataclasses.replace(MODEL, initializer_range=0.5)
     model = BertForPreTraining(settings, len(TOKENS), nnx.Rngs(0))

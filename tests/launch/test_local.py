@@ -40,6 +40,7 @@ def _launch(processes: int, devices: int, *arguments: str, status: int = 0) -> s
     return done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(settings: list[str], tmp_path: Path) -> None:
     assert run(['train', *settings, '--workdir=one'], tmp_path) == 0
     flags = [*settings, '--config.mesh.fsdp=2', '--devices=2', f'--workdir={tmp_path}/two']

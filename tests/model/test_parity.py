@@ -188,6 +188,7 @@ def _loss(params: nnx.State, batch: Batch, model: config.Model) -> jax.Array:
     return PRETRAINING.metrics(PRETRAINING.sums(model_of(params, model, VOCAB), batch, None))['loss']
 
 
+@pytest.mark.slow
 def test_ten_adamw_steps_side_by_side_stay_together(tmp_path: Path) -> None:
     pair = _make_pair(SIZES[1], tmp_path)
     settings = config.Optimizer(peak_learning_rate=1e-3, warmup_steps=3, weight_decay=0.01, clip_norm=1.0)
