@@ -25,8 +25,9 @@ def keep_programs() -> None:
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return
     try:
-        home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
-        directory = private_directory(home / 'bert_jax' / 'programs' / _processor_hash(), home.parent)
+        cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache').resolve()
+        cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory = private_directory(cache / 'bert_jax' / 'programs' / _processor_hash(), cache.parent)
         _remove_oldest(directory)
     except OSError as error:
         say(f'Compiled programs are not kept: {error}')

@@ -44,8 +44,8 @@ def _launch(processes: int, devices: int, *arguments: str, status: int = 0) -> s
 def test_two_processes_have_the_losses_of_one(settings: list[str], tmp_path: Path) -> None:
     assert run(['train', *settings, '--workdir=one'], tmp_path) == 0
     flags = [*settings, '--config.mesh.fsdp=2', '--devices=2', f'--workdir={tmp_path}/two']
-    told = _launch(2, 1, 'train', *flags)
-    assert 'Process 1 on ' in told and 'Devices: 2 x' in told
+    printed = _launch(2, 1, 'train', *flags)
+    assert 'Process 1 on ' in printed and 'Devices: 2 x' in printed
     expected, found = metrics(tmp_path / 'one'), metrics(tmp_path / 'two')
     assert found.keys() == expected.keys()
     for step, values in expected.items():
@@ -115,11 +115,11 @@ def test_processes_with_different_configs_all_stop_and_name_field(settings: list
         "    config.train.seed = int(os.environ['JAX_PROCESS_ID'])\n"
         '    return config\n'
     )
-    told = _launch(2, 1, 'train', f'--config={script}', *settings[1:], f'--workdir={tmp_path}/run', status=2)
-    assert 'not all processes have the same train.seed (process 1)' in told
+    printed = _launch(2, 1, 'train', f'--config={script}', *settings[1:], f'--workdir={tmp_path}/run', status=2)
+    assert 'not all processes have the same train.seed (process 1)' in printed
     assert not (tmp_path / 'run').exists()
 
 
 def test_one_that_fails_ends_all_with_its_status(tmp_path: Path) -> None:
-    told = _launch(2, 1, 'train', f'--config={ROOT}/configs/demo.py', '--config.train.steps=none', status=2)
-    assert 'steps' in told
+    printed = _launch(2, 1, 'train', f'--config={ROOT}/configs/demo.py', '--config.train.steps=none', status=2)
+    assert 'steps' in printed

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from bert_jax.runtime import compilation_cache
@@ -57,6 +58,17 @@ def test_programs_are_not_taken_from_where_others_can_write(tmp_path: pathlib.Pa
     link.symlink_to(mine)
     with pytest.raises(PermissionError, match='link'):
         compilation_cache.private_directory(link / 'd', tmp_path)
+
+
+def test_a_cache_may_be_a_link_and_may_be_missing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = {}
+    monkeypatch.setattr(compilation_cache.jax.config, 'update', updates.__setitem__)
+    monkeypatch.setattr(type(jax.config), 'jax_compilation_cache_dir', None, raising=False)
+    (tmp_path / 'cache').symlink_to(tmp_path / 'scratch' / 'mine')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    compilation_cache.keep_programs()
+    kept = pathlib.Path(updates['jax_compilation_cache_dir'])
+    assert kept.is_dir() and kept.is_relative_to(tmp_path / 'scratch' / 'mine' / 'bert_jax' / 'programs')
 
 
 def test_only_the_programs_used_last_are_kept(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
