@@ -7,6 +7,8 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ml_collections import ConfigDict, config_dict
+
 from bert_jax.errors import BadInput
 
 
@@ -84,6 +86,23 @@ def as_in(section: type[Any], name: str, default: Any = dataclasses.MISSING):
     field = section.__dataclass_fields__[name]
     default = field.default if default is dataclasses.MISSING else default
     return dataclasses.field(default=default, metadata=field.metadata)
+
+
+def config_dict_of(section: Any) -> ConfigDict:
+    """A section and those in it, to be changed by a config file and the command line; `resolve_section` checks them.
+
+    A field that may be None is a placeholder: the command line could not give it a value otherwise.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        value, types = getattr(section, field.name), typing.get_args(field.type)
+        if dataclasses.is_dataclass(value):
+            values[field.name] = config_dict_of(value)
+        elif value is None and type(None) in types:
+            values[field.name] = config_dict.placeholder(types[0])
+        else:
+            values[field.name] = value
+    return ConfigDict(values)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

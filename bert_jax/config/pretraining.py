@@ -143,9 +143,15 @@ class Tokenizer:
     # a file of words, one a line, appended to the WordPiece vocabulary of `path` or `init`
     add_tokens: str = setting('', role=Role.EXECUTION)
     vocab_size: int = at_least(30522, 64)  # of a trained vocabulary; ignored with `path`
-    lowercase: bool = True
-    strip_accents: bool = False
+    # None: of a vocabulary trained here True and False; of `path`, as the files there say, or else its tokens
+    lowercase: bool | None = None
+    strip_accents: bool | None = None
     sample_bytes: int = at_least(100_000_000, 1000)  # of text that a vocabulary is trained on, at most
+
+    def for_training(self) -> 'Tokenizer':
+        """The settings of a vocabulary that is trained here, with `lowercase` and `strip_accents` settled."""
+        lowercase = True if self.lowercase is None else self.lowercase
+        return dataclasses.replace(self, lowercase=lowercase, strip_accents=bool(self.strip_accents))
 
 
 @dataclasses.dataclass(frozen=True)

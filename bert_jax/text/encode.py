@@ -33,6 +33,7 @@ LINE: Any = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
 _CHARACTERS_AT_ONCE = 1 << 22  # given to the tokenizer together, or a few more
 _MOST_AT_ONCE = 1 << 23  # bytes
 _PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between
+_STROKE = '\u0338'  # '≠' is '=' and this: the only mark that composition joins with ASCII punctuation
 _MOST_WORDS = 1 << 19  # that are remembered
 _LONGEST_WORD = 50  # characters, of those remembered
 
@@ -76,7 +77,7 @@ class Encoder:
         if not self.tokenizer.splits_at_punctuation:
             self._words.update(self._packed(words))
             return
-        parts_of = [_PARTS.findall(word) for word in words]
+        parts_of = [[word] if _STROKE in word else _PARTS.findall(word) for word in words]
         unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
         parts = dict(self._packed(unseen))
         self._words.update((part, ids) for part, ids in parts.items() if len(part) <= _LONGEST_WORD)

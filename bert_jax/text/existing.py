@@ -19,7 +19,7 @@ def settings_of(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer
         settings['tokenizer.path'] = given.hash
     else:
         names = names_with(Role.CONTENT, config.Tokenizer)
-        settings |= {f'tokenizer.{name}': getattr(tokenizer, name) for name in names}
+        settings |= {f'tokenizer.{name}': getattr(tokenizer.for_training(), name) for name in names}
     return json.loads(json.dumps(settings))
 
 

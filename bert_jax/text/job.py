@@ -61,6 +61,11 @@ class Job:
             discard(directory)
         return False
 
+    def is_like(self, other: 'Job') -> bool:
+        """Whether both are on the same text with the same settings."""
+        identities = [_read_json(job.directory / 'job.json') for job in (self, other)]
+        return identities[0] is not None and identities[0] == identities[1]
+
     # --- What the processes do. ---
 
     def sample(self, number: int, num_bytes: int) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """How far the preparation of a corpus has come, on standard error."""
 
+import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 
@@ -8,7 +10,30 @@ import tqdm
 
 from bert_jax.console import say
 
-_SECONDS_BETWEEN_LINES = 10
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextlib.contextmanager
+def shown_while(phase: str, progress: bool) -> Iterator[None]:
+    """Says every ten seconds how long something takes that does not say how far it has come, and its time at the end.
+
+    What it does must release the interpreter's lock.
+    """
+    start, is_over = time.monotonic(), threading.Event()
+
+    def report() -> None:
+        while not is_over.wait(_SECONDS_BETWEEN_LINES):
+            say(f'{phase}: {time.monotonic() - start:.0f} s so far')
+
+    reporter = threading.Thread(target=report, daemon=True)
+    if progress:
+        reporter.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        if progress:
+            reporter.join()
 
 
 def shown(chunks: Iterable[tuple[int, int]], count: int, phase: str, progress: bool) -> Iterator[tuple[int, int]]:
