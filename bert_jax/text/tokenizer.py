@@ -88,7 +88,7 @@ def load_tokenizer(
     if source and not (is_directory and beside):
         kind = 'uncased' if flags['lowercase'] else 'cased'
         accents = 'accents stripped' if flags['strip_accents'] else 'accents kept'
-        say(f'{file}: {kind}, {accents}, {source}')
+        say(f'{file}: {kind}, {accents}, by {source}')
     if file.suffix == '.model':
         return _sentencepiece(content, **flags, where=str(file))
     compose = not is_decomposed(tokens) if beside is None or beside.compose is None else beside.compose
@@ -152,18 +152,14 @@ def _settled(
     """(`lowercase` and `strip_accents` of a vocabulary, what they are taken from unless both are given)."""
     if lowercase is not None and strip_accents is not None:
         return {'lowercase': lowercase, 'strip_accents': strip_accents}, ''
+    source = 'its tokens, as no file says' if beside is None else beside.file
+    source = source if lowercase is strip_accents is None else f'the config and {source}'
     if beside is not None:
-        settled = {
-            'lowercase': beside.lowercase if lowercase is None else lowercase,
-            'strip_accents': beside.strip_accents if strip_accents is None else strip_accents,
-        }
-        source = f'as {beside.file} says'
-    else:
-        lowercase = not has_capitals(tokens) if lowercase is None else lowercase
-        if strip_accents is None:
-            strip_accents = lowercase and not has_accents(tokens)
-        settled, source = {'lowercase': lowercase, 'strip_accents': strip_accents}, 'by its tokens (no file says)'
-    return settled, source
+        lowercase = beside.lowercase if lowercase is None else lowercase
+        strip_accents = beside.strip_accents if strip_accents is None else strip_accents
+    lowercase = not has_capitals(tokens) if lowercase is None else lowercase
+    strip_accents = lowercase and not has_accents(tokens) if strip_accents is None else strip_accents
+    return {'lowercase': lowercase, 'strip_accents': strip_accents}, source
 
 
 def _report_differences(file: str, given: dict[str, bool | None], found: Any, consequence: str) -> None:
