@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.config.fields import identity_of
+from bert_jax.config.fields import identity_of, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig, resolve
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
@@ -47,7 +47,8 @@ def read_run(workdir: str) -> FinetuneConfig:
     if not is_finetune(workdir):
         expected = 'the run of a seed, like WORKDIR/seed-0'
         raise BadInput(workdir, 'is not the workdir of a fine-tune', expected, 'name another --workdir')
-    return resolve(json.loads((epath.Path(workdir) / 'config.json').read_text())['config'])
+    recorded = json.loads((epath.Path(workdir) / 'config.json').read_text())['config']
+    return with_values_before(resolve(recorded), recorded)
 
 
 def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, steps: int) -> dict[str, Any]:

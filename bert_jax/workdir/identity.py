@@ -5,13 +5,13 @@ import difflib
 import json
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, Data, Model, Optimizer, Train
-from bert_jax.config.fields import Role, identity_of, names_with
+from bert_jax.config.fields import Role, identity_of, names_with, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
 from bert_jax.data.streams import Streams
@@ -20,6 +20,7 @@ from bert_jax.files import write_whole
 from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
 
+ConfigT = TypeVar('ConfigT', Config, FinetuneConfig)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
 
@@ -29,6 +30,23 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
     if not config_module.is_records(config.data.source):
         del found['data.remask']  # means nothing to text
     return found
+
+
+def as_begun(config: ConfigT, workdir: str, changing: Sequence[str] = (), *, quiet: bool = False) -> ConfigT:
+    """The config to resume a workdir's run with: defaults that are newer than the run keep the values that it had.
+
+    Args:
+      changing: names of fields that take their new value (--allow_change).
+      quiet: does not report what is kept.
+    """
+    if not is_workdir(workdir):
+        return config
+    kept = with_values_before(config, _read(epath.Path(workdir) / 'config.json')['config'], changing)
+    if kept != config and not quiet:
+        ours, theirs = identity_of(config), identity_of(kept)
+        fields = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        say(f'{workdir} was begun by an earlier version and keeps its defaults for {", ".join(fields)}')
+    return kept
 
 
 def claim(
@@ -151,7 +169,7 @@ def load_config(workdir: str) -> Config:
     if 'task' in found:
         mend = f'python -m bert_jax export --workdir={workdir} --output=…'
         raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', mend)
-    return config_module.resolve(found)
+    return with_values_before(config_module.resolve(found), found)
 
 
 def load_fingerprint(workdir: str) -> dict[str, Any]:
