@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import fnmatch
 import hashlib
 import json
 import os
@@ -205,6 +206,21 @@ def is_local(path: epath.PathLike) -> bool:
     return '://' not in os.fspath(path)
 
 
+_STORES = ('gs', 's3', 'az', 'hf')  # what `epath` opens
+
+
+def unusable_path(path: str) -> str:
+    """Why a library that reads or writes files would mistake a path for another one; '' for one that works."""
+    scheme, is_url, _ = path.partition('://')
+    if is_url and scheme not in _STORES:
+        return f'starts with {scheme}://, which is none of {", ".join(f"{store}://" for store in _STORES)}'
+    if '\\' in path:  # TensorStore reads it as '/'
+        return 'contains a backslash, which some libraries take for a slash'
+    if any('\ud800' <= character <= '\udfff' for character in path):
+        return 'is not valid UTF-8'
+    return ''
+
+
 def _as_path(path: epath.PathLike) -> Any:
     return pathlib.Path(path) if is_local(path) else epath.Path(path)
 
@@ -244,6 +260,16 @@ def map_array(path: str | os.PathLike) -> np.memmap:
 
 
 # --- Hashes. ---
+
+
+def matching(directory: Any, pattern: str) -> list[Any]:
+    """The paths in a directory whose names match a pattern, in any order; [] when the directory does not exist.
+
+    Unlike `epath.Path.glob`, it does not take the name of the directory for a part of the pattern.
+    """
+    if not directory.is_dir():
+        return []
+    return [path for path in directory.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
 
 
 def files_below(directory: Any) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from bert_jax import files
 from bert_jax.config import Data
-from bert_jax.files import discard, json_digest, new_directory, new_file, remove_leftovers, write_whole
+from bert_jax.files import discard, json_digest, matching, new_directory, new_file, remove_leftovers, write_whole
 
 
 def _fill(directory: Path, text: str = 'whole') -> None:
@@ -221,6 +222,15 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
         write_whole(tmp_path / 'file', 'fast')
         assert (tmp_path / 'file').read_text() == 'fast'
     assert (tmp_path / 'file').read_text() == 'slow' and os.listdir(tmp_path) == ['file']
+
+
+def test_names_match_in_a_directory_whose_own_name_is_no_pattern(tmp_path: Path) -> None:
+    for directory in (tmp_path / 'a[1]', tmp_path / 'a1'):
+        directory.mkdir()
+        (directory / f'seed-{directory.name}').touch()
+    for kind in (Path, epath.Path):
+        assert [path.name for path in matching(kind(tmp_path / 'a[1]'), 'seed-*')] == ['seed-a[1]']
+        assert matching(kind(tmp_path / 'none'), '*') == []
 
 
 def test_digests_of_values_are_those_in_existing_corpora_and_workdirs() -> None:

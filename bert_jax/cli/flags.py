@@ -12,6 +12,7 @@ from absl import flags
 from bert_jax.cli.shipped import find_config
 from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
 from bert_jax.errors import BadInput
+from bert_jax.files import unusable_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +159,12 @@ def print_result(values: flags.FlagValues, as_json: dict[str, Any], text: str) -
 
 
 def required(values: flags.FlagValues, name: str) -> str:
-    """The value of a flag; raises BadInput when it is not given."""
+    """The value of a flag that names a path; raises BadInput when it is not given or cannot be used."""
     value = values[name].value
     if not value:
         raise BadInput(f'--{name}', 'is missing', values[name].help)
+    if problem := unusable_path(value):
+        raise BadInput(f'--{name}={value}', problem, 'a path without it')
     return value
 
 

@@ -10,6 +10,7 @@ from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import ranking
+from bert_jax.files import matching
 from bert_jax.report.quantities import FINAL, VALIDATION, Quantity, is_a_number, probe, task_metric
 
 
@@ -263,7 +264,7 @@ def read_runs(workdirs: list[str]) -> list[LoggedRun]:
 
 def _seeds(directory: epath.Path) -> list[epath.Path]:
     """The workdirs of a fine-tune's seeds in order: those that have logged a step, or all if none has."""
-    found = [path.parent for path in directory.glob('seed-*/config.json')]
+    found = [path for path in matching(directory, 'seed-*') if (path / 'config.json').exists()]
     found.sort(key=lambda path: (len(path.name), path.name))
     logged = [path for path in found if (path / 'metrics.jsonl').exists() and (path / 'metrics.jsonl').read_bytes()]
     return logged or found

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.train.state import TrainState
+from bert_jax.workdir import seal
 from bert_jax.workdir.checkpoint import Checkpoints
 
 
@@ -48,6 +50,61 @@ def test_what_is_restored_is_what_was_saved(workdir: Path) -> None:
     assert checkpoints.steps() == [10, 20] and checkpoints.set_aside_unsound() == 20
     for a, b in zip(jax.tree.leaves(_restore(checkpoints, 20)), jax.tree.leaves(_state(20)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+ODD_NAMES = (
+    'exp[1]',
+    '[a-z]',
+    'a*b',
+    'a?b',
+    '{x}',
+    'a%20b',
+    '100%',
+    'a#b',
+    ' a b ',
+    'übung',
+    '-v',
+    'end.',
+    'a\nb',
+    'a@5',
+    '\'"$HOME~|;',
+)
+
+
+@pytest.mark.parametrize('name', ODD_NAMES)
+def test_a_checkpoint_restores_whatever_its_directories_are_called(tmp_path: Path, name: str) -> None:
+    if name in ('a*b', 'a?b'):
+        _save(tmp_path / 'aXb' / 'run', 10)  # what the name would match as a pattern
+    _save(tmp_path / name / 'run', 20)
+    checkpoints = Checkpoints(str(tmp_path / name / 'run'))
+    assert checkpoints.set_aside_unsound() == 20
+    assert jax.tree.all(jax.tree.map(np.array_equal, _restore(checkpoints, 20), _state(20)))
+
+
+@pytest.mark.parametrize('name', ['a\\b', 'nobody://knows', '\udcff'])
+def test_a_path_that_a_library_mistakes_for_another_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadInput, match='--workdir'):
+        Checkpoints(name if '://' in name else str(tmp_path / name))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_save_that_orbax_cannot_restore_is_never_counted(workdir: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr('bert_jax.workdir.checkpoint.literal_path', epath.Path)  # as Orbax is used without it
+    odd = workdir / 'a[1]'
+    checkpoints = Checkpoints(str(odd))
+    checkpoints.save(_state(30))
+    with pytest.raises(BadInput, match='Orbax cannot restore it'):
+        checkpoints.close()
+    assert Checkpoints(str(odd)).steps() == [] and (odd / 'checkpoints' / 'damaged-30').is_dir()
+
+
+def test_a_sealed_checkpoint_that_orbax_cannot_restore_is_set_aside(workdir: Path, capsys) -> None:
+    directory = epath.Path(workdir / 'checkpoints' / '20')
+    (directory / 'manifest.ocdbt').unlink()  # as when nothing was merged
+    seal.seal(directory, seal.make_manifest(directory, 20))
+    assert seal.damage(directory) == ''
+    assert Checkpoints(str(workdir)).set_aside_unsound() == 10
+    assert 'Orbax cannot restore it' in capsys.readouterr().err
 
 
 def test_a_damaged_step_is_set_aside_by_name_and_the_newest_sound_one_is_used(workdir: Path, capsys) -> None:
