@@ -20,7 +20,10 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     truncated = f'; {summary.truncated:,} lines truncated' if summary.truncated else ''
     vectors = f'{summary.lines:,} vectors of {summary.hidden_size:,}'
     print_result(
-        values, dataclasses.asdict(summary), f'{summary.output}: {vectors}, {summary.seconds:.1f} s{truncated}'
+        values,
+        dataclasses.asdict(summary),
+        f'{summary.output}: {vectors}, {summary.seconds:.1f} s{truncated}',
+        is_in_files=True,
     )
     return 0
 

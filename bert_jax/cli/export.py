@@ -22,7 +22,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
         f"      transformers.pipeline('fill-mask', model='{output}')"
     )
-    print_result(values, proof, f'{_describe(proof, output)}\n{next_steps}')
+    print_result(values, proof, f'{_describe(proof, output)}\n{next_steps}', is_in_files=True)
     return 0
 
 
@@ -31,7 +31,7 @@ def _export_finetuned(values: flags.FlagValues, workdir: str, output: str) -> in
 
     proof = export(workdir, output, values.step)
     next_step = f"Next: transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')"
-    print_result(values, proof, f'{_describe(proof, output, " of " + proof["workdir"])}\n{next_step}')
+    print_result(values, proof, f'{_describe(proof, output, " of " + proof["workdir"])}\n{next_step}', is_in_files=True)
     return 0
 
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
+from bert_jax import console
 from bert_jax.cli.shipped import find_config
 from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
 from bert_jax.errors import BadInput
@@ -138,6 +138,18 @@ def _unknown_override(command: Command, arguments: list[str]) -> BadInput | None
     return None
 
 
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether `--json` is among the arguments of a command, which need not parse."""
+    asked = False
+    for argument in arguments:
+        if argument == '--':
+            break
+        flag, _, value = argument.lstrip('-').partition('=') if argument.startswith('-') else ('', '', '')
+        if flag in ('json', 'nojson'):
+            asked = flag == 'json' and value.lower() not in ('false', 'f', '0', 'no', 'n')
+    return asked
+
+
 def describe(command: Command) -> str:
     """What `--help` prints for a command."""
     values = define(command)
@@ -150,12 +162,22 @@ def describe(command: Command) -> str:
 # --- What commands do with the values. ---
 
 
-def print_result(values: flags.FlagValues, as_json: dict[str, Any], text: str) -> None:
-    """Prints a command's result on standard output: JSON with `--json`, otherwise the text, if any."""
-    if values.json:
-        print(json.dumps(as_json, ensure_ascii=False))
-    elif text:
-        print(text)
+def print_result(values: flags.FlagValues, as_json: dict[str, Any], text: str, *, is_in_files: bool = False) -> None:
+    """Prints a command's result on standard output: JSON with `--json`, otherwise the text, if any.
+
+    Args:
+      is_in_files: the command has written what matters to files, so a result that cannot be printed is no failure.
+
+    Raises:
+      BadInput: when standard output cannot be written to, other than because its reader has exited.
+    """
+    lost = console.print_json(as_json) if values.json else console.print_text(text) if text else ''
+    if not lost:
+        return
+    error = BadInput('standard output', f'could not be written ({lost})', 'a file or a reader that takes the result')
+    if not is_in_files:
+        raise error
+    console.say(f'bert_jax: {error}')
 
 
 def required(values: flags.FlagValues, name: str) -> str:

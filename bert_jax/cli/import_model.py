@@ -16,7 +16,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         f'Next: python -m bert_jax export --workdir={workdir} --output={workdir}/export\n'
         f'      python -m bert_jax train --config=configs/continue.py --config.init={workdir} --workdir=…'
     )
-    print_result(values, summary, text)
+    print_result(values, summary, text, is_in_files=True)
     return 0
 
 

@@ -31,7 +31,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         target.write_bytes(content)
         target.chmod(0o755 if content.startswith(b'#!') else 0o644)
     written = [str(output / script.name) for script in scripts]
-    print_result(values, {'written': written}, '\n'.join([*map('Wrote {}'.format, written), _USAGE]))
+    print_result(values, {'written': written}, '\n'.join([*map('Wrote {}'.format, written), _USAGE]), is_in_files=True)
     return 0
 
 

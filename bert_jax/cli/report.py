@@ -12,7 +12,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.report import summarize, write_report
 
     path = str(write_report(values.workdir))
-    print_result(values, {'report': path}, f'{summarize(values.workdir)}\nWrote {path}')
+    print_result(values, {'report': path}, f'{summarize(values.workdir)}\nWrote {path}', is_in_files=True)
     return 0
 
 

@@ -1,15 +1,13 @@
 """Mean-pooled vectors of the lines of a file."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tqdm
 
-from bert_jax.console import say
+from bert_jax.console import progress_bar, say
 from bert_jax.errors import BadInput
 from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
@@ -64,7 +62,7 @@ def embed(pretrained: Pretrained, input_file: str, output: str, progress: bool =
         else:
             with temporary.open('wb') as file:
                 np.save(file, np.zeros(shape, np.float32))
-        with tqdm.tqdm(total=num_lines, unit=' lines', disable=not (progress and sys.stderr.isatty())) as bar:
+        with progress_bar(total=num_lines, unit=' lines', shown=progress) as bar:
             for some in _chunks(_lines(Path(input_file))):
                 vectors[done : done + len(some)], cut = pretrained.mean_pooled(some)
                 done, truncated = done + len(some), truncated + cut

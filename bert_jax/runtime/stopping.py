@@ -13,12 +13,12 @@ import contextlib
 import datetime
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from bert_jax import console
 from bert_jax.console import say_anywhere
 
 EXIT_BAD_INPUT = 2
@@ -123,7 +123,9 @@ class StopRequest:
                 return
             if (call := self._before_unsaved_end) is not None:
                 call(signum.name)
-            say_anywhere(f'{signum.name}: stopped before the first step. Rerun the same command to start again.')
+            stopped, again = 'stopped before the first step', 'Rerun the same command to start again'
+            as_json = {'where': signum.name, 'found': stopped, 'expected': '', 'mend': again}
+            console.fail(f'{signum.name}: {stopped}. {again}.', as_json)
             os._exit(EXIT_RUN_AGAIN)
 
 
@@ -133,8 +135,7 @@ def leave(status: int) -> NoReturn:
     At the interpreter's own end a library's thread that is inside C++ may abort the process: 134 where 75 was meant.
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    console.flush()
     os._exit(status)
 
 
