@@ -18,7 +18,7 @@ from bert_jax.config import Config, is_records, phase_at, positions_trained
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
-from bert_jax.evaluation import pseudo_perplexity, words
+from bert_jax.evaluation import pseudo_perplexity, recorded, words
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
 from bert_jax.files import json_digest, write_whole
@@ -36,11 +36,17 @@ from bert_jax.workdir.checkpoint import restore_on
 _WINDOWS_A_PERPLEXITY = 8  # of so many windows one is taken for pseudo-perplexity, which takes a row for every token
 
 
-def baselines(unigram_counts: np.ndarray) -> dict[str, float]:
-    """What knowing only how frequent the tokens of the evaluated text are gives: entropy (nats) and best hit rate."""
-    frequencies = unigram_counts[unigram_counts > 0] / max(unigram_counts.sum(), 1)
+def baselines(unigram_counts: np.ndarray) -> dict[str, float | None]:
+    """What knowing only how frequent the tokens of the evaluated text are gives: entropy (nats) and best hit rate.
+
+    None for a text without tokens.
+    """
+    counts = unigram_counts[unigram_counts > 0]
+    if not len(counts):
+        return {'unigram_entropy': None, 'most_frequent_accuracy': None}
+    frequencies = counts / counts.sum()
     entropy = float(-(frequencies * np.log(frequencies)).sum())
-    return {'unigram_entropy': entropy, 'most_frequent_accuracy': float(frequencies.max(initial=0))}
+    return {'unigram_entropy': entropy, 'most_frequent_accuracy': float(frequencies.max())}
 
 
 def evaluate(
@@ -55,8 +61,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of a workdir: on the whole validation split, or on all text of a source.
 
-    Writes WORKDIR/evaluation.json, or with `source` WORKDIR/evaluation-NAME.json. The corpus of a source is made in the
-    directory for temporary files, with the run's tokenizer and settings, and removed at the end.
+    Writes WORKDIR/evaluation.json, or with `source` WORKDIR/evaluation-NAME.json, which keeps samples of other sizes
+    (`recorded.py`). The corpus of a source is made in the directory for temporary files, with the run's tokenizer and
+    settings, and removed at the end.
 
     Args:
       source: as `data.source`, of text.
@@ -66,9 +73,10 @@ def evaluate(
       workers: processes that read a source.
 
     Returns:
-      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy (None where the rows hold no pairs), and the `baselines`; of
-      the sample what `words.measure` returns, `pseudo_perplexity`, and its baseline `unigram_perplexity`. Where the
-      source of the validation split cannot be read again, `sample_missing` says why instead.
+      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy, and the `baselines`, each None where the text holds nothing
+      to measure it on (no pairs, no token to mask); of the sample what `words.measure` returns, `pseudo_perplexity`,
+      and its baseline `unigram_perplexity`. Where the source of the validation split cannot be read again,
+      `sample_missing` says why instead.
 
     Raises:
       BadInput: when there is no run, no checkpoint or no corpus, or for a source that cannot be read.
@@ -80,7 +88,8 @@ def evaluate(
             result = _on_source(workdir, run_config, step, mesh, source, sample, directory, workers)
     else:
         result = _on_validation(workdir, run_config, step, mesh, sample)
-    write_whole(epath.Path(workdir) / f'{_name(source)}.json', json.dumps(result) + '\n')
+    path = epath.Path(workdir) / f'{_name(source)}.json'
+    write_whole(path, json.dumps(recorded.merged(recorded.read(path), result)) + '\n')
     return result
 
 
@@ -170,15 +179,13 @@ def _on_source(
 def _losses(state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh) -> dict[str, Any]:
     model, optimizer, train, phases = run_config.model, run_config.optimizer, run_config.train, run_config.phases
     program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=phases)
-    found: dict[str, Any] | None = evaluate_params(state.params, program, stream)
+    found = evaluate_params(state.params, program, stream)
     assert found is not None  # nothing stops it
-    if not found['nsp_loss']:  # of pairs it is above 0: their weight is 0
-        found |= {'nsp_loss': None, 'nsp_accuracy': None}
     return {'step': int(state.step)} | found
 
 
 def _on_sample(
-    state: TrainState, run_config: Config, tokenizer: Tokenizer, windows: list[Window], unigram_entropy: float
+    state: TrainState, run_config: Config, tokenizer: Tokenizer, windows: list[Window], unigram_entropy: float | None
 ) -> dict[str, Any]:
     """What is measured on raw text; in rows no longer than those that the run was trained on up to here."""
     step = int(state.step)
@@ -186,18 +193,20 @@ def _on_sample(
     pretrained = from_params(state.params, run_config.model, tokenizer, step, positions)
     found = words.measure(pretrained, windows)
     perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
-    return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': math.exp(unigram_entropy)}
+    baseline = None if unigram_entropy is None else math.exp(unigram_entropy)
+    return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': baseline}
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The figures next to their baselines, for a terminal."""
-    below = result['unigram_entropy'] - result['mlm_loss']
+    """The figures next to their baselines, for a terminal; a dash for what the text holds nothing to measure on."""
+    loss, entropy = result['mlm_loss'], result['unigram_entropy']
+    below = None if loss is None or entropy is None else entropy - loss
     lines = [
         f'{result.get("source", "Held-out text")} at step {result["step"]}:',
-        f'  MLM loss      {result["mlm_loss"]:.3f} nats   ({below:.2f} under the {result["unigram_entropy"]:.3f}'
+        f'  MLM loss      {_show(loss, ".3f")} nats   ({_show(below, ".2f")} under the {_show(entropy, ".3f")}'
         ' of knowing only how frequent each token is)',
-        f'  MLM accuracy  {result["mlm_accuracy"]:6.1%}       (the most frequent token: '
-        f'{result["most_frequent_accuracy"]:.1%})',
+        f'  MLM accuracy  {_show(result["mlm_accuracy"], "6.1%")}       (the most frequent token: '
+        f'{_show(result["most_frequent_accuracy"], ".1%")})',
     ]
     if result['nsp_accuracy'] is not None:
         lines.append(f'  NSP accuracy  {result["nsp_accuracy"]:6.1%}       (chance: 50.0%)')
@@ -207,13 +216,17 @@ def describe(result: dict[str, Any]) -> str:
         lines += [
             f'  Masked words  {result["masked_word_nats_per_character"]:.3f} nats a character   '
             f'({result["unigram_nats_per_character"]:.3f}: knowing only how frequent each character is)',
-            f'    {result["masked_words"]:,} words of sample {result["words_sample"]}; '
-            f'{result["unknown_characters"]:.1%} of their characters unknown; '
-            f'{result["windows_cut"]:,} of {result["windows"]:,} windows cut',
+            f'    {result["masked_words"]:,} words in {result["windows"]:,} windows of text (--sample), sample '
+            f'{result["words_sample"]}; {_show(result["unknown_characters"], ".1%")} of their characters unknown; '
+            f'{result["windows_cut"]:,} windows cut',
         ]
     if result.get('pseudo_perplexity') is not None:
         lines.append(
-            f'  Pseudo-perplexity {result["pseudo_perplexity"]:.1f}   ({result["unigram_perplexity"]:.1f}: '
+            f'  Pseudo-perplexity {result["pseudo_perplexity"]:.1f}   ({_show(result["unigram_perplexity"], ".1f")}: '
             'knowing only how frequent each token is)'
         )
     return '\n'.join(lines)
+
+
+def _show(value: float | None, form: str) -> str:
+    return '–' if value is None else f'{value:{form}}'

@@ -160,10 +160,10 @@ def _final_numbers(runs: list[LoggedRun]) -> Table:
     return Table(columns, groups)
 
 
-def _values(quantity: Quantity, run: LoggedRun) -> list[str]:
+def _values(quantity: Quantity, run: LoggedRun) -> list[str | Text]:
     """The newest values in training and on held-out text."""
     training = None if quantity.is_held_out else run.last(quantity.key)
-    return [quantity.show(training), quantity.show(run.validation(quantity))]
+    return [quantity.show(training), Text(quantity.show(run.validation(quantity)), note=run.sample_size(quantity))]
 
 
 def _finetune(name: str, seeds: list[LoggedRun]) -> FineTune:

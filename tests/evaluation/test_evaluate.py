@@ -58,6 +58,29 @@ def test_without_pairs_nothing_is_reported_of_next_sentences(place: Path) -> Non
     assert result['windows'] == 16 and result['unknown_characters'] == 0
 
 
+def test_a_smaller_sample_does_not_replace_a_larger_one(place: Path) -> None:
+    path = place / 'run' / 'evaluation.json'
+    larger, smaller = (evaluate(str(place / 'run'), sample=sample) for sample in (16, 8))
+    assert json.loads(path.read_text()).items() >= larger.items()
+    assert (larger['windows'], smaller['windows']) == (16, 8) and 'in 8 windows of text' in describe(smaller)
+
+
+def test_what_a_run_does_not_measure_is_in_no_line_and_no_event(place: Path) -> None:
+    lines = [json.loads(line) for line in (place / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    assert {line['step'] for line in lines} == {1, 2} and any('validation/mlm_loss' in line for line in lines)
+    assert not [key for line in lines for key in line if 'nsp' in key]
+    [events] = (place / 'run' / 'tensorboard').iterdir()
+    assert b'mlm_loss' in events.read_bytes() and b'nsp' not in events.read_bytes()
+
+
+def test_text_with_nothing_to_guess_has_no_losses(place: Path) -> None:
+    (place / 'letters.txt').write_text('a\n\nb\n\nc\n')
+    result = evaluate(str(place / 'run'), source=f'text:{place}/letters.txt', sample=8)
+    measured = ('loss', 'mlm_loss', 'mlm_accuracy', 'nsp_loss', 'nsp_accuracy')
+    assert [result[name] for name in measured] == [None] * len(measured)
+    assert 'MLM loss      – nats' in describe(result)
+
+
 def test_probe_is_logistic_regression_on_mean_vectors_of_frozen_encoder(place: Path) -> None:
     logged = [json.loads(line) for line in (place / 'run' / 'metrics.jsonl').read_text().splitlines()]
     found = {line['step']: line for line in logged if 'probe/first' in line}
