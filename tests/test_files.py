@@ -1,5 +1,6 @@
 """A directory or a file is published whole, or nothing of it remains."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -10,7 +11,6 @@ import pytest
 from etils import epath
 
 from bert_jax import files
-from bert_jax.config import Data
 from bert_jax.files import discard, json_digest, matching, new_directory, new_file, remove_leftovers, write_whole
 
 
@@ -237,4 +237,6 @@ def test_digests_of_values_are_those_in_existing_corpora_and_workdirs() -> None:
     # Written down from earlier versions: workdirs, corpora and plans hold such digests.
     assert json_digest({'b': [1, 2.5, None, 'ä'], 'a': True}) == json_digest({'a': True, 'b': [1, 2.5, None, 'ä']})
     assert json_digest({'b': [1, 2.5, None, 'ä'], 'a': True}) == '2f3e808d039da86e'
-    assert json_digest(Data(source='text:a', corpus='b').masking) == '6b91299a3343a16e'
+    masking = {'rate': 0.15, 'mask_fraction': 0.8, 'random_fraction': 0.1, 'unit': 'token'}
+    Masking = dataclasses.make_dataclass('Masking', masking)
+    assert json_digest(masking) == json_digest(Masking(**masking)) == '6b91299a3343a16e'
