@@ -36,6 +36,9 @@ _UNUSABLE_PATH = frozenset(
         errno.ENAMETOOLONG,
         errno.ENOTDIR,
         errno.EISDIR,
+        errno.EBUSY,
+        errno.ELOOP,
+        errno.EXDEV,
     }
 )
 

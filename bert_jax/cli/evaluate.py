@@ -17,8 +17,10 @@ from bert_jax.cli.flags import (
     print_result,
     required,
 )
+from bert_jax.runtime.stopping import cleaning_up
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.finetune.workdirs import seeds_of
 
