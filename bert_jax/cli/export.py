@@ -6,8 +6,10 @@ from absl import flags
 
 from bert_jax.cli.devices import keep_programs
 from bert_jax.cli.flags import CONFIG, STEP, WORKDIR, Command, Flag, config_of, print_result, required
+from bert_jax.runtime.stopping import cleaning_up
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     output, workdir = required(values, 'output'), required(values, 'workdir')
     from bert_jax.finetune.workdirs import seeds_of

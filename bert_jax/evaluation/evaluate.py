@@ -21,7 +21,7 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation import pseudo_perplexity, recorded, words
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
-from bert_jax.files import json_digest, write_whole
+from bert_jax.files import json_digest
 from bert_jax.pretrained.load import from_params
 from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
@@ -32,6 +32,7 @@ from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
+from bert_jax.workdir.result import save
 
 _WINDOWS_A_PERPLEXITY = 8  # of so many windows one is taken for pseudo-perplexity, which takes a row for every token
 
@@ -55,6 +56,7 @@ def evaluate(
     *,
     source: str = '',
     sample: int = 512,
+    output: str = '',
     config: Config | None = None,
     devices: list[jax.Device] | None = None,
     workers: int = 1,
@@ -62,12 +64,14 @@ def evaluate(
     """Evaluates a checkpoint of a workdir: on the whole validation split, or on all text of a source.
 
     Writes WORKDIR/evaluation.json, or with `source` WORKDIR/evaluation-NAME.json, which keeps samples of other sizes
-    (`recorded.py`). The corpus of a source is made in the directory for temporary files, with the run's tokenizer and
-    settings, and removed at the end.
+    (`recorded.py`); with `output` that file alone. A workdir that cannot be written to is reported and left as it is.
+    The corpus of a source is made in the directory for temporary files, with the run's tokenizer and settings, and
+    removed at the end.
 
     Args:
       source: as `data.source`, of text.
       sample: windows of text in which words are masked; every eighth is taken for pseudo-perplexity. 0: neither.
+      output: file to write.
       config: gives the mesh, where it fits the devices; without it the run's does, where it fits, else one device.
       devices: all without it.
       workers: processes that read a source.
@@ -88,8 +92,9 @@ def evaluate(
             result = _on_source(workdir, run_config, step, mesh, source, sample, directory, workers)
     else:
         result = _on_validation(workdir, run_config, step, mesh, sample)
-    path = epath.Path(workdir) / f'{_name(source)}.json'
-    write_whole(path, json.dumps(recorded.merged(recorded.read(path), result)) + '\n')
+    name = f'{_name(source)}.json'
+    kept = result if output else recorded.merged(recorded.read(epath.Path(workdir) / name), result)
+    save(json.dumps(kept) + '\n', workdir, name, output)
     return result
 
 
