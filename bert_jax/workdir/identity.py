@@ -19,6 +19,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
+from bert_jax.workdir.recorded_paths import found_from, start_of
 
 ConfigT = TypeVar('ConfigT', Config, FinetuneConfig)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
@@ -90,7 +91,7 @@ def claim(
             changes = [
                 {'step': step, 'field': name, 'from': theirs.get(name), 'to': ours.get(name)} for name in sorted(differ)
             ]
-            content |= {'config': dataclasses.asdict(config), 'fingerprint': ours}
+            content |= {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': ours}
             content['changes'] = [*content.get('changes', []), *changes]
             tokenizer.save(path.parent / 'tokenizer')
             write_whole(path, json.dumps(content, indent=2) + '\n')
@@ -143,8 +144,8 @@ def write(workdir: str, config: Config | FinetuneConfig, tokenizer: Tokenizer, f
     path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path.parent / 'tokenizer')
-    content = {'config': dataclasses.asdict(config), 'fingerprint': fingerprint, 'versions': versions()}
-    write_whole(path, json.dumps(content, indent=2) + '\n')
+    content = {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': fingerprint}
+    write_whole(path, json.dumps(content | {'versions': versions()}, indent=2) + '\n')
 
 
 def versions() -> dict[str, str]:
@@ -165,11 +166,21 @@ def load_config(workdir: str) -> Config:
       BadInput: when there is none.
     """
     path = epath.Path(workdir) / 'config.json'
-    found = _read(path)['config']
+    found = load_settings(workdir)
     if 'task' in found:
         mend = f'python -m bert_jax export --workdir={workdir} --output=…'
         raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', mend)
     return with_values_before(config_module.resolve(found), found)
+
+
+def load_settings(workdir: str) -> dict[str, Any]:
+    """The values of the config of the run in a workdir, with relative paths that lead to their files from here.
+
+    Raises:
+      BadInput: when there is none.
+    """
+    content = _read(epath.Path(workdir) / 'config.json')
+    return found_from(workdir, content.get('directory'), content['config'])
 
 
 def load_fingerprint(workdir: str) -> dict[str, Any]:
