@@ -14,7 +14,8 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, is_records, phase_at, positions_trained
+from bert_jax.config import Config, is_records, phase_at
+from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
@@ -23,6 +24,8 @@ from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
 from bert_jax.files import json_digest
 from bert_jax.pretrained.load import from_params
+from bert_jax.pretrained.provenance import of_run, start_of
+from bert_jax.pretrained.tensor_names import MLM_HEAD
 from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import FEWEST
@@ -92,10 +95,21 @@ def evaluate(
             result = _on_source(workdir, run_config, step, mesh, source, sample, directory, workers)
     else:
         result = _on_validation(workdir, run_config, step, mesh, sample)
+    _report_untrained(workdir, run_config, result['step'])
     name = f'{_name(source)}.json'
     kept = result if output else recorded.merged(recorded.read(epath.Path(workdir) / name), result)
     save(json.dumps(kept) + '\n', workdir, name, output)
     return result
+
+
+def _report_untrained(workdir: str, run_config: Config, step: int) -> None:
+    """Says which figures are of weights that were not trained, as those of an imported encoder may be."""
+    provenance = of_run(run_config, step, start_of(workdir))
+    if MLM_HEAD in provenance.untrained_heads:
+        say(f'{workdir}: the {MLM_HEAD} is not trained, so its figures say nothing about the model')
+    length = run_config.in_phases[phase_at(run_config, step)].data.sequence_length
+    if length > (trained := provenance.max_length(run_config.model.max_positions)):
+        say(f'{workdir}: evaluated on rows of {length} tokens, and trained on up to {trained}')
 
 
 @contextlib.contextmanager
@@ -146,7 +160,7 @@ def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mes
         windows = held_out_windows(run_config.data, sample)
     except BadInput as error:
         return result | {'sample_missing': ' '.join(filter(None, map(str, error.args[:2])))}
-    return result | _on_sample(state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
+    return result | _on_sample(workdir, state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
 
 
 def _on_source(
@@ -178,7 +192,7 @@ def _on_source(
     if not sample:
         return result
     windows = windows_of_source(data, source, sample)
-    return result | _on_sample(state, run_config, tokenizer, windows, result['unigram_entropy'])
+    return result | _on_sample(workdir, state, run_config, tokenizer, windows, result['unigram_entropy'])
 
 
 def _losses(state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh) -> dict[str, Any]:
@@ -190,12 +204,17 @@ def _losses(state: TrainState, run_config: Config, tokenizer: Tokenizer, stream:
 
 
 def _on_sample(
-    state: TrainState, run_config: Config, tokenizer: Tokenizer, windows: list[Window], unigram_entropy: float | None
+    workdir: str,
+    state: TrainState,
+    run_config: Config,
+    tokenizer: Tokenizer,
+    windows: list[Window],
+    unigram_entropy: float | None,
 ) -> dict[str, Any]:
     """What is measured on raw text; in rows no longer than those that the run was trained on up to here."""
     step = int(state.step)
-    positions = positions_trained(run_config, step)
-    pretrained = from_params(state.params, run_config.model, tokenizer, step, positions)
+    provenance = of_run(run_config, step, start_of(workdir))
+    pretrained = from_params(state.params, run_config.model, tokenizer, step, provenance)
     found = words.measure(pretrained, windows)
     perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
     baseline = None if unigram_entropy is None else math.exp(unigram_entropy)
