@@ -101,7 +101,8 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
         evaluators = _evaluators(config, program, streams, labelled_sets)
-        with RunLog(workdir, start, num_steps, mesh, _describe_step, check=supervisor.check_lease) as log:
+        log = RunLog(workdir, start, num_steps, mesh, _describe_step, supervisor=supervisor)
+        with log:
             run = TrainingRun(
                 workdir=workdir,
                 program=program,
