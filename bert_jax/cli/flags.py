@@ -202,9 +202,14 @@ def required(values: flags.FlagValues, name: str) -> str:
     value = values[name].value
     if not value:
         raise BadInput(f'--{name}', 'is missing', values[name].help)
-    if problem := unusable_path(value):
-        raise BadInput(f'--{name}={value}', problem, 'a path without it')
+    check_path(name, value)
     return value
+
+
+def check_path(name: str, path: str) -> None:
+    """Raises BadInput for a path, the value of the flag `name`, that cannot be used."""
+    if problem := unusable_path(path):
+        raise BadInput(f'--{name}={path}', problem, 'a path without it')
 
 
 def config_of(values: flags.FlagValues) -> Config:

@@ -15,15 +15,18 @@ from etils import epath
 from jax.sharding import Mesh
 
 from bert_jax.activity import activity
-from bert_jax.config import Config, is_records, phase_at, positions_trained
+from bert_jax.config import Config, is_records, phase_at
+from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import pseudo_perplexity, recorded, words
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
-from bert_jax.files import json_digest, write_whole
+from bert_jax.files import json_digest
 from bert_jax.pretrained.load import from_params
+from bert_jax.pretrained.provenance import of_run, start_of
+from bert_jax.pretrained.tensor_names import MLM_HEAD
 from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import FEWEST
@@ -33,6 +36,7 @@ from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
+from bert_jax.workdir.result import save
 
 _WINDOWS_A_PERPLEXITY = 8  # of so many windows one is taken for pseudo-perplexity, which takes a row for every token
 
@@ -56,6 +60,7 @@ def evaluate(
     *,
     source: str = '',
     sample: int = 512,
+    output: str = '',
     config: Config | None = None,
     devices: list[jax.Device] | None = None,
     workers: int = 1,
@@ -63,12 +68,14 @@ def evaluate(
     """Evaluates a checkpoint of a workdir: on the whole validation split, or on all text of a source.
 
     Writes WORKDIR/evaluation.json, or with `source` WORKDIR/evaluation-NAME.json, which keeps samples of other sizes
-    (`recorded.py`). The corpus of a source is made in the directory for temporary files, with the run's tokenizer and
-    settings, and removed at the end.
+    (`recorded.py`); with `output` that file alone. A workdir that cannot be written to is reported and left as it is.
+    The corpus of a source is made in the directory for temporary files, with the run's tokenizer and settings, and
+    removed at the end.
 
     Args:
       source: as `data.source`, of text.
       sample: windows of text in which words are masked; every eighth is taken for pseudo-perplexity. 0: neither.
+      output: file to write.
       config: gives the mesh, where it fits the devices; without it the run's does, where it fits, else one device.
       devices: all without it.
       workers: processes that read a source.
@@ -89,9 +96,21 @@ def evaluate(
             result = _on_source(workdir, run_config, step, mesh, source, sample, directory, workers)
     else:
         result = _on_validation(workdir, run_config, step, mesh, sample)
-    path = epath.Path(workdir) / f'{_name(source)}.json'
-    write_whole(path, json.dumps(recorded.merged(recorded.read(path), result)) + '\n')
+    _report_untrained(workdir, run_config, result['step'])
+    name = f'{_name(source)}.json'
+    kept = result if output else recorded.merged(recorded.read(epath.Path(workdir) / name), result)
+    save(json.dumps(kept) + '\n', workdir, name, output)
     return result
+
+
+def _report_untrained(workdir: str, run_config: Config, step: int) -> None:
+    """Says which figures are of weights that were not trained, as those of an imported encoder may be."""
+    provenance = of_run(run_config, step, start_of(workdir))
+    if MLM_HEAD in provenance.untrained_heads:
+        say(f'{workdir}: the {MLM_HEAD} is not trained, so its figures say nothing about the model')
+    length = run_config.in_phases[phase_at(run_config, step)].data.sequence_length
+    if length > (trained := provenance.max_length(run_config.model.max_positions)):
+        say(f'{workdir}: evaluated on rows of {length} tokens, and trained on up to {trained}')
 
 
 @contextlib.contextmanager
@@ -142,7 +161,7 @@ def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mes
         windows = held_out_windows(run_config.data, sample)
     except BadInput as error:
         return result | {'sample_missing': ' '.join(filter(None, map(str, error.args[:2])))}
-    return result | _on_sample(state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
+    return result | _on_sample(workdir, state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
 
 
 def _on_source(
@@ -174,7 +193,7 @@ def _on_source(
     if not sample:
         return result
     windows = windows_of_source(data, source, sample)
-    return result | _on_sample(state, run_config, tokenizer, windows, result['unigram_entropy'])
+    return result | _on_sample(workdir, state, run_config, tokenizer, windows, result['unigram_entropy'])
 
 
 def _losses(state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh) -> dict[str, Any]:
@@ -186,12 +205,17 @@ def _losses(state: TrainState, run_config: Config, tokenizer: Tokenizer, stream:
 
 
 def _on_sample(
-    state: TrainState, run_config: Config, tokenizer: Tokenizer, windows: list[Window], unigram_entropy: float | None
+    workdir: str,
+    state: TrainState,
+    run_config: Config,
+    tokenizer: Tokenizer,
+    windows: list[Window],
+    unigram_entropy: float | None,
 ) -> dict[str, Any]:
     """What is measured on raw text; in rows no longer than those that the run was trained on up to here."""
     step = int(state.step)
-    positions = positions_trained(run_config, step)
-    pretrained = from_params(state.params, run_config.model, tokenizer, step, positions)
+    provenance = of_run(run_config, step, start_of(workdir))
+    pretrained = from_params(state.params, run_config.model, tokenizer, step, provenance)
     with activity('masked words'):
         found = words.measure(pretrained, windows)
     with activity('pseudo-perplexity'):

@@ -47,7 +47,7 @@ def read_run(workdir: str) -> FinetuneConfig:
     if not is_finetune(workdir):
         expected = 'the run of a seed, like WORKDIR/seed-0'
         raise BadInput(workdir, 'is not the workdir of a fine-tune', expected, 'name another --workdir')
-    recorded = json.loads((epath.Path(workdir) / 'config.json').read_text())['config']
+    recorded = identity.load_settings(workdir)
     return with_values_before(resolve(recorded), recorded)
 
 

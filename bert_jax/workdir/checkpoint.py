@@ -338,31 +338,42 @@ def restore_on(
 ) -> TrainState:
     """The state of a run's checkpoint (the newest without `step`), spread over a mesh.
 
+    The run may be training: when it deletes the checkpoint that is being read, a newer one is read instead.
+
     Raises:
-      BadInput: when there is no such checkpoint, or when it is damaged.
+      BadInput: when there is no such checkpoint, when it is damaged, or when the run deletes the one that was named.
     """
     with Checkpoints(workdir) as checkpoints:
-        step = _existing(checkpoints, workdir, step)
+        _existing(checkpoints, workdir, step)  # before the program is built, which takes seconds
         program = build_program(
             config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
         )
-        return checkpoints.restore(program.shapes, program.shardings, step)
+        while True:
+            found = _existing(checkpoints, workdir, step)
+            try:
+                if damage := checkpoints.damage(found):
+                    raise _damaged(checkpoints, workdir, found, damage)
+                return checkpoints.restore(program.shapes, program.shardings, found)
+            except Exception:  # whatever Orbax makes of files that disappear
+                if found in checkpoints.steps():
+                    raise
 
 
 def _existing(checkpoints: Checkpoints, workdir: str, step: int | None) -> int:
-    """The given step, or the newest; raises BadInput when there is no such checkpoint, or when it is damaged."""
-    found, place = checkpoints.steps(), f'{workdir}/checkpoints'
-    step = max(found, default=None) if step is None else step
-    if step not in found:
+    """The given step, or the newest; raises BadInput when there is no such checkpoint."""
+    found = checkpoints.steps()
+    newest = max(found, default=None) if step is None else step
+    if newest is None or newest not in found:
         raise BadInput(
-            place,
+            f'{workdir}/checkpoints',
             f'holds no checkpoint of step {step}' if step is not None else 'holds no checkpoint',
             f'one of {", ".join(map(str, found))}' if found else 'a run that has saved at least once',
             '' if found else 'python -m bert_jax train --workdir=…',
         )
-    if damage := checkpoints.damage(step):
-        others = [other for other in found if other != step]
-        raise BadInput(
-            f'{place}/{step}', damage, 'the bytes that were written', f'--step={max(others)}' if others else ''
-        )
-    return step
+    return newest
+
+
+def _damaged(checkpoints: Checkpoints, workdir: str, step: int, damage: str) -> BadInput:
+    others = [other for other in checkpoints.steps() if other != step]
+    mend = f'--step={max(others)}' if others else ''
+    return BadInput(f'{workdir}/checkpoints/{step}', damage, 'the bytes that were written', mend)

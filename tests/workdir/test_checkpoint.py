@@ -1,6 +1,7 @@
 """A checkpoint is whole, or named and set aside; nothing damaged is restored."""
 
 import concurrent.futures
+import types
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.train.state import TrainState
-from bert_jax.workdir import seal
+from bert_jax.workdir import checkpoint, seal
 from bert_jax.workdir.checkpoint import Checkpoints
 
 
@@ -258,3 +259,33 @@ def test_a_run_rolls_back_to_before_its_numbers_went_wrong(workdir: Path) -> Non
     assert checkpoints.roll_back(29) == 20 and checkpoints.steps() == [10, 20]
     assert checkpoints.roll_back(5) == 10  # none is older
     assert Checkpoints(str(workdir / 'new')).roll_back(5) is None
+
+
+@pytest.mark.parametrize('moment', ['damage', 'restore', 'files'])
+def test_a_reader_whose_checkpoint_is_deleted_takes_the_newest_unless_one_was_named(
+    workdir: Path, monkeypatch, moment: str
+) -> None:
+    shapes = jax.eval_shape(lambda: _state(0))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    program = types.SimpleNamespace(shapes=shapes, shardings=jax.tree.map(lambda _: here, shapes))
+    monkeypatch.setattr(checkpoint, 'build_program', lambda *_, **__: program)
+
+    def read(step: int | None) -> TrainState:
+        config = types.SimpleNamespace(model=None, optimizer=None, train=None, phases=())
+        owner, name = (seal, 'files_of') if moment == 'files' else (Checkpoints, moment)
+        unpatched = getattr(owner, name)
+
+        def rotates(*arguments: object) -> object:
+            monkeypatch.setattr(owner, name, unpatched)
+            newest = max(Checkpoints(str(workdir)).steps())
+            _save(workdir, newest + 10)
+            found = unpatched(*arguments) if moment == 'files' else None
+            seal.delete(epath.Path(workdir / 'checkpoints' / str(newest)))
+            return found if moment == 'files' else unpatched(*arguments)
+
+        monkeypatch.setattr(owner, name, rotates)
+        return checkpoint.restore_on(None, str(workdir), config, 100, step)
+
+    assert int(read(None).step) == 30
+    with pytest.raises(BadInput, match='holds no checkpoint of step 30\n.*one of 10, 40'):
+        read(30)
