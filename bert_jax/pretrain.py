@@ -110,7 +110,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
         evaluators = _evaluators(config, program, streams, labelled_sets, start_from.start)
-        with RunLog(workdir, start, num_steps, mesh, _describe_step, check=supervisor.check_lease) as log:
+        with RunLog(workdir, start, num_steps, mesh, _describe_step, supervisor=supervisor) as log:
             run = TrainingRun(
                 workdir=workdir,
                 program=program,

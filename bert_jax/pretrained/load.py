@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax import config
+from bert_jax.activity import counted
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.model.inputs import Inputs
@@ -178,16 +179,17 @@ class Pretrained:
         for row, ids in enumerate(input_ids):
             length = min(max(_power_of_two(len(ids)), _SHORTEST), self.max_length)
             by_length.setdefault(length, []).append(row)
+        batches: list[tuple[int, int, list[int]]] = []  # (positions, most rows, texts)
         for length, rows in sorted(by_length.items()):
             size = max(1, _BATCH_TOKENS // length)
-            for start in range(0, len(rows), size):
-                some = rows[start : start + size]
-                batch = np.full((min(_power_of_two(len(some)), size), length), self.tokenizer.pad_id, np.int32)
-                lengths = np.zeros(len(batch), np.int32)
-                for slot, row in enumerate(some):
-                    lengths[slot] = len(input_ids[row])
-                    batch[slot, : lengths[slot]] = input_ids[row]
-                yield some, *_encode(*self._parts, batch, lengths)
+            batches += [(length, size, rows[start : start + size]) for start in range(0, len(rows), size)]
+        for length, size, some in counted(batches, len(batches), 'running the encoder'):
+            batch = np.full((min(_power_of_two(len(some)), size), length), self.tokenizer.pad_id, np.int32)
+            lengths = np.zeros(len(batch), np.int32)
+            for slot, row in enumerate(some):
+                lengths[slot] = len(input_ids[row])
+                batch[slot, : lengths[slot]] = input_ids[row]
+            yield some, *_encode(*self._parts, batch, lengths)
 
     def _limit(self) -> str:
         """What `max_length` is, in words."""
