@@ -1,6 +1,7 @@
 """Pretraining: what a run is made of, from top to bottom; `loop.fit` trains it."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -36,12 +37,15 @@ from bert_jax.workdir.log import RunLog
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What `train` reports: the step reached, whether that is the last, the step resumed from, and the last metrics."""
+    """What `train` reports: the step reached, whether that is the last, the step resumed from, and the last metrics.
+
+    A metric of nothing, and one that is not finite, is None.
+    """
 
     step: int
     finished: bool
     resumed_from: int | None
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
 
 
 def pretrain(
@@ -64,7 +68,7 @@ def pretrain(
 
 def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change: Sequence[str]) -> Outcome:
     # --- What to train, from what, on what. Nothing is written before all of it is sound. ---
-    start_from = pretraining_start(config, workdir)
+    start_from = pretraining_start(identity.as_begun(config, workdir, allow_change), workdir)
     mesh = mesh_of_run(start_from.config)
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps
@@ -179,5 +183,6 @@ def _describe_lengths(phase: Config, stream: Stream) -> str:
 
 
 def _describe_step(metrics: dict[str, float]) -> str:
-    shown = f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}'
-    return shown + (f'  NSP {metrics["nsp_accuracy"]:.1%}' if metrics['nsp_loss'] else '')
+    accuracies = {'MLM': metrics['mlm_accuracy'], 'NSP': metrics['nsp_accuracy']}
+    measured = [f'{name} {value:.1%}' for name, value in accuracies.items() if math.isfinite(value)]
+    return '  '.join([f'loss {metrics["loss"]:.3f}', *measured])

@@ -11,6 +11,7 @@ is killed (SIGKILL), Linux sends SIGTERM to the processes, which save and stop.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> int:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors='backslashreplace',
             start_new_session=True,  # Ctrl-C reaches the processes through `forward`, once
         )
         processes.append(process)
@@ -101,10 +103,11 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _pass_on(source: IO[str], target: IO[str], index: int) -> None:
-    for line in source:
-        target.write(line if index == 0 else f'[{index}] {line}')
-        target.flush()
+def _pass_on(source: IO[str], target: IO[str] | None, index: int) -> None:
+    for line in source:  # to the end, or the process would wait for a reader
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # full, without a reader, closed or None
+            target.write(line if index == 0 else f'[{index}] {line}')
+            target.flush()
 
 
 def _wait(processes: list[subprocess.Popen], grace: float) -> int:
@@ -135,4 +138,11 @@ def _signal_all(processes: list[subprocess.Popen], number: int) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+    for stream in streams:
+        stream.reconfigure(errors='backslashreplace')
+    exit_status = main(sys.argv[1:])
+    for stream in streams:
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(exit_status)  # whatever could not be written

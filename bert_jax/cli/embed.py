@@ -7,11 +7,13 @@ from absl import flags
 
 from bert_jax.cli.devices import keep_programs
 from bert_jax.cli.flags import MODEL, Command, Flag, print_result, required
+from bert_jax.runtime.stopping import cleaning_up
 
 if TYPE_CHECKING:
     from bert_jax.pretrained.embed import Embedded
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     directory, text, output = (required(values, name) for name in ('model', 'input', 'output'))
     from bert_jax.pretrained.embed import check, embed
@@ -23,7 +25,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     settings = read_settings(directory)
     keep_programs()
     summary = embed(load_pretrained(settings.directory), settings, text, output)
-    print_result(values, dataclasses.asdict(summary), _describe(summary))
+    print_result(values, dataclasses.asdict(summary), _describe(summary), is_in_files=True)
     return 0
 
 

@@ -39,7 +39,7 @@ def measure(pretrained: Pretrained, windows: list[Window]) -> dict[str, float | 
     Returns:
       masked_word_nats_per_character (None without a word), and to read it by
       unigram_nats_per_character, of knowing only how frequent each character is;
-      masked_words, unknown_characters (share of the characters of the words that became [UNK]),
+      masked_words, unknown_characters (share of the characters of the words that became [UNK], None without a word),
       windows, windows_cut (in two or more rows, as they have more pieces than the model was trained on), and
       words_sample, equal where figures may be compared: a hash of the words and of the case that the tokenizer keeps.
     """
@@ -68,7 +68,7 @@ def measure(pretrained: Pretrained, windows: list[Window]) -> dict[str, float | 
         'masked_word_nats_per_character': nats / num_characters if num_characters else None,
         'unigram_nats_per_character': unigram / spelled.total() if num_characters else None,
         'masked_words': totals['words'],
-        'unknown_characters': totals['unknown'] / max(num_characters, 1),
+        'unknown_characters': totals['unknown'] / num_characters if num_characters else None,
         'windows': len(windows),
         'windows_cut': num_cut,
         'words_sample': _digest(windows, tokenizer),

@@ -19,7 +19,7 @@ from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array
 from bert_jax.model.layers import Dense
 from bert_jax.model.losses import cross_entropy
-from bert_jax.train.objective import Objective
+from bert_jax.train.objective import Objective, mean
 
 POOLED = ('classification', 'regression')
 
@@ -101,9 +101,8 @@ class _TaskObjective:
         return sums.loss_sum / jnp.maximum(weights, 1.0)
 
     def metrics(self, sums: TaskSums) -> dict[str, jax.Array]:
-        weight = jnp.maximum(sums.weight, 1.0)
-        found = {'loss': sums.loss_sum / weight}
-        return found if self.kind == 'regression' else found | {'accuracy': sums.hits / weight}
+        found = {'loss': self.loss(sums, sums.weight)}
+        return found if self.kind == 'regression' else found | {'accuracy': mean(sums.hits, sums.weight)}
 
 
 @functools.cache

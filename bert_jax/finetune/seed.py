@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -175,4 +176,5 @@ def _describe(workdir: str, config: FinetuneConfig, data: TaskData, program: Tra
 
 
 def _describe_step(metrics: dict[str, float]) -> str:
-    return f'loss {metrics["loss"]:.3f}' + (f'  accuracy {metrics["accuracy"]:.1%}' if 'accuracy' in metrics else '')
+    accuracy = metrics.get('accuracy', math.nan)  # not of a regression, nor of a batch without labels
+    return f'loss {metrics["loss"]:.3f}' + (f'  accuracy {accuracy:.1%}' if math.isfinite(accuracy) else '')

@@ -23,6 +23,10 @@ _PAIRS = {
 }
 
 
+_UNITS = dict.fromkeys(('loss', 'mlm_loss', 'nsp_loss', 'unigram_entropy'), ' nats')
+_OF_WINDOWS = ('masked_word_nats_per_character', 'unigram_nats_per_character')
+
+
 def model_card(workdir: str, resolved: config.Config, card: config.Card, trained: Pretrained, name: str) -> str:
     """README.md of an export: YAML front matter for a model hub, and the facts of the training."""
     untrained, step = trained.provenance.untrained_heads, trained.step or 0
@@ -153,8 +157,9 @@ def _evaluation(workdir: str, step: int, pairing: str) -> dict[str, Any]:
     if result.get('step') != step:
         return {}
     measured = {name: value for name, value in result.items() if isinstance(value, float)}
+    windows = f' ({result["windows"]:,} windows of text)' if 'windows' in result else ''
     return {
-        name.replace('_', ' '): f'{value:.4f}' + (' nats' if 'accuracy' not in name else '')
+        name.replace('_', ' '): f'{value:.4f}' + _UNITS.get(name, '') + (windows if name in _OF_WINDOWS else '')
         for name, value in measured.items()
         if pairing != 'none' or not name.startswith('nsp')
     }

@@ -1,16 +1,14 @@
 """Vectors of the lines of a file."""
 
 import dataclasses
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tqdm
 
-from bert_jax.console import say
+from bert_jax.console import progress_bar, say
 from bert_jax.errors import BadInput
 from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
@@ -82,7 +80,7 @@ def embed(
         else:
             with temporary.open('wb') as file:
                 np.save(file, np.zeros(shape, np.float32))
-        with tqdm.tqdm(total=num_lines, unit=' lines', disable=not (progress and sys.stderr.isatty())) as bar:
+        with progress_bar(total=num_lines, unit=' lines', shown=progress) as bar:
             for some in _chunks(_lines(input_file, counts)):
                 vectors[done : done + len(some)], cut = pretrained.embed(some, settings)
                 done, truncated = done + len(some), truncated + cut

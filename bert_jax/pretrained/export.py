@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from bert_jax.pretrained.tensor_names import MLM_HEAD, NSP_HEAD, POOLER
 from bert_jax.workdir import identity
 
 _TOLERANCE = 1e-4
+_PROOF = 'proof.json'
 _PROOF_ROWS = 4
 _PROOF_LENGTH = 32  # tokens of a row
 OUTPUTS = {  # what each class of `transformers` calls what is compared
@@ -49,7 +51,7 @@ def export(workdir: str, output: str, step: int | None = None, card: config.Card
       card: what the model card says beyond the facts of the run; the run's own `config.card` without it.
 
     Raises:
-      BadInput: when OUTPUT exists, or there is no such checkpoint.
+      BadInput: when OUTPUT exists and is not an export, or there is no such checkpoint.
     """
     target = check_output(output)
     resolved, trained = identity.load_config(workdir), load_pretrained(workdir, step)
@@ -83,23 +85,54 @@ def _architecture(untrained: tuple[str, ...]) -> str:
 
 
 def check_output(output: str) -> Path:
-    """The directory to write to.
+    """The directory to write to; where OUTPUT is a symbolic link, what it points to.
 
     Raises:
-      BadInput: when it is there and is not an export.
+      BadInput: when it is there and is not an export, or files of that export have been changed since.
     """
-    target = Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / 'proof.json').is_file():
-        raise BadInput(str(target), 'exists and is not an export', 'a new directory', 'name another --output')
+    target = Path(os.path.realpath(output))
+    if target.is_mount():
+        raise BadInput(str(target), 'is a mount point', 'a directory below it', f'--output={output}/export')
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        _not_of_export(target)
     return target
 
 
 def publish(target: Path, fill: Callable[[Path], dict[str, object]]) -> dict[str, object]:
-    """Publishes what `fill` writes to a directory, with the proof that it returns; replaces an earlier export."""
-    with new_directory(target, existing='replace') as temporary:
-        proof = fill(temporary)
-        (temporary / 'proof.json').write_text(json.dumps(proof, indent=2) + '\n')
+    """Publishes what `fill` writes to a directory, with the proof that it returns.
+
+    The files of an earlier export are replaced; all others in its directory stay.
+
+    Raises:
+      BadInput: as `check_output`, and when another file has the name of one to be written.
+    """
+    try:
+        with new_directory(target, existing='replace', kept=_not_of_export) as temporary:
+            proof = fill(temporary)
+            (temporary / _PROOF).write_text(json.dumps(proof, indent=2) + '\n')
+    except FileExistsError as error:
+        expected = 'no file of this name, which the new export has, too'
+        raise BadInput(str(error.filename), 'was not written by export', expected, 'move it away') from error
     return proof
+
+
+def _not_of_export(directory: Path) -> list[str]:
+    """The names in an export's directory that no export wrote; raises BadInput as `check_output`."""
+    names = sorted(path.name for path in directory.iterdir())
+    if not names:
+        return []
+    if not (directory / _PROOF).is_file():
+        raise BadInput(str(directory), 'exists and is not an export', 'a new directory', 'name another --output')
+    try:
+        written = dict(json.loads((directory / _PROOF).read_text())['sha256'])
+    except (ValueError, KeyError, TypeError):
+        expected = 'the file that export wrote, which lists all others'
+        raise BadInput(str(directory / _PROOF), 'is damaged', expected, 'name another --output') from None
+    for name in names:
+        if name in written and _sha256(directory / name) != written[name]:
+            expected = 'the file that export wrote: another one is not replaced'
+            raise BadInput(str(directory / name), 'was changed since it was exported', expected, 'move it away')
+    return [name for name in names if name not in written and name != _PROOF]
 
 
 def prove(

@@ -30,6 +30,7 @@ from typing import NoReturn, TextIO
 
 import jax
 
+from bert_jax import console
 from bert_jax.console import say_anywhere
 from bert_jax.errors import BadInput
 from bert_jax.runtime.board import Board
@@ -220,7 +221,7 @@ class Watchdog:
             time.sleep(3600)  # another thread is ending the process
         me = f'Process {board.rank} of {board.num_processes} on {self._beat.host}'
         if isinstance(error, BadInput):
-            say_anywhere(f'bert_jax: {error}')
+            console.fail(f'bert_jax: {error}', error.as_json())
             self._end(Verdict(f'{me} ended: {error.where}: {error.found}', EXIT_BAD_INPUT, stacks=False))
         if isinstance(error, jax.errors.JaxRuntimeError):
             before, seconds = board.beats(), 2.5 * self._interval
@@ -228,7 +229,7 @@ class Watchdog:
             if verdict := self._judge.verdict_on_error(before, board.beats(), self._beat, seconds):
                 say_anywhere(f'{me}: {str(error).splitlines()[0]}')
                 self._end(verdict)
-        traceback.print_exception(error)
+        say_anywhere(''.join(traceback.format_exception(error)).rstrip('\n'))
         self._end(Verdict(f'{me} ended with {type(error).__name__}.', status=1, stacks=False))
 
     def _end(self, verdict: Verdict) -> NoReturn:
@@ -238,13 +239,13 @@ class Watchdog:
         if verdict.status is None:
             verdict = self._with_status(verdict)
         assert verdict.status is not None  # `_with_status` sets it
-        say_anywhere(verdict.text)
+        console.fail(verdict.text, {'where': 'run', 'found': verdict.text, 'expected': '', 'mend': ''})
         if verdict.stacks:
             faulthandler.dump_traceback(_stderr(), all_threads=True)
         _try_for(_SECONDS_TO_CLEAN_UP, self._before_ending)
         if self._board is not None:
             self._pass_on(verdict, self._board)
-        sys.stderr.flush()
+        console.flush()
         os._exit(verdict.status)
 
     def _with_status(self, verdict: Verdict) -> Verdict:

@@ -1,11 +1,10 @@
 """`sweep`, from a sweep file to its table: checked, prepared, run, shown."""
 
-import sys
 from typing import Any
 
 from tqdm import tqdm
 
-from bert_jax.console import say
+from bert_jax.console import progress_bar, say
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local
 from bert_jax.sweep import launch
@@ -70,7 +69,7 @@ def sweep(
 def _run_here(runs: tuple[Run, ...], todo: list[Run], jobs: int, signals: Signals) -> dict[str, int]:
     statuses = {}
     done = len(runs) - len(todo)
-    with tqdm(total=len(runs), initial=done, unit='run', disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+    with progress_bar(total=len(runs), initial=done, unit='run') as bar:
         for number, (run, status, seconds) in enumerate(launch.run_all(todo, jobs, signals), start=done + 1):
             statuses[run.name] = status
             [result] = read_results((run,), statuses)

@@ -1,12 +1,9 @@
 """How far the preparation of a corpus has come, on standard error."""
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 
-import tqdm
-
-from bert_jax.console import say
+from bert_jax.console import progress_bar, say
 
 _SECONDS_BETWEEN_LINES = 10
 
@@ -20,9 +17,7 @@ def shown(chunks: Iterable[tuple[int, int]], count: int, phase: str, progress: b
         done = f'{num_documents:,} documents, {num_characters / 1e6:,.1f} M characters'
         return f'{phase}: {num_chunks} of {count} chunks, {done}'
 
-    with tqdm.tqdm(
-        desc=phase, unit=' characters', unit_scale=True, disable=not (progress and sys.stderr.isatty())
-    ) as bar:
+    with progress_bar(desc=phase, unit=' characters', unit_scale=True, shown=progress) as bar:
         for num_chunks, (documents, characters) in enumerate(chunks, 1):
             num_documents, num_characters = num_documents + documents, num_characters + characters
             bar.update(characters)

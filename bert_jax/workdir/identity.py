@@ -5,13 +5,13 @@ import difflib
 import json
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from etils import epath
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, Data, Model, Optimizer, Train
-from bert_jax.config.fields import Role, identity_of, names_with
+from bert_jax.config.fields import Role, identity_of, names_with, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
 from bert_jax.data.streams import Streams
@@ -19,7 +19,9 @@ from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
+from bert_jax.workdir.recorded_paths import found_from, start_of
 
+ConfigT = TypeVar('ConfigT', Config, FinetuneConfig)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
 
 
@@ -36,6 +38,23 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
     if not config_module.is_records(config.data.source):
         del found['data.remask']  # means nothing to text
     return found
+
+
+def as_begun(config: ConfigT, workdir: str, changing: Sequence[str] = (), *, quiet: bool = False) -> ConfigT:
+    """The config to resume a workdir's run with: defaults that are newer than the run keep the values that it had.
+
+    Args:
+      changing: names of fields that take their new value (--allow_change).
+      quiet: does not report what is kept.
+    """
+    if not is_workdir(workdir):
+        return config
+    kept = with_values_before(config, _read(epath.Path(workdir) / 'config.json')['config'], changing)
+    if kept != config and not quiet:
+        ours, theirs = identity_of(config), identity_of(kept)
+        fields = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        say(f'{workdir} was begun by an earlier version and keeps its defaults for {", ".join(fields)}')
+    return kept
 
 
 def claim(
@@ -81,7 +100,7 @@ def claim(
             changes = [
                 {'step': step, 'field': name, 'from': theirs.get(name), 'to': ours.get(name)} for name in sorted(differ)
             ]
-            content |= {'config': dataclasses.asdict(config), 'fingerprint': ours}
+            content |= {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': ours}
             content['changes'] = [*content.get('changes', []), *changes]
             tokenizer.save(path.parent / 'tokenizer')
             write_whole(path, json.dumps(content, indent=2) + '\n')
@@ -143,8 +162,8 @@ def write(
     path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path.parent / 'tokenizer')
-    content = {'config': dataclasses.asdict(config), 'fingerprint': fingerprint, 'versions': versions()}
-    content |= {'start': start.to_json()} if start is not None else {}
+    content = {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': fingerprint}
+    content |= {'versions': versions()} | ({'start': start.to_json()} if start is not None else {})
     write_whole(path, json.dumps(content, indent=2) + '\n')
 
 
@@ -166,11 +185,21 @@ def load_config(workdir: str) -> Config:
       BadInput: when there is none.
     """
     path = epath.Path(workdir) / 'config.json'
-    found = _read(path)['config']
+    found = load_settings(workdir)
     if 'task' in found:
         mend = f'python -m bert_jax export --workdir={workdir} --output=…'
         raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', mend)
-    return config_module.resolve(found)
+    return with_values_before(config_module.resolve(found), found)
+
+
+def load_settings(workdir: str) -> dict[str, Any]:
+    """The values of the config of the run in a workdir, with relative paths that lead to their files from here.
+
+    Raises:
+      BadInput: when there is none.
+    """
+    content = _read(epath.Path(workdir) / 'config.json')
+    return found_from(workdir, content.get('directory'), content['config'])
 
 
 def load_fingerprint(workdir: str) -> dict[str, Any]:
@@ -180,15 +209,6 @@ def load_fingerprint(workdir: str) -> dict[str, Any]:
       BadInput: when there is none.
     """
     return _read(epath.Path(workdir) / 'config.json')['fingerprint']
-
-
-def load_given(workdir: str) -> dict[str, Any]:
-    """The config of the run in a workdir as it was written, of pretraining or (with a `task`) of fine-tuning.
-
-    Raises:
-      BadInput: when there is none.
-    """
-    return _read(epath.Path(workdir) / 'config.json')['config']
 
 
 def load_start(workdir: str) -> dict[str, Any] | None:

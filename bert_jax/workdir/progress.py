@@ -1,13 +1,11 @@
 """How far a run is: a progress bar on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable
 
-import jax
 from tqdm import tqdm
 
-from bert_jax.console import say
+from bert_jax.console import printable, progress_bar, say
 
 
 class Progress:
@@ -15,10 +13,7 @@ class Progress:
 
     def __init__(self, start: int, num_steps: int, describe: Callable[[dict[str, float]], str]):
         """Args: start, the step resumed from; describe, turns the metrics of a step into a few words."""
-        hidden = not sys.stderr.isatty() or jax.process_index() != 0
-        self._bar = tqdm(
-            total=num_steps, initial=start, unit='step', disable=hidden, dynamic_ncols=True, smoothing=0.05
-        )
+        self._bar = progress_bar(total=num_steps, initial=start, unit='step', smoothing=0.05)
         self._start, self._num_steps, self._since = start, num_steps, time.perf_counter()
         self._describe = describe
 
@@ -34,7 +29,7 @@ class Progress:
             left = tqdm.format_interval(seconds)
             say(f'step {step}/{self._num_steps}  {shown}  {left} left')
         else:
-            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.set_postfix_str(printable(shown), refresh=False)
             self._bar.update(step - self._bar.n)
 
     def rewind(self, step: int) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -22,7 +23,7 @@ from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrain import pretrain
 from bert_jax.pretrained import export as export_module
 from bert_jax.pretrained import hugging_face, tensor_names
-from bert_jax.pretrained.export import export
+from bert_jax.pretrained.export import check_output, export, publish
 from bert_jax.pretrained.load import _encode
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text import prepare
@@ -243,6 +244,52 @@ def test_a_wrong_tokenizer_is_never_written(pairs: Path, tmp_path: Path, monkeyp
     with pytest.raises(RuntimeError, match='tokenizer gives other ids'):
         export(str(pairs / 'run'), str(tmp_path / 'export'))
     assert not list(tmp_path.iterdir())
+
+
+def _publish(output: Path, files: dict[str, str]) -> None:
+    """Publishes an export of a few text files."""
+
+    def fill(directory: Path) -> dict[str, object]:
+        for name, text in files.items():
+            (directory / name).write_text(text)
+        return {'sha256': {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}}
+
+    publish(check_output(str(output)), fill)
+
+
+def test_a_second_export_replaces_its_own_files_and_no_other(tmp_path: Path) -> None:
+    output = tmp_path / 'export'
+    _publish(output, {'a': 'old', 'vocab.txt': 'old'})
+    (output / '.git').mkdir()
+    for name in ('NOTES.txt', '.git/config'):
+        (output / name).write_text('mine')
+    _publish(output, {'a': 'new', 'b': 'new'})
+    found = {path.relative_to(output).as_posix(): path.read_text() for path in output.rglob('*') if path.is_file()}
+    proof = found.pop('proof.json')
+    assert found == {'a': 'new', 'b': 'new', 'NOTES.txt': 'mine', '.git/config': 'mine'}
+    assert json.loads(proof)['sha256'].keys() == {'a', 'b'} and os.listdir(tmp_path) == ['export']
+    for name, words in (('a', 'was changed since it was exported'), ('c', 'was not written by export')):
+        (output / name).write_text('mine')
+        with pytest.raises(BadInput, match=words):
+            _publish(output, {'a': 'newer', 'c': 'newer'})
+        assert (output / name).read_text() == 'mine' and (output / 'b').read_text() == 'new'
+        (output / 'a').write_text('new')
+    (output / 'proof.json').write_text('{')
+    with pytest.raises(BadInput, match='proof.json: is damaged'):
+        check_output(str(output))
+
+
+def test_an_export_through_a_link_goes_where_it_points(tmp_path: Path) -> None:
+    for name in ('dangling', 'again'):
+        if not (tmp_path / 'link').is_symlink():
+            (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'export')
+        _publish(tmp_path / 'link', {'a': name})
+        assert (tmp_path / 'link').is_symlink() and (tmp_path / 'disk' / 'export' / 'a').read_text() == name
+    (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+    with pytest.raises((BadInput, OSError)):
+        _publish(tmp_path / 'loop', {'a': 'x'})
+    with pytest.raises(BadInput, match='mount point'):
+        check_output('/')
 
 
 # --- load_pretrained, embed. ---
