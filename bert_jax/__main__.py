@@ -7,21 +7,23 @@ import difflib
 import errno
 import os
 import sys
+import traceback
 from typing import NoReturn
 
-from bert_jax.console import say_anywhere
+from bert_jax import console, version
+from bert_jax.activity import activity
 from bert_jax.errors import BadInput, DeviceFault, is_exhausted
 from bert_jax.runtime import versions
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 
 try:
     from bert_jax.cli.commands import COMMANDS
-    from bert_jax.cli.flags import describe, parse
+    from bert_jax.cli.flags import asks_for_json, describe, parse
 except ModuleNotFoundError:
     try:
         versions.check(versions.requirements())
     except BadInput as error:
-        say_anywhere(f'bert_jax: {error}')
+        console.say_anywhere(f'bert_jax: {error}')
         sys.exit(EXIT_BAD_INPUT)
     raise
 
@@ -36,6 +38,9 @@ _UNUSABLE_PATH = frozenset(
         errno.ENAMETOOLONG,
         errno.ENOTDIR,
         errno.EISDIR,
+        errno.EBUSY,
+        errno.ELOOP,
+        errno.EXDEV,
     }
 )
 
@@ -45,6 +50,7 @@ def start() -> NoReturn:
 
     `bert-jax` starts here. Like `python -m bert_jax`, it lets config files import modules of the current directory.
     """
+    console.open_streams()
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     leave(main(sys.argv))
@@ -57,36 +63,46 @@ def main(argv: list[str]) -> int:
       argv: the program's name, the command, and its arguments.
 
     Returns:
-      The exit status. Bad input is reported on standard error; a fault raises.
+      The exit status. Bad input is reported on standard error, and with `--json` on standard output; a fault raises.
     """
     if len(argv) < 2:
-        print(_overview())
+        console.print_text(_overview())
         return EXIT_BAD_INPUT
     if argv[1] in ('help', '-h', '--help'):
-        print(_overview())
+        console.print_text(_overview())
+        return 0
+    if argv[1] in ('version', '--version'):
+        console.print_text(f'bert_jax {version.__version__}')
         return 0
     name, arguments = argv[1], argv[2:]
+    console.expect_json(asks_for_json(arguments))
     try:
         return _run(name, arguments)
-    except DeviceFault as error:
-        _report(error)
-        return EXIT_FAULT
-    except BadInput as error:
-        _report(error)
-        return EXIT_BAD_INPUT
-    except OSError as error:
-        if error.errno not in _UNUSABLE_PATH:
+    except (Exception, KeyboardInterrupt) as error:
+        if (explained := _explained(name, error)) is None:
+            fault = BadInput(name, ''.join(traceback.format_exception_only(error)).strip(), 'no fault')
+            console.print_json_error(fault.as_json())
             raise
-        _report(_unusable_path(error))
-        return EXIT_BAD_INPUT
-    except (MemoryError, RuntimeError) as error:
-        if not is_exhausted(error):
-            raise
-        _report(_out_of_memory(name, error))
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        say_anywhere('bert_jax: interrupted before training began; rerun the same command to start again.')
-        return EXIT_RUN_AGAIN
+        reported, status = explained
+        console.fail(f'bert_jax: {reported}', reported.as_json())
+        return status
+
+
+def _explained(name: str, error: BaseException) -> tuple[BadInput, int] | None:
+    """What to report of an error, and the exit status; None for a fault of the program."""
+    match error:
+        case DeviceFault():
+            return error, EXIT_FAULT
+        case BadInput():
+            return error, EXIT_BAD_INPUT
+        case OSError() if error.errno in _UNUSABLE_PATH:
+            return _unusable_path(error), EXIT_BAD_INPUT
+        case MemoryError() | RuntimeError() if is_exhausted(error):
+            return _out_of_memory(name, error), EXIT_BAD_INPUT
+        case KeyboardInterrupt():
+            again = 'rerun the same command to start again'
+            return BadInput(name, 'was interrupted before training began', '', again), EXIT_RUN_AGAIN
+    return None
 
 
 def _overview() -> str:
@@ -103,11 +119,12 @@ def _run(name: str, arguments: list[str]) -> int:
         raise BadInput(name, 'is not a command', ', '.join(COMMANDS), suggestion)
     command = COMMANDS[name]
     if '--help' in arguments or '-h' in arguments:
-        print(describe(command))
+        console.print_text(describe(command))
         return 0
     _check_packages(name, arguments)
     values, rest = parse(command, arguments)
-    return command.run(values, rest)
+    with activity(name):
+        return command.run(values, rest)
 
 
 def _check_packages(name: str, arguments: list[str]) -> None:
@@ -134,9 +151,6 @@ def _out_of_memory(name: str, error: MemoryError | RuntimeError) -> BadInput:
     )
 
 
-def _report(error: BadInput) -> None:
-    say_anywhere(f'bert_jax: {error}')
-
-
 if __name__ == '__main__':
+    console.open_streams()
     leave(main(sys.argv))

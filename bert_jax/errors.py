@@ -2,13 +2,13 @@
 
 
 class BadInput(Exception):
-    """Bad input or an impossible request, told to a person without a traceback.
+    """Bad input or an impossible request, reported without a traceback.
 
     Args:
       where: the config field, file (with line), or command-line argument at fault.
-      found: what stands there.
+      found: its value or state.
       expected: what would work.
-      mend: what to do about it; a command to paste where there is one.
+      mend: how to fix it; a command to paste where one does.
     """
 
     def __init__(self, where: str, found: str, expected: str = '', mend: str = ''):
@@ -23,9 +23,13 @@ class BadInput(Exception):
             lines.append(f'  mend:     {self.mend}')
         return '\n'.join(lines)
 
+    def as_json(self) -> dict[str, str]:
+        """What `--json` prints under `error`."""
+        return {'where': self.where, 'found': self.found, 'expected': self.expected, 'mend': self.mend}
+
 
 class DeviceFault(BadInput):
-    """A device computes or remembers wrongly; told like bad input, and exit status 1: no other command mends it."""
+    """A device computes or remembers wrongly; reported like bad input, with exit status 1: no other command helps."""
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ is killed (SIGKILL), Linux sends SIGTERM to the processes, which save and stop.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -20,19 +21,10 @@ import threading
 import time
 from typing import IO
 
+from bert_jax.runtime import end_with_parent
+
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _EXIT_RUN_AGAIN = 75
-
-# What each process does first: asks Linux for SIGTERM when the launcher ends, however that ends, then becomes Python
-# anew. (`preexec_fn` would do it between fork and exec, which is not safe once there are threads.)
-_END_WITH_PARENT = """
-import ctypes, os, signal, sys
-PR_SET_PDEATHSIG = 1
-if sys.platform == 'linux':
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
 
 
 def main(argv: list[str]) -> int:
@@ -51,11 +43,12 @@ def main(argv: list[str]) -> int:
     port = _free_port()
     for index in range(arguments.processes):
         process = subprocess.Popen(
-            [sys.executable, '-c', _END_WITH_PARENT, str(os.getpid()), '-m', 'bert_jax', *arguments.command],
+            end_with_parent.command(['-m', 'bert_jax', *arguments.command]),
             env=_environment(arguments, index, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors='backslashreplace',
             start_new_session=True,  # Ctrl-C reaches the processes through `forward`, once
         )
         processes.append(process)
@@ -101,10 +94,11 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _pass_on(source: IO[str], target: IO[str], index: int) -> None:
-    for line in source:
-        target.write(line if index == 0 else f'[{index}] {line}')
-        target.flush()
+def _pass_on(source: IO[str], target: IO[str] | None, index: int) -> None:
+    for line in source:  # to the end, or the process would wait for a reader
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # full, without a reader, closed or None
+            target.write(line if index == 0 else f'[{index}] {line}')
+            target.flush()
 
 
 def _wait(processes: list[subprocess.Popen], grace: float) -> int:
@@ -135,4 +129,11 @@ def _signal_all(processes: list[subprocess.Popen], number: int) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+    for stream in streams:
+        stream.reconfigure(errors='backslashreplace')
+    exit_status = main(sys.argv[1:])
+    for stream in streams:
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(exit_status)  # whatever could not be written

@@ -1,6 +1,10 @@
 """Lines for people reach standard error, from one process, whatever else is going on."""
 
 import ast
+import errno
+import io
+import json
+import os
 import subprocess
 import sys
 import types
@@ -53,17 +57,167 @@ def test_a_line_goes_above_a_progress_bar(capsys) -> None:
     assert any(line.strip() == 'a line' for line in capsys.readouterr().err.replace('\r', '\n').split('\n'))
 
 
-def test_a_reader_that_has_exited_is_no_error(monkeypatch) -> None:
+@pytest.mark.parametrize('error', [BrokenPipeError(), OSError(errno.ENOSPC, 'full'), ValueError('closed file')])
+def test_a_stream_of_another_program_that_fails_is_no_error(monkeypatch, error: Exception) -> None:
     class Broken:
-        def write(self, _: str) -> int:
-            raise BrokenPipeError
+        def write(self, _: str = '') -> int:
+            raise error
 
-        def flush(self) -> None:
-            raise BrokenPipeError
+        flush = write
+        closed, isatty = False, staticmethod(bool)
 
     monkeypatch.setattr(sys, 'stderr', Broken())
+    monkeypatch.setattr(sys, 'stdout', Broken())
     console.say('a line')
-    console.say_anywhere('a line')
+    console.print_json({'a': 1})
+    console.flush()
+    monkeypatch.setattr(sys, 'stderr', None)
+    monkeypatch.setattr(sys, 'stdout', None)
+    console.say('a line')
+    console.print_text('a result')
+    console.flush()
+    with console.progress_bar(total=2) as bar:
+        bar.update(1)
+
+
+_PRINTS_IN_EVERY_WAY = """
+import ctypes, logging, sys, warnings
+from bert_jax import console
+console.open_streams()
+from absl import logging as absl_logging
+from tqdm import tqdm
+for _ in range(2):
+    print('é ▁ 😀' * 20_000)
+    sys.stdout.flush()
+    console.say('é ▁ 😀')
+    console.print_json({'é': '▁'})
+    logging.warning('é ▁')
+    absl_logging.error('é ▁')
+    warnings.warn('é ▁')
+    list(tqdm(range(3), desc='é'))
+    with console.progress_bar(total=2) as bar:
+        bar.update(2)
+ctypes.CDLL(None).write(2, b'as a library in C++ logs', 24)
+with open(sys.argv[1], 'w') as file:
+    assert file.fileno() > 2
+    file.write('done')
+print('not flushed')
+ENDS
+"""
+_ENDS = {
+    'leave': ('from bert_jax.runtime.stopping import leave; leave(7)', 7),
+    'exit': ('sys.exit(7)', 7),
+    'fault': ('raise RuntimeError("é ▁")', 1),
+}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ('redirected', 'variables', 'ending'),
+    [
+        ('> /dev/full', {}, 'leave'),
+        ('> /dev/full', {}, 'exit'),
+        ('2> /dev/full', {}, 'fault'),
+        ('> /dev/full 2>&1', {'PYTHONUNBUFFERED': '1'}, 'leave'),
+        ('>&-', {}, 'exit'),
+        ('2>&-', {}, 'fault'),
+        ('<&- >&- 2>&-', {}, 'leave'),
+        ('2>&1 | true', {}, 'exit'),
+        ('> /dev/null 2>&1', {'PYTHONIOENCODING': 'ascii'}, 'fault'),
+        ('> /dev/null 2>&1', {'LC_ALL': 'C', 'PYTHONCOERCECLOCALE': '0', 'PYTHONUTF8': '0'}, 'leave'),
+    ],
+)
+def test_nothing_that_is_printed_ends_a_program_or_changes_its_status(
+    redirected: str, variables: dict[str, str], ending: str, tmp_path: Path
+) -> None:
+    ends, expected = _ENDS[ending]
+    program, done = tmp_path / 'program.py', tmp_path / 'done'
+    program.write_text(_PRINTS_IN_EVERY_WAY.replace('ENDS', ends))
+    shell = f'set -o pipefail; {sys.executable} {program} {done} {redirected}'
+    env = os.environ | {'PYTHONPATH': str(ROOT)} | variables
+    ended = subprocess.run(['bash', '-c', shell], env=env, timeout=60, capture_output=True)
+    assert ended.returncode == expected and done.read_text() == 'done', ended.stderr.decode()
+
+
+def test_a_slow_reader_loses_lines_but_does_not_hold_up_the_program(monkeypatch) -> None:
+    monkeypatch.setattr(console, '_SECONDS_FOR_A_SLOW_READER', 0.01)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        stream = console._surviving(writing, sys.stdout)
+        for _ in range(3):
+            stream.write('x' * 100_000)
+            stream.flush()
+        assert console._lost(stream) == 'its reader is too slow' and os.read(reading, 10) == b'x' * 10
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+STEERING = [*map(chr, [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])]
+
+
+def test_nothing_that_is_printed_steers_the_terminal(capsys) -> None:
+    text = 'kept:\t\n é ▁ 😀 שלום ' + ''.join(STEERING) + '\udc9b'
+    console.say(text)
+    console.print_text(text)
+    console.print_json({text: text})
+    console.fail(text, {})
+    out, err = capsys.readouterr()
+    assert not {*STEERING, '\udc9b'} & {*out, *err} and 'kept:\t\n é ▁ 😀 שלום \\x00' in out and r'\x1b' in err
+    assert json.loads(out.splitlines()[-1]) == {text: text}
+    assert json.loads(console.json_text({text: [text]}, indent=2)) == {text: [text]}
+
+
+def test_json_is_json_whatever_the_encoding(monkeypatch) -> None:
+    for encoding in ('ascii', 'latin-1', 'utf-8'):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, 'stdout', stream)
+        console.print_json({'é ▁ 😀 \x1b\x9b\x7f': '\ud800'})
+        assert json.loads(stream.buffer.getvalue().decode(encoding)) == {'é ▁ 😀 \x1b\x9b\x7f': '\ud800'}
+
+
+def test_a_failure_is_the_one_json_object_where_one_is_expected(capsys) -> None:
+    console.expect_json()
+    console.fail('first', {'where': 'a'})
+    console.fail('second', {'where': 'b'})
+    console.expect_json(False)
+    console.fail('third', {'where': 'c'})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {'error': {'where': 'a'}} and err == 'first\nsecond\nthird\n'
+
+
+def _printing_calls(tree: ast.AST) -> list[int]:
+    """Lines that print other than through the console."""
+    found = []
+    for node in ast.walk(tree):
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
+        parts = called.split('.')
+        prints = called in ('print', 'input') or parts[0] in ('tqdm', 'trange') and parts[-1] != 'format_interval'
+        writes = parts[-1] in ('write', 'writelines', 'isatty') and 'std' in called
+        if prints or writes or parts[-1] in ('print_exc', 'print_exception', 'print_stack', 'pprint'):
+            found.append(node.lineno)
+    return found
+
+
+def test_only_the_console_prints() -> None:
+    for text in (
+        'print(1)',
+        'sys.stderr.write(a)',
+        'tqdm.tqdm(a)',
+        'tqdm(a)',
+        'tqdm.write(a)',
+        'traceback.print_exc()',
+    ):
+        assert _printing_calls(ast.parse(text)), text
+    sources = {path.relative_to(ROOT): path.read_text() for path in (ROOT / 'bert_jax').glob('**/*.py')}
+    own = {ROOT / 'bert_jax' / 'console.py', *(ROOT / 'bert_jax' / 'launch').glob('*.py')}  # scripts to be copied
+    found = {
+        str(path): lines
+        for path, text in sources.items()
+        if ROOT / path not in own and (lines := _printing_calls(ast.parse(text)))
+    }
+    assert len(sources) > 100 and not found
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def finish(values: flags.FlagValues, outcome: 'Outcome | Summary', text: str) ->
     from bert_jax.runtime import processes
 
     if processes.is_first():
-        print_result(values, dataclasses.asdict(outcome), text if outcome.finished else '')
+        print_result(values, dataclasses.asdict(outcome), text if outcome.finished else '', is_in_files=True)
     return 0 if outcome.finished else EXIT_RUN_AGAIN
 
 

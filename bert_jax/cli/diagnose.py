@@ -1,4 +1,4 @@
-"""What would go wrong with a run, told before a device is used.
+"""What would go wrong with a run, reported before a device is used.
 
 Errors mean that the run cannot work; warnings, that it would work and disappoint.
 """
@@ -237,10 +237,22 @@ def _epochs(config: Config, corpus: Corpus | None) -> Iterator[Problem]:
     if epochs > _MOST_EPOCHS:
         yield _warning(
             'config.train.steps',
-            f'{config.train.steps:,} steps go {epochs:,.0f} times through what there is',
+            f'{config.train.steps:,} steps go {epochs:,.0f} times through the training text',
             f'at most about {_MOST_EPOCHS} times',
-            f'more text, or --config.train.steps={int(config.train.steps * _MOST_EPOCHS / epochs)}',
+            f'more text, or {_flags_of_shorter(config, _MOST_EPOCHS / epochs)}',
         )
+
+
+def _flags_of_shorter(config: Config, share: float) -> str:
+    """The flags that shorten a run, or each of its phases, to a share of its steps; its warm-up has to fit."""
+    found = []
+    for number, phase in enumerate(config.in_phases):
+        train, optimizer = (f'phases[{number}]',) * 2 if config.phases else ('train', 'optimizer')
+        steps = max(1, int(phase.train.steps * share))
+        found.append(f'--config.{train}.steps={steps}')
+        if phase.optimizer.warmup_steps > steps:
+            found.append(f'--config.{optimizer}.warmup_steps={steps // 10}')
+    return ' '.join(found)
 
 
 def _held_out(config: Config, corpus: Corpus) -> Iterator[Problem]:

@@ -3,8 +3,10 @@
 from absl import flags
 
 from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, config_of, print_result, required
+from bert_jax.runtime.stopping import cleaning_up
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     source, workdir = required(values, 'from'), required(values, 'workdir')
     data = config_of(values).data if values.config is not None else None
@@ -16,7 +18,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         f'Next: python -m bert_jax export --workdir={workdir} --output={workdir}/export\n'
         f'      python -m bert_jax train --config=configs/continue.py --config.init={workdir} --workdir=…'
     )
-    print_result(values, summary, text)
+    print_result(values, summary, text, is_in_files=True)
     return 0
 
 

@@ -1,7 +1,6 @@
 """`prepare`: from text to a corpus."""
 
 import dataclasses
-import json
 import os
 from typing import Any
 
@@ -9,6 +8,7 @@ from absl import flags
 
 from bert_jax.cli.flags import AT_LEAST_0, AT_LEAST_1, CONFIG, Command, Flag, config_of, print_result
 from bert_jax.config import Config
+from bert_jax.console import json_text
 from bert_jax.errors import BadInput
 
 
@@ -22,14 +22,15 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         initial = initial_tokenizer(config.init)
     if values.tokenizer_only:
         preview = prepare.tokenizer_preview(config.data, config.tokenizer, initial=initial, workers=workers)
-        print_result(values, preview, json.dumps(preview, indent=2, ensure_ascii=False))
+        print_result(values, preview, json_text(preview, indent=2))
         return 0
     shard = None if values.shard is None else _parsed_shard(values.shard)
     beam = None if values.beam is None else values.beam.split()
     summary = prepare.prepare(config.data, config.tokenizer, initial=initial, workers=workers, shard=shard, beam=beam)
     if isinstance(summary, prepare.Unfinished):
         left = f'{summary.pieces_left} of {summary.pieces} chunks are left to other shards'
-        print_result(values, dataclasses.asdict(summary), f'Shard {values.shard} is done; {left}.')
+        text = f'Shard {values.shard} is done; {left}.'
+        print_result(values, dataclasses.asdict(summary), text, is_in_files=True)
         return 0
     as_json, text = dataclasses.asdict(summary), _describe(summary)
     if values.show:
@@ -37,7 +38,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 
         as_json['rows'] = _first_rows(config, values.show)
         text += '\n' + describe_rows(as_json['rows'])
-    print_result(values, as_json, text)
+    print_result(values, as_json, text, is_in_files=True)
     return 0
 
 

@@ -37,7 +37,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     for run in runs:
         _check_flags(run)
     status, as_json, text = sweep(runs, workdir, jobs=values.jobs, slurm=values.slurm)
-    print_result(values, as_json, text)
+    print_result(values, as_json, text, is_in_files=True)
     return status
 
 

@@ -18,15 +18,13 @@ import json
 import multiprocessing
 import os
 import pathlib
-import sys
 import time
 from array import array
 from collections.abc import Iterator
 
 import numpy as np
-import tqdm
 
-from bert_jax.console import say
+from bert_jax.console import progress_bar, say
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local, json_digest, map_array, new_directory
@@ -197,12 +195,11 @@ def _build(paths: list[str], progress: bool) -> None:
             spawn = multiprocessing.get_context('spawn')
             pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn))
             indexed = pool.map(_index, paths)
-        hidden = not (progress and sys.stderr.isatty())
-        bar = stack.enter_context(tqdm.tqdm(desc='indexing', total=total, unit='B', unit_scale=True, disable=hidden))
+        bar = stack.enter_context(progress_bar(desc='indexing', total=total, unit='B', unit_scale=True, shown=progress))
         for size, _ in zip(sizes, indexed, strict=True):
             bar.update(size)
             done += size
-            if progress and hidden and time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            if progress and bar.disable and time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
                 say(f'indexing: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB')
 

@@ -162,7 +162,8 @@ def _others_missing(process: ProcessInfo, timeout_s: int, why: str = '') -> BadI
 
 def _end_alone(process: ProcessInfo, timeout_s: int) -> None:
     """Ends the process from a thread, as bad input ends one: the main thread is inside jax, waiting."""
-    console.say_anywhere(f'bert_jax: {_others_missing(process, timeout_s)}')
+    error = _others_missing(process, timeout_s)
+    console.fail(f'bert_jax: {error}', error.as_json())
     os._exit(2)
 
 

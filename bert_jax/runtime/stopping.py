@@ -13,12 +13,12 @@ import contextlib
 import datetime
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from bert_jax import console
 from bert_jax.console import say_anywhere
 
 EXIT_BAD_INPUT = 2
@@ -123,8 +123,34 @@ class StopRequest:
                 return
             if (call := self._before_unsaved_end) is not None:
                 call(signum.name)
-            say_anywhere(f'{signum.name}: stopped before the first step. Rerun the same command to start again.')
+            stopped, again = 'stopped before the first step', 'Rerun the same command to start again'
+            as_json = {'where': signum.name, 'found': stopped, 'expected': '', 'mend': again}
+            console.fail(f'{signum.name}: {stopped}. {again}.', as_json)
             os._exit(EXIT_RUN_AGAIN)
+
+
+@contextlib.contextmanager
+def cleaning_up() -> Iterator[None]:
+    """While the context is open, SIGTERM and SIGHUP raise SystemExit, so that temporary files are removed.
+
+    For commands with nothing to save; to be entered in the main thread. A second signal ends the process at once.
+    """
+
+    def end(signum: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise SystemExit(128 + signum)  # as a shell reports a process that the signal ended
+
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    # Ignored as under nohup, or handled by a library in C: left alone.
+    before = {signum: handler for signum, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for signum in before:
+        signal.signal(signum, end)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def leave(status: int) -> NoReturn:
@@ -133,8 +159,7 @@ def leave(status: int) -> NoReturn:
     At the interpreter's own end a library's thread that is inside C++ may abort the process: 134 where 75 was meant.
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    console.flush()
     os._exit(status)
 
 

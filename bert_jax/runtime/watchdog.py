@@ -30,6 +30,7 @@ from typing import NoReturn, TextIO
 
 import jax
 
+from bert_jax import console
 from bert_jax.console import say_anywhere
 from bert_jax.errors import BadInput
 from bert_jax.runtime.board import Board
@@ -39,6 +40,7 @@ from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN
 _TIMES_SLOWEST = 5  # how much longer than the slowest step so far a step may take
 _MAX_STEPS_AHEAD = 2  # of the devices
 _STEPS_AVERAGED = 10  # for the host time of a step
+THE_STEP, BETWEEN_STEPS = 'the step', 'between steps'  # stages
 _SECONDS_TO_CLEAN_UP = 2.0
 _SECONDS_TO_POST = 2.0
 _SECONDS_TO_READ = 3.0  # (plus an interval) that process 0 stays after a verdict, for the others to read it
@@ -82,6 +84,11 @@ class Watchdog:
             of_a_step = max(self._seconds, _TIMES_SLOWEST * self._slowest_step)
             self._beat.limit = of_a_step if limit is None else limit
 
+    @property
+    def stage(self) -> str:
+        """What the main thread is doing, in words."""
+        return self._beat.stage
+
     def enter_long(self, stage: str) -> None:
         """Likewise for what may take long and is not a step: compiling, evaluating, reading or writing checkpoints."""
         self._ended_step = None
@@ -94,7 +101,7 @@ class Watchdog:
             self._num_measured += 1
             self._beat.own += (own - self._beat.own) / min(self._num_measured, _STEPS_AVERAGED)
         self._beat.step = step
-        self.enter('the step')
+        self.enter(THE_STEP)
 
     def end_step(self, result: jax.Array) -> None:
         """Waits for the devices, two steps late: a process that runs ahead of them makes no progress."""
@@ -112,7 +119,7 @@ class Watchdog:
         """A part of the loop that is not a step: evaluating, saving."""
         self.enter_long(stage)
         yield
-        self.enter('between steps')
+        self.enter(BETWEEN_STEPS)
 
     def began_to_save(self, step: int) -> None:
         """A save has begun; so the save before it, if any, is on disk."""
@@ -220,7 +227,7 @@ class Watchdog:
             time.sleep(3600)  # another thread is ending the process
         me = f'Process {board.rank} of {board.num_processes} on {self._beat.host}'
         if isinstance(error, BadInput):
-            say_anywhere(f'bert_jax: {error}')
+            console.fail(f'bert_jax: {error}', error.as_json())
             self._end(Verdict(f'{me} ended: {error.where}: {error.found}', EXIT_BAD_INPUT, stacks=False))
         if isinstance(error, jax.errors.JaxRuntimeError):
             before, seconds = board.beats(), 2.5 * self._interval
@@ -228,7 +235,7 @@ class Watchdog:
             if verdict := self._judge.verdict_on_error(before, board.beats(), self._beat, seconds):
                 say_anywhere(f'{me}: {str(error).splitlines()[0]}')
                 self._end(verdict)
-        traceback.print_exception(error)
+        say_anywhere(''.join(traceback.format_exception(error)).rstrip('\n'))
         self._end(Verdict(f'{me} ended with {type(error).__name__}.', status=1, stacks=False))
 
     def _end(self, verdict: Verdict) -> NoReturn:
@@ -238,13 +245,13 @@ class Watchdog:
         if verdict.status is None:
             verdict = self._with_status(verdict)
         assert verdict.status is not None  # `_with_status` sets it
-        say_anywhere(verdict.text)
+        console.fail(verdict.text, {'where': 'run', 'found': verdict.text, 'expected': '', 'mend': ''})
         if verdict.stacks:
             faulthandler.dump_traceback(_stderr(), all_threads=True)
         _try_for(_SECONDS_TO_CLEAN_UP, self._before_ending)
         if self._board is not None:
             self._pass_on(verdict, self._board)
-        sys.stderr.flush()
+        console.flush()
         os._exit(verdict.status)
 
     def _with_status(self, verdict: Verdict) -> Verdict:

@@ -1,16 +1,17 @@
 """The tokenizer of a corpus that is being prepared: brought along, kept from before, or trained on a sample."""
 
+import contextlib
 import pathlib
 import time
 
 from bert_jax import config
+from bert_jax.activity import activity
 from bert_jax.console import say
 from bert_jax.files import new_directory
 from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.existing import WeightedSource
 from bert_jax.text.job import Job
 from bert_jax.text.pool import Pool
-from bert_jax.text.progress import shown_while
 from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given, load_saved_tokenizer, train_tokenizer
 
 
@@ -57,7 +58,7 @@ def make_tokenizer(
         shares = [(number, -(-settings.sample_bytes * size // sum(sizes))) for number, size in enumerate(sizes)]
         pool.run('sample', [(number, int(share)) for number, share in shares if share], 'reading')
         start = time.monotonic()
-        with shown_while('training the tokenizer', progress):
+        with activity('training the tokenizer') if progress else contextlib.nullcontext():
             trained = train_tokenizer(settings, job.read_sample())
         if progress:
             wanted = f' of {settings.vocab_size:,} asked for' if trained.vocab_size < settings.vocab_size else ''

@@ -40,10 +40,10 @@ def describe_tokenizer(tokenizer: Tokenizer, sentences: list[str]) -> dict[str, 
 
     Returns:
       `kind`, `vocab_size`, `tokens_per_word`, `unknown_rate`, and `splits`, {word: pieces} of words that occur often
-      and those of them that are cut most.
+      and those of them that are cut most; None for a rate of nothing.
     """
     ids = tokenizer.encode_batch(sentences)
-    num_tokens = sum(map(len, ids))
+    num_tokens, num_words = sum(map(len, ids)), sum(len(sentence.split()) for sentence in sentences)
     words = Counter(word for sentence in sentences for word in sentence.split() if word.isalpha())
     frequent = [word for word, count in words.most_common(2000) if count > 1]
     rows = tokenizer.encode_batch(frequent)
@@ -52,8 +52,8 @@ def describe_tokenizer(tokenizer: Tokenizer, sentences: list[str]) -> dict[str, 
     return {
         'kind': tokenizer.kind,
         'vocab_size': tokenizer.vocab_size,
-        'tokens_per_word': num_tokens / max(1, sum(len(sentence.split()) for sentence in sentences)),
-        'unknown_rate': sum(row.count(tokenizer.unk_id) for row in ids) / max(1, num_tokens),
+        'tokens_per_word': num_tokens / num_words if num_words else None,
+        'unknown_rate': sum(row.count(tokenizer.unk_id) for row in ids) / num_tokens if num_tokens else None,
         'splits': {word: pieces[word] for word in [*frequent[:10], *most_cut]},
     }
 

@@ -15,7 +15,6 @@ from bert_jax.cli.flags import Command, parse
 from bert_jax.errors import BadInput, DeviceFault
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
 
 
 def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture) -> None:

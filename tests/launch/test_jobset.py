@@ -70,7 +70,6 @@ def test_each_pod_finds_its_place_and_process_0_has_the_address_that_all_dial(
     assert places == [ProcessInfo(f'{host}:{port}', hosts, index, None) for index in range(hosts)]
 
 
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
 def test_the_pods_run_a_command_that_parses_and_promise_all_gpus(
     job: dict[str, Any], container: dict[str, Any]
 ) -> None:

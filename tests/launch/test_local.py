@@ -1,5 +1,6 @@
 """Several processes on one machine are one run: the same losses, one stop for all, one failure ends all."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -38,6 +39,12 @@ def _launch(processes: int, devices: int, *arguments: str, status: int = 0) -> s
     done = subprocess.run(launcher, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stderr
+
+
+@pytest.mark.parametrize('redirected', ['> /dev/full 2>&1', '>&- 2>&-'])
+def test_the_launcher_survives_outputs_that_cannot_be_written(redirected: str) -> None:
+    shell = f'{shlex.join(_launcher(1, 1, "trian"))} {redirected}'
+    assert subprocess.run(['bash', '-c', shell], env=environment(), timeout=60).returncode == 2
 
 
 @pytest.mark.slow

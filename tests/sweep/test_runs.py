@@ -52,7 +52,6 @@ def test_runs_are_every_explicit_run_at_every_point_of_the_grid_at_every_draw():
     assert len({run.workdir for run in runs}) == 36 and all(run.workdir == f'sweeps/a/{run.name}' for run in runs)
 
 
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
 def test_the_command_of_a_run_gives_its_config():
     runs = expanded(
         runs=[

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bert_jax import config
+from bert_jax import activity, config
 from bert_jax.__main__ import main
-from bert_jax.text import job_tokenizer, progress
+from bert_jax.text import job_tokenizer
 from bert_jax.text.prepare import prepare, tokenizer_preview
-from bert_jax.text.tokenizer import train_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, train_tokenizer
 from tests.support.texts import write_text
 
 TEXTS = ['the quick brown fox jumps over the lazy dogs.', 'a naïve café owner sings 한국어'] * 30
@@ -40,14 +40,18 @@ def test_words_that_are_never_looked_up_are_left_out_of_the_sample() -> None:
     assert 'ab' * 50 in train_tokenizer(settings, iter(['ab' * 50] * 99)).tokens  # exactly as long as is looked up
 
 
-def test_work_without_a_measure_of_progress_says_how_long_it_has_taken(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', 0.01)
-    with progress.shown_while('waiting', True):
-        time.sleep(0.2)
-    assert capsys.readouterr().err.count('waiting: 0 s so far') > 2
-    with progress.shown_while('waiting', False):
-        time.sleep(0.05)
-    assert not capsys.readouterr().err
+def test_training_says_how_long_it_has_taken(data: config.Data, monkeypatch, capsys) -> None:
+    def train(*arguments) -> Tokenizer:
+        started = time.monotonic()
+        while 'training the tokenizer (' not in capsys.readouterr().err:
+            assert time.monotonic() - started < 10, 'nothing was printed'
+            time.sleep(0.02)
+        return train_tokenizer(*arguments)
+
+    monkeypatch.setattr(activity, '_FIRST_GAP_S', 0.05)
+    monkeypatch.setattr(activity, '_TICK_S', 0.01)
+    monkeypatch.setattr(job_tokenizer, 'train_tokenizer', train)
+    prepare(data, config.Tokenizer(vocab_size=100))
 
 
 @pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
