@@ -23,17 +23,19 @@ from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.checksums import checksums_of
 from bert_jax.text.chunks import Source, plan_source
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
-from bert_jax.text.documents import Reading, Tally, read_chunk
-from bert_jax.text.encode import read_record
+from bert_jax.text.documents import Reading, read_chunk
 from bert_jax.text.existing import WeightedSource, find_existing, settings_of, weighted_sources
-from bert_jax.text.job import Job, open_job
+from bert_jax.text.job import Job
 from bert_jax.text.merge import FEWEST, Share, merge
+from bert_jax.text.partial import open_job
 from bert_jax.text.pool import Pool
 from bert_jax.text.splits import SplitWriter
+from bert_jax.text.tally import Tally
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 TOKENS_PER_SHARD = 1 << 25
 _PREVIEW_SENTENCES = 20_000
+_MUCH_WORSE = 10  # times `data.bad_text`: so much in the sample for the tokenizer, and the rest is not read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,18 +113,18 @@ def prepare(
     make_pool = _pool_maker(workers, beam, progress)
     sources = _plan(data, mixture)
     try:
-        job = open_job(_partial(directory), Reading.of(data), sources, settings, alone=shard is None)
-        with make_pool(job) as pool:
-            _make_tokenizer(job, pool, mixture, tokenizer, given, progress)
-            mine = range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
-            pool.run('encode', [(number,) for number in mine], 'encoding')
-        if missing := [number for number in range(len(job.chunks)) if not job.is_encoded(number)]:
-            return Unfinished(str(directory), len(job.chunks), len(missing))
-        manifest = finish(job, data, mixture, settings, start, progress)
+        with open_job(directory, Reading.of(data), sources, settings, alone=shard is None, progress=progress) as job:
+            with make_pool(job) as pool:
+                _make_tokenizer(job, pool, mixture, tokenizer, given, progress)
+                job.tally_of_sample().check_text(data.bad_text, _MUCH_WORSE)
+                mine = range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
+                pool.run('encode', [(number,) for number in mine], 'encoding')
+            if missing := [number for number in range(len(job.chunks)) if not job.is_encoded(number)]:
+                return Unfinished(str(directory), len(job.chunks), len(missing))
+            manifest = finish(job, data, mixture, settings, start, progress)
     except OSError as error:  # perhaps only because another process finished first, and cleaned up
         if (manifest := find_existing(directory, mixture, settings)) is None:
             raise _cannot_write(directory, error) from error
-    shutil.rmtree(_partial(directory), ignore_errors=True)
     return _summary(directory, manifest, reused=False)
 
 
@@ -199,13 +201,10 @@ def _load_given(tokenizer: config.Tokenizer, initial: Tokenizer | None) -> Token
     return add_tokens(given, tokenizer.add_tokens) if given is not None and tokenizer.add_tokens else given
 
 
-def _partial(directory: pathlib.Path) -> pathlib.Path:
-    return directory.parent / f'.{directory.name}.partial'
-
-
 def _plan(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:
     return [
-        plan_source(source, number, data.text_field, data.group_field) for number, (source, _, _) in enumerate(mixture)
+        plan_source(source, number, data.text_field, data.group_field, data.documents)
+        for number, (source, _, _) in enumerate(mixture)
     ]
 
 
@@ -259,7 +258,8 @@ def _make_tokenizer(
     if trained is None:
         weights = [weight * (split != 'validation') for _, weight, split in mixture]
         sizes = [chunk.num_bytes * weights[chunk.source] for chunk in job.chunks]
-        shares = [(number, -(-settings.sample_bytes * size // sum(sizes))) for number, size in enumerate(sizes)]
+        total = max(1, sum(sizes))
+        shares = [(number, -(-settings.sample_bytes * size // total)) for number, size in enumerate(sizes)]
         pool.run('sample', [(number, int(share)) for number, share in shares if share], 'reading')
         start = time.monotonic()
         trained = train_tokenizer(settings, job.read_sample())
@@ -286,20 +286,33 @@ def finish(
       BadInput: for more bad records than `data.bad_records` allows, a damaged chunk, or too few documents.
       OSError: when it cannot be written; FileExistsError if another process was faster.
     """
-    tally = Tally()
-    for number in range(len(job.chunks)):
-        record = read_record(job.chunk_directory(number))
-        assert record is not None  # all chunks are finished
-        tally.add(Tally(Counter(record['dropped']), record['records'], record['bad']))
-    tally.check(data.bad_records)
+    tally = _tally_of(job)
     for where, found, _ in tally.bad if progress else ():
         say(f'skipped: {where} {found}')
+    for line in tally.describe_invalid() if progress else ():
+        say(line)
+    tally.check_records(data.bad_records)
+    tally.check_text(data.bad_text)
     directory = pathlib.Path(data.corpus)
     with (
         new_directory(directory, existing='refuse', temporary_in=job.directory) as temporary,
         tempfile.TemporaryDirectory(prefix='scratch.', dir=job.directory, ignore_cleanup_errors=True) as scratch,
     ):
         return _write_corpus(job, data, mixture, settings, temporary, pathlib.Path(scratch), tally, start)
+
+
+def _tally_of(job: Job) -> Tally:
+    """What was found while all chunks were read; raises `BadInput` for a source that gave no document."""
+    tally, characters = Tally(), [0] * len(job.sources)
+    for number, chunk in enumerate(job.chunks):
+        found = job.tally_of(number)
+        characters[chunk.source] += found.characters
+        tally.add(found)
+    for source, size in zip(job.sources, characters, strict=True):
+        if not size:
+            raise BadInput(f'data.source={source.name}', 'holds no text', 'files with text')
+        tally.counts['empty_file'] += sum(not length for length, _ in source.files.values())
+    return tally
 
 
 def _write_corpus(
