@@ -12,7 +12,7 @@ from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.existing import WeightedSource
 from bert_jax.text.job import Job
 from bert_jax.text.pool import Pool
-from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given, load_saved_tokenizer, train_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given, train_tokenizer
 
 
 def given_tokenizer(settings: config.Tokenizer, initial: Tokenizer | None, directory: pathlib.Path) -> Tokenizer | None:
@@ -38,24 +38,24 @@ def make_tokenizer(
     mixture: list[WeightedSource],
     settings: config.Tokenizer,
     given: Tokenizer | None,
-    kept: pathlib.Path | None,
     progress: bool,
 ) -> None:
     """Puts the tokenizer into the job's directory, unless it is there.
 
-    Unless one is given, it is that of the job in the directory `kept`, if that is on the same text with the same
-    settings. Otherwise it is trained on `sample_bytes` of text, spread over all chunks of the training sources by their
-    size and weight. Shards that start together all train it, and get the same; the first to finish gives it its name.
+    Unless one is given, it is trained on `sample_bytes` of text, spread over all chunks of the training sources by
+    their size and weight. Shards that start together all train it, and get the same; the first to finish gives it its
+    name.
     """
     if job.tokenizer_directory.is_dir():
+        if progress:
+            say(f'tokenizer: taken from {job.tokenizer_directory}')
         return
     trained = given
-    if trained is None and kept is not None:
-        trained = _kept_tokenizer(job, kept)
     if trained is None:
         weights = [weight * (split != 'validation') for _, weight, split in mixture]
         sizes = [chunk.num_bytes * weights[chunk.source] for chunk in job.chunks]
-        shares = [(number, -(-settings.sample_bytes * size // sum(sizes))) for number, size in enumerate(sizes)]
+        total = max(1, sum(sizes))
+        shares = [(number, -(-settings.sample_bytes * size // total)) for number, size in enumerate(sizes)]
         pool.run('sample', [(number, int(share)) for number, share in shares if share], 'reading')
         start = time.monotonic()
         with activity('training the tokenizer') if progress else contextlib.nullcontext():
@@ -65,11 +65,3 @@ def make_tokenizer(
             say(f'tokenizer: {trained.vocab_size:,} tokens{wanted}, {time.monotonic() - start:.0f} s')
     with new_directory(job.tokenizer_directory) as temporary:
         trained.save(temporary)
-
-
-def _kept_tokenizer(job: Job, directory: pathlib.Path) -> Tokenizer | None:
-    other = Job(directory, job.reading, job.sources)
-    if not other.tokenizer_directory.is_dir() or not other.is_like(job):
-        return None
-    say(f'tokenizer: taken from {other.tokenizer_directory}')
-    return load_saved_tokenizer(other.tokenizer_directory)
