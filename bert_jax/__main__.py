@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from bert_jax.console import say_anywhere
 from bert_jax.errors import BadInput, DeviceFault, is_exhausted
+from bert_jax.files import DamagedJson
 from bert_jax.runtime import versions
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 
@@ -76,6 +77,9 @@ def main(argv: list[str]) -> int:
         return EXIT_FAULT
     except BadInput as error:
         _report(error)
+        return EXIT_BAD_INPUT
+    except DamagedJson as error:
+        _report(BadInput(error.path, str(error), 'the file as it was written', 'restore it, or delete it'))
         return EXIT_BAD_INPUT
     except OSError as error:
         if error.errno not in _UNUSABLE_PATH:

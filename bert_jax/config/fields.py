@@ -26,11 +26,17 @@ def setting(
     check: Callable[[Any], bool] | None = None,
     choices: tuple = (),
     role: Role | None = None,
+    is_written: bool = False,
 ):
-    """A dataclass field with its default, its check and its role."""
+    """A dataclass field with its default, its check and its role.
+
+    Args:
+      is_written: whether it names a place that commands write to, or a program that they start. Such a field is taken
+        from a config file or the command line, and never from a workdir, which may be somebody else's.
+    """
     if choices:
         expected, check = 'one of ' + ', '.join(map(repr, choices)), lambda value: value in choices
-    metadata = {'expected': expected, 'check': check, 'choices': choices, 'role': role}
+    metadata = {'expected': expected, 'check': check, 'choices': choices, 'role': role, 'is_written': is_written}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -67,6 +73,26 @@ def _as_json(value: Any) -> Any:
 def names_with(role: Role, section: type[Any]) -> tuple[str, ...]:
     """The names of a section's own fields that have a role."""
     return tuple(name for name, found in roles(section).items() if found is role)
+
+
+def without_places_to_write(section: type[Any], values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(values without those of fields marked `is_written`, what was left out by its dotted name).
+
+    Args:
+      section: of a config, with nested sections.
+      values: its JSON values, unchecked.
+    """
+    kept, left_out = dict(values), {}
+    for field in dataclasses.fields(section):
+        value = values.get(field.name)
+        if dataclasses.is_dataclass(field.type) and isinstance(value, dict):
+            kept[field.name], inner = without_places_to_write(typing.cast(type, field.type), value)
+            left_out |= {f'{field.name}.{name}': each for name, each in inner.items()}
+        elif field.metadata.get('is_written') and field.name in values:
+            del kept[field.name]
+            if value != field.default:
+                left_out[field.name] = value
+    return kept, left_out
 
 
 def at_least(default: Any, low: float, role: Role | None = None):

@@ -10,14 +10,13 @@
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from bert_jax.errors import BadInput
-from bert_jax.files import json_digest
+from bert_jax.files import json_digest, read_json
 from bert_jax.text.checksums import BLOCK_BYTES, first_difference
 from bert_jax.text.local_copy import stage
 from bert_jax.text.splits import Split, differs, mend
@@ -104,9 +103,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
     """
     path = directory / 'manifest.json'
     try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            raise ValueError
-        manifest = json.loads(path.read_text('utf-8'))
+        manifest = read_json(path, largest=_LARGEST_MANIFEST)
         version = manifest['format_version']
         if version == FORMAT_VERSION and not _is_whole(manifest):
             raise ValueError

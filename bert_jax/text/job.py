@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bert_jax.errors import BadInput
-from bert_jax.files import discard, json_digest, remove_leftovers, write_whole
+from bert_jax.files import discard, json_digest, read_json, remove_leftovers, write_whole
 from bert_jax.text.chunks import Chunk, Source
 from bert_jax.text.documents import Document, Reading, Tally, read_chunk
 from bert_jax.text.encode import Encoder, read_record, write_chunk
@@ -172,6 +172,6 @@ def open_job(
 def _read_json(path: pathlib.Path) -> Any:
     """What a JSON file holds; None where there is none."""
     try:
-        return json.loads(path.read_text('utf-8'))
+        return read_json(path)
     except (FileNotFoundError, ValueError):
         return None

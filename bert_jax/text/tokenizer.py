@@ -15,6 +15,7 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.errors import BadInput
+from bert_jax.files import DamagedJson, read_json
 from bert_jax.text.sentencepiece import SentencePiece, train_sentencepiece
 from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Tokenizer, Vocabulary, tokenizer_hash
 
@@ -218,9 +219,9 @@ def _load_directory(directory: pathlib.Path, lowercase: bool, strip_accents: boo
     settings, path = {}, directory / 'tokenizer_config.json'
     if path.is_file():
         try:
-            settings = dict(json.loads(path.read_text('utf-8')))
-        except (ValueError, TypeError) as error:
-            raise BadInput(str(path), f'is not a JSON object ({error})', 'the settings of a tokenizer') from error
+            settings = read_json(path)
+        except DamagedJson as error:
+            raise BadInput(str(path), str(error), 'the settings of a tokenizer') from error
     lowercase = settings.get('do_lower_case', lowercase)
     if settings:  # where it does not say, accents go with the capitals, as in `transformers`
         accents = settings.get('strip_accents')

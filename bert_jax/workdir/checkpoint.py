@@ -30,7 +30,7 @@ from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, matching, unusable_path, write_whole
+from bert_jax.files import is_local, matching, read_json, unusable_path, write_whole
 from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
@@ -111,7 +111,7 @@ class Checkpoints:
         path = self._path(step) / _RECORD
         if not path.exists():  # an imported model has none
             return TrainingRecord()
-        return TrainingRecord.from_json(json.loads(path.read_text()), str(path))
+        return TrainingRecord.from_json(read_json(path), str(path))
 
     def set_aside_unsound(self) -> int | None:
         """Renames damaged and unfinished directories, newest first, down to the newest sound checkpoint.

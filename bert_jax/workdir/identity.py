@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Sequence
 from importlib import metadata
@@ -11,12 +12,12 @@ from etils import epath
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, Data, Model, Optimizer, Train
-from bert_jax.config.fields import Role, identity_of, names_with
+from bert_jax.config.fields import Role, identity_of, names_with, without_places_to_write
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
+from bert_jax.files import DamagedJson, read_json, write_whole
 from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
 
@@ -146,12 +147,33 @@ def load_config(workdir: str) -> Config:
     Raises:
       BadInput: when there is none.
     """
-    path = epath.Path(workdir) / 'config.json'
-    found = _read(path)['config']
+    path, found = epath.Path(workdir) / 'config.json', read_config(workdir)
     if 'task' in found:
         mend = f'python -m bert_jax export --workdir={workdir} --output=…'
         raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', mend)
     return config_module.resolve(found)
+
+
+def read_config(workdir: str) -> dict[str, Any]:
+    """The config of a run of any kind as JSON, without the fields that name a place to write to.
+
+    A workdir may come from somebody else: where a command writes is for its own command line to say.
+
+    Raises:
+      BadInput: when there is none.
+    """
+    path = epath.Path(workdir) / 'config.json'
+    found = _read(path)['config']
+    section = FinetuneConfig if 'task' in found else Config
+    trusted, ignored = without_places_to_write(section, found)
+    if ignored:
+        _report_ignored(str(path), tuple(f'{name}={value!r}' for name, value in ignored.items()))
+    return trusted
+
+
+@functools.cache  # a command reads a config more than once
+def _report_ignored(path: str, settings: tuple[str, ...]) -> None:
+    say(f'{path}: {", ".join(settings)} is ignored; what a command writes to is taken from --config alone.')
 
 
 def load_fingerprint(workdir: str) -> dict[str, Any]:
@@ -169,10 +191,9 @@ def _read(path: epath.Path) -> dict:
             str(path), 'does not exist', 'the workdir of a run', 'python -m bert_jax train --config=… --workdir=…'
         )
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(str(path), f'is not JSON ({error})', 'the file that train wrote') from error
-    parts = [content.get(name) for name in ('config', 'fingerprint')] if isinstance(content, dict) else [None]
-    if not all(isinstance(part, dict) for part in parts):
+        content = read_json(path)
+    except DamagedJson as error:
+        raise BadInput(str(path), str(error), 'the file that train wrote') from error
+    if not all(isinstance(content.get(name), dict) for name in ('config', 'fingerprint')):
         raise BadInput(str(path), 'is not the config of a run', 'the file that train wrote')
     return content

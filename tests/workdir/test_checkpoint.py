@@ -208,7 +208,7 @@ def test_old_steps_stay_when_the_new_one_reads_back_otherwise(workdir: Path, mon
             content[len(content) // 2] ^= 1
             Path(path).write_bytes(content)
 
-    monkeypatch.setattr('bert_jax.workdir.seal.forget_cached', flips_a_bit)
+    monkeypatch.setattr('bert_jax.workdir.seal._forget_cached', flips_a_bit)
     checkpoints = Checkpoints(str(workdir), keep=1)
     checkpoints.save(_state(30))
     _wait_for_the_save(checkpoints)
