@@ -133,6 +133,14 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         rest = {name: value for name, value in manifest.items() if name != 'checksum'}
         if manifest['checksum'] != json_digest(rest):
             return False
+
+    def has_all(name: str) -> bool:
+        num_shards = -(-manifest['splits'][name]['tokens'] // manifest['tokens_per_shard'])
+        if num_shards > len(manifest['files']):
+            return False
+        names = (*(f'tokens-{shard:05d}' for shard in range(num_shards)), 'sentences', 'documents')
+        return all(f'{name}/{file}.npy' in manifest['files'] for file in names)
+
     splits = [manifest['splits'][name] for name in SPLITS]
     return (
         all(is_count(split[name]) for split in splits for name in ('documents', 'sentences', 'tokens'))
@@ -140,5 +148,5 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         and manifest['tokens_per_shard'] > 0
         and all(isinstance(manifest[name], str) for name in ('tokenizer_hash', 'content_hash'))
         and all(is_file(name, file) and not name.startswith('/') for name, file in manifest['files'].items())
-        and all(f'{name}/{field}.npy' in manifest['files'] for name in SPLITS for field in ('sentences', 'documents'))
+        and all(map(has_all, SPLITS))
     )
