@@ -111,7 +111,7 @@ def test_what_is_wrong_with_a_vocabulary_is_named(tmp_path):
             load_tokenizer(path, lowercase=True, strip_accents=False)
     for name in ('a.model', 'tokenizer.json'):
         (tmp_path / name).write_text('nonsense')
-        with pytest.raises(BadInput, match='is not a'):
+        with pytest.raises(BadInput, match='is not JSON'):
             load_tokenizer(tmp_path / name, lowercase=True, strip_accents=False)
     with pytest.raises(BadInput, match='is not there'):
         load_tokenizer(tmp_path / 'nowhere', lowercase=True, strip_accents=False)
