@@ -37,6 +37,9 @@ _UNUSABLE_PATH = frozenset(
         errno.ENAMETOOLONG,
         errno.ENOTDIR,
         errno.EISDIR,
+        errno.EBUSY,
+        errno.ELOOP,
+        errno.EXDEV,
     }
 )
 

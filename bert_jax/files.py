@@ -1,8 +1,10 @@
 """Files and directories that appear whole or not at all, hashes of values, and arrays mapped from files."""
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
+import fnmatch
 import hashlib
 import json
 import os
@@ -12,7 +14,7 @@ import shutil
 import time
 import tokenize
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -30,26 +32,32 @@ def new_directory(
     target: epath.PathLike,
     *,
     existing: Literal['keep', 'replace', 'refuse'] = 'keep',
+    kept: Callable[[pathlib.Path], Iterable[str]] = lambda directory: (),
     temporary_in: epath.PathLike | None = None,
     abandoned_s: float = _ABANDONED_S,
 ) -> Iterator[Any]:
     """Yields an empty temporary directory that becomes `target`, with all its files synced, when the block ends.
 
     If the block raises, the temporary directory is removed and `target` is untouched. Any number of processes may
-    publish the same target at once. Temporary directories left by killed processes are removed here.
+    publish the same target at once. Temporary directories left by killed processes are removed here. All files and
+    directories get the permissions that the umask gives to new ones, whatever library wrote them.
 
     Args:
-      target: its parents are created. An empty directory of this name is always replaced.
+      target: its parents are created. An empty directory of this name is always replaced. Where it is a symbolic link,
+        the directory that it points to is the target.
       existing: what happens if `target` is there when the block ends. `keep`: it stays, because a faster process has
-        published the same contents. `replace`: it is removed; of several processes the last one's stays. A process
-        that is killed between the two renames leaves no `target`: the next call restores it. `refuse`: FileExistsError.
+        published the same contents. `replace`: the new directory takes its place in one step, where the file system
+        can exchange two names. Where it cannot, a process that is killed between two renames leaves no `target`, and
+        the next call restores it. Of several processes the last one's stays. `refuse`: FileExistsError.
+      kept: with `replace`, called with the directory that is there; the names in it that the new one takes over.
+        A name that the new directory has as well is a FileExistsError.
       temporary_in: where to create the temporary directory, on the disk of `target`; by default, in its parent.
       abandoned_s: age in seconds of temporary directories to remove; 0 if the caller holds a lock on `target`.
 
     Yields:
       A `pathlib.Path`, or an `epath.Path` on an object store, where moving a directory is not atomic.
     """
-    target = _as_path(target)
+    target = _as_path(target) if temporary_in else _followed(target)
     parent = _as_path(temporary_in or target.parent)
     for path in (parent, target.parent):
         path.mkdir(parents=True, exist_ok=True)
@@ -60,8 +68,12 @@ def new_directory(
     try:
         yield temporary
         if is_local(target):
+            _follow_umask(temporary)
+            if existing == 'replace' and target.is_dir():
+                _take_over(target, temporary, kept(target))
             for path in (*temporary.rglob('*'), temporary):
-                sync(path)
+                if not path.is_symlink():
+                    sync(path)
         if existing == 'replace':
             _replace(temporary, target)
         else:
@@ -72,9 +84,44 @@ def new_directory(
         _remove(temporary)
 
 
+def _follow_umask(directory: pathlib.Path) -> None:
+    """Gives what is in a new directory the permissions of a new file or directory; what may be executed stays so.
+
+    Some libraries write files that only their owner may read.
+    """
+    mode = directory.stat().st_mode & 0o777  # 0o777 without the umask
+    for path in directory.rglob('*'):
+        if path.is_symlink():
+            continue
+        found = path.stat().st_mode
+        allowed = mode if path.is_dir() or found & 0o100 else mode & 0o666
+        if found & 0o777 != allowed:
+            path.chmod(found & ~0o777 & 0o7777 | allowed)
+
+
+def _take_over(old: pathlib.Path, new: pathlib.Path, names: Iterable[str]) -> None:
+    """Links files and directories of one directory into another; copies them where links are not possible."""
+    for name in names:
+        if os.path.lexists(new / name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(old / name))
+        if (old / name).is_dir() and not (old / name).is_symlink():
+            shutil.copytree(old / name, new / name, symlinks=True, copy_function=_link)
+        else:
+            _link(old / name, new / name)
+
+
+def _link(old: str | os.PathLike, new: str | os.PathLike) -> None:
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:  # no hard links there
+        shutil.copy2(old, new, follow_symlinks=False)
+
+
 def _replace(temporary: Any, target: Any) -> None:
-    """Renames a directory to `target`. The one there before is renamed aside, and back if this fails."""
+    """Renames a directory to `target`. The one there before is removed, or put back if this fails."""
     while True:
+        if is_local(target) and target.is_dir() and _exchange(temporary, target):
+            return  # what was there before is removed under the temporary name
         aside = target.with_name(_temporary_name(target, 'replaced'))
         try:
             if target.exists():
@@ -90,6 +137,13 @@ def _replace(temporary: Any, target: Any) -> None:
             raise
         _remove(aside)
         return
+
+
+def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
+    """Exchanges the names of two directories in one step; False where the system or the file system cannot do that."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    rename = getattr(ctypes.CDLL(None), 'renameat2', None)
+    return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def _move(temporary: Any, target: Any, existing: str) -> None:
@@ -112,13 +166,16 @@ def new_file(target: epath.PathLike, *, temporary_in: epath.PathLike | None = No
     """Yields a temporary path beside `target`; the file written there is synced and renamed to `target`.
 
     If the block raises, the temporary file is removed and `target` is untouched. If several processes write the same
-    target, the last one's file stays. Temporary files left by killed processes are removed here.
+    target, the last one's file stays. Temporary files left by killed processes are removed here. Where `target` is a
+    symbolic link, the file that it points to is the target.
 
     Args:
       temporary_in: where to create the temporary file, on the disk of `target`; by default, in its parent. This
         directory is listed, which takes long if it holds very many files.
     """
-    target = _as_path(target)
+    target = _as_path(target) if temporary_in else _followed(target)
+    if is_local(target) and target.exists() and not (target.is_file() or target.is_dir()):  # a device, a pipe
+        raise PermissionError(errno.EPERM, 'is not a regular file', str(target))
     parent = _as_path(temporary_in or target.parent)
     remove_leftovers(target, parent)
     temporary = parent / _temporary_name(target, 'partial')
@@ -205,8 +262,29 @@ def is_local(path: epath.PathLike) -> bool:
     return '://' not in os.fspath(path)
 
 
+_STORES = ('gs', 's3', 'az', 'hf')  # what `epath` opens
+
+
+def unusable_path(path: str) -> str:
+    """Why a library that reads or writes files would mistake a path for another one; '' for one that works."""
+    scheme, is_url, _ = path.partition('://')
+    if is_url and scheme not in _STORES:
+        return f'starts with {scheme}://, which is none of {", ".join(f"{store}://" for store in _STORES)}'
+    if '\\' in path:  # TensorStore reads it as '/'
+        return 'contains a backslash, which some libraries take for a slash'
+    if any('\ud800' <= character <= '\udfff' for character in path):
+        return 'is not valid UTF-8'
+    return ''
+
+
 def _as_path(path: epath.PathLike) -> Any:
     return pathlib.Path(path) if is_local(path) else epath.Path(path)
+
+
+def _followed(path: epath.PathLike) -> Any:
+    """A path as it is, or what it points to if it is a symbolic link."""
+    path = _as_path(path)
+    return pathlib.Path(os.path.realpath(path)) if is_local(path) and path.is_symlink() else path
 
 
 def sync(path: str | os.PathLike) -> None:
@@ -244,6 +322,16 @@ def map_array(path: str | os.PathLike) -> np.memmap:
 
 
 # --- Hashes. ---
+
+
+def matching(directory: Any, pattern: str) -> list[Any]:
+    """The paths in a directory whose names match a pattern, in any order; [] when the directory does not exist.
+
+    Unlike `epath.Path.glob`, it does not take the name of the directory for a part of the pattern.
+    """
+    if not directory.is_dir():
+        return []
+    return [path for path in directory.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
 
 
 def files_below(directory: Any) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """Pretraining: what a run is made of, from top to bottom; `loop.fit` trains it."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, phase_at, positions_trained, row_lengths
+from bert_jax.config import Config, phase_at, row_lengths
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
@@ -21,6 +22,7 @@ from bert_jax.loop import TrainingRun, begin, fit
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained.initialize import pretraining_start
 from bert_jax.pretrained.load import Pretrained, from_params
+from bert_jax.pretrained.provenance import Provenance, of_run
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import mesh_of_run
 from bert_jax.runtime.stopping import StopRequest
@@ -35,12 +37,15 @@ from bert_jax.workdir.log import RunLog
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What `train` reports: the step reached, whether that is the last, the step resumed from, and the last metrics."""
+    """What `train` reports: the step reached, whether that is the last, the step resumed from, and the last metrics.
+
+    A metric of nothing, and one that is not finite, is None.
+    """
 
     step: int
     finished: bool
     resumed_from: int | None
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
 
 
 def pretrain(
@@ -63,7 +68,7 @@ def pretrain(
 
 def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change: Sequence[str]) -> Outcome:
     # --- What to train, from what, on what. Nothing is written before all of it is sound. ---
-    start_from = pretraining_start(config, workdir)
+    start_from = pretraining_start(identity.as_begun(config, workdir, allow_change), workdir)
     mesh = mesh_of_run(start_from.config)
     streams = open_streams(start_from.config, progress=jax.process_index() == 0)
     config, num_steps = streams.config, streams.config.train.steps
@@ -80,7 +85,15 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     keep, keep_every = config.train.keep_checkpoints, config.train.keep_every
     with Checkpoints(workdir, keep=keep, keep_every=keep_every, check=supervisor.check_lease) as checkpoints:
         last = checkpoints.latest_step()
-        identity.claim(workdir, streams.config, streams.tokenizer, fingerprint, allow_change=allow_change, step=last)
+        identity.claim(
+            workdir,
+            streams.config,
+            streams.tokenizer,
+            fingerprint,
+            start=start_from.start,
+            allow_change=allow_change,
+            step=last,
+        )
 
         # --- The state: restored, or new. ---
         def new_state() -> TrainState:
@@ -96,7 +109,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
 
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
-        evaluators = _evaluators(config, program, streams, labelled_sets)
+        evaluators = _evaluators(config, program, streams, labelled_sets, start_from.start)
         with RunLog(workdir, start, num_steps, mesh, _describe_step, check=supervisor.check_lease) as log:
             run = TrainingRun(
                 workdir=workdir,
@@ -116,9 +129,11 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
             return Outcome(fitted.step, fitted.step == num_steps, begun.resumed_from, log.metrics)
 
 
-def _evaluators(config: Config, program: TrainProgram, streams: Streams, labelled_sets: list) -> list[Evaluator]:
+def _evaluators(
+    config: Config, program: TrainProgram, streams: Streams, labelled_sets: list, start: Provenance | None
+) -> list[Evaluator]:
     """What looks at the model during training, in this order."""
-    train, tokenizer = config.train, streams.tokenizer
+    train, tokenizer, max_positions = config.train, streams.tokenizer, config.model.max_positions
     if None in streams.validation:
         say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
 
@@ -126,9 +141,9 @@ def _evaluators(config: Config, program: TrainProgram, streams: Streams, labelle
         return phase_at(config, step)
 
     def model_at(params: nnx.State, step: int) -> Pretrained:
-        return from_params(params, config.model, tokenizer, step, positions_trained(config, step))
+        return from_params(params, config.model, tokenizer, step, of_run(config, step, start))
 
-    examples = Examples(train.examples, tokenizer, program)
+    examples = Examples(train.examples, tokenizer, program, of_run(config, 1, start).max_length(max_positions))
     evaluators: list[Evaluator] = [
         HeldOut(program, streams.validation, phase_of, train.evaluate_every, train.evaluate_rows)
     ]
@@ -168,5 +183,6 @@ def _describe_lengths(phase: Config, stream: Stream) -> str:
 
 
 def _describe_step(metrics: dict[str, float]) -> str:
-    shown = f'loss {metrics["loss"]:.3f}  MLM {metrics["mlm_accuracy"]:.1%}'
-    return shown + (f'  NSP {metrics["nsp_accuracy"]:.1%}' if metrics['nsp_loss'] else '')
+    accuracies = {'MLM': metrics['mlm_accuracy'], 'NSP': metrics['nsp_accuracy']}
+    measured = [f'{name} {value:.1%}' for name, value in accuracies.items() if math.isfinite(value)]
+    return '  '.join([f'loss {metrics["loss"]:.3f}', *measured])

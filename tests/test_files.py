@@ -1,16 +1,18 @@
 """A directory or a file is published whole, or nothing of it remains."""
 
+import dataclasses
 import errno
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from bert_jax import files
-from bert_jax.config import Data
-from bert_jax.files import discard, json_digest, new_directory, new_file, remove_leftovers, write_whole
+from bert_jax.files import discard, json_digest, matching, new_directory, new_file, remove_leftovers, write_whole
 
 
 def _fill(directory: Path, text: str = 'whole') -> None:
@@ -114,6 +116,7 @@ def test_directories_of_killed_processes_are_removed_and_others_stay(tmp_path: P
 
 def test_a_replacement_that_fails_or_is_killed_restores_the_old_directory(tmp_path: Path, monkeypatch) -> None:
     target = tmp_path / 'target'
+    monkeypatch.setattr(files, '_exchange', lambda *_: False)  # of a file system that cannot
 
     def replace(text: str) -> None:
         with new_directory(target, existing='replace') as directory:
@@ -134,7 +137,7 @@ def test_a_replacement_that_fails_or_is_killed_restores_the_old_directory(tmp_pa
     killed = True
     with pytest.raises(OSError, match='the disk is gone'):
         replace('new')
-    monkeypatch.undo()
+    monkeypatch.setattr(Path, 'rename', rename)
     [aside] = tmp_path.iterdir()
     os.utime(aside, (0, 0))
     with pytest.raises(ZeroDivisionError), new_directory(target, existing='replace'):
@@ -148,6 +151,7 @@ def test_a_replacement_that_fails_or_is_killed_restores_the_old_directory(tmp_pa
 @pytest.mark.parametrize('moment', ['.partial', 'target'])
 def test_of_two_that_replace_at_once_the_last_wins(tmp_path: Path, monkeypatch, moment: str) -> None:
     target, rename = tmp_path / 'target', Path.rename
+    monkeypatch.setattr(files, '_exchange', lambda *_: False)
 
     def replace(text: str) -> None:
         with new_directory(target, existing='replace') as directory:
@@ -163,6 +167,105 @@ def test_of_two_that_replace_at_once_the_last_wins(tmp_path: Path, monkeypatch, 
     monkeypatch.setattr(Path, 'rename', comes_second)
     replace('last')
     assert set(_contents(target).values()) == {'last'} and os.listdir(tmp_path) == ['target']
+
+
+@pytest.mark.parametrize('can_exchange', [True, False])
+@pytest.mark.parametrize('can_link', [True, False])
+def test_a_replacement_takes_over_what_is_kept_and_only_that(
+    tmp_path: Path, monkeypatch, can_exchange: bool, can_link: bool
+) -> None:
+    target = tmp_path / 'target'
+    if not can_exchange:
+        monkeypatch.setattr(files, '_exchange', lambda *_: False)
+    if not can_link:
+
+        def fails(*_: object, **__: object) -> None:
+            raise OSError(errno.EPERM, 'no hard links here')
+
+        monkeypatch.setattr(os, 'link', fails)
+    with new_directory(target) as directory:
+        _fill(directory, 'old')
+    (target / '.git' / 'objects').mkdir(parents=True)
+    (target / '.git' / 'objects' / 'c').write_text('mine')
+    (target / 'NOTES.txt').write_text('mine')
+    (target / 'NOTES.txt').chmod(0o640)
+    (target / 'link').symlink_to('nowhere')
+    with new_directory(target, existing='replace', kept=lambda _: ['.git', 'NOTES.txt', 'link']) as directory:
+        (directory / 'b').write_text('new')
+    assert _contents(target) == {'b': 'new', '.git/objects/c': 'mine', 'NOTES.txt': 'mine'}
+    assert os.readlink(target / 'link') == 'nowhere' and (target / 'NOTES.txt').stat().st_mode & 0o777 == 0o640
+    assert os.listdir(tmp_path) == ['target']
+    for problem in (FileExistsError, ZeroDivisionError):
+        with pytest.raises(problem), new_directory(target, existing='replace', kept=lambda _: ['b']) as directory:
+            (directory / 'b').write_text('half')
+            if problem is ZeroDivisionError:
+                raise ZeroDivisionError
+    assert _contents(target)['b'] == 'new' and os.listdir(tmp_path) == ['target']
+
+
+def test_at_no_moment_of_a_replacement_is_there_no_whole_directory(tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / 'target'
+    with new_directory(target) as directory:
+        _fill(directory, 'old')
+    seen = []
+
+    def watched(function: Callable) -> Callable:
+        def call(*arguments: object) -> object:
+            seen.append(tuple({*_contents(target).values()}))
+            result = function(*arguments)
+            seen.append(tuple({*_contents(target).values()}))
+            return result
+
+        return call
+
+    for name in ('_exchange', '_follow_umask', '_remove', '_take_over', 'sync'):
+        monkeypatch.setattr(files, name, watched(getattr(files, name)))
+    monkeypatch.setattr(Path, 'rename', watched(Path.rename))
+    with new_directory(target, existing='replace') as directory:
+        _fill(directory, 'new')
+    assert {*seen} == {('old',), ('new',)}
+
+
+@pytest.mark.parametrize('umask', [0o022, 0o077, 0o007])
+def test_whatever_a_library_writes_has_the_permissions_of_a_new_file(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with new_directory(tmp_path / 'target') as directory:
+            (directory / 'below').mkdir(mode=0o700)
+            for name in ('a', 'below/b'):
+                os.close(os.open(directory / name, os.O_CREAT | os.O_WRONLY, 0o600))
+            (directory / 'public').touch()
+            (directory / 'public').chmod(0o666)
+            (directory / 'program').touch()
+            (directory / 'program').chmod(0o700)
+            (directory / 'link').symlink_to('nowhere')
+    finally:
+        os.umask(before)
+    for path in (tmp_path / 'target', *(tmp_path / 'target').rglob('*')):
+        if not path.is_symlink():
+            whole = 0o777 if path.is_dir() or path.name == 'program' else 0o666
+            assert path.stat().st_mode & 0o777 == whole & ~umask, path
+
+
+def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    for name, is_there in (('old', True), ('new', False)):
+        (tmp_path / f'link-{name}').symlink_to(tmp_path / 'disk' / name)
+        if is_there:
+            (tmp_path / 'disk' / name).mkdir(parents=True)
+        with new_directory(tmp_path / f'link-{name}', existing='replace') as directory:
+            _fill(directory)
+        assert (tmp_path / f'link-{name}').is_symlink() and _contents(tmp_path / 'disk' / name) == WHOLE
+    (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'file')
+    write_whole(tmp_path / 'link', 'whole')
+    assert (tmp_path / 'link').is_symlink() and (tmp_path / 'disk' / 'file').read_text() == 'whole'
+    assert sorted(os.listdir(tmp_path / 'disk')) == ['file', 'new', 'old']
+
+
+def test_a_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(PermissionError, match='not a regular file'):
+        write_whole(tmp_path / 'pipe', 'text')
+    assert (tmp_path / 'pipe').is_fifo() and os.listdir(tmp_path) == ['pipe']
 
 
 def test_a_discarded_directory_is_gone_now_or_at_the_next_use(tmp_path: Path, monkeypatch) -> None:
@@ -223,8 +326,19 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     assert (tmp_path / 'file').read_text() == 'slow' and os.listdir(tmp_path) == ['file']
 
 
+def test_names_match_in_a_directory_whose_own_name_is_no_pattern(tmp_path: Path) -> None:
+    for directory in (tmp_path / 'a[1]', tmp_path / 'a1'):
+        directory.mkdir()
+        (directory / f'seed-{directory.name}').touch()
+    for kind in (Path, epath.Path):
+        assert [path.name for path in matching(kind(tmp_path / 'a[1]'), 'seed-*')] == ['seed-a[1]']
+        assert matching(kind(tmp_path / 'none'), '*') == []
+
+
 def test_digests_of_values_are_those_in_existing_corpora_and_workdirs() -> None:
     # Written down from earlier versions: workdirs, corpora and plans hold such digests.
     assert json_digest({'b': [1, 2.5, None, 'ä'], 'a': True}) == json_digest({'a': True, 'b': [1, 2.5, None, 'ä']})
     assert json_digest({'b': [1, 2.5, None, 'ä'], 'a': True}) == '2f3e808d039da86e'
-    assert json_digest(Data(source='text:a', corpus='b').masking) == '6b91299a3343a16e'
+    masking = {'rate': 0.15, 'mask_fraction': 0.8, 'random_fraction': 0.1, 'unit': 'token'}
+    Masking = dataclasses.make_dataclass('Masking', masking)
+    assert json_digest(masking) == json_digest(Masking(**masking)) == '6b91299a3343a16e'

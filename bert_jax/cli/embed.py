@@ -6,8 +6,10 @@ from absl import flags
 
 from bert_jax.cli.devices import keep_programs
 from bert_jax.cli.flags import MODEL, Command, Flag, print_result, required
+from bert_jax.runtime.stopping import cleaning_up
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     directory, text, output = (required(values, name) for name in ('model', 'input', 'output'))
     from bert_jax.pretrained.embed import check, embed

@@ -17,12 +17,16 @@ from bert_jax.cli.flags import (
     print_result,
     required,
 )
+from bert_jax.runtime.stopping import cleaning_up
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.finetune.workdirs import seeds_of
+    from bert_jax.workdir.result import check_output
 
-    workdir = required(values, 'workdir')
+    workdir, output = required(values, 'workdir'), values.output or ''
+    check_output(output)
     if seeds := seeds_of(workdir):
         return _evaluate_finetuned(values, workdir, seeds[0])
     select_platform(config_of_run(values, workdir))
@@ -33,6 +37,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         values.step,
         source=values.source or '',
         sample=values.sample,
+        output=output,
         config=config_of(values) if values.config is not None else None,
         workers=len(os.sched_getaffinity(0)),
     )
@@ -47,7 +52,7 @@ def _evaluate_finetuned(values: flags.FlagValues, workdir: str, seed: str) -> in
     from bert_jax.finetune.command import describe
     from bert_jax.finetune.evaluate import as_json, evaluate
 
-    summary = evaluate(workdir, values.step)
+    summary = evaluate(workdir, values.step, output=values.output or '')
     print_result(values, as_json(summary), describe(summary))
     return 0
 
@@ -61,6 +66,7 @@ COMMAND = Command(
         CONFIG,
         WORKDIR,
         STEP,
+        Flag('output', 'file to write the result to, as JSON (default: evaluation….json in the workdir)'),
         Flag(
             'source',
             'other text to evaluate on, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME',

@@ -6,23 +6,30 @@ from absl import flags
 
 from bert_jax.cli.devices import keep_programs
 from bert_jax.cli.flags import CONFIG, STEP, WORKDIR, Command, Flag, config_of, print_result, required
+from bert_jax.runtime.stopping import cleaning_up
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     output, workdir = required(values, 'output'), required(values, 'workdir')
     from bert_jax.finetune.workdirs import seeds_of
     from bert_jax.pretrained.export import export
+    from bert_jax.pretrained.tensor_names import MLM_HEAD
 
     keep_programs()
     if seeds_of(workdir):
         return _export_finetuned(values, workdir, output)
     card = config_of(values).card if values.config is not None else None
     proof = export(workdir, output, values.step, card)
-    next_steps = (
-        f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
-        f"      transformers.pipeline('fill-mask', model='{output}')"
-    )
-    print_result(values, proof, f'{_describe(proof, output)}\n{next_steps}', is_in_files=True)
+    notes = [_describe(proof, output)]
+    if untrained := proof['untrained_heads']:
+        notes.append(f'Not trained, and left out: {", ".join(untrained)}.')
+    if MLM_HEAD in untrained:
+        notes.append(f'Next: python -m bert_jax embed --model={output} --input=lines.txt --output=vectors.npy')
+    else:
+        notes.append(f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"')
+        notes.append(f"      transformers.pipeline('fill-mask', model='{output}')")
+    print_result(values, proof, '\n'.join(notes), is_in_files=True)
     return 0
 
 

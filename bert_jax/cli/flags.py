@@ -12,6 +12,7 @@ from bert_jax import console
 from bert_jax.cli.config_file import load_config_file
 from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
 from bert_jax.errors import BadInput
+from bert_jax.files import unusable_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,11 +198,18 @@ def print_result(values: flags.FlagValues, as_json: dict[str, Any], text: str, *
 
 
 def required(values: flags.FlagValues, name: str) -> str:
-    """The value of a flag; raises BadInput when it is not given."""
+    """The value of a flag that names a path; raises BadInput when it is not given or cannot be used."""
     value = values[name].value
     if not value:
         raise BadInput(f'--{name}', 'is missing', values[name].help)
+    check_path(name, value)
     return value
+
+
+def check_path(name: str, path: str) -> None:
+    """Raises BadInput for a path, the value of the flag `name`, that cannot be used."""
+    if problem := unusable_path(path):
+        raise BadInput(f'--{name}={path}', problem, 'a path without it')
 
 
 def config_of(values: flags.FlagValues) -> Config:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import enum
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from bert_jax.errors import BadInput
@@ -14,7 +14,7 @@ class Role(enum.Enum):
     """What a field means to a run that is resumed. A field without a role has that of its section (`ROLE`)."""
 
     IDENTITY = 'part of what the run is: may change only with --allow_change'
-    IDENTITY_IF_SET = 'likewise, where it differs from its default'  # fields newer than some workdirs
+    IDENTITY_IF_SET = 'likewise, where it differs from what runs had before the field existed'
     SHAPES = 'part of what the run is, and the arrays of its checkpoints depend on it: never changes'
     CONTENT = 'what the data are made from: a hash of their content takes its place'
     EXECUTION = 'how the run is carried out: may change at any time'
@@ -26,12 +26,44 @@ def setting(
     check: Callable[[Any], bool] | None = None,
     choices: tuple = (),
     role: Role | None = None,
+    before: Any = None,
 ):
-    """A dataclass field with its default, its check and its role."""
+    """A dataclass field with its default, its check and its role.
+
+    Args:
+      before: the value of runs that began before the field existed, or before it had today's default. They keep it
+        (`with_values_before`). By default, today's default.
+    """
     if choices:
         expected, check = 'one of ' + ', '.join(map(repr, choices)), lambda value: value in choices
-    metadata = {'expected': expected, 'check': check, 'choices': choices, 'role': role}
+    before = default if before is None else before
+    metadata = {'expected': expected, 'check': check, 'choices': choices, 'role': role, 'before': before}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def _before(field: dataclasses.Field) -> Any:
+    return field.metadata.get('before', field.default)
+
+
+def with_values_before(section: Any, recorded: dict[str, Any], changing: Collection[str] = (), prefix: str = '') -> Any:
+    """A section for a run that began earlier: where a default is newer than the run, the run's value takes its place.
+
+    Args:
+      section: a config, or a section of one.
+      recorded: the same section as the run's config.json holds it, without the fields that are newer than the run.
+      changing: dotted names of fields, or of sections, that keep their new value.
+    """
+    kept: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        name, value = prefix + field.name, getattr(section, field.name)
+        if name in changing:
+            continue
+        if dataclasses.is_dataclass(value):
+            inner = recorded.get(field.name, {})
+            kept[field.name] = with_values_before(value, inner, changing, f'{name}.')
+        elif value == field.default != _before(field) == recorded.get(field.name, _before(field)):
+            kept[field.name] = _before(field)
+    return dataclasses.replace(section, **kept)
 
 
 def roles(section: type[Any]) -> dict[str, Role]:
@@ -54,14 +86,17 @@ def identity_of(config: Any) -> dict[str, Any]:
 
 def _is_identity(section: Any, field: dataclasses.Field) -> bool:
     role = roles(type(section))[field.name]
-    is_set = role is Role.IDENTITY_IF_SET and getattr(section, field.name) != field.default
+    is_set = role is Role.IDENTITY_IF_SET and getattr(section, field.name) != _before(field)
     return is_set or role in (Role.IDENTITY, Role.SHAPES)
 
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_as_json(item) for item in value]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    if dataclasses.is_dataclass(value):
+        named = (field for field in dataclasses.fields(value) if _is_identity(value, field))
+        return {field.name: _as_json(getattr(value, field.name)) for field in named}
+    return value
 
 
 def names_with(role: Role, section: type[Any]) -> tuple[str, ...]:

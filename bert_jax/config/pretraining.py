@@ -85,6 +85,8 @@ class Masking:
     mask_fraction: float = setting(0.8, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     random_fraction: float = setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     unit: str = setting('token', choices=('token', 'word', 'ngram'))  # what is masked whole; ngram: 1 to 3 words
+    # never predict [UNK], and never replace a token by a special or unused one; False: as in 2018
+    exclude_special: bool = setting(True, role=Role.IDENTITY_IF_SET, before=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,8 @@ class Data:
     sequence_length: int = setting(128, 'a number from 8 to 65536', lambda value: 8 <= value <= 65536)
     short_sequence_probability: float = setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     pairing: str = setting('nsp', choices=('nsp', 'sop', 'none'))
+    # nsp: a random B is as long as the true one, so that lengths do not reveal the label; False: it fills the row
+    match_lengths: bool = setting(True, role=Role.IDENTITY_IF_SET, before=False)
     packing: bool = False  # several sequences in a row, each with its own [CLS], attention inside each
     max_sequences: int = setting(-1, '-1 (L / 32, at least 4) or 1 to 65536', _is_automatic_or_room)  # E, packed
     max_predictions: int = setting(-1, '-1 (rate x L, rounded) or 1 to 65536', _is_automatic_or_room)  # P

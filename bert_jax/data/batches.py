@@ -14,7 +14,7 @@ import numpy as np
 from bert_jax import config
 from bert_jax.data import random
 from bert_jax.data.examples import Pairs, make_pairs
-from bert_jax.data.masking import mask_tokens
+from bert_jax.data.masking import MaskVocabulary, mask_tokens
 from bert_jax.data.order import BucketedOrder, Chosen, Order
 from bert_jax.data.windows import Plan, load_plan
 from bert_jax.errors import BadInput
@@ -99,6 +99,7 @@ class CorpusStream(Stream[Batch]):
         self.directory = corpus.directory
         self.split = getattr(corpus, split_name)
         self.tokenizer = corpus.tokenizer
+        self._mask_vocabulary = MaskVocabulary.of(corpus.tokenizer, data.masking)
         self.plan: Plan = load_plan(corpus.directory, split_name, self.split, data)
         self._shapes = [dataclasses.replace(data, sequence_length=length) for length in config.row_lengths(data)]
         if seed is None or len(self._shapes) == 1:
@@ -109,11 +110,11 @@ class CorpusStream(Stream[Batch]):
 
     def _assemble(self, chosen: Chosen) -> Batch:
         rows, present, keys, bucket = chosen
-        tokenizer, num_sequences, data = self.tokenizer, config.max_sequences(self.data), self._shapes[bucket]
+        num_sequences, data = config.max_sequences(self.data), self._shapes[bucket]
         first, number = self.plan.rows[rows], np.arange(num_sequences)
         real = number < np.where(present, self.plan.rows[rows + 1] - first, 0)[:, None]  # BE
         windows, sequence_keys = (first[:, None] + number)[real], random.fold(keys[:, None], number)[real]
-        pairs = make_pairs(self.plan, windows, sequence_keys, self.data.pairing)
+        pairs = make_pairs(self.plan, windows, sequence_keys, self.data)
         ids, is_text, token_type_ids, sequence_ids, position_ids, lengths = self._lay_out(
             pairs, real, data.sequence_length
         )
@@ -124,11 +125,9 @@ class CorpusStream(Stream[Batch]):
             lengths,
             keys,
             data.masking,
+            self._mask_vocabulary,
             num_predictions=config.num_predictions(data),
-            mask_id=tokenizer.mask_id,
-            vocab_size=tokenizer.vocab_size,
             sequence_ids=sequence_ids,
-            is_continuation=tokenizer.is_continuation,
         )
         labels = np.zeros(real.shape, np.int32)
         labels[real] = pairs.label

@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from bert_jax import config
 from bert_jax.data import random
 from bert_jax.data.windows import Plan
 
@@ -26,12 +27,16 @@ _CUT, _RANDOM, _DOCUMENT, _START, _A_TRIM, _B_TRIM = range(6)
 _NUM_DRAWS = 6
 
 
-def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, pairing: str) -> Pairs:
+def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, data: config.Data) -> Pairs:
     """Cuts windows into sentence pairs, as the original's `create_instances_from_document`.
 
     The window is cut between two of its sentences; in half of the cases what follows the cut is replaced by text
     from another document (`nsp`, label 1) or the halves change places (`sop`, label 1). Then tokens leave the longer
     half, each from its front or its back with probability 1/2, until the planned length is met.
+
+    With `data.match_lengths` the text from another document is as long as what it replaces, where another document
+    holds so much, and the halves are trimmed alike: the lengths say nothing about the label. In the original it fills
+    the row, and whoever knows both lengths guesses 64% of the labels.
 
     Args:
       windows: [N] int64, indices into the plan.
@@ -39,7 +44,7 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, pairing: str) 
     """
     start, length = plan.start[windows], plan.length[windows].astype(np.int64)
     target, zero = plan.target[windows].astype(np.int64), np.zeros(len(windows), np.int64)
-    if pairing == 'none':
+    if data.pairing == 'none':
         return Pairs(start, np.minimum(target, length), zero, zero, zero)
     draws = random.bits(random.fold(keys, 1), _NUM_DRAWS)
     first, count = plan.first_segment[windows], plan.num_segments[windows].astype(np.int64)
@@ -48,15 +53,19 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, pairing: str) 
     cut = np.where(count > 1, between, inside)
     a_start, a_length, b_start, b_length = start, cut - start, cut, start + length - cut
     label = (random.uniform(draws[:, _RANDOM]) < 0.5).astype(np.int64)
-    if pairing == 'nsp':
+    if data.pairing == 'nsp':
         chosen = np.flatnonzero(label)
-        wanted, own = np.maximum(target - a_length, 1)[chosen], plan.document_of[windows[chosen]]
-        b_start[chosen], b_length[chosen] = _find_partners(plan, own, wanted, draws[chosen])
+        most = len(plan.num_holding) - 1
+        wanted = np.minimum(b_length, most) if data.match_lengths else np.maximum(target - a_length, 1)
+        partners = _find_partners(plan, plan.document_of[windows[chosen]], wanted[chosen], draws[chosen])
+        b_start[chosen], b_length[chosen] = partners
+        if data.match_lengths:  # a sentence that goes on behind the tokens asked for is cut there
+            b_length = np.minimum(b_length, wanted)
     a_kept, b_kept = _trimmed_lengths(a_length, b_length, target)
     words = -(-int(max((a_length - a_kept).max(initial=0), (b_length - b_kept).max(initial=0), 1)) // 64)
     a_start = a_start + random.coin_flips(random.bits(draws[:, _A_TRIM], words), a_length - a_kept)
     b_start = b_start + random.coin_flips(random.bits(draws[:, _B_TRIM], words), b_length - b_kept)
-    if pairing == 'sop':
+    if data.pairing == 'sop':
         swap = label == 1
         a_start, b_start = np.where(swap, b_start, a_start), np.where(swap, a_start, b_start)
         a_kept, b_kept = np.where(swap, b_kept, a_kept), np.where(swap, a_kept, b_kept)

@@ -12,6 +12,7 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data import random
+from bert_jax.text.tokenizer import Tokenizer
 
 _LOTTERY, _REPLACEMENT, _NGRAM = 2, 3, 4  # what a row's key is folded with
 _NGRAM_BOUNDS = np.cumsum([6 / 11, 3 / 11])  # of 1, 2 or 3 words, with probability in proportion to 1/n
@@ -28,6 +29,31 @@ class Masked:
     weights: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskVocabulary:
+    """What masking needs to know of a vocabulary.
+
+    Attributes:
+      mask_id: the id of [MASK].
+      can_predict: [V] bool, the tokens that may be predicted.
+      replacements: [R] int64, the ids that random replacements are drawn from.
+      is_continuation: [V] bool, whether a token continues the word of the token before it.
+    """
+
+    mask_id: int
+    can_predict: np.ndarray
+    replacements: np.ndarray
+    is_continuation: np.ndarray
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, masking: config.Masking) -> 'MaskVocabulary':
+        """With `exclude_special`, neither special nor unused tokens are predicted or drawn; if all are, each may be."""
+        is_text = ~tokenizer.is_special if masking.exclude_special else np.ones(tokenizer.vocab_size, bool)
+        if not is_text.any():
+            is_text = np.ones(tokenizer.vocab_size, bool)
+        return cls(tokenizer.mask_id, is_text, np.flatnonzero(is_text), tokenizer.is_continuation)
+
+
 def num_masked(lengths: np.ndarray, rate: float) -> np.ndarray:
     """n, the predictions of sequences of these lengths, special tokens counted: max(1, round(rate x length)), int64."""
     return np.maximum(1, np.rint(rate * lengths)).astype(np.int64)
@@ -39,46 +65,43 @@ def mask_tokens(
     lengths: np.ndarray,
     keys: np.ndarray,
     masking: config.Masking,
+    vocabulary: MaskVocabulary,
     *,
     num_predictions: int,
-    mask_id: int,
-    vocab_size: int,
     sequence_ids: np.ndarray | None = None,
-    is_continuation: np.ndarray | None = None,
 ) -> Masked:
     """Draws units of every sequence's candidates, n tokens at most, and masks them.
 
     Units are taken in random order, and one that would pass n is left out (Devlin et al. 2019, appendix A.1;
     `create_masked_lm_predictions` of the original, whole words included). An n-gram is 1, 2 or 3 words with
     probability in proportion to 1/n (Lan et al. 2020, ALBERT, section 4.2; spans as such: Joshi et al. 2020,
-    SpanBERT); at each use the text is cut into n-grams anew. Of the drawn tokens 80% become [MASK], 10% a token drawn
-    from the whole vocabulary, 10% stay, each on its own.
+    SpanBERT); at each use the text is cut into other n-grams. Of the drawn tokens 80% become [MASK], 10% one of
+    `vocabulary.replacements`, 10% stay, each on its own.
 
     Args:
       ids: [B, L] int32.  candidates: [B, L] bool, false for special tokens (position 0 too) and padding.
       lengths: [B, E] int64, tokens of each sequence with [CLS] and [SEP]; [B] where a row holds one.
       keys: [B] uint64.
       sequence_ids: [B, L] int32, needed where a row holds several.
-      is_continuation: [V] bool, needed for words and n-grams: whether a token continues the word before it.
     """
+    candidates = candidates & vocabulary.can_predict[ids]
     room = num_masked(lengths.reshape(len(ids), -1), masking.rate)  # [B, E]
     room = np.clip(num_predictions - (np.cumsum(room, axis=1) - room), 0, room)
-    starts = _unit_starts(ids, candidates, keys, masking.unit, is_continuation)
+    starts = _unit_starts(ids, candidates, keys, masking.unit, vocabulary.is_continuation)
     places, counts = _shuffled_units(starts, keys, sequence_ids, room.shape[1])
     sizes = np.ones_like(places) if masking.unit == 'token' else _unit_sizes(starts, candidates)[places]
     taken = _take_in_order(sizes, counts, room.ravel())
     drawn = np.zeros(ids.size, bool)
     drawn[_expand(places[taken], sizes[taken])] = True
-    return _replace(ids, np.flatnonzero(drawn), keys, masking, num_predictions, mask_id, vocab_size)
+    return _replace(ids, np.flatnonzero(drawn), keys, masking, num_predictions, vocabulary)
 
 
 def _unit_starts(
-    ids: np.ndarray, candidates: np.ndarray, keys: np.ndarray, unit: str, is_continuation: np.ndarray | None
+    ids: np.ndarray, candidates: np.ndarray, keys: np.ndarray, unit: str, is_continuation: np.ndarray
 ) -> np.ndarray:
     """[B, L] bool, where a unit starts. A word that the text begins inside of is a unit too, as far as it is there."""
     if unit == 'token':
         return candidates
-    assert is_continuation is not None  # `mask_tokens` asks for it
     before = np.zeros_like(candidates)
     before[:, 1:] = candidates[:, :-1]
     words = candidates & ~(before & is_continuation[ids])
@@ -172,8 +195,7 @@ def _replace(
     keys: np.ndarray,
     masking: config.Masking,
     num_predictions: int,
-    mask_id: int,
-    vocab_size: int,
+    vocabulary: MaskVocabulary,
 ) -> Masked:
     """Masks the drawn places (int64 in B x L, ascending) and notes what was there."""
     num_rows, num_positions = ids.shape
@@ -182,9 +204,10 @@ def _replace(
     slots = rows * num_predictions + np.arange(len(drawn)) - np.repeat(np.cumsum(counts) - counts, counts)
     labels = ids.ravel()[drawn]
     bits = random.bits_at(random.fold(keys, _REPLACEMENT)[rows], columns)
-    chance, any_token = (bits & np.uint64(2**32 - 1)) * 2.0**-32, random.below(bits, vocab_size)
+    chance = (bits & np.uint64(2**32 - 1)) * 2.0**-32
+    any_token = vocabulary.replacements[random.below(bits, len(vocabulary.replacements))]
     masked_below, random_below = masking.mask_fraction, masking.mask_fraction + masking.random_fraction
-    replaced = np.where(chance < masked_below, mask_id, np.where(chance < random_below, any_token, labels))
+    replaced = np.where(chance < masked_below, vocabulary.mask_id, np.where(chance < random_below, any_token, labels))
     input_ids = ids.copy()
     input_ids.ravel()[drawn] = replaced
 

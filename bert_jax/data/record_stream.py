@@ -9,7 +9,7 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data.batches import Batch, Stream
-from bert_jax.data.masking import Masked, mask_tokens
+from bert_jax.data.masking import Masked, MaskVocabulary, mask_tokens
 from bert_jax.data.order import Chosen, Order
 from bert_jax.data.record_set import RecordSet
 from bert_jax.data.tfrecords import Examples
@@ -59,6 +59,7 @@ class RecordStream(Stream[Batch]):
         """
         super().__init__(Order(len(records), batch_size, seed, phase))
         self.data, self._records, self._tokenizer = with_lengths_of(records, data), records, tokenizer
+        self._mask_vocabulary = MaskVocabulary.of(tokenizer, data.masking)
         for file in records.files:
             if file.facts.largest_id >= tokenizer.vocab_size:
                 raise self._beyond(file.path, file.facts.largest_at, file.facts.largest_id)
@@ -115,10 +116,8 @@ class RecordStream(Stream[Batch]):
                 lengths,
                 keys,
                 self.data.masking,
+                self._mask_vocabulary,
                 num_predictions=num_predictions,
-                mask_id=self._tokenizer.mask_id,
-                vocab_size=self._tokenizer.vocab_size,
-                is_continuation=self._tokenizer.is_continuation,
             )
         stored = (examples.masked_lm_positions, examples.masked_lm_ids, examples.masked_lm_weights)
         kept = (np.where(present[:, None], _widened(slots, num_predictions), 0).astype(slots.dtype) for slots in stored)

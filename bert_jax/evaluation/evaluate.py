@@ -14,15 +14,18 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, is_records, phase_at, positions_trained
+from bert_jax.config import Config, is_records, phase_at
+from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
-from bert_jax.evaluation import pseudo_perplexity, words
+from bert_jax.evaluation import pseudo_perplexity, recorded, words
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
-from bert_jax.files import json_digest, write_whole
+from bert_jax.files import json_digest
 from bert_jax.pretrained.load import from_params
+from bert_jax.pretrained.provenance import of_run, start_of
+from bert_jax.pretrained.tensor_names import MLM_HEAD
 from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import FEWEST
@@ -32,15 +35,22 @@ from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
+from bert_jax.workdir.result import save
 
 _WINDOWS_A_PERPLEXITY = 8  # of so many windows one is taken for pseudo-perplexity, which takes a row for every token
 
 
-def baselines(unigram_counts: np.ndarray) -> dict[str, float]:
-    """What knowing only how frequent the tokens of the evaluated text are gives: entropy (nats) and best hit rate."""
-    frequencies = unigram_counts[unigram_counts > 0] / max(unigram_counts.sum(), 1)
+def baselines(unigram_counts: np.ndarray) -> dict[str, float | None]:
+    """What knowing only how frequent the tokens of the evaluated text are gives: entropy (nats) and best hit rate.
+
+    None for a text without tokens.
+    """
+    counts = unigram_counts[unigram_counts > 0]
+    if not len(counts):
+        return {'unigram_entropy': None, 'most_frequent_accuracy': None}
+    frequencies = counts / counts.sum()
     entropy = float(-(frequencies * np.log(frequencies)).sum())
-    return {'unigram_entropy': entropy, 'most_frequent_accuracy': float(frequencies.max(initial=0))}
+    return {'unigram_entropy': entropy, 'most_frequent_accuracy': float(frequencies.max())}
 
 
 def evaluate(
@@ -49,26 +59,31 @@ def evaluate(
     *,
     source: str = '',
     sample: int = 512,
+    output: str = '',
     config: Config | None = None,
     devices: list[jax.Device] | None = None,
     workers: int = 1,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of a workdir: on the whole validation split, or on all text of a source.
 
-    Writes WORKDIR/evaluation.json, or with `source` WORKDIR/evaluation-NAME.json. The corpus of a source is made in the
-    directory for temporary files, with the run's tokenizer and settings, and removed at the end.
+    Writes WORKDIR/evaluation.json, or with `source` WORKDIR/evaluation-NAME.json, which keeps samples of other sizes
+    (`recorded.py`); with `output` that file alone. A workdir that cannot be written to is reported and left as it is.
+    The corpus of a source is made in the directory for temporary files, with the run's tokenizer and settings, and
+    removed at the end.
 
     Args:
       source: as `data.source`, of text.
       sample: windows of text in which words are masked; every eighth is taken for pseudo-perplexity. 0: neither.
+      output: file to write.
       config: gives the mesh, where it fits the devices; without it the run's does, where it fits, else one device.
       devices: all without it.
       workers: processes that read a source.
 
     Returns:
-      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy (None where the rows hold no pairs), and the `baselines`; of
-      the sample what `words.measure` returns, `pseudo_perplexity`, and its baseline `unigram_perplexity`. Where the
-      source of the validation split cannot be read again, `sample_missing` says why instead.
+      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy, and the `baselines`, each None where the text holds nothing
+      to measure it on (no pairs, no token to mask); of the sample what `words.measure` returns, `pseudo_perplexity`,
+      and its baseline `unigram_perplexity`. Where the source of the validation split cannot be read again,
+      `sample_missing` says why instead.
 
     Raises:
       BadInput: when there is no run, no checkpoint or no corpus, or for a source that cannot be read.
@@ -80,8 +95,21 @@ def evaluate(
             result = _on_source(workdir, run_config, step, mesh, source, sample, directory, workers)
     else:
         result = _on_validation(workdir, run_config, step, mesh, sample)
-    write_whole(epath.Path(workdir) / f'{_name(source)}.json', json.dumps(result) + '\n')
+    _report_untrained(workdir, run_config, result['step'])
+    name = f'{_name(source)}.json'
+    kept = result if output else recorded.merged(recorded.read(epath.Path(workdir) / name), result)
+    save(json.dumps(kept) + '\n', workdir, name, output)
     return result
+
+
+def _report_untrained(workdir: str, run_config: Config, step: int) -> None:
+    """Says which figures are of weights that were not trained, as those of an imported encoder may be."""
+    provenance = of_run(run_config, step, start_of(workdir))
+    if MLM_HEAD in provenance.untrained_heads:
+        say(f'{workdir}: the {MLM_HEAD} is not trained, so its figures say nothing about the model')
+    length = run_config.in_phases[phase_at(run_config, step)].data.sequence_length
+    if length > (trained := provenance.max_length(run_config.model.max_positions)):
+        say(f'{workdir}: evaluated on rows of {length} tokens, and trained on up to {trained}')
 
 
 @contextlib.contextmanager
@@ -132,7 +160,7 @@ def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mes
         windows = held_out_windows(run_config.data, sample)
     except BadInput as error:
         return result | {'sample_missing': ' '.join(filter(None, map(str, error.args[:2])))}
-    return result | _on_sample(state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
+    return result | _on_sample(workdir, state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
 
 
 def _on_source(
@@ -164,40 +192,45 @@ def _on_source(
     if not sample:
         return result
     windows = windows_of_source(data, source, sample)
-    return result | _on_sample(state, run_config, tokenizer, windows, result['unigram_entropy'])
+    return result | _on_sample(workdir, state, run_config, tokenizer, windows, result['unigram_entropy'])
 
 
 def _losses(state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh) -> dict[str, Any]:
     model, optimizer, train, phases = run_config.model, run_config.optimizer, run_config.train, run_config.phases
     program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=phases)
-    found: dict[str, Any] | None = evaluate_params(state.params, program, stream)
+    found = evaluate_params(state.params, program, stream)
     assert found is not None  # nothing stops it
-    if not found['nsp_loss']:  # of pairs it is above 0: their weight is 0
-        found |= {'nsp_loss': None, 'nsp_accuracy': None}
     return {'step': int(state.step)} | found
 
 
 def _on_sample(
-    state: TrainState, run_config: Config, tokenizer: Tokenizer, windows: list[Window], unigram_entropy: float
+    workdir: str,
+    state: TrainState,
+    run_config: Config,
+    tokenizer: Tokenizer,
+    windows: list[Window],
+    unigram_entropy: float | None,
 ) -> dict[str, Any]:
     """What is measured on raw text; in rows no longer than those that the run was trained on up to here."""
     step = int(state.step)
-    positions = positions_trained(run_config, step)
-    pretrained = from_params(state.params, run_config.model, tokenizer, step, positions)
+    provenance = of_run(run_config, step, start_of(workdir))
+    pretrained = from_params(state.params, run_config.model, tokenizer, step, provenance)
     found = words.measure(pretrained, windows)
     perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
-    return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': math.exp(unigram_entropy)}
+    baseline = None if unigram_entropy is None else math.exp(unigram_entropy)
+    return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': baseline}
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The figures next to their baselines, for a terminal."""
-    below = result['unigram_entropy'] - result['mlm_loss']
+    """The figures next to their baselines, for a terminal; a dash for what the text holds nothing to measure on."""
+    loss, entropy = result['mlm_loss'], result['unigram_entropy']
+    below = None if loss is None or entropy is None else entropy - loss
     lines = [
         f'{result.get("source", "Held-out text")} at step {result["step"]}:',
-        f'  MLM loss      {result["mlm_loss"]:.3f} nats   ({below:.2f} under the {result["unigram_entropy"]:.3f}'
+        f'  MLM loss      {_show(loss, ".3f")} nats   ({_show(below, ".2f")} under the {_show(entropy, ".3f")}'
         ' of knowing only how frequent each token is)',
-        f'  MLM accuracy  {result["mlm_accuracy"]:6.1%}       (the most frequent token: '
-        f'{result["most_frequent_accuracy"]:.1%})',
+        f'  MLM accuracy  {_show(result["mlm_accuracy"], "6.1%")}       (the most frequent token: '
+        f'{_show(result["most_frequent_accuracy"], ".1%")})',
     ]
     if result['nsp_accuracy'] is not None:
         lines.append(f'  NSP accuracy  {result["nsp_accuracy"]:6.1%}       (chance: 50.0%)')
@@ -207,13 +240,17 @@ def describe(result: dict[str, Any]) -> str:
         lines += [
             f'  Masked words  {result["masked_word_nats_per_character"]:.3f} nats a character   '
             f'({result["unigram_nats_per_character"]:.3f}: knowing only how frequent each character is)',
-            f'    {result["masked_words"]:,} words of sample {result["words_sample"]}; '
-            f'{result["unknown_characters"]:.1%} of their characters unknown; '
-            f'{result["windows_cut"]:,} of {result["windows"]:,} windows cut',
+            f'    {result["masked_words"]:,} words in {result["windows"]:,} windows of text (--sample), sample '
+            f'{result["words_sample"]}; {_show(result["unknown_characters"], ".1%")} of their characters unknown; '
+            f'{result["windows_cut"]:,} windows cut',
         ]
     if result.get('pseudo_perplexity') is not None:
         lines.append(
-            f'  Pseudo-perplexity {result["pseudo_perplexity"]:.1f}   ({result["unigram_perplexity"]:.1f}: '
+            f'  Pseudo-perplexity {result["pseudo_perplexity"]:.1f}   ({_show(result["unigram_perplexity"], ".1f")}: '
             'knowing only how frequent each token is)'
         )
     return '\n'.join(lines)
+
+
+def _show(value: float | None, form: str) -> str:
+    return '–' if value is None else f'{value:{form}}'

@@ -1,6 +1,7 @@
 """Losses and accuracies on held-out text: during training on its first rows, in `evaluate` on all of them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,12 +41,16 @@ class HeldOut:
         found = evaluate_params(params, self.program, stream, self.max_rows, stop_now)
         if found is None:
             return None
-        return Evaluation({f'validation/{name}': value for name, value in found.items()}, _describe(found))
+        measured = {name: value for name, value in found.items() if value is not None}
+        return Evaluation({f'validation/{name}': value for name, value in measured.items()}, _describe(measured))
 
 
-def _describe(found: dict[str, float]) -> str:
-    words = f'held-out MLM loss {found["mlm_loss"]:.3f}, MLM accuracy {found["mlm_accuracy"]:.1%}'
-    return words + (f', NSP accuracy {found["nsp_accuracy"]:.1%}' if found['nsp_loss'] else '')  # 0: no pairs
+def _describe(measured: dict[str, float]) -> str:
+    if 'mlm_accuracy' not in measured:
+        return 'the held-out text has no token to mask, so no loss was measured'
+    loss = measured.get('mlm_loss', math.nan)  # a model that diverged has hits, but no finite loss
+    words = f'held-out MLM loss {loss:.3f}, MLM accuracy {measured["mlm_accuracy"]:.1%}'
+    return words + (f', NSP accuracy {measured["nsp_accuracy"]:.1%}' if 'nsp_accuracy' in measured else '')
 
 
 def evaluate_params(
@@ -54,17 +59,20 @@ def evaluate_params(
     stream: Stream,
     max_rows: int | None = None,
     stop_now: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
+) -> dict[str, float | None] | None:
     """The objective's metrics (losses in nats) over one pass of an evaluation stream, or its first rows.
 
     Returns:
-      None when `stop_now`, asked once a batch, said yes before the end.
+      The metrics by name, None for what the rows do not hold; `loss` too where they hold nothing to predict. None in
+      their place when `stop_now`, asked once a batch, said yes before the end.
     """
     num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
     totals: Any = 0.0
-    for _, batch in device_batches(stream, program.device_mesh, 0, num_batches):
+    for _, batch in device_batches(stream, program.device_mesh, 0, max(num_batches, 1)):  # without rows, of padding
         sums = program.evaluation_step(params, batch)
         totals += np.array(jax.device_get(sums), np.float64)
         if stop_now():
             return None
-    return {name: float(value) for name, value in program.objective.metrics(type(sums)(*totals)).items()}
+    found = {name: float(value) for name, value in program.objective.metrics(type(sums)(*totals)).items()}
+    measured = {name: value for name, value in found.items() if math.isfinite(value)}
+    return {name: measured.get(name) if measured.keys() - {'loss'} else None for name in found}

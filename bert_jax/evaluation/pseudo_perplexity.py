@@ -13,9 +13,9 @@ _WINDOWS_AT_ONCE = 32
 def measure(pretrained: Pretrained, windows: list[Window]) -> float | None:
     """exp of the mean -log p over all tokens of the windows, each masked alone; None without any.
 
-    [CLS] and [SEP] are not guessed. A window of more tokens than the model has positions loses its end.
+    [CLS] and [SEP] are not guessed. A window of more tokens than the model was trained on loses its end.
     """
-    tokenizer, room = pretrained.tokenizer, pretrained.config.max_positions - 2
+    tokenizer, room = pretrained.tokenizer, pretrained.max_length - 2
     total, num_tokens = 0.0, 0
     for start in range(0, len(windows), _WINDOWS_AT_ONCE):
         texts = [window.text for window in windows[start : start + _WINDOWS_AT_ONCE]]

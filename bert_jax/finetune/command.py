@@ -11,11 +11,12 @@ from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.seed import Outcome, Setup, claim, run_seed
 from bert_jax.finetune.start import finetuning_start
 from bert_jax.finetune.tasks import open_task
-from bert_jax.finetune.workdirs import seed_workdir, write_plan, write_results
+from bert_jax.finetune.workdirs import seed_workdir, seeds_of, write_plan, write_results
 from bert_jax.runtime import processes
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.memory import reporting_out_of_memory
+from bert_jax.workdir import identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1, stop: Sto
     check_libraries()
     train = config.train
     workdirs = {seed: seed_workdir(workdir, seed) for seed in range(train.seed, train.seed + num_seeds)}
+    if begun := seeds_of(workdir):
+        config = identity.as_begun(config, begun[0])
     with Supervisor(
         stop,
         stop_at=train.stop_at,

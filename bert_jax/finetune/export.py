@@ -51,7 +51,7 @@ def export(workdir: str, output: str, step: int | None = None) -> dict[str, Any]
             architecture,
             _labels_json(kind, trained.labels),
         )
-        tokenizer.save(directory, trained.config.max_positions)
+        tokenizer.save(directory, trained.max_length)
         (directory / 'README.md').write_text(readme, 'utf-8')
         return prove(directory, trained, architecture, _logits, lambda: _read_back(directory, resolved, trained))
 
@@ -77,7 +77,8 @@ def _read_back(directory: Path, resolved: FinetuneConfig, trained: FineTuned) ->
     names = tensor_names.TASK_TABLES[ARCHITECTURES[resolved.task.kind]]
     params = tensor_names.from_tensors(tensors, model, vocab_size, str(file), build=build, table=names)
     merged = model_of(params, model, vocab_size, build)
-    return FineTuned(merged, hugging_face.read_tokenizer(directory), model, None, trained.labels)
+    tokenizer = hugging_face.read_tokenizer(directory)
+    return FineTuned(merged, tokenizer, model, None, trained.provenance, trained.labels)
 
 
 def _logits(trained: FineTuned, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:

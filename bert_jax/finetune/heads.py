@@ -19,9 +19,9 @@ from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array
 from bert_jax.model.layers import Dense
 from bert_jax.model.losses import cross_entropy
-from bert_jax.train.objective import Objective
+from bert_jax.train.objective import Objective, mean
 
-_POOLED = ('classification', 'regression')
+POOLED = ('classification', 'regression')
 
 # The class of `transformers` that opens each kind of task.
 ARCHITECTURES = {
@@ -41,7 +41,7 @@ class BertForTask(nnx.Module):
     def __init__(self, kind: str, num_outputs: int, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
         """Args: kind, of the task; num_outputs, C."""
         self.bert = Bert(model, vocab_size, rngs)
-        if kind not in _POOLED:
+        if kind not in POOLED:
             del self.bert.pooler
         self.classifier = new_head(model, num_outputs, rngs)
         self.kind, self.num_layers, self.rate = kind, model.num_layers, model.dropout_rate
@@ -49,7 +49,7 @@ class BertForTask(nnx.Module):
     def __call__(self, batch: TaskBatch, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
         """float32 [B, C] (pooled) or [B, L, C]; without a key nothing is dropped out. gather: as of `Encoder`."""
         x = self.bert(batch.inputs, key, is_packed=False, gather=gather)
-        if self.kind in _POOLED:
+        if self.kind in POOLED:
             x = self.bert.pool(x, batch.cls_positions)[:, 0]
         if self.kind != 'spans':
             x = dropout(x, self.rate, key and key.at(self.num_layers + 1), site=0)
@@ -101,9 +101,8 @@ class _TaskObjective:
         return sums.loss_sum / jnp.maximum(weights, 1.0)
 
     def metrics(self, sums: TaskSums) -> dict[str, jax.Array]:
-        weight = jnp.maximum(sums.weight, 1.0)
-        found = {'loss': sums.loss_sum / weight}
-        return found if self.kind == 'regression' else found | {'accuracy': sums.hits / weight}
+        found = {'loss': self.loss(sums, sums.weight)}
+        return found if self.kind == 'regression' else found | {'accuracy': mean(sums.hits, sums.weight)}
 
 
 @functools.cache

@@ -12,21 +12,24 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.heads import BertForTask, builder
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
-from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
+from bert_jax.pretrained.load import Pretrained
+from bert_jax.pretrained.provenance import of_finetune, start_of
+from bert_jax.text.tokenizer import load_saved_tokenizer
 from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
 
 
 @dataclasses.dataclass(frozen=True)
-class FineTuned:
-    """A fine-tuned model, float32, no dropout; `labels` are the names of its outputs, none for numbers and spans."""
+class FineTuned(Pretrained):
+    """A fine-tuned model, float32, no dropout; `encode` gives the vectors of its encoder, and it fills no masks.
 
-    model: BertForTask
-    tokenizer: Tokenizer
-    config: config.Model
-    step: int | None
-    labels: tuple[str, ...]
+    Attributes:
+      labels: the names of its outputs; none for numbers and spans.
+    """
+
+    model: BertForTask  # ty: ignore[incompatible-attribute-override]  as a Pretrained it is used for its encoder alone
+    labels: tuple[str, ...] = ()
 
 
 def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
@@ -45,7 +48,7 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
     )
     state = restore_whole(workdir, as_trained, tokenizer.vocab_size, step, build)
     merged = model_of(state.params, model, tokenizer.vocab_size, build)
-    return FineTuned(merged, tokenizer, model, int(state.step), labels)
+    return FineTuned(merged, tokenizer, model, int(state.step), of_finetune(resolved, start_of(workdir)), labels)
 
 
 def task_builder(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
 from bert_jax.loop import TrainingRun, begin, fit
 from bert_jax.pretrained.load import Pretrained, from_params
+from bert_jax.pretrained.provenance import of_finetune
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.runtime.supervisor import Supervisor
@@ -86,7 +88,7 @@ def claim(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> None
     recorded = fingerprint(config, setup.data, start.tokenizer.hash, setup.program.num_steps) | start.fingerprint
     processes.check_agreement(recorded)
     supervisor.acquire(workdir)
-    identity.claim(workdir, config, start.tokenizer, recorded)
+    identity.claim(workdir, config, start.tokenizer, recorded, start=start.start)
 
 
 def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> Outcome:
@@ -148,8 +150,10 @@ def _probes(setup: Setup, config: FinetuneConfig) -> list[Evaluator]:
     if not setup.labelled_sets:
         return []
 
+    provenance = of_finetune(config, setup.start.start)
+
     def model_at(params: nnx.State, step: int) -> Pretrained:
-        return from_params(params, config.model, setup.start.tokenizer, step, build=setup.program.build)
+        return from_params(params, config.model, setup.start.tokenizer, step, provenance, setup.program.build)
 
     return [Probe(setup.labelled_sets, config.train.probe_every, model_at)]
 
@@ -172,4 +176,5 @@ def _describe(workdir: str, config: FinetuneConfig, data: TaskData, program: Tra
 
 
 def _describe_step(metrics: dict[str, float]) -> str:
-    return f'loss {metrics["loss"]:.3f}' + (f'  accuracy {metrics["accuracy"]:.1%}' if 'accuracy' in metrics else '')
+    accuracy = metrics.get('accuracy', math.nan)  # not of a regression, nor of a batch without labels
+    return f'loss {metrics["loss"]:.3f}' + (f'  accuracy {accuracy:.1%}' if math.isfinite(accuracy) else '')

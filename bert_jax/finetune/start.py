@@ -16,17 +16,19 @@ from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, too_long
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.finetune.heads import ARCHITECTURES, builder, new_head
+from bert_jax.finetune.heads import ARCHITECTURES, POOLED, builder, new_head
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.model.bert import Encoder, new_pooler
 from bert_jax.pretrained import hugging_face, tensor_names
-from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial, split_step, with_sizes
-from bert_jax.pretrained.load import Pretrained
+from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial, with_sizes
+from bert_jax.pretrained.load import Pretrained, from_tensors
+from bert_jax.pretrained.provenance import Provenance, start_of
 from bert_jax.pretrained.safetensors_files import read_tensors
+from bert_jax.pretrained.tensor_names import POOLER
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
-from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
+from bert_jax.workdir.identity import split_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,11 @@ class FinetuningStart:
     def fingerprint(self) -> dict[str, str]:
         """{'init': hash of the initial weights, or 'scratch'}."""
         return self.initialization.fingerprint
+
+    @property
+    def start(self) -> Provenance | None:
+        """What is known of the initial weights; None for random ones."""
+        return self.initialization.start
 
     def params(self, num_outputs: int, seed: int) -> nnx.State | None:
         """The initial encoder under a new head, and what else is to be new; None where all is random.
@@ -94,9 +101,9 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
             tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
             _check(given, tokenizer, own, recorded.model)
             resolved = with_sizes(given, recorded.model, recorded.model.max_positions)
-            return FinetuningStart(
-                resolved, tokenizer, Initialization(given.init, {'init': fingerprint['init']}, load=_load)
-            )
+            begun_from = {'init': fingerprint['init']}
+            initialization = Initialization(given.init, begun_from, start=start_of(workdir), load=_load)
+            return FinetuningStart(resolved, tokenizer, initialization)
     initial = _load(given.init)
     model, tokenizer = initial.config, initial.tokenizer
     _check(given, tokenizer, own, model)
@@ -104,10 +111,17 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
         f'Starting from {given.init}: {model.num_layers} layers, hidden size {model.hidden_size}, '
         f'{tokenizer.vocab_size:,} tokens'
     )
+    heads = (POOLER,) if given.task.kind in POOLED and not given.reinitialized_layers else ()
+    for note in initial.provenance.notes(heads):
+        say(f'{given.init}: {note}')
+    if given.task.sequence_length > initial.max_length:
+        say(
+            f'config.task.sequence_length is {given.task.sequence_length}, and {given.init} was trained on texts of up '
+            f'to {initial.max_length} tokens: the positions beyond learn from this task alone'
+        )
     resolved = with_sizes(given, model, model.max_positions)
-    return FinetuningStart(
-        resolved, tokenizer, Initialization(given.init, {'init': hash_weights(initial)}, initial, _load)
-    )
+    fingerprint, start = {'init': hash_weights(initial)}, initial.provenance
+    return FinetuningStart(resolved, tokenizer, Initialization(given.init, fingerprint, initial, start, _load))
 
 
 def _load(init: str) -> Pretrained:
@@ -122,14 +136,16 @@ def _load(init: str) -> Pretrained:
         architecture, params = ARCHITECTURES[trained.model.kind], nnx.state(trained.model, nnx.Param)
         table, vocab_size = tensor_names.TASK_TABLES[architecture], trained.tokenizer.vocab_size
         tensors = tensor_names.to_tensors(params, trained.config, vocab_size, table)
-        return _without_head(tensors, architecture, trained.config, trained.tokenizer, vocab_size, Path(directory))
+        where = Path(directory)
+        found = _without_head(where, where, tensors, architecture, trained.config, vocab_size, trained.tokenizer)
+        return dataclasses.replace(found, provenance=trained.provenance)
     path = Path(directory)
     if (architecture := _task_architecture(path)) is None:
         return load_initial(init)
     tokenizer = hugging_face.read_tokenizer(path)
     model, vocab_size = hugging_face.read_model_json(path)
     file, tensors = read_tensors(path)
-    return _without_head(tensors, architecture, model, tokenizer, vocab_size, file)
+    return _without_head(path, file, tensors, architecture, model, vocab_size, tokenizer)
 
 
 def _task_architecture(directory: Path) -> str | None:
@@ -142,17 +158,17 @@ def _task_architecture(directory: Path) -> str | None:
 
 
 def _without_head(
+    directory: Path,
+    file: Path,
     tensors: dict[str, np.ndarray],
     architecture: str,
     model: config.Model,
-    tokenizer: Tokenizer,
     vocab_size: int,
-    where: Path,
+    tokenizer: Tokenizer,
 ) -> Pretrained:
-    say(f'{where} is a {architecture}: its encoder is taken, its head is left out')
+    say(f'{directory} is a {architecture}: its encoder is taken, its head is left out')
     encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(('classifier.', 'qa_outputs.'))}
-    params, model, num_tokens = hugging_face.assemble(encoder, model, vocab_size, tokenizer.vocab_size, where)
-    return Pretrained(model_of(params, model, num_tokens), tokenizer, model, None)
+    return from_tensors(directory, file, encoder, model, vocab_size, tokenizer)
 
 
 def _check(given: FinetuneConfig, tokenizer: Tokenizer, own: Tokenizer | None, model: config.Model) -> None:

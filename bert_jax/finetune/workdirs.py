@@ -11,10 +11,10 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.config.fields import identity_of
+from bert_jax.config.fields import identity_of, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig, resolve
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
+from bert_jax.files import matching, write_whole
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.workdir import identity
 
@@ -34,7 +34,7 @@ def seeds_of(workdir: str) -> list[str]:
     """The workdirs of the seeds of a fine-tune, by number; the workdir itself if it is one seed's."""
     if is_finetune(workdir):
         return [workdir]
-    found = [path for path in epath.Path(workdir).glob('seed-*') if is_finetune(str(path))]
+    found = [path for path in matching(epath.Path(workdir), 'seed-*') if is_finetune(str(path))]
     return [str(path) for path in sorted(found, key=lambda path: int(path.name.rpartition('-')[2]))]
 
 
@@ -47,7 +47,8 @@ def read_run(workdir: str) -> FinetuneConfig:
     if not is_finetune(workdir):
         expected = 'the run of a seed, like WORKDIR/seed-0'
         raise BadInput(workdir, 'is not the workdir of a fine-tune', expected, 'name another --workdir')
-    return resolve(identity.load_settings(workdir))
+    recorded = identity.load_settings(workdir)
+    return with_values_before(resolve(recorded), recorded)
 
 
 def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, steps: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from bert_jax.train.speed import flops_per_step
 
 _WARM_UP, _FEWEST_ROUNDS, _ROUND_S = 3, 5, 1.0
 _SQUARE = 2048  # of the matmul that a CPU's MFU is relative to
+_BUSY = 1.5  # how much longer one and the same matmul takes on a machine that is busy
 _COUNTED_BATCHES = 8  # for each length of rows
 _FOR_EVER = 2**31 - 1  # steps
 
@@ -38,7 +39,9 @@ class Bench:
     """Medians over rounds; tokens and sequences are real ones. peak_memory_bytes: of a device where jax tells (GPU,
     TPU), else the highest resident size of this process, compiler and Python included.
 
-    mfu: model FLOPs relative to the published bfloat16 peak, on a CPU to a large matmul of its own; None if unknown.
+    mfu: model FLOPs relative to the published bfloat16 peak, on a CPU to a large matmul of its own; None if unknown, or
+      where even the fastest such matmul was slower than the step, because the machine was busy.
+    was_busy: the same large matmul took much longer in some rounds than in others, so no figure is reliable.
     ceiling_fraction: what a step's matmuls take by themselves, at the run's shapes and type, as a share of its time.
     """
 
@@ -59,6 +62,7 @@ class Bench:
     ceiling_fraction: float
     products_seconds: float
     square_product_flops: float
+    was_busy: bool
     compile_seconds: float
     peak_memory_bytes: int
     is_resident_size: bool
@@ -92,6 +96,9 @@ def bench(config: Config, seconds: float) -> Bench:
     step_seconds = statistics.median(sample.seconds for sample in samples)
     matmul_seconds, square_flops = statistics.median(alone_samples), 1 / statistics.median(square_samples)
     peak_flops = square_flops if jax.default_backend() == 'cpu' else published_peak_flops()
+    if peak_flops and counts.flops / step_seconds > peak_flops:
+        peak_flops = max(peak_flops, 1 / min(square_samples))
+    mfu = counts.flops / step_seconds / peak_flops if peak_flops else None
     return Bench(
         device=jax.devices()[0].device_kind,
         num_devices=mesh.size,
@@ -106,10 +113,11 @@ def bench(config: Config, seconds: float) -> Bench:
         tokens_per_second=counts.tokens / step_seconds,
         real_slots=counts.tokens / (stream.batch_size * statistics.mean(lengths)),
         flops_per_step=counts.flops,
-        mfu=counts.flops / step_seconds / peak_flops if peak_flops else None,
+        mfu=mfu if mfu is not None and mfu <= 1 else None,
         ceiling_fraction=matmul_seconds / step_seconds,
         products_seconds=matmul_seconds,
         square_product_flops=square_flops,
+        was_busy=max(square_samples) > _BUSY * min(square_samples),
         compile_seconds=run.compile_seconds,
         peak_memory_bytes=peak,
         is_resident_size=is_resident,
@@ -221,6 +229,7 @@ def describe(result: Bench) -> str:
     axes = ', '.join(f'{axis}={size}' for axis, size in result.mesh.items())
     against = 'its own matmul of 2048 x 2048' if result.device == 'cpu' else 'the published bfloat16 peak'
     mfu = 'unknown' if result.mfu is None else f'{result.mfu:.1%} of {against}'
+    busy = int(result.was_busy)
     held = 'this process held at most, compiler and Python included' if result.is_resident_size else 'of a device'
     return '\n'.join(
         [
@@ -236,5 +245,9 @@ def describe(result: Bench) -> str:
             f'{result.ceiling_fraction:.1%} of the step',
             f'Memory: {console.size(result.peak_memory_bytes)} {held}',
             f'Waiting for input: {result.input_wait_fraction:.1%}',
+            *(
+                ['The machine was busy while this was measured: the same matmul took much longer in some rounds.']
+                * busy
+            ),
         ]
     )

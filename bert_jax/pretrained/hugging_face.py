@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,6 @@ def parse_model_json(content: dict[str, Any], path: Path) -> tuple[config.Model,
         raise BadInput(str(path), f'{error.where.removeprefix("config.")} {error.found}', error.expected) from error
 
 
-# What each class of `transformers` has no tensors for.
-ARCHITECTURES = {'BertForPreTraining': (), 'BertForMaskedLM': ('bert.pooler.', 'cls.seq_relationship.')}
-
-
 def write_model(
     directory: Path,
     params: nnx.State,
@@ -130,17 +127,18 @@ def write_model(
     pad_id: int,
     architecture: str = 'BertForPreTraining',
     more: dict[str, object] | None = None,
+    without: Collection[str] = (),
 ) -> None:
-    """config.json and model.safetensors, with the tensors that `architecture` has.
+    """config.json and model.safetensors.
 
-    Args: architecture, a key of `ARCHITECTURES` or `TASK_TABLES`; more, what config.json says besides.
+    Args:
+      architecture: the class of `transformers` to name; a key of `TASK_TABLES` for a model with a task's head.
+      more: what config.json says besides.  without: names of the heads (`tensor_names.HEADS`) to leave out.
     """
     content = model_json(model, vocab_size, pad_id) | {'architectures': [architecture]} | (more or {})
     (directory / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
-    tensors = to_tensors(params, model, vocab_size, TASK_TABLES.get(architecture, TABLE))
-    left_out = ARCHITECTURES.get(architecture, ())
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)} if left_out else tensors
-    save_file(kept, directory / 'model.safetensors', metadata={'format': 'pt'})
+    tensors = to_tensors(params, model, vocab_size, TASK_TABLES.get(architecture, TABLE), without)
+    save_file(tensors, directory / 'model.safetensors', metadata={'format': 'pt'})
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
@@ -166,7 +164,7 @@ def read_model(directory: Path, num_tokens: int | None = None) -> tuple[nnx.Stat
     """(parameters, model, vocabulary size) of a Hugging Face BERT directory; see `from_tensors`.
 
     Args:
-      num_tokens: of the tokenizer; rows of a padded vocabulary beyond it are dropped, and that is said.
+      num_tokens: of the tokenizer; rows of a padded vocabulary beyond it are dropped.
 
     Raises:
       BadInput: naming the file, and the tensors that are missing, misshapen or unknown.
@@ -190,6 +188,4 @@ def assemble(
         raise BadInput(str(file), found, 'a row for every token', 'the tokenizer and the weights of one model')
     model = dataclasses.replace(model, dtype='float32')
     params = from_tensors(tensors, model, vocab_size, str(file), num_tokens)
-    if num_tokens < vocab_size:
-        say(f'{file}: {vocab_size - num_tokens} rows beyond the {num_tokens} tokens are dropped')
     return params, model, num_tokens

@@ -14,7 +14,6 @@ from bert_jax.report.quantities import (
     MLM_ACCURACY,
     MLM_LOSS,
     NSP_ACCURACY,
-    NSP_LOSS,
     TASK_LOSS,
     THROUGHPUT,
     VALIDATION,
@@ -50,9 +49,7 @@ def quantities(runs: list[LoggedRun]) -> list[Quantity]:
 
 
 def is_shown(quantity: Quantity, runs: list[LoggedRun]) -> bool:
-    """Whether any run measured a quantity. Runs without sentence pairs log meaningless values for NSP."""
-    if quantity in (NSP_LOSS, NSP_ACCURACY):
-        runs = [run for run in runs if run.has_pairs]
+    """Whether any run measured a quantity."""
     return any(run.last(quantity.key) is not None or run.validation(quantity) is not None for run in runs)
 
 

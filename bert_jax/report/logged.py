@@ -9,8 +9,22 @@ from typing import Any
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.evaluation import ranking
-from bert_jax.report.quantities import FINAL, VALIDATION, Quantity, is_a_number, probe, task_metric
+from bert_jax.evaluation import ranking, recorded
+from bert_jax.files import matching
+from bert_jax.report.quantities import (
+    FINAL,
+    MFU,
+    MLM_ACCURACY,
+    MLM_LOSS,
+    NSP_ACCURACY,
+    NSP_LOSS,
+    VALIDATION,
+    WORDS,
+    Quantity,
+    is_a_number,
+    probe,
+    task_metric,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +69,6 @@ class LoggedRun:
     def is_finetune(self) -> bool:
         return 'task' in self.document['config']
 
-    @property
-    def has_pairs(self) -> bool:
-        data = self.document['config'].get('data')
-        return not (isinstance(data, dict) and data.get('pairing') == 'none')
-
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values logged under a key."""
         points = [(line['step'], line[key]) for line in self.metrics if line.get(key) is not None]
@@ -82,6 +91,12 @@ class LoggedRun:
         if not quantity.baseline_key:
             return quantity.chance
         return self.last(quantity.baseline_key) if quantity.is_held_out else self.evaluation.get(quantity.baseline_key)
+
+    def sample_size(self, quantity: Quantity) -> str:
+        """How much text an evaluation's figure was sampled on, in words; '' where it is of all held-out text."""
+        is_sampled = quantity is WORDS and self.evaluation.get(WORDS.key) is not None
+        size = recorded.size_of(self.evaluation) if is_sampled else 0
+        return f'{size:,} windows' if size else ''
 
     @property
     def figures(self) -> ranking.Figures:
@@ -133,6 +148,22 @@ def rank(runs: list[LoggedRun]) -> list[str]:
 
 
 # --- Reading. ---
+
+
+def _measured(values: dict[str, Any], *, has_pairs: bool = True) -> dict[str, Any]:
+    """Logged values without those of nothing, which early versions logged.
+
+    They wrote 0 as the loss and the accuracy of what a batch does not hold (no pairs), and an MFU above 1 where the
+    peak was measured on a busy machine. A loss is 0 only where every guess is certain and right.
+    """
+    absent = {MFU.key} if _is_number(values.get(MFU.key)) and values[MFU.key] > 1 else set()
+    for prefix in ('', VALIDATION):
+        for loss, accuracy in ((MLM_LOSS, MLM_ACCURACY), (NSP_LOSS, NSP_ACCURACY)):
+            pair = f'{prefix}{loss.key}', f'{prefix}{accuracy.key}'
+            is_of_nothing = all(values.get(key) == 0 for key in pair)
+            if is_of_nothing or (loss is NSP_LOSS and not has_pairs):
+                absent |= {*pair}
+    return {key: value for key, value in values.items() if key not in absent}
 
 
 def _is_number(value: Any) -> bool:
@@ -232,8 +263,12 @@ def read_run(workdir: str, name: str, group: str = '') -> LoggedRun:
     is_finetune = 'task' in document['config']
     command, argument = ('finetune', directory.parent) if is_finetune else ('train', directory)
     metrics = _read_metrics(directory / 'metrics.jsonl', f'python -m bert_jax {command} --workdir={argument}')
+    data = document['config'].get('data')
+    has_pairs = not (isinstance(data, dict) and data.get('pairing') == 'none')
+    metrics = [_measured(line, has_pairs=has_pairs) for line in metrics]
     evaluation_path, results_path = directory / 'evaluation.json', directory / 'results.json'
     evaluation = _read_object(evaluation_path) if evaluation_path.exists() and not is_finetune else {}
+    evaluation = _measured(evaluation, has_pairs=has_pairs)
     results = _read_object(results_path).get('metrics', {}) if is_finetune and results_path.exists() else {}
     _check_numbers(evaluation_path, evaluation, [q.key for q in FINAL] + [q.baseline_key for q in FINAL])
     _check_numbers(results_path, results, results)
@@ -263,7 +298,7 @@ def read_runs(workdirs: list[str]) -> list[LoggedRun]:
 
 def _seeds(directory: epath.Path) -> list[epath.Path]:
     """The workdirs of a fine-tune's seeds in order: those that have logged a step, or all if none has."""
-    found = [path.parent for path in directory.glob('seed-*/config.json')]
+    found = [path for path in matching(directory, 'seed-*') if (path / 'config.json').exists()]
     found.sort(key=lambda path: (len(path.name), path.name))
     logged = [path for path in found if (path / 'metrics.jsonl').exists() and (path / 'metrics.jsonl').read_bytes()]
     return logged or found

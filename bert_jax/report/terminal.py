@@ -44,7 +44,8 @@ def _of_run(run: LoggedRun) -> list[str]:
         value, baseline = run.validation(quantity), run.baseline(quantity)
         if is_shown(quantity, [run]) and value is not None:
             compared = f'  ({quantity.baseline} {quantity.show(baseline)})' if baseline is not None else ''
-            lines.append(f'  validation {quantity.title:13} {quantity.show(value):>8}{compared}')
+            size = f'  {size}' if (size := run.sample_size(quantity)) else ''
+            lines.append(f'  validation {quantity.title:13} {quantity.show(value):>8}{size}{compared}')
     if run.examples:
         lines += [f'  {example["text"]}  {describe_fillers(example)}' for example in run.examples[-1]['examples']]
     return lines

@@ -32,7 +32,7 @@ from pathlib import Path
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, write_whole
+from bert_jax.files import is_local, unusable_path, write_whole
 
 DIRECTORY = '.lease'  # in the workdir
 BEAT = 5.0  # seconds between signs of life
@@ -102,6 +102,8 @@ class Lease:
         Raises:
           BadInput: when another run holds the workdir, or it cannot be written to.
         """
+        if problem := unusable_path(self._workdir):
+            raise BadInput(f'--workdir={self._workdir}', problem, 'a path without it', 'name another --workdir')
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             while True:

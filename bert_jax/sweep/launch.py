@@ -4,7 +4,6 @@ A run that has the checkpoint of its last step is finished and never started. Wh
 its workdir. A run that fails holds up no other.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from types import FrameType
 from etils import epath
 
 from bert_jax.config import is_records
+from bert_jax.config.fields import identity_of
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.runtime import end_with_parent
@@ -49,19 +49,12 @@ def check_workdirs(runs: tuple[Run, ...]) -> None:
     for run in runs:
         if not Path(run.workdir, 'config.json').exists():
             continue
-        ours = _flat(json.loads(json.dumps(dataclasses.asdict(run.config))))
+        ours = json.loads(json.dumps(identity_of(run_files.as_begun(run.config, run.workdir, quiet=True))))
         theirs = run_files.load_fingerprint(run.workdir)
         differ = {name: theirs[name] for name in theirs.keys() & ours.keys() if theirs[name] != ours[name]}
         if differ:
             found = ', '.join(f'{name} ({differ[name]!r} there, {ours[name]!r} asked)' for name in sorted(differ))
             raise BadInput(run.workdir, f'holds another run: {found}', 'the same values', 'name another --workdir')
-
-
-def _flat(values: dict) -> dict:
-    """Settings by the names that a fingerprint has them under: `section.field`, or `field`."""
-    sections = {name: value if isinstance(value, dict) else None for name, value in values.items()}
-    flat = {name: values[name] for name, section in sections.items() if section is None}
-    return flat | {f'{name}.{key}': v for name, section in sections.items() for key, v in (section or {}).items()}
 
 
 # --- On this machine. ---

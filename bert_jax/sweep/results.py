@@ -137,7 +137,7 @@ def _read(run: Run, exit_status: int | None) -> Result:
         best_mlm_loss=best_loss,
         best_step=best_step,
         mlm_accuracy=logged.last('validation/mlm_accuracy') if logged else None,
-        nsp_accuracy=logged.last('validation/nsp_accuracy') if logged and logged.has_pairs else None,
+        nsp_accuracy=logged.last('validation/nsp_accuracy') if logged else None,
         tokens_per_second=statistics.median(speeds) if speeds else None,
         task=_task(run),
     )

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import glob
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, cast
@@ -109,8 +110,20 @@ def find_files(pattern: str) -> list[epath.Path]:
         files = sorted(epath.Path(root).glob(pattern[len(root) + 1 :])) if tail or '*' in pattern else []
         files = files or [path for path in [epath.Path(pattern)] if path.exists()]
     else:
-        files = [epath.Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        files = [epath.Path(name) for name in sorted(_local_names(pattern))]
     return [path for path in files if not path.is_dir()]
+
+
+def _local_names(pattern: str) -> list[str]:
+    """What a glob matches. Where nothing does, a leading directory that exists under that very name is no pattern."""
+    if found := glob.glob(pattern, recursive=True):
+        return found
+    parts = pattern.split('/')
+    for end in range(len(parts), 0, -1):
+        literal = '/'.join(parts[:end])
+        if glob.has_magic(literal) and os.path.exists(literal):
+            return glob.glob('/'.join([glob.escape(literal), *parts[end:]]), recursive=True)
+    return []
 
 
 def look_at_files(source: str) -> dict[str, list[int]]:

@@ -144,7 +144,7 @@ def tokenizer_preview(
 
     Returns:
       `vocab_size`, `kind`, `tokens_per_word` and `unknown_rate` over the first thousands of sentences, and `splits`,
-      {word: pieces} of words that occur often and those of them that are cut most.
+      {word: pieces} of words that occur often and those of them that are cut most; None for a rate of nothing.
     """
     _check_is_text(data)
     trained = _load_given(tokenizer, initial)
@@ -164,7 +164,7 @@ def tokenizer_preview(
         say(f'tokenizer: {trained.vocab_size} tokens')
     sentences = sentences[:_PREVIEW_SENTENCES]
     ids = trained.encode_batch(sentences)
-    num_tokens = sum(map(len, ids))
+    num_tokens, num_words = sum(map(len, ids)), sum(len(sentence.split()) for sentence in sentences)
     words = Counter(word for sentence in sentences for word in sentence.split() if word.isalpha())
     frequent = [word for word, count in words.most_common(2000) if count > 1]
     rows = trained.encode_batch(frequent)
@@ -173,8 +173,8 @@ def tokenizer_preview(
     return {
         'kind': trained.kind,
         'vocab_size': trained.vocab_size,
-        'tokens_per_word': num_tokens / max(1, sum(len(sentence.split()) for sentence in sentences)),
-        'unknown_rate': sum(row.count(trained.unk_id) for row in ids) / max(1, num_tokens),
+        'tokens_per_word': num_tokens / num_words if num_words else None,
+        'unknown_rate': sum(row.count(trained.unk_id) for row in ids) / num_tokens if num_tokens else None,
         'splits': {word: pieces[word] for word in [*frequent[:10], *most_cut]},
     }
 

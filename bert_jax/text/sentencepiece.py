@@ -58,6 +58,8 @@ class SentencePiece(Vocabulary):
             raise BadInput(where, found, 'a unigram model with spaces before words, the default of sentencepiece')
         tokens = [piece.piece for piece in proto.pieces]
         self._wrap(_pipeline(proto, lowercase, strip_accents), tokens, where)
+        is_text = [piece.type in (piece.NORMAL, piece.USER_DEFINED, piece.BYTE) for piece in proto.pieces]
+        self.is_special = self.is_special | ~np.array(is_text)
         self.lowercase, self.strip_accents = lowercase, strip_accents
         self.is_continuation = np.array([not token.startswith('▁') and token not in SPECIAL_TOKENS for token in tokens])
         self._begins_word = np.array([token.startswith('▁') for token in tokens])

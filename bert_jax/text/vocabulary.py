@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 from bert_jax.errors import BadInput
 
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 in a vocabulary trained here
+_UNUSED = re.compile(r'[\[<]unused_?\d+[\]>]')  # entries that vocabularies keep free, as [unused17]
 ALPHABET_COVERAGE = 0.9999  # of the characters of a sample to train on; the rest becomes [UNK]
 
 
@@ -26,6 +28,7 @@ class Tokenizer(Protocol):
       kind: `wordpiece` or `sentencepiece`.
       tokens: the V tokens by id.
       is_continuation: bool [V]; whether a token continues the word of the token before it.
+      is_special: bool [V]; whether a token stands for no text: [PAD], [UNK] and the like, and unused entries.
       hash: SHA-256 over vocabulary and settings; equal hashes give equal ids for every text.
       splits_at_blanks: whether the ids of a text are those of its words between blanks (U+0020), one after another.
       splits_at_punctuation: likewise of ASCII punctuation marks and what is between them.
@@ -42,6 +45,7 @@ class Tokenizer(Protocol):
     mask_id: int
     tokens: list[str]
     is_continuation: np.ndarray
+    is_special: np.ndarray
     hash: str
     splits_at_blanks: bool
     splits_at_punctuation: bool
@@ -82,6 +86,8 @@ class Vocabulary:
         self.vocab_size = len(tokens)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
         backend.add_special_tokens(list(SPECIAL_TOKENS))
+        special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        self.is_special = np.array([token in special or bool(_UNUSED.fullmatch(token)) for token in tokens])
         backend.post_processor = processors.TemplateProcessing(
             single='[CLS]:0 $A:0 [SEP]:0',
             pair='[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1',

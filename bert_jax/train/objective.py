@@ -34,7 +34,10 @@ class Objective(Protocol):
         """The scalar to minimize. sums: of some rows; weights: of the whole global batch."""
 
     def metrics(self, sums: Any) -> dict[str, jax.Array]:
-        """Metrics to log, including `loss`, from the sums of a global batch or a whole split."""
+        """Metrics to log, including `loss`, from the sums of a global batch or a whole split.
+
+        A mean over nothing is NaN (`mean`). `loss` alone is 0 then, so that such a batch trains on.
+        """
 
 
 class PretrainingSums(NamedTuple):
@@ -70,17 +73,22 @@ class Pretraining:
         return _ratio(sums.mlm_sum, mlm_weight) + _ratio(sums.nsp_sum, nsp_weight)
 
     def metrics(self, sums: PretrainingSums) -> dict[str, jax.Array]:
-        """The loss, and the mean loss and accuracy of each."""
+        """The loss, and the mean loss and accuracy of each; NaN for what the rows do not hold."""
         return {
             'loss': self.loss(sums, (sums.mlm_weight, sums.nsp_weight)),
-            'mlm_loss': _ratio(sums.mlm_sum, sums.mlm_weight),
-            'nsp_loss': _ratio(sums.nsp_sum, sums.nsp_weight),
-            'mlm_accuracy': _ratio(sums.mlm_hits, sums.mlm_weight),
-            'nsp_accuracy': _ratio(sums.nsp_hits, sums.nsp_weight),
+            'mlm_loss': mean(sums.mlm_sum, sums.mlm_weight),
+            'nsp_loss': mean(sums.nsp_sum, sums.nsp_weight),
+            'mlm_accuracy': mean(sums.mlm_hits, sums.mlm_weight),
+            'nsp_accuracy': mean(sums.nsp_hits, sums.nsp_weight),
         }
 
 
 PRETRAINING = Pretraining()
+
+
+def mean(total: Array, weight: Array) -> jax.Array:
+    """total / weight as a metric; NaN for a weight of 0, because nothing was measured."""
+    return jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), jnp.nan)
 
 
 def _summed(logits: jax.Array, labels: Array, weights: Array) -> tuple[jax.Array, jax.Array, jax.Array]:

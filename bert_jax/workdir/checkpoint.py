@@ -6,7 +6,7 @@
 
 A directory without its manifest is not a checkpoint, so a run killed at any moment leaves only complete ones. Orbax
 alone restores most flipped bits silently, so every file is hashed before it is restored. An old checkpoint is deleted
-only after the new one was read back from the disk.
+only after the new one was read back from the disk: all bytes, and through Orbax the step and the shapes of all arrays.
 """
 
 import concurrent.futures
@@ -15,7 +15,6 @@ import errno
 import itertools
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, write_whole
+from bert_jax.files import is_local, matching, unusable_path, write_whole
 from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
@@ -39,6 +38,7 @@ from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState, is_finite
 from bert_jax.workdir import seal
+from bert_jax.workdir.orbax_files import literal_path, unreadable, why
 
 _RECORD = 'record.json'
 _MAX_FAILURES = 3  # saves in a row that may fail
@@ -63,8 +63,13 @@ class Checkpoints:
           keep_every: multiples of this many steps are kept forever; 0 for none.
           check: called before every change to the directory, also from a thread; raises BadInput when the run may no
             longer write.
+
+        Raises:
+          BadInput: for a path that Orbax would mistake for another one.
         """
-        self._directory = epath.Path(workdir).resolve() / 'checkpoints'
+        if problem := unusable_path(workdir):
+            raise BadInput(f'--workdir={workdir}', problem, 'a path without it', 'name another --workdir')
+        self._directory = literal_path(workdir).resolve() / 'checkpoints'
         self._keep, self._keep_every, self._check = keep, keep_every, check
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'seal')
@@ -98,8 +103,8 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def damage(self, step: int) -> str:
-        """What is wrong with a checkpoint, naming the file; '' when every byte is as it was written."""
-        return seal.damage(self._path(step))
+        """What is wrong with a checkpoint; '' when every byte is as it was written and Orbax finds all arrays."""
+        return seal.damage(self._path(step)) or unreadable(self._path(step), step)
 
     def record(self, step: int) -> TrainingRecord:
         """What the run knew about its divergence when it saved a sound checkpoint."""
@@ -121,7 +126,7 @@ class Checkpoints:
     def _find_sound(self) -> int | None:
         """What `set_aside_unsound` does in process 0."""
         self._check()
-        for left_over in self._directory.glob('*.orbax-checkpoint-tmp*') if self._directory.exists() else ():
+        for left_over in matching(self._directory, '*.orbax-checkpoint-tmp*'):
             left_over.rmtree()  # an interrupted save
         for step in reversed(seal.numbered(self._directory)):
             damage = self.damage(step)
@@ -273,20 +278,20 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> None:
         self._num_failures, self._failure = self._num_failures + 1, error
         if jax.process_index() == 0 and self._directory.exists():
-            for left_over in (*self._directory.glob(f'{step}.orbax-checkpoint-tmp*'), self._path(step)):
+            for left_over in (*matching(self._directory, f'{step}.orbax-checkpoint-tmp*'), self._path(step)):
                 if left_over.exists() and step not in self.steps():  # it takes room that the next attempt needs
                     # Orbax may have given up while its threads still write there; the next start deletes the rest.
                     with contextlib.suppress(OSError):
                         left_over.rmtree()
         if self._num_failures >= _MAX_FAILURES:
             raise self._gave_up(error)
-        say(f'Step {step} could not be saved: {_why(error)}{self._still_safe()}. The next save tries again.')
+        say(f'Step {step} could not be saved: {why(error)}{self._still_safe()}. The next save tries again.')
 
     def _gave_up(self, failure: Exception) -> BadInput:
         times = f', {self._num_failures} times in a row' if self._num_failures > 1 else ''
         error = BadInput(
             str(self._directory),
-            f'a checkpoint could not be written{times}: {_why(failure)}{self._still_safe()}',
+            f'a checkpoint could not be written{times}: {why(failure)}{self._still_safe()}',
             'room and permission to write',
             'the same command resumes from the last checkpoint',
         )
@@ -308,13 +313,6 @@ class Checkpoints:
         aside = next(path for name in names if not (path := self._directory / name).exists())
         self._path(step).rename(aside)
         return aside
-
-
-def _why(error: Exception) -> str:
-    """What went wrong: the system's words for an error code of TensorStore, else the first line of the message."""
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(code[1]))
-    return getattr(error, 'strerror', None) or (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def restore_whole(
@@ -340,31 +338,42 @@ def restore_on(
 ) -> TrainState:
     """The state of a run's checkpoint (the newest without `step`), spread over a mesh.
 
+    The run may be training: when it deletes the checkpoint that is being read, a newer one is read instead.
+
     Raises:
-      BadInput: when there is no such checkpoint, or when it is damaged.
+      BadInput: when there is no such checkpoint, when it is damaged, or when the run deletes the one that was named.
     """
     with Checkpoints(workdir) as checkpoints:
-        step = _existing(checkpoints, workdir, step)
+        _existing(checkpoints, workdir, step)  # before the program is built, which takes seconds
         program = build_program(
             config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
         )
-        return checkpoints.restore(program.shapes, program.shardings, step)
+        while True:
+            found = _existing(checkpoints, workdir, step)
+            try:
+                if damage := checkpoints.damage(found):
+                    raise _damaged(checkpoints, workdir, found, damage)
+                return checkpoints.restore(program.shapes, program.shardings, found)
+            except Exception:  # whatever Orbax makes of files that disappear
+                if found in checkpoints.steps():
+                    raise
 
 
 def _existing(checkpoints: Checkpoints, workdir: str, step: int | None) -> int:
-    """The given step, or the newest; raises BadInput when there is no such checkpoint, or when it is damaged."""
-    found, place = checkpoints.steps(), f'{workdir}/checkpoints'
-    step = max(found, default=None) if step is None else step
-    if step not in found:
+    """The given step, or the newest; raises BadInput when there is no such checkpoint."""
+    found = checkpoints.steps()
+    newest = max(found, default=None) if step is None else step
+    if newest is None or newest not in found:
         raise BadInput(
-            place,
+            f'{workdir}/checkpoints',
             f'holds no checkpoint of step {step}' if step is not None else 'holds no checkpoint',
             f'one of {", ".join(map(str, found))}' if found else 'a run that has saved at least once',
             '' if found else 'python -m bert_jax train --workdir=…',
         )
-    if damage := checkpoints.damage(step):
-        others = [other for other in found if other != step]
-        raise BadInput(
-            f'{place}/{step}', damage, 'the bytes that were written', f'--step={max(others)}' if others else ''
-        )
-    return step
+    return newest
+
+
+def _damaged(checkpoints: Checkpoints, workdir: str, step: int, damage: str) -> BadInput:
+    others = [other for other in checkpoints.steps() if other != step]
+    mend = f'--step={max(others)}' if others else ''
+    return BadInput(f'{workdir}/checkpoints/{step}', damage, 'the bytes that were written', mend)

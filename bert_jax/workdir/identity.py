@@ -5,13 +5,13 @@ import difflib
 import json
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from etils import epath
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, Data, Model, Optimizer, Train
-from bert_jax.config.fields import Role, identity_of, names_with
+from bert_jax.config.fields import Role, identity_of, names_with, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
 from bert_jax.data.streams import Streams
@@ -21,7 +21,15 @@ from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.workdir.recorded_paths import found_from, start_of
 
+ConfigT = TypeVar('ConfigT', Config, FinetuneConfig)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
+
+
+class Recorded(Protocol):
+    """What a workdir's config.json keeps beside the config (`pretrained.provenance.Provenance`)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The values to write."""
 
 
 def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
@@ -32,19 +40,38 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
     return found
 
 
+def as_begun(config: ConfigT, workdir: str, changing: Sequence[str] = (), *, quiet: bool = False) -> ConfigT:
+    """The config to resume a workdir's run with: defaults that are newer than the run keep the values that it had.
+
+    Args:
+      changing: names of fields that take their new value (--allow_change).
+      quiet: does not report what is kept.
+    """
+    if not is_workdir(workdir):
+        return config
+    kept = with_values_before(config, _read(epath.Path(workdir) / 'config.json')['config'], changing)
+    if kept != config and not quiet:
+        ours, theirs = identity_of(config), identity_of(kept)
+        fields = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        say(f'{workdir} was begun by an earlier version and keeps its defaults for {", ".join(fields)}')
+    return kept
+
+
 def claim(
     workdir: str,
     config: Config | FinetuneConfig,
     tokenizer: Tokenizer,
     fingerprint: dict[str, Any],
     *,
+    start: Recorded | None = None,
     allow_change: Sequence[str] | None = None,
     step: int | None = None,
 ) -> None:
     """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
 
     Args:
-      fingerprint: of the run (see `fingerprint`), and what is known of the weights that it starts from.
+      fingerprint: of the run (see `fingerprint`), and a hash of the weights that it starts from.
+      start: what else is known of those weights (`pretrained/provenance.py`); a new workdir records it.
       allow_change: names in the fingerprint whose value may be another than before; config.json then takes the new
         values, and records the old ones and the `step` that the run had reached. None for a command without
         --allow_change.
@@ -80,7 +107,7 @@ def claim(
             say(f'Changed from step {step or 0} on: {_listed(differ, theirs, ours)}')
         return
     if is_first():
-        write(workdir, config, tokenizer, ours)
+        write(workdir, config, tokenizer, ours, start)
 
 
 _OPTIONAL = {  # what a fingerprint need not hold
@@ -121,13 +148,23 @@ def _listed(differ: set[str], theirs: dict, ours: dict) -> str:
     return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
 
 
-def write(workdir: str, config: Config | FinetuneConfig, tokenizer: Tokenizer, fingerprint: dict[str, Any]) -> None:
-    """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json."""
+def write(
+    workdir: str,
+    config: Config | FinetuneConfig,
+    tokenizer: Tokenizer,
+    fingerprint: dict[str, Any],
+    start: Recorded | None = None,
+) -> None:
+    """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json.
+
+    Args: start, as of `claim`.
+    """
     path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path.parent / 'tokenizer')
     content = {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': fingerprint}
-    write_whole(path, json.dumps(content | {'versions': versions()}, indent=2) + '\n')
+    content |= {'versions': versions()} | ({'start': start.to_json()} if start is not None else {})
+    write_whole(path, json.dumps(content, indent=2) + '\n')
 
 
 def versions() -> dict[str, str]:
@@ -152,7 +189,7 @@ def load_config(workdir: str) -> Config:
     if 'task' in found:
         mend = f'python -m bert_jax export --workdir={workdir} --output=…'
         raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', mend)
-    return config_module.resolve(found)
+    return with_values_before(config_module.resolve(found), found)
 
 
 def load_settings(workdir: str) -> dict[str, Any]:
@@ -172,6 +209,40 @@ def load_fingerprint(workdir: str) -> dict[str, Any]:
       BadInput: when there is none.
     """
     return _read(epath.Path(workdir) / 'config.json')['fingerprint']
+
+
+def load_given(workdir: str) -> dict[str, Any]:
+    """The config of the run in a workdir as it was written, of pretraining or (with a `task`) of fine-tuning.
+
+    Raises:
+      BadInput: when there is none.
+    """
+    return _read(epath.Path(workdir) / 'config.json')['config']
+
+
+def load_start(workdir: str) -> dict[str, Any] | None:
+    """What a workdir records of the weights that its run started from; None for random ones, and in old workdirs.
+
+    Raises:
+      BadInput: when there is no run.
+    """
+    return _read(epath.Path(workdir) / 'config.json').get('start')
+
+
+def split_step(name: str) -> tuple[str, int | None]:
+    """(directory, step) of a model's name, `DIRECTORY` or `WORKDIR@STEP`; the step is None where none is named.
+
+    Raises:
+      BadInput: when what follows the `@` is no step, or the directory is no workdir and so has none.
+    """
+    directory, at, step = name.rpartition('@')
+    if not at or epath.Path(name).exists():
+        return name, None
+    if not (step.isascii() and step.isdecimal()):
+        if epath.Path(directory).exists():
+            raise BadInput(name, f'names the step {step!r}', 'WORKDIR@STEP with a number', directory)
+        return name, None
+    return directory, int(step)
 
 
 def _read(path: epath.Path) -> dict:

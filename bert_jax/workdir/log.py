@@ -1,5 +1,6 @@
 """Everything a run reports of itself: metrics.jsonl, TensorBoard events, history.jsonl, and lines on the terminal."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ class RunLog:
     """The log of one run, from the step it starts or resumes at.
 
     Attributes:
-      metrics: of the last training step that was logged, and of the evaluations since.
+      metrics: of the last training step that was logged, and of the evaluations since; None for a value that is not
+        finite, as that of nothing is.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class RunLog:
         self._history.add('start', start, lost_steps=self._writer.lost_steps, **hardware(mesh))
         self._progress = Progress(start, num_steps, describe_step)
         self._num_steps = num_steps
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, float | None] = {}
 
     def __enter__(self) -> 'RunLog':
         return self
@@ -54,7 +56,7 @@ class RunLog:
         self._check()
         self._writer.write(step, metrics)
         self._progress.show(step, metrics)
-        self.metrics = metrics
+        self.metrics = _finite(metrics)
 
     def evaluation(
         self, step: int, metrics: dict[str, float], description: str = '', examples: Sequence[dict[str, Any]] = ()
@@ -63,7 +65,7 @@ class RunLog:
         self._check()
         if metrics:
             self._writer.write(step, metrics)
-            self.metrics = self.metrics | metrics
+            self.metrics |= _finite(metrics)
         if examples:
             self._writer.write_examples(step, list(examples))
         if description:
@@ -86,3 +88,7 @@ class RunLog:
             self._history.add('stop', step, why=stopped_by)
         else:
             self._history.add('finish', step)
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

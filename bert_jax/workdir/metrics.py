@@ -49,7 +49,8 @@ class MetricsWriter:
         self._fails = self._is_closed = False
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends one line for a step; a value that is not finite is left out: JSON has no NaN."""
+        """Appends one line for a step. A value that is not finite is left out: JSON has no NaN, and a mean of nothing
+        is no measurement."""
         if not self._writes:
             return
         values = {name: value for name, value in values.items() if math.isfinite(value)}

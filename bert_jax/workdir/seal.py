@@ -80,15 +80,18 @@ def damage(directory: epath.Path) -> str:
         return f'no {MANIFEST}: it was never finished'
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f'{MANIFEST} is damaged'
-    found = files_of(directory)
-    for name in sorted(expected.keys() ^ found.keys()):
-        return f'{name} is {"missing" if name in expected else "not in its manifest"}'
-    for name, (size, _) in expected.items():
-        if (length := found[name].stat().length) != size:
-            return f'{name} has {length} bytes, not {size}'
-    for name, digests in _digests(found, part_bytes).items():
-        if digests != expected[name][1]:
-            return f'{name} has another checksum'
+    try:
+        found = files_of(directory)
+        for name in sorted(expected.keys() ^ found.keys()):
+            return f'{name} is {"missing" if name in expected else "not in its manifest"}'
+        for name, (size, _) in expected.items():
+            if (length := found[name].stat().length) != size:
+                return f'{name} has {length} bytes, not {size}'
+        for name, digests in _digests(found, part_bytes).items():
+            if digests != expected[name][1]:
+                return f'{name} has another checksum'
+    except FileNotFoundError as error:
+        return f'{error.filename} was deleted while it was read'
     return ''
 
 

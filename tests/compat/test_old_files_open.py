@@ -79,10 +79,13 @@ def files_below(directory: Path) -> dict[Path, tuple[bytes, int]]:
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """The metrics of each step, without those that depend on the speed of the machine."""
+    """The metrics of each step, without those that depend on the speed of the machine and the zeros of no pairs."""
     found: dict[int, dict[str, float]] = {}
     for line in map(json.loads, path.read_text().splitlines()):
         values = {name: value for name, value in line.items() if name not in (*CLOCK, 'step')}
+        of_nothing = [name for name in values if name.endswith('nsp_loss') and values[name] == 0]
+        for name in of_nothing:  # which the old code logged
+            del values[name], values[name.replace('loss', 'accuracy')]
         assert not found.get(line['step'], {}).keys() & values.keys(), f'step {line["step"]} is there twice'
         found.setdefault(line['step'], {}).update(values)
     return found

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import runpy
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from bert_jax import config
-from bert_jax.config import Config, bert, field_names, finetuning, resolve, sources
-from bert_jax.config.fields import Role, identity_of, roles
+from bert_jax.config import Config, Data, Masking, bert, field_names, finetuning, resolve, sources
+from bert_jax.config.fields import Role, identity_of, roles, setting, with_values_before
 from bert_jax.errors import BadInput
 
 
@@ -158,6 +159,50 @@ def test_only_fields_with_that_role_are_part_of_the_identity() -> None:
     assert changed == {'train.steps': 7, 'train.skip': [[0, 1, 2]]}  # IDENTITY, IDENTITY_IF_SET; not EXECUTION, CONTENT
     assert identity_of(run)['data.masking']['rate'] == 0.15
     assert not {'data.source', 'mesh.data', 'train.skip'} & identity_of(Config()).keys()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inner:
+    ROLE: ClassVar[Role] = Role.IDENTITY
+
+    newer: bool = setting(True, role=Role.IDENTITY_IF_SET, before=False)
+    older: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outer:
+    ROLE: ClassVar[Role] = Role.IDENTITY
+
+    raised: int = setting(0, before=-1)  # a field that exists as long as the run, with another default then
+    inner: _Inner = _Inner()
+
+
+@pytest.mark.parametrize(
+    'ours, recorded, expected',
+    [
+        (_Outer(), {'raised': -1, 'inner': {'older': 3}}, _Outer(-1, _Inner(newer=False))),  # as the run began
+        (_Outer(), {'raised': 0, 'inner': {'newer': True, 'older': 3}}, _Outer()),  # a run of today
+        (_Outer(5), {'raised': -1, 'inner': {}}, _Outer(5, _Inner(newer=False))),  # set: differs, and is reported so
+        (_Outer(), {'raised': 4, 'inner': {'newer': True}}, _Outer()),  # set in the run: differs
+    ],
+)
+def test_a_run_keeps_the_defaults_it_began_with(ours: _Outer, recorded: dict, expected: _Outer) -> None:
+    assert with_values_before(ours, recorded) == expected
+
+
+def test_a_newer_default_is_taken_where_the_change_is_allowed() -> None:
+    recorded = {'raised': -1, 'inner': {'older': 3}}
+    assert with_values_before(_Outer(), recorded, ['inner', 'raised']) == _Outer()
+    assert with_values_before(_Outer(), recorded, ['inner.newer']) == _Outer(-1)
+
+
+def test_identities_of_runs_before_a_field_existed_do_not_change() -> None:
+    assert identity_of(_Outer(inner=_Inner(newer=False))) == {'raised': 0, 'inner.older': 3}
+    assert identity_of(_Outer()) == {'raised': 0, 'inner.older': 3, 'inner.newer': True}
+    old, new = Masking(exclude_special=False), Masking()
+    masking = identity_of(Config(data=Data(masking=old)))['data.masking']
+    assert masking.keys() == {'rate', 'mask_fraction', 'random_fraction', 'unit'}
+    assert identity_of(Config(data=Data(masking=new)))['data.masking']['exclude_special']
 
 
 def test_phases_are_worked_out_once() -> None:

@@ -1,9 +1,8 @@
 """Windows cover every document once; pairs have the original's distribution."""
 
-import dataclasses
-
 import numpy as np
 import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
 
 from bert_jax.config import Data
 from bert_jax.data import random
@@ -67,7 +66,7 @@ def test_half_of_the_next_sentences_are_random_and_from_another_document() -> No
     document_of_token = np.repeat(np.arange(200), np.diff(split.sentences[split.documents]))
     labels = []
     for seed in range(20):
-        pairs = make_pairs(plan, np.arange(plan.num_windows), _keys(seed, plan.num_windows), 'nsp')
+        pairs = make_pairs(plan, np.arange(plan.num_windows), _keys(seed, plan.num_windows), data)
         is_random = pairs.label == 1
         a, b = document_of_token[pairs.a_start], document_of_token[pairs.b_start]
         assert np.all((a == b) == ~is_random)
@@ -82,6 +81,31 @@ def test_half_of_the_next_sentences_are_random_and_from_another_document() -> No
     assert abs(labels.mean() - 0.5) < 5 * 0.5 / np.sqrt(labels.size)
 
 
+def _accuracy_from_lengths(data: Data, *, only_short: bool = False) -> float:
+    """How many next-sentence labels boosted trees predict from the lengths of A and B, on windows not seen."""
+    rng = np.random.default_rng(7)
+    counts = rng.integers(2, 30, 8000)  # sentences of each document
+    split = MemorySplit(np.append(0, np.cumsum(rng.integers(3, 40, counts.sum()))), np.append(0, np.cumsum(counts)))
+    plan = plan_of(split, data)
+    windows = np.flatnonzero(plan.target < max_tokens(data)) if only_short else np.arange(plan.num_windows)
+    epochs = [make_pairs(plan, windows, _keys(seed, len(windows)), data) for seed in range(8)]
+    features = np.concatenate([np.stack([pairs.a_length, pairs.b_length], axis=1) for pairs in epochs])
+    labels = np.concatenate([pairs.label for pairs in epochs])
+    half = len(labels) // 2
+    trees = HistGradientBoostingClassifier(random_state=0).fit(features[:half], labels[:half])
+    assert half > 25_000  # a standard deviation of the accuracy is 0.3%
+    return trees.score(features[half:], labels[half:])
+
+
+@pytest.mark.parametrize('only_short', [False, True])
+def test_lengths_do_not_reveal_the_next_sentence_label(only_short: bool) -> None:
+    assert abs(_accuracy_from_lengths(Data(sequence_length=128), only_short=only_short) - 0.5) < 0.01
+
+
+def test_lengths_reveal_labels_where_a_random_sentence_fills_the_row() -> None:
+    assert _accuracy_from_lengths(Data(sequence_length=128, match_lengths=False), only_short=True) > 0.55
+
+
 def _partner_counts(split: MemorySplit, data: Data, window_of: int, seeds: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """How often each document is the partner of windows of one, and whether the sequences keep their planned length."""
     plan = plan_of(split, data)
@@ -89,7 +113,7 @@ def _partner_counts(split: MemorySplit, data: Data, window_of: int, seeds: int =
     windows = np.flatnonzero(plan.document_of == window_of)
     counts, is_full = np.zeros(len(bounds) - 1), []
     for seed in range(seeds):
-        pairs = make_pairs(plan, windows, _keys(seed, len(windows)), 'nsp')
+        pairs = make_pairs(plan, windows, _keys(seed, len(windows)), data)
         random_ones = pairs.label == 1
         chosen = np.searchsorted(bounds, pairs.b_start[random_ones], side='right') - 1
         counts += np.bincount(chosen, minlength=len(counts))
@@ -129,17 +153,18 @@ def test_where_no_document_holds_enough_any_other_is_the_partner() -> None:
 def test_swapped_halves_are_the_same_text_in_the_other_order() -> None:
     split, data = random_split(3), Data(sequence_length=64, pairing='sop')
     plan = plan_of(split, data)
-    pairs = make_pairs(plan, np.arange(plan.num_windows), _keys(0, plan.num_windows), 'sop')
+    pairs = make_pairs(plan, np.arange(plan.num_windows), _keys(0, plan.num_windows), data)
     in_order = pairs.a_start < pairs.b_start
     np.testing.assert_array_equal(in_order, pairs.label == 0)
 
 
 def test_trimming_takes_from_the_front_and_the_back_alike() -> None:
     split = MemorySplit(np.array([0, 40, 80, 120, 160]), np.array([0, 2, 4]))
-    plan = plan_of(split, dataclasses.replace(Data(sequence_length=43), short_sequence_probability=0.0))
+    data = Data(sequence_length=43, pairing='sop', short_sequence_probability=0.0)
+    plan = plan_of(split, data)
     fronts = []
     for seed in range(2000):
-        pairs = make_pairs(plan, np.array([0]), _keys(seed, 1), 'sop')
+        pairs = make_pairs(plan, np.array([0]), _keys(seed, 1), data)
         start = min(pairs.a_start[0], pairs.b_start[0])
         fronts.append(start)
     fronts = np.array(fronts)  # 20 of 40 tokens are trimmed: Binomial(20, 1/2)

@@ -1,13 +1,20 @@
 """Masking has the original's distribution and exact totals."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import sentencepiece
 
 from bert_jax.config import Masking
 from bert_jax.data import random
-from bert_jax.data.masking import _unit_starts, mask_tokens
+from bert_jax.data.masking import MaskVocabulary, _unit_starts, mask_tokens
+from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.vocabulary import SPECIAL_TOKENS
 
 MASK_ID, VOCAB = 4, 1000
+IS_CONTINUATION = np.arange(VOCAB) % 5 < 2
+VOCABULARY = MaskVocabulary(MASK_ID, np.ones(VOCAB, bool), np.arange(VOCAB), IS_CONTINUATION)
 
 
 def _mask(seed: int, num_rows: int = 256, num_positions: int = 64, num_predictions: int = 12, rate: float = 0.15):
@@ -24,9 +31,8 @@ def _mask(seed: int, num_rows: int = 256, num_positions: int = 64, num_predictio
         lengths,
         keys,
         Masking(rate=rate),
+        VOCABULARY,
         num_predictions=num_predictions,
-        mask_id=MASK_ID,
-        vocab_size=VOCAB,
     )
     return ids, candidates, lengths, masked
 
@@ -67,6 +73,46 @@ def test_replacements_are_80_10_10_and_the_random_ones_uniform() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 36  # 9 degrees of freedom, p = 4e-5
 
 
+@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
+@pytest.mark.parametrize('exclude', [True, False])
+def test_special_and_unused_tokens_are_neither_predicted_nor_drawn(kind: str, exclude: bool, tmp_path) -> None:
+    tokenizer = _with_unused_tokens(kind, tmp_path)
+    vocabulary = MaskVocabulary.of(tokenizer, Masking(exclude_special=exclude))
+    special = {index for index, token in enumerate(tokenizer.tokens) if token.startswith(('[', '<'))}
+    assert special >= {tokenizer.pad_id, tokenizer.unk_id, tokenizer.mask_id} and len(special) >= 7
+    ids = np.tile([tokenizer.cls_id, tokenizer.unk_id, *tokenizer.encode_batch(['the cat sat'])[0]], (4000, 1))
+    candidates = np.broadcast_to(np.arange(ids.shape[1]) > 0, ids.shape)
+    lengths, keys = np.full(len(ids), ids.shape[1]), random.fold(1, np.arange(len(ids)))
+    everything_random = Masking(rate=0.5, mask_fraction=0.0, random_fraction=1.0)
+    masked = mask_tokens(ids, candidates, lengths, keys, everything_random, vocabulary, num_predictions=4)
+    drawn = np.take_along_axis(masked.input_ids, masked.positions, axis=1)[masked.weights > 0]
+    labels = masked.ids[masked.weights > 0]
+    if exclude:
+        assert special.isdisjoint(drawn.tolist()) and tokenizer.unk_id not in labels
+        assert len(np.unique(drawn)) == tokenizer.vocab_size - len(special)
+    else:
+        assert special <= {*drawn.tolist()} and tokenizer.unk_id in labels
+
+
+def _with_unused_tokens(kind: str, directory: Path) -> Tokenizer:
+    if kind == 'wordpiece':
+        words = [*SPECIAL_TOKENS, '[unused0]', '[unused99]', 'the', 'cat', 'sat', '##s', *'abcdefgh']
+        (directory / 'vocab.txt').write_text('\n'.join(words) + '\n')
+        return load_tokenizer(str(directory / 'vocab.txt'), lowercase=True, strip_accents=False)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(['the cat sat on the mat', 'a bad egg fed a chef'] * 20),
+        model_prefix=str(directory / 'small'),
+        vocab_size=30,
+        hard_vocab_limit=False,
+        unk_piece='[UNK]',
+        pad_id=3,
+        pad_piece='[PAD]',
+        control_symbols=['[CLS]', '[SEP]', '[MASK]', '<unused0>', '<unused1>'],
+        minloglevel=2,
+    )
+    return load_tokenizer(str(directory / 'small.model'), lowercase=True, strip_accents=False)
+
+
 def test_every_candidate_is_drawn_equally_often() -> None:
     ids = np.full((20_000, 30), 7, np.int32)
     candidates = np.zeros(ids.shape, bool)
@@ -78,9 +124,8 @@ def test_every_candidate_is_drawn_equally_often() -> None:
         np.full(len(ids), 22),
         keys,
         Masking(),
+        VOCABULARY,
         num_predictions=5,
-        mask_id=MASK_ID,
-        vocab_size=VOCAB,
     )
     counts = np.bincount(masked.positions[masked.weights > 0], minlength=30)
     assert counts[0] == 0 and not counts[21:].any()
@@ -95,14 +140,10 @@ def test_a_row_without_candidates_gets_no_prediction() -> None:
         np.zeros(2, int),
         random.fold(0, np.arange(2)),
         Masking(),
+        VOCABULARY,
         num_predictions=10,
-        mask_id=MASK_ID,
-        vocab_size=VOCAB,
     )
     assert masked.weights.shape == (2, 10) and not masked.weights.any()
-
-
-IS_CONTINUATION = np.arange(VOCAB) % 5 < 2
 
 
 def _mask_units(unit: str, seed: int, num_rows: int = 128, num_predictions: int = 12):
@@ -119,10 +160,8 @@ def _mask_units(unit: str, seed: int, num_rows: int = 128, num_predictions: int 
         lengths,
         random.fold(seed, np.arange(num_rows)),
         Masking(unit=unit),
+        VOCABULARY,
         num_predictions=num_predictions,
-        mask_id=MASK_ID,
-        vocab_size=VOCAB,
-        is_continuation=IS_CONTINUATION,
     )
     return ids, candidates, lengths, masked
 
@@ -180,10 +219,8 @@ def test_each_word_is_drawn_as_often_as_by_the_original() -> None:
         np.full(rows, 40),  # n = 6
         random.fold(5, np.arange(rows)),
         Masking(unit='word'),
+        VOCABULARY,
         num_predictions=10,
-        mask_id=MASK_ID,
-        vocab_size=VOCAB,
-        is_continuation=IS_CONTINUATION,
     )
     ours = np.bincount(masked.positions[masked.weights > 0], minlength=64) / rows
     theirs = np.zeros(64)
@@ -225,11 +262,9 @@ def test_sequences_of_one_row_are_masked_each_for_itself(unit: str) -> None:
         lengths,
         random.fold(8, np.arange(rows)),
         Masking(unit=unit),
+        VOCABULARY,
         num_predictions=12,
-        mask_id=MASK_ID,
-        vocab_size=VOCAB,
         sequence_ids=np.tile(np.repeat([1, 2, 3], np.diff(bounds)), (rows, 1)),
-        is_continuation=IS_CONTINUATION,
     )
     places = np.where(masked.weights > 0, masked.positions, -1)
     for low, high, n in zip(bounds[:-1], bounds[1:], [4, 2, 3], strict=True):

@@ -12,6 +12,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import bert_jax.config
+from bert_jax.__main__ import main
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import describe, evaluate
 from bert_jax.evaluation.probe import open_sets
@@ -56,6 +57,29 @@ def test_without_pairs_nothing_is_reported_of_next_sentences(place: Path) -> Non
     assert 'MLM accuracy' in shown and 'Masked words' in shown and 'Pseudo-perplexity' in shown and 'NSP' not in shown
     assert json.loads((place / 'run' / 'evaluation.json').read_text()) == result
     assert result['windows'] == 16 and result['unknown_characters'] == 0
+
+
+def test_a_smaller_sample_does_not_replace_a_larger_one(place: Path) -> None:
+    path = place / 'run' / 'evaluation.json'
+    larger, smaller = (evaluate(str(place / 'run'), sample=sample) for sample in (16, 8))
+    assert json.loads(path.read_text()).items() >= larger.items()
+    assert (larger['windows'], smaller['windows']) == (16, 8) and 'in 8 windows of text' in describe(smaller)
+
+
+def test_what_a_run_does_not_measure_is_in_no_line_and_no_event(place: Path) -> None:
+    lines = [json.loads(line) for line in (place / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    assert {line['step'] for line in lines} == {1, 2} and any('validation/mlm_loss' in line for line in lines)
+    assert not [key for line in lines for key in line if 'nsp' in key]
+    [events] = (place / 'run' / 'tensorboard').iterdir()
+    assert b'mlm_loss' in events.read_bytes() and b'nsp' not in events.read_bytes()
+
+
+def test_text_with_nothing_to_guess_has_no_losses(place: Path) -> None:
+    (place / 'letters.txt').write_text('a\n\nb\n\nc\n')
+    result = evaluate(str(place / 'run'), source=f'text:{place}/letters.txt', sample=8)
+    measured = ('loss', 'mlm_loss', 'mlm_accuracy', 'nsp_loss', 'nsp_accuracy')
+    assert [result[name] for name in measured] == [None] * len(measured)
+    assert 'MLM loss      – nats' in describe(result)
 
 
 def test_probe_is_logistic_regression_on_mean_vectors_of_frozen_encoder(place: Path) -> None:
@@ -145,3 +169,20 @@ def test_source_that_cannot_be_reread_is_reported_without_failing(place: Path) -
         (place / 'away.txt').rename(place / 'text.txt')
     assert 'masked_word_nats_per_character' not in result and 'no file matches' in result['sample_missing']
     assert 'were not measured' in describe(result) and 0 < result['mlm_loss'] < 10
+
+
+def test_a_read_only_run_is_evaluated_and_the_result_is_printed_or_saved_elsewhere(
+    place: Path, tmp_path: Path, capsys
+) -> None:
+    (workdir := tmp_path / 'run').mkdir()
+    for path in (place / 'run').iterdir():
+        if not path.name.startswith('evaluation'):
+            (workdir / path.name).symlink_to(path)
+    (workdir / 'evaluation.json' / 'in the way').mkdir(parents=True)  # not even root can write that file
+    command = ['bert_jax', 'evaluate', f'--workdir={workdir}', '--sample=0', '--json']
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert 'evaluation.json could not be written' in shown.err
+    assert main([*command, f'--output={tmp_path}/result.json']) == 0
+    assert capsys.readouterr().out == shown.out == (tmp_path / 'result.json').read_text()
+    assert main([*command, f'--output={tmp_path}']) == 2

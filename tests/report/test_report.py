@@ -63,6 +63,32 @@ def test_without_pairs_nothing_is_said_about_them(tmp_path):
     assert 'NSP' not in ' '.join(read_page(path).text)
 
 
+def test_values_of_nothing_in_old_files_are_neither_drawn_nor_shown(tmp_path):
+    lines = [{'step': step, 'loss': 4.0, 'mlm_loss': 4.0, 'mlm_accuracy': 0.1, 'mfu': 1.31} for step in (10, 20)]
+    lines = [line | {'nsp_loss': 0.0, 'nsp_accuracy': 0.0, 'validation/nsp_loss': 0.0} for line in lines]
+    lines = [line | {'validation/nsp_accuracy': 0.0} for line in lines]
+    old = tmp_path / 'old'
+    write_run(old)
+    write_lines(old / 'metrics.jsonl', *lines)
+    (old / 'evaluation.json').write_text(json.dumps({'step': 20, 'mlm_loss': 0.0, 'mlm_accuracy': 0.0}))
+    alone = ' '.join(read_page(report.write_report([str(old)])).text)
+    assert 'MLM loss' in alone and 'NSP' not in alone and 'MFU' not in alone and '0.000' not in alone
+    with_pairs = report.read_run(write_run(tmp_path / 'pairs'), 'pairs')
+    without = report.read_run(str(old), 'old')
+    for key in ('nsp_loss', 'nsp_accuracy', 'validation/nsp_loss'):
+        assert without.curve(key) == ([], []) and without.last(key) is None
+    assert with_pairs.curve('nsp_loss')[0] and 'mfu' in with_pairs.metrics[0]
+
+
+def test_a_sampled_figure_is_shown_with_its_size(tmp_path):
+    workdir = write_run(tmp_path / 'a')
+    path = tmp_path / 'a' / 'evaluation.json'
+    found = {'masked_word_nats_per_character': 1.446, 'words_sample': 's', 'windows': 512}
+    path.write_text(json.dumps(json.loads(path.read_text()) | found))
+    assert '1.446  512 windows' in report.summarize([workdir])
+    assert '512 windows' in ' '.join(read_page(report.write_report([workdir])).text)
+
+
 @pytest.mark.parametrize('tail', ['{"step": 210, "mlm_lo', '{"step": 210, "name": "\u00e9'])
 def test_half_written_last_line_is_passed_over(tmp_path, tail):
     workdir = write_run(tmp_path / 'a')

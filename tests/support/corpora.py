@@ -34,7 +34,8 @@ class MemorySplit:
 def tokenizer_of(vocab_size: int) -> SimpleNamespace:
     """What the data pipeline reads of a `Tokenizer`; every third token continues a word."""
     special = {'pad_id': 0, 'unk_id': 1, 'cls_id': 2, 'sep_id': 3, 'mask_id': 4}
-    return SimpleNamespace(**special, vocab_size=vocab_size, is_continuation=np.arange(vocab_size) % 3 == 0)
+    ids = np.arange(vocab_size)
+    return SimpleNamespace(**special, vocab_size=vocab_size, is_continuation=ids % 3 == 0, is_special=ids < 5)
 
 
 TOKENIZER = tokenizer_of(60_000)

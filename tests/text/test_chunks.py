@@ -202,3 +202,17 @@ def test_an_empty_file_and_one_that_may_not_be_read_are_named(tmp_path):
         plan_source(f'text:{tmp_path}/a', 0, 'text')
     with pytest.raises(BadInput, match='gone: cannot be read .No such file'):
         read('text', [Part(str(tmp_path / 'gone'))])
+
+
+def test_a_directory_or_file_with_brackets_in_its_name_is_found_under_that_name(tmp_path):
+    for name in ('exp[1]/part[2].txt', 'exp[1]/other.txt', 'a1/x.txt', 'a[1]/y.txt'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('text\n')
+
+    def found(pattern: str) -> list[str]:
+        return [path.name for path in chunks.find_files(f'{tmp_path}/{pattern}')]
+
+    assert found('exp[1]/part[2].txt') == ['part[2].txt']
+    assert found('exp[1]/*.txt') == ['other.txt', 'part[2].txt']
+    assert found('a[1]/*.txt') == ['x.txt']  # a pattern that matches is a pattern
+    assert found('b[1]/*.txt') == found('exp[1]/none.txt') == []

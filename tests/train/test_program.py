@@ -12,6 +12,7 @@ from bert_jax.finetune import heads
 from bert_jax.model.layers import LAYERS, is_stacked, logical_axes
 from bert_jax.runtime.mesh import AXES, make_mesh
 from bert_jax.train.memory import batch_shapes
+from bert_jax.train.objective import PRETRAINING, PretrainingSums
 from bert_jax.train.program import TrainProgram, build_program
 
 pytestmark = pytest.mark.compiles
@@ -86,3 +87,11 @@ def test_a_program_of_a_task_has_the_parameters_and_the_figures_of_the_task() ->
     program = _program(_mesh(), build=heads.builder('tagging', 3), objective=heads.objective('tagging'))
     assert set(program.shapes.params) == {'bert', 'classifier'}
     assert program.objective.metrics(heads.TaskSums(*np.float32([6, 3, 4]))) == {'loss': 1.5, 'accuracy': 0.75}
+
+
+@pytest.mark.parametrize('objective', [PRETRAINING, *map(heads.objective, ('classification', 'tagging', 'spans'))])
+def test_a_mean_over_nothing_is_no_number_and_a_loss_to_train_on_stays_one(objective) -> None:
+    sums = PretrainingSums if objective is PRETRAINING else heads.TaskSums
+    found = objective.metrics(sums(*np.zeros(len(sums._fields), np.float32)))
+    assert found.pop('loss') == 0 and found
+    assert all(np.isnan(value) for value in found.values())

@@ -1,15 +1,18 @@
 """A checkpoint is whole, or named and set aside; nothing damaged is restored."""
 
 import concurrent.futures
+import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.train.state import TrainState
+from bert_jax.workdir import checkpoint, seal
 from bert_jax.workdir.checkpoint import Checkpoints
 
 
@@ -48,6 +51,61 @@ def test_what_is_restored_is_what_was_saved(workdir: Path) -> None:
     assert checkpoints.steps() == [10, 20] and checkpoints.set_aside_unsound() == 20
     for a, b in zip(jax.tree.leaves(_restore(checkpoints, 20)), jax.tree.leaves(_state(20)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+ODD_NAMES = (
+    'exp[1]',
+    '[a-z]',
+    'a*b',
+    'a?b',
+    '{x}',
+    'a%20b',
+    '100%',
+    'a#b',
+    ' a b ',
+    'übung',
+    '-v',
+    'end.',
+    'a\nb',
+    'a@5',
+    '\'"$HOME~|;',
+)
+
+
+@pytest.mark.parametrize('name', ODD_NAMES)
+def test_a_checkpoint_restores_whatever_its_directories_are_called(tmp_path: Path, name: str) -> None:
+    if name in ('a*b', 'a?b'):
+        _save(tmp_path / 'aXb' / 'run', 10)  # what the name would match as a pattern
+    _save(tmp_path / name / 'run', 20)
+    checkpoints = Checkpoints(str(tmp_path / name / 'run'))
+    assert checkpoints.set_aside_unsound() == 20
+    assert jax.tree.all(jax.tree.map(np.array_equal, _restore(checkpoints, 20), _state(20)))
+
+
+@pytest.mark.parametrize('name', ['a\\b', 'nobody://knows', '\udcff'])
+def test_a_path_that_a_library_mistakes_for_another_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadInput, match='--workdir'):
+        Checkpoints(name if '://' in name else str(tmp_path / name))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_save_that_orbax_cannot_restore_is_never_counted(workdir: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr('bert_jax.workdir.checkpoint.literal_path', epath.Path)  # as Orbax is used without it
+    odd = workdir / 'a[1]'
+    checkpoints = Checkpoints(str(odd))
+    checkpoints.save(_state(30))
+    with pytest.raises(BadInput, match='Orbax cannot restore it'):
+        checkpoints.close()
+    assert Checkpoints(str(odd)).steps() == [] and (odd / 'checkpoints' / 'damaged-30').is_dir()
+
+
+def test_a_sealed_checkpoint_that_orbax_cannot_restore_is_set_aside(workdir: Path, capsys) -> None:
+    directory = epath.Path(workdir / 'checkpoints' / '20')
+    (directory / 'manifest.ocdbt').unlink()  # as when nothing was merged
+    seal.seal(directory, seal.make_manifest(directory, 20))
+    assert seal.damage(directory) == ''
+    assert Checkpoints(str(workdir)).set_aside_unsound() == 10
+    assert 'Orbax cannot restore it' in capsys.readouterr().err
 
 
 def test_a_damaged_step_is_set_aside_by_name_and_the_newest_sound_one_is_used(workdir: Path, capsys) -> None:
@@ -201,3 +259,33 @@ def test_a_run_rolls_back_to_before_its_numbers_went_wrong(workdir: Path) -> Non
     assert checkpoints.roll_back(29) == 20 and checkpoints.steps() == [10, 20]
     assert checkpoints.roll_back(5) == 10  # none is older
     assert Checkpoints(str(workdir / 'new')).roll_back(5) is None
+
+
+@pytest.mark.parametrize('moment', ['damage', 'restore', 'files'])
+def test_a_reader_whose_checkpoint_is_deleted_takes_the_newest_unless_one_was_named(
+    workdir: Path, monkeypatch, moment: str
+) -> None:
+    shapes = jax.eval_shape(lambda: _state(0))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    program = types.SimpleNamespace(shapes=shapes, shardings=jax.tree.map(lambda _: here, shapes))
+    monkeypatch.setattr(checkpoint, 'build_program', lambda *_, **__: program)
+
+    def read(step: int | None) -> TrainState:
+        config = types.SimpleNamespace(model=None, optimizer=None, train=None, phases=())
+        owner, name = (seal, 'files_of') if moment == 'files' else (Checkpoints, moment)
+        unpatched = getattr(owner, name)
+
+        def rotates(*arguments: object) -> object:
+            monkeypatch.setattr(owner, name, unpatched)
+            newest = max(Checkpoints(str(workdir)).steps())
+            _save(workdir, newest + 10)
+            found = unpatched(*arguments) if moment == 'files' else None
+            seal.delete(epath.Path(workdir / 'checkpoints' / str(newest)))
+            return found if moment == 'files' else unpatched(*arguments)
+
+        monkeypatch.setattr(owner, name, rotates)
+        return checkpoint.restore_on(None, str(workdir), config, 100, step)
+
+    assert int(read(None).step) == 30
+    with pytest.raises(BadInput, match='holds no checkpoint of step 30\n.*one of 10, 40'):
+        read(30)

@@ -1,0 +1,57 @@
+"""The figures that `evaluate` keeps in evaluation.json: samples of different sizes side by side.
+
+The figures of the largest sample are the file's own keys. Those of smaller ones are a list under `smaller_samples`, so
+that evaluating again with fewer windows never replaces a better measurement.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+OF_SAMPLE = (
+    'masked_word_nats_per_character',
+    'unigram_nats_per_character',
+    'masked_words',
+    'unknown_characters',
+    'windows',
+    'windows_cut',
+    'words_sample',
+    'pseudo_perplexity',
+)
+_SMALLER = 'smaller_samples'
+_OF_TEXT = ('step', 'unigram_entropy')  # equal where two results are of one model on one text
+
+
+def samples_of(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The figures of each sample in an evaluation.json, the largest first; empty for one without samples."""
+    found = [evaluation, *evaluation.get(_SMALLER, [])]
+    return [{key: one[key] for key in OF_SAMPLE if key in one} for one in found if 'words_sample' in one]
+
+
+def read(path: epath.Path) -> dict[str, Any]:
+    """What an earlier evaluation left; {} where there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError:  # damaged: the new result takes its place
+        content = {}
+    return content if isinstance(content, dict) else {}
+
+
+def merged(earlier: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """The new content of evaluation.json: `result`, and the samples of the same model and text from before."""
+    samples = samples_of(result)
+    if all(earlier.get(key) == result[key] for key in _OF_TEXT):
+        samples += [one for one in samples_of(earlier) if size_of(one) not in map(size_of, samples)]
+    samples.sort(key=size_of, reverse=True)
+    if not samples:
+        return dict(result)
+    largest, *smaller = samples
+    of_text = {key: value for key, value in result.items() if key not in (*OF_SAMPLE, 'sample_missing')}
+    return of_text | largest | ({_SMALLER: smaller} if smaller else {})
+
+
+def size_of(sample: Mapping[str, Any]) -> int:
+    """Windows in a sample; 0 in files of early versions, which did not count them."""
+    return sample.get('windows', 0)
