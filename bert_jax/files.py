@@ -233,8 +233,7 @@ def _last_change(path: Any) -> float:
     newest = 0.0
     try:
         for inside in (path, *(path.rglob('*') if path.is_dir() else ())):
-            status = inside.stat()
-            newest = max(newest, status.st_mtime if isinstance(status, os.stat_result) else float(status.mtime or 0))
+            newest = max(newest, modified_at(inside))
     except OSError:
         return time.time()
     return newest or time.time()
@@ -274,6 +273,18 @@ def unusable_path(path: str) -> str:
     if any('\ud800' <= character <= '\udfff' for character in path):
         return 'is not valid UTF-8'
     return ''
+
+
+def size_of(path: epath.PathLike) -> int:
+    """Bytes of a file, local or on an object store; `stat` of `epath` fails where the file's owner has no name."""
+    found = _as_path(path).stat()
+    return found.st_size if isinstance(found, os.stat_result) else found.length
+
+
+def modified_at(path: epath.PathLike) -> float:
+    """When a file was last written, in seconds since 1970, by the clock of its file system; whole ones if remote."""
+    found = _as_path(path).stat()
+    return found.st_mtime if isinstance(found, os.stat_result) else float(found.mtime or 0)
 
 
 def _as_path(path: epath.PathLike) -> Any:
@@ -398,3 +409,20 @@ def json_digest(value: Any) -> str:
     """The first 64 bits of SHA-256 of a dataclass or JSON value, in hexadecimal. Stored in files: it never changes."""
     value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# --- Caches. ---
+
+
+def cache_directory() -> pathlib.Path:
+    """Where caches belong: $XDG_CACHE_HOME, else ~/.cache; it need not exist.
+
+    Raises:
+      OSError: for a user without a home directory, as in a container that knows no name for its user id.
+    """
+    if configured := os.environ.get('XDG_CACHE_HOME'):
+        return pathlib.Path(configured)
+    try:
+        return pathlib.Path.home() / '.cache'
+    except RuntimeError:
+        raise OSError(errno.ENOENT, 'this user has no home directory; set XDG_CACHE_HOME') from None

@@ -30,7 +30,7 @@ from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, matching, read_json, unusable_path, write_whole
+from bert_jax.files import is_local, matching, read_json, size_of, unusable_path, write_whole
 from bert_jax.model.bert import BertForPreTraining, Build, check_size
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
@@ -269,7 +269,7 @@ class Checkpoints:
         """Why another checkpoint as large as the newest one, or as the state, would not fit: error code and message."""
         before = self.latest_step()
         files = [] if before is None else seal.files_of(self._path(before)).values()
-        needed = sum(path.stat().length for path in files) or sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        needed = sum(map(size_of, files)) or sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self._directory).free

@@ -14,7 +14,16 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.files import files_below, is_local, json_digest, next_digest, read_json, sync, write_whole
+from bert_jax.files import (
+    files_below,
+    is_local,
+    json_digest,
+    next_digest,
+    read_json,
+    size_of,
+    sync,
+    write_whole,
+)
 
 MANIFEST = 'manifest.json'
 _VERSION = 2
@@ -52,7 +61,7 @@ def make_manifest(directory: epath.Path, step: int) -> dict[str, Any]:
         for path in {*files.values(), *(path.parent for path in files.values()), directory.parent}:
             sync(path)
     digests = _digests(files, _PART_BYTES)
-    listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
+    listed = {name: {'bytes': size_of(path), 'sha256': digests[name]} for name, path in files.items()}
     manifest = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
     # With a checksum of its own a corrupt manifest is not reported as a corrupt file.
     return manifest | {'checksum': json_digest(manifest)}
@@ -96,7 +105,7 @@ def damage(directory: epath.Path) -> str:
         for name in sorted(expected.keys() ^ found.keys()):
             return f'{name} is {"missing" if name in expected else "not in its manifest"}'
         for name, (size, _) in expected.items():
-            if (length := found[name].stat().length) != size:
+            if (length := size_of(found[name])) != size:
                 return f'{name} has {length} bytes, not {size}'
         for name, digests in _digests(found, part_bytes).items():
             if digests != expected[name][1]:
@@ -125,9 +134,7 @@ def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], 
 
 def _digests(files: dict[str, epath.Path], part_bytes: int) -> dict[str, list[str]]:
     """SHA-256 of each part of each file. Parts are hashed in parallel, so that one large file is no bottleneck."""
-    parts = [
-        (name, start) for name, path in files.items() for start in range(0, max(path.stat().length, 1), part_bytes)
-    ]
+    parts = [(name, start) for name, path in files.items() for start in range(0, max(size_of(path), 1), part_bytes)]
     with concurrent.futures.ThreadPoolExecutor(_NUM_HASHING_THREADS) as pool:
         digests = pool.map(lambda part: _digest(files[part[0]], part[1], part_bytes), parts)
         found: dict[str, list[str]] = {name: [] for name in files}
