@@ -25,7 +25,7 @@ class Progress:
         num_steps: int,
         describe: Callable[[dict[str, float]], str],
         stage: Callable[[], str],
-        fewer_steps: Callable[[int], str],
+        flags_of_shorter: Callable[[float], str],
     ):
         """Initializes the progress.
 
@@ -33,11 +33,11 @@ class Progress:
           start: the step resumed from.
           describe: turns the metrics of a step into a few words.
           stage: what the main thread is doing, in words; '' while it makes steps.
-          fewer_steps: settings that make the run as long as so many steps, for a run that would take weeks.
+          flags_of_shorter: the flags that shorten the run to a share of its steps, for one that would take weeks.
         """
         self._bar = progress_bar(total=num_steps, initial=start, unit='step', smoothing=0.05)
         self._num_steps, self._describe = num_steps, describe
-        self._stage, self._fewer_steps = stage, fewer_steps
+        self._stage, self._flags_of_shorter = stage, flags_of_shorter
         self._is_estimated = False
         self._begin(start)
 
@@ -113,10 +113,11 @@ class Progress:
         """Says how long the run will take, and what to set where that is out of proportion."""
         num_left = self._num_steps - self._step
         say(f'{duration(seconds)} a step: the other {num_left:,} steps take about {duration(seconds * num_left)}')
-        if seconds * num_left > _TOO_LONG and (settings := self._fewer_steps(max(1, int(_A_DAY / seconds)))):
+        if seconds * num_left > _TOO_LONG:
+            flags = self._flags_of_shorter(_A_DAY / seconds / self._num_steps)
             say(
-                f'Warning: that is out of proportion for these devices. {settings} takes about a day here, a smaller '
-                'model or batch takes less a step, and `plan --target=…` says how long other devices would take.'
+                f'Warning: that is out of proportion for these devices. A run with {flags} takes about a day here, a '
+                'smaller model or batch takes less a step, and `plan --target=…` shows the time on other devices.'
             )
 
 
