@@ -14,6 +14,7 @@ from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
 from bert_jax.data.epochs import MOST_EPOCHS, flags_of_shorter, num_epochs
+from bert_jax.data.fill import fill_of_phases
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import Streams, open_streams
 from bert_jax.evaluation.evaluator import Evaluator
@@ -155,7 +156,7 @@ def _evaluators(
 
 def _introduce(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...], *, is_new: bool) -> None:
     """Says what is trained on what, and what of a new run is out of proportion."""
-    say(_describe(config, mesh, vocab_size, streams))
+    say(_describe(config, mesh, vocab_size, streams, is_new=is_new))
     if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
         say(
             f'Warning: the run goes {epochs:,.0f} times through its text; beyond about {MOST_EPOCHS} times there is '
@@ -163,7 +164,7 @@ def _introduce(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Strea
         )
 
 
-def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
+def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...], *, is_new: bool) -> str:
     devices = jax.devices()
     several = [processes.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
@@ -179,6 +180,9 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream
             + f': {stream.num_rows:,} rows of {_describe_lengths(phase, stream)} positions an epoch; '
             f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:,.2f} epochs'
         )
+    if isinstance(streams[0], CorpusStream):
+        fills = fill_of_phases(config, streams[0].split)
+        lines += [f'  {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
     return '\n'.join(lines)
 
 

@@ -74,7 +74,7 @@ def diagnose(config: Config, workdir: str | None = None) -> list[Problem]:
             check(_disk, config, config.tokenizer.vocab_size, workdir)
             return _errors_first([*problems, problem_of(error)])
         check(_initial_model, config, corpus, workdir)
-        for findings in (_vocabulary, _lines, _documents, _held_out):
+        for findings in (_vocabulary, _lines, _documents, _held_out, _fill):
             check(findings, config, corpus)
     check(_disk, config, corpus.tokenizer.vocab_size if corpus else config.tokenizer.vocab_size, workdir)
     check(_epochs, config, corpus)
@@ -221,6 +221,21 @@ def _epochs(config: Config, corpus: Corpus | None) -> Iterator[Problem]:
             f'at most about {MOST_EPOCHS} times',
             f'more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}',
         )
+
+
+def _fill(config: Config, corpus: Corpus) -> Iterator[Problem]:
+    """Whether rows are mostly padding, which costs as much as text."""
+    from bert_jax.data.fill import fill_of_phases
+
+    for found in fill_of_phases(config, corpus.train):
+        if found.better:
+            suggested = [f'{flags} ({share:.0%})' for flags, share in found.better.items()]
+            yield _warning(
+                'config.data',
+                f'in rows of {found.sequence_length} positions only {found.share:.0%} of the positions hold tokens',
+                'fuller rows: padding takes as long to compute as text',
+                ', or '.join(suggested),
+            )
 
 
 def _held_out(config: Config, corpus: Corpus) -> Iterator[Problem]:
