@@ -81,8 +81,8 @@ def read_model_json(directory: Path) -> tuple[config.Model, int]:
     return parse_model_json(content, path)
 
 
-def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: Path, expected: str, kind: type = dict) -> Any:
+    """A JSON object from a file, or with `kind=list` a JSON list.
 
     Raises:
       BadInput: when it is not there or is none.
@@ -93,8 +93,8 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
         content = json.loads(path.read_text('utf-8'))
     except ValueError as error:
         raise BadInput(str(path), f'is not JSON ({error})', expected) from error
-    if not isinstance(content, dict):
-        raise BadInput(str(path), 'is not a JSON object', expected)
+    if not isinstance(content, kind):
+        raise BadInput(str(path), f'is not a JSON {"object" if kind is dict else "list"}', expected)
     return content
 
 

@@ -1,5 +1,7 @@
 """`sweep`, from a sweep file to its table: checked, prepared, run, shown."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -8,8 +10,10 @@ from bert_jax.activity import activity
 from bert_jax.console import progress_bar, say
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local
+from bert_jax.runtime.lease import Lease
+from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
 from bert_jax.sweep import launch
-from bert_jax.sweep.launch import EXIT_RUN_AGAIN, Signals
+from bert_jax.sweep.launch import Signals
 from bert_jax.sweep.picture import write_picture
 from bert_jax.sweep.results import Result, best_commands, read_results, table
 from bert_jax.sweep.runs import Run
@@ -45,7 +49,7 @@ def sweep(
     job, stopped = '', ''
     if todo and jobs != 0:
         say(f'{len(runs)} runs, {len(runs) - len(todo)} of them finished')
-        with Signals() as signals:
+        with Signals() as signals, _held(directory):
             status = launch.prepare_corpora(todo, signals)
             if status:
                 return status, {'runs': []}, ''
@@ -65,6 +69,17 @@ def sweep(
     if job:
         as_json['job'] = job
     return _exit_status(results, statuses, stopped), as_json, _describe(results, commands, page, job)
+
+
+@contextlib.contextmanager
+def _held(directory: str) -> Iterator[None]:
+    """Holds the directory of a sweep, so that a second one does not start the same runs."""
+    lease = Lease(directory)
+    lease.acquire(say)
+    try:
+        yield
+    finally:
+        lease.close()
 
 
 def _run_here(runs: tuple[Run, ...], todo: list[Run], jobs: int, signals: Signals) -> dict[str, int]:

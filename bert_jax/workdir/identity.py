@@ -211,15 +211,6 @@ def load_fingerprint(workdir: str) -> dict[str, Any]:
     return _read(epath.Path(workdir) / 'config.json')['fingerprint']
 
 
-def load_given(workdir: str) -> dict[str, Any]:
-    """The config of the run in a workdir as it was written, of pretraining or (with a `task`) of fine-tuning.
-
-    Raises:
-      BadInput: when there is none.
-    """
-    return _read(epath.Path(workdir) / 'config.json')['config']
-
-
 def load_start(workdir: str) -> dict[str, Any] | None:
     """What a workdir records of the weights that its run started from; None for random ones, and in old workdirs.
 
