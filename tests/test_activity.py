@@ -104,9 +104,10 @@ def test_slow_steps_are_reported_with_their_loss_and_the_time_left(clock: Callab
     assert shown._describe_now() == 'step 0/1000000  compiling the step'
     shown = _progress()
     for step in (1, 2):
-        shown.made_step(step, 10.5)
         clock(56.0)
-    assert shown._describe_now() == 'step 2/1000000  loss 10.500  112.00 s a step  1296.3 days left'
+        shown.made_step(step, 10.5)
+    clock(30.0)  # into the next step
+    assert shown._describe_now() == 'step 2/1000000  loss 10.500  56.00 s a step  648.1 days left'
 
 
 @pytest.mark.parametrize('seconds, is_too_long', [(56.0, True), (0.9, False)])

@@ -44,6 +44,7 @@ class Progress:
     def _begin(self, step: int) -> None:
         self._step, self._loss = step, ''
         self._first: tuple[int, float] | None = None  # (the first step made since then, when)
+        self._seconds_a_step: float | None = None
 
     def __enter__(self) -> 'Progress':
         show = None if self._bar.disable else self._show_in_bar
@@ -58,15 +59,17 @@ class Progress:
     def made_step(self, step: int, loss: float) -> None:
         """The devices have made a step; its loss is known anyway, so nothing waits for them here."""
         now = time.perf_counter()
-        self._step, self._loss = step, f'loss {loss:.3f}'
         self._first = self._first or (step, now)
+        since_step, since = self._first
+        if step > max(self._step, since_step):
+            self._seconds_a_step = (now - since) / (step - since_step)
+        self._step, self._loss = step, f'loss {loss:.3f}'
         if not self._bar.disable:
             self._bar.update(step - self._bar.n)
-        since_step, since = self._first
         is_measured = step - since_step >= _STEPS_TO_ESTIMATE and now - since >= _SECONDS_TO_ESTIMATE
-        if is_measured and not self._is_estimated:
+        if is_measured and not self._is_estimated and self._seconds_a_step is not None:
             self._is_estimated = True
-            self._estimate((now - since) / (step - since_step))
+            self._estimate(self._seconds_a_step)
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the metrics of a step."""
@@ -91,18 +94,14 @@ class Progress:
         """Leaves the bar as it is."""
         self._bar.close()
 
-    def _seconds_a_step(self) -> float | None:
-        if self._first is None or self._step == self._first[0]:
-            return None
-        return (time.perf_counter() - self._first[1]) / (self._step - self._first[0])
-
     def _left(self) -> list[str]:
-        seconds = self._seconds_a_step()
+        seconds = self._seconds_a_step
         return [] if seconds is None else [f'{_interval(seconds * (self._num_steps - self._step))} left']
 
     def _describe_now(self) -> str:
-        seconds = self._seconds_a_step()
-        each = [] if seconds is None else [f'{duration(seconds)} a step']
+        if not self._bar.disable:  # which shows the rest
+            return '  '.join(filter(None, [self._loss, self._stage()]))
+        each = [] if self._seconds_a_step is None else [f'{duration(self._seconds_a_step)} a step']
         parts = [f'step {self._step}/{self._num_steps}', self._loss, *each, *self._left(), self._stage()]
         return '  '.join(filter(None, parts))
 
