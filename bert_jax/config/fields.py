@@ -19,6 +19,7 @@ class Role(enum.Enum):
     IDENTITY_IF_SET = 'likewise, where it differs from what runs had before the field existed'
     SHAPES = 'part of what the run is, and the arrays of its checkpoints depend on it: never changes'
     CONTENT = 'what the data are made from: a hash of their content takes its place'
+    CONTENT_IF_SET = 'likewise, where it differs from its default'  # fields newer than some corpora
     EXECUTION = 'how the run is carried out: may change at any time'
 
 
@@ -104,6 +105,16 @@ def _as_json(value: Any) -> Any:
 def names_with(role: Role, section: type[Any]) -> tuple[str, ...]:
     """The names of a section's own fields that have a role."""
     return tuple(name for name, found in roles(section).items() if found is role)
+
+
+def content_of(section: Any) -> dict[str, Any]:
+    """{field: value} of a section's own fields that data are made from; newer fields only where they are set."""
+    found = {}
+    for field in dataclasses.fields(section):
+        role, value = roles(type(section))[field.name], getattr(section, field.name)
+        if role is Role.CONTENT or (role is Role.CONTENT_IF_SET and value != field.default):
+            found[field.name] = value
+    return found
 
 
 def at_least(default: Any, low: float, role: Role | None = None):

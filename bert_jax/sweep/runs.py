@@ -256,7 +256,11 @@ def _resolve(run: str, values: dict[str, Any]) -> Config:
 
 def _corpus_settings(values: dict[str, Any]) -> dict[str, Any]:
     """What the contents of a run's corpus depend on, of the values of its config."""
-    of_data = {name: values['data'].get(name) for name in names_with(Role.CONTENT, Data)}
+    unset, given = Data(), values['data']
+    of_data = {name: given.get(name) for name in names_with(Role.CONTENT, Data)}
+    for name in names_with(Role.CONTENT_IF_SET, Data):
+        if given.get(name, getattr(unset, name)) != getattr(unset, name):
+            of_data[name] = given[name]
     settled = dataclasses.asdict(Tokenizer().for_training())
     tokenizer = {name: settled.get(name) if value is None else value for name, value in values['tokenizer'].items()}
     return of_data | {'tokenizer': tokenizer}

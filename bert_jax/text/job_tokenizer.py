@@ -43,19 +43,20 @@ def make_tokenizer(
 ) -> None:
     """Puts the tokenizer into the job's directory, unless it is there.
 
-    Unless one is given, it is that of the job in the directory `kept`, if that is on the same text with the same
-    settings. Otherwise it is trained on `sample_bytes` of text, spread over all chunks of the training sources by their
+    Unless one is given, it is that in `kept`, the directory of another job on the same text with the same settings.
+    Otherwise it is trained on `sample_bytes` of text, spread over all chunks of the training sources by their
     size and weight. Shards that start together all train it, and get the same; the first to finish gives it its name.
     """
     if job.tokenizer_directory.is_dir():
         return
     trained = given
     if trained is None and kept is not None:
-        trained = _kept_tokenizer(job, kept)
+        trained = _kept_tokenizer(kept)
     if trained is None:
         weights = [weight * (split != 'validation') for _, weight, split in mixture]
         sizes = [chunk.num_bytes * weights[chunk.source] for chunk in job.chunks]
-        shares = [(number, -(-settings.sample_bytes * size // sum(sizes))) for number, size in enumerate(sizes)]
+        total = max(1, sum(sizes))
+        shares = [(number, -(-settings.sample_bytes * size // total)) for number, size in enumerate(sizes)]
         pool.run('sample', [(number, int(share)) for number, share in shares if share], 'reading')
         start = time.monotonic()
         with activity('training the tokenizer') if progress else contextlib.nullcontext():
@@ -67,9 +68,8 @@ def make_tokenizer(
         trained.save(temporary)
 
 
-def _kept_tokenizer(job: Job, directory: pathlib.Path) -> Tokenizer | None:
-    other = Job(directory, job.reading, job.sources)
-    if not other.tokenizer_directory.is_dir() or not other.is_like(job):
+def _kept_tokenizer(directory: pathlib.Path) -> Tokenizer | None:
+    if not (directory / 'tokenizer').is_dir():
         return None
-    say(f'tokenizer: taken from {other.tokenizer_directory}')
-    return load_saved_tokenizer(other.tokenizer_directory)
+    say(f'tokenizer: taken from {directory / "tokenizer"}')
+    return load_saved_tokenizer(directory / 'tokenizer')

@@ -11,7 +11,6 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +21,13 @@ from bert_jax.files import json_digest, new_directory
 from bert_jax.text.checksums import checksums_of
 from bert_jax.text.chunks import Source, plan_source
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
-from bert_jax.text.documents import Reading, Tally
-from bert_jax.text.encode import read_record
+from bert_jax.text.documents import Reading
 from bert_jax.text.existing import WeightedSource, find_existing, settings_of, weighted_sources
-from bert_jax.text.job import Job, open_job
+from bert_jax.text.job import Job
 from bert_jax.text.job_tokenizer import given_tokenizer, make_tokenizer
 from bert_jax.text.merge import FEWEST, Share, merge
 from bert_jax.text.normalization import doubts
+from bert_jax.text.partial import open_job, partial_directory
 from bert_jax.text.pool import Pool
 from bert_jax.text.preview import (
     PREVIEW_SENTENCES,
@@ -39,9 +38,11 @@ from bert_jax.text.preview import (
     shortfall,
 )
 from bert_jax.text.splits import SplitWriter
+from bert_jax.text.tally import Tally
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 
 TOKENS_PER_SHARD = 1 << 25
+_MUCH_WORSE = 10  # times `data.bad_text`: so much in the sample for the tokenizer, and the rest is not read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,19 +129,20 @@ def prepare(
         sentences = first_sentences(sources, Reading.of(data), characters=SAMPLE_CHARACTERS)
         warnings = as_warnings(doubts(given, sentences), f'config.tokenizer.path={tokenizer.path}', progress)
     try:
-        job = open_job(_partial(directory), Reading.of(data), sources, settings, alone=shard is None)
-        with make_pool(job) as pool:
-            make_tokenizer(job, pool, mixture, tokenizer, given, _kept(directory), progress)
-            mine = range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
-            pool.run('encode', [(number,) for number in mine], 'encoding')
-        if missing := [number for number in range(len(job.chunks)) if not job.is_encoded(number)]:
-            return Unfinished(str(directory), len(job.chunks), len(missing))
-        manifest = finish(job, data, mixture, settings, start, progress)
+        with open_job(directory, Reading.of(data), sources, settings, alone=shard is None, progress=progress) as job:
+            with make_pool(job) as pool:
+                kept = partial_directory(_kept(directory)) / job.directory.name
+                make_tokenizer(job, pool, mixture, tokenizer, given, kept, progress)
+                job.tally_of_sample().check_text(data.bad_text, _MUCH_WORSE)
+                mine = range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
+                pool.run('encode', [(number,) for number in mine], 'encoding')
+            if missing := [number for number in range(len(job.chunks)) if not job.is_encoded(number)]:
+                return Unfinished(str(directory), len(job.chunks), len(missing))
+            manifest = finish(job, data, mixture, settings, start, progress)
     except OSError as error:  # perhaps only because another process finished first, and cleaned up
         if (manifest := find_existing(directory, mixture, settings)) is None:
             raise _cannot_write(directory, error) from error
-    for leftover in (_partial(directory), _kept(directory)):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(partial_directory(_kept(directory)), ignore_errors=True)
     return _summary(directory, manifest, given, tokenizer, warnings, progress, reused=False)
 
 
@@ -184,14 +186,16 @@ def tokenizer_preview(
     else:
         settings = settings_of(data, tokenizer, None)
         try:
-            job = open_job(_kept(directory), reading, sources, settings, alone=True)
-            with Pool(job, workers, progress) as pool:
-                make_tokenizer(job, pool, mixture, tokenizer, None, None, progress)
+            with open_job(_kept(directory), reading, sources, settings, alone=True, progress=progress) as job:
+                with Pool(job, workers, progress) as pool:
+                    make_tokenizer(job, pool, mixture, tokenizer, None, None, progress)
+                job.tally_of_sample().check_text(data.bad_text, _MUCH_WORSE)
+                sentences = list(itertools.islice(job.read_sample(), PREVIEW_SENTENCES))
         except OSError as error:
             raise _cannot_write(directory, error) from error
         trained = job.encoder.tokenizer
         warnings = as_warnings(shortfall(trained.vocab_size, tokenizer), 'the tokenizer', progress)
-        preview = describe_tokenizer(trained, list(itertools.islice(job.read_sample(), PREVIEW_SENTENCES)))
+        preview = describe_tokenizer(trained, sentences)
         if progress:
             say(f'tokenizer: kept in {job.tokenizer_directory} for a `prepare` with the same settings')
     return preview | {'vocab_size_requested': None if given else tokenizer.vocab_size, 'warnings': warnings}
@@ -210,19 +214,16 @@ def _check_is_text(data: config.Data) -> None:
         )
 
 
-def _partial(directory: pathlib.Path) -> pathlib.Path:
-    return directory.parent / f'.{directory.name}.partial'
-
-
 def _kept(directory: pathlib.Path) -> pathlib.Path:
-    """The directory of a job that ended with its tokenizer (`tokenizer_preview`)."""
-    return directory.parent / f'.{directory.name}.tokenizer'
+    """A name like that of a corpus, for the job that ends with its tokenizer (`tokenizer_preview`)."""
+    return directory.parent / f'{directory.name}.tokenizer'
 
 
 def plan(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:
     """The sources of a corpus, cut into chunks; see `plan_source`."""
     return [
-        plan_source(source, number, data.text_field, data.group_field) for number, (source, _, _) in enumerate(mixture)
+        plan_source(source, number, data.text_field, data.group_field, data.documents)
+        for number, (source, _, _) in enumerate(mixture)
     ]
 
 
@@ -285,20 +286,33 @@ def finish(
       BadInput: for more bad records than `data.bad_records` allows, a damaged chunk, or too few documents.
       OSError: when it cannot be written; FileExistsError if another process was faster.
     """
-    tally = Tally()
-    for number in range(len(job.chunks)):
-        record = read_record(job.chunk_directory(number))
-        assert record is not None  # all chunks are finished
-        tally.add(Tally(Counter(record['dropped']), record['records'], record['bad']))
-    tally.check(data.bad_records)
+    tally = _tally_of(job)
     for where, found, _ in tally.bad if progress else ():
         say(f'skipped: {where} {found}')
+    for line in tally.describe_invalid() if progress else ():
+        say(line)
+    tally.check_records(data.bad_records)
+    tally.check_text(data.bad_text)
     directory = pathlib.Path(data.corpus)
     with (
         new_directory(directory, existing='refuse', temporary_in=job.directory) as temporary,
         tempfile.TemporaryDirectory(prefix='scratch.', dir=job.directory, ignore_cleanup_errors=True) as scratch,
     ):
         return _write_corpus(job, data, mixture, settings, temporary, pathlib.Path(scratch), tally, start)
+
+
+def _tally_of(job: Job) -> Tally:
+    """What was found while all chunks were read; raises `BadInput` for a source that gave no document."""
+    tally, characters = Tally(), [0] * len(job.sources)
+    for number, chunk in enumerate(job.chunks):
+        found = job.tally_of(number)
+        characters[chunk.source] += found.characters
+        tally.add(found)
+    for source, size in zip(job.sources, characters, strict=True):
+        if not size:
+            raise BadInput(f'data.source={source.name}', 'holds no text', 'files with text')
+        tally.counts['empty_file'] += sum(not length for length, _ in source.files.values())
+    return tally
 
 
 def _write_corpus(
