@@ -367,7 +367,7 @@ def map_array(path: str | os.PathLike) -> np.memmap:
     """
     try:
         return np.load(path, mmap_mode='r', allow_pickle=False)
-    except (SyntaxError, tokenize.TokenError, EOFError, OverflowError) as error:
+    except (SyntaxError, tokenize.TokenError, EOFError, OverflowError, TypeError, RecursionError) as error:
         raise ValueError(f'{path}: damaged header ({type(error).__name__})') from None
 
 

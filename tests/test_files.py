@@ -17,6 +17,7 @@ from bert_jax.files import (
     DamagedJson,
     discard,
     json_digest,
+    map_array,
     matching,
     new_directory,
     new_file,
@@ -386,3 +387,26 @@ def test_json_that_was_written_is_read(tmp_path: Path) -> None:
         read_json(tmp_path / 'file.json', largest=10)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / 'none.json')
+
+
+@pytest.mark.parametrize(
+    'header',
+    [
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000000,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (9223372036854775808,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (True,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}",
+        "{'descr': [('a', '<i8', (1000000000,))], 'fortran_order': False, 'shape': (1,)}",
+        "{'descr': " + '-' * 5000 + '1}',
+        '{[1]: 2}',
+        '(' * 9000,
+    ],
+    ids=lambda header: header[:60],
+)
+def test_whatever_is_wrong_with_the_header_of_an_array_is_one_exception(tmp_path: Path, header: str) -> None:
+    content = header.encode() + b'\n'
+    path = tmp_path / 'a.npy'
+    path.write_bytes(b'\x93NUMPY\x01\x00' + len(content).to_bytes(2, 'little') + content + bytes(64))
+    with pytest.raises(ValueError):
+        map_array(path)

@@ -70,7 +70,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise BadInput(str(path), 'does not exist', 'every file that the index names', _COPY_AGAIN)
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:  # types, shapes
         found = f'has {path.stat().st_size:,} bytes and cannot be read ({error})'
         raise BadInput(str(path), found, 'a whole safetensors file', _COPY_AGAIN) from error
     for name in tensors:

@@ -13,6 +13,7 @@ from bert_jax import config
 from bert_jax.config import Config
 from bert_jax.errors import BadInput
 from bert_jax.pretrained.load import load_pretrained
+from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.text.corpus import load_corpus, read_manifest
 from bert_jax.text.prepare import prepare
 from bert_jax.train.state import TrainState
@@ -98,3 +99,30 @@ def test_counts_of_a_manifest_are_measured_by_its_files(tmp_path: Path, count: s
     (tmp_path / 'corpus' / 'manifest.json').write_text(json.dumps(manifest))
     with pytest.raises(BadInput, match=r'manifest.json: is damaged|sentences.npy|documents.npy|tokens-00000.npy'):
         load_corpus(tmp_path / 'corpus')
+
+
+def _tensor(dtype: str, shape: list[int], num_bytes: int) -> dict[str, dict]:
+    return {'a': {'dtype': dtype, 'shape': shape, 'data_offsets': [0, num_bytes]}}
+
+
+@pytest.mark.parametrize(
+    'header',
+    [
+        _tensor('F32', [10**18], 64),
+        _tensor('F32', [2**63, 2**63], 64),
+        _tensor('F32', [0, 2**62], 0),
+        _tensor('F32', [-1], 64),
+        _tensor('F32', [16], 10**15),
+        _tensor('F32', [1] * 100 + [16], 64),
+        _tensor('F8_E4M3', [64], 64),
+        _tensor('F4', [128], 64),
+        [],
+    ],
+    ids=str,
+)
+def test_a_header_of_safetensors_is_measured_by_its_file(tmp_path: Path, header: object) -> None:
+    content = json.dumps(header).encode()
+    data = bytes(0 if '"data_offsets": [0, 0]' in content.decode() else 64)
+    (tmp_path / 'model.safetensors').write_bytes(len(content).to_bytes(8, 'little') + content + data)
+    with pytest.raises(BadInput, match='model.safetensors: has .* bytes and cannot be read'):
+        read_tensors(tmp_path)
