@@ -39,6 +39,15 @@ class Window(NamedTuple):
     has_most_context: np.ndarray
 
 
+class Span(NamedTuple):
+    """An answer: its text, its score, and its characters [start, end) of the text; none of them for no answer."""
+
+    text: str
+    score: float
+    start: int | None
+    end: int | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
     """A question as its file has it; `answers` are (text, first character), none in a file without."""
@@ -110,7 +119,7 @@ def open_spans(
     questions = list(_read_questions(source, task, counts, is_labelled=is_labelled, is_training=is_training))
     if not questions:
         raise BadInput(source, f'holds no question to learn or to score ({dict(counts)})', 'answers in their texts')
-    rows = list(_encode(questions, task, tokenizer, counts, is_training))
+    rows = list(encode_questions(questions, task, tokenizer, counts, is_training=is_training))
     return SpanSplit(
         rows=make_rows(
             [row.ids for row in rows],
@@ -144,7 +153,7 @@ def _read_questions(
     counts.update(reading.counts)
 
 
-class _Row(NamedTuple):
+class SpanRow(NamedTuple):
     """A window of a question (its number): [CLS] question [SEP] tokens [SEP], and first and last token in it."""
 
     question: int
@@ -153,9 +162,10 @@ class _Row(NamedTuple):
     window: Window
 
 
-def _encode(
-    questions: list[Question], task: Task, tokenizer: Tokenizer, counts: Counter, is_training: bool
-) -> Iterator[_Row]:
+def encode_questions(
+    questions: list[Question], task: Task, tokenizer: Tokenizer, counts: Counter, *, is_training: bool
+) -> Iterator[SpanRow]:
+    """The windows of all questions, in their order."""
     for start in range(0, len(questions), _AT_ONCE):
         some = questions[start : start + _AT_ONCE]
         encoded = zip(
@@ -174,7 +184,7 @@ def _encode(
                 inside = span is not None and window.first <= span[0] and span[1] < stop
                 num_with_answer += inside
                 label = [place - window.first + window.place for place in span] if inside else [0, 0]
-                yield _Row(number, [*head, *tokens[window.first : stop], tokenizer.sep_id], label, window)
+                yield SpanRow(number, [*head, *tokens[window.first : stop], tokenizer.sep_id], label, window)
             counts['answer in no window as a whole'] += is_training and not num_with_answer
 
 
@@ -207,7 +217,26 @@ def token_span(offsets: list[tuple[int, int]], answer: str, start: int) -> tuple
 def best_answers(
     context: str, windows: list[Window], outputs: list[np.ndarray], *, n_best: int, max_tokens: int
 ) -> list[tuple[str, float]]:
-    """(text, probability) of the best spans over all windows of a text, each text once, best first.
+    """(text, probability) of the `ranked_spans` of a text."""
+    return with_probabilities(ranked_spans(context, windows, outputs, n_best=n_best, max_tokens=max_tokens))
+
+
+def with_probabilities(spans: list[Span]) -> list[tuple[str, float]]:
+    """(text, probability) of some spans; the probabilities add up to 1."""
+    scores = np.array([span.score for span in spans])
+    weights = np.exp(scores - scores.max(initial=-np.inf))
+    return list(zip([span.text for span in spans], (weights / weights.sum()).tolist(), strict=True))
+
+
+def null_score(outputs: list[np.ndarray]) -> float:
+    """The score of 'no answer' over all windows of a text: the least of those at their [CLS], as in `run_squad.py`."""
+    return min(float(logits[0].sum()) for logits in outputs)
+
+
+def ranked_spans(
+    context: str, windows: list[Window], outputs: list[np.ndarray], *, n_best: int, max_tokens: int
+) -> list[Span]:
+    """The best spans over all windows of a text, each text once, best first.
 
     Args:
       outputs: of each window, [L, 2] logits of first and last token.
@@ -223,18 +252,15 @@ def best_answers(
                 score = float(inside[first, 0] + inside[last, 1])
                 found.append((score, int(window.offsets[first, 0]), int(window.offsets[last, 1])))
     found.sort(key=lambda candidate: (-candidate[0], candidate[1:]))
-    texts: dict[str, float] = {}
+    spans: dict[str, Span] = {}
     for score, low, high in found:
         text = context[low:high].strip()
-        if text and text not in texts:
-            texts[text] = score
-            if len(texts) == n_best:
+        if text and text not in spans:
+            start = low + context[low:high].index(text)
+            spans[text] = Span(text, score, start, start + len(text))
+            if len(spans) == n_best:
                 break
-    if not texts:
-        return []
-    scores = np.array(list(texts.values()))
-    weights = np.exp(scores - scores.max())
-    return list(zip(texts, (weights / weights.sum()).tolist(), strict=True))
+    return list(spans.values())
 
 
 def _stands_in(context: str, answer: tuple[str, int]) -> bool:

@@ -26,8 +26,7 @@ def seed_workdir(workdir: str, seed: int) -> str:
 
 def is_finetune(workdir: str) -> bool:
     """Whether a directory is the run of a seed."""
-    path = epath.Path(workdir) / 'config.json'
-    return identity.is_workdir(workdir) and 'task' in json.loads(path.read_text()).get('config', {})
+    return identity.is_workdir(workdir) and 'task' in identity.load_settings(workdir)
 
 
 def seeds_of(workdir: str) -> list[str]:
