@@ -73,6 +73,9 @@ class Task:
     max_question_tokens: int = at_least(64, 1)  # spans; longer questions are cut
     max_answer_tokens: int = at_least(30, 1)  # spans; longer answers are not given
     n_best: int = at_least(20, 1)  # spans
+    # spans: questions without an answer. learn: that there is none ([CLS]); drop: leave them out; auto: learn where the
+    # training file says `is_impossible`, as SQuAD 2.0 does
+    unanswerable: str = setting('auto', choices=('auto', 'learn', 'drop'), role=Role.CONTENT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,6 +89,8 @@ def _card(workdir: str, resolved: FinetuneConfig, trained: FineTuned, name: str)
         + ('on' if optimizer.bias_correction else 'off'),
         'Seed': train.seed,
     }
+    if trained.null_threshold is not None:
+        facts['No answer'] = f'where its score exceeds that of the best span by more than {trained.null_threshold:.3f}'
     sections = [
         front_matter(resolved.card, {'pipeline_tag': PIPELINES[architecture]}),
         f'# {name}\n\nA `{architecture}` fine-tuned with bert_jax {__version__}. `proof.json` says what was compared '

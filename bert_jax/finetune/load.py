@@ -12,6 +12,7 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.exported import read_finetuned, task_architecture
 from bert_jax.finetune.heads import BertForTask, builder
+from bert_jax.finetune.metrics import shown
 from bert_jax.finetune.predict import FineTuned
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
 from bert_jax.pretrained.load import Pretrained, check_has_no_steps, load_pretrained
@@ -68,7 +69,14 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
         labels,
         resolved.task,
         takes_pairs=bool(resolved.task.text_pair),
+        null_threshold=_null_threshold(workdir, int(state.step)) if recorded.get('unanswerable') else None,
     )
+
+
+def _null_threshold(workdir: str, step: int) -> float:
+    """The threshold for 'no answer' that was found on the validation file at this step; 0 where none was."""
+    results = read_results(workdir)
+    return results['metrics'].get('best_f1_thresh', 0.0) if results and results['step'] == step else 0.0
 
 
 def task_builder(
@@ -88,5 +96,5 @@ def choose_seed(workdir: str) -> str:
         raise BadInput(workdir, 'has no seed that is finished', 'a finished fine-tune', 'rerun the finetune command')
     main = next(iter(next(iter(metrics_of.values()))))
     best = max(metrics_of, key=lambda seed: metrics_of[seed][main])
-    say(f'{best}: the best of {len(metrics_of)} seeds by {main} ({metrics_of[best][main]:.1%})')
+    say(f'{best}: the best of {len(metrics_of)} seeds by {main} ({shown(main, metrics_of[best][main])})')
     return best

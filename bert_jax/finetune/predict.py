@@ -21,9 +21,10 @@ from bert_jax.errors import BadInput
 from bert_jax.finetune.evaluator import model_outputs
 from bert_jax.finetune.heads import BertForTask
 from bert_jax.finetune.rows import TaskBatch
-from bert_jax.finetune.spans import Question, Span, Window, encode_questions, null_score, ranked_spans
+from bert_jax.finetune.spans import Question, encode_questions
 from bert_jax.finetune.tags import encode_words, words_of
 from bert_jax.finetune.texts import encode_texts
+from bert_jax.finetune.windows import Span, Window, null_score, ranked_spans
 from bert_jax.pretrained.load import Pretrained, batches_by_length
 
 EXAMPLES_AT_ONCE = 256  # encoded and run together
