@@ -11,6 +11,7 @@ import traceback
 from typing import NoReturn
 
 from bert_jax import console, version
+from bert_jax.activity import activity
 from bert_jax.errors import BadInput, DeviceFault, is_exhausted
 from bert_jax.runtime import versions
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
@@ -122,7 +123,8 @@ def _run(name: str, arguments: list[str]) -> int:
         return 0
     _check_packages(name, arguments)
     values, rest = parse(command, arguments)
-    return command.run(values, rest)
+    with activity(name):
+        return command.run(values, rest)
 
 
 def _check_packages(name: str, arguments: list[str]) -> None:

@@ -70,7 +70,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     # --- What to train, from what, on what. Nothing is written before all of it is sound. ---
     start_from = pretraining_start(identity.as_begun(config, workdir, allow_change), workdir)
     mesh = mesh_of_run(start_from.config)
-    streams = open_streams(start_from.config, progress=jax.process_index() == 0)
+    streams = open_streams(start_from.config, progress=jax.process_index() == 0).of_workdir(workdir)
     config, num_steps = streams.config, streams.config.train.steps
     start_from.check(streams.tokenizer)
     fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
@@ -110,7 +110,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
         evaluators = _evaluators(config, program, streams, labelled_sets, start_from.start)
-        with RunLog(workdir, start, num_steps, mesh, _describe_step, check=supervisor.check_lease) as log:
+        with RunLog(workdir, start, num_steps, mesh, _describe_step, supervisor=supervisor) as log:
             run = TrainingRun(
                 workdir=workdir,
                 program=program,

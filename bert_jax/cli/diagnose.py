@@ -15,7 +15,12 @@ from bert_jax.config import Config, is_records
 from bert_jax.console import size
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus, load_corpus, verify
-from bert_jax.text.tokenizer import load_tokenizer
+from bert_jax.text.documents import Reading
+from bert_jax.text.existing import weighted_sources
+from bert_jax.text.normalization import doubts
+from bert_jax.text.prepare import plan
+from bert_jax.text.preview import SAMPLE_CHARACTERS, first_sentences, shortfall
+from bert_jax.text.tokenizer import as_saved, load_given
 
 _SENTENCES_LOOKED_AT = 200_000
 _MOST_UNKNOWN = 0.01
@@ -101,14 +106,32 @@ def _devices(config: Config) -> Iterator[Problem]:
 
 
 def _tokenizer(config: Config) -> Iterator[Problem]:
-    """Whether a tokenizer that is brought along is one, special tokens and all."""
-    if config.tokenizer.path:
-        load_tokenizer(
-            config.tokenizer.path,
-            lowercase=config.tokenizer.lowercase,
-            strip_accents=config.tokenizer.strip_accents,
-        )
-    yield from ()
+    """Whether a tokenizer that is brought along is one, special tokens and all, and reads text as it should."""
+    settings, where = config.tokenizer, f'config.tokenizer.path={config.tokenizer.path}'
+    if not settings.path:
+        return
+    tokenizer = load_given(settings)
+    for name in ('lowercase', 'strip_accents'):
+        wanted, found = getattr(settings, name), getattr(tokenizer, name)
+        if wanted not in (None, found):
+            fix = f'leave config.tokenizer.{name} out, or name the vocabulary file itself'
+            yield _warning(
+                f'config.tokenizer.{name}', f'is {wanted}, and is not used', f'{found}, as {where} says', fix
+            )
+    of_corpus = as_saved(tokenizer, settings, f'{config.data.corpus}/tokenizer')
+    for doubt in doubts(of_corpus, _sample(config)):
+        yield _warning(where, *doubt)
+
+
+def _sample(config: Config) -> list[str]:
+    """Sentences of the source; none where it is not there, as a corpus does not need its text any more."""
+    if is_records(config.data.source):
+        return []
+    try:
+        sources = plan(config.data, weighted_sources(config.data))
+        return first_sentences(sources, Reading.of(config.data), characters=SAMPLE_CHARACTERS)
+    except BadInput:
+        return []
 
 
 def _initial_model(config: Config, corpus: Corpus, workdir: str | None) -> Iterator[Problem]:
@@ -141,13 +164,8 @@ def _disk(config: Config, vocab_size: int, workdir: str | None) -> Iterator[Prob
 
 def _vocabulary(config: Config, corpus: Corpus) -> Iterator[Problem]:
     wanted, found = config.tokenizer.vocab_size, corpus.tokenizer.vocab_size
-    if not config.tokenizer.path and not config.init and found < 0.9 * wanted:
-        yield _warning(
-            f'{corpus.directory} (tokenizer)',
-            f'has {found:,} tokens, all that this text gives',
-            f'about tokenizer.vocab_size={wanted:,}',
-            f'more text, or --config.tokenizer.vocab_size={found}',
-        )
+    if not config.tokenizer.path and not config.init:
+        yield from (_warning(f'{corpus.directory} (tokenizer)', *doubt) for doubt in shortfall(found, config.tokenizer))
     if not config.tokenizer.path and not config.init and found > wanted:
         yield _warning(
             f'{corpus.directory} (tokenizer)',

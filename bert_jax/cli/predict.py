@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from bert_jax import console
+from bert_jax.activity import activity
 from bert_jax.cli.devices import keep_programs
 from bert_jax.cli.flags import MODEL, Command, Flag, print_result, required
 from bert_jax.errors import BadInput
@@ -17,8 +18,6 @@ from bert_jax.runtime.stopping import cleaning_up
 
 if TYPE_CHECKING:
     from bert_jax.finetune.predict import FineTuned
-
-_SECONDS_BETWEEN_REPORTS = 10
 
 
 @cleaning_up()
@@ -35,16 +34,17 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         mend = 'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.init=MODEL --workdir=…'
         raise BadInput(f'--model={name}', 'is not fine-tuned: it has no head of a task', 'a fine-tuned model', mend)
     start, counts = time.monotonic(), Counter()
-    results = _results(values, trained, source, counts, shows_progress=bool(values.output or values.json))
-    if values.output:
-        with new_file(values.output) as temporary, temporary.open('w', encoding='utf-8') as file:
-            file.writelines(jsonl(results))
-    elif values.json:
-        print_result(values, {'results': list(results)}, '')
-    else:
-        for result in results:
-            if lost := console.print_text(as_tsv(result, trained.task)):
-                raise BadInput('standard output', f'could not be written ({lost})', '--output=FILE')
+    results = _results(values, trained, source, counts)
+    with activity(lambda: f'predicting, {counts["examples"]:,} examples so far'):
+        if values.output:
+            with new_file(values.output) as temporary, temporary.open('w', encoding='utf-8') as file:
+                file.writelines(jsonl(results))
+        elif values.json:
+            print_result(values, {'results': list(results)}, '')
+        else:
+            for result in results:
+                if lost := console.print_text(as_tsv(result, trained.task)):
+                    raise BadInput('standard output', f'could not be written ({lost})', '--output=FILE')
     num_examples, seconds = counts.pop('examples'), round(time.monotonic() - start, 3)
     for line in describe(counts):
         console.say(line)
@@ -63,9 +63,7 @@ def _check(source: str, output: str | None) -> None:
         raise BadInput(f'--input={source}', 'is not a file', 'a file, - for standard input, or FORMAT:FILE')
 
 
-def _results(
-    values: flags.FlagValues, trained: 'FineTuned', source: str, counts: Counter, *, shows_progress: bool
-) -> Iterator[dict[str, Any]]:
+def _results(values: flags.FlagValues, trained: 'FineTuned', source: str, counts: Counter) -> Iterator[dict[str, Any]]:
     """What the model says, with the id of its example where there is one."""
     import dataclasses
 
@@ -74,16 +72,12 @@ def _results(
 
     task = trained.task
     named = {'text': values.text or task.text, 'text_pair': values.text_pair or task.text_pair}
-    trained = dataclasses.replace(trained, task=dataclasses.replace(task, **named))
+    trained = dataclasses.replace(trained, task=dataclasses.replace(task, directory='', **named))
     columns = columns_of(trained)
     optional = len(columns) - 1 if trained.takes_pairs is None and task.kind in ('classification', 'regression') else 0
-    last = time.monotonic()
     records = read_examples(source, columns, trained.task, optional=optional, counts=counts)
     for record, result in predict_stream(trained, records, counts):
         counts['examples'] += 1
-        if shows_progress and time.monotonic() - last >= _SECONDS_BETWEEN_REPORTS:
-            last = time.monotonic()
-            console.say(f'{counts["examples"]:,} examples')
         yield ({'id': record.fields['id']} if 'id' in record.fields else {}) | result
 
 

@@ -42,6 +42,13 @@ def check_together(config: Config) -> None:
             f'is {data.group_field!r}, but text files have no fields',
             'jsonl, parquet or tfds',
         )
+    names = [name for name, _ in sources(data)] + [data.validation_source]
+    if data.documents == 'file' and not any(name.startswith('text:') for name in names):
+        raise BadInput(
+            'config.data.documents',
+            "is 'file', and no source is of text files",
+            "'blank_lines' where each record is a document",
+        )
     if data.validation_source and is_records(data.validation_source) != is_records(data.source):
         raise BadInput(
             'config.data.validation_source',

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from bert_jax import config
-from bert_jax.config.fields import Role, as_in, at_least, fraction, resolve_section, setting
+from bert_jax.config.fields import Role, as_in, at_least, config_dict_of, fraction, resolve_section, setting
 from bert_jax.errors import BadInput
 
 KINDS = ('classification', 'regression', 'tagging', 'spans')
@@ -154,7 +154,7 @@ def finetune(kind: str = 'classification') -> ConfigDict:
     """
     if kind not in KINDS:
         raise BadInput(f'kind {kind!r}', 'is not a kind of task', ', '.join(KINDS))
-    found = ConfigDict(dataclasses.asdict(FinetuneConfig()))
+    found = config_dict_of(FinetuneConfig())
     found.task = ConfigDict(found.task.to_dict() | {'kind': kind}, type_safe=False)  # texts or tuples; `resolve` checks
     found.lock()
     return found

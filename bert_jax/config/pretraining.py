@@ -111,6 +111,12 @@ class Data:
     group_field: str = setting('', role=Role.CONTENT)
     # share of the records that may be bad (not JSON, no text) and are skipped
     bad_records: float = fraction(0.001, Role.EXECUTION)
+    # share of the text, and of that of any file, that may be bytes which are not UTF-8; they are replaced and counted
+    bad_text: float = fraction(0.001, Role.EXECUTION)
+    # what ends a document of a text file: a blank line, or only the end of the file
+    documents: str = setting('blank_lines', choices=('blank_lines', 'file'), role=Role.CONTENT_IF_SET)
+    # True: lines are wrapped at some width, and those between blank lines are one paragraph
+    join_lines: bool = setting(False, role=Role.CONTENT_IF_SET)
     # of equal lines keep the first; of equal documents this is always done
     deduplicate_lines: bool = setting(False, role=Role.CONTENT)
     split_sentences: bool = setting(True, role=Role.CONTENT)  # False: a line is a sentence as it stands
@@ -147,9 +153,15 @@ class Tokenizer:
     # a file of words, one a line, appended to the WordPiece vocabulary of `path` or `init`
     add_tokens: str = setting('', role=Role.EXECUTION)
     vocab_size: int = at_least(30522, 64)  # of a trained vocabulary; ignored with `path`
-    lowercase: bool = True
-    strip_accents: bool = False
+    # None: of a vocabulary trained here True and False; of `path`, as the files there say, or else its tokens
+    lowercase: bool | None = None
+    strip_accents: bool | None = None
     sample_bytes: int = at_least(100_000_000, 1000)  # of text that a vocabulary is trained on, at most
+
+    def for_training(self) -> 'Tokenizer':
+        """The settings of a vocabulary that is trained here, with `lowercase` and `strip_accents` settled."""
+        lowercase = True if self.lowercase is None else self.lowercase
+        return dataclasses.replace(self, lowercase=lowercase, strip_accents=bool(self.strip_accents))
 
 
 @dataclasses.dataclass(frozen=True)

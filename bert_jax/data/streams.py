@@ -13,7 +13,7 @@ from bert_jax.data.record_stream import RecordStream, with_lengths_of
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 from bert_jax.text.corpus import Corpus, load_corpus
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,13 @@ class Streams:
     validation: tuple[Stream[Batch] | None, ...]
     content_hash: str
     unigram_counts: Callable[[], np.ndarray]
+
+    def of_workdir(self, workdir: str) -> 'Streams':
+        """With the tokenizer that a run on records has saved already; see `as_saved`."""
+        if not config.is_records(self.config.data.source):
+            return self
+        tokenizer = as_saved(self.tokenizer, self.config.tokenizer, f'{workdir}/tokenizer')
+        return dataclasses.replace(self, tokenizer=tokenizer)
 
 
 def open_streams(run: config.Config, *, corpus: Corpus | None = None, progress: bool = True) -> Streams:
@@ -78,7 +85,7 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
             'the vocabulary that the records were written with',
             '--config.tokenizer.path=vocab.txt',
         )
-    tokenizer = load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
+    tokenizer = load_given(settings)
     records = open_records(data.source, progress=progress)
     if data.validation_source:
         held_out: float | str

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from bert_jax.activity import activity
 from bert_jax.config import Config, is_records, phase_at
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
@@ -140,7 +141,7 @@ def _mesh(run_config: Config, given: Config | None, devices: list[jax.Device]) -
 
 
 def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mesh, sample: int) -> dict[str, Any]:
-    streams = open_streams(run_config)
+    streams = open_streams(run_config).of_workdir(workdir)
     validation = [stream for stream in streams.validation if stream is not None]
     if len(validation) < len(streams.validation):
         raise BadInput(
@@ -215,8 +216,10 @@ def _on_sample(
     step = int(state.step)
     provenance = of_run(run_config, step, start_of(workdir))
     pretrained = from_params(state.params, run_config.model, tokenizer, step, provenance)
-    found = words.measure(pretrained, windows)
-    perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
+    with activity('masked words'):
+        found = words.measure(pretrained, windows)
+    with activity('pseudo-perplexity'):
+        perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
     baseline = None if unigram_entropy is None else math.exp(unigram_entropy)
     return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': baseline}
 

@@ -26,7 +26,7 @@ _OF_TEXT = ('step', 'unigram_entropy')  # equal where two results are of one mod
 
 def samples_of(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The figures of each sample in an evaluation.json, the largest first; empty for one without samples."""
-    found = [evaluation, *evaluation.get(_SMALLER, [])]
+    found = [evaluation, *_listed(evaluation)]
     return [{key: one[key] for key in OF_SAMPLE if key in one} for one in found if 'words_sample' in one]
 
 
@@ -34,9 +34,20 @@ def read(path: epath.Path) -> dict[str, Any]:
     """What an earlier evaluation left; {} where there is none, or none that can be read."""
     try:
         content = json.loads(path.read_bytes()) if path.exists() else {}
-    except ValueError:  # damaged: the new result takes its place
-        content = {}
-    return content if isinstance(content, dict) else {}
+    except (OSError, ValueError, RecursionError):  # damaged: the new result takes its place
+        return {}
+    if not isinstance(content, dict) or not _are_samples([content, *_listed(content)]):
+        return {}
+    return content
+
+
+def _listed(evaluation: Mapping[str, Any]) -> list[Any]:
+    smaller = evaluation.get(_SMALLER, [])
+    return smaller if isinstance(smaller, list) else [smaller]
+
+
+def _are_samples(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) and type(value.get('windows', 0)) is int for value in values)
 
 
 def merged(earlier: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from bert_jax.activity import counted
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
@@ -75,7 +76,8 @@ class TaskEvaluator:
         """The model's outputs for all rows, float32 [N, …]; None when cut short."""
         stream = self.streams(rows, None)
         found = []
-        for _, batch in device_batches(stream, self.mesh, 0, len(stream)):
+        batches = device_batches(stream, self.mesh, 0, len(stream))
+        for _, batch in counted(batches, len(stream), 'examples of the task'):
             found.append(np.asarray(self.predict_step(params, batch), np.float32))
             if stop_now():
                 return None

@@ -29,7 +29,7 @@ _KINDS = {
 }
 _HEADS = {'classification': 'classifier', 'regression': 'classifier', 'tagging': 'classifier', 'spans': 'qa_outputs'}
 _WRITTEN = ('kind', 'text', 'text_pair', 'sequence_length', 'stride', 'max_question_tokens', 'max_answer_tokens')
-_ALSO_WRITTEN = 'n_best', 'token_prefix'
+_ALSO_WRITTEN = 'n_best', 'token_prefix', 'columns'
 
 
 def task_architecture(directory: Path) -> str | None:

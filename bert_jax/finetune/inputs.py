@@ -19,9 +19,9 @@ def read_examples(
     """The examples of a source, in order, as records with the given columns.
 
     Args:
-      source: FORMAT:FILE as in `config.task`; else a file (`.gz`, `.zst` too), or `-` for standard input. It holds JSON
-        lines when its name says so (`.jsonl`), else an example a line, with a tab between the two texts of a pair or
-        between question and text.
+      source: FORMAT:FILE as in `config.task`, relative to the current directory; else a file (`.gz`, `.zst` too), or `-`
+        for standard input. It holds JSON lines when its name says so (`.jsonl`), else an example a line, with a tab
+        between the two texts of a pair or between question and text.
       optional: how many of the last columns may be absent.
       counts: {what: how often}: lines that are not UTF-8, whose invalid bytes are replaced.
 
@@ -45,6 +45,8 @@ def read_examples(
 
 
 def _standard_input(counts: Counter) -> Iterator[str]:
+    if sys.stdin is None:
+        raise BadInput('--input=-', 'standard input is closed', 'a file, or a pipe that writes examples')
     number = 0
     while line := sys.stdin.buffer.readline(LONGEST_RECORD + 1):
         number += 1

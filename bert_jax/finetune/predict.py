@@ -91,7 +91,8 @@ class FineTuned(Pretrained):
         outputs: list[np.ndarray] = [np.zeros(0)] * len(rows)
         graph, params = self._parts
         lengths = [len(row.ids) for row in rows]
-        for some, num_rows, length in batches_by_length(lengths, self.config.max_positions):
+        batches = batches_by_length(lengths, self.config.max_positions)
+        for some, num_rows, length in batches:
             ids = np.full((num_rows, length), self.tokenizer.pad_id, np.int32)
             types, present = np.zeros_like(ids), np.zeros_like(ids)
             for slot, number in enumerate(some):

@@ -118,7 +118,7 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> O
         first, skipped = int(begun.state.step), begun.record.skipped_batches
         streams = task_streams(config, start.tokenizer.pad_id)
         evaluator = TaskEvaluator(data, setup.predict_step, streams, program.device_mesh, config.train.evaluate_every)
-        with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, check=check) as log:
+        with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, supervisor=supervisor) as log:
             run = TrainingRun(
                 workdir=workdir,
                 program=program,

@@ -27,7 +27,7 @@ from bert_jax.pretrained.load import Pretrained, from_tensors
 from bert_jax.pretrained.provenance import Provenance, start_of
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.tensor_names import POOLER
-from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given, load_saved_tokenizer
 from bert_jax.workdir import identity
 from bert_jax.workdir.identity import split_step
 
@@ -89,9 +89,11 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
     settings = given.tokenizer
     own = None
     if settings.path:
-        own = load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
+        own = load_given(settings)
     if given.init == 'scratch':
         assert own is not None  # see `config.finetuning.resolve`
+        for workdir in workdirs:
+            own = as_saved(own, settings, f'{workdir}/tokenizer')
         say(f'Starting from random weights: {given.model.num_layers} layers, hidden size {given.model.hidden_size}')
         return FinetuningStart(given, own, Initialization(fingerprint={'init': 'scratch'}))
     for workdir in workdirs:
@@ -164,7 +166,7 @@ def _without_head(
 
 
 def _check(given: FinetuneConfig, tokenizer: Tokenizer, own: Tokenizer | None, model: config.Model) -> None:
-    if own is not None and own.hash != tokenizer.hash:
+    if own is not None and not own.agrees_with(tokenizer):
         raise BadInput(
             f'config.tokenizer.path={given.tokenizer.path}',
             f'is another tokenizer ({own.vocab_size} tokens) than that of config.init ({tokenizer.vocab_size} tokens)',

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bert_jax.activity import printed_a_line
 from bert_jax.console import progress_bar, say
 from bert_jax.errors import BadInput
 from bert_jax.files import new_file
@@ -88,6 +89,7 @@ def embed(
                 if progress and bar.disable and time.monotonic() - last >= _SECONDS_BETWEEN_REPORTS:
                     last = time.monotonic()
                     say(f'{done:,} of {num_lines:,} lines')
+                    printed_a_line()
         if num_lines:
             vectors.flush()
     return Embedded(

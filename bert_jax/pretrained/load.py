@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax import config
+from bert_jax.activity import counted
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.model.inputs import Inputs
@@ -193,7 +194,8 @@ class Pretrained:
         self, input_ids: list[list[int]], modes: tuple[str, ...] = ('mean',)
     ) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
         """Batches of (which texts, vectors [B, L, D], pooled [B, M x D]); what lies past the texts is filler."""
-        for some, num_rows, length in batches_by_length(list(map(len, input_ids)), self.config.max_positions):
+        batches = batches_by_length(list(map(len, input_ids)), self.config.max_positions)
+        for some, num_rows, length in counted(batches, len(batches), 'running the encoder'):
             batch = np.full((num_rows, length), self.tokenizer.pad_id, np.int32)
             lengths = np.zeros(num_rows, np.int32)
             for slot, row in enumerate(some):
@@ -220,7 +222,7 @@ class Pretrained:
         return nnx.split(self.model)
 
 
-def batches_by_length(lengths: list[int], max_length: int) -> Iterator[tuple[list[int], int, int]]:
+def batches_by_length(lengths: list[int], max_length: int) -> list[tuple[list[int], int, int]]:
     """Rows of similar length together: (which rows, B, L), with B at least their number.
 
     B and L are powers of two, L at most `max_length`: few shapes are compiled.
@@ -228,11 +230,13 @@ def batches_by_length(lengths: list[int], max_length: int) -> Iterator[tuple[lis
     by_length: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         by_length.setdefault(min(max(_power_of_two(length), _SHORTEST), max_length), []).append(row)
+    batches: list[tuple[list[int], int, int]] = []
     for length, rows in sorted(by_length.items()):
         size = max(1, _BATCH_TOKENS // length)
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
-            yield some, min(_power_of_two(len(some)), size), length
+            batches.append((some, min(_power_of_two(len(some)), size), length))
+    return batches
 
 
 def _power_of_two(number: int) -> int:

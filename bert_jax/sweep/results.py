@@ -14,6 +14,8 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation.ranking import Measure, common_measure
 from bert_jax.files import json_digest
 from bert_jax.report import LoggedRun, flatten, read_run
+from bert_jax.runtime.lease import holder_of
+from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
 from bert_jax.sweep.launch import is_finished, log_tail, saved_step
 from bert_jax.sweep.runs import Run, short_names
 from bert_jax.workdir import identity as run_files
@@ -144,8 +146,10 @@ def _read(run: Run, exit_status: int | None) -> Result:
 def _status(run: Run, exit_status: int | None) -> str:
     if is_finished(run):
         return 'finished'
-    if exit_status in (None, 75):
+    if exit_status in (None, EXIT_RUN_AGAIN):
         step = saved_step(run)
+        if holder := holder_of(run.workdir):
+            return f'running at step {step or 0} of {run.config.train.steps} ({holder})'
         if step is None:
             return 'not started' if exit_status is None else 'stopped'
         return f'{"stopped at " if exit_status else ""}step {step} of {run.config.train.steps}'
