@@ -52,12 +52,16 @@ def read_run(workdir: str) -> FinetuneConfig:
 
 def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, steps: int) -> dict[str, Any]:
     """What must not change when a fine-tune is continued: content, never paths, mesh, microbatches or intervals."""
-    return identity_of(config) | {
-        'train.steps': steps,
-        'data': data.content_hash,
-        'labels': list(data.labels),
-        'tokenizer': tokenizer_hash,
-    }
+    return (
+        identity_of(config)
+        | {
+            'train.steps': steps,
+            'data': data.content_hash,
+            'labels': list(data.labels),
+            'tokenizer': tokenizer_hash,
+        }
+        | ({'unanswerable': True} if data.learns_no_answer else {})
+    )
 
 
 def write_plan(workdir: str, num_seeds: int) -> None:
