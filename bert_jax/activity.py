@@ -77,7 +77,7 @@ def _print(is_open: list[_Activity], now: float) -> None:
     first = max((i for i, each in enumerate(is_open) if each.begins_line), default=0)
     shown = [text for each in is_open[first:] if (text := each.describe())]
     show = next((each.show for each in reversed(is_open) if each.show), say)
-    show(f'{": ".join(shown)} ({duration(now - is_open[-1].began)} so far)')
+    show(f'{": ".join(shown)} ({duration(now - is_open[-1].began)} so far)'.lstrip())
 
 
 _REPORTER = _Reporter()  # one for the process, as standard error is

@@ -1,8 +1,10 @@
 """No command is silent for long: what it is doing is printed by time, whatever it does."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +12,10 @@ from bert_jax import activity as module
 from bert_jax.__main__ import main
 from bert_jax.activity import activity, counted, printed_a_line
 from bert_jax.cli.commands import COMMANDS
+from bert_jax.pretrain import pretrain
 from bert_jax.workdir import progress
 from bert_jax.workdir.progress import Progress
+from tests.support.configs import as_config, prepared
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def _progress(num_steps: int = 1_000_000, stage: str = '') -> Progress:
-    return Progress(0, num_steps, str, lambda: stage, lambda steps: f'--config.train.steps={steps}')
+    return Progress(0, num_steps, str, lambda: stage, lambda share: f'--config.train.steps={share * num_steps:.0f}')
 
 
 def test_slow_steps_are_reported_with_their_loss_and_the_time_left(clock: Callable[[float], None]) -> None:
@@ -100,9 +104,10 @@ def test_slow_steps_are_reported_with_their_loss_and_the_time_left(clock: Callab
     assert shown._describe_now() == 'step 0/1000000  compiling the step'
     shown = _progress()
     for step in (1, 2):
-        shown.made_step(step, 10.5)
         clock(56.0)
-    assert shown._describe_now() == 'step 2/1000000  loss 10.500  112.00 s a step  1296.3 days left'
+        shown.made_step(step, 10.5)
+    clock(30.0)  # into the next step
+    assert shown._describe_now() == 'step 2/1000000  loss 10.500  56.00 s a step  648.1 days left'
 
 
 @pytest.mark.parametrize('seconds, is_too_long', [(56.0, True), (0.9, False)])
@@ -116,7 +121,7 @@ def test_the_whole_run_is_estimated_once_after_its_first_steps(
     err = capsys.readouterr().err
     assert err.count('a step: the other ') == 1
     assert ('Warning' in err) == is_too_long
-    assert not is_too_long or ('648.1 days' in err and '--config.train.steps=1542 takes about a day' in err)
+    assert not is_too_long or ('648.1 days' in err and '--config.train.steps=1543 takes about a day' in err)
 
 
 def test_a_short_run_is_not_estimated(clock: Callable[[float], None], capsys: pytest.CaptureFixture) -> None:
@@ -125,3 +130,19 @@ def test_a_short_run_is_not_estimated(clock: Callable[[float], None], capsys: py
         shown.made_step(step, 10.5)
         clock(0.01)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.compiles
+@pytest.mark.usefixtures('one_device')
+def test_progress_by_time_leaves_the_metrics_as_they_are(
+    impatient: None, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    pretrain(
+        as_config(prepared(tmp_path, train__log_every=1000, train__steps=200, train__global_batch_size=32)),
+        str(tmp_path / 'run'),
+    )
+    shown = capsys.readouterr().err
+    assert 'step 0/200  compiling the step (' in shown and 'a step  ' in shown and 'epochs' in shown
+    assert 'Warning: the run goes' in shown and '--config.train.steps=' in shown
+    lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines if 'loss' in line] == [200]

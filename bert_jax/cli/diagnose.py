@@ -28,7 +28,6 @@ _MOST_REPEATED_LINES = 0.2
 _MOST_ONE_SENTENCE_DOCUMENTS = 0.5
 _MOST_IN_ONE_DOCUMENT = 0.25
 _FEW_DOCUMENTS = 100  # partners of a random next sentence repeat often below this
-_MOST_EPOCHS = 40  # as many as the original made
 _FEW_VALIDATION_PREDICTIONS = 1_000  # the standard error of an accuracy of 50% is 1.6% there
 _BYTES_PER_PARAMETER = 12  # float32 parameter and two moments
 
@@ -80,7 +79,7 @@ def diagnose(config: Config, workdir: str | None = None) -> list[Problem]:
             check(_disk, config, config.tokenizer.vocab_size, workdir)
             return _errors_first([*problems, problem_of(error)])
         check(_initial_model, config, corpus, workdir)
-        for findings in (_vocabulary, _lines, _documents, _held_out):
+        for findings in (_vocabulary, _lines, _documents, _held_out, _fill):
             check(findings, config, corpus)
     check(_disk, config, corpus.tokenizer.vocab_size if corpus else config.tokenizer.vocab_size, workdir)
     check(_epochs, config, corpus)
@@ -229,30 +228,32 @@ def _documents(config: Config, corpus: Corpus) -> Iterator[Problem]:
 
 def _epochs(config: Config, corpus: Corpus | None) -> Iterator[Problem]:
     """Whether there is enough to train on for the planned steps."""
+    from bert_jax.data.epochs import MOST_EPOCHS, flags_of_shorter, num_epochs
     from bert_jax.data.streams import open_streams
 
-    epochs = 0.0
-    for phase, stream in zip(config.in_phases, open_streams(config, corpus=corpus).train, strict=True):
-        epochs += phase.train.steps * stream.batch_size / stream.num_rows
-    if epochs > _MOST_EPOCHS:
+    epochs = num_epochs(config, open_streams(config, corpus=corpus).train)
+    if epochs > MOST_EPOCHS:
         yield _warning(
             'config.train.steps',
             f'{config.train.steps:,} steps go {epochs:,.0f} times through the training text',
-            f'at most about {_MOST_EPOCHS} times',
-            f'more text, or {_flags_of_shorter(config, _MOST_EPOCHS / epochs)}',
+            f'at most about {MOST_EPOCHS} times',
+            f'more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}',
         )
 
 
-def _flags_of_shorter(config: Config, share: float) -> str:
-    """The flags that shorten a run, or each of its phases, to a share of its steps; its warm-up has to fit."""
-    found = []
-    for number, phase in enumerate(config.in_phases):
-        train, optimizer = (f'phases[{number}]',) * 2 if config.phases else ('train', 'optimizer')
-        steps = max(1, int(phase.train.steps * share))
-        found.append(f'--config.{train}.steps={steps}')
-        if phase.optimizer.warmup_steps > steps:
-            found.append(f'--config.{optimizer}.warmup_steps={steps // 10}')
-    return ' '.join(found)
+def _fill(config: Config, corpus: Corpus) -> Iterator[Problem]:
+    """Whether rows are mostly padding, which costs as much as text."""
+    from bert_jax.data.fill import fill_of_phases
+
+    for found in fill_of_phases(config, corpus.train):
+        if found.better:
+            suggested = [f'{flags} ({share:.0%})' for flags, share in found.better.items()]
+            yield _warning(
+                'config.data',
+                f'in rows of {found.sequence_length} positions only {found.share:.0%} of the positions hold tokens',
+                'fuller rows: padding takes as long to compute as text',
+                ', or '.join(suggested),
+            )
 
 
 def _held_out(config: Config, corpus: Corpus) -> Iterator[Problem]:

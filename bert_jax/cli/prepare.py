@@ -13,7 +13,9 @@ from bert_jax.errors import BadInput
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.data.fill import fill_of_phases
     from bert_jax.text import prepare
+    from bert_jax.text.corpus import load_corpus
 
     config, initial, workers = config_of(values), None, values.workers or len(os.sched_getaffinity(0))
     if config.init:
@@ -32,7 +34,9 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         text = f'Shard {values.shard} is done; {left}.'
         print_result(values, dataclasses.asdict(summary), text, is_in_files=True)
         return 0
-    as_json, text = dataclasses.asdict(summary), _describe(summary)
+    fills = fill_of_phases(config, load_corpus(config.data.corpus).train)
+    as_json = dataclasses.asdict(summary) | {'fill': [dataclasses.asdict(fill) for fill in fills]}
+    text = '\n  '.join([_describe(summary), *map(str, fills)])
     if values.show:
         from bert_jax.data.show import describe_rows
 

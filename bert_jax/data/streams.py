@@ -8,6 +8,7 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data.batches import Batch, CorpusStream, Stream
+from bert_jax.data.fill import with_chosen_sequences
 from bert_jax.data.record_set import open_records
 from bert_jax.data.record_stream import RecordStream, with_lengths_of
 from bert_jax.errors import BadInput
@@ -21,7 +22,7 @@ class Streams:
     """What a run trains and is evaluated on.
 
     Attributes:
-      config: of the run, with the lengths that its data dictate.
+      config: of the run, with the lengths that its data dictate and the `data.max_sequences` chosen from its corpus.
       train: a stream for each phase.
       validation: likewise; None when too little text is held out for the objective.
       content_hash: equal hashes give equal rows; nothing in it tells a path or a time.
@@ -59,6 +60,7 @@ def open_streams(run: config.Config, *, corpus: Corpus | None = None, progress: 
 
 def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
     corpus, train, validation = corpus or load_corpus(run.data.corpus, run.data.local_copy), [], []
+    run = with_chosen_sequences(run, corpus.train)
     needed = 2 if run.data.pairing == 'nsp' else 1
     for number, phase in enumerate(run.in_phases):
         open_split = functools.partial(CorpusStream, corpus, phase.data, batch_size=phase.train.global_batch_size)
@@ -76,6 +78,7 @@ def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
 
 
 def _open_records(run: config.Config, progress: bool) -> Streams:
+    run = with_chosen_sequences(run, None)
     data, settings = run.data, run.tokenizer
     assert config.is_records(data.source)
     if not settings.path:

@@ -59,7 +59,8 @@ class FinetuningStart:
 
     def _under_new_head(self, initial: Pretrained, num_outputs: int, seed: int) -> nnx.State:
         rngs = nnx.Rngs(seed)
-        head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, rngs), nnx.Param)))
+        new = new_head(self.config.model, num_outputs, self.config.task.head_initializer, rngs)
+        head = dict(nnx.to_flat_state(nnx.state(new, nnx.Param)))
         of: dict[Any, dict[tuple, nnx.Param]] = {'bert': self._encoder(initial, rngs), 'classifier': head}
         build = builder(self.config.task.kind, num_outputs)
         shapes = nnx.eval_shape(lambda: build(self.config.model, self.tokenizer.vocab_size, nnx.Rngs(0)))

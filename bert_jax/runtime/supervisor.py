@@ -102,7 +102,7 @@ class Supervisor:
             self._watchdog.enter_long('compiling the step')
         yield
         if is_first_of_shape:
-            self._watchdog.enter_long('the first step of its shape')
+            self._watchdog.enter_first_step()
 
     def end_step(self, result: jax.Array) -> None:
         """Waits until the devices are at most two steps behind; from now on a request to stop waits for a save.

@@ -94,6 +94,11 @@ class Watchdog:
         self._ended_step = None
         self.enter(stage, limit=self._long_seconds)
 
+    def enter_first_step(self) -> None:
+        """The main thread waits for a step that it has just compiled; its time counts as that of a step."""
+        self.enter_long('the first step of its shape')
+        self._ended_step = time.perf_counter()
+
     def begin_step(self, step: int) -> None:
         """The main thread has the batch of a step and is about to dispatch it."""
         if self._ended_step is not None:

@@ -12,7 +12,7 @@ from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.existing import WeightedSource
 from bert_jax.text.job import Job
 from bert_jax.text.pool import Pool
-from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given, load_saved_tokenizer, train_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given, train_tokenizer
 
 
 def given_tokenizer(settings: config.Tokenizer, initial: Tokenizer | None, directory: pathlib.Path) -> Tokenizer | None:
@@ -38,20 +38,19 @@ def make_tokenizer(
     mixture: list[WeightedSource],
     settings: config.Tokenizer,
     given: Tokenizer | None,
-    kept: pathlib.Path | None,
     progress: bool,
 ) -> None:
     """Puts the tokenizer into the job's directory, unless it is there.
 
-    Unless one is given, it is that in `kept`, the directory of another job on the same text with the same settings.
-    Otherwise it is trained on `sample_bytes` of text, spread over all chunks of the training sources by their
-    size and weight. Shards that start together all train it, and get the same; the first to finish gives it its name.
+    Unless one is given, it is trained on `sample_bytes` of text, spread over all chunks of the training sources by
+    their size and weight. Shards that start together all train it, and get the same; the first to finish gives it its
+    name.
     """
     if job.tokenizer_directory.is_dir():
+        if progress:
+            say(f'tokenizer: taken from {job.tokenizer_directory}')
         return
     trained = given
-    if trained is None and kept is not None:
-        trained = _kept_tokenizer(kept)
     if trained is None:
         weights = [weight * (split != 'validation') for _, weight, split in mixture]
         sizes = [chunk.num_bytes * weights[chunk.source] for chunk in job.chunks]
@@ -66,10 +65,3 @@ def make_tokenizer(
             say(f'tokenizer: {trained.vocab_size:,} tokens{wanted}, {time.monotonic() - start:.0f} s')
     with new_directory(job.tokenizer_directory) as temporary:
         trained.save(temporary)
-
-
-def _kept_tokenizer(directory: pathlib.Path) -> Tokenizer | None:
-    if not (directory / 'tokenizer').is_dir():
-        return None
-    say(f'tokenizer: taken from {directory / "tokenizer"}')
-    return load_saved_tokenizer(directory / 'tokenizer')

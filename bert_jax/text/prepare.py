@@ -27,7 +27,7 @@ from bert_jax.text.job import Job
 from bert_jax.text.job_tokenizer import given_tokenizer, make_tokenizer
 from bert_jax.text.merge import FEWEST, Share, merge
 from bert_jax.text.normalization import doubts
-from bert_jax.text.partial import open_job, partial_directory
+from bert_jax.text.partial import open_job
 from bert_jax.text.pool import Pool
 from bert_jax.text.preview import (
     PREVIEW_SENTENCES,
@@ -131,8 +131,7 @@ def prepare(
     try:
         with open_job(directory, Reading.of(data), sources, settings, alone=shard is None, progress=progress) as job:
             with make_pool(job) as pool:
-                kept = partial_directory(_kept(directory)) / job.directory.name
-                make_tokenizer(job, pool, mixture, tokenizer, given, kept, progress)
+                make_tokenizer(job, pool, mixture, tokenizer, given, progress)
                 job.tally_of_sample().check_text(data.bad_text, _MUCH_WORSE)
                 mine = range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
                 pool.run('encode', [(number,) for number in mine], 'encoding')
@@ -142,7 +141,6 @@ def prepare(
     except OSError as error:  # perhaps only because another process finished first, and cleaned up
         if (manifest := find_existing(directory, mixture, settings)) is None:
             raise _cannot_write(directory, error) from error
-    shutil.rmtree(partial_directory(_kept(directory)), ignore_errors=True)
     return _summary(directory, manifest, given, tokenizer, warnings, progress, reused=False)
 
 
@@ -186,17 +184,19 @@ def tokenizer_preview(
     else:
         settings = settings_of(data, tokenizer, None)
         try:
-            with open_job(_kept(directory), reading, sources, settings, alone=True, progress=progress) as job:
+            with open_job(
+                directory, reading, sources, settings, alone=True, progress=progress, removes_others=False
+            ) as job:
                 with Pool(job, workers, progress) as pool:
-                    make_tokenizer(job, pool, mixture, tokenizer, None, None, progress)
+                    make_tokenizer(job, pool, mixture, tokenizer, None, progress)
                 job.tally_of_sample().check_text(data.bad_text, _MUCH_WORSE)
+                trained = job.encoder.tokenizer
                 sentences = list(itertools.islice(job.read_sample(), PREVIEW_SENTENCES))
         except OSError as error:
             raise _cannot_write(directory, error) from error
-        trained = job.encoder.tokenizer
         warnings = as_warnings(shortfall(trained.vocab_size, tokenizer), 'the tokenizer', progress)
         preview = describe_tokenizer(trained, sentences)
-        if progress:
+        if progress and job.tokenizer_directory.is_dir():
             say(f'tokenizer: kept in {job.tokenizer_directory} for a `prepare` with the same settings')
     return preview | {'vocab_size_requested': None if given else tokenizer.vocab_size, 'warnings': warnings}
 
@@ -212,11 +212,6 @@ def _check_is_text(data: config.Data) -> None:
             'a source of text',
             'python -m bert_jax train --config=… --config.tokenizer.path=vocab.txt --workdir=…',
         )
-
-
-def _kept(directory: pathlib.Path) -> pathlib.Path:
-    """A name like that of a corpus, for the job that ends with its tokenizer (`tokenizer_preview`)."""
-    return directory.parent / f'{directory.name}.tokenizer'
 
 
 def plan(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:

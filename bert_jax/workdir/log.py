@@ -28,16 +28,15 @@ class RunLog:
         num_steps: int,
         mesh: Mesh,
         describe_step: Callable[[dict[str, float]], str],
-        *,
         supervisor: Supervisor,
-        fewer_steps: Callable[[int], str] = lambda _: '',
+        flags_of_shorter: Callable[[float], str],
     ):
         """Opens the log, which removes what was logged after `start`.
 
         Args:
           describe_step: turns the metrics of a training step into a few words for the terminal.
           supervisor: asked before everything that is written whether the run may still write, and what it is doing.
-          fewer_steps: see `Progress`.
+          flags_of_shorter: see `Progress`.
 
         Raises:
           BadInput: here and later, when the run may no longer write.
@@ -46,7 +45,7 @@ class RunLog:
         self._check()
         self._writer, self._history = MetricsWriter(workdir, start), History(workdir)
         self._history.add('start', start, lost_steps=self._writer.lost_steps, **hardware(mesh))
-        self._progress = Progress(start, num_steps, describe_step, lambda: supervisor.stage, fewer_steps)
+        self._progress = Progress(start, num_steps, describe_step, lambda: supervisor.stage, flags_of_shorter)
         self._num_steps = num_steps
         self.metrics: dict[str, float | None] = {}
 

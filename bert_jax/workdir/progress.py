@@ -25,7 +25,7 @@ class Progress:
         num_steps: int,
         describe: Callable[[dict[str, float]], str],
         stage: Callable[[], str],
-        fewer_steps: Callable[[int], str],
+        flags_of_shorter: Callable[[float], str],
     ):
         """Initializes the progress.
 
@@ -33,17 +33,18 @@ class Progress:
           start: the step resumed from.
           describe: turns the metrics of a step into a few words.
           stage: what the main thread is doing, in words; '' while it makes steps.
-          fewer_steps: settings that make the run as long as so many steps, for a run that would take weeks.
+          flags_of_shorter: the flags that shorten the run to a share of its steps, for one that would take weeks.
         """
         self._bar = progress_bar(total=num_steps, initial=start, unit='step', smoothing=0.05)
         self._num_steps, self._describe = num_steps, describe
-        self._stage, self._fewer_steps = stage, fewer_steps
+        self._stage, self._flags_of_shorter = stage, flags_of_shorter
         self._is_estimated = False
         self._begin(start)
 
     def _begin(self, step: int) -> None:
         self._step, self._loss = step, ''
         self._first: tuple[int, float] | None = None  # (the first step made since then, when)
+        self._seconds_a_step: float | None = None
 
     def __enter__(self) -> 'Progress':
         show = None if self._bar.disable else self._show_in_bar
@@ -58,15 +59,17 @@ class Progress:
     def made_step(self, step: int, loss: float) -> None:
         """The devices have made a step; its loss is known anyway, so nothing waits for them here."""
         now = time.perf_counter()
-        self._step, self._loss = step, f'loss {loss:.3f}'
         self._first = self._first or (step, now)
+        since_step, since = self._first
+        if step > max(self._step, since_step):
+            self._seconds_a_step = (now - since) / (step - since_step)
+        self._step, self._loss = step, f'loss {loss:.3f}'
         if not self._bar.disable:
             self._bar.update(step - self._bar.n)
-        since_step, since = self._first
         is_measured = step - since_step >= _STEPS_TO_ESTIMATE and now - since >= _SECONDS_TO_ESTIMATE
-        if is_measured and not self._is_estimated:
+        if is_measured and not self._is_estimated and self._seconds_a_step is not None:
             self._is_estimated = True
-            self._estimate((now - since) / (step - since_step))
+            self._estimate(self._seconds_a_step)
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the metrics of a step."""
@@ -91,18 +94,14 @@ class Progress:
         """Leaves the bar as it is."""
         self._bar.close()
 
-    def _seconds_a_step(self) -> float | None:
-        if self._first is None or self._step == self._first[0]:
-            return None
-        return (time.perf_counter() - self._first[1]) / (self._step - self._first[0])
-
     def _left(self) -> list[str]:
-        seconds = self._seconds_a_step()
+        seconds = self._seconds_a_step
         return [] if seconds is None else [f'{_interval(seconds * (self._num_steps - self._step))} left']
 
     def _describe_now(self) -> str:
-        seconds = self._seconds_a_step()
-        each = [] if seconds is None else [f'{duration(seconds)} a step']
+        if not self._bar.disable:  # which shows the rest
+            return '  '.join(filter(None, [self._loss, self._stage()]))
+        each = [] if self._seconds_a_step is None else [f'{duration(self._seconds_a_step)} a step']
         parts = [f'step {self._step}/{self._num_steps}', self._loss, *each, *self._left(), self._stage()]
         return '  '.join(filter(None, parts))
 
@@ -113,10 +112,11 @@ class Progress:
         """Says how long the run will take, and what to set where that is out of proportion."""
         num_left = self._num_steps - self._step
         say(f'{duration(seconds)} a step: the other {num_left:,} steps take about {duration(seconds * num_left)}')
-        if seconds * num_left > _TOO_LONG and (settings := self._fewer_steps(max(1, int(_A_DAY / seconds)))):
+        if seconds * num_left > _TOO_LONG:
+            flags = self._flags_of_shorter(_A_DAY / seconds / self._num_steps)
             say(
-                f'Warning: that is out of proportion for these devices. {settings} takes about a day here, a smaller '
-                'model or batch takes less a step, and `plan --target=…` says how long other devices would take.'
+                f'Warning: that is out of proportion for these devices. A run with {flags} takes about a day here, a '
+                'smaller model or batch takes less a step, and `plan --target=…` shows the time on other devices.'
             )
 
 

@@ -59,8 +59,8 @@ def test_a_preview_is_kept_for_the_corpus(data: config.Data, kind: str, monkeypa
     settings = config.Tokenizer(kind=kind, vocab_size=100)
     expected = prepare(dataclasses.replace(data, corpus=f'{data.corpus}-alone'), settings, progress=False)
     preview = tokenizer_preview(data, settings)
-    kept = Path(data.corpus).parent / '.corpus.tokenizer.partial'
-    assert f'kept in {kept}/' in capsys.readouterr().err and not Path(data.corpus).exists()
+    [kept] = (Path(data.corpus).parent / '.corpus.partial').iterdir()
+    assert f'kept in {kept}/tokenizer' in capsys.readouterr().err and not Path(data.corpus).exists()
 
     def train(*_: object) -> None:
         raise AssertionError('trained once more')
@@ -69,9 +69,9 @@ def test_a_preview_is_kept_for_the_corpus(data: config.Data, kind: str, monkeypa
     assert tokenizer_preview(data, settings, progress=False) == preview
     for changed in (dataclasses.replace(settings, vocab_size=101), dataclasses.replace(settings, lowercase=False)):
         with pytest.raises(AssertionError, match='trained once more'):
-            prepare(data, changed, progress=False)
+            tokenizer_preview(data, changed, progress=False)
     summary = prepare(data, settings)
-    assert f'taken from {kept}/' in capsys.readouterr().err
+    assert f'taken from {kept}/tokenizer' in capsys.readouterr().err
     assert (summary.tokens, summary.vocab_size) == (expected.tokens, preview['vocab_size'])
     assert not list(Path(data.corpus).parent.glob('.corpus.*'))
 
