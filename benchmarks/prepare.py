@@ -32,8 +32,9 @@ from absl import app, flags
 
 from bert_jax import config
 from bert_jax.text.chunks import plan_source
-from bert_jax.text.documents import Reading, Tally, read_chunk
+from bert_jax.text.documents import Reading, read_chunk
 from bert_jax.text.prepare import prepare
+from bert_jax.text.tally import Tally
 from bert_jax.text.tokenizer import load_tokenizer, train_tokenizer
 
 _TEXT = flags.DEFINE_string('text', None, 'a text file; a blank line between documents')

@@ -1,6 +1,7 @@
 """Pretraining: what a run is made of, from top to bottom; `loop.fit` trains it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from bert_jax.config import Config, phase_at, row_lengths
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
+from bert_jax.data.epochs import MOST_EPOCHS, flags_of_shorter, num_epochs
+from bert_jax.data.fill import fill_of_phases
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import Streams, open_streams
 from bert_jax.evaluation.evaluator import Evaluator
@@ -70,7 +73,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     # --- What to train, from what, on what. Nothing is written before all of it is sound. ---
     start_from = pretraining_start(identity.as_begun(config, workdir, allow_change), workdir)
     mesh = mesh_of_run(start_from.config)
-    streams = open_streams(start_from.config, progress=jax.process_index() == 0)
+    streams = open_streams(start_from.config, progress=jax.process_index() == 0).of_workdir(workdir)
     config, num_steps = streams.config, streams.config.train.steps
     start_from.check(streams.tokenizer)
     fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
@@ -84,7 +87,6 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     supervisor.acquire(workdir)
     keep, keep_every = config.train.keep_checkpoints, config.train.keep_every
     with Checkpoints(workdir, keep=keep, keep_every=keep_every, check=supervisor.check_lease) as checkpoints:
-        last = checkpoints.latest_step()
         identity.claim(
             workdir,
             streams.config,
@@ -92,7 +94,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
             fingerprint,
             start=start_from.start,
             allow_change=allow_change,
-            step=last,
+            step=checkpoints.latest_step(),
         )
 
         # --- The state: restored, or new. ---
@@ -104,13 +106,13 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
         if begun is None:
             return Outcome(num_steps, True, num_steps, {})
         skipped = merged((*begun.record.skipped_batches, *config.train.skip))
-        record = dataclasses.replace(begun.record, skipped_batches=skipped)
-        say(_describe(config, mesh, program.vocab_size, streams.train))
+        _introduce(config, mesh, program.vocab_size, streams.train, is_new=begun.resumed_from is None)
 
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
         evaluators = _evaluators(config, program, streams, labelled_sets, start_from.start)
-        with RunLog(workdir, start, num_steps, mesh, _describe_step, check=supervisor.check_lease) as log:
+        shorter = functools.partial(flags_of_shorter, config)
+        with RunLog(workdir, start, num_steps, mesh, _describe_step, supervisor, shorter) as log:
             run = TrainingRun(
                 workdir=workdir,
                 program=program,
@@ -124,7 +126,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
                 log=log,
             )
             say('Compiling the step …')
-            fitted = fit(run, begun.state, record)
+            fitted = fit(run, begun.state, dataclasses.replace(begun.record, skipped_batches=skipped))
             log.end(fitted.step, fitted.stopped_by)
             return Outcome(fitted.step, fitted.step == num_steps, begun.resumed_from, log.metrics)
 
@@ -152,7 +154,17 @@ def _evaluators(
     return [*evaluators, FillIn(examples, train.evaluate_every)]
 
 
-def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
+def _introduce(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...], *, is_new: bool) -> None:
+    """Says what is trained on what, and what of a new run is out of proportion."""
+    say(_describe(config, mesh, vocab_size, streams, is_new=is_new))
+    if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
+        say(
+            f'Warning: the run goes {epochs:,.0f} times through its text; beyond about {MOST_EPOCHS} times there is '
+            f'little left to learn. Use more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}'
+        )
+
+
+def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...], *, is_new: bool) -> str:
     devices = jax.devices()
     several = [processes.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
@@ -166,8 +178,11 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream
         lines.append(
             (f'Phase {index}' if config.phases else 'Data')
             + f': {stream.num_rows:,} rows of {_describe_lengths(phase, stream)} positions an epoch; '
-            f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:.2f} epochs'
+            f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:,.2f} epochs'
         )
+    if isinstance(streams[0], CorpusStream):
+        fills = fill_of_phases(config, streams[0].split)
+        lines += [f'  {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
     return '\n'.join(lines)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from bert_jax.console import progress_bar, say
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
-from bert_jax.files import cache_directory, is_local, json_digest, map_array, new_directory
+from bert_jax.files import cache_directory, is_local, json_digest, map_array, new_directory, read_json
 from bert_jax.text import checksums
 from bert_jax.text.chunks import find_files
 
@@ -179,7 +179,7 @@ def _load(path: str) -> RecordFile:
             raise ValueError(damage)
         paths = (directory / f'{name}.npy' for name in ('offsets', 'hashes'))
         offsets, hashes = map(map_array, paths)
-        facts = Facts(**json.loads((directory / 'facts.json').read_text()))
+        facts = Facts(**read_json(directory / 'facts.json'))
     except (OSError, ValueError, TypeError) as error:
         found = f'cannot be read ({type(error).__name__}: {error})'
         raise BadInput(str(directory), found, f'the index of {path}', f'rm -r {directory}') from None

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from bert_jax.activity import activity
 from bert_jax.config import Config, is_records, phase_at
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
@@ -75,7 +76,8 @@ def evaluate(
       source: as `data.source`, of text.
       sample: windows of text in which words are masked; every eighth is taken for pseudo-perplexity. 0: neither.
       output: file to write.
-      config: gives the mesh, where it fits the devices; without it the run's does, where it fits, else one device.
+      config: gives `data.local_copy`, and the mesh, where it fits the devices. Without it the mesh is the run's, where
+        that fits, else one device.
       devices: all without it.
       workers: processes that read a source.
 
@@ -89,6 +91,9 @@ def evaluate(
       BadInput: when there is no run, no checkpoint or no corpus, or for a source that cannot be read.
     """
     run_config = identity.load_config(workdir)
+    if config is not None:
+        data = dataclasses.replace(run_config.data, local_copy=config.data.local_copy)
+        run_config = dataclasses.replace(run_config, data=data)
     mesh = _mesh(run_config, config, jax.devices() if devices is None else devices)
     if source:
         with _named_by_its_flag(source), tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
@@ -140,7 +145,7 @@ def _mesh(run_config: Config, given: Config | None, devices: list[jax.Device]) -
 
 
 def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mesh, sample: int) -> dict[str, Any]:
-    streams = open_streams(run_config)
+    streams = open_streams(run_config).of_workdir(workdir)
     validation = [stream for stream in streams.validation if stream is not None]
     if len(validation) < len(streams.validation):
         raise BadInput(
@@ -215,8 +220,10 @@ def _on_sample(
     step = int(state.step)
     provenance = of_run(run_config, step, start_of(workdir))
     pretrained = from_params(state.params, run_config.model, tokenizer, step, provenance)
-    found = words.measure(pretrained, windows)
-    perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
+    with activity('masked words'):
+        found = words.measure(pretrained, windows)
+    with activity('pseudo-perplexity'):
+        perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
     baseline = None if unigram_entropy is None else math.exp(unigram_entropy)
     return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': baseline}
 

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from bert_jax import config
+from bert_jax.config.fields import Role, names_with
 from bert_jax.errors import BadInput
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import Document, Reading, Tally, read_chunk
+from bert_jax.text.documents import Document, Reading, read_chunk
 from bert_jax.text.encode import uniform_of
 from bert_jax.text.existing import changes_since, weighted_sources
 from bert_jax.text.merge import FEWEST
+from bert_jax.text.tally import Tally
 
 WINDOW_CHARACTERS = 200  # so few that they fit the positions of nearly every run
 WORD_RATE = 0.15  # of the words are to be guessed
@@ -64,14 +66,17 @@ def _as_prepared(data: config.Data, settings: dict[str, Any]) -> config.Data:
     made_with = {name.removeprefix('data.'): value for name, value in settings.items() if name.startswith('data.')}
     if isinstance(made_with['source'], list):
         made_with['source'] = tuple(map(tuple, made_with['source']))
-    return dataclasses.replace(data, **made_with)
+    unset = config.Data()
+    newer = {name: getattr(unset, name) for name in names_with(Role.CONTENT_IF_SET, config.Data)}
+    return dataclasses.replace(data, **newer | made_with)
 
 
 def _spread(data: config.Data, count: int) -> list[Window]:
     """Up to `count` different windows that have words to guess, from chunks spread evenly over the held-out sources."""
     sources = weighted_sources(data)
     sources = [name for name, _, split in sources if split == 'validation'] or [name for name, _, _ in sources]
-    planned = [plan_source(name, n, data.text_field, data.group_field).chunks for n, name in enumerate(sources)]
+    fields = data.text_field, data.group_field, data.documents
+    planned = (plan_source(name, number, *fields).chunks for number, name in enumerate(sources))
     chunks = list(itertools.chain.from_iterable(planned))
     reading = Reading.of(data)
     limit = 1 << 64 if data.validation_source else int(data.validation_fraction * (1 << 64))

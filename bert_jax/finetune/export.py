@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.finetune.evaluator import model_outputs
 from bert_jax.finetune.heads import ARCHITECTURES
 from bert_jax.finetune.load import FineTuned, choose_seed, load_finetuned, task_builder
 from bert_jax.finetune.rows import TaskBatch
@@ -90,7 +91,8 @@ def _logits(trained: FineTuned, ids: np.ndarray, types: np.ndarray) -> list[np.n
 def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     rows, nothing = jnp.zeros((len(ids), 1), jnp.int32), jnp.zeros(len(ids))
-    return nnx.merge(graph, params)(TaskBatch(ids, types, jnp.ones_like(ids), positions, rows, nothing, nothing))
+    batch = TaskBatch(ids, types, jnp.ones_like(ids), positions, rows, nothing, nothing)
+    return model_outputs(nnx.merge(graph, params), batch)
 
 
 def _card(workdir: str, resolved: FinetuneConfig, trained: FineTuned, name: str) -> str:

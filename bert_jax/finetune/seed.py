@@ -67,7 +67,7 @@ class Setup:
             dataclasses.replace(batch_of(config.train), steps=steps),
             start.tokenizer.vocab_size,
             mesh,
-            build=heads.builder(config.task.kind, data.num_outputs),
+            build=heads.builder(config.task.kind, data.num_outputs, config.task.head_initializer),
             objective=heads.objective(config.task.kind),
         )
         sets = open_sets(config.probe, config.train.probe_every)
@@ -116,9 +116,10 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> O
 
         # --- Train. ---
         first, skipped = int(begun.state.step), begun.record.skipped_batches
-        streams = task_streams(config, start.tokenizer.pad_id)
+        streams = task_streams(config, start.tokenizer.pad_id, program.device_mesh)
         evaluator = TaskEvaluator(data, setup.predict_step, streams, program.device_mesh, config.train.evaluate_every)
-        with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, check=check) as log:
+        shorter = functools.partial(_flags_of_shorter, config)
+        with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, supervisor, shorter) as log:
             run = TrainingRun(
                 workdir=workdir,
                 program=program,
@@ -173,6 +174,10 @@ def _write_results(
 def _describe(workdir: str, config: FinetuneConfig, data: TaskData, program: TrainProgram) -> str:
     batch_size = config.train.global_batch_size
     return f'{workdir}: {program.num_steps:,} steps of {batch_size} rows, {len(data.train):,} rows an epoch'
+
+
+def _flags_of_shorter(config: FinetuneConfig, share: float) -> str:
+    return f'--config.train.epochs={config.train.epochs * share:.3g}'
 
 
 def _describe_step(metrics: dict[str, float]) -> str:

@@ -26,7 +26,7 @@ from bert_jax.pretrained.load import Pretrained, from_tensors
 from bert_jax.pretrained.provenance import Provenance, start_of
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.tensor_names import POOLER
-from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given, load_saved_tokenizer
 from bert_jax.workdir import identity
 from bert_jax.workdir.identity import split_step
 
@@ -59,7 +59,8 @@ class FinetuningStart:
 
     def _under_new_head(self, initial: Pretrained, num_outputs: int, seed: int) -> nnx.State:
         rngs = nnx.Rngs(seed)
-        head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, rngs), nnx.Param)))
+        new = new_head(self.config.model, num_outputs, self.config.task.head_initializer, rngs)
+        head = dict(nnx.to_flat_state(nnx.state(new, nnx.Param)))
         of: dict[Any, dict[tuple, nnx.Param]] = {'bert': self._encoder(initial, rngs), 'classifier': head}
         build = builder(self.config.task.kind, num_outputs)
         shapes = nnx.eval_shape(lambda: build(self.config.model, self.tokenizer.vocab_size, nnx.Rngs(0)))
@@ -88,9 +89,11 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
     settings = given.tokenizer
     own = None
     if settings.path:
-        own = load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
+        own = load_given(settings)
     if given.init == 'scratch':
         assert own is not None  # see `config.finetuning.resolve`
+        for workdir in workdirs:
+            own = as_saved(own, settings, f'{workdir}/tokenizer')
         say(f'Starting from random weights: {given.model.num_layers} layers, hidden size {given.model.hidden_size}')
         return FinetuningStart(given, own, Initialization(fingerprint={'init': 'scratch'}))
     for workdir in workdirs:
@@ -172,7 +175,7 @@ def _without_head(
 
 
 def _check(given: FinetuneConfig, tokenizer: Tokenizer, own: Tokenizer | None, model: config.Model) -> None:
-    if own is not None and own.hash != tokenizer.hash:
+    if own is not None and not own.agrees_with(tokenizer):
         raise BadInput(
             f'config.tokenizer.path={given.tokenizer.path}',
             f'is another tokenizer ({own.vocab_size} tokens) than that of config.init ({tokenizer.vocab_size} tokens)',

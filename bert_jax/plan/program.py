@@ -24,7 +24,7 @@ from jax.experimental import topologies
 
 from bert_jax.config import Config, resolve
 from bert_jax.errors import BadInput, is_exhausted
-from bert_jax.files import cache_directory, json_digest, write_whole
+from bert_jax.files import cache_directory, json_digest, read_json, write_whole
 from bert_jax.plan import hlo
 from bert_jax.plan.targets import Target, parse
 from bert_jax.runtime.mesh import make_mesh
@@ -96,7 +96,7 @@ def compile_for(config: Config, target: Target, effort: str = FULL, limit_s: flo
         raise BadInput('--target', f'the compiler for {target.device.name} is not installed', '', missing(target))
     path = _cache_path(config, target, effort)
     if path is not None and path.exists():
-        return _program(json.loads(path.read_text()))
+        return _program(read_json(path))
     with tempfile.TemporaryDirectory() as directory:
         request, answer = Path(directory) / 'request.json', Path(directory) / 'answer.json'
         request.write_text(json.dumps({'config': dataclasses.asdict(config), 'target': target.name, 'effort': effort}))
@@ -239,7 +239,7 @@ def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple
 
 def main(request_path: str, answer_path: str) -> None:
     """Compiles what a request asks for; writes the answer when it is whole."""
-    request = json.loads(Path(request_path).read_text())
+    request = read_json(request_path)
     target = parse(request['target'])
     program, _ = compile_step(resolve(request['config']), _devices(target), request['effort'])
     fields = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from bert_jax import config
-from bert_jax.console import say
+from bert_jax import config, files
 from bert_jax.errors import BadInput
+from bert_jax.files import DamagedJson
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.tensor_names import TABLE, TASK_TABLES, WORD, from_tensors, to_tensors
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -81,8 +80,8 @@ def read_model_json(directory: Path) -> tuple[config.Model, int]:
     return parse_model_json(content, path)
 
 
-def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: Path, expected: str, kind: type = dict) -> Any:
+    """A JSON object from a file, or with `kind=list` a JSON list.
 
     Raises:
       BadInput: when it is not there or is none.
@@ -90,12 +89,9 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
     if not path.is_file():
         raise BadInput(str(path), 'does not exist', expected)
     try:
-        content = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise BadInput(str(path), f'is not JSON ({error})', expected) from error
-    if not isinstance(content, dict):
-        raise BadInput(str(path), 'is not a JSON object', expected)
-    return content
+        return files.read_json(path, kind)
+    except DamagedJson as error:
+        raise BadInput(str(path), str(error), expected) from error
 
 
 def parse_model_json(content: dict[str, Any], path: Path) -> tuple[config.Model, int]:
@@ -142,22 +138,12 @@ def write_model(
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a model directory, with `transformers`' defaults.
-
-    One that consists of a vocab.txt alone (the oldest directories, and Google's) does not say whether it is cased: it
-    is when a token has a capital letter.
+    """The tokenizer of a model directory.
 
     Raises:
       BadInput: when there is none, or it cannot be used.
     """
-    lowercase, vocabulary = True, directory / 'vocab.txt'
-    says = any((directory / name).is_file() for name in ('tokenizer.json', 'tokenizer_config.json'))
-    if not says and vocabulary.is_file():
-        tokens = vocabulary.read_text('utf-8', errors='replace').splitlines()
-        lowercase = not any(re.search('[A-Z]', token) for token in tokens if not token.startswith('['))
-        kind = 'uncased' if lowercase else 'cased'
-        say(f'{vocabulary}: {kind}, by its tokens (no tokenizer_config.json says)')
-    return load_tokenizer(directory, lowercase=lowercase, strip_accents=None)
+    return load_tokenizer(directory)
 
 
 def read_model(directory: Path, num_tokens: int | None = None) -> tuple[nnx.State, config.Model, int]:

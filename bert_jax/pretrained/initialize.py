@@ -98,7 +98,7 @@ class PretrainingStart:
         theirs = initial.tokenizer
         words = tokenizer.tokens[theirs.vocab_size :]
         expected = theirs.extended(words) if words and isinstance(theirs, WordPiece) else theirs
-        if expected.hash != tokenizer.hash:
+        if not expected.agrees_with(tokenizer):
             raise BadInput(
                 f'config.data.corpus={self.config.data.corpus}',
                 f'was made with another tokenizer ({tokenizer.vocab_size} tokens) than that of the initial model '

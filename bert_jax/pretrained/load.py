@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax import config
+from bert_jax.activity import counted
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.model.inputs import Inputs
@@ -22,6 +23,7 @@ from bert_jax.model.losses import cross_entropy
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.provenance import Provenance, of_files, of_run, start_of
 from bert_jax.pretrained.safetensors_files import read_tensors
+from bert_jax.pretrained.sentences import SentenceSettings, pool
 from bert_jax.pretrained.tensor_names import MLM_HEAD, absent_heads
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
@@ -91,7 +93,7 @@ class Pretrained:
         Raises:
           BadInput: naming the number of a text that is too long, without `truncate`.
         """
-        input_ids, num_truncated = self._framed(texts, truncate)
+        input_ids, num_truncated = self._framed(texts, truncate, self.max_length)
         token_vectors: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(texts)
         mean_pooled = np.zeros((len(texts), self.config.hidden_size), np.float32)
         for rows, hidden, mean in self._run(input_ids):
@@ -102,11 +104,27 @@ class Pretrained:
 
     def mean_pooled(self, texts: list[str], truncate: bool = True) -> tuple[np.ndarray, int]:
         """([B, D], number of texts cut): `encode` without the vectors of the tokens."""
-        input_ids, num_truncated = self._framed(texts, truncate)
-        mean_pooled = np.zeros((len(texts), self.config.hidden_size), np.float32)
-        for rows, _, mean in self._run(input_ids):
-            mean_pooled[rows] = mean[: len(rows)]
-        return mean_pooled, num_truncated
+        input_ids, num_truncated = self._framed(texts, truncate, self.max_length)
+        return self._pooled(input_ids, ('mean',)), num_truncated
+
+    def embed(self, texts: list[str], settings: SentenceSettings) -> tuple[np.ndarray, int]:
+        """([B, M x D] float32, number of texts cut): the vectors of texts as sentence-transformers makes them.
+
+        Args:
+          settings: of the directory that the model was loaded from (`sentences.read_settings`).
+        """
+        longest = settings.limit(self.max_length, self.config.max_positions)
+        input_ids, num_truncated = self._framed([settings.prepare(text) for text in texts], True, longest)
+        vectors = self._pooled(input_ids, settings.modes)
+        if settings.normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors, num_truncated
+
+    def _pooled(self, input_ids: list[list[int]], modes: tuple[str, ...]) -> np.ndarray:
+        vectors = np.zeros((len(input_ids), len(modes) * self.config.hidden_size), np.float32)
+        for rows, _, pooled in self._run(input_ids, modes):
+            vectors[rows] = pooled[: len(rows)]
+        return vectors
 
     def fill_mask(self, text: str, top_k: int = 5) -> list[list[Filler]]:
         """The best fillers for every [MASK] of a text, best first.
@@ -160,11 +178,11 @@ class Pretrained:
                 losses[row] = found[slot, : len(positions[row])]
         return losses
 
-    def _framed(self, texts: list[str], truncate: bool) -> tuple[list[list[int]], int]:
+    def _framed(self, texts: list[str], truncate: bool, longest: int) -> tuple[list[list[int]], int]:
         """(ids of each text as [CLS] text [SEP], number of texts cut)."""
         if isinstance(texts, str):
             raise BadInput('texts', 'is one string', 'a list of strings')
-        tokenizer, longest = self.tokenizer, self.max_length
+        tokenizer = self.tokenizer
         pieces = tokenizer.encode_batch(list(texts))
         too_long = [number for number, ids in enumerate(pieces) if len(ids) > longest - 2]
         if too_long and not truncate:
@@ -172,22 +190,25 @@ class Pretrained:
             raise BadInput(f'text {too_long[0]}', found, f'at most {longest}, {self._limit()}; or truncate=True')
         return [[tokenizer.cls_id, *ids[: longest - 2], tokenizer.sep_id] for ids in pieces], len(too_long)
 
-    def _run(self, input_ids: list[list[int]]) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
-        """Batches of (which texts, vectors [B, L, D], their means [B, D]); what lies past the texts is filler."""
+    def _run(
+        self, input_ids: list[list[int]], modes: tuple[str, ...] = ('mean',)
+    ) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
+        """Batches of (which texts, vectors [B, L, D], pooled [B, M x D]); what lies past the texts is filler."""
         by_length: dict[int, list[int]] = {}
         for row, ids in enumerate(input_ids):
-            length = min(max(_power_of_two(len(ids)), _SHORTEST), self.max_length)
+            length = min(max(_power_of_two(len(ids)), _SHORTEST), self.config.max_positions)
             by_length.setdefault(length, []).append(row)
+        batches: list[tuple[int, int, list[int]]] = []  # (positions, most rows, texts)
         for length, rows in sorted(by_length.items()):
             size = max(1, _BATCH_TOKENS // length)
-            for start in range(0, len(rows), size):
-                some = rows[start : start + size]
-                batch = np.full((min(_power_of_two(len(some)), size), length), self.tokenizer.pad_id, np.int32)
-                lengths = np.zeros(len(batch), np.int32)
-                for slot, row in enumerate(some):
-                    lengths[slot] = len(input_ids[row])
-                    batch[slot, : lengths[slot]] = input_ids[row]
-                yield some, *_encode(*self._parts, batch, lengths)
+            batches += [(length, size, rows[start : start + size]) for start in range(0, len(rows), size)]
+        for length, size, some in counted(batches, len(batches), 'running the encoder'):
+            batch = np.full((min(_power_of_two(len(some)), size), length), self.tokenizer.pad_id, np.int32)
+            lengths = np.zeros(len(batch), np.int32)
+            for slot, row in enumerate(some):
+                lengths[slot] = len(input_ids[row])
+                batch[slot, : lengths[slot]] = input_ids[row]
+            yield some, *_encode(*self._parts, batch, lengths, modes)
 
     def _limit(self) -> str:
         """What `max_length` is, in words."""
@@ -212,15 +233,15 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def _encode(
-    graph: nnx.GraphDef, params: nnx.State, input_ids: jax.Array, lengths: jax.Array
+    graph: nnx.GraphDef, params: nnx.State, input_ids: jax.Array, lengths: jax.Array, modes: tuple[str, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """[B, L] ids and [B] lengths -> ([B, L, D] vectors, [B, D] their means over the lengths)."""
+    """[B, L] ids and [B] lengths -> ([B, L, D] vectors, [B, M x D] pooled over the lengths)."""
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
     present = (positions < lengths[:, None]).astype(jnp.int32)
     hidden = nnx.merge(graph, params).bert(Inputs(input_ids, jnp.zeros_like(input_ids), present, positions))
-    return hidden, (hidden * present[..., None]).sum(1) / jnp.maximum(lengths, 1)[:, None]
+    return hidden, pool(hidden, lengths, modes)
 
 
 @functools.partial(jax.jit, static_argnums=0)

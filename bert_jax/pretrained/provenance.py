@@ -10,8 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.config import Config, positions_trained, resolve
-from bert_jax.config import finetuning as finetuning_config
+from bert_jax.config import Config, finetuning, positions_trained
 from bert_jax.errors import BadInput
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.tensor_names import HEADS, MLM_HEAD, NSP_HEAD, POOLER
@@ -87,10 +86,10 @@ def provenance_of(directory: str, step: int | None = None) -> Provenance:
         return of_files(path, model.max_positions)
     if step is None:
         step = max(seal.sealed_steps(epath.Path(directory) / 'checkpoints'), default=0)
-    given = identity.load_given(directory)
+    given = identity.load_settings(directory)
     if 'task' in given:
-        return of_finetune(finetuning_config.resolve(given), start_of(directory))
-    return of_run(resolve(given), step, start_of(directory))
+        return of_finetune(finetuning.resolve(given), start_of(directory))
+    return of_run(identity.load_config(directory), step, start_of(directory))
 
 
 def start_of(workdir: str) -> Provenance | None:
@@ -118,7 +117,7 @@ def of_run(config: Config, step: int, start: Provenance | None) -> Provenance:
     return Provenance(_longest(start, positions_trained(config, step)), heads, start.rows_dropped if start else 0)
 
 
-def of_finetune(config: finetuning_config.FinetuneConfig, start: Provenance | None) -> Provenance:
+def of_finetune(config: finetuning.FinetuneConfig, start: Provenance | None) -> Provenance:
     """What is known of the weights of a fine-tune; it has no heads of pretraining."""
     return Provenance(
         _longest(start, config.task.sequence_length), (MLM_HEAD, NSP_HEAD), start.rows_dropped if start else 0
@@ -148,7 +147,7 @@ def trained_length(directory: str, step: int | None = None) -> int:
       BadInput: as `provenance_of`.
     """
     if identity.is_workdir(directory):
-        max_positions = identity.load_given(directory)['model']['max_positions']
+        max_positions = identity.load_settings(directory)['model']['max_positions']
     else:
         max_positions = hugging_face.read_model_json(Path(directory))[0].max_positions
     return provenance_of(directory, step).max_length(max_positions)

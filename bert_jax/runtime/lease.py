@@ -32,7 +32,7 @@ from pathlib import Path
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, modified_at, unusable_path, write_whole
+from bert_jax.files import is_local, modified_at, read_json, unusable_path, write_whole
 
 DIRECTORY = '.lease'  # in the workdir
 BEAT = 5.0  # seconds between signs of life
@@ -174,7 +174,7 @@ class Lease:
         if not number:
             return 0, None
         try:
-            return number, Owner(**json.loads(self._path(number).read_text()))
+            return number, Owner(**read_json(self._path(number)))
         except (ValueError, TypeError, OSError):
             return number, Owner('an unknown host', '', 0, 0, '')
 

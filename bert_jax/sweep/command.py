@@ -6,6 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bert_jax.activity import activity
 from bert_jax.console import progress_bar, say
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local
@@ -85,7 +86,13 @@ def _held(directory: str) -> Iterator[None]:
 def _run_here(runs: tuple[Run, ...], todo: list[Run], jobs: int, signals: Signals) -> dict[str, int]:
     statuses = {}
     done = len(runs) - len(todo)
-    with progress_bar(total=len(runs), initial=done, unit='run') as bar:
+
+    def how_far() -> str:
+        steps = {run.name: launch.saved_step(run) for run in todo if run.name not in statuses}
+        begun = [f'{name} has saved step {step}' for name, step in steps.items() if step is not None]
+        return '; '.join([f'{len(statuses)} of {len(todo)} runs have ended', *begun[:jobs]])
+
+    with activity(how_far), progress_bar(total=len(runs), initial=done, unit='run') as bar:
         for number, (run, status, seconds) in enumerate(launch.run_all(todo, jobs, signals), start=done + 1):
             statuses[run.name] = status
             [result] = read_results((run,), statuses)

@@ -23,6 +23,7 @@ from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local, modified_at, size_of
+from bert_jax.text.formats import HEAD_BYTES, check_first_bytes
 
 LONGEST_LINE = 1 << 20  # bytes; a longer line of a text file is read as several
 LONGEST_RECORD = 1 << 26  # bytes; a longer line of JSON is a bad record
@@ -32,7 +33,7 @@ _MAX_CHUNK = 1 << 26  # bytes
 _CHUNKS = 64  # chunks are smaller than `_MAX_CHUNK` if there would be fewer of them
 _RECORDS_PER_CHUNK = 1 << 14  # of TFDS, which does not tell bytes
 _BUFFER_BYTES = 1 << 16
-_FILE_KINDS = ('text', 'jsonl', 'parquet')
+FILE_KINDS = ('text', 'jsonl', 'parquet')
 _VERSION = re.compile(r'[\d*]+\.[\d*]+\.[\d*]+')
 
 
@@ -68,11 +69,14 @@ class Source:
     files: dict[str, list[int]]
 
 
-def plan_source(source: str, number: int, text_field: str, group_field: str = '') -> Source:
-    """Looks at a source's files, not at their text.
+def plan_source(
+    source: str, number: int, text_field: str, group_field: str = '', documents: str = 'blank_lines'
+) -> Source:
+    """Looks at a source's files: their sizes, their first bytes, the columns of tables. Empty files are left out.
 
     Raises:
-      BadInput: for a source that is unknown or has no file, an empty file, a file that is no parquet or lacks a column.
+      BadInput: for a source that is unknown, has no file or only empty ones, files of another format, a table without
+        a column.
     """
     kind, _, rest = source.partition(':')
     if source == 'python-docs':
@@ -85,21 +89,40 @@ def plan_source(source: str, number: int, text_field: str, group_field: str = ''
         ranges = _ranges(len(records), _RECORDS_PER_CHUNK)
         chunks = [Chunk(kind, number, (Part(rest, a, b),), b - a) for a, b in ranges]
         return Source(source, tuple(chunks), {})
-    if kind not in _FILE_KINDS:
+    if kind not in FILE_KINDS:
         raise BadInput('config.data.source', f'is {source!r}', 'python-docs, text:, jsonl:, parquet: or tfds:')
     paths = find_files(rest)
     if not paths:
-        raise BadInput(f'data.source={source}', f'no file matches {rest}', 'at least one file')
+        raise _no_file(source, rest)
     files = _sizes_and_times(paths)
-    for path, (length, _) in files.items():
-        if length == 0:
-            raise BadInput(path, 'is empty: it holds no text', 'a file with text', 'remove it, or narrow data.source')
+    paths = [path for path in paths if files[str(path)][0]]
+    if not paths:
+        raise BadInput(next(iter(files)), 'is empty: it holds no text', 'a file with text')
+    for path in filter(is_local, paths):  # of an object store they are looked at when the file is read
+        check_first_bytes(str(path), _first_bytes(path), kind)
     size = min(_MAX_CHUNK, max(_MIN_CHUNK, sum(length for length, _ in files.values()) // _CHUNKS))
     if kind == 'parquet':
         sized = [part for path in paths for part in _row_groups(path, size, [text_field, group_field])]
     else:
-        sized = [part for path in paths for part in _byte_ranges(path, files[str(path)][0], size)]
+        whole = kind == 'text' and documents == 'file'
+        sized = [part for path in paths for part in _byte_ranges(path, files[str(path)][0], size, whole)]
     return Source(source, _grouped(kind, number, sized, size), files)
+
+
+def _first_bytes(path: epath.Path) -> bytes:
+    try:
+        with path.open('rb') as file:
+            return file.read(HEAD_BYTES)
+    except OSError as error:
+        raise BadInput(str(path), f'cannot be read ({error.strerror or error})', 'a file to read') from error
+
+
+def _no_file(source: str, pattern: str) -> BadInput:
+    where, expected = f'data.source={source}', 'at least one file'
+    if is_local(pattern) and os.path.isdir(pattern):
+        mend = f"--config.data.source='{source.rstrip('/')}/*' (with /** the files in its subdirectories too)"
+        return BadInput(where, f'{pattern} is a directory', 'a file, or a pattern that matches files', mend)
+    return BadInput(where, f'no file matches {pattern}', expected)
 
 
 def find_files(pattern: str) -> list[epath.Path]:
@@ -129,7 +152,7 @@ def _local_names(pattern: str) -> list[str]:
 def look_at_files(source: str) -> dict[str, list[int]]:
     """{path: [bytes, time of the last change]} of a source that is files; {} of another, or where there are none."""
     kind, _, rest = source.partition(':')
-    return _sizes_and_times(find_files(rest)) if kind in _FILE_KINDS else {}
+    return _sizes_and_times(find_files(rest)) if kind in FILE_KINDS else {}
 
 
 def _sizes_and_times(paths: list[epath.Path]) -> dict[str, list[int]]:
@@ -153,25 +176,16 @@ def _ranges(length: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, length)
 
 
-def _byte_ranges(path: epath.Path, length: int, size: int) -> list[tuple[Part, int]]:
-    if path.suffix in ('.gz', '.zst') or length < 2 * size:
+def _byte_ranges(path: epath.Path, length: int, size: int, whole: bool) -> list[tuple[Part, int]]:
+    if whole or path.suffix in ('.gz', '.zst') or length < 2 * size:
         return [(Part(str(path)), length)]
     return [(Part(str(path), a, b), b - a) for a, b in _ranges(length, size)]
 
 
 def _row_groups(path: epath.Path, size: int, fields: list[str]) -> list[tuple[Part, int]]:
-    import pyarrow
-    from pyarrow import parquet
+    from bert_jax.text.parquet import plan_row_groups
 
-    try:
-        with path.open('rb') as file:
-            table = parquet.ParquetFile(file)
-            names, metadata = table.schema_arrow.names, table.metadata
-            sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(str(path), f'cannot be read as parquet ({type(error).__name__})', 'text columns') from None
-    for field in filter(None, fields):
-        check_field(field, names, str(path))
+    sizes = plan_row_groups(path, [field for field in fields if field])
     if sum(sizes) < 2 * size:
         return [(Part(str(path)), sum(sizes))]
     return [(Part(str(path), group, group + 1), sizes[group]) for group in range(len(sizes))]
@@ -181,7 +195,8 @@ def check_field(field: str, names: Iterable[str], where: str) -> None:
     """Raises `BadInput` when the data have no such field."""
     names = list(names)
     if field not in names:
-        raise BadInput(where, f'has no field {field!r}', ', '.join(names), '--config.data.text_field=NAME')
+        mend = '--config.data.text_field=NAME (or group_field)'
+        raise BadInput(where, f'has no field {field!r}', ', '.join(names), mend)
 
 
 def open_tfds(spec: str, fields: list[str]) -> Any:

@@ -15,24 +15,28 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
 
-from bert_jax.files import new_directory
+from bert_jax.files import new_directory, read_json
 from bert_jax.text.checksums import checksums_of
-from bert_jax.text.documents import Document, Tally
+from bert_jax.text.documents import Document
 from bert_jax.text.sentences import split_lines
+from bert_jax.text.tally import Tally
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import flattened
 
 # `digest` tells equal texts; `uniform` hashes the group, or without one the text. Any: ty takes them for float64.
 DOCUMENT: Any = np.dtype([('digest', 'V16'), ('uniform', 'u8'), ('lines', 'u4'), ('sentences', 'u4'), ('tokens', 'u8')])
 LINE: Any = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
-_CHARACTERS_AT_ONCE = 1 << 22  # given to the tokenizer together, or a few more
-_MOST_AT_ONCE = 1 << 23  # bytes
+_CHARACTERS_AT_ONCE = 1 << 22  # encoded together, or a few more; lines and documents count as some characters more
+_CHARACTERS_OF_LINE, _CHARACTERS_OF_DOCUMENT = 32, 128  # the memory of what is kept of each
+_LONGEST_PIECE = 1 << 20  # characters of a document that are encoded together, or the rest of a line more
+_MOST_AT_ONCE = 1 << 22  # bytes that the tokenizer gets together
 _PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between
+_STROKE = '\u0338'  # '≠' is '=' and this: the only mark that composition joins with ASCII punctuation
 _MOST_WORDS = 1 << 19  # that are remembered
 _LONGEST_WORD = 50  # characters, of those remembered
 
@@ -76,7 +80,7 @@ class Encoder:
         if not self.tokenizer.splits_at_punctuation:
             self._words.update(self._packed(words))
             return
-        parts_of = [_PARTS.findall(word) for word in words]
+        parts_of = [[word] if _STROKE in word else _PARTS.findall(word) for word in words]
         unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
         parts = dict(self._packed(unseen))
         self._words.update((part, ids) for part, ids in parts.items() if len(part) <= _LONGEST_WORD)
@@ -121,7 +125,7 @@ def write_chunk(
         return
     # Not beside the chunks, of which there may be many: looking for those of killed processes reads the directory.
     with new_directory(directory, temporary_in=directory.parents[1]) as temporary:
-        num_documents = num_characters = 0
+        num_documents, open_document = 0, _OpenDocument()
         with (
             _uncollected(),
             (temporary / 'tokens.bin').open('wb') as tokens_file,
@@ -129,10 +133,9 @@ def write_chunk(
             (temporary / 'lines.bin').open('wb') as lines_file,
             (temporary / 'documents.bin').open('wb') as documents_file,
         ):
-            for batch, size in _batches(documents):
-                num_documents += len(batch)
-                num_characters += size
-                ids, sentences, lines, table = _encoded(batch, encoder, tally, hash_lines)
+            for batch in _batches(_pieces(documents)):
+                num_documents += sum(piece.is_last for piece in batch)
+                ids, sentences, lines, table = _encoded(batch, open_document, encoder, tally, hash_lines)
                 for file, values in (
                     (tokens_file, ids),
                     (sentences_file, sentences),
@@ -140,12 +143,8 @@ def write_chunk(
                     (documents_file, table),
                 ):
                     file.write(values.tobytes())
-        record = {
-            'dropped': dict(tally.counts),
-            'records': tally.records,
-            'bad': tally.bad,
+        record = tally.as_json() | {
             'num_documents': num_documents,
-            'characters': num_characters,
             'dtype': encoder.dtype.name,
             'files': checksums_of(temporary),
         }
@@ -167,39 +166,98 @@ def _uncollected() -> Iterator[None]:
 def read_record(directory: pathlib.Path) -> dict[str, Any] | None:
     """What `chunk.json` of a finished chunk holds; None where there is none, or files of another size."""
     try:
-        record = json.loads((directory / 'chunk.json').read_text('utf-8'))
+        record = read_json(directory / 'chunk.json')
         sizes = {name: (directory / name).stat().st_size for name in record['files']}
     except (FileNotFoundError, ValueError, KeyError):
         return None
     return record if all(file['bytes'] == sizes[name] for name, file in record['files'].items()) else None
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[tuple[list[Document], int]]:
-    """(documents together, their characters); a large one is not cut, but `_encoded` takes its sentences in parts."""
-    batch, size = [], 0
+class _Piece(NamedTuple):
+    """Some of the lines of a document, with line feeds between them: a long one comes in several pieces."""
+
+    text: str
+    group: str | None
+    is_split: bool
+    is_last: bool
+
+
+def _pieces(documents: Iterable[Document]) -> Iterator[_Piece]:
     for document in documents:
-        batch.append(document)
-        size += document.num_characters
+        text, start = document.text, 0
+        while (stop := text.find('\n', start + _LONGEST_PIECE)) != -1:
+            yield _Piece(text[start:stop], document.group, document.is_split, is_last=False)
+            start = stop + 1
+        yield _Piece(text[start:], document.group, document.is_split, is_last=True)
+
+
+def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Pieces that are encoded together."""
+    batch, size = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text) + _CHARACTERS_OF_LINE * (piece.text.count('\n') + 1) + _CHARACTERS_OF_DOCUMENT
         if size >= _CHARACTERS_AT_ONCE:
-            yield batch, size
+            yield batch
             batch, size = [], 0
     if batch:
-        yield batch, size
+        yield batch
+
+
+class _OpenDocument:
+    """What is known of a document of which not all pieces have come."""
+
+    def __init__(self):
+        self._hash: Any = None
+        self._counts = np.zeros(3, np.int64)
+
+    def close_with(self, pieces: list[_Piece], texts: list[bytes], counts: np.ndarray) -> np.ndarray:
+        """Adds pieces, the first of which continue the open document; the last one may leave another open.
+
+        Args:
+          texts: of each piece, its lines with line feeds between all sentences.
+          counts: int64 [pieces, 3], lines, sentences and tokens that are kept of each.
+
+        Returns:
+          DOCUMENT records of the documents that are complete.
+        """
+        digests, groups = [], []
+        for piece, text in zip(pieces, texts, strict=True):
+            if self._hash is None:
+                self._hash = hashlib.blake2b(text, digest_size=16)
+            else:
+                self._hash.update(b'\n')
+                self._hash.update(text)
+            if piece.is_last:
+                digests.append(self._hash.digest())
+                groups.append(piece.group)
+                self._hash = None
+        counts = np.concatenate([self._counts[None], counts])
+        ends = np.flatnonzero([False, *(piece.is_last for piece in pieces)]) + 1
+        totals = np.cumsum(np.concatenate([np.zeros((1, 3), np.int64), counts]), axis=0)
+        sums = np.diff(totals[np.append(0, ends)], axis=0)
+        self._counts = totals[-1] - totals[ends[-1] if len(ends) else 0]
+        table = np.empty(len(digests), DOCUMENT)
+        table['digest'] = np.frombuffer(b''.join(digests), 'V16')
+        table['uniform'] = [_uniform(group, digest) for group, digest in zip(groups, digests, strict=True)]
+        table['lines'], table['sentences'], table['tokens'] = sums.T
+        return table
 
 
 def _encoded(
-    batch: list[Document], encoder: Encoder, tally: Tally, hash_lines: bool
+    batch: list[_Piece], open_document: _OpenDocument, encoder: Encoder, tally: Tally, hash_lines: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(ids, lengths of sentences, LINE records, DOCUMENT records) of those documents and sentences that have tokens."""
-    line_texts = [line for document in batch for line in document.lines]
+    lines_of_pieces = [piece.text.split('\n') for piece in batch]
+    line_texts = list(itertools.chain.from_iterable(lines_of_pieces))
     encoded_lines = [line.encode() for line in line_texts] if batch[0].is_split else split_lines(line_texts)
     text = b'\n'.join([*encoded_lines, b''])
     ids, lengths = (np.concatenate(arrays) for arrays in zip(*map(encoder.encode, _parts(text)), strict=True))
     ends_of_lines = np.cumsum(np.fromiter(map(len, encoded_lines), np.int64, len(encoded_lines)) + 1)
     characters = np.frombuffer(text, np.uint8)
     line_of_sentence = np.searchsorted(ends_of_lines, np.flatnonzero(characters == ord('\n')))
-    num_lines = np.array([len(document.lines) for document in batch])
-    document_of_line = np.repeat(np.arange(len(batch)), num_lines)
+    num_lines = np.array(list(map(len, lines_of_pieces)))
+    piece_of_line = np.repeat(np.arange(len(batch)), num_lines)
 
     lines = np.zeros(len(encoded_lines), LINE)
     if hash_lines:
@@ -210,18 +268,15 @@ def _encoded(
     lines['sentences'] = np.bincount(line_of_sentence, has_tokens, len(lines))
     tally.counts['empty_sentence'] += int((~has_tokens).sum())
 
-    table = np.empty(len(batch), DOCUMENT)
-    ends = np.cumsum(num_lines)
-    digests = [
-        hashlib.blake2b(b'\n'.join(encoded_lines[end - count : end]), digest_size=16).digest()
-        for end, count in zip(ends, num_lines, strict=True)
-    ]
-    table['digest'] = np.frombuffer(b''.join(digests), 'V16')
-    table['uniform'] = [_uniform(document, digest) for digest, document in zip(digests, batch, strict=True)]
-    table['tokens'] = np.bincount(document_of_line[line_of_sentence], lengths, len(batch))
-    table['sentences'] = np.bincount(document_of_line, lines['sentences'], len(batch))
     line_is_kept = lines['sentences'] > 0
-    table['lines'] = np.bincount(document_of_line, line_is_kept, len(batch))
+    counts = np.empty((len(batch), 3), np.int64)
+    counts[:, 0] = np.bincount(piece_of_line, line_is_kept, len(batch))
+    counts[:, 1] = np.bincount(piece_of_line, lines['sentences'], len(batch))
+    counts[:, 2] = np.bincount(piece_of_line[line_of_sentence], lengths, len(batch))
+    ends = ends_of_lines[np.cumsum(num_lines) - 1] - 1
+    starts = np.append(0, ends[:-1] + 1)
+    texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    table = open_document.close_with(batch, texts, counts)
     document_is_kept = table['lines'] > 0
     tally.counts['empty_document'] += int((~document_is_kept).sum())
     return ids, lengths[has_tokens].astype(np.uint32), lines[line_is_kept], table[document_is_kept]
@@ -239,13 +294,12 @@ def _parts(text: bytes) -> Iterator[bytes]:
 def uniform_of(document: Document) -> int:
     """What tells which split a document goes to, below 2**64: the `uniform` of its record."""
     text = '\n'.join(document.sentences)
-    return _uniform(document, hashlib.blake2b(text.encode(), digest_size=16).digest())
+    return _uniform(document.group, hashlib.blake2b(text.encode(), digest_size=16).digest())
 
 
-def _uniform(document: Document, digest: bytes) -> int:
-    if document.group is not None:
-        group = document.group.encode('utf-8', 'surrogatepass')
-        digest = hashlib.blake2b(group, digest_size=8).digest()
+def _uniform(group: str | None, digest: bytes) -> int:
+    if group is not None:
+        digest = hashlib.blake2b(group.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
     return int.from_bytes(digest[:8], 'big')
 
 

@@ -5,8 +5,9 @@ import pathlib
 from typing import Any, NamedTuple
 
 from bert_jax import config
-from bert_jax.config.fields import Role, names_with
+from bert_jax.config.fields import content_of
 from bert_jax.errors import BadInput
+from bert_jax.files import read_json
 from bert_jax.text.chunks import look_at_files
 from bert_jax.text.corpus import read_manifest
 from bert_jax.text.tokenizer import Tokenizer
@@ -14,12 +15,11 @@ from bert_jax.text.tokenizer import Tokenizer
 
 def settings_of(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer | None) -> dict[str, Any]:
     """The settings that the contents of a corpus depend on, by their names in the config, as JSON gives them back."""
-    settings = {f'data.{name}': getattr(data, name) for name in names_with(Role.CONTENT, config.Data)}
+    settings = {f'data.{name}': value for name, value in content_of(data).items()}
     if given is not None:
         settings['tokenizer.path'] = given.hash
     else:
-        names = names_with(Role.CONTENT, config.Tokenizer)
-        settings |= {f'tokenizer.{name}': getattr(tokenizer, name) for name in names}
+        settings |= {f'tokenizer.{name}': value for name, value in content_of(tokenizer.for_training()).items()}
     return json.loads(json.dumps(settings))
 
 
@@ -69,7 +69,7 @@ def find_existing(
 def changes_since(directory: pathlib.Path, source: str) -> str:
     """How the files of a source differ from those that a corpus was made of, in words; '' when they do not, or are not
     there any more (a corpus does not need its text)."""
-    before: dict[str, list[int]] = json.loads((directory / 'sources.json').read_text('utf-8')).get(source, {})
+    before: dict[str, list[int]] = read_json(directory / 'sources.json').get(source, {})
     now = look_at_files(source)
     if not now:
         return ''

@@ -1,31 +1,33 @@
 """Preparing one corpus: its chunks, what is done with each, and the directory where finished ones wait for the merge.
 
-    PARTIAL/job.json          what is prepared: settings, sources, chunks
-    PARTIAL/texts/00012.json  the part of a chunk that belongs to the tokenizer's sample
-    PARTIAL/tokenizer/
-    PARTIAL/chunks/00012/     an encoded chunk, see `encode.py`
+    .CORPUS.partial/IDENTITY/    next to the corpus; see `partial.py`
+        job.json                 what is prepared: settings, sources, chunks
+        texts/00012.jsonl        the part of a chunk that belongs to the tokenizer's sample, a document a line
+        texts/00012.json         what was found while it was read; with it the sample is finished
+        tokenizer/
+        chunks/00012/            an encoded chunk, see `encode.py`
 
 Every file and directory appears whole, so that any number of processes on any number of hosts may work on it and be
 killed.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import pathlib
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from bert_jax.errors import BadInput
-from bert_jax.files import discard, json_digest, remove_leftovers, write_whole
+from bert_jax.files import DamagedJson, discard, json_digest, new_file, read_json, write_whole
 from bert_jax.text.chunks import Chunk, Source
-from bert_jax.text.documents import Document, Reading, Tally, read_chunk
+from bert_jax.text.documents import Document, Reading, read_chunk
 from bert_jax.text.encode import Encoder, read_record, write_chunk
+from bert_jax.text.tally import Tally
 from bert_jax.text.tokenizer import load_saved_tokenizer
 
-_VERSION = 3  # of what chunks hold
+_VERSION = 4  # of what chunks hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,37 +63,42 @@ class Job:
             discard(directory)
         return False
 
+    def tally_of(self, number: int) -> Tally:
+        """What was found while a finished chunk was read."""
+        record = read_record(self.chunk_directory(number))
+        if record is None:
+            raise FileNotFoundError(2, 'removed meanwhile', str(self.chunk_directory(number)))
+        return Tally.from_json(record)
+
     # --- What the processes do. ---
 
     def sample(self, number: int, num_bytes: int) -> tuple[int, int]:
         """Writes the first `num_bytes` of text of a chunk to `texts`; returns how many documents and characters."""
         path = self._text_path(number)
-        text: dict[str, Any] | None = _read_json(path)
-        if text is None:
-            documents: list[Any] = []
-            tally, size, is_whole = Tally(), 0, True
-            for document in read_chunk(self.chunks[number], self.reading, tally):
+        record = read_if_there(path)
+        if record is None:
+            path.parent.mkdir(exist_ok=True)
+            with new_file(path.with_suffix('.jsonl'), temporary_in=self.directory) as temporary:
+                record = self._write_sample(temporary, number, num_bytes)
+            write_whole(path, json.dumps(record), temporary_in=self.directory)
+        return record['num_documents'], record['characters']
+
+    def _write_sample(self, path: pathlib.Path, number: int, num_bytes: int) -> dict[str, Any]:
+        tally, num_documents, size, is_whole = Tally(), 0, 0, True
+        with (
+            path.open('w', encoding='utf-8') as file,
+            contextlib.closing(read_chunk(self.chunks[number], self.reading, tally)) as documents,
+        ):
+            for document in documents:
                 if size >= num_bytes:
                     is_whole = False
                     break
-                lines = []
-                for line in document.lines:
-                    if size >= num_bytes:
-                        is_whole = False
-                        break
-                    lines.append(line)
-                    size += len(line.encode())
-                documents.append([lines, document.group])
-            text = {
-                'documents': documents,
-                'dropped': dict(tally.counts),
-                'records': tally.records,
-                'bad': tally.bad,
-                'is_whole': is_whole,
-            }
-            path.parent.mkdir(exist_ok=True)
-            write_whole(path, json.dumps(text), temporary_in=self.directory)
-        return len(text['documents']), sum(len(line) for lines, _ in text['documents'] for line in lines)
+                text, size = document.text, size + len(document.text.encode()) - document.text.count('\n')
+                if size > num_bytes:
+                    text, is_whole = _beginning(text, size - num_bytes)
+                file.write(json.dumps([text, document.group]) + '\n')
+                num_documents += 1
+        return tally.as_json() | {'num_documents': num_documents, 'is_whole': is_whole}
 
     def read_sample(self) -> Iterator[str]:
         """The sentences of the texts that were sampled, in the order of the source.
@@ -99,24 +106,30 @@ class Job:
         Raises:
           BadInput: when there are records and all are bad.
         """
-        tally = Tally()
-        for number in range(len(self.chunks)):
-            if (text := _read_json(self._text_path(number))) is None:
-                continue
-            tally.add(Tally(Counter(text['dropped']), text['records'], text['bad']))
-            for document in self._documents(text):
-                yield from document.sentences
+        tally = self.tally_of_sample()
         if tally.bad and tally.counts['bad_record_skipped'] == tally.records:
             raise tally.refusal('no record is good')
+        for number in range(len(self.chunks)):
+            if read_if_there(self._text_path(number)) is not None:
+                for document in self._sampled_documents(number):
+                    yield from document.sentences
+
+    def tally_of_sample(self) -> Tally:
+        """What was found while the sample was read."""
+        tally = Tally()
+        for number in range(len(self.chunks)):
+            if (record := read_if_there(self._text_path(number))) is not None:
+                tally.add(Tally.from_json(record))
+        return tally
 
     def encode(self, number: int) -> tuple[int, int]:
         """Encodes a chunk; returns its numbers of documents and characters."""
         directory = self.chunk_directory(number)
         if not self.is_encoded(number):
-            text, tally = _read_json(self._text_path(number)), Tally()
-            if text is not None and text['is_whole']:  # reading it took time: it is not read twice
-                tally = Tally(Counter(text['dropped']), text['records'], text['bad'])
-                documents = self._documents(text)
+            record, tally = read_if_there(self._text_path(number)), Tally()
+            if record is not None and record['is_whole']:  # reading it took time: it is not read twice
+                tally = Tally.from_json(record)
+                documents = self._sampled_documents(number)
             else:
                 documents = read_chunk(self.chunks[number], self.reading, tally)
             write_chunk(documents, tally, self.encoder, directory, hash_lines=self.reading.deduplicate_lines)
@@ -124,54 +137,43 @@ class Job:
         assert record is not None  # it has just been written
         return record['num_documents'], record['characters']
 
-    def _documents(self, text: dict[str, Any]) -> Iterator[Document]:
-        """Those of a text that `sample` wrote."""
-        return (Document(lines, group, not self.reading.split_sentences) for lines, group in text['documents'])
+    def _sampled_documents(self, number: int) -> Iterator[Document]:
+        with self._text_path(number).with_suffix('.jsonl').open(encoding='utf-8') as file:
+            for line in file:
+                text, group = json.loads(line)
+                yield Document(text, group, not self.reading.split_sentences)
 
     def _text_path(self, number: int) -> pathlib.Path:
         return self.directory / 'texts' / f'{number:05d}.json'
 
 
-def open_job(
-    directory: pathlib.Path, reading: Reading, sources: list[Source], settings: dict[str, Any], *, alone: bool
-) -> Job:
-    """Makes the directory of a job, or finds what an interrupted one left there.
+def _beginning(text: str, excess: int) -> tuple[str, bool]:
+    """The lines of a text without those that lie in its last `excess` bytes, and whether that is all of them."""
+    end = len(text)
+    while excess > 0:
+        start = text.rfind('\n', 0, end) + 1
+        excess -= len(text[start:end].encode())
+        if excess < 0 or start == 0:
+            break
+        end = start - 1
+    return text[:end], end == len(text)
 
-    Args:
-      alone: that no other shard works on it: what was left by a job on other text or settings is removed.
 
-    Raises:
-      BadInput: when other shards were started with other settings, or on other text.
-    """
-    job = Job(directory, reading, tuple(sources))
+def identity_of_job(sources: list[Source], settings: dict[str, Any]) -> dict[str, Any]:
+    """What chunks depend on, as JSON gives it back."""
+    chunks = itertools.chain.from_iterable(source.chunks for source in sources)
     identity = {
         'version': _VERSION,
         'settings': settings,
         'files': {source.name: source.files for source in sources},
-        'chunks': json_digest([dataclasses.asdict(chunk) for chunk in job.chunks]),
+        'chunks': json_digest([dataclasses.asdict(chunk) for chunk in chunks]),
     }
-    identity = json.loads(json.dumps(identity))
-    remove_leftovers(directory)
-    path = directory / 'job.json'
-    there = _read_json(path)
-    if there != identity:
-        if there is not None and not alone:
-            raise BadInput(
-                str(directory),
-                f'holds shards with other {", ".join(key for key in identity if there.get(key) != identity[key])}',
-                'the same settings and text for all shards',
-                f'rm -r {directory} to start again',
-            )
-        if directory.exists() and alone:
-            discard(directory)
-        (directory / 'chunks').mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(identity))
-    return job
+    return json.loads(json.dumps(identity))
 
 
-def _read_json(path: pathlib.Path) -> Any:
-    """What a JSON file holds; None where there is none."""
+def read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is none, or a damaged one."""
     try:
-        return json.loads(path.read_text('utf-8'))
-    except (FileNotFoundError, ValueError):
+        return read_json(path)
+    except (FileNotFoundError, DamagedJson):
         return None

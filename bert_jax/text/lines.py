@@ -1,9 +1,12 @@
 """A part of a text or JSON file -> its lines, decompressed and decoded, none longer than fits into memory."""
 
+import codecs
 import gzip
+import itertools
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
@@ -11,8 +14,11 @@ from etils import epath
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
 from bert_jax.text.chunks import Part
+from bert_jax.text.formats import HEAD_BYTES, check_text
 
 _BLOCK_BYTES = 1 << 20
+# Scripts that put no blanks between words: Chinese and Japanese, not Korean.
+_IDEOGRAPH = re.compile('[\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60\U00020000-\U0003ffff]')
 _ZST_BYTES = 1 << 11  # compressed: four bytes of zstd may stand for 128 KiB
 
 
@@ -46,6 +52,43 @@ def read_lines(part: Part, kind: str, counts: Counter) -> Iterator[str | None]:
         yield None if is_skipping else decode(rest, counts).rstrip('\r')
 
 
+def lines_of(text: str, counts: Counter) -> Iterator[str]:
+    """The lines of a text, as `str.splitlines` finds them; one of more than `LONGEST_LINE` comes in parts."""
+    start = 0
+    while start < len(text):
+        stop = min(len(text), start + chunks.LONGEST_LINE)
+        stop += text[stop - 1] == '\r' and text.startswith('\n', stop)
+        lines = text[start:stop].splitlines(keepends=True)
+        is_ended = stop == len(text) or len(lines[-1].splitlines()[0]) < len(lines[-1])
+        if not is_ended and len(lines) > 1:
+            stop -= len(lines.pop())
+        elif not is_ended and text[stop].splitlines() != ['']:
+            counts['long_line_split'] += 1
+        for line in lines:
+            yield line.splitlines()[0]
+        start = stop
+
+
+def join_wrapped(lines: Iterable[str]) -> Iterator[str]:
+    """Lines that were wrapped at some width -> the paragraphs between blank lines, each in one line.
+
+    Ideographs are joined without a blank between them. A paragraph that is longer than a line may be comes in parts.
+    """
+    held, size = [], 0
+    for line in lines:
+        line = line.strip()
+        if held and (not line or size > chunks.LONGEST_LINE):
+            yield ''.join(held)
+            held, size = [], 0
+        if line:
+            if held and not (_IDEOGRAPH.match(held[-1][-1]) and _IDEOGRAPH.match(line)):
+                held.append(' ')
+            held.append(line)
+            size += len(line) + 1
+    if held:
+        yield ''.join(held)
+
+
 def _decoded_lines(body: bytes, counts: Counter) -> Iterator[str]:
     if b'\r' not in body:
         try:
@@ -73,12 +116,21 @@ def _read_blocks(part: Part, kind: str) -> Iterator[bytes]:
             start, stop = (0, None) if part.is_whole else chunks.find_range(file, part, kind)
             file.seek(start)
             blocks = _read_range(file, stop)
-        is_first = part.start == 0
-        for block in blocks:
-            if is_first and block.startswith((b'\xff\xfe', b'\xfe\xff')):
-                raise BadInput(str(path), 'is UTF-16', 'UTF-8', f'iconv -f UTF-16 -t UTF-8 {path}')
-            yield block.removeprefix(b'\xef\xbb\xbf') if is_first else block
-            is_first = False
+        yield from blocks if part.start else _checked(part.path, blocks)
+
+
+def _checked(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The blocks of a file without its byte order mark; raises `BadInput` when the first bytes are not of UTF-8."""
+    first: list[bytes] = []
+    while sum(map(len, first)) < HEAD_BYTES and (block := next(blocks, b'')):
+        first.append(block)
+    head = b''.join(first)[:HEAD_BYTES]
+    check_text(path, head)
+    mark = len(codecs.BOM_UTF8) * head.startswith(codecs.BOM_UTF8)
+    for block in itertools.chain(first, blocks):
+        if block[mark:]:
+            yield block[mark:]
+        mark = max(0, mark - len(block))
 
 
 def _read_range(file: Any, stop: int | None) -> Iterator[bytes]:
@@ -131,9 +183,10 @@ def line_of(part: Part, number: int) -> str:
 
 
 def decode(data: bytes, counts: Counter) -> str:
-    """UTF-8; what is not is replaced, and counted once."""
+    """UTF-8; what is not is replaced, and its lines (or records) and bytes are counted."""
     try:
         return data.decode('utf-8')
     except UnicodeDecodeError:
         counts['invalid_utf8_replaced'] += 1
+        counts['invalid_bytes'] += len(data) - len(data.decode('utf-8', 'ignore').encode())
         return data.decode('utf-8', 'replace')

@@ -86,7 +86,8 @@ def split_lines(lines: list[str]) -> list[bytes]:
     text = np.frombuffer(bytearray('\0'.join([*lines, '']).encode()), np.uint8)
     ends_of_lines = np.flatnonzero(text == 0)
     ends, nexts, doubtful = _ascii_ends(text)
-    doubtful = np.unique(np.searchsorted(ends_of_lines, np.append(doubtful, np.flatnonzero(text > 127))))
+    of_other_scripts = [index for index, line in enumerate(lines) if not line.isascii()]
+    doubtful = np.union1d(np.searchsorted(ends_of_lines, doubtful), np.array(of_other_scripts, np.int64))
     text[ends] = ord('\n')
     second_blanks = ends[nexts > ends + 1] + 1
     split = np.delete(text, second_blanks).tobytes().split(b'\0')[:-1]

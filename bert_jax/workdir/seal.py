@@ -9,11 +9,21 @@ Version 1 had neither a version nor a checksum, and one digest per file.
 
 import concurrent.futures
 import json
+import os
 from typing import Any
 
 from etils import epath
 
-from bert_jax.files import files_below, forget_cached, is_local, json_digest, next_digest, size_of, sync, write_whole
+from bert_jax.files import (
+    files_below,
+    is_local,
+    json_digest,
+    next_digest,
+    read_json,
+    size_of,
+    sync,
+    write_whole,
+)
 
 MANIFEST = 'manifest.json'
 _VERSION = 2
@@ -63,7 +73,17 @@ def seal(directory: epath.Path, manifest: dict[str, Any]) -> None:
     if is_local(directory):
         sync(directory)
         for path in files_of(directory).values():
-            forget_cached(path)
+            _forget_cached(path)
+
+
+def _forget_cached(path: str | os.PathLike) -> None:
+    """Asks the system to drop its copy of a synced local file from memory, so that the next read is of the disk."""
+    if hasattr(os, 'posix_fadvise'):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
 
 def delete(directory: epath.Path) -> None:
@@ -102,9 +122,7 @@ def files_of(directory: epath.Path) -> dict[str, epath.Path]:
 
 def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], int]:
     """({name: (bytes, digests of its parts)}, bytes per part); raises various errors for a damaged one."""
-    if size_of(path) > _MAX_MANIFEST_BYTES:
-        raise ValueError
-    content = json.loads(path.read_text())
+    content = read_json(path, largest=_MAX_MANIFEST_BYTES)
     if content.keys() == {'step', 'files'}:  # version 1
         return {name: (file['bytes'], [file['sha256']]) for name, file in content['files'].items()}, _WHOLE_FILE
     if content['version'] != _VERSION or content['part_bytes'] != _PART_BYTES:

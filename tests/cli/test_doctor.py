@@ -53,6 +53,7 @@ def test_each_disappointment_is_a_warning_with_its_mend(tmp_path: Path) -> None:
         'one document holds': (_text(200, 2) + '\n\n' + _text(1, 3000), {}),
         'training documents to take random next sentences from': (_text(40, 30), {}),
         'times through the training text': (_text(300, 6), {'train.steps': 100_000}),
+        '--config.data.packing=True (': (_text(900, 2), {'data.sequence_length': 128}),
         'masked tokens in all': (_text(120, 6), {}),
         'are [UNK]': (_text(300, 6), {'tokenizer.path': str(_poor_vocabulary(tmp_path))}),
         'all that this text gives': (_text(300, 6), {'tokenizer.vocab_size': 5000}),

@@ -21,7 +21,8 @@ from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import Reading, Tally, read_chunk
+from bert_jax.text.documents import Reading, read_chunk
+from bert_jax.text.tally import Tally
 from bert_jax.workdir.identity import load_config
 from tests.support.configs import as_config, prepared
 from tests.support.texts import WORDS

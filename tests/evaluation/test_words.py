@@ -34,7 +34,7 @@ def tokenizer_of(kind, size=150):
 
 def windows():
     texts = [*SENTENCES[:3], *(f'{a} {b}' for a, b in itertools.permutations(SENTENCES[:2]))]
-    found = (window for text in texts for window in windows_of(Document([text])))
+    found = (window for text in texts for window in windows_of(Document(text)))
     return [window for window in found if window.words]
 
 

@@ -352,12 +352,16 @@ def test_embed_writes_a_row_for_every_line(pairs: Path, tmp_path: Path, capsys) 
     (tmp_path / 'in.txt').write_bytes(b'')
     assert main(['bert_jax', *arguments]) == 0
     assert np.load(output).shape == (0, 32)
+    (tmp_path / 'in.txt').write_bytes(b'waa \xff\n\xef\xbf\xbd\n')
+    assert main(['bert_jax', *arguments]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])['invalid_utf8_replaced'] == 1
+    expected = load_pretrained(str(pairs / 'run')).encode(['waa \ufffd', '\ufffd']).mean_pooled
+    np.testing.assert_array_equal(np.load(output), expected)
 
 
 @pytest.mark.parametrize(
     'content, output, words',
     [
-        (b'a\n\xff\n', 'out.npy', 'in.txt:2: is not UTF-8'),
         (b'a\n', 'out.txt', '--output=NAME.npy'),
         (None, 'out.npy', 'is not a file'),
     ],

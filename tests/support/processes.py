@@ -4,6 +4,7 @@ What starts a process is slow; a test that needs one has the mark `processes`. M
 """
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -205,3 +206,23 @@ def caching(cache: Path | None) -> dict[str, object]:
     if cache is None:
         return {}
     return {'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': 0}
+
+
+_PREPARE = """if True:
+    import sys
+    from bert_jax import __main__
+    from bert_jax.text import chunks
+
+    if __name__ == '__main__':
+        chunks._MIN_CHUNK = 20_000
+        sys.exit(__main__.main(['bert_jax', *sys.argv[1:]]))
+"""
+
+
+def start_prepare(*arguments: object, largest_file: int = resource.RLIM_INFINITY) -> subprocess.Popen[str]:
+    """Starts `prepare` with chunks of about 20,000 bytes; it can write no file of more than `largest_file` bytes."""
+    limited = f'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}))\n'
+    flags = [f'--config={ROOT}/configs/demo.py', *map(str, arguments)]
+    command = [sys.executable, '-c', limited + _PREPARE, 'prepare', *flags]
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -15,7 +15,8 @@ from pyarrow import parquet
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
 from bert_jax.text.chunks import Chunk, Part, plan_source
-from bert_jax.text.documents import Reading, Tally, read_chunk
+from bert_jax.text.documents import Reading, read_chunk
+from bert_jax.text.tally import Tally
 
 READING = Reading(split_sentences=False)
 TEXT = 'Grüße\n你好 x\n\n\na\n \t\u3000\nb\r\nc\r\n\r\n\n\nd e\n\nlast 世界'
@@ -188,9 +189,9 @@ def test_bad_record_within_the_budget_is_skipped_and_its_line_named(tmp_path):
     assert len(documents) == 999 and tally.bad == [
         [f'{tmp_path}/a:701', 'is not JSON (column 1)', 'a JSON object a line']
     ]
-    tally.check(0.001)
+    tally.check_records(0.001)
     with pytest.raises(BadInput, match='a:701: is not JSON .*1 of 1000 records are bad'):
-        tally.check(0.0009)
+        tally.check_records(0.0009)
     (tmp_path / 'a').write_text('no JSON\n' * 150 + '\n'.join(lines))
     with pytest.raises(BadInput, match='a:1: is not JSON .*more than half'):
         read('jsonl', [Part(str(tmp_path / 'a'))])

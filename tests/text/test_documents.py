@@ -12,7 +12,8 @@ from pyarrow import parquet
 from bert_jax.errors import BadInput
 from bert_jax.text import python_docs
 from bert_jax.text.chunks import plan_source
-from bert_jax.text.documents import Reading, Tally, read_chunk
+from bert_jax.text.documents import Reading, read_chunk
+from bert_jax.text.tally import Tally
 from tests.support.texts import write_tfds
 
 DOCUMENTS = [['Grüße aus Köln.', 'Zweiter Satz.'], ['你好 world.'], ['A third one.', 'Ends here.']]
@@ -25,7 +26,7 @@ def read(source, split_sentences=False, tally=None, text_field='text', bad_recor
     reading = Reading(text_field, '', split_sentences)
     planned = plan_source(str(source), 0, text_field)
     documents = [document.sentences for chunk in planned.chunks for document in read_chunk(chunk, reading, tally)]
-    tally.check(bad_records)
+    tally.check_records(bad_records)
     return documents
 
 
@@ -67,11 +68,12 @@ def test_dirty_bytes_are_mended_and_counted(tmp_path):
     (tmp_path / 'a').write_bytes(b'\xef\xbb\xbfone\xff\r\nt\0wo\n \n\x0c\nthree')
     tally = Tally()
     assert read(f'text:{tmp_path}/a', tally=tally) == [['one\ufffd', 'two'], ['three']]
-    assert +tally.counts == {'invalid_utf8_replaced': 1, 'nul_bytes_removed': 1}
+    assert +tally.counts == {'invalid_utf8_replaced': 1, 'invalid_bytes': 1, 'nul_bytes_removed': 1}
+    assert tally.invalid == {f'{tmp_path}/a': [2, 12]}
     (tmp_path / 'b').write_text('{"text": "half \\ud800 pair"}\n{"text": " "}\n')
     tally = Tally()
     assert read(f'jsonl:{tmp_path}/b', tally=tally) == [['half \ufffd pair']]
-    assert +tally.counts == {'invalid_utf8_replaced': 1, 'empty_document': 1}
+    assert +tally.counts == {'invalid_utf8_replaced': 1, 'invalid_bytes': 1, 'empty_document': 1}
 
 
 def test_lines_survive_any_place_of_a_chunk_border(tmp_path, monkeypatch):
@@ -93,7 +95,6 @@ def test_a_text_without_blank_lines_is_cut_so_that_memory_is_bounded(tmp_path, m
     'source, content, where',
     [
         ('text', b'', 'bad'),
-        ('text', b'\n \n', 'bad'),
         ('text', f'{SECRET}'.encode('utf-16'), 'bad'),
         ('jsonl', f'{{"text": "fine"}}\n{{"text": "{SECRET}\n'.encode(), 'bad:2'),
         ('jsonl', f'{{"body": "{SECRET}"}}\n'.encode(), 'bad:1'),

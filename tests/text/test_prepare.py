@@ -18,9 +18,10 @@ from bert_jax.errors import BadInput
 from bert_jax.text import chunks, encode, job, merge
 from bert_jax.text.chunks import Chunk, Part
 from bert_jax.text.corpus import load_corpus, verify
-from bert_jax.text.documents import Reading, Tally, read_chunk
+from bert_jax.text.documents import Reading, read_chunk
 from bert_jax.text.prepare import Unfinished, prepare
-from tests.support.processes import ROOT
+from bert_jax.text.tally import Tally
+from tests.support.processes import ROOT, start_prepare
 from tests.support.texts import SYLLABLES, contents, make_documents, write_documents, write_jsonl, write_tfds
 
 TOKENIZER = config.Tokenizer(vocab_size=200)
@@ -162,7 +163,7 @@ def test_only_what_is_not_finished_is_done_again(two_sources, tmp_path, monkeypa
     data, expected = two_sources
     data = dataclasses.replace(data, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, shard=(0, 2), progress=False)
-    partial = tmp_path / '.corpus.partial'
+    [partial] = (tmp_path / '.corpus.partial').iterdir()
     finished = sorted(path.name for path in (partial / 'chunks').iterdir())
     (partial / 'chunks' / finished[1] / 'chunk.json').unlink()
     tokens = partial / 'chunks' / finished[2] / 'tokens.bin'
@@ -221,26 +222,6 @@ def test_bad_records_beyond_the_budget_are_refused_and_a_larger_budget_goes_on(t
     assert f'skipped: {tmp_path}/a:52 is not JSON' in capsys.readouterr().err
 
 
-# The command line, with chunks of about 20,000 bytes.
-COMMAND = """if True:
-    import sys
-    from bert_jax import __main__
-    from bert_jax.text import chunks
-
-    if __name__ == '__main__':
-        chunks._MIN_CHUNK = 20_000
-        sys.exit(__main__.main(['bert_jax', *sys.argv[1:]]))
-"""
-
-
-def run(*arguments, largest_file=resource.RLIM_INFINITY):
-    limited = f'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}))\n'
-    flags = [f'--config={ROOT}/configs/demo.py', *map(str, arguments)]
-    command = [sys.executable, '-c', limited + COMMAND, 'prepare', *flags]
-    environment = os.environ | {'PYTHONPATH': str(ROOT)}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
 @pytest.mark.processes
 def test_killed_job_and_full_disk_resume_to_the_same_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 20_000)
@@ -249,20 +230,20 @@ def test_killed_job_and_full_disk_resume_to_the_same_corpus(tmp_path, monkeypatc
     flags = [f'--config.data.source={source}', '--config.tokenizer.vocab_size=300']
     flags += ['--config.tokenizer.sample_bytes=20000', '--workers=2']
     corpus, partial = tmp_path / 'corpus', tmp_path / '.corpus.partial'
-    process = run(*flags, f'--config.data.corpus={corpus}')
+    process = start_prepare(*flags, f'--config.data.corpus={corpus}')
     deadline = time.monotonic() + 60
-    while not list(partial.glob('chunks/0*')):
+    while not list(partial.glob('*/chunks/0*')):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
     process.communicate()
-    finished = {path: path.stat().st_mtime_ns for path in partial.glob('chunks/0*')}
+    finished = {path: path.stat().st_mtime_ns for path in partial.glob('*/chunks/0*')}
     limit = 8000  # bytes, less than a chunk takes
-    process = run(*flags, f'--config.data.corpus={corpus}', largest_file=limit)
+    process = start_prepare(*flags, f'--config.data.corpus={corpus}', largest_file=limit)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2 and 'cannot be written: File too large' in err and 'Traceback' not in err, err
     assert not corpus.exists() and finished == {path: path.stat().st_mtime_ns for path in finished}
-    process = run(*flags, f'--config.data.corpus={corpus}', '--json')
+    process = start_prepare(*flags, f'--config.data.corpus={corpus}', '--json')
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     summary = json.loads(out)
@@ -314,7 +295,7 @@ def test_a_disk_too_full_for_the_tokenizer_is_told(two_sources, tmp_path):
             prepare(data, given, progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.name for path in sorted((tmp_path / '.corpus.partial').iterdir())] == ['chunks', 'job.json']
+    assert not (tmp_path / '.corpus.partial').exists()  # nothing in it was finished
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='only root can become another user')
