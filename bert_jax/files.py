@@ -415,20 +415,3 @@ def json_digest(value: Any) -> str:
     """The first 64 bits of SHA-256 of a dataclass or JSON value, in hexadecimal. Stored in files: it never changes."""
     value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-# --- Caches. ---
-
-
-def cache_directory() -> pathlib.Path:
-    """Where caches belong: $XDG_CACHE_HOME, else ~/.cache; it need not exist.
-
-    Raises:
-      OSError: for a user without a home directory, as in a container that knows no name for its user id.
-    """
-    if configured := os.environ.get('XDG_CACHE_HOME'):
-        return pathlib.Path(configured)
-    try:
-        return pathlib.Path.home() / '.cache'
-    except RuntimeError:
-        raise OSError(errno.ENOENT, 'this user has no home directory; set XDG_CACHE_HOME') from None

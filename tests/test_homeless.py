@@ -11,7 +11,7 @@ from bert_jax import files
 from bert_jax.data import record_set
 from bert_jax.errors import BadInput
 from bert_jax.plan import program, targets
-from bert_jax.runtime import compilation_cache
+from bert_jax.runtime import caches, compilation_cache
 from bert_jax.workdir import seal
 from tests.support.configs import planned_run, prepared
 
@@ -49,7 +49,7 @@ def test_a_corpus_is_prepared_and_a_directory_sealed(tmp_path: Path) -> None:
 def test_caches_are_done_without_or_asked_for(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match='set XDG_CACHE_HOME'):
-        files.cache_directory()
+        caches.cache_directory()
     monkeypatch.setattr(type(jax.config), 'jax_compilation_cache_dir', None, raising=False)
     compilation_cache.keep_programs()
     assert 'Compiled programs are not kept' in capsys.readouterr().err
@@ -59,10 +59,10 @@ def test_caches_are_done_without_or_asked_for(tmp_path: Path, monkeypatch, capsy
         record_set._directory_of('records')
     assert [path.name for path in tmp_path.iterdir()] == ['records']  # nothing called `~`
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    assert files.cache_directory() == tmp_path / 'cache'
+    assert caches.cache_directory() == tmp_path / 'cache'
 
 
 def test_the_home_directory_and_the_owner_are_asked_for_in_one_place() -> None:
     words = ('Path.home(', 'expanduser(', 'getpass', 'getlogin', '.stat().length', '.stat().mtime')
     found = {(path.name, word) for path in PACKAGE.rglob('*.py') for word in words if word in path.read_text()}
-    assert found == {('files.py', 'Path.home(')}
+    assert found == {('caches.py', 'Path.home(')}

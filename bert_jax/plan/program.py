@@ -24,9 +24,10 @@ from jax.experimental import topologies
 
 from bert_jax.config import Config, resolve
 from bert_jax.errors import BadInput, is_exhausted
-from bert_jax.files import cache_directory, json_digest, read_json, write_whole
+from bert_jax.files import json_digest, read_json, write_whole
 from bert_jax.plan import hlo
 from bert_jax.plan.targets import Target, parse
+from bert_jax.runtime.caches import cache_directory
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.memory import highest_bytes, lower_step, refused_bytes
 

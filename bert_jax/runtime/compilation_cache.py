@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from bert_jax.console import say
-from bert_jax.files import cache_directory
+from bert_jax.runtime.caches import cache_directory
 
 _MOST_BYTES = 4 * 2**30
 _WORTH_KEEPING_S = 0.3  # of compiling

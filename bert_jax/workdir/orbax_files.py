@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from etils.epath.gpath import PosixGPath
 
-from bert_jax.files import files_below, is_local
+from bert_jax.files import files_below, is_local, size_of
 
 # Moments of a first step are zeros, and bfloat16 stored as float32 packs well; beyond that a checkpoint is a trap.
 _MAX_COMPRESSION = 64
@@ -51,7 +51,7 @@ def unreadable(directory: epath.Path, step: int) -> str:
         if int(found['step']) != step:
             return f'holds step {int(found["step"])}'
         num_bytes = sum(array.num_bytes for array in arrays_of(directory).values())
-        on_disk = sum(path.stat().length for path in files_below(directory).values())
+        on_disk = sum(map(size_of, files_below(directory).values()))
         if num_bytes > _MAX_COMPRESSION * on_disk + _SMALL:
             return f'its {on_disk:,} bytes unpack to arrays of {num_bytes:,}'
     except Exception as error:  # Orbax and TensorStore raise whatever they meet
