@@ -105,7 +105,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
             return Outcome(num_steps, True, num_steps, {})
         skipped = merged((*begun.record.skipped_batches, *config.train.skip))
         record = dataclasses.replace(begun.record, skipped_batches=skipped)
-        say(_describe(config, mesh, program.vocab_size, streams.train))
+        say(_describe(config, mesh, program.vocab_size, streams.train, start_from.start))
 
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
@@ -152,7 +152,9 @@ def _evaluators(
     return [*evaluators, FillIn(examples, train.evaluate_every)]
 
 
-def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
+def _describe(
+    config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...], start: Provenance | None
+) -> str:
     devices = jax.devices()
     several = [processes.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
@@ -167,6 +169,13 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream
             (f'Phase {index}' if config.phases else 'Data')
             + f': {stream.num_rows:,} rows of {_describe_lengths(phase, stream)} positions an epoch; '
             f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:.2f} epochs'
+        )
+    max_positions = config.model.max_positions
+    trained = of_run(config, config.train.steps, start).max_length(max_positions)
+    if trained < max_positions:
+        lines.append(
+            f'Positions: the first {trained:,} of {max_positions:,} are trained, and longer texts will be cut there; '
+            f'a last phase with sequence_length={max_positions} trains them all'
         )
     return '\n'.join(lines)
 
