@@ -20,8 +20,8 @@ def read_examples(
 
     Args:
       source: FORMAT:FILE as in `config.task`, relative to the current directory; else a file (`.gz`, `.zst` too), or
-        `-` for standard input. It holds JSON lines when its name says so (`.jsonl`), else an example a line, with a tab
-        between the two texts of a pair or between question and text.
+        `-` for standard input. It holds JSON lines when its name says so (`.jsonl`, `jsonl:-`), else an example a line,
+        with a tab between the two texts of a pair or between question and text.
       optional: how many of the last columns may be absent.
       counts: {what: how often}: lines that are not UTF-8, whose invalid bytes are replaced.
 
@@ -30,12 +30,16 @@ def read_examples(
     """
     kind, _, _ = source.partition(':')
     needed = columns[: len(columns) - optional]
-    if kind in FORMATS and not Path(source).exists():
+    is_stdin = source in ('-', 'jsonl:-')
+    if kind in FORMATS and not is_stdin and not Path(source).exists():
         yield from read_records(source, task, needed)
         return
-    name = 'standard input' if source == '-' else source
-    lines = _standard_input(counts) if source == '-' else _lines_of(source, counts)
-    is_json = Path(source.removesuffix('.gz').removesuffix('.zst')).suffix in ('.jsonl', '.ndjson')
+    name = 'standard input' if is_stdin else source
+    lines = _standard_input(counts) if is_stdin else _lines_of(source, counts)
+    is_json = source == 'jsonl:-' or Path(source.removesuffix('.gz').removesuffix('.zst')).suffix in (
+        '.jsonl',
+        '.ndjson',
+    )
     for number, line in enumerate(lines, 1):
         where = f'{name}:{number}'
         if is_json and line.strip():

@@ -126,12 +126,13 @@ class FineTuned(Pretrained):
             for row in encode_questions(questions, task, tokenizer, counts, is_training=False):
                 yield _Row(row.question, row.ids, row.window.place, row.window)
         else:
-            for number, record in enumerate(records):  # one at a time: singles and pairs may alternate
-                second = columns_of(self)[1:]
-                has_pair = bool(second) and record.fields.get(second[0]) is not None
-                of_record = dataclasses.replace(task, text_pair=second[0] if has_pair else '')
-                [(ids, boundary)] = encode_texts([record], of_record, tokenizer, counts)
-                yield _Row(number, ids, boundary)
+            second = ''.join(columns_of(self)[1:])
+            is_pair = [bool(second) and record.fields.get(second) is not None for record in records]
+            for text_pair in {second, ''}:  # singles and pairs may alternate
+                numbers = [number for number, has_second in enumerate(is_pair) if has_second == bool(text_pair)]
+                some, alike = [records[number] for number in numbers], dataclasses.replace(task, text_pair=text_pair)
+                for number, (ids, boundary) in zip(numbers, encode_texts(some, alike, tokenizer, counts), strict=True):
+                    yield _Row(number, ids, boundary)
 
     def _result(self, record: Record, rows: list[_Row], outputs: list[np.ndarray]) -> dict[str, Any]:
         kind = self.task.kind

@@ -169,6 +169,9 @@ def test_the_command_reads_lines_pairs_and_json_and_writes_json_lines(tmp_path: 
     monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(b'the film\tis fine\n')))
     assert command(f'--model={both}', '--input=-') == 0
     assert capsys.readouterr().out == from_tsv
+    monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(b'{"one": "the film", "other": "is fine"}')))
+    assert command(f'--model={both}', '--input=jsonl:-') == 0
+    assert capsys.readouterr().out == from_tsv
     [expected] = bert_jax.load_pretrained(both).predict([('the film', 'is fine')])
     assert from_tsv == f'{expected["label"]}\t{expected["score"]}\n'
 
