@@ -23,6 +23,7 @@ from etils import epath
 _ABANDONED_S = 24 * 3600  # what was not written to for so long belongs to a killed process
 _BLOCK_BYTES = 1 << 20  # read at once
 _LARGEST_JSON = 1 << 28  # bytes
+_MOST_DIGITS = 100  # of a whole number in JSON
 
 
 # --- Publishing. ---
@@ -353,10 +354,15 @@ def parse_json(text: bytes | str, kind: type = dict) -> Any:
     return value
 
 
-def _whole_number(digits: str) -> int:
-    if len(digits) > 20:  # more than 64 bits take, so no program wrote it
+def _whole_number(digits: str) -> int | float:
+    """A number that 64 bits hold; larger ones as floats, as other languages read them.
+
+    `transformers` writes 1000000000000000019884624838656 for a length without a limit.
+    """
+    if len(digits) > _MOST_DIGITS:
         raise DamagedJson(f'holds a number of {len(digits)} digits')
-    return int(digits)
+    number = int(digits)
+    return number if -(2**63) <= number < 2**64 else float(number)
 
 
 def map_array(path: str | os.PathLike) -> np.memmap:

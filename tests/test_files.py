@@ -383,6 +383,8 @@ def test_json_that_was_written_is_read(tmp_path: Path) -> None:
         write_whole(tmp_path / 'file.json', text)
         assert read_json(tmp_path / 'file.json') == value
     assert parse_json('[1]', list) == [1]
+    unlimited = parse_json('{"model_max_length": 1000000000000000019884624838656}')['model_max_length']
+    assert unlimited == 1e30 and isinstance(unlimited, float)
     with pytest.raises(DamagedJson, match='more than the 10 that are read'):
         read_json(tmp_path / 'file.json', largest=10)
     with pytest.raises(FileNotFoundError):

@@ -20,7 +20,7 @@ METRICS = {  # the first is the one that a kind has by default
     'tagging': ('entity_f1', 'entity_precision', 'entity_recall', 'token_accuracy'),
     'spans': ('exact_match', 'f1'),
 }
-_FRAME = {'classification': 3, 'regression': 3, 'tagging': 2, 'spans': 3}  # [CLS] and [SEP]s, at most
+FRAME = {'classification': 3, 'regression': 3, 'tagging': 2, 'spans': 3}  # [CLS] and [SEP]s, at most
 
 
 def _is_source(value: Any) -> bool:
@@ -81,6 +81,9 @@ class Task:
     head_initializer: str = setting(
         'normal', choices=('normal', 'truncated_normal'), role=Role.IDENTITY_IF_SET, before='truncated_normal'
     )
+    # spans: questions without an answer. learn: that there is none ([CLS]); drop: leave them out; auto: learn where the
+    # training file says `is_impossible`, as SQuAD 2.0 does
+    unanswerable: str = setting('auto', choices=('auto', 'learn', 'drop'), role=Role.CONTENT, before='drop')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +203,7 @@ def _check_together(resolved: FinetuneConfig) -> None:
             raise BadInput('config.task.metrics', f'names {name!r}', f'of {task.kind}: {", ".join(METRICS[task.kind])}')
     if task.kind in ('regression', 'spans') and task.labels:
         raise BadInput('config.task.labels', 'is set', f'() with kind={task.kind}, which has no labels')
-    room = task.sequence_length - _FRAME[task.kind] - (task.max_question_tokens if task.kind == 'spans' else 0)
+    room = task.sequence_length - FRAME[task.kind] - (task.max_question_tokens if task.kind == 'spans' else 0)
     if task.kind == 'spans' and room < task.stride:
         raise BadInput(
             'config.task.stride',

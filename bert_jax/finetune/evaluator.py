@@ -14,6 +14,7 @@ from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.finetune.heads import BertForTask
+from bert_jax.finetune.metrics import shown
 from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, round_up
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.tasks import TaskData
@@ -67,6 +68,8 @@ class TaskEvaluator:
             if name in self.data.validation:
                 found = split.metrics(self.data.metrics, predictions[-1])
                 metrics |= {f'{name}/{key}': value for key, value in found.items()} if metrics else found
+            else:
+                predictions[-1] = split.decided(predictions[-1], metrics)
         return metrics, predictions
 
     def _outputs(self, params: nnx.State, rows: Rows, stop_now: Callable[[], bool]) -> np.ndarray | None:
@@ -126,4 +129,4 @@ def as_validation(metrics: dict[str, float]) -> dict[str, float]:
 
 def describe_metrics(metrics: dict[str, float]) -> str:
     """`accuracy 87.3%, f1 90.1%`."""
-    return ', '.join(f'{name} {value:.1%}' for name, value in metrics.items())
+    return ', '.join(f'{name} {shown(name, value)}' for name, value in metrics.items())

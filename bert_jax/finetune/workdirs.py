@@ -52,12 +52,16 @@ def read_run(workdir: str) -> FinetuneConfig:
 
 def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, steps: int) -> dict[str, Any]:
     """What must not change when a fine-tune is continued: content, never paths, mesh, microbatches or intervals."""
-    return identity_of(config) | {
-        'train.steps': steps,
-        'data': data.content_hash,
-        'labels': list(data.labels),
-        'tokenizer': tokenizer_hash,
-    }
+    return (
+        identity_of(config)
+        | {
+            'train.steps': steps,
+            'data': data.content_hash,
+            'labels': list(data.labels),
+            'tokenizer': tokenizer_hash,
+        }
+        | ({'unanswerable': True} if data.learns_no_answer else {})
+    )
 
 
 def write_plan(workdir: str, num_seeds: int) -> None:
@@ -90,9 +94,19 @@ def _num_seeds(path: epath.Path) -> int:
 
 
 def read_results(workdir: str) -> dict[str, Any] | None:
-    """The results.json of a seed's run; None while there is none."""
+    """The results.json of a seed's run; None while there is none.
+
+    Raises:
+      BadInput: when it is damaged.
+    """
     path = epath.Path(workdir) / 'results.json'
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = read_json(path)
+    metrics = found.get('metrics')
+    if type(found.get('step')) is not int or not isinstance(metrics, dict):
+        raise BadInput(str(path), 'holds no step with its metrics', 'the file that finetune wrote', f'rm {path}')
+    return found
 
 
 def write_results(workdir: str, results: dict[str, Any]) -> None:

@@ -194,7 +194,7 @@ def check_size(model: config.Model, vocab_size: int, num_elements: int, where: s
 
     Args:
       num_elements: of all weights that come with the config.
-      where: the file of the config.
+      where: the directory of the config.
       holds: the file or directory of the weights.
 
     Raises:
@@ -203,7 +203,7 @@ def check_size(model: config.Model, vocab_size: int, num_elements: int, where: s
     size = encoder_size(model, vocab_size)
     if size > _SLACK * num_elements + _SMALL_MODEL:
         sizes = f'{model.num_layers:,} layers, hidden size {model.hidden_size:,}, {vocab_size:,} tokens'
-        found = f'describes an encoder of {size:,} parameters ({sizes})'
+        found = f'its config describes an encoder of {size:,} parameters ({sizes})'
         raise BadInput(where, found, f'at most the {num_elements:,} numbers in {holds}', 'the config of these weights')
 
 

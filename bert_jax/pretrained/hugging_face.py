@@ -170,8 +170,13 @@ def assemble(
     """
     num_tokens = vocab_size if num_tokens is None else num_tokens
     if num_tokens > vocab_size:
-        found = f'the tokenizer has {num_tokens} tokens, the embedding {WORD} {vocab_size} rows'
-        raise BadInput(str(file), found, 'a row for every token', 'the tokenizer and the weights of one model')
+        raise too_few_rows(num_tokens, vocab_size, file)
     model = dataclasses.replace(model, dtype='float32')
     params = from_tensors(tensors, model, vocab_size, str(file), num_tokens)
     return params, model, num_tokens
+
+
+def too_few_rows(num_tokens: int, vocab_size: int, file: Path) -> BadInput:
+    """The error for a tokenizer with more tokens than the embeddings have rows."""
+    found = f'the tokenizer has {num_tokens} tokens, the embedding {WORD} {vocab_size} rows'
+    return BadInput(str(file), found, 'a row for every token', 'the tokenizer and the weights of one model')

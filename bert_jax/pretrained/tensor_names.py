@@ -135,7 +135,7 @@ def from_tensors(
     """
     num_tokens = vocab_size if num_tokens is None else num_tokens
     num_elements = sum(value.size for value in tensors.values())
-    check_size(model, vocab_size, num_elements, str(Path(file).with_name('config.json')), file)
+    check_size(model, vocab_size, num_elements, str(Path(file).parent), file)
     shapes = nnx.state(nnx.eval_shape(lambda: build(model, num_tokens, nnx.Rngs(0))), nnx.Param)
     expected, ours = _flat(shapes, convert=lambda value: value.shape), {}
     found = _Found(*_todays_names(tensors), vocab_size, num_tokens)

@@ -355,7 +355,7 @@ def restore_on(
                 if damage := checkpoints.damage(found):
                     raise _damaged(checkpoints, workdir, found, damage)
                 size = checkpoints.num_elements(found)
-                check_size(config.model, vocab_size, size, f'{workdir}/config.json', f'{workdir}/checkpoints/{found}')
+                check_size(config.model, vocab_size, size, workdir, f'{workdir}/checkpoints/{found}')
                 program = program or build_program(
                     config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
                 )

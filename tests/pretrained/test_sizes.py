@@ -55,7 +55,7 @@ def test_a_model_directory_is_measured_by_its_weights(tmp_path: Path, field: str
     content = json.loads((directory / 'config.json').read_text())
     content |= {KEYS.get(field, field): HUGE.get(field, 2**31 - 1)}
     (directory / 'config.json').write_text(json.dumps(content))
-    _refuses(directory, 'config.json: describes an encoder of')
+    _refuses(directory, 'model: its config describes an encoder of')
 
 
 @pytest.mark.parametrize('field', HUGE)
@@ -65,7 +65,7 @@ def test_a_workdir_is_measured_by_its_checkpoint(tmp_path: Path, field: str) -> 
     identity.write(str(workdir), dataclasses.replace(Config(), model=huge), tokenizer, {})
     with Checkpoints(str(workdir)) as checkpoints:
         checkpoints.save(TrainState(jnp.int32(1), {'kernel': jnp.zeros((8, 4))}, {'mean': jnp.zeros(8)}))
-    _refuses(workdir, 'run/config.json: describes an encoder of')
+    _refuses(workdir, 'run: its config describes an encoder of')
 
 
 def test_heads_that_do_not_divide_a_huge_hidden_size_are_refused_at_once() -> None:
