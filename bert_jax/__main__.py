@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     console.expect_json(asks_for_json(arguments))
     try:
         return _run(name, arguments)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         if (explained := _explained(name, error)) is None:
             fault = BadInput(name, ''.join(traceback.format_exception_only(error)).strip(), 'no fault')
             console.print_json_error(fault.as_json())
