@@ -13,6 +13,7 @@ from typing import NoReturn
 from bert_jax import console, version
 from bert_jax.activity import activity
 from bert_jax.errors import BadInput, DeviceFault, is_exhausted
+from bert_jax.files import DamagedJson
 from bert_jax.runtime import versions
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 
@@ -95,6 +96,9 @@ def _explained(name: str, error: BaseException) -> tuple[BadInput, int] | None:
             return error, EXIT_FAULT
         case BadInput():
             return error, EXIT_BAD_INPUT
+        case DamagedJson():
+            found = BadInput(error.path, str(error), 'the file as it was written', 'restore it, or delete it')
+            return found, EXIT_BAD_INPUT
         case OSError() if error.errno in _UNUSABLE_PATH:
             return _unusable_path(error), EXIT_BAD_INPUT
         case MemoryError() | RuntimeError() if is_exhausted(error):

@@ -22,6 +22,8 @@ from etils import epath
 
 _ABANDONED_S = 24 * 3600  # what was not written to for so long belongs to a killed process
 _BLOCK_BYTES = 1 << 20  # read at once
+_LARGEST_JSON = 1 << 28  # bytes
+_MOST_DIGITS = 100  # of a whole number in JSON
 
 
 # --- Publishing. ---
@@ -43,8 +45,7 @@ def new_directory(
     directories get the permissions that the umask gives to new ones, whatever library wrote them.
 
     Args:
-      target: its parents are created. An empty directory of this name is always replaced. Where it is a symbolic link,
-        the directory that it points to is the target.
+      target: its parents are created. An empty directory of this name is always replaced.
       existing: what happens if `target` is there when the block ends. `keep`: it stays, because a faster process has
         published the same contents. `replace`: the new directory takes its place in one step, where the file system
         can exchange two names. Where it cannot, a process that is killed between two renames leaves no `target`, and
@@ -57,7 +58,7 @@ def new_directory(
     Yields:
       A `pathlib.Path`, or an `epath.Path` on an object store, where moving a directory is not atomic.
     """
-    target = _as_path(target) if temporary_in else _followed(target)
+    target = _as_path(target)
     parent = _as_path(temporary_in or target.parent)
     for path in (parent, target.parent):
         path.mkdir(parents=True, exist_ok=True)
@@ -166,14 +167,13 @@ def new_file(target: epath.PathLike, *, temporary_in: epath.PathLike | None = No
     """Yields a temporary path beside `target`; the file written there is synced and renamed to `target`.
 
     If the block raises, the temporary file is removed and `target` is untouched. If several processes write the same
-    target, the last one's file stays. Temporary files left by killed processes are removed here. Where `target` is a
-    symbolic link, the file that it points to is the target.
+    target, the last one's file stays. Temporary files left by killed processes are removed here.
 
     Args:
       temporary_in: where to create the temporary file, on the disk of `target`; by default, in its parent. This
         directory is listed, which takes long if it holds very many files.
     """
-    target = _as_path(target) if temporary_in else _followed(target)
+    target = _as_path(target)
     if is_local(target) and target.exists() and not (target.is_file() or target.is_dir()):  # a device, a pipe
         raise PermissionError(errno.EPERM, 'is not a regular file', str(target))
     parent = _as_path(temporary_in or target.parent)
@@ -234,8 +234,7 @@ def _last_change(path: Any) -> float:
     newest = 0.0
     try:
         for inside in (path, *(path.rglob('*') if path.is_dir() else ())):
-            status = inside.stat()
-            newest = max(newest, status.st_mtime if isinstance(status, os.stat_result) else float(status.mtime or 0))
+            newest = max(newest, modified_at(inside))
     except OSError:
         return time.time()
     return newest or time.time()
@@ -277,14 +276,20 @@ def unusable_path(path: str) -> str:
     return ''
 
 
+def size_of(path: epath.PathLike) -> int:
+    """Bytes of a file, local or on an object store; `stat` of `epath` fails where the file's owner has no name."""
+    found = _as_path(path).stat()
+    return found.st_size if isinstance(found, os.stat_result) else found.length
+
+
+def modified_at(path: epath.PathLike) -> float:
+    """When a file was last written, in seconds since 1970, by the clock of its file system; whole ones if remote."""
+    found = _as_path(path).stat()
+    return found.st_mtime if isinstance(found, os.stat_result) else float(found.mtime or 0)
+
+
 def _as_path(path: epath.PathLike) -> Any:
     return pathlib.Path(path) if is_local(path) else epath.Path(path)
-
-
-def _followed(path: epath.PathLike) -> Any:
-    """A path as it is, or what it points to if it is a symbolic link."""
-    path = _as_path(path)
-    return pathlib.Path(os.path.realpath(path)) if is_local(path) and path.is_symlink() else path
 
 
 def sync(path: str | os.PathLike) -> None:
@@ -299,14 +304,65 @@ def sync(path: str | os.PathLike) -> None:
 # --- Reading. ---
 
 
-def forget_cached(path: str | os.PathLike) -> None:
-    """Asks the system to drop its copy of a synced local file from memory, so that the next read is of the disk."""
-    if hasattr(os, 'posix_fadvise'):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+class DamagedJson(ValueError):
+    """JSON that is not what was written; its text says what is wrong. `path` is its file, '' where it is not known."""
+
+    def __init__(self, problem: str, path: str = '') -> None:
+        super().__init__(problem)
+        self.path = path
+
+
+def read_json(path: epath.PathLike, kind: type = dict, *, largest: int = _LARGEST_JSON) -> Any:
+    """The value in a JSON file.
+
+    Args: kind, the type that the value must have; largest, bytes of the file, at most.
+
+    Raises:
+      DamagedJson: whatever is wrong with the contents.
+      OSError: when the file is missing or cannot be read.
+    """
+    path = _as_path(path)
+    status = path.stat()
+    size = status.st_size if isinstance(status, os.stat_result) else status.length
+    if size > largest:
+        raise DamagedJson(f'has {size:,} bytes, more than the {largest:,} that are read', os.fspath(path))
+    try:
+        return parse_json(path.read_bytes(), kind)
+    except DamagedJson as error:
+        raise DamagedJson(str(error), os.fspath(path)) from None
+
+
+def parse_json(text: bytes | str, kind: type = dict) -> Any:
+    """The value of a JSON text in UTF-8, which must be a `kind`.
+
+    Raises:
+      DamagedJson: for anything else; also for deep nesting and huge numbers.
+    """
+    try:
+        text = text.decode('utf-8') if isinstance(text, bytes) else text
+        value = json.loads(text, parse_int=_whole_number)
+        if '\\u' in text:
+            json.dumps(value, ensure_ascii=False).encode('utf-8')  # fails for one half of a surrogate pair
+    except json.JSONDecodeError as error:
+        raise DamagedJson(f'is not JSON ({error.msg}, line {error.lineno}, column {error.colno})') from None
+    except UnicodeError:
+        raise DamagedJson('is not JSON (not UTF-8)') from None
+    except RecursionError:
+        raise DamagedJson('is not JSON that can be read (nested too deeply)') from None
+    if not isinstance(value, kind):
+        raise DamagedJson(f'holds a {type(value).__name__}, not a JSON {"object" if kind is dict else "array"}')
+    return value
+
+
+def _whole_number(digits: str) -> int | float:
+    """A number that 64 bits hold; larger ones as floats, as other languages read them.
+
+    `transformers` writes 1000000000000000019884624838656 for a length without a limit.
+    """
+    if len(digits) > _MOST_DIGITS:
+        raise DamagedJson(f'holds a number of {len(digits)} digits')
+    number = int(digits)
+    return number if -(2**63) <= number < 2**64 else float(number)
 
 
 def map_array(path: str | os.PathLike) -> np.memmap:
@@ -317,11 +373,8 @@ def map_array(path: str | os.PathLike) -> np.memmap:
     """
     try:
         return np.load(path, mmap_mode='r', allow_pickle=False)
-    except (SyntaxError, tokenize.TokenError, EOFError, OverflowError) as error:
+    except (SyntaxError, tokenize.TokenError, EOFError, OverflowError, TypeError, RecursionError) as error:
         raise ValueError(f'{path}: damaged header ({type(error).__name__})') from None
-
-
-# --- Hashes. ---
 
 
 def matching(directory: Any, pattern: str) -> list[Any]:
@@ -344,6 +397,9 @@ def files_below(directory: Any) -> dict[str, Any]:
             else:
                 found[path.relative_to(directory).as_posix()] = path
     return dict(sorted(found.items()))
+
+
+# --- Hashes. ---
 
 
 def next_digest(file: IO[Any], num_bytes: int) -> str:

@@ -106,7 +106,9 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
         if begun is None:
             return Outcome(num_steps, True, num_steps, {})
         skipped = merged((*begun.record.skipped_batches, *config.train.skip))
-        _introduce(config, mesh, program.vocab_size, streams.train, is_new=begun.resumed_from is None)
+        record = dataclasses.replace(begun.record, skipped_batches=skipped)
+        is_new = begun.resumed_from is None
+        _introduce(config, mesh, program.vocab_size, streams.train, start_from.start, is_new=is_new)
 
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
@@ -154,9 +156,17 @@ def _evaluators(
     return [*evaluators, FillIn(examples, train.evaluate_every)]
 
 
-def _introduce(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...], *, is_new: bool) -> None:
+def _introduce(
+    config: Config,
+    mesh: Mesh,
+    vocab_size: int,
+    streams: tuple[Stream, ...],
+    start: Provenance | None,
+    *,
+    is_new: bool,
+) -> None:
     """Says what is trained on what, and what of a new run is out of proportion."""
-    say(_describe(config, mesh, vocab_size, streams, is_new=is_new))
+    say(_describe(config, mesh, vocab_size, streams, start, is_new=is_new))
     if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
         say(
             f'Warning: the run goes {epochs:,.0f} times through its text; beyond about {MOST_EPOCHS} times there is '
@@ -164,7 +174,15 @@ def _introduce(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Strea
         )
 
 
-def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...], *, is_new: bool) -> str:
+def _describe(
+    config: Config,
+    mesh: Mesh,
+    vocab_size: int,
+    streams: tuple[Stream, ...],
+    start: Provenance | None,
+    *,
+    is_new: bool,
+) -> str:
     devices = jax.devices()
     several = [processes.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
@@ -183,6 +201,13 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream
     if isinstance(streams[0], CorpusStream):
         fills = fill_of_phases(config, streams[0].split)
         lines += [f'  {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
+    max_positions = config.model.max_positions
+    trained = of_run(config, config.train.steps, start).max_length(max_positions)
+    if trained < max_positions:
+        lines.append(
+            f'Positions: the first {trained:,} of {max_positions:,} are trained, and longer texts will be cut there; '
+            f'a last phase with sequence_length={max_positions} trains them all'
+        )
     return '\n'.join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import time
@@ -12,7 +13,19 @@ import pytest
 from etils import epath
 
 from bert_jax import files
-from bert_jax.files import discard, json_digest, matching, new_directory, new_file, remove_leftovers, write_whole
+from bert_jax.files import (
+    DamagedJson,
+    discard,
+    json_digest,
+    map_array,
+    matching,
+    new_directory,
+    new_file,
+    parse_json,
+    read_json,
+    remove_leftovers,
+    write_whole,
+)
 
 
 def _fill(directory: Path, text: str = 'whole') -> None:
@@ -247,18 +260,11 @@ def test_whatever_a_library_writes_has_the_permissions_of_a_new_file(tmp_path: P
             assert path.stat().st_mode & 0o777 == whole & ~umask, path
 
 
-def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
-    for name, is_there in (('old', True), ('new', False)):
-        (tmp_path / f'link-{name}').symlink_to(tmp_path / 'disk' / name)
-        if is_there:
-            (tmp_path / 'disk' / name).mkdir(parents=True)
-        with new_directory(tmp_path / f'link-{name}', existing='replace') as directory:
-            _fill(directory)
-        assert (tmp_path / f'link-{name}').is_symlink() and _contents(tmp_path / 'disk' / name) == WHOLE
-    (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'file')
-    write_whole(tmp_path / 'link', 'whole')
-    assert (tmp_path / 'link').is_symlink() and (tmp_path / 'disk' / 'file').read_text() == 'whole'
-    assert sorted(os.listdir(tmp_path / 'disk')) == ['file', 'new', 'old']
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    (tmp_path / 'private').write_text('mine')  # a workdir from somebody else may link to anything
+    (tmp_path / 'report.html').symlink_to(tmp_path / 'private')
+    write_whole(tmp_path / 'report.html', 'whole')
+    assert (tmp_path / 'private').read_text() == 'mine' and (tmp_path / 'report.html').read_text() == 'whole'
 
 
 def test_a_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
@@ -342,3 +348,67 @@ def test_digests_of_values_are_those_in_existing_corpora_and_workdirs() -> None:
     masking = {'rate': 0.15, 'mask_fraction': 0.8, 'random_fraction': 0.1, 'unit': 'token'}
     Masking = dataclasses.make_dataclass('Masking', masking)
     assert json_digest(masking) == json_digest(Masking(**masking)) == '6b91299a3343a16e'
+
+
+DAMAGED_JSON = {
+    'cut short': b'{"a": 1',
+    'nested': b'{"a":' * 100_000 + b'1' + b'}' * 100_000,
+    'nested arrays': b'[' * 100_000 + b']' * 100_000,
+    'a huge number': b'{"a": ' + b'1' * 400 + b'}',
+    'a negative one': b'{"a": -' + b'1' * 5000 + b'}',
+    'not UTF-8': b'{"a": "\xff"}',
+    'UTF-16': '{"a": 1}'.encode('utf-16'),
+    'half a character': rb'{"a": "\ud83d"}',
+    'a list': b'[]',
+    'null': b'null',
+    'empty': b'',
+    'zeros': bytes(100),
+}
+
+
+@pytest.mark.parametrize('content', DAMAGED_JSON.values(), ids=DAMAGED_JSON)
+def test_whatever_is_wrong_with_json_is_one_exception(tmp_path: Path, content: bytes) -> None:
+    (path := tmp_path / 'file.json').write_bytes(content)
+    for kind in (Path, epath.Path, str):
+        with pytest.raises(DamagedJson) as raised:
+            read_json(kind(path))
+        assert raised.value.path == str(path) and len(str(raised.value)) < 100
+    with pytest.raises(DamagedJson):
+        parse_json(content)
+
+
+def test_json_that_was_written_is_read(tmp_path: Path) -> None:
+    value = {'a': [2**63, -(2**63), 2**64 - 1, 1.5, None, True, 'ä😀'], 'b': {'c': {}}}
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        write_whole(tmp_path / 'file.json', text)
+        assert read_json(tmp_path / 'file.json') == value
+    assert parse_json('[1]', list) == [1]
+    unlimited = parse_json('{"model_max_length": 1000000000000000019884624838656}')['model_max_length']
+    assert unlimited == 1e30 and isinstance(unlimited, float)
+    with pytest.raises(DamagedJson, match='more than the 10 that are read'):
+        read_json(tmp_path / 'file.json', largest=10)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / 'none.json')
+
+
+@pytest.mark.parametrize(
+    'header',
+    [
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000000,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (9223372036854775808,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (True,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}",
+        "{'descr': [('a', '<i8', (1000000000,))], 'fortran_order': False, 'shape': (1,)}",
+        "{'descr': " + '-' * 5000 + '1}',
+        '{[1]: 2}',
+        '(' * 9000,
+    ],
+    ids=lambda header: header[:60],
+)
+def test_whatever_is_wrong_with_the_header_of_an_array_is_one_exception(tmp_path: Path, header: str) -> None:
+    content = header.encode() + b'\n'
+    path = tmp_path / 'a.npy'
+    path.write_bytes(b'\x93NUMPY\x01\x00' + len(content).to_bytes(2, 'little') + content + bytes(64))
+    with pytest.raises(ValueError):
+        map_array(path)

@@ -19,12 +19,12 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.pretrained.embed import check, embed
 
     check(text, output)
-    from bert_jax.pretrained.load import load_pretrained
+    from bert_jax.finetune.load import load_model
     from bert_jax.pretrained.sentences import read_settings
 
     settings = read_settings(directory)
     keep_programs()
-    summary = embed(load_pretrained(settings.directory), settings, text, output)
+    summary = embed(load_model(settings.directory), settings, text, output)
     print_result(values, dataclasses.asdict(summary), _describe(summary), is_in_files=True)
     return 0
 

@@ -64,7 +64,7 @@ AT_LEAST_1 = {'lower_bound': 1}
 
 CONFIG = Flag('config', 'config file FILE.py[:VARIANT]: a path, or the name of a shipped one, such as bert.py:base')
 JSON = Flag('json', 'write one JSON object to standard output, nothing else', flags.DEFINE_boolean, False)
-MODEL = Flag('model', 'a workdir, an export or a Hugging Face directory')
+MODEL = Flag('model', 'a workdir, WORKDIR@STEP, an export or a Hugging Face directory')
 STEP = Flag('step', 'step of the checkpoint (default: the newest)', flags.DEFINE_integer)
 WORKDIR = Flag('workdir', 'directory of a run')
 
@@ -210,6 +210,20 @@ def check_path(name: str, path: str) -> None:
     """Raises BadInput for a path, the value of the flag `name`, that cannot be used."""
     if problem := unusable_path(path):
         raise BadInput(f'--{name}={path}', problem, 'a path without it')
+
+
+def workdir_and_step(values: flags.FlagValues) -> tuple[str, int | None]:
+    """The workdir of `--workdir=DIR` or `--workdir=DIR@STEP`, and the step named there or by `--step`.
+
+    Raises:
+      BadInput: when there is no workdir, or two steps are named.
+    """
+    from bert_jax.workdir.identity import split_step
+
+    workdir, step = split_step(required(values, 'workdir'))
+    if step is not None and values.step not in (None, step):
+        raise BadInput(f'--step={values.step}', f'and --workdir={workdir}@{step} name two steps', 'one of them')
+    return workdir, values.step if step is None else step
 
 
 def config_of(values: flags.FlagValues) -> Config:

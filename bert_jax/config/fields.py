@@ -30,17 +30,26 @@ def setting(
     choices: tuple = (),
     role: Role | None = None,
     before: Any = None,
+    is_written: bool = False,
 ):
     """A dataclass field with its default, its check and its role.
 
     Args:
       before: the value of runs that began before the field existed, or before it had today's default. They keep it
         (`with_values_before`). By default, today's default.
+      is_written: whether it names a place that commands write to, or a program that they start. Such a field is taken
+        from a config file or the command line, and never from a workdir, which may be somebody else's.
     """
     if choices:
         expected, check = 'one of ' + ', '.join(map(repr, choices)), lambda value: value in choices
-    before = default if before is None else before
-    metadata = {'expected': expected, 'check': check, 'choices': choices, 'role': role, 'before': before}
+    metadata = {
+        'expected': expected,
+        'check': check,
+        'choices': choices,
+        'role': role,
+        'before': default if before is None else before,
+        'is_written': is_written,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -115,6 +124,26 @@ def content_of(section: Any) -> dict[str, Any]:
         if role is Role.CONTENT or (role is Role.CONTENT_IF_SET and value != field.default):
             found[field.name] = value
     return found
+
+
+def without_places_to_write(section: type[Any], values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(values without those of fields marked `is_written`, what was left out by its dotted name).
+
+    Args:
+      section: of a config, with nested sections.
+      values: its JSON values, unchecked.
+    """
+    kept, left_out = dict(values), {}
+    for field in dataclasses.fields(section):
+        value = values.get(field.name)
+        if dataclasses.is_dataclass(field.type) and isinstance(value, dict):
+            kept[field.name], inner = without_places_to_write(typing.cast(type, field.type), value)
+            left_out |= {f'{field.name}.{name}': each for name, each in inner.items()}
+        elif field.metadata.get('is_written') and field.name in values:
+            del kept[field.name]
+            if value != field.default:
+                left_out[field.name] = value
+    return kept, left_out
 
 
 def at_least(default: Any, low: float, role: Role | None = None):

@@ -105,7 +105,7 @@ class Data:
     )
     corpus: str = setting('corpora/python-docs', 'a directory', bool, role=Role.EXECUTION)
     # a directory on each host's own disk, where training copies the corpus to and reads it from
-    local_copy: str = setting('', role=Role.EXECUTION)
+    local_copy: str = setting('', role=Role.EXECUTION, is_written=True)
     text_field: str = setting('text', 'the name of a field', bool, role=Role.CONTENT)
     # of records: those with the same value (patient, book) are never in both splits
     group_field: str = setting('', role=Role.CONTENT)

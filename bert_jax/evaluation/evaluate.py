@@ -76,7 +76,8 @@ def evaluate(
       source: as `data.source`, of text.
       sample: windows of text in which words are masked; every eighth is taken for pseudo-perplexity. 0: neither.
       output: file to write.
-      config: gives the mesh, where it fits the devices; without it the run's does, where it fits, else one device.
+      config: gives `data.local_copy`, and the mesh, where it fits the devices. Without it the mesh is the run's, where
+        that fits, else one device.
       devices: all without it.
       workers: processes that read a source.
 
@@ -90,6 +91,9 @@ def evaluate(
       BadInput: when there is no run, no checkpoint or no corpus, or for a source that cannot be read.
     """
     run_config = identity.load_config(workdir)
+    if config is not None:
+        data = dataclasses.replace(run_config.data, local_copy=config.data.local_copy)
+        run_config = dataclasses.replace(run_config, data=data)
     mesh = _mesh(run_config, config, jax.devices() if devices is None else devices)
     if source:
         with _named_by_its_flag(source), tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:

@@ -4,11 +4,12 @@ The figures of the largest sample are the file's own keys. Those of smaller ones
 that evaluating again with fewer windows never replaces a better measurement.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+
+from bert_jax.files import DamagedJson, read_json
 
 OF_SAMPLE = (
     'masked_word_nats_per_character',
@@ -33,12 +34,10 @@ def samples_of(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 def read(path: epath.Path) -> dict[str, Any]:
     """What an earlier evaluation left; {} where there is none, or none that can be read."""
     try:
-        content = json.loads(path.read_bytes()) if path.exists() else {}
-    except (OSError, ValueError, RecursionError):  # damaged: the new result takes its place
+        content = read_json(path)
+    except (OSError, DamagedJson):  # the new result takes its place
         return {}
-    if not isinstance(content, dict) or not _are_samples([content, *_listed(content)]):
-        return {}
-    return content
+    return content if _are_samples([content, *_listed(content)]) else {}
 
 
 def _listed(evaluation: Mapping[str, Any]) -> list[Any]:

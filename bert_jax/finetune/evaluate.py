@@ -45,7 +45,7 @@ def evaluate(workdir: str, step: int | None = None, *, output: str = '') -> Summ
         mesh = make_mesh(config.Mesh(), trained.config, config.Train(), jax.devices()[:1])
         graph, params = nnx.split(trained.model)
         forward = make_forward(graph, mesh, parameter_specs(params, mesh), model_outputs)
-        evaluator = TaskEvaluator(data, forward, task_streams(resolved, trained.tokenizer.pad_id), mesh)
+        evaluator = TaskEvaluator(data, forward, task_streams(resolved, trained.tokenizer.pad_id, mesh), mesh)
         metrics, _ = evaluator.evaluate(params)
         assert trained.step is not None  # it is a workdir's
         outcomes.append(Outcome(resolved.train.seed, trained.step, True, None, metrics))

@@ -67,7 +67,7 @@ class Setup:
             dataclasses.replace(batch_of(config.train), steps=steps),
             start.tokenizer.vocab_size,
             mesh,
-            build=heads.builder(config.task.kind, data.num_outputs),
+            build=heads.builder(config.task.kind, data.num_outputs, config.task.head_initializer),
             objective=heads.objective(config.task.kind),
         )
         sets = open_sets(config.probe, config.train.probe_every)
@@ -116,7 +116,7 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> O
 
         # --- Train. ---
         first, skipped = int(begun.state.step), begun.record.skipped_batches
-        streams = task_streams(config, start.tokenizer.pad_id)
+        streams = task_streams(config, start.tokenizer.pad_id, program.device_mesh)
         evaluator = TaskEvaluator(data, setup.predict_step, streams, program.device_mesh, config.train.evaluate_every)
         shorter = functools.partial(_flags_of_shorter, config)
         with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, supervisor, shorter) as log:

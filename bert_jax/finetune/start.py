@@ -16,6 +16,7 @@ from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, too_long
 from bert_jax.console import say
 from bert_jax.errors import BadInput
+from bert_jax.finetune.exported import task_architecture
 from bert_jax.finetune.heads import ARCHITECTURES, POOLED, builder, new_head
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.workdirs import read_run, seeds_of
@@ -59,7 +60,8 @@ class FinetuningStart:
 
     def _under_new_head(self, initial: Pretrained, num_outputs: int, seed: int) -> nnx.State:
         rngs = nnx.Rngs(seed)
-        head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, rngs), nnx.Param)))
+        new = new_head(self.config.model, num_outputs, self.config.task.head_initializer, rngs)
+        head = dict(nnx.to_flat_state(nnx.state(new, nnx.Param)))
         of: dict[Any, dict[tuple, nnx.Param]] = {'bert': self._encoder(initial, rngs), 'classifier': head}
         build = builder(self.config.task.kind, num_outputs)
         shapes = nnx.eval_shape(lambda: build(self.config.model, self.tokenizer.vocab_size, nnx.Rngs(0)))
@@ -142,21 +144,12 @@ def _load(init: str) -> Pretrained:
         found = _without_head(where, where, tensors, architecture, trained.config, vocab_size, trained.tokenizer)
         return dataclasses.replace(found, provenance=trained.provenance)
     path = Path(directory)
-    if (architecture := _task_architecture(path)) is None:
+    if (architecture := task_architecture(path)) is None:
         return load_initial(init)
     tokenizer = hugging_face.read_tokenizer(path)
     model, vocab_size = hugging_face.read_model_json(path)
     file, tensors = read_tensors(path)
     return _without_head(path, file, tensors, architecture, model, vocab_size, tokenizer)
-
-
-def _task_architecture(directory: Path) -> str | None:
-    """The class of a fine-tuned model in a Hugging Face directory; None for what is something else."""
-    path = directory / 'config.json'
-    if identity.is_workdir(str(directory)) or not path.is_file():
-        return None
-    named = hugging_face.read_json(path, 'a Hugging Face BERT directory').get('architectures')
-    return next((name for name in named if name in tensor_names.TASK_TABLES), None) if isinstance(named, list) else None
 
 
 def _without_head(

@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax import config
+from bert_jax.files import read_json
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.provenance import Provenance
@@ -153,7 +154,7 @@ def _corpus_facts(workdir: str, corpus: str) -> dict[str, Any]:
 def _evaluation(workdir: str, step: int, pairing: str) -> dict[str, Any]:
     """What `evaluate` found at this very step; empty without it."""
     path = epath.Path(workdir) / 'evaluation.json'
-    result = json.loads(path.read_text()) if path.exists() else {}
+    result = read_json(path) if path.exists() else {}
     if result.get('step') != step:
         return {}
     measured = {name: value for name, value in result.items() if isinstance(value, float)}

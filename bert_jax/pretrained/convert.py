@@ -1,6 +1,7 @@
 """A model from elsewhere as a workdir: conversion only. Runs start from it with `config.init`."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from bert_jax.config import Config, Data, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import new_directory
+from bert_jax.files import is_local, new_directory
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained import google, hugging_face
 from bert_jax.pretrained.initialize import hash_weights
@@ -37,7 +38,7 @@ def import_model(source: str, workdir: str, data: Data | None = None) -> dict[st
     Raises:
       BadInput: when the source is not a BERT that this model can be, or the workdir is there already.
     """
-    target = epath.Path(workdir)
+    target = epath.Path(os.path.realpath(workdir) if is_local(workdir) else workdir)  # where a link points to
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise _is_taken(workdir)
     model = read_source(source)

@@ -16,7 +16,7 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.files import new_directory
+from bert_jax.files import new_directory, read_json
 from bert_jax.model.inputs import Inputs
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.card import model_card
@@ -124,7 +124,7 @@ def _not_of_export(directory: Path) -> list[str]:
     if not (directory / _PROOF).is_file():
         raise BadInput(str(directory), 'exists and is not an export', 'a new directory', 'name another --output')
     try:
-        written = dict(json.loads((directory / _PROOF).read_text())['sha256'])
+        written = dict(read_json(directory / _PROOF)['sha256'])
     except (ValueError, KeyError, TypeError):
         expected = 'the file that export wrote, which lists all others'
         raise BadInput(str(directory / _PROOF), 'is damaged', expected, 'name another --output') from None

@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from bert_jax import config
+from bert_jax import config, files
 from bert_jax.errors import BadInput
+from bert_jax.files import DamagedJson
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.tensor_names import TABLE, TASK_TABLES, WORD, from_tensors, to_tensors
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -88,12 +89,9 @@ def read_json(path: Path, expected: str, kind: type = dict) -> Any:
     if not path.is_file():
         raise BadInput(str(path), 'does not exist', expected)
     try:
-        content = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise BadInput(str(path), f'is not JSON ({error})', expected) from error
-    if not isinstance(content, kind):
-        raise BadInput(str(path), f'is not a JSON {"object" if kind is dict else "list"}', expected)
-    return content
+        return files.read_json(path, kind)
+    except DamagedJson as error:
+        raise BadInput(str(path), str(error), expected) from error
 
 
 def parse_model_json(content: dict[str, Any], path: Path) -> tuple[config.Model, int]:
@@ -172,8 +170,13 @@ def assemble(
     """
     num_tokens = vocab_size if num_tokens is None else num_tokens
     if num_tokens > vocab_size:
-        found = f'the tokenizer has {num_tokens} tokens, the embedding {WORD} {vocab_size} rows'
-        raise BadInput(str(file), found, 'a row for every token', 'the tokenizer and the weights of one model')
+        raise too_few_rows(num_tokens, vocab_size, file)
     model = dataclasses.replace(model, dtype='float32')
     params = from_tensors(tensors, model, vocab_size, str(file), num_tokens)
     return params, model, num_tokens
+
+
+def too_few_rows(num_tokens: int, vocab_size: int, file: Path) -> BadInput:
+    """The error for a tokenizer with more tokens than the embeddings have rows."""
+    found = f'the tokenizer has {num_tokens} tokens, the embedding {WORD} {vocab_size} rows'
+    return BadInput(str(file), found, 'a row for every token', 'the tokenizer and the weights of one model')

@@ -248,9 +248,8 @@ def load_initial(init: str) -> Pretrained:
     Raises:
       BadInput: when it is not there or cannot be used.
     """
-    directory, step = split_step(init)
-    _refuse_google(directory)
-    return load_pretrained(directory, step)
+    _refuse_google(split_step(init)[0])
+    return load_pretrained(init)
 
 
 def _refuse_google(directory: str) -> None:

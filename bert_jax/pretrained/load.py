@@ -194,17 +194,10 @@ class Pretrained:
         self, input_ids: list[list[int]], modes: tuple[str, ...] = ('mean',)
     ) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
         """Batches of (which texts, vectors [B, L, D], pooled [B, M x D]); what lies past the texts is filler."""
-        by_length: dict[int, list[int]] = {}
-        for row, ids in enumerate(input_ids):
-            length = min(max(_power_of_two(len(ids)), _SHORTEST), self.config.max_positions)
-            by_length.setdefault(length, []).append(row)
-        batches: list[tuple[int, int, list[int]]] = []  # (positions, most rows, texts)
-        for length, rows in sorted(by_length.items()):
-            size = max(1, _BATCH_TOKENS // length)
-            batches += [(length, size, rows[start : start + size]) for start in range(0, len(rows), size)]
-        for length, size, some in counted(batches, len(batches), 'running the encoder'):
-            batch = np.full((min(_power_of_two(len(some)), size), length), self.tokenizer.pad_id, np.int32)
-            lengths = np.zeros(len(batch), np.int32)
+        batches = batches_by_length(list(map(len, input_ids)), self.config.max_positions)
+        for some, num_rows, length in counted(batches, len(batches), 'running the encoder'):
+            batch = np.full((num_rows, length), self.tokenizer.pad_id, np.int32)
+            lengths = np.zeros(num_rows, np.int32)
             for slot, row in enumerate(some):
                 lengths[slot] = len(input_ids[row])
                 batch[slot, : lengths[slot]] = input_ids[row]
@@ -227,6 +220,23 @@ class Pretrained:
     @functools.cached_property
     def _parts(self) -> tuple[nnx.GraphDef, nnx.State]:
         return nnx.split(self.model)
+
+
+def batches_by_length(lengths: list[int], max_length: int) -> list[tuple[list[int], int, int]]:
+    """Rows of similar length together: (which rows, B, L), with B at least their number.
+
+    B and L are powers of two, L at most `max_length`: few shapes are compiled.
+    """
+    by_length: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        by_length.setdefault(min(max(_power_of_two(length), _SHORTEST), max_length), []).append(row)
+    batches: list[tuple[list[int], int, int]] = []
+    for length, rows in sorted(by_length.items()):
+        size = max(1, _BATCH_TOKENS // length)
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            batches.append((some, min(_power_of_two(len(some)), size), length))
+    return batches
 
 
 def _power_of_two(number: int) -> int:
@@ -256,12 +266,16 @@ def _mlm_losses(
     return cross_entropy(nnx.merge(graph, params).mlm_logits(hidden, positions), labels)[0]
 
 
-def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
+def load_pretrained(name: str, step: int | None = None) -> Pretrained:
     """The model and the tokenizer in a workdir (newest checkpoint, or `step`), an export or a Hugging Face directory.
+
+    Args: name, a directory or `WORKDIR@STEP`.
 
     Raises:
       BadInput: naming the file that is missing or does not fit.
     """
+    directory, named = identity.split_step(name)
+    step = named if step is None else step
     if identity.is_workdir(directory):
         return _from_workdir(directory, step)
     check_has_no_steps(directory, step)

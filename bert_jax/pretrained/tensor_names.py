@@ -6,6 +6,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.model.bert import BertForPreTraining, Build, padded_vocab_size
+from bert_jax.model.bert import BertForPreTraining, Build, check_size, padded_vocab_size
 from bert_jax.model.layers import truncated_normal
 
 
@@ -130,9 +131,11 @@ def from_tensors(
       build: makes the model.  table: the names of its tensors.
 
     Raises:
-      BadInput: listing every tensor that is missing, misshapen or unknown.
+      BadInput: listing every tensor that is missing, misshapen or unknown; or for a model far larger than the tensors.
     """
     num_tokens = vocab_size if num_tokens is None else num_tokens
+    num_elements = sum(value.size for value in tensors.values())
+    check_size(model, vocab_size, num_elements, str(Path(file).parent), file)
     shapes = nnx.state(nnx.eval_shape(lambda: build(model, num_tokens, nnx.Rngs(0))), nnx.Param)
     expected, ours = _flat(shapes, convert=lambda value: value.shape), {}
     found = _Found(*_todays_names(tensors), vocab_size, num_tokens)

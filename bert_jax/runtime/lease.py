@@ -32,7 +32,7 @@ from pathlib import Path
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, unusable_path, write_whole
+from bert_jax.files import is_local, modified_at, read_json, unusable_path, write_whole
 
 DIRECTORY = '.lease'  # in the workdir
 BEAT = 5.0  # seconds between signs of life
@@ -174,7 +174,7 @@ class Lease:
         if not number:
             return 0, None
         try:
-            return number, Owner(**json.loads(self._path(number).read_text()))
+            return number, Owner(**read_json(self._path(number)))
         except (ValueError, TypeError, OSError):
             return number, Owner('an unknown host', '', 0, 0, '')
 
@@ -235,9 +235,6 @@ class Lease:
                 elif path.exists():
                     path.write_text(self._text())
 
-    def _modified(self, path: epath.Path) -> float:
-        return path.stat().mtime if self._is_remote else os.stat(path).st_mtime  # epath knows whole seconds
-
     def _wait_until_expired(self, number: int, holder: Owner, say: Callable[[str], None]) -> None:
         """Returns once the holder is dead; raises BadInput when it is alive."""
         gone = holder.is_gone()
@@ -263,7 +260,7 @@ class Lease:
         """A value that changes whenever the holder gives a sign of life or is succeeded."""
         newest, holder = self._newest()
         with contextlib.suppress(OSError):
-            return newest, holder, self._modified(self._path(number))
+            return newest, holder, modified_at(self._path(number))
         return newest, holder
 
     def _age(self, number: int) -> float:
@@ -272,7 +269,7 @@ class Lease:
         with contextlib.suppress(OSError):
             probe.write_text('')
             try:
-                return max(self._modified(probe) - self._modified(self._path(number)), 0.0)
+                return max(modified_at(probe) - modified_at(self._path(number)), 0.0)
             finally:
                 probe.unlink()
         return 0.0
@@ -286,7 +283,7 @@ def holder_of(workdir: str) -> str:
         return ''
     if holder.is_gone() is None:
         with contextlib.suppress(OSError):
-            if abs(time.time() - lease._modified(lease._path(number))) > lease._timeout:
+            if abs(time.time() - modified_at(lease._path(number))) > lease._timeout:
                 return ''
     return str(holder)
 

@@ -52,7 +52,8 @@ def sweep(
         with Signals() as signals, _held(directory):
             status = launch.prepare_corpora(todo, signals)
             if status:
-                return status, {'runs': []}, ''
+                found = f'was stopped by {signals.received}' if signals.received else f'ended with exit status {status}'
+                return status, {'runs': [], 'error': BadInput('prepare', found).as_json()}, ''
             if slurm is None:
                 statuses = _run_here(runs, todo, jobs or 1, signals)
                 stopped = signals.received

@@ -1,7 +1,6 @@
 """Results of the runs of a sweep, ranked where their losses can be compared, and their table for the terminal."""
 
 import dataclasses
-import json
 import math
 import shlex
 import statistics
@@ -12,7 +11,7 @@ from typing import Any
 from bert_jax.config import is_records
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.ranking import Measure, common_measure
-from bert_jax.files import json_digest
+from bert_jax.files import json_digest, read_json
 from bert_jax.report import LoggedRun, flatten, read_run
 from bert_jax.runtime.lease import holder_of
 from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
@@ -170,7 +169,7 @@ def _task(run: Run) -> dict[str, Any]:
         task['lengths'] = [phase['sequence_length'] for phase in phases]
     manifest = Path(run.config.data.corpus, 'manifest.json')
     if manifest.exists() and not is_records(run.config.data.source):  # other corpora may hold out the same text
-        files = json.loads(manifest.read_text())['files']
+        files = read_json(manifest)['files']
         held_out = {name: file for name, file in files.items() if name.startswith('validation/')}
         task['validation text'] = json_digest(held_out)
     return flatten(task)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow
 
-from bert_jax.files import new_directory
+from bert_jax.files import new_directory, read_json
 from bert_jax.text.checksums import checksums_of
 from bert_jax.text.documents import Document
 from bert_jax.text.sentences import split_lines
@@ -166,7 +166,7 @@ def _uncollected() -> Iterator[None]:
 def read_record(directory: pathlib.Path) -> dict[str, Any] | None:
     """What `chunk.json` of a finished chunk holds; None where there is none, or files of another size."""
     try:
-        record = json.loads((directory / 'chunk.json').read_text('utf-8'))
+        record = read_json(directory / 'chunk.json')
         sizes = {name: (directory / name).stat().st_size for name in record['files']}
     except (FileNotFoundError, ValueError, KeyError):
         return None

@@ -5,7 +5,6 @@ The files beside it say; where none does, its tokens show it: text in lower case
 
 import dataclasses
 import itertools
-import json
 import pathlib
 import re
 import unicodedata
@@ -13,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from bert_jax.errors import BadInput
+from bert_jax.files import DamagedJson, parse_json
 from bert_jax.text.vocabulary import Tokenizer
 
 _LARGEST_FILE = 1 << 28  # bytes; a vocabulary of 4 M tokens has a tenth of it
@@ -55,12 +55,9 @@ def read_object(path: pathlib.Path, expected: str) -> dict[str, Any]:
       BadInput: for anything else, too large or too deep a file included.
     """
     try:
-        content = json.loads(read_bounded(path).decode('utf-8'))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(str(path), f'is not a JSON file that can be read ({error})', expected) from None
-    if not isinstance(content, dict):
-        raise BadInput(str(path), 'is not a JSON object', expected)
-    return content
+        return parse_json(read_bounded(path))
+    except DamagedJson as error:
+        raise BadInput(str(path), str(error), expected) from None
 
 
 def read_bounded(path: pathlib.Path) -> bytes:

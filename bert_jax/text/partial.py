@@ -20,7 +20,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import discard, json_digest, remove_leftovers, write_whole
 from bert_jax.text.chunks import Source
 from bert_jax.text.documents import Reading
-from bert_jax.text.job import Job, identity_of_job, read_json
+from bert_jax.text.job import Job, identity_of_job, read_if_there
 
 _JOB, _LOCK = 'job.json', 'lock'
 _WORTH_KEEPING = ('texts', 'tokenizer', 'chunks')
@@ -103,7 +103,7 @@ def _refuse_if_shard(other: pathlib.Path, identity: dict[str, Any], alone: bool)
 
 
 def _differences(other: pathlib.Path, identity: dict[str, Any]) -> str:
-    theirs = read_json(other / _JOB) or {}
+    theirs = read_if_there(other / _JOB) or {}
     return ', '.join(key for key in identity if theirs.get(key) != identity[key]) or 'settings'
 
 
@@ -119,7 +119,7 @@ def _enter(directory: pathlib.Path, identity: dict[str, Any]) -> BinaryIO:
             fcntl.flock(lock, fcntl.LOCK_SH)
         try:
             if os.path.samestat(os.fstat(lock.fileno()), (directory / _LOCK).stat()):
-                if read_json(directory / _JOB) is None:
+                if read_if_there(directory / _JOB) is None:
                     write_whole(directory / _JOB, json.dumps(identity))
                 return lock
         except FileNotFoundError:

@@ -189,6 +189,7 @@ def tokenizer_preview(
             ) as job:
                 with Pool(job, workers, progress) as pool:
                     make_tokenizer(job, pool, mixture, tokenizer, None, progress)
+                job.tally_of_sample().check_text(data.bad_text, _MUCH_WORSE)
                 trained = job.encoder.tokenizer
                 sentences = list(itertools.islice(job.read_sample(), PREVIEW_SENTENCES))
         except OSError as error:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax import config
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.text.vocabulary import (
     ALPHABET_COVERAGE,
@@ -33,7 +34,8 @@ from bert_jax.text.vocabulary import (
     tokenizer_hash,
 )
 
-_LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece passes over longer lines while it trains
+_LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece skips longer lines while it trains
+_MUCH_SKIPPED = 0.01  # of the sample
 _SCORE_STEP = 2.0**-8  # nats
 _WORDS_AT_ONCE, _LONGEST_TEXT = 32, 1600  # characters; few enough that float32 holds the sum of their scores exactly
 # Letters with Grapheme_Cluster_Break=Prepend (Unicode 16, UAX 29).
@@ -180,6 +182,7 @@ def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> Senten
     settings = settings.for_training()
     flags: dict[str, Any] = {'lowercase': settings.lowercase, 'strip_accents': settings.strip_accents}
     first = _before_model(**flags, compose=True)
+    _report_long_sentences(sample)
     writer = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -212,6 +215,17 @@ def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> Senten
         piece.score = round(piece.score / _SCORE_STEP) * _SCORE_STEP
     model = proto.SerializeToString(deterministic=True)
     return SentencePiece(model, **flags)
+
+
+def _report_long_sentences(sample: list[str]) -> None:
+    sizes = [len(text.encode()) for text in sample]
+    too_long = [num_bytes for num_bytes in sizes if num_bytes > _LONGEST_SENTENCE]
+    if sum(too_long) > _MUCH_SKIPPED * sum(sizes):
+        share = sum(too_long) / sum(sizes)
+        say(
+            f'warning: {share:.0%} of the sample lies in {len(too_long):,} sentences of more than '
+            f'{_LONGEST_SENTENCE:,} bytes, which the training of SentencePiece skips'
+        )
 
 
 def pieces_of(model: bytes, where: str) -> list[str]:

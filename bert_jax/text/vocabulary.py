@@ -19,7 +19,7 @@ from bert_jax.errors import BadInput
 
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 in a vocabulary trained here
 MOST_TOKENS = 1 << 22
-_UNUSED = re.compile(r'[\[<]unused_?\d+[\]>]')  # entries that vocabularies keep free, as [unused17]
+_UNUSED = re.compile(r'[\[<]unused[_-]?(id-)?\d+[\]>]')  # free entries of a vocabulary, as [unused17]
 ALPHABET_COVERAGE = 0.9999  # of the characters of a sample to train on; the rest becomes [UNK]
 
 

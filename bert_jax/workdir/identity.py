@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Sequence
 from importlib import metadata
@@ -11,12 +12,12 @@ from etils import epath
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, Data, Model, Optimizer, Train
-from bert_jax.config.fields import Role, identity_of, names_with, with_values_before
+from bert_jax.config.fields import Role, identity_of, names_with, with_values_before, without_places_to_write
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
+from bert_jax.files import DamagedJson, read_json, write_whole
 from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.workdir.recorded_paths import found_from, start_of
@@ -206,13 +207,26 @@ def load_config(workdir: str) -> Config:
 
 
 def load_settings(workdir: str) -> dict[str, Any]:
-    """The values of the config of the run in a workdir, with relative paths that lead to their files from here.
+    """The values of the config of the run in a workdir, as JSON; relative paths lead to their files from here.
+
+    A workdir may come from somebody else: fields that name a place to write to are left out, which is for the command
+    line to say.
 
     Raises:
       BadInput: when there is none.
     """
-    content = _read(epath.Path(workdir) / 'config.json')
-    return found_from(workdir, content.get('directory'), content['config'])
+    path = epath.Path(workdir) / 'config.json'
+    content = _read(path)
+    section = FinetuneConfig if 'task' in content['config'] else Config
+    trusted, ignored = without_places_to_write(section, content['config'])
+    if ignored:
+        _report_ignored(str(path), tuple(f'{name}={value!r}' for name, value in ignored.items()))
+    return found_from(workdir, content.get('directory'), trusted)
+
+
+@functools.cache  # a command reads a config more than once
+def _report_ignored(path: str, settings: tuple[str, ...]) -> None:
+    say(f'{path}: {", ".join(settings)} is ignored; what a command writes to is taken from --config alone.')
 
 
 def load_fingerprint(workdir: str) -> dict[str, Any]:
@@ -255,10 +269,9 @@ def _read(path: epath.Path) -> dict:
             str(path), 'does not exist', 'the workdir of a run', 'python -m bert_jax train --config=… --workdir=…'
         )
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(str(path), f'is not JSON ({error})', 'the file that train wrote') from error
-    parts = [content.get(name) for name in ('config', 'fingerprint')] if isinstance(content, dict) else [None]
-    if not all(isinstance(part, dict) for part in parts):
+        content = read_json(path)
+    except DamagedJson as error:
+        raise BadInput(str(path), str(error), 'the file that train wrote') from error
+    if not all(isinstance(content.get(name), dict) for name in ('config', 'fingerprint')):
         raise BadInput(str(path), 'is not the config of a run', 'the file that train wrote')
     return content

@@ -39,7 +39,7 @@ def save(text: str, workdir: str, name: str, output: str = '') -> epath.Path | N
       OSError: when OUTPUT cannot be written.
     """
     if output:
-        write_whole(output, text)
+        write_whole(os.path.realpath(output) if is_local(output) else output, text)  # a link stays one
         return epath.Path(output)
     path = epath.Path(workdir) / name
     try:

@@ -106,6 +106,22 @@ def test_bad_input_ends_the_job_and_everything_else_starts_it_again(
     assert job['template']['spec']['terminationGracePeriodSeconds'] >= _UNMEASURED_SAVE
 
 
+def test_pods_meet_the_restricted_standard_and_write_only_where_they_must(
+    job: dict[str, Any], container: dict[str, Any]
+) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards, `restricted`."""
+    pod, own = job['template']['spec']['securityContext'], container['securityContext']
+    assert pod['runAsNonRoot'] is True and pod['runAsUser'] > 0 and pod['runAsGroup'] > 0
+    assert pod['seccompProfile'] == {'type': 'RuntimeDefault'}
+    assert own['allowPrivilegeEscalation'] is False and own['readOnlyRootFilesystem'] is True
+    assert own['capabilities'] == {'drop': ['ALL']} and not own.get('privileged')
+    spec = job['template']['spec']
+    assert not {'hostNetwork', 'hostPID', 'hostIPC'} & spec.keys() and spec['automountServiceAccountToken'] is False
+    assert not any('hostPath' in volume for volume in spec['volumes'])
+    writable = {mount['mountPath'] for mount in container['volumeMounts'] if not mount.get('readOnly')}
+    assert writable == {'/tmp', '/dev/shm'} and _environment(container, 0)['HOME'] == '/tmp'  # caches, plans of windows
+
+
 @pytest.mark.processes
 def test_the_command_of_the_tpu_script_parses(tmp_path) -> None:
     """gcloud is replaced by a program that notes what it was asked to do."""

@@ -9,7 +9,9 @@ import pytest
 
 from bert_jax import config
 from bert_jax.cli.diagnose import diagnose
+from bert_jax.config import finetuning
 from bert_jax.errors import BadInput
+from bert_jax.finetune.start import finetuning_start
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.encode import Encoder
 from bert_jax.text.normalization import doubts
@@ -201,5 +203,11 @@ def test_what_was_made_with_another_reading_of_a_vocabulary_is_kept_unless_the_c
         prepare(data, config.Tokenizer(path=str(path.parent)), progress=False)
     saved = load_saved_tokenizer(Path(data.corpus) / 'tokenizer')
     assert saved.agrees_with(before) and not saved.agrees_with(load_tokenizer(path))
+    before.save(tmp_path / 'seed-0' / 'tokenizer')
+    values = finetuning.finetune().to_dict() | {'init': 'scratch'}
+    values['tokenizer']['path'] = str(path)
+    (path.parent / 'tokenizer_config.json').unlink()
+    start = finetuning_start(finetuning.resolve(values), [str(tmp_path / 'seed-1'), str(tmp_path / 'seed-0')])
+    assert start.tokenizer.hash == before.hash
     other = config.Tokenizer(path=str(write_vocabulary(tmp_path / 'other', VOCABULARIES[True, False])))
     assert as_saved(load_given(other), other, f'{data.corpus}/tokenizer').tokens != before.tokens

@@ -47,7 +47,7 @@ def test_an_id_far_beyond_the_number_of_tokens_is_refused_before_anything_is_mad
     _set_id(name, value)(content)
     path.write_text(json.dumps(content), 'utf-8')
     start = time.monotonic()
-    with pytest.raises(BadInput, match=r'tokenizer\.json: has the id .* in a vocabulary of'):
+    with pytest.raises(BadInput, match=r'tokenizer\.json: (has the id .* in a vocabulary of|holds a number of)'):
         load_tokenizer(saved)
     assert time.monotonic() - start < 1
 
@@ -80,7 +80,7 @@ def test_a_number_of_many_digits_is_refused(saved: Path) -> None:
     whole = path.read_text('utf-8')
     for digits in (400, 5000):
         path.write_text(whole.replace('"max_input_chars_per_word": 100', f'"max_input_chars_per_word": {"9" * digits}'))
-        with pytest.raises(BadInput, match=r'tokenizer\.json: is not a'):
+        with pytest.raises(BadInput, match=r'tokenizer\.json: holds a number of'):
             load_tokenizer(saved)
     path.write_text(whole.replace('"max_input_chars_per_word": 100', '"max_input_chars_per_word": 1000000000'))
     with pytest.raises(BadInput, match='max_input_chars_per_word is 1000000000'):  # a word takes the square of it

@@ -84,6 +84,15 @@ def test_a_preview_is_not_kept_for_text_that_has_changed(data: config.Data, tmp_
     assert prepare(data, settings, progress=False).tokens == alone.tokens
 
 
+def test_sentences_that_sentencepiece_skips_are_reported(capsys) -> None:
+    settings = config.Tokenizer(kind='sentencepiece', vocab_size=100)
+    long = 'é' * 9_000  # 18,000 bytes
+    train_tokenizer(settings, iter([*TEXTS * 20, long]))
+    assert 'warning: 27% of the sample lies in 1 sentences of more than 16,384 bytes' in capsys.readouterr().err
+    train_tokenizer(settings, iter(TEXTS))
+    assert 'warning' not in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
 @pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
 def test_a_vocabulary_smaller_than_asked_for_is_reported(data: config.Data, kind: str, tmp_path: Path, capsys) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from bert_jax.config import Model
 from bert_jax.errors import BadInput
 from bert_jax.train.state import TrainState
 from bert_jax.workdir import checkpoint, seal
@@ -208,7 +209,7 @@ def test_old_steps_stay_when_the_new_one_reads_back_otherwise(workdir: Path, mon
             content[len(content) // 2] ^= 1
             Path(path).write_bytes(content)
 
-    monkeypatch.setattr('bert_jax.workdir.seal.forget_cached', flips_a_bit)
+    monkeypatch.setattr('bert_jax.workdir.seal._forget_cached', flips_a_bit)
     checkpoints = Checkpoints(str(workdir), keep=1)
     checkpoints.save(_state(30))
     _wait_for_the_save(checkpoints)
@@ -271,7 +272,7 @@ def test_a_reader_whose_checkpoint_is_deleted_takes_the_newest_unless_one_was_na
     monkeypatch.setattr(checkpoint, 'build_program', lambda *_, **__: program)
 
     def read(step: int | None) -> TrainState:
-        config = types.SimpleNamespace(model=None, optimizer=None, train=None, phases=())
+        config = types.SimpleNamespace(model=Model(num_layers=1, hidden_size=16), optimizer=None, train=None, phases=())
         owner, name = (seal, 'files_of') if moment == 'files' else (Checkpoints, moment)
         unpatched = getattr(owner, name)
 
