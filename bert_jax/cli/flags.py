@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from absl import flags
 from bert_jax.cli.shipped import find_config
 from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
 from bert_jax.errors import BadInput
-from bert_jax.files import unusable_path
+from bert_jax.files import is_local, unusable_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +172,13 @@ def check_path(name: str, path: str) -> None:
     """Raises BadInput for a path, the value of the flag `name`, that cannot be used."""
     if problem := unusable_path(path):
         raise BadInput(f'--{name}={path}', problem, 'a path without it')
+    if not is_local(path) and importlib.util.find_spec('tensorflow') is None:  # which opens them by itself
+        import fsspec
+
+        try:
+            fsspec.get_filesystem_class(path.partition('://')[0])
+        except ImportError as error:
+            raise BadInput(f'--{name}={path}', f'cannot be opened ({error})', 'the package for this store') from error
 
 
 def config_of(values: flags.FlagValues) -> Config:

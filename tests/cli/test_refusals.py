@@ -26,6 +26,9 @@ DEMO = f'--config={ROOT}/configs/demo.py'
         (['fill-mask', '--model=no/such', 'a [MASK]'], 'no/such'),
         (['evaluate'], '--workdir'),
         (['report'], '--workdir'),
+        (['report', '--workdir=a\\b'], 'backslash'),
+        (['train', DEMO, '--workdir=store://x'], 'none of gs://'),
+        (['evaluate', '--workdir=az://x/y'], '--workdir=az://x/y: cannot be opened'),  # its package is not installed
     ],
 )
 def test_bad_input_exits_2_with_fix_and_writes_nothing(
