@@ -25,6 +25,7 @@ from bert_jax.text.chunks import Source, plan_source
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
 from bert_jax.text.documents import Reading, read_chunk
 from bert_jax.text.existing import WeightedSource, find_existing, settings_of, weighted_sources
+from bert_jax.text.hints import documents_hint, hints
 from bert_jax.text.job import Job
 from bert_jax.text.merge import FEWEST, Share, merge
 from bert_jax.text.partial import open_job
@@ -112,6 +113,8 @@ def prepare(
         return _summary(directory, manifest, reused=True)
     make_pool = _pool_maker(workers, beam, progress)
     sources = _plan(data, mixture)
+    for hint in hints(sources, Reading.of(data)) if progress else ():
+        say(f'hint: {hint}')
     try:
         with open_job(directory, Reading.of(data), sources, settings, alone=shard is None, progress=progress) as job:
             with make_pool(job) as pool:
@@ -298,7 +301,11 @@ def finish(
         new_directory(directory, existing='refuse', temporary_in=job.directory) as temporary,
         tempfile.TemporaryDirectory(prefix='scratch.', dir=job.directory, ignore_cleanup_errors=True) as scratch,
     ):
-        return _write_corpus(job, data, mixture, settings, temporary, pathlib.Path(scratch), tally, start)
+        manifest = _write_corpus(job, data, mixture, settings, temporary, pathlib.Path(scratch), tally, start)
+    num_documents = sum(split['documents'] for split in manifest['splits'].values())
+    if progress and (hint := documents_hint(list(job.sources), num_documents, job.reading)):
+        say(f'hint: {hint}')
+    return manifest
 
 
 def _tally_of(job: Job) -> Tally:
