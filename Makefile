@@ -29,7 +29,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install pretrain bench test test-fast test-slow test-newest test-plan test-slurm test-soak lint format clean
+.PHONY: help install pretrain bench test test-fast test-slow test-newest test-plan test-slurm test-soak lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
@@ -136,10 +136,22 @@ lint: $(TEST_INSTALLED) ## check style, formatting and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ty check
 
+# The same files for the same day: what was published later does not count.
+LOCK_DAY ?= $(shell date -u +%F)
+UV_VERSION := 0.13.9
+UV_COMPILE := .venv-lock/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+  --no-annotate --upgrade --exclude-newer $(LOCK_DAY) --custom-compile-command 'make lock LOCK_DAY=$(LOCK_DAY)'
+lock: ## rewrite requirements.lock and requirements-build.lock (LOCK_DAY=YYYY-MM-DD: as of that day)
+	@if ! .venv-lock/bin/uv --version 2>/dev/null | grep -qF '$(UV_VERSION)'; then \
+	  python3 -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install --quiet uv==$(UV_VERSION); \
+	fi
+	$(UV_COMPILE) requirements.txt --output-file requirements.lock
+	printf 'setuptools>=77\nwheel\n' | $(UV_COMPILE) - --output-file requirements-build.lock
+
 format: $(TEST_INSTALLED) ## fix style and formatting where that is possible
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 clean: ## remove .venv and caches; runs/ and corpora/ stay
-	rm -rf .venv .venv-newest .venv-plan build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-plan .venv-lock build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find bert_jax benchmarks configs tests -name __pycache__ -type d -prune -exec rm -rf {} +

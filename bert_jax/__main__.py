@@ -11,7 +11,9 @@ import traceback
 from typing import NoReturn
 
 from bert_jax import console, version
+from bert_jax.activity import activity
 from bert_jax.errors import BadInput, DeviceFault, is_exhausted
+from bert_jax.files import DamagedJson
 from bert_jax.runtime import versions
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 
@@ -37,6 +39,9 @@ _UNUSABLE_PATH = frozenset(
         errno.ENAMETOOLONG,
         errno.ENOTDIR,
         errno.EISDIR,
+        errno.EBUSY,
+        errno.ELOOP,
+        errno.EXDEV,
     }
 )
 
@@ -91,6 +96,9 @@ def _explained(name: str, error: BaseException) -> tuple[BadInput, int] | None:
             return error, EXIT_FAULT
         case BadInput():
             return error, EXIT_BAD_INPUT
+        case DamagedJson():
+            found = BadInput(error.path, str(error), 'the file as it was written', 'restore it, or delete it')
+            return found, EXIT_BAD_INPUT
         case OSError() if error.errno in _UNUSABLE_PATH:
             return _unusable_path(error), EXIT_BAD_INPUT
         case MemoryError() | RuntimeError() if is_exhausted(error):
@@ -119,7 +127,8 @@ def _run(name: str, arguments: list[str]) -> int:
         return 0
     _check_packages(name, arguments)
     values, rest = parse(command, arguments)
-    return command.run(values, rest)
+    with activity(name):
+        return command.run(values, rest)
 
 
 def _check_packages(name: str, arguments: list[str]) -> None:

@@ -52,9 +52,15 @@ def progress_bar(*, shown: bool = True, **options: Any) -> 'tqdm':
     """
     from tqdm import tqdm
 
-    is_terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
-    hidden = not (shown and is_terminal and process_index() == 0)
-    return tqdm(file=sys.stderr or io.StringIO(), disable=hidden, dynamic_ncols=True, **options)
+    hidden = not (shown and process_index() == 0 and _is_terminal(sys.stderr))
+    # The terminal of a container may have no size, and tqdm would draw nothing.
+    has_size = hidden or min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    shape: dict[str, Any] = {'dynamic_ncols': True} if has_size else {'ncols': 80, 'nrows': 24}
+    return tqdm(file=sys.stderr or io.StringIO(), disable=hidden, **shape, **options)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 # --- Results on standard output. ---
@@ -188,14 +194,14 @@ def flush() -> None:
 
 def _surviving(descriptor: int, replaced: TextIO | None) -> TextIO:
     buffered = io.BufferedWriter(_Surviving(descriptor, 'w', closefd=False))
-    is_terminal = buffered.isatty()
+    is_unbuffered = getattr(replaced, 'write_through', False)  # PYTHONUNBUFFERED
     return io.TextIOWrapper(
         buffered,
         encoding=getattr(replaced, 'encoding', 'utf-8'),
         errors='backslashreplace',
         newline='\n',
-        line_buffering=getattr(replaced, 'line_buffering', is_terminal),
-        write_through=getattr(replaced, 'write_through', False),
+        line_buffering=is_unbuffered or getattr(replaced, 'line_buffering', False),
+        write_through=is_unbuffered,
     )
 
 

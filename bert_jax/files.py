@@ -1,6 +1,7 @@
 """Files and directories that appear whole or not at all, hashes of values, and arrays mapped from files."""
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import fnmatch
@@ -13,7 +14,7 @@ import shutil
 import time
 import tokenize
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ from etils import epath
 
 _ABANDONED_S = 24 * 3600  # what was not written to for so long belongs to a killed process
 _BLOCK_BYTES = 1 << 20  # read at once
+_LARGEST_JSON = 1 << 28  # bytes
+_MOST_DIGITS = 100  # of a whole number in JSON
 
 
 # --- Publishing. ---
@@ -31,19 +34,24 @@ def new_directory(
     target: epath.PathLike,
     *,
     existing: Literal['keep', 'replace', 'refuse'] = 'keep',
+    kept: Callable[[pathlib.Path], Iterable[str]] = lambda directory: (),
     temporary_in: epath.PathLike | None = None,
     abandoned_s: float = _ABANDONED_S,
 ) -> Iterator[Any]:
     """Yields an empty temporary directory that becomes `target`, with all its files synced, when the block ends.
 
     If the block raises, the temporary directory is removed and `target` is untouched. Any number of processes may
-    publish the same target at once. Temporary directories left by killed processes are removed here.
+    publish the same target at once. Temporary directories left by killed processes are removed here. All files and
+    directories get the permissions that the umask gives to new ones, whatever library wrote them.
 
     Args:
       target: its parents are created. An empty directory of this name is always replaced.
       existing: what happens if `target` is there when the block ends. `keep`: it stays, because a faster process has
-        published the same contents. `replace`: it is removed; of several processes the last one's stays. A process
-        that is killed between the two renames leaves no `target`: the next call restores it. `refuse`: FileExistsError.
+        published the same contents. `replace`: the new directory takes its place in one step, where the file system
+        can exchange two names. Where it cannot, a process that is killed between two renames leaves no `target`, and
+        the next call restores it. Of several processes the last one's stays. `refuse`: FileExistsError.
+      kept: with `replace`, called with the directory that is there; the names in it that the new one takes over.
+        A name that the new directory has as well is a FileExistsError.
       temporary_in: where to create the temporary directory, on the disk of `target`; by default, in its parent.
       abandoned_s: age in seconds of temporary directories to remove; 0 if the caller holds a lock on `target`.
 
@@ -61,8 +69,12 @@ def new_directory(
     try:
         yield temporary
         if is_local(target):
+            _follow_umask(temporary)
+            if existing == 'replace' and target.is_dir():
+                _take_over(target, temporary, kept(target))
             for path in (*temporary.rglob('*'), temporary):
-                sync(path)
+                if not path.is_symlink():
+                    sync(path)
         if existing == 'replace':
             _replace(temporary, target)
         else:
@@ -73,9 +85,44 @@ def new_directory(
         _remove(temporary)
 
 
+def _follow_umask(directory: pathlib.Path) -> None:
+    """Gives what is in a new directory the permissions of a new file or directory; what may be executed stays so.
+
+    Some libraries write files that only their owner may read.
+    """
+    mode = directory.stat().st_mode & 0o777  # 0o777 without the umask
+    for path in directory.rglob('*'):
+        if path.is_symlink():
+            continue
+        found = path.stat().st_mode
+        allowed = mode if path.is_dir() or found & 0o100 else mode & 0o666
+        if found & 0o777 != allowed:
+            path.chmod(found & ~0o777 & 0o7777 | allowed)
+
+
+def _take_over(old: pathlib.Path, new: pathlib.Path, names: Iterable[str]) -> None:
+    """Links files and directories of one directory into another; copies them where links are not possible."""
+    for name in names:
+        if os.path.lexists(new / name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(old / name))
+        if (old / name).is_dir() and not (old / name).is_symlink():
+            shutil.copytree(old / name, new / name, symlinks=True, copy_function=_link)
+        else:
+            _link(old / name, new / name)
+
+
+def _link(old: str | os.PathLike, new: str | os.PathLike) -> None:
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:  # no hard links there
+        shutil.copy2(old, new, follow_symlinks=False)
+
+
 def _replace(temporary: Any, target: Any) -> None:
-    """Renames a directory to `target`. The one there before is renamed aside, and back if this fails."""
+    """Renames a directory to `target`. The one there before is removed, or put back if this fails."""
     while True:
+        if is_local(target) and target.is_dir() and _exchange(temporary, target):
+            return  # what was there before is removed under the temporary name
         aside = target.with_name(_temporary_name(target, 'replaced'))
         try:
             if target.exists():
@@ -91,6 +138,13 @@ def _replace(temporary: Any, target: Any) -> None:
             raise
         _remove(aside)
         return
+
+
+def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
+    """Exchanges the names of two directories in one step; False where the system or the file system cannot do that."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    rename = getattr(ctypes.CDLL(None), 'renameat2', None)
+    return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def _move(temporary: Any, target: Any, existing: str) -> None:
@@ -120,6 +174,8 @@ def new_file(target: epath.PathLike, *, temporary_in: epath.PathLike | None = No
         directory is listed, which takes long if it holds very many files.
     """
     target = _as_path(target)
+    if is_local(target) and target.exists() and not (target.is_file() or target.is_dir()):  # a device, a pipe
+        raise PermissionError(errno.EPERM, 'is not a regular file', str(target))
     parent = _as_path(temporary_in or target.parent)
     remove_leftovers(target, parent)
     temporary = parent / _temporary_name(target, 'partial')
@@ -178,8 +234,7 @@ def _last_change(path: Any) -> float:
     newest = 0.0
     try:
         for inside in (path, *(path.rglob('*') if path.is_dir() else ())):
-            status = inside.stat()
-            newest = max(newest, status.st_mtime if isinstance(status, os.stat_result) else float(status.mtime or 0))
+            newest = max(newest, modified_at(inside))
     except OSError:
         return time.time()
     return newest or time.time()
@@ -221,6 +276,18 @@ def unusable_path(path: str) -> str:
     return ''
 
 
+def size_of(path: epath.PathLike) -> int:
+    """Bytes of a file, local or on an object store; `stat` of `epath` fails where the file's owner has no name."""
+    found = _as_path(path).stat()
+    return found.st_size if isinstance(found, os.stat_result) else found.length
+
+
+def modified_at(path: epath.PathLike) -> float:
+    """When a file was last written, in seconds since 1970, by the clock of its file system; whole ones if remote."""
+    found = _as_path(path).stat()
+    return found.st_mtime if isinstance(found, os.stat_result) else float(found.mtime or 0)
+
+
 def _as_path(path: epath.PathLike) -> Any:
     return pathlib.Path(path) if is_local(path) else epath.Path(path)
 
@@ -237,14 +304,65 @@ def sync(path: str | os.PathLike) -> None:
 # --- Reading. ---
 
 
-def forget_cached(path: str | os.PathLike) -> None:
-    """Asks the system to drop its copy of a synced local file from memory, so that the next read is of the disk."""
-    if hasattr(os, 'posix_fadvise'):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+class DamagedJson(ValueError):
+    """JSON that is not what was written; its text says what is wrong. `path` is its file, '' where it is not known."""
+
+    def __init__(self, problem: str, path: str = '') -> None:
+        super().__init__(problem)
+        self.path = path
+
+
+def read_json(path: epath.PathLike, kind: type = dict, *, largest: int = _LARGEST_JSON) -> Any:
+    """The value in a JSON file.
+
+    Args: kind, the type that the value must have; largest, bytes of the file, at most.
+
+    Raises:
+      DamagedJson: whatever is wrong with the contents.
+      OSError: when the file is missing or cannot be read.
+    """
+    path = _as_path(path)
+    status = path.stat()
+    size = status.st_size if isinstance(status, os.stat_result) else status.length
+    if size > largest:
+        raise DamagedJson(f'has {size:,} bytes, more than the {largest:,} that are read', os.fspath(path))
+    try:
+        return parse_json(path.read_bytes(), kind)
+    except DamagedJson as error:
+        raise DamagedJson(str(error), os.fspath(path)) from None
+
+
+def parse_json(text: bytes | str, kind: type = dict) -> Any:
+    """The value of a JSON text in UTF-8, which must be a `kind`.
+
+    Raises:
+      DamagedJson: for anything else; also for deep nesting and huge numbers.
+    """
+    try:
+        text = text.decode('utf-8') if isinstance(text, bytes) else text
+        value = json.loads(text, parse_int=_whole_number)
+        if '\\u' in text:
+            json.dumps(value, ensure_ascii=False).encode('utf-8')  # fails for one half of a surrogate pair
+    except json.JSONDecodeError as error:
+        raise DamagedJson(f'is not JSON ({error.msg}, line {error.lineno}, column {error.colno})') from None
+    except UnicodeError:
+        raise DamagedJson('is not JSON (not UTF-8)') from None
+    except RecursionError:
+        raise DamagedJson('is not JSON that can be read (nested too deeply)') from None
+    if not isinstance(value, kind):
+        raise DamagedJson(f'holds a {type(value).__name__}, not a JSON {"object" if kind is dict else "array"}')
+    return value
+
+
+def _whole_number(digits: str) -> int | float:
+    """A number that 64 bits hold; larger ones as floats, as other languages read them.
+
+    `transformers` writes 1000000000000000019884624838656 for a length without a limit.
+    """
+    if len(digits) > _MOST_DIGITS:
+        raise DamagedJson(f'holds a number of {len(digits)} digits')
+    number = int(digits)
+    return number if -(2**63) <= number < 2**64 else float(number)
 
 
 def map_array(path: str | os.PathLike) -> np.memmap:
@@ -255,11 +373,8 @@ def map_array(path: str | os.PathLike) -> np.memmap:
     """
     try:
         return np.load(path, mmap_mode='r', allow_pickle=False)
-    except (SyntaxError, tokenize.TokenError, EOFError, OverflowError) as error:
+    except (SyntaxError, tokenize.TokenError, EOFError, OverflowError, TypeError, RecursionError) as error:
         raise ValueError(f'{path}: damaged header ({type(error).__name__})') from None
-
-
-# --- Hashes. ---
 
 
 def matching(directory: Any, pattern: str) -> list[Any]:
@@ -282,6 +397,9 @@ def files_below(directory: Any) -> dict[str, Any]:
             else:
                 found[path.relative_to(directory).as_posix()] = path
     return dict(sorted(found.items()))
+
+
+# --- Hashes. ---
 
 
 def next_digest(file: IO[Any], num_bytes: int) -> str:

@@ -188,6 +188,8 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
         # 3. Log.
         if due.log:
             run.log.train_step(step, _as_floats(metrics) | speed.read() | monitor.counters)
+        elif monitor.newest is not None:  # a step or two earlier
+            run.log.made_step(*monitor.newest)
         supervisor.end_step(metrics['loss'])
 
         # 4. Evaluate. A request to stop cuts an evaluation short, except the final one: the run ends anyway.

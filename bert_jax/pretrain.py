@@ -1,6 +1,7 @@
 """Pretraining: what a run is made of, from top to bottom; `loop.fit` trains it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -8,10 +9,12 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, phase_at, positions_trained, row_lengths
+from bert_jax.config import Config, phase_at, row_lengths
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
+from bert_jax.data.epochs import MOST_EPOCHS, flags_of_shorter, num_epochs
+from bert_jax.data.fill import fill_of_phases
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import Streams, open_streams
 from bert_jax.evaluation.evaluator import Evaluator
@@ -22,6 +25,7 @@ from bert_jax.loop import TrainingRun, begin, fit
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained.initialize import pretraining_start
 from bert_jax.pretrained.load import Pretrained, from_params
+from bert_jax.pretrained.provenance import Provenance, of_run
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import mesh_of_run
 from bert_jax.runtime.stopping import StopRequest
@@ -69,7 +73,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     # --- What to train, from what, on what. Nothing is written before all of it is sound. ---
     start_from = pretraining_start(identity.as_begun(config, workdir, allow_change), workdir)
     mesh = mesh_of_run(start_from.config)
-    streams = open_streams(start_from.config, progress=jax.process_index() == 0)
+    streams = open_streams(start_from.config, progress=jax.process_index() == 0).of_workdir(workdir)
     config, num_steps = streams.config, streams.config.train.steps
     start_from.check(streams.tokenizer)
     fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
@@ -83,8 +87,15 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     supervisor.acquire(workdir)
     keep, keep_every = config.train.keep_checkpoints, config.train.keep_every
     with Checkpoints(workdir, keep=keep, keep_every=keep_every, check=supervisor.check_lease) as checkpoints:
-        last = checkpoints.latest_step()
-        identity.claim(workdir, streams.config, streams.tokenizer, fingerprint, allow_change=allow_change, step=last)
+        identity.claim(
+            workdir,
+            streams.config,
+            streams.tokenizer,
+            fingerprint,
+            start=start_from.start,
+            allow_change=allow_change,
+            step=checkpoints.latest_step(),
+        )
 
         # --- The state: restored, or new. ---
         def new_state() -> TrainState:
@@ -96,12 +107,14 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
             return Outcome(num_steps, True, num_steps, {})
         skipped = merged((*begun.record.skipped_batches, *config.train.skip))
         record = dataclasses.replace(begun.record, skipped_batches=skipped)
-        say(_describe(config, mesh, program.vocab_size, streams.train))
+        is_new = begun.resumed_from is None
+        _introduce(config, mesh, program.vocab_size, streams.train, start_from.start, is_new=is_new)
 
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
-        evaluators = _evaluators(config, program, streams, labelled_sets)
-        with RunLog(workdir, start, num_steps, mesh, _describe_step, check=supervisor.check_lease) as log:
+        evaluators = _evaluators(config, program, streams, labelled_sets, start_from.start)
+        shorter = functools.partial(flags_of_shorter, config)
+        with RunLog(workdir, start, num_steps, mesh, _describe_step, supervisor, shorter) as log:
             run = TrainingRun(
                 workdir=workdir,
                 program=program,
@@ -115,14 +128,16 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
                 log=log,
             )
             say('Compiling the step …')
-            fitted = fit(run, begun.state, record)
+            fitted = fit(run, begun.state, dataclasses.replace(begun.record, skipped_batches=skipped))
             log.end(fitted.step, fitted.stopped_by)
             return Outcome(fitted.step, fitted.step == num_steps, begun.resumed_from, log.metrics)
 
 
-def _evaluators(config: Config, program: TrainProgram, streams: Streams, labelled_sets: list) -> list[Evaluator]:
+def _evaluators(
+    config: Config, program: TrainProgram, streams: Streams, labelled_sets: list, start: Provenance | None
+) -> list[Evaluator]:
     """What looks at the model during training, in this order."""
-    train, tokenizer = config.train, streams.tokenizer
+    train, tokenizer, max_positions = config.train, streams.tokenizer, config.model.max_positions
     if None in streams.validation:
         say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
 
@@ -130,9 +145,9 @@ def _evaluators(config: Config, program: TrainProgram, streams: Streams, labelle
         return phase_at(config, step)
 
     def model_at(params: nnx.State, step: int) -> Pretrained:
-        return from_params(params, config.model, tokenizer, step, positions_trained(config, step))
+        return from_params(params, config.model, tokenizer, step, of_run(config, step, start))
 
-    examples = Examples(train.examples, tokenizer, program)
+    examples = Examples(train.examples, tokenizer, program, of_run(config, 1, start).max_length(max_positions))
     evaluators: list[Evaluator] = [
         HeldOut(program, streams.validation, phase_of, train.evaluate_every, train.evaluate_rows)
     ]
@@ -141,7 +156,33 @@ def _evaluators(config: Config, program: TrainProgram, streams: Streams, labelle
     return [*evaluators, FillIn(examples, train.evaluate_every)]
 
 
-def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream, ...]) -> str:
+def _introduce(
+    config: Config,
+    mesh: Mesh,
+    vocab_size: int,
+    streams: tuple[Stream, ...],
+    start: Provenance | None,
+    *,
+    is_new: bool,
+) -> None:
+    """Says what is trained on what, and what of a new run is out of proportion."""
+    say(_describe(config, mesh, vocab_size, streams, start, is_new=is_new))
+    if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
+        say(
+            f'Warning: the run goes {epochs:,.0f} times through its text; beyond about {MOST_EPOCHS} times there is '
+            f'little left to learn. Use more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}'
+        )
+
+
+def _describe(
+    config: Config,
+    mesh: Mesh,
+    vocab_size: int,
+    streams: tuple[Stream, ...],
+    start: Provenance | None,
+    *,
+    is_new: bool,
+) -> str:
     devices = jax.devices()
     several = [processes.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
@@ -155,7 +196,17 @@ def _describe(config: Config, mesh: Mesh, vocab_size: int, streams: tuple[Stream
         lines.append(
             (f'Phase {index}' if config.phases else 'Data')
             + f': {stream.num_rows:,} rows of {_describe_lengths(phase, stream)} positions an epoch; '
-            f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:.2f} epochs'
+            f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:,.2f} epochs'
+        )
+    if isinstance(streams[0], CorpusStream):
+        fills = fill_of_phases(config, streams[0].split)
+        lines += [f'  {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
+    max_positions = config.model.max_positions
+    trained = of_run(config, config.train.steps, start).max_length(max_positions)
+    if trained < max_positions:
+        lines.append(
+            f'Positions: the first {trained:,} of {max_positions:,} are trained, and longer texts will be cut there; '
+            f'a last phase with sequence_length={max_positions} trains them all'
         )
     return '\n'.join(lines)
 

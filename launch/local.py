@@ -21,19 +21,10 @@ import threading
 import time
 from typing import IO
 
+from bert_jax.runtime import end_with_parent
+
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _EXIT_RUN_AGAIN = 75
-
-# What each process does first: asks Linux for SIGTERM when the launcher ends, however that ends, then becomes Python
-# anew. (`preexec_fn` would do it between fork and exec, which is not safe once there are threads.)
-_END_WITH_PARENT = """
-import ctypes, os, signal, sys
-PR_SET_PDEATHSIG = 1
-if sys.platform == 'linux':
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
 
 
 def main(argv: list[str]) -> int:
@@ -52,7 +43,7 @@ def main(argv: list[str]) -> int:
     port = _free_port()
     for index in range(arguments.processes):
         process = subprocess.Popen(
-            [sys.executable, '-c', _END_WITH_PARENT, str(os.getpid()), '-m', 'bert_jax', *arguments.command],
+            end_with_parent.command(['-m', 'bert_jax', *arguments.command]),
             env=_environment(arguments, index, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

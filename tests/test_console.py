@@ -1,12 +1,17 @@
 """Lines for people reach standard error, from one process, whatever else is going on."""
 
 import ast
+import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 import types
 from pathlib import Path
 
@@ -152,6 +157,23 @@ def test_a_slow_reader_loses_lines_but_does_not_hold_up_the_program(monkeypatch)
     finally:
         os.close(reading)
         os.close(writing)
+
+
+@pytest.mark.parametrize(('rows', 'columns'), [(0, 0), (0, 70), (20, 70)])
+def test_a_bar_is_shown_in_a_terminal_of_any_size_even_an_unknown_one(rows: int, columns: int, monkeypatch) -> None:
+    reading, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', rows, columns, 0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, 'stderr', console._surviving(terminal, None))
+        with console.progress_bar(total=2, mininterval=0) as bar:
+            bar.update(1)
+    os.close(terminal)
+    shown = b''
+    with contextlib.suppress(OSError):  # the end, of a terminal
+        while more := os.read(reading, 1000):
+            shown += more
+    os.close(reading)
+    assert '| 1/2 [' in shown.decode()
 
 
 STEERING = [*map(chr, [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])]

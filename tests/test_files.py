@@ -2,16 +2,30 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from etils import epath
 
 from bert_jax import files
-from bert_jax.files import discard, json_digest, matching, new_directory, new_file, remove_leftovers, write_whole
+from bert_jax.files import (
+    DamagedJson,
+    discard,
+    json_digest,
+    map_array,
+    matching,
+    new_directory,
+    new_file,
+    parse_json,
+    read_json,
+    remove_leftovers,
+    write_whole,
+)
 
 
 def _fill(directory: Path, text: str = 'whole') -> None:
@@ -115,6 +129,7 @@ def test_directories_of_killed_processes_are_removed_and_others_stay(tmp_path: P
 
 def test_a_replacement_that_fails_or_is_killed_restores_the_old_directory(tmp_path: Path, monkeypatch) -> None:
     target = tmp_path / 'target'
+    monkeypatch.setattr(files, '_exchange', lambda *_: False)  # of a file system that cannot
 
     def replace(text: str) -> None:
         with new_directory(target, existing='replace') as directory:
@@ -135,7 +150,7 @@ def test_a_replacement_that_fails_or_is_killed_restores_the_old_directory(tmp_pa
     killed = True
     with pytest.raises(OSError, match='the disk is gone'):
         replace('new')
-    monkeypatch.undo()
+    monkeypatch.setattr(Path, 'rename', rename)
     [aside] = tmp_path.iterdir()
     os.utime(aside, (0, 0))
     with pytest.raises(ZeroDivisionError), new_directory(target, existing='replace'):
@@ -149,6 +164,7 @@ def test_a_replacement_that_fails_or_is_killed_restores_the_old_directory(tmp_pa
 @pytest.mark.parametrize('moment', ['.partial', 'target'])
 def test_of_two_that_replace_at_once_the_last_wins(tmp_path: Path, monkeypatch, moment: str) -> None:
     target, rename = tmp_path / 'target', Path.rename
+    monkeypatch.setattr(files, '_exchange', lambda *_: False)
 
     def replace(text: str) -> None:
         with new_directory(target, existing='replace') as directory:
@@ -164,6 +180,98 @@ def test_of_two_that_replace_at_once_the_last_wins(tmp_path: Path, monkeypatch, 
     monkeypatch.setattr(Path, 'rename', comes_second)
     replace('last')
     assert set(_contents(target).values()) == {'last'} and os.listdir(tmp_path) == ['target']
+
+
+@pytest.mark.parametrize('can_exchange', [True, False])
+@pytest.mark.parametrize('can_link', [True, False])
+def test_a_replacement_takes_over_what_is_kept_and_only_that(
+    tmp_path: Path, monkeypatch, can_exchange: bool, can_link: bool
+) -> None:
+    target = tmp_path / 'target'
+    if not can_exchange:
+        monkeypatch.setattr(files, '_exchange', lambda *_: False)
+    if not can_link:
+
+        def fails(*_: object, **__: object) -> None:
+            raise OSError(errno.EPERM, 'no hard links here')
+
+        monkeypatch.setattr(os, 'link', fails)
+    with new_directory(target) as directory:
+        _fill(directory, 'old')
+    (target / '.git' / 'objects').mkdir(parents=True)
+    (target / '.git' / 'objects' / 'c').write_text('mine')
+    (target / 'NOTES.txt').write_text('mine')
+    (target / 'NOTES.txt').chmod(0o640)
+    (target / 'link').symlink_to('nowhere')
+    with new_directory(target, existing='replace', kept=lambda _: ['.git', 'NOTES.txt', 'link']) as directory:
+        (directory / 'b').write_text('new')
+    assert _contents(target) == {'b': 'new', '.git/objects/c': 'mine', 'NOTES.txt': 'mine'}
+    assert os.readlink(target / 'link') == 'nowhere' and (target / 'NOTES.txt').stat().st_mode & 0o777 == 0o640
+    assert os.listdir(tmp_path) == ['target']
+    for problem in (FileExistsError, ZeroDivisionError):
+        with pytest.raises(problem), new_directory(target, existing='replace', kept=lambda _: ['b']) as directory:
+            (directory / 'b').write_text('half')
+            if problem is ZeroDivisionError:
+                raise ZeroDivisionError
+    assert _contents(target)['b'] == 'new' and os.listdir(tmp_path) == ['target']
+
+
+def test_at_no_moment_of_a_replacement_is_there_no_whole_directory(tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / 'target'
+    with new_directory(target) as directory:
+        _fill(directory, 'old')
+    seen = []
+
+    def watched(function: Callable) -> Callable:
+        def call(*arguments: object) -> object:
+            seen.append(tuple({*_contents(target).values()}))
+            result = function(*arguments)
+            seen.append(tuple({*_contents(target).values()}))
+            return result
+
+        return call
+
+    for name in ('_exchange', '_follow_umask', '_remove', '_take_over', 'sync'):
+        monkeypatch.setattr(files, name, watched(getattr(files, name)))
+    monkeypatch.setattr(Path, 'rename', watched(Path.rename))
+    with new_directory(target, existing='replace') as directory:
+        _fill(directory, 'new')
+    assert {*seen} == {('old',), ('new',)}
+
+
+@pytest.mark.parametrize('umask', [0o022, 0o077, 0o007])
+def test_whatever_a_library_writes_has_the_permissions_of_a_new_file(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with new_directory(tmp_path / 'target') as directory:
+            (directory / 'below').mkdir(mode=0o700)
+            for name in ('a', 'below/b'):
+                os.close(os.open(directory / name, os.O_CREAT | os.O_WRONLY, 0o600))
+            (directory / 'public').touch()
+            (directory / 'public').chmod(0o666)
+            (directory / 'program').touch()
+            (directory / 'program').chmod(0o700)
+            (directory / 'link').symlink_to('nowhere')
+    finally:
+        os.umask(before)
+    for path in (tmp_path / 'target', *(tmp_path / 'target').rglob('*')):
+        if not path.is_symlink():
+            whole = 0o777 if path.is_dir() or path.name == 'program' else 0o666
+            assert path.stat().st_mode & 0o777 == whole & ~umask, path
+
+
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    (tmp_path / 'private').write_text('mine')  # a workdir from somebody else may link to anything
+    (tmp_path / 'report.html').symlink_to(tmp_path / 'private')
+    write_whole(tmp_path / 'report.html', 'whole')
+    assert (tmp_path / 'private').read_text() == 'mine' and (tmp_path / 'report.html').read_text() == 'whole'
+
+
+def test_a_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(PermissionError, match='not a regular file'):
+        write_whole(tmp_path / 'pipe', 'text')
+    assert (tmp_path / 'pipe').is_fifo() and os.listdir(tmp_path) == ['pipe']
 
 
 def test_a_discarded_directory_is_gone_now_or_at_the_next_use(tmp_path: Path, monkeypatch) -> None:
@@ -240,3 +348,67 @@ def test_digests_of_values_are_those_in_existing_corpora_and_workdirs() -> None:
     masking = {'rate': 0.15, 'mask_fraction': 0.8, 'random_fraction': 0.1, 'unit': 'token'}
     Masking = dataclasses.make_dataclass('Masking', masking)
     assert json_digest(masking) == json_digest(Masking(**masking)) == '6b91299a3343a16e'
+
+
+DAMAGED_JSON = {
+    'cut short': b'{"a": 1',
+    'nested': b'{"a":' * 100_000 + b'1' + b'}' * 100_000,
+    'nested arrays': b'[' * 100_000 + b']' * 100_000,
+    'a huge number': b'{"a": ' + b'1' * 400 + b'}',
+    'a negative one': b'{"a": -' + b'1' * 5000 + b'}',
+    'not UTF-8': b'{"a": "\xff"}',
+    'UTF-16': '{"a": 1}'.encode('utf-16'),
+    'half a character': rb'{"a": "\ud83d"}',
+    'a list': b'[]',
+    'null': b'null',
+    'empty': b'',
+    'zeros': bytes(100),
+}
+
+
+@pytest.mark.parametrize('content', DAMAGED_JSON.values(), ids=DAMAGED_JSON)
+def test_whatever_is_wrong_with_json_is_one_exception(tmp_path: Path, content: bytes) -> None:
+    (path := tmp_path / 'file.json').write_bytes(content)
+    for kind in (Path, epath.Path, str):
+        with pytest.raises(DamagedJson) as raised:
+            read_json(kind(path))
+        assert raised.value.path == str(path) and len(str(raised.value)) < 100
+    with pytest.raises(DamagedJson):
+        parse_json(content)
+
+
+def test_json_that_was_written_is_read(tmp_path: Path) -> None:
+    value = {'a': [2**63, -(2**63), 2**64 - 1, 1.5, None, True, 'ä😀'], 'b': {'c': {}}}
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        write_whole(tmp_path / 'file.json', text)
+        assert read_json(tmp_path / 'file.json') == value
+    assert parse_json('[1]', list) == [1]
+    unlimited = parse_json('{"model_max_length": 1000000000000000019884624838656}')['model_max_length']
+    assert unlimited == 1e30 and isinstance(unlimited, float)
+    with pytest.raises(DamagedJson, match='more than the 10 that are read'):
+        read_json(tmp_path / 'file.json', largest=10)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / 'none.json')
+
+
+@pytest.mark.parametrize(
+    'header',
+    [
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000000,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (9223372036854775808,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (True,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}",
+        "{'descr': [('a', '<i8', (1000000000,))], 'fortran_order': False, 'shape': (1,)}",
+        "{'descr': " + '-' * 5000 + '1}',
+        '{[1]: 2}',
+        '(' * 9000,
+    ],
+    ids=lambda header: header[:60],
+)
+def test_whatever_is_wrong_with_the_header_of_an_array_is_one_exception(tmp_path: Path, header: str) -> None:
+    content = header.encode() + b'\n'
+    path = tmp_path / 'a.npy'
+    path.write_bytes(b'\x93NUMPY\x01\x00' + len(content).to_bytes(2, 'little') + content + bytes(64))
+    with pytest.raises(ValueError):
+        map_array(path)

@@ -12,7 +12,7 @@ import pytest
 from bert_jax import config
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.loop import Due, Fitted, TrainingRun, fit
-from bert_jax.train.divergence import TrainingRecord
+from bert_jax.train.divergence import DivergenceMonitor, TrainingRecord
 from bert_jax.train.state import TrainState
 
 SETTINGS = SimpleNamespace(log_every=5, checkpoint_every=10, replica_check_every=4)
@@ -91,31 +91,47 @@ def _fit_two_steps(
     monkeypatch: pytest.MonkeyPatch, asked: list[bool], every: int
 ) -> tuple[Fitted, mock.MagicMock, mock.MagicMock]:
     """Trains for two steps; `asked` are the answers to whether to stop. Also returns `save` and the log."""
+    run = _run_of(monkeypatch, 2, asked, every)
+    params = {'kernel': jnp.ones(2)}
+    return fit(run, TrainState(jnp.int32(0), params, params), TrainingRecord()), run.checkpoints.save, run.log
+
+
+def _run_of(monkeypatch: pytest.MonkeyPatch, num_steps: int, asked: list[bool], every: int) -> TrainingRun:
     speed, answers = mock.MagicMock(waiting=iter), iter(asked)
     speed.read.return_value = {}
     monkeypatch.setattr('bert_jax.loop.Speedometer', lambda *_: speed)
     monkeypatch.setattr('bert_jax.loop.Replicas', mock.MagicMock())
     monkeypatch.setattr('bert_jax.loop.AnyProcess', lambda _: lambda _: next(answers))
-    run = TrainingRun(
+    return TrainingRun(
         workdir='run',
-        program=mock.MagicMock(num_steps=2),
+        program=mock.MagicMock(num_steps=num_steps),
         update=_update,
-        batches=[(1, 0, {}), (2, 0, {})],
+        batches=[(step, 0, {}) for step in range(1, num_steps + 1)],
         evaluators=[Asking(every)],
-        settings=config.Train(steps=2, log_every=10, checkpoint_every=10),
+        settings=config.Train(steps=num_steps, log_every=10, checkpoint_every=10),
         new_state=mock.MagicMock(),
         supervisor=mock.MagicMock(received='SIGTERM'),
         checkpoints=mock.MagicMock(),
         log=mock.MagicMock(),
     )
-    params = {'kernel': jnp.ones(2)}
-    return fit(run, TrainState(jnp.int32(0), params, params), TrainingRecord()), run.checkpoints.save, run.log
 
 
 def test_a_run_that_is_asked_to_stop_saves_without_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, save, log = _fit_two_steps(monkeypatch, [True], every=1)
     assert (fitted.step, fitted.stopped_by) == (1, 'SIGTERM')
     assert save.call_count == log.train_step.call_count == 1 and not log.evaluation.called
+
+
+def test_progress_is_made_of_losses_that_are_read_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a log line no step waits for its own loss: what is shown is of a step that the monitor has read."""
+    read, steps, read_step = [], 6, DivergenceMonitor._read
+    monkeypatch.setattr(DivergenceMonitor, '_read', lambda *arguments: read.append(1) or read_step(*arguments))
+    run = _run_of(monkeypatch, steps, [False] * steps, every=steps)
+    shown: list[tuple[int, int]] = []
+    run.log.made_step.side_effect = lambda step, loss: shown.append((step, len(read)))
+    params = {'kernel': jnp.ones(2)}
+    fit(run, TrainState(jnp.int32(0), params, params), TrainingRecord())
+    assert shown == [(1, 1), (2, 2), (3, 3)]  # at steps 3, 4, 5; the last step is logged
 
 
 def test_a_request_during_an_evaluation_keeps_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

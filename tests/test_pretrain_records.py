@@ -1,5 +1,6 @@
 """A run on records: no corpus, no `prepare`; continued as any."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 import bert_jax.config
+from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
 from bert_jax.pretrain import pretrain
 from bert_jax.text import prepare
-from bert_jax.text.tokenizer import load_tokenizer
+from bert_jax.text.tokenizer import WordPiece, load_given, load_tokenizer
+from bert_jax.text.wordpiece import bert_backend
 from tests.support.records import make_records, write_records, write_vocabulary
 from tests.support.runs import metric_lines
 
@@ -59,3 +62,17 @@ def test_prepare_says_that_nothing_needs_preparing(tmp_path: Path, monkeypatch) 
         with pytest.raises(BadInput, match='(?s)nothing to prepare.*python -m bert_jax train'):
             command(data, bert_jax.config.Tokenizer())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_on_records_keeps_the_tokenizer_that_it_has_saved(config, tmp_path: Path, capsys) -> None:
+    """Earlier versions read every vocabulary with lowercase=True, strip_accents=False, and composed nothing."""
+    tokens = load_given(config.tokenizer).tokens
+    ids = {token: index for index, token in enumerate(tokens)}
+    before = WordPiece(bert_backend(ids, lowercase=True, strip_accents=False, compose=False))
+    before.save(tmp_path / 'tokenizer')
+    for settings in ({}, {'lowercase': True, 'strip_accents': False}):  # of a new command; of the workdir's config.json
+        resumed = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, **settings))
+        assert open_streams(resumed).of_workdir(str(tmp_path)).tokenizer.hash == before.hash
+        assert open_streams(resumed).of_workdir(str(tmp_path / 'new')).tokenizer.hash != before.hash
+    other = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, lowercase=False))
+    assert open_streams(other).of_workdir(str(tmp_path)).tokenizer.hash != before.hash

@@ -1,4 +1,4 @@
-"""What would go wrong with a run, told before a device is used.
+"""What would go wrong with a run, reported before a device is used.
 
 Errors mean that the run cannot work; warnings, that it would work and disappoint.
 """
@@ -15,7 +15,12 @@ from bert_jax.config import Config, is_records
 from bert_jax.console import size
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus, load_corpus, verify
-from bert_jax.text.tokenizer import load_tokenizer
+from bert_jax.text.documents import Reading
+from bert_jax.text.existing import weighted_sources
+from bert_jax.text.normalization import doubts
+from bert_jax.text.prepare import plan
+from bert_jax.text.preview import SAMPLE_CHARACTERS, first_sentences, shortfall
+from bert_jax.text.tokenizer import as_saved, load_given
 
 _SENTENCES_LOOKED_AT = 200_000
 _MOST_UNKNOWN = 0.01
@@ -23,7 +28,6 @@ _MOST_REPEATED_LINES = 0.2
 _MOST_ONE_SENTENCE_DOCUMENTS = 0.5
 _MOST_IN_ONE_DOCUMENT = 0.25
 _FEW_DOCUMENTS = 100  # partners of a random next sentence repeat often below this
-_MOST_EPOCHS = 40  # as many as the original made
 _FEW_VALIDATION_PREDICTIONS = 1_000  # the standard error of an accuracy of 50% is 1.6% there
 _BYTES_PER_PARAMETER = 12  # float32 parameter and two moments
 
@@ -75,7 +79,7 @@ def diagnose(config: Config, workdir: str | None = None) -> list[Problem]:
             check(_disk, config, config.tokenizer.vocab_size, workdir)
             return _errors_first([*problems, problem_of(error)])
         check(_initial_model, config, corpus, workdir)
-        for findings in (_vocabulary, _lines, _documents, _held_out):
+        for findings in (_vocabulary, _lines, _documents, _held_out, _fill):
             check(findings, config, corpus)
     check(_disk, config, corpus.tokenizer.vocab_size if corpus else config.tokenizer.vocab_size, workdir)
     check(_epochs, config, corpus)
@@ -101,14 +105,32 @@ def _devices(config: Config) -> Iterator[Problem]:
 
 
 def _tokenizer(config: Config) -> Iterator[Problem]:
-    """Whether a tokenizer that is brought along is one, special tokens and all."""
-    if config.tokenizer.path:
-        load_tokenizer(
-            config.tokenizer.path,
-            lowercase=config.tokenizer.lowercase,
-            strip_accents=config.tokenizer.strip_accents,
-        )
-    yield from ()
+    """Whether a tokenizer that is brought along is one, special tokens and all, and reads text as it should."""
+    settings, where = config.tokenizer, f'config.tokenizer.path={config.tokenizer.path}'
+    if not settings.path:
+        return
+    tokenizer = load_given(settings)
+    for name in ('lowercase', 'strip_accents'):
+        wanted, found = getattr(settings, name), getattr(tokenizer, name)
+        if wanted not in (None, found):
+            fix = f'leave config.tokenizer.{name} out, or name the vocabulary file itself'
+            yield _warning(
+                f'config.tokenizer.{name}', f'is {wanted}, and is not used', f'{found}, as {where} says', fix
+            )
+    of_corpus = as_saved(tokenizer, settings, f'{config.data.corpus}/tokenizer')
+    for doubt in doubts(of_corpus, _sample(config)):
+        yield _warning(where, *doubt)
+
+
+def _sample(config: Config) -> list[str]:
+    """Sentences of the source; none where it is not there, as a corpus does not need its text any more."""
+    if is_records(config.data.source):
+        return []
+    try:
+        sources = plan(config.data, weighted_sources(config.data))
+        return first_sentences(sources, Reading.of(config.data), characters=SAMPLE_CHARACTERS)
+    except BadInput:
+        return []
 
 
 def _initial_model(config: Config, corpus: Corpus, workdir: str | None) -> Iterator[Problem]:
@@ -141,13 +163,8 @@ def _disk(config: Config, vocab_size: int, workdir: str | None) -> Iterator[Prob
 
 def _vocabulary(config: Config, corpus: Corpus) -> Iterator[Problem]:
     wanted, found = config.tokenizer.vocab_size, corpus.tokenizer.vocab_size
-    if not config.tokenizer.path and not config.init and found < 0.9 * wanted:
-        yield _warning(
-            f'{corpus.directory} (tokenizer)',
-            f'has {found:,} tokens, all that this text gives',
-            f'about tokenizer.vocab_size={wanted:,}',
-            f'more text, or --config.tokenizer.vocab_size={found}',
-        )
+    if not config.tokenizer.path and not config.init:
+        yield from (_warning(f'{corpus.directory} (tokenizer)', *doubt) for doubt in shortfall(found, config.tokenizer))
     if not config.tokenizer.path and not config.init and found > wanted:
         yield _warning(
             f'{corpus.directory} (tokenizer)',
@@ -211,18 +228,32 @@ def _documents(config: Config, corpus: Corpus) -> Iterator[Problem]:
 
 def _epochs(config: Config, corpus: Corpus | None) -> Iterator[Problem]:
     """Whether there is enough to train on for the planned steps."""
+    from bert_jax.data.epochs import MOST_EPOCHS, flags_of_shorter, num_epochs
     from bert_jax.data.streams import open_streams
 
-    epochs = 0.0
-    for phase, stream in zip(config.in_phases, open_streams(config, corpus=corpus).train, strict=True):
-        epochs += phase.train.steps * stream.batch_size / stream.num_rows
-    if epochs > _MOST_EPOCHS:
+    epochs = num_epochs(config, open_streams(config, corpus=corpus).train)
+    if epochs > MOST_EPOCHS:
         yield _warning(
             'config.train.steps',
-            f'{config.train.steps:,} steps go {epochs:,.0f} times through what there is',
-            f'at most about {_MOST_EPOCHS} times',
-            f'more text, or --config.train.steps={int(config.train.steps * _MOST_EPOCHS / epochs)}',
+            f'{config.train.steps:,} steps go {epochs:,.0f} times through the training text',
+            f'at most about {MOST_EPOCHS} times',
+            f'more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}',
         )
+
+
+def _fill(config: Config, corpus: Corpus) -> Iterator[Problem]:
+    """Whether rows are mostly padding, which costs as much as text."""
+    from bert_jax.data.fill import fill_of_phases
+
+    for found in fill_of_phases(config, corpus.train):
+        if found.better:
+            suggested = [f'{flags} ({share:.0%})' for flags, share in found.better.items()]
+            yield _warning(
+                'config.data',
+                f'in rows of {found.sequence_length} positions only {found.share:.0%} of the positions hold tokens',
+                'fuller rows: padding takes as long to compute as text',
+                ', or '.join(suggested),
+            )
 
 
 def _held_out(config: Config, corpus: Corpus) -> Iterator[Problem]:

@@ -15,24 +15,29 @@ from bert_jax.cli.flags import (
     config_of,
     config_of_run,
     print_result,
-    required,
+    workdir_and_step,
 )
+from bert_jax.runtime.stopping import cleaning_up
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.finetune.workdirs import seeds_of
+    from bert_jax.workdir.result import check_output
 
-    workdir = required(values, 'workdir')
+    (workdir, step), output = workdir_and_step(values), values.output or ''
+    check_output(output)
     if seeds := seeds_of(workdir):
-        return _evaluate_finetuned(values, workdir, seeds[0])
+        return _evaluate_finetuned(values, workdir, step, seeds[0])
     select_platform(config_of_run(values, workdir))
     from bert_jax.evaluation.evaluate import describe, evaluate
 
     result = evaluate(
         workdir,
-        values.step,
+        step,
         source=values.source or '',
         sample=values.sample,
+        output=output,
         config=config_of(values) if values.config is not None else None,
         workers=len(os.sched_getaffinity(0)),
     )
@@ -40,14 +45,14 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     return 0
 
 
-def _evaluate_finetuned(values: flags.FlagValues, workdir: str, seed: str) -> int:
+def _evaluate_finetuned(values: flags.FlagValues, workdir: str, step: int | None, seed: str) -> int:
     from bert_jax.finetune.workdirs import read_run
 
     select_platform(read_run(seed))
     from bert_jax.finetune.command import describe
     from bert_jax.finetune.evaluate import as_json, evaluate
 
-    summary = evaluate(workdir, values.step)
+    summary = evaluate(workdir, step, output=values.output or '')
     print_result(values, as_json(summary), describe(summary))
     return 0
 
@@ -61,6 +66,7 @@ COMMAND = Command(
         CONFIG,
         WORKDIR,
         STEP,
+        Flag('output', 'file to write the result to, as JSON (default: evaluation….json in the workdir)'),
         Flag(
             'source',
             'other text to evaluate on, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME',

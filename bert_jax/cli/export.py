@@ -5,31 +5,38 @@ from typing import Any
 from absl import flags
 
 from bert_jax.cli.devices import keep_programs
-from bert_jax.cli.flags import CONFIG, STEP, WORKDIR, Command, Flag, config_of, print_result, required
+from bert_jax.cli.flags import CONFIG, STEP, WORKDIR, Command, Flag, config_of, print_result, required, workdir_and_step
+from bert_jax.runtime.stopping import cleaning_up
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    output, workdir = required(values, 'output'), required(values, 'workdir')
+    output, (workdir, step) = required(values, 'output'), workdir_and_step(values)
     from bert_jax.finetune.workdirs import seeds_of
     from bert_jax.pretrained.export import export
+    from bert_jax.pretrained.tensor_names import MLM_HEAD
 
     keep_programs()
     if seeds_of(workdir):
-        return _export_finetuned(values, workdir, output)
+        return _export_finetuned(values, workdir, step, output)
     card = config_of(values).card if values.config is not None else None
-    proof = export(workdir, output, values.step, card)
-    next_steps = (
-        f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"\n'
-        f"      transformers.pipeline('fill-mask', model='{output}')"
-    )
-    print_result(values, proof, f'{_describe(proof, output)}\n{next_steps}', is_in_files=True)
+    proof = export(workdir, output, step, card)
+    notes = [_describe(proof, output)]
+    if untrained := proof['untrained_heads']:
+        notes.append(f'Not trained, and left out: {", ".join(untrained)}.')
+    if MLM_HEAD in untrained:
+        notes.append(f'Next: python -m bert_jax embed --model={output} --input=lines.txt --output=vectors.npy')
+    else:
+        notes.append(f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"')
+        notes.append(f"      transformers.pipeline('fill-mask', model='{output}')")
+    print_result(values, proof, '\n'.join(notes), is_in_files=True)
     return 0
 
 
-def _export_finetuned(values: flags.FlagValues, workdir: str, output: str) -> int:
+def _export_finetuned(values: flags.FlagValues, workdir: str, step: int | None, output: str) -> int:
     from bert_jax.finetune.export import PIPELINES, export
 
-    proof = export(workdir, output, values.step)
+    proof = export(workdir, output, step)
     next_step = f"Next: transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')"
     print_result(values, proof, f'{_describe(proof, output, " of " + proof["workdir"])}\n{next_step}', is_in_files=True)
     return 0

@@ -1,6 +1,7 @@
 """`fill-mask`: the tokens that a model expects in place of [MASK]."""
 
 import dataclasses
+import os
 
 from absl import flags
 
@@ -13,10 +14,11 @@ def _run(values: flags.FlagValues, texts: list[str]) -> int:
     directory = required(values, 'model')
     if not texts:
         raise BadInput('fill-mask', 'no text given', 'one or more texts with [MASK]', COMMAND.example)
-    from bert_jax.pretrained.load import load_pretrained
+    texts = [os.fsencode(text).decode('utf-8', 'replace') for text in texts]  # of bytes that the locale cannot decode
+    from bert_jax.finetune.load import load_model
 
     keep_programs()
-    pretrained = load_pretrained(directory)
+    pretrained = load_model(directory)
     answers = [pretrained.fill_mask(text, values.top_k) for text in texts]
     lines = []
     for text, slots in zip(texts, answers, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from bert_jax import console
-from bert_jax.cli.shipped import find_config
+from bert_jax.cli.config_file import load_config_file
 from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
 from bert_jax.errors import BadInput
 from bert_jax.files import unusable_path
@@ -64,20 +64,25 @@ AT_LEAST_1 = {'lower_bound': 1}
 
 CONFIG = Flag('config', 'config file FILE.py[:VARIANT]: a path, or the name of a shipped one, such as bert.py:base')
 JSON = Flag('json', 'write one JSON object to standard output, nothing else', flags.DEFINE_boolean, False)
-MODEL = Flag('model', 'a workdir, an export or a Hugging Face directory')
+MODEL = Flag('model', 'a workdir, WORKDIR@STEP, an export or a Hugging Face directory')
 STEP = Flag('step', 'step of the checkpoint (default: the newest)', flags.DEFINE_integer)
 WORKDIR = Flag('workdir', 'directory of a run')
 
 
-def define(command: Command, arguments: Sequence[str] = ()) -> flags.FlagValues:
-    """The flags that a command accepts; of those given in `arguments`, only the overrides of a config are looked at."""
+def define(command: Command, config: Any = None, overrides: Sequence[str] = ()) -> flags.FlagValues:
+    """The flags that a command accepts.
+
+    Args:
+      config: the ConfigDict that `--config` names, None if it is not given.
+      overrides: the arguments of the command; those of the form `--config.FIELD` become flags.
+    """
     from ml_collections import config_flags
 
     values = flags.FlagValues()
     for flag in (*command.flags, JSON):
-        if flag is CONFIG:
-            config_flags.DEFINE_config_file(
-                flag.name, None, flag.meaning, flag_values=values, sys_argv=['', *arguments]
+        if flag is CONFIG and config is not None:
+            config_flags.DEFINE_config_dict(
+                flag.name, config, flag.meaning, flag_values=values, sys_argv=['', *overrides]
             )
         else:
             flag.define(flag.name, flag.default, flag.meaning, flag_values=values, **flag.bounds)
@@ -88,53 +93,65 @@ def parse(command: Command, arguments: list[str]) -> tuple[flags.FlagValues, lis
     """Parses the arguments of a command.
 
     Returns:
-      The values of its flags, and the arguments that are not flags.
+      The values of its flags, of which `config` is a ConfigDict or None, and the arguments that are not flags.
 
     Raises:
       BadInput: when a flag, a config file or an override cannot be used.
     """
-    if CONFIG in command.flags:
-        arguments = _with_paths_of_configs(arguments)
-    values = define(command, arguments)
-    usage = f'python -m bert_jax {command.name} --help'
+    usage, known = f'python -m bert_jax {command.name} --help', []
     try:
+        arguments = flags.FlagValues().read_flags_from_files(arguments, force_gnu=False)
+        config = None
+        if CONFIG in command.flags:
+            config_file, arguments = _without_config_file(arguments)
+            config = None if config_file is None else load_config_file(config_file)
+        values = define(command, config, arguments)
+        known = list(values)
         rest = values([command.name, *arguments])[1:]
-    except (AttributeError, KeyError) as error:  # a config file or an override sets a field that does not exist
+    except (AttributeError, KeyError, IndexError) as error:  # an override sets a field that does not exist
         raise _unknown_override(command, arguments) or BadInput('--config', str(error).strip('"\'')) from error
     except flags.UnrecognizedFlagError as error:
-        near = difflib.get_close_matches(error.flagname, list(values), n=1)
+        if CONFIG in command.flags and config is None and error.flagname.startswith('config.'):
+            found = 'overrides a config, but no config is given'
+            raise BadInput(f'--{error.flagname}', found, f'--config too: {CONFIG.meaning}') from error
+        near = difflib.get_close_matches(error.flagname, known, n=1)
         suggestion = f'did you mean --{near[0]}?' if near else usage
         raise BadInput(f'--{error.flagname}', f'is not a flag of {command.name}', '', suggestion) from error
-    except (flags.Error, OSError, IndexError, TypeError, ValueError, SyntaxError, ImportError) as error:
+    except (flags.Error, OSError, TypeError, ValueError) as error:
         raise BadInput('command line', ' '.join(str(error).split()), '', usage) from error
     if rest and not command.arguments:
         raise BadInput('command line', f'{rest[0]!r} is not a flag', '--NAME=VALUE', usage)
     return values, rest
 
 
-def _with_paths_of_configs(arguments: list[str]) -> list[str]:
-    """The arguments, with the path of a shipped config file in place of its name."""
-    found = list(arguments)
-    for index, argument in enumerate(arguments):
-        if argument == '--':
-            break
+def _without_config_file(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of the last `--config`, None without one, and the other arguments."""
+    config_file, others, remaining = None, [], iter(arguments)
+    for argument in remaining:
         flag, equals, value = argument.partition('=')
+        if argument == '--':
+            return config_file, [*others, argument, *remaining]
         if flag not in ('--config', '-config'):
-            continue
-        if equals:
-            found[index] = f'{flag}={find_config(value)}'
-        elif index + 1 < len(arguments):
-            found[index + 1] = find_config(arguments[index + 1])
-    return found
+            others.append(argument)
+        elif not equals and (value := next(remaining, None)) is None:
+            raise BadInput('--config', 'has no value', CONFIG.meaning, '--config=configs/demo.py')
+        else:
+            config_file = value
+    return config_file, others
 
 
 def _unknown_override(command: Command, arguments: list[str]) -> BadInput | None:
-    """The error for the first `--config.FIELD` that names no field."""
+    """The error for the first `--config.FIELD` that names no field, or an element that the field does not have."""
     known = {*field_names(command.config_type), *field_names(Phase, 'phases[].')}
     for argument in arguments:
         path = argument.partition('=')[0].removeprefix('--config.')
-        if argument.startswith('--config.') and re.sub(r'\[\d+\]', '[]', path) not in known:
+        if not argument.startswith('--config.'):
+            continue
+        if re.sub(r'\[\d+\]', '[]', path) not in known:
             return unknown_field(path, command.config_type)
+        if '[' in path:
+            field = path.partition('[')[0]
+            return BadInput(f'config.{path}', 'does not exist', f'an element of config.{field} in the config file')
     return None
 
 
@@ -185,9 +202,28 @@ def required(values: flags.FlagValues, name: str) -> str:
     value = values[name].value
     if not value:
         raise BadInput(f'--{name}', 'is missing', values[name].help)
-    if problem := unusable_path(value):
-        raise BadInput(f'--{name}={value}', problem, 'a path without it')
+    check_path(name, value)
     return value
+
+
+def check_path(name: str, path: str) -> None:
+    """Raises BadInput for a path, the value of the flag `name`, that cannot be used."""
+    if problem := unusable_path(path):
+        raise BadInput(f'--{name}={path}', problem, 'a path without it')
+
+
+def workdir_and_step(values: flags.FlagValues) -> tuple[str, int | None]:
+    """The workdir of `--workdir=DIR` or `--workdir=DIR@STEP`, and the step named there or by `--step`.
+
+    Raises:
+      BadInput: when there is no workdir, or two steps are named.
+    """
+    from bert_jax.workdir.identity import split_step
+
+    workdir, step = split_step(required(values, 'workdir'))
+    if step is not None and values.step not in (None, step):
+        raise BadInput(f'--step={values.step}', f'and --workdir={workdir}@{step} name two steps', 'one of them')
+    return workdir, values.step if step is None else step
 
 
 def config_of(values: flags.FlagValues) -> Config:

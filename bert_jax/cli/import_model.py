@@ -3,8 +3,10 @@
 from absl import flags
 
 from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, config_of, print_result, required
+from bert_jax.runtime.stopping import cleaning_up
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     source, workdir = required(values, 'from'), required(values, 'workdir')
     data = config_of(values).data if values.config is not None else None

@@ -9,6 +9,7 @@ from absl import flags
 
 from bert_jax.cli.flags import Command, Flag, print_result, required
 from bert_jax.errors import BadInput
+from bert_jax.files import write_whole
 
 _SCRIPTS = Path(__file__).parents[1] / 'launch'
 
@@ -26,10 +27,11 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         )
     output.mkdir(parents=True, exist_ok=True)
     for script in scripts:
-        content = script.read_bytes()
-        target = output / script.name
-        target.write_bytes(content)
-        target.chmod(0o755 if content.startswith(b'#!') else 0o644)
+        content, target = script.read_text('utf-8'), output / script.name
+        write_whole(target, content)
+        if content.startswith('#!'):
+            mode = target.stat().st_mode
+            target.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may execute it
     written = [str(output / script.name) for script in scripts]
     print_result(values, {'written': written}, '\n'.join([*map('Wrote {}'.format, written), _USAGE]), is_in_files=True)
     return 0

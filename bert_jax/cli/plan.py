@@ -1,14 +1,18 @@
 """`plan`: memory, time and cost of a run on devices that need not be here."""
 
+from pathlib import Path
+
 from absl import flags
 
 from bert_jax.cli.devices import select_platform
 from bert_jax.cli.flags import CONFIG, Command, Flag, config_of, print_result, required
+from bert_jax.config import Config, max_sequences
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    target_name, config = required(values, 'target'), config_of(values)
+    target_name, config = required(values, 'target'), with_sequences(config_of(values))
     if config.phases and (values.search or values.scaling):
         raise BadInput(
             'config.phases',
@@ -33,6 +37,22 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         return 0
     print_result(values, run.to_json(values.price), describe.describe_run(run, values.price))
     return 0
+
+
+def with_sequences(config: Config) -> Config:
+    """The config with the sequences of a packed row chosen from its corpus, as `train` does; assumed where none is."""
+    data = config.data
+    if not data.packing or data.max_sequences != 0:
+        return config
+    from bert_jax.data.fill import with_chosen_sequences
+    from bert_jax.text.corpus import load_corpus, read_manifest
+
+    if read_manifest(Path(data.corpus)) is not None:
+        return with_chosen_sequences(config, load_corpus(data.corpus).train)
+    for phase in config.in_phases:
+        number, length = max_sequences(phase.data), phase.data.sequence_length
+        say(f'No corpus at {data.corpus}: rows of {length} positions are assumed to hold up to {number} sequences')
+    return config
 
 
 def _use_the_cpu() -> None:

@@ -13,27 +13,30 @@ from bert_jax.errors import BadInput
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
+    from bert_jax.data.fill import fill_of_phases
     from bert_jax.text import prepare
+    from bert_jax.text.corpus import load_corpus
 
-    config, initial = config_of(values), None
+    config, initial, workers = config_of(values), None, values.workers or len(os.sched_getaffinity(0))
     if config.init:
         from bert_jax.pretrained.initialize import initial_tokenizer
 
         initial = initial_tokenizer(config.init)
     if values.tokenizer_only:
-        preview = prepare.tokenizer_preview(config.data, config.tokenizer, initial=initial)
+        preview = prepare.tokenizer_preview(config.data, config.tokenizer, initial=initial, workers=workers)
         print_result(values, preview, json_text(preview, indent=2))
         return 0
     shard = None if values.shard is None else _parsed_shard(values.shard)
     beam = None if values.beam is None else values.beam.split()
-    workers = values.workers or len(os.sched_getaffinity(0))
     summary = prepare.prepare(config.data, config.tokenizer, initial=initial, workers=workers, shard=shard, beam=beam)
     if isinstance(summary, prepare.Unfinished):
         left = f'{summary.pieces_left} of {summary.pieces} chunks are left to other shards'
         text = f'Shard {values.shard} is done; {left}.'
         print_result(values, dataclasses.asdict(summary), text, is_in_files=True)
         return 0
-    as_json, text = dataclasses.asdict(summary), _describe(summary)
+    fills = fill_of_phases(config, load_corpus(config.data.corpus).train)
+    as_json = dataclasses.asdict(summary) | {'fill': [dataclasses.asdict(fill) for fill in fills]}
+    text = '\n  '.join([_describe(summary), *map(str, fills)])
     if values.show:
         from bert_jax.data.show import describe_rows
 
@@ -78,7 +81,7 @@ COMMAND = Command(
     'python -m bert_jax prepare --config=configs/demo.py',
     (
         CONFIG,
-        Flag('tokenizer_only', 'train and show the tokenizer, then stop', flags.DEFINE_boolean, False),
+        Flag('tokenizer_only', 'train, keep and show the tokenizer, then stop', flags.DEFINE_boolean, False),
         Flag('show', 'rows of the first batch to print', flags.DEFINE_integer, 0, AT_LEAST_0),
         Flag('workers', 'worker processes (default: one per core)', flags.DEFINE_integer, None, AT_LEAST_1),
         Flag('shard', 'I/N: do part I (from 0) of N parts of the work; the last to finish assembles the corpus'),

@@ -2,17 +2,24 @@
 
 from absl import flags
 
-from bert_jax.cli.flags import Command, Flag, print_result
+from bert_jax.cli.flags import Command, Flag, check_path, print_result
 from bert_jax.errors import BadInput
+from bert_jax.runtime.stopping import cleaning_up
 
 
+@cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     if not values.workdir:
         raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMAND.example)
+    for workdir in values.workdir:
+        check_path('workdir', workdir)
     from bert_jax.report import summarize, write_report
+    from bert_jax.workdir.result import check_output
 
-    path = str(write_report(values.workdir))
-    print_result(values, {'report': path}, f'{summarize(values.workdir)}\nWrote {path}', is_in_files=True)
+    check_output(values.output or '')
+    path = write_report(values.workdir, values.output or '')
+    wrote = f'\nWrote {path}' if path else ''
+    print_result(values, {'report': path and str(path)}, summarize(values.workdir) + wrote, is_in_files=True)
     return 0
 
 
@@ -21,5 +28,8 @@ COMMAND = Command(
     _run,
     'report.html for one workdir, or several side by side',
     'python -m bert_jax report --workdir=runs/demo',
-    (Flag('workdir', 'directory of a run; may be repeated', flags.DEFINE_multi_string, []),),
+    (
+        Flag('workdir', 'directory of a run; may be repeated', flags.DEFINE_multi_string, []),
+        Flag('output', 'file to write the page to (default: report.html in the first workdir)'),
+    ),
 )

@@ -28,11 +28,14 @@ def find_config(argument: str) -> str:
       BadInput: when there is no such file, naming the shipped ones and the nearest.
     """
     name, colon, variant = argument.partition(':')
-    if not name or os.path.isfile(name):
+    if os.path.isfile(name):
         return argument
     names = shipped_configs()
     shipped_name = name.removeprefix('configs/')
     if shipped_name not in names:
         expected = f'the path of a file, or a shipped config: {", ".join(names)}'
-        raise BadInput('--config', f'there is no file {name}', expected, nearest(shipped_name, names))
+        is_there = os.path.exists(name)
+        kind = 'a directory' if os.path.isdir(name) else 'not a regular file'
+        found = f'{name} is {kind}' if is_there else f'there is no file {name}' if name else 'is empty'
+        raise BadInput('--config', found, expected, '' if is_there else nearest(shipped_name, names))
     return f'{_CONFIGS / shipped_name}{colon}{variant}'

@@ -1,6 +1,7 @@
 """Checks that concern more than one field of a pretraining config."""
 
 import dataclasses
+import math
 
 from bert_jax.config.pretraining import Config, Mesh, Model, Probe, Train, is_records, sources
 from bert_jax.errors import BadInput
@@ -9,8 +10,9 @@ from bert_jax.errors import BadInput
 def check_model(model: Model) -> None:
     """Raises `BadInput` when the heads do not divide the hidden size."""
     if model.hidden_size % model.num_heads:
-        works = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
-        near = sorted(works, key=lambda h: abs(h - model.num_heads))[:3]
+        small = [h for h in range(1, math.isqrt(model.hidden_size) + 1) if model.hidden_size % h == 0]
+        works = {*small, *(model.hidden_size // h for h in small)}
+        near = sorted(works, key=lambda h: (abs(h - model.num_heads), h))[:3]
         raise BadInput(
             'config.model.num_heads',
             f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',

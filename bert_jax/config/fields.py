@@ -8,6 +8,8 @@ import typing
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from ml_collections import ConfigDict, config_dict
+
 from bert_jax.errors import BadInput
 
 
@@ -29,17 +31,26 @@ def setting(
     choices: tuple = (),
     role: Role | None = None,
     before: Any = None,
+    is_written: bool = False,
 ):
     """A dataclass field with its default, its check and its role.
 
     Args:
       before: the value of runs that began before the field existed, or before it had today's default. They keep it
         (`with_values_before`). By default, today's default.
+      is_written: whether it names a place that commands write to, or a program that they start. Such a field is taken
+        from a config file or the command line, and never from a workdir, which may be somebody else's.
     """
     if choices:
         expected, check = 'one of ' + ', '.join(map(repr, choices)), lambda value: value in choices
-    before = default if before is None else before
-    metadata = {'expected': expected, 'check': check, 'choices': choices, 'role': role, 'before': before}
+    metadata = {
+        'expected': expected,
+        'check': check,
+        'choices': choices,
+        'role': role,
+        'before': default if before is None else before,
+        'is_written': is_written,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -116,6 +127,26 @@ def content_of(section: Any) -> dict[str, Any]:
     return found
 
 
+def without_places_to_write(section: type[Any], values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(values without those of fields marked `is_written`, what was left out by its dotted name).
+
+    Args:
+      section: of a config, with nested sections.
+      values: its JSON values, unchecked.
+    """
+    kept, left_out = dict(values), {}
+    for field in dataclasses.fields(section):
+        value = values.get(field.name)
+        if dataclasses.is_dataclass(field.type) and isinstance(value, dict):
+            kept[field.name], inner = without_places_to_write(typing.cast(type, field.type), value)
+            left_out |= {f'{field.name}.{name}': each for name, each in inner.items()}
+        elif field.metadata.get('is_written') and field.name in values:
+            del kept[field.name]
+            if value != field.default:
+                left_out[field.name] = value
+    return kept, left_out
+
+
 def at_least(default: Any, low: float, role: Role | None = None):
     """A number of at least `low`, that 32 bits hold."""
     return setting(default, f'a number of at least {low}, below 2**31', lambda value: low <= value < 2**31, role=role)
@@ -131,6 +162,23 @@ def as_in(section: type[Any], name: str, default: Any = dataclasses.MISSING):
     field = section.__dataclass_fields__[name]
     default = field.default if default is dataclasses.MISSING else default
     return dataclasses.field(default=default, metadata=field.metadata)
+
+
+def config_dict_of(section: Any) -> ConfigDict:
+    """A section and those in it, to be changed by a config file and the command line; `resolve_section` checks them.
+
+    A field that may be None is a placeholder: the command line could not give it a value otherwise.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        value, types = getattr(section, field.name), typing.get_args(field.type)
+        if dataclasses.is_dataclass(value):
+            values[field.name] = config_dict_of(value)
+        elif value is None and type(None) in types:
+            values[field.name] = config_dict.placeholder(types[0])
+        else:
+            values[field.name] = value
+    return ConfigDict(values)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from bert_jax import config
-from bert_jax.config.fields import Role, as_in, at_least, fraction, resolve_section, setting
+from bert_jax.config.fields import Role, as_in, at_least, config_dict_of, fraction, resolve_section, setting
 from bert_jax.errors import BadInput
 
 KINDS = ('classification', 'regression', 'tagging', 'spans')
@@ -20,7 +20,7 @@ METRICS = {  # the first is the one that a kind has by default
     'tagging': ('entity_f1', 'entity_precision', 'entity_recall', 'token_accuracy'),
     'spans': ('exact_match', 'f1'),
 }
-_FRAME = {'classification': 3, 'regression': 3, 'tagging': 2, 'spans': 3}  # [CLS] and [SEP]s, at most
+FRAME = {'classification': 3, 'regression': 3, 'tagging': 2, 'spans': 3}  # [CLS] and [SEP]s, at most
 
 
 def _is_source(value: Any) -> bool:
@@ -65,7 +65,7 @@ class Task:
     labels: tuple = setting((), 'a tuple of texts, each once', _are_texts, role=Role.CONTENT)
     # the first is the main one; (): the kind's first
     metrics: tuple = setting((), 'a tuple of names', _are_texts, role=Role.EXECUTION)
-    sequence_length: int = as_in(config.Data, 'sequence_length')  # L; longer texts are cut, or split into windows
+    sequence_length: int = as_in(config.Data, 'sequence_length')  # longer texts are cut, or split into windows
     # share of the records that may lack a column and are skipped
     bad_records: float = fraction(0.001, Role.EXECUTION)
     token_prefix: str = setting('', role=Role.CONTENT)  # conll: taken off every word (`en:` in WikiANN)
@@ -73,6 +73,17 @@ class Task:
     max_question_tokens: int = at_least(64, 1)  # spans; longer questions are cut
     max_answer_tokens: int = at_least(30, 1)  # spans; longer answers are not given
     n_best: int = at_least(20, 1)  # spans
+    # so many examples of a training batch share a row, on average; 1: one each, padded to `sequence_length`
+    examples_per_row: int = setting(
+        4, 'a number from 1 to 64', lambda v: 1 <= v <= 64, role=Role.IDENTITY_IF_SET, before=1
+    )
+    # of standard deviation `model.initializer_range`; truncated at two of them, as in 2018, it is 0.88 of that
+    head_initializer: str = setting(
+        'normal', choices=('normal', 'truncated_normal'), role=Role.IDENTITY_IF_SET, before='truncated_normal'
+    )
+    # spans: questions without an answer. learn: that there is none ([CLS]); drop: leave them out; auto: learn where the
+    # training file says `is_impossible`, as SQuAD 2.0 does
+    unanswerable: str = setting('auto', choices=('auto', 'learn', 'drop'), role=Role.CONTENT, before='drop')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +162,7 @@ def finetune(kind: str = 'classification') -> ConfigDict:
     """
     if kind not in KINDS:
         raise BadInput(f'kind {kind!r}', 'is not a kind of task', ', '.join(KINDS))
-    found = ConfigDict(dataclasses.asdict(FinetuneConfig()))
+    found = config_dict_of(FinetuneConfig())
     found.task = ConfigDict(found.task.to_dict() | {'kind': kind}, type_safe=False)  # texts or tuples; `resolve` checks
     found.lock()
     return found
@@ -192,7 +203,7 @@ def _check_together(resolved: FinetuneConfig) -> None:
             raise BadInput('config.task.metrics', f'names {name!r}', f'of {task.kind}: {", ".join(METRICS[task.kind])}')
     if task.kind in ('regression', 'spans') and task.labels:
         raise BadInput('config.task.labels', 'is set', f'() with kind={task.kind}, which has no labels')
-    room = task.sequence_length - _FRAME[task.kind] - (task.max_question_tokens if task.kind == 'spans' else 0)
+    room = task.sequence_length - FRAME[task.kind] - (task.max_question_tokens if task.kind == 'spans' else 0)
     if task.kind == 'spans' and room < task.stride:
         raise BadInput(
             'config.task.stride',

@@ -105,7 +105,7 @@ class Data:
     )
     corpus: str = setting('corpora/python-docs', 'a directory', bool, role=Role.EXECUTION)
     # a directory on each host's own disk, where training copies the corpus to and reads it from
-    local_copy: str = setting('', role=Role.EXECUTION)
+    local_copy: str = setting('', role=Role.EXECUTION, is_written=True)
     text_field: str = setting('text', 'the name of a field', bool, role=Role.CONTENT)
     # of records: those with the same value (patient, book) are never in both splits
     group_field: str = setting('', role=Role.CONTENT)
@@ -131,7 +131,13 @@ class Data:
     # nsp: a random B is as long as the true one, so that lengths do not reveal the label; False: it fills the row
     match_lengths: bool = setting(True, role=Role.IDENTITY_IF_SET, before=False)
     packing: bool = False  # several sequences in a row, each with its own [CLS], attention inside each
-    max_sequences: int = setting(-1, '-1 (L / 32, at least 4) or 1 to 65536', _is_automatic_or_room)  # E, packed
+    # E, packed; 0 is as many as fill the rows of the corpus, a number that the workdir then records
+    max_sequences: int = setting(
+        0,
+        '0 (as many as fill the rows of the corpus), -1 (L / 32, at least 4) or 1 to 65536',
+        lambda value: value == 0 or _is_automatic_or_room(value),
+        before=-1,
+    )
     max_predictions: int = setting(-1, '-1 (rate x L, rounded) or 1 to 65536', _is_automatic_or_room)  # P
     # Without packing, in training: rows that fit are cut to the shortest of these, a batch holds rows of one length;
     # such as (64, 128, 256) with a sequence_length of 512
@@ -153,9 +159,15 @@ class Tokenizer:
     # a file of words, one a line, appended to the WordPiece vocabulary of `path` or `init`
     add_tokens: str = setting('', role=Role.EXECUTION)
     vocab_size: int = at_least(30522, 64)  # of a trained vocabulary; ignored with `path`
-    lowercase: bool = True
-    strip_accents: bool = False
+    # None: of a vocabulary trained here True and False; of `path`, as the files there say, or else its tokens
+    lowercase: bool | None = None
+    strip_accents: bool | None = None
     sample_bytes: int = at_least(100_000_000, 1000)  # of text that a vocabulary is trained on, at most
+
+    def for_training(self) -> 'Tokenizer':
+        """The settings of a vocabulary that is trained here, with `lowercase` and `strip_accents` settled."""
+        lowercase = True if self.lowercase is None else self.lowercase
+        return dataclasses.replace(self, lowercase=lowercase, strip_accents=bool(self.strip_accents))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,7 +380,7 @@ def row_lengths(data: Data) -> tuple[int, ...]:
 
 
 def max_sequences(data: Data) -> int:
-    """E, the sequences that a row has room for."""
+    """E, the sequences that a row has room for; where no corpus has been looked at, 0 is taken for -1."""
     if not data.packing:
         return 1
-    return max(4, data.sequence_length // 32) if data.max_sequences == -1 else data.max_sequences
+    return max(4, data.sequence_length // 32) if data.max_sequences in (-1, 0) else data.max_sequences

@@ -1,10 +1,8 @@
 """The published sizes: those of Devlin et al. (2019), and the miniatures of Turc et al. (2019)."""
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
-from bert_jax.config.fields import nearest
+from bert_jax.config.fields import config_dict_of, nearest
 from bert_jax.config.pretraining import Config
 from bert_jax.errors import BadInput
 
@@ -34,7 +32,7 @@ def bert(size: str = 'base') -> ConfigDict:
     if size not in SIZES:
         raise BadInput(f'size {size!r}', 'is not a published size', ', '.join(SIZES), nearest(size, SIZES))
     num_layers, hidden_size = SIZES[size]
-    config = ConfigDict(dataclasses.asdict(Config()))
+    config = config_dict_of(Config())
     # A source may be text or a tuple, which `resolve` checks.
     config.data = ConfigDict(config.data.to_dict(), type_safe=False)
     config.model.update(

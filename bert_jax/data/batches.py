@@ -14,9 +14,10 @@ import numpy as np
 from bert_jax import config
 from bert_jax.data import random
 from bert_jax.data.examples import Pairs, make_pairs
+from bert_jax.data.fill import num_sequences
 from bert_jax.data.masking import MaskVocabulary, mask_tokens
 from bert_jax.data.order import BucketedOrder, Chosen, Order
-from bert_jax.data.windows import Plan, load_plan
+from bert_jax.data.windows import Plan, load_plan, sample_lengths
 from bert_jax.errors import BadInput
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.text.corpus import Corpus
@@ -95,6 +96,8 @@ class CorpusStream(Stream[Batch]):
         phase: int = 0,
     ):
         """Args: `seed` of the run for training, None for evaluation; `phase`, its number."""
+        if data.packing and data.max_sequences == 0:
+            data = dataclasses.replace(data, max_sequences=num_sequences(sample_lengths(corpus.train, data), data))
         self.data = data
         self.directory = corpus.directory
         self.split = getattr(corpus, split_name)

@@ -38,6 +38,14 @@ def pack(
     return np.concatenate([np.zeros(0, np.int64), *orders]), np.concatenate(starts)
 
 
+def count_rows(
+    counts: np.ndarray, num_predictions: np.ndarray, *, capacity: int, max_predictions: int, max_sequences: int
+) -> int:
+    """How many rows `pack` makes of windows; counts: [capacity + 1] int, windows of each length."""
+    contents = _contents(counts.tolist(), num_predictions.tolist(), capacity, max_predictions, max_sequences)
+    return sum(number for _, number in contents)
+
+
 def _contents(
     counts: list[int], num_predictions: list[int], capacity: int, max_predictions: int, max_sequences: int
 ) -> list[tuple[tuple[int, ...], int]]:

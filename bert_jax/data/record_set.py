@@ -27,7 +27,8 @@ import numpy as np
 from bert_jax.console import progress_bar, say
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, json_digest, map_array, new_directory
+from bert_jax.files import is_local, json_digest, map_array, new_directory, read_json
+from bert_jax.runtime.caches import cache_directory
 from bert_jax.text import checksums
 from bert_jax.text.chunks import find_files
 
@@ -162,10 +163,14 @@ def open_records(source: str, *, progress: bool = True) -> RecordSet:
 
 
 def _directory_of(path: str) -> pathlib.Path:
-    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    try:
+        cache = cache_directory()
+    except OSError as error:
+        found = f'cannot be indexed: {error.strerror}'
+        raise BadInput(path, found, 'a place for the index', 'export XDG_CACHE_HOME=DIR') from None
     status = os.stat(path)
     key = json_digest([_INDEX_VERSION, os.path.realpath(path), status.st_size, status.st_mtime_ns])
-    return pathlib.Path(cache) / 'bert_jax' / 'records' / key
+    return cache / 'bert_jax' / 'records' / key
 
 
 def _load(path: str) -> RecordFile:
@@ -175,7 +180,7 @@ def _load(path: str) -> RecordFile:
             raise ValueError(damage)
         paths = (directory / f'{name}.npy' for name in ('offsets', 'hashes'))
         offsets, hashes = map(map_array, paths)
-        facts = Facts(**json.loads((directory / 'facts.json').read_text()))
+        facts = Facts(**read_json(directory / 'facts.json'))
     except (OSError, ValueError, TypeError) as error:
         found = f'cannot be read ({type(error).__name__}: {error})'
         raise BadInput(str(directory), found, f'the index of {path}', f'rm -r {directory}') from None

@@ -8,12 +8,13 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data.batches import Batch, CorpusStream, Stream
+from bert_jax.data.fill import with_chosen_sequences
 from bert_jax.data.record_set import open_records
 from bert_jax.data.record_stream import RecordStream, with_lengths_of
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 from bert_jax.text.corpus import Corpus, load_corpus
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Streams:
     """What a run trains and is evaluated on.
 
     Attributes:
-      config: of the run, with the lengths that its data dictate.
+      config: of the run, with the lengths that its data dictate and the `data.max_sequences` chosen from its corpus.
       train: a stream for each phase.
       validation: likewise; None when too little text is held out for the objective.
       content_hash: equal hashes give equal rows; nothing in it tells a path or a time.
@@ -34,6 +35,13 @@ class Streams:
     validation: tuple[Stream[Batch] | None, ...]
     content_hash: str
     unigram_counts: Callable[[], np.ndarray]
+
+    def of_workdir(self, workdir: str) -> 'Streams':
+        """With the tokenizer that a run on records has saved already; see `as_saved`."""
+        if not config.is_records(self.config.data.source):
+            return self
+        tokenizer = as_saved(self.tokenizer, self.config.tokenizer, f'{workdir}/tokenizer')
+        return dataclasses.replace(self, tokenizer=tokenizer)
 
 
 def open_streams(run: config.Config, *, corpus: Corpus | None = None, progress: bool = True) -> Streams:
@@ -52,6 +60,7 @@ def open_streams(run: config.Config, *, corpus: Corpus | None = None, progress: 
 
 def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
     corpus, train, validation = corpus or load_corpus(run.data.corpus, run.data.local_copy), [], []
+    run = with_chosen_sequences(run, corpus.train)
     needed = 2 if run.data.pairing == 'nsp' else 1
     for number, phase in enumerate(run.in_phases):
         open_split = functools.partial(CorpusStream, corpus, phase.data, batch_size=phase.train.global_batch_size)
@@ -69,6 +78,7 @@ def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
 
 
 def _open_records(run: config.Config, progress: bool) -> Streams:
+    run = with_chosen_sequences(run, None)
     data, settings = run.data, run.tokenizer
     assert config.is_records(data.source)
     if not settings.path:
@@ -78,7 +88,7 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
             'the vocabulary that the records were written with',
             '--config.tokenizer.path=vocab.txt',
         )
-    tokenizer = load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
+    tokenizer = load_given(settings)
     records = open_records(data.source, progress=progress)
     if data.validation_source:
         held_out: float | str

@@ -28,6 +28,7 @@ from bert_jax.text.splits import NpyWriter, Split
 _PLAN_VERSION = 4
 _SHORT_KEY = 0x5EED  # planned lengths belong to the corpus and the data config, not to the seed of a run
 _SENTENCES_AT_ONCE = 1 << 18  # of whole documents, planned together
+_SAMPLED_BLOCKS = 16  # of so many sentences each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,12 +257,11 @@ def _planned_lengths(documents: np.ndarray, round_number: int, data: config.Data
 def _write_rows(writers: dict[str, NpyWriter], windows: np.ndarray, num_before: int, data: config.Data) -> int:
     """Writes windows in the order of their rows, and where each row begins; returns how many windows."""
     if data.packing:
-        capacity, most = data.sequence_length, config.num_predictions(data)
         order, rows = pack(
             windows[:, _WINDOW_FIELDS.index('target')] + num_special_tokens(data),
-            np.minimum(num_masked(np.arange(capacity + 1), data.masking.rate), most),
-            capacity=capacity,
-            max_predictions=most,
+            predictions_of_lengths(data),
+            capacity=data.sequence_length,
+            max_predictions=config.num_predictions(data),
             max_sequences=config.max_sequences(data),
         )
         windows = windows[order]
@@ -271,6 +271,27 @@ def _write_rows(writers: dict[str, NpyWriter], windows: np.ndarray, num_before: 
         writers[name].append(column)
     writers['rows'].append(num_before + rows[:-1])
     return len(windows)
+
+
+def predictions_of_lengths(data: config.Data) -> np.ndarray:
+    """[L + 1] int64, the predictions of a sequence of each length, special tokens counted."""
+    return np.minimum(num_masked(np.arange(data.sequence_length + 1), data.masking.rate), config.num_predictions(data))
+
+
+def sample_lengths(split: Split, data: config.Data) -> np.ndarray:
+    """[L + 1] int64, how many windows of each length, special tokens counted, a part of a split gives.
+
+    The part is blocks of documents spread evenly over the split, all of it where it is small. It depends on nothing
+    but the split and the data config.
+    """
+    blocks, counts = [*_document_blocks(split)], np.zeros(data.sequence_length + 1, np.int64)
+    for index in sorted({*np.linspace(0, len(blocks) - 1, _SAMPLED_BLOCKS, dtype=int).tolist()} if blocks else ()):
+        first, last = blocks[index]
+        segments, documents = _cut_long_sentences(split, first, last, max_tokens(data))
+        windows = _windows(segments, documents, first, 0, data)
+        lengths = windows[:, _WINDOW_FIELDS.index('target')] + num_special_tokens(data)
+        counts += np.bincount(lengths, minlength=len(counts))
+    return counts
 
 
 def _rank_documents(split: Split, limit: int, directory: pathlib.Path) -> None:

@@ -14,15 +14,19 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, is_records, phase_at, positions_trained
+from bert_jax.activity import activity
+from bert_jax.config import Config, is_records, phase_at
+from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import pseudo_perplexity, recorded, words
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
-from bert_jax.files import json_digest, write_whole
+from bert_jax.files import json_digest
 from bert_jax.pretrained.load import from_params
+from bert_jax.pretrained.provenance import of_run, start_of
+from bert_jax.pretrained.tensor_names import MLM_HEAD
 from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import FEWEST
@@ -32,6 +36,7 @@ from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
+from bert_jax.workdir.result import save
 
 _WINDOWS_A_PERPLEXITY = 8  # of so many windows one is taken for pseudo-perplexity, which takes a row for every token
 
@@ -55,6 +60,7 @@ def evaluate(
     *,
     source: str = '',
     sample: int = 512,
+    output: str = '',
     config: Config | None = None,
     devices: list[jax.Device] | None = None,
     workers: int = 1,
@@ -62,13 +68,16 @@ def evaluate(
     """Evaluates a checkpoint of a workdir: on the whole validation split, or on all text of a source.
 
     Writes WORKDIR/evaluation.json, or with `source` WORKDIR/evaluation-NAME.json, which keeps samples of other sizes
-    (`recorded.py`). The corpus of a source is made in the directory for temporary files, with the run's tokenizer and
-    settings, and removed at the end.
+    (`recorded.py`); with `output` that file alone. A workdir that cannot be written to is reported and left as it is.
+    The corpus of a source is made in the directory for temporary files, with the run's tokenizer and settings, and
+    removed at the end.
 
     Args:
       source: as `data.source`, of text.
       sample: windows of text in which words are masked; every eighth is taken for pseudo-perplexity. 0: neither.
-      config: gives the mesh, where it fits the devices; without it the run's does, where it fits, else one device.
+      output: file to write.
+      config: gives `data.local_copy`, and the mesh, where it fits the devices. Without it the mesh is the run's, where
+        that fits, else one device.
       devices: all without it.
       workers: processes that read a source.
 
@@ -82,15 +91,30 @@ def evaluate(
       BadInput: when there is no run, no checkpoint or no corpus, or for a source that cannot be read.
     """
     run_config = identity.load_config(workdir)
+    if config is not None:
+        data = dataclasses.replace(run_config.data, local_copy=config.data.local_copy)
+        run_config = dataclasses.replace(run_config, data=data)
     mesh = _mesh(run_config, config, jax.devices() if devices is None else devices)
     if source:
         with _named_by_its_flag(source), tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
             result = _on_source(workdir, run_config, step, mesh, source, sample, directory, workers)
     else:
         result = _on_validation(workdir, run_config, step, mesh, sample)
-    path = epath.Path(workdir) / f'{_name(source)}.json'
-    write_whole(path, json.dumps(recorded.merged(recorded.read(path), result)) + '\n')
+    _report_untrained(workdir, run_config, result['step'])
+    name = f'{_name(source)}.json'
+    kept = result if output else recorded.merged(recorded.read(epath.Path(workdir) / name), result)
+    save(json.dumps(kept) + '\n', workdir, name, output)
     return result
+
+
+def _report_untrained(workdir: str, run_config: Config, step: int) -> None:
+    """Says which figures are of weights that were not trained, as those of an imported encoder may be."""
+    provenance = of_run(run_config, step, start_of(workdir))
+    if MLM_HEAD in provenance.untrained_heads:
+        say(f'{workdir}: the {MLM_HEAD} is not trained, so its figures say nothing about the model')
+    length = run_config.in_phases[phase_at(run_config, step)].data.sequence_length
+    if length > (trained := provenance.max_length(run_config.model.max_positions)):
+        say(f'{workdir}: evaluated on rows of {length} tokens, and trained on up to {trained}')
 
 
 @contextlib.contextmanager
@@ -121,7 +145,7 @@ def _mesh(run_config: Config, given: Config | None, devices: list[jax.Device]) -
 
 
 def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mesh, sample: int) -> dict[str, Any]:
-    streams = open_streams(run_config)
+    streams = open_streams(run_config).of_workdir(workdir)
     validation = [stream for stream in streams.validation if stream is not None]
     if len(validation) < len(streams.validation):
         raise BadInput(
@@ -141,7 +165,7 @@ def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mes
         windows = held_out_windows(run_config.data, sample)
     except BadInput as error:
         return result | {'sample_missing': ' '.join(filter(None, map(str, error.args[:2])))}
-    return result | _on_sample(state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
+    return result | _on_sample(workdir, state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
 
 
 def _on_source(
@@ -173,7 +197,7 @@ def _on_source(
     if not sample:
         return result
     windows = windows_of_source(data, source, sample)
-    return result | _on_sample(state, run_config, tokenizer, windows, result['unigram_entropy'])
+    return result | _on_sample(workdir, state, run_config, tokenizer, windows, result['unigram_entropy'])
 
 
 def _losses(state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh) -> dict[str, Any]:
@@ -185,14 +209,21 @@ def _losses(state: TrainState, run_config: Config, tokenizer: Tokenizer, stream:
 
 
 def _on_sample(
-    state: TrainState, run_config: Config, tokenizer: Tokenizer, windows: list[Window], unigram_entropy: float | None
+    workdir: str,
+    state: TrainState,
+    run_config: Config,
+    tokenizer: Tokenizer,
+    windows: list[Window],
+    unigram_entropy: float | None,
 ) -> dict[str, Any]:
     """What is measured on raw text; in rows no longer than those that the run was trained on up to here."""
     step = int(state.step)
-    positions = positions_trained(run_config, step)
-    pretrained = from_params(state.params, run_config.model, tokenizer, step, positions)
-    found = words.measure(pretrained, windows)
-    perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
+    provenance = of_run(run_config, step, start_of(workdir))
+    pretrained = from_params(state.params, run_config.model, tokenizer, step, provenance)
+    with activity('masked words'):
+        found = words.measure(pretrained, windows)
+    with activity('pseudo-perplexity'):
+        perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
     baseline = None if unigram_entropy is None else math.exp(unigram_entropy)
     return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': baseline}
 

@@ -39,13 +39,13 @@ class Examples:
     Every process must call it: they run one program, each device on its share of the sentences.
     """
 
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, program: TrainProgram):
-        """Texts of more tokens than the model has positions are left out, with a message."""
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, program: TrainProgram, max_length: int):
+        """Texts of more than `max_length` tokens (as many as the run trains on) are left out, with a message."""
         encoded = [(text, encode_with_masks(tokenizer, text)) for text in texts]
-        kept = [(text, ids) for text, ids in encoded if len(ids) <= program.model.max_positions]
+        kept = [(text, ids) for text, ids in encoded if len(ids) <= max_length]
         if len(kept) < len(encoded):
-            num_left_out, num_positions = len(encoded) - len(kept), program.model.max_positions
-            say(f'train.examples: {num_left_out} do not fit into {num_positions} positions; left out')
+            num_left_out = len(encoded) - len(kept)
+            say(f'train.examples: {num_left_out} do not fit into {max_length} positions; left out')
         self._tokenizer = tokenizer
         self._masks = [(text, np.flatnonzero(ids == tokenizer.mask_id)) for text, ids in kept]
         self._batch = _batch(kept, self._masks, tokenizer.pad_id, program.device_mesh) if kept else None

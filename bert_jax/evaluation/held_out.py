@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from bert_jax.activity import counted
 from bert_jax.data.batches import Stream
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
@@ -67,8 +68,10 @@ def evaluate_params(
       their place when `stop_now`, asked once a batch, said yes before the end.
     """
     num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
+    num_batches = max(num_batches, 1)  # without rows, one of padding
     totals: Any = 0.0
-    for _, batch in device_batches(stream, program.device_mesh, 0, max(num_batches, 1)):  # without rows, of padding
+    batches = device_batches(stream, program.device_mesh, 0, num_batches)
+    for _, batch in counted(batches, num_batches, 'held-out text'):
         sums = program.evaluation_step(params, batch)
         totals += np.array(jax.device_get(sums), np.float64)
         if stop_now():

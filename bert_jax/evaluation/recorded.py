@@ -4,11 +4,12 @@ The figures of the largest sample are the file's own keys. Those of smaller ones
 that evaluating again with fewer windows never replaces a better measurement.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+
+from bert_jax.files import DamagedJson, read_json
 
 OF_SAMPLE = (
     'masked_word_nats_per_character',
@@ -26,17 +27,26 @@ _OF_TEXT = ('step', 'unigram_entropy')  # equal where two results are of one mod
 
 def samples_of(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The figures of each sample in an evaluation.json, the largest first; empty for one without samples."""
-    found = [evaluation, *evaluation.get(_SMALLER, [])]
+    found = [evaluation, *_listed(evaluation)]
     return [{key: one[key] for key in OF_SAMPLE if key in one} for one in found if 'words_sample' in one]
 
 
 def read(path: epath.Path) -> dict[str, Any]:
     """What an earlier evaluation left; {} where there is none, or none that can be read."""
     try:
-        content = json.loads(path.read_bytes()) if path.exists() else {}
-    except ValueError:  # damaged: the new result takes its place
-        content = {}
-    return content if isinstance(content, dict) else {}
+        content = read_json(path)
+    except (OSError, DamagedJson):  # the new result takes its place
+        return {}
+    return content if _are_samples([content, *_listed(content)]) else {}
+
+
+def _listed(evaluation: Mapping[str, Any]) -> list[Any]:
+    smaller = evaluation.get(_SMALLER, [])
+    return smaller if isinstance(smaller, list) else [smaller]
+
+
+def _are_samples(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) and type(value.get('windows', 0)) is int for value in values)
 
 
 def merged(earlier: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

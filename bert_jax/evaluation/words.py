@@ -40,13 +40,13 @@ def measure(pretrained: Pretrained, windows: list[Window]) -> dict[str, float | 
       masked_word_nats_per_character (None without a word), and to read it by
       unigram_nats_per_character, of knowing only how frequent each character is;
       masked_words, unknown_characters (share of the characters of the words that became [UNK], None without a word),
-      windows, windows_cut (in two or more rows, as their pieces are more than the model has positions), and
+      windows, windows_cut (in two or more rows, as they have more pieces than the model was trained on), and
       words_sample, equal where figures may be compared: a hash of the words and of the case that the tokenizer keeps.
     """
     tokenizer, totals, rows, places, num_cut = pretrained.tokenizer, Counter(), [], [], 0
     for window, masked in zip(windows, mask_words(tokenizer, windows), strict=True):
         totals.update(words=len(window.words), characters=masked.characters, unknown=masked.unknown)
-        ranges = list(_cuts(masked.is_masked, pretrained.config.max_positions - 2))
+        ranges = list(_cuts(masked.is_masked, pretrained.max_length - 2))
         num_cut += len(ranges) > 1
         for start, stop in ranges:
             where = 1 + np.flatnonzero(masked.is_masked[start:stop])

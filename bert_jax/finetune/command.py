@@ -7,7 +7,7 @@ from typing import Any
 from bert_jax.config import Config
 from bert_jax.config.finetuning import FinetuneConfig, batch_of
 from bert_jax.console import say
-from bert_jax.finetune.metrics import check_libraries
+from bert_jax.finetune.metrics import check_libraries, shown
 from bert_jax.finetune.seed import Outcome, Setup, claim, run_seed
 from bert_jax.finetune.start import finetuning_start
 from bert_jax.finetune.tasks import open_task
@@ -105,7 +105,7 @@ def describe(summary: Summary) -> str:
     lines = []
     for name, median in summary.metrics.items():
         low, high = summary.spread[name]
-        each = ' '.join(f'{seed["metrics"][name]:.1%}' for seed in summary.seeds if seed['finished'])
-        several = f'   median of {len(summary.seeds)} seeds, {low:.1%} to {high:.1%}: {each}'
-        lines.append(f'  {name:20} {median:6.1%}' + (several if len(summary.seeds) > 1 else ''))
+        each = ' '.join(shown(name, seed['metrics'][name]) for seed in summary.seeds if seed['finished'])
+        several = f'   median of {len(summary.seeds)} seeds, {shown(name, low)} to {shown(name, high)}: {each}'
+        lines.append(f'  {name:20} {shown(name, median):>6}' + (several if len(summary.seeds) > 1 else ''))
     return '\n'.join(lines)

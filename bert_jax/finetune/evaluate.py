@@ -1,15 +1,13 @@
-"""`evaluate` of a fine-tune: the figures of its seeds worked out anew from their checkpoints and the task's files."""
+"""`evaluate` of a fine-tune: the metrics of its seeds, recomputed from their checkpoints and the task's files."""
 
 import json
 from typing import Any
 
 import jax
-from etils import epath
 from flax import nnx
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
 from bert_jax.finetune.command import Summary, summarize
 from bert_jax.finetune.evaluator import TaskEvaluator, model_outputs, task_streams
 from bert_jax.finetune.load import load_finetuned
@@ -21,13 +19,17 @@ from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.sharding import parameter_specs
 from bert_jax.train.step import make_forward
 from bert_jax.workdir import identity
+from bert_jax.workdir.result import save
 
 
-def evaluate(workdir: str, step: int | None = None) -> Summary:
-    """Judges every seed of a fine-tune on its validation files, in float32; writes WORKDIR/evaluation.json.
+def evaluate(workdir: str, step: int | None = None, *, output: str = '') -> Summary:
+    """Evaluates every seed of a fine-tune on its validation files, in float32; writes WORKDIR/evaluation.json.
+
+    A workdir that cannot be written to is reported and left as it is.
 
     Args:
       step: of the checkpoints; the newest without it.
+      output: file to write instead.
 
     Raises:
       BadInput: when a file of the task is not there any more or is another than the run learnt from, or there is no
@@ -43,12 +45,12 @@ def evaluate(workdir: str, step: int | None = None) -> Summary:
         mesh = make_mesh(config.Mesh(), trained.config, config.Train(), jax.devices()[:1])
         graph, params = nnx.split(trained.model)
         forward = make_forward(graph, mesh, parameter_specs(params, mesh), model_outputs)
-        evaluator = TaskEvaluator(data, forward, task_streams(resolved, trained.tokenizer.pad_id), mesh)
+        evaluator = TaskEvaluator(data, forward, task_streams(resolved, trained.tokenizer.pad_id, mesh), mesh)
         metrics, _ = evaluator.evaluate(params)
         assert trained.step is not None  # it is a workdir's
         outcomes.append(Outcome(resolved.train.seed, trained.step, True, None, metrics))
     found = summarize(outcomes, len(outcomes))
-    write_whole(epath.Path(workdir) / 'evaluation.json', json.dumps(as_json(found)) + '\n')
+    save(json.dumps(as_json(found)) + '\n', workdir, 'evaluation.json', output)
     return found
 
 

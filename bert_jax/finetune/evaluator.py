@@ -9,11 +9,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from bert_jax.activity import counted
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.finetune.heads import BertForTask
-from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream
+from bert_jax.finetune.metrics import shown
+from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, round_up
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.model.bert import Gather
@@ -66,32 +68,58 @@ class TaskEvaluator:
             if name in self.data.validation:
                 found = split.metrics(self.data.metrics, predictions[-1])
                 metrics |= {f'{name}/{key}': value for key, value in found.items()} if metrics else found
+            else:
+                predictions[-1] = split.decided(predictions[-1], metrics)
         return metrics, predictions
 
     def _outputs(self, params: nnx.State, rows: Rows, stop_now: Callable[[], bool]) -> np.ndarray | None:
         """The model's outputs for all rows, float32 [N, …]; None when cut short."""
         stream = self.streams(rows, None)
         found = []
-        for _, batch in device_batches(stream, self.mesh, 0, len(stream)):
+        batches = device_batches(stream, self.mesh, 0, len(stream))
+        for _, batch in counted(batches, len(stream), 'examples of the task'):
             found.append(np.asarray(self.predict_step(params, batch), np.float32))
             if stop_now():
                 return None
         return np.concatenate(found)[: stream.num_rows]
 
 
-def task_streams(config: FinetuneConfig, pad_id: int) -> Callable[[Rows, int | None], TaskStream]:
-    """What makes the batches of rows: (rows, seed; None for evaluation) -> stream."""
+def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[Rows, int | None], TaskStream]:
+    """What makes the batches of examples: (examples, seed; None for evaluation) -> stream.
+
+    Training packs as `config.task.examples_per_row` says. Evaluation has an example a row, and rows as long as the
+    longest example needs.
+    """
+    task, train = config.task, config.train
+    # Kernels of TPUs and GPUs need whole blocks of 128 positions.
+    length_multiple = 16 if jax.default_backend() == 'cpu' else 128
+    shards = mesh.shape['data'] * mesh.shape['fsdp'] * train.microbatches
+    packing = Packing(
+        task.examples_per_row,
+        num_rows_multiple=train.exact_shards if train.reduction == 'exact' else shards,
+        length_multiple=length_multiple,
+    )
 
     def stream(rows: Rows, seed: int | None) -> TaskStream:
-        length, size = config.task.sequence_length, config.train.global_batch_size
-        return TaskStream(rows, batch_size=size, seed=seed, sequence_length=length, pad_id=pad_id)
+        length = task.sequence_length
+        if seed is None:
+            length = min(length, round_up(int(np.diff(rows.starts).max()), length_multiple))
+        return TaskStream(
+            rows,
+            batch_size=train.global_batch_size,
+            seed=seed,
+            sequence_length=length,
+            pad_id=pad_id,
+            packing=packing if seed is not None and task.examples_per_row > 1 else None,
+        )
 
     return stream
 
 
-def model_outputs(model: BertForTask, batch: TaskBatch, gather: Gather | None) -> jax.Array:
-    """The outputs of a task's model without dropout, as `TrainProgram.forward` takes them."""
-    return model(batch, gather=gather)
+def model_outputs(model: BertForTask, batch: TaskBatch, gather: Gather | None = None) -> jax.Array:
+    """The outputs of a task's model for an example a row, without dropout: float32 [B, C] (pooled) or [B, L, C]."""
+    outputs = model(batch, gather=gather)
+    return outputs[:, 0] if model.is_pooled else outputs
 
 
 def as_validation(metrics: dict[str, float]) -> dict[str, float]:
@@ -101,4 +129,4 @@ def as_validation(metrics: dict[str, float]) -> dict[str, float]:
 
 def describe_metrics(metrics: dict[str, float]) -> str:
     """`accuracy 87.3%, f1 90.1%`."""
-    return ', '.join(f'{name} {value:.1%}' for name, value in metrics.items())
+    return ', '.join(f'{name} {shown(name, value)}' for name, value in metrics.items())

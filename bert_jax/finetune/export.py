@@ -1,24 +1,20 @@
 """A fine-tuned checkpoint as a Hugging Face directory with its labels, written only after its logits were compared."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.finetune.exported import read_finetuned, write_task
 from bert_jax.finetune.heads import ARCHITECTURES
-from bert_jax.finetune.load import FineTuned, choose_seed, load_finetuned, task_builder
-from bert_jax.finetune.rows import TaskBatch
+from bert_jax.finetune.load import choose_seed, load_finetuned
+from bert_jax.finetune.predict import FineTuned, forward
 from bert_jax.finetune.workdirs import read_results, read_run
-from bert_jax.pretrained import hugging_face, tensor_names
+from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.card import front_matter, table
 from bert_jax.pretrained.export import check_output, prove, publish
-from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.train.state import model_of
 from bert_jax.version import __version__
 from bert_jax.workdir import identity
 
@@ -51,9 +47,10 @@ def export(workdir: str, output: str, step: int | None = None) -> dict[str, Any]
             architecture,
             _labels_json(kind, trained.labels),
         )
-        tokenizer.save(directory, trained.config.max_positions)
+        tokenizer.save(directory, trained.max_length)
+        write_task(directory, trained.task, trained.null_threshold)
         (directory / 'README.md').write_text(readme, 'utf-8')
-        return prove(directory, trained, architecture, _logits, lambda: _read_back(directory, resolved, trained))
+        return prove(directory, trained, architecture, _logits, lambda: read_finetuned(directory, architecture))
 
     return publish(target, fill) | {'workdir': place, 'architecture': architecture}
 
@@ -70,26 +67,9 @@ def _labels_json(kind: str, labels: tuple[str, ...]) -> dict[str, object]:
     } | ({'problem_type': problem} if problem else {})
 
 
-def _read_back(directory: Path, resolved: FinetuneConfig, trained: FineTuned) -> FineTuned:
-    model, vocab_size = hugging_face.read_model_json(directory)
-    file, tensors = read_tensors(directory)
-    build = task_builder(resolved, trained.labels)
-    names = tensor_names.TASK_TABLES[ARCHITECTURES[resolved.task.kind]]
-    params = tensor_names.from_tensors(tensors, model, vocab_size, str(file), build=build, table=names)
-    merged = model_of(params, model, vocab_size, build)
-    return FineTuned(merged, hugging_face.read_tokenizer(directory), model, None, trained.labels)
-
-
 def _logits(trained: FineTuned, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
-    outputs = np.asarray(_forward(*nnx.split(trained.model), ids, types))
+    outputs = np.asarray(forward(*nnx.split(trained.model), ids, types, np.ones_like(ids)))
     return [outputs[..., 0], outputs[..., 1]] if trained.model.kind == 'spans' else [outputs]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array) -> jax.Array:
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    rows, nothing = jnp.zeros((len(ids), 1), jnp.int32), jnp.zeros(len(ids))
-    return nnx.merge(graph, params)(TaskBatch(ids, types, jnp.ones_like(ids), positions, rows, nothing, nothing))
 
 
 def _card(workdir: str, resolved: FinetuneConfig, trained: FineTuned, name: str) -> str:
@@ -109,6 +89,8 @@ def _card(workdir: str, resolved: FinetuneConfig, trained: FineTuned, name: str)
         + ('on' if optimizer.bias_correction else 'off'),
         'Seed': train.seed,
     }
+    if trained.null_threshold is not None:
+        facts['No answer'] = f'where its score exceeds that of the best span by more than {trained.null_threshold:.3f}'
     sections = [
         front_matter(resolved.card, {'pipeline_tag': PIPELINES[architecture]}),
         f'# {name}\n\nA `{architecture}` fine-tuned with bert_jax {__version__}. `proof.json` says what was compared '

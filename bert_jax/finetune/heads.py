@@ -1,6 +1,6 @@
 """The encoder with the head of a task, and what each task minimises.
 
-`B` rows, `L` positions, `D` hidden, `C` outputs (classes, 1 value, tags, or first and last token).
+`B` rows, `L` positions, `E` examples of a row, `D` hidden, `C` outputs (classes, 1 value, tags, first and last token).
 """
 
 import dataclasses
@@ -13,15 +13,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax import config
+from bert_jax.config.finetuning import Task
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.model.bert import Bert, Gather
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array
-from bert_jax.model.layers import Dense
+from bert_jax.model.layers import Dense, truncated_normal
 from bert_jax.model.losses import cross_entropy
 from bert_jax.train.objective import Objective, mean
 
-_POOLED = ('classification', 'regression')
+POOLED = ('classification', 'regression')
 
 # The class of `transformers` that opens each kind of task.
 ARCHITECTURES = {
@@ -31,6 +32,9 @@ ARCHITECTURES = {
     'spans': 'BertForQuestionAnswering',
 }
 
+# By `config.task.head_initializer`: as `transformers` draws a head, and as the original's `run_classifier.py` does.
+HEAD_INITIALIZERS = {'normal': nnx.initializers.normal, 'truncated_normal': truncated_normal}
+
 
 class BertForTask(nnx.Module):
     """One dense layer over the pooled vector (classification, regression) or over every token (tagging, spans).
@@ -38,33 +42,39 @@ class BertForTask(nnx.Module):
     With dropout before it, but for spans; as in the original's `run_classifier.py` and `run_squad.py`.
     """
 
-    def __init__(self, kind: str, num_outputs: int, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
-        """Args: kind, of the task; num_outputs, C."""
+    def __init__(
+        self, kind: str, num_outputs: int, initializer: str, model: config.Model, vocab_size: int, rngs: nnx.Rngs
+    ):
+        """Args: kind, of the task; num_outputs, C; initializer, as of `new_head`."""
         self.bert = Bert(model, vocab_size, rngs)
-        if kind not in _POOLED:
+        self.is_pooled = kind in POOLED
+        if not self.is_pooled:
             del self.bert.pooler
-        self.classifier = new_head(model, num_outputs, rngs)
+        self.classifier = new_head(model, num_outputs, initializer, rngs)
         self.kind, self.num_layers, self.rate = kind, model.num_layers, model.dropout_rate
 
     def __call__(self, batch: TaskBatch, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
-        """float32 [B, C] (pooled) or [B, L, C]; without a key nothing is dropped out. gather: as of `Encoder`."""
-        x = self.bert(batch.inputs, key, is_packed=False, gather=gather)
-        if self.kind in _POOLED:
-            x = self.bert.pool(x, batch.cls_positions)[:, 0]
+        """float32 [B, E, C] (pooled) or [B, L, C]; without a key nothing is dropped out. gather: as of `Encoder`."""
+        x = self.bert(batch.inputs, key, is_packed=batch.cls_positions.shape[1] > 1, gather=gather)
+        if self.is_pooled:
+            x = self.bert.pool(x, batch.cls_positions)
         if self.kind != 'spans':
             x = dropout(x, self.rate, key and key.at(self.num_layers + 1), site=0)
         return self.classifier(x.astype(jnp.float32))
 
 
-def new_head(model: config.Model, num_outputs: int, rngs: nnx.Rngs) -> Dense:
-    """A head as the original draws it."""
-    return Dense(model.hidden_size, num_outputs, ('embed', 'labels'), model.initializer_range, 'float32', rngs)
+def new_head(model: config.Model, num_outputs: int, initializer: str, rngs: nnx.Rngs) -> Dense:
+    """A random head; initializer: `config.task.head_initializer`."""
+    axes, stddev, draw = ('embed', 'labels'), model.initializer_range, HEAD_INITIALIZERS[initializer]
+    return Dense(model.hidden_size, num_outputs, axes, stddev, 'float32', rngs, draw)
 
 
 @functools.cache
-def builder(kind: str, num_outputs: int) -> Callable[[config.Model, int, nnx.Rngs], BertForTask]:
+def builder(
+    kind: str, num_outputs: int, initializer: str = Task.head_initializer
+) -> Callable[[config.Model, int, nnx.Rngs], BertForTask]:
     """What makes the model of a task."""
-    return functools.partial(BertForTask, kind, num_outputs)
+    return functools.partial(BertForTask, kind, num_outputs, initializer)
 
 
 class TaskSums(NamedTuple):
@@ -85,13 +95,13 @@ class _TaskObjective:
         outputs = model(batch, key, gather)
         weight = batch.weights.sum()
         if self.kind == 'regression':
-            losses = jnp.square(outputs[:, 0] - batch.labels)
+            losses = jnp.square(outputs[..., 0] - batch.labels)
             return TaskSums((losses * batch.weights).sum(), jnp.zeros(()), weight)
         if self.kind == 'spans':
-            outputs = span_logits(outputs, batch.sequence_ids).swapaxes(1, 2)  # B, 2, L
+            outputs = span_logits(outputs, batch.sequence_ids, batch.cls_positions.shape[1])
         losses, hits = cross_entropy(outputs, batch.labels)
         if self.kind == 'spans':
-            losses, hits = losses.mean(axis=1), hits.min(axis=1)
+            losses, hits = losses.mean(axis=-1), hits.min(axis=-1)
         return TaskSums((losses * batch.weights).sum(), (hits * batch.weights).sum(), weight)
 
     def weights(self, batch: TaskBatch) -> Array:
@@ -111,6 +121,7 @@ def objective(kind: str) -> Objective:
     return _TaskObjective(kind)
 
 
-def span_logits(outputs: jax.Array, sequence_ids: Array) -> jax.Array:
-    """[B, L, 2] logits of first and last token, the lowest there is in the padding."""
-    return jnp.where(sequence_ids[..., None] > 0, outputs, jnp.finfo(outputs.dtype).min)
+def span_logits(outputs: jax.Array, sequence_ids: Array, num_sequences: int) -> jax.Array:
+    """[B, L, 2] -> [B, E, 2, L]: logits of the first and last token of each example, the lowest there is elsewhere."""
+    is_own = sequence_ids[:, None] == jnp.arange(1, num_sequences + 1)[:, None]  # BEL
+    return jnp.where(is_own[:, :, None], outputs.swapaxes(1, 2)[:, None], jnp.finfo(outputs.dtype).min)

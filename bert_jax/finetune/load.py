@@ -1,4 +1,4 @@
-"""Loads a fine-tuned model from the workdir of a seed."""
+"""Loads a model by its name, fine-tuned or not: from a workdir, an export or another Hugging Face directory."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,23 +10,38 @@ from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, optimizer_of
 from bert_jax.console import say
 from bert_jax.errors import BadInput
+from bert_jax.finetune.exported import read_finetuned, task_architecture
 from bert_jax.finetune.heads import BertForTask, builder
+from bert_jax.finetune.metrics import shown
+from bert_jax.finetune.predict import FineTuned
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
-from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
+from bert_jax.pretrained.load import Pretrained, check_has_no_steps, load_pretrained
+from bert_jax.pretrained.provenance import of_finetune, start_of
+from bert_jax.text.tokenizer import load_saved_tokenizer
 from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
 
 
-@dataclasses.dataclass(frozen=True)
-class FineTuned:
-    """A fine-tuned model, float32, no dropout; `labels` are the names of its outputs, none for numbers and spans."""
+def load_model(name: str, step: int | None = None) -> Pretrained:
+    """The model and the tokenizer that a name stands for; a `FineTuned` where it has the head of a task.
 
-    model: BertForTask
-    tokenizer: Tokenizer
-    config: config.Model
-    step: int | None
-    labels: tuple[str, ...]
+    Args:
+      name: a workdir (of several seeds the best is taken), `WORKDIR@STEP`, an export or a Hugging Face directory.
+      step: of a workdir; the newest without it.
+
+    Raises:
+      BadInput: naming the file that is missing or does not fit.
+    """
+    directory, named = identity.split_step(name)
+    step = named if step is None else step
+    if seeds_of(directory):
+        return load_finetuned(choose_seed(directory), step)
+    architecture = task_architecture(Path(directory))
+    if architecture is None:
+        return load_pretrained(directory, step)
+    check_has_no_steps(directory, step)
+    return read_finetuned(Path(directory), architecture)
 
 
 def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
@@ -45,7 +60,23 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
     )
     state = restore_whole(workdir, as_trained, tokenizer.vocab_size, step, build)
     merged = model_of(state.params, model, tokenizer.vocab_size, build)
-    return FineTuned(merged, tokenizer, model, int(state.step), labels)
+    return FineTuned(
+        merged,
+        tokenizer,
+        model,
+        int(state.step),
+        of_finetune(resolved, start_of(workdir)),
+        labels,
+        resolved.task,
+        takes_pairs=bool(resolved.task.text_pair),
+        null_threshold=_null_threshold(workdir, int(state.step)) if recorded.get('unanswerable') else None,
+    )
+
+
+def _null_threshold(workdir: str, step: int) -> float:
+    """The threshold for 'no answer' that was found on the validation file at this step; 0 where none was."""
+    results = read_results(workdir)
+    return results['metrics'].get('best_f1_thresh', 0.0) if results and results['step'] == step else 0.0
 
 
 def task_builder(
@@ -65,5 +96,5 @@ def choose_seed(workdir: str) -> str:
         raise BadInput(workdir, 'has no seed that is finished', 'a finished fine-tune', 'rerun the finetune command')
     main = next(iter(next(iter(metrics_of.values()))))
     best = max(metrics_of, key=lambda seed: metrics_of[seed][main])
-    say(f'{best}: the best of {len(metrics_of)} seeds by {main} ({metrics_of[best][main]:.1%})')
+    say(f'{best}: the best of {len(metrics_of)} seeds by {main} ({shown(main, metrics_of[best][main])})')
     return best

@@ -23,6 +23,11 @@ def check_libraries() -> None:
         raise BadInput('finetune', f'needs {", ".join(missing)}, which are not installed', 'the extra finetune', mend)
 
 
+def shown(name: str, value: float) -> str:
+    """A figure for people: a percentage, or a number for a threshold of scores."""
+    return f'{value:.3f}' if name.endswith('_thresh') else f'{value:.1%}'
+
+
 def classification(name: str, labels: Sequence[int], predicted: Sequence[int]) -> float:
     """A figure over ids of classes; `f1` is of class 1 (GLUE's MRPC and QQP), `macro_f1` the mean over all."""
     from sklearn import metrics

@@ -1,10 +1,11 @@
-"""Rows of a task as flat arrays, and the batches cut from them: static shapes, a pure function of (rows, seed, step).
+"""Examples of a task as flat arrays, and the batches made of them: a pure function of (examples, seed, step).
 
-`N` rows, `T` tokens of all rows, `B` rows of a batch, `L` positions.
+`N` examples, `T` tokens of all of them, `B` rows of a batch, `L` positions, `E` examples of a row.
 """
 
 import dataclasses
 import hashlib
+import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,11 +21,11 @@ class TaskBatch(NamedTuple):
 
     input_ids: Array  # [B, L] int32
     token_type_ids: Array  # [B, L] int32, 1 for the second text
-    sequence_ids: Array  # [B, L] int32, 1; 0 is padding
-    position_ids: Array  # [B, L] int32
-    cls_positions: Array  # [B, 1] int32, 0
-    labels: Array  # [B] int32 class or float32 value; [B, L] int32 tags; [B, 2] int32 first and last token
-    weights: Array  # [B] float32, or [B, L]: 1 where there is a label
+    sequence_ids: Array  # [B, L] int32, k for the k-th example of the row; 0 is padding
+    position_ids: Array  # [B, L] int32, position inside its own example
+    cls_positions: Array  # [B, E] int32, where each example starts; 0 for filler
+    labels: Array  # [B, E] int32 class or float32 value; [B, L] int32 tags; [B, E, 2] int32 first and last token
+    weights: Array  # [B, E] float32, or [B, L]: 1 where there is a label
 
     @property
     def inputs(self) -> Inputs:
@@ -44,7 +45,8 @@ class Rows:
     Attributes:
       ids: [T] int32.  starts: [N + 1] int64, of each row in `ids`.
       second: [N] int32, where in its row the second text begins; its length where there is none.
-      labels: [N] or [N, 2] as in `TaskBatch`, or [T] int32 with -1 where a token has no tag.
+      labels: [N] int32 classes or float32 values; [N, 2] int32, first and last token from the start of the row; or [T]
+        int32 tags, -1 where a token has none.
     """
 
     ids: np.ndarray
@@ -84,32 +86,144 @@ def make_rows(ids: Sequence[Sequence[int]], second: Sequence[int], labels: np.nd
     return Rows(flat, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(second, np.int32), labels)
 
 
-class TaskStream(Stream[TaskBatch]):
-    """The batches of rows: shuffled epochs for ever (training), or once as they stand (evaluation, seed None)."""
+_MOST_PER_ROW = 2  # a row has slots for so many times the mean number of examples
+_LENGTH_STEPS = 8  # lengths of rows between a power of two and the next
 
-    def __init__(self, rows: Rows, *, batch_size: int, seed: int | None, sequence_length: int, pad_id: int):
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How the examples of a training batch share rows.
+
+    A batch holds the same examples as without packing, so that only padding is saved. All batches have the same number
+    of rows; their length varies from batch to batch, in steps, and every length is a compiled program.
+
+    Attributes:
+      examples_per_row: the mean over the rows of a batch.
+      num_rows_multiple: of the number of rows; empty rows are added.
+      length_multiple: of L.
+    """
+
+    examples_per_row: int
+    num_rows_multiple: int = 1
+    length_multiple: int = 16
+
+    def num_rows(self, batch_size: int) -> int:
+        """B for a batch of so many examples."""
+        return round_up(-(-batch_size // self.examples_per_row), self.num_rows_multiple)
+
+    def length(self, num_tokens: int) -> int:
+        """L for rows of at most so many tokens."""
+        step = 2 ** (max(num_tokens, 1).bit_length() - 1) // _LENGTH_STEPS
+        return round_up(max(num_tokens, 1), max(self.length_multiple, step))
+
+    def rows(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Spreads a batch's examples over its rows so that the fullest row holds few tokens: the longest example comes
+        first, each goes where there is most room (LPT, Graham 1969).
+
+        Args:
+          lengths: [n] of the examples.
+
+        Returns:
+          ([n] int64 rows, [n] int64 slots in them, tokens of the fullest row). Added rows stay empty.
+        """
+        num_rows, num_slots = -(-len(lengths) // self.examples_per_row), _MOST_PER_ROW * self.examples_per_row
+        rows, slots = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
+        emptiest = [(0, row, 0) for row in range(num_rows)]  # (tokens, row, examples) of those with a free slot
+        most = 0
+        for example in np.argsort(-lengths, kind='stable').tolist():
+            num_tokens, row, num_examples = heapq.heappop(emptiest)
+            rows[example], slots[example] = row, num_examples
+            num_tokens += int(lengths[example])
+            most = max(most, num_tokens)
+            if num_examples + 1 < num_slots:
+                heapq.heappush(emptiest, (num_tokens, row, num_examples + 1))
+        return rows, slots, most
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple that is not below a number."""
+    return -(-number // multiple) * multiple
+
+
+class TaskStream(Stream[TaskBatch]):
+    """The batches of examples: shuffled epochs for ever (training), or once in their order (evaluation, seed None)."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        batch_size: int,
+        seed: int | None,
+        sequence_length: int,
+        pad_id: int,
+        packing: Packing | None = None,
+    ):
+        """Args:
+        batch_size: examples of a batch.
+        sequence_length: L without packing.
+        packing: None for an example a row.
+        """
         super().__init__(Order(len(rows), batch_size, seed))
-        self._rows, self._length, self._pad_id = rows, sequence_length, pad_id
+        self._rows, self._length, self._pad_id, self._packing = rows, sequence_length, pad_id, packing
+        if packing:
+            # Batches of fewer tokens than average have the length of an average one: few programs are compiled.
+            self._least_length = packing.length(-(-len(rows.ids) * packing.examples_per_row // len(rows)))
+
+    @property
+    def batch_size(self) -> int:
+        """B, over all hosts."""
+        examples = self._order.batch_size
+        return self._packing.num_rows(examples) if self._packing else examples
+
+    def batch(self, step: int, rows: slice = slice(None)) -> TaskBatch:
+        """The batch of a step, or the given rows of it; the same whoever asks, in whatever order."""
+        if not self._packing:
+            return super().batch(step, rows)
+        packed = self._assemble(self._order.rows(step))  # which examples share a row depends on the whole batch
+        return TaskBatch(*(array[rows] for array in packed))
 
     def _assemble(self, chosen: Chosen) -> TaskBatch:
-        rows, present = chosen.rows, chosen.present  # nothing in a row is drawn
-        data, place = self._rows, np.arange(self._length)
-        lengths = np.diff(data.starts)[rows][:, None]
-        inside = place < lengths  # BL
-        tokens = np.minimum(data.starts[rows][:, None] + place, len(data.ids) - 1)
-        shape = inside.shape
-        if data.has_tags:
-            labels = np.where(inside, data.labels[tokens], -1)
-            weights = ((labels >= 0) & present[:, None]).astype(np.float32)
-            labels = np.maximum(labels, 0).astype(np.int32)
+        examples, present = chosen.rows, chosen.present  # nothing in an example is random
+        data, lengths = self._rows, np.diff(self._rows.starts)[chosen.rows]
+        if self._packing:
+            rows, slots, most = self._packing.rows(lengths)
+            shape = self.batch_size, max(self._packing.length(most), self._least_length)
+            num_slots = _MOST_PER_ROW * self._packing.examples_per_row
         else:
-            labels, weights = data.labels[rows], present.astype(np.float32)
+            rows, slots = np.arange(len(examples)), np.zeros(len(examples), np.int64)
+            shape, num_slots = (len(examples), self._length), 1
+
+        # Where each example starts in its row, and where each of their tokens is in the data and in the batch.
+        table = np.zeros((shape[0], num_slots), np.int64)
+        table[rows, slots] = lengths
+        starts = (np.cumsum(table, axis=1) - table)[rows, slots]
+        example = np.repeat(np.arange(len(examples)), lengths)
+        position = np.arange(len(example)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        source = data.starts[examples][example] + position
+        target = rows[example], starts[example] + position
+
+        def spread(values: np.ndarray, filler: int = 0) -> np.ndarray:  # of tokens -> BL
+            whole = np.full(shape, filler, np.int32)
+            whole[target] = values
+            return whole
+
+        def in_slots(values: np.ndarray) -> np.ndarray:  # of examples -> BE…
+            whole = np.zeros((shape[0], num_slots, *values.shape[1:]), values.dtype)
+            whole[rows, slots] = values
+            return whole
+
+        if data.has_tags:
+            tags = np.where(present[example], data.labels[source], -1)
+            labels, weights = spread(np.maximum(tags, 0)), spread(tags >= 0).astype(np.float32)
+        else:
+            labels, weights = data.labels[examples], in_slots(present.astype(np.float32))
+            labels = in_slots(labels + starts[:, None].astype(np.int32) if labels.ndim == 2 else labels)
         return TaskBatch(
-            input_ids=np.where(inside, data.ids[tokens], self._pad_id).astype(np.int32),
-            token_type_ids=(inside & (place >= data.second[rows][:, None])).astype(np.int32),
-            sequence_ids=inside.astype(np.int32),
-            position_ids=np.broadcast_to(place, shape).astype(np.int32) * inside,
-            cls_positions=np.zeros((len(rows), 1), np.int32),
+            input_ids=spread(data.ids[source], self._pad_id),
+            token_type_ids=spread(position >= data.second[examples][example]),
+            sequence_ids=spread(slots[example] + 1),
+            position_ids=spread(position),
+            cls_positions=in_slots(starts.astype(np.int32)),
             labels=labels,
             weights=weights,
         )

@@ -23,6 +23,7 @@ from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
 from bert_jax.loop import TrainingRun, begin, fit
 from bert_jax.pretrained.load import Pretrained, from_params
+from bert_jax.pretrained.provenance import of_finetune
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.runtime.supervisor import Supervisor
@@ -66,7 +67,7 @@ class Setup:
             dataclasses.replace(batch_of(config.train), steps=steps),
             start.tokenizer.vocab_size,
             mesh,
-            build=heads.builder(config.task.kind, data.num_outputs),
+            build=heads.builder(config.task.kind, data.num_outputs, config.task.head_initializer),
             objective=heads.objective(config.task.kind),
         )
         sets = open_sets(config.probe, config.train.probe_every)
@@ -87,7 +88,7 @@ def claim(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> None
     recorded = fingerprint(config, setup.data, start.tokenizer.hash, setup.program.num_steps) | start.fingerprint
     processes.check_agreement(recorded)
     supervisor.acquire(workdir)
-    identity.claim(workdir, config, start.tokenizer, recorded)
+    identity.claim(workdir, config, start.tokenizer, recorded, start=start.start)
 
 
 def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> Outcome:
@@ -115,9 +116,10 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> O
 
         # --- Train. ---
         first, skipped = int(begun.state.step), begun.record.skipped_batches
-        streams = task_streams(config, start.tokenizer.pad_id)
+        streams = task_streams(config, start.tokenizer.pad_id, program.device_mesh)
         evaluator = TaskEvaluator(data, setup.predict_step, streams, program.device_mesh, config.train.evaluate_every)
-        with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, check=check) as log:
+        shorter = functools.partial(_flags_of_shorter, config)
+        with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, supervisor, shorter) as log:
             run = TrainingRun(
                 workdir=workdir,
                 program=program,
@@ -149,8 +151,10 @@ def _probes(setup: Setup, config: FinetuneConfig) -> list[Evaluator]:
     if not setup.labelled_sets:
         return []
 
+    provenance = of_finetune(config, setup.start.start)
+
     def model_at(params: nnx.State, step: int) -> Pretrained:
-        return from_params(params, config.model, setup.start.tokenizer, step, build=setup.program.build)
+        return from_params(params, config.model, setup.start.tokenizer, step, provenance, setup.program.build)
 
     return [Probe(setup.labelled_sets, config.train.probe_every, model_at)]
 
@@ -170,6 +174,10 @@ def _write_results(
 def _describe(workdir: str, config: FinetuneConfig, data: TaskData, program: TrainProgram) -> str:
     batch_size = config.train.global_batch_size
     return f'{workdir}: {program.num_steps:,} steps of {batch_size} rows, {len(data.train):,} rows an epoch'
+
+
+def _flags_of_shorter(config: FinetuneConfig, share: float) -> str:
+    return f'--config.train.epochs={config.train.epochs * share:.3g}'
 
 
 def _describe_step(metrics: dict[str, float]) -> str:

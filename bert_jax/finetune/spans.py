@@ -19,24 +19,19 @@ from bert_jax.errors import BadInput
 from bert_jax.finetune import answers
 from bert_jax.finetune.rows import make_rows
 from bert_jax.finetune.splits import Split
+from bert_jax.finetune.windows import (
+    Span,
+    Window,
+    cut_windows,
+    null_score,
+    ranked_spans,
+    token_span,
+    with_probabilities,
+)
 from bert_jax.text.tokenizer import Tokenizer
 
 _AT_ONCE = 256  # questions encoded together
 _COLUMNS = ('id', 'question', 'context')
-
-
-class Window(NamedTuple):
-    """Where the tokens of a row lie in the text.
-
-    first: the text's token that the window starts with.  place: where in the row it stands.
-    offsets: [W, 2] int64, the characters of the text that its W tokens come from.
-    has_most_context: [W] bool.
-    """
-
-    first: int
-    place: int
-    offsets: np.ndarray
-    has_most_context: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +54,18 @@ class SpanSplit(Split):
     task: Task
 
     def predictions(self, outputs: np.ndarray) -> list[Any]:
+        return [with_probabilities(spans) for spans, _ in self._ranked(outputs)]
+
+    def _ranked(self, outputs: np.ndarray) -> Iterator[tuple[list[Span], float]]:
+        """(the best spans, the score of 'no answer') of each question."""
         of_question: list[list[int]] = [[] for _ in self.questions]
         for row, example in enumerate(self.example):
             of_question[example].append(row)
-        return [
-            best_answers(
-                question.context,
-                [self.windows[row] for row in rows],
-                [outputs[row] for row in rows],
-                n_best=self.task.n_best,
-                max_tokens=self.task.max_answer_tokens,
-            )
-            for question, rows in zip(self.questions, of_question, strict=True)
-        ]
+        limits = {'n_best': self.task.n_best, 'max_tokens': self.task.max_answer_tokens}
+        for question, rows in zip(self.questions, of_question, strict=True):
+            of_windows = [outputs[row] for row in rows]
+            spans = ranked_spans(question.context, [self.windows[row] for row in rows], of_windows, **limits)
+            yield spans, null_score(of_windows)
 
     def metrics(self, names: Iterable[str], predictions: list[Any]) -> dict[str, float]:
         score = {'exact_match': answers.exact_match, 'f1': answers.f1}
@@ -95,23 +89,97 @@ class SpanSplit(Split):
         }
 
 
+class Answered(NamedTuple):
+    """What is said of a question that may have no answer.
+
+    best: the text of the best span.  candidates: (text, probability), best first; '' is no answer.
+    null_odds: the score of no answer less that of the best span; above the threshold, no answer is given.
+    """
+
+    best: str
+    candidates: list[tuple[str, float]]
+    null_odds: float
+    threshold: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The answer; '' for none."""
+        return '' if self.null_odds > self.threshold else self.best
+
+
+@dataclasses.dataclass(frozen=True)
+class NoAnswerSplit(SpanSplit):
+    """Questions that may have no answer (Rajpurkar et al. 2018, SQuAD 2.0); predictions are `Answered`."""
+
+    def predictions(self, outputs: np.ndarray) -> list[Any]:
+        found = []
+        for spans, null in self._ranked(outputs):
+            candidates = sorted([*spans, Span('', null, None, None)], key=lambda span: -span.score)
+            best, score = (spans[0].text, spans[0].score) if spans else ('', 0.0)
+            found.append(Answered(best, with_probabilities(candidates), null - score))
+        return found
+
+    def metrics(self, names: Iterable[str], predictions: list[Any]) -> dict[str, float]:
+        """All figures of the official scorer, those that are named first; thresholds are scores, not fractions."""
+        texts, odds = [found.best for found in predictions], [found.null_odds for found in predictions]
+        found = answers.scores_with_no_answer(texts, odds, self.gold)
+        first = ['exact' if name == 'exact_match' else name for name in names]
+        return {name: found[name] for name in dict.fromkeys([*first, *found])}
+
+    def decided(self, predictions: list[Any], metrics: dict[str, float]) -> list[Any]:
+        """No answer where the odds exceed the threshold of the best F1 on the first validation file."""
+        return [found._replace(threshold=metrics['best_f1_thresh']) for found in predictions]
+
+    def files(self, predictions: list[Any]) -> dict[str, str]:
+        """As of `SpanSplit`, and the odds of no answer, by which the official scorer finds its thresholds."""
+        files = super().files([found.candidates for found in predictions])
+        ids = [question.id for question in self.questions]
+        by_ending = {
+            '.json': {name: found.text for name, found in zip(ids, predictions, strict=True)},
+            '-null_odds.json': {name: found.null_odds for name, found in zip(ids, predictions, strict=True)},
+        }
+        return files | {
+            ending: json.dumps(content, ensure_ascii=False, indent=1) + '\n' for ending, content in by_ending.items()
+        }
+
+
 def open_spans(
-    source: str, task: Task, tokenizer: Tokenizer, *, is_labelled: bool = True, is_training: bool = False
+    source: str,
+    task: Task,
+    tokenizer: Tokenizer,
+    *,
+    is_labelled: bool = True,
+    is_training: bool = False,
+    learns_no_answer: bool | None = None,
 ) -> SpanSplit:
     """Reads and encodes a file of questions.
 
-    In training, a question without an answer is dropped, and one whose answer does not stand in the text where it says
-    it does; both are counted. In evaluation the scorer needs the texts of the answers only.
+    A question without an answer is dropped, unless the model learns that there may be none. In training, one whose
+    answer is not in its text where the file says is dropped too. Both are counted. In evaluation the scorer needs the
+    texts of the answers only.
+
+    Args:
+      learns_no_answer: whether the model learns that a question may have no answer; None, in training, decides by
+        `task.unanswerable`: 'auto' does where a record says `is_impossible`, as those of SQuAD 2.0 do.
 
     Raises:
       BadInput: for a missing column, or when no question is left.
     """
     counts: Counter[str] = Counter()
-    questions = list(_read_questions(source, task, counts, is_labelled=is_labelled, is_training=is_training))
+    reading = Reading(source, task, (*_COLUMNS, *(['answers'] if is_labelled else [])))
+    records: Iterable[Record] = reading
+    if learns_no_answer is None:
+        records = list(reading)
+        says = task.unanswerable == 'auto' and any('is_impossible' in record.fields for record in records)
+        learns_no_answer = says or task.unanswerable == 'learn'
+    choice = {'is_labelled': is_labelled, 'is_training': is_training, 'learns_no_answer': learns_no_answer}
+    questions = list(_chosen_questions(records, counts, **choice))
+    counts.update(reading.counts)
     if not questions:
         raise BadInput(source, f'holds no question to learn or to score ({dict(counts)})', 'answers in their texts')
-    rows = list(_encode(questions, task, tokenizer, counts, is_training))
-    return SpanSplit(
+    rows = list(encode_questions(questions, task, tokenizer, counts, is_training=is_training))
+    kind = NoAnswerSplit if learns_no_answer else SpanSplit
+    return kind(
         rows=make_rows(
             [row.ids for row in rows],
             [row.window.place for row in rows],
@@ -126,25 +194,27 @@ def open_spans(
     )
 
 
-def _read_questions(
-    source: str, task: Task, counts: Counter, *, is_labelled: bool, is_training: bool
+def _chosen_questions(
+    records: Iterable[Record], counts: Counter, *, is_labelled: bool, is_training: bool, learns_no_answer: bool
 ) -> Iterator[Question]:
-    """The questions that are learnt or scored; of those to learn from, with the first answer that is in the text."""
-    reading = Reading(source, task, (*_COLUMNS, *(['answers'] if is_labelled else [])))
-    for record in reading:
+    """The questions that are learned or scored; of those to learn from, with the first answer that is in the text."""
+    for record in records:
         question = _question(record, is_labelled)
         found = [answer for answer in question.answers if _stands_in(question.context, answer)]
         if is_labelled and not question.answers:
-            counts['question without an answer, dropped'] += 1
+            if learns_no_answer:
+                counts['question without an answer'] += 1
+                yield question
+            else:
+                counts['question without an answer, dropped'] += 1
         elif is_training and not found:
             counts['answer not in its text, dropped'] += 1
         else:
             counts['answer not in its text'] += is_labelled and not found
             yield dataclasses.replace(question, answers=(found[0],)) if is_training else question
-    counts.update(reading.counts)
 
 
-class _Row(NamedTuple):
+class SpanRow(NamedTuple):
     """A window of a question (its number): [CLS] question [SEP] tokens [SEP], and first and last token in it."""
 
     question: int
@@ -153,9 +223,10 @@ class _Row(NamedTuple):
     window: Window
 
 
-def _encode(
-    questions: list[Question], task: Task, tokenizer: Tokenizer, counts: Counter, is_training: bool
-) -> Iterator[_Row]:
+def encode_questions(
+    questions: list[Question], task: Task, tokenizer: Tokenizer, counts: Counter, *, is_training: bool
+) -> Iterator[SpanRow]:
+    """The windows of all questions, in their order."""
     for start in range(0, len(questions), _AT_ONCE):
         some = questions[start : start + _AT_ONCE]
         encoded = zip(
@@ -167,74 +238,16 @@ def _encode(
         for number, (question, asked, (tokens, offsets)) in enumerate(encoded, start):
             counts['question cut'] += len(asked) > task.max_question_tokens
             head = [tokenizer.cls_id, *asked[: task.max_question_tokens], tokenizer.sep_id]
-            span = token_span(offsets, *question.answers[0]) if is_training else None
+            has_answer = is_training and bool(question.answers)
+            span = token_span(offsets, *question.answers[0]) if has_answer else None
             num_with_answer = 0
             for window in cut_windows(np.array(offsets).reshape(-1, 2), len(head), task):
                 stop = window.first + len(window.offsets)
                 inside = span is not None and window.first <= span[0] and span[1] < stop
                 num_with_answer += inside
                 label = [place - window.first + window.place for place in span] if inside else [0, 0]
-                yield _Row(number, [*head, *tokens[window.first : stop], tokenizer.sep_id], label, window)
-            counts['answer in no window as a whole'] += is_training and not num_with_answer
-
-
-def cut_windows(offsets: np.ndarray, head: int, task: Task) -> list[Window]:
-    """The windows over a text of T tokens ([T, 2] offsets), behind a head of so many tokens."""
-    room = task.sequence_length - head - 1
-    num_tokens = len(offsets)
-    starts = [0]
-    while starts[-1] + room < num_tokens:
-        starts.append(starts[-1] + task.stride)
-    context = np.full((len(starts), num_tokens), -1.0)
-    for number, first in enumerate(starts):
-        stop = min(first + room, num_tokens)
-        place = np.arange(first, stop)
-        # As in the original: the lesser of both sides, and a little for the length, to settle ties.
-        context[number, first:stop] = np.minimum(place - first, stop - 1 - place) + 0.01 * (stop - first)
-    most = context.argmax(axis=0) if num_tokens else np.zeros(0, np.int64)
-    return [
-        Window(first, head, offsets[first : first + room], most[first : first + room] == number)
-        for number, first in enumerate(starts)
-    ]
-
-
-def token_span(offsets: list[tuple[int, int]], answer: str, start: int) -> tuple[int, int] | None:
-    """(first, last) of the tokens that an answer's characters touch; None when it touches none."""
-    touched = [n for n, (low, high) in enumerate(offsets) if low < start + len(answer) and high > start and high > low]
-    return (touched[0], touched[-1]) if touched else None
-
-
-def best_answers(
-    context: str, windows: list[Window], outputs: list[np.ndarray], *, n_best: int, max_tokens: int
-) -> list[tuple[str, float]]:
-    """(text, probability) of the best spans over all windows of a text, each text once, best first.
-
-    Args:
-      outputs: of each window, [L, 2] logits of first and last token.
-      n_best: firsts and lasts looked at in a window, and answers kept.  max_tokens: of an answer.
-    """
-    found: list[tuple[float, int, int]] = []
-    for window, logits in zip(windows, outputs, strict=True):
-        inside = logits[window.place : window.place + len(window.offsets)]
-        firsts = np.argsort(-np.where(window.has_most_context, inside[:, 0], -np.inf), kind='stable')[:n_best]
-        lasts = np.argsort(-inside[:, 1], kind='stable')[:n_best]
-        for first in firsts[window.has_most_context[firsts]]:
-            for last in lasts[(lasts >= first) & (lasts < first + max_tokens)]:
-                score = float(inside[first, 0] + inside[last, 1])
-                found.append((score, int(window.offsets[first, 0]), int(window.offsets[last, 1])))
-    found.sort(key=lambda candidate: (-candidate[0], candidate[1:]))
-    texts: dict[str, float] = {}
-    for score, low, high in found:
-        text = context[low:high].strip()
-        if text and text not in texts:
-            texts[text] = score
-            if len(texts) == n_best:
-                break
-    if not texts:
-        return []
-    scores = np.array(list(texts.values()))
-    weights = np.exp(scores - scores.max())
-    return list(zip(texts, (weights / weights.sum()).tolist(), strict=True))
+                yield SpanRow(number, [*head, *tokens[window.first : stop], tokenizer.sep_id], label, window)
+            counts['answer in no window as a whole'] += has_answer and not num_with_answer
 
 
 def _stands_in(context: str, answer: tuple[str, int]) -> bool:

@@ -41,6 +41,11 @@ class Split(abc.ABC):
     def metrics(self, names: Iterable[str], predictions: list[Any]) -> dict[str, float]:
         """The named figures, by comparison with `gold`."""
 
+    def decided(self, predictions: list[Any], metrics: dict[str, float]) -> list[Any]:
+        """Predictions for a file without labels, given the metrics of the validation files: as they are, by default."""
+        del metrics
+        return predictions
+
     @abc.abstractmethod
     def files(self, predictions: list[Any]) -> dict[str, str]:
         """{end of the file's name: its content}: the predictions to be written; without text of the examples."""

@@ -16,17 +16,20 @@ from bert_jax import config
 from bert_jax.config.finetuning import FinetuneConfig, too_long
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.finetune.heads import ARCHITECTURES, builder, new_head
+from bert_jax.finetune.exported import task_architecture
+from bert_jax.finetune.heads import ARCHITECTURES, POOLED, builder, new_head
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.model.bert import Encoder, new_pooler
 from bert_jax.pretrained import hugging_face, tensor_names
-from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial, split_step, with_sizes
-from bert_jax.pretrained.load import Pretrained
+from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial, with_sizes
+from bert_jax.pretrained.load import Pretrained, from_tensors
+from bert_jax.pretrained.provenance import Provenance, start_of
 from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
-from bert_jax.train.state import model_of
+from bert_jax.pretrained.tensor_names import POOLER
+from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given, load_saved_tokenizer
 from bert_jax.workdir import identity
+from bert_jax.workdir.identity import split_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,11 @@ class FinetuningStart:
         """{'init': hash of the initial weights, or 'scratch'}."""
         return self.initialization.fingerprint
 
+    @property
+    def start(self) -> Provenance | None:
+        """What is known of the initial weights; None for random ones."""
+        return self.initialization.start
+
     def params(self, num_outputs: int, seed: int) -> nnx.State | None:
         """The initial encoder under a new head, and what else is to be new; None where all is random.
 
@@ -52,7 +60,8 @@ class FinetuningStart:
 
     def _under_new_head(self, initial: Pretrained, num_outputs: int, seed: int) -> nnx.State:
         rngs = nnx.Rngs(seed)
-        head = dict(nnx.to_flat_state(nnx.state(new_head(self.config.model, num_outputs, rngs), nnx.Param)))
+        new = new_head(self.config.model, num_outputs, self.config.task.head_initializer, rngs)
+        head = dict(nnx.to_flat_state(nnx.state(new, nnx.Param)))
         of: dict[Any, dict[tuple, nnx.Param]] = {'bert': self._encoder(initial, rngs), 'classifier': head}
         build = builder(self.config.task.kind, num_outputs)
         shapes = nnx.eval_shape(lambda: build(self.config.model, self.tokenizer.vocab_size, nnx.Rngs(0)))
@@ -81,9 +90,11 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
     settings = given.tokenizer
     own = None
     if settings.path:
-        own = load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
+        own = load_given(settings)
     if given.init == 'scratch':
         assert own is not None  # see `config.finetuning.resolve`
+        for workdir in workdirs:
+            own = as_saved(own, settings, f'{workdir}/tokenizer')
         say(f'Starting from random weights: {given.model.num_layers} layers, hidden size {given.model.hidden_size}')
         return FinetuningStart(given, own, Initialization(fingerprint={'init': 'scratch'}))
     for workdir in workdirs:
@@ -94,9 +105,9 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
             tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
             _check(given, tokenizer, own, recorded.model)
             resolved = with_sizes(given, recorded.model, recorded.model.max_positions)
-            return FinetuningStart(
-                resolved, tokenizer, Initialization(given.init, {'init': fingerprint['init']}, load=_load)
-            )
+            begun_from = {'init': fingerprint['init']}
+            initialization = Initialization(given.init, begun_from, start=start_of(workdir), load=_load)
+            return FinetuningStart(resolved, tokenizer, initialization)
     initial = _load(given.init)
     model, tokenizer = initial.config, initial.tokenizer
     _check(given, tokenizer, own, model)
@@ -104,10 +115,17 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
         f'Starting from {given.init}: {model.num_layers} layers, hidden size {model.hidden_size}, '
         f'{tokenizer.vocab_size:,} tokens'
     )
+    heads = (POOLER,) if given.task.kind in POOLED and not given.reinitialized_layers else ()
+    for note in initial.provenance.notes(heads):
+        say(f'{given.init}: {note}')
+    if given.task.sequence_length > initial.max_length:
+        say(
+            f'config.task.sequence_length is {given.task.sequence_length}, and {given.init} was trained on texts of up '
+            f'to {initial.max_length} tokens: the positions beyond learn from this task alone'
+        )
     resolved = with_sizes(given, model, model.max_positions)
-    return FinetuningStart(
-        resolved, tokenizer, Initialization(given.init, {'init': hash_weights(initial)}, initial, _load)
-    )
+    fingerprint, start = {'init': hash_weights(initial)}, initial.provenance
+    return FinetuningStart(resolved, tokenizer, Initialization(given.init, fingerprint, initial, start, _load))
 
 
 def _load(init: str) -> Pretrained:
@@ -122,41 +140,34 @@ def _load(init: str) -> Pretrained:
         architecture, params = ARCHITECTURES[trained.model.kind], nnx.state(trained.model, nnx.Param)
         table, vocab_size = tensor_names.TASK_TABLES[architecture], trained.tokenizer.vocab_size
         tensors = tensor_names.to_tensors(params, trained.config, vocab_size, table)
-        return _without_head(tensors, architecture, trained.config, trained.tokenizer, vocab_size, Path(directory))
+        where = Path(directory)
+        found = _without_head(where, where, tensors, architecture, trained.config, vocab_size, trained.tokenizer)
+        return dataclasses.replace(found, provenance=trained.provenance)
     path = Path(directory)
-    if (architecture := _task_architecture(path)) is None:
+    if (architecture := task_architecture(path)) is None:
         return load_initial(init)
     tokenizer = hugging_face.read_tokenizer(path)
     model, vocab_size = hugging_face.read_model_json(path)
     file, tensors = read_tensors(path)
-    return _without_head(tensors, architecture, model, tokenizer, vocab_size, file)
-
-
-def _task_architecture(directory: Path) -> str | None:
-    """The class of a fine-tuned model in a Hugging Face directory; None for what is something else."""
-    path = directory / 'config.json'
-    if identity.is_workdir(str(directory)) or not path.is_file():
-        return None
-    named = hugging_face.read_json(path, 'a Hugging Face BERT directory').get('architectures')
-    return next((name for name in named if name in tensor_names.TASK_TABLES), None) if isinstance(named, list) else None
+    return _without_head(path, file, tensors, architecture, model, vocab_size, tokenizer)
 
 
 def _without_head(
+    directory: Path,
+    file: Path,
     tensors: dict[str, np.ndarray],
     architecture: str,
     model: config.Model,
-    tokenizer: Tokenizer,
     vocab_size: int,
-    where: Path,
+    tokenizer: Tokenizer,
 ) -> Pretrained:
-    say(f'{where} is a {architecture}: its encoder is taken, its head is left out')
+    say(f'{directory} is a {architecture}: its encoder is taken, its head is left out')
     encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(('classifier.', 'qa_outputs.'))}
-    params, model, num_tokens = hugging_face.assemble(encoder, model, vocab_size, tokenizer.vocab_size, where)
-    return Pretrained(model_of(params, model, num_tokens), tokenizer, model, None)
+    return from_tensors(directory, file, encoder, model, vocab_size, tokenizer)
 
 
 def _check(given: FinetuneConfig, tokenizer: Tokenizer, own: Tokenizer | None, model: config.Model) -> None:
-    if own is not None and own.hash != tokenizer.hash:
+    if own is not None and not own.agrees_with(tokenizer):
         raise BadInput(
             f'config.tokenizer.path={given.tokenizer.path}',
             f'is another tokenizer ({own.vocab_size} tokens) than that of config.init ({tokenizer.vocab_size} tokens)',

@@ -83,19 +83,26 @@ def open_tags(
     ids, example, first_pieces, row_labels = [], [], [], []
     for number, (_, words) in enumerate(sentences):
         tags = iter([numbers[tag] for tag in gold[number]] if is_labelled else [-1] * len(words))
-        windows = list(windows_of_words(words, task.sequence_length - 2, counts))
-        counts['sentence split into windows'] += len(windows) > 1
-        for window in windows:
-            places = np.cumsum([1, *map(len, window[:-1])])
-            row = [tokenizer.cls_id, *(piece for word in window for piece in word), tokenizer.sep_id]
+        for row, places in encode_words(words, task, tokenizer, counts):
             tagged = np.full(len(row), -1, np.int32)
-            tagged[places] = [next(tags) for _ in window]
+            tagged[places] = [next(tags) for _ in places]
             ids.append(row)
             example.append(number)
             first_pieces.append(places)
             row_labels.append(tagged)
     rows = make_rows(ids, [len(row) for row in ids], np.concatenate(row_labels))
     return TagSplit(rows, np.array(example), counts, gold, labels, first_pieces)
+
+
+def encode_words(
+    words: list[list[int]], task: Task, tokenizer: Tokenizer, counts: Counter
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """(ids [CLS] … [SEP], where its words begin) of each window of a sentence, given as the pieces of its words."""
+    windows = list(windows_of_words(words, task.sequence_length - 2, counts))
+    counts['sentence split into windows'] += len(windows) > 1
+    for window in windows:
+        row = [tokenizer.cls_id, *(piece for word in window for piece in word), tokenizer.sep_id]
+        yield row, np.cumsum([1, *map(len, window)])[: len(window)]
 
 
 def windows_of_words(words: list[list[int]], room: int, counts: Counter) -> Iterator[list[list[int]]]:
@@ -113,11 +120,21 @@ def windows_of_words(words: list[list[int]], room: int, counts: Counter) -> Iter
     yield window
 
 
-def _words(record: Record, task: Task, is_labelled: bool) -> tuple[list[str], list[str]]:
+def words_of(record: Record, task: Task) -> list[str]:
+    """The words of a sentence: a list, or text with blanks between them.
+
+    Raises:
+      BadInput: when it is something else.
+    """
     words = record.fields[task.text]
     words = words.split() if isinstance(words, str) else words
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise BadInput(record.where, f'{task.text!r} is not a list of words', 'words, or text with blanks between them')
+    return words
+
+
+def _words(record: Record, task: Task, is_labelled: bool) -> tuple[list[str], list[str]]:
+    words = words_of(record, task)
     if not is_labelled:
         return words, []
     tags = record.fields[task.label]

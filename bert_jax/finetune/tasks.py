@@ -10,7 +10,7 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 from bert_jax.finetune.rows import Rows
-from bert_jax.finetune.spans import open_spans
+from bert_jax.finetune.spans import NoAnswerSplit, open_spans
 from bert_jax.finetune.splits import Split, choose
 from bert_jax.finetune.tags import open_tags
 from bert_jax.finetune.texts import open_texts
@@ -25,6 +25,7 @@ class TaskData:
       labels: names of the outputs by id; empty for numbers and spans.  num_outputs: C.
       validation: by name; the first decides.  predict: without labels, if there is such a file.
       metrics: names of the figures; the first is the main one.
+      learns_no_answer: whether questions without an answer are learned.
       content_hash: equal hashes give equal rows and equal judgements; nothing in it tells a path.
     """
 
@@ -35,6 +36,7 @@ class TaskData:
     predict: Split | None
     metrics: tuple[str, ...]
     content_hash: str
+    learns_no_answer: bool = False
 
 
 def open_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
@@ -46,7 +48,8 @@ def open_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
     if task.kind == 'spans':
         learnt = open_spans(task.train, task, tokenizer, is_training=True)
         labels: tuple[str, ...] = ()
-        open_split: Callable[..., Split] = functools.partial(open_spans, task=task, tokenizer=tokenizer)
+        chosen = {'task': task, 'tokenizer': tokenizer, 'learns_no_answer': isinstance(learnt, NoAnswerSplit)}
+        open_split: Callable[..., Split] = functools.partial(open_spans, **chosen)
     else:
         open_kind = open_tags if task.kind == 'tagging' else open_texts
         learnt = open_kind(task.train, task, tokenizer, None)
@@ -70,7 +73,8 @@ def open_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
     contents = [rows.content_hash(), labels, *(split.content() for split in validation.values())]
     num_outputs = {'regression': 1, 'spans': 2}.get(task.kind, len(labels))
     metrics = task.metrics or METRICS[task.kind][:1]
-    return TaskData(labels, num_outputs, rows, validation, predict, metrics, json_digest(contents))
+    learns_no_answer = isinstance(learnt, NoAnswerSplit)
+    return TaskData(labels, num_outputs, rows, validation, predict, metrics, json_digest(contents), learns_no_answer)
 
 
 def split_name(source: str) -> str:

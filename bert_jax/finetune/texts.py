@@ -80,7 +80,7 @@ def open_texts(
     counts: Counter[str] = Counter()
     ids, second = [], []
     for some in _chunks(iter(reading)):
-        for row, boundary in _encode(some, task, tokenizer, counts):
+        for row, boundary in encode_texts(some, task, tokenizer, counts):
             ids.append(row)
             second.append(boundary)
         given += [(record.where, record.fields[task.label]) for record in some] if is_labelled else []
@@ -121,10 +121,14 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield some
 
 
-def _encode(
+def encode_texts(
     records: list[Record], task: Task, tokenizer: Tokenizer, counts: Counter
 ) -> Iterator[tuple[list[int], int]]:
-    """(ids, where the second text begins) of each record."""
+    """(ids [CLS] A [SEP], or with `task.text_pair` [CLS] A [SEP] B [SEP], and where the second text begins) of records.
+
+    Raises:
+      BadInput: for a column that holds no text.
+    """
     cls, sep = tokenizer.cls_id, tokenizer.sep_id
     texts = [_text(record, task.text) for record in records]
     firsts = tokenizer.encode_batch(texts)

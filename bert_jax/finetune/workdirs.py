@@ -14,7 +14,7 @@ from etils import epath
 from bert_jax.config.fields import identity_of, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig, resolve
 from bert_jax.errors import BadInput
-from bert_jax.files import matching, write_whole
+from bert_jax.files import matching, read_json, write_whole
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.workdir import identity
 
@@ -26,8 +26,7 @@ def seed_workdir(workdir: str, seed: int) -> str:
 
 def is_finetune(workdir: str) -> bool:
     """Whether a directory is the run of a seed."""
-    path = epath.Path(workdir) / 'config.json'
-    return identity.is_workdir(workdir) and 'task' in json.loads(path.read_text()).get('config', {})
+    return identity.is_workdir(workdir) and 'task' in identity.load_settings(workdir)
 
 
 def seeds_of(workdir: str) -> list[str]:
@@ -47,18 +46,22 @@ def read_run(workdir: str) -> FinetuneConfig:
     if not is_finetune(workdir):
         expected = 'the run of a seed, like WORKDIR/seed-0'
         raise BadInput(workdir, 'is not the workdir of a fine-tune', expected, 'name another --workdir')
-    recorded = json.loads((epath.Path(workdir) / 'config.json').read_text())['config']
+    recorded = identity.load_settings(workdir)
     return with_values_before(resolve(recorded), recorded)
 
 
 def fingerprint(config: FinetuneConfig, data: TaskData, tokenizer_hash: str, steps: int) -> dict[str, Any]:
     """What must not change when a fine-tune is continued: content, never paths, mesh, microbatches or intervals."""
-    return identity_of(config) | {
-        'train.steps': steps,
-        'data': data.content_hash,
-        'labels': list(data.labels),
-        'tokenizer': tokenizer_hash,
-    }
+    return (
+        identity_of(config)
+        | {
+            'train.steps': steps,
+            'data': data.content_hash,
+            'labels': list(data.labels),
+            'tokenizer': tokenizer_hash,
+        }
+        | ({'unanswerable': True} if data.learns_no_answer else {})
+    )
 
 
 def write_plan(workdir: str, num_seeds: int) -> None:
@@ -79,14 +82,31 @@ def read_plan(workdir: str) -> tuple[FinetuneConfig, int]:
     if not seeds:
         found = f'is missing, and {workdir} holds no fine-tune to go on with'
         raise BadInput('--config', found, 'a config file', '--config=configs/finetune/glue.py:sst2')
-    num_seeds = json.loads(path.read_text())['num_seeds'] if path.exists() else len(seeds)
+    num_seeds = _num_seeds(path) if path.exists() else len(seeds)
     return read_run(seeds[0]), num_seeds
 
 
+def _num_seeds(path: epath.Path) -> int:
+    found = read_json(path).get('num_seeds')
+    if type(found) is not int or not 0 < found < 2**31:
+        raise BadInput(str(path), f'num_seeds is {found!r}', 'how many seeds were asked for', 'name it with --seeds')
+    return found
+
+
 def read_results(workdir: str) -> dict[str, Any] | None:
-    """The results.json of a seed's run; None while there is none."""
+    """The results.json of a seed's run; None while there is none.
+
+    Raises:
+      BadInput: when it is damaged.
+    """
     path = epath.Path(workdir) / 'results.json'
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    found = read_json(path)
+    metrics = found.get('metrics')
+    if type(found.get('step')) is not int or not isinstance(metrics, dict):
+        raise BadInput(str(path), 'holds no step with its metrics', 'the file that finetune wrote', f'rm {path}')
+    return found
 
 
 def write_results(workdir: str, results: dict[str, Any]) -> None:

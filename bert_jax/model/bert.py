@@ -12,12 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax import config
+from bert_jax.errors import BadInput
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, parameter, stack, truncated_normal
 from bert_jax.model.matmul import Count, Matmul, project
 
 VOCABULARY_MULTIPLE = 128
+_SLACK, _SMALL_MODEL = 4, 10_000_000  # parameters that `check_size` lets pass for each number, and in any case
 
 
 Build = Callable[[config.Model, int, nnx.Rngs], nnx.Module]  # a model from its sizes and its vocabulary size
@@ -177,6 +179,32 @@ def num_parameters(model: config.Model, vocab_size: int) -> int:
     shapes = nnx.eval_shape(lambda: BertForPreTraining(model, vocab_size, nnx.Rngs(0)))
     total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
     return total - (padded_vocab_size(vocab_size) - vocab_size) * (model.hidden_size + 1)
+
+
+def encoder_size(model: config.Model, vocab_size: int) -> int:
+    """About how many parameters the encoder has, in biases and norms less than `num_parameters`; builds nothing."""
+    D, I = model.hidden_size, model.intermediate_size  # noqa: E741
+    return model.num_layers * (4 * D * D + 2 * D * I) + (vocab_size + model.max_positions) * D
+
+
+def check_size(model: config.Model, vocab_size: int, num_elements: int, where: str, holds: str) -> None:
+    """Checks the sizes of a model from somebody else's config against its weights, before anything is built.
+
+    Weights of another shape are reported by whoever reads them. This is for sizes that no memory would hold.
+
+    Args:
+      num_elements: of all weights that come with the config.
+      where: the directory of the config.
+      holds: the file or directory of the weights.
+
+    Raises:
+      BadInput: when the encoder is far larger than its weights.
+    """
+    size = encoder_size(model, vocab_size)
+    if size > _SLACK * num_elements + _SMALL_MODEL:
+        sizes = f'{model.num_layers:,} layers, hidden size {model.hidden_size:,}, {vocab_size:,} tokens'
+        found = f'its config describes an encoder of {size:,} parameters ({sizes})'
+        raise BadInput(where, found, f'at most the {num_elements:,} numbers in {holds}', 'the config of these weights')
 
 
 def matmuls(

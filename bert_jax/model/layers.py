@@ -8,6 +8,7 @@ parameters that are stacked over layers is `LAYERS`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +64,17 @@ def stack(create: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.R
 class Dense(nnx.Module):
     """x @ kernel + bias over the last dim."""
 
-    def __init__(self, num_in: int, num_out: int, axes: tuple[str, str], stddev: float, dtype: str, rngs: nnx.Rngs):
-        self.kernel = parameter(truncated_normal(stddev)(rngs.params(), (num_in, num_out)), *axes)
+    def __init__(
+        self,
+        num_in: int,
+        num_out: int,
+        axes: tuple[str, str],
+        stddev: float,
+        dtype: str,
+        rngs: nnx.Rngs,
+        initializer: Callable[[float], nnx.Initializer] = truncated_normal,
+    ):
+        self.kernel = parameter(initializer(stddev)(rngs.params(), (num_in, num_out)), *axes)
         self.bias = parameter(jnp.zeros(num_out), axes[1])
         self.dtype = dtype
 
@@ -95,7 +105,7 @@ class SelfAttention(nnx.Module):
         self.num_heads, self.rate = model.num_heads, model.attention_dropout_rate
         self.implementation = model.attention
         size, stddev = model.hidden_size, model.initializer_range
-        into = {'axes': ('embed', 'heads'), 'stddev': stddev, 'dtype': model.dtype, 'rngs': rngs}
+        into: dict[str, Any] = {'axes': ('embed', 'heads'), 'stddev': stddev, 'dtype': model.dtype, 'rngs': rngs}
         self.query = Dense(size, size, **into)
         self.key = Dense(size, size, **into)
         self.value = Dense(size, size, **into)

@@ -4,6 +4,7 @@
 devices wants its settings in the environment before jax starts, and may be stopped when it takes too long.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -23,9 +24,10 @@ from jax.experimental import topologies
 
 from bert_jax.config import Config, resolve
 from bert_jax.errors import BadInput, is_exhausted
-from bert_jax.files import json_digest, write_whole
+from bert_jax.files import json_digest, read_json, write_whole
 from bert_jax.plan import hlo
 from bert_jax.plan.targets import Target, parse
+from bert_jax.runtime.caches import cache_directory
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.memory import highest_bytes, lower_step, refused_bytes
 
@@ -94,8 +96,8 @@ def compile_for(config: Config, target: Target, effort: str = FULL, limit_s: flo
     if missing(target):
         raise BadInput('--target', f'the compiler for {target.device.name} is not installed', '', missing(target))
     path = _cache_path(config, target, effort)
-    if path.exists():
-        return _program(json.loads(path.read_text()))
+    if path is not None and path.exists():
+        return _program(read_json(path))
     with tempfile.TemporaryDirectory() as directory:
         request, answer = Path(directory) / 'request.json', Path(directory) / 'answer.json'
         request.write_text(json.dumps({'config': dataclasses.asdict(config), 'target': target.name, 'effort': effort}))
@@ -111,21 +113,29 @@ def compile_for(config: Config, target: Target, effort: str = FULL, limit_s: flo
                 '--target', f'the compiler for {target.name} failed: {said[-1] if said else done.returncode}'
             )
         text = answer.read_text()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text)
+    if path is not None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written is filled by no one, and nothing is lost
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, text)
     return _program(json.loads(text))
 
 
-def _cache_path(config: Config, target: Target, effort: str) -> Path:
-    """Named by everything that the program depends on: config, target, versions, the code that makes the step."""
+def _cache_path(config: Config, target: Target, effort: str) -> Path | None:
+    """Named by everything that the program depends on: config, target, versions, the code that makes the step.
+
+    None for a user without a cache directory.
+    """
+    try:
+        cache = cache_directory()
+    except OSError:
+        return None
     package = Path(__file__).parents[1]
     sources = [*sorted(package.glob('model/*.py')), *(package / name for name in _STEP)]
     code = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()
     installed = {dist.metadata['Name']: dist.version for dist in importlib.metadata.distributions()}
     versions = {name: installed.get(name) for name in _RECORDED}
     key = json_digest([dataclasses.asdict(config), target.name, effort, versions, code])
-    home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    return home / 'bert_jax' / 'plan' / f'{key}.json'
+    return cache / 'bert_jax' / 'plan' / f'{key}.json'
 
 
 def _environment(target: Target) -> dict[str, str]:
@@ -230,7 +240,7 @@ def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple
 
 def main(request_path: str, answer_path: str) -> None:
     """Compiles what a request asks for; writes the answer when it is whole."""
-    request = json.loads(Path(request_path).read_text())
+    request = read_json(request_path)
     target = parse(request['target'])
     program, _ = compile_step(resolve(request['config']), _devices(target), request['effort'])
     fields = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from bert_jax import config
+from bert_jax.files import read_json
 from bert_jax.model.bert import num_parameters
+from bert_jax.pretrained.load import Pretrained
+from bert_jax.pretrained.provenance import Provenance
+from bert_jax.pretrained.tensor_names import MLM_HEAD, NSP_HEAD
 from bert_jax.text.corpus import read_manifest
-from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.version import __version__
 from bert_jax.workdir import identity
 
@@ -24,17 +28,27 @@ _UNITS = dict.fromkeys(('loss', 'mlm_loss', 'nsp_loss', 'unigram_entropy'), ' na
 _OF_WINDOWS = ('masked_word_nats_per_character', 'unigram_nats_per_character')
 
 
-def model_card(
-    workdir: str, resolved: config.Config, card: config.Card, tokenizer: Tokenizer, step: int, name: str
-) -> str:
+def model_card(workdir: str, resolved: config.Config, card: config.Card, trained: Pretrained, name: str) -> str:
     """README.md of an export: YAML front matter for a model hub, and the facts of the training."""
+    untrained, step = trained.provenance.untrained_heads, trained.step or 0
+    fills_masks = MLM_HEAD not in untrained
+    pipeline = (
+        {'pipeline_tag': 'fill-mask', 'mask_token': '[MASK]'} if fills_masks else {'pipeline_tag': 'feature-extraction'}
+    )
+    classes = [
+        'AutoTokenizer',
+        'AutoModel',
+        *(['AutoModelForMaskedLM'] if fills_masks else []),
+        *(['AutoModelForNextSentencePrediction'] if NSP_HEAD not in untrained else []),
+        *(['AutoModelForPreTraining'] if not untrained else []),
+    ]
     sections = [
-        front_matter(card, {'pipeline_tag': 'fill-mask', 'mask_token': '[MASK]'}),
-        f'# {name}\n\nA BERT encoder pretrained with bert_jax {__version__}. `proof.json` says what was compared '
+        front_matter(card, pipeline),
+        f'# {name}\n\n{_origin(identity.load_fingerprint(workdir), step)} `proof.json` says what was compared '
         'before this directory got its name, and holds the SHA-256 of its files.',
-        _heads(resolved.data.pairing, step),
-        'Opens with `AutoTokenizer`, `AutoModel`, `AutoModelForMaskedLM`, `AutoModelForPreTraining`.',
-        '## Model\n\n' + table(_model_facts(resolved.model, tokenizer)),
+        *_heads(resolved.data.pairing, step, trained.provenance),
+        f'Opens with {", ".join(f"`{name}`" for name in classes)}.',
+        '## Model\n\n' + table(_model_facts(trained)),
     ]
     if step:
         sections.append('## Training\n\n' + table(_training_facts(resolved, step, identity.load_fingerprint(workdir))))
@@ -58,26 +72,48 @@ def front_matter(card: config.Card, about: dict[str, str]) -> str:
     )
 
 
-def _heads(pairing: str, step: int) -> str:
-    if pairing == 'none':
-        return (
-            'It was trained on single texts (`pairing=none`): the pooler and the next-sentence head took no part '
-            'in that and are left out. `AutoModelForMaskedLM` has all that it needs; `AutoModel` and '
-            '`AutoModelForPreTraining` start the missing parts at random: do not use their `pooler_output` or '
-            '`seq_relationship_logits`.'
+def _origin(fingerprint: dict[str, Any], step: int) -> str:
+    """Where the weights come from, in a sentence."""
+    if 'imported' in fingerprint:
+        return f'A BERT encoder that was trained elsewhere, imported and exported by bert_jax {__version__}.'
+    if not step:
+        return f'A BERT encoder before its first training step with bert_jax {__version__}.'
+    begun = ', starting from another model' if 'init' in fingerprint else ''
+    return f'A BERT encoder pretrained with bert_jax {__version__}{begun}.'
+
+
+def _heads(pairing: str, step: int, provenance: Provenance) -> Iterator[str]:
+    """What the heads were trained on, and what is left out, a paragraph each."""
+    untrained = provenance.untrained_heads
+    if untrained:
+        reason = 'It was trained on single texts (`pairing=none`). ' if step and pairing == 'none' else ''
+        names = (
+            ' and the '.join(untrained) if len(untrained) < 3 else f'{", ".join(untrained[:-1])} and {untrained[-1]}'
+        )
+        yield (
+            f'{reason}Not trained, and left out of this directory: the {names}. Classes of `transformers` that have '
+            'them start them at random: do not use their outputs before training them.'
         )
     if not step:
-        return 'Saved before any training step: the weights are those that the run started from.'
-    return f'The pooler and the pair head were trained on {_PAIRS[pairing]}.'
+        yield 'Saved before any training step: the weights are those that the run started from.'
+    elif pairing != 'none':
+        yield f'The pooler and the pair head were trained on {_PAIRS[pairing]}.'
+    if provenance.rows_dropped:
+        yield (
+            f'The imported embeddings had {provenance.rows_dropped:,} more rows, beyond the tokens of the tokenizer. '
+            'No text can reach them, and they are left out.'
+        )
 
 
-def _model_facts(model: config.Model, tokenizer: Tokenizer) -> dict[str, Any]:
+def _model_facts(trained: Pretrained) -> dict[str, Any]:
+    model, tokenizer = trained.config, trained.tokenizer
     return {
         'Layers': model.num_layers,
         'Hidden size': model.hidden_size,
         'Attention heads': model.num_heads,
         'Intermediate size': model.intermediate_size,
         'Positions': model.max_positions,
+        'Positions trained': trained.max_length,
         'Parameters, with all heads': num_parameters(model, tokenizer.vocab_size),
         'Vocabulary': f'{tokenizer.vocab_size:,} tokens, {tokenizer.kind}',
         'Lower case': 'yes' if tokenizer.lowercase else 'no',
@@ -118,7 +154,7 @@ def _corpus_facts(workdir: str, corpus: str) -> dict[str, Any]:
 def _evaluation(workdir: str, step: int, pairing: str) -> dict[str, Any]:
     """What `evaluate` found at this very step; empty without it."""
     path = epath.Path(workdir) / 'evaluation.json'
-    result = json.loads(path.read_text()) if path.exists() else {}
+    result = read_json(path) if path.exists() else {}
     if result.get('step') != step:
         return {}
     measured = {name: value for name, value in result.items() if isinstance(value, float)}

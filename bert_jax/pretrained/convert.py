@@ -1,6 +1,7 @@
 """A model from elsewhere as a workdir: conversion only. Runs start from it with `config.init`."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -9,15 +10,15 @@ from flax import nnx
 
 from bert_jax.config import Config, Data, Train
 from bert_jax.config import Mesh as MeshConfig
+from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import new_directory
+from bert_jax.files import is_local, new_directory
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained import google, hugging_face
 from bert_jax.pretrained.initialize import hash_weights
-from bert_jax.pretrained.load import Pretrained, load_pretrained
+from bert_jax.pretrained.load import Pretrained, from_tensors, load_pretrained
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.program import build_program
-from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 
@@ -31,18 +32,21 @@ def import_model(source: str, workdir: str, data: Data | None = None) -> dict[st
       data: the data settings to record, for `evaluate`; its corpus must be of the same tokenizer.
 
     Returns:
-      `parameters`, `vocab_size`, `weights` (their hash).
+      `parameters`, `vocab_size`, `weights` (their hash), and what is not as in the source: `rows_dropped` (of the
+      embeddings, beyond the tokens of the tokenizer) and `untrained_heads` (absent there, initialized at random).
 
     Raises:
       BadInput: when the source is not a BERT that this model can be, or the workdir is there already.
     """
-    target = epath.Path(workdir)
+    target = epath.Path(os.path.realpath(workdir) if is_local(workdir) else workdir)  # where a link points to
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise _is_taken(workdir)
     model = read_source(source)
     data = data or Data()
     data = dataclasses.replace(data, sequence_length=min(data.sequence_length, model.config.max_positions))
     config = Config(model=model.config, data=data)
+    for note in model.provenance.notes():
+        say(f'{source}: {note}')
     weights = hash_weights(model)
     try:
         with new_directory(target, existing='refuse') as temporary:
@@ -50,7 +54,13 @@ def import_model(source: str, workdir: str, data: Data | None = None) -> dict[st
     except FileExistsError:
         raise _is_taken(workdir) from None
     vocab_size = model.tokenizer.vocab_size
-    return {'parameters': num_parameters(model.config, vocab_size), 'vocab_size': vocab_size, 'weights': weights}
+    return {
+        'parameters': num_parameters(model.config, vocab_size),
+        'vocab_size': vocab_size,
+        'weights': weights,
+        'rows_dropped': model.provenance.rows_dropped,
+        'untrained_heads': list(model.provenance.untrained_heads),
+    }
 
 
 def _is_taken(workdir: str) -> BadInput:
@@ -64,7 +74,8 @@ def _write(workdir: epath.Path, config: Config, model: Pretrained, weights: str)
     checkpoints = Checkpoints(str(workdir))
     checkpoints.save(program.init_state(config.train.seed, nnx.state(model.model, nnx.Param)))
     checkpoints.close()
-    identity.write(str(workdir), config, model.tokenizer, {'imported': weights, 'tokenizer': model.tokenizer.hash})
+    fingerprint = {'imported': weights, 'tokenizer': model.tokenizer.hash}
+    identity.write(str(workdir), config, model.tokenizer, fingerprint, model.provenance)
 
 
 def read_source(source: str) -> Pretrained:
@@ -79,6 +90,4 @@ def read_source(source: str) -> Pretrained:
     if not google.is_checkpoint(path):
         return load_pretrained(source)
     file, tensors, model, vocab_size = google.read_checkpoint(path)
-    tokenizer = hugging_face.read_tokenizer(path)
-    params, model, vocab_size = hugging_face.assemble(tensors, model, vocab_size, tokenizer.vocab_size, file)
-    return Pretrained(model_of(params, model, vocab_size), tokenizer, model, None)
+    return from_tensors(path, file, tensors, model, vocab_size, hugging_face.read_tokenizer(path))

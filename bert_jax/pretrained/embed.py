@@ -1,16 +1,21 @@
-"""Mean-pooled vectors of the lines of a file."""
+"""Vectors of the lines of a file."""
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from bert_jax.activity import printed_a_line
 from bert_jax.console import progress_bar, say
 from bert_jax.errors import BadInput
 from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
+from bert_jax.pretrained.sentences import SentenceSettings
+from bert_jax.text.chunks import LONGEST_RECORD, Part
+from bert_jax.text.lines import read_lines
 
 _LINES_AT_ONCE = 4096
 _SECONDS_BETWEEN_REPORTS = 10
@@ -18,13 +23,23 @@ _SECONDS_BETWEEN_REPORTS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """What was written: `lines` rows of `hidden_size` float32; `truncated` lines had lost their end."""
+    """What was written: `lines` rows of `hidden_size` float32.
+
+    Attributes:
+      hidden_size: of a vector: the model's for each of the `pooling`.
+      truncated: lines that lost their end, being longer than `max_length` tokens.
+      invalid_utf8_replaced: lines with bytes that are not UTF-8, each replaced by U+FFFD.
+    """
 
     output: str
     lines: int
     hidden_size: int
     truncated: int
     seconds: float
+    max_length: int
+    pooling: tuple[str, ...]
+    normalized: bool
+    invalid_utf8_replaced: int
 
 
 def check(input_file: str, output: str) -> None:
@@ -39,18 +54,22 @@ def check(input_file: str, output: str) -> None:
         raise BadInput(f'--output={output}', 'is not the name of an .npy file', '--output=NAME.npy')
 
 
-def embed(pretrained: Pretrained, input_file: str, output: str, progress: bool = True) -> Embedded:
-    """Writes OUTPUT, float32 [lines, D]: row n is the mean-pooled vector of line n.
+def embed(
+    pretrained: Pretrained, settings: SentenceSettings, input_file: str, output: str, progress: bool = True
+) -> Embedded:
+    """Writes OUTPUT, float32 [lines, D]: row n is the vector of line n, the mean over its tokens by default.
 
-    A blank line gets the vector of an empty text ([CLS] [SEP] alone), so that rows and lines correspond; a line with
-    more tokens than the model has positions is cut. OUTPUT appears whole, by a rename, or not at all.
+    A blank line gets the vector of an empty text ([CLS] [SEP] alone), so that rows and lines correspond; a longer line
+    than the settings allow, or than the model was trained on, is cut. OUTPUT appears whole, by a rename, or not at all.
 
     Raises:
-      BadInput: see `check`; also for a line that is not UTF-8, by its number.
+      BadInput: see `check`; also for a line that does not fit into memory.
     """
     check(input_file, output)
     start = last = time.monotonic()
-    num_lines, hidden_size = sum(1 for _ in _lines(Path(input_file))), pretrained.config.hidden_size
+    counts: Counter[str] = Counter()
+    num_lines = sum(1 for _ in _lines(input_file, Counter()))
+    hidden_size = len(settings.modes) * pretrained.config.hidden_size
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     done = truncated = 0
@@ -63,25 +82,34 @@ def embed(pretrained: Pretrained, input_file: str, output: str, progress: bool =
             with temporary.open('wb') as file:
                 np.save(file, np.zeros(shape, np.float32))
         with progress_bar(total=num_lines, unit=' lines', shown=progress) as bar:
-            for some in _chunks(_lines(Path(input_file))):
-                vectors[done : done + len(some)], cut = pretrained.mean_pooled(some)
+            for some in _chunks(_lines(input_file, counts)):
+                vectors[done : done + len(some)], cut = pretrained.embed(some, settings)
                 done, truncated = done + len(some), truncated + cut
                 bar.update(len(some))
                 if progress and bar.disable and time.monotonic() - last >= _SECONDS_BETWEEN_REPORTS:
                     last = time.monotonic()
                     say(f'{done:,} of {num_lines:,} lines')
+                    printed_a_line()
         if num_lines:
             vectors.flush()
-    return Embedded(str(target), done, hidden_size, truncated, round(time.monotonic() - start, 3))
+    return Embedded(
+        output=str(target),
+        lines=done,
+        hidden_size=hidden_size,
+        truncated=truncated,
+        seconds=round(time.monotonic() - start, 3),
+        max_length=settings.limit(pretrained.max_length, pretrained.config.max_positions),
+        pooling=settings.modes,
+        normalized=settings.normalize,
+        invalid_utf8_replaced=counts['invalid_utf8_replaced'],
+    )
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open('rb') as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.decode('utf-8').rstrip('\r\n')
-            except UnicodeDecodeError:
-                raise BadInput(f'{path}:{number}', 'is not UTF-8', 'text in UTF-8') from None
+def _lines(path: str, counts: Counter) -> Iterator[str]:
+    for number, line in enumerate(read_lines(Part(path), 'jsonl', counts), 1):
+        if line is None:
+            raise BadInput(f'{path}:{number}', 'is too long a line', f'lines of at most {LONGEST_RECORD:,} bytes')
+        yield line
 
 
 def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from bert_jax import config
-from bert_jax.console import say
+from bert_jax import config, files
 from bert_jax.errors import BadInput
+from bert_jax.files import DamagedJson
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.tensor_names import TABLE, TASK_TABLES, WORD, from_tensors, to_tensors
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -80,8 +80,8 @@ def read_model_json(directory: Path) -> tuple[config.Model, int]:
     return parse_model_json(content, path)
 
 
-def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: Path, expected: str, kind: type = dict) -> Any:
+    """A JSON object from a file, or with `kind=list` a JSON list.
 
     Raises:
       BadInput: when it is not there or is none.
@@ -89,12 +89,9 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
     if not path.is_file():
         raise BadInput(str(path), 'does not exist', expected)
     try:
-        content = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise BadInput(str(path), f'is not JSON ({error})', expected) from error
-    if not isinstance(content, dict):
-        raise BadInput(str(path), 'is not a JSON object', expected)
-    return content
+        return files.read_json(path, kind)
+    except DamagedJson as error:
+        raise BadInput(str(path), str(error), expected) from error
 
 
 def parse_model_json(content: dict[str, Any], path: Path) -> tuple[config.Model, int]:
@@ -118,10 +115,6 @@ def parse_model_json(content: dict[str, Any], path: Path) -> tuple[config.Model,
         raise BadInput(str(path), f'{error.where.removeprefix("config.")} {error.found}', error.expected) from error
 
 
-# What each class of `transformers` has no tensors for.
-ARCHITECTURES = {'BertForPreTraining': (), 'BertForMaskedLM': ('bert.pooler.', 'cls.seq_relationship.')}
-
-
 def write_model(
     directory: Path,
     params: nnx.State,
@@ -130,43 +123,34 @@ def write_model(
     pad_id: int,
     architecture: str = 'BertForPreTraining',
     more: dict[str, object] | None = None,
+    without: Collection[str] = (),
 ) -> None:
-    """config.json and model.safetensors, with the tensors that `architecture` has.
+    """config.json and model.safetensors.
 
-    Args: architecture, a key of `ARCHITECTURES` or `TASK_TABLES`; more, what config.json says besides.
+    Args:
+      architecture: the class of `transformers` to name; a key of `TASK_TABLES` for a model with a task's head.
+      more: what config.json says besides.  without: names of the heads (`tensor_names.HEADS`) to leave out.
     """
     content = model_json(model, vocab_size, pad_id) | {'architectures': [architecture]} | (more or {})
     (directory / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
-    tensors = to_tensors(params, model, vocab_size, TASK_TABLES.get(architecture, TABLE))
-    left_out = ARCHITECTURES.get(architecture, ())
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)} if left_out else tensors
-    save_file(kept, directory / 'model.safetensors', metadata={'format': 'pt'})
+    tensors = to_tensors(params, model, vocab_size, TASK_TABLES.get(architecture, TABLE), without)
+    save_file(tensors, directory / 'model.safetensors', metadata={'format': 'pt'})
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a model directory, with `transformers`' defaults.
-
-    One that consists of a vocab.txt alone (the oldest directories, and Google's) does not say whether it is cased: it
-    is when a token has a capital letter.
+    """The tokenizer of a model directory.
 
     Raises:
       BadInput: when there is none, or it cannot be used.
     """
-    lowercase, vocabulary = True, directory / 'vocab.txt'
-    says = any((directory / name).is_file() for name in ('tokenizer.json', 'tokenizer_config.json'))
-    if not says and vocabulary.is_file():
-        tokens = vocabulary.read_text('utf-8', errors='replace').splitlines()
-        lowercase = not any(re.search('[A-Z]', token) for token in tokens if not token.startswith('['))
-        kind = 'uncased' if lowercase else 'cased'
-        say(f'{vocabulary}: {kind}, by its tokens (no tokenizer_config.json says)')
-    return load_tokenizer(directory, lowercase=lowercase, strip_accents=None)
+    return load_tokenizer(directory)
 
 
 def read_model(directory: Path, num_tokens: int | None = None) -> tuple[nnx.State, config.Model, int]:
     """(parameters, model, vocabulary size) of a Hugging Face BERT directory; see `from_tensors`.
 
     Args:
-      num_tokens: of the tokenizer; rows of a padded vocabulary beyond it are dropped, and that is said.
+      num_tokens: of the tokenizer; rows of a padded vocabulary beyond it are dropped.
 
     Raises:
       BadInput: naming the file, and the tensors that are missing, misshapen or unknown.
@@ -186,10 +170,13 @@ def assemble(
     """
     num_tokens = vocab_size if num_tokens is None else num_tokens
     if num_tokens > vocab_size:
-        found = f'the tokenizer has {num_tokens} tokens, the embedding {WORD} {vocab_size} rows'
-        raise BadInput(str(file), found, 'a row for every token', 'the tokenizer and the weights of one model')
+        raise too_few_rows(num_tokens, vocab_size, file)
     model = dataclasses.replace(model, dtype='float32')
     params = from_tensors(tensors, model, vocab_size, str(file), num_tokens)
-    if num_tokens < vocab_size:
-        say(f'{file}: {vocab_size - num_tokens} rows beyond the {num_tokens} tokens are dropped')
     return params, model, num_tokens
+
+
+def too_few_rows(num_tokens: int, vocab_size: int, file: Path) -> BadInput:
+    """The error for a tokenizer with more tokens than the embeddings have rows."""
+    found = f'the tokenizer has {num_tokens} tokens, the embedding {WORD} {vocab_size} rows'
+    return BadInput(str(file), found, 'a row for every token', 'the tokenizer and the weights of one model')

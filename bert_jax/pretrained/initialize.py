@@ -23,10 +23,13 @@ from bert_jax.errors import BadInput
 from bert_jax.model.bert import padded_vocab_size
 from bert_jax.pretrained import google, hugging_face, tensor_names
 from bert_jax.pretrained.load import Pretrained, load_pretrained
+from bert_jax.pretrained.provenance import Provenance, start_of
+from bert_jax.pretrained.tensor_names import MLM_HEAD, NSP_HEAD, POOLER
 from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_saved_tokenizer
 from bert_jax.train.state import TrainState, is_schedule, place
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
+from bert_jax.workdir.identity import split_step
 
 _SIZES = ('num_layers', 'hidden_size', 'num_heads', 'intermediate_size', 'layer_norm_eps')
 _WORD, _POSITION = ('bert', 'embeddings', 'word'), ('bert', 'embeddings', 'position')
@@ -41,12 +44,14 @@ class Initialization:
       init: `config.init`; '' for random weights.
       fingerprint: {'init': hash of the initial weights}, and what else of them the run's identity records.
       initial: the initial model, unless the run has begun already: then it is loaded only if it is needed again.
+      start: what is known of the initial weights; None for random ones.
       load: init -> the initial model.
     """
 
     init: str = ''
     fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
     initial: Pretrained | None = None
+    start: Provenance | None = None
     load: Callable[[str], Pretrained] = lambda init: load_initial(init)
 
     def params(self, adapt: Callable[[Pretrained], nnx.State]) -> nnx.State | None:
@@ -76,6 +81,11 @@ class PretrainingStart:
         """What the run's identity records of its initial weights; empty for random ones."""
         return self.initialization.fingerprint
 
+    @property
+    def start(self) -> Provenance | None:
+        """What is known of the initial weights; None for random ones."""
+        return self.initialization.start
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Checks that a corpus's tokenizer is the initial model's, or that with words appended.
 
@@ -88,7 +98,7 @@ class PretrainingStart:
         theirs = initial.tokenizer
         words = tokenizer.tokens[theirs.vocab_size :]
         expected = theirs.extended(words) if words and isinstance(theirs, WordPiece) else theirs
-        if expected.hash != tokenizer.hash:
+        if not expected.agrees_with(tokenizer):
             raise BadInput(
                 f'config.data.corpus={self.config.data.corpus}',
                 f'was made with another tokenizer ({tokenizer.vocab_size} tokens) than that of the initial model '
@@ -156,7 +166,7 @@ def pretraining_start(config: Config, workdir: str) -> PretrainingStart:
     kept = {'init_optimizer': True} if config.init_optimizer else {}
     if 'init' in recorded and identity.load_config(workdir).init == config.init:
         model = identity.load_config(workdir).model
-        initialization = Initialization(config.init, {'init': recorded['init']} | kept)
+        initialization = Initialization(config.init, {'init': recorded['init']} | kept, start=start_of(workdir))
         return PretrainingStart(with_sizes(config, model, model.max_positions), initialization)
     initial = load_initial(config.init)
     directory, _ = split_step(config.init)
@@ -171,8 +181,13 @@ def pretraining_start(config: Config, workdir: str) -> PretrainingStart:
         f'{model.num_heads} heads, {initial.tokenizer.vocab_size:,} tokens, {own:,} positions'
         + (f', repeated to make {num_positions:,}' if num_positions > own else '')
     )
+    heads = (MLM_HEAD, *(() if config.data.pairing == 'none' else (POOLER, NSP_HEAD)))
+    for note in initial.provenance.notes(heads):
+        say(f'{config.init}: {note}')
     resolved = with_sizes(config, model, num_positions)
-    return PretrainingStart(resolved, Initialization(config.init, {'init': hash_weights(initial)} | kept, initial))
+    fingerprint = {'init': hash_weights(initial)} | kept
+    start = dataclasses.replace(initial.provenance, positions_trained=initial.max_length)
+    return PretrainingStart(resolved, Initialization(config.init, fingerprint, initial, start))
 
 
 def initial_tokenizer(init: str) -> Tokenizer:
@@ -233,15 +248,8 @@ def load_initial(init: str) -> Pretrained:
     Raises:
       BadInput: when it is not there or cannot be used.
     """
-    directory, step = split_step(init)
-    _refuse_google(directory)
-    return load_pretrained(directory, step)
-
-
-def split_step(init: str) -> tuple[str, int | None]:
-    """(directory, step) of `WORKDIR@STEP`; no step where none is named."""
-    directory, at, step = init.rpartition('@')
-    return (directory, int(step)) if at and step.isdigit() and not Path(init).exists() else (init, None)
+    _refuse_google(split_step(init)[0])
+    return load_pretrained(init)
 
 
 def _refuse_google(directory: str) -> None:

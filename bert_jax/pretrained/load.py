@@ -15,11 +15,16 @@ import numpy as np
 from flax import nnx
 
 from bert_jax import config
+from bert_jax.activity import counted
 from bert_jax.errors import BadInput
 from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.model.inputs import Inputs
 from bert_jax.model.losses import cross_entropy
 from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained.provenance import Provenance, of_files, of_run, start_of
+from bert_jax.pretrained.safetensors_files import read_tensors
+from bert_jax.pretrained.sentences import SentenceSettings, pool
+from bert_jax.pretrained.tensor_names import MLM_HEAD, absent_heads
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
 from bert_jax.train.state import model_of
@@ -57,12 +62,23 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model with its tokenizer; float32, no dropout."""
+    """A model with its tokenizer; float32, no dropout.
+
+    Attributes:
+      step: of the run that it comes from, where known.
+      provenance: which positions and heads were trained.
+    """
 
     model: BertForPreTraining
     tokenizer: Tokenizer
     config: config.Model
-    step: int | None  # of the run that it comes from, where known
+    step: int | None
+    provenance: Provenance = Provenance()
+
+    @property
+    def max_length(self) -> int:
+        """Tokens, [CLS] and [SEP] included, of the longest text: the positions that were trained."""
+        return self.provenance.max_length(self.config.max_positions)
 
     def encode(self, texts: list[str], truncate: bool = True) -> Encoded:
         """Contextual vectors of every token, and their mean, for each text.
@@ -71,13 +87,13 @@ class Pretrained:
         shapes are compiled at most, whatever the texts. A '[MASK]' in a text is text; an empty text is [CLS] [SEP].
 
         Args:
-          texts: of any length; one with more tokens than the model has positions loses its end.
+          texts: of any length; one with more tokens than `max_length` loses its end.
           truncate: False refuses such a text instead.
 
         Raises:
           BadInput: naming the number of a text that is too long, without `truncate`.
         """
-        input_ids, num_truncated = self._framed(texts, truncate)
+        input_ids, num_truncated = self._framed(texts, truncate, self.max_length)
         token_vectors: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(texts)
         mean_pooled = np.zeros((len(texts), self.config.hidden_size), np.float32)
         for rows, hidden, mean in self._run(input_ids):
@@ -88,21 +104,38 @@ class Pretrained:
 
     def mean_pooled(self, texts: list[str], truncate: bool = True) -> tuple[np.ndarray, int]:
         """([B, D], number of texts cut): `encode` without the vectors of the tokens."""
-        input_ids, num_truncated = self._framed(texts, truncate)
-        mean_pooled = np.zeros((len(texts), self.config.hidden_size), np.float32)
-        for rows, _, mean in self._run(input_ids):
-            mean_pooled[rows] = mean[: len(rows)]
-        return mean_pooled, num_truncated
+        input_ids, num_truncated = self._framed(texts, truncate, self.max_length)
+        return self._pooled(input_ids, ('mean',)), num_truncated
+
+    def embed(self, texts: list[str], settings: SentenceSettings) -> tuple[np.ndarray, int]:
+        """([B, M x D] float32, number of texts cut): the vectors of texts as sentence-transformers makes them.
+
+        Args:
+          settings: of the directory that the model was loaded from (`sentences.read_settings`).
+        """
+        longest = settings.limit(self.max_length, self.config.max_positions)
+        input_ids, num_truncated = self._framed([settings.prepare(text) for text in texts], True, longest)
+        vectors = self._pooled(input_ids, settings.modes)
+        if settings.normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors, num_truncated
+
+    def _pooled(self, input_ids: list[list[int]], modes: tuple[str, ...]) -> np.ndarray:
+        vectors = np.zeros((len(input_ids), len(modes) * self.config.hidden_size), np.float32)
+        for rows, _, pooled in self._run(input_ids, modes):
+            vectors[rows] = pooled[: len(rows)]
+        return vectors
 
     def fill_mask(self, text: str, top_k: int = 5) -> list[list[Filler]]:
         """The best fillers for every [MASK] of a text, best first.
 
         Raises:
-          BadInput: when the text has no [MASK] or is longer than the model has positions.
+          BadInput: when the text has no [MASK] or more tokens than `max_length`, or the masked-LM head is not trained.
         """
+        self._check_fills_masks()
         ids = encode_with_masks(self.tokenizer, text)
-        if len(ids) > self.config.max_positions:
-            raise BadInput('the text', f'has {len(ids)} tokens', f'at most {self.config.max_positions}')
+        if len(ids) > self.max_length:
+            raise BadInput('the text', f'has {len(ids)} tokens', f'at most {self.max_length}, {self._limit()}')
         where = np.flatnonzero(ids == self.tokenizer.mask_id)
         if not len(where):
             raise BadInput('the text', 'has no [MASK]', 'a text with [MASK] where a word is to be found')
@@ -122,7 +155,7 @@ class Pretrained:
         """-log p (nats) of the tokens at some positions of each row, all of a row's masked at once.
 
         Args:
-          input_ids: of each row, [CLS] and [SEP] included, at most as many as the model has positions.
+          input_ids: of each row, [CLS] and [SEP] included, at most `max_length`.
           positions: of each row, at least one.
 
         Returns:
@@ -145,53 +178,80 @@ class Pretrained:
                 losses[row] = found[slot, : len(positions[row])]
         return losses
 
-    def _framed(self, texts: list[str], truncate: bool) -> tuple[list[list[int]], int]:
+    def _framed(self, texts: list[str], truncate: bool, longest: int) -> tuple[list[list[int]], int]:
         """(ids of each text as [CLS] text [SEP], number of texts cut)."""
         if isinstance(texts, str):
             raise BadInput('texts', 'is one string', 'a list of strings')
-        tokenizer, longest = self.tokenizer, self.config.max_positions
+        tokenizer = self.tokenizer
         pieces = tokenizer.encode_batch(list(texts))
         too_long = [number for number, ids in enumerate(pieces) if len(ids) > longest - 2]
         if too_long and not truncate:
             found = f'has {len(pieces[too_long[0]]) + 2} tokens'
-            raise BadInput(f'text {too_long[0]}', found, f'at most {longest}, or truncate=True')
+            raise BadInput(f'text {too_long[0]}', found, f'at most {longest}, {self._limit()}; or truncate=True')
         return [[tokenizer.cls_id, *ids[: longest - 2], tokenizer.sep_id] for ids in pieces], len(too_long)
 
-    def _run(self, input_ids: list[list[int]]) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
-        """Batches of (which texts, vectors [B, L, D], their means [B, D]); what lies past the texts is filler."""
-        by_length: dict[int, list[int]] = {}
-        for row, ids in enumerate(input_ids):
-            length = min(max(_power_of_two(len(ids)), _SHORTEST), self.config.max_positions)
-            by_length.setdefault(length, []).append(row)
-        for length, rows in sorted(by_length.items()):
-            size = max(1, _BATCH_TOKENS // length)
-            for start in range(0, len(rows), size):
-                some = rows[start : start + size]
-                batch = np.full((min(_power_of_two(len(some)), size), length), self.tokenizer.pad_id, np.int32)
-                lengths = np.zeros(len(batch), np.int32)
-                for slot, row in enumerate(some):
-                    lengths[slot] = len(input_ids[row])
-                    batch[slot, : lengths[slot]] = input_ids[row]
-                yield some, *_encode(*self._parts, batch, lengths)
+    def _run(
+        self, input_ids: list[list[int]], modes: tuple[str, ...] = ('mean',)
+    ) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
+        """Batches of (which texts, vectors [B, L, D], pooled [B, M x D]); what lies past the texts is filler."""
+        batches = batches_by_length(list(map(len, input_ids)), self.config.max_positions)
+        for some, num_rows, length in counted(batches, len(batches), 'running the encoder'):
+            batch = np.full((num_rows, length), self.tokenizer.pad_id, np.int32)
+            lengths = np.zeros(num_rows, np.int32)
+            for slot, row in enumerate(some):
+                lengths[slot] = len(input_ids[row])
+                batch[slot, : lengths[slot]] = input_ids[row]
+            yield some, *_encode(*self._parts, batch, lengths, modes)
+
+    def _limit(self) -> str:
+        """What `max_length` is, in words."""
+        was_trained = self.max_length < self.config.max_positions
+        return 'which the model was trained on' if was_trained else 'the positions of the model'
+
+    def _check_fills_masks(self) -> None:
+        if MLM_HEAD in self.provenance.untrained_heads:
+            raise BadInput(
+                'the model',
+                f'has no trained {MLM_HEAD}: it cannot fill in [MASK]',
+                'a model that was pretrained with masked tokens',
+                'train it: python -m bert_jax train --config=configs/continue.py --config.init=MODEL --workdir=…',
+            )
 
     @functools.cached_property
     def _parts(self) -> tuple[nnx.GraphDef, nnx.State]:
         return nnx.split(self.model)
 
 
+def batches_by_length(lengths: list[int], max_length: int) -> list[tuple[list[int], int, int]]:
+    """Rows of similar length together: (which rows, B, L), with B at least their number.
+
+    B and L are powers of two, L at most `max_length`: few shapes are compiled.
+    """
+    by_length: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        by_length.setdefault(min(max(_power_of_two(length), _SHORTEST), max_length), []).append(row)
+    batches: list[tuple[list[int], int, int]] = []
+    for length, rows in sorted(by_length.items()):
+        size = max(1, _BATCH_TOKENS // length)
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            batches.append((some, min(_power_of_two(len(some)), size), length))
+    return batches
+
+
 def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def _encode(
-    graph: nnx.GraphDef, params: nnx.State, input_ids: jax.Array, lengths: jax.Array
+    graph: nnx.GraphDef, params: nnx.State, input_ids: jax.Array, lengths: jax.Array, modes: tuple[str, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """[B, L] ids and [B] lengths -> ([B, L, D] vectors, [B, D] their means over the lengths)."""
+    """[B, L] ids and [B] lengths -> ([B, L, D] vectors, [B, M x D] pooled over the lengths)."""
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
     present = (positions < lengths[:, None]).astype(jnp.int32)
     hidden = nnx.merge(graph, params).bert(Inputs(input_ids, jnp.zeros_like(input_ids), present, positions))
-    return hidden, (hidden * present[..., None]).sum(1) / jnp.maximum(lengths, 1)[:, None]
+    return hidden, pool(hidden, lengths, modes)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -206,26 +266,57 @@ def _mlm_losses(
     return cross_entropy(nnx.merge(graph, params).mlm_logits(hidden, positions), labels)[0]
 
 
-def load_pretrained(directory: str, step: int | None = None) -> Pretrained:
+def load_pretrained(name: str, step: int | None = None) -> Pretrained:
     """The model and the tokenizer in a workdir (newest checkpoint, or `step`), an export or a Hugging Face directory.
+
+    Args: name, a directory or `WORKDIR@STEP`.
 
     Raises:
       BadInput: naming the file that is missing or does not fit.
     """
+    directory, named = identity.split_step(name)
+    step = named if step is None else step
     if identity.is_workdir(directory):
         return _from_workdir(directory, step)
+    check_has_no_steps(directory, step)
     path = Path(directory)
-    hugging_face.read_model_json(path)  # first, so that a directory of anything else is told as that
+    model, vocab_size = hugging_face.read_model_json(path)  # first: a directory of anything else is reported as that
     tokenizer = hugging_face.read_tokenizer(path)
-    params, model, vocab_size = hugging_face.read_model(path, tokenizer.vocab_size)
-    return Pretrained(model_of(params, model, vocab_size), tokenizer, model, None)
+    file, tensors = read_tensors(path)
+    return from_tensors(path, file, tensors, model, vocab_size, tokenizer)
+
+
+def check_has_no_steps(directory: str, step: int | None) -> None:
+    """Raises BadInput when a step is named of something that is no workdir."""
+    if step is not None:
+        raise BadInput(f'{directory}@{step}', 'is no workdir of a run: it has no steps', 'WORKDIR@STEP', directory)
+
+
+def from_tensors(
+    directory: Path,
+    file: Path,
+    tensors: dict[str, np.ndarray],
+    model: config.Model,
+    vocab_size: int,
+    tokenizer: Tokenizer,
+) -> Pretrained:
+    """The model of a directory that is no workdir, from the tensors of its `file` under Hugging Face's names.
+
+    Raises:
+      BadInput: as `hugging_face.assemble`.
+    """
+    absent, num_tokens = absent_heads(tensors), tokenizer.vocab_size
+    params, model, _ = hugging_face.assemble(tensors, model, vocab_size, num_tokens, file)
+    provenance = of_files(directory, model.max_positions, absent, vocab_size - num_tokens)
+    return Pretrained(model_of(params, model, num_tokens), tokenizer, model, None, provenance)
 
 
 def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     resolved = identity.load_config(workdir)
     tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
     state = restore_whole(workdir, resolved, tokenizer.vocab_size, step)
-    return from_params(state.params, resolved.model, tokenizer, int(state.step))
+    provenance = of_run(resolved, int(state.step), start_of(workdir))
+    return from_params(state.params, resolved.model, tokenizer, int(state.step), provenance)
 
 
 def from_params(
@@ -233,13 +324,13 @@ def from_params(
     model: config.Model,
     tokenizer: Tokenizer,
     step: int,
-    positions: int | None = None,
+    provenance: Provenance,
     build: Build = BertForPreTraining,
 ) -> Pretrained:
     """The model of a run, on one device and in float32, from parameters that may lie on any mesh of this process.
 
     Args:
-      positions: that texts may take; None: as many as the model has.
+      provenance: which positions and heads were trained by that step.
       build: the class of the model; one with a task's head has an encoder, but fills no masks.
     """
     whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
@@ -247,5 +338,4 @@ def from_params(
     unfused = dataclasses.replace(model, attention='auto')  # 'fused' may need bfloat16
     # With a task's head it is used for its encoder alone.
     merged = cast(BertForPreTraining, model_of(whole, unfused, tokenizer.vocab_size, build))
-    model = dataclasses.replace(model, max_positions=positions or model.max_positions)
-    return Pretrained(merged, tokenizer, model, step)
+    return Pretrained(merged, tokenizer, model, step, provenance)

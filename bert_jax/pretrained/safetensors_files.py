@@ -1,6 +1,5 @@
 """The tensors of a model directory, by the names that its safetensors files give them; every file checked first."""
 
-import json
 import shlex
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from bert_jax.errors import BadInput
+from bert_jax.files import DamagedJson, read_json
 
 _COPY_AGAIN = 'copy or download the file again'
 
@@ -51,9 +51,9 @@ def conversion_command(directory: Path) -> str:
 
 def _shards(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text('utf-8'))['weight_map'].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BadInput(str(index), f'is not an index of safetensors files ({error!r})', 'a "weight_map"') from error
+        names = sorted(set(read_json(index)['weight_map'].values()))
+    except (DamagedJson, KeyError, AttributeError, TypeError) as error:
+        raise BadInput(str(index), f'is not an index of safetensors files ({error})', 'a "weight_map"') from error
     for name in names:
         if _is_unsafe(name):
             raise BadInput(str(index), f'names the file {name!r}', 'files of its own directory', _COPY_AGAIN)
@@ -70,7 +70,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise BadInput(str(path), 'does not exist', 'every file that the index names', _COPY_AGAIN)
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:  # types, shapes
         found = f'has {path.stat().st_size:,} bytes and cannot be read ({error})'
         raise BadInput(str(path), found, 'a whole safetensors file', _COPY_AGAIN) from error
     for name in tensors:

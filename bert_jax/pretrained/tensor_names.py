@@ -5,7 +5,8 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +14,8 @@ import numpy as np
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.model.bert import BertForPreTraining, Build, padded_vocab_size
+from bert_jax.model.bert import BertForPreTraining, Build, check_size, padded_vocab_size
 from bert_jax.model.layers import truncated_normal
 
 
@@ -70,19 +70,27 @@ TASK_TABLES = {
 
 
 def to_tensors(
-    params: nnx.State, model: config.Model, vocab_size: int, table: list[Tensor] = TABLE
+    params: nnx.State,
+    model: config.Model,
+    vocab_size: int,
+    table: list[Tensor] = TABLE,
+    without: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """Hugging Face's name -> tensor, float32, the vocabulary unpadded.
+
+    Args: without, the names of the heads to leave out.
 
     Raises:
       ValueError: for a parameter that the table does not know.
     """
-    ours = _flat(params)
+    ours, left_out = _flat(params), _paths_of(without)
     if unknown := ours.keys() - {tensor.path for tensor in table}:
         raise ValueError(f'parameters without a Hugging Face name: {sorted(unknown)}')
     found = {}
     for tensor in table:
         value = ours[tensor.path]
+        if tensor.path.startswith(left_out):
+            continue
         if '#' in tensor.name:
             for layer in range(model.num_layers):
                 found[tensor.name.replace('#', str(layer))] = _theirs(value[layer], tensor.kind, vocab_size)
@@ -91,11 +99,12 @@ def to_tensors(
     return found
 
 
-# What a file may do without: these are initialised instead, when every tensor of one is absent.
-_HEADS = {
-    'pooler': ('bert/pooler/',),
-    'masked-LM head': ('mlm_transform/', 'mlm_norm/', 'mlm_bias'),
-    'next-sentence head': ('nsp/',),
+# What a file may do without: these are initialized instead, when every tensor of one is absent.
+POOLER, MLM_HEAD, NSP_HEAD = 'pooler', 'masked-LM head', 'next-sentence head'
+HEADS = {
+    POOLER: ('bert/pooler/',),
+    MLM_HEAD: ('mlm_transform/', 'mlm_norm/', 'mlm_bias'),
+    NSP_HEAD: ('nsp/',),
 }
 WORD, _MLM_BIAS = 'bert.embeddings.word_embeddings.weight', 'cls.predictions.bias'
 _DECODER = {'cls.predictions.decoder.weight': WORD, 'cls.predictions.decoder.bias': _MLM_BIAS}  # tied copies
@@ -114,23 +123,23 @@ def from_tensors(
     """The parameters of a model from Hugging Face's tensors, whatever float type they have.
 
     Names may lack the `bert.` of a bare encoder and may be those of old files (`gamma`, `beta`, decoder copies, id
-    buffers). A pooler or a head that is absent altogether is initialized from the original's distribution with a fixed
-    seed, and named on standard error.
+    buffers). A pooler or a head that is absent altogether (`absent_heads`) is initialized from the original's
+    distribution with a fixed seed.
 
     Args:
       vocab_size: rows of the vocabulary in the tensors.  num_tokens: how many of them to keep; all, without it.
       build: makes the model.  table: the names of its tensors.
 
     Raises:
-      BadInput: listing every tensor that is missing, misshapen or unknown.
+      BadInput: listing every tensor that is missing, misshapen or unknown; or for a model far larger than the tensors.
     """
     num_tokens = vocab_size if num_tokens is None else num_tokens
+    num_elements = sum(value.size for value in tensors.values())
+    check_size(model, vocab_size, num_elements, str(Path(file).parent), file)
     shapes = nnx.state(nnx.eval_shape(lambda: build(model, num_tokens, nnx.Rngs(0))), nnx.Param)
     expected, ours = _flat(shapes, convert=lambda value: value.shape), {}
     found = _Found(*_todays_names(tensors), vocab_size, num_tokens)
-    wanted = {head: paths for head, paths in _HEADS.items() if any(row.path.startswith(paths) for row in table)}
-    absent = [head for head, paths in wanted.items() if not any(_is_in(paths, name) for name in found.tensors)]
-    initialized = tuple(path for head in absent for path in _HEADS[head])
+    initialized = _paths_of(absent_heads(found.tensors))
     for index, tensor in enumerate(table):
         shape = expected[tensor.path]
         if tensor.path.startswith(initialized):
@@ -141,8 +150,6 @@ def from_tensors(
         else:
             ours[tensor.path] = found.take(tensor.name, tensor.kind, shape)
     found.check_complete(model, file)
-    if absent:
-        say(f'{file}: no {", no ".join(absent)} in it; initialized as the original is')
     return jax.tree.map_with_path(
         lambda path, variable: variable.replace(jax.numpy.asarray(ours[_joined(path)])),
         shapes,
@@ -191,9 +198,7 @@ def _todays_names(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     """Tensors by the names of `TABLE`, without buffers and decoder copies; and what is wrong among the names."""
     found, problems = {}, []
     for name, value in tensors.items():
-        today = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name))
-        if today.startswith(('embeddings.', 'encoder.', 'pooler.')):
-            today = f'bert.{today}'
+        today = _todays_name(name)
         if today in found:
             problems.append(f'{name}: there twice, under an old name and a new one')
         elif today not in _BUFFERS:
@@ -205,11 +210,23 @@ def _todays_names(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     return found, problems
 
 
+def _todays_name(name: str) -> str:
+    """The name of `TABLE` for one that may be an old file's, or a bare encoder's."""
+    today = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name))
+    return f'bert.{today}' if today.startswith(('embeddings.', 'encoder.', 'pooler.')) else today
+
+
 _NAMES = {tensor.name: tensor.path for tensor in TABLE}
 
 
-def _is_in(paths: tuple[str, ...], name: str) -> bool:
-    return _NAMES.get(name, '').startswith(paths)
+def absent_heads(names: Iterable[str]) -> tuple[str, ...]:
+    """The heads of which a file has no tensor, by the names of its tensors."""
+    paths = [_NAMES.get(_todays_name(name), '') for name in names]
+    return tuple(head for head, ours in HEADS.items() if not any(path.startswith(ours) for path in paths))
+
+
+def _paths_of(heads: Collection[str]) -> tuple[str, ...]:
+    return tuple(path for head in heads for path in HEADS[head])
 
 
 def _initial(path: str, shape: tuple[int, ...], stddev: float, key: jax.Array) -> np.ndarray:

@@ -100,7 +100,8 @@ def render(template: str, page: Any, package: str = SHARED) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {'breakable': _breakable, 'line_style': line_style}
-    return environment.get_template(template).render(page=page)
+    text = environment.get_template(template).render(page=page)
+    return text.encode('utf-8', 'backslashreplace').decode()  # JSON may hold halves of characters, which no file can
 
 
 def _breakable(name: str) -> Markup:

@@ -1,7 +1,6 @@
 """What a run logged: the files of its workdir, read and checked."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +9,7 @@ from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import ranking, recorded
-from bert_jax.files import matching
+from bert_jax.files import DamagedJson, matching, parse_json, read_json
 from bert_jax.report.quantities import (
     FINAL,
     MFU,
@@ -172,18 +171,9 @@ def _is_number(value: Any) -> bool:
 
 def _read_object(path: epath.Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise BadInput(str(path), f'is not JSON ({_reason(error)})', 'a JSON object') from None
-    if not isinstance(value, dict):
-        raise BadInput(str(path), f'holds a {type(value).__name__}', 'a JSON object')
-    return value
-
-
-def _reason(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f'{error.msg}, line {error.lineno}, column {error.colno}'
-    return 'not UTF-8'
+        return read_json(path)
+    except DamagedJson as error:
+        raise BadInput(str(path), str(error), 'a JSON object') from None
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -195,12 +185,12 @@ def _lines(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-        except ValueError as error:
+            values = parse_json(line)
+        except DamagedJson as error:
             if number == len(lines):  # no newline after it: incomplete
                 continue
-            raise BadInput(where, f'is not JSON ({_reason(error)})', expected) from None
-        if not isinstance(values, dict) or type(values.get('step')) is not int:
+            raise BadInput(where, str(error), expected) from None
+        if type(values.get('step')) is not int:
             raise BadInput(where, 'is JSON of another kind', expected)
         yield where, values
 
@@ -225,10 +215,10 @@ def _read_history(path: epath.Path) -> tuple[dict[str, Any], ...]:
     found = []
     for line in path.read_bytes().split(b'\n') if path.exists() else ():
         try:
-            values = json.loads(line)
-        except ValueError:
+            values = parse_json(line)
+        except DamagedJson:
             continue
-        if isinstance(values, dict) and type(values.get('step')) is int and isinstance(values.get('event'), str):
+        if type(values.get('step')) is int and isinstance(values.get('event'), str):
             found.append(values)
     return tuple(found)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.files import write_whole
 from bert_jax.report.curves import Charts, charts, is_shown
 from bert_jax.report.html import Column, ColumnKind, Group, Table, Text, render
 from bert_jax.report.logged import LoggedRun, probes, rank, read_runs
 from bert_jax.report.quantities import FINAL, INPUT_WAIT, MFU, Quantity
 from bert_jax.report.settings import Settings, settings_of
 from bert_jax.report.timeline import events, hardware, summarize_events
+from bert_jax.workdir.result import save
 
 _MOST_EXAMPLES = 5  # steps at which the fillers of a sentence are shown
 _MOST_EVENTS = 12  # a run with more has them folded
@@ -70,8 +70,8 @@ class ReportPage:
     settings: Settings
 
 
-def write_report(workdirs: list[str]) -> epath.Path:
-    """Writes `report.html` about all workdirs into the first one, and returns its path.
+def write_report(workdirs: list[str], output: str = '') -> epath.Path | None:
+    """Writes a page about all workdirs to `output`, or else as `report.html` into the first one.
 
     The page needs no network. It holds the metrics, configs, versions and events of the runs and their fillers for
     the sentences in `train.examples`, and no corpus text.
@@ -79,14 +79,14 @@ def write_report(workdirs: list[str]) -> epath.Path:
     Args:
       workdirs: directories of runs or fine-tunes; curves of several, and of seeds, share their charts.
 
+    Returns:
+      The path of the page; None where the workdir cannot be written to, which is reported.
+
     Raises:
       BadInput: for a missing or broken config.json, metrics.jsonl (with the line) or evaluation.json. A last line
         of metrics.jsonl that a kill left incomplete is skipped.
     """
-    content = render('report.html', _page(read_runs(workdirs)))
-    path = epath.Path(workdirs[0]) / 'report.html'
-    write_whole(path, content)
-    return path
+    return save(render('report.html', _page(read_runs(workdirs))), workdirs[0], 'report.html', output)
 
 
 def _page(runs: list[LoggedRun]) -> ReportPage:

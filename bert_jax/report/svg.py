@@ -84,7 +84,7 @@ def _adapt(svg: str, key: str, title: str) -> Drawing:
         raise ValueError('Matplotlib wrote an image without an <svg viewBox=…>')
     content = svg[start.end() : svg.rindex('</svg>')]
     content = content.replace('xlink:href', 'href')
-    content = re.sub(r'( id="|href="#|url\(#)', rf'\g<1>{key}-', content)
+    content = re.sub(r'( id="|href="#|url\(#)', lambda start: f'{start[0]}{key}-', content)
     for stand_in, variable in _VARIABLES.items():
         content = content.replace(stand_in, variable)
     return Drawing(title, start.group(1), Markup(content))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from bert_jax.console import say
+from bert_jax.runtime.caches import cache_directory
 
 _MOST_BYTES = 4 * 2**30
 _WORTH_KEEPING_S = 0.3  # of compiling
@@ -25,7 +26,7 @@ def keep_programs() -> None:
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return
     try:
-        cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache').resolve()
+        cache = cache_directory().resolve()
         cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory = private_directory(cache / 'bert_jax' / 'programs' / _processor_hash(), cache.parent)
         _remove_oldest(directory)

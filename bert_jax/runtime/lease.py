@@ -3,7 +3,8 @@
     WORKDIR/.lease/N.json   the N-th owner and who it is; its modification time is its last sign of life
 
 The highest N owns the workdir. Taking it over means creating N + 1, which succeeds only once: as a hard link to a
-finished file, which fails if the name exists, on NFS too. A holder that ends writes `released` into its file.
+finished file, which fails if the name exists, on NFS too; exclusively where the file system has no hard links. A holder
+that ends writes `released` into its file. A copy of a workdir is held by nobody, whoever holds the original.
 
 - Same machine (boot and pid namespace): the holder is alive if its process is. A dead holder is succeeded at once.
 - Another machine: the holder touches its file every `BEAT` seconds. A run that wants the workdir watches the file for
@@ -18,6 +19,7 @@ machine may freeze in the milliseconds between the holder's look and its write; 
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import secrets
@@ -30,12 +32,13 @@ from pathlib import Path
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, unusable_path, write_whole
+from bert_jax.files import is_local, modified_at, read_json, unusable_path, write_whole
 
 DIRECTORY = '.lease'  # in the workdir
 BEAT = 5.0  # seconds between signs of life
 TIMEOUT = 60.0  # seconds without one, after which a holder on another machine counts as dead
 _BOOT_ID = Path('/proc/sys/kernel/random/boot_id')
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Owner:
       started: when the process was started, in clock ticks since boot.
       token: random, new for every lease.
       released: whether it has given up the lease.
+      workdir: what it holds, on this machine; '' if unknown.
     """
 
     host: str
@@ -55,12 +59,13 @@ class Owner:
     started: int
     token: str
     released: bool = False
+    workdir: str = ''
 
     @classmethod
-    def this_process(cls) -> 'Owner':
+    def this_process(cls, workdir: str = '') -> 'Owner':
         """This process, with a new token."""
-        pid = os.getpid()
-        return cls(socket.gethostname(), _this_machine(), pid, _start_of(pid)[0] or 0, secrets.token_hex(8))
+        pid, started = os.getpid(), _start_of(os.getpid())[0] or 0
+        return cls(socket.gethostname(), _this_machine(), pid, started, secrets.token_hex(8), workdir=workdir)
 
     def is_gone(self) -> bool | None:
         """Whether its process has ended; None on another machine, where only the file can tell."""
@@ -84,7 +89,8 @@ class Lease:
         self._directory = epath.Path(workdir) / DIRECTORY
         self._workdir, self._beat, self._timeout = workdir, beat, timeout
         self._is_remote = not is_local(workdir)
-        self._owner, self._number = Owner.this_process(), 0
+        self._owner = Owner.this_process('' if self._is_remote else os.path.realpath(workdir))
+        self._number = 0
         self._done = threading.Event()
 
     def acquire(self, say: Callable[[str], None] = lambda _: None) -> None:
@@ -102,7 +108,9 @@ class Lease:
             self._directory.mkdir(parents=True, exist_ok=True)
             while True:
                 number, holder = self._newest()
-                if holder is not None and not holder.released:
+                if holder is not None and self._is_copied(number, holder):
+                    say(f'{self._workdir} is a copy of {holder.workdir}; the copy is held by nobody.')
+                elif holder is not None and not holder.released:
                     self._wait_until_expired(number, holder, say)
                     say(f'{self._workdir} was held by {holder}, which ended without releasing its lease: taken over.')
                 if self._create(number + 1):
@@ -166,7 +174,7 @@ class Lease:
         if not number:
             return 0, None
         try:
-            return number, Owner(**json.loads(self._path(number).read_text()))
+            return number, Owner(**read_json(self._path(number)))
         except (ValueError, TypeError, OSError):
             return number, Owner('an unknown host', '', 0, 0, '')
 
@@ -188,10 +196,27 @@ class Lease:
                 os.link(temporary, path)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINKS:
+                    raise
+                if not _create_exclusively(path, self._text()):
+                    return False
             finally:
                 temporary.unlink()
         newest, holder = self._newest()  # the number may be free because others came and left in the meantime
         return newest == number and holder is not None and holder.token == self._owner.token
+
+    def _is_copied(self, number: int, holder: Owner) -> bool:
+        """Whether a holder's lease is of another workdir, which this one is a copy of."""
+        if self._is_remote or not holder.workdir or holder.machine != _this_machine():
+            return False
+        original = Lease(holder.workdir)
+        try:
+            is_here = os.path.samefile(original._directory, self._directory)
+        except OSError:  # the original has moved, perhaps to here
+            return False
+        newest, owner = original._newest()
+        return not is_here and owner is not None and (newest > number or owner.token == holder.token)
 
     def _delete_older(self) -> None:
         for path in self._directory.iterdir():
@@ -209,9 +234,6 @@ class Lease:
                     os.utime(path)  # the file server's time
                 elif path.exists():
                     path.write_text(self._text())
-
-    def _modified(self, path: epath.Path) -> float:
-        return path.stat().mtime if self._is_remote else os.stat(path).st_mtime  # epath knows whole seconds
 
     def _wait_until_expired(self, number: int, holder: Owner, say: Callable[[str], None]) -> None:
         """Returns once the holder is dead; raises BadInput when it is alive."""
@@ -238,7 +260,7 @@ class Lease:
         """A value that changes whenever the holder gives a sign of life or is succeeded."""
         newest, holder = self._newest()
         with contextlib.suppress(OSError):
-            return newest, holder, self._modified(self._path(number))
+            return newest, holder, modified_at(self._path(number))
         return newest, holder
 
     def _age(self, number: int) -> float:
@@ -247,10 +269,33 @@ class Lease:
         with contextlib.suppress(OSError):
             probe.write_text('')
             try:
-                return max(self._modified(probe) - self._modified(self._path(number)), 0.0)
+                return max(modified_at(probe) - modified_at(self._path(number)), 0.0)
             finally:
                 probe.unlink()
         return 0.0
+
+
+def holder_of(workdir: str) -> str:
+    """Who holds a workdir, as far as its files say at once; '' if nobody seems to."""
+    lease = Lease(workdir)
+    number, holder = lease._newest()
+    if holder is None or holder.is_gone() or lease._is_copied(number, holder):
+        return ''
+    if holder.is_gone() is None:
+        with contextlib.suppress(OSError):
+            if abs(time.time() - modified_at(lease._path(number))) > lease._timeout:
+                return ''
+    return str(holder)
+
+
+def _create_exclusively(path: epath.Path, text: str) -> bool:
+    """Writes a file that does not exist yet; False if it does. Until it is whole it counts as a silent owner's."""
+    try:
+        with open(path, 'x') as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _this_machine() -> str:

@@ -129,6 +129,30 @@ class StopRequest:
             os._exit(EXIT_RUN_AGAIN)
 
 
+@contextlib.contextmanager
+def cleaning_up() -> Iterator[None]:
+    """While the context is open, SIGTERM and SIGHUP raise SystemExit, so that temporary files are removed.
+
+    For commands with nothing to save; to be entered in the main thread. A second signal ends the process at once.
+    """
+
+    def end(signum: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise SystemExit(128 + signum)  # as a shell reports a process that the signal ended
+
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    # Ignored as under nohup, or handled by a library in C: left alone.
+    before = {signum: handler for signum, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for signum in before:
+        signal.signal(signum, end)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def leave(status: int) -> NoReturn:
     """Ends the program with its status, after what was registered for its end, whatever threads still run.
 

@@ -7,11 +7,12 @@ from typing import Self
 
 import jax
 
+from bert_jax.activity import activity
 from bert_jax.console import say
 from bert_jax.runtime import processes
 from bert_jax.runtime.lease import Lease
 from bert_jax.runtime.stopping import StopRequest
-from bert_jax.runtime.watchdog import Watchdog
+from bert_jax.runtime.watchdog import BETWEEN_STEPS, THE_STEP, Watchdog
 
 
 class Supervisor:
@@ -46,6 +47,7 @@ class Supervisor:
             self._stop.set_time(self._stop_at)
             contexts.enter_context(self._stop.before_unsaved_end(self._end_unsaved))
             contexts.enter_context(self._watchdog)
+            contexts.enter_context(activity(lambda: self.stage))
             # Released first: the watchdog ends the process when this one fails among several.
             contexts.callback(self.release)
             self._contexts = contexts.pop_all()
@@ -100,7 +102,7 @@ class Supervisor:
             self._watchdog.enter_long('compiling the step')
         yield
         if is_first_of_shape:
-            self._watchdog.enter_long('the first step of its shape')
+            self._watchdog.enter_first_step()
 
     def end_step(self, result: jax.Array) -> None:
         """Waits until the devices are at most two steps behind; from now on a request to stop waits for a save.
@@ -110,6 +112,11 @@ class Supervisor:
         """
         self._watchdog.end_step(result)
         self._stop.has_something_to_save()
+
+    @property
+    def stage(self) -> str:
+        """What the main thread is doing, in words; '' while it makes steps."""
+        return '' if self._watchdog.stage in (THE_STEP, BETWEEN_STEPS) else self._watchdog.stage
 
     def enter_long(self, stage: str) -> None:
         """The main thread enters a stage that may take long and is not a step."""

@@ -40,6 +40,7 @@ from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN
 _TIMES_SLOWEST = 5  # how much longer than the slowest step so far a step may take
 _MAX_STEPS_AHEAD = 2  # of the devices
 _STEPS_AVERAGED = 10  # for the host time of a step
+THE_STEP, BETWEEN_STEPS = 'the step', 'between steps'  # stages
 _SECONDS_TO_CLEAN_UP = 2.0
 _SECONDS_TO_POST = 2.0
 _SECONDS_TO_READ = 3.0  # (plus an interval) that process 0 stays after a verdict, for the others to read it
@@ -83,10 +84,20 @@ class Watchdog:
             of_a_step = max(self._seconds, _TIMES_SLOWEST * self._slowest_step)
             self._beat.limit = of_a_step if limit is None else limit
 
+    @property
+    def stage(self) -> str:
+        """What the main thread is doing, in words."""
+        return self._beat.stage
+
     def enter_long(self, stage: str) -> None:
         """Likewise for what may take long and is not a step: compiling, evaluating, reading or writing checkpoints."""
         self._ended_step = None
         self.enter(stage, limit=self._long_seconds)
+
+    def enter_first_step(self) -> None:
+        """The main thread waits for a step that it has just compiled; its time counts as that of a step."""
+        self.enter_long('the first step of its shape')
+        self._ended_step = time.perf_counter()
 
     def begin_step(self, step: int) -> None:
         """The main thread has the batch of a step and is about to dispatch it."""
@@ -95,7 +106,7 @@ class Watchdog:
             self._num_measured += 1
             self._beat.own += (own - self._beat.own) / min(self._num_measured, _STEPS_AVERAGED)
         self._beat.step = step
-        self.enter('the step')
+        self.enter(THE_STEP)
 
     def end_step(self, result: jax.Array) -> None:
         """Waits for the devices, two steps late: a process that runs ahead of them makes no progress."""
@@ -113,7 +124,7 @@ class Watchdog:
         """A part of the loop that is not a step: evaluating, saving."""
         self.enter_long(stage)
         yield
-        self.enter('between steps')
+        self.enter(BETWEEN_STEPS)
 
     def began_to_save(self, step: int) -> None:
         """A save has begun; so the save before it, if any, is on disk."""

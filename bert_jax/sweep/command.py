@@ -1,14 +1,19 @@
 """`sweep`, from a sweep file to its table: checked, prepared, run, shown."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
 
+from bert_jax.activity import activity
 from bert_jax.console import progress_bar, say
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local
+from bert_jax.runtime.lease import Lease
+from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
 from bert_jax.sweep import launch
-from bert_jax.sweep.launch import EXIT_RUN_AGAIN, Signals
+from bert_jax.sweep.launch import Signals
 from bert_jax.sweep.picture import write_picture
 from bert_jax.sweep.results import Result, best_commands, read_results, table
 from bert_jax.sweep.runs import Run
@@ -44,10 +49,11 @@ def sweep(
     job, stopped = '', ''
     if todo and jobs != 0:
         say(f'{len(runs)} runs, {len(runs) - len(todo)} of them finished')
-        with Signals() as signals:
+        with Signals() as signals, _held(directory):
             status = launch.prepare_corpora(todo, signals)
             if status:
-                return status, {'runs': []}, ''
+                found = f'was stopped by {signals.received}' if signals.received else f'ended with exit status {status}'
+                return status, {'runs': [], 'error': BadInput('prepare', found).as_json()}, ''
             if slurm is None:
                 statuses = _run_here(runs, todo, jobs or 1, signals)
                 stopped = signals.received
@@ -66,10 +72,27 @@ def sweep(
     return _exit_status(results, statuses, stopped), as_json, _describe(results, commands, page, job)
 
 
+@contextlib.contextmanager
+def _held(directory: str) -> Iterator[None]:
+    """Holds the directory of a sweep, so that a second one does not start the same runs."""
+    lease = Lease(directory)
+    lease.acquire(say)
+    try:
+        yield
+    finally:
+        lease.close()
+
+
 def _run_here(runs: tuple[Run, ...], todo: list[Run], jobs: int, signals: Signals) -> dict[str, int]:
     statuses = {}
     done = len(runs) - len(todo)
-    with progress_bar(total=len(runs), initial=done, unit='run') as bar:
+
+    def how_far() -> str:
+        steps = {run.name: launch.saved_step(run) for run in todo if run.name not in statuses}
+        begun = [f'{name} has saved step {step}' for name, step in steps.items() if step is not None]
+        return '; '.join([f'{len(statuses)} of {len(todo)} runs have ended', *begun[:jobs]])
+
+    with activity(how_far), progress_bar(total=len(runs), initial=done, unit='run') as bar:
         for number, (run, status, seconds) in enumerate(launch.run_all(todo, jobs, signals), start=done + 1):
             statuses[run.name] = status
             [result] = read_results((run,), statuses)

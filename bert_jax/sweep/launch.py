@@ -23,11 +23,13 @@ from bert_jax.config import is_records
 from bert_jax.config.fields import identity_of
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
+from bert_jax.runtime import end_with_parent
+from bert_jax.runtime.lease import holder_of
+from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN
 from bert_jax.sweep.runs import Run
 from bert_jax.workdir import identity as run_files
 from bert_jax.workdir.seal import sealed_steps
 
-EXIT_RUN_AGAIN = 75
 LOG = 'train.log'
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -48,6 +50,8 @@ def check_workdirs(runs: tuple[Run, ...]) -> None:
         if not Path(run.workdir, 'config.json').exists():
             continue
         ours = json.loads(json.dumps(identity_of(run_files.as_begun(run.config, run.workdir, quiet=True))))
+        if run.config.data.max_sequences == 0:  # chosen from the corpus when the run starts
+            del ours['data.max_sequences']
         theirs = run_files.load_fingerprint(run.workdir)
         differ = {name: theirs[name] for name in theirs.keys() & ours.keys() if theirs[name] != ours[name]}
         if differ:
@@ -87,7 +91,7 @@ def prepare_corpora(runs: list[Run], signals: Signals) -> int:
     corpora = {run.config.data.corpus: run for run in runs if not is_records(run.config.data.source)}
     missing = {directory: run for directory, run in corpora.items() if not Path(directory, 'manifest.json').exists()}
     for run in missing.values():
-        command = [sys.executable, '-m', 'bert_jax', 'prepare', *run.flags]
+        command = end_with_parent.command(['-m', 'bert_jax', 'prepare', *run.flags])
         process = subprocess.Popen(command, stdout=sys.stderr, stdin=subprocess.DEVNULL, start_new_session=True)
         signals.processes = [process]
         status = process.wait()
@@ -99,19 +103,26 @@ def prepare_corpora(runs: list[Run], signals: Signals) -> int:
 
 
 def run_all(runs: list[Run], jobs: int, signals: Signals) -> Iterator[tuple[Run, int, float]]:
-    """Runs `train` for each, `jobs` at a time; gives (run, exit status, seconds) as they end, none after a signal."""
+    """Runs `train` for each, `jobs` at a time; gives (run, exit status, seconds) as they end, none after a signal.
+
+    A run that another process holds is not started, and its status is 75: it can be had later.
+    """
     waiting, slots = list(runs), {}
     try:
         while (waiting and not signals.received) or slots:
             for slot in range(jobs):
                 if slot not in slots and waiting and not signals.received:
                     run = waiting.pop(0)
+                    if holder_of(run.workdir):
+                        yield run, EXIT_RUN_AGAIN, 0.0
+                        continue
                     slots[slot] = (run, _start(run, slot, jobs), time.monotonic())
                     signals.processes = [process for _, process, _ in slots.values()]
             for slot, (run, process, start) in list(slots.items()):
                 if process.poll() is not None:
                     del slots[slot]
-                    yield run, process.returncode, time.monotonic() - start
+                    is_held = process.returncode == EXIT_BAD_INPUT and holder_of(run.workdir)  # since it was started
+                    yield run, EXIT_RUN_AGAIN if is_held else process.returncode, time.monotonic() - start
             time.sleep(_SECONDS_BETWEEN_LOOKS)
     finally:  # a fault here leaves no run behind
         for _, process, _ in slots.values():
@@ -125,7 +136,7 @@ def _start(run: Run, slot: int, jobs: int) -> subprocess.Popen:
         log.write(f'$ {shlex.join(run.train_command)}\n')
         log.flush()
         return subprocess.Popen(
-            run.train_command,
+            end_with_parent.command(run.train_command[1:]),
             env=os.environ | visible_devices(run.config.platform, slot, jobs),
             stdin=subprocess.DEVNULL,
             stdout=log,

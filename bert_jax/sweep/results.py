@@ -1,7 +1,6 @@
 """Results of the runs of a sweep, ranked where their losses can be compared, and their table for the terminal."""
 
 import dataclasses
-import json
 import math
 import shlex
 import statistics
@@ -12,8 +11,10 @@ from typing import Any
 from bert_jax.config import is_records
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.ranking import Measure, common_measure
-from bert_jax.files import json_digest
+from bert_jax.files import json_digest, read_json
 from bert_jax.report import LoggedRun, flatten, read_run
+from bert_jax.runtime.lease import holder_of
+from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
 from bert_jax.sweep.launch import is_finished, log_tail, saved_step
 from bert_jax.sweep.runs import Run, short_names
 from bert_jax.workdir import identity as run_files
@@ -144,8 +145,10 @@ def _read(run: Run, exit_status: int | None) -> Result:
 def _status(run: Run, exit_status: int | None) -> str:
     if is_finished(run):
         return 'finished'
-    if exit_status in (None, 75):
+    if exit_status in (None, EXIT_RUN_AGAIN):
         step = saved_step(run)
+        if holder := holder_of(run.workdir):
+            return f'running at step {step or 0} of {run.config.train.steps} ({holder})'
         if step is None:
             return 'not started' if exit_status is None else 'stopped'
         return f'{"stopped at " if exit_status else ""}step {step} of {run.config.train.steps}'
@@ -164,7 +167,7 @@ def _task(run: Run) -> dict[str, Any]:
         task['lengths'] = [phase['sequence_length'] for phase in phases]
     manifest = Path(run.config.data.corpus, 'manifest.json')
     if manifest.exists() and not is_records(run.config.data.source):  # other corpora may hold out the same text
-        files = json.loads(manifest.read_text())['files']
+        files = read_json(manifest)['files']
         held_out = {name: file for name, file in files.items() if name.startswith('validation/')}
         task['validation text'] = json_digest(held_out)
     return flatten(task)

@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
+from bert_jax.files import read_json, write_whole
 from bert_jax.text.job import Job
 
 
@@ -45,7 +45,7 @@ class BeamPool:
                 | apache_beam.Map(_call, job=self._job, method=method)
             )
         for report in sorted(self._job.directory.glob('failed-*.json')):
-            raise BadInput(*json.loads(report.read_text('utf-8')))
+            raise BadInput(*read_json(report, list))
         if self._progress:
             say(f'{phase}: {len(arguments)} chunks, {time.monotonic() - start:.0f} s')
 

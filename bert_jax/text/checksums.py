@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from bert_jax.files import files_below, next_digest
+from bert_jax.files import files_below, next_digest, read_json
 
 BLOCK_BYTES = 1 << 20
 _DIGEST_CHARACTERS = 16  # of the 64 of a SHA-256
@@ -54,7 +54,7 @@ def seal(directory: pathlib.Path) -> None:
 def damage(directory: pathlib.Path) -> str | None:
     """What is wrong with the files of a sealed directory, naming the first; None when all are as they were."""
     try:
-        files = json.loads((directory / _SEAL).read_text())
+        files = read_json(directory / _SEAL)
         found = files_below(directory).keys() - {_SEAL}
         return first_difference(directory, files) if found == files.keys() else f'{_SEAL} lists other files'
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local
+from bert_jax.files import is_local, modified_at, size_of
 from bert_jax.text.formats import HEAD_BYTES, check_first_bytes
 
 LONGEST_LINE = 1 << 20  # bytes; a longer line of a text file is read as several
@@ -158,8 +158,7 @@ def look_at_files(source: str) -> dict[str, list[int]]:
 
 
 def _sizes_and_times(paths: list[epath.Path]) -> dict[str, list[int]]:
-    stats = {str(path): path.stat() for path in paths}
-    return {path: [stat.length, int(stat.mtime or 0)] for path, stat in stats.items()}
+    return {str(path): [size_of(path), int(modified_at(path))] for path in paths}
 
 
 def _grouped(kind: str, number: int, sized: list[tuple[Part, int]], size: int = _MIN_CHUNK) -> tuple[Chunk, ...]:

@@ -10,14 +10,13 @@
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from bert_jax.errors import BadInput
-from bert_jax.files import json_digest
+from bert_jax.files import json_digest, read_json
 from bert_jax.text.checksums import BLOCK_BYTES, first_difference
 from bert_jax.text.local_copy import stage
 from bert_jax.text.splits import Split, differs, mend
@@ -104,9 +103,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
     """
     path = directory / 'manifest.json'
     try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            raise ValueError
-        manifest = json.loads(path.read_text('utf-8'))
+        manifest = read_json(path, largest=_LARGEST_MANIFEST)
         version = manifest['format_version']
         if version == FORMAT_VERSION and not _is_whole(manifest):
             raise ValueError
@@ -136,6 +133,14 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         rest = {name: value for name, value in manifest.items() if name != 'checksum'}
         if manifest['checksum'] != json_digest(rest):
             return False
+
+    def has_all(name: str) -> bool:
+        num_shards = -(-manifest['splits'][name]['tokens'] // manifest['tokens_per_shard'])
+        if num_shards > len(manifest['files']):
+            return False
+        names = (*(f'tokens-{shard:05d}' for shard in range(num_shards)), 'sentences', 'documents')
+        return all(f'{name}/{file}.npy' in manifest['files'] for file in names)
+
     splits = [manifest['splits'][name] for name in SPLITS]
     return (
         all(is_count(split[name]) for split in splits for name in ('documents', 'sentences', 'tokens'))
@@ -143,5 +148,5 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         and manifest['tokens_per_shard'] > 0
         and all(isinstance(manifest[name], str) for name in ('tokenizer_hash', 'content_hash'))
         and all(is_file(name, file) and not name.startswith('/') for name, file in manifest['files'].items())
-        and all(f'{name}/{field}.npy' in manifest['files'] for name in SPLITS for field in ('sentences', 'documents'))
+        and all(map(has_all, SPLITS))
     )

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow
 
-from bert_jax.files import new_directory
+from bert_jax.files import new_directory, read_json
 from bert_jax.text.checksums import checksums_of
 from bert_jax.text.documents import Document
 from bert_jax.text.sentences import split_lines
@@ -36,6 +36,7 @@ _CHARACTERS_OF_LINE, _CHARACTERS_OF_DOCUMENT = 32, 128  # the memory of what is 
 _LONGEST_PIECE = 1 << 20  # characters of a document that are encoded together, or the rest of a line more
 _MOST_AT_ONCE = 1 << 22  # bytes that the tokenizer gets together
 _PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between
+_STROKE = '\u0338'  # '≠' is '=' and this: the only mark that composition joins with ASCII punctuation
 _MOST_WORDS = 1 << 19  # that are remembered
 _LONGEST_WORD = 50  # characters, of those remembered
 
@@ -79,7 +80,7 @@ class Encoder:
         if not self.tokenizer.splits_at_punctuation:
             self._words.update(self._packed(words))
             return
-        parts_of = [_PARTS.findall(word) for word in words]
+        parts_of = [[word] if _STROKE in word else _PARTS.findall(word) for word in words]
         unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
         parts = dict(self._packed(unseen))
         self._words.update((part, ids) for part, ids in parts.items() if len(part) <= _LONGEST_WORD)
@@ -165,7 +166,7 @@ def _uncollected() -> Iterator[None]:
 def read_record(directory: pathlib.Path) -> dict[str, Any] | None:
     """What `chunk.json` of a finished chunk holds; None where there is none, or files of another size."""
     try:
-        record = json.loads((directory / 'chunk.json').read_text('utf-8'))
+        record = read_json(directory / 'chunk.json')
         sizes = {name: (directory / name).stat().st_size for name in record['files']}
     except (FileNotFoundError, ValueError, KeyError):
         return None

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from bert_jax import config
 from bert_jax.config.fields import content_of
 from bert_jax.errors import BadInput
+from bert_jax.files import read_json
 from bert_jax.text.chunks import look_at_files
 from bert_jax.text.corpus import read_manifest
 from bert_jax.text.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ def settings_of(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer
     if given is not None:
         settings['tokenizer.path'] = given.hash
     else:
-        settings |= {f'tokenizer.{name}': value for name, value in content_of(tokenizer).items()}
+        settings |= {f'tokenizer.{name}': value for name, value in content_of(tokenizer.for_training()).items()}
     return json.loads(json.dumps(settings))
 
 
@@ -68,7 +69,7 @@ def find_existing(
 def changes_since(directory: pathlib.Path, source: str) -> str:
     """How the files of a source differ from those that a corpus was made of, in words; '' when they do not, or are not
     there any more (a corpus does not need its text)."""
-    before: dict[str, list[int]] = json.loads((directory / 'sources.json').read_text('utf-8')).get(source, {})
+    before: dict[str, list[int]] = read_json(directory / 'sources.json').get(source, {})
     now = look_at_files(source)
     if not now:
         return ''

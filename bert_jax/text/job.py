@@ -20,7 +20,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from bert_jax.files import discard, json_digest, new_file, write_whole
+from bert_jax.files import DamagedJson, discard, json_digest, new_file, read_json, write_whole
 from bert_jax.text.chunks import Chunk, Source
 from bert_jax.text.documents import Document, Reading, read_chunk
 from bert_jax.text.encode import Encoder, read_record, write_chunk
@@ -75,7 +75,7 @@ class Job:
     def sample(self, number: int, num_bytes: int) -> tuple[int, int]:
         """Writes the first `num_bytes` of text of a chunk to `texts`; returns how many documents and characters."""
         path = self._text_path(number)
-        record = read_json(path)
+        record = read_if_there(path)
         if record is None:
             path.parent.mkdir(exist_ok=True)
             with new_file(path.with_suffix('.jsonl'), temporary_in=self.directory) as temporary:
@@ -110,7 +110,7 @@ class Job:
         if tally.bad and tally.counts['bad_record_skipped'] == tally.records:
             raise tally.refusal('no record is good')
         for number in range(len(self.chunks)):
-            if read_json(self._text_path(number)) is not None:
+            if read_if_there(self._text_path(number)) is not None:
                 for document in self._sampled_documents(number):
                     yield from document.sentences
 
@@ -118,7 +118,7 @@ class Job:
         """What was found while the sample was read."""
         tally = Tally()
         for number in range(len(self.chunks)):
-            if (record := read_json(self._text_path(number))) is not None:
+            if (record := read_if_there(self._text_path(number))) is not None:
                 tally.add(Tally.from_json(record))
         return tally
 
@@ -126,7 +126,7 @@ class Job:
         """Encodes a chunk; returns its numbers of documents and characters."""
         directory = self.chunk_directory(number)
         if not self.is_encoded(number):
-            record, tally = read_json(self._text_path(number)), Tally()
+            record, tally = read_if_there(self._text_path(number)), Tally()
             if record is not None and record['is_whole']:  # reading it took time: it is not read twice
                 tally = Tally.from_json(record)
                 documents = self._sampled_documents(number)
@@ -171,9 +171,9 @@ def identity_of_job(sources: list[Source], settings: dict[str, Any]) -> dict[str
     return json.loads(json.dumps(identity))
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """The value in a JSON file; None where there is none."""
+def read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is none, or a damaged one."""
     try:
-        return json.loads(path.read_text('utf-8'))
-    except (FileNotFoundError, ValueError):
+        return read_json(path)
+    except (FileNotFoundError, DamagedJson):
         return None

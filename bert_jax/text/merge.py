@@ -6,7 +6,6 @@ to one of many files by its digest, each small enough to be sorted in memory; of
 
 import dataclasses
 import itertools
-import json
 import math
 import pathlib
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.errors import BadInput
+from bert_jax.files import read_json
 from bert_jax.text.checksums import first_difference
 from bert_jax.text.encode import DOCUMENT, LINE
 from bert_jax.text.splits import SplitWriter
@@ -111,7 +111,7 @@ def _destinations(
 
 
 def _check(chunk: pathlib.Path) -> None:
-    record = json.loads((chunk / 'chunk.json').read_text('utf-8'))
+    record = read_json(chunk / 'chunk.json')
     if difference := first_difference(chunk, record['files']):
         (chunk / 'chunk.json').unlink()  # without it the chunk is not finished
         raise BadInput(str(chunk), f'{difference}', 'what was written', 'the same command encodes this chunk again')
@@ -151,7 +151,7 @@ def _tables(chunk: pathlib.Path) -> Iterator[np.ndarray]:
 
 
 def _contents(chunk: pathlib.Path) -> Iterator[_Contents]:
-    dtype = np.dtype(json.loads((chunk / 'chunk.json').read_text('utf-8'))['dtype'])
+    dtype = np.dtype(read_json(chunk / 'chunk.json')['dtype'])
     with (
         (chunk / 'lines.bin').open('rb') as lines,
         (chunk / 'sentences.bin').open('rb') as sentences,

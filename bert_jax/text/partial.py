@@ -20,7 +20,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import discard, json_digest, remove_leftovers, write_whole
 from bert_jax.text.chunks import Source
 from bert_jax.text.documents import Reading
-from bert_jax.text.job import Job, identity_of_job, read_json
+from bert_jax.text.job import Job, identity_of_job, read_if_there
 
 _JOB, _LOCK = 'job.json', 'lock'
 _WORTH_KEEPING = ('texts', 'tokenizer', 'chunks')
@@ -40,6 +40,7 @@ def open_job(
     *,
     alone: bool,
     progress: bool,
+    removes_others: bool = True,
 ) -> Iterator[Job]:
     """Yields the job that prepares a corpus, with what an interrupted one of the same identity left in its directory.
 
@@ -48,6 +49,7 @@ def open_job(
 
     Args:
       alone: that no shard on another host works on the corpus: what was left with another identity is removed.
+      removes_others: False leaves it, for a job that ends with its tokenizer.
 
     Raises:
       BadInput: when the corpus is being prepared with other settings or from other text.
@@ -55,7 +57,8 @@ def open_job(
     parent, identity = partial_directory(corpus), identity_of_job(sources, settings)
     directory = parent / json_digest(identity)
     remove_leftovers(parent)
-    _clear(parent, directory, identity, alone)
+    if removes_others:
+        _clear(parent, directory, identity, alone)
     lock = _enter(directory, identity)
     try:
         yield Job(directory, reading, tuple(sources))
@@ -100,7 +103,7 @@ def _refuse_if_shard(other: pathlib.Path, identity: dict[str, Any], alone: bool)
 
 
 def _differences(other: pathlib.Path, identity: dict[str, Any]) -> str:
-    theirs = read_json(other / _JOB) or {}
+    theirs = read_if_there(other / _JOB) or {}
     return ', '.join(key for key in identity if theirs.get(key) != identity[key]) or 'settings'
 
 
@@ -116,7 +119,7 @@ def _enter(directory: pathlib.Path, identity: dict[str, Any]) -> BinaryIO:
             fcntl.flock(lock, fcntl.LOCK_SH)
         try:
             if os.path.samestat(os.fstat(lock.fileno()), (directory / _LOCK).stat()):
-                if read_json(directory / _JOB) is None:
+                if read_if_there(directory / _JOB) is None:
                     write_whole(directory / _JOB, json.dumps(identity))
                 return lock
         except FileNotFoundError:

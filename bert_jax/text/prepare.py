@@ -11,7 +11,6 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -19,23 +18,31 @@ from bert_jax import config
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest, new_directory
-from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.checksums import checksums_of
 from bert_jax.text.chunks import Source, plan_source
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
-from bert_jax.text.documents import Reading, read_chunk
+from bert_jax.text.documents import Reading
 from bert_jax.text.existing import WeightedSource, find_existing, settings_of, weighted_sources
 from bert_jax.text.hints import documents_hint, hints
 from bert_jax.text.job import Job
+from bert_jax.text.job_tokenizer import given_tokenizer, make_tokenizer
 from bert_jax.text.merge import FEWEST, Share, merge
+from bert_jax.text.normalization import doubts
 from bert_jax.text.partial import open_job
 from bert_jax.text.pool import Pool
+from bert_jax.text.preview import (
+    PREVIEW_SENTENCES,
+    SAMPLE_CHARACTERS,
+    as_warnings,
+    describe_tokenizer,
+    first_sentences,
+    shortfall,
+)
 from bert_jax.text.splits import SplitWriter
 from bert_jax.text.tally import Tally
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 
 TOKENS_PER_SHARD = 1 << 25
-_PREVIEW_SENTENCES = 20_000
 _MUCH_WORSE = 10  # times `data.bad_text`: so much in the sample for the tokenizer, and the rest is not read
 
 
@@ -52,6 +59,9 @@ class Summary:
       path: the directory.
       reused: whether it was there already, from the same settings.
       splits: {split: {documents, sentences, tokens}}.
+      vocab_size: tokens of the tokenizer.
+      vocab_size_requested: likewise, as the config asks; None for a tokenizer that was brought along.
+      warnings: what speaks against the tokenizer, a sentence each.
     """
 
     documents: int
@@ -64,6 +74,9 @@ class Summary:
     path: str
     reused: bool
     splits: dict[str, dict[str, int]]
+    vocab_size: int
+    vocab_size_requested: int | None
+    warnings: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,21 +117,24 @@ def prepare(
     _check_is_text(data)
     start = time.monotonic()
     directory = pathlib.Path(data.corpus)
-    given = _load_given(tokenizer, initial)
+    given = given_tokenizer(tokenizer, initial, directory)
     settings, mixture = settings_of(data, tokenizer, given), weighted_sources(data)
     if (manifest := find_existing(directory, mixture, settings)) is not None:
         _check_documents(data, manifest['splits']['train']['documents'])
         if progress:
             say(f'{directory} holds this corpus already; the source was not read again')
-        return _summary(directory, manifest, reused=True)
+        return _summary(directory, manifest, given, tokenizer, [], progress, reused=True)
     make_pool = _pool_maker(workers, beam, progress)
-    sources = _plan(data, mixture)
+    sources, warnings = plan(data, mixture), []
+    if given is not None and tokenizer.path and (shard is None or shard[0] == 0):
+        sentences = first_sentences(sources, Reading.of(data), characters=SAMPLE_CHARACTERS)
+        warnings = as_warnings(doubts(given, sentences), f'config.tokenizer.path={tokenizer.path}', progress)
     for hint in hints(sources, Reading.of(data)) if progress else ():
         say(f'hint: {hint}')
     try:
         with open_job(directory, Reading.of(data), sources, settings, alone=shard is None, progress=progress) as job:
             with make_pool(job) as pool:
-                _make_tokenizer(job, pool, mixture, tokenizer, given, progress)
+                make_tokenizer(job, pool, mixture, tokenizer, given, progress)
                 job.tally_of_sample().check_text(data.bad_text, _MUCH_WORSE)
                 mine = range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
                 pool.run('encode', [(number,) for number in mine], 'encoding')
@@ -128,7 +144,7 @@ def prepare(
     except OSError as error:  # perhaps only because another process finished first, and cleaned up
         if (manifest := find_existing(directory, mixture, settings)) is None:
             raise _cannot_write(directory, error) from error
-    return _summary(directory, manifest, reused=False)
+    return _summary(directory, manifest, given, tokenizer, warnings, progress, reused=False)
 
 
 def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callable[[Job], Any]:
@@ -143,45 +159,49 @@ def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callabl
 
 
 def tokenizer_preview(
-    data: config.Data, tokenizer: config.Tokenizer, *, initial: Tokenizer | None = None, progress: bool = True
+    data: config.Data,
+    tokenizer: config.Tokenizer,
+    *,
+    initial: Tokenizer | None = None,
+    workers: int = 1,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains (or loads) the tokenizer, writes no corpus, and shows how it cuts up a part of the text.
+    """Trains (or loads) the tokenizer, writes no corpus, and shows how it cuts up the first thousands of sentences.
+
+    A trained one is kept next to `data.corpus`: `prepare` with the same settings and text uses it.
 
     Returns:
-      `vocab_size`, `kind`, `tokens_per_word` and `unknown_rate` over the first thousands of sentences, and `splits`,
-      {word: pieces} of words that occur often and those of them that are cut most; None for a rate of nothing.
+      See `describe_tokenizer`; and `warnings`, what speaks against this tokenizer.
+
+    Raises:
+      BadInput: as `prepare`.
     """
     _check_is_text(data)
-    trained = _load_given(tokenizer, initial)
-    reading = Reading.of(data)
-    sentences, num_bytes = [], 0
-    for chunk in itertools.chain.from_iterable(source.chunks for source in _plan(data, weighted_sources(data))):
-        for document in read_chunk(chunk, reading, Tally()):
-            sentences += document.sentences
-            num_bytes += sum(len(sentence.encode()) for sentence in document.sentences)
-            if num_bytes >= tokenizer.sample_bytes or (trained and len(sentences) >= _PREVIEW_SENTENCES):
-                break
-        else:
-            continue
-        break
-    trained = trained or train_tokenizer(tokenizer, iter(sentences))
-    if progress:
-        say(f'tokenizer: {trained.vocab_size} tokens')
-    sentences = sentences[:_PREVIEW_SENTENCES]
-    ids = trained.encode_batch(sentences)
-    num_tokens, num_words = sum(map(len, ids)), sum(len(sentence.split()) for sentence in sentences)
-    words = Counter(word for sentence in sentences for word in sentence.split() if word.isalpha())
-    frequent = [word for word, count in words.most_common(2000) if count > 1]
-    rows = trained.encode_batch(frequent)
-    pieces = {word: [trained.token(i) for i in row] for word, row in zip(frequent, rows, strict=True)}
-    most_cut = sorted(frequent, key=lambda word: (-len(pieces[word]), word))[:10]
-    return {
-        'kind': trained.kind,
-        'vocab_size': trained.vocab_size,
-        'tokens_per_word': num_tokens / num_words if num_words else None,
-        'unknown_rate': sum(row.count(trained.unk_id) for row in ids) / num_tokens if num_tokens else None,
-        'splits': {word: pieces[word] for word in [*frequent[:10], *most_cut]},
-    }
+    directory, mixture = pathlib.Path(data.corpus), weighted_sources(data)
+    given, sources, reading = given_tokenizer(tokenizer, initial, directory), plan(data, mixture), Reading.of(data)
+    if given is not None:
+        sentences = first_sentences(sources, reading)
+        doubted = doubts(given, sentences) if tokenizer.path else []
+        warnings = as_warnings(doubted, f'config.tokenizer.path={tokenizer.path}', progress)
+        preview = describe_tokenizer(given, sentences)
+    else:
+        settings = settings_of(data, tokenizer, None)
+        try:
+            with open_job(
+                directory, reading, sources, settings, alone=True, progress=progress, removes_others=False
+            ) as job:
+                with Pool(job, workers, progress) as pool:
+                    make_tokenizer(job, pool, mixture, tokenizer, None, progress)
+                job.tally_of_sample().check_text(data.bad_text, _MUCH_WORSE)
+                trained = job.encoder.tokenizer
+                sentences = list(itertools.islice(job.read_sample(), PREVIEW_SENTENCES))
+        except OSError as error:
+            raise _cannot_write(directory, error) from error
+        warnings = as_warnings(shortfall(trained.vocab_size, tokenizer), 'the tokenizer', progress)
+        preview = describe_tokenizer(trained, sentences)
+        if progress and job.tokenizer_directory.is_dir():
+            say(f'tokenizer: kept in {job.tokenizer_directory} for a `prepare` with the same settings')
+    return preview | {'vocab_size_requested': None if given else tokenizer.vocab_size, 'warnings': warnings}
 
 
 # --- What is asked for, and what is there. ---
@@ -197,14 +217,8 @@ def _check_is_text(data: config.Data) -> None:
         )
 
 
-def _load_given(tokenizer: config.Tokenizer, initial: Tokenizer | None) -> Tokenizer | None:
-    given = initial
-    if tokenizer.path:
-        given = load_tokenizer(tokenizer.path, lowercase=tokenizer.lowercase, strip_accents=tokenizer.strip_accents)
-    return add_tokens(given, tokenizer.add_tokens) if given is not None and tokenizer.add_tokens else given
-
-
-def _plan(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:
+def plan(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:
+    """The sources of a corpus, cut into chunks; see `plan_source`."""
     return [
         plan_source(source, number, data.text_field, data.group_field, data.documents)
         for number, (source, _, _) in enumerate(mixture)
@@ -232,44 +246,25 @@ def _cannot_write(directory: pathlib.Path, error: OSError) -> BadInput:
     )
 
 
-def _summary(directory: pathlib.Path, manifest: dict[str, Any], reused: bool) -> Summary:
-    splits = manifest['splits']
+def _summary(
+    directory: pathlib.Path,
+    manifest: dict[str, Any],
+    given: Tokenizer | None,
+    settings: config.Tokenizer,
+    warnings: list[str],
+    progress: bool,
+    *,
+    reused: bool,
+) -> Summary:
+    """The summary of a corpus. warnings: what has been said of its tokenizer already."""
+    splits, vocab_size = manifest['splits'], load_saved_tokenizer(directory / 'tokenizer').vocab_size
+    if given is None:
+        warnings = [*warnings, *as_warnings(shortfall(vocab_size, settings), 'the tokenizer', progress)]
     totals = {name: sum(split[name] for split in splits.values()) for name in ('documents', 'sentences', 'tokens')}
     rest = {name: manifest[name] for name in ('unknown_rate', 'tokens_per_word', 'seconds', 'dropped')}
-    return Summary(**totals, **rest, path=str(directory), reused=reused, splits=splits)
-
-
-# --- The tokenizer. ---
-
-
-def _make_tokenizer(
-    job: Job,
-    pool: Pool,
-    mixture: list[WeightedSource],
-    settings: config.Tokenizer,
-    given: Tokenizer | None,
-    progress: bool,
-) -> None:
-    """Puts the tokenizer into the job's directory, unless it is there.
-
-    It is trained on `sample_bytes` of text, spread over all chunks of the training sources by their size and weight.
-    Shards that start together all train it, and get the same; the first to finish gives it its name.
-    """
-    if job.tokenizer_directory.is_dir():
-        return
-    trained = given
-    if trained is None:
-        weights = [weight * (split != 'validation') for _, weight, split in mixture]
-        sizes = [chunk.num_bytes * weights[chunk.source] for chunk in job.chunks]
-        total = max(1, sum(sizes))
-        shares = [(number, -(-settings.sample_bytes * size // total)) for number, size in enumerate(sizes)]
-        pool.run('sample', [(number, int(share)) for number, share in shares if share], 'reading')
-        start = time.monotonic()
-        trained = train_tokenizer(settings, job.read_sample())
-        if progress:
-            say(f'tokenizer: {trained.vocab_size} tokens, {time.monotonic() - start:.0f} s')
-    with new_directory(job.tokenizer_directory) as temporary:
-        trained.save(temporary)
+    requested = settings.vocab_size if given is None else None
+    sizes = {'vocab_size': vocab_size, 'vocab_size_requested': requested}
+    return Summary(**totals, **rest, **sizes, path=str(directory), reused=reused, splits=splits, warnings=warnings)
 
 
 # --- The end. ---

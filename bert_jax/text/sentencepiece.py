@@ -22,10 +22,20 @@ from typing import Any
 import numpy as np
 
 from bert_jax import config
+from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabulary, flattened, tokenizer_hash
+from bert_jax.text.vocabulary import (
+    ALPHABET_COVERAGE,
+    MOST_TOKENS,
+    SPECIAL_TOKENS,
+    Vocabulary,
+    flattened,
+    library_errors,
+    tokenizer_hash,
+)
 
-_LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece passes over longer lines while it trains
+_LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece skips longer lines while it trains
+_MUCH_SKIPPED = 0.01  # of the sample
 _SCORE_STEP = 2.0**-8  # nats
 _WORDS_AT_ONCE, _LONGEST_TEXT = 32, 1600  # characters; few enough that float32 holds the sum of their scores exactly
 # Letters with Grapheme_Cluster_Break=Prepend (Unicode 16, UAX 29).
@@ -33,6 +43,7 @@ _PREPENDED_LETTERS = (
     '\u0d4e\U000111c2\U000111c3\U000113d1\U0001193f\U00011941\U00011a3a\U00011a84\U00011a85\U00011a86'
     '\U00011a87\U00011a88\U00011a89\U00011d46\U00011f02'
 )
+_UNUSABLE = 'is not a SentencePiece model that can be used', 'a .model file as spm_train writes it'
 _PIPELINE = 1  # raised when the same model file gives other ids
 
 
@@ -57,7 +68,8 @@ class SentencePiece(Vocabulary):
             found = 'puts spaces behind words' if kind == 'unigram' else f'is a {kind} model'
             raise BadInput(where, found, 'a unigram model with spaces before words, the default of sentencepiece')
         tokens = [piece.piece for piece in proto.pieces]
-        self._wrap(_pipeline(proto, lowercase, strip_accents), tokens, where)
+        with library_errors(where, *_UNUSABLE):
+            self._wrap(_pipeline(proto, lowercase, strip_accents), tokens, where)
         is_text = [piece.type in (piece.NORMAL, piece.USER_DEFINED, piece.BYTE) for piece in proto.pieces]
         self.is_special = self.is_special | ~np.array(is_text)
         self.lowercase, self.strip_accents = lowercase, strip_accents
@@ -65,14 +77,22 @@ class SentencePiece(Vocabulary):
         self._begins_word = np.array([token.startswith('▁') for token in tokens])
         self._marks_words = proto.normalizer_spec.remove_extra_whitespaces and proto.normalizer_spec.add_dummy_prefix
         self._marks_words &= not any(' ' in piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED)
-        self._library = _exact_library(model, proto) if self._marks_words else None
+        with library_errors(where, *_UNUSABLE):
+            self._library = _exact_library(model, proto) if self._marks_words else None
         names = [piece.piece[0] for piece in proto.pieces if piece.type != piece.NORMAL]
         self._plain = re.compile('[' + ''.join(re.escape(c) for c in map(chr, range(33, 127)) if c not in names) + ']+')
 
     @functools.cached_property
     def hash(self) -> str:
+        return tokenizer_hash(self._rules)
+
+    @functools.cached_property
+    def _rules(self) -> list[Any]:
         model = hashlib.sha256(self._model).hexdigest()
-        return tokenizer_hash([self.kind, _PIPELINE, model, self.lowercase, self.strip_accents])
+        return [self.kind, _PIPELINE, model, self.lowercase, self.strip_accents]
+
+    def with_normalization(self, *, lowercase: bool, strip_accents: bool) -> 'SentencePiece':
+        return SentencePiece(self._model, lowercase=lowercase, strip_accents=strip_accents, where=self._where)
 
     @functools.cached_property
     def splits_at_blanks(self) -> bool:
@@ -119,7 +139,6 @@ class SentencePiece(Vocabulary):
             'tokenizer_class': 'PreTrainedTokenizerFast',
             'do_lower_case': self.lowercase,
             'strip_accents': self.strip_accents,
-            'model_input_names': ['input_ids', 'token_type_ids', 'attention_mask'],
             'model_max_length': max_length,
         }
         self._save(directory, settings)
@@ -160,7 +179,10 @@ def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> Senten
     """
     import sentencepiece
 
-    first = _before_model(settings.lowercase, settings.strip_accents, compose=True)
+    settings = settings.for_training()
+    flags: dict[str, Any] = {'lowercase': settings.lowercase, 'strip_accents': settings.strip_accents}
+    first = _before_model(**flags, compose=True)
+    _report_long_sentences(sample)
     writer = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -192,7 +214,27 @@ def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> Senten
     for piece in proto.pieces:
         piece.score = round(piece.score / _SCORE_STEP) * _SCORE_STEP
     model = proto.SerializeToString(deterministic=True)
-    return SentencePiece(model, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
+    return SentencePiece(model, **flags)
+
+
+def _report_long_sentences(sample: list[str]) -> None:
+    sizes = [len(text.encode()) for text in sample]
+    too_long = [num_bytes for num_bytes in sizes if num_bytes > _LONGEST_SENTENCE]
+    if sum(too_long) > _MUCH_SKIPPED * sum(sizes):
+        share = sum(too_long) / sum(sizes)
+        say(
+            f'warning: {share:.0%} of the sample lies in {len(too_long):,} sentences of more than '
+            f'{_LONGEST_SENTENCE:,} bytes, which the training of SentencePiece skips'
+        )
+
+
+def pieces_of(model: bytes, where: str) -> list[str]:
+    """The pieces of a serialized model.
+
+    Raises:
+      BadInput: when it is none.
+    """
+    return [piece.piece for piece in _parse(model, where).pieces]
 
 
 def _parse(model: bytes, where: str) -> Any:
@@ -207,6 +249,10 @@ def _parse(model: bytes, where: str) -> Any:
         proto = None
     if proto is None or not proto.pieces:
         raise BadInput(where, 'is not a SentencePiece model', 'a .model file') from None
+    if len(proto.pieces) > MOST_TOKENS:
+        raise BadInput(where, f'has {len(proto.pieces):,} pieces', f'at most {MOST_TOKENS:,}')
+    if not all(isinstance(piece.piece, str) for piece in proto.pieces):  # protobuf gives what is not UTF-8 as bytes
+        raise BadInput(where, 'has a piece that is not UTF-8', 'a .model file')
     return proto
 
 

@@ -3,6 +3,7 @@
 Ids of special tokens are looked up, never assumed: a vocabulary keeps the ids it came with.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -17,7 +18,8 @@ import numpy as np
 from bert_jax.errors import BadInput
 
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 in a vocabulary trained here
-_UNUSED = re.compile(r'[\[<]unused_?\d+[\]>]')  # entries that vocabularies keep free, as [unused17]
+MOST_TOKENS = 1 << 22
+_UNUSED = re.compile(r'[\[<]unused[_-]?(id-)?\d+[\]>]')  # free entries of a vocabulary, as [unused17]
 ALPHABET_COVERAGE = 0.9999  # of the characters of a sample to train on; the rest becomes [UNK]
 
 
@@ -50,8 +52,18 @@ class Tokenizer(Protocol):
     splits_at_blanks: bool
     splits_at_punctuation: bool
 
+    def agrees_with(self, other: 'Tokenizer') -> bool:
+        """Whether both give the same ids for every text whose characters are composed (Unicode's NFC)."""
+
+    def with_normalization(self, *, lowercase: bool, strip_accents: bool) -> 'Tokenizer':
+        """The same vocabulary with text normalized in another way; NFC where accents are kept."""
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens; a `[MASK]` written in the text is text."""
+        """Ids of each text, without special tokens; a `[MASK]` written in the text is text.
+
+        Raises:
+          BadInput: where a rule of the tokenizer's file fails on a text (a regular expression that backtracks forever).
+        """
 
     def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
         """Each word once, in any order, in groups: (words, their ids one after another, how many each has)."""
@@ -75,14 +87,18 @@ class Tokenizer(Protocol):
 class Vocabulary:
     """What both kinds have in common: a `tokenizers.Tokenizer` behind them, and what follows from its tokens."""
 
+    _rules: list[Any]  # all that the ids of composed text depend on
+
     def _wrap(self, backend: Any, tokens: list[str], where: str) -> None:
         from tokenizers import processors
 
+        if len(tokens) > MOST_TOKENS:
+            raise BadInput(where, f'has {len(tokens):,} tokens', f'at most {MOST_TOKENS:,}')
         ids = {token: index for index, token in enumerate(tokens)}
         missing = [token for token in SPECIAL_TOKENS if token not in ids]
         if missing:
             raise BadInput(where, f'has no {", ".join(missing)}', 'a vocabulary with ' + ' '.join(SPECIAL_TOKENS))
-        self.tokens = tokens
+        self.tokens, self._where = tokens, where
         self.vocab_size = len(tokens)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
         backend.add_special_tokens(list(SPECIAL_TOKENS))
@@ -101,18 +117,24 @@ class Vocabulary:
     def token(self, token_id: int) -> str:
         return self.tokens[token_id]
 
+    def agrees_with(self, other: Tokenizer) -> bool:
+        return isinstance(other, Vocabulary) and self._rules == other._rules
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        with library_errors(self._where):
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
         yield words, *flattened(self.encode_batch(words))
 
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        return [(found.ids, found.offsets) for found in self._backend.encode_batch(texts, add_special_tokens=False)]
+        with library_errors(self._where):
+            return [(found.ids, found.offsets) for found in self._backend.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         frame = (self.pad_id, self.cls_id, self.sep_id, self.mask_id)
-        return self._backend.decode([int(index) for index in ids if index not in frame], skip_special_tokens=False)
+        with library_errors(self._where):
+            return self._backend.decode([int(index) for index in ids if index not in frame], skip_special_tokens=False)
 
     def _save(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
         """tokenizer.json, special_tokens_map.json and tokenizer_config.json."""
@@ -121,8 +143,32 @@ class Vocabulary:
         (directory / 'tokenizer.json').write_text(self._backend.to_str(pretty=True), 'utf-8', newline='\n')
         names = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
         special = dict(zip(names, SPECIAL_TOKENS, strict=True))
+        settings |= {'model_input_names': ['input_ids', 'token_type_ids', 'attention_mask']}
         _write_json(directory / 'special_tokens_map.json', special)
         _write_json(directory / 'tokenizer_config.json', settings | special)
+
+
+_FAILS = 'has rules that fail on this text'
+_GOOD_RULES = 'patterns that never backtrack for long: no repetition inside a repetition, as in "(a+)+"'
+
+
+@contextlib.contextmanager
+def library_errors(where: str, found: str = _FAILS, expected: str = _GOOD_RULES) -> Iterator[None]:
+    """Reports whatever the `tokenizers` library raises as a fault of the file that it runs.
+
+    Raises:
+      BadInput: for any error of the library, a panic of its Rust code included.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # the library raises nothing narrower
+        raise BadInput(where, f'{found} ({error})', expected) from None
+    except BaseException as error:
+        if type(error).__name__ != 'PanicException':  # of pyo3, which gives it no name to import
+            raise
+        raise BadInput(where, f'{found} ({error})', expected) from None
 
 
 def encode_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -106,13 +106,18 @@ class TrainingRecord:
 
 
 class DivergenceMonitor:
-    """Watches the losses of a run."""
+    """Watches the losses of a run.
+
+    Attributes:
+      newest: (step, loss) of the newest step that was read; None before there is one.
+    """
 
     def __init__(self, settings: DivergenceSettings, record: TrainingRecord):
         """Args: record, of the step that the run starts or resumes from."""
         self._settings, self._record = settings, record
         self._losses = collections.deque(record.losses, settings.spike_window)
         self._pending: collections.deque[tuple[int, int, jax.Array, jax.Array]] = collections.deque()
+        self.newest: tuple[int, float] | None = None
 
     @property
     def record(self) -> TrainingRecord:
@@ -137,7 +142,9 @@ class DivergenceMonitor:
         """
         while len(self._pending) > (0 if wait else _READ_STEPS_LATE):
             step, phase, *on_device = self._pending.popleft()
-            found = self._read(phase, *jax.device_get(on_device))
+            loss, is_skipped = jax.device_get(on_device)
+            self.newest = step, float(loss)
+            found = self._read(phase, loss, is_skipped)
             if found and self._record.bad_in_a_row >= self._settings.max_bad_steps:
                 return Anomaly(step - self._record.bad_in_a_row + 1, step, found)
         if to_save is not None and not is_finite(to_save):

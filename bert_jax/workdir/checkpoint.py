@@ -30,15 +30,15 @@ from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, matching, unusable_path, write_whole
-from bert_jax.model.bert import BertForPreTraining, Build
+from bert_jax.files import is_local, matching, read_json, size_of, unusable_path, write_whole
+from bert_jax.model.bert import BertForPreTraining, Build, check_size
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState, is_finite
 from bert_jax.workdir import seal
-from bert_jax.workdir.orbax_files import literal_path, unreadable, why
+from bert_jax.workdir.orbax_files import arrays_of, literal_path, unreadable, why
 
 _RECORD = 'record.json'
 _MAX_FAILURES = 3  # saves in a row that may fail
@@ -111,7 +111,11 @@ class Checkpoints:
         path = self._path(step) / _RECORD
         if not path.exists():  # an imported model has none
             return TrainingRecord()
-        return TrainingRecord.from_json(json.loads(path.read_text()), str(path))
+        return TrainingRecord.from_json(read_json(path), str(path))
+
+    def num_elements(self, step: int) -> int:
+        """How many numbers the arrays of a sound checkpoint hold, by their metadata."""
+        return sum(array.num_elements for array in arrays_of(self._path(step)).values())
 
     def set_aside_unsound(self) -> int | None:
         """Renames damaged and unfinished directories, newest first, down to the newest sound checkpoint.
@@ -265,7 +269,7 @@ class Checkpoints:
         """Why another checkpoint as large as the newest one, or as the state, would not fit: error code and message."""
         before = self.latest_step()
         files = [] if before is None else seal.files_of(self._path(before)).values()
-        needed = sum(path.stat().length for path in files) or sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        needed = sum(map(size_of, files)) or sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self._directory).free
@@ -338,31 +342,44 @@ def restore_on(
 ) -> TrainState:
     """The state of a run's checkpoint (the newest without `step`), spread over a mesh.
 
+    The run may be training: when it deletes the checkpoint that is being read, a newer one is read instead.
+
     Raises:
-      BadInput: when there is no such checkpoint, or when it is damaged.
+      BadInput: when there is no such checkpoint, when it is damaged, or when the run deletes the one that was named.
     """
     with Checkpoints(workdir) as checkpoints:
-        step = _existing(checkpoints, workdir, step)
-        program = build_program(
-            config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
-        )
-        return checkpoints.restore(program.shapes, program.shardings, step)
+        program = None
+        while True:
+            found = _existing(checkpoints, workdir, step)
+            try:
+                if damage := checkpoints.damage(found):
+                    raise _damaged(checkpoints, workdir, found, damage)
+                size = checkpoints.num_elements(found)
+                check_size(config.model, vocab_size, size, workdir, f'{workdir}/checkpoints/{found}')
+                program = program or build_program(
+                    config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
+                )
+                return checkpoints.restore(program.shapes, program.shardings, found)
+            except Exception:  # whatever Orbax makes of files that disappear
+                if found in checkpoints.steps():
+                    raise
 
 
 def _existing(checkpoints: Checkpoints, workdir: str, step: int | None) -> int:
-    """The given step, or the newest; raises BadInput when there is no such checkpoint, or when it is damaged."""
-    found, place = checkpoints.steps(), f'{workdir}/checkpoints'
-    step = max(found, default=None) if step is None else step
-    if step not in found:
+    """The given step, or the newest; raises BadInput when there is no such checkpoint."""
+    found = checkpoints.steps()
+    newest = max(found, default=None) if step is None else step
+    if newest is None or newest not in found:
         raise BadInput(
-            place,
+            f'{workdir}/checkpoints',
             f'holds no checkpoint of step {step}' if step is not None else 'holds no checkpoint',
             f'one of {", ".join(map(str, found))}' if found else 'a run that has saved at least once',
             '' if found else 'python -m bert_jax train --workdir=…',
         )
-    if damage := checkpoints.damage(step):
-        others = [other for other in found if other != step]
-        raise BadInput(
-            f'{place}/{step}', damage, 'the bytes that were written', f'--step={max(others)}' if others else ''
-        )
-    return step
+    return newest
+
+
+def _damaged(checkpoints: Checkpoints, workdir: str, step: int, damage: str) -> BadInput:
+    others = [other for other in checkpoints.steps() if other != step]
+    mend = f'--step={max(others)}' if others else ''
+    return BadInput(f'{workdir}/checkpoints/{step}', damage, 'the bytes that were written', mend)

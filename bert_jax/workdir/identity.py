@@ -2,26 +2,35 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from etils import epath
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, Data, Model, Optimizer, Train
-from bert_jax.config.fields import Role, identity_of, names_with, with_values_before
+from bert_jax.config.fields import Role, identity_of, names_with, with_values_before, without_places_to_write
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
+from bert_jax.files import DamagedJson, read_json, write_whole
 from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
+from bert_jax.workdir.recorded_paths import found_from, start_of
 
 ConfigT = TypeVar('ConfigT', Config, FinetuneConfig)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
+
+
+class Recorded(Protocol):
+    """What a workdir's config.json keeps beside the config (`pretrained.provenance.Provenance`)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The values to write."""
 
 
 def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
@@ -55,13 +64,15 @@ def claim(
     tokenizer: Tokenizer,
     fingerprint: dict[str, Any],
     *,
+    start: Recorded | None = None,
     allow_change: Sequence[str] | None = None,
     step: int | None = None,
 ) -> None:
     """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
 
     Args:
-      fingerprint: of the run (see `fingerprint`), and what is known of the weights that it starts from.
+      fingerprint: of the run (see `fingerprint`), and a hash of the weights that it starts from.
+      start: what else is known of those weights (`pretrained/provenance.py`); a new workdir records it.
       allow_change: names in the fingerprint whose value may be another than before; config.json then takes the new
         values, and records the old ones and the `step` that the run had reached. None for a command without
         --allow_change.
@@ -90,14 +101,14 @@ def claim(
             changes = [
                 {'step': step, 'field': name, 'from': theirs.get(name), 'to': ours.get(name)} for name in sorted(differ)
             ]
-            content |= {'config': dataclasses.asdict(config), 'fingerprint': ours}
+            content |= {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': ours}
             content['changes'] = [*content.get('changes', []), *changes]
             tokenizer.save(path.parent / 'tokenizer')
             write_whole(path, json.dumps(content, indent=2) + '\n')
             say(f'Changed from step {step or 0} on: {_listed(differ, theirs, ours)}')
         return
     if is_first():
-        write(workdir, config, tokenizer, ours)
+        write(workdir, config, tokenizer, ours, start)
 
 
 _OPTIONAL = {  # what a fingerprint need not hold
@@ -138,12 +149,22 @@ def _listed(differ: set[str], theirs: dict, ours: dict) -> str:
     return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
 
 
-def write(workdir: str, config: Config | FinetuneConfig, tokenizer: Tokenizer, fingerprint: dict[str, Any]) -> None:
-    """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json."""
+def write(
+    workdir: str,
+    config: Config | FinetuneConfig,
+    tokenizer: Tokenizer,
+    fingerprint: dict[str, Any],
+    start: Recorded | None = None,
+) -> None:
+    """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json.
+
+    Args: start, as of `claim`.
+    """
     path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path.parent / 'tokenizer')
-    content = {'config': dataclasses.asdict(config), 'fingerprint': fingerprint, 'versions': versions()}
+    content = {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': fingerprint}
+    content |= {'versions': versions()} | ({'start': start.to_json()} if start is not None else {})
     write_whole(path, json.dumps(content, indent=2) + '\n')
 
 
@@ -165,11 +186,34 @@ def load_config(workdir: str) -> Config:
       BadInput: when there is none.
     """
     path = epath.Path(workdir) / 'config.json'
-    found = _read(path)['config']
+    found = load_settings(workdir)
     if 'task' in found:
         mend = f'python -m bert_jax export --workdir={workdir} --output=…'
         raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', mend)
     return with_values_before(config_module.resolve(found), found)
+
+
+def load_settings(workdir: str) -> dict[str, Any]:
+    """The values of the config of the run in a workdir, as JSON; relative paths lead to their files from here.
+
+    A workdir may come from somebody else: fields that name a place to write to are left out, which is for the command
+    line to say.
+
+    Raises:
+      BadInput: when there is none.
+    """
+    path = epath.Path(workdir) / 'config.json'
+    content = _read(path)
+    section = FinetuneConfig if 'task' in content['config'] else Config
+    trusted, ignored = without_places_to_write(section, content['config'])
+    if ignored:
+        _report_ignored(str(path), tuple(f'{name}={value!r}' for name, value in ignored.items()))
+    return found_from(workdir, content.get('directory'), trusted)
+
+
+@functools.cache  # a command reads a config more than once
+def _report_ignored(path: str, settings: tuple[str, ...]) -> None:
+    say(f'{path}: {", ".join(settings)} is ignored; what a command writes to is taken from --config alone.')
 
 
 def load_fingerprint(workdir: str) -> dict[str, Any]:
@@ -181,16 +225,40 @@ def load_fingerprint(workdir: str) -> dict[str, Any]:
     return _read(epath.Path(workdir) / 'config.json')['fingerprint']
 
 
+def load_start(workdir: str) -> dict[str, Any] | None:
+    """What a workdir records of the weights that its run started from; None for random ones, and in old workdirs.
+
+    Raises:
+      BadInput: when there is no run.
+    """
+    return _read(epath.Path(workdir) / 'config.json').get('start')
+
+
+def split_step(name: str) -> tuple[str, int | None]:
+    """(directory, step) of a model's name, `DIRECTORY` or `WORKDIR@STEP`; the step is None where none is named.
+
+    Raises:
+      BadInput: when what follows the `@` is no step, or the directory is no workdir and so has none.
+    """
+    directory, at, step = name.rpartition('@')
+    if not at or epath.Path(name).exists():
+        return name, None
+    if not (step.isascii() and step.isdecimal()):
+        if epath.Path(directory).exists():
+            raise BadInput(name, f'names the step {step!r}', 'WORKDIR@STEP with a number', directory)
+        return name, None
+    return directory, int(step)
+
+
 def _read(path: epath.Path) -> dict:
     if not path.exists():
         raise BadInput(
             str(path), 'does not exist', 'the workdir of a run', 'python -m bert_jax train --config=… --workdir=…'
         )
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(str(path), f'is not JSON ({error})', 'the file that train wrote') from error
-    parts = [content.get(name) for name in ('config', 'fingerprint')] if isinstance(content, dict) else [None]
-    if not all(isinstance(part, dict) for part in parts):
+        content = read_json(path)
+    except DamagedJson as error:
+        raise BadInput(str(path), str(error), 'the file that train wrote') from error
+    if not all(isinstance(content.get(name), dict) for name in ('config', 'fingerprint')):
         raise BadInput(str(path), 'is not the config of a run', 'the file that train wrote')
     return content

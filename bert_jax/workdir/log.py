@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from bert_jax.console import say
+from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.workdir.history import History, hardware
 from bert_jax.workdir.metrics import MetricsWriter
 from bert_jax.workdir.progress import Progress
@@ -27,29 +28,38 @@ class RunLog:
         num_steps: int,
         mesh: Mesh,
         describe_step: Callable[[dict[str, float]], str],
-        *,
-        check: Callable[[], None] = lambda: None,
+        supervisor: Supervisor,
+        flags_of_shorter: Callable[[float], str],
     ):
         """Opens the log, which removes what was logged after `start`.
 
         Args:
           describe_step: turns the metrics of a training step into a few words for the terminal.
-          check: called before everything that is written; raises BadInput when the run may no longer write.
+          supervisor: asked before everything that is written whether the run may still write, and what it is doing.
+          flags_of_shorter: see `Progress`.
+
+        Raises:
+          BadInput: here and later, when the run may no longer write.
         """
-        self._check = check
-        check()
+        self._check = supervisor.check_lease
+        self._check()
         self._writer, self._history = MetricsWriter(workdir, start), History(workdir)
         self._history.add('start', start, lost_steps=self._writer.lost_steps, **hardware(mesh))
-        self._progress = Progress(start, num_steps, describe_step)
+        self._progress = Progress(start, num_steps, describe_step, lambda: supervisor.stage, flags_of_shorter)
         self._num_steps = num_steps
         self.metrics: dict[str, float | None] = {}
 
     def __enter__(self) -> 'RunLog':
+        self._progress.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.close()
+        self._progress.__exit__()
         self._writer.close()
+
+    def made_step(self, step: int, loss: float) -> None:
+        """Takes note of a step that the devices have made; nothing is written."""
+        self._progress.made_step(step, loss)
 
     def train_step(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and shows the metrics of a training step."""

@@ -1,21 +1,75 @@
-"""How far a run is: a progress bar on a terminal, plain lines elsewhere."""
+"""How far a run is: a progress bar on a terminal, plain lines elsewhere; by steps, and by time where steps are slow."""
 
 import time
 from collections.abc import Callable
 
 from tqdm import tqdm
 
-from bert_jax.console import printable, progress_bar, say
+from bert_jax.activity import activity, printed_a_line
+from bert_jax.console import duration, printable, progress_bar, say
+
+_SECONDS_TO_ESTIMATE, _STEPS_TO_ESTIMATE = 5.0, 2  # measured after the first step, which compiles
+_A_DAY, _TOO_LONG = 86_400, 14 * 86_400
 
 
 class Progress:
-    """Shows the losses and accuracies of a step, real tokens per second and the time left."""
+    """Shows the losses and accuracies of a step, real tokens per second and the time left.
 
-    def __init__(self, start: int, num_steps: int, describe: Callable[[dict[str, float]], str]):
-        """Args: start, the step resumed from; describe, turns the metrics of a step into a few words."""
+    As a context it also shows, whenever nothing has been logged for a while, the newest step and its loss, or what the
+    run is doing.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        num_steps: int,
+        describe: Callable[[dict[str, float]], str],
+        stage: Callable[[], str],
+        flags_of_shorter: Callable[[float], str],
+    ):
+        """Initializes the progress.
+
+        Args:
+          start: the step resumed from.
+          describe: turns the metrics of a step into a few words.
+          stage: what the main thread is doing, in words; '' while it makes steps.
+          flags_of_shorter: the flags that shorten the run to a share of its steps, for one that would take weeks.
+        """
         self._bar = progress_bar(total=num_steps, initial=start, unit='step', smoothing=0.05)
-        self._start, self._num_steps, self._since = start, num_steps, time.perf_counter()
-        self._describe = describe
+        self._num_steps, self._describe = num_steps, describe
+        self._stage, self._flags_of_shorter = stage, flags_of_shorter
+        self._is_estimated = False
+        self._begin(start)
+
+    def _begin(self, step: int) -> None:
+        self._step, self._loss = step, ''
+        self._first: tuple[int, float] | None = None  # (the first step made since then, when)
+        self._seconds_a_step: float | None = None
+
+    def __enter__(self) -> 'Progress':
+        show = None if self._bar.disable else self._show_in_bar
+        self._activity = activity(self._describe_now, begins_line=True, show=show)
+        self._activity.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._activity.__exit__(None, None, None)
+        self.close()
+
+    def made_step(self, step: int, loss: float) -> None:
+        """The devices have made a step; its loss is known anyway, so nothing waits for them here."""
+        now = time.perf_counter()
+        self._first = self._first or (step, now)
+        since_step, since = self._first
+        if step > max(self._step, since_step):
+            self._seconds_a_step = (now - since) / (step - since_step)
+        self._step, self._loss = step, f'loss {loss:.3f}'
+        if not self._bar.disable:
+            self._bar.update(step - self._bar.n)
+        is_measured = step - since_step >= _STEPS_TO_ESTIMATE and now - since >= _SECONDS_TO_ESTIMATE
+        if is_measured and not self._is_estimated and self._seconds_a_step is not None:
+            self._is_estimated = True
+            self._estimate(self._seconds_a_step)
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the metrics of a step."""
@@ -24,19 +78,47 @@ class Progress:
             shown += f'  {metrics["tokens_per_second"]:,.0f} tokens/s'
         if metrics.get('input_wait_fraction', 0.0) >= 0.01:
             shown += f'  waiting for input {metrics["input_wait_fraction"]:.0%}'
+        self.made_step(step, metrics['loss'])
         if self._bar.disable:
-            seconds = (time.perf_counter() - self._since) / (step - self._start) * (self._num_steps - step)
-            left = tqdm.format_interval(seconds)
-            say(f'step {step}/{self._num_steps}  {shown}  {left} left')
+            say('  '.join([f'step {step}/{self._num_steps}', shown, *self._left()]))
         else:
             self._bar.set_postfix_str(printable(shown), refresh=False)
-            self._bar.update(step - self._bar.n)
+        printed_a_line()
 
     def rewind(self, step: int) -> None:
         """Sets the progress back to a step."""
-        self._start, self._since = step, time.perf_counter()
+        self._begin(step)
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
         """Leaves the bar as it is."""
         self._bar.close()
+
+    def _left(self) -> list[str]:
+        seconds = self._seconds_a_step
+        return [] if seconds is None else [f'{_interval(seconds * (self._num_steps - self._step))} left']
+
+    def _describe_now(self) -> str:
+        if not self._bar.disable:  # which shows the rest
+            return '  '.join(filter(None, [self._loss, self._stage()]))
+        each = [] if self._seconds_a_step is None else [f'{duration(self._seconds_a_step)} a step']
+        parts = [f'step {self._step}/{self._num_steps}', self._loss, *each, *self._left(), self._stage()]
+        return '  '.join(filter(None, parts))
+
+    def _show_in_bar(self, line: str) -> None:
+        self._bar.set_postfix_str(printable(line))
+
+    def _estimate(self, seconds: float) -> None:
+        """Says how long the run will take, and what to set where that is out of proportion."""
+        num_left = self._num_steps - self._step
+        say(f'{duration(seconds)} a step: the other {num_left:,} steps take about {duration(seconds * num_left)}')
+        if seconds * num_left > _TOO_LONG:
+            flags = self._flags_of_shorter(_A_DAY / seconds / self._num_steps)
+            say(
+                f'Warning: that is out of proportion for these devices. A run with {flags} takes about a day here, a '
+                'smaller model or batch takes less a step, and `plan --target=…` shows the time on other devices.'
+            )
+
+
+def _interval(seconds: float) -> str:
+    return tqdm.format_interval(seconds) if seconds < _A_DAY else duration(seconds)

@@ -9,11 +9,21 @@ Version 1 had neither a version nor a checksum, and one digest per file.
 
 import concurrent.futures
 import json
+import os
 from typing import Any
 
 from etils import epath
 
-from bert_jax.files import files_below, forget_cached, is_local, json_digest, next_digest, sync, write_whole
+from bert_jax.files import (
+    files_below,
+    is_local,
+    json_digest,
+    next_digest,
+    read_json,
+    size_of,
+    sync,
+    write_whole,
+)
 
 MANIFEST = 'manifest.json'
 _VERSION = 2
@@ -51,7 +61,7 @@ def make_manifest(directory: epath.Path, step: int) -> dict[str, Any]:
         for path in {*files.values(), *(path.parent for path in files.values()), directory.parent}:
             sync(path)
     digests = _digests(files, _PART_BYTES)
-    listed = {name: {'bytes': path.stat().length, 'sha256': digests[name]} for name, path in files.items()}
+    listed = {name: {'bytes': size_of(path), 'sha256': digests[name]} for name, path in files.items()}
     manifest = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
     # With a checksum of its own a corrupt manifest is not reported as a corrupt file.
     return manifest | {'checksum': json_digest(manifest)}
@@ -63,7 +73,17 @@ def seal(directory: epath.Path, manifest: dict[str, Any]) -> None:
     if is_local(directory):
         sync(directory)
         for path in files_of(directory).values():
-            forget_cached(path)
+            _forget_cached(path)
+
+
+def _forget_cached(path: str | os.PathLike) -> None:
+    """Asks the system to drop its copy of a synced local file from memory, so that the next read is of the disk."""
+    if hasattr(os, 'posix_fadvise'):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
 
 def delete(directory: epath.Path) -> None:
@@ -80,15 +100,18 @@ def damage(directory: epath.Path) -> str:
         return f'no {MANIFEST}: it was never finished'
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f'{MANIFEST} is damaged'
-    found = files_of(directory)
-    for name in sorted(expected.keys() ^ found.keys()):
-        return f'{name} is {"missing" if name in expected else "not in its manifest"}'
-    for name, (size, _) in expected.items():
-        if (length := found[name].stat().length) != size:
-            return f'{name} has {length} bytes, not {size}'
-    for name, digests in _digests(found, part_bytes).items():
-        if digests != expected[name][1]:
-            return f'{name} has another checksum'
+    try:
+        found = files_of(directory)
+        for name in sorted(expected.keys() ^ found.keys()):
+            return f'{name} is {"missing" if name in expected else "not in its manifest"}'
+        for name, (size, _) in expected.items():
+            if (length := size_of(found[name])) != size:
+                return f'{name} has {length} bytes, not {size}'
+        for name, digests in _digests(found, part_bytes).items():
+            if digests != expected[name][1]:
+                return f'{name} has another checksum'
+    except FileNotFoundError as error:
+        return f'{error.filename} was deleted while it was read'
     return ''
 
 
@@ -99,9 +122,7 @@ def files_of(directory: epath.Path) -> dict[str, epath.Path]:
 
 def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], int]:
     """({name: (bytes, digests of its parts)}, bytes per part); raises various errors for a damaged one."""
-    if path.stat().length > _MAX_MANIFEST_BYTES:
-        raise ValueError
-    content = json.loads(path.read_text())
+    content = read_json(path, largest=_MAX_MANIFEST_BYTES)
     if content.keys() == {'step', 'files'}:  # version 1
         return {name: (file['bytes'], [file['sha256']]) for name, file in content['files'].items()}, _WHOLE_FILE
     if content['version'] != _VERSION or content['part_bytes'] != _PART_BYTES:
@@ -113,9 +134,7 @@ def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], 
 
 def _digests(files: dict[str, epath.Path], part_bytes: int) -> dict[str, list[str]]:
     """SHA-256 of each part of each file. Parts are hashed in parallel, so that one large file is no bottleneck."""
-    parts = [
-        (name, start) for name, path in files.items() for start in range(0, max(path.stat().length, 1), part_bytes)
-    ]
+    parts = [(name, start) for name, path in files.items() for start in range(0, max(size_of(path), 1), part_bytes)]
     with concurrent.futures.ThreadPoolExecutor(_NUM_HASHING_THREADS) as pool:
         digests = pool.map(lambda part: _digest(files[part[0]], part[1], part_bytes), parts)
         found: dict[str, list[str]] = {name: [] for name in files}

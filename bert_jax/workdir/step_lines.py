@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax.console import say
-from bert_jax.files import write_whole
+from bert_jax.files import DamagedJson, parse_json, write_whole
 
 
 class StepLines:
@@ -45,8 +45,8 @@ def _step_of(line: str) -> int | None:
     if '\r' in line:  # allowed between JSON values, but it ends the line for many readers
         return None
     try:
-        step = json.loads(line)['step']
-    except (ValueError, KeyError, TypeError, RecursionError):
+        step = parse_json(line)['step']
+    except (DamagedJson, KeyError):
         return None
     return step if type(step) is int else None
 

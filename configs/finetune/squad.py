@@ -1,5 +1,7 @@
 """SQuAD v1.1 (Rajpurkar et al. 2016), or anything in its format; windows of 384 positions, 128 tokens apart.
 
+With `:v2` SQuAD 2.0 (Rajpurkar et al. 2018), whose questions may have no answer: train-v2.0.json and dev-v2.0.json.
+
     python -m bert_jax finetune --config=configs/finetune/squad.py --config.task.directory=squad \
         --config.init=models/mine --workdir=runs/squad
 
@@ -7,12 +9,17 @@ The files are train-v1.1.json and dev-v1.1.json. predictions-dev-v1.json is what
 """
 
 from bert_jax.config.finetuning import finetune
+from bert_jax.errors import BadInput
+
+VERSIONS = {'v1': 'v1.1', 'v2': 'v2.0'}
 
 
-def get_config():
+def get_config(version='v1'):
+    if version not in VERSIONS:
+        raise BadInput(f'squad.py:{version}', 'is no version of SQuAD', ' or '.join(VERSIONS))
     config = finetune('spans')
-    config.task.train = 'squad:train-v1.1.json'
-    config.task.validation = 'squad:dev-v1.1.json'
+    config.task.train = f'squad:train-{VERSIONS[version]}.json'
+    config.task.validation = f'squad:dev-{VERSIONS[version]}.json'
     config.task.metrics = ('f1', 'exact_match')
     config.task.sequence_length = 384
     config.task.stride = 128

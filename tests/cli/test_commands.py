@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from bert_jax.cli.flags import Command, parse
 from bert_jax.errors import BadInput, DeviceFault
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
 
 
 def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture) -> None:
@@ -141,3 +141,13 @@ def test_the_version_stands_in_one_place() -> None:
     assert bert_jax.__version__ == version.__version__
     texts = [ROOT / name for name in ('pyproject.toml', 'CITATION.cff', 'bert_jax/__init__.py', 'README.md')]
     assert all(version.__version__ not in path.read_text() for path in texts)
+
+
+def test_a_text_of_bytes_that_are_none_is_filled_in_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    given = []
+    model = types.SimpleNamespace(fill_mask=lambda text, _: given.append(text) or [])
+    monkeypatch.setattr('bert_jax.pretrained.load.load_pretrained', lambda _: model)
+    assert main(['bert-jax', 'fill-mask', '--model=x', 'caf\udcc3\udca9 [MASK]', '\udcff [MASK]']) == 0
+    assert given == ['café [MASK]', '\ufffd [MASK]'] and 'café [MASK]' in capsys.readouterr().out

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+
+import pytest
 
 from bert_jax import config
 from bert_jax.cli.diagnose import diagnose
@@ -49,7 +52,8 @@ def test_each_disappointment_is_a_warning_with_its_mend(tmp_path: Path) -> None:
         'are one sentence': (_text(900, 1), {}),
         'one document holds': (_text(200, 2) + '\n\n' + _text(1, 3000), {}),
         'training documents to take random next sentences from': (_text(40, 30), {}),
-        'times through what there is': (_text(300, 6), {'train.steps': 100_000}),
+        'times through the training text': (_text(300, 6), {'train.steps': 100_000}),
+        '--config.data.packing=True (': (_text(900, 2), {'data.sequence_length': 128}),
         'masked tokens in all': (_text(120, 6), {}),
         'are [UNK]': (_text(300, 6), {'tokenizer.path': str(_poor_vocabulary(tmp_path))}),
         'all that this text gives': (_text(300, 6), {'tokenizer.vocab_size': 5000}),
@@ -59,6 +63,46 @@ def test_each_disappointment_is_a_warning_with_its_mend(tmp_path: Path) -> None:
         directory.mkdir()
         found = _diagnose(directory, text, **changes)
         assert found.startswith('warning') and expected in found and 'mend' in found, (expected, found)
+
+
+@pytest.mark.parametrize(
+    ('config', 'overrides', 'where', 'flags'),
+    [
+        ('bert.py:tiny', {'train.steps': 1_000_000}, 'config.train.steps', 2),
+        ('bert.py:tiny', {'optimizer.warmup_steps': 0}, 'config.train.steps', 1),
+        ('bert_two_phase.py:tiny', {'data.sequence_length': 32}, 'config.train.steps', 4),
+        (
+            'bert.py:tiny',
+            {'tokenizer.vocab_size': 5000, 'train.steps': 40, 'optimizer.warmup_steps': 4},
+            'tokenizer',
+            1,
+        ),
+        ('bert.py:tiny', {'train.steps': 40}, 'config.optimizer.warmup_steps', 1),
+        ('bert.py:tiny', {'data.sequence_length': 1024}, 'config.data.sequence_length', 1),
+        ('bert.py:tiny', {'train.microbatches': 3}, 'config.train.microbatches', 1),
+    ],
+)
+def test_the_flags_that_it_suggests_solve_the_problem(
+    config: str, overrides: dict[str, object], where: str, flags: int, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / 'text.txt').write_text(_text(100, 6))
+    own = {'data.source': f'text:{tmp_path}/text.txt', 'data.corpus': 'corpus', 'tokenizer.vocab_size': 150} | overrides
+    arguments = [f'--config={config}', *(f'--config.{name}={value}' for name, value in own.items())]
+    prepared = ['data.source', 'data.corpus', 'tokenizer.vocab_size']
+    assert (
+        run(['prepare', '--config=bert.py:tiny', *(f'--config.{name}={own[name]}' for name in prepared)], tmp_path) == 0
+    )
+
+    def problems(*more: str) -> list[dict[str, str]]:
+        capsys.readouterr()
+        status, printed = run(['doctor', *arguments, *more, '--json'], tmp_path), capsys.readouterr()
+        found = json.loads(printed.out)['problems']
+        assert status == (2 if any(problem['level'] == 'error' for problem in found) else 0), printed.err
+        return [problem for problem in found if where in problem['where']]
+
+    [problem] = problems()
+    suggested = re.findall(r'--config\.[^ ,;]+', problem['mend'])
+    assert len(suggested) == flags and not problems(*suggested), suggested
 
 
 def test_a_vocabulary_of_another_size_or_without_special_tokens_is_told(tmp_path: Path, monkeypatch) -> None:

@@ -13,7 +13,6 @@ from bert_jax.errors import BadInput
 from bert_jax.sweep.runs import expand
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
 
 
 @pytest.fixture(autouse=True)

@@ -24,10 +24,7 @@ from safetensors.numpy import load_file
 import bert_jax
 from bert_jax.__main__ import main
 
-pytestmark = [
-    pytest.mark.compiles,
-    pytest.mark.filterwarnings('ignore:the load_module'),
-]  # ml_collections, when it reads a config file
+pytestmark = pytest.mark.compiles
 ARCHIVE = Path(__file__).parent / 'fixtures-79a7f4e.tar.xz'
 STOPPED_AT = {'run': 2, 'phases': 1, 'sentencepiece': 1}
 RUNS = ['run', *(pytest.param(name, marks=pytest.mark.slow) for name in STOPPED_AT if name != 'run')]

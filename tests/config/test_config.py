@@ -10,7 +10,7 @@ import pytest
 
 from bert_jax import config
 from bert_jax.config import Config, Data, Masking, bert, field_names, finetuning, resolve, sources
-from bert_jax.config.fields import Role, identity_of, roles, setting, with_values_before
+from bert_jax.config.fields import Role, identity_of, roles, setting, with_values_before, without_places_to_write
 from bert_jax.errors import BadInput
 
 
@@ -210,3 +210,67 @@ def test_phases_are_worked_out_once() -> None:
     run = config.resolve(config.bert('tiny').to_dict() | {'phases': phases})
     assert run.in_phases is run.in_phases
     assert [phase.train.steps for phase in run.in_phases] == [3, 4]
+
+
+# Fields that may name a file, a directory or a dataset, and are only read. A new one that a command writes to, or
+# starts as a program, is marked `is_written` instead.
+_ONLY_READ = {
+    'data.source',
+    'data.corpus',  # plans are kept in a corpus, which has to be one already
+    'data.validation_source',
+    'tokenizer.path',
+    'tokenizer.add_tokens',
+    'init',
+    'probe.sets',
+    'task.directory',
+    'task.train',
+    'task.validation',
+    'task.predict',
+}
+_NAMES_NO_PLACE = {
+    'data.text_field',
+    'data.group_field',
+    'data.bucket_lengths',
+    'train.stop_at',
+    'train.skip',
+    'train.examples',
+    'probe.text',
+    'probe.label',
+    'card.license',
+    'card.language',
+    'card.datasets',
+    'task.text',
+    'task.text_pair',
+    'task.label',
+    'task.columns',
+    'task.labels',
+    'task.metrics',
+    'task.token_prefix',
+    'phases',
+}
+
+
+@pytest.mark.parametrize('whole', [Config, finetuning.FinetuneConfig])
+def test_every_field_that_could_name_a_place_says_whether_it_is_written(whole: type) -> None:
+    unclear, marked = set(), set()
+
+    def look(section: type, prefix: str) -> None:
+        for field in dataclasses.fields(section):
+            if dataclasses.is_dataclass(field.type):
+                look(field.type, f'{prefix}{field.name}.')
+            elif field.metadata.get('is_written'):
+                marked.add(prefix + field.name)
+            elif isinstance(field.default, str | tuple) and not field.metadata.get('choices'):
+                unclear.add(prefix + field.name)
+
+    look(whole, '')
+    assert unclear <= _ONLY_READ | _NAMES_NO_PLACE
+    assert marked == ({'data.local_copy'} if whole is Config else set())
+
+
+def test_places_to_write_to_are_left_out_at_any_depth() -> None:
+    values = {'data': {'local_copy': '/home/you', 'corpus': 'c', 'unknown': 1}, 'tokenizer': 'no section'}
+    kept, left_out = without_places_to_write(Config, values)
+    assert kept == {'data': {'corpus': 'c', 'unknown': 1}, 'tokenizer': 'no section'}
+    assert left_out == {'data.local_copy': '/home/you'} and values['data']['local_copy'] == '/home/you'
+    assert without_places_to_write(Config, {'data': {'local_copy': ''}}) == ({'data': {}}, {})

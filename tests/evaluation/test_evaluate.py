@@ -12,6 +12,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import bert_jax.config
+from bert_jax.__main__ import main
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import describe, evaluate
 from bert_jax.evaluation.probe import open_sets
@@ -169,3 +170,20 @@ def test_source_that_cannot_be_reread_is_reported_without_failing(place: Path) -
         (place / 'away.txt').rename(place / 'text.txt')
     assert 'masked_word_nats_per_character' not in result and 'no file matches' in result['sample_missing']
     assert 'were not measured' in describe(result) and 0 < result['mlm_loss'] < 10
+
+
+def test_a_read_only_run_is_evaluated_and_the_result_is_printed_or_saved_elsewhere(
+    place: Path, tmp_path: Path, capsys
+) -> None:
+    (workdir := tmp_path / 'run').mkdir()
+    for path in (place / 'run').iterdir():
+        if not path.name.startswith('evaluation'):
+            (workdir / path.name).symlink_to(path)
+    (workdir / 'evaluation.json' / 'in the way').mkdir(parents=True)  # not even root can write that file
+    command = ['bert_jax', 'evaluate', f'--workdir={workdir}', '--sample=0', '--json']
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert 'evaluation.json could not be written' in shown.err
+    assert main([*command, f'--output={tmp_path}/result.json']) == 0
+    assert capsys.readouterr().out == shown.out == (tmp_path / 'result.json').read_text()
+    assert main([*command, f'--output={tmp_path}']) == 2

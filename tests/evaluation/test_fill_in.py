@@ -31,7 +31,7 @@ def test_on_any_mesh_the_fillers_are_those_of_fill_mask(mesh: config.Mesh, tmp_p
     devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
     mesh = make_mesh(mesh, settings, config.Train(global_batch_size=8), devices)
     program = build_program(settings, config.Optimizer(), config.Train(), len(TOKENS), mesh)
-    examples = Examples(TEXTS, tokenizer, program)
+    examples = Examples(TEXTS, tokenizer, program, 32)
     assert '1 do not fit into 32 positions' in capsys.readouterr().err
     found = examples(jax.tree.map(place, nnx.state(model, nnx.Param), program.shardings.params))
     pretrained = Pretrained(model, tokenizer, settings, None)
@@ -46,4 +46,4 @@ def test_on_any_mesh_the_fillers_are_those_of_fill_mask(mesh: config.Mesh, tmp_p
 def test_an_example_is_a_line_with_a_mask(examples: tuple) -> None:
     with pytest.raises(BadInput, match=r'config\.train\.examples'):
         config.resolve({'train': {'examples': examples}})
-    assert not Examples((), None, None)
+    assert not Examples((), None, None, 0)

@@ -1,13 +1,15 @@
 """Samples of different sizes are kept side by side, and the largest is the one that is read."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 
 from bert_jax.evaluation.evaluate import baselines
 from bert_jax.evaluation.ranking import Figures, common_measure
-from bert_jax.evaluation.recorded import merged, samples_of
+from bert_jax.evaluation.recorded import merged, read, samples_of
 
 TEXT = {'step': 2, 'unigram_entropy': 4.5, 'mlm_loss': 3.0}
 
@@ -45,3 +47,12 @@ def test_runs_are_ranked_by_the_largest_sample_that_all_of_them_have() -> None:
 def test_a_text_without_tokens_has_no_baselines() -> None:
     assert baselines(np.zeros(100, np.int64)) == {'unigram_entropy': None, 'most_frequent_accuracy': None}
     assert baselines(np.array([0, 5, 0]))['most_frequent_accuracy'] == 1.0
+
+
+@pytest.mark.parametrize(
+    'content', ['', '[', '[1]', '{"smaller_samples": 5}', '{"smaller_samples": [{"windows": "a"}]}']
+)
+def test_a_damaged_evaluation_is_as_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / 'evaluation.json').write_text(content)
+    assert read(epath.Path(tmp_path / 'evaluation.json')) == {}
+    assert merged(read(epath.Path(tmp_path)), result(8, 1.0)) == result(8, 1.0)

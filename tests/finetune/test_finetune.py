@@ -13,6 +13,7 @@ from flax import nnx
 
 from bert_jax.config.finetuning import resolve
 from bert_jax.finetune.command import summarize
+from bert_jax.finetune.evaluator import task_streams
 from bert_jax.finetune.load import load_finetuned
 from bert_jax.finetune.seed import Outcome, Setup
 from bert_jax.finetune.start import finetuning_start
@@ -57,12 +58,16 @@ REVIEWS = _flags('glue.py:sst2', train__epochs=6)
 
 @pytest.fixture(scope='module')
 def finished(one_device, place: Path) -> Path:
-    """The workdir of two seeds that learnt to tell reviews, with one compiled step between them."""
+    """The workdir of two seeds that learnt to tell reviews, with one compiled step for each length of their rows."""
     found = []
     make = Setup.of
     with mock.patch.object(Setup, 'of', lambda *given: found.append(make(*given)) or found[-1]):
         assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2'], place) == 0
-    assert [setup.program.train_step._cache_size() for setup in found] == [1]
+    [setup] = found
+    streams = task_streams(setup.start.config, setup.start.tokenizer.pad_id, setup.program.device_mesh)
+    trained = [streams(setup.data.train, seed) for seed in (0, 1)]
+    shapes = {each.batch(step).input_ids.shape for each in trained for step in range(setup.program.num_steps)}
+    assert setup.program.train_step._cache_size() == len(shapes) <= 3
     return place / 'reviews'
 
 
@@ -177,6 +182,10 @@ def test_tags_and_spans_are_learnt_and_exported(
         assert config_json['id2label'] == {'0': 'O', '1': 'B-LOC', '2': 'B-PER', '3': 'I-LOC'}
 
 
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
 @pytest.mark.compiles
 def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -> None:
     transformers = pytest.importorskip('transformers')
@@ -193,6 +202,16 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
         ours = json.loads(line)
         assert said['label'] == ours['prediction']
         assert said['score'] == pytest.approx(ours['probabilities'][said['label']], abs=1e-4)
+    # Named in any way, the model says what it said at the end of its training.
+    (place / 'dev.txt.in').write_text('\n'.join(line.split('\t')[0] for line in _lines(place / 'dev.tsv')[1:]) + '\n')
+    for model in ('reviews', proof['workdir'], f'{proof["workdir"]}@90', 'export'):
+        assert run(['predict', f'--model={model}', '--input=dev.txt.in', '--json'], place) == 0
+        found = json.loads(capsys.readouterr().out)['results']
+        for said, line in zip(found, lines, strict=True):
+            assert said['scores'] == pytest.approx(json.loads(line)['probabilities'], abs=1e-4)
+        assert run(['embed', f'--model={model}', '--input=dev.txt.in', '--output=vectors.npy'], place) == 0
+        assert np.load(place / 'vectors.npy').shape == (64, MODEL.hidden_size)
+        capsys.readouterr()
     # It is where another task may start, as the workdir is: the encoder as it was trained, no head.
     task = {'sequence_length': 16}
     inits = [str(place / init) for init in (proof['workdir'], 'export')]

@@ -12,8 +12,9 @@ from flax import nnx
 
 from bert_jax.config.finetuning import finetune, num_steps, optimizer_of, resolve, use_original_recipe
 from bert_jax.finetune import heads
+from bert_jax.finetune.evaluator import model_outputs
 from bert_jax.finetune.heads import ARCHITECTURES
-from bert_jax.finetune.rows import TaskBatch, TaskStream, make_rows
+from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream, make_rows
 from bert_jax.model.bert import Build
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.pretrained import hugging_face
@@ -27,7 +28,7 @@ VOCAB, B, L = 101, 3, 12
 STILL = dataclasses.replace(MODEL, dropout_rate=0.0, attention_dropout_rate=0.0, num_layers=1)
 
 
-def _batch(kind: str) -> TaskBatch:
+def _rows(kind: str) -> Rows:
     rng = np.random.default_rng(0)
     lengths = [L, 7, 9]
     ids = [[2, *rng.integers(5, VOCAB, n - 2), 3] for n in lengths]
@@ -38,8 +39,11 @@ def _batch(kind: str) -> TaskBatch:
         'tagging': tags,
         'spans': np.int32([[3, 5], [0, 0], [1, 8]]),
     }[kind]
-    rows = make_rows(ids, [5, 7, 4], labels)
-    return TaskStream(rows, batch_size=B, seed=None, sequence_length=L, pad_id=0).batch(0)
+    return make_rows(ids, [5, 7, 4], labels)
+
+
+def _batch(kind: str) -> TaskBatch:
+    return TaskStream(_rows(kind), batch_size=B, seed=None, sequence_length=L, pad_id=0).batch(0)
 
 
 def _params(build: Build) -> nnx.State:
@@ -62,12 +66,14 @@ def test_logits_and_loss_are_those_of_the_reference_classes(kind: str, outputs: 
     given = dict(zip(('input_ids', 'token_type_ids', 'attention_mask'), as_torch, strict=True))
     if kind == 'spans':
         given |= {
-            name: torch.tensor(batch.labels[:, n]).long() for n, name in enumerate(('start_positions', 'end_positions'))
+            name: torch.tensor(batch.labels[:, 0, n]).long()
+            for n, name in enumerate(('start_positions', 'end_positions'))
         }
     elif kind == 'tagging':
         given['labels'] = torch.tensor(np.where(batch.weights > 0, batch.labels, -100)).long()
     else:
-        given['labels'] = torch.tensor(batch.labels) if kind == 'regression' else torch.tensor(batch.labels).long()
+        labels = torch.tensor(batch.labels[:, 0])
+        given['labels'] = labels if kind == 'regression' else labels.long()
     with torch.no_grad():
         theirs = reference(**given)
     objective = heads.objective(kind)
@@ -75,7 +81,7 @@ def test_logits_and_loss_are_those_of_the_reference_classes(kind: str, outputs: 
     @jax.jit
     def run(params: nnx.State, batch: TaskBatch) -> tuple[jax.Array, jax.Array]:
         model = model_of(params, STILL, VOCAB, build)
-        return model(batch), objective.loss(objective.sums(model, batch, None), objective.weights(batch))
+        return model_outputs(model, batch), objective.loss(objective.sums(model, batch, None), objective.weights(batch))
 
     ours, loss = (np.asarray(array) for array in run(params, batch))
     expected = np.stack([theirs.start_logits, theirs.end_logits], -1) if kind == 'spans' else theirs.logits.numpy()
@@ -141,18 +147,16 @@ def test_batches_have_one_shape_and_hold_every_row_once_an_epoch() -> None:
     rows = make_rows(ids, [len(row) for row in ids], np.arange(21, dtype=np.int32))
     stream = TaskStream(rows, batch_size=4, seed=7, sequence_length=L, pad_id=0)
     batches = [stream.batch(step) for step in range(21)]  # 4 epochs of 21 rows
-    labels = np.concatenate([batch.labels for batch in batches])
+    labels = np.concatenate([batch.labels[:, 0] for batch in batches])
     for epoch in range(4):
         assert sorted(labels[21 * epoch : 21 * epoch + 21]) == list(range(21))
     assert {batch.input_ids.shape for batch in batches} == {(4, L)}
-    for ids_of_row, length, label in zip(
-        batches[0].input_ids, batches[0].sequence_ids.sum(1), batches[0].labels, strict=True
-    ):
+    for ids_of_row, length, label in zip(batches[0].input_ids, batches[0].sequence_ids.sum(1), labels[:4], strict=True):
         assert ids_of_row[:length].tolist() == ids[label] and not ids_of_row[length:].any()
     part = stream.batch(3, slice(1, 3))
     for whole, some in zip(stream.batch(3), part, strict=True):
         np.testing.assert_array_equal(whole[1:3], some)
     other = TaskStream(rows, batch_size=4, seed=8, sequence_length=L, pad_id=0).batch(0)
-    assert other.labels.tolist() != batches[0].labels.tolist()
+    assert not np.array_equal(other.labels, batches[0].labels)
     judged = TaskStream(rows, batch_size=4, seed=None, sequence_length=L, pad_id=0)
-    assert len(judged) == 6 and judged.batch(5).weights.tolist() == [1, 0, 0, 0]
+    assert len(judged) == 6 and judged.batch(5).weights[:, 0].tolist() == [1, 0, 0, 0]

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from bert_jax.config.finetuning import FinetuneConfig, resolve
 from bert_jax.errors import BadInput
@@ -66,8 +67,8 @@ def _change_batches(patch: pytest.MonkeyPatch, change: Change) -> None:
     """Trains on `change(batch, step, rows)` instead of `batch(step, rows)`; evaluation stays as it is."""
     make = seed_module.task_streams
 
-    def changed(config: FinetuneConfig, pad_id: int) -> Callable:
-        streams = make(config, pad_id)
+    def changed(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable:
+        streams = make(config, pad_id, mesh)
 
         def stream(rows: object, seed: int | None) -> object:
             found = streams(rows, seed)

@@ -9,7 +9,8 @@ import pytest
 
 from bert_jax.config.finetuning import Task, finetune, resolve
 from bert_jax.errors import BadInput
-from bert_jax.finetune.spans import SpanSplit, Window, best_answers, cut_windows, open_spans
+from bert_jax.finetune.spans import SpanSplit, open_spans
+from bert_jax.finetune.windows import Window, cut_windows, ranked_spans, with_probabilities
 from tests.support.models import read_tokenizer
 from tests.support.tasks import OTHER, squad
 
@@ -89,11 +90,12 @@ def test_the_best_answers_are_those_of_a_search_over_all_spans() -> None:
                 score = float(logits[3 + first, 0] + logits[3 + last, 1])
                 scores[text] = max(score, scores.get(text, -np.inf))
     expected = sorted(scores.items(), key=lambda item: -item[1])
-    found = best_answers(context, windows, outputs, n_best=100, max_tokens=3)
+    found = with_probabilities(ranked_spans(context, windows, outputs, n_best=100, max_tokens=3))
     assert [text for text, _ in found] == [text for text, _ in expected]
     weights = np.exp([score for _, score in expected])
     np.testing.assert_allclose([probability for _, probability in found], weights / weights.sum(), rtol=1e-5)
-    assert [text for text, _ in best_answers(context, windows, outputs, n_best=6, max_tokens=3)][:1] == [found[0][0]]
+    fewer = ranked_spans(context, windows, outputs, n_best=6, max_tokens=3)
+    assert fewer[0].text == found[0][0] == context[fewer[0].start : fewer[0].end]
 
 
 def test_answer_missing_from_its_text_is_dropped_in_training_only(tmp_path: Path, capsys) -> None:

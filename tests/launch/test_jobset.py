@@ -70,7 +70,6 @@ def test_each_pod_finds_its_place_and_process_0_has_the_address_that_all_dial(
     assert places == [ProcessInfo(f'{host}:{port}', hosts, index, None) for index in range(hosts)]
 
 
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
 def test_the_pods_run_a_command_that_parses_and_promise_all_gpus(
     job: dict[str, Any], container: dict[str, Any]
 ) -> None:
@@ -105,6 +104,22 @@ def test_bad_input_ends_the_job_and_everything_else_starts_it_again(
     assert re.fullmatch(r'[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?', fatal['name'])
     assert (fatal['action'], fatal['onJobFailureReasons']) == ('FailJobSet', ['PodFailurePolicy'])
     assert job['template']['spec']['terminationGracePeriodSeconds'] >= _UNMEASURED_SAVE
+
+
+def test_pods_meet_the_restricted_standard_and_write_only_where_they_must(
+    job: dict[str, Any], container: dict[str, Any]
+) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards, `restricted`."""
+    pod, own = job['template']['spec']['securityContext'], container['securityContext']
+    assert pod['runAsNonRoot'] is True and pod['runAsUser'] > 0 and pod['runAsGroup'] > 0
+    assert pod['seccompProfile'] == {'type': 'RuntimeDefault'}
+    assert own['allowPrivilegeEscalation'] is False and own['readOnlyRootFilesystem'] is True
+    assert own['capabilities'] == {'drop': ['ALL']} and not own.get('privileged')
+    spec = job['template']['spec']
+    assert not {'hostNetwork', 'hostPID', 'hostIPC'} & spec.keys() and spec['automountServiceAccountToken'] is False
+    assert not any('hostPath' in volume for volume in spec['volumes'])
+    writable = {mount['mountPath'] for mount in container['volumeMounts'] if not mount.get('readOnly')}
+    assert writable == {'/tmp', '/dev/shm'} and _environment(container, 0)['HOME'] == '/tmp'  # caches, plans of windows
 
 
 @pytest.mark.processes

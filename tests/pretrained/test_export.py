@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -22,7 +23,7 @@ from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrain import pretrain
 from bert_jax.pretrained import export as export_module
 from bert_jax.pretrained import hugging_face, tensor_names
-from bert_jax.pretrained.export import export
+from bert_jax.pretrained.export import check_output, export, publish
 from bert_jax.pretrained.load import _encode
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text import prepare
@@ -130,7 +131,7 @@ def test_it_opens_in_every_class_and_fills_masks_as_ours_does(directory: Path) -
         hidden = _reference(directory / 'export', 'AutoModel')(**encoded).last_hidden_state
     np.testing.assert_allclose(masked, both, atol=1e-5)
     assert hidden.shape[:2] == masked.shape[:2]
-    assert tokenizer.model_max_length == 64
+    assert tokenizer.model_max_length == 32  # positions that were trained; the model has 64
 
 
 def test_its_files_are_the_promised_ones_and_the_proof_holds_their_sums(directory: Path) -> None:
@@ -159,7 +160,10 @@ def test_untrained_heads_are_left_out_and_the_card_says_so(single: Path, pairs: 
         left_out = set(file.keys()) - names
     assert {name.rpartition('.')[0] for name in left_out} == {'bert.pooler.dense', 'cls.seq_relationship'}
     assert json.loads((single / 'export' / 'config.json').read_text())['architectures'] == ['BertForMaskedLM']
-    assert 'the pooler and the next-sentence head took no part' in (single / 'export' / 'README.md').read_text()
+    assert (
+        'left out of this directory: the pooler and the next-sentence head'
+        in (single / 'export' / 'README.md').read_text()
+    )
     assert 'trained on next-sentence prediction' in (pairs / 'export' / 'README.md').read_text()
 
 
@@ -242,9 +246,55 @@ def test_a_wrong_tokenizer_is_never_written(pairs: Path, tmp_path: Path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+def _publish(output: Path, files: dict[str, str]) -> None:
+    """Publishes an export of a few text files."""
+
+    def fill(directory: Path) -> dict[str, object]:
+        for name, text in files.items():
+            (directory / name).write_text(text)
+        return {'sha256': {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}}
+
+    publish(check_output(str(output)), fill)
+
+
+def test_a_second_export_replaces_its_own_files_and_no_other(tmp_path: Path) -> None:
+    output = tmp_path / 'export'
+    _publish(output, {'a': 'old', 'vocab.txt': 'old'})
+    (output / '.git').mkdir()
+    for name in ('NOTES.txt', '.git/config'):
+        (output / name).write_text('mine')
+    _publish(output, {'a': 'new', 'b': 'new'})
+    found = {path.relative_to(output).as_posix(): path.read_text() for path in output.rglob('*') if path.is_file()}
+    proof = found.pop('proof.json')
+    assert found == {'a': 'new', 'b': 'new', 'NOTES.txt': 'mine', '.git/config': 'mine'}
+    assert json.loads(proof)['sha256'].keys() == {'a', 'b'} and os.listdir(tmp_path) == ['export']
+    for name, words in (('a', 'was changed since it was exported'), ('c', 'was not written by export')):
+        (output / name).write_text('mine')
+        with pytest.raises(BadInput, match=words):
+            _publish(output, {'a': 'newer', 'c': 'newer'})
+        assert (output / name).read_text() == 'mine' and (output / 'b').read_text() == 'new'
+        (output / 'a').write_text('new')
+    (output / 'proof.json').write_text('{')
+    with pytest.raises(BadInput, match='proof.json: is damaged'):
+        check_output(str(output))
+
+
+def test_an_export_through_a_link_goes_where_it_points(tmp_path: Path) -> None:
+    for name in ('dangling', 'again'):
+        if not (tmp_path / 'link').is_symlink():
+            (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'export')
+        _publish(tmp_path / 'link', {'a': name})
+        assert (tmp_path / 'link').is_symlink() and (tmp_path / 'disk' / 'export' / 'a').read_text() == name
+    (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+    with pytest.raises((BadInput, OSError)):
+        _publish(tmp_path / 'loop', {'a': 'x'})
+    with pytest.raises(BadInput, match='mount point'):
+        check_output('/')
+
+
 # --- load_pretrained, embed. ---
 
-TEXTS = ['', f'{WORDS[3]}', ' '.join(WORDS[:25]), f'{WORDS[5]} [MASK] {WORDS[7]}', ' '.join(WORDS[:200]), 'x y z', '']
+TEXTS = ['', f'{WORDS[3]}', ' '.join(WORDS[:9]), f'{WORDS[5]} [MASK] {WORDS[7]}', ' '.join(WORDS[:200]), 'x y z', '']
 
 
 def test_vectors_are_the_references_from_the_run_and_its_export(directory: Path) -> None:
@@ -261,7 +311,7 @@ def test_vectors_are_the_references_from_the_run_and_its_export(directory: Path)
             hidden = model(**theirs).last_hidden_state[0].numpy()
         np.testing.assert_allclose(vectors, hidden, atol=1e-5 * np.abs(hidden).max())
         np.testing.assert_allclose(mean, hidden.mean(0), atol=1e-5 * np.abs(hidden).max())
-    assert encoded.num_truncated == 1 and len(encoded.input_ids[4]) == 64
+    assert encoded.num_truncated == 1 and len(encoded.input_ids[4]) == 32
 
 
 def test_many_texts_compile_few_programs_and_keep_their_order(pairs: Path) -> None:
@@ -281,7 +331,7 @@ def test_many_texts_compile_few_programs_and_keep_their_order(pairs: Path) -> No
 
 def test_what_cannot_be_encoded_is_told(pairs: Path) -> None:
     pretrained = load_pretrained(str(pairs / 'export'))
-    with pytest.raises(BadInput, match='text 4: has .* tokens\n.*at most 64'):
+    with pytest.raises(BadInput, match='text 4: has .* tokens\n.*at most 32, which the model was trained on'):
         pretrained.encode(TEXTS, truncate=False)
     with pytest.raises(BadInput, match='a list of strings'):
         pretrained.encode('one text')
@@ -302,12 +352,16 @@ def test_embed_writes_a_row_for_every_line(pairs: Path, tmp_path: Path, capsys) 
     (tmp_path / 'in.txt').write_bytes(b'')
     assert main(['bert_jax', *arguments]) == 0
     assert np.load(output).shape == (0, 32)
+    (tmp_path / 'in.txt').write_bytes(b'waa \xff\n\xef\xbf\xbd\n')
+    assert main(['bert_jax', *arguments]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])['invalid_utf8_replaced'] == 1
+    expected = load_pretrained(str(pairs / 'run')).encode(['waa \ufffd', '\ufffd']).mean_pooled
+    np.testing.assert_array_equal(np.load(output), expected)
 
 
 @pytest.mark.parametrize(
     'content, output, words',
     [
-        (b'a\n\xff\n', 'out.npy', 'in.txt:2: is not UTF-8'),
         (b'a\n', 'out.txt', '--output=NAME.npy'),
         (None, 'out.npy', 'is not a file'),
     ],

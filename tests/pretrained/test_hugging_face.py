@@ -16,7 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 import bert_jax
 from bert_jax.__main__ import main
-from bert_jax.pretrained import hugging_face, initialize, safetensors_files, tensor_names
+from bert_jax.config import finetuning
+from bert_jax.finetune.start import finetuning_start
+from bert_jax.pretrained import hugging_face, initialize, provenance, safetensors_files, tensor_names
 from bert_jax.text.tokenizer import SPECIAL_TOKENS
 
 torch = pytest.importorskip('torch')
@@ -90,14 +92,14 @@ def rewrite(directory: Path, change: Callable[[Tensors], Tensors]) -> None:
         ('BertModel', ['masked-LM head', 'next-sentence head']),
     ],
 )
-def test_weights_come_in_bit_for_bit_and_absent_heads_are_drawn_and_named(
+def test_weights_come_in_bit_for_bit_and_absent_heads_are_drawn_and_known(
     kind: str, absent: list[str], tmp_path: Path, capsys
 ) -> None:
     expected = save_torch_model(tmp_path, kind)
     found = read(tmp_path)
     assert_same({name: found[name] for name in expected}, expected)
-    told = capsys.readouterr().err
-    assert [head for head in ('pooler', 'masked-LM head', 'next-sentence head') if f'no {head}' in told] == absent
+    assert list(bert_jax.load_pretrained(str(tmp_path)).provenance.untrained_heads) == absent
+    assert not capsys.readouterr().err.count('head')  # whoever uses a head reports that it is missing
     drawn = {name: value for name, value in found.items() if name not in expected}
     assert bool(drawn) == bool(absent)
     again = read(tmp_path)
@@ -109,6 +111,21 @@ def test_weights_come_in_bit_for_bit_and_absent_heads_are_drawn_and_named(
             assert (value == 0).all()
         else:  # the original's normal of 0.02 cut at two of it
             assert 0 < np.abs(value).max() <= 0.04 and 0.012 < value.std() < 0.024
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize('kind, named', [('classification', ['pooler']), ('tagging', []), ('spans', [])])
+def test_only_the_heads_that_a_fine_tune_uses_are_named(kind: str, named: list[str], tmp_path: Path, capsys) -> None:
+    save_torch_model(tmp_path, 'BertForMaskedLM')
+    given = finetuning.finetune(kind).to_dict() | {'init': str(tmp_path)}
+    given['task'] |= {'sequence_length': 20, 'stride': 2, 'max_question_tokens': 4}
+    started = finetuning_start(finetuning.resolve(given), [])
+    printed = capsys.readouterr().err
+    assert [head for head in tensor_names.HEADS if head in printed] == named
+    assert started.start == provenance.Provenance(20, ('pooler', 'next-sentence head'))
+    (tmp_path / 'tokenizer_config.json').write_text('{"do_lower_case": true, "model_max_length": 8}')
+    finetuning_start(finetuning.resolve(given), [])
+    assert 'trained on texts of up to 8 tokens' in capsys.readouterr().err
 
 
 def _old_names(tensors: Tensors) -> Tensors:
@@ -166,10 +183,50 @@ def set_json(directory: Path, **changes: object) -> None:
     (directory / 'config.json').write_text(json.dumps(content | changes))
 
 
-def test_rows_beyond_the_tokenizer_are_dropped_and_that_is_said(original: Path, copy: Path, capsys) -> None:
+@pytest.mark.compiles
+def test_rows_beyond_the_tokenizer_are_dropped_and_reported(original: Path, copy: Path, tmp_path: Path, capsys) -> None:
     _pad_vocabulary(copy, 5)
     assert_same(read(copy), read(original))
-    assert f'5 rows beyond the {len(TOKENS)} tokens' in capsys.readouterr().err
+    workdir, export = tmp_path / 'workdir', tmp_path / 'export'
+    assert main(['bert_jax', 'import', f'--from={copy}', f'--workdir={workdir}', '--json']) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)['rows_dropped'] == 5 and '5 rows of the embeddings' in printed.err
+    assert main(['bert_jax', 'export', f'--workdir={workdir}', f'--output={export}']) == 0
+    assert 'had 5 more rows' in (export / 'README.md').read_text()
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize(
+    'kind, architecture, untrained',
+    [
+        ('BertModel', 'BertModel', ['masked-LM head', 'next-sentence head']),
+        ('BertForMaskedLM', 'BertForMaskedLM', ['pooler', 'next-sentence head']),
+        ('BertForNextSentencePrediction', 'BertForNextSentencePrediction', ['masked-LM head']),
+    ],
+)
+def test_heads_that_were_never_trained_are_neither_exported_nor_offered(
+    kind: str, architecture: str, untrained: list[str], tmp_path: Path, capsys
+) -> None:
+    expected = save_torch_model(tmp_path / 'model', kind)
+    workdir, export = tmp_path / 'workdir', tmp_path / 'export'
+    assert main(['bert_jax', 'import', f'--from={tmp_path}/model', f'--workdir={workdir}', '--json']) == 0
+    assert json.loads(capsys.readouterr().out)['untrained_heads'] == untrained
+    assert main(['bert_jax', 'export', f'--workdir={workdir}', f'--output={export}', '--json']) == 0
+    proof = json.loads(capsys.readouterr().out)
+    assert (proof['architecture'], proof['untrained_heads']) == (architecture, untrained)
+    assert proof['compared_with'] == f'transformers {architecture}'
+    assert_same(load_file(export / 'model.safetensors'), expected)  # what came in, and nothing else
+    card = (export / 'README.md').read_text()
+    fills_masks = 'masked-LM head' not in untrained
+    assert ('pipeline_tag: "fill-mask"' in card) == fills_masks
+    assert 'pretrained with bert_jax' not in card and 'trained elsewhere' in card
+    for head in untrained:
+        assert head in card
+    assert list(bert_jax.load_pretrained(str(export)).provenance.untrained_heads) == untrained
+    for place in (tmp_path / 'model', workdir, export):
+        status = main(['bert_jax', 'fill-mask', f'--model={place}', 'bad [MASK]'])
+        assert status == (0 if fills_masks else 2)
+        assert fills_masks or 'no trained masked-LM head' in capsys.readouterr().err
 
 
 # --- Bad input: exit status 2, the file, the tensor, the mend; nothing written. ---

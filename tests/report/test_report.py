@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,18 @@ def test_several_runs_are_told_apart_and_what_differs_comes_first(tmp_path):
     assert 'peak_learning_rate' in differs and '0.0007' in differs and '0.0001' in differs
     assert 'b1' in same and 'peak_learning_rate' not in same
     assert 'slow' in differs and 'fast' in differs
+
+
+def test_metrics_of_any_name_are_reported(tmp_path):
+    odd = ['a\\qb', '${\\1^', '%s{0}{{x}}</svg><u>', '_', ' ' + 'x' * 3000, '\x1b[31m\u202e\0', '\ud800']
+    names = [f'{kind}{name}' for name, kind in zip(odd, ['probe/', 'validation/', ''] * 3, strict=False)]
+    for config in (None, {'task': {}}):
+        workdir = write_run(tmp_path / ('finetune' if config else 'pretrain'), config=config)
+        line = json.dumps({'step': 1, 'loss': 2.0} | dict.fromkeys(names, 0.5))
+        Path(workdir, 'metrics.jsonl').write_text(line + '\n')
+        page = read_page(report.write_report([workdir]))
+        assert any('a\\qb' in text for text in page.text) and not any(tag == 'u' for tag, _ in page.elements)
+        assert 'a\\qb' in report.summarize([workdir])
 
 
 def test_runs_of_one_name_go_by_their_paths(tmp_path):

@@ -1,9 +1,11 @@
 """A workdir has one owner: the second refuses, the dead are succeeded, the one that lost it stops."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bert_jax.errors import BadInput
-from bert_jax.runtime.lease import Lease, Owner
+from bert_jax.runtime.lease import Lease, Owner, holder_of
 
 BEAT, TIMEOUT = 0.1, 1.0
 
@@ -138,6 +140,51 @@ def test_a_damaged_lease_is_nobodys_sign_of_life(tmp_path: Path) -> None:
     lease.acquire(told.append)
     assert 'an unknown host' in told[0]
     lease.close()
+
+
+def test_a_copy_of_a_workdir_is_held_by_nobody_and_the_moved_original_is(tmp_path: Path) -> None:
+    original, copy, moved = tmp_path / 'original', tmp_path / 'copy', tmp_path / 'moved'
+    first = _lease(original)
+    first.acquire()
+    shutil.copytree(original, copy)
+    assert holder_of(str(original)).startswith(f'process {os.getpid()} on ') and not holder_of(str(copy))
+    second, reported = _lease(copy), []
+    second.acquire(reported.append)
+    assert reported == [f'{copy} is a copy of {original}; the copy is held by nobody.']
+    first.check()
+    second.check()
+    second.close()
+    (tmp_path / 'link').symlink_to(original)
+    with pytest.raises(BadInput, match='in use by process'):
+        _lease(tmp_path / 'link').acquire()
+    original.rename(moved)
+    with pytest.raises(BadInput, match='in use by process'):
+        _lease(moved).acquire()
+
+
+@pytest.mark.parametrize('number', [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_hard_links_a_workdir_still_has_one_owner(number: int, tmp_path: Path, monkeypatch) -> None:
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, 'link', link)
+    first = _lease(tmp_path)
+    first.acquire()
+    first.check()
+    with pytest.raises(BadInput, match=f'in use by process {os.getpid()}'):
+        _lease(tmp_path).acquire()
+    assert not _lease(tmp_path)._create(1) and _files(tmp_path) == ['1.json']
+    first.close()
+
+
+def test_the_holder_is_known_at_once_unless_it_is_silent_elsewhere(tmp_path: Path) -> None:
+    assert not holder_of(str(tmp_path))
+    path = _plant(tmp_path)
+    assert holder_of(str(tmp_path)) == 'process 7 on elsewhere'
+    os.utime(path, (1e9, 1e9))
+    assert not holder_of(str(tmp_path)) and _files(tmp_path) == ['4.json']
+    _plant(tmp_path, released=True)
+    assert not holder_of(str(tmp_path))
 
 
 def _compete(workdir: str, together: object, results: object) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bert_jax.runtime.stopping import StopRequest
+from bert_jax.runtime.stopping import StopRequest, cleaning_up
 
 
 def test_a_slurm_job_leaves_time_for_the_save_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +46,24 @@ def test_without_a_limit_the_clock_never_asks_and_handlers_are_given_back(monkey
             time.sleep(0.01)
         assert stop.received == 'SIGUSR1'
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_without_anything_to_save_cleans_up_when_it_is_ended(signum: signal.Signals) -> None:
+    before, cleaned = signal.getsignal(signum), []
+    with pytest.raises(SystemExit) as ended, cleaning_up():
+        try:
+            signal.raise_signal(signum)
+        finally:
+            cleaned.append(signal.getsignal(signum))
+    assert ended.value.code == 128 + signum
+    assert cleaned == [signal.SIG_DFL] and signal.getsignal(signum) is before  # a second one would end it at once
+    signal.signal(signum, signal.SIG_IGN)  # nohup
+    try:
+        with cleaning_up():
+            signal.raise_signal(signum)
+    finally:
+        signal.signal(signum, before)
 
 
 @pytest.mark.processes

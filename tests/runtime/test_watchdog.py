@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from bert_jax.errors import BadInput
@@ -49,6 +50,22 @@ def test_a_slow_step_is_given_five_times_the_slowest_so_far() -> None:
     watchdog._slowest_step = 0.1
     watchdog.enter('the step')
     assert watchdog._beat.limit == 10.0
+
+
+def test_steps_after_a_slow_first_one_are_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine a step takes minutes; the first, after compiling, shows how many."""
+    now = [0.0]
+    monkeypatch.setattr('bert_jax.runtime.watchdog.time.perf_counter', lambda: now[0])
+    watchdog = Watchdog(120, 3600)
+    watchdog.begin_step(1)
+    watchdog.enter_long('compiling the step')
+    now[0] += 500
+    watchdog.enter_first_step()
+    assert watchdog._beat.limit == 3600
+    now[0] += 150
+    watchdog.end_step(jnp.zeros(()))
+    watchdog.begin_step(2)
+    assert watchdog._beat.limit == 5 * 150
 
 
 class _Store:

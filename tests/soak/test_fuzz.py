@@ -24,7 +24,8 @@ from bert_jax.files import json_digest
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.prepare import prepare
-from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from bert_jax.text.sentencepiece import _parse
+from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
 from bert_jax.train.divergence import TrainingRecord
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
@@ -130,6 +131,33 @@ def _tokenizer_json(place: Path) -> tuple:
         _told(lambda: load_tokenizer(path, lowercase=True, strip_accents=None).encode_batch(['ab cd [MASK]']))
 
     return changed_bytes(whole) | changed_json(json.loads(whole)).map(_as_bytes), check
+
+
+def _tokenizer_settings(place: Path) -> tuple:
+    (place / 'vocab.txt').write_text('\n'.join([*SPECIAL_TOKENS, 'a', '##b', 'cd', '']))
+    settings = {'do_lower_case': True, 'strip_accents': None, 'keep_accents': False}
+
+    def check(content: bytes) -> None:
+        for name in ('tokenizer_config.json', 'config.json', 'tokenizer.json'):
+            (place / name).write_bytes(content)
+            _told(lambda: load_tokenizer(place / 'vocab.txt').encode_batch(['ab cd [MASK]']))
+            (place / name).unlink()
+
+    return changed_bytes(json.dumps(settings).encode()) | changed_json(settings).map(_as_bytes), check
+
+
+def _sentencepiece_model(place: Path) -> tuple:
+    wanted = config.Tokenizer(kind='sentencepiece', vocab_size=64)
+    train_tokenizer(wanted, iter(['the quick brown fox jumps over the lazy dog'] * 20)).save(place / 'whole')
+    proto = _parse((place / 'whole' / 'sentencepiece.model').read_bytes(), 'model')
+    proto.normalizer_spec.precompiled_charsmap = b''  # most of the bytes
+    path = place / 'changed.model'
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        _told(lambda: load_tokenizer(path).encode_batch(['the fox [MASK]', '', '\u2581 x']))
+
+    return changed_bytes(proto.SerializeToString()), check
 
 
 def _tfrecords(place: Path) -> tuple:
@@ -268,6 +296,8 @@ def _as_bytes(value: Any) -> bytes:
 
 TARGETS = [
     _vocabulary,
+    _tokenizer_settings,
+    _sentencepiece_model,
     _tokenizer_json,
     _tfrecords,
     _safetensors,

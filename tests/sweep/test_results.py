@@ -1,6 +1,7 @@
 """Losses are ranked where they are of the same task, and nowhere else; the table and the page say why."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from bert_jax.config import bert
 from bert_jax.errors import BadInput
 from bert_jax.report import rank
-from bert_jax.sweep.launch import LOG, slurm_script, visible_devices
+from bert_jax.runtime.lease import Lease
+from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
+from bert_jax.sweep.launch import LOG, Signals, run_all, slurm_script, visible_devices
 from bert_jax.sweep.picture import write_picture
 from bert_jax.sweep.results import best_commands, read_results, table, tasks, why_not_ranked
 from bert_jax.sweep.runs import expand
@@ -52,6 +55,20 @@ def write_workdir(run, losses, *, step=STEPS, tokenizer='t', corpus='c'):
 
 def ranks(results):
     return {result.run.name: result.rank for result in results}
+
+
+def test_a_run_that_another_process_holds_is_running_and_not_started_again(make):
+    runs = make(runs=[{'name': name, 'train.seed': i} for i, name in enumerate('ab')])
+    lease = Lease(write_workdir(runs[0], [4.0], step=50).workdir)
+    lease.acquire()
+    with Signals() as signals:
+        assert list(run_all([runs[0]], 1, signals)) == [(runs[0], EXIT_RUN_AGAIN, 0.0)]
+    for statuses in ({}, {'a': EXIT_RUN_AGAIN}):
+        first, second = read_results(runs, statuses)
+        assert first.status.startswith(f'running at step 50 of {STEPS} (process {os.getpid()} on ')
+        assert second.status == 'not started' and not first.log_tail
+    lease.close()
+    assert read_results(runs, {'a': EXIT_RUN_AGAIN})[0].status == f'stopped at step 50 of {STEPS}'
 
 
 def test_finished_runs_are_ranked_by_their_last_loss(make):

@@ -52,7 +52,6 @@ def test_runs_are_every_explicit_run_at_every_point_of_the_grid_at_every_draw():
     assert len({run.workdir for run in runs}) == 36 and all(run.workdir == f'sweeps/a/{run.name}' for run in runs)
 
 
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
 def test_the_command_of_a_run_gives_its_config():
     runs = expanded(
         runs=[
@@ -115,6 +114,9 @@ def test_runs_whose_text_or_tokenizer_differ_get_corpora_of_their_own():
     assert again.config.data.corpus.startswith('corpora/c-')
     [alone] = expanded(grid={'tokenizer.vocab_size': [500]}, fixed={'data.corpus': 'corpora/c'})
     assert alone.config.data.corpus == again.config.data.corpus  # whatever else is in the sweep
+    settled = {'tokenizer.lowercase': True, 'tokenizer.strip_accents': False}  # what None means for a trained one
+    [explicit] = expanded(grid={'tokenizer.vocab_size': [500]}, fixed={'data.corpus': 'corpora/c'} | settled)
+    assert explicit.config.data.corpus == alone.config.data.corpus
     [given] = expanded(runs=[{'tokenizer.vocab_size': 500, 'data.corpus': 'mine'}])
     assert given.config.data.corpus == 'mine'
     [fixed] = expanded(grid={'train.seed': [1]}, fixed={'tokenizer.vocab_size': 500})

@@ -1,6 +1,7 @@
 """A sweep by its command: one run finishes, one fails, one is interrupted; what is finished is not run again."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_jax.runtime.lease import Lease
 from tests.support.commands import run
 from tests.support.configs import tiny_run
 from tests.support.processes import ROOT, bert_jax, command, environment
@@ -118,3 +120,14 @@ def test_bad_input_exits_2_and_writes_nothing(place, tmp_path, change, words, mo
     assert run(['sweep', *flags, f'--workdir={tmp_path}/new', *change], tmp_path) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / 'new').exists()
+
+
+def test_a_second_sweep_in_its_place_is_refused_while_the_first_runs(place, tmp_path, capsys):
+    flags = write_sweep(place, [SOUND])[:1]
+    first = Lease(f'{tmp_path}/new')
+    first.acquire()
+    assert run(['sweep', *flags, f'--workdir={tmp_path}/new'], tmp_path) == 2
+    assert f'is in use by process {os.getpid()}' in capsys.readouterr().err
+    assert run(['sweep', *flags, f'--workdir={tmp_path}/new', '--jobs=0'], tmp_path) == 0  # only looks
+    assert 'not started' in capsys.readouterr().out
+    assert not (tmp_path / 'new' / 'sound').exists() and not (place / 'corpus').exists()

@@ -12,7 +12,7 @@ from bert_jax.data.batches import CorpusStream
 from bert_jax.data.device_batches import device_batches
 from bert_jax.errors import BadInput
 from bert_jax.finetune import heads
-from bert_jax.finetune.rows import TaskStream, make_rows
+from bert_jax.finetune.rows import Packing, TaskStream, make_rows
 from bert_jax.runtime.mesh import make_mesh, mesh_sizes
 from bert_jax.train.program import build_program
 from tests.support.steps import BATCH, MODEL, Curve, train_steps
@@ -63,7 +63,8 @@ def _task_stream() -> TaskStream:
     rng = np.random.default_rng(0)
     ids = [[2, *rng.integers(5, TASK_VOCAB, size), 3] for size in rng.integers(4, 14, 20)]
     rows = make_rows(ids, [len(row) for row in ids], rng.integers(0, 3, 20).astype(np.int32))
-    return TaskStream(rows, batch_size=TASK_BATCH, seed=0, sequence_length=16, pad_id=0)
+    packing = Packing(2, num_rows_multiple=4)
+    return TaskStream(rows, batch_size=TASK_BATCH, seed=0, sequence_length=16, pad_id=0, packing=packing)
 
 
 @functools.cache

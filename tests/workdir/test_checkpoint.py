@@ -1,6 +1,7 @@
 """A checkpoint is whole, or named and set aside; nothing damaged is restored."""
 
 import concurrent.futures
+import types
 from pathlib import Path
 
 import jax
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from etils import epath
 
+from bert_jax.config import Model
 from bert_jax.errors import BadInput
 from bert_jax.train.state import TrainState
-from bert_jax.workdir import seal
+from bert_jax.workdir import checkpoint, seal
 from bert_jax.workdir.checkpoint import Checkpoints
 
 
@@ -207,7 +209,7 @@ def test_old_steps_stay_when_the_new_one_reads_back_otherwise(workdir: Path, mon
             content[len(content) // 2] ^= 1
             Path(path).write_bytes(content)
 
-    monkeypatch.setattr('bert_jax.workdir.seal.forget_cached', flips_a_bit)
+    monkeypatch.setattr('bert_jax.workdir.seal._forget_cached', flips_a_bit)
     checkpoints = Checkpoints(str(workdir), keep=1)
     checkpoints.save(_state(30))
     _wait_for_the_save(checkpoints)
@@ -258,3 +260,33 @@ def test_a_run_rolls_back_to_before_its_numbers_went_wrong(workdir: Path) -> Non
     assert checkpoints.roll_back(29) == 20 and checkpoints.steps() == [10, 20]
     assert checkpoints.roll_back(5) == 10  # none is older
     assert Checkpoints(str(workdir / 'new')).roll_back(5) is None
+
+
+@pytest.mark.parametrize('moment', ['damage', 'restore', 'files'])
+def test_a_reader_whose_checkpoint_is_deleted_takes_the_newest_unless_one_was_named(
+    workdir: Path, monkeypatch, moment: str
+) -> None:
+    shapes = jax.eval_shape(lambda: _state(0))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    program = types.SimpleNamespace(shapes=shapes, shardings=jax.tree.map(lambda _: here, shapes))
+    monkeypatch.setattr(checkpoint, 'build_program', lambda *_, **__: program)
+
+    def read(step: int | None) -> TrainState:
+        config = types.SimpleNamespace(model=Model(num_layers=1, hidden_size=16), optimizer=None, train=None, phases=())
+        owner, name = (seal, 'files_of') if moment == 'files' else (Checkpoints, moment)
+        unpatched = getattr(owner, name)
+
+        def rotates(*arguments: object) -> object:
+            monkeypatch.setattr(owner, name, unpatched)
+            newest = max(Checkpoints(str(workdir)).steps())
+            _save(workdir, newest + 10)
+            found = unpatched(*arguments) if moment == 'files' else None
+            seal.delete(epath.Path(workdir / 'checkpoints' / str(newest)))
+            return found if moment == 'files' else unpatched(*arguments)
+
+        monkeypatch.setattr(owner, name, rotates)
+        return checkpoint.restore_on(None, str(workdir), config, 100, step)
+
+    assert int(read(None).step) == 30
+    with pytest.raises(BadInput, match='holds no checkpoint of step 30\n.*one of 10, 40'):
+        read(30)

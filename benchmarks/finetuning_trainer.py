@@ -1,0 +1,107 @@
+"""One fine-tune under the Trainer of `transformers` with dynamic padding, for `benchmarks.finetuning`.
+
+    python -m benchmarks.finetuning_trainer DIRECTORY
+
+The directory holds settings.json and examples.npz; run.json and outputs.npy (of the validation examples, in their
+order) are written beside them.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from benchmarks.hugging_face_trainer import Clock
+
+_WARM_UP = 5  # steps that are not timed
+_CLASSES = {
+    'classification': transformers.AutoModelForSequenceClassification,
+    'regression': transformers.AutoModelForSequenceClassification,
+    'tagging': transformers.AutoModelForTokenClassification,
+    'spans': transformers.AutoModelForQuestionAnswering,
+}
+
+
+def examples(arrays: Any, part: str, kind: str) -> list[dict[str, Any]]:
+    """What the collator takes, one for each example."""
+    ids, starts, second, labels = (arrays[f'{part}_{name}'] for name in ('ids', 'starts', 'second', 'labels'))
+    found = []
+    for number, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        types = (np.arange(stop - start) >= second[number]).astype(int)
+        example: dict[str, Any] = {'input_ids': ids[start:stop].tolist(), 'token_type_ids': types.tolist()}
+        if kind == 'tagging':
+            example['labels'] = np.where(labels[start:stop] < 0, -100, labels[start:stop]).tolist()
+        elif kind == 'spans':
+            example |= dict(zip(('start_positions', 'end_positions'), labels[number].tolist(), strict=True))
+        else:
+            example['labels'] = labels[number].item()
+        found.append(example)
+    return found
+
+
+def _speed(times: list[float], every: int, batch: int) -> float:
+    """Examples per second: the median over intervals of so many steps."""
+    marks = times[_WARM_UP::every]
+    return statistics.median(every * batch / (end - start) for start, end in zip(marks[:-1], marks[1:], strict=True))
+
+
+def finetune(directory: Path) -> None:
+    """Trains, predicts, writes what it came to."""
+    settings, arrays = json.loads((directory / 'settings.json').read_text()), np.load(directory / 'examples.npz')
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    transformers.set_seed(settings['seed'])
+    kind, steps = settings['kind'], settings['steps']
+    tokenizer = transformers.AutoTokenizer.from_pretrained(settings['encoder'])
+    labels = {} if kind == 'spans' else {'num_labels': settings['num_outputs']}
+    model = _CLASSES[kind].from_pretrained(settings['encoder'], **labels)
+    collator = (
+        transformers.DataCollatorForTokenClassification if kind == 'tagging' else transformers.DataCollatorWithPadding
+    )
+    clock = Clock(float('inf'))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(directory),
+        max_steps=steps,
+        per_device_train_batch_size=settings['batch'],
+        per_device_eval_batch_size=settings['batch'],
+        learning_rate=settings['learning_rate'],
+        weight_decay=settings['weight_decay'],
+        adam_beta1=settings['betas'][0],
+        adam_beta2=settings['betas'][1],
+        adam_epsilon=settings['eps'],
+        max_grad_norm=settings['clip_norm'],
+        lr_scheduler_type='linear',
+        warmup_steps=int(settings['warmup_fraction'] * steps),
+        seed=settings['seed'],
+        logging_steps=50,
+        save_strategy='no',
+        report_to='none',
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=settings['bfloat16'],
+    )
+    train, dev = (examples(arrays, part, kind) for part in ('train', 'dev'))
+    trainer = transformers.Trainer(
+        model=model, args=arguments, train_dataset=train, data_collator=collator(tokenizer), callbacks=[clock]
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    outputs = trainer.predict(dev).predictions
+    np.save(directory / 'outputs.npy', np.stack(outputs, axis=-1) if kind == 'spans' else outputs)
+    found = {'examples_per_second': _speed(clock.times, settings['log_every'], settings['batch'])}
+    (directory / 'run.json').write_text(json.dumps(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('directory', type=Path)
+    finetune(parser.parse_args().directory)
+
+
+if __name__ == '__main__':
+    main()

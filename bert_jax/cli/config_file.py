@@ -1,0 +1,68 @@
+"""Config files: programs of the user's, so whatever goes wrong in one is reported with its file and line."""
+
+import contextlib
+import sys
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bert_jax.cli.shipped import find_config
+from bert_jax.errors import BadInput
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+_EXPECTED = 'a Python file whose get_config() returns a ConfigDict'
+_MODULE = 'config_file'
+
+
+def load_config_file(argument: str) -> 'ConfigDict':
+    """What get_config() of a config file returns.
+
+    Args:
+      argument: FILE.py or FILE.py:VARIANT, a path or the name of a shipped file; get_config is called with the variant.
+
+    Raises:
+      BadInput: when the file does not exist or is no config file, or for whatever it raises, with file and line.
+    """
+    from ml_collections import ConfigDict
+
+    path, colon, variant = find_config(argument).partition(':')
+    module = types.ModuleType(_MODULE)
+    module.__file__ = path
+    sys.modules[_MODULE] = module  # where its dataclasses look for their types
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the command's result
+            exec(compile(Path(path).read_bytes(), path, 'exec'), module.__dict__)
+            get_config = getattr(module, 'get_config', None)
+            config = get_config(*([variant] if colon else [])) if callable(get_config) else None
+    except BadInput:
+        raise
+    except (Exception, SystemExit) as error:
+        raise BadInput(
+            _place_of(error, path), f'raises {type(error).__name__}: {error}', _EXPECTED, _advice(path)
+        ) from error
+    if not isinstance(config, ConfigDict):
+        found = f'returns {_described(config)}' if callable(get_config) else 'does not exist'
+        raise BadInput(f'{path}: get_config()', found, _EXPECTED, _advice(path))
+    return config
+
+
+def _place_of(error: BaseException, path: str) -> str:
+    """The last line of the file that an error has passed, as FILE:LINE; the file alone if it has passed none."""
+    line = error.lineno if isinstance(error, SyntaxError) and error.filename == path else None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return path if line is None else f'{path}:{line}'
+
+
+def _advice(path: str) -> str:
+    suffix = Path(path).suffix
+    return '' if suffix == '.py' else 'write the settings in Python, as configs/demo.py does'
+
+
+def _described(config: object) -> str:
+    return 'nothing: is its return statement missing?' if config is None else f'a {type(config).__name__}'

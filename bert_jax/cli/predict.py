@@ -1,0 +1,100 @@
+"""`predict`: what a fine-tuned model says of texts."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from bert_jax import console
+from bert_jax.activity import activity
+from bert_jax.cli.devices import keep_programs
+from bert_jax.cli.flags import MODEL, Command, Flag, print_result, required
+from bert_jax.errors import BadInput
+from bert_jax.files import new_file
+from bert_jax.runtime.stopping import cleaning_up
+
+if TYPE_CHECKING:
+    from bert_jax.finetune.predict import FineTuned
+
+
+@cleaning_up()
+def _run(values: flags.FlagValues, _: list[str]) -> int:
+    name, source = required(values, 'model'), required(values, 'input')
+    from bert_jax.finetune.inputs import as_tsv, describe, jsonl
+    from bert_jax.finetune.load import load_model
+    from bert_jax.finetune.predict import FineTuned
+
+    _check(source, values.output)
+    keep_programs()
+    trained = load_model(name)
+    if not isinstance(trained, FineTuned):
+        mend = 'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.init=MODEL --workdir=…'
+        raise BadInput(f'--model={name}', 'is not fine-tuned: it has no head of a task', 'a fine-tuned model', mend)
+    start, counts = time.monotonic(), Counter()
+    results = _results(values, trained, source, counts)
+    with activity(lambda: f'predicting, {counts["examples"]:,} examples so far'):
+        if values.output:
+            with new_file(values.output) as temporary, temporary.open('w', encoding='utf-8') as file:
+                file.writelines(jsonl(results))
+        elif values.json:
+            print_result(values, {'results': list(results)}, '')
+        else:
+            for result in results:
+                if lost := console.print_text(as_tsv(result, trained.task)):
+                    raise BadInput('standard output', f'could not be written ({lost})', '--output=FILE')
+    num_examples, seconds = counts.pop('examples'), round(time.monotonic() - start, 3)
+    for line in describe(counts):
+        console.say(line)
+    if values.output:
+        summary = {'output': values.output, 'examples': num_examples, 'seconds': seconds, 'counts': dict(+counts)}
+        text = f'{values.output}: {num_examples:,} examples, {seconds:.1f} s'
+        print_result(values, summary, text, is_in_files=True)
+    return 0
+
+
+def _check(source: str, output: str | None) -> None:
+    """Looks at the names before a model is loaded."""
+    if output and Path(output).is_dir():
+        raise BadInput(f'--output={output}', 'is a directory', 'a file to write')
+    if source != '-' and ':' not in source and not Path(source).is_file():
+        raise BadInput(f'--input={source}', 'is not a file', 'a file, - for standard input, or FORMAT:FILE')
+
+
+def _results(values: flags.FlagValues, trained: 'FineTuned', source: str, counts: Counter) -> Iterator[dict[str, Any]]:
+    """What the model says, with the id of its example where there is one."""
+    import dataclasses
+
+    from bert_jax.finetune.inputs import read_examples
+    from bert_jax.finetune.predict import columns_of, predict_stream
+
+    task = trained.task
+    named = {'text': values.text or task.text, 'text_pair': values.text_pair or task.text_pair}
+    trained = dataclasses.replace(trained, task=dataclasses.replace(task, directory='', **named))
+    columns = columns_of(trained)
+    optional = len(columns) - 1 if trained.takes_pairs is None and task.kind in ('classification', 'regression') else 0
+    records = read_examples(source, columns, trained.task, optional=optional, counts=counts)
+    for record, result in predict_stream(trained, records, counts):
+        counts['examples'] += 1
+        yield ({'id': record.fields['id']} if 'id' in record.fields else {}) | result
+
+
+COMMAND = Command(
+    'predict',
+    _run,
+    'classes, numbers, tags or answers of a fine-tuned model for the examples of a file',
+    'python -m bert_jax predict --model=runs/sst2 --input=lines.txt --output=predictions.jsonl',
+    (
+        MODEL,
+        Flag(
+            'input',
+            'an example a line (pairs, or question and text: with a tab between), JSON lines (FILE.jsonl), FORMAT:FILE '
+            'as in config.task, or - for standard input',
+        ),
+        Flag('output', 'file to write, a JSON object for each example (default: lines on standard output)'),
+        Flag('text', 'column of the text, or of the words (default: that of the task)'),
+        Flag('text_pair', 'column of the second text of a pair (default: that of the task)'),
+    ),
+)

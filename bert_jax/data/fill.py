@@ -1,0 +1,151 @@
+"""How full the rows of a corpus are, how many sequences fill them, and which settings would fill them better.
+
+All of it follows from the lengths of the corpus's windows (`windows.sample_lengths`), so it is the same on all hosts.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from bert_jax import config
+from bert_jax.data.packing import count_rows
+from bert_jax.data.windows import predictions_of_lengths, sample_lengths
+from bert_jax.text.splits import Split
+
+_CLOSE = 0.01  # of the positions: what more sequences or predictions a row may still gain
+_FEWEST_SEQUENCES = 4
+_WORTH = 1.1  # how much fuller a setting has to make the rows to be suggested
+_LOW = 0.8  # rows that are fuller need no suggestion
+_SHARE_THAT_FITS = 0.95  # of the windows, into a shorter row that is suggested
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    """How full rows are.
+
+    Attributes:
+      sequence_length: L.
+      share: of their positions that hold tokens, special tokens counted.
+      max_sequences: in a row; 1 without packing.
+      better: {flags: share with them}, the best first; empty where rows are full, or nothing fills them much better.
+    """
+
+    sequence_length: int
+    share: float
+    max_sequences: int
+    better: dict[str, float]
+
+    def __str__(self) -> str:
+        packed = f', up to {self.max_sequences} sequences in each' if self.max_sequences > 1 else ''
+        would = ', '.join(f'{share:.0%} with {flags}' for flags, share in self.better.items())
+        filled = f'rows of {self.sequence_length} positions{packed}: {self.share:.0%} of the positions hold tokens'
+        return filled + (f' ({would})' if would else '')
+
+
+def with_chosen_sequences(run: config.Config, train: Split | None) -> config.Config:
+    """A run whose `data.max_sequences` is a number: where it is 0, chosen from the training split for all phases.
+
+    Without packing it means nothing, and is -1 as in runs of earlier versions.
+    """
+    if run.data.max_sequences != 0:
+        return run
+    chosen = -1
+    if train is not None and run.data.packing:
+        chosen = max(num_sequences(sample_lengths(train, phase.data), phase.data) for phase in run.in_phases)
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, max_sequences=chosen))
+
+
+def num_sequences(counts: np.ndarray, data: config.Data) -> int:
+    """The least power of two, at least 4, of sequences in a row that fills rows nearly as well as any number.
+
+    Args:
+      counts: [L + 1] int64, windows of each length.
+    """
+    best, room = _packed(counts, data, data.sequence_length), _FEWEST_SEQUENCES
+    while room < data.sequence_length and _packed(counts, data, room) < best - _CLOSE:
+        room *= 2
+    return room
+
+
+def fill_of_phases(run: config.Config, split: Split) -> list[Fill]:
+    """`fill_of` for each phase of a run, with the flags for that phase; [] where there are no rows."""
+    sections = [f'phases[{number}]' for number in range(len(run.phases))] or ['data']
+    fills = (fill_of(split, phase.data, section) for phase, section in zip(run.in_phases, sections, strict=True))
+    return [fill for fill in fills if fill is not None]
+
+
+def fill_of(split: Split, data: config.Data, length_section: str = 'data') -> Fill | None:
+    """How full the rows of a split are, and which settings would fill them better; None where there are no rows.
+
+    Args:
+      length_section: the part of the config that sets `sequence_length`.
+    """
+    counts = sample_lengths(split, data)
+    if not counts.any():
+        return None
+    if data.packing and data.max_sequences == 0:
+        settled = dataclasses.replace(data, max_sequences=num_sequences(counts, data))
+    else:
+        settled = data
+    share = _share(counts, settled)
+    options = {}
+    if share < _LOW:
+        options = _packing_options(counts, data) if data.packing else _options(split, counts, data, length_section)
+    worth = {flags: better for flags, better in options.items() if better > share * _WORTH}
+    return Fill(
+        data.sequence_length,
+        share,
+        config.max_sequences(settled),
+        dict(sorted(worth.items(), key=lambda option: -option[1])),
+    )
+
+
+def _options(split: Split, counts: np.ndarray, data: config.Data, length_section: str) -> dict[str, float]:
+    """{flags: share of the positions that would hold tokens with them}, for rows of one window."""
+    length, cleared = data.sequence_length, ' --config.data.bucket_lengths="()"' if data.bucket_lengths else ''
+    found = {f'--config.data.packing=True{cleared}': _packed(counts, data, num_sequences(counts, data))}
+    if lengths := tuple(length >> shift for shift in (3, 2, 1) if length >> shift >= 8):
+        bucketed = dataclasses.replace(data, bucket_lengths=lengths)
+        found[f'--config.data.bucket_lengths="{lengths}"'] = _share(counts, bucketed)
+    fits = int(np.searchsorted(np.cumsum(counts), _SHARE_THAT_FITS * counts.sum()))
+    shorter = max(8, 1 << (fits - 1).bit_length())
+    if shorter < length:
+        short = dataclasses.replace(data, bucket_lengths=(), sequence_length=shorter)
+        found[f'--config.{length_section}.sequence_length={shorter}{cleared}'] = _share(
+            sample_lengths(split, short), short
+        )
+    return found
+
+
+def _packing_options(counts: np.ndarray, data: config.Data) -> dict[str, float]:
+    found = {'--config.data.max_sequences=0': _packed(counts, data, num_sequences(counts, data))}
+    unbounded = dataclasses.replace(data, max_predictions=data.sequence_length)
+    best = _packed(counts, unbounded, num_sequences(counts, unbounded))
+    room, share = config.num_predictions(data), 0.0
+    while room < data.sequence_length and share < best - _CLOSE:
+        room = min(2 * room, data.sequence_length)
+        roomier = dataclasses.replace(data, max_predictions=room)
+        share = _packed(counts, roomier, num_sequences(counts, roomier))
+    chosen = '' if data.max_sequences == 0 else ' --config.data.max_sequences=0'
+    return found | {f'--config.data.max_predictions={room}{chosen}': share}
+
+
+def _share(counts: np.ndarray, data: config.Data) -> float:
+    """The share of the positions of rows that hold tokens; data.max_sequences is not 0."""
+    if data.packing:
+        return _packed(counts, data, config.max_sequences(data))
+    lengths = np.arange(len(counts))
+    rows = np.array(config.row_lengths(data))
+    return float((counts * lengths).sum() / (counts * rows[np.searchsorted(rows, lengths)]).sum())
+
+
+def _packed(counts: np.ndarray, data: config.Data, max_sequences: int) -> float:
+    """Likewise, of rows that hold up to so many sequences."""
+    num_rows = count_rows(
+        counts,
+        predictions_of_lengths(data),
+        capacity=data.sequence_length,
+        max_predictions=config.num_predictions(data),
+        max_sequences=max_sequences,
+    )
+    return float((counts * np.arange(len(counts))).sum() / (num_rows * data.sequence_length))

@@ -1,0 +1,210 @@
+"""WordPiece as in BERT (Devlin et al. 2019), by the `tokenizers` library: vocabularies, and how one is trained."""
+
+import functools
+import json
+import os
+import pathlib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabulary, library_errors, tokenizer_hash
+
+_MAX_CHARACTERS_PER_WORD = 100  # longer words are [UNK], as in `transformers`; in the original release it was 200
+_MOST_CHARACTERS_PER_WORD = 10_000  # that a file may ask for: the time that a word takes grows with its square
+_MOST_EXPANSION = 4  # characters that normalization makes of one, at most (Unicode, canonical decomposition)
+
+
+class WordPiece(Vocabulary):
+    """A WordPiece vocabulary with BERT's normalization."""
+
+    kind = 'wordpiece'
+
+    def __init__(self, backend: Any, where: str = 'tokenizer'):
+        """Wraps a `tokenizers.Tokenizer`, whose ids must be bounded (`check_ids`); `where` names it in errors.
+
+        Raises:
+          BadInput: for a model other than WordPiece, a normalizer other than BERT's (which composition may follow), or
+            missing special tokens.
+        """
+        self._settings = json.loads(backend.to_str())
+        self._model, normalizer = self._settings['model'], self._settings['normalizer'] or {}
+        added = {token['content'] for token in self._settings['added_tokens']}  # others may hold blanks
+        pre_tokenizer = self._settings['pre_tokenizer']
+        self.splits_at_blanks = pre_tokenizer == {'type': 'BertPreTokenizer'} and added <= {*SPECIAL_TOKENS}
+        self.splits_at_punctuation = self.splits_at_blanks
+        steps = normalizer['normalizers'] if normalizer.get('type') == 'Sequence' else [normalizer]
+        self._normalizer, self.composes = steps[0] if steps else {}, steps[1:] == [{'type': 'NFC'}]
+        is_bert = self._normalizer.get('type') == 'BertNormalizer' and (self.composes or not steps[1:])
+        if self._model['type'] != 'WordPiece' or not is_bert:
+            found = f'is a {self._model["type"]} model with the normalizer {normalizer.get("type")}'
+            raise BadInput(where, found, 'WordPiece with BertNormalizer, or with BertNormalizer and NFC')
+        if (unknown := self._model['unk_token']) not in self._model['vocab']:  # an added token alone is of no use to it
+            raise BadInput(where, f'has no {unknown} in its vocabulary', 'the token for what is unknown')
+        if (longest := self._model['max_input_chars_per_word']) > _MOST_CHARACTERS_PER_WORD:
+            raise BadInput(where, f'max_input_chars_per_word is {longest}', f'at most {_MOST_CHARACTERS_PER_WORD:,}')
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        tokens = [f'[unused-id-{index}]' for index in range(max(vocabulary.values(), default=-1) + 1)]
+        for token, index in vocabulary.items():
+            tokens[index] = token
+        self._wrap(backend, tokens, where)
+        self.lowercase = self._normalizer['lowercase']
+        accents = self._normalizer['strip_accents']
+        self.strip_accents = self.lowercase if accents is None else accents
+        self.is_continuation = np.array([token.startswith('##') for token in tokens])
+
+    @functools.cached_property
+    def hash(self) -> str:
+        *rules, _ = self._rules
+        return tokenizer_hash([*rules, self._settings['normalizer']])
+
+    @functools.cached_property
+    def _rules(self) -> list[Any]:
+        model = {key: value for key, value in self._model.items() if key != 'vocab'}
+        return [self.kind, self.tokens, model, self._normalizer]
+
+    def extended(self, words: list[str]) -> 'WordPiece':
+        """This vocabulary with whole words appended at its end; all earlier ids stay."""
+        vocabulary = {token: index for index, token in enumerate([*self.tokens, *words])}
+        return self._changed({'model': self._settings['model'] | {'vocab': vocabulary}})
+
+    def with_normalization(self, *, lowercase: bool, strip_accents: bool) -> 'WordPiece':
+        bert = self._normalizer | {'lowercase': lowercase, 'strip_accents': strip_accents}
+        composed = {'type': 'Sequence', 'normalizers': [bert, {'type': 'NFC'}]}
+        return self._changed({'normalizer': bert if strip_accents else composed})
+
+    def _changed(self, parts: dict[str, Any]) -> 'WordPiece':
+        import tokenizers
+
+        settings = json.loads(self._backend.to_str()) | parts
+        return WordPiece(tokenizers.Tokenizer.from_str(json.dumps(settings)), self._where)
+
+    def normalize(self, text: str) -> str:
+        """Text as it is looked up in the vocabulary: lowercased, without accents, as the settings say."""
+        with library_errors(self._where):
+            return self._backend.normalizer.normalize_str(text)
+
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512) -> None:
+        directory = pathlib.Path(directory)
+        settings = {
+            'tokenizer_class': 'BertTokenizer' if self._is_plain() else 'PreTrainedTokenizerFast',
+            'do_lower_case': self.lowercase,
+            'strip_accents': self.strip_accents,
+            'tokenize_chinese_chars': self._normalizer['handle_chinese_chars'],
+            'model_max_length': max_length,
+        }
+        self._save(directory, settings)
+        (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in self.tokens), 'utf-8', newline='\n')
+
+    def _is_plain(self) -> bool:
+        """Whether `transformers.BertTokenizer`, made of a vocabulary and three flags alone, gives the same ids."""
+        plain = bert_backend({}, lowercase=self.lowercase, strip_accents=self.strip_accents, compose=False)
+        expected = json.loads(plain.to_str())
+        flags = ('lowercase', 'strip_accents', 'handle_chinese_chars', 'vocab')
+        return all(
+            {key: value for key, value in (self._settings[part] or {}).items() if key not in flags}
+            == {key: value for key, value in expected[part].items() if key not in flags}
+            for part in ('model', 'normalizer', 'pre_tokenizer')
+        )
+
+
+def bert_backend(vocabulary: dict[str, int], *, lowercase: bool, strip_accents: bool, compose: bool) -> Any:
+    """The `tokenizers.Tokenizer` of BERT's rules.
+
+    Args:
+      compose: normalize to NFC after BERT's own normalization, so that a letter and its accent are one character
+        however they were written. Nothing is left to compose where accents are stripped.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    backend = tokenizers.Tokenizer(
+        models.WordPiece(vocabulary, unk_token='[UNK]', max_input_chars_per_word=_MAX_CHARACTERS_PER_WORD)
+    )
+    bert = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=lowercase
+    )
+    composing = compose and not strip_accents
+    backend.normalizer = normalizers.Sequence([bert, normalizers.NFC()]) if composing else bert
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix='##')
+    return backend
+
+
+def is_decomposed(tokens: Iterable[str]) -> bool:
+    """Whether a vocabulary holds letters and their accents as characters of their own: composed text misses those."""
+    return any(len(unicodedata.normalize('NFC', token)) < len(token) for token in tokens if not token.isascii())
+
+
+# --- Training. ---
+
+
+def train_wordpiece(settings: config.Tokenizer, sample: list[str]) -> WordPiece:
+    """A vocabulary; the same sample gives the same one. Words that the tokenizer will not look up are left out."""
+    from tokenizers import trainers
+
+    settings = settings.for_training()
+    flags: dict[str, Any] = {
+        'lowercase': settings.lowercase,
+        'strip_accents': settings.strip_accents,
+        'compose': True,
+    }
+    backend = bert_backend({token: i for i, token in enumerate(SPECIAL_TOKENS)}, **flags)
+    # The trainer numbers the continuing characters ('##a') in the order of a hash map and breaks ties between merges
+    # by these numbers: two trainings would differ. Handing it both alphabets in a fixed order, as tokens that are
+    # there already, takes that away (`limit_alphabet=0` keeps it from adding characters of its own).
+    sample = list(_without_long_words(backend, sample))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=settings.vocab_size,
+        min_frequency=2,
+        limit_alphabet=0,
+        special_tokens=[*SPECIAL_TOKENS, *_alphabet(backend, sample, settings.vocab_size // 2)],
+        show_progress=False,
+    )
+    backend.train_from_iterator(sample, trainer)
+    return WordPiece(bert_backend(json.loads(backend.to_str())['model']['vocab'], **flags))
+
+
+def _without_long_words(backend: Any, sample: Iterable[str]) -> Iterator[str]:
+    """The texts without the words that are too long to be looked up: the trainer's time grows with their square."""
+    surely_short = _MAX_CHARACTERS_PER_WORD // _MOST_EXPANSION
+    for text in sample:
+        parts = text.split(' ')
+        if max(map(len, parts)) > surely_short:
+            kept = (_short_words(backend, part) if len(part) > surely_short else [part] for part in parts)
+            text = ' '.join(word for words in kept for word in words)
+        yield text
+
+
+def _short_words(backend: Any, text: str) -> list[str]:
+    words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))]
+    short = [word for word in words if len(word) <= _MAX_CHARACTERS_PER_WORD]
+    return [text] if len(short) == len(words) else short
+
+
+def _alphabet(backend: Any, sample: list[str], limit: int) -> list[str]:
+    """Frequent characters of the words of the sample, and with '##' those that continue a word; in a fixed order."""
+    characters, continuing = Counter(), set()
+    between_blanks: Counter[str] = Counter()
+    for text in sample:
+        between_blanks.update(text.split(' '))
+    for text, count in between_blanks.items():
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)):
+            for character in word:
+                characters[character] += count
+            continuing.update(word[1:])
+    needed, covered = ALPHABET_COVERAGE * characters.total(), 0
+    pieces = []
+    for character, count in sorted(characters.items(), key=lambda item: (-item[1], item[0])):
+        if covered >= needed or len(pieces) + 2 > limit:
+            break
+        covered += count
+        pieces.append(character)
+        if character in continuing:
+            pieces.append('##' + character)
+    return sorted(pieces)

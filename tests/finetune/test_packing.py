@@ -1,0 +1,152 @@
+"""Packing a batch changes its padding and nothing else; heads are drawn as `transformers` draws them."""
+
+import dataclasses
+import functools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bert_jax import config
+from bert_jax.config.fields import identity_of, with_values_before
+from bert_jax.config.finetuning import FinetuneConfig, Task
+from bert_jax.finetune import heads
+from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, make_rows
+from bert_jax.train.state import model_of
+from tests.support.models import MODEL
+
+VOCAB, EXAMPLES, BATCH, LONGEST = 101, 50, 16, 40
+STILL = dataclasses.replace(MODEL, dropout_rate=0.0, attention_dropout_rate=0.0, num_layers=1, max_positions=64)
+KINDS = [('classification', 3), ('regression', 1), ('tagging', 3), ('spans', 2)]
+
+
+@functools.cache
+def _examples(kind: str) -> Rows:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(4, LONGEST + 1, EXAMPLES) // rng.integers(1, 4, EXAMPLES) + 3
+    ids = [[2, *rng.integers(5, VOCAB, n - 2), 3] for n in lengths]
+    labels = {
+        'classification': rng.integers(0, 3, EXAMPLES).astype(np.int32),
+        'regression': rng.standard_normal(EXAMPLES).astype(np.float32),
+        'tagging': rng.integers(-1, 3, lengths.sum()).astype(np.int32),
+        'spans': np.sort(rng.integers(0, lengths[:, None], (EXAMPLES, 2)), axis=1).astype(np.int32),
+    }[kind]
+    return make_rows(ids, [n // 2 for n in lengths], labels)
+
+
+def _stream(kind: str, packing: Packing | None, seed: int | None = 3) -> TaskStream:
+    return TaskStream(
+        _examples(kind), batch_size=BATCH, seed=seed, sequence_length=LONGEST + 3, pad_id=0, packing=packing
+    )
+
+
+def _parts(batch: TaskBatch, kind: str) -> Counter:
+    """What a batch says of each of its examples, wherever they are."""
+    found: Counter = Counter()
+    for row, slot in np.ndindex(batch.cls_positions.shape):
+        own = np.flatnonzero(batch.sequence_ids[row] == slot + 1)
+        if not len(own):
+            continue
+        assert own[0] == batch.cls_positions[row, slot] and np.all(np.diff(own) == 1)
+        tokens = [array[row, own].tolist() for array in batch[:2] + batch[3:4]]
+        if kind == 'tagging':
+            learnt = np.where(batch.weights[row, own] > 0, batch.labels[row, own], -1)
+        else:
+            assert batch.weights[row, slot] == 1
+            learnt = batch.labels[row, slot] - (own[0] if kind == 'spans' else 0)
+        found[repr((tokens, learnt.tolist()))] += 1
+    return found
+
+
+@pytest.mark.parametrize('kind', [kind for kind, _ in KINDS])
+@pytest.mark.parametrize('examples_per_row', [2, 4, 5])
+def test_a_packed_batch_holds_what_the_padded_one_holds(kind: str, examples_per_row: int) -> None:
+    packed, padded = _stream(kind, Packing(examples_per_row)), _stream(kind, None)
+    for step in range(8):  # two and a half epochs
+        ours, theirs = packed.batch(step), padded.batch(step)
+        assert _parts(ours, kind) == _parts(theirs, kind)
+        assert ours.weights.sum() == theirs.weights.sum()
+        assert ours.input_ids.shape[0] == packed.batch_size == -(-BATCH // examples_per_row)
+
+
+def test_any_part_of_a_batch_is_that_part_of_the_whole() -> None:
+    stream = _stream('spans', Packing(4, num_rows_multiple=8))
+    whole = stream.batch(5)
+    assert len(whole.input_ids) == stream.batch_size == 8 and not whole.sequence_ids[4:].any()
+    for part in (slice(0, 2), slice(2, 8)):
+        for array, expected in zip(
+            _stream('spans', Packing(4, num_rows_multiple=8)).batch(5, part), whole, strict=True
+        ):
+            np.testing.assert_array_equal(array, expected[part])
+    # More rows for more devices are empty: nothing of the others changes.
+    for array, expected in zip(_stream('spans', Packing(4)).batch(5), whole, strict=True):
+        np.testing.assert_array_equal(array, expected[:4])
+
+
+def test_rows_are_filled_evenly_and_have_few_lengths() -> None:
+    rng = np.random.default_rng(1)
+    lengths = np.clip(rng.gamma(3, 20, 4000), 5, 128).astype(int)
+    rows = make_rows([[2] * n for n in lengths], lengths, np.zeros(4000, np.int32))
+    stream = TaskStream(rows, batch_size=32, seed=0, sequence_length=128, pad_id=0, packing=Packing(4))
+    batches = [stream.batch(step) for step in range(120)]
+    shapes = Counter(batch.input_ids.shape for batch in batches)
+    assert len(shapes) <= 5 and {rows for rows, _ in shapes} == {8}
+    tokens = np.array([(batch.sequence_ids > 0).sum() for batch in batches])
+    positions = np.array([batch.input_ids.size for batch in batches])
+    assert tokens.sum() / positions.sum() > 0.9  # padded to the longest of each batch: 0.5
+
+
+def test_slots_hold_however_uneven_the_lengths_are() -> None:
+    packing = Packing(4)
+    rows, slots, most = packing.rows(np.array([500] * 7 + [3] * 25))
+    assert most == 500 + 3 * 3 and np.bincount(rows).max() == slots.max() + 1 == 8
+    assert len({*zip(rows.tolist(), slots.tolist(), strict=True)}) == 32
+    assert packing.length(1) == 16 and packing.length(224) == 224 and packing.length(225) == 240
+    assert packing.length(257) == 288 and Packing(4, length_multiple=128).length(129) == 256
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize('kind, outputs', KINDS)
+def test_packing_changes_neither_loss_nor_gradients(kind: str, outputs: int) -> None:
+    build, objective = heads.builder(kind, outputs), heads.objective(kind)
+    rng = np.random.default_rng(1)
+    shapes = nnx.state(nnx.eval_shape(lambda: build(STILL, VOCAB, nnx.Rngs(0))), nnx.Param)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
+
+    @jax.jit
+    def gradient(params: nnx.State, batch: TaskBatch) -> tuple[jax.Array, nnx.State]:
+        def loss(params: nnx.State) -> jax.Array:
+            sums = objective.sums(model_of(params, STILL, VOCAB, build), batch, None)
+            return objective.loss(sums, objective.weights(batch))
+
+        return jax.value_and_grad(loss)(params)
+
+    (ours, our_grads), (theirs, their_grads) = (
+        gradient(params, _stream(kind, packing).batch(1)) for packing in (Packing(4, num_rows_multiple=3), None)
+    )
+    assert ours == pytest.approx(float(theirs), rel=1e-5)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(their_grads))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5 * scale), our_grads, their_grads)
+
+
+def test_new_heads_have_the_whole_standard_deviation() -> None:
+    model = config.Model(hidden_size=256)
+    full, truncated = (
+        np.asarray(heads.new_head(model, 40, name, nnx.Rngs(0)).kernel[...]) for name in ('normal', 'truncated_normal')
+    )
+    assert full.std() == pytest.approx(0.02, rel=0.03) and np.abs(full).max() > 0.06
+    assert truncated.std() == pytest.approx(0.0176, rel=0.03) and np.abs(truncated).max() <= 0.04
+
+
+def test_runs_that_began_before_keep_rows_and_heads_as_they_were() -> None:
+    new = FinetuneConfig(task=Task())
+    recorded = dataclasses.asdict(new)
+    for name in ('examples_per_row', 'head_initializer'):
+        del recorded['task'][name]
+    old = with_values_before(new, recorded)
+    assert (old.task.examples_per_row, old.task.head_initializer) == (1, 'truncated_normal')
+    assert not {'task.examples_per_row', 'task.head_initializer'} & identity_of(old).keys()
+    assert identity_of(new)['task.examples_per_row'] == 4 and identity_of(new)['task.head_initializer'] == 'normal'

@@ -1,0 +1,89 @@
+"""Which positions and heads were trained is known of every model, whatever form it has, and nothing else is used."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_jax import config
+from bert_jax.config.finetuning import finetune, resolve
+from bert_jax.errors import BadInput
+from bert_jax.pretrained import provenance
+from bert_jax.pretrained.load import load_pretrained
+from bert_jax.pretrained.provenance import Provenance, of_finetune, of_run, trained_length
+from bert_jax.pretrained.tensor_names import HEADS, MLM_HEAD, NSP_HEAD, POOLER
+from bert_jax.workdir import identity
+from tests.support.models import MODEL, read_tokenizer, write_model
+
+PHASES = ({'steps': 3, 'sequence_length': 16}, {'steps': 2, 'sequence_length': 32}, {'steps': 1, 'sequence_length': 8})
+
+
+def _config(**data: object) -> config.Config:
+    sizes = {'num_layers': 1, 'hidden_size': 32, 'num_heads': 2, 'intermediate_size': 48, 'max_positions': 64}
+    given = {'data': {'sequence_length': 16} | data, 'optimizer': {'warmup_steps': 0}, 'phases': PHASES}
+    return config.resolve({'model': sizes} | given)
+
+
+def test_positions_are_those_of_the_longest_rows_so_far_and_of_the_initial_model() -> None:
+    found = [of_run(_config(), step, None).positions_trained for step in range(1, 7)]
+    assert found == [16, 16, 16, 32, 32, 32]
+    begun = [of_run(_config(), step, Provenance(20)).positions_trained for step in (0, 1, 4, 6)]
+    assert begun == [20, 20, 32, 32]
+    assert of_run(_config(), 1, Provenance(None)).max_length(64) == 64  # an old workdir: taken as trained
+    task = resolve(finetune('classification').to_dict() | {'init': 'x'})
+    assert of_finetune(task, Provenance(20)).positions_trained == 128
+    assert of_finetune(task, Provenance(512)).positions_trained == 512
+
+
+def test_heads_are_untrained_until_a_step_trains_them() -> None:
+    start = Provenance(64, (MLM_HEAD, NSP_HEAD), 3)
+    assert of_run(_config(), 0, None).untrained_heads == tuple(HEADS)
+    assert of_run(_config(), 0, start) == start
+    assert of_run(_config(), 1, start) == Provenance(64, (), 3)
+    assert of_run(_config(pairing='none'), 1, start).untrained_heads == (POOLER, NSP_HEAD)
+
+
+@pytest.mark.parametrize('length, expected', [(None, 32), (20, 20), (32, 32), (1000, 32), (int(1e30), 32), (1e30, 32)])
+def test_a_model_from_elsewhere_is_taken_at_its_word(length: float | None, expected: int, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / 'model')
+    settings = {'do_lower_case': True} | ({} if length is None else {'model_max_length': length})
+    (directory / 'tokenizer_config.json').write_text(json.dumps(settings))
+    assert trained_length(str(directory)) == expected
+
+
+def test_a_workdir_records_what_its_run_started_from(tmp_path: Path) -> None:
+    tokenizer, workdir = read_tokenizer(tmp_path), str(tmp_path / 'run')
+    identity.claim(workdir, _config(), tokenizer, {'init': 'hash'}, start=Provenance(40, (MLM_HEAD,), 2))
+    assert provenance.start_of(workdir) == Provenance(40, (MLM_HEAD,), 2)
+    assert trained_length(workdir, 0) == trained_length(workdir) == trained_length(workdir, 5) == 40
+    identity.claim(str(tmp_path / 'new'), _config(), tokenizer, {})
+    assert provenance.start_of(str(tmp_path / 'new')) is None and trained_length(str(tmp_path / 'new'), 5) == 32
+    identity.claim(str(tmp_path / 'old'), _config(), tokenizer, {'init': 'hash'})  # before this was recorded
+    assert trained_length(str(tmp_path / 'old'), 1) == 64
+
+
+@pytest.mark.parametrize('said', [5, {}, {'positions_trained': 0, 'untrained_heads': []}, {'untrained_heads': ['x']}])
+def test_a_record_that_cannot_be_read_is_refused(said: object, tmp_path: Path) -> None:
+    identity.claim(str(tmp_path / 'run'), _config(), read_tokenizer(tmp_path), {}, start=Provenance())
+    path = tmp_path / 'run' / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'start': said}))
+    with pytest.raises(BadInput, match='config.json: start'):
+        trained_length(str(tmp_path / 'run'))
+
+
+@pytest.mark.compiles
+def test_vectors_and_fillers_use_the_trained_positions_alone(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / 'model')
+    whole = load_pretrained(str(directory))
+    (directory / 'tokenizer_config.json').write_text(json.dumps({'do_lower_case': True, 'model_max_length': 20}))
+    cut, text = load_pretrained(str(directory)), ' '.join(['film'] * 40)
+    assert (whole.max_length, cut.max_length, cut.config.max_positions) == (32, 20, MODEL.max_positions)
+    for model in (whole, cut):
+        encoded = model.encode([text])
+        assert encoded.num_truncated == 1 and len(encoded.input_ids[0]) == model.max_length
+    short = ' '.join(['film'] * 18)
+    np.testing.assert_allclose(cut.encode([short]).mean_pooled, whole.encode([short]).mean_pooled, atol=1e-5)
+    assert len(whole.fill_mask(f'{short} [MASK]')) == 1
+    with pytest.raises(BadInput, match='at most 20, which the model was trained on'):
+        cut.fill_mask(f'{short} [MASK]')

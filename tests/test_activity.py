@@ -1,0 +1,148 @@
+"""No command is silent for long: what it is doing is printed by time, whatever it does."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bert_jax import activity as module
+from bert_jax.__main__ import main
+from bert_jax.activity import activity, counted, printed_a_line
+from bert_jax.cli.commands import COMMANDS
+from bert_jax.pretrain import pretrain
+from bert_jax.workdir import progress
+from bert_jax.workdir.progress import Progress
+from tests.support.configs import as_config, prepared
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines come every few hundredths of a second."""
+    monkeypatch.setattr(module, '_TICK_S', 0.005)
+    monkeypatch.setattr(module, '_FIRST_GAP_S', 0.02)
+
+
+def wait_for(capsys: pytest.CaptureFixture, text: str) -> str:
+    """What is printed until a text is; fails after some seconds."""
+    found, end = '', time.monotonic() + 20
+    while text not in found:
+        assert time.monotonic() < end, found
+        time.sleep(0.005)
+        found += capsys.readouterr().err
+    return found
+
+
+@pytest.mark.parametrize('name', sorted(COMMANDS))
+def test_every_command_says_that_it_is_still_working(
+    impatient: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    def work(*_: object) -> int:
+        wait_for(capsys, f'{name} (')
+        return 0
+
+    monkeypatch.setitem(COMMANDS, name, dataclasses.replace(COMMANDS[name], run=work))
+    assert main(['bert_jax', name]) == 0
+
+
+def test_a_line_names_what_is_open_and_how_much_is_done(impatient: None, capsys: pytest.CaptureFixture) -> None:
+    with activity('evaluate'):
+        for item in counted('abc', 3, 'held-out text'):
+            if item == 'c':
+                assert 'evaluate: held-out text, 2 of 3 batches, about' in wait_for(capsys, '2 of 3')
+        wait_for(capsys, 'evaluate (')  # what has ended is not named
+        with activity('step 5/10', begins_line=True), activity('saving'):
+            assert 'evaluate: step' not in wait_for(capsys, 'step 5/10: saving')
+
+
+def test_lines_come_at_most_ten_seconds_apart_at_first_and_less_often_later() -> None:
+    def lines(seconds: float) -> Iterator[float]:
+        now = 0.0
+        while (now := now + module._gap(now)) <= seconds:
+            yield now
+
+    first_minute = [0.0, *lines(60)]
+    assert max(b - a for a, b in zip(first_minute, first_minute[1:], strict=False)) <= 10
+    assert len([*lines(3600)]) < 40 and len([*lines(86_400)]) < 200
+
+
+def test_a_line_printed_otherwise_delays_the_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(module, '_TICK_S', 0.005)
+    monkeypatch.setattr(module, '_FIRST_GAP_S', 5.0)
+    with activity('training'):
+        for _ in range(20):
+            printed_a_line()
+            time.sleep(0.01)
+    assert not capsys.readouterr().err
+
+
+# --- Training: steps that are slow. ---
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the time that `Progress` sees forward."""
+    now = [100.0]
+
+    def forward(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(progress.time, 'perf_counter', lambda: now[0])
+    return forward
+
+
+def _progress(num_steps: int = 1_000_000, stage: str = '') -> Progress:
+    return Progress(0, num_steps, str, lambda: stage, lambda share: f'--config.train.steps={share * num_steps:.0f}')
+
+
+def test_slow_steps_are_reported_with_their_loss_and_the_time_left(clock: Callable[[float], None]) -> None:
+    shown = _progress(stage='compiling the step')
+    assert shown._describe_now() == 'step 0/1000000  compiling the step'
+    shown = _progress()
+    for step in (1, 2):
+        clock(56.0)
+        shown.made_step(step, 10.5)
+    clock(30.0)  # into the next step
+    assert shown._describe_now() == 'step 2/1000000  loss 10.500  56.00 s a step  648.1 days left'
+
+
+@pytest.mark.parametrize('seconds, is_too_long', [(56.0, True), (0.9, False)])
+def test_the_whole_run_is_estimated_once_after_its_first_steps(
+    clock: Callable[[float], None], capsys: pytest.CaptureFixture, seconds: float, is_too_long: bool
+) -> None:
+    shown = _progress()
+    for step in range(1, 20):
+        shown.made_step(step, 10.5)
+        clock(seconds)
+    err = capsys.readouterr().err
+    assert err.count('a step: the other ') == 1
+    assert ('Warning' in err) == is_too_long
+    assert not is_too_long or ('648.1 days' in err and '--config.train.steps=1543 takes about a day' in err)
+
+
+def test_a_short_run_is_not_estimated(clock: Callable[[float], None], capsys: pytest.CaptureFixture) -> None:
+    shown = _progress(num_steps=20)
+    for step in range(1, 20):
+        shown.made_step(step, 10.5)
+        clock(0.01)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.compiles
+@pytest.mark.usefixtures('one_device')
+def test_progress_by_time_leaves_the_metrics_as_they_are(
+    impatient: None, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    pretrain(
+        as_config(prepared(tmp_path, train__log_every=1000, train__steps=200, train__global_batch_size=32)),
+        str(tmp_path / 'run'),
+    )
+    shown = capsys.readouterr().err
+    assert 'step 0/200  compiling the step (' in shown and 'a step  ' in shown and 'epochs' in shown
+    assert 'Warning: the run goes' in shown and '--config.train.steps=' in shown
+    lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines if 'loss' in line] == [200]

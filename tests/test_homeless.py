@@ -1,0 +1,68 @@
+"""A user whose id has no name and no home directory, as in many containers, prepares, trains and looks at runs."""
+
+import pwd
+from pathlib import Path
+
+import jax
+import pytest
+from etils import epath
+
+from bert_jax import files
+from bert_jax.data import record_set
+from bert_jax.errors import BadInput
+from bert_jax.plan import program, targets
+from bert_jax.runtime import caches, compilation_cache
+from bert_jax.workdir import seal
+from tests.support.configs import planned_run, prepared
+
+PACKAGE = Path(__file__).parents[1] / 'bert_jax'
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise KeyError('uid not found: 12345')
+
+    for name in ('HOME', 'USER', 'LOGNAME', 'LNAME', 'USERNAME', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, 'getpwuid', unknown)
+    monkeypatch.setattr(pwd, 'getpwnam', unknown)
+
+
+def test_sizes_and_times_of_files_do_not_depend_on_their_owner(tmp_path: Path) -> None:
+    path = tmp_path / 'file'
+    path.write_bytes(b'12345')
+    with pytest.raises(KeyError):
+        epath.Path(path).stat()  # the reason for `size_of` and `modified_at`
+    assert files.size_of(epath.Path(path)) == files.size_of(str(path)) == 5
+    assert files.modified_at(epath.Path(path)) == path.stat().st_mtime
+
+
+def test_a_corpus_is_prepared_and_a_directory_sealed(tmp_path: Path) -> None:
+    prepared(tmp_path)
+    corpus = epath.Path(tmp_path / 'corpus')
+    (corpus / 'manifest.json').unlink()
+    seal.seal(corpus, seal.make_manifest(corpus, 1))
+    assert seal.damage(corpus) == ''
+
+
+def test_caches_are_done_without_or_asked_for(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match='set XDG_CACHE_HOME'):
+        caches.cache_directory()
+    monkeypatch.setattr(type(jax.config), 'jax_compilation_cache_dir', None, raising=False)
+    compilation_cache.keep_programs()
+    assert 'Compiled programs are not kept' in capsys.readouterr().err
+    assert program._cache_path(planned_run(), targets.parse('h200:1x1'), '') is None
+    (tmp_path / 'records').write_bytes(b'')
+    with pytest.raises(BadInput, match='export XDG_CACHE_HOME'):
+        record_set._directory_of('records')
+    assert [path.name for path in tmp_path.iterdir()] == ['records']  # nothing called `~`
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    assert caches.cache_directory() == tmp_path / 'cache'
+
+
+def test_the_home_directory_and_the_owner_are_asked_for_in_one_place() -> None:
+    words = ('Path.home(', 'expanduser(', 'getpass', 'getlogin', '.stat().length', '.stat().mtime')
+    found = {(path.name, word) for path in PACKAGE.rglob('*.py') for word in words if word in path.read_text()}
+    assert found == {('caches.py', 'Path.home(')}

@@ -1,0 +1,118 @@
+"""Training a tokenizer: what is left out, what it says, and what is kept for the corpus."""
+
+import dataclasses
+import json
+import time
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from bert_jax import activity, config
+from bert_jax.__main__ import main
+from bert_jax.text import job_tokenizer
+from bert_jax.text.prepare import prepare, tokenizer_preview
+from bert_jax.text.tokenizer import Tokenizer, train_tokenizer
+from tests.support.texts import write_text
+
+TEXTS = ['the quick brown fox jumps over the lazy dogs.', 'a naïve café owner sings 한국어'] * 30
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> config.Data:
+    write_text(tmp_path / 'text.txt')
+    return config.Data(source=f'text:{tmp_path}/text.txt', corpus=str(tmp_path / 'corpus'))
+
+
+def test_words_that_are_never_looked_up_are_left_out_of_the_sample() -> None:
+    """The trainer would take the square of their length: a minute for one of 200,000 characters."""
+    settings = config.Tokenizer(vocab_size=150, lowercase=True, strip_accents=True)
+    expected = train_tokenizer(settings, iter(TEXTS))
+    decomposed = unicodedata.normalize('NFD', '한' * 34)  # 34 syllables, 102 characters once they are decomposed
+    long_words = ['zx' * 100_000, 'qy' * 51, '한' * 34, decomposed]
+    start = time.monotonic()
+    found = train_tokenizer(settings, iter([*TEXTS, *(word for word in long_words for _ in range(3))]))
+    assert time.monotonic() - start < 20
+    assert found.tokens == expected.tokens
+    assert found.encode_batch(long_words) == [[found.unk_id]] * len(long_words)
+    between = train_tokenizer(settings, iter([*TEXTS, *[f'{"zx" * 51},kiwi-{"zx" * 51}'] * 9]))
+    assert 'kiwi' in between.tokens and not any('zx' in token for token in between.tokens)
+    assert 'ab' * 50 in train_tokenizer(settings, iter(['ab' * 50] * 99)).tokens  # exactly as long as is looked up
+
+
+def test_training_says_how_long_it_has_taken(data: config.Data, monkeypatch, capsys) -> None:
+    def train(*arguments) -> Tokenizer:
+        started = time.monotonic()
+        while 'training the tokenizer (' not in capsys.readouterr().err:
+            assert time.monotonic() - started < 10, 'nothing was printed'
+            time.sleep(0.02)
+        return train_tokenizer(*arguments)
+
+    monkeypatch.setattr(activity, '_FIRST_GAP_S', 0.05)
+    monkeypatch.setattr(activity, '_TICK_S', 0.01)
+    monkeypatch.setattr(job_tokenizer, 'train_tokenizer', train)
+    prepare(data, config.Tokenizer(vocab_size=100))
+
+
+@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
+def test_a_preview_is_kept_for_the_corpus(data: config.Data, kind: str, monkeypatch, capsys) -> None:
+    settings = config.Tokenizer(kind=kind, vocab_size=100)
+    expected = prepare(dataclasses.replace(data, corpus=f'{data.corpus}-alone'), settings, progress=False)
+    preview = tokenizer_preview(data, settings)
+    [kept] = (Path(data.corpus).parent / '.corpus.partial').iterdir()
+    assert f'kept in {kept}/tokenizer' in capsys.readouterr().err and not Path(data.corpus).exists()
+
+    def train(*_: object) -> None:
+        raise AssertionError('trained once more')
+
+    monkeypatch.setattr(job_tokenizer, 'train_tokenizer', train)
+    assert tokenizer_preview(data, settings, progress=False) == preview
+    for changed in (dataclasses.replace(settings, vocab_size=101), dataclasses.replace(settings, lowercase=False)):
+        with pytest.raises(AssertionError, match='trained once more'):
+            tokenizer_preview(data, changed, progress=False)
+    summary = prepare(data, settings)
+    assert f'taken from {kept}/tokenizer' in capsys.readouterr().err
+    assert (summary.tokens, summary.vocab_size) == (expected.tokens, preview['vocab_size'])
+    assert not list(Path(data.corpus).parent.glob('.corpus.*'))
+
+
+def test_a_preview_is_not_kept_for_text_that_has_changed(data: config.Data, tmp_path: Path) -> None:
+    settings = config.Tokenizer(vocab_size=100)
+    tokenizer_preview(data, settings, progress=False)
+    write_text(tmp_path / 'text.txt', num_documents=70, seed=1)
+    alone = prepare(dataclasses.replace(data, corpus=f'{data.corpus}-alone'), settings, progress=False)
+    assert prepare(data, settings, progress=False).tokens == alone.tokens
+
+
+def test_sentences_that_sentencepiece_skips_are_reported(capsys) -> None:
+    settings = config.Tokenizer(kind='sentencepiece', vocab_size=100)
+    long = 'é' * 9_000  # 18,000 bytes
+    train_tokenizer(settings, iter([*TEXTS * 20, long]))
+    assert 'warning: 27% of the sample lies in 1 sentences of more than 16,384 bytes' in capsys.readouterr().err
+    train_tokenizer(settings, iter(TEXTS))
+    assert 'warning' not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
+@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
+def test_a_vocabulary_smaller_than_asked_for_is_reported(data: config.Data, kind: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / 'pretrain.py').write_text(
+        'import bert_jax.config\n\n\ndef get_config():\n    return bert_jax.config.bert()\n'
+    )
+    command = ['bert_jax', 'prepare', f'--config={tmp_path}/pretrain.py', '--json', '--workers=1']
+    command += [f'--config.data.{name}={getattr(data, name)}' for name in ('source', 'corpus')]
+    command += [f'--config.tokenizer.kind={kind}']
+    for more in (['--tokenizer_only'], [], []):  # trained; taken over and prepared; there already
+        assert main([*command, '--config.tokenizer.vocab_size=5000', *more]) == 0
+        out, err = capsys.readouterr()
+        result = json.loads(out)
+        assert result['vocab_size'] < 1000 and result['vocab_size_requested'] == 5000
+        [warning] = result['warnings']
+        assert f'has {result["vocab_size"]:,} tokens of the 5,000 asked for' in warning
+        assert f'warning: {warning}' in err
+    enough = prepare(
+        dataclasses.replace(data, corpus=f'{data.corpus}-enough'),
+        config.Tokenizer(kind=kind, vocab_size=100),
+        progress=False,
+    )
+    assert (enough.vocab_size_requested, enough.warnings) == (100, [])

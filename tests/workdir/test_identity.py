@@ -1,0 +1,37 @@
+"""What a workdir's config.json may decide, and what it may not."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from bert_jax.config import Config
+from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.finetune.workdirs import read_run
+from bert_jax.workdir import identity
+
+
+def _write(workdir: Path, config: dict) -> None:
+    workdir.mkdir()
+    (workdir / 'config.json').write_text(json.dumps({'config': config, 'fingerprint': {}}))
+
+
+def test_a_workdir_never_chooses_where_a_command_writes(tmp_path: Path, capsys) -> None:
+    config = dataclasses.asdict(Config())
+    config['data'] |= {'local_copy': str(tmp_path / 'victim'), 'corpus': 'corpora/theirs'}
+    _write(tmp_path / 'run', config)
+    for _ in range(2):
+        assert identity.load_config(str(tmp_path / 'run')).data.local_copy == ''
+    assert identity.load_config(str(tmp_path / 'run')).data.corpus == 'corpora/theirs'
+    shown = capsys.readouterr().err
+    assert shown.count('is ignored') == 1 and f"data.local_copy='{tmp_path}/victim'" in shown
+    stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    assert stored['config']['data']['local_copy'] == f'{tmp_path}/victim'  # the file stays as it is
+
+
+def test_a_config_without_such_a_place_is_read_without_a_word(tmp_path: Path, capsys) -> None:
+    _write(tmp_path / 'run', dataclasses.asdict(Config()))
+    assert identity.load_config(str(tmp_path / 'run')) == Config()
+    config = dataclasses.replace(FinetuneConfig(), init='models/mine')
+    _write(tmp_path / 'task', json.loads(json.dumps(dataclasses.asdict(config))))
+    assert read_run(str(tmp_path / 'task')) == config
+    assert not capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""A workdir finds what its config names by relative paths: from other directories, and when the whole tree moved."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bert_jax.config.fields import identity_of
+from bert_jax.text.corpus import load_corpus
+from bert_jax.text.tokenizer import load_saved_tokenizer
+from bert_jax.workdir import identity
+from bert_jax.workdir.recorded_paths import found_from, start_of
+from tests.support.configs import as_config, prepared, tiny_run
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workdir in a project's runs/, written from the project's directory."""
+    project = tmp_path / 'pro[j]ect'
+    project.mkdir()
+    monkeypatch.chdir(project)
+    config = as_config(prepared(Path('.')))
+    assert not Path(config.data.corpus).is_absolute()
+    identity.write('runs/one', config, load_saved_tokenizer(project / 'corpus' / 'tokenizer'), {})
+    return project / 'runs' / 'one'
+
+
+def test_a_relative_corpus_is_found_from_anywhere_and_after_a_move(run: Path, tmp_path: Path, monkeypatch) -> None:
+    as_given = identity.load_config('runs/one')
+    assert as_given.data.corpus == as_config(tiny_run(Path('.'))).data.corpus  # found as it is
+    hash_here = load_corpus(as_given.data.corpus).manifest['content_hash']
+    elsewhere = tmp_path / 'a' / 'b'
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    for workdir in (str(run), '../../pro[j]ect/runs/one'):
+        found = identity.load_config(workdir)
+        assert load_corpus(found.data.corpus).manifest['content_hash'] == hash_here
+        assert identity_of(found) == identity_of(as_given)
+    shutil.move(run.parents[1], tmp_path / 'moved')
+    found = identity.load_config(str(tmp_path / 'moved' / 'runs' / 'one'))
+    assert load_corpus(found.data.corpus).manifest['content_hash'] == hash_here
+    (tmp_path / 'link').symlink_to(tmp_path / 'moved' / 'runs' / 'one')
+    assert load_corpus(identity.load_config(str(tmp_path / 'link')).data.corpus).manifest['content_hash'] == hash_here
+
+
+def test_a_path_that_leads_somewhere_from_here_is_kept(run: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'corpus').mkdir()
+    assert Path(identity.load_config(str(run)).data.corpus) == Path('corpus')
+
+
+def test_every_path_of_a_run_and_of_a_finetune_is_found(tmp_path: Path, monkeypatch) -> None:
+    project, workdir = tmp_path / 'p', tmp_path / 'p' / 'run'
+    workdir.mkdir(parents=True)
+    for name in ('a.txt', 'b.txt', 'train.tsv', 'dev.tsv', 'vocab.txt', 'mood.tsv', 'mood', 'python-docs'):
+        (project / name).write_text('x')
+    monkeypatch.chdir(project)
+    start = start_of(str(workdir))
+    monkeypatch.chdir(tmp_path)
+    values = {
+        'data': {
+            'source': [['text:*.txt', 1.0], ['tfds:wiki', 1.0], ['python-docs', 1.0]],
+            'validation_source': 'jsonl:',
+            'corpus': 'no',
+        },
+        'tokenizer': {'path': 'vocab.txt'},
+        'probe': {'sets': [['mood', 'tsv:mood.tsv']]},
+        'task': {'directory': '', 'train': 'tsv:train.tsv', 'validation': ['tsv:dev.tsv', 'tsv:/abs'], 'predict': ''},
+        'init': 'a.txt',
+    }
+    assert found_from(str(workdir), start, values) == {
+        'data': {'source': [[f'text:{project}/*.txt', 1.0], ['tfds:wiki', 1.0], ['python-docs', 1.0]]}
+        | {'validation_source': 'jsonl:', 'corpus': 'no'},
+        'tokenizer': {'path': f'{project}/vocab.txt'},
+        'probe': {'sets': [['mood', f'tsv:{project}/mood.tsv']]},
+        'task': {'directory': '', 'train': f'tsv:{project}/train.tsv'}
+        | {'validation': [f'tsv:{project}/dev.tsv', 'tsv:/abs'], 'predict': ''},
+        'init': 'a.txt',
+    }
+    for older_or_damaged in (None, '', 3, ['x'], {}):
+        assert found_from(str(workdir), older_or_damaged, values) == values
+    assert found_from('gs://bucket/run', start, values) == values and start_of('gs://bucket/run') == ''
