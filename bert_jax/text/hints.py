@@ -1,4 +1,4 @@
-"""What the first lines of text files suggest about the settings they should be read with."""
+"""What the look of files suggests about the settings they should be read with, or written."""
 
 import itertools
 import json
@@ -7,22 +7,30 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bert_jax.console import size
 from bert_jax.files import is_local
 from bert_jax.text.chunks import Part, Source
 from bert_jax.text.documents import Reading
 from bert_jax.text.lines import read_lines
+from bert_jax.text.parquet import longest_page
 
 _FILES = 3  # of a source, far apart
 _LINES = 400  # of a file
 _FEWEST = 20  # lines or files that show a habit
+_LARGE_PAGE = 1 << 27  # bytes
 _WIDTHS = range(40, 121)  # characters at which text is wrapped
 
 
 def hints(sources: list[Source], reading: Reading) -> Iterator[str]:
-    """Sentences to print for the sources of text files that are probably not what they are read as."""
+    """Sentences to print for files that are probably not what they are read as, or take much memory."""
     for source in sources:
         kind = source.name.partition(':')[0]
         paths = [path for path, (num_bytes, _) in source.files.items() if num_bytes and is_local(path)]
+        if kind == 'parquet' and paths and (num_bytes := longest_page(paths[0], reading.text_field)) > _LARGE_PAGE:
+            yield (
+                f'{paths[0]} seems to have pages of {size(num_bytes)}, and to read one takes three times its memory: '
+                'pyarrow.parquet.write_table(…, write_batch_size=16) makes them small'
+            )
         if kind != 'text' or not paths:
             continue
         for path in dict.fromkeys(paths[index * (len(paths) - 1) // (_FILES - 1)] for index in range(_FILES)):

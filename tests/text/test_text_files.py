@@ -124,6 +124,15 @@ def test_what_text_looks_like_is_said(tmp_path, capsys, text, hint):
     assert f'hint: {tmp_path}/a {hint}' in said if hint else 'hint' not in said
 
 
+def test_a_parquet_file_of_large_pages_is_pointed_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('bert_jax.text.hints._LARGE_PAGE', 1 << 17)
+    for name, length in (('long', 1000), ('short', 10)):
+        parquet.write_table(pyarrow.table({'text': [f'{i} ' * length for i in range(300)]}), tmp_path / name)
+        data = config.Data(source=f'parquet:{tmp_path}/{name}', corpus=str(tmp_path / f'{name}-corpus'))
+        prepare(data, TOKENIZER)
+        assert ('hint' in capsys.readouterr().err) == (name == 'long')
+
+
 def test_many_files_of_several_documents_suggest_one_document_each(tmp_path, capsys):
     for number, document in enumerate(make_documents(30)):
         (tmp_path / f'{number}.txt').write_text('\n\n'.join(f'{number} {line} {i}' for i, line in enumerate(document)))
