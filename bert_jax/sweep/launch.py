@@ -51,8 +51,6 @@ def check_workdirs(runs: tuple[Run, ...]) -> None:
         if not Path(run.workdir, 'config.json').exists():
             continue
         ours = json.loads(json.dumps(identity_of(run_files.as_begun(run.config, run.workdir, quiet=True))))
-        if run.config.data.max_sequences == 0:  # chosen from the corpus when the run starts
-            del ours['data.max_sequences']
         theirs = run_files.load_fingerprint(run.workdir)
         differ = {name: theirs[name] for name in theirs.keys() & ours.keys() if theirs[name] != ours[name]}
         if differ:
