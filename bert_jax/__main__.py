@@ -19,7 +19,7 @@ from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 try:
     from bert_jax.cli.commands import COMMANDS
     from bert_jax.cli.flags import asks_for_json, describe, parse
-    from bert_jax.files import DamagedJson
+    from bert_jax.json_files import DamagedJson
 except ModuleNotFoundError:
     try:
         versions.check(versions.requirements())

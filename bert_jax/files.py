@@ -22,8 +22,6 @@ from etils import epath
 
 _ABANDONED_S = 24 * 3600  # what was not written to for so long belongs to a killed process
 _BLOCK_BYTES = 1 << 20  # read at once
-_LARGEST_JSON = 1 << 28  # bytes
-_MOST_DIGITS = 100  # of a whole number in JSON
 
 
 # --- Publishing. ---
@@ -58,8 +56,8 @@ def new_directory(
     Yields:
       A `pathlib.Path`, or an `epath.Path` on an object store, where moving a directory is not atomic.
     """
-    target = _as_path(target)
-    parent = _as_path(temporary_in or target.parent)
+    target = as_path(target)
+    parent = as_path(temporary_in or target.parent)
     for path in (parent, target.parent):
         path.mkdir(parents=True, exist_ok=True)
     for path in {parent, target.parent} if existing == 'replace' else {parent}:
@@ -173,10 +171,10 @@ def new_file(target: epath.PathLike, *, temporary_in: epath.PathLike | None = No
       temporary_in: where to create the temporary file, on the disk of `target`; by default, in its parent. This
         directory is listed, which takes long if it holds very many files.
     """
-    target = _as_path(target)
+    target = as_path(target)
     if is_local(target) and target.exists() and not (target.is_file() or target.is_dir()):  # a device, a pipe
         raise PermissionError(errno.EPERM, 'is not a regular file', str(target))
-    parent = _as_path(temporary_in or target.parent)
+    parent = as_path(temporary_in or target.parent)
     remove_leftovers(target, parent)
     temporary = parent / _temporary_name(target, 'partial')
     try:
@@ -197,7 +195,7 @@ def write_whole(path: epath.PathLike, text: str, *, temporary_in: epath.PathLike
 
 def discard(directory: epath.PathLike) -> None:
     """Removes a directory whose name is free at once; `remove_leftovers` completes a removal that was interrupted."""
-    directory = _as_path(directory)
+    directory = as_path(directory)
     aside = directory.with_name(_temporary_name(directory, 'discarded'))
     directory.rename(aside)
     _remove(aside)
@@ -212,10 +210,10 @@ def remove_leftovers(
       parent: where the temporary files and directories are; by default, beside `target`.
       abandoned_s: age in seconds of half-written files and directories to remove; 0 for any age.
     """
-    target = _as_path(target)
+    target = as_path(target)
     leftover = re.compile(re.escape(f'.{target.name}.') + r'[0-9a-f]{12}\.(partial|replaced|discarded)')
     try:
-        paths = list(_as_path(parent or target.parent).iterdir())
+        paths = list(as_path(parent or target.parent).iterdir())
     except OSError:  # missing or not readable: whoever writes there finds out
         return
     for path in paths:
@@ -278,17 +276,17 @@ def unusable_path(path: str) -> str:
 
 def size_of(path: epath.PathLike) -> int:
     """Bytes of a file, local or on an object store; `stat` of `epath` fails where the file's owner has no name."""
-    found = _as_path(path).stat()
+    found = as_path(path).stat()
     return found.st_size if isinstance(found, os.stat_result) else found.length
 
 
 def modified_at(path: epath.PathLike) -> float:
     """When a file was last written, in seconds since 1970, by the clock of its file system; whole ones if remote."""
-    found = _as_path(path).stat()
+    found = as_path(path).stat()
     return found.st_mtime if isinstance(found, os.stat_result) else float(found.mtime or 0)
 
 
-def _as_path(path: epath.PathLike) -> Any:
+def as_path(path: epath.PathLike) -> Any:
     return pathlib.Path(path) if is_local(path) else epath.Path(path)
 
 
@@ -302,67 +300,6 @@ def sync(path: str | os.PathLike) -> None:
 
 
 # --- Reading. ---
-
-
-class DamagedJson(ValueError):
-    """JSON that is not what was written; its text says what is wrong. `path` is its file, '' where it is not known."""
-
-    def __init__(self, problem: str, path: str = '') -> None:
-        super().__init__(problem)
-        self.path = path
-
-
-def read_json(path: epath.PathLike, kind: type = dict, *, largest: int = _LARGEST_JSON) -> Any:
-    """The value in a JSON file.
-
-    Args: kind, the type that the value must have; largest, bytes of the file, at most.
-
-    Raises:
-      DamagedJson: whatever is wrong with the contents.
-      OSError: when the file is missing or cannot be read.
-    """
-    path = _as_path(path)
-    status = path.stat()
-    size = status.st_size if isinstance(status, os.stat_result) else status.length
-    if size > largest:
-        raise DamagedJson(f'has {size:,} bytes, more than the {largest:,} that are read', os.fspath(path))
-    try:
-        return parse_json(path.read_bytes(), kind)
-    except DamagedJson as error:
-        raise DamagedJson(str(error), os.fspath(path)) from None
-
-
-def parse_json(text: bytes | str, kind: type = dict) -> Any:
-    """The value of a JSON text in UTF-8, which must be a `kind`.
-
-    Raises:
-      DamagedJson: for anything else; also for deep nesting and huge numbers.
-    """
-    try:
-        text = text.decode('utf-8') if isinstance(text, bytes) else text
-        value = json.loads(text, parse_int=_whole_number)
-        if '\\u' in text:
-            json.dumps(value, ensure_ascii=False).encode('utf-8')  # fails for one half of a surrogate pair
-    except json.JSONDecodeError as error:
-        raise DamagedJson(f'is not JSON ({error.msg}, line {error.lineno}, column {error.colno})') from None
-    except UnicodeError:
-        raise DamagedJson('is not JSON (not UTF-8)') from None
-    except RecursionError:
-        raise DamagedJson('is not JSON that can be read (nested too deeply)') from None
-    if not isinstance(value, kind):
-        raise DamagedJson(f'holds a {type(value).__name__}, not a JSON {"object" if kind is dict else "array"}')
-    return value
-
-
-def _whole_number(digits: str) -> int | float:
-    """A number that 64 bits hold; larger ones as floats, as other languages read them.
-
-    `transformers` writes 1000000000000000019884624838656 for a length without a limit.
-    """
-    if len(digits) > _MOST_DIGITS:
-        raise DamagedJson(f'holds a number of {len(digits)} digits')
-    number = int(digits)
-    return number if -(2**63) <= number < 2**64 else float(number)
 
 
 def map_array(path: str | os.PathLike) -> np.memmap:

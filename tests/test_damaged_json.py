@@ -9,8 +9,8 @@ import pytest
 
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
-from bert_jax.files import DamagedJson
 from bert_jax.finetune import workdirs
+from bert_jax.json_files import DamagedJson
 from bert_jax.pretrained.export import check_output
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.report import write_report

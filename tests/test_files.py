@@ -14,18 +14,16 @@ from etils import epath
 
 from bert_jax import files
 from bert_jax.files import (
-    DamagedJson,
     discard,
     json_digest,
     map_array,
     matching,
     new_directory,
     new_file,
-    parse_json,
-    read_json,
     remove_leftovers,
     write_whole,
 )
+from bert_jax.json_files import DamagedJson, parse_json, read_json
 
 
 def _fill(directory: Path, text: str = 'whole') -> None:

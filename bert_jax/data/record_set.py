@@ -27,7 +27,8 @@ import numpy as np
 from bert_jax.console import progress_bar, say
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, json_digest, map_array, new_directory, read_json
+from bert_jax.files import is_local, json_digest, map_array, new_directory
+from bert_jax.json_files import read_json
 from bert_jax.runtime.caches import cache_directory
 from bert_jax.text import checksums
 from bert_jax.text.chunks import find_files

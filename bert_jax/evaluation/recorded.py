@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.files import DamagedJson, read_json
+from bert_jax.json_files import DamagedJson, read_json
 
 OF_SAMPLE = (
     'masked_word_nats_per_character',

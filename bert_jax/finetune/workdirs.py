@@ -14,8 +14,9 @@ from etils import epath
 from bert_jax.config.fields import identity_of, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig, resolve
 from bert_jax.errors import BadInput
-from bert_jax.files import matching, read_json, write_whole
+from bert_jax.files import matching, write_whole
 from bert_jax.finetune.tasks import TaskData
+from bert_jax.json_files import read_json
 from bert_jax.workdir import identity
 
 

@@ -24,7 +24,8 @@ from jax.experimental import topologies
 
 from bert_jax.config import Config, resolve
 from bert_jax.errors import BadInput, is_exhausted
-from bert_jax.files import json_digest, read_json, write_whole
+from bert_jax.files import json_digest, write_whole
+from bert_jax.json_files import read_json
 from bert_jax.plan import hlo
 from bert_jax.plan.targets import Target, parse
 from bert_jax.runtime.caches import cache_directory

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax import config
-from bert_jax.files import read_json
+from bert_jax.json_files import read_json
 from bert_jax.model.bert import num_parameters
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.provenance import Provenance

@@ -16,7 +16,8 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.files import new_directory, read_json
+from bert_jax.files import new_directory
+from bert_jax.json_files import read_json
 from bert_jax.model.inputs import Inputs
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.card import model_card

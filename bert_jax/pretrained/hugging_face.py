@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from bert_jax import config, files
+from bert_jax import config, json_files
 from bert_jax.errors import BadInput
-from bert_jax.files import DamagedJson
+from bert_jax.json_files import DamagedJson
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.tensor_names import TABLE, TASK_TABLES, WORD, from_tensors, to_tensors
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -89,7 +89,7 @@ def read_json(path: Path, expected: str, kind: type = dict) -> Any:
     if not path.is_file():
         raise BadInput(str(path), 'does not exist', expected)
     try:
-        return files.read_json(path, kind)
+        return json_files.read_json(path, kind)
     except DamagedJson as error:
         raise BadInput(str(path), str(error), expected) from error
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from bert_jax.errors import BadInput
-from bert_jax.files import DamagedJson, read_json
+from bert_jax.json_files import DamagedJson, read_json
 
 _COPY_AGAIN = 'copy or download the file again'
 

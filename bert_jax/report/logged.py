@@ -9,7 +9,8 @@ from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import ranking, recorded
-from bert_jax.files import DamagedJson, matching, parse_json, read_json
+from bert_jax.files import matching
+from bert_jax.json_files import DamagedJson, parse_json, read_json
 from bert_jax.report.quantities import (
     FINAL,
     MFU,

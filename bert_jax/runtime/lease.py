@@ -32,7 +32,8 @@ from pathlib import Path
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, modified_at, read_json, unusable_path, write_whole
+from bert_jax.files import is_local, modified_at, unusable_path, write_whole
+from bert_jax.json_files import read_json
 
 DIRECTORY = '.lease'  # in the workdir
 BEAT = 5.0  # seconds between signs of life

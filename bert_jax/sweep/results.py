@@ -11,7 +11,8 @@ from typing import Any
 from bert_jax.config import is_records
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.ranking import Measure, common_measure
-from bert_jax.files import json_digest, read_json
+from bert_jax.files import json_digest
+from bert_jax.json_files import read_json
 from bert_jax.report import LoggedRun, flatten, read_run
 from bert_jax.runtime.lease import holder_of
 from bert_jax.runtime.stopping import EXIT_RUN_AGAIN

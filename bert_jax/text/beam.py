@@ -12,7 +12,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import read_json, write_whole
+from bert_jax.files import write_whole
+from bert_jax.json_files import read_json
 from bert_jax.text.job import Job
 
 

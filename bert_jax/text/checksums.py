@@ -5,7 +5,8 @@ import json
 import pathlib
 from typing import Any
 
-from bert_jax.files import files_below, next_digest, read_json
+from bert_jax.files import files_below, next_digest
+from bert_jax.json_files import read_json
 
 BLOCK_BYTES = 1 << 20
 _DIGEST_CHARACTERS = 16  # of the 64 of a SHA-256

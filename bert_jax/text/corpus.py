@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from bert_jax.errors import BadInput
-from bert_jax.files import json_digest, read_json
+from bert_jax.files import json_digest
+from bert_jax.json_files import read_json
 from bert_jax.text.checksums import BLOCK_BYTES, first_difference
 from bert_jax.text.local_copy import stage
 from bert_jax.text.splits import Split, differs, mend

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow
 
-from bert_jax.files import new_directory, read_json
+from bert_jax.files import new_directory
+from bert_jax.json_files import read_json
 from bert_jax.text.checksums import checksums_of
 from bert_jax.text.documents import Document
 from bert_jax.text.sentences import split_lines

@@ -20,7 +20,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from bert_jax.files import DamagedJson, discard, json_digest, new_file, read_json, write_whole
+from bert_jax.files import discard, json_digest, new_file, write_whole
+from bert_jax.json_files import DamagedJson, read_json
 from bert_jax.text.chunks import Chunk, Source
 from bert_jax.text.documents import Document, Reading, read_chunk
 from bert_jax.text.encode import Encoder, read_record, write_chunk

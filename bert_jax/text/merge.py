@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.errors import BadInput
-from bert_jax.files import read_json
+from bert_jax.json_files import read_json
 from bert_jax.text.checksums import first_difference
 from bert_jax.text.encode import DOCUMENT, LINE
 from bert_jax.text.splits import SplitWriter

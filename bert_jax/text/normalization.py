@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from bert_jax.errors import BadInput
-from bert_jax.files import DamagedJson, parse_json
+from bert_jax.json_files import DamagedJson, parse_json
 from bert_jax.text.vocabulary import Tokenizer
 
 _LARGEST_FILE = 1 << 28  # bytes; a vocabulary of 4 M tokens has a tenth of it

@@ -30,7 +30,8 @@ from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, matching, read_json, size_of, unusable_path, write_whole
+from bert_jax.files import is_local, matching, size_of, unusable_path, write_whole
+from bert_jax.json_files import read_json
 from bert_jax.model.bert import BertForPreTraining, Build, check_size
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh

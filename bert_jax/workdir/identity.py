@@ -17,7 +17,8 @@ from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
-from bert_jax.files import DamagedJson, read_json, write_whole
+from bert_jax.files import write_whole
+from bert_jax.json_files import DamagedJson, read_json
 from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.workdir.recorded_paths import found_from, start_of

@@ -14,16 +14,8 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.files import (
-    files_below,
-    is_local,
-    json_digest,
-    next_digest,
-    read_json,
-    size_of,
-    sync,
-    write_whole,
-)
+from bert_jax.files import files_below, is_local, json_digest, next_digest, size_of, sync, write_whole
+from bert_jax.json_files import read_json
 
 MANIFEST = 'manifest.json'
 _VERSION = 2

@@ -6,7 +6,8 @@ from typing import Any
 from etils import epath
 
 from bert_jax.console import say
-from bert_jax.files import DamagedJson, parse_json, write_whole
+from bert_jax.files import write_whole
+from bert_jax.json_files import DamagedJson, parse_json
 
 
 class StepLines:
