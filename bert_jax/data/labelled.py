@@ -15,6 +15,7 @@ from bert_jax.text.lines import read_lines
 _LONGEST_FIELD = 1 << 26  # characters, of a CSV
 _LONGEST_LABEL = 40  # characters; anything longer may be text, and is not shown
 _MOST_LABELS = 1000
+_BAD_TEXT = 0.001  # share of bytes that are not UTF-8, replaced without a word
 
 
 class Record(NamedTuple):
@@ -58,10 +59,16 @@ def check_columns(needed: Iterable[str], names: Iterable[str], where: str) -> No
 
 
 def _lines(path: Path) -> Iterator[str]:
-    for number, line in enumerate(read_lines(Part(str(path)), 'jsonl', Counter()), 1):
+    """The lines of a file; raises `BadInput` at its end when it is not in UTF-8."""
+    counts, num_characters = Counter(), 0
+    for number, line in enumerate(read_lines(Part(str(path)), 'jsonl', counts), 1):
         if line is None:
             raise BadInput(f'{path}:{number}', 'is too long a line', 'a record a line')
+        num_characters += len(line)
         yield line
+    if counts['invalid_bytes'] > _BAD_TEXT * num_characters:
+        found = f'holds {counts["invalid_bytes"]:,} bytes that are not UTF-8, in {num_characters:,} characters'
+        raise BadInput(str(path), found, 'UTF-8', 'convert it (of Windows-1252: iconv -f WINDOWS-1252 -t UTF-8)')
 
 
 def _rows(path: Path, rows: Iterator[tuple[int, list[str]]], task: Task, needed: tuple[str, ...]) -> Iterator[Record]:

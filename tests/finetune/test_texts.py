@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bert_jax.config.finetuning import Task, Train, resolve
+from bert_jax.data.labelled import read_records
 from bert_jax.errors import BadInput
 from bert_jax.finetune.splits import choose
 from bert_jax.finetune.tasks import TaskData, open_task
@@ -197,6 +198,14 @@ def test_few_bad_records_are_skipped_and_counted(tmp_path: Path, capsys) -> None
     rows = ''.join(f'film {n}\t{n % 2}\n' for n in range(9))
     data = _open(tmp_path, f'sentence\tlabel\n{rows}broken\n', 'a.tsv', bad_records=0.1)
     assert len(data.train) == 9 and 'training: 9 examples; 1 x record without a column' in capsys.readouterr().err
+
+
+def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    rows = ''.join(f'für Film {n}\t{n % 2}\n' for n in range(20))
+    assert len(_open(tmp_path, 'sentence\tlabel\n' + rows, 'a.tsv').train) == 20
+    (tmp_path / 'a.tsv').write_bytes(('sentence\tlabel\n' + rows).encode('windows-1252'))
+    with pytest.raises(BadInput, match='a.tsv: holds 20 bytes that are not UTF-8'):
+        list(read_records('tsv:a.tsv', Task(directory=str(tmp_path)), ('sentence', 'label')))
 
 
 def test_a_subset_is_the_same_for_every_seed_and_keeps_the_order(tmp_path: Path) -> None:
