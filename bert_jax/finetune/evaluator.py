@@ -15,7 +15,7 @@ from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.finetune.heads import BertForTask
 from bert_jax.finetune.metrics import shown
-from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, round_up
+from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, choose_examples_per_row, round_up
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.model.bert import Gather
@@ -94,23 +94,22 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
     # Kernels of TPUs and GPUs need whole blocks of 128 positions.
     length_multiple = 16 if jax.default_backend() == 'cpu' else 128
     shards = mesh.shape['data'] * mesh.shape['fsdp'] * train.microbatches
-    packing = Packing(
-        task.examples_per_row,
-        num_rows_multiple=train.exact_shards if train.reduction == 'exact' else shards,
-        length_multiple=length_multiple,
-    )
+    num_rows_multiple = train.exact_shards if train.reduction == 'exact' else shards
 
     def stream(rows: Rows, seed: int | None) -> TaskStream:
-        length = task.sequence_length
+        length, packing = task.sequence_length, None
         if seed is None:
             length = min(length, round_up(int(np.diff(rows.starts).max()), length_multiple))
+        elif task.examples_per_row != 1:
+            per_row = task.examples_per_row or choose_examples_per_row(rows)
+            packing = Packing(per_row, num_rows_multiple, length_multiple)
         return TaskStream(
             rows,
             batch_size=train.global_batch_size,
             seed=seed,
             sequence_length=length,
             pad_id=pad_id,
-            packing=packing if seed is not None and task.examples_per_row > 1 else None,
+            packing=packing,
         )
 
     return stream

@@ -86,6 +86,7 @@ def make_rows(ids: Sequence[Sequence[int]], second: Sequence[int], labels: np.nd
     return Rows(flat, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(second, np.int32), labels)
 
 
+_ROW_TOKENS = 128  # about so many fill a row; attention makes longer ones slower, and short ones are harder to fill
 _MOST_PER_ROW = 2  # a row has slots for so many times the mean number of examples
 _LENGTH_STEPS = 8  # lengths of rows between a power of two and the next
 
@@ -138,6 +139,12 @@ class Packing:
             if num_examples + 1 < num_slots:
                 heapq.heappush(emptiest, (num_tokens, row, num_examples + 1))
         return rows, slots, most
+
+
+def choose_examples_per_row(rows: Rows) -> int:
+    """2, 4 or 8, so that a row holds about `_ROW_TOKENS` tokens: a power of two, by which batches mostly divide."""
+    fitting = _ROW_TOKENS * len(rows) // len(rows.ids)
+    return min(max(2 ** (max(fitting, 1).bit_length() - 1), 2), 8)
 
 
 def round_up(number: int, multiple: int) -> int:

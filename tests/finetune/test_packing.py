@@ -14,7 +14,7 @@ from bert_jax import config
 from bert_jax.config.fields import identity_of, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig, Task
 from bert_jax.finetune import heads
-from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, make_rows
+from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, choose_examples_per_row, make_rows
 from bert_jax.train.state import model_of
 from tests.support.models import MODEL
 
@@ -108,6 +108,12 @@ def test_slots_hold_however_uneven_the_lengths_are() -> None:
     assert packing.length(257) == 288 and Packing(4, length_multiple=128).length(129) == 256
 
 
+@pytest.mark.parametrize('length, expected', [(3, 8), (11, 8), (20, 4), (53, 2), (100, 2), (300, 2)])
+def test_short_examples_share_a_row_with_more(length: int, expected: int) -> None:
+    rows = make_rows([[2] * length] * 5, [length] * 5, np.zeros(5, np.int32))
+    assert choose_examples_per_row(rows) == expected
+
+
 @pytest.mark.compiles
 @pytest.mark.parametrize('kind, outputs', KINDS)
 def test_packing_changes_neither_loss_nor_gradients(kind: str, outputs: int) -> None:
@@ -149,4 +155,4 @@ def test_runs_that_began_before_keep_rows_and_heads_as_they_were() -> None:
     old = with_values_before(new, recorded)
     assert (old.task.examples_per_row, old.task.head_initializer) == (1, 'truncated_normal')
     assert not {'task.examples_per_row', 'task.head_initializer'} & identity_of(old).keys()
-    assert identity_of(new)['task.examples_per_row'] == 4 and identity_of(new)['task.head_initializer'] == 'normal'
+    assert identity_of(new)['task.examples_per_row'] == 0 and identity_of(new)['task.head_initializer'] == 'normal'
