@@ -13,13 +13,13 @@ from typing import NoReturn
 from bert_jax import console, version
 from bert_jax.activity import activity
 from bert_jax.errors import BadInput, DeviceFault, is_exhausted
-from bert_jax.files import DamagedJson
 from bert_jax.runtime import versions
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 
 try:
     from bert_jax.cli.commands import COMMANDS
     from bert_jax.cli.flags import asks_for_json, describe, parse
+    from bert_jax.files import DamagedJson
 except ModuleNotFoundError:
     try:
         versions.check(versions.requirements())
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     console.expect_json(asks_for_json(arguments))
     try:
         return _run(name, arguments)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         if (explained := _explained(name, error)) is None:
             fault = BadInput(name, ''.join(traceback.format_exception_only(error)).strip(), 'no fault')
             console.print_json_error(fault.as_json())

@@ -106,9 +106,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
         if begun is None:
             return Outcome(num_steps, True, num_steps, {})
         skipped = merged((*begun.record.skipped_batches, *config.train.skip))
-        record = dataclasses.replace(begun.record, skipped_batches=skipped)
-        is_new = begun.resumed_from is None
-        _introduce(config, mesh, program.vocab_size, streams.train, start_from.start, is_new=is_new)
+        _introduce(config, mesh, vocab_size, streams.train, start_from.start, is_new=begun.resumed_from is None)
 
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from bert_jax import console
 from bert_jax.cli.config_file import load_config_file
 from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
 from bert_jax.errors import BadInput
-from bert_jax.files import unusable_path
+from bert_jax.files import is_local, unusable_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +211,13 @@ def check_path(name: str, path: str) -> None:
     """Raises BadInput for a path, the value of the flag `name`, that cannot be used."""
     if problem := unusable_path(path):
         raise BadInput(f'--{name}={path}', problem, 'a path without it')
+    if not is_local(path) and importlib.util.find_spec('tensorflow') is None:  # which opens them by itself
+        import fsspec
+
+        try:
+            fsspec.get_filesystem_class(path.partition('://')[0])
+        except ImportError as error:
+            raise BadInput(f'--{name}={path}', f'cannot be opened ({error})', 'the package for this store') from error
 
 
 def workdir_and_step(values: flags.FlagValues) -> tuple[str, int | None]:

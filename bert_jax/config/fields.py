@@ -1,5 +1,6 @@
 """Fields of a config: each with its default, its meaning and its check in one line; and how values are checked."""
 
+import ast
 import dataclasses
 import difflib
 import enum
@@ -186,6 +187,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f'did you mean {close[0]!r}?' if close else ''
 
 
+def _parsed_tuple(text: str, path: str) -> Any:
+    """The value of a field that may be text or a tuple, given as text by the command line."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        expected = "a tuple as Python writes it, such as (('text:a.txt', 1.0), ('text:b.txt', 2.0))"
+        raise BadInput(f'config.{path}', f'is {text!r}', expected) from None
+
+
 def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Callable[[str], BadInput]) -> Any:
     """Values by name -> a frozen section, and the sections in it.
 
@@ -212,6 +222,8 @@ def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Calla
             continue
         if field.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if tuple in typing.get_args(field.type) and isinstance(value, str) and value.lstrip().startswith('('):
+            value = _parsed_tuple(value, path)
         if tuple in (field.type, *typing.get_args(field.type)) and isinstance(value, list | tuple):
             value = tuple(tuple(item) if isinstance(item, list) else item for item in value)  # JSON knows no tuples
         if (

@@ -42,16 +42,14 @@ class Fill:
         return filled + (f' ({would})' if would else '')
 
 
-def with_chosen_sequences(run: config.Config, train: Split | None) -> config.Config:
-    """A run whose `data.max_sequences` is a number: where it is 0, chosen from the training split for all phases.
+def with_chosen_sequences(run: config.Config, train: Split) -> config.Config:
+    """A run that packs, with a number for a `data.max_sequences` of 0: chosen from the training split, for all phases.
 
-    Without packing it means nothing, and is -1 as in runs of earlier versions.
+    Without packing it means nothing, and stays as it is.
     """
-    if run.data.max_sequences != 0:
+    if run.data.max_sequences != 0 or not run.data.packing:
         return run
-    chosen = -1
-    if train is not None and run.data.packing:
-        chosen = max(num_sequences(sample_lengths(train, phase.data), phase.data) for phase in run.in_phases)
+    chosen = max(num_sequences(sample_lengths(train, phase.data), phase.data) for phase in run.in_phases)
     return dataclasses.replace(run, data=dataclasses.replace(run.data, max_sequences=chosen))
 
 

@@ -78,7 +78,6 @@ def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
 
 
 def _open_records(run: config.Config, progress: bool) -> Streams:
-    run = with_chosen_sequences(run, None)
     data, settings = run.data, run.tokenizer
     assert config.is_records(data.source)
     if not settings.path:

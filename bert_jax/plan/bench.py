@@ -228,7 +228,8 @@ def describe(result: Bench) -> str:
     """What was measured, in a few lines."""
     axes = ', '.join(f'{axis}={size}' for axis, size in result.mesh.items())
     against = 'its own matmul of 2048 x 2048' if result.device == 'cpu' else 'the published bfloat16 peak'
-    mfu = 'unknown' if result.mfu is None else f'{result.mfu:.1%} of {against}'
+    unknown = 'unknown, for the step was faster than that matmul' if result.device == 'cpu' else 'unknown'
+    mfu = unknown if result.mfu is None else f'{result.mfu:.1%} of {against}'
     busy = int(result.was_busy)
     held = 'this process held at most, compiler and Python included' if result.is_resident_size else 'of a device'
     return '\n'.join(

@@ -115,7 +115,7 @@ class StopRequest:
             if again and signum == _DEATH_OF_THE_LAUNCHER and time.monotonic() - self._received_at < _ONE_DEATH:
                 return
             if self.received and self.received != _TIME_LIMIT:
-                say_anywhere(f'{signum.name} again: ended at once; the last checkpoint is whole.')
+                _report(f'{signum.name} again', 'ended at once; the last checkpoint is whole')
                 os._exit(128 + signum)  # as a shell reports a process that the signal ended
             self.received, self._received_at = signum.name, time.monotonic()
             if self._can_save:
@@ -123,10 +123,13 @@ class StopRequest:
                 return
             if (call := self._before_unsaved_end) is not None:
                 call(signum.name)
-            stopped, again = 'stopped before the first step', 'Rerun the same command to start again'
-            as_json = {'where': signum.name, 'found': stopped, 'expected': '', 'mend': again}
-            console.fail(f'{signum.name}: {stopped}. {again}.', as_json)
+            _report(signum.name, 'stopped before the first step', 'Rerun the same command to start again')
             os._exit(EXIT_RUN_AGAIN)
+
+
+def _report(where: str, found: str, mend: str = '') -> None:
+    text = '. '.join(filter(None, (f'{where}: {found}', mend)))
+    console.fail(f'{text}.', {'where': where, 'found': found, 'expected': '', 'mend': mend})
 
 
 @contextlib.contextmanager

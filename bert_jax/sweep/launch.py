@@ -4,6 +4,7 @@ A run that has the checkpoint of its last step is finished and never started. Wh
 its workdir. A run that fails holds up no other.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -132,9 +133,9 @@ def run_all(runs: list[Run], jobs: int, signals: Signals) -> Iterator[tuple[Run,
 
 def _start(run: Run, slot: int, jobs: int) -> subprocess.Popen:
     Path(run.workdir).mkdir(parents=True, exist_ok=True)
-    with open(Path(run.workdir, LOG), 'a') as log:
-        log.write(f'$ {shlex.join(run.train_command)}\n')
-        log.flush()
+    with open(Path(run.workdir, LOG), 'ab', buffering=0) as log:
+        with contextlib.suppress(OSError):  # a full disk: the run goes without this line
+            log.write(f'$ {shlex.join(run.train_command)}\n'.encode(errors='backslashreplace'))
         return subprocess.Popen(
             end_with_parent.command(run.train_command[1:]),
             env=os.environ | visible_devices(run.config.platform, slot, jobs),

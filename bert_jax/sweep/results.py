@@ -161,6 +161,8 @@ def _task(run: Run) -> dict[str, Any]:
         return {}
     fingerprint = run_files.load_fingerprint(run.workdir)
     task = {name: value for name, value in fingerprint.items() if name.startswith('data.')}
+    if not task.get('data.packing'):
+        task.pop('data.max_sequences', None)  # means nothing, and earlier versions had another default
     task |= {'tokenizer': fingerprint['tokenizer'], 'validation text': fingerprint['corpus']}
     task |= {'train.evaluate_rows': run.config.train.evaluate_rows}
     if phases := fingerprint.get('phases'):

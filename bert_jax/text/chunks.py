@@ -34,6 +34,8 @@ _CHUNKS = 64  # chunks are smaller than `_MAX_CHUNK` if there would be fewer of 
 _RECORDS_PER_CHUNK = 1 << 14  # of TFDS, which does not tell bytes
 _BUFFER_BYTES = 1 << 16
 FILE_KINDS = ('text', 'jsonl', 'parquet')
+_BLANK = rb'[\t\v\f\r\x1c-\x1f ]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80'
+_BLANK_LINE = re.compile(rb'\n(?:' + _BLANK + rb')*\n')  # white space of any script
 _VERSION = re.compile(r'[\d*]+\.[\d*]+\.[\d*]+')
 
 
@@ -257,18 +259,25 @@ def _border(file: BinaryIO, place: int, end: int, kind: str) -> int:
     if not line.endswith(b'\n'):
         return end if file.tell() == end and len(line) <= LONGEST_LINE else place + first_character(line[1:])
     first_line = file.tell()
-    while file.tell() < place + LONGEST_DOCUMENT:
-        line = file.readline(LONGEST_LINE)
-        if not line:
-            return end
-        if line.endswith(b'\n') and is_blank(line):
+    found = _after_blank_line(file, first_line, place + LONGEST_DOCUMENT)
+    return first_line if found is None else found
+
+
+def _after_blank_line(file: BinaryIO, start: int, limit: int) -> int | None:
+    """Where the first blank line that begins at or after `start` ends, or the file; None if it begins after `limit`."""
+    position, rest = start - 1, b''
+    file.seek(position)  # at the end of a line
+    while position + 1 < limit:
+        block = file.read(_BUFFER_BYTES)
+        data = rest + block
+        if found := _BLANK_LINE.search(data):
+            return position + found.end() if position + found.start() + 1 < limit else None
+        if not block:
             return file.tell()
-    return first_line
-
-
-def is_blank(line: bytes) -> bool:
-    """Whether a line holds nothing but white space (of any script)."""
-    return not line.strip() or (len(line) < 100 and not line.decode('utf-8', 'replace').strip())
+        kept = data.rfind(b'\n')
+        kept = len(data) if kept == -1 or len(data) - kept > LONGEST_LINE else kept
+        position, rest = position + kept, data[kept:]
+    return None
 
 
 def first_character(data: bytes) -> int:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import itertools
 import json
 from collections import Counter
@@ -20,6 +19,8 @@ from bert_jax.text.parquet import read_rows
 from bert_jax.text.sentences import split_into_sentences
 from bert_jax.text.tally import Tally
 
+_LINES_AT_ONCE = 1 << 14
+_MOST_VALUES = 1_000_000  # lists and objects of a JSON record: an empty one takes 56 bytes, and two in the file
 _RECORDS_AT_ONCE = 256
 _BYTES_AT_ONCE = 1 << 25  # of records that are read together, unless one is larger
 
@@ -105,24 +106,24 @@ def _read_part(kind: str, part: Part, reading: Reading, tally: Tally) -> Iterato
 
 
 def _documents(paragraphs: Iterable[str], group: str | None, reading: Reading, tally: Tally) -> Iterator[Document]:
-    """One document, or several where it is too long. The lines are written one behind the other at once."""
-    text, size, is_empty, is_split = io.StringIO(), 0, True, not reading.split_sentences
+    """One document, or several where it is too long."""
+    lines, parts, size = [], [], 0
     for line in _short_lines(paragraphs, tally.counts):
         if size >= chunks.LONGEST_DOCUMENT:
             tally.counts['long_document_cut'] += 1
             tally.characters += size
-            yield Document(text.getvalue(), group, is_split)
-            text, size = io.StringIO(), 0
-        if size:
-            text.write('\n')
-        text.write(line)
+            yield Document('\n'.join(parts + lines), group, not reading.split_sentences)
+            lines, parts, size = [], [], 0
+        elif len(lines) >= _LINES_AT_ONCE:  # joined, they take less memory
+            parts.append('\n'.join(lines))
+            lines = []
+        lines.append(line)
         size += len(line)
-        is_empty = False
-    if is_empty:
-        tally.counts['empty_document'] += 1
+    tally.characters += size
+    if lines:
+        yield Document('\n'.join(parts + lines), group, not reading.split_sentences)
     else:
-        tally.characters += size
-        yield Document(text.getvalue(), group, is_split)
+        tally.counts['empty_document'] += 1
 
 
 def _short_lines(paragraphs: Iterable[str], counts: Counter) -> Iterator[str]:
@@ -188,6 +189,8 @@ def _parsed(line: str | None) -> dict[str, Any]:
     expected = 'a JSON object a line'
     if line is None:
         raise _BadRecord(f'is longer than {chunks.LONGEST_RECORD >> 20} MiB', expected)
+    if len(line) > _MOST_VALUES and line.count('[') + line.count('{') > _MOST_VALUES:
+        raise _BadRecord(f'holds more than {_MOST_VALUES:,} lists and objects', expected)
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -24,7 +24,7 @@ FEWEST = 2  # documents that a split needs for next sentence prediction
 _KEY: Any = np.dtype([('high', 'u8'), ('low', 'u8'), ('number', 'u8')])  # Any: ty takes it for float64
 _BUCKET_BYTES = 1 << 26  # sorted at once
 _RECORDS_AT_ONCE = 1 << 18
-_TOKENS_AT_ONCE = 1 << 22
+_TOKENS_AT_ONCE = 1 << 21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +131,13 @@ class _Contents:
 
     def write(self, writer: SplitWriter, documents: np.ndarray, lines: np.ndarray) -> tuple[int, np.ndarray]:
         """Writes the lines that two masks leave; returns the number of their words, and their ids."""
-        document_of_line = np.repeat(np.arange(len(self.table)), self.table['lines'])
-        lines = lines & documents[document_of_line]
+        lines = lines & np.repeat(documents, self.table['lines'])
         sentences = np.repeat(lines, self.lines['sentences'])
-        ids = self.tokens[np.repeat(sentences, self.sentences)]
-        counts = np.bincount(document_of_line[lines], self.lines['sentences'][lines], len(self.table)).astype(np.int64)
+        ids = self.tokens if lines.all() else self.tokens[np.repeat(sentences, self.sentences)]
+        starts = np.cumsum(self.table['lines'], dtype=np.int64) - self.table['lines']  # no document is without lines
+        counts = np.add.reduceat(self.lines['sentences'] * lines, starts, dtype=np.int64)
         writer.add(ids, self.sentences[sentences], counts[counts > 0])
-        return int(self.lines['words'][lines].sum(dtype=np.int64)), ids
+        return int((self.lines['words'] * lines).sum(dtype=np.int64)), ids
 
 
 def _count(shares: list[Share], name: str, dtype: np.dtype) -> int:

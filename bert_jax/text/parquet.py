@@ -14,6 +14,7 @@ from bert_jax.errors import BadInput
 
 _BUFFER_BYTES = 1 << 20  # read at once
 _LONG = 1 << 16  # bytes; rows of this length on average are read one at a time
+_VALUES_OF_PAGE = 1024
 _MOST_EXPANDED = 1000  # times; text does not compress so well
 _SMALL = 1 << 28  # bytes, however well compressed
 
@@ -120,6 +121,20 @@ def _check_expansion(path: str, metadata: Any) -> None:
         if size > max(_SMALL, _MOST_EXPANDED * compressed):
             found = f'column {chunk.path_in_schema!r} expands from {compressed:,} to {size:,} bytes'
             raise BadInput(path, found, f'text, which compresses less than {_MOST_EXPANDED} times')
+
+
+def longest_page(path: str, column: str) -> int:
+    """An estimate of the bytes of the longest page of a column, which must fit into memory several times.
+
+    Arrow looks at the size of a page only after every 1,024 values; other writers cut theirs in time.
+    """
+    with epath.Path(path).open('rb') as file:
+        metadata = parquet.ParquetFile(file).metadata
+    if 'arrow' not in (metadata.created_by or ''):
+        return 0
+    groups = (_column_chunk(metadata.row_group(group), column) for group in range(metadata.num_row_groups))
+    lengths = ((chunk.total_uncompressed_size, chunk.num_values) for chunk in groups if chunk.num_values)
+    return max((size * min(_VALUES_OF_PAGE, count) // count for size, count in lengths), default=0)
 
 
 def _unreadable(path: Any, error: Exception) -> BadInput:

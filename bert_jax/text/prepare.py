@@ -23,6 +23,7 @@ from bert_jax.text.chunks import Source, plan_source
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
 from bert_jax.text.documents import Reading
 from bert_jax.text.existing import WeightedSource, find_existing, settings_of, weighted_sources
+from bert_jax.text.hints import documents_hint, hints
 from bert_jax.text.job import Job
 from bert_jax.text.job_tokenizer import given_tokenizer, make_tokenizer
 from bert_jax.text.merge import FEWEST, Share, merge
@@ -128,6 +129,8 @@ def prepare(
     if given is not None and tokenizer.path and (shard is None or shard[0] == 0):
         sentences = first_sentences(sources, Reading.of(data), characters=SAMPLE_CHARACTERS)
         warnings = as_warnings(doubts(given, sentences), f'config.tokenizer.path={tokenizer.path}', progress)
+    for hint in hints(sources, Reading.of(data)) if progress else ():
+        say(f'hint: {hint}')
     try:
         with open_job(directory, Reading.of(data), sources, settings, alone=shard is None, progress=progress) as job:
             with make_pool(job) as pool:
@@ -293,7 +296,11 @@ def finish(
         new_directory(directory, existing='refuse', temporary_in=job.directory) as temporary,
         tempfile.TemporaryDirectory(prefix='scratch.', dir=job.directory, ignore_cleanup_errors=True) as scratch,
     ):
-        return _write_corpus(job, data, mixture, settings, temporary, pathlib.Path(scratch), tally, start)
+        manifest = _write_corpus(job, data, mixture, settings, temporary, pathlib.Path(scratch), tally, start)
+    num_documents = sum(split['documents'] for split in manifest['splits'].values())
+    if progress and (hint := documents_hint(list(job.sources), num_documents, job.reading)):
+        say(f'hint: {hint}')
+    return manifest
 
 
 def _tally_of(job: Job) -> Tally:

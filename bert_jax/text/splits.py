@@ -142,8 +142,8 @@ class NpyWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: Any) -> None:
-        values = np.asarray(values, self._dtype)
-        self._file.write(values.tobytes())
+        values = np.ascontiguousarray(values, self._dtype)
+        self._file.write(values.data)
         self._length += len(values)
 
     def close(self) -> None:
@@ -169,8 +169,13 @@ class SplitWriter:
     def add(self, ids: np.ndarray, sentence_lengths: np.ndarray, sentences_of_document: np.ndarray) -> None:
         """Writes documents: all their ids, the length of each sentence, the number of sentences of each; none is 0."""
         counts = self.counts
-        self._sentences.append(counts['tokens'] + np.cumsum(sentence_lengths, dtype=np.int64))
-        self._documents.append(counts['sentences'] + np.cumsum(sentences_of_document, dtype=np.int64))
+        for writer, start, lengths in (
+            (self._sentences, counts['tokens'], sentence_lengths),
+            (self._documents, counts['sentences'], sentences_of_document),
+        ):
+            offsets = np.cumsum(lengths, dtype=np.int64)
+            offsets += start
+            writer.append(offsets)
         counts['documents'] += len(sentences_of_document)
         counts['sentences'] += len(sentence_lengths)
         while len(ids):

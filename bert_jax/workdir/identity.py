@@ -44,18 +44,31 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
 def as_begun(config: ConfigT, workdir: str, changing: Sequence[str] = (), *, quiet: bool = False) -> ConfigT:
     """The config to resume a workdir's run with: defaults that are newer than the run keep the values that it had.
 
+    So does what a run chooses once for itself, the sequences of a packed row.
+
     Args:
       changing: names of fields that take their new value (--allow_change).
       quiet: does not report what is kept.
     """
     if not is_workdir(workdir):
         return config
-    kept = with_values_before(config, _read(epath.Path(workdir) / 'config.json')['config'], changing)
+    recorded = _read(epath.Path(workdir) / 'config.json')['config']
+    if 'data.max_sequences' not in changing:
+        config = _with_chosen_sequences(config, recorded)
+    kept = with_values_before(config, recorded, changing)
     if kept != config and not quiet:
         ours, theirs = identity_of(config), identity_of(kept)
         fields = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
         say(f'{workdir} was begun by an earlier version and keeps its defaults for {", ".join(fields)}')
     return kept
+
+
+def _with_chosen_sequences(config: ConfigT, recorded: dict[str, Any]) -> ConfigT:
+    """A config of pretraining with the recorded `data.max_sequences` in place of 0; any other as it is."""
+    chosen = recorded.get('data', {}).get('max_sequences')
+    if not isinstance(config, Config) or config.data.max_sequences != 0 or chosen is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, max_sequences=chosen))
 
 
 def claim(

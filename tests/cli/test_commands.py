@@ -148,6 +148,6 @@ def test_a_text_of_bytes_that_are_none_is_filled_in_all_the_same(
 ) -> None:
     given = []
     model = types.SimpleNamespace(fill_mask=lambda text, _: given.append(text) or [])
-    monkeypatch.setattr('bert_jax.pretrained.load.load_pretrained', lambda _: model)
+    monkeypatch.setattr('bert_jax.finetune.load.load_model', lambda _: model)
     assert main(['bert-jax', 'fill-mask', '--model=x', 'caf\udcc3\udca9 [MASK]', '\udcff [MASK]']) == 0
     assert given == ['café [MASK]', '\ufffd [MASK]'] and 'café [MASK]' in capsys.readouterr().out

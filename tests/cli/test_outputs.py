@@ -99,6 +99,18 @@ def test_with_json_a_fault_is_one_json_object_and_still_a_fault(
     assert json.loads(capsys.readouterr().out) == {'a': 1}
 
 
+def test_with_json_an_end_by_a_signal_is_one_json_object(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def run(*_: object) -> int:
+        raise SystemExit(143)
+
+    monkeypatch.setitem(COMMANDS, 'bench', Command('bench', run, '', '', ()))
+    with pytest.raises(SystemExit, match='143'):
+        main(['bert-jax', 'bench', '--json'])
+    assert json.loads(capsys.readouterr().out)['error']['found'] == 'SystemExit: 143'
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture) -> None:
     from bert_jax import __version__
 

@@ -26,6 +26,9 @@ DEMO = f'--config={ROOT}/configs/demo.py'
         (['fill-mask', '--model=no/such', 'a [MASK]'], 'no/such'),
         (['evaluate'], '--workdir'),
         (['report'], '--workdir'),
+        (['report', '--workdir=a\\b'], 'backslash'),
+        (['train', DEMO, '--workdir=store://x'], 'none of gs://'),
+        (['evaluate', '--workdir=az://x/y'], '--workdir=az://x/y: cannot be opened'),  # its package is not installed
     ],
 )
 def test_bad_input_exits_2_with_fix_and_writes_nothing(
@@ -66,3 +69,12 @@ def test_other_number_of_devices_than_promised_is_refused(settings: list[str], t
 def test_help_of_a_command_has_an_example(tmp_path: Path, capsys) -> None:
     assert run(['train', '--help'], tmp_path) == 0
     assert 'Example: python -m bert_jax train' in capsys.readouterr().out
+
+
+def test_a_damaged_file_that_no_command_expects_is_named_and_exits_2(tmp_path: Path, capsys) -> None:
+    settings = as_flags(prepared(tmp_path))
+    (tmp_path / 'corpus' / 'sources.json').write_text('[' * 100_000)
+    capsys.readouterr()
+    assert run(['prepare', *settings], tmp_path) == 2
+    shown = capsys.readouterr().err
+    assert f'{tmp_path}/corpus/sources.json: is not JSON' in shown and 'Traceback' not in shown

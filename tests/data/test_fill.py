@@ -20,6 +20,8 @@ from bert_jax.data.batches import CorpusStream
 from bert_jax.data.fill import fill_of, num_sequences, with_chosen_sequences
 from bert_jax.data.streams import open_streams
 from bert_jax.data.windows import num_special_tokens, sample_lengths
+from bert_jax.sweep.launch import check_workdirs
+from bert_jax.sweep.runs import Run
 from bert_jax.text.corpus import load_corpus
 from bert_jax.workdir import identity
 from tests.support.configs import as_config, as_flags, prepared
@@ -137,6 +139,9 @@ def test_a_workdir_records_the_number_and_is_resumed_with_or_without_the_config(
     values = prepared(tmp_path, data__packing=True)
     run = _recorded(tmp_path, values)
     assert run.data.max_sequences >= 4
+    for name in ('data.max_sequences', 'data.packing'):  # the first is chosen again
+        begun = identity.as_begun(as_config(values), str(tmp_path / 'run'), [name])
+        assert (begun.data.max_sequences == 0) == (name == 'data.max_sequences')
     loaded = identity.load_config(str(tmp_path / 'run'))
     assert loaded.data.max_sequences == run.data.max_sequences
     resumed = identity.as_begun(as_config(values), str(tmp_path / 'run'), quiet=True)
@@ -146,18 +151,26 @@ def test_a_workdir_records_the_number_and_is_resumed_with_or_without_the_config(
 
 
 @pytest.mark.parametrize('packing', [True, False])
-def test_an_older_workdir_keeps_the_rule_that_it_was_begun_with(tmp_path: Path, packing: bool) -> None:
+def test_an_older_workdir_keeps_the_rule_that_it_was_begun_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture, packing: bool
+) -> None:
     values = prepared(tmp_path, data__packing=packing)
     _recorded(tmp_path, values | {'data.max_sequences': -1})  # what earlier versions recorded
-    resumed = identity.as_begun(as_config(values), str(tmp_path / 'run'), quiet=True)
+    resumed = identity.as_begun(as_config(values), str(tmp_path / 'run'))
+    assert not capsys.readouterr().err  # nothing that the user has to know
     streams = open_streams(resumed)
     assert streams.config.data.max_sequences == -1
     assert identity.fingerprint(streams.config, streams) == identity.load_fingerprint(str(tmp_path / 'run'))
     assert streams.train[0].batch(0).cls_positions.shape[1] == (4 if packing else 1)
 
 
-def test_without_packing_the_number_means_nothing_and_is_recorded_as_before(tmp_path: Path) -> None:
-    assert _recorded(tmp_path, prepared(tmp_path)).data.max_sequences == -1
+def test_a_sweep_that_is_run_again_finds_its_own_workdirs(tmp_path: Path) -> None:
+    for packing in (True, False):
+        directory = tmp_path / str(packing)
+        directory.mkdir()
+        values = prepared(directory, data__packing=packing)
+        _recorded(directory, values)
+        check_workdirs((Run('run', '', 'base', {}, {}, {}, as_config(values), str(directory / 'run')),))
 
 
 # --- Commands. ---

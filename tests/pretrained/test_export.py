@@ -68,7 +68,8 @@ def _trained(directory: Path, kind: str, pairing: str) -> Path:
     prepare.prepare(settings.data, settings.tokenizer)
     found, workdir = open_streams(settings), directory / 'run'
     identity.write(str(workdir), settings, found.tokenizer, identity.fingerprint(settings, found))
-    (workdir / 'evaluation.json').write_text(json.dumps({'step': 2, 'mlm_loss': 3.25, 'nsp_loss': 0.5}))
+    figures = {'step': 2, 'mlm_loss': 3.25, 'nsp_loss': 0.5, 'masked_word_nats_per_character': 1.446, 'windows': 512}
+    (workdir / 'evaluation.json').write_text(json.dumps(figures))
     shapes = nnx.eval_shape(lambda: BertForPreTraining(settings.model, found.tokenizer.vocab_size, nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -190,6 +191,7 @@ def test_the_card_holds_the_facts_and_invents_nothing(pairs: Path, single: Path,
         assert fact in body
     assert f'| Tokens | {manifest["splits"]["train"]["tokens"]:,} |' in body
     assert '| mlm loss | 3.2500 nats |' in body and 'nsp loss' in body
+    assert '| masked word nats per character | 1.4460 (512 windows of text) |' in body
     assert 'nsp loss' not in (single / 'export' / 'README.md').read_text()
     assert str(pairs) not in text  # paths are private
     bare = export(str(pairs / 'run'), str(tmp_path / 'bare'), card=config.Card())

@@ -1,0 +1,83 @@
+"""What the look of files suggests about the settings they should be read with, or written."""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from bert_jax.console import size
+from bert_jax.files import is_local
+from bert_jax.text.chunks import Part, Source
+from bert_jax.text.documents import Reading
+from bert_jax.text.lines import read_lines
+from bert_jax.text.parquet import longest_page
+
+_FILES = 3  # of a source, far apart
+_LINES = 400  # of a file
+_FEWEST = 20  # lines or files that show a habit
+_LARGE_PAGE = 1 << 27  # bytes
+_WIDTHS = range(40, 121)  # characters at which text is wrapped
+
+
+def hints(sources: list[Source], reading: Reading) -> Iterator[str]:
+    """Sentences to print for files that are probably not what they are read as, or take much memory."""
+    for source in sources:
+        kind = source.name.partition(':')[0]
+        paths = [path for path, (num_bytes, _) in source.files.items() if num_bytes and is_local(path)]
+        if kind == 'parquet' and paths and (num_bytes := longest_page(paths[0], reading.text_field)) > _LARGE_PAGE:
+            yield (
+                f'{paths[0]} seems to have pages of {size(num_bytes)}, and to read one takes three times its memory: '
+                'pyarrow.parquet.write_table(…, write_batch_size=16) makes them small'
+            )
+        if kind != 'text' or not paths:
+            continue
+        for path in dict.fromkeys(paths[index * (len(paths) - 1) // (_FILES - 1)] for index in range(_FILES)):
+            lines = [str(line) for line in itertools.islice(read_lines(Part(path), kind, Counter()), _LINES)]
+            if hint := _hint(lines, reading):
+                yield f'{path} {hint}'
+                break
+
+
+def _hint(lines: list[str], reading: Reading) -> str:
+    texts = [line.strip() for line in lines if line.strip()]
+    if len(texts) > 1 and all(map(_is_json_object, texts[:_FEWEST])):
+        return 'looks like JSON lines: a source of jsonl: reads the field data.text_field of each'
+    if texts and texts[0].lower().startswith(('<!doctype html', '<html', '<?xml')):
+        return 'looks like markup: its tags become part of the text'
+    width = 0 if reading.join_lines else _width(lines)
+    if width:
+        return f'looks wrapped at {width} characters: --config.data.join_lines=True joins the lines of a paragraph'
+    return ''
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return line.startswith('{') and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _width(lines: list[str]) -> int:
+    """The width at which lines are wrapped, or 0: most that another one follows end near it, and few end a sentence."""
+    followed = [line.rstrip() for line, after in itertools.pairwise(lines) if line.strip() and after.strip()]
+    if len(followed) < _FEWEST:
+        return 0
+    lengths = np.array(list(map(len, followed)))
+    width = int(np.percentile(lengths, 98))
+    num_near = ((lengths > 0.8 * width) & (lengths <= width + 2)).mean()
+    num_ended = np.mean([line.endswith(('.', '!', '?', '"', '”', ':', '。')) for line in followed])
+    return width if width in _WIDTHS and num_near > 0.8 and num_ended < 0.3 else 0
+
+
+def documents_hint(sources: list[Source], num_documents: int, reading: Reading) -> str:
+    """A sentence to print where many small files of text gave clearly more documents than there are files."""
+    num_files = sum(len(source.files) for source in sources if source.name.startswith('text:'))
+    is_all = all(source.name.startswith('text:') for source in sources)
+    if reading.documents == 'file' or not is_all or not _FEWEST <= num_files < num_documents / 1.5:
+        return ''
+    return (
+        f'{num_files:,} files gave {num_documents:,} documents, because a blank line ends one: '
+        'with --config.data.documents=file each file is a document'
+    )

@@ -1,0 +1,124 @@
+"""`prepare` takes less than half a gigabyte of memory a process, whatever the form of the text."""
+
+import gzip
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow
+import pytest
+import zstandard
+from pyarrow import parquet
+
+from bert_jax.errors import BadInput
+from bert_jax.text import parquet as reader
+from bert_jax.text.tokenizer import SPECIAL_TOKENS
+from tests.support.processes import ROOT
+
+CEILING = 450  # MB, of which the program and its libraries take 130
+PREPARE = """if True:
+    import resource
+    import sys
+    from bert_jax import config
+    from bert_jax.text.prepare import prepare
+
+    source, corpus, vocabulary = sys.argv[1:]
+    data = config.Data(source=source, corpus=corpus, pairing='none', validation_fraction=0.0, bad_records=0.9)
+    prepare(data, config.Tokenizer(path=vocabulary), progress=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+WORDS = np.array([f'{a}{b} ' for a in 'bcdfghjk' for b in 'aeiou'])
+
+
+def words(count, seed=0):
+    return ''.join(np.random.default_rng(seed).choice(WORDS, count))
+
+
+def tiny_documents(path):
+    path.write_text('\n\n'.join(f'{number:x}' for number in range(700_000)))
+    return f'text:{path}'
+
+
+def tiny_lines(path):
+    path.write_text('\n'.join(f'{number % 100}' for number in range(6_000_000)))
+    return f'text:{path}'
+
+
+def abbreviations(path):
+    path.write_text('\n'.join('a. b. J. ' * 200 for _ in range(2000)))
+    return f'text:{path}'
+
+
+def long_rows(path):
+    table = pyarrow.table({'text': [words(1_100_000, seed) for seed in range(30)]})
+    parquet.write_table(table, path, write_batch_size=1)  # a page for each
+    return f'parquet:{path}'
+
+
+def repeated_row(path):
+    value = pyarrow.array(['word ' * 200_000])
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 400, pyarrow.int32()), value)
+    parquet.write_table(pyarrow.table({'text': column}), path, compression='zstd')
+    assert path.stat().st_size < 2000
+    return f'parquet:{path}'
+
+
+def packed(pack, suffix):
+    def write(path):
+        path = path.with_suffix(suffix)
+        path.write_bytes(pack(b'word ' * 30_000_000))
+        assert path.stat().st_size < 500_000
+        return f'text:{path}'
+
+    return write
+
+
+def long_record(path):
+    path.write_text('{"text": "' + 'word \\n' * 9_000_000 + '"}\n')
+    return f'jsonl:{path}'
+
+
+def nested_record(path):
+    path.write_text('{"text": "x", "more": [' + '[],' * 15_000_000 + '[]]}\n{"text": "one"}\n{"text": "two"}\n')
+    return f'jsonl:{path}'
+
+
+SOURCES = {
+    'tiny documents': tiny_documents,
+    'tiny lines': tiny_lines,
+    'abbreviations': abbreviations,
+    'long rows': long_rows,
+    'a repeated row': repeated_row,
+    'much in a .gz': packed(gzip.compress, '.gz'),
+    'much in a .zst': packed(zstandard.compress, '.zst'),
+    'a long record': long_record,
+    'a nested record': nested_record,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize('name', SOURCES)
+def test_memory_stays_below_its_ceiling(tmp_path, name):
+    (tmp_path / 'vocab.txt').write_text('\n'.join([*SPECIAL_TOKENS, *'abcdefghij', 'word']))
+    arguments = [SOURCES[name](tmp_path / 'source'), tmp_path / 'corpus', tmp_path / 'vocab.txt']
+    command = [sys.executable, '-c', PREPARE, *map(str, arguments)]
+    # By a shell of its own: what is started from here counts the memory of this process as its own.
+    done = subprocess.run(
+        ['sh', '-c', '"$0" "$@"; exit $?', *command],
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < CEILING, done.stdout
+
+
+def test_a_column_that_expands_as_no_text_does_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, '_SMALL', 1 << 20)
+    column = ['word ' * 100_000] * 20
+    parquet.write_table(pyarrow.table({'text': column}), tmp_path / 'a', compression='zstd', use_dictionary=False)
+    with pytest.raises(BadInput, match="a: column 'text' expands from [0-9,]+ to 10,0[0-9,]+ bytes"):
+        list(reader.read_rows(str(tmp_path / 'a'), 0, -1, ['text'], 1 << 20, 256))
