@@ -181,7 +181,8 @@ def test_the_command_reads_lines_pairs_and_json_and_writes_json_lines(tmp_path: 
 def test_the_command_stops_once_nobody_reads_its_lines(tmp_path: Path, capsys, monkeypatch) -> None:
     directory = write_task_model(tmp_path / 'model', 'classification', task=Task(text='a', sequence_length=32))
     (tmp_path / 'in.txt').write_text('the film\n' * 50)
-    monkeypatch.setattr(console, 'output_is_read', lambda reads=iter([True, True, False]): next(reads))
+    is_read = iter([True, True, False])
+    monkeypatch.setattr(console, 'output_is_read', lambda: next(is_read))
     assert command(f'--model={directory}', f'--input={tmp_path}/in.txt') == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
 
