@@ -148,9 +148,10 @@ class _Surviving(io.FileIO):
 
     Attributes:
       lost: why something was dropped; '' if nothing was, or only because the reader exited.
+      is_read: False once the reader has exited.
     """
 
-    lost = ''
+    lost, is_read = '', True
 
     def write(self, data: Any, /) -> int:
         """Writes bytes, or drops them; returns how many are dealt with."""
@@ -160,7 +161,9 @@ class _Surviving(io.FileIO):
                 select.select([], [self], [], _SECONDS_FOR_A_SLOW_READER)
                 written = super().write(data)
         except OSError as error:
-            if error.errno != errno.EPIPE:
+            if error.errno == errno.EPIPE:
+                self.is_read = False
+            else:
                 self.lost = error.strerror or str(error)
             return len(data)
         if written is None:
@@ -206,8 +209,16 @@ def _surviving(descriptor: int, replaced: TextIO | None) -> TextIO:
 
 
 def _lost(stream: Any) -> str:
-    buffer = getattr(stream, 'buffer', None)
-    return getattr(getattr(buffer, 'raw', None), 'lost', '')
+    return getattr(_raw(stream), 'lost', '')
+
+
+def output_is_read() -> bool:
+    """Whether somebody may still read standard output; False once its reader was found to have exited."""
+    return getattr(_raw(sys.stdout), 'is_read', True)
+
+
+def _raw(stream: Any) -> Any:
+    return getattr(getattr(stream, 'buffer', None), 'raw', None)
 
 
 def _print_exception(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

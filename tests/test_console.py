@@ -159,6 +159,17 @@ def test_a_slow_reader_loses_lines_but_does_not_hold_up_the_program(monkeypatch)
         os.close(writing)
 
 
+def test_it_is_known_that_the_reader_of_standard_output_has_exited(monkeypatch) -> None:
+    reading, writing = os.pipe()
+    try:
+        monkeypatch.setattr(sys, 'stdout', console._surviving(writing, sys.stdout))
+        assert console.print_text('a result') == '' and console.output_is_read()
+        os.close(reading)
+        assert console.print_text('another') == '' and not console.output_is_read()
+    finally:
+        os.close(writing)
+
+
 @pytest.mark.parametrize(('rows', 'columns'), [(0, 0), (0, 70), (20, 70)])
 def test_a_bar_is_shown_in_a_terminal_of_any_size_even_an_unknown_one(rows: int, columns: int, monkeypatch) -> None:
     reading, terminal = pty.openpty()

@@ -45,6 +45,8 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
             for result in results:
                 if lost := console.print_text(as_tsv(result, trained.task)):
                     raise BadInput('standard output', f'could not be written ({lost})', '--output=FILE')
+                if not console.output_is_read():  # `| head` has what it wants
+                    break
     num_examples, seconds = counts.pop('examples'), round(time.monotonic() - start, 3)
     for line in describe(counts):
         console.say(line)

@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 import bert_jax
+from bert_jax import console
 from bert_jax.__main__ import main
 from bert_jax.config.finetuning import Task
 from bert_jax.data.labelled import Record
@@ -174,6 +175,16 @@ def test_the_command_reads_lines_pairs_and_json_and_writes_json_lines(tmp_path: 
     assert capsys.readouterr().out == from_tsv
     [expected] = bert_jax.load_pretrained(both).predict([('the film', 'is fine')])
     assert from_tsv == f'{expected["label"]}\t{expected["score"]}\n'
+
+
+@pytest.mark.compiles
+def test_the_command_stops_once_nobody_reads_its_lines(tmp_path: Path, capsys, monkeypatch) -> None:
+    directory = write_task_model(tmp_path / 'model', 'classification', task=Task(text='a', sequence_length=32))
+    (tmp_path / 'in.txt').write_text('the film\n' * 50)
+    is_read = iter([True, True, False])
+    monkeypatch.setattr(console, 'output_is_read', lambda: next(is_read))
+    assert command(f'--model={directory}', f'--input={tmp_path}/in.txt') == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 @pytest.mark.parametrize(
