@@ -52,8 +52,12 @@ def read_lines(part: Part, kind: str, counts: Counter) -> Iterator[str | None]:
         yield None if is_skipping else decode(rest, counts).rstrip('\r')
 
 
-def lines_of(text: str, counts: Counter) -> Iterator[str]:
+def lines_of(text: str, counts: Counter) -> Iterable[str]:
     """The lines of a text, as `str.splitlines` finds them; one of more than `LONGEST_LINE` comes in parts."""
+    return text.splitlines() if len(text) <= chunks.LONGEST_LINE else _lines_of_long(text, counts)
+
+
+def _lines_of_long(text: str, counts: Counter) -> Iterator[str]:
     start = 0
     while start < len(text):
         stop = min(len(text), start + chunks.LONGEST_LINE)
