@@ -280,7 +280,7 @@ def test_a_pretraining_config_or_workdir_is_told_from_a_fine_tune(place: Path, f
     assert run(['finetune', f'--config={ROOT}/configs/demo.py', '--workdir=refused'], place) == 2
     assert 'is not of a fine-tune' in capsys.readouterr().err
     assert run(['fill-mask', '--model=reviews/seed-0', 'a [MASK]'], place) == 2
-    assert 'is of a fine-tuned model' in capsys.readouterr().err
+    assert 'has no trained masked-LM head' in capsys.readouterr().err
 
 
 def test_an_unfinished_seed_is_left_out_of_the_median() -> None:
