@@ -6,7 +6,8 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.files import as_path
+from bert_jax.errors import BadInput
+from bert_jax.files import as_path, size_of
 
 _LARGEST = 1 << 28  # bytes
 _MOST_DIGITS = 100  # of a whole number
@@ -30,14 +31,28 @@ def read_json(path: epath.PathLike, kind: type = dict, *, largest: int = _LARGES
       OSError: when the file is missing or cannot be read.
     """
     path = as_path(path)
-    status = path.stat()
-    size = status.st_size if isinstance(status, os.stat_result) else status.length
-    if size > largest:
+    if (size := size_of(path)) > largest:
         raise DamagedJson(f'has {size:,} bytes, more than the {largest:,} that are read', os.fspath(path))
     try:
         return parse_json(path.read_bytes(), kind)
     except DamagedJson as error:
         raise DamagedJson(str(error), os.fspath(path)) from None
+
+
+def read_given_json(path: epath.PathLike, expected: str, kind: type = dict) -> Any:
+    """The value in a JSON file of the user's, or of a model that somebody else made.
+
+    Args: expected, what the file should be; kind, the type that the value must have.
+
+    Raises:
+      BadInput: when the file does not exist, or whatever is wrong with its contents.
+    """
+    if not as_path(path).is_file():
+        raise BadInput(os.fspath(path), 'does not exist', expected)
+    try:
+        return read_json(path, kind)
+    except DamagedJson as error:
+        raise BadInput(os.fspath(path), str(error), expected) from error
 
 
 def parse_json(text: bytes | str, kind: type = dict) -> Any:
@@ -50,10 +65,12 @@ def parse_json(text: bytes | str, kind: type = dict) -> Any:
         text = text.decode('utf-8') if isinstance(text, bytes) else text
         value = json.loads(text, parse_int=_whole_number)
         if '\\u' in text:
-            json.dumps(value, ensure_ascii=False).encode('utf-8')  # fails for one half of a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode('utf-8')
+    except UnicodeEncodeError:
+        raise DamagedJson('holds half of a surrogate pair, which is no character') from None
     except json.JSONDecodeError as error:
         raise DamagedJson(f'is not JSON ({error.msg}, line {error.lineno}, column {error.colno})') from None
-    except UnicodeError:
+    except UnicodeDecodeError:
         raise DamagedJson('is not JSON (not UTF-8)') from None
     except RecursionError:
         raise DamagedJson('is not JSON that can be read (nested too deeply)') from None

@@ -106,7 +106,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
         if begun is None:
             return Outcome(num_steps, True, num_steps, {})
         skipped = merged((*begun.record.skipped_batches, *config.train.skip))
-        _introduce(config, mesh, vocab_size, streams.train, start_from.start, is_new=begun.resumed_from is None)
+        say(_describe(config, mesh, vocab_size, streams.train, start_from.start, begun.resumed_from))
 
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
@@ -154,34 +154,16 @@ def _evaluators(
     return [*evaluators, FillIn(examples, train.evaluate_every)]
 
 
-def _introduce(
-    config: Config,
-    mesh: Mesh,
-    vocab_size: int,
-    streams: tuple[Stream, ...],
-    start: Provenance | None,
-    *,
-    is_new: bool,
-) -> None:
-    """Says what is trained on what, and what of a new run is out of proportion."""
-    say(_describe(config, mesh, vocab_size, streams, start, is_new=is_new))
-    if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
-        say(
-            f'Warning: the run goes {epochs:,.0f} times through its text; beyond about {MOST_EPOCHS} times there is '
-            f'little left to learn. Use more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}'
-        )
-
-
 def _describe(
     config: Config,
     mesh: Mesh,
     vocab_size: int,
     streams: tuple[Stream, ...],
     start: Provenance | None,
-    *,
-    is_new: bool,
+    resumed_from: int | None,
 ) -> str:
-    devices = jax.devices()
+    """What is trained on what; of a new run also what is out of proportion, and what would fill its rows better."""
+    is_new, devices = resumed_from is None, jax.devices()
     several = [processes.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
     lines = [
@@ -205,6 +187,11 @@ def _describe(
         lines.append(
             f'Positions: the first {trained:,} of {max_positions:,} are trained, and longer texts will be cut there; '
             f'a last phase with sequence_length={max_positions} trains them all'
+        )
+    if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
+        lines.append(
+            f'warning: the run goes {epochs:,.0f} times through its text; beyond about {MOST_EPOCHS} times there is '
+            f'little left to learn. Use more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}'
         )
     return '\n'.join(lines)
 

@@ -11,7 +11,6 @@ is killed (SIGKILL), Linux sends SIGTERM to the processes, which save and stop.
 """
 
 import argparse
-import contextlib
 import os
 import signal
 import socket
@@ -21,10 +20,11 @@ import threading
 import time
 from typing import IO
 
+from bert_jax import console
 from bert_jax.runtime import end_with_parent
+from bert_jax.runtime.stopping import EXIT_RUN_AGAIN, leave
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_EXIT_RUN_AGAIN = 75
 
 
 def main(argv: list[str]) -> int:
@@ -94,11 +94,10 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _pass_on(source: IO[str], target: IO[str] | None, index: int) -> None:
+def _pass_on(source: IO[str], target: IO[str], index: int) -> None:
     for line in source:  # to the end, or the process would wait for a reader
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # full, without a reader, closed or None
-            target.write(line if index == 0 else f'[{index}] {line}')
-            target.flush()
+        target.write(line if index == 0 else f'[{index}] {line}')
+        target.flush()
 
 
 def _wait(processes: list[subprocess.Popen], grace: float) -> int:
@@ -106,19 +105,19 @@ def _wait(processes: list[subprocess.Popen], grace: float) -> int:
     decided, deadline, again = 0, None, None
     while any(process.poll() is None for process in processes):
         if deadline is None:
-            failed = [p.returncode for p in processes if p.poll() not in (None, 0, _EXIT_RUN_AGAIN)]
+            failed = [p.returncode for p in processes if p.poll() not in (None, 0, EXIT_RUN_AGAIN)]
             if failed:
                 decided, deadline = failed[0], time.monotonic() + grace
                 _signal_all(processes, signal.SIGTERM)
-            elif again is None and any(process.poll() == _EXIT_RUN_AGAIN for process in processes):
+            elif again is None and any(process.poll() == EXIT_RUN_AGAIN for process in processes):
                 again = time.monotonic() + grace
             elif again is not None and time.monotonic() > again:  # the watchdog has ended all but a frozen one
-                decided, deadline = _EXIT_RUN_AGAIN, time.monotonic()
+                decided, deadline = EXIT_RUN_AGAIN, time.monotonic()
         elif time.monotonic() > deadline:
             _signal_all(processes, signal.SIGKILL)
         time.sleep(0.05)
     statuses = [process.returncode for process in processes]
-    status = decided or next((code for code in statuses if code not in (0, _EXIT_RUN_AGAIN)), max(statuses))
+    status = decided or next((code for code in statuses if code not in (0, EXIT_RUN_AGAIN)), max(statuses))
     return 128 - status if status < 0 else status
 
 
@@ -129,11 +128,5 @@ def _signal_all(processes: list[subprocess.Popen], number: int) -> None:
 
 
 if __name__ == '__main__':
-    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
-    for stream in streams:
-        stream.reconfigure(errors='backslashreplace')
-    exit_status = main(sys.argv[1:])
-    for stream in streams:
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(exit_status)  # whatever could not be written
+    console.open_streams()
+    leave(main(sys.argv[1:]))

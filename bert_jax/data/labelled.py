@@ -1,21 +1,23 @@
 """Files of labelled examples -> records: a dict for each, and where it stands (file and line, never text)."""
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bert_jax.config import Data
 from bert_jax.config.finetuning import Task
 from bert_jax.errors import BadInput
+from bert_jax.json_files import DamagedJson, parse_json
 from bert_jax.text.chunks import Part, open_tfds
 from bert_jax.text.lines import read_lines
+from bert_jax.text.tally import not_text
 
 _LONGEST_FIELD = 1 << 26  # characters, of a CSV
 _LONGEST_LABEL = 40  # characters; anything longer may be text, and is not shown
 _MOST_LABELS = 1000
-_BAD_TEXT = 0.001  # share of bytes that are not UTF-8, replaced without a word
+_BAD_TEXT = Data().bad_text  # share of the text that may be bytes that are not UTF-8; they are replaced
 
 
 class Record(NamedTuple):
@@ -67,8 +69,7 @@ def _lines(path: Path) -> Iterator[str]:
         num_characters += len(line)
         yield line
     if counts['invalid_bytes'] > _BAD_TEXT * num_characters:
-        found = f'holds {counts["invalid_bytes"]:,} bytes that are not UTF-8, in {num_characters:,} characters'
-        raise BadInput(str(path), found, 'UTF-8', 'convert it (of Windows-1252: iconv -f WINDOWS-1252 -t UTF-8)')
+        raise not_text(str(path), counts['invalid_bytes'], num_characters, 'UTF-8')
 
 
 def _rows(path: Path, rows: Iterator[tuple[int, list[str]]], task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
@@ -110,16 +111,19 @@ def _read_jsonl(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise BadInput(f'{path}:{number}', 'is not JSON', 'a JSON object a line') from None
-        if not isinstance(record, dict):
-            raise BadInput(f'{path}:{number}', f'is a JSON {type(record).__name__}', 'a JSON object a line')
+        record = parse_record(line, f'{path}:{number}')
         if is_first:
             check_columns(needed, record, f'{path}:{number}')
         is_first = False
         yield Record(f'{path}:{number}', record)
+
+
+def parse_record(line: str, where: str) -> dict[str, Any]:
+    """The record in a line of JSON; raises `BadInput` for anything else. `where` is its file and line."""
+    try:
+        return parse_json(line)
+    except DamagedJson as error:
+        raise BadInput(where, str(error), 'a JSON object a line') from None
 
 
 def _read_conll(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
@@ -145,7 +149,7 @@ def _read_squad(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
     """Questions in the order of the file; `where` counts them from 1."""
     del task, needed
     try:
-        articles = json.loads('\n'.join(_lines(path)))['data']
+        articles = parse_json('\n'.join(_lines(path)))['data']
         number = 0
         for article in articles:
             for paragraph in article['paragraphs']:
@@ -153,7 +157,7 @@ def _read_squad(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
                     number += 1
                     yield Record(f'{path}, question {number}', {'context': paragraph['context']} | question)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        found = f'is not SQuAD JSON ({type(error).__name__})'
+        found = str(error) if isinstance(error, DamagedJson) else f'is not SQuAD JSON ({type(error).__name__})'
         expected = 'data: [{paragraphs: [{context, qas: [{id, question, answers: [{text, answer_start}]}]}]}]'
         raise BadInput(str(path), found, expected) from None
 

@@ -18,12 +18,12 @@ import json
 import multiprocessing
 import os
 import pathlib
-import time
 from array import array
 from collections.abc import Iterator
 
 import numpy as np
 
+from bert_jax.activity import activity
 from bert_jax.console import progress_bar, say
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
@@ -36,7 +36,6 @@ from bert_jax.text.chunks import find_files
 _INDEX_VERSION = 2
 _RECORDS_AT_ONCE = 128
 _WORTH_PROCESSES = 1 << 26  # bytes; less is indexed in this process
-_SECONDS_BETWEEN_LINES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +190,7 @@ def _load(path: str) -> RecordFile:
 def _build(paths: list[str], progress: bool) -> None:
     """Indexes files, in several processes when there is much to do; each index stays once it is whole."""
     sizes = [os.path.getsize(path) for path in paths]
-    total, done, last = sum(sizes), 0, time.monotonic()
+    total, done = sum(sizes), 0
     if progress:
         say(f'indexing records, once: {total / 1e6:,.2f} MB in {len(paths):,} file{"s" * (len(paths) > 1)} …')
     with contextlib.ExitStack() as stack:
@@ -202,12 +201,11 @@ def _build(paths: list[str], progress: bool) -> None:
             pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn))
             indexed = pool.map(_index, paths)
         bar = stack.enter_context(progress_bar(desc='indexing', total=total, unit='B', unit_scale=True, shown=progress))
+        if progress and bar.disable:
+            stack.enter_context(activity(lambda: f'indexing: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB'))
         for size, _ in zip(sizes, indexed, strict=True):
             bar.update(size)
             done += size
-            if progress and bar.disable and time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                say(f'indexing: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB')
 
 
 def _index(path: str) -> None:

@@ -14,6 +14,7 @@ from bert_jax.config.finetuning import FRAME, Task, unknown_field
 from bert_jax.errors import BadInput
 from bert_jax.finetune.heads import builder
 from bert_jax.finetune.predict import FineTuned
+from bert_jax.json_files import read_given_json
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.provenance import of_files
 from bert_jax.pretrained.safetensors_files import read_tensors
@@ -41,7 +42,7 @@ def task_architecture(directory: Path) -> str | None:
     path = directory / 'config.json'
     if identity.is_workdir(str(directory)) or not path.is_file():
         return None
-    named = hugging_face.read_json(path, 'a Hugging Face BERT directory').get('architectures')
+    named = read_given_json(path, 'a Hugging Face BERT directory').get('architectures')
     return next((name for name in named if name in _KINDS), None) if isinstance(named, list) else None
 
 
@@ -59,7 +60,7 @@ def read_finetuned(directory: Path, architecture: str) -> FineTuned:
       BadInput: naming the file, and the tensors, labels or settings in it that do not fit.
     """
     path = directory / 'config.json'
-    content = hugging_face.read_json(path, 'a Hugging Face BERT directory')
+    content = read_given_json(path, 'a Hugging Face BERT directory')
     model, vocab_size = hugging_face.read_model_json(directory)
     model = dataclasses.replace(model, dtype='float32')
     tokenizer = hugging_face.read_tokenizer(directory)
@@ -116,7 +117,7 @@ def _read_task(directory: Path, kind: str, max_length: int) -> tuple[Task, bool 
         stride = max(1, min(Task.stride, (max_length - FRAME['spans'] - num_question_tokens) // 2))
         task = Task(kind=kind, text='text', sequence_length=max_length, stride=stride)
         return dataclasses.replace(task, max_question_tokens=num_question_tokens), None, None
-    content = hugging_face.read_json(path, 'what export wrote')
+    content = read_given_json(path, 'what export wrote')
     threshold = content.pop('null_threshold', None)
     try:
         if threshold is not None and type(threshold) not in (int, float):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bert_jax.config.finetuning import FORMATS, Task
-from bert_jax.data.labelled import Record, read_records
+from bert_jax.data.labelled import Record, parse_record, read_records
 from bert_jax.errors import BadInput
 from bert_jax.text.chunks import LONGEST_RECORD, Part
 from bert_jax.text.lines import decode, read_lines
@@ -43,7 +43,7 @@ def read_examples(
     for number, line in enumerate(lines, 1):
         where = f'{name}:{number}'
         if is_json and line.strip():
-            yield Record(where, _parse(line, where))
+            yield Record(where, parse_record(line, where))
         elif not is_json:
             yield Record(where, _split(line, columns, len(needed), where))
 
@@ -71,16 +71,6 @@ def _lines_of(path: str, counts: Counter) -> Iterator[str]:
 
 def _too_long(where: str) -> BadInput:
     return BadInput(where, 'is too long a line', f'lines of at most {LONGEST_RECORD:,} bytes')
-
-
-def _parse(line: str, where: str) -> dict:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        raise BadInput(where, 'is not JSON', 'a JSON object a line') from None
-    if not isinstance(record, dict):
-        raise BadInput(where, f'is a JSON {type(record).__name__}', 'a JSON object a line')
-    return record
 
 
 def _split(line: str, columns: tuple[str, ...], num_needed: int, where: str) -> dict[str, str]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.pretrained.hugging_face import parse_model_json, read_json
+from bert_jax.json_files import read_given_json
+from bert_jax.pretrained.hugging_face import parse_model_json
 
 # What run_pretraining.py saves besides the model: the optimiser's moments and the step.
 _TRAINING_STATE = re.compile(r'/adam_[mv]$|^global_step$|AdamWeightDecayOptimizer')
@@ -39,7 +40,7 @@ def read_checkpoint(directory: Path) -> tuple[Path, dict[str, np.ndarray], confi
       BadInput: when a file is missing or damaged, the BERT is one that this model cannot be, or TensorFlow is not here.
     """
     path = directory / 'bert_config.json'
-    model, vocab_size = parse_model_json(read_json(path, 'the config of an original checkpoint'), path)
+    model, vocab_size = parse_model_json(read_given_json(path, 'the config of an original checkpoint'), path)
     found = sorted(directory.glob('*.index'))
     if len(found) != 1:
         listed = ', '.join(file.name for file in found) or 'no *.index file'

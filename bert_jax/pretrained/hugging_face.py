@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from bert_jax import config, json_files
+from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.json_files import DamagedJson
+from bert_jax.json_files import read_given_json
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.tensor_names import TABLE, TASK_TABLES, WORD, from_tensors, to_tensors
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -74,24 +74,10 @@ def read_model_json(directory: Path) -> tuple[config.Model, int]:
       BadInput: when config.json is missing, broken, or not of a BERT that this model can be.
     """
     path = directory / 'config.json'
-    content = read_json(path, 'a workdir of train, an export, or a Hugging Face BERT directory')
+    content = read_given_json(path, 'a workdir of train, an export, or a Hugging Face BERT directory')
     if 'model_type' not in content:
         raise BadInput(str(path), 'has no model_type', "the config.json of a model of type 'bert'")
     return parse_model_json(content, path)
-
-
-def read_json(path: Path, expected: str, kind: type = dict) -> Any:
-    """A JSON object from a file, or with `kind=list` a JSON list.
-
-    Raises:
-      BadInput: when it is not there or is none.
-    """
-    if not path.is_file():
-        raise BadInput(str(path), 'does not exist', expected)
-    try:
-        return json_files.read_json(path, kind)
-    except DamagedJson as error:
-        raise BadInput(str(path), str(error), expected) from error
 
 
 def parse_model_json(content: dict[str, Any], path: Path) -> tuple[config.Model, int]:

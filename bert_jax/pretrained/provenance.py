@@ -12,6 +12,7 @@ from etils import epath
 
 from bert_jax.config import Config, finetuning, positions_trained
 from bert_jax.errors import BadInput
+from bert_jax.json_files import read_given_json
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.tensor_names import HEADS, MLM_HEAD, NSP_HEAD, POOLER
 from bert_jax.workdir import identity, seal
@@ -135,7 +136,7 @@ def of_files(directory: Path, max_positions: int, absent: tuple[str, ...] = (), 
     """
     settings, length = directory / 'tokenizer_config.json', None
     if settings.is_file():
-        length = hugging_face.read_json(settings, 'the settings of a tokenizer').get('model_max_length')
+        length = read_given_json(settings, 'the settings of a tokenizer').get('model_max_length')
     is_length = isinstance(length, int) and 2 < length < max_positions  # `transformers` writes 1e30 for 'not known'
     return Provenance(length if is_length else max_positions, absent, rows_dropped)
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.errors import BadInput
-from bert_jax.pretrained.hugging_face import read_json
+from bert_jax.json_files import read_given_json
 
 # Ways to make one vector of a text's tokens, and the key of each in a Pooling's config.json of old versions; there the
 # vectors are in this order.
@@ -82,7 +82,7 @@ def read_settings(directory: str) -> SentenceSettings:
     found = SentenceSettings(str(encoder), modes=_read_modes(pooling / 'config.json'), normalize=len(modules) == 3)
     path = encoder / 'sentence_bert_config.json'
     if path.is_file():
-        content = read_json(path, 'the settings of a Transformer')
+        content = read_given_json(path, 'the settings of a Transformer')
         _check_takes_vectors(content, path)
         length = content.get('max_seq_length')
         if length is not None and (type(length) is not int or length < 3):
@@ -94,7 +94,7 @@ def read_settings(directory: str) -> SentenceSettings:
 
 def _read_modules(path: Path) -> list[tuple[str, str]]:
     """(the last part of its type, its directory) of each module."""
-    listed: Any = read_json(path, 'the modules of sentence-transformers', list)
+    listed: Any = read_given_json(path, 'the modules of sentence-transformers', list)
     for module in listed:
         if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ('type', 'path')):
             raise BadInput(str(path), 'has a module without a type or a path', 'a list of {idx, name, path, type}')
@@ -114,7 +114,7 @@ def _check_takes_vectors(content: dict[str, Any], path: Path) -> None:
 
 
 def _read_modes(path: Path) -> tuple[str, ...]:
-    content = read_json(path, 'the settings of a Pooling')
+    content = read_given_json(path, 'the settings of a Pooling')
     named = content.get('pooling_mode')
     if named is None:
         known, chosen = MODES.values(), {key for key, value in content.items() if value is True}
@@ -132,12 +132,12 @@ def _read_modes(path: Path) -> tuple[str, ...]:
 
 
 def _read_prompt(path: Path, pooling: Path) -> str:
-    content = read_json(path, 'the settings of sentence-transformers')
+    content = read_given_json(path, 'the settings of sentence-transformers')
     name, prompts = content.get('default_prompt_name'), content.get('prompts')
     prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
     if name is not None and not isinstance(prompt, str):
         raise BadInput(str(path), f'default_prompt_name is {name!r}', 'null, or the name of one of its prompts')
-    if prompt and read_json(pooling, 'the settings of a Pooling').get('include_prompt') is False:
+    if prompt and read_given_json(pooling, 'the settings of a Pooling').get('include_prompt') is False:
         found = 'include_prompt is false, and there is a default prompt'
         raise BadInput(
             str(pooling), found, 'a pooling over all tokens', 'take the package sentence-transformers itself'

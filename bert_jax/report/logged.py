@@ -10,7 +10,7 @@ from etils import epath
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import ranking, recorded
 from bert_jax.files import matching
-from bert_jax.json_files import DamagedJson, parse_json, read_json
+from bert_jax.json_files import DamagedJson, parse_json, read_given_json
 from bert_jax.report.quantities import (
     FINAL,
     MFU,
@@ -170,11 +170,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_object(path: epath.Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except DamagedJson as error:
-        raise BadInput(str(path), str(error), 'a JSON object') from None
+def _read_if_there(path: epath.Path) -> dict[str, Any]:
+    return read_given_json(path, 'a JSON object') if path.exists() else {}
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -246,9 +243,7 @@ def read_run(workdir: str, name: str, group: str = '') -> LoggedRun:
     """
     directory = epath.Path(workdir)
     config_path = directory / 'config.json'
-    if not config_path.exists():
-        raise BadInput(str(config_path), 'there is no such file', 'the workdir of a run')
-    document = _read_object(config_path)
+    document = read_given_json(config_path, 'the workdir of a run')
     if not isinstance(document.get('config'), dict):
         raise BadInput(str(config_path), 'has no `config`', 'a JSON object with the resolved config under `config`')
     is_finetune = 'task' in document['config']
@@ -258,9 +253,8 @@ def read_run(workdir: str, name: str, group: str = '') -> LoggedRun:
     has_pairs = not (isinstance(data, dict) and data.get('pairing') == 'none')
     metrics = [_measured(line, has_pairs=has_pairs) for line in metrics]
     evaluation_path, results_path = directory / 'evaluation.json', directory / 'results.json'
-    evaluation = _read_object(evaluation_path) if evaluation_path.exists() and not is_finetune else {}
-    evaluation = _measured(evaluation, has_pairs=has_pairs)
-    results = _read_object(results_path).get('metrics', {}) if is_finetune and results_path.exists() else {}
+    evaluation = _measured({} if is_finetune else _read_if_there(evaluation_path), has_pairs=has_pairs)
+    results = _read_if_there(results_path).get('metrics', {}) if is_finetune else {}
     _check_numbers(evaluation_path, evaluation, [q.key for q in FINAL] + [q.baseline_key for q in FINAL])
     _check_numbers(results_path, results, results)
     history, examples = _read_history(directory / 'history.jsonl'), _read_examples(directory / 'examples.jsonl')

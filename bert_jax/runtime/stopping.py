@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from bert_jax import console
 from bert_jax.console import say_anywhere
+from bert_jax.errors import BadInput
 
 EXIT_BAD_INPUT = 2
 EXIT_RUN_AGAIN = 75
@@ -129,7 +130,7 @@ class StopRequest:
 
 def _report(where: str, found: str, mend: str = '') -> None:
     text = '. '.join(filter(None, (f'{where}: {found}', mend)))
-    console.fail(f'{text}.', {'where': where, 'found': found, 'expected': '', 'mend': mend})
+    console.fail(f'{text}.', BadInput(where, found, mend=mend).as_json())
 
 
 @contextlib.contextmanager

@@ -250,7 +250,7 @@ class Watchdog:
         if verdict.status is None:
             verdict = self._with_status(verdict)
         assert verdict.status is not None  # `_with_status` sets it
-        console.fail(verdict.text, {'where': 'run', 'found': verdict.text, 'expected': '', 'mend': ''})
+        console.fail(verdict.text, BadInput('run', verdict.text).as_json())
         if verdict.stacks:
             faulthandler.dump_traceback(_stderr(), all_threads=True)
         _try_for(_SECONDS_TO_CLEAN_UP, self._before_ending)

@@ -12,10 +12,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from bert_jax.errors import BadInput
-from bert_jax.json_files import DamagedJson, parse_json
+from bert_jax.json_files import read_given_json
 from bert_jax.text.vocabulary import Tokenizer
 
-_LARGEST_FILE = 1 << 28  # bytes; a vocabulary of 4 M tokens has a tenth of it
 _ENOUGH = 0.01  # of the tokens with letters: a share that stray additions to a vocabulary do not reach
 _BRACKETED = re.compile(r'\[.*\]|<.*>')  # [CLS], [unused1], <pad>
 _FEWER_UNKNOWN = 0.001  # of the tokens of a sample: a difference below is no reason to change a setting
@@ -48,32 +47,6 @@ class Doubt(NamedTuple):
 # --- What the files say. ---
 
 
-def read_object(path: pathlib.Path, expected: str) -> dict[str, Any]:
-    """A JSON object from a file of a tokenizer.
-
-    Raises:
-      BadInput: for anything else, too large or too deep a file included.
-    """
-    try:
-        return parse_json(read_bounded(path))
-    except DamagedJson as error:
-        raise BadInput(str(path), str(error), expected) from None
-
-
-def read_bounded(path: pathlib.Path) -> bytes:
-    """The content of a file of a tokenizer.
-
-    Raises:
-      BadInput: for a file that is larger than any vocabulary, or cannot be read.
-    """
-    try:
-        if (size := path.stat().st_size) > _LARGEST_FILE:
-            raise BadInput(str(path), f'has {size:,} bytes', f'a file of a tokenizer, at most {_LARGEST_FILE:,} bytes')
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput(str(path), f'cannot be read ({error.strerror})', 'a file of a tokenizer') from error
-
-
 def normalization_beside(path: pathlib.Path, tokens: Iterable[str]) -> Normalization | None:
     """What the other files in the directory of a vocabulary say about it; None where there is none.
 
@@ -85,13 +58,13 @@ def normalization_beside(path: pathlib.Path, tokens: Iterable[str]) -> Normaliza
     """
     directory = path.parent
     if (directory / 'tokenizer.json').is_file() and path.suffix != '.model':
-        content = read_object(directory / 'tokenizer.json', 'the tokenizer of a model')
+        content = read_given_json(directory / 'tokenizer.json', 'the tokenizer of a model')
         if (found := _of_tokenizer_json(content, {*tokens})) is not None:
             return found
     for name in ('tokenizer_config.json', 'config.json'):
         if not (directory / name).is_file():
             continue
-        content = read_object(directory / name, 'the settings of a tokenizer or a model')
+        content = read_given_json(directory / name, 'the settings of a tokenizer or a model')
         lowercase = _flag(directory / name, content, 'do_lower_case')
         if lowercase is None and name == 'tokenizer_config.json' and path.suffix != '.model':
             lowercase = True  # `BertTokenizer` takes it so

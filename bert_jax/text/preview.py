@@ -7,8 +7,9 @@ from typing import Any
 from bert_jax import config
 from bert_jax.console import say
 from bert_jax.text.chunks import Source
-from bert_jax.text.documents import Reading, Tally, read_chunk
+from bert_jax.text.documents import Reading, read_chunk
 from bert_jax.text.normalization import Doubt
+from bert_jax.text.tally import Tally
 from bert_jax.text.vocabulary import Tokenizer
 
 _FEWEST_OF_WANTED = 0.9  # of the tokens asked for; a vocabulary with fewer is reported

@@ -13,6 +13,8 @@ _HOPELESS = 100  # bad records, more than half of a chunk's: reading on is no us
 _HOPELESS_BYTES = 10_000  # not UTF-8, more than a fifth of the text of a file's part: likewise
 _NOT_BY_CHANCE = 50  # bytes; fewer may spoil a small file among many good ones
 _MOST_FILES = 1000  # with invalid text that are remembered, those with most of it
+_CONVERT = 'convert it (of Windows-1252: iconv -f WINDOWS-1252 -t UTF-8)'
+_OR_MORE = _CONVERT + ', or --config.data.bad_text=SHARE'
 
 
 @dataclasses.dataclass
@@ -98,7 +100,7 @@ class Tally:
 
         def check() -> None:
             if found()[0] > max(_HOPELESS_BYTES, found()[1] / 5):
-                raise _not_text(path, *found(), 'text in UTF-8')
+                raise not_text(path, *found(), 'text in UTF-8', _OR_MORE)
 
         try:
             yield check
@@ -121,7 +123,7 @@ class Tally:
         too_much = self._num_invalid > limit * self.characters
         for path, (invalid, characters) in self.worst_files(len(self.invalid)):
             if too_much or (invalid >= _NOT_BY_CHANCE and invalid > limit * characters):
-                raise _not_text(path, invalid, characters, expected)
+                raise not_text(path, invalid, characters, expected, _OR_MORE)
 
     def worst_files(self, count: int) -> list[tuple[str, list[int]]]:
         """Up to `count` of (path, [invalid bytes, characters]), those with most invalid bytes first."""
@@ -138,6 +140,6 @@ def _share(invalid: int, characters: int) -> str:
     return f'{invalid:,} bytes that are not UTF-8 ({min(1, invalid / max(1, characters)):.2%} of its text)'
 
 
-def _not_text(path: str, invalid: int, characters: int, expected: str) -> BadInput:
-    mend = 'convert it (of Windows-1252: iconv -f WINDOWS-1252 -t UTF-8), or --config.data.bad_text=SHARE'
+def not_text(path: str, invalid: int, characters: int, expected: str, mend: str = _CONVERT) -> BadInput:
+    """The error for a file with too many bytes that are not UTF-8."""
     return BadInput(path, f'holds {_share(invalid, characters)}', expected, mend)

@@ -11,13 +11,12 @@ from typing import Any
 from bert_jax import config
 from bert_jax.console import say
 from bert_jax.errors import BadInput
+from bert_jax.json_files import read_given_json
 from bert_jax.text.normalization import (
     Normalization,
     has_accents,
     has_capitals,
     normalization_beside,
-    read_bounded,
-    read_object,
 )
 from bert_jax.text.sentencepiece import SentencePiece, pieces_of, train_sentencepiece
 from bert_jax.text.vocabulary import MOST_TOKENS, SPECIAL_TOKENS, Tokenizer, library_errors
@@ -26,6 +25,7 @@ from bert_jax.text.wordpiece import WordPiece, bert_backend, is_decomposed, trai
 __all__ = ['SPECIAL_TOKENS', 'SentencePiece', 'Tokenizer', 'WordPiece', 'load_tokenizer', 'train_tokenizer']
 
 _LAST_LOADED: dict[tuple[bytes, bool, bool], SentencePiece] = {}  # by model and settings, none or one
+_LARGEST_FILE = 1 << 28  # bytes; a vocabulary of 4 M tokens has a tenth of it
 _MOST_UNUSED_IDS = 1024  # that a tokenizer.json may leave out, besides as many as it has tokens
 
 
@@ -76,7 +76,7 @@ def load_tokenizer(
         loaded = _load_json(file)
         _report_differences(file.name, given, loaded, 'is not used')
         return loaded
-    content = read_bounded(file)
+    content = _read_bounded(file)
     tokens = {} if file.suffix == '.model' else _read_vocabulary(file, content)
     pieces = pieces_of(content, str(file)) if file.suffix == '.model' else list(tokens)
     beside = normalization_beside(file, pieces)
@@ -107,6 +107,20 @@ def _file_of(path: pathlib.Path) -> pathlib.Path:
     if not found:
         raise BadInput(f'tokenizer {path}', 'holds no tokenizer', 'tokenizer.json, vocab.txt or sentencepiece.model')
     return found[0]
+
+
+def _read_bounded(path: pathlib.Path) -> bytes:
+    """The content of a file of a tokenizer.
+
+    Raises:
+      BadInput: for a file that is larger than any vocabulary, or cannot be read.
+    """
+    try:
+        if (size := path.stat().st_size) > _LARGEST_FILE:
+            raise BadInput(str(path), f'has {size:,} bytes', f'a file of a tokenizer, at most {_LARGEST_FILE:,} bytes')
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(str(path), f'cannot be read ({error.strerror})', 'a file of a tokenizer') from error
 
 
 def load_given(settings: config.Tokenizer) -> Tokenizer:
@@ -198,11 +212,9 @@ def _load_json(path: pathlib.Path) -> WordPiece:
     import tokenizers
 
     expected = 'a tokenizer.json of WordPiece'
-    content = read_object(path, expected)
-    _check_ids(content, str(path))
+    _check_ids(read_given_json(path, expected), str(path))
     with library_errors(str(path), 'is not a tokenizer.json', expected):
-        backend = tokenizers.Tokenizer.from_str(read_bounded(path).decode('utf-8'))
-        return WordPiece(backend, str(path))
+        return WordPiece(tokenizers.Tokenizer.from_file(str(path)), str(path))
 
 
 def _check_ids(content: dict[str, Any], where: str) -> None:

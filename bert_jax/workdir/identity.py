@@ -18,7 +18,7 @@ from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
-from bert_jax.json_files import DamagedJson, read_json
+from bert_jax.json_files import read_given_json
 from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.workdir.recorded_paths import found_from, start_of
@@ -269,10 +269,7 @@ def _read(path: epath.Path) -> dict:
         raise BadInput(
             str(path), 'does not exist', 'the workdir of a run', 'python -m bert_jax train --config=… --workdir=…'
         )
-    try:
-        content = read_json(path)
-    except DamagedJson as error:
-        raise BadInput(str(path), str(error), 'the file that train wrote') from error
+    content = read_given_json(path, 'the file that train wrote')
     if not all(isinstance(content.get(name), dict) for name in ('config', 'fingerprint')):
         raise BadInput(str(path), 'is not the config of a run', 'the file that train wrote')
     return content

@@ -115,7 +115,7 @@ class Progress:
         if seconds * num_left > _TOO_LONG:
             flags = self._flags_of_shorter(_A_DAY / seconds / self._num_steps)
             say(
-                f'Warning: that is out of proportion for these devices. A run with {flags} takes about a day here, a '
+                f'warning: that is out of proportion for these devices. A run with {flags} takes about a day here, a '
                 'smaller model or batch takes less a step, and `plan --target=…` shows the time on other devices.'
             )
 
