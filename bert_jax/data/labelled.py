@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any, NamedTuple
 
 from bert_jax.config.finetuning import Task
 from bert_jax.errors import BadInput
-from bert_jax.text.chunks import Part, open_tfds
-from bert_jax.text.lines import read_lines
+from bert_jax.text.chunks import open_tfds
+from bert_jax.text.lines import read_whole_lines
 
 _LONGEST_FIELD = 1 << 26  # characters, of a CSV
 _LONGEST_LABEL = 40  # characters; anything longer may be text, and is not shown
 _MOST_LABELS = 1000
 _BAD_TEXT = 0.001  # share of bytes that are not UTF-8, replaced without a word
+_SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')  # an escape in JSON
 
 
 class Record(NamedTuple):
@@ -61,9 +63,7 @@ def check_columns(needed: Iterable[str], names: Iterable[str], where: str) -> No
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a file; raises `BadInput` at its end when it is not in UTF-8."""
     counts, num_characters = Counter(), 0
-    for number, line in enumerate(read_lines(Part(str(path)), 'jsonl', counts), 1):
-        if line is None:
-            raise BadInput(f'{path}:{number}', 'is too long a line', 'a record a line')
+    for line in read_whole_lines(str(path), counts):
         num_characters += len(line)
         yield line
     if counts['invalid_bytes'] > _BAD_TEXT * num_characters:
@@ -110,16 +110,35 @@ def _read_jsonl(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise BadInput(f'{path}:{number}', 'is not JSON', 'a JSON object a line') from None
-        if not isinstance(record, dict):
-            raise BadInput(f'{path}:{number}', f'is a JSON {type(record).__name__}', 'a JSON object a line')
+        record = parse_record(line, f'{path}:{number}')
         if is_first:
             check_columns(needed, record, f'{path}:{number}')
         is_first = False
         yield Record(f'{path}:{number}', record)
+
+
+def parse_record(line: str, where: str) -> dict[str, Any]:
+    """The JSON object in a line.
+
+    Raises:
+      BadInput: for anything else, naming `where`.
+    """
+    try:
+        record = _parse(line)
+    except (ValueError, RecursionError):
+        raise BadInput(where, 'is not JSON', 'a JSON object a line') from None
+    if not isinstance(record, dict):
+        raise BadInput(where, f'is a JSON {type(record).__name__}', 'a JSON object a line')
+    return record
+
+
+def _parse(text: str) -> Any:
+    """The value of a JSON text. Halves of surrogate pairs, which no file can hold, become U+FFFD, as in `prepare`."""
+    value = json.loads(text)
+    if not _SURROGATE.search(text):
+        return value
+    whole = json.dumps(value, ensure_ascii=False).encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    return json.loads(whole)
 
 
 def _read_conll(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
@@ -145,7 +164,7 @@ def _read_squad(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
     """Questions in the order of the file; `where` counts them from 1."""
     del task, needed
     try:
-        articles = json.loads('\n'.join(_lines(path)))['data']
+        articles = _parse('\n'.join(_lines(path)))['data']
         number = 0
         for article in articles:
             for paragraph in article['paragraphs']:

@@ -73,7 +73,7 @@ class FineTuned(Pretrained):
         """
         if isinstance(examples, str):
             raise BadInput('examples', 'is one string', 'a list of examples')
-        columns = columns_of(self)
+        columns = columns_of(self).names
         records = [_as_record(number, example, columns) for number, example in enumerate(examples)]
         return [result for some in _chunks(records) for result in self.predict_records(some, Counter())]
 
@@ -86,13 +86,12 @@ class FineTuned(Pretrained):
         Raises:
           BadInput: naming a record without a column, or with something else in it.
         """
-        _check_columns(records, columns_of(self), optional=columns_of(self)[1:] if self.takes_pairs is None else ())
+        _check_columns(records, columns_of(self))
         rows = list(self._rows(records, counts))
         outputs: list[np.ndarray] = [np.zeros(0)] * len(rows)
         graph, params = self._parts
         lengths = [len(row.ids) for row in rows]
-        batches = batches_by_length(lengths, self.config.max_positions)
-        for some, num_rows, length in batches:
+        for some, num_rows, length in batches_by_length(lengths, self.config.max_positions):
             ids = np.full((num_rows, length), self.tokenizer.pad_id, np.int32)
             types, present = np.zeros_like(ids), np.zeros_like(ids)
             for slot, number in enumerate(some):
@@ -126,7 +125,7 @@ class FineTuned(Pretrained):
             for row in encode_questions(questions, task, tokenizer, counts, is_training=False):
                 yield _Row(row.question, row.ids, row.window.place, row.window)
         else:
-            second = ''.join(columns_of(self)[1:])
+            second = ''.join(columns_of(self).names[1:])
             is_pair = [bool(second) and record.fields.get(second) is not None for record in records]
             for text_pair in {second, ''}:  # singles and pairs may alternate
                 numbers = [number for number, has_second in enumerate(is_pair) if has_second == bool(text_pair)]
@@ -165,24 +164,37 @@ class FineTuned(Pretrained):
         return _as_json([*spans, nothing], chosen) | {'null_odds': _rounded(odds)}
 
 
-def columns_of(trained: FineTuned) -> tuple[str, ...]:
-    """The names of the columns that an example has; where `takes_pairs` is None the second may be absent."""
+class Columns(NamedTuple):
+    """The names of the columns of an example; it must have the first `num_needed` of them."""
+
+    names: tuple[str, ...]
+    num_needed: int
+
+
+_OF_A_QUESTION = ('question', 'context')
+
+
+def columns_of(trained: FineTuned) -> Columns:
+    """The columns of the examples that a model takes."""
     task = trained.task
     if task.kind == 'spans':
-        return 'question', 'context'
+        return Columns(_OF_A_QUESTION, 2)
     if task.kind == 'tagging' or trained.takes_pairs is False:
-        return (task.text,)
-    return task.text, task.text_pair or 'text_pair'
+        return Columns((task.text,), 1)
+    return Columns((task.text, task.text_pair or 'text_pair'), 1 if trained.takes_pairs is None else 2)
 
 
-def _check_columns(records: Iterable[Record], needed: tuple[str, ...], optional: tuple[str, ...]) -> None:
+def _check_columns(records: Iterable[Record], columns: Columns) -> None:
+    needed = columns.names[: columns.num_needed]
     for record in records:
         for name in needed:
             value = record.fields.get(name)
-            if value is None and name not in optional:
-                expected = 'one with ' + ' and '.join(repr(name) for name in needed if name not in optional)
-                raise BadInput(record.where, f'has no {name!r}', expected, '--text=COLUMN and --text_pair=COLUMN')
-            if name in ('question', 'context') and not isinstance(value, str):
+            if value is None:
+                present = ', '.join(repr(key) for key, value in record.fields.items() if value is not None)
+                mend = '' if needed == _OF_A_QUESTION else '--text=COLUMN and --text_pair=COLUMN'
+                found, expected = f'has no {name!r}; it has {present or "nothing"}', ' and '.join(map(repr, needed))
+                raise BadInput(record.where, found, expected, mend)
+            if name in _OF_A_QUESTION and columns.names == _OF_A_QUESTION and not isinstance(value, str):
                 raise BadInput(record.where, f'{name!r} is of type {type(value).__name__}', 'text')
 
 

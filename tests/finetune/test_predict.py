@@ -190,12 +190,15 @@ def test_the_command_stops_once_nobody_reads_its_lines(tmp_path: Path, capsys, m
 @pytest.mark.parametrize(
     'content, flags, words',
     [
-        ('a\n', [], ['in.txt:1: has 1 texts', 'one and other']),
-        ('a\tb\tc\n', [], ['in.txt:1: has 3 texts']),
-        ('{"one": "a"}\n', ['--input=in.jsonl'], ["in.jsonl:1: has no 'other'"]),
+        ('a\n', [], ['in.txt:1: has 1 text(s)', 'one and other']),
+        ('a\tb\tc\n', [], ['in.txt:1: has 3 text(s)']),
+        ('{"one": "a"}\n', ['--input=in.jsonl'], ["in.jsonl:1: has no 'other'; it has 'one'", '--text_pair=COLUMN']),
+        ('x\tone\n1\ta\n', ['--input=tsv:in.txt'], ["in.txt:2: has no 'other'; it has 'x', 'one'", '--text_pair']),
         ('{"one": "a", "other": []}\n', ['--input=in.jsonl'], ["'other' is of type list"]),
         ('[]\n', ['--input=in.jsonl'], ['in.jsonl:1: is a JSON list']),
         ('a\tb\n', ['--input=no'], ['--input=no: is not a file']),
+        ('a\tb\n', ['--input=tsv:no'], ['--input=tsv:no: is not a file']),
+        ('a\tb\n', ['--output=no/out.jsonl'], ['no is not a directory']),
         ('a\tb\n', ['--output=.'], ['--output=.: is a directory']),
         ('a\tb\n', ['--model=no'], ['no/config.json: does not exist']),
         ('a\tb\n', ['--model=model@3'], ['model@3: is no workdir']),

@@ -14,6 +14,7 @@ from bert_jax.finetune.splits import choose
 from bert_jax.finetune.tasks import TaskData, open_task
 from bert_jax.finetune.texts import cut_pair
 from tests.support.models import read_tokenizer
+from tests.support.tasks import squad
 
 ROOT = Path(__file__).parents[2]
 # The columns of GLUE's files as handed out, and two rows of each; test files have no label and other columns.
@@ -206,6 +207,18 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'a.tsv').write_bytes(('sentence\tlabel\n' + rows).encode('windows-1252'))
     with pytest.raises(BadInput, match='a.tsv: holds 20 bytes that are not UTF-8'):
         list(read_records('tsv:a.tsv', Task(directory=str(tmp_path)), ('sentence', 'label')))
+
+
+def test_half_of_a_surrogate_pair_is_replaced_as_in_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / 'a.jsonl').write_text('{"sentence": "a \\ud800 \\ud83d\\ude00", "label": 1}\n')
+    [record] = read_records('jsonl:a.jsonl', Task(directory=str(tmp_path)), ('sentence', 'label'))
+    assert record.fields == {'sentence': 'a \ufffd \U0001f600', 'label': 1}
+    (tmp_path / 'a.json').write_text(squad([('ada', [('who?', [('ada', 0)])])]).replace('ada', 'ada\\ud800'))
+    [record] = read_records('squad:a.json', Task(directory=str(tmp_path)), ('question', 'context'))
+    assert record.fields['context'] == record.fields['answers'][0]['text'] == 'ada\ufffd'
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer.encode_batch(['ada \ud800']) == tokenizer.encode_batch(['ada \ufffd'])
+    assert tokenizer.encode_with_offsets(['\udfff ada']) == tokenizer.encode_with_offsets(['\ufffd ada'])
 
 
 def test_a_subset_is_the_same_for_every_seed_and_keeps_the_order(tmp_path: Path) -> None:
