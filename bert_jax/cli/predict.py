@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 @cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     name, source = required(values, 'model'), required(values, 'input')
-    from bert_jax.finetune.inputs import as_tsv, check_source, describe, jsonl
+    from bert_jax.finetune.inputs import as_tsv, check_source, describe
     from bert_jax.finetune.load import load_model
     from bert_jax.finetune.predict import FineTuned
+    from bert_jax.finetune.splits import json_lines
     from bert_jax.workdir.result import check_output
 
     check_source(source)
@@ -39,7 +40,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     with activity(lambda: f'predicting, {counts["examples"]:,} examples so far'):
         if values.output:
             with new_file(values.output) as temporary, temporary.open('w', encoding='utf-8') as file:
-                file.writelines(jsonl(results))
+                file.writelines(json_lines([result]) for result in results)
         elif values.json:
             print_result(values, {'results': list(results)}, '')
         else:

@@ -1,9 +1,8 @@
 """What `predict` reads: an example a line, JSON lines, or any of the files that a task is learned from."""
 
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from bert_jax.config.finetuning import FORMATS, Task
@@ -95,8 +94,3 @@ def as_tsv(result: dict, task: Task) -> str:
         return f'{result["score"]}'
     first = result['label'] if task.kind == 'classification' else ' '.join(result['answer'].split())
     return f'{first}\t{result["score"]}'
-
-
-def jsonl(results: Iterable[dict]) -> Iterator[str]:
-    """A JSON object a line."""
-    return (json.dumps(result, ensure_ascii=False) + '\n' for result in results)

@@ -5,7 +5,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -22,10 +21,12 @@ from bert_jax.finetune.evaluator import model_outputs
 from bert_jax.finetune.heads import BertForTask
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.spans import Question, encode_questions
+from bert_jax.finetune.splits import softmax
 from bert_jax.finetune.tags import encode_words, words_of
 from bert_jax.finetune.texts import encode_texts
 from bert_jax.finetune.windows import Span, Window, null_score, ranked_spans
 from bert_jax.pretrained.load import Pretrained, batches_by_length
+from bert_jax.text.lines import batched
 
 EXAMPLES_AT_ONCE = 256  # encoded and run together
 
@@ -75,7 +76,7 @@ class FineTuned(Pretrained):
             raise BadInput('examples', 'is one string', 'a list of examples')
         columns = columns_of(self).names
         records = [_as_record(number, example, columns) for number, example in enumerate(examples)]
-        return [result for some in _chunks(records) for result in self.predict_records(some, Counter())]
+        return [result for _, result in predict_stream(self, records, Counter())]
 
     def predict_records(self, records: list[Record], counts: Counter) -> list[dict[str, Any]]:
         """What the model says of each of some records, as `predict` returns it; rows of similar length run together.
@@ -138,13 +139,13 @@ class FineTuned(Pretrained):
         if kind == 'regression':
             return {'score': round(float(outputs[0][0]), 6)}
         if kind == 'classification':
-            probabilities = _softmax(outputs[0])
+            probabilities = softmax(outputs[0])
             scores = {label: _rounded(value) for label, value in zip(self.labels, probabilities, strict=True)}
             best = self.labels[int(probabilities.argmax())]
             return {'label': best, 'score': scores[best], 'scores': scores}
         if kind == 'tagging':
             logits = [logits[row.about] for row, logits in zip(rows, outputs, strict=True)]
-            probabilities = _softmax(np.concatenate(logits)) if logits else np.zeros((0, len(self.labels)))
+            probabilities = softmax(np.concatenate(logits)) if logits else np.zeros((0, len(self.labels)))
             tags = [
                 {'word': word, 'tag': self.labels[int(each.argmax())], 'score': _rounded(each.max())}
                 for word, each in zip(words_of(record, self.task), probabilities, strict=True)
@@ -209,29 +210,17 @@ def _as_record(number: int, example: Any, columns: tuple[str, ...]) -> Record:
     raise BadInput(where, f'is of type {type(example).__name__}', f'text, or a pair of texts: {" and ".join(columns)}')
 
 
-def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
-    remaining = iter(records)
-    while some := list(itertools.islice(remaining, EXAMPLES_AT_ONCE)):
-        yield some
-
-
 def predict_stream(
     trained: FineTuned, records: Iterable[Record], counts: Counter
 ) -> Iterator[tuple[Record, dict[str, Any]]]:
     """(record, what the model says of it) of any number of records, in their order; some hundreds are held at once."""
-    for some in _chunks(records):
+    for some in batched(records, EXAMPLES_AT_ONCE):
         yield from zip(some, trained.predict_records(some, counts), strict=True)
 
 
 def _as_json(candidates: list[Span], chosen: Span) -> dict[str, Any]:
-    scores = np.array([span.score for span in candidates])
-    probability = _softmax(scores)[next(n for n, span in enumerate(candidates) if span is chosen)]
+    probability = softmax(np.array([span.score for span in candidates]))[candidates.index(chosen)]
     return {'answer': chosen.text, 'score': _rounded(probability), 'start': chosen.start, 'end': chosen.end}
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def _rounded(value: Any) -> float:

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
-from bert_jax.text.lines import read_whole_lines
+from bert_jax.text.lines import batched, read_whole_lines
 
 _LINES_AT_ONCE = 4096
 _SECONDS_BETWEEN_REPORTS = 10
@@ -81,7 +80,7 @@ def embed(
             with temporary.open('wb') as file:
                 np.save(file, np.zeros(shape, np.float32))
         with progress_bar(total=num_lines, unit=' lines', shown=progress) as bar:
-            for some in _chunks(read_whole_lines(input_file, counts)):
+            for some in batched(read_whole_lines(input_file, counts), _LINES_AT_ONCE):
                 vectors[done : done + len(some)], cut = pretrained.embed(some, settings)
                 done, truncated = done + len(some), truncated + cut
                 bar.update(len(some))
@@ -102,14 +101,3 @@ def embed(
         normalized=settings.normalize,
         invalid_utf8_replaced=counts['invalid_utf8_replaced'],
     )
-
-
-def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:
-    some: list[str] = []
-    for line in lines:
-        some.append(line)
-        if len(some) == _LINES_AT_ONCE:
-            yield some
-            some = []
-    if some:
-        yield some

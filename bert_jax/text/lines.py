@@ -7,7 +7,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -16,6 +16,7 @@ from bert_jax.text import chunks
 from bert_jax.text.chunks import Part
 from bert_jax.text.formats import HEAD_BYTES, check_text
 
+Item = TypeVar('Item')
 _BLOCK_BYTES = 1 << 20
 # Scripts that put no blanks between words: Chinese and Japanese, not Korean.
 _IDEOGRAPH = re.compile('[\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60\U00020000-\U0003ffff]')
@@ -62,6 +63,13 @@ def read_whole_lines(path: str, counts: Counter) -> Iterator[str]:
         if line is None:
             raise line_too_long(f'{path}:{number}')
         yield line
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter; as `itertools.batched` of Python 3.12."""
+    remaining = iter(items)
+    while some := list(itertools.islice(remaining, size)):
+        yield some
 
 
 def line_too_long(where: str) -> BadInput:
