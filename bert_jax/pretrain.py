@@ -163,24 +163,7 @@ def _introduce(
     *,
     is_new: bool,
 ) -> None:
-    """Says what is trained on what, and what of a new run is out of proportion."""
-    say(_describe(config, mesh, vocab_size, streams, start, is_new=is_new))
-    if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
-        say(
-            f'Warning: the run goes {epochs:,.0f} times through its text; beyond about {MOST_EPOCHS} times there is '
-            f'little left to learn. Use more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}'
-        )
-
-
-def _describe(
-    config: Config,
-    mesh: Mesh,
-    vocab_size: int,
-    streams: tuple[Stream, ...],
-    start: Provenance | None,
-    *,
-    is_new: bool,
-) -> str:
+    """Says what is trained on what; of a new run also what would fill its rows better, or is out of proportion."""
     devices = jax.devices()
     several = [processes.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
@@ -206,7 +189,12 @@ def _describe(
             f'Positions: the first {trained:,} of {max_positions:,} are trained, and longer texts will be cut there; '
             f'a last phase with sequence_length={max_positions} trains them all'
         )
-    return '\n'.join(lines)
+    say('\n'.join(lines))
+    if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
+        say(
+            f'Warning: the run goes {epochs:,.0f} times through its text; beyond about {MOST_EPOCHS} times there is '
+            f'little left to learn. Use more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}'
+        )
 
 
 def _describe_lengths(phase: Config, stream: Stream) -> str:
