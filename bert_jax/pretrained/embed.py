@@ -3,22 +3,19 @@
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from bert_jax.activity import printed_a_line
-from bert_jax.console import progress_bar, say
+from bert_jax.activity import activity
+from bert_jax.console import progress_bar
 from bert_jax.errors import BadInput
 from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
-from bert_jax.text.chunks import LONGEST_RECORD, Part
-from bert_jax.text.lines import read_lines
+from bert_jax.text.lines import batched, read_whole_lines
 
 _LINES_AT_ONCE = 4096
-_SECONDS_BETWEEN_REPORTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +63,9 @@ def embed(
       BadInput: see `check`; also for a line that does not fit into memory.
     """
     check(input_file, output)
-    start = last = time.monotonic()
+    start = time.monotonic()
     counts: Counter[str] = Counter()
-    num_lines = sum(1 for _ in _lines(input_file, Counter()))
+    num_lines = sum(1 for _ in read_whole_lines(input_file, Counter()))
     hidden_size = len(settings.modes) * pretrained.config.hidden_size
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,15 +78,12 @@ def embed(
         else:
             with temporary.open('wb') as file:
                 np.save(file, np.zeros(shape, np.float32))
-        with progress_bar(total=num_lines, unit=' lines', shown=progress) as bar:
-            for some in _chunks(_lines(input_file, counts)):
+        progress_in_words = activity(lambda: f'{done:,} of {num_lines:,} lines')
+        with progress_in_words, progress_bar(total=num_lines, unit=' lines', shown=progress) as bar:
+            for some in batched(read_whole_lines(input_file, counts), _LINES_AT_ONCE):
                 vectors[done : done + len(some)], cut = pretrained.embed(some, settings)
                 done, truncated = done + len(some), truncated + cut
                 bar.update(len(some))
-                if progress and bar.disable and time.monotonic() - last >= _SECONDS_BETWEEN_REPORTS:
-                    last = time.monotonic()
-                    say(f'{done:,} of {num_lines:,} lines')
-                    printed_a_line()
         if num_lines:
             vectors.flush()
     return Embedded(
@@ -103,21 +97,3 @@ def embed(
         normalized=settings.normalize,
         invalid_utf8_replaced=counts['invalid_utf8_replaced'],
     )
-
-
-def _lines(path: str, counts: Counter) -> Iterator[str]:
-    for number, line in enumerate(read_lines(Part(path), 'jsonl', counts), 1):
-        if line is None:
-            raise BadInput(f'{path}:{number}', 'is too long a line', f'lines of at most {LONGEST_RECORD:,} bytes')
-        yield line
-
-
-def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:
-    some: list[str] = []
-    for line in lines:
-        some.append(line)
-        if len(some) == _LINES_AT_ONCE:
-            yield some
-            some = []
-    if some:
-        yield some
