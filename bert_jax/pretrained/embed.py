@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_jax.activity import printed_a_line
-from bert_jax.console import progress_bar, say
+from bert_jax import activity
 from bert_jax.errors import BadInput
 from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
@@ -18,7 +17,6 @@ from bert_jax.text.chunks import LONGEST_RECORD, Part
 from bert_jax.text.lines import read_lines
 
 _LINES_AT_ONCE = 4096
-_SECONDS_BETWEEN_REPORTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +64,17 @@ def embed(
       BadInput: see `check`; also for a line that does not fit into memory.
     """
     check(input_file, output)
-    start = last = time.monotonic()
+    start = time.monotonic()
     counts: Counter[str] = Counter()
     num_lines = sum(1 for _ in _lines(input_file, Counter()))
     hidden_size = len(settings.modes) * pretrained.config.hidden_size
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     done = truncated = 0
+
+    def describe() -> str:
+        return f'{done:,} of {num_lines:,} lines'
+
     with new_file(target) as temporary:
         # A memory map cannot be empty: no lines are an array of no rows.
         shape = (num_lines, hidden_size)
@@ -81,15 +83,11 @@ def embed(
         else:
             with temporary.open('wb') as file:
                 np.save(file, np.zeros(shape, np.float32))
-        with progress_bar(total=num_lines, unit=' lines', shown=progress) as bar:
+        with activity.progress(describe, total=num_lines, unit=' lines', shown=progress) as bar:
             for some in _chunks(_lines(input_file, counts)):
                 vectors[done : done + len(some)], cut = pretrained.embed(some, settings)
                 done, truncated = done + len(some), truncated + cut
                 bar.update(len(some))
-                if progress and bar.disable and time.monotonic() - last >= _SECONDS_BETWEEN_REPORTS:
-                    last = time.monotonic()
-                    say(f'{done:,} of {num_lines:,} lines')
-                    printed_a_line()
         if num_lines:
             vectors.flush()
     return Embedded(
