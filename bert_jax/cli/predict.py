@@ -59,8 +59,9 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 
 def _check(source: str, output: str | None) -> None:
     """Looks at the names before a model is loaded."""
-    if output and Path(output).is_dir():
-        raise BadInput(f'--output={output}', 'is a directory', 'a file to write')
+    from bert_jax.workdir.result import check_output
+
+    check_output(output or '')
     if source != '-' and ':' not in source and not Path(source).is_file():
         raise BadInput(f'--input={source}', 'is not a file', 'a file, - for standard input, or FORMAT:FILE')
 

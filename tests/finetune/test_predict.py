@@ -198,6 +198,7 @@ def test_the_command_stops_once_nobody_reads_its_lines(tmp_path: Path, capsys, m
         ('{"one": "\\ud800", "other": "b"}\n', ['--input=in.jsonl'], ['in.jsonl:1: holds half of a surrogate pair']),
         ('a\tb\n', ['--input=no'], ['--input=no: is not a file']),
         ('a\tb\n', ['--output=.'], ['--output=.: is a directory']),
+        ('a\tb\n', ['--output=no/out'], ['--output=no/out: no is not a directory']),
         ('a\tb\n', ['--model=no'], ['no/config.json: does not exist']),
         ('a\tb\n', ['--model=model@3'], ['model@3: is no workdir']),
     ],
