@@ -10,9 +10,12 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from bert_jax.console import duration, say
+from bert_jax.console import duration, progress_bar, say
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar('T')
 
@@ -114,6 +117,20 @@ def counted(items: Iterable[T], total: int, what: str, unit: str = 'batches') ->
         for item in items:
             yield item
             done += 1
+
+
+@contextlib.contextmanager
+def progress(describe: Callable[[], str], *, shown: bool = True, **options: Any) -> Iterator['tqdm']:
+    """A progress bar in a terminal; elsewhere it is disabled, and lines say how far an activity is.
+
+    Args:
+      describe: how far it is, in words; called in another thread.
+      shown: False shows neither.
+      options: of `tqdm`.
+    """
+    with progress_bar(shown=shown, **options) as bar:
+        with activity(describe) if shown and bar.disable else contextlib.nullcontext():
+            yield bar
 
 
 def printed_a_line() -> None:

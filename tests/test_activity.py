@@ -81,6 +81,20 @@ def test_a_line_printed_otherwise_delays_the_next(
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize('shown', [True, False])
+def test_where_no_bar_can_be_drawn_progress_is_lines(
+    impatient: None, capsys: pytest.CaptureFixture, shown: bool
+) -> None:
+    with module.progress(lambda: '2 of 3 lines', shown=shown, total=3) as bar:
+        bar.update(2)
+        assert bar.disable
+        if shown:
+            wait_for(capsys, '2 of 3 lines (')
+        else:
+            time.sleep(0.1)
+            assert not capsys.readouterr().err
+
+
 # --- Training: steps that are slow. ---
 
 

@@ -59,7 +59,7 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, data: config.D
         wanted = np.minimum(b_length, most) if data.match_lengths else np.maximum(target - a_length, 1)
         partners = _find_partners(plan, plan.document_of[windows[chosen]], wanted[chosen], draws[chosen])
         b_start[chosen], b_length[chosen] = partners
-        if data.match_lengths:  # a sentence that goes on behind the tokens asked for is cut there
+        if data.match_lengths:  # a longer sentence is cut at the tokens asked for
             b_length = np.minimum(b_length, wanted)
     a_kept, b_kept = _trimmed_lengths(a_length, b_length, target)
     words = -(-int(max((a_length - a_kept).max(initial=0), (b_length - b_kept).max(initial=0), 1)) // 64)

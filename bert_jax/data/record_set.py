@@ -23,8 +23,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bert_jax.activity import activity
-from bert_jax.console import progress_bar, say
+from bert_jax import activity
+from bert_jax.console import say
 from bert_jax.data.tfrecords import FRAME_BYTES, Examples, decode, read_frames, unframe
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local, json_digest, map_array, new_directory
@@ -191,6 +191,10 @@ def _build(paths: list[str], progress: bool) -> None:
     """Indexes files, in several processes when there is much to do; each index stays once it is whole."""
     sizes = [os.path.getsize(path) for path in paths]
     total, done = sum(sizes), 0
+
+    def describe() -> str:
+        return f'indexing: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB'
+
     if progress:
         say(f'indexing records, once: {total / 1e6:,.2f} MB in {len(paths):,} file{"s" * (len(paths) > 1)} …')
     with contextlib.ExitStack() as stack:
@@ -200,9 +204,8 @@ def _build(paths: list[str], progress: bool) -> None:
             spawn = multiprocessing.get_context('spawn')
             pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn))
             indexed = pool.map(_index, paths)
-        bar = stack.enter_context(progress_bar(desc='indexing', total=total, unit='B', unit_scale=True, shown=progress))
-        if progress and bar.disable:
-            stack.enter_context(activity(lambda: f'indexing: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB'))
+        shape = {'desc': 'indexing', 'total': total, 'unit': 'B', 'unit_scale': True}
+        bar = stack.enter_context(activity.progress(describe, shown=progress, **shape))
         for size, _ in zip(sizes, indexed, strict=True):
             bar.update(size)
             done += size

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_jax.activity import activity
-from bert_jax.console import progress_bar
+from bert_jax import activity
 from bert_jax.errors import BadInput
 from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
@@ -70,6 +69,10 @@ def embed(
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     done = truncated = 0
+
+    def describe() -> str:
+        return f'{done:,} of {num_lines:,} lines'
+
     with new_file(target) as temporary:
         # A memory map cannot be empty: no lines are an array of no rows.
         shape = (num_lines, hidden_size)
@@ -78,8 +81,7 @@ def embed(
         else:
             with temporary.open('wb') as file:
                 np.save(file, np.zeros(shape, np.float32))
-        progress_in_words = activity(lambda: f'{done:,} of {num_lines:,} lines')
-        with progress_in_words, progress_bar(total=num_lines, unit=' lines', shown=progress) as bar:
+        with activity.progress(describe, total=num_lines, unit=' lines', shown=progress) as bar:
             for some in batched(read_whole_lines(input_file, counts), _LINES_AT_ONCE):
                 vectors[done : done + len(some)], cut = pretrained.embed(some, settings)
                 done, truncated = done + len(some), truncated + cut

@@ -6,7 +6,7 @@ from bert_jax.errors import BadInput
 
 HEAD_BYTES = 1 << 12  # of a file, looked at
 
-# (where they stand, the bytes, what the file is, what to do with a file of the name {0})
+# (offset, bytes there, what the file is, what to do with a file of the name {0})
 _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b'\xff\xfe\0\0', 'UTF-32', 'iconv -f UTF-32 -t UTF-8 {0} > {0}.txt'),
     (0, b'\0\0\xfe\xff', 'UTF-32', 'iconv -f UTF-32 -t UTF-8 {0} > {0}.txt'),

@@ -1,11 +1,10 @@
 """How far the preparation of a corpus has come, on standard error."""
 
-import contextlib
 import time
 from collections.abc import Iterable, Iterator
 
-from bert_jax.activity import activity
-from bert_jax.console import progress_bar, say
+from bert_jax import activity
+from bert_jax.console import say
 
 
 def shown(chunks: Iterable[tuple[int, int]], count: int, phase: str, progress: bool) -> Iterator[tuple[int, int]]:
@@ -17,10 +16,7 @@ def shown(chunks: Iterable[tuple[int, int]], count: int, phase: str, progress: b
         done = f'{num_documents:,} documents, {num_characters / 1e6:,.1f} M characters'
         return f'{phase}: {num_chunks} of {count} chunks, {done}'
 
-    with (
-        progress_bar(desc=phase, unit=' characters', unit_scale=True, shown=progress) as bar,
-        activity(state) if progress and bar.disable else contextlib.nullcontext(),
-    ):
+    with activity.progress(state, desc=phase, unit=' characters', unit_scale=True, shown=progress) as bar:
         for documents, characters in chunks:
             num_chunks += 1
             num_documents, num_characters = num_documents + documents, num_characters + characters

@@ -73,16 +73,17 @@ class Tally:
         if self.counts['bad_record_skipped'] >= max(_HOPELESS, self.records / 2):
             raise self.refusal('more than half of the records so far are bad')
 
-    def refusal(self, why: str) -> BadInput:
+    def refusal(self, why: str, mend: str = '') -> BadInput:
         """The error for too many bad records; it names the first."""
         where, found, expected = self.bad[0]
-        return BadInput(where, f'{found}; {why}', expected, 'fix the file, or --config.data.bad_records=SHARE')
+        return BadInput(where, f'{found}; {why}', expected, mend)
 
     def check_records(self, allowed: float) -> None:
         """Raises `BadInput` when more than a share of `allowed` of the records is bad."""
         num_bad = self.counts['bad_record_skipped']
         if num_bad > allowed * self.records:
-            raise self.refusal(f'{num_bad} of {self.records} records are bad')
+            mend = 'fix the file, or --config.data.bad_records=SHARE'
+            raise self.refusal(f'{num_bad:,} of {self.records:,} records are bad', mend)
 
     # --- Invalid text. ---
 

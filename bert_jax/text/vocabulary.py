@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
       kind: `wordpiece` or `sentencepiece`.
       tokens: the V tokens by id.
       is_continuation: bool [V]; whether a token continues the word of the token before it.
-      is_special: bool [V]; whether a token stands for no text: [PAD], [UNK] and the like, and unused entries.
+      is_special: bool [V]; whether a token is no text: [PAD], [UNK] and the like, and unused entries.
       hash: SHA-256 over vocabulary and settings; equal hashes give equal ids for every text.
       splits_at_blanks: whether the ids of a text are those of its words between blanks (U+0020), one after another.
       splits_at_punctuation: likewise of ASCII punctuation marks and what is between them.

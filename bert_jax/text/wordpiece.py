@@ -26,7 +26,7 @@ class WordPiece(Vocabulary):
     kind = 'wordpiece'
 
     def __init__(self, backend: Any, where: str = 'tokenizer'):
-        """Wraps a `tokenizers.Tokenizer`, whose ids must be bounded (`check_ids`); `where` names it in errors.
+        """Wraps a `tokenizers.Tokenizer`, whose ids must be bounded; `where` names it in errors.
 
         Raises:
           BadInput: for a model other than WordPiece, a normalizer other than BERT's (which composition may follow), or

@@ -201,6 +201,7 @@ def test_the_command_stops_once_nobody_reads_its_lines(tmp_path: Path, capsys, m
         ('a\tb\n', ['--input=tsv:no'], ['--input=tsv:no: is not a file']),
         ('a\tb\n', ['--output=no/out.jsonl'], ['no is not a directory']),
         ('a\tb\n', ['--output=.'], ['--output=.: is a directory']),
+        ('a\tb\n', ['--output=no/out'], ['--output=no/out: no is not a directory']),
         ('a\tb\n', ['--model=no'], ['no/config.json: does not exist']),
         ('a\tb\n', ['--model=model@3'], ['model@3: is no workdir']),
     ],
