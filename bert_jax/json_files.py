@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.files import as_path
+from bert_jax.files import as_path, size_of
 
 _LARGEST = 1 << 28  # bytes
 _MOST_DIGITS = 100  # of a whole number
@@ -30,9 +30,7 @@ def read_json(path: epath.PathLike, kind: type = dict, *, largest: int = _LARGES
       OSError: when the file is missing or cannot be read.
     """
     path = as_path(path)
-    status = path.stat()
-    size = status.st_size if isinstance(status, os.stat_result) else status.length
-    if size > largest:
+    if (size := size_of(path)) > largest:
         raise DamagedJson(f'has {size:,} bytes, more than the {largest:,} that are read', os.fspath(path))
     try:
         return parse_json(path.read_bytes(), kind)
