@@ -128,7 +128,7 @@ class Data:
     sequence_length: int = setting(128, 'a number from 8 to 65536', lambda value: 8 <= value <= 65536)
     short_sequence_probability: float = setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
     pairing: str = setting('nsp', choices=('nsp', 'sop', 'none'))
-    # nsp: a random B is as long as the true one, so that lengths do not reveal the label; False: it fills the row
+    # nsp: a random B is like the true one, so that lengths and cuts do not reveal the label; False: it fills the row
     match_lengths: bool = setting(True, role=Role.IDENTITY_IF_SET, before=False)
     packing: bool = False  # several sequences in a row, each with its own [CLS], attention inside each
     # E, packed; 0 is as many as fill the rows of the corpus, a number that the workdir then records
