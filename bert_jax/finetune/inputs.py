@@ -9,8 +9,8 @@ from pathlib import Path
 from bert_jax.config.finetuning import FORMATS, Task
 from bert_jax.data.labelled import Record, parse_record, read_records
 from bert_jax.errors import BadInput
-from bert_jax.text.chunks import LONGEST_RECORD, Part
-from bert_jax.text.lines import decode, read_lines
+from bert_jax.text.chunks import LONGEST_RECORD
+from bert_jax.text.lines import decode, too_long, whole_lines
 
 
 def read_examples(
@@ -55,7 +55,7 @@ def _standard_input(counts: Counter) -> Iterator[str]:
     while line := sys.stdin.buffer.readline(LONGEST_RECORD + 1):
         number += 1
         if len(line) > LONGEST_RECORD:
-            raise _too_long(f'standard input:{number}')
+            raise too_long(f'standard input:{number}')
         yield decode(line, counts).rstrip('\r\n')
 
 
@@ -63,14 +63,7 @@ def _lines_of(path: str, counts: Counter) -> Iterator[str]:
     if not Path(path).is_file():
         expected = f'a file, - for standard input, or FORMAT:FILE with FORMAT one of {", ".join(FORMATS)}'
         raise BadInput(f'--input={path}', 'is not a file', expected)
-    for number, line in enumerate(read_lines(Part(path), 'jsonl', counts), 1):
-        if line is None:
-            raise _too_long(f'{path}:{number}')
-        yield line
-
-
-def _too_long(where: str) -> BadInput:
-    return BadInput(where, 'is too long a line', f'lines of at most {LONGEST_RECORD:,} bytes')
+    yield from whole_lines(path, counts)
 
 
 def _split(line: str, columns: tuple[str, ...], num_needed: int, where: str) -> dict[str, str]:

@@ -13,8 +13,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
-from bert_jax.text.chunks import LONGEST_RECORD, Part
-from bert_jax.text.lines import read_lines
+from bert_jax.text.lines import whole_lines
 
 _LINES_AT_ONCE = 4096
 
@@ -66,7 +65,7 @@ def embed(
     check(input_file, output)
     start = time.monotonic()
     counts: Counter[str] = Counter()
-    num_lines = sum(1 for _ in _lines(input_file, Counter()))
+    num_lines = sum(1 for _ in whole_lines(input_file, Counter()))
     hidden_size = len(settings.modes) * pretrained.config.hidden_size
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +83,7 @@ def embed(
             with temporary.open('wb') as file:
                 np.save(file, np.zeros(shape, np.float32))
         with activity.progress(describe, total=num_lines, unit=' lines', shown=progress) as bar:
-            for some in _chunks(_lines(input_file, counts)):
+            for some in _chunks(whole_lines(input_file, counts)):
                 vectors[done : done + len(some)], cut = pretrained.embed(some, settings)
                 done, truncated = done + len(some), truncated + cut
                 bar.update(len(some))
@@ -101,13 +100,6 @@ def embed(
         normalized=settings.normalize,
         invalid_utf8_replaced=counts['invalid_utf8_replaced'],
     )
-
-
-def _lines(path: str, counts: Counter) -> Iterator[str]:
-    for number, line in enumerate(read_lines(Part(path), 'jsonl', counts), 1):
-        if line is None:
-            raise BadInput(f'{path}:{number}', 'is too long a line', f'lines of at most {LONGEST_RECORD:,} bytes')
-        yield line
 
 
 def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:

@@ -52,6 +52,23 @@ def read_lines(part: Part, kind: str, counts: Counter) -> Iterator[str | None]:
         yield None if is_skipping else decode(rest, counts).rstrip('\r')
 
 
+def whole_lines(path: str, counts: Counter) -> Iterator[str]:
+    """The lines of a file, for those who cannot do with a part of one.
+
+    Raises:
+      BadInput: for a line of more than `LONGEST_RECORD` bytes.
+    """
+    for number, line in enumerate(read_lines(Part(path), 'jsonl', counts), 1):
+        if line is None:
+            raise too_long(f'{path}:{number}')
+        yield line
+
+
+def too_long(where: str) -> BadInput:
+    """The error for a line that does not fit into memory."""
+    return BadInput(where, 'is too long a line', f'lines of at most {chunks.LONGEST_RECORD:,} bytes')
+
+
 def lines_of(text: str, counts: Counter) -> Iterable[str]:
     """The lines of a text, as `str.splitlines` finds them; one of more than `LONGEST_LINE` comes in parts."""
     return text.splitlines() if len(text) <= chunks.LONGEST_LINE else _lines_of_long(text, counts)
