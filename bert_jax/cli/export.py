@@ -37,7 +37,8 @@ def _export_finetuned(values: flags.FlagValues, workdir: str, step: int | None, 
     from bert_jax.finetune.export import PIPELINES, export
 
     proof = export(workdir, output, step)
-    next_step = f"Next: transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')"
+    pipeline = f"transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')"
+    next_step = f'Next: python -m bert_jax predict --model={output} --input=lines.txt\n      {pipeline}'
     print_result(values, proof, f'{_describe(proof, output, " of " + proof["workdir"])}\n{next_step}', is_in_files=True)
     return 0
 

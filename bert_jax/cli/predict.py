@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -23,11 +22,14 @@ if TYPE_CHECKING:
 @cleaning_up()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     name, source = required(values, 'model'), required(values, 'input')
-    from bert_jax.finetune.inputs import as_tsv, describe, jsonl
+    from bert_jax.finetune.inputs import as_tsv, check_source, describe
     from bert_jax.finetune.load import load_model
     from bert_jax.finetune.predict import FineTuned
+    from bert_jax.finetune.splits import json_lines
+    from bert_jax.workdir.result import check_output
 
-    _check(source, values.output)
+    check_source(source)
+    check_output(values.output or '')
     keep_programs()
     trained = load_model(name)
     if not isinstance(trained, FineTuned):
@@ -38,7 +40,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     with activity(lambda: f'predicting, {counts["examples"]:,} examples so far'):
         if values.output:
             with new_file(values.output) as temporary, temporary.open('w', encoding='utf-8') as file:
-                file.writelines(jsonl(results))
+                file.writelines(json_lines([result]) for result in results)
         elif values.json:
             print_result(values, {'results': list(results)}, '')
         else:
@@ -57,15 +59,6 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     return 0
 
 
-def _check(source: str, output: str | None) -> None:
-    """Looks at the names before a model is loaded."""
-    from bert_jax.workdir.result import check_output
-
-    check_output(output or '')
-    if source != '-' and ':' not in source and not Path(source).is_file():
-        raise BadInput(f'--input={source}', 'is not a file', 'a file, - for standard input, or FORMAT:FILE')
-
-
 def _results(values: flags.FlagValues, trained: 'FineTuned', source: str, counts: Counter) -> Iterator[dict[str, Any]]:
     """What the model says, with the id of its example where there is one."""
     import dataclasses
@@ -76,9 +69,7 @@ def _results(values: flags.FlagValues, trained: 'FineTuned', source: str, counts
     task = trained.task
     named = {'text': values.text or task.text, 'text_pair': values.text_pair or task.text_pair}
     trained = dataclasses.replace(trained, task=dataclasses.replace(task, directory='', **named))
-    columns = columns_of(trained)
-    optional = len(columns) - 1 if trained.takes_pairs is None and task.kind in ('classification', 'regression') else 0
-    records = read_examples(source, columns, trained.task, optional=optional, counts=counts)
+    records = read_examples(source, columns_of(trained), trained.task, counts=counts)
     for record, result in predict_stream(trained, records, counts):
         counts['examples'] += 1
         yield ({'id': record.fields['id']} if 'id' in record.fields else {}) | result

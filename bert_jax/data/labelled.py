@@ -11,7 +11,7 @@ from bert_jax.config.finetuning import Task
 from bert_jax.errors import BadInput
 from bert_jax.json_files import DamagedJson, parse_json
 from bert_jax.text.chunks import open_tfds
-from bert_jax.text.lines import whole_lines
+from bert_jax.text.lines import read_whole_lines
 from bert_jax.text.tally import not_text
 
 _LONGEST_FIELD = 1 << 26  # characters, of a CSV
@@ -63,7 +63,7 @@ def check_columns(needed: Iterable[str], names: Iterable[str], where: str) -> No
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a file; raises `BadInput` at its end when it is not in UTF-8."""
     counts, num_characters = Counter(), 0
-    for line in whole_lines(str(path), counts):
+    for line in read_whole_lines(str(path), counts):
         num_characters += len(line)
         yield line
     if counts['invalid_bytes'] > _BAD_TEXT * num_characters:

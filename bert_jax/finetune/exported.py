@@ -12,7 +12,7 @@ from typing import Any
 from bert_jax.config.fields import resolve_section
 from bert_jax.config.finetuning import FRAME, Task, unknown_field
 from bert_jax.errors import BadInput
-from bert_jax.finetune.heads import builder
+from bert_jax.finetune.heads import ARCHITECTURES, builder
 from bert_jax.finetune.predict import FineTuned
 from bert_jax.json_files import read_given_json
 from bert_jax.pretrained import hugging_face, tensor_names
@@ -23,14 +23,20 @@ from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 
 TASK_FILE = 'task.json'
-_KINDS = {
-    'BertForSequenceClassification': 'classification',  # or regression, by its labels
-    'BertForTokenClassification': 'tagging',
-    'BertForQuestionAnswering': 'spans',
-}
-_HEADS = {'classification': 'classifier', 'regression': 'classifier', 'tagging': 'classifier', 'spans': 'qa_outputs'}
-_WRITTEN = ('kind', 'text', 'text_pair', 'sequence_length', 'stride', 'max_question_tokens', 'max_answer_tokens')
-_ALSO_WRITTEN = 'n_best', 'token_prefix', 'columns'
+# Classification's class is regression's, too; which of the two it is, its labels say.
+_KINDS = {architecture: kind for kind, architecture in ARCHITECTURES.items() if kind != 'regression'}
+_WRITTEN = (
+    'kind',
+    'text',
+    'text_pair',
+    'sequence_length',
+    'stride',
+    'max_question_tokens',
+    'max_answer_tokens',
+    'n_best',
+    'token_prefix',
+    'columns',
+)
 
 
 def task_architecture(directory: Path) -> str | None:
@@ -48,7 +54,7 @@ def task_architecture(directory: Path) -> str | None:
 
 def write_task(directory: Path, task: Task, null_threshold: float | None) -> None:
     """Writes task.json; null_threshold: as of `FineTuned`."""
-    content: dict[str, Any] = {name: getattr(task, name) for name in (*_WRITTEN, *_ALSO_WRITTEN)}
+    content: dict[str, Any] = {name: getattr(task, name) for name in _WRITTEN}
     text = json.dumps(content | {'null_threshold': null_threshold}, indent=2, ensure_ascii=False)
     (directory / TASK_FILE).write_text(text + '\n', 'utf-8')
 
@@ -62,13 +68,12 @@ def read_finetuned(directory: Path, architecture: str) -> FineTuned:
     path = directory / 'config.json'
     content = read_given_json(path, 'a Hugging Face BERT directory')
     model, vocab_size = hugging_face.read_model_json(directory)
-    model = dataclasses.replace(model, dtype='float32')
     tokenizer = hugging_face.read_tokenizer(directory)
     file, tensors = read_tensors(directory)
     kind = _KINDS[architecture]
     if kind != 'classification':  # files of `transformers` may hold a pooler that no head uses
         tensors = {name: tensor for name, tensor in tensors.items() if '.pooler.' not in f'.{name}'}
-    num_outputs = _num_outputs(tensors, _HEADS[kind], file)
+    num_outputs = _num_outputs(tensors, 'qa_outputs' if kind == 'spans' else 'classifier', file)
     if kind == 'classification' and (content.get('problem_type') == 'regression' or num_outputs == 1):
         kind = 'regression'
     if content.get('problem_type') == 'multi_label_classification':
@@ -78,18 +83,15 @@ def read_finetuned(directory: Path, architecture: str) -> FineTuned:
     if num_outputs != expected:
         raise BadInput(str(file), f'the head of a {kind} model has {num_outputs} outputs', str(expected))
     labels = () if kind in ('regression', 'spans') else _labels(content, num_outputs, path)
-    provenance = of_files(directory, model.max_positions, (MLM_HEAD, NSP_HEAD))
+    provenance = of_files(directory, model.max_positions, (MLM_HEAD, NSP_HEAD), vocab_size - tokenizer.vocab_size)
     task, takes_pairs, null_threshold = _read_task(directory, kind, provenance.max_length(model.max_positions))
     build, table = builder(kind, num_outputs), tensor_names.TASK_TABLES[architecture]
-    if tokenizer.vocab_size > vocab_size:
-        raise hugging_face.too_few_rows(tokenizer.vocab_size, vocab_size, file)
-    params = tensor_names.from_tensors(
-        tensors, model, vocab_size, str(file), tokenizer.vocab_size, build=build, table=table
+    params, model, num_tokens = hugging_face.assemble(
+        tensors, model, vocab_size, tokenizer.vocab_size, file, build, table
     )
     if POOLER in tensor_names.absent_heads(tensors) and kind in ('classification', 'regression'):
         raise BadInput(str(file), f'has no {POOLER}, and its head needs one', 'all tensors of the model')
-    provenance = dataclasses.replace(provenance, rows_dropped=vocab_size - tokenizer.vocab_size)
-    merged = model_of(params, model, tokenizer.vocab_size, build)
+    merged = model_of(params, model, num_tokens, build)
     return FineTuned(merged, tokenizer, model, None, provenance, labels, task, takes_pairs, null_threshold)
 
 

@@ -1,51 +1,64 @@
 """What `predict` reads: an example a line, JSON lines, or any of the files that a task is learned from."""
 
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from bert_jax.config.finetuning import FORMATS, Task
 from bert_jax.data.labelled import Record, parse_record, read_records
 from bert_jax.errors import BadInput
+from bert_jax.finetune.predict import Columns
 from bert_jax.text.chunks import LONGEST_RECORD
-from bert_jax.text.lines import decode, too_long, whole_lines
+from bert_jax.text.lines import decode, line_too_long, read_whole_lines
+
+_STANDARD_INPUT = ('-', 'jsonl:-')
+_JSON_LINES = ('.jsonl', '.ndjson')  # endings of names
 
 
-def read_examples(
-    source: str, columns: tuple[str, ...], task: Task, *, optional: int, counts: Counter
-) -> Iterator[Record]:
+def check_source(source: str) -> None:
+    """Looks at the name of a source before a model is loaded.
+
+    Raises:
+      BadInput: when it is none that `read_examples` reads.
+    """
+    kind, _, rest = source.partition(':')
+    if source in _STANDARD_INPUT or (kind == 'tfds' and rest):
+        return
+    if not Path(rest if _is_of_format(source) else source).is_file():
+        expected = f'a file, - for standard input, or FORMAT:FILE with FORMAT one of {", ".join(FORMATS)}'
+        raise BadInput(f'--input={source}', 'is not a file', expected)
+
+
+def _is_of_format(source: str) -> bool:
+    return source.partition(':')[0] in FORMATS and source not in _STANDARD_INPUT and not Path(source).exists()
+
+
+def read_examples(source: str, columns: Columns, task: Task, *, counts: Counter) -> Iterator[Record]:
     """The examples of a source, in order, as records with the given columns.
 
     Args:
       source: FORMAT:FILE as in `config.task`, relative to the current directory; else a file (`.gz`, `.zst` too), or
         `-` for standard input. It holds JSON lines when its name says so (`.jsonl`, `jsonl:-`), else an example a line,
         with a tab between the two texts of a pair or between question and text.
-      optional: how many of the last columns may be absent.
       counts: {what: how often}: lines that are not UTF-8, whose invalid bytes are replaced.
 
     Raises:
-      BadInput: for a file that is not there or cannot be read, or a line without a column.
+      BadInput: for a file that is not there or cannot be read, or a line with too few or too many texts.
     """
-    kind, _, _ = source.partition(':')
-    needed = columns[: len(columns) - optional]
-    is_stdin = source in ('-', 'jsonl:-')
-    if kind in FORMATS and not is_stdin and not Path(source).exists():
-        yield from read_records(source, task, needed)
+    if _is_of_format(source):
+        yield from read_records(source, task, ())
         return
+    is_stdin = source in _STANDARD_INPUT
     name = 'standard input' if is_stdin else source
-    lines = _standard_input(counts) if is_stdin else _lines_of(source, counts)
-    is_json = source == 'jsonl:-' or Path(source.removesuffix('.gz').removesuffix('.zst')).suffix in (
-        '.jsonl',
-        '.ndjson',
-    )
+    lines = _standard_input(counts) if is_stdin else read_whole_lines(source, counts)
+    is_json = source == 'jsonl:-' or source.removesuffix('.gz').removesuffix('.zst').endswith(_JSON_LINES)
     for number, line in enumerate(lines, 1):
         where = f'{name}:{number}'
         if is_json and line.strip():
             yield Record(where, parse_record(line, where))
         elif not is_json:
-            yield Record(where, _split(line, columns, len(needed), where))
+            yield Record(where, _split(line, columns, where))
 
 
 def _standard_input(counts: Counter) -> Iterator[str]:
@@ -55,24 +68,17 @@ def _standard_input(counts: Counter) -> Iterator[str]:
     while line := sys.stdin.buffer.readline(LONGEST_RECORD + 1):
         number += 1
         if len(line) > LONGEST_RECORD:
-            raise too_long(f'standard input:{number}')
+            raise line_too_long(f'standard input:{number}')
         yield decode(line, counts).rstrip('\r\n')
 
 
-def _lines_of(path: str, counts: Counter) -> Iterator[str]:
-    if not Path(path).is_file():
-        expected = f'a file, - for standard input, or FORMAT:FILE with FORMAT one of {", ".join(FORMATS)}'
-        raise BadInput(f'--input={path}', 'is not a file', expected)
-    yield from whole_lines(path, counts)
-
-
-def _split(line: str, columns: tuple[str, ...], num_needed: int, where: str) -> dict[str, str]:
+def _split(line: str, columns: Columns, where: str) -> dict[str, str]:
     """The columns of a line; one column takes all of it."""
-    cells = [line] if len(columns) == 1 else line.split('\t')
-    if not num_needed <= len(cells) <= len(columns):
-        found = f'has {len(cells)} texts'
-        raise BadInput(where, found, ' and '.join(columns) + ', with a tab between them', 'or JSON lines: FILE.jsonl')
-    return dict(zip(columns, cells, strict=False))
+    cells = [line] if len(columns.names) == 1 else line.split('\t')
+    if not columns.num_needed <= len(cells) <= len(columns.names):
+        found, expected = f'has {len(cells)} text(s) between tabs', f'{" and ".join(columns.names)}, with a tab between'
+        raise BadInput(where, found, expected, 'or JSON lines, in a file whose name ends in .jsonl')
+    return dict(zip(columns.names, cells, strict=False))
 
 
 def describe(counts: Counter) -> list[str]:
@@ -88,8 +94,3 @@ def as_tsv(result: dict, task: Task) -> str:
         return f'{result["score"]}'
     first = result['label'] if task.kind == 'classification' else ' '.join(result['answer'].split())
     return f'{first}\t{result["score"]}'
-
-
-def jsonl(results: Iterable[dict]) -> Iterator[str]:
-    """A JSON object a line."""
-    return (json.dumps(result, ensure_ascii=False) + '\n' for result in results)

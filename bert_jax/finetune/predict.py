@@ -5,7 +5,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -22,10 +21,12 @@ from bert_jax.finetune.evaluator import model_outputs
 from bert_jax.finetune.heads import BertForTask
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.spans import Question, encode_questions
+from bert_jax.finetune.splits import softmax
 from bert_jax.finetune.tags import encode_words, words_of
 from bert_jax.finetune.texts import encode_texts
 from bert_jax.finetune.windows import Span, Window, null_score, ranked_spans
 from bert_jax.pretrained.load import Pretrained, batches_by_length
+from bert_jax.text.lines import batched
 
 EXAMPLES_AT_ONCE = 256  # encoded and run together
 
@@ -73,9 +74,9 @@ class FineTuned(Pretrained):
         """
         if isinstance(examples, str):
             raise BadInput('examples', 'is one string', 'a list of examples')
-        columns = columns_of(self)
+        columns = columns_of(self).names
         records = [_as_record(number, example, columns) for number, example in enumerate(examples)]
-        return [result for some in _chunks(records) for result in self.predict_records(some, Counter())]
+        return [result for _, result in predict_stream(self, records, Counter())]
 
     def predict_records(self, records: list[Record], counts: Counter) -> list[dict[str, Any]]:
         """What the model says of each of some records, as `predict` returns it; rows of similar length run together.
@@ -86,13 +87,12 @@ class FineTuned(Pretrained):
         Raises:
           BadInput: naming a record without a column, or with something else in it.
         """
-        _check_columns(records, columns_of(self), optional=columns_of(self)[1:] if self.takes_pairs is None else ())
+        _check_columns(records, columns_of(self))
         rows = list(self._rows(records, counts))
         outputs: list[np.ndarray] = [np.zeros(0)] * len(rows)
         graph, params = self._parts
         lengths = [len(row.ids) for row in rows]
-        batches = batches_by_length(lengths, self.config.max_positions)
-        for some, num_rows, length in batches:
+        for some, num_rows, length in batches_by_length(lengths, self.config.max_positions):
             ids = np.full((num_rows, length), self.tokenizer.pad_id, np.int32)
             types, present = np.zeros_like(ids), np.zeros_like(ids)
             for slot, number in enumerate(some):
@@ -126,7 +126,7 @@ class FineTuned(Pretrained):
             for row in encode_questions(questions, task, tokenizer, counts, is_training=False):
                 yield _Row(row.question, row.ids, row.window.place, row.window)
         else:
-            second = ''.join(columns_of(self)[1:])
+            second = ''.join(columns_of(self).names[1:])
             is_pair = [bool(second) and record.fields.get(second) is not None for record in records]
             for text_pair in {second, ''}:  # singles and pairs may alternate
                 numbers = [number for number, has_second in enumerate(is_pair) if has_second == bool(text_pair)]
@@ -139,13 +139,13 @@ class FineTuned(Pretrained):
         if kind == 'regression':
             return {'score': round(float(outputs[0][0]), 6)}
         if kind == 'classification':
-            probabilities = _softmax(outputs[0])
+            probabilities = softmax(outputs[0])
             scores = {label: _rounded(value) for label, value in zip(self.labels, probabilities, strict=True)}
             best = self.labels[int(probabilities.argmax())]
             return {'label': best, 'score': scores[best], 'scores': scores}
         if kind == 'tagging':
             logits = [logits[row.about] for row, logits in zip(rows, outputs, strict=True)]
-            probabilities = _softmax(np.concatenate(logits)) if logits else np.zeros((0, len(self.labels)))
+            probabilities = softmax(np.concatenate(logits)) if logits else np.zeros((0, len(self.labels)))
             tags = [
                 {'word': word, 'tag': self.labels[int(each.argmax())], 'score': _rounded(each.max())}
                 for word, each in zip(words_of(record, self.task), probabilities, strict=True)
@@ -165,24 +165,37 @@ class FineTuned(Pretrained):
         return _as_json([*spans, nothing], chosen) | {'null_odds': _rounded(odds)}
 
 
-def columns_of(trained: FineTuned) -> tuple[str, ...]:
-    """The names of the columns that an example has; where `takes_pairs` is None the second may be absent."""
+class Columns(NamedTuple):
+    """The names of the columns of an example; it must have the first `num_needed` of them."""
+
+    names: tuple[str, ...]
+    num_needed: int
+
+
+_OF_A_QUESTION = ('question', 'context')
+
+
+def columns_of(trained: FineTuned) -> Columns:
+    """The columns of the examples that a model takes."""
     task = trained.task
     if task.kind == 'spans':
-        return 'question', 'context'
+        return Columns(_OF_A_QUESTION, 2)
     if task.kind == 'tagging' or trained.takes_pairs is False:
-        return (task.text,)
-    return task.text, task.text_pair or 'text_pair'
+        return Columns((task.text,), 1)
+    return Columns((task.text, task.text_pair or 'text_pair'), 1 if trained.takes_pairs is None else 2)
 
 
-def _check_columns(records: Iterable[Record], needed: tuple[str, ...], optional: tuple[str, ...]) -> None:
+def _check_columns(records: Iterable[Record], columns: Columns) -> None:
+    needed = columns.names[: columns.num_needed]
     for record in records:
         for name in needed:
             value = record.fields.get(name)
-            if value is None and name not in optional:
-                expected = 'one with ' + ' and '.join(repr(name) for name in needed if name not in optional)
-                raise BadInput(record.where, f'has no {name!r}', expected, '--text=COLUMN and --text_pair=COLUMN')
-            if name in ('question', 'context') and not isinstance(value, str):
+            if value is None:
+                present = ', '.join(repr(key) for key, value in record.fields.items() if value is not None)
+                mend = '' if needed == _OF_A_QUESTION else '--text=COLUMN and --text_pair=COLUMN'
+                found, expected = f'has no {name!r}; it has {present or "nothing"}', ' and '.join(map(repr, needed))
+                raise BadInput(record.where, found, expected, mend)
+            if name in _OF_A_QUESTION and columns.names == _OF_A_QUESTION and not isinstance(value, str):
                 raise BadInput(record.where, f'{name!r} is of type {type(value).__name__}', 'text')
 
 
@@ -197,29 +210,17 @@ def _as_record(number: int, example: Any, columns: tuple[str, ...]) -> Record:
     raise BadInput(where, f'is of type {type(example).__name__}', f'text, or a pair of texts: {" and ".join(columns)}')
 
 
-def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
-    remaining = iter(records)
-    while some := list(itertools.islice(remaining, EXAMPLES_AT_ONCE)):
-        yield some
-
-
 def predict_stream(
     trained: FineTuned, records: Iterable[Record], counts: Counter
 ) -> Iterator[tuple[Record, dict[str, Any]]]:
     """(record, what the model says of it) of any number of records, in their order; some hundreds are held at once."""
-    for some in _chunks(records):
+    for some in batched(records, EXAMPLES_AT_ONCE):
         yield from zip(some, trained.predict_records(some, counts), strict=True)
 
 
 def _as_json(candidates: list[Span], chosen: Span) -> dict[str, Any]:
-    scores = np.array([span.score for span in candidates])
-    probability = _softmax(scores)[next(n for n, span in enumerate(candidates) if span is chosen)]
+    probability = softmax(np.array([span.score for span in candidates]))[candidates.index(chosen)]
     return {'answer': chosen.text, 'score': _rounded(probability), 'start': chosen.start, 'end': chosen.end}
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def _rounded(value: Any) -> float:

@@ -88,6 +88,7 @@ def make_rows(ids: Sequence[Sequence[int]], second: Sequence[int], labels: np.nd
 
 _ROW_TOKENS = 128  # about so many fill a row; attention makes longer ones slower, and short ones are harder to fill
 _MOST_PER_ROW = 2  # a row has slots for so many times the mean number of examples
+_HARDLY_PADDED = 0.7  # mean length over the longest, above which long examples take less time in rows of their own
 _LENGTH_STEPS = 8  # lengths of rows between a power of two and the next
 
 
@@ -108,6 +109,11 @@ class Packing:
     num_rows_multiple: int = 1
     length_multiple: int = 16
 
+    @property
+    def num_slots(self) -> int:
+        """E."""
+        return 1 if self.examples_per_row == 1 else _MOST_PER_ROW * self.examples_per_row
+
     def num_rows(self, batch_size: int) -> int:
         """B for a batch of so many examples."""
         return round_up(-(-batch_size // self.examples_per_row), self.num_rows_multiple)
@@ -127,7 +133,7 @@ class Packing:
         Returns:
           ([n] int64 rows, [n] int64 slots in them, tokens of the fullest row). Added rows stay empty.
         """
-        num_rows, num_slots = -(-len(lengths) // self.examples_per_row), _MOST_PER_ROW * self.examples_per_row
+        num_rows = -(-len(lengths) // self.examples_per_row)
         rows, slots = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
         emptiest = [(0, row, 0) for row in range(num_rows)]  # (tokens, row, examples) of those with a free slot
         most = 0
@@ -136,15 +142,22 @@ class Packing:
             rows[example], slots[example] = row, num_examples
             num_tokens += int(lengths[example])
             most = max(most, num_tokens)
-            if num_examples + 1 < num_slots:
+            if num_examples + 1 < self.num_slots:
                 heapq.heappush(emptiest, (num_tokens, row, num_examples + 1))
         return rows, slots, most
 
 
 def choose_examples_per_row(rows: Rows) -> int:
-    """2, 4 or 8, so that a row holds about `_ROW_TOKENS` tokens: a power of two, by which batches mostly divide."""
-    fitting = _ROW_TOKENS * len(rows) // len(rows.ids)
-    return min(max(2 ** (max(fitting, 1).bit_length() - 1), 2), 8)
+    """2, 4 or 8, so that a row holds about `_ROW_TOKENS` tokens: a power of two, by which batches mostly divide.
+
+    1 for long examples that are nearly as long as the longest: there is little padding to save, and attention over
+    longer rows takes more time.
+    """
+    mean, longest = len(rows.ids) / len(rows), int(np.diff(rows.starts).max())
+    fitting = int(_ROW_TOKENS / mean)
+    if fitting < 2:
+        return 1 if mean > _HARDLY_PADDED * longest else 2
+    return min(2 ** (fitting.bit_length() - 1), 8)
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -195,7 +208,7 @@ class TaskStream(Stream[TaskBatch]):
         if self._packing:
             rows, slots, most = self._packing.rows(lengths)
             shape = self.batch_size, max(self._packing.length(most), self._least_length)
-            num_slots = _MOST_PER_ROW * self._packing.examples_per_row
+            num_slots = self._packing.num_slots
         else:
             rows, slots = np.arange(len(examples)), np.zeros(len(examples), np.int64)
             shape, num_slots = (len(examples), self._length), 1

@@ -173,7 +173,8 @@ def _write_results(
 
 def _describe(workdir: str, config: FinetuneConfig, data: TaskData, program: TrainProgram) -> str:
     batch_size = config.train.global_batch_size
-    return f'{workdir}: {program.num_steps:,} steps of {batch_size} rows, {len(data.train):,} rows an epoch'
+    # Windows of one example (text with answers, a long sentence to tag) count as several.
+    return f'{workdir}: {program.num_steps:,} steps of {batch_size} examples, {len(data.train):,} examples an epoch'
 
 
 def _flags_of_shorter(config: FinetuneConfig, share: float) -> str:

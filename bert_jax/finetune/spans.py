@@ -90,7 +90,7 @@ class SpanSplit(Split):
 
 
 class Answered(NamedTuple):
-    """What is said of a question that may have no answer.
+    """The prediction for a question that may have no answer.
 
     best: the text of the best span.  candidates: (text, probability), best first; '' is no answer.
     null_odds: the score of no answer less that of the best span; above the threshold, no answer is given.

@@ -66,6 +66,12 @@ def choose(rows: Rows, example: np.ndarray, max_examples: int) -> Rows:
     return rows.chosen(np.flatnonzero(is_chosen[example]))
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """[..., C] logits -> [..., C] probabilities."""
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
 def json_lines(records: Iterable[dict[str, Any]]) -> str:
     """A JSON object a line."""
     return ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records)

@@ -1,7 +1,6 @@
 """Single texts and pairs with a class or a number each: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
 
 import dataclasses
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,8 @@ from bert_jax.data.labelled import Reading, Record, sorted_labels, unknown_label
 from bert_jax.errors import BadInput
 from bert_jax.finetune import metrics
 from bert_jax.finetune.rows import make_rows
-from bert_jax.finetune.splits import Split, json_lines
+from bert_jax.finetune.splits import Split, json_lines, softmax
+from bert_jax.text.lines import batched
 from bert_jax.text.tokenizer import Tokenizer
 
 _AT_ONCE = 4096  # texts encoded together
@@ -27,9 +27,7 @@ class ClassSplit(Split):
     labels: tuple[str, ...]
 
     def predictions(self, outputs: np.ndarray) -> list[Any]:
-        weights = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        probabilities = weights / weights.sum(axis=1, keepdims=True)
-        return list(zip(outputs.argmax(axis=1).tolist(), probabilities.round(6).tolist(), strict=True))
+        return list(zip(outputs.argmax(axis=1).tolist(), softmax(outputs).round(6).tolist(), strict=True))
 
     def metrics(self, names: Iterable[str], predictions: list[Any]) -> dict[str, float]:
         predicted = [number for number, _ in predictions]
@@ -79,7 +77,7 @@ def open_texts(
     reading, given = Reading(source, task, columns), []
     counts: Counter[str] = Counter()
     ids, second = [], []
-    for some in _chunks(iter(reading)):
+    for some in batched(reading, _AT_ONCE):
         for row, boundary in encode_texts(some, task, tokenizer, counts):
             ids.append(row)
             second.append(boundary)
@@ -114,11 +112,6 @@ def _number(where: str, label: Any) -> float:
         shown = repr(label) if len(str(label)) <= 10 else f'of {len(str(label))} characters'  # it may be text
         raise BadInput(where, f'has the label {shown}', 'a number', '--config.task.label=COLUMN')
     return value
-
-
-def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
-    while some := list(itertools.islice(records, _AT_ONCE)):
-        yield some
 
 
 def encode_texts(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bert_jax.config.finetuning import Task
+from bert_jax.finetune.splits import softmax
 
 
 class Window(NamedTuple):
@@ -58,9 +59,8 @@ def token_span(offsets: list[tuple[int, int]], answer: str, start: int) -> tuple
 
 def with_probabilities(spans: list[Span]) -> list[tuple[str, float]]:
     """(text, probability) of some spans; the probabilities add up to 1."""
-    scores = np.array([span.score for span in spans])
-    weights = np.exp(scores - scores.max(initial=-np.inf))
-    return list(zip([span.text for span in spans], (weights / weights.sum()).tolist(), strict=True))
+    probabilities = softmax(np.array([span.score for span in spans]))
+    return list(zip([span.text for span in spans], probabilities.tolist(), strict=True))
 
 
 def null_score(outputs: list[np.ndarray]) -> float:

@@ -29,7 +29,7 @@ from bert_jax.train.speed import flops_per_step
 
 _WARM_UP, _FEWEST_ROUNDS, _ROUND_S = 3, 5, 1.0
 _SQUARE = 2048  # of the matmul that a CPU's MFU is relative to
-_BUSY = 1.5  # how much longer one and the same matmul takes on a machine that is busy
+_BUSY = 1.5  # the slowest over the fastest time of that matmul, beyond which the machine counts as busy
 _COUNTED_BATCHES = 8  # for each length of rows
 _FOR_EVER = 2**31 - 1  # steps
 
@@ -228,9 +228,9 @@ def describe(result: Bench) -> str:
     """What was measured, in a few lines."""
     axes = ', '.join(f'{axis}={size}' for axis, size in result.mesh.items())
     against = 'its own matmul of 2048 x 2048' if result.device == 'cpu' else 'the published bfloat16 peak'
-    unknown = 'unknown, for the step was faster than that matmul' if result.device == 'cpu' else 'unknown'
+    unknown = 'unknown: the step was faster than that matmul' if result.device == 'cpu' else 'unknown'
     mfu = unknown if result.mfu is None else f'{result.mfu:.1%} of {against}'
-    busy = int(result.was_busy)
+    busy = 'The machine was busy while this was measured: the same matmul took much longer in some rounds.'
     held = 'this process held at most, compiler and Python included' if result.is_resident_size else 'of a device'
     return '\n'.join(
         [
@@ -246,9 +246,6 @@ def describe(result: Bench) -> str:
             f'{result.ceiling_fraction:.1%} of the step',
             f'Memory: {console.size(result.peak_memory_bytes)} {held}',
             f'Waiting for input: {result.input_wait_fraction:.1%}',
-            *(
-                ['The machine was busy while this was measured: the same matmul took much longer in some rounds.']
-                * busy
-            ),
+            *([busy] if result.was_busy else []),
         ]
     )

@@ -115,7 +115,7 @@ def compile_for(config: Config, target: Target, effort: str = FULL, limit_s: flo
             )
         text = answer.read_text()
     if path is not None:
-        with contextlib.suppress(OSError):  # a cache that cannot be written is filled by no one, and nothing is lost
+        with contextlib.suppress(OSError):  # the cache only saves time
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, text)
     return _program(json.loads(text))

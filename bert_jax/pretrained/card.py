@@ -22,8 +22,6 @@ _PAIRS = {
     'nsp': 'next-sentence prediction (label 0: the second text follows the first; 1: it is from another document)',
     'sop': 'sentence order (label 0: the two texts are in order; 1: they are swapped)',
 }
-
-
 _UNITS = dict.fromkeys(('loss', 'mlm_loss', 'nsp_loss', 'unigram_entropy'), ' nats')
 _OF_WINDOWS = ('masked_word_nats_per_character', 'unigram_nats_per_character')
 
@@ -91,8 +89,8 @@ def _heads(pairing: str, step: int, provenance: Provenance) -> Iterator[str]:
             ' and the '.join(untrained) if len(untrained) < 3 else f'{", ".join(untrained[:-1])} and {untrained[-1]}'
         )
         yield (
-            f'{reason}Not trained, and left out of this directory: the {names}. Classes of `transformers` that have '
-            'them start them at random: do not use their outputs before training them.'
+            f'{reason}Not trained, and left out of this directory: the {names}. `transformers` initializes them at '
+            'random in the classes that have them; train them before you use their outputs.'
         )
     if not step:
         yield 'Saved before any training step: the weights are those that the run started from.'

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
-from bert_jax.text.lines import whole_lines
+from bert_jax.text.lines import batched, read_whole_lines
 
 _LINES_AT_ONCE = 4096
 
@@ -65,7 +64,7 @@ def embed(
     check(input_file, output)
     start = time.monotonic()
     counts: Counter[str] = Counter()
-    num_lines = sum(1 for _ in whole_lines(input_file, Counter()))
+    num_lines = sum(1 for _ in read_whole_lines(input_file, Counter()))
     hidden_size = len(settings.modes) * pretrained.config.hidden_size
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +82,7 @@ def embed(
             with temporary.open('wb') as file:
                 np.save(file, np.zeros(shape, np.float32))
         with activity.progress(describe, total=num_lines, unit=' lines', shown=progress) as bar:
-            for some in _chunks(whole_lines(input_file, counts)):
+            for some in batched(read_whole_lines(input_file, counts), _LINES_AT_ONCE):
                 vectors[done : done + len(some)], cut = pretrained.embed(some, settings)
                 done, truncated = done + len(some), truncated + cut
                 bar.update(len(some))
@@ -100,14 +99,3 @@ def embed(
         normalized=settings.normalize,
         invalid_utf8_replaced=counts['invalid_utf8_replaced'],
     )
-
-
-def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:
-    some: list[str] = []
-    for line in lines:
-        some.append(line)
-        if len(some) == _LINES_AT_ONCE:
-            yield some
-            some = []
-    if some:
-        yield some

@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.json_files import read_given_json
+from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.pretrained.tensor_names import TABLE, TASK_TABLES, WORD, from_tensors, to_tensors
+from bert_jax.pretrained.tensor_names import TABLE, TASK_TABLES, WORD, Tensor, from_tensors, to_tensors
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -147,22 +148,25 @@ def read_model(directory: Path, num_tokens: int | None = None) -> tuple[nnx.Stat
 
 
 def assemble(
-    tensors: dict[str, np.ndarray], model: config.Model, vocab_size: int, num_tokens: int | None, file: Path
+    tensors: dict[str, np.ndarray],
+    model: config.Model,
+    vocab_size: int,
+    num_tokens: int | None,
+    file: Path,
+    build: Build = BertForPreTraining,
+    table: list[Tensor] = TABLE,
 ) -> tuple[nnx.State, config.Model, int]:
     """What `read_model` returns, from tensors of `file` under Hugging Face's names.
+
+    Args: build and table, as of `from_tensors`.
 
     Raises:
       BadInput: as `read_model`; and when the vocabulary has more tokens than rows.
     """
     num_tokens = vocab_size if num_tokens is None else num_tokens
     if num_tokens > vocab_size:
-        raise too_few_rows(num_tokens, vocab_size, file)
+        found = f'the tokenizer has {num_tokens} tokens, the embedding {WORD} {vocab_size} rows'
+        raise BadInput(str(file), found, 'a row for every token', 'the tokenizer and the weights of one model')
     model = dataclasses.replace(model, dtype='float32')
-    params = from_tensors(tensors, model, vocab_size, str(file), num_tokens)
+    params = from_tensors(tensors, model, vocab_size, str(file), num_tokens, build=build, table=table)
     return params, model, num_tokens
-
-
-def too_few_rows(num_tokens: int, vocab_size: int, file: Path) -> BadInput:
-    """The error for a tokenizer with more tokens than the embeddings have rows."""
-    found = f'the tokenizer has {num_tokens} tokens, the embedding {WORD} {vocab_size} rows'
-    return BadInput(str(file), found, 'a row for every token', 'the tokenizer and the weights of one model')

@@ -8,14 +8,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 from bert_jax.config import Config, finetuning, positions_trained
 from bert_jax.errors import BadInput
 from bert_jax.json_files import read_given_json
-from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.tensor_names import HEADS, MLM_HEAD, NSP_HEAD, POOLER
-from bert_jax.workdir import identity, seal
+from bert_jax.workdir import identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,27 +69,6 @@ class Provenance:
         return found
 
 
-def provenance_of(directory: str, step: int | None = None) -> Provenance:
-    """What is known of the weights in a workdir (of pretraining or fine-tuning), an export or a Hugging Face directory.
-
-    Args:
-      step: of the workdir's checkpoint; the newest without it.
-
-    Raises:
-      BadInput: when there is none of these.
-    """
-    if not identity.is_workdir(directory):
-        path = Path(directory)
-        model, _ = hugging_face.read_model_json(path)
-        return of_files(path, model.max_positions)
-    if step is None:
-        step = max(seal.sealed_steps(epath.Path(directory) / 'checkpoints'), default=0)
-    given = identity.load_settings(directory)
-    if 'task' in given:
-        return of_finetune(finetuning.resolve(given), start_of(directory))
-    return of_run(identity.load_config(directory), step, start_of(directory))
-
-
 def start_of(workdir: str) -> Provenance | None:
     """What the weights were that a run started from; None for random ones.
 
@@ -139,19 +115,6 @@ def of_files(directory: Path, max_positions: int, absent: tuple[str, ...] = (), 
         length = read_given_json(settings, 'the settings of a tokenizer').get('model_max_length')
     is_length = isinstance(length, int) and 2 < length < max_positions  # `transformers` writes 1e30 for 'not known'
     return Provenance(length if is_length else max_positions, absent, rows_dropped)
-
-
-def trained_length(directory: str, step: int | None = None) -> int:
-    """Tokens of the longest text that the weights of a workdir, an export or a Hugging Face directory were trained on.
-
-    Raises:
-      BadInput: as `provenance_of`.
-    """
-    if identity.is_workdir(directory):
-        max_positions = identity.load_settings(directory)['model']['max_positions']
-    else:
-        max_positions = hugging_face.read_model_json(Path(directory))[0].max_positions
-    return provenance_of(directory, step).max_length(max_positions)
 
 
 def _longest(start: Provenance | None, positions: int) -> int | None:

@@ -7,7 +7,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -16,6 +16,7 @@ from bert_jax.text import chunks
 from bert_jax.text.chunks import Part
 from bert_jax.text.formats import HEAD_BYTES, check_text
 
+Item = TypeVar('Item')
 _BLOCK_BYTES = 1 << 20
 # Scripts that put no blanks between words: Chinese and Japanese, not Korean.
 _IDEOGRAPH = re.compile('[\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60\U00020000-\U0003ffff]')
@@ -52,20 +53,27 @@ def read_lines(part: Part, kind: str, counts: Counter) -> Iterator[str | None]:
         yield None if is_skipping else decode(rest, counts).rstrip('\r')
 
 
-def whole_lines(path: str, counts: Counter) -> Iterator[str]:
-    """The lines of a file, for those who cannot do with a part of one.
+def read_whole_lines(path: str, counts: Counter) -> Iterator[str]:
+    """The lines of a file, each as a whole.
 
     Raises:
-      BadInput: for a line of more than `LONGEST_RECORD` bytes.
+      BadInput: for a line of more than `LONGEST_RECORD` bytes, and for a file that is damaged or of another kind.
     """
     for number, line in enumerate(read_lines(Part(path), 'jsonl', counts), 1):
         if line is None:
-            raise too_long(f'{path}:{number}')
+            raise line_too_long(f'{path}:{number}')
         yield line
 
 
-def too_long(where: str) -> BadInput:
-    """The error for a line that does not fit into memory."""
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter; as `itertools.batched` of Python 3.12."""
+    remaining = iter(items)
+    while some := list(itertools.islice(remaining, size)):
+        yield some
+
+
+def line_too_long(where: str) -> BadInput:
+    """The error for a line that is not read into memory."""
     return BadInput(where, 'is too long a line', f'lines of at most {chunks.LONGEST_RECORD:,} bytes')
 
 

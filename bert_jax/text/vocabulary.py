@@ -10,13 +10,14 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from bert_jax.errors import BadInput
 
+_HALF_OF_A_PAIR = re.compile('[\ud800-\udfff]')
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 in a vocabulary trained here
 MOST_TOKENS = 1 << 22
 _UNUSED = re.compile(r'[\[<]unused[_-]?(id-)?\d+[\]>]')  # free entries of a vocabulary, as [unused17]
@@ -121,15 +122,21 @@ class Vocabulary:
         return isinstance(other, Vocabulary) and self._rules == other._rules
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        with library_errors(self._where):
-            return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in self._encodings(self._backend.encode_batch_fast, texts)]
 
     def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
         yield words, *flattened(self.encode_batch(words))
 
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        return [(found.ids, found.offsets) for found in self._encodings(self._backend.encode_batch, texts)]
+
+    def _encodings(self, encode: Callable[..., list[Any]], texts: list[str]) -> list[Any]:
+        """What the library's `encode` makes of texts; half of a surrogate pair, which UTF-8 cannot hold, is U+FFFD."""
         with library_errors(self._where):
-            return [(found.ids, found.offsets) for found in self._backend.encode_batch(texts, add_special_tokens=False)]
+            try:
+                return encode(texts, add_special_tokens=False)
+            except TypeError:
+                return encode([_HALF_OF_A_PAIR.sub('\ufffd', text) for text in texts], add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         frame = (self.pad_id, self.cls_id, self.sep_id, self.mask_id)

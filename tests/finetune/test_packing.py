@@ -62,7 +62,7 @@ def _parts(batch: TaskBatch, kind: str) -> Counter:
 
 
 @pytest.mark.parametrize('kind', [kind for kind, _ in KINDS])
-@pytest.mark.parametrize('examples_per_row', [2, 4, 5])
+@pytest.mark.parametrize('examples_per_row', [1, 2, 4, 5])
 def test_a_packed_batch_holds_what_the_padded_one_holds(kind: str, examples_per_row: int) -> None:
     packed, padded = _stream(kind, Packing(examples_per_row)), _stream(kind, None)
     for step in range(8):  # two and a half epochs
@@ -108,9 +108,14 @@ def test_slots_hold_however_uneven_the_lengths_are() -> None:
     assert packing.length(257) == 288 and Packing(4, length_multiple=128).length(129) == 256
 
 
-@pytest.mark.parametrize('length, expected', [(3, 8), (11, 8), (20, 4), (53, 2), (100, 2), (300, 2)])
-def test_short_examples_share_a_row_with_more(length: int, expected: int) -> None:
-    rows = make_rows([[2] * length] * 5, [length] * 5, np.zeros(5, np.int32))
+@pytest.mark.parametrize(
+    'lengths, expected',
+    [([3], 8), ([11], 8), ([20], 4), ([53], 2), ([100], 1), ([380, 384, 370], 1), ([100, 150, 384], 2)],
+)
+def test_short_examples_share_a_row_with_more_and_long_ones_of_one_length_with_none(
+    lengths: list[int], expected: int
+) -> None:
+    rows = make_rows([[2] * length for length in lengths], lengths, np.zeros(len(lengths), np.int32))
     assert choose_examples_per_row(rows) == expected
 
 

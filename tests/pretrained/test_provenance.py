@@ -9,9 +9,8 @@ import pytest
 from bert_jax import config
 from bert_jax.config.finetuning import finetune, resolve
 from bert_jax.errors import BadInput
-from bert_jax.pretrained import provenance
 from bert_jax.pretrained.load import load_pretrained
-from bert_jax.pretrained.provenance import Provenance, of_finetune, of_run, trained_length
+from bert_jax.pretrained.provenance import Provenance, of_files, of_finetune, of_run, start_of
 from bert_jax.pretrained.tensor_names import HEADS, MLM_HEAD, NSP_HEAD, POOLER
 from bert_jax.workdir import identity
 from tests.support.models import MODEL, read_tokenizer, write_model
@@ -49,18 +48,22 @@ def test_a_model_from_elsewhere_is_taken_at_its_word(length: float | None, expec
     directory = write_model(tmp_path / 'model')
     settings = {'do_lower_case': True} | ({} if length is None else {'model_max_length': length})
     (directory / 'tokenizer_config.json').write_text(json.dumps(settings))
-    assert trained_length(str(directory)) == expected
+    assert of_files(directory, 32).max_length(32) == expected
+
+
+def _trained_length(workdir: str, step: int) -> int:
+    return of_run(identity.load_config(workdir), step, start_of(workdir)).max_length(64)
 
 
 def test_a_workdir_records_what_its_run_started_from(tmp_path: Path) -> None:
     tokenizer, workdir = read_tokenizer(tmp_path), str(tmp_path / 'run')
     identity.claim(workdir, _config(), tokenizer, {'init': 'hash'}, start=Provenance(40, (MLM_HEAD,), 2))
-    assert provenance.start_of(workdir) == Provenance(40, (MLM_HEAD,), 2)
-    assert trained_length(workdir, 0) == trained_length(workdir) == trained_length(workdir, 5) == 40
+    assert start_of(workdir) == Provenance(40, (MLM_HEAD,), 2)
+    assert _trained_length(workdir, 0) == _trained_length(workdir, 5) == 40
     identity.claim(str(tmp_path / 'new'), _config(), tokenizer, {})
-    assert provenance.start_of(str(tmp_path / 'new')) is None and trained_length(str(tmp_path / 'new'), 5) == 32
+    assert start_of(str(tmp_path / 'new')) is None and _trained_length(str(tmp_path / 'new'), 5) == 32
     identity.claim(str(tmp_path / 'old'), _config(), tokenizer, {'init': 'hash'})  # before this was recorded
-    assert trained_length(str(tmp_path / 'old'), 1) == 64
+    assert _trained_length(str(tmp_path / 'old'), 1) == 64
 
 
 @pytest.mark.parametrize('said', [5, {}, {'positions_trained': 0, 'untrained_heads': []}, {'untrained_heads': ['x']}])
@@ -69,7 +72,7 @@ def test_a_record_that_cannot_be_read_is_refused(said: object, tmp_path: Path) -
     path = tmp_path / 'run' / 'config.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | {'start': said}))
     with pytest.raises(BadInput, match='config.json: start'):
-        trained_length(str(tmp_path / 'run'))
+        start_of(str(tmp_path / 'run'))
 
 
 @pytest.mark.compiles
