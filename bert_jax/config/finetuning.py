@@ -73,8 +73,8 @@ class Task:
     max_question_tokens: int = at_least(64, 1)  # spans; longer questions are cut
     max_answer_tokens: int = at_least(30, 1)  # spans; longer answers are not given
     n_best: int = at_least(20, 1)  # spans
-    # so many examples of a training batch share a row, on average; 0: one to eight, by their lengths; 1: one each,
-    # padded to `sequence_length`
+    # examples that share a row in training, on average; 0: one to eight, by their lengths; 1: one in each row, padded
+    # to `sequence_length`
     examples_per_row: int = setting(
         0, '0 (automatic) or a number up to 64', lambda v: 0 <= v <= 64, role=Role.IDENTITY_IF_SET, before=1
     )

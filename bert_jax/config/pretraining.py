@@ -111,7 +111,7 @@ class Data:
     group_field: str = setting('', role=Role.CONTENT)
     # share of the records that may be bad (not JSON, no text) and are skipped
     bad_records: float = fraction(0.001, Role.EXECUTION)
-    # share of the text, and of that of any file, that may be bytes which are not UTF-8; they are replaced and counted
+    # share of the whole text, and of each file, that may be bytes which are not UTF-8; they are replaced and counted
     bad_text: float = fraction(0.001, Role.EXECUTION)
     # what ends a document of a text file: a blank line, or only the end of the file
     documents: str = setting('blank_lines', choices=('blank_lines', 'file'), role=Role.CONTENT_IF_SET)

@@ -73,9 +73,10 @@ def _width(lines: list[str]) -> int:
 
 def documents_hint(sources: list[Source], num_documents: int, reading: Reading) -> str:
     """A sentence to print where many small files of text gave clearly more documents than there are files."""
-    num_files = sum(len(source.files) for source in sources if source.name.startswith('text:'))
-    is_all = all(source.name.startswith('text:') for source in sources)
-    if reading.documents == 'file' or not is_all or not _FEWEST <= num_files < num_documents / 1.5:
+    if reading.documents == 'file' or not all(source.name.startswith('text:') for source in sources):
+        return ''
+    num_files = sum(bool(num_bytes) for source in sources for num_bytes, _ in source.files.values())
+    if not _FEWEST <= num_files < num_documents / 1.5:
         return ''
     return (
         f'{num_files:,} files gave {num_documents:,} documents, because a blank line ends one: '

@@ -59,7 +59,7 @@ class Pool:
                 f'--workers={self._workers}',
                 'a worker process was killed: was there memory for all of them?',
                 'up to 1 GB a worker',
-                'the same command with fewer --workers goes on where it was',
+                'the same command with fewer --workers resumes where it was',
             ) from None
 
 

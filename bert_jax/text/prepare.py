@@ -112,7 +112,7 @@ def prepare(
     Raises:
       BadInput: for a bad source (see `plan_source`, `read_chunk`) or tokenizer, a directory that holds something else
         or cannot be written, too many bad records, no document at all, or fewer than two training documents with
-        `data.pairing='nsp'`. Chunks that are finished stay, and the same command goes on with them.
+        `data.pairing='nsp'`. Chunks that are finished stay, and the same command resumes with them.
     """
     _check_is_text(data)
     start = time.monotonic()
@@ -125,11 +125,11 @@ def prepare(
             say(f'{directory} holds this corpus already; the source was not read again')
         return _summary(directory, manifest, given, tokenizer, [], progress, reused=True)
     make_pool = _pool_maker(workers, beam, progress)
-    sources, warnings = plan(data, mixture), []
-    if given is not None and tokenizer.path and (shard is None or shard[0] == 0):
+    sources, warnings, is_first = plan(data, mixture), [], shard is None or shard[0] == 0
+    if given is not None and tokenizer.path and is_first:
         sentences = first_sentences(sources, Reading.of(data), characters=SAMPLE_CHARACTERS)
         warnings = as_warnings(doubts(given, sentences), f'config.tokenizer.path={tokenizer.path}', progress)
-    for hint in hints(sources, Reading.of(data)) if progress else ():
+    for hint in hints(sources, Reading.of(data)) if progress and is_first else ():
         say(f'hint: {hint}')
     try:
         with open_job(directory, Reading.of(data), sources, settings, alone=shard is None, progress=progress) as job:
@@ -242,7 +242,7 @@ def _cannot_write(directory: pathlib.Path, error: OSError) -> BadInput:
         f'config.data.corpus={directory}',
         f'cannot be written: {error.strerror or error}' + (f' ({error.filename})' if error.filename else ''),
         'a directory to write in, on a disk with room',
-        'make room; the same command goes on with the chunks that are finished',
+        'make room; the same command resumes with the chunks that are finished',
     )
 
 

@@ -70,7 +70,7 @@ def shortfall(vocab_size: int, settings: config.Tokenizer) -> list[Doubt]:
 
 def as_warnings(doubts: list[Doubt], where: str, progress: bool) -> list[str]:
     """A line for each doubt; with `progress` they are printed."""
-    lines = [f'{where} {doubt.found}; expected: {doubt.expected}; fix: {doubt.fix}' for doubt in doubts]
+    lines = [f'{where}: {doubt.found}; expected: {doubt.expected}; fix: {doubt.fix}' for doubt in doubts]
     for line in lines if progress else ():
         say(f'warning: {line}')
     return lines

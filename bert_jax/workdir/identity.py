@@ -55,7 +55,7 @@ def as_begun(config: ConfigT, workdir: str, changing: Sequence[str] = (), *, qui
         return config
     recorded = _read(epath.Path(workdir) / 'config.json')['config']
     if 'data.max_sequences' not in changing:
-        config = _with_chosen_sequences(config, recorded)
+        config = _with_recorded_sequences(config, recorded)
     kept = with_values_before(config, recorded, changing)
     if kept != config and not quiet:
         ours, theirs = identity_of(config), identity_of(kept)
@@ -64,7 +64,7 @@ def as_begun(config: ConfigT, workdir: str, changing: Sequence[str] = (), *, qui
     return kept
 
 
-def _with_chosen_sequences(config: ConfigT, recorded: dict[str, Any]) -> ConfigT:
+def _with_recorded_sequences(config: ConfigT, recorded: dict[str, Any]) -> ConfigT:
     """A config of pretraining with the recorded `data.max_sequences` in place of 0; any other as it is."""
     chosen = recorded.get('data', {}).get('max_sequences')
     if not isinstance(config, Config) or config.data.max_sequences != 0 or chosen is None:

@@ -129,7 +129,8 @@ def test_answers_of_datasets_have_another_form_and_say_the_same(tmp_path: Path) 
     'content, words',
     [
         ('{"data": 5}', 'is not SQuAD JSON'),
-        ('not json', 'is not SQuAD JSON'),
+        ('not json', 'is not JSON'),
+        ('{"data": "\\ud800"}', 'holds half of a surrogate pair'),
         (squad([('ada', [('who?', [('bob', 0)])])]), 'no question to learn'),
         (
             squad([('ada', [('who?', [])])]).replace('"answers": [], ', '').replace(', "answers": []', ''),

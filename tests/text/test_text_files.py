@@ -136,6 +136,7 @@ def test_a_parquet_file_of_large_pages_is_pointed_out(tmp_path, monkeypatch, cap
 def test_many_files_of_several_documents_suggest_one_document_each(tmp_path, capsys):
     for number, document in enumerate(make_documents(30)):
         (tmp_path / f'{number}.txt').write_text('\n\n'.join(f'{number} {line} {i}' for i, line in enumerate(document)))
+    (tmp_path / 'empty.txt').write_text('')
     data = config.Data(source=f'text:{tmp_path}/*.txt', corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER)
     assert 'hint: 30 files gave' in capsys.readouterr().err
