@@ -21,7 +21,7 @@ from bert_jax.files import write_whole
 from bert_jax.json_files import DamagedJson, read_json
 from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
-from bert_jax.workdir.recorded_paths import found_from, start_of
+from bert_jax.workdir.recorded_paths import current_directory_from, found_from
 
 ConfigT = TypeVar('ConfigT', Config, FinetuneConfig)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
@@ -115,7 +115,11 @@ def claim(
             changes = [
                 {'step': step, 'field': name, 'from': theirs.get(name), 'to': ours.get(name)} for name in sorted(differ)
             ]
-            content |= {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': ours}
+            content |= {
+                'config': dataclasses.asdict(config),
+                'directory': current_directory_from(workdir),
+                'fingerprint': ours,
+            }
             content['changes'] = [*content.get('changes', []), *changes]
             tokenizer.save(path.parent / 'tokenizer')
             write_whole(path, json.dumps(content, indent=2) + '\n')
@@ -177,7 +181,11 @@ def write(
     path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path.parent / 'tokenizer')
-    content = {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': fingerprint}
+    content = {
+        'config': dataclasses.asdict(config),
+        'directory': current_directory_from(workdir),
+        'fingerprint': fingerprint,
+    }
     content |= {'versions': versions()} | ({'start': start.to_json()} if start is not None else {})
     write_whole(path, json.dumps(content, indent=2) + '\n')
 
