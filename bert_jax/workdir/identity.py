@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any, Protocol, TypeVar
 
@@ -123,7 +123,7 @@ def claim(
             content['changes'] = [*content.get('changes', []), *changes]
             tokenizer.save(path.parent / 'tokenizer')
             write_whole(path, json.dumps(content, indent=2) + '\n')
-            say(f'Changed from step {step or 0} on: {_listed(differ, theirs, ours)}')
+            say(f'Changed from step {step or 0} on: {listed(differ, theirs, ours)}')
         return
     if is_first():
         write(workdir, config, tokenizer, ours, start)
@@ -149,7 +149,7 @@ def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict, 
     fixed = sorted(differ & _SHAPES)
     fork = f'name another --workdir; with --config.init={workdir} it starts from the weights of this run'
     mend = fork if fixed or not has_flag else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
-    raise BadInput(str(workdir), f'holds another run: {_listed(differ, theirs, ours)}', 'the same values', mend)
+    raise BadInput(str(workdir), f'holds another run: {listed(differ, theirs, ours)}', 'the same values', mend)
 
 
 def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
@@ -163,7 +163,8 @@ def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
         )
 
 
-def _listed(differ: set[str], theirs: dict, ours: dict) -> str:
+def listed(differ: Iterable[str], theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Fields in which a workdir's run differs from the one requested, with both values."""
     return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
 
 
