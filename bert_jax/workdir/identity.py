@@ -283,5 +283,7 @@ def _read(path: epath.Path) -> dict:
     except DamagedJson as error:
         raise BadInput(str(path), str(error), 'the file that train wrote') from error
     if not all(isinstance(content.get(name), dict) for name in ('config', 'fingerprint')):
-        raise BadInput(str(path), 'is not the config of a run', 'the file that train wrote')
+        raise BadInput(
+            str(path), 'is not the config of a run', 'the file that train wrote; that of an export is another'
+        )
     return content
