@@ -49,7 +49,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
                     raise BadInput('standard output', f'could not be written ({lost})', '--output=FILE')
                 if not console.output_is_read():  # `| head` has what it wants
                     break
-    num_examples, seconds = counts.pop('examples'), round(time.monotonic() - start, 3)
+    num_examples, seconds = counts.pop('examples', 0), round(time.monotonic() - start, 3)
     for line in describe(counts):
         console.say(line)
     if values.output:

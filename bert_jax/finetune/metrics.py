@@ -23,9 +23,14 @@ def check_libraries() -> None:
         raise BadInput('finetune', f'needs {", ".join(missing)}, which are not installed', 'the extra finetune', mend)
 
 
+def is_fraction(name: str) -> bool:
+    """Whether a figure is a fraction; else it is a threshold of scores."""
+    return not name.endswith('_thresh')
+
+
 def shown(name: str, value: float) -> str:
-    """A figure for people: a percentage, or a number for a threshold of scores."""
-    return f'{value:.3f}' if name.endswith('_thresh') else f'{value:.1%}'
+    """A figure for people: a percentage, or a number for a threshold."""
+    return f'{value:.1%}' if is_fraction(name) else f'{value:.3f}'
 
 
 def classification(name: str, labels: Sequence[int], predicted: Sequence[int]) -> float:

@@ -207,7 +207,8 @@ def _as_record(number: int, example: Any, columns: tuple[str, ...]) -> Record:
         return Record(where, dict(zip(columns, example, strict=True)))
     if isinstance(example, dict):
         return Record(where, example)
-    raise BadInput(where, f'is of type {type(example).__name__}', f'text, or a pair of texts: {" and ".join(columns)}')
+    found = f'has {len(example)} texts' if isinstance(example, tuple) else f'is of type {type(example).__name__}'
+    raise BadInput(where, found, f'text, or a pair of texts: {" and ".join(columns)}')
 
 
 def predict_stream(

@@ -45,7 +45,7 @@ def model_card(workdir: str, resolved: config.Config, card: config.Card, trained
         f'# {name}\n\n{_origin(identity.load_fingerprint(workdir), step)} `proof.json` says what was compared '
         'before this directory got its name, and holds the SHA-256 of its files.',
         *_heads(resolved.data.pairing, step, trained.provenance),
-        f'Opens with {", ".join(f"`{name}`" for name in classes)}.',
+        f'Opens with {", ".join(f"`{each}`" for each in classes)}.',
         '## Model\n\n' + table(_model_facts(trained)),
     ]
     if step:

@@ -13,7 +13,7 @@ from etils import epath
 from bert_jax.report.curves import Charts, charts, is_shown
 from bert_jax.report.html import Column, ColumnKind, Group, Table, Text, render
 from bert_jax.report.logged import LoggedRun, probes, rank, read_runs
-from bert_jax.report.quantities import FINAL, INPUT_WAIT, MFU, Quantity
+from bert_jax.report.quantities import FINAL, INPUT_WAIT, MFU, Quantity, task_metric
 from bert_jax.report.settings import Settings, settings_of
 from bert_jax.report.timeline import events, hardware, summarize_events
 from bert_jax.workdir.result import save
@@ -174,8 +174,8 @@ def _finetune(name: str, seeds: list[LoggedRun]) -> FineTune:
     rows = []
     for metric in finished[0]:
         values = [results[metric] for results in finished if metric in results]
-        shown = [f'{100 * value:.1f} %' for value in (statistics.median(values), min(values), max(values))]
-        rows.append([metric.replace('_', ' '), *shown])
+        range_of = statistics.median(values), min(values), max(values)
+        rows.append([metric.replace('_', ' '), *map(task_metric(metric).show, range_of)])
     columns = [Column('', 'label'), *(Column(heading, 'number') for heading in ('median', 'lowest', 'highest'))]
     count = f'{len(finished)} of {len(seeds)} seeds finished' if len(seeds) > 1 else 'one seed'
     return FineTune(Text(name, note=count), Table(columns, [Group(rows)]))

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from bert_jax.evaluation import ranking
+from bert_jax.finetune.metrics import is_fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,10 @@ def probe(key: str) -> Quantity:
 
 
 def task_metric(key: str) -> Quantity:
-    """A metric of a fine-tune's task, a fraction logged as `validation/NAME`."""
+    """A metric of a fine-tune's task, logged as `validation/NAME`."""
     name = key.removeprefix(VALIDATION)
-    return TASK_ACCURACY if name == TASK_ACCURACY.key else Quantity(name, name.replace('_', ' '), percent=True)
+    return (
+        TASK_ACCURACY
+        if name == TASK_ACCURACY.key
+        else Quantity(name, name.replace('_', ' '), percent=is_fraction(name))
+    )

@@ -52,10 +52,9 @@ def check_workdirs(runs: tuple[Run, ...]) -> None:
             continue
         ours = json.loads(json.dumps(identity_of(run_files.as_begun(run.config, run.workdir, quiet=True))))
         theirs = run_files.load_fingerprint(run.workdir)
-        differ = {name: theirs[name] for name in theirs.keys() & ours.keys() if theirs[name] != ours[name]}
-        if differ:
-            found = ', '.join(f'{name} ({differ[name]!r} there, {ours[name]!r} asked)' for name in sorted(differ))
-            raise BadInput(run.workdir, f'holds another run: {found}', 'the same values', 'name another --workdir')
+        if differ := [name for name in theirs.keys() & ours.keys() if theirs[name] != ours[name]]:
+            found = f'holds another run: {run_files.listed(differ, theirs, ours)}'
+            raise BadInput(run.workdir, found, 'the same values', 'name another --workdir')
 
 
 # --- On this machine. ---

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +21,7 @@ from bert_jax.files import write_whole
 from bert_jax.json_files import read_given_json
 from bert_jax.runtime.processes import is_first
 from bert_jax.text.tokenizer import Tokenizer
-from bert_jax.workdir.recorded_paths import found_from, start_of
+from bert_jax.workdir.recorded_paths import current_directory_from, found_from
 
 ConfigT = TypeVar('ConfigT', Config, FinetuneConfig)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
@@ -115,11 +115,15 @@ def claim(
             changes = [
                 {'step': step, 'field': name, 'from': theirs.get(name), 'to': ours.get(name)} for name in sorted(differ)
             ]
-            content |= {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': ours}
+            content |= {
+                'config': dataclasses.asdict(config),
+                'directory': current_directory_from(workdir),
+                'fingerprint': ours,
+            }
             content['changes'] = [*content.get('changes', []), *changes]
             tokenizer.save(path.parent / 'tokenizer')
             write_whole(path, json.dumps(content, indent=2) + '\n')
-            say(f'Changed from step {step or 0} on: {_listed(differ, theirs, ours)}')
+            say(f'Changed from step {step or 0} on: {listed(differ, theirs, ours)}')
         return
     if is_first():
         write(workdir, config, tokenizer, ours, start)
@@ -145,7 +149,7 @@ def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict, 
     fixed = sorted(differ & _SHAPES)
     fork = f'name another --workdir; with --config.init={workdir} it starts from the weights of this run'
     mend = fork if fixed or not has_flag else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
-    raise BadInput(str(workdir), f'holds another run: {_listed(differ, theirs, ours)}', 'the same values', mend)
+    raise BadInput(str(workdir), f'holds another run: {listed(differ, theirs, ours)}', 'the same values', mend)
 
 
 def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
@@ -159,7 +163,8 @@ def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
         )
 
 
-def _listed(differ: set[str], theirs: dict, ours: dict) -> str:
+def listed(differ: Iterable[str], theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Fields in which a workdir's run differs from the one requested, with both values."""
     return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
 
 
@@ -177,7 +182,11 @@ def write(
     path = epath.Path(workdir) / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path.parent / 'tokenizer')
-    content = {'config': dataclasses.asdict(config), 'directory': start_of(workdir), 'fingerprint': fingerprint}
+    content = {
+        'config': dataclasses.asdict(config),
+        'directory': current_directory_from(workdir),
+        'fingerprint': fingerprint,
+    }
     content |= {'versions': versions()} | ({'start': start.to_json()} if start is not None else {})
     write_whole(path, json.dumps(content, indent=2) + '\n')
 
@@ -271,5 +280,7 @@ def _read(path: epath.Path) -> dict:
         )
     content = read_given_json(path, 'the file that train wrote')
     if not all(isinstance(content.get(name), dict) for name in ('config', 'fingerprint')):
-        raise BadInput(str(path), 'is not the config of a run', 'the file that train wrote')
+        raise BadInput(
+            str(path), 'is not the config of a run', 'the file that train wrote; that of an export is another'
+        )
     return content

@@ -21,20 +21,20 @@ _SOURCES = {  # text:GLOB, tsv:FILE, or a tuple with some in it
 _KIND = re.compile(r'[\w-]+:(?!//)')
 
 
-def start_of(workdir: str) -> str:
+def current_directory_from(workdir: str) -> str:
     """The current directory relative to a workdir; '' where that means nothing: on an object store."""
     return os.path.relpath(os.getcwd(), os.path.realpath(workdir)) if is_local(workdir) else ''
 
 
-def found_from(workdir: str, start: Any, values: dict[str, Any]) -> dict[str, Any]:
+def found_from(workdir: str, directory: Any, values: dict[str, Any]) -> dict[str, Any]:
     """The `config` of a config.json, with paths that lead to their files.
 
     Args:
-      start: as `start_of` gave it; whatever else an older or damaged file holds changes nothing.
+      directory: as `current_directory_from` gave it; whatever else an older or damaged file holds changes nothing.
     """
-    if not isinstance(start, str) or not start or not is_local(workdir):
+    if not isinstance(directory, str) or not directory or not is_local(workdir):
         return values
-    directory = os.path.normpath(os.path.join(os.path.realpath(workdir), start))
+    directory = os.path.normpath(os.path.join(os.path.realpath(workdir), directory))
     found = dict(values)
     for find, sections in ((_found_path, _PATHS), (_found_source, _SOURCES)):
         for section, names in sections.items():

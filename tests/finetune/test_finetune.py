@@ -204,14 +204,13 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
         assert said['score'] == pytest.approx(ours['probabilities'][said['label']], abs=1e-4)
     # Named in any way, the model says what it said at the end of its training.
     (place / 'dev.txt.in').write_text('\n'.join(line.split('\t')[0] for line in _lines(place / 'dev.tsv')[1:]) + '\n')
-    for model in ('reviews', proof['workdir'], f'{proof["workdir"]}@90', 'export'):
+    for model in ('reviews', f'{proof["workdir"]}@90', 'export'):
         assert run(['predict', f'--model={model}', '--input=dev.txt.in', '--json'], place) == 0
         found = json.loads(capsys.readouterr().out)['results']
         for said, line in zip(found, lines, strict=True):
             assert said['scores'] == pytest.approx(json.loads(line)['probabilities'], abs=1e-4)
-        assert run(['embed', f'--model={model}', '--input=dev.txt.in', '--output=vectors.npy'], place) == 0
-        assert np.load(place / 'vectors.npy').shape == (64, MODEL.hidden_size)
-        capsys.readouterr()
+    assert run(['embed', '--model=reviews', '--input=dev.txt.in', '--output=vectors.npy'], place) == 0
+    assert np.load(place / 'vectors.npy').shape == (64, MODEL.hidden_size)
     # It is where another task may start, as the workdir is: the encoder as it was trained, no head.
     task = {'sequence_length': 16}
     inits = [str(place / init) for init in (proof['workdir'], 'export')]

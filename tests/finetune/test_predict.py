@@ -78,6 +78,8 @@ def test_classes_and_numbers_are_those_of_transformers(tmp_path: Path) -> None:
     [found] = bert_jax.load_pretrained(directory).predict(['the film'])
     assert found['score'] == pytest.approx(float(reference(directory, 'the film')[1].logits[0, 0]), abs=1e-4)
     assert bert_jax.load_pretrained(directory).encode(['the film']).mean_pooled.shape == (1, MODEL.hidden_size)
+    with pytest.raises(BadInput, match='example 1: has 3 texts'):
+        model.predict(['one', ('one', 'two', 'three')])
     with pytest.raises(BadInput, match='no trained masked-LM head'):
         model.fill_mask('the [MASK]')
 
@@ -156,6 +158,11 @@ def test_the_command_reads_lines_pairs_and_json_and_writes_json_lines(tmp_path: 
     assert command(f'--model={single}', f'--input={tmp_path}/in.txt', '--json') == 0
     printed = capsys.readouterr()
     results = json.loads(printed.out)['results']
+    (tmp_path / 'none.txt').write_bytes(b'')
+    assert command(f'--model={single}', f'--input={tmp_path}/none.txt', '--json') == 0
+    assert json.loads(capsys.readouterr().out) == {'results': []}
+    assert command(f'--model={single}', f'--input={tmp_path}/none.txt', f'--output={tmp_path}/none.jsonl') == 0
+    assert (tmp_path / 'none.jsonl').read_text() == ''
     texts = ['the film\tis fine', '\ufffd great', '']
     assert results == bert_jax.load_pretrained(single).predict(texts)
     assert '1 x invalid utf8 replaced' in printed.err

@@ -234,11 +234,13 @@ def test_a_fine_tune_is_its_seeds_and_their_medians(tmp_path):
         write_lines(
             place / 'metrics.jsonl', {'step': 10, 'loss': 0.7}, {'step': 20, 'loss': 0.3, 'validation/f1': accuracy}
         )
+        metrics = {'f1': accuracy, 'best_f1_thresh': -3.25}
         if accuracy != 0.9:  # not finished yet
-            (place / 'results.json').write_text(json.dumps({'seed': seed, 'metrics': {'f1': accuracy}}))
+            (place / 'results.json').write_text(json.dumps({'seed': seed, 'metrics': metrics}))
     workdir = str(tmp_path / 'sst2')
     page = read_page(report.write_report([workdir]))
     text = ' '.join(page.text)
+    assert '-3.250' in text and '-325' not in text  # a threshold of scores is no fraction
     assert '2 of 3 seeds finished' in text and '60.0 %' in text and 'sst2/seed-2' in text and 'MLM' not in text
     assert sum(tag == 'svg' for tag, _ in page.elements) == 2  # the loss, and f1
     assert 'step 20 of 20' in report.summarize([workdir]) and '60.0%   50.0% to 70.0%' in report.summarize([workdir])

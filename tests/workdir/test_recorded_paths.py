@@ -9,7 +9,7 @@ from bert_jax.config.fields import identity_of
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.tokenizer import load_saved_tokenizer
 from bert_jax.workdir import identity
-from bert_jax.workdir.recorded_paths import found_from, start_of
+from bert_jax.workdir.recorded_paths import current_directory_from, found_from
 from tests.support.configs import as_config, prepared, tiny_run
 
 
@@ -55,7 +55,7 @@ def test_every_path_of_a_run_and_of_a_finetune_is_found(tmp_path: Path, monkeypa
     for name in ('a.txt', 'b.txt', 'train.tsv', 'dev.tsv', 'vocab.txt', 'mood.tsv', 'mood', 'python-docs'):
         (project / name).write_text('x')
     monkeypatch.chdir(project)
-    start = start_of(str(workdir))
+    start = current_directory_from(str(workdir))
     monkeypatch.chdir(tmp_path)
     values = {
         'data': {
@@ -79,4 +79,4 @@ def test_every_path_of_a_run_and_of_a_finetune_is_found(tmp_path: Path, monkeypa
     }
     for older_or_damaged in (None, '', 3, ['x'], {}):
         assert found_from(str(workdir), older_or_damaged, values) == values
-    assert found_from('gs://bucket/run', start, values) == values and start_of('gs://bucket/run') == ''
+    assert found_from('gs://bucket/run', start, values) == values and current_directory_from('gs://bucket/run') == ''
