@@ -112,7 +112,7 @@ def test_lengths_reveal_labels_where_a_random_sentence_fills_the_row() -> None:
 
 @pytest.mark.parametrize('length', [128, 512])
 def test_cuts_reveal_little_of_the_next_sentence_label(length: int) -> None:
-    """Random text cut at the length of the true one would end inside a sentence, which tells 74 to 84% of the labels."""
+    """Random text cut at the length of the true one would end inside a sentence, and tell 74 to 84% of the labels."""
     assert _guessed_labels(Data(sequence_length=length), from_cuts=True) < 0.62
 
 
