@@ -128,7 +128,7 @@ def prepare(
     sources, warnings = plan(data, mixture), []
     if given is not None and tokenizer.path and (shard is None or shard[0] == 0):
         sentences = first_sentences(sources, Reading.of(data), characters=SAMPLE_CHARACTERS)
-        warnings = as_warnings(doubts(given, sentences), f'config.tokenizer.path={tokenizer.path}', progress)
+        warnings = as_warnings(doubts(given, sentences), f'config.tokenizer.path={tokenizer.path}:', progress)
     for hint in hints(sources, Reading.of(data)) if progress else ():
         say(f'hint: {hint}')
     try:
@@ -182,7 +182,7 @@ def tokenizer_preview(
     if given is not None:
         sentences = first_sentences(sources, reading)
         doubted = doubts(given, sentences) if tokenizer.path else []
-        warnings = as_warnings(doubted, f'config.tokenizer.path={tokenizer.path}', progress)
+        warnings = as_warnings(doubted, f'config.tokenizer.path={tokenizer.path}:', progress)
         preview = describe_tokenizer(given, sentences)
     else:
         settings = settings_of(data, tokenizer, None)

@@ -163,7 +163,7 @@ def test_prepare_and_doctor_warn_of_the_wrong_normalization(tmp_path: Path, caps
     wrong = config.Tokenizer(path=path, strip_accents=False)
     summary = prepare(data, wrong)
     assert len(summary.warnings) == 1 and '[UNK]' in summary.warnings[0]
-    assert f'warning: config.tokenizer.path={path} ' in capsys.readouterr().err
+    assert f'warning: config.tokenizer.path={path}: ' in capsys.readouterr().err
     assert summary.vocab_size_requested is None and summary.unknown_rate > 0.05
     assert len(tokenizer_preview(data, wrong)['warnings']) == 1
 
