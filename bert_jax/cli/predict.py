@@ -35,7 +35,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         raise BadInput(f'--model={name}', 'is not fine-tuned: it has no head of a task', 'a fine-tuned model', mend)
     start, counts = time.monotonic(), Counter()
     results = _results(values, trained, source, counts)
-    with activity(lambda: f'predicting, {counts["examples"]:,} examples so far'):
+    with activity(lambda: f'predicting, {counts["examples"]:,} examples done'):
         if values.output:
             with new_file(values.output) as temporary, temporary.open('w', encoding='utf-8') as file:
                 file.writelines(jsonl(results))
@@ -47,7 +47,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
                     raise BadInput('standard output', f'could not be written ({lost})', '--output=FILE')
                 if not console.output_is_read():  # `| head` has what it wants
                     break
-    num_examples, seconds = counts.pop('examples'), round(time.monotonic() - start, 3)
+    num_examples, seconds = counts.pop('examples', 0), round(time.monotonic() - start, 3)
     for line in describe(counts):
         console.say(line)
     if values.output:
