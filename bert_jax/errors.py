@@ -20,7 +20,7 @@ class BadInput(Exception):
         if self.expected:
             lines.append(f'  expected: {self.expected}')
         if self.mend:
-            lines.append(f'  mend:     {self.mend}')
+            lines.append(f'  fix:      {self.mend}')
         return '\n'.join(lines)
 
     def as_json(self) -> dict[str, str]:

@@ -63,7 +63,11 @@ def new_directory(
     for path in {parent, target.parent} if existing == 'replace' else {parent}:
         remove_leftovers(target, path, abandoned_s)
     temporary = parent / _temporary_name(target, 'partial')
-    temporary.mkdir()
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        error.filename = str(target)  # the name that the user knows
+        raise
     try:
         yield temporary
         if is_local(target):
@@ -182,7 +186,9 @@ def new_file(target: epath.PathLike, *, temporary_in: epath.PathLike | None = No
         if is_local(target):  # an object store commits when the file is closed
             sync(temporary)
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is not None and os.fspath(error.filename) == str(temporary):
+            error.filename = str(target)  # the name that the user knows
         temporary.unlink(missing_ok=True)
         raise
 

@@ -293,6 +293,16 @@ def test_a_temporary_directory_can_be_made_elsewhere(tmp_path: Path) -> None:
     assert _contents(tmp_path / 'parent' / 'target') == WHOLE and not os.listdir(tmp_path / 'work')
 
 
+def test_a_temporary_name_is_in_no_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(files, '_temporary_name', lambda target, kind: f'.{target.name}.partial/no/such')
+    with pytest.raises(OSError) as error, new_file(tmp_path / 'file') as temporary:
+        temporary.write_text('text')
+    assert str(error.value.filename) == str(tmp_path / 'file')
+    with pytest.raises(OSError) as error, new_directory(tmp_path / 'directory'):
+        pass
+    assert str(error.value.filename) == str(tmp_path / 'directory')
+
+
 def test_a_file_appears_whole_and_replaces_the_one_before(tmp_path: Path, monkeypatch) -> None:
     synced = []
     monkeypatch.setattr(files, 'sync', lambda path: synced.append(Path(path).read_text()))

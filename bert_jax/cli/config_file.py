@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 _EXPECTED = 'a Python file whose get_config() returns a ConfigDict'
+_OTHER_FORMATS = ('.json', '.toml', '.yaml', '.yml')
 _MODULE = 'config_file'
 
 
@@ -28,6 +29,8 @@ def load_config_file(argument: str) -> 'ConfigDict':
     from ml_collections import ConfigDict
 
     path, colon, variant = find_config(argument).partition(':')
+    if (suffix := Path(path).suffix) in _OTHER_FORMATS:
+        raise BadInput(path, f'is a {suffix} file', _EXPECTED, 'write the settings in Python, as configs/demo.py does')
     module = types.ModuleType(_MODULE)
     module.__file__ = path
     sys.modules[_MODULE] = module  # where its dataclasses look for their types
@@ -39,12 +42,10 @@ def load_config_file(argument: str) -> 'ConfigDict':
     except BadInput:
         raise
     except (Exception, SystemExit) as error:
-        raise BadInput(
-            _place_of(error, path), f'raises {type(error).__name__}: {error}', _EXPECTED, _advice(path)
-        ) from error
+        raise BadInput(_place_of(error, path), f'raises {type(error).__name__}: {error}', _EXPECTED) from error
     if not isinstance(config, ConfigDict):
         found = f'returns {_described(config)}' if callable(get_config) else 'does not exist'
-        raise BadInput(f'{path}: get_config()', found, _EXPECTED, _advice(path))
+        raise BadInput(f'{path}: get_config()', found, _EXPECTED)
     return config
 
 
@@ -59,10 +60,6 @@ def _place_of(error: BaseException, path: str) -> str:
     return path if line is None else f'{path}:{line}'
 
 
-def _advice(path: str) -> str:
-    suffix = Path(path).suffix
-    return '' if suffix == '.py' else 'write the settings in Python, as configs/demo.py does'
-
-
 def _described(config: object) -> str:
-    return 'nothing: is its return statement missing?' if config is None else f'a {type(config).__name__}'
+    kind = type(config).__name__
+    return 'nothing: is its return statement missing?' if config is None else f'a value of type {kind}'

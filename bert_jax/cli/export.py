@@ -5,7 +5,18 @@ from typing import Any
 from absl import flags
 
 from bert_jax.cli.devices import keep_programs
-from bert_jax.cli.flags import CONFIG, STEP, WORKDIR, Command, Flag, config_of, print_result, required, workdir_and_step
+from bert_jax.cli.flags import (
+    CONFIG,
+    STEP,
+    WORKDIR,
+    Command,
+    Flag,
+    command_to_paste,
+    config_of,
+    print_result,
+    required,
+    workdir_and_step,
+)
 from bert_jax.runtime.stopping import cleaning_up
 
 
@@ -25,10 +36,10 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     if untrained := proof['untrained_heads']:
         notes.append(f'Not trained, and left out: {", ".join(untrained)}.')
     if MLM_HEAD in untrained:
-        notes.append(f'Next: python -m bert_jax embed --model={output} --input=lines.txt --output=vectors.npy')
+        notes.append(f'Next: {command_to_paste("embed", model=output, input="lines.txt", output="vectors.npy")}')
     else:
-        notes.append(f'Next: python -m bert_jax fill-mask --model={output} "the [MASK] of the file"')
-        notes.append(f"      transformers.pipeline('fill-mask', model='{output}')")
+        notes.append(f'Next: {command_to_paste("fill-mask", model=output)} "the [MASK] of the file"')
+        notes.append(f"      transformers.pipeline('fill-mask', model={output!r})")
     print_result(values, proof, '\n'.join(notes), is_in_files=True)
     return 0
 
@@ -37,8 +48,8 @@ def _export_finetuned(values: flags.FlagValues, workdir: str, step: int | None, 
     from bert_jax.finetune.export import PIPELINES, export
 
     proof = export(workdir, output, step)
-    pipeline = f"transformers.pipeline('{PIPELINES[proof['architecture']]}', model='{output}')"
-    next_step = f'Next: python -m bert_jax predict --model={output} --input=lines.txt\n      {pipeline}'
+    pipeline = f"transformers.pipeline('{PIPELINES[proof['architecture']]}', model={output!r})"
+    next_step = f'Next: {command_to_paste("predict", model=output, input="lines.txt")}\n      {pipeline}'
     print_result(values, proof, f'{_describe(proof, output, " of " + proof["workdir"])}\n{next_step}', is_in_files=True)
     return 0
 

@@ -3,7 +3,7 @@
 from absl import flags
 
 from bert_jax.cli.devices import PROCESSES, finish, join_processes
-from bert_jax.cli.flags import AT_LEAST_1, CONFIG, WORKDIR, Command, Flag, fields_of, required
+from bert_jax.cli.flags import AT_LEAST_1, CONFIG, WORKDIR, Command, Flag, command_to_paste, fields_of, required
 from bert_jax.config.finetuning import FinetuneConfig, resolve
 from bert_jax.runtime.stopping import StopRequest
 
@@ -18,7 +18,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         from bert_jax.finetune.command import describe, finetune
 
         summary = finetune(config, workdir, values.seeds or num_seeds, stop)
-    export = f'python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+    export = command_to_paste('export', workdir=workdir, output=f'{workdir}/export')
     return finish(values, summary, f'{describe(summary)}\nNext: {export}')
 
 

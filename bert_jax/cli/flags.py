@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -196,6 +197,11 @@ def print_result(values: flags.FlagValues, as_json: dict[str, Any], text: str, *
     if not is_in_files:
         raise error
     console.say(f'bert_jax: {error}')
+
+
+def command_to_paste(name: str, **options: str) -> str:
+    """A command of this program as a shell takes it: brackets and blanks in a path are quoted."""
+    return shlex.join(['python', '-m', 'bert_jax', name, *(f'--{key}={value}' for key, value in options.items())])
 
 
 def required(values: flags.FlagValues, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, config_of, print_result, required
+from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, command_to_paste, config_of, print_result, required
 from bert_jax.runtime.stopping import cleaning_up
 
 
@@ -15,8 +15,8 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     summary = import_model(source, workdir, data)
     text = (
         f'Imported {source} to {workdir}: {summary["parameters"]:,} parameters, vocabulary {summary["vocab_size"]:,}\n'
-        f'Next: python -m bert_jax export --workdir={workdir} --output={workdir}/export\n'
-        f'      python -m bert_jax train --config=configs/continue.py --config.init={workdir} --workdir=…'
+        f'Next: {command_to_paste("export", workdir=workdir, output=f"{workdir}/export")}\n'
+        f'      {command_to_paste("train", config="configs/continue.py", **{"config.init": workdir})} --workdir=…'
     )
     print_result(values, summary, text, is_in_files=True)
     return 0

@@ -37,7 +37,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         raise BadInput(f'--model={name}', 'is not fine-tuned: it has no head of a task', 'a fine-tuned model', mend)
     start, counts = time.monotonic(), Counter()
     results = _results(values, trained, source, counts)
-    with activity(lambda: f'predicting, {counts["examples"]:,} examples so far'):
+    with activity(lambda: f'predicting, {counts["examples"]:,} examples done'):
         if values.output:
             with new_file(values.output) as temporary, temporary.open('w', encoding='utf-8') as file:
                 file.writelines(json_lines([result]) for result in results)

@@ -3,7 +3,7 @@
 from absl import flags
 
 from bert_jax.cli.devices import PROCESSES, finish, join_processes
-from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, config_of_run, required
+from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, command_to_paste, config_of_run, required
 from bert_jax.runtime.stopping import StopRequest
 
 
@@ -16,8 +16,8 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 
         outcome = pretrain(config, workdir, stop, values.allow_change)
     next_steps = (
-        f'Next: python -m bert_jax evaluate --workdir={workdir}\n'
-        f'      python -m bert_jax export --workdir={workdir} --output={workdir}/export'
+        f'Next: {command_to_paste("evaluate", workdir=workdir)}\n'
+        f'      {command_to_paste("export", workdir=workdir, output=f"{workdir}/export")}'
     )
     return finish(values, outcome, next_steps)
 

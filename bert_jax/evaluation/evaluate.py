@@ -164,7 +164,7 @@ def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mes
     try:
         windows = held_out_windows(run_config.data, sample)
     except BadInput as error:
-        return result | {'sample_missing': ' '.join(filter(None, map(str, error.args[:2])))}
+        return result | {'sample_missing': f'{error.where}: {error.found}'}
     return result | _on_sample(workdir, state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
 
 
@@ -231,11 +231,9 @@ def _on_sample(
 def describe(result: dict[str, Any]) -> str:
     """The figures next to their baselines, for a terminal; a dash for what the text holds nothing to measure on."""
     loss, entropy = result['mlm_loss'], result['unigram_entropy']
-    below = None if loss is None or entropy is None else entropy - loss
     lines = [
         f'{result.get("source", "Held-out text")} at step {result["step"]}:',
-        f'  MLM loss      {_show(loss, ".3f")} nats   ({_show(below, ".2f")} under the {_show(entropy, ".3f")}'
-        ' of knowing only how frequent each token is)',
+        f'  MLM loss      {_show(loss, ".3f")} nats   ({_compared(loss, entropy)})',
         f'  MLM accuracy  {_show(result["mlm_accuracy"], "6.1%")}       (the most frequent token: '
         f'{_show(result["most_frequent_accuracy"], ".1%")})',
     ]
@@ -257,6 +255,13 @@ def describe(result: dict[str, Any]) -> str:
             'knowing only how frequent each token is)'
         )
     return '\n'.join(lines)
+
+
+def _compared(loss: float | None, entropy: float | None) -> str:
+    baseline = f'the {_show(entropy, ".3f")} of knowing only how frequent each token is'
+    if loss is None or entropy is None:
+        return f'not measured; {baseline}'
+    return f'{abs(entropy - loss):.2f} {"under" if loss <= entropy else "over"} {baseline}'
 
 
 def _show(value: float | None, form: str) -> str:

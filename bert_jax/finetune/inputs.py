@@ -82,8 +82,9 @@ def _split(line: str, columns: Columns, where: str) -> dict[str, str]:
 
 
 def describe(counts: Counter) -> list[str]:
-    """Lines about what was replaced, cut or split; none for nothing."""
-    return [f'{count:,} x {what.replace("_", " ")}' for what, count in sorted(counts.items()) if count]
+    """Lines about what was replaced, cut or split; none for nothing. Invalid bytes are counted by line."""
+    named = {what.replace('_', ' '): count for what, count in sorted(counts.items()) if what != 'invalid_bytes'}
+    return [f'{count:,} x {what}' for what, count in named.items() if count]
 
 
 def as_tsv(result: dict, task: Task) -> str:

@@ -232,4 +232,5 @@ def _hugging_face_ids(directory: Path, texts: list[str]) -> list[list[int]]:
     import transformers
 
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory)
-    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)['input_ids']
+    # `verbose` is about texts longer than the model: only their ids are compared.
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)['input_ids']

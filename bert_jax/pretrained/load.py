@@ -17,6 +17,7 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.activity import counted
 from bert_jax.errors import BadInput
+from bert_jax.files import is_local
 from bert_jax.model.bert import BertForPreTraining, Build
 from bert_jax.model.inputs import Inputs
 from bert_jax.model.losses import cross_entropy
@@ -289,6 +290,8 @@ def load_pretrained(name: str, step: int | None = None) -> Pretrained:
 def check_has_no_steps(directory: str, step: int | None) -> None:
     """Raises BadInput when a step is named of something that is no workdir."""
     if step is not None:
+        if is_local(directory) and not Path(directory).is_dir():
+            raise BadInput(directory, 'is not there', 'the workdir of a run')
         raise BadInput(f'{directory}@{step}', 'is no workdir of a run: it has no steps', 'WORKDIR@STEP', directory)
 
 

@@ -31,7 +31,8 @@ def keep_programs() -> None:
         directory = private_directory(cache / 'bert_jax' / 'programs' / _processor_hash(), cache.parent)
         _remove_oldest(directory)
     except OSError as error:
-        say(f'Compiled programs are not kept: {error}')
+        reason = error.strerror if error.strerror and not error.filename else error
+        say(f'Compiled programs are not kept: {reason}')
         return
     jax.config.update('jax_compilation_cache_dir', str(directory))
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:

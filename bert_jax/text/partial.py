@@ -64,7 +64,7 @@ def open_job(
         yield Job(directory, reading, tuple(sources))
     except BaseException:
         _leave(lock, directory, lambda: corpus.is_dir() or not _is_worth_keeping(directory))
-        if progress and directory.is_dir():
+        if progress and directory.is_dir() and not corpus.is_dir():  # nobody resumes what another process completed
             found = f'{directory} ({_size(directory)}) holds what is finished'
             say(f'{found}. The same command resumes there; one with other settings or text removes it.')
         raise

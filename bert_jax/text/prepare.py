@@ -182,7 +182,7 @@ def tokenizer_preview(
     if given is not None:
         sentences = first_sentences(sources, reading)
         doubted = doubts(given, sentences) if tokenizer.path else []
-        warnings = as_warnings(doubted, f'config.tokenizer.path={tokenizer.path}', progress)
+        warnings = as_warnings(doubted, f'config.tokenizer.path={tokenizer.path}:', progress)
         preview = describe_tokenizer(given, sentences)
     else:
         settings = settings_of(data, tokenizer, None)

@@ -9,7 +9,7 @@ import pytest
 
 from bert_jax.__main__ import main
 from bert_jax.cli.commands import COMMANDS
-from bert_jax.cli.flags import Command, Flag, asks_for_json, print_result
+from bert_jax.cli.flags import Command, Flag, asks_for_json, command_to_paste, print_result
 from tests.support.configs import as_flags, prepared
 from tests.support.processes import command, environment
 from tests.support.runs import metrics
@@ -116,3 +116,9 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture) -> None:
 
     assert main(['bert-jax', '--version']) == main(['bert-jax', 'version']) == 0
     assert capsys.readouterr().out == f'bert_jax {__version__}\n' * 2
+
+
+def test_a_command_to_paste_survives_the_shell(tmp_path: Path) -> None:
+    workdir = f"{tmp_path}/it's my [1] run"
+    assert shlex.split(command_to_paste('export', workdir=workdir))[3:] == ['export', f'--workdir={workdir}']
+    assert command_to_paste('export', workdir='runs/a@3') == 'python -m bert_jax export --workdir=runs/a@3'

@@ -92,7 +92,9 @@ def test_text_with_nothing_to_guess_has_no_losses(place: Path) -> None:
     result = evaluate(str(place / 'run'), source=f'text:{place}/letters.txt', sample=8)
     measured = ('loss', 'mlm_loss', 'mlm_accuracy', 'nsp_loss', 'nsp_accuracy')
     assert [result[name] for name in measured] == [None] * len(measured)
-    assert 'MLM loss      – nats' in describe(result)
+    assert 'MLM loss      – nats   (not measured; the ' in describe(result)
+    lines = [describe(result | {'mlm_loss': loss, 'unigram_entropy': 2.0}) for loss in (1.5, 2.5)]
+    assert '(0.50 under the 2.000 of' in lines[0] and '(0.50 over the 2.000 of' in lines[1]
 
 
 def test_probe_is_logistic_regression_on_mean_vectors_of_frozen_encoder(place: Path) -> None:
@@ -180,7 +182,10 @@ def test_source_that_cannot_be_reread_is_reported_without_failing(place: Path) -
         result = evaluate(str(place / 'run'))
     finally:
         (place / 'away.txt').rename(place / 'text.txt')
-    assert 'masked_word_nats_per_character' not in result and 'no file matches' in result['sample_missing']
+    assert (
+        'masked_word_nats_per_character' not in result
+        and f'{place}/text.txt: no file matches' in result['sample_missing']
+    )
     assert 'were not measured' in describe(result) and 0 < result['mlm_loss'] < 10
 
 

@@ -324,7 +324,7 @@ def test_a_pickle_is_refused_with_a_line_that_converts_it(original: Path, tmp_pa
     torch.save(tensors, directory / 'pytorch_model.bin')
     (directory / 'model.safetensors').unlink()
     told = _import_fails(directory, 'pytorch_model.bin', 'can run any program')
-    line = told.partition('mend:')[2].strip()
+    line = told.partition('fix:')[2].strip()
     assert line == safetensors_files.conversion_command(directory)
     with_this_python = line.replace('python -c', f'{sys.executable} -c', 1)
     subprocess.run(with_this_python, shell=True, check=True, timeout=120)

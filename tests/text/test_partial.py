@@ -31,10 +31,10 @@ def data(tmp_path, monkeypatch):
     return config.Data(source=source, corpus=str(tmp_path / 'corpus'), split_sentences=False)
 
 
-def opened(data, tmp_path):
+def opened(data, tmp_path, *, progress=False):
     """The job of another process that prepares `data`."""
     sources, settings = [plan_source(data.source, 0, 'text')], settings_of(data, TOKENIZER, None)
-    return open_job(tmp_path / 'corpus', Reading.of(data), sources, settings, alone=True, progress=False)
+    return open_job(tmp_path / 'corpus', Reading.of(data), sources, settings, alone=True, progress=progress)
 
 
 def partials(tmp_path):
@@ -71,6 +71,14 @@ def test_the_last_of_several_equal_jobs_removes_the_directory(data, tmp_path):
         prepare(data, TOKENIZER, progress=False)
         assert partials(tmp_path) == [first.directory] and first.tally_of(0).characters
     assert not (tmp_path / '.corpus.partial').exists()
+
+
+def test_of_a_corpus_that_another_process_completed_nothing_is_said_to_be_left(data, tmp_path, capsys):
+    with opened(data, tmp_path):  # another process, still at work
+        with pytest.raises(OSError), opened(data, tmp_path, progress=True):
+            prepare(data, TOKENIZER, progress=False)
+            raise OSError
+    assert 'resumes' not in capsys.readouterr().err and not (tmp_path / '.corpus.partial').exists()
 
 
 def test_a_failed_prepare_says_what_it_left_and_that_it_is_used_again(data, tmp_path, capsys):
