@@ -54,7 +54,7 @@ $(INSTALLED): pyproject.toml requirements.txt $(if $(OTHER_PYTHON),remove-other-
 	    fi; \
 	  done; \
 	  echo 'No Python 3.11 to 3.14 with venv among: $(PYTHON)'; \
-	  echo '  mend: install one (Debian, Ubuntu: apt-get install python3-venv), or say which: make install PYTHON=/path/to/python3'; \
+	  echo '  fix: install one (Debian, Ubuntu: apt-get install python3-venv), or say which: make install PYTHON=/path/to/python3'; \
 	  exit 1; \
 	fi
 	@echo 'Installing into .venv for $(ACCELERATOR) (about a minute) …'
