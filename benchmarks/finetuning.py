@@ -4,7 +4,7 @@
         --task=mrpc:glue/MRPC --task=cola:glue/CoLA --task=rte:glue/RTE --task=conll:conll2003 --task=squad:squad
 
 The same encoder (a Hugging Face directory) learns each task from the same token ids, with the same batch size, learning
-rate, schedule, optimizer settings and number of steps, once by `finetune` and once by the Trainer
+rate, schedule, optimizer settings, dropout and number of steps, once by `finetune` and once by the Trainer
 (finetuning_trainer.py), seed by seed in turns, each in a process of its own. Both are scored by this project's scorers.
 Examples per second are the median over intervals of some training steps, without compilation, evaluation and saving;
 minutes are those of the whole process, with everything.
@@ -130,6 +130,11 @@ class Comparison:
             'betas': (optimizer.b1, optimizer.b2),
             'eps': optimizer.eps,
             'clip_norm': optimizer.clip_norm,
+            'model': {
+                'hidden_dropout_prob': config.model.dropout_rate,
+                'attention_probs_dropout_prob': config.model.attention_dropout_rate,
+                'initializer_range': config.model.initializer_range,
+            },
             'bfloat16': self.flags.dtype == 'bfloat16',
             'log_every': _LOG_EVERY,
             'seed': seed,

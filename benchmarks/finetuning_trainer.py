@@ -59,7 +59,7 @@ def finetune(directory: Path) -> None:
     kind, steps = settings['kind'], settings['steps']
     tokenizer = transformers.AutoTokenizer.from_pretrained(settings['encoder'])
     labels = {} if kind == 'spans' else {'num_labels': settings['num_outputs']}
-    model = _CLASSES[kind].from_pretrained(settings['encoder'], **labels)
+    model = _CLASSES[kind].from_pretrained(settings['encoder'], **labels, **settings['model'])
     collator = (
         transformers.DataCollatorForTokenClassification if kind == 'tagging' else transformers.DataCollatorWithPadding
     )
