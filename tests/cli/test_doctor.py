@@ -46,7 +46,7 @@ def test_a_sound_run_has_no_problem(tmp_path: Path) -> None:
     assert _diagnose(tmp_path, _text(700, 6)) == ''
 
 
-def test_each_disappointment_is_a_warning_with_its_mend(tmp_path: Path) -> None:
+def test_each_disappointment_is_a_warning_with_its_fix(tmp_path: Path) -> None:
     cases = {
         'sentences were there before': (_text(300, 6, repeat=50), {}),
         'are one sentence': (_text(900, 1), {}),
@@ -62,7 +62,7 @@ def test_each_disappointment_is_a_warning_with_its_mend(tmp_path: Path) -> None:
         directory = tmp_path / str(number)
         directory.mkdir()
         found = _diagnose(directory, text, **changes)
-        assert found.startswith('warning') and expected in found and 'mend' in found, (expected, found)
+        assert found.startswith('warning') and expected in found and 'fix:' in found, (expected, found)
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,6 @@ def test_the_command_reads_lines_pairs_and_json_and_writes_json_lines(tmp_path: 
     texts = ['the film\tis fine', '\ufffd great', '']
     assert results == bert_jax.load_pretrained(single).predict(texts)
     assert printed.err.endswith('1 x invalid utf8 replaced\n') and 'invalid bytes' not in printed.err
-    (tmp_path / 'empty.txt').touch()
-    assert command(f'--model={single}', f'--input={tmp_path}/empty.txt', '--json') == 0
-    assert json.loads(capsys.readouterr().out) == {'results': []}
     (tmp_path / 'in.jsonl').write_text('{"body": "the film\\tis fine", "id": 7}\n\n{"body": "dull"}\n')
     assert command(f'--model={single}', f'--input={tmp_path}/in.jsonl', f'--output={tmp_path}/out.jsonl') == 0
     lines = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text().splitlines()]
