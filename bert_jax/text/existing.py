@@ -56,9 +56,10 @@ def find_existing(
     mend = f'set another data.corpus, or rm -r {directory}'
     differing = [name for name in sorted({*theirs, *settings}) if theirs.get(name) != settings.get(name)]
     if differing:
-        found = '; '.join(f'{name}={theirs.get(name)!r}' for name in differing)
-        expected = '; '.join(f'{name}={settings.get(name)!r}' for name in differing)
-        raise BadInput(where, f'holds a corpus made with {found}', expected, mend)
+        found, expected = (
+            '; '.join(f'{name}={side[name]!r}' for name in differing if name in side) for side in (theirs, settings)
+        )
+        raise BadInput(where, f'holds a corpus made with {found or "other settings"}', expected, mend)
     for source, _, _ in mixture:
         if changes := changes_since(directory, source):
             found = f'holds a corpus of text that has changed since: {changes}'
