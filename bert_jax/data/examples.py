@@ -23,9 +23,9 @@ class Pairs:
     label: np.ndarray  # the next-sentence (or swapped-order) label
 
 
-_CUT, _RANDOM, _DOCUMENT, _START, _A_TRIM, _B_TRIM, _ROUNDING, _FIRST_RETRY = range(8)
-_NUM_DRAWS = _FIRST_RETRY
-_NUM_RETRIES = 24  # of the start of a partner
+_CUT, _RANDOM, _DOCUMENT, _START, _A_TRIM, _B_TRIM, _ROUNDING = range(7)
+_NUM_DRAWS = 7
+_MOST_RETRIES, _RETRY_ROUNDS = 24, 4  # of the start of a partner, and how often some are made at once
 
 
 def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, data: config.Data) -> Pairs:
@@ -35,10 +35,10 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, data: config.D
     from another document (`nsp`, label 1) or the halves change places (`sop`, label 1). Then tokens leave the longer
     half, each from its front or its back with probability 1/2, until the planned length is met.
 
-    With `data.match_lengths` neither the lengths of the halves nor where they are cut says anything about the label.
+    With `data.match_lengths` the lengths of the halves say nothing about the label, and where they are cut says little.
     The text from another document is whole sentences, about as many tokens as those that it replaces, half of the time
     more and half of the time fewer. Whichever of the two is taken, it is trimmed to the length of the shorter one. In
-    the original the random text fills the row, and whoever knows both lengths guesses 64% of the labels.
+    the original the random text fills the row, and both lengths together reveal 64% of the labels.
 
     Args:
       windows: [N] int64, indices into the plan.
@@ -56,20 +56,17 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, data: config.D
     cut = np.where(count > 1, between, inside)
     a_start, a_length, b_start, b_length = start, cut - start, cut, start + length - cut
     label = (random.uniform(draws[:, _RANDOM]) < 0.5).astype(np.int64)
-    shorter = None  # [N], of the two texts that B may be
-    if data.pairing == 'nsp':
-        is_random, most = label == 1, len(plan.num_holding) - 1
-        if data.match_lengths:
-            kept = _trimmed_lengths(a_length, b_length, target)[1]
-            is_cut, wanted = kept < b_length, np.minimum(kept, most)
-            own = plan.document_of[windows]
-            partner, partner_length, shorter = _find_like_partners(plan, own, wanted, is_cut, draws, keys)
-            b_start, b_length = np.where(is_random, partner, b_start), np.where(is_random, partner_length, b_length)
-        else:
-            chosen = np.flatnonzero(is_random)
-            wanted, own = np.maximum(target - a_length, 1)[chosen], plan.document_of[windows[chosen]]
-            b_start[chosen], b_length[chosen] = _find_partners(plan, own, wanted, draws[chosen])
-    a_kept, b_kept = _trimmed_lengths(a_length, b_length if shorter is None else shorter, target)
+    if data.pairing == 'nsp' and not data.match_lengths:
+        chosen = np.flatnonzero(label)
+        wanted, own = np.maximum(target - a_length, 1)[chosen], plan.document_of[windows[chosen]]
+        b_start[chosen], b_length[chosen] = _find_partners(plan, own, wanted, draws[chosen])
+    most_kept = b_length  # of B
+    if data.pairing == 'nsp' and data.match_lengths:
+        wanted = _trimmed_lengths(a_length, b_length, target)[1]
+        own, is_cut = plan.document_of[windows], wanted < b_length
+        partner, partner_length, most_kept = _find_like_partners(plan, own, wanted, is_cut, draws, keys)
+        b_start, b_length = np.where(label, partner, b_start), np.where(label, partner_length, b_length)
+    a_kept, b_kept = _trimmed_lengths(a_length, most_kept, target)
     words = -(-int(max((a_length - a_kept).max(initial=0), (b_length - b_kept).max(initial=0), 1)) // 64)
     a_start = a_start + random.coin_flips(random.bits(draws[:, _A_TRIM], words), a_length - a_kept)
     b_start = b_start + random.coin_flips(random.bits(draws[:, _B_TRIM], words), b_length - b_kept)
@@ -81,7 +78,7 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, data: config.D
 
 
 def _find_partners(plan: Plan, own: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences of at least `wanted` tokens from any other document that holds so many; where none does, of fewer."""
+    """Sentences of at least `wanted` tokens from any other document that holds them; where none does, of fewer."""
     other = _other_documents(plan, own, wanted, draws[:, _DOCUMENT])
     begin = plan.segments[_starts_in(plan, other, wanted, draws[:, _START])]
     stop_segment = np.searchsorted(plan.segments, begin + wanted, side='left')
@@ -91,9 +88,9 @@ def _find_partners(plan: Plan, own: np.ndarray, wanted: np.ndarray, draws: np.nd
 def _find_like_partners(
     plan: Plan, own: np.ndarray, wanted: np.ndarray, is_cut: np.ndarray, draws: np.ndarray, keys: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sentences of about `wanted` tokens, those up to the boundary before or after so many with equal probability.
+    """Sentences of about `wanted` tokens: up to the sentence boundary before or after, with equal probability.
 
-    Like the text that they replace they begin with a sentence that is not longer than that, where one is found.
+    Like the text that they replace, they begin with a sentence of at most `wanted` tokens, where one is found.
 
     Args:
       wanted: [N], tokens that are kept of the text to replace.
@@ -105,11 +102,17 @@ def _find_like_partners(
     """
     other = _other_documents(plan, own, wanted, draws[:, _DOCUMENT])
     first = _starts_in(plan, other, wanted, draws[:, _START])
-    for retry in range(_FIRST_RETRY, _FIRST_RETRY + _NUM_RETRIES):
-        too_long = np.flatnonzero(~is_cut & (plan.segments[first + 1] - plan.segments[first] > wanted))
-        bits = random.bits_at(keys[too_long], np.array([retry]))
-        other[too_long] = _other_documents(plan, own[too_long], wanted[too_long], bits)
-        first[too_long] = _starts_in(plan, other[too_long], wanted[too_long], random.mix(bits))
+    left = np.flatnonzero(~is_cut)
+    for attempts in np.split(_NUM_DRAWS + np.arange(_MOST_RETRIES), _RETRY_ROUNDS):
+        left = left[plan.segments[first[left] + 1] - plan.segments[first[left]] > wanted[left]]
+        limit = wanted[left, None]
+        bits = random.bits_at(keys[left, None], attempts)
+        documents = _other_documents(plan, own[left, None], limit, bits)
+        starts = _starts_in(plan, documents, limit, random.mix(bits))
+        fits = plan.segments[starts + 1] - plan.segments[starts] <= limit
+        fits[:, -1] = True  # or all are too long, and the next round replaces it
+        chosen = np.arange(len(left)), fits.argmax(axis=1)
+        other[left], first[left] = documents[chosen], starts[chosen]
     begin = plan.segments[first]
     before = np.searchsorted(plan.segments, begin + wanted, side='right') - 1
     after = np.where(is_cut, before + 1, np.searchsorted(plan.segments, begin + wanted, side='left'))
@@ -134,7 +137,7 @@ def _other_documents(plan: Plan, own: np.ndarray, wanted: np.ndarray, draws: np.
 
 
 def _starts_in(plan: Plan, documents: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """A segment of each document behind whose start the document still has `wanted` tokens, or its first."""
+    """A segment of each document from which on it still has `wanted` tokens, or its first."""
     first_segment, last_segment = plan.documents[documents], plan.documents[documents + 1]
     last_start = np.searchsorted(plan.segments, plan.segments[last_segment] - wanted, side='right') - 1
     last_start = np.clip(last_start, first_segment, last_segment - 1)
