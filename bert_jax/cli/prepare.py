@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -10,6 +10,9 @@ from bert_jax.cli.flags import AT_LEAST_0, AT_LEAST_1, CONFIG, Command, Flag, co
 from bert_jax.config import Config
 from bert_jax.console import json_text
 from bert_jax.errors import BadInput
+
+if TYPE_CHECKING:
+    from bert_jax.text.corpus import Corpus
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
@@ -34,13 +37,14 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         text = f'Shard {values.shard} is done; {left}.'
         print_result(values, dataclasses.asdict(summary), text, is_in_files=True)
         return 0
-    fills = fill_of_phases(config, load_corpus(config.data.corpus).train)
+    corpus = load_corpus(config.data.corpus, config.data.local_copy if values.show else '')
+    fills = fill_of_phases(config, corpus.train)
     as_json = dataclasses.asdict(summary) | {'fill': [dataclasses.asdict(fill) for fill in fills]}
     text = '\n  '.join([_describe(summary), *map(str, fills)])
     if values.show:
         from bert_jax.data.show import describe_rows
 
-        as_json['rows'] = _first_rows(config, values.show)
+        as_json['rows'] = _first_rows(config, corpus, values.show)
         text += '\n' + describe_rows(as_json['rows'])
     print_result(values, as_json, text, is_in_files=True)
     return 0
@@ -54,13 +58,13 @@ def _parsed_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _first_rows(config: Config, num_rows: int) -> list[list[dict[str, Any]]]:
+def _first_rows(config: Config, corpus: 'Corpus', num_rows: int) -> list[list[dict[str, Any]]]:
     """The first rows that a run of this config would train on, decoded."""
     from bert_jax.data.batches import CorpusStream
+    from bert_jax.data.fill import with_chosen_sequences
     from bert_jax.data.show import decode_rows
-    from bert_jax.text.corpus import load_corpus
 
-    corpus, phase = load_corpus(config.data.corpus, config.data.local_copy), config.in_phases[0]
+    phase = with_chosen_sequences(config, corpus.train).in_phases[0]
     stream = CorpusStream(corpus, phase.data, 'train', batch_size=num_rows, seed=config.train.seed)
     return decode_rows(stream.batch(0), corpus.tokenizer, phase.data.pairing)
 

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import enum
 import typing
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -20,7 +20,7 @@ class Role(enum.Enum):
     IDENTITY_IF_SET = 'likewise, where it differs from what runs had before the field existed'
     SHAPES = 'part of what the run is, and the arrays of its checkpoints depend on it: never changes'
     CONTENT = 'what the data are made from: a hash of their content takes its place'
-    CONTENT_IF_SET = 'likewise, where it differs from its default'  # fields newer than some corpora
+    CONTENT_IF_SET = 'likewise, where it differs from what corpora had before the field existed'
     EXECUTION = 'how the run is carried out: may change at any time'
 
 
@@ -117,12 +117,15 @@ def names_with(role: Role, section: type[Any]) -> tuple[str, ...]:
     return tuple(name for name, found in roles(section).items() if found is role)
 
 
-def content_of(section: Any) -> dict[str, Any]:
-    """{field: value} of a section's own fields that data are made from; newer fields only where they are set."""
+def content_of(section: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """{field: value} of a section's own fields that data are made from; newer fields only where they are set.
+
+    Args: values, of its fields by name; a newer one may be absent.
+    """
     found = {}
     for field in dataclasses.fields(section):
-        role, value = roles(type(section))[field.name], getattr(section, field.name)
-        if role is Role.CONTENT or (role is Role.CONTENT_IF_SET and value != field.default):
+        role, value = roles(section)[field.name], values.get(field.name, _before(field))
+        if role is Role.CONTENT or (role is Role.CONTENT_IF_SET and value != _before(field)):
             found[field.name] = value
     return found
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config import Config, Data, Tokenizer, field_names, resolve, unknown_field
-from bert_jax.config.fields import Role, names_with
+from bert_jax.config.fields import content_of
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 
@@ -256,14 +256,9 @@ def _resolve(run: str, values: dict[str, Any]) -> Config:
 
 def _corpus_settings(values: dict[str, Any]) -> dict[str, Any]:
     """What the contents of a run's corpus depend on, of the values of its config."""
-    unset, given = Data(), values['data']
-    of_data = {name: given.get(name) for name in names_with(Role.CONTENT, Data)}
-    for name in names_with(Role.CONTENT_IF_SET, Data):
-        if given.get(name, getattr(unset, name)) != getattr(unset, name):
-            of_data[name] = given[name]
     settled = dataclasses.asdict(Tokenizer().for_training())
     tokenizer = {name: settled.get(name) if value is None else value for name, value in values['tokenizer'].items()}
-    return of_data | {'tokenizer': tokenizer}
+    return content_of(Data, values['data']) | {'tokenizer': tokenizer}
 
 
 def short_names(fields: list[str]) -> dict[str, str]:

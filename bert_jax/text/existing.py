@@ -15,11 +15,12 @@ from bert_jax.text.tokenizer import Tokenizer
 
 def settings_of(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer | None) -> dict[str, Any]:
     """The settings that the contents of a corpus depend on, by their names in the config, as JSON gives them back."""
-    settings = {f'data.{name}': value for name, value in content_of(data).items()}
+    settings = {f'data.{name}': value for name, value in content_of(config.Data, vars(data)).items()}
     if given is not None:
         settings['tokenizer.path'] = given.hash
     else:
-        settings |= {f'tokenizer.{name}': value for name, value in content_of(tokenizer.for_training()).items()}
+        content = content_of(config.Tokenizer, vars(tokenizer.for_training()))
+        settings |= {f'tokenizer.{name}': value for name, value in content.items()}
     return json.loads(json.dumps(settings))
 
 

@@ -145,11 +145,11 @@ def doubts(tokenizer: Tokenizer, sentences: list[str]) -> list[Doubt]:
     if wanted != current:
         found = f'its tokens have letters that {_named(current)} takes from the text'
         return [Doubt(found, _named(wanted), _fix(wanted))]
-    rate = _unknown_rate(tokenizer, sentences)
+    rate = unknown_rate(tokenizer, tokenizer.encode_batch(sentences))
     if rate < _FEWER_UNKNOWN:
         return []
     rates = [
-        (_unknown_rate(tokenizer.with_normalization(**other), sentences), other)
+        (unknown_rate(tokenizer, tokenizer.with_normalization(**other).encode_batch(sentences)), other)
         for lowercase, strip_accents in itertools.product((True, False), repeat=2)
         if (other := {'lowercase': lowercase, 'strip_accents': strip_accents}) != current
     ]
@@ -160,8 +160,8 @@ def doubts(tokenizer: Tokenizer, sentences: list[str]) -> list[Doubt]:
     return [Doubt(found, f'{best:.3%} with {_named(other)}', _fix(other))]
 
 
-def _unknown_rate(tokenizer: Tokenizer, sentences: list[str]) -> float:
-    ids = tokenizer.encode_batch(sentences)
+def unknown_rate(tokenizer: Tokenizer, ids: list[list[int]]) -> float:
+    """The share of [UNK] among the ids of some texts; 0 for none."""
     return sum(row.count(tokenizer.unk_id) for row in ids) / max(1, sum(map(len, ids)))
 
 

@@ -9,7 +9,7 @@ from bert_jax import config
 from bert_jax.console import say
 from bert_jax.text.chunks import Source
 from bert_jax.text.documents import Reading, read_chunk
-from bert_jax.text.normalization import Doubt
+from bert_jax.text.normalization import Doubt, unknown_rate
 from bert_jax.text.tally import Tally
 from bert_jax.text.vocabulary import Tokenizer
 
@@ -58,7 +58,7 @@ def describe_tokenizer(tokenizer: Tokenizer, sentences: list[str]) -> dict[str, 
         'kind': tokenizer.kind,
         'vocab_size': tokenizer.vocab_size,
         'tokens_per_word': num_tokens / num_words if num_words else None,
-        'unknown_rate': sum(row.count(tokenizer.unk_id) for row in ids) / num_tokens if num_tokens else None,
+        'unknown_rate': unknown_rate(tokenizer, ids) if num_tokens else None,
         'splits': {word: pieces[word] for word in [*frequent[:10], *most_cut]},
     }
 

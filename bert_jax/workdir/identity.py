@@ -58,9 +58,8 @@ def as_begun(config: ConfigT, workdir: str, changing: Sequence[str] = (), *, qui
         config = _with_recorded_sequences(config, recorded)
     kept = with_values_before(config, recorded, changing)
     if kept != config and not quiet:
-        ours, theirs = identity_of(config), identity_of(kept)
-        fields = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        say(f'{workdir} was begun by an earlier version and keeps its defaults for {", ".join(fields)}')
+        fields = ', '.join(sorted(_differing(identity_of(config), identity_of(kept))))
+        say(f'{workdir} was begun by an earlier version and keeps its defaults for {fields}')
     return kept
 
 
@@ -108,21 +107,15 @@ def claim(
     if path.exists():
         content = _read(path)
         theirs = content['fingerprint']
-        differ = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+        differ = _differing(ours, theirs)
         _check_may_change(workdir, differ - allowed, theirs, ours, has_flag=allow_change is not None)
         _check_keeps_shapes(workdir, differ)
         if differ and is_first():
             changes = [
                 {'step': step, 'field': name, 'from': theirs.get(name), 'to': ours.get(name)} for name in sorted(differ)
             ]
-            content |= {
-                'config': dataclasses.asdict(config),
-                'directory': current_directory_from(workdir),
-                'fingerprint': ours,
-            }
-            content['changes'] = [*content.get('changes', []), *changes]
-            tokenizer.save(path.parent / 'tokenizer')
-            write_whole(path, json.dumps(content, indent=2) + '\n')
+            changes = [*content.get('changes', []), *changes]
+            _save(workdir, config, tokenizer, ours, content, changes=changes)
             say(f'Changed from step {step or 0} on: {listed(differ, theirs, ours)}')
         return
     if is_first():
@@ -163,6 +156,11 @@ def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
         )
 
 
+def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
+    """The names under which two fingerprints have different values, or only one of them has any."""
+    return {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+
+
 def listed(differ: Iterable[str], theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """Fields in which a workdir's run differs from the one requested, with both values."""
     return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
@@ -179,16 +177,24 @@ def write(
 
     Args: start, as of `claim`.
     """
-    path = epath.Path(workdir) / 'config.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(path.parent / 'tokenizer')
-    content = {
-        'config': dataclasses.asdict(config),
-        'directory': current_directory_from(workdir),
-        'fingerprint': fingerprint,
-    }
-    content |= {'versions': versions()} | ({'start': start.to_json()} if start is not None else {})
-    write_whole(path, json.dumps(content, indent=2) + '\n')
+    epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+    more = {} if start is None else {'start': start.to_json()}
+    _save(workdir, config, tokenizer, fingerprint, {}, versions=versions(), **more)
+
+
+def _save(
+    workdir: str,
+    config: Config | FinetuneConfig,
+    tokenizer: Tokenizer,
+    fingerprint: dict[str, Any],
+    earlier: dict[str, Any],
+    **more: Any,
+) -> None:
+    """Writes the tokenizer, then config.json: what it held earlier with the new values."""
+    tokenizer.save(epath.Path(workdir) / 'tokenizer')
+    run = {'config': dataclasses.asdict(config), 'directory': current_directory_from(workdir)}
+    content = earlier | run | {'fingerprint': fingerprint} | more
+    write_whole(epath.Path(workdir) / 'config.json', json.dumps(content, indent=2) + '\n')
 
 
 def versions() -> dict[str, str]:
