@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from bert_jax import console
 from bert_jax.cli.config_file import load_config_file
 from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, unusable_path
+from bert_jax.runtime.paths import check_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,19 +210,6 @@ def required(values: flags.FlagValues, name: str) -> str:
         raise BadInput(f'--{name}', 'is missing', values[name].help)
     check_path(name, value)
     return value
-
-
-def check_path(name: str, path: str) -> None:
-    """Raises BadInput for a path, the value of the flag `name`, that cannot be used."""
-    if problem := unusable_path(path):
-        raise BadInput(f'--{name}={path}', problem, 'a path without it')
-    if not is_local(path) and importlib.util.find_spec('tensorflow') is None:  # which opens them by itself
-        import fsspec
-
-        try:
-            fsspec.get_filesystem_class(path.partition('://')[0])
-        except ImportError as error:
-            raise BadInput(f'--{name}={path}', f'cannot be opened ({error})', 'the package for this store') from error
 
 
 def workdir_and_step(values: flags.FlagValues) -> tuple[str, int | None]:

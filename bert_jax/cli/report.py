@@ -2,8 +2,9 @@
 
 from absl import flags
 
-from bert_jax.cli.flags import Command, Flag, check_path, print_result
+from bert_jax.cli.flags import Command, Flag, print_result
 from bert_jax.errors import BadInput
+from bert_jax.runtime.paths import check_path
 from bert_jax.runtime.stopping import cleaning_up
 
 

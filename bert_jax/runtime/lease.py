@@ -32,8 +32,9 @@ from pathlib import Path
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, modified_at, unusable_path, write_whole
+from bert_jax.files import is_local, modified_at, write_whole
 from bert_jax.json_files import read_json
+from bert_jax.runtime.paths import check_path
 
 DIRECTORY = '.lease'  # in the workdir
 BEAT = 5.0  # seconds between signs of life
@@ -103,8 +104,7 @@ class Lease:
         Raises:
           BadInput: when another run holds the workdir, or it cannot be written to.
         """
-        if problem := unusable_path(self._workdir):
-            raise BadInput(f'--workdir={self._workdir}', problem, 'a path without it', 'name another --workdir')
+        check_path('workdir', self._workdir)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             while True:

@@ -30,11 +30,12 @@ from bert_jax.config import Config, Train
 from bert_jax.config import Mesh as MeshConfig
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.files import is_local, matching, size_of, unusable_path, write_whole
+from bert_jax.files import is_local, matching, size_of, write_whole
 from bert_jax.json_files import read_json
 from bert_jax.model.bert import BertForPreTraining, Build, check_size
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
+from bert_jax.runtime.paths import check_path
 from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState, is_finite
@@ -68,8 +69,7 @@ class Checkpoints:
         Raises:
           BadInput: for a path that Orbax would mistake for another one.
         """
-        if problem := unusable_path(workdir):
-            raise BadInput(f'--workdir={workdir}', problem, 'a path without it', 'name another --workdir')
+        check_path('workdir', workdir)
         self._directory = literal_path(workdir).resolve() / 'checkpoints'
         self._keep, self._keep_every, self._check = keep, keep_every, check
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
