@@ -5,12 +5,12 @@
 
 The same encoder (a Hugging Face directory) learns each task from the same token ids, with the same batch size, learning
 rate, schedule, optimizer settings, dropout and number of steps, once by `finetune` and once by the Trainer
-(finetuning_trainer.py), seed by seed in turns, each in a process of its own. Both are scored by this project's scorers.
+(finetuning_trainer.py), seed by seed in turns, each in a separate process. Both are scored by this project's scorers.
 Examples per second are the median over intervals of some training steps, without compilation, evaluation and saving;
 minutes are those of the whole process, with everything.
 
 A directory holds the files that configs/finetune/glue.py, ner.py and squad.py name. `conll-1500` is CoNLL with 1,500 of
-its sentences. Finished runs are kept in OUTPUT/results and are not repeated; OUTPUT/table.md shows what there is.
+its sentences. Finished runs are kept in OUTPUT/results and are not repeated; OUTPUT/table.md shows them.
 """
 
 import argparse

@@ -46,7 +46,7 @@ def examples(arrays: Any, part: str, kind: str) -> list[dict[str, Any]]:
 
 
 def _speed(times: list[float], every: int, batch: int) -> float:
-    """Examples per second: the median over intervals of so many steps."""
+    """Examples per second: the median over intervals of `every` steps."""
     marks = times[_WARM_UP::every]
     return statistics.median(every * batch / (end - start) for start, end in zip(marks[:-1], marks[1:], strict=True))
 

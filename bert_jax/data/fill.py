@@ -138,7 +138,7 @@ def _share(counts: np.ndarray, data: config.Data) -> float:
 
 
 def _packed(counts: np.ndarray, data: config.Data, max_sequences: int) -> float:
-    """Likewise, of rows that hold up to so many sequences."""
+    """The share of the positions that hold tokens in packed rows of up to `max_sequences` sequences."""
     num_rows = count_rows(
         counts,
         predictions_of_lengths(data),

@@ -28,7 +28,7 @@ from bert_jax.text.splits import NpyWriter, Split
 _PLAN_VERSION = 4
 _SHORT_KEY = 0x5EED  # planned lengths belong to the corpus and the data config, not to the seed of a run
 _SENTENCES_AT_ONCE = 1 << 18  # of whole documents, planned together
-_SAMPLED_BLOCKS = 16  # of so many sentences each
+_SAMPLED_BLOCKS = 16  # of `_SENTENCES_AT_ONCE` each
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,9 +37,9 @@ def measure(pretrained: Pretrained, windows: list[Window]) -> dict[str, float | 
     characters in the sample: what spelling it costs without knowing anything.
 
     Returns:
-      masked_word_nats_per_character (None without a word), and to read it by
+      masked_word_nats_per_character (None if there are no words), and to read it by
       unigram_nats_per_character, of knowing only how frequent each character is;
-      masked_words, unknown_characters (share of the characters of the words that became [UNK], None without a word),
+      masked_words, unknown_characters (share of the characters of the words that became [UNK], None for no words),
       windows, windows_cut (in two or more rows, as they have more pieces than the model was trained on), and
       words_sample, equal where figures may be compared: a hash of the words and of the case that the tokenizer keeps.
     """

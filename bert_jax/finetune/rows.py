@@ -86,8 +86,8 @@ def make_rows(ids: Sequence[Sequence[int]], second: Sequence[int], labels: np.nd
     return Rows(flat, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(second, np.int32), labels)
 
 
-_ROW_TOKENS = 128  # about so many fill a row; attention makes longer ones slower, and short ones are harder to fill
-_MOST_PER_ROW = 2  # a row has slots for so many times the mean number of examples
+_ROW_TOKENS = 128  # of a full row, about; attention makes longer rows slower, and shorter ones are harder to fill
+_MOST_PER_ROW = 2  # slots of a row, as a multiple of the mean number of examples
 _HARDLY_PADDED = 0.7  # mean length over the longest, above which long examples take less time in rows of their own
 _LENGTH_STEPS = 8  # lengths of rows between a power of two and the next
 
@@ -115,11 +115,11 @@ class Packing:
         return 1 if self.examples_per_row == 1 else _MOST_PER_ROW * self.examples_per_row
 
     def num_rows(self, batch_size: int) -> int:
-        """B for a batch of so many examples."""
+        """B for a batch of `batch_size` examples."""
         return round_up(-(-batch_size // self.examples_per_row), self.num_rows_multiple)
 
     def length(self, num_tokens: int) -> int:
-        """L for rows of at most so many tokens."""
+        """L for rows of at most `num_tokens` tokens."""
         step = 2 ** (max(num_tokens, 1).bit_length() - 1) // _LENGTH_STEPS
         return round_up(max(num_tokens, 1), max(self.length_multiple, step))
 

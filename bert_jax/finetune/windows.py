@@ -32,7 +32,7 @@ class Span(NamedTuple):
 
 
 def cut_windows(offsets: np.ndarray, head: int, task: Task) -> list[Window]:
-    """The windows over a text of T tokens ([T, 2] offsets), behind a head of so many tokens."""
+    """The windows over a text of T tokens ([T, 2] offsets); head: number of tokens before the text in a row."""
     room = task.sequence_length - head - 1
     num_tokens = len(offsets)
     starts = [0]

@@ -51,7 +51,7 @@ class SentenceSettings:
     normalize: bool = False
 
     def limit(self, trained_length: int, max_positions: int) -> int:
-        """Tokens that a text is cut to, for a model that was trained on so many, and has so many positions."""
+        """Tokens that a text is cut to, by a model with `max_positions` that was trained on `trained_length` tokens."""
         return min(self.max_length or trained_length, max_positions)
 
     def prepare(self, text: str) -> str:

@@ -73,7 +73,7 @@ def open_job(
 
 def _clear(parent: pathlib.Path, mine: pathlib.Path, identity: dict[str, Any], alone: bool) -> None:
     """Removes what was left with other identities, where nobody works on it."""
-    if (parent / _JOB).is_file():  # written before each identity had a directory of its own
+    if (parent / _JOB).is_file():  # written before identities had separate directories
         _refuse_if_shard(parent, identity, alone)
         discard(parent)
     for other in sorted(parent.iterdir()) if parent.is_dir() else ():

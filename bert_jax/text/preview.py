@@ -22,7 +22,7 @@ SAMPLE_CHARACTERS = 200_000  # that the share of unknown tokens is measured on: 
 def first_sentences(
     sources: list[Source], reading: Reading, *, most: int = PREVIEW_SENTENCES, characters: int | None = None
 ) -> list[str]:
-    """Sentences from the start of the sources: `most`, or with so many characters. Of a long document its beginning.
+    """Sentences from the start of the sources, up to `most` or `characters`; of a long document, only its beginning.
 
     Raises:
       BadInput: see `read_chunk`.

@@ -117,7 +117,7 @@ class Tally:
         """Raises `BadInput` when more than a share of `allowed` of the text, or of one file's, is not UTF-8.
 
         Args:
-          margin: so many times as much is allowed, of a sample.
+          margin: factor on `allowed`, for a sample.
         """
         expected = f'UTF-8; data.bad_text={allowed} is the share of the text that may be replaced'
         limit = allowed * margin

@@ -323,8 +323,8 @@ def test_a_pickle_is_refused_with_a_line_that_converts_it(original: Path, tmp_pa
     tensors['cls.predictions.decoder.weight'] = tensors['bert.embeddings.word_embeddings.weight']  # shared memory
     torch.save(tensors, directory / 'pytorch_model.bin')
     (directory / 'model.safetensors').unlink()
-    told = _import_fails(directory, 'pytorch_model.bin', 'can run any program')
-    line = told.partition('fix:')[2].strip()
+    printed = _import_fails(directory, 'pytorch_model.bin', 'can run any program')
+    line = printed.partition('fix:')[2].strip()
     assert line == safetensors_files.conversion_command(directory)
     with_this_python = line.replace('python -c', f'{sys.executable} -c', 1)
     subprocess.run(with_this_python, shell=True, check=True, timeout=120)
