@@ -101,7 +101,7 @@ def fail(text: str, as_json: Mapping[str, str]) -> None:
     """Reports why the program ends: on standard error, and where JSON is expected as {"error": …} on standard output.
 
     Args:
-      as_json: where, found, expected and mend, as `BadInput.as_json` has them.
+      as_json: where, found, expected and mend (how to fix it), as `BadInput.as_json` has them.
     """
     say_anywhere(text)
     print_json_error(as_json)

@@ -8,24 +8,24 @@ class BadInput(Exception):
       where: the config field, file (with line), or command-line argument at fault.
       found: its value or state.
       expected: what would work.
-      mend: how to fix it; a command to paste where one does.
+      fix: how to fix it; a command to paste where one does.
     """
 
-    def __init__(self, where: str, found: str, expected: str = '', mend: str = ''):
-        super().__init__(where, found, expected, mend)
-        self.where, self.found, self.expected, self.mend = where, found, expected, mend
+    def __init__(self, where: str, found: str, expected: str = '', fix: str = ''):
+        super().__init__(where, found, expected, fix)
+        self.where, self.found, self.expected, self.fix = where, found, expected, fix
 
     def __str__(self) -> str:
         lines = [f'{self.where}: {self.found}']
         if self.expected:
             lines.append(f'  expected: {self.expected}')
-        if self.mend:
-            lines.append(f'  fix:      {self.mend}')
+        if self.fix:
+            lines.append(f'  fix:      {self.fix}')
         return '\n'.join(lines)
 
     def as_json(self) -> dict[str, str]:
         """What `--json` prints under `error`."""
-        return {'where': self.where, 'found': self.found, 'expected': self.expected, 'mend': self.mend}
+        return {'where': self.where, 'found': self.found, 'expected': self.expected, 'mend': self.fix}
 
 
 class DeviceFault(BadInput):

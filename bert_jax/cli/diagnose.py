@@ -40,15 +40,15 @@ class Problem:
     where: str
     found: str
     expected: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f'{self.level}: {BadInput(self.where, self.found, self.expected, self.mend)}'
+        return f'{self.level}: {BadInput(self.where, self.found, self.expected, self.fix)}'
 
 
 def problem_of(error: BadInput) -> Problem:
     """What would stop the run."""
-    return Problem('error', error.where, error.found, error.expected, error.mend)
+    return Problem('error', error.where, error.found, error.expected, error.fix)
 
 
 def describe(problems: list[Problem]) -> str:
@@ -90,8 +90,8 @@ def _errors_first(problems: list[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: problem.level != 'error')
 
 
-def _warning(where: str, found: str, expected: str, mend: str) -> Problem:
-    return Problem('warning', where, found, expected, mend)
+def _warning(where: str, found: str, expected: str, fix: str) -> Problem:
+    return Problem('warning', where, found, expected, fix)
 
 
 def _devices(config: Config) -> Iterator[Problem]:

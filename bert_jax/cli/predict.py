@@ -33,8 +33,8 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     keep_programs()
     trained = load_model(name)
     if not isinstance(trained, FineTuned):
-        mend = 'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.init=MODEL --workdir=…'
-        raise BadInput(f'--model={name}', 'is not fine-tuned: it has no head of a task', 'a fine-tuned model', mend)
+        fix = 'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.init=MODEL --workdir=…'
+        raise BadInput(f'--model={name}', 'is not fine-tuned: it has no head of a task', 'a fine-tuned model', fix)
     start, counts = time.monotonic(), Counter()
     results = _results(values, trained, source, counts)
     with activity(lambda: f'predicting, {counts["examples"]:,} examples done'):

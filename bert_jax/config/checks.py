@@ -23,8 +23,8 @@ def check_model(model: Model) -> None:
 def check_probes(probe_every: int, probe: Probe) -> None:
     """Raises `BadInput` when probes are due but there are no labelled sets."""
     if probe_every and not probe.sets:
-        mend = "--config.probe.sets=\"(('mood','tsv:mood.tsv'),)\""
-        raise BadInput('config.probe.sets', 'is (), and train.probe_every asks for probes', 'labelled sets', mend)
+        fix = "--config.probe.sets=\"(('mood','tsv:mood.tsv'),)\""
+        raise BadInput('config.probe.sets', 'is (), and train.probe_every asks for probes', 'labelled sets', fix)
 
 
 def check_mesh(mesh: Mesh) -> None:
@@ -75,8 +75,8 @@ def check_together(config: Config) -> None:
             '--config.init=DIR or --config.tokenizer.path=DIR; a vocabulary trained here has its words from the text',
         )
     if config.init_optimizer and not config.init:
-        mend = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
-        raise BadInput('config.init_optimizer', 'is True, and config.init names no run', 'both or neither', mend)
+        fix = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
+        raise BadInput('config.init_optimizer', 'is True, and config.init names no run', 'both or neither', fix)
     check_probes(config.train.probe_every, config.probe)
     check_mesh(config.mesh)
 

@@ -238,7 +238,7 @@ def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Calla
             raise BadInput(f'config.{path}', f'is {value!r}', kind)
         check = field.metadata.get('check')
         if check and not check(value):
-            mend = nearest(value, field.metadata['choices']) if isinstance(value, str) else ''
-            raise BadInput(f'config.{path}', f'is {value!r}', field.metadata['expected'], mend)
+            fix = nearest(value, field.metadata['choices']) if isinstance(value, str) else ''
+            raise BadInput(f'config.{path}', f'is {value!r}', field.metadata['expected'], fix)
         resolved[name] = value
     return section(**resolved)

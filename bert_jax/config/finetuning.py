@@ -220,8 +220,8 @@ def _check_together(resolved: FinetuneConfig) -> None:
     if resolved.init == 'scratch':
         if not resolved.tokenizer.path:
             expected = 'a vocab.txt, tokenizer.json, .model file, or a directory that holds one'
-            mend = '--config.tokenizer.path=models/mine'
-            raise BadInput('config.tokenizer.path', 'is empty, and scratch brings no tokenizer', expected, mend)
+            fix = '--config.tokenizer.path=models/mine'
+            raise BadInput('config.tokenizer.path', 'is empty, and scratch brings no tokenizer', expected, fix)
         config.check_model(model)
         if task.sequence_length > model.max_positions:
             raise too_long(task.sequence_length, model.max_positions)

@@ -19,8 +19,8 @@ def unknown_field(path: str, root: type[typing.Any] | None = None) -> BadInput:
     ]
     section = path.rpartition('.')[0]
     siblings = [name for name in names if name.rpartition('.')[0] == section] or names
-    mend = f'did you mean config.{close[0]}?' if close else ''
-    return BadInput(f'config.{path}', 'there is no such field', ', '.join(siblings), mend)
+    fix = f'did you mean config.{close[0]}?' if close else ''
+    return BadInput(f'config.{path}', 'there is no such field', ', '.join(siblings), fix)
 
 
 def field_names(section: type[typing.Any] = Config, prefix: str = '') -> typing.Iterator[str]:

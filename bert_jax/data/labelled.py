@@ -43,8 +43,8 @@ def read_records(source: str, task: Task, needed: tuple[str, ...]) -> Iterator[R
         return
     path = Path(task.directory) / rest
     if not path.is_file():
-        mend = '' if task.directory else '--config.task.directory=DIR, where the files lie'
-        raise BadInput(str(path), 'is not there', f'a {kind} file', mend)
+        fix = '' if task.directory else '--config.task.directory=DIR, where the files lie'
+        raise BadInput(str(path), 'is not there', f'a {kind} file', fix)
     try:
         yield from _READERS[kind](path, task, needed)
     except OSError as error:
@@ -56,8 +56,8 @@ def check_columns(needed: Iterable[str], names: Iterable[str], where: str) -> No
     names = list(names)
     for column in needed:
         if column not in names:
-            mend = '--config.task.text=NAME, text_pair, label: which columns to take'
-            raise BadInput(where, f'has no column {column!r}', ', '.join(map(str, names)) or 'columns', mend)
+            fix = '--config.task.text=NAME, text_pair, label: which columns to take'
+            raise BadInput(where, f'has no column {column!r}', ', '.join(map(str, names)) or 'columns', fix)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -222,7 +222,7 @@ class Reading:
                 where,
                 f'has no {name!r}; {num_bad:,} of {number:,} records lack a column',
                 'a value in every column that is used',
-                'mend the file, or --config.task.bad_records=SHARE',
+                'fix the file, or --config.task.bad_records=SHARE',
             )
         if number == num_bad:
             raise BadInput(self._source, 'holds no example', 'at least one')
@@ -254,5 +254,5 @@ def unknown_label(where: str, label: str, labels: tuple[str, ...]) -> BadInput:
         where,
         f'has the label {shown}, which the training file does not have (or config.task.labels does not list)',
         'one of ' + ', '.join(labels[:20]) + (' …' if len(labels) > 20 else ''),
-        'mend the file, or --config.task.label=COLUMN if that is another',
+        'fix the file, or --config.task.label=COLUMN if that is another',
     )

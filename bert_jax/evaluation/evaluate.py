@@ -124,7 +124,7 @@ def _named_by_its_flag(source: str) -> Iterator[None]:
     except BadInput as error:
         if 'data.source' not in error.where:
             raise
-        raise BadInput(f'--source={source}', error.found, error.expected, error.mend) from error
+        raise BadInput(f'--source={source}', error.found, error.expected, error.fix) from error
 
 
 def _name(source: str) -> str:

@@ -84,8 +84,8 @@ def _open(name: str, source: str, probe: config.Probe) -> LabelledSet:
         by_text = {str(r.fields[probe.text]): str(r.fields[probe.label]).strip() for r in reversed(records)}
         sorted_labels(by_text.values(), source)
     except BadInput as error:  # in the words of a fine-tune
-        mend = 'config.probe.sets names the files, config.probe.text and config.probe.label their columns'
-        raise BadInput(*error.args[:3], mend) from None
+        fix = 'config.probe.sets names the files, config.probe.text and config.probe.label their columns'
+        raise BadInput(*error.args[:3], fix) from None
     texts = sorted(by_text, key=lambda text: hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=8).digest())
     texts = texts[: probe.max_examples]
     found = LabelledSet(name, texts, [by_text[text] for text in texts], len(texts) // _TEST_SHARE)

@@ -19,8 +19,8 @@ def check_libraries() -> None:
     """Raises `BadInput` when a library that counts is not installed."""
     missing = [name for module, name in _LIBRARIES.items() if importlib.util.find_spec(module) is None]
     if missing:
-        mend = "pip install -e '.[finetune]'"
-        raise BadInput('finetune', f'needs {", ".join(missing)}, which are not installed', 'the extra finetune', mend)
+        fix = "pip install -e '.[finetune]'"
+        raise BadInput('finetune', f'needs {", ".join(missing)}, which are not installed', 'the extra finetune', fix)
 
 
 def is_fraction(name: str) -> bool:

@@ -192,9 +192,9 @@ def _check_columns(records: Iterable[Record], columns: Columns) -> None:
             value = record.fields.get(name)
             if value is None:
                 present = ', '.join(repr(key) for key, value in record.fields.items() if value is not None)
-                mend = '' if needed == _OF_A_QUESTION else '--text=COLUMN and --text_pair=COLUMN'
+                fix = '' if needed == _OF_A_QUESTION else '--text=COLUMN and --text_pair=COLUMN'
                 found, expected = f'has no {name!r}; it has {present or "nothing"}', ' and '.join(map(repr, needed))
-                raise BadInput(record.where, found, expected, mend)
+                raise BadInput(record.where, found, expected, fix)
             if name in _OF_A_QUESTION and columns.names == _OF_A_QUESTION and not isinstance(value, str):
                 raise BadInput(record.where, f'{name!r} is of type {type(value).__name__}', 'text')
 

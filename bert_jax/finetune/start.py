@@ -176,7 +176,7 @@ def _check(given: FinetuneConfig, tokenizer: Tokenizer, own: Tokenizer | None, m
         )
     if given.reinitialized_layers > model.num_layers:
         found, expected = f'is {given.reinitialized_layers}', f'at most the {model.num_layers} layers of config.init'
-        mend = f'--config.reinitialized_layers={model.num_layers}'
-        raise BadInput('config.reinitialized_layers', found, expected, mend)
+        fix = f'--config.reinitialized_layers={model.num_layers}'
+        raise BadInput('config.reinitialized_layers', found, expected, fix)
     if given.task.sequence_length > model.max_positions:
         raise too_long(given.task.sequence_length, model.max_positions)

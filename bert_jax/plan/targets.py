@@ -128,8 +128,8 @@ def parse(name: str) -> Target:
     if chip not in DEVICES:
         known = ['here', *DEVICES]
         near = difflib.get_close_matches(chip, known, n=2, cutoff=0.4)
-        mend = 'did you mean ' + ' or '.join(near) + '?' if near else '--target=tpu-v5e:4x4'
-        raise BadInput('--target', f'{name!r} is not known', ', '.join(known), mend)
+        fix = 'did you mean ' + ' or '.join(near) + '?' if near else '--target=tpu-v5e:4x4'
+        raise BadInput('--target', f'{name!r} is not known', ', '.join(known), fix)
     device = DEVICES[chip]
     if not re.fullmatch(r'[1-9]\d{0,4}(x[1-9]\d{0,4})+', shape):
         form = 'hosts x GPUs of each' if device.kind == 'gpu' else 'a topology'

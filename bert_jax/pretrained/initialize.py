@@ -130,8 +130,8 @@ class PretrainingStart:
         theirs, ours = identity.load_config(directory), self.config.optimizer.name
         where = f'config.init_optimizer with config.init={self.config.init}'
         if theirs.optimizer.name != ours:
-            mend = f'--config.optimizer.name={theirs.optimizer.name}, or --config.init_optimizer=False'
-            raise BadInput(where, f'has the moments of {theirs.optimizer.name}; this run has {ours}', ours, mend)
+            fix = f'--config.optimizer.name={theirs.optimizer.name}, or --config.init_optimizer=False'
+            raise BadInput(where, f'has the moments of {theirs.optimizer.name}; this run has {ours}', ours, fix)
         tokenizer = load_saved_tokenizer(Path(directory) / 'tokenizer')
         moments = restore_whole(directory, theirs, tokenizer.vocab_size, step).opt_state
         shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (moments, state.opt_state)]
@@ -254,5 +254,5 @@ def load_initial(init: str) -> Pretrained:
 
 def _refuse_google(directory: str) -> None:
     if google.is_checkpoint(Path(directory)):
-        mend = f'python -m bert_jax import --from={directory} --workdir=IMPORTED, then --config.init=IMPORTED'
-        raise BadInput(f'config.init={directory}', 'holds an original checkpoint', 'an imported one', mend)
+        fix = f'python -m bert_jax import --from={directory} --workdir=IMPORTED, then --config.init=IMPORTED'
+        raise BadInput(f'config.init={directory}', 'holds an original checkpoint', 'an imported one', fix)

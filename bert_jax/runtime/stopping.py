@@ -128,9 +128,9 @@ class StopRequest:
             os._exit(EXIT_RUN_AGAIN)
 
 
-def _report(where: str, found: str, mend: str = '') -> None:
-    text = '. '.join(filter(None, (f'{where}: {found}', mend)))
-    console.fail(f'{text}.', BadInput(where, found, mend=mend).as_json())
+def _report(where: str, found: str, fix: str = '') -> None:
+    text = '. '.join(filter(None, (f'{where}: {found}', fix)))
+    console.fail(f'{text}.', BadInput(where, found, fix=fix).as_json())
 
 
 @contextlib.contextmanager

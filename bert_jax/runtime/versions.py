@@ -29,7 +29,7 @@ def _lines(name: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def check(required: Iterable[str], mend: str = 'make install') -> None:
+def check(required: Iterable[str], fix: str = 'make install') -> None:
     """Raises BadInput naming every package that is missing or of another version, with the command that installs them.
 
     Args:
@@ -38,7 +38,7 @@ def check(required: Iterable[str], mend: str = 'make install') -> None:
     try:
         from packaging.requirements import Requirement
     except ModuleNotFoundError:
-        raise BadInput('installed packages', 'packaging is missing', 'all required packages', mend) from None
+        raise BadInput('installed packages', 'packaging is missing', 'all required packages', fix) from None
     bad, wanted = [], []
     for line in required:
         requirement = Requirement(line)
@@ -49,7 +49,7 @@ def check(required: Iterable[str], mend: str = 'make install') -> None:
     if bad:
         quoted = ' '.join(f"'{requirement}'" for requirement in wanted)
         raise BadInput(
-            'installed packages', ', '.join(bad), ', '.join(wanted), f'python -m pip install {quoted} (or {mend})'
+            'installed packages', ', '.join(bad), ', '.join(wanted), f'python -m pip install {quoted} (or {fix})'
         )
 
 

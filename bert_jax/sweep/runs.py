@@ -120,8 +120,8 @@ def check_keys(sweep: dict[str, Any]) -> None:
     for key, value in sweep.items():
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)
-            mend = f'did you mean {near[0]}?' if near else ''
-            raise BadInput(f'sweep.{key}', 'is not a part of a sweep', ', '.join(_KEYS), mend)
+            fix = f'did you mean {near[0]}?' if near else ''
+            raise BadInput(f'sweep.{key}', 'is not a part of a sweep', ', '.join(_KEYS), fix)
         kinds = (list, tuple) if _KEYS[key] is list else _KEYS[key]
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise BadInput(f'sweep.{key}', f'is {value!r}', f'of type {_KEYS[key].__name__}')
@@ -156,7 +156,7 @@ def _check_fields(**places: dict[str, Any]) -> None:
         for field in fields:
             if field not in known:
                 error = unknown_field(field)
-                raise BadInput(f'{place}: {error.where}', error.found, error.expected, error.mend)
+                raise BadInput(f'{place}: {error.where}', error.found, error.expected, error.fix)
             if field in found:
                 raise BadInput(f'config.{field}', f'stands in {found[field]} and in {place}', 'one place')
             found[field] = place
@@ -241,8 +241,8 @@ def _with_overrides(values: dict[str, Any], overrides: dict[str, Any], base: str
         for name in sections:
             section = section.get(name, {})
         if leaf not in section:
-            mend = 'start from bert_jax.config.bert(SIZE): it has every field'
-            raise BadInput(base, f'has no {field}, so it cannot be overridden', '', mend)
+            fix = 'start from bert_jax.config.bert(SIZE): it has every field'
+            raise BadInput(base, f'has no {field}, so it cannot be overridden', '', fix)
         section[leaf] = value
     return changed
 
@@ -251,7 +251,7 @@ def _resolve(run: str, values: dict[str, Any]) -> Config:
     try:
         return resolve(values)
     except BadInput as error:
-        raise BadInput(f'run {run}: {error.where}', error.found, error.expected, error.mend) from error
+        raise BadInput(f'run {run}: {error.where}', error.found, error.expected, error.fix) from error
 
 
 def _corpus_settings(values: dict[str, Any]) -> dict[str, Any]:

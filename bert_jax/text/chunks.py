@@ -122,8 +122,8 @@ def _first_bytes(path: epath.Path) -> bytes:
 def _no_file(source: str, pattern: str) -> BadInput:
     where, expected = f'data.source={source}', 'at least one file'
     if is_local(pattern) and os.path.isdir(pattern):
-        mend = f"--config.data.source='{source.rstrip('/')}/*' (with /** the files in its subdirectories too)"
-        return BadInput(where, f'{pattern} is a directory', 'a file, or a pattern that matches files', mend)
+        fix = f"--config.data.source='{source.rstrip('/')}/*' (with /** the files in its subdirectories too)"
+        return BadInput(where, f'{pattern} is a directory', 'a file, or a pattern that matches files', fix)
     return BadInput(where, f'no file matches {pattern}', expected)
 
 
@@ -197,8 +197,8 @@ def check_field(field: str, names: Iterable[str], where: str) -> None:
     """Raises `BadInput` when the data have no such field."""
     names = list(names)
     if field not in names:
-        mend = '--config.data.text_field=NAME (or group_field)'
-        raise BadInput(where, f'has no field {field!r}', ', '.join(names), mend)
+        fix = '--config.data.text_field=NAME (or group_field)'
+        raise BadInput(where, f'has no field {field!r}', ', '.join(names), fix)
 
 
 def open_tfds(spec: str, fields: list[str]) -> Any:

@@ -20,7 +20,7 @@ from bert_jax.files import json_digest
 from bert_jax.json_files import read_json
 from bert_jax.text.checksums import BLOCK_BYTES, first_difference
 from bert_jax.text.local_copy import stage
-from bert_jax.text.splits import Split, differs, mend
+from bert_jax.text.splits import Split, differs, rebuild_command
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 
 FORMAT_VERSION = 2
@@ -85,7 +85,7 @@ def verify(corpus: Corpus) -> None:
     """
     directory = pathlib.Path(corpus.directory)
     if difference := first_difference(directory, corpus.manifest['files']):
-        raise BadInput(str(directory), difference, 'what was written', mend(directory))
+        raise BadInput(str(directory), difference, 'what was written', rebuild_command(directory))
     for name in SPLITS:
         split = getattr(corpus, name)
         ends = (('sentences', split.num_tokens), ('documents', len(split.sentences) - 1))
@@ -113,9 +113,9 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
     except OSError as error:
         raise BadInput(str(path), f'cannot be read ({error.strerror})', 'a directory to read') from error
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadInput(str(path), 'is damaged', 'the manifest of a corpus', mend(directory)) from None
+        raise BadInput(str(path), 'is damaged', 'the manifest of a corpus', rebuild_command(directory)) from None
     if version != FORMAT_VERSION:
-        raise BadInput(str(path), f'has format version {version}', str(FORMAT_VERSION), mend(directory))
+        raise BadInput(str(path), f'has format version {version}', str(FORMAT_VERSION), rebuild_command(directory))
     return manifest
 
 

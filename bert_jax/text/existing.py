@@ -54,17 +54,17 @@ def find_existing(
             raise BadInput(where, 'is there and is not a corpus', 'a directory to make', 'set another data.corpus')
         return None
     theirs = manifest['settings']
-    mend = f'set another data.corpus, or rm -r {directory}'
+    fix = f'set another data.corpus, or rm -r {directory}'
     differing = [name for name in sorted({*theirs, *settings}) if theirs.get(name) != settings.get(name)]
     if differing:
         found, expected = (
             '; '.join(f'{name}={side[name]!r}' for name in differing if name in side) for side in (theirs, settings)
         )
-        raise BadInput(where, f'holds a corpus made with {found or "other settings"}', expected, mend)
+        raise BadInput(where, f'holds a corpus made with {found or "other settings"}', expected, fix)
     for source, _, _ in mixture:
         if changes := changes_since(directory, source):
             found = f'holds a corpus of text that has changed since: {changes}'
-            raise BadInput(where, found, 'the text that it was made of', mend)
+            raise BadInput(where, found, 'the text that it was made of', fix)
     return manifest
 
 

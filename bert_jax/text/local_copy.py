@@ -46,6 +46,6 @@ def _copy_checked(source: pathlib.Path, target: pathlib.Path, blocks: list[str])
         for number, expected in enumerate(blocks):
             block = read.read(BLOCK_BYTES)
             if block_digest(block) != expected:
-                mend = 'copy the corpus again, or prepare it again'
-                raise BadInput(str(source), f'has another checksum in MiB {number}', expected, mend)
+                fix = 'copy the corpus again, or prepare it again'
+                raise BadInput(str(source), f'has another checksum in MiB {number}', expected, fix)
             written.write(block)

@@ -38,12 +38,12 @@ def plan_row_groups(path: epath.Path, columns: list[str]) -> list[int]:
 
 def _check_column(path: epath.Path, schema: pyarrow.Schema, column: str, option: str) -> None:
     texts = [field.name for field in schema if _is_text(field.type)]
-    mend = f'--config.data.{option}=NAME, one of: {", ".join(texts)}' if texts else 'a file with a column of text'
+    fix = f'--config.data.{option}=NAME, one of: {", ".join(texts)}' if texts else 'a file with a column of text'
     if column not in schema.names:
-        raise BadInput(str(path), f'has no column {column!r}', ', '.join(schema.names), mend)
+        raise BadInput(str(path), f'has no column {column!r}', ', '.join(schema.names), fix)
     kind = schema.field(column).type
     if option == 'text_field' and not _is_text(kind):
-        raise BadInput(str(path), f'column {column!r} is of type {kind}', 'a column of text', mend)
+        raise BadInput(str(path), f'column {column!r} is of type {kind}', 'a column of text', fix)
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:

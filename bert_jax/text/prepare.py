@@ -153,8 +153,8 @@ def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callabl
     try:
         from bert_jax.text.beam import BeamPool
     except ImportError as error:
-        mend = 'pip install -r requirements-beam.txt into an environment of its own'
-        raise BadInput('--beam', f'needs Apache Beam ({error})', 'an environment with it', mend) from error
+        fix = 'pip install -r requirements-beam.txt into an environment of its own'
+        raise BadInput('--beam', f'needs Apache Beam ({error})', 'an environment with it', fix) from error
     return lambda job: BeamPool(job, beam, progress)
 
 

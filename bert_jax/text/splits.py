@@ -212,9 +212,9 @@ def _map(path: pathlib.Path, length: int, dtypes: tuple[type, ...]) -> np.memmap
 def differs(path: pathlib.Path, found: str, expected: str) -> BadInput:
     """The error for a file of a corpus that is not as it was written."""
     directory = path.parent if path.name == 'tokenizer' else path.parent.parent
-    return BadInput(str(path), found, expected, mend(directory))
+    return BadInput(str(path), found, expected, rebuild_command(directory))
 
 
-def mend(directory: pathlib.Path) -> str:
+def rebuild_command(directory: pathlib.Path) -> str:
     """What to do about a damaged corpus."""
     return f'rm -r {directory}, then python -m bert_jax prepare --config=…'

@@ -73,17 +73,17 @@ class Tally:
         if self.counts['bad_record_skipped'] >= max(_HOPELESS, self.records / 2):
             raise self.refusal('more than half of the records so far are bad')
 
-    def refusal(self, why: str, mend: str = '') -> BadInput:
+    def refusal(self, why: str, fix: str = '') -> BadInput:
         """The error for too many bad records; it names the first."""
         where, found, expected = self.bad[0]
-        return BadInput(where, f'{found}; {why}', expected, mend)
+        return BadInput(where, f'{found}; {why}', expected, fix)
 
     def check_records(self, allowed: float) -> None:
         """Raises `BadInput` when more than a share of `allowed` of the records is bad."""
         num_bad = self.counts['bad_record_skipped']
         if num_bad > allowed * self.records:
-            mend = 'fix the file, or --config.data.bad_records=SHARE'
-            raise self.refusal(f'{num_bad:,} of {self.records:,} records are bad', mend)
+            fix = 'fix the file, or --config.data.bad_records=SHARE'
+            raise self.refusal(f'{num_bad:,} of {self.records:,} records are bad', fix)
 
     # --- Invalid text. ---
 
@@ -141,6 +141,6 @@ def _share(invalid: int, characters: int) -> str:
     return f'{invalid:,} bytes that are not UTF-8 ({min(1, invalid / max(1, characters)):.2%} of its text)'
 
 
-def not_text(path: str, invalid: int, characters: int, expected: str, mend: str = _CONVERT) -> BadInput:
+def not_text(path: str, invalid: int, characters: int, expected: str, fix: str = _CONVERT) -> BadInput:
     """The error for a file with too many bytes that are not UTF-8."""
-    return BadInput(path, f'holds {_share(invalid, characters)}', expected, mend)
+    return BadInput(path, f'holds {_share(invalid, characters)}', expected, fix)

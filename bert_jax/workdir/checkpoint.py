@@ -382,5 +382,5 @@ def _existing(checkpoints: Checkpoints, workdir: str, step: int | None) -> int:
 
 def _damaged(checkpoints: Checkpoints, workdir: str, step: int, damage: str) -> BadInput:
     others = [other for other in checkpoints.steps() if other != step]
-    mend = f'--step={max(others)}' if others else ''
-    return BadInput(f'{workdir}/checkpoints/{step}', damage, 'the bytes that were written', mend)
+    fix = f'--step={max(others)}' if others else ''
+    return BadInput(f'{workdir}/checkpoints/{step}', damage, 'the bytes that were written', fix)

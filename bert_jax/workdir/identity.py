@@ -141,8 +141,8 @@ def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict, 
         return
     fixed = sorted(differ & _SHAPES)
     fork = f'name another --workdir; with --config.init={workdir} it starts from the weights of this run'
-    mend = fork if fixed or not has_flag else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
-    raise BadInput(str(workdir), f'holds another run: {listed(differ, theirs, ours)}', 'the same values', mend)
+    fix = fork if fixed or not has_flag else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
+    raise BadInput(str(workdir), f'holds another run: {listed(differ, theirs, ours)}', 'the same values', fix)
 
 
 def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
@@ -217,8 +217,8 @@ def load_config(workdir: str) -> Config:
     path = epath.Path(workdir) / 'config.json'
     found = load_settings(workdir)
     if 'task' in found:
-        mend = f'python -m bert_jax export --workdir={workdir} --output=…'
-        raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', mend)
+        fix = f'python -m bert_jax export --workdir={workdir} --output=…'
+        raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', fix)
     return with_values_before(config_module.resolve(found), found)
 
 

@@ -98,14 +98,14 @@ def test_heads_split_over_tensor_are_the_heads_of_the_whole(interpreted: None) -
     ],
 )
 def test_without_a_kernel_auto_runs_the_reference_and_fused_is_refused(
-    monkeypatch: pytest.MonkeyPatch, platform: str, length: int, dtype: str, rate: float, mend: str
+    monkeypatch: pytest.MonkeyPatch, platform: str, length: int, dtype: str, rate: float, fix: str
 ) -> None:
     monkeypatch.setattr(attention, 'target_platform', lambda: platform)
     x, ids = jnp.ones((1, length, 64), dtype), jnp.ones((1, length), jnp.int32)
     key = DropoutKey(jnp.uint32(0), jnp.arange(1, dtype=jnp.uint32))
     run = functools.partial(attention.attend, x, x, x, ids, 1, rate, key, is_packed=True)
     assert 'pallas_call' not in str(jax.make_jaxpr(functools.partial(run, 'auto'))())
-    with pytest.raises(BadInput, match=mend):
+    with pytest.raises(BadInput, match=fix):
         run('fused')
 
 

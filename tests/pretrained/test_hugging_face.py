@@ -229,7 +229,7 @@ def test_heads_that_were_never_trained_are_neither_exported_nor_offered(
         assert fills_masks or 'no trained masked-LM head' in capsys.readouterr().err
 
 
-# --- Bad input: exit status 2, the file, the tensor, the mend; nothing written. ---
+# --- Bad input: exit status 2, the file, the tensor, the fix; nothing written. ---
 
 
 def _import_fails(directory: Path, *words: str) -> str:

@@ -69,7 +69,7 @@ def _damage_checkpoints(place: Path, count: int) -> Row:
         shutil.copytree(place / 'pristine', place / 'run')
         path = rng.choice(_files(place / 'run' / 'checkpoints' / '20'))
         _damage(path, rng)
-        with contextlib.redirect_stderr(io.StringIO()) as told:
+        with contextlib.redirect_stderr(io.StringIO()) as output:
             began = time.monotonic()
             used = checkpoints.set_aside_unsound()
             row.seconds.append(time.monotonic() - began)
@@ -78,7 +78,9 @@ def _damage_checkpoints(place: Path, count: int) -> Row:
             row.outcomes.append('restored as saved (the byte says nothing of the files)')
         else:
             assert (
-                used == 10 and path.name in told.getvalue() and (place / 'run' / 'checkpoints' / 'damaged-20').is_dir()
+                used == 10
+                and path.name in output.getvalue()
+                and (place / 'run' / 'checkpoints' / 'damaged-20').is_dir()
             )
             assert number % 10 or _restores(checkpoints, 10)
             row.outcomes.append('set aside, the file named, the checkpoint before used')
@@ -119,7 +121,7 @@ def _damage_corpus(place: Path, count: int) -> Row:
         is_of_plan = rng.random() < 0.25
         path = rng.choice([path for path in files if ('plans' in path.parts) == is_of_plan])
         kind = _damage(path, rng)
-        with contextlib.redirect_stderr(io.StringIO()) as told:
+        with contextlib.redirect_stderr(io.StringIO()) as output:
             try:
                 found = _rows(run)
             except BadInput as error:
@@ -128,7 +130,7 @@ def _damage_corpus(place: Path, count: int) -> Row:
                 row.outcomes.append('refused, the file named')
                 continue
         assert found == expected, (path, kind)
-        anew = 'made anew' in told.getvalue()
+        anew = 'made anew' in output.getvalue()
         row.outcomes.append('plan named and made anew' if anew else 'the same rows (the byte is not read)')
     return row
 

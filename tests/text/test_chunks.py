@@ -195,7 +195,7 @@ def test_bad_record_within_the_budget_is_skipped_and_its_line_named(tmp_path):
     (tmp_path / 'a').write_text('no JSON\n' * 150 + '\n'.join(lines))
     with pytest.raises(BadInput, match='a:1: is not JSON .*more than half') as raised:
         read('jsonl', [Part(str(tmp_path / 'a'))])
-    assert not raised.value.mend  # no share of bad records would help
+    assert not raised.value.fix  # no share of bad records would help
 
 
 def test_an_empty_file_and_one_that_may_not_be_read_are_named(tmp_path):

@@ -44,9 +44,9 @@ def test_fewest_microbatches_that_fit_are_chosen_or_alternatives_named(monkeypat
     assert halves < whole
     assert resolve_microbatches(CONFIG, MESH, VOCAB, limit=whole).train.microbatches == 1
     assert resolve_microbatches(CONFIG, MESH, VOCAB, limit=whole - 1).train.microbatches == 2
-    with pytest.raises(BadInput, match=r'needs .* with 2 microbatches; a device has 0.10 MiB') as told:
+    with pytest.raises(BadInput, match=r'needs .* with 2 microbatches; a device has 0.10 MiB') as raised:
         resolve_microbatches(CONFIG, MESH, VOCAB, limit=100_000)
-    assert '--config.model.remat=dots' in told.value.mend and 'microbatches' not in told.value.mend
+    assert '--config.model.remat=dots' in raised.value.fix and 'microbatches' not in raised.value.fix
 
 
 def test_a_number_of_microbatches_is_taken_as_it_is() -> None:
@@ -57,14 +57,14 @@ def test_a_number_of_microbatches_is_taken_as_it_is() -> None:
 def test_an_exhausted_device_says_what_to_try_next() -> None:
     train = config.Train(global_batch_size=48, microbatches=2)
     asked = dataclasses.replace(CONFIG, train=train)
-    with pytest.raises(BadInput) as told, reporting_out_of_memory(asked):
+    with pytest.raises(BadInput) as raised, reporting_out_of_memory(asked):
         jax.jit(lambda: jnp.zeros(2**50, jnp.int8))().block_until_ready()
-    assert re.search(r'asked for 1,048,576\.00 GiB more; a device has [\d.]+ GiB', told.value.found)
-    assert told.value.mend.startswith('--config.train.microbatches=3, or --config.model.remat=dots')
-    assert '--config.train.microbatches=-1' in told.value.mend
-    with pytest.raises(BadInput) as told, reporting_out_of_memory(asked, finds_microbatches=False):
+    assert re.search(r'asked for 1,048,576\.00 GiB more; a device has [\d.]+ GiB', raised.value.found)
+    assert raised.value.fix.startswith('--config.train.microbatches=3, or --config.model.remat=dots')
+    assert '--config.train.microbatches=-1' in raised.value.fix
+    with pytest.raises(BadInput) as raised, reporting_out_of_memory(asked, finds_microbatches=False):
         jax.jit(lambda: jnp.zeros(2**50, jnp.int8))().block_until_ready()
-    assert told.value.mend.startswith('--config.train.microbatches=3, ') and '=-1 finds' not in told.value.mend
+    assert raised.value.fix.startswith('--config.train.microbatches=3, ') and '=-1 finds' not in raised.value.fix
     with pytest.raises(ZeroDivisionError), reporting_out_of_memory(asked):
         raise ZeroDivisionError
 
