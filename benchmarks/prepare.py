@@ -32,9 +32,9 @@ from absl import app, flags
 
 from bert_jax import config
 from bert_jax.text.chunks import plan_source
-from bert_jax.text.documents import Reading, read_chunk
+from bert_jax.text.documents import ReadOptions, read_chunk
 from bert_jax.text.prepare import prepare
-from bert_jax.text.tally import Tally
+from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import load_tokenizer, train_tokenizer
 
 _TEXT = flags.DEFINE_string('text', None, 'a text file; a blank line between documents')
@@ -64,7 +64,7 @@ def main(_: list[str]) -> None:
 def _write_docstrings(path: pathlib.Path) -> pathlib.Path:
     with path.open('w') as file:
         for chunk in plan_source('python-docs', 0, '').chunks:
-            for document in read_chunk(chunk, Reading(split_sentences=False), Tally()):
+            for document in read_chunk(chunk, ReadOptions(split_sentences=False), Stats()):
                 file.write('\n'.join(document.sentences) + '\n\n')
     return path
 
@@ -74,7 +74,7 @@ def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> No
     source = f'text:{text}'
     chunks = plan_source(source, 0, '').chunks
     sentences = [
-        s for chunk in chunks for document in read_chunk(chunk, Reading(), Tally()) for s in document.sentences
+        s for chunk in chunks for document in read_chunk(chunk, ReadOptions(), Stats()) for s in document.sentences
     ]
     settings = config.Tokenizer(kind=kind, vocab_size=30_000, sample_bytes=20_000_000)
     train_tokenizer(settings, iter(sentences)).save(directory / kind)

@@ -14,7 +14,7 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
 from bert_jax.pretrain import pretrain
 from bert_jax.text import prepare
-from bert_jax.text.tokenizer import WordPiece, load_given, load_tokenizer
+from bert_jax.text.tokenizer import WordPiece, load_configured_tokenizer, load_tokenizer
 from bert_jax.text.wordpiece import bert_backend
 from tests.support.records import make_records, write_records, write_vocabulary
 from tests.support.runs import metric_lines
@@ -66,7 +66,7 @@ def test_prepare_says_that_nothing_needs_preparing(tmp_path: Path, monkeypatch) 
 
 def test_a_run_on_records_keeps_the_tokenizer_that_it_has_saved(config, tmp_path: Path, capsys) -> None:
     """Earlier versions read every vocabulary with lowercase=True, strip_accents=False, and composed nothing."""
-    tokens = load_given(config.tokenizer).tokens
+    tokens = load_configured_tokenizer(config.tokenizer).tokens
     ids = {token: index for index, token in enumerate(tokens)}
     before = WordPiece(bert_backend(ids, lowercase=True, strip_accents=False, compose=False))
     before.save(tmp_path / 'tokenizer')

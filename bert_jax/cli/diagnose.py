@@ -15,12 +15,12 @@ from bert_jax.config import Config, is_records
 from bert_jax.console import size
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus, load_corpus, verify
-from bert_jax.text.documents import Reading
+from bert_jax.text.documents import ReadOptions
 from bert_jax.text.existing import weighted_sources
-from bert_jax.text.normalization import doubts
-from bert_jax.text.prepare import plan
-from bert_jax.text.preview import SAMPLE_CHARACTERS, first_sentences, shortfall
-from bert_jax.text.tokenizer import as_saved, load_given
+from bert_jax.text.normalization import find_normalization_issues
+from bert_jax.text.prepare import plan_sources
+from bert_jax.text.preview import SAMPLE_CHARACTERS, find_vocab_size_issues, first_sentences
+from bert_jax.text.tokenizer import load_configured_tokenizer, prefer_saved_tokenizer
 
 _SENTENCES_LOOKED_AT = 200_000
 _MOST_UNKNOWN = 0.01
@@ -109,7 +109,7 @@ def _tokenizer(config: Config) -> Iterator[Problem]:
     settings, where = config.tokenizer, f'config.tokenizer.path={config.tokenizer.path}'
     if not settings.path:
         return
-    tokenizer = load_given(settings)
+    tokenizer = load_configured_tokenizer(settings)
     for name in ('lowercase', 'strip_accents'):
         wanted, found = getattr(settings, name), getattr(tokenizer, name)
         if wanted not in (None, found):
@@ -117,9 +117,9 @@ def _tokenizer(config: Config) -> Iterator[Problem]:
             yield _warning(
                 f'config.tokenizer.{name}', f'is {wanted}, and is not used', f'{found}, as {where} says', fix
             )
-    of_corpus = as_saved(tokenizer, settings, f'{config.data.corpus}/tokenizer')
-    for doubt in doubts(of_corpus, _sample(config)):
-        yield _warning(where, *doubt)
+    of_corpus = prefer_saved_tokenizer(tokenizer, settings, f'{config.data.corpus}/tokenizer')
+    for issue in find_normalization_issues(of_corpus, _sample(config)):
+        yield _warning(where, *issue)
 
 
 def _sample(config: Config) -> list[str]:
@@ -127,8 +127,8 @@ def _sample(config: Config) -> list[str]:
     if is_records(config.data.source):
         return []
     try:
-        sources = plan(config.data, weighted_sources(config.data))
-        return first_sentences(sources, Reading.of(config.data), characters=SAMPLE_CHARACTERS)
+        sources = plan_sources(config.data, weighted_sources(config.data))
+        return first_sentences(sources, ReadOptions.from_config(config.data), characters=SAMPLE_CHARACTERS)
     except BadInput:
         return []
 
@@ -164,7 +164,10 @@ def _disk(config: Config, vocab_size: int, workdir: str | None) -> Iterator[Prob
 def _vocabulary(config: Config, corpus: Corpus) -> Iterator[Problem]:
     wanted, found = config.tokenizer.vocab_size, corpus.tokenizer.vocab_size
     if not config.tokenizer.path and not config.init:
-        yield from (_warning(f'{corpus.directory} (tokenizer)', *doubt) for doubt in shortfall(found, config.tokenizer))
+        yield from (
+            _warning(f'{corpus.directory} (tokenizer)', *issue)
+            for issue in find_vocab_size_issues(found, config.tokenizer)
+        )
     if not config.tokenizer.path and not config.init and found > wanted:
         yield _warning(
             f'{corpus.directory} (tokenizer)',

@@ -12,7 +12,7 @@ from bert_jax.errors import BadInput
 from bert_jax.json_files import DamagedJson, parse_json
 from bert_jax.text.chunks import open_tfds
 from bert_jax.text.lines import read_whole_lines
-from bert_jax.text.tally import not_text
+from bert_jax.text.stats import not_utf8_error
 
 _LONGEST_FIELD = 1 << 26  # characters, of a CSV
 _LONGEST_LABEL = 40  # characters; anything longer may be text, and is not shown
@@ -67,7 +67,7 @@ def _lines(path: Path) -> Iterator[str]:
         num_characters += len(line)
         yield line
     if counts['invalid_bytes'] > _BAD_TEXT * num_characters:
-        raise not_text(str(path), counts['invalid_bytes'], num_characters, 'UTF-8')
+        raise not_utf8_error(str(path), counts['invalid_bytes'], num_characters, 'UTF-8')
 
 
 def _rows(path: Path, rows: Iterator[tuple[int, list[str]]], task: Task, needed: tuple[str, ...]) -> Iterator[Record]:

@@ -176,7 +176,7 @@ def _directory_of(path: str) -> pathlib.Path:
 def _load(path: str) -> RecordFile:
     directory = _directory_of(path)
     try:
-        if damage := checksums.damage(directory):
+        if damage := checksums.find_damage(directory):
             raise ValueError(damage)
         paths = (directory / f'{name}.npy' for name in ('offsets', 'hashes'))
         offsets, hashes = map(map_array, paths)
@@ -219,7 +219,7 @@ def _index(path: str) -> None:
             np.save(temporary / 'offsets.npy', offsets)
             np.save(temporary / 'hashes.npy', hashes)
             (temporary / 'facts.json').write_text(json.dumps(dataclasses.asdict(facts)) + '\n')
-            checksums.seal(temporary)
+            checksums.write_checksums(temporary)
     except OSError as error:
         found = f'cannot be written ({error.strerror or error})'
         raise BadInput(str(directory.parent), found, 'a place for the index', 'export XDG_CACHE_HOME=DIR') from None

@@ -14,7 +14,7 @@ from bert_jax.data.record_stream import RecordStream, with_lengths_of
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 from bert_jax.text.corpus import Corpus, load_corpus
-from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given
+from bert_jax.text.tokenizer import Tokenizer, load_configured_tokenizer, prefer_saved_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Streams:
     unigram_counts: Callable[[], np.ndarray]
 
     def of_workdir(self, workdir: str) -> 'Streams':
-        """With the tokenizer that a run on records has saved already; see `as_saved`."""
+        """With the tokenizer that a run on records has saved already; see `prefer_saved_tokenizer`."""
         if not config.is_records(self.config.data.source):
             return self
-        tokenizer = as_saved(self.tokenizer, self.config.tokenizer, f'{workdir}/tokenizer')
+        tokenizer = prefer_saved_tokenizer(self.tokenizer, self.config.tokenizer, f'{workdir}/tokenizer')
         return dataclasses.replace(self, tokenizer=tokenizer)
 
 
@@ -87,7 +87,7 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
             'the vocabulary that the records were written with',
             '--config.tokenizer.path=vocab.txt',
         )
-    tokenizer = load_given(settings)
+    tokenizer = load_configured_tokenizer(settings)
     records = open_records(data.source, progress=progress)
     if data.validation_source:
         held_out: float | str

@@ -114,7 +114,7 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
     settings.append([split.num_tokens, len(split.sentences), len(split.documents)])
     directory = pathlib.Path(corpus_directory) / 'plans' / json_digest(settings)
     if directory.is_dir():
-        if not (damage := checksums.damage(directory)):
+        if not (damage := checksums.find_damage(directory)):
             return open_plan(directory)
         say_anywhere(f'The plan in {directory} is damaged ({damage}); rebuilding it')
         shutil.rmtree(directory, ignore_errors=True)  # in a corpus that is read-only it stays, unused
@@ -122,7 +122,7 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
         if not directory.is_dir():
             with new_directory(directory) as temporary:
                 plan_windows(split, data, temporary)
-                checksums.seal(temporary)
+                checksums.write_checksums(temporary)
             return open_plan(directory)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):

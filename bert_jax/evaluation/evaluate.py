@@ -29,7 +29,7 @@ from bert_jax.pretrained.provenance import of_run, start_of
 from bert_jax.pretrained.tensor_names import MLM_HEAD
 from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.merge import FEWEST
+from bert_jax.text.merge import MIN_DOCUMENTS
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.train.program import build_program
@@ -188,7 +188,7 @@ def _on_source(
     corpus = load_corpus(data.corpus)
     state = restore_on(mesh, workdir, run_config, tokenizer.vocab_size, step)
     phase = dataclasses.replace(run_config, data=data).in_phases[phase_at(run_config, int(state.step))]
-    has_pairs = len(corpus.train.documents) - 1 >= FEWEST
+    has_pairs = len(corpus.train.documents) - 1 >= MIN_DOCUMENTS
     data = phase.data if has_pairs else dataclasses.replace(phase.data, pairing='none')
     stream = CorpusStream(corpus, data, 'train', batch_size=phase.train.global_batch_size, seed=None)
     result: dict[str, Any] = {'source': source}

@@ -14,11 +14,11 @@ from bert_jax.config.fields import Role, names_with
 from bert_jax.errors import BadInput
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import Document, Reading, read_chunk
-from bert_jax.text.encode import uniform_of
+from bert_jax.text.documents import Document, ReadOptions, read_chunk
+from bert_jax.text.encode import split_hash
 from bert_jax.text.existing import changes_since, weighted_sources
-from bert_jax.text.merge import FEWEST
-from bert_jax.text.tally import Tally
+from bert_jax.text.merge import MIN_DOCUMENTS
+from bert_jax.text.stats import Stats
 
 WINDOW_CHARACTERS = 200  # so few that they fit the positions of nearly every run
 WORD_RATE = 0.15  # of the words are to be guessed
@@ -78,18 +78,18 @@ def _spread(data: config.Data, count: int) -> list[Window]:
     fields = data.text_field, data.group_field, data.documents
     planned = (plan_source(name, number, *fields).chunks for number, name in enumerate(sources))
     chunks = list(itertools.chain.from_iterable(planned))
-    reading = Reading.of(data)
+    options = ReadOptions.from_config(data)
     limit = 1 << 64 if data.validation_source else int(data.validation_fraction * (1 << 64))
     trained_on: set[int] = set()
     if not data.validation_source:  # whatever their hash, the first documents are for training
-        first = itertools.islice(read_chunk(chunks[0], reading, Tally()), FEWEST)
-        trained_on = {uniform_of(document) for document in first}
+        first = itertools.islice(read_chunk(chunks[0], options, Stats()), MIN_DOCUMENTS)
+        trained_on = {split_hash(document) for document in first}
     found: dict[str, Window] = {}
     for chunk in _from_far_apart(chunks):
         num_before = len(found)
-        for document in read_chunk(chunk, reading, Tally()):
-            uniform = uniform_of(document)
-            if uniform >= limit or uniform in trained_on:
+        for document in read_chunk(chunk, options, Stats()):
+            split_key = split_hash(document)
+            if split_key >= limit or split_key in trained_on:
                 continue
             found |= {window.text: window for window in windows_of(document) if window.words}
             if len(found) - num_before >= -(-count // min(len(chunks), _FEWEST_CHUNKS)):

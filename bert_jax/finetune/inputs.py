@@ -9,8 +9,8 @@ from bert_jax.config.finetuning import FORMATS, Task
 from bert_jax.data.labelled import Record, parse_record, read_records
 from bert_jax.errors import BadInput
 from bert_jax.finetune.predict import Columns
-from bert_jax.text.chunks import LONGEST_RECORD
-from bert_jax.text.lines import decode, line_too_long, read_whole_lines
+from bert_jax.text.chunks import MAX_RECORD_BYTES
+from bert_jax.text.lines import decode, line_too_long_error, read_whole_lines
 
 _STANDARD_INPUT = ('-', 'jsonl:-')
 _JSON_LINES = ('.jsonl', '.ndjson')  # endings of names
@@ -65,10 +65,10 @@ def _standard_input(counts: Counter) -> Iterator[str]:
     if sys.stdin is None:
         raise BadInput('--input=-', 'standard input is closed', 'a file, or a pipe that writes examples')
     number = 0
-    while line := sys.stdin.buffer.readline(LONGEST_RECORD + 1):
+    while line := sys.stdin.buffer.readline(MAX_RECORD_BYTES + 1):
         number += 1
-        if len(line) > LONGEST_RECORD:
-            raise line_too_long(f'standard input:{number}')
+        if len(line) > MAX_RECORD_BYTES:
+            raise line_too_long_error(f'standard input:{number}')
         yield decode(line, counts).rstrip('\r\n')
 
 

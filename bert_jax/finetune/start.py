@@ -27,7 +27,7 @@ from bert_jax.pretrained.load import Pretrained, from_tensors
 from bert_jax.pretrained.provenance import Provenance, start_of
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.tensor_names import POOLER
-from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given, load_saved_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_configured_tokenizer, load_saved_tokenizer, prefer_saved_tokenizer
 from bert_jax.workdir import identity
 from bert_jax.workdir.identity import split_step
 
@@ -90,11 +90,11 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
     settings = given.tokenizer
     own = None
     if settings.path:
-        own = load_given(settings)
+        own = load_configured_tokenizer(settings)
     if given.init == 'scratch':
         assert own is not None  # see `config.finetuning.resolve`
         for workdir in workdirs:
-            own = as_saved(own, settings, f'{workdir}/tokenizer')
+            own = prefer_saved_tokenizer(own, settings, f'{workdir}/tokenizer')
         say(f'Starting from random weights: {given.model.num_layers} layers, hidden size {given.model.hidden_size}')
         return FinetuningStart(given, own, Initialization(fingerprint={'init': 'scratch'}))
     for workdir in workdirs:

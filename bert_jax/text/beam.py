@@ -14,13 +14,13 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.json_files import read_json
-from bert_jax.text.job import Job
+from bert_jax.text.job import PrepareJob
 
 
 class BeamPool:
     """Runs the methods of a job as `Pool` does, each phase as a pipeline."""
 
-    def __init__(self, job: Job, options: list[str], progress: bool):
+    def __init__(self, job: PrepareJob, options: list[str], progress: bool):
         self._job, self._options, self._progress = job, options, progress
 
     def __enter__(self) -> 'BeamPool':
@@ -51,7 +51,7 @@ class BeamPool:
             say(f'{phase}: {len(arguments)} chunks, {time.monotonic() - start:.0f} s')
 
 
-def _call(arguments: tuple, job: Job, method: str) -> Any:
+def _call(arguments: tuple, job: PrepareJob, method: str) -> Any:
     try:
         return getattr(job, method)(*arguments)
     except BadInput as error:  # a runner would try again, and tell it as its own error

@@ -24,13 +24,13 @@ def block_digests(path: pathlib.Path) -> list[str]:
         return [next_digest(file, BLOCK_BYTES)[:_DIGEST_CHARACTERS] for _ in range(0, num_bytes, BLOCK_BYTES)]
 
 
-def checksums_of(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
+def compute_checksums(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
     """{name: {bytes, blocks}} of all files below a directory."""
     files = files_below(directory)
     return {name: {'bytes': path.stat().st_size, 'blocks': block_digests(path)} for name, path in files.items()}
 
 
-def first_difference(directory: pathlib.Path, files: dict[str, dict]) -> str | None:
+def first_mismatch(directory: pathlib.Path, files: dict[str, dict]) -> str | None:
     """The first file that is not as `files`, {name: {bytes, blocks}}, says, and what is wrong with it; or None."""
     for name in files:
         path = directory / name
@@ -47,16 +47,16 @@ def first_difference(directory: pathlib.Path, files: dict[str, dict]) -> str | N
 _SEAL = 'checksums.json'
 
 
-def seal(directory: pathlib.Path) -> None:
+def write_checksums(directory: pathlib.Path) -> None:
     """Writes beside the files of a directory what `damage` compares them with."""
-    (directory / _SEAL).write_text(json.dumps(checksums_of(directory)) + '\n')
+    (directory / _SEAL).write_text(json.dumps(compute_checksums(directory)) + '\n')
 
 
-def damage(directory: pathlib.Path) -> str | None:
+def find_damage(directory: pathlib.Path) -> str | None:
     """What is wrong with the files of a sealed directory, naming the first; None when all are as they were."""
     try:
         files = read_json(directory / _SEAL)
         found = files_below(directory).keys() - {_SEAL}
-        return first_difference(directory, files) if found == files.keys() else f'{_SEAL} lists other files'
+        return first_mismatch(directory, files) if found == files.keys() else f'{_SEAL} lists other files'
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f'{_SEAL} is missing or damaged'

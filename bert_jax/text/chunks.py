@@ -5,8 +5,8 @@ A compressed file has no place to begin but its start: it is one chunk, read as 
 
 A range of bytes is moved to borders that any process finds alone by looking at what follows its two ends:
 - text: behind the first blank line that begins at or after the end, so that a document belongs to the chunk in which it
-  begins (one that begins right at an end, to the chunk before); where there is none within `LONGEST_DOCUMENT` bytes,
-  the first line that begins there; where there is none of these within `LONGEST_LINE` bytes, the first character.
+  begins (one that begins right at an end, to the chunk before); where there is none within `MAX_DOCUMENT_LENGTH` bytes,
+  the first line that begins there; where there is none of these within `MAX_LINE_LENGTH` bytes, the first character.
 - JSON: the first line that begins at or after the end.
 """
 
@@ -25,9 +25,9 @@ from bert_jax.errors import BadInput
 from bert_jax.files import is_local, modified_at, size_of
 from bert_jax.text.formats import HEAD_BYTES, check_first_bytes
 
-LONGEST_LINE = 1 << 20  # bytes; a longer line of a text file is read as several
-LONGEST_RECORD = 1 << 26  # bytes; a longer line of JSON is a bad record
-LONGEST_DOCUMENT = 1 << 24  # characters (bytes, at a border); a longer document is cut into several
+MAX_LINE_LENGTH = 1 << 20  # bytes; a longer line of a text file is read as several
+MAX_RECORD_BYTES = 1 << 26  # bytes; a longer line of JSON is a bad record
+MAX_DOCUMENT_LENGTH = 1 << 24  # characters (bytes, at a border); a longer document is cut into several
 _MIN_CHUNK = 1 << 22  # bytes
 _MAX_CHUNK = 1 << 26  # bytes
 _CHUNKS = 64  # chunks are smaller than `_MAX_CHUNK` if there would be fewer of them
@@ -40,7 +40,7 @@ _VERSION = re.compile(r'[\d*]+\.[\d*]+\.[\d*]+')
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class FileRange:
     """A file, or a range of it: bytes (text, jsonl), row groups (parquet), records (tfds). `stop` -1 is the end."""
 
     path: str
@@ -48,17 +48,17 @@ class Part:
     stop: int = -1
 
     @property
-    def is_whole(self) -> bool:
+    def is_whole_file(self) -> bool:
         return (self.start, self.stop) == (0, -1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What is read in one go; `source` is the number of its source."""
+    """What is read in one go; `source_index` is the index of its source."""
 
     kind: str
-    source: int
-    parts: tuple[Part, ...]
+    source_index: int
+    ranges: tuple[FileRange, ...]
     num_bytes: int
 
 
@@ -72,7 +72,7 @@ class Source:
 
 
 def plan_source(
-    source: str, number: int, text_field: str, group_field: str = '', documents: str = 'blank_lines'
+    source: str, source_index: int, text_field: str, group_field: str = '', documents: str = 'blank_lines'
 ) -> Source:
     """Looks at a source's files: their sizes, their first bytes, the columns of tables. Empty files are left out.
 
@@ -84,18 +84,18 @@ def plan_source(
     if source == 'python-docs':
         from bert_jax.text import python_docs
 
-        sized = [(Part(str(path)), path.stat().st_size) for _, path in python_docs.find_modules()]
-        return Source(source, _grouped(kind, number, sized), {})  # installing again would change the times
+        sized = [(FileRange(str(path)), path.stat().st_size) for _, path in python_docs.find_modules()]
+        return Source(source, _grouped(kind, source_index, sized), {})  # installing again would change the times
     if kind == 'tfds':
         records = open_tfds(rest, [text_field, *filter(None, [group_field])])
         ranges = _ranges(len(records), _RECORDS_PER_CHUNK)
-        chunks = [Chunk(kind, number, (Part(rest, a, b),), b - a) for a, b in ranges]
+        chunks = [Chunk(kind, source_index, (FileRange(rest, a, b),), b - a) for a, b in ranges]
         return Source(source, tuple(chunks), {})
     if kind not in FILE_KINDS:
         raise BadInput('config.data.source', f'is {source!r}', 'python-docs, text:, jsonl:, parquet: or tfds:')
     paths = find_files(rest)
     if not paths:
-        raise _no_file(source, rest)
+        raise _no_file_error(source, rest)
     files = _sizes_and_times(paths)
     paths = [path for path in paths if files[str(path)][0]]
     if not paths:
@@ -104,11 +104,11 @@ def plan_source(
         check_first_bytes(str(path), _first_bytes(path), kind)
     size = min(_MAX_CHUNK, max(_MIN_CHUNK, sum(length for length, _ in files.values()) // _CHUNKS))
     if kind == 'parquet':
-        sized = [part for path in paths for part in _row_groups(path, size, [text_field, group_field])]
+        sized = [file_range for path in paths for file_range in _row_groups(path, size, [text_field, group_field])]
     else:
         whole = kind == 'text' and documents == 'file'
-        sized = [part for path in paths for part in _byte_ranges(path, files[str(path)][0], size, whole)]
-    return Source(source, _grouped(kind, number, sized, size), files)
+        sized = [file_range for path in paths for file_range in _byte_ranges(path, files[str(path)][0], size, whole)]
+    return Source(source, _grouped(kind, source_index, sized, size), files)
 
 
 def _first_bytes(path: epath.Path) -> bytes:
@@ -119,7 +119,7 @@ def _first_bytes(path: epath.Path) -> bytes:
         raise BadInput(str(path), f'cannot be read ({error.strerror or error})', 'a file to read') from error
 
 
-def _no_file(source: str, pattern: str) -> BadInput:
+def _no_file_error(source: str, pattern: str) -> BadInput:
     where, expected = f'data.source={source}', 'at least one file'
     if is_local(pattern) and os.path.isdir(pattern):
         fix = f"--config.data.source='{source.rstrip('/')}/*' (with /** the files in its subdirectories too)"
@@ -151,7 +151,7 @@ def _local_names(pattern: str) -> list[str]:
     return []
 
 
-def look_at_files(source: str) -> dict[str, list[int]]:
+def stat_files(source: str) -> dict[str, list[int]]:
     """{path: [bytes, time of the last change]} of a source that is files; {} of another, or where there are none."""
     kind, _, rest = source.partition(':')
     return _sizes_and_times(find_files(rest)) if kind in FILE_KINDS else {}
@@ -161,16 +161,18 @@ def _sizes_and_times(paths: list[epath.Path]) -> dict[str, list[int]]:
     return {str(path): [size_of(path), int(modified_at(path))] for path in paths}
 
 
-def _grouped(kind: str, number: int, sized: list[tuple[Part, int]], size: int = _MIN_CHUNK) -> tuple[Chunk, ...]:
+def _grouped(
+    kind: str, source_index: int, sized: list[tuple[FileRange, int]], size: int = _MIN_CHUNK
+) -> tuple[Chunk, ...]:
     """Parts in order, as many to a chunk as keep within `size`, at least one."""
-    chunks, parts, total = [], [], 0
-    for part, length in sized:
-        if parts and total + length > size:
-            chunks.append(Chunk(kind, number, tuple(parts), total))
-            parts, total = [], 0
-        parts.append(part)
+    chunks, ranges, total = [], [], 0
+    for file_range, length in sized:
+        if ranges and total + length > size:
+            chunks.append(Chunk(kind, source_index, tuple(ranges), total))
+            ranges, total = [], 0
+        ranges.append(file_range)
         total += length
-    return (*chunks, Chunk(kind, number, tuple(parts), total))
+    return (*chunks, Chunk(kind, source_index, tuple(ranges), total))
 
 
 def _ranges(length: int, size: int) -> Iterator[tuple[int, int]]:
@@ -178,19 +180,19 @@ def _ranges(length: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, length)
 
 
-def _byte_ranges(path: epath.Path, length: int, size: int, whole: bool) -> list[tuple[Part, int]]:
+def _byte_ranges(path: epath.Path, length: int, size: int, whole: bool) -> list[tuple[FileRange, int]]:
     if whole or path.suffix in ('.gz', '.zst') or length < 2 * size:
-        return [(Part(str(path)), length)]
-    return [(Part(str(path), a, b), b - a) for a, b in _ranges(length, size)]
+        return [(FileRange(str(path)), length)]
+    return [(FileRange(str(path), a, b), b - a) for a, b in _ranges(length, size)]
 
 
-def _row_groups(path: epath.Path, size: int, fields: list[str]) -> list[tuple[Part, int]]:
+def _row_groups(path: epath.Path, size: int, fields: list[str]) -> list[tuple[FileRange, int]]:
     from bert_jax.text.parquet import plan_row_groups
 
     sizes = plan_row_groups(path, [field for field in fields if field])
     if sum(sizes) < 2 * size:
-        return [(Part(str(path)), sum(sizes))]
-    return [(Part(str(path), group, group + 1), sizes[group]) for group in range(len(sizes))]
+        return [(FileRange(str(path)), sum(sizes))]
+    return [(FileRange(str(path), group, group + 1), sizes[group]) for group in range(len(sizes))]
 
 
 def check_field(field: str, names: Iterable[str], where: str) -> None:
@@ -240,11 +242,11 @@ def open_binary(path: epath.Path) -> Iterator[BinaryIO]:
         )
 
 
-def find_range(file: BinaryIO, part: Part, kind: str) -> tuple[int, int]:
+def find_range(file: BinaryIO, file_range: FileRange, kind: str) -> tuple[int, int]:
     """The bytes (start, stop) that belong to a part of a text or JSON file."""
     end = file.seek(0, 2)
-    stop = end if part.stop == -1 else part.stop
-    return _border(file, part.start, end, kind), _border(file, stop, end, kind)
+    stop = end if file_range.stop == -1 else file_range.stop
+    return _border(file, file_range.start, end, kind), _border(file, stop, end, kind)
 
 
 def _border(file: BinaryIO, place: int, end: int, kind: str) -> int:
@@ -252,14 +254,14 @@ def _border(file: BinaryIO, place: int, end: int, kind: str) -> int:
         return max(0, min(place, end))
     file.seek(place - 1)
     if kind == 'jsonl':
-        while (line := file.readline(LONGEST_LINE)) and not line.endswith(b'\n'):
+        while (line := file.readline(MAX_LINE_LENGTH)) and not line.endswith(b'\n'):
             pass
         return file.tell()
-    line = file.readline(LONGEST_LINE + 1)
+    line = file.readline(MAX_LINE_LENGTH + 1)
     if not line.endswith(b'\n'):
-        return end if file.tell() == end and len(line) <= LONGEST_LINE else place + first_character(line[1:])
+        return end if file.tell() == end and len(line) <= MAX_LINE_LENGTH else place + first_character(line[1:])
     first_line = file.tell()
-    found = _after_blank_line(file, first_line, place + LONGEST_DOCUMENT)
+    found = _after_blank_line(file, first_line, place + MAX_DOCUMENT_LENGTH)
     return first_line if found is None else found
 
 
@@ -275,7 +277,7 @@ def _after_blank_line(file: BinaryIO, start: int, limit: int) -> int | None:
         if not block:
             return file.tell()
         kept = data.rfind(b'\n')
-        kept = len(data) if kept == -1 or len(data) - kept > LONGEST_LINE else kept
+        kept = len(data) if kept == -1 or len(data) - kept > MAX_LINE_LENGTH else kept
         position, rest = position + kept, data[kept:]
     return None
 

@@ -18,9 +18,9 @@ import numpy as np
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 from bert_jax.json_files import read_json
-from bert_jax.text.checksums import BLOCK_BYTES, first_difference
-from bert_jax.text.local_copy import stage
-from bert_jax.text.splits import Split, differs, rebuild_command
+from bert_jax.text.checksums import BLOCK_BYTES, first_mismatch
+from bert_jax.text.local_copy import copy_to_local_disk
+from bert_jax.text.splits import Split, damaged_file_error, rebuild_command
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 
 FORMAT_VERSION = 2
@@ -60,15 +60,17 @@ def load_corpus(directory: str | pathlib.Path, local_copy: str = '') -> Corpus:
             'python -m bert_jax prepare --config=…',
         )
     if local_copy:
-        path = stage(path, manifest, pathlib.Path(local_copy))
+        path = copy_to_local_disk(path, manifest, pathlib.Path(local_copy))
     for name, file in manifest['files'].items():
         size = (path / name).stat().st_size if (path / name).is_file() else None
         if size != file['bytes']:
             found = 'is missing' if size is None else f'has {size} bytes'
-            raise differs(path / name, found, f'{file["bytes"]} bytes')
+            raise damaged_file_error(path / name, found, f'{file["bytes"]} bytes')
     tokenizer = load_saved_tokenizer(path / 'tokenizer')
     if tokenizer.hash != manifest['tokenizer_hash']:
-        raise differs(path / 'tokenizer', 'is not the tokenizer that wrote the corpus', manifest['tokenizer_hash'])
+        raise damaged_file_error(
+            path / 'tokenizer', 'is not the tokenizer that wrote the corpus', manifest['tokenizer_hash']
+        )
     splits = {}
     for name in SPLITS:
         entries = manifest['files'].items()
@@ -84,7 +86,7 @@ def verify(corpus: Corpus) -> None:
       BadInput: names the first file that is not as it was written.
     """
     directory = pathlib.Path(corpus.directory)
-    if difference := first_difference(directory, corpus.manifest['files']):
+    if difference := first_mismatch(directory, corpus.manifest['files']):
         raise BadInput(str(directory), difference, 'what was written', rebuild_command(directory))
     for name in SPLITS:
         split = getattr(corpus, name)
@@ -92,7 +94,9 @@ def verify(corpus: Corpus) -> None:
         for field, end in ends:
             offsets = getattr(split, field)
             if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) <= 0).any():
-                raise differs(directory / name / f'{field}.npy', 'holds offsets out of order', f'from 0 up to {end}')
+                raise damaged_file_error(
+                    directory / name / f'{field}.npy', 'holds offsets out of order', f'from 0 up to {end}'
+                )
         split.unigram_counts(corpus.tokenizer.vocab_size)
 
 

@@ -13,11 +13,11 @@ from etils import epath
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
-from bert_jax.text.chunks import Chunk, Part
-from bert_jax.text.lines import decode, join_wrapped, line_of, lines_of, read_lines
+from bert_jax.text.chunks import Chunk, FileRange
+from bert_jax.text.lines import decode, iter_lines, join_wrapped, locate_line, read_lines
 from bert_jax.text.parquet import read_rows
 from bert_jax.text.sentences import split_into_sentences
-from bert_jax.text.tally import Tally
+from bert_jax.text.stats import Stats
 
 _LINES_AT_ONCE = 1 << 14
 _MOST_VALUES = 1_000_000  # lists and objects of a JSON record: an empty one takes 56 bytes, and two in the file
@@ -53,7 +53,7 @@ class Document:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How documents, lines and sentences are found in files and records; see the fields of `config.Data`."""
 
     text_field: str = 'text'
@@ -64,7 +64,7 @@ class Reading:
     join_lines: bool = False
 
     @classmethod
-    def of(cls, data: config.Data) -> 'Reading':
+    def from_config(cls, data: config.Data) -> 'ReadOptions':
         """The part of the settings that reading depends on."""
         return cls(**{field.name: getattr(data, field.name) for field in dataclasses.fields(cls)})
 
@@ -73,7 +73,7 @@ class _BadRecord(Exception):
     """(found, expected)"""
 
 
-def read_chunk(chunk: Chunk, reading: Reading, tally: Tally) -> Generator[Document, None, None]:
+def read_chunk(chunk: Chunk, options: ReadOptions, stats: Stats) -> Generator[Document, None, None]:
     """The documents of a chunk, in order.
 
     In a text file a line is a sentence or paragraph, and a blank line or the end of the file ends a document.
@@ -82,61 +82,61 @@ def read_chunk(chunk: Chunk, reading: Reading, tally: Tally) -> Generator[Docume
       BadInput: for a file that cannot be read, is damaged, or holds little but bad records or bytes that are not UTF-8.
         Names file and line, never text.
     """
-    for part in chunk.parts:
+    for file_range in chunk.ranges:
         try:
-            yield from _read_part(chunk.kind, part, reading, tally)
+            yield from _read_part(chunk.kind, file_range, options, stats)
         except OSError as error:
             raise BadInput(
-                part.path, f'cannot be read ({error.strerror or type(error).__name__})', 'a file to read'
+                file_range.path, f'cannot be read ({error.strerror or type(error).__name__})', 'a file to read'
             ) from error
 
 
-def _read_part(kind: str, part: Part, reading: Reading, tally: Tally) -> Iterator[Document]:
-    num_documents, num_bad = 0, tally.counts['bad_record_skipped']
-    with tally.file(part.path) as check:
-        for paragraphs, group in _READERS[kind](part, reading, tally):
-            for document in _documents(paragraphs, group, reading, tally):
+def _read_part(kind: str, file_range: FileRange, options: ReadOptions, stats: Stats) -> Iterator[Document]:
+    num_documents, num_bad = 0, stats.counts['bad_record_skipped']
+    with stats.file(file_range.path) as check:
+        for paragraphs, group in _READERS[kind](file_range, options, stats):
+            for document in _documents(paragraphs, group, options, stats):
                 num_documents += 1
                 yield document
             check()
-    if not num_documents and part.is_whole and kind in chunks.FILE_KINDS:
-        if tally.counts['bad_record_skipped'] > num_bad:
-            raise tally.refusal('no record is good')
-        tally.counts['empty_file'] += 1
+    if not num_documents and file_range.is_whole_file and kind in chunks.FILE_KINDS:
+        if stats.counts['bad_record_skipped'] > num_bad:
+            raise stats.bad_records_error('no record is good')
+        stats.counts['empty_file'] += 1
 
 
-def _documents(paragraphs: Iterable[str], group: str | None, reading: Reading, tally: Tally) -> Iterator[Document]:
+def _documents(paragraphs: Iterable[str], group: str | None, options: ReadOptions, stats: Stats) -> Iterator[Document]:
     """One document, or several where it is too long."""
     lines, parts, size = [], [], 0
-    for line in _short_lines(paragraphs, tally.counts):
-        if size >= chunks.LONGEST_DOCUMENT:
-            tally.counts['long_document_cut'] += 1
-            tally.characters += size
-            yield Document('\n'.join(parts + lines), group, not reading.split_sentences)
+    for line in _short_lines(paragraphs, stats.counts):
+        if size >= chunks.MAX_DOCUMENT_LENGTH:
+            stats.counts['long_document_cut'] += 1
+            stats.characters += size
+            yield Document('\n'.join(parts + lines), group, not options.split_sentences)
             lines, parts, size = [], [], 0
         elif len(lines) >= _LINES_AT_ONCE:  # joined, they take less memory
             parts.append('\n'.join(lines))
             lines = []
         lines.append(line)
         size += len(line)
-    tally.characters += size
+    stats.characters += size
     if lines:
-        yield Document('\n'.join(parts + lines), group, not reading.split_sentences)
+        yield Document('\n'.join(parts + lines), group, not options.split_sentences)
     else:
-        tally.counts['empty_document'] += 1
+        stats.counts['empty_document'] += 1
 
 
 def _short_lines(paragraphs: Iterable[str], counts: Counter) -> Iterator[str]:
     """Paragraphs without the blanks around them, long ones in parts: records hold lines of any length."""
     for paragraph in paragraphs:
-        if len(paragraph) <= chunks.LONGEST_LINE:
-            parts = (paragraph,)
+        if len(paragraph) <= chunks.MAX_LINE_LENGTH:
+            pieces = (paragraph,)
         else:
-            starts = range(0, len(paragraph), chunks.LONGEST_LINE)
-            parts = [paragraph[start : start + chunks.LONGEST_LINE] for start in starts]
-            counts['long_line_split'] += len(parts) - 1
-        for part in parts:
-            if text := part.strip():
+            starts = range(0, len(paragraph), chunks.MAX_LINE_LENGTH)
+            pieces = [paragraph[start : start + chunks.MAX_LINE_LENGTH] for start in starts]
+            counts['long_line_split'] += len(pieces) - 1
+        for piece in pieces:
+            if text := piece.strip():
                 yield text
 
 
@@ -145,42 +145,42 @@ def _short_lines(paragraphs: Iterable[str], counts: Counter) -> Iterator[str]:
 _Texts = Iterator[tuple[Iterable[str], str | None]]
 
 
-def _read_python_docs(part: Part, reading: Reading, tally: Tally) -> _Texts:
-    del reading
+def _read_python_docs(file_range: FileRange, options: ReadOptions, stats: Stats) -> _Texts:
+    del options
     from bert_jax.text import python_docs
 
-    paragraphs = python_docs.read_paragraphs(epath.Path(part.path), tally.counts)
-    yield (_clean(paragraph, tally.counts) for paragraph in paragraphs), None
+    paragraphs = python_docs.read_paragraphs(epath.Path(file_range.path), stats.counts)
+    yield (_clean(paragraph, stats.counts) for paragraph in paragraphs), None
 
 
-def _read_text(part: Part, reading: Reading, tally: Tally) -> _Texts:
-    lines: Iterator[Any] = read_lines(part, 'text', tally.counts)
-    if reading.documents == 'file':
-        yield (join_wrapped(lines) if reading.join_lines else lines), None
+def _read_text(file_range: FileRange, options: ReadOptions, stats: Stats) -> _Texts:
+    lines: Iterator[Any] = read_lines(file_range, 'text', stats.counts)
+    if options.documents == 'file':
+        yield (join_wrapped(lines) if options.join_lines else lines), None
         return
     for is_text, document in itertools.groupby(lines, lambda line: bool(line) and not line.isspace()):
-        if is_text and reading.join_lines:
+        if is_text and options.join_lines:
             yield join_wrapped(document), None
         elif is_text:
             yield document, None
 
 
-def _read_jsonl(part: Part, reading: Reading, tally: Tally) -> _Texts:
-    for number, line in enumerate(read_lines(part, 'jsonl', tally.counts), 1):
+def _read_jsonl(file_range: FileRange, options: ReadOptions, stats: Stats) -> _Texts:
+    for number, line in enumerate(read_lines(file_range, 'jsonl', stats.counts), 1):
         if line is not None and not line.strip():
             continue
-        yield from _text_or_skip(line, _parsed, reading, tally, functools.partial(line_of, part, number))
+        yield from _text_or_skip(line, _parsed, options, stats, functools.partial(locate_line, file_range, number))
 
 
 def _text_or_skip(
-    record: Any, parse: Callable[[Any], dict[str, Any]], reading: Reading, tally: Tally, place: Callable[[], str]
+    record: Any, parse: Callable[[Any], dict[str, Any]], options: ReadOptions, stats: Stats, place: Callable[[], str]
 ) -> _Texts:
     """The text of a record, if it is good; else it is tallied."""
-    tally.records += 1
+    stats.records += 1
     try:
-        text = _text_of(parse(record), reading, tally.counts)
+        text = _text_of(parse(record), options, stats.counts)
     except _BadRecord as bad:
-        tally.skip(place, *bad.args)
+        stats.skip(place, *bad.args)
         return
     yield text
 
@@ -188,7 +188,7 @@ def _text_or_skip(
 def _parsed(line: str | None) -> dict[str, Any]:
     expected = 'a JSON object a line'
     if line is None:
-        raise _BadRecord(f'is longer than {chunks.LONGEST_RECORD >> 20} MiB', expected)
+        raise _BadRecord(f'is longer than {chunks.MAX_RECORD_BYTES >> 20} MiB', expected)
     if len(line) > _MOST_VALUES and line.count('[') + line.count('{') > _MOST_VALUES:
         raise _BadRecord(f'holds more than {_MOST_VALUES:,} lists and objects', expected)
     try:
@@ -205,27 +205,29 @@ def _parsed(line: str | None) -> dict[str, Any]:
     return record
 
 
-def _read_parquet(part: Part, reading: Reading, tally: Tally) -> _Texts:
-    columns = [reading.text_field, *filter(None, [reading.group_field])]
-    for row, record in read_rows(part.path, part.start, part.stop, columns, _BYTES_AT_ONCE, _RECORDS_AT_ONCE):
-        yield from _text_or_skip(record, dict, reading, tally, functools.partial('{}:{}'.format, part.path, row))
+def _read_parquet(file_range: FileRange, options: ReadOptions, stats: Stats) -> _Texts:
+    columns = [options.text_field, *filter(None, [options.group_field])]
+    for row, record in read_rows(
+        file_range.path, file_range.start, file_range.stop, columns, _BYTES_AT_ONCE, _RECORDS_AT_ONCE
+    ):
+        yield from _text_or_skip(record, dict, options, stats, functools.partial('{}:{}'.format, file_range.path, row))
 
 
-def _read_tfds(part: Part, reading: Reading, tally: Tally) -> _Texts:
-    records = chunks.open_tfds(part.path, [])
-    start, count = part.start, 1
-    while start < part.stop:
-        indices = range(start, min(start + count, part.stop))
+def _read_tfds(file_range: FileRange, options: ReadOptions, stats: Stats) -> _Texts:
+    records = chunks.open_tfds(file_range.path, [])
+    start, count = file_range.start, 1
+    while start < file_range.stop:
+        indices = range(start, min(start + count, file_range.stop))
         found = records.__getitems__(indices)
         start += len(indices)
-        largest = max(len(record.get(reading.text_field) or b'') for record in found)
+        largest = max(len(record.get(options.text_field) or b'') for record in found)
         count = max(1, min(4 * count, _RECORDS_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
         for index, record in zip(indices, found, strict=True):
-            place = functools.partial('tfds:{}:{}'.format, part.path, index)
-            yield from _text_or_skip(record, dict, reading, tally, place)
+            place = functools.partial('tfds:{}:{}'.format, file_range.path, index)
+            yield from _text_or_skip(record, dict, options, stats, place)
 
 
-_READERS: dict[str, Callable[[Part, Reading, Tally], _Texts]] = {
+_READERS: dict[str, Callable[[FileRange, ReadOptions, Stats], _Texts]] = {
     'python-docs': _read_python_docs,
     'text': _read_text,
     'jsonl': _read_jsonl,
@@ -237,21 +239,21 @@ _READERS: dict[str, Callable[[Part, Reading, Tally], _Texts]] = {
 # --- Text out of bytes and records. ---
 
 
-def _text_of(record: dict[str, Any], reading: Reading, counts: Counter) -> tuple[Iterable[str], str | None]:
-    for field in filter(None, (reading.text_field, reading.group_field)):
+def _text_of(record: dict[str, Any], options: ReadOptions, counts: Counter) -> tuple[Iterable[str], str | None]:
+    for field in filter(None, (options.text_field, options.group_field)):
         if field not in record:
             names = ', '.join(map(str, list(record)[:20]))
-            option = 'text_field' if field == reading.text_field else 'group_field'
+            option = 'text_field' if field == options.text_field else 'group_field'
             raise _BadRecord(f'has no field {field!r}', f'--config.data.{option}=NAME, one of: {names}')
-    text = record[reading.text_field]
+    text = record[options.text_field]
     if isinstance(text, bytes):
         text = decode(text, counts)
     if text is not None and not isinstance(text, str):
-        raise _BadRecord(f'field {reading.text_field!r} is of type {type(text).__name__}', 'text')
-    group = record[reading.group_field] if reading.group_field else None
+        raise _BadRecord(f'field {options.text_field!r} is of type {type(text).__name__}', 'text')
+    group = record[options.group_field] if options.group_field else None
     group = None if group is None else group.decode('utf-8', 'replace') if isinstance(group, bytes) else str(group)
-    lines = lines_of(_clean(text or '', counts), counts)
-    return (join_wrapped(lines) if reading.join_lines else lines), group
+    lines = iter_lines(_clean(text or '', counts), counts)
+    return (join_wrapped(lines) if options.join_lines else lines), group
 
 
 def _clean(text: str, counts: Counter) -> str:

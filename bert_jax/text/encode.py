@@ -22,12 +22,12 @@ import pyarrow
 
 from bert_jax.files import new_directory
 from bert_jax.json_files import read_json
-from bert_jax.text.checksums import checksums_of
+from bert_jax.text.checksums import compute_checksums
 from bert_jax.text.documents import Document
-from bert_jax.text.sentences import split_lines
-from bert_jax.text.tally import Tally
+from bert_jax.text.sentences import split_lines_into_sentences
+from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import Tokenizer
-from bert_jax.text.vocabulary import flattened
+from bert_jax.text.vocabulary import flatten
 
 # `digest` tells equal texts; `uniform` hashes the group, or without one the text. Any: ty takes them for float64.
 DOCUMENT: Any = np.dtype([('digest', 'V16'), ('uniform', 'u8'), ('lines', 'u4'), ('sentences', 'u4'), ('tokens', 'u8')])
@@ -58,7 +58,7 @@ class Encoder:
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Sentences, each with a line feed behind it -> (ids of all one after another, number of ids of each)."""
         if not self.tokenizer.splits_at_blanks:
-            ids, sizes = flattened(self.tokenizer.encode_batch(text.decode().split('\n')[:-1]))
+            ids, sizes = flatten(self.tokenizer.encode_batch(text.decode().split('\n')[:-1]))
             return ids.astype(self.dtype), sizes
         distinct, number, first_words = _numbered(text)
         encoded = list(map(self._words.get, distinct))
@@ -111,7 +111,7 @@ def _numbered(text: bytes) -> tuple[list[str], pyarrow.Array, np.ndarray]:
 
 
 def write_chunk(
-    documents: Iterable[Document], tally: Tally, encoder: Encoder, directory: pathlib.Path, *, hash_lines: bool
+    documents: Iterable[Document], stats: Stats, encoder: Encoder, directory: pathlib.Path, *, hash_lines: bool
 ) -> None:
     """Writes an encoded chunk to its directory, whole or not at all; does nothing if it is there.
 
@@ -136,7 +136,7 @@ def write_chunk(
         ):
             for batch in _batches(_pieces(documents)):
                 num_documents += sum(piece.is_last for piece in batch)
-                ids, sentences, lines, table = _encoded(batch, open_document, encoder, tally, hash_lines)
+                ids, sentences, lines, table = _encoded(batch, open_document, encoder, stats, hash_lines)
                 for file, values in (
                     (tokens_file, ids),
                     (sentences_file, sentences),
@@ -144,10 +144,10 @@ def write_chunk(
                     (documents_file, table),
                 ):
                     file.write(values.tobytes())
-        record = tally.as_json() | {
+        record = stats.as_json() | {
             'num_documents': num_documents,
             'dtype': encoder.dtype.name,
-            'files': checksums_of(temporary),
+            'files': compute_checksums(temporary),
         }
         (temporary / 'chunk.json').write_text(json.dumps(record), 'utf-8')
 
@@ -164,7 +164,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def read_record(directory: pathlib.Path) -> dict[str, Any] | None:
+def read_chunk_record(directory: pathlib.Path) -> dict[str, Any] | None:
     """What `chunk.json` of a finished chunk holds; None where there is none, or files of another size."""
     try:
         record = read_json(directory / 'chunk.json')
@@ -240,18 +240,20 @@ class _OpenDocument:
         self._counts = totals[-1] - totals[ends[-1] if len(ends) else 0]
         table = np.empty(len(digests), DOCUMENT)
         table['digest'] = np.frombuffer(b''.join(digests), 'V16')
-        table['uniform'] = [_uniform(group, digest) for group, digest in zip(groups, digests, strict=True)]
+        table['uniform'] = [_split_hash(group, digest) for group, digest in zip(groups, digests, strict=True)]
         table['lines'], table['sentences'], table['tokens'] = sums.T
         return table
 
 
 def _encoded(
-    batch: list[_Piece], open_document: _OpenDocument, encoder: Encoder, tally: Tally, hash_lines: bool
+    batch: list[_Piece], open_document: _OpenDocument, encoder: Encoder, stats: Stats, hash_lines: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(ids, lengths of sentences, LINE records, DOCUMENT records) of those documents and sentences that have tokens."""
     lines_of_pieces = [piece.text.split('\n') for piece in batch]
     line_texts = list(itertools.chain.from_iterable(lines_of_pieces))
-    encoded_lines = [line.encode() for line in line_texts] if batch[0].is_split else split_lines(line_texts)
+    encoded_lines = (
+        [line.encode() for line in line_texts] if batch[0].is_split else split_lines_into_sentences(line_texts)
+    )
     text = b'\n'.join([*encoded_lines, b''])
     ids, lengths = (np.concatenate(arrays) for arrays in zip(*map(encoder.encode, _parts(text)), strict=True))
     ends_of_lines = np.cumsum(np.fromiter(map(len, encoded_lines), np.int64, len(encoded_lines)) + 1)
@@ -267,7 +269,7 @@ def _encoded(
     lines['words'] = _count_words(characters, ends_of_lines)
     has_tokens = lengths > 0
     lines['sentences'] = np.bincount(line_of_sentence, has_tokens, len(lines))
-    tally.counts['empty_sentence'] += int((~has_tokens).sum())
+    stats.counts['empty_sentence'] += int((~has_tokens).sum())
 
     line_is_kept = lines['sentences'] > 0
     counts = np.empty((len(batch), 3), np.int64)
@@ -279,7 +281,7 @@ def _encoded(
     texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
     table = open_document.close_with(batch, texts, counts)
     document_is_kept = table['lines'] > 0
-    tally.counts['empty_document'] += int((~document_is_kept).sum())
+    stats.counts['empty_document'] += int((~document_is_kept).sum())
     return ids, lengths[has_tokens].astype(np.uint32), lines[line_is_kept], table[document_is_kept]
 
 
@@ -292,13 +294,13 @@ def _parts(text: bytes) -> Iterator[bytes]:
         start = stop
 
 
-def uniform_of(document: Document) -> int:
+def split_hash(document: Document) -> int:
     """What tells which split a document goes to, below 2**64: the `uniform` of its record."""
     text = '\n'.join(document.sentences)
-    return _uniform(document.group, hashlib.blake2b(text.encode(), digest_size=16).digest())
+    return _split_hash(document.group, hashlib.blake2b(text.encode(), digest_size=16).digest())
 
 
-def _uniform(group: str | None, digest: bytes) -> int:
+def _split_hash(group: str | None, digest: bytes) -> int:
     if group is not None:
         digest = hashlib.blake2b(group.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
     return int.from_bytes(digest[:8], 'big')

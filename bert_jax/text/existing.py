@@ -8,12 +8,12 @@ from bert_jax import config
 from bert_jax.config.fields import content_of
 from bert_jax.errors import BadInput
 from bert_jax.json_files import read_json
-from bert_jax.text.chunks import look_at_files
+from bert_jax.text.chunks import stat_files
 from bert_jax.text.corpus import read_manifest
 from bert_jax.text.tokenizer import Tokenizer
 
 
-def settings_of(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer | None) -> dict[str, Any]:
+def corpus_settings(data: config.Data, tokenizer: config.Tokenizer, given: Tokenizer | None) -> dict[str, Any]:
     """The settings that the contents of a corpus depend on, by their names in the config, as JSON gives them back."""
     settings = {f'data.{name}': value for name, value in content_of(config.Data, vars(data)).items()}
     if given is not None:
@@ -72,7 +72,7 @@ def changes_since(directory: pathlib.Path, source: str) -> str:
     """How the files of a source differ from those that a corpus was made of, in words; '' when they do not, or are not
     there any more (a corpus does not need its text)."""
     before: dict[str, list[int]] = read_json(directory / 'sources.json').get(source, {})
-    now = look_at_files(source)
+    now = stat_files(source)
     if not now:
         return ''
     told = [f'{path} is new' for path in now if path not in before]

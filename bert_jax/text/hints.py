@@ -9,8 +9,8 @@ import numpy as np
 
 from bert_jax.console import size
 from bert_jax.files import is_local
-from bert_jax.text.chunks import Part, Source
-from bert_jax.text.documents import Reading
+from bert_jax.text.chunks import FileRange, Source
+from bert_jax.text.documents import ReadOptions
 from bert_jax.text.lines import read_lines
 from bert_jax.text.parquet import longest_page
 
@@ -21,12 +21,12 @@ _LARGE_PAGE = 1 << 27  # bytes
 _WIDTHS = range(40, 121)  # characters at which text is wrapped
 
 
-def hints(sources: list[Source], reading: Reading) -> Iterator[str]:
+def find_hints(sources: list[Source], options: ReadOptions) -> Iterator[str]:
     """Sentences to print for files that are probably not what they are read as, or take much memory."""
     for source in sources:
         kind = source.name.partition(':')[0]
         paths = [path for path, (num_bytes, _) in source.files.items() if num_bytes and is_local(path)]
-        if kind == 'parquet' and paths and (num_bytes := longest_page(paths[0], reading.text_field)) > _LARGE_PAGE:
+        if kind == 'parquet' and paths and (num_bytes := longest_page(paths[0], options.text_field)) > _LARGE_PAGE:
             yield (
                 f'{paths[0]} seems to have pages of {size(num_bytes)}, and to read one takes three times its memory: '
                 'pyarrow.parquet.write_table(…, write_batch_size=16) makes them small'
@@ -34,19 +34,19 @@ def hints(sources: list[Source], reading: Reading) -> Iterator[str]:
         if kind != 'text' or not paths:
             continue
         for path in dict.fromkeys(paths[index * (len(paths) - 1) // (_FILES - 1)] for index in range(_FILES)):
-            lines = [str(line) for line in itertools.islice(read_lines(Part(path), kind, Counter()), _LINES)]
-            if hint := _hint(lines, reading):
+            lines = [str(line) for line in itertools.islice(read_lines(FileRange(path), kind, Counter()), _LINES)]
+            if hint := _hint_for_lines(lines, options):
                 yield f'{path} {hint}'
                 break
 
 
-def _hint(lines: list[str], reading: Reading) -> str:
+def _hint_for_lines(lines: list[str], options: ReadOptions) -> str:
     texts = [line.strip() for line in lines if line.strip()]
     if len(texts) > 1 and all(map(_is_json_object, texts[:_FEWEST])):
         return 'looks like JSON lines: a source of jsonl: reads the field data.text_field of each'
     if texts and texts[0].lower().startswith(('<!doctype html', '<html', '<?xml')):
         return 'looks like markup: its tags become part of the text'
-    width = 0 if reading.join_lines else _width(lines)
+    width = 0 if options.join_lines else _width(lines)
     if width:
         return f'looks wrapped at {width} characters: --config.data.join_lines=True joins the lines of a paragraph'
     return ''
@@ -71,9 +71,9 @@ def _width(lines: list[str]) -> int:
     return width if width in _WIDTHS and num_near > 0.8 and num_ended < 0.3 else 0
 
 
-def documents_hint(sources: list[Source], num_documents: int, reading: Reading) -> str:
+def documents_hint(sources: list[Source], num_documents: int, options: ReadOptions) -> str:
     """A sentence to print where many small files of text gave clearly more documents than there are files."""
-    if reading.documents == 'file' or not all(source.name.startswith('text:') for source in sources):
+    if options.documents == 'file' or not all(source.name.startswith('text:') for source in sources):
         return ''
     num_files = sum(bool(num_bytes) for source in sources for num_bytes, _ in source.files.values())
     if not _FEWEST <= num_files < num_documents / 1.5:

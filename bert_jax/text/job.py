@@ -23,20 +23,20 @@ from typing import Any
 from bert_jax.files import discard, json_digest, new_file, write_whole
 from bert_jax.json_files import DamagedJson, read_json
 from bert_jax.text.chunks import Chunk, Source
-from bert_jax.text.documents import Document, Reading, read_chunk
-from bert_jax.text.encode import Encoder, read_record, write_chunk
-from bert_jax.text.tally import Tally
+from bert_jax.text.documents import Document, ReadOptions, read_chunk
+from bert_jax.text.encode import Encoder, read_chunk_record, write_chunk
+from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import load_saved_tokenizer
 
 _VERSION = 4  # of what chunks hold
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class PrepareJob:
     """Sources cut into chunks, and the directory for what is made of them."""
 
     directory: pathlib.Path
-    reading: Reading
+    options: ReadOptions
     sources: tuple[Source, ...]
 
     @functools.cached_property
@@ -58,25 +58,25 @@ class Job:
     def is_encoded(self, number: int) -> bool:
         """Whether a chunk is finished. One without its record or with a file of another size is removed."""
         directory = self.chunk_directory(number)
-        if read_record(directory) is not None:
+        if read_chunk_record(directory) is not None:
             return True
         if directory.is_dir():
             discard(directory)
         return False
 
-    def tally_of(self, number: int) -> Tally:
+    def chunk_stats(self, number: int) -> Stats:
         """What was found while a finished chunk was read."""
-        record = read_record(self.chunk_directory(number))
+        record = read_chunk_record(self.chunk_directory(number))
         if record is None:
             raise FileNotFoundError(2, 'removed meanwhile', str(self.chunk_directory(number)))
-        return Tally.from_json(record)
+        return Stats.from_json(record)
 
     # --- What the processes do. ---
 
     def sample(self, number: int, num_bytes: int) -> tuple[int, int]:
         """Writes the first `num_bytes` of text of a chunk to `texts`; returns how many documents and characters."""
         path = self._text_path(number)
-        record = read_if_there(path)
+        record = read_json_or_none(path)
         if record is None:
             path.parent.mkdir(exist_ok=True)
             with new_file(path.with_suffix('.jsonl'), temporary_in=self.directory) as temporary:
@@ -85,10 +85,10 @@ class Job:
         return record['num_documents'], record['characters']
 
     def _write_sample(self, path: pathlib.Path, number: int, num_bytes: int) -> dict[str, Any]:
-        tally, num_documents, size, is_whole = Tally(), 0, 0, True
+        stats, num_documents, size, is_whole = Stats(), 0, 0, True
         with (
             path.open('w', encoding='utf-8') as file,
-            contextlib.closing(read_chunk(self.chunks[number], self.reading, tally)) as documents,
+            contextlib.closing(read_chunk(self.chunks[number], self.options, stats)) as documents,
         ):
             for document in documents:
                 if size >= num_bytes:
@@ -99,7 +99,7 @@ class Job:
                     text, is_whole = _beginning(text, size - num_bytes)
                 file.write(json.dumps([text, document.group]) + '\n')
                 num_documents += 1
-        return tally.as_json() | {'num_documents': num_documents, 'is_whole': is_whole}
+        return stats.as_json() | {'num_documents': num_documents, 'is_whole': is_whole}
 
     def read_sample(self) -> Iterator[str]:
         """The sentences of the texts that were sampled, in the order of the source.
@@ -107,34 +107,34 @@ class Job:
         Raises:
           BadInput: when there are records and all are bad.
         """
-        tally = self.tally_of_sample()
-        if tally.bad and tally.counts['bad_record_skipped'] == tally.records:
-            raise tally.refusal('no record is good')
+        stats = self.sample_stats()
+        if stats.bad and stats.counts['bad_record_skipped'] == stats.records:
+            raise stats.bad_records_error('no record is good')
         for number in range(len(self.chunks)):
-            if read_if_there(self._text_path(number)) is not None:
+            if read_json_or_none(self._text_path(number)) is not None:
                 for document in self._sampled_documents(number):
                     yield from document.sentences
 
-    def tally_of_sample(self) -> Tally:
+    def sample_stats(self) -> Stats:
         """What was found while the sample was read."""
-        tally = Tally()
+        stats = Stats()
         for number in range(len(self.chunks)):
-            if (record := read_if_there(self._text_path(number))) is not None:
-                tally.add(Tally.from_json(record))
-        return tally
+            if (record := read_json_or_none(self._text_path(number))) is not None:
+                stats.add(Stats.from_json(record))
+        return stats
 
     def encode(self, number: int) -> tuple[int, int]:
         """Encodes a chunk; returns its numbers of documents and characters."""
         directory = self.chunk_directory(number)
         if not self.is_encoded(number):
-            record, tally = read_if_there(self._text_path(number)), Tally()
+            record, stats = read_json_or_none(self._text_path(number)), Stats()
             if record is not None and record['is_whole']:  # reading it took time: it is not read twice
-                tally = Tally.from_json(record)
+                stats = Stats.from_json(record)
                 documents = self._sampled_documents(number)
             else:
-                documents = read_chunk(self.chunks[number], self.reading, tally)
-            write_chunk(documents, tally, self.encoder, directory, hash_lines=self.reading.deduplicate_lines)
-        record = read_record(directory)
+                documents = read_chunk(self.chunks[number], self.options, stats)
+            write_chunk(documents, stats, self.encoder, directory, hash_lines=self.options.deduplicate_lines)
+        record = read_chunk_record(directory)
         assert record is not None  # it has just been written
         return record['num_documents'], record['characters']
 
@@ -142,7 +142,7 @@ class Job:
         with self._text_path(number).with_suffix('.jsonl').open(encoding='utf-8') as file:
             for line in file:
                 text, group = json.loads(line)
-                yield Document(text, group, not self.reading.split_sentences)
+                yield Document(text, group, not self.options.split_sentences)
 
     def _text_path(self, number: int) -> pathlib.Path:
         return self.directory / 'texts' / f'{number:05d}.json'
@@ -167,12 +167,18 @@ def identity_of_job(sources: list[Source], settings: dict[str, Any]) -> dict[str
         'version': _VERSION,
         'settings': settings,
         'files': {source.name: source.files for source in sources},
-        'chunks': json_digest([dataclasses.asdict(chunk) for chunk in chunks]),
+        'chunks': json_digest([_chunk_as_json(chunk) for chunk in chunks]),
     }
     return json.loads(json.dumps(identity))
 
 
-def read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
+def _chunk_as_json(chunk: Chunk) -> dict[str, Any]:
+    """A chunk as it is hashed in `job.json`; the keys never change, so that interrupted jobs stay valid."""
+    ranges = [dataclasses.asdict(file_range) for file_range in chunk.ranges]
+    return {'kind': chunk.kind, 'source': chunk.source_index, 'parts': ranges, 'num_bytes': chunk.num_bytes}
+
+
+def read_json_or_none(path: pathlib.Path) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is none, or a damaged one."""
     try:
         return read_json(path)

@@ -10,12 +10,14 @@ from bert_jax.console import say
 from bert_jax.files import new_directory
 from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.existing import WeightedSource
-from bert_jax.text.job import Job
+from bert_jax.text.job import PrepareJob
 from bert_jax.text.pool import Pool
-from bert_jax.text.tokenizer import Tokenizer, as_saved, load_given, train_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_configured_tokenizer, prefer_saved_tokenizer, train_tokenizer
 
 
-def given_tokenizer(settings: config.Tokenizer, initial: Tokenizer | None, directory: pathlib.Path) -> Tokenizer | None:
+def load_provided_tokenizer(
+    settings: config.Tokenizer, initial: Tokenizer | None, directory: pathlib.Path
+) -> Tokenizer | None:
     """The tokenizer that is brought along, if any, with the tokens that are added to it.
 
     Args:
@@ -25,15 +27,15 @@ def given_tokenizer(settings: config.Tokenizer, initial: Tokenizer | None, direc
     Raises:
       BadInput: when it cannot be used, see `load_tokenizer` and `add_tokens`.
     """
-    given = load_given(settings) if settings.path else initial
+    given = load_configured_tokenizer(settings) if settings.path else initial
     if given is None:
         return None
     given = add_tokens(given, settings.add_tokens) if settings.add_tokens else given
-    return as_saved(given, settings, directory / 'tokenizer')
+    return prefer_saved_tokenizer(given, settings, directory / 'tokenizer')
 
 
 def make_tokenizer(
-    job: Job,
+    job: PrepareJob,
     pool: Pool,
     mixture: list[WeightedSource],
     settings: config.Tokenizer,
@@ -53,7 +55,7 @@ def make_tokenizer(
     trained = given
     if trained is None:
         weights = [weight * (split != 'validation') for _, weight, split in mixture]
-        sizes = [chunk.num_bytes * weights[chunk.source] for chunk in job.chunks]
+        sizes = [chunk.num_bytes * weights[chunk.source_index] for chunk in job.chunks]
         total = max(1, sum(sizes))
         shares = [(number, -(-settings.sample_bytes * size // total)) for number, size in enumerate(sizes)]
         pool.run('sample', [(number, int(share)) for number, share in shares if share], 'reading')

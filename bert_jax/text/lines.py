@@ -13,7 +13,7 @@ from etils import epath
 
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
-from bert_jax.text.chunks import Part
+from bert_jax.text.chunks import FileRange
 from bert_jax.text.formats import HEAD_BYTES, check_text
 
 Item = TypeVar('Item')
@@ -23,11 +23,11 @@ _IDEOGRAPH = re.compile('[\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u
 _ZST_BYTES = 1 << 11  # compressed: four bytes of zstd may stand for 128 KiB
 
 
-def read_lines(part: Part, kind: str, counts: Counter) -> Iterator[str | None]:
+def read_lines(file_range: FileRange, kind: str, counts: Counter) -> Iterator[str | None]:
     """The lines of a part. One that is too long comes as several (text) or as None (JSON)."""
-    longest = chunks.LONGEST_LINE if kind == 'text' else chunks.LONGEST_RECORD
+    longest = chunks.MAX_LINE_LENGTH if kind == 'text' else chunks.MAX_RECORD_BYTES
     rest, is_skipping = b'', False
-    for block in _read_blocks(part, kind):
+    for block in _read_blocks(file_range, kind):
         if kind == 'text' and b'\0' in block:
             counts['nul_bytes_removed'] += block.count(b'\0')
             block = block.replace(b'\0', b'')
@@ -57,11 +57,11 @@ def read_whole_lines(path: str, counts: Counter) -> Iterator[str]:
     """The lines of a file, each as a whole.
 
     Raises:
-      BadInput: for a line of more than `LONGEST_RECORD` bytes, and for a file that is damaged or of another kind.
+      BadInput: for a line of more than `MAX_RECORD_BYTES` bytes, and for a file that is damaged or of another kind.
     """
-    for number, line in enumerate(read_lines(Part(path), 'jsonl', counts), 1):
+    for number, line in enumerate(read_lines(FileRange(path), 'jsonl', counts), 1):
         if line is None:
-            raise line_too_long(f'{path}:{number}')
+            raise line_too_long_error(f'{path}:{number}')
         yield line
 
 
@@ -72,20 +72,20 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield some
 
 
-def line_too_long(where: str) -> BadInput:
+def line_too_long_error(where: str) -> BadInput:
     """The error for a line that is not read into memory."""
-    return BadInput(where, 'is too long a line', f'lines of at most {chunks.LONGEST_RECORD:,} bytes')
+    return BadInput(where, 'is too long a line', f'lines of at most {chunks.MAX_RECORD_BYTES:,} bytes')
 
 
-def lines_of(text: str, counts: Counter) -> Iterable[str]:
-    """The lines of a text, as `str.splitlines` finds them; one of more than `LONGEST_LINE` comes in parts."""
-    return text.splitlines() if len(text) <= chunks.LONGEST_LINE else _lines_of_long(text, counts)
+def iter_lines(text: str, counts: Counter) -> Iterable[str]:
+    """The lines of a text, as `str.splitlines` finds them; one of more than `MAX_LINE_LENGTH` comes in parts."""
+    return text.splitlines() if len(text) <= chunks.MAX_LINE_LENGTH else _iter_lines_of_long_text(text, counts)
 
 
-def _lines_of_long(text: str, counts: Counter) -> Iterator[str]:
+def _iter_lines_of_long_text(text: str, counts: Counter) -> Iterator[str]:
     start = 0
     while start < len(text):
-        stop = min(len(text), start + chunks.LONGEST_LINE)
+        stop = min(len(text), start + chunks.MAX_LINE_LENGTH)
         stop += text[stop - 1] == '\r' and text.startswith('\n', stop)
         lines = text[start:stop].splitlines(keepends=True)
         is_ended = stop == len(text) or len(lines[-1].splitlines()[0]) < len(lines[-1])
@@ -106,7 +106,7 @@ def join_wrapped(lines: Iterable[str]) -> Iterator[str]:
     held, size = [], 0
     for line in lines:
         line = line.strip()
-        if held and (not line or size > chunks.LONGEST_LINE):
+        if held and (not line or size > chunks.MAX_LINE_LENGTH):
             yield ''.join(held)
             held, size = [], 0
         if line:
@@ -134,18 +134,18 @@ def _cut_character(around: bytes) -> int:
     return next((i for i in range(4) if around[-1 - i] & 0xC0 != 0x80), 0)
 
 
-def _read_blocks(part: Part, kind: str) -> Iterator[bytes]:
-    path = epath.Path(part.path)
+def _read_blocks(file_range: FileRange, kind: str) -> Iterator[bytes]:
+    path = epath.Path(file_range.path)
     with chunks.open_binary(path) as file:
         if path.suffix == '.zst':
             blocks = _decompress_zst(path, file)
         elif path.suffix == '.gz':
             blocks = _read_gz(path, file)
         else:
-            start, stop = (0, None) if part.is_whole else chunks.find_range(file, part, kind)
+            start, stop = (0, None) if file_range.is_whole_file else chunks.find_range(file, file_range, kind)
             file.seek(start)
             blocks = _read_range(file, stop)
-        yield from blocks if part.start else _checked(part.path, blocks)
+        yield from blocks if file_range.start else _checked(file_range.path, blocks)
 
 
 def _checked(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -175,7 +175,7 @@ def _read_gz(path: epath.Path, file: Any) -> Iterator[bytes]:
         while block := stream.read(_BLOCK_BYTES):
             yield block
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(path, error) from None
+        raise _damaged_error(path, error) from None
 
 
 def _decompress_zst(path: epath.Path, file: Any) -> Iterator[bytes]:
@@ -191,24 +191,24 @@ def _decompress_zst(path: epath.Path, file: Any) -> Iterator[bytes]:
             rest = frame.unused_data if frame.eof else b''
             frame = None if frame.eof else frame
     except zstandard.ZstdError as error:
-        raise _damaged(path, error) from None
+        raise _damaged_error(path, error) from None
     if frame is not None:
-        raise _damaged(path, EOFError())
+        raise _damaged_error(path, EOFError())
 
 
-def _damaged(path: epath.Path, error: Exception) -> BadInput:
+def _damaged_error(path: epath.Path, error: Exception) -> BadInput:
     return BadInput(str(path), f'is truncated or damaged ({type(error).__name__})', 'a complete file', 'copy it again')
 
 
-def line_of(part: Part, number: int) -> str:
+def locate_line(file_range: FileRange, number: int) -> str:
     """The place of the `number`th line of a part, counted from the beginning of its file."""
-    if part.start:
-        with chunks.open_binary(epath.Path(part.path)) as file:
-            left = chunks.find_range(file, part, 'jsonl')[0]
+    if file_range.start:
+        with chunks.open_binary(epath.Path(file_range.path)) as file:
+            left = chunks.find_range(file, file_range, 'jsonl')[0]
             file.seek(0)
             while block := file.read(min(left, _BLOCK_BYTES)):
                 number, left = number + block.count(b'\n'), left - len(block)
-    return f'{part.path}:{number}'
+    return f'{file_range.path}:{number}'
 
 
 def decode(data: bytes, counts: Counter) -> str:

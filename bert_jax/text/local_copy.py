@@ -10,7 +10,7 @@ from bert_jax.files import new_directory
 from bert_jax.text.checksums import BLOCK_BYTES, block_digest
 
 
-def stage(corpus: pathlib.Path, manifest: dict, local: pathlib.Path) -> pathlib.Path:
+def copy_to_local_disk(corpus: pathlib.Path, manifest: dict, local: pathlib.Path) -> pathlib.Path:
     """Copies a corpus below `local`, checking every MiB on the way, and returns the directory of the copy.
 
     Its name holds the content's hash, so that a copy is never stale. Of several processes on a host one copies, and the

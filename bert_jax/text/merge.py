@@ -16,11 +16,11 @@ import numpy as np
 
 from bert_jax.errors import BadInput
 from bert_jax.json_files import read_json
-from bert_jax.text.checksums import first_difference
+from bert_jax.text.checksums import first_mismatch
 from bert_jax.text.encode import DOCUMENT, LINE
 from bert_jax.text.splits import SplitWriter
 
-FEWEST = 2  # documents that a split needs for next sentence prediction
+MIN_DOCUMENTS = 2  # documents that a split needs for next sentence prediction
 _KEY: Any = np.dtype([('high', 'u8'), ('low', 'u8'), ('number', 'u8')])  # Any: ty takes it for float64
 _BUCKET_BYTES = 1 << 26  # sorted at once
 _RECORDS_AT_ONCE = 1 << 18
@@ -28,7 +28,7 @@ _TOKENS_AT_ONCE = 1 << 21
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class MixtureComponent:
     """The encoded chunks of a source: how often each document is taken, and the split they go to ('' is by hash)."""
 
     chunks: list[pathlib.Path]
@@ -37,7 +37,7 @@ class Share:
 
 
 def merge(
-    shares: list[Share],
+    components: list[MixtureComponent],
     scratch: pathlib.Path,
     writers: dict[str, SplitWriter],
     unk_id: int,
@@ -63,31 +63,31 @@ def merge(
     Raises:
       BadInput: for a chunk that is not as it was written; it is removed.
     """
-    for share in shares:
-        for chunk in share.chunks:
+    for component in components:
+        for chunk in component.chunks:
             _check(chunk)
     dropped, measured = Counter(), Counter()
-    kept = _Flags(scratch / 'documents', _count(shares, 'documents.bin', DOCUMENT))
-    dropped['duplicate_document'] = _drop_repeated(kept, _document_keys(shares), scratch)
+    kept = _Flags(scratch / 'documents', _count(components, 'documents.bin', DOCUMENT))
+    dropped['duplicate_document'] = _drop_repeated(kept, _document_keys(components), scratch)
     kept_lines = None
     if deduplicate_lines:
-        kept_lines = _Flags(scratch / 'lines', _count(shares, 'lines.bin', LINE))
-        dropped['duplicate_line'] = _drop_repeated(kept_lines, _line_keys(shares, kept), scratch)
-        dropped['document_of_duplicate_lines'] = _drop_emptied(shares, kept, kept_lines)
-    is_validation = _split_by_hash(shares, kept, validation_fraction)
+        kept_lines = _Flags(scratch / 'lines', _count(components, 'lines.bin', LINE))
+        dropped['duplicate_line'] = _drop_repeated(kept_lines, _line_keys(components, kept), scratch)
+        dropped['document_of_duplicate_lines'] = _drop_emptied(components, kept, kept_lines)
+    is_validation = _split_by_hash(components, kept, validation_fraction)
     first_number = first_line = 0
-    for share in shares:
-        for repetition in range(max(1, math.ceil(share.weight))):
+    for component in components:
+        for repetition in range(max(1, math.ceil(component.weight))):
             number, line = first_number, first_line
-            for part in itertools.chain.from_iterable(map(_contents, share.chunks)):
+            for part in itertools.chain.from_iterable(map(_contents, component.chunks)):
                 is_kept = kept.read(number, len(part.table))
                 lines_kept = np.ones(len(part.lines), bool)
                 if kept_lines is not None:
                     lines_kept = kept_lines.read(line, len(part.lines))
                 if repetition == 0:
-                    is_thinned = _copies(part.table, share.weight) == 0
+                    is_thinned = _copies(part.table, component.weight) == 0
                     dropped['thinned_by_weight'] += int((is_kept & is_thinned).sum())
-                for name, chosen in _destinations(part.table, share, repetition, is_validation).items():
+                for name, chosen in _destinations(part.table, component, repetition, is_validation).items():
                     if (chosen & is_kept).any():
                         words, ids = part.write(writers[name], chosen & is_kept, lines_kept)
                         measured['words'] += words
@@ -98,12 +98,12 @@ def merge(
 
 
 def _destinations(
-    table: np.ndarray, share: Share, repetition: int, is_validation: Callable[[np.ndarray], np.ndarray]
+    table: np.ndarray, component: MixtureComponent, repetition: int, is_validation: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
     """{split: which documents of a table are written to it}; repetitions are for training only."""
-    is_copied = _copies(table, share.weight) > repetition
-    if share.split:
-        goes_to_validation = np.full(len(table), share.split == 'validation')
+    is_copied = _copies(table, component.weight) > repetition
+    if component.split:
+        goes_to_validation = np.full(len(table), component.split == 'validation')
     else:
         goes_to_validation = is_validation(table)
     train = {'train': is_copied & ~goes_to_validation}
@@ -112,7 +112,7 @@ def _destinations(
 
 def _check(chunk: pathlib.Path) -> None:
     record = read_json(chunk / 'chunk.json')
-    if difference := first_difference(chunk, record['files']):
+    if difference := first_mismatch(chunk, record['files']):
         (chunk / 'chunk.json').unlink()  # without it the chunk is not finished
         raise BadInput(str(chunk), f'{difference}', 'what was written', 'the same command encodes this chunk again')
 
@@ -140,8 +140,10 @@ class _Contents:
         return int((self.lines['words'] * lines).sum(dtype=np.int64)), ids
 
 
-def _count(shares: list[Share], name: str, dtype: np.dtype) -> int:
-    return sum((chunk / name).stat().st_size for share in shares for chunk in share.chunks) // dtype.itemsize
+def _count(components: list[MixtureComponent], name: str, dtype: np.dtype) -> int:
+    return (
+        sum((chunk / name).stat().st_size for component in components for chunk in component.chunks) // dtype.itemsize
+    )
 
 
 def _tables(chunk: pathlib.Path) -> Iterator[np.ndarray]:
@@ -202,10 +204,10 @@ class _Flags:
         return np.fromfile(self._path, bool, count, offset=start)
 
 
-def _document_keys(shares: list[Share]) -> Iterator[np.ndarray]:
+def _document_keys(components: list[MixtureComponent]) -> Iterator[np.ndarray]:
     start = 0
-    for share in shares:
-        for chunk in share.chunks:
+    for component in components:
+        for chunk in component.chunks:
             for table in _tables(chunk):
                 keys = np.empty(len(table), _KEY)
                 keys['high'], keys['low'] = _halves(table).T
@@ -214,10 +216,10 @@ def _document_keys(shares: list[Share]) -> Iterator[np.ndarray]:
                 yield keys
 
 
-def _line_keys(shares: list[Share], kept: _Flags) -> Iterator[np.ndarray]:
+def _line_keys(components: list[MixtureComponent], kept: _Flags) -> Iterator[np.ndarray]:
     number = start = 0
-    for share in shares:
-        for chunk in share.chunks:
+    for component in components:
+        for chunk in component.chunks:
             for table, lines in _lines_of(chunk):
                 keys = np.zeros(len(lines), _KEY)
                 keys['high'] = lines['digest']
@@ -256,11 +258,11 @@ def _drop_repeated(flags: _Flags, keys: Iterable[np.ndarray], scratch: pathlib.P
     return num_dropped
 
 
-def _drop_emptied(shares: list[Share], kept: _Flags, kept_lines: _Flags) -> int:
+def _drop_emptied(components: list[MixtureComponent], kept: _Flags, kept_lines: _Flags) -> int:
     """Clears the flags of documents of whose lines none is left; returns how many."""
     number = start = num_dropped = 0
-    for share in shares:
-        for chunk in share.chunks:
+    for component in components:
+        for chunk in component.chunks:
             for table, lines in _lines_of(chunk):
                 flags = kept.read(number, len(table))
                 left = np.logical_or.reduceat(
@@ -282,25 +284,27 @@ def _copies(table: np.ndarray, weight: float) -> np.ndarray:
     return whole + (_halves(table)[:, 1] < np.float64(weight - whole) * 2.0**64)
 
 
-def _split_by_hash(shares: list[Share], kept: _Flags, fraction: float) -> Callable[[np.ndarray], np.ndarray]:
+def _split_by_hash(
+    components: list[MixtureComponent], kept: _Flags, fraction: float
+) -> Callable[[np.ndarray], np.ndarray]:
     """A function of a table: whether each document goes to validation."""
     train, lowest, num_below, number = [], np.empty(0, np.uint64), 0, 0
     limit = np.uint64(int(fraction * 2**64))
-    for share in shares:
-        for chunk in share.chunks:
+    for component in components:
+        for chunk in component.chunks:
             for table in _tables(chunk):
-                flags = kept.read(number, len(table)) & (_copies(table, share.weight) > 0)
+                flags = kept.read(number, len(table)) & (_copies(table, component.weight) > 0)
                 number += len(table)
-                if share.split or not fraction:
+                if component.split or not fraction:
                     continue
                 uniform = table['uniform'][flags]
-                train += uniform[: FEWEST - len(train)].tolist()
+                train += uniform[: MIN_DOCUMENTS - len(train)].tolist()
                 others = uniform[~np.isin(uniform, np.array(train, np.uint64))]
                 num_below += int((others < limit).sum())
-                lowest = np.sort(np.concatenate([lowest, others]))[:FEWEST]
+                lowest = np.sort(np.concatenate([lowest, others]))[:MIN_DOCUMENTS]
     held_for_training = np.array(train, np.uint64)
     last = limit - np.uint64(1) if limit else None
-    if num_below < FEWEST and fraction:
+    if num_below < MIN_DOCUMENTS and fraction:
         last = lowest[-1] if len(lowest) else None
 
     def is_validation(table: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ class Normalization:
     file: str
 
 
-class Doubt(NamedTuple):
+class TokenizerIssue(NamedTuple):
     """A reason to believe that text is not normalized as its vocabulary wants; the fields are those of `BadInput`."""
 
     found: str
@@ -47,7 +47,7 @@ class Doubt(NamedTuple):
 # --- What the files say. ---
 
 
-def normalization_beside(path: pathlib.Path, tokens: Iterable[str]) -> Normalization | None:
+def read_normalization(path: pathlib.Path, tokens: Iterable[str]) -> Normalization | None:
     """What the other files in the directory of a vocabulary say about it; None where there is none.
 
     A tokenizer.json counts if it is of the same tokens; then tokenizer_config.json, as `transformers` reads it, and
@@ -59,7 +59,7 @@ def normalization_beside(path: pathlib.Path, tokens: Iterable[str]) -> Normaliza
     directory = path.parent
     if (directory / 'tokenizer.json').is_file() and path.suffix != '.model':
         content = read_given_json(directory / 'tokenizer.json', 'the tokenizer of a model')
-        if (found := _of_tokenizer_json(content, {*tokens})) is not None:
+        if (found := _from_tokenizer_json(content, {*tokens})) is not None:
             return found
     for name in ('tokenizer_config.json', 'config.json'):
         if not (directory / name).is_file():
@@ -78,7 +78,7 @@ def normalization_beside(path: pathlib.Path, tokens: Iterable[str]) -> Normaliza
     return None
 
 
-def _of_tokenizer_json(content: dict[str, Any], tokens: set[str]) -> Normalization | None:
+def _from_tokenizer_json(content: dict[str, Any], tokens: set[str]) -> Normalization | None:
     model, normalizer = content.get('model'), content.get('normalizer')
     if not isinstance(model, dict) or not isinstance(normalizer, dict):
         return None
@@ -131,7 +131,7 @@ def _is_accented(word: str) -> bool:
 # --- What a text shows. ---
 
 
-def doubts(tokenizer: Tokenizer, sentences: list[str]) -> list[Doubt]:
+def find_normalization_issues(tokenizer: Tokenizer, sentences: list[str]) -> list[TokenizerIssue]:
     """Reasons to believe that a tokenizer normalizes text in another way than its vocabulary wants.
 
     Args:
@@ -144,7 +144,7 @@ def doubts(tokenizer: Tokenizer, sentences: list[str]) -> list[Doubt]:
     }
     if wanted != current:
         found = f'its tokens have letters that {_named(current)} takes from the text'
-        return [Doubt(found, _named(wanted), _fix(wanted))]
+        return [TokenizerIssue(found, _named(wanted), _fix(wanted))]
     rate = unknown_rate(tokenizer, tokenizer.encode_batch(sentences))
     if rate < _FEWER_UNKNOWN:
         return []
@@ -157,7 +157,7 @@ def doubts(tokenizer: Tokenizer, sentences: list[str]) -> list[Doubt]:
     if best > _SHARE_LEFT * rate or rate - best < _FEWER_UNKNOWN:
         return []
     found = f'{rate:.2%} of the tokens of a sample are [UNK] with {_named(current)}'
-    return [Doubt(found, f'{best:.3%} with {_named(other)}', _fix(other))]
+    return [TokenizerIssue(found, f'{best:.3%} with {_named(other)}', _fix(other))]
 
 
 def unknown_rate(tokenizer: Tokenizer, ids: list[list[int]]) -> float:

@@ -30,7 +30,7 @@ def plan_row_groups(path: epath.Path, columns: list[str]) -> list[int]:
             table = parquet.ParquetFile(file)
             schema, metadata = table.schema_arrow, table.metadata
     except (pyarrow.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable_error(path, error) from None
     for number, column in enumerate(columns):
         _check_column(path, schema, column, 'text_field' if number == 0 else 'group_field')
     return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
@@ -80,7 +80,7 @@ def read_rows(
                         row += 1
                         yield row, dict(zip(columns, values, strict=True))
         except (pyarrow.ArrowException, OSError) as error:
-            raise _unreadable(path, error) from None
+            raise _unreadable_error(path, error) from None
 
 
 def _values(column: pyarrow.Array) -> list[Any]:
@@ -137,5 +137,5 @@ def longest_page(path: str, column: str) -> int:
     return max((size * min(_VALUES_OF_PAGE, count) // count for size, count in lengths), default=0)
 
 
-def _unreadable(path: Any, error: Exception) -> BadInput:
+def _unreadable_error(path: Any, error: Exception) -> BadInput:
     return BadInput(str(path), f'cannot be read as parquet ({type(error).__name__})', 'text columns')

@@ -19,8 +19,8 @@ from bert_jax.console import say, size
 from bert_jax.errors import BadInput
 from bert_jax.files import discard, json_digest, remove_leftovers, write_whole
 from bert_jax.text.chunks import Source
-from bert_jax.text.documents import Reading
-from bert_jax.text.job import Job, identity_of_job, read_if_there
+from bert_jax.text.documents import ReadOptions
+from bert_jax.text.job import PrepareJob, identity_of_job, read_json_or_none
 
 _JOB, _LOCK = 'job.json', 'lock'
 _WORTH_KEEPING = ('texts', 'tokenizer', 'chunks')
@@ -34,14 +34,14 @@ def partial_directory(corpus: pathlib.Path) -> pathlib.Path:
 @contextlib.contextmanager
 def open_job(
     corpus: pathlib.Path,
-    reading: Reading,
+    options: ReadOptions,
     sources: list[Source],
     settings: dict[str, Any],
     *,
     alone: bool,
     progress: bool,
     removes_others: bool = True,
-) -> Iterator[Job]:
+) -> Iterator[PrepareJob]:
     """Yields the job that prepares a corpus, with what an interrupted one of the same identity left in its directory.
 
     The directory is removed in the end when the corpus is there and no other process works in it. When the block
@@ -61,7 +61,7 @@ def open_job(
         _clear(parent, directory, identity, alone)
     lock = _enter(directory, identity)
     try:
-        yield Job(directory, reading, tuple(sources))
+        yield PrepareJob(directory, options, tuple(sources))
     except BaseException:
         _leave(lock, directory, lambda: corpus.is_dir() or not _is_worth_keeping(directory))
         if progress and directory.is_dir() and not corpus.is_dir():  # nobody resumes what another process completed
@@ -103,7 +103,7 @@ def _refuse_if_shard(other: pathlib.Path, identity: dict[str, Any], alone: bool)
 
 
 def _differences(other: pathlib.Path, identity: dict[str, Any]) -> str:
-    theirs = read_if_there(other / _JOB) or {}
+    theirs = read_json_or_none(other / _JOB) or {}
     return ', '.join(key for key in identity if theirs.get(key) != identity[key]) or 'settings'
 
 
@@ -119,7 +119,7 @@ def _enter(directory: pathlib.Path, identity: dict[str, Any]) -> BinaryIO:
             fcntl.flock(lock, fcntl.LOCK_SH)
         try:
             if os.path.samestat(os.fstat(lock.fileno()), (directory / _LOCK).stat()):
-                if read_if_there(directory / _JOB) is None:
+                if read_json_or_none(directory / _JOB) is None:
                     write_whole(directory / _JOB, json.dumps(identity))
                 return lock
         except FileNotFoundError:

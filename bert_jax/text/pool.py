@@ -10,16 +10,16 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 
 from bert_jax.errors import BadInput
-from bert_jax.text.job import Job
+from bert_jax.text.job import PrepareJob
 from bert_jax.text.progress import shown
 
-_job: Job | None = None  # of a worker
+_job: PrepareJob | None = None  # of a worker
 
 
 class Pool:
     """Runs the methods of a job; with one worker, or one thing to do, in this very process."""
 
-    def __init__(self, job: Job, workers: int, progress: bool):
+    def __init__(self, job: PrepareJob, workers: int, progress: bool):
         self._job, self._workers, self._progress = job, workers, progress
         self._executor: concurrent.futures.ProcessPoolExecutor | None = None
 
@@ -63,7 +63,7 @@ class Pool:
             ) from None
 
 
-def _start(job: Job) -> None:
+def _start(job: PrepareJob) -> None:
     """In a worker: one thread each, deaf to Ctrl-C (the parent stops handing out work), and gone when the parent is."""
     global _job
     _job = job

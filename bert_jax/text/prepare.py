@@ -18,28 +18,28 @@ from bert_jax import config
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest, new_directory
-from bert_jax.text.checksums import checksums_of
+from bert_jax.text.checksums import compute_checksums
 from bert_jax.text.chunks import Source, plan_source
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
-from bert_jax.text.documents import Reading
-from bert_jax.text.existing import WeightedSource, find_existing, settings_of, weighted_sources
-from bert_jax.text.hints import documents_hint, hints
-from bert_jax.text.job import Job
-from bert_jax.text.job_tokenizer import given_tokenizer, make_tokenizer
-from bert_jax.text.merge import FEWEST, Share, merge
-from bert_jax.text.normalization import doubts
+from bert_jax.text.documents import ReadOptions
+from bert_jax.text.existing import WeightedSource, corpus_settings, find_existing, weighted_sources
+from bert_jax.text.hints import documents_hint, find_hints
+from bert_jax.text.job import PrepareJob
+from bert_jax.text.job_tokenizer import load_provided_tokenizer, make_tokenizer
+from bert_jax.text.merge import MIN_DOCUMENTS, MixtureComponent, merge
+from bert_jax.text.normalization import find_normalization_issues
 from bert_jax.text.partial import open_job
 from bert_jax.text.pool import Pool
 from bert_jax.text.preview import (
     PREVIEW_SENTENCES,
     SAMPLE_CHARACTERS,
-    as_warnings,
     describe_tokenizer,
+    find_vocab_size_issues,
     first_sentences,
-    shortfall,
+    report_issues,
 )
 from bert_jax.text.splits import SplitWriter
-from bert_jax.text.tally import Tally
+from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 
 TOKENS_PER_SHARD = 1 << 25
@@ -47,7 +47,7 @@ _MUCH_WORSE = 10  # times `data.bad_text`: so much in the sample for the tokeniz
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class PrepareSummary:
     """What a corpus holds.
 
     Attributes:
@@ -97,7 +97,7 @@ def prepare(
     shard: tuple[int, int] | None = None,
     beam: list[str] | None = None,
     progress: bool = True,
-) -> Summary | Unfinished:
+) -> PrepareSummary | Unfinished:
     """Reads `data.source`, trains the tokenizer unless one is given, and writes `data.corpus`.
 
     The corpus appears under its name only when all of it is on disk. One that is there already from the same settings
@@ -117,37 +117,41 @@ def prepare(
     _check_is_text(data)
     start = time.monotonic()
     directory = pathlib.Path(data.corpus)
-    given = given_tokenizer(tokenizer, initial, directory)
-    settings, mixture = settings_of(data, tokenizer, given), weighted_sources(data)
+    given = load_provided_tokenizer(tokenizer, initial, directory)
+    settings, mixture = corpus_settings(data, tokenizer, given), weighted_sources(data)
     if (manifest := find_existing(directory, mixture, settings)) is not None:
         _check_documents(data, manifest['splits']['train']['documents'])
         if progress:
             say(f'{directory} holds this corpus already; the source was not read again')
         return _summary(directory, manifest, given, tokenizer, [], progress, reused=True)
     make_pool = _pool_maker(workers, beam, progress)
-    sources, warnings, is_first = plan(data, mixture), [], shard is None or shard[0] == 0
+    sources, warnings, is_first = plan_sources(data, mixture), [], shard is None or shard[0] == 0
     if given is not None and tokenizer.path and is_first:
-        sentences = first_sentences(sources, Reading.of(data), characters=SAMPLE_CHARACTERS)
-        warnings = as_warnings(doubts(given, sentences), f'config.tokenizer.path={tokenizer.path}', progress)
-    for hint in hints(sources, Reading.of(data)) if progress and is_first else ():
+        sentences = first_sentences(sources, ReadOptions.from_config(data), characters=SAMPLE_CHARACTERS)
+        warnings = report_issues(
+            find_normalization_issues(given, sentences), f'config.tokenizer.path={tokenizer.path}', progress
+        )
+    for hint in find_hints(sources, ReadOptions.from_config(data)) if progress and is_first else ():
         say(f'hint: {hint}')
     try:
-        with open_job(directory, Reading.of(data), sources, settings, alone=shard is None, progress=progress) as job:
+        with open_job(
+            directory, ReadOptions.from_config(data), sources, settings, alone=shard is None, progress=progress
+        ) as job:
             with make_pool(job) as pool:
                 make_tokenizer(job, pool, mixture, tokenizer, given, progress)
-                job.tally_of_sample().check_text(data.bad_text, _MUCH_WORSE)
+                job.sample_stats().check_text(data.bad_text, _MUCH_WORSE)
                 mine = range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
                 pool.run('encode', [(number,) for number in mine], 'encoding')
             if missing := [number for number in range(len(job.chunks)) if not job.is_encoded(number)]:
                 return Unfinished(str(directory), len(job.chunks), len(missing))
-            manifest = finish(job, data, mixture, settings, start, progress)
+            manifest = merge_chunks(job, data, mixture, settings, start, progress)
     except OSError as error:  # perhaps only because another process finished first, and cleaned up
         if (manifest := find_existing(directory, mixture, settings)) is None:
-            raise _cannot_write(directory, error) from error
+            raise _cannot_write_error(directory, error) from error
     return _summary(directory, manifest, given, tokenizer, warnings, progress, reused=False)
 
 
-def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callable[[Job], Any]:
+def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callable[[PrepareJob], Any]:
     if beam is None:
         return lambda job: Pool(job, workers, progress)
     try:
@@ -178,26 +182,30 @@ def tokenizer_preview(
     """
     _check_is_text(data)
     directory, mixture = pathlib.Path(data.corpus), weighted_sources(data)
-    given, sources, reading = given_tokenizer(tokenizer, initial, directory), plan(data, mixture), Reading.of(data)
+    given, sources, options = (
+        load_provided_tokenizer(tokenizer, initial, directory),
+        plan_sources(data, mixture),
+        ReadOptions.from_config(data),
+    )
     if given is not None:
-        sentences = first_sentences(sources, reading)
-        doubted = doubts(given, sentences) if tokenizer.path else []
-        warnings = as_warnings(doubted, f'config.tokenizer.path={tokenizer.path}:', progress)
+        sentences = first_sentences(sources, options)
+        issues = find_normalization_issues(given, sentences) if tokenizer.path else []
+        warnings = report_issues(issues, f'config.tokenizer.path={tokenizer.path}:', progress)
         preview = describe_tokenizer(given, sentences)
     else:
-        settings = settings_of(data, tokenizer, None)
+        settings = corpus_settings(data, tokenizer, None)
         try:
             with open_job(
-                directory, reading, sources, settings, alone=True, progress=progress, removes_others=False
+                directory, options, sources, settings, alone=True, progress=progress, removes_others=False
             ) as job:
                 with Pool(job, workers, progress) as pool:
                     make_tokenizer(job, pool, mixture, tokenizer, None, progress)
-                job.tally_of_sample().check_text(data.bad_text, _MUCH_WORSE)
+                job.sample_stats().check_text(data.bad_text, _MUCH_WORSE)
                 trained = job.encoder.tokenizer
                 sentences = list(itertools.islice(job.read_sample(), PREVIEW_SENTENCES))
         except OSError as error:
-            raise _cannot_write(directory, error) from error
-        warnings = as_warnings(shortfall(trained.vocab_size, tokenizer), 'the tokenizer', progress)
+            raise _cannot_write_error(directory, error) from error
+        warnings = report_issues(find_vocab_size_issues(trained.vocab_size, tokenizer), 'the tokenizer', progress)
         preview = describe_tokenizer(trained, sentences)
         if progress and job.tokenizer_directory.is_dir():
             say(f'tokenizer: kept in {job.tokenizer_directory} for a `prepare` with the same settings')
@@ -217,7 +225,7 @@ def _check_is_text(data: config.Data) -> None:
         )
 
 
-def plan(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:
+def plan_sources(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:
     """The sources of a corpus, cut into chunks; see `plan_source`."""
     return [
         plan_source(source, number, data.text_field, data.group_field, data.documents)
@@ -228,7 +236,7 @@ def plan(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:
 def _check_documents(data: config.Data, num_train: int) -> None:
     if num_train == 0:
         raise BadInput(f'data.source={data.source}', 'gives no document to train on', 'text')
-    if data.pairing == 'nsp' and num_train < FEWEST:
+    if data.pairing == 'nsp' and num_train < MIN_DOCUMENTS:
         raise BadInput(
             f'data.source={data.source}',
             'is one document: next sentence prediction takes its random sentences from another',
@@ -237,7 +245,7 @@ def _check_documents(data: config.Data, num_train: int) -> None:
         )
 
 
-def _cannot_write(directory: pathlib.Path, error: OSError) -> BadInput:
+def _cannot_write_error(directory: pathlib.Path, error: OSError) -> BadInput:
     return BadInput(
         f'config.data.corpus={directory}',
         f'cannot be written: {error.strerror or error}' + (f' ({error.filename})' if error.filename else ''),
@@ -255,23 +263,25 @@ def _summary(
     progress: bool,
     *,
     reused: bool,
-) -> Summary:
+) -> PrepareSummary:
     """The summary of a corpus. warnings: what has been said of its tokenizer already."""
     splits, vocab_size = manifest['splits'], load_saved_tokenizer(directory / 'tokenizer').vocab_size
     if given is None:
-        warnings = [*warnings, *as_warnings(shortfall(vocab_size, settings), 'the tokenizer', progress)]
+        warnings = [*warnings, *report_issues(find_vocab_size_issues(vocab_size, settings), 'the tokenizer', progress)]
     totals = {name: sum(split[name] for split in splits.values()) for name in ('documents', 'sentences', 'tokens')}
     rest = {name: manifest[name] for name in ('unknown_rate', 'tokens_per_word', 'seconds', 'dropped')}
     requested = settings.vocab_size if given is None else None
     sizes = {'vocab_size': vocab_size, 'vocab_size_requested': requested}
-    return Summary(**totals, **rest, **sizes, path=str(directory), reused=reused, splits=splits, warnings=warnings)
+    return PrepareSummary(
+        **totals, **rest, **sizes, path=str(directory), reused=reused, splits=splits, warnings=warnings
+    )
 
 
 # --- The end. ---
 
 
-def finish(
-    job: Job,
+def merge_chunks(
+    job: PrepareJob,
     data: config.Data,
     mixture: list[WeightedSource],
     settings: dict[str, Any],
@@ -284,47 +294,47 @@ def finish(
       BadInput: for more bad records than `data.bad_records` allows, a damaged chunk, or too few documents.
       OSError: when it cannot be written; FileExistsError if another process was faster.
     """
-    tally = _tally_of(job)
-    for where, found, _ in tally.bad if progress else ():
+    stats = _job_stats(job)
+    for where, found, _ in stats.bad if progress else ():
         say(f'skipped: {where} {found}')
-    for line in tally.describe_invalid() if progress else ():
+    for line in stats.describe_invalid() if progress else ():
         say(line)
-    tally.check_records(data.bad_records)
-    tally.check_text(data.bad_text)
+    stats.check_records(data.bad_records)
+    stats.check_text(data.bad_text)
     directory = pathlib.Path(data.corpus)
     with (
         new_directory(directory, existing='refuse', temporary_in=job.directory) as temporary,
         tempfile.TemporaryDirectory(prefix='scratch.', dir=job.directory, ignore_cleanup_errors=True) as scratch,
     ):
-        manifest = _write_corpus(job, data, mixture, settings, temporary, pathlib.Path(scratch), tally, start)
+        manifest = _write_corpus(job, data, mixture, settings, temporary, pathlib.Path(scratch), stats, start)
     num_documents = sum(split['documents'] for split in manifest['splits'].values())
-    if progress and (hint := documents_hint(list(job.sources), num_documents, job.reading)):
+    if progress and (hint := documents_hint(list(job.sources), num_documents, job.options)):
         say(f'hint: {hint}')
     return manifest
 
 
-def _tally_of(job: Job) -> Tally:
+def _job_stats(job: PrepareJob) -> Stats:
     """What was found while all chunks were read; raises `BadInput` for a source that gave no document."""
-    tally, characters = Tally(), [0] * len(job.sources)
+    stats, characters = Stats(), [0] * len(job.sources)
     for number, chunk in enumerate(job.chunks):
-        found = job.tally_of(number)
-        characters[chunk.source] += found.characters
-        tally.add(found)
+        found = job.chunk_stats(number)
+        characters[chunk.source_index] += found.characters
+        stats.add(found)
     for source, size in zip(job.sources, characters, strict=True):
         if not size:
             raise BadInput(f'data.source={source.name}', 'holds no text', 'files with text')
-        tally.counts['empty_file'] += sum(not length for length, _ in source.files.values())
-    return tally
+        stats.counts['empty_file'] += sum(not length for length, _ in source.files.values())
+    return stats
 
 
 def _write_corpus(
-    job: Job,
+    job: PrepareJob,
     data: config.Data,
     mixture: list[WeightedSource],
     settings: dict[str, Any],
     directory: pathlib.Path,
     scratch: pathlib.Path,
-    tally: Tally,
+    stats: Stats,
     start: float,
 ) -> dict[str, Any]:
     """Writes all files of a corpus; returns the manifest."""
@@ -333,14 +343,16 @@ def _write_corpus(
     files = {source.name: source.files for source in job.sources}
     (directory / 'sources.json').write_text(json.dumps(files, indent=1) + '\n', 'utf-8')
     numbers = range(len(job.chunks))
-    shares = [
-        Share([job.chunk_directory(n) for n in numbers if job.chunks[n].source == number], weight, split)
+    components = [
+        MixtureComponent(
+            [job.chunk_directory(n) for n in numbers if job.chunks[n].source_index == number], weight, split
+        )
         for number, (_, weight, split) in enumerate(mixture)
     ]
     writers = {name: SplitWriter(directory / name, job.encoder.dtype, TOKENS_PER_SHARD) for name in SPLITS}
     try:
         dropped, measured = merge(
-            shares,
+            components,
             scratch,
             writers,
             tokenizer.unk_id,
@@ -351,7 +363,7 @@ def _write_corpus(
     finally:
         for writer in writers.values():
             writer.close()
-    files = checksums_of(directory)
+    files = compute_checksums(directory)
     contents = [[name, file] for name, file in files.items() if name.startswith(tuple(f'{split}/' for split in SPLITS))]
     num_tokens = sum(writer.counts['tokens'] for writer in writers.values())
     manifest = {
@@ -363,7 +375,7 @@ def _write_corpus(
         'tokens_per_shard': TOKENS_PER_SHARD,
         'unknown_rate': measured['unknown'] / max(1, num_tokens),
         'tokens_per_word': num_tokens / max(1, measured['words']),
-        'dropped': dict(sorted((+(tally.counts + dropped)).items())),
+        'dropped': dict(sorted((+(stats.counts + dropped)).items())),
         'seconds': round(time.monotonic() - start, 3),
         'created': int(time.time()),  # seconds since 1970
         'files': files,

@@ -8,9 +8,9 @@ from typing import Any
 from bert_jax import config
 from bert_jax.console import say
 from bert_jax.text.chunks import Source
-from bert_jax.text.documents import Reading, read_chunk
-from bert_jax.text.normalization import Doubt, unknown_rate
-from bert_jax.text.tally import Tally
+from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.normalization import TokenizerIssue, unknown_rate
+from bert_jax.text.stats import Stats
 from bert_jax.text.vocabulary import Tokenizer
 
 _FEWEST_OF_WANTED = 0.9  # of the tokens asked for; a vocabulary with fewer is reported
@@ -20,7 +20,7 @@ SAMPLE_CHARACTERS = 200_000  # that the share of unknown tokens is measured on: 
 
 
 def first_sentences(
-    sources: list[Source], reading: Reading, *, most: int = PREVIEW_SENTENCES, characters: int | None = None
+    sources: list[Source], options: ReadOptions, *, most: int = PREVIEW_SENTENCES, characters: int | None = None
 ) -> list[str]:
     """Sentences from the start of the sources, up to `most` or `characters`; of a long document, only its beginning.
 
@@ -29,7 +29,7 @@ def first_sentences(
     """
     sentences, num_characters = [], 0
     for chunk in itertools.chain.from_iterable(source.chunks for source in sources):
-        for document in read_chunk(chunk, reading, Tally()):
+        for document in read_chunk(chunk, options, Stats()):
             end = document.text.find('\n', _LONGEST_BEGINNING)
             beginning = document if end == -1 else dataclasses.replace(document, text=document.text[:end])
             for sentence in beginning.sentences:
@@ -63,18 +63,18 @@ def describe_tokenizer(tokenizer: Tokenizer, sentences: list[str]) -> dict[str, 
     }
 
 
-def shortfall(vocab_size: int, settings: config.Tokenizer) -> list[Doubt]:
+def find_vocab_size_issues(vocab_size: int, settings: config.Tokenizer) -> list[TokenizerIssue]:
     """What to say of a vocabulary trained here that is much smaller than asked for."""
     if vocab_size >= _FEWEST_OF_WANTED * settings.vocab_size:
         return []
     found = f'has {vocab_size:,} tokens of the {settings.vocab_size:,} asked for: all that this text gives'
     fix = f'more text, or --config.tokenizer.vocab_size={vocab_size}'
-    return [Doubt(found, f'about tokenizer.vocab_size={settings.vocab_size:,}', fix)]
+    return [TokenizerIssue(found, f'about tokenizer.vocab_size={settings.vocab_size:,}', fix)]
 
 
-def as_warnings(doubts: list[Doubt], where: str, progress: bool) -> list[str]:
+def report_issues(issues: list[TokenizerIssue], where: str, progress: bool) -> list[str]:
     """A line for each doubt; with `progress` they are printed."""
-    lines = [f'{where}: {doubt.found}; expected: {doubt.expected}; fix: {doubt.fix}' for doubt in doubts]
+    lines = [f'{where}: {issue.found}; expected: {issue.expected}; fix: {issue.fix}' for issue in issues]
     for line in lines if progress else ():
         say(f'warning: {line}')
     return lines

@@ -26,10 +26,10 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.text.vocabulary import (
     ALPHABET_COVERAGE,
-    MOST_TOKENS,
+    MAX_TOKENS,
     SPECIAL_TOKENS,
     Vocabulary,
-    flattened,
+    flatten,
     library_errors,
     tokenizer_hash,
 )
@@ -118,7 +118,7 @@ class SentencePiece(Vocabulary):
         starts = range(0, len(words), _WORDS_AT_ONCE)
         texts = [' '.join(words[start : start + _WORDS_AT_ONCE]) for start in starts]
         texts = [text.lower() for text in texts] if self.lowercase else texts
-        ids, sizes = flattened(self._library.encode(texts, num_threads=1))
+        ids, sizes = flatten(self._library.encode(texts, num_threads=1))
         # Several words as one text cost the library a third; they are cut again where a piece begins a word.
         text_of = np.repeat(np.arange(len(texts)), sizes)
         begins = self._begins_word[ids]
@@ -131,7 +131,7 @@ class SentencePiece(Vocabulary):
         yield list(itertools.compress(words, is_sound)), ids[kept], sizes_of_words
         alone = [word for word, sound in zip(words, is_sound, strict=True) if not sound]
         lowered = [word.lower() for word in alone] if self.lowercase else alone
-        yield alone, *flattened(self._library.encode(lowered, num_threads=1))
+        yield alone, *flatten(self._library.encode(lowered, num_threads=1))
 
     def save(self, directory: str | os.PathLike[str], max_length: int = 512) -> None:
         directory = pathlib.Path(directory)
@@ -228,7 +228,7 @@ def _report_long_sentences(sample: list[str]) -> None:
         )
 
 
-def pieces_of(model: bytes, where: str) -> list[str]:
+def read_pieces(model: bytes, where: str) -> list[str]:
     """The pieces of a serialized model.
 
     Raises:
@@ -249,8 +249,8 @@ def _parse(model: bytes, where: str) -> Any:
         proto = None
     if proto is None or not proto.pieces:
         raise BadInput(where, 'is not a SentencePiece model', 'a .model file') from None
-    if len(proto.pieces) > MOST_TOKENS:
-        raise BadInput(where, f'has {len(proto.pieces):,} pieces', f'at most {MOST_TOKENS:,}')
+    if len(proto.pieces) > MAX_TOKENS:
+        raise BadInput(where, f'has {len(proto.pieces):,} pieces', f'at most {MAX_TOKENS:,}')
     if not all(isinstance(piece.piece, str) for piece in proto.pieces):  # protobuf gives what is not UTF-8 as bytes
         raise BadInput(where, 'has a piece that is not UTF-8', 'a .model file')
     return proto

@@ -76,7 +76,7 @@ def _stop_ends(text: str, start: int, mark_at: int, following: str) -> bool:
     return not (_INITIALS.fullmatch(word) and not word.isdigit() and word != 'I')
 
 
-def split_lines(lines: list[str]) -> list[bytes]:
+def split_lines_into_sentences(lines: list[str]) -> list[bytes]:
     """Each line in UTF-8, with a line feed between its sentences, which are those of `split_into_sentences`.
 
     ASCII is looked at a million characters at once, ten times as fast; a line goes to that function when it holds
@@ -88,12 +88,12 @@ def split_lines(lines: list[str]) -> list[bytes]:
     for stop, line in enumerate(lines, 1):
         size += len(line)
         if size >= _CHARACTERS_AT_ONCE or stop == len(lines):
-            found += _split_lines_at_once(lines[start:stop])
+            found += _split_ascii_lines(lines[start:stop])
             start, size = stop, 0
     return found
 
 
-def _split_lines_at_once(lines: list[str]) -> list[bytes]:
+def _split_ascii_lines(lines: list[str]) -> list[bytes]:
     text = np.frombuffer(bytearray('\0'.join([*lines, '']).encode()), np.uint8)
     ends_of_lines = np.flatnonzero(text == 0)
     ends, nexts, doubtful = _ascii_ends(text)
@@ -113,24 +113,24 @@ def _ascii_ends(text: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     marks = marks[~_MARK[text[marks - 1]]]  # the first of several
     ends = _passed(text, _passed(text, marks + 1, _MARK, 6), _CLOSE, 2)
     at_end = text[ends]
-    doubt = _MARK[at_end] | _CLOSE[at_end] | (_BLANK[at_end] & (at_end != ord(' ')))
-    doubtful = [marks[doubt]]
+    issue = _MARK[at_end] | _CLOSE[at_end] | (_BLANK[at_end] & (at_end != ord(' ')))
+    doubtful = [marks[issue]]
     is_spaced = at_end == ord(' ')
     marks, ends = marks[is_spaced], ends[is_spaced]
 
     nexts = ends + 1
     nexts += text[nexts] == ord(' ')
     words = _passed(text, nexts, _OPEN, 1)
-    doubt = _BLANK[text[nexts]] | _OPEN[text[words]]
+    issue = _BLANK[text[nexts]] | _OPEN[text[words]]
     is_stop = (text[marks] == ord('.')) & (ends == marks + 1)
     before, second, third = text[marks - 1], text[marks - 2], text[marks - 3]
     is_plain = ~_WORD[before] | (_DIGIT[before] & ~_WORD[second] & (second != ord('.')) & (second != ord("'")))
     is_plain |= _WORD[before] & _WORD[second] & ~_ends_an_abbreviation(text, marks)
     is_plain |= _WORD[before] & (second == ord("'")) & _WORD[third]  # "can't"
     may_end = ~_LOWER[text[words]]
-    doubt |= may_end & is_stop & ~is_plain
-    doubtful.append(marks[doubt])
-    return ends[may_end & ~doubt], nexts[may_end & ~doubt], np.concatenate(doubtful)
+    issue |= may_end & is_stop & ~is_plain
+    doubtful.append(marks[issue])
+    return ends[may_end & ~issue], nexts[may_end & ~issue], np.concatenate(doubtful)
 
 
 def _passed(text: np.ndarray, places: np.ndarray, kind: np.ndarray, most: int) -> np.ndarray:

@@ -38,8 +38,8 @@ class Split:
         self._tokens_per_shard = tokens_per_shard
         self.num_tokens = counts['tokens']
 
-        def open_file(name: str, length: int, *dtypes: type) -> _Checked:
-            return _Checked(directory / name, _map(directory / name, length, dtypes), files[name]['blocks'])
+        def open_file(name: str, length: int, *dtypes: type) -> _VerifiedArray:
+            return _VerifiedArray(directory / name, _map(directory / name, length, dtypes), files[name]['blocks'])
 
         self._sentences = open_file('sentences.npy', counts['sentences'] + 1, np.int64)
         self._documents = open_file('documents.npy', counts['documents'] + 1, np.int64)
@@ -54,12 +54,12 @@ class Split:
     @property
     def sentences(self) -> np.ndarray:
         """int64 [S + 1], token offsets."""
-        return self._sentences.whole()
+        return self._sentences.read_all()
 
     @property
     def documents(self) -> np.ndarray:
         """int64 [D + 1], sentence offsets."""
-        return self._documents.whole()
+        return self._documents.read_all()
 
     def gather(self, token_positions: np.ndarray) -> np.ndarray:
         """Token ids, int32, of positions in the split, int64 of any shape; the result has the same shape.
@@ -68,12 +68,12 @@ class Split:
           BadInput: for a checksum that differs.
         """
         if len(self._shards) == 1:
-            return self._shards[0].take(token_positions).astype(np.int32)
+            return self._shards[0].read(token_positions).astype(np.int32)
         ids = np.empty(token_positions.shape, np.int32)
         shards, offsets = np.divmod(token_positions, self._tokens_per_shard)
         for shard in np.unique(shards):
             here = shards == shard
-            ids[here] = self._shards[shard].take(offsets[here])
+            ids[here] = self._shards[shard].read(offsets[here])
         return ids
 
     def unigram_counts(self, vocab_size: int) -> np.ndarray:
@@ -84,17 +84,17 @@ class Split:
         """
         counts = np.zeros(vocab_size, np.int64)
         for shard in self._shards:
-            ids = shard.whole()
+            ids = shard.read_all()
             for start in range(0, len(ids), _TOKENS_AT_ONCE):
                 part = np.bincount(ids[start : start + _TOKENS_AT_ONCE], minlength=vocab_size)
                 if len(part) > vocab_size:
                     expected = f'ids below the size of the vocabulary, {vocab_size}'
-                    raise differs(shard.path, f'holds the id {len(part) - 1}', expected)
+                    raise damaged_file_error(shard.path, f'holds the id {len(part) - 1}', expected)
                 counts += part
         return counts
 
 
-class _Checked:
+class _VerifiedArray:
     """A mapped .npy file whose blocks are compared with their checksums at the first touch."""
 
     def __init__(self, path: pathlib.Path, array: np.memmap, blocks: list[str]):
@@ -104,7 +104,7 @@ class _Checked:
         self._is_checked = np.zeros(len(blocks), bool)
         self._num_checked = 0
 
-    def take(self, positions: np.ndarray) -> np.ndarray:
+    def read(self, positions: np.ndarray) -> np.ndarray:
         """The items at some positions."""
         if self._num_checked < len(self._blocks):
             touched = (positions + self._header) >> self._shift
@@ -112,7 +112,7 @@ class _Checked:
                 self._check(np.unique(touched))
         return self._array[positions]
 
-    def whole(self) -> np.ndarray:
+    def read_all(self) -> np.ndarray:
         """All of the file, checked."""
         if self._num_checked < len(self._blocks):
             self._check(np.arange(len(self._blocks)))
@@ -123,7 +123,7 @@ class _Checked:
             for number in numbers[~self._is_checked[numbers]]:
                 file.seek(int(number) * BLOCK_BYTES)
                 if block_digest(file.read(BLOCK_BYTES)) != self._blocks[number]:
-                    raise differs(self.path, f'has another checksum in MiB {number}', self._blocks[number])
+                    raise damaged_file_error(self.path, f'has another checksum in MiB {number}', self._blocks[number])
                 self._is_checked[number] = True
         self._num_checked = int(self._is_checked.sum())
 
@@ -202,14 +202,14 @@ def _map(path: pathlib.Path, length: int, dtypes: tuple[type, ...]) -> np.memmap
     try:
         array = map_array(path)
     except (OSError, ValueError) as error:
-        raise differs(path, f'cannot be read ({type(error).__name__})', f'{length} numbers') from None
+        raise damaged_file_error(path, f'cannot be read ({type(error).__name__})', f'{length} numbers') from None
     if array.shape != (length,) or array.dtype not in dtypes:
         expected = f'{length} of {" or ".join(np.dtype(dtype).name for dtype in dtypes)}'
-        raise differs(path, f'holds {array.dtype} of shape {array.shape}', expected)
+        raise damaged_file_error(path, f'holds {array.dtype} of shape {array.shape}', expected)
     return array
 
 
-def differs(path: pathlib.Path, found: str, expected: str) -> BadInput:
+def damaged_file_error(path: pathlib.Path, found: str, expected: str) -> BadInput:
     """The error for a file of a corpus that is not as it was written."""
     directory = path.parent if path.name == 'tokenizer' else path.parent.parent
     return BadInput(str(path), found, expected, rebuild_command(directory))

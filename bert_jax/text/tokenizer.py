@@ -16,10 +16,10 @@ from bert_jax.text.normalization import (
     Normalization,
     has_accents,
     has_capitals,
-    normalization_beside,
+    read_normalization,
 )
-from bert_jax.text.sentencepiece import SentencePiece, pieces_of, train_sentencepiece
-from bert_jax.text.vocabulary import MOST_TOKENS, SPECIAL_TOKENS, Tokenizer, library_errors
+from bert_jax.text.sentencepiece import SentencePiece, read_pieces, train_sentencepiece
+from bert_jax.text.vocabulary import MAX_TOKENS, SPECIAL_TOKENS, Tokenizer, library_errors
 from bert_jax.text.wordpiece import WordPiece, bert_backend, is_decomposed, train_wordpiece
 
 __all__ = ['SPECIAL_TOKENS', 'SentencePiece', 'Tokenizer', 'WordPiece', 'load_tokenizer', 'train_tokenizer']
@@ -78,13 +78,13 @@ def load_tokenizer(
         return loaded
     content = _read_bounded(file)
     tokens = {} if file.suffix == '.model' else _read_vocabulary(file, content)
-    pieces = pieces_of(content, str(file)) if file.suffix == '.model' else list(tokens)
-    beside = normalization_beside(file, pieces)
+    pieces = read_pieces(content, str(file)) if file.suffix == '.model' else list(tokens)
+    beside = read_normalization(file, pieces)
     if beside is not None:
         _report_differences(beside.file, given, beside, 'is not used' if is_directory else 'is used nevertheless')
         if is_directory:
             given = {'lowercase': None, 'strip_accents': None}
-    flags, source = _settled(pieces, beside, **given)
+    flags, source = _resolve_normalization(pieces, beside, **given)
     if source and not (is_directory and beside):
         kind = 'uncased' if flags['lowercase'] else 'cased'
         accents = 'accents stripped' if flags['strip_accents'] else 'accents kept'
@@ -123,7 +123,7 @@ def _read_bounded(path: pathlib.Path) -> bytes:
         raise BadInput(str(path), f'cannot be read ({error.strerror})', 'a file of a tokenizer') from error
 
 
-def load_given(settings: config.Tokenizer) -> Tokenizer:
+def load_configured_tokenizer(settings: config.Tokenizer) -> Tokenizer:
     """The tokenizer of `tokenizer.path`; see `load_tokenizer`."""
     return load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
 
@@ -137,7 +137,9 @@ def load_saved_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     return load_tokenizer(directory)
 
 
-def as_saved(given: Tokenizer, settings: config.Tokenizer, directory: str | os.PathLike[str]) -> Tokenizer:
+def prefer_saved_tokenizer(
+    given: Tokenizer, settings: config.Tokenizer, directory: str | os.PathLike[str]
+) -> Tokenizer:
     """A tokenizer that is brought along, or instead of it the one that a corpus or a run saved in `directory`.
 
     Earlier versions read a vocabulary with other settings, and did not compose text: what was made then stays usable.
@@ -160,7 +162,7 @@ def as_saved(given: Tokenizer, settings: config.Tokenizer, directory: str | os.P
     return saved
 
 
-def _settled(
+def _resolve_normalization(
     tokens: list[str], beside: Normalization | None, lowercase: bool | None, strip_accents: bool | None
 ) -> tuple[dict[str, bool], str]:
     """(`lowercase` and `strip_accents` of a vocabulary, what they are taken from unless both are given)."""
@@ -194,8 +196,8 @@ def _sentencepiece(model: bytes, *, lowercase: bool, strip_accents: bool, where:
 
 def _read_vocabulary(path: pathlib.Path, content: bytes) -> dict[str, int]:
     """{token: line} of a file with a token a line."""
-    if (num_lines := content.count(b'\n')) > MOST_TOKENS:
-        raise BadInput(str(path), f'has {num_lines:,} lines', f'a vocabulary of at most {MOST_TOKENS:,} tokens')
+    if (num_lines := content.count(b'\n')) > MAX_TOKENS:
+        raise BadInput(str(path), f'has {num_lines:,} lines', f'a vocabulary of at most {MAX_TOKENS:,} tokens')
     try:
         text = content.decode('utf-8')
     except UnicodeDecodeError:

@@ -19,7 +19,7 @@ from bert_jax.errors import BadInput
 
 _HALF_OF_A_PAIR = re.compile('[\ud800-\udfff]')
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 in a vocabulary trained here
-MOST_TOKENS = 1 << 22
+MAX_TOKENS = 1 << 22
 _UNUSED = re.compile(r'[\[<]unused[_-]?(id-)?\d+[\]>]')  # free entries of a vocabulary, as [unused17]
 ALPHABET_COVERAGE = 0.9999  # of the characters of a sample to train on; the rest becomes [UNK]
 
@@ -93,8 +93,8 @@ class Vocabulary:
     def _wrap(self, backend: Any, tokens: list[str], where: str) -> None:
         from tokenizers import processors
 
-        if len(tokens) > MOST_TOKENS:
-            raise BadInput(where, f'has {len(tokens):,} tokens', f'at most {MOST_TOKENS:,}')
+        if len(tokens) > MAX_TOKENS:
+            raise BadInput(where, f'has {len(tokens):,} tokens', f'at most {MAX_TOKENS:,}')
         ids = {token: index for index, token in enumerate(tokens)}
         missing = [token for token in SPECIAL_TOKENS if token not in ids]
         if missing:
@@ -125,7 +125,7 @@ class Vocabulary:
         return [encoding.ids for encoding in self._encodings(self._backend.encode_batch_fast, texts)]
 
     def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-        yield words, *flattened(self.encode_batch(words))
+        yield words, *flatten(self.encode_batch(words))
 
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         return [(found.ids, found.offsets) for found in self._encodings(self._backend.encode_batch, texts)]
@@ -186,7 +186,7 @@ def encode_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.array([*ids, tokenizer.sep_id], np.int32)
 
 
-def flattened(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def flatten(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """(all ids one after another, how many each row has), int64."""
     sizes = np.fromiter(map(len, rows), np.int64, len(rows))
     return np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(sizes.sum())), sizes

@@ -21,8 +21,8 @@ from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import Reading, read_chunk
-from bert_jax.text.tally import Tally
+from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.stats import Stats
 from bert_jax.workdir.identity import load_config
 from tests.support.configs import as_config, prepared
 from tests.support.texts import WORDS
@@ -134,7 +134,7 @@ def test_the_words_are_of_the_documents_that_are_held_out(place: Path) -> None:
     [chunk] = plan_source(config.data.source, 0, 'text').chunks
     held_out = corpus.validation.gather(np.arange(corpus.validation.num_tokens)).tolist()
     held_out = ' '.join(map(str, held_out))
-    documents = [' '.join(document.sentences) for document in read_chunk(chunk, Reading(), Tally())]
+    documents = [' '.join(document.sentences) for document in read_chunk(chunk, ReadOptions(), Stats())]
     found = [corpus.tokenizer.encode_batch([text])[0] for text in documents]
     is_held_out = [' '.join(map(str, ids)) in held_out for ids in found]
     of_window = {window.text: [window.text in text for text in documents].index(True) for window in windows}

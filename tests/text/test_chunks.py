@@ -14,27 +14,27 @@ from pyarrow import parquet
 
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
-from bert_jax.text.chunks import Chunk, Part, plan_source
-from bert_jax.text.documents import Reading, read_chunk
-from bert_jax.text.tally import Tally
+from bert_jax.text.chunks import Chunk, FileRange, plan_source
+from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.stats import Stats
 
-READING = Reading(split_sentences=False)
+READING = ReadOptions(split_sentences=False)
 TEXT = 'Grüße\n你好 x\n\n\na\n \t\u3000\nb\r\nc\r\n\r\n\n\nd e\n\nlast 世界'
 
 
-def read(kind, parts, tally=None):
-    return [document.sentences for document in read_chunk(Chunk(kind, 0, parts, 0), READING, tally or Tally())]
+def read(kind, file_ranges, stats=None):
+    return [document.sentences for document in read_chunk(Chunk(kind, 0, file_ranges, 0), READING, stats or Stats())]
 
 
 def ranges(path, borders):
     size = path.stat().st_size
-    return [Part(str(path), a, b) for a, b in zip([0, *borders], [*borders, size], strict=True)]
+    return [FileRange(str(path), a, b) for a, b in zip([0, *borders], [*borders, size], strict=True)]
 
 
 @pytest.mark.parametrize('end', ['', '\n', '\n\n'])
 def test_a_text_cut_at_any_offset_gives_the_same_documents(tmp_path, end):
     (tmp_path / 'a').write_bytes((TEXT + end).encode())
-    whole = read('text', [Part(str(tmp_path / 'a'))])
+    whole = read('text', [FileRange(str(tmp_path / 'a'))])
     assert whole == [['Grüße', '你好 x'], ['a'], ['b', 'c'], ['d e'], ['last 世界']]
     size = (tmp_path / 'a').stat().st_size
     rng = np.random.default_rng(0)
@@ -55,8 +55,8 @@ def test_json_lines_cut_at_any_offset_give_the_same_documents(tmp_path):
 
 
 def test_text_without_lines_loses_no_character_and_splits_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, 'LONGEST_LINE', 10)
-    monkeypatch.setattr(chunks, 'LONGEST_DOCUMENT', 25)
+    monkeypatch.setattr(chunks, 'MAX_LINE_LENGTH', 10)
+    monkeypatch.setattr(chunks, 'MAX_DOCUMENT_LENGTH', 25)
     monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 10)
     rng = np.random.default_rng(1)
     for alphabet in ('aé世\n', 'aé世🙂', 'ab\n\n'):
@@ -65,31 +65,31 @@ def test_text_without_lines_loses_no_character_and_splits_none(tmp_path, monkeyp
         size = (tmp_path / 'a').stat().st_size
         for start in range(0, size, 3):
             borders = list(range(start, size, 40))
-            tally = Tally()
-            documents = [d for part in ranges(tmp_path / 'a', borders) for d in read('text', [part], tally)]
+            stats = Stats()
+            documents = [d for part in ranges(tmp_path / 'a', borders) for d in read('text', [part], stats)]
             assert ''.join(line for document in documents for line in document) == text.replace('\n', '')
             assert max(len(line.encode()) for document in documents for line in document) <= 10
             assert max(sum(map(len, document)) for document in documents) <= 25 + 10
-            assert tally.counts['long_line_split'] > 0 or '\n' in alphabet
+            assert stats.counts['long_line_split'] > 0 or '\n' in alphabet
 
 
 def test_a_line_of_any_length_is_split_and_counted_and_a_record_too_long_is_bad(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, 'LONGEST_LINE', 1000)
-    monkeypatch.setattr(chunks, 'LONGEST_RECORD', 3000)
+    monkeypatch.setattr(chunks, 'MAX_LINE_LENGTH', 1000)
+    monkeypatch.setattr(chunks, 'MAX_RECORD_BYTES', 3000)
     monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 300)
     (tmp_path / 'a').write_text('x' * 2500 + '\n' + 'y' * 1000 + '\n\nz')
-    tally = Tally()
-    assert [list(map(len, d)) for d in read('text', [Part(str(tmp_path / 'a'))], tally)] == [
+    stats = Stats()
+    assert [list(map(len, d)) for d in read('text', [FileRange(str(tmp_path / 'a'))], stats)] == [
         [1000, 1000, 500, 1000],
         [1],
     ]
-    assert +tally.counts == {'long_line_split': 2}
+    assert +stats.counts == {'long_line_split': 2}
     records = [{'text': 'a'}, {'text': 'b' * 2990}, {'text': 'c' * 2500}, {'text': 'd'}]
     (tmp_path / 'b').write_text(''.join(json.dumps(record) + '\n' for record in records))
-    tally = Tally()
-    lengths = [list(map(len, d)) for d in read('jsonl', [Part(str(tmp_path / 'b'))], tally)]
+    stats = Stats()
+    lengths = [list(map(len, d)) for d in read('jsonl', [FileRange(str(tmp_path / 'b'))], stats)]
     assert lengths == [[1], [1000, 1000, 500], [1]]
-    assert tally.bad[0][:2] == [f'{tmp_path}/b:2', 'is longer than 0 MiB'] and tally.counts['bad_record_skipped'] == 1
+    assert stats.bad[0][:2] == [f'{tmp_path}/b:2', 'is longer than 0 MiB'] and stats.counts['bad_record_skipped'] == 1
 
 
 class Store(AbstractFileSystem):
@@ -137,7 +137,7 @@ def test_an_object_store_is_asked_for_ranges_of_a_large_file(store, monkeypatch)
     found = []
     for chunk in planned.chunks:
         store.asked.clear()
-        found += [document for [document] in read('text', chunk.parts)]
+        found += [document for [document] in read('text', chunk.ranges)]
         assert sum(stop - start for start, stop in store.asked) < 450_000
     assert found == texts
 
@@ -150,7 +150,7 @@ def test_a_file_of_an_object_store_is_a_stream_packed_or_not(store, monkeypatch,
     [chunk] = plan_source(f'text:s3://bucket/{name}', 0, 'text').chunks
     tracemalloc.start()
     documents = 0
-    for document in read_chunk(chunk, READING, Tally()):
+    for document in read_chunk(chunk, READING, Stats()):
         assert document.sentences == [noise[documents].tobytes().decode()]
         documents += 1
     peak = tracemalloc.get_traced_memory()[1]
@@ -163,7 +163,7 @@ def test_chunks_cover_a_source_in_order(tmp_path, monkeypatch):
     for name, size in (('a', 30), ('b', 40), ('c', 250), ('d', 10), ('e', 95)):
         (tmp_path / name).write_text('x' * size)
     planned = plan_source(f'text:{tmp_path}/*', 3, 'text')
-    cut = [[(part.path[-1], part.start, part.stop) for part in chunk.parts] for chunk in planned.chunks]
+    cut = [[(part.path[-1], part.start, part.stop) for part in chunk.ranges] for chunk in planned.chunks]
     assert cut == [
         [('a', 0, -1), ('b', 0, -1)],
         [('c', 0, 100)],
@@ -171,12 +171,12 @@ def test_chunks_cover_a_source_in_order(tmp_path, monkeypatch):
         [('c', 200, 250), ('d', 0, -1)],
         [('e', 0, -1)],
     ]
-    assert {chunk.source for chunk in planned.chunks} == {3} and len(planned.files) == 5
+    assert {chunk.source_index for chunk in planned.chunks} == {3} and len(planned.files) == 5
     texts = [f'row {i} ' + 'x' * 20 for i in range(40)]
     parquet.write_table(pyarrow.table({'text': texts}), tmp_path / 'p', row_group_size=7)
     planned = plan_source(f'parquet:{tmp_path}/p', 0, 'text')
     assert len(planned.chunks) > 3
-    found = [sentences for chunk in planned.chunks for sentences in read('parquet', chunk.parts)]
+    found = [sentences for chunk in planned.chunks for sentences in read('parquet', chunk.ranges)]
     assert found == [[text] for text in texts]
 
 
@@ -184,17 +184,17 @@ def test_bad_record_within_the_budget_is_skipped_and_its_line_named(tmp_path):
     lines = [json.dumps({'text': f'text {i}'}) for i in range(1000)]
     lines[700] = 'no JSON'
     (tmp_path / 'a').write_text('\n'.join(lines))
-    tally = Tally()
-    documents = read('jsonl', ranges(tmp_path / 'a', [5000, 9000]), tally)
-    assert len(documents) == 999 and tally.bad == [
+    stats = Stats()
+    documents = read('jsonl', ranges(tmp_path / 'a', [5000, 9000]), stats)
+    assert len(documents) == 999 and stats.bad == [
         [f'{tmp_path}/a:701', 'is not JSON (column 1)', 'a JSON object a line']
     ]
-    tally.check_records(0.001)
+    stats.check_records(0.001)
     with pytest.raises(BadInput, match='a:701: is not JSON .*1 of 1,000 records are bad'):
-        tally.check_records(0.0009)
+        stats.check_records(0.0009)
     (tmp_path / 'a').write_text('no JSON\n' * 150 + '\n'.join(lines))
     with pytest.raises(BadInput, match='a:1: is not JSON .*more than half') as raised:
-        read('jsonl', [Part(str(tmp_path / 'a'))])
+        read('jsonl', [FileRange(str(tmp_path / 'a'))])
     assert not raised.value.fix  # no share of bad records would help
 
 
@@ -203,7 +203,7 @@ def test_an_empty_file_and_one_that_may_not_be_read_are_named(tmp_path):
     with pytest.raises(BadInput, match='a: is empty'):
         plan_source(f'text:{tmp_path}/a', 0, 'text')
     with pytest.raises(BadInput, match='gone: cannot be read .No such file'):
-        read('text', [Part(str(tmp_path / 'gone'))])
+        read('text', [FileRange(str(tmp_path / 'gone'))])
 
 
 def test_a_directory_or_file_with_brackets_in_its_name_is_found_under_that_name(tmp_path):

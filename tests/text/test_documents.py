@@ -12,21 +12,21 @@ from pyarrow import parquet
 from bert_jax.errors import BadInput
 from bert_jax.text import python_docs
 from bert_jax.text.chunks import plan_source
-from bert_jax.text.documents import Reading, read_chunk
-from bert_jax.text.tally import Tally
+from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.stats import Stats
 from tests.support.texts import write_tfds
 
 DOCUMENTS = [['Grüße aus Köln.', 'Zweiter Satz.'], ['你好 world.'], ['A third one.', 'Ends here.']]
 SECRET = 'swordfish'
 
 
-def read(source, split_sentences=False, tally=None, text_field='text', bad_records=0.0):
+def read(source, split_sentences=False, stats=None, text_field='text', bad_records=0.0):
     """The sentences of all documents of a source."""
-    tally = tally or Tally()
-    reading = Reading(text_field, '', split_sentences)
+    stats = stats or Stats()
+    options = ReadOptions(text_field, '', split_sentences)
     planned = plan_source(str(source), 0, text_field)
-    documents = [document.sentences for chunk in planned.chunks for document in read_chunk(chunk, reading, tally)]
-    tally.check_records(bad_records)
+    documents = [document.sentences for chunk in planned.chunks for document in read_chunk(chunk, options, stats)]
+    stats.check_records(bad_records)
     return documents
 
 
@@ -66,14 +66,14 @@ def test_tfds_array_record_gives_the_same_documents_without_tensorflow(tmp_path,
 
 def test_dirty_bytes_are_mended_and_counted(tmp_path):
     (tmp_path / 'a').write_bytes(b'\xef\xbb\xbfone\xff\r\nt\0wo\n \n\x0c\nthree')
-    tally = Tally()
-    assert read(f'text:{tmp_path}/a', tally=tally) == [['one\ufffd', 'two'], ['three']]
-    assert +tally.counts == {'invalid_utf8_replaced': 1, 'invalid_bytes': 1, 'nul_bytes_removed': 1}
-    assert tally.invalid == {f'{tmp_path}/a': [2, 12]}
+    stats = Stats()
+    assert read(f'text:{tmp_path}/a', stats=stats) == [['one\ufffd', 'two'], ['three']]
+    assert +stats.counts == {'invalid_utf8_replaced': 1, 'invalid_bytes': 1, 'nul_bytes_removed': 1}
+    assert stats.invalid == {f'{tmp_path}/a': [2, 12]}
     (tmp_path / 'b').write_text('{"text": "half \\ud800 pair"}\n{"text": " "}\n')
-    tally = Tally()
-    assert read(f'jsonl:{tmp_path}/b', tally=tally) == [['half \ufffd pair']]
-    assert +tally.counts == {'invalid_utf8_replaced': 1, 'invalid_bytes': 1, 'empty_document': 1}
+    stats = Stats()
+    assert read(f'jsonl:{tmp_path}/b', stats=stats) == [['half \ufffd pair']]
+    assert +stats.counts == {'invalid_utf8_replaced': 1, 'invalid_bytes': 1, 'empty_document': 1}
 
 
 def test_lines_survive_any_place_of_a_chunk_border(tmp_path, monkeypatch):
@@ -84,11 +84,11 @@ def test_lines_survive_any_place_of_a_chunk_border(tmp_path, monkeypatch):
 
 
 def test_a_text_without_blank_lines_is_cut_so_that_memory_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr('bert_jax.text.chunks.LONGEST_DOCUMENT', 10)
+    monkeypatch.setattr('bert_jax.text.chunks.MAX_DOCUMENT_LENGTH', 10)
     (tmp_path / 'a').write_text('12345\n67890\nabc\n')
-    tally = Tally()
-    assert read(f'text:{tmp_path}/a', tally=tally) == [['12345', '67890'], ['abc']]
-    assert +tally.counts == {'long_document_cut': 1}
+    stats = Stats()
+    assert read(f'text:{tmp_path}/a', stats=stats) == [['12345', '67890'], ['abc']]
+    assert +stats.counts == {'long_document_cut': 1}
 
 
 @pytest.mark.parametrize(

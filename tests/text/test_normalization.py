@@ -14,15 +14,15 @@ from bert_jax.errors import BadInput
 from bert_jax.finetune.start import finetuning_start
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.encode import Encoder
-from bert_jax.text.normalization import doubts
+from bert_jax.text.normalization import find_normalization_issues
 from bert_jax.text.prepare import prepare, tokenizer_preview
 from bert_jax.text.tokenizer import (
     SPECIAL_TOKENS,
     WordPiece,
-    as_saved,
-    load_given,
+    load_configured_tokenizer,
     load_saved_tokenizer,
     load_tokenizer,
+    prefer_saved_tokenizer,
     train_tokenizer,
 )
 from bert_jax.text.wordpiece import bert_backend
@@ -146,14 +146,14 @@ def test_a_vocabulary_of_decomposed_letters_is_not_asked_for_composed_ones(tmp_p
 
 def test_a_setting_that_loses_letters_of_the_vocabulary_or_of_the_text_is_doubted(tmp_path: Path) -> None:
     cased = write_vocabulary(tmp_path / 'cased', VOCABULARIES[False, False])
-    [doubt] = doubts(load_tokenizer(cased, lowercase=True), [])
-    assert doubt.expected == 'lowercase=False, strip_accents=False' and 'lowercase=False' in doubt.fix
+    [issue] = find_normalization_issues(load_tokenizer(cased, lowercase=True), [])
+    assert issue.expected == 'lowercase=False, strip_accents=False' and 'lowercase=False' in issue.fix
     uncased = write_vocabulary(tmp_path / 'uncased', VOCABULARIES[True, True])
-    assert doubts(load_tokenizer(uncased), TEXTS) == []
-    [doubt] = doubts(load_tokenizer(uncased, strip_accents=False), TEXTS)
-    assert '[UNK] with lowercase=True, strip_accents=False' in doubt.found
-    assert doubt.expected == '0.000% with lowercase=True, strip_accents=True'
-    assert doubts(load_tokenizer(uncased, strip_accents=False), ['no accents']) == []
+    assert find_normalization_issues(load_tokenizer(uncased), TEXTS) == []
+    [issue] = find_normalization_issues(load_tokenizer(uncased, strip_accents=False), TEXTS)
+    assert '[UNK] with lowercase=True, strip_accents=False' in issue.found
+    assert issue.expected == '0.000% with lowercase=True, strip_accents=True'
+    assert find_normalization_issues(load_tokenizer(uncased, strip_accents=False), ['no accents']) == []
 
 
 def test_prepare_and_doctor_warn_of_the_wrong_normalization(tmp_path: Path, capsys) -> None:
@@ -210,4 +210,7 @@ def test_what_was_made_with_another_reading_of_a_vocabulary_is_kept_unless_the_c
     start = finetuning_start(finetuning.resolve(values), [str(tmp_path / 'seed-1'), str(tmp_path / 'seed-0')])
     assert start.tokenizer.hash == before.hash
     other = config.Tokenizer(path=str(write_vocabulary(tmp_path / 'other', VOCABULARIES[True, False])))
-    assert as_saved(load_given(other), other, f'{data.corpus}/tokenizer').tokens != before.tokens
+    assert (
+        prefer_saved_tokenizer(load_configured_tokenizer(other), other, f'{data.corpus}/tokenizer').tokens
+        != before.tokens
+    )

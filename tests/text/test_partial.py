@@ -13,8 +13,8 @@ from bert_jax.errors import BadInput
 from bert_jax.text import chunks
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus, verify
-from bert_jax.text.documents import Reading
-from bert_jax.text.existing import settings_of
+from bert_jax.text.documents import ReadOptions
+from bert_jax.text.existing import corpus_settings
 from bert_jax.text.partial import open_job
 from bert_jax.text.prepare import prepare
 from tests.support.processes import start_prepare
@@ -33,8 +33,10 @@ def data(tmp_path, monkeypatch):
 
 def opened(data, tmp_path, *, progress=False):
     """The job of another process that prepares `data`."""
-    sources, settings = [plan_source(data.source, 0, 'text')], settings_of(data, TOKENIZER, None)
-    return open_job(tmp_path / 'corpus', Reading.of(data), sources, settings, alone=True, progress=progress)
+    sources, settings = [plan_source(data.source, 0, 'text')], corpus_settings(data, TOKENIZER, None)
+    return open_job(
+        tmp_path / 'corpus', ReadOptions.from_config(data), sources, settings, alone=True, progress=progress
+    )
 
 
 def partials(tmp_path):
@@ -69,7 +71,7 @@ def test_the_last_of_several_equal_jobs_removes_the_directory(data, tmp_path):
     with opened(data, tmp_path) as first, opened(data, tmp_path) as second:
         assert first.directory == second.directory
         prepare(data, TOKENIZER, progress=False)
-        assert partials(tmp_path) == [first.directory] and first.tally_of(0).characters
+        assert partials(tmp_path) == [first.directory] and first.chunk_stats(0).characters
     assert not (tmp_path / '.corpus.partial').exists()
 
 

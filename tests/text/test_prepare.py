@@ -16,11 +16,11 @@ import pytest
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks, encode, job, merge
-from bert_jax.text.chunks import Chunk, Part
+from bert_jax.text.chunks import Chunk, FileRange
 from bert_jax.text.corpus import load_corpus, verify
-from bert_jax.text.documents import Reading, read_chunk
+from bert_jax.text.documents import ReadOptions, read_chunk
 from bert_jax.text.prepare import Unfinished, prepare
-from bert_jax.text.tally import Tally
+from bert_jax.text.stats import Stats
 from tests.support.processes import ROOT, start_prepare
 from tests.support.texts import SYLLABLES, contents, make_documents, write_documents, write_jsonl, write_tfds
 
@@ -315,6 +315,6 @@ def test_a_file_or_a_directory_without_permission_is_named():
                 with pytest.raises(BadInput, match=f'{name}/{corpus}.*: cannot be .*Permission denied'):
                     prepare(dataclasses.replace(data, corpus=f'{name}/{corpus}'), given, progress=False)
             with pytest.raises(BadInput, match='b: cannot be read .Permission denied'):
-                list(read_chunk(Chunk('text', 0, (Part(f'{name}/b'),), 1), Reading(), Tally()))
+                list(read_chunk(Chunk('text', 0, (FileRange(f'{name}/b'),), 1), ReadOptions(), Stats()))
         finally:
             os.seteuid(0)

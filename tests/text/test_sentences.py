@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bert_jax.text.sentences import split_into_sentences, split_lines
+from bert_jax.text.sentences import split_into_sentences, split_lines_into_sentences
 
 ASCII_PARTS = """. ! ? ... .... ....... ?! ' " ( ) [ ] * ` - _ a b Ab The I K x 5 12 No no fig Fig. Mr. xmr 1mr messrs
     e.g p J. U.S. can't it's .) ." !' .The""".split()
@@ -48,4 +48,4 @@ def _parts_of(parts: list[str]) -> st.SearchStrategy[str]:
 @example(['.'])
 @example(['. A', "'. B", 'Mr. C', '"T. D'])
 def test_all_lines_at_once_give_the_sentences_of_each(lines):
-    assert split_lines(lines) == ['\n'.join(split_into_sentences(line)).encode() for line in lines]
+    assert split_lines_into_sentences(lines) == ['\n'.join(split_into_sentences(line)).encode() for line in lines]

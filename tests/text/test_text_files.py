@@ -14,22 +14,22 @@ from bert_jax.evaluation.sample import held_out_windows
 from bert_jax.text import chunks
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import Reading, read_chunk
-from bert_jax.text.lines import join_wrapped, lines_of
+from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.lines import iter_lines, join_wrapped
 from bert_jax.text.prepare import prepare
-from bert_jax.text.tally import Tally
+from bert_jax.text.stats import Stats
 from tests.support.texts import make_documents, write_documents
 
 TOKENIZER = config.Tokenizer(vocab_size=200)
 WRAPPED = 'the cat sat on the mat and looked at the dog which\nslept by the fire until the evening came and rain\nfell.'
 
 
-def read(source, **reading):
+def read(source, **options):
     """The lines of all documents of a source, and what was counted."""
-    tally, reading = Tally(), Reading(split_sentences=False, **reading)
-    planned = plan_source(source, 0, 'text', '', reading.documents)
-    found = [document.lines for chunk in planned.chunks for document in read_chunk(chunk, reading, tally)]
-    return found, dict(+tally.counts)
+    stats, options = Stats(), ReadOptions(split_sentences=False, **options)
+    planned = plan_source(source, 0, 'text', '', options.documents)
+    found = [document.lines for chunk in planned.chunks for document in read_chunk(chunk, options, stats)]
+    return found, dict(+stats.counts)
 
 
 def test_a_file_is_a_document_or_a_blank_line_ends_one(tmp_path, monkeypatch):
@@ -53,11 +53,11 @@ def test_wrapped_lines_are_joined_within_paragraphs_of_files_and_records(tmp_pat
 def test_the_lines_of_a_long_text_are_those_of_splitlines(monkeypatch):
     rng, ends = np.random.default_rng(0), ['\n', '\r\n', '\r', '\u2028', 'a', 'b', 'c', 'd ']
     for longest in (1, 2, 3, 7, 50):
-        monkeypatch.setattr(chunks, 'LONGEST_LINE', longest)
+        monkeypatch.setattr(chunks, 'MAX_LINE_LENGTH', longest)
         for _ in range(100):
             text = ''.join(rng.choice(ends, 40))
-            counts = Tally().counts
-            lines = list(lines_of(text, counts))
+            counts = Stats().counts
+            lines = list(iter_lines(text, counts))
             assert ''.join(lines) == ''.join(text.splitlines()) and max(map(len, lines)) <= longest + 1
             if longest == 50:
                 assert lines == text.splitlines() and not counts

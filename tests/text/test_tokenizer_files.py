@@ -132,12 +132,12 @@ def test_files_larger_than_any_vocabulary_are_refused(tmp_path: Path, monkeypatc
             load_tokenizer(path)
     path.unlink()
     for module in (tokenizer, sentencepiece, vocabulary):
-        monkeypatch.setattr(module, 'MOST_TOKENS', 100)
+        monkeypatch.setattr(module, 'MAX_TOKENS', 100)
     wanted = config.Tokenizer(kind='sentencepiece', vocab_size=64)
     small = train_tokenizer(wanted, iter(TEXTS))
     small.save(tmp_path / 'saved')
     for module in (tokenizer, sentencepiece, vocabulary):
-        monkeypatch.setattr(module, 'MOST_TOKENS', small.vocab_size - 1)
+        monkeypatch.setattr(module, 'MAX_TOKENS', small.vocab_size - 1)
     tokenizer._LAST_LOADED.clear()
     with pytest.raises(BadInput, match=r'sentencepiece\.model: has .* pieces'):
         load_tokenizer(tmp_path / 'saved')

@@ -18,7 +18,7 @@ _OR_MORE = _CONVERT + ', or --config.data.bad_text=SHARE'
 
 
 @dataclasses.dataclass
-class Tally:
+class Stats:
     """What was found while reading.
 
     Attributes:
@@ -38,7 +38,7 @@ class Tally:
     invalid: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> 'Tally':
+    def from_json(cls, record: dict[str, Any]) -> 'Stats':
         """The tally of which `as_json` was stored in a record, perhaps among other values."""
         values = [record[name] for name in ('records', 'bad', 'characters', 'invalid')]
         return cls(Counter(record['counts']), *values)
@@ -47,7 +47,7 @@ class Tally:
         """The attributes as JSON values."""
         return dataclasses.asdict(self) | {'counts': dict(self.counts)}
 
-    def add(self, other: 'Tally') -> None:
+    def add(self, other: 'Stats') -> None:
         """Adds what was found elsewhere after this."""
         self.counts += other.counts
         self.records += other.records
@@ -71,9 +71,9 @@ class Tally:
         if len(self.bad) < _SHOWN:
             self.bad.append([where(), found, expected])
         if self.counts['bad_record_skipped'] >= max(_HOPELESS, self.records / 2):
-            raise self.refusal('more than half of the records so far are bad')
+            raise self.bad_records_error('more than half of the records so far are bad')
 
-    def refusal(self, why: str, fix: str = '') -> BadInput:
+    def bad_records_error(self, why: str, fix: str = '') -> BadInput:
         """The error for too many bad records; it names the first."""
         where, found, expected = self.bad[0]
         return BadInput(where, f'{found}; {why}', expected, fix)
@@ -83,7 +83,7 @@ class Tally:
         num_bad = self.counts['bad_record_skipped']
         if num_bad > allowed * self.records:
             fix = 'fix the file, or --config.data.bad_records=SHARE'
-            raise self.refusal(f'{num_bad:,} of {self.records:,} records are bad', fix)
+            raise self.bad_records_error(f'{num_bad:,} of {self.records:,} records are bad', fix)
 
     # --- Invalid text. ---
 
@@ -101,13 +101,13 @@ class Tally:
 
         def check() -> None:
             if found()[0] > max(_HOPELESS_BYTES, found()[1] / 5):
-                raise not_text(path, *found(), 'text in UTF-8', _OR_MORE)
+                raise not_utf8_error(path, *found(), 'text in UTF-8', _OR_MORE)
 
         try:
             yield check
         finally:
             if found()[0]:
-                self.add(Tally(invalid={path: [*found()]}))
+                self.add(Stats(invalid={path: [*found()]}))
 
     @property
     def _num_invalid(self) -> int:
@@ -124,7 +124,7 @@ class Tally:
         too_much = self._num_invalid > limit * self.characters
         for path, (invalid, characters) in self.worst_files(len(self.invalid)):
             if too_much or (invalid >= _NOT_BY_CHANCE and invalid > limit * characters):
-                raise not_text(path, invalid, characters, expected, _OR_MORE)
+                raise not_utf8_error(path, invalid, characters, expected, _OR_MORE)
 
     def worst_files(self, count: int) -> list[tuple[str, list[int]]]:
         """Up to `count` of (path, [invalid bytes, characters]), those with most invalid bytes first."""
@@ -141,6 +141,6 @@ def _share(invalid: int, characters: int) -> str:
     return f'{invalid:,} bytes that are not UTF-8 ({min(1, invalid / max(1, characters)):.2%} of its text)'
 
 
-def not_text(path: str, invalid: int, characters: int, expected: str, fix: str = _CONVERT) -> BadInput:
+def not_utf8_error(path: str, invalid: int, characters: int, expected: str, fix: str = _CONVERT) -> BadInput:
     """The error for a file with too many bytes that are not UTF-8."""
     return BadInput(path, f'holds {_share(invalid, characters)}', expected, fix)
