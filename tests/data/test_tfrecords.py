@@ -178,7 +178,7 @@ def test_a_damaged_file_is_named_by_offset(tmp_path: Path, damage, offset: int, 
     assert words in str(error.value) and f'{path}, byte {(0, cut)[offset]}:' in str(error.value)
 
 
-@pytest.mark.parametrize('magic, mend', [(b'\x1f\x8b\x08', 'gunzip -k'), (b'\x28\xb5\x2f\xfd', 'zstd -d')])
+@pytest.mark.parametrize('magic, fix', [(b'\x1f\x8b\x08', 'gunzip -k'), (b'\x28\xb5\x2f\xfd', 'zstd -d')])
 def test_a_compressed_file_is_refused_with_the_command_that_unpacks_it(tmp_path: Path, magic: bytes, fix: str) -> None:
     (tmp_path / 'records').write_bytes(magic + bytes(100))
     with pytest.raises(BadInput, match=f'{fix} {tmp_path}/records'):

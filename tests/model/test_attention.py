@@ -90,7 +90,7 @@ def test_heads_split_over_tensor_are_the_heads_of_the_whole(interpreted: None) -
 
 
 @pytest.mark.parametrize(
-    'platform, length, dtype, rate, mend',
+    'platform, length, dtype, rate, fix',
     [
         ('tpu', 100, 'bfloat16', 0.0, 'multiple of 128'),
         ('gpu', 128, 'float32', 0.0, 'model.dtype=bfloat16'),
