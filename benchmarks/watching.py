@@ -12,7 +12,7 @@ import time
 import jax.numpy as jnp
 
 from bert_jax.config import Train
-from bert_jax.runtime.lease import BEAT
+from bert_jax.runtime.lease import HEARTBEAT_SECONDS
 from bert_jax.runtime.supervisor import Supervisor
 
 
@@ -27,7 +27,7 @@ def measure(step_ms: float, repeats: int = 20_000) -> dict[str, float]:
         for step in range(repeats):
             with supervisor.step(step):
                 pass
-            supervisor.asked_to_stop(1.0)
+            supervisor.should_stop(1.0)
             supervisor.end_step(result)
         of_a_step = (time.process_time() - start) / repeats
         start = time.process_time()
@@ -35,8 +35,8 @@ def measure(step_ms: float, repeats: int = 20_000) -> dict[str, float]:
             supervisor.check_lease()
         of_a_look = (time.process_time() - start) / (repeats // 20)
         start = time.process_time()
-        time.sleep(2 * BEAT)
-        of_the_threads = (time.process_time() - start) / (2 * BEAT)  # of a second
+        time.sleep(2 * HEARTBEAT_SECONDS)
+        of_the_threads = (time.process_time() - start) / (2 * HEARTBEAT_SECONDS)  # of a second
     share = (of_a_step + of_a_look / train.log_every) / (step_ms / 1e3) + of_the_threads
     return {
         'microseconds_a_step': of_a_step * 1e6,

@@ -135,7 +135,7 @@ def _check_packages(name: str, arguments: list[str]) -> None:
     """Checks the installed packages; `prepare --beam` runs in an environment without jax."""
     if name == 'prepare' and any(argument.startswith('--beam') for argument in arguments):
         install = 'pip install -r requirements-beam.txt in a separate environment'
-        versions.check(versions.requirements_of_beam(), install)
+        versions.check(versions.beam_requirements(), install)
     else:
         versions.check(versions.requirements())
 

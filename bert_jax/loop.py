@@ -11,7 +11,7 @@ import jax
 from bert_jax.console import say
 from bert_jax.data.device_batches import Batches
 from bert_jax.evaluation.evaluator import Evaluator
-from bert_jax.runtime.processes import AnyProcess
+from bert_jax.runtime.processes import AnyProcessFlag
 from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.divergence import (
     Anomaly,
@@ -135,8 +135,8 @@ def begin(
     Args:
       needs_last_step: something is left to do after the last step, so a run whose last step is saved is not finished.
     """
-    supervisor.enter_long('reading checkpoints')
-    step, num_steps = checkpoints.set_aside_unsound(), program.num_steps
+    supervisor.enter_long_stage('reading checkpoints')
+    step, num_steps = checkpoints.set_aside_damaged(), program.num_steps
     if step == num_steps and not needs_last_step:
         say(f'{workdir} is finished: all {num_steps} steps are done. Nothing to do.')
         return None
@@ -163,11 +163,11 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
     program, supervisor, checkpoints = run.program, run.supervisor, run.checkpoints
     num_steps, step = program.num_steps, int(state.step)
     monitor, replicas = DivergenceMonitor(run.settings, record), Replicas(program.shardings)
-    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcess(program.device_mesh)
-    aside = functools.partial(_aside, speed, supervisor)
+    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcessFlag(program.device_mesh)
+    long_stage = functools.partial(_long_stage, speed, supervisor)
 
     def stop_now() -> bool:
-        return any_process(supervisor.asked_to_stop(checkpoints.seconds_to_save))
+        return any_process(supervisor.should_stop(checkpoints.seconds_to_save))
 
     # The order matters: a step that went wrong is rolled back before anything of it is logged, evaluated or saved.
     for step, phase, batch in speed.waiting(run.batches):
@@ -181,7 +181,7 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
 
         # 2. Roll back, if the loss or the state went wrong.
         if anomaly := monitor.anomaly(wait=due.needs_losses, to_save=checked):
-            with aside('rolling back'):
+            with long_stage('rolling back'):
                 state, monitor = _roll_back(run, anomaly, monitor)
             continue
 
@@ -189,28 +189,28 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
         if due.log:
             run.log.train_step(step, _as_floats(metrics) | speed.read() | monitor.counters)
         elif monitor.newest is not None:  # a step or two earlier
-            run.log.made_step(*monitor.newest)
+            run.log.update_progress(*monitor.newest)
         supervisor.end_step(metrics['loss'])
 
         # 4. Evaluate. A request to stop cuts an evaluation short, except the final one: the run ends anyway.
-        if not _evaluate(run, due.evaluators, state, step, aside, _never if due.is_final else stop_now):
+        if not _evaluate(run, due.evaluators, state, step, long_stage, _never if due.is_final else stop_now):
             due = due.stopped()
 
         # 5. Compare replicas, always before a save.
         if due.compare_replicas:
-            with aside('comparing replicas'):
+            with long_stage('comparing replicas'):
                 replicas.check(state, step)
 
         # 6. Save, though not in the middle of a bad stretch unless there is no later chance.
         if due.save and (due.is_last or not monitor.record.bad_in_a_row):
-            with aside('saving'):
+            with long_stage('saving'):
                 checkpoints.save(state, monitor.record, known_finite=checked is not None)
-                supervisor.began_to_save(step)
+                supervisor.save_started(step)
         checkpoints.report_failures()
         if due.is_last:
             break
 
-    supervisor.enter_long('saving')
+    supervisor.enter_long_stage('saving')
     checkpoints.wait()
     return Fitted(state, step, (supervisor.received or 'another process') if step < num_steps else None)
 
@@ -220,12 +220,12 @@ def _evaluate(
     evaluators: Sequence[Evaluator],
     state: TrainState,
     step: int,
-    aside: Callable[[str], contextlib.AbstractContextManager],
+    long_stage: Callable[[str], contextlib.AbstractContextManager],
     stop_now: Callable[[], bool],
 ) -> bool:
     """Asks the evaluators in turn and logs what each finds; False when `stop_now` cut one short, which logs nothing."""
     for evaluator in evaluators:
-        with aside(evaluator.activity):
+        with long_stage(evaluator.activity):
             found = evaluator(state.params, step, stop_now)
         if found is None:
             say(f'step {step}: evaluation cut short')
@@ -260,9 +260,9 @@ def _restore(
 
 
 @contextlib.contextmanager
-def _aside(speed: Speedometer, supervisor: Supervisor, activity: str) -> Iterator[None]:
+def _long_stage(speed: Speedometer, supervisor: Supervisor, activity: str) -> Iterator[None]:
     """An activity that is not training: the speedometer is paused, and the watchdog allows more time."""
-    with speed.paused(), supervisor.aside(activity):
+    with speed.paused(), supervisor.long_stage(activity):
         yield
 
 

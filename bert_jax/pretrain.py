@@ -71,7 +71,7 @@ def pretrain(
 
 def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change: Sequence[str]) -> Outcome:
     # --- What to train, from what, on what. Nothing is written before all of it is sound. ---
-    start_from = pretraining_start(identity.as_begun(config, workdir, allow_change), workdir)
+    start_from = pretraining_start(identity.with_recorded_defaults(config, workdir, allow_change), workdir)
     mesh = mesh_of_run(start_from.config)
     streams = open_streams(start_from.config, progress=jax.process_index() == 0).of_workdir(workdir)
     config, num_steps = streams.config, streams.config.train.steps

@@ -120,7 +120,7 @@ def test_slow_steps_are_reported_with_their_loss_and_the_time_left(clock: Callab
     shown = _progress()
     for step in (1, 2):
         clock(56.0)
-        shown.made_step(step, 10.5)
+        shown.update_progress(step, 10.5)
     clock(30.0)  # into the next step
     assert shown._describe_now() == 'step 2/1000000  loss 10.500  56.00 s a step  648.1 days left'
 
@@ -131,7 +131,7 @@ def test_the_whole_run_is_estimated_once_after_its_first_steps(
 ) -> None:
     shown = _progress()
     for step in range(1, 20):
-        shown.made_step(step, 10.5)
+        shown.update_progress(step, 10.5)
         clock(seconds)
     err = capsys.readouterr().err
     assert err.count('a step: the other ') == 1
@@ -142,7 +142,7 @@ def test_the_whole_run_is_estimated_once_after_its_first_steps(
 def test_a_short_run_is_not_estimated(clock: Callable[[float], None], capsys: pytest.CaptureFixture) -> None:
     shown = _progress(num_steps=20)
     for step in range(1, 20):
-        shown.made_step(step, 10.5)
+        shown.update_progress(step, 10.5)
         clock(0.01)
     assert not capsys.readouterr().err
 

@@ -70,7 +70,7 @@ def _readers(directory: Path, name: Path) -> Iterator[Callable[[], object]]:
         yield lambda: check_output(str(directory / 'model'))
     elif 'checkpoints' in name.parts:
         yield lambda: Checkpoints(workdir).record(1)
-        yield lambda: Checkpoints(workdir).set_aside_unsound()
+        yield lambda: Checkpoints(workdir).set_aside_damaged()
     elif '.lease' in name.parts:
         yield lambda: _lease(workdir)
     else:

@@ -101,7 +101,7 @@ def _run_of(monkeypatch: pytest.MonkeyPatch, num_steps: int, asked: list[bool], 
     speed.read.return_value = {}
     monkeypatch.setattr('bert_jax.loop.Speedometer', lambda *_: speed)
     monkeypatch.setattr('bert_jax.loop.Replicas', mock.MagicMock())
-    monkeypatch.setattr('bert_jax.loop.AnyProcess', lambda _: lambda _: next(answers))
+    monkeypatch.setattr('bert_jax.loop.AnyProcessFlag', lambda _: lambda _: next(answers))
     return TrainingRun(
         workdir='run',
         program=mock.MagicMock(num_steps=num_steps),
@@ -128,7 +128,7 @@ def test_progress_is_made_of_losses_that_are_read_anyway(monkeypatch: pytest.Mon
     monkeypatch.setattr(DivergenceMonitor, '_read', lambda *arguments: read.append(1) or read_step(*arguments))
     run = _run_of(monkeypatch, steps, [False] * steps, every=steps)
     shown: list[tuple[int, int]] = []
-    run.log.made_step.side_effect = lambda step, loss: shown.append((step, len(read)))
+    run.log.update_progress.side_effect = lambda step, loss: shown.append((step, len(read)))
     params = {'kernel': jnp.ones(2)}
     fit(run, TrainState(jnp.int32(0), params, params), TrainingRecord())
     assert shown == [(1, 1), (2, 2), (3, 3)]  # at steps 3, 4, 5; the last step is logged

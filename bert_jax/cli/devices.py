@@ -42,7 +42,7 @@ def finish(values: flags.FlagValues, outcome: 'Outcome | Summary', text: str) ->
     """
     from bert_jax.runtime import processes
 
-    if processes.is_first():
+    if processes.is_process_zero():
         print_result(values, dataclasses.asdict(outcome), text if outcome.finished else '', is_in_files=True)
     return 0 if outcome.finished else EXIT_RUN_AGAIN
 
@@ -52,11 +52,11 @@ def select_platform(config: Config | FinetuneConfig) -> None:
     from bert_jax.runtime import devices
 
     devices.select_platform(config.platform)
-    keep_programs()
+    enable_compilation_cache()
 
 
-def keep_programs() -> None:
+def enable_compilation_cache() -> None:
     """Turns on the cache of compiled programs."""
     from bert_jax.runtime import compilation_cache
 
-    compilation_cache.keep_programs()
+    compilation_cache.enable_compilation_cache()

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from bert_jax.cli.devices import keep_programs
+from bert_jax.cli.devices import enable_compilation_cache
 from bert_jax.cli.flags import MODEL, Command, Flag, print_result, required
-from bert_jax.runtime.stopping import cleaning_up
+from bert_jax.runtime.stopping import exit_on_signals
 
 if TYPE_CHECKING:
     from bert_jax.pretrained.embed import Embedded
 
 
-@cleaning_up()
+@exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     directory, text, output = (required(values, name) for name in ('model', 'input', 'output'))
     from bert_jax.pretrained.embed import check, embed
@@ -23,7 +23,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.pretrained.sentences import read_settings
 
     settings = read_settings(directory)
-    keep_programs()
+    enable_compilation_cache()
     summary = embed(load_model(settings.directory), settings, text, output)
     print_result(values, dataclasses.asdict(summary), _describe(summary), is_in_files=True)
     return 0

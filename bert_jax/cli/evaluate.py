@@ -17,10 +17,10 @@ from bert_jax.cli.flags import (
     print_result,
     workdir_and_step,
 )
-from bert_jax.runtime.stopping import cleaning_up
+from bert_jax.runtime.stopping import exit_on_signals
 
 
-@cleaning_up()
+@exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.finetune.workdirs import seeds_of
     from bert_jax.workdir.result import check_output

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from bert_jax.cli.devices import keep_programs
+from bert_jax.cli.devices import enable_compilation_cache
 from bert_jax.cli.flags import (
     CONFIG,
     STEP,
@@ -17,17 +17,17 @@ from bert_jax.cli.flags import (
     required,
     workdir_and_step,
 )
-from bert_jax.runtime.stopping import cleaning_up
+from bert_jax.runtime.stopping import exit_on_signals
 
 
-@cleaning_up()
+@exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     output, (workdir, step) = required(values, 'output'), workdir_and_step(values)
     from bert_jax.finetune.workdirs import seeds_of
     from bert_jax.pretrained.export import export
     from bert_jax.pretrained.tensor_names import MLM_HEAD
 
-    keep_programs()
+    enable_compilation_cache()
     if seeds_of(workdir):
         return _export_finetuned(values, workdir, step, output)
     card = config_of(values).card if values.config is not None else None

@@ -5,7 +5,7 @@ import os
 
 from absl import flags
 
-from bert_jax.cli.devices import keep_programs
+from bert_jax.cli.devices import enable_compilation_cache
 from bert_jax.cli.flags import AT_LEAST_1, MODEL, Command, Flag, print_result, required
 from bert_jax.errors import BadInput
 
@@ -17,7 +17,7 @@ def _run(values: flags.FlagValues, texts: list[str]) -> int:
     texts = [os.fsencode(text).decode('utf-8', 'replace') for text in texts]  # of bytes that the locale cannot decode
     from bert_jax.finetune.load import load_model
 
-    keep_programs()
+    enable_compilation_cache()
     pretrained = load_model(directory)
     answers = [pretrained.fill_mask(text, values.top_k) for text in texts]
     lines = []

@@ -3,10 +3,10 @@
 from absl import flags
 
 from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, command_to_paste, config_of, print_result, required
-from bert_jax.runtime.stopping import cleaning_up
+from bert_jax.runtime.stopping import exit_on_signals
 
 
-@cleaning_up()
+@exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     source, workdir = required(values, 'from'), required(values, 'workdir')
     data = config_of(values).data if values.config is not None else None

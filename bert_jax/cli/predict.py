@@ -9,17 +9,17 @@ from absl import flags
 
 from bert_jax import console
 from bert_jax.activity import activity
-from bert_jax.cli.devices import keep_programs
+from bert_jax.cli.devices import enable_compilation_cache
 from bert_jax.cli.flags import MODEL, Command, Flag, print_result, required
 from bert_jax.errors import BadInput
 from bert_jax.files import new_file
-from bert_jax.runtime.stopping import cleaning_up
+from bert_jax.runtime.stopping import exit_on_signals
 
 if TYPE_CHECKING:
     from bert_jax.finetune.predict import FineTuned
 
 
-@cleaning_up()
+@exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     name, source = required(values, 'model'), required(values, 'input')
     from bert_jax.finetune.inputs import as_tsv, check_source, describe
@@ -30,7 +30,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 
     check_source(source)
     check_output(values.output or '')
-    keep_programs()
+    enable_compilation_cache()
     trained = load_model(name)
     if not isinstance(trained, FineTuned):
         fix = 'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.init=MODEL --workdir=…'

@@ -5,10 +5,10 @@ from absl import flags
 from bert_jax.cli.flags import Command, Flag, print_result
 from bert_jax.errors import BadInput
 from bert_jax.runtime.paths import check_path
-from bert_jax.runtime.stopping import cleaning_up
+from bert_jax.runtime.stopping import exit_on_signals
 
 
-@cleaning_up()
+@exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     if not values.workdir:
         raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMAND.example)

@@ -49,7 +49,7 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1, stop: Sto
     train = config.train
     workdirs = {seed: seed_workdir(workdir, seed) for seed in range(train.seed, train.seed + num_seeds)}
     if begun := seeds_of(workdir):
-        config = identity.as_begun(config, begun[0])
+        config = identity.with_recorded_defaults(config, begun[0])
     with Supervisor(
         stop,
         stop_at=train.stop_at,
@@ -62,7 +62,7 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1, stop: Sto
         with reporting_out_of_memory(memory, finds_microbatches=False):
             outcomes = _run_seeds(setup, workdir, workdirs, supervisor)
     summary = summarize(outcomes, num_seeds)
-    if summary.finished and processes.is_first():
+    if summary.finished and processes.is_process_zero():
         write_results(workdir, dataclasses.asdict(summary))
     return summary
 
@@ -75,12 +75,12 @@ def _run_seeds(setup: Setup, workdir: str, workdirs: dict[int, str], supervisor:
     """
     outcomes: list[Outcome] = []
     for seed, place in workdirs.items():
-        if outcomes and supervisor.any_asked_to_stop():
+        if outcomes and supervisor.any_should_stop():
             reason = supervisor.received or 'another process'
             say(f'Stopped by {reason} before seed {seed}. Rerun the same command to resume.')
             break
         claim(setup, place, seed, supervisor)
-        if not outcomes and processes.is_first():
+        if not outcomes and processes.is_process_zero():
             write_plan(workdir, len(workdirs))
         outcomes.append(run_seed(setup, place, seed, supervisor))
         if not outcomes[-1].finished:

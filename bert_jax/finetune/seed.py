@@ -138,7 +138,7 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> O
                 return Outcome(seed, fitted.step, False, begun.resumed_from, {})
 
             # --- Evaluate the last step, which is saved by now. ---
-            supervisor.enter_long('evaluating')
+            supervisor.enter_long_stage('evaluating')
             metrics, predictions = evaluator.evaluate(fitted.state.params)
             log.evaluation(fitted.step, as_validation(metrics), describe_metrics(metrics))
             check()
@@ -163,7 +163,7 @@ def _write_results(
     workdir: str, evaluator: TaskEvaluator, predictions: list[list[Any]], results: dict[str, Any]
 ) -> None:
     """Writes the predictions for each split, then results.json, which marks the seed as finished; process 0 only."""
-    if not processes.is_first():
+    if not processes.is_process_zero():
         return
     for (name, split), of_split in zip(evaluator.splits(), predictions, strict=True):
         for ending, content in split.files(of_split).items():

@@ -74,7 +74,7 @@ def start_of(workdir: str) -> Provenance | None:
 
     A workdir that was written before this was recorded does not say: then all of an initial model counts as trained.
     """
-    recorded = identity.load_start(workdir)
+    recorded = identity.load_recorded_start(workdir)
     if recorded is not None:
         return Provenance.from_json(recorded, f'{workdir}/config.json: start')
     fingerprint = identity.load_fingerprint(workdir)

@@ -16,7 +16,7 @@ _MOST_BYTES = 4 * 2**30
 _WORTH_KEEPING_S = 0.3  # of compiling
 
 
-def keep_programs() -> None:
+def enable_compilation_cache() -> None:
     """Lets jax keep what it compiles in ~/.cache/bert_jax/programs; to be called before the first compile.
 
     `JAX_COMPILATION_CACHE_DIR` names another place, `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing. Where the

@@ -7,9 +7,10 @@ finished file, which fails if the name exists, on NFS too; exclusively where the
 that ends writes `released` into its file. A copy of a workdir is held by nobody, whoever holds the original.
 
 - Same machine (boot and pid namespace): the holder is alive if its process is. A dead holder is succeeded at once.
-- Another machine: the holder touches its file every `BEAT` seconds. A run that wants the workdir watches the file for
-  at least two beats and takes over when it has not changed for `TIMEOUT`. Ages are differences between times of the
-  file server, or are waited for: clocks of two machines are never compared, and a clock that jumps does no harm.
+- Another machine: the holder touches its file every `HEARTBEAT_SECONDS`. A run that wants the workdir watches the file
+  for at least two heartbeats and takes over once it has not changed for `TIMEOUT_SECONDS`. Ages are differences between
+  times of the file server, or are waited for: the clocks of two machines are never compared, and a clock that jumps
+  does no harm.
 - The holder looks for a higher number before every write, and stops when there is one.
 
 Not guaranteed: on an object store creation is not exclusive. There the file is written and read again after two beats:
@@ -37,14 +38,14 @@ from bert_jax.json_files import read_json
 from bert_jax.runtime.paths import check_path
 
 DIRECTORY = '.lease'  # in the workdir
-BEAT = 5.0  # seconds between signs of life
-TIMEOUT = 60.0  # seconds without one, after which a holder on another machine counts as dead
+HEARTBEAT_SECONDS = 5.0  # seconds between signs of life
+TIMEOUT_SECONDS = 60.0  # seconds without one, after which a holder on another machine counts as dead
 _BOOT_ID = Path('/proc/sys/kernel/random/boot_id')
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 
 
 @dataclasses.dataclass(frozen=True)
-class Owner:
+class LeaseHolder:
     """The process that holds a lease, told apart from every other process since its machine was started.
 
     Attributes:
@@ -64,12 +65,12 @@ class Owner:
     workdir: str = ''
 
     @classmethod
-    def this_process(cls, workdir: str = '') -> 'Owner':
+    def this_process(cls, workdir: str = '') -> 'LeaseHolder':
         """This process, with a new token."""
         pid, started = os.getpid(), _start_of(os.getpid())[0] or 0
         return cls(socket.gethostname(), _this_machine(), pid, started, secrets.token_hex(8), workdir=workdir)
 
-    def is_gone(self) -> bool | None:
+    def has_exited(self) -> bool | None:
         """Whether its process has ended; None on another machine, where only the file can tell."""
         if self.released:
             return True
@@ -80,18 +81,18 @@ class Owner:
 
     def __str__(self) -> str:
         """`process 4711 on node7`."""
-        stopped = not self.is_gone() and self.machine == _this_machine() and _start_of(self.pid)[1] == 'T'
+        stopped = not self.has_exited() and self.machine == _this_machine() and _start_of(self.pid)[1] == 'T'
         return f'process {self.pid} on {self.host}' + (', which is stopped' if stopped else '')
 
 
 class Lease:
     """This process's hold on one workdir, from `acquire` to `close`; process 0 of a run holds it."""
 
-    def __init__(self, workdir: str, *, beat: float = BEAT, timeout: float = TIMEOUT) -> None:
+    def __init__(self, workdir: str, *, beat: float = HEARTBEAT_SECONDS, timeout: float = TIMEOUT_SECONDS) -> None:
         self._directory = epath.Path(workdir) / DIRECTORY
         self._workdir, self._beat, self._timeout = workdir, beat, timeout
         self._is_remote = not is_local(workdir)
-        self._owner = Owner.this_process('' if self._is_remote else os.path.realpath(workdir))
+        self._owner = LeaseHolder.this_process('' if self._is_remote else os.path.realpath(workdir))
         self._number = 0
         self._done = threading.Event()
 
@@ -168,16 +169,16 @@ class Lease:
     def _path(self, number: int) -> epath.Path:
         return self._directory / f'{number}.json'
 
-    def _newest(self) -> tuple[int, Owner | None]:
+    def _newest(self) -> tuple[int, LeaseHolder | None]:
         """The highest number and its owner, or (0, None). An unreadable file counts as that of a silent owner."""
         names = [path.name for path in self._directory.iterdir()] if self._directory.exists() else []
         number = max((int(name[:-5]) for name in names if name[:-5].isdecimal() and name.endswith('.json')), default=0)
         if not number:
             return 0, None
         try:
-            return number, Owner(**read_json(self._path(number)))
+            return number, LeaseHolder(**read_json(self._path(number)))
         except (ValueError, TypeError, OSError):
-            return number, Owner('an unknown host', '', 0, 0, '')
+            return number, LeaseHolder('an unknown host', '', 0, 0, '')
 
     def _text(self, released: bool = False) -> str:
         return json.dumps(dataclasses.asdict(self._owner) | {'released': released}) + '\n'
@@ -207,7 +208,7 @@ class Lease:
         newest, holder = self._newest()  # the number may be free because others came and left in the meantime
         return newest == number and holder is not None and holder.token == self._owner.token
 
-    def _is_copied(self, number: int, holder: Owner) -> bool:
+    def _is_copied(self, number: int, holder: LeaseHolder) -> bool:
         """Whether a holder's lease is of another workdir, which this one is a copy of."""
         if self._is_remote or not holder.workdir or holder.machine != _this_machine():
             return False
@@ -236,9 +237,9 @@ class Lease:
                 elif path.exists():
                     path.write_text(self._text())
 
-    def _wait_until_expired(self, number: int, holder: Owner, say: Callable[[str], None]) -> None:
+    def _wait_until_expired(self, number: int, holder: LeaseHolder, say: Callable[[str], None]) -> None:
         """Returns once the holder is dead; raises BadInput when it is alive."""
-        gone = holder.is_gone()
+        gone = holder.has_exited()
         if gone is None:
             say(f'{self._workdir} is held by {holder}: waiting for a sign of life, {self._timeout:.0f} s at most.')
         silent, watched, sign = self._age(number), 0.0, self._sign(number)
@@ -280,9 +281,9 @@ def holder_of(workdir: str) -> str:
     """Who holds a workdir, as far as its files say at once; '' if nobody seems to."""
     lease = Lease(workdir)
     number, holder = lease._newest()
-    if holder is None or holder.is_gone() or lease._is_copied(number, holder):
+    if holder is None or holder.has_exited() or lease._is_copied(number, holder):
         return ''
-    if holder.is_gone() is None:
+    if holder.has_exited() is None:
         with contextlib.suppress(OSError):
             if abs(time.time() - modified_at(lease._path(number))) > lease._timeout:
                 return ''

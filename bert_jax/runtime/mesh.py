@@ -33,11 +33,11 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(mesh, model, train, len(devices), where)
-    arranged = arrange(tuple(sizes.values()), devices)
+    arranged = arrange_devices(tuple(sizes.values()), devices)
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def arrange(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+def arrange_devices(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices as an array of (data, fsdp, tensor), those that exchange most beside each other.
 
     Slices (of TPUs; of GPUs, those that NVLink joins) meet along `data`, where gradients cross once a step, else along

@@ -190,10 +190,10 @@ def bind_address(process: ProcessInfo) -> str | None:
     return f'[{found}]:{port}' if found.version == 6 else f'{found}:{port}'
 
 
-def first_does(action: Callable[[], Any]) -> Any:
+def run_on_process_zero(action: Callable[[], Any]) -> Any:
     """Process 0 performs an action, however long it takes; all return its JSON value or raise its `BadInput`."""
     value = refusal = None
-    if is_first():
+    if is_process_zero():
         try:
             value = action()
         except BadInput as error:
@@ -204,7 +204,7 @@ def first_does(action: Callable[[], Any]) -> Any:
     return value
 
 
-def is_first() -> bool:
+def is_process_zero() -> bool:
     """Whether this is process 0, which alone writes files."""
     return jax.process_index() == 0
 
@@ -253,7 +253,7 @@ def _code_version() -> dict[str, object]:
     return {'code': contents, 'jax': jax.__version__}
 
 
-class AnyProcess:
+class AnyProcessFlag:
     """Whether any process says yes: the same answer in all at the same step, some steps late so that none waits."""
 
     _STEPS_LATE = 2
@@ -288,12 +288,12 @@ def num_hosts() -> int:
     return len({*_gather(socket.gethostname())})
 
 
-def smallest(value: int) -> int:
+def min_over_processes(value: int) -> int:
     """The smallest of all processes' values."""
     return min(_gather(value))
 
 
-def largest(value: int) -> int:
+def max_over_processes(value: int) -> int:
     """The largest of all processes' values."""
     return max(_gather(value))
 

@@ -2,7 +2,7 @@
 
 The first SIGINT, SIGTERM or SIGUSR1 asks the run to stop; the second ends the process at once (130, 143). While there
 is nothing to save (start-up, reading, compiling the first step) the first one ends the process at once too, with exit
-status 75; after `has_something_to_save` the loop checks `asked` and saves. A thread reads the signals from a pipe that
+status 75; after `enable_saving` the loop checks `should_stop` and saves. A thread reads the signals from a pipe that
 Python's C handler writes to, because a handler in Python would wait for the compiler.
 
 Does not import jax, so that it can be set up before everything else.
@@ -37,7 +37,7 @@ class StopRequest:
     """Whether and why a run should save and stop; a context to be entered in the main thread.
 
     Attributes:
-      received: what asked, the name of a signal or 'the time limit'; '' as long as nothing has.
+      received: what should_stop, the name of a signal or 'the time limit'; '' as long as nothing has.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class StopRequest:
         self._stop_at = datetime.datetime.fromisoformat(stop_at).timestamp() if stop_at else end_of_job
 
     @contextlib.contextmanager
-    def before_unsaved_end(self, call: Callable[[str], None]) -> Iterator[None]:
+    def on_unsaved_exit(self, call: Callable[[str], None]) -> Iterator[None]:
         """While the context is open, an end without a save first calls `call` with the reason.
 
         Args:
@@ -82,12 +82,12 @@ class StopRequest:
         finally:
             self._before_unsaved_end = None
 
-    def has_something_to_save(self) -> None:
+    def enable_saving(self) -> None:
         """From now on a request waits until the loop has saved."""
         with self._lock:
             self._can_save = True
 
-    def asked(self, seconds_to_save: float | None) -> bool:
+    def should_stop(self, seconds_to_save: float | None) -> bool:
         """Whether to stop now.
 
         Args:
@@ -134,7 +134,7 @@ def _report(where: str, found: str, fix: str = '') -> None:
 
 
 @contextlib.contextmanager
-def cleaning_up() -> Iterator[None]:
+def exit_on_signals() -> Iterator[None]:
     """While the context is open, SIGTERM and SIGHUP raise SystemExit, so that temporary files are removed.
 
     For commands with nothing to save; to be entered in the main thread. A second signal ends the process at once.

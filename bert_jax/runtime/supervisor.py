@@ -45,7 +45,7 @@ class Supervisor:
             if not self._listens_already:
                 contexts.enter_context(self._stop)
             self._stop.set_time(self._stop_at)
-            contexts.enter_context(self._stop.before_unsaved_end(self._end_unsaved))
+            contexts.enter_context(self._stop.on_unsaved_exit(self._end_unsaved))
             contexts.enter_context(self._watchdog)
             contexts.enter_context(activity(lambda: self.stage))
             # Released first: the watchdog ends the process when this one fails among several.
@@ -73,7 +73,7 @@ class Supervisor:
         self.release()
         self._watchdog.begin_run()
         self._lease = lease = Lease(workdir)
-        processes.first_does(lambda: lease.acquire(say))
+        processes.run_on_process_zero(lambda: lease.acquire(say))
 
     def release(self) -> None:
         """Lets another run have the workdir at once; from here on `check_lease` raises.
@@ -99,7 +99,7 @@ class Supervisor:
         """Around the dispatch of a step, which compiles it if no batch of its shape came before."""
         self._watchdog.begin_step(step)
         if is_first_of_shape:
-            self._watchdog.enter_long('compiling the step')
+            self._watchdog.enter_long_stage('compiling the step')
         yield
         if is_first_of_shape:
             self._watchdog.enter_first_step()
@@ -111,20 +111,20 @@ class Supervisor:
           result: any output of the step.
         """
         self._watchdog.end_step(result)
-        self._stop.has_something_to_save()
+        self._stop.enable_saving()
 
     @property
     def stage(self) -> str:
         """What the main thread is doing, in words; '' while it makes steps."""
         return '' if self._watchdog.stage in (THE_STEP, BETWEEN_STEPS) else self._watchdog.stage
 
-    def enter_long(self, stage: str) -> None:
+    def enter_long_stage(self, stage: str) -> None:
         """The main thread enters a stage that may take long and is not a step."""
-        self._watchdog.enter_long(stage)
+        self._watchdog.enter_long_stage(stage)
 
-    def aside(self, stage: str) -> contextlib.AbstractContextManager[None]:
+    def long_stage(self, stage: str) -> contextlib.AbstractContextManager[None]:
         """Around a part of the loop that is not a step: evaluating, saving."""
-        return self._watchdog.aside(stage)
+        return self._watchdog.long_stage(stage)
 
     # --- Stopping. ---
 
@@ -133,21 +133,21 @@ class Supervisor:
         """What asked this process to stop: 'SIGTERM', 'the time limit'; '' as long as nothing has."""
         return self._stop.received
 
-    def asked_to_stop(self, seconds_to_save: float | None) -> bool:
-        """Whether this process was asked to stop; the processes still have to agree (`processes.AnyProcess`).
+    def should_stop(self, seconds_to_save: float | None) -> bool:
+        """Whether this process was asked to stop; the processes still have to agree (`processes.AnyProcessFlag`).
 
         Args:
           seconds_to_save: how long a save takes, as measured; None if not yet known.
         """
-        return self._stop.asked(seconds_to_save)
+        return self._stop.should_stop(seconds_to_save)
 
-    def any_asked_to_stop(self) -> bool:
+    def any_should_stop(self) -> bool:
         """Whether any process was asked to stop, where nothing is left to save.
 
         To be called by all processes, which wait for each other: not in the training loop.
         """
-        return bool(processes.largest(int(self.asked_to_stop(seconds_to_save=0.0))))
+        return bool(processes.max_over_processes(int(self.should_stop(seconds_to_save=0.0))))
 
-    def began_to_save(self, step: int) -> None:
+    def save_started(self, step: int) -> None:
         """A save has begun; so the save before it, if any, is on disk."""
-        self._watchdog.began_to_save(step)
+        self._watchdog.save_started(step)

@@ -19,7 +19,7 @@ def requirements() -> list[str]:
     return [line for line in metadata.requires('bert_jax') or () if 'extra ==' not in line]
 
 
-def requirements_of_beam() -> list[str]:
+def beam_requirements() -> list[str]:
     """The lines of requirements-beam.txt, of the environment without jax in which `prepare --beam` runs."""
     return _lines('requirements-beam.txt') if (_TREE / 'requirements-beam.txt').is_file() else []
 

@@ -1,7 +1,8 @@
 """No run hangs: when a process dies, freezes or gets stuck, all processes end and the one at fault is named.
 
-Every few seconds a thread of each process posts where its main thread is (`Board`). Process 0 judges (`Judge`); the
-others read its verdict, and end by themselves when process 0 does not answer. Each process dumps its threads' stacks.
+Every few seconds a thread of each process posts the stage of its main thread (`HeartbeatStore`). Process 0 looks for
+stalls (`StallDetector`). The others read what it found, and end by themselves when process 0 does not answer. Each
+process dumps the stacks of its threads.
 
 - No sign of life for `train.watchdog_seconds`: dead, frozen, or cut off. This holds while compiling and saving too.
 - Signs of life, but no progress for as long: stuck. Stages that may take long have `train.watchdog_long_seconds`;
@@ -33,8 +34,8 @@ import jax
 from bert_jax import console
 from bert_jax.console import say_anywhere
 from bert_jax.errors import BadInput
-from bert_jax.runtime.board import Board
-from bert_jax.runtime.judge import FINISHED, Heartbeat, Judge, Verdict
+from bert_jax.runtime.heartbeat_store import HeartbeatStore
+from bert_jax.runtime.stall_detector import FINISHED, Heartbeat, ShutdownReason, StallDetector
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN
 
 _TIMES_SLOWEST = 5  # how much longer than the slowest step so far a step may take
@@ -56,13 +57,13 @@ class Watchdog:
 
         Args:
           seconds: a step, or a process without a sign of life, may take this long; 0 switches the watchdog off.
-          long_seconds: a stage entered with `enter_long` may take this long.
+          long_seconds: a stage entered with `enter_long_stage` may take this long.
           before_ending: called from a thread, for at most two seconds, before the watchdog ends this process.
         """
         self._seconds, self._long_seconds, self._before_ending = seconds, long_seconds, before_ending
         self._interval = min(max(seconds / 8, 0.25), 5.0)
-        self._board: Board | None = None
-        self._judge = Judge(1, seconds, self._interval)
+        self._board: HeartbeatStore | None = None
+        self._judge = StallDetector(1, seconds, self._interval)
         self._beat = Heartbeat(socket.gethostname())
         self._slowest_step, self._num_measured = 0.0, 0
         self._ended_step: float | None = None  # when; None if something other than a step came after it
@@ -89,14 +90,14 @@ class Watchdog:
         """What the main thread is doing, in words."""
         return self._beat.stage
 
-    def enter_long(self, stage: str) -> None:
+    def enter_long_stage(self, stage: str) -> None:
         """Likewise for what may take long and is not a step: compiling, evaluating, reading or writing checkpoints."""
         self._ended_step = None
         self.enter(stage, limit=self._long_seconds)
 
     def enter_first_step(self) -> None:
         """The main thread waits for a step that it has just compiled; its time counts as that of a step."""
-        self.enter_long('the first step of its shape')
+        self.enter_long_stage('the first step of its shape')
         self._ended_step = time.perf_counter()
 
     def begin_step(self, step: int) -> None:
@@ -120,13 +121,13 @@ class Watchdog:
         self.enter('waiting for a batch')
 
     @contextlib.contextmanager
-    def aside(self, stage: str) -> Iterator[None]:
+    def long_stage(self, stage: str) -> Iterator[None]:
         """A part of the loop that is not a step: evaluating, saving."""
-        self.enter_long(stage)
+        self.enter_long_stage(stage)
         yield
         self.enter(BETWEEN_STEPS)
 
-    def began_to_save(self, step: int) -> None:
+    def save_started(self, step: int) -> None:
         """A save has begun; so the save before it, if any, is on disk."""
         if self._saving is not None:
             self._saved, self._has_saved = self._saving, True
@@ -141,11 +142,11 @@ class Watchdog:
 
     def __enter__(self) -> 'Watchdog':
         if self._seconds:
-            self._board = Board.of_run()
+            self._board = HeartbeatStore.of_run()
             self._start(self._watch)
         if self._board is not None:
             faulthandler.enable(_stderr())  # when process 0 is gone, jax aborts the others
-            self._judge = Judge(self._board.num_processes, self._seconds, self._interval)
+            self._judge = StallDetector(self._board.num_processes, self._seconds, self._interval)
             self._start(self._exchange)
         return self
 
@@ -180,13 +181,13 @@ class Watchdog:
             board = self._board
             if board is None:
                 if mine.idle > mine.limit:
-                    self._end(Verdict(f'Stuck: {mine.idle:.0f} s in {mine.describe()}.'))
+                    self._end(ShutdownReason(f'Stuck: {mine.idle:.0f} s in {mine.describe()}.'))
             elif board.rank and self._unanswered > self._seconds:
                 found = (
                     f'Process 0 has given no sign of life to process {board.rank} on {mine.host} for '
                     f'{self._unanswered:.0f} s: dead, frozen, or the network between them is cut.'
                 )
-                self._end(Verdict(found))
+                self._end(ShutdownReason(found))
 
     def _exchange(self) -> None:
         """Once per interval: posts a heartbeat; process 0 judges, the others read its verdict."""
@@ -221,9 +222,9 @@ class Watchdog:
         self._ending.acquire(blocking=False)  # should the main thread fail meanwhile, that does not change the status
         if self._board is not None:
             found = f'Process {self._board.rank} was stopped ({reason}) before a step was made.'
-            self._pass_on(Verdict(found, EXIT_RUN_AGAIN, stacks=False), self._board)
+            self._pass_on(ShutdownReason(found, EXIT_RUN_AGAIN, stacks=False), self._board)
 
-    def _end_with(self, error: Exception, board: Board) -> None:
+    def _end_with(self, error: Exception, board: HeartbeatStore) -> None:
         """The main thread failed: reports it, finds out whether another process is the reason, and ends all.
 
         At its exit jax would wait for the others, and they for this one in a collective.
@@ -233,7 +234,7 @@ class Watchdog:
         me = f'Process {board.rank} of {board.num_processes} on {self._beat.host}'
         if isinstance(error, BadInput):
             console.fail(f'bert_jax: {error}', error.as_json())
-            self._end(Verdict(f'{me} ended: {error.where}: {error.found}', EXIT_BAD_INPUT, stacks=False))
+            self._end(ShutdownReason(f'{me} ended: {error.where}: {error.found}', EXIT_BAD_INPUT, stacks=False))
         if isinstance(error, jax.errors.JaxRuntimeError):
             before, seconds = board.beats(), 2.5 * self._interval
             time.sleep(seconds)
@@ -241,9 +242,9 @@ class Watchdog:
                 say_anywhere(f'{me}: {str(error).splitlines()[0]}')
                 self._end(verdict)
         say_anywhere(''.join(traceback.format_exception(error)).rstrip('\n'))
-        self._end(Verdict(f'{me} ended with {type(error).__name__}.', status=1, stacks=False))
+        self._end(ShutdownReason(f'{me} ended with {type(error).__name__}.', status=1, stacks=False))
 
-    def _end(self, verdict: Verdict) -> NoReturn:
+    def _end(self, verdict: ShutdownReason) -> NoReturn:
         """Reports why, ends this process, and through the verdict the others."""
         if not self._ending.acquire(blocking=False):
             time.sleep(3600)  # another thread is ending the process
@@ -259,13 +260,13 @@ class Watchdog:
         console.flush()
         os._exit(verdict.status)
 
-    def _with_status(self, verdict: Verdict) -> Verdict:
+    def _with_status(self, verdict: ShutdownReason) -> ShutdownReason:
         status = EXIT_RUN_AGAIN if self._has_saved else 1
         saved = f'; step {self._saved} is saved' if self._saved is not None else ''
         text = f'All processes end (exit status {status}{saved}). Rerun the same command to resume.'
         return dataclasses.replace(verdict, text=f'{verdict.text}\n{text}', status=status)
 
-    def _pass_on(self, verdict: Verdict, board: Board) -> None:
+    def _pass_on(self, verdict: ShutdownReason, board: HeartbeatStore) -> None:
         """Posts the verdict for the others; process 0, which serves what they read, waits until they have read it."""
 
         def post() -> None:

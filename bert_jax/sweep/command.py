@@ -13,8 +13,8 @@ from bert_jax.files import is_local
 from bert_jax.runtime.lease import Lease
 from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
 from bert_jax.sweep import launch
-from bert_jax.sweep.launch import Signals
-from bert_jax.sweep.picture import write_picture
+from bert_jax.sweep.launch import SignalForwarder
+from bert_jax.sweep.page import write_page
 from bert_jax.sweep.results import Result, best_commands, read_results, table
 from bert_jax.sweep.runs import Run
 
@@ -49,7 +49,7 @@ def sweep(
     job, stopped = '', ''
     if todo and jobs != 0:
         say(f'{len(runs)} runs, {len(runs) - len(todo)} of them finished')
-        with Signals() as signals, _held(directory):
+        with SignalForwarder() as signals, _held(directory):
             status = launch.prepare_corpora(todo, signals)
             if status:
                 found = f'was stopped by {signals.received}' if signals.received else f'ended with exit status {status}'
@@ -60,7 +60,7 @@ def sweep(
         if slurm is not None:
             job = launch.submit(todo, [runs.index(run) for run in todo], directory, jobs, slurm)
     results = read_results(runs, statuses)
-    page = str(write_picture(results, directory))
+    page = str(write_page(results, directory))
     commands = best_commands(results)
     as_json = {
         'runs': [result.as_json() for result in results],
@@ -83,16 +83,16 @@ def _held(directory: str) -> Iterator[None]:
         lease.close()
 
 
-def _run_here(runs: tuple[Run, ...], todo: list[Run], jobs: int, signals: Signals) -> dict[str, int]:
+def _run_here(runs: tuple[Run, ...], todo: list[Run], jobs: int, signals: SignalForwarder) -> dict[str, int]:
     statuses = {}
     done = len(runs) - len(todo)
 
-    def how_far() -> str:
+    def describe_progress() -> str:
         steps = {run.name: launch.saved_step(run) for run in todo if run.name not in statuses}
         begun = [f'{name} has saved step {step}' for name, step in steps.items() if step is not None]
         return '; '.join([f'{len(statuses)} of {len(todo)} runs have ended', *begun[:jobs]])
 
-    with activity(how_far), progress_bar(total=len(runs), initial=done, unit='run') as bar:
+    with activity(describe_progress), progress_bar(total=len(runs), initial=done, unit='run') as bar:
         for number, (run, status, seconds) in enumerate(launch.run_all(todo, jobs, signals), start=done + 1):
             statuses[run.name] = status
             [result] = read_results((run,), statuses)

@@ -50,7 +50,9 @@ def check_workdirs(runs: tuple[Run, ...]) -> None:
     for run in runs:
         if not Path(run.workdir, 'config.json').exists():
             continue
-        ours = json.loads(json.dumps(identity_of(run_files.as_begun(run.config, run.workdir, quiet=True))))
+        ours = json.loads(
+            json.dumps(identity_of(run_files.with_recorded_defaults(run.config, run.workdir, quiet=True)))
+        )
         theirs = run_files.load_fingerprint(run.workdir)
         if differ := [name for name in theirs.keys() & ours.keys() if theirs[name] != ours[name]]:
             found = f'holds another run: {run_files.listed(differ, theirs, ours)}'
@@ -60,7 +62,7 @@ def check_workdirs(runs: tuple[Run, ...]) -> None:
 # --- On this machine. ---
 
 
-class Signals:
+class SignalForwarder:
     """Passes SIGINT and SIGTERM on to the processes that run, and notes the first; they save and stop."""
 
     _PASSED_ON = (signal.SIGINT, signal.SIGTERM)
@@ -69,7 +71,7 @@ class Signals:
         self.received = ''
         self.processes: list[subprocess.Popen] = []
 
-    def __enter__(self) -> 'Signals':
+    def __enter__(self) -> 'SignalForwarder':
         self._before = {number: signal.signal(number, self._receive) for number in self._PASSED_ON}
         return self
 
@@ -84,7 +86,7 @@ class Signals:
                 process.send_signal(number)
 
 
-def prepare_corpora(runs: list[Run], signals: Signals) -> int:
+def prepare_corpora(runs: list[Run], signals: SignalForwarder) -> int:
     """Makes each corpus that is not there yet, one after the other; returns the exit status of the first that fails."""
     corpora = {run.config.data.corpus: run for run in runs if not is_records(run.config.data.source)}
     missing = {directory: run for directory, run in corpora.items() if not Path(directory, 'manifest.json').exists()}
@@ -100,7 +102,7 @@ def prepare_corpora(runs: list[Run], signals: Signals) -> int:
     return 0
 
 
-def run_all(runs: list[Run], jobs: int, signals: Signals) -> Iterator[tuple[Run, int, float]]:
+def run_all(runs: list[Run], jobs: int, signals: SignalForwarder) -> Iterator[tuple[Run, int, float]]:
     """Runs `train` for each, `jobs` at a time; gives (run, exit status, seconds) as they end, none after a signal.
 
     A run that another process holds is not started, and its status is 75: it can be had later.
@@ -139,7 +141,7 @@ def _start(run: Run, slot: int, jobs: int) -> subprocess.Popen:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the processes through `Signals`, once
+            start_new_session=True,  # Ctrl-C reaches the processes through `SignalForwarder`, once
         )
 
 

@@ -44,9 +44,9 @@ class Result:
       final_mlm_loss, best_mlm_loss: on held-out text, of the last evaluation and the lowest of all (at best_step).
       tokens_per_second: median over the run.
       task: what the MLM loss is a loss of; runs with equal ones can be compared.
-      rank: from 1, by final_mlm_loss, among the finished runs of one task; where tasks differ and all finished runs
-        were measured alike by something else, among all of them by that. None where there is nothing to rank.
-      common: what that is, and `common_value` the run's.
+      rank: from 1, by final_mlm_loss, among the finished runs of one task. If tasks differ but all finished runs share
+        another metric, the rank is by that metric, among all of them. None if there is nothing to rank.
+      common, common_value: the shared metric, and its value for this run.
     """
 
     run: Run
@@ -183,7 +183,7 @@ def _is_finite(value: float | None) -> bool:
 # --- Groups of runs that can be compared. ---
 
 
-def tasks(results: list[Result]) -> list[list[Result]]:
+def comparable_groups(results: list[Result]) -> list[list[Result]]:
     """Results by what their MLM loss is a loss of, the best first; those without any, last or in the only group."""
     groups: dict[str, list[Result]] = {}
     is_one = len({json_digest(result.task) for result in results if result.task}) <= 1 or any(r.common for r in results)
@@ -194,19 +194,19 @@ def tasks(results: list[Result]) -> list[list[Result]]:
     return sorted(groups.values(), key=lambda group: not group[0].task)
 
 
-def differing(groups: list[list[Result]]) -> list[str]:
-    """The names of what differs between the tasks of groups."""
+def differing_fields(groups: list[list[Result]]) -> list[str]:
+    """The names of what differs between the comparable_groups of groups."""
     started = [group[0].task for group in groups if group[0].task]
     names = dict.fromkeys(name for task in started for name in task)
     return [name for name in names if any(task.get(name) != started[0].get(name) for task in started)]
 
 
-def why_not_ranked(groups: list[list[Result]]) -> str:
+def ranking_note(groups: list[list[Result]]) -> str:
     """Why runs of different groups are not ranked against each other, or those of one not by MLM loss; else ''."""
     if groups and groups[0][0].common:
         reasons = _reasons([[result] for result in groups[0] if result.task])
         return f'Runs are {groups[0][0].common.why}; MLM losses do not compare, for they differ in {reasons}.'
-    names = differing(groups)
+    names = differing_fields(groups)
     if not names:
         return ''
     return (
@@ -218,7 +218,7 @@ def why_not_ranked(groups: list[list[Result]]) -> str:
 
 def _reasons(groups: list[list[Result]]) -> str:
     """What differs between groups, and why that matters to a loss."""
-    names = differing(groups)
+    names = differing_fields(groups)
     whys = {name: next((why for prefix, why in _WHY.items() if name.startswith(prefix)), _WHY_ELSE) for name in names}
     grouped: dict[str, list[str]] = {}
     for name, why in whys.items():
@@ -259,7 +259,7 @@ def value(run: Run, field: str) -> Any:
     return flatten(dataclasses.asdict(run.config))[field]
 
 
-def at_the_end_of_their_range(groups: list[list[Result]]) -> list[str]:
+def optima_at_range_ends(groups: list[list[Result]]) -> list[str]:
     """A sentence for each field of the optimiser whose best value is the lowest or highest of three or more tried."""
     told = []
     for group in groups:
@@ -300,8 +300,8 @@ def tabulate(results: list[Result]) -> ResultTable:
     common = [results[0].common.name] if results and results[0].common else []
     headings = ['rank', *varied.values(), *_NUMBERS, *common, 'status']
     is_number = [True, *(False for _ in varied), *(True for _ in (*_NUMBERS, *common)), False]
-    groups = tasks(results)
-    names = differing(groups)
+    groups = comparable_groups(results)
+    names = differing_fields(groups)
     shown = [
         TableGroup(
             title(group, names) if len(groups) > 1 else '',
@@ -335,8 +335,8 @@ def _numbers(result: Result) -> list[str]:
 
 def notes(results: list[Result]) -> list[str]:
     """Sentences to read with the table."""
-    groups = tasks(results)
-    return [*filter(None, [why_not_ranked(groups)]), *at_the_end_of_their_range(groups)]
+    groups = comparable_groups(results)
+    return [*filter(None, [ranking_note(groups)]), *optima_at_range_ends(groups)]
 
 
 def table(results: list[Result]) -> str:
@@ -360,8 +360,8 @@ def table(results: list[Result]) -> str:
 
 def best_commands(results: list[Result]) -> list[tuple[str, str]]:
     """(the group's title, the command of its best run) of each group that has one."""
-    groups = tasks(results)
-    names = differing(groups)
+    groups = comparable_groups(results)
+    names = differing_fields(groups)
     return [
         (title(group, names) if len(groups) > 1 else '', shlex.join(['python', *group[0].run.train_command[1:]]))
         for group in groups

@@ -70,7 +70,7 @@ def refused_bytes(message: str) -> float:
 
 def device_bytes() -> int:
     """What a program may take of the smallest device of all processes, each of which has to call this."""
-    return processes.smallest(_local_device_bytes())
+    return processes.min_over_processes(_local_device_bytes())
 
 
 def _local_device_bytes() -> int:

@@ -40,7 +40,7 @@ from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState, is_finite
 from bert_jax.workdir import seal
-from bert_jax.workdir.orbax_files import arrays_of, literal_path, unreadable, why
+from bert_jax.workdir.orbax_files import arrays_of, literal_path, restore_error, why
 
 _RECORD = 'record.json'
 _MAX_FAILURES = 3  # saves in a row that may fail
@@ -105,7 +105,7 @@ class Checkpoints:
 
     def damage(self, step: int) -> str:
         """What is wrong with a checkpoint; '' when every byte is as it was written and Orbax finds all arrays."""
-        return seal.damage(self._path(step)) or unreadable(self._path(step), step)
+        return seal.damage(self._path(step)) or restore_error(self._path(step), step)
 
     def record(self, step: int) -> TrainingRecord:
         """What the run knew about its divergence when it saved a sound checkpoint."""
@@ -118,7 +118,7 @@ class Checkpoints:
         """How many numbers the arrays of a sound checkpoint hold, by their metadata."""
         return sum(array.num_elements for array in arrays_of(self._path(step)).values())
 
-    def set_aside_unsound(self) -> int | None:
+    def set_aside_damaged(self) -> int | None:
         """Renames damaged and unfinished directories, newest first, down to the newest sound checkpoint.
 
         Only the process that owns the workdir may do this; the others receive its result.
@@ -126,14 +126,14 @@ class Checkpoints:
         Returns:
           The step of the newest sound checkpoint, or None.
         """
-        return processes.first_does(self._find_sound)
+        return processes.run_on_process_zero(self._find_sound)
 
     def _find_sound(self) -> int | None:
-        """What `set_aside_unsound` does in process 0."""
+        """What `set_aside_damaged` does in process 0."""
         self._check()
         for left_over in matching(self._directory, '*.orbax-checkpoint-tmp*'):
             left_over.rmtree()  # an interrupted save
-        for step in reversed(seal.numbered(self._directory)):
+        for step in reversed(seal.step_directories(self._directory)):
             damage = self.damage(step)
             if not damage:
                 return step
@@ -154,7 +154,7 @@ class Checkpoints:
             for step in self.steps():
                 if step > max(before, default=0):
                     seal.delete(self._path(step))
-        return self.set_aside_unsound()
+        return self.set_aside_damaged()
 
     def restore(self, shapes: TrainState, shardings: TrainState, step: int) -> TrainState:
         """The state of a sound checkpoint, placed according to `shardings`."""
@@ -263,7 +263,7 @@ class Checkpoints:
         """Raises OSError, in every process, when the disk is too full: Orbax would notice halfway through."""
         if not is_local(self._directory):  # object stores do not fill up
             return
-        if problem := processes.first_does(lambda: self._missing_room(state)):  # all save, or none does
+        if problem := processes.run_on_process_zero(lambda: self._missing_room(state)):  # all save, or none does
             raise OSError(*problem)
 
     def _missing_room(self, state: TrainState) -> tuple[int, str] | None:

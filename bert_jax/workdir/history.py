@@ -33,7 +33,7 @@ class History:
 
     def add(self, event: str, step: int, **values: Any) -> None:
         """Appends a line; the module docstring lists events and values."""
-        if not processes.is_first():
+        if not processes.is_process_zero():
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
         line = json.dumps({'event': event, 'step': step, 'time': now} | values) + '\n'

@@ -19,9 +19,9 @@ from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.json_files import read_given_json
-from bert_jax.runtime.processes import is_first
+from bert_jax.runtime.processes import is_process_zero
 from bert_jax.text.tokenizer import Tokenizer
-from bert_jax.workdir.recorded_paths import current_directory_from, found_from
+from bert_jax.workdir.recorded_paths import current_directory_from, resolve_recorded_paths
 
 ConfigT = TypeVar('ConfigT', Config, FinetuneConfig)
 _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 'sentencepiece')
@@ -42,7 +42,9 @@ def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
     return found
 
 
-def as_begun(config: ConfigT, workdir: str, changing: Sequence[str] = (), *, quiet: bool = False) -> ConfigT:
+def with_recorded_defaults(
+    config: ConfigT, workdir: str, changing: Sequence[str] = (), *, quiet: bool = False
+) -> ConfigT:
     """The config to resume a workdir's run with: defaults that are newer than the run keep the values that it had.
 
     So does what a run chooses once for itself, the sequences of a packed row.
@@ -110,7 +112,7 @@ def claim(
         differ = _differing(ours, theirs)
         _check_may_change(workdir, differ - allowed, theirs, ours, has_flag=allow_change is not None)
         _check_keeps_shapes(workdir, differ)
-        if differ and is_first():
+        if differ and is_process_zero():
             changes = [
                 {'step': step, 'field': name, 'from': theirs.get(name), 'to': ours.get(name)} for name in sorted(differ)
             ]
@@ -118,7 +120,7 @@ def claim(
             _save(workdir, config, tokenizer, ours, content, changes=changes)
             say(f'Changed from step {step or 0} on: {listed(differ, theirs, ours)}')
         return
-    if is_first():
+    if is_process_zero():
         write(workdir, config, tokenizer, ours, start)
 
 
@@ -237,7 +239,7 @@ def load_settings(workdir: str) -> dict[str, Any]:
     trusted, ignored = without_places_to_write(section, content['config'])
     if ignored:
         _report_ignored(str(path), tuple(f'{name}={value!r}' for name, value in ignored.items()))
-    return found_from(workdir, content.get('directory'), trusted)
+    return resolve_recorded_paths(workdir, content.get('directory'), trusted)
 
 
 @functools.cache  # a command reads a config more than once
@@ -254,7 +256,7 @@ def load_fingerprint(workdir: str) -> dict[str, Any]:
     return _read(epath.Path(workdir) / 'config.json')['fingerprint']
 
 
-def load_start(workdir: str) -> dict[str, Any] | None:
+def load_recorded_start(workdir: str) -> dict[str, Any] | None:
     """What a workdir records of the weights that its run started from; None for random ones, and in old workdirs.
 
     Raises:

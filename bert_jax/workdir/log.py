@@ -57,9 +57,9 @@ class RunLog:
         self._progress.__exit__()
         self._writer.close()
 
-    def made_step(self, step: int, loss: float) -> None:
+    def update_progress(self, step: int, loss: float) -> None:
         """Takes note of a step that the devices have made; nothing is written."""
-        self._progress.made_step(step, loss)
+        self._progress.update_progress(step, loss)
 
     def train_step(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and shows the metrics of a training step."""

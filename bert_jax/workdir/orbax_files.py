@@ -36,7 +36,7 @@ def literal_path(path: str) -> epath.Path:
     return LiteralPath(path) if is_local(path) else epath.Path(path)
 
 
-def unreadable(directory: epath.Path, step: int) -> str:
+def restore_error(directory: epath.Path, step: int) -> str:
     """Why Orbax could not restore a checkpoint with whole files; '' when it can.
 
     Reads the step, and of every other array its shape: under a millisecond for each. In this process alone, without

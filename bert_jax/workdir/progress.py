@@ -56,7 +56,7 @@ class Progress:
         self._activity.__exit__(None, None, None)
         self.close()
 
-    def made_step(self, step: int, loss: float) -> None:
+    def update_progress(self, step: int, loss: float) -> None:
         """The devices have made a step; its loss is known anyway, so nothing waits for them here."""
         now = time.perf_counter()
         self._first = self._first or (step, now)
@@ -78,7 +78,7 @@ class Progress:
             shown += f'  {metrics["tokens_per_second"]:,.0f} tokens/s'
         if metrics.get('input_wait_fraction', 0.0) >= 0.01:
             shown += f'  waiting for input {metrics["input_wait_fraction"]:.0%}'
-        self.made_step(step, metrics['loss'])
+        self.update_progress(step, metrics['loss'])
         if self._bar.disable:
             say('  '.join([f'step {step}/{self._num_steps}', shown, *self._left()]))
         else:

@@ -26,7 +26,7 @@ def current_directory_from(workdir: str) -> str:
     return os.path.relpath(os.getcwd(), os.path.realpath(workdir)) if is_local(workdir) else ''
 
 
-def found_from(workdir: str, directory: Any, values: dict[str, Any]) -> dict[str, Any]:
+def resolve_recorded_paths(workdir: str, directory: Any, values: dict[str, Any]) -> dict[str, Any]:
     """The `config` of a config.json, with paths that lead to their files.
 
     Args:

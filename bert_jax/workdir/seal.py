@@ -32,10 +32,10 @@ def is_sealed(directory: epath.Path) -> bool:
 
 def sealed_steps(directory: epath.Path) -> list[int]:
     """Ascending steps of the sealed subdirectories that are named after one."""
-    return [step for step in numbered(directory) if is_sealed(directory / str(step))]
+    return [step for step in step_directories(directory) if is_sealed(directory / str(step))]
 
 
-def numbered(directory: epath.Path) -> list[int]:
+def step_directories(directory: epath.Path) -> list[int]:
     """Ascending numbers of the subdirectories that are named after one; [] when the directory does not exist."""
     if not directory.exists():
         return []

@@ -140,11 +140,11 @@ def test_a_workdir_records_the_number_and_is_resumed_with_or_without_the_config(
     run = _recorded(tmp_path, values)
     assert run.data.max_sequences >= 4
     for name in ('data.max_sequences', 'data.packing'):  # the first is chosen again
-        begun = identity.as_begun(as_config(values), str(tmp_path / 'run'), [name])
+        begun = identity.with_recorded_defaults(as_config(values), str(tmp_path / 'run'), [name])
         assert (begun.data.max_sequences == 0) == (name == 'data.max_sequences')
     loaded = identity.load_config(str(tmp_path / 'run'))
     assert loaded.data.max_sequences == run.data.max_sequences
-    resumed = identity.as_begun(as_config(values), str(tmp_path / 'run'), quiet=True)
+    resumed = identity.with_recorded_defaults(as_config(values), str(tmp_path / 'run'), quiet=True)
     assert identity.fingerprint(open_streams(resumed).config, open_streams(resumed)) == identity.load_fingerprint(
         str(tmp_path / 'run')
     )
@@ -156,7 +156,7 @@ def test_an_older_workdir_keeps_the_rule_that_it_was_begun_with(
 ) -> None:
     values = prepared(tmp_path, data__packing=packing)
     _recorded(tmp_path, values | {'data.max_sequences': -1})  # what earlier versions recorded
-    resumed = identity.as_begun(as_config(values), str(tmp_path / 'run'))
+    resumed = identity.with_recorded_defaults(as_config(values), str(tmp_path / 'run'))
     assert not capsys.readouterr().err  # nothing that the user has to know
     streams = open_streams(resumed)
     assert streams.config.data.max_sequences == -1

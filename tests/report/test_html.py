@@ -14,7 +14,7 @@ from bert_jax.report import curves
 from bert_jax.report.html import SHARED, Column, Group, Table, Text, render
 from bert_jax.report.svg import Drawing
 from bert_jax.sweep.launch import LOG
-from bert_jax.sweep.picture import write_picture
+from bert_jax.sweep.page import write_page
 from bert_jax.sweep.results import read_results
 from bert_jax.sweep.runs import expand
 from tests.support.pages import Page, write_lines, write_run
@@ -99,7 +99,7 @@ def test_text_of_a_sweep_cannot_act_as_html_on_its_page(tmp_path: Path) -> None:
     results = read_results(runs, {run.name: 2 for run in runs})
     results = [dataclasses.replace(result, rank=1) for result in results]
     directory = tmp_path / ATTACK
-    path = write_picture(results, str(directory))
+    path = write_page(results, str(directory))
     check(path)
     text = ''.join(Page(path.read_text()).text)
     for shown in (directory.name, f'text:{ATTACK}', f'{ATTACK} in the log', 'python -m bert_jax train'):

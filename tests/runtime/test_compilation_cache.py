@@ -12,8 +12,8 @@ from bert_jax.runtime import compilation_cache
 
 _PROGRAM = """
 import jax
-from bert_jax.runtime.compilation_cache import keep_programs
-keep_programs()
+from bert_jax.runtime.compilation_cache import enable_compilation_cache
+enable_compilation_cache()
 print(jax.jit(lambda x: (x @ x).sum())(jax.numpy.ones((64, 64))))
 """
 
@@ -66,7 +66,7 @@ def test_a_cache_may_be_a_link_and_may_be_missing(tmp_path: pathlib.Path, monkey
     monkeypatch.setattr(type(jax.config), 'jax_compilation_cache_dir', None, raising=False)
     (tmp_path / 'cache').symlink_to(tmp_path / 'scratch' / 'mine')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    compilation_cache.keep_programs()
+    compilation_cache.enable_compilation_cache()
     kept = pathlib.Path(updates['jax_compilation_cache_dir'])
     assert kept.is_dir() and kept.is_relative_to(tmp_path / 'scratch' / 'mine' / 'bert_jax' / 'programs')
 

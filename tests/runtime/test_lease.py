@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from bert_jax.errors import BadInput
-from bert_jax.runtime.lease import Lease, Owner, holder_of
+from bert_jax.runtime.lease import Lease, LeaseHolder, holder_of
 
-BEAT, TIMEOUT = 0.1, 1.0
+HEARTBEAT_SECONDS, TIMEOUT_SECONDS = 0.1, 1.0
 
 
 def _lease(workdir: Path) -> Lease:
-    return Lease(str(workdir), beat=BEAT, timeout=TIMEOUT)
+    return Lease(str(workdir), beat=HEARTBEAT_SECONDS, timeout=TIMEOUT_SECONDS)
 
 
 def _files(workdir: Path) -> list[str]:
@@ -30,7 +30,7 @@ def _files(workdir: Path) -> list[str]:
 def _plant(workdir: Path, **changes: object) -> Path:
     """The lease of a process on another machine."""
     owner = dataclasses.replace(
-        Owner.this_process(), **({'machine': 'another', 'host': 'elsewhere', 'pid': 7} | changes)
+        LeaseHolder.this_process(), **({'machine': 'another', 'host': 'elsewhere', 'pid': 7} | changes)
     )
     (workdir / '.lease').mkdir(parents=True, exist_ok=True)
     path = workdir / '.lease' / '4.json'
@@ -71,7 +71,7 @@ def test_a_dead_process_of_this_machine_is_succeeded_at_once(tmp_path: Path) -> 
 
 
 def test_a_process_number_that_was_given_again_is_not_the_holder(tmp_path: Path) -> None:
-    here = Owner.this_process()
+    here = LeaseHolder.this_process()
     _plant(tmp_path, machine=here.machine, pid=os.getpid(), started=here.started - 1)
     lease = _lease(tmp_path)
     lease.acquire()
@@ -88,7 +88,7 @@ def test_a_silent_holder_elsewhere_is_succeeded_after_the_timeout_whatever_its_c
     lease.acquire(told.append)
     assert 'held by process 7 on elsewhere: waiting' in told[0] and 'taken over' in told[1]
     seconds = time.monotonic() - start
-    assert seconds >= (2 * BEAT if clock < 0 else 0.9 * TIMEOUT)
+    assert seconds >= (2 * HEARTBEAT_SECONDS if clock < 0 else 0.9 * TIMEOUT_SECONDS)
     lease.close()
 
 
@@ -206,7 +206,7 @@ def _compete(workdir: str, together: object, results: object) -> None:
 @pytest.mark.parametrize('left_by_a_dead_one', [False, True])
 def test_of_many_that_start_at_once_one_is_the_owner(tmp_path: Path, left_by_a_dead_one: bool) -> None:
     if left_by_a_dead_one:
-        here = Owner.this_process()
+        here = LeaseHolder.this_process()
         _plant(tmp_path, machine=here.machine, pid=os.getpid(), started=here.started - 1)
     context = multiprocessing.get_context('spawn')
     together, results = context.Barrier(4), context.Queue()

@@ -91,9 +91,9 @@ def test_the_coordinator_listens_where_the_others_look_for_it_and_nowhere_else(m
 
 
 def test_an_action_of_process_zero_alone_returns_its_value_or_raises() -> None:
-    assert processes.first_does(lambda: [7, None]) == [7, None]
+    assert processes.run_on_process_zero(lambda: [7, None]) == [7, None]
     with pytest.raises(BadInput, match='broken'):
-        processes.first_does(lambda: _refuse('broken'))
+        processes.run_on_process_zero(lambda: _refuse('broken'))
 
 
 @pytest.mark.parametrize('rank', [0, 1])
@@ -119,11 +119,11 @@ def test_all_wait_for_the_action_of_process_zero_and_share_its_outcome(
     monkeypatch.setattr('jax.process_count', lambda: 2)
     monkeypatch.setattr('jax.process_index', lambda: rank)
     monkeypatch.setattr('jax.experimental.multihost_utils.process_allgather', process_allgather)
-    outcome = processes.first_does(lambda: act({'step': 20}))
+    outcome = processes.run_on_process_zero(lambda: act({'step': 20}))
     assert events[:-1] == ['acts'] * (rank == 0) and outcome == ({'step': 20} if rank == 0 else None)
     if rank == 0:
         with pytest.raises(BadInput, match='broken'):
-            processes.first_does(lambda: _refuse('broken'))
+            processes.run_on_process_zero(lambda: _refuse('broken'))
 
 
 def _refuse(found: str) -> None:

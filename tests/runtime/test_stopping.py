@@ -1,4 +1,4 @@
-"""When a run is asked to stop by the clock."""
+"""When a run is should_stop to stop by the clock."""
 
 import os
 import signal
@@ -8,28 +8,28 @@ import time
 
 import pytest
 
-from bert_jax.runtime.stopping import StopRequest, cleaning_up
+from bert_jax.runtime.stopping import StopRequest, exit_on_signals
 
 
 def test_a_slurm_job_leaves_time_for_the_save_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('SLURM_JOB_END_TIME', str(time.time() + 100))
     stop = StopRequest()
     stop.set_time('')
-    assert not stop.asked(seconds_to_save=1.0)
-    assert not stop.asked(seconds_to_save=40.0)
-    assert stop.asked(seconds_to_save=45.0) and stop.received == 'the time limit'
+    assert not stop.should_stop(seconds_to_save=1.0)
+    assert not stop.should_stop(seconds_to_save=40.0)
+    assert stop.should_stop(seconds_to_save=45.0) and stop.received == 'the time limit'
     unmeasured = StopRequest()
     unmeasured.set_time('')
-    assert unmeasured.asked(seconds_to_save=None)  # two minutes, as long as nothing is known
+    assert unmeasured.should_stop(seconds_to_save=None)  # two minutes, as long as nothing is known
 
 
 def test_a_time_that_was_given_is_kept_to_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('SLURM_JOB_END_TIME', '1')  # what the config says counts
     stop = StopRequest()
     stop.set_time('2999-01-01T00:00')
-    assert not stop.asked(seconds_to_save=1000.0)
+    assert not stop.should_stop(seconds_to_save=1000.0)
     stop.set_time('2000-01-01')
-    assert stop.asked(seconds_to_save=None)
+    assert stop.should_stop(seconds_to_save=None)
 
 
 def test_without_a_limit_the_clock_never_asks_and_handlers_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,11 +37,11 @@ def test_without_a_limit_the_clock_never_asks_and_handlers_are_given_back(monkey
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with StopRequest() as stop:
         stop.set_time('')
-        stop.has_something_to_save()
-        assert not stop.asked(seconds_to_save=1000.0)
+        stop.enable_saving()
+        assert not stop.should_stop(seconds_to_save=1000.0)
         signal.raise_signal(signal.SIGUSR1)
         deadline = time.monotonic() + 30
-        while not stop.asked(seconds_to_save=1.0):
+        while not stop.should_stop(seconds_to_save=1.0):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert stop.received == 'SIGUSR1'
@@ -51,7 +51,7 @@ def test_without_a_limit_the_clock_never_asks_and_handlers_are_given_back(monkey
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP])
 def test_a_command_without_anything_to_save_cleans_up_when_it_is_ended(signum: signal.Signals) -> None:
     before, cleaned = signal.getsignal(signum), []
-    with pytest.raises(SystemExit) as ended, cleaning_up():
+    with pytest.raises(SystemExit) as ended, exit_on_signals():
         try:
             signal.raise_signal(signum)
         finally:
@@ -60,7 +60,7 @@ def test_a_command_without_anything_to_save_cleans_up_when_it_is_ended(signum: s
     assert cleaned == [signal.SIG_DFL] and signal.getsignal(signum) is before  # a second one would end it at once
     signal.signal(signum, signal.SIG_IGN)  # nohup
     try:
-        with cleaning_up():
+        with exit_on_signals():
             signal.raise_signal(signum)
     finally:
         signal.signal(signum, before)
@@ -86,7 +86,7 @@ def test_only_the_death_of_a_launcher_comes_more_than_once(
     now = time.monotonic()
     monkeypatch.setattr(time, 'monotonic', lambda: now)
     with StopRequest() as stop:
-        stop.has_something_to_save()
+        stop.enable_saving()
         for after in (0.0, 0.05, 5.0):
             ended.clear()
             monkeypatch.setattr(time, 'monotonic', lambda after=after: now + after)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bert_jax.errors import BadInput
-from bert_jax.runtime.judge import Verdict
 from bert_jax.runtime.lease import Lease
+from bert_jax.runtime.stall_detector import ShutdownReason
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
 
@@ -99,20 +99,20 @@ def test_a_stop_request_that_listens_already_keeps_listening_and_has_one_supervi
 
 def test_the_time_limit_asks_with_what_a_save_takes() -> None:
     with _supervisor(stop_at='2999-01-01') as supervisor:
-        assert not supervisor.asked_to_stop(10.0) and supervisor.received == ''
+        assert not supervisor.should_stop(10.0) and supervisor.received == ''
     with _supervisor(stop_at='2000-01-01') as supervisor:
-        assert supervisor.asked_to_stop(None) and supervisor.received == 'the time limit'
+        assert supervisor.should_stop(None) and supervisor.received == 'the time limit'
 
 
 def test_what_a_seed_has_saved_counts_for_the_status_and_is_not_named_as_the_next_seeds(tmp_path: Path) -> None:
-    verdict = Verdict('Stuck.')
+    verdict = ShutdownReason('Stuck.')
     with _supervisor() as supervisor:
         for seed in ('seed-0', 'seed-1'):
             supervisor.acquire(str(tmp_path / seed))
             given = supervisor._watchdog._with_status(verdict)
             assert (given.status, 'is saved' in given.text) == (1 if seed == 'seed-0' else 75, False)
-            supervisor.began_to_save(10)
-        supervisor.began_to_save(20)
+            supervisor.save_started(10)
+        supervisor.save_started(20)
         assert '75; step 10 is saved' in supervisor._watchdog._with_status(verdict).text
 
 
@@ -125,6 +125,6 @@ def test_only_the_first_step_of_a_shape_may_take_as_long_as_compiling() -> None:
         with supervisor.step(2):
             assert (beat.step, beat.stage, beat.limit) == (2, 'the step', 10.0)
         assert beat.stage == 'the step'
-        with supervisor.aside('saving'):
+        with supervisor.long_stage('saving'):
             assert (beat.stage, beat.limit) == ('saving', 1000.0)
         assert (beat.stage, beat.limit) == ('between steps', 10.0)

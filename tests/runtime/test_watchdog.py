@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from bert_jax.errors import BadInput
-from bert_jax.runtime.board import Board
-from bert_jax.runtime.judge import FINISHED, Heartbeat, Verdict
+from bert_jax.runtime.heartbeat_store import HeartbeatStore
+from bert_jax.runtime.stall_detector import FINISHED, Heartbeat, ShutdownReason
 from bert_jax.runtime.watchdog import Watchdog
 
 _ALONE = """
@@ -18,11 +18,11 @@ import sys, time
 from bert_jax.runtime.supervisor import Supervisor
 with Supervisor(watchdog_seconds=0.6, watchdog_long_seconds=60) as supervisor:
     supervisor.acquire(sys.argv[2])
-    supervisor.enter_long('compiling the step')
+    supervisor.enter_long_stage('compiling the step')
     time.sleep(1.5)
     print('compiled', flush=True)
     for step in range(int(sys.argv[1])):
-        supervisor.began_to_save(step)
+        supervisor.save_started(step)
     with supervisor.step(7):
         time.sleep(60)
 """
@@ -58,7 +58,7 @@ def test_steps_after_a_slow_first_one_are_not_stuck(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr('bert_jax.runtime.watchdog.time.perf_counter', lambda: now[0])
     watchdog = Watchdog(120, 3600)
     watchdog.begin_step(1)
-    watchdog.enter_long('compiling the step')
+    watchdog.enter_long_stage('compiling the step')
     now[0] += 500
     watchdog.enter_first_step()
     assert watchdog._beat.limit == 3600
@@ -90,12 +90,12 @@ class _Ended(BaseException):
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
+def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeartbeatStore]:
     """That of process 0 of two. The watchdogs of the test are those of process 1, whose end raises `_Ended`."""
     store = _Store()
-    board = Board(store, 0, 2)
+    board = HeartbeatStore(store, 0, 2)
     board.post_beat(Heartbeat('host0'))
-    monkeypatch.setattr(Board, 'of_run', lambda: Board(store, 1, 2))
+    monkeypatch.setattr(HeartbeatStore, 'of_run', lambda: HeartbeatStore(store, 1, 2))
 
     def end(status: int) -> None:
         raise _Ended(status)
@@ -104,22 +104,22 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
     yield board
 
 
-def test_what_a_process_posts_the_others_read(board: Board) -> None:
-    beat, verdict = Heartbeat('host0', number=2, step=5), Verdict('Process 0 is stuck.', 1)
+def test_what_a_process_posts_the_others_read(board: HeartbeatStore) -> None:
+    beat, verdict = Heartbeat('host0', number=2, step=5), ShutdownReason('Process 0 is stuck.', 1)
     board.post_beat(beat)
     board.post_verdict(verdict)
-    other = Board.of_run()
+    other = HeartbeatStore.of_run()
     assert other.beat_of_first() == beat and other.beats() == {0: beat} and other.verdicts() == {0: verdict}
 
 
-def test_one_that_finishes_says_so_and_its_silence_means_nothing(board: Board) -> None:
+def test_one_that_finishes_says_so_and_its_silence_means_nothing(board: HeartbeatStore) -> None:
     with Watchdog(60, 600) as watchdog:
         watchdog.begin_step(3)
     assert board.beats()[1].stage == FINISHED and board.beats()[1].step == 3
     assert not board.verdicts()
 
 
-def test_an_error_of_one_process_ends_the_others_with_its_status(board: Board, capsys) -> None:
+def test_an_error_of_one_process_ends_the_others_with_its_status(board: HeartbeatStore, capsys) -> None:
     freed = []
     watchdog = Watchdog(60, 600, before_ending=lambda: freed.append(True))
     with pytest.raises(_Ended, match='2'), watchdog:
@@ -130,8 +130,8 @@ def test_an_error_of_one_process_ends_the_others_with_its_status(board: Board, c
     assert freed and 'bert_jax: train.steps: is 0' in capsys.readouterr().err
 
 
-def test_one_that_is_stopped_before_the_first_step_stops_the_others(board: Board) -> None:
+def test_one_that_is_stopped_before_the_first_step_stops_the_others(board: HeartbeatStore) -> None:
     with Watchdog(60, 600) as watchdog:
         watchdog.stopped('SIGTERM')
     expected = 'Process 1 was stopped (SIGTERM) before a step was made.'
-    assert board.verdicts()[1] == Verdict(expected, 75, stacks=False)
+    assert board.verdicts()[1] == ShutdownReason(expected, 75, stacks=False)

@@ -57,7 +57,7 @@ def test_a_checkpoint_below_any_name_restores_or_is_refused_before_it_is_written
             row.outcomes.append('refused')
             continue
         checkpoints = Checkpoints(str(directory / 'run'))
-        assert checkpoints.set_aside_unsound() == 7, repr(name)
+        assert checkpoints.set_aside_damaged() == 7, repr(name)
         found = checkpoints.restore(shapes, jax.tree.map(lambda _: here, shapes), 7)
         assert jax.tree.all(jax.tree.map(np.array_equal, found, state)), repr(name)
         row.outcomes.append('restored')

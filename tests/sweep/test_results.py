@@ -13,9 +13,9 @@ from bert_jax.errors import BadInput
 from bert_jax.report import rank
 from bert_jax.runtime.lease import Lease
 from bert_jax.runtime.stopping import EXIT_RUN_AGAIN
-from bert_jax.sweep.launch import LOG, Signals, run_all, slurm_script, visible_devices
-from bert_jax.sweep.picture import write_picture
-from bert_jax.sweep.results import best_commands, read_results, table, tasks, why_not_ranked
+from bert_jax.sweep.launch import LOG, SignalForwarder, run_all, slurm_script, visible_devices
+from bert_jax.sweep.page import write_page
+from bert_jax.sweep.results import best_commands, comparable_groups, ranking_note, read_results, table
 from bert_jax.sweep.runs import expand
 from tests.support.pages import read_page
 
@@ -61,7 +61,7 @@ def test_a_run_that_another_process_holds_is_running_and_not_started_again(make)
     runs = make(runs=[{'name': name, 'train.seed': i} for i, name in enumerate('ab')])
     lease = Lease(write_workdir(runs[0], [4.0], step=50).workdir)
     lease.acquire()
-    with Signals() as signals:
+    with SignalForwarder() as signals:
         assert list(run_all([runs[0]], 1, signals)) == [(runs[0], EXIT_RUN_AGAIN, 0.0)]
     for statuses in ({}, {'a': EXIT_RUN_AGAIN}):
         first, second = read_results(runs, statuses)
@@ -92,7 +92,7 @@ def test_finished_runs_are_ranked_by_their_last_loss(make):
     b = results[1]
     assert (b.final_mlm_loss, b.best_mlm_loss, b.best_step) == (5.25, 5.0, 50)
     assert (b.nsp_accuracy, b.tokens_per_second) == (0.6, 1500.0)
-    assert why_not_ranked(tasks(results)) == ''
+    assert ranking_note(comparable_groups(results)) == ''
     [(_, command)] = best_commands(results)
     assert command.startswith('python -m bert_jax train --config=bert.py') and command.endswith('/sweep/b')
     lines = table(results).splitlines()
@@ -127,7 +127,7 @@ def test_losses_of_different_tasks_are_not_ranked_and_the_table_says_why(make, v
         write_workdir(run, [loss], **(content if loss < 5 else {}))
     results = read_results(runs, {})
     assert [result.rank for result in results] == [2, 1, 2, 1]  # each within its own
-    reason = why_not_ranked(tasks(results))
+    reason = ranking_note(comparable_groups(results))
     assert 'not ranked' in reason and named in reason and why in reason
     assert reason in table(results)
     assert len(best_commands(results)) == 2 and len({group for group, _ in best_commands(results)}) == 2
@@ -148,7 +148,7 @@ def test_runs_of_different_tasks_are_ranked_by_what_all_were_measured_by_alike(m
     results = read_results(runs, {})
     assert [result.rank for result in results] == ([2, 1, 3] if by else [1, 1, 1])
     assert [result.as_json()['ranked_by'] for result in results] == [by or 'MLM loss'] * 3
-    shown, page = table(results), ' '.join(read_page(write_picture(results, tmp_path / 'sweep')).text)
+    shown, page = table(results), ' '.join(read_page(write_page(results, tmp_path / 'sweep')).text)
     for told in (shown, page, '\n'.join(rank([result.logged for result in results]))):
         assert ('depends on no tokenizer' in told) == bool(by)
         assert not by or {'nats/char': '0.700', 'probe': '30.0%'}[by] in told
@@ -178,7 +178,7 @@ def test_the_page_needs_no_network_and_its_ids_are_unique(make):
         write_workdir(run, [6.0 + i / 10, 5.0 + i / 10])
     Path(runs[-1].workdir).mkdir()
     Path(runs[-1].workdir, LOG).write_text('what went wrong <script>')
-    path = write_picture(read_results(runs, {runs[-1].name: 2}), Path(runs[0].workdir).parent)
+    path = write_page(read_results(runs, {runs[-1].name: 2}), Path(runs[0].workdir).parent)
     page = read_page(path)
     assert not any(tag in ('script', 'link', 'img', 'iframe') for tag, _ in page.elements)
     references = [value for _, given in page.elements for key, value in given.items() if key.endswith('href')]
@@ -194,8 +194,8 @@ def test_the_page_needs_no_network_and_its_ids_are_unique(make):
 def test_the_page_draws_a_chart_for_each_task_and_says_why(make, tmp_path):
     runs = make(grid={'data.masking.rate': [0.1, 0.2], RATE: [0.001, 0.002]})
     results = read_results(tuple(write_workdir(run, [5.0]) for run in runs), {})
-    page = read_page(write_picture(results, tmp_path / 'sweep'))
-    assert why_not_ranked(tasks(results)) in ' '.join(page.text)
+    page = read_page(write_page(results, tmp_path / 'sweep'))
+    assert ranking_note(comparable_groups(results)) in ' '.join(page.text)
     labels = [given['aria-label'] for tag, given in page.elements if tag == 'svg']
     assert labels.count('Final MLM loss over optimizer.peak_learning_rate') == 2
 
@@ -203,14 +203,14 @@ def test_the_page_draws_a_chart_for_each_task_and_says_why(make, tmp_path):
 def test_the_fields_that_a_name_stands_for_are_not_drawn(make, tmp_path):
     runs = make(runs=[{'name': 'a', 'train.seed': 1}, {'name': 'b', 'train.seed': 2}])
     results = read_results(tuple(write_workdir(run, [5.0]) for run in runs), {})
-    page = read_page(write_picture(results, tmp_path / 'sweep'))
+    page = read_page(write_page(results, tmp_path / 'sweep'))
     assert 'Final MLM loss over' not in ' '.join(page.text) and '2 of 2 runs finished' in page.text
 
 
 def test_a_sweep_that_has_not_begun_has_a_table_and_a_page(make, tmp_path):
     results = read_results(make(grid={RATE: [0.1, 0.2]}), {})
     assert table(results).count('not started') == 2 and not best_commands(results)
-    assert 'not started' in ' '.join(read_page(write_picture(results, tmp_path / 'sweep')).text)
+    assert 'not started' in ' '.join(read_page(write_page(results, tmp_path / 'sweep')).text)
 
 
 def test_gpus_are_shared_out_evenly_and_never_between_jobs(monkeypatch):

@@ -5,12 +5,12 @@ import random
 
 import numpy as np
 
-from bert_jax.runtime.mesh import arrange
+from bert_jax.runtime.mesh import arrange_devices
 
 
 @dataclasses.dataclass(frozen=True)
 class FakeDevice:
-    """What `arrange` and jax's mesh_utils ask of a device."""
+    """What `arrange_devices` and jax's mesh_utils ask of a device."""
 
     id: int
     process_index: int
@@ -41,7 +41,7 @@ def _along(mesh: np.ndarray, axis: int, of: str) -> set[frozenset[int]]:
 
 def test_slices_meet_along_data_and_nothing_else_leaves_one() -> None:
     for devices in (_slices(2), _slices(2, 'tpu', 'TPU v5 lite')):
-        mesh = arrange((4, 2, 2), devices)
+        mesh = arrange_devices((4, 2, 2), devices)
         assert {device.id for device in mesh.flat} == set(range(16))
         assert _along(mesh, 0, 'slice_index') == {frozenset({0, 1})}
         assert all(len(slices) == 1 for axis in (1, 2) for slices in _along(mesh, axis, 'slice_index'))
@@ -49,19 +49,19 @@ def test_slices_meet_along_data_and_nothing_else_leaves_one() -> None:
 
 
 def test_without_a_data_axis_slices_meet_along_fsdp() -> None:
-    mesh = arrange((1, 8, 2), _slices(2))
+    mesh = arrange_devices((1, 8, 2), _slices(2))
     assert _along(mesh, 1, 'slice_index') == {frozenset({0, 1})}
     assert all(len(slices) == 1 for slices in _along(mesh, 2, 'slice_index'))
-    both = arrange((2, 8, 2), _slices(4))
+    both = arrange_devices((2, 8, 2), _slices(4))
     assert all(len(slices) == 1 for slices in _along(both, 2, 'slice_index'))
 
 
 def test_in_one_slice_the_devices_of_a_process_are_consecutive() -> None:
-    mesh = arrange((2, 2, 2), _slices(1))
+    mesh = arrange_devices((2, 2, 2), _slices(1))
     assert [device.process_index for device in mesh.flat] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert all(len(hosts) == 1 for axis in (1, 2) for hosts in _along(mesh, axis, 'process_index'))
 
 
 def test_a_tensor_axis_that_is_larger_than_a_slice_still_has_every_device_once() -> None:
-    mesh = arrange((1, 1, 16), _slices(2))
+    mesh = arrange_devices((1, 1, 16), _slices(2))
     assert [device.id for device in mesh.flat] == list(range(16))

@@ -49,7 +49,7 @@ def _files(workdir: Path, step: int) -> list[Path]:
 
 def test_what_is_restored_is_what_was_saved(workdir: Path) -> None:
     checkpoints = Checkpoints(str(workdir))
-    assert checkpoints.steps() == [10, 20] and checkpoints.set_aside_unsound() == 20
+    assert checkpoints.steps() == [10, 20] and checkpoints.set_aside_damaged() == 20
     for a, b in zip(jax.tree.leaves(_restore(checkpoints, 20)), jax.tree.leaves(_state(20)), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -79,7 +79,7 @@ def test_a_checkpoint_restores_whatever_its_directories_are_called(tmp_path: Pat
         _save(tmp_path / 'aXb' / 'run', 10)  # what the name would match as a pattern
     _save(tmp_path / name / 'run', 20)
     checkpoints = Checkpoints(str(tmp_path / name / 'run'))
-    assert checkpoints.set_aside_unsound() == 20
+    assert checkpoints.set_aside_damaged() == 20
     assert jax.tree.all(jax.tree.map(np.array_equal, _restore(checkpoints, 20), _state(20)))
 
 
@@ -105,7 +105,7 @@ def test_a_sealed_checkpoint_that_orbax_cannot_restore_is_set_aside(workdir: Pat
     (directory / 'manifest.ocdbt').unlink()  # as when nothing was merged
     seal.seal(directory, seal.make_manifest(directory, 20))
     assert seal.damage(directory) == ''
-    assert Checkpoints(str(workdir)).set_aside_unsound() == 10
+    assert Checkpoints(str(workdir)).set_aside_damaged() == 10
     assert 'Orbax cannot restore it' in capsys.readouterr().err
 
 
@@ -114,12 +114,12 @@ def test_a_damaged_step_is_set_aside_by_name_and_the_newest_sound_one_is_used(wo
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    assert Checkpoints(str(workdir)).set_aside_unsound() == 10
+    assert Checkpoints(str(workdir)).set_aside_damaged() == 10
     assert largest.name in capsys.readouterr().err
     assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['10', 'damaged-20']
     _save(workdir, 20)
     largest.write_bytes(b'x')
-    assert Checkpoints(str(workdir)).set_aside_unsound() == 10
+    assert Checkpoints(str(workdir)).set_aside_damaged() == 10
     assert (workdir / 'checkpoints' / 'damaged-20-1').is_dir()
 
 
@@ -127,9 +127,9 @@ def test_a_directory_without_its_manifest_is_no_checkpoint(workdir: Path) -> Non
     (workdir / 'checkpoints' / '20' / 'manifest.json').unlink()
     checkpoints = Checkpoints(str(workdir))
     assert checkpoints.steps() == [10] and checkpoints.latest_step() == 10
-    assert checkpoints.set_aside_unsound() == 10
+    assert checkpoints.set_aside_damaged() == 10
     (workdir / 'checkpoints' / '10' / 'manifest.json').write_text('{')
-    assert checkpoints.set_aside_unsound() is None
+    assert checkpoints.set_aside_damaged() is None
 
 
 def test_old_steps_go_once_a_newer_one_is_sealed_except_those_kept_for_good(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_save_that_fails_is_told_at_once_and_the_next_is_another_attempt(workd
     full_disk.undo()
     checkpoints.save(_state(40))
     checkpoints.close()
-    assert Checkpoints(str(workdir)).set_aside_unsound() == 40
+    assert Checkpoints(str(workdir)).set_aside_damaged() == 40
 
 
 def test_a_save_given_up_while_its_threads_still_write_is_only_told(workdir: Path, full_disk, capsys) -> None:
@@ -184,7 +184,7 @@ def test_a_save_given_up_while_its_threads_still_write_is_only_told(workdir: Pat
     checkpoints.report_failures()
     assert 'Step 30 could not be saved: No space left on device' in capsys.readouterr().err
     full_disk.undo()
-    assert Checkpoints(str(workdir)).set_aside_unsound() == 20
+    assert Checkpoints(str(workdir)).set_aside_damaged() == 20
     assert not (workdir / 'checkpoints' / '30').exists()
 
 
@@ -199,7 +199,7 @@ def test_saves_that_fail_time_after_time_or_at_the_end_end_the_run(workdir: Path
     last.save(_state(60))
     with pytest.raises(BadInput, match='could not be written: No space left'):
         last.close()
-    assert Checkpoints(str(workdir)).set_aside_unsound() == 20
+    assert Checkpoints(str(workdir)).set_aside_damaged() == 20
 
 
 def test_old_steps_stay_when_the_new_one_reads_back_otherwise(workdir: Path, monkeypatch, capsys) -> None:
@@ -231,7 +231,7 @@ def test_nothing_is_sealed_once_the_run_may_no_longer_write(workdir: Path) -> No
     assert Checkpoints(str(workdir)).steps() == [10, 20]
     checkpoints = Checkpoints(str(workdir), check=check)
     for change in (
-        checkpoints.set_aside_unsound,
+        checkpoints.set_aside_damaged,
         lambda: checkpoints.roll_back(15),
         lambda: checkpoints.save(_state(30)),
     ):

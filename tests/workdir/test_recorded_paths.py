@@ -9,7 +9,7 @@ from bert_jax.config.fields import identity_of
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.tokenizer import load_saved_tokenizer
 from bert_jax.workdir import identity
-from bert_jax.workdir.recorded_paths import current_directory_from, found_from
+from bert_jax.workdir.recorded_paths import current_directory_from, resolve_recorded_paths
 from tests.support.configs import as_config, prepared, tiny_run
 
 
@@ -68,7 +68,7 @@ def test_every_path_of_a_run_and_of_a_finetune_is_found(tmp_path: Path, monkeypa
         'task': {'directory': '', 'train': 'tsv:train.tsv', 'validation': ['tsv:dev.tsv', 'tsv:/abs'], 'predict': ''},
         'init': 'a.txt',
     }
-    assert found_from(str(workdir), start, values) == {
+    assert resolve_recorded_paths(str(workdir), start, values) == {
         'data': {'source': [[f'text:{project}/*.txt', 1.0], ['tfds:wiki', 1.0], ['python-docs', 1.0]]}
         | {'validation_source': 'jsonl:', 'corpus': 'no'},
         'tokenizer': {'path': f'{project}/vocab.txt'},
@@ -78,5 +78,8 @@ def test_every_path_of_a_run_and_of_a_finetune_is_found(tmp_path: Path, monkeypa
         'init': 'a.txt',
     }
     for older_or_damaged in (None, '', 3, ['x'], {}):
-        assert found_from(str(workdir), older_or_damaged, values) == values
-    assert found_from('gs://bucket/run', start, values) == values and current_directory_from('gs://bucket/run') == ''
+        assert resolve_recorded_paths(str(workdir), older_or_damaged, values) == values
+    assert (
+        resolve_recorded_paths('gs://bucket/run', start, values) == values
+        and current_directory_from('gs://bucket/run') == ''
+    )

@@ -104,7 +104,7 @@ def test_only_sealed_directories_named_after_a_step_count(directory: epath.Path)
     parent = directory.parent
     for name in ('3', 'damaged-5', '100.orbax-checkpoint-tmp'):
         (parent / name).mkdir()
-    assert seal.numbered(parent) == [3, 20] and seal.sealed_steps(parent) == [20]
+    assert seal.step_directories(parent) == [3, 20] and seal.sealed_steps(parent) == [20]
     assert seal.sealed_steps(parent / 'missing') == []
     seal.delete(directory)
-    assert seal.numbered(parent) == [3]
+    assert seal.step_directories(parent) == [3]

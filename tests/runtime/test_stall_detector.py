@@ -2,13 +2,13 @@
 
 import pytest
 
-from bert_jax.runtime.judge import FINISHED, Heartbeat, Judge, Verdict
+from bert_jax.runtime.stall_detector import FINISHED, Heartbeat, ShutdownReason, StallDetector
 
 SECONDS, INTERVAL = 10.0, 1.25
 
 
-def _judge(num_processes: int = 4) -> Judge:
-    return Judge(num_processes, SECONDS, INTERVAL)
+def _judge(num_processes: int = 4) -> StallDetector:
+    return StallDetector(num_processes, SECONDS, INTERVAL)
 
 
 def _beats(**of_2: object) -> dict[int, Heartbeat]:
@@ -18,7 +18,7 @@ def _beats(**of_2: object) -> dict[int, Heartbeat]:
     return {rank: Heartbeat(f'host{rank}', **(behind if rank == 2 else waiting)) for rank in range(4)}
 
 
-def _until_verdict(judge: Judge, beats_at) -> tuple[int, Verdict]:
+def _until_verdict(judge: StallDetector, beats_at) -> tuple[int, ShutdownReason]:
     """The round in which the first verdict is reached."""
     for round_index in range(100):
         if verdict := judge.verdict(beats_at(round_index)):
@@ -29,8 +29,8 @@ def _until_verdict(judge: Judge, beats_at) -> tuple[int, Verdict]:
 def test_heartbeats_and_verdicts_survive_json() -> None:
     for beat in (Heartbeat('host'), Heartbeat('host', 3, 8, 'the step', 40, 1.5, 10.0, 0.25)):
         assert Heartbeat.from_json(beat.to_json()) == beat
-    verdict = Verdict('Process 1 is stuck.', 75, stacks=False)
-    assert Verdict.from_json(verdict.to_json()) == verdict
+    verdict = ShutdownReason('Process 1 is stuck.', 75, stacks=False)
+    assert ShutdownReason.from_json(verdict.to_json()) == verdict
 
 
 def test_the_process_that_is_behind_is_named_not_those_that_wait_for_it() -> None:
@@ -89,7 +89,7 @@ def test_a_failed_collective_is_blamed_on_the_process_that_fell_silent() -> None
 
 
 def test_a_failed_collective_is_blamed_on_one_behind_only_if_it_has_been_idle_for_long() -> None:
-    def verdict(idle: float) -> Verdict | None:
+    def verdict(idle: float) -> ShutdownReason | None:
         before, beats = _beats(), _beats(idle=idle)
         for beat in beats.values():
             beat.number = 6

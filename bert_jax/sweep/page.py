@@ -19,10 +19,10 @@ from bert_jax.sweep.results import (
     best_commands,
     cell,
     columns,
-    differing,
+    comparable_groups,
+    differing_fields,
     notes,
     tabulate,
-    tasks,
     title,
     value,
 )
@@ -56,7 +56,7 @@ class SweepPage:
     num_not_drawn: int
 
 
-def write_picture(results: list[Result], directory: str) -> epath.Path:
+def write_page(results: list[Result], directory: str) -> epath.Path:
     """Writes `sweep.html` into a directory and returns its path; it needs no network and holds no corpus text."""
     path = epath.Path(directory) / 'sweep.html'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def write_picture(results: list[Result], directory: str) -> epath.Path:
 
 
 def _page(results: list[Result], name: str) -> SweepPage:
-    groups = tasks(results)
+    groups = comparable_groups(results)
     logged = [result for group in groups for result in group if result.logged]
     drawn = logged[:_MOST_CURVES]
     figures = [_final_losses(group, groups, f'final{i}') for i, group in enumerate(groups)]
@@ -120,7 +120,7 @@ def _final_losses(group: list[Result], groups: list[list[Result]], key: str) -> 
         )
         lines.setdefault(combination, []).append((value(result.run, field), loss))
     drawing = draw(key, f'Final MLM loss over {field}', lambda axes: _fill(axes, field, lines))
-    note = title(group, differing(groups)) if len(groups) > 1 else ''
+    note = title(group, differing_fields(groups)) if len(groups) > 1 else ''
     return Figure(Text(f'Final MLM loss over {varied[field]}', note), drawing, list(filter(None, lines)))
 
 

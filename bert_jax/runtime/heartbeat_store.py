@@ -9,13 +9,13 @@ from typing import Any
 import jax
 
 from bert_jax.runtime import processes
-from bert_jax.runtime.judge import Heartbeat, Verdict
+from bert_jax.runtime.stall_detector import Heartbeat, ShutdownReason
 
 _BEATS = 'bert_jax/beats'
 _VERDICTS = 'bert_jax/verdicts'
 
 
-class Board:
+class HeartbeatStore:
     """What all processes post and read. Methods raise `JaxRuntimeError` when process 0 does not answer.
 
     Attributes:
@@ -28,7 +28,7 @@ class Board:
         self.rank, self.num_processes = rank, num_processes
 
     @classmethod
-    def of_run(cls) -> 'Board | None':
+    def of_run(cls) -> 'HeartbeatStore | None':
         """The board of this run; None when this process is alone."""
         store = processes.key_value_store()
         return None if store is None else cls(store, jax.process_index(), jax.process_count())
@@ -45,13 +45,13 @@ class Board:
         """The newest heartbeat of process 0."""
         return Heartbeat.from_json(self._store.key_value_try_get(f'{_BEATS}/0'))
 
-    def post_verdict(self, verdict: Verdict) -> None:
+    def post_verdict(self, verdict: ShutdownReason) -> None:
         """Replaces this process's verdict."""
         self._store.key_value_set(f'{_VERDICTS}/{self.rank}', verdict.to_json(), allow_overwrite=True)
 
-    def verdicts(self) -> dict[int, Verdict]:
+    def verdicts(self) -> dict[int, ShutdownReason]:
         """{rank: its verdict}, of those that have posted one."""
-        return {_rank_of(key): Verdict.from_json(text) for key, text in self._store.key_value_dir_get(_VERDICTS)}
+        return {_rank_of(key): ShutdownReason.from_json(text) for key, text in self._store.key_value_dir_get(_VERDICTS)}
 
 
 def _rank_of(key: str) -> int:

@@ -59,7 +59,7 @@ class Heartbeat:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class ShutdownReason:
     """Why a run has to end.
 
     Attributes:
@@ -77,12 +77,12 @@ class Verdict:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> 'Verdict':
+    def from_json(cls, text: str) -> 'ShutdownReason':
         """The inverse of `to_json`."""
         return cls(**json.loads(text))
 
 
-class Judge:
+class StallDetector:
     """Compares the heartbeats of all processes; process 0 consults it once per interval.
 
     Heartbeats are passed as {rank: heartbeat}.
@@ -95,7 +95,7 @@ class Judge:
         self._silent: dict[int, float] = {}  # rank -> seconds since that heartbeat
         self._named_straggler = -math.inf  # when one was last named
 
-    def verdict(self, beats: dict[int, Heartbeat]) -> Verdict | None:
+    def verdict(self, beats: dict[int, Heartbeat]) -> ShutdownReason | None:
         """Why the run cannot continue; None when it can. Counts time: call it once per interval."""
         beats = _unfinished(beats)
         for rank, beat in beats.items():
@@ -104,17 +104,17 @@ class Judge:
             self._newest[rank] = beat.number
         silent = {rank: self._silent[rank] for rank in beats if self._silent[rank] > self._seconds}
         if silent:
-            return Verdict(self._describe_silent(silent, beats))
+            return ShutdownReason(self._describe_silent(silent, beats))
         last = min(beats.values(), key=_stages, default=None)
         # A silent process will be named for its silence, soon: those that wait for it have been idle for as long.
         is_any_silent = any(self._silent[rank] > _MAX_MISSED_HEARTBEATS * self._interval for rank in beats)
         if last is not None and last.idle > last.limit and not is_any_silent:
-            return Verdict(self._describe_stuck(beats))
+            return ShutdownReason(self._describe_stuck(beats))
         return None
 
     def verdict_on_error(
         self, before: dict[int, Heartbeat], beats: dict[int, Heartbeat], mine: Heartbeat, seconds: float
-    ) -> Verdict | None:
+    ) -> ShutdownReason | None:
         """Whether another process is why a collective failed in this one.
 
         Args:
@@ -123,10 +123,10 @@ class Judge:
         """
         gone = [rank for rank in before if beats[rank].number == before[rank].number]
         if gone:
-            return Verdict(self._describe_silent(dict.fromkeys(gone, seconds), beats), stacks=False)
+            return ShutdownReason(self._describe_silent(dict.fromkeys(gone, seconds), beats), stacks=False)
         last = min(beats.values(), key=_stages)
         if last.stages < mine.stages and last.idle > min(self._seconds, _COLLECTIVE_TIMEOUT):
-            return Verdict(self._describe_stuck(beats))
+            return ShutdownReason(self._describe_stuck(beats))
         return None
 
     def straggler(self, beats: dict[int, Heartbeat], slowest_step: float, now: float) -> str:
