@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import shlex
 from pathlib import Path
 
 import jax
@@ -30,6 +29,7 @@ from bert_jax.text import prepare
 from bert_jax.train.program import build_program
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
+from tests.support.documents import code_blocks, commands_of
 from tests.support.processes import ROOT
 from tests.support.texts import WORDS, write_text
 
@@ -379,19 +379,17 @@ def test_embed_refuses_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ['in.txt'] * (content is not None)
 
 
-def test_what_the_readme_says_about_using_the_result_works(pairs: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_guide_to_using_the_model_works(pairs: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     pytest.importorskip('transformers')
-    section = re.search(r'^## Use the result$(.*?)^## ', (ROOT / 'README.md').read_text(), re.M | re.S).group(1)
-    commands = [line.strip() for line in re.findall(r'^    (python -m bert_jax .*)$', section, re.M)]
-    (code,) = re.findall(r'```python\n(.*?)```', section, re.S)
-    assert [shlex.split(command)[3] for command in commands] == ['export', 'fill-mask', 'embed']
+    guide = (ROOT / 'docs' / 'guides' / 'use-the-model.md').read_text()
+    ((_, code),) = code_blocks(guide, 'python')
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'runs').mkdir()
     (tmp_path / 'runs' / 'mine').symlink_to(pairs / 'run')
     (tmp_path / 'lines.txt').write_text('waa wab.\nwac\n')
-    for command in commands:
-        arguments = [argument.replace('configs/', f'{ROOT}/configs/') for argument in shlex.split(command)[3:]]
+    found = commands_of(guide)
+    assert [arguments[0] for arguments in found] == ['export', 'fill-mask', 'embed']
+    for arguments in found:
         assert main(['bert_jax', *arguments]) == 0, capsys.readouterr().err
     assert np.load('vectors.npy').shape == (2, 32)
-    found: dict[str, object] = {}
-    exec(compile(code.replace('768', '32'), 'README.md', 'exec'), found)
+    exec(compile(code, 'use-the-model.md', 'exec'), {})

@@ -1,7 +1,6 @@
 """A run starts from a model that is there, with its weights, sizes and tokenizer; everything else is the run's own."""
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, SentencePiece, load_tokenizer, train_tokenizer
 from bert_jax.train.program import build_program
 from tests.support.commands import run
+from tests.support.documents import commands_of
 from tests.support.processes import ROOT
 
 pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
@@ -33,7 +33,7 @@ NEW = ['xyz', 'zyx']
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory) -> Path:
-    """Where the README's commands find what they name: a small model, text, and two new words that are in it."""
+    """A directory with what the guide's commands read: a small model, text, and two new words that are in it."""
     place = tmp_path_factory.mktemp('initial')
     model = place / 'models' / 'bert-base-uncased'
     model.mkdir(parents=True)
@@ -63,10 +63,9 @@ SMALL = {
 
 @pytest.fixture(scope='module')
 def commands(one_device, place: Path) -> dict[str, list[str]]:
-    """By name, the commands of the README's 'Bring your own checkpoint', for a small run; all are run in `place`."""
-    section = (ROOT / 'README.md').read_text().split('## Bring your own checkpoint')[1].split('\n## ')[0]
-    lines = section.replace('\\\n', ' ').splitlines()
-    found = [shlex.split(line)[3:] for line in lines if line.startswith('    python -m bert_jax ')]
+    """By name, the commands of the guide to continued pretraining, made small; all are run in `place`."""
+    guide = (ROOT / 'docs' / 'guides' / 'continue-pretraining.md').read_text()
+    found = [line for line in commands_of(guide) if 'runs/fork' not in ' '.join(line)]
     small = [f'--config.{name}={value}' for name, value in SMALL.items()]
     commands = {line[0]: line + small * (line[0] in ('prepare', 'train')) for line in found}
     assert list(commands) == ['prepare', 'train', 'export', 'import']
@@ -77,7 +76,7 @@ def commands(one_device, place: Path) -> dict[str, list[str]]:
 
 @pytest.fixture(scope='module')
 def trained(place: Path, commands: dict) -> Path:
-    """The workdir of the README's run."""
+    """The workdir of the guide's run."""
     return place / 'runs' / 'domain'
 
 
