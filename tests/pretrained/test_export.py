@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 from pathlib import Path
 
 import jax
