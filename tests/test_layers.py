@@ -1,6 +1,7 @@
 """Packages import in one direction, so that each can be read with only what is to its left in mind."""
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,3 +72,14 @@ def test_every_unit_has_a_layer() -> None:
 def test_few_modules_lie_outside_packages() -> None:
     loose = sorted(path.name for path in PACKAGE.glob('*.py'))
     assert len(loose) <= MAX_LOOSE_MODULES, loose
+
+
+@pytest.mark.processes
+def test_no_ignored_file_is_tracked() -> None:
+    """A tracked link named .venv replaces the environment of whoever merges it."""
+    root = PACKAGE.parent
+    if not (root / '.git').exists():
+        pytest.skip('not a git repository')
+    command = ['git', 'ls-files', '--cached', '--ignored', '--exclude-standard']
+    tracked = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    assert not tracked
