@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bert_jax.cli.commands import COMMANDS
+from bert_jax.cli.flags import parse
+from bert_jax.config import finetuning, resolve
 from tests.support.commands import run
-from tests.support.documents import code_blocks, commands
+from tests.support.documents import code_blocks, commands, commands_of
 from tests.support.processes import ROOT
 from tests.support.texts import WORDS, write_text
 
@@ -33,6 +36,29 @@ def test_links_of_top_level_documents_lead_to_files(document: str) -> None:
     text = (ROOT / document).read_text()
     missing = sorted(target for target in {*LINK.findall(text)} if not (ROOT / target).exists())
     assert not missing
+
+
+WITH_COMMANDS = [document for document in DOCUMENTS if commands_of((ROOT / document).read_text())]
+OWN_CONFIG = """import bert_jax.config
+
+def get_config():
+    return bert_jax.config.bert('tiny')
+"""
+
+
+@pytest.mark.parametrize('document', WITH_COMMANDS)
+def test_commands_in_documents_parse(document: str, tmp_path: Path, monkeypatch) -> None:
+    """Every flag and config field exists and every value is valid; nothing is run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ('mine.py', 'FILE.py'):
+        Path(name).write_text(OWN_CONFIG)
+    for name, *arguments in commands_of((ROOT / document).read_text()):
+        values, _ = parse(COMMANDS[name], [argument for argument in arguments if argument != '…'])
+        config = values['config'].value if 'config' in values else None
+        if name == 'finetune':
+            finetuning.resolve(config)
+        elif config is not None and name != 'sweep':
+            resolve(config)
 
 
 def test_readme_stays_short() -> None:

@@ -2,13 +2,14 @@
 
 import re
 import shlex
+import textwrap
 
 _FENCE = re.compile(r'^( *)```(\w*)\n(.*?)^\1```$', re.M | re.S)
 
 
 def code_blocks(text: str, *languages: str) -> list[tuple[str, str]]:
     """Returns (language, code) of each fenced block in one of the languages, in order."""
-    found = [(language, code) for _, language, code in _FENCE.findall(text)]
+    found = [(language, textwrap.dedent(code)) for _, language, code in _FENCE.findall(text)]
     return [block for block in found if block[0] in languages]
 
 
@@ -18,7 +19,23 @@ def commands(code: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def commands_of(text: str, program: str = 'bert-jax') -> list[list[str]]:
-    """Returns the arguments of each command of one program in all shell blocks of a document."""
+def arguments_of(words: list[str]) -> list[str]:
+    """Returns the arguments of `bert_jax` in a shell command that starts it, directly or with a launcher; or []."""
+    if words[0] == 'bert-jax':
+        return words[1:]
+    if '-m' in words and words[words.index('-m') + 1 :][:1] == ['bert_jax']:
+        return words[words.index('bert_jax') + 1 :]
+    if 'launch/local.py' in words:
+        return words[words.index('--') + 1 :]
+    for script in ('launch/slurm.sbatch', 'launch/tpu_pod.sh'):
+        if script in words:
+            return ['train', *(word for word in words[words.index(script) + 1 :] if word.startswith('--'))]
+    if '--wrap' in words:
+        return arguments_of(shlex.split(words[words.index('--wrap') + 1]))
+    return []
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Returns the arguments of each `bert_jax` command in all shell blocks of a document."""
     blocks = [commands(code) for _, code in code_blocks(text, 'sh')]
-    return [words[1:] for block in blocks for words in block if words[0] == program]
+    return [arguments for block in blocks for words in block if (arguments := arguments_of(words))]
