@@ -246,6 +246,11 @@ def distributed_state() -> Any | None:
 # --- Words. ---
 
 
+def quantity(count: int, noun: str, plural: str = '') -> str:
+    """A count with its noun in the right number: '1 chunk', '2,000 chunks'; `plural` is the noun plus 's' if empty."""
+    return f'{count:,} {noun if count == 1 else plural or noun + "s"}'
+
+
 def size(num_bytes: float) -> str:
     """Bytes in MiB or GiB: '512.00 MiB'."""
     return f'{num_bytes / 2**30:,.2f} GiB' if abs(num_bytes) >= 2**30 / 10 else f'{num_bytes / 2**20:,.2f} MiB'

@@ -262,6 +262,14 @@ def test_sizes(num_bytes: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    'arguments, text',
+    [((1, 'chunk'), '1 chunk'), ((0, 'chunk'), '0 chunks'), ((2000, 'batch', 'batches'), '2,000 batches')],
+)
+def test_quantities_have_the_right_number(arguments: tuple, text: str) -> None:
+    assert console.quantity(*arguments) == text
+
+
+@pytest.mark.parametrize(
     ('seconds', 'text'),
     [
         (0.0351, '35.1 ms'),

@@ -1,4 +1,4 @@
-"""`prepare`: from text to a corpus."""
+"""`prepare`: turns text into a corpus."""
 
 import dataclasses
 import os
@@ -8,7 +8,7 @@ from absl import flags
 
 from bert_jax.cli.flags import AT_LEAST_0, AT_LEAST_1, CONFIG, Command, Flag, config_of, print_result
 from bert_jax.config import Config
-from bert_jax.console import json_text
+from bert_jax.console import duration, quantity
 from bert_jax.errors import BadInput
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         initial = initial_tokenizer(config.init)
     if values.tokenizer_only:
         preview = prepare.tokenizer_preview(config.data, config.tokenizer, initial=initial, workers=workers)
-        print_result(values, preview, json_text(preview, indent=2))
+        print_result(values, preview, _describe_tokenizer(preview))
         return 0
     shard = None if values.shard is None else _parsed_shard(values.shard)
     beam = None if values.beam is None else values.beam.split()
     summary = prepare.prepare(config.data, config.tokenizer, initial=initial, workers=workers, shard=shard, beam=beam)
     if isinstance(summary, prepare.Unfinished):
-        left = f'{summary.pieces_left} of {summary.pieces} chunks are left to other shards'
-        text = f'Shard {values.shard} is done; {left}.'
+        chunks = f'{summary.pieces_left:,} of {quantity(summary.pieces, "chunk")}'
+        text = f'Shard {values.shard} is finished; other shards have yet to encode {chunks}.'
         print_result(values, dataclasses.asdict(summary), text, is_in_files=True)
         return 0
     corpus = load_corpus(config.data.corpus, config.data.local_copy if values.show else '')
@@ -53,13 +53,13 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 def _parsed_shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition('/')
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        expected = 'I/N, I from 0 to N - 1: which of N parts of the work this process does'
+        expected = 'I/N: part I of N parts of the work, with I from 0 to N - 1'
         raise BadInput('--shard', f'is {text!r}', expected, '--shard=$SLURM_ARRAY_TASK_ID/8 with --array=0-7')
     return int(index), int(count)
 
 
 def _first_rows(config: Config, corpus: 'Corpus', num_rows: int) -> list[list[dict[str, Any]]]:
-    """The first rows that a run of this config would train on, decoded."""
+    """Returns the first rows that a run of this config would train on, decoded."""
     from bert_jax.data.batches import CorpusStream
     from bert_jax.data.fill import with_chosen_sequences
     from bert_jax.data.show import decode_rows
@@ -69,26 +69,72 @@ def _first_rows(config: Config, corpus: 'Corpus', num_rows: int) -> list[list[di
     return decode_rows(stream.batch(0), corpus.tokenizer, phase.data.pairing)
 
 
+# {key of the summary's `dropped`: (one, several)}
+_REASONS = {
+    'bad_record_skipped': ('bad record', 'bad records'),
+    'document_of_duplicate_lines': ('document of duplicate lines only', 'documents of duplicate lines only'),
+    'duplicate_document': ('duplicate document', 'duplicate documents'),
+    'duplicate_line': ('duplicate line', 'duplicate lines'),
+    'empty_document': ('empty document', 'empty documents'),
+    'empty_file': ('empty file', 'empty files'),
+    'empty_sentence': ('sentence without tokens', 'sentences without tokens'),
+    'invalid_bytes': ('byte of invalid UTF-8 (replaced)', 'bytes of invalid UTF-8 (replaced)'),
+    'invalid_utf8_replaced': ('line with invalid UTF-8', 'lines with invalid UTF-8'),
+    'long_document_cut': ('cut in a long document', 'cuts in long documents'),
+    'long_line_split': ('split of a long line', 'splits of long lines'),
+    'nul_bytes_removed': ('NUL byte', 'NUL bytes'),
+    'thinned_by_weight': ('document left out by a source weight', 'documents left out by source weights'),
+    'unparsable_module': ('Python file that does not parse', 'Python files that do not parse'),
+}
+
+
 def _describe(summary: Any) -> str:
-    dropped = ', '.join(f'{count:,} {reason.replace("_", " ")}' for reason, count in summary.dropped.items())
-    return (
-        f'Corpus {summary.path}: {summary.documents:,} documents, {summary.sentences:,} sentences, '
-        f'{summary.tokens:,} tokens; {summary.tokens_per_word:.2f} tokens per word, '
-        f'{summary.unknown_rate:.2%} unknown; {summary.seconds:.0f} s' + (f'\n  dropped: {dropped}' if dropped else '')
-    )
+    splits = {'training': summary.splits['train'], 'validation': summary.splits['validation']}
+    nouns = ('document', 'sentence', 'token')
+    lines = [
+        (f'{split}:', ', '.join(quantity(counts[f'{noun}s'], noun) for noun in nouns))
+        for split, counts in splits.items()
+    ]
+    rates = f'{summary.tokens_per_word:.2f} tokens per word, {summary.unknown_rate:.2%} [UNK]'
+    lines.append(('tokenizer:', f'{summary.vocab_size:,} tokens in the vocabulary, {rates}'))
+    if summary.dropped:
+        counts = [
+            quantity(count, *_REASONS.get(reason, (reason.replace('_', ' '),)))
+            for reason, count in summary.dropped.items()
+        ]
+        lines.append(('cleaned:', ', '.join(counts)))
+    title = f'Corpus {summary.path}, prepared in {duration(summary.seconds)}'
+    return '\n  '.join([title, *(f'{label:11} {text}' for label, text in lines)])
+
+
+def _describe_tokenizer(preview: dict[str, Any]) -> str:
+    """Describes a tokenizer for a terminal: its size, and how it splits frequent words."""
+    lines = [f'Tokenizer: {preview["kind"]}, {quantity(preview["vocab_size"], "token")}']
+    if preview['tokens_per_word'] is not None:
+        lines += [
+            f'  tokens per word:  {preview["tokens_per_word"]:.2f}',
+            f'  [UNK] tokens:     {preview["unknown_rate"]:.2%}',
+        ]
+    if splits := preview['splits']:
+        width = max(map(len, splits))
+        lines.append('Frequent words, and those of them that are split into the most subwords:')
+        lines += [f'  {word:{width}}  {" ".join(subwords)}' for word, subwords in splits.items()]
+    return '\n'.join(lines)
 
 
 COMMAND = Command(
     'prepare',
     _run,
-    'reads text, trains the tokenizer unless one is given, writes the corpus',
+    'reads text, trains a tokenizer unless one is provided, and writes a corpus',
     'python -m bert_jax prepare --config=configs/demo.py',
     (
         CONFIG,
-        Flag('tokenizer_only', 'train, keep and show the tokenizer, then stop', flags.DEFINE_boolean, False),
-        Flag('show', 'rows of the first batch to print', flags.DEFINE_integer, 0, AT_LEAST_0),
+        Flag('tokenizer_only', 'only train, save and show the tokenizer', flags.DEFINE_boolean, False),
+        Flag('show', 'number of rows of the first batch to print', flags.DEFINE_integer, 0, AT_LEAST_0),
         Flag('workers', 'worker processes (default: one per core)', flags.DEFINE_integer, None, AT_LEAST_1),
-        Flag('shard', 'I/N: do part I (from 0) of N parts of the work; the last to finish assembles the corpus'),
-        Flag('beam', 'options of Apache Beam, for example --beam="--runner=DirectRunner"; see requirements-beam.txt'),
+        Flag(
+            'shard', 'I/N: encode every Nth chunk from the Ith (I from 0); the last shard to finish writes the corpus'
+        ),
+        Flag('beam', 'options of Apache Beam, such as --beam="--runner=DirectRunner"; see requirements-beam.txt'),
     ),
 )

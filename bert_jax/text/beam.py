@@ -1,6 +1,6 @@
-"""The chunks of a job on a cluster, by Apache Beam (`requirements-beam.txt`) and any of its runners.
+"""Encodes the chunks of a job on a cluster, with Apache Beam (`requirements-beam.txt`) and any of its runners.
 
-Source and corpus must be paths that all workers see, and the workers need this package.
+All workers must see the source and the corpus under the same paths, and need this package installed.
 """
 
 import json
@@ -10,15 +10,16 @@ from typing import Any
 import apache_beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from bert_jax.console import say
+from bert_jax.console import duration, quantity, say
 from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.json_files import read_json
 from bert_jax.text.job import PrepareJob
+from bert_jax.text.progress import LABEL_WIDTH
 
 
 class BeamPool:
-    """Runs the methods of a job as `Pool` does, each phase as a pipeline."""
+    """Runs methods of a job as `Pool` does, each phase as one pipeline."""
 
     def __init__(self, job: PrepareJob, options: list[str], progress: bool):
         self._job, self._options, self._progress = job, options, progress
@@ -30,10 +31,10 @@ class BeamPool:
         pass
 
     def run(self, method: str, arguments: list[tuple], phase: str) -> None:
-        """Calls `Job.METHOD(*arguments)` for each of the arguments, somewhere.
+        """Calls `PrepareJob.METHOD(*arguments)` for each tuple of arguments, on the workers of the runner.
 
         Raises:
-          BadInput: what a call raised.
+          BadInput: raised by a call.
         """
         start = time.monotonic()
         for report in self._job.directory.glob('failed-*.json'):
@@ -48,12 +49,13 @@ class BeamPool:
         for report in sorted(self._job.directory.glob('failed-*.json')):
             raise BadInput(*read_json(report, list))
         if self._progress:
-            say(f'{phase}: {len(arguments)} chunks, {time.monotonic() - start:.0f} s')
+            elapsed = duration(time.monotonic() - start)
+            say(f'{phase + ":":{LABEL_WIDTH}} {quantity(len(arguments), "chunk")}, {elapsed}')
 
 
 def _call(arguments: tuple, job: PrepareJob, method: str) -> Any:
     try:
         return getattr(job, method)(*arguments)
-    except BadInput as error:  # a runner would try again, and tell it as its own error
+    except BadInput as error:  # a runner would retry, and report it as an error of its own
         write_whole(job.directory / f'failed-{arguments[0]:05d}.json', json.dumps(error.args))
         return None

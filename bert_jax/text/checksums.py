@@ -1,4 +1,4 @@
-"""A checksum for each MiB of a file, so that a part of it can be checked without reading the rest."""
+"""Checksums of each MiB of a file, so that a part can be verified without reading the whole file."""
 
 import hashlib
 import json
@@ -13,50 +13,50 @@ _DIGEST_CHARACTERS = 16  # of the 64 of a SHA-256
 
 
 def block_digest(block: bytes | memoryview) -> str:
-    """The first 64 bits of SHA-256, in hexadecimal."""
+    """Returns the first 64 bits of SHA-256, in hexadecimal."""
     return hashlib.sha256(block).hexdigest()[:_DIGEST_CHARACTERS]
 
 
 def block_digests(path: pathlib.Path) -> list[str]:
-    """The digest of each MiB of a file."""
+    """Returns the digest of each MiB of a file."""
     num_bytes = path.stat().st_size
     with path.open('rb') as file:
         return [next_digest(file, BLOCK_BYTES)[:_DIGEST_CHARACTERS] for _ in range(0, num_bytes, BLOCK_BYTES)]
 
 
 def compute_checksums(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """{name: {bytes, blocks}} of all files below a directory."""
+    """Returns {name: {bytes, blocks}} of all files below a directory."""
     files = files_below(directory)
     return {name: {'bytes': path.stat().st_size, 'blocks': block_digests(path)} for name, path in files.items()}
 
 
 def first_mismatch(directory: pathlib.Path, files: dict[str, dict]) -> str | None:
-    """The first file that is not as `files`, {name: {bytes, blocks}}, says, and what is wrong with it; or None."""
+    """Describes the first file that differs from its checksums, {name: {bytes, blocks}}; returns None if all match."""
     for name in files:
         path = directory / name
         if not path.is_file():
             return f'{path} is missing'
         if path.stat().st_size != files[name]['bytes']:
-            return f'{path} has {path.stat().st_size} bytes, not {files[name]["bytes"]}'
-        for number, (found, expected) in enumerate(zip(block_digests(path), files[name]['blocks'], strict=True)):
+            return f'{path} has {path.stat().st_size:,} bytes instead of {files[name]["bytes"]:,}'
+        for block_index, (found, expected) in enumerate(zip(block_digests(path), files[name]['blocks'], strict=True)):
             if found != expected:
-                return f'{path} has another checksum in MiB {number}'
+                return f'{path} is damaged: MiB {block_index} has another checksum'
     return None
 
 
-_SEAL = 'checksums.json'
+_CHECKSUMS_FILE = 'checksums.json'
 
 
 def write_checksums(directory: pathlib.Path) -> None:
-    """Writes beside the files of a directory what `damage` compares them with."""
-    (directory / _SEAL).write_text(json.dumps(compute_checksums(directory)) + '\n')
+    """Writes the checksums of all files of a directory to a file in it, for `find_damage`."""
+    (directory / _CHECKSUMS_FILE).write_text(json.dumps(compute_checksums(directory)) + '\n')
 
 
 def find_damage(directory: pathlib.Path) -> str | None:
-    """What is wrong with the files of a sealed directory, naming the first; None when all are as they were."""
+    """Describes the first file of a directory that differs from its checksums; returns None if all match."""
     try:
-        files = read_json(directory / _SEAL)
-        found = files_below(directory).keys() - {_SEAL}
-        return first_mismatch(directory, files) if found == files.keys() else f'{_SEAL} lists other files'
+        files = read_json(directory / _CHECKSUMS_FILE)
+        existing = files_below(directory).keys() - {_CHECKSUMS_FILE}
+        return first_mismatch(directory, files) if existing == files.keys() else f'{_CHECKSUMS_FILE} lists other files'
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f'{_SEAL} is missing or damaged'
+        return f'{_CHECKSUMS_FILE} is missing or damaged'

@@ -1,13 +1,13 @@
-"""A source -> chunks: what one process reads in one go, the same however many processes there are.
+"""Divides a source into chunks, the units of work of `prepare`; the division does not depend on the processes.
 
-Small files are read together, large ones by ranges: text and JSON by bytes, parquet by row groups, TFDS by records.
-A compressed file has no place to begin but its start: it is one chunk, read as a stream.
+Small files are read together. Large ones are read by ranges: text and JSON by bytes, parquet by row groups, TFDS by
+records. A compressed file can only be read from its start, so it is one chunk, read as a stream.
 
-A range of bytes is moved to borders that any process finds alone by looking at what follows its two ends:
-- text: behind the first blank line that begins at or after the end, so that a document belongs to the chunk in which it
-  begins (one that begins right at an end, to the chunk before); where there is none within `MAX_DOCUMENT_LENGTH` bytes,
-  the first line that begins there; where there is none of these within `MAX_LINE_LENGTH` bytes, the first character.
-- JSON: the first line that begins at or after the end.
+Each end of a byte range moves forward to a border, which any process finds alone by reading what follows:
+- text: the end of the first blank line that begins at or after it. A document thus belongs to the chunk in which it
+  begins (one that begins exactly at an end, to the chunk before). Without a blank line in `MAX_DOCUMENT_LENGTH` bytes,
+  the border is the first line that begins there; without a line in `MAX_LINE_LENGTH` bytes, the first character.
+- JSON: the first line that begins at or after it.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from bert_jax.errors import BadInput
 from bert_jax.files import is_local, modified_at, size_of
 from bert_jax.text.formats import HEAD_BYTES, check_first_bytes
 
-MAX_LINE_LENGTH = 1 << 20  # bytes; a longer line of a text file is read as several
+MAX_LINE_LENGTH = 1 << 20  # bytes; a longer line of a text file is split
 MAX_RECORD_BYTES = 1 << 26  # bytes; a longer line of JSON is a bad record
-MAX_DOCUMENT_LENGTH = 1 << 24  # characters (bytes, at a border); a longer document is cut into several
+MAX_DOCUMENT_LENGTH = 1 << 24  # characters (bytes, at a border); a longer document is cut
 _MIN_CHUNK = 1 << 22  # bytes
 _MAX_CHUNK = 1 << 26  # bytes
-_CHUNKS = 64  # chunks are smaller than `_MAX_CHUNK` if there would be fewer of them
-_RECORDS_PER_CHUNK = 1 << 14  # of TFDS, which does not tell bytes
+_MIN_CHUNKS = 64  # a source with fewer chunks of `_MAX_CHUNK` gets smaller ones
+_RECORDS_PER_CHUNK = 1 << 14  # of TFDS, which does not know their sizes
 _BUFFER_BYTES = 1 << 16
 FILE_KINDS = ('text', 'jsonl', 'parquet')
 _BLANK = rb'[\t\v\f\r\x1c-\x1f ]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80'
@@ -41,7 +41,7 @@ _VERSION = re.compile(r'[\d*]+\.[\d*]+\.[\d*]+')
 
 @dataclasses.dataclass(frozen=True)
 class FileRange:
-    """A file, or a range of it: bytes (text, jsonl), row groups (parquet), records (tfds). `stop` -1 is the end."""
+    """A file, or a range of its bytes (text, jsonl), row groups (parquet) or records (tfds); `stop` -1 is the end."""
 
     path: str
     start: int = 0
@@ -54,7 +54,7 @@ class FileRange:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What is read in one go; `source_index` is the index of its source."""
+    """A unit of work; `source_index` is the index of its source."""
 
     kind: str
     source_index: int
@@ -64,7 +64,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The chunks of a source in order, and what its files were when it was looked at: {path: [bytes, mtime_ns]}."""
+    """The chunks of a source in order, and the state of its files, {path: [bytes, modification time]}."""
 
     name: str
     chunks: tuple[Chunk, ...]
@@ -74,35 +74,38 @@ class Source:
 def plan_source(
     source: str, source_index: int, text_field: str, group_field: str = '', documents: str = 'blank_lines'
 ) -> Source:
-    """Looks at a source's files: their sizes, their first bytes, the columns of tables. Empty files are left out.
+    """Divides a source into chunks, after a look at its files: sizes, first bytes, columns. Empty files are skipped.
 
     Raises:
-      BadInput: for a source that is unknown, has no file or only empty ones, files of another format, a table without
-        a column.
+      BadInput: for an unknown kind of source, one without files or with empty files only, files of another format, or a
+        table without a requested column.
     """
-    kind, _, rest = source.partition(':')
+    kind, _, location = source.partition(':')
     if source == 'python-docs':
         from bert_jax.text import python_docs
 
         sized = [(FileRange(str(path)), path.stat().st_size) for _, path in python_docs.find_modules()]
-        return Source(source, _grouped(kind, source_index, sized), {})  # installing again would change the times
+        return Source(source, _grouped(kind, source_index, sized), {})  # reinstalling a package would change the times
     if kind == 'tfds':
-        records = open_tfds(rest, [text_field, *filter(None, [group_field])])
+        records = open_tfds(location, [text_field, *filter(None, [group_field])])
         ranges = _ranges(len(records), _RECORDS_PER_CHUNK)
-        chunks = [Chunk(kind, source_index, (FileRange(rest, a, b),), b - a) for a, b in ranges]
+        chunks = [
+            Chunk(kind, source_index, (FileRange(location, start, stop),), stop - start) for start, stop in ranges
+        ]
         return Source(source, tuple(chunks), {})
     if kind not in FILE_KINDS:
-        raise BadInput('config.data.source', f'is {source!r}', 'python-docs, text:, jsonl:, parquet: or tfds:')
-    paths = find_files(rest)
+        expected = 'python-docs, text:GLOB, jsonl:GLOB, parquet:GLOB or tfds:NAME'
+        raise BadInput('config.data.source', f'is {source!r}', expected)
+    paths = find_files(location)
     if not paths:
-        raise _no_file_error(source, rest)
+        raise _no_file_error(source, location)
     files = _sizes_and_times(paths)
     paths = [path for path in paths if files[str(path)][0]]
     if not paths:
-        raise BadInput(next(iter(files)), 'is empty: it holds no text', 'a file with text')
-    for path in filter(is_local, paths):  # of an object store they are looked at when the file is read
+        raise BadInput(next(iter(files)), 'is empty', 'a file with text')
+    for path in filter(is_local, paths):  # remote files are checked when they are read
         check_first_bytes(str(path), _first_bytes(path), kind)
-    size = min(_MAX_CHUNK, max(_MIN_CHUNK, sum(length for length, _ in files.values()) // _CHUNKS))
+    size = min(_MAX_CHUNK, max(_MIN_CHUNK, sum(length for length, _ in files.values()) // _MIN_CHUNKS))
     if kind == 'parquet':
         sized = [file_range for path in paths for file_range in _row_groups(path, size, [text_field, group_field])]
     else:
@@ -120,15 +123,17 @@ def _first_bytes(path: epath.Path) -> bytes:
 
 
 def _no_file_error(source: str, pattern: str) -> BadInput:
-    where, expected = f'data.source={source}', 'at least one file'
+    where = f'config.data.source={source}'
     if is_local(pattern) and os.path.isdir(pattern):
-        fix = f"--config.data.source='{source.rstrip('/')}/*' (with /** the files in its subdirectories too)"
+        fix = f"--config.data.source='{source.rstrip('/')}/*' (/** also matches files in subdirectories)"
         return BadInput(where, f'{pattern} is a directory', 'a file, or a pattern that matches files', fix)
-    return BadInput(where, f'no file matches {pattern}', expected)
+    is_relative = is_local(pattern) and not os.path.isabs(pattern)
+    directory = f' in {os.getcwd()}' if is_relative else ''
+    return BadInput(where, f'no file matches {pattern}{directory}', 'a file, or a pattern that matches files')
 
 
 def find_files(pattern: str) -> list[epath.Path]:
-    """The files of a glob, sorted by name."""
+    """Returns the files that match a glob, sorted by name."""
     if not is_local(pattern):
         head, _, tail = pattern.partition('*')
         root = head.rpartition('/')[0]
@@ -140,21 +145,21 @@ def find_files(pattern: str) -> list[epath.Path]:
 
 
 def _local_names(pattern: str) -> list[str]:
-    """What a glob matches. Where nothing does, a leading directory that exists under that very name is no pattern."""
+    """Returns the matches of a glob. If there are none, leading directories with such names are taken literally."""
     if found := glob.glob(pattern, recursive=True):
         return found
-    parts = pattern.split('/')
-    for end in range(len(parts), 0, -1):
-        literal = '/'.join(parts[:end])
+    names = pattern.split('/')
+    for end in range(len(names), 0, -1):
+        literal = '/'.join(names[:end])
         if glob.has_magic(literal) and os.path.exists(literal):
-            return glob.glob('/'.join([glob.escape(literal), *parts[end:]]), recursive=True)
+            return glob.glob('/'.join([glob.escape(literal), *names[end:]]), recursive=True)
     return []
 
 
 def stat_files(source: str) -> dict[str, list[int]]:
-    """{path: [bytes, time of the last change]} of a source that is files; {} of another, or where there are none."""
-    kind, _, rest = source.partition(':')
-    return _sizes_and_times(find_files(rest)) if kind in FILE_KINDS else {}
+    """Returns {path: [bytes, modification time]} of a source of files; {} for other sources, or without files."""
+    kind, _, location = source.partition(':')
+    return _sizes_and_times(find_files(location)) if kind in FILE_KINDS else {}
 
 
 def _sizes_and_times(paths: list[epath.Path]) -> dict[str, list[int]]:
@@ -164,7 +169,7 @@ def _sizes_and_times(paths: list[epath.Path]) -> dict[str, list[int]]:
 def _grouped(
     kind: str, source_index: int, sized: list[tuple[FileRange, int]], size: int = _MIN_CHUNK
 ) -> tuple[Chunk, ...]:
-    """Parts in order, as many to a chunk as keep within `size`, at least one."""
+    """Groups consecutive ranges into chunks of at most `size` bytes, or of one range."""
     chunks, ranges, total = [], [], 0
     for file_range, length in sized:
         if ranges and total + length > size:
@@ -183,7 +188,7 @@ def _ranges(length: int, size: int) -> Iterator[tuple[int, int]]:
 def _byte_ranges(path: epath.Path, length: int, size: int, whole: bool) -> list[tuple[FileRange, int]]:
     if whole or path.suffix in ('.gz', '.zst') or length < 2 * size:
         return [(FileRange(str(path)), length)]
-    return [(FileRange(str(path), a, b), b - a) for a, b in _ranges(length, size)]
+    return [(FileRange(str(path), start, stop), stop - start) for start, stop in _ranges(length, size)]
 
 
 def _row_groups(path: epath.Path, size: int, fields: list[str]) -> list[tuple[FileRange, int]]:
@@ -196,7 +201,7 @@ def _row_groups(path: epath.Path, size: int, fields: list[str]) -> list[tuple[Fi
 
 
 def check_field(field: str, names: Iterable[str], where: str) -> None:
-    """Raises `BadInput` when the data have no such field."""
+    """Raises `BadInput` if `field` is not among the names of the data's fields."""
     names = list(names)
     if field not in names:
         fix = '--config.data.text_field=NAME (or group_field)'
@@ -204,23 +209,23 @@ def check_field(field: str, names: Iterable[str], where: str) -> None:
 
 
 def open_tfds(spec: str, fields: list[str]) -> Any:
-    """The records of `NAME[/CONFIG][:VERSION][:SPLIT]`, readable by index, without TensorFlow.
+    """Opens the records of `NAME[/CONFIG][:VERSION][:SPLIT]`, indexable and without TensorFlow.
 
     Raises:
-      BadInput: for a dataset, a split or a feature that is not there.
+      BadInput: for a dataset, split or feature that does not exist.
     """
     import tensorflow_datasets as tfds
 
-    head, bracket, slicing = spec.partition('[')  # a slice may hold colons of its own: train[:10%]
+    head, bracket, slicing = spec.partition('[')  # a slice may contain colons: train[:10%]
     name, _, split = head.rpartition(':')
     if not name or _VERSION.fullmatch(split):
         name, split = head, 'train'
     split += bracket + slicing
-    where = f'data.source=tfds:{spec}'
+    where = f'config.data.source=tfds:{spec}'
     try:
         builder: Any = tfds.builder(name, file_format='array_record')
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
-        found = f'is not a dataset here ({type(error).__name__})'
+        found = f'is not a dataset that TFDS can open ({type(error).__name__})'
         raise BadInput(where, found, 'NAME[/CONFIG][:VERSION][:SPLIT]') from None
     for field in fields:
         check_field(field, builder.info.features, where)
@@ -235,7 +240,7 @@ def open_tfds(spec: str, fields: list[str]) -> Any:
 
 @contextlib.contextmanager
 def open_binary(path: epath.Path) -> Iterator[BinaryIO]:
-    """Opens a file for reading; those of object stores too know how to read a line up to a length."""
+    """Opens a local or remote file for reading, as a buffered file whose `readline` takes a limit."""
     with path.open('rb') as file:
         yield (
             file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file), _BUFFER_BYTES)
@@ -243,45 +248,45 @@ def open_binary(path: epath.Path) -> Iterator[BinaryIO]:
 
 
 def find_range(file: BinaryIO, file_range: FileRange, kind: str) -> tuple[int, int]:
-    """The bytes (start, stop) that belong to a part of a text or JSON file."""
+    """Returns the (start, stop) of the bytes that belong to a range of a text or JSON file."""
     end = file.seek(0, 2)
     stop = end if file_range.stop == -1 else file_range.stop
     return _border(file, file_range.start, end, kind), _border(file, stop, end, kind)
 
 
-def _border(file: BinaryIO, place: int, end: int, kind: str) -> int:
-    if place <= 0 or place >= end:
-        return max(0, min(place, end))
-    file.seek(place - 1)
+def _border(file: BinaryIO, position: int, end: int, kind: str) -> int:
+    if position <= 0 or position >= end:
+        return max(0, min(position, end))
+    file.seek(position - 1)
     if kind == 'jsonl':
         while (line := file.readline(MAX_LINE_LENGTH)) and not line.endswith(b'\n'):
             pass
         return file.tell()
     line = file.readline(MAX_LINE_LENGTH + 1)
     if not line.endswith(b'\n'):
-        return end if file.tell() == end and len(line) <= MAX_LINE_LENGTH else place + first_character(line[1:])
+        return end if file.tell() == end and len(line) <= MAX_LINE_LENGTH else position + first_character(line[1:])
     first_line = file.tell()
-    found = _after_blank_line(file, first_line, place + MAX_DOCUMENT_LENGTH)
-    return first_line if found is None else found
+    next_document = _after_blank_line(file, first_line, position + MAX_DOCUMENT_LENGTH)
+    return first_line if next_document is None else next_document
 
 
 def _after_blank_line(file: BinaryIO, start: int, limit: int) -> int | None:
-    """Where the first blank line that begins at or after `start` ends, or the file; None if it begins after `limit`."""
-    position, rest = start - 1, b''
-    file.seek(position)  # at the end of a line
+    """Returns the end of the first blank line that begins in [start, limit), or of the file if that ends first."""
+    position, carried = start - 1, b''
+    file.seek(position)  # the last byte of a line
     while position + 1 < limit:
         block = file.read(_BUFFER_BYTES)
-        data = rest + block
-        if found := _BLANK_LINE.search(data):
-            return position + found.end() if position + found.start() + 1 < limit else None
+        data = carried + block
+        if match := _BLANK_LINE.search(data):
+            return position + match.end() if position + match.start() + 1 < limit else None
         if not block:
             return file.tell()
-        kept = data.rfind(b'\n')
-        kept = len(data) if kept == -1 or len(data) - kept > MAX_LINE_LENGTH else kept
-        position, rest = position + kept, data[kept:]
+        cut = data.rfind(b'\n')
+        cut = len(data) if cut == -1 or len(data) - cut > MAX_LINE_LENGTH else cut
+        position, carried = position + cut, data[cut:]
     return None
 
 
 def first_character(data: bytes) -> int:
-    """Where the first whole UTF-8 character of some bytes begins: 0 to 3."""
+    """Returns the offset, 0 to 3, of the first whole UTF-8 character."""
     return next((i for i, byte in enumerate(data[:3]) if byte & 0xC0 != 0x80), min(3, len(data)))

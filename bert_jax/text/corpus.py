@@ -1,12 +1,12 @@
 """A corpus on disk: the token ids of every document, ready to be memory-mapped.
 
     CORPUS/manifest.json             counts, settings, checksums
-    CORPUS/sources.json              the files it was made of: {source: {path: [bytes, time]}}
-    CORPUS/tokenizer/                what `load_tokenizer` reads
+    CORPUS/sources.json              the files it was prepared from: {source: {path: [bytes, modification time]}}
+    CORPUS/tokenizer/                files that `load_tokenizer` reads
     CORPUS/train/                    see `splits.py`
     CORPUS/validation/
 
-`prepare.py` writes it; it is never changed.
+`prepare.py` writes a corpus; it never changes afterwards.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ from bert_jax.text.splits import Split, damaged_file_error, rebuild_command
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 
 FORMAT_VERSION = 2
-_LARGEST_MANIFEST = 1 << 30  # bytes; the checksums of a corpus of 20 TB
+_MAX_MANIFEST_BYTES = 1 << 30  # the checksums of a corpus of 20 TB
 SPLITS = ('train', 'validation')
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A corpus with its tokenizer; `manifest` is what `manifest.json` holds."""
+    """A corpus with its tokenizer; `manifest` holds the contents of `manifest.json`."""
 
     directory: str
     tokenizer: Tokenizer
@@ -43,20 +43,23 @@ class Corpus:
 
 
 def load_corpus(directory: str | pathlib.Path, local_copy: str = '') -> Corpus:
-    """Opens a corpus. Sizes and the tokenizer are checked here, the rest when first read; `verify` checks every byte.
+    """Opens a corpus. File sizes and the tokenizer are checked here, checksums when data are first read.
 
-    With `local_copy`, a directory on this host's own disk, the corpus is copied there once and read from there.
+    `verify` checks every byte.
+
+    Args:
+      local_copy: a directory on a local disk; if given, the corpus is copied there once and read from there.
 
     Raises:
-      BadInput: when there is no corpus, or when a file differs from what the manifest says.
+      BadInput: if there is no corpus, or a file differs from the manifest.
     """
     path = pathlib.Path(directory)
     manifest = read_manifest(path)
     if manifest is None:
         raise BadInput(
             f'config.data.corpus={directory}',
-            'holds no corpus',
-            'a directory that `prepare` wrote',
+            'is not a corpus',
+            'a directory written by `prepare`',
             'python -m bert_jax prepare --config=…',
         )
     if local_copy:
@@ -64,8 +67,8 @@ def load_corpus(directory: str | pathlib.Path, local_copy: str = '') -> Corpus:
     for name, file in manifest['files'].items():
         size = (path / name).stat().st_size if (path / name).is_file() else None
         if size != file['bytes']:
-            found = 'is missing' if size is None else f'has {size} bytes'
-            raise damaged_file_error(path / name, found, f'{file["bytes"]} bytes')
+            found = 'is missing' if size is None else f'has {size:,} bytes'
+            raise damaged_file_error(path / name, found, f'{file["bytes"]:,} bytes')
     tokenizer = load_saved_tokenizer(path / 'tokenizer')
     if tokenizer.hash != manifest['tokenizer_hash']:
         raise damaged_file_error(
@@ -80,14 +83,14 @@ def load_corpus(directory: str | pathlib.Path, local_copy: str = '') -> Corpus:
 
 
 def verify(corpus: Corpus) -> None:
-    """Reads all of a corpus: checksums, that offsets ascend to their ends, and that every id is in the vocabulary.
+    """Reads a whole corpus and checks that checksums match, offsets ascend, and every id is in the vocabulary.
 
     Raises:
-      BadInput: names the first file that is not as it was written.
+      BadInput: for the first file that has changed since it was written.
     """
     directory = pathlib.Path(corpus.directory)
     if difference := first_mismatch(directory, corpus.manifest['files']):
-        raise BadInput(str(directory), difference, 'what was written', rebuild_command(directory))
+        raise BadInput(str(directory), difference, 'the files that `prepare` wrote', rebuild_command(directory))
     for name in SPLITS:
         split = getattr(corpus, name)
         ends = (('sentences', split.num_tokens), ('documents', len(split.sentences) - 1))
@@ -95,22 +98,22 @@ def verify(corpus: Corpus) -> None:
             offsets = getattr(split, field)
             if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) <= 0).any():
                 raise damaged_file_error(
-                    directory / name / f'{field}.npy', 'holds offsets out of order', f'from 0 up to {end}'
+                    directory / name / f'{field}.npy', 'holds offsets that do not ascend', f'offsets from 0 to {end:,}'
                 )
         split.unigram_counts(corpus.tokenizer.vocab_size)
 
 
 def read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
-    """The manifest of a corpus, or None where there is no corpus.
+    """Reads the manifest of a corpus; returns None if there is no corpus.
 
     Raises:
-      BadInput: for a manifest that is damaged or of another format version.
+      BadInput: for a manifest that is damaged or has another format version.
     """
     path = directory / 'manifest.json'
     try:
-        manifest = read_json(path, largest=_LARGEST_MANIFEST)
+        manifest = read_json(path, largest=_MAX_MANIFEST_BYTES)
         version = manifest['format_version']
-        if version == FORMAT_VERSION and not _is_whole(manifest):
+        if version == FORMAT_VERSION and not _is_complete(manifest):
             raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -123,8 +126,8 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _is_whole(manifest: dict[str, Any]) -> bool:
-    """Whether a manifest holds what `load_corpus` reads, of the right types."""
+def _is_complete(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest holds everything that `load_corpus` reads, with the right types."""
 
     def is_count(value: Any) -> bool:
         return type(value) is int and value >= 0
@@ -134,12 +137,12 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         has_all = is_count(file['bytes']) and all(isinstance(block, str) for block in file['blocks'])
         return has_all and len(file['blocks']) == -(-file['bytes'] // BLOCK_BYTES) and '..' not in path.parts
 
-    if 'checksum' in manifest:  # those of before had none
-        rest = {name: value for name, value in manifest.items() if name != 'checksum'}
-        if manifest['checksum'] != json_digest(rest):
+    if 'checksum' in manifest:  # older manifests have none
+        hashed = {name: value for name, value in manifest.items() if name != 'checksum'}
+        if manifest['checksum'] != json_digest(hashed):
             return False
 
-    def has_all(name: str) -> bool:
+    def has_all_files(name: str) -> bool:
         num_shards = -(-manifest['splits'][name]['tokens'] // manifest['tokens_per_shard'])
         if num_shards > len(manifest['files']):
             return False
@@ -153,5 +156,5 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         and manifest['tokens_per_shard'] > 0
         and all(isinstance(manifest[name], str) for name in ('tokenizer_hash', 'content_hash'))
         and all(is_file(name, file) and not name.startswith('/') for name, file in manifest['files'].items())
-        and all(map(has_all, SPLITS))
+        and all(map(has_all_files, SPLITS))
     )

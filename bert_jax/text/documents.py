@@ -1,4 +1,4 @@
-"""Chunks of a source -> a stream of documents, one at a time, in memory that does not grow with the source."""
+"""Reads the documents of a chunk one at a time, in memory that does not grow with the source."""
 
 import dataclasses
 import functools
@@ -20,22 +20,22 @@ from bert_jax.text.sentences import split_into_sentences
 from bert_jax.text.stats import Stats
 
 _LINES_AT_ONCE = 1 << 14
-_MOST_VALUES = 1_000_000  # lists and objects of a JSON record: an empty one takes 56 bytes, and two in the file
+_MAX_VALUES = 1_000_000  # lists and objects of a JSON record; an empty one takes 56 bytes, but two in the file
 _RECORDS_AT_ONCE = 256
-_BYTES_AT_ONCE = 1 << 25  # of records that are read together, unless one is larger
+_BYTES_AT_ONCE = 1 << 25  # of a batch of records, unless one record is larger
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text.
+    """One document.
 
     Attributes:
-      text: lines with a line feed between them, each without blanks around it, none empty, none with NUL.
+      text: lines separated by line feeds; each is stripped, and none is empty or contains NUL.
       group: the value of `data.group_field`.
       is_split: whether each line is one sentence.
     """
 
-    text: str  # and not a list of lines: many short strings take much more memory
+    text: str  # not a list of lines: many short strings take much more memory
     group: str | None = None
     is_split: bool = False
 
@@ -54,7 +54,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """How documents, lines and sentences are found in files and records; see the fields of `config.Data`."""
+    """Options for reading documents, lines and sentences from files and records; see the fields of `config.Data`."""
 
     text_field: str = 'text'
     group_field: str = ''
@@ -65,35 +65,35 @@ class ReadOptions:
 
     @classmethod
     def from_config(cls, data: config.Data) -> 'ReadOptions':
-        """The part of the settings that reading depends on."""
+        """Takes the options from the fields of `config.Data` with the same names."""
         return cls(**{field.name: getattr(data, field.name) for field in dataclasses.fields(cls)})
 
 
 class _BadRecord(Exception):
-    """(found, expected)"""
+    """A record that is skipped; its arguments are (found, expected)."""
 
 
 def read_chunk(chunk: Chunk, options: ReadOptions, stats: Stats) -> Generator[Document, None, None]:
-    """The documents of a chunk, in order.
+    """Yields the documents of a chunk, in order.
 
-    In a text file a line is a sentence or paragraph, and a blank line or the end of the file ends a document.
+    In a text file, each line is a sentence or paragraph, and a blank line or the end of the file ends a document.
 
     Raises:
-      BadInput: for a file that cannot be read, is damaged, or holds little but bad records or bytes that are not UTF-8.
-        Names file and line, never text.
+      BadInput: for a file that cannot be read, is damaged, or consists mostly of bad records or bytes that are not
+        UTF-8. The message names the file and line, never the text.
     """
     for file_range in chunk.ranges:
         try:
-            yield from _read_part(chunk.kind, file_range, options, stats)
+            yield from _read_range(chunk.kind, file_range, options, stats)
         except OSError as error:
             raise BadInput(
                 file_range.path, f'cannot be read ({error.strerror or type(error).__name__})', 'a file to read'
             ) from error
 
 
-def _read_part(kind: str, file_range: FileRange, options: ReadOptions, stats: Stats) -> Iterator[Document]:
+def _read_range(kind: str, file_range: FileRange, options: ReadOptions, stats: Stats) -> Iterator[Document]:
     num_documents, num_bad = 0, stats.counts['bad_record_skipped']
-    with stats.file(file_range.path) as check:
+    with stats.of_file(file_range.path) as check:
         for paragraphs, group in _READERS[kind](file_range, options, stats):
             for document in _documents(paragraphs, group, options, stats):
                 num_documents += 1
@@ -101,33 +101,33 @@ def _read_part(kind: str, file_range: FileRange, options: ReadOptions, stats: St
             check()
     if not num_documents and file_range.is_whole_file and kind in chunks.FILE_KINDS:
         if stats.counts['bad_record_skipped'] > num_bad:
-            raise stats.bad_records_error('no record is good')
+            raise stats.bad_records_error('no record can be used')
         stats.counts['empty_file'] += 1
 
 
 def _documents(paragraphs: Iterable[str], group: str | None, options: ReadOptions, stats: Stats) -> Iterator[Document]:
-    """One document, or several where it is too long."""
-    lines, parts, size = [], [], 0
+    """Yields one document, or several if it is too long."""
+    lines, blocks, size = [], [], 0
     for line in _short_lines(paragraphs, stats.counts):
         if size >= chunks.MAX_DOCUMENT_LENGTH:
             stats.counts['long_document_cut'] += 1
             stats.characters += size
-            yield Document('\n'.join(parts + lines), group, not options.split_sentences)
-            lines, parts, size = [], [], 0
+            yield Document('\n'.join(blocks + lines), group, not options.split_sentences)
+            lines, blocks, size = [], [], 0
         elif len(lines) >= _LINES_AT_ONCE:  # joined, they take less memory
-            parts.append('\n'.join(lines))
+            blocks.append('\n'.join(lines))
             lines = []
         lines.append(line)
         size += len(line)
     stats.characters += size
     if lines:
-        yield Document('\n'.join(parts + lines), group, not options.split_sentences)
+        yield Document('\n'.join(blocks + lines), group, not options.split_sentences)
     else:
         stats.counts['empty_document'] += 1
 
 
 def _short_lines(paragraphs: Iterable[str], counts: Counter) -> Iterator[str]:
-    """Paragraphs without the blanks around them, long ones in parts: records hold lines of any length."""
+    """Strips paragraphs and splits long ones, as records may hold lines of any length."""
     for paragraph in paragraphs:
         if len(paragraph) <= chunks.MAX_LINE_LENGTH:
             pieces = (paragraph,)
@@ -140,7 +140,7 @@ def _short_lines(paragraphs: Iterable[str], counts: Counter) -> Iterator[str]:
                 yield text
 
 
-# --- Each kind gives (paragraphs, group). ---
+# --- Readers: each kind yields (paragraphs, group) per document. ---
 
 _Texts = Iterator[tuple[Iterable[str], str | None]]
 
@@ -166,40 +166,43 @@ def _read_text(file_range: FileRange, options: ReadOptions, stats: Stats) -> _Te
 
 
 def _read_jsonl(file_range: FileRange, options: ReadOptions, stats: Stats) -> _Texts:
-    for number, line in enumerate(read_lines(file_range, 'jsonl', stats.counts), 1):
+    for line_number, line in enumerate(read_lines(file_range, 'jsonl', stats.counts), 1):
         if line is not None and not line.strip():
             continue
-        yield from _text_or_skip(line, _parsed, options, stats, functools.partial(locate_line, file_range, number))
+        yield from _text_or_skip(line, _parsed, options, stats, functools.partial(locate_line, file_range, line_number))
 
 
 def _text_or_skip(
-    record: Any, parse: Callable[[Any], dict[str, Any]], options: ReadOptions, stats: Stats, place: Callable[[], str]
+    record: Any, parse: Callable[[Any], dict[str, Any]], options: ReadOptions, stats: Stats, locate: Callable[[], str]
 ) -> _Texts:
-    """The text of a record, if it is good; else it is tallied."""
+    """Yields the text of a record; if the record is bad, counts it instead."""
     stats.records += 1
     try:
         text = _text_of(parse(record), options, stats.counts)
     except _BadRecord as bad:
-        stats.skip(place, *bad.args)
+        stats.skip_record(locate, *bad.args)
         return
     yield text
 
 
+_ARRAY_HINT = "; jq -c '.[]' FILE turns an array into lines"
+
+
 def _parsed(line: str | None) -> dict[str, Any]:
-    expected = 'a JSON object a line'
+    expected = 'one JSON object per line'
     if line is None:
         raise _BadRecord(f'is longer than {chunks.MAX_RECORD_BYTES >> 20} MiB', expected)
-    if len(line) > _MOST_VALUES and line.count('[') + line.count('{') > _MOST_VALUES:
-        raise _BadRecord(f'holds more than {_MOST_VALUES:,} lists and objects', expected)
+    if len(line) > _MAX_VALUES and line.count('[') + line.count('{') > _MAX_VALUES:
+        raise _BadRecord(f'holds more than {_MAX_VALUES:,} lists and objects', expected)
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         column = f' (column {error.colno})' if isinstance(error, json.JSONDecodeError) else ''
         if line.lstrip().startswith('['):
-            expected += "; jq -c '.[]' turns an array into lines"
+            expected += _ARRAY_HINT
         raise _BadRecord(f'is not JSON{column}', expected) from None
     if isinstance(record, list):
-        raise _BadRecord('is a JSON list', expected + "; jq -c '.[]' turns an array into lines")
+        raise _BadRecord('is a JSON array', expected + _ARRAY_HINT)
     if not isinstance(record, dict):
         raise _BadRecord(f'is a JSON {type(record).__name__}', expected)
     return record
@@ -218,13 +221,13 @@ def _read_tfds(file_range: FileRange, options: ReadOptions, stats: Stats) -> _Te
     start, count = file_range.start, 1
     while start < file_range.stop:
         indices = range(start, min(start + count, file_range.stop))
-        found = records.__getitems__(indices)
+        batch = records.__getitems__(indices)
         start += len(indices)
-        largest = max(len(record.get(options.text_field) or b'') for record in found)
+        largest = max(len(record.get(options.text_field) or b'') for record in batch)
         count = max(1, min(4 * count, _RECORDS_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
-        for index, record in zip(indices, found, strict=True):
-            place = functools.partial('tfds:{}:{}'.format, file_range.path, index)
-            yield from _text_or_skip(record, dict, options, stats, place)
+        for index, record in zip(indices, batch, strict=True):
+            locate = functools.partial('tfds:{}:{}'.format, file_range.path, index)
+            yield from _text_or_skip(record, dict, options, stats, locate)
 
 
 _READERS: dict[str, Callable[[FileRange, ReadOptions, Stats], _Texts]] = {
@@ -236,7 +239,7 @@ _READERS: dict[str, Callable[[FileRange, ReadOptions, Stats], _Texts]] = {
 }
 
 
-# --- Text out of bytes and records. ---
+# --- Text of records. ---
 
 
 def _text_of(record: dict[str, Any], options: ReadOptions, counts: Counter) -> tuple[Iterable[str], str | None]:
@@ -262,7 +265,7 @@ def _clean(text: str, counts: Counter) -> str:
         text = text.replace('\0', '')
     try:
         text.encode('utf-8')
-    except UnicodeEncodeError:  # half of a surrogate pair, written as an escape in JSON or in a string literal
+    except UnicodeEncodeError:  # a lone surrogate, written as an escape in JSON or in a string literal
         counts['invalid_utf8_replaced'] += 1
         num_before = text.count('\ufffd')
         text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')

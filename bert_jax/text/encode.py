@@ -1,10 +1,10 @@
-"""A chunk -> its token ids and a table of its documents on disk: the work that is divided among processes.
+"""Encodes a chunk: writes its token ids and a table of its documents to disk. Worker processes do this work.
 
 CHUNK/tokens.bin       uint16 or uint32, the ids of all documents
-CHUNK/sentences.bin    uint32, tokens of each sentence
-CHUNK/lines.bin        LINE records, one for each line of text
+CHUNK/sentences.bin    uint32, number of tokens of each sentence
+CHUNK/lines.bin        LINE records, one per line of text
 CHUNK/documents.bin    DOCUMENT records
-CHUNK/chunk.json       counts and checksums: with it the chunk is finished
+CHUNK/chunk.json       counts and checksums; its presence marks the chunk as finished
 """
 
 import contextlib
@@ -29,114 +29,117 @@ from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import flatten
 
-# `digest` tells equal texts; `uniform` hashes the group, or without one the text. Any: ty takes them for float64.
+# `digest` identifies equal texts; `uniform` is a hash of the group, or of the text without one, that decides the split.
+# Any: ty takes the types for float64.
 DOCUMENT: Any = np.dtype([('digest', 'V16'), ('uniform', 'u8'), ('lines', 'u4'), ('sentences', 'u4'), ('tokens', 'u8')])
 LINE: Any = np.dtype([('digest', 'u8'), ('sentences', 'u4'), ('words', 'u4')])
-_CHARACTERS_AT_ONCE = 1 << 22  # encoded together, or a few more; lines and documents count as some characters more
-_CHARACTERS_OF_LINE, _CHARACTERS_OF_DOCUMENT = 32, 128  # the memory of what is kept of each
-_LONGEST_PIECE = 1 << 20  # characters of a document that are encoded together, or the rest of a line more
-_MOST_AT_ONCE = 1 << 22  # bytes that the tokenizer gets together
-_PARTS = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, and what is between
-_STROKE = '\u0338'  # '≠' is '=' and this: the only mark that composition joins with ASCII punctuation
-_MOST_WORDS = 1 << 19  # that are remembered
-_LONGEST_WORD = 50  # characters, of those remembered
+_CHARACTERS_AT_ONCE = 1 << 22  # of a batch, approximately
+_CHARACTERS_PER_LINE = 32  # added for the memory of its record
+_CHARACTERS_PER_DOCUMENT = 128  # likewise
+_MAX_BLOCK = 1 << 20  # characters of a document that are encoded together, up to the end of a line
+_MAX_BYTES_AT_ONCE = 1 << 22  # of text for one call of the tokenizer
+_PUNCTUATION_OR_TEXT = re.compile(r'[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+')  # ASCII punctuation, or text between
+_STROKE = '\u0338'  # '≠' is '=' and this, the only mark that NFC composes with ASCII punctuation
+_MAX_CACHED_WORDS = 1 << 19
+_MAX_CACHED_LENGTH = 50  # characters of a word
 
 
 class Encoder:
-    """Sentences -> ids; a word is encoded once.
+    """A memoizing encoder: looks up the ids of each word, and calls the tokenizer for unseen words only.
 
-    What a tokenizer that splits at blanks does to a word does not depend on what stands beyond the blanks around it, so
-    that the ids of a text are those of its words, one after another. Looking words up is several times as fast as
-    encoding text.
+    A tokenizer that splits at blanks encodes each word independently of its neighbours, so the ids of a text are the
+    concatenated ids of its words. Looking words up is several times as fast as encoding text.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-        self._words: dict[str, bytes] = {}  # a word's ids
+        self._words: dict[str, bytes] = {}  # ids of each cached word
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Sentences, each with a line feed behind it -> (ids of all one after another, number of ids of each)."""
+        """Encodes sentences, each ending in a line feed; returns (concatenated ids, number of ids of each sentence)."""
         if not self.tokenizer.splits_at_blanks:
             ids, sizes = flatten(self.tokenizer.encode_batch(text.decode().split('\n')[:-1]))
             return ids.astype(self.dtype), sizes
-        distinct, number, first_words = _numbered(text)
+        distinct, word_indices, first_words = _index_words(text)
         encoded = list(map(self._words.get, distinct))
         if unseen := [index for index, ids in enumerate(encoded) if ids is None]:
             self._encode_words([distinct[index] for index in unseen])
         for index in unseen:
             word = distinct[index]
             encoded[index] = self._words[word]
-            if len(word) > _LONGEST_WORD:
+            if len(word) > _MAX_CACHED_LENGTH:
                 del self._words[word]
-        if len(self._words) > _MOST_WORDS:
+        if len(self._words) > _MAX_CACHED_WORDS:
             self._words.clear()
-        words = pyarrow.array(encoded, pyarrow.large_binary()).take(number)
+        words = pyarrow.array(encoded, pyarrow.large_binary()).take(word_indices)
         _, ends, ids = words.buffers()
         ends = np.frombuffer(ends, np.int64)[: len(words) + 1] // self.dtype.itemsize
         return np.frombuffer(ids, self.dtype)[: ends[-1]], np.diff(ends[np.append(first_words, len(words))])
 
     def _encode_words(self, words: list[str]) -> None:
-        """Adds words to those known. Where punctuation stands alone, `word` and `word,` share the work."""
+        """Adds words to the cache. If the tokenizer splits at punctuation, `word` and `word,` share an entry."""
         if not self.tokenizer.splits_at_punctuation:
-            self._words.update(self._packed(words))
+            self._words.update(self._encode_to_bytes(words))
             return
-        parts_of = [[word] if _STROKE in word else _PARTS.findall(word) for word in words]
-        unseen = list(set(itertools.chain.from_iterable(parts_of)).difference(self._words))
-        parts = dict(self._packed(unseen))
-        self._words.update((part, ids) for part, ids in parts.items() if len(part) <= _LONGEST_WORD)
-        for word, cut in zip(words, parts_of, strict=True):
-            self._words[word] = b''.join([parts[part] if part in parts else self._words[part] for part in cut])
+        splits = [[word] if _STROKE in word else _PUNCTUATION_OR_TEXT.findall(word) for word in words]
+        unseen = list(set(itertools.chain.from_iterable(splits)).difference(self._words))
+        new = dict(self._encode_to_bytes(unseen))
+        self._words.update((part, ids) for part, ids in new.items() if len(part) <= _MAX_CACHED_LENGTH)
+        for word, parts in zip(words, splits, strict=True):
+            self._words[word] = b''.join([new[part] if part in new else self._words[part] for part in parts])
 
-    def _packed(self, words: list[str]) -> Iterator[tuple[str, bytes]]:
-        """(word, its ids) of each."""
-        for some, ids, sizes in self.tokenizer.encode_words(words):
+    def _encode_to_bytes(self, words: list[str]) -> Iterator[tuple[str, bytes]]:
+        """Yields (word, the bytes of its ids)."""
+        for group, ids, sizes in self.tokenizer.encode_words(words):
             packed, ends = ids.astype(self.dtype).tobytes(), (np.cumsum(sizes) * self.dtype.itemsize).tolist()
-            yield from zip(some, [packed[start:end] for start, end in itertools.pairwise([0, *ends])], strict=True)
+            yield from zip(group, [packed[start:end] for start, end in itertools.pairwise([0, *ends])], strict=True)
 
 
-def _numbered(text: bytes) -> tuple[list[str], pyarrow.Array, np.ndarray]:
-    """Sentences, each with a line feed behind it -> (distinct words, the number of each word, the first of a sentence).
+def _index_words(text: bytes) -> tuple[list[str], pyarrow.Array, np.ndarray]:
+    """Splits sentences, each ending in a line feed, into words, which are separated by blanks and may be empty.
 
-    A word is what stands between blanks; it may be empty.
+    Returns:
+      (distinct words, index in them of each word of the text, index of the first word of each sentence).
     """
-    characters = np.frombuffer(text, np.uint8).copy()  # no more than int32 can count, see `_parts`
+    characters = np.frombuffer(text, np.uint8).copy()  # few enough for int32 offsets, see `_bounded_texts`
     ends = np.flatnonzero((characters == ord(' ')) | (characters == ord('\n')))
     first_words = np.append(0, np.flatnonzero(characters[ends] == ord('\n'))[:-1] + 1)
     characters[ends] = ord(' ')
     offsets = pyarrow.py_buffer(np.append(0, ends + 1).astype(np.int32))
-    words = pyarrow.StringArray.from_buffers(len(ends), offsets, pyarrow.py_buffer(characters))  # with their blanks
-    numbered = words.dictionary_encode()
-    return [word[:-1] for word in numbered.dictionary.to_pylist()], numbered.indices, first_words
+    words = pyarrow.StringArray.from_buffers(len(ends), offsets, pyarrow.py_buffer(characters))  # each with its blank
+    encoded_words = words.dictionary_encode()
+    return [word[:-1] for word in encoded_words.dictionary.to_pylist()], encoded_words.indices, first_words
 
 
 def write_chunk(
     documents: Iterable[Document], stats: Stats, encoder: Encoder, directory: pathlib.Path, *, hash_lines: bool
 ) -> None:
-    """Writes an encoded chunk to its directory, whole or not at all; does nothing if it is there.
+    """Writes an encoded chunk to its directory, atomically; does nothing if the directory exists.
 
-    `tally` belongs to the reading of the documents; it is complete when the last of them has come. Unless `hash_lines`,
-    the digests of lines are 0.
+    Args:
+      stats: filled while `documents` are read, complete after the last one.
+      hash_lines: False leaves the digests of lines at 0.
 
     Raises:
-      BadInput: what the reading raises, see `read_chunk`.
-      OSError: when it cannot be written.
+      BadInput: see `read_chunk`.
+      OSError: if the chunk cannot be written.
     """
     if directory.is_dir():
         return
-    # Not beside the chunks, of which there may be many: looking for those of killed processes reads the directory.
+    # Not in the directory of the chunks, which may be many: the search for leftovers lists the whole directory.
     with new_directory(directory, temporary_in=directory.parents[1]) as temporary:
         num_documents, open_document = 0, _OpenDocument()
         with (
-            _uncollected(),
+            _garbage_collection_paused(),
             (temporary / 'tokens.bin').open('wb') as tokens_file,
             (temporary / 'sentences.bin').open('wb') as sentences_file,
             (temporary / 'lines.bin').open('wb') as lines_file,
             (temporary / 'documents.bin').open('wb') as documents_file,
         ):
-            for batch in _batches(_pieces(documents)):
-                num_documents += sum(piece.is_last for piece in batch)
-                ids, sentences, lines, table = _encoded(batch, open_document, encoder, stats, hash_lines)
+            for batch in _batches(_blocks(documents)):
+                num_documents += sum(block.is_last for block in batch)
+                ids, sentences, lines, table = _encode_batch(batch, open_document, encoder, stats, hash_lines)
                 for file, values in (
                     (tokens_file, ids),
                     (sentences_file, sentences),
@@ -153,8 +156,8 @@ def write_chunk(
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector: documents are many small lists and no cycles, and it would look at all of them."""
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pauses the garbage collector, which would traverse the many small lists of documents; they form no cycles."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -165,7 +168,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def read_chunk_record(directory: pathlib.Path) -> dict[str, Any] | None:
-    """What `chunk.json` of a finished chunk holds; None where there is none, or files of another size."""
+    """Returns the contents of `chunk.json` of a finished chunk; None if it is missing or a file has another size."""
     try:
         record = read_json(directory / 'chunk.json')
         sizes = {name: (directory / name).stat().st_size for name in record['files']}
@@ -174,8 +177,8 @@ def read_chunk_record(directory: pathlib.Path) -> dict[str, Any] | None:
     return record if all(file['bytes'] == sizes[name] for name, file in record['files'].items()) else None
 
 
-class _Piece(NamedTuple):
-    """Some of the lines of a document, with line feeds between them: a long one comes in several pieces."""
+class _Block(NamedTuple):
+    """Consecutive lines of a document, separated by line feeds; a long document is divided into several blocks."""
 
     text: str
     group: str | None
@@ -183,21 +186,21 @@ class _Piece(NamedTuple):
     is_last: bool
 
 
-def _pieces(documents: Iterable[Document]) -> Iterator[_Piece]:
+def _blocks(documents: Iterable[Document]) -> Iterator[_Block]:
     for document in documents:
         text, start = document.text, 0
-        while (stop := text.find('\n', start + _LONGEST_PIECE)) != -1:
-            yield _Piece(text[start:stop], document.group, document.is_split, is_last=False)
+        while (stop := text.find('\n', start + _MAX_BLOCK)) != -1:
+            yield _Block(text[start:stop], document.group, document.is_split, is_last=False)
             start = stop + 1
-        yield _Piece(text[start:], document.group, document.is_split, is_last=True)
+        yield _Block(text[start:], document.group, document.is_split, is_last=True)
 
 
-def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces that are encoded together."""
+def _batches(blocks: Iterable[_Block]) -> Iterator[list[_Block]]:
+    """Groups blocks that are encoded together."""
     batch, size = [], 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text) + _CHARACTERS_OF_LINE * (piece.text.count('\n') + 1) + _CHARACTERS_OF_DOCUMENT
+    for block in blocks:
+        batch.append(block)
+        size += len(block.text) + _CHARACTERS_PER_LINE * (block.text.count('\n') + 1) + _CHARACTERS_PER_DOCUMENT
         if size >= _CHARACTERS_AT_ONCE:
             yield batch
             batch, size = [], 0
@@ -206,35 +209,35 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
 
 
 class _OpenDocument:
-    """What is known of a document of which not all pieces have come."""
+    """The hash and counts of a document whose last block has not been encoded yet."""
 
     def __init__(self):
         self._hash: Any = None
         self._counts = np.zeros(3, np.int64)
 
-    def close_with(self, pieces: list[_Piece], texts: list[bytes], counts: np.ndarray) -> np.ndarray:
-        """Adds pieces, the first of which continue the open document; the last one may leave another open.
+    def close_with(self, blocks: list[_Block], texts: list[bytes], counts: np.ndarray) -> np.ndarray:
+        """Adds blocks; the first ones continue the open document, and the last one may leave another document open.
 
         Args:
-          texts: of each piece, its lines with line feeds between all sentences.
-          counts: int64 [pieces, 3], lines, sentences and tokens that are kept of each.
+          texts: the text of each block, with line feeds between all sentences.
+          counts: int64 [blocks, 3], lines, sentences and tokens of each block.
 
         Returns:
-          DOCUMENT records of the documents that are complete.
+          DOCUMENT records of the completed documents.
         """
         digests, groups = [], []
-        for piece, text in zip(pieces, texts, strict=True):
+        for block, text in zip(blocks, texts, strict=True):
             if self._hash is None:
                 self._hash = hashlib.blake2b(text, digest_size=16)
             else:
                 self._hash.update(b'\n')
                 self._hash.update(text)
-            if piece.is_last:
+            if block.is_last:
                 digests.append(self._hash.digest())
-                groups.append(piece.group)
+                groups.append(block.group)
                 self._hash = None
         counts = np.concatenate([self._counts[None], counts])
-        ends = np.flatnonzero([False, *(piece.is_last for piece in pieces)]) + 1
+        ends = np.flatnonzero([False, *(block.is_last for block in blocks)]) + 1
         totals = np.cumsum(np.concatenate([np.zeros((1, 3), np.int64), counts]), axis=0)
         sums = np.diff(totals[np.append(0, ends)], axis=0)
         self._counts = totals[-1] - totals[ends[-1] if len(ends) else 0]
@@ -245,22 +248,22 @@ class _OpenDocument:
         return table
 
 
-def _encoded(
-    batch: list[_Piece], open_document: _OpenDocument, encoder: Encoder, stats: Stats, hash_lines: bool
+def _encode_batch(
+    batch: list[_Block], open_document: _OpenDocument, encoder: Encoder, stats: Stats, hash_lines: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(ids, lengths of sentences, LINE records, DOCUMENT records) of those documents and sentences that have tokens."""
-    lines_of_pieces = [piece.text.split('\n') for piece in batch]
-    line_texts = list(itertools.chain.from_iterable(lines_of_pieces))
+    """Returns (ids, sentence lengths, LINE records, DOCUMENT records) of the documents and sentences with tokens."""
+    lines_of_blocks = [block.text.split('\n') for block in batch]
+    line_texts = list(itertools.chain.from_iterable(lines_of_blocks))
     encoded_lines = (
         [line.encode() for line in line_texts] if batch[0].is_split else split_lines_into_sentences(line_texts)
     )
     text = b'\n'.join([*encoded_lines, b''])
-    ids, lengths = (np.concatenate(arrays) for arrays in zip(*map(encoder.encode, _parts(text)), strict=True))
+    ids, lengths = (np.concatenate(arrays) for arrays in zip(*map(encoder.encode, _bounded_texts(text)), strict=True))
     ends_of_lines = np.cumsum(np.fromiter(map(len, encoded_lines), np.int64, len(encoded_lines)) + 1)
     characters = np.frombuffer(text, np.uint8)
     line_of_sentence = np.searchsorted(ends_of_lines, np.flatnonzero(characters == ord('\n')))
-    num_lines = np.array(list(map(len, lines_of_pieces)))
-    piece_of_line = np.repeat(np.arange(len(batch)), num_lines)
+    num_lines = np.array(list(map(len, lines_of_blocks)))
+    block_of_line = np.repeat(np.arange(len(batch)), num_lines)
 
     lines = np.zeros(len(encoded_lines), LINE)
     if hash_lines:
@@ -273,9 +276,9 @@ def _encoded(
 
     line_is_kept = lines['sentences'] > 0
     counts = np.empty((len(batch), 3), np.int64)
-    counts[:, 0] = np.bincount(piece_of_line, line_is_kept, len(batch))
-    counts[:, 1] = np.bincount(piece_of_line, lines['sentences'], len(batch))
-    counts[:, 2] = np.bincount(piece_of_line[line_of_sentence], lengths, len(batch))
+    counts[:, 0] = np.bincount(block_of_line, line_is_kept, len(batch))
+    counts[:, 1] = np.bincount(block_of_line, lines['sentences'], len(batch))
+    counts[:, 2] = np.bincount(block_of_line[line_of_sentence], lengths, len(batch))
     ends = ends_of_lines[np.cumsum(num_lines) - 1] - 1
     starts = np.append(0, ends[:-1] + 1)
     texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
@@ -285,17 +288,19 @@ def _encoded(
     return ids, lengths[has_tokens].astype(np.uint32), lines[line_is_kept], table[document_is_kept]
 
 
-def _parts(text: bytes) -> Iterator[bytes]:
-    """Text in parts of bounded size, of whole sentences."""
+def _bounded_texts(text: bytes) -> Iterator[bytes]:
+    """Divides text into texts of bounded size that end with a sentence."""
     start = 0
     while start < len(text):
-        stop = len(text) if len(text) - start <= _MOST_AT_ONCE else text.index(b'\n', start + _MOST_AT_ONCE) + 1
+        stop = (
+            len(text) if len(text) - start <= _MAX_BYTES_AT_ONCE else text.index(b'\n', start + _MAX_BYTES_AT_ONCE) + 1
+        )
         yield text[start:stop]
         start = stop
 
 
 def split_hash(document: Document) -> int:
-    """What tells which split a document goes to, below 2**64: the `uniform` of its record."""
+    """Returns the hash, below 2**64, that decides the split of a document: `uniform` of its record."""
     text = '\n'.join(document.sentences)
     return _split_hash(document.group, hashlib.blake2b(text.encode(), digest_size=16).digest())
 
@@ -307,7 +312,7 @@ def _split_hash(group: str | None, digest: bytes) -> int:
 
 
 def _count_words(text: np.ndarray, ends_of_lines: np.ndarray) -> np.ndarray:
-    """How many runs of bytes between ASCII white space each line holds."""
+    """Counts the words of each line, separated by ASCII white space."""
     is_blank = text <= 32
     starts = np.flatnonzero(~is_blank & np.append(True, is_blank[:-1]))
     return np.diff(np.searchsorted(starts, ends_of_lines), prepend=0)

@@ -1,4 +1,4 @@
-"""What the look of files suggests about the settings they should be read with, or written."""
+"""Suggests other settings for reading (or writing) files, from what their text looks like."""
 
 import itertools
 import json
@@ -14,27 +14,27 @@ from bert_jax.text.documents import ReadOptions
 from bert_jax.text.lines import read_lines
 from bert_jax.text.parquet import longest_page
 
-_FILES = 3  # of a source, far apart
-_LINES = 400  # of a file
-_FEWEST = 20  # lines or files that show a habit
+_NUM_FILES = 3  # inspected per source, spread over it
+_NUM_LINES = 400  # inspected per file
+_MIN_EVIDENCE = 20  # lines or files
 _LARGE_PAGE = 1 << 27  # bytes
 _WIDTHS = range(40, 121)  # characters at which text is wrapped
 
 
 def find_hints(sources: list[Source], options: ReadOptions) -> Iterator[str]:
-    """Sentences to print for files that are probably not what they are read as, or take much memory."""
+    """Yields hints about files that are probably read the wrong way, or that take much memory."""
     for source in sources:
         kind = source.name.partition(':')[0]
         paths = [path for path, (num_bytes, _) in source.files.items() if num_bytes and is_local(path)]
         if kind == 'parquet' and paths and (num_bytes := longest_page(paths[0], options.text_field)) > _LARGE_PAGE:
             yield (
-                f'{paths[0]} seems to have pages of {size(num_bytes)}, and to read one takes three times its memory: '
-                'pyarrow.parquet.write_table(…, write_batch_size=16) makes them small'
+                f'{paths[0]} seems to have pages of {size(num_bytes)}; reading one takes three times as much memory. '
+                'Write smaller ones with pyarrow.parquet.write_table(…, write_batch_size=16)'
             )
         if kind != 'text' or not paths:
             continue
-        for path in dict.fromkeys(paths[index * (len(paths) - 1) // (_FILES - 1)] for index in range(_FILES)):
-            lines = [str(line) for line in itertools.islice(read_lines(FileRange(path), kind, Counter()), _LINES)]
+        for path in dict.fromkeys(paths[index * (len(paths) - 1) // (_NUM_FILES - 1)] for index in range(_NUM_FILES)):
+            lines = [str(line) for line in itertools.islice(read_lines(FileRange(path), kind, Counter()), _NUM_LINES)]
             if hint := _hint_for_lines(lines, options):
                 yield f'{path} {hint}'
                 break
@@ -42,13 +42,13 @@ def find_hints(sources: list[Source], options: ReadOptions) -> Iterator[str]:
 
 def _hint_for_lines(lines: list[str], options: ReadOptions) -> str:
     texts = [line.strip() for line in lines if line.strip()]
-    if len(texts) > 1 and all(map(_is_json_object, texts[:_FEWEST])):
-        return 'looks like JSON lines: a source of jsonl: reads the field data.text_field of each'
+    if len(texts) > 1 and all(map(_is_json_object, texts[:_MIN_EVIDENCE])):
+        return 'looks like JSON lines: the source jsonl:GLOB reads the field data.text_field of each line'
     if texts and texts[0].lower().startswith(('<!doctype html', '<html', '<?xml')):
-        return 'looks like markup: its tags become part of the text'
+        return 'looks like HTML or XML: its tags become part of the text'
     width = 0 if options.join_lines else _width(lines)
     if width:
-        return f'looks wrapped at {width} characters: --config.data.join_lines=True joins the lines of a paragraph'
+        return f'looks wrapped at {width} characters: --config.data.join_lines=True joins the lines of each paragraph'
     return ''
 
 
@@ -60,9 +60,12 @@ def _is_json_object(line: str) -> bool:
 
 
 def _width(lines: list[str]) -> int:
-    """The width at which lines are wrapped, or 0: most that another one follows end near it, and few end a sentence."""
+    """Returns the width at which lines are wrapped, or 0.
+
+    Lines are wrapped if most that are followed by another line end near the same width, and few end a sentence.
+    """
     followed = [line.rstrip() for line, after in itertools.pairwise(lines) if line.strip() and after.strip()]
-    if len(followed) < _FEWEST:
+    if len(followed) < _MIN_EVIDENCE:
         return 0
     lengths = np.array(list(map(len, followed)))
     width = int(np.percentile(lengths, 98))
@@ -72,13 +75,13 @@ def _width(lines: list[str]) -> int:
 
 
 def documents_hint(sources: list[Source], num_documents: int, options: ReadOptions) -> str:
-    """A sentence to print where many small files of text gave clearly more documents than there are files."""
+    """Returns a hint if many small text files became clearly more documents than there are files; otherwise ''."""
     if options.documents == 'file' or not all(source.name.startswith('text:') for source in sources):
         return ''
     num_files = sum(bool(num_bytes) for source in sources for num_bytes, _ in source.files.values())
-    if not _FEWEST <= num_files < num_documents / 1.5:
+    if not _MIN_EVIDENCE <= num_files < num_documents / 1.5:
         return ''
     return (
-        f'{num_files:,} files gave {num_documents:,} documents, because a blank line ends one: '
-        'with --config.data.documents=file each file is a document'
+        f'{num_files:,} files became {num_documents:,} documents, because a blank line ends a document: '
+        '--config.data.documents=file makes each file one document'
     )

@@ -1,14 +1,14 @@
-"""Preparing one corpus: its chunks, what is done with each, and the directory where finished ones wait for the merge.
+"""The preparation of one corpus: its chunks, the steps for each, and the directory that holds finished ones.
 
     .CORPUS.partial/IDENTITY/    next to the corpus; see `partial.py`
-        job.json                 what is prepared: settings, sources, chunks
-        texts/00012.jsonl        the part of a chunk that belongs to the tokenizer's sample, a document a line
-        texts/00012.json         what was found while it was read; with it the sample is finished
+        job.json                 identity of the job: settings, sources, chunks
+        texts/00012.jsonl        the part of a chunk that belongs to the tokenizer's sample, one document per line
+        texts/00012.json         stats of that part; its presence marks the part as finished
         tokenizer/
         chunks/00012/            an encoded chunk, see `encode.py`
 
-Every file and directory appears whole, so that any number of processes on any number of hosts may work on it and be
-killed.
+Every file and directory appears atomically, so any number of processes on any number of hosts can work on a job and be
+killed at any time.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from bert_jax.text.encode import Encoder, read_chunk_record, write_chunk
 from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import load_saved_tokenizer
 
-_VERSION = 4  # of what chunks hold
+_VERSION = 4  # of the format of encoded chunks
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareJob:
-    """Sources cut into chunks, and the directory for what is made of them."""
+    """Sources divided into chunks, and the directory for finished work."""
 
     directory: pathlib.Path
     options: ReadOptions
@@ -49,46 +49,46 @@ class PrepareJob:
 
     @functools.cached_property
     def encoder(self) -> Encoder:
-        """Of the tokenizer that is in its directory."""
+        """The encoder of the tokenizer in `tokenizer_directory`."""
         return Encoder(load_saved_tokenizer(self.tokenizer_directory))
 
-    def chunk_directory(self, number: int) -> pathlib.Path:
-        return self.directory / 'chunks' / f'{number:05d}'
+    def chunk_directory(self, chunk_index: int) -> pathlib.Path:
+        return self.directory / 'chunks' / f'{chunk_index:05d}'
 
-    def is_encoded(self, number: int) -> bool:
-        """Whether a chunk is finished. One without its record or with a file of another size is removed."""
-        directory = self.chunk_directory(number)
+    def is_encoded(self, chunk_index: int) -> bool:
+        """Whether a chunk is finished; removes a chunk without its record, or with a file of another size."""
+        directory = self.chunk_directory(chunk_index)
         if read_chunk_record(directory) is not None:
             return True
         if directory.is_dir():
             discard(directory)
         return False
 
-    def chunk_stats(self, number: int) -> Stats:
-        """What was found while a finished chunk was read."""
-        record = read_chunk_record(self.chunk_directory(number))
+    def chunk_stats(self, chunk_index: int) -> Stats:
+        """Returns the stats of a finished chunk."""
+        record = read_chunk_record(self.chunk_directory(chunk_index))
         if record is None:
-            raise FileNotFoundError(2, 'removed meanwhile', str(self.chunk_directory(number)))
+            raise FileNotFoundError(2, 'removed meanwhile', str(self.chunk_directory(chunk_index)))
         return Stats.from_json(record)
 
-    # --- What the processes do. ---
+    # --- Steps that worker processes run. ---
 
-    def sample(self, number: int, num_bytes: int) -> tuple[int, int]:
-        """Writes the first `num_bytes` of text of a chunk to `texts`; returns how many documents and characters."""
-        path = self._text_path(number)
+    def sample(self, chunk_index: int, num_bytes: int) -> tuple[int, int]:
+        """Writes the first `num_bytes` of text of a chunk to `texts`; returns (documents, characters)."""
+        path = self._text_path(chunk_index)
         record = read_json_or_none(path)
         if record is None:
             path.parent.mkdir(exist_ok=True)
             with new_file(path.with_suffix('.jsonl'), temporary_in=self.directory) as temporary:
-                record = self._write_sample(temporary, number, num_bytes)
+                record = self._write_sample(temporary, chunk_index, num_bytes)
             write_whole(path, json.dumps(record), temporary_in=self.directory)
         return record['num_documents'], record['characters']
 
-    def _write_sample(self, path: pathlib.Path, number: int, num_bytes: int) -> dict[str, Any]:
+    def _write_sample(self, path: pathlib.Path, chunk_index: int, num_bytes: int) -> dict[str, Any]:
         stats, num_documents, size, is_whole = Stats(), 0, 0, True
         with (
             path.open('w', encoding='utf-8') as file,
-            contextlib.closing(read_chunk(self.chunks[number], self.options, stats)) as documents,
+            contextlib.closing(read_chunk(self.chunks[chunk_index], self.options, stats)) as documents,
         ):
             for document in documents:
                 if size >= num_bytes:
@@ -102,54 +102,54 @@ class PrepareJob:
         return stats.as_json() | {'num_documents': num_documents, 'is_whole': is_whole}
 
     def read_sample(self) -> Iterator[str]:
-        """The sentences of the texts that were sampled, in the order of the source.
+        """Yields the sentences of the sample, in the order of the source.
 
         Raises:
-          BadInput: when there are records and all are bad.
+          BadInput: if there are records and all are bad.
         """
         stats = self.sample_stats()
         if stats.bad and stats.counts['bad_record_skipped'] == stats.records:
-            raise stats.bad_records_error('no record is good')
-        for number in range(len(self.chunks)):
-            if read_json_or_none(self._text_path(number)) is not None:
-                for document in self._sampled_documents(number):
+            raise stats.bad_records_error('no record can be used')
+        for chunk_index in range(len(self.chunks)):
+            if read_json_or_none(self._text_path(chunk_index)) is not None:
+                for document in self._sampled_documents(chunk_index):
                     yield from document.sentences
 
     def sample_stats(self) -> Stats:
-        """What was found while the sample was read."""
+        """Returns the stats of the sample."""
         stats = Stats()
-        for number in range(len(self.chunks)):
-            if (record := read_json_or_none(self._text_path(number))) is not None:
+        for chunk_index in range(len(self.chunks)):
+            if (record := read_json_or_none(self._text_path(chunk_index))) is not None:
                 stats.add(Stats.from_json(record))
         return stats
 
-    def encode(self, number: int) -> tuple[int, int]:
-        """Encodes a chunk; returns its numbers of documents and characters."""
-        directory = self.chunk_directory(number)
-        if not self.is_encoded(number):
-            record, stats = read_json_or_none(self._text_path(number)), Stats()
-            if record is not None and record['is_whole']:  # reading it took time: it is not read twice
+    def encode(self, chunk_index: int) -> tuple[int, int]:
+        """Encodes a chunk; returns (documents, characters)."""
+        directory = self.chunk_directory(chunk_index)
+        if not self.is_encoded(chunk_index):
+            record, stats = read_json_or_none(self._text_path(chunk_index)), Stats()
+            if record is not None and record['is_whole']:  # the sample holds the whole chunk: do not read it again
                 stats = Stats.from_json(record)
-                documents = self._sampled_documents(number)
+                documents = self._sampled_documents(chunk_index)
             else:
-                documents = read_chunk(self.chunks[number], self.options, stats)
+                documents = read_chunk(self.chunks[chunk_index], self.options, stats)
             write_chunk(documents, stats, self.encoder, directory, hash_lines=self.options.deduplicate_lines)
         record = read_chunk_record(directory)
-        assert record is not None  # it has just been written
+        assert record is not None  # written above
         return record['num_documents'], record['characters']
 
-    def _sampled_documents(self, number: int) -> Iterator[Document]:
-        with self._text_path(number).with_suffix('.jsonl').open(encoding='utf-8') as file:
+    def _sampled_documents(self, chunk_index: int) -> Iterator[Document]:
+        with self._text_path(chunk_index).with_suffix('.jsonl').open(encoding='utf-8') as file:
             for line in file:
                 text, group = json.loads(line)
                 yield Document(text, group, not self.options.split_sentences)
 
-    def _text_path(self, number: int) -> pathlib.Path:
-        return self.directory / 'texts' / f'{number:05d}.json'
+    def _text_path(self, chunk_index: int) -> pathlib.Path:
+        return self.directory / 'texts' / f'{chunk_index:05d}.json'
 
 
 def _beginning(text: str, excess: int) -> tuple[str, bool]:
-    """The lines of a text without those that lie in its last `excess` bytes, and whether that is all of them."""
+    """Drops the lines in the last `excess` bytes of a text; returns (the other lines, whether those are all lines)."""
     end = len(text)
     while excess > 0:
         start = text.rfind('\n', 0, end) + 1
@@ -161,7 +161,7 @@ def _beginning(text: str, excess: int) -> tuple[str, bool]:
 
 
 def identity_of_job(sources: list[Source], settings: dict[str, Any]) -> dict[str, Any]:
-    """What chunks depend on, as JSON gives it back."""
+    """Returns everything that encoded chunks depend on, as JSON values."""
     chunks = itertools.chain.from_iterable(source.chunks for source in sources)
     identity = {
         'version': _VERSION,
@@ -179,7 +179,7 @@ def _chunk_as_json(chunk: Chunk) -> dict[str, Any]:
 
 
 def read_json_or_none(path: pathlib.Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is none, or a damaged one."""
+    """Returns the object in a JSON file, or None if the file is missing or damaged."""
     try:
         return read_json(path)
     except (FileNotFoundError, DamagedJson):

@@ -1,4 +1,4 @@
-"""A part of a text or JSON file -> its lines, decompressed and decoded, none longer than fits into memory."""
+"""Reads the lines of a range of a text or JSON file, decompressed and decoded, in bounded memory."""
 
 import codecs
 import gzip
@@ -18,67 +18,67 @@ from bert_jax.text.formats import HEAD_BYTES, check_text
 
 Item = TypeVar('Item')
 _BLOCK_BYTES = 1 << 20
-# Scripts that put no blanks between words: Chinese and Japanese, not Korean.
+# Scripts without blanks between words: Chinese and Japanese, but not Korean.
 _IDEOGRAPH = re.compile('[\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60\U00020000-\U0003ffff]')
-_ZST_BYTES = 1 << 11  # compressed: four bytes of zstd may stand for 128 KiB
+_ZST_BYTES = 1 << 11  # compressed bytes per read: four bytes of zstd may expand to 128 KiB
 
 
 def read_lines(file_range: FileRange, kind: str, counts: Counter) -> Iterator[str | None]:
-    """The lines of a part. One that is too long comes as several (text) or as None (JSON)."""
+    """Yields the lines of a file range. A line that is too long is split (text) or replaced by None (JSON)."""
     longest = chunks.MAX_LINE_LENGTH if kind == 'text' else chunks.MAX_RECORD_BYTES
-    rest, is_skipping = b'', False
+    carried, is_skipping = b'', False
     for block in _read_blocks(file_range, kind):
         if kind == 'text' and b'\0' in block:
             counts['nul_bytes_removed'] += block.count(b'\0')
             block = block.replace(b'\0', b'')
         head, newline, body = block.partition(b'\n')
-        rest += head
-        while len(rest) > longest:
+        carried += head
+        while len(carried) > longest:
             if kind == 'text':
-                end = longest - _cut_character(rest[longest - 4 : longest + 1])
+                end = longest - _cut_character(carried[longest - 4 : longest + 1])
                 counts['long_line_split'] += 1
-                yield decode(rest[:end], counts)
-                rest = rest[end:]
+                yield decode(carried[:end], counts)
+                carried = carried[end:]
             else:
-                rest, is_skipping = b'', True
+                carried, is_skipping = b'', True
         if not newline:
-            rest = b'' if is_skipping else rest
+            carried = b'' if is_skipping else carried
             continue
-        yield None if is_skipping else decode(rest, counts).rstrip('\r')
-        body, newline, rest = body.rpartition(b'\n')
+        yield None if is_skipping else decode(carried, counts).rstrip('\r')
+        body, newline, carried = body.rpartition(b'\n')
         is_skipping = False
         if newline:
             yield from _decoded_lines(body, counts)
-    if rest or is_skipping:
-        yield None if is_skipping else decode(rest, counts).rstrip('\r')
+    if carried or is_skipping:
+        yield None if is_skipping else decode(carried, counts).rstrip('\r')
 
 
 def read_whole_lines(path: str, counts: Counter) -> Iterator[str]:
-    """The lines of a file, each as a whole.
+    """Yields the lines of a file, never split.
 
     Raises:
-      BadInput: for a line of more than `MAX_RECORD_BYTES` bytes, and for a file that is damaged or of another kind.
+      BadInput: for a line of more than `MAX_RECORD_BYTES`, and for a file that is damaged or not text.
     """
-    for number, line in enumerate(read_lines(FileRange(path), 'jsonl', counts), 1):
+    for line_number, line in enumerate(read_lines(FileRange(path), 'jsonl', counts), 1):
         if line is None:
-            raise line_too_long_error(f'{path}:{number}')
+            raise line_too_long_error(f'{path}:{line_number}')
         yield line
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter; as `itertools.batched` of Python 3.12."""
+    """Yields lists of `size` items, the last one possibly shorter; `itertools.batched` of Python 3.12."""
     remaining = iter(items)
-    while some := list(itertools.islice(remaining, size)):
-        yield some
+    while batch := list(itertools.islice(remaining, size)):
+        yield batch
 
 
 def line_too_long_error(where: str) -> BadInput:
-    """The error for a line that is not read into memory."""
-    return BadInput(where, 'is too long a line', f'lines of at most {chunks.MAX_RECORD_BYTES:,} bytes')
+    """Returns the error for a line that is too long to be read into memory."""
+    return BadInput(where, 'is too long', f'lines of at most {chunks.MAX_RECORD_BYTES:,} bytes')
 
 
 def iter_lines(text: str, counts: Counter) -> Iterable[str]:
-    """The lines of a text, as `str.splitlines` finds them; one of more than `MAX_LINE_LENGTH` comes in parts."""
+    """Iterates over the lines of a text as `str.splitlines` finds them, split at `MAX_LINE_LENGTH`."""
     return text.splitlines() if len(text) <= chunks.MAX_LINE_LENGTH else _iter_lines_of_long_text(text, counts)
 
 
@@ -99,23 +99,23 @@ def _iter_lines_of_long_text(text: str, counts: Counter) -> Iterator[str]:
 
 
 def join_wrapped(lines: Iterable[str]) -> Iterator[str]:
-    """Lines that were wrapped at some width -> the paragraphs between blank lines, each in one line.
+    """Joins wrapped lines into paragraphs, which blank lines separate; yields each as one line.
 
-    Ideographs are joined without a blank between them. A paragraph that is longer than a line may be comes in parts.
+    Ideographs are joined without a blank between them. A paragraph longer than `MAX_LINE_LENGTH` is split.
     """
-    held, size = [], 0
+    pending, size = [], 0
     for line in lines:
         line = line.strip()
-        if held and (not line or size > chunks.MAX_LINE_LENGTH):
-            yield ''.join(held)
-            held, size = [], 0
+        if pending and (not line or size > chunks.MAX_LINE_LENGTH):
+            yield ''.join(pending)
+            pending, size = [], 0
         if line:
-            if held and not (_IDEOGRAPH.match(held[-1][-1]) and _IDEOGRAPH.match(line)):
-                held.append(' ')
-            held.append(line)
+            if pending and not (_IDEOGRAPH.match(pending[-1][-1]) and _IDEOGRAPH.match(line)):
+                pending.append(' ')
+            pending.append(line)
             size += len(line) + 1
-    if held:
-        yield ''.join(held)
+    if pending:
+        yield ''.join(pending)
 
 
 def _decoded_lines(body: bytes, counts: Counter) -> Iterator[str]:
@@ -130,7 +130,7 @@ def _decoded_lines(body: bytes, counts: Counter) -> Iterator[str]:
 
 
 def _cut_character(around: bytes) -> int:
-    """How many bytes before the last of `around` its character begins; 0 when it begins with it."""
+    """Returns how many bytes before the last byte of `around` the character of that byte begins."""
     return next((i for i in range(4) if around[-1 - i] & 0xC0 != 0x80), 0)
 
 
@@ -149,23 +149,23 @@ def _read_blocks(file_range: FileRange, kind: str) -> Iterator[bytes]:
 
 
 def _checked(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The blocks of a file without its byte order mark; raises `BadInput` when the first bytes are not of UTF-8."""
-    first: list[bytes] = []
-    while sum(map(len, first)) < HEAD_BYTES and (block := next(blocks, b'')):
-        first.append(block)
-    head = b''.join(first)[:HEAD_BYTES]
+    """Yields the blocks of a file without its byte order mark; raises `BadInput` if it does not begin as UTF-8 text."""
+    first_blocks: list[bytes] = []
+    while sum(map(len, first_blocks)) < HEAD_BYTES and (block := next(blocks, b'')):
+        first_blocks.append(block)
+    head = b''.join(first_blocks)[:HEAD_BYTES]
     check_text(path, head)
     mark = len(codecs.BOM_UTF8) * head.startswith(codecs.BOM_UTF8)
-    for block in itertools.chain(first, blocks):
+    for block in itertools.chain(first_blocks, blocks):
         if block[mark:]:
             yield block[mark:]
         mark = max(0, mark - len(block))
 
 
 def _read_range(file: Any, stop: int | None) -> Iterator[bytes]:
-    left = None if stop is None else stop - file.tell()
-    while block := file.read(_BLOCK_BYTES if left is None else min(left, _BLOCK_BYTES)):
-        left = None if left is None else left - len(block)
+    remaining = None if stop is None else stop - file.tell()
+    while block := file.read(_BLOCK_BYTES if remaining is None else min(remaining, _BLOCK_BYTES)):
+        remaining = None if remaining is None else remaining - len(block)
         yield block
 
 
@@ -179,16 +179,16 @@ def _read_gz(path: epath.Path, file: Any) -> Iterator[bytes]:
 
 
 def _decompress_zst(path: epath.Path, file: Any) -> Iterator[bytes]:
-    """Frame by frame: the stream reader of zstandard takes a truncated file for a complete one."""
+    """Decompresses frame by frame: the stream reader of zstandard mistakes a truncated file for a complete one."""
     import zstandard
 
-    frame, rest = None, b''
+    frame, unused = None, b''
     try:
-        while data := rest or file.read(_ZST_BYTES):
+        while data := unused or file.read(_ZST_BYTES):
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             if block := frame.decompress(data):
                 yield block
-            rest = frame.unused_data if frame.eof else b''
+            unused = frame.unused_data if frame.eof else b''
             frame = None if frame.eof else frame
     except zstandard.ZstdError as error:
         raise _damaged_error(path, error) from None
@@ -200,19 +200,19 @@ def _damaged_error(path: epath.Path, error: Exception) -> BadInput:
     return BadInput(str(path), f'is truncated or damaged ({type(error).__name__})', 'a complete file', 'copy it again')
 
 
-def locate_line(file_range: FileRange, number: int) -> str:
-    """The place of the `number`th line of a part, counted from the beginning of its file."""
+def locate_line(file_range: FileRange, line_number: int) -> str:
+    """Returns 'FILE:LINE' of a line of a file range; `line_number` counts from 1 in the range, LINE in the file."""
     if file_range.start:
         with chunks.open_binary(epath.Path(file_range.path)) as file:
-            left = chunks.find_range(file, file_range, 'jsonl')[0]
+            remaining = chunks.find_range(file, file_range, 'jsonl')[0]
             file.seek(0)
-            while block := file.read(min(left, _BLOCK_BYTES)):
-                number, left = number + block.count(b'\n'), left - len(block)
-    return f'{file_range.path}:{number}'
+            while block := file.read(min(remaining, _BLOCK_BYTES)):
+                line_number, remaining = line_number + block.count(b'\n'), remaining - len(block)
+    return f'{file_range.path}:{line_number}'
 
 
 def decode(data: bytes, counts: Counter) -> str:
-    """UTF-8; what is not is replaced, and its lines (or records) and bytes are counted."""
+    """Decodes UTF-8; replaces invalid bytes, and counts them and the lines (or records) that hold them."""
     try:
         return data.decode('utf-8')
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""A corpus on shared storage -> a verified copy on this host's own disk, made once."""
+"""Copies a corpus from shared storage to a local disk of this host, once, verifying checksums."""
 
 import fcntl
 import hashlib
@@ -11,13 +11,13 @@ from bert_jax.text.checksums import BLOCK_BYTES, block_digest
 
 
 def copy_to_local_disk(corpus: pathlib.Path, manifest: dict, local: pathlib.Path) -> pathlib.Path:
-    """Copies a corpus below `local`, checking every MiB on the way, and returns the directory of the copy.
+    """Copies a corpus below `local`, verifying the checksum of every MiB; returns the directory of the copy.
 
-    Its name holds the content's hash, so that a copy is never stale. Of several processes on a host one copies, and the
-    others wait. A copy is whole or not there.
+    Its name contains a hash of the content, so a copy is never stale. If several processes of a host need it, one
+    copies and the others wait. The copy appears atomically.
 
     Raises:
-      BadInput: for a file that is not as it was written, or a disk that cannot take the copy.
+      BadInput: for a file that has changed since it was written, or a disk that cannot hold the copy.
     """
     manifest_text = (corpus / 'manifest.json').read_bytes()
     content = hashlib.sha256(manifest_text).hexdigest()[:16]
@@ -25,7 +25,7 @@ def copy_to_local_disk(corpus: pathlib.Path, manifest: dict, local: pathlib.Path
     try:
         local.mkdir(parents=True, exist_ok=True)
         with (local / f'.{copy.name}.lock').open('w') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when its holder dies
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system if its holder dies
             if not copy.is_dir():
                 with new_directory(copy, abandoned_s=0) as temporary:
                     for name, file in manifest['files'].items():
@@ -35,7 +35,7 @@ def copy_to_local_disk(corpus: pathlib.Path, manifest: dict, local: pathlib.Path
         raise BadInput(
             f'config.data.local_copy={local}',
             f'cannot hold the copy of {corpus}: {error.strerror or error} ({error.filename})',
-            f'room for {size(sum(file["bytes"] for file in manifest["files"].values()))} on a local disk',
+            f'{size(sum(file["bytes"] for file in manifest["files"].values()))} of free space on a local disk',
         ) from error
     return copy
 
@@ -43,9 +43,9 @@ def copy_to_local_disk(corpus: pathlib.Path, manifest: dict, local: pathlib.Path
 def _copy_checked(source: pathlib.Path, target: pathlib.Path, blocks: list[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open('rb') as read, target.open('wb') as written:
-        for number, expected in enumerate(blocks):
+        for block_index, expected in enumerate(blocks):
             block = read.read(BLOCK_BYTES)
             if block_digest(block) != expected:
-                fix = 'copy the corpus again, or prepare it again'
-                raise BadInput(str(source), f'has another checksum in MiB {number}', expected, fix)
+                found = f'is damaged: MiB {block_index} has another checksum'
+                raise BadInput(str(source), found, expected, 'copy the corpus again, or prepare it again')
             written.write(block)

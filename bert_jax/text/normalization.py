@@ -1,6 +1,6 @@
-"""How a vocabulary that is brought along wants its text: in lower case or not, with accents or without.
+"""Finds out which normalization a provided vocabulary expects: lower case or not, with or without accents.
 
-The files beside it say; where none does, its tokens show it: text in lower case gives no token with a capital letter.
+The files next to it say so. Otherwise its tokens show it: lower-case text yields no token with a capital letter.
 """
 
 import dataclasses
@@ -15,19 +15,19 @@ from bert_jax.errors import BadInput
 from bert_jax.json_files import read_given_json
 from bert_jax.text.vocabulary import Tokenizer
 
-_ENOUGH = 0.01  # of the tokens with letters: a share that stray additions to a vocabulary do not reach
+_MIN_FRACTION = 0.01  # of the tokens with letters; stray additions to a vocabulary stay below it
 _BRACKETED = re.compile(r'\[.*\]|<.*>')  # [CLS], [unused1], <pad>
-_FEWER_UNKNOWN = 0.001  # of the tokens of a sample: a difference below is no reason to change a setting
-_SHARE_LEFT = 0.5  # and the better setting leaves at most that share of the unknown ones
+_MIN_IMPROVEMENT = 0.001  # of the tokens of a sample; smaller differences do not justify another setting
+_MAX_REMAINING = 0.5  # of the unknown tokens, with the better setting
 
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
-    """What a file says about the text of its vocabulary.
+    """The normalization that a file declares for its vocabulary.
 
     Attributes:
-      compose: whether text is normalized to NFC; None where the file does not decide it.
-      file: the name of the file.
+      compose: whether text is normalized to NFC; None if the file does not say.
+      file: name of the file.
     """
 
     lowercase: bool
@@ -37,43 +37,43 @@ class Normalization:
 
 
 class TokenizerIssue(NamedTuple):
-    """A reason to believe that text is not normalized as its vocabulary wants; the fields are those of `BadInput`."""
+    """A possible problem with a tokenizer, for a warning; the fields are those of `BadInput`."""
 
     found: str
     expected: str
     fix: str
 
 
-# --- What the files say. ---
+# --- Evidence in files. ---
 
 
 def read_normalization(path: pathlib.Path, tokens: Iterable[str]) -> Normalization | None:
-    """What the other files in the directory of a vocabulary say about it; None where there is none.
+    """Reads the normalization from the other files in the directory of a vocabulary; None if none declares it.
 
-    A tokenizer.json counts if it is of the same tokens; then tokenizer_config.json, as `transformers` reads it, and
-    config.json, if it names `do_lower_case`.
+    In this order: tokenizer.json, if it has the same tokens; tokenizer_config.json, as `transformers` reads it; and
+    config.json, if it sets `do_lower_case`.
 
     Raises:
-      BadInput: for a file that is damaged.
+      BadInput: for a damaged file.
     """
     directory = path.parent
     if (directory / 'tokenizer.json').is_file() and path.suffix != '.model':
         content = read_given_json(directory / 'tokenizer.json', 'the tokenizer of a model')
-        if (found := _from_tokenizer_json(content, {*tokens})) is not None:
-            return found
+        if (normalization := _from_tokenizer_json(content, {*tokens})) is not None:
+            return normalization
     for name in ('tokenizer_config.json', 'config.json'):
         if not (directory / name).is_file():
             continue
         content = read_given_json(directory / name, 'the settings of a tokenizer or a model')
         lowercase = _flag(directory / name, content, 'do_lower_case')
         if lowercase is None and name == 'tokenizer_config.json' and path.suffix != '.model':
-            lowercase = True  # `BertTokenizer` takes it so
+            lowercase = True  # the default of `BertTokenizer`
         if lowercase is None:
             continue
         accents = _flag(directory / name, content, 'strip_accents')
-        kept = _flag(directory / name, content, 'keep_accents')  # the name in models of SentencePiece
+        keep_accents = _flag(directory / name, content, 'keep_accents')  # the name in SentencePiece models
         if accents is None:
-            accents = lowercase if kept is None else not kept
+            accents = lowercase if keep_accents is None else not keep_accents
         return Normalization(lowercase, accents, None if path.suffix == '.model' else False, name)
     return None
 
@@ -99,27 +99,28 @@ def _flag(path: pathlib.Path, content: dict[str, Any], name: str) -> bool | None
     return value
 
 
-# --- What the tokens show. ---
+# --- Evidence in tokens. ---
 
 
 def has_capitals(tokens: Iterable[str]) -> bool:
-    """Whether a vocabulary was made of text with capital letters, not only a few of its tokens."""
+    """Whether a vocabulary was trained on text with capital letters, judging by more than a few tokens."""
     words = [word for word in _words(tokens) if word.lower() != word.upper()]
-    return sum(word != word.lower() for word in words) > _ENOUGH * len(words)
+    return sum(word != word.lower() for word in words) > _MIN_FRACTION * len(words)
 
 
 def has_accents(tokens: Iterable[str]) -> bool:
-    """Whether a vocabulary was made of text with accents, or other marks that `strip_accents` takes away.
+    """Whether a vocabulary was trained on text with accents, or other marks that `strip_accents` removes.
 
-    A single accented letter shows it: it was in the alphabet. Longer tokens may have been added by somebody.
+    One token that is a single accented letter is enough, as it was part of the alphabet. Longer tokens may have been
+    added later.
     """
     words = _words(tokens)
     accented = [word for word in words if _is_accented(word)]
-    return any(len(word) == 1 for word in accented) or len(accented) > _ENOUGH * len(words)
+    return any(len(word) == 1 for word in accented) or len(accented) > _MIN_FRACTION * len(words)
 
 
 def _words(tokens: Iterable[str]) -> list[str]:
-    """Tokens without the marks of their place in a word; those that are no text are left out."""
+    """Returns the text of tokens, without '##' or '▁'; omits tokens such as [CLS] and [unused1]."""
     return [token.removeprefix('##').removeprefix('▁') for token in tokens if not _BRACKETED.fullmatch(token)]
 
 
@@ -128,25 +129,25 @@ def _is_accented(word: str) -> bool:
     return any(unicodedata.category(character) == 'Mn' for character in decomposed)
 
 
-# --- What a text shows. ---
+# --- Evidence in text. ---
 
 
 def find_normalization_issues(tokenizer: Tokenizer, sentences: list[str]) -> list[TokenizerIssue]:
-    """Reasons to believe that a tokenizer normalizes text in another way than its vocabulary wants.
+    """Looks for signs that a tokenizer does not normalize text as its vocabulary expects.
 
     Args:
       sentences: a sample of the text; may be empty.
     """
     current = {'lowercase': tokenizer.lowercase, 'strip_accents': tokenizer.strip_accents}
-    wanted = {
+    suggested = {
         'lowercase': tokenizer.lowercase and not has_capitals(tokenizer.tokens),
         'strip_accents': tokenizer.strip_accents and not has_accents(tokenizer.tokens),
     }
-    if wanted != current:
-        found = f'its tokens have letters that {_named(current)} takes from the text'
-        return [TokenizerIssue(found, _named(wanted), _fix(wanted))]
+    if suggested != current:
+        found = f'its tokens contain letters that {_describe_flags(current)} removes from the text'
+        return [TokenizerIssue(found, _describe_flags(suggested), _flags_to_set(suggested))]
     rate = unknown_rate(tokenizer, tokenizer.encode_batch(sentences))
-    if rate < _FEWER_UNKNOWN:
+    if rate < _MIN_IMPROVEMENT:
         return []
     rates = [
         (unknown_rate(tokenizer, tokenizer.with_normalization(**other).encode_batch(sentences)), other)
@@ -154,23 +155,23 @@ def find_normalization_issues(tokenizer: Tokenizer, sentences: list[str]) -> lis
         if (other := {'lowercase': lowercase, 'strip_accents': strip_accents}) != current
     ]
     best, other = min(rates, key=lambda item: item[0])
-    if best > _SHARE_LEFT * rate or rate - best < _FEWER_UNKNOWN:
+    if best > _MAX_REMAINING * rate or rate - best < _MIN_IMPROVEMENT:
         return []
-    found = f'{rate:.2%} of the tokens of a sample are [UNK] with {_named(current)}'
-    return [TokenizerIssue(found, f'{best:.3%} with {_named(other)}', _fix(other))]
+    found = f'{rate:.2%} of the tokens of a sample are [UNK] with {_describe_flags(current)}'
+    return [TokenizerIssue(found, f'{best:.3%} with {_describe_flags(other)}', _flags_to_set(other))]
 
 
 def unknown_rate(tokenizer: Tokenizer, ids: list[list[int]]) -> float:
-    """The share of [UNK] among the ids of some texts; 0 for none."""
+    """Returns the fraction of [UNK] among the ids of texts; 0 without ids."""
     return sum(row.count(tokenizer.unk_id) for row in ids) / max(1, sum(map(len, ids)))
 
 
-def _named(flags: dict[str, bool]) -> str:
+def _describe_flags(flags: dict[str, bool]) -> str:
     return ', '.join(f'{name}={value}' for name, value in flags.items())
 
 
-def _fix(flags: dict[str, bool]) -> str:
+def _flags_to_set(flags: dict[str, bool]) -> str:
     return (
         ' '.join(f'--config.tokenizer.{name}={value}' for name, value in flags.items())
-        + ' with the vocabulary file itself as tokenizer.path, and another data.corpus'
+        + ', with the vocabulary file itself as tokenizer.path and another data.corpus'
     )

@@ -1,9 +1,9 @@
-"""The directory of a corpus that is being prepared: each identity has its own, and a lock says whether it is in use.
+"""The directory of a corpus in preparation: one per identity (settings and text), with a lock while it is in use.
 
     .CORPUS.partial/IDENTITY/lock     held, shared, by every process of this host that works there
 
-Two `prepare` with other settings or text never share a file, whatever the disk. On disks without locks what was left
-behind counts as not in use.
+Two `prepare` commands with different settings or text never share a file. On file systems without locks, directories
+of interrupted commands count as unused.
 """
 
 import contextlib
@@ -22,12 +22,13 @@ from bert_jax.text.chunks import Source
 from bert_jax.text.documents import ReadOptions
 from bert_jax.text.job import PrepareJob, identity_of_job, read_json_or_none
 
-_JOB, _LOCK = 'job.json', 'lock'
+_JOB = 'job.json'
+_LOCK = 'lock'
 _WORTH_KEEPING = ('texts', 'tokenizer', 'chunks')
 
 
 def partial_directory(corpus: pathlib.Path) -> pathlib.Path:
-    """The parent of the directories in which a corpus is prepared."""
+    """Returns the parent of the directories in which a corpus is prepared."""
     return corpus.parent / f'.{corpus.name}.partial'
 
 
@@ -42,17 +43,17 @@ def open_job(
     progress: bool,
     removes_others: bool = True,
 ) -> Iterator[PrepareJob]:
-    """Yields the job that prepares a corpus, with what an interrupted one of the same identity left in its directory.
+    """Yields the job that prepares a corpus, including the finished work of interrupted jobs of the same identity.
 
-    The directory is removed in the end when the corpus is there and no other process works in it. When the block
-    raises, it stays if it holds anything that is finished, and its path and size are printed.
+    At the end, the directory is removed if the corpus exists and no other process works in it. If the block raises,
+    the directory is kept as long as it holds finished work, and its path and size are printed.
 
     Args:
-      alone: that no shard on another host works on the corpus: what was left with another identity is removed.
-      removes_others: False leaves it, for a job that ends with its tokenizer.
+      alone: no shard on another host works on the corpus, so unfinished jobs of other identities are removed.
+      removes_others: False keeps them, for a job that only trains the tokenizer.
 
     Raises:
-      BadInput: when the corpus is being prepared with other settings or from other text.
+      BadInput: if another process prepares the corpus with other settings or from other text.
     """
     parent, identity = partial_directory(corpus), identity_of_job(sources, settings)
     directory = parent / json_digest(identity)
@@ -64,16 +65,18 @@ def open_job(
         yield PrepareJob(directory, options, tuple(sources))
     except BaseException:
         _leave(lock, directory, lambda: corpus.is_dir() or not _is_worth_keeping(directory))
-        if progress and directory.is_dir() and not corpus.is_dir():  # nobody resumes what another process completed
-            found = f'{directory} ({_size(directory)}) holds what is finished'
-            say(f'{found}. The same command resumes there; one with other settings or text removes it.')
+        if progress and directory.is_dir() and not corpus.is_dir():  # otherwise another process completed the corpus
+            say(
+                f'Finished work is kept in {directory} ({_size(directory)}): the same command resumes from it; '
+                'a command with other settings or text removes it.'
+            )
         raise
     _leave(lock, directory, corpus.is_dir)
 
 
 def _clear(parent: pathlib.Path, mine: pathlib.Path, identity: dict[str, Any], alone: bool) -> None:
-    """Removes what was left with other identities, where nobody works on it."""
-    if (parent / _JOB).is_file():  # written before identities had separate directories
+    """Removes unfinished jobs of other identities that no process works on."""
+    if (parent / _JOB).is_file():  # written by a version without a directory per identity
         _refuse_if_shard(parent, identity, alone)
         discard(parent)
     for other in sorted(parent.iterdir()) if parent.is_dir() else ():
@@ -83,12 +86,13 @@ def _clear(parent: pathlib.Path, mine: pathlib.Path, identity: dict[str, Any], a
         if not _is_free(other):
             raise BadInput(
                 f'config.data.corpus={parent.parent / parent.name[1:].removesuffix(".partial")}',
-                f'is being prepared by another process, with other {_differences(other, identity)} (in {other})',
-                'one corpus at a time',
-                'wait for it, or set another data.corpus',
+                f'is being prepared by another process with other {_differences(other, identity)} (in {other})',
+                'one `prepare` per corpus directory, or the same settings and text',
+                '--config.data.corpus=DIRECTORY, or wait until the other process has finished',
             )
-        say(f'Removing {other} ({_size(other)}), left by a prepare with other {_differences(other, identity)}')
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
+        differences = _differences(other, identity)
+        say(f'Removing {other} ({_size(other)}): unfinished work of a `prepare` with other {differences}')
+        with contextlib.suppress(FileNotFoundError):  # another process removed it first
             discard(other)
 
 
@@ -98,22 +102,25 @@ def _refuse_if_shard(other: pathlib.Path, identity: dict[str, Any], alone: bool)
             str(other),
             f'holds shards with other {_differences(other, identity)}',
             'the same settings and text for all shards',
-            f'rm -r {other} to start again',
+            f'rm -r {other} to start over',
         )
 
 
 def _differences(other: pathlib.Path, identity: dict[str, Any]) -> str:
-    theirs = read_json_or_none(other / _JOB) or {}
-    return ', '.join(key for key in identity if theirs.get(key) != identity[key]) or 'settings'
+    recorded = read_json_or_none(other / _JOB) or {}
+    differing = [key for key in identity if recorded.get(key) != identity[key]]
+    if 'files' in differing and 'chunks' in differing:  # chunks follow from the files
+        differing.remove('chunks')
+    return ' and '.join(differing) or 'settings'
 
 
 def _enter(directory: pathlib.Path, identity: dict[str, Any]) -> BinaryIO:
-    """Creates the directory unless it is there, and locks it against removal."""
+    """Creates the directory if necessary and locks it against removal."""
     while True:
         (directory / 'chunks').mkdir(parents=True, exist_ok=True)
         try:
             lock = (directory / _LOCK).open('ab')
-        except FileNotFoundError:  # removed in between
+        except FileNotFoundError:  # removed since `mkdir`
             continue
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_SH)
@@ -137,28 +144,28 @@ def _is_mine_alone(lock: BinaryIO) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # no locks on this disk
+    except OSError:  # this file system has no locks
         return True
     return True
 
 
 def _leave(lock: BinaryIO, directory: pathlib.Path, is_over: Callable[[], bool]) -> None:
-    """Gives the lock back; the last process removes the directory when it is no longer needed."""
+    """Releases the lock; the last process removes the directory if it is no longer needed."""
     with lock:
         if is_over() and _is_mine_alone(lock):
             shutil.rmtree(directory, ignore_errors=True)
-            with contextlib.suppress(OSError):  # others are in use
+            with contextlib.suppress(OSError):  # other jobs are in use
                 directory.parent.rmdir()
 
 
 def _is_worth_keeping(directory: pathlib.Path) -> bool:
-    parts = (directory / name for name in _WORTH_KEEPING)
-    return any(part.is_dir() and any(part.iterdir()) for part in parts)
+    subdirectories = (directory / name for name in _WORTH_KEEPING)
+    return any(path.is_dir() and any(path.iterdir()) for path in subdirectories)
 
 
 def _size(directory: pathlib.Path) -> str:
     total = 0
     for path in directory.rglob('*'):
-        with contextlib.suppress(OSError):  # just removed
+        with contextlib.suppress(OSError):  # removed meanwhile
             total += path.stat().st_size if path.is_file() else 0
     return size(total)

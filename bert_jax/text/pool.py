@@ -1,4 +1,4 @@
-"""A process for each core, all doing the same with one chunk after another."""
+"""Worker processes that run the methods of a job on one chunk after another."""
 
 import concurrent.futures
 import multiprocessing
@@ -11,13 +11,13 @@ from multiprocessing.connection import wait
 
 from bert_jax.errors import BadInput
 from bert_jax.text.job import PrepareJob
-from bert_jax.text.progress import shown
+from bert_jax.text.progress import show_progress
 
-_job: PrepareJob | None = None  # of a worker
+_job: PrepareJob | None = None  # set in worker processes
 
 
 class Pool:
-    """Runs the methods of a job; with one worker, or one thing to do, in this very process."""
+    """Runs methods of a job in worker processes; in this process if there is one worker or one chunk."""
 
     def __init__(self, job: PrepareJob, workers: int, progress: bool):
         self._job, self._workers, self._progress = job, workers, progress
@@ -31,40 +31,40 @@ class Pool:
             self._executor.shutdown(cancel_futures=True)
 
     def run(self, method: str, arguments: list[tuple], phase: str) -> None:
-        """Calls `Job.METHOD(*arguments)` for each of the arguments, in any order.
+        """Calls `PrepareJob.METHOD(*arguments)` for each tuple of arguments, in any order.
 
         Raises:
-          BadInput: what the first call raised, or when a worker was killed.
+          BadInput: raised by the first call that fails, or when a worker is killed.
         """
         results = self._results(method, arguments)
-        for _ in shown(results, len(arguments), phase, self._progress):
+        for _ in show_progress(results, len(arguments), phase, self._progress):
             pass
 
     def _results(self, method: str, arguments: list[tuple]) -> Iterator[tuple[int, int]]:
         if min(self._workers, len(arguments)) <= 1:
-            for each in arguments:
-                yield getattr(self._job, method)(*each)
+            for call_arguments in arguments:
+                yield getattr(self._job, method)(*call_arguments)
             return
         if self._executor is None:
-            # Not forked: the threads of the tokenizer would not be there in the child.
+            # Spawned: threads of the tokenizer library would not survive a fork.
             self._executor = concurrent.futures.ProcessPoolExecutor(
                 self._workers, multiprocessing.get_context('spawn'), _start, (self._job,)
             )
         try:
-            futures = [self._executor.submit(_call, method, each) for each in arguments]
+            futures = [self._executor.submit(_call, method, call_arguments) for call_arguments in arguments]
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:
             raise BadInput(
                 f'--workers={self._workers}',
-                'a worker process was killed: was there memory for all of them?',
-                'up to 1 GB a worker',
-                'the same command with fewer --workers resumes where it was',
+                'a worker process was killed, probably because memory ran out',
+                'up to 1 GB of memory per worker',
+                'run the same command with fewer --workers; it resumes with the finished chunks',
             ) from None
 
 
 def _start(job: PrepareJob) -> None:
-    """In a worker: one thread each, deaf to Ctrl-C (the parent stops handing out work), and gone when the parent is."""
+    """Sets up a worker: one tokenizer thread; ignores Ctrl-C (the parent stops the work); exits with its parent."""
     global _job
     _job = job
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'

@@ -1,9 +1,10 @@
-"""Text -> corpus, in three steps: chunks are read and encoded, by any number of processes; then they are merged.
+"""Prepares a corpus: trains the tokenizer, encodes chunks of text in any number of processes, and merges them.
 
-What comes out is the same, byte for byte, whoever did what; and what is finished is not done again.
+The corpus is the same byte for byte however the work was divided, and finished chunks are never encoded again.
 """
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -43,25 +44,27 @@ from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 
 TOKENS_PER_SHARD = 1 << 25
-_MUCH_WORSE = 10  # times `data.bad_text`: so much in the sample for the tokenizer, and the rest is not read
+_SAMPLE_MARGIN = 10  # times `data.bad_text`: the tokenizer's sample may hold that much invalid text
+
+_OTHER_CORPUS = '--config.data.corpus=DIRECTORY'
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareSummary:
-    """What a corpus holds.
+    """The contents of a corpus, as `prepare --json` prints them.
 
     Attributes:
-      documents, sentences, tokens: of both splits together.
-      unknown_rate: share of the tokens that are [UNK].
-      tokens_per_word: tokens by words, words being what blanks separate.
-      seconds: that the process that wrote the corpus took, training the tokenizer included.
-      dropped: {reason: count} of what was left out or mended.
+      documents, sentences, tokens: counts over both splits.
+      unknown_rate: fraction of the tokens that are [UNK].
+      tokens_per_word: tokens divided by whitespace-separated words.
+      seconds: wall-clock time of the process that wrote the corpus, including tokenizer training.
+      dropped: {reason: count} of everything that was left out or replaced.
       path: the directory.
-      reused: whether it was there already, from the same settings.
+      reused: whether the corpus already existed with the same settings.
       splits: {split: {documents, sentences, tokens}}.
-      vocab_size: tokens of the tokenizer.
-      vocab_size_requested: likewise, as the config asks; None for a tokenizer that was brought along.
-      warnings: what speaks against the tokenizer, a sentence each.
+      vocab_size: tokens in the vocabulary.
+      vocab_size_requested: `tokenizer.vocab_size` of the config; None for a provided tokenizer.
+      warnings: possible problems with the tokenizer, one sentence each.
     """
 
     documents: int
@@ -81,7 +84,13 @@ class PrepareSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Unfinished:
-    """A shard has done its part, and others have not. The fields count chunks; they are keys of `prepare --json`."""
+    """A corpus whose other shards have not finished; the fields are keys of `prepare --json`.
+
+    Attributes:
+      path: of the corpus.
+      pieces: chunks of the corpus.
+      pieces_left: chunks that other shards have not encoded yet.
+    """
 
     path: str
     pieces: int
@@ -98,38 +107,38 @@ def prepare(
     beam: list[str] | None = None,
     progress: bool = True,
 ) -> PrepareSummary | Unfinished:
-    """Reads `data.source`, trains the tokenizer unless one is given, and writes `data.corpus`.
+    """Reads `data.source`, trains the tokenizer unless one is provided, and writes `data.corpus`.
 
-    The corpus appears under its name only when all of it is on disk. One that is there already from the same settings
-    and files is kept as it is. Progress goes to standard error.
+    The corpus appears under its name only when all of it is on disk. An existing corpus with the same settings and
+    files is reused. Progress goes to standard error.
 
     Args:
-      initial: a tokenizer to use where `tokenizer.path` names none, that of the model that a run will start from.
+      initial: the tokenizer of the model that a run will start from, used if `tokenizer.path` is empty.
       workers: processes on this host. More than one imports the caller's main module again (`multiprocessing`, spawn).
-      shard: (I, N), to encode only the chunks I, I + N, I + 2N …; the shard that finds all chunks finished merges them.
-      beam: options of Apache Beam, to do the chunks by its runner; this process merges them.
+      shard: (I, N) encodes only the chunks I, I + N, I + 2N …; the shard that finds all chunks finished merges them.
+      beam: options of Apache Beam, whose runner then encodes the chunks; this process merges them.
 
     Raises:
       BadInput: for a bad source (see `plan_source`, `read_chunk`) or tokenizer, a directory that holds something else
-        or cannot be written, too many bad records, no document at all, or fewer than two training documents with
-        `data.pairing='nsp'`. Chunks that are finished stay, and the same command resumes with them.
+        or cannot be written, too many bad records, a source without documents, or fewer than two training documents
+        with `data.pairing='nsp'`. Finished chunks are kept, and the same command resumes with them.
     """
     _check_is_text(data)
     start = time.monotonic()
     directory = pathlib.Path(data.corpus)
-    given = load_provided_tokenizer(tokenizer, initial, directory)
-    settings, mixture = corpus_settings(data, tokenizer, given), weighted_sources(data)
+    provided = load_provided_tokenizer(tokenizer, initial, directory)
+    settings, mixture = corpus_settings(data, tokenizer, provided), weighted_sources(data)
     if (manifest := find_existing(directory, mixture, settings)) is not None:
         _check_documents(data, manifest['splits']['train']['documents'])
         if progress:
-            say(f'{directory} holds this corpus already; the source was not read again')
-        return _summary(directory, manifest, given, tokenizer, [], progress, reused=True)
+            say(f'{directory} already holds a corpus with these settings; the source was not read again.')
+        return _summary(directory, manifest, provided, tokenizer, [], progress, reused=True)
     make_pool = _pool_maker(workers, beam, progress)
     sources, warnings, is_first = plan_sources(data, mixture), [], shard is None or shard[0] == 0
-    if given is not None and tokenizer.path and is_first:
+    if provided is not None and tokenizer.path and is_first:
         sentences = first_sentences(sources, ReadOptions.from_config(data), characters=SAMPLE_CHARACTERS)
         warnings = report_issues(
-            find_normalization_issues(given, sentences), f'config.tokenizer.path={tokenizer.path}', progress
+            find_normalization_issues(provided, sentences), f'config.tokenizer.path={tokenizer.path}', progress
         )
     for hint in find_hints(sources, ReadOptions.from_config(data)) if progress and is_first else ():
         say(f'hint: {hint}')
@@ -138,17 +147,19 @@ def prepare(
             directory, ReadOptions.from_config(data), sources, settings, alone=shard is None, progress=progress
         ) as job:
             with make_pool(job) as pool:
-                make_tokenizer(job, pool, mixture, tokenizer, given, progress)
-                job.sample_stats().check_text(data.bad_text, _MUCH_WORSE)
-                mine = range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
-                pool.run('encode', [(number,) for number in mine], 'encoding')
-            if missing := [number for number in range(len(job.chunks)) if not job.is_encoded(number)]:
+                make_tokenizer(job, pool, mixture, tokenizer, provided, progress)
+                job.sample_stats().check_text(data.bad_text, _SAMPLE_MARGIN)
+                chunks_of_shard = (
+                    range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
+                )
+                pool.run('encode', [(index,) for index in chunks_of_shard], 'encoding')
+            if missing := [index for index in range(len(job.chunks)) if not job.is_encoded(index)]:
                 return Unfinished(str(directory), len(job.chunks), len(missing))
             manifest = merge_chunks(job, data, mixture, settings, start, progress)
-    except OSError as error:  # perhaps only because another process finished first, and cleaned up
+    except OSError as error:  # perhaps another process finished first and cleaned up
         if (manifest := find_existing(directory, mixture, settings)) is None:
             raise _cannot_write_error(directory, error) from error
-    return _summary(directory, manifest, given, tokenizer, warnings, progress, reused=False)
+    return _summary(directory, manifest, provided, tokenizer, warnings, progress, reused=False)
 
 
 def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callable[[PrepareJob], Any]:
@@ -157,8 +168,8 @@ def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callabl
     try:
         from bert_jax.text.beam import BeamPool
     except ImportError as error:
-        fix = 'pip install -r requirements-beam.txt into an environment of its own'
-        raise BadInput('--beam', f'needs Apache Beam ({error})', 'an environment with it', fix) from error
+        fix = 'python -m venv beam && beam/bin/pip install -r requirements-beam.txt'
+        raise BadInput('--beam', f'needs Apache Beam ({error})', 'an environment with Apache Beam', fix) from error
     return lambda job: BeamPool(job, beam, progress)
 
 
@@ -170,28 +181,28 @@ def tokenizer_preview(
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains (or loads) the tokenizer, writes no corpus, and shows how it cuts up the first thousands of sentences.
+    """Trains (or loads) the tokenizer and measures it on the first thousands of sentences; writes no corpus.
 
-    A trained one is kept next to `data.corpus`: `prepare` with the same settings and text uses it.
+    A trained tokenizer is saved next to `data.corpus`; `prepare` with the same settings and text reuses it.
 
     Returns:
-      See `describe_tokenizer`; and `warnings`, what speaks against this tokenizer.
+      What `describe_tokenizer` returns, `vocab_size_requested`, and `warnings`: possible problems, one sentence each.
 
     Raises:
-      BadInput: as `prepare`.
+      BadInput: see `prepare`.
     """
     _check_is_text(data)
     directory, mixture = pathlib.Path(data.corpus), weighted_sources(data)
-    given, sources, options = (
+    provided, sources, options = (
         load_provided_tokenizer(tokenizer, initial, directory),
         plan_sources(data, mixture),
         ReadOptions.from_config(data),
     )
-    if given is not None:
+    if provided is not None:
         sentences = first_sentences(sources, options)
-        issues = find_normalization_issues(given, sentences) if tokenizer.path else []
-        warnings = report_issues(issues, f'config.tokenizer.path={tokenizer.path}:', progress)
-        preview = describe_tokenizer(given, sentences)
+        issues = find_normalization_issues(provided, sentences) if tokenizer.path else []
+        warnings = report_issues(issues, f'config.tokenizer.path={tokenizer.path}', progress)
+        preview = describe_tokenizer(provided, sentences)
     else:
         settings = corpus_settings(data, tokenizer, None)
         try:
@@ -200,7 +211,7 @@ def tokenizer_preview(
             ) as job:
                 with Pool(job, workers, progress) as pool:
                     make_tokenizer(job, pool, mixture, tokenizer, None, progress)
-                job.sample_stats().check_text(data.bad_text, _MUCH_WORSE)
+                job.sample_stats().check_text(data.bad_text, _SAMPLE_MARGIN)
                 trained = job.encoder.tokenizer
                 sentences = list(itertools.islice(job.read_sample(), PREVIEW_SENTENCES))
         except OSError as error:
@@ -208,76 +219,77 @@ def tokenizer_preview(
         warnings = report_issues(find_vocab_size_issues(trained.vocab_size, tokenizer), 'the tokenizer', progress)
         preview = describe_tokenizer(trained, sentences)
         if progress and job.tokenizer_directory.is_dir():
-            say(f'tokenizer: kept in {job.tokenizer_directory} for a `prepare` with the same settings')
-    return preview | {'vocab_size_requested': None if given else tokenizer.vocab_size, 'warnings': warnings}
+            say(f'tokenizer: saved in {job.tokenizer_directory}; `prepare` with the same settings reuses it')
+    return preview | {'vocab_size_requested': None if provided else tokenizer.vocab_size, 'warnings': warnings}
 
 
-# --- What is asked for, and what is there. ---
+# --- Inputs and checks. ---
 
 
 def _check_is_text(data: config.Data) -> None:
     if config.is_records(data.source):
         raise BadInput(
             f'config.data.source={data.source}',
-            'holds examples already: there is nothing to prepare',
+            'holds finished training examples, which need no preparation',
             'a source of text',
             'python -m bert_jax train --config=… --config.tokenizer.path=vocab.txt --workdir=…',
         )
 
 
 def plan_sources(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:
-    """The sources of a corpus, cut into chunks; see `plan_source`."""
+    """Divides the sources of a corpus into chunks; see `plan_source`."""
     return [
-        plan_source(source, number, data.text_field, data.group_field, data.documents)
-        for number, (source, _, _) in enumerate(mixture)
+        plan_source(source, source_index, data.text_field, data.group_field, data.documents)
+        for source_index, (source, _, _) in enumerate(mixture)
     ]
 
 
 def _check_documents(data: config.Data, num_train: int) -> None:
     if num_train == 0:
-        raise BadInput(f'data.source={data.source}', 'gives no document to train on', 'text')
+        raise BadInput(f'config.data.source={data.source}', 'contains no training documents', 'files with text')
     if data.pairing == 'nsp' and num_train < MIN_DOCUMENTS:
         raise BadInput(
-            f'data.source={data.source}',
-            'is one document: next sentence prediction takes its random sentences from another',
-            'at least two documents (in a text file a blank line ends a document)',
-            '--config.data.pairing=sop or none',
+            f'config.data.source={data.source}',
+            'holds only one training document; next-sentence prediction takes random sentences from other documents',
+            'at least two documents (in text files, blank lines separate documents)',
+            '--config.data.pairing=sop (or --config.data.pairing=none)',
         )
 
 
 def _cannot_write_error(directory: pathlib.Path, error: OSError) -> BadInput:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return BadInput(
         f'config.data.corpus={directory}',
         f'cannot be written: {error.strerror or error}' + (f' ({error.filename})' if error.filename else ''),
-        'a directory to write in, on a disk with room',
-        'make room; the same command resumes with the chunks that are finished',
+        'a writable directory on a disk with enough free space',
+        'free some space; the same command resumes with the finished chunks' if is_full else _OTHER_CORPUS,
     )
 
 
 def _summary(
     directory: pathlib.Path,
     manifest: dict[str, Any],
-    given: Tokenizer | None,
+    provided: Tokenizer | None,
     settings: config.Tokenizer,
     warnings: list[str],
     progress: bool,
     *,
     reused: bool,
 ) -> PrepareSummary:
-    """The summary of a corpus. warnings: what has been said of its tokenizer already."""
+    """Returns the summary of a corpus; `warnings` are those about its tokenizer that were printed already."""
     splits, vocab_size = manifest['splits'], load_saved_tokenizer(directory / 'tokenizer').vocab_size
-    if given is None:
+    if provided is None:
         warnings = [*warnings, *report_issues(find_vocab_size_issues(vocab_size, settings), 'the tokenizer', progress)]
     totals = {name: sum(split[name] for split in splits.values()) for name in ('documents', 'sentences', 'tokens')}
-    rest = {name: manifest[name] for name in ('unknown_rate', 'tokens_per_word', 'seconds', 'dropped')}
-    requested = settings.vocab_size if given is None else None
+    measured = {name: manifest[name] for name in ('unknown_rate', 'tokens_per_word', 'seconds', 'dropped')}
+    requested = settings.vocab_size if provided is None else None
     sizes = {'vocab_size': vocab_size, 'vocab_size_requested': requested}
     return PrepareSummary(
-        **totals, **rest, **sizes, path=str(directory), reused=reused, splits=splits, warnings=warnings
+        **totals, **measured, **sizes, path=str(directory), reused=reused, splits=splits, warnings=warnings
     )
 
 
-# --- The end. ---
+# --- Merging. ---
 
 
 def merge_chunks(
@@ -292,11 +304,11 @@ def merge_chunks(
 
     Raises:
       BadInput: for more bad records than `data.bad_records` allows, a damaged chunk, or too few documents.
-      OSError: when it cannot be written; FileExistsError if another process was faster.
+      OSError: if the corpus cannot be written; FileExistsError if another process wrote it first.
     """
     stats = _job_stats(job)
     for where, found, _ in stats.bad if progress else ():
-        say(f'skipped: {where} {found}')
+        say(f'skipped a bad record: {where} {found}')
     for line in stats.describe_invalid() if progress else ():
         say(line)
     stats.check_records(data.bad_records)
@@ -314,16 +326,16 @@ def merge_chunks(
 
 
 def _job_stats(job: PrepareJob) -> Stats:
-    """What was found while all chunks were read; raises `BadInput` for a source that gave no document."""
+    """Returns the stats of all chunks; raises `BadInput` for a source without text."""
     stats, characters = Stats(), [0] * len(job.sources)
-    for number, chunk in enumerate(job.chunks):
-        found = job.chunk_stats(number)
-        characters[chunk.source_index] += found.characters
-        stats.add(found)
-    for source, size in zip(job.sources, characters, strict=True):
-        if not size:
-            raise BadInput(f'data.source={source.name}', 'holds no text', 'files with text')
-        stats.counts['empty_file'] += sum(not length for length, _ in source.files.values())
+    for index, chunk in enumerate(job.chunks):
+        stats_of_chunk = job.chunk_stats(index)
+        characters[chunk.source_index] += stats_of_chunk.characters
+        stats.add(stats_of_chunk)
+    for source, num_characters in zip(job.sources, characters, strict=True):
+        if not num_characters:
+            raise BadInput(f'config.data.source={source.name}', 'holds no text', 'files with text')
+        stats.counts['empty_file'] += sum(not num_bytes for num_bytes, _ in source.files.values())
     return stats
 
 
@@ -342,12 +354,12 @@ def _write_corpus(
     tokenizer = job.encoder.tokenizer
     files = {source.name: source.files for source in job.sources}
     (directory / 'sources.json').write_text(json.dumps(files, indent=1) + '\n', 'utf-8')
-    numbers = range(len(job.chunks))
+    chunks: list[list[pathlib.Path]] = [[] for _ in mixture]
+    for index, chunk in enumerate(job.chunks):
+        chunks[chunk.source_index].append(job.chunk_directory(index))
     components = [
-        MixtureComponent(
-            [job.chunk_directory(n) for n in numbers if job.chunks[n].source_index == number], weight, split
-        )
-        for number, (_, weight, split) in enumerate(mixture)
+        MixtureComponent(directories, weight, split)
+        for directories, (_, weight, split) in zip(chunks, mixture, strict=True)
     ]
     writers = {name: SplitWriter(directory / name, job.encoder.dtype, TOKENS_PER_SHARD) for name in SPLITS}
     try:

@@ -1,26 +1,37 @@
-"""How far the preparation of a corpus has come, on standard error."""
+"""Progress of the preparation of a corpus, on standard error."""
 
 import time
 from collections.abc import Iterable, Iterator
 
 from bert_jax import activity
-from bert_jax.console import say
+from bert_jax.console import duration, quantity, say
+
+LABEL_WIDTH = 10  # characters; lines that begin with 'reading:', 'tokenizer:' or 'encoding:' align behind it
 
 
-def shown(chunks: Iterable[tuple[int, int]], count: int, phase: str, progress: bool) -> Iterator[tuple[int, int]]:
-    """Yields the (documents, characters) of each of `count` chunks; shows a bar in a terminal, else lines."""
-    num_documents = num_characters = num_chunks = 0
+def show_progress(
+    chunks: Iterable[tuple[int, int]], num_chunks: int, phase: str, progress: bool
+) -> Iterator[tuple[int, int]]:
+    """Yields (documents, characters) of each finished chunk; shows a progress bar in a terminal, lines elsewhere."""
+    num_done = num_documents = num_characters = 0
     start = time.monotonic()
 
+    def counts() -> str:
+        return f'{quantity(num_documents, "document")}, {_characters(num_characters)}'
+
     def state() -> str:
-        done = f'{num_documents:,} documents, {num_characters / 1e6:,.1f} M characters'
-        return f'{phase}: {num_chunks} of {count} chunks, {done}'
+        return f'{phase}: {num_done:,} of {quantity(num_chunks, "chunk")}, {counts()}'
 
     with activity.progress(state, desc=phase, unit=' characters', unit_scale=True, shown=progress) as bar:
         for documents, characters in chunks:
-            num_chunks += 1
+            num_done += 1
             num_documents, num_characters = num_documents + documents, num_characters + characters
             bar.update(characters)
             yield documents, characters
     if progress:
-        say(f'{state()}, {time.monotonic() - start:.0f} s')
+        elapsed = duration(time.monotonic() - start)
+        say(f'{phase + ":":{LABEL_WIDTH}} {quantity(num_done, "chunk")}, {counts()}, {elapsed}')
+
+
+def _characters(count: int) -> str:
+    return f'{count / 1e6:,.1f} M characters' if count >= 1e6 else quantity(count, 'character')

@@ -1,7 +1,7 @@
-"""The embedded corpus: the docstrings of Python's library and of the packages this project stands on.
+"""The built-in corpus: docstrings of Python's standard library and of the packages that this project requires.
 
-Files are read with `ast` and never imported. Only what `requirements.txt` brings is read, so that
-installing something else beside the project does not change the corpus.
+Files are parsed with `ast`, never imported. Only the packages that `requirements.txt` requires are read, so installing
+other packages does not change the corpus.
 """
 
 import ast
@@ -24,7 +24,7 @@ _LEFT_OUT_DIRECTORIES = frozenset(
     {'test', 'tests', 'idlelib', 'idle_test', 'site-packages', 'dist-packages', '__pycache__'}
 )
 
-_RULE = re.compile(r'[^\w]*')  # underlines and rows of a table's frame
+_RULE = re.compile(r'[^\w]*')  # underlines and table borders
 _NEW_UNIT = re.compile(r'(?:[-*+•]\s|\d+[.)]\s|:\w|@\w|\*{0,2}[\w.]+(?:\s*\([^)]*\))?\s?:\s|\*{0,2}[\w.]+ : )')
 _CODE_DIRECTIVE = re.compile(
     r'\.\.\s+(?:code|code-block|sourcecode|plot|math|doctest|testcode|testoutput|autosummary|toctree|ipython|'
@@ -34,10 +34,10 @@ _LETTER = re.compile(r'[^\W\d_]')
 
 
 def find_modules() -> list[tuple[str, Path]]:
-    """(dotted module name, file) of every module the corpus is made of, sorted by name.
+    """Returns (dotted module name, file) of every module of the corpus, sorted by name.
 
     Raises:
-      BadInput: when neither an installed `bert_jax` nor a `requirements.txt` says what the packages are.
+      BadInput: if neither an installed `bert_jax` nor a `requirements.txt` lists the packages.
     """
     modules = {}
     library = Path(sysconfig.get_path('stdlib'))
@@ -53,13 +53,13 @@ def find_modules() -> list[tuple[str, Path]]:
 
 
 def read_paragraphs(path: Path | epath.Path, counts: Counter) -> Iterator[str]:
-    """The prose of one module's docstrings, a paragraph, list item or argument at a time, in source order.
+    """Yields the prose of a module's docstrings, in source order: paragraphs, list items and arguments.
 
-    Doctests, code blocks and tables are left out. A file that does not parse gives nothing and is
-    counted under `unparsable_module`.
+    Doctests, code blocks and tables are omitted. A file that does not parse yields nothing and is counted as
+    `unparsable_module`.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # about the escapes in other people's strings
+        warnings.simplefilter('ignore')  # invalid escapes in strings
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, RecursionError):
@@ -75,7 +75,7 @@ _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _documented(node: ast.AST) -> Iterator[_Documented]:
-    """Modules, classes and functions, in source order; expressions are not walked, they hold none."""
+    """Yields modules, classes and functions, in source order; expressions contain none and are not walked."""
     if isinstance(node, _Documented):
         yield node
     for block in ('body', 'handlers', 'orelse', 'finalbody', 'cases'):
@@ -89,14 +89,14 @@ def _module_name(relative: Path) -> str:
 
 
 def _required_distributions() -> list[metadata.Distribution]:
-    """The closure of the project's requirements, by the metadata of what is installed.
+    """Returns the transitive closure of the project's requirements, from the metadata of installed packages.
 
-    The extras of the project's own requirements choose an accelerator; they are not followed.
+    Extras of the project's own requirements select an accelerator; they are not followed.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    found, seen = {}, set()
+    distributions, seen = {}, set()
     queue = [(Requirement(line), True) for line in _root_requirements()]
     while queue:
         requirement, is_root = queue.pop()
@@ -108,12 +108,12 @@ def _required_distributions() -> list[metadata.Distribution]:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:  # required on another platform only
             continue
-        found[name] = distribution
+        distributions[name] = distribution
         for line in distribution.requires or ():
             child = Requirement(line)
             if child.marker is None or any(child.marker.evaluate({'extra': e}) for e in ('', *sorted(extras))):
                 queue.append((child, False))
-    return [found[name] for name in sorted(found)]
+    return [distributions[name] for name in sorted(distributions)]
 
 
 def _root_requirements() -> list[str]:
@@ -124,9 +124,9 @@ def _root_requirements() -> list[str]:
         lines = metadata.requires('bert_jax') or []
     except metadata.PackageNotFoundError:
         raise BadInput(
-            'data.source=python-docs',
-            'bert_jax is not installed and has no requirements.txt beside it',
-            'one of them, to know which packages to read',
+            'config.data.source=python-docs',
+            'bert_jax is not installed, and there is no requirements.txt',
+            'one of them, which lists the packages to read',
             'pip install -e .',
         ) from None
     return [line for line in lines if 'extra ==' not in line]

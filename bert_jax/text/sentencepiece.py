@@ -1,11 +1,13 @@
 """SentencePiece unigram models (Kudo and Richardson 2018), run by the `tokenizers` library.
 
-A model file becomes a pipeline that a `tokenizer.json` can hold, and that pipeline splits the text here too: an export
-gives the ids that the model was trained on, because it is the same program. Only plain words are given to the
-sentencepiece library, ten times as fast, where it can be told beforehand that it must agree. For a model trained here
-the two agree (the scores are multiples of 1/256, so that ties between two ways to split a word are ties in any
-arithmetic), but for a wide or letterlike character with a combining mark on it, whose mark is lost. A model brought
-along may also differ where two ways score the same to within rounding, and beside user-defined symbols.
+A model file is converted to a pipeline that a `tokenizer.json` can hold, and the same pipeline splits text here. An
+export therefore gives the ids that the model was trained on. Only plain words go to the sentencepiece library, which is
+ten times as fast, and only if it provably gives the same ids.
+
+For models trained here, the pipeline and the library agree: scores are multiples of 1/256, so that ties between two
+ways to split a word are ties in any arithmetic. The exception is a wide or letterlike character with a combining mark,
+whose mark is lost. For provided models they may also differ between splits whose scores are equal up to rounding, and
+next to user-defined symbols.
 """
 
 import functools
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax import config
-from bert_jax.console import say
+from bert_jax.console import quantity, say
 from bert_jax.errors import BadInput
 from bert_jax.text.vocabulary import (
     ALPHABET_COVERAGE,
@@ -34,39 +36,38 @@ from bert_jax.text.vocabulary import (
     tokenizer_hash,
 )
 
-_LONGEST_SENTENCE = 1 << 14  # bytes; SentencePiece skips longer lines while it trains
-_MUCH_SKIPPED = 0.01  # of the sample
+_MAX_SENTENCE_BYTES = 1 << 14  # SentencePiece skips longer lines during training
+_MIN_REPORTED = 0.01  # fraction of the sample that is skipped
 _SCORE_STEP = 2.0**-8  # nats
-_WORDS_AT_ONCE, _LONGEST_TEXT = 32, 1600  # characters; few enough that float32 holds the sum of their scores exactly
+_WORDS_AT_ONCE = 32
+_MAX_TEXT_LENGTH = 1600  # characters of the words at once; float32 represents the sum of their scores exactly
 # Letters with Grapheme_Cluster_Break=Prepend (Unicode 16, UAX 29).
 _PREPENDED_LETTERS = (
     '\u0d4e\U000111c2\U000111c3\U000113d1\U0001193f\U00011941\U00011a3a\U00011a84\U00011a85\U00011a86'
     '\U00011a87\U00011a88\U00011a89\U00011d46\U00011f02'
 )
-_UNUSABLE = 'is not a SentencePiece model that can be used', 'a .model file as spm_train writes it'
-_PIPELINE = 1  # raised when the same model file gives other ids
+_UNUSABLE = 'is not a usable SentencePiece model', 'a .model file written by spm_train'
+_PIPELINE = 1  # version; increased if the same model file gives other ids
 
 
 class SentencePiece(Vocabulary):
     """A SentencePiece model whose special pieces carry BERT's names."""
 
     kind = 'sentencepiece'
-    splits_at_punctuation = False  # a piece may hold marks and letters
+    splits_at_punctuation = False  # a piece may contain marks and letters
 
     def __init__(self, model: bytes, *, lowercase: bool, strip_accents: bool, where: str = 'tokenizer'):
-        """Wraps a serialized model.
-
-        `lowercase` and `strip_accents` are done before the model's own normalization.
+        """Wraps a serialized model; `lowercase` and `strip_accents` are applied before the model's own normalization.
 
         Raises:
-          BadInput: for bytes that are not a unigram model, or missing special pieces.
+          BadInput: for bytes that are not a unigram model, or missing special tokens.
         """
         self._model = model
         proto = _parse(model, where)
         if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM or proto.trainer_spec.treat_whitespace_as_suffix:
             kind = proto.trainer_spec.ModelType.Name(proto.trainer_spec.model_type).lower()
-            found = 'puts spaces behind words' if kind == 'unigram' else f'is a {kind} model'
-            raise BadInput(where, found, 'a unigram model with spaces before words, the default of sentencepiece')
+            found = 'puts spaces after words' if kind == 'unigram' else f'is a {kind} model'
+            raise BadInput(where, found, 'a unigram model with spaces before words, the default of spm_train')
         tokens = [piece.piece for piece in proto.pieces]
         with library_errors(where, *_UNUSABLE):
             self._wrap(_pipeline(proto, lowercase, strip_accents), tokens, where)
@@ -78,7 +79,7 @@ class SentencePiece(Vocabulary):
         self._marks_words = proto.normalizer_spec.remove_extra_whitespaces and proto.normalizer_spec.add_dummy_prefix
         self._marks_words &= not any(' ' in piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED)
         with library_errors(where, *_UNUSABLE):
-            self._library = _exact_library(model, proto) if self._marks_words else None
+            self._library = _load_exact_library(model, proto) if self._marks_words else None
         names = [piece.piece[0] for piece in proto.pieces if piece.type != piece.NORMAL]
         self._plain = re.compile('[' + ''.join(re.escape(c) for c in map(chr, range(33, 127)) if c not in names) + ']+')
 
@@ -96,15 +97,16 @@ class SentencePiece(Vocabulary):
 
     @functools.cached_property
     def splits_at_blanks(self) -> bool:
-        """The pipeline cuts text at blanks before the model sees it; what it does before that must not pass over one.
+        """Whether normalization never reaches across a blank; the pipeline splits at blanks after it.
 
-        Unicode puts a blank into one grapheme with the marks and joiners behind it, and with a few letters before it,
-        and the model's own table of characters is asked about graphemes: each is tried on both sides of a blank.
+        In Unicode, a blank forms one grapheme with marks and joiners that follow it and with a few letters that precede
+        it, and the model's character table is looked up by graphemes. So every such character is tried on both sides of
+        a blank.
         """
         if not self._marks_words:
             return False
         normalize = self._backend.normalizer.normalize_str
-        words = [f'{character}a{character}' for character in _joiners()]
+        words = [f'{character}a{character}' for character in _grapheme_joiners()]
         return normalize(' '.join(words)) == '▁' + ' '.join(normalize(word).removeprefix('▁') for word in words)
 
     def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
@@ -119,16 +121,16 @@ class SentencePiece(Vocabulary):
         texts = [' '.join(words[start : start + _WORDS_AT_ONCE]) for start in starts]
         texts = [text.lower() for text in texts] if self.lowercase else texts
         ids, sizes = flatten(self._library.encode(texts, num_threads=1))
-        # Several words as one text cost the library a third; they are cut again where a piece begins a word.
+        # Encoding several words as one text takes a third of the time; they are separated where a piece begins a word.
         text_of = np.repeat(np.arange(len(texts)), sizes)
         begins = self._begins_word[ids]
         words_in = np.minimum(_WORDS_AT_ONCE, len(words) - np.array(starts))
-        is_sound = np.bincount(text_of, begins, len(texts)) == words_in  # '▁' may be no piece, and unknown
-        is_sound &= np.array([len(text) for text in texts]) <= _LONGEST_TEXT
-        kept = is_sound[text_of]
-        sizes_of_words = np.diff(np.flatnonzero(begins[kept]), append=int(kept.sum()))
+        is_sound = np.bincount(text_of, begins, len(texts)) == words_in  # '▁' may not be a piece, and then is unknown
+        is_sound &= np.array([len(text) for text in texts]) <= _MAX_TEXT_LENGTH
+        in_sound_text = is_sound[text_of]
+        sizes_of_words = np.diff(np.flatnonzero(begins[in_sound_text]), append=int(in_sound_text.sum()))
         is_sound = np.repeat(is_sound, words_in).tolist()
-        yield list(itertools.compress(words, is_sound)), ids[kept], sizes_of_words
+        yield list(itertools.compress(words, is_sound)), ids[in_sound_text], sizes_of_words
         alone = [word for word, sound in zip(words, is_sound, strict=True) if not sound]
         lowered = [word.lower() for word in alone] if self.lowercase else alone
         yield alone, *flatten(self._library.encode(lowered, num_threads=1))
@@ -145,11 +147,11 @@ class SentencePiece(Vocabulary):
         (directory / 'sentencepiece.model').write_bytes(self._model)
 
 
-def _exact_library(model: bytes, proto: Any) -> Any:
-    """The sentencepiece library's processor of a model, where it gives words of plain ASCII the pipeline's ids.
+def _load_exact_library(model: bytes, proto: Any) -> Any:
+    """Loads the sentencepiece library's processor of a model, if it gives words of plain ASCII the pipeline's ids.
 
-    That is where scores are multiples of a step, so that sums are exact in any order and ties are ties, where no piece
-    is matched before the model looks, and where neither changes such characters. None elsewhere.
+    This holds if scores are multiples of `_SCORE_STEP`, so that sums are exact in any order and ties are ties; if no
+    piece is matched before the model runs; and if neither changes ASCII characters. Otherwise returns None.
     """
     import sentencepiece
 
@@ -163,19 +165,19 @@ def _exact_library(model: bytes, proto: Any) -> Any:
     return library if library.normalize(plain) == '▁' + plain else None
 
 
-def _joiners() -> list[str]:
-    """Characters that may share a grapheme with a blank: marks, format characters, letters written onto the next."""
+def _grapheme_joiners() -> list[str]:
+    """Returns characters that may share a grapheme with a blank: marks, format characters, prepended letters."""
     joining = ('Mn', 'Mc', 'Me', 'Cf')
-    planes = itertools.chain(range(0x20000), range(0xE0000, 0xE1000))  # all others hold ideographs, or nothing
-    found = [character for character in map(chr, planes) if unicodedata.category(character) in joining]
-    return found + list(_PREPENDED_LETTERS)
+    planes = itertools.chain(range(0x20000), range(0xE0000, 0xE1000))  # all other planes hold ideographs or are empty
+    marks = [character for character in map(chr, planes) if unicodedata.category(character) in joining]
+    return marks + list(_PREPENDED_LETTERS)
 
 
 def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> SentencePiece:
-    """A unigram vocabulary; the same sample gives the same one.
+    """Trains a unigram vocabulary, deterministically.
 
     Raises:
-      BadInput: when `vocab_size` has no room for the characters of the text.
+      BadInput: if `vocab_size` is too small for the characters of the text.
     """
     import sentencepiece
 
@@ -192,8 +194,8 @@ def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> Senten
             vocab_size=settings.vocab_size,
             hard_vocab_limit=False,
             character_coverage=ALPHABET_COVERAGE,
-            max_sentence_length=_LONGEST_SENTENCE,
-            num_threads=16,  # sums are grouped by thread: a fixed number gives the same model on every machine
+            max_sentence_length=_MAX_SENTENCE_BYTES,
+            num_threads=16,  # sums are grouped by thread, so a fixed number gives the same model on every machine
             pad_id=0,
             unk_id=1,
             bos_id=-1,
@@ -206,9 +208,9 @@ def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> Senten
     except RuntimeError:
         raise BadInput(
             'config.tokenizer.vocab_size',
-            f'is {settings.vocab_size}, and no unigram vocabulary of that size can be trained on this text',
-            'room for every character of the text, and text in which pieces repeat',
-            'a larger vocab_size, or --config.tokenizer.kind=wordpiece',
+            f'is {settings.vocab_size:,}, and no unigram vocabulary of that size can be trained on this text',
+            'a size with room for every character of the text, and text in which subwords repeat',
+            '--config.tokenizer.kind=wordpiece, or a larger --config.tokenizer.vocab_size',
         ) from None
     proto = _parse(writer.getvalue(), 'tokenizer')
     for piece in proto.pieces:
@@ -219,30 +221,30 @@ def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> Senten
 
 def _report_long_sentences(sample: list[str]) -> None:
     sizes = [len(text.encode()) for text in sample]
-    too_long = [num_bytes for num_bytes in sizes if num_bytes > _LONGEST_SENTENCE]
-    if sum(too_long) > _MUCH_SKIPPED * sum(sizes):
-        share = sum(too_long) / sum(sizes)
+    too_long = [num_bytes for num_bytes in sizes if num_bytes > _MAX_SENTENCE_BYTES]
+    if sum(too_long) > _MIN_REPORTED * sum(sizes):
+        fraction = sum(too_long) / sum(sizes)
         say(
-            f'warning: {share:.0%} of the sample lies in {len(too_long):,} sentences of more than '
-            f'{_LONGEST_SENTENCE:,} bytes, which the training of SentencePiece skips'
+            f'warning: SentencePiece skips {quantity(len(too_long), "sentence")} of more than '
+            f'{_MAX_SENTENCE_BYTES:,} bytes, {fraction:.0%} of the training sample'
         )
 
 
 def read_pieces(model: bytes, where: str) -> list[str]:
-    """The pieces of a serialized model.
+    """Returns the pieces of a serialized model.
 
     Raises:
-      BadInput: when it is none.
+      BadInput: for bytes that are not a model.
     """
     return [piece.piece for piece in _parse(model, where).pieces]
 
 
 def _parse(model: bytes, where: str) -> Any:
-    """The `ModelProto` of a serialized model."""
+    """Parses a serialized model to a `ModelProto`."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
-    messages: Any = sentencepiece_model_pb2  # protobuf makes its classes when it is imported
+    messages: Any = sentencepiece_model_pb2  # protobuf creates its classes at import time
     try:
         proto = messages.ModelProto.FromString(model)
     except DecodeError:
@@ -251,13 +253,13 @@ def _parse(model: bytes, where: str) -> Any:
         raise BadInput(where, 'is not a SentencePiece model', 'a .model file') from None
     if len(proto.pieces) > MAX_TOKENS:
         raise BadInput(where, f'has {len(proto.pieces):,} pieces', f'at most {MAX_TOKENS:,}')
-    if not all(isinstance(piece.piece, str) for piece in proto.pieces):  # protobuf gives what is not UTF-8 as bytes
-        raise BadInput(where, 'has a piece that is not UTF-8', 'a .model file')
+    if not all(isinstance(piece.piece, str) for piece in proto.pieces):  # protobuf returns invalid UTF-8 as bytes
+        raise BadInput(where, 'contains a piece that is not UTF-8', 'a .model file')
     return proto
 
 
 def _before_model(lowercase: bool, strip_accents: bool, compose: bool) -> Any:
-    """What is done to text before the model's own normalization."""
+    """Returns the normalizer that runs before the model's own normalization."""
     from tokenizers import normalizers
 
     bert = normalizers.BertNormalizer(
@@ -267,7 +269,7 @@ def _before_model(lowercase: bool, strip_accents: bool, compose: bool) -> Any:
 
 
 def _pipeline(proto: Any, lowercase: bool, strip_accents: bool) -> Any:
-    """The `tokenizers.Tokenizer` of a model."""
+    """Builds the `tokenizers.Tokenizer` of a model."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -276,7 +278,7 @@ def _pipeline(proto: Any, lowercase: bool, strip_accents: bool) -> Any:
     for piece in proto.pieces:
         by_kind[kinds[piece.type]].append(piece.piece)
     if len(by_kind['UNKNOWN']) != 1:
-        raise BadInput('tokenizer', f'has {len(by_kind["UNKNOWN"])} unknown pieces', 'one')
+        raise BadInput('tokenizer', f'has {quantity(len(by_kind["UNKNOWN"]), "unknown piece")}', 'exactly one')
     tokens = [piece.piece for piece in proto.pieces]
     backend = tokenizers.Tokenizer(
         models.Unigram(
@@ -286,8 +288,8 @@ def _pipeline(proto: Any, lowercase: bool, strip_accents: bool) -> Any:
         )
     )
     spec = proto.normalizer_spec
-    # `Precompiled` looks up whole graphemes and sees no sequences longer than six bytes: composing before and after
-    # it gives Hangul and accents the single characters that the model's own table would.
+    # `Precompiled` looks up whole graphemes and ignores sequences longer than six bytes. NFC before and after it turns
+    # Hangul and accented letters into single characters, as the model's own table would.
     compose = strip_accents or bool(spec.precompiled_charsmap)
     steps = [_before_model(lowercase, strip_accents, compose)]
     if spec.precompiled_charsmap:
@@ -300,7 +302,7 @@ def _pipeline(proto: Any, lowercase: bool, strip_accents: bool) -> Any:
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend('▁'))
     backend.normalizer = normalizers.Sequence(steps)
-    # The model would find its own '[SEP]' in somebody's text: such names are cut in two before it looks.
+    # The model would recognize its own '[SEP]' in a text, so such names are cut in two before it runs.
     names = '|'.join(
         f'{re.escape(token[0])}(?={re.escape(token[1:])})'
         for kind in ('CONTROL', 'UNKNOWN', 'UNUSED', 'BYTE')

@@ -1,8 +1,8 @@
-"""One split of a corpus on disk: written a document at a time, read by memory mapping.
+"""One split of a corpus on disk: written document by document, read by memory mapping.
 
-    tokens-00000.npy …               uint16 or uint32 [tokens of the shard], all shards but the last are full
-    sentences.npy                    int64 [S + 1], where each sentence starts, in tokens of the split
-    documents.npy                    int64 [D + 1], where each document starts, in sentences
+    tokens-00000.npy …               uint16 or uint32 [tokens of the shard]; all shards but the last are full
+    sentences.npy                    int64 [S + 1], offset of each sentence, in tokens of the split
+    documents.npy                    int64 [D + 1], offset of each document, in sentences
 
 D documents, S sentences, V vocabulary.
 """
@@ -20,19 +20,19 @@ _TOKENS_AT_ONCE = 1 << 24
 
 
 class Split:
-    """One split of a corpus, memory-mapped; pickling it sends its place, not its contents.
+    """One split of a corpus, memory-mapped; pickling sends its path, not its contents.
 
-    Every MiB is compared with its checksum when something in it is read for the first time.
+    The checksum of every MiB is verified when something in it is read for the first time.
 
     Attributes:
-      num_tokens: tokens in all.
+      num_tokens: tokens of the split.
     """
 
     def __init__(self, directory: pathlib.Path, counts: dict[str, int], tokens_per_shard: int, files: dict[str, dict]):
         """Maps the files of `directory`; `counts` is {documents, sentences, tokens}, `files` {name: {bytes, blocks}}.
 
         Raises:
-          BadInput: for a file that is missing, unreadable, or of another length than the counts say.
+          BadInput: for a file that is missing, unreadable, or has another length than the counts require.
         """
         self._arguments = directory, counts, tokens_per_shard, files
         self._tokens_per_shard = tokens_per_shard
@@ -62,40 +62,40 @@ class Split:
         return self._documents.read_all()
 
     def gather(self, token_positions: np.ndarray) -> np.ndarray:
-        """Token ids, int32, of positions in the split, int64 of any shape; the result has the same shape.
+        """Returns the token ids, int32, at positions in the split, int64; both arrays have the same shape.
 
         Raises:
-          BadInput: for a checksum that differs.
+          BadInput: if a checksum does not match.
         """
         if len(self._shards) == 1:
             return self._shards[0].read(token_positions).astype(np.int32)
         ids = np.empty(token_positions.shape, np.int32)
         shards, offsets = np.divmod(token_positions, self._tokens_per_shard)
         for shard in np.unique(shards):
-            here = shards == shard
-            ids[here] = self._shards[shard].read(offsets[here])
+            in_shard = shards == shard
+            ids[in_shard] = self._shards[shard].read(offsets[in_shard])
         return ids
 
     def unigram_counts(self, vocab_size: int) -> np.ndarray:
-        """How often each token occurs, int64 [V].
+        """Counts how often each token occurs, int64 [V].
 
         Raises:
-          BadInput: for an id beyond the vocabulary, or a checksum that differs.
+          BadInput: for an id outside the vocabulary, or if a checksum does not match.
         """
         counts = np.zeros(vocab_size, np.int64)
         for shard in self._shards:
             ids = shard.read_all()
             for start in range(0, len(ids), _TOKENS_AT_ONCE):
-                part = np.bincount(ids[start : start + _TOKENS_AT_ONCE], minlength=vocab_size)
-                if len(part) > vocab_size:
-                    expected = f'ids below the size of the vocabulary, {vocab_size}'
-                    raise damaged_file_error(shard.path, f'holds the id {len(part) - 1}', expected)
-                counts += part
+                block_counts = np.bincount(ids[start : start + _TOKENS_AT_ONCE], minlength=vocab_size)
+                if len(block_counts) > vocab_size:
+                    expected = f'ids below the vocabulary size, {vocab_size:,}'
+                    raise damaged_file_error(shard.path, f'contains the id {len(block_counts) - 1:,}', expected)
+                counts += block_counts
         return counts
 
 
 class _VerifiedArray:
-    """A mapped .npy file whose blocks are compared with their checksums at the first touch."""
+    """A memory-mapped .npy file; the checksum of each block is verified when the block is first read."""
 
     def __init__(self, path: pathlib.Path, array: np.memmap, blocks: list[str]):
         self.path, self._array, self._blocks = path, array, blocks
@@ -105,7 +105,7 @@ class _VerifiedArray:
         self._num_checked = 0
 
     def read(self, positions: np.ndarray) -> np.ndarray:
-        """The items at some positions."""
+        """Returns the items at the given positions."""
         if self._num_checked < len(self._blocks):
             touched = (positions + self._header) >> self._shift
             if not self._is_checked[touched].all():
@@ -113,23 +113,25 @@ class _VerifiedArray:
         return self._array[positions]
 
     def read_all(self) -> np.ndarray:
-        """All of the file, checked."""
+        """Returns all items."""
         if self._num_checked < len(self._blocks):
             self._check(np.arange(len(self._blocks)))
         return self._array
 
-    def _check(self, numbers: np.ndarray) -> None:
+    def _check(self, block_indices: np.ndarray) -> None:
         with self.path.open('rb') as file:
-            for number in numbers[~self._is_checked[numbers]]:
-                file.seek(int(number) * BLOCK_BYTES)
-                if block_digest(file.read(BLOCK_BYTES)) != self._blocks[number]:
-                    raise damaged_file_error(self.path, f'has another checksum in MiB {number}', self._blocks[number])
-                self._is_checked[number] = True
+            for index in block_indices[~self._is_checked[block_indices]]:
+                file.seek(int(index) * BLOCK_BYTES)
+                if block_digest(file.read(BLOCK_BYTES)) != self._blocks[index]:
+                    raise damaged_file_error(
+                        self.path, f'is damaged: MiB {index} has another checksum', self._blocks[index]
+                    )
+                self._is_checked[index] = True
         self._num_checked = int(self._is_checked.sum())
 
 
 class NpyWriter:
-    """A one-dimensional .npy file that grows; the length in its header is right once it is closed."""
+    """Writes a growing one-dimensional .npy file; `close` writes the final length to its header."""
 
     def __init__(self, path: pathlib.Path, dtype: Any):
         self._dtype, self._length = np.dtype(dtype), 0
@@ -137,7 +139,7 @@ class NpyWriter:
         self._write_header()
 
     def _write_header(self) -> None:
-        # numpy pads the header with room for a first dimension of any size
+        # numpy pads the header so that a first dimension of any size fits
         header = {'descr': np.lib.format.dtype_to_descr(self._dtype), 'fortran_order': False, 'shape': (self._length,)}
         np.lib.format.write_array_header_1_0(self._file, header)
 
@@ -153,7 +155,7 @@ class NpyWriter:
 
 
 class SplitWriter:
-    """Writes the files of one split; `counts` is {documents, sentences, tokens} so far."""
+    """Writes the files of one split; `counts` is {documents, sentences, tokens} written so far."""
 
     def __init__(self, directory: pathlib.Path, dtype: Any, tokens_per_shard: int):
         directory.mkdir()
@@ -167,7 +169,7 @@ class SplitWriter:
         self.counts = {'documents': 0, 'sentences': 0, 'tokens': 0}
 
     def add(self, ids: np.ndarray, sentence_lengths: np.ndarray, sentences_of_document: np.ndarray) -> None:
-        """Writes documents: all their ids, the length of each sentence, the number of sentences of each; none is 0."""
+        """Writes documents: their ids, tokens per sentence, and sentences per document; no count is 0."""
         counts = self.counts
         for writer, start, lengths in (
             (self._sentences, counts['tokens'], sentence_lengths),
@@ -179,20 +181,20 @@ class SplitWriter:
         counts['documents'] += len(sentences_of_document)
         counts['sentences'] += len(sentence_lengths)
         while len(ids):
-            number, used = divmod(counts['tokens'], self._tokens_per_shard)
+            shard_index, used = divmod(counts['tokens'], self._tokens_per_shard)
             if used == 0 or self._shard is None:
                 self._close_shard()
-                self._shard = NpyWriter(self._directory / f'tokens-{number:05d}.npy', self._dtype)
-            part, ids = np.split(ids, [self._tokens_per_shard - used])
-            self._shard.append(part)
-            counts['tokens'] += len(part)
+                self._shard = NpyWriter(self._directory / f'tokens-{shard_index:05d}.npy', self._dtype)
+            fitting, ids = np.split(ids, [self._tokens_per_shard - used])
+            self._shard.append(fitting)
+            counts['tokens'] += len(fitting)
 
     def _close_shard(self) -> None:
         if self._shard is not None:
             self._shard.close()
 
     def close(self) -> None:
-        """Finishes the files."""
+        """Completes the files."""
         self._close_shard()
         self._sentences.close()
         self._documents.close()
@@ -202,19 +204,21 @@ def _map(path: pathlib.Path, length: int, dtypes: tuple[type, ...]) -> np.memmap
     try:
         array = map_array(path)
     except (OSError, ValueError) as error:
-        raise damaged_file_error(path, f'cannot be read ({type(error).__name__})', f'{length} numbers') from None
+        raise damaged_file_error(
+            path, f'cannot be read ({type(error).__name__})', f'an array of {length:,} numbers'
+        ) from None
     if array.shape != (length,) or array.dtype not in dtypes:
-        expected = f'{length} of {" or ".join(np.dtype(dtype).name for dtype in dtypes)}'
+        expected = f'{length:,} numbers of type {" or ".join(np.dtype(dtype).name for dtype in dtypes)}'
         raise damaged_file_error(path, f'holds {array.dtype} of shape {array.shape}', expected)
     return array
 
 
 def damaged_file_error(path: pathlib.Path, found: str, expected: str) -> BadInput:
-    """The error for a file of a corpus that is not as it was written."""
+    """Returns the error for a file of a corpus that has changed since it was written."""
     directory = path.parent if path.name == 'tokenizer' else path.parent.parent
     return BadInput(str(path), found, expected, rebuild_command(directory))
 
 
 def rebuild_command(directory: pathlib.Path) -> str:
-    """What to do about a damaged corpus."""
-    return f'rm -r {directory}, then python -m bert_jax prepare --config=…'
+    """Returns the command that replaces a damaged corpus."""
+    return f'rm -r {directory} && python -m bert_jax prepare --config=…'

@@ -1,6 +1,6 @@
-"""Tokenizers: text <-> ids, trained here or brought along.
+"""Trains tokenizers, and loads those that the user provides.
 
-Ids of special tokens are looked up, never assumed: a vocabulary keeps the ids it came with.
+Ids of special tokens are looked up, never assumed: a provided vocabulary keeps its ids.
 """
 
 import os
@@ -24,18 +24,18 @@ from bert_jax.text.wordpiece import WordPiece, bert_backend, is_decomposed, trai
 
 __all__ = ['SPECIAL_TOKENS', 'SentencePiece', 'Tokenizer', 'WordPiece', 'load_tokenizer', 'train_tokenizer']
 
-_LAST_LOADED: dict[tuple[bytes, bool, bool], SentencePiece] = {}  # by model and settings, none or one
-_LARGEST_FILE = 1 << 28  # bytes; a vocabulary of 4 M tokens has a tenth of it
-_MOST_UNUSED_IDS = 1024  # that a tokenizer.json may leave out, besides as many as it has tokens
+_LAST_LOADED: dict[tuple[bytes, bool, bool], SentencePiece] = {}  # at most one, by model and settings
+_MAX_FILE_BYTES = 1 << 28  # ten times a vocabulary of 4 M tokens
+_MAX_UNUSED_IDS = 1024  # gaps in the ids of a tokenizer.json, in addition to one per token
 
 
 def train_tokenizer(settings: config.Tokenizer, texts: Iterator[str]) -> Tokenizer:
-    """Trains a vocabulary on the first `sample_bytes` of the texts; the same texts give the same vocabulary.
+    """Trains a vocabulary on the first `sample_bytes` of the texts; deterministic.
 
-    A sample too small for `vocab_size` gives a smaller vocabulary.
+    A sample that is too small for `vocab_size` yields a smaller vocabulary.
 
     Raises:
-      BadInput: without any text, or when `vocab_size` has no room for the characters of the text (SentencePiece).
+      BadInput: without text, or if `vocab_size` is too small for the characters of the text (SentencePiece).
     """
     sample, num_bytes = [], 0
     for text in texts:
@@ -44,7 +44,7 @@ def train_tokenizer(settings: config.Tokenizer, texts: Iterator[str]) -> Tokeniz
         if num_bytes >= settings.sample_bytes:
             break
     if not sample:
-        raise BadInput('config.data.source', 'holds no text to train a tokenizer on', 'text')
+        raise BadInput('config.data.source', 'holds no text to train a tokenizer on', 'files with text')
     train = train_wordpiece if settings.kind == 'wordpiece' else train_sentencepiece
     return train(settings, sample)
 
@@ -55,137 +55,140 @@ def train_tokenizer(settings: config.Tokenizer, texts: Iterator[str]) -> Tokeniz
 def load_tokenizer(
     path: str | os.PathLike[str], *, lowercase: bool | None = None, strip_accents: bool | None = None
 ) -> Tokenizer:
-    """Loads a `vocab.txt`, a `tokenizer.json`, a SentencePiece `.model`, or a directory that holds them.
+    """Loads a `vocab.txt`, a `tokenizer.json`, a SentencePiece `.model`, or a directory that contains one.
 
-    A vocabulary keeps its ids: the id of a token is its line. How text is normalized is decided by, in this order:
+    A vocabulary keeps its ids: the id of a token is its line. Normalization of text is determined by, in this order:
 
-    1. the rules of a `tokenizer.json`, or the `tokenizer_config.json` of a directory: a setting that differs is
-       reported and not used;
-    2. `lowercase` and `strip_accents`, unless None: one that the files beside a vocabulary contradict is reported;
-    3. the files beside the vocabulary;
-    4. its tokens: without capital letters lower case, without accents in lower case no accents. This is printed.
+    1. the rules of a `tokenizer.json`, or the `tokenizer_config.json` of a directory; settings that differ are
+       reported and ignored;
+    2. `lowercase` and `strip_accents`, unless None; if files next to the vocabulary contradict them, this is reported;
+    3. the files next to the vocabulary;
+    4. its tokens: without capital letters, lower case; if also without accents, accents are stripped. This is printed.
 
-    Text is normalized to NFC as well, where accents are kept and no file says how text is to be normalized.
+    If accents are kept and no file declares the normalization, text is also normalized to NFC.
 
     Raises:
-      BadInput: for a file that is not there, not a tokenizer, or without one of the special tokens (named).
+      BadInput: for a file that does not exist, is not a tokenizer, or lacks special tokens (which are named).
     """
-    is_directory, file = os.path.isdir(path), _file_of(pathlib.Path(path))
-    given = {'lowercase': lowercase, 'strip_accents': strip_accents}
+    is_directory, file = os.path.isdir(path), _find_file(pathlib.Path(path))
+    requested = {'lowercase': lowercase, 'strip_accents': strip_accents}
     if file.suffix == '.json':
         loaded = _load_json(file)
-        _report_differences(file.name, given, loaded, 'is not used')
+        _report_differences(file.name, requested, loaded, 'is ignored')
         return loaded
     content = _read_bounded(file)
     tokens = {} if file.suffix == '.model' else _read_vocabulary(file, content)
     pieces = read_pieces(content, str(file)) if file.suffix == '.model' else list(tokens)
-    beside = read_normalization(file, pieces)
-    if beside is not None:
-        _report_differences(beside.file, given, beside, 'is not used' if is_directory else 'is used nevertheless')
+    declared = read_normalization(file, pieces)
+    if declared is not None:
+        _report_differences(declared.file, requested, declared, 'is ignored' if is_directory else 'is used anyway')
         if is_directory:
-            given = {'lowercase': None, 'strip_accents': None}
-    flags, source = _resolve_normalization(pieces, beside, **given)
-    if source and not (is_directory and beside):
+            requested = {'lowercase': None, 'strip_accents': None}
+    flags, source = _resolve_normalization(pieces, declared, **requested)
+    if source and not (is_directory and declared):
         kind = 'uncased' if flags['lowercase'] else 'cased'
         accents = 'accents stripped' if flags['strip_accents'] else 'accents kept'
-        say(f'{file}: {kind}, {accents}, by {source}')
+        say(f'{file}: {kind}, {accents} ({source})')
     if file.suffix == '.model':
         return _sentencepiece(content, **flags, where=str(file))
-    compose = not is_decomposed(tokens) if beside is None or beside.compose is None else beside.compose
+    compose = not is_decomposed(tokens) if declared is None or declared.compose is None else declared.compose
     return WordPiece(bert_backend(tokens, **flags, compose=compose), str(file))
 
 
-def _file_of(path: pathlib.Path) -> pathlib.Path:
-    """The file itself, or that of a directory which says most."""
+def _find_file(path: pathlib.Path) -> pathlib.Path:
+    """Returns the file itself, or the most complete one of a directory."""
     if not path.is_dir():
         if not path.is_file():
             expected = 'a vocab.txt, tokenizer.json, .model file, or a directory'
-            raise BadInput(f'tokenizer {path}', 'is not there', expected)
+            raise BadInput(f'tokenizer {path}', 'does not exist', expected)
         return path
     names = ('sentencepiece.model', 'tokenizer.json', 'vocab.txt')
-    found = [path / name for name in names if (path / name).is_file()]
-    if not found:
+    existing = [path / name for name in names if (path / name).is_file()]
+    if not existing:
         raise BadInput(f'tokenizer {path}', 'holds no tokenizer', 'tokenizer.json, vocab.txt or sentencepiece.model')
-    return found[0]
+    return existing[0]
 
 
 def _read_bounded(path: pathlib.Path) -> bytes:
-    """The content of a file of a tokenizer.
+    """Reads a file of a tokenizer.
 
     Raises:
       BadInput: for a file that is larger than any vocabulary, or cannot be read.
     """
     try:
-        if (size := path.stat().st_size) > _LARGEST_FILE:
-            raise BadInput(str(path), f'has {size:,} bytes', f'a file of a tokenizer, at most {_LARGEST_FILE:,} bytes')
+        if (size := path.stat().st_size) > _MAX_FILE_BYTES:
+            raise BadInput(str(path), f'has {size:,} bytes', f'a tokenizer file of at most {_MAX_FILE_BYTES:,} bytes')
         return path.read_bytes()
     except OSError as error:
-        raise BadInput(str(path), f'cannot be read ({error.strerror})', 'a file of a tokenizer') from error
+        raise BadInput(str(path), f'cannot be read ({error.strerror})', 'a tokenizer file') from error
 
 
 def load_configured_tokenizer(settings: config.Tokenizer) -> Tokenizer:
-    """The tokenizer of `tokenizer.path`; see `load_tokenizer`."""
+    """Loads the tokenizer of `tokenizer.path`; see `load_tokenizer`."""
     return load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
 
 
 def load_saved_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
-    """Loads what `Tokenizer.save` wrote to a directory: its files name all settings.
+    """Loads a tokenizer that `Tokenizer.save` wrote; its files contain all settings.
 
     Raises:
-      BadInput: as `load_tokenizer`.
+      BadInput: see `load_tokenizer`.
     """
     return load_tokenizer(directory)
 
 
 def prefer_saved_tokenizer(
-    given: Tokenizer, settings: config.Tokenizer, directory: str | os.PathLike[str]
+    provided: Tokenizer, settings: config.Tokenizer, directory: str | os.PathLike[str]
 ) -> Tokenizer:
-    """A tokenizer that is brought along, or instead of it the one that a corpus or a run saved in `directory`.
+    """Returns the provided tokenizer, or the one of the same vocabulary that a corpus or run saved in `directory`.
 
-    Earlier versions read a vocabulary with other settings, and did not compose text: what was made then stays usable.
-    The saved tokenizer counts if the two differ in composition alone, or if the settings of `tokenizer.path`, a file
-    that holds none, were chosen by the program.
+    Earlier versions read vocabularies with other defaults and did not normalize to NFC; their corpora and runs stay
+    usable. The saved tokenizer is preferred if the two differ only in NFC, or if `tokenizer.path` is a file without
+    settings, whose normalization the program chose.
     """
     directory, path = pathlib.Path(directory), pathlib.Path(settings.path)
-    if not os.path.isfile(directory / 'tokenizer_config.json'):  # nor where it may not be read
-        return given
+    if not os.path.isfile(directory / 'tokenizer_config.json'):  # also if it may not be read
+        return provided
     saved = load_saved_tokenizer(directory)
-    if saved.hash == given.hash or saved.tokens != given.tokens:
-        return given
-    if saved.agrees_with(given):
+    if saved.hash == provided.hash or saved.tokens != provided.tokens:
+        return provided
+    if saved.agrees_with(provided):
         return saved
-    is_chosen = settings.lowercase in (None, saved.lowercase) and settings.strip_accents in (None, saved.strip_accents)
-    if not is_chosen or path.suffix == '.json' or not path.is_file():
-        return given
-    before, now = (f'lowercase={of.lowercase}, strip_accents={of.strip_accents}' for of in (saved, given))
-    say(f'warning: {directory} was made with {before}, and stays so; a new one of {path} would have {now}')
+    is_compatible = settings.lowercase in (None, saved.lowercase) and settings.strip_accents in (
+        None,
+        saved.strip_accents,
+    )
+    if not is_compatible or path.suffix == '.json' or not path.is_file():
+        return provided
+    kept, new = (f'lowercase={each.lowercase}, strip_accents={each.strip_accents}' for each in (saved, provided))
+    say(f'warning: {directory} keeps its settings, {kept}; a new tokenizer from {path} would use {new}')
     return saved
 
 
 def _resolve_normalization(
-    tokens: list[str], beside: Normalization | None, lowercase: bool | None, strip_accents: bool | None
+    tokens: list[str], declared: Normalization | None, lowercase: bool | None, strip_accents: bool | None
 ) -> tuple[dict[str, bool], str]:
-    """(`lowercase` and `strip_accents` of a vocabulary, what they are taken from unless both are given)."""
+    """Returns (`lowercase` and `strip_accents` of a vocabulary, their source; '' if both were requested)."""
     if lowercase is not None and strip_accents is not None:
         return {'lowercase': lowercase, 'strip_accents': strip_accents}, ''
-    source = 'its tokens, as no file says' if beside is None else beside.file
-    source = source if lowercase is strip_accents is None else f'the config and {source}'
-    if beside is not None:
-        lowercase = beside.lowercase if lowercase is None else lowercase
-        strip_accents = beside.strip_accents if strip_accents is None else strip_accents
+    source = 'inferred from its tokens' if declared is None else f'from {declared.file}'
+    source = source if lowercase is strip_accents is None else f'from the config, and {source}'
+    if declared is not None:
+        lowercase = declared.lowercase if lowercase is None else lowercase
+        strip_accents = declared.strip_accents if strip_accents is None else strip_accents
     lowercase = not has_capitals(tokens) if lowercase is None else lowercase
     strip_accents = lowercase and not has_accents(tokens) if strip_accents is None else strip_accents
     return {'lowercase': lowercase, 'strip_accents': strip_accents}, source
 
 
-def _report_differences(file: str, given: dict[str, bool | None], found: Any, consequence: str) -> None:
-    for name, value in given.items():
-        if value is not None and value != (theirs := getattr(found, name)):
-            say(f'warning: config.tokenizer.{name}={value} {consequence}: {file} says {theirs}')
+def _report_differences(file: str, requested: dict[str, bool | None], found: Any, consequence: str) -> None:
+    for name, value in requested.items():
+        if value is not None and value != (declared := getattr(found, name)):
+            say(f'warning: config.tokenizer.{name}={value} {consequence}: {file} says {declared}')
 
 
 def _sentencepiece(model: bytes, *, lowercase: bool, strip_accents: bool, where: str) -> SentencePiece:
-    """Of a model file; `prepare` loads one twice, once from where it was and once from where it was copied to."""
+    """Builds the tokenizer of a model, with a cache: `prepare` loads each model twice, the original and its copy."""
     key = model, lowercase, strip_accents
     if key not in _LAST_LOADED:
         loaded = SentencePiece(model, lowercase=lowercase, strip_accents=strip_accents, where=where)
@@ -195,42 +198,42 @@ def _sentencepiece(model: bytes, *, lowercase: bool, strip_accents: bool, where:
 
 
 def _read_vocabulary(path: pathlib.Path, content: bytes) -> dict[str, int]:
-    """{token: line} of a file with a token a line."""
+    """Reads {token: line} from a file with one token per line."""
     if (num_lines := content.count(b'\n')) > MAX_TOKENS:
         raise BadInput(str(path), f'has {num_lines:,} lines', f'a vocabulary of at most {MAX_TOKENS:,} tokens')
     try:
         text = content.decode('utf-8')
     except UnicodeDecodeError:
-        raise BadInput(str(path), 'is not UTF-8', 'a vocabulary, a token a line') from None
+        raise BadInput(str(path), 'is not UTF-8', 'a vocabulary with one token per line') from None
     vocabulary: dict[str, int] = {}
-    for number, line in enumerate(text.removesuffix('\n').split('\n')):
+    for index, line in enumerate(text.removesuffix('\n').split('\n')):
         token = line.rstrip('\r')
-        if vocabulary.setdefault(token, number) != number:
-            raise BadInput(f'{path}:{number + 1}', f'repeats line {vocabulary[token] + 1}', 'every token once')
+        if vocabulary.setdefault(token, index) != index:
+            raise BadInput(f'{path}:{index + 1}', f'repeats line {vocabulary[token] + 1}', 'every token once')
     return vocabulary
 
 
 def _load_json(path: pathlib.Path) -> WordPiece:
     import tokenizers
 
-    expected = 'a tokenizer.json of WordPiece'
+    expected = 'a tokenizer.json with a WordPiece model'
     _check_ids(read_given_json(path, expected), str(path))
     with library_errors(str(path), 'is not a tokenizer.json', expected):
         return WordPiece(tokenizers.Tokenizer.from_file(str(path)), str(path))
 
 
 def _check_ids(content: dict[str, Any], where: str) -> None:
-    """Everything is made as long as the largest id: a small file must not ask for a large vocabulary.
+    """Checks that ids are not much larger than the vocabulary: arrays are as long as the largest id.
 
     Raises:
-      BadInput: for an id that is no whole number or far beyond the number of tokens.
+      BadInput: for an id that is not an integer, or far above the number of tokens.
     """
     model, added = content.get('model'), content.get('added_tokens')
     vocabulary = model.get('vocab') if isinstance(model, dict) else None
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
     ids += [token.get('id') for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    limit = 2 * len(ids) + _MOST_UNUSED_IDS
+    limit = 2 * len(ids) + _MAX_UNUSED_IDS
     for index in ids:
         if type(index) is not int or not 0 <= index < limit:
             found = f'has the id {index!r:.40} in a vocabulary of {len(ids):,} tokens'
-            raise BadInput(where, found, f'whole numbers from 0 on, one for each token, below {limit:,}')
+            raise BadInput(where, found, f'integers from 0 up, one per token, below {limit:,}')

@@ -1,6 +1,6 @@
-"""What every tokenizer has: a vocabulary with BERT's special tokens. V is its size.
+"""The tokenizer protocol, and what both kinds of tokenizer share. V is the size of the vocabulary.
 
-Ids of special tokens are looked up, never assumed: a vocabulary keeps the ids it came with.
+Ids of special tokens are looked up, never assumed: a provided vocabulary keeps its ids.
 """
 
 import contextlib
@@ -17,24 +17,24 @@ import numpy as np
 
 from bert_jax.errors import BadInput
 
-_HALF_OF_A_PAIR = re.compile('[\ud800-\udfff]')
+_SURROGATE = re.compile('[\ud800-\udfff]')
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 in a vocabulary trained here
 MAX_TOKENS = 1 << 22
-_UNUSED = re.compile(r'[\[<]unused[_-]?(id-)?\d+[\]>]')  # free entries of a vocabulary, as [unused17]
-ALPHABET_COVERAGE = 0.9999  # of the characters of a sample to train on; the rest becomes [UNK]
+_UNUSED = re.compile(r'[\[<]unused[_-]?(id-)?\d+[\]>]')  # reserved entries of a vocabulary, such as [unused17]
+ALPHABET_COVERAGE = 0.9999  # of the characters of a training sample; all others become [UNK]
 
 
 class Tokenizer(Protocol):
-    """What the rest of the project asks of a tokenizer.
+    """The interface of a tokenizer.
 
     Attributes:
       kind: `wordpiece` or `sentencepiece`.
       tokens: the V tokens by id.
-      is_continuation: bool [V]; whether a token continues the word of the token before it.
-      is_special: bool [V]; whether a token is no text: [PAD], [UNK] and the like, and unused entries.
-      hash: SHA-256 over vocabulary and settings; equal hashes give equal ids for every text.
-      splits_at_blanks: whether the ids of a text are those of its words between blanks (U+0020), one after another.
-      splits_at_punctuation: likewise of ASCII punctuation marks and what is between them.
+      is_continuation: bool [V]; whether a token continues the word of the previous token.
+      is_special: bool [V]; whether a token is not text: special tokens such as [PAD] and [UNK], and unused entries.
+      hash: SHA-256 of vocabulary and settings; tokenizers with equal hashes give equal ids for every text.
+      splits_at_blanks: whether the ids of a text are the concatenated ids of its words, split at blanks (U+0020).
+      splits_at_punctuation: the same for ASCII punctuation marks and the text between them.
     """
 
     kind: str
@@ -54,41 +54,42 @@ class Tokenizer(Protocol):
     splits_at_punctuation: bool
 
     def agrees_with(self, other: 'Tokenizer') -> bool:
-        """Whether both give the same ids for every text whose characters are composed (Unicode's NFC)."""
+        """Whether both give the same ids for every text in Unicode NFC."""
 
     def with_normalization(self, *, lowercase: bool, strip_accents: bool) -> 'Tokenizer':
-        """The same vocabulary with text normalized in another way; NFC where accents are kept."""
+        """Returns the same vocabulary with another normalization of text; NFC if accents are kept."""
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens; a `[MASK]` written in the text is text.
+        """Returns the ids of each text, without special tokens; `[MASK]` in the text is plain text.
 
         Raises:
-          BadInput: where a rule of the tokenizer's file fails on a text (a regular expression that backtracks forever).
+          BadInput: if a rule of the tokenizer's file fails on a text (a regular expression that backtracks forever).
         """
 
     def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-        """Each word once, in any order, in groups: (words, their ids one after another, how many each has)."""
+        """Yields groups of (words, concatenated ids, number of ids of each word); each word once, in any order."""
 
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """(ids, the characters [start, end) of the text that each comes from) of each text, without special tokens."""
+        """Returns (ids, the characters [start, end) of each id) for each text, without special tokens."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text of ids; special tokens are left out, except [UNK]."""
+        """Converts ids to readable text; omits special tokens except [UNK]."""
 
     def token(self, token_id: int) -> str:
-        """The token of an id."""
+        """Returns the token of an id."""
 
     def save(self, directory: str | os.PathLike[str], max_length: int = 512) -> None:
-        """Writes the files that `load_tokenizer(directory)` reads and that open in `transformers` with the same ids.
+        """Writes files that `load_tokenizer(directory)` reads, and that give the same ids in `transformers`.
 
-        Args: max_length, the tokens that `transformers` cuts a text to when asked to truncate.
+        Args:
+          max_length: number of tokens to which `transformers` truncates a text, if told to.
         """
 
 
 class Vocabulary:
-    """What both kinds have in common: a `tokenizers.Tokenizer` behind them, and what follows from its tokens."""
+    """The common base of both kinds: a `tokenizers.Tokenizer`, and everything that follows from its tokens."""
 
-    _rules: list[Any]  # all that the ids of composed text depend on
+    _rules: list[Any]  # everything that the ids of text in NFC depend on
 
     def _wrap(self, backend: Any, tokens: list[str], where: str) -> None:
         from tokenizers import processors
@@ -112,7 +113,7 @@ class Vocabulary:
         )
         backend.no_padding()
         backend.no_truncation()
-        backend.encode_special_tokens = True  # '[SEP]' in somebody's text is five characters, not a separator
+        backend.encode_special_tokens = True  # '[SEP]' in a text is five characters, not a separator
         self._backend = backend
 
     def token(self, token_id: int) -> str:
@@ -128,15 +129,15 @@ class Vocabulary:
         yield words, *flatten(self.encode_batch(words))
 
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        return [(found.ids, found.offsets) for found in self._encodings(self._backend.encode_batch, texts)]
+        return [(encoding.ids, encoding.offsets) for encoding in self._encodings(self._backend.encode_batch, texts)]
 
     def _encodings(self, encode: Callable[..., list[Any]], texts: list[str]) -> list[Any]:
-        """What the library's `encode` makes of texts; half of a surrogate pair, which UTF-8 cannot hold, is U+FFFD."""
+        """Calls the library's `encode`; lone surrogates, which UTF-8 cannot represent, become U+FFFD."""
         with library_errors(self._where):
             try:
                 return encode(texts, add_special_tokens=False)
             except TypeError:
-                return encode([_HALF_OF_A_PAIR.sub('\ufffd', text) for text in texts], add_special_tokens=False)
+                return encode([_SURROGATE.sub('\ufffd', text) for text in texts], add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         frame = (self.pad_id, self.cls_id, self.sep_id, self.mask_id)
@@ -144,9 +145,9 @@ class Vocabulary:
             return self._backend.decode([int(index) for index in ids if index not in frame], skip_special_tokens=False)
 
     def _save(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
-        """tokenizer.json, special_tokens_map.json and tokenizer_config.json."""
+        """Writes tokenizer.json, special_tokens_map.json and tokenizer_config.json."""
         directory.mkdir(parents=True, exist_ok=True)
-        # Not by the library's own `save`, whose errors (a full disk) are of no kind.
+        # Not with the library's `save`, which raises a bare Exception for a full disk.
         (directory / 'tokenizer.json').write_text(self._backend.to_str(pretty=True), 'utf-8', newline='\n')
         names = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
         special = dict(zip(names, SPECIAL_TOKENS, strict=True))
@@ -155,16 +156,16 @@ class Vocabulary:
         _write_json(directory / 'tokenizer_config.json', settings | special)
 
 
-_FAILS = 'has rules that fail on this text'
-_GOOD_RULES = 'patterns that never backtrack for long: no repetition inside a repetition, as in "(a+)+"'
+_RULES_FAIL = 'has rules that fail on this text'
+_SAFE_RULES = 'patterns without nested repetitions such as "(a+)+", which backtrack for too long'
 
 
 @contextlib.contextmanager
-def library_errors(where: str, found: str = _FAILS, expected: str = _GOOD_RULES) -> Iterator[None]:
-    """Reports whatever the `tokenizers` library raises as a fault of the file that it runs.
+def library_errors(where: str, found: str = _RULES_FAIL, expected: str = _SAFE_RULES) -> Iterator[None]:
+    """Reports any error of the `tokenizers` library as a problem of the tokenizer's file.
 
     Raises:
-      BadInput: for any error of the library, a panic of its Rust code included.
+      BadInput: for any error of the library, including panics of its Rust code.
     """
     try:
         yield
@@ -173,27 +174,27 @@ def library_errors(where: str, found: str = _FAILS, expected: str = _GOOD_RULES)
     except Exception as error:  # the library raises nothing narrower
         raise BadInput(where, f'{found} ({error})', expected) from None
     except BaseException as error:
-        if type(error).__name__ != 'PanicException':  # of pyo3, which gives it no name to import
+        if type(error).__name__ != 'PanicException':  # of pyo3, which does not export the class
             raise
         raise BadInput(where, f'{found} ({error})', expected) from None
 
 
 def encode_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """[L] int32: [CLS] text [SEP], each '[MASK]' of the text as the mask token."""
+    """Encodes [CLS] text [SEP], int32 [L]; each '[MASK]' in the text becomes the mask token."""
     ids = [tokenizer.cls_id]
-    for number, piece in enumerate(tokenizer.encode_batch(text.split('[MASK]'))):
-        ids += [tokenizer.mask_id] * (number > 0) + list(piece)
+    for index, segment_ids in enumerate(tokenizer.encode_batch(text.split('[MASK]'))):
+        ids += [tokenizer.mask_id] * (index > 0) + list(segment_ids)
     return np.array([*ids, tokenizer.sep_id], np.int32)
 
 
 def flatten(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(all ids one after another, how many each row has), int64."""
+    """Concatenates rows of ids; returns (all ids, length of each row), int64."""
     sizes = np.fromiter(map(len, rows), np.int64, len(rows))
     return np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(sizes.sum())), sizes
 
 
 def tokenizer_hash(parts: list[Any]) -> str:
-    """SHA-256 of all that the ids of a text depend on, as JSON; kept in corpora and workdirs."""
+    """Returns SHA-256 of everything that ids depend on, as JSON; it is stored in corpora and workdirs."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
-"""WordPiece as in BERT (Devlin et al. 2019), by the `tokenizers` library: vocabularies, and how one is trained."""
+"""WordPiece as in BERT (Devlin et al. 2019), with the `tokenizers` library: vocabularies and their training."""
 
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -15,9 +16,9 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabulary, library_errors, tokenizer_hash
 
-_MAX_CHARACTERS_PER_WORD = 100  # longer words are [UNK], as in `transformers`; in the original release it was 200
-_MOST_CHARACTERS_PER_WORD = 10_000  # that a file may ask for: the time that a word takes grows with its square
-_MOST_EXPANSION = 4  # characters that normalization makes of one, at most (Unicode, canonical decomposition)
+_MAX_CHARACTERS_PER_WORD = 100  # longer words are [UNK], as in `transformers`; 200 in the original release
+_MAX_CONFIGURABLE_CHARACTERS = 10_000  # of a word; a file may not set more, as time grows with its square
+_MAX_EXPANSION = 4  # characters that normalization makes of one (canonical decomposition of Unicode)
 
 
 class WordPiece(Vocabulary):
@@ -26,15 +27,15 @@ class WordPiece(Vocabulary):
     kind = 'wordpiece'
 
     def __init__(self, backend: Any, where: str = 'tokenizer'):
-        """Wraps a `tokenizers.Tokenizer`, whose ids must be bounded; `where` names it in errors.
+        """Wraps a `tokenizers.Tokenizer`, whose ids must be bounded; error messages call it `where`.
 
         Raises:
-          BadInput: for a model other than WordPiece, a normalizer other than BERT's (which composition may follow), or
-            missing special tokens.
+          BadInput: for a model other than WordPiece, a normalizer other than BERT's (which NFC may follow), or missing
+            special tokens.
         """
         self._settings = json.loads(backend.to_str())
         self._model, normalizer = self._settings['model'], self._settings['normalizer'] or {}
-        added = {token['content'] for token in self._settings['added_tokens']}  # others may hold blanks
+        added = {token['content'] for token in self._settings['added_tokens']}  # others may contain blanks
         pre_tokenizer = self._settings['pre_tokenizer']
         self.splits_at_blanks = pre_tokenizer == {'type': 'BertPreTokenizer'} and added <= {*SPECIAL_TOKENS}
         self.splits_at_punctuation = self.splits_at_blanks
@@ -44,10 +45,12 @@ class WordPiece(Vocabulary):
         if self._model['type'] != 'WordPiece' or not is_bert:
             found = f'is a {self._model["type"]} model with the normalizer {normalizer.get("type")}'
             raise BadInput(where, found, 'WordPiece with BertNormalizer, or with BertNormalizer and NFC')
-        if (unknown := self._model['unk_token']) not in self._model['vocab']:  # an added token alone is of no use to it
-            raise BadInput(where, f'has no {unknown} in its vocabulary', 'the token for what is unknown')
-        if (longest := self._model['max_input_chars_per_word']) > _MOST_CHARACTERS_PER_WORD:
-            raise BadInput(where, f'max_input_chars_per_word is {longest}', f'at most {_MOST_CHARACTERS_PER_WORD:,}')
+        if (unknown := self._model['unk_token']) not in self._model[
+            'vocab'
+        ]:  # as an added token only, it has no effect
+            raise BadInput(where, f'has no {unknown} in its vocabulary', 'a vocabulary with a token for unknown words')
+        if (longest := self._model['max_input_chars_per_word']) > _MAX_CONFIGURABLE_CHARACTERS:
+            raise BadInput(where, f'max_input_chars_per_word is {longest}', f'at most {_MAX_CONFIGURABLE_CHARACTERS:,}')
         vocabulary = backend.get_vocab(with_added_tokens=True)
         tokens = [f'[unused-id-{index}]' for index in range(max(vocabulary.values(), default=-1) + 1)]
         for token, index in vocabulary.items():
@@ -69,7 +72,7 @@ class WordPiece(Vocabulary):
         return [self.kind, self.tokens, model, self._normalizer]
 
     def extended(self, words: list[str]) -> 'WordPiece':
-        """This vocabulary with whole words appended at its end; all earlier ids stay."""
+        """Returns this vocabulary with whole words appended; existing ids do not change."""
         vocabulary = {token: index for index, token in enumerate([*self.tokens, *words])}
         return self._changed({'model': self._settings['model'] | {'vocab': vocabulary}})
 
@@ -85,7 +88,7 @@ class WordPiece(Vocabulary):
         return WordPiece(tokenizers.Tokenizer.from_str(json.dumps(settings)), self._where)
 
     def normalize(self, text: str) -> str:
-        """Text as it is looked up in the vocabulary: lowercased, without accents, as the settings say."""
+        """Normalizes text as for a lookup in the vocabulary: lowercased and without accents, if the settings say so."""
         with library_errors(self._where):
             return self._backend.normalizer.normalize_str(text)
 
@@ -102,7 +105,7 @@ class WordPiece(Vocabulary):
         (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in self.tokens), 'utf-8', newline='\n')
 
     def _is_plain(self) -> bool:
-        """Whether `transformers.BertTokenizer`, made of a vocabulary and three flags alone, gives the same ids."""
+        """Whether `transformers.BertTokenizer`, which only knows a vocabulary and three flags, gives the same ids."""
         plain = bert_backend({}, lowercase=self.lowercase, strip_accents=self.strip_accents, compose=False)
         expected = json.loads(plain.to_str())
         flags = ('lowercase', 'strip_accents', 'handle_chinese_chars', 'vocab')
@@ -114,11 +117,11 @@ class WordPiece(Vocabulary):
 
 
 def bert_backend(vocabulary: dict[str, int], *, lowercase: bool, strip_accents: bool, compose: bool) -> Any:
-    """The `tokenizers.Tokenizer` of BERT's rules.
+    """Builds the `tokenizers.Tokenizer` with BERT's rules.
 
     Args:
-      compose: normalize to NFC after BERT's own normalization, so that a letter and its accent are one character
-        however they were written. Nothing is left to compose where accents are stripped.
+      compose: normalize to NFC after BERT's own normalization, so that a letter with an accent is always one character.
+        Has no effect if accents are stripped.
     """
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -137,7 +140,7 @@ def bert_backend(vocabulary: dict[str, int], *, lowercase: bool, strip_accents: 
 
 
 def is_decomposed(tokens: Iterable[str]) -> bool:
-    """Whether a vocabulary holds letters and their accents as characters of their own: composed text misses those."""
+    """Whether a vocabulary stores accents as separate characters (NFD), which text in NFC would never match."""
     return any(len(unicodedata.normalize('NFC', token)) < len(token) for token in tokens if not token.isascii())
 
 
@@ -145,7 +148,7 @@ def is_decomposed(tokens: Iterable[str]) -> bool:
 
 
 def train_wordpiece(settings: config.Tokenizer, sample: list[str]) -> WordPiece:
-    """A vocabulary; the same sample gives the same one. Words that the tokenizer will not look up are left out."""
+    """Trains a vocabulary, deterministically; ignores words that are too long for a lookup."""
     from tokenizers import trainers
 
     settings = settings.for_training()
@@ -155,9 +158,9 @@ def train_wordpiece(settings: config.Tokenizer, sample: list[str]) -> WordPiece:
         'compose': True,
     }
     backend = bert_backend({token: i for i, token in enumerate(SPECIAL_TOKENS)}, **flags)
-    # The trainer numbers the continuing characters ('##a') in the order of a hash map and breaks ties between merges
-    # by these numbers: two trainings would differ. Handing it both alphabets in a fixed order, as tokens that are
-    # there already, takes that away (`limit_alphabet=0` keeps it from adding characters of its own).
+    # The trainer assigns ids to continuing characters ('##a') in the order of a hash map, and breaks ties between
+    # merges by these ids, so results would vary. Passing both alphabets as existing tokens in a fixed order makes
+    # training deterministic (`limit_alphabet=0` keeps the trainer from adding characters).
     sample = list(_without_long_words(backend, sample))
     trainer = trainers.WordPieceTrainer(
         vocab_size=settings.vocab_size,
@@ -171,13 +174,13 @@ def train_wordpiece(settings: config.Tokenizer, sample: list[str]) -> WordPiece:
 
 
 def _without_long_words(backend: Any, sample: Iterable[str]) -> Iterator[str]:
-    """The texts without the words that are too long to be looked up: the trainer's time grows with their square."""
-    surely_short = _MAX_CHARACTERS_PER_WORD // _MOST_EXPANSION
+    """Drops words that are too long for a lookup: the trainer's time grows with the square of their length."""
+    always_short = _MAX_CHARACTERS_PER_WORD // _MAX_EXPANSION
     for text in sample:
-        parts = text.split(' ')
-        if max(map(len, parts)) > surely_short:
-            kept = (_short_words(backend, part) if len(part) > surely_short else [part] for part in parts)
-            text = ' '.join(word for words in kept for word in words)
+        words = text.split(' ')
+        if max(map(len, words)) > always_short:
+            short = (_short_words(backend, word) if len(word) > always_short else [word] for word in words)
+            text = ' '.join(itertools.chain.from_iterable(short))
         yield text
 
 
@@ -188,7 +191,7 @@ def _short_words(backend: Any, text: str) -> list[str]:
 
 
 def _alphabet(backend: Any, sample: list[str], limit: int) -> list[str]:
-    """Frequent characters of the words of the sample, and with '##' those that continue a word; in a fixed order."""
+    """Returns the frequent characters of the sample, and those that continue a word with '##'; in a fixed order."""
     characters, continuing = Counter(), set()
     between_blanks: Counter[str] = Counter()
     for text in sample:
@@ -199,12 +202,12 @@ def _alphabet(backend: Any, sample: list[str], limit: int) -> list[str]:
                 characters[character] += count
             continuing.update(word[1:])
     needed, covered = ALPHABET_COVERAGE * characters.total(), 0
-    pieces = []
+    alphabet = []
     for character, count in sorted(characters.items(), key=lambda item: (-item[1], item[0])):
-        if covered >= needed or len(pieces) + 2 > limit:
+        if covered >= needed or len(alphabet) + 2 > limit:
             break
         covered += count
-        pieces.append(character)
+        alphabet.append(character)
         if character in continuing:
-            pieces.append('##' + character)
-    return sorted(pieces)
+            alphabet.append('##' + character)
+    return sorted(alphabet)

@@ -223,7 +223,10 @@ def test_the_words_of_a_file_are_appended_and_the_rest_is_told(tmp_path: Path, c
     (tmp_path / 'words').write_text('xyz\n\nXyz\nab\nzéz\n')
     extended = add_tokens(tokenizer, str(tmp_path / 'words'))
     assert extended.tokens == [*TOKENS, 'xyz', 'zez']
-    assert '2 tokens added to 47; 1 blank; 1 repeated; 1 in the vocabulary already' in capsys.readouterr().err
+    assert (
+        'added 2 tokens to the 47 of the vocabulary; skipped lines: 1 blank, 1 repeated, 1 already in the vocabulary'
+        in capsys.readouterr().err
+    )
     text = ['ab xyzx abxyz ZÉZ']
     old, new = tokenizer.encode_batch(text)[0], extended.encode_batch(text)[0]
     assert [extended.tokens[i] for i in new] == ['ab', 'xyz', '##x', 'ab', '##x', '##y', '##z', 'zez']
@@ -235,8 +238,8 @@ def test_the_words_of_a_file_are_appended_and_the_rest_is_told(tmp_path: Path, c
 @pytest.mark.parametrize(
     'lines, words',
     [
-        ('xyz\nx y\nxyz-zyx\n##xyz\n', 'line 2, 3, 4: can never be one token'),
-        ('ab\n\n', 'holds no word that is not a token already'),
+        ('xyz\nx y\nxyz-zyx\n##xyz\n', 'lines 2, 3, 4 can never be one token'),
+        ('ab\n\n', 'holds no new word'),
         (b'\xff\xfe\n', 'cannot be read'),
         (None, 'cannot be read'),
     ],

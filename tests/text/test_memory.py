@@ -117,7 +117,7 @@ def test_memory_stays_below_its_ceiling(tmp_path, name):
 
 
 def test_a_column_that_expands_as_no_text_does_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, '_SMALL', 1 << 20)
+    monkeypatch.setattr(reader, '_SMALL_BYTES', 1 << 20)
     column = ['word ' * 100_000] * 20
     parquet.write_table(pyarrow.table({'text': column}), tmp_path / 'a', compression='zstd', use_dictionary=False)
     with pytest.raises(BadInput, match="a: column 'text' expands from [0-9,]+ to 10,0[0-9,]+ bytes"):

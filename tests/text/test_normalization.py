@@ -90,9 +90,9 @@ def test_the_files_beside_a_vocabulary_decide(flags, kind: str, tmp_path: Path, 
         assert flags_of(load_tokenizer(place)) == flags
     capsys.readouterr()
     assert flags_of(load_tokenizer(path, lowercase=not lowercase)) == (not lowercase, strip_accents)
-    assert f'is used nevertheless: {kind} says {lowercase}' in capsys.readouterr().err
+    assert f'is used anyway: {kind} says {lowercase}' in capsys.readouterr().err
     assert flags_of(load_tokenizer(path.parent, lowercase=not lowercase)) == flags
-    assert f'is not used: {kind} says {lowercase}' in capsys.readouterr().err
+    assert f'is ignored: {kind} says {lowercase}' in capsys.readouterr().err
 
 
 def test_a_setting_that_is_no_flag_is_refused(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_what_was_made_with_another_reading_of_a_vocabulary_is_kept_unless_the_c
     prepare(data, config.Tokenizer(), initial=before, progress=False)
     capsys.readouterr()
     assert prepare(data, config.Tokenizer(path=str(path)), progress=False).reused
-    assert 'was made with lowercase=True, strip_accents=False, and stays so' in capsys.readouterr().err
+    assert 'keeps its settings, lowercase=True, strip_accents=False' in capsys.readouterr().err
     assert prepare(data, config.Tokenizer(path=str(path), strip_accents=False), progress=False).reused
     assert load_corpus(data.corpus).tokenizer.hash == before.hash
     with pytest.raises(BadInput, match='holds a corpus made with'):

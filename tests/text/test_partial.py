@@ -47,13 +47,16 @@ def test_a_corpus_in_preparation_is_refused_with_other_settings_and_its_leftover
     other = dataclasses.replace(data, deduplicate_lines=True)
     with pytest.raises(KeyboardInterrupt), opened(data, tmp_path) as job:
         job.sample(0, 1000)
-        with pytest.raises(BadInput, match=f'(?s)other settings .in {job.directory}.*another data.corpus'):
+        with pytest.raises(BadInput, match=f'(?s)other settings .in {job.directory}.*--config.data.corpus=DIRECTORY'):
             prepare(other, TOKENIZER, progress=False)
         assert partials(tmp_path) == [job.directory]
         raise KeyboardInterrupt
     assert partials(tmp_path) == [job.directory]
     prepare(other, TOKENIZER)
-    assert f'Removing {job.directory} (0.00 MiB), left by a prepare with other settings' in capsys.readouterr().err
+    assert (
+        f'Removing {job.directory} (0.00 MiB): unfinished work of a `prepare` with other settings'
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / '.corpus.partial').exists()
     assert load_corpus(data.corpus).manifest['settings']['data.deduplicate_lines'] is True
 
@@ -92,14 +95,14 @@ def test_a_failed_prepare_says_what_it_left_and_that_it_is_used_again(data, tmp_
         prepare(bad, TOKENIZER)
     [left] = partials(tmp_path)
     said = capsys.readouterr().err
-    assert f'{left} (0.0' in said and ') holds what is finished. The same command resumes there' in said
+    assert f'Finished work is kept in {left} (0.0' in said and 'the same command resumes from it' in said
     prepare(dataclasses.replace(bad, bad_text=0.5), TOKENIZER, progress=False)
     assert not (tmp_path / '.corpus.partial').exists()
 
 
 def test_a_prepare_that_fails_before_anything_is_finished_leaves_nothing(data, tmp_path, capsys):
     (tmp_path / 'a.txt').write_text('{')
-    with pytest.raises(BadInput, match='no record is good'):
+    with pytest.raises(BadInput, match='no record can be used'):
         prepare(dataclasses.replace(data, source=f'jsonl:{tmp_path}/a.txt'), TOKENIZER)
     assert [path.name for path in tmp_path.iterdir()] == ['a.txt'] and 'resumes' not in capsys.readouterr().err
 
@@ -119,7 +122,7 @@ def test_a_stopped_process_keeps_its_corpus_to_itself_and_equal_ones_share_it(tm
     os.kill(stopped.pid, signal.SIGSTOP)
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
     tokenizer = config.Tokenizer(vocab_size=300, sample_bytes=20_000)
-    with pytest.raises(BadInput, match='being prepared by another process, with other settings'):
+    with pytest.raises(BadInput, match='being prepared by another process with other settings'):
         prepare(data, dataclasses.replace(tokenizer, vocab_size=290), progress=False)
     equal = [start_prepare(*flags) for _ in range(2)]
     os.kill(stopped.pid, signal.SIGCONT)

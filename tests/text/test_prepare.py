@@ -83,9 +83,9 @@ def test_the_corpus_is_the_same_however_the_work_is_split(two_sources, tmp_path,
         if how == 'small buffers':
             for module, name, value in (
                 (encode, '_CHARACTERS_AT_ONCE', 50),
-                (encode, '_MOST_WORDS', 10),
-                (encode, '_LONGEST_WORD', 2),
-                (merge, '_BUCKET_BYTES', 500),
+                (encode, '_MAX_CACHED_WORDS', 10),
+                (encode, '_MAX_CACHED_LENGTH', 2),
+                (merge, '_MAX_BUCKET_BYTES', 500),
                 (merge, '_RECORDS_AT_ONCE', 7),
                 (merge, '_TOKENS_AT_ONCE', 20),
             ):
@@ -152,7 +152,7 @@ def test_a_group_is_never_in_both_splits(tmp_path):
     books = {name: {groups[int(number)] for number in numbers} - {None} for name, numbers in found.items()}
     assert not books['train'] & books['validation'] and len(books['train'] | books['validation']) == 37
     assert 2 <= len(books['validation']) <= 15
-    with pytest.raises(BadInput, match="has no field 'book'; no record is good"):
+    with pytest.raises(BadInput, match="has no field 'book'; no record can be used"):
         other = dataclasses.replace(data, source=write_jsonl(tmp_path / 'b', [['x']]), corpus=str(tmp_path / 'other'))
         prepare(other, TOKENIZER, progress=False)
     with pytest.raises(BadInput, match='text files have no fields'):
@@ -174,7 +174,7 @@ def test_only_what_is_not_finished_is_done_again(two_sources, tmp_path, monkeypa
     monkeypatch.setattr(
         job, 'write_chunk', lambda *args, **named: (written.append(args[3].name), encode.write_chunk(*args, **named))
     )
-    with pytest.raises(BadInput, match='(?s)00006.*checksum in MiB 0.*same command'):
+    with pytest.raises(BadInput, match='(?s)00006.*MiB 0 has another checksum.*same command'):
         prepare(data, TOKENIZER, progress=False)
     assert not {*written} & {*finished} - {*finished[1:3]} and {*finished[1:3]} < {*written}
     written.clear()
@@ -188,10 +188,10 @@ def test_text_that_has_changed_is_noticed(tmp_path):
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, progress=False)
     os.utime(tmp_path / 'a', (0, 0))
-    with pytest.raises(BadInput, match='(?s)changed since: .*a was written to.*rm -r'):
+    with pytest.raises(BadInput, match='(?s)changed since: .*a was modified.*rm -r'):
         prepare(data, TOKENIZER, progress=False)
     write_documents(tmp_path / 'a', make_documents(21))
-    with pytest.raises(BadInput, match='(?s)changed since: .*a had [0-9,]+ bytes and has'):
+    with pytest.raises(BadInput, match='(?s)changed since: .*a had [0-9,]+ bytes and now has'):
         prepare(data, TOKENIZER, progress=False)
     (tmp_path / 'a').unlink()
     assert prepare(data, TOKENIZER, progress=False).reused  # a corpus does not need its text
@@ -202,7 +202,7 @@ def test_interrupted_job_on_other_text_restarts_alone_but_not_as_shard(tmp_path,
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, shard=(0, 2), progress=False)
     write_documents(tmp_path / 'a', make_documents(101, seed=2))
-    with pytest.raises(BadInput, match='(?s)shards with other files, chunks.*rm -r'):
+    with pytest.raises(BadInput, match='(?s)shards with other files.*rm -r'):
         prepare(data, TOKENIZER, shard=(1, 2), progress=False)
     prepare(data, TOKENIZER, progress=False)
     assert sum(map(len, (read_split(load_corpus(data.corpus), name) for name in ('train', 'validation')))) == len(
@@ -219,7 +219,7 @@ def test_bad_records_beyond_the_budget_are_refused_and_a_larger_budget_goes_on(t
         prepare(data, TOKENIZER, progress=False)
     summary = prepare(dataclasses.replace(data, bad_records=0.02), TOKENIZER)
     assert summary.dropped['bad_record_skipped'] == 2
-    assert f'skipped: {tmp_path}/a:52 is not JSON' in capsys.readouterr().err
+    assert f'skipped a bad record: {tmp_path}/a:52 is not JSON' in capsys.readouterr().err
 
 
 @pytest.mark.processes

@@ -112,7 +112,7 @@ def test_a_directory_and_columns_that_hold_no_text_are_named_with_what_would_wor
     [
         (f'{WRAPPED}\n\n' * 30, 'looks wrapped at 50 characters: --config.data.join_lines=True'),
         ('{"text": "one"}\n{"text": "two"}\n', 'looks like JSON lines'),
-        ('<!DOCTYPE html>\n<p>one\n', 'looks like markup'),
+        ('<!DOCTYPE html>\n<p>one\n', 'looks like HTML or XML'),
         ('a short line.\nand a line that is quite a lot longer than it.\n' * 30, None),
     ],
 )
@@ -139,7 +139,7 @@ def test_many_files_of_several_documents_suggest_one_document_each(tmp_path, cap
     (tmp_path / 'empty.txt').write_text('')
     data = config.Data(source=f'text:{tmp_path}/*.txt', corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER)
-    assert 'hint: 30 files gave' in capsys.readouterr().err
+    assert 'hint: 30 files became' in capsys.readouterr().err
     data = dataclasses.replace(data, documents='file', corpus=str(tmp_path / 'other'))
     assert prepare(data, TOKENIZER).documents == 30 and 'hint' not in capsys.readouterr().err
 

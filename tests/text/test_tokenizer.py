@@ -113,7 +113,7 @@ def test_what_is_wrong_with_a_vocabulary_is_named(tmp_path):
         (tmp_path / name).write_text('nonsense')
         with pytest.raises(BadInput, match=message):
             load_tokenizer(tmp_path / name, lowercase=True, strip_accents=False)
-    with pytest.raises(BadInput, match='is not there'):
+    with pytest.raises(BadInput, match='does not exist'):
         load_tokenizer(tmp_path / 'nowhere', lowercase=True, strip_accents=False)
     train_tokenizer(config.Tokenizer(vocab_size=100), iter(['ab cd'])).save(tmp_path / 'sound')
     content = json.loads((tmp_path / 'sound' / 'tokenizer.json').read_text())

@@ -60,7 +60,7 @@ def test_a_preview_is_kept_for_the_corpus(data: config.Data, kind: str, monkeypa
     expected = prepare(dataclasses.replace(data, corpus=f'{data.corpus}-alone'), settings, progress=False)
     preview = tokenizer_preview(data, settings)
     [kept] = (Path(data.corpus).parent / '.corpus.partial').iterdir()
-    assert f'kept in {kept}/tokenizer' in capsys.readouterr().err and not Path(data.corpus).exists()
+    assert f'saved in {kept}/tokenizer' in capsys.readouterr().err and not Path(data.corpus).exists()
 
     def train(*_: object) -> None:
         raise AssertionError('trained once more')
@@ -71,7 +71,7 @@ def test_a_preview_is_kept_for_the_corpus(data: config.Data, kind: str, monkeypa
         with pytest.raises(AssertionError, match='trained once more'):
             tokenizer_preview(data, changed, progress=False)
     summary = prepare(data, settings)
-    assert f'taken from {kept}/tokenizer' in capsys.readouterr().err
+    assert f'reused from {kept}/tokenizer' in capsys.readouterr().err
     assert (summary.tokens, summary.vocab_size) == (expected.tokens, preview['vocab_size'])
     assert not list(Path(data.corpus).parent.glob('.corpus.*'))
 
@@ -88,7 +88,10 @@ def test_sentences_that_sentencepiece_skips_are_reported(capsys) -> None:
     settings = config.Tokenizer(kind='sentencepiece', vocab_size=100)
     long = 'é' * 9_000  # 18,000 bytes
     train_tokenizer(settings, iter([*TEXTS * 20, long]))
-    assert 'warning: 27% of the sample lies in 1 sentences of more than 16,384 bytes' in capsys.readouterr().err
+    assert (
+        'warning: SentencePiece skips 1 sentence of more than 16,384 bytes, 27% of the training sample'
+        in capsys.readouterr().err
+    )
     train_tokenizer(settings, iter(TEXTS))
     assert 'warning' not in capsys.readouterr().err
 
@@ -108,7 +111,7 @@ def test_a_vocabulary_smaller_than_asked_for_is_reported(data: config.Data, kind
         result = json.loads(out)
         assert result['vocab_size'] < 1000 and result['vocab_size_requested'] == 5000
         [warning] = result['warnings']
-        assert f'has {result["vocab_size"]:,} tokens of the 5,000 asked for' in warning
+        assert f'has only {result["vocab_size"]:,} of the 5,000 requested tokens' in warning
         assert f'warning: {warning}' in err
     enough = prepare(
         dataclasses.replace(data, corpus=f'{data.corpus}-enough'),
