@@ -133,6 +133,27 @@ class Train:
     watchdog_long_seconds: float = as_in(config.Train, 'watchdog_long_seconds')
 
 
+_RATE = 'None (as the initial model has it), or a number from 0 up to, not including, 1'
+
+
+def _is_rate(value: float | None) -> bool:
+    return value is None or 0 <= value < 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(config.Model):
+    """The encoder. The initial model determines its sizes and, unless they are set, its dropout rates."""
+
+    dropout_rate: float | None = setting(None, _RATE, _is_rate, before=0.1)  # ty: ignore[incompatible-attribute-override]
+    attention_dropout_rate: float | None = setting(None, _RATE, _is_rate, before=0.1)  # ty: ignore[incompatible-attribute-override]
+
+    def with_dropout_of(self, initial: config.Model) -> 'Model':
+        """The same model, with the initial model's dropout rates where none are set."""
+        names = ('dropout_rate', 'attention_dropout_rate')
+        unset = {name: getattr(initial, name) for name in names if getattr(self, name) is None}
+        return dataclasses.replace(self, **unset)
+
+
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
     """A whole fine-tune."""
@@ -145,7 +166,7 @@ class FinetuneConfig:
     # so many of the top layers, and with them the pooler, are reinitialized
     reinitialized_layers: int = at_least(0, 0, Role.IDENTITY_IF_SET)
     tokenizer: config.Tokenizer = config.Tokenizer()  # of scratch: its `path`
-    model: config.Model = config.Model()  # the sizes are those of `init`
+    model: Model = Model()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     probe: config.Probe = config.Probe()
@@ -192,6 +213,8 @@ def resolve(given: ConfigDict | dict) -> FinetuneConfig:
         expected = 'a config with a task, like those in configs/finetune'
         raise BadInput('--config', 'is not of a fine-tune', expected, '--config=configs/finetune/glue.py:sst2')
     resolved = resolve_section(FinetuneConfig, values, '', unknown_field)
+    if resolved.init == 'scratch':  # no initial model: the defaults of pretraining
+        resolved = dataclasses.replace(resolved, model=resolved.model.with_dropout_of(config.Model()))
     _check_together(resolved)
     return resolved
 

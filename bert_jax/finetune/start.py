@@ -104,7 +104,7 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
         if recorded.init == given.init:
             tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
             _check(given, tokenizer, own, recorded.model)
-            resolved = with_sizes(given, recorded.model, recorded.model.max_positions)
+            resolved = _like(given, recorded.model)
             begun_from = {'init': fingerprint['init']}
             initialization = Initialization(given.init, begun_from, start=start_of(workdir), load=_load)
             return FinetuningStart(resolved, tokenizer, initialization)
@@ -123,9 +123,15 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
             f'config.task.sequence_length is {given.task.sequence_length}, and {given.init} was trained on texts of up '
             f'to {initial.max_length} tokens: the positions beyond learn from this task alone'
         )
-    resolved = with_sizes(given, model, model.max_positions)
+    resolved = _like(given, model)
     fingerprint, start = {'init': hash_weights(initial)}, initial.provenance
     return FinetuningStart(resolved, tokenizer, Initialization(given.init, fingerprint, initial, start, _load))
+
+
+def _like(given: FinetuneConfig, initial: config.Model) -> FinetuneConfig:
+    """A config with the sizes of the initial model, and with its dropout rates unless others are set."""
+    sized = with_sizes(given, initial, initial.max_positions)
+    return dataclasses.replace(sized, model=sized.model.with_dropout_of(initial))
 
 
 def _load(init: str) -> Pretrained:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from bert_jax import config
-from bert_jax.config.fields import Role, roles
+from bert_jax.config.fields import Role, roles, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig, Train, batch_of, resolve
 from bert_jax.errors import BadInput
 
@@ -44,6 +44,29 @@ def test_a_config_written_before_a_field_existed_resolves_to_its_default() -> No
     values = json.loads(json.dumps(dataclasses.asdict(resolve(GIVEN))))
     del values['train']['reduction'], values['train']['exact_shards']
     assert resolve(values) == resolve(GIVEN)
+
+
+def test_dropout_is_that_of_the_initial_model_unless_set() -> None:
+    initial = config.Model(dropout_rate=0.0, attention_dropout_rate=0.2)
+    rates = [
+        (model.dropout_rate, model.attention_dropout_rate)
+        for given in ({}, {'dropout_rate': 0.3})
+        for model in [resolve(GIVEN | {'model': given}).model.with_dropout_of(initial)]
+    ]
+    assert rates == [(0.0, 0.2), (0.3, 0.2)]
+
+
+def test_random_weights_have_the_dropout_of_pretraining() -> None:
+    model = resolve(GIVEN | {'init': 'scratch', 'tokenizer': {'path': 'vocab.txt'}}).model
+    assert (model.dropout_rate, model.attention_dropout_rate) == (0.1, 0.1)
+
+
+def test_runs_begun_with_a_fixed_dropout_rate_keep_it() -> None:
+    new = resolve(GIVEN)
+    recorded = dataclasses.asdict(new)
+    recorded['model'] |= {'dropout_rate': 0.1, 'attention_dropout_rate': 0.1}
+    kept = with_values_before(new, recorded).model
+    assert (kept.dropout_rate, kept.attention_dropout_rate) == (0.1, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,14 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
     assert f'| accuracy | {best:.4f} |' in card and 'pipeline_tag: "text-classification"' in card
 
 
+def test_dropout_rates_come_from_the_initial_model_unless_set(place: Path) -> None:
+    init = write_model(place / 'models' / 'still', dataclasses.replace(MODEL, dropout_rate=0.0))
+    given = {'task': {'sequence_length': 16}, 'init': str(init)}
+    for changes, expected in (({}, (0.0, 0.1)), ({'model': {'dropout_rate': 0.2}}, (0.2, 0.1))):
+        model = finetuning_start(resolve(given | changes), []).config.model
+        assert (model.dropout_rate, model.attention_dropout_rate) == expected
+
+
 @pytest.mark.compiles
 def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
     init = write_model(place / 'models' / 'deep', dataclasses.replace(MODEL, num_layers=3))
