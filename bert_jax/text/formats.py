@@ -54,7 +54,7 @@ def check_first_bytes(path: str, head: bytes, kind: str) -> None:
     if kind == 'parquet':
         if not head.startswith(b'PAR1'):
             known = _known_format(head)
-            raise BadInput(path, f'is {known[0] if known else "not a parquet file"}', 'a parquet file')
+            raise BadInput(path, f'is {known[0] if known else "not a parquet file"}', 'a file that begins with PAR1')
         return
     suffix = next((suffix for suffix in _COMPRESSED if path.endswith(suffix)), '')
     if not suffix:

@@ -1,26 +1,26 @@
-"""Writes the archive of files that `test_old_files_open.py` opens: everything a given commit writes, made tiny.
+"""Writes the archive that `test_old_files_open.py` reads: tiny examples of all files that a given commit writes.
 
     git worktree add /tmp/old 79a7f4e
     python tests/compat/generate.py /tmp/old tests/compat/fixtures-79a7f4e.tar.xz
 
-The first argument is a checkout of the commit, the second the archive. The interpreter must have that commit's
-requirements and its `finetune` extra. It takes some minutes on two cores. Do it once for each commit whose files must
-stay readable, and keep the archive: it cannot be rebuilt from later code.
+The first argument is a checkout of the commit, the second the archive. The interpreter needs that commit's
+requirements and its `finetune` extra. The script takes a few minutes on two cores. Run it once for each commit whose
+files must stay readable, and keep the archive: later code cannot rebuild it.
 
 The checkout's command line runs in an empty directory, with relative paths only. One absolute path remains, in a file
-that Orbax writes and nothing reads. So that it is the same on every machine, the directory is always /tmp/bert_jax-old.
-In the archive:
+that Orbax writes and nothing reads; so the directory is always /tmp/bert_jax-old, the same on every machine.
+Contents of the archive:
 
     text.txt, lines.txt, *.tsv              input
     pretrain.py, finetune.py, sweep.py      config files in the style of that commit
-    corpus/, corpus-sentencepiece/          written by `prepare`; training added its plans
+    corpus/, corpus-sentencepiece/          written by `prepare`; training added plans
     run/, phases/, sentencepiece/           pretraining workdirs, stopped before their last step
     export/                                 `run` exported at the step where it stopped
-    finetuned/, finetuned-stopped/          the same fine-tune of `export`, finished and stopped
+    finetuned/, finetuned-stopped/          the same fine-tuning of `export`, finished and stopped
     finetuned-export/                       the better seed of `finetuned`
     sweep/                                  a finished sweep of two runs
     recorded/                               what the commands of that commit printed or computed:
-      metrics-NAME.jsonl                    the metrics of workdir NAME, trained to its end without a stop
+      metrics-NAME.jsonl                    the metrics of workdir NAME, trained without interruption
       COMMAND….json, vectors.npy            the output of other commands on these files
 """
 
@@ -34,14 +34,14 @@ import sys
 import tarfile
 from pathlib import Path
 
-# The step at which each pretraining run is stopped. A process makes one step after its time is up.
+# Step at which each pretraining run is stopped; a process runs one more step after its time is up.
 STOP_AFTER = {'run': 2, 'phases': 1, 'sentencepiece': 1}
 NUM_SEEDS = 2
 
 DIRECTORY = Path('/tmp/bert_jax-old')
 MODIFIED = 1_767_225_600  # 2026-01-01T00:00:00Z; a corpus records when its text was written
 EXIT_RUN_AGAIN = 75
-# No command reads these of a finished run, and they are large or hold names of the machine.
+# Files of finished runs that no command reads, and that are large or contain names of the machine.
 LEFT_OUT = ('tensorboard', 'report.html', 'sweep.html', 'train.log')
 
 WORDS = (
@@ -144,26 +144,26 @@ def get_config():
 
 
 def main(checkout: Path, archive: Path) -> None:
-    """Writes the archive of what the code in `checkout` writes."""
+    """Writes the archive of the files that the code in `checkout` writes."""
     DIRECTORY.mkdir()
     try:
-        place, scratch = DIRECTORY / 'files', DIRECTORY / 'scratch'
-        place.mkdir()
+        root, scratch = DIRECTORY / 'files', DIRECTORY / 'scratch'
+        root.mkdir()
         scratch.mkdir()
-        write_input(place)
-        write_files(CommandLine(checkout, place, scratch), place, scratch)
-        normalize(place)
-        pack(place, archive)
+        write_input(root)
+        write_files(CommandLine(checkout, root, scratch), root, scratch)
+        normalize(root)
+        pack(root, archive)
     finally:
         shutil.rmtree(DIRECTORY)
     print(f'{archive}: {archive.stat().st_size:,} bytes')
 
 
 class CommandLine:
-    """The command line of a checkout, run in `place`."""
+    """The command line of a checkout, run in `root`."""
 
-    def __init__(self, checkout: Path, place: Path, scratch: Path) -> None:
-        self._place = place
+    def __init__(self, checkout: Path, root: Path, scratch: Path) -> None:
+        self._place = root
         kept = {name: value for name, value in os.environ.items() if not name.startswith(('SLURM', 'XLA', 'JAX'))}
         self._environment = kept | {
             'PYTHONPATH': str(checkout.resolve()),
@@ -173,7 +173,7 @@ class CommandLine:
         }
 
     def __call__(self, *arguments: str, is_stopped: bool = False) -> str:
-        """Runs a command and returns its output. With `is_stopped`, its time is up: it saves after one step."""
+        """Runs a command and returns its output; with `is_stopped`, its time is up and it saves after one step."""
         print('bert_jax', *arguments, flush=True)
         environment = self._environment | ({'SLURM_JOB_END_TIME': '1'} if is_stopped else {})
         command = [sys.executable, '-m', 'bert_jax', *arguments]
@@ -184,8 +184,8 @@ class CommandLine:
         return done.stdout
 
 
-def write_input(place: Path) -> None:
-    """Text, labelled sentences and config files."""
+def write_input(root: Path) -> None:
+    """Writes text, labelled sentences and config files."""
     chosen = random.Random(0)
 
     def sentence(words: list[str]) -> str:
@@ -195,8 +195,8 @@ def write_input(place: Path) -> None:
     for _ in range(60):
         topic = chosen.sample(WORDS, 12)
         documents.append('\n'.join(sentence(['the', *topic]).capitalize() + '.' for _ in range(8)))
-    (place / 'text.txt').write_text('\n\n'.join(documents) + '\n', 'utf-8')
-    (place / 'lines.txt').write_text('The amber valley.\n\nA café between the island and the harbor.\n', 'utf-8')
+    (root / 'text.txt').write_text('\n\n'.join(documents) + '\n', 'utf-8')
+    (root / 'lines.txt').write_text('The amber valley.\n\nA café between the island and the harbor.\n', 'utf-8')
     for name, num_rows in (('train', 24), ('dev', 16), ('test', 8)):
         rows = []
         for _ in range(num_rows):
@@ -204,16 +204,16 @@ def write_input(place: Path) -> None:
             text = f'{sentence(WORDS)} {chosen.choice((BAD, GOOD)[label])}'
             rows.append(text if name == 'test' else f'{text}\t{label}')
         head = 'sentence' if name == 'test' else 'sentence\tlabel'
-        (place / f'{name}.tsv').write_text('\n'.join([head, *rows]) + '\n', 'utf-8')
+        (root / f'{name}.tsv').write_text('\n'.join([head, *rows]) + '\n', 'utf-8')
     for name, content in (('pretrain', PRETRAIN), ('finetune', FINETUNE), ('sweep', SWEEP)):
-        (place / f'{name}.py').write_text(content)
-    for path in place.iterdir():
+        (root / f'{name}.py').write_text(content)
+    for path in root.iterdir():
         os.utime(path, (MODIFIED, MODIFIED))
 
 
-def write_files(bert_jax: CommandLine, place: Path, scratch: Path) -> None:
-    """Runs the commands that write files, and records what the others print."""
-    recorded = place / 'recorded'
+def write_files(bert_jax: CommandLine, root: Path, scratch: Path) -> None:
+    """Runs the commands that write files, and records the output of the others."""
+    recorded = root / 'recorded'
     recorded.mkdir()
 
     def record(name: str, *arguments: str) -> None:
@@ -227,7 +227,7 @@ def write_files(bert_jax: CommandLine, place: Path, scratch: Path) -> None:
         shutil.copyfile(scratch / name / 'metrics.jsonl', recorded / f'metrics-{name}.jsonl')
         for _ in range(num_steps):
             bert_jax('train', config, f'--workdir={name}', is_stopped=True)
-        check_is_stopped(place / name, num_steps)
+        check_is_stopped(root / name, num_steps)
     for name in STOP_AFTER:
         record(f'evaluate-{name}', 'evaluate', f'--workdir={name}', '--sample=16')
     for name in ('run', 'sentencepiece'):
@@ -238,7 +238,7 @@ def write_files(bert_jax: CommandLine, place: Path, scratch: Path) -> None:
     finetune = ('finetune', '--config=finetune.py', f'--seeds={NUM_SEEDS}')
     bert_jax(*finetune, '--workdir=finetuned')
     bert_jax(*finetune, '--workdir=finetuned-stopped', is_stopped=True)
-    check_is_stopped(place / 'finetuned-stopped' / 'seed-0', 1)
+    check_is_stopped(root / 'finetuned-stopped' / 'seed-0', 1)
     record('evaluate-finetuned', 'evaluate', '--workdir=finetuned')
     bert_jax('export', '--workdir=finetuned', '--output=finetuned-export')
 
@@ -247,30 +247,30 @@ def write_files(bert_jax: CommandLine, place: Path, scratch: Path) -> None:
 
 
 def check_is_stopped(workdir: Path, step: int) -> None:
-    """Raises unless the newest checkpoint of a workdir is that of `step`."""
-    found = max(int(path.parent.name) for path in (workdir / 'checkpoints').glob('*/manifest.json'))
-    if found != step:
-        raise SystemExit(f'{workdir} stopped at step {found}, not {step}')
+    """Fails unless the newest checkpoint of a workdir is that of `step`."""
+    newest = max(int(path.parent.name) for path in (workdir / 'checkpoints').glob('*/manifest.json'))
+    if newest != step:
+        raise SystemExit(f'{workdir} stopped at step {newest}, not {step}')
 
 
-def normalize(place: Path) -> None:
-    """Removes what depends on the machine, and checks that no other file holds an absolute path."""
+def normalize(root: Path) -> None:
+    """Removes files that depend on the machine, and checks that no other file contains an absolute path."""
     for name in LEFT_OUT:
-        for path in place.rglob(name):
+        for path in root.rglob(name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in place.rglob('.lease/*.json'):
+    for path in root.rglob('.lease/*.json'):
         owner = json.loads(path.read_text()) | {'host': 'host', 'machine': 'machine', 'pid': 1, 'started': 1}
         path.write_text(json.dumps(owner) + '\n')
-    for path in place.rglob('*'):
+    for path in root.rglob('*'):
         content = path.read_bytes() if path.is_file() else b''
         allowed = path.name == 'commit_success.txt'  # sealed with the checkpoint
-        for found in (sys.prefix, *([] if allowed else [str(DIRECTORY)])):
-            if found.encode() in content:
-                raise SystemExit(f'{path} holds the path {found}')
+        for forbidden in (sys.prefix, *([] if allowed else [str(DIRECTORY)])):
+            if forbidden.encode() in content:
+                raise SystemExit(f'{path} contains the path {forbidden}')
 
 
-def pack(place: Path, archive: Path) -> None:
-    """Writes all files of `place`, in order of their names, without owners and with one time for all."""
+def pack(root: Path, archive: Path) -> None:
+    """Writes all files of `root`, sorted by name, without owners and with the same modification time."""
 
     def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.uid = info.gid = 0
@@ -280,8 +280,8 @@ def pack(place: Path, archive: Path) -> None:
 
     with lzma.open(archive, 'wb', preset=9 | lzma.PRESET_EXTREME) as compressed:
         with tarfile.open(fileobj=compressed, mode='w', format=tarfile.GNU_FORMAT) as tar:
-            for path in sorted(place.rglob('*')):
-                tar.add(path, path.relative_to(place).as_posix(), recursive=False, filter=anonymous)
+            for path in sorted(root.rglob('*')):
+                tar.add(path, path.relative_to(root).as_posix(), recursive=False, filter=anonymous)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Beam's local runner gives the corpus that this process alone gives."""
+"""Beam's local runner writes the same corpus as a single process."""
 
 import dataclasses
 
@@ -11,17 +11,17 @@ from bert_jax.text.prepare import prepare
 from tests.support.texts import contents, make_documents, write_documents, write_jsonl
 
 pytest.importorskip('apache_beam')
-pytestmark = pytest.mark.filterwarnings('default')  # of another project
+pytestmark = pytest.mark.filterwarnings('default')  # warnings of Beam itself
 TOKENIZER = config.Tokenizer(vocab_size=200)
 
 
-def test_beam_gives_the_same_bytes_and_names_a_bad_file(tmp_path, monkeypatch):
+def test_beam_writes_the_same_corpus_and_names_a_bad_file(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 1000)
-    data = config.Data(source=write_documents(tmp_path / 'a', make_documents(200)), corpus=str(tmp_path / 'alone'))
+    data = config.Data(source=write_documents(tmp_path / 'a', make_documents(200)), corpus=str(tmp_path / 'single'))
     prepare(data, TOKENIZER, progress=False)
-    by_beam = dataclasses.replace(data, corpus=str(tmp_path / 'beam'))
-    prepare(by_beam, TOKENIZER, beam=['--runner=DirectRunner'], progress=False)
-    assert contents(by_beam.corpus) == contents(data.corpus)
+    with_beam = dataclasses.replace(data, corpus=str(tmp_path / 'beam'))
+    prepare(with_beam, TOKENIZER, beam=['--runner=DirectRunner'], progress=False)
+    assert contents(with_beam.corpus) == contents(data.corpus)
     source = write_jsonl(tmp_path / 'b', make_documents(200))
     (tmp_path / 'b').write_text((tmp_path / 'b').read_text().replace('"text"', '"body"'))
     with pytest.raises(BadInput, match="b:1: has no field 'text'"):

@@ -1,4 +1,4 @@
-"""However a file is cut into ranges, every document is read once, by one of them."""
+"""However a file is divided into ranges, each document is read exactly once."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def ranges(path, borders):
 
 
 @pytest.mark.parametrize('end', ['', '\n', '\n\n'])
-def test_a_text_cut_at_any_offset_gives_the_same_documents(tmp_path, end):
+def test_text_split_at_any_offset_yields_the_same_documents(tmp_path, end):
     (tmp_path / 'a').write_bytes((TEXT + end).encode())
     whole = read('text', [FileRange(str(tmp_path / 'a'))])
     assert whole == [['Grüße', '你好 x'], ['a'], ['b', 'c'], ['d e'], ['last 世界']]
@@ -43,7 +43,7 @@ def test_a_text_cut_at_any_offset_gives_the_same_documents(tmp_path, end):
         assert [d for part in ranges(tmp_path / 'a', borders) for d in read('text', [part])] == whole, borders
 
 
-def test_json_lines_cut_at_any_offset_give_the_same_documents(tmp_path):
+def test_json_lines_split_at_any_offset_yield_the_same_documents(tmp_path):
     lines = [json.dumps({'text': text}, ensure_ascii=False) for text in ('Grüße', 'a\nb', '世界')]
     (tmp_path / 'a').write_text('\n'.join([lines[0], '', *lines[1:]]) + '\n')
     for i in range((tmp_path / 'a').stat().st_size + 1):
@@ -54,7 +54,7 @@ def test_json_lines_cut_at_any_offset_give_the_same_documents(tmp_path):
         ]
 
 
-def test_text_without_lines_loses_no_character_and_splits_none(tmp_path, monkeypatch):
+def test_text_without_lines_keeps_every_character_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, 'MAX_LINE_LENGTH', 10)
     monkeypatch.setattr(chunks, 'MAX_DOCUMENT_LENGTH', 25)
     monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 10)
@@ -73,7 +73,7 @@ def test_text_without_lines_loses_no_character_and_splits_none(tmp_path, monkeyp
             assert stats.counts['long_line_split'] > 0 or '\n' in alphabet
 
 
-def test_a_line_of_any_length_is_split_and_counted_and_a_record_too_long_is_bad(tmp_path, monkeypatch):
+def test_long_lines_are_split_and_long_records_are_bad(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, 'MAX_LINE_LENGTH', 1000)
     monkeypatch.setattr(chunks, 'MAX_RECORD_BYTES', 3000)
     monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 300)
@@ -93,12 +93,12 @@ def test_a_line_of_any_length_is_split_and_counted_and_a_record_too_long_is_bad(
 
 
 class Store(AbstractFileSystem):
-    """An object store that notes what is asked of it: {name: content}."""
+    """An object store, {name: content}, that records the requested ranges."""
 
     protocol = 's3'
     cachable = False
     objects: dict[str, bytes] = {}
-    asked: list[tuple[int, int]] = []
+    requests: list[tuple[int, int]] = []
 
     def info(self, path, **_):
         return {'name': path, 'size': len(self.objects[self._strip_protocol(path)]), 'type': 'file'}
@@ -112,20 +112,20 @@ class Store(AbstractFileSystem):
 
 class StoredFile(AbstractBufferedFile):
     def _fetch_range(self, start, end):
-        self.fs.asked.append((start, end))
+        self.fs.requests.append((start, end))
         return self.fs.objects[self.path][start:end]
 
 
 @pytest.fixture
 def store(monkeypatch):
     monkeypatch.setattr(Store, 'objects', {})
-    monkeypatch.setattr(Store, 'asked', [])
+    monkeypatch.setattr(Store, 'requests', [])
     monkeypatch.setitem(sys.modules['fsspec.registry']._registry, 's3', Store)
     monkeypatch.setenv('EPATH_USE_TF', 'false')
     return Store
 
 
-def test_an_object_store_is_asked_for_ranges_of_a_large_file(store, monkeypatch):
+def test_large_remote_file_is_read_by_ranges(store, monkeypatch):
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 300_000)
     monkeypatch.setattr(chunks, '_BUFFER_BYTES', 1 << 14)
     monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 50_000)
@@ -136,14 +136,14 @@ def test_an_object_store_is_asked_for_ranges_of_a_large_file(store, monkeypatch)
     assert len(planned.chunks) == -(-size // 300_000) > 5
     found = []
     for chunk in planned.chunks:
-        store.asked.clear()
+        store.requests.clear()
         found += [document for [document] in read('text', chunk.ranges)]
-        assert sum(stop - start for start, stop in store.asked) < 450_000
+        assert sum(stop - start for start, stop in store.requests) < 450_000
     assert found == texts
 
 
 @pytest.mark.parametrize('name, pack', [('a.gz', gzip.compress), ('a.zst', zstandard.compress), ('a', bytes)])
-def test_a_file_of_an_object_store_is_a_stream_packed_or_not(store, monkeypatch, name, pack):
+def test_remote_file_is_streamed_compressed_or_not(store, monkeypatch, name, pack):
     monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 1 << 16)
     noise = np.random.default_rng(0).integers(97, 107, (30_000, 100)).astype(np.uint8)
     store.objects = {f'bucket/{name}': pack(b'\n\n'.join(line.tobytes() for line in noise))}
@@ -155,7 +155,7 @@ def test_a_file_of_an_object_store_is_a_stream_packed_or_not(store, monkeypatch,
         documents += 1
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert documents == 30_000 and peak < 1_500_000, peak  # of 3 MB
+    assert documents == 30_000 and peak < 1_500_000, peak  # the file has 3 MB
 
 
 def test_chunks_cover_a_source_in_order(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_chunks_cover_a_source_in_order(tmp_path, monkeypatch):
     assert found == [[text] for text in texts]
 
 
-def test_bad_record_within_the_budget_is_skipped_and_its_line_named(tmp_path):
+def test_bad_record_within_the_limit_is_skipped_and_its_line_reported(tmp_path):
     lines = [json.dumps({'text': f'text {i}'}) for i in range(1000)]
     lines[700] = 'no JSON'
     (tmp_path / 'a').write_text('\n'.join(lines))
@@ -195,10 +195,10 @@ def test_bad_record_within_the_budget_is_skipped_and_its_line_named(tmp_path):
     (tmp_path / 'a').write_text('no JSON\n' * 150 + '\n'.join(lines))
     with pytest.raises(BadInput, match='a:1: is not JSON .*more than half') as raised:
         read('jsonl', [FileRange(str(tmp_path / 'a'))])
-    assert not raised.value.fix  # no share of bad records would help
+    assert not raised.value.fix  # no limit on bad records would help
 
 
-def test_an_empty_file_and_one_that_may_not_be_read_are_named(tmp_path):
+def test_empty_and_missing_files_are_named(tmp_path):
     (tmp_path / 'a').write_text('')
     with pytest.raises(BadInput, match='a: is empty'):
         plan_source(f'text:{tmp_path}/a', 0, 'text')
@@ -206,7 +206,7 @@ def test_an_empty_file_and_one_that_may_not_be_read_are_named(tmp_path):
         read('text', [FileRange(str(tmp_path / 'gone'))])
 
 
-def test_a_directory_or_file_with_brackets_in_its_name_is_found_under_that_name(tmp_path):
+def test_paths_with_brackets_are_found_by_their_literal_names(tmp_path):
     for name in ('exp[1]/part[2].txt', 'exp[1]/other.txt', 'a1/x.txt', 'a[1]/y.txt'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('text\n')
@@ -216,5 +216,5 @@ def test_a_directory_or_file_with_brackets_in_its_name_is_found_under_that_name(
 
     assert found('exp[1]/part[2].txt') == ['part[2].txt']
     assert found('exp[1]/*.txt') == ['other.txt', 'part[2].txt']
-    assert found('a[1]/*.txt') == ['x.txt']  # a pattern that matches is a pattern
+    assert found('a[1]/*.txt') == ['x.txt']  # a pattern with matches stays a pattern
     assert found('b[1]/*.txt') == found('exp[1]/none.txt') == []

@@ -1,4 +1,4 @@
-"""A corpus holds every sentence once, at its place, and is either whole or not there."""
+"""A corpus holds every sentence exactly once and in order, and appears atomically."""
 
 import concurrent.futures
 import dataclasses
@@ -24,8 +24,8 @@ WORDS = 'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu x
 def make_documents(count, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        [' '.join(rng.choice(WORDS, rng.integers(2, 9))) + f' {number}.' for _ in range(rng.integers(1, 6))]
-        for number in range(count)
+        [' '.join(rng.choice(WORDS, rng.integers(2, 9))) + f' {index}.' for _ in range(rng.integers(1, 6))]
+        for index in range(count)
     ]
 
 
@@ -40,14 +40,14 @@ def settings(tmp_path, documents, **changes):
 
 
 def texts(corpus, split_name):
-    """Documents of a split, as lists of the ids of each sentence, read by hand."""
+    """Reads the documents of a split by hand: lists of the ids of each sentence."""
     split = getattr(corpus, split_name)
     ids = split.gather(np.arange(split.num_tokens))
     sentences = [ids[a:b].tolist() for a, b in zip(split.sentences[:-1], split.sentences[1:], strict=True)]
     return [sentences[a:b] for a, b in zip(split.documents[:-1], split.documents[1:], strict=True)]
 
 
-def test_every_sentence_is_there_once(tmp_path):
+def test_corpus_contains_every_sentence_exactly_once(tmp_path):
     documents = make_documents(200)
     summary = prepare(settings(tmp_path, documents), TOKENIZER, progress=False)
     corpus = load_corpus(tmp_path / 'corpus')
@@ -64,7 +64,7 @@ def test_every_sentence_is_there_once(tmp_path):
     np.testing.assert_array_equal(counts, np.bincount(flat, minlength=corpus.tokenizer.vocab_size))
 
 
-def test_shards_change_nothing(tmp_path, monkeypatch):
+def test_corpus_reads_the_same_from_any_number_of_shards(tmp_path, monkeypatch):
     data = settings(tmp_path, make_documents(60))
     prepare(data, TOKENIZER, progress=False)
     whole = load_corpus(data.corpus)
@@ -93,17 +93,17 @@ def test_duplicates_are_dropped_from_both_splits(tmp_path):
     assert (summary.splits['train']['documents'], summary.splits['validation']['documents']) == (35, 5)
 
 
-def test_the_split_of_a_document_stays_when_the_source_grows(tmp_path):
+def test_documents_keep_their_split_when_the_source_grows(tmp_path):
     documents = make_documents(1000)
     data = settings(tmp_path, documents, validation_fraction=0.1, pairing='none')
     prepare(data, TOKENIZER, progress=False)
-    given = dataclasses.replace(TOKENIZER, path=str(tmp_path / 'corpus' / 'tokenizer'))
+    provided = dataclasses.replace(TOKENIZER, path=str(tmp_path / 'corpus' / 'tokenizer'))
 
     def assign(count):
         write(tmp_path / 'text.txt', documents[:count])
-        part = dataclasses.replace(data, corpus=str(tmp_path / str(count)))
-        prepare(part, given, progress=False)
-        corpus = load_corpus(part.corpus)
+        data_of_count = dataclasses.replace(data, corpus=str(tmp_path / str(count)))
+        prepare(data_of_count, provided, progress=False)
+        corpus = load_corpus(data_of_count.corpus)
         train, validation = texts(corpus, 'train'), texts(corpus, 'validation')
         expected = corpus.tokenizer.encode_batch([line for lines in documents[:count] for line in lines])
         assert sorted(sentence for document in train + validation for sentence in document) == sorted(expected)
@@ -115,7 +115,7 @@ def test_the_split_of_a_document_stays_when_the_source_grows(tmp_path):
     assert 15 < len(small) < 50 and 70 < len(large) < 130
 
 
-def test_the_same_text_gives_the_same_corpus_and_it_is_not_made_twice(tmp_path, capsys):
+def test_corpus_is_reproducible_and_reused(tmp_path, capsys):
     data = settings(tmp_path, make_documents(50))
     first = prepare(data, TOKENIZER)
     assert not first.reused
@@ -136,11 +136,11 @@ def test_the_same_text_gives_the_same_corpus_and_it_is_not_made_twice(tmp_path, 
         prepare(dataclasses.replace(data, validation_fraction=0.5), config.Tokenizer(vocab_size=301), progress=False)
 
 
-def test_a_source_larger_than_the_sample_gives_the_same_as_a_given_tokenizer(tmp_path):
+def test_tokenizer_trained_on_a_sample_encodes_like_a_provided_one(tmp_path):
     data = settings(tmp_path, make_documents(80))
     summary = prepare(data, dataclasses.replace(TOKENIZER, sample_bytes=2000), progress=False)
-    given = dataclasses.replace(TOKENIZER, path=str(tmp_path / 'corpus' / 'tokenizer'))
-    again = prepare(dataclasses.replace(data, corpus=str(tmp_path / 'again')), given, progress=False)
+    provided = dataclasses.replace(TOKENIZER, path=str(tmp_path / 'corpus' / 'tokenizer'))
+    again = prepare(dataclasses.replace(data, corpus=str(tmp_path / 'again')), provided, progress=False)
     assert (again.documents, again.tokens, again.splits) == (80, summary.tokens, summary.splits)
     assert texts(load_corpus(again.path), 'train') == texts(load_corpus(data.corpus), 'train')
 
@@ -148,7 +148,7 @@ def test_a_source_larger_than_the_sample_gives_the_same_as_a_given_tokenizer(tmp
 @pytest.mark.parametrize(
     'documents, pairing, message', [([['a b']], 'nsp', 'only one training document'), ([['a']], 'none', '')]
 )
-def test_next_sentence_prediction_needs_two_documents(tmp_path, documents, pairing, message):
+def test_next_sentence_prediction_requires_two_documents(tmp_path, documents, pairing, message):
     data = settings(tmp_path, documents, pairing=pairing)
     if message:
         with pytest.raises(BadInput, match=message):
@@ -167,7 +167,7 @@ def test_sentences_without_tokens_are_dropped(tmp_path):
     assert (summary.documents, summary.sentences) == (2, 2)
 
 
-def test_damage_is_found_and_named(tmp_path):
+def test_damaged_files_are_detected_and_named(tmp_path):
     data = settings(tmp_path, make_documents(50))
     prepare(data, TOKENIZER, progress=False)
     shard = tmp_path / 'corpus' / 'train' / 'tokens-00000.npy'
@@ -185,7 +185,7 @@ def test_damage_is_found_and_named(tmp_path):
         with pytest.raises(BadInput, match='tokens-00000.npy.*MiB 0 has another checksum'):
             read(corpus)
     shard.write_bytes(sound)
-    unclosed = sound.replace(b'}  ', b'} (', 1)  # numpy hands it to Python's tokenizer, whose errors are its own
+    unclosed = sound.replace(b'}  ', b'} (', 1)  # numpy passes it to Python's tokenizer, which raises other errors
     for header_damaged in (b'x' * len(sound), sound[:20] + b'x' + sound[21:], unclosed):
         shard.write_bytes(header_damaged)
         with pytest.raises(BadInput, match='tokens-00000.npy'):
@@ -201,7 +201,7 @@ def test_damage_is_found_and_named(tmp_path):
         prepare(dataclasses.replace(data, corpus=str(tmp_path / 'nowhere')), TOKENIZER, progress=False)
 
 
-def test_the_preview_counts_as_the_corpus_does(tmp_path):
+def test_tokenizer_preview_reports_the_rates_of_the_corpus(tmp_path):
     data = settings(tmp_path, make_documents(50))
     preview = tokenizer_preview(data, TOKENIZER, progress=False)
     assert not (tmp_path / 'corpus').exists()
@@ -210,7 +210,7 @@ def test_the_preview_counts_as_the_corpus_does(tmp_path):
     assert all(''.join(pieces).replace('##', '') == word for word, pieces in preview['splits'].items())
 
 
-def test_a_damaged_mebibyte_is_found_when_it_is_first_read_and_not_before(tmp_path):
+def test_damaged_block_is_detected_on_first_read(tmp_path):
     ids = np.random.default_rng(0).integers(0, 1000, 1_500_000).astype(np.uint16)
     writer = SplitWriter(tmp_path / 'train', np.uint16, 1_000_000)
     writer.add(ids, np.full(1000, 1500), np.full(10, 100))
@@ -231,10 +231,10 @@ def test_a_damaged_mebibyte_is_found_when_it_is_first_read_and_not_before(tmp_pa
             split.gather(np.array([3, position]))
 
 
-def test_a_local_copy_is_made_once_verified_and_shared(tmp_path):
+def test_local_copy_is_made_once_verified_and_shared(tmp_path):
     data = settings(tmp_path, make_documents(50))
     prepare(data, TOKENIZER, progress=False)
-    with concurrent.futures.ThreadPoolExecutor(4) as threads:  # flock holds between open files, also of one process
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:  # flock also works between open files of one process
         copies = list(threads.map(lambda _: load_corpus(data.corpus, str(tmp_path / 'local')), range(4)))
     assert len({copy.directory for copy in copies}) == 1 and copies[0].directory.startswith(str(tmp_path / 'local'))
     verify(copies[0])

@@ -1,4 +1,4 @@
-"""Sources give the same documents whatever their container, and bad ones are named without a word of their text."""
+"""Sources yield the same documents whatever their container; errors name bad files but never quote their text."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ SECRET = 'swordfish'
 
 
 def read(source, split_sentences=False, stats=None, text_field='text', bad_records=0.0):
-    """The sentences of all documents of a source."""
+    """Reads the sentences of all documents of a source."""
     stats = stats or Stats()
     options = ReadOptions(text_field, '', split_sentences)
     planned = plan_source(str(source), 0, text_field)
@@ -40,20 +40,20 @@ def as_jsonl(documents):
 
 @pytest.mark.parametrize('kind, form', [('text', as_text), ('jsonl', as_jsonl)])
 @pytest.mark.parametrize('suffix, pack', [('', bytes), ('.gz', gzip.compress), ('.zst', zstandard.compress)])
-def test_every_container_gives_the_same_documents(tmp_path, kind, form, suffix, pack):
+def test_every_container_yields_the_same_documents(tmp_path, kind, form, suffix, pack):
     (tmp_path / f'a{suffix}').write_bytes(pack(form(DOCUMENTS[:1])))
     (tmp_path / f'b{suffix}').write_bytes(pack(form(DOCUMENTS[1:])))
     assert read(f'{kind}:{tmp_path}/*{suffix}') == DOCUMENTS
 
 
-def test_parquet_gives_the_same_documents_with_either_string_type(tmp_path):
+def test_parquet_string_types_yield_the_same_documents(tmp_path):
     for name, kind in (('a', pyarrow.string()), ('b', pyarrow.large_string())):
         column = pyarrow.array(['\n'.join(lines) for lines in DOCUMENTS], kind)
         parquet.write_table(pyarrow.table({'text': column}), tmp_path / name)
     assert read(f'parquet:{tmp_path}/*') == DOCUMENTS * 2
 
 
-def test_tfds_array_record_gives_the_same_documents_without_tensorflow(tmp_path, monkeypatch):
+def test_tfds_is_read_without_tensorflow(tmp_path, monkeypatch):
     tfds = write_tfds(tmp_path, DOCUMENTS)
     monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
     assert read('tfds:letters') == DOCUMENTS
@@ -64,7 +64,7 @@ def test_tfds_array_record_gives_the_same_documents_without_tensorflow(tmp_path,
         read('tfds:letters:valid')
 
 
-def test_dirty_bytes_are_mended_and_counted(tmp_path):
+def test_invalid_bytes_are_replaced_and_counted(tmp_path):
     (tmp_path / 'a').write_bytes(b'\xef\xbb\xbfone\xff\r\nt\0wo\n \n\x0c\nthree')
     stats = Stats()
     assert read(f'text:{tmp_path}/a', stats=stats) == [['one\ufffd', 'two'], ['three']]
@@ -76,14 +76,14 @@ def test_dirty_bytes_are_mended_and_counted(tmp_path):
     assert +stats.counts == {'invalid_utf8_replaced': 1, 'invalid_bytes': 1, 'empty_document': 1}
 
 
-def test_lines_survive_any_place_of_a_chunk_border(tmp_path, monkeypatch):
+def test_lines_survive_any_read_block_size(tmp_path, monkeypatch):
     (tmp_path / 'a').write_bytes(as_text(DOCUMENTS * 3))
     for size in range(1, 12):
         monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', size)
         assert read(f'text:{tmp_path}/a') == DOCUMENTS * 3
 
 
-def test_a_text_without_blank_lines_is_cut_so_that_memory_is_bounded(tmp_path, monkeypatch):
+def test_text_without_blank_lines_is_cut_to_bound_memory(tmp_path, monkeypatch):
     monkeypatch.setattr('bert_jax.text.chunks.MAX_DOCUMENT_LENGTH', 10)
     (tmp_path / 'a').write_text('12345\n67890\nabc\n')
     stats = Stats()
@@ -103,7 +103,7 @@ def test_a_text_without_blank_lines_is_cut_so_that_memory_is_bounded(tmp_path, m
         ('parquet', SECRET.encode(), 'bad'),
     ],
 )
-def test_a_bad_file_is_named_without_its_text(tmp_path, source, content, where):
+def test_error_names_the_bad_file_but_never_its_text(tmp_path, source, content, where):
     (tmp_path / 'bad').write_bytes(content)
     with pytest.raises(BadInput) as caught:
         read(f'{source}:{tmp_path}/bad')
@@ -113,21 +113,21 @@ def test_a_bad_file_is_named_without_its_text(tmp_path, source, content, where):
 
 
 @pytest.mark.parametrize('suffix, pack', [('.gz', gzip.compress), ('.zst', zstandard.compress)])
-@pytest.mark.parametrize('kept', [0.2, 0.6, 0.99])
-def test_a_truncated_archive_is_an_error_and_never_a_shorter_corpus(tmp_path, suffix, pack, kept):
+@pytest.mark.parametrize('fraction', [0.2, 0.6, 0.99])
+def test_truncated_archive_is_an_error(tmp_path, suffix, pack, fraction):
     whole = pack(''.join(f'line {i * i % 7919}\n' for i in range(5000)).encode())
-    (tmp_path / f'a{suffix}').write_bytes(whole[: int(kept * len(whole))])
+    (tmp_path / f'a{suffix}').write_bytes(whole[: int(fraction * len(whole))])
     with pytest.raises(BadInput, match='truncated or damaged'):
         read(f'text:{tmp_path}/a{suffix}')
 
 
-def test_frames_of_a_concatenated_archive_are_all_read(tmp_path):
+def test_all_frames_of_a_concatenated_archive_are_read(tmp_path):
     for suffix, pack in (('.gz', gzip.compress), ('.zst', zstandard.compress)):
         (tmp_path / f'a{suffix}').write_bytes(pack(b'one\n') + pack(b'two\n'))
         assert read(f'text:{tmp_path}/a{suffix}') == [['one', 'two']]
 
 
-def test_a_glob_without_files_and_a_missing_column_are_told(tmp_path):
+def test_empty_glob_and_missing_column_are_errors(tmp_path):
     with pytest.raises(BadInput, match='no file matches'):
         read(f'text:{tmp_path}/*.txt')
     parquet.write_table(pyarrow.table({'body': ['x']}), tmp_path / 'a')
@@ -135,7 +135,7 @@ def test_a_glob_without_files_and_a_missing_column_are_told(tmp_path):
         read(f'parquet:{tmp_path}/a')
 
 
-def test_docstrings_give_prose_without_code(tmp_path):
+def test_docstrings_yield_prose_without_code(tmp_path):
     (tmp_path / 'm.py').write_text(
         '"""Module words.\n\n    >>> 1 + 1\n    2\n\nAfter it::\n\n    x = 1\n\nA line\nand its end.\n"""\n'
         'raise SystemError("imported!")\n'
@@ -150,7 +150,7 @@ def test_docstrings_give_prose_without_code(tmp_path):
     assert not list(python_docs.read_paragraphs(tmp_path / 'm.py', counts)) and counts == {'unparsable_module': 1}
 
 
-def test_the_embedded_corpus_reads_what_the_requirements_bring_and_nothing_else():
+def test_python_docs_contains_only_required_packages():
     names = [name for name, _ in python_docs.find_modules()]
     assert names == sorted(set(names))
     packages = {name.partition('.')[0] for name in names}

@@ -1,4 +1,4 @@
-"""No file becomes a corpus of noise: other formats are named, and text that is not UTF-8 is counted, file by file."""
+"""No file becomes a corpus of noise: other formats are named, and invalid UTF-8 is counted per file."""
 
 import bz2
 import codecs
@@ -87,7 +87,7 @@ FORMATS = {
 
 @pytest.mark.parametrize('name', FORMATS)
 @pytest.mark.parametrize('kind, suffix', [('text', '.txt'), ('jsonl', '.gz'), ('text', '.zst')])
-def test_a_file_of_another_format_is_refused_by_name_before_anything_is_written(tmp_path, name, kind, suffix):
+def test_other_file_format_is_rejected_before_anything_is_written(tmp_path, name, kind, suffix):
     pack = {'.gz': gzip.compress, '.zst': zstandard.compress}.get(suffix, bytes)
     good = {'text': GERMAN, 'jsonl': json.dumps({'text': GERMAN})}[kind].encode()
     (tmp_path / f'a{suffix}').write_bytes(pack(good))
@@ -97,7 +97,7 @@ def test_a_file_of_another_format_is_refused_by_name_before_anything_is_written(
     assert not (tmp_path / 'corpus').exists() and not (tmp_path / '.corpus.partial').exists()
 
 
-def test_a_name_or_a_source_of_another_format_is_refused(tmp_path):
+def test_suffix_or_source_kind_that_contradicts_the_file_is_rejected(tmp_path):
     (tmp_path / 'plain.gz').write_text(GERMAN)
     (tmp_path / 'other.zst').write_bytes(gzip.compress(GERMAN.encode()))
     (tmp_path / 'table').write_bytes(gzip.compress(GERMAN.encode()))
@@ -113,7 +113,7 @@ def test_a_name_or_a_source_of_another_format_is_refused(tmp_path):
             prepare(settings(tmp_path, f'{kind}:{tmp_path}/{name}'), TOKENIZER, progress=False)
 
 
-def test_a_byte_order_mark_and_words_that_look_like_a_signature_are_text(tmp_path):
+def test_byte_order_mark_and_signature_lookalikes_are_text(tmp_path):
     for name, text in (('a', codecs.BOM_UTF8.decode() + 'one'), ('b', 'PAR1 ORC BZh'), ('c', 'ORC'), ('d', '{x')):
         (tmp_path / name).write_text(text)
     summary = prepare(settings(tmp_path, f'text:{tmp_path}/[a-d]', validation_fraction=0.0), TOKENIZER, progress=False)
@@ -122,7 +122,7 @@ def test_a_byte_order_mark_and_words_that_look_like_a_signature_are_text(tmp_pat
 
 @pytest.mark.parametrize('encoding', ['windows-1252', 'utf-8', 'mac-roman', 'gb18030', 'shift-jis', 'koi8-r'])
 @pytest.mark.parametrize('kind', ['text', 'jsonl', 'parquet'])
-def test_text_in_another_encoding_is_refused_by_file_and_a_larger_share_is_allowed(tmp_path, kind, encoding, capsys):
+def test_other_encoding_is_rejected_unless_bad_text_allows_it(tmp_path, kind, encoding, capsys):
     text = {'gb18030': '我们在学习中文。\n\n', 'shift-jis': 'これは本です。\n\n', 'koi8-r': 'Это книга о языке.\n\n'}
     lines = [f'{i} {text.get(encoding, GERMAN)}'.strip() for i in range(400)]
     for name, codec in (('good', 'utf-8'), ('bad', encoding)):
@@ -144,9 +144,9 @@ def test_text_in_another_encoding_is_refused_by_file_and_a_larger_share_is_allow
     assert summary.dropped['invalid_bytes'] > 400 and f'{tmp_path}/bad: replaced ' in capsys.readouterr().err
 
 
-def test_one_bad_file_among_many_is_named_but_a_few_bad_bytes_are_not_refused(tmp_path, capsys):
-    for number in range(50, 70):
-        (tmp_path / f'good-{number:03d}').write_text(german(50, 100 * number))
+def test_one_bad_file_is_named_but_a_few_bad_bytes_are_allowed(tmp_path, capsys):
+    for index in range(50, 70):
+        (tmp_path / f'good-{index:03d}').write_text(german(50, 100 * index))
     (tmp_path / 'good-050').write_bytes(german(20).encode().replace(b'\xc3\xb6', b'\xf6', 2))
     summary = prepare(settings(tmp_path, f'text:{tmp_path}/good-*'), TOKENIZER)
     assert summary.dropped['invalid_bytes'] == 2
@@ -157,7 +157,7 @@ def test_one_bad_file_among_many_is_named_but_a_few_bad_bytes_are_not_refused(tm
         prepare(data, TOKENIZER, progress=False)
 
 
-def test_noise_ends_the_reading_early(tmp_path):
+def test_binary_noise_is_rejected_early(tmp_path):
     (tmp_path / 'a').write_bytes(np.random.default_rng(0).bytes(1 << 20))
     with pytest.raises(BadInput, match='a: holds .* bytes that are not UTF-8'):
         prepare(settings(tmp_path, f'text:{tmp_path}/a', bad_text=0.9), TOKENIZER, progress=False)

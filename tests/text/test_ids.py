@@ -1,4 +1,4 @@
-"""Ids are the reference's: Hugging Face's tokenizer, the original's published rules, the sentencepiece library."""
+"""Ids match the references: `transformers`, the published rules of the original, and the sentencepiece library."""
 
 import json
 import unicodedata
@@ -41,7 +41,7 @@ QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 
 def _vocabulary() -> list[str]:
-    """Special tokens, whole words, and every character of them alone and continued, but few others."""
+    """Returns special tokens, a few words, and every character of `WORDS`, alone and with '##'."""
     characters = sorted(set(WORDS) | set('abcdefghijklmnopqrstuvwxyzTQCNFEσßss,!-\'"[]') - {' '})
     words = ['the', '##the', 'quick', '##ly', 'naive', 'cafe', 'café', 'x' * 99]
     return list(dict.fromkeys([*SPECIAL_TOKENS, *words, *characters, *('##' + c for c in characters)]))
@@ -49,7 +49,7 @@ def _vocabulary() -> list[str]:
 
 @pytest.fixture(scope='module', params=[True, False], ids=['uncased', 'cased'])
 def wordpiece(request, tmp_path_factory):
-    """(ours, Hugging Face's) over one vocab.txt, as it lies in a directory of a published model."""
+    """(our tokenizer, that of `transformers`) of one vocab.txt, in the directory layout of a published model."""
     transformers = pytest.importorskip('transformers')
     directory = tmp_path_factory.mktemp('vocabulary')
     (directory / 'vocab.txt').write_text('\n'.join(_vocabulary()) + '\n', 'utf-8')
@@ -62,7 +62,7 @@ def _theirs(tokenizer, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)['input_ids']
 
 
-def test_wordpiece_ids_are_hugging_faces(wordpiece) -> None:
+def test_wordpiece_ids_match_transformers(wordpiece) -> None:
     ours, theirs = wordpiece
     assert ours.encode_batch(STRINGS) == _theirs(theirs, STRINGS)
     assert len({len(ids) for ids in ours.encode_batch(STRINGS)}) > 5
@@ -70,16 +70,17 @@ def test_wordpiece_ids_are_hugging_faces(wordpiece) -> None:
 
 @QUICK
 @given(text=ANY_TEXT)
-def test_wordpiece_ids_are_hugging_faces_on_any_text(wordpiece, text: str) -> None:
+def test_wordpiece_ids_match_transformers_on_any_text(wordpiece, text: str) -> None:
     ours, theirs = wordpiece
     assert ours.encode_batch([text]) == _theirs(theirs, [text])
 
 
 def _original_words(text: str, lowercase: bool) -> list[str]:
-    """The words of the original release's BasicTokenizer, by its rules.
+    """Splits text by the rules of the original release's BasicTokenizer.
 
-    NUL, U+FFFD and control characters go; spaces of any kind separate; CJK ideographs and punctuation (ASCII symbols
-    too) stand alone; uncased means lower case with non-spacing marks dropped after canonical decomposition.
+    NUL, U+FFFD and control characters are removed. Spaces of any kind separate words. CJK ideographs and punctuation,
+    including ASCII symbols, are words of their own. Uncased means lower case, with non-spacing marks dropped after
+    canonical decomposition.
     """
     blocks = [(0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F)]
     blocks += [(0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)]
@@ -105,15 +106,15 @@ def _original_words(text: str, lowercase: bool) -> list[str]:
 
 
 def _original_pieces(word: str, ids: dict[str, int], longest: int) -> list[int]:
-    """Greedy longest match first; a word with a part that is not in the vocabulary, or too long a word, is [UNK]."""
-    found, start = [], 0
+    """Greedy longest match first; a word that is too long, or has a part outside the vocabulary, is [UNK]."""
+    pieces, start = [], 0
     while start < len(word) <= longest:
         fits = [end for end in range(len(word), start, -1) if '##' * (start > 0) + word[start:end] in ids]
         if not fits:
             break
-        found.append(ids['##' * (start > 0) + word[start : fits[0]]])
+        pieces.append(ids['##' * (start > 0) + word[start : fits[0]]])
         start = fits[0]
-    return found if start == len(word) else [ids['[UNK]']]
+    return pieces if start == len(word) else [ids['[UNK]']]
 
 
 def _original_ids(tokenizer, texts: list[str], longest: int = 100) -> list[list[int]]:
@@ -122,8 +123,8 @@ def _original_ids(tokenizer, texts: list[str], longest: int = 100) -> list[list[
     return [[index for word in of_text for index in _original_pieces(word, ids, longest)] for of_text in words]
 
 
-def test_wordpiece_ids_are_the_originals_rules(wordpiece) -> None:
-    """Up to the longest word: 100 characters in Hugging Face's tokenizer and here, 200 in the original."""
+def test_wordpiece_ids_follow_the_rules_of_the_original(wordpiece) -> None:
+    """Except for the longest word: 100 characters in `transformers` and here, 200 in the original."""
     ours, _ = wordpiece
     texts = [text for text in STRINGS if '\ue000' not in text]
     assert ours.encode_batch(texts) == _original_ids(ours, texts)
@@ -132,10 +133,10 @@ def test_wordpiece_ids_are_the_originals_rules(wordpiece) -> None:
     assert len(_original_ids(ours, [between], longest=200)[0]) == 150
 
 
-def test_every_character_is_cleaned_and_split_as_in_the_original(wordpiece) -> None:
-    """Every character of Unicode 3.2 but the private ones, which Hugging Face's drops and the original kept."""
+def test_every_unicode_character_is_handled_as_in_the_original(wordpiece) -> None:
+    """Every character of Unicode 3.2, except private ones, which `transformers` drops and the original kept."""
     ours, _ = wordpiece
-    since_changed = '\u166d\u1734\u1885\u1886'  # signs and marks to which Unicode has given another kind since
+    since_changed = '\u166d\u1734\u1885\u1886'  # characters whose Unicode category has changed since
     assigned = [chr(code) for code in range(0x110000) if unicodedata.ucd_3_2_0.category(chr(code)) not in ('Cn', 'Co')]
     texts = [f'a{c}b' for c in assigned if not 0xD800 <= ord(c) < 0xE000 and c not in since_changed]
     assert len(texts) > 95_000
@@ -143,8 +144,8 @@ def test_every_character_is_cleaned_and_split_as_in_the_original(wordpiece) -> N
     assert not [ascii(text) for text, a, b in zip(texts, found, expected, strict=True) if a != b]
 
 
-def test_a_tokenizer_json_of_other_rules_keeps_them_on_the_way_out(tmp_path: Path) -> None:
-    """`BertTokenizer` fixes the longest word at 100 and cleans; a file that says otherwise must not become one."""
+def test_saved_tokenizer_keeps_unusual_rules_of_its_json(tmp_path: Path) -> None:
+    """`BertTokenizer` has fixed rules (cleaning, words of at most 100 characters); other rules need another class."""
     tokenizers = pytest.importorskip('tokenizers')
     transformers = pytest.importorskip('transformers')
     vocabulary = {token: index for index, token in enumerate(_vocabulary())}
@@ -171,15 +172,15 @@ def test_a_tokenizer_json_of_other_rules_keeps_them_on_the_way_out(tmp_path: Pat
 
 @pytest.fixture(scope='module', params=[(True, True), (False, False)], ids=['uncased', 'cased'])
 def sentencepiece_(request, tmp_path_factory):
-    """(ours, `AutoTokenizer` of the saved directory, what the sentencepiece library gives)."""
+    """(our tokenizer, `AutoTokenizer` of the saved directory, a function that encodes with the library)."""
     transformers = pytest.importorskip('transformers')
     sentencepiece = pytest.importorskip('sentencepiece')
     from bert_jax.text.sentencepiece import _before_model
 
     lowercase, strip_accents = request.param
     texts = [' '.join(np.random.default_rng(n).permutation(WORDS.split())) for n in range(60)]
-    wanted = config.Tokenizer(kind='sentencepiece', vocab_size=130, lowercase=lowercase, strip_accents=strip_accents)
-    ours = train_tokenizer(wanted, iter(texts))
+    normalization = {'lowercase': lowercase, 'strip_accents': strip_accents}
+    ours = train_tokenizer(config.Tokenizer(kind='sentencepiece', vocab_size=130, **normalization), iter(texts))
     directory = tmp_path_factory.mktemp('sentencepiece')
     ours.save(directory)
     library = sentencepiece.SentencePieceProcessor(model_file=str(directory / 'sentencepiece.model'))
@@ -188,7 +189,7 @@ def sentencepiece_(request, tmp_path_factory):
     return ours, theirs, lambda texts: library.encode([first.normalize_str(text) for text in texts])
 
 
-def test_a_saved_sentencepiece_gives_the_same_ids_in_transformers(sentencepiece_) -> None:
+def test_saved_sentencepiece_matches_transformers(sentencepiece_) -> None:
     ours, theirs, _ = sentencepiece_
     assert ours.encode_batch(STRINGS) == _theirs(theirs, STRINGS)
     assert theirs.convert_ids_to_tokens(range(ours.vocab_size)) == ours.tokens
@@ -203,7 +204,7 @@ def test_a_saved_sentencepiece_gives_the_same_ids_in_transformers(sentencepiece_
 
 @QUICK
 @given(text=ANY_TEXT)
-def test_a_saved_sentencepiece_gives_the_same_ids_in_transformers_on_any_text(sentencepiece_, text: str) -> None:
+def test_saved_sentencepiece_matches_transformers_on_any_text(sentencepiece_, text: str) -> None:
     ours, theirs, _ = sentencepiece_
     assert ours.encode_batch([text]) == _theirs(theirs, [text])
     assert not {ours.pad_id, ours.cls_id, ours.sep_id, ours.mask_id} & set(ours.encode_batch([text])[0])
@@ -211,8 +212,8 @@ def test_a_saved_sentencepiece_gives_the_same_ids_in_transformers_on_any_text(se
 
 @QUICK
 @given(text=st.text(alphabet='aA .wé\u200bfo\t\x07▁～你한\u1112\u1161\u11abtheＡｶﾞ12', max_size=60))
-def test_sentencepiece_ids_are_the_librarys(sentencepiece_, text: str) -> None:
-    """Ties too ('aaa' is 'a' and 'aa' in two ways): a model trained here has scores whose sums are exact."""
+def test_sentencepiece_ids_match_the_library(sentencepiece_, text: str) -> None:
+    """Including ties ('aaa' is 'a aa' or 'aa a'): sums of the scores of models trained here are exact."""
     ours, _, library = sentencepiece_
     assert ours.encode_batch([text]) == library([text])
 
@@ -229,8 +230,8 @@ def test_sentencepiece_ids_are_the_librarys(sentencepiece_, text: str) -> None:
         max_size=9,
     )
 )
-def test_a_text_has_the_ids_of_its_words_where_a_tokenizer_says_so(sentencepiece_, words: list[str]) -> None:
-    """As Hugging Face's gives the whole text; it is what looking words up relies on."""
+def test_ids_of_a_text_are_those_of_its_words(sentencepiece_, words: list[str]) -> None:
+    """As in `transformers` for the whole text; the word cache of the encoder relies on it."""
     ours, theirs, _ = sentencepiece_
     assert ours.splits_at_blanks and ours._library is not None
     encoded = ours.encode_batch(words)
@@ -239,10 +240,10 @@ def test_a_text_has_the_ids_of_its_words_where_a_tokenizer_says_so(sentencepiece
 
 
 @given(texts=st.lists(ANY_TEXT, min_size=1, max_size=6))
-@example(texts=['你好', '\x7f'])  # no word that the library may be given
+@example(texts=['你好', '\x7f'])  # no word for the sentencepiece library
 @example(texts=[' ', ''])
 @QUICK
-def test_an_encoder_gives_each_sentence_the_tokenizers_ids(wordpiece, sentencepiece_, texts: list[str]) -> None:
+def test_encoder_matches_the_tokenizer_on_every_sentence(wordpiece, sentencepiece_, texts: list[str]) -> None:
     for tokenizer in (wordpiece[0], sentencepiece_[0]):
         sentences = [text.replace('\n', '').replace('\0', '') for text in texts]
         ids, sizes = Encoder(tokenizer).encode('\n'.join([*sentences, '']).encode())
@@ -250,7 +251,7 @@ def test_an_encoder_gives_each_sentence_the_tokenizers_ids(wordpiece, sentencepi
         assert [part.tolist() for part in np.split(ids, np.cumsum(sizes)[:-1])] == expected
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_bpe_model_is_rejected(tmp_path: Path) -> None:
     sentencepiece = pytest.importorskip('sentencepiece')
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([WORDS] * 10),

@@ -1,4 +1,4 @@
-"""`prepare` takes less than half a gigabyte of memory a process, whatever the form of the text."""
+"""`prepare` needs less than half a gigabyte of memory per process, whatever the form of the text."""
 
 import gzip
 import os
@@ -16,7 +16,7 @@ from bert_jax.text import parquet as reader
 from bert_jax.text.tokenizer import SPECIAL_TOKENS
 from tests.support.processes import ROOT
 
-CEILING = 450  # MB, of which the program and its libraries take 130
+CEILING = 450  # MB, including 130 for the program and its libraries
 PREPARE = """if True:
     import resource
     import sys
@@ -36,12 +36,12 @@ def words(count, seed=0):
 
 
 def tiny_documents(path):
-    path.write_text('\n\n'.join(f'{number:x}' for number in range(700_000)))
+    path.write_text('\n\n'.join(f'{i:x}' for i in range(700_000)))
     return f'text:{path}'
 
 
 def tiny_lines(path):
-    path.write_text('\n'.join(f'{number % 100}' for number in range(6_000_000)))
+    path.write_text('\n'.join(f'{i % 100}' for i in range(6_000_000)))
     return f'text:{path}'
 
 
@@ -52,7 +52,7 @@ def abbreviations(path):
 
 def long_rows(path):
     table = pyarrow.table({'text': [words(1_100_000, seed) for seed in range(30)]})
-    parquet.write_table(table, path, write_batch_size=1)  # a page for each
+    parquet.write_table(table, path, write_batch_size=1)  # one page per row
     return f'parquet:{path}'
 
 
@@ -89,22 +89,22 @@ SOURCES = {
     'tiny lines': tiny_lines,
     'abbreviations': abbreviations,
     'long rows': long_rows,
-    'a repeated row': repeated_row,
-    'much in a .gz': packed(gzip.compress, '.gz'),
-    'much in a .zst': packed(zstandard.compress, '.zst'),
-    'a long record': long_record,
-    'a nested record': nested_record,
+    'repeated row': repeated_row,
+    'large .gz': packed(gzip.compress, '.gz'),
+    'large .zst': packed(zstandard.compress, '.zst'),
+    'long record': long_record,
+    'nested record': nested_record,
 }
 
 
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize('name', SOURCES)
-def test_memory_stays_below_its_ceiling(tmp_path, name):
+def test_memory_stays_below_the_ceiling(tmp_path, name):
     (tmp_path / 'vocab.txt').write_text('\n'.join([*SPECIAL_TOKENS, *'abcdefghij', 'word']))
     arguments = [SOURCES[name](tmp_path / 'source'), tmp_path / 'corpus', tmp_path / 'vocab.txt']
     command = [sys.executable, '-c', PREPARE, *map(str, arguments)]
-    # By a shell of its own: what is started from here counts the memory of this process as its own.
+    # Started by a shell, as a child of this process would inherit its peak memory.
     done = subprocess.run(
         ['sh', '-c', '"$0" "$@"; exit $?', *command],
         env=os.environ | {'PYTHONPATH': str(ROOT)},
@@ -116,7 +116,7 @@ def test_memory_stays_below_its_ceiling(tmp_path, name):
     assert int(done.stdout) < CEILING, done.stdout
 
 
-def test_a_column_that_expands_as_no_text_does_is_refused(tmp_path, monkeypatch):
+def test_column_that_expands_more_than_text_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, '_SMALL_BYTES', 1 << 20)
     column = ['word ' * 100_000] * 20
     parquet.write_table(pyarrow.table({'text': column}), tmp_path / 'a', compression='zstd', use_dictionary=False)

@@ -1,4 +1,4 @@
-"""A vocabulary that is brought along is read as the files beside it say, or as its own tokens show."""
+"""The normalization of a provided vocabulary comes from neighbouring files, or is inferred from its tokens."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from bert_jax.text.tokenizer import (
 from bert_jax.text.wordpiece import bert_backend
 
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
-VOCABULARIES = {  # by (lowercase, strip_accents), as their text was made
+VOCABULARIES = {  # by (lowercase, strip_accents) of their training text
     (True, True): [*LETTERS, *'0123456789.', 'cafe', 'sao'],
     (True, False): [*LETTERS, 'é', '##é', 'café', 'ã'],
     (False, False): [*LETTERS, *LETTERS.upper(), 'Café', 'é', '##é', 'ã'],
@@ -37,7 +37,7 @@ TEXTS = ['Café in São Paulo', 'ÉCOLE école cafe', 'the CAFE of a sea']
 
 
 def write_vocabulary(directory: Path, tokens: list[str], name: str = 'vocab.txt', **settings) -> Path:
-    """A vocab.txt; with settings, a tokenizer_config.json of them beside it."""
+    """Writes a vocab.txt; with settings, also a tokenizer_config.json."""
     directory.mkdir(exist_ok=True)
     continued = [f'##{letter}' for letter in tokens if len(letter) == 1]
     path = directory / name
@@ -48,7 +48,7 @@ def write_vocabulary(directory: Path, tokens: list[str], name: str = 'vocab.txt'
 
 
 def write_text(path: Path, *documents: str) -> None:
-    path.write_text('\n\n'.join(f'{document} {number}' for number in range(8) for document in documents), 'utf-8')
+    path.write_text('\n\n'.join(f'{document} {i}' for i in range(8) for document in documents), 'utf-8')
 
 
 def flags_of(tokenizer) -> tuple[bool, bool]:
@@ -56,17 +56,17 @@ def flags_of(tokenizer) -> tuple[bool, bool]:
 
 
 @pytest.mark.parametrize('flags', VOCABULARIES)
-def test_without_files_beside_it_the_tokens_decide_and_it_is_printed(flags, tmp_path: Path, capsys) -> None:
+def test_normalization_is_inferred_from_tokens_and_printed(flags, tmp_path: Path, capsys) -> None:
     path = write_vocabulary(tmp_path / 'own', VOCABULARIES[flags])
     found = load_tokenizer(path)
     assert flags_of(found) == flags
     assert f'{path}: {"un" if flags[0] else ""}cased' in capsys.readouterr().err
     assert not any(found.unk_id in ids for ids in found.encode_batch([TEXTS[0]]))
     added = write_vocabulary(tmp_path / 'added', [*VOCABULARIES[True, True], *(f'w{n}' for n in range(300)), 'BRCA1é'])
-    assert flags_of(load_tokenizer(added)) == (True, True)  # a word that somebody appended decides nothing
+    assert flags_of(load_tokenizer(added)) == (True, True)  # an appended word changes nothing
 
 
-def test_a_bare_uncased_vocabulary_gives_the_ids_of_bert_tokenizer_fast(tmp_path: Path) -> None:
+def test_bare_vocabulary_matches_bert_tokenizer_fast(tmp_path: Path) -> None:
     transformers = pytest.importorskip('transformers')
     for flags in [(True, True), (False, False)]:
         path = write_vocabulary(tmp_path / str(flags), VOCABULARIES[flags])
@@ -76,18 +76,18 @@ def test_a_bare_uncased_vocabulary_gives_the_ids_of_bert_tokenizer_fast(tmp_path
 
 @pytest.mark.parametrize('kind', ['tokenizer_config.json', 'tokenizer.json', 'config.json'])
 @pytest.mark.parametrize('flags', [(True, False), (False, False), (True, True)])
-def test_the_files_beside_a_vocabulary_decide(flags, kind: str, tmp_path: Path, capsys) -> None:
+def test_normalization_is_read_from_neighbouring_files(flags, kind: str, tmp_path: Path, capsys) -> None:
     path = write_vocabulary(tmp_path / 'a', VOCABULARIES[False, False])
     lowercase, strip_accents = flags
     if kind == 'tokenizer.json':
-        tokens = {token: number for number, token in enumerate(path.read_text('utf-8').split('\n')[:-1])}
+        tokens = {token: index for index, token in enumerate(path.read_text('utf-8').split('\n')[:-1])}
         backend = bert_backend(tokens, lowercase=lowercase, strip_accents=strip_accents, compose=False)
         WordPiece(backend).save(tmp_path / 'saved')
         (tmp_path / 'saved' / kind).rename(path.parent / kind)
     else:
         (path.parent / kind).write_text(json.dumps({'do_lower_case': lowercase, 'strip_accents': strip_accents}))
-    for place in (path, path.parent):
-        assert flags_of(load_tokenizer(place)) == flags
+    for location in (path, path.parent):
+        assert flags_of(load_tokenizer(location)) == flags
     capsys.readouterr()
     assert flags_of(load_tokenizer(path, lowercase=not lowercase)) == (not lowercase, strip_accents)
     assert f'is used anyway: {kind} says {lowercase}' in capsys.readouterr().err
@@ -95,14 +95,14 @@ def test_the_files_beside_a_vocabulary_decide(flags, kind: str, tmp_path: Path, 
     assert f'is ignored: {kind} says {lowercase}' in capsys.readouterr().err
 
 
-def test_a_setting_that_is_no_flag_is_refused(tmp_path: Path) -> None:
+def test_setting_that_is_not_a_boolean_is_rejected(tmp_path: Path) -> None:
     path = write_vocabulary(tmp_path / 'a', VOCABULARIES[True, True], do_lower_case='no')
     with pytest.raises(BadInput, match=r'tokenizer_config\.json: do_lower_case is of type str'):
         load_tokenizer(path)
 
 
 @pytest.mark.parametrize('lowercase', [True, False])
-def test_a_sentencepiece_model_is_read_as_its_pieces_show(lowercase: bool, tmp_path: Path) -> None:
+def test_sentencepiece_normalization_is_inferred_from_pieces(lowercase: bool, tmp_path: Path) -> None:
     wanted = config.Tokenizer(kind='sentencepiece', vocab_size=64, lowercase=lowercase, strip_accents=lowercase)
     train_tokenizer(wanted, iter([*TEXTS, 'Zoë is there'] * 30)).save(tmp_path / 'saved')
     path = tmp_path / 'alone.model'
@@ -117,7 +117,7 @@ def test_a_sentencepiece_model_is_read_as_its_pieces_show(lowercase: bool, tmp_p
 
 
 @pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
-def test_decomposed_text_gives_the_ids_of_composed_text(kind: str, tmp_path: Path) -> None:
+def test_decomposed_and_composed_text_have_the_same_ids(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip('transformers')
     texts = ['école à São', 'ǰ 한국어 a≠b x≮y', *TEXTS]
     decomposed = [unicodedata.normalize('NFD', text) for text in texts]
@@ -128,14 +128,13 @@ def test_decomposed_text_gives_the_ids_of_composed_text(kind: str, tmp_path: Pat
     trained.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs(decomposed, add_special_tokens=False)['input_ids'] == trained.encode_batch(texts)
-    for some in (texts, decomposed):
-        ids, sizes = Encoder(trained).encode('\n'.join([*some, '']).encode())
-        assert ids.tolist() == [index for row in trained.encode_batch(texts) for index in row] and len(sizes) == len(
-            some
-        )
+    for variant in (texts, decomposed):
+        ids, sizes = Encoder(trained).encode('\n'.join([*variant, '']).encode())
+        assert ids.tolist() == [index for row in trained.encode_batch(texts) for index in row]
+        assert len(sizes) == len(variant)
 
 
-def test_a_vocabulary_of_decomposed_letters_is_not_asked_for_composed_ones(tmp_path: Path) -> None:
+def test_decomposed_vocabulary_matches_decomposed_text(tmp_path: Path) -> None:
     decomposed = [unicodedata.normalize('NFD', token) for token in [*LETTERS, 'café', 'é']]
     found = load_tokenizer(write_vocabulary(tmp_path / 'a', decomposed))
     assert found.unk_id not in found.encode_batch([unicodedata.normalize('NFD', 'café é')])[0]
@@ -144,7 +143,7 @@ def test_a_vocabulary_of_decomposed_letters_is_not_asked_for_composed_ones(tmp_p
 # --- Warnings. ---
 
 
-def test_a_setting_that_loses_letters_of_the_vocabulary_or_of_the_text_is_doubted(tmp_path: Path) -> None:
+def test_normalization_that_loses_letters_is_an_issue(tmp_path: Path) -> None:
     cased = write_vocabulary(tmp_path / 'cased', VOCABULARIES[False, False])
     [issue] = find_normalization_issues(load_tokenizer(cased, lowercase=True), [])
     assert issue.expected == 'lowercase=False, strip_accents=False' and 'lowercase=False' in issue.fix
@@ -156,7 +155,7 @@ def test_a_setting_that_loses_letters_of_the_vocabulary_or_of_the_text_is_doubte
     assert find_normalization_issues(load_tokenizer(uncased, strip_accents=False), ['no accents']) == []
 
 
-def test_prepare_and_doctor_warn_of_the_wrong_normalization(tmp_path: Path, capsys) -> None:
+def test_prepare_and_doctor_warn_about_wrong_normalization(tmp_path: Path, capsys) -> None:
     write_text(tmp_path / 'text.txt', 'Le café. À São Paulo.', 'Das Café. Ça va.')
     path = str(write_vocabulary(tmp_path / 'a', VOCABULARIES[True, True]))
     data = config.Data(source=f'text:{tmp_path}/text.txt', corpus=str(tmp_path / 'corpus'), pairing='none')
@@ -178,16 +177,14 @@ def test_prepare_and_doctor_warn_of_the_wrong_normalization(tmp_path: Path, caps
     assert warned(config.Tokenizer(path=path)) == []
 
 
-# --- What was made before. ---
+# --- Tokenizers of earlier versions. ---
 
 
-def test_what_was_made_with_another_reading_of_a_vocabulary_is_kept_unless_the_config_says_otherwise(
-    tmp_path: Path, capsys
-) -> None:
-    """Earlier versions read every vocabulary with lowercase=True, strip_accents=False, and composed nothing."""
+def test_tokenizers_of_earlier_versions_stay_usable(tmp_path: Path, capsys) -> None:
+    """Earlier versions read every vocabulary with lowercase=True and strip_accents=False, and without NFC."""
     write_text(tmp_path / 'text.txt', 'Le café. Ça va.', 'Das Café.')
     path = write_vocabulary(tmp_path / 'a', VOCABULARIES[True, True])
-    tokens = {token: number for number, token in enumerate(path.read_text('utf-8').split('\n')[:-1])}
+    tokens = {token: index for index, token in enumerate(path.read_text('utf-8').split('\n')[:-1])}
     before = WordPiece(bert_backend(tokens, lowercase=True, strip_accents=False, compose=False))
     data = config.Data(source=f'text:{tmp_path}/text.txt', corpus=str(tmp_path / 'corpus'), pairing='none')
     prepare(data, config.Tokenizer(), initial=before, progress=False)
@@ -199,7 +196,7 @@ def test_what_was_made_with_another_reading_of_a_vocabulary_is_kept_unless_the_c
     with pytest.raises(BadInput, match='holds a corpus made with'):
         prepare(data, config.Tokenizer(path=str(path), strip_accents=True), progress=False)
     (path.parent / 'tokenizer_config.json').write_text(json.dumps({'do_lower_case': True}))
-    with pytest.raises(BadInput, match='holds a corpus made with'):  # what files say is no choice of ours
+    with pytest.raises(BadInput, match='holds a corpus made with'):  # the file decided, not a default
         prepare(data, config.Tokenizer(path=str(path.parent)), progress=False)
     saved = load_saved_tokenizer(Path(data.corpus) / 'tokenizer')
     assert saved.agrees_with(before) and not saved.agrees_with(load_tokenizer(path))

@@ -1,4 +1,4 @@
-"""Any number of processes may prepare one corpus, with one identity at a time; what they leave is named and removed."""
+"""Several processes can prepare one corpus, with one identity at a time; leftovers are reported and removed."""
 
 import dataclasses
 import json
@@ -25,14 +25,14 @@ TOKENIZER = config.Tokenizer(vocab_size=200)
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Settings of a corpus of many chunks."""
+    """Settings of a corpus with many chunks."""
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 1000)
     source = write_documents(tmp_path / 'a.txt', make_documents(200))
     return config.Data(source=source, corpus=str(tmp_path / 'corpus'), split_sentences=False)
 
 
 def opened(data, tmp_path, *, progress=False):
-    """The job of another process that prepares `data`."""
+    """Opens the job of another process that prepares `data`."""
     sources, settings = [plan_source(data.source, 0, 'text')], corpus_settings(data, TOKENIZER, None)
     return open_job(
         tmp_path / 'corpus', ReadOptions.from_config(data), sources, settings, alone=True, progress=progress
@@ -43,7 +43,7 @@ def partials(tmp_path):
     return sorted((tmp_path / '.corpus.partial').glob('*'))
 
 
-def test_a_corpus_in_preparation_is_refused_with_other_settings_and_its_leftovers_are_removed(data, tmp_path, capsys):
+def test_other_settings_wait_for_a_running_job_and_remove_its_leftovers(data, tmp_path, capsys):
     other = dataclasses.replace(data, deduplicate_lines=True)
     with pytest.raises(KeyboardInterrupt), opened(data, tmp_path) as job:
         job.sample(0, 1000)
@@ -61,7 +61,7 @@ def test_a_corpus_in_preparation_is_refused_with_other_settings_and_its_leftover
     assert load_corpus(data.corpus).manifest['settings']['data.deduplicate_lines'] is True
 
 
-def test_what_an_older_version_left_is_removed(data, tmp_path):
+def test_leftovers_of_an_older_version_are_removed(data, tmp_path):
     (tmp_path / '.corpus.partial' / 'chunks').mkdir(parents=True)
     (tmp_path / '.corpus.partial' / 'job.json').write_text(json.dumps({'version': 3}))
     with pytest.raises(BadInput, match=r'(?s)holds shards with other version.*rm -r .*\.corpus\.partial'):
@@ -70,7 +70,7 @@ def test_what_an_older_version_left_is_removed(data, tmp_path):
     assert not (tmp_path / '.corpus.partial').exists()
 
 
-def test_the_last_of_several_equal_jobs_removes_the_directory(data, tmp_path):
+def test_last_of_several_equal_jobs_removes_the_directory(data, tmp_path):
     with opened(data, tmp_path) as first, opened(data, tmp_path) as second:
         assert first.directory == second.directory
         prepare(data, TOKENIZER, progress=False)
@@ -78,15 +78,15 @@ def test_the_last_of_several_equal_jobs_removes_the_directory(data, tmp_path):
     assert not (tmp_path / '.corpus.partial').exists()
 
 
-def test_of_a_corpus_that_another_process_completed_nothing_is_said_to_be_left(data, tmp_path, capsys):
-    with opened(data, tmp_path):  # another process, still at work
+def test_no_leftovers_are_reported_for_a_completed_corpus(data, tmp_path, capsys):
+    with opened(data, tmp_path):  # another process that still works
         with pytest.raises(OSError), opened(data, tmp_path, progress=True):
             prepare(data, TOKENIZER, progress=False)
             raise OSError
     assert 'resumes' not in capsys.readouterr().err and not (tmp_path / '.corpus.partial').exists()
 
 
-def test_a_failed_prepare_says_what_it_left_and_that_it_is_used_again(data, tmp_path, capsys):
+def test_failed_prepare_reports_its_leftovers_and_resumes(data, tmp_path, capsys):
     with pytest.raises(BadInput):
         prepare(dataclasses.replace(data, source=f'text:{tmp_path}/missing'), TOKENIZER)
     (tmp_path / 'noise').write_bytes(b'\xff one' * 3000)
@@ -94,13 +94,13 @@ def test_a_failed_prepare_says_what_it_left_and_that_it_is_used_again(data, tmp_
     with pytest.raises(BadInput, match='noise: holds'):
         prepare(bad, TOKENIZER)
     [left] = partials(tmp_path)
-    said = capsys.readouterr().err
-    assert f'Finished work is kept in {left} (0.0' in said and 'the same command resumes from it' in said
+    printed = capsys.readouterr().err
+    assert f'Finished work is kept in {left} (0.0' in printed and 'the same command resumes from it' in printed
     prepare(dataclasses.replace(bad, bad_text=0.5), TOKENIZER, progress=False)
     assert not (tmp_path / '.corpus.partial').exists()
 
 
-def test_a_prepare_that_fails_before_anything_is_finished_leaves_nothing(data, tmp_path, capsys):
+def test_prepare_that_fails_early_leaves_no_files(data, tmp_path, capsys):
     (tmp_path / 'a.txt').write_text('{')
     with pytest.raises(BadInput, match='no record can be used'):
         prepare(dataclasses.replace(data, source=f'jsonl:{tmp_path}/a.txt'), TOKENIZER)
@@ -109,7 +109,7 @@ def test_a_prepare_that_fails_before_anything_is_finished_leaves_nothing(data, t
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_stopped_process_keeps_its_corpus_to_itself_and_equal_ones_share_it(tmp_path, monkeypatch):
+def test_paused_process_blocks_other_settings_but_not_equal_jobs(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 20_000)
     source = write_documents(tmp_path / 'a', make_documents(3000))
     flags = [f'--config.data.source={source}', '--config.tokenizer.vocab_size=300', '--workers=1']

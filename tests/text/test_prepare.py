@@ -1,4 +1,4 @@
-"""A corpus is the same, byte for byte, whoever prepared which part of it and whatever was interrupted."""
+"""A corpus is the same byte for byte, however the work was divided and interrupted."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ TOKENIZER = config.Tokenizer(vocab_size=200)
 
 
 def read_split(corpus, name):
-    """The documents of a split, as tuples of texts."""
+    """Reads the documents of a split, as tuples of texts."""
     split = getattr(corpus, name)
     lines = [
         corpus.tokenizer.decode(split.gather(np.arange(a, b)))
@@ -43,7 +43,7 @@ def as_tuples(documents):
 
 @pytest.fixture(scope='module')
 def two_sources(tmp_path_factory):
-    """Settings of a corpus of two sources, and its contents when it is one chunk a source."""
+    """Settings of a corpus of two sources, and its contents with one chunk per source."""
     directory = tmp_path_factory.mktemp('two')
     first = write_documents(directory / 'a.txt', make_documents(300))
     second = write_jsonl(directory / 'b.jsonl', make_documents(200, seed=1) + make_documents(50))
@@ -65,22 +65,22 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'how', ['one process', pytest.param('three processes', marks=pytest.mark.processes), 'shards', 'small buffers']
+    'division', ['one process', pytest.param('three processes', marks=pytest.mark.processes), 'shards', 'small buffers']
 )
-def test_the_corpus_is_the_same_however_the_work_is_split(two_sources, tmp_path, monkeypatch, small_chunks, how):
+def test_corpus_is_identical_however_the_work_is_divided(two_sources, tmp_path, monkeypatch, small_chunks, division):
     data, expected = two_sources
     data = dataclasses.replace(data, corpus=str(tmp_path / 'corpus'))
-    if how == 'shards':
+    if division == 'shards':
         left = []
-        for number in (2, 0, 3):
-            unfinished = prepare(data, TOKENIZER, shard=(number, 4), progress=False)
+        for shard_index in (2, 0, 3):
+            unfinished = prepare(data, TOKENIZER, shard=(shard_index, 4), progress=False)
             assert isinstance(unfinished, Unfinished) and unfinished.pieces > 20
             left.append(unfinished.pieces_left)
         assert left == sorted(left, reverse=True) and left[-1] > 0 and not (tmp_path / 'corpus').exists()
         summary = prepare(data, TOKENIZER, shard=(1, 4), progress=False)
         assert prepare(data, TOKENIZER, shard=(2, 4), progress=False).reused
     else:
-        if how == 'small buffers':
+        if division == 'small buffers':
             for module, name, value in (
                 (encode, '_CHARACTERS_AT_ONCE', 50),
                 (encode, '_MAX_CACHED_WORDS', 10),
@@ -90,14 +90,14 @@ def test_the_corpus_is_the_same_however_the_work_is_split(two_sources, tmp_path,
                 (merge, '_TOKENS_AT_ONCE', 20),
             ):
                 monkeypatch.setattr(module, name, value)
-        summary = prepare(data, TOKENIZER, workers=3 if how == 'three processes' else 1, progress=False)
+        summary = prepare(data, TOKENIZER, workers=3 if division == 'three processes' else 1, progress=False)
     assert contents(data.corpus) == expected
     assert summary.dropped == expected[1]['dropped'] and summary.dropped['duplicate_document'] > 50
     assert [path.name for path in tmp_path.iterdir()] == ['corpus']
     verify(load_corpus(data.corpus))
 
 
-def test_the_first_of_equal_documents_and_lines_stays(two_sources):
+def test_first_of_equal_documents_and_lines_is_kept(two_sources):
     data, _ = two_sources
     corpus = load_corpus(data.corpus)
     documents, lines, expected = set(), set(), []
@@ -138,10 +138,10 @@ def test_weights_repeat_and_thin_documents(tmp_path):
         assert abs(sum(counts.values()) / len(counts) - weight) < 0.2
     assert 30 < summary.dropped['thinned_by_weight'] < 70
     whole = [line for (line,) in train if line[0] == 'd']
-    assert whole[: len(whole) // 2] == whole[len(whole) // 2 :]  # the repetition comes after the whole source
+    assert whole[: len(whole) // 2] == whole[len(whole) // 2 :]  # the repetition follows the whole source
 
 
-def test_a_group_is_never_in_both_splits(tmp_path):
+def test_group_is_never_in_both_splits(tmp_path):
     documents = [[f'{word} {i}'] for i, word in enumerate(SYLLABLES * 5)]
     groups = [None if i < 10 else f'book {i % 37}' for i in range(len(documents))]
     source = write_jsonl(tmp_path / 'a', documents, groups)
@@ -149,7 +149,7 @@ def test_a_group_is_never_in_both_splits(tmp_path):
     prepare(data, TOKENIZER, progress=False)
     corpus = load_corpus(data.corpus)
     found = {name: {line[0].split()[1] for line in read_split(corpus, name)} for name in ('train', 'validation')}
-    books = {name: {groups[int(number)] for number in numbers} - {None} for name, numbers in found.items()}
+    books = {name: {groups[int(index)] for index in indices} - {None} for name, indices in found.items()}
     assert not books['train'] & books['validation'] and len(books['train'] | books['validation']) == 37
     assert 2 <= len(books['validation']) <= 15
     with pytest.raises(BadInput, match="has no field 'book'; no record can be used"):
@@ -159,7 +159,7 @@ def test_a_group_is_never_in_both_splits(tmp_path):
         config.resolve({'data': {'source': 'text:a', 'group_field': 'book'}})
 
 
-def test_only_what_is_not_finished_is_done_again(two_sources, tmp_path, monkeypatch, small_chunks):
+def test_only_unfinished_chunks_are_encoded_again(two_sources, tmp_path, monkeypatch, small_chunks):
     data, expected = two_sources
     data = dataclasses.replace(data, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, shard=(0, 2), progress=False)
@@ -183,7 +183,7 @@ def test_only_what_is_not_finished_is_done_again(two_sources, tmp_path, monkeypa
     assert contents(data.corpus) == expected
 
 
-def test_text_that_has_changed_is_noticed(tmp_path):
+def test_changed_source_files_are_detected(tmp_path):
     source = write_documents(tmp_path / 'a', make_documents(20))
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, progress=False)
@@ -197,7 +197,7 @@ def test_text_that_has_changed_is_noticed(tmp_path):
     assert prepare(data, TOKENIZER, progress=False).reused  # a corpus does not need its text
 
 
-def test_interrupted_job_on_other_text_restarts_alone_but_not_as_shard(tmp_path, small_chunks):
+def test_changed_text_restarts_a_job_but_not_a_shard(tmp_path, small_chunks):
     source = write_documents(tmp_path / 'a', make_documents(100))
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER, shard=(0, 2), progress=False)
@@ -210,7 +210,7 @@ def test_interrupted_job_on_other_text_restarts_alone_but_not_as_shard(tmp_path,
     )
 
 
-def test_bad_records_beyond_the_budget_are_refused_and_a_larger_budget_goes_on(tmp_path, capsys):
+def test_too_many_bad_records_fail_unless_the_limit_is_raised(tmp_path, capsys):
     write_jsonl(tmp_path / 'a', make_documents(100))
     lines = (tmp_path / 'a').read_text().splitlines()
     (tmp_path / 'a').write_text('\n'.join([*lines[:50], '{"text": 3}', '{', *lines[50:]]))
@@ -238,7 +238,7 @@ def test_killed_job_and_full_disk_resume_to_the_same_corpus(tmp_path, monkeypatc
     process.kill()
     process.communicate()
     finished = {path: path.stat().st_mtime_ns for path in partial.glob('*/chunks/0*')}
-    limit = 8000  # bytes, less than a chunk takes
+    limit = 8000  # bytes, less than a chunk needs
     process = start_prepare(*flags, f'--config.data.corpus={corpus}', largest_file=limit)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2 and 'cannot be written: File too large' in err and 'Traceback' not in err, err
@@ -268,7 +268,7 @@ SHARD = """if True:
 
 
 @pytest.mark.processes
-def test_hosts_with_a_shared_tfds_dataset_make_the_corpus_of_one(tmp_path):
+def test_shards_on_a_tfds_dataset_write_the_corpus_of_one_process(tmp_path):
     documents = make_documents(60)
     write_tfds(tmp_path / 'datasets', documents)
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': str(tmp_path / 'datasets')}
@@ -284,23 +284,23 @@ def test_hosts_with_a_shared_tfds_dataset_make_the_corpus_of_one(tmp_path):
         assert read_split(corpus, name) == read_split(load_corpus(alone.corpus), name) != []
 
 
-def test_a_disk_too_full_for_the_tokenizer_is_told(two_sources, tmp_path):
+def test_full_disk_is_reported_while_saving_the_tokenizer(two_sources, tmp_path):
     data, _ = two_sources
     data, tokenizer = dataclasses.replace(data, corpus=str(tmp_path / 'corpus')), Path(data.corpus) / 'tokenizer'
-    given = dataclasses.replace(TOKENIZER, path=str(tokenizer))
+    provided = dataclasses.replace(TOKENIZER, path=str(tokenizer))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tokenizer / 'tokenizer.json').stat().st_size - 1, limits[1]))
     try:
         with pytest.raises(BadInput, match='cannot be written: File too large'):
-            prepare(data, given, progress=False)
+            prepare(data, provided, progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not (tmp_path / '.corpus.partial').exists()  # nothing in it was finished
+    assert not (tmp_path / '.corpus.partial').exists()  # it held no finished work
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='only root can become another user')
-def test_a_file_or_a_directory_without_permission_is_named():
-    with tempfile.TemporaryDirectory() as name:  # pytest's own directories are closed to other users
+def test_missing_permission_names_the_file_or_directory():
+    with tempfile.TemporaryDirectory() as name:  # other users cannot read pytest's directories
         directory = Path(name)
         directory.chmod(0o755)
         data = config.Data(source=write_documents(directory / 'a', make_documents(20)), corpus=str(directory / 'first'))
@@ -308,12 +308,12 @@ def test_a_file_or_a_directory_without_permission_is_named():
         (directory / 'closed').mkdir(0o700)
         (directory / 'b').write_text('b')
         (directory / 'b').chmod(0o600)
-        given = dataclasses.replace(TOKENIZER, path=str(directory / 'first' / 'tokenizer'))
+        provided = dataclasses.replace(TOKENIZER, path=str(directory / 'first' / 'tokenizer'))
         os.seteuid(65534)
         try:
             for corpus in ('closed/corpus', 'new/corpus'):
                 with pytest.raises(BadInput, match=f'{name}/{corpus}.*: cannot be .*Permission denied'):
-                    prepare(dataclasses.replace(data, corpus=f'{name}/{corpus}'), given, progress=False)
+                    prepare(dataclasses.replace(data, corpus=f'{name}/{corpus}'), provided, progress=False)
             with pytest.raises(BadInput, match='b: cannot be read .Permission denied'):
                 list(read_chunk(Chunk('text', 0, (FileRange(f'{name}/b'),), 1), ReadOptions(), Stats()))
         finally:

@@ -1,4 +1,4 @@
-"""Where sentences end; and that looking at all lines at once finds the same ends as looking at each."""
+"""Sentences end where a reader expects, and batch splitting matches splitting each line."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -22,17 +22,17 @@ OTHER_PARTS = ['…', 'é', 'É', '\xa0', '。', '।', '»', '“', '’', 'ſ'
         ["They can't.", "It isn't Bob's.", "'J. R.' was left.", '5 of 12.', 'Or 3.'],
     ],
 )
-def test_sentences_end_where_a_reader_ends_them(sentences):
+def test_sentences_end_where_a_reader_expects(sentences):
     assert split_into_sentences(' '.join(sentences)) == sentences
 
 
-def test_sentences_of_scripts_without_blanks_or_full_stops():
+def test_sentences_in_scripts_without_blanks_or_full_stops():
     assert split_into_sentences('你好。我很好！「真的？」他说。') == ['你好。', '我很好！', '「真的？」', '他说。']
     assert split_into_sentences('वह गया। कब॥ ठीक') == ['वह गया।', 'कब॥', 'ठीक']
     assert split_into_sentences('هل أنت؟ نعم.') == ['هل أنت؟', 'نعم.']
 
 
-def test_no_character_is_lost_by_splitting():
+def test_splitting_keeps_every_character():
     text = 'A b. C d?! "E f." (G h) I. j e.g. k。L m！ N'
     assert ''.join(split_into_sentences(text)).replace(' ', '') == text.replace(' ', '')
 
@@ -47,5 +47,5 @@ def _parts_of(parts: list[str]) -> st.SearchStrategy[str]:
 @example([])
 @example(['.'])
 @example(['. A', "'. B", 'Mr. C', '"T. D'])
-def test_all_lines_at_once_give_the_sentences_of_each(lines):
+def test_batch_splitting_matches_splitting_each_line(lines):
     assert split_lines_into_sentences(lines) == ['\n'.join(split_into_sentences(line)).encode() for line in lines]

@@ -1,4 +1,4 @@
-"""How text files become documents: one each or at blank lines, with wrapped lines joined; and what is suggested."""
+"""Text files become documents: per file or at blank lines, with wrapped lines joined; hints suggest settings."""
 
 import dataclasses
 import gzip
@@ -25,22 +25,22 @@ WRAPPED = 'the cat sat on the mat and looked at the dog which\nslept by the fire
 
 
 def read(source, **options):
-    """The lines of all documents of a source, and what was counted."""
+    """Reads the lines of all documents of a source; returns (lines per document, counts)."""
     stats, options = Stats(), ReadOptions(split_sentences=False, **options)
     planned = plan_source(source, 0, 'text', '', options.documents)
     found = [document.lines for chunk in planned.chunks for document in read_chunk(chunk, options, stats)]
     return found, dict(+stats.counts)
 
 
-def test_a_file_is_a_document_or_a_blank_line_ends_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, '_MIN_CHUNK', 10)  # a file that is one document is never cut
+def test_documents_are_files_or_separated_by_blank_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, '_MIN_CHUNK', 10)  # a file that is one document is never divided
     (tmp_path / 'a').write_text('one\ntwo\n\n\nthree\n\n' * 5)
     (tmp_path / 'b.gz').write_bytes(gzip.compress(b'four\n\nfive'))
     assert read(f'text:{tmp_path}/*')[0] == [['one', 'two'], ['three']] * 5 + [['four'], ['five']]
     assert read(f'text:{tmp_path}/*', documents='file')[0] == [['one', 'two', 'three'] * 5, ['four', 'five']]
 
 
-def test_wrapped_lines_are_joined_within_paragraphs_of_files_and_records(tmp_path):
+def test_wrapped_lines_are_joined_within_paragraphs(tmp_path):
     (tmp_path / 'a').write_text(f'{WRAPPED}\n \n{WRAPPED}')
     joined = WRAPPED.replace('\n', ' ')
     assert read(f'text:{tmp_path}/a', join_lines=True)[0] == [[joined], [joined]]
@@ -50,7 +50,7 @@ def test_wrapped_lines_are_joined_within_paragraphs_of_files_and_records(tmp_pat
     assert list(join_wrapped(['我们在', '学习', '한국어', '문장', 'a', '世'])) == ['我们在学习 한국어 문장 a 世']
 
 
-def test_the_lines_of_a_long_text_are_those_of_splitlines(monkeypatch):
+def test_lines_of_a_long_text_match_splitlines(monkeypatch):
     rng, ends = np.random.default_rng(0), ['\n', '\r\n', '\r', '\u2028', 'a', 'b', 'c', 'd ']
     for longest in (1, 2, 3, 7, 50):
         monkeypatch.setattr(chunks, 'MAX_LINE_LENGTH', longest)
@@ -63,7 +63,7 @@ def test_the_lines_of_a_long_text_are_those_of_splitlines(monkeypatch):
                 assert lines == text.splitlines() and not counts
 
 
-def test_new_settings_at_their_defaults_are_no_part_of_a_corpus(tmp_path):
+def test_default_values_of_new_settings_do_not_change_a_corpus(tmp_path):
     source = write_documents(tmp_path / 'a', make_documents(60))
     data = config.Data(source=source, corpus=str(tmp_path / 'corpus'), validation_fraction=0.3)
     prepare(data, TOKENIZER, progress=False)
@@ -76,7 +76,7 @@ def test_new_settings_at_their_defaults_are_no_part_of_a_corpus(tmp_path):
     assert held_out_windows(dataclasses.replace(data, join_lines=True), 5) == held_out_windows(data, 5)
 
 
-def test_empty_files_are_skipped_and_counted_but_something_must_hold_text(tmp_path):
+def test_empty_files_are_skipped_but_some_text_is_required(tmp_path):
     source = write_documents(tmp_path / 'a', make_documents(60))
     (tmp_path / 'b').touch()
     (tmp_path / 'c').write_text(' \n\n')
@@ -88,7 +88,7 @@ def test_empty_files_are_skipped_and_counted_but_something_must_hold_text(tmp_pa
             prepare(other, TOKENIZER, progress=False)
 
 
-def test_a_directory_and_columns_that_hold_no_text_are_named_with_what_would_work(tmp_path):
+def test_errors_for_directories_and_columns_suggest_a_fix(tmp_path):
     (tmp_path / 'a.txt').write_text('one')
     with pytest.raises(BadInput, match=rf"(?s)is a directory.*--config.data.source='text:{tmp_path}/\*'"):
         plan_source(f'text:{tmp_path}', 0, 'text')
@@ -116,15 +116,15 @@ def test_a_directory_and_columns_that_hold_no_text_are_named_with_what_would_wor
         ('a short line.\nand a line that is quite a lot longer than it.\n' * 30, None),
     ],
 )
-def test_what_text_looks_like_is_said(tmp_path, capsys, text, hint):
+def test_hints_describe_what_the_text_looks_like(tmp_path, capsys, text, hint):
     (tmp_path / 'a').write_text(text)
     data = config.Data(source=f'text:{tmp_path}/a', corpus=str(tmp_path / 'corpus'), pairing='none')
     prepare(data, TOKENIZER)
-    said = capsys.readouterr().err
-    assert f'hint: {tmp_path}/a {hint}' in said if hint else 'hint' not in said
+    printed = capsys.readouterr().err
+    assert f'hint: {tmp_path}/a {hint}' in printed if hint else 'hint' not in printed
 
 
-def test_a_parquet_file_of_large_pages_is_pointed_out(tmp_path, monkeypatch, capsys):
+def test_large_parquet_pages_give_a_hint(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('bert_jax.text.hints._LARGE_PAGE', 1 << 17)
     for name, length in (('long', 1000), ('short', 10)):
         parquet.write_table(pyarrow.table({'text': [f'{i} ' * length for i in range(300)]}), tmp_path / name)
@@ -133,9 +133,9 @@ def test_a_parquet_file_of_large_pages_is_pointed_out(tmp_path, monkeypatch, cap
         assert ('hint' in capsys.readouterr().err) == (name == 'long')
 
 
-def test_many_files_of_several_documents_suggest_one_document_each(tmp_path, capsys):
-    for number, document in enumerate(make_documents(30)):
-        (tmp_path / f'{number}.txt').write_text('\n\n'.join(f'{number} {line} {i}' for i, line in enumerate(document)))
+def test_many_small_files_suggest_one_document_per_file(tmp_path, capsys):
+    for index, document in enumerate(make_documents(30)):
+        (tmp_path / f'{index}.txt').write_text('\n\n'.join(f'{index} {line} {i}' for i, line in enumerate(document)))
     (tmp_path / 'empty.txt').write_text('')
     data = config.Data(source=f'text:{tmp_path}/*.txt', corpus=str(tmp_path / 'corpus'))
     prepare(data, TOKENIZER)
@@ -144,9 +144,9 @@ def test_many_files_of_several_documents_suggest_one_document_each(tmp_path, cap
     assert prepare(data, TOKENIZER).documents == 30 and 'hint' not in capsys.readouterr().err
 
 
-def test_several_sources_may_be_given_as_text():
-    given = "(('text:a.txt',1.0), ('text:b.txt',2))"
-    assert config.resolve({'data': {'source': given}}).data.source == (('text:a.txt', 1.0), ('text:b.txt', 2))
+def test_several_sources_can_be_set_as_a_string():
+    as_string = "(('text:a.txt',1.0), ('text:b.txt',2))"
+    assert config.resolve({'data': {'source': as_string}}).data.source == (('text:a.txt', 1.0), ('text:b.txt', 2))
     for bad in ("(('text:a.txt',1.0)", "('text:a.txt', 1.0)", '(print(1))'):
         with pytest.raises(BadInput, match='config.data.source: is '):
             config.resolve({'data': {'source': bad}})

@@ -1,4 +1,4 @@
-"""Tokenizers give the ids that everybody else's do, the same in every process, and keep the ids they came with."""
+"""Tokenizers give the same ids as `transformers`, in every process, and keep the ids of a vocabulary."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def train(kind='wordpiece', **settings):
 
 @pytest.mark.parametrize('lowercase', [True, False])
 @pytest.mark.parametrize('strip_accents', [True, False])
-def test_a_saved_wordpiece_gives_the_same_ids_in_transformers(tmp_path, lowercase, strip_accents):
+def test_saved_wordpiece_matches_transformers(tmp_path, lowercase, strip_accents):
     transformers = pytest.importorskip('transformers')
     tokenizer = train(lowercase=lowercase, strip_accents=strip_accents)
     tokenizer.save(tmp_path)
@@ -49,7 +49,7 @@ def test_a_saved_wordpiece_gives_the_same_ids_in_transformers(tmp_path, lowercas
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_special_tokens_come_first_and_text_cannot_write_them(kind):
+def test_special_tokens_come_first_and_never_come_from_text(kind):
     tokenizer = train(kind)
     assert tokenizer.tokens[:5] == list(SPECIAL_TOKENS)
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == tuple(
@@ -60,7 +60,7 @@ def test_special_tokens_come_first_and_text_cannot_write_them(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_saved_tokenizer_comes_back_the_same(tmp_path, kind):
+def test_saved_tokenizer_loads_unchanged(tmp_path, kind):
     tokenizer = train(kind, lowercase=False, strip_accents=True)
     tokenizer.save(tmp_path)
     loaded = load_saved_tokenizer(tmp_path)
@@ -72,7 +72,7 @@ def test_a_saved_tokenizer_comes_back_the_same(tmp_path, kind):
 
 @pytest.mark.processes
 @pytest.mark.parametrize('kind', KINDS)
-def test_training_in_another_process_gives_the_same_vocabulary(kind):
+def test_training_is_deterministic_across_processes(kind):
     command = f'from tests.text.test_tokenizer import train; print(train({kind!r}).hash)'
     environment = os.environ | {'PYTHONPATH': os.getcwd(), 'PYTHONHASHSEED': '7', 'RAYON_NUM_THREADS': '3'}
     output = subprocess.run(
@@ -82,7 +82,7 @@ def test_training_in_another_process_gives_the_same_vocabulary(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_words_begin_where_no_token_continues_one(kind):
+def test_words_begin_at_tokens_that_do_not_continue_one(kind):
     tokenizer = train(kind)
     ids = tokenizer.encode_batch(['the quick unbelievable running fox'])[0]
     assert tokenizer.is_continuation.shape == (tokenizer.vocab_size,)
@@ -91,7 +91,7 @@ def test_words_begin_where_no_token_continues_one(kind):
     assert tokenizer.decode([tokenizer.cls_id, *ids, tokenizer.sep_id]) == 'the quick unbelievable running fox'
 
 
-def test_a_vocabulary_keeps_its_ids(tmp_path):
+def test_vocabulary_keeps_its_ids(tmp_path):
     lines = ['dog', '##s', '[MASK]', '[unused0]', '[SEP]', '[CLS]', '[UNK]', 'é', '[PAD]']
     (tmp_path / 'vocab.txt').write_text('\r\n'.join(lines) + '\r\n', 'utf-8')
     tokenizer = load_tokenizer(tmp_path / 'vocab.txt', lowercase=True, strip_accents=False)
@@ -100,7 +100,7 @@ def test_a_vocabulary_keeps_its_ids(tmp_path):
     assert tokenizer.encode_batch(['Dogs É cat']) == [[0, 1, 7, 6]]
 
 
-def test_what_is_wrong_with_a_vocabulary_is_named(tmp_path):
+def test_error_names_the_problem_of_a_vocabulary(tmp_path):
     path = tmp_path / 'vocab.txt'
     for text, message in [
         ('[PAD]\n[UNK]\n[CLS]\na\n', r'has no \[SEP\], \[MASK\]'),
@@ -117,13 +117,13 @@ def test_what_is_wrong_with_a_vocabulary_is_named(tmp_path):
         load_tokenizer(tmp_path / 'nowhere', lowercase=True, strip_accents=False)
     train_tokenizer(config.Tokenizer(vocab_size=100), iter(['ab cd'])).save(tmp_path / 'sound')
     content = json.loads((tmp_path / 'sound' / 'tokenizer.json').read_text())
-    content['model']['vocab'] = {}  # the special tokens are still among the added ones
+    content['model']['vocab'] = {}  # the special tokens are still added tokens
     (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
     with pytest.raises(BadInput, match=r'has no \[UNK\] in its vocabulary'):
         load_tokenizer(tmp_path / 'tokenizer.json', lowercase=True, strip_accents=False)
 
 
-def test_training_stops_at_the_sample():
+def test_training_stops_at_sample_bytes():
     def endless():
         while True:
             yield from TEXTS

@@ -1,4 +1,4 @@
-"""Training a tokenizer: what is left out, what it says, and what is kept for the corpus."""
+"""Training a tokenizer: which words are ignored, what is printed, and what is reused for the corpus."""
 
 import dataclasses
 import json
@@ -24,11 +24,11 @@ def data(tmp_path: Path) -> config.Data:
     return config.Data(source=f'text:{tmp_path}/text.txt', corpus=str(tmp_path / 'corpus'))
 
 
-def test_words_that_are_never_looked_up_are_left_out_of_the_sample() -> None:
-    """The trainer would take the square of their length: a minute for one of 200,000 characters."""
+def test_words_too_long_for_a_lookup_are_not_trained_on() -> None:
+    """Training time grows with the square of their length: a minute for one word of 200,000 characters."""
     settings = config.Tokenizer(vocab_size=150, lowercase=True, strip_accents=True)
     expected = train_tokenizer(settings, iter(TEXTS))
-    decomposed = unicodedata.normalize('NFD', '한' * 34)  # 34 syllables, 102 characters once they are decomposed
+    decomposed = unicodedata.normalize('NFD', '한' * 34)  # 34 syllables, 102 characters after decomposition
     long_words = ['zx' * 100_000, 'qy' * 51, '한' * 34, decomposed]
     start = time.monotonic()
     found = train_tokenizer(settings, iter([*TEXTS, *(word for word in long_words for _ in range(3))]))
@@ -37,10 +37,10 @@ def test_words_that_are_never_looked_up_are_left_out_of_the_sample() -> None:
     assert found.encode_batch(long_words) == [[found.unk_id]] * len(long_words)
     between = train_tokenizer(settings, iter([*TEXTS, *[f'{"zx" * 51},kiwi-{"zx" * 51}'] * 9]))
     assert 'kiwi' in between.tokens and not any('zx' in token for token in between.tokens)
-    assert 'ab' * 50 in train_tokenizer(settings, iter(['ab' * 50] * 99)).tokens  # exactly as long as is looked up
+    assert 'ab' * 50 in train_tokenizer(settings, iter(['ab' * 50] * 99)).tokens  # exactly the length limit of lookups
 
 
-def test_training_says_how_long_it_has_taken(data: config.Data, monkeypatch, capsys) -> None:
+def test_training_reports_its_elapsed_time(data: config.Data, monkeypatch, capsys) -> None:
     def train(*arguments) -> Tokenizer:
         started = time.monotonic()
         while 'training the tokenizer (' not in capsys.readouterr().err:
@@ -55,7 +55,7 @@ def test_training_says_how_long_it_has_taken(data: config.Data, monkeypatch, cap
 
 
 @pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
-def test_a_preview_is_kept_for_the_corpus(data: config.Data, kind: str, monkeypatch, capsys) -> None:
+def test_tokenizer_of_a_preview_is_reused_for_the_corpus(data: config.Data, kind: str, monkeypatch, capsys) -> None:
     settings = config.Tokenizer(kind=kind, vocab_size=100)
     expected = prepare(dataclasses.replace(data, corpus=f'{data.corpus}-alone'), settings, progress=False)
     preview = tokenizer_preview(data, settings)
@@ -76,7 +76,7 @@ def test_a_preview_is_kept_for_the_corpus(data: config.Data, kind: str, monkeypa
     assert not list(Path(data.corpus).parent.glob('.corpus.*'))
 
 
-def test_a_preview_is_not_kept_for_text_that_has_changed(data: config.Data, tmp_path: Path) -> None:
+def test_tokenizer_of_a_preview_is_retrained_if_the_text_changes(data: config.Data, tmp_path: Path) -> None:
     settings = config.Tokenizer(vocab_size=100)
     tokenizer_preview(data, settings, progress=False)
     write_text(tmp_path / 'text.txt', num_documents=70, seed=1)
@@ -84,7 +84,7 @@ def test_a_preview_is_not_kept_for_text_that_has_changed(data: config.Data, tmp_
     assert prepare(data, settings, progress=False).tokens == alone.tokens
 
 
-def test_sentences_that_sentencepiece_skips_are_reported(capsys) -> None:
+def test_sentences_skipped_by_sentencepiece_are_reported(capsys) -> None:
     settings = config.Tokenizer(kind='sentencepiece', vocab_size=100)
     long = 'é' * 9_000  # 18,000 bytes
     train_tokenizer(settings, iter([*TEXTS * 20, long]))
@@ -98,14 +98,14 @@ def test_sentences_that_sentencepiece_skips_are_reported(capsys) -> None:
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
 @pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
-def test_a_vocabulary_smaller_than_asked_for_is_reported(data: config.Data, kind: str, tmp_path: Path, capsys) -> None:
+def test_vocabulary_smaller_than_requested_is_reported(data: config.Data, kind: str, tmp_path: Path, capsys) -> None:
     (tmp_path / 'pretrain.py').write_text(
         'import bert_jax.config\n\n\ndef get_config():\n    return bert_jax.config.bert()\n'
     )
     command = ['bert_jax', 'prepare', f'--config={tmp_path}/pretrain.py', '--json', '--workers=1']
     command += [f'--config.data.{name}={getattr(data, name)}' for name in ('source', 'corpus')]
     command += [f'--config.tokenizer.kind={kind}']
-    for more in (['--tokenizer_only'], [], []):  # trained; taken over and prepared; there already
+    for more in (['--tokenizer_only'], [], []):  # trains it; reuses it; reuses the corpus
         assert main([*command, '--config.tokenizer.vocab_size=5000', *more]) == 0
         out, err = capsys.readouterr()
         result = json.loads(out)
