@@ -1,12 +1,12 @@
-# What to install for: cpu, cuda12, cuda13 or tpu. Not given: what .venv was made for, else cpu.
+# The accelerator to install for: cpu, cuda12, cuda13 or tpu. Default: that of the existing .venv, or cpu.
 ACCELERATORS := cpu cuda12 cuda13 tpu
 ACCELERATOR ?= $(or $(firstword $(patsubst .venv/.installed-%,%,$(wildcard .venv/.installed-*))),cpu)
 ifneq ($(words $(ACCELERATOR))-$(words $(filter $(ACCELERATORS),$(ACCELERATOR))),1-1)
   $(error ACCELERATOR is '$(ACCELERATOR)'; expected one of: $(ACCELERATORS))
 endif
 
-# The first of these that is 3.11 to 3.14 and has venv makes .venv. Given (make test PYTHON=python3.13), a .venv of
-# another version is made again.
+# The first of these that is 3.11 to 3.14 and has venv creates .venv. With PYTHON on the command line
+# (make test PYTHON=python3.13), a .venv of another version is rebuilt.
 PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
 EXTRA := $(if $(filter cpu,$(ACCELERATOR)),,[$(ACCELERATOR)])
 TEST_EXTRA := $(if $(filter cpu,$(ACCELERATOR)),[test],[$(ACCELERATOR),test])
@@ -35,17 +35,17 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
 	  printf '  make %-12s %s\n' "$$target" "$$text"; done
 
-install: $(INSTALLED) ## make .venv (ACCELERATOR=cpu|cuda12|cuda13|tpu)
+install: $(INSTALLED) ## create .venv (ACCELERATOR=cpu|cuda12|cuda13|tpu)
 
 .PHONY: remove-other-python
 remove-other-python:
-	@echo 'Removing .venv: it has Python $(OTHER_PYTHON), and $(GIVEN) was asked for'
+	@echo 'Removing .venv: it has Python $(OTHER_PYTHON), not the requested $(GIVEN)'
 	@rm -rf .venv
 
-# One .venv serves one accelerator: the plugins of two would be loaded together.
+# One .venv serves one accelerator, because jax would load the plugins of two together.
 $(INSTALLED): pyproject.toml requirements.txt $(if $(OTHER_PYTHON),remove-other-python)
 	@for stamp in .venv/.installed-*; do \
-	  if [ -e "$$stamp" ] && [ "$$stamp" != '$@' ]; then echo "Removing .venv: it was made for $${stamp##*-}"; rm -rf .venv; fi; \
+	  if [ -e "$$stamp" ] && [ "$$stamp" != '$@' ]; then echo "Removing .venv: it was created for $${stamp##*-}"; rm -rf .venv; fi; \
 	done
 	@if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then \
 	  for python in $(PYTHON); do \
@@ -53,8 +53,8 @@ $(INSTALLED): pyproject.toml requirements.txt $(if $(OTHER_PYTHON),remove-other-
 	      exec "$$python" -m venv --clear .venv; \
 	    fi; \
 	  done; \
-	  echo 'No Python 3.11 to 3.14 with venv among: $(PYTHON)'; \
-	  echo '  fix: install one (Debian, Ubuntu: apt-get install python3-venv), or say which: make install PYTHON=/path/to/python3'; \
+	  echo 'Found no Python 3.11 to 3.14 with venv among: $(PYTHON)'; \
+	  echo '  fix: install one (Debian, Ubuntu: apt-get install python3-venv), or name one: make install PYTHON=/path/to/python3'; \
 	  exit 1; \
 	fi
 	@echo 'Installing into .venv for $(ACCELERATOR) (about a minute) …'
@@ -62,15 +62,15 @@ $(INSTALLED): pyproject.toml requirements.txt $(if $(OTHER_PYTHON),remove-other-
 	@touch $@
 
 $(TEST_INSTALLED): $(INSTALLED)
-	@echo 'Installing what the tests need into .venv (PyTorch is large: some minutes) …'
+	@echo 'Installing the test requirements into .venv (PyTorch is large: a few minutes) …'
 	@.venv/bin/python -m pip install --quiet --editable '.$(TEST_EXTRA)'
 	@touch $@
 
-pretrain: install ## from nothing to a small trained model on Python's own documentation, in runs/demo
+pretrain: install ## train a small model on Python's own documentation, start to finish, in runs/demo
 	$(BERT_JAX) prepare --config=configs/demo.py
 	$(BERT_JAX) train --config=configs/demo.py --workdir=runs/demo
 	@if [ runs/demo/export/proof.json -nt runs/demo/metrics.jsonl ]; then \
-	  echo 'runs/demo is evaluated and exported already: see runs/demo/report.html'; \
+	  echo 'runs/demo is already evaluated and exported: see runs/demo/report.html'; \
 	else \
 	  $(BERT_JAX) evaluate --workdir=runs/demo && \
 	  $(BERT_JAX) export --workdir=runs/demo --output=runs/demo/export && \
@@ -83,10 +83,10 @@ pretrain: install ## from nothing to a small trained model on Python's own docum
 	  'The default [MASK] is None.' \
 	  'This function returns the [MASK] of elements in the list.'
 
-bench: $(TEST_INSTALLED) ## how fast a step is here, next to PyTorch (ten minutes)
+bench: $(TEST_INSTALLED) ## compare the speed of a step with PyTorch on this machine (ten minutes)
 	JAX_PLATFORMS=cpu .venv/bin/python -m benchmarks.speed
 
-# Two processes share the files: what a module sets up, it sets up once. The slowest tests are printed.
+# Two processes share the test files, so that each module is set up once. The slowest tests are printed.
 PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=25
 FAST := -m 'not (processes or compiles or slow or slurm or plan or soak)'
 IN_ONE_PROCESS := -m 'not (processes or slow or slurm or plan or soak)'
@@ -99,10 +99,10 @@ test: $(TEST_INSTALLED) ## run the tests, on the CPU
 test-fast: $(TEST_INSTALLED) ## run the tests that start no process and compile no train step
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest $(PARALLEL) $(FAST)
 
-test-slow: $(TEST_INSTALLED) ## run the tests that take longest and show the same as others, on more meshes and models
+test-slow: $(TEST_INSTALLED) ## run the longest tests, which repeat others on more meshes and models
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest $(PARALLEL) -m slow
 
-# With the newest jax, which Python 3.11 does not get; without PyTorch, and so without the tests that compare with it.
+# With the newest jax, which does not support Python 3.11; without PyTorch and the tests that compare with it.
 NEWEST_PYTHON ?= python3.13
 test-newest: ## run the tests that start no process on NEWEST_PYTHON (python3.13), in .venv-newest
 	@if ! [ .venv-newest/.installed -nt pyproject.toml ]; then \
@@ -113,9 +113,9 @@ test-newest: ## run the tests that start no process on NEWEST_PYTHON (python3.13
 	fi
 	WITHOUT_TORCH=1 JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest $(PARALLEL) $(IN_ONE_PROCESS)
 
-# A .venv of its own: jax would look for the devices of both compilers at every other start.
+# A separate environment, because jax would look for the devices of both compilers at every other start.
 PLAN_EXTRAS ?= plan-tpu,plan-gpu
-test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (PLAN_EXTRAS=plan-tpu: for TPUs alone)
+test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (PLAN_EXTRAS=plan-tpu: TPUs only)
 	@if ! [ .venv-plan/.installed-$(PLAN_EXTRAS) -nt pyproject.toml ]; then \
 	  echo 'Installing the compilers into .venv-plan ($(PLAN_EXTRAS)) …'; \
 	  .venv/bin/python -m venv .venv-plan && \
@@ -127,8 +127,8 @@ test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (
 test-slurm: $(TEST_INSTALLED) ## run the tests that start a real SLURM on this machine (apt-get install slurm-wlm munge)
 	.venv/bin/python -m pytest -m slurm
 
-# SOAK_TRIES=N tries every fault N times, SOAK_SEED=S at other moments.
-test-soak: $(TEST_INSTALLED) ## run the torture programs; each prints a row: fault, tries, outcome, time to recover, steps lost
+# SOAK_TRIES=N injects each fault N times; SOAK_SEED=S changes the moments.
+test-soak: $(TEST_INSTALLED) ## inject faults; prints a row per fault: tries, outcome, time to recover, steps lost
 	.venv/bin/python -m pytest -m soak tests/soak
 
 lint: $(TEST_INSTALLED) ## check style, formatting and types
@@ -136,19 +136,19 @@ lint: $(TEST_INSTALLED) ## check style, formatting and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ty check
 
-# The same files for the same day: what was published later does not count.
+# Reproducible: releases after LOCK_DAY are ignored.
 LOCK_DAY ?= $(shell date -u +%F)
 UV_VERSION := 0.13.9
 UV_COMPILE := .venv-lock/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
   --no-annotate --upgrade --exclude-newer $(LOCK_DAY) --custom-compile-command 'make lock LOCK_DAY=$(LOCK_DAY)'
-lock: ## rewrite requirements.lock and requirements-build.lock (LOCK_DAY=YYYY-MM-DD: as of that day)
+lock: ## rewrite requirements.lock and requirements-build.lock (LOCK_DAY=YYYY-MM-DD: with the releases up to that day)
 	@if ! .venv-lock/bin/uv --version 2>/dev/null | grep -qF '$(UV_VERSION)'; then \
 	  python3 -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install --quiet uv==$(UV_VERSION); \
 	fi
 	$(UV_COMPILE) requirements.txt --output-file requirements.lock
 	printf 'setuptools>=77\nwheel\n' | $(UV_COMPILE) - --output-file requirements-build.lock
 
-format: $(TEST_INSTALLED) ## fix style and formatting where that is possible
+format: $(TEST_INSTALLED) ## fix style and formatting where possible
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 

@@ -1,19 +1,18 @@
-"""BERT with LAMB in two phases of very large batches: 64k rows of 128 positions, then 32k of 512 (You et al. 2020).
+"""LAMB in two phases of very large batches: 64k rows of 128 positions, then 32k rows of 512 (You et al. 2020).
 
-    python -m bert_jax prepare --config=configs/bert_lamb.py:large --config.data.source='text:my/*.txt' \
-        --config.data.corpus=corpora/mine
+    bert-jax prepare --config=bert_lamb.py:large --config.data.source='text:my/*.txt' --config.data.corpus=corpora/mine
 
-On one host with 8 GPUs, on two of them under SLURM, on a TPU slice:
+On one host with 8 GPUs, on two such hosts under SLURM, or on a TPU slice:
 
-    python -m bert_jax train --config=configs/bert_lamb.py:large --config.data.corpus=corpora/mine --workdir=runs/lamb
-    sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sbatch --config=configs/bert_lamb.py:large \
+    bert-jax train --config=bert_lamb.py:large --config.data.corpus=corpora/mine --workdir=runs/lamb
+    sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sbatch --config=bert_lamb.py:large \
         --config.data.corpus=$SHARED/corpora/mine --workdir=$SHARED/runs/lamb
-    launch/tpu_pod.sh TPU_NAME ZONE --config=configs/bert_lamb.py:large --config.data.corpus=corpora/mine \
+    launch/tpu_pod.sh TPU_NAME ZONE --config=bert_lamb.py:large --config.data.corpus=corpora/mine \
         --workdir=gs://bucket/runs/lamb
 
-Variants: base and large, as in configs/bert.py. The batch reaches the devices in as few microbatches as fit, found out
-by compiling at each start; --config.train.microbatches=128 spares the minute. Steps, peaks and warm-up are those of
-NVIDIA's recipe for this schedule (DeepLearningExamples, BERT), which decays by a square root where this one is linear.
+Variants: base and large, as in bert.py. A batch is split into the fewest microbatches that fit, found by compiling at
+each start; --config.train.microbatches=128 saves that minute. Steps, peak learning rates and warm-up are those of
+NVIDIA's recipe (DeepLearningExamples, BERT), whose decay follows a square root; here it is linear.
 """
 
 import bert_jax.config

@@ -1,11 +1,10 @@
-"""BERT in two phases, as the original's paper trains it: 128 positions for 90% of the steps, then 512.
+"""BERT in two phases, as in the original paper: 128 positions for 90% of the steps, then 512.
 
-    python -m bert_jax prepare --config=configs/bert_two_phase.py:base --config.data.source='text:my/*.txt' \
+    bert-jax prepare --config=bert_two_phase.py:base --config.data.source='text:my/*.txt' \
         --config.data.corpus=corpora/mine
-    python -m bert_jax train --config=configs/bert_two_phase.py:base --config.data.corpus=corpora/mine \
-        --workdir=runs/mine
+    bert-jax train --config=bert_two_phase.py:base --config.data.corpus=corpora/mine --workdir=runs/mine
 
-One field of a phase: --config.phases[1].global_batch_size=128. The rows of both phases are packed.
+To change one field of a phase: --config.phases[1].global_batch_size=128. Rows are packed in both phases.
 """
 
 import bert_jax.config

@@ -1,13 +1,13 @@
-"""Continued pretraining: an initial model on text of a domain (Gururangan et al. 2020, "Don't Stop Pretraining").
+"""Continued pretraining of an initial model on domain text (Gururangan et al. 2020, "Don't Stop Pretraining").
 
-    python -m bert_jax prepare --config=configs/continue.py --config.init=models/bert-base-uncased \
+    bert-jax prepare --config=continue.py --config.init=models/bert-base-uncased \
         --config.data.source='text:my/*.txt' --config.data.corpus=corpora/mine
-    python -m bert_jax train --config=configs/continue.py --config.init=models/bert-base-uncased \
+    bert-jax train --config=continue.py --config.init=models/bert-base-uncased \
         --config.data.corpus=corpora/mine --workdir=runs/mine
-    python -m bert_jax export --workdir=runs/mine --output=models/mine
+    bert-jax export --workdir=runs/mine --output=models/mine
 
-The sizes are the initial model's. A low learning rate (2e-5 to 5e-5) and a short warm-up keep what it knows; words of
-the domain are added in `prepare` by --config.tokenizer.add_tokens=FILE.
+Sizes are those of the initial model. A low learning rate (2e-5 to 5e-5) and a short warm-up preserve what it knows.
+`prepare` adds domain words to the vocabulary with --config.tokenizer.add_tokens=FILE.
 """
 
 import bert_jax.config

@@ -1,9 +1,9 @@
-"""A small BERT on the docstrings of the installed packages: minutes on two CPU cores.
+"""A small BERT on the docstrings of the installed packages, in minutes on two CPU cores.
 
-    python -m bert_jax prepare --config=configs/demo.py
-    python -m bert_jax train --config=configs/demo.py --workdir=runs/demo
+    bert-jax prepare --config=demo.py
+    bert-jax train --config=demo.py --workdir=runs/demo
 
-So short a run wants small batches, a high learning rate and no dropout.
+Such a short run needs small batches, a high learning rate and no dropout.
 """
 
 import bert_jax.config

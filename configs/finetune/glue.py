@@ -1,12 +1,12 @@
-"""The nine tasks of GLUE (Wang et al. 2019), from the files that its site hands out.
+"""The nine tasks of GLUE (Wang et al. 2019), from the files as distributed.
 
-    python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.task.directory=glue/SST-2 \
-        --config.init=models/mine --workdir=runs/sst2 --seeds=5
+    bert-jax finetune --config=finetune/glue.py:sst2 --config.task.directory=glue/SST-2 --config.init=models/mine \
+        --workdir=runs/sst2 --seeds=5
 
-Variants: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli. Predictions for the test file:
---config.task.predict=tsv:test.tsv. Metrics are those of the benchmark; the small sets (cola, mrpc, stsb, rte, wnli) get
-the longer training that makes them stable (Mosbach et al. 2021). The original's recipe, three epochs of Adam without
-bias correction: configs/finetune/glue.py:sst2.original
+Variants: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli. To predict the test file, add
+--config.task.predict=tsv:test.tsv. Metrics are those of the benchmark. Small datasets (cola, mrpc, stsb, rte) train for
+20 epochs, which makes them stable (Mosbach et al. 2021). The original recipe, three epochs of Adam without bias
+correction, is finetune/glue.py:sst2.original.
 """
 
 from bert_jax.config.finetuning import finetune, use_original_recipe
@@ -14,7 +14,7 @@ from bert_jax.errors import BadInput
 
 _PAIR = {'text': 'sentence1', 'text_pair': 'sentence2'}
 _SMALL = {'epochs': 20.0}  # below 10,000 examples
-_SMALLEST = {'epochs': 3.0}  # wnli is built so that learning more makes it worse
+_SMALLEST = {'epochs': 3.0}  # wnli gets worse with more training, by construction
 
 TASKS = {
     'cola': (
@@ -54,7 +54,7 @@ TASKS = {
 def get_config(variant: str = 'sst2'):
     name, _, recipe = variant.partition('.')
     if name not in TASKS or recipe not in ('', 'original'):
-        raise BadInput(f'variant {variant!r}', 'is not a task of GLUE', ', '.join(TASKS) + ', or one with .original')
+        raise BadInput(f'variant {variant!r}', 'is not a task of GLUE', ', '.join(TASKS) + '; or TASK.original')
     task, train = TASKS[name]
     config = finetune(task.get('kind', 'classification'))
     config.task.update(task)

@@ -1,9 +1,9 @@
-"""Named entities in CoNLL's format: a word a line, its tag in the last column, a blank line between sentences.
+"""Named entities in CoNLL format: one word per line, its tag in the last column, a blank line between sentences.
 
-    python -m bert_jax finetune --config=configs/finetune/ner.py --config.task.directory=conll2003 \
-        --config.init=models/mine --workdir=runs/ner
+    bert-jax finetune --config=finetune/ner.py --config.task.directory=conll2003 --config.init=models/mine \
+        --workdir=runs/ner
 
-The files are train.txt and valid.txt. Names are easier for a cased model.
+The files are train.txt and valid.txt. Names are easier to recognize for a cased model.
 """
 
 from bert_jax.config.finetuning import finetune

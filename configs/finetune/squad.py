@@ -1,11 +1,11 @@
-"""SQuAD v1.1 (Rajpurkar et al. 2016), or anything in its format; windows of 384 positions, 128 tokens apart.
+"""SQuAD v1.1 (Rajpurkar et al. 2016), or data in its format: windows of 384 positions that start 128 tokens apart.
 
-With `:v2` SQuAD 2.0 (Rajpurkar et al. 2018), whose questions may have no answer: train-v2.0.json and dev-v2.0.json.
+    bert-jax finetune --config=finetune/squad.py --config.task.directory=squad --config.init=models/mine \
+        --workdir=runs/squad
 
-    python -m bert_jax finetune --config=configs/finetune/squad.py --config.task.directory=squad \
-        --config.init=models/mine --workdir=runs/squad
-
-The files are train-v1.1.json and dev-v1.1.json. predictions-dev-v1.json is what the official scorer reads.
+The files are train-v1.1.json and dev-v1.1.json. The official scorer reads predictions-dev-v1.json. The variant `v2`
+(finetune/squad.py:v2) is SQuAD 2.0 (Rajpurkar et al. 2018), whose questions may have no answer; its files are
+train-v2.0.json and dev-v2.0.json.
 """
 
 from bert_jax.config.finetuning import finetune
@@ -16,7 +16,7 @@ VERSIONS = {'v1': 'v1.1', 'v2': 'v2.0'}
 
 def get_config(version='v1'):
     if version not in VERSIONS:
-        raise BadInput(f'squad.py:{version}', 'is no version of SQuAD', ' or '.join(VERSIONS))
+        raise BadInput(f'squad.py:{version}', 'is not a version of SQuAD', ' or '.join(VERSIONS))
     config = finetune('spans')
     config.task.train = f'squad:train-{VERSIONS[version]}.json'
     config.task.validation = f'squad:dev-{VERSIONS[version]}.json'

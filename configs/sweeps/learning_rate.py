@@ -1,9 +1,9 @@
-"""Four learning rates x two sizes on the demo's corpus, 120 steps each: which rates learn at all, in a few minutes.
+"""Four learning rates × two sizes on the demo corpus, 120 steps each: finds in minutes which rates learn at all.
 
-    python -m bert_jax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/learning_rate
+    bert-jax sweep --config=sweeps/learning_rate.py --workdir=runs/learning_rate
 
-`fixed`, `grid` and the others name fields as the command line does (--config.FIELD=VALUE); what a sweep file may hold
-stands in bert_jax/sweep/runs.py.
+`fixed` and `grid` name fields as the command line does (--config.FIELD=VALUE). bert_jax/sweep/runs.py lists everything
+that a sweep file may contain.
 """
 
 from ml_collections import ConfigDict
