@@ -4,10 +4,8 @@
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 
@@ -15,20 +13,15 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array, Inputs
+from bert_jax.model.layer_stack import Gather, run_layers
 from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, parameter, stack, truncated_normal
-from bert_jax.model.matmul import Count, Matmul, project
+from bert_jax.model.matmul import Count, Matmul
+from bert_jax.model.vocabulary import at_positions, padded_vocab_size, vocabulary_logits, word_embeddings
 
-VOCABULARY_MULTIPLE = 128
 _SLACK, _SMALL_MODEL = 4, 10_000_000  # parameters that `check_size` lets pass for each number, and in any case
 
 
 Build = Callable[[config.Model, int, nnx.Rngs], nnx.Module]  # a model from its sizes and its vocabulary size
-Gather = Callable[[nnx.State], nnx.State]  # the whole weights of a layer, from the parts that a device holds
-
-
-def padded_vocab_size(vocab_size: int) -> int:
-    """The vocabulary dim as stored: the next multiple of 128, whatever the mesh."""
-    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 class Embeddings(nnx.Module):
@@ -36,9 +29,7 @@ class Embeddings(nnx.Module):
 
     def __init__(self, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
         size, init = model.hidden_size, truncated_normal(model.initializer_range)
-        rows = padded_vocab_size(vocab_size)
-        real = jnp.arange(rows)[:, None] < vocab_size  # padding is 0: it adds nothing to a norm of the whole
-        self.word = parameter(jnp.where(real, init(rngs.params(), (rows, size)), 0.0), 'vocab', 'embed')
+        self.word = word_embeddings(vocab_size, size, model.initializer_range, rngs)
         self.position = parameter(init(rngs.params(), (model.max_positions, size)), 'positions', 'embed')
         self.token_type = parameter(init(rngs.params(), (2, size)), 'types', 'embed')
         self.norm = LayerNorm(size, model.layer_norm_eps, model.dtype)
@@ -70,27 +61,12 @@ class Encoder(nnx.Module):
 
         gather: applied to each layer's weights where they are used, and again in the backward pass.
         """
-        graph, stacked = nnx.split(self.layers)
 
-        def run(x: jax.Array, numbered: tuple) -> tuple[jax.Array, None]:
-            number, weights = numbered
-            weights = gather(weights) if gather else weights
-            return nnx.merge(graph, weights)(x, sequence_ids, key and key.at(number), is_packed), None
+        def apply(layer: EncoderLayer, x: jax.Array, index: jax.Array, _: None) -> jax.Array:
+            return layer(x, jnp.asarray(sequence_ids), key and key.at(index), is_packed)
 
-        layer: Callable[..., tuple[jax.Array, None]] = run
-        if self.remat != 'none' or gather:
-            keep = {'none': _keep_activations, 'dots': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims}
-            keep = keep.get(self.remat)
-            layer = jax.checkpoint(run, policy=keep, prevent_cse=not self.scan)
-        numbers = jnp.arange(1, self.num_layers + 1, dtype=jnp.uint32)
-        x, _ = jax.lax.scan(layer, x, (numbers, stacked), unroll=1 if self.scan else self.num_layers)
-        return x
-
-
-def _keep_activations(operation: jax.extend.core.Primitive, *_: Any, **__: Any) -> bool:
-    """What is kept of a layer for its backward pass where weights are gathered: all but whole weights, which are
-    gathered again (as they come, or cast to the dtype of the computation)."""
-    return operation.name not in ('all_gather', 'convert_element_type')
+        kinds = [None] * self.num_layers
+        return run_layers(self.layers, x, apply, kinds, remat=self.remat, scan=self.scan, gather=gather)
 
 
 class Bert(nnx.Module):
@@ -120,7 +96,7 @@ class Bert(nnx.Module):
 
     def pool(self, hidden: jax.Array, cls_positions: Array) -> jax.Array:
         """tanh of a dense layer over the [CLS] vectors: [B, L, D], [B, E] -> [B, E, D]."""
-        return jnp.tanh(self.pooler(_at_positions(hidden, cls_positions)))
+        return jnp.tanh(self.pooler(at_positions(hidden, cls_positions)))
 
 
 def new_pooler(model: config.Model, rngs: nnx.Rngs) -> Dense:
@@ -143,11 +119,9 @@ class BertForPreTraining(nnx.Module):
 
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
         """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
-        x = self.mlm_transform(_at_positions(hidden, positions))
-        x = self.mlm_norm(gelu(x))
+        x = self.mlm_transform(at_positions(hidden, positions))
         word = self.bert.embeddings.word[...]
-        bias = jnp.where(jnp.arange(word.shape[0]) < self.vocab_size, self.mlm_bias[...], -jnp.inf)
-        return project(x, word.T, bias, self.dtype, 'float32')
+        return vocabulary_logits(self.mlm_norm(gelu(x)), word, self.mlm_bias[...], self.vocab_size, self.dtype)
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> jax.Array:
         """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""
@@ -167,11 +141,6 @@ class BertForPreTraining(nnx.Module):
         """
         hidden = self.bert(inputs, key, is_packed=cls_positions.shape[1] > 1, gather=gather)
         return self.mlm_logits(hidden, masked_lm_positions), self.nsp_logits(hidden, cls_positions)
-
-
-def _at_positions(hidden: jax.Array, positions: Array) -> jax.Array:
-    """[B, L, D] at [B, P] -> [B, P, D]."""
-    return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
 def num_parameters(model: config.Model, vocab_size: int) -> int:

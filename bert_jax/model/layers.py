@@ -62,7 +62,7 @@ def stack(create: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.R
 
 
 class Dense(nnx.Module):
-    """x @ kernel + bias over the last dim."""
+    """x @ kernel + bias over the last dim; without the bias where `bias` is False."""
 
     def __init__(
         self,
@@ -73,29 +73,44 @@ class Dense(nnx.Module):
         dtype: str,
         rngs: nnx.Rngs,
         initializer: Callable[[float], nnx.Initializer] = truncated_normal,
+        bias: bool = True,
     ):
         self.kernel = parameter(initializer(stddev)(rngs.params(), (num_in, num_out)), *axes)
-        self.bias = parameter(jnp.zeros(num_out), axes[1])
+        self.bias = parameter(jnp.zeros(num_out), axes[1]) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return project(x, self.kernel[...], self.bias[...], self.dtype, self.dtype)
+        bias = None if self.bias is None else self.bias[...]
+        return project(x, self.kernel[...], bias, self.dtype, self.dtype)
 
 
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last dim, computed in float32 (Ba et al. 2016)."""
 
-    def __init__(self, num_features: int, eps: float, dtype: str):
+    def __init__(self, num_features: int, eps: float, dtype: str, bias: bool = True):
         self.scale = parameter(jnp.ones(num_features), 'norm')
-        self.bias = parameter(jnp.zeros(num_features), 'norm')
+        self.bias = parameter(jnp.zeros(num_features), 'norm') if bias else None
         self.eps, self.dtype = eps, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + self.eps)
-        return (normal * self.scale[...] + self.bias[...]).astype(self.dtype)
+        normal = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
+        return (normal if self.bias is None else normal + self.bias[...]).astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last dim, computed in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, num_features: int, eps: float, dtype: str):
+        self.scale = parameter(jnp.ones(num_features), 'norm')
+        self.eps, self.dtype = eps, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        normal = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
+        return (normal * self.scale[...]).astype(self.dtype)
 
 
 class SelfAttention(nnx.Module):

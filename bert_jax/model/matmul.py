@@ -16,27 +16,31 @@ from bert_jax.model.platform import target_platform
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def project(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
+def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, out_dtype: str) -> jax.Array:
     """x @ kernel + bias over the last dim, with factors in `dtype`.
 
     Args:
-      x: [T…, D].  kernel: [D, F].  bias: [F].  out_dtype: of the result, [T…, F].
+      x: [T…, D].  kernel: [D, F].  bias: [F], or None.  out_dtype: of the result, [T…, F].
     """
-    return _dot(x.astype(dtype), kernel.astype(dtype), 0, out_dtype) + bias.astype(out_dtype)
+    product = _dot(x.astype(dtype), kernel.astype(dtype), 0, out_dtype)
+    return product if bias is None else product + bias.astype(out_dtype)
 
 
-def _project_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: str, out_dtype: str) -> tuple:
-    return project(x, kernel, bias, dtype, out_dtype), (x, kernel)
+def _project_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, out_dtype: str) -> tuple:
+    return project(x, kernel, bias, dtype, out_dtype), (x, kernel, bias)
 
 
 def _project_backward(dtype: str, out_dtype: str, residuals: tuple, gradient: jax.Array) -> tuple:
-    x, kernel = residuals
+    x, kernel, bias = residuals
     gradient = gradient.astype(dtype)
     x_gradient = _dot(gradient, kernel.astype(dtype), 1, x.dtype)
     x, gradient = (factor.reshape(-1, factor.shape[-1]) for factor in (x.astype(dtype), gradient))
-    if target_platform() == 'cpu':
-        return x_gradient, cpu.kernel_gradient(x, gradient).astype(kernel.dtype), cpu.bias_gradient(gradient)
-    return x_gradient, (x.T @ gradient).astype(kernel.dtype), gradient.sum(axis=0, dtype=jnp.float32)
+    is_cpu = target_platform() == 'cpu'
+    kernel_gradient = cpu.kernel_gradient(x, gradient) if is_cpu else x.T @ gradient
+    bias_gradient = None
+    if bias is not None:
+        bias_gradient = cpu.bias_gradient(gradient) if is_cpu else gradient.sum(axis=0, dtype=jnp.float32)
+    return x_gradient, kernel_gradient.astype(kernel.dtype), bias_gradient
 
 
 project.defvjp(_project_forward, _project_backward)

@@ -1,0 +1,45 @@
+"""Word embeddings, and the logits of a decoder over the vocabulary.
+
+`B` rows, `L` positions, `D` hidden, `V` vocabulary (padded), `P` predictions per row.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bert_jax.model.inputs import Array
+from bert_jax.model.layers import parameter, truncated_normal
+from bert_jax.model.matmul import project
+
+VOCABULARY_MULTIPLE = 128
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """The vocabulary dim as stored: the next multiple of 128, whatever the mesh."""
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def word_embeddings(vocab_size: int, size: int, stddev: float, rngs: nnx.Rngs) -> nnx.Param:
+    """[V, D]; rows that only pad the vocabulary are 0, so that they add nothing to a norm of the whole."""
+    rows = padded_vocab_size(vocab_size)
+    values = truncated_normal(stddev)(rngs.params(), (rows, size))
+    return parameter(jnp.where(jnp.arange(rows)[:, None] < vocab_size, values, 0.0), 'vocab', 'embed')
+
+
+def vocabulary_logits(
+    x: jax.Array, decoder: jax.Array, bias: jax.Array | None, vocab_size: int, dtype: str
+) -> jax.Array:
+    """float32 logits [B, P, V] of [B, P, D]; -inf in the padding of V.
+
+    Args:
+      decoder: [V, D].  bias: [V], or None.
+      vocab_size: unpadded.  dtype: of the factors of the matmul.
+    """
+    bias = jnp.zeros(len(decoder)) if bias is None else bias
+    bias = jnp.where(jnp.arange(len(decoder)) < vocab_size, bias, -jnp.inf)
+    return project(x, decoder.T, bias, dtype, 'float32')
+
+
+def at_positions(hidden: jax.Array, positions: Array) -> jax.Array:
+    """[B, L, D] at [B, P] -> [B, P, D]."""
+    return jnp.take_along_axis(hidden, positions[..., None], axis=1)

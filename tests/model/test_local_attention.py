@@ -1,0 +1,60 @@
+"""Attention in blocks equals the reference with a window's mask, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.local_attention import attend_locally
+
+ROWS, NUM_HEADS, HEAD_SIZE = 2, 3, 8
+
+
+def _masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, ids: np.ndarray, radius: int) -> jax.Array:
+    """Every score of a row, those out of sight left out of the softmax."""
+    q, k, v = (x.reshape(*x.shape[:2], NUM_HEADS, HEAD_SIZE).transpose(0, 2, 1, 3) for x in (q, k, v))
+    position = np.arange(ids.shape[1])
+    sees = np.abs(position[:, None] - position) <= radius
+    sees = sees & (ids[:, :, None] == ids[:, None, :]) & (ids[:, None, :] > 0)
+    scores = jnp.where(sees[:, None], q @ k.swapaxes(2, 3) / HEAD_SIZE**0.5, -1e30)
+    return (jax.nn.softmax(scores, axis=-1) @ v).transpose(0, 2, 1, 3).reshape(*ids.shape, -1)
+
+
+@pytest.mark.parametrize('length, radius', [(24, 4), (25, 4), (7, 4), (40, 1), (33, 16), (16, 15)])
+def test_values_and_gradients_equal_masked_attention(length: int, radius: int) -> None:
+    rng = np.random.default_rng(length)
+    q, k, v, upstream = (
+        rng.standard_normal((ROWS, length, NUM_HEADS * HEAD_SIZE)).astype(np.float32) for _ in range(4)
+    )
+    ids = np.stack((np.repeat([1, 2], [length // 3, length - length // 3]), np.where(np.arange(length) < 5, 1, 0)))
+    upstream = upstream * (ids > 0)[..., None]  # the result at padding is undefined
+
+    def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return (attend_locally(q, k, v, ids, NUM_HEADS, radius, 0.0, None, 1) * upstream).sum()
+
+    def expected(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return (_masked_attention(q, k, v, ids, radius) * upstream).sum()
+
+    found = attend_locally(q, k, v, ids, NUM_HEADS, radius, 0.0, None, 1)
+    assert jnp.isfinite(found).all()
+    np.testing.assert_allclose(
+        found * (ids > 0)[..., None], _masked_attention(q, k, v, ids, radius) * (ids > 0)[..., None], atol=2e-6
+    )
+    for a, b in zip(jax.grad(ours, (0, 1, 2))(q, k, v), jax.grad(expected, (0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_dropout_keeps_the_mean_and_depends_on_the_row_alone() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((8, 64, NUM_HEADS * HEAD_SIZE)).astype(np.float32) for _ in range(3))
+    ids = np.ones((8, 64), np.int32)
+
+    def run(rows: slice, base: int) -> jax.Array:
+        key = DropoutKey(jnp.uint32(base), jnp.arange(8, dtype=jnp.uint32)[rows])
+        return attend_locally(q[rows], k[rows], v[rows], ids[rows], NUM_HEADS, 8, 0.2, key, 1)
+
+    np.testing.assert_array_equal(run(slice(None), 3)[2:4], run(slice(2, 4), 3))
+    mean = np.mean([run(slice(None), base) for base in range(200)], axis=0)
+    exact = attend_locally(q, k, v, ids, NUM_HEADS, 8, 0.2, None, 1)
+    assert abs(float((mean - exact).mean())) < 1e-3 and np.abs(mean - exact).max() < 0.25
