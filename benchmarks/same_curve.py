@@ -92,7 +92,7 @@ def start(case: Case, steps: int, **model: int) -> tuple[Any, Callable, Callable
     from bert_jax.train.program import build_program
 
     sizes = {'num_layers': 2, 'hidden_size': 64, 'num_heads': 8, 'intermediate_size': 128} | model
-    model = config.Model(**sizes, max_positions=LENGTH)
+    model = config.Bert(**sizes, max_positions=LENGTH)
     train = config.Train(
         steps=steps, global_batch_size=BATCH, microbatches=case.microbatches, reduction=case.reduction, seed=SEED
     )

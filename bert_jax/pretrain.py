@@ -22,7 +22,7 @@ from bert_jax.evaluation.fill_in import Examples, FillIn
 from bert_jax.evaluation.held_out import HeldOut
 from bert_jax.evaluation.probe import Probe, open_sets
 from bert_jax.loop import TrainingRun, begin, fit
-from bert_jax.model.bert import num_parameters
+from bert_jax.model.family import num_parameters
 from bert_jax.pretrained.initialize import pretraining_start
 from bert_jax.pretrained.load import Pretrained, from_params
 from bert_jax.pretrained.provenance import Provenance, of_run

@@ -144,7 +144,7 @@ def _initial_model(config: Config, corpus: Corpus, workdir: str | None) -> Itera
 
 def _disk(config: Config, vocab_size: int, workdir: str | None) -> Iterator[Problem]:
     """Whether the checkpoints that a run keeps, and one being written, fit where the workdir lies."""
-    from bert_jax.model.bert import num_parameters
+    from bert_jax.model.family import num_parameters
 
     place = Path(workdir or '.').absolute()
     while not place.exists():

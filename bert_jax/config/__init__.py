@@ -1,6 +1,7 @@
 """Settings: what a config file and the command line may say, checked and frozen before anything else happens."""
 
 from bert_jax.config.checks import check_exact, check_mesh, check_model, check_probes
+from bert_jax.config.families import FAMILIES, Bert, EuroBert, Model, ModernBert
 from bert_jax.config.names import field_names, unknown_field
 from bert_jax.config.phases import phase_at, positions_trained
 from bert_jax.config.pretraining import (
@@ -10,7 +11,6 @@ from bert_jax.config.pretraining import (
     Data,
     Masking,
     Mesh,
-    Model,
     Optimizer,
     Phase,
     Probe,
@@ -26,14 +26,18 @@ from bert_jax.config.resolve import resolve
 from bert_jax.config.sizes import SIZES, bert
 
 __all__ = [
+    'FAMILIES',
     'SIZES',
     'SOURCE_KINDS',
+    'Bert',
     'Card',
     'Config',
     'Data',
+    'EuroBert',
     'Masking',
     'Mesh',
     'Model',
+    'ModernBert',
     'Optimizer',
     'Phase',
     'Probe',

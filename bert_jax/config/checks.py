@@ -3,12 +3,13 @@
 import dataclasses
 import math
 
-from bert_jax.config.pretraining import Config, Mesh, Model, Probe, Train, is_records, sources
+from bert_jax.config.families import Model
+from bert_jax.config.pretraining import Config, Mesh, Probe, Train, is_records, sources
 from bert_jax.errors import BadInput
 
 
 def check_model(model: Model) -> None:
-    """Raises `BadInput` when the heads do not divide the hidden size."""
+    """Raises `BadInput` when the heads do not divide the hidden size, or the family's own fields do not fit."""
     if model.hidden_size % model.num_heads:
         small = [h for h in range(1, math.isqrt(model.hidden_size) + 1) if model.hidden_size % h == 0]
         works = {*small, *(model.hidden_size // h for h in small)}
@@ -18,6 +19,7 @@ def check_model(model: Model) -> None:
             f'is {model.num_heads}, which does not divide hidden_size={model.hidden_size}',
             f'a divisor of {model.hidden_size}, for example {", ".join(map(str, sorted(near)))}',
         )
+    model.check()
 
 
 def check_probes(probe_every: int, probe: Probe) -> None:

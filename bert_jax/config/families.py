@@ -1,15 +1,61 @@
-"""The model sections of the encoder families other than BERT; `model.family` selects one.
+"""The encoder families: one model section for each; `model.family` selects it.
 
-Fields that a family shares with BERT have BERT's names; all others have the names of `transformers`.
+Fields that all families have are those of `Model`. Others have the names of `transformers` where it has one.
 """
 
 import dataclasses
 from typing import Any, ClassVar
 
 from bert_jax.config.fields import Role, as_in, at_least, fraction, setting
-from bert_jax.config.pretraining import Model
+from bert_jax.errors import BadInput
 
 FULL, SLIDING = 'full_attention', 'sliding_attention'
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What every encoder has. The vocabulary size comes from the tokenizer."""
+
+    ROLE: ClassVar[Role] = Role.IDENTITY
+
+    family: str = ''
+    num_layers: int = at_least(12, 1, Role.SHAPES)
+    hidden_size: int = at_least(768, 1, Role.SHAPES)  # D
+    num_heads: int = at_least(12, 1, Role.SHAPES)  # H
+    intermediate_size: int = at_least(3072, 1, Role.SHAPES)
+    max_positions: int = at_least(512, 8, Role.SHAPES)
+    initializer_range: float = setting(0.02, 'a number above 0', lambda value: value > 0)
+    dtype: str = setting('float32', choices=('float32', 'bfloat16'))  # of the computation; parameters are float32
+    remat: str = setting('none', choices=('none', 'dots', 'full'), role=Role.EXECUTION)
+    # 'fused': the scores stay on the chip (TPU, GPU); auto: wherever the shapes suit, see `model/attention.py`
+    attention: str = setting('auto', choices=('auto', 'plain', 'fused'), role=Role.EXECUTION)
+    scan_layers: bool = setting(True, role=Role.EXECUTION)  # one compiled layer, looped over; False: unrolled
+
+    def check(self) -> None:
+        """Checks what concerns more than one field.
+
+        Raises:
+          BadInput: names the field.
+        """
+
+    @property
+    def drops_attention_weights(self) -> bool:
+        """Whether training drops attention weights, which not every kernel can do."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Bert(Model):
+    """BERT (Devlin et al. 2019)."""
+
+    family: str = setting('bert', choices=('bert',), role=Role.IDENTITY_IF_SET)
+    dropout_rate: float = fraction(0.1)
+    attention_dropout_rate: float = fraction(0.1)
+    layer_norm_eps: float = setting(1e-12, 'a number above 0', lambda value: value > 0)
+
+    @property
+    def drops_attention_weights(self) -> bool:
+        return self.attention_dropout_rate > 0
 
 
 def _are_layer_types(value: Any) -> bool:
@@ -17,19 +63,15 @@ def _are_layer_types(value: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModernBert:
+class ModernBert(Model):
     """ModernBERT (Warner et al. 2024, arXiv 2412.13663), also the architecture of Ettin and mmBERT."""
 
-    ROLE: ClassVar[Role] = Role.IDENTITY
-
     family: str = setting('modernbert', choices=('modernbert',), role=Role.SHAPES)
-    num_layers: int = at_least(22, 1, Role.SHAPES)
-    hidden_size: int = as_in(Model, 'hidden_size')
-    num_heads: int = as_in(Model, 'num_heads')
-    intermediate_size: int = at_least(1152, 1, Role.SHAPES)
+    num_layers: int = as_in(Model, 'num_layers', 22)
+    intermediate_size: int = as_in(Model, 'intermediate_size', 1152)
     max_positions: int = at_least(8192, 8)
     global_attn_every_n_layers: int = at_least(3, 1)
-    # one of 'full_attention', 'sliding_attention' per layer; () follows global_attn_every_n_layers
+    # 'full_attention' or 'sliding_attention' for each layer; () follows global_attn_every_n_layers
     layer_types: tuple = setting((), f'a tuple of {FULL!r} and {SLIDING!r}', _are_layer_types)
     local_attention: int = at_least(128, 2)  # window of sliding layers: local_attention // 2 positions to either side
     global_rope_theta: float = at_least(160_000.0, 1)
@@ -42,42 +84,62 @@ class ModernBert:
     embedding_dropout: float = fraction(0.0)
     attention_dropout: float = fraction(0.0)  # of the attention weights, and of the output of attention
     mlp_dropout: float = fraction(0.0)
-    initializer_range: float = as_in(Model, 'initializer_range')
-    norm_eps: float = as_in(Model, 'layer_norm_eps', 1e-5)
-    dtype: str = as_in(Model, 'dtype')
-    remat: str = as_in(Model, 'remat')
-    attention: str = as_in(Model, 'attention')
-    scan_layers: bool = as_in(Model, 'scan_layers')
+    norm_eps: float = as_in(Bert, 'layer_norm_eps', 1e-5)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The type of attention of every layer."""
+        """The type of attention of each layer."""
         every = self.global_attn_every_n_layers
         return self.layer_types or tuple(SLIDING if layer % every else FULL for layer in range(self.num_layers))
 
+    def check(self) -> None:
+        if self.layer_types and len(self.layer_types) != self.num_layers:
+            found = f'has {len(self.layer_types)} layer types'
+            expected = f'one for each of the {self.num_layers} layers'
+            raise BadInput('config.model.layer_types', found, expected, '() follows model.global_attn_every_n_layers')
+        _check_rotated_heads(self)
+
+    @property
+    def drops_attention_weights(self) -> bool:
+        return self.attention_dropout > 0
+
 
 @dataclasses.dataclass(frozen=True)
-class EuroBert:
+class EuroBert(Model):
     """EuroBERT (Boizard et al. 2025, arXiv 2503.05500)."""
 
-    ROLE: ClassVar[Role] = Role.IDENTITY
-
     family: str = setting('eurobert', choices=('eurobert',), role=Role.SHAPES)
-    num_layers: int = as_in(Model, 'num_layers')
-    hidden_size: int = as_in(Model, 'hidden_size')
-    num_heads: int = as_in(Model, 'num_heads')
     # key and value heads, each shared by num_heads / num_key_value_heads query heads; 0: as many as num_heads
     num_key_value_heads: int = at_least(0, 0, Role.SHAPES)
-    intermediate_size: int = as_in(Model, 'intermediate_size')
     max_positions: int = at_least(8192, 8)
     rope_theta: float = at_least(250_000.0, 1)
     attention_bias: bool = setting(False, role=Role.SHAPES)
     mlp_bias: bool = setting(False, role=Role.SHAPES)
     tie_word_embeddings: bool = setting(False, role=Role.SHAPES)
     attention_dropout: float = fraction(0.0)
-    initializer_range: float = as_in(Model, 'initializer_range')
-    rms_norm_eps: float = as_in(Model, 'layer_norm_eps', 1e-5)
-    dtype: str = as_in(Model, 'dtype')
-    remat: str = as_in(Model, 'remat')
-    attention: str = as_in(Model, 'attention')
-    scan_layers: bool = as_in(Model, 'scan_layers')
+    rms_norm_eps: float = as_in(Bert, 'layer_norm_eps', 1e-5)
+
+    def check(self) -> None:
+        if self.num_key_value_heads and self.num_heads % self.num_key_value_heads:
+            raise BadInput(
+                'config.model.num_key_value_heads',
+                f'is {self.num_key_value_heads}, which does not divide num_heads={self.num_heads}',
+                f'a divisor of {self.num_heads}, or 0 for as many',
+            )
+        _check_rotated_heads(self)
+
+    @property
+    def drops_attention_weights(self) -> bool:
+        return self.attention_dropout > 0
+
+
+def _check_rotated_heads(model: Model) -> None:
+    if model.hidden_size // model.num_heads % 2:
+        raise BadInput(
+            'config.model.num_heads',
+            f'is {model.num_heads}: heads of {model.hidden_size // model.num_heads} cannot be rotated in pairs',
+            'heads of an even size',
+        )
+
+
+FAMILIES: dict[str, type[Model]] = {'bert': Bert, 'modernbert': ModernBert, 'eurobert': EuroBert}

@@ -140,8 +140,8 @@ def without_places_to_write(section: type[Any], values: dict[str, Any]) -> tuple
     kept, left_out = dict(values), {}
     for field in dataclasses.fields(section):
         value = values.get(field.name)
-        if dataclasses.is_dataclass(field.type) and isinstance(value, dict):
-            kept[field.name], inner = without_places_to_write(typing.cast(type, field.type), value)
+        if (inner_section := section_of(field)) is not None and isinstance(value, dict):
+            kept[field.name], inner = without_places_to_write(inner_section, value)
             left_out |= {f'{field.name}.{name}': each for name, each in inner.items()}
         elif field.metadata.get('is_written') and field.name in values:
             del kept[field.name]
@@ -165,6 +165,22 @@ def as_in(section: type[Any], name: str, default: Any = dataclasses.MISSING):
     field = section.__dataclass_fields__[name]
     default = field.default if default is dataclasses.MISSING else default
     return dataclasses.field(default=default, metadata=field.metadata)
+
+
+def variants(default: Any, sections: Mapping[str, type[Any]], by: str) -> Any:
+    """A field that holds one of several sections.
+
+    Args:
+      sections: by the value of their field `by`, which selects one; `default` is of one of them.
+    """
+    return dataclasses.field(default=default, metadata={'variants': sections, 'by': by})
+
+
+def section_of(field: dataclasses.Field) -> type[Any] | None:
+    """The section that a field holds, by default where there are variants; None for a single value."""
+    if 'variants' in field.metadata:
+        return type(field.default)
+    return typing.cast(type, field.type) if dataclasses.is_dataclass(field.type) else None
 
 
 def config_dict_of(section: Any) -> ConfigDict:
@@ -199,6 +215,28 @@ def _parsed_tuple(text: str, path: str) -> Any:
         raise BadInput(f'config.{path}', f'is {text!r}', expected) from None
 
 
+def _resolve_inner(
+    field: dataclasses.Field, section: type[Any], values: Any, path: str, unknown: Callable[[str], BadInput]
+) -> Any:
+    sections, by = field.metadata.get('variants'), field.metadata.get('by')
+    if not sections or not isinstance(values, dict) or by not in values:  # the default, or no section at all
+        return resolve_section(section, values, path + '.', unknown)
+    chosen = values[by]
+    if not isinstance(chosen, str) or chosen not in sections:
+        where, names = f'config.{path}.{by}', ', '.join(sections)
+        raise BadInput(where, f'is {chosen!r}', f'one of {names}', nearest(str(chosen), sections))
+    if sections[chosen] is section:
+        return resolve_section(section, values, path + '.', unknown)
+    names = [each.name for each in dataclasses.fields(sections[chosen])]
+
+    def unknown_here(name: str) -> BadInput:
+        leaf = name.rpartition('.')[2]
+        fix = nearest(leaf, names) or f'start from a config of {chosen}, such as configs/{chosen}.py'
+        return BadInput(f'config.{name}', f'is not a field of {by} {chosen!r}', ', '.join(names), fix)
+
+    return resolve_section(sections[chosen], values, path + '.', unknown_here)
+
+
 def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Callable[[str], BadInput]) -> Any:
     """Values by name -> a frozen section, and the sections in it.
 
@@ -220,8 +258,8 @@ def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Calla
         if name not in values:
             continue
         path, value = f'{prefix}{name}', values[name]
-        if dataclasses.is_dataclass(field.type):
-            resolved[name] = resolve_section(typing.cast(type, field.type), value, path + '.', unknown)
+        if (inner := section_of(field)) is not None:
+            resolved[name] = _resolve_inner(field, inner, value, path, unknown)
             continue
         if field.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)

@@ -5,6 +5,7 @@ import difflib
 import re
 import typing
 
+from bert_jax.config.fields import section_of
 from bert_jax.config.pretraining import Config, Phase
 from bert_jax.errors import BadInput
 
@@ -26,7 +27,7 @@ def unknown_field(path: str, root: type[typing.Any] | None = None) -> BadInput:
 def field_names(section: type[typing.Any] = Config, prefix: str = '') -> typing.Iterator[str]:
     """Dotted names of all fields, for example `train.steps`."""
     for field in dataclasses.fields(section):
-        if dataclasses.is_dataclass(field.type):
-            yield from field_names(typing.cast(type, field.type), f'{prefix}{field.name}.')
+        if (inner := section_of(field)) is not None:
+            yield from field_names(inner, f'{prefix}{field.name}.')
         else:
             yield prefix + field.name

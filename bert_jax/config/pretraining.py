@@ -13,7 +13,8 @@ import functools
 import re
 from typing import Any, ClassVar, TypeGuard
 
-from bert_jax.config.fields import Role, as_in, at_least, fraction, setting
+from bert_jax.config.families import FAMILIES, Bert, Model
+from bert_jax.config.fields import Role, as_in, at_least, fraction, setting, variants
 
 SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds', 'tfrecord')
 
@@ -171,28 +172,6 @@ class Tokenizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """The encoder. The vocabulary size comes from the tokenizer."""
-
-    ROLE: ClassVar[Role] = Role.IDENTITY
-
-    num_layers: int = at_least(12, 1, Role.SHAPES)
-    hidden_size: int = at_least(768, 1, Role.SHAPES)  # D
-    num_heads: int = at_least(12, 1, Role.SHAPES)  # H
-    intermediate_size: int = at_least(3072, 1, Role.SHAPES)
-    max_positions: int = at_least(512, 8, Role.SHAPES)
-    dropout_rate: float = fraction(0.1)
-    attention_dropout_rate: float = fraction(0.1)
-    initializer_range: float = setting(0.02, 'a number above 0', lambda value: value > 0)
-    layer_norm_eps: float = setting(1e-12, 'a number above 0', lambda value: value > 0)
-    dtype: str = setting('float32', choices=('float32', 'bfloat16'))  # of the computation; parameters are float32
-    remat: str = setting('none', choices=('none', 'dots', 'full'), role=Role.EXECUTION)
-    # 'fused': the scores stay on the chip (TPU, GPU); auto: wherever the shapes suit, see `model/attention.py`
-    attention: str = setting('auto', choices=('auto', 'plain', 'fused'), role=Role.EXECUTION)
-    scan_layers: bool = setting(True, role=Role.EXECUTION)  # one compiled layer, looped over; False: unrolled
-
-
-@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """The optimisers and schedules of `train/optimizer.py`; no decay on biases and layer norms."""
 
@@ -332,7 +311,7 @@ class Config:
 
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
-    model: Model = Model()
+    model: Model = variants(Bert(), FAMILIES, by='family')
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     probe: Probe = Probe()

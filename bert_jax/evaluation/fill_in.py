@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from bert_jax.console import say
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
-from bert_jax.model.bert import BertForPreTraining, Gather
+from bert_jax.model.family import PretrainingModel
 from bert_jax.model.inputs import Array, Inputs
+from bert_jax.model.layer_stack import Gather
 from bert_jax.runtime.mesh import BATCH_AXES, batch_sharding
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
@@ -100,11 +101,9 @@ def _batch(
     return jax.tree.map(lambda array: place(array, batch_sharding(mesh)), _Sentences(input_ids, present, positions))
 
 
-def _best_fillers(
-    model: BertForPreTraining, sentences: _Sentences, gather: Gather | None
-) -> tuple[jax.Array, jax.Array]:
+def _best_fillers(model: PretrainingModel, sentences: _Sentences, gather: Gather | None) -> tuple[jax.Array, jax.Array]:
     """(scores, token ids), [N, P, K] each."""
     ids = sentences.input_ids
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    hidden = model.bert(Inputs(ids, jnp.zeros_like(ids), sentences.present, positions), gather=gather)
+    hidden = model.encode(Inputs(ids, jnp.zeros_like(ids), sentences.present, positions), gather=gather)
     return tuple(jax.lax.top_k(jax.nn.softmax(model.mlm_logits(hidden, sentences.masks)), _NUM_FILLERS))

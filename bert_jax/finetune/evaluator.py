@@ -18,7 +18,7 @@ from bert_jax.finetune.metrics import shown
 from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, choose_examples_per_row, round_up
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.tasks import TaskData
-from bert_jax.model.bert import Gather
+from bert_jax.model.layer_stack import Gather
 
 
 @dataclasses.dataclass(frozen=True)

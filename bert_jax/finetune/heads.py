@@ -15,9 +15,10 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.config.finetuning import Task
 from bert_jax.finetune.rows import TaskBatch
-from bert_jax.model.bert import Bert, Gather
+from bert_jax.model.bert import Bert
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array
+from bert_jax.model.layer_stack import Gather
 from bert_jax.model.layers import Dense, truncated_normal
 from bert_jax.model.losses import cross_entropy
 from bert_jax.train.objective import Objective, mean
@@ -43,7 +44,7 @@ class BertForTask(nnx.Module):
     """
 
     def __init__(
-        self, kind: str, num_outputs: int, initializer: str, model: config.Model, vocab_size: int, rngs: nnx.Rngs
+        self, kind: str, num_outputs: int, initializer: str, model: config.Bert, vocab_size: int, rngs: nnx.Rngs
     ):
         """Args: kind, of the task; num_outputs, C; initializer, as of `new_head`."""
         self.bert = Bert(model, vocab_size, rngs)

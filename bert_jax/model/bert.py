@@ -3,14 +3,11 @@
 `B` rows, `L` positions, `D` hidden, `V` vocabulary (padded), `P` predictions and `E` sequences per row, `N` layers.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.errors import BadInput
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather, run_layers
@@ -18,16 +15,11 @@ from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, paramete
 from bert_jax.model.matmul import Count, Matmul
 from bert_jax.model.vocabulary import at_positions, padded_vocab_size, vocabulary_logits, word_embeddings
 
-_SLACK, _SMALL_MODEL = 4, 10_000_000  # parameters that `check_size` lets pass for each number, and in any case
-
-
-Build = Callable[[config.Model, int, nnx.Rngs], nnx.Module]  # a model from its sizes and its vocabulary size
-
 
 class Embeddings(nnx.Module):
     """Word, position and token-type embeddings, summed, normalised, dropped out."""
 
-    def __init__(self, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
+    def __init__(self, model: config.Bert, vocab_size: int, rngs: nnx.Rngs):
         size, init = model.hidden_size, truncated_normal(model.initializer_range)
         self.word = word_embeddings(vocab_size, size, model.initializer_range, rngs)
         self.position = parameter(init(rngs.params(), (model.max_positions, size)), 'positions', 'embed')
@@ -45,7 +37,7 @@ class Embeddings(nnx.Module):
 class Encoder(nnx.Module):
     """N layers whose parameters are stacked along a first dim, run by one `jax.lax.scan` or unrolled."""
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+    def __init__(self, model: config.Bert, rngs: nnx.Rngs):
         self.layers = stack(lambda rngs: EncoderLayer(model, rngs), model.num_layers, rngs)
         self.num_layers, self.remat, self.scan = model.num_layers, model.remat, model.scan_layers
 
@@ -72,7 +64,7 @@ class Encoder(nnx.Module):
 class Bert(nnx.Module):
     """The encoder with its pooler."""
 
-    def __init__(self, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
+    def __init__(self, model: config.Bert, vocab_size: int, rngs: nnx.Rngs):
         """Args: vocab_size, unpadded, from the tokenizer."""
         self.embeddings = Embeddings(model, vocab_size, rngs)
         self.encoder = Encoder(model, rngs)
@@ -99,7 +91,7 @@ class Bert(nnx.Module):
         return jnp.tanh(self.pooler(at_positions(hidden, cls_positions)))
 
 
-def new_pooler(model: config.Model, rngs: nnx.Rngs) -> Dense:
+def new_pooler(model: config.Bert, rngs: nnx.Rngs) -> Dense:
     """The dense layer of `Bert.pool`, as it is drawn."""
     size = model.hidden_size
     return Dense(size, size, ('embed', 'pooled'), model.initializer_range, model.dtype, rngs)
@@ -108,7 +100,7 @@ def new_pooler(model: config.Model, rngs: nnx.Rngs) -> Dense:
 class BertForPreTraining(nnx.Module):
     """BERT with its masked-LM head (decoder tied to the word embeddings) and its next-sentence head."""
 
-    def __init__(self, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
+    def __init__(self, model: config.Bert, vocab_size: int, rngs: nnx.Rngs):
         size, stddev, dtype = model.hidden_size, model.initializer_range, model.dtype
         self.bert = Bert(model, vocab_size, rngs)
         self.mlm_transform = Dense(size, size, ('embed', 'pooled'), stddev, dtype, rngs)
@@ -116,6 +108,16 @@ class BertForPreTraining(nnx.Module):
         self.mlm_bias = parameter(jnp.zeros(padded_vocab_size(vocab_size)), 'vocab')
         self.nsp = Dense(size, 2, ('embed', 'labels'), stddev, 'float32', rngs)
         self.vocab_size, self.dtype = vocab_size, dtype
+
+    def encode(
+        self,
+        inputs: Inputs,
+        key: DropoutKey | None = None,
+        is_packed: bool = True,
+        gather: Gather | None = None,
+    ) -> jax.Array:
+        """Contextual vectors [B, L, D]; arguments as of `Bert`."""
+        return self.bert(inputs, key, is_packed, gather)
 
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
         """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
@@ -127,57 +129,9 @@ class BertForPreTraining(nnx.Module):
         """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""
         return self.nsp(self.bert.pool(hidden, cls_positions).astype(jnp.float32))
 
-    def __call__(
-        self,
-        inputs: Inputs,
-        masked_lm_positions: Array,
-        cls_positions: Array,
-        key: DropoutKey | None = None,
-        gather: Gather | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """(MLM logits [B, P, V], NSP logits [B, E, 2]), both float32; positions are [B, P] and [B, E] int32.
-
-        gather: as of `Encoder`.
-        """
-        hidden = self.bert(inputs, key, is_packed=cls_positions.shape[1] > 1, gather=gather)
-        return self.mlm_logits(hidden, masked_lm_positions), self.nsp_logits(hidden, cls_positions)
-
-
-def num_parameters(model: config.Model, vocab_size: int) -> int:
-    """Parameters of `BertForPreTraining`, padding of the vocabulary left out."""
-    shapes = nnx.eval_shape(lambda: BertForPreTraining(model, vocab_size, nnx.Rngs(0)))
-    total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
-    return total - (padded_vocab_size(vocab_size) - vocab_size) * (model.hidden_size + 1)
-
-
-def encoder_size(model: config.Model, vocab_size: int) -> int:
-    """About how many parameters the encoder has, in biases and norms less than `num_parameters`; builds nothing."""
-    D, I = model.hidden_size, model.intermediate_size  # noqa: E741
-    return model.num_layers * (4 * D * D + 2 * D * I) + (vocab_size + model.max_positions) * D
-
-
-def check_size(model: config.Model, vocab_size: int, num_elements: int, where: str, holds: str) -> None:
-    """Checks the sizes of a model from somebody else's config against its weights, before anything is built.
-
-    Weights of another shape are reported by whoever reads them. This is for sizes that no memory would hold.
-
-    Args:
-      num_elements: of all weights that come with the config.
-      where: the directory of the config.
-      holds: the file or directory of the weights.
-
-    Raises:
-      BadInput: when the encoder is far larger than its weights.
-    """
-    size = encoder_size(model, vocab_size)
-    if size > _SLACK * num_elements + _SMALL_MODEL:
-        sizes = f'{model.num_layers:,} layers, hidden size {model.hidden_size:,}, {vocab_size:,} tokens'
-        found = f'its config describes an encoder of {size:,} parameters ({sizes})'
-        raise BadInput(where, found, f'at most the {num_elements:,} numbers in {holds}', 'the config of these weights')
-
 
 def matmuls(
-    model: config.Model,
+    model: config.Bert,
     vocab_size: int,
     *,
     rows: int,
@@ -187,14 +141,7 @@ def matmuls(
     sequences: Count,
     tensor: int = 1,
 ) -> list[Matmul]:
-    """The matmuls of one forward pass of `BertForPreTraining`, the one list that all counts of work derive from.
-
-    Args:
-      vocab_size: columns of the vocabulary projection, padded or not.
-      length: positions of a row.  visible_length: of them, those that a position attends to.
-      predictions: slots of the masked-LM head in all rows.  sequences: slots of the pooler in all rows.
-      tensor: devices that heads, intermediate layer and vocabulary are split over; the matmuls are those of one.
-    """
+    """The matmuls of one forward pass; see `family.matmuls`."""
     layers, size, tokens = model.num_layers, model.hidden_size, rows * length
     inner, num_heads = model.intermediate_size // tensor, model.num_heads // tensor
     head_size = size // model.num_heads
@@ -211,3 +158,14 @@ def matmuls(
         Matmul('pooler', 1, sequences, size, size, 1),
         Matmul('next-sentence logits', 1, sequences, size, 2, 1),
     ]
+
+
+def kept_per_token(model: config.Bert, activation_bytes: int, tensor: int) -> float:
+    """Bytes that a layer keeps of a token for the backward pass, without its attention scores.
+
+    The inputs of six matmuls, the intermediate values before and after gelu, the float32 values of two layer norms, and
+    two dropout masks: read off compiled programs of this model.
+    """
+    size, a = model.hidden_size, activation_bytes
+    masks = 2 * size * bool(model.dropout_rate)
+    return size * (2 * a + 4 * a / tensor + 24) + 2 * a * model.intermediate_size / tensor + masks

@@ -4,6 +4,7 @@
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,16 @@ from bert_jax.model.dropout import DropoutKey
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather, run_layers
 from bert_jax.model.layers import RMSNorm, parameter, stack
-from bert_jax.model.pre_norm import GatedMlp, PreNormLayer, RotaryAttention, Sizes
+from bert_jax.model.matmul import Matmul
+from bert_jax.model.pre_norm import (
+    GatedMlp,
+    PreNormLayer,
+    RotaryAttention,
+    Sizes,
+    layer_kept_per_token,
+    layer_matmuls,
+    vocabulary_matmul,
+)
 from bert_jax.model.rotary import rotations
 from bert_jax.model.vocabulary import at_positions, padded_vocab_size, vocabulary_logits, word_embeddings
 
@@ -60,7 +70,7 @@ def _new_layer(model: EuroBert, rngs: nnx.Rngs) -> PreNormLayer:
         hidden=model.hidden_size,
         intermediate=model.intermediate_size,
         num_heads=model.num_heads,
-        num_kv_heads=model.num_key_value_heads or model.num_heads,
+        num_kv_heads=_num_kv_heads(model),
         in_stddev=model.initializer_range,
         out_stddev=model.initializer_range,
         dtype=model.dtype,
@@ -86,6 +96,16 @@ class EuroBertForMaskedLM(nnx.Module):
         self.decoder_bias = parameter(bias, 'vocab') if model.mlp_bias else None
         self.vocab_size, self.dtype = vocab_size, model.dtype
 
+    def encode(
+        self,
+        inputs: Inputs,
+        key: DropoutKey | None = None,
+        is_packed: bool = True,
+        gather: Gather | None = None,
+    ) -> jax.Array:
+        """Contextual vectors [B, L, D]; arguments as of the encoder."""
+        return self.encoder(inputs, key, is_packed, gather)
+
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
         """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
         decoder = self.encoder.word if self.decoder is None else self.decoder
@@ -93,17 +113,20 @@ class EuroBertForMaskedLM(nnx.Module):
         x = at_positions(hidden, positions)
         return vocabulary_logits(x, decoder[...], bias, self.vocab_size, self.dtype)
 
-    def __call__(
-        self,
-        inputs: Inputs,
-        masked_lm_positions: Array,
-        cls_positions: Array,
-        key: DropoutKey | None = None,
-        gather: Gather | None = None,
-    ) -> tuple[jax.Array, None]:
-        """(MLM logits [B, P, V], None: there is no head for pairs); positions are [B, P] and [B, E] int32.
+    def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> None:
+        """None: there is no head for pairs."""
 
-        gather: as of `run_layers`.
-        """
-        hidden = self.encoder(inputs, key, is_packed=cls_positions.shape[1] > 1, gather=gather)
-        return self.mlm_logits(hidden, masked_lm_positions), None
+
+def matmuls(model: EuroBert, vocab_size: int, **counts: Any) -> list[Matmul]:
+    """The matmuls of one forward pass; see `family.matmuls`."""
+    layers = layer_matmuls(model, _num_kv_heads(model), [None] * model.num_layers, **counts)
+    return [*layers, vocabulary_matmul(model, vocab_size, **counts)]
+
+
+def kept_per_token(model: EuroBert, activation_bytes: int, tensor: int) -> float:
+    """Bytes that a layer keeps of a token for the backward pass, without its attention scores."""
+    return layer_kept_per_token(model, _num_kv_heads(model), activation_bytes, tensor)
+
+
+def _num_kv_heads(model: EuroBert) -> int:
+    return model.num_key_value_heads or model.num_heads

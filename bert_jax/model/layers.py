@@ -116,7 +116,7 @@ class RMSNorm(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head self-attention; a token sees the tokens of its own sequence only."""
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+    def __init__(self, model: config.Bert, rngs: nnx.Rngs):
         self.num_heads, self.rate = model.num_heads, model.attention_dropout_rate
         self.implementation = model.attention
         size, stddev = model.hidden_size, model.initializer_range
@@ -146,7 +146,7 @@ def gelu(x: jax.Array) -> jax.Array:
 class EncoderLayer(nnx.Module):
     """Attention and feed-forward, each with dropout, residual and a layer norm after it (the original's post-norm)."""
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+    def __init__(self, model: config.Bert, rngs: nnx.Rngs):
         stddev, dtype = model.initializer_range, model.dtype
         self.attention = SelfAttention(model, rngs)
         self.attention_norm = LayerNorm(model.hidden_size, model.layer_norm_eps, dtype)

@@ -5,6 +5,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,17 @@ from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather, run_layers
 from bert_jax.model.layers import Dense, LayerNorm, gelu, parameter, stack
-from bert_jax.model.pre_norm import Attention, GatedMlp, PreNormLayer, RotaryAttention, Sizes
+from bert_jax.model.matmul import Matmul
+from bert_jax.model.pre_norm import (
+    Attention,
+    GatedMlp,
+    PreNormLayer,
+    RotaryAttention,
+    Sizes,
+    layer_kept_per_token,
+    layer_matmuls,
+    vocabulary_matmul,
+)
 from bert_jax.model.rotary import Rotations, rotations
 from bert_jax.model.vocabulary import at_positions, padded_vocab_size, vocabulary_logits, word_embeddings
 
@@ -122,23 +133,43 @@ class ModernBertForMaskedLM(nnx.Module):
         self.decoder_bias = parameter(bias, 'vocab') if model.decoder_bias else None
         self.vocab_size, self.dtype = vocab_size, model.dtype
 
+    def encode(
+        self,
+        inputs: Inputs,
+        key: DropoutKey | None = None,
+        is_packed: bool = True,
+        gather: Gather | None = None,
+    ) -> jax.Array:
+        """Contextual vectors [B, L, D]; arguments as of the encoder."""
+        return self.encoder(inputs, key, is_packed, gather)
+
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
         """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
         bias = None if self.decoder_bias is None else self.decoder_bias[...]
         x = self.head(at_positions(hidden, positions))
         return vocabulary_logits(x, self.encoder.embeddings.word[...], bias, self.vocab_size, self.dtype)
 
-    def __call__(
-        self,
-        inputs: Inputs,
-        masked_lm_positions: Array,
-        cls_positions: Array,
-        key: DropoutKey | None = None,
-        gather: Gather | None = None,
-    ) -> tuple[jax.Array, None]:
-        """(MLM logits [B, P, V], None: there is no head for pairs); positions are [B, P] and [B, E] int32.
+    def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> None:
+        """None: there is no head for pairs."""
 
-        gather: as of `run_layers`.
-        """
-        hidden = self.encoder(inputs, key, is_packed=cls_positions.shape[1] > 1, gather=gather)
-        return self.mlm_logits(hidden, masked_lm_positions), None
+
+def layer_types(model: ModernBert, length: int) -> list[tuple[int, bool]]:
+    """For each layer, the columns of scores that a position has, and whether a kernel may compute them."""
+    local = 3 * (model.local_attention // 2)
+    return [(length, True) if kind == FULL or local >= 2 * length else (local, False) for kind in model.kinds]
+
+
+def matmuls(model: ModernBert, vocab_size: int, **counts: Any) -> list[Matmul]:
+    """The matmuls of one forward pass; see `family.matmuls`. Local layers count what their window lets them see."""
+    window = 2 * (model.local_attention // 2) + 1
+    windows = [None if kind == FULL else window for kind in model.kinds]
+    size = model.hidden_size
+    layers = layer_matmuls(model, model.num_heads, windows, **counts)
+    head = Matmul('masked-LM dense', 1, counts['predictions'], size, size, 1)
+    return [*layers, head, vocabulary_matmul(model, vocab_size, **counts)]
+
+
+def kept_per_token(model: ModernBert, activation_bytes: int, tensor: int) -> float:
+    """Bytes that a layer keeps of a token for the backward pass, without its attention scores."""
+    masks = model.hidden_size * bool(model.attention_dropout) + model.intermediate_size * bool(model.mlp_dropout)
+    return layer_kept_per_token(model, model.num_heads, activation_bytes, tensor) + masks

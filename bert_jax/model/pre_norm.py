@@ -3,17 +3,19 @@
 `B` rows, `L` positions, `D` hidden, `F` intermediate, `H` heads, `G` key and value heads, `K` head size.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bert_jax import config
 from bert_jax.model.attention import attend
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.layers import Dense, LayerNorm, RMSNorm
 from bert_jax.model.local_attention import attend_locally
+from bert_jax.model.matmul import Count, Matmul
 from bert_jax.model.rotary import Rotations, rotate
 
 _WEIGHTS, _ATTENTION, _MLP = 1, 2, 3  # sites of dropout in a layer
@@ -164,3 +166,61 @@ class PreNormLayer(nnx.Module):
         attended = self.attention(normed, sequence_ids, by, radius, key, is_packed)
         x = x + dropout(attended, self.rate, key, _ATTENTION)
         return x + self.mlp(self.mlp_norm(x), key)
+
+
+# --- What a layer costs. ---
+
+
+def layer_matmuls(
+    model: config.Model,
+    num_kv_heads: int,
+    windows: Sequence[int | None],
+    *,
+    rows: int,
+    length: Count,
+    visible_length: Count,
+    tensor: int = 1,
+    **_: Any,
+) -> list[Matmul]:
+    """The matmuls of all layers, those of attention apart by window.
+
+    Args:
+      windows: for each layer, the positions that a position sees at most; None for all of its sequence.
+      rows, length, visible_length, tensor: as in `family.matmuls`.
+    """
+    layers, size, tokens = len(windows), model.hidden_size, rows * length
+    inner, num_heads = model.intermediate_size // tensor, model.num_heads // tensor
+    head_size = size // model.num_heads
+    attention = []
+    for window in dict.fromkeys(windows):
+        count, name = windows.count(window), '' if window is None else ' (local)'
+        visible = visible_length if window is None else min(visible_length, window)
+        attention += [
+            Matmul(f'attention scores{name}', rows * num_heads, length, head_size, visible, count),
+            Matmul(f'attention values{name}', rows * num_heads, length, visible, head_size, count),
+        ]
+    return [
+        Matmul('query', 1, tokens, size, num_heads * head_size, layers),
+        Matmul('key, value', 1, tokens, size, max(1, num_kv_heads // tensor) * head_size, 2 * layers),
+        *attention,
+        Matmul('attention output', 1, tokens, num_heads * head_size, size, layers),
+        Matmul('gate, up', 1, tokens, size, inner, 2 * layers),
+        Matmul('output', 1, tokens, inner, size, layers),
+    ]
+
+
+def vocabulary_matmul(model: config.Model, vocab_size: int, *, predictions: Count, tensor: int = 1, **_: Any) -> Matmul:
+    """The matmul of the decoder over the vocabulary."""
+    return Matmul('vocabulary', 1, predictions, model.hidden_size, vocab_size // tensor, 1)
+
+
+def layer_kept_per_token(model: config.Model, num_kv_heads: int, activation_bytes: int, tensor: int) -> float:
+    """Bytes that a layer keeps of a token for the backward pass, without attention scores and dropout masks.
+
+    The inputs of its matmuls, queries and keys before and after their rotation, gate, up and their product, and the
+    float32 values of two norms.
+    """
+    size, a = model.hidden_size, activation_bytes
+    kv_size = size * num_kv_heads / model.num_heads
+    heads = (2 * size + 3 * kv_size) * a / tensor
+    return size * (2 * a + 16) + heads + 4 * a * model.intermediate_size / tensor

@@ -16,8 +16,9 @@ from jax.sharding import AbstractMesh
 from bert_jax import config as config_module
 from bert_jax.config import Config, max_sequences, num_predictions
 from bert_jax.model.attention import unsupported_reason
-from bert_jax.model.bert import matmuls, num_parameters, padded_vocab_size
+from bert_jax.model.family import family_of, matmuls, num_parameters
 from bert_jax.model.matmul import Matmul, training_flops
+from bert_jax.model.vocabulary import padded_vocab_size
 from bert_jax.plan.hlo import Operation, Work
 from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.runtime.mesh import AXES, BATCH_AXES
@@ -134,26 +135,24 @@ def _kept_per_token(config: Config, tensor: int, remat: str, platform: str) -> f
     """Bytes of a layer that wait for the backward pass, a token: read off compiled programs of this model."""
     model, length = config.model, config.data.sequence_length
     a = 2 if model.dtype == 'bfloat16' else 4
-    size, inner, scores = model.hidden_size, model.intermediate_size / tensor, model.num_heads / tensor * length
+    size, inner = model.hidden_size, model.intermediate_size / tensor
     if remat == 'full':
         return size * a
     if remat == 'dots':
         return size * (3 * a + 3 * a / tensor) + inner * a
-    # Inputs of six matmuls; float32 values of two layer norms; two dropout masks. Scores, weights, their mask.
-    is_fused = _is_fused(config, tensor, platform)
-    masks = 2 * size * bool(model.dropout_rate) + scores * bool(model.attention_dropout_rate and not is_fused)
-    attention = scores * (4 + a)
-    if is_fused:
-        attention = size * a / tensor if platform == 'gpu' else 0.0  # those kernels keep their result, once more
-    of_inner = 2 * a * inner  # before and after gelu
-    return size * (2 * a + 4 * a / tensor + 24) + of_inner + attention + masks
+    is_fused, heads = _is_fused(config, tensor, platform), model.num_heads / tensor
+    of_score = 4 + a + model.drops_attention_weights  # scores, weights, their mask
+    fused = size * a / tensor if platform == 'gpu' else 0.0  # those kernels keep their result, once more
+    columns = family_of(model).layer_types(model, length)
+    attention = [fused if is_fused and may_fuse else heads * count * of_score for count, may_fuse in columns]
+    return family_of(model).kept_per_token(model, a, tensor) + sum(attention) / len(attention)
 
 
 def _is_fused(config: Config, tensor: int, platform: str) -> bool:
     """Whether the scores of attention stay on the chip."""
     model, length = config.model, config.data.sequence_length
     heads, size = model.num_heads // tensor, model.hidden_size // model.num_heads
-    rate, is_packed = model.attention_dropout_rate, max_sequences(config.data) > 1
+    rate, is_packed = float(model.drops_attention_weights), max_sequences(config.data) > 1
     is_supported = unsupported_reason(platform, length, heads, size, model.dtype, rate, is_packed) is None
     return model.attention != 'plain' and is_supported
 

@@ -19,7 +19,7 @@ from bert_jax.data.device_batches import device_batches
 from bert_jax.data.random_rows import RandomRows
 from bert_jax.data.record_stream import RecordStream
 from bert_jax.data.streams import open_streams
-from bert_jax.model.bert import num_parameters
+from bert_jax.model.family import num_parameters
 from bert_jax.plan.matmuls import MatmulTimer, timer
 from bert_jax.runtime.devices import peak_memory, published_peak_flops
 from bert_jax.runtime.mesh import mesh_of_run

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.config import Config, max_sequences, num_predictions
-from bert_jax.model.bert import matmuls, padded_vocab_size
+from bert_jax.model.family import matmuls
 from bert_jax.model.matmul import Count, Matmul, result_dtype, training_flops
+from bert_jax.model.vocabulary import padded_vocab_size
 
 _MIN_COLUMNS = 8
 _MIN_SECONDS = 2e-3  # a clock measures this well

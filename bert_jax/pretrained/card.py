@@ -10,7 +10,7 @@ from etils import epath
 
 from bert_jax import config
 from bert_jax.json_files import read_json
-from bert_jax.model.bert import num_parameters
+from bert_jax.model.family import num_parameters
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.provenance import Provenance
 from bert_jax.pretrained.tensor_names import MLM_HEAD, NSP_HEAD

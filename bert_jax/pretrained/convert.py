@@ -13,7 +13,7 @@ from bert_jax.config import Mesh as MeshConfig
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local, new_directory
-from bert_jax.model.bert import num_parameters
+from bert_jax.model.family import num_parameters
 from bert_jax.pretrained import google, hugging_face
 from bert_jax.pretrained.initialize import hash_weights
 from bert_jax.pretrained.load import Pretrained, from_tensors, load_pretrained

@@ -13,13 +13,13 @@ from safetensors.numpy import save_file
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.json_files import read_given_json
-from bert_jax.model.bert import BertForPreTraining, Build
+from bert_jax.model.family import Build, build_model
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.tensor_names import TABLE, TASK_TABLES, WORD, Tensor, from_tensors, to_tensors
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
-def model_json(model: config.Model, vocab_size: int, pad_id: int) -> dict[str, object]:
+def model_json(model: config.Bert, vocab_size: int, pad_id: int) -> dict[str, object]:
     """The config.json that `transformers` reads."""
     return {
         'architectures': ['BertForPreTraining'],
@@ -153,7 +153,7 @@ def assemble(
     vocab_size: int,
     num_tokens: int | None,
     file: Path,
-    build: Build = BertForPreTraining,
+    build: Build = build_model,
     table: list[Tensor] = TABLE,
 ) -> tuple[nnx.State, config.Model, int]:
     """What `read_model` returns, from tensors of `file` under Hugging Face's names.

@@ -20,7 +20,7 @@ from flax import nnx
 from bert_jax.config import Config, Model
 from bert_jax.console import say
 from bert_jax.errors import BadInput
-from bert_jax.model.bert import padded_vocab_size
+from bert_jax.model.vocabulary import padded_vocab_size
 from bert_jax.pretrained import google, hugging_face, tensor_names
 from bert_jax.pretrained.load import Pretrained, load_pretrained
 from bert_jax.pretrained.provenance import Provenance, start_of

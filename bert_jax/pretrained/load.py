@@ -18,7 +18,7 @@ from bert_jax import config
 from bert_jax.activity import counted
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local
-from bert_jax.model.bert import BertForPreTraining, Build
+from bert_jax.model.family import Build, PretrainingModel, build_model
 from bert_jax.model.inputs import Inputs
 from bert_jax.model.losses import cross_entropy
 from bert_jax.pretrained import hugging_face
@@ -70,7 +70,7 @@ class Pretrained:
       provenance: which positions and heads were trained.
     """
 
-    model: BertForPreTraining
+    model: PretrainingModel
     tokenizer: Tokenizer
     config: config.Model
     step: int | None
@@ -251,7 +251,7 @@ def _encode(
     """[B, L] ids and [B] lengths -> ([B, L, D] vectors, [B, M x D] pooled over the lengths)."""
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
     present = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden = nnx.merge(graph, params).bert(Inputs(input_ids, jnp.zeros_like(input_ids), present, positions))
+    hidden = nnx.merge(graph, params).encode(Inputs(input_ids, jnp.zeros_like(input_ids), present, positions))
     return hidden, pool(hidden, lengths, modes)
 
 
@@ -328,7 +328,7 @@ def from_params(
     tokenizer: Tokenizer,
     step: int,
     provenance: Provenance,
-    build: Build = BertForPreTraining,
+    build: Build = build_model,
 ) -> Pretrained:
     """The model of a run, on one device and in float32, from parameters that may lie on any mesh of this process.
 
@@ -340,5 +340,5 @@ def from_params(
     model = dataclasses.replace(model, dtype='float32', remat='none')
     unfused = dataclasses.replace(model, attention='auto')  # 'fused' may need bfloat16
     # With a task's head it is used for its encoder alone.
-    merged = cast(BertForPreTraining, model_of(whole, unfused, tokenizer.vocab_size, build))
+    merged = cast(PretrainingModel, model_of(whole, unfused, tokenizer.vocab_size, build))
     return Pretrained(merged, tokenizer, model, step, provenance)

@@ -15,8 +15,9 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.model.bert import BertForPreTraining, Build, check_size, padded_vocab_size
+from bert_jax.model.family import Build, build_model, check_size
 from bert_jax.model.layers import truncated_normal
+from bert_jax.model.vocabulary import padded_vocab_size
 
 
 class Tensor(NamedTuple):
@@ -117,7 +118,7 @@ def from_tensors(
     vocab_size: int,
     file: str,
     num_tokens: int | None = None,
-    build: Build = BertForPreTraining,
+    build: Build = build_model,
     table: list[Tensor] = TABLE,
 ) -> nnx.State:
     """The parameters of a model from Hugging Face's tensors, whatever float type they have.

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.data.batches import Batch
-from bert_jax.model.bert import BertForPreTraining, Gather
 from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.family import PretrainingModel
 from bert_jax.model.inputs import Array
+from bert_jax.model.layer_stack import Gather
 from bert_jax.model.losses import cross_entropy
 
 
@@ -55,12 +56,16 @@ class Pretraining:
     """Masked tokens and pairs of sentences (Devlin et al. 2019, section 3.1)."""
 
     def sums(
-        self, model: BertForPreTraining, batch: Batch, key: DropoutKey | None, gather: Gather | None = None
+        self, model: PretrainingModel, batch: Batch, key: DropoutKey | None, gather: Gather | None = None
     ) -> PretrainingSums:
         """Weighted cross entropies and hits of both."""
-        mlm_logits, nsp_logits = model(batch.inputs, batch.masked_lm_positions, batch.cls_positions, key, gather)
+        hidden = model.encode(batch.inputs, key, is_packed=batch.cls_positions.shape[1] > 1, gather=gather)
+        mlm_logits = model.mlm_logits(hidden, batch.masked_lm_positions)
         mlm = _summed(mlm_logits, batch.masked_lm_ids, batch.masked_lm_weights)
-        nsp = _summed(nsp_logits, batch.next_sentence_labels, batch.next_sentence_weights)
+        nsp_logits = model.nsp_logits(hidden, batch.cls_positions)
+        nsp = (jnp.zeros(()),) * 3
+        if nsp_logits is not None:
+            nsp = _summed(nsp_logits, batch.next_sentence_labels, batch.next_sentence_weights)
         return PretrainingSums(*mlm, *nsp)
 
     def weights(self, batch: Batch) -> tuple[Array, Array]:

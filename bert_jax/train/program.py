@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
 from bert_jax import config
-from bert_jax.model.bert import BertForPreTraining, Build
+from bert_jax.model.family import Build, build_model
 from bert_jax.train.exact import make_exact_step
 from bert_jax.train.objective import PRETRAINING, Objective
 from bert_jax.train.optimizer import make_optimizer, make_schedule
@@ -121,7 +121,7 @@ def build_program(
     mesh: Mesh | AbstractMesh,
     *,
     phases: tuple[config.Phase, ...] = (),
-    build: Build = BertForPreTraining,
+    build: Build = build_model,
     objective: Objective = PRETRAINING,
 ) -> TrainProgram:
     """The program of a run; nothing is compiled or allocated.

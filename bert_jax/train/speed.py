@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from bert_jax import config
 from bert_jax.console import say
 from bert_jax.data.batches import Batch
-from bert_jax.model.bert import matmuls
+from bert_jax.model.family import matmuls
 from bert_jax.model.matmul import training_flops
 from bert_jax.runtime.devices import published_peak_flops
 

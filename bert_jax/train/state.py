@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from bert_jax import config
-from bert_jax.model.bert import BertForPreTraining, Build
+from bert_jax.model.family import Build, build_model
 from bert_jax.runtime.mesh import replicated
 from bert_jax.train.sharding import parameter_specs
 
@@ -48,13 +48,13 @@ def is_finite(state: TrainState) -> bool:
     return bool(_finite((state.params, state.opt_state)))
 
 
-def model_graph(model: config.Model, vocab_size: int, build: Build = BertForPreTraining) -> nnx.GraphDef:
+def model_graph(model: config.Model, vocab_size: int, build: Build = build_model) -> nnx.GraphDef:
     """The model without its parameters; merged with `TrainState.params` it is the model."""
     return nnx.split(nnx.eval_shape(lambda: build(model, vocab_size, nnx.Rngs(0))))[0]
 
 
 @overload
-def model_of(params: nnx.State, model: config.Model, vocab_size: int) -> BertForPreTraining: ...
+def model_of(params: nnx.State, model: config.Model, vocab_size: int) -> Any: ...
 
 
 @overload
@@ -63,7 +63,7 @@ def model_of(
 ) -> ModelT: ...
 
 
-def model_of(params: nnx.State, model: config.Model, vocab_size: int, build: Build = BertForPreTraining) -> nnx.Module:
+def model_of(params: nnx.State, model: config.Model, vocab_size: int, build: Build = build_model) -> nnx.Module:
     """The model that has these parameters."""
     return nnx.merge(model_graph(model, vocab_size, build), params)
 
@@ -73,7 +73,7 @@ def state_shardings(
     vocab_size: int,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | AbstractMesh,
-    build: Build = BertForPreTraining,
+    build: Build = build_model,
 ) -> tuple[TrainState, TrainState]:
     """(shapes, shardings) of a state; moments are sharded as their parameters."""
     abstract = jax.eval_shape(lambda: _new_state(model, vocab_size, optimizer, 0, build))
@@ -104,7 +104,7 @@ def init_state(
     shardings: TrainState,
     seed: int,
     params: nnx.State | None = None,
-    build: Build = BertForPreTraining,
+    build: Build = build_model,
 ) -> TrainState:
     """A new state, each part made where it belongs; the same numbers on any mesh.
 

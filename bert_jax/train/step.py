@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from bert_jax.data.batches import Batch
-from bert_jax.model.bert import Gather
 from bert_jax.model.dropout import DropoutKey, dropout_base
+from bert_jax.model.layer_stack import Gather
 from bert_jax.runtime.mesh import BATCH_AXES, replicated
 from bert_jax.train.gradients import Collectives, accumulated, concatenated
 from bert_jax.train.objective import Objective

@@ -32,7 +32,7 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local, matching, size_of, write_whole
 from bert_jax.json_files import read_json
-from bert_jax.model.bert import BertForPreTraining, Build, check_size
+from bert_jax.model.family import Build, build_model, check_size
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.runtime.paths import check_path
@@ -321,7 +321,7 @@ class Checkpoints:
 
 
 def restore_whole(
-    workdir: str, config: Config, vocab_size: int, step: int | None = None, build: Build = BertForPreTraining
+    workdir: str, config: Config, vocab_size: int, step: int | None = None, build: Build = build_model
 ) -> TrainState:
     """The state of a run's checkpoint (the newest without `step`), whole on the first device of each process.
 
@@ -339,7 +339,7 @@ def restore_on(
     config: Config,
     vocab_size: int,
     step: int | None = None,
-    build: Build = BertForPreTraining,
+    build: Build = build_model,
 ) -> TrainState:
     """The state of a run's checkpoint (the newest without `step`), spread over a mesh.
 

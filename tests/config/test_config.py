@@ -10,7 +10,15 @@ import pytest
 
 from bert_jax import config
 from bert_jax.config import Config, Data, Masking, bert, field_names, finetuning, resolve, sources
-from bert_jax.config.fields import Role, identity_of, roles, setting, with_values_before, without_places_to_write
+from bert_jax.config.fields import (
+    Role,
+    identity_of,
+    roles,
+    section_of,
+    setting,
+    with_values_before,
+    without_places_to_write,
+)
 from bert_jax.errors import BadInput
 
 
@@ -256,8 +264,8 @@ def test_every_field_that_could_name_a_place_says_whether_it_is_written(whole: t
 
     def look(section: type, prefix: str) -> None:
         for field in dataclasses.fields(section):
-            if dataclasses.is_dataclass(field.type):
-                look(field.type, f'{prefix}{field.name}.')
+            if (inner := section_of(field)) is not None:
+                look(inner, f'{prefix}{field.name}.')
             elif field.metadata.get('is_written'):
                 marked.add(prefix + field.name)
             elif isinstance(field.default, str | tuple) and not field.metadata.get('choices'):

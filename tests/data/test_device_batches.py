@@ -8,7 +8,7 @@ from bert_jax.data.device_batches import device_batches
 from bert_jax.data.random_rows import RandomRows
 from bert_jax.runtime.mesh import batch_sharding, make_mesh
 
-MODEL, TRAIN = config.Model(), config.Train(global_batch_size=8)
+MODEL, TRAIN = config.Bert(), config.Train(global_batch_size=8)
 STREAM = RandomRows(config.Data(sequence_length=16), 60, batch_size=8, seed=0)
 
 

@@ -144,7 +144,7 @@ def test_losses_of_packed_sequences_equal_the_unpacked_ones(tmp_path) -> None:
     packed = packed._replace(**{name: getattr(packed, name) % 500 for name in ('input_ids', 'masked_lm_ids')})
     alone, rows, numbers = _unpacked(packed)
     assert len(rows) > 8
-    size = config.Model(
+    size = config.Bert(
         num_layers=2,
         hidden_size=32,
         num_heads=2,

@@ -38,7 +38,7 @@ def _config(directory: Path, *, seed: int = 0, max_positions: int = 64, **data: 
     return config.Config(
         data=config.Data(**defaults | data),
         tokenizer=config.Tokenizer(path=str(directory / 'vocab.txt')),
-        model=config.Model(max_positions=max_positions),
+        model=config.Bert(max_positions=max_positions),
         train=config.Train(global_batch_size=10, seed=seed),
     )
 

@@ -42,10 +42,10 @@ def windows():
 def model():
     """(sizes, a model with random weights) for any of the tokenizers here: what is compiled for one serves all."""
     sizes = {'num_layers': 1, 'hidden_size': 16, 'num_heads': 2, 'intermediate_size': 32, 'max_positions': 64}
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: BertForPreTraining(config.Model(**sizes), 256, nnx.Rngs(0))))
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: BertForPreTraining(config.Bert(**sizes), 256, nnx.Rngs(0))))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    return config.Model(**sizes), nnx.merge(graph, params)
+    return config.Bert(**sizes), nnx.merge(graph, params)
 
 
 def pretrained(tokenizer, room=64):

@@ -15,8 +15,8 @@ from bert_jax.finetune import heads
 from bert_jax.finetune.evaluator import model_outputs
 from bert_jax.finetune.heads import ARCHITECTURES
 from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream, make_rows
-from bert_jax.model.bert import Build
 from bert_jax.model.dropout import DropoutKey, dropout_base
+from bert_jax.model.family import Build
 from bert_jax.pretrained import hugging_face
 from bert_jax.train.optimizer import make_optimizer, make_schedule, scale_by_uncorrected_adam
 from bert_jax.train.state import model_of

@@ -144,7 +144,7 @@ def test_packing_changes_neither_loss_nor_gradients(kind: str, outputs: int) -> 
 
 
 def test_new_heads_have_the_whole_standard_deviation() -> None:
-    model = config.Model(hidden_size=256)
+    model = config.Bert(hidden_size=256)
     full, truncated = (
         np.asarray(heads.new_head(model, 40, name, nnx.Rngs(0)).kernel[...]) for name in ('normal', 'truncated_normal')
     )

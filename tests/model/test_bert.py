@@ -10,14 +10,15 @@ import pytest
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.model.bert import BertForPreTraining, num_parameters
+from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.dropout import DropoutKey, dropout, dropout_base
+from bert_jax.model.family import num_parameters
 from bert_jax.model.inputs import Inputs
 from bert_jax.model.layers import truncated_normal
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.train.state import model_of
 
-MODEL = config.Model(num_layers=3, hidden_size=64, num_heads=4, intermediate_size=128, max_positions=40)
+MODEL = config.Bert(num_layers=3, hidden_size=64, num_heads=4, intermediate_size=128, max_positions=40)
 VOCAB = 211
 
 
@@ -42,7 +43,8 @@ def test_logits_equal_the_reference_with_padding(tmp_path) -> None:
     present = (np.arange(24) < np.array([[24], [13], [20]])).astype(np.int32)
     everywhere = jnp.broadcast_to(jnp.arange(24), ids.shape)
     model = model_of(params, MODEL, VOCAB)
-    mlm, nsp = model(Inputs(ids, types, present, everywhere), everywhere, jnp.zeros((3, 1), jnp.int32))
+    hidden = model.encode(Inputs(ids, types, present, everywhere))
+    mlm, nsp = model.mlm_logits(hidden, everywhere), model.nsp_logits(hidden, jnp.zeros((3, 1), jnp.int32))
     with torch.no_grad():
         out = reference(
             input_ids=torch.tensor(ids).long(),

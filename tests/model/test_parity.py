@@ -35,7 +35,7 @@ VOCAB, B, L, P = 301, 4, 32, 6
 
 
 def _model(num_layers: int, hidden_size: int, num_heads: int) -> config.Model:
-    return config.Model(
+    return config.Bert(
         num_layers=num_layers,
         hidden_size=hidden_size,
         num_heads=num_heads,

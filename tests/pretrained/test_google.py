@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from bert_jax.__main__ import main
-from bert_jax.config import Model
+from bert_jax.config import Bert
 from bert_jax.pretrained import google, tensor_names
 from bert_jax.pretrained.convert import read_source
 from bert_jax.text.tokenizer import SPECIAL_TOKENS
@@ -68,7 +68,7 @@ def write_directory(directory: Path) -> Path:
 
 def test_every_name_of_the_original_is_one_of_the_table() -> None:
     stored = original_tensors()
-    model = Model(num_layers=2, hidden_size=D, num_heads=2, intermediate_size=F, max_positions=N)
+    model = Bert(num_layers=2, hidden_size=D, num_heads=2, intermediate_size=F, max_positions=N)
     params = tensor_names.from_tensors(google.to_hugging_face(stored), model, len(TOKENS), 'original')
     layers = params['bert']['encoder']['layers']
     np.testing.assert_array_equal(  # kernels are [in, out], as ours

@@ -24,7 +24,7 @@ from tests.support.documents import commands_of
 from tests.support.processes import ROOT
 
 pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
-MODEL = config.Model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=24)
+MODEL = config.Bert(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=24)
 WORDS = [f'{a}{b}' for a in 'abcde' for b in 'abcde']
 TOKENS = [*SPECIAL_TOKENS, '.', *'abcdexyz', *(f'##{c}' for c in 'abcdexyz'), *WORDS]
 MODEL_NAME = 'models/bert-base-uncased'

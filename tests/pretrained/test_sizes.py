@@ -61,7 +61,7 @@ def test_a_model_directory_is_measured_by_its_weights(tmp_path: Path, field: str
 @pytest.mark.parametrize('field', HUGE)
 def test_a_workdir_is_measured_by_its_checkpoint(tmp_path: Path, field: str) -> None:
     tokenizer, workdir = read_tokenizer(tmp_path), tmp_path / 'run'
-    huge = dataclasses.replace(config.Model(num_heads=2), **{field: HUGE[field]})
+    huge = dataclasses.replace(config.Bert(num_heads=2), **{field: HUGE[field]})
     identity.write(str(workdir), dataclasses.replace(Config(), model=huge), tokenizer, {})
     with Checkpoints(str(workdir)) as checkpoints:
         checkpoints.save(TrainState(jnp.int32(1), {'kernel': jnp.zeros((8, 4))}, {'mean': jnp.zeros(8)}))
@@ -71,9 +71,9 @@ def test_a_workdir_is_measured_by_its_checkpoint(tmp_path: Path, field: str) -> 
 def test_heads_that_do_not_divide_a_huge_hidden_size_are_refused_at_once() -> None:
     start = time.monotonic()
     with pytest.raises(BadInput, match='a divisor of 2147483647, for example 1, 2147483647'):
-        config.check_model(dataclasses.replace(config.Model(), hidden_size=2**31 - 1))
+        config.check_model(dataclasses.replace(config.Bert(), hidden_size=2**31 - 1))
     with pytest.raises(BadInput, match='a divisor of 100, for example 4, 5, 10'):
-        config.check_model(dataclasses.replace(config.Model(), hidden_size=100, num_heads=11))
+        config.check_model(dataclasses.replace(config.Bert(), hidden_size=100, num_heads=11))
     assert time.monotonic() - start < 5
 
 

@@ -15,7 +15,7 @@ from bert_jax.train.state import TrainState
 from tests.support.corpora import corpus_of, random_split
 
 VOCAB, BATCH = 2048, 16
-MODEL = config.Model(
+MODEL = config.Bert(
     num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64, max_positions=32, attention_dropout_rate=0.1
 )
 FAST = config.Train(steps=20, global_batch_size=BATCH)

@@ -12,7 +12,7 @@ from bert_jax.train.program import build_program
 
 pytestmark = pytest.mark.compiles
 
-MODEL = config.Model(
+MODEL = config.Bert(
     num_layers=3, hidden_size=32, num_heads=4, intermediate_size=96, max_positions=64, attention_dropout_rate=0.1
 )
 VOCAB, LENGTH, BATCH = 2000, 64, 32

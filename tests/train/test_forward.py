@@ -23,7 +23,7 @@ from bert_jax.train.sharding import parameter_specs
 
 pytestmark = pytest.mark.compiles
 
-MODEL = config.Model(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=32, max_positions=16)
+MODEL = config.Bert(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=32, max_positions=16)
 VOCAB, ROWS, LENGTH = 60, 16, 16
 TRAIN = config.Train(steps=1, global_batch_size=ROWS)
 
@@ -74,7 +74,7 @@ def test_slices_of_a_batch_give_its_rows_in_order(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize('sizes', [(2, 1, 1), (1, 2, 1), (1, 1, 2)])
 def test_predictions_on_two_tpus_use_the_attention_kernel(sizes: tuple[int, int, int]) -> None:
-    model = config.Model(num_layers=1, hidden_size=256, num_heads=4, intermediate_size=128, max_positions=128)
+    model = config.Bert(num_layers=1, hidden_size=256, num_heads=4, intermediate_size=128, max_positions=128)
     device = AbstractDevice('TPU v5 lite', num_cores=1, platform='tpu')
     mesh = AbstractMesh(sizes, AXES, (AxisType.Auto,) * 3, abstract_device=device)
     program = _program(mesh, model)

@@ -20,7 +20,7 @@ from bert_jax.train.memory import (
     resolve_microbatches,
 )
 
-MODEL = config.Model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64, max_positions=64)
+MODEL = config.Bert(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64, max_positions=64)
 VOCAB = 300
 CONFIG = config.Config(
     model=MODEL,

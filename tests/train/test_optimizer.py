@@ -18,7 +18,7 @@ from bert_jax.train.state import state_shardings
 pytestmark = pytest.mark.compiles
 
 VOCAB = 300
-MODEL = config.Model(num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64, max_positions=32)
+MODEL = config.Bert(num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64, max_positions=32)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_lamb_scales_tensors_layer_by_layer_but_not_biases_and_norms() -> None:
 def test_adafactor_equals_another_implementation_layer_by_layer() -> None:
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
-    model = config.Model(num_layers=2, hidden_size=128, num_heads=2, intermediate_size=256, max_positions=16)
+    model = config.Bert(num_layers=2, hidden_size=128, num_heads=2, intermediate_size=256, max_positions=16)
     settings = config.Optimizer(
         name='adafactor', peak_learning_rate=0.01, warmup_steps=0, schedule='constant', clip_norm=1e9, weight_decay=0.0
     )

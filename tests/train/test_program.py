@@ -17,7 +17,7 @@ from bert_jax.train.program import TrainProgram, build_program
 
 pytestmark = pytest.mark.compiles
 
-MODEL = config.Model(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=32, max_positions=16)
+MODEL = config.Bert(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=32, max_positions=16)
 TRAIN = config.Train(steps=4, global_batch_size=4)
 DATA = config.Data(sequence_length=16)
 VOCAB = 60

@@ -12,7 +12,7 @@ from bert_jax.train.program import build_program
 from bert_jax.train.replicas import Replicas
 from bert_jax.train.state import TrainState
 
-MODEL = config.Model(num_layers=1, hidden_size=16, num_heads=4, intermediate_size=32, max_positions=16)
+MODEL = config.Bert(num_layers=1, hidden_size=16, num_heads=4, intermediate_size=32, max_positions=16)
 
 
 def _state(**axes: int) -> tuple[TrainState, TrainState]:

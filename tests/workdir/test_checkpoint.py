@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from bert_jax.config import Model
+from bert_jax.config import Bert
 from bert_jax.errors import BadInput
 from bert_jax.train.state import TrainState
 from bert_jax.workdir import checkpoint, seal
@@ -272,7 +272,7 @@ def test_a_reader_whose_checkpoint_is_deleted_takes_the_newest_unless_one_was_na
     monkeypatch.setattr(checkpoint, 'build_program', lambda *_, **__: program)
 
     def read(step: int | None) -> TrainState:
-        config = types.SimpleNamespace(model=Model(num_layers=1, hidden_size=16), optimizer=None, train=None, phases=())
+        config = types.SimpleNamespace(model=Bert(num_layers=1, hidden_size=16), optimizer=None, train=None, phases=())
         owner, name = (seal, 'files_of') if moment == 'files' else (Checkpoints, moment)
         unpatched = getattr(owner, name)
 

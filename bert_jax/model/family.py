@@ -1,0 +1,161 @@
+"""The encoder families: one record for each, with all that the rest of the project asks of an architecture."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from flax import nnx
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+from bert_jax.model import bert, eurobert, modernbert
+from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.inputs import Array, Inputs
+from bert_jax.model.layer_stack import Gather
+from bert_jax.model.layers import logical_axes
+from bert_jax.model.matmul import Matmul
+from bert_jax.model.vocabulary import padded_vocab_size
+
+Build = Callable[[Any, int, nnx.Rngs], nnx.Module]  # a model from its section of the config and its vocabulary size
+_SLACK = 4  # how many times its weights an imported model may claim to have
+_SMALL_MODEL = 10_000_000  # parameters that are allowed in any case
+
+
+class PretrainingModel(Protocol):
+    """An encoder with its pretraining heads. `B` rows, `L` positions, `D` hidden, `P` predictions, `E` sequences."""
+
+    def encode(
+        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
+    ) -> jax.Array:
+        """Contextual vectors [B, L, D].
+
+        Args:
+          key: dropout key; None for no dropout.
+          is_packed: False promises that each row is one sequence followed by padding.
+          gather: as of `layer_stack.run_layers`.
+        """
+
+    def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
+        """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+
+    def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> jax.Array | None:
+        """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'; None without a head for pairs."""
+
+
+class Family(NamedTuple):
+    """All that the rest of the project asks of an architecture.
+
+    Attributes:
+      build: makes a `PretrainingModel`.
+      matmuls: of one forward pass, with the arguments of `matmuls`; FLOPs, ceilings and plans follow from it.
+      kept_per_token: (model, bytes of an activation, size of the tensor axis) -> bytes that a layer keeps of a token
+        for the backward pass, without its attention scores.
+      layer_types: (model, length) -> for each layer, how many columns of scores a position has, and whether a kernel
+        may compute them.
+      has_pair_head: whether it can learn pairs (`data.pairing`).
+      has_position_table: whether positions are embeddings that are learned.
+      absent_parameters: model -> parameters that are stored but not part of the architecture.
+    """
+
+    build: Build
+    matmuls: Callable[..., list[Matmul]]
+    kept_per_token: Callable[[Any, int, int], float]
+    layer_types: Callable[[Any, int], list[tuple[int, bool]]]
+    has_pair_head: bool
+    has_position_table: bool
+    absent_parameters: Callable[[Any], int]
+
+
+FAMILIES: dict[str, Family] = {
+    'bert': Family(
+        build=bert.BertForPreTraining,
+        matmuls=bert.matmuls,
+        kept_per_token=bert.kept_per_token,
+        layer_types=lambda model, length: [(length, True)] * model.num_layers,
+        has_pair_head=True,
+        has_position_table=True,
+        absent_parameters=lambda model: 0,
+    ),
+    'modernbert': Family(
+        build=modernbert.ModernBertForMaskedLM,
+        matmuls=modernbert.matmuls,
+        kept_per_token=modernbert.kept_per_token,
+        layer_types=modernbert.layer_types,
+        has_pair_head=False,
+        has_position_table=False,
+        absent_parameters=lambda model: model.hidden_size * (1 + model.norm_bias),  # the norm of the first layer
+    ),
+    'eurobert': Family(
+        build=eurobert.EuroBertForMaskedLM,
+        matmuls=eurobert.matmuls,
+        kept_per_token=eurobert.kept_per_token,
+        layer_types=lambda model, length: [(length, True)] * model.num_layers,
+        has_pair_head=False,
+        has_position_table=False,
+        absent_parameters=lambda model: 0,
+    ),
+}
+
+
+def family_of(model: config.Model) -> Family:
+    """The record of a model's family."""
+    return FAMILIES[model.family]
+
+
+def build_model(model: config.Model, vocab_size: int, rngs: nnx.Rngs) -> Any:
+    """The `PretrainingModel` of a config; vocab_size unpadded, from the tokenizer."""
+    return family_of(model).build(model, vocab_size, rngs)
+
+
+def matmuls(model: config.Model, vocab_size: int, **counts: Any) -> list[Matmul]:
+    """The matmuls of one forward pass, the one list that all counts of work derive from.
+
+    Args:
+      vocab_size: columns of the vocabulary projection, padded or not.
+      counts:
+        rows and length: positions of a row.  visible_length: of them, those in a position's own sequence.
+        predictions: slots of the masked-LM head in all rows.  sequences: slots of the pooler in all rows.
+        tensor: devices that heads, intermediate layer and vocabulary are split over; the matmuls are those of one.
+    """
+    return family_of(model).matmuls(model, vocab_size, **counts)
+
+
+def num_parameters(model: config.Model, vocab_size: int) -> int:
+    """Parameters of a model with its pretraining heads, padding of the vocabulary left out."""
+    shapes = nnx.eval_shape(lambda: build_model(model, vocab_size, nnx.Rngs(0)))
+    variables = jax.tree.leaves(nnx.state(shapes, nnx.Param), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    padding = padded_vocab_size(vocab_size) - vocab_size
+    total = 0
+    for variable in variables:
+        value = variable.get_value()
+        num_padded = padding * (value.size // value.shape[0]) if logical_axes(variable)[0] == 'vocab' else 0
+        total += value.size - num_padded
+    return total - family_of(model).absent_parameters(model)
+
+
+def encoder_size(model: config.Model, vocab_size: int) -> int:
+    """About how many parameters the encoder has: those of its matmuls and its word embeddings; builds nothing."""
+    one = {'rows': 1, 'length': 1, 'visible_length': 0, 'predictions': 0, 'sequences': 0}
+    layers = sum(m.k * m.n * m.count for m in matmuls(model, 0, **one) if m.m and m.batch == 1)
+    num_embeddings = vocab_size + model.max_positions * family_of(model).has_position_table
+    return int(layers) + num_embeddings * model.hidden_size
+
+
+def check_size(model: config.Model, vocab_size: int, num_elements: int, where: str, holds: str) -> None:
+    """Checks the sizes of a model from somebody else's config against its weights, before anything is built.
+
+    Weights of another shape are reported by whoever reads them. This is for sizes that no memory would hold.
+
+    Args:
+      num_elements: of all weights that come with the config.
+      where: the directory of the config.
+      holds: the file or directory of the weights.
+
+    Raises:
+      BadInput: when the encoder is far larger than its weights.
+    """
+    size = encoder_size(model, vocab_size)
+    if size > _SLACK * num_elements + _SMALL_MODEL:
+        sizes = f'{model.num_layers:,} layers, hidden size {model.hidden_size:,}, {vocab_size:,} tokens'
+        found = f'its config describes an encoder of {size:,} parameters ({sizes})'
+        raise BadInput(where, found, f'at most the {num_elements:,} numbers in {holds}', 'the config of these weights')
