@@ -7,7 +7,7 @@ encoder lacks (a tagger has no pooler) is drawn as the original draws it, with a
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flax import nnx
@@ -20,7 +20,7 @@ from bert_jax.finetune.exported import task_architecture
 from bert_jax.finetune.heads import ARCHITECTURES, POOLED, builder, new_head
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.workdirs import read_run, seeds_of
-from bert_jax.model.bert import Encoder, new_pooler
+from bert_jax.model.bert import BertForPreTraining, Encoder, new_pooler
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial, with_sizes
 from bert_jax.pretrained.load import Pretrained, from_tensors
@@ -70,7 +70,7 @@ class FinetuningStart:
 
     def _encoder(self, initial: Pretrained, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
         """The parameters of `Bert` by path; the pooler and the top layers new where they are to be."""
-        found = dict(nnx.to_flat_state(nnx.state(initial.model.bert, nnx.Param)))
+        found = dict(nnx.to_flat_state(nnx.state(cast(BertForPreTraining, initial.model).bert, nnx.Param)))
         if num_new := self.config.reinitialized_layers:
             model = dataclasses.replace(self.config.model, num_layers=num_new)
             for path, leaf in nnx.to_flat_state(nnx.state(new_pooler(model, rngs), nnx.Param)):

@@ -105,7 +105,7 @@ def parse_model_json(content: dict[str, Any], path: Path) -> tuple[config.Model,
 def write_model(
     directory: Path,
     params: nnx.State,
-    model: config.Model,
+    model: Any,
     vocab_size: int,
     pad_id: int,
     architecture: str = 'BertForPreTraining',

@@ -47,7 +47,7 @@ def test_a_config_written_before_a_field_existed_resolves_to_its_default() -> No
 
 
 def test_dropout_is_that_of_the_initial_model_unless_set() -> None:
-    initial = config.Model(dropout_rate=0.0, attention_dropout_rate=0.2)
+    initial = config.Bert(dropout_rate=0.0, attention_dropout_rate=0.2)
     rates = [
         (model.dropout_rate, model.attention_dropout_rate)
         for given in ({}, {'dropout_rate': 0.3})

@@ -58,7 +58,8 @@ def pretrained(tokenizer, room=64):
 def _logits(graph, params, ids, length):
     places = jnp.arange(ids.shape[1])[None]
     present, zeros = (places < length).astype(int), jnp.zeros_like(ids)
-    return nnx.merge(graph, params)(Inputs(ids, zeros, present, places), places, zeros[:, :1])[0][0]
+    model = nnx.merge(graph, params)
+    return model.mlm_logits(model.encode(Inputs(ids, zeros, present, places)), places)[0]
 
 
 def probabilities(found, ids, masked):
