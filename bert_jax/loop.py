@@ -187,7 +187,7 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
 
         # 3. Log.
         if due.log:
-            run.log.train_step(step, _as_floats(metrics) | speed.read() | monitor.counters)
+            run.log.log_step(step, _as_floats(metrics) | speed.read() | monitor.counters)
         elif monitor.newest is not None:  # a step or two earlier
             run.log.update_progress(*monitor.newest)
         supervisor.end_step(metrics['loss'])
@@ -230,7 +230,7 @@ def _evaluate(
         if found is None:
             say(f'step {step}: evaluation cut short')
             return False
-        run.log.evaluation(step, found.metrics, found.description, found.examples)
+        run.log.log_evaluation(step, found.metrics, found.description, found.examples)
     return True
 
 

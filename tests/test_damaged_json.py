@@ -54,7 +54,7 @@ def _write(directory: Path) -> None:
 
 
 def _lease(workdir: str) -> None:
-    lease = Lease(workdir, beat=0.01, timeout=0.02)
+    lease = Lease(workdir, heartbeat_seconds=0.01, timeout_seconds=0.02)
     lease.acquire()
     lease.close()
 

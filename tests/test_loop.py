@@ -119,7 +119,7 @@ def _run_of(monkeypatch: pytest.MonkeyPatch, num_steps: int, asked: list[bool], 
 def test_a_run_that_is_asked_to_stop_saves_without_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, save, log = _fit_two_steps(monkeypatch, [True], every=1)
     assert (fitted.step, fitted.stopped_by) == (1, 'SIGTERM')
-    assert save.call_count == log.train_step.call_count == 1 and not log.evaluation.called
+    assert save.call_count == log.log_step.call_count == 1 and not log.log_evaluation.called
 
 
 def test_progress_is_made_of_losses_that_are_read_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,10 +136,10 @@ def test_progress_is_made_of_losses_that_are_read_anyway(monkeypatch: pytest.Mon
 
 def test_a_request_during_an_evaluation_keeps_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, save, log = _fit_two_steps(monkeypatch, [False, True], every=1)
-    assert (fitted.step, fitted.stopped_by) == (1, 'SIGTERM') and save.call_count == 1 and not log.evaluation.called
+    assert (fitted.step, fitted.stopped_by) == (1, 'SIGTERM') and save.call_count == 1 and not log.log_evaluation.called
 
 
 def test_the_final_evaluation_is_never_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, save, log = _fit_two_steps(monkeypatch, [False, True], every=0)
     assert (fitted.step, fitted.stopped_by) == (2, None)
-    assert save.call_count == log.evaluation.call_count == 1
+    assert save.call_count == log.log_evaluation.call_count == 1

@@ -140,7 +140,7 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> O
             # --- Evaluate the last step, which is saved by now. ---
             supervisor.enter_long_stage('evaluating')
             metrics, predictions = evaluator.evaluate(fitted.state.params)
-            log.evaluation(fitted.step, as_validation(metrics), describe_metrics(metrics))
+            log.log_evaluation(fitted.step, as_validation(metrics), describe_metrics(metrics))
             check()
             _write_results(workdir, evaluator, predictions, {'seed': seed, 'step': fitted.step, 'metrics': metrics})
             log.end(fitted.step)

@@ -1,4 +1,4 @@
-"""Where caches lie: compiled programs, plans, indexes of records."""
+"""The directory of caches: compiled programs, plans, indexes of records."""
 
 import errno
 import os
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """$XDG_CACHE_HOME, else ~/.cache; it need not exist.
+    """Returns $XDG_CACHE_HOME, or ~/.cache if it is not set; the directory need not exist.
 
     Raises:
-      OSError: for a user without a home directory, as in a container that knows no name for its user id.
+      OSError: for a user without a home directory, as in a container that has no name for its user id.
     """
     if configured := os.environ.get('XDG_CACHE_HOME'):
         return Path(configured)

@@ -1,4 +1,4 @@
-"""Which devices a command runs on, their memory, and their peak FLOP/s."""
+"""The devices that a command runs on, their memory, and their peak FLOP/s."""
 
 import ctypes
 import glob
@@ -14,10 +14,10 @@ _OTHER_ACCELERATORS = ('/dev/accel*', '/dev/vfio/[0-9]*', '/dev/kfd')  # TPUs, A
 
 
 def select_platform(platform: str) -> None:
-    """Makes jax use a platform ('' is the best there is); to be called before the first use of a device.
+    """Makes jax use a platform ('': the best available one); call this before the first use of a device.
 
     Raises:
-      BadInput: when an NVIDIA device is there and jax sees only the CPU, or when the platform is not there.
+      BadInput: if the platform has no devices, or if there is an NVIDIA device but jax sees only the CPU.
     """
     if platform:
         jax.config.update('jax_platforms', platform)
@@ -25,18 +25,18 @@ def select_platform(platform: str) -> None:
     if chosen == 'cpu' or not any(map(glob.glob, (NVIDIA_DEVICES, *_OTHER_ACCELERATORS))):
         _keep_freed_memory()
     try:
-        found = jax.default_backend()
+        backend = jax.default_backend()
     except RuntimeError as error:
         raise BadInput(
             'config.platform',
-            f'is {platform!r}, and jax finds no such device ({error})',
+            f'is {platform!r}, but jax finds no such device ({error})',
             "'' or 'cpu'",
             'make install ACCELERATOR=cuda13 (or cuda12, tpu)',
         ) from error
-    if found == 'cpu' and not chosen and glob.glob(NVIDIA_DEVICES):
+    if backend == 'cpu' and not chosen and glob.glob(NVIDIA_DEVICES):
         raise BadInput(
             'devices',
-            'there is an NVIDIA device, but jax sees only the CPU',
+            'this machine has an NVIDIA device, but jax sees only the CPU',
             'jax with its CUDA plugin',
             "make install ACCELERATOR=cuda13, or pip install -e '.[cuda13]'; --config.platform=cpu trains on the CPU",
         )
@@ -46,18 +46,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep what is freed, and reuse it, in one heap; to be called before the CPU's threads are there.
+    """Makes glibc keep freed memory in one heap and reuse it; call this before the CPU's threads are started.
 
-    XLA's CPU client allocates the temporary arrays of a program at every call and frees them. By default glibc gives
-    them back to the kernel each time, and a quarter of a training step goes into mapping and clearing the same pages.
+    XLA's CPU client allocates and frees the temporary arrays of a program at every call. By default glibc returns them
+    to the kernel each time, and a quarter of a training step goes into mapping and clearing the same pages.
     """
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # another C library has none, and does as it does
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # other C libraries have none
     if mallopt is not None:
         for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
             mallopt(parameter, value)
 
 
-# FLOP/s of one device in dense bfloat16 matmuls, from the makers' data sheets, by the names that `plan` gives devices.
+# FLOP/s of one device in dense bfloat16 matmuls, from the vendors' data sheets, by the names that `plan` uses.
 PEAK_BF16_FLOPS = {
     'tpu-v4': 275e12,
     'tpu-v5e': 197e12,
@@ -68,7 +68,7 @@ PEAK_BF16_FLOPS = {
     'h200': 989e12,
     'b200': 2250e12,
 }
-_NAME_OF_KIND = {  # by a part of jax's `device_kind`; the first that occurs counts
+_NAME_OF_KIND = {  # by a part of jax's `device_kind`; the first match counts
     'TPU v4': 'tpu-v4',
     'TPU v5 lite': 'tpu-v5e',
     'TPU v5e': 'tpu-v5e',
@@ -83,14 +83,14 @@ _NAME_OF_KIND = {  # by a part of jax's `device_kind`; the first that occurs cou
 
 
 def published_peak_flops() -> float | None:
-    """Dense bfloat16 FLOP/s of all devices together, as published by their makers; None if unknown."""
+    """Returns the dense bfloat16 FLOP/s of all devices together, as published by their vendor; None if unknown."""
     kind = jax.devices()[0].device_kind
     names = [name for part, name in _NAME_OF_KIND.items() if part in kind]
     return PEAK_BF16_FLOPS[names[0]] * jax.device_count() if names else None
 
 
 def peak_memory() -> tuple[int, bool]:
-    """(the most bytes held so far, whether they are this process's): a device's where jax tells, as on GPU and TPU."""
+    """Returns (peak bytes, whether they are those of this process). On GPU and TPU they are those of a device."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in stats:
         return stats['peak_bytes_in_use'], False

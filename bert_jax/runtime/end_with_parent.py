@@ -2,8 +2,8 @@
 
     python -m bert_jax.runtime.end_with_parent PARENT ARGUMENTS…
 
-PARENT is the process id of the one that starts it. `preexec_fn` would do the same between fork and exec, which is not
-safe once there are threads. Imports nothing large: Python is started once more with the arguments.
+PARENT is the process id of the starting process. `preexec_fn` would do the same between fork and exec, which is not
+safe once there are threads. Imports nothing large, because it starts Python again with the arguments.
 """
 
 import ctypes
@@ -17,13 +17,16 @@ _EXIT_RUN_AGAIN = 75
 
 
 def command(arguments: Sequence[str]) -> list[str]:
-    """The command that starts Python with these arguments; only the main thread may start it, and must outlive it."""
+    """Returns the command that starts Python with these arguments.
+
+    Start it from the main thread: Linux sends the signal when the starting thread ends.
+    """
     return [sys.executable, '-m', 'bert_jax.runtime.end_with_parent', str(os.getpid()), *arguments]
 
 
 if __name__ == '__main__':
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(sys.argv[1]):  # it ended before Linux was asked
+    if os.getppid() != int(sys.argv[1]):  # the parent ended before the call above
         sys.exit(_EXIT_RUN_AGAIN)
     os.execv(sys.executable, [sys.executable, *sys.argv[2:]])

@@ -1,4 +1,4 @@
-"""The mesh of devices: its axes, its sizes, which device lies where.
+"""The mesh of devices: axes, sizes, and the position of each device.
 
 Rows of a batch are split over `data` and `fsdp`, parameters over `fsdp` and `tensor`.
 """
@@ -26,10 +26,13 @@ def make_mesh(
     devices: list | None = None,
     where: str = 'config.train',
 ) -> Mesh:
-    """The mesh of a run, over all devices; `where` is the part of the config that sets the batch size.
+    """Returns the mesh over all devices, or over `devices`.
+
+    Args:
+      where: the part of the config that sets the batch size, for messages.
 
     Raises:
-      BadInput: when the axes do not multiply to the number of devices, or do not divide the heads or the batch.
+      BadInput: if the axis sizes do not multiply to the number of devices, or do not divide the heads or the batch.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(mesh, model, train, len(devices), where)
@@ -38,10 +41,10 @@ def make_mesh(
 
 
 def arrange_devices(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices as an array of (data, fsdp, tensor), those that exchange most beside each other.
+    """Returns the devices as an array [data, fsdp, tensor], with those that communicate most next to each other.
 
-    Slices (of TPUs; of GPUs, those that NVLink joins) meet along `data`, where gradients cross once a step, else along
-    `fsdp`. Inside a slice of TPUs the axes follow its torus; elsewhere the devices of a process are consecutive.
+    Slices (of TPUs, or GPUs joined by NVLink) are laid out along `data`, where gradients cross once per step, otherwise
+    along `fsdp`. Within a TPU slice the axes follow its torus; elsewhere the devices of a process are consecutive.
     """
     num_slices = len({getattr(device, 'slice_index', 0) for device in devices})
     data = math.gcd(sizes[0], num_slices)
@@ -56,13 +59,13 @@ def arrange_devices(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np
 
 
 def mesh_of_run(run: config.Config, devices: list | None = None) -> Mesh:
-    """The mesh of a run over all devices, or some, which serves each of its phases.
+    """Returns the mesh of a run, which serves all of its phases.
 
     Raises:
-      BadInput: as `make_mesh`, for the first phase that it does not divide.
+      BadInput: as `make_mesh`, for the first phase whose batch the mesh does not divide.
     """
-    for number, phase in enumerate(run.in_phases):
-        where = f'config.phases[{number}]' if run.phases else 'config.train'
+    for index, phase in enumerate(run.in_phases):
+        where = f'config.phases[{index}]' if run.phases else 'config.train'
         mesh = make_mesh(run.mesh, run.model, phase.train, devices, where)
     return mesh
 
@@ -70,23 +73,23 @@ def mesh_of_run(run: config.Config, devices: list | None = None) -> Mesh:
 def mesh_sizes(
     mesh: config.Mesh, model: config.Model, train: config.Train, num_devices: int, where: str = 'config.train'
 ) -> dict[str, int]:
-    """The size of each axis over so many devices, the -1 worked out.
+    """Returns the size of each axis for `num_devices`, with -1 resolved.
 
     Raises:
       BadInput: as `make_mesh`.
     """
     sizes = dataclasses.asdict(mesh)
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    rest = [axis for axis, size in sizes.items() if size == -1]
-    if num_devices % fixed or (not rest and fixed != num_devices):
-        asked = ' x '.join(f'{axis}={size}' for axis, size in sizes.items())
+    inferred = [axis for axis, size in sizes.items() if size == -1]
+    if num_devices % fixed or (not inferred and fixed != num_devices):
+        axes = ' x '.join(f'{axis}={size}' for axis, size in sizes.items())
         raise BadInput(
             'config.mesh',
-            f'asks for {asked}; there are {num_devices} devices',
-            f'axes whose product is {num_devices}; -1 takes the rest',
+            f'is {axes}, but there {"is 1 device" if num_devices == 1 else f"are {num_devices} devices"}',
+            f'axes whose product is {num_devices}; an axis of -1 takes the remaining devices',
             '--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1',
         )
-    for axis in rest:
+    for axis in inferred:
         sizes[axis] = num_devices // fixed
     _check_divides(sizes, model, train, where)
     return sizes
@@ -94,11 +97,11 @@ def mesh_sizes(
 
 def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Train, where: str) -> None:
     if model.num_heads % sizes['tensor']:
-        works = [n for n in range(1, model.num_heads + 1) if model.num_heads % n == 0]
+        divisors = [n for n in range(1, model.num_heads + 1) if model.num_heads % n == 0]
         raise BadInput(
             'config.mesh.tensor',
             f'is {sizes["tensor"]}, which does not divide the {model.num_heads} heads',
-            f'one of {", ".join(map(str, works))}',
+            f'one of {", ".join(map(str, divisors))}',
         )
     if train.reduction == 'exact':
         _check_exact(sizes, train)
@@ -119,24 +122,24 @@ def _check_exact(sizes: dict[str, int], train: config.Train) -> None:
     if sizes['tensor'] > 1:
         raise BadInput(
             'config.mesh.tensor',
-            f"is {sizes['tensor']}; train.reduction='exact' splits rows only, never a product",
+            f"is {sizes['tensor']}; train.reduction='exact' splits rows only, never a matmul",
             '1',
             '--config.mesh.tensor=1, or --config.train.reduction=fast',
         )
     if train.exact_shards % (sizes['data'] * sizes['fsdp']):
-        works = [2**n for n in range(train.exact_shards.bit_length())]
+        powers = [2**n for n in range(train.exact_shards.bit_length())]
         raise BadInput(
             'config.train.exact_shards',
             f'is {train.exact_shards}; data={sizes["data"]} x fsdp={sizes["fsdp"]} does not divide it',
-            f'data x fsdp one of {", ".join(map(str, works))}; more shards are another sum',
+            f'data x fsdp one of {", ".join(map(str, powers))}; changing exact_shards changes the sums',
         )
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The same whole array on every device."""
+    """Returns the sharding of an array that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Rows over the data and fsdp axes."""
+    """Returns the sharding that splits rows over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

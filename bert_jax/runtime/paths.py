@@ -1,4 +1,4 @@
-"""Paths that a person gives, checked before anything is read or written there."""
+"""Checks the paths that a user names, before anything is read or written there."""
 
 import importlib.util
 
@@ -7,10 +7,10 @@ from bert_jax.files import is_local, unusable_path
 
 
 def check_path(flag: str, path: str) -> None:
-    """Raises BadInput for a path, the value of a flag, that libraries would mistake or that nothing here can open."""
+    """Raises BadInput if a flag's path would be misread by a library, or if no installed package can open it."""
     if problem := unusable_path(path):
-        raise BadInput(f'--{flag}={path}', problem, 'a path without it', f'name another --{flag}')
-    if not is_local(path) and importlib.util.find_spec('tensorflow') is None:  # which opens them by itself
+        raise BadInput(f'--{flag}={path}', problem, 'a path without it', f'use another --{flag}')
+    if not is_local(path) and importlib.util.find_spec('tensorflow') is None:  # TensorFlow opens them by itself
         import fsspec
 
         try:

@@ -16,7 +16,7 @@ from bert_jax.runtime.watchdog import BETWEEN_STEPS, THE_STEP, Watchdog
 
 
 class Supervisor:
-    """Ends a run that is asked to stop or hangs, and holds its workdir; used by every process, in the main thread."""
+    """Ends a run that is asked to stop or hangs, and holds its workdir. Every process has one, in its main thread."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Supervisor:
         watchdog_seconds: float,
         watchdog_long_seconds: float,
     ) -> None:
-        """Initializes the supervisor; nothing runs before the context is entered.
+        """Initializes the supervisor; it starts when the context is entered.
 
         Args:
           stop: an open context that already listens for signals; None to listen while this context is open.
@@ -48,7 +48,7 @@ class Supervisor:
             contexts.enter_context(self._stop.on_unsaved_exit(self._end_unsaved))
             contexts.enter_context(self._watchdog)
             contexts.enter_context(activity(lambda: self.stage))
-            # Released first: the watchdog ends the process when this one fails among several.
+            # Runs before the watchdog's exit, which ends the process if it fails in a multi-process run.
             contexts.callback(self.release)
             self._contexts = contexts.pop_all()
         return self
@@ -65,10 +65,10 @@ class Supervisor:
     # --- The lease. ---
 
     def acquire(self, workdir: str) -> None:
-        """Process 0 takes the lease of a workdir, releasing one held before; to be called by every process.
+        """Releases the current lease and takes that of `workdir`, in process 0; every process must call this.
 
         Raises:
-          BadInput: in every process, when another run holds the workdir or it cannot be written to.
+          BadInput: in every process, if another run holds the workdir or it is not writable.
         """
         self.release()
         self._watchdog.begin_run()
@@ -76,7 +76,7 @@ class Supervisor:
         processes.run_on_process_zero(lambda: lease.acquire(say))
 
     def release(self) -> None:
-        """Lets another run have the workdir at once; from here on `check_lease` raises.
+        """Releases the workdir, so that another run can take it at once; from now on `check_lease` raises.
 
         Also called from the threads that end this process, while its main thread may be about to write.
         """
@@ -84,19 +84,19 @@ class Supervisor:
             self._lease.close()
 
     def check_lease(self) -> None:
-        """Checks that this run may write: `Checkpoints` and `RunLog` call it before each of their writes.
+        """Checks that this run may write; `Checkpoints` and `RunLog` call it before every write.
 
         Raises:
-          BadInput: when this run no longer holds the workdir that it acquired last.
+          BadInput: if this run no longer holds the workdir that it acquired last.
         """
         if self._lease is not None:
             self._lease.check()
 
-    # --- Where the main thread is. ---
+    # --- The stage of the main thread. ---
 
     @contextlib.contextmanager
     def step(self, step: int, *, is_first_of_shape: bool = False) -> Iterator[None]:
-        """Around the dispatch of a step, which compiles it if no batch of its shape came before."""
+        """Wraps the dispatch of a step, which compiles it if its batch is the first of its shape."""
         self._watchdog.begin_step(step)
         if is_first_of_shape:
             self._watchdog.enter_long_stage('compiling the step')
@@ -105,7 +105,7 @@ class Supervisor:
             self._watchdog.enter_first_step()
 
     def end_step(self, result: jax.Array) -> None:
-        """Waits until the devices are at most two steps behind; from now on a request to stop waits for a save.
+        """Waits until the devices are at most two steps behind; from now on a stop request leads to a save.
 
         Args:
           result: any output of the step.
@@ -115,39 +115,39 @@ class Supervisor:
 
     @property
     def stage(self) -> str:
-        """What the main thread is doing, in words; '' while it makes steps."""
+        """What the main thread is doing, in words; '' while it trains."""
         return '' if self._watchdog.stage in (THE_STEP, BETWEEN_STEPS) else self._watchdog.stage
 
     def enter_long_stage(self, stage: str) -> None:
-        """The main thread enters a stage that may take long and is not a step."""
+        """Enters a slow stage that is not a step."""
         self._watchdog.enter_long_stage(stage)
 
     def long_stage(self, stage: str) -> contextlib.AbstractContextManager[None]:
-        """Around a part of the loop that is not a step: evaluating, saving."""
+        """Wraps a part of the loop that is not a step, such as evaluating or saving."""
         return self._watchdog.long_stage(stage)
 
     # --- Stopping. ---
 
     @property
     def received(self) -> str:
-        """What asked this process to stop: 'SIGTERM', 'the time limit'; '' as long as nothing has."""
+        """What asked this process to stop, for example 'SIGTERM' or 'the time limit'; '' if nothing did."""
         return self._stop.received
 
     def should_stop(self, seconds_to_save: float | None) -> bool:
-        """Whether this process was asked to stop; the processes still have to agree (`processes.AnyProcessFlag`).
+        """Returns whether this process was asked to stop; all processes must then agree (`processes.AnyProcessFlag`).
 
         Args:
-          seconds_to_save: how long a save takes, as measured; None if not yet known.
+          seconds_to_save: measured duration of a save; None if not yet known.
         """
         return self._stop.should_stop(seconds_to_save)
 
     def any_should_stop(self) -> bool:
-        """Whether any process was asked to stop, where nothing is left to save.
+        """Returns whether any process was asked to stop, when nothing is left to save.
 
-        To be called by all processes, which wait for each other: not in the training loop.
+        All processes must call this and wait for each other, so it is not for the training loop.
         """
         return bool(processes.max_over_processes(int(self.should_stop(seconds_to_save=0.0))))
 
     def save_started(self, step: int) -> None:
-        """A save has begun; so the save before it, if any, is on disk."""
+        """Records that a save has started, which means that the save before it, if any, is on disk."""
         self._watchdog.save_started(step)

@@ -1,6 +1,6 @@
-"""Are the required packages installed, in supported versions? Checked before anything else.
+"""Checks, before anything else, that the required packages are installed in supported versions.
 
-Reads the project's own requirements and the metadata of what is installed; imports none of it but `packaging`.
+Reads the project's requirements and the metadata of installed packages; imports only `packaging`.
 """
 
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ _TREE = Path(__file__).parents[2]
 
 
 def requirements() -> list[str]:
-    """The lines of requirements.txt of a source tree, or those that were recorded when the package was installed."""
+    """Returns the lines of requirements.txt in a source tree, or those recorded when the package was installed."""
     if (_TREE / 'requirements.txt').is_file():
         return _lines('requirements.txt')
     return [line for line in metadata.requires('bert_jax') or () if 'extra ==' not in line]
 
 
 def beam_requirements() -> list[str]:
-    """The lines of requirements-beam.txt, of the environment without jax in which `prepare --beam` runs."""
+    """Returns the lines of requirements-beam.txt, for the environment without jax in which `prepare --beam` runs."""
     return _lines('requirements-beam.txt') if (_TREE / 'requirements-beam.txt').is_file() else []
 
 
@@ -30,26 +30,29 @@ def _lines(name: str) -> list[str]:
 
 
 def check(required: Iterable[str], fix: str = 'make install') -> None:
-    """Raises BadInput naming every package that is missing or of another version, with the command that installs them.
+    """Raises BadInput if packages are missing or have an unsupported version, with the command that installs them.
 
     Args:
-      required: requirements as in a requirements file, one an element. Pre-releases count.
+      required: requirements as in a requirements file, one per element. Pre-releases are allowed.
     """
     try:
         from packaging.requirements import Requirement
     except ModuleNotFoundError:
         raise BadInput('installed packages', 'packaging is missing', 'all required packages', fix) from None
-    bad, wanted = [], []
+    problems, expected = [], []
     for line in required:
         requirement = Requirement(line)
-        found = _version(requirement.name)
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
-            bad.append(f'{requirement.name} {found}' if found else f'{requirement.name} is missing')
-            wanted.append(line.partition(';')[0].strip())
-    if bad:
-        quoted = ' '.join(f"'{requirement}'" for requirement in wanted)
+        installed = _version(requirement.name)
+        if installed is None or not requirement.specifier.contains(installed, prereleases=True):
+            problems.append(f'{requirement.name} {installed}' if installed else f'{requirement.name} is missing')
+            expected.append(line.partition(';')[0].strip())
+    if problems:
+        quoted = ' '.join(f"'{requirement}'" for requirement in expected)
         raise BadInput(
-            'installed packages', ', '.join(bad), ', '.join(wanted), f'python -m pip install {quoted} (or {fix})'
+            'installed packages',
+            ', '.join(problems),
+            ', '.join(expected),
+            f'python -m pip install {quoted} (or {fix})',
         )
 
 

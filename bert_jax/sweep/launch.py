@@ -55,7 +55,7 @@ def check_workdirs(runs: tuple[Run, ...]) -> None:
         )
         theirs = run_files.load_fingerprint(run.workdir)
         if differ := [name for name in theirs.keys() & ours.keys() if theirs[name] != ours[name]]:
-            found = f'holds another run: {run_files.listed(differ, theirs, ours)}'
+            found = f'holds another run: {run_files.describe_differences(differ, theirs, ours)}'
             raise BadInput(run.workdir, found, 'the same values', 'name another --workdir')
 
 

@@ -40,7 +40,7 @@ from bert_jax.train.divergence import TrainingRecord
 from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState, is_finite
 from bert_jax.workdir import seal
-from bert_jax.workdir.orbax_files import arrays_of, literal_path, restore_error, why
+from bert_jax.workdir.orbax_files import arrays_of, describe_error, literal_path, restore_error
 
 _RECORD = 'record.json'
 _MAX_FAILURES = 3  # saves in a row that may fail
@@ -290,13 +290,13 @@ class Checkpoints:
                         left_over.rmtree()
         if self._num_failures >= _MAX_FAILURES:
             raise self._gave_up(error)
-        say(f'Step {step} could not be saved: {why(error)}{self._still_safe()}. The next save tries again.')
+        say(f'Step {step} could not be saved: {describe_error(error)}{self._still_safe()}. The next save tries again.')
 
     def _gave_up(self, failure: Exception) -> BadInput:
         times = f', {self._num_failures} times in a row' if self._num_failures > 1 else ''
         error = BadInput(
             str(self._directory),
-            f'a checkpoint could not be written{times}: {why(failure)}{self._still_safe()}',
+            f'a checkpoint could not be written{times}: {describe_error(failure)}{self._still_safe()}',
             'room and permission to write',
             'the same command resumes from the last checkpoint',
         )

@@ -55,5 +55,5 @@ def hardware(mesh: Mesh) -> dict[str, Any]:
         'processes': jax.process_count(),
         'hosts': processes.num_hosts(),
         'mesh': dict(mesh.shape),
-        'versions': identity.versions(),
+        'versions': identity.package_versions(),
     }

@@ -118,7 +118,7 @@ def claim(
             ]
             changes = [*content.get('changes', []), *changes]
             _save(workdir, config, tokenizer, ours, content, changes=changes)
-            say(f'Changed from step {step or 0} on: {listed(differ, theirs, ours)}')
+            say(f'Changed from step {step or 0} on: {describe_differences(differ, theirs, ours)}')
         return
     if is_process_zero():
         write(workdir, config, tokenizer, ours, start)
@@ -144,7 +144,9 @@ def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict, 
     fixed = sorted(differ & _SHAPES)
     fork = f'name another --workdir; with --config.init={workdir} it starts from the weights of this run'
     fix = fork if fixed or not has_flag else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
-    raise BadInput(str(workdir), f'holds another run: {listed(differ, theirs, ours)}', 'the same values', fix)
+    raise BadInput(
+        str(workdir), f'holds another run: {describe_differences(differ, theirs, ours)}', 'the same values', fix
+    )
 
 
 def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
@@ -163,7 +165,7 @@ def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
     return {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
 
 
-def listed(differ: Iterable[str], theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+def describe_differences(differ: Iterable[str], theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """Fields in which a workdir's run differs from the one requested, with both values."""
     return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
 
@@ -181,7 +183,7 @@ def write(
     """
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     more = {} if start is None else {'start': start.to_json()}
-    _save(workdir, config, tokenizer, fingerprint, {}, versions=versions(), **more)
+    _save(workdir, config, tokenizer, fingerprint, {}, versions=package_versions(), **more)
 
 
 def _save(
@@ -199,7 +201,7 @@ def _save(
     write_whole(epath.Path(workdir) / 'config.json', json.dumps(content, indent=2) + '\n')
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Those of the packages that a run's numbers may depend on."""
     return {name: metadata.version(name) for name in _RECORDED_VERSIONS}
 

@@ -61,14 +61,14 @@ class RunLog:
         """Takes note of a step that the devices have made; nothing is written."""
         self._progress.update_progress(step, loss)
 
-    def train_step(self, step: int, metrics: dict[str, float]) -> None:
+    def log_step(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and shows the metrics of a training step."""
         self._check()
         self._writer.write(step, metrics)
         self._progress.show(step, metrics)
         self.metrics = _finite(metrics)
 
-    def evaluation(
+    def log_evaluation(
         self, step: int, metrics: dict[str, float], description: str = '', examples: Sequence[dict[str, Any]] = ()
     ) -> None:
         """Writes what an evaluator found, and says it in words."""

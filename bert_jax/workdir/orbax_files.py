@@ -55,7 +55,7 @@ def restore_error(directory: epath.Path, step: int) -> str:
         if num_bytes > _MAX_COMPRESSION * on_disk + _SMALL:
             return f'its {on_disk:,} bytes unpack to arrays of {num_bytes:,}'
     except Exception as error:  # Orbax and TensorStore raise whatever they meet
-        return f'Orbax cannot restore it ({why(error)[:200]})'
+        return f'Orbax cannot restore it ({describe_error(error)[:200]})'
     finally:
         handler.close()
     return ''
@@ -86,7 +86,7 @@ def arrays_of(directory: epath.Path) -> dict[str, StoredArray]:
     return {jax.tree_util.keystr(path): StoredArray(leaf.shape, np.dtype(leaf.dtype)) for path, leaf in leaves}
 
 
-def why(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What went wrong: the system's words for an error code of TensorStore, else the first line of the message."""
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))

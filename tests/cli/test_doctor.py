@@ -134,6 +134,6 @@ def test_everything_that_cannot_work_is_reported_at_once_with_status_2(tmp_path:
         return [problem['found'] for problem in problems if problem['level'] == 'error']
 
     found = errors('--config.mesh.data=3', '--config.train.keep_checkpoints=100000000', '--config.data.corpus=no')
-    assert [any(words in one for one in found) for words in ('asks for data=3', 'GiB free', 'no corpus')] == [True] * 3
+    assert [any(words in one for one in found) for words in ('is data=3', 'GiB free', 'no corpus')] == [True] * 3
     [found] = errors('--config.data.sequence_length=1024')
     assert 'more than the model has positions' in found

@@ -62,7 +62,7 @@ def test_impossible_mesh_is_refused_with_possible_ones(
 
 def test_other_number_of_devices_than_promised_is_refused(settings: list[str], tmp_path: Path, capsys) -> None:
     assert run(['train', *settings, '--devices=16', '--workdir=run'], tmp_path) == 2
-    assert 'promises 16; there are 8: 8 by process' in capsys.readouterr().err
+    assert 'is 16, but jax found 8 (per process: 8)' in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()
 
 

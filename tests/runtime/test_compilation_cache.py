@@ -1,4 +1,4 @@
-"""Compiled programs are kept where nobody else can write, and a second start uses them in silence."""
+"""Compiled programs are cached where nobody else can write, and a second start uses them."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ print(jax.jit(lambda x: (x @ x).sum())(jax.numpy.ones((64, 64))))
 
 
 def _run(directory: pathlib.Path) -> tuple[str, str]:
-    """What a program writes to standard output and to standard error."""
+    """Runs a program; returns its standard output and standard error."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_COMPILATION', 'XLA_FLAGS'))}
     own = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'XDG_CACHE_HOME': str(directory)}
     done = subprocess.run(
@@ -33,26 +33,26 @@ def _run(directory: pathlib.Path) -> tuple[str, str]:
 
 
 @pytest.mark.processes
-def test_second_start_uses_the_kept_programs_in_silence(tmp_path: pathlib.Path) -> None:
+def test_second_start_uses_cached_programs_and_prints_nothing(tmp_path: pathlib.Path) -> None:
     first = _run(tmp_path)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*-cache')}
     second = _run(tmp_path)
     assert kept and {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*-cache')} == kept
     assert all(path.parent.stat().st_mode & 0o777 == 0o700 for path in kept)
-    assert first == second == ('262144.0\n', '')  # nothing was said about processors, nor else
+    assert first == second == ('262144.0\n', '')  # for example no warning about processors
 
 
-def test_programs_are_not_taken_from_where_others_can_write(tmp_path: pathlib.Path) -> None:
+def test_cache_that_others_can_write_to_is_rejected(tmp_path: pathlib.Path) -> None:
     mine = compilation_cache.private_directory(tmp_path / 'a' / 'b' / 'c', tmp_path)
     levels = [mine, mine.parent, mine.parent.parent]
     assert {level.stat().st_mode & 0o777 for level in levels} == {0o700}
     assert compilation_cache.private_directory(mine, tmp_path) == mine
     for level in levels:
         level.chmod(0o770)
-        with pytest.raises(PermissionError, match=f'{level} can be written by others'):
+        with pytest.raises(PermissionError, match=f'{level} is writable by others'):
             compilation_cache.private_directory(mine, tmp_path)
         level.chmod(0o700)
-    tmp_path.chmod(0o770)  # the home itself is not ours to judge
+    tmp_path.chmod(0o770)  # the home directory itself is not checked
     assert compilation_cache.private_directory(mine, tmp_path) == mine
     link = tmp_path / 'a' / 'link'
     link.symlink_to(mine)
@@ -60,7 +60,7 @@ def test_programs_are_not_taken_from_where_others_can_write(tmp_path: pathlib.Pa
         compilation_cache.private_directory(link / 'd', tmp_path)
 
 
-def test_a_cache_may_be_a_link_and_may_be_missing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_may_be_a_link_to_a_missing_directory(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     updates = {}
     monkeypatch.setattr(compilation_cache.jax.config, 'update', updates.__setitem__)
     monkeypatch.setattr(type(jax.config), 'jax_compilation_cache_dir', None, raising=False)
@@ -71,8 +71,8 @@ def test_a_cache_may_be_a_link_and_may_be_missing(tmp_path: pathlib.Path, monkey
     assert kept.is_dir() and kept.is_relative_to(tmp_path / 'scratch' / 'mine' / 'bert_jax' / 'programs')
 
 
-def test_only_the_programs_used_last_are_kept(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation_cache, '_MOST_BYTES', 250)
+def test_least_recently_used_programs_are_deleted(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation_cache, '_MAX_BYTES', 250)
     for age, name in enumerate(['new', 'middle', 'old']):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))

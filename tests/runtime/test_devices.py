@@ -1,4 +1,4 @@
-"""The peak of a device is found by the name that jax gives it."""
+"""The published peak of a device is found by jax's name for it."""
 
 import types
 
@@ -22,12 +22,12 @@ from bert_jax.runtime.devices import published_peak_flops
         ('NVIDIA B200', 2250e12),
     ],
 )
-def test_published_peak_is_that_of_all_devices(monkeypatch: pytest.MonkeyPatch, kind: str, peak: float) -> None:
+def test_published_peak_covers_all_devices(monkeypatch: pytest.MonkeyPatch, kind: str, peak: float) -> None:
     monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(device_kind=kind)])
     monkeypatch.setattr(jax, 'device_count', lambda: 4)
     assert published_peak_flops() == 4 * peak
 
 
-def test_the_peak_of_an_unknown_device_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_device_has_no_published_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(device_kind='TPU v99')])
     assert published_peak_flops() is None

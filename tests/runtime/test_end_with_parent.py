@@ -1,4 +1,4 @@
-"""A process that is started to end with its parent does, however the parent ends."""
+"""A process started by `end_with_parent` ends with its parent, however the parent ends."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def _wait_for(path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_a_killed_parent_leaves_no_child(tmp_path: Path) -> None:
+def test_killed_parent_leaves_no_child(tmp_path: Path) -> None:
     env = os.environ | {'PYTHONPATH': str(ROOT)}
     parent = subprocess.Popen([sys.executable, '-c', _PARENT, _CHILD, str(tmp_path / 'child')], env=env)
     try:
@@ -46,7 +46,7 @@ def test_a_killed_parent_leaves_no_child(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_a_child_whose_parent_has_gone_already_starts_nothing(tmp_path: Path) -> None:
+def test_child_of_a_dead_parent_does_not_start(tmp_path: Path) -> None:
     arguments = ['-m', 'bert_jax.runtime.end_with_parent', '1', '-c', 'raise SystemExit(3)']
     env = os.environ | {'PYTHONPATH': str(ROOT)}
     assert subprocess.run([sys.executable, *arguments], env=env, timeout=60).returncode == 75

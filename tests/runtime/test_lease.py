@@ -1,4 +1,4 @@
-"""A workdir has one owner: the second refuses, the dead are succeeded, the one that lost it stops."""
+"""A workdir has one holder: a second run is rejected, a dead one is replaced, one that lost its lease stops."""
 
 import dataclasses
 import errno
@@ -20,7 +20,7 @@ HEARTBEAT_SECONDS, TIMEOUT_SECONDS = 0.1, 1.0
 
 
 def _lease(workdir: Path) -> Lease:
-    return Lease(str(workdir), beat=HEARTBEAT_SECONDS, timeout=TIMEOUT_SECONDS)
+    return Lease(str(workdir), heartbeat_seconds=HEARTBEAT_SECONDS, timeout_seconds=TIMEOUT_SECONDS)
 
 
 def _files(workdir: Path) -> list[str]:
@@ -28,20 +28,20 @@ def _files(workdir: Path) -> list[str]:
 
 
 def _plant(workdir: Path, **changes: object) -> Path:
-    """The lease of a process on another machine."""
-    owner = dataclasses.replace(
+    """Writes the lease of a process on another machine."""
+    holder = dataclasses.replace(
         LeaseHolder.this_process(), **({'machine': 'another', 'host': 'elsewhere', 'pid': 7} | changes)
     )
     (workdir / '.lease').mkdir(parents=True, exist_ok=True)
     path = workdir / '.lease' / '4.json'
-    path.write_text(json.dumps(dataclasses.asdict(owner)))
+    path.write_text(json.dumps(dataclasses.asdict(holder)))
     return path
 
 
-def test_a_second_run_is_refused_and_told_who_holds_the_workdir(tmp_path: Path) -> None:
+def test_second_run_is_rejected_and_the_holder_named(tmp_path: Path) -> None:
     first = _lease(tmp_path)
-    told = []
-    first.acquire(told.append)
+    messages = []
+    first.acquire(messages.append)
     with pytest.raises(BadInput, match=f'in use by process {os.getpid()} on '):
         _lease(tmp_path).acquire()
     first.check()
@@ -49,28 +49,28 @@ def test_a_second_run_is_refused_and_told_who_holds_the_workdir(tmp_path: Path) 
     with pytest.raises(BadInput, match='was released by this run'):
         first.check()
     second = _lease(tmp_path)
-    second.acquire(told.append)
-    assert not told  # released: nothing was taken over
+    second.acquire(messages.append)
+    assert not messages  # released: nothing was taken over
     second.close()
     assert _files(tmp_path) == ['2.json']
 
 
 @pytest.mark.processes
-def test_a_dead_process_of_this_machine_is_succeeded_at_once(tmp_path: Path) -> None:
+def test_dead_holder_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
     program = (
         'import os, sys; from bert_jax.runtime.lease import Lease; '
         'Lease(sys.argv[1]).acquire(); os.kill(os.getpid(), 9)'
     )
     subprocess.run([sys.executable, '-c', program, tmp_path], timeout=60)
-    lease = Lease(str(tmp_path))  # with the beats and the timeout of production
+    lease = Lease(str(tmp_path))  # with the default heartbeat and timeout
     start = time.monotonic()
-    told = []
-    lease.acquire(told.append)
-    assert time.monotonic() - start < 2 and 'ended without releasing its lease: taken over' in told[0]
+    messages = []
+    lease.acquire(messages.append)
+    assert time.monotonic() - start < 2 and 'exited without releasing its lease; taking over' in messages[0]
     lease.close()
 
 
-def test_a_process_number_that_was_given_again_is_not_the_holder(tmp_path: Path) -> None:
+def test_reused_process_id_is_not_mistaken_for_the_holder(tmp_path: Path) -> None:
     here = LeaseHolder.this_process()
     _plant(tmp_path, machine=here.machine, pid=os.getpid(), started=here.started - 1)
     lease = _lease(tmp_path)
@@ -78,22 +78,22 @@ def test_a_process_number_that_was_given_again_is_not_the_holder(tmp_path: Path)
     lease.close()
 
 
-@pytest.mark.parametrize('clock', [0, -3600, 3600])
-def test_a_silent_holder_elsewhere_is_succeeded_after_the_timeout_whatever_its_clock(
-    tmp_path: Path, clock: int
+@pytest.mark.parametrize('clock_offset', [0, -3600, 3600])
+def test_silent_remote_holder_is_replaced_after_the_timeout_whatever_its_clock(
+    tmp_path: Path, clock_offset: int
 ) -> None:
     path = _plant(tmp_path)
-    os.utime(path, (time.time() + clock, time.time() + clock))
-    lease, start, told = _lease(tmp_path), time.monotonic(), []
-    lease.acquire(told.append)
-    assert 'held by process 7 on elsewhere: waiting' in told[0] and 'taken over' in told[1]
+    os.utime(path, (time.time() + clock_offset, time.time() + clock_offset))
+    lease, start, messages = _lease(tmp_path), time.monotonic(), []
+    lease.acquire(messages.append)
+    assert 'held by process 7 on elsewhere: waiting' in messages[0] and 'taking over' in messages[1]
     seconds = time.monotonic() - start
-    assert seconds >= (2 * HEARTBEAT_SECONDS if clock < 0 else 0.9 * TIMEOUT_SECONDS)
+    assert seconds >= (2 * HEARTBEAT_SECONDS if clock_offset < 0 else 0.9 * TIMEOUT_SECONDS)
     lease.close()
 
 
 @pytest.mark.processes
-def test_a_holder_elsewhere_that_gives_signs_of_life_is_alive_even_if_its_clock_is_far_behind(tmp_path: Path) -> None:
+def test_remote_holder_with_heartbeats_is_alive_whatever_its_clock(tmp_path: Path) -> None:
     path = _plant(tmp_path)
     os.utime(path, (1e9, 1e9))
     beating = (
@@ -111,7 +111,7 @@ def test_a_holder_elsewhere_that_gives_signs_of_life_is_alive_even_if_its_clock_
         other.wait()
 
 
-def test_the_holder_gives_signs_of_life(tmp_path: Path) -> None:
+def test_holder_sends_heartbeats(tmp_path: Path) -> None:
     lease = _lease(tmp_path)
     lease.acquire()
     path = tmp_path / '.lease' / '1.json'
@@ -123,26 +123,26 @@ def test_the_holder_gives_signs_of_life(tmp_path: Path) -> None:
     lease.close()
 
 
-def test_a_run_that_lost_its_lease_may_not_write(tmp_path: Path) -> None:
+def test_run_that_lost_its_lease_cannot_write(tmp_path: Path) -> None:
     lease = _lease(tmp_path)
     lease.acquire()
     _plant(tmp_path)
-    with pytest.raises(BadInput, match='no longer held by this run .* but by process 7 on elsewhere'):
+    with pytest.raises(BadInput, match='no longer held by this run .*: process 7 on elsewhere took it over'):
         lease.check()
     lease.close()
     assert not json.loads((tmp_path / '.lease' / '4.json').read_text())['released']
 
 
-def test_a_damaged_lease_is_nobodys_sign_of_life(tmp_path: Path) -> None:
+def test_damaged_lease_counts_as_a_silent_holder(tmp_path: Path) -> None:
     _plant(tmp_path).write_text('{"host": ')
     lease = _lease(tmp_path)
-    told = []
-    lease.acquire(told.append)
-    assert 'an unknown host' in told[0]
+    messages = []
+    lease.acquire(messages.append)
+    assert 'an unknown host' in messages[0]
     lease.close()
 
 
-def test_a_copy_of_a_workdir_is_held_by_nobody_and_the_moved_original_is(tmp_path: Path) -> None:
+def test_copied_workdir_is_free_but_a_moved_one_is_held(tmp_path: Path) -> None:
     original, copy, moved = tmp_path / 'original', tmp_path / 'copy', tmp_path / 'moved'
     first = _lease(original)
     first.acquire()
@@ -150,7 +150,7 @@ def test_a_copy_of_a_workdir_is_held_by_nobody_and_the_moved_original_is(tmp_pat
     assert holder_of(str(original)).startswith(f'process {os.getpid()} on ') and not holder_of(str(copy))
     second, reported = _lease(copy), []
     second.acquire(reported.append)
-    assert reported == [f'{copy} is a copy of {original}; the copy is held by nobody.']
+    assert reported == [f'{copy} is a copy of {original}; no run holds the copy.']
     first.check()
     second.check()
     second.close()
@@ -162,10 +162,10 @@ def test_a_copy_of_a_workdir_is_held_by_nobody_and_the_moved_original_is(tmp_pat
         _lease(moved).acquire()
 
 
-@pytest.mark.parametrize('number', [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_without_hard_links_a_workdir_still_has_one_owner(number: int, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize('code', [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_workdir_has_one_holder_even_without_hard_links(code: int, tmp_path: Path, monkeypatch) -> None:
     def link(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, 'link', link)
     first = _lease(tmp_path)
@@ -177,7 +177,7 @@ def test_without_hard_links_a_workdir_still_has_one_owner(number: int, tmp_path:
     first.close()
 
 
-def test_the_holder_is_known_at_once_unless_it_is_silent_elsewhere(tmp_path: Path) -> None:
+def test_holder_of_returns_at_once_and_ignores_silent_remote_holders(tmp_path: Path) -> None:
     assert not holder_of(str(tmp_path))
     path = _plant(tmp_path)
     assert holder_of(str(tmp_path)) == 'process 7 on elsewhere'
@@ -193,19 +193,19 @@ def _compete(workdir: str, together: object, results: object) -> None:
     try:
         lease.acquire()
     except BadInput:
-        results.put('refused')
+        results.put('rejected')
         together.wait(60)
     else:
-        results.put('owner')
+        results.put('holder')
         together.wait(60)
         lease.check()
-        results.put('still owner')
+        results.put('still holder')
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize('left_by_a_dead_one', [False, True])
-def test_of_many_that_start_at_once_one_is_the_owner(tmp_path: Path, left_by_a_dead_one: bool) -> None:
-    if left_by_a_dead_one:
+@pytest.mark.parametrize('has_dead_holder', [False, True])
+def test_of_several_simultaneous_starts_one_gets_the_workdir(tmp_path: Path, has_dead_holder: bool) -> None:
+    if has_dead_holder:
         here = LeaseHolder.this_process()
         _plant(tmp_path, machine=here.machine, pid=os.getpid(), started=here.started - 1)
     context = multiprocessing.get_context('spawn')
@@ -215,5 +215,5 @@ def test_of_many_that_start_at_once_one_is_the_owner(tmp_path: Path, left_by_a_d
         process.start()
     for process in processes:
         process.join(60)
-    found = [results.get(timeout=5) for _ in range(5)]
-    assert sorted(found) == ['owner', 'refused', 'refused', 'refused', 'still owner']
+    outcomes = [results.get(timeout=5) for _ in range(5)]
+    assert sorted(outcomes) == ['holder', 'rejected', 'rejected', 'rejected', 'still holder']

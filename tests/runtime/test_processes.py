@@ -1,4 +1,4 @@
-"""Who takes part in a run, and with which devices, by what launchers leave in the environment; who does what."""
+"""Processes find their run and their devices from the launcher's environment, and share results."""
 
 import types
 
@@ -31,7 +31,7 @@ SRUN = {
 }
 
 
-def test_a_task_of_srun_knows_its_place_and_takes_its_share_of_the_gpus() -> None:
+def test_srun_task_finds_its_rank_and_its_gpus() -> None:
     assert find_process_info(SRUN, num_gpus=4) == ProcessInfo(None, 8, 6, (2,))
     assert find_process_info(SRUN, num_gpus=8) == ProcessInfo(None, 8, 6, (4, 5))
     assert find_process_info(SRUN, num_gpus=1) == ProcessInfo(None, 8, 6, (0,))  # the scheduler shows each task its own
@@ -40,12 +40,12 @@ def test_a_task_of_srun_knows_its_place_and_takes_its_share_of_the_gpus() -> Non
 
 
 @pytest.mark.parametrize('num_tasks, num_devices', [(1, 8), (2, 8), (4, 4), (8, 8), (1, 1), (3, 6)])
-def test_the_tasks_of_a_node_share_its_devices_without_gap_or_overlap(num_tasks: int, num_devices: int) -> None:
+def test_tasks_of_a_node_share_devices_without_gap_or_overlap(num_tasks: int, num_devices: int) -> None:
     taken = [share_of_devices(task, num_tasks, num_devices) for task in range(num_tasks)]
-    assert sorted(device for one in taken for device in one) == list(range(num_devices))
+    assert sorted(device for share in taken for device in share) == list(range(num_devices))
 
 
-def test_a_command_typed_inside_an_allocation_is_alone() -> None:
+def test_command_in_an_allocation_without_srun_runs_alone() -> None:
     batch_script = {name: value for name, value in SRUN.items() if not name.startswith('SLURM_STEP')}
     assert find_process_info(batch_script | {'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}, num_gpus=4) is None
     interactive = SRUN | {'SLURM_STEP_ID': '4294967290', 'SLURM_STEP_NUM_TASKS': '1'}
@@ -54,7 +54,7 @@ def test_a_command_typed_inside_an_allocation_is_alone() -> None:
     assert find_process_info(SRUN, num_gpus=4, distributed=False) is None
 
 
-def test_explicit_variables_win_and_half_of_them_is_told() -> None:
+def test_explicit_variables_override_slurm_and_must_be_complete() -> None:
     explicit = {'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '1'}
     assert find_process_info(SRUN | explicit, num_gpus=4) == ProcessInfo('host:1234', 2, 1, None)
     assert find_process_info(explicit | {'JAX_LOCAL_DEVICE_IDS': '3'}, num_gpus=4) == ProcessInfo(
@@ -66,14 +66,14 @@ def test_explicit_variables_win_and_half_of_them_is_told() -> None:
         find_process_info(explicit | {'JAX_PROCESS_ID': '2'}, num_gpus=0)
 
 
-def test_short_forms() -> None:
+def test_slurm_and_cuda_lists_are_parsed() -> None:
     assert tasks_per_node('2(x3),1') == [2, 2, 2, 1]
     assert tasks_per_node('4') == [4]
     assert visible_gpus({'CUDA_VISIBLE_DEVICES': '2,5'}) == 2
     assert visible_gpus({'CUDA_VISIBLE_DEVICES': ''}) == visible_gpus({'CUDA_VISIBLE_DEVICES': '-1'}) == 0
 
 
-def test_the_coordinator_listens_where_the_others_look_for_it_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coordinator_listens_only_on_the_address_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('JAX_COORDINATOR_BIND_ADDRESS', raising=False)
 
     def bound(coordinator: str | None, process: int = 0) -> str | None:
@@ -90,16 +90,14 @@ def test_the_coordinator_listens_where_the_others_look_for_it_and_nowhere_else(m
     assert bound('127.0.0.1:1234') is None
 
 
-def test_an_action_of_process_zero_alone_returns_its_value_or_raises() -> None:
+def test_action_of_a_single_process_returns_or_raises() -> None:
     assert processes.run_on_process_zero(lambda: [7, None]) == [7, None]
     with pytest.raises(BadInput, match='broken'):
-        processes.run_on_process_zero(lambda: _refuse('broken'))
+        processes.run_on_process_zero(lambda: _raise('broken'))
 
 
 @pytest.mark.parametrize('rank', [0, 1])
-def test_all_wait_for_the_action_of_process_zero_and_share_its_outcome(
-    rank: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_processes_wait_for_process_zero_and_share_its_result(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
 
     def wait_at_barrier(name: str, timeout_in_ms: int) -> None:
@@ -123,8 +121,8 @@ def test_all_wait_for_the_action_of_process_zero_and_share_its_outcome(
     assert events[:-1] == ['acts'] * (rank == 0) and outcome == ({'step': 20} if rank == 0 else None)
     if rank == 0:
         with pytest.raises(BadInput, match='broken'):
-            processes.run_on_process_zero(lambda: _refuse('broken'))
+            processes.run_on_process_zero(lambda: _raise('broken'))
 
 
-def _refuse(found: str) -> None:
+def _raise(found: str) -> None:
     raise BadInput('disk', found, 'a disk')

@@ -1,4 +1,4 @@
-"""When a run is should_stop to stop by the clock."""
+"""Signals and time limits: when a run stops, and how it cleans up."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 from bert_jax.runtime.stopping import StopRequest, exit_on_signals
 
 
-def test_a_slurm_job_leaves_time_for_the_save_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_job_leaves_time_for_a_save_as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('SLURM_JOB_END_TIME', str(time.time() + 100))
     stop = StopRequest()
     stop.set_time('')
@@ -20,11 +20,11 @@ def test_a_slurm_job_leaves_time_for_the_save_as_it_was_measured(monkeypatch: py
     assert stop.should_stop(seconds_to_save=45.0) and stop.received == 'the time limit'
     unmeasured = StopRequest()
     unmeasured.set_time('')
-    assert unmeasured.should_stop(seconds_to_save=None)  # two minutes, as long as nothing is known
+    assert unmeasured.should_stop(seconds_to_save=None)  # two minutes until a save was measured
 
 
-def test_a_time_that_was_given_is_kept_to_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('SLURM_JOB_END_TIME', '1')  # what the config says counts
+def test_explicit_time_limit_is_exact_and_overrides_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('SLURM_JOB_END_TIME', '1')
     stop = StopRequest()
     stop.set_time('2999-01-01T00:00')
     assert not stop.should_stop(seconds_to_save=1000.0)
@@ -32,7 +32,7 @@ def test_a_time_that_was_given_is_kept_to_the_second(monkeypatch: pytest.MonkeyP
     assert stop.should_stop(seconds_to_save=None)
 
 
-def test_without_a_limit_the_clock_never_asks_and_handlers_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_time_limit_only_signals_stop_and_handlers_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('SLURM_JOB_END_TIME', raising=False)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with StopRequest() as stop:
@@ -49,7 +49,7 @@ def test_without_a_limit_the_clock_never_asks_and_handlers_are_given_back(monkey
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_without_anything_to_save_cleans_up_when_it_is_ended(signum: signal.Signals) -> None:
+def test_signal_raises_system_exit_so_that_commands_clean_up(signum: signal.Signals) -> None:
     before, cleaned = signal.getsignal(signum), []
     with pytest.raises(SystemExit) as ended, exit_on_signals():
         try:
@@ -57,7 +57,7 @@ def test_a_command_without_anything_to_save_cleans_up_when_it_is_ended(signum: s
         finally:
             cleaned.append(signal.getsignal(signum))
     assert ended.value.code == 128 + signum
-    assert cleaned == [signal.SIG_DFL] and signal.getsignal(signum) is before  # a second one would end it at once
+    assert cleaned == [signal.SIG_DFL] and signal.getsignal(signum) is before  # a second signal would end it at once
     signal.signal(signum, signal.SIG_IGN)  # nohup
     try:
         with exit_on_signals():
@@ -67,7 +67,7 @@ def test_a_command_without_anything_to_save_cleans_up_when_it_is_ended(signum: s
 
 
 @pytest.mark.processes
-def test_requests_are_heard_before_jax_is_imported() -> None:
+def test_stopping_does_not_import_jax_or_numpy() -> None:
     program = 'import bert_jax.runtime.stopping, sys; print([name for name in ("jax", "numpy") if name in sys.modules])'
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
     assert done.stdout == '[]\n'
@@ -76,9 +76,9 @@ def test_requests_are_heard_before_jax_is_imported() -> None:
 @pytest.mark.parametrize(
     'signum, ended_after',
     [(signal.SIGTERM, {5.0}), (signal.SIGINT, {0.05, 5.0})],
-    ids=['the threads of a dying launcher', 'a person'],
+    ids=['SIGTERM-from-dying-launcher', 'SIGINT-from-user'],
 )
-def test_only_the_death_of_a_launcher_comes_more_than_once(
+def test_repeated_signals_of_a_dying_launcher_count_once(
     monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, ended_after: set[float]
 ) -> None:
     ended: list[int] = []
@@ -91,5 +91,5 @@ def test_only_the_death_of_a_launcher_comes_more_than_once(
             ended.clear()
             monkeypatch.setattr(time, 'monotonic', lambda after=after: now + after)
             signal.raise_signal(signum)
-            time.sleep(0.2)  # of the thread that reads the signals
+            time.sleep(0.2)  # for the thread that reads the signals
             assert stop.received == signum.name and bool(ended) == (after in ended_after)

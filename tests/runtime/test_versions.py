@@ -1,4 +1,4 @@
-"""Packages that are missing or of another version are named at once, with the line that installs them."""
+"""Missing packages and unsupported versions are reported at once, with the command that installs them."""
 
 import os
 import re
@@ -18,14 +18,14 @@ from bert_jax.runtime import versions
 ROOT = Path(__file__).parents[2]
 
 
-def test_what_is_installed_here_is_supported() -> None:
+def test_installed_packages_are_supported() -> None:
     assert len(versions.requirements()) > 15
     versions.check(versions.requirements())
 
 
-def test_beam_needs_its_own_packages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = {'apache-beam': '2.60', 'tokenizers': '0.23.1', 'sentencepiece': '0.2.1', 'ml-collections': '1.1'}
-    there |= {
+def test_beam_needs_only_its_own_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {'apache-beam': '2.60', 'tokenizers': '0.23.1', 'sentencepiece': '0.2.1', 'ml-collections': '1.1'}
+    installed |= {
         'absl-py': '2.1',
         'etils': '1.10',
         'tqdm': '4.66',
@@ -33,18 +33,18 @@ def test_beam_needs_its_own_packages_alone(monkeypatch: pytest.MonkeyPatch) -> N
         'pyarrow': '20',
         'packaging': '24',
     }
-    monkeypatch.setattr(versions, '_version', there.get)
-    told = []
-    monkeypatch.setattr('bert_jax.__main__.parse', lambda command, arguments: told.append(arguments) or ({}, []))
+    monkeypatch.setattr(versions, '_version', installed.get)
+    parsed = []
+    monkeypatch.setattr('bert_jax.__main__.parse', lambda command, arguments: parsed.append(arguments) or ({}, []))
     monkeypatch.setattr('bert_jax.__main__.COMMANDS', {'prepare': SimpleNamespace(run=lambda values, rest: 0)})
     assert main(['bert_jax', 'prepare', '--beam=--runner=DirectRunner']) == 0
     assert main(['bert_jax', 'prepare']) == 2
-    del there['apache-beam']
+    del installed['apache-beam']
     assert main(['bert_jax', 'prepare', '--beam=--runner=DirectRunner']) == 2
-    assert len(told) == 1
+    assert len(parsed) == 1
 
 
-def test_all_that_is_wrong_is_told_with_the_line_that_installs_it() -> None:
+def test_error_lists_every_problem_and_the_command_to_install() -> None:
     with pytest.raises(BadInput) as caught:
         versions.check(['numpy>=2.0,<3', 'jax>=99,<100', 'no-such-package>=1', 'flax<0.1'])
     text = str(caught.value)
@@ -61,7 +61,7 @@ def test_all_that_is_wrong_is_told_with_the_line_that_installs_it() -> None:
         ('', ['0.9.9', '0.10.0', '0.12.10', '0.13.0rc1', '1.2', '1.2.0', '1.2+local', '24.1', '24.2rc1']),
     ],
 )
-def test_ranges_are_read_as_pip_reads_them(monkeypatch, allowed: str, versions_allowed: list[str]) -> None:
+def test_version_ranges_are_read_as_pip_reads_them(monkeypatch, allowed: str, versions_allowed: list[str]) -> None:
     for version in ('0.9.9', '0.10.0', '0.12.10', '0.13.0rc1', '1.2', '1.2.0', '1.2+local', '24.1', '24.2rc1'):
         monkeypatch.setattr(versions, '_version', lambda name, version=version: version)
         if version in versions_allowed:
@@ -73,8 +73,8 @@ def test_ranges_are_read_as_pip_reads_them(monkeypatch, allowed: str, versions_a
 
 @pytest.mark.processes
 @pytest.mark.parametrize('has_packaging', [True, False])
-def test_the_command_line_names_a_missing_package_without_a_traceback(tmp_path: Path, has_packaging: bool) -> None:
-    # A site in which only what lies in tmp_path is found: absl, the first that the command line imports, is not.
+def test_missing_package_is_reported_without_a_traceback(tmp_path: Path, has_packaging: bool) -> None:
+    # Only packages in tmp_path are importable, so absl, which the command line imports first, is missing.
     if has_packaging:
         (tmp_path / 'packaging').symlink_to(Path(packaging.__file__).parent)
     done = subprocess.run(
