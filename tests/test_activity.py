@@ -122,7 +122,7 @@ def test_slow_steps_are_reported_with_their_loss_and_the_time_left(clock: Callab
         clock(56.0)
         shown.update_progress(step, 10.5)
     clock(30.0)  # into the next step
-    assert shown._describe_now() == 'step 2/1000000  loss 10.500  56.00 s a step  648.1 days left'
+    assert shown._describe_now() == 'step 2/1000000  loss 10.500  56.00 s per step  648.1 days left'
 
 
 @pytest.mark.parametrize('seconds, is_too_long', [(56.0, True), (0.9, False)])
@@ -134,9 +134,9 @@ def test_the_whole_run_is_estimated_once_after_its_first_steps(
         shown.update_progress(step, 10.5)
         clock(seconds)
     err = capsys.readouterr().err
-    assert err.count('a step: the other ') == 1
+    assert err.count('per step: the ') == 1
     assert ('warning' in err) == is_too_long
-    assert not is_too_long or ('648.1 days' in err and '--config.train.steps=1543 takes about a day' in err)
+    assert not is_too_long or ('648.1 days' in err and 'With --config.train.steps=1543 it takes about a day' in err)
 
 
 def test_a_short_run_is_not_estimated(clock: Callable[[float], None], capsys: pytest.CaptureFixture) -> None:
@@ -156,7 +156,7 @@ def test_progress_by_time_leaves_the_metrics_as_they_are(
     only_steps = {'train__examples': (), 'data__validation_fraction': 0.0}  # nothing but the step is compiled
     pretrain(as_config(prepared(tmp_path, train__log_every=1000, train__steps=50, **only_steps)), str(tmp_path / 'run'))
     shown = capsys.readouterr().err
-    assert 'step 0/50  compiling the step (' in shown and 'a step  ' in shown and 'epochs' in shown
+    assert 'step 0/50  compiling the step (' in shown and 'per step  ' in shown and 'epochs' in shown
     assert 'warning: the run goes' in shown and '--config.train.steps=' in shown
     lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
     assert [line['step'] for line in lines if 'loss' in line] == [50]

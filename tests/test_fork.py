@@ -41,16 +41,18 @@ def test_other_values_are_refused_by_name_and_allowed_by_name(begun) -> None:
     resolved, workdir = begun
     before = (workdir / 'config.json').read_text()
     longer = _changed(resolved, train={'steps': 6}, optimizer={'weight_decay': 0.5})
-    with pytest.raises(BadInput, match='weight_decay .0.01 there, 0.5 asked., train.steps .4 there, 6') as raised:
+    with pytest.raises(
+        BadInput, match='weight_decay .workdir: 0.01, requested: 0.5., train.steps .workdir: 4, requested: 6'
+    ) as raised:
         pretrain(longer, str(workdir))
     assert raised.value.fix.endswith('--allow_change=optimizer.weight_decay,train.steps')
     with pytest.raises(BadInput, match='weight_decay'):
         pretrain(longer, str(workdir), allow_change=['train.steps'])
-    with pytest.raises(BadInput, match='names train.step, which is no field') as raised:
+    with pytest.raises(BadInput, match='names train.step, which cannot be changed or does not exist') as raised:
         pretrain(longer, str(workdir), allow_change=['train.step'])
     assert raised.value.fix == '--allow_change=train.steps'
     wider = _changed(resolved, model={'intermediate_size': 64})
-    with pytest.raises(BadInput, match='names model.intermediate_size, which the checkpoints of .* cannot follow'):
+    with pytest.raises(BadInput, match='names model.intermediate_size, but the checkpoints of .* depend on it'):
         pretrain(wider, str(workdir), allow_change=['model.intermediate_size'])
     assert (workdir / 'config.json').read_text() == before
     outcome = pretrain(longer, str(workdir), allow_change=['train.steps', 'optimizer.weight_decay'])

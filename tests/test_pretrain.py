@@ -155,7 +155,7 @@ def test_another_config_in_same_workdir_is_refused_by_field(settings: list[str],
     other = ['--config.train.seed=7', '--config.model.num_layers=3']
     assert run(['train', *settings, *other, f'--workdir={finished}'], finished) == 2
     told = capsys.readouterr().err
-    assert 'train.seed (0 there, 7 asked)' in told and 'model.num_layers (2 there, 3 asked)' in told
+    assert 'train.seed (workdir: 0, requested: 7)' in told and 'model.num_layers (workdir: 2, requested: 3)' in told
 
 
 @pytest.mark.slow

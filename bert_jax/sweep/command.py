@@ -1,4 +1,4 @@
-"""`sweep`, from a sweep file to its table: checked, prepared, run, shown."""
+"""The `sweep` command: checks, prepares, runs and shows the runs of a sweep file."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,43 +22,47 @@ from bert_jax.sweep.runs import Run
 def sweep(
     runs: tuple[Run, ...], directory: str, jobs: int | None, slurm: str | None
 ) -> tuple[int, dict[str, Any], str]:
-    """Gets every run of a sweep done that is not, and shows all.
+    """Runs every unfinished run of a sweep, and shows the results of all.
 
     Args:
-      runs: as `expand` gives them.  directory: of the sweep.
-      jobs: how many at a time; 0 starts none and only shows what there is; None is 1 here and all under SLURM.
+      runs: what `expand` returned.
+      directory: of the sweep.
+      jobs: maximum number of concurrent runs; 0 only shows results; None means 1 here and all under SLURM.
       slurm: options of sbatch, to submit the runs as an array; None runs them on this machine.
 
     Returns:
-      Exit status, what `--json` prints, and the table. The status is 0 when all runs are finished (or submitted, or
-      jobs is 0), 75 after a signal, 1 when a run failed, and that of `prepare` when a corpus cannot be made.
+      Exit status, what `--json` prints, and the table. The status is 0 if all runs are finished (or submitted, or
+      jobs is 0), 75 after a signal, 1 if a run failed, and that of `prepare` if a corpus cannot be prepared.
 
     Raises:
-      BadInput: before anything is started.
+      BadInput: before any run is started.
     """
     if not is_local(directory):
-        raise BadInput('--workdir', f'is {directory}', 'a directory on a local or shared disk: logs are written there')
+        raise BadInput('--workdir', f'is {directory}', 'a directory on a local or shared disk, because it holds logs')
     launch.check_workdirs(runs)
-    todo = [run for run in runs if not launch.is_finished(run)]
+    unfinished = [run for run in runs if not launch.is_finished(run)]
     if slurm is None and jobs:
-        for platform in {run.config.platform for run in todo}:
+        for platform in {run.config.platform for run in unfinished}:
             launch.visible_devices(platform, 0, jobs)
     if slurm is not None and jobs != 0:
         launch.check_slurm(directory)
     statuses: dict[str, int] = {}
     job, stopped = '', ''
-    if todo and jobs != 0:
-        say(f'{len(runs)} runs, {len(runs) - len(todo)} of them finished')
-        with SignalForwarder() as signals, _held(directory):
-            status = launch.prepare_corpora(todo, signals)
+    if unfinished and jobs != 0:
+        say(f'{len(runs)} run{"s" if len(runs) != 1 else ""}, {len(runs) - len(unfinished)} already finished')
+        with SignalForwarder() as signals, _hold(directory):
+            status = launch.prepare_corpora(unfinished, signals)
             if status:
-                found = f'was stopped by {signals.received}' if signals.received else f'ended with exit status {status}'
+                found = (
+                    f'was stopped by {signals.received}' if signals.received else f'failed with exit status {status}'
+                )
                 return status, {'runs': [], 'error': BadInput('prepare', found).as_json()}, ''
             if slurm is None:
-                statuses = _run_here(runs, todo, jobs or 1, signals)
+                statuses = _run_here(runs, unfinished, jobs or 1, signals)
                 stopped = signals.received
         if slurm is not None:
-            job = launch.submit(todo, [runs.index(run) for run in todo], directory, jobs, slurm)
+            task_ids = [runs.index(run) for run in unfinished]
+            job = launch.submit(unfinished, task_ids, directory, jobs, slurm)
     results = read_results(runs, statuses)
     page = str(write_page(results, directory))
     commands = best_commands(results)
@@ -73,8 +77,8 @@ def sweep(
 
 
 @contextlib.contextmanager
-def _held(directory: str) -> Iterator[None]:
-    """Holds the directory of a sweep, so that a second one does not start the same runs."""
+def _hold(directory: str) -> Iterator[None]:
+    """Holds the lease of a sweep's directory, so that a second sweep does not start the same runs."""
     lease = Lease(directory)
     lease.acquire(say)
     try:
@@ -83,37 +87,39 @@ def _held(directory: str) -> Iterator[None]:
         lease.close()
 
 
-def _run_here(runs: tuple[Run, ...], todo: list[Run], jobs: int, signals: SignalForwarder) -> dict[str, int]:
+def _run_here(runs: tuple[Run, ...], unfinished: list[Run], jobs: int, signals: SignalForwarder) -> dict[str, int]:
+    """Runs `unfinished` on this machine; returns {name: exit status} of the runs that ended."""
     statuses = {}
-    done = len(runs) - len(todo)
+    num_finished = len(runs) - len(unfinished)
 
     def describe_progress() -> str:
-        steps = {run.name: launch.saved_step(run) for run in todo if run.name not in statuses}
-        begun = [f'{name} has saved step {step}' for name, step in steps.items() if step is not None]
-        return '; '.join([f'{len(statuses)} of {len(todo)} runs have ended', *begun[:jobs]])
+        steps = {run.name: launch.saved_step(run) for run in unfinished if run.name not in statuses}
+        saved = [f'{name} has saved step {step}' for name, step in steps.items() if step is not None]
+        return '; '.join([f'{len(statuses)} of {len(unfinished)} runs have ended', *saved[:jobs]])
 
-    with activity(describe_progress), progress_bar(total=len(runs), initial=done, unit='run') as bar:
-        for number, (run, status, seconds) in enumerate(launch.run_all(todo, jobs, signals), start=done + 1):
+    with activity(describe_progress), progress_bar(total=len(runs), initial=num_finished, unit='run') as bar:
+        ended = launch.run_all(unfinished, jobs, signals)
+        for count, (run, status, seconds) in enumerate(ended, start=num_finished + 1):
             statuses[run.name] = status
             [result] = read_results((run,), statuses)
             bar.update()
-            say(f'{number}/{len(runs)}  {run.name}: {_in_short(result)}, {tqdm.format_interval(seconds)}')
+            say(f'{count}/{len(runs)}  {run.name}: {_summarize(result)}, {tqdm.format_interval(seconds)}')
             for line in result.log_tail:
                 say(f'    {line}')
     if signals.received:
-        say(f'{signals.received}: the runs in progress are saved. Rerun the same command to resume.')
+        say(f'{signals.received}: the runs in progress have saved and stopped. Rerun the same command to resume.')
     return statuses
 
 
-def _in_short(result: Result) -> str:
-    shown = [result.status]
+def _summarize(result: Result) -> str:
+    parts = [result.status]
     if result.final_mlm_loss is not None:
-        shown.append(f'MLM loss {result.final_mlm_loss:.3f}')
+        parts.append(f'MLM loss {result.final_mlm_loss:.3f}')
     if result.nsp_accuracy is not None:
-        shown.append(f'NSP {result.nsp_accuracy:.1%}')
+        parts.append(f'NSP accuracy {result.nsp_accuracy:.1%}')
     if result.tokens_per_second is not None:
-        shown.append(f'{result.tokens_per_second:,.0f} tokens/s')
-    return ', '.join(shown)
+        parts.append(f'{result.tokens_per_second:,.0f} tokens/s')
+    return ', '.join(parts)
 
 
 def _exit_status(results: list[Result], statuses: dict[str, int], stopped: str) -> int:
@@ -125,10 +131,11 @@ def _exit_status(results: list[Result], statuses: dict[str, int], stopped: str) 
 def _describe(results: list[Result], commands: list[tuple[str, str]], page: str, job: str) -> str:
     lines = [table(results), '']
     for group, command in commands:
-        lines.append(f'Best{f" of {group}" if group else ""}: {command}')
+        lines.append(f'Best run{f" of group {group}" if group else ""}: {command}')
     if job:
-        lines.append(f'Submitted as job {job} of SLURM; the same command with --jobs=0 shows how far it is.')
-    failed = sum(result.status.startswith('failed') for result in results)
-    if failed:
-        lines.append(f'{failed} failed (train.log in the workdir of each); the same command tries them again.')
+        lines.append(f'Submitted as SLURM job {job}. To see its progress, rerun the same command with --jobs=0.')
+    num_failed = sum(result.status.startswith('failed') for result in results)
+    if num_failed:
+        failed = '1 run failed' if num_failed == 1 else f'{num_failed} runs failed'
+        lines.append(f'{failed}: see train.log in its workdir. Rerun the same command to try again.')
     return '\n'.join([*lines, f'Wrote {page}'])

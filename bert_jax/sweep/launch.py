@@ -1,7 +1,7 @@
-"""The runs of a sweep as processes of this machine, or as an array of SLURM.
+"""Starts the runs of a sweep, as processes on this machine or as a SLURM array.
 
-A run that has the checkpoint of its last step is finished and never started. What a run writes goes to train.log in
-its workdir. A run that fails holds up no other.
+A run that has the checkpoint of its last step is finished and is not started again. The output of a run goes to
+train.log in its workdir. A failing run does not stop the others.
 """
 
 import contextlib
@@ -32,21 +32,21 @@ from bert_jax.workdir import identity as run_files
 from bert_jax.workdir.seal import sealed_steps
 
 LOG = 'train.log'
-_SECONDS_BETWEEN_LOOKS = 0.1
+_POLL_SECONDS = 0.1
 
 
 def saved_step(run: Run) -> int | None:
-    """The step of the newest sealed checkpoint."""
+    """Returns the step of the newest sealed checkpoint, or None."""
     return max(sealed_steps(epath.Path(run.workdir) / 'checkpoints'), default=None)
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the run's last step is saved."""
+    """Returns whether the run's last step is saved."""
     return saved_step(run) == run.config.train.steps
 
 
 def check_workdirs(runs: tuple[Run, ...]) -> None:
-    """Raises BadInput when a run's workdir holds another run, naming the fields that differ."""
+    """Raises BadInput if a run's workdir holds another run, naming the fields that differ."""
     for run in runs:
         if not Path(run.workdir, 'config.json').exists():
             continue
@@ -56,38 +56,43 @@ def check_workdirs(runs: tuple[Run, ...]) -> None:
         theirs = run_files.load_fingerprint(run.workdir)
         if differ := [name for name in theirs.keys() & ours.keys() if theirs[name] != ours[name]]:
             found = f'holds another run: {run_files.describe_differences(differ, theirs, ours)}'
-            raise BadInput(run.workdir, found, 'the same values', 'name another --workdir')
+            raise BadInput(run.workdir, found, 'the same values', 'use another --workdir')
 
 
 # --- On this machine. ---
 
 
 class SignalForwarder:
-    """Passes SIGINT and SIGTERM on to the processes that run, and notes the first; they save and stop."""
+    """Forwards SIGINT and SIGTERM to the running processes, which save and stop.
 
-    _PASSED_ON = (signal.SIGINT, signal.SIGTERM)
+    Attributes:
+      received: name of the first signal, '' before it.
+      processes: the processes to forward to.
+    """
+
+    _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.received = ''
         self.processes: list[subprocess.Popen] = []
 
     def __enter__(self) -> 'SignalForwarder':
-        self._before = {number: signal.signal(number, self._receive) for number in self._PASSED_ON}
+        self._previous_handlers = {signum: signal.signal(signum, self._receive) for signum in self._FORWARDED}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for signum, handler in self._previous_handlers.items():
+            signal.signal(signum, handler)
 
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number).name
+    def _receive(self, signum: int, _: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(signum).name
         for process in self.processes:
             if process.poll() is None:
-                process.send_signal(number)
+                process.send_signal(signum)
 
 
 def prepare_corpora(runs: list[Run], signals: SignalForwarder) -> int:
-    """Makes each corpus that is not there yet, one after the other; returns the exit status of the first that fails."""
+    """Prepares the missing corpora one after the other; returns the exit status of the first that fails, or 0."""
     corpora = {run.config.data.corpus: run for run in runs if not is_records(run.config.data.source)}
     missing = {directory: run for directory, run in corpora.items() if not Path(directory, 'manifest.json').exists()}
     for run in missing.values():
@@ -103,9 +108,10 @@ def prepare_corpora(runs: list[Run], signals: SignalForwarder) -> int:
 
 
 def run_all(runs: list[Run], jobs: int, signals: SignalForwarder) -> Iterator[tuple[Run, int, float]]:
-    """Runs `train` for each, `jobs` at a time; gives (run, exit status, seconds) as they end, none after a signal.
+    """Runs `train` for each run, `jobs` at a time, and yields (run, exit status, seconds) as the runs end.
 
-    A run that another process holds is not started, and its status is 75: it can be had later.
+    After a signal no further run is started. A run whose workdir another process holds is not started either; its
+    status is 75, so that it can be retried later.
     """
     waiting, slots = list(runs), {}
     try:
@@ -121,10 +127,11 @@ def run_all(runs: list[Run], jobs: int, signals: SignalForwarder) -> Iterator[tu
             for slot, (run, process, start) in list(slots.items()):
                 if process.poll() is not None:
                     del slots[slot]
-                    is_held = process.returncode == EXIT_BAD_INPUT and holder_of(run.workdir)  # since it was started
+                    # Another process may have taken the workdir since the check above.
+                    is_held = process.returncode == EXIT_BAD_INPUT and holder_of(run.workdir)
                     yield run, EXIT_RUN_AGAIN if is_held else process.returncode, time.monotonic() - start
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-    finally:  # a fault here leaves no run behind
+            time.sleep(_POLL_SECONDS)
+    finally:  # an error here leaves no process running
         for _, process, _ in slots.values():
             process.terminate()
             process.wait()
@@ -133,7 +140,7 @@ def run_all(runs: list[Run], jobs: int, signals: SignalForwarder) -> Iterator[tu
 def _start(run: Run, slot: int, jobs: int) -> subprocess.Popen:
     Path(run.workdir).mkdir(parents=True, exist_ok=True)
     with open(Path(run.workdir, LOG), 'ab', buffering=0) as log:
-        with contextlib.suppress(OSError):  # a full disk: the run goes without this line
+        with contextlib.suppress(OSError):  # on a full disk the line is omitted
             log.write(f'$ {shlex.join(run.train_command)}\n'.encode(errors='backslashreplace'))
         return subprocess.Popen(
             end_with_parent.command(run.train_command[1:]),
@@ -146,10 +153,10 @@ def _start(run: Run, slot: int, jobs: int) -> subprocess.Popen:
 
 
 def visible_devices(platform: str, slot: int, jobs: int) -> dict[str, str]:
-    """The environment that gives a slot its equal share of the GPUs; nothing for one job, or without GPUs.
+    """Returns environment variables that give a slot its equal share of the GPUs; {} for one job, or without GPUs.
 
     Raises:
-      BadInput: when there are fewer GPUs than jobs.
+      BadInput: if there are fewer GPUs than jobs.
     """
     if jobs == 1 or platform not in ('', 'cuda') or os.environ.get('JAX_PLATFORMS') == 'cpu':
         return {}
@@ -159,14 +166,15 @@ def visible_devices(platform: str, slot: int, jobs: int) -> dict[str, str]:
     if not count:
         return {}
     if jobs > count:
-        raise BadInput('--jobs', f'is {jobs}', f'at most {count}: there are {count} GPUs', '--config.platform=cpu')
-    listed = os.environ.get('CUDA_VISIBLE_DEVICES')
-    names = [name for name in listed.split(',') if name] if listed else [str(i) for i in range(count)]
+        expected = f'at most {count}, one per GPU'
+        raise BadInput('--jobs', f'is {jobs}', expected, f'--jobs={count}, or --config.platform=cpu')
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    names = [name for name in visible.split(',') if name] if visible else [str(i) for i in range(count)]
     return {'CUDA_VISIBLE_DEVICES': ','.join(names[i] for i in share_of_devices(slot, jobs, count))}
 
 
 def log_tail(run: Run, num_lines: int = 4) -> list[str]:
-    """The last lines that a run wrote."""
+    """Returns the last lines of a run's log."""
     path = Path(run.workdir, LOG)
     return path.read_text(errors='replace').splitlines()[-num_lines:] if path.exists() else []
 
@@ -191,7 +199,7 @@ mkdir -p "$workdir"
 srun --kill-on-bad-exit=0 --output="$workdir/{log}" --open-mode=append \\
   {python} -m bert_jax train "$@" --workdir="$workdir" &
 step=$!
-# SIGUSR1: three minutes before the time is over; SIGTERM: preempted. The run saves, and exits with 75: run me again.
+# SIGUSR1: three minutes before the time limit; SIGTERM: preempted. The run saves and exits with 75: run it again.
 trap 'kill -USR1 $step' USR1
 trap 'kill -TERM $step' TERM
 
@@ -208,20 +216,21 @@ exit $status
 """
 
 
-def slurm_script(runs: list[Run], numbers: list[int], directory: str, jobs: int | None) -> str:
-    """The script of an array.
+def slurm_script(runs: list[Run], task_ids: list[int], directory: str, jobs: int | None) -> str:
+    """Returns the script of a SLURM array.
 
     Args:
-      runs, numbers: what to run, and the number of each among all runs of the sweep: its task.
-      jobs: how many may run at a time; None leaves it to SLURM.
+      runs: the runs to start.
+      task_ids: their indices among all runs of the sweep, which become the ids of the array's tasks.
+      jobs: maximum number of concurrent runs; None leaves it to SLURM.
     """
     cases = '\n'.join(
-        f'  {number}) workdir={shlex.quote(os.path.abspath(run.workdir))}; set -- {shlex.join(run.flags)} ;;'
-        for number, run in zip(numbers, runs, strict=True)
+        f'  {task_id}) workdir={shlex.quote(os.path.abspath(run.workdir))}; set -- {shlex.join(run.flags)} ;;'
+        for task_id, run in zip(task_ids, runs, strict=True)
     )
     return _SCRIPT.format(
         name=_job_name(directory),
-        array=','.join(map(str, numbers)) + (f'%{jobs}' if jobs else ''),
+        array=','.join(map(str, task_ids)) + (f'%{jobs}' if jobs else ''),
         output=shlex.quote(f'{os.path.abspath(directory)}/slurm-%A_%a.out'),
         cases=cases,
         log=LOG,
@@ -231,28 +240,29 @@ def slurm_script(runs: list[Run], numbers: list[int], directory: str, jobs: int 
 
 
 def check_slurm(directory: str) -> None:
-    """Raises BadInput without sbatch, or while an earlier array of this sweep is in the queue."""
+    """Raises BadInput if there is no sbatch, or if an earlier array of this sweep is in the queue."""
     if shutil.which('sbatch') is None:
-        raise BadInput('--slurm', 'sbatch is not found', 'a machine that submits to SLURM', 'leave --slurm out')
+        raise BadInput('--slurm', 'sbatch is not found', 'a machine that can submit SLURM jobs', 'omit --slurm')
     queue = ['squeue', '--noheader', f'--name={_job_name(directory)}', '--format=%F']
     queued = subprocess.run(queue, capture_output=True, text=True).stdout.split()
     if queued:
-        raise BadInput('--slurm', f'job {queued[0]} of this sweep is in the queue', '', f'scancel {queued[0]}, or wait')
+        found = f'job {queued[0]} of this sweep is in the queue'
+        raise BadInput('--slurm', found, '', f'scancel {queued[0]}, or wait for it')
 
 
-def submit(runs: list[Run], numbers: list[int], directory: str, jobs: int | None, options: str) -> str:
-    """Writes DIR/sweep.sbatch and submits it with sbatch's `options`; returns the number of the job.
+def submit(runs: list[Run], task_ids: list[int], directory: str, jobs: int | None, options: str) -> str:
+    """Writes DIR/sweep.sbatch and submits it with sbatch's `options`; returns the job id.
 
     Raises:
-      BadInput: when sbatch refuses.
+      BadInput: if sbatch fails.
     """
     script = Path(directory, 'sweep.sbatch')
     script.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(script, slurm_script(runs, numbers, directory, jobs))
+    write_whole(script, slurm_script(runs, task_ids, directory, jobs))
     command = ['sbatch', '--parsable', *shlex.split(options), str(script)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise BadInput('--slurm', f'sbatch: {done.stderr.strip()}', 'options of sbatch')
+        raise BadInput('--slurm', f'sbatch failed: {done.stderr.strip()}', 'valid options of sbatch')
     return done.stdout.strip().partition(';')[0]
 
 

@@ -1,6 +1,6 @@
-"""DIR/sweep.html: the table of a sweep, the final losses against what varied, the best commands, and the curves.
+"""DIR/sweep.html: the table of a sweep, its final losses by setting, the best commands, and the curves.
 
-The values of the page are worked out here; `templates/sweep.html` lays them out.
+This module computes the content of the page; `templates/sweep.html` lays it out.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from bert_jax.sweep.results import (
     value,
 )
 
-_MOST_CURVES = 24  # as many as colours and dashes tell apart
-_LOG_AXIS_FROM = 8  # largest by smallest value
+_MAX_CURVES = 24  # distinguishable combinations of colour and dash
+_LOG_AXIS_RATIO = 8  # largest to smallest value, from which an axis is logarithmic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +37,11 @@ class SweepPage:
 
     Attributes:
       title: name of the sweep's directory.
-      notes: sentences to read with the table.
-      final_losses: the final loss over the field that varied most, a figure per group of comparable runs.
+      notes: sentences about the table.
+      final_losses: the final loss over the field with the most values, one figure per group of comparable runs.
       best_commands: (title of the group, command of its best run).
       failures: (name of the run, end of its log).
-      num_not_drawn: runs that `charts` leaves out.
+      num_not_drawn: number of runs that `charts` omits.
     """
 
     title: str
@@ -57,7 +57,7 @@ class SweepPage:
 
 
 def write_page(results: list[Result], directory: str) -> epath.Path:
-    """Writes `sweep.html` into a directory and returns its path; it needs no network and holds no corpus text."""
+    """Writes `sweep.html` into a directory and returns its path. The page needs no network and has no corpus text."""
     path = epath.Path(directory) / 'sweep.html'
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, render('sweep.html', _page(results, path.parent.name), package='bert_jax.sweep'))
@@ -67,7 +67,7 @@ def write_page(results: list[Result], directory: str) -> epath.Path:
 def _page(results: list[Result], name: str) -> SweepPage:
     groups = comparable_groups(results)
     logged = [result for group in groups for result in group if result.logged]
-    drawn = logged[:_MOST_CURVES]
+    drawn = logged[:_MAX_CURVES]
     figures = [_final_losses(group, groups, f'final{i}') for i, group in enumerate(groups)]
     return SweepPage(
         title=name,
@@ -84,7 +84,7 @@ def _page(results: list[Result], name: str) -> SweepPage:
 
 
 def _table(results: list[Result], drawn: list[Result]) -> Table:
-    """The table of the sweep; the rank stands after the line that the charts draw the run with."""
+    """Returns the table of the sweep; next to each rank is the line style of the run in the charts."""
     tabulated = tabulate(results)
     headings = ['', *tabulated.headings[1:]]
     kinds: list[ColumnKind] = ['number' if is_number else 'text' for is_number in tabulated.is_number]
@@ -98,13 +98,13 @@ def _table(results: list[Result], drawn: list[Result]) -> Table:
     return Table([Column(heading, kind) for heading, kind in zip(headings, kinds, strict=True)], groups)
 
 
-# --- The final loss against what varied most. ---
+# --- The final loss over the field with the most values. ---
 
 
 def _final_losses(group: list[Result], groups: list[list[Result]], key: str) -> Figure | None:
-    """The final loss of a group over the number that varied most, with a line for each combination of the rest.
+    """Returns the final loss of a group over the numeric field with the most values; None if no such field varied.
 
-    None if no number varied.
+    There is one line per combination of the other fields.
     """
     losses = [(r, r.final_mlm_loss) for r in group if r.final_mlm_loss is not None and math.isfinite(r.final_mlm_loss)]
     ended = [result for result, _ in losses]
@@ -131,7 +131,7 @@ def _fill(axes: Any, field: str, lines: dict[str, list[tuple[float, float]]]) ->
     for i, points in enumerate(lines.values()):
         x, y = zip(*sorted(points), strict=True)
         axes.plot(x, y, marker='o', markersize=4.5, linewidth=1.5, **line_of(i))
-    if values[0] > 0 and values[-1] >= _LOG_AXIS_FROM * values[0]:
+    if values[0] > 0 and values[-1] >= _LOG_AXIS_RATIO * values[0]:
         axes.set_xscale('log')
     if len(values) <= 8:
         axes.set_xticks(values)
@@ -141,11 +141,11 @@ def _fill(axes: Any, field: str, lines: dict[str, list[tuple[float, float]]]) ->
 
 
 def _most_varied(results: list[Result]) -> str:
-    """The numeric column with the most values among results, '' when none has two."""
+    """Returns the numeric column with the most distinct values; '' if none has two."""
     counts: dict[str, int] = {}
     for field in filter(None, columns(result.run for result in results) if results else ()):
         tried = {value(result.run, field) for result in results}
-        if all(type(number) in (int, float) for number in tried):
+        if all(type(each) in (int, float) for each in tried):
             counts[field] = len(tried)
     best = max(counts, key=counts.__getitem__, default='')
     return best if counts.get(best, 0) > 1 else ''

@@ -1,4 +1,4 @@
-"""Results of the runs of a sweep, ranked where their losses can be compared, and their table for the terminal."""
+"""Reads the results of a sweep's runs, ranks those that are comparable, and formats the table for the terminal."""
 
 import dataclasses
 import math
@@ -20,30 +20,30 @@ from bert_jax.sweep.launch import is_finished, log_tail, saved_step
 from bert_jax.sweep.runs import Run, short_names
 from bert_jax.workdir import identity as run_files
 
-# Why MLM losses cannot be compared, by what differs; the rest of `data` decides which examples there are.
-_WHY = {
-    'tokenizer': 'a loss is of one token, and the tokens are not the same',
-    'data.masking': 'what is masked decides how hard it is to guess',
-    'lengths': 'more context makes guessing easier',
-    'data.sequence_length': 'more context makes guessing easier',
-    'validation text': 'the losses are of different text',
-    'train.evaluate_rows': 'the losses are of different text',
+# Why MLM losses are not comparable, by the field that differs. Other fields of `data` determine the examples.
+_REASONS = {
+    'tokenizer': 'the loss is per token, and tokens differ',
+    'data.masking': 'what is masked decides how hard it is to predict',
+    'lengths': 'more context makes prediction easier',
+    'data.sequence_length': 'more context makes prediction easier',
+    'validation text': 'the losses are for different text',
+    'train.evaluate_rows': 'the losses are for different text',
 }
-_WHY_ELSE = 'the examples are made in another way'
+_OTHER_REASON = 'the examples are built differently'
 
 _NUMBERS = ('MLM loss', 'best', 'NSP', 'tokens/s')  # columns of the table
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A run's state and numbers; None where there is no such number yet.
+    """The state and metrics of a run; a metric is None if it does not exist yet.
 
     Attributes:
-      status: finished, failed, stopped, not started, or how far it is.
-      log_tail: of a failed run.
-      final_mlm_loss, best_mlm_loss: on held-out text, of the last evaluation and the lowest of all (at best_step).
+      status: finished, failed, stopped, not started, or the step it has reached.
+      log_tail: the end of the log of a failed run.
+      final_mlm_loss, best_mlm_loss: on held-out text: the last evaluation, and the lowest of all (at best_step).
       tokens_per_second: median over the run.
-      task: what the MLM loss is a loss of; runs with equal ones can be compared.
+      task: the settings that determine what the MLM loss measures; runs with equal tasks are comparable.
       rank: from 1, by final_mlm_loss, among the finished runs of one task. If tasks differ but all finished runs share
         another metric, the rank is by that metric, among all of them. None if there is nothing to rank.
       common, common_value: the shared metric, and its value for this run.
@@ -66,7 +66,7 @@ class Result:
     common_value: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What `sweep --json` says of the run; null for what is not finite, which JSON cannot say."""
+        """Returns what `sweep --json` prints for the run; non-finite values become null."""
         names = [field.name for field in dataclasses.fields(self) if field.name not in ('run', 'logged', 'common')]
         values = {name: getattr(self, name) for name in names}
         values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
@@ -75,10 +75,10 @@ class Result:
 
 
 def read_results(runs: tuple[Run, ...], statuses: dict[str, int]) -> list[Result]:
-    """The results of runs as their workdirs tell them, in the order of the runs.
+    """Reads the results of runs from their workdirs, in the order of the runs.
 
     Args:
-      statuses: {name: exit status} of the runs that were started just now.
+      statuses: {name: exit status} of the runs that this command has started.
     """
     results = [_read(run, statuses.get(run.name)) for run in runs]
     if (measure := _common_measure(results)) is not None:
@@ -97,7 +97,7 @@ def _finished(results: list[Result]) -> list[Result]:
 
 
 def _common_measure(results: list[Result]) -> Measure | None:
-    """What the finished runs can be ranked by although their MLM losses do not compare; None where these do."""
+    """Returns a metric to rank the finished runs by if their MLM losses are not comparable, or None."""
     finished = _finished(results)
     if len({json_digest(result.task) for result in finished}) < 2:
         return None
@@ -107,7 +107,7 @@ def _common_measure(results: list[Result]) -> Measure | None:
 def _ranked_by(measure: Measure, results: list[Result]) -> list[Result]:
     finished = [result.run.name for result in _finished(results)]
     order = sorted(range(len(finished)), key=measure.scores.__getitem__)
-    ranks = {finished[i]: place for place, i in enumerate(order, start=1)}
+    ranks = {finished[i]: rank for rank, i in enumerate(order, start=1)}
     values = dict(zip(finished, measure.values, strict=True))
     return [
         dataclasses.replace(
@@ -120,7 +120,7 @@ def _ranked_by(measure: Measure, results: list[Result]) -> list[Result]:
 def _read(run: Run, exit_status: int | None) -> Result:
     try:
         logged = read_run(run.workdir, run.name)
-    except BadInput:  # nothing logged: it has not come that far, which `status` tells
+    except BadInput:  # nothing was logged yet; `status` shows that
         logged = None
     steps, losses = logged.curve('validation/mlm_loss') if logged else ([], [])
     finite = [(loss, step) for loss, step in zip(losses, steps, strict=True) if math.isfinite(loss)]
@@ -149,7 +149,7 @@ def _status(run: Run, exit_status: int | None) -> str:
     if exit_status in (None, EXIT_RUN_AGAIN):
         step = saved_step(run)
         if holder := holder_of(run.workdir):
-            return f'running at step {step or 0} of {run.config.train.steps} ({holder})'
+            return f'running, step {step or 0} of {run.config.train.steps} saved ({holder})'
         if step is None:
             return 'not started' if exit_status is None else 'stopped'
         return f'{"stopped at " if exit_status else ""}step {step} of {run.config.train.steps}'
@@ -157,19 +157,19 @@ def _status(run: Run, exit_status: int | None) -> str:
 
 
 def _task(run: Run) -> dict[str, Any]:
-    """What the run's MLM loss is a loss of; empty before it has started."""
+    """Returns the settings that determine what the run's MLM loss measures; {} before the run has started."""
     if not Path(run.workdir, 'config.json').exists():
         return {}
     fingerprint = run_files.load_fingerprint(run.workdir)
     task = {name: value for name, value in fingerprint.items() if name.startswith('data.')}
     if not task.get('data.packing'):
-        task.pop('data.max_sequences', None)  # means nothing, and earlier versions had another default
+        task.pop('data.max_sequences', None)  # has no effect, and earlier versions had another default
     task |= {'tokenizer': fingerprint['tokenizer'], 'validation text': fingerprint['corpus']}
     task |= {'train.evaluate_rows': run.config.train.evaluate_rows}
     if phases := fingerprint.get('phases'):
         task['lengths'] = [phase['sequence_length'] for phase in phases]
     manifest = Path(run.config.data.corpus, 'manifest.json')
-    if manifest.exists() and not is_records(run.config.data.source):  # other corpora may hold out the same text
+    if manifest.exists() and not is_records(run.config.data.source):  # different corpora may hold out the same text
         files = read_json(manifest)['files']
         held_out = {name: file for name, file in files.items() if name.startswith('validation/')}
         task['validation text'] = json_digest(held_out)
@@ -180,106 +180,109 @@ def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-# --- Groups of runs that can be compared. ---
+# --- Groups of comparable runs. ---
 
 
 def comparable_groups(results: list[Result]) -> list[list[Result]]:
-    """Results by what their MLM loss is a loss of, the best first; those without any, last or in the only group."""
+    """Groups results by task, each group best first. Runs that have not started are last, or in the only group."""
     groups: dict[str, list[Result]] = {}
-    is_one = len({json_digest(result.task) for result in results if result.task}) <= 1 or any(r.common for r in results)
+    num_tasks = len({json_digest(result.task) for result in results if result.task})
+    is_single = num_tasks <= 1 or any(result.common for result in results)
     for result in results:
-        groups.setdefault('' if is_one else json_digest(result.task), []).append(result)
+        groups.setdefault('' if is_single else json_digest(result.task), []).append(result)
     for group in groups.values():
         group.sort(key=lambda result: result.rank or len(results) + 1)
     return sorted(groups.values(), key=lambda group: not group[0].task)
 
 
 def differing_fields(groups: list[list[Result]]) -> list[str]:
-    """The names of what differs between the comparable_groups of groups."""
+    """Returns the names of the settings that differ between the tasks of groups."""
     started = [group[0].task for group in groups if group[0].task]
     names = dict.fromkeys(name for task in started for name in task)
     return [name for name in names if any(task.get(name) != started[0].get(name) for task in started)]
 
 
 def ranking_note(groups: list[list[Result]]) -> str:
-    """Why runs of different groups are not ranked against each other, or those of one not by MLM loss; else ''."""
+    """Explains why groups are not ranked against each other, or why a group is not ranked by MLM loss; '' otherwise."""
     if groups and groups[0][0].common:
         reasons = _reasons([[result] for result in groups[0] if result.task])
-        return f'Runs are {groups[0][0].common.why}; MLM losses do not compare, for they differ in {reasons}.'
-    names = differing_fields(groups)
-    if not names:
+        return f'Runs are {groups[0][0].common.why}. Their MLM losses are not comparable: they differ in {reasons}.'
+    if not differing_fields(groups):
         return ''
     return (
-        f'Runs of different groups are not ranked by MLM loss, for they differ in {_reasons(groups)}. '
-        'Compare them by what they are for: finetune; or `evaluate` all of them on the same text, and they are ranked '
-        'by masked words in nats a character.'
+        f'The groups are ranked separately, because their MLM losses are not comparable: they differ in '
+        f'{_reasons(groups)}. To compare all runs, fine-tune them on your task, or run `evaluate` on each with the '
+        'same text: the sweep then ranks them by masked words, in nats per character.'
     )
 
 
 def _reasons(groups: list[list[Result]]) -> str:
-    """What differs between groups, and why that matters to a loss."""
-    names = differing_fields(groups)
-    whys = {name: next((why for prefix, why in _WHY.items() if name.startswith(prefix)), _WHY_ELSE) for name in names}
-    grouped: dict[str, list[str]] = {}
-    for name, why in whys.items():
-        grouped.setdefault(why, []).append(name)
-    return '; '.join(f'{", ".join(names)} ({why})' for why, names in grouped.items())
+    """Lists what differs between groups, and why that affects a loss."""
+    by_reason: dict[str, list[str]] = {}
+    for name in differing_fields(groups):
+        reasons = (reason for prefix, reason in _REASONS.items() if name.startswith(prefix))
+        by_reason.setdefault(next(reasons, _OTHER_REASON), []).append(name)
+    return '; '.join(f'{", ".join(names)} ({reason})' for reason, names in by_reason.items())
 
 
 def title(group: list[Result], names: list[str]) -> str:
-    """A group by the values in which it differs from others; hashes are left out, the fields of its runs tell them."""
+    """Returns a title for a group: the values in which it differs from other groups.
+
+    Hashes are omitted; the tokenizer and data fields of its runs stand in for them.
+    """
     task = group[0].task
     if not task:
         return 'no results'
-    told = [f'{name}={task[name]}' for name in names if name in task and name not in ('tokenizer', 'validation text')]
+    values = [f'{name}={task[name]}' for name in names if name in task and name not in ('tokenizer', 'validation text')]
     own = {field: value for field, value in group[0].run.varied.items() if field.startswith(('tokenizer.', 'data.'))}
     same = {f: v for f, v in own.items() if all(result.run.varied.get(f) == v for result in group) and f not in task}
-    return ', '.join([*told, *(f'{field}={value}' for field, value in same.items())]) or group[0].run.name
+    return ', '.join([*values, *(f'{field}={value}' for field, value in same.items())]) or group[0].run.name
 
 
 # --- The table. ---
 
 
 def columns(runs: Iterable[Run]) -> dict[str, str]:
-    """{field or '': heading} of what varies; '' stands for the names of the explicit runs."""
+    """Returns {field: heading} of the fields that vary; the field '' stands for the names of explicit runs."""
     runs = list(runs)
     named = {'': 'run'} if runs[0].label else {}
     return named | short_names([field for run in runs for field in (run.point if run.label else run.varied)])
 
 
 def cell(run: Run, field: str) -> str:
-    """What stands in a run's column of the table."""
+    """Returns the text of a run's cell in a column of the table."""
     if not field:
         return run.label
     return str(value(run, field))
 
 
 def value(run: Run, field: str) -> Any:
-    """A run's value of a field, also where it leaves it to the base config."""
+    """Returns a run's value of a field, which may come from the base config."""
     return flatten(dataclasses.asdict(run.config))[field]
 
 
 def optima_at_range_ends(groups: list[list[Result]]) -> list[str]:
-    """A sentence for each field of the optimiser whose best value is the lowest or highest of three or more tried."""
-    told = []
+    """Returns a sentence per optimizer field whose best value is the lowest or highest of at least three values."""
+    sentences = []
     for group in groups:
         ranked = [result for result in group if result.rank]
         for field, name in columns(result.run for result in ranked).items() if ranked else ():
             tried = {value(result.run, field) for result in ranked} if field.startswith('optimizer.') else set()
-            if len(tried) < 3 or not all(type(number) in (int, float) for number in tried):
+            if len(tried) < 3 or not all(type(each) in (int, float) for each in tried):
                 continue
             best = value(ranked[0].run, field)
             if best in (min(tried), max(tried)):
                 end = 'lowest' if best == min(tried) else 'highest'
-                told.append(
-                    f'The best {name}, {best}, is the {end} that was tried: there may be better ones beyond it.'
+                direction = 'lower' if end == 'lowest' else 'higher'
+                sentences.append(
+                    f'The best {name}, {best}, is the {end} value tried; a {direction} value may be even better.'
                 )
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(sentences))
 
 
 @dataclasses.dataclass(frozen=True)
 class TableGroup:
-    """Results that can be compared, best first, each with the cells of its row; no title if it is the only group."""
+    """Comparable results, best first, each with the cells of its row; the title is '' if there is only one group."""
 
     title: str
     rows: list[tuple[Result, list[str]]]
@@ -287,7 +290,7 @@ class TableGroup:
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-    """The results of a sweep as text. The first column is the rank; `is_number` marks columns of numbers."""
+    """The results of a sweep as text. The first column is the rank; `is_number` marks numeric columns."""
 
     headings: list[str]
     is_number: list[bool]
@@ -295,7 +298,7 @@ class ResultTable:
 
 
 def tabulate(results: list[Result]) -> ResultTable:
-    """The table of a sweep, for the terminal and the page."""
+    """Returns the table of a sweep, for the terminal and the page."""
     varied = columns(result.run for result in results)
     common = [results[0].common.name] if results and results[0].common else []
     headings = ['rank', *varied.values(), *_NUMBERS, *common, 'status']
@@ -318,10 +321,10 @@ def _cells(result: Result, varied: Iterable[str]) -> list[str]:
 
 
 def _numbers(result: Result) -> list[str]:
-    """The columns `_NUMBERS`, and the common measure if the runs are ranked by one."""
+    """Returns the cells of the columns `_NUMBERS`, and of the common metric if the runs are ranked by one."""
     best = '–' if result.best_mlm_loss is None else f'{result.best_mlm_loss:.3f}'
     if result.best_step is not None and result.best_mlm_loss != result.final_mlm_loss:
-        best += f' at {result.best_step}'
+        best += f' at step {result.best_step}'
     shown = [
         '–' if result.final_mlm_loss is None else f'{result.final_mlm_loss:.3f}',
         best,
@@ -334,13 +337,13 @@ def _numbers(result: Result) -> list[str]:
 
 
 def notes(results: list[Result]) -> list[str]:
-    """Sentences to read with the table."""
+    """Returns sentences about the table: what is not comparable, and which ranges to extend."""
     groups = comparable_groups(results)
     return [*filter(None, [ranking_note(groups)]), *optima_at_range_ends(groups)]
 
 
 def table(results: list[Result]) -> str:
-    """The table and its notes as text."""
+    """Returns the table and its notes as text."""
     tabulated = tabulate(results)
     rows = [cells for group in tabulated.groups for _, cells in group.rows]
     widths = [max(map(len, column)) for column in zip(tabulated.headings, *rows, strict=True)]
@@ -359,7 +362,7 @@ def table(results: list[Result]) -> str:
 
 
 def best_commands(results: list[Result]) -> list[tuple[str, str]]:
-    """(the group's title, the command of its best run) of each group that has one."""
+    """Returns (title, command of the best run) of each group that has a best run."""
     groups = comparable_groups(results)
     names = differing_fields(groups)
     return [

@@ -1,15 +1,15 @@
-"""A sweep file -> the runs that it names, each checked before any is started.
+"""Expands a sweep file into its runs, and checks all of them before any is started.
 
-    base       a config file, with :VARIANT where it has them, as --config takes it
-    fixed      {field: value} of every run
-    runs       [{field: value, …}, …]: explicit runs; each may have a 'name', which then stands for its fields
+    base       a config file, as --config takes it; with :VARIANT if it has variants
+    fixed      {field: value} for every run
+    runs       [{field: value, …}, …]: explicit runs; each may have a 'name', which replaces its fields in the table
     grid       {field: [values]}: every combination, the first field varying slowest
-    draws      {field: {'low': …, 'high': …, 'log': False} or {'choices': […]}}: num_draws points, the same for one seed
-    num_draws  how many
-    seed       of the draws (0)
+    draws      {field: {'low': …, 'high': …, 'log': False} or {'choices': […]}}: num_draws random points
+    num_draws  number of random points
+    seed       of the random points (default: 0)
 
-The runs are every explicit run x every point of the grid x every draw; what is not given counts as one empty point. A
-field stands in one place only.
+The runs are every explicit run x every point of the grid x every random point; an omitted part counts as one empty
+point. A field may appear in only one part.
 """
 
 import copy
@@ -32,9 +32,9 @@ from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 
 _KEYS = {'base': str, 'fixed': dict, 'runs': list, 'grid': dict, 'draws': dict, 'num_draws': int, 'seed': int}
-_LONGEST_NAME = 120  # characters; file systems take 255 bytes
-_DIGITS = 3  # significant, of a drawn number: it can be typed
-_MISSES = 100  # repeated draws in a row, after which there are no others
+_MAX_NAME_LENGTH = 120  # characters; file systems allow 255 bytes
+_NUM_DIGITS = 3  # significant digits of a drawn number, so that it is easy to type
+_MAX_REPEATS = 100  # repeated draws in a row, after which all points count as drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,11 @@ class Run:
     """A run of a sweep.
 
     Attributes:
-      name: of its directory.  label: of the explicit run it comes from, '' without a name.
-      point: {field: value} that it has of the grid and the draws.  varied: these and the explicit run's.
-      overrides: all that differs from the base config: varied, fixed, and a corpus of its own.
+      name: name of its directory.
+      label: name of the explicit run that it comes from, or ''.
+      point: {field: value} from the grid and the draws.
+      varied: `point` and the fields of the explicit run.
+      overrides: everything that differs from the base config: `varied`, fixed fields, and possibly a separate corpus.
     """
 
     name: str
@@ -58,25 +60,25 @@ class Run:
 
     @property
     def flags(self) -> list[str]:
-        """--config and its overrides, as every command takes them."""
+        """--config and its overrides, which every command accepts."""
         return [f'--config={self.base}'] + [f'--config.{field}={_text(v)}' for field, v in self.overrides.items()]
 
     @property
     def train_command(self) -> list[str]:
-        """The command that gets this run done."""
+        """The command that trains this run."""
         return [sys.executable, '-m', 'bert_jax', 'train', *self.flags, f'--workdir={self.workdir}']
 
 
 def expand(sweep: dict[str, Any], base_values: dict[str, Any], workdir: str) -> tuple[Run, ...]:
-    """The runs of a sweep.
+    """Returns the runs of a sweep.
 
     Args:
       sweep: what the sweep file's get_config() returned; see the top of this module.
       base_values: the values of its base config.
 
     Raises:
-      BadInput: for a field that does not exist or stands in two places, a value that the config refuses (with the name
-        of the run), two runs that are the same, or no run at all.
+      BadInput: if a field does not exist or appears in two parts, if a value is invalid (with the name of the run), if
+        two runs are the same, or if there is no run.
     """
     check_keys(sweep)
     fixed, grid, draws = (sweep.get(key, {}) for key in ('fixed', 'grid', 'draws'))
@@ -92,7 +94,7 @@ def expand(sweep: dict[str, Any], base_values: dict[str, Any], workdir: str) -> 
     points = [point | drawn for point in points for drawn in _draw(sweep)]
     common = _with_overrides(base_values, fixed, sweep['base'])
     usual_corpus = _corpus_settings(common)
-    short = short_names([field for place in (*explicit, grid, draws) for field in place])
+    short = short_names([field for part in (*explicit, grid, draws) for field in part])
     runs, seen = [], {}
     for label, own in zip(labels, explicit, strict=True):
         for point in points:
@@ -105,18 +107,18 @@ def expand(sweep: dict[str, Any], base_values: dict[str, Any], workdir: str) -> 
                 values = _with_overrides(values, {'data.corpus': overrides['data.corpus']}, sweep['base'])
             config = _resolve(name, values)
             if config in seen:
-                raise BadInput(f'runs {seen[config]} and {name}', 'are the same', 'runs that differ', 'drop one')
+                raise BadInput(f'runs {seen[config]} and {name}', 'are the same', 'runs that differ', 'remove one')
             seen[config] = name
             runs.append(Run(name, label, sweep['base'], point, varied, overrides, config, os.path.join(workdir, name)))
     _check_corpora(runs)
     return tuple(runs)
 
 
-# --- What a sweep file may say. ---
+# --- Checks of a sweep file. ---
 
 
 def check_keys(sweep: dict[str, Any]) -> None:
-    """Raises BadInput unless a sweep file has the parts that it must have, and no others."""
+    """Raises BadInput unless a sweep file has all required parts and no unknown ones."""
     for key, value in sweep.items():
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)
@@ -137,40 +139,40 @@ def check_keys(sweep: dict[str, Any]) -> None:
 
 
 def _check_explicit(runs: list[Any]) -> None:
-    for number, run in enumerate(runs):
+    for index, run in enumerate(runs):
         if not isinstance(run, dict):
-            raise BadInput(f'runs[{number}]', f'is {run!r}', '{field: value, …}')
+            raise BadInput(f'runs[{index}]', f'is {run!r}', '{field: value, …}')
         if ('name' in run) != ('name' in runs[0]):
-            raise BadInput(f'runs[{number}]', f'has {"a" if "name" in run else "no"} name', 'a name in all or in none')
+            raise BadInput(f'runs[{index}]', f'has {"a" if "name" in run else "no"} name', 'all runs named, or none')
         name = run.get('name')
         if name is not None and not (isinstance(name, str) and re.fullmatch(r'[\w.+-]+', name)):
-            raise BadInput(f'runs[{number}].name', f'is {name!r}', 'letters, digits, and any of _ . + -')
+            raise BadInput(f'runs[{index}].name', f'is {name!r}', 'letters, digits, and any of _ . + -')
     names = [run['name'] for run in runs if 'name' in run]
     if len(set(names)) < len(names):
         raise BadInput('runs', f'has the names {", ".join(names)}', 'each name once')
 
 
-def _check_fields(**places: dict[str, Any]) -> None:
-    known, found = set(field_names()), {}
-    for place, fields in places.items():
+def _check_fields(**parts: dict[str, Any]) -> None:
+    known, seen = set(field_names()), {}
+    for part, fields in parts.items():
         for field in fields:
             if field not in known:
                 error = unknown_field(field)
-                raise BadInput(f'{place}: {error.where}', error.found, error.expected, error.fix)
-            if field in found:
-                raise BadInput(f'config.{field}', f'stands in {found[field]} and in {place}', 'one place')
-            found[field] = place
+                raise BadInput(f'{part}: {error.where}', error.found, error.expected, error.fix)
+            if field in seen:
+                raise BadInput(f'config.{field}', f'appears in {seen[field]} and in {part}', 'only one of them')
+            seen[field] = part
 
 
 def _check_corpora(runs: list[Run]) -> None:
-    made: dict[str, Run] = {}
+    first_runs: dict[str, Run] = {}
     for run in runs:
-        other = made.setdefault(run.config.data.corpus, run)
+        other = first_runs.setdefault(run.config.data.corpus, run)
         if _corpus_settings(dataclasses.asdict(other.config)) != _corpus_settings(dataclasses.asdict(run.config)):
             raise BadInput(
                 f'runs {other.name} and {run.name}',
-                f'want different text or tokenizers in one corpus, {run.config.data.corpus}',
-                'a data.corpus for each, or none in the sweep: then each gets its own',
+                f'have different text or tokenizers but the same corpus, {run.config.data.corpus}',
+                'a separate data.corpus for each, or no data.corpus in the sweep: then each gets its own',
             )
 
 
@@ -178,7 +180,7 @@ def _check_corpora(runs: list[Run]) -> None:
 
 
 def _draw(sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """num_draws different points; more of them begin with the same ones."""
+    """Returns num_draws distinct points; a larger num_draws extends the same sequence."""
     draws, count = sweep.get('draws', {}), sweep.get('num_draws', 0)
     if not draws:
         return [{}]
@@ -188,13 +190,15 @@ def _draw(sweep: dict[str, Any]) -> list[dict[str, Any]]:
     }
     for field, ranges in draws.items():
         _check_range(f"draws['{field}']", ranges)
-    points, misses = [], 0
+    points, num_repeats = [], 0
     while len(points) < count:
         point = {field: _draw_one(generators[field], ranges) for field, ranges in draws.items()}
-        misses = misses + 1 if point in points else 0
-        if misses > _MISSES:
-            raise BadInput('sweep.num_draws', f'is {count}', f'at most {len(points)}: there are no more to draw')
-        if not misses:
+        num_repeats = num_repeats + 1 if point in points else 0
+        if num_repeats > _MAX_REPEATS:
+            raise BadInput(
+                'sweep.num_draws', f'is {count}', f'at most {len(points)}: there are no more distinct points'
+            )
+        if not num_repeats:
             points.append(point)
     return points
 
@@ -215,18 +219,18 @@ def _check_range(where: str, ranges: Any) -> None:
 
 
 def _draw_one(generator: np.random.Generator, ranges: dict[str, Any]) -> Any:
-    """Whole numbers between whole ends (both may occur), else a float of few digits."""
+    """Draws an integer if both ends are integers (which are included), otherwise a float with few digits."""
     if 'choices' in ranges:
         return ranges['choices'][generator.integers(len(ranges['choices']))]
     low, high = ranges['low'], ranges['high']
     is_whole = isinstance(low, int) and isinstance(high, int)
-    if is_whole:  # each whole number stands for the stretch of length 1 around it
+    if is_whole:  # each integer represents the interval of length 1 around it
         low, high = low - 0.5, high + 0.5
     if ranges.get('log'):
         value = math.exp(generator.uniform(math.log(low), math.log(high)))
     else:
         value = generator.uniform(low, high)
-    rounded = round(value) if is_whole else float(f'{value:.{_DIGITS}g}')
+    rounded = round(value) if is_whole else float(f'{value:.{_NUM_DIGITS}g}')
     return min(max(rounded, ranges['low']), ranges['high'])
 
 
@@ -255,24 +259,24 @@ def _resolve(run: str, values: dict[str, Any]) -> Config:
 
 
 def _corpus_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """What the contents of a run's corpus depend on, of the values of its config."""
-    settled = dataclasses.asdict(Tokenizer().for_training())
-    tokenizer = {name: settled.get(name) if value is None else value for name, value in values['tokenizer'].items()}
+    """Returns the values of a config that determine the contents of the corpus."""
+    defaults = dataclasses.asdict(Tokenizer().for_training())
+    tokenizer = {name: defaults.get(name) if value is None else value for name, value in values['tokenizer'].items()}
     return content_of(Data, values['data']) | {'tokenizer': tokenizer}
 
 
 def short_names(fields: list[str]) -> dict[str, str]:
-    """Each field without its section (masking.rate), or with it where two would be the same."""
+    """Returns {field: field without its section}, for example masking.rate; with the section if two would be equal."""
     short = {field: field.partition('.')[2] or field for field in fields}
     names = list(short.values())
     return {field: name if names.count(name) == 1 else field for field, name in short.items()}
 
 
 def _name(label: str, varied: dict[str, Any], short: dict[str, str]) -> str:
-    """The name of a run's directory; what a file name cannot hold is replaced, and a digest added."""
+    """Returns the name of a run's directory; characters unsafe in file names are replaced, and a digest is added."""
     parts = [label] if label else []
     plain = ','.join([*parts, *(f'{short[field]}={_text(value)}' for field, value in varied.items())]) or 'base'
-    name = re.sub(r'[^\w.,=+-]', '_', plain)[:_LONGEST_NAME]
+    name = re.sub(r'[^\w.,=+-]', '_', plain)[:_MAX_NAME_LENGTH]
     return name if name == plain else f'{name}-{json_digest(plain)[:6]}'
 
 

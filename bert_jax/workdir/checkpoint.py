@@ -1,12 +1,12 @@
-"""Saving and restoring a `TrainState`: written by Orbax, sealed and verified here.
+"""Saves and restores a `TrainState`: Orbax writes it, this module seals and verifies it.
 
-    WORKDIR/checkpoints/STEP/                what Orbax wrote, asynchronously, under a temporary name
+    WORKDIR/checkpoints/STEP/                files that Orbax wrote, asynchronously, under a temporary name
     WORKDIR/checkpoints/STEP/record.json     what the run knew about its divergence (`divergence.TrainingRecord`)
-    WORKDIR/checkpoints/STEP/manifest.json   the seal (`seal.py`), renamed in last
+    WORKDIR/checkpoints/STEP/manifest.json   the seal (`seal.py`), renamed into place last
 
 A directory without its manifest is not a checkpoint, so a run killed at any moment leaves only complete ones. Orbax
 alone restores most flipped bits silently, so every file is hashed before it is restored. An old checkpoint is deleted
-only after the new one was read back from the disk: all bytes, and through Orbax the step and the shapes of all arrays.
+only after the new one has been read back from disk: all bytes, and through Orbax the step and the shapes of all arrays.
 """
 
 import concurrent.futures
@@ -43,16 +43,16 @@ from bert_jax.workdir import seal
 from bert_jax.workdir.orbax_files import arrays_of, describe_error, literal_path, restore_error
 
 _RECORD = 'record.json'
-_MAX_FAILURES = 3  # saves in a row that may fail
-_WRITING_FAILS = (OSError, ValueError, RuntimeError)  # what Orbax and TensorStore raise when they cannot write
+_MAX_FAILURES = 3  # failed saves in a row that end the run
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # raised by Orbax and TensorStore when they cannot write
 _NO_RECORD = TrainingRecord()
 
 
 class Checkpoints:
-    """The checkpoints of a workdir; as a context, it is closed at the end, after the save in progress.
+    """The checkpoints of a workdir; as a context it waits for the save in progress, then closes.
 
     Attributes:
-      seconds_to_save: the longest so far, from `save` to the seal; None before the first.
+      seconds_to_save: duration of the slowest save so far, from `save` to the seal; None before the first.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Checkpoints:
         """Opens the checkpoints of a workdir, which need not exist.
 
         Args:
-          keep: how many of the newest to keep.
-          keep_every: multiples of this many steps are kept forever; 0 for none.
-          check: called before every change to the directory, also from a thread; raises BadInput when the run may no
+          keep: number of newest checkpoints to keep.
+          keep_every: checkpoints at multiples of this many steps are never deleted; 0 for none.
+          check: called before every change to the directory, also from a thread; raises BadInput if the run may no
             longer write.
 
         Raises:
-          BadInput: for a path that Orbax would mistake for another one.
+          BadInput: for a path that Orbax would misread.
         """
         check_path('workdir', workdir)
         self._directory = literal_path(workdir).resolve() / 'checkpoints'
@@ -76,7 +76,7 @@ class Checkpoints:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'seal')
         self._sealing: concurrent.futures.Future | None = None
         self._step, self._began_to_save = 0, 0.0  # of the newest save
-        self._num_failures, self._failure = 0, None  # since the last save that succeeded; the newest error
+        self._num_failures, self._failure = 0, None  # failures since the last successful save; the newest error
         self.seconds_to_save: float | None = None
 
     def __enter__(self) -> Self:
@@ -91,61 +91,61 @@ class Checkpoints:
         try:
             self.close()
         except Exception as failure:  # the error that ends the run is the one to raise
-            say(f'The last save failed too: {failure}')
+            say(f'The last save also failed: {failure}')
 
-    # --- What a run can resume from. ---
+    # --- Reading. ---
 
     def steps(self) -> list[int]:
-        """Steps of the sealed checkpoints, ascending."""
+        """Returns the steps of the sealed checkpoints, ascending."""
         return seal.sealed_steps(self._directory)
 
     def latest_step(self) -> int | None:
-        """The newest sealed checkpoint's step, or None."""
+        """Returns the step of the newest sealed checkpoint, or None."""
         return max(self.steps(), default=None)
 
     def damage(self, step: int) -> str:
-        """What is wrong with a checkpoint; '' when every byte is as it was written and Orbax finds all arrays."""
+        """Describes what is wrong with a checkpoint; '' if every byte is unchanged and Orbax finds all arrays."""
         return seal.damage(self._path(step)) or restore_error(self._path(step), step)
 
     def record(self, step: int) -> TrainingRecord:
-        """What the run knew about its divergence when it saved a sound checkpoint."""
+        """Returns the divergence record that was saved with an intact checkpoint."""
         path = self._path(step) / _RECORD
         if not path.exists():  # an imported model has none
             return TrainingRecord()
         return TrainingRecord.from_json(read_json(path), str(path))
 
     def num_elements(self, step: int) -> int:
-        """How many numbers the arrays of a sound checkpoint hold, by their metadata."""
+        """Returns the number of array elements in an intact checkpoint, from its metadata."""
         return sum(array.num_elements for array in arrays_of(self._path(step)).values())
 
     def set_aside_damaged(self) -> int | None:
-        """Renames damaged and unfinished directories, newest first, down to the newest sound checkpoint.
+        """Renames damaged and unfinished checkpoints, newest first, until it finds an intact one.
 
-        Only the process that owns the workdir may do this; the others receive its result.
+        Process 0, which holds the workdir, does this; the others receive its result.
 
         Returns:
-          The step of the newest sound checkpoint, or None.
+          The step of the newest intact checkpoint, or None.
         """
-        return processes.run_on_process_zero(self._find_sound)
+        return processes.run_on_process_zero(self._find_intact)
 
-    def _find_sound(self) -> int | None:
-        """What `set_aside_damaged` does in process 0."""
+    def _find_intact(self) -> int | None:
+        """Implements `set_aside_damaged` in process 0."""
         self._check()
-        for left_over in matching(self._directory, '*.orbax-checkpoint-tmp*'):
-            left_over.rmtree()  # an interrupted save
+        for interrupted in matching(self._directory, '*.orbax-checkpoint-tmp*'):
+            interrupted.rmtree()
         for step in reversed(seal.step_directories(self._directory)):
             damage = self.damage(step)
             if not damage:
                 return step
-            aside = self._set_aside(step)
-            say(f'Checkpoint {step} is not sound ({damage}): set aside as {aside.name}')
+            say(f'Checkpoint {step} is damaged ({damage}); renamed to {self._set_aside(step).name}.')
         return None
 
     def roll_back(self, first: int) -> int | None:
-        """The checkpoint to roll back to when step `first` is the first bad one; later checkpoints are deleted.
+        """Finds the checkpoint to roll back to if step `first` is the first bad one, and deletes later checkpoints.
 
         Returns:
-          The step of the newest sound checkpoint before `first`, else of the oldest; None when there is none.
+          The step of the newest intact checkpoint before `first`, or of the oldest if all are later; None if there is
+          no checkpoint.
         """
         self._wait_for_save()
         if jax.process_index() == 0:
@@ -157,7 +157,7 @@ class Checkpoints:
         return self.set_aside_damaged()
 
     def restore(self, shapes: TrainState, shardings: TrainState, step: int) -> TrainState:
-        """The state of a sound checkpoint, placed according to `shardings`."""
+        """Returns the state of an intact checkpoint, placed according to `shardings`."""
         target = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
         )
@@ -167,39 +167,39 @@ class Checkpoints:
     # --- Saving. ---
 
     def save(self, state: TrainState, record: TrainingRecord = _NO_RECORD, *, known_finite: bool = False) -> None:
-        """Starts to save; the state may be donated as soon as this returns.
+        """Starts a save; the state may be donated as soon as this returns.
 
-        A save that fails, here or in the background, is reported. Earlier checkpoints stay, and the next save is the
-        next attempt.
+        A save that fails, here or in the background, is reported. Earlier checkpoints are kept, and the next save tries
+        again.
 
         Args:
-          known_finite: whether the values of the state have been checked already.
+          known_finite: the values of the state have already been checked.
 
         Raises:
-          BadInput: when the state holds a value that is not finite, when several saves in a row failed, or as `check`.
+          BadInput: if the state holds a non-finite value, if several saves in a row failed, or as `check`.
         """
         step = int(state.step)
         if step in self.steps():
             return
         if not known_finite and not is_finite(state):
-            found = 'the parameters or the optimizer state are not finite: not saved'
-            raise BadInput(f'step {step}', found + self._still_safe(), 'a state that training can resume from')
+            found = 'the parameters or the optimizer state are not finite, so they were not saved'
+            raise BadInput(f'step {step}', found + self._last_saved(), 'a state that training can resume from')
         self._check()
         self._wait_for_save()  # the previous one
         self._step, self._began_to_save = step, time.monotonic()
         try:
             self._check_room(state)
             self._orbax.save(self._path(step), args=ocp.args.StandardSave(state._asdict()), force=True)
-        except _WRITING_FAILS as error:
+        except _WRITE_ERRORS as error:
             self._failed(step, error)
             return
         self._sealing = self._thread.submit(self._finish, step, record)
 
     def report_failures(self) -> None:
-        """Reports a save that failed in the background as soon as that is known; to be called at every step.
+        """Reports a save that failed in the background; call this at every step.
 
         Raises:
-          BadInput: when several saves in a row failed.
+          BadInput: if several saves in a row failed.
         """
         if self._sealing is not None and self._sealing.done():
             self._wait_for_save()
@@ -208,17 +208,17 @@ class Checkpoints:
         """Waits for the save in progress.
 
         Raises:
-          BadInput: when the last save failed.
+          BadInput: if the last save failed.
         """
         self._wait_for_save()
         if self._failure is not None:
-            raise self._gave_up(self._failure)
+            raise self._save_error(self._failure)
 
     def close(self) -> None:
         """Waits for the save in progress and ends its thread.
 
         Raises:
-          BadInput: when the last save failed.
+          BadInput: if the last save failed.
         """
         try:
             self.wait()
@@ -233,13 +233,13 @@ class Checkpoints:
             return
         try:
             sealing.result()
-        except _WRITING_FAILS as error:
+        except _WRITE_ERRORS as error:
             self._failed(self._step, error)
         else:
             self._num_failures, self._failure = 0, None
 
     def _finish(self, step: int, record: TrainingRecord) -> None:
-        """In the background: waits until all files are in place, then syncs, seals and reads them back."""
+        """Runs in the background: waits until all files are written, then syncs, seals and reads them back."""
         self._orbax.wait_until_finished()
         if jax.process_index() == 0:
             directory = self._path(step)
@@ -248,7 +248,7 @@ class Checkpoints:
             self._check()
             seal.seal(directory, manifest)
             if damage := self.damage(step):
-                raise OSError(f'read back, {damage}; set aside as {self._set_aside(step).name}')
+                raise OSError(f'when read back, {damage}; renamed to {self._set_aside(step).name}')
             self._delete_old()
         self.seconds_to_save = max(self.seconds_to_save or 0.0, time.monotonic() - self._began_to_save)
 
@@ -260,14 +260,14 @@ class Checkpoints:
     # --- Failures. ---
 
     def _check_room(self, state: TrainState) -> None:
-        """Raises OSError, in every process, when the disk is too full: Orbax would notice halfway through."""
+        """Raises OSError, in every process, if the disk is too full; Orbax would notice only halfway through."""
         if not is_local(self._directory):  # object stores do not fill up
             return
-        if problem := processes.run_on_process_zero(lambda: self._missing_room(state)):  # all save, or none does
+        if problem := processes.run_on_process_zero(lambda: self._find_disk_problem(state)):  # all save, or none does
             raise OSError(*problem)
 
-    def _missing_room(self, state: TrainState) -> tuple[int, str] | None:
-        """Why another checkpoint as large as the newest one, or as the state, would not fit: error code and message."""
+    def _find_disk_problem(self, state: TrainState) -> tuple[int, str] | None:
+        """Returns why another checkpoint as large as the newest, or the state, would not fit: (error code, message)."""
         before = self.latest_step()
         files = [] if before is None else seal.files_of(self._path(before)).values()
         needed = sum(map(size_of, files)) or sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -278,34 +278,34 @@ class Checkpoints:
             return error.errno or errno.EIO, error.strerror or str(error)
         if free >= needed:
             return None
-        return errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({free:,} bytes of some {needed:,})'
+        return errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({free:,} bytes are free, about {needed:,} are needed)'
 
     def _failed(self, step: int, error: Exception) -> None:
         self._num_failures, self._failure = self._num_failures + 1, error
         if jax.process_index() == 0 and self._directory.exists():
-            for left_over in (*matching(self._directory, f'{step}.orbax-checkpoint-tmp*'), self._path(step)):
-                if left_over.exists() and step not in self.steps():  # it takes room that the next attempt needs
-                    # Orbax may have given up while its threads still write there; the next start deletes the rest.
+            for incomplete in (*matching(self._directory, f'{step}.orbax-checkpoint-tmp*'), self._path(step)):
+                if incomplete.exists() and step not in self.steps():  # it takes space that the next attempt needs
+                    # Orbax may fail while its threads still write there; the next start deletes what is left.
                     with contextlib.suppress(OSError):
-                        left_over.rmtree()
+                        incomplete.rmtree()
         if self._num_failures >= _MAX_FAILURES:
-            raise self._gave_up(error)
-        say(f'Step {step} could not be saved: {describe_error(error)}{self._still_safe()}. The next save tries again.')
+            raise self._save_error(error)
+        say(f'Step {step} could not be saved: {describe_error(error)}{self._last_saved()}. The next save tries again.')
 
-    def _gave_up(self, failure: Exception) -> BadInput:
+    def _save_error(self, failure: Exception) -> BadInput:
         times = f', {self._num_failures} times in a row' if self._num_failures > 1 else ''
         error = BadInput(
             str(self._directory),
-            f'a checkpoint could not be written{times}: {describe_error(failure)}{self._still_safe()}',
-            'room and permission to write',
-            'the same command resumes from the last checkpoint',
+            f'a checkpoint could not be written{times}: {describe_error(failure)}{self._last_saved()}',
+            'enough disk space, and permission to write',
+            'free some space, then rerun the same command: it resumes from the last checkpoint',
         )
         error.__cause__ = failure
         return error
 
-    def _still_safe(self) -> str:
+    def _last_saved(self) -> str:
         last = self.latest_step()
-        return f'; step {last} is safe' if last is not None else '; nothing was saved before'
+        return f'; step {last} is saved' if last is not None else '; no earlier step is saved'
 
     # --- Paths. ---
 
@@ -313,23 +313,24 @@ class Checkpoints:
         return self._directory / str(step)
 
     def _set_aside(self, step: int) -> epath.Path:
-        """Renames a damaged checkpoint to a new name, which is returned."""
+        """Renames a damaged checkpoint; returns its new path."""
         names = (f'damaged-{step}-{count}' if count else f'damaged-{step}' for count in itertools.count())
-        aside = next(path for name in names if not (path := self._directory / name).exists())
-        self._path(step).rename(aside)
-        return aside
+        renamed = next(path for name in names if not (path := self._directory / name).exists())
+        self._path(step).rename(renamed)
+        return renamed
 
 
 def restore_whole(
     workdir: str, config: Config, vocab_size: int, step: int | None = None, build: Build = build_model
 ) -> TrainState:
-    """The state of a run's checkpoint (the newest without `step`), whole on the first device of each process.
+    """Returns the state of a checkpoint (by default the newest), in full on the first device of each process.
 
     Raises:
       BadInput: see `restore_on`.
     """
-    firsts = {device.process_index: device for device in reversed(jax.devices())}
-    mesh = make_mesh(MeshConfig(), config.model, Train(global_batch_size=len(firsts)), [*firsts.values()])
+    first_devices = {device.process_index: device for device in reversed(jax.devices())}
+    train = Train(global_batch_size=len(first_devices))
+    mesh = make_mesh(MeshConfig(), config.model, train, [*first_devices.values()])
     return restore_on(mesh, workdir, config, vocab_size, step, build)
 
 
@@ -341,46 +342,46 @@ def restore_on(
     step: int | None = None,
     build: Build = build_model,
 ) -> TrainState:
-    """The state of a run's checkpoint (the newest without `step`), spread over a mesh.
+    """Returns the state of a checkpoint (by default the newest), sharded over a mesh.
 
-    The run may be training: when it deletes the checkpoint that is being read, a newer one is read instead.
+    The run may be training: if it deletes the checkpoint that is being read, a newer one is read instead.
 
     Raises:
-      BadInput: when there is no such checkpoint, when it is damaged, or when the run deletes the one that was named.
+      BadInput: if there is no such checkpoint, if it is damaged, or if the run deletes the one named by `step`.
     """
     with Checkpoints(workdir) as checkpoints:
         program = None
         while True:
-            found = _existing(checkpoints, workdir, step)
+            chosen = _choose_step(checkpoints, workdir, step)
             try:
-                if damage := checkpoints.damage(found):
-                    raise _damaged(checkpoints, workdir, found, damage)
-                size = checkpoints.num_elements(found)
-                check_size(config.model, vocab_size, size, workdir, f'{workdir}/checkpoints/{found}')
+                if damage := checkpoints.damage(chosen):
+                    raise _damage_error(checkpoints, workdir, chosen, damage)
+                size = checkpoints.num_elements(chosen)
+                check_size(config.model, vocab_size, size, workdir, f'{workdir}/checkpoints/{chosen}')
                 program = program or build_program(
                     config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
                 )
-                return checkpoints.restore(program.shapes, program.shardings, found)
-            except Exception:  # whatever Orbax makes of files that disappear
-                if found in checkpoints.steps():
+                return checkpoints.restore(program.shapes, program.shardings, chosen)
+            except Exception:  # Orbax raises various errors when files disappear
+                if chosen in checkpoints.steps():
                     raise
 
 
-def _existing(checkpoints: Checkpoints, workdir: str, step: int | None) -> int:
-    """The given step, or the newest; raises BadInput when there is no such checkpoint."""
-    found = checkpoints.steps()
-    newest = max(found, default=None) if step is None else step
-    if newest is None or newest not in found:
+def _choose_step(checkpoints: Checkpoints, workdir: str, step: int | None) -> int:
+    """Returns `step`, or the newest; raises BadInput if there is no such checkpoint."""
+    steps = checkpoints.steps()
+    chosen = max(steps, default=None) if step is None else step
+    if chosen is None or chosen not in steps:
         raise BadInput(
             f'{workdir}/checkpoints',
             f'holds no checkpoint of step {step}' if step is not None else 'holds no checkpoint',
-            f'one of {", ".join(map(str, found))}' if found else 'a run that has saved at least once',
-            '' if found else 'python -m bert_jax train --workdir=…',
+            f'one of {", ".join(map(str, steps))}' if steps else 'a run that has saved at least once',
+            '' if steps else 'python -m bert_jax train --workdir=…',
         )
-    return newest
+    return chosen
 
 
-def _damaged(checkpoints: Checkpoints, workdir: str, step: int, damage: str) -> BadInput:
+def _damage_error(checkpoints: Checkpoints, workdir: str, step: int, damage: str) -> BadInput:
     others = [other for other in checkpoints.steps() if other != step]
     fix = f'--step={max(others)}' if others else ''
     return BadInput(f'{workdir}/checkpoints/{step}', damage, 'the bytes that were written', fix)

@@ -1,12 +1,12 @@
 """WORKDIR/history.jsonl: the events of a run. Lines are only appended, even when the run rolls back.
 
-One JSON object per line with `event`, `step` and `time` (UTC), and for the event
+Each line is a JSON object with `event`, `step` and `time` (UTC). The events, with their other keys:
 
-    start    every start: `step` is that of the checkpoint it resumes from, 0 for a new run; `lost_steps` were logged
+    start    every start; `step` is the step it resumes from, 0 for a new run; `lost_steps`, steps that were logged
              before and are repeated; `devices`, `device_kind`, `platform`, `processes`, `hosts`, `mesh`, `versions`
-    back     a rollback to `step`; `from` is the step that had been reached; `why`
-    stop     saved and ended before the last step; `why`
-    finish   reached the last step
+    back     a rollback to `step`; `from`, the step that had been reached; `why`
+    stop     the run saved and ended before its last step; `why`
+    finish   the run reached its last step
 """
 
 import datetime
@@ -23,7 +23,7 @@ from bert_jax.workdir import identity
 
 
 class History:
-    """Appends to the history of a workdir; only process 0 writes.
+    """The history of a workdir; only process 0 writes to it.
 
     A write that fails is reported and does not end the run.
     """
@@ -38,15 +38,16 @@ class History:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
         line = json.dumps({'event': event, 'step': step, 'time': now} | values) + '\n'
         try:
-            torn = self._path.exists() and not self._path.read_bytes().endswith(b'\n')  # by a kill or a full disk
+            # A kill or a full disk may have cut the last line short.
+            is_cut = self._path.exists() and not self._path.read_bytes().endswith(b'\n')
             with self._path.open('a') as file:
-                file.write('\n' * torn + line)
+                file.write('\n' * is_cut + line)
         except OSError as error:
             say(f'{self._path} could not be written ({error.strerror})')
 
 
 def hardware(mesh: Mesh) -> dict[str, Any]:
-    """The hardware and versions of a `start`; to be called by every process. Hosts are counted, not named."""
+    """Returns the hardware and versions for a `start` event. Every process must call this. Hosts are not named."""
     devices = jax.devices()
     return {
         'devices': len(devices),

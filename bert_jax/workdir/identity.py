@@ -1,4 +1,4 @@
-"""A workdir's config.json: what a run is, so that it can be continued and read without its config file."""
+"""A workdir's config.json, which identifies its run: commands can resume and read the run without its config file."""
 
 import dataclasses
 import difflib
@@ -28,49 +28,50 @@ _RECORDED_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tokenizers', 
 
 
 class Recorded(Protocol):
-    """What a workdir's config.json keeps beside the config (`pretrained.provenance.Provenance`)."""
+    """Further values that config.json records about a run (`pretrained.provenance.Provenance`)."""
 
     def to_json(self) -> dict[str, Any]:
-        """The values to write."""
+        """Returns the values to write."""
 
 
 def fingerprint(config: Config, streams: Streams) -> dict[str, Any]:
-    """What must not change when a run is resumed: content, never paths, mesh, microbatches or intervals."""
-    found = identity_of(config) | {'corpus': streams.content_hash, 'tokenizer': streams.tokenizer.hash}
+    """Returns what must not change when a run resumes: content, never paths, mesh, microbatches or intervals."""
+    values = identity_of(config) | {'corpus': streams.content_hash, 'tokenizer': streams.tokenizer.hash}
     if not config_module.is_records(config.data.source):
-        del found['data.remask']  # means nothing to text
-    return found
+        del values['data.remask']  # does not apply to text
+    return values
 
 
 def with_recorded_defaults(
     config: ConfigT, workdir: str, changing: Sequence[str] = (), *, quiet: bool = False
 ) -> ConfigT:
-    """The config to resume a workdir's run with: defaults that are newer than the run keep the values that it had.
+    """Returns the config to resume a workdir's run with.
 
-    So does what a run chooses once for itself, the sequences of a packed row.
+    If a default has changed since the run was started, the run keeps the old value. It also keeps the number of
+    sequences per packed row, which a run chooses once.
 
     Args:
       changing: names of fields that take their new value (--allow_change).
-      quiet: does not report what is kept.
+      quiet: does not report which values are kept.
     """
     if not is_workdir(workdir):
         return config
     recorded = _read(epath.Path(workdir) / 'config.json')['config']
     if 'data.max_sequences' not in changing:
         config = _with_recorded_sequences(config, recorded)
-    kept = with_values_before(config, recorded, changing)
-    if kept != config and not quiet:
-        fields = ', '.join(sorted(_differing(identity_of(config), identity_of(kept))))
-        say(f'{workdir} was begun by an earlier version and keeps its defaults for {fields}')
-    return kept
+    resumed = with_values_before(config, recorded, changing)
+    if resumed != config and not quiet:
+        fields = ', '.join(sorted(_differing(identity_of(config), identity_of(resumed))))
+        say(f'{workdir} was started by an earlier version and keeps the defaults of that version for {fields}.')
+    return resumed
 
 
 def _with_recorded_sequences(config: ConfigT, recorded: dict[str, Any]) -> ConfigT:
-    """A config of pretraining with the recorded `data.max_sequences` in place of 0; any other as it is."""
-    chosen = recorded.get('data', {}).get('max_sequences')
-    if not isinstance(config, Config) or config.data.max_sequences != 0 or chosen is None:
+    """Returns a pretraining config with the recorded `data.max_sequences` in place of 0; other configs unchanged."""
+    max_sequences = recorded.get('data', {}).get('max_sequences')
+    if not isinstance(config, Config) or config.data.max_sequences != 0 or max_sequences is None:
         return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, max_sequences=chosen))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, max_sequences=max_sequences))
 
 
 def claim(
@@ -83,17 +84,16 @@ def claim(
     allow_change: Sequence[str] | None = None,
     step: int | None = None,
 ) -> None:
-    """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds this very run.
+    """Writes config.json and the tokenizer into a new workdir, or checks that the workdir holds the same run.
 
     Args:
       fingerprint: of the run (see `fingerprint`), and a hash of the weights that it starts from.
-      start: what else is known of those weights (`pretrained/provenance.py`); a new workdir records it.
-      allow_change: names in the fingerprint whose value may be another than before; config.json then takes the new
-        values, and records the old ones and the `step` that the run had reached. None for a command without
-        --allow_change.
+      start: what else is known about those weights (`pretrained/provenance.py`); recorded in a new workdir.
+      allow_change: names in the fingerprint whose value may change. config.json then takes the new values, and records
+        the old ones and the `step` that the run had reached. None for a command without --allow_change.
 
     Raises:
-      BadInput: names every field in which the workdir's run differs and may not.
+      BadInput: if other fields of the workdir's run differ; the message names them all.
     """
     path = epath.Path(workdir) / 'config.json'
     ours = json.loads(json.dumps(fingerprint))
@@ -102,7 +102,7 @@ def claim(
         near = difflib.get_close_matches(unknown[0], ours, n=1)
         raise BadInput(
             '--allow_change',
-            f'names {", ".join(unknown)}, which is no field of a fingerprint',
+            f'names {", ".join(unknown)}, which cannot be changed or does not exist',
             ', '.join(sorted(ours)),
             f'--allow_change={near[0]}' if near else '',
         )
@@ -118,19 +118,19 @@ def claim(
             ]
             changes = [*content.get('changes', []), *changes]
             _save(workdir, config, tokenizer, ours, content, changes=changes)
-            say(f'Changed from step {step or 0} on: {describe_differences(differ, theirs, ours)}')
+            say(f'Changed from step {step or 0} on: {describe_changes(differ, theirs, ours)}')
         return
     if is_process_zero():
         write(workdir, config, tokenizer, ours, start)
 
 
-_OPTIONAL = {  # what a fingerprint need not hold
+_OPTIONAL = {  # names that a fingerprint may lack
     'init',  # a hash of the initial weights
     *names_with(Role.IDENTITY_IF_SET, Config),
     *(f'data.{name}' for name in names_with(Role.IDENTITY_IF_SET, Data)),
     *(f'train.{name}' for name in names_with(Role.IDENTITY_IF_SET, Train)),
 }
-_SHAPES = {  # what the arrays of a state get their shapes and names from
+_SHAPES = {  # names that determine the shapes and names of the arrays of a state
     'tokenizer',
     *(f'model.{name}' for name in names_with(Role.SHAPES, Model)),
     *(f'optimizer.{name}' for name in names_with(Role.SHAPES, Optimizer)),
@@ -138,36 +138,43 @@ _SHAPES = {  # what the arrays of a state get their shapes and names from
 
 
 def _check_may_change(workdir: str, differ: set[str], theirs: dict, ours: dict, *, has_flag: bool) -> None:
-    """Raises BadInput when a field differs. has_flag: whether the command has --allow_change."""
+    """Raises BadInput if a field differs. has_flag: whether the command has --allow_change."""
     if not differ:
         return
     fixed = sorted(differ & _SHAPES)
-    fork = f'name another --workdir; with --config.init={workdir} it starts from the weights of this run'
-    fix = fork if fixed or not has_flag else f'name another --workdir, or --allow_change={",".join(sorted(differ))}'
+    fork = f'use another --workdir; with --config.init={workdir} the new run starts from the weights of this one'
+    fix = fork if fixed or not has_flag else f'use another --workdir, or --allow_change={",".join(sorted(differ))}'
     raise BadInput(
         str(workdir), f'holds another run: {describe_differences(differ, theirs, ours)}', 'the same values', fix
     )
 
 
 def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
-    """Raises BadInput for a change that the arrays of a checkpoint cannot go along with."""
+    """Raises BadInput for a change that does not fit the arrays of existing checkpoints."""
     if fixed := sorted(differ & _SHAPES):
         raise BadInput(
             '--allow_change',
-            f'names {", ".join(fixed)}, which the checkpoints of {workdir} cannot follow',
-            'fields that leave parameters and moments as they are',
-            f'another --workdir with --config.init={workdir}',
+            f'names {", ".join(fixed)}, but the checkpoints of {workdir} depend on it',
+            'fields that do not affect the shapes of parameters and optimizer state',
+            f'use another --workdir, with --config.init={workdir}',
         )
 
 
 def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
-    """The names under which two fingerprints have different values, or only one of them has any."""
+    """Returns the names whose values differ between two fingerprints, or that only one of them has."""
     return {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
 
 
 def describe_differences(differ: Iterable[str], theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Fields in which a workdir's run differs from the one requested, with both values."""
-    return ', '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} asked)' for name in sorted(differ))
+    """Lists the fields in which a workdir's run differs from the requested one, with both values."""
+    return ', '.join(
+        f'{name} (workdir: {theirs.get(name)!r}, requested: {ours.get(name)!r})' for name in sorted(differ)
+    )
+
+
+def describe_changes(differ: Iterable[str], theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Lists the fields that --allow_change changed, with their old and new values."""
+    return ', '.join(f'{name} (was {theirs.get(name)!r}, now {ours.get(name)!r})' for name in sorted(differ))
 
 
 def write(
@@ -177,9 +184,9 @@ def write(
     fingerprint: dict[str, Any],
     start: Recorded | None = None,
 ) -> None:
-    """Makes a directory a workdir: its tokenizer (so that it can be used where its corpus is not), then config.json.
+    """Makes a directory a workdir: writes the tokenizer, so that it can be used without its corpus, then config.json.
 
-    Args: start, as of `claim`.
+    Args: start, as in `claim`.
     """
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     more = {} if start is None else {'start': start.to_json()}
@@ -194,7 +201,7 @@ def _save(
     earlier: dict[str, Any],
     **more: Any,
 ) -> None:
-    """Writes the tokenizer, then config.json: what it held earlier with the new values."""
+    """Writes the tokenizer, then config.json: its earlier content updated with the new values."""
     tokenizer.save(epath.Path(workdir) / 'tokenizer')
     run = {'config': dataclasses.asdict(config), 'directory': current_directory_from(workdir)}
     content = earlier | run | {'fingerprint': fingerprint} | more
@@ -202,38 +209,38 @@ def _save(
 
 
 def package_versions() -> dict[str, str]:
-    """Those of the packages that a run's numbers may depend on."""
+    """Returns the versions of the packages that a run's results may depend on."""
     return {name: metadata.version(name) for name in _RECORDED_VERSIONS}
 
 
 def is_workdir(directory: str) -> bool:
-    """Whether a directory's config.json is a run's (and not a model's)."""
+    """Returns whether a directory's config.json is that of a run, not of a model."""
     path = epath.Path(directory) / 'config.json'
     return path.exists() and b'fingerprint' in path.read_bytes()
 
 
 def load_config(workdir: str) -> Config:
-    """The config of the run in a workdir.
+    """Returns the config of the run in a workdir.
 
     Raises:
-      BadInput: when there is none.
+      BadInput: if there is no run, or the run is a fine-tune.
     """
     path = epath.Path(workdir) / 'config.json'
-    found = load_settings(workdir)
-    if 'task' in found:
+    values = load_settings(workdir)
+    if 'task' in values:
         fix = f'python -m bert_jax export --workdir={workdir} --output=…'
-        raise BadInput(str(path), 'is of a fine-tuned model', 'of a pretraining run', fix)
-    return with_values_before(config_module.resolve(found), found)
+        raise BadInput(str(path), 'belongs to a fine-tuned model', 'the config of a pretraining run', fix)
+    return with_values_before(config_module.resolve(values), values)
 
 
 def load_settings(workdir: str) -> dict[str, Any]:
-    """The values of the config of the run in a workdir, as JSON; relative paths lead to their files from here.
+    """Returns the config of the run in a workdir as JSON values, with relative paths that work from here.
 
-    A workdir may come from somebody else: fields that name a place to write to are left out, which is for the command
-    line to say.
+    A workdir may come from somebody else, so fields that name an output path are dropped: only the command line may
+    set those.
 
     Raises:
-      BadInput: when there is none.
+      BadInput: if there is no run.
     """
     path = epath.Path(workdir) / 'config.json'
     content = _read(path)
@@ -246,39 +253,39 @@ def load_settings(workdir: str) -> dict[str, Any]:
 
 @functools.cache  # a command reads a config more than once
 def _report_ignored(path: str, settings: tuple[str, ...]) -> None:
-    say(f'{path}: {", ".join(settings)} is ignored; what a command writes to is taken from --config alone.')
+    say(f'{path}: {", ".join(settings)} is ignored, because only --config can set an output path.')
 
 
 def load_fingerprint(workdir: str) -> dict[str, Any]:
-    """The fingerprint of the run in a workdir.
+    """Returns the fingerprint of the run in a workdir.
 
     Raises:
-      BadInput: when there is none.
+      BadInput: if there is no run.
     """
     return _read(epath.Path(workdir) / 'config.json')['fingerprint']
 
 
 def load_recorded_start(workdir: str) -> dict[str, Any] | None:
-    """What a workdir records of the weights that its run started from; None for random ones, and in old workdirs.
+    """Returns what a workdir records about the weights its run started from; None for random ones and old workdirs.
 
     Raises:
-      BadInput: when there is no run.
+      BadInput: if there is no run.
     """
     return _read(epath.Path(workdir) / 'config.json').get('start')
 
 
 def split_step(name: str) -> tuple[str, int | None]:
-    """(directory, step) of a model's name, `DIRECTORY` or `WORKDIR@STEP`; the step is None where none is named.
+    """Splits a model's name, `DIRECTORY` or `WORKDIR@STEP`, into (directory, step); the step is None if not named.
 
     Raises:
-      BadInput: when what follows the `@` is no step, or the directory is no workdir and so has none.
+      BadInput: if the directory exists and the part after the `@` is not a number.
     """
     directory, at, step = name.rpartition('@')
     if not at or epath.Path(name).exists():
         return name, None
     if not (step.isascii() and step.isdecimal()):
         if epath.Path(directory).exists():
-            raise BadInput(name, f'names the step {step!r}', 'WORKDIR@STEP with a number', directory)
+            raise BadInput(name, f'names the step {step!r}', 'WORKDIR@STEP, with a number as STEP', directory)
         return name, None
     return directory, int(step)
 
@@ -291,6 +298,6 @@ def _read(path: epath.Path) -> dict:
     content = read_given_json(path, 'the file that train wrote')
     if not all(isinstance(content.get(name), dict) for name in ('config', 'fingerprint')):
         raise BadInput(
-            str(path), 'is not the config of a run', 'the file that train wrote; that of an export is another'
+            str(path), 'is not the config of a run', 'the file that train wrote; an export has a different one'
         )
     return content

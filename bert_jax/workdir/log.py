@@ -1,4 +1,4 @@
-"""Everything a run reports of itself: metrics.jsonl, TensorBoard events, history.jsonl, and lines on the terminal."""
+"""Everything that a run reports: metrics.jsonl, TensorBoard events, history.jsonl, and lines on the terminal."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ class RunLog:
     """The log of one run, from the step it starts or resumes at.
 
     Attributes:
-      metrics: of the last training step that was logged, and of the evaluations since; None for a value that is not
-        finite, as that of nothing is.
+      metrics: of the last logged training step, and of the evaluations since; None for a non-finite value, such as a
+        mean over nothing.
     """
 
     def __init__(
@@ -31,15 +31,15 @@ class RunLog:
         supervisor: Supervisor,
         flags_of_shorter: Callable[[float], str],
     ):
-        """Opens the log, which removes what was logged after `start`.
+        """Opens the log and removes what was logged after `start`.
 
         Args:
           describe_step: turns the metrics of a training step into a few words for the terminal.
-          supervisor: asked before everything that is written whether the run may still write, and what it is doing.
+          supervisor: checks before every write whether the run may still write, and knows what it is doing.
           flags_of_shorter: see `Progress`.
 
         Raises:
-          BadInput: here and later, when the run may no longer write.
+          BadInput: here and later, if the run may no longer write.
         """
         self._check = supervisor.check_lease
         self._check()
@@ -58,11 +58,11 @@ class RunLog:
         self._writer.close()
 
     def update_progress(self, step: int, loss: float) -> None:
-        """Takes note of a step that the devices have made; nothing is written."""
+        """Updates the progress shown on the terminal after a finished step; writes nothing."""
         self._progress.update_progress(step, loss)
 
     def log_step(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes and shows the metrics of a training step."""
+        """Writes and prints the metrics of a training step."""
         self._check()
         self._writer.write(step, metrics)
         self._progress.show(step, metrics)
@@ -71,7 +71,7 @@ class RunLog:
     def log_evaluation(
         self, step: int, metrics: dict[str, float], description: str = '', examples: Sequence[dict[str, Any]] = ()
     ) -> None:
-        """Writes what an evaluator found, and says it in words."""
+        """Writes the results of an evaluator and prints their description."""
         self._check()
         if metrics:
             self._writer.write(step, metrics)
@@ -82,7 +82,7 @@ class RunLog:
             say(f'step {step}: {description}')
 
     def roll_back(self, to_step: int, from_step: int, why: str) -> None:
-        """Drops what was logged after `to_step`, and records why the run went back."""
+        """Removes what was logged after `to_step`, and records why the run rolled back."""
         self._check()
         say(f'Step {from_step}: {why}. Rolled back to step {to_step}; skipping the batches read since.')
         self._history.add('back', to_step, **{'from': from_step}, why=why)
@@ -90,7 +90,7 @@ class RunLog:
         self._progress.rewind(to_step)
 
     def end(self, step: int, stopped_by: str | None = None) -> None:
-        """The run has made its last step, or was saved at `step` before it because something asked it to stop."""
+        """Records the end of the run: its last step, or the earlier `step` at which a request stopped it."""
         self._check()
         self._progress.close()
         if stopped_by:

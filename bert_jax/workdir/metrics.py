@@ -1,4 +1,4 @@
-"""The metrics of a run, as files: metrics.jsonl, examples.jsonl, TensorBoard events."""
+"""Writes the metrics of a run to metrics.jsonl, examples.jsonl and TensorBoard events."""
 
 import contextlib
 import math
@@ -16,17 +16,17 @@ from bert_jax.workdir.step_lines import StepLines
 
 
 class MetricsWriter:
-    """metrics.jsonl, examples.jsonl (an object a line) and TensorBoard events, from the restored step on.
+    """A writer of metrics.jsonl, examples.jsonl (one object per line) and TensorBoard events.
 
-    A disk that cannot be written is told and does not end the run: what is missing in the lines comes when there is
-    room, what is missing in the events is lost.
+    A write error is reported and does not end the run. Missing lines are written once there is space again; missing
+    events are lost.
 
     Attributes:
-      lost_steps: logged past the restored step, and to be made again.
+      lost_steps: number of steps that were logged after the restored step and are repeated.
     """
 
     def __init__(self, workdir: str, step: int):
-        """Process 0 alone writes; lines past `step`, of a run killed after its last save, go: a step appears once."""
+        """Opens the files in process 0 and removes lines after `step`, left by a killed run: each step appears once."""
         self.lost_steps, self._writes = 0, jax.process_index() == 0
         if not self._writes:
             return
@@ -36,7 +36,7 @@ class MetricsWriter:
         self.lost_steps = max(0, self._metrics.newest - step)
 
     def rewind(self, step: int) -> None:
-        """Goes back to a step: what was written of later ones goes."""
+        """Rolls back to a step: removes what was written for later ones."""
         if self._writes:
             self.close()
             self._open(step)
@@ -49,8 +49,7 @@ class MetricsWriter:
         self._fails = self._is_closed = False
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends one line for a step. A value that is not finite is left out: JSON has no NaN, and a mean of nothing
-        is no measurement."""
+        """Appends one line for a step, without non-finite values: JSON has no NaN."""
         if not self._writes:
             return
         values = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -64,7 +63,7 @@ class MetricsWriter:
             self._report_once(error)
 
     def write_examples(self, step: int, examples: list[dict[str, Any]]) -> None:
-        """Appends what the model made of the example sentences to examples.jsonl."""
+        """Appends the model's answers to the example sentences to examples.jsonl."""
         if not self._writes:
             return
         try:
@@ -74,7 +73,7 @@ class MetricsWriter:
             self._report_once(error)
 
     def close(self) -> None:
-        """Closes all files, unless they are closed."""
+        """Closes all files; does nothing the second time."""
         if not self._writes or self._is_closed:
             return
         self._is_closed = True
@@ -91,17 +90,17 @@ class MetricsWriter:
 
 
 class _Events:
-    """A file of TensorBoard events; written as it is called: a thread that fails would leave the run waiting for it."""
+    """A file of TensorBoard events, written synchronously: a run would wait forever for a writer thread that failed."""
 
     def __init__(self, directory: str, first_step: int):
-        """Events of `first_step` and later in the directory's other files are superseded."""
-        with _hidden('torch'):  # tensorboardX imports PyTorch wherever it is installed: seconds and memory for nothing
+        """Opens the file; it supersedes events of `first_step` and later in the directory's other files."""
+        with _hidden('torch'):  # tensorboardX needlessly imports PyTorch if it is installed
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto import event_pb2, summary_pb2
             from tensorboardX.record_writer import directory_check
 
         directory_check(directory)
-        # protobuf makes its classes when it is imported, where a type checker does not see them.
+        # protobuf creates its classes on import, where a type checker does not see them.
         events: Any = event_pb2
         summaries: Any = summary_pb2
         self._event, self._summary = events.Event, summaries.Summary
@@ -110,7 +109,7 @@ class _Events:
         self._file.write_event(self._event(wall_time=time.time(), step=first_step, session_log=start))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One event with all values of a step."""
+        """Writes one event with all values of a step."""
         shown = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._file.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=shown)))
         self._file.flush()
@@ -121,7 +120,7 @@ class _Events:
 
 @contextlib.contextmanager
 def _hidden(package: str) -> Iterator[None]:
-    """While the context is open, importing a package that is not loaded yet fails as if it were not installed."""
+    """While the context is open, importing a package fails as if it were not installed, unless it is already loaded."""
     if package in sys.modules:
         yield
         return

@@ -1,4 +1,4 @@
-"""How Orbax is made to write where it should, and asked whether it finds again what it wrote."""
+"""Makes Orbax write to paths with special characters, and checks that it can read back what it wrote."""
 
 import glob
 import math
@@ -15,16 +15,17 @@ from etils.epath.gpath import PosixGPath
 
 from bert_jax.files import files_below, is_local, size_of
 
-# Moments of a first step are zeros, and bfloat16 stored as float32 packs well; beyond that a checkpoint is a trap.
+# The moments of a first step are zeros, and bfloat16 stored as float32 compresses well. A higher ratio means a
+# decompression bomb.
 _MAX_COMPRESSION = 64
-_SMALL = 64 << 20  # bytes, whatever the files
+_ALWAYS_ALLOWED_BYTES = 64 << 20
 
 
 class LiteralPath(PosixGPath):
-    """A local path whose own name is never part of a pattern.
+    """A local path whose own name is never treated as a pattern.
 
-    Orbax merges what the processes have written, which it finds with `directory.glob`. `epath` puts the directory's
-    name into the pattern: in `exp[1]` nothing would be found, in `a*b` also what is in `axb`.
+    Orbax uses `directory.glob` to find the files of all processes, and `epath` puts the directory's name into the
+    pattern: it would find nothing in `exp[1]`, and in `a*b` also the files of `axb`.
     """
 
     def glob(self, pattern: str) -> Iterator[Self]:
@@ -32,27 +33,26 @@ class LiteralPath(PosixGPath):
 
 
 def literal_path(path: str) -> epath.Path:
-    """The path to give to Orbax."""
+    """Returns the path to pass to Orbax."""
     return LiteralPath(path) if is_local(path) else epath.Path(path)
 
 
 def restore_error(directory: epath.Path, step: int) -> str:
-    """Why Orbax could not restore a checkpoint with whole files; '' when it can.
+    """Returns why Orbax cannot restore a checkpoint whose files are intact; '' if it can.
 
-    Reads the step, and of every other array its shape: under a millisecond for each. In this process alone, without
-    the others.
+    Reads the step and the shapes of all other arrays, in under a millisecond per array. Needs no other process.
     """
     handler = ocp.PyTreeCheckpointHandler()
     as_numpy = {'step': ocp.RestoreArgs(restore_type=np.ndarray)}
     try:
-        found = handler.restore(
+        restored = handler.restore(
             directory, args=ocp.args.PyTreeRestore({'step': 0}, restore_args=as_numpy, partial_restore=True)
         )
-        if int(found['step']) != step:
-            return f'holds step {int(found["step"])}'
+        if int(restored['step']) != step:
+            return f'it holds step {int(restored["step"])}'
         num_bytes = sum(array.num_bytes for array in arrays_of(directory).values())
         on_disk = sum(map(size_of, files_below(directory).values()))
-        if num_bytes > _MAX_COMPRESSION * on_disk + _SMALL:
+        if num_bytes > _MAX_COMPRESSION * on_disk + _ALWAYS_ALLOWED_BYTES:
             return f'its {on_disk:,} bytes unpack to arrays of {num_bytes:,}'
     except Exception as error:  # Orbax and TensorStore raise whatever they meet
         return f'Orbax cannot restore it ({describe_error(error)[:200]})'
@@ -62,7 +62,7 @@ def restore_error(directory: epath.Path, step: int) -> str:
 
 
 class StoredArray(NamedTuple):
-    """What a checkpoint says about one of its arrays."""
+    """The metadata of an array in a checkpoint."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -77,7 +77,7 @@ class StoredArray(NamedTuple):
 
 
 def arrays_of(directory: epath.Path) -> dict[str, StoredArray]:
-    """The arrays of a checkpoint by their paths; their contents are not read. Raises whatever Orbax does."""
+    """Returns {path: array} of a checkpoint without reading contents. Raises whatever Orbax does."""
     handler = ocp.PyTreeCheckpointHandler()
     try:
         leaves = jax.tree.leaves_with_path(handler.metadata(directory).tree)
@@ -87,7 +87,7 @@ def arrays_of(directory: epath.Path) -> dict[str, StoredArray]:
 
 
 def describe_error(error: Exception) -> str:
-    """What went wrong: the system's words for an error code of TensorStore, else the first line of the message."""
+    """Returns the system's text for an error code of TensorStore, or else the first line of the message."""
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))
     return getattr(error, 'strerror', None) or (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Where a command puts what it found out about a run: into the workdir, or into a file that the user names."""
+"""Writes the result of a command to the workdir, or to a file that the user names."""
 
 import os
 from pathlib import Path
@@ -11,10 +11,10 @@ from bert_jax.files import is_local, write_whole
 
 
 def check_output(output: str) -> None:
-    """Checks, before the work is done, that a file can be written; '' is none.
+    """Checks before the work starts that the output file can be written; '' means no file.
 
     Raises:
-      BadInput: when it is a directory, or its directory is missing or may not be written to.
+      BadInput: if it is a directory, or if its directory is missing or not writable.
     """
     if not output or not is_local(output):
         return
@@ -24,22 +24,22 @@ def check_output(output: str) -> None:
     if not parent.is_dir():
         raise BadInput(f'--output={output}', f'{parent} is not a directory', 'a file in an existing directory')
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise BadInput(f'--output={output}', f'{parent} may not be written to', 'a file that this user may write')
+        raise BadInput(f'--output={output}', f'{parent} is not writable', 'a file that this user can write')
 
 
 def save(text: str, workdir: str, name: str, output: str = '') -> epath.Path | None:
-    """Writes a result to OUTPUT, or without it to WORKDIR/NAME.
+    """Writes a result to OUTPUT, or by default to WORKDIR/NAME.
 
-    A workdir that cannot be written to is reported, and the result is not saved: whoever calls prints it anyway.
+    If the workdir is not writable, that is reported and the result is not saved; callers also print it.
 
     Returns:
-      The path of the file, or None.
+      The path of the file, or None if it was not saved.
 
     Raises:
-      OSError: when OUTPUT cannot be written.
+      OSError: if OUTPUT cannot be written.
     """
     if output:
-        write_whole(os.path.realpath(output) if is_local(output) else output, text)  # a link stays one
+        write_whole(os.path.realpath(output) if is_local(output) else output, text)  # a link is kept
         return epath.Path(output)
     path = epath.Path(workdir) / name
     try:

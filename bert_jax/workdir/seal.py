@@ -1,6 +1,6 @@
-"""Seals: a directory with its manifest is complete, and every byte in it can be checked.
+"""Seals directories: one with a manifest is complete, and every byte in it can be verified.
 
-    DIRECTORY/manifest.json   size and SHA-256 of every file, part by part; renamed in last
+    DIRECTORY/manifest.json   size and SHA-256 of every file, part by part; renamed into place last
 
     {"version": 2, "step": …, "part_bytes": …, "files": {NAME: {"bytes": …, "sha256": [one per part]}}, "checksum": …}
 
@@ -19,48 +19,48 @@ from bert_jax.json_files import read_json
 
 MANIFEST = 'manifest.json'
 _VERSION = 2
-_PART_BYTES = 16 << 20  # hashed independently
-_WHOLE_FILE = 1 << 62  # bytes of a part in version 1
+_PART_BYTES = 16 << 20  # parts are hashed independently
+_WHOLE_FILE = 1 << 62  # bytes per part in version 1
 _MAX_MANIFEST_BYTES = 256 << 20  # lists the parts of a 50 TB checkpoint
 _NUM_HASHING_THREADS = 8
 
 
 def is_sealed(directory: epath.Path) -> bool:
-    """Whether a directory was completed; a save that was interrupted leaves one without its manifest."""
+    """Returns whether a directory is complete; an interrupted save leaves one without a manifest."""
     return (directory / MANIFEST).exists()
 
 
 def sealed_steps(directory: epath.Path) -> list[int]:
-    """Ascending steps of the sealed subdirectories that are named after one."""
+    """Returns the steps of the sealed subdirectories, ascending."""
     return [step for step in step_directories(directory) if is_sealed(directory / str(step))]
 
 
 def step_directories(directory: epath.Path) -> list[int]:
-    """Ascending numbers of the subdirectories that are named after one; [] when the directory does not exist."""
+    """Returns the steps that subdirectories are named after, ascending; [] if the directory does not exist."""
     if not directory.exists():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
 def make_manifest(directory: epath.Path, step: int) -> dict[str, Any]:
-    """The manifest of a directory's files, which are on disk when this returns.
+    """Syncs a directory's files to disk and returns their manifest.
 
     Raises:
-      OSError: when a file cannot be synced or read.
+      OSError: if a file cannot be synced or read.
     """
     files = files_of(directory)
     if is_local(directory):
         for path in {*files.values(), *(path.parent for path in files.values()), directory.parent}:
             sync(path)
     digests = _digests(files, _PART_BYTES)
-    listed = {name: {'bytes': size_of(path), 'sha256': digests[name]} for name, path in files.items()}
-    manifest = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': listed}
-    # With a checksum of its own a corrupt manifest is not reported as a corrupt file.
+    entries = {name: {'bytes': size_of(path), 'sha256': digests[name]} for name, path in files.items()}
+    manifest = {'version': _VERSION, 'step': step, 'part_bytes': _PART_BYTES, 'files': entries}
+    # The manifest has its own checksum so that a corrupt manifest is not reported as a corrupt file.
     return manifest | {'checksum': json_digest(manifest)}
 
 
 def seal(directory: epath.Path, manifest: dict[str, Any]) -> None:
-    """Renames the manifest in and drops the system's cached copy of the files, so that `damage` reads the disk."""
+    """Renames the manifest into place and drops cached copies of the files, so that `damage` reads the disk."""
     write_whole(directory / MANIFEST, json.dumps(manifest, indent=2) + '\n')
     if is_local(directory):
         sync(directory)
@@ -69,7 +69,7 @@ def seal(directory: epath.Path, manifest: dict[str, Any]) -> None:
 
 
 def _forget_cached(path: str | os.PathLike) -> None:
-    """Asks the system to drop its copy of a synced local file from memory, so that the next read is of the disk."""
+    """Asks the system to drop its cached copy of a synced local file, so that the next read comes from the disk."""
     if hasattr(os, 'posix_fadvise'):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -79,41 +79,41 @@ def _forget_cached(path: str | os.PathLike) -> None:
 
 
 def delete(directory: epath.Path) -> None:
-    """Deletes a sealed directory; at no moment does it look sealed and lack a file."""
+    """Deletes a sealed directory, manifest first, so that it never looks sealed while files are missing."""
     (directory / MANIFEST).unlink()
     directory.rmtree()
 
 
 def damage(directory: epath.Path) -> str:
-    """What is wrong with a directory, naming the file; '' when every byte is as it was written."""
+    """Describes what is wrong with a directory, naming the file; '' if every byte is unchanged."""
     try:
         expected, part_bytes = _read_manifest(directory / MANIFEST)
     except FileNotFoundError:
-        return f'no {MANIFEST}: it was never finished'
+        return f'no {MANIFEST}: the save was not finished'
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f'{MANIFEST} is damaged'
     try:
-        found = files_of(directory)
-        for name in sorted(expected.keys() ^ found.keys()):
-            return f'{name} is {"missing" if name in expected else "not in its manifest"}'
+        files = files_of(directory)
+        for name in sorted(expected.keys() ^ files.keys()):
+            return f'{name} is {"missing" if name in expected else "not in the manifest"}'
         for name, (size, _) in expected.items():
-            if (length := size_of(found[name])) != size:
+            if (length := size_of(files[name])) != size:
                 return f'{name} has {length} bytes, not {size}'
-        for name, digests in _digests(found, part_bytes).items():
+        for name, digests in _digests(files, part_bytes).items():
             if digests != expected[name][1]:
-                return f'{name} has another checksum'
+                return f'{name} has a wrong checksum'
     except FileNotFoundError as error:
-        return f'{error.filename} was deleted while it was read'
+        return f'{error.filename} was deleted while it was being read'
     return ''
 
 
 def files_of(directory: epath.Path) -> dict[str, epath.Path]:
-    """{name: path} of all files below a directory except its manifest."""
+    """Returns {name: path} of all files below a directory except its manifest."""
     return {name: path for name, path in files_below(directory).items() if name != MANIFEST}
 
 
 def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], int]:
-    """({name: (bytes, digests of its parts)}, bytes per part); raises various errors for a damaged one."""
+    """Returns ({name: (bytes, digests of its parts)}, bytes per part); raises various errors for a damaged manifest."""
     content = read_json(path, largest=_MAX_MANIFEST_BYTES)
     if content.keys() == {'step', 'files'}:  # version 1
         return {name: (file['bytes'], [file['sha256']]) for name, file in content['files'].items()}, _WHOLE_FILE
@@ -125,14 +125,14 @@ def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], 
 
 
 def _digests(files: dict[str, epath.Path], part_bytes: int) -> dict[str, list[str]]:
-    """SHA-256 of each part of each file. Parts are hashed in parallel, so that one large file is no bottleneck."""
+    """Returns the SHA-256 of each part of each file. Hashes parts in parallel, so one large file is no bottleneck."""
     parts = [(name, start) for name, path in files.items() for start in range(0, max(size_of(path), 1), part_bytes)]
     with concurrent.futures.ThreadPoolExecutor(_NUM_HASHING_THREADS) as pool:
         digests = pool.map(lambda part: _digest(files[part[0]], part[1], part_bytes), parts)
-        found: dict[str, list[str]] = {name: [] for name in files}
-        for (name, _), of_part in zip(parts, digests, strict=True):
-            found[name].append(of_part)
-    return found
+        by_file: dict[str, list[str]] = {name: [] for name in files}
+        for (name, _), digest in zip(parts, digests, strict=True):
+            by_file[name].append(digest)
+    return by_file
 
 
 def _digest(path: epath.Path, start: int, length: int) -> str:

@@ -1,4 +1,4 @@
-"""JSON lines, one per step: when a run resumes or rolls back, the lines of later steps are removed."""
+"""JSON lines, one per step; when a run resumes or rolls back, the lines of later steps are removed."""
 
 import json
 from typing import Any
@@ -11,24 +11,24 @@ from bert_jax.json_files import DamagedJson, parse_json
 
 
 class StepLines:
-    """Appends lines and flushes each; only one process may open the file.
+    """A file of lines, each flushed as it is appended; only one process may open it.
 
     Attributes:
-      newest: the last step in the file when it was opened, 0 if it had none.
+      newest: the last step in the file when it was opened, 0 if it was empty.
     """
 
     def __init__(self, path: epath.Path, step: int):
-        """Opens the file and removes lines past `step`, logged after the last save: each step appears once."""
+        """Opens the file and removes lines after `step`, logged after the last save: each step appears once."""
         self.newest = 0
         if path.exists():
             lines = _whole_lines(path.read_bytes().decode(errors='replace'))
             steps = [_step_of(line) for line in lines]
-            kept = [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
-            self.newest = max((found for found in steps if found is not None), default=0)
-            if None in steps:
-                first = steps.index(None) + 1
-                say(f'{path}: {steps.count(None)} damaged lines are left out, the first is line {first}')
-            write_whole(path, ''.join(line + '\n' for line in kept))
+            retained = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+            self.newest = max((at for at in steps if at is not None), default=0)
+            if num_damaged := steps.count(None):
+                count = '1 damaged line' if num_damaged == 1 else f'{num_damaged} damaged lines'
+                say(f'{path}: removed {count}, starting at line {steps.index(None) + 1}')
+            write_whole(path, ''.join(line + '\n' for line in retained))
         self._file = path.open('a')
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -42,8 +42,8 @@ class StepLines:
 
 
 def _step_of(line: str) -> int | None:
-    """The step of a line, or None for a damaged line."""
-    if '\r' in line:  # allowed between JSON values, but it ends the line for many readers
+    """Returns the step of a line, or None for a damaged line."""
+    if '\r' in line:  # valid between JSON values, but many readers take it as the end of the line
         return None
     try:
         step = parse_json(line)['step']
@@ -53,5 +53,5 @@ def _step_of(line: str) -> int | None:
 
 
 def _whole_lines(text: str) -> list[str]:
-    """The lines of a text, without a last one that a kill cut short."""
+    """Returns the lines of a text, without a last line that a kill cut short."""
     return text[: text.rfind('\n') + 1].split('\n')[:-1]

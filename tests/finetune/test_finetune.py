@@ -153,7 +153,10 @@ def test_another_task_in_the_same_workdir_is_refused(place: Path, finished: Path
     other = ['--config.optimizer.weight_decay=0.1', '--config.train.epochs=7']
     assert run(['finetune', *REVIEWS, *other, '--workdir=reviews'], place) == 2
     told = capsys.readouterr().err
-    assert 'optimizer.weight_decay (0.01 there, 0.1 asked)' in told and 'train.steps (90 there, 105 asked)' in told
+    assert (
+        'optimizer.weight_decay (workdir: 0.01, requested: 0.1)' in told
+        and 'train.steps (workdir: 90, requested: 105)' in told
+    )
 
 
 @pytest.mark.slow

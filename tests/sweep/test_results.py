@@ -1,4 +1,4 @@
-"""Losses are ranked where they are of the same task, and nowhere else; the table and the page say why."""
+"""Only comparable losses are ranked; the table and the page say why."""
 
 import json
 import os
@@ -24,7 +24,7 @@ RATE, STEPS = 'optimizer.peak_learning_rate', 100
 
 @pytest.fixture
 def make(tmp_path):
-    """Expands a sweep in tmp_path/sweep."""
+    """Returns a function that expands a sweep in tmp_path/sweep."""
 
     def make(**parts):
         parts = {'base': 'bert.py', 'fixed': {'train.steps': STEPS, 'optimizer.warmup_steps': 10}, **parts}
@@ -34,7 +34,7 @@ def make(tmp_path):
 
 
 def write_workdir(run, losses, *, step=STEPS, tokenizer='t', corpus='c'):
-    """What a run that has logged these validation losses leaves."""
+    """Writes the workdir of a run that logged these validation losses; returns the run."""
     directory = Path(run.workdir)
     (directory / 'checkpoints' / str(step)).mkdir(parents=True)
     (directory / 'checkpoints' / str(step) / 'manifest.json').write_text('{}')
@@ -57,7 +57,7 @@ def ranks(results):
     return {result.run.name: result.rank for result in results}
 
 
-def test_a_run_that_another_process_holds_is_running_and_not_started_again(make):
+def test_run_held_by_another_process_is_not_started_again(make):
     runs = make(runs=[{'name': name, 'train.seed': i} for i, name in enumerate('ab')])
     lease = Lease(write_workdir(runs[0], [4.0], step=50).workdir)
     lease.acquire()
@@ -65,7 +65,7 @@ def test_a_run_that_another_process_holds_is_running_and_not_started_again(make)
         assert list(run_all([runs[0]], 1, signals)) == [(runs[0], EXIT_RUN_AGAIN, 0.0)]
     for statuses in ({}, {'a': EXIT_RUN_AGAIN}):
         first, second = read_results(runs, statuses)
-        assert first.status.startswith(f'running at step 50 of {STEPS} (process {os.getpid()} on ')
+        assert first.status.startswith(f'running, step 50 of {STEPS} saved (process {os.getpid()} on ')
         assert second.status == 'not started' and not first.log_tail
     lease.close()
     assert read_results(runs, {'a': EXIT_RUN_AGAIN})[0].status == f'stopped at step 50 of {STEPS}'
@@ -74,7 +74,7 @@ def test_a_run_that_another_process_holds_is_running_and_not_started_again(make)
 def test_finished_runs_are_ranked_by_their_last_loss(make):
     runs = make(runs=[{'name': name, 'train.seed': i} for i, name in enumerate('abcdef')])
     write_workdir(runs[0], [6.0, 5.5])
-    write_workdir(runs[1], [5.0, 5.25])  # lower once, and at the end
+    write_workdir(runs[1], [5.0, 5.25])  # lowest, though not its lowest at the end
     write_workdir(runs[2], [4.0], step=50)  # not finished
     write_workdir(runs[3], [5.0, float('nan')])  # diverged
     Path(runs[4].workdir).mkdir()
@@ -96,17 +96,8 @@ def test_finished_runs_are_ranked_by_their_last_loss(make):
     [(_, command)] = best_commands(results)
     assert command.startswith('python -m bert_jax train --config=bert.py') and command.endswith('/sweep/b')
     lines = table(results).splitlines()
-    assert len(lines) == 7 and lines[1].split() == [
-        '1',
-        'b',
-        '5.250',
-        '5.000',
-        'at',
-        '50',
-        '60.0%',
-        '1,500',
-        'finished',
-    ]
+    assert len(lines) == 7
+    assert lines[1].split() == ['1', 'b', '5.250', '5.000', 'at', 'step', '50', '60.0%', '1,500', 'finished']
     assert json.loads(json.dumps(b.as_json(), allow_nan=False))['rank'] == 1
     assert results[3].as_json()['final_mlm_loss'] is None
 
@@ -114,27 +105,27 @@ def test_finished_runs_are_ranked_by_their_last_loss(make):
 @pytest.mark.parametrize(
     'varied, content, named, why',
     [
-        ({'data.masking.rate': 0.3}, {}, 'data.masking.rate', 'how hard it is to guess'),
+        ({'data.masking.rate': 0.3}, {}, 'data.masking.rate', 'how hard it is to predict'),
         ({'data.sequence_length': 64}, {}, 'data.sequence_length', 'more context'),
-        ({'tokenizer.vocab_size': 500}, {'tokenizer': 'u', 'corpus': 'd'}, 'tokenizer', 'the tokens are not the same'),
+        ({'tokenizer.vocab_size': 500}, {'tokenizer': 'u', 'corpus': 'd'}, 'tokenizer', 'tokens differ'),
         ({'data.validation_fraction': 0.1}, {'corpus': 'd'}, 'validation text', 'different text'),
         ({'train.evaluate_rows': 8}, {}, 'train.evaluate_rows', 'different text'),
     ],
 )
-def test_losses_of_different_tasks_are_not_ranked_and_the_table_says_why(make, varied, content, named, why):
+def test_losses_of_different_tasks_are_ranked_separately_with_a_reason(make, varied, content, named, why):
     runs = make(runs=[{}, varied], grid={RATE: [0.001, 0.002]})
     for run, loss in zip(runs, (6.0, 5.0, 4.0, 3.0), strict=True):
         write_workdir(run, [loss], **(content if loss < 5 else {}))
     results = read_results(runs, {})
-    assert [result.rank for result in results] == [2, 1, 2, 1]  # each within its own
+    assert [result.rank for result in results] == [2, 1, 2, 1]  # within each group
     reason = ranking_note(comparable_groups(results))
-    assert 'not ranked' in reason and named in reason and why in reason
+    assert 'ranked separately' in reason and named in reason and why in reason
     assert reason in table(results)
     assert len(best_commands(results)) == 2 and len({group for group, _ in best_commands(results)}) == 2
 
 
 @pytest.mark.parametrize('by', ['nats/char', 'probe', ''])
-def test_runs_of_different_tasks_are_ranked_by_what_all_were_measured_by_alike(make, tmp_path, by):
+def test_runs_of_different_tasks_are_ranked_by_a_shared_metric(make, tmp_path, by):
     runs = make(runs=[{'tokenizer.vocab_size': 500}, {'tokenizer.vocab_size': 600}, {'tokenizer.vocab_size': 700}])
     for run, loss, tokenizer, better in zip(runs, (4.0, 5.0, 6.0), 'tuv', (0.2, 0.3, 0.1), strict=True):
         write_workdir(run, [loss], tokenizer=tokenizer)
@@ -149,20 +140,20 @@ def test_runs_of_different_tasks_are_ranked_by_what_all_were_measured_by_alike(m
     assert [result.rank for result in results] == ([2, 1, 3] if by else [1, 1, 1])
     assert [result.as_json()['ranked_by'] for result in results] == [by or 'MLM loss'] * 3
     shown, page = table(results), ' '.join(read_page(write_page(results, tmp_path / 'sweep')).text)
-    for told in (shown, page, '\n'.join(rank([result.logged for result in results]))):
-        assert ('depends on no tokenizer' in told) == bool(by)
-        assert not by or {'nats/char': '0.700', 'probe': '30.0%'}[by] in told
-    assert ('the tokens are not the same' in shown) and len(best_commands(results)) == (1 if by else 3)
+    for text in (shown, page, '\n'.join(rank([result.logged for result in results]))):
+        assert ('tokenizer' in text.partition('MLM losses')[0]) == bool(by)
+        assert not by or {'nats/char': '0.700', 'probe': '30.0%'}[by] in text
+    assert ('tokens differ' in shown) and len(best_commands(results)) == (1 if by else 3)
 
 
-@pytest.mark.parametrize('losses, told', [((5, 4, 3), 'highest'), ((3, 4, 5), 'lowest'), ((4, 3, 5), '')])
-def test_a_best_rate_at_the_end_of_its_range_is_told(make, losses, told):
+@pytest.mark.parametrize('losses, end', [((5, 4, 3), 'highest'), ((3, 4, 5), 'lowest'), ((4, 3, 5), '')])
+def test_best_rate_at_the_end_of_its_range_is_noted(make, losses, end):
     runs = make(grid={RATE: [0.001, 0.002, 0.003]})
     results = read_results(tuple(write_workdir(run, [float(loss)]) for run, loss in zip(runs, losses, strict=True)), {})
-    assert ('there may be better ones' in table(results)) == bool(told) and told in table(results)
+    assert ('may be even better' in table(results)) == bool(end) and end in table(results)
 
 
-def test_corpora_that_differ_but_hold_out_the_same_text_are_compared(make, tmp_path):
+def test_different_corpora_with_the_same_held_out_text_are_comparable(make, tmp_path):
     runs = make(runs=[{'data.corpus': str(tmp_path / 'one')}, {'data.corpus': str(tmp_path / 'two')}])
     for run, content in zip(runs, 'cd', strict=True):
         files = {'train/a.npy': {'sha256': content}, 'validation/a.npy': {'sha256': 'same'}}
@@ -172,7 +163,7 @@ def test_corpora_that_differ_but_hold_out_the_same_text_are_compared(make, tmp_p
     assert [result.rank for result in read_results(runs, {})] == [2, 1]
 
 
-def test_the_page_needs_no_network_and_its_ids_are_unique(make):
+def test_page_needs_no_network_and_has_unique_ids(make):
     runs = make(grid={RATE: [1e-4, 1e-3, 1e-2], 'train.seed': [0, 1, 2, 3]})
     for i, run in enumerate(runs[:-1]):
         write_workdir(run, [6.0 + i / 10, 5.0 + i / 10])
@@ -187,11 +178,11 @@ def test_the_page_needs_no_network_and_its_ids_are_unique(make):
     assert len(ids) == len(set(ids)) and {reference.removeprefix('#') for reference in references} <= set(ids)
     text = ' '.join(page.text)
     assert '11 of 12 runs finished' in text and 'what went wrong <script>' in text
-    assert sum(tag == 'svg' for tag, _ in page.elements) == 5  # against the rate, and four curves
+    assert sum(tag == 'svg' for tag, _ in page.elements) == 5  # final loss over the rate, and four curves
     assert 'seed=3' in text and '5.000' in text
 
 
-def test_the_page_draws_a_chart_for_each_task_and_says_why(make, tmp_path):
+def test_page_draws_one_chart_per_task_and_says_why(make, tmp_path):
     runs = make(grid={'data.masking.rate': [0.1, 0.2], RATE: [0.001, 0.002]})
     results = read_results(tuple(write_workdir(run, [5.0]) for run in runs), {})
     page = read_page(write_page(results, tmp_path / 'sweep'))
@@ -200,20 +191,20 @@ def test_the_page_draws_a_chart_for_each_task_and_says_why(make, tmp_path):
     assert labels.count('Final MLM loss over optimizer.peak_learning_rate') == 2
 
 
-def test_the_fields_that_a_name_stands_for_are_not_drawn(make, tmp_path):
+def test_fields_of_named_runs_are_not_drawn(make, tmp_path):
     runs = make(runs=[{'name': 'a', 'train.seed': 1}, {'name': 'b', 'train.seed': 2}])
     results = read_results(tuple(write_workdir(run, [5.0]) for run in runs), {})
     page = read_page(write_page(results, tmp_path / 'sweep'))
     assert 'Final MLM loss over' not in ' '.join(page.text) and '2 of 2 runs finished' in page.text
 
 
-def test_a_sweep_that_has_not_begun_has_a_table_and_a_page(make, tmp_path):
+def test_sweep_without_started_runs_has_a_table_and_a_page(make, tmp_path):
     results = read_results(make(grid={RATE: [0.1, 0.2]}), {})
     assert table(results).count('not started') == 2 and not best_commands(results)
     assert 'not started' in ' '.join(read_page(write_page(results, tmp_path / 'sweep')).text)
 
 
-def test_gpus_are_shared_out_evenly_and_never_between_jobs(monkeypatch):
+def test_gpus_are_divided_evenly_among_jobs(monkeypatch):
     monkeypatch.delenv('JAX_PLATFORMS', raising=False)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6,GPU-abc')
     shares = [visible_devices('', slot, 2)['CUDA_VISIBLE_DEVICES'] for slot in range(2)]
@@ -227,7 +218,7 @@ def test_gpus_are_shared_out_evenly_and_never_between_jobs(monkeypatch):
 
 
 @pytest.mark.processes
-def test_each_task_of_the_array_is_one_run(make, tmp_path):
+def test_each_task_of_the_slurm_array_is_one_run(make, tmp_path):
     runs = make(runs=[{'data.source': "text:it's here/*.txt", 'train.seed': i} for i in range(3)])
     script = slurm_script([runs[0], runs[2]], [0, 2], str(tmp_path / 'a b'), jobs=4)
     assert '#SBATCH --array=0,2%4\n' in script and f"--output='{tmp_path}/a b/slurm-%A_%a.out'\n" in script
@@ -236,11 +227,11 @@ def test_each_task_of_the_array_is_one_run(make, tmp_path):
     path.write_text(script)
     assert subprocess.run(['bash', '-n', str(path)]).returncode == 0
     cases = script[script.index('case ') : script.index('esac') + 4]
-    for number in (0, 2):
-        told = subprocess.run(
+    for task_id in (0, 2):
+        printed = subprocess.run(
             ['bash', '-c', cases + '\nprintf "%s\\n" "$workdir" "$@"'],
-            env={'SLURM_ARRAY_TASK_ID': str(number)},
+            env={'SLURM_ARRAY_TASK_ID': str(task_id)},
             capture_output=True,
             text=True,
         ).stdout.splitlines()
-        assert told == [runs[number].workdir, *runs[number].flags]
+        assert printed == [runs[task_id].workdir, *runs[task_id].flags]

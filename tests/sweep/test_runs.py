@@ -1,4 +1,4 @@
-"""A sweep names the runs that its product says, each with a config that its own command line gives, or is refused."""
+"""A sweep file expands to its runs, each with the config of its command line, or is rejected."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ def message(**parts):
     return str(raised.value)
 
 
-def test_runs_are_every_explicit_run_at_every_point_of_the_grid_at_every_draw():
+def test_runs_are_the_product_of_explicit_runs_grid_and_draws():
     runs = expanded(
         runs=[{'model.num_layers': 1}, {'model.num_layers': 3, 'data.pairing': 'none'}, {}],
         grid={RATE: [1e-3, 1e-2], STEPS: [20_000, 30_000, 40_000]},
@@ -52,7 +52,7 @@ def test_runs_are_every_explicit_run_at_every_point_of_the_grid_at_every_draw():
     assert len({run.workdir for run in runs}) == 36 and all(run.workdir == f'sweeps/a/{run.name}' for run in runs)
 
 
-def test_the_command_of_a_run_gives_its_config():
+def test_command_of_a_run_gives_its_config():
     runs = expanded(
         runs=[
             {'data.source': 'text:some where/*.txt', 'mesh.fsdp': -1, 'mesh.data': 2},
@@ -67,7 +67,7 @@ def test_the_command_of_a_run_gives_its_config():
         assert config_of(values) == run.config and values.workdir == run.workdir and not rest
 
 
-def test_names_tell_what_varies_and_are_good_file_names():
+def test_names_say_what_varies_and_are_safe_file_names():
     [one, other] = expanded(grid={RATE: [1e-3, 1e-5]}, fixed={'train.seed': 3})
     assert (one.name, other.name) == ('peak_learning_rate=0.001', 'peak_learning_rate=1e-05')
     named = expanded(runs=[{'name': 'a', STEPS: 10_001}, {'name': 'b', STEPS: 10_002}], grid={'train.seed': [1]})
@@ -84,14 +84,14 @@ def _draws(count, seed=0, **draws):
     return [run.varied for run in expanded(draws=draws, num_draws=count, seed=seed)]
 
 
-def test_draws_are_the_same_for_a_seed_and_more_of_them_begin_with_the_same():
+def test_draws_are_seeded_and_larger_num_draws_extends_them():
     draws = {RATE: {'low': 1e-5, 'high': 1e-2, 'log': True}, 'model.num_layers': {'choices': [1, 2, 3]}}
     few, many, others = _draws(5, **draws), _draws(40, **draws), _draws(5, seed=1, **draws)
     assert many[:5] == few and few != others
     assert [draw[RATE] for draw in _draws(5, **{RATE: draws[RATE]})] == [draw[RATE] for draw in few]
 
 
-def test_draws_are_log_uniform_uniform_or_whole_within_their_ends():
+def test_draws_are_log_uniform_uniform_or_integers_within_their_range():
     rates = [draw[RATE] for draw in _draws(400, **{RATE: {'low': 1e-5, 'high': 1e-1, 'log': True}})]
     assert min(rates) >= 1e-5 and max(rates) <= 1e-1
     assert all(rate == float(f'{rate:.2e}') for rate in rates)  # three digits
@@ -103,7 +103,7 @@ def test_draws_are_log_uniform_uniform_or_whole_within_their_ends():
     assert layers == {3, 4, 5, 6} and {type(value) for value in layers} == {int}
 
 
-def test_runs_whose_text_or_tokenizer_differ_get_corpora_of_their_own():
+def test_runs_with_different_text_or_tokenizer_get_separate_corpora():
     usual, small, again, longer = expanded(
         runs=[{'tokenizer.vocab_size': 30522}, {'tokenizer.vocab_size': 500}],
         grid={'data.sequence_length': [64, 128]},
@@ -113,9 +113,9 @@ def test_runs_whose_text_or_tokenizer_differ_get_corpora_of_their_own():
     assert again.config.data.corpus == longer.config.data.corpus != 'corpora/c'
     assert again.config.data.corpus.startswith('corpora/c-')
     [alone] = expanded(grid={'tokenizer.vocab_size': [500]}, fixed={'data.corpus': 'corpora/c'})
-    assert alone.config.data.corpus == again.config.data.corpus  # whatever else is in the sweep
-    settled = {'tokenizer.lowercase': True, 'tokenizer.strip_accents': False}  # what None means for a trained one
-    [explicit] = expanded(grid={'tokenizer.vocab_size': [500]}, fixed={'data.corpus': 'corpora/c'} | settled)
+    assert alone.config.data.corpus == again.config.data.corpus  # independent of the other runs of the sweep
+    defaults = {'tokenizer.lowercase': True, 'tokenizer.strip_accents': False}  # of a trained tokenizer
+    [explicit] = expanded(grid={'tokenizer.vocab_size': [500]}, fixed={'data.corpus': 'corpora/c'} | defaults)
     assert explicit.config.data.corpus == alone.config.data.corpus
     [given] = expanded(runs=[{'tokenizer.vocab_size': 500, 'data.corpus': 'mine'}])
     assert given.config.data.corpus == 'mine'
@@ -141,7 +141,7 @@ def test_runs_whose_text_or_tokenizer_differ_get_corpora_of_their_own():
         ({'runs': [{RATE: 0.1, 'name': 'a'}, {RATE: 0.2}]}, 'runs[1]: has no name'),
         ({'runs': [{RATE: 0.1, 'name': 'a'}, {RATE: 0.2, 'name': 'a'}]}, 'each name once'),
         ({'runs': [{RATE: 0.1, 'name': '../a'}]}, 'letters, digits'),
-        ({'grid': {RATE: [0.1]}, 'fixed': {RATE: 0.1}}, 'stands in fixed and in grid'),
+        ({'grid': {RATE: [0.1]}, 'fixed': {RATE: 0.1}}, 'appears in fixed and in grid'),
         ({'grid': {RATE: [1e-3, 0.001]}}, 'are the same'),
         ({'runs': [{}, {'model.num_layers': 2}]}, 'runs base and num_layers=2: are the same'),
         ({'grid': {RATE: [0.1, -1.0]}}, 'run peak_learning_rate=-1.0: config.optimizer.peak_learning_rate: is -1.0'),
@@ -156,13 +156,13 @@ def test_runs_whose_text_or_tokenizer_differ_get_corpora_of_their_own():
         ({'num_draws': 3, 'draws': {RATE: {'choices': []}}}, 'a list of values'),
         ({'num_draws': 3, 'draws': {'model.num_layers': {'choices': [1, 2]}}}, 'at most 2'),
         ({'num_draws': 3, 'seed': -1, 'draws': {RATE: {'low': 0.1, 'high': 0.2}}}, 'at least 0'),
-        ({'grid': {'tokenizer.vocab_size': [500, 600], 'data.corpus': ['c']}}, 'a data.corpus for each'),
+        ({'grid': {'tokenizer.vocab_size': [500, 600], 'data.corpus': ['c']}}, 'a separate data.corpus for each'),
     ],
 )
-def test_what_a_sweep_cannot_be_is_told_with_what_it_can(parts, words):
+def test_invalid_sweeps_are_rejected_with_what_was_expected(parts, words):
     assert words in message(**parts)
 
 
-def test_a_base_that_lacks_the_field_is_told_before_its_command_fails():
+def test_base_config_without_a_swept_field_is_rejected():
     with pytest.raises(BadInput, match='has no train.seed'):
         expand({'base': 'mine.py', 'grid': {'train.seed': [1]}}, {'data': {}, 'tokenizer': {}}, 'a')

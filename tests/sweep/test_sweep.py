@@ -1,4 +1,4 @@
-"""A sweep by its command: one run finishes, one fails, one is interrupted; what is finished is not run again."""
+"""The sweep command: one run finishes, one fails, one is interrupted; finished runs are not repeated."""
 
 import json
 import os
@@ -24,83 +24,85 @@ def get_config():
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory) -> Path:
+def directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp('sweep')
     write_text(directory / 'text.txt')
     return directory
 
 
-def write_sweep(place: Path, runs: list[dict], base: str = f'{ROOT}/configs/demo.py', **fixed: object) -> list[str]:
-    """Writes a sweep file; returns the flags of its sweep in place/sweep."""
-    values = tiny_run(place, train__log_every=5, train__evaluate_every=1000, train__examples=()) | fixed
+def write_sweep(directory: Path, runs: list[dict], base: str = f'{ROOT}/configs/demo.py', **fixed: object) -> list[str]:
+    """Writes a sweep file; returns the flags of its sweep in directory/sweep."""
+    values = tiny_run(directory, train__log_every=5, train__evaluate_every=1000, train__examples=()) | fixed
     values = {name: value for name, value in values.items() if not any(name in one for one in runs)}
     content = {'base': base, 'fixed': values, 'runs': runs}
-    (place / 'sweep.py').write_text(FILE.format(content=content))
-    return [f'--config={place}/sweep.py', f'--workdir={place}/sweep']
+    (directory / 'sweep.py').write_text(FILE.format(content=content))
+    return [f'--config={directory}/sweep.py', f'--workdir={directory}/sweep']
 
 
 SOUND, BROKEN = {'name': 'sound', 'train.steps': 10}, {'name': 'broken', 'train.steps': 11, 'mesh.data': 3}
 
 
 @pytest.fixture(scope='module')
-def swept(place: Path) -> subprocess.CompletedProcess:
-    """A sweep of a run that works and one whose mesh wants more devices than there are, two at a time."""
-    flags = [*write_sweep(place, [SOUND, BROKEN], base='no/such.py'), f'--config.base={ROOT}/configs/demo.py']
+def swept(directory: Path) -> subprocess.CompletedProcess:
+    """Runs a sweep of a valid run and one whose mesh needs more devices than there are, two at a time."""
+    flags = [*write_sweep(directory, [SOUND, BROKEN], base='no/such.py'), f'--config.base={ROOT}/configs/demo.py']
     return bert_jax('sweep', *flags, '--jobs=2', '--json', check=1)
 
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_failed_run_shows_the_end_of_its_log_and_stops_no_other(place, swept):
-    told = json.loads(swept.stdout)
-    sound, broken = told['runs']
+def test_failed_run_shows_its_log_and_does_not_stop_others(directory, swept):
+    printed = json.loads(swept.stdout)
+    sound, broken = printed['runs']
     assert (sound['status'], sound['rank'], sound['step']) == ('finished', 1, 10)
     assert (broken['status'], broken['rank'], broken['final_mlm_loss']) == ('failed (2)', None, None)
     assert any('config.mesh' in line for line in broken['log_tail'])
     assert 'config.mesh' in swept.stderr and 'Traceback' not in swept.stderr
-    assert (place / 'sweep' / 'sound' / 'metrics.jsonl').exists()
-    assert (place / 'corpus' / 'manifest.json').exists()
-    validation = [json.loads(line) for line in (place / 'sweep' / 'sound' / 'metrics.jsonl').read_text().splitlines()]
+    assert (directory / 'sweep' / 'sound' / 'metrics.jsonl').exists()
+    assert (directory / 'corpus' / 'manifest.json').exists()
+    validation = [
+        json.loads(line) for line in (directory / 'sweep' / 'sound' / 'metrics.jsonl').read_text().splitlines()
+    ]
     assert sound['final_mlm_loss'] == validation[-1]['validation/mlm_loss']
-    [best] = told['best']
+    [best] = printed['best']
     assert '--config.train.steps=10' in best['command'] and best['command'].endswith('/sound')
-    assert told['page'] == f'{place}/sweep/sweep.html' and Path(told['page']).exists()
+    assert printed['page'] == f'{directory}/sweep/sweep.html' and Path(printed['page']).exists()
 
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_another_sweep_in_its_place_is_refused_before_it_starts(place, swept, capsys):
-    before = (place / 'sweep' / 'sound' / 'train.log').read_bytes()
-    flags = write_sweep(place, [{'name': 'new'}, SOUND], **{'train.seed': 5})
-    assert run(['sweep', *flags], place) == 2
-    assert 'sound: holds another run: train.seed (0 there, 5 asked)' in capsys.readouterr().err
-    assert not (place / 'sweep' / 'new').exists()
-    assert (place / 'sweep' / 'sound' / 'train.log').read_bytes() == before
+def test_different_sweep_in_the_same_workdir_is_rejected(directory, swept, capsys):
+    before = (directory / 'sweep' / 'sound' / 'train.log').read_bytes()
+    flags = write_sweep(directory, [{'name': 'new'}, SOUND], **{'train.seed': 5})
+    assert run(['sweep', *flags], directory) == 2
+    assert 'sound: holds another run: train.seed (workdir: 0, requested: 5)' in capsys.readouterr().err
+    assert not (directory / 'sweep' / 'new').exists()
+    assert (directory / 'sweep' / 'sound' / 'train.log').read_bytes() == before
 
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_interrupted_sweep_saves_and_finished_runs_stay(place, swept, capsys):
-    before = (place / 'sweep' / 'sound' / 'train.log').read_bytes()
+def test_interrupted_sweep_saves_and_keeps_finished_runs(directory, swept, capsys):
+    before = (directory / 'sweep' / 'sound' / 'train.log').read_bytes()
     flags = write_sweep(
-        place, [SOUND, {'name': 'long', 'train.steps': 1_000_000}, {'name': 'later', 'train.steps': 12}]
+        directory, [SOUND, {'name': 'long', 'train.steps': 1_000_000}, {'name': 'later', 'train.steps': 12}]
     )
     sweep = subprocess.Popen(
         command('sweep', *flags), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    metrics, deadline = place / 'sweep' / 'long' / 'metrics.jsonl', time.monotonic() + 120
+    metrics, deadline = directory / 'sweep' / 'long' / 'metrics.jsonl', time.monotonic() + 120
     while not metrics.exists() or not metrics.read_text():
         assert sweep.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     sweep.send_signal(signal.SIGTERM)
-    out, told = sweep.communicate(timeout=60)
-    assert sweep.returncode == 75, told
-    assert 'SIGTERM' in told and '3 runs, 1 of them finished' in told
+    out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 75, err
+    assert 'SIGTERM' in err and '3 runs, 1 already finished' in err
     rows = {line.split()[1]: line for line in out.splitlines() if line.endswith(('finished', '000000', 'started'))}
     assert 'stopped at step' in rows['long'] and 'not started' in rows['later']
-    assert (place / 'sweep' / 'sound' / 'train.log').read_bytes() == before
-    assert not (place / 'sweep' / 'later').exists()
-    assert run(['sweep', *flags, '--jobs=0'], place) == 0
+    assert (directory / 'sweep' / 'sound' / 'train.log').read_bytes() == before
+    assert not (directory / 'sweep' / 'later').exists()
+    assert run(['sweep', *flags, '--jobs=0'], directory) == 0
     shown = capsys.readouterr()
     assert 'not started' in shown.out and 'runs/' not in shown.err
 
@@ -114,20 +116,20 @@ def test_interrupted_sweep_saves_and_finished_runs_stay(place, swept, capsys):
         (['--slurm='], 'sbatch is not found'),
     ],
 )
-def test_bad_input_exits_2_and_writes_nothing(place, tmp_path, change, words, monkeypatch, capsys):
+def test_bad_input_exits_2_and_writes_nothing(directory, tmp_path, change, words, monkeypatch, capsys):
     monkeypatch.setenv('PATH', '/nowhere')
-    flags = write_sweep(place, [SOUND])[:1]
+    flags = write_sweep(directory, [SOUND])[:1]
     assert run(['sweep', *flags, f'--workdir={tmp_path}/new', *change], tmp_path) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / 'new').exists()
 
 
-def test_a_second_sweep_in_its_place_is_refused_while_the_first_runs(place, tmp_path, capsys):
-    flags = write_sweep(place, [SOUND])[:1]
+def test_second_sweep_in_a_workdir_is_rejected_while_the_first_runs(directory, tmp_path, capsys):
+    flags = write_sweep(directory, [SOUND])[:1]
     first = Lease(f'{tmp_path}/new')
     first.acquire()
     assert run(['sweep', *flags, f'--workdir={tmp_path}/new'], tmp_path) == 2
     assert f'is in use by process {os.getpid()}' in capsys.readouterr().err
-    assert run(['sweep', *flags, f'--workdir={tmp_path}/new', '--jobs=0'], tmp_path) == 0  # only looks
+    assert run(['sweep', *flags, f'--workdir={tmp_path}/new', '--jobs=0'], tmp_path) == 0  # only shows results
     assert 'not started' in capsys.readouterr().out
-    assert not (tmp_path / 'new' / 'sound').exists() and not (place / 'corpus').exists()
+    assert not (tmp_path / 'new' / 'sound').exists() and not (directory / 'corpus').exists()

@@ -1,4 +1,4 @@
-"""A checkpoint is whole, or named and set aside; nothing damaged is restored."""
+"""A checkpoint is intact, or reported and renamed; nothing damaged is restored."""
 
 import concurrent.futures
 import types
@@ -47,7 +47,7 @@ def _files(workdir: Path, step: int) -> list[Path]:
     return sorted(path for path in directory.rglob('*') if path.is_file() and path.stat().st_size)
 
 
-def test_what_is_restored_is_what_was_saved(workdir: Path) -> None:
+def test_restored_state_equals_saved_state(workdir: Path) -> None:
     checkpoints = Checkpoints(str(workdir))
     assert checkpoints.steps() == [10, 20] and checkpoints.set_aside_damaged() == 20
     for a, b in zip(jax.tree.leaves(_restore(checkpoints, 20)), jax.tree.leaves(_state(20)), strict=True):
@@ -74,9 +74,9 @@ ODD_NAMES = (
 
 
 @pytest.mark.parametrize('name', ODD_NAMES)
-def test_a_checkpoint_restores_whatever_its_directories_are_called(tmp_path: Path, name: str) -> None:
+def test_checkpoint_restores_from_any_directory_name(tmp_path: Path, name: str) -> None:
     if name in ('a*b', 'a?b'):
-        _save(tmp_path / 'aXb' / 'run', 10)  # what the name would match as a pattern
+        _save(tmp_path / 'aXb' / 'run', 10)  # matches the name if it is read as a pattern
     _save(tmp_path / name / 'run', 20)
     checkpoints = Checkpoints(str(tmp_path / name / 'run'))
     assert checkpoints.set_aside_damaged() == 20
@@ -84,14 +84,14 @@ def test_a_checkpoint_restores_whatever_its_directories_are_called(tmp_path: Pat
 
 
 @pytest.mark.parametrize('name', ['a\\b', 'nobody://knows', '\udcff'])
-def test_a_path_that_a_library_mistakes_for_another_is_refused(tmp_path: Path, name: str) -> None:
+def test_path_that_a_library_would_misread_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadInput, match='--workdir'):
         Checkpoints(name if '://' in name else str(tmp_path / name))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_save_that_orbax_cannot_restore_is_never_counted(workdir: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr('bert_jax.workdir.checkpoint.literal_path', epath.Path)  # as Orbax is used without it
+def test_save_that_orbax_cannot_restore_does_not_count(workdir: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr('bert_jax.workdir.checkpoint.literal_path', epath.Path)  # Orbax's own handling of paths
     odd = workdir / 'a[1]'
     checkpoints = Checkpoints(str(odd))
     checkpoints.save(_state(30))
@@ -100,16 +100,16 @@ def test_a_save_that_orbax_cannot_restore_is_never_counted(workdir: Path, monkey
     assert Checkpoints(str(odd)).steps() == [] and (odd / 'checkpoints' / 'damaged-30').is_dir()
 
 
-def test_a_sealed_checkpoint_that_orbax_cannot_restore_is_set_aside(workdir: Path, capsys) -> None:
+def test_sealed_checkpoint_that_orbax_cannot_restore_is_renamed(workdir: Path, capsys) -> None:
     directory = epath.Path(workdir / 'checkpoints' / '20')
-    (directory / 'manifest.ocdbt').unlink()  # as when nothing was merged
+    (directory / 'manifest.ocdbt').unlink()  # as if the files of the processes had not been merged
     seal.seal(directory, seal.make_manifest(directory, 20))
     assert seal.damage(directory) == ''
     assert Checkpoints(str(workdir)).set_aside_damaged() == 10
     assert 'Orbax cannot restore it' in capsys.readouterr().err
 
 
-def test_a_damaged_step_is_set_aside_by_name_and_the_newest_sound_one_is_used(workdir: Path, capsys) -> None:
+def test_damaged_checkpoint_is_renamed_and_the_newest_intact_one_used(workdir: Path, capsys) -> None:
     largest = max(_files(workdir, 20), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -123,7 +123,7 @@ def test_a_damaged_step_is_set_aside_by_name_and_the_newest_sound_one_is_used(wo
     assert (workdir / 'checkpoints' / 'damaged-20-1').is_dir()
 
 
-def test_a_directory_without_its_manifest_is_no_checkpoint(workdir: Path) -> None:
+def test_directory_without_manifest_is_not_a_checkpoint(workdir: Path) -> None:
     (workdir / 'checkpoints' / '20' / 'manifest.json').unlink()
     checkpoints = Checkpoints(str(workdir))
     assert checkpoints.steps() == [10] and checkpoints.latest_step() == 10
@@ -132,12 +132,12 @@ def test_a_directory_without_its_manifest_is_no_checkpoint(workdir: Path) -> Non
     assert checkpoints.set_aside_damaged() is None
 
 
-def test_old_steps_go_once_a_newer_one_is_sealed_except_those_kept_for_good(tmp_path: Path) -> None:
+def test_old_checkpoints_are_deleted_except_multiples_of_keep_every(tmp_path: Path) -> None:
     _save(tmp_path, 10, 15, 20, 25, 30, 35, keep=2, keep_every=20)
     assert Checkpoints(str(tmp_path)).steps() == [20, 30, 35]
 
 
-def test_a_state_that_is_not_finite_is_never_saved(workdir: Path) -> None:
+def test_non_finite_state_is_never_saved(workdir: Path) -> None:
     checkpoints, state = Checkpoints(str(workdir)), _state(30)
     state.opt_state['mean']['bias'] = state.opt_state['mean']['bias'].at[3].set(jnp.nan)
     with pytest.raises(BadInput, match='not finite'):
@@ -158,29 +158,29 @@ def _wait_for_the_save(checkpoints: Checkpoints) -> None:
     concurrent.futures.wait([checkpoints._sealing])
 
 
-def test_a_save_that_fails_is_told_at_once_and_the_next_is_another_attempt(workdir: Path, full_disk, capsys) -> None:
+def test_failed_save_is_reported_and_the_next_save_retries(workdir: Path, full_disk, capsys) -> None:
     checkpoints = Checkpoints(str(workdir))
     checkpoints.save(_state(30))
     _wait_for_the_save(checkpoints)
     checkpoints.report_failures()
-    told = capsys.readouterr().err
-    assert 'Step 30 could not be saved: No space left on device; step 20 is safe' in told
-    assert not (workdir / 'checkpoints' / '30').exists()  # it would take the room that the next attempt needs
+    printed = capsys.readouterr().err
+    assert 'Step 30 could not be saved: No space left on device; step 20 is saved' in printed
+    assert not (workdir / 'checkpoints' / '30').exists()  # it would take space that the next attempt needs
     full_disk.undo()
     checkpoints.save(_state(40))
     checkpoints.close()
     assert Checkpoints(str(workdir)).set_aside_damaged() == 40
 
 
-def test_a_save_given_up_while_its_threads_still_write_is_only_told(workdir: Path, full_disk, capsys) -> None:
+def test_failed_save_with_busy_threads_is_cleaned_up_later(workdir: Path, full_disk, capsys) -> None:
     checkpoints = Checkpoints(str(workdir))
     checkpoints.save(_state(30))
     _wait_for_the_save(checkpoints)
 
-    def finds_a_new_file(*_: object, **__: object) -> None:
+    def fail_to_delete(*_: object, **__: object) -> None:
         raise OSError(39, 'Directory not empty')
 
-    full_disk.setattr('shutil.rmtree', finds_a_new_file)
+    full_disk.setattr('shutil.rmtree', fail_to_delete)
     checkpoints.report_failures()
     assert 'Step 30 could not be saved: No space left on device' in capsys.readouterr().err
     full_disk.undo()
@@ -188,9 +188,9 @@ def test_a_save_given_up_while_its_threads_still_write_is_only_told(workdir: Pat
     assert not (workdir / 'checkpoints' / '30').exists()
 
 
-def test_saves_that_fail_time_after_time_or_at_the_end_end_the_run(workdir: Path, full_disk) -> None:
+def test_three_failed_saves_or_a_failed_last_save_end_the_run(workdir: Path, full_disk) -> None:
     checkpoints = Checkpoints(str(workdir))
-    with pytest.raises(BadInput, match='3 times in a row: No space left on device; step 20 is safe'):
+    with pytest.raises(BadInput, match='3 times in a row: No space left on device; step 20 is saved'):
         for step in (30, 40, 50):
             checkpoints.save(_state(step))
             _wait_for_the_save(checkpoints)
@@ -202,24 +202,24 @@ def test_saves_that_fail_time_after_time_or_at_the_end_end_the_run(workdir: Path
     assert Checkpoints(str(workdir)).set_aside_damaged() == 20
 
 
-def test_old_steps_stay_when_the_new_one_reads_back_otherwise(workdir: Path, monkeypatch, capsys) -> None:
-    def flips_a_bit(path: Path) -> None:  # where the seal lets go of the system's copy, the disk has another
+def test_old_checkpoints_are_kept_if_the_new_one_reads_back_damaged(workdir: Path, monkeypatch, capsys) -> None:
+    def flip_bit(path: Path) -> None:  # as if the disk held something else than the system's cache
         if path.parent.name == 'd':
             content = bytearray(Path(path).read_bytes())
             content[len(content) // 2] ^= 1
             Path(path).write_bytes(content)
 
-    monkeypatch.setattr('bert_jax.workdir.seal._forget_cached', flips_a_bit)
+    monkeypatch.setattr('bert_jax.workdir.seal._forget_cached', flip_bit)
     checkpoints = Checkpoints(str(workdir), keep=1)
     checkpoints.save(_state(30))
     _wait_for_the_save(checkpoints)
     checkpoints.report_failures()
-    assert 'Step 30 could not be saved: read back' in capsys.readouterr().err
+    assert 'Step 30 could not be saved: when read back' in capsys.readouterr().err
     assert checkpoints.steps() == [10, 20]
     assert (workdir / 'checkpoints' / 'damaged-30').is_dir()
 
 
-def test_nothing_is_sealed_once_the_run_may_no_longer_write(workdir: Path) -> None:
+def test_nothing_is_sealed_after_the_lease_is_lost(workdir: Path) -> None:
     def check() -> None:
         raise BadInput('--workdir', 'is no longer held by this run')
 
@@ -240,7 +240,7 @@ def test_nothing_is_sealed_once_the_run_may_no_longer_write(workdir: Path) -> No
     assert checkpoints.steps() == [10, 20]
 
 
-def test_an_error_waits_for_the_save_in_progress_and_passes_through(workdir: Path, monkeypatch, capsys) -> None:
+def test_error_propagates_after_the_save_in_progress(workdir: Path, monkeypatch, capsys) -> None:
     with pytest.raises(ZeroDivisionError), Checkpoints(str(workdir)) as checkpoints:
         checkpoints.save(_state(30))
         raise ZeroDivisionError
@@ -249,12 +249,12 @@ def test_an_error_waits_for_the_save_in_progress_and_passes_through(workdir: Pat
     with pytest.raises(BadInput, match='the run diverged'), Checkpoints(str(workdir)) as checkpoints:
         checkpoints.save(_state(40))
         raise BadInput('step 41', 'the run diverged')
-    assert 'The last save failed too: division by zero' in capsys.readouterr().err
+    assert 'The last save also failed: division by zero' in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError), Checkpoints(str(workdir)) as checkpoints:
         checkpoints.save(_state(40))
 
 
-def test_a_run_rolls_back_to_before_its_numbers_went_wrong(workdir: Path) -> None:
+def test_rollback_goes_to_the_newest_checkpoint_before_the_anomaly(workdir: Path) -> None:
     _save(workdir, 30)
     checkpoints = Checkpoints(str(workdir))
     assert checkpoints.roll_back(29) == 20 and checkpoints.steps() == [10, 20]
@@ -263,9 +263,7 @@ def test_a_run_rolls_back_to_before_its_numbers_went_wrong(workdir: Path) -> Non
 
 
 @pytest.mark.parametrize('moment', ['damage', 'restore', 'files'])
-def test_a_reader_whose_checkpoint_is_deleted_takes_the_newest_unless_one_was_named(
-    workdir: Path, monkeypatch, moment: str
-) -> None:
+def test_reader_of_a_deleted_checkpoint_takes_the_newest_unless_named(workdir: Path, monkeypatch, moment: str) -> None:
     shapes = jax.eval_shape(lambda: _state(0))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     program = types.SimpleNamespace(shapes=shapes, shardings=jax.tree.map(lambda _: here, shapes))

@@ -1,4 +1,4 @@
-"""What a workdir's config.json may decide, and what it may not."""
+"""What a workdir's config.json may set, and what it may not."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ def _write(workdir: Path, config: dict) -> None:
     (workdir / 'config.json').write_text(json.dumps({'config': config, 'fingerprint': {}}))
 
 
-def test_a_workdir_never_chooses_where_a_command_writes(tmp_path: Path, capsys) -> None:
+def test_workdir_cannot_set_an_output_path(tmp_path: Path, capsys) -> None:
     config = dataclasses.asdict(Config())
     config['data'] |= {'local_copy': str(tmp_path / 'victim'), 'corpus': 'corpora/theirs'}
     _write(tmp_path / 'run', config)
@@ -25,10 +25,10 @@ def test_a_workdir_never_chooses_where_a_command_writes(tmp_path: Path, capsys) 
     shown = capsys.readouterr().err
     assert shown.count('is ignored') == 1 and f"data.local_copy='{tmp_path}/victim'" in shown
     stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
-    assert stored['config']['data']['local_copy'] == f'{tmp_path}/victim'  # the file stays as it is
+    assert stored['config']['data']['local_copy'] == f'{tmp_path}/victim'  # the file is not changed
 
 
-def test_a_config_without_such_a_place_is_read_without_a_word(tmp_path: Path, capsys) -> None:
+def test_config_without_output_paths_is_read_without_warning(tmp_path: Path, capsys) -> None:
     _write(tmp_path / 'run', dataclasses.asdict(Config()))
     assert identity.load_config(str(tmp_path / 'run')) == Config()
     config = dataclasses.replace(FinetuneConfig(), init='models/mine')

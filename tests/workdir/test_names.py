@@ -1,4 +1,4 @@
-"""`WORKDIR@STEP` names a checkpoint, the same way for every command."""
+"""`WORKDIR@STEP` names a checkpoint, in the same way for every command."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from bert_jax.workdir.identity import split_step
 from tests.support.models import write_model
 
 
-def test_a_step_follows_the_last_at_unless_the_directory_has_that_name(tmp_path: Path) -> None:
+def test_step_follows_the_last_at_sign_unless_the_directory_exists(tmp_path: Path) -> None:
     assert split_step('runs/a') == ('runs/a', None)
     assert split_step('runs/a@30') == ('runs/a', 30)
     assert split_step('runs/a@b@30') == ('runs/a@b', 30)
@@ -25,7 +25,7 @@ def test_a_step_follows_the_last_at_unless_the_directory_has_that_name(tmp_path:
 
 
 @pytest.mark.parametrize('command', [evaluate.COMMAND, export.COMMAND])
-def test_a_command_takes_the_step_from_the_name_or_its_flag(command) -> None:
+def test_command_takes_the_step_from_workdir_or_flag(command) -> None:
     def found(*flags: str) -> tuple[str, int | None]:
         return workdir_and_step(parse(command, list(flags))[0])
 
@@ -36,7 +36,7 @@ def test_a_command_takes_the_step_from_the_name_or_its_flag(command) -> None:
         found('--workdir=runs/a@5', '--step=6')
 
 
-def test_what_is_no_workdir_has_no_steps(tmp_path: Path) -> None:
+def test_model_directory_has_no_steps(tmp_path: Path) -> None:
     directory = write_model(tmp_path / 'model')
     with pytest.raises(BadInput, match='it has no steps'):
         load_pretrained(f'{directory}@3')

@@ -1,4 +1,4 @@
-"""A workdir finds what its config names by relative paths: from other directories, and when the whole tree moved."""
+"""Relative paths in a workdir's config work from other directories, and after the whole tree has moved."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.support.configs import as_config, prepared, tiny_run
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workdir in a project's runs/, written from the project's directory."""
+    """Writes a workdir in a project's runs/ from the project's directory."""
     project = tmp_path / 'pro[j]ect'
     project.mkdir()
     monkeypatch.chdir(project)
@@ -25,7 +25,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project / 'runs' / 'one'
 
 
-def test_a_relative_corpus_is_found_from_anywhere_and_after_a_move(run: Path, tmp_path: Path, monkeypatch) -> None:
+def test_relative_corpus_is_found_from_anywhere_and_after_a_move(run: Path, tmp_path: Path, monkeypatch) -> None:
     as_given = identity.load_config('runs/one')
     assert as_given.data.corpus == as_config(tiny_run(Path('.'))).data.corpus  # found as it is
     hash_here = load_corpus(as_given.data.corpus).manifest['content_hash']
@@ -43,13 +43,13 @@ def test_a_relative_corpus_is_found_from_anywhere_and_after_a_move(run: Path, tm
     assert load_corpus(identity.load_config(str(tmp_path / 'link')).data.corpus).manifest['content_hash'] == hash_here
 
 
-def test_a_path_that_leads_somewhere_from_here_is_kept(run: Path, tmp_path: Path, monkeypatch) -> None:
+def test_path_that_exists_here_is_not_changed(run: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'corpus').mkdir()
     assert Path(identity.load_config(str(run)).data.corpus) == Path('corpus')
 
 
-def test_every_path_of_a_run_and_of_a_finetune_is_found(tmp_path: Path, monkeypatch) -> None:
+def test_every_path_of_a_run_and_a_finetune_is_resolved(tmp_path: Path, monkeypatch) -> None:
     project, workdir = tmp_path / 'p', tmp_path / 'p' / 'run'
     workdir.mkdir(parents=True)
     for name in ('a.txt', 'b.txt', 'train.tsv', 'dev.tsv', 'vocab.txt', 'mood.tsv', 'mood', 'python-docs'):

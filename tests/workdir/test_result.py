@@ -1,4 +1,4 @@
-"""A result is written where the user says, and not lost where a workdir cannot be written to."""
+"""A result is written where the user says, and is not lost if the workdir is not writable."""
 
 import json
 import os
@@ -18,21 +18,21 @@ def _block(path: Path) -> None:
     (path / 'in the way').mkdir(parents=True)
 
 
-def test_a_result_goes_to_the_workdir_or_to_the_file_that_is_named(tmp_path: Path, capsys) -> None:
+def test_result_goes_to_the_workdir_or_to_output(tmp_path: Path, capsys) -> None:
     assert save('text', str(tmp_path), 'result.json') == tmp_path / 'result.json'
     assert save('other', str(tmp_path), 'result.json', str(tmp_path / 'elsewhere.json')) == tmp_path / 'elsewhere.json'
     assert (tmp_path / 'result.json').read_text() == 'text' and (tmp_path / 'elsewhere.json').read_text() == 'other'
     assert not capsys.readouterr().err
 
 
-def test_a_workdir_that_cannot_be_written_to_is_reported_and_left_as_it_is(tmp_path: Path, capsys) -> None:
+def test_unwritable_workdir_is_reported_and_unchanged(tmp_path: Path, capsys) -> None:
     _block(tmp_path / 'result.json')
     assert save('text', str(tmp_path), 'result.json') is None
     assert 'result.json could not be written' in (shown := capsys.readouterr().err) and '--output=FILE' in shown
     assert os.listdir(tmp_path) == ['result.json']
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_unwritable_output_is_rejected_before_the_work(tmp_path: Path) -> None:
     check_output('')
     check_output(str(tmp_path / 'new.json'))
     for output, words in ((tmp_path, 'is a directory'), (tmp_path / 'none' / 'new.json', 'is not a directory')):
@@ -41,7 +41,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: P
     assert not os.listdir(tmp_path)
 
 
-def test_report_shows_a_run_whose_workdir_cannot_be_written_to(tmp_path: Path, capsys) -> None:
+def test_report_prints_a_run_with_an_unwritable_workdir(tmp_path: Path, capsys) -> None:
     workdir = Path(write_run(tmp_path / 'run'))
     _block(workdir / 'report.html')
     before = {path: stat.S_IFMT(path.stat().st_mode) for path in tmp_path.rglob('*')}

@@ -1,4 +1,4 @@
-"""A sealed directory is complete, and any byte that changes in it is noticed and its file named."""
+"""A sealed directory is complete; any changed byte is detected and its file named."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from bert_jax.workdir import seal
 
 @pytest.fixture
 def directory(tmp_path: Path) -> epath.Path:
-    """A sealed directory of three files, one of them several parts long."""
+    """Makes a sealed directory of three files, one of which has several parts."""
     directory = epath.Path(tmp_path / '20')
     (directory / 'd' / 'deep').mkdir(parents=True)
     rng = random.Random(0)
@@ -34,7 +34,7 @@ def _contents(directory: epath.Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in seal.files_of(directory).items()}
 
 
-def test_the_manifest_lists_size_and_digests_of_every_part(directory: epath.Path) -> None:
+def test_manifest_lists_size_and_digests_of_every_part(directory: epath.Path) -> None:
     manifest = json.loads((directory / 'manifest.json').read_text())
     contents = _contents(directory)
     assert manifest['files'] == {
@@ -50,7 +50,7 @@ def test_the_manifest_lists_size_and_digests_of_every_part(directory: epath.Path
     assert seal.is_sealed(directory) and seal.damage(directory) == ''
 
 
-def test_every_flipped_bit_truncation_and_deletion_is_noticed_and_the_file_named(directory: epath.Path) -> None:
+def test_every_flipped_bit_truncation_and_deletion_is_detected(directory: epath.Path) -> None:
     rng = random.Random(0)
     for name in [*seal.files_of(directory), 'manifest.json']:
         path, whole = directory / name, (directory / name).read_bytes()
@@ -58,10 +58,10 @@ def test_every_flipped_bit_truncation_and_deletion_is_noticed_and_the_file_named
             at, bit = rng.randrange(len(whole)), 1 << rng.randrange(8)
             path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
             damage = seal.damage(directory)
-            if name == 'manifest.json':  # a flip in its white space changes nothing about the files
+            if name == 'manifest.json':  # a flip in white space changes none of its values
                 assert damage or json.loads(path.read_text())['files'] == json.loads(whole)['files']
             else:
-                assert damage == f'{name} has another checksum'
+                assert damage == f'{name} has a wrong checksum'
         if whole:
             path.write_bytes(whole[: len(whole) // 2])
             assert name in seal.damage(directory)
@@ -72,16 +72,16 @@ def test_every_flipped_bit_truncation_and_deletion_is_noticed_and_the_file_named
         path.write_bytes(whole)
         assert seal.damage(directory) == ''
     (directory / 'more').write_text('x')
-    assert seal.damage(directory) == 'more is not in its manifest'
+    assert seal.damage(directory) == 'more is not in the manifest'
 
 
-def test_a_directory_without_its_manifest_was_never_finished(directory: epath.Path) -> None:
+def test_directory_without_manifest_is_reported_as_unfinished(directory: epath.Path) -> None:
     (directory / 'manifest.json').unlink()
     assert not seal.is_sealed(directory)
-    assert seal.damage(directory) == 'no manifest.json: it was never finished'
+    assert seal.damage(directory) == 'no manifest.json: the save was not finished'
 
 
-def test_manifests_of_the_first_version_are_still_read(directory: epath.Path) -> None:
+def test_version_1_manifests_are_still_read(directory: epath.Path) -> None:
     files = {
         name: {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
         for name, content in _contents(directory).items()
@@ -90,17 +90,17 @@ def test_manifests_of_the_first_version_are_still_read(directory: epath.Path) ->
     assert seal.damage(directory) == ''
     array = directory / 'd' / 'array'
     array.write_bytes(array.read_bytes()[:-1] + b'?')
-    assert seal.damage(directory) == 'd/array has another checksum'
+    assert seal.damage(directory) == 'd/array has a wrong checksum'
 
 
 @pytest.mark.parametrize('change', [{'version': 3}, {'part_bytes': 1}, {'files': {}}, {'step': 30}])
-def test_a_changed_manifest_is_not_reported_as_a_changed_file(directory: epath.Path, change: dict) -> None:
+def test_damaged_manifest_is_not_reported_as_a_damaged_file(directory: epath.Path, change: dict) -> None:
     path = directory / 'manifest.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert seal.damage(directory) == 'manifest.json is damaged'
 
 
-def test_only_sealed_directories_named_after_a_step_count(directory: epath.Path) -> None:
+def test_only_sealed_directories_named_after_a_step_are_listed(directory: epath.Path) -> None:
     parent = directory.parent
     for name in ('3', 'damaged-5', '100.orbax-checkpoint-tmp'):
         (parent / name).mkdir()

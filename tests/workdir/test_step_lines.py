@@ -1,11 +1,11 @@
-"""A file of lines about steps: what a kill cut short, what is damaged and what lies ahead goes, and is told."""
+"""Lines per step: cut, damaged and later lines are removed when the file is opened."""
 
 from etils import epath
 
 from bert_jax.workdir.step_lines import StepLines
 
 
-def test_lines_that_are_damaged_or_ahead_go(tmp_path, capsys) -> None:
+def test_damaged_and_later_lines_are_removed(tmp_path, capsys) -> None:
     path = tmp_path / 'metrics.jsonl'
     sound = ['{"step": 1, "loss": 1.0}', '{"step": 3, "loss": 3.0}']
     damaged = ['{"step": 2, "loss":\r2.0}', '{"step": "2"}', '[', '{"loss": 1}']
@@ -15,5 +15,5 @@ def test_lines_that_are_damaged_or_ahead_go(tmp_path, capsys) -> None:
     lines.write(4, {'loss': 0.5})
     lines.close()
     assert lines.newest == 4
-    assert '4 damaged lines are left out, the first is line 2' in capsys.readouterr().err
+    assert 'removed 4 damaged lines, starting at line 2' in capsys.readouterr().err
     assert path.read_text().splitlines() == [*sound, '{"step": 4, "loss": 0.5}']
