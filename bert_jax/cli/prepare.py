@@ -89,20 +89,19 @@ _REASONS = {
 
 
 def _describe(summary: Any) -> str:
-    splits = {'training': summary.splits['train'], 'validation': summary.splits['validation']}
     nouns = ('document', 'sentence', 'token')
-    lines = [
-        (f'{split}:', ', '.join(quantity(counts[f'{noun}s'], noun) for noun in nouns))
-        for split, counts in splits.items()
-    ]
+    rows = [[quantity(summary.splits[name][f'{noun}s'], noun) for noun in nouns] for name in ('train', 'validation')]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    counts = [', '.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = list(zip(('training:', 'validation:'), counts, strict=True))
     rates = f'{summary.tokens_per_word:.2f} tokens per word, {summary.unknown_rate:.2%} [UNK]'
     lines.append(('tokenizer:', f'{summary.vocab_size:,} tokens in the vocabulary, {rates}'))
     if summary.dropped:
-        counts = [
+        dropped = [
             quantity(count, *_REASONS.get(reason, (reason.replace('_', ' '),)))
             for reason, count in summary.dropped.items()
         ]
-        lines.append(('cleaned:', ', '.join(counts)))
+        lines.append(('cleaned:', ', '.join(dropped)))
     title = f'Corpus {summary.path}, prepared in {duration(summary.seconds)}'
     return '\n  '.join([title, *(f'{label:11} {text}' for label, text in lines)])
 

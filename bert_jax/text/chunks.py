@@ -109,8 +109,12 @@ def plan_source(
     if kind == 'parquet':
         sized = [file_range for path in paths for file_range in _row_groups(path, size, [text_field, group_field])]
     else:
-        whole = kind == 'text' and documents == 'file'
-        sized = [file_range for path in paths for file_range in _byte_ranges(path, files[str(path)][0], size, whole)]
+        is_one_document = kind == 'text' and documents == 'file'
+        sized = [
+            file_range
+            for path in paths
+            for file_range in _byte_ranges(path, files[str(path)][0], size, never_divided=is_one_document)
+        ]
     return Source(source, _grouped(kind, source_index, sized, size), files)
 
 
@@ -185,8 +189,8 @@ def _ranges(length: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, length)
 
 
-def _byte_ranges(path: epath.Path, length: int, size: int, whole: bool) -> list[tuple[FileRange, int]]:
-    if whole or path.suffix in ('.gz', '.zst') or length < 2 * size:
+def _byte_ranges(path: epath.Path, length: int, size: int, *, never_divided: bool) -> list[tuple[FileRange, int]]:
+    if never_divided or path.suffix in ('.gz', '.zst') or length < 2 * size:
         return [(FileRange(str(path)), length)]
     return [(FileRange(str(path), start, stop), stop - start) for start, stop in _ranges(length, size)]
 

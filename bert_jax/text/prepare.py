@@ -310,7 +310,7 @@ def merge_chunks(
     for where, found, _ in stats.bad if progress else ():
         say(f'skipped a bad record: {where} {found}')
     for line in stats.describe_invalid() if progress else ():
-        say(line)
+        say(f'note: {line}')
     stats.check_records(data.bad_records)
     stats.check_text(data.bad_text)
     directory = pathlib.Path(data.corpus)

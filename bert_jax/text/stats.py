@@ -145,8 +145,8 @@ class Stats:
 
 
 def _invalid_bytes(invalid: int, characters: int) -> str:
-    fraction = min(1, invalid / max(1, characters))
-    return f'{quantity(invalid, "byte")} that {"is" if invalid == 1 else "are"} not UTF-8 ({fraction:.2%} of its text)'
+    verb, fraction = 'is' if invalid == 1 else 'are', min(1, invalid / max(1, characters))
+    return f'{quantity(invalid, "byte")} that {verb} not UTF-8 text ({fraction:.2%} of the file)'
 
 
 def not_utf8_error(path: str, invalid: int, characters: int, expected: str, more_fix: str = '') -> BadInput:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 import unicodedata
 from pathlib import Path
@@ -96,15 +97,49 @@ def test_sentences_skipped_by_sentencepiece_are_reported(capsys) -> None:
     assert 'warning' not in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
-@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
-def test_vocabulary_smaller_than_requested_is_reported(data: config.Data, kind: str, tmp_path: Path, capsys) -> None:
+@pytest.fixture
+def command(data: config.Data, tmp_path: Path) -> list[str]:
+    """A `prepare` command for `data`."""
     (tmp_path / 'pretrain.py').write_text(
         'import bert_jax.config\n\n\ndef get_config():\n    return bert_jax.config.bert()\n'
     )
-    command = ['bert_jax', 'prepare', f'--config={tmp_path}/pretrain.py', '--json', '--workers=1']
-    command += [f'--config.data.{name}={getattr(data, name)}' for name in ('source', 'corpus')]
-    command += [f'--config.tokenizer.kind={kind}']
+    flags = [f'--config.data.{name}={getattr(data, name)}' for name in ('source', 'corpus')]
+    return ['bert_jax', 'prepare', f'--config={tmp_path}/pretrain.py', '--workers=1', *flags]
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
+def test_prepare_prints_an_aligned_summary(command: list[str], tmp_path: Path, capsys) -> None:
+    with (tmp_path / 'text.txt').open('a') as file:
+        file.write('\none document that occurs twice\n' * 2)
+    assert main([*command, '--config.tokenizer.vocab_size=100']) == 0
+    out, err = capsys.readouterr()
+    title, train, validation, tokenizer, cleaned, *_ = out.splitlines()
+    assert title.startswith(f'Corpus {tmp_path}/corpus, prepared in ')
+    assert re.fullmatch(r'  training: +[0-9]+ documents, +[0-9]+ sentences, +[0-9,]+ tokens', train)
+    assert re.fullmatch(r'  validation: +[0-9]+ documents, +[0-9]+ sentences, +[0-9,]+ tokens', validation)
+    assert len(train) == len(validation)
+    assert tokenizer.startswith('  tokenizer:  100 tokens in the vocabulary, ')
+    assert cleaned == '  cleaned:    1 duplicate document'
+    assert [line.split(' ')[0] for line in err.splitlines()] == ['reading:', 'tokenizer:', 'encoding:']
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
+def test_tokenizer_only_prints_how_words_are_split(command: list[str], capsys) -> None:
+    assert main([*command, '--config.tokenizer.vocab_size=100', '--tokenizer_only', '--json']) == 0
+    preview = json.loads(capsys.readouterr().out)
+    assert main([*command, '--config.tokenizer.vocab_size=100', '--tokenizer_only']) == 0
+    out = capsys.readouterr().out
+    assert out.startswith('Tokenizer: wordpiece, 100 tokens\n')
+    for word, subwords in preview['splits'].items():
+        assert re.search(f'^  {word} +{re.escape(" ".join(subwords))}$', out, re.MULTILINE)
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
+@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
+def test_vocabulary_smaller_than_requested_is_reported(
+    data: config.Data, command: list[str], kind: str, capsys
+) -> None:
+    command = [*command, '--json', f'--config.tokenizer.kind={kind}']
     for more in (['--tokenizer_only'], [], []):  # trains it; reuses it; reuses the corpus
         assert main([*command, '--config.tokenizer.vocab_size=5000', *more]) == 0
         out, err = capsys.readouterr()
