@@ -243,7 +243,7 @@ class _OpenDocument:
         self._counts = totals[-1] - totals[ends[-1] if len(ends) else 0]
         table = np.empty(len(digests), DOCUMENT)
         table['digest'] = np.frombuffer(b''.join(digests), 'V16')
-        table['uniform'] = [_split_hash(group, digest) for group, digest in zip(groups, digests, strict=True)]
+        table['uniform'] = [_hash_of_group(group, digest) for group, digest in zip(groups, digests, strict=True)]
         table['lines'], table['sentences'], table['tokens'] = sums.T
         return table
 
@@ -302,10 +302,10 @@ def _bounded_texts(text: bytes) -> Iterator[bytes]:
 def split_hash(document: Document) -> int:
     """Returns the hash, below 2**64, that decides the split of a document: `uniform` of its record."""
     text = '\n'.join(document.sentences)
-    return _split_hash(document.group, hashlib.blake2b(text.encode(), digest_size=16).digest())
+    return _hash_of_group(document.group, hashlib.blake2b(text.encode(), digest_size=16).digest())
 
 
-def _split_hash(group: str | None, digest: bytes) -> int:
+def _hash_of_group(group: str | None, digest: bytes) -> int:
     if group is not None:
         digest = hashlib.blake2b(group.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
     return int.from_bytes(digest[:8], 'big')

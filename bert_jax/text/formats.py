@@ -58,13 +58,13 @@ def check_first_bytes(path: str, head: bytes, kind: str) -> None:
         return
     suffix = next((suffix for suffix in _COMPRESSED if path.endswith(suffix)), '')
     if not suffix:
-        check_text(path, head)
+        check_utf8_head(path, head)
     elif not head.startswith(_COMPRESSED[suffix]) and not (suffix == '.zst' and head[1:4] == _SKIPPABLE):
         known = _known_format(head)
         raise BadInput(path, f'is {known[0] if known else "not compressed"}', f'a {suffix} file, as its name says')
 
 
-def check_text(path: str, head: bytes) -> None:
+def check_utf8_head(path: str, head: bytes) -> None:
     """Raises `BadInput` if the first (decompressed) bytes of a file are not UTF-8 text."""
     if known := _known_format(head):
         name, fix = known

@@ -14,7 +14,7 @@ from etils import epath
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
 from bert_jax.text.chunks import FileRange
-from bert_jax.text.formats import HEAD_BYTES, check_text
+from bert_jax.text.formats import HEAD_BYTES, check_utf8_head
 
 Item = TypeVar('Item')
 _BLOCK_BYTES = 1 << 20
@@ -154,7 +154,7 @@ def _checked(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
     while sum(map(len, first_blocks)) < HEAD_BYTES and (block := next(blocks, b'')):
         first_blocks.append(block)
     head = b''.join(first_blocks)[:HEAD_BYTES]
-    check_text(path, head)
+    check_utf8_head(path, head)
     mark = len(codecs.BOM_UTF8) * head.startswith(codecs.BOM_UTF8)
     for block in itertools.chain(first_blocks, blocks):
         if block[mark:]:

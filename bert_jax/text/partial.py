@@ -77,12 +77,12 @@ def open_job(
 def _clear(parent: pathlib.Path, mine: pathlib.Path, identity: dict[str, Any], alone: bool) -> None:
     """Removes unfinished jobs of other identities that no process works on."""
     if (parent / _JOB).is_file():  # written by a version without a directory per identity
-        _refuse_if_shard(parent, identity, alone)
+        _reject_if_shard(parent, identity, alone)
         discard(parent)
     for other in sorted(parent.iterdir()) if parent.is_dir() else ():
         if other == mine or not (other / _JOB).is_file():
             continue
-        _refuse_if_shard(other, identity, alone)
+        _reject_if_shard(other, identity, alone)
         if not _is_free(other):
             raise BadInput(
                 f'config.data.corpus={parent.parent / parent.name[1:].removesuffix(".partial")}',
@@ -96,7 +96,7 @@ def _clear(parent: pathlib.Path, mine: pathlib.Path, identity: dict[str, Any], a
             discard(other)
 
 
-def _refuse_if_shard(other: pathlib.Path, identity: dict[str, Any], alone: bool) -> None:
+def _reject_if_shard(other: pathlib.Path, identity: dict[str, Any], alone: bool) -> None:
     if not alone:
         raise BadInput(
             str(other),

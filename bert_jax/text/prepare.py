@@ -148,7 +148,7 @@ def prepare(
         ) as job:
             with make_pool(job) as pool:
                 make_tokenizer(job, pool, mixture, tokenizer, provided, progress)
-                job.sample_stats().check_text(data.bad_text, _SAMPLE_MARGIN)
+                job.sample_stats().check_invalid_text(data.bad_text, _SAMPLE_MARGIN)
                 chunks_of_shard = (
                     range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
                 )
@@ -211,7 +211,7 @@ def tokenizer_preview(
             ) as job:
                 with Pool(job, workers, progress) as pool:
                     make_tokenizer(job, pool, mixture, tokenizer, None, progress)
-                job.sample_stats().check_text(data.bad_text, _SAMPLE_MARGIN)
+                job.sample_stats().check_invalid_text(data.bad_text, _SAMPLE_MARGIN)
                 trained = job.encoder.tokenizer
                 sentences = list(itertools.islice(job.read_sample(), PREVIEW_SENTENCES))
         except OSError as error:
@@ -311,8 +311,8 @@ def merge_chunks(
         say(f'skipped a bad record: {where} {found}')
     for line in stats.describe_invalid() if progress else ():
         say(f'note: {line}')
-    stats.check_records(data.bad_records)
-    stats.check_text(data.bad_text)
+    stats.check_bad_records(data.bad_records)
+    stats.check_invalid_text(data.bad_text)
     directory = pathlib.Path(data.corpus)
     with (
         new_directory(directory, existing='refuse', temporary_in=job.directory) as temporary,

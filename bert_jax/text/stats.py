@@ -80,7 +80,7 @@ class Stats:
         where, found, expected = self.bad[0]
         return BadInput(where, f'{found}; {why}', expected, fix)
 
-    def check_records(self, allowed: float) -> None:
+    def check_bad_records(self, allowed: float) -> None:
         """Raises `BadInput` if more than the fraction `allowed` of the records is bad."""
         num_bad = self.counts['bad_record_skipped']
         if num_bad > allowed * self.records:
@@ -119,7 +119,7 @@ class Stats:
     def _num_invalid(self) -> int:
         return self.counts['invalid_bytes'] + self.counts['nul_bytes_removed']
 
-    def check_text(self, allowed: float, margin: float = 1) -> None:
+    def check_invalid_text(self, allowed: float, margin: float = 1) -> None:
         """Raises `BadInput` if more than the fraction `allowed` of all text, or of the text of one file, is not UTF-8.
 
         Args:

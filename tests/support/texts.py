@@ -1,4 +1,4 @@
-"""Small texts: documents that keep to a topic, documents with duplicates, and the file formats that hold them."""
+"""Small texts: documents on a topic, documents with duplicates, and writers for all source formats."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ SYLLABLES = [a + b for a in 'bdfgklmnprst' for b in 'aeiou']
 
 
 def write_text(path: Path, num_documents: int = 60, seed: int = 0) -> None:
-    """Writes documents that each keep to a topic of 20 of the 400 `WORDS`."""
+    """Writes documents, each on a topic of 20 of the 400 `WORDS`."""
     rng = np.random.default_rng(seed)
     documents = []
     for _ in range(num_documents):
@@ -21,7 +21,7 @@ def write_text(path: Path, num_documents: int = 60, seed: int = 0) -> None:
 
 
 def make_documents(count, seed=0, longest=6):
-    """Documents of 1 to `longest` lines; about one in six is there twice."""
+    """Makes documents of 1 to `longest` lines; about one in six is a duplicate."""
     rng = np.random.default_rng(seed)
     documents = []
     for _ in range(count):
@@ -48,7 +48,7 @@ def write_jsonl(path, documents, groups=None):
 
 
 def contents(directory):
-    """All files of a corpus but for the times in its manifest, and the manifest's checksum of itself."""
+    """Returns the files of a corpus, and its manifest without times and without its own checksum."""
     files = {
         str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob('*') if path.is_file()
     }
@@ -58,7 +58,7 @@ def contents(directory):
 
 
 def write_tfds(data_dir, documents):
-    """A dataset `letters` as TFDS prepares it, without TensorFlow."""
+    """Writes a dataset `letters` in the format of TFDS, without TensorFlow."""
     tfds = pytest.importorskip('tensorflow_datasets')
     from array_record.python.array_record_module import ArrayRecordWriter
 

@@ -189,9 +189,9 @@ def test_bad_record_within_the_limit_is_skipped_and_its_line_reported(tmp_path):
     assert len(documents) == 999 and stats.bad == [
         [f'{tmp_path}/a:701', 'is not JSON (column 1)', 'one JSON object per line']
     ]
-    stats.check_records(0.001)
+    stats.check_bad_records(0.001)
     with pytest.raises(BadInput, match='a:701: is not JSON .*1 of 1,000 records is bad'):
-        stats.check_records(0.0009)
+        stats.check_bad_records(0.0009)
     (tmp_path / 'a').write_text('no JSON\n' * 150 + '\n'.join(lines))
     with pytest.raises(BadInput, match='a:1: is not JSON .*more than half') as raised:
         read('jsonl', [FileRange(str(tmp_path / 'a'))])

@@ -26,7 +26,7 @@ def read(source, split_sentences=False, stats=None, text_field='text', bad_recor
     options = ReadOptions(text_field, '', split_sentences)
     planned = plan_source(str(source), 0, text_field)
     documents = [document.sentences for chunk in planned.chunks for document in read_chunk(chunk, options, stats)]
-    stats.check_records(bad_records)
+    stats.check_bad_records(bad_records)
     return documents
 
 
