@@ -87,7 +87,7 @@ def contestants(corpus: Corpus) -> dict[str, tuple[Callable[[int], object], floa
 def packing_seconds(corpus: Corpus) -> float:
     """CPU seconds to pack a million windows with the planned lengths of a corpus."""
     data = Data(sequence_length=512)
-    targets = CorpusStream(corpus, data, 'train', batch_size=1, seed=0).plan.target
+    targets = CorpusStream(corpus, data, 'train', batch_size=1, seed=0).windows.target
     lengths = np.random.default_rng(0).choice(targets, 1_000_000) + num_special_tokens(data)
     packed = replace(data, packing=True)
     most = num_predictions(packed)

@@ -202,7 +202,7 @@ def _describe_lengths(phase: Config, stream: Stream) -> str:
     if not shorter:
         return str(longest)
     assert isinstance(stream, CorpusStream)  # records have no buckets
-    shares = stream.plan.bucket_sizes / stream.num_rows
+    shares = stream.windows.bucket_sizes / stream.num_rows
     *shorter, longest = (f'{length} ({share:.0%})' for length, share in zip((*shorter, longest), shares, strict=True))
     return f'{", ".join(shorter)} or {longest}'
 

@@ -6,7 +6,7 @@ from absl import flags
 
 from bert_jax.cli.devices import select_platform
 from bert_jax.cli.flags import CONFIG, Command, Flag, config_of, print_result, required
-from bert_jax.config import Config, max_sequences
+from bert_jax.config import Config, chooses_max_sequences, max_sequences
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 
@@ -42,13 +42,13 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 def with_sequences(config: Config) -> Config:
     """The config with the sequences of a packed row chosen from its corpus, as `train` does; assumed where none is."""
     data = config.data
-    if not data.packing or data.max_sequences != 0:
+    if not chooses_max_sequences(data):
         return config
-    from bert_jax.data.fill import with_chosen_sequences
+    from bert_jax.data.fill import resolve_max_sequences
     from bert_jax.text.corpus import load_corpus, read_manifest
 
     if read_manifest(Path(data.corpus)) is not None:
-        return with_chosen_sequences(config, load_corpus(data.corpus).train)
+        return resolve_max_sequences(config, load_corpus(data.corpus).train)
     for phase in config.in_phases:
         number, length = max_sequences(phase.data), phase.data.sequence_length
         say(f'No corpus at {data.corpus}: rows of {length} positions are assumed to hold up to {number} sequences')

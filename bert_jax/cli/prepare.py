@@ -61,10 +61,10 @@ def _parsed_shard(text: str) -> tuple[int, int]:
 def _first_rows(config: Config, corpus: 'Corpus', num_rows: int) -> list[list[dict[str, Any]]]:
     """Returns the first rows that a run of this config would train on, decoded."""
     from bert_jax.data.batches import CorpusStream
-    from bert_jax.data.fill import with_chosen_sequences
+    from bert_jax.data.fill import resolve_max_sequences
     from bert_jax.data.show import decode_rows
 
-    phase = with_chosen_sequences(config, corpus.train).in_phases[0]
+    phase = resolve_max_sequences(config, corpus.train).in_phases[0]
     stream = CorpusStream(corpus, phase.data, 'train', batch_size=num_rows, seed=config.train.seed)
     return decode_rows(stream.batch(0), corpus.tokenizer, phase.data.pairing)
 

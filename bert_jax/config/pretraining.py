@@ -358,6 +358,11 @@ def row_lengths(data: Data) -> tuple[int, ...]:
     return (*(length for length in data.bucket_lengths if length < data.sequence_length), data.sequence_length)
 
 
+def chooses_max_sequences(data: Data) -> bool:
+    """Whether the number of sequences per packed row is to be chosen from the corpus."""
+    return data.packing and data.max_sequences == 0
+
+
 def max_sequences(data: Data) -> int:
     """E, the sequences that a row has room for; where no corpus has been looked at, 0 is taken for -1."""
     if not data.packing:

@@ -16,8 +16,8 @@ from bert_jax.data import random
 from bert_jax.data.examples import Pairs, make_pairs
 from bert_jax.data.fill import num_sequences
 from bert_jax.data.masking import MaskVocabulary, mask_tokens
-from bert_jax.data.order import BucketedOrder, Chosen, Order
-from bert_jax.data.windows import Plan, load_plan, sample_lengths
+from bert_jax.data.sampler import BucketedSampler, RowSelection, Sampler
+from bert_jax.data.windows import WindowIndex, load_windows, sample_lengths
 from bert_jax.errors import BadInput
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.text.corpus import Corpus
@@ -51,31 +51,31 @@ class Batch(NamedTuple):
 
 
 class Stream(abc.ABC, Generic[BatchT]):
-    """The batches of one split, by number, in the order of `Order`; each source says what stands in its rows."""
+    """The batches of one split, by number, in the order of `Sampler`; each source says what stands in its rows."""
 
-    def __init__(self, order: Order):
-        self._order = order
+    def __init__(self, sampler: Sampler):
+        self._sampler = sampler
 
     @property
     def num_rows(self) -> int:
         """Rows in an epoch."""
-        return self._order.num_rows
+        return self._sampler.num_rows
 
     @property
     def batch_size(self) -> int:
         """B, over all hosts."""
-        return self._order.batch_size
+        return self._sampler.batch_size
 
     def __len__(self) -> int:
         """Steps in one pass."""
-        return len(self._order)
+        return len(self._sampler)
 
     def batch(self, step: int, rows: slice = slice(None)) -> BatchT:
         """The batch of a step, or the given rows of it; the same whoever asks, in whatever order."""
-        return self._assemble(self._order.rows(step, rows))
+        return self._assemble(self._sampler.rows(step, rows))
 
     @abc.abstractmethod
-    def _assemble(self, chosen: Chosen) -> BatchT:
+    def _assemble(self, selection: RowSelection) -> BatchT:
         """The batch of these rows of the source; where they are not present, padding of weight 0."""
 
 
@@ -96,28 +96,28 @@ class CorpusStream(Stream[Batch]):
         phase: int = 0,
     ):
         """Args: `seed` of the run for training, None for evaluation; `phase`, its number."""
-        if data.packing and data.max_sequences == 0:
+        if config.chooses_max_sequences(data):
             data = dataclasses.replace(data, max_sequences=num_sequences(sample_lengths(corpus.train, data), data))
         self.data = data
         self.directory = corpus.directory
         self.split = getattr(corpus, split_name)
         self.tokenizer = corpus.tokenizer
         self._mask_vocabulary = MaskVocabulary.of(corpus.tokenizer, data.masking)
-        self.plan: Plan = load_plan(corpus.directory, split_name, self.split, data)
+        self.windows: WindowIndex = load_windows(corpus.directory, split_name, self.split, data)
         self._shapes = [dataclasses.replace(data, sequence_length=length) for length in config.row_lengths(data)]
         if seed is None or len(self._shapes) == 1:
-            super().__init__(Order(self.plan.num_rows, batch_size, seed, phase))
+            super().__init__(Sampler(self.windows.num_rows, batch_size, seed, phase))
         else:
-            by_bucket, sizes = self.plan.by_bucket, self.plan.bucket_sizes
-            super().__init__(BucketedOrder(by_bucket, sizes, batch_size, seed, phase))
+            by_bucket, sizes = self.windows.by_bucket, self.windows.bucket_sizes
+            super().__init__(BucketedSampler(by_bucket, sizes, batch_size, seed, phase))
 
-    def _assemble(self, chosen: Chosen) -> Batch:
-        rows, present, keys, bucket = chosen
+    def _assemble(self, selection: RowSelection) -> Batch:
+        rows, present, keys, bucket = selection
         num_sequences, data = config.max_sequences(self.data), self._shapes[bucket]
-        first, number = self.plan.rows[rows], np.arange(num_sequences)
-        real = number < np.where(present, self.plan.rows[rows + 1] - first, 0)[:, None]  # BE
-        windows, sequence_keys = (first[:, None] + number)[real], random.fold(keys[:, None], number)[real]
-        pairs = make_pairs(self.plan, windows, sequence_keys, self.data)
+        first, number = self.windows.rows[rows], np.arange(num_sequences)
+        real = number < np.where(present, self.windows.rows[rows + 1] - first, 0)[:, None]  # BE
+        windows, sequence_keys = (first[:, None] + number)[real], random.fold_in(keys[:, None], number)[real]
+        pairs = make_pairs(self.windows, windows, sequence_keys, self.data)
         ids, is_text, token_type_ids, sequence_ids, position_ids, lengths = self._lay_out(
             pairs, real, data.sequence_length
         )

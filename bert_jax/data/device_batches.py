@@ -24,7 +24,7 @@ def make_global(local: Any, rows: slice, mesh: Mesh, batch_size: int) -> Any:
     """Global arrays from the rows that this process made: host arrays in, sharded `jax.Array`s out."""
     sharding = batch_sharding(mesh)
 
-    def place(array: np.ndarray) -> jax.Array:
+    def to_global(array: np.ndarray) -> jax.Array:
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # the sharding has devices of this process
             low, high, _ = index[0].indices(batch_size)
@@ -32,7 +32,7 @@ def make_global(local: Any, rows: slice, mesh: Mesh, batch_size: int) -> Any:
 
         return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
 
-    return jax.tree.map(place, local)
+    return jax.tree.map(to_global, local)
 
 
 def device_batches(

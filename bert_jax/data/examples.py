@@ -9,7 +9,7 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data import random
-from bert_jax.data.windows import Plan
+from bert_jax.data.windows import WindowIndex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ _NUM_DRAWS = 7
 _MOST_RETRIES, _RETRY_ROUNDS = 24, 4  # of the start of a partner, and how often some are made at once
 
 
-def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, data: config.Data) -> Pairs:
+def make_pairs(index: WindowIndex, windows: np.ndarray, keys: np.ndarray, data: config.Data) -> Pairs:
     """Cuts windows into sentence pairs, as the original's `create_instances_from_document`.
 
     The window is cut between two of its sentences; in half of the cases what follows the cut is replaced by text
@@ -41,30 +41,30 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, data: config.D
     the original the random text fills the row, and both lengths together reveal 64% of the labels.
 
     Args:
-      windows: [N] int64, indices into the plan.
+      windows: [N] int64, indices into the index.
       keys: [N] uint64, the random key of each example.
     """
-    start, length = plan.start[windows], plan.length[windows].astype(np.int64)
-    target, zero = plan.target[windows].astype(np.int64), np.zeros(len(windows), np.int64)
+    start, length = index.start[windows], index.length[windows].astype(np.int64)
+    target, zero = index.target[windows].astype(np.int64), np.zeros(len(windows), np.int64)
     if data.pairing == 'none':
         return Pairs(start, np.minimum(target, length), zero, zero, zero)
-    keys = random.fold(keys, 1)
+    keys = random.fold_in(keys, 1)
     draws = random.bits(keys, _NUM_DRAWS)
-    first, count = plan.first_segment[windows], plan.num_segments[windows].astype(np.int64)
-    between = plan.segments[first + 1 + random.below(draws[:, _CUT], np.maximum(count - 1, 1))]
+    first, count = index.first_segment[windows], index.num_segments[windows].astype(np.int64)
+    between = index.segments[first + 1 + random.below(draws[:, _CUT], np.maximum(count - 1, 1))]
     inside = start + 1 + random.below(draws[:, _CUT], np.maximum(length - 1, 1))
     cut = np.where(count > 1, between, inside)
     a_start, a_length, b_start, b_length = start, cut - start, cut, start + length - cut
     label = (random.uniform(draws[:, _RANDOM]) < 0.5).astype(np.int64)
     if data.pairing == 'nsp' and not data.match_lengths:
         chosen = np.flatnonzero(label)
-        wanted, own = np.maximum(target - a_length, 1)[chosen], plan.document_of[windows[chosen]]
-        b_start[chosen], b_length[chosen] = _find_partners(plan, own, wanted, draws[chosen])
+        wanted, own = np.maximum(target - a_length, 1)[chosen], index.document_of[windows[chosen]]
+        b_start[chosen], b_length[chosen] = _find_partners(index, own, wanted, draws[chosen])
     most_kept = b_length  # of B
     if data.pairing == 'nsp' and data.match_lengths:
         wanted = _trimmed_lengths(a_length, b_length, target)[1]
-        own, is_cut = plan.document_of[windows], wanted < b_length
-        partner, partner_length, most_kept = _find_like_partners(plan, own, wanted, is_cut, draws, keys)
+        own, is_cut = index.document_of[windows], wanted < b_length
+        partner, partner_length, most_kept = _find_like_partners(index, own, wanted, is_cut, draws, keys)
         b_start, b_length = np.where(label, partner, b_start), np.where(label, partner_length, b_length)
     a_kept, b_kept = _trimmed_lengths(a_length, most_kept, target)
     words = -(-int(max((a_length - a_kept).max(initial=0), (b_length - b_kept).max(initial=0), 1)) // 64)
@@ -77,16 +77,18 @@ def make_pairs(plan: Plan, windows: np.ndarray, keys: np.ndarray, data: config.D
     return Pairs(a_start, a_kept, b_start, b_kept, label)
 
 
-def _find_partners(plan: Plan, own: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _find_partners(
+    index: WindowIndex, own: np.ndarray, wanted: np.ndarray, draws: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Sentences of at least `wanted` tokens from any other document that holds them; where none does, of fewer."""
-    other = _other_documents(plan, own, wanted, draws[:, _DOCUMENT])
-    begin = plan.segments[_starts_in(plan, other, wanted, draws[:, _START])]
-    stop_segment = np.searchsorted(plan.segments, begin + wanted, side='left')
-    return begin, plan.segments[np.minimum(stop_segment, plan.documents[other + 1])] - begin
+    other = _other_documents(index, own, wanted, draws[:, _DOCUMENT])
+    begin = index.segments[_starts_in(index, other, wanted, draws[:, _START])]
+    stop_segment = np.searchsorted(index.segments, begin + wanted, side='left')
+    return begin, index.segments[np.minimum(stop_segment, index.documents[other + 1])] - begin
 
 
 def _find_like_partners(
-    plan: Plan, own: np.ndarray, wanted: np.ndarray, is_cut: np.ndarray, draws: np.ndarray, keys: np.ndarray
+    index: WindowIndex, own: np.ndarray, wanted: np.ndarray, is_cut: np.ndarray, draws: np.ndarray, keys: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sentences of about `wanted` tokens: up to the sentence boundary before or after, with equal probability.
 
@@ -100,46 +102,46 @@ def _find_like_partners(
       Where they begin, their tokens, and the tokens to trim both texts to: those of the shorter one, or so few that
       both are cut where the partner is a single long sentence.
     """
-    other = _other_documents(plan, own, wanted, draws[:, _DOCUMENT])
-    first = _starts_in(plan, other, wanted, draws[:, _START])
+    other = _other_documents(index, own, wanted, draws[:, _DOCUMENT])
+    first = _starts_in(index, other, wanted, draws[:, _START])
     left = np.flatnonzero(~is_cut)
     for attempts in np.split(_NUM_DRAWS + np.arange(_MOST_RETRIES), _RETRY_ROUNDS):
-        left = left[plan.segments[first[left] + 1] - plan.segments[first[left]] > wanted[left]]
+        left = left[index.segments[first[left] + 1] - index.segments[first[left]] > wanted[left]]
         limit = wanted[left, None]
         bits = random.bits_at(keys[left, None], attempts)
-        documents = _other_documents(plan, own[left, None], limit, bits)
-        starts = _starts_in(plan, documents, limit, random.mix(bits))
-        fits = plan.segments[starts + 1] - plan.segments[starts] <= limit
+        documents = _other_documents(index, own[left, None], limit, bits)
+        starts = _starts_in(index, documents, limit, random.mix(bits))
+        fits = index.segments[starts + 1] - index.segments[starts] <= limit
         fits[:, -1] = True  # or all are too long, and the next round replaces it
         chosen = np.arange(len(left)), fits.argmax(axis=1)
         other[left], first[left] = documents[chosen], starts[chosen]
-    begin = plan.segments[first]
-    before = np.searchsorted(plan.segments, begin + wanted, side='right') - 1
-    after = np.where(is_cut, before + 1, np.searchsorted(plan.segments, begin + wanted, side='left'))
+    begin = index.segments[first]
+    before = np.searchsorted(index.segments, begin + wanted, side='right') - 1
+    after = np.where(is_cut, before + 1, np.searchsorted(index.segments, begin + wanted, side='left'))
     is_too_long = before == first  # the sentence that it begins with
     takes_more = (random.uniform(draws[:, _ROUNDING]) < 0.5) | is_too_long | is_cut
-    stop_segment = np.minimum(np.where(takes_more, after, before), plan.documents[other + 1])
-    length = plan.segments[stop_segment] - begin
+    stop_segment = np.minimum(np.where(takes_more, after, before), index.documents[other + 1])
+    length = index.segments[stop_segment] - begin
     both_cut = 1 + random.below(draws[:, _ROUNDING] << np.uint64(1), wanted)
     return begin, length, np.where(is_too_long & ~is_cut, both_cut, np.minimum(length, wanted))
 
 
-def _other_documents(plan: Plan, own: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def _other_documents(index: WindowIndex, own: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Any other document that holds `wanted` tokens; where none does, any other."""
-    own_length = plan.segments[plan.documents[own + 1]] - plan.segments[plan.documents[own]]
-    num_holding = plan.num_holding[wanted]
+    own_length = index.segments[index.documents[own + 1]] - index.segments[index.documents[own]]
+    num_holding = index.num_holding[wanted]
     num_others = num_holding - (own_length >= wanted)
-    holding = plan.by_length[random.below(draws, np.maximum(num_others, 1))]
-    holding = np.where(holding == own, plan.by_length[num_holding - 1], holding)  # the last one stands in for its own
-    any_other = random.below(draws, len(plan.documents) - 2)
+    holding = index.by_length[random.below(draws, np.maximum(num_others, 1))]
+    holding = np.where(holding == own, index.by_length[num_holding - 1], holding)  # the last one stands in for its own
+    any_other = random.below(draws, len(index.documents) - 2)
     any_other = any_other + (any_other >= own)
     return np.where(num_others > 0, holding, any_other)
 
 
-def _starts_in(plan: Plan, documents: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def _starts_in(index: WindowIndex, documents: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """A segment of each document from which on it still has `wanted` tokens, or its first."""
-    first_segment, last_segment = plan.documents[documents], plan.documents[documents + 1]
-    last_start = np.searchsorted(plan.segments, plan.segments[last_segment] - wanted, side='right') - 1
+    first_segment, last_segment = index.documents[documents], index.documents[documents + 1]
+    last_start = np.searchsorted(index.segments, index.segments[last_segment] - wanted, side='right') - 1
     last_start = np.clip(last_start, first_segment, last_segment - 1)
     return first_segment + random.below(draws, last_start - first_segment + 1)
 

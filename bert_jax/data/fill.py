@@ -42,12 +42,12 @@ class Fill:
         return filled + (f' ({would})' if would else '')
 
 
-def with_chosen_sequences(run: config.Config, train: Split) -> config.Config:
+def resolve_max_sequences(run: config.Config, train: Split) -> config.Config:
     """A run that packs, with a number for a `data.max_sequences` of 0: chosen from the training split, for all phases.
 
     Without packing it means nothing, and stays as it is.
     """
-    if run.data.max_sequences != 0 or not run.data.packing:
+    if not config.chooses_max_sequences(run.data):
         return run
     chosen = max(num_sequences(sample_lengths(train, phase.data), phase.data) for phase in run.in_phases)
     return dataclasses.replace(run, data=dataclasses.replace(run.data, max_sequences=chosen))
@@ -81,11 +81,10 @@ def fill_of(split: Split, data: config.Data, length_section: str = 'data') -> Fi
     counts = sample_lengths(split, data)
     if not counts.any():
         return None
-    if data.packing and data.max_sequences == 0:
-        settled = dataclasses.replace(data, max_sequences=num_sequences(counts, data))
-    else:
-        settled = data
-    share = _share(counts, settled)
+    resolved = data
+    if config.chooses_max_sequences(data):
+        resolved = dataclasses.replace(data, max_sequences=num_sequences(counts, data))
+    share = _share(counts, resolved)
     options = {}
     if share < _LOW:
         options = _packing_options(counts, data) if data.packing else _options(split, counts, data, length_section)
@@ -93,7 +92,7 @@ def fill_of(split: Split, data: config.Data, length_section: str = 'data') -> Fi
     return Fill(
         data.sequence_length,
         share,
-        config.max_sequences(settled),
+        config.max_sequences(resolved),
         dict(sorted(worth.items(), key=lambda option: -option[1])),
     )
 
@@ -124,7 +123,7 @@ def _packing_options(counts: np.ndarray, data: config.Data) -> dict[str, float]:
         room = min(2 * room, data.sequence_length)
         roomier = dataclasses.replace(data, max_predictions=room)
         share = _packed(counts, roomier, num_sequences(counts, roomier))
-    chosen = '' if data.max_sequences == 0 else ' --config.data.max_sequences=0'
+    chosen = '' if config.chooses_max_sequences(data) else ' --config.data.max_sequences=0'
     return found | {f'--config.data.max_predictions={room}{chosen}': share}
 
 

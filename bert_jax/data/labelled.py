@@ -192,7 +192,7 @@ _READERS: dict[str, Callable[[Path, Task, tuple[str, ...]], Iterator[Record]]] =
 }
 
 
-class Reading:
+class RecordReader:
     """Records looked at one by one; those that lack something are skipped and counted, up to `task.bad_records`."""
 
     def __init__(self, source: str, task: Task, needed: tuple[str, ...]):

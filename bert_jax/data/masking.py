@@ -88,11 +88,11 @@ def mask_tokens(
     room = num_masked(lengths.reshape(len(ids), -1), masking.rate)  # [B, E]
     room = np.clip(num_predictions - (np.cumsum(room, axis=1) - room), 0, room)
     starts = _unit_starts(ids, candidates, keys, masking.unit, vocabulary.is_continuation)
-    places, counts = _shuffled_units(starts, keys, sequence_ids, room.shape[1])
-    sizes = np.ones_like(places) if masking.unit == 'token' else _unit_sizes(starts, candidates)[places]
+    flat_starts, counts = _shuffled_units(starts, keys, sequence_ids, room.shape[1])
+    sizes = np.ones_like(flat_starts) if masking.unit == 'token' else _unit_sizes(starts, candidates)[flat_starts]
     taken = _take_in_order(sizes, counts, room.ravel())
     drawn = np.zeros(ids.size, bool)
-    drawn[_expand(places[taken], sizes[taken])] = True
+    drawn[_expand(flat_starts[taken], sizes[taken])] = True
     return _replace(ids, np.flatnonzero(drawn), keys, masking, num_predictions, vocabulary)
 
 
@@ -109,7 +109,7 @@ def _unit_starts(
         return words
     # As many n-grams as there are words draw how many words they have; along a run of text they are laid end to end.
     words_at = np.flatnonzero(words)
-    chance = random.uniform(random.bits(random.fold(keys, _NGRAM), words.shape[1])[words])
+    chance = random.uniform(random.bits(random.fold_in(keys, _NGRAM), words.shape[1])[words])
     lengths = 1 + np.searchsorted(_NGRAM_BOUNDS, chance, side='right')
     first = np.flatnonzero(~before.ravel()[words_at])  # [runs], first word of each run of text
     run_lengths = np.diff(np.append(first, len(words_at)))
@@ -132,10 +132,10 @@ def _unit_sizes(starts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 def _shuffled_units(
     starts: np.ndarray, keys: np.ndarray, sequence_ids: np.ndarray | None, num_sequences: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Units in random order, sequence after sequence: ([U] int64 places in B x L, [B x E] int64 units of each)."""
+    """Units in random order, sequence after sequence: ([U] int64 flat_starts in B x L, [B x E] int64 units of each)."""
     num_rows, num_positions = starts.shape
     # One sort a row, of [sequence 16 bits, chance 32 bits, position 16 bits].
-    lottery = random.bits(random.fold(keys, _LOTTERY), num_positions)
+    lottery = random.bits(random.fold_in(keys, _LOTTERY), num_positions)
     lottery >>= np.uint64(32)
     lottery <<= np.uint64(16)
     lottery |= np.arange(num_positions, dtype=np.uint64)
@@ -147,11 +147,11 @@ def _shuffled_units(
     counts = np.count_nonzero(starts, axis=1)
     units = lottery[np.arange(num_positions) < counts[:, None]]
     rows = np.repeat(np.arange(num_rows), counts)
-    places = rows * num_positions + (units & np.uint64(0xFFFF)).astype(np.int64)
+    flat_starts = rows * num_positions + (units & np.uint64(0xFFFF)).astype(np.int64)
     if num_sequences > 1:
         numbers = rows * num_sequences + (units >> np.uint64(48)).astype(np.int64)
         counts = np.bincount(numbers, minlength=num_rows * num_sequences)
-    return places, counts
+    return flat_starts, counts
 
 
 def _take_in_order(sizes: np.ndarray, counts: np.ndarray, room: np.ndarray) -> np.ndarray:
@@ -197,13 +197,13 @@ def _replace(
     num_predictions: int,
     vocabulary: MaskVocabulary,
 ) -> Masked:
-    """Masks the drawn places (int64 in B x L, ascending) and notes what was there."""
+    """Masks the drawn flat_starts (int64 in B x L, ascending) and notes what was there."""
     num_rows, num_positions = ids.shape
     rows, columns = np.divmod(drawn, num_positions)
     counts = np.bincount(rows, minlength=num_rows)
     slots = rows * num_predictions + np.arange(len(drawn)) - np.repeat(np.cumsum(counts) - counts, counts)
     labels = ids.ravel()[drawn]
-    bits = random.bits_at(random.fold(keys, _REPLACEMENT)[rows], columns)
+    bits = random.bits_at(random.fold_in(keys, _REPLACEMENT)[rows], columns)
     chance = (bits & np.uint64(2**32 - 1)) * 2.0**-32
     any_token = vocabulary.replacements[random.below(bits, len(vocabulary.replacements))]
     masked_below, random_below = masking.mask_fraction, masking.mask_fraction + masking.random_fraction

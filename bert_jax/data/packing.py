@@ -94,10 +94,10 @@ def _contents(
 def _fill(lengths: np.ndarray, contents: list[tuple[tuple[int, ...], int]]) -> tuple[np.ndarray, np.ndarray]:
     """Windows for the places of all rows: ([N] int64 windows, row after row; [R] sequences of each row)."""
     sizes = np.repeat([len(row) for row, _ in contents], [number for _, number in contents])
-    places = np.concatenate([np.tile(row, number) for row, number in contents])
+    lengths_in_rows = np.concatenate([np.tile(row, number) for row, number in contents])
     narrow = functools.partial(np.argsort, kind='stable')  # a radix sort for 16 bits
     order = np.empty(len(lengths), np.int64)
-    order[narrow(places.astype(np.uint16))] = narrow(lengths.astype(np.uint16))
+    order[narrow(lengths_in_rows.astype(np.uint16))] = narrow(lengths.astype(np.uint16))
     starts = np.cumsum(sizes) - sizes
     by_first = np.argsort(np.minimum.reduceat(order, starts), kind='stable')
     moved = np.repeat(starts[by_first] - (np.cumsum(sizes[by_first]) - sizes[by_first]), sizes[by_first])

@@ -22,15 +22,15 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def fold(key: int | np.ndarray, data: int | np.ndarray) -> np.ndarray:
+def fold_in(key: int | np.ndarray, data: int | np.ndarray) -> np.ndarray:
     """A new key (uint64, of the broadcast shape) from a key and an integer."""
     key, data = np.atleast_1d(np.asarray(key, np.uint64)), np.asarray(data, np.uint64)
     return mix(mix(key + _GOLDEN) ^ (data * _GOLDEN + np.uint64(1)))
 
 
-def fold_int(key: int, data: int) -> int:
-    """`fold` of two plain integers, as a plain integer."""
-    return int(fold(key & _MASK_64, data & _MASK_64)[0])
+def fold_in_int(key: int, data: int) -> int:
+    """`fold_in` of two plain integers, as a plain integer."""
+    return int(fold_in(key & _MASK_64, data & _MASK_64)[0])
 
 
 def bits(keys: np.ndarray, count: int) -> np.ndarray:
@@ -70,14 +70,14 @@ _ROUNDS = 6
 _FEWEST_HALF = 8  # a network of fewer numbers is far from reaching all permutations alike
 
 
-def permute(places: np.ndarray, sizes: int | np.ndarray, keys: np.ndarray, *, limit: int) -> np.ndarray:
+def permute(positions: np.ndarray, sizes: int | np.ndarray, keys: np.ndarray, *, limit: int) -> np.ndarray:
     """Where a random permutation of 0 … size - 1 sends each place; each key has a permutation of its own. int64.
 
     A Feistel network over a grid of about `limit` numbers, walked on along its cycle until the result is below the size
     (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", method 3).
 
     Args:
-      places: int64, each below its size.  keys: uint64, of the same shape.
+      positions: int64, each below its size.  keys: uint64, of the same shape.
       limit: no size is above it. A permutation depends on it, never on what else is asked for at the same time.
     """
     width = max(math.isqrt(limit - 1) + 1, _FEWEST_HALF)
@@ -91,7 +91,7 @@ def permute(places: np.ndarray, sizes: int | np.ndarray, keys: np.ndarray, *, li
             halves[turned] = (halves[turned] + drawn) % sides[turned]
         return halves[0] * width + halves[1]
 
-    found = network(places, keys)
+    found = network(positions, keys)
     while len(outside := np.flatnonzero(found >= sizes)):
         found[outside] = network(found[outside], keys[outside])
     return found

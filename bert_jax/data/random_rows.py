@@ -8,7 +8,7 @@ import numpy as np
 from bert_jax import config
 from bert_jax.data import random
 from bert_jax.data.batches import Batch, Stream
-from bert_jax.data.order import Chosen, Order
+from bert_jax.data.sampler import RowSelection, Sampler
 
 PAD, CLS, SEP, MASK, FIRST = range(5)  # ids; those from FIRST on stand for text
 _ROWS = 2**20  # in an epoch
@@ -23,34 +23,34 @@ class RandomRows(Stream[Batch]):
 
     def __init__(self, data: config.Data, vocab_size: int, *, batch_size: int, seed: int):
         self.data, self.vocab_size = data, vocab_size
-        super().__init__(Order(_ROWS, batch_size, seed))
+        super().__init__(Sampler(_ROWS, batch_size, seed))
 
-    def _assemble(self, chosen: Chosen) -> Batch:
-        rows, keys = chosen.rows, chosen.keys
+    def _assemble(self, selection: RowSelection) -> Batch:
+        rows, keys = selection.rows, selection.keys
         length, num_predictions = self.data.sequence_length, config.num_predictions(self.data)
         starts = self._starts(keys)  # BE
-        place = np.arange(length)
+        position = np.arange(length)
         has = starts < length
-        ids_of = (place >= starts[:, :, None]).sum(axis=1)  # BL, counted from 1
+        ids_of = (position >= starts[:, :, None]).sum(axis=1)  # BL, counted from 1
         begin = np.take_along_axis(starts, ids_of - 1, axis=1)
         ends = np.append(np.minimum(starts[:, 1:], length), np.full((len(rows), 1), length), axis=1)
         end = np.take_along_axis(ends, ids_of - 1, axis=1)
         middle = (begin + end) // 2
-        drawn = random.uniform(random.bits(random.fold(keys, 1), length))
+        drawn = random.uniform(random.bits(random.fold_in(keys, 1), length))
         text = FIRST + ((self.vocab_size - FIRST + 1) ** drawn).astype(np.int64) - 1
-        ids = np.where(place == begin, CLS, np.where((place == middle) | (place == end - 1), SEP, text))
-        can_mask = np.where(ids >= FIRST, random.uniform(random.bits(random.fold(keys, 2), length)), 2.0)
+        ids = np.where(position == begin, CLS, np.where((position == middle) | (position == end - 1), SEP, text))
+        can_mask = np.where(ids >= FIRST, random.uniform(random.bits(random.fold_in(keys, 2), length)), 2.0)
         positions = np.argpartition(can_mask, num_predictions - 1, axis=1)[:, :num_predictions]
         masked = np.take_along_axis(ids, positions, axis=1)
         weights = masked >= FIRST
         positions = np.where(weights, positions, 0)
         np.put_along_axis(ids, positions, np.where(weights, MASK, CLS), axis=1)
-        labels = random.below(random.bits(random.fold(keys, 3), starts.shape[1]), 2)
+        labels = random.below(random.bits(random.fold_in(keys, 3), starts.shape[1]), 2)
         return Batch(
             input_ids=ids.astype(np.int32),
-            token_type_ids=(place > middle).astype(np.int32),
+            token_type_ids=(position > middle).astype(np.int32),
             sequence_ids=ids_of.astype(np.int32),
-            position_ids=(place - begin).astype(np.int32),
+            position_ids=(position - begin).astype(np.int32),
             masked_lm_positions=positions.astype(np.int32),
             masked_lm_ids=np.where(weights, masked, 0).astype(np.int32),
             masked_lm_weights=weights.astype(np.float32),
@@ -63,8 +63,8 @@ class RandomRows(Stream[Batch]):
         """[B, E] where each sequence starts; L for one that is not there."""
         most, length = config.max_sequences(self.data), self.data.sequence_length
         cuts = min(most, _MOST_PACKED, length // 8)
-        count = 1 + random.below(random.bits(random.fold(keys, 4), 1), cuts)  # B1
-        eighths = np.argsort(random.bits(random.fold(keys, 5), length // 8 - 1), axis=1)[:, : cuts - 1]
+        count = 1 + random.below(random.bits(random.fold_in(keys, 4), 1), cuts)  # B1
+        eighths = np.argsort(random.bits(random.fold_in(keys, 5), length // 8 - 1), axis=1)[:, : cuts - 1]
         inner = np.where(np.arange(1, cuts) < count, 8 * (1 + eighths), length)
         starts = np.full((len(keys), most), length)
         starts[:, 0], starts[:, 1:cuts] = 0, np.sort(inner, axis=1)

@@ -2,7 +2,7 @@
 
     CACHE/bert_jax/records/KEY/offsets.npy     int64 [N + 1], where each record of one file starts; the last one closes
     CACHE/bert_jax/records/KEY/hashes.npy      uint64 [N], of each record's tokens before they were masked
-    CACHE/bert_jax/records/KEY/facts.json      `Facts`
+    CACHE/bert_jax/records/KEY/facts.json      `FileSummary`
     CACHE/bert_jax/records/KEY/checksums.json  of these files
 
 CACHE is $XDG_CACHE_HOME or ~/.cache: records may lie where nothing can be written, and runs share them. KEY tells path,
@@ -39,7 +39,7 @@ _WORTH_PROCESSES = 1 << 26  # bytes; less is indexed in this process
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class FileSummary:
     """What all records of a file have in common.
 
     Attributes:
@@ -62,7 +62,7 @@ class RecordFile:
     """One indexed file; arrays are memory-mapped. `offsets` and `hashes` are as above."""
 
     path: str
-    facts: Facts
+    summary: FileSummary
     offsets: np.ndarray
     hashes: np.ndarray
 
@@ -96,17 +96,17 @@ class RecordSet:
     @property
     def sequence_length(self) -> int:
         """L, inferred."""
-        return max(file.facts.sequence_length for file in self.files)
+        return max(file.summary.sequence_length for file in self.files)
 
     @property
     def num_predictions(self) -> int:
         """P as written, inferred."""
-        return max(file.facts.num_predictions for file in self.files)
+        return max(file.summary.num_predictions for file in self.files)
 
     @property
     def digest(self) -> str:
         """A hash of all files' content in their order; not of names or times."""
-        return json_digest([file.facts.digest for file in self.files])
+        return json_digest([file.summary.digest for file in self.files])
 
     def split(self, fraction: float) -> tuple['RecordSet', 'RecordSet']:
         """(rest, fraction), by the hash of each record's tokens: copies with other masks are on the same side."""
@@ -122,15 +122,15 @@ class RecordSet:
         """
         files = np.searchsorted(self._starts, rows, side='right') - 1
         found: list[bytes] = [b''] * len(rows)
-        places = [('', 0)] * len(rows)
+        locations = [('', 0)] * len(rows)
         for number in np.unique(files).tolist():
             file, slots = self.files[number], np.flatnonzero(files == number)
             records = rows[slots] - self._starts[number]
             if self._chosen is not None:
                 records = self._chosen[number][records]
             for slot, (offset, data) in zip(slots.tolist(), file.read(records.tolist()), strict=True):
-                found[slot], places[slot] = data, (file.path, offset)
-        return decode(found, places), places
+                found[slot], locations[slot] = data, (file.path, offset)
+        return decode(found, locations), locations
 
 
 def open_records(source: str, *, progress: bool = True) -> RecordSet:
@@ -180,11 +180,11 @@ def _load(path: str) -> RecordFile:
             raise ValueError(damage)
         paths = (directory / f'{name}.npy' for name in ('offsets', 'hashes'))
         offsets, hashes = map(map_array, paths)
-        facts = Facts(**read_json(directory / 'facts.json'))
+        summary = FileSummary(**read_json(directory / 'facts.json'))
     except (OSError, ValueError, TypeError) as error:
         found = f'cannot be read ({type(error).__name__}: {error})'
         raise BadInput(str(directory), found, f'the index of {path}', f'rm -r {directory}') from None
-    return RecordFile(path, facts, offsets, hashes)
+    return RecordFile(path, summary, offsets, hashes)
 
 
 def _build(paths: list[str], progress: bool) -> None:
@@ -213,21 +213,21 @@ def _build(paths: list[str], progress: bool) -> None:
 
 def _index(path: str) -> None:
     directory = _directory_of(path)  # of the file as it is before it is read
-    facts, offsets, hashes = _scan(path)
+    summary, offsets, hashes = _scan(path)
     try:
         with new_directory(directory) as temporary:
             np.save(temporary / 'offsets.npy', offsets)
             np.save(temporary / 'hashes.npy', hashes)
-            (temporary / 'facts.json').write_text(json.dumps(dataclasses.asdict(facts)) + '\n')
+            (temporary / 'facts.json').write_text(json.dumps(dataclasses.asdict(summary)) + '\n')
             checksums.write_checksums(temporary)
     except OSError as error:
         found = f'cannot be written ({error.strerror or error})'
         raise BadInput(str(directory.parent), found, 'a place for the index', 'export XDG_CACHE_HOME=DIR') from None
 
 
-def _scan(path: str) -> tuple[Facts, np.ndarray, np.ndarray]:
-    """Reads a file once, every record checked: (facts, offsets [N + 1], hashes [N])."""
-    facts, digest, stop = Facts(), hashlib.sha256(), 0
+def _scan(path: str) -> tuple[FileSummary, np.ndarray, np.ndarray]:
+    """Reads a file once, every record checked: (summary, offsets [N + 1], hashes [N])."""
+    summary, digest, stop = FileSummary(), hashlib.sha256(), 0
     offsets, hashes = array('q'), array('Q')
     with open(path, 'rb') as file:
         frames = read_frames(file, path)
@@ -239,20 +239,20 @@ def _scan(path: str) -> tuple[Facts, np.ndarray, np.ndarray]:
                 tokens = ids[:length].astype('<i4').tobytes()
                 hashes.append(int.from_bytes(hashlib.blake2b(tokens, digest_size=8).digest(), 'little'))
                 stop = offset + len(data) + FRAME_BYTES
-            facts = _widened(facts, examples, [offset for offset, _ in some])
+            summary = _widened(summary, examples, [offset for offset, _ in some])
     offsets.append(stop)
-    return dataclasses.replace(facts, digest=digest.hexdigest()), np.array(offsets), np.array(hashes)
+    return dataclasses.replace(summary, digest=digest.hexdigest()), np.array(offsets), np.array(hashes)
 
 
-def _widened(facts: Facts, examples: Examples, offsets: list[int]) -> Facts:
+def _widened(summary: FileSummary, examples: Examples, offsets: list[int]) -> FileSummary:
     largest = np.maximum(examples.input_ids.max(axis=1), examples.masked_lm_ids.max(axis=1, initial=0))
     unlabeled = np.flatnonzero(examples.next_sentence_labels < 0)
     row = int(largest.argmax())
-    is_larger = largest[row] > facts.largest_id
-    return Facts(
-        sequence_length=max(facts.sequence_length, examples.input_ids.shape[1]),
-        num_predictions=max(facts.num_predictions, examples.masked_lm_ids.shape[1]),
-        largest_id=int(largest[row]) if is_larger else facts.largest_id,
-        largest_at=offsets[row] if is_larger else facts.largest_at,
-        unlabeled_at=offsets[unlabeled[0]] if facts.unlabeled_at < 0 and len(unlabeled) else facts.unlabeled_at,
+    is_larger = largest[row] > summary.largest_id
+    return FileSummary(
+        sequence_length=max(summary.sequence_length, examples.input_ids.shape[1]),
+        num_predictions=max(summary.num_predictions, examples.masked_lm_ids.shape[1]),
+        largest_id=int(largest[row]) if is_larger else summary.largest_id,
+        largest_at=offsets[row] if is_larger else summary.largest_at,
+        unlabeled_at=offsets[unlabeled[0]] if summary.unlabeled_at < 0 and len(unlabeled) else summary.unlabeled_at,
     )

@@ -10,8 +10,8 @@ import numpy as np
 from bert_jax import config
 from bert_jax.data.batches import Batch, Stream
 from bert_jax.data.masking import Masked, MaskVocabulary, mask_tokens
-from bert_jax.data.order import Chosen, Order
 from bert_jax.data.record_set import RecordSet
+from bert_jax.data.sampler import RowSelection, Sampler
 from bert_jax.data.tfrecords import Examples
 from bert_jax.errors import BadInput
 from bert_jax.text.tokenizer import Tokenizer
@@ -57,15 +57,15 @@ class RecordStream(Stream[Batch]):
         Raises:
           BadInput: when the records were not written with this vocabulary, or hold no labels for `pairing`.
         """
-        super().__init__(Order(len(records), batch_size, seed, phase))
+        super().__init__(Sampler(len(records), batch_size, seed, phase))
         self.data, self._records, self._tokenizer = with_lengths_of(records, data), records, tokenizer
         self._mask_vocabulary = MaskVocabulary.of(tokenizer, data.masking)
         for file in records.files:
-            if file.facts.largest_id >= tokenizer.vocab_size:
-                raise self._beyond(file.path, file.facts.largest_at, file.facts.largest_id)
-            if data.pairing != 'none' and file.facts.unlabeled_at >= 0:
+            if file.summary.largest_id >= tokenizer.vocab_size:
+                raise self._beyond(file.path, file.summary.largest_at, file.summary.largest_id)
+            if data.pairing != 'none' and file.summary.unlabeled_at >= 0:
                 raise BadInput(
-                    f'{file.path}, byte {file.facts.unlabeled_at}',
+                    f'{file.path}, byte {file.summary.unlabeled_at}',
                     'the record has no next_sentence_labels',
                     f'labels for data.pairing={data.pairing}',
                     '--config.data.pairing=none',
@@ -82,8 +82,8 @@ class RecordStream(Stream[Batch]):
             counts += np.bincount(ids[self._is_text(ids, examples.lengths)], minlength=len(counts))
         return counts
 
-    def _assemble(self, chosen: Chosen) -> Batch:
-        rows, present, keys, _ = chosen
+    def _assemble(self, selection: RowSelection) -> Batch:
+        rows, present, keys, _ = selection
         examples = self._read(rows)
         num_positions = self.data.sequence_length
         lengths = np.where(present, examples.lengths, 0)
@@ -130,15 +130,15 @@ class RecordStream(Stream[Batch]):
         return (np.arange(ids.shape[1]) < lengths[:, None]) & ~special
 
     def _read(self, rows: np.ndarray) -> Examples:
-        examples, places = self._records.read(rows)
+        examples, locations = self._records.read(rows)
         largest = np.maximum(examples.input_ids.max(axis=1), examples.masked_lm_ids.max(axis=1, initial=0))
         beyond, first = largest >= self._tokenizer.vocab_size, examples.input_ids[:, 0]
         if beyond.any():
             row = beyond.argmax()
-            raise self._beyond(*places[row], int(largest[row]))
+            raise self._beyond(*locations[row], int(largest[row]))
         if (first != self._tokenizer.cls_id).any():
             row = (first != self._tokenizer.cls_id).argmax()
-            path, offset = places[row]
+            path, offset = locations[row]
             raise BadInput(
                 f'{path}, byte {offset}',
                 f"the record starts with the id {first[row]}; the tokenizer's [CLS] is {self._tokenizer.cls_id}",

@@ -8,7 +8,7 @@ import numpy as np
 
 from bert_jax import config
 from bert_jax.data.batches import Batch, CorpusStream, Stream
-from bert_jax.data.fill import with_chosen_sequences
+from bert_jax.data.fill import resolve_max_sequences
 from bert_jax.data.record_set import open_records
 from bert_jax.data.record_stream import RecordStream, with_lengths_of
 from bert_jax.errors import BadInput
@@ -60,7 +60,7 @@ def open_streams(run: config.Config, *, corpus: Corpus | None = None, progress: 
 
 def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
     corpus, train, validation = corpus or load_corpus(run.data.corpus, run.data.local_copy), [], []
-    run = with_chosen_sequences(run, corpus.train)
+    run = resolve_max_sequences(run, corpus.train)
     needed = 2 if run.data.pairing == 'nsp' else 1
     for number, phase in enumerate(run.in_phases):
         open_split = functools.partial(CorpusStream, corpus, phase.data, batch_size=phase.train.global_batch_size)
@@ -93,10 +93,10 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
         held_out: float | str
         train, validation = records, open_records(data.validation_source, progress=progress)
         held_out = validation.digest
-        trained_on = {file.facts.digest: file.path for file in train.files}
+        trained_on = {file.summary.digest: file.path for file in train.files}
         for file in validation.files:
-            if file.facts.digest in trained_on and len(file.hashes):
-                found = f'{file.path} holds the records of {trained_on[file.facts.digest]}, which are trained on'
+            if file.summary.digest in trained_on and len(file.hashes):
+                found = f'{file.path} holds the records of {trained_on[file.summary.digest]}, which are trained on'
                 raise BadInput('config.data.validation_source', found, 'other records')
     else:
         train, validation = records.split(data.validation_fraction)

@@ -152,22 +152,22 @@ def _example_messages() -> tuple[Any, Any]:
     return make('typed', field_type.TYPE_INT64, field_type.TYPE_FLOAT), make('packed', *[field_type.TYPE_BYTES] * 2)
 
 
-def decode(records: list[bytes], places: list[tuple[str, int]]) -> Examples:
+def decode(records: list[bytes], locations: list[tuple[str, int]]) -> Examples:
     """Parses the data of records; `L` and `P` are those of the longest.
 
     Args:
-      places: (file, offset) of each, for errors.
+      locations: (file, offset) of each, for errors.
 
     Raises:
       BadInput: names file and offset of the first record that is no example of BERT's.
     """
-    parsed = [_parse(record, *place) for record, place in zip(records, places, strict=True)]
+    parsed = [_parse(record, *place) for record, place in zip(records, locations, strict=True)]
     columns = {
         name: (_floats if name == 'masked_lm_weights' else _integers)(lists)
         for name, lists in zip(_FIELDS, zip(*parsed, strict=True), strict=True)
     }
     sizes = {name: sizes for name, (_, sizes) in columns.items()}
-    _check_sizes(sizes, places)
+    _check_sizes(sizes, locations)
     num_positions, num_predictions = sizes['input_ids'].max(), sizes['masked_lm_ids'].max()
     fields = {name: _stacked(*columns[name], num_positions) for name in _PER_POSITION}
     fields |= {name: _stacked(*columns[name], num_predictions) for name in _PER_PREDICTION}
@@ -177,7 +177,7 @@ def decode(records: list[bytes], places: list[tuple[str, int]]) -> Examples:
     labels = np.full(len(records), -1, np.int64)
     labels[sizes['next_sentence_labels'] > 0] = columns['next_sentence_labels'][0]
     lengths = fields['input_mask'].sum(axis=1)
-    _check_values(fields, lengths, weights, labels, places)
+    _check_values(fields, lengths, weights, labels, locations)
     real = weights > 0
     return Examples(
         fields['input_ids'].astype(np.int32),
@@ -190,7 +190,7 @@ def decode(records: list[bytes], places: list[tuple[str, int]]) -> Examples:
     )
 
 
-def _check_sizes(sizes: dict[str, np.ndarray], places: list[tuple[str, int]]) -> None:
+def _check_sizes(sizes: dict[str, np.ndarray], locations: list[tuple[str, int]]) -> None:
     weights, labels = sizes['masked_lm_weights'], sizes['next_sentence_labels']
     fits = (sizes['input_ids'] > 0) & (sizes['masked_lm_ids'] == sizes['masked_lm_positions']) & (labels <= 1)
     fits &= (sizes['input_ids'] == sizes['input_mask']) & (sizes['input_ids'] == sizes['segment_ids'])
@@ -199,7 +199,7 @@ def _check_sizes(sizes: dict[str, np.ndarray], places: list[tuple[str, int]]) ->
         row = int(fits.argmin())
         found = ', '.join(f'{name} has {counts[row]:,} values' for name, counts in sizes.items())
         expected = 'as many in each of the first three, as many in each masked_lm_…, one label'
-        raise _damaged(*places[row], found, expected)
+        raise _damaged(*locations[row], found, expected)
 
 
 def _check_values(
@@ -207,7 +207,7 @@ def _check_values(
     lengths: np.ndarray,
     weights: np.ndarray,
     labels: np.ndarray,
-    places: list[tuple[str, int]],
+    locations: list[tuple[str, int]],
 ) -> None:
     ids, mask, positions, labels_ids = (
         fields[name] for name in ('input_ids', 'input_mask', 'masked_lm_positions', 'masked_lm_ids')
@@ -225,8 +225,8 @@ def _check_values(
         ('next_sentence_labels is neither 0 nor 1', (labels < -1) | (labels > 1)),
     ):
         if wrong.any():
-            row = int(wrong.reshape(len(places), -1).any(axis=1).argmax())
-            raise _damaged(*places[row], found, "an example of BERT's")
+            row = int(wrong.reshape(len(locations), -1).any(axis=1).argmax())
+            raise _damaged(*locations[row], found, "an example of BERT's")
 
 
 def _parse(record: bytes, path: str, offset: int) -> list[bytes]:

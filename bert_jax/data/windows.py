@@ -32,7 +32,7 @@ _SAMPLED_BLOCKS = 16  # of `_SENTENCES_AT_ONCE` each
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class WindowIndex:
     """The windows of one epoch, memory-mapped.
 
     segments: [S+1] int64, token position where each segment starts; the last one closes.
@@ -89,7 +89,7 @@ def max_tokens(data: config.Data) -> int:
 # --- A plan in its directory. ---
 
 
-def load_plan(corpus_directory: str, split_name: str, split: Split, data: config.Data) -> Plan:
+def load_windows(corpus_directory: str, split_name: str, split: Split, data: config.Data) -> WindowIndex:
     """The plan of a split, memory-mapped from beside its corpus; made there at the first use.
 
     Any number of processes may find none and make it: they make the same, and the first to finish publishes it. If the
@@ -115,22 +115,22 @@ def load_plan(corpus_directory: str, split_name: str, split: Split, data: config
     directory = pathlib.Path(corpus_directory) / 'plans' / json_digest(settings)
     if directory.is_dir():
         if not (damage := checksums.find_damage(directory)):
-            return open_plan(directory)
+            return open_windows(directory)
         say_anywhere(f'The plan in {directory} is damaged ({damage}); rebuilding it')
         shutil.rmtree(directory, ignore_errors=True)  # in a corpus that is read-only it stays, unused
     try:
         if not directory.is_dir():
             with new_directory(directory) as temporary:
-                plan_windows(split, data, temporary)
+                build_windows(split, data, temporary)
                 checksums.write_checksums(temporary)
-            return open_plan(directory)
+            return open_windows(directory)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise _cannot_write(directory, error) from error
     try:
         with tempfile.TemporaryDirectory(prefix='plan-') as name:
-            plan_windows(split, data, pathlib.Path(name))
-            return open_plan(pathlib.Path(name))  # what is mapped stays when its name is gone
+            build_windows(split, data, pathlib.Path(name))
+            return open_windows(pathlib.Path(name))  # what is mapped stays when its name is gone
     except OSError as error:
         raise _cannot_write(pathlib.Path(tempfile.gettempdir()), error) from error
 
@@ -144,17 +144,17 @@ def _cannot_write(directory: pathlib.Path, error: OSError) -> BadInput:
     )
 
 
-def open_plan(directory: pathlib.Path) -> Plan:
+def open_windows(directory: pathlib.Path) -> WindowIndex:
     """Maps the files of a plan."""
     # Plain arrays over the mapped files: `np.memmap` costs microseconds at every look.
-    names = [field.name for field in dataclasses.fields(Plan)]
-    return Plan(**{name: np.asarray(map_array(directory / f'{name}.npy')) for name in names})
+    names = [field.name for field in dataclasses.fields(WindowIndex)]
+    return WindowIndex(**{name: np.asarray(map_array(directory / f'{name}.npy')) for name in names})
 
 
 # --- Planning. ---
 
 
-def plan_windows(split: Split, data: config.Data, directory: pathlib.Path) -> None:
+def build_windows(split: Split, data: config.Data, directory: pathlib.Path) -> None:
     """Cuts every document into windows, as the original's `create_instances_from_document` does; writes the plan.
 
     Sentences are taken until the planned length is reached: the full row, or with probability
@@ -249,7 +249,7 @@ def _windows(
 
 
 def _planned_lengths(documents: np.ndarray, round_number: int, data: config.Data, limit: int) -> np.ndarray:
-    draws = random.bits(random.fold(random.fold(_SHORT_KEY, documents), round_number), 2)
+    draws = random.bits(random.fold_in(random.fold_in(_SHORT_KEY, documents), round_number), 2)
     short = random.uniform(draws[:, 0]) < data.short_sequence_probability
     return np.where(short, 2 + random.below(draws[:, 1], limit - 1), limit)
 

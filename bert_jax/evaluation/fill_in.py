@@ -23,7 +23,7 @@ from bert_jax.runtime.mesh import BATCH_AXES, batch_sharding
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
 from bert_jax.train.program import TrainProgram
-from bert_jax.train.state import place
+from bert_jax.train.state import distribute
 
 _NUM_FILLERS = 3
 
@@ -98,7 +98,9 @@ def _batch(
     for row, ((_, ids), (_, places)) in enumerate(zip(kept, masks, strict=True)):
         input_ids[row, : len(ids)], present[row, : len(ids)] = ids, 1
         positions[row, : len(places)] = places
-    return jax.tree.map(lambda array: place(array, batch_sharding(mesh)), _Sentences(input_ids, present, positions))
+    return jax.tree.map(
+        lambda array: distribute(array, batch_sharding(mesh)), _Sentences(input_ids, present, positions)
+    )
 
 
 def _best_fillers(model: PretrainingModel, sentences: _Sentences, gather: Gather | None) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Reading, sorted_labels
+from bert_jax.data.labelled import RecordReader, sorted_labels
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.evaluation.ranking import MOST_FREQUENT, PROBE, is_probe
@@ -80,7 +80,7 @@ def open_sets(probe: config.Probe, every: int) -> list[LabelledSet]:
 def _open(name: str, source: str, probe: config.Probe) -> LabelledSet:
     task = Task(text=probe.text, label=probe.label)
     try:
-        records = list(Reading(source, task, (probe.text, probe.label)))
+        records = list(RecordReader(source, task, (probe.text, probe.label)))
         by_text = {str(r.fields[probe.text]): str(r.fields[probe.label]).strip() for r in reversed(records)}
         sorted_labels(by_text.values(), source)
     except BadInput as error:  # in the words of a fine-tune

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bert_jax.data.batches import Stream
-from bert_jax.data.order import Chosen, Order
+from bert_jax.data.sampler import RowSelection, Sampler
 from bert_jax.model.inputs import Array, Inputs
 
 
@@ -183,7 +183,7 @@ class TaskStream(Stream[TaskBatch]):
         sequence_length: L without packing.
         packing: None for an example a row.
         """
-        super().__init__(Order(len(rows), batch_size, seed))
+        super().__init__(Sampler(len(rows), batch_size, seed))
         self._rows, self._length, self._pad_id, self._packing = rows, sequence_length, pad_id, packing
         if packing:
             # Batches of fewer tokens than average have the length of an average one: few programs are compiled.
@@ -192,19 +192,19 @@ class TaskStream(Stream[TaskBatch]):
     @property
     def batch_size(self) -> int:
         """B, over all hosts."""
-        examples = self._order.batch_size
+        examples = self._sampler.batch_size
         return self._packing.num_rows(examples) if self._packing else examples
 
     def batch(self, step: int, rows: slice = slice(None)) -> TaskBatch:
         """The batch of a step, or the given rows of it; the same whoever asks, in whatever order."""
         if not self._packing:
             return super().batch(step, rows)
-        packed = self._assemble(self._order.rows(step))  # which examples share a row depends on the whole batch
+        packed = self._assemble(self._sampler.rows(step))  # which examples share a row depends on the whole batch
         return TaskBatch(*(array[rows] for array in packed))
 
-    def _assemble(self, chosen: Chosen) -> TaskBatch:
-        examples, present = chosen.rows, chosen.present  # nothing in an example is random
-        data, lengths = self._rows, np.diff(self._rows.starts)[chosen.rows]
+    def _assemble(self, selection: RowSelection) -> TaskBatch:
+        examples, present = selection.rows, selection.present  # nothing in an example is random
+        data, lengths = self._rows, np.diff(self._rows.starts)[selection.rows]
         if self._packing:
             rows, slots, most = self._packing.rows(lengths)
             shape = self.batch_size, max(self._packing.length(most), self._least_length)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Reading, Record
+from bert_jax.data.labelled import Record, RecordReader
 from bert_jax.errors import BadInput
 from bert_jax.finetune import answers
 from bert_jax.finetune.rows import make_rows
@@ -166,7 +166,7 @@ def open_spans(
       BadInput: for a missing column, or when no question is left.
     """
     counts: Counter[str] = Counter()
-    reading = Reading(source, task, (*_COLUMNS, *(['answers'] if is_labelled else [])))
+    reading = RecordReader(source, task, (*_COLUMNS, *(['answers'] if is_labelled else [])))
     records: Iterable[Record] = reading
     if learns_no_answer is None:
         records = list(reading)

@@ -60,7 +60,7 @@ def choose(rows: Rows, example: np.ndarray, max_examples: int) -> Rows:
     num_examples = int(example[-1]) + 1
     if not max_examples or max_examples >= num_examples:
         return rows
-    keys = random.fold(random.fold_int(0, num_examples), np.arange(num_examples))
+    keys = random.fold_in(random.fold_in_int(0, num_examples), np.arange(num_examples))
     is_chosen = np.zeros(num_examples, bool)
     is_chosen[np.argsort(keys, kind='stable')[:max_examples]] = True
     return rows.chosen(np.flatnonzero(is_chosen[example]))

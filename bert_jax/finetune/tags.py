@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Reading, Record, sorted_labels, unknown_label
+from bert_jax.data.labelled import Record, RecordReader, sorted_labels, unknown_label
 from bert_jax.errors import BadInput
 from bert_jax.finetune import metrics
 from bert_jax.finetune.rows import make_rows
@@ -59,7 +59,7 @@ def open_tags(
     Raises:
       BadInput: for a missing column, a sentence with other than a tag a word, or a tag that training has not seen.
     """
-    reading = Reading(source, task, (task.text, *([task.label] if is_labelled else [])))
+    reading = RecordReader(source, task, (task.text, *([task.label] if is_labelled else [])))
     counts: Counter[str] = Counter()
     sentences: list[tuple[str, list[list[int]]]] = []
     gold: list[list[str]] = []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Reading, Record, sorted_labels, unknown_label
+from bert_jax.data.labelled import Record, RecordReader, sorted_labels, unknown_label
 from bert_jax.errors import BadInput
 from bert_jax.finetune import metrics
 from bert_jax.finetune.rows import make_rows
@@ -74,7 +74,7 @@ def open_texts(
       BadInput: for a missing column, a label that training has not seen, or one that is no number (regression).
     """
     columns = (task.text, *filter(None, [task.text_pair]), *([task.label] if is_labelled else []))
-    reading, given = Reading(source, task, columns), []
+    reading, given = RecordReader(source, task, columns), []
     counts: Counter[str] = Counter()
     ids, second = [], []
     for some in batched(reading, _AT_ONCE):

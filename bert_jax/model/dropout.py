@@ -45,19 +45,19 @@ def dropout_base(seed: int | jax.Array, step: jax.Array) -> jax.Array:
     return _hash32(_hash32(jnp.uint32(seed) + jnp.uint32(_GOLDEN)) ^ step.astype(jnp.uint32))
 
 
-def is_kept(place: jax.Array, row_keys: jax.Array, rate: float) -> jax.Array:
+def is_kept(element: jax.Array, row_keys: jax.Array, rate: float) -> jax.Array:
     """bool, False with probability `rate`.
 
     Args:
-      place: uint32, the number of an element in its row.  row_keys: `DropoutKey.of_rows`, broadcast to it.
+      element: uint32, the number of an element in its row.  row_keys: `DropoutKey.of_rows`, broadcast to it.
     """
-    return _hash32((place * jnp.uint32(_GOLDEN)) ^ row_keys) >= jnp.uint32(round(rate * 2**32))
+    return _hash32((element * jnp.uint32(_GOLDEN)) ^ row_keys) >= jnp.uint32(round(rate * 2**32))
 
 
 def dropout(x: jax.Array, rate: float, key: DropoutKey | None, site: int) -> jax.Array:
     """Zeroes each element with probability `rate` and scales the rest (Srivastava et al. 2014).
 
-    The mask is a hash of (seed, step, layer, site, global row, place in the row): the same on any mesh and for any
+    The mask is a hash of (seed, step, layer, site, global row, element in the row): the same on any mesh and for any
     split into microbatches, and on a CPU an order of magnitude cheaper than `jax.random.bernoulli`.
 
     Args:
@@ -66,9 +66,9 @@ def dropout(x: jax.Array, rate: float, key: DropoutKey | None, site: int) -> jax
     if key is None or rate == 0.0:
         return x
     row_keys = key.of_rows(site).reshape((x.shape[0],) + (1,) * (x.ndim - 1))
-    place = jnp.zeros((1,) * x.ndim, jnp.uint32)
+    element = jnp.zeros((1,) * x.ndim, jnp.uint32)
     for dim in range(1, x.ndim):
         iota = jax.lax.broadcasted_iota(jnp.uint32, (1,) + x.shape[1:], dim)
-        place = place * jnp.uint32(x.shape[dim]) + iota
-    keep = is_kept(place, row_keys, rate)
+        element = element * jnp.uint32(x.shape[dim]) + iota
+    keep = is_kept(element, row_keys, rate)
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))

@@ -74,7 +74,7 @@ def attend(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array) -> jax.Array:
-    return _pallas(call, _forward_kernel, (q,), (k, v), ids, scalars, 1, 0, num_products=2)[0]
+    return _pallas(call, _forward_kernel, (q,), (k, v), ids, scalars, 1, 0, num_matmuls=2)[0]
 
 
 def _attend_forward(call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array):
@@ -83,7 +83,7 @@ def _attend_forward(call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: 
 
 def _attend_backward(call: _Call, kept: tuple, gradient: jax.Array) -> tuple:
     q, k, v, ids, *scalars = kept
-    gradients = _pallas(call, _backward_kernel, (q, gradient), (k, v), ids, scalars, 1, 2, num_products=5)
+    gradients = _pallas(call, _backward_kernel, (q, gradient), (k, v), ids, scalars, 1, 2, num_matmuls=5)
     return *gradients, None, *(None for _ in scalars)
 
 
@@ -99,7 +99,7 @@ def _pallas(
     scalars: Sequence[jax.Array],
     out_by_query: int,
     out_by_key: int,
-    num_products: int,
+    num_matmuls: int,
 ) -> list[jax.Array]:
     """Runs a kernel over (rows, blocks of heads, blocks of queries); all arrays [B, L, D]."""
     B, L, D = by_query[0].shape
@@ -124,7 +124,7 @@ def _pallas(
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'parallel', 'arbitrary')),
         cost_estimate=pl.CostEstimate(
-            flops=2 * num_products * B * L * L * D,
+            flops=2 * num_matmuls * B * L * L * D,
             transcendentals=B * call.num_heads * L * L,
             bytes_accessed=num_arrays * array.size * array.dtype.itemsize,
         ),
@@ -138,41 +138,41 @@ def _pallas(
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """What is the same for the heads of a block. same: bool [Q, L]; place, row_key: for `is_kept`, of head 0;
+    """What is the same for the heads of a block. same: bool [Q, L]; element, row_key: for `is_kept`, of head 0;
     None without dropout."""
 
     same: jax.Array
     head_size: int
     rate: float
     row_key: jax.Array | None
-    first_place: jax.Array | None
+    first_element: jax.Array | None
 
     def weights(self, q: jax.Array, k: jax.Array) -> jax.Array:
         """[Q, L] float32, before dropout."""
-        scores = _product(q, k, (1, 1)) * np.float32(self.head_size**-0.5)
+        scores = _matmul(q, k, (1, 1)) * np.float32(self.head_size**-0.5)
         scores = jnp.where(self.same, scores, _NO)
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         return weights * (1.0 / weights.sum(axis=-1, keepdims=True))
 
     def dropped(self, x: jax.Array, head: int) -> jax.Array:
         """Dropout of [Q, L] values of a head: of weights, or of the gradient that comes to them."""
-        if self.row_key is None or self.first_place is None:
+        if self.row_key is None or self.first_element is None:
             return x
-        kept = is_kept(self.first_place + jnp.uint32(head * x.shape[1] * x.shape[1]), self.row_key, self.rate)
+        kept = is_kept(self.first_element + jnp.uint32(head * x.shape[1] * x.shape[1]), self.row_key, self.rate)
         return jnp.where(kept, x * np.float32(1.0 / (1.0 - self.rate)), 0.0)
 
 
 def _block(keys: Any, first: Any, q_ids: Any, k_ids: Any, heads: int, size: int, rate: float) -> _Block:
     """Args: references to arrays on the chip, as Pallas passes them."""
     Q, L = q_ids.shape[1], k_ids.shape[2]
-    place, row_key = None, None
+    element, row_key = None, None
     if rate:
         head = first[0] + (pl.program_id(1) * heads).astype(jnp.uint32)
         query = jax.lax.broadcasted_iota(jnp.int32, (Q, L), 0) + pl.program_id(2) * Q
         key = jax.lax.broadcasted_iota(jnp.int32, (Q, L), 1)
-        place = (query * L + key).astype(jnp.uint32) + head * jnp.uint32(L * L)
+        element = (query * L + key).astype(jnp.uint32) + head * jnp.uint32(L * L)
         row_key = keys[pl.program_id(0)]
-    return _Block(q_ids[0] == k_ids[0], size, rate, row_key, place)
+    return _Block(q_ids[0] == k_ids[0], size, rate, row_key, element)
 
 
 def _heads(x: jax.Array, head_size: int) -> Iterator[tuple[int, jax.Array]]:
@@ -186,7 +186,7 @@ def _only(lanes: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.where(lanes, x.astype(jnp.float32), 0.0).astype(x.dtype)
 
 
-def _product(x: jax.Array, y: jax.Array, dims: tuple[int, int]) -> jax.Array:
+def _matmul(x: jax.Array, y: jax.Array, dims: tuple[int, int]) -> jax.Array:
     """The product over a dim of each, in float32."""
     return jax.lax.dot_general(x, y, (((dims[0],), (dims[1],)), ((), ())), preferred_element_type=jnp.float32)
 
@@ -199,7 +199,7 @@ def _forward_kernel(
     out = jnp.zeros(q.shape, jnp.float32)
     for head, lanes in _heads(q, head_size):
         weights = block.dropped(block.weights(_only(lanes, q), k), head)
-        out = jnp.where(lanes, _product(weights.astype(v.dtype), v, (1, 0)), out)
+        out = jnp.where(lanes, _matmul(weights.astype(v.dtype), v, (1, 0)), out)
     out_ref[0] = out.astype(out_ref.dtype)
 
 
@@ -218,12 +218,12 @@ def _backward_kernel(
     for head, lanes in _heads(q, head_size):
         own_q, own_grad = _only(lanes, q), _only(lanes, out_grad)
         weights = block.weights(own_q, k)
-        v_grad_sum[...] += _product(block.dropped(weights, head).astype(v.dtype), own_grad, (0, 0))
-        weights_grad = block.dropped(_product(own_grad, v, (1, 1)), head)
+        v_grad_sum[...] += _matmul(block.dropped(weights, head).astype(v.dtype), own_grad, (0, 0))
+        weights_grad = block.dropped(_matmul(own_grad, v, (1, 1)), head)
         scores_grad = weights * (weights_grad - (weights * weights_grad).sum(axis=-1, keepdims=True))
         scores_grad = (scores_grad * np.float32(head_size**-0.5)).astype(q.dtype)
-        q_grad = jnp.where(lanes, _product(scores_grad, k, (1, 0)), q_grad)
-        k_grad_sum[...] += _product(scores_grad, own_q, (0, 0))
+        q_grad = jnp.where(lanes, _matmul(scores_grad, k, (1, 0)), q_grad)
+        k_grad_sum[...] += _matmul(scores_grad, own_q, (0, 0))
     q_grad_ref[0] = q_grad.astype(q_grad_ref.dtype)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)

@@ -111,13 +111,13 @@ def init_state(
     With `params` (whole arrays, the same in every process) it starts from them, else from random ones.
     """
     if params is not None:
-        params = jax.tree.map(place, params, shardings.params)
+        params = jax.tree.map(distribute, params, shardings.params)
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
         return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params, opt_state)
     return jax.jit(lambda: _new_state(model, vocab_size, optimizer, seed, build), out_shardings=shardings)()
 
 
-def place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+def distribute(array: jax.Array, sharding: NamedSharding) -> jax.Array:
     """A whole array, the same in every process, as one that is spread over a mesh."""
     whole = np.asarray(array)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])

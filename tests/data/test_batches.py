@@ -91,8 +91,8 @@ def test_an_epoch_uses_each_planned_window_once_and_the_next_in_another_order(st
     stream = streams(seed, 0, **fields)
     first, second = (_rows_of_epoch(stream, number) for number in (epoch, epoch + 1))
     for rows in (first, second):
-        windows = [np.arange(stream.plan.rows[row], stream.plan.rows[row + 1]) for row in rows]
-        np.testing.assert_array_equal(np.sort(np.concatenate(windows)), np.arange(stream.plan.num_windows))
+        windows = [np.arange(stream.windows.rows[row], stream.windows.rows[row + 1]) for row in rows]
+        np.testing.assert_array_equal(np.sort(np.concatenate(windows)), np.arange(stream.windows.num_windows))
     assert (first == second).mean() < 0.2
 
 
@@ -134,7 +134,7 @@ def test_every_window_is_used_once_an_epoch_and_epochs_differ(tmp_path) -> None:
 
 
 def test_blocks_cover_every_row_too(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr('bert_jax.data.order._ROWS_IN_BLOCK', 37)
+    monkeypatch.setattr('bert_jax.data.sampler._ROWS_IN_BLOCK', 37)
     stream = _stream(tmp_path)
     windows = stream._order.shuffle(np.arange(stream.num_rows))
     np.testing.assert_array_equal(np.sort(windows), np.arange(stream.num_rows))
@@ -184,7 +184,7 @@ def test_an_evaluation_pass_sees_each_window_once_then_padding(tmp_path, packing
     stream = _stream(tmp_path, seed=None, data=Data(sequence_length=48, packing=packing))
     batches = [stream.batch(step) for step in range(len(stream))]
     real = sum(int(batch.next_sentence_weights.sum()) for batch in batches)
-    assert real == stream.plan.num_windows and (packing or real == stream.num_rows)
+    assert real == stream.windows.num_windows and (packing or real == stream.num_rows)
     last = batches[-1]
     padding = np.arange(16) >= stream.num_rows - 16 * (len(stream) - 1)
     assert padding.any() and last.sequence_ids[~padding].any(axis=1).all()
@@ -197,9 +197,9 @@ def test_a_batch_is_as_long_as_the_shortest_bucket_that_its_rows_fit(streams) ->
     """Against the lengths of the windows themselves; only a batch at a border holds rows of a shorter bucket."""
     lengths = (12, 24, 40, 48)
     plain, stream = streams(3, 0), streams(3, 0, bucket_lengths=lengths[:-1])
-    needed = plain.plan.target + 3
+    needed = plain.windows.target + 3
     shortest = np.array([min(length for length in lengths if length >= one) for one in needed])
-    assert stream.plan.bucket_sizes.tolist() == [int((shortest == length).sum()) for length in lengths]
+    assert stream.windows.bucket_sizes.tolist() == [int((shortest == length).sum()) for length in lengths]
     num_shorter = slots = 0
     for step in range(len(stream)):
         batch, chosen = stream.batch(step), stream._order.rows(step)

@@ -12,7 +12,7 @@ from tests.support.corpora import MemorySplit, plan_of, random_split
 
 
 def _keys(seed: int, count: int) -> np.ndarray:
-    return random.fold(random.fold_int(seed, 0), np.arange(count))
+    return random.fold_in(random.fold_in_int(seed, 0), np.arange(count))
 
 
 @pytest.mark.parametrize('pairing', ['nsp', 'sop', 'none'])
@@ -184,7 +184,7 @@ def test_trimming_takes_from_the_front_and_the_back_alike() -> None:
 
 def test_coin_flips_are_binomial() -> None:
     for count in (1, 5, 64, 65, 200):
-        bits = random.bits(random.fold(count, np.arange(4000)), 4)
+        bits = random.bits(random.fold_in(count, np.arange(4000)), 4)
         heads = random.coin_flips(bits, np.full(4000, count))
         assert heads.min() >= 0 and heads.max() <= count
         assert abs(heads.mean() - count / 2) < 5 * np.sqrt(count / 4 / 4000)

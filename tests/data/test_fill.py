@@ -17,7 +17,7 @@ from bert_jax.cli.flags import parse
 from bert_jax.config import Config, Data
 from bert_jax.data import windows
 from bert_jax.data.batches import CorpusStream
-from bert_jax.data.fill import fill_of, num_sequences, with_chosen_sequences
+from bert_jax.data.fill import fill_of, num_sequences, resolve_max_sequences
 from bert_jax.data.streams import open_streams
 from bert_jax.data.windows import num_special_tokens, sample_lengths
 from bert_jax.sweep.launch import check_workdirs
@@ -94,7 +94,7 @@ def test_every_suggestion_is_a_valid_setting_that_fills_rows_as_it_says(data: Da
         given = as_flags({f'data.{name}': value for name, value in own.items() if f'.{name}=' not in flags})
         values, _ = parse(COMMANDS['prepare'], [*given, *shlex.split(flags)])
         changed = config.resolve(values.config).data
-        settled = with_chosen_sequences(Config(data=changed), split).data
+        settled = resolve_max_sequences(Config(data=changed), split).data
         assert share_of_plan(split, settled) == pytest.approx(share, abs=1e-9), flags
 
 
@@ -112,7 +112,7 @@ def test_a_large_split_is_sampled_evenly_and_always_alike(monkeypatch: pytest.Mo
 def test_a_stream_that_is_opened_alone_chooses_as_a_run_does(tmp_path: Path) -> None:
     corpus = corpus_of(split_of(3000, 2, 8), str(tmp_path))
     stream = CorpusStream(corpus, TITLES, 'train', batch_size=4, seed=0)
-    assert stream.data == with_chosen_sequences(Config(data=TITLES), corpus.train).data
+    assert stream.data == resolve_max_sequences(Config(data=TITLES), corpus.train).data
     assert stream.batch(0).cls_positions.shape == (4, stream.data.max_sequences)
 
 
@@ -120,7 +120,7 @@ def test_phases_share_the_number_of_the_one_that_needs_most() -> None:
     phases = tuple(config.Phase(sequence_length=length) for length in (32, 128))
     run, split = Config(data=TITLES, phases=phases), split_of(3000, 2, 8)
     each = [num_sequences(sample_lengths(split, phase.data), phase.data) for phase in run.in_phases]
-    assert with_chosen_sequences(run, split).data.max_sequences == max(each) > min(each)
+    assert resolve_max_sequences(run, split).data.max_sequences == max(each) > min(each)
 
 
 # --- Workdirs. ---
@@ -181,7 +181,7 @@ def test_prepare_and_plan_use_the_number_of_the_corpus(tmp_path: Path, capsys: p
     run = as_config(values)
     assert main(['bert_jax', 'prepare', *as_flags(values), '--json']) == 0
     [found] = json.loads(capsys.readouterr().out)['fill']
-    expected = with_chosen_sequences(run, load_corpus(run.data.corpus).train)
+    expected = resolve_max_sequences(run, load_corpus(run.data.corpus).train)
     assert found['max_sequences'] == expected.data.max_sequences and found['share'] > 0.8
     assert plan.with_sequences(run) == expected and not capsys.readouterr().err
     elsewhere = dataclasses.replace(run, data=dataclasses.replace(run.data, corpus=str(tmp_path / 'none')))

@@ -24,7 +24,7 @@ def _mask(seed: int, num_rows: int = 256, num_positions: int = 64, num_predictio
     present = place < lengths[:, None]
     candidates = present & (place > 0) & (place != lengths[:, None] - 1) & (place != lengths[:, None] // 2)
     ids = np.where(present, rng.integers(5, VOCAB, present.shape), 0).astype(np.int32)
-    keys = random.fold(seed, np.arange(num_rows))
+    keys = random.fold_in(seed, np.arange(num_rows))
     masked = mask_tokens(
         ids,
         candidates,
@@ -82,7 +82,7 @@ def test_special_and_unused_tokens_are_neither_predicted_nor_drawn(kind: str, ex
     assert special >= {tokenizer.pad_id, tokenizer.unk_id, tokenizer.mask_id} and len(special) >= 7
     ids = np.tile([tokenizer.cls_id, tokenizer.unk_id, *tokenizer.encode_batch(['the cat sat'])[0]], (4000, 1))
     candidates = np.broadcast_to(np.arange(ids.shape[1]) > 0, ids.shape)
-    lengths, keys = np.full(len(ids), ids.shape[1]), random.fold(1, np.arange(len(ids)))
+    lengths, keys = np.full(len(ids), ids.shape[1]), random.fold_in(1, np.arange(len(ids)))
     everything_random = Masking(rate=0.5, mask_fraction=0.0, random_fraction=1.0)
     masked = mask_tokens(ids, candidates, lengths, keys, everything_random, vocabulary, num_predictions=4)
     drawn = np.take_along_axis(masked.input_ids, masked.positions, axis=1)[masked.weights > 0]
@@ -117,7 +117,7 @@ def test_every_candidate_is_drawn_equally_often() -> None:
     ids = np.full((20_000, 30), 7, np.int32)
     candidates = np.zeros(ids.shape, bool)
     candidates[:, 1:21] = True
-    keys = random.fold(9, np.arange(len(ids)))
+    keys = random.fold_in(9, np.arange(len(ids)))
     masked = mask_tokens(
         ids,
         candidates,
@@ -138,7 +138,7 @@ def test_a_row_without_candidates_gets_no_prediction() -> None:
         np.zeros((2, 8), np.int32),
         np.zeros((2, 8), bool),
         np.zeros(2, int),
-        random.fold(0, np.arange(2)),
+        random.fold_in(0, np.arange(2)),
         Masking(),
         VOCABULARY,
         num_predictions=10,
@@ -158,7 +158,7 @@ def _mask_units(unit: str, seed: int, num_rows: int = 128, num_predictions: int 
         ids,
         candidates,
         lengths,
-        random.fold(seed, np.arange(num_rows)),
+        random.fold_in(seed, np.arange(num_rows)),
         Masking(unit=unit),
         VOCABULARY,
         num_predictions=num_predictions,
@@ -217,7 +217,7 @@ def test_each_word_is_drawn_as_often_as_by_the_original() -> None:
         np.repeat(ids, rows, axis=0),
         np.repeat(candidates, rows, axis=0),
         np.full(rows, 40),  # n = 6
-        random.fold(5, np.arange(rows)),
+        random.fold_in(5, np.arange(rows)),
         Masking(unit='word'),
         VOCABULARY,
         num_predictions=10,
@@ -237,7 +237,7 @@ def test_ngrams_have_one_to_three_words_in_proportion_to_one_over_n() -> None:
     ids[:, 2:22:2] = 5  # words of two tokens
     candidates = np.zeros(ids.shape, bool)
     candidates[:, 1:21] = candidates[:, 22:24] = True  # and a second run, of one word
-    starts = _unit_starts(ids, candidates, random.fold(3, np.arange(rows)), 'ngram', IS_CONTINUATION)
+    starts = _unit_starts(ids, candidates, random.fold_in(3, np.arange(rows)), 'ngram', IS_CONTINUATION)
     begins = np.array([1.0] + [0.0] * (num_words - 1))
     for word in range(1, num_words):
         begins[word] = sum(p * begins[word - n] for n, p in ((1, 6 / 11), (2, 3 / 11), (3, 2 / 11)) if word >= n)
@@ -260,7 +260,7 @@ def test_sequences_of_one_row_are_masked_each_for_itself(unit: str) -> None:
         ids,
         candidates,
         lengths,
-        random.fold(8, np.arange(rows)),
+        random.fold_in(8, np.arange(rows)),
         Masking(unit=unit),
         VOCABULARY,
         num_predictions=12,

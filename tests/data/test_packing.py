@@ -181,7 +181,7 @@ def test_an_epoch_of_packed_rows_uses_every_window_once(tmp_path) -> None:
         ids[rows, batch.masked_lm_positions[rows, slots]] = batch.masked_lm_ids[rows, slots]
         in_epoch = step * 16 + np.arange(16) < stream.num_rows
         seen.append(ids[in_epoch][ids[in_epoch] >= 10] - 10)
-    plan = stream.plan
-    lengths = np.minimum(plan.target, plan.length)
-    used = [np.arange(start, start + length) for start, length in zip(plan.start, lengths, strict=True)]
+    index = stream.windows
+    lengths = np.minimum(index.target, index.length)
+    used = [np.arange(start, start + length) for start, length in zip(index.start, lengths, strict=True)]
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.sort(np.concatenate(used)))

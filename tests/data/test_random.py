@@ -11,13 +11,13 @@ from bert_jax.data import random
 @pytest.mark.parametrize('size', [1, 2, 3, 7, 64, 65, 1000])
 def test_every_key_gives_a_permutation(size: int) -> None:
     for limit in (size, size + 1):
-        for key in random.fold(size, np.arange(20)):
+        for key in random.fold_in(size, np.arange(20)):
             found = random.permute(np.arange(size), size, np.full(size, key), limit=limit)
             np.testing.assert_array_equal(np.sort(found), np.arange(size))
 
 
 def test_a_place_goes_where_it_goes_whatever_is_asked_with_it() -> None:
-    keys = random.fold(3, np.arange(500) % 7)
+    keys = random.fold_in(3, np.arange(500) % 7)
     places, sizes = np.arange(500) % 90, 90 + np.arange(500) % 11
     together = random.permute(places, sizes, keys, limit=100)
     alone = [random.permute(places[i : i + 1], sizes[i : i + 1], keys[i : i + 1], limit=100)[0] for i in range(500)]
@@ -25,7 +25,7 @@ def test_a_place_goes_where_it_goes_whatever_is_asked_with_it() -> None:
 
 
 def test_all_permutations_of_four_are_alike_often() -> None:
-    keys = random.fold(1, np.arange(24_000))
+    keys = random.fold_in(1, np.arange(24_000))
     found = np.stack([random.permute(np.full(24_000, place), 4, keys, limit=4) for place in range(4)], axis=1)
     codes = found @ 4 ** np.arange(4)
     counts = np.array([(codes == np.dot(order, 4 ** np.arange(4))).sum() for order in itertools.permutations(range(4))])
@@ -36,7 +36,7 @@ def test_all_permutations_of_four_are_alike_often() -> None:
 @pytest.mark.parametrize('size', [6, 33, 1000])
 def test_each_place_goes_everywhere_alike_often_and_neighbours_part(size: int) -> None:
     num_keys = 20 * size
-    keys = random.fold(2, np.arange(num_keys))
+    keys = random.fold_in(2, np.arange(num_keys))
     first, second = (random.permute(np.full(num_keys, place), size, keys, limit=size) for place in (0, 1))
     counts = np.bincount(first, minlength=size)
     gaps = np.bincount((second - first) % size, minlength=size)[1:]

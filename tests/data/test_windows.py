@@ -19,8 +19,8 @@ from bert_jax.errors import BadInput
 from tests.support.corpora import MemorySplit, plan_of, random_split
 
 
-def _assert_equal(first: windows.Plan, second: windows.Plan) -> None:
-    for field in dataclasses.fields(windows.Plan):
+def _assert_equal(first: windows.WindowIndex, second: windows.WindowIndex) -> None:
+    for field in dataclasses.fields(windows.WindowIndex):
         a, b = getattr(first, field.name), getattr(second, field.name)
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b, err_msg=field.name)
@@ -52,7 +52,7 @@ def test_planning_takes_memory_that_does_not_grow_with_the_corpus(tmp_path, monk
         split = MemorySplit(np.arange(0, 20 * count + 1, 20), np.arange(0, count + 1, 10))
         with tempfile.TemporaryDirectory(dir=tmp_path) as name:
             tracemalloc.start()
-            windows.plan_windows(split, Data(sequence_length=64), Path(name))
+            windows.build_windows(split, Data(sequence_length=64), Path(name))
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] + 100_000, peaks
@@ -61,14 +61,14 @@ def test_planning_takes_memory_that_does_not_grow_with_the_corpus(tmp_path, monk
 def test_processes_that_plan_at_the_same_time_end_with_one_plan(tmp_path) -> None:
     split, data = random_split(0), Data(sequence_length=48)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        plans = list(pool.map(lambda _: windows.load_plan(str(tmp_path), 'train', split, data), range(4)))
+        plans = list(pool.map(lambda _: windows.load_windows(str(tmp_path), 'train', split, data), range(4)))
     for plan in plans:
         _assert_equal(plan, plans[0])
     assert len(list((tmp_path / 'plans').iterdir())) == 1
 
 
 def test_what_a_killed_planner_left_is_removed_a_day_later_and_not_before(tmp_path) -> None:
-    windows.load_plan(str(tmp_path), 'train', random_split(0), Data(sequence_length=48))
+    windows.load_windows(str(tmp_path), 'train', random_split(0), Data(sequence_length=48))
     [plan] = (tmp_path / 'plans').iterdir()
     old, new = (plan.with_name(f'.{plan.name}.{number:012x}.partial') for number in range(2))
     for path, age in ((old, 90_000), (new, 0)):
@@ -77,7 +77,7 @@ def test_what_a_killed_planner_left_is_removed_a_day_later_and_not_before(tmp_pa
         for each in (path / 'rows.npy', path):
             os.utime(each, (time.time() - age,) * 2)
     shutil.rmtree(plan)
-    windows.load_plan(str(tmp_path), 'train', random_split(0), Data(sequence_length=48))
+    windows.load_windows(str(tmp_path), 'train', random_split(0), Data(sequence_length=48))
     assert {*(tmp_path / 'plans').iterdir()} == {plan, new}
 
 
@@ -92,11 +92,11 @@ def test_unwritable_corpus_puts_its_plan_elsewhere_and_full_disk_is_reported(
         raise OSError(number, 'no')
 
     if number == errno.ENOSPC:
-        monkeypatch.setattr(windows, 'plan_windows', refuse)
+        monkeypatch.setattr(windows, 'build_windows', refuse)
         with pytest.raises(BadInput, match='cannot take the plan of the windows: no'):
-            windows.load_plan(str(tmp_path), 'train', split, data)
+            windows.load_windows(str(tmp_path), 'train', split, data)
         assert not list((tmp_path / 'plans').iterdir())
     else:
         monkeypatch.setattr(windows, 'new_directory', refuse)
-        _assert_equal(windows.load_plan(str(tmp_path), 'train', split, data), expected)
+        _assert_equal(windows.load_windows(str(tmp_path), 'train', split, data), expected)
         assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.program import build_program
-from bert_jax.train.state import place
+from bert_jax.train.state import distribute
 from tests.support.models import MODEL, TOKENS, read_tokenizer
 
 pytestmark = pytest.mark.compiles
@@ -33,7 +33,7 @@ def test_on_any_mesh_the_fillers_are_those_of_fill_mask(mesh: config.Mesh, tmp_p
     program = build_program(settings, config.Optimizer(), config.Train(), len(TOKENS), mesh)
     examples = Examples(TEXTS, tokenizer, program, 32)
     assert '1 do not fit into 32 positions' in capsys.readouterr().err
-    found = examples(jax.tree.map(place, nnx.state(model, nnx.Param), program.shardings.params))
+    found = examples(jax.tree.map(distribute, nnx.state(model, nnx.Param), program.shardings.params))
     pretrained = Pretrained(model, tokenizer, settings, None)
     assert [example['text'] for example in found] == list(TEXTS[:2])
     for example in found:

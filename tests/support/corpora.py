@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from bert_jax.config import Data
-from bert_jax.data.windows import Plan, open_plan, plan_windows
+from bert_jax.data.windows import WindowIndex, build_windows, open_windows
 
 
 @dataclasses.dataclass
@@ -55,8 +55,8 @@ def corpus_of(split: MemorySplit, directory: str) -> SimpleNamespace:
     return SimpleNamespace(directory=directory, tokenizer=tokenizer, train=split, validation=split)
 
 
-def plan_of(split: MemorySplit, data: Data) -> Plan:
+def plan_of(split: MemorySplit, data: Data) -> WindowIndex:
     """The plan of a split, from files whose names are gone already."""
     with tempfile.TemporaryDirectory() as name:
-        plan_windows(split, data, Path(name))
-        return open_plan(Path(name))
+        build_windows(split, data, Path(name))
+        return open_windows(Path(name))

@@ -14,7 +14,7 @@ _ROWS_IN_BLOCK = 65_536
 _EVALUATION_SEED = 0
 
 
-class Chosen(NamedTuple):
+class RowSelection(NamedTuple):
     """What stands in a batch, or in a part of it."""
 
     rows: np.ndarray  # [B] int64, of the source
@@ -23,7 +23,7 @@ class Chosen(NamedTuple):
     bucket: int = -1  # of the batch; -1, the last, is that of the longest rows
 
 
-class Shuffle:
+class EpochShuffle:
     """Shuffled epochs of N rows, for ever: blocks of rows in random order, then rows within a block."""
 
     def __init__(self, num_rows: int, key: int):
@@ -41,7 +41,7 @@ class Shuffle:
             rows[chosen] = block_starts[blocks] + random.permute(
                 places[chosen] - slot_starts[slots],
                 block_starts[blocks + 1] - block_starts[blocks],
-                random.fold(random.fold_int(self._key, int(epoch)), blocks + 1),
+                random.fold_in(random.fold_in_int(self._key, int(epoch)), blocks + 1),
                 limit=min(self._num_rows, _ROWS_IN_BLOCK),
             )
         return rows
@@ -51,44 +51,44 @@ class Shuffle:
         """([K+1] first row of each block, [K] first place of each slot, [K] the block in each slot)."""
         num_blocks = -(-self._num_rows // _ROWS_IN_BLOCK)
         block_starts = np.arange(num_blocks + 1) * self._num_rows // num_blocks
-        key = np.full(num_blocks, random.fold_int(random.fold_int(self._key, epoch), 0), np.uint64)
+        key = np.full(num_blocks, random.fold_in_int(random.fold_in_int(self._key, epoch), 0), np.uint64)
         order = random.permute(np.arange(num_blocks), num_blocks, key, limit=num_blocks)
         sizes = np.diff(block_starts)[order]
         return block_starts, np.concatenate([[0], np.cumsum(sizes)[:-1]]), order
 
 
-class Order:
+class Sampler:
     """The order of the rows of a source, and the key of each row's random choices.
 
-    In training the source is gone through in shuffled epochs for ever (`Shuffle`). In evaluation it is gone through
-    once as it stands, with the same keys every time; rows past the end are padding.
+    Training repeats the source in shuffled epochs without end (`EpochShuffle`). Evaluation reads it once in its own
+    order, with the same keys every time; rows past the end are padding.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int | None, phase: int = 0):
         """Args: `seed` of the run for training, None for evaluation; number of the phase."""
         self.num_rows, self.batch_size, self._shuffled = num_rows, batch_size, seed is not None
-        key = random.fold_int(_EVALUATION_SEED if seed is None else seed, int(self._shuffled))
-        self._key = random.fold_int(key, phase)
-        self.shuffle = Shuffle(num_rows, self._key)
+        key = random.fold_in_int(_EVALUATION_SEED if seed is None else seed, int(self._shuffled))
+        self._key = random.fold_in_int(key, phase)
+        self.shuffle = EpochShuffle(num_rows, self._key)
 
     def __len__(self) -> int:
         """Steps in one pass."""
         return -(-self.num_rows // self.batch_size)
 
-    def rows(self, step: int, part: slice = slice(None)) -> Chosen:
+    def rows(self, step: int, part: slice = slice(None)) -> RowSelection:
         """What stands in a step's batch, or in a part of it."""
         numbers, keys = self._numbered(step, part)
         if self._shuffled:
-            return Chosen(self.shuffle(numbers), np.ones(len(numbers), bool), keys)
-        return Chosen(np.minimum(numbers, self.num_rows - 1), numbers < self.num_rows, keys)
+            return RowSelection(self.shuffle(numbers), np.ones(len(numbers), bool), keys)
+        return RowSelection(np.minimum(numbers, self.num_rows - 1), numbers < self.num_rows, keys)
 
     def _numbered(self, step: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
         """([B] int64 numbers of a batch's rows, counted on over all steps; [B] uint64, their keys)."""
         numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[part]
-        return numbers, random.fold(self._key, numbers)
+        return numbers, random.fold_in(self._key, numbers)
 
 
-class BucketedOrder(Order):
+class BucketedSampler(Sampler):
     """Shuffled epochs in which a batch holds rows of about one length.
 
     In every epoch the rows of each bucket are shuffled and laid bucket after bucket, from the shortest; that is cut
@@ -101,14 +101,16 @@ class BucketedOrder(Order):
         super().__init__(len(by_bucket), batch_size, seed, phase)
         self._by_bucket, self._ends = by_bucket, np.cumsum(sizes)
         self._starts = self._ends - sizes
-        self._shuffles = [Shuffle(int(size), random.fold_int(self._key, k)) for k, size in enumerate(sizes, start=1)]
+        self._shuffles = [
+            EpochShuffle(int(size), random.fold_in_int(self._key, k)) for k, size in enumerate(sizes, start=1)
+        ]
 
-    def rows(self, step: int, part: slice = slice(None)) -> Chosen:
+    def rows(self, step: int, part: slice = slice(None)) -> RowSelection:
         """What stands in a step's batch, or in a part of it."""
         _, keys = self._numbered(step, part)
         epoch, place = divmod(step, len(self))
         [batch] = random.permute(
-            np.array([place]), len(self), random.fold(random.fold_int(self._key, epoch), 0), limit=len(self)
+            np.array([place]), len(self), random.fold_in(random.fold_in_int(self._key, epoch), 0), limit=len(self)
         )
         whole = batch * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
         bucket = int(np.searchsorted(self._ends, min(whole[-1], self.num_rows - 1), side='right'))
@@ -118,4 +120,4 @@ class BucketedOrder(Order):
             chosen, start = bucket_of == k, self._starts[k]
             size = self._ends[k] - start
             rows[chosen] = self._by_bucket[start + self._shuffles[k](epoch * size + numbers[chosen] - start)]
-        return Chosen(rows, present, keys, bucket)
+        return RowSelection(rows, present, keys, bucket)
