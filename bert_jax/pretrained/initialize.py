@@ -26,7 +26,7 @@ from bert_jax.pretrained.load import Pretrained, load_pretrained
 from bert_jax.pretrained.provenance import Provenance, start_of
 from bert_jax.pretrained.tensor_names import MLM_HEAD, NSP_HEAD, POOLER
 from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_saved_tokenizer
-from bert_jax.train.state import TrainState, is_schedule, place
+from bert_jax.train.state import TrainState, distribute, is_schedule
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
 from bert_jax.workdir.identity import split_step
@@ -138,7 +138,7 @@ class PretrainingStart:
         if shapes[0] != shapes[1]:
             found = 'has moments of other shapes: the vocabulary or the positions have grown'
             raise BadInput(where, found, 'the same sizes', '--config.init_optimizer=False')
-        placed = jax.tree.map(place, moments, shardings.opt_state)
+        placed = jax.tree.map(distribute, moments, shardings.opt_state)
         kept = jax.tree.map(
             lambda new, old: new if is_schedule(new) else old, state.opt_state, placed, is_leaf=is_schedule
         )
