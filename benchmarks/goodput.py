@@ -1,17 +1,17 @@
-"""What faults cost: saving, checking and restarting measured here, and the share of the time that is left for training.
+"""Measures the cost of faults (saving, verifying, restarting), and the share of time that is left for training.
 
     python -m benchmarks.goodput --size=base --step_seconds=0.0464
     python -m benchmarks.goodput --size=base --step_seconds=0.0464 --compile
 
 A state of a published size is saved, read back, verified and restored by the functions that `train` uses, on this
-machine's disk and processors. `--step_seconds` is the time of a step where the run would take place (`plan` predicts
-it); the rest is arithmetic:
+machine's disk and processors. `--step_seconds` is the step time on the target devices (`plan` predicts it). The
+remaining figures are computed:
 
-    interval = checkpoint_every x step + blocked           a save holds training up for so long, then runs beside it
-    lost     = interval / 2 + save + noticed + restart     at a failure, on average
+    interval = checkpoint_every x step + blocked           a save blocks training briefly, then runs in the background
+    lost     = interval / 2 + save + noticed + restart     average loss per failure
     goodput  = (1 - (blocked + checks) / interval) x (1 - lost / time between failures)
 
-`noticed` is until the watchdog ends the processes; `restart` is imports, verification, restoring, compiling.
+`noticed` is the time until the watchdog ends the processes; `restart` is importing, verifying, restoring and compiling.
 """
 
 import argparse
@@ -42,7 +42,7 @@ VOCAB = 30_522
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Seconds each, but for the bytes of a checkpoint; compile: None when it was not measured."""
+    """Costs in seconds, and the bytes of a checkpoint; `compile` is None if it was not measured."""
 
     checkpoint_bytes: int
     save_blocked: float
@@ -61,22 +61,22 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def measure(size: str, place: str, compiles: bool, devices: int) -> Costs:
-    """Saves a new state of a size below `place`, and takes it up again."""
+def measure(size: str, directory: str, compiles: bool, devices: int) -> Costs:
+    """Saves a new state of a model size below `directory`, and restores it."""
     model = config.resolve(config.bert(size)).model
     train = config.Train(global_batch_size=8, steps=1000)
     mesh = make_mesh(config.Mesh(), model, train, jax.devices()[:devices])
     program = build_program(model, config.Optimizer(), train, VOCAB, mesh)
     state = _used(program.init_state(seed=0), program.shardings)
     replicas = Replicas(program.shardings)
-    is_finite(state), replicas.check(state, 0)  # compiled
+    is_finite(state), replicas.check(state, 0)  # compiles both
     finite_check, _ = _timed(is_finite, state)
     replica_check, _ = _timed(replicas.check, state, 0)
-    checkpoints = Checkpoints(place, keep=2)
-    checkpoints.save(state._replace(step=state.step + 1), known_finite=True)  # the first opens what the others use
+    checkpoints = Checkpoints(directory, keep=2)
+    checkpoints.save(state._replace(step=state.step + 1), known_finite=True)  # the first save initializes Orbax
     checkpoints._wait_for_save()
     start = time.perf_counter()
-    checkpoints.save(state, known_finite=True)  # `finite_check` counts by itself
+    checkpoints.save(state, known_finite=True)  # `finite_check` is counted separately
     save_blocked = time.perf_counter() - start
     checkpoints._wait_for_save()
     save = time.perf_counter() - start
@@ -86,7 +86,7 @@ def measure(size: str, place: str, compiles: bool, devices: int) -> Costs:
     assert damage == ''
     restore, _ = _timed(checkpoints.restore, program.shapes, program.shardings, 0)
     checkpoints.close()
-    files = [path for path in (Path(place) / 'checkpoints' / '0').rglob('*') if path.is_file()]
+    files = [path for path in (Path(directory) / 'checkpoints' / '0').rglob('*') if path.is_file()]
     imports, _ = _timed(subprocess.run, [sys.executable, '-c', 'import bert_jax.pretrain'])
     num_bytes = sum(path.stat().st_size for path in files)
     return Costs(num_bytes, save_blocked, save, verify, restore, finite_check, replica_check, imports, compile_seconds)
@@ -122,7 +122,13 @@ def _compile(program: TrainProgram) -> float:
 def goodput(
     costs: Costs, step: float, every: int, noticed: float, between: float, compile_seconds: float
 ) -> dict[str, float]:
-    """The arithmetic at the top of this file; `every` steps a save, `between` failures so many seconds."""
+    """Evaluates the formulas at the top of this file.
+
+    Args:
+      step: seconds per step.
+      every: steps between saves.
+      between: seconds between failures.
+    """
     checks = costs.finite_check + costs.replica_check
     interval = every * step + costs.save_blocked + checks
     restart = costs.imports + costs.verify + costs.restore + compile_seconds
@@ -137,30 +143,31 @@ def main() -> None:
     """Measures one size and prints a JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--size', default='base', choices=[*config.SIZES])
-    parser.add_argument('--step_seconds', type=float, required=True, help='where the run would take place')
+    parser.add_argument('--step_seconds', type=float, required=True, help='step time on the target devices')
     parser.add_argument('--checkpoint_every', type=int, default=config.Train().checkpoint_every)
     noticed = config.Train().watchdog_seconds
-    parser.add_argument('--noticed_seconds', type=float, default=noticed, help='until a stuck process is ended')
+    parser.add_argument('--noticed_seconds', type=float, default=noticed, help='seconds until a stuck process is ended')
     parser.add_argument('--hours_between_failures', type=float, default=3.0)
-    parser.add_argument('--compile', action='store_true', help='compile the step too, for this machine')
-    parser.add_argument('--compile_seconds', type=float, default=60.0, help='where it is not measured')
-    parser.add_argument('--devices', type=int, default=1, help='simulated ones, when XLA_FLAGS makes them')
-    parser.add_argument('--place', help='a directory on the disk to measure')
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.place) as place:
-        costs = measure(given.size, place, given.compile, given.devices)
-    compile_seconds = given.compile_seconds if costs.compile is None else costs.compile
-    found = goodput(
+    parser.add_argument('--compile', action='store_true', help='also measure compiling the step on this machine')
+    parser.add_argument('--compile_seconds', type=float, default=60.0, help='compile time without --compile')
+    parser.add_argument('--devices', type=int, default=1, help='number of (simulated) devices to use')
+    parser.add_argument('--place', help='directory on the disk to measure')
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.place) as directory:
+        costs = measure(arguments.size, directory, arguments.compile, arguments.devices)
+    compile_seconds = arguments.compile_seconds if costs.compile is None else costs.compile
+    computed = goodput(
         costs,
-        given.step_seconds,
-        given.checkpoint_every,
-        given.noticed_seconds,
-        given.hours_between_failures * 3600,
+        arguments.step_seconds,
+        arguments.checkpoint_every,
+        arguments.noticed_seconds,
+        arguments.hours_between_failures * 3600,
         compile_seconds,
     )
     rate = costs.checkpoint_bytes / 2**30 / costs.verify
-    told = dataclasses.asdict(costs) | {'verify_gib_per_second': rate} | found
-    print(json.dumps({name: np.round(value, 4).item() if value else value for name, value in told.items()}, indent=2))
+    results = dataclasses.asdict(costs) | {'verify_gib_per_second': rate} | computed
+    rounded = {name: np.round(value, 4).item() if value else value for name, value in results.items()}
+    print(json.dumps(rounded, indent=2))
 
 
 if __name__ == '__main__':

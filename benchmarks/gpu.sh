@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The table of a machine with one H100 or H200, in about ten minutes:
+# Measures a machine with one H100 or H200, in about ten minutes:
 #
 #     make install ACCELERATOR=cuda13 && .venv/bin/pip install -e '.[cuda13,test]' && bash benchmarks/gpu.sh | tee gpu.txt
 #
-# BERT-base and -large at 512 positions, packed, bfloat16, without dropout of attention weights: ours next to the page of
-# PyTorch, in turns; then what `plan` predicts for the very same step next to what it takes and holds, with the kernel of
-# attention that suits packed rows, and without.
-# SIZES, ROWS_BASE, ROWS_LARGE and LENGTH make it smaller: that is how its parts are tried where there is no GPU.
+# BERT-base and -large at 512 positions, packed, bfloat16, without dropout of attention weights. First bert_jax and
+# PyTorch in turns; then, for the same step, the time and memory that `plan` predicts and those measured, with the fused
+# attention kernel for packed rows and without it.
+# Set SIZES, ROWS_BASE, ROWS_LARGE and LENGTH to run a smaller version, for example to try it without a GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -22,7 +22,7 @@ for size in ${SIZES:-base large}; do
   rows=$([ "$size" = large ] && echo "${ROWS_LARGE:-32}" || echo "${ROWS_BASE:-64}")
   for attention in auto plain; do
     echo "plan: $size, $rows rows, attention $attention"
-    # Plain attention may need more memory than there is: then that is what the table says.
+    # Plain attention may need more memory than the device has; the output then says so.
     timeout 90 "$PYTHON" -m bert_jax plan --config=configs/bert.py:"$size" --target=here \
       --config.model.dtype="$DTYPE" --config.model.attention="$attention" --config.model.attention_dropout_rate=0.0 \
       --config.data.packing=True --config.data.sequence_length="${LENGTH:-512}" --config.train.global_batch_size="$rows" \

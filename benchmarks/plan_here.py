@@ -1,11 +1,11 @@
-"""How far `plan --target=here` is off: a step's time, and its memory, predicted and then measured, for several runs.
+"""Measures the error of `plan --target=here`: step time and memory, predicted and then measured, for several runs.
 
     python -m benchmarks.plan_here [--only=NAME]
 
-Each line is a process of its own, `plan --target=here --json` with these flags: it measures matrix products, a copy and
-elementwise work, compiles the step, predicts, and runs it on random ids. Memory is what the plan counts (state, batch,
-and the compiler's figure for the rest) next to what the process grew by for state and a step, and to the most that it
-held, compiler and Python included; what an empty process of jax holds is printed first.
+Each line is one process, `plan --target=here --json` with these flags. It measures matmuls, a copy and elementwise
+operations, compiles the step, predicts its time, and runs it on random ids. The table compares the planned memory
+(state, batch, and the compiler's figure for everything else) with the growth of the process for state and one step, and
+shows the peak of the process, including compiler and Python. The memory of an empty jax process is printed first.
 """
 
 import argparse
@@ -32,14 +32,14 @@ _SHORT = {'batch': 'train.global_batch_size', 'length': 'data.sequence_length'}
 
 
 def plan(config: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """What `plan` says of a config here."""
+    """Returns what `plan` reports for a config on this machine."""
     overrides = [f'--config.{_SHORT.get(name, name)}={value}' for name, value in fields.items()]
     command = [sys.executable, '-m', 'bert_jax', 'plan', f'--config={config}', '--target=here', '--json', *overrides]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def empty_process_bytes() -> int:
-    """The resident size of a process that has made one array."""
+    """Returns the peak resident size of a process that has created one array."""
     program = (
         'import jax, resource; jax.numpy.ones(1).block_until_ready()\n'
         'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)'
@@ -49,21 +49,23 @@ def empty_process_bytes() -> int:
 
 
 def main() -> None:
-    """Prints the table, a line as soon as it is there."""
+    """Prints the table line by line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', choices=RUNS)
     only = parser.parse_args().only
     os.environ['JAX_PLATFORMS'] = 'cpu'
     cores = len(os.sched_getaffinity(0))
-    print(f'{cores} cores; an empty process of jax holds {empty_process_bytes() / 2**20:,.0f} MiB\n')
-    print('| run | step: predicted | measured | off by | memory: planned | grown | off by | process at most |')
+    print(
+        f'{cores} core{"s" if cores != 1 else ""}; an empty jax process uses {empty_process_bytes() / 2**20:,.0f} MiB\n'
+    )
+    print('| run | step: predicted | measured | error | memory: planned | measured | error | process peak |')
     print('|---|--:|--:|--:|--:|--:|--:|--:|')
     for name, (config, fields) in RUNS.items():
         if only not in (None, name):
             continue
-        found = plan(config, fields)
-        predicted, measured = found['step_seconds'], found['measured']['step_seconds']
-        planned, grown = found['required_bytes']['total'], found['measured']['grown_bytes']
+        result = plan(config, fields)
+        predicted, measured = result['step_seconds'], result['measured']['step_seconds']
+        planned, grown = result['required_bytes']['total'], result['measured']['grown_bytes']
         cells = [
             name,
             f'{predicted * 1e3:,.0f} ms',
@@ -72,7 +74,7 @@ def main() -> None:
             f'{planned / 2**20:,.0f} MiB',
             f'{grown / 2**20:,.0f} MiB',
             f'{planned / grown - 1:+.0%}',
-            f'{found["measured"]["peak_bytes"] / 2**20:,.0f} MiB',
+            f'{result["measured"]["peak_bytes"] / 2**20:,.0f} MiB',
         ]
         print(f'| {" | ".join(cells)} |', flush=True)
 

@@ -1,10 +1,10 @@
-"""Seconds from the command to its first step: cold, with the programs of the last start, and resuming a checkpoint.
+"""Measures the seconds from the command to its first step: cold, with compiled programs cached, and resuming.
 
     python -m bert_jax prepare --config=configs/demo.py
     python -m benchmarks.startup [--sizes=tiny,base]
 
-For each size `train` is started three times in a process of its own: with an empty cache of compiled programs, again in
-a new workdir, and again where the second was killed after its first save. Also: `--help`.
+For each size, `train` is started three times: with an empty compilation cache; again in a new workdir; and again in
+that workdir, after the second run was killed following its first save. `--help` is measured as well.
 """
 
 import os
@@ -18,18 +18,18 @@ from pathlib import Path
 
 from absl import app, flags
 
-_CORPUS = flags.DEFINE_string('corpus', 'corpora/python-docs', 'a directory that `prepare` wrote')
-_SIZES = flags.DEFINE_list('sizes', ['tiny', 'base'], 'of the model')
-_ROWS = flags.DEFINE_integer('rows', 2, 'of a batch: the first step itself should take no time', lower_bound=1)
-_LENGTH = flags.DEFINE_integer('length', 64, 'positions of a row', lower_bound=8)
+_CORPUS = flags.DEFINE_string('corpus', 'corpora/python-docs', 'directory written by `prepare`')
+_SIZES = flags.DEFINE_list('sizes', ['tiny', 'base'], 'model sizes')
+_ROWS = flags.DEFINE_integer('rows', 2, 'rows per batch; small, so that the first step itself is fast', lower_bound=1)
+_LENGTH = flags.DEFINE_integer('length', 64, 'positions per row', lower_bound=8)
 _LIMIT_S = 300.0
 
 
 def until_first_step(size: str, workdir: Path, cache: Path, *, saves: bool) -> float:
-    """Seconds until a run says that it made a step; it is stopped then, with `saves` once it has a checkpoint.
+    """Returns the seconds until a run reports its first step, then kills it; with `saves`, once it has a checkpoint.
 
     Raises:
-      RuntimeError: with what it said, when it ends or takes too long.
+      RuntimeError: with its output, if the run ends or takes too long.
     """
     command = [
         sys.executable, '-m', 'bert_jax', 'train', f'--config=configs/bert.py:{size}', f'--workdir={workdir}',
@@ -37,18 +37,18 @@ def until_first_step(size: str, workdir: Path, cache: Path, *, saves: bool) -> f
         f'--config.train.global_batch_size={_ROWS.value}', '--config.train.log_every=1',
         f'--config.train.checkpoint_every={1 if saves else 1_000_000}',
     ]  # fmt: skip
-    start, said = time.perf_counter(), []
+    start, lines = time.perf_counter(), []
     process = subprocess.Popen(
         command, env=os.environ | {'XDG_CACHE_HOME': str(cache)}, stderr=subprocess.PIPE, text=True
     )
     try:
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if line.startswith('step '):
                 break
         seconds = time.perf_counter() - start
-        if not said or not said[-1].startswith('step '):
-            raise RuntimeError(''.join(said))
+        if not lines or not lines[-1].startswith('step '):
+            raise RuntimeError(''.join(lines))
         while saves and not list(workdir.glob('checkpoints/*/manifest.json')):
             if time.perf_counter() - start > _LIMIT_S:
                 raise RuntimeError(f'no checkpoint in {workdir}')
@@ -60,7 +60,7 @@ def until_first_step(size: str, workdir: Path, cache: Path, *, saves: bool) -> f
 
 
 def help_seconds() -> float:
-    """The median of five."""
+    """Returns the median of five runs of `--help`."""
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
@@ -77,7 +77,10 @@ def main(_: list[str]) -> None:
             cold = until_first_step(size, directory / 'a', directory / 'cache', saves=False)
             warm = until_first_step(size, directory / 'b', directory / 'cache', saves=True)
             resumed = until_first_step(size, directory / 'b', directory / 'cache', saves=False)
-        print(f'{size}: first step after {cold:.1f} s cold, {warm:.1f} s warm; {resumed:.1f} s resumed', flush=True)
+        print(
+            f'{size}: first step after {cold:.1f} s (cold), {warm:.1f} s (cached), {resumed:.1f} s (resuming)',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

@@ -3,13 +3,13 @@
 #
 #     launch/tpu_pod.sh TPU_NAME ZONE --config=configs/bert.py:base --workdir=gs://bucket/runs/base
 #
-# It copies the current directory to every host, installs bert_jax there into .venv, and starts the same command on each.
-# In the project's own directory `make install ACCELERATOR=tpu` installs it; anywhere else say how, for example
+# It copies the current directory to every host, installs bert_jax there in .venv, and starts the same command on each.
+# In the project's own directory it installs with `make install ACCELERATOR=tpu`; elsewhere, set INSTALL, for example
 #
 #     INSTALL="python3 -m venv .venv && .venv/bin/pip install './bert_jax-VERSION-py3-none-any.whl[tpu]'"
 #
-# The hosts share no disk: put the workdir in a bucket, and the corpus in the directory or on each host.
-# Rerun the same command after a preemption to resume from the last checkpoint. The exit status is that of the hosts.
+# The hosts share no disk: put the workdir in a bucket, and the corpus in the current directory or on each host.
+# After a preemption, rerun the same command to resume from the last checkpoint. The exit status is that of the hosts.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then

@@ -145,6 +145,7 @@ def _mesh(run_config: Config, given: Config | None, devices: list[jax.Device]) -
 
 
 def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mesh, sample: int) -> dict[str, Any]:
+    identity.check_corpus_exists(workdir, run_config)
     streams = open_streams(run_config).of_workdir(workdir)
     validation = [stream for stream in streams.validation if stream is not None]
     if len(validation) < len(streams.validation):

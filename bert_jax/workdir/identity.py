@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import os
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any, Protocol, TypeVar
@@ -17,7 +18,7 @@ from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
 from bert_jax.data.streams import Streams
 from bert_jax.errors import BadInput
-from bert_jax.files import write_whole
+from bert_jax.files import is_local, write_whole
 from bert_jax.json_files import read_given_json
 from bert_jax.runtime.processes import is_process_zero
 from bert_jax.text.tokenizer import Tokenizer
@@ -249,6 +250,23 @@ def load_settings(workdir: str) -> dict[str, Any]:
     if ignored:
         _report_ignored(str(path), tuple(f'{name}={value!r}' for name, value in ignored.items()))
     return resolve_recorded_paths(workdir, content.get('directory'), trusted)
+
+
+def check_corpus_exists(workdir: str, config: Config) -> None:
+    """Raises BadInput if the run's corpus is a relative path that does not exist from the current directory.
+
+    Workdirs of earlier versions do not record where the run was started, so the path cannot be resolved from elsewhere.
+    """
+    corpus = config.data.corpus
+    is_relative = is_local(corpus) and not os.path.isabs(corpus)
+    if config_module.is_records(config.data.source) or not is_relative or os.path.exists(corpus):
+        return
+    raise BadInput(
+        f'{workdir}/config.json',
+        f'names the corpus {corpus}, which does not exist relative to the current directory ({os.getcwd()})',
+        'the corpus that the run was trained on',
+        'run this command from the directory in which `train` was started, or pass other text with --source=text:GLOB',
+    )
 
 
 @functools.cache  # a command reads a config more than once

@@ -1,4 +1,4 @@
-"""The JobSet manifest, read as Kubernetes would, gives each pod what the program needs to find the others."""
+"""The JobSet manifest, read as Kubernetes reads it, lets each pod find the others."""
 
 import re
 import shlex
@@ -38,9 +38,9 @@ def container(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment(container: dict[str, Any], index: int) -> dict[str, str]:
-    """What a pod of that index sees: values as they stand, fields of the pod filled in."""
+    """Returns the environment of the pod with this index, with fields of the pod filled in."""
     annotations = {JOB_INDEX: str(index)}
-    found = {}
+    environment = {}
     for variable in container['env']:
         assert variable.keys() in ({'name', 'value'}, {'name', 'valueFrom'})
         value = variable.get('value')
@@ -48,18 +48,18 @@ def _environment(container: dict[str, Any], index: int) -> dict[str, str]:
             path = variable['valueFrom']['fieldRef']['fieldPath']
             value = annotations[re.fullmatch(r"metadata\.annotations\['(.+)'\]", path).group(1)]
         assert isinstance(value, str), f'{variable["name"]}: Kubernetes takes strings only'
-        found[variable['name']] = value
-    return found
+        environment[variable['name']] = value
+    return environment
 
 
-def test_each_pod_finds_its_place_and_process_0_has_the_address_that_all_dial(
+def test_each_pod_finds_its_rank_and_the_coordinator(
     manifest: dict[str, Any], job: dict[str, Any], container: dict[str, Any]
 ) -> None:
     assert (manifest['apiVersion'], manifest['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
     assert job['completionMode'] == 'Indexed'  # without it pods have no index
     hosts = job['completions']
     assert job['parallelism'] == hosts  # all at once, or they wait for each other forever
-    places = [find_process_info(_environment(container, index), num_gpus=8) for index in range(hosts)]
+    infos = [find_process_info(_environment(container, index), num_gpus=8) for index in range(hosts)]
     [replicated] = manifest['spec']['replicatedJobs']
     # JobSet names pods SET-JOB-REPLICA-INDEX, and gives them DNS names under the subdomain, by default the set's name.
     name = manifest['metadata']['name']
@@ -67,12 +67,10 @@ def test_each_pod_finds_its_place_and_process_0_has_the_address_that_all_dial(
     subdomain = manifest['spec']['network'].get('subdomain', name)
     host = f'{name}-{replicated["name"]}-0-0.{subdomain}'
     [port] = [port['containerPort'] for port in container['ports']]
-    assert places == [ProcessInfo(f'{host}:{port}', hosts, index, None) for index in range(hosts)]
+    assert infos == [ProcessInfo(f'{host}:{port}', hosts, index, None) for index in range(hosts)]
 
 
-def test_the_pods_run_a_command_that_parses_and_promise_all_gpus(
-    job: dict[str, Any], container: dict[str, Any]
-) -> None:
+def test_pods_run_a_valid_command_with_all_gpus(job: dict[str, Any], container: dict[str, Any]) -> None:
     python, dash_m, package, command = container['command']
     assert (python, dash_m, package, command) == ('python', '-m', 'bert_jax', 'train')
     arguments = container['args']
@@ -89,7 +87,7 @@ def test_the_pods_run_a_command_that_parses_and_promise_all_gpus(
     assert mounts['corpora'].endswith('/' + corpus.partition('/')[0])
 
 
-def test_bad_input_ends_the_job_and_everything_else_starts_it_again(
+def test_bad_input_ends_the_job_and_other_failures_restart_it(
     manifest: dict[str, Any], job: dict[str, Any], container: dict[str, Any]
 ) -> None:
     assert job['backoffLimit'] == 0 and job['template']['spec']['restartPolicy'] == 'Never'  # all pods start together
@@ -106,7 +104,7 @@ def test_bad_input_ends_the_job_and_everything_else_starts_it_again(
     assert job['template']['spec']['terminationGracePeriodSeconds'] >= _UNMEASURED_SAVE
 
 
-def test_pods_meet_the_restricted_standard_and_write_only_where_they_must(
+def test_pods_meet_the_restricted_standard_and_write_only_to_tmp(
     job: dict[str, Any], container: dict[str, Any]
 ) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards, `restricted`."""
@@ -123,8 +121,8 @@ def test_pods_meet_the_restricted_standard_and_write_only_where_they_must(
 
 
 @pytest.mark.processes
-def test_the_command_of_the_tpu_script_parses(tmp_path) -> None:
-    """gcloud is replaced by a program that notes what it was asked to do."""
+def test_command_of_the_tpu_script_is_valid(tmp_path) -> None:
+    """gcloud is replaced by a program that records its arguments."""
     notes = tmp_path / 'notes'
     (tmp_path / 'gcloud').write_text(
         f'#!{sys.executable}\nimport sys\nopen({str(notes)!r}, "a").write(repr(sys.argv[1:]) + "\\n")\n'

@@ -1,4 +1,4 @@
-"""Several processes on one machine are one run: the same losses, one stop for all, one failure ends all."""
+"""Several processes on one machine are one run: same losses, stopped together, and one failure ends all."""
 
 import shlex
 import subprocess
@@ -34,7 +34,7 @@ def _launcher(processes: int, devices: int, *arguments: str) -> list[str]:
 
 
 def _launch(processes: int, devices: int, *arguments: str, status: int = 0) -> str:
-    """Runs a command in so many processes; returns what they wrote to standard error."""
+    """Runs a command in several processes; returns their standard error."""
     launcher = _launcher(processes, devices, *arguments)
     done = subprocess.run(launcher, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == status, done.stdout + done.stderr
@@ -42,7 +42,7 @@ def _launch(processes: int, devices: int, *arguments: str, status: int = 0) -> s
 
 
 @pytest.mark.parametrize('redirected', ['> /dev/full 2>&1', '>&- 2>&-'])
-def test_the_launcher_survives_outputs_that_cannot_be_written(redirected: str) -> None:
+def test_launcher_survives_unwritable_outputs(redirected: str) -> None:
     shell = f'{shlex.join(_launcher(1, 1, "trian"))} {redirected}'
     assert subprocess.run(['bash', '-c', shell], env=environment(), timeout=60).returncode == 2
 
@@ -67,7 +67,7 @@ def test_exact_sums_give_same_bits_in_one_process_and_in_two(settings: list[str]
     one, two = (nnx.state(load_pretrained(f'{tmp_path}/{name}').model) for name in ('one', 'two'))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    # A workdir may be what several processes start from, and they may split its tensors.
+    # Several processes may start from a workdir, and may shard its tensors.
     begin = [*settings, f'--config.init={tmp_path}/one', '--config.train.steps=1', '--config.optimizer.warmup_steps=0']
     assert run(['train', *begin, '--workdir=alone'], tmp_path) == 0
     _launch(2, 1, 'train', *begin, '--config.mesh.tensor=2', f'--workdir={tmp_path}/split')
@@ -76,14 +76,14 @@ def test_exact_sums_give_same_bits_in_one_process_and_in_two(settings: list[str]
 
 
 def _is_alive(process: str) -> bool:
-    """Whether a process still does something; one that has ended may wait for its status to be read."""
+    """Returns whether a process is running; a zombie is not."""
     status = Path(f'/proc/{process}/status')
     return status.exists() and '\nState:\tZ' not in status.read_text()
 
 
 @pytest.mark.slow
 def test_stopped_run_resumes_and_killed_launcher_leaves_no_process(settings: list[str], tmp_path: Path) -> None:
-    """A signal stops all processes at the same step; without its launcher a run is saved and ends."""
+    """A signal stops all processes at the same step; if its launcher is killed, a run saves and ends."""
     arguments = ['train', *settings, '--config.train.steps=100000', f'--workdir={tmp_path}']
     with Running(_launcher(2, 1, *arguments), environment()) as stopped:
         stopped.wait_until_logged(tmp_path, num_lines=3)
@@ -105,9 +105,9 @@ def test_stopped_run_resumes_and_killed_launcher_leaves_no_process(settings: lis
 
 
 def test_process_whose_peers_do_not_arrive_stops_in_time(tmp_path: Path) -> None:
-    place = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{free_port()}', 'JAX_NUM_PROCESSES': 2, 'JAX_PROCESS_ID': 0}
+    variables = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{free_port()}', 'JAX_NUM_PROCESSES': 2, 'JAX_PROCESS_ID': 0}
     flags = [f'--config={ROOT}/configs/demo.py', '--join_timeout=2', f'--workdir={tmp_path}/run']
-    with Running(command('train', *flags), environment(**place)) as alone:
+    with Running(command('train', *flags), environment(**variables)) as alone:
         assert alone.wait() == 2
     assert alone.text.startswith('bert_jax: process 0 of 2: did not find the others within 2 s'), alone.text
     assert not (tmp_path / 'run').exists()
@@ -127,6 +127,6 @@ def test_processes_with_different_configs_all_stop_and_name_field(settings: list
     assert not (tmp_path / 'run').exists()
 
 
-def test_one_that_fails_ends_all_with_its_status(tmp_path: Path) -> None:
+def test_failing_process_ends_all_with_its_status(tmp_path: Path) -> None:
     printed = _launch(2, 1, 'train', f'--config={ROOT}/configs/demo.py', '--config.train.steps=none', status=2)
     assert 'steps' in printed

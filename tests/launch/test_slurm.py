@@ -114,7 +114,7 @@ def _for_jobs(environment: dict[str, str]) -> dict[str, str]:
 
 
 def _submit(environment: dict[str, str], directory: Path, flags: list[str], workdir: Path, *more: str) -> str:
-    """Submits the launch script as two tasks on the one node; returns the job's number."""
+    """Submits the launch script as two tasks on the only node; returns the job id."""
     environment = _for_jobs(environment)
     options = ['--parsable', '--partition=low', '--nodes=1', '--ntasks-per-node=2', f'--chdir={ROOT}']
     options += [f'--output={directory}/slurm-%j.out', *more]
@@ -122,8 +122,8 @@ def _submit(environment: dict[str, str], directory: Path, flags: list[str], work
     return _output(environment, 'sbatch', *options, script, *flags, f'--workdir={workdir}', '--devices=2').strip()
 
 
-def _job(environment: dict[str, str], number: str) -> dict[str, str]:
-    words = _output(environment, 'scontrol', 'show', 'job', number).split()
+def _job(environment: dict[str, str], job_id: str) -> dict[str, str]:
+    words = _output(environment, 'scontrol', 'show', 'job', job_id).split()
     return dict(word.partition('=')[::2] for word in words)
 
 
@@ -138,7 +138,7 @@ def _losses(workdir: Path) -> list[tuple[int, float]]:
 
 @pytest.fixture(scope='module')
 def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The settings of a small run whose corpus is there."""
+    """Prepares a corpus; returns the flags of a small run on it."""
     directory = tmp_path_factory.mktemp('corpus')
     changes = {'train__steps': 200, 'train__log_every': 5, 'train__checkpoint_every': 50, 'train__examples': ()}
     changes |= {'model__num_layers': 2, 'model__dropout_rate': 0.1, 'optimizer__warmup_steps': 10}
@@ -148,13 +148,13 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_preempted_run_is_requeued_and_ends_with_uninterrupted_loss(
     cluster: dict[str, str], flags: list[str], tmp_path: Path
 ) -> None:
-    def finished(number: str) -> bool:
-        state = _job(cluster, number)['JobState']
-        assert state in ('PENDING', 'RUNNING', 'COMPLETING', 'PREEMPTED', 'REQUEUED', 'COMPLETED'), _log(number)
+    def finished(job_id: str) -> bool:
+        state = _job(cluster, job_id)['JobState']
+        assert state in ('PENDING', 'RUNNING', 'COMPLETING', 'PREEMPTED', 'REQUEUED', 'COMPLETED'), _log(job_id)
         return state == 'COMPLETED'
 
-    def _log(number: str) -> str:
-        return (tmp_path / f'slurm-{number}.out').read_text()
+    def _log(job_id: str) -> str:
+        return (tmp_path / f'slurm-{job_id}.out').read_text()
 
     whole = _submit(cluster, tmp_path, flags, tmp_path / 'whole')
     _wait_for(lambda: finished(whole), 900, 'end of the uninterrupted run')
@@ -170,48 +170,46 @@ def test_preempted_run_is_requeued_and_ends_with_uninterrupted_loss(
     assert _losses(tmp_path / 'whole')[-1][0] == 200
 
 
-def test_where_requeueing_is_forbidden_an_array_chain_does_the_same(
-    cluster: dict[str, str], flags: list[str], tmp_path: Path
-) -> None:
-    number = _submit(cluster, tmp_path, flags, tmp_path / 'chain', '--array=1-3%1', '--no-requeue')
+def test_array_chain_replaces_requeueing(cluster: dict[str, str], flags: list[str], tmp_path: Path) -> None:
+    job_id = _submit(cluster, tmp_path, flags, tmp_path / 'chain', '--array=1-3%1', '--no-requeue')
     _wait_for(lambda: len(_losses(tmp_path / 'chain')) > 4, 600, 'step of the first job')
-    _output(cluster, 'scancel', '--signal=USR1', '--batch', f'{number}_1')
-    _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 900, 'end of the chain')
+    _output(cluster, 'scancel', '--signal=USR1', '--batch', f'{job_id}_1')
+    _wait_for(lambda: job_id not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 900, 'end of the chain')
     logs = [path.read_text() for path in sorted(tmp_path.glob('slurm-*.out'), key=lambda path: path.stat().st_mtime)]
     assert len(logs) == 3
     assert 'saved step' in logs[0] and 'Resuming' in logs[1] and 'Nothing to do' in logs[2]
     assert _losses(tmp_path / 'chain')[-1][0] == 200
 
 
-def test_an_unlaunched_command_in_an_allocation_of_several_tasks_runs_alone(
+def test_command_without_srun_in_an_allocation_runs_alone(
     cluster: dict[str, str], flags: list[str], tmp_path: Path
 ) -> None:
     command = [sys.executable, '-m', 'bert_jax', 'train', *flags, '--config.train.steps=10', '--devices=1']
     wrapped = shlex.join([*command, f'--workdir={tmp_path}/alone'])
     options = ['--parsable', '--ntasks=2', f'--output={tmp_path}/out', f'--wrap={wrapped}']
-    number = _output(_for_jobs(cluster), 'sbatch', *options).strip()
-    _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 600, 'end of the run')
+    job_id = _output(_for_jobs(cluster), 'sbatch', *options).strip()
+    _wait_for(lambda: job_id not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 600, 'end of the run')
     assert _losses(tmp_path / 'alone')[-1][0] == 10, (tmp_path / 'out').read_text()
 
 
-def test_one_task_takes_all_gpus_of_its_node_and_several_share_them(cluster: dict[str, str], tmp_path: Path) -> None:
-    """The places that tasks of a real srun work out; the node's four GPUs are made up."""
+def test_one_task_takes_all_gpus_and_several_share_them(cluster: dict[str, str], tmp_path: Path) -> None:
+    """Uses the tasks of a real srun; the node's four GPUs are simulated."""
     tell = (
         'import os; from bert_jax.runtime.processes import find_process_info; '
-        'print("place", find_process_info(os.environ, num_gpus=4))'
+        'print("process", find_process_info(os.environ, num_gpus=4))'
     )
     environment = _for_jobs(cluster)
 
-    def places(num_tasks: int) -> list[str]:
-        told = _output(environment, 'srun', f'--ntasks={num_tasks}', sys.executable, '-c', tell)
-        return sorted(line for line in told.splitlines() if line.startswith('place'))
+    def process_infos(num_tasks: int) -> list[str]:
+        printed = _output(environment, 'srun', f'--ntasks={num_tasks}', sys.executable, '-c', tell)
+        return sorted(line for line in printed.splitlines() if line.startswith('process'))
 
-    assert places(1) == ['place None']  # alone: jax takes every GPU that it sees
-    shared = [f'place {ProcessInfo(None, 2, task, share)}' for task, share in enumerate([(0, 1), (2, 3)])]
-    assert places(2) == shared
+    assert process_infos(1) == ['process None']  # alone: jax takes every GPU that it sees
+    shared = [f'process {ProcessInfo(None, 2, task, share)}' for task, share in enumerate([(0, 1), (2, 3)])]
+    assert process_infos(2) == shared
 
 
-def test_a_sweep_is_an_array_whose_stopped_runs_are_requeued(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_sweep_is_an_array_whose_stopped_runs_are_requeued(cluster: dict[str, str], tmp_path: Path) -> None:
     write_text(tmp_path / 'text.txt')
     fixed = tiny_run(tmp_path, train__log_every=5, train__evaluate_every=1000, train__examples=())
     del fixed['train.steps']
@@ -233,18 +231,18 @@ def test_a_sweep_is_an_array_whose_stopped_runs_are_requeued(cluster: dict[str, 
 
     submitted = sweep('--slurm=--partition=low --ntasks=1')
     assert submitted.returncode == 0, submitted.stderr
-    number = json.loads(submitted.stdout)['job']
+    job_id = json.loads(submitted.stdout)['job']
     again = sweep('--slurm=')
-    assert again.returncode == 2 and f'scancel {number}' in again.stderr
+    assert again.returncode == 2 and f'scancel {job_id}' in again.stderr
 
     def log() -> str:
         return ''.join(path.read_text() for path in [*tmp_path.glob('sweep/slurm-*'), *tmp_path.glob('sweep/*/*.log')])
 
     _wait_for(lambda: len(_losses(tmp_path / 'sweep' / 'long')) > 2, 600, f'step of the run to stop: {log()}')
-    _output(cluster, 'scancel', '--signal=USR1', '--batch', f'{number}_1')
-    _wait_for(lambda: number not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 900, f'end: {log()}')
-    told = sweep('--jobs=0')
-    assert told.returncode == 0, told.stderr
-    results = {result['name']: result['status'] for result in json.loads(told.stdout)['runs']}
+    _output(cluster, 'scancel', '--signal=USR1', '--batch', f'{job_id}_1')
+    _wait_for(lambda: job_id not in _output(cluster, 'squeue', '--noheader', '--format=%F'), 900, f'end: {log()}')
+    printed = sweep('--jobs=0')
+    assert printed.returncode == 0, printed.stderr
+    results = {result['name']: result['status'] for result in json.loads(printed.stdout)['runs']}
     assert results == {'short': 'finished', 'long': 'finished'}, log()
     assert 'saved step' in log() and 'Resuming' in log()

@@ -1,7 +1,7 @@
-"""`bert_jax` under a clock that jumps, or with batches that are not finite: python -m tests.soak.faulty FAULT COMMAND …
+"""`bert_jax` with a jumping clock or non-finite batches: python -m tests.soak.faulty FAULT COMMAND …
 
-FAULT is `clock:SEED`, by which the time of day jumps by up to two days either way several times a second, or
-`batches:SEED:SHARE`, by which that share of the batches of a run, chosen by number, has infinite weights.
+FAULT is `clock:SEED` (the time of day jumps by up to two days either way, several times a second) or
+`batches:SEED:SHARE` (that share of the batches, chosen by step, has infinite weights).
 """
 
 import random
@@ -16,28 +16,28 @@ from bert_jax.runtime.stopping import leave
 
 
 def jump(seed: int) -> None:
-    """Makes the time of day jump; the clocks that only count on are left alone, as the system leaves them."""
-    whole, rng = time.time, random.Random(seed)
+    """Makes the time of day jump; monotonic clocks are left alone, as they are in a real system."""
+    real_time, rng = time.time, random.Random(seed)
     offset, until = 0.0, 0.0
 
     def jumping() -> float:
         nonlocal offset, until
         if time.monotonic() > until:
             offset, until = rng.uniform(-2, 2) * 86_400, time.monotonic() + rng.uniform(0.05, 0.5)
-        return whole() + offset
+        return real_time() + offset
 
     time.time = jumping
 
 
 def plant(seed: int, share: float) -> None:
-    """Makes batches of a stream not finite, the same ones whenever they are asked for."""
-    whole = CorpusStream.batch
+    """Makes some batches of a stream non-finite, always the same ones."""
+    original = CorpusStream.batch
 
     def batch(self: CorpusStream, step: int, rows: slice = slice(None)) -> Batch:
-        found = whole(self, step, rows)
-        if random.Random(f'{seed} {step // 2}').random() < share:  # two in a row, so that some are trouble
-            found = found._replace(masked_lm_weights=np.full_like(found.masked_lm_weights, np.inf))
-        return found
+        batch = original(self, step, rows)
+        if random.Random(f'{seed} {step // 2}').random() < share:  # two in a row, so that some cause a rollback
+            batch = batch._replace(masked_lm_weights=np.full_like(batch.masked_lm_weights, np.inf))
+        return batch
 
     CorpusStream.batch = batch
 

@@ -1,7 +1,7 @@
-"""What the torture programs share: their run, what it was trained on, and the row of the table.
+"""Shared code of the soak tests: their run, the batches it was trained on, and the row of the table.
 
-A torture program is a test marked `soak` that takes its number of tries from `tries` and its random numbers from
-`random_numbers`, and prints one `Row`. `make test-soak` runs all of them; `SOAK_TRIES` and `SOAK_SEED` change both.
+A soak test has the mark `soak`, takes its number of tries from `tries` and its random numbers from `random_numbers`,
+and prints one `Row`. `make test-soak` runs all of them; `SOAK_TRIES` and `SOAK_SEED` change tries and random numbers.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ from tests.support.processes import command
 
 
 def tries(default: int) -> int:
-    """How often a program tries its fault."""
+    """Returns how often a test injects its fault."""
     return int(os.environ.get('SOAK_TRIES', default))
 
 
-def random_numbers(program: str) -> np.random.Generator:
-    """The same for the same `SOAK_SEED` and program."""
-    seed = f'{os.environ.get("SOAK_SEED", "0")} {program}'.encode()
+def random_numbers(test: str) -> np.random.Generator:
+    """Returns a generator seeded by `SOAK_SEED` and the name of the test."""
+    seed = f'{os.environ.get("SOAK_SEED", "0")} {test}'.encode()
     return np.random.default_rng(int.from_bytes(hashlib.sha256(seed).digest()[:8], 'big'))
 
 
 @dataclasses.dataclass
 class Row:
-    """A row of the table: a fault, how often it was tried, what came of it, seconds to recover, steps lost."""
+    """A row of the table: a fault, number of tries, outcomes, seconds to recover, steps lost."""
 
     fault: str
     outcomes: list[str] = dataclasses.field(default_factory=list)
@@ -40,17 +40,23 @@ class Row:
     def __str__(self) -> str:
         counts = {outcome: self.outcomes.count(outcome) for outcome in dict.fromkeys(self.outcomes)}
         outcome = '; '.join(f'{count} {name}' for name, count in counts.items())
-        columns = [self.fault, str(len(self.outcomes)), outcome, _spread(self.seconds, ' s'), _spread(self.steps_lost)]
+        columns = [
+            self.fault,
+            str(len(self.outcomes)),
+            outcome,
+            _summarize(self.seconds, ' s'),
+            _summarize(self.steps_lost),
+        ]
         return f'| {" | ".join(columns)} |'
 
 
-def _spread(values: list, unit: str = '') -> str:
-    """Median and largest."""
+def _summarize(values: list, unit: str = '') -> str:
+    """Returns median and maximum as text."""
     return f'{statistics.median(values):.3g} (at most {max(values):.3g}){unit}' if values else '–'
 
 
 def prepare(directory: Path, **changes: object) -> list[str]:
-    """The flags of a run of 60 steps on a corpus that it writes; `changes` as in `tiny_run`."""
+    """Writes a corpus and returns the flags of a run of 60 steps on it; `changes` as in `tiny_run`."""
     run = {
         'model__dropout_rate': 0.1,
         'train__steps': 60,
@@ -63,7 +69,7 @@ def prepare(directory: Path, **changes: object) -> list[str]:
 
 
 def train_command(flags: list[str], workdir: Path, record: Path | None = None) -> list[str]:
-    """`train` as a command; with `record`, the batch of every step is noted there (see `tests.soak.recorded`)."""
+    """Returns the `train` command; with `record`, it records the batch of every step (see `tests.soak.recorded`)."""
     train = command('train', *flags, f'--workdir={workdir}')
     if record is None:
         return train
@@ -71,10 +77,10 @@ def train_command(flags: list[str], workdir: Path, record: Path | None = None) -
 
 
 def batches(record: Path) -> dict[int, set[str]]:
-    """Step -> the hashes of the batches that it was trained on, over all the processes that wrote the record."""
-    found: dict[int, set[str]] = {}
+    """Returns {step: hashes of the batches it was trained on}, over all processes that wrote the record."""
+    digests: dict[int, set[str]] = {}
     for line in record.read_text().splitlines():
         step, _, digest = line.partition(' ')
         if len(digest) == 64:  # a kill may cut a line
-            found.setdefault(int(step), set()).add(digest)
-    return found
+            digests.setdefault(int(step), set()).add(digest)
+    return digests

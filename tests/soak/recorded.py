@@ -1,6 +1,6 @@
-"""`bert_jax`, noting the batch of every step: python -m tests.soak.recorded FILE COMMAND …
+"""`bert_jax`, recording the batch of every step: python -m tests.soak.recorded FILE COMMAND …
 
-A line for each batch as it reaches the training step: the step and the SHA-256 of its arrays.
+FILE gets one line per batch as it reaches the training step: the step and the SHA-256 of its arrays.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from bert_jax.runtime.stopping import leave
 def main() -> int:
     record = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    class Noted(pretrain.Batches):
+    class RecordedBatches(pretrain.Batches):
         def __next__(self):
-            step, number, batch = super().__next__()
+            step, phase, batch = super().__next__()
             digest = hashlib.sha256(b''.join(array.tobytes() for array in jax.device_get(list(batch)))).hexdigest()
             os.write(record, f'{step} {digest}\n'.encode())
-            return step, number, batch
+            return step, phase, batch
 
-    pretrain.Batches = Noted
+    pretrain.Batches = RecordedBatches
     return command_line.main(['bert_jax', *sys.argv[2:]])
 
 

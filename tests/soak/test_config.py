@@ -1,4 +1,4 @@
-"""Every field of a config, set to anything: exit status 2 with a message that names it, or a run that works."""
+"""Any value of any config field gives exit status 2 with a message that names it, or a run that works."""
 
 import contextlib
 import io
@@ -42,12 +42,12 @@ VALUES = [
     ),
 ]
 _FIELDS = [name for name in config.field_names() if name != 'platform']
-_RUNS_IN_MIB = 6000  # address space: what does not fit must be told as well
-pytestmark = pytest.mark.filterwarnings('ignore')  # of ml_collections, when it reads a config file again and again
+_ADDRESS_SPACE_MIB = 6000  # running out of memory must be reported as well
+pytestmark = pytest.mark.filterwarnings('ignore')  # ml_collections warns when a config file is read repeatedly
 
 
 def _prepared(workdir: str, run_config: config.Config) -> Outcome:
-    """All that `train` does before it compiles the step."""
+    """Does everything that `train` does before it compiles the step."""
     point = initialize.pretraining_start(run_config, workdir)
     streams = open_streams(point.config, progress=False)
     resolved = streams.config
@@ -61,9 +61,9 @@ def _prepared(workdir: str, run_config: config.Config) -> Outcome:
 
 
 def _in_this_process(arguments: list[str]) -> tuple[int, str]:
-    with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
         status = main(['bert_jax', *arguments])
-    return status, told.getvalue()
+    return status, err.getvalue()
 
 
 def _changes() -> Iterator[tuple[str, str]]:
@@ -71,29 +71,31 @@ def _changes() -> Iterator[tuple[str, str]]:
         yield from ((field, value) for value in VALUES)
 
 
-def _is_told(field: str, value: str, status: int, told: str) -> bool:
+def _is_reported(field: str, value: str, status: int, message: str) -> bool:
     leaf = re.split(r'[.]', field)[-1]
-    names = leaf in told or field.partition('.')[0] in told or (value and value[:40] in told)
-    return status == 2 and 'Traceback' not in told and bool(names)
+    names = leaf in message or field.partition('.')[0] in message or (value and value[:40] in message)
+    return status == 2 and 'Traceback' not in message and bool(names)
 
 
-def _change_fields(flags: list[str], place: Path, changes: list[tuple[str, str]], row: Row) -> list[tuple[str, str]]:
-    """Tries changes up to the compiler; returns those that were taken."""
-    taken = []
+def _change_fields(
+    flags: list[str], directory: Path, changes: list[tuple[str, str]], row: Row
+) -> list[tuple[str, str]]:
+    """Tries changes up to compilation; returns those that were accepted."""
+    accepted = []
     for field, value in changes:
-        arguments = ['train', *flags, f'--config.{field}={value}', f'--workdir={place}/none']
+        arguments = ['train', *flags, f'--config.{field}={value}', f'--workdir={directory}/none']
         try:
-            status, told = _in_this_process(arguments)
+            status, message = _in_this_process(arguments)
         except Exception as error:
             raise AssertionError(f'--config.{field}={value!r}: {type(error).__name__}: {error}') from error
         if status == 0:
-            taken.append((field, value))
-            row.outcomes.append('taken')
+            accepted.append((field, value))
+            row.outcomes.append('accepted')
         else:
-            assert _is_told(field, value, status, told), (field, value, status, told)
-            row.outcomes.append('a message that names it, exit status 2')
-        assert not (place / 'none').exists()
-    return taken
+            assert _is_reported(field, value, status, message), (field, value, status, message)
+            row.outcomes.append('rejected with a message that names the field')
+        assert not (directory / 'none').exists()
+    return accepted
 
 
 @pytest.fixture
@@ -109,28 +111,28 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return prepare(tmp_path_factory.mktemp('fields'), train__steps=2, optimizer__warmup_steps=0)
 
 
-def test_a_sample_of_values_is_told_or_taken(flags, tmp_path, without_training, monkeypatch) -> None:
+def test_sampled_config_values_are_accepted_or_rejected(flags, tmp_path, without_training, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # a value may be the name of a directory
     changes = list(_changes())
     chosen = random_numbers('fields').choice(len(changes), 30, replace=False)
-    _change_fields(flags, tmp_path, [changes[number] for number in chosen], Row(''))
+    _change_fields(flags, tmp_path, [changes[index] for index in chosen], Row(''))
 
 
 def _limit_memory() -> None:
     os.setsid()
-    resource.setrlimit(resource.RLIMIT_AS, (_RUNS_IN_MIB << 20,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_MIB << 20,) * 2)
 
 
 @pytest.mark.soak
-def test_any_value_of_any_field_is_told_or_works(flags, tmp_path, without_training, capsys, monkeypatch) -> None:
+def test_any_value_of_any_field_works_or_is_rejected(flags, tmp_path, without_training, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # a value may be the name of a directory
-    row = Row('a field of the config set to anything (up to the compiler)')
-    taken = _change_fields(flags, tmp_path, list(_changes()), row)
-    rng, runs = random_numbers('runs'), Row('a run with such a value that was taken')
-    for number in rng.permutation(len(taken))[: tries(60)]:
-        field, value = taken[number]
+    row = Row('arbitrary value of a config field (up to compilation)')
+    accepted = _change_fields(flags, tmp_path, list(_changes()), row)
+    rng, runs = random_numbers('runs'), Row('run with an accepted arbitrary value')
+    for index in rng.permutation(len(accepted))[: tries(60)]:
+        field, value = accepted[index]
         done = subprocess.run(
-            command('train', *flags, f'--config.{field}={value}', f'--workdir={tmp_path}/run-{number}'),
+            command('train', *flags, f'--config.{field}={value}', f'--workdir={tmp_path}/run-{index}'),
             env=environment(**caching(tmp_path / 'cache')),
             capture_output=True,
             text=True,
@@ -139,6 +141,6 @@ def test_any_value_of_any_field_is_told_or_works(flags, tmp_path, without_traini
             cwd=tmp_path,
         )
         assert done.returncode in (0, 2) and 'Traceback' not in done.stderr, (field, value, done.stderr[-3000:])
-        runs.outcomes.append('worked' if done.returncode == 0 else 'told, exit status 2')
+        runs.outcomes.append('worked' if done.returncode == 0 else 'rejected with a message')
     with capsys.disabled():
         print(row, runs, sep='\n')

@@ -1,4 +1,4 @@
-"""Flipped bits, truncations, deletions: in a checkpoint or a corpus none goes unnoticed, and the file is named."""
+"""Every flipped bit, truncation and deletion in a checkpoint or corpus is detected, and the file is named."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _damage(path: Path, rng: np.random.Generator) -> str:
-    """Changes a file on disk; returns how."""
+    """Damages a file on disk; returns the kind of damage."""
     content = bytearray(path.read_bytes())
     kind = rng.choice(['bit', 'truncation', 'deletion', 'growth'], p=[0.7, 0.15, 0.1, 0.05])
     if kind == 'deletion' or not content:
@@ -56,40 +56,38 @@ def _restores(checkpoints: Checkpoints, step: int) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def _damage_checkpoints(place: Path, count: int) -> Row:
-    """Damages the newest of two checkpoints, again and again."""
-    row, rng = Row('a file of the newest checkpoint: bits, truncation, deletion, growth'), random_numbers('checkpoints')
-    pristine = Checkpoints(str(place / 'pristine'), keep=2)
+def _damage_checkpoints(directory: Path, count: int) -> Row:
+    """Damages the newest of two checkpoints `count` times."""
+    row = Row('damaged file in the newest checkpoint (flipped bit, truncated, deleted, extended)')
+    rng = random_numbers('checkpoints')
+    pristine = Checkpoints(str(directory / 'pristine'), keep=2)
     for step in (10, 20):
         pristine.save(_state(step))
     pristine.close()
-    checkpoints = Checkpoints(str(place / 'run'))
-    for number in range(count):
-        shutil.rmtree(place / 'run', ignore_errors=True)
-        shutil.copytree(place / 'pristine', place / 'run')
-        path = rng.choice(_files(place / 'run' / 'checkpoints' / '20'))
+    checkpoints = Checkpoints(str(directory / 'run'))
+    for attempt in range(count):
+        shutil.rmtree(directory / 'run', ignore_errors=True)
+        shutil.copytree(directory / 'pristine', directory / 'run')
+        path = rng.choice(_files(directory / 'run' / 'checkpoints' / '20'))
         _damage(path, rng)
         with contextlib.redirect_stderr(io.StringIO()) as output:
             began = time.monotonic()
             used = checkpoints.set_aside_damaged()
             row.seconds.append(time.monotonic() - began)
-        if used == 20:  # a byte of the manifest that says nothing of the files
+        if used == 20:  # white space in the manifest
             assert path.name == 'manifest.json' and _restores(checkpoints, 20)
-            row.outcomes.append('restored as saved (the byte says nothing of the files)')
+            row.outcomes.append('restored as saved (only white space changed)')
         else:
-            assert (
-                used == 10
-                and path.name in output.getvalue()
-                and (place / 'run' / 'checkpoints' / 'damaged-20').is_dir()
-            )
-            assert number % 10 or _restores(checkpoints, 10)
-            row.outcomes.append('set aside, the file named, the checkpoint before used')
+            assert used == 10 and path.name in output.getvalue()
+            assert (directory / 'run' / 'checkpoints' / 'damaged-20').is_dir()
+            assert attempt % 10 or _restores(checkpoints, 10)
+            row.outcomes.append('file named, checkpoint renamed, earlier checkpoint used')
     checkpoints.close()
     return row
 
 
 def _rows(run: config.Config) -> str:
-    """A digest of all that a run reads: an epoch of each split, and how often each token occurs."""
+    """Returns a digest of everything a run reads: one epoch of each split, and the token counts."""
     streams, found = open_streams(run, progress=False), hashlib.sha256()
     for stream in (*streams.train, *streams.validation):
         for step in range(len(stream)):
@@ -100,12 +98,14 @@ def _rows(run: config.Config) -> str:
     return found.hexdigest()
 
 
-def _damage_corpus(place: Path, count: int) -> Row:
-    row, rng = Row('a file of the corpus: bits, truncation, deletion, growth'), random_numbers('corpus')
-    place.mkdir()
-    write_text(place / 'text.txt', num_documents=24)
+def _damage_corpus(directory: Path, count: int) -> Row:
+    """Damages a corpus `count` times."""
+    row = Row('damaged file in a corpus (flipped bit, truncated, deleted, extended)')
+    rng = random_numbers('corpus')
+    directory.mkdir()
+    write_text(directory / 'text.txt', num_documents=24)
     fields = {
-        'data': {'source': f'text:{place}/text.txt', 'corpus': f'{place}/corpus', 'sequence_length': 32},
+        'data': {'source': f'text:{directory}/text.txt', 'corpus': f'{directory}/corpus', 'sequence_length': 32},
         'tokenizer': {'vocab_size': 500},
         'train': {'global_batch_size': 64},
     }
@@ -113,11 +113,11 @@ def _damage_corpus(place: Path, count: int) -> Row:
     run = config.resolve(fields)
     prepare(run.data, run.tokenizer, progress=False)
     expected = _rows(run)
-    shutil.copytree(place / 'corpus', place / 'pristine')
+    shutil.copytree(directory / 'corpus', directory / 'pristine')
     for _ in range(count):
-        shutil.rmtree(place / 'corpus')
-        shutil.copytree(place / 'pristine', place / 'corpus')
-        files = _files(place / 'corpus')
+        shutil.rmtree(directory / 'corpus')
+        shutil.copytree(directory / 'pristine', directory / 'corpus')
+        files = _files(directory / 'corpus')
         is_of_plan = rng.random() < 0.25
         path = rng.choice([path for path in files if ('plans' in path.parts) == is_of_plan])
         kind = _damage(path, rng)
@@ -127,24 +127,24 @@ def _damage_corpus(place: Path, count: int) -> Row:
             except BadInput as error:
                 name = path.name if path.parent.name != 'tokenizer' else 'tokenizer'
                 assert name in str(error) or 'holds no corpus' in str(error), (path, kind, error)
-                row.outcomes.append('refused, the file named')
+                row.outcomes.append('rejected, file named')
                 continue
         assert found == expected, (path, kind)
-        anew = 'made anew' in output.getvalue()
-        row.outcomes.append('plan named and made anew' if anew else 'the same rows (the byte is not read)')
+        is_rebuilt = 'rebuilding it' in output.getvalue()
+        row.outcomes.append('plan named and rebuilt' if is_rebuilt else 'same rows (the byte is not read)')
     return row
 
 
-def test_a_sample_of_damages_is_noticed(tmp_path: Path) -> None:
+def test_sampled_damage_is_detected(tmp_path: Path) -> None:
     _damage_checkpoints(tmp_path, 25)
     _damage_corpus(tmp_path / 'corpus', 25)
 
 
 @pytest.mark.soak
-def test_no_damage_of_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
+def test_all_damage_to_a_checkpoint_is_detected(tmp_path: Path) -> None:
     print(_damage_checkpoints(tmp_path, tries(3000)))
 
 
 @pytest.mark.soak
-def test_no_damage_of_a_corpus_goes_unnoticed(tmp_path: Path) -> None:
+def test_all_damage_to_a_corpus_is_detected(tmp_path: Path) -> None:
     print(_damage_corpus(tmp_path / 'corpus', tries(3000)))

@@ -1,4 +1,4 @@
-"""Whatever a file or a field holds, the answer is a message or a result: no other exception, and bounded memory."""
+"""Any content of a file or field gives a message or a result: no other exception, and bounded memory."""
 
 import copy
 import dataclasses
@@ -34,8 +34,8 @@ from tests.soak.harness import tries
 from tests.support.records import make_records, serialize
 from tests.support.texts import write_text
 
-_MOST_MEMORY = 400 << 20  # bytes that all examples together may add to the process
-_SAMPLE = 12  # examples of each target in `make test`
+_MAX_ADDED_BYTES = 400 << 20  # by which all examples together may grow the process
+_SAMPLE = 12  # examples per target in `make test`
 
 JSON = st.recursive(
     st.none()
@@ -49,48 +49,48 @@ JSON = st.recursive(
 )
 
 
-def _places(value: Any, place: tuple = ()) -> list[tuple]:
+def _key_paths(value: Any, prefix: tuple = ()) -> list[tuple]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place, *(inner for key, child in items for inner in _places(child, (*place, key)))]
+    return [prefix, *(path for key, child in items for path in _key_paths(child, (*prefix, key)))]
 
 
 @st.composite
 def changed_json(draw: Any, document: Any) -> Any:
-    """A JSON value with one or two of its parts replaced or taken out."""
+    """Draws a JSON value with one or two of its parts replaced or removed."""
     document = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 2))):
-        places = [place for place in _places(document) if place]
-        if not places:
+        paths = [path for path in _key_paths(document) if path]
+        if not paths:
             return draw(JSON)
-        *before, last = draw(st.sampled_from(places))
-        holder = document
-        for key in before:
-            holder = holder[key]
+        *parents, last = draw(st.sampled_from(paths))
+        container = document
+        for key in parents:
+            container = container[key]
         if draw(st.booleans()):
-            holder[last] = draw(JSON)
+            container[last] = draw(JSON)
         else:
-            del holder[last]
+            del container[last]
     return document
 
 
 @st.composite
 def changed_bytes(draw: Any, content: bytes) -> bytes:
-    """Bytes with a few of them changed, cut or put in between."""
+    """Draws bytes with a few of them changed, removed or inserted."""
     changed = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
-        place = draw(st.integers(0, len(changed)))
+        at = draw(st.integers(0, len(changed)))
         match draw(st.sampled_from(['set', 'cut', 'insert'])):
             case 'set':
-                changed[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
+                changed[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
             case 'cut':
-                del changed[place : place + draw(st.integers(1, 64))]
+                del changed[at : at + draw(st.integers(1, 64))]
             case 'insert':
-                changed[place:place] = draw(st.binary(max_size=16))
+                changed[at:at] = draw(st.binary(max_size=16))
     return bytes(changed)
 
 
-def _told(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a function answered with a message; any other exception is a failure."""
+def _is_rejected(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Returns whether a function raised BadInput; any other exception is a failure."""
     try:
         function(*arguments)
     except BadInput as error:
@@ -104,64 +104,64 @@ def _fuzz(strategy: st.SearchStrategy, check: Callable[[Any], Any], count: int) 
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     given(strategy)(settings(max_examples=count, deadline=None, suppress_health_check=checks, database=None)(check))()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
-    assert grown < _MOST_MEMORY, f'{grown >> 20} MiB'
+    assert grown < _MAX_ADDED_BYTES, f'{grown >> 20} MiB'
 
 
-# --- What is fuzzed: each makes a strategy of contents, and a check of one content. ---
+# --- Targets: each returns a strategy for contents, and a check of one content. ---
 
 
-def _vocabulary(place: Path) -> tuple:
-    path = place / 'vocab.txt'
+def _vocabulary(directory: Path) -> tuple:
+    path = directory / 'vocab.txt'
     whole = '\n'.join([*SPECIAL_TOKENS, 'a', '##b', 'cd', '']).encode()
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        _told(lambda: load_tokenizer(path, lowercase=True, strip_accents=None).encode_batch(['ab cd [MASK]']))
+        _is_rejected(lambda: load_tokenizer(path, lowercase=True, strip_accents=None).encode_batch(['ab cd [MASK]']))
 
     return changed_bytes(whole) | st.binary(max_size=200), check
 
 
-def _tokenizer_json(place: Path) -> tuple:
-    (place / 'vocab.txt').write_text('\n'.join([*SPECIAL_TOKENS, 'a', '##b', 'cd', '']))
-    load_tokenizer(place / 'vocab.txt', lowercase=True, strip_accents=None).save(place / 'whole')
-    whole, path = (place / 'whole' / 'tokenizer.json').read_bytes(), place / 'tokenizer.json'
+def _tokenizer_json(directory: Path) -> tuple:
+    (directory / 'vocab.txt').write_text('\n'.join([*SPECIAL_TOKENS, 'a', '##b', 'cd', '']))
+    load_tokenizer(directory / 'vocab.txt', lowercase=True, strip_accents=None).save(directory / 'whole')
+    whole, path = (directory / 'whole' / 'tokenizer.json').read_bytes(), directory / 'tokenizer.json'
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        _told(lambda: load_tokenizer(path, lowercase=True, strip_accents=None).encode_batch(['ab cd [MASK]']))
+        _is_rejected(lambda: load_tokenizer(path, lowercase=True, strip_accents=None).encode_batch(['ab cd [MASK]']))
 
     return changed_bytes(whole) | changed_json(json.loads(whole)).map(_as_bytes), check
 
 
-def _tokenizer_settings(place: Path) -> tuple:
-    (place / 'vocab.txt').write_text('\n'.join([*SPECIAL_TOKENS, 'a', '##b', 'cd', '']))
+def _tokenizer_settings(directory: Path) -> tuple:
+    (directory / 'vocab.txt').write_text('\n'.join([*SPECIAL_TOKENS, 'a', '##b', 'cd', '']))
     settings = {'do_lower_case': True, 'strip_accents': None, 'keep_accents': False}
 
     def check(content: bytes) -> None:
         for name in ('tokenizer_config.json', 'config.json', 'tokenizer.json'):
-            (place / name).write_bytes(content)
-            _told(lambda: load_tokenizer(place / 'vocab.txt').encode_batch(['ab cd [MASK]']))
-            (place / name).unlink()
+            (directory / name).write_bytes(content)
+            _is_rejected(lambda: load_tokenizer(directory / 'vocab.txt').encode_batch(['ab cd [MASK]']))
+            (directory / name).unlink()
 
     return changed_bytes(json.dumps(settings).encode()) | changed_json(settings).map(_as_bytes), check
 
 
-def _sentencepiece_model(place: Path) -> tuple:
+def _sentencepiece_model(directory: Path) -> tuple:
     wanted = config.Tokenizer(kind='sentencepiece', vocab_size=64)
-    train_tokenizer(wanted, iter(['the quick brown fox jumps over the lazy dog'] * 20)).save(place / 'whole')
-    proto = _parse((place / 'whole' / 'sentencepiece.model').read_bytes(), 'model')
+    train_tokenizer(wanted, iter(['the quick brown fox jumps over the lazy dog'] * 20)).save(directory / 'whole')
+    proto = _parse((directory / 'whole' / 'sentencepiece.model').read_bytes(), 'model')
     proto.normalizer_spec.precompiled_charsmap = b''  # most of the bytes
-    path = place / 'changed.model'
+    path = directory / 'changed.model'
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        _told(lambda: load_tokenizer(path).encode_batch(['the fox [MASK]', '', '\u2581 x']))
+        _is_rejected(lambda: load_tokenizer(path).encode_batch(['the fox [MASK]', '', '\u2581 x']))
 
     return changed_bytes(proto.SerializeToString()), check
 
 
-def _tfrecords(place: Path) -> tuple:
-    path, whole = place / 'part.tfrecord', serialize(make_records(0, 1)[0][0])
+def _tfrecords(directory: Path) -> tuple:
+    path, whole = directory / 'part.tfrecord', serialize(make_records(0, 1)[0][0])
 
     def checksum(data: bytes) -> bytes:
         value = google_crc32c.value(data)
@@ -179,14 +179,14 @@ def _tfrecords(place: Path) -> tuple:
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        _told(read)
+        _is_rejected(read)
 
     lengths = st.integers(0, 2**64 - 1).map(lambda n: struct.pack('<Q', n)).map(lambda head: head + checksum(head))
     return changed_bytes(whole).map(frame) | changed_bytes(frame(whole) * 2) | lengths, check
 
 
-def _safetensors(place: Path) -> tuple:
-    path = place / 'model.safetensors'
+def _safetensors(directory: Path) -> tuple:
+    path = directory / 'model.safetensors'
     save_file({'a': np.zeros((3, 4), np.float32), 'b': np.ones(5, np.float16)}, path)
     whole = path.read_bytes()
     size = struct.unpack('<Q', whole[:8])[0]
@@ -194,73 +194,73 @@ def _safetensors(place: Path) -> tuple:
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        _told(read_tensors, place)
+        _is_rejected(read_tensors, directory)
 
     with_header = changed_json(header).map(_as_bytes).map(lambda text: struct.pack('<Q', len(text)) + text + data)
     return with_header | changed_bytes(whole) | st.binary(max_size=40), check
 
 
-def _index_of_safetensors(place: Path) -> tuple:
-    save_file({'a': np.zeros(3, np.float32)}, place / 'part.safetensors')
-    path = place / 'model.safetensors.index.json'
+def _index_of_safetensors(directory: Path) -> tuple:
+    save_file({'a': np.zeros(3, np.float32)}, directory / 'part.safetensors')
+    path = directory / 'model.safetensors.index.json'
 
     def check(content: Any) -> None:
         path.write_text(json.dumps(content))
-        _told(read_tensors, place)
+        _is_rejected(read_tensors, directory)
 
     return changed_json({'weight_map': {'a': 'part.safetensors'}, 'metadata': {'total_size': 12}}), check
 
 
-def _corpus_manifest(place: Path) -> tuple:
-    write_text(place / 'text.txt', num_documents=8)
-    data = config.Data(source=f'text:{place}/text.txt', corpus=str(place / 'corpus'), validation_fraction=0.3)
+def _corpus_manifest(directory: Path) -> tuple:
+    write_text(directory / 'text.txt', num_documents=8)
+    data = config.Data(source=f'text:{directory}/text.txt', corpus=str(directory / 'corpus'), validation_fraction=0.3)
     prepare(data, config.Tokenizer(vocab_size=300), progress=False)
-    path = place / 'corpus' / 'manifest.json'
+    path = directory / 'corpus' / 'manifest.json'
 
     def read() -> None:
-        corpus = load_corpus(place / 'corpus')
+        corpus = load_corpus(directory / 'corpus')
         for split in (corpus.train, corpus.validation):
             split.unigram_counts(corpus.tokenizer.vocab_size)
             assert split.sentences[-1] == split.num_tokens and len(split.documents)
 
     def check(content: Any) -> None:
         path.write_text(json.dumps(content))
-        _told(read)
+        _is_rejected(read)
 
     return changed_json(json.loads(path.read_text())), check
 
 
-def _run_config(place: Path) -> tuple:
-    path = place / 'config.json'
+def _run_config(directory: Path) -> tuple:
+    path = directory / 'config.json'
     whole = {'config': dataclasses.asdict(config.Config()), 'fingerprint': {'corpus': 'x'}, 'versions': {}}
 
     def check(content: Any) -> None:
         path.write_text(json.dumps(content))
-        _told(identity.load_config, str(place))
-        _told(identity.load_fingerprint, str(place))
+        _is_rejected(identity.load_config, str(directory))
+        _is_rejected(identity.load_fingerprint, str(directory))
 
     return changed_json(whole), check
 
 
-def _config_fields(place: Path) -> tuple:
+def _config_fields(directory: Path) -> tuple:
     phases = [dataclasses.asdict(config.Phase(steps=10, warmup_steps=1)), {'steps': 5, 'warmup_steps': 0}]
     whole = dataclasses.asdict(config.Config()) | {'phases': phases}
 
     def check(content: Any) -> None:
-        if not _told(config.resolve, content):
+        if not _is_rejected(config.resolve, content):
             resolved = config.resolve(content)
             assert config.resolve(json.loads(json.dumps(dataclasses.asdict(resolved)))) == resolved
 
     return changed_json(whole), check
 
 
-def _checkpoint_manifest(place: Path) -> tuple:
-    directory = place / 'checkpoints' / '5'
+def _checkpoint_manifest(directory: Path) -> tuple:
+    directory = directory / 'checkpoints' / '5'
     directory.mkdir(parents=True)
     (directory / 'file').write_bytes(b'12345')
     whole = {'version': 2, 'step': 5, 'part_bytes': 1 << 24, 'files': {'file': {'bytes': 5, 'sha256': ['0' * 64]}}}
     whole['checksum'] = json_digest(whole)
-    checkpoints = Checkpoints(str(place))
+    checkpoints = Checkpoints(str(directory))
 
     def check(content: bytes) -> None:
         (directory / 'manifest.json').write_bytes(content)
@@ -269,22 +269,22 @@ def _checkpoint_manifest(place: Path) -> tuple:
     return changed_json(whole).map(_as_bytes) | changed_bytes(_as_bytes(whole)), check
 
 
-def _record(place: Path) -> tuple:
+def _record(directory: Path) -> tuple:
     whole = TrainingRecord(((0, 1, 2),), 1, 2, 3, 0, (1.0, 2.0)).to_json()
 
     def check(content: Any) -> None:
-        _told(TrainingRecord.from_json, content, 'record.json')
+        _is_rejected(TrainingRecord.from_json, content, 'record.json')
 
     return changed_json(json.loads(json.dumps(whole))) | JSON, check
 
 
-def _metrics(place: Path) -> tuple:
+def _metrics(directory: Path) -> tuple:
     whole = ''.join(json.dumps({'step': step, 'loss': 1.0}) + '\n' for step in range(1, 5)).encode()
 
     def check(content: bytes) -> None:
-        (place / 'metrics.jsonl').write_bytes(content)
-        MetricsWriter(str(place), 3).close()
-        kept = [json.loads(line)['step'] for line in (place / 'metrics.jsonl').read_text().splitlines()]
+        (directory / 'metrics.jsonl').write_bytes(content)
+        MetricsWriter(str(directory), 3).close()
+        kept = [json.loads(line)['step'] for line in (directory / 'metrics.jsonl').read_text().splitlines()]
         assert all(step <= 3 for step in kept)
 
     return changed_bytes(whole), check
@@ -312,14 +312,15 @@ TARGETS = [
 
 
 @pytest.mark.parametrize('target', TARGETS, ids=lambda target: target.__name__.strip('_'))
-def test_a_sample_of_contents_is_read_or_told(target: Callable[[Path], tuple]) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        _fuzz(*target(Path(place)), count=_SAMPLE)
+def test_sampled_contents_are_read_or_rejected(target: Callable[[Path], tuple]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        _fuzz(*target(Path(directory)), count=_SAMPLE)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize('target', TARGETS, ids=lambda target: target.__name__.strip('_'))
-def test_whatever_it_holds_it_is_read_or_told(target: Callable[[Path], tuple]) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        _fuzz(*target(Path(place)), count=tries(3000))
-    print(f'| any content: {target.__name__.strip("_").replace("_", " ")} | {tries(3000)} | read, or told | – | – |')
+def test_any_content_is_read_or_rejected(target: Callable[[Path], tuple]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        _fuzz(*target(Path(directory)), count=tries(3000))
+    name = target.__name__.strip('_').replace('_', ' ')
+    print(f'| arbitrary content: {name} | {tries(3000)} | read, or rejected with a message | – | – |')

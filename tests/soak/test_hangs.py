@@ -1,4 +1,4 @@
-"""A process of two to four is killed, frozen, stuck or cut off: all end in time, and the right one is named."""
+"""When one of two to four processes is killed, frozen, stuck or cut off, all end in time and it is named."""
 
 import contextlib
 import os
@@ -16,8 +16,8 @@ import pytest
 from tests.soak.harness import Row, prepare, random_numbers, tries
 from tests.support.processes import WATCHDOG, Group
 
-_LONG = 60.0  # seconds, for what may take long; production's are 3600
-_SLACK = 60.0  # seconds over it, on a machine that does other work
+_LONG = 60.0  # seconds, limit of slow stages (default: 3600)
+_SLACK = 60.0  # further seconds, on a busy machine
 
 
 @pytest.fixture(scope='module')
@@ -39,9 +39,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def freeze_or_kill(
-    flags: list[str], directory: Path, cache: Path, number: int, rng: np.random.Generator, row: Row
+    flags: list[str], directory: Path, cache: Path, signum: int, rng: np.random.Generator, row: Row
 ) -> None:
-    """One random process of two to four gets a signal at a random moment of the training; the others must end."""
+    """Sends a signal to a random process of two to four at a random moment; checks that the others end."""
     num_processes = int(rng.integers(2, 5))
     group, workdir = Group(flags, directory / 'run', num_processes, cache), directory / 'run'
     try:
@@ -49,9 +49,9 @@ def freeze_or_kill(
         time.sleep(rng.uniform(0, 0.5))
         victim = int(rng.integers(num_processes))
         others = [rank for rank in range(num_processes) if rank != victim]
-        group.members[victim].send(number)
+        group.members[victim].send(signum)
         statuses, seconds = group.wait(others, WATCHDOG + _SLACK)
-        if victim == 0 and number == signal.SIGKILL:
+        if victim == 0 and signum == signal.SIGKILL:
             assert set(statuses) == {-signal.SIGABRT}, group.text()  # by jax
         else:
             assert set(statuses) == {75}, group.text()
@@ -59,7 +59,7 @@ def freeze_or_kill(
                 assert f'rocess {victim}' in group.members[rank].text, group.text()
                 assert 'no sign of life' in group.members[rank].text, group.text()
         row.outcomes.append(
-            'all ended, named' if victim or number != signal.SIGKILL else 'all ended (process 0: by jax)'
+            'all ended, process named' if victim or signum != signal.SIGKILL else 'all ended by jax (process 0 died)'
         )
         row.seconds.append(seconds)
     finally:
@@ -67,25 +67,25 @@ def freeze_or_kill(
 
 
 @pytest.mark.soak
-def test_a_killed_process_ends_all(flags, cache, tmp_path, capsys) -> None:
-    rng, row = random_numbers('kill one'), Row('SIGKILL of one process of 2 to 4')
-    for number in range(tries(6)):
-        freeze_or_kill(flags, tmp_path / str(number), cache, signal.SIGKILL, rng, row)
+def test_killed_process_ends_all(flags, cache, tmp_path, capsys) -> None:
+    rng, row = random_numbers('kill one'), Row('one of 2 to 4 processes killed (SIGKILL)')
+    for attempt in range(tries(6)):
+        freeze_or_kill(flags, tmp_path / str(attempt), cache, signal.SIGKILL, rng, row)
     with capsys.disabled():
         print(row)
 
 
 @pytest.mark.soak
-def test_a_frozen_process_ends_all_and_is_named(flags, cache, tmp_path, capsys) -> None:
-    rng, row = random_numbers('freeze one'), Row('SIGSTOP of one process of 2 to 4')
-    for number in range(tries(6)):
-        freeze_or_kill(flags, tmp_path / str(number), cache, signal.SIGSTOP, rng, row)
+def test_frozen_process_ends_all_and_is_named(flags, cache, tmp_path, capsys) -> None:
+    rng, row = random_numbers('freeze one'), Row('one of 2 to 4 processes frozen (SIGSTOP)')
+    for attempt in range(tries(6)):
+        freeze_or_kill(flags, tmp_path / str(attempt), cache, signal.SIGSTOP, rng, row)
     with capsys.disabled():
         print(row)
 
 
 @pytest.mark.soak
-def test_a_slow_process_is_named_and_when_it_freezes_the_other_ends(flags, cache, tmp_path) -> None:
+def test_straggler_is_named_and_ends_the_run_when_frozen(flags, cache, tmp_path) -> None:
     with Group(flags, tmp_path / 'run', 2, cache, plant={1: 'slow:3'}) as group:
         assert group.members[0].wait_for('Straggler: process 1 on ', 120), group.text()
         group.wait_for_saves(tmp_path / 'run')
@@ -98,7 +98,7 @@ def test_a_slow_process_is_named_and_when_it_freezes_the_other_ends(flags, cache
 def get_stuck(
     flags: list[str], directory: Path, cache: Path, num_processes: int, victim: int, where: str, row: Row
 ) -> None:
-    """A process sleeps for ever at a step that comes after the second save; all must end, and name it and the line."""
+    """Makes a process sleep forever at a step after the second save; checks that all end and name it and the line."""
     limit = _LONG if where == 'save' else WATCHDOG
     plant = {victim: f'{where}:70'}
     group = Group(flags, directory / 'run', num_processes, cache, plant=plant, long_seconds=_LONG)
@@ -107,35 +107,35 @@ def get_stuck(
         statuses, seconds = group.wait(list(range(num_processes)), limit + _SLACK)
         assert set(statuses) == {75}, group.text()
         for member in group.members:
-            if where == 'save':  # all are in it: who waits for whom is in the stacks
-                assert 'stuck in saving' in member.text, group.text()
+            if where == 'save':  # all are in this stage; the stacks show which one waits for which
+                assert 'have been stuck for' in member.text and 'in saving' in member.text, group.text()
             else:
                 assert f'Process {victim} of {num_processes}' in member.text and 'is stuck' in member.text, group.text()
-        assert 'sleep_for_ever' in group.members[victim].text  # its stack
-        row.outcomes.append(f'all ended, {"the stage" if where == "save" else "it was"} named, stacks dumped')
+        assert 'sleep_forever' in group.members[victim].text  # its stack
+        row.outcomes.append(f'all ended, {"stage" if where == "save" else "process"} named, stacks dumped')
         row.seconds.append(seconds - limit)
     finally:
         group.kill()
 
 
 @pytest.mark.soak
-def test_a_stuck_process_ends_all_and_is_named(flags, cache, tmp_path, capsys) -> None:
-    rng, row = random_numbers('stuck'), Row('one process of 2 to 4 stuck, alive; seconds past the limit')
-    for number in range(tries(6)):
+def test_stuck_process_ends_all_and_is_named(flags, cache, tmp_path, capsys) -> None:
+    rng, row = random_numbers('stuck'), Row('one of 2 to 4 processes stuck but alive (seconds past the limit)')
+    for attempt in range(tries(6)):
         num_processes = int(rng.integers(2, 5))
-        victim, where = int(rng.integers(num_processes)), ('batch', 'step', 'save')[number % 3]
-        get_stuck(flags, tmp_path / str(number), cache, num_processes, victim, where, row)
+        victim, where = int(rng.integers(num_processes)), ('batch', 'step', 'save')[attempt % 3]
+        get_stuck(flags, tmp_path / str(attempt), cache, num_processes, victim, where, row)
     with capsys.disabled():
         print(row)
 
 
 @pytest.mark.soak
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which('ip') is None, reason='network namespaces need root and ip')
-def test_a_partition_ends_both_sides(flags, cache, tmp_path, capsys) -> None:
+def test_network_partition_ends_both_sides(flags, cache, tmp_path, capsys) -> None:
     row = Row('network cut between two processes')
-    for number in range(tries(3)):
+    for attempt in range(tries(3)):
         with _two_namespaces(f'bj{os.getpid() % 100_000}') as (prefixes, cut):
-            workdir = tmp_path / str(number)
+            workdir = tmp_path / str(attempt)
             group = Group(flags, workdir, 2, cache, prefixes=prefixes, address='10.213.7.1')
             try:
                 group.wait_for_saves(workdir)
@@ -153,9 +153,10 @@ def test_a_partition_ends_both_sides(flags, cache, tmp_path, capsys) -> None:
 
 @contextlib.contextmanager
 def _two_namespaces(name: str) -> Iterator[tuple[dict[int, list[str]], Callable[[], object]]]:
-    """Two network namespaces with a cable between them: the commands that start something in each, and what cuts it.
+    """Makes two connected network namespaces; yields command prefixes that run in each, and a function to cut the link.
 
-    This machine's own name leads to the address in each (gloo listens there), by a file that `ip netns exec` mounts.
+    In each namespace this machine's name resolves to the namespace's address (gloo listens there), through a hosts file
+    that `ip netns exec` mounts.
     """
 
     def ip(command: str, check: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL, or SIGTERM, at random moments, a third during saves: the end is the uninterrupted run's, bit for bit."""
+"""Runs killed or stopped at random moments, a third during saves, end like the uninterrupted run, bit for bit."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ def _last_logged(workdir: Path) -> int:
 
 
 class _Moment:
-    """When to kill: at a random time of the run's life, or a few milliseconds after a save began."""
+    """When to kill: at a random time of the run, or a few milliseconds after a save began."""
 
     def __init__(self, workdir: Path, rng: np.random.Generator, life: float, during_save: bool) -> None:
         self._folder, self._during_save = workdir / 'checkpoints', during_save
@@ -46,7 +46,7 @@ class _Moment:
 
 
 def _losses(workdir: Path) -> dict[int, dict[str, float]]:
-    """What was told of the training; an evaluation may have been given up for a signal."""
+    """Returns the logged training metrics. Evaluations are left out, because a signal may cut one short."""
     found = metrics(workdir)
     return {
         step: {name: value for name, value in values.items() if not name.startswith('validation/')}
@@ -54,34 +54,34 @@ def _losses(workdir: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def _end(running: Running, number: int) -> None:
-    """Sends the signal; one that asks is answered with 75, unless the run had just ended or not yet begun."""
-    if number == signal.SIGKILL:
+def _end(running: Running, signum: int) -> None:
+    """Sends the signal. A stop request must give status 75, unless the run had just ended or not yet started."""
+    if signum == signal.SIGKILL:
         running.kill()
         return
-    running.send(number)
+    running.send(signum)
     status = running.wait(_PATIENCE)
-    assert status in (75, 0) or (status == -number and not running.lines), running.text
+    assert status in (75, 0) or (status == -signum and not running.lines), running.text
 
 
 def _live(
-    running: Running, workdir: Path, moment: _Moment | None, number: int, killed_at: int | None, row: Row
+    running: Running, workdir: Path, moment: _Moment | None, signum: int, killed_at: int | None, row: Row
 ) -> int | None:
-    """One life of a run, to its end (None) or until it is killed (the last step that it told).
+    """Follows one start of a run; returns None if it finishes, or the last logged step if it is killed.
 
-    Notes in the row, where the life before was killed, how long it took to be back there and what was done again.
+    Adds to the row how long it took to reach the step of the previous kill again, and how many steps were repeated.
     """
     while running.process.poll() is None:
         if killed_at is not None and any(line.startswith('Compiling') for line in running.lines):
             if _last_logged(workdir) >= killed_at:
                 row.seconds.append(time.monotonic() - running.started)
-                gone_on = [line for line in running.lines if line.startswith('Resuming')]
-                restored = int(gone_on[0].rpartition('from step ')[2].split()[0]) if gone_on else 0
+                resuming = [line for line in running.lines if line.startswith('Resuming')]
+                restored = int(resuming[0].rpartition('from step ')[2].split()[0]) if resuming else 0
                 row.steps_lost.append(max(killed_at - restored, 0))
                 killed_at = None
         if moment is not None and moment.has_come():
             last = _last_logged(workdir)
-            _end(running, number)
+            _end(running, signum)
             return last
         time.sleep(0.002)
     assert running.wait(_PATIENCE) == 0, running.text
@@ -89,18 +89,18 @@ def _live(
 
 
 def kill_again_and_again(
-    directory: Path, num_kills: int, rng: np.random.Generator, tell: Callable[[Row], None], number: int = signal.SIGKILL
+    directory: Path, num_kills: int, rng: np.random.Generator, tell: Callable[[Row], None], signum: int = signal.SIGKILL
 ) -> Row:
-    """Kills runs until there were `num_kills`; each run is restarted until it is finished, then compared."""
+    """Kills runs `num_kills` times in all; each run is restarted until it has finished, then compared."""
     flags, env = prepare(directory), environment(**caching(directory / 'compiled'))
     whole, record = directory / 'whole', directory / 'whole.batches'
     running = Running(train_command(flags, whole, record), env)
     assert running.wait(_PATIENCE) == 0, running.text
-    life = 0.7 * (time.monotonic() - running.started)  # of those to come, whose programs are compiled
+    life = 0.7 * (time.monotonic() - running.started)  # later starts use the compilation cache
     expected = final_state(whole), batches(record), _losses(whole)
     assert all(len(digests) == 1 for digests in expected[1].values())
 
-    row, runs = Row(f'{signal.Signals(number).name} at a random moment, every third during a save'), 0
+    row, runs = Row(f'{signal.Signals(signum).name} at a random moment, one in three during a save'), 0
     while len(row.outcomes) < num_kills:
         runs += 1
         workdir, record = directory / f'run{runs}', directory / f'run{runs}.batches'
@@ -109,7 +109,7 @@ def kill_again_and_again(
             tried = len(row.outcomes) + kills
             moment = _Moment(workdir, rng, life, during_save=tried % 3 == 0) if tried < num_kills else None
             running = Running(train_command(flags, workdir, record), env)
-            killed_at = _live(running, workdir, moment, number, killed_at, row)
+            killed_at = _live(running, workdir, moment, signum, killed_at, row)
             finished = killed_at is None
             kills += not finished
         for what, found, wanted in zip(
@@ -119,20 +119,18 @@ def kill_again_and_again(
             strict=True,
         ):
             assert found == wanted, f'{what} of run {runs} after {kills} kills is not that of the uninterrupted run'
-        row.outcomes += ['the same end, bit for bit'] * kills
+        row.outcomes += ['same final state, bit for bit'] * kills
         tell(row)
     return row
 
 
 @pytest.mark.soak
-def test_a_run_killed_anywhere_ends_as_the_uninterrupted_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_killed_run_ends_like_the_uninterrupted_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with capsys.disabled():
         kill_again_and_again(tmp_path, tries(150), random_numbers('kills'), print)
 
 
 @pytest.mark.soak
-def test_a_run_asked_to_stop_anywhere_ends_as_the_uninterrupted_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_stopped_run_ends_like_the_uninterrupted_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with capsys.disabled():
         kill_again_and_again(tmp_path, tries(30), random_numbers('signals'), print, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Commands that read a run while it saves at every step; and checkpoints below directories of any name."""
+"""Commands that read a run while it saves at every step, and checkpoints in directories with any name."""
 
 import json
 import shutil
@@ -22,25 +22,26 @@ _ALPHABET += ['é', 'e\u0301', '日', '😀', '.', '-', 'a', 'b', '0', '\\', '\u
 
 
 @pytest.mark.processes
-def test_a_reader_of_a_run_that_saves_all_the_time_gets_a_checkpoint(tmp_path: Path) -> None:
-    row, workdir = Row('`evaluate` and `export` while every step is saved and the one before deleted'), tmp_path / 'run'
+def test_reader_of_a_constantly_saving_run_gets_a_checkpoint(tmp_path: Path) -> None:
+    row = Row('`evaluate` and `export` of a run that saves every step and deletes the step before')
+    workdir = tmp_path / 'run'
     changes = {'train__checkpoint_every': 1, 'train__keep_checkpoints': 1, 'train__evaluate_every': 0}
     flags = prepare(tmp_path, train__steps=10_000_000, **changes)
     with Running(train_command(flags, workdir), environment()) as run:
         run.wait_until_logged(workdir, 3)
-        for number in range(tries(20)):
-            if number % 2:
+        for attempt in range(tries(20)):
+            if attempt % 2:
                 done = bert_jax('evaluate', f'--workdir={workdir}', '--sample=0', '--json')
             else:
                 done = bert_jax('export', f'--workdir={workdir}', f'--output={tmp_path}/export', '--json')
             assert json.loads(done.stdout)['step'] > 0
-            row.outcomes.append('read a whole checkpoint')
+            row.outcomes.append('read an intact checkpoint')
         assert run.process.poll() is None, run.text
     print(row)
 
 
-def test_a_checkpoint_below_any_name_restores_or_is_refused_before_it_is_written(tmp_path: Path) -> None:
-    row, rng = Row('a workdir below a directory of odd characters'), random_numbers('paths')
+def test_checkpoint_under_any_path_restores_or_is_rejected_early(tmp_path: Path) -> None:
+    row, rng = Row('workdir in a directory with unusual characters'), random_numbers('paths')
     params = {'kernel': jnp.asarray(rng.standard_normal((16, 8)), jnp.float32)}
     state = TrainState(jnp.int32(7), params, {'mean': params})
     shapes, here = jax.eval_shape(lambda: state), jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -54,7 +55,7 @@ def test_a_checkpoint_below_any_name_restores_or_is_refused_before_it_is_written
                 checkpoints.save(state)
         except BadInput:
             assert not directory.exists() and ('\\' in name or '\udcff' in name), repr(name)
-            row.outcomes.append('refused')
+            row.outcomes.append('rejected before anything was written')
             continue
         checkpoints = Checkpoints(str(directory / 'run'))
         assert checkpoints.set_aside_damaged() == 7, repr(name)

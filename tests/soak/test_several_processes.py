@@ -1,4 +1,4 @@
-"""Several processes go back together, and past the same batches: they end as one process does, bit for bit."""
+"""Several processes roll back together and skip the same batches: they end like one process, bit for bit."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.support.runs import final_state
 
 
 @pytest.mark.soak
-def test_all_processes_go_back_together(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_all_processes_roll_back_together(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     flags = prepare(
         tmp_path,
         train__global_batch_size=16,
@@ -20,11 +20,11 @@ def test_all_processes_go_back_together(tmp_path: Path, capsys: pytest.CaptureFi
         train__max_bad_steps=2,
         train__max_rollbacks=10,
     )
-    row, rng = Row('batches that are not finite, in pairs, with 1, 2 and 4 processes'), random_numbers('several')
-    for number in range(tries(5)):
+    row, rng = Row('non-finite batches, in pairs, with 1, 2 and 4 processes'), random_numbers('several')
+    for attempt in range(tries(5)):
         ends, program = [], ('tests.soak.faulty', f'batches:{rng.integers(1 << 30)}:0.1')
         for num_processes in (1, 2, 4):
-            workdir = tmp_path / f'{number}-{num_processes}'
+            workdir = tmp_path / f'{attempt}-{num_processes}'
             group = Group(flags, workdir, num_processes, tmp_path / 'cache', program=program)
             try:
                 statuses, _ = group.wait(list(range(num_processes)), 300)
@@ -34,6 +34,7 @@ def test_all_processes_go_back_together(tmp_path: Path, capsys: pytest.CaptureFi
             record = json.loads((workdir / 'checkpoints' / '40' / 'record.json').read_text())
             ends.append((record['rollbacks'], record['passed_over'], record['skipped_updates'], final_state(workdir)))
         assert ends[0] == ends[1] == ends[2]
-        row.outcomes.append(f'{ends[0][0]} roll-backs, the same end, bit for bit')
+        rollbacks = f'{ends[0][0]} rollback{"s" if ends[0][0] != 1 else ""}'
+        row.outcomes.append(f'{rollbacks}, same final state, bit for bit')
     with capsys.disabled():
         print(row)

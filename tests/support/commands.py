@@ -1,4 +1,4 @@
-"""Commands of `bert_jax` run in this process: no start of Python and jax, and programs that are compiled already."""
+"""Runs `bert_jax` commands in this process, which saves starting Python and jax and compiling programs again."""
 
 import contextlib
 from pathlib import Path
@@ -7,6 +7,6 @@ from bert_jax.__main__ import main
 
 
 def run(arguments: list[object], directory: Path) -> int:
-    """Runs a command in `directory`; returns its exit status. What it prints is for `capsys`."""
+    """Runs a command in `directory`; returns its exit status. Use `capsys` for its output."""
     with contextlib.chdir(directory):
         return main(['bert_jax', *map(str, arguments)])

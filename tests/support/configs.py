@@ -34,7 +34,7 @@ PHASES = (
 
 
 def tiny_run(directory: Path, **changes: object) -> dict[str, object]:
-    """The fields of a run on directory/text.txt, prepared as directory/corpus.
+    """Returns the fields of a run on directory/text.txt, with its corpus in directory/corpus.
 
     Args:
       changes: fields with their dots written as `__`.
@@ -44,12 +44,12 @@ def tiny_run(directory: Path, **changes: object) -> dict[str, object]:
 
 
 def as_flags(values: dict[str, object], base: str = f'{ROOT}/configs/demo.py') -> list[str]:
-    """The flags of a command that runs it."""
+    """Returns the fields as flags of a command."""
     return [f'--config={base}', *(f'--config.{name}={value}' for name, value in values.items())]
 
 
 def as_config(values: dict[str, object]) -> config.Config:
-    """The resolved config; `phases` may be among the values, as in `PHASES`."""
+    """Returns the resolved config; the values may include `phases`, as in `PHASES`."""
     nested: dict[str, object] = {}
     for name, value in values.items():
         section, _, field = name.rpartition('.')
@@ -59,7 +59,7 @@ def as_config(values: dict[str, object]) -> config.Config:
 
 
 def prepared(directory: Path, **changes: object) -> dict[str, object]:
-    """`tiny_run` on a text and a corpus that it writes."""
+    """Writes a text and its corpus; returns the fields of `tiny_run` on them."""
     write_text(directory / 'text.txt')
     values = tiny_run(directory, **changes)
     resolved = as_config(values)
@@ -67,7 +67,7 @@ def prepared(directory: Path, **changes: object) -> dict[str, object]:
     return values
 
 
-# Fields of `train` that have no part in its program.
+# Fields of `train` that do not affect its compiled program.
 _AROUND_THE_STEP = (
     'checkpoint_every',
     'evaluate_every',
@@ -80,21 +80,21 @@ _AROUND_THE_STEP = (
 
 
 def sharing_programs(build_program: Callable) -> Callable:
-    """A `build_program` that returns the same program again where everything that it depends on is equal."""
+    """Wraps `build_program` so that it returns the same program if everything that it depends on is equal."""
     build = functools.lru_cache(maxsize=8)(build_program)
     default = config.Train()
 
     def shared(
-        model: config.Model, optimizer: config.Optimizer, train: config.Train, *rest: object, **named: object
+        model: config.Model, optimizer: config.Optimizer, train: config.Train, *positional: object, **keywords: object
     ) -> object:
-        plain = {name: getattr(default, name) for name in _AROUND_THE_STEP if hasattr(train, name)}
-        return build(model, optimizer, dataclasses.replace(train, **plain), *rest, **named)
+        defaults = {name: getattr(default, name) for name in _AROUND_THE_STEP if hasattr(train, name)}
+        return build(model, optimizer, dataclasses.replace(train, **defaults), *positional, **keywords)
 
     return shared
 
 
 def planned_run(**changes: object) -> config.Config:
-    """A run for `plan`: three layers in float32, small enough to compile in a test; `changes` by their dotted names."""
+    """Returns a run for `plan`: three layers in float32, quick to compile; `changes` have dotted names."""
     chosen = config.bert('tiny')
     chosen.tokenizer.vocab_size, chosen.data.sequence_length, chosen.model.hidden_size = 1000, 32, 64
     chosen.model.update(num_heads=4, intermediate_size=256, num_layers=3, max_positions=32, scan_layers=True)

@@ -1,4 +1,4 @@
-"""Small corpora in memory, whose every token tells where it stands."""
+"""Small corpora in memory in which every token encodes its position."""
 
 import dataclasses
 import tempfile
@@ -13,9 +13,9 @@ from bert_jax.data.windows import WindowIndex, build_windows, open_windows
 
 @dataclasses.dataclass
 class MemorySplit:
-    """A `Split` whose token at position i is i + 10, so that a batch shows where its text came from.
+    """A `Split` whose token at position i is i + 10, so that a batch shows where its text comes from.
 
-    With more positions than the vocabulary has room for, the tokens start again at 10.
+    If there are more positions than tokens in the vocabulary, the tokens start again at 10.
     """
 
     sentences: np.ndarray
@@ -32,7 +32,7 @@ class MemorySplit:
 
 
 def tokenizer_of(vocab_size: int) -> SimpleNamespace:
-    """What the data pipeline reads of a `Tokenizer`; every third token continues a word."""
+    """Returns the attributes of a `Tokenizer` that the data pipeline reads; every third token continues a word."""
     special = {'pad_id': 0, 'unk_id': 1, 'cls_id': 2, 'sep_id': 3, 'mask_id': 4}
     ids = np.arange(vocab_size)
     return SimpleNamespace(**special, vocab_size=vocab_size, is_continuation=ids % 3 == 0, is_special=ids < 5)
@@ -42,7 +42,7 @@ TOKENIZER = tokenizer_of(60_000)
 
 
 def random_split(seed: int, num_documents: int = 60, longest: int = 40) -> MemorySplit:
-    """Documents of 1 to 30 sentences of 1 to `longest` tokens."""
+    """Returns a split of documents with 1 to 30 sentences of 1 to `longest` tokens."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 31, num_documents)
     lengths = rng.integers(1, longest + 1, counts.sum())
@@ -50,13 +50,13 @@ def random_split(seed: int, num_documents: int = 60, longest: int = 40) -> Memor
 
 
 def corpus_of(split: MemorySplit, directory: str) -> SimpleNamespace:
-    """A `Corpus` with the same split for training and validation."""
+    """Returns a `Corpus` with the same split for training and validation."""
     tokenizer = tokenizer_of(split.vocab_size)
     return SimpleNamespace(directory=directory, tokenizer=tokenizer, train=split, validation=split)
 
 
 def plan_of(split: MemorySplit, data: Data) -> WindowIndex:
-    """The plan of a split, from files whose names are gone already."""
+    """Returns the window index of a split, whose files are deleted but still mapped."""
     with tempfile.TemporaryDirectory() as name:
         build_windows(split, data, Path(name))
         return open_windows(Path(name))

@@ -1,4 +1,4 @@
-"""A small BERT as a Hugging Face directory, with a vocabulary of letters and of the words of `tasks`."""
+"""A small BERT as a Hugging Face directory; its vocabulary has letters and the words of `tasks`."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ TOKENS = [
 
 
 def write_model(directory: Path, model: config.Model = MODEL) -> Path:
-    """An untrained BERT with its vocabulary, as a Hugging Face directory."""
+    """Writes an untrained BERT with its vocabulary as a Hugging Face directory."""
     directory.mkdir(parents=True)
     (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def write_model(directory: Path, model: config.Model = MODEL) -> Path:
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of `TOKENS`."""
+    """Writes a vocab.txt of `TOKENS`; returns its tokenizer."""
     path = directory / 'vocab.txt'
     path.write_text(''.join(f'{token}\n' for token in TOKENS))
     return load_tokenizer(path, lowercase=True, strip_accents=False)

@@ -1,4 +1,4 @@
-"""Workdirs that a report is made of, and the page, parsed: every element that opens closes."""
+"""Writes workdirs to report on, and parses pages, checking that every element is closed."""
 
 import html.parser
 import json
@@ -7,7 +7,7 @@ VOID = {'meta', 'br', 'img', 'link', 'hr', 'input', 'wbr'}
 
 
 class Page(html.parser.HTMLParser):
-    """Parses a page, checking that every element that opens closes, in order."""
+    """A parsed page; parsing checks that every element is closed, in order."""
 
     def __init__(self, text):
         super().__init__()

@@ -1,7 +1,7 @@
-"""`bert_jax` with a fault planted in it: python -m tests.support.planted WHERE:STEP COMMAND …
+"""`bert_jax` with an injected fault: python -m tests.support.planted WHERE:STEP COMMAND …
 
-WHERE is `batch` (waiting for input), `step` (about to give a step to the devices), `save`, or `slow`, which only
-sleeps for 0.2 s before every batch from that step on.
+WHERE is where the process hangs: `batch` (waiting for input), `step` (about to dispatch a step) or `save`. With `slow`
+it only sleeps for 0.2 s before every batch from that step on.
 """
 
 import sys
@@ -14,7 +14,7 @@ from bert_jax.runtime.stopping import leave
 from bert_jax.workdir import checkpoint
 
 
-def sleep_for_ever() -> None:
+def sleep_forever() -> None:
     print('planted', file=sys.stderr, flush=True)
     time.sleep(10_000)
 
@@ -26,12 +26,12 @@ def main() -> int:
 
         class Planted(pretrain.Batches):
             def __next__(self):
-                step, number, batch = super().__next__()
+                step, phase, batch = super().__next__()
                 if where == 'slow' and step >= at:
                     time.sleep(0.2)
                 elif step >= at:
-                    sleep_for_ever()
-                return step, number, batch
+                    sleep_forever()
+                return step, phase, batch
 
         pretrain.Batches = Planted
     elif where == 'step':
@@ -40,7 +40,7 @@ def main() -> int:
         def begin_step(self, step):
             begin(self, step)
             if step >= at:
-                sleep_for_ever()
+                sleep_forever()
 
         watchdog.Watchdog.begin_step = begin_step
     else:
@@ -48,7 +48,7 @@ def main() -> int:
 
         def stuck_save(self, state, *arguments, **named):
             if int(state.step) >= at:
-                sleep_for_ever()
+                sleep_forever()
             save(self, state, *arguments, **named)
 
         checkpoint.Checkpoints.save = stuck_save

@@ -1,6 +1,6 @@
-"""Commands of `bert_jax` in processes: one that is waited for, one under way, and several that are one run.
+"""Runs `bert_jax` in processes: one to completion, one in the background, and several as one run.
 
-What starts a process is slow; a test that needs one has the mark `processes`. Most need none: see `commands`.
+Starting processes is slow; a test that does so has the mark `processes`. Most tests need none: see `commands`.
 """
 
 import os
@@ -15,18 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# The emitters of fusions take most of the time to compile; the newest jax has no other way.
+# Fusion emitters take most of the compile time; newer versions of jax cannot disable them.
 QUICK_TO_COMPILE = '--xla_cpu_use_fusion_emitters=false' if version('jaxlib').startswith('0.10.') else ''
-WATCHDOG = 8.0  # seconds that a stage may take in a `Group`; production's are 120
+WATCHDOG = 8.0  # seconds that a stage may take in a `Group` (default: 120)
 
 
 def command(*arguments: object) -> list[str]:
-    """What starts `bert_jax` with these arguments."""
+    """Returns the command that starts `bert_jax` with these arguments."""
     return [sys.executable, '-m', 'bert_jax', *map(str, arguments)]
 
 
 def environment(devices: int = 1, **more: object) -> dict[str, str]:
-    """The environment of a command that sees so many simulated devices."""
+    """Returns the environment of a command that sees `devices` simulated devices."""
     flags = f'{QUICK_TO_COMPILE} --xla_force_host_platform_device_count={devices}'
     own = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
     return os.environ | own | {name: str(value) for name, value in more.items()}
@@ -35,7 +35,7 @@ def environment(devices: int = 1, **more: object) -> dict[str, str]:
 def bert_jax(
     *arguments: object, devices: int = 1, check: int | None = 0, cwd: Path | None = None
 ) -> subprocess.CompletedProcess:
-    """Runs a command to its end; with `check`, asserts its exit status."""
+    """Runs a command to completion; asserts its exit status unless `check` is None."""
     done = subprocess.run(
         command(*arguments), env=environment(devices), capture_output=True, text=True, timeout=300, cwd=cwd
     )
@@ -45,14 +45,14 @@ def bert_jax(
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
+    """Returns a free TCP port of this machine."""
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         return listener.getsockname()[1]
 
 
 class Running:
-    """A command under way, in a session of its own; its lines on standard error are kept as they come."""
+    """A command running in the background, in its own session; collects its lines on standard error."""
 
     def __init__(self, command: list[str], env: dict[str, str], **options: object) -> None:
         self.started = time.monotonic()
@@ -83,11 +83,11 @@ class Running:
 
     @property
     def text(self) -> str:
-        """Everything it has written to standard error so far."""
+        """The standard error of the command so far."""
         return '\n'.join(self.lines)
 
     def wait_for(self, words: str, seconds: float = 120) -> bool:
-        """Waits until a line contains these words; returns False when the command ended before."""
+        """Waits until a line contains these words; returns False if the command ends before."""
         deadline = time.monotonic() + seconds
         while not any(words in line for line in self.lines):
             if self.process.poll() is not None:
@@ -98,14 +98,14 @@ class Running:
         return True
 
     def wait_until_logged(self, workdir: Path, num_lines: int = 1, seconds: float = 120) -> None:
-        """Waits until the run has written so many lines of metrics."""
+        """Waits until the run has written `num_lines` lines of metrics."""
         metrics, deadline = workdir / 'metrics.jsonl', time.monotonic() + seconds
         while not metrics.exists() or metrics.read_text().count('\n') < num_lines:
             assert self.process.poll() is None and time.monotonic() < deadline, self.text
             time.sleep(0.002)
 
     def wait(self, seconds: float = 120) -> int:
-        """Waits for the end; returns the exit status (negative: the signal that ended it)."""
+        """Waits for the command to end; returns its exit status (negative: the signal that ended it)."""
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -114,9 +114,9 @@ class Running:
         self._reader.join(5)
         return status
 
-    def send(self, number: int) -> None:
+    def send(self, signum: int) -> None:
         """Sends a signal to the command itself."""
-        self.process.send_signal(number)
+        self.process.send_signal(signum)
 
     def kill(self) -> None:
         """Ends the command and everything it started."""
@@ -144,18 +144,18 @@ class Group:
         address: str = '127.0.0.1',
         long_seconds: float = 600,
     ) -> None:
-        """Starts them.
+        """Starts the processes.
 
         Args:
-          cache: where compiled programs are kept, so that a restart is quick.
-          program: of all but those with a plant.
-          plant: what `tests.support.planted` does in a process.
-          prefixes: commands that a process is started by.
-          long_seconds: for what may take long: compiling, saving.
+          cache: directory of the compilation cache, which makes a restart quick.
+          program: Python module of the processes without a planted fault.
+          plant: {rank: fault}, as `tests.support.planted` takes it.
+          prefixes: {rank: command to start the process with}.
+          long_seconds: limit of slow stages, such as compiling and saving.
         """
         port, self.members = free_port(), []
         for rank in range(num_processes):
-            place = {
+            variables = {
                 'JAX_COORDINATOR_ADDRESS': f'{address}:{port}',
                 'JAX_NUM_PROCESSES': num_processes,
                 'JAX_PROCESS_ID': rank,
@@ -164,7 +164,7 @@ class Group:
             started = [sys.executable, '-m', *own_program, 'train', *flags, f'--workdir={workdir}']
             started += [f'--config.train.watchdog_seconds={WATCHDOG}']
             started += [f'--config.train.watchdog_long_seconds={long_seconds}']
-            env = environment(**place, **caching(cache))
+            env = environment(**variables, **caching(cache))
             self.members.append(Running([*(prefixes or {}).get(rank, []), *started], env))
 
     def __enter__(self) -> 'Group':
@@ -174,11 +174,11 @@ class Group:
         self.kill()
 
     def text(self) -> str:
-        """Everything they wrote, by process."""
+        """Returns the standard error of all processes."""
         return '\n'.join(f'--- {rank}\n{member.text}' for rank, member in enumerate(self.members))
 
     def wait_for_saves(self, workdir: Path, num_saves: int = 2, seconds: float = 240) -> None:
-        """Waits until the run has that many checkpoints."""
+        """Waits until the run has `num_saves` checkpoints."""
         deadline = time.monotonic() + seconds
         while len(list(workdir.glob('checkpoints/*/manifest.json'))) < num_saves:
             assert all(member.process.poll() is None for member in self.members), self.text()
@@ -186,7 +186,7 @@ class Group:
             time.sleep(0.05)
 
     def wait(self, ranks: list[int], seconds: float) -> tuple[list[int], float]:
-        """Returns the exit statuses of these processes, and the seconds until the last one had ended."""
+        """Waits for these processes; returns their exit statuses, and the seconds until the last one ended."""
         start = time.monotonic()
         try:
             for rank in ranks:
@@ -196,13 +196,13 @@ class Group:
         return [self.members[rank].process.returncode for rank in ranks], time.monotonic() - start
 
     def kill(self) -> None:
-        """Ends those that are left."""
+        """Ends the remaining processes."""
         for member in self.members:
             member.kill()
 
 
 def caching(cache: Path | None) -> dict[str, object]:
-    """Environment variables that keep every compiled program in a directory, or none."""
+    """Returns environment variables that cache every compiled program in a directory; {} for None."""
     if cache is None:
         return {}
     return {'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': 0}
@@ -220,7 +220,7 @@ _PREPARE = """if True:
 
 
 def start_prepare(*arguments: object, largest_file: int = resource.RLIM_INFINITY) -> subprocess.Popen[str]:
-    """Starts `prepare` with chunks of about 20,000 bytes; it can write no file of more than `largest_file` bytes."""
+    """Starts `prepare` with chunks of about 20,000 bytes; it cannot write files larger than `largest_file` bytes."""
     limited = f'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}))\n'
     flags = [f'--config={ROOT}/configs/demo.py', *map(str, arguments)]
     command = [sys.executable, '-c', limited + _PREPARE, 'prepare', *flags]

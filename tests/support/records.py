@@ -1,6 +1,6 @@
-"""Records as the original's `create_pretraining_data.py` makes them, written by other libraries than are tested.
+"""Records as in the original's `create_pretraining_data.py`, written by libraries other than the tested code.
 
-`tf.train.Example` is tensorflow-datasets' copy of it; the framing and its checksums are tensorboardX's.
+`tf.train.Example` is the copy in tensorflow-datasets; framing and checksums are tensorboardX's.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ Record = dict[str, list]
 def make_record(
     rng: np.random.Generator, num_positions: int = 32, num_predictions: int = 5
 ) -> tuple[Record, list[int]]:
-    """(record, its tokens before they were masked); half of them shorter than a row."""
+    """Returns (record, its tokens before masking); half of the records are shorter than a row."""
     length = int(rng.integers(8, num_positions + 1)) if rng.random() < 0.5 else num_positions
     ids = rng.integers(FIRST_WORD, VOCAB, length)
     a_end = int(rng.integers(2, length - 3))
@@ -25,36 +25,36 @@ def make_record(
 
 
 def mask(rng: np.random.Generator, ids: list[int], a_end: int, num_positions: int, num_predictions: int) -> Record:
-    """The original's masking and padding, a token at a time."""
+    """Masks and pads as the original does, one token at a time."""
     length = len(ids)
-    candidates = [place for place in range(length) if ids[place] not in (CLS, SEP)]
+    candidates = [position for position in range(length) if ids[position] not in (CLS, SEP)]
     count = min(num_predictions, max(1, round(length * 0.15)), len(candidates))
-    places = sorted(rng.choice(candidates, count, replace=False).tolist())
+    positions = sorted(rng.choice(candidates, count, replace=False).tolist())
     masked = list(ids)
-    for place in places:
+    for position in positions:
         draw = rng.random()
-        masked[place] = MASK if draw < 0.8 else ids[place] if draw < 0.9 else int(rng.integers(VOCAB))
-    left, slots = num_positions - length, num_predictions - count
+        masked[position] = MASK if draw < 0.8 else ids[position] if draw < 0.9 else int(rng.integers(VOCAB))
+    padding, unused = num_positions - length, num_predictions - count
     return {
-        'input_ids': masked + [PAD] * left,
-        'input_mask': [1] * length + [0] * left,
-        'segment_ids': [0] * (a_end + 1) + [1] * (length - a_end - 1) + [0] * left,
-        'masked_lm_positions': places + [0] * slots,
-        'masked_lm_ids': [ids[place] for place in places] + [0] * slots,
-        'masked_lm_weights': [1.0] * count + [0.0] * slots,
+        'input_ids': masked + [PAD] * padding,
+        'input_mask': [1] * length + [0] * padding,
+        'segment_ids': [0] * (a_end + 1) + [1] * (length - a_end - 1) + [0] * padding,
+        'masked_lm_positions': positions + [0] * unused,
+        'masked_lm_ids': [ids[position] for position in positions] + [0] * unused,
+        'masked_lm_weights': [1.0] * count + [0.0] * unused,
         'next_sentence_labels': [int(rng.integers(2))],
     }
 
 
 def make_records(seed: int, count: int, **lengths: int) -> tuple[list[Record], list[list[int]]]:
-    """Records and their original tokens."""
+    """Returns records and their original tokens."""
     rng = np.random.default_rng(seed)
     records, originals = zip(*(make_record(rng, **lengths) for _ in range(count)), strict=True)
     return list(records), list(originals)
 
 
 def serialize(record: Record) -> bytes:
-    """A record as `tf.train.Example`."""
+    """Serializes a record as `tf.train.Example`."""
     example = example_proto.Example()
     for name, values in record.items():
         feature = example.features.feature[name]
@@ -64,7 +64,7 @@ def serialize(record: Record) -> bytes:
 
 
 def write_frames(path: Path, frames: list[bytes]) -> Path:
-    """A TFRecord file."""
+    """Writes a TFRecord file."""
     path.unlink(missing_ok=True)
     writer = RecordWriter(str(path))
     for frame in frames:
@@ -74,12 +74,12 @@ def write_frames(path: Path, frames: list[bytes]) -> Path:
 
 
 def write_records(path: Path, records: list[Record]) -> Path:
-    """A TFRecord file of examples."""
+    """Writes a TFRecord file of examples."""
     return write_frames(path, [serialize(record) for record in records])
 
 
 def write_vocabulary(path: Path) -> Path:
-    """A vocab.txt of VOCAB tokens, the special ones at the ids above."""
-    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *(f'w{number}' for number in range(FIRST_WORD, VOCAB))]
+    """Writes a vocab.txt of VOCAB tokens, with the special ones at the ids above."""
+    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *(f'w{token_id}' for token_id in range(FIRST_WORD, VOCAB))]
     path.write_text(''.join(f'{word}\n' for word in words))
     return path

@@ -1,4 +1,4 @@
-"""What a run has written: its metrics without what depends on the clock, and the state that it ended in."""
+"""Reads what a run has written: its metrics, without those that depend on the clock, and its final state."""
 
 import json
 from pathlib import Path
@@ -11,24 +11,24 @@ BY_THE_CLOCK = ('tokens_per_second', 'input_wait_fraction', 'mfu')
 
 
 def metric_lines(workdir: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, without what depends on the clock."""
+    """Returns the lines of metrics.jsonl, without metrics that depend on the clock."""
     path = workdir / 'metrics.jsonl'
     lines = map(json.loads, path.read_text().splitlines() if path.exists() else ())
     return [{name: value for name, value in line.items() if name not in BY_THE_CLOCK} for line in lines]
 
 
 def metrics(workdir: Path) -> dict[int, dict[str, float]]:
-    """`metric_lines` by step; a value that a step has twice is an error."""
-    found: dict[int, dict[str, float]] = {}
+    """Returns `metric_lines` by step; asserts that no step has a metric twice."""
+    by_step: dict[int, dict[str, float]] = {}
     for values in metric_lines(workdir):
         step = values.pop('step')
-        assert not found.get(step, {}).keys() & values.keys(), f'step {step} appears twice'
-        found.setdefault(step, {}).update(values)
-    return found
+        assert not by_step.get(step, {}).keys() & values.keys(), f'step {step} appears twice'
+        by_step.setdefault(step, {}).update(values)
+    return by_step
 
 
 def final_state(workdir: Path) -> dict[str, bytes]:
-    """Every array of the newest checkpoint (step, parameters, optimizer state), as its bytes."""
+    """Returns the bytes of every array of the newest checkpoint (step, parameters, optimizer state)."""
     newest = max(int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit())
     with ocp.StandardCheckpointer() as checkpointer:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -42,7 +42,7 @@ def final_state(workdir: Path) -> dict[str, bytes]:
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Two runs logged the same metrics and ended in the same state, bit for bit."""
+    """Asserts that two runs logged the same metrics and ended in the same state, bit for bit."""
     assert metric_lines(ours) == metric_lines(theirs)
     first, second = final_state(ours), final_state(theirs)
     assert first.keys() == second.keys()

@@ -1,4 +1,4 @@
-"""A few steps of a small model on any mesh, as the tests of the train step compare them."""
+"""Trains a small model for a few steps on any mesh, for tests of the train step."""
 
 import dataclasses
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Small labelled files that a small model learns in seconds: reviews, tagged sentences, questions."""
+"""Writes small labelled files that a small model learns in seconds: reviews, tagged sentences, questions."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ NAMES = ['ada', 'bob', 'cleo']
 
 
 def write_reviews(path: Path, num_rows: int, seed: int) -> None:
-    """GLUE's SST-2 layout: the label says which kind of adjective is in the sentence."""
+    """Writes GLUE's SST-2 layout; the label is the kind of adjective in the sentence."""
     rng = np.random.default_rng(seed)
     lines = ['sentence\tlabel']
     for _ in range(num_rows):
@@ -21,7 +21,7 @@ def write_reviews(path: Path, num_rows: int, seed: int) -> None:
 
 
 def write_sentences(path: Path, num_sentences: int, seed: int) -> None:
-    """CoNLL: names are persons, `in town` is a place."""
+    """Writes CoNLL lines; names are persons, `the town` is a location."""
     rng = np.random.default_rng(seed)
     with path.open('w') as file:
         for _ in range(num_sentences):
@@ -37,20 +37,20 @@ def write_sentences(path: Path, num_sentences: int, seed: int) -> None:
 
 
 def squad(paragraphs: list[tuple[str, list[tuple[str, list[tuple[str, int]]]]]]) -> str:
-    """SQuAD JSON of (context, [(question, [(answer, start)])]); ids count the questions."""
-    found, number = [], 0
+    """Returns SQuAD JSON of (context, [(question, [(answer, start)])]); questions are numbered from q0."""
+    entries, num_questions = [], 0
     for context, questions in paragraphs:
-        asked = []
+        qas = []
         for question, answers in questions:
-            given = [{'text': text, 'answer_start': start} for text, start in answers]
-            asked.append({'id': f'q{number}', 'question': question, 'answers': given})
-            number += 1
-        found.append({'context': context, 'qas': asked})
-    return json.dumps({'version': '1.1', 'data': [{'title': 'T', 'paragraphs': found}]})
+            spans = [{'text': text, 'answer_start': start} for text, start in answers]
+            qas.append({'id': f'q{num_questions}', 'question': question, 'answers': spans})
+            num_questions += 1
+        entries.append({'context': context, 'qas': qas})
+    return json.dumps({'version': '1.1', 'data': [{'title': 'T', 'paragraphs': entries}]})
 
 
 def write_questions(path: Path, num_questions: int, seed: int) -> None:
-    """Who is in town: the name before `is in town`."""
+    """Writes SQuAD questions; the answer is the name before `is in town`."""
     rng = np.random.default_rng(seed)
     paragraphs = []
     for _ in range(num_questions):

@@ -1,7 +1,7 @@
-"""Commands of `bert_jax` in one process that watches itself: python -m tests.support.watched JSON_OF_COMMANDS.
+"""Runs `bert_jax` commands in one process that monitors itself: python -m tests.support.watched JSON_OF_COMMANDS.
 
-The last line on standard output is {"outputs": what each command printed, "sockets": what it
-opened and what the system says it has open, "loaded": which packages that take seconds to load it had after each}.
+The last line on standard output is {"outputs": output of each command, "sockets": sockets that were opened, as audited
+and as listed by the system, "loaded": slow packages that were loaded after each command}.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ _LARGE = ('torch', 'tensorflow', 'tensorflow_datasets', 'transformers', 'matplot
 
 
 def open_sockets() -> list[str]:
-    """Local addresses of this process's sockets in the system's tables, whatever library opened them."""
+    """Returns the local addresses of this process's sockets from the system's tables, whatever library opened them."""
     inodes = set()
     for name in os.listdir('/proc/self/fd'):
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -26,7 +26,7 @@ def open_sockets() -> list[str]:
 
 
 def main() -> None:
-    """Runs the commands, each of which has to succeed."""
+    """Runs the commands, each of which must succeed."""
     sockets: list[str] = []
 
     def hook(event: str, arguments: tuple) -> None:

@@ -1,11 +1,13 @@
 """Relative paths in a workdir's config work from other directories, and after the whole tree has moved."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from bert_jax.config.fields import identity_of
+from bert_jax.errors import BadInput
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.tokenizer import load_saved_tokenizer
 from bert_jax.workdir import identity
@@ -41,6 +43,18 @@ def test_relative_corpus_is_found_from_anywhere_and_after_a_move(run: Path, tmp_
     assert load_corpus(found.data.corpus).manifest['content_hash'] == hash_here
     (tmp_path / 'link').symlink_to(tmp_path / 'moved' / 'runs' / 'one')
     assert load_corpus(identity.load_config(str(tmp_path / 'link')).data.corpus).manifest['content_hash'] == hash_here
+
+
+def test_missing_corpus_of_an_old_workdir_says_where_to_run_the_command(run: Path, tmp_path: Path, monkeypatch) -> None:
+    content = json.loads((run / 'config.json').read_text())
+    del content['directory']  # as in workdirs of earlier versions
+    (run / 'config.json').write_text(json.dumps(content))
+    identity.check_corpus_exists(str(run), identity.load_config(str(run)))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        BadInput, match='names the corpus corpus, .*\n.*\n.*from the directory in which `train` was started'
+    ):
+        identity.check_corpus_exists(str(run), identity.load_config(str(run)))
 
 
 def test_path_that_exists_here_is_not_changed(run: Path, tmp_path: Path, monkeypatch) -> None:
