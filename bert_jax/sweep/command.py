@@ -136,6 +136,7 @@ def _describe(results: list[Result], commands: list[tuple[str, str]], page: str,
         lines.append(f'Submitted as SLURM job {job}. To see its progress, rerun the same command with --jobs=0.')
     num_failed = sum(result.status.startswith('failed') for result in results)
     if num_failed:
-        failed = '1 run failed' if num_failed == 1 else f'{num_failed} runs failed'
-        lines.append(f'{failed}: see train.log in its workdir. Rerun the same command to try again.')
+        many = f'{num_failed} runs failed: see train.log in their workdirs'
+        failed = '1 run failed: see train.log in its workdir' if num_failed == 1 else many
+        lines.append(f'{failed}. Rerun the same command to try again.')
     return '\n'.join([*lines, f'Wrote {page}'])
