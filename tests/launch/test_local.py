@@ -53,10 +53,10 @@ def test_two_processes_have_the_losses_of_one(settings: list[str], tmp_path: Pat
     flags = [*settings, '--config.mesh.fsdp=2', '--devices=2', f'--workdir={tmp_path}/two']
     printed = _launch(2, 1, 'train', *flags)
     assert 'Process 1 on ' in printed and 'Devices: 2 x' in printed
-    expected, found = metrics(tmp_path / 'one'), metrics(tmp_path / 'two')
-    assert found.keys() == expected.keys()
+    expected, actual = metrics(tmp_path / 'one'), metrics(tmp_path / 'two')
+    assert actual.keys() == expected.keys()
     for step, values in expected.items():
-        assert found[step]['loss'] == pytest.approx(values['loss'], rel=2e-5), step
+        assert actual[step]['loss'] == pytest.approx(values['loss'], rel=2e-5), step
 
 
 @pytest.mark.slow

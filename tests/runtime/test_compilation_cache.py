@@ -20,11 +20,13 @@ print(jax.jit(lambda x: (x @ x).sum())(jax.numpy.ones((64, 64))))
 
 def _run(directory: pathlib.Path) -> tuple[str, str]:
     """Runs a program; returns its standard output and standard error."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_COMPILATION', 'XLA_FLAGS'))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(('JAX_COMPILATION', 'XLA_FLAGS'))
+    }
     own = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'XDG_CACHE_HOME': str(directory)}
     done = subprocess.run(
         [sys.executable, '-c', _PROGRAM],
-        env=kept | own | {'PYTHONPATH': os.pathsep.join(sys.path)},
+        env=inherited | own | {'PYTHONPATH': os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=True,
@@ -35,10 +37,10 @@ def _run(directory: pathlib.Path) -> tuple[str, str]:
 @pytest.mark.processes
 def test_second_start_uses_cached_programs_and_prints_nothing(tmp_path: pathlib.Path) -> None:
     first = _run(tmp_path)
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*-cache')}
+    cached = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*-cache')}
     second = _run(tmp_path)
-    assert kept and {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*-cache')} == kept
-    assert all(path.parent.stat().st_mode & 0o777 == 0o700 for path in kept)
+    assert cached and {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*-cache')} == cached
+    assert all(path.parent.stat().st_mode & 0o777 == 0o700 for path in cached)
     assert first == second == ('262144.0\n', '')  # for example no warning about processors
 
 
@@ -67,8 +69,8 @@ def test_cache_may_be_a_link_to_a_missing_directory(tmp_path: pathlib.Path, monk
     (tmp_path / 'cache').symlink_to(tmp_path / 'scratch' / 'mine')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     compilation_cache.enable_compilation_cache()
-    kept = pathlib.Path(updates['jax_compilation_cache_dir'])
-    assert kept.is_dir() and kept.is_relative_to(tmp_path / 'scratch' / 'mine' / 'bert_jax' / 'programs')
+    directory = pathlib.Path(updates['jax_compilation_cache_dir'])
+    assert directory.is_dir() and directory.is_relative_to(tmp_path / 'scratch' / 'mine' / 'bert_jax' / 'programs')
 
 
 def test_least_recently_used_programs_are_deleted(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_explicit_time_limit_is_exact_and_overrides_slurm(monkeypatch: pytest.Mo
 
 def test_without_time_limit_only_signals_stop_and_handlers_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('SLURM_JOB_END_TIME', raising=False)
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with StopRequest() as stop:
         stop.set_time('')
         stop.enable_saving()
@@ -45,7 +45,7 @@ def test_without_time_limit_only_signals_stop_and_handlers_are_restored(monkeypa
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert stop.received == 'SIGUSR1'
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP])

@@ -109,8 +109,8 @@ def test_saves_of_earlier_seeds_count_for_the_exit_status_only(tmp_path: Path) -
     with _supervisor() as supervisor:
         for seed in ('seed-0', 'seed-1'):
             supervisor.acquire(str(tmp_path / seed))
-            given = supervisor._watchdog._with_status(reason)
-            assert (given.status, 'is saved' in given.text) == (1 if seed == 'seed-0' else 75, False)
+            completed = supervisor._watchdog._with_status(reason)
+            assert (completed.status, 'is saved' in completed.text) == (1 if seed == 'seed-0' else 75, False)
             supervisor.save_started(10)
         supervisor.save_started(20)
         assert '75; step 10 is saved' in supervisor._watchdog._with_status(reason).text

@@ -51,8 +51,8 @@ def _state(step: int) -> TrainState:
 
 def _restores(checkpoints: Checkpoints, step: int) -> bool:
     shapes, here = jax.eval_shape(lambda: _state(0)), jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    found = checkpoints.restore(shapes, jax.tree.map(lambda _: here, shapes), step)
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(_state(step)), strict=True)
+    restored = checkpoints.restore(shapes, jax.tree.map(lambda _: here, shapes), step)
+    pairs = zip(jax.tree.leaves(restored), jax.tree.leaves(_state(step)), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
@@ -88,14 +88,14 @@ def _damage_checkpoints(directory: Path, count: int) -> Row:
 
 def _rows(run: config.Config) -> str:
     """Returns a digest of everything a run reads: one epoch of each split, and the token counts."""
-    streams, found = open_streams(run, progress=False), hashlib.sha256()
+    streams, digest = open_streams(run, progress=False), hashlib.sha256()
     for stream in (*streams.train, *streams.validation):
         for step in range(len(stream)):
             for array in stream.batch(step):
-                found.update(array.tobytes())
-    found.update(streams.unigram_counts().tobytes())
-    found.update(f'{streams.content_hash} {streams.tokenizer.hash}'.encode())
-    return found.hexdigest()
+                digest.update(array.tobytes())
+    digest.update(streams.unigram_counts().tobytes())
+    digest.update(f'{streams.content_hash} {streams.tokenizer.hash}'.encode())
+    return digest.hexdigest()
 
 
 def _damage_corpus(directory: Path, count: int) -> Row:
@@ -123,13 +123,13 @@ def _damage_corpus(directory: Path, count: int) -> Row:
         kind = _damage(path, rng)
         with contextlib.redirect_stderr(io.StringIO()) as output:
             try:
-                found = _rows(run)
+                rows = _rows(run)
             except BadInput as error:
                 name = path.name if path.parent.name != 'tokenizer' else 'tokenizer'
-                assert name in str(error) or 'holds no corpus' in str(error), (path, kind, error)
+                assert name in str(error) or 'is not a corpus' in str(error), (path, kind, error)
                 row.outcomes.append('rejected, file named')
                 continue
-        assert found == expected, (path, kind)
+        assert rows == expected, (path, kind)
         is_rebuilt = 'rebuilding it' in output.getvalue()
         row.outcomes.append('plan named and rebuilt' if is_rebuilt else 'same rows (the byte is not read)')
     return row

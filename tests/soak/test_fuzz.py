@@ -284,8 +284,8 @@ def _metrics(directory: Path) -> tuple:
     def check(content: bytes) -> None:
         (directory / 'metrics.jsonl').write_bytes(content)
         MetricsWriter(str(directory), 3).close()
-        kept = [json.loads(line)['step'] for line in (directory / 'metrics.jsonl').read_text().splitlines()]
-        assert all(step <= 3 for step in kept)
+        steps = [json.loads(line)['step'] for line in (directory / 'metrics.jsonl').read_text().splitlines()]
+        assert all(step <= 3 for step in steps)
 
     return changed_bytes(whole), check
 

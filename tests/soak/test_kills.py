@@ -47,10 +47,10 @@ class _Moment:
 
 def _losses(workdir: Path) -> dict[int, dict[str, float]]:
     """Returns the logged training metrics. Evaluations are left out, because a signal may cut one short."""
-    found = metrics(workdir)
+    logged = metrics(workdir)
     return {
         step: {name: value for name, value in values.items() if not name.startswith('validation/')}
-        for step, values in found.items()
+        for step, values in logged.items()
     }
 
 
@@ -112,13 +112,13 @@ def kill_again_and_again(
             killed_at = _live(running, workdir, moment, signum, killed_at, row)
             finished = killed_at is None
             kills += not finished
-        for what, found, wanted in zip(
+        for what, actual, reference in zip(
             ('state', 'data', 'metrics'),
             (final_state(workdir), batches(record), _losses(workdir)),
             expected,
             strict=True,
         ):
-            assert found == wanted, f'{what} of run {runs} after {kills} kills is not that of the uninterrupted run'
+            assert actual == reference, f'{what} of run {runs} after {kills} kills is not that of the uninterrupted run'
         row.outcomes += ['same final state, bit for bit'] * kills
         tell(row)
     return row

@@ -129,10 +129,10 @@ def test_runs_of_different_tasks_are_ranked_by_a_shared_metric(make, tmp_path, b
     runs = make(runs=[{'tokenizer.vocab_size': 500}, {'tokenizer.vocab_size': 600}, {'tokenizer.vocab_size': 700}])
     for run, loss, tokenizer, better in zip(runs, (4.0, 5.0, 6.0), 'tuv', (0.2, 0.3, 0.1), strict=True):
         write_workdir(run, [loss], tokenizer=tokenizer)
-        found = {'masked_word_nats_per_character': 1 - better, 'words_sample': 's', 'step': STEPS}
+        evaluation = {'masked_word_nats_per_character': 1 - better, 'words_sample': 's', 'step': STEPS}
         if by != 'nats/char' and tokenizer == 'v':  # evaluated before its end: not of the model that is ranked
-            found['step'] = STEPS - 1
-        Path(run.workdir, 'evaluation.json').write_text(json.dumps(found))
+            evaluation['step'] = STEPS - 1
+        Path(run.workdir, 'evaluation.json').write_text(json.dumps(evaluation))
         if by == 'probe':
             with Path(run.workdir, 'metrics.jsonl').open('a') as file:
                 file.write(json.dumps({'step': STEPS, 'probe/a': better, 'probe/a/most_frequent': 0.5}) + '\n')
@@ -172,9 +172,9 @@ def test_page_needs_no_network_and_has_unique_ids(make):
     path = write_page(read_results(runs, {runs[-1].name: 2}), Path(runs[0].workdir).parent)
     page = read_page(path)
     assert not any(tag in ('script', 'link', 'img', 'iframe') for tag, _ in page.elements)
-    references = [value for _, given in page.elements for key, value in given.items() if key.endswith('href')]
+    references = [value for _, attributes in page.elements for key, value in attributes.items() if key.endswith('href')]
     references += re.findall(r'url\(([^)]*)\)', path.read_text())
-    ids = [given['id'] for _, given in page.elements if 'id' in given]
+    ids = [attributes['id'] for _, attributes in page.elements if 'id' in attributes]
     assert len(ids) == len(set(ids)) and {reference.removeprefix('#') for reference in references} <= set(ids)
     text = ' '.join(page.text)
     assert '11 of 12 runs finished' in text and 'what went wrong <script>' in text
@@ -187,7 +187,7 @@ def test_page_draws_one_chart_per_task_and_says_why(make, tmp_path):
     results = read_results(tuple(write_workdir(run, [5.0]) for run in runs), {})
     page = read_page(write_page(results, tmp_path / 'sweep'))
     assert ranking_note(comparable_groups(results)) in ' '.join(page.text)
-    labels = [given['aria-label'] for tag, given in page.elements if tag == 'svg']
+    labels = [attributes['aria-label'] for tag, attributes in page.elements if tag == 'svg']
     assert labels.count('Final MLM loss over optimizer.peak_learning_rate') == 2
 
 

@@ -38,7 +38,7 @@ def test_runs_are_the_product_of_explicit_runs_grid_and_draws():
     drawn = list(dict.fromkeys(run.config.optimizer.weight_decay for run in runs))
     explicit = [(1, 'nsp'), (3, 'none'), (2, 'nsp')]  # the base has two layers
     expected = list(itertools.product(explicit, [1e-3, 1e-2], [20_000, 30_000, 40_000], drawn))
-    found = [
+    actual = [
         (
             (run.config.model.num_layers, run.config.data.pairing),
             run.config.optimizer.peak_learning_rate,
@@ -47,7 +47,7 @@ def test_runs_are_the_product_of_explicit_runs_grid_and_draws():
         )
         for run in runs
     ]
-    assert found == expected and len(drawn) == 2 and len(found) == 36
+    assert actual == expected and len(drawn) == 2 and len(actual) == 36
     assert all(run.config.train.seed == 7 for run in runs)
     assert len({run.workdir for run in runs}) == 36 and all(run.workdir == f'sweeps/a/{run.name}' for run in runs)
 
@@ -117,8 +117,8 @@ def test_runs_with_different_text_or_tokenizer_get_separate_corpora():
     defaults = {'tokenizer.lowercase': True, 'tokenizer.strip_accents': False}  # of a trained tokenizer
     [explicit] = expanded(grid={'tokenizer.vocab_size': [500]}, fixed={'data.corpus': 'corpora/c'} | defaults)
     assert explicit.config.data.corpus == alone.config.data.corpus
-    [given] = expanded(runs=[{'tokenizer.vocab_size': 500, 'data.corpus': 'mine'}])
-    assert given.config.data.corpus == 'mine'
+    [own] = expanded(runs=[{'tokenizer.vocab_size': 500, 'data.corpus': 'mine'}])
+    assert own.config.data.corpus == 'mine'
     [fixed] = expanded(grid={'train.seed': [1]}, fixed={'tokenizer.vocab_size': 500})
     assert fixed.config.data.corpus == 'corpora/python-docs'  # nothing varies
 

@@ -271,18 +271,18 @@ def test_reader_of_a_deleted_checkpoint_takes_the_newest_unless_named(workdir: P
 
     def read(step: int | None) -> TrainState:
         config = types.SimpleNamespace(model=Bert(num_layers=1, hidden_size=16), optimizer=None, train=None, phases=())
-        owner, name = (seal, 'files_of') if moment == 'files' else (Checkpoints, moment)
-        unpatched = getattr(owner, name)
+        target, name = (seal, 'files_of') if moment == 'files' else (Checkpoints, moment)
+        unpatched = getattr(target, name)
 
         def rotates(*arguments: object) -> object:
-            monkeypatch.setattr(owner, name, unpatched)
+            monkeypatch.setattr(target, name, unpatched)
             newest = max(Checkpoints(str(workdir)).steps())
             _save(workdir, newest + 10)
-            found = unpatched(*arguments) if moment == 'files' else None
+            files = unpatched(*arguments) if moment == 'files' else None
             seal.delete(epath.Path(workdir / 'checkpoints' / str(newest)))
-            return found if moment == 'files' else unpatched(*arguments)
+            return files if moment == 'files' else unpatched(*arguments)
 
-        monkeypatch.setattr(owner, name, rotates)
+        monkeypatch.setattr(target, name, rotates)
         return checkpoint.restore_on(None, str(workdir), config, 100, step)
 
     assert int(read(None).step) == 30

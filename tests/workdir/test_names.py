@@ -26,14 +26,14 @@ def test_step_follows_the_last_at_sign_unless_the_directory_exists(tmp_path: Pat
 
 @pytest.mark.parametrize('command', [evaluate.COMMAND, export.COMMAND])
 def test_command_takes_the_step_from_workdir_or_flag(command) -> None:
-    def found(*flags: str) -> tuple[str, int | None]:
+    def parsed(*flags: str) -> tuple[str, int | None]:
         return workdir_and_step(parse(command, list(flags))[0])
 
-    assert found('--workdir=runs/a') == ('runs/a', None)
-    assert found('--workdir=runs/a@5') == found('--workdir=runs/a', '--step=5') == ('runs/a', 5)
-    assert found('--workdir=runs/a@5', '--step=5') == ('runs/a', 5)
+    assert parsed('--workdir=runs/a') == ('runs/a', None)
+    assert parsed('--workdir=runs/a@5') == parsed('--workdir=runs/a', '--step=5') == ('runs/a', 5)
+    assert parsed('--workdir=runs/a@5', '--step=5') == ('runs/a', 5)
     with pytest.raises(BadInput, match='name two steps'):
-        found('--workdir=runs/a@5', '--step=6')
+        parsed('--workdir=runs/a@5', '--step=6')
 
 
 def test_model_directory_has_no_steps(tmp_path: Path) -> None:

@@ -29,18 +29,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_relative_corpus_is_found_from_anywhere_and_after_a_move(run: Path, tmp_path: Path, monkeypatch) -> None:
     as_given = identity.load_config('runs/one')
-    assert as_given.data.corpus == as_config(tiny_run(Path('.'))).data.corpus  # found as it is
+    assert as_given.data.corpus == as_config(tiny_run(Path('.'))).data.corpus  # exists as it is
     hash_here = load_corpus(as_given.data.corpus).manifest['content_hash']
     elsewhere = tmp_path / 'a' / 'b'
     elsewhere.mkdir(parents=True)
     monkeypatch.chdir(elsewhere)
     for workdir in (str(run), '../../pro[j]ect/runs/one'):
-        found = identity.load_config(workdir)
-        assert load_corpus(found.data.corpus).manifest['content_hash'] == hash_here
-        assert identity_of(found) == identity_of(as_given)
+        config = identity.load_config(workdir)
+        assert load_corpus(config.data.corpus).manifest['content_hash'] == hash_here
+        assert identity_of(config) == identity_of(as_given)
     shutil.move(run.parents[1], tmp_path / 'moved')
-    found = identity.load_config(str(tmp_path / 'moved' / 'runs' / 'one'))
-    assert load_corpus(found.data.corpus).manifest['content_hash'] == hash_here
+    config = identity.load_config(str(tmp_path / 'moved' / 'runs' / 'one'))
+    assert load_corpus(config.data.corpus).manifest['content_hash'] == hash_here
     (tmp_path / 'link').symlink_to(tmp_path / 'moved' / 'runs' / 'one')
     assert load_corpus(identity.load_config(str(tmp_path / 'link')).data.corpus).manifest['content_hash'] == hash_here
 
