@@ -43,7 +43,14 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f'{self.level}: {BadInput(self.where, self.found, self.expected, self.fix)}'
+        return f'{self.level}: {self._error()}'
+
+    def as_json(self) -> dict[str, str]:
+        """Returns the problem as `doctor --json` prints it."""
+        return {'level': self.level} | self._error().as_json()
+
+    def _error(self) -> BadInput:
+        return BadInput(self.where, self.found, self.expected, self.fix)
 
 
 def problem_of(error: BadInput) -> Problem:

@@ -1,7 +1,5 @@
 """`doctor`: what would go wrong with a run."""
 
-import dataclasses
-
 from absl import flags
 
 from bert_jax.cli.flags import CONFIG, WORKDIR, Command, config_of, print_result
@@ -18,7 +16,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         problems = [problem_of(error)]
     else:
         problems = diagnose(config, values.workdir)
-    print_result(values, {'problems': [dataclasses.asdict(problem) for problem in problems]}, describe(problems))
+    print_result(values, {'problems': [problem.as_json() for problem in problems]}, describe(problems))
     return EXIT_BAD_INPUT if any(problem.level == 'error' for problem in problems) else 0
 
 
