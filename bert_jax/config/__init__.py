@@ -24,10 +24,11 @@ from bert_jax.config.pretraining import (
     sources,
 )
 from bert_jax.config.resolve import resolve
-from bert_jax.config.sizes import SIZES, bert
+from bert_jax.config.sizes import FEW_LAYERS, SIZES, bert
 
 __all__ = [
     'FAMILIES',
+    'FEW_LAYERS',
     'SIZES',
     'SOURCE_KINDS',
     'Bert',

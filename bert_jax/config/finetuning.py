@@ -142,15 +142,22 @@ def _is_rate(value: float | None) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Model(config.Bert):
-    """The encoder. The initial model determines its sizes and, unless they are set, its dropout rates."""
+    """The encoder. The initial model determines its sizes and, where they are None, its dropout rates."""
 
     dropout_rate: float | None = setting(None, _RATE, _is_rate, before=0.1)  # ty: ignore[incompatible-attribute-override]
     attention_dropout_rate: float | None = setting(None, _RATE, _is_rate, before=0.1)  # ty: ignore[incompatible-attribute-override]
 
-    def with_dropout_of(self, initial: config.Bert) -> 'Model':
-        """The same model, with the initial model's dropout rates where none are set."""
-        names = ('dropout_rate', 'attention_dropout_rate')
-        unset = {name: getattr(initial, name) for name in names if getattr(self, name) is None}
+    # None: unrolled up to four layers, as in pretraining
+    scan_layers: bool | None = setting(None, role=Role.EXECUTION)  # ty: ignore[incompatible-attribute-override]
+
+    def with_defaults_from(self, initial: config.Bert) -> 'Model':
+        """The same model, with values for what is None; its sizes are final."""
+        values = {
+            'dropout_rate': initial.dropout_rate,
+            'attention_dropout_rate': initial.attention_dropout_rate,
+            'scan_layers': self.num_layers > config.FEW_LAYERS,
+        }
+        unset = {name: value for name, value in values.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **unset)
 
 
@@ -214,7 +221,7 @@ def resolve(given: ConfigDict | dict) -> FinetuneConfig:
         raise BadInput('--config', 'is not of a fine-tune', expected, '--config=configs/finetune/glue.py:sst2')
     resolved = resolve_section(FinetuneConfig, values, '', unknown_field)
     if resolved.init == 'scratch':  # no initial model: the defaults of pretraining
-        resolved = dataclasses.replace(resolved, model=resolved.model.with_dropout_of(config.Bert()))
+        resolved = dataclasses.replace(resolved, model=resolved.model.with_defaults_from(config.Bert()))
     _check_together(resolved)
     return resolved
 

@@ -129,9 +129,9 @@ def finetuning_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningSt
 
 
 def _like(given: FinetuneConfig, initial: config.Model) -> FinetuneConfig:
-    """A config with the sizes of the initial model, and with its dropout rates unless others are set."""
+    """A config with the sizes of the initial model, and its dropout rates where none are set."""
     sized = with_sizes(given, initial, initial.max_positions)
-    return dataclasses.replace(sized, model=sized.model.with_dropout_of(initial))
+    return dataclasses.replace(sized, model=sized.model.with_defaults_from(initial))
 
 
 def _load(init: str) -> Pretrained:

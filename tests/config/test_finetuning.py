@@ -51,9 +51,15 @@ def test_dropout_is_that_of_the_initial_model_unless_set() -> None:
     rates = [
         (model.dropout_rate, model.attention_dropout_rate)
         for given in ({}, {'dropout_rate': 0.3})
-        for model in [resolve(GIVEN | {'model': given}).model.with_dropout_of(initial)]
+        for model in [resolve(GIVEN | {'model': given}).model.with_defaults_from(initial)]
     ]
     assert rates == [(0.0, 0.2), (0.3, 0.2)]
+
+
+@pytest.mark.parametrize(('num_layers', 'given', 'scanned'), [(4, None, False), (5, None, True), (4, True, True)])
+def test_few_layers_are_unrolled_unless_set(num_layers: int, given: bool | None, scanned: bool) -> None:
+    model = resolve(GIVEN | {'model': {'num_layers': num_layers, 'scan_layers': given}}).model
+    assert model.with_defaults_from(config.Bert()).scan_layers is scanned
 
 
 def test_random_weights_have_the_dropout_of_pretraining() -> None:
