@@ -272,13 +272,19 @@ _ONE_LINE = 'one line of text', lambda value: value.isprintable()
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What the model card of an export says and no file of a run knows; empty: not said. Several: `en, de`."""
+    """Facts for the model card of an export that no file of a run holds; empty fields are left out.
+
+    `language` and `datasets` take several values, separated by commas: `en, de`.
+    """
 
     ROLE: ClassVar[Role] = Role.EXECUTION
 
+    name: str = setting('', *_ONE_LINE)  # title of the card; by default, the name of the workdir
+    description: str = setting('', *_ONE_LINE)  # sentences for the top of the card
+    training_data: str = setting('', *_ONE_LINE)  # sentences: where the text comes from, how it was selected
     license: str = setting('', *_ONE_LINE)  # as on the model hub: apache-2.0
-    language: str = setting('', *_ONE_LINE)
-    datasets: str = setting('', *_ONE_LINE)
+    language: str = setting('', *_ONE_LINE)  # codes: en
+    datasets: str = setting('', *_ONE_LINE)  # names on the model hub
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""A fine-tuned checkpoint as a Hugging Face directory with its labels, written only after its logits were compared."""
+"""Exports a fine-tuned checkpoint with its labels as a Hugging Face directory, after comparing its logits."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,22 @@ from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.finetune.exported import read_finetuned, write_task
 from bert_jax.finetune.heads import ARCHITECTURES
 from bert_jax.finetune.load import choose_seed, load_finetuned
+from bert_jax.finetune.metrics import is_fraction
 from bert_jax.finetune.predict import FineTuned, forward
-from bert_jax.finetune.workdirs import read_results, read_run
+from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
 from bert_jax.pretrained import hugging_face
-from bert_jax.pretrained.card import front_matter, table
+from bert_jax.pretrained.card import (
+    CITATION,
+    Measurement,
+    bullets,
+    evaluation_table,
+    front_matter,
+    how_to_use,
+    model_index,
+    table,
+    title,
+    training_data,
+)
 from bert_jax.pretrained.export import check_output, prove, publish
 from bert_jax.version import __version__
 from bert_jax.workdir import identity
@@ -26,15 +39,15 @@ PIPELINES = {  # of `transformers`
 
 
 def export(workdir: str, output: str, step: int | None = None) -> dict[str, Any]:
-    """Writes OUTPUT as a directory that `transformers` opens; returns its proof.
+    """Writes a directory that `transformers` opens; returns its proof.
 
     Raises:
-      BadInput: when OUTPUT exists and is no export, or there is no such checkpoint.
+      BadInput: when `output` exists and is not an export, or the checkpoint does not exist.
     """
-    target, place = check_output(output), choose_seed(workdir)
-    resolved, trained = read_run(place), load_finetuned(place, step)
+    target, seed_workdir = check_output(output), choose_seed(workdir)
+    resolved, trained = read_run(seed_workdir), load_finetuned(seed_workdir, step)
     architecture, kind = ARCHITECTURES[resolved.task.kind], resolved.task.kind
-    readme = _card(place, resolved, trained, target.resolve().name)
+    readme = _card(workdir, seed_workdir, resolved, trained)
 
     def fill(directory: Path) -> dict[str, object]:
         params, tokenizer = nnx.state(trained.model, nnx.Param), trained.tokenizer
@@ -52,18 +65,18 @@ def export(workdir: str, output: str, step: int | None = None) -> dict[str, Any]
         (directory / 'README.md').write_text(readme, 'utf-8')
         return prove(directory, trained, architecture, _logits, lambda: read_finetuned(directory, architecture))
 
-    return publish(target, fill) | {'workdir': place, 'architecture': architecture}
+    return publish(target, fill) | {'workdir': seed_workdir, 'architecture': architecture}
 
 
 def _labels_json(kind: str, labels: tuple[str, ...]) -> dict[str, object]:
-    """What the config.json of `transformers` says of a head."""
+    """Returns the entries for a head in the config.json of `transformers`."""
     if kind == 'spans':
         return {}
     names = labels or ('LABEL_0',)
     problem = {'classification': 'single_label_classification', 'regression': 'regression'}.get(kind)
     return {
-        'id2label': {str(number): name for number, name in enumerate(names)},
-        'label2id': {name: number for number, name in enumerate(names)},
+        'id2label': {str(i): name for i, name in enumerate(names)},
+        'label2id': {name: i for i, name in enumerate(names)},
     } | ({'problem_type': problem} if problem else {})
 
 
@@ -72,33 +85,141 @@ def _logits(trained: FineTuned, ids: np.ndarray, types: np.ndarray) -> list[np.n
     return [outputs[..., 0], outputs[..., 1]] if trained.model.kind == 'spans' else [outputs]
 
 
-def _card(workdir: str, resolved: FinetuneConfig, trained: FineTuned, name: str) -> str:
-    """README.md of the export: what was learnt, how, and how well."""
+def _card(requested: str, workdir: str, resolved: FinetuneConfig, trained: FineTuned) -> str:
+    """Returns README.md of an export.
+
+    Args:
+      requested: the workdir of the whole fine-tune, or `workdir`.
+      workdir: the workdir of the exported seed.
+    """
+    task, architecture = resolved.task, ARCHITECTURES[resolved.task.kind]
+    pipeline = PIPELINES[architecture]
+    whole = workdir.rstrip('/').rpartition('/')[0] if 'seed-' in workdir.rstrip('/').rpartition('/')[2] else workdir
+    name = title(resolved.card, whole, f'BERT for {pipeline.replace("-", " ")}')
+    measured = _measured(workdir, trained.step)
+    sections = [
+        front_matter(
+            resolved.card,
+            {'pipeline_tag': pipeline},
+            model_index(name, pipeline, 'Validation file of the task', measured),
+        ),
+        f'# {name}',
+        *([resolved.card.description] if resolved.card.description else []),
+        f'A `{architecture}` fine-tuned with bert_jax {__version__}.',
+        f'## Intended use\n\n{_USES[task.kind]} Evaluate it on your own text before relying on its predictions.',
+        how_to_use(_snippet(task.kind, pipeline, trained.takes_pairs), ['AutoTokenizer', f'Auto{_auto(architecture)}']),
+        '## Limitations\n\n' + bullets(_limitations(resolved, trained)),
+        *training_data(resolved.card, {}),
+        '## Training\n\n' + table(_training_facts(workdir, resolved, trained)),
+        '## Evaluation\n\n' + _evaluation(requested, measured),
+        CITATION,
+    ]
+    return '\n\n'.join(sections) + '\n'
+
+
+_USES = {
+    'classification': 'This model assigns one of its labels to a text or a pair of texts.',
+    'regression': 'This model assigns a score to a text or a pair of texts.',
+    'tagging': 'This model assigns a label to each token of a text.',
+    'spans': 'This model finds the answer to a question in a given text.',
+}
+
+
+def _auto(architecture: str) -> str:
+    """`ModelForSequenceClassification` for `BertForSequenceClassification`."""
+    return architecture.replace('Bert', 'Model', 1)
+
+
+def _snippet(kind: str, pipeline: str, takes_pairs: bool) -> str:
+    calls = {
+        'spans': "predict(question='What is nice today?', context='The weather is nice today.')",
+        'pairs': "predict({'text': 'The weather is nice today.', 'text_pair': 'The sun is shining.'})",
+        'text': "predict('The weather is nice today.')",
+    }
+    call = calls['spans' if kind == 'spans' else 'pairs' if takes_pairs else 'text']
+    settings = ", function_to_apply='none'" if kind == 'regression' else ''
+    return (
+        'from transformers import pipeline\n\n'
+        "name = '.'  # this directory, or the name of the model on the hub\n"
+        f"predict = pipeline('{pipeline}', model=name{settings})\n"
+        f'print({call})'
+    )
+
+
+def _limitations(resolved: FinetuneConfig, trained: FineTuned) -> Iterator[str]:
+    yield f'Texts of up to {trained.max_length:,} tokens; fine-tuning used up to {resolved.task.sequence_length:,}.'
+    if trained.labels:
+        yield 'The model knows only the labels of its training data, and picks one of them for any text.'
+    yield (
+        'The model can reproduce errors and social biases of its training text and labels. It was not evaluated for '
+        'bias.'
+    )
+
+
+def _training_facts(workdir: str, resolved: FinetuneConfig, trained: FineTuned) -> dict[str, Any]:
     task, train, optimizer = resolved.task, resolved.train, resolved.optimizer
-    architecture, recorded = ARCHITECTURES[task.kind], identity.load_fingerprint(workdir)
-    begun = (
+    recorded = identity.load_fingerprint(workdir)
+    initial = (
         'random weights' if resolved.init == 'scratch' else f'another model (hash of its weights: {recorded["init"]})'
     )
     facts = {
         'Task': task.kind,
         'Labels': ', '.join(trained.labels) or 'none',
-        'Started from': begun,
+        'Initial model': initial,
         'Steps': f'{trained.step:,} of {recorded["train.steps"]:,}',
         'Batch': f'{train.global_batch_size:,} rows of {task.sequence_length} tokens',
-        'Optimiser': f'{optimizer.name}, peak learning rate {optimizer.peak_learning_rate:g}, bias correction '
+        'Optimizer': f'{optimizer.name}, peak learning rate {optimizer.peak_learning_rate:g}, bias correction '
         + ('on' if optimizer.bias_correction else 'off'),
         'Seed': train.seed,
     }
     if trained.null_threshold is not None:
-        facts['No answer'] = f'where its score exceeds that of the best span by more than {trained.null_threshold:.3f}'
-    sections = [
-        front_matter(resolved.card, {'pipeline_tag': PIPELINES[architecture]}),
-        f'# {name}\n\nA `{architecture}` fine-tuned with bert_jax {__version__}. `proof.json` says what was compared '
-        'before this directory got its name, and holds the SHA-256 of its files.',
-        '## Training\n\n' + table(facts),
-    ]
+        facts['No answer'] = (
+            f'predicted when its score exceeds the score of the best span by more than {trained.null_threshold:.3f}'
+        )
+    return facts
+
+
+def _measured(workdir: str, step: int) -> list[Measurement]:
+    """Returns the metrics of the validation file at this very step."""
     results = read_results(workdir)
-    if results and results['step'] == trained.step:
-        figures = {metric: f'{value:.4f}' for metric, value in results['metrics'].items()}
-        sections.append('## Evaluation\n\nOn the validation file of the task, as fractions:\n\n' + table(figures))
-    return '\n\n'.join(sections) + '\n'
+    found = results['metrics'] if results and results['step'] == step else {}
+    return [Measurement(name, _NAMES.get(name, name), value, _with_unit(name, value)) for name, value in found.items()]
+
+
+_NAMES = {
+    'accuracy': 'Accuracy',
+    'token_accuracy': 'Token accuracy',
+    'f1': 'F1',
+    'macro_f1': 'Macro F1',
+    'matthews': 'Matthews correlation',
+    'pearson': 'Pearson correlation',
+    'spearman': 'Spearman correlation',
+    'exact': 'Exact match',
+    'exact_match': 'Exact match',
+    'HasAns_exact': 'Exact match, questions with an answer',
+    'HasAns_f1': 'F1, questions with an answer',
+    'NoAns_exact': 'Exact match, questions without an answer',
+    'NoAns_f1': 'F1, questions without an answer',
+    'best_exact': 'Best exact match over all thresholds',
+    'best_f1': 'Best F1 over all thresholds',
+    'best_exact_thresh': 'Threshold of the best exact match',
+    'best_f1_thresh': 'Threshold of the best F1',
+}
+
+
+def _with_unit(name: str, value: float) -> str:
+    if not is_fraction(name):
+        return f'{value:.3f} (difference of scores)'
+    return f'{value:.3f}' if name in ('matthews', 'pearson', 'spearman') else f'{value:.1%}'
+
+
+def _evaluation(requested: str, measured: list[Measurement]) -> str:
+    if not measured:
+        return 'No evaluation of this step was recorded.'
+    num_seeds = len(seeds_of(requested))
+    chosen = (
+        f' This run is the best of {num_seeds} seeds on that file, so expect a little less on other text.'
+        if num_seeds > 1
+        else ''
+    )
+    return f'On the validation file of the task, at the exported step.{chosen}\n\n{evaluation_table(measured)}'

@@ -1,7 +1,9 @@
-"""The model card of an export: what the files of the run know, what `config.card` adds, and nothing else."""
+"""Writes the model card of an export from the files of the run and from `config.card`."""
 
 import dataclasses
 import json
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax import config
+from bert_jax.files import is_local
 from bert_jax.json_files import read_json
 from bert_jax.model.family import num_parameters
 from bert_jax.pretrained.load import Pretrained
@@ -20,87 +23,218 @@ from bert_jax.workdir import identity
 
 _PAIRS = {
     'nsp': 'next-sentence prediction (label 0: the second text follows the first; 1: it is from another document)',
-    'sop': 'sentence order (label 0: the two texts are in order; 1: they are swapped)',
+    'sop': 'sentence-order prediction (label 0: the two texts are in order; 1: they are swapped)',
 }
-_UNITS = dict.fromkeys(('loss', 'mlm_loss', 'nsp_loss', 'unigram_entropy'), ' nats')
-_OF_WINDOWS = ('masked_word_nats_per_character', 'unigram_nats_per_character')
+_GENERIC_NAMES = {'', 'export', 'model', 'out', 'output', 'run', 'workdir'}  # of directories: they name no model
+
+_FILL_MASK = """\
+from transformers import pipeline
+
+fill_mask = pipeline('fill-mask', model='.')  # this directory, or the name of the model on the hub
+for prediction in fill_mask(f'The weather is {fill_mask.tokenizer.mask_token} today.'):
+    print(prediction['token_str'], prediction['score'])"""
+_FEATURES = """\
+from transformers import pipeline
+
+extract = pipeline('feature-extraction', model='.')  # this directory, or the name of the model on the hub
+vectors = extract('The weather is nice today.', return_tensors=True)  # [1, tokens, hidden size]
+print(vectors.mean(dim=1))"""
+
+CITATION = """\
+## Citation
+
+Please cite the software and the paper that introduced BERT:
+
+```bibtex
+@software{bert_jax,
+  title = {bert_jax: pretraining BERT-type encoders with JAX},
+  author = {{The bert_jax authors}},
+  version = {VERSION}
+}
+
+@inproceedings{devlin-etal-2019-bert,
+  title = {{BERT}: Pre-training of Deep Bidirectional Transformers for Language Understanding},
+  author = {Devlin, Jacob and Chang, Ming-Wei and Lee, Kenton and Toutanova, Kristina},
+  booktitle = {Proceedings of NAACL-HLT 2019},
+  pages = {4171--4186},
+  year = {2019}
+}
+```""".replace('VERSION', __version__)
 
 
-def model_card(workdir: str, resolved: config.Config, card: config.Card, trained: Pretrained, name: str) -> str:
-    """README.md of an export: YAML front matter for a model hub, and the facts of the training."""
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """A row of the evaluation table.
+
+    Attributes:
+      key: the type of the metric in the front matter.
+      shown: the value with its unit.
+      baseline: the value of a trivial predictor with its unit, and what the predictor is; '' if there is none.
+    """
+
+    key: str
+    name: str
+    value: float
+    shown: str
+    baseline: str = ''
+
+
+def model_card(workdir: str, resolved: config.Config, card: config.Card, trained: Pretrained) -> str:
+    """Returns README.md of an export: YAML front matter for a model hub, then Markdown."""
     untrained, step = trained.provenance.untrained_heads, trained.step or 0
+    parameters = num_parameters(trained.config, trained.tokenizer.vocab_size)
+    name = title(card, workdir, f'BERT encoder, {parameters / 1e6:,.1f}M parameters')
     fills_masks = MLM_HEAD not in untrained
-    pipeline = (
-        {'pipeline_tag': 'fill-mask', 'mask_token': '[MASK]'} if fills_masks else {'pipeline_tag': 'feature-extraction'}
-    )
-    classes = [
-        'AutoTokenizer',
-        'AutoModel',
-        *(['AutoModelForMaskedLM'] if fills_masks else []),
-        *(['AutoModelForNextSentencePrediction'] if NSP_HEAD not in untrained else []),
-        *(['AutoModelForPreTraining'] if not untrained else []),
-    ]
+    task = 'fill-mask' if fills_masks else 'feature-extraction'
+    measured = _measured(workdir, step, resolved.data.pairing, untrained)
+    about = {'pipeline_tag': task} | ({'mask_token': '[MASK]'} if fills_masks else {})
     sections = [
-        front_matter(card, pipeline),
-        f'# {name}\n\n{_origin(identity.load_fingerprint(workdir), step)} `proof.json` says what was compared '
-        'before this directory got its name, and holds the SHA-256 of its files.',
-        *_heads(resolved.data.pairing, step, trained.provenance),
-        f'Opens with {", ".join(f"`{each}`" for each in classes)}.',
+        front_matter(card, about, model_index(name, task, 'Held-out text of the training corpus', measured)),
+        f'# {name}',
+        *([card.description] if card.description else []),
+        _origin(identity.load_fingerprint(workdir), step),
+        '## Intended use\n\n' + _intended_use(fills_masks),
+        how_to_use(_FILL_MASK if fills_masks else _FEATURES, _classes(untrained)),
+        '## Limitations\n\n' + bullets(_limitations(trained, step, resolved.data.pairing)),
         '## Model\n\n' + table(_model_facts(trained)),
+        *training_data(card, _corpus_facts(workdir, resolved.data.corpus) if step else {}),
     ]
     if step:
         sections.append('## Training\n\n' + table(_training_facts(resolved, step, identity.load_fingerprint(workdir))))
-    if step and (corpus := _corpus_facts(workdir, resolved.data.corpus)):
-        sections.append('## Corpus\n\n' + table(corpus))
-    if metrics := _evaluation(workdir, step, resolved.data.pairing):
-        sections.append('## Evaluation\n\nOn held-out text of the corpus, at this step:\n\n' + table(metrics))
+        sections += [f'The pooler and the pair head were trained on {pair}.' for pair in _pair_objective(resolved)]
+    sections += ['## Evaluation\n\n' + _evaluation(measured), CITATION]
     return '\n\n'.join(sections) + '\n'
 
 
-def front_matter(card: config.Card, about: dict[str, str]) -> str:
-    """The YAML that a model hub reads; `about`, what kind of model it is."""
-    given = {key: [part.strip() for part in value.split(',')] for key, value in dataclasses.asdict(card).items()}
+def title(card: config.Card, workdir: str, generic: str) -> str:
+    """Returns the name of a model: `config.card.name`, else the workdir's, or `generic` where that says nothing."""
+    path = os.path.realpath(workdir) if is_local(workdir) else workdir.rstrip('/')
+    name = path.rpartition('/')[2]
+    return card.name or (generic if name.lower() in _GENERIC_NAMES else name)
+
+
+def front_matter(card: config.Card, about: dict[str, str], index: list[dict[str, Any]]) -> str:
+    """Returns the YAML that a model hub reads.
+
+    Args:
+      about: the kind of model.
+      index: see `model_index`.
+    """
     lines: dict[str, Any] = {'library_name': 'transformers', **about, 'tags': ['bert']}
-    for key, parts in given.items():
-        if any(parts):
+    for key in ('license', 'language', 'datasets'):
+        parts = [part.strip() for part in getattr(card, key).split(',') if part.strip()]
+        if parts:
             lines[key] = parts[0] if len(parts) == 1 and key != 'datasets' else parts
-    # JSON is YAML: whatever was written into a field stays a string.
+    if index:
+        lines['model-index'] = index
+    # JSON is YAML, and quotes whatever a field holds.
     return '\n'.join(
         ['---', *(f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in lines.items()), '---']
     )
 
 
+def model_index(name: str, task: str, dataset: str, measured: list[Measurement]) -> list[dict[str, Any]]:
+    """Returns the `model-index` of a model hub; [] without measurements."""
+    metrics = [{'type': each.key, 'name': each.name, 'value': each.value} for each in measured]
+    result = {'task': {'type': task}, 'dataset': {'type': 'custom', 'name': dataset}, 'metrics': metrics}
+    return [{'name': name, 'results': [result]}] if metrics else []
+
+
+def how_to_use(code: str, classes: list[str]) -> str:
+    """Returns the section with a snippet of Python and the classes of `transformers` that load the model."""
+    return (
+        f'## How to use\n\n```python\n{code}\n```\n\nLoads with {", ".join(f"`{each}`" for each in classes)}. '
+        'Before this directory was published, its outputs were compared with those of the checkpoint; `proof.json` '
+        'records the comparison and the SHA-256 of each file.'
+    )
+
+
+def training_data(card: config.Card, counts: dict[str, Any]) -> Iterator[str]:
+    """Yields the section on the training data: the user's description, and counts where the corpus is available."""
+    text = card.training_data or ('Its sources were not described.' if counts else '')
+    parts = [*([text] if text else []), *([table(counts)] if counts else [])]
+    if parts:
+        yield '\n\n'.join(['## Training data', *parts])
+
+
+def evaluation_table(measured: list[Measurement]) -> str:
+    """Returns a Markdown table with a row for each metric; a column of baselines if there are any."""
+    has_baselines = any(each.baseline for each in measured)
+    head = ['| Metric | Value | Baseline |', '|---|---|---|'] if has_baselines else ['| Metric | Value |', '|---|---|']
+    rows = [
+        f'| {each.name} | {each.shown} |' + (f' {each.baseline or "–"} |' if has_baselines else '') for each in measured
+    ]
+    return '\n'.join([*head, *rows])
+
+
+def bullets(lines: Iterator[str]) -> str:
+    """Returns a Markdown list."""
+    return '\n'.join(f'- {line}' for line in lines)
+
+
+def table(rows: dict[str, Any]) -> str:
+    """Returns a Markdown table of two columns without headings."""
+    lines = [
+        f'| {name} | {value:,} |' if isinstance(value, int) else f'| {name} | {value} |' for name, value in rows.items()
+    ]
+    return '\n'.join(['| | |', '|---|---|', *lines])
+
+
 def _origin(fingerprint: dict[str, Any], step: int) -> str:
-    """Where the weights come from, in a sentence."""
+    """Returns a sentence on where the weights come from."""
     if 'imported' in fingerprint:
         return f'A BERT encoder that was trained elsewhere, imported and exported by bert_jax {__version__}.'
     if not step:
-        return f'A BERT encoder before its first training step with bert_jax {__version__}.'
+        return (
+            f'A BERT encoder before its first training step with bert_jax {__version__}: the weights are those that '
+            'the run started from.'
+        )
     begun = ', starting from another model' if 'init' in fingerprint else ''
     return f'A BERT encoder pretrained with bert_jax {__version__}{begun}.'
 
 
-def _heads(pairing: str, step: int, provenance: Provenance) -> Iterator[str]:
-    """What the heads were trained on, and what is left out, a paragraph each."""
-    untrained = provenance.untrained_heads
-    if untrained:
-        reason = 'It was trained on single texts (`pairing=none`). ' if step and pairing == 'none' else ''
-        names = (
-            ' and the '.join(untrained) if len(untrained) < 3 else f'{", ".join(untrained[:-1])} and {untrained[-1]}'
-        )
-        yield (
-            f'{reason}Not trained, and left out of this directory: the {names}. `transformers` initializes them at '
-            'random in the classes that have them; train them before you use their outputs.'
-        )
-    if not step:
-        yield 'Saved before any training step: the weights are those that the run started from.'
-    elif pairing != 'none':
-        yield f'The pooler and the pair head were trained on {_PAIRS[pairing]}.'
+def _intended_use(fills_masks: bool) -> str:
+    predicts = ' As it is, it predicts masked words.' if fills_masks else ''
+    return (
+        'Fine-tune this model for text classification, token classification (such as named entities) or extractive '
+        f'question answering, or use its vectors as features.{predicts} It is not meant for generating text.'
+    )
+
+
+def _classes(untrained: tuple[str, ...]) -> list[str]:
+    return [
+        'AutoTokenizer',
+        'AutoModel',
+        *(['AutoModelForMaskedLM'] if MLM_HEAD not in untrained else []),
+        *(['AutoModelForNextSentencePrediction'] if NSP_HEAD not in untrained else []),
+        *(['AutoModelForPreTraining'] if not untrained else []),
+    ]
+
+
+def _limitations(trained: Pretrained, step: int, pairing: str) -> Iterator[str]:
+    provenance = trained.provenance
+    yield f'Texts of up to {trained.max_length:,} tokens: later positions were not trained.'
+    yield from _untrained(provenance, step, pairing)
     if provenance.rows_dropped:
         yield (
-            f'The imported embeddings had {provenance.rows_dropped:,} more rows, beyond the tokens of the tokenizer. '
-            'No text can reach them, and they are left out.'
+            f'The imported embeddings had {provenance.rows_dropped:,} more rows than the tokenizer has tokens. '
+            'No text can reach these rows, and they were not exported.'
         )
+    yield 'The model can reproduce errors and social biases of its training text. It was not evaluated for bias.'
+
+
+def _untrained(provenance: Provenance, step: int, pairing: str) -> Iterator[str]:
+    heads = provenance.untrained_heads
+    if not heads:
+        return
+    names = ' and the '.join(heads) if len(heads) < 3 else f'{", ".join(heads[:-1])} and {heads[-1]}'
+    is_one = len(heads) == 1
+    reason = ', because training used single texts (`data.pairing=none`)' if step and pairing == 'none' else ''
+    yield (
+        f'The {names} {"is" if is_one else "are"} untrained and {"was" if is_one else "were"} not exported{reason}. '
+        f'`transformers` initializes {"it" if is_one else "them"} at random in the classes that need '
+        f'{"it" if is_one else "them"}: train before using those outputs.'
+    )
 
 
 def _model_facts(trained: Pretrained) -> dict[str, Any]:
@@ -110,13 +244,18 @@ def _model_facts(trained: Pretrained) -> dict[str, Any]:
         'Hidden size': model.hidden_size,
         'Attention heads': model.num_heads,
         'Intermediate size': model.intermediate_size,
-        'Positions': model.max_positions,
-        'Positions trained': trained.max_length,
+        'Maximum positions': model.max_positions,
+        'Trained positions': trained.max_length,
         'Parameters, with all heads': num_parameters(model, tokenizer.vocab_size),
         'Vocabulary': f'{tokenizer.vocab_size:,} tokens, {tokenizer.kind}',
-        'Lower case': 'yes' if tokenizer.lowercase else 'no',
-        'Accents stripped': 'yes' if tokenizer.strip_accents else 'no',
+        'Lower-cases text': 'yes' if tokenizer.lowercase else 'no',
+        'Strips accents': 'yes' if tokenizer.strip_accents else 'no',
     }
+
+
+def _pair_objective(resolved: config.Config) -> Iterator[str]:
+    if resolved.data.pairing != 'none':
+        yield _PAIRS[resolved.data.pairing]
 
 
 def _training_facts(resolved: config.Config, step: int, fingerprint: dict[str, Any]) -> dict[str, Any]:
@@ -126,47 +265,70 @@ def _training_facts(resolved: config.Config, step: int, fingerprint: dict[str, A
     batches = [
         f'{phase.train.global_batch_size:,} rows of {phase.data.sequence_length} tokens' for phase in resolved.in_phases
     ]
-    begun = {'Started from': f'another model (hash of its weights: {fingerprint["init"]})'} if resolved.init else {}
+    begun = {'Initial model': f'another model (hash of its weights: {fingerprint["init"]})'} if resolved.init else {}
     return begun | {
         'Steps': f'{step:,} of {train.steps:,} planned',
         'Batch': ', then '.join(batches) + (', several sequences packed in a row' if data.packing else ''),
-        'Masked-LM': f'{masking.rate:.0%} of the {units[masking.unit]}; of these {masking.mask_fraction:.0%} become '
-        f'[MASK], {masking.random_fraction:.0%} a random token',
-        'Pairs': _PAIRS.get(data.pairing, 'none'),
-        'Optimiser': f'{optimizer.name}, {optimizer.schedule} schedule, peak learning rate '
+        'Masking': f'{masking.rate:.0%} of the {units[masking.unit]}; of these, {masking.mask_fraction:.0%} become '
+        f'[MASK] and {masking.random_fraction:.0%} a random token',
+        'Pair objective': _PAIRS.get(data.pairing, 'none').partition(' (')[0],
+        'Optimizer': f'{optimizer.name}, {optimizer.schedule} schedule, peak learning rate '
         f'{optimizer.peak_learning_rate:g}, {optimizer.warmup_steps:,} warm-up steps, '
         f'weight decay {optimizer.weight_decay:g}',
-        'Computed in': resolved.model.dtype,
+        'Precision': resolved.model.dtype,
         'Seed': train.seed,
     }
 
 
 def _corpus_facts(workdir: str, corpus: str) -> dict[str, Any]:
-    """Counts of the training split; empty where the corpus that was trained on is not at hand."""
+    """Returns counts of the training split; {} where the corpus of the run is not available."""
     manifest = read_manifest(Path(corpus))
     if manifest is None or manifest['content_hash'] != identity.load_fingerprint(workdir).get('corpus'):
         return {}
     return {name.capitalize(): manifest['splits']['train'][name] for name in ('documents', 'sentences', 'tokens')}
 
 
-def _evaluation(workdir: str, step: int, pairing: str) -> dict[str, Any]:
-    """What `evaluate` found at this very step; empty without it."""
+def _evaluation(measured: list[Measurement]) -> str:
+    if not measured:
+        return 'No evaluation of this step was recorded.'
+    return f'On held-out text of the training corpus, at the exported step:\n\n{evaluation_table(measured)}'
+
+
+def _measured(workdir: str, step: int, pairing: str, untrained: tuple[str, ...]) -> list[Measurement]:
+    """Returns what `evaluate` measured at this very step, of heads that are trained."""
     path = epath.Path(workdir) / 'evaluation.json'
     result = read_json(path) if path.exists() else {}
     if result.get('step') != step:
-        return {}
-    measured = {name: value for name, value in result.items() if isinstance(value, float)}
-    windows = f' ({result["windows"]:,} windows of text)' if 'windows' in result else ''
-    return {
-        name.replace('_', ' '): f'{value:.4f}' + _UNITS.get(name, '') + (windows if name in _OF_WINDOWS else '')
-        for name, value in measured.items()
-        if pairing != 'none' or not name.startswith('nsp')
-    }
-
-
-def table(rows: dict[str, Any]) -> str:
-    """Two columns of Markdown."""
-    lines = [
-        f'| {name} | {value:,} |' if isinstance(value, int) else f'| {name} | {value} |' for name, value in rows.items()
+        return []
+    of_pairs = {'nsp': 'Next-sentence', 'sop': 'Sentence-order'}.get(pairing)
+    rows = [] if MLM_HEAD in untrained else [*_of_masked_lm(result)]
+    if of_pairs and NSP_HEAD not in untrained:
+        accuracy = 'nsp_accuracy', f'{of_pairs} accuracy', '{:.1%}', '50.0% (chance)'
+        loss = 'nsp_loss', f'{of_pairs} loss', '{:.3f} nats per pair', f'{math.log(2):.3f} nats per pair (chance)'
+        rows += [accuracy, loss]
+    measured = [(key, name, result.get(key), form, baseline) for key, name, form, baseline in rows]
+    return [
+        Measurement(key, name, value, form.format(value), baseline)
+        for key, name, value, form, baseline in measured
+        if isinstance(value, float)
     ]
-    return '\n'.join(['| | |', '|---|---|', *lines])
+
+
+def _of_masked_lm(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yields (key, name, format of the value, baseline) of the metrics of the masked-LM head."""
+
+    def baseline(key: str, form: str, meaning: str) -> str:
+        return f'{form.format(result[key])} ({meaning})' if isinstance(result.get(key), float) else ''
+
+    nats, by_character = '{:.3f} nats per masked token', '{:.3f} nats per character'
+    windows = f', {result["windows"]:,} text windows' if 'windows' in result else ''
+    by_frequency = 'guessing by token frequency'
+    yield 'mlm_loss', 'Masked-LM loss', nats, baseline('unigram_entropy', nats, by_frequency)
+    most = baseline('most_frequent_accuracy', '{:.1%}', 'always the most frequent token')
+    yield 'mlm_accuracy', 'Masked-LM accuracy', '{:.1%}', most
+    key, unigram = 'masked_word_nats_per_character', 'unigram_nats_per_character'
+    characters = baseline(unigram, by_character, 'guessing by character frequency')
+    yield key, f'Masked words{windows}', by_character, characters
+    yield 'unknown_characters', 'Unknown characters in masked words', '{:.2%}', ''
+    perplexity = baseline('unigram_perplexity', '{:,.1f}', by_frequency)
+    yield 'pseudo_perplexity', 'Pseudo-perplexity per token', '{:,.1f}', perplexity

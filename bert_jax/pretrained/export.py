@@ -60,7 +60,7 @@ def export(workdir: str, output: str, step: int | None = None, card: config.Card
     assert trained.step is not None  # it is a workdir's
     untrained = trained.provenance.untrained_heads
     architecture = _architecture(untrained)
-    readme = model_card(workdir, resolved, card or resolved.card, trained, target.resolve().name)
+    readme = model_card(workdir, resolved, card or resolved.card, trained)
 
     def fill(directory: Path) -> dict[str, object]:
         params = nnx.state(trained.model, nnx.Param)

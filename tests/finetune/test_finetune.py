@@ -20,6 +20,7 @@ from bert_jax.finetune.start import finetuning_start
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.metrics import MetricsWriter
 from tests.support.commands import run
+from tests.support.documents import run_snippet
 from tests.support.models import MODEL, write_model
 from tests.support.processes import ROOT
 from tests.support.runs import metric_lines
@@ -225,7 +226,9 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
             start.initialization.initial.model.bert.pooler.kernel[...], theirs.pooler.kernel[...]
         )
     card = (place / 'export' / 'README.md').read_text()
-    assert f'| accuracy | {best:.4f} |' in card and 'pipeline_tag: "text-classification"' in card
+    assert f'| Accuracy | {best:.1%} |' in card and 'pipeline_tag: "text-classification"' in card
+    assert '# reviews\n' in card and 'the best of 2 seeds' in card
+    run_snippet(place / 'export')
 
 
 def test_dropout_rates_come_from_the_initial_model_unless_set(place: Path) -> None:

@@ -28,7 +28,7 @@ from bert_jax.text import prepare
 from bert_jax.train.program import build_program
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
-from tests.support.documents import code_blocks, commands_of
+from tests.support.documents import code_blocks, commands_of, run_snippet
 from tests.support.processes import ROOT
 from tests.support.texts import WORDS, write_text
 
@@ -55,7 +55,13 @@ def _settings(directory: Path, kind: str, pairing: str) -> config.Config:
             },
             'train': {'steps': 2, 'global_batch_size': 16, 'evaluate_every': 0},
             'optimizer': {'warmup_steps': 0, 'peak_learning_rate': 1e-2},
-            'card': {'license': 'apache-2.0', 'language': 'en, de', 'datasets': 'a: "b"'},
+            'card': {
+                'name': 'Random words',
+                'training_data': 'Words in a random order.',
+                'license': 'apache-2.0',
+                'language': 'en, de',
+                'datasets': 'a: "b"',
+            },
         }
     )
 
@@ -67,8 +73,18 @@ def _trained(directory: Path, kind: str, pairing: str) -> Path:
     prepare.prepare(settings.data, settings.tokenizer)
     found, workdir = open_streams(settings), directory / 'run'
     identity.write(str(workdir), settings, found.tokenizer, identity.fingerprint(settings, found))
-    figures = {'step': 2, 'mlm_loss': 3.25, 'nsp_loss': 0.5, 'masked_word_nats_per_character': 1.446, 'windows': 512}
-    (workdir / 'evaluation.json').write_text(json.dumps(figures))
+    evaluation = {
+        'step': 2,
+        'mlm_loss': 3.25,
+        'unigram_entropy': 5.0,
+        'nsp_accuracy': 0.75,
+        'masked_word_nats_per_character': 1.446,
+        'windows': 512,
+        'unknown_characters': 0.0,
+        'pseudo_perplexity': 63.7,
+        'unigram_perplexity': 148.4,
+    }
+    (workdir / 'evaluation.json').write_text(json.dumps(evaluation))
     shapes = nnx.eval_shape(lambda: BertForPreTraining(settings.model, found.tokenizer.vocab_size, nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -160,18 +176,16 @@ def test_untrained_heads_are_left_out_and_the_card_says_so(single: Path, pairs: 
         left_out = set(file.keys()) - names
     assert {name.rpartition('.')[0] for name in left_out} == {'bert.pooler.dense', 'cls.seq_relationship'}
     assert json.loads((single / 'export' / 'config.json').read_text())['architectures'] == ['BertForMaskedLM']
-    assert (
-        'left out of this directory: the pooler and the next-sentence head'
-        in (single / 'export' / 'README.md').read_text()
-    )
+    card = (single / 'export' / 'README.md').read_text()
+    assert 'The pooler and the next-sentence head are untrained and were not exported' in card
     assert 'trained on next-sentence prediction' in (pairs / 'export' / 'README.md').read_text()
 
 
-def test_the_card_holds_the_facts_and_invents_nothing(pairs: Path, single: Path, tmp_path: Path) -> None:
+def test_front_matter_holds_the_card_settings_and_the_metrics(pairs: Path) -> None:
     yaml = pytest.importorskip('yaml')
-    text = (pairs / 'export' / 'README.md').read_text()
-    _, front, body = text.split('---\n', 2)
-    assert yaml.safe_load(front) == {
+    front = yaml.safe_load((pairs / 'export' / 'README.md').read_text().split('---\n')[1])
+    [index] = front.pop('model-index')
+    assert front == {
         'library_name': 'transformers',
         'pipeline_tag': 'fill-mask',
         'mask_token': '[MASK]',
@@ -180,25 +194,56 @@ def test_the_card_holds_the_facts_and_invents_nothing(pairs: Path, single: Path,
         'language': ['en', 'de'],
         'datasets': ['a: "b"'],
     }
+    assert index['name'] == 'Random words'
+    values = {metric['type']: metric['value'] for metric in index['results'][0]['metrics']}
+    assert values['mlm_loss'] == 3.25 and values['pseudo_perplexity'] == 63.7
+
+
+def test_model_hub_accepts_the_card(pairs: Path) -> None:
+    hub = pytest.importorskip('huggingface_hub')
+    card = hub.ModelCard((pairs / 'export' / 'README.md').read_text())
+    assert card.data.model_name == 'Random words'
+    assert {result.metric_type for result in card.data.eval_results} >= {'mlm_loss', 'nsp_accuracy'}
+
+
+def test_card_holds_facts_with_units_and_no_paths(pairs: Path, single: Path) -> None:
+    text = (pairs / 'export' / 'README.md').read_text()
     manifest = json.loads((pairs / 'corpus' / 'manifest.json').read_text())
     for fact in (
+        '# Random words\n',
+        '## Intended use',
+        '## Limitations',
+        '## Training data\n\nWords in a random order.',
         '| Layers | 2 |',
         '| Steps | 2 of 2 planned |',
         '| Batch | 16 rows of 32 tokens |',
         '15% of the tokens',
+        f'| Tokens | {manifest["splits"]["train"]["tokens"]:,} |',
+        '| Metric | Value | Baseline |',
+        '| Masked-LM loss | 3.250 nats per masked token | 5.000 nats per masked token (guessing by token frequency) |',
+        '| Next-sentence accuracy | 75.0% | 50.0% (chance) |',
+        '| Masked words, 512 text windows | 1.446 nats per character | – |',
+        '| Unknown characters in masked words | 0.00% | – |',
+        '| Pseudo-perplexity per token | 63.7 | 148.4 (guessing by token frequency) |',
+        '## Citation',
     ):
-        assert fact in body
-    assert f'| Tokens | {manifest["splits"]["train"]["tokens"]:,} |' in body
-    assert '| mlm loss | 3.2500 nats |' in body and 'nsp loss' in body
-    assert '| masked word nats per character | 1.4460 (512 windows of text) |' in body
-    assert 'nsp loss' not in (single / 'export' / 'README.md').read_text()
+        assert fact in text
+    assert 'Next-sentence' not in (single / 'export' / 'README.md').read_text()
     assert str(pairs) not in text  # paths are private
-    bare = export(str(pairs / 'run'), str(tmp_path / 'bare'), card=config.Card())
-    assert bare['step'] == 2
-    assert (
-        not {'license', 'language', 'datasets'}
-        & yaml.safe_load((tmp_path / 'bare' / 'README.md').read_text().split('---\n')[1]).keys()
-    )
+
+
+def test_unset_card_fields_are_left_out(pairs: Path, tmp_path: Path) -> None:
+    proof = export(str(pairs / 'run'), str(tmp_path / 'bare'), card=config.Card())
+    assert proof['step'] == 2
+    _, front, body = (tmp_path / 'bare' / 'README.md').read_text().split('---\n', 2)
+    assert not any(f'{key}:' in front for key in ('license', 'language', 'datasets'))
+    assert '# BERT encoder, ' in body and '# export' not in body and '# bare' not in body
+    assert 'Its sources were not described.' in body
+
+
+def test_snippet_of_the_card_runs(directory: Path) -> None:
+    pytest.importorskip('transformers')
+    run_snippet(directory / 'export')
 
 
 def test_the_card_can_change_without_it_being_another_run(pairs: Path) -> None:

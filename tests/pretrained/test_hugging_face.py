@@ -20,6 +20,7 @@ from bert_jax.config import finetuning
 from bert_jax.finetune.start import finetuning_start
 from bert_jax.pretrained import hugging_face, initialize, provenance, safetensors_files, tensor_names
 from bert_jax.text.tokenizer import SPECIAL_TOKENS
+from tests.support.documents import run_snippet
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -222,6 +223,7 @@ def test_heads_that_were_never_trained_are_neither_exported_nor_offered(
     assert 'pretrained with bert_jax' not in card and 'trained elsewhere' in card
     for head in untrained:
         assert head in card
+    run_snippet(export)
     assert list(bert_jax.load_pretrained(str(export)).provenance.untrained_heads) == untrained
     for place in (tmp_path / 'model', workdir, export):
         status = main(['bert_jax', 'fill-mask', f'--model={place}', 'bad [MASK]'])

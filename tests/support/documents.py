@@ -1,8 +1,10 @@
 """The commands and programs in Markdown documents, so that tests can run them."""
 
+import contextlib
 import re
 import shlex
 import textwrap
+from pathlib import Path
 
 _FENCE = re.compile(r'^( *)```(\w*)\n(.*?)^\1```$', re.M | re.S)
 
@@ -39,3 +41,12 @@ def commands_of(text: str) -> list[list[str]]:
     """Returns the arguments of each `bert_jax` command in all shell blocks of a document."""
     blocks = [commands(code) for _, code in code_blocks(text, 'sh')]
     return [arguments for block in blocks for words in block if (arguments := arguments_of(words))]
+
+
+def run_snippet(export: Path) -> None:
+    """Runs the Python blocks in the model card of an export, in its directory."""
+    [*blocks] = code_blocks((export / 'README.md').read_text(), 'python')
+    assert blocks
+    with contextlib.chdir(export):
+        for _, code in blocks:
+            exec(compile(code, 'README.md', 'exec'), {})
