@@ -130,7 +130,7 @@ def _auto(architecture: str) -> str:
     return architecture.replace('Bert', 'Model', 1)
 
 
-def _snippet(kind: str, pipeline: str, takes_pairs: bool) -> str:
+def _snippet(kind: str, pipeline: str, takes_pairs: bool | None) -> str:
     calls = {
         'spans': "predict(question='What is nice today?', context='The weather is nice today.')",
         'pairs': "predict({'text': 'The weather is nice today.', 'text_pair': 'The sun is shining.'})",
@@ -179,7 +179,7 @@ def _training_facts(workdir: str, resolved: FinetuneConfig, trained: FineTuned) 
     return facts
 
 
-def _measured(workdir: str, step: int) -> list[Measurement]:
+def _measured(workdir: str, step: int | None) -> list[Measurement]:
     """Returns the metrics of the validation file at this very step."""
     results = read_results(workdir)
     found = results['metrics'] if results and results['step'] == step else {}
