@@ -13,6 +13,7 @@ TEST_EXTRA := $(if $(filter cpu,$(ACCELERATOR)),[test],[$(ACCELERATOR),test])
 INSTALLED := .venv/.installed-$(ACCELERATOR)
 TEST_INSTALLED := .venv/.test-installed-$(ACCELERATOR)
 BERT_JAX := .venv/bin/python -m bert_jax
+MKDOCS := NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs
 
 IS_USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 ifneq ($(origin PYTHON),file)
@@ -29,7 +30,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install pretrain bench test test-fast test-slow test-newest test-plan test-slurm test-soak lint format lock clean
+.PHONY: help install pretrain bench test test-fast test-slow test-newest test-plan test-slurm test-soak lint docs format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
@@ -135,6 +136,10 @@ lint: $(TEST_INSTALLED) ## check style, formatting and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/ty check
+	$(MKDOCS) build --strict --quiet
+
+docs: $(TEST_INSTALLED) ## build the documentation into site/ (make docs SERVE=1 serves it while you write)
+	$(MKDOCS) $(if $(SERVE),serve,build --strict --quiet)
 
 # Reproducible: releases after LOCK_DAY are ignored.
 LOCK_DAY ?= $(shell date -u +%F)

@@ -1,21 +1,11 @@
 """Settings: what a config file and the command line may say, checked and frozen before anything else happens."""
 
 from bert_jax.config.checks import check_exact, check_mesh, check_model, check_probes
-from bert_jax.config.families import FAMILIES, Bert, EuroBert, Model, ModernBert
-from bert_jax.config.names import field_names, unknown_field
-from bert_jax.config.phases import phase_at, positions_trained
-from bert_jax.config.pretraining import (
+from bert_jax.config.data import (
     SOURCE_KINDS,
-    Card,
-    Config,
     Data,
     Masking,
-    Mesh,
-    Optimizer,
-    Phase,
-    Probe,
     Tokenizer,
-    Train,
     chooses_max_sequences,
     is_records,
     max_sequences,
@@ -23,6 +13,10 @@ from bert_jax.config.pretraining import (
     row_lengths,
     sources,
 )
+from bert_jax.config.families import FAMILIES, Bert, EuroBert, Model, ModernBert
+from bert_jax.config.names import field_names, unknown_field
+from bert_jax.config.phases import phase_at, positions_trained
+from bert_jax.config.pretraining import Card, Config, Mesh, Optimizer, Phase, Probe, Train
 from bert_jax.config.resolve import resolve
 from bert_jax.config.sizes import FEW_LAYERS, SIZES, bert
 

@@ -3,8 +3,9 @@
 import dataclasses
 import math
 
+from bert_jax.config.data import is_records, sources
 from bert_jax.config.families import Model
-from bert_jax.config.pretraining import Config, Mesh, Probe, Train, is_records, sources
+from bert_jax.config.pretraining import Config, Mesh, Probe, Train
 from bert_jax.errors import BadInput
 
 

@@ -18,18 +18,30 @@ class Model:
 
     ROLE: ClassVar[Role] = Role.IDENTITY
 
+    # the architecture
     family: str = ''
+    # encoder layers
     num_layers: int = at_least(12, 1, Role.SHAPES)
-    hidden_size: int = at_least(768, 1, Role.SHAPES)  # D
-    num_heads: int = at_least(12, 1, Role.SHAPES)  # H
+    # size of the hidden states
+    hidden_size: int = at_least(768, 1, Role.SHAPES)
+    # attention heads; they divide hidden_size
+    num_heads: int = at_least(12, 1, Role.SHAPES)
+    # size of the feed-forward layer
     intermediate_size: int = at_least(3072, 1, Role.SHAPES)
+    # most tokens of a sequence
     max_positions: int = at_least(512, 8, Role.SHAPES)
+    # standard deviation of the initial weights
     initializer_range: float = setting(0.02, 'a number above 0', lambda value: value > 0)
-    dtype: str = setting('float32', choices=('float32', 'bfloat16'))  # of the computation; parameters are float32
+    # of the computation; parameters are float32
+    dtype: str = setting('float32', choices=('float32', 'bfloat16'))
+    # what the backward pass recomputes to save memory: nothing, all but matmuls without a batch dim, or whole layers
     remat: str = setting('none', choices=('none', 'dots', 'full'), role=Role.EXECUTION)
-    # 'fused': the scores stay on the chip (TPU, GPU); auto: wherever the shapes suit, see `model/attention.py`
+    # fused kernels do not store the scores; auto uses one where it supports the shapes, fused requires one, plain never
+    # uses one
     attention: str = setting('auto', choices=('auto', 'plain', 'fused'), role=Role.EXECUTION)
-    scan_layers: bool = setting(True, role=Role.EXECUTION)  # one compiled layer, looped over; False: unrolled
+    # compile one layer and loop over it; False unrolls the layers, which compiles longer and runs faster for a few
+    # layers
+    scan_layers: bool = setting(True, role=Role.EXECUTION)
 
     def check(self) -> None:
         """Checks what concerns more than one field.
@@ -49,8 +61,11 @@ class Bert(Model):
     """BERT (Devlin et al. 2019)."""
 
     family: str = setting('bert', choices=('bert',), role=Role.IDENTITY_IF_SET)
+    # dropout of embeddings and of the output of attention and feed-forward
     dropout_rate: float = fraction(0.1)
+    # dropout of the attention weights
     attention_dropout_rate: float = fraction(0.1)
+    # added to the variance in layer norms
     layer_norm_eps: float = setting(1e-12, 'a number above 0', lambda value: value > 0)
 
     @property
@@ -70,20 +85,33 @@ class ModernBert(Model):
     num_layers: int = as_in(Model, 'num_layers', 22)
     intermediate_size: int = as_in(Model, 'intermediate_size', 1152)
     max_positions: int = at_least(8192, 8)
+    # every n-th layer, from the first, attends to the whole sequence; the others attend locally
     global_attn_every_n_layers: int = at_least(3, 1)
     # 'full_attention' or 'sliding_attention' for each layer; () follows global_attn_every_n_layers
     layer_types: tuple = setting((), f'a tuple of {FULL!r} and {SLIDING!r}', _are_layer_types)
-    local_attention: int = at_least(128, 2)  # window of sliding layers: local_attention // 2 positions to either side
+    # window of sliding layers in tokens: a token sees local_attention // 2 to either side
+    local_attention: int = at_least(128, 2)
+    # base of the rotary wavelengths in layers with full attention
     global_rope_theta: float = at_least(160_000.0, 1)
+    # base of the rotary wavelengths in sliding layers
     local_rope_theta: float = at_least(10_000.0, 1)
+    # biases in the dense layers of attention
     attention_bias: bool = setting(False, role=Role.SHAPES)
+    # biases in the feed-forward layers
     mlp_bias: bool = setting(False, role=Role.SHAPES)
+    # biases in the layer norms
     norm_bias: bool = setting(False, role=Role.SHAPES)
+    # a bias for each token in the masked-LM head
     decoder_bias: bool = setting(True, role=Role.SHAPES)
-    classifier_bias: bool = setting(False, role=Role.SHAPES)  # of the dense layer of the prediction head
+    # a bias in the dense layer of the prediction head
+    classifier_bias: bool = setting(False, role=Role.SHAPES)
+    # dropout of the embeddings
     embedding_dropout: float = fraction(0.0)
-    attention_dropout: float = fraction(0.0)  # of the attention weights, and of the output of attention
+    # dropout of the attention weights, and of the output of attention
+    attention_dropout: float = fraction(0.0)
+    # dropout of the gated values of the feed-forward layer
     mlp_dropout: float = fraction(0.0)
+    # added to the variance in layer norms
     norm_eps: float = as_in(Bert, 'layer_norm_eps', 1e-5)
 
     @property
@@ -112,11 +140,17 @@ class EuroBert(Model):
     # key and value heads, each shared by num_heads / num_key_value_heads query heads; 0: as many as num_heads
     num_key_value_heads: int = at_least(0, 0, Role.SHAPES)
     max_positions: int = at_least(8192, 8)
+    # base of the rotary wavelengths
     rope_theta: float = at_least(250_000.0, 1)
+    # biases in the dense layers of attention
     attention_bias: bool = setting(False, role=Role.SHAPES)
+    # biases in the feed-forward layers and the decoder
     mlp_bias: bool = setting(False, role=Role.SHAPES)
+    # use the word embeddings as the decoder
     tie_word_embeddings: bool = setting(False, role=Role.SHAPES)
+    # dropout of the attention weights
     attention_dropout: float = fraction(0.0)
+    # added to the mean square in RMS norms
     rms_norm_eps: float = as_in(Bert, 'layer_norm_eps', 1e-5)
 
     def check(self) -> None:

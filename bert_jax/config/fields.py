@@ -4,6 +4,9 @@ import ast
 import dataclasses
 import difflib
 import enum
+import inspect
+import io
+import tokenize
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -164,7 +167,7 @@ def as_in(section: type[Any], name: str, default: Any = dataclasses.MISSING):
     """A field with the check of another section's, and its default where none is given."""
     field = section.__dataclass_fields__[name]
     default = field.default if default is dataclasses.MISSING else default
-    return dataclasses.field(default=default, metadata=field.metadata)
+    return dataclasses.field(default=default, metadata={**field.metadata, 'same_as': (section, name)})
 
 
 def variants(default: Any, sections: Mapping[str, type[Any]], by: str) -> Any:
@@ -181,6 +184,46 @@ def section_of(field: dataclasses.Field) -> type[Any] | None:
     if 'variants' in field.metadata:
         return type(field.default)
     return typing.cast(type, field.type) if dataclasses.is_dataclass(field.type) else None
+
+
+def section_variants(field: dataclasses.Field) -> dict[str, type[Any]]:
+    """The sections that a field may hold, by name; {} for a single value."""
+    section = section_of(field)
+    return field.metadata.get('variants') or ({} if section is None else {field.name: section})
+
+
+def field_meanings(section: type[Any]) -> dict[str, str]:
+    """{field: the comment above it} of a section; a field that is as in another section has the comment there."""
+    found: dict[str, str] = {}
+    for each in reversed(section.__mro__):
+        if dataclasses.is_dataclass(each):
+            found |= _comments_of_fields(inspect.getsource(each))
+    for field in dataclasses.fields(section):
+        if field.name not in found and (original := field.metadata.get('same_as')):
+            found[field.name] = field_meanings(original[0])[original[1]]
+    return found
+
+
+def _comments_of_fields(source: str) -> dict[str, str]:
+    """The comments in the source of a dataclass; those above a field come before the one beside it."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    field_at: dict[int, str] = {}  # by line
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            field_at |= dict.fromkeys(range(node.lineno, (node.end_lineno or node.lineno) + 1), node.target.id)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        line = token.start[0]
+        if token.type == tokenize.COMMENT:
+            text = token.string.removeprefix('#').strip()
+            if line in field_at:
+                found[field_at[line]] = ' '.join(filter(None, (found.get(field_at[line], ''), text)))
+            else:
+                above.append(text)
+        elif line in field_at and above:
+            found[field_at[line]] = ' '.join(above)
+            above = []
+    return found
 
 
 def config_dict_of(section: Any) -> ConfigDict:

@@ -45,45 +45,56 @@ class Task:
 
     ROLE: ClassVar[Role] = Role.IDENTITY
 
+    # what is learned
     kind: str = setting('classification', choices=KINDS)
-    directory: str = setting('', role=Role.CONTENT)  # where files lie whose names are not absolute
+    # directory of the files below; absolute names stand for themselves
+    directory: str = setting('', role=Role.CONTENT)
+    # labelled examples to train on
     train: str = setting('tsv:train.tsv', _SOURCE, _is_source, role=Role.CONTENT)
-    # several are told apart by the names of their files; the first decides
+    # labelled examples to evaluate on; of several files the first decides which seed is best
     validation: str | tuple = setting(
         'tsv:dev.tsv', _SOURCE + ', or a tuple of them', _is_source_or_several, role=Role.CONTENT
     )
-    # without labels: predictions only
+    # examples without labels, for predictions only; empty: none
     predict: str = setting('', 'empty, or ' + _SOURCE, lambda v: not v or _is_source(v), role=Role.CONTENT)
-    # the column of the text; of the words (tagging)
+    # column of the text, or of the words (tagging)
     text: str = setting('sentence', 'the name of a column', bool, role=Role.CONTENT)
-    text_pair: str = setting('', role=Role.CONTENT)  # of the second text of a pair; empty: single texts
-    # the column of the label; of the tags (tagging)
+    # column of the second text of a pair; empty: single texts
+    text_pair: str = setting('', role=Role.CONTENT)
+    # column of the label, or of the tags (tagging)
     label: str = setting('label', 'the name of a column', bool, role=Role.CONTENT)
-    # of files without a line of names
+    # names of the columns, for files without a header line
     columns: tuple = setting((), 'a tuple of names, each once', _are_texts, role=Role.CONTENT)
-    # in the order of their ids; (): as sorted
+    # all labels in the order of their ids; () sorts those of the training file
     labels: tuple = setting((), 'a tuple of texts, each once', _are_texts, role=Role.CONTENT)
-    # the first is the main one; (): the kind's first
+    # metrics to report, the main one first; () takes the kind's own
     metrics: tuple = setting((), 'a tuple of names', _are_texts, role=Role.EXECUTION)
-    sequence_length: int = as_in(config.Data, 'sequence_length')  # longer texts are cut, or split into windows
-    # share of the records that may lack a column and are skipped
+    # tokens per example; longer texts are cut, or split into windows
+    sequence_length: int = as_in(config.Data, 'sequence_length')
+    # share of the records that may lack a column and are skipped; more is an error
     bad_records: float = fraction(0.001, Role.EXECUTION)
-    token_prefix: str = setting('', role=Role.CONTENT)  # conll: taken off every word (`en:` in WikiANN)
-    stride: int = at_least(128, 1)  # spans: tokens of the text between the starts of two windows
-    max_question_tokens: int = at_least(64, 1)  # spans; longer questions are cut
-    max_answer_tokens: int = at_least(30, 1)  # spans; longer answers are not given
-    n_best: int = at_least(20, 1)  # spans
-    # examples that share a row in training, on average; 0: one to eight, by their lengths; 1: one in each row, padded
-    # to `sequence_length`
+    # conll: prefix to remove from every word, such as 'en:' in WikiANN
+    token_prefix: str = setting('', role=Role.CONTENT)
+    # spans: tokens of text between the starts of two windows
+    stride: int = at_least(128, 1)
+    # spans: longer questions are cut
+    max_question_tokens: int = at_least(64, 1)
+    # spans: longest answer that is predicted, in tokens
+    max_answer_tokens: int = at_least(30, 1)
+    # spans: candidate answers per question in the predictions
+    n_best: int = at_least(20, 1)
+    # examples that share a row in training, on average; 0 chooses one to eight by their lengths, 1 pads each example to
+    # sequence_length
     examples_per_row: int = setting(
         0, '0 (automatic) or a number up to 64', lambda v: 0 <= v <= 64, role=Role.IDENTITY_IF_SET, before=1
     )
-    # of standard deviation `model.initializer_range`; truncated at two of them, as in 2018, it is 0.88 of that
+    # distribution of the new head, with standard deviation model.initializer_range; truncated at two of them, as in the
+    # original BERT, its deviation is 0.88 of that
     head_initializer: str = setting(
         'normal', choices=('normal', 'truncated_normal'), role=Role.IDENTITY_IF_SET, before='truncated_normal'
     )
-    # spans: questions without an answer. learn: that there is none ([CLS]); drop: leave them out; auto: learn where the
-    # training file says `is_impossible`, as SQuAD 2.0 does
+    # spans: questions without an answer. learn: predict that there is none; drop: leave them out; auto: learn where the
+    # training file has `is_impossible`, as SQuAD 2.0 does
     unanswerable: str = setting('auto', choices=('auto', 'learn', 'drop'), role=Role.CONTENT, before='drop')
 
 
@@ -95,12 +106,13 @@ class Optimizer:
 
     name: str = as_in(config.Optimizer, 'name')
     peak_learning_rate: float = as_in(config.Optimizer, 'peak_learning_rate', 2e-5)
-    warmup_fraction: float = fraction(0.1)  # of the steps
+    # share of the steps over which the learning rate rises linearly to its peak
+    warmup_fraction: float = fraction(0.1)
     schedule: str = as_in(config.Optimizer, 'schedule')
     weight_decay: float = as_in(config.Optimizer, 'weight_decay')
     b1: float = as_in(config.Optimizer, 'b1')
     b2: float = as_in(config.Optimizer, 'b2')
-    bias_correction: bool = config.Optimizer.bias_correction
+    bias_correction: bool = as_in(config.Optimizer, 'bias_correction')
     eps: float = as_in(config.Optimizer, 'eps')
     clip_norm: float = as_in(config.Optimizer, 'clip_norm')
 
@@ -111,21 +123,26 @@ class Train:
 
     ROLE: ClassVar[Role] = Role.EXECUTION
 
+    # passes over the training examples; a fraction is allowed
     epochs: float = setting(3.0, 'a number above 0', lambda value: value > 0)
     global_batch_size: int = as_in(config.Train, 'global_batch_size', 32)
+    # parts of a batch whose gradients are accumulated, to save memory
     microbatches: int = at_least(1, 1)
     reduction: str = as_in(config.Train, 'reduction')
     exact_shards: int = as_in(config.Train, 'exact_shards')
-    seed: int = as_in(config.Train, 'seed')  # of the first run; the next ones count on from it
-    max_examples: int = at_least(0, 0)  # train on that many, chosen by hash; 0: all
+    # of the first run; further seeds count up from it
+    seed: int = as_in(config.Train, 'seed')
+    # train on this many examples, chosen by hash; 0: all
+    max_examples: int = at_least(0, 0)
     log_every: int = as_in(config.Train, 'log_every', 50)
     checkpoint_every: int = as_in(config.Train, 'checkpoint_every', 500)
     keep_checkpoints: int = as_in(config.Train, 'keep_checkpoints', 1)
-    evaluate_every: int = as_in(config.Train, 'evaluate_every', 0)  # 0: only at the end
-    probe_every: int = as_in(config.Train, 'probe_every')  # of the encoder as it is fine-tuned; 0: never
+    evaluate_every: int = as_in(config.Train, 'evaluate_every', 0)
+    # steps between probes of the encoder while it is fine-tuned; 0: never
+    probe_every: int = as_in(config.Train, 'probe_every')
     stop_at: str = as_in(config.Train, 'stop_at')
-    max_bad_steps: int = as_in(config.Train, 'max_bad_steps')  # in a row; then the run rolls back to a checkpoint
-    max_rollbacks: int = as_in(config.Train, 'max_rollbacks')  # then it ends with a message
+    max_bad_steps: int = as_in(config.Train, 'max_bad_steps')
+    max_rollbacks: int = as_in(config.Train, 'max_rollbacks')
     spike_threshold: float = as_in(config.Train, 'spike_threshold')
     spike_window: int = as_in(config.Train, 'spike_window')
     replica_check_every: int = as_in(config.Train, 'replica_check_every')
@@ -144,7 +161,9 @@ def _is_rate(value: float | None) -> bool:
 class Model(config.Bert):
     """The encoder. The initial model determines its sizes and, where they are None, its dropout rates."""
 
+    # dropout of embeddings, attention output, feed-forward and head; None: the initial model's own
     dropout_rate: float | None = setting(None, _RATE, _is_rate, before=0.1)  # ty: ignore[incompatible-attribute-override]
+    # dropout of the attention weights; None: the initial model's own
     attention_dropout_rate: float | None = setting(None, _RATE, _is_rate, before=0.1)  # ty: ignore[incompatible-attribute-override]
 
     # None: unrolled up to four layers, as in pretraining
@@ -168,11 +187,12 @@ class FinetuneConfig:
     ROLE: ClassVar[Role] = Role.EXECUTION
 
     task: Task = Task()
-    # a workdir, WORKDIR@STEP, an export, a Hugging Face directory; scratch: random weights
+    # model to fine-tune: a workdir, WORKDIR@STEP, an export or a Hugging Face directory; scratch: random weights
     init: str = setting('', role=Role.CONTENT)
-    # so many of the top layers, and with them the pooler, are reinitialized
+    # how many of the top layers, and the pooler with them, get new random weights
     reinitialized_layers: int = at_least(0, 0, Role.IDENTITY_IF_SET)
-    tokenizer: config.Tokenizer = config.Tokenizer()  # of scratch: its `path`
+    # init=scratch: its `path`
+    tokenizer: config.Tokenizer = config.Tokenizer()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()

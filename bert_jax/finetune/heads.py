@@ -17,7 +17,7 @@ from bert_jax.config.finetuning import Task
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.model.bert import Bert
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.inputs import Array
+from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather
 from bert_jax.model.layers import Dense, truncated_normal
 from bert_jax.model.losses import cross_entropy
@@ -54,9 +54,15 @@ class BertForTask(nnx.Module):
         self.classifier = new_head(model, num_outputs, initializer, rngs)
         self.kind, self.num_layers, self.rate = kind, model.num_layers, model.dropout_rate
 
+    def encode(
+        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
+    ) -> jax.Array:
+        """Contextual vectors [B, L, D]; arguments as of `PretrainingModel.encode`."""
+        return self.bert(inputs, key, is_packed, gather)
+
     def __call__(self, batch: TaskBatch, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
         """float32 [B, E, C] (pooled) or [B, L, C]; without a key nothing is dropped out. gather: as of `Encoder`."""
-        x = self.bert(batch.inputs, key, is_packed=batch.cls_positions.shape[1] > 1, gather=gather)
+        x = self.encode(batch.inputs, key, is_packed=batch.cls_positions.shape[1] > 1, gather=gather)
         if self.is_pooled:
             x = self.bert.pool(x, batch.cls_positions)
         if self.kind != 'spans':

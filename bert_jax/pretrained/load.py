@@ -78,14 +78,14 @@ class Pretrained:
 
     @property
     def max_length(self) -> int:
-        """Tokens, [CLS] and [SEP] included, of the longest text: the positions that were trained."""
+        """Tokens, `[CLS]` and `[SEP]` included, of the longest text: the positions that were trained."""
         return self.provenance.max_length(self.config.max_positions)
 
     def encode(self, texts: list[str], truncate: bool = True) -> Encoded:
         """Contextual vectors of every token, and their mean, for each text.
 
         Texts of similar length run together, their number and length rounded up to powers of two: some tens of
-        shapes are compiled at most, whatever the texts. A '[MASK]' in a text is text; an empty text is [CLS] [SEP].
+        shapes are compiled at most, whatever the texts. A '[MASK]' in a text is text; an empty text is `[CLS] [SEP]`.
 
         Args:
           texts: of any length; one with more tokens than `max_length` loses its end.

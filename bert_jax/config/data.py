@@ -1,0 +1,196 @@
+"""Settings of text, batches and tokenizer.
+
+Legend of sizes: `L` positions, `P` predictions and `E` packed sequences in a row.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, TypeGuard
+
+from bert_jax.config.fields import Role, at_least, fraction, setting
+
+SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds', 'tfrecord')
+
+
+def _is_source(value: Any) -> bool:
+    kind, _, rest = value.partition(':') if isinstance(value, str) else ('', '', '')
+    return value == 'python-docs' or (kind in SOURCE_KINDS and bool(rest))
+
+
+def is_records(source: str | tuple) -> TypeGuard[str]:
+    """Whether a source holds examples already, not text."""
+    return isinstance(source, str) and source.startswith('tfrecord:')
+
+
+def _is_text(value: Any) -> bool:
+    return _is_source(value) and not is_records(value)
+
+
+def _is_source_or_several(value: Any) -> bool:
+    if isinstance(value, str):
+        return _is_source(value)
+    pairs = [pair for pair in value if isinstance(pair, tuple) and len(pair) == 2 and _is_text(pair[0])]
+    names = [name for name, _ in pairs]
+    weights = [weight for _, weight in pairs if isinstance(weight, int | float) and 0 < weight <= 1000]
+    return 0 < len(value) == len(weights) and len({*names}) == len(names)
+
+
+def _is_automatic_or_room(value: int) -> bool:
+    return value == -1 or 1 <= value <= 65536
+
+
+def _are_lengths(value: tuple) -> bool:
+    return all(type(number) is int and number >= 8 for number in value) and sorted({*value}) == list(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """Masked language modelling (Devlin et al. 2019, section 3.1)."""
+
+    ROLE: ClassVar[Role] = Role.IDENTITY
+
+    # share of the tokens of a sequence that are predicted, special tokens counted in its length
+    rate: float = setting(0.15, 'a number above 0 and below 1', lambda value: 0 < value < 1)
+    # share of the predicted tokens that become [MASK]
+    mask_fraction: float = setting(0.8, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+    # share of the predicted tokens that become a random token; the rest keep their own
+    random_fraction: float = setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+    # what is masked as a whole: tokens, words, or n-grams of 1 to 3 words
+    unit: str = setting('token', choices=('token', 'word', 'ngram'))
+    # never predict [UNK], and never replace a token with a special or unused one; False does as the original BERT did
+    exclude_special: bool = setting(True, role=Role.IDENTITY_IF_SET, before=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the text comes from, where its corpus lies, and how batches are cut from it."""
+
+    ROLE: ClassVar[Role] = Role.IDENTITY
+
+    # the text to train on; several sources with weights form a mixture, in which 2.0 takes each document twice per
+    # epoch
+    source: str | tuple = setting(
+        'python-docs',
+        'python-docs, '
+        + ', '.join(f'{kind}:…' for kind in SOURCE_KINDS)
+        + ', or a tuple of (source, weight), each source once, weights above 0 up to 1000',
+        _is_source_or_several,
+        role=Role.CONTENT,
+    )
+    # directory that `prepare` writes and `train` reads
+    corpus: str = setting('corpora/python-docs', 'a directory', bool, role=Role.EXECUTION)
+    # directory on each host's own disk, to which training copies the corpus before it reads it; empty reads the corpus
+    # where it is
+    local_copy: str = setting('', role=Role.EXECUTION, is_written=True)
+    # field of a record, or column of a table, that holds the text
+    text_field: str = setting('text', 'the name of a field', bool, role=Role.CONTENT)
+    # field whose value keeps records together: those of one patient or book are never in both splits; empty: no groups
+    group_field: str = setting('', role=Role.CONTENT)
+    # share of the records that may be invalid (not JSON, no text) and are skipped; more is an error
+    bad_records: float = fraction(0.001, Role.EXECUTION)
+    # share of the bytes, of all text and of each file, that may be invalid UTF-8; they are replaced and counted, and
+    # more is an error
+    bad_text: float = fraction(0.001, Role.EXECUTION)
+    # what ends a document of a text file: a blank line, or only the end of the file
+    documents: str = setting('blank_lines', choices=('blank_lines', 'file'), role=Role.CONTENT_IF_SET)
+    # text files whose lines are wrapped: the lines between blank lines become one paragraph
+    join_lines: bool = setting(False, role=Role.CONTENT_IF_SET)
+    # keep only the first of equal lines; of equal documents only the first is kept in any case
+    deduplicate_lines: bool = setting(False, role=Role.CONTENT)
+    # split lines into sentences; False takes each line as one sentence
+    split_sentences: bool = setting(True, role=Role.CONTENT)
+    # text to evaluate on; empty: part of `source`
+    validation_source: str = setting(
+        '', 'empty, or a source like data.source', lambda value: not value or _is_source(value), role=Role.CONTENT
+    )
+    # share of the documents that is held out, chosen by hash; without a `validation_source`
+    validation_fraction: float = fraction(0.05, Role.CONTENT)
+    # tokens per row; for TFRecords it is inferred
+    sequence_length: int = setting(128, 'a number from 8 to 65536', lambda value: 8 <= value <= 65536)
+    # share of the sequences that get a random shorter target length, as in the original BERT
+    short_sequence_probability: float = setting(0.1, 'a number from 0 to 1', lambda value: 0 <= value <= 1)
+    # what a sequence is made of: nsp, two segments of which the second is random half of the time; sop, two segments of
+    # which half are swapped; none, one contiguous text
+    pairing: str = setting('nsp', choices=('nsp', 'sop', 'none'))
+    # pairing=nsp: choose a random second segment like the true one, so that its length does not reveal the label; False
+    # fills the row, as in the original BERT
+    match_lengths: bool = setting(True, role=Role.IDENTITY_IF_SET, before=False)
+    # put several sequences into a row; attention and positions stay within each
+    packing: bool = False
+    # most sequences in a packed row; 0 chooses it from the corpus and records it in the workdir, -1 is a row for every
+    # 32 tokens, at least 4
+    max_sequences: int = setting(
+        0,
+        '0 (as many as fill the rows of the corpus), -1 (L / 32, at least 4) or 1 to 65536',
+        lambda value: value == 0 or _is_automatic_or_room(value),
+        before=-1,
+    )
+    # most predictions per row; -1 is rate x sequence_length
+    max_predictions: int = setting(-1, '-1 (rate x L, rounded) or 1 to 65536', _is_automatic_or_room)
+    # row lengths below `sequence_length`, such as (64, 128, 256): without packing, each batch has the shortest that
+    # fits its rows
+    bucket_lengths: tuple = setting(
+        (), 'a tuple of rising numbers, each at least 8', _are_lengths, role=Role.IDENTITY_IF_SET
+    )
+    # which tokens are predicted
+    masking: Masking = Masking()
+    # TFRecords: restore the original tokens and mask others in every epoch; False keeps the stored masks
+    remask: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer to train on the corpus, or (with `path`) one that exists."""
+
+    ROLE: ClassVar[Role] = Role.CONTENT
+
+    # kind of vocabulary to train; ignored with `path`
+    kind: str = setting('wordpiece', choices=('wordpiece', 'sentencepiece'))
+    # an existing tokenizer: a vocab.txt, tokenizer.json or .model file, or a directory; empty trains one on the corpus
+    path: str = setting('', role=Role.EXECUTION)
+    # file of words, one per line, to append to the WordPiece vocabulary of `path` or `init`; empty: none
+    add_tokens: str = setting('', role=Role.EXECUTION)
+    # tokens of a vocabulary that is trained; ignored with `path`
+    vocab_size: int = at_least(30522, 64)
+    # lower-case the text; None: yes for a new vocabulary, and for an existing one what its files say or its tokens show
+    lowercase: bool | None = None
+    # remove accents; None: no for a new vocabulary, and for an existing one what its files say or its tokens show
+    strip_accents: bool | None = None
+    # bytes of text that a new vocabulary is trained on, at most
+    sample_bytes: int = at_least(100_000_000, 1000)
+
+    def for_training(self) -> 'Tokenizer':
+        """The settings of a vocabulary that is trained here, with `lowercase` and `strip_accents` settled."""
+        lowercase = True if self.lowercase is None else self.lowercase
+        return dataclasses.replace(self, lowercase=lowercase, strip_accents=bool(self.strip_accents))
+
+
+def sources(data: Data) -> tuple[tuple[str, float], ...]:
+    """(source, weight) of each source.
+
+    A weight is how often an epoch goes through the source's documents: 2.0 takes each twice, 0.5 half of them.
+    """
+    return ((data.source, 1.0),) if isinstance(data.source, str) else data.source
+
+
+def num_predictions(data: Data) -> int:
+    """P, the predictions that a row has room for."""
+    if data.max_predictions != -1:
+        return data.max_predictions
+    return max(1, round(data.masking.rate * data.sequence_length))
+
+
+def row_lengths(data: Data) -> tuple[int, ...]:
+    """The lengths that rows of training have, rising; the last is L."""
+    return (*(length for length in data.bucket_lengths if length < data.sequence_length), data.sequence_length)
+
+
+def chooses_max_sequences(data: Data) -> bool:
+    """Whether the number of sequences per packed row is to be chosen from the corpus."""
+    return data.packing and data.max_sequences == 0
+
+
+def max_sequences(data: Data) -> int:
+    """E, the sequences that a row has room for; where no corpus has been looked at, 0 is taken for -1."""
+    if not data.packing:
+        return 1
+    return max(4, data.sequence_length // 32) if data.max_sequences in (-1, 0) else data.max_sequences
