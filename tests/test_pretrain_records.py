@@ -59,7 +59,7 @@ def test_prepare_says_that_nothing_needs_preparing(tmp_path: Path, monkeypatch) 
     monkeypatch.chdir(tmp_path)
     data = bert_jax.config.Data(source='tfrecord:part-*')
     for command in (prepare.prepare, prepare.tokenizer_preview):
-        with pytest.raises(BadInput, match='(?s)nothing to prepare.*python -m bert_jax train'):
+        with pytest.raises(BadInput, match='(?s)need no preparation.*python -m bert_jax train'):
             command(data, bert_jax.config.Tokenizer())
     assert not list(tmp_path.iterdir())
 

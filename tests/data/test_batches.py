@@ -50,8 +50,8 @@ def streams(tmp_path_factory):
 def _rows_of_epoch(stream: CorpusStream, epoch: int) -> np.ndarray:
     """[N] the rows of the source in the order of an epoch; with buckets an epoch is a whole number of steps."""
     if not stream.data.bucket_lengths:
-        return stream._order.shuffle(np.arange(stream.num_rows) + epoch * stream.num_rows)
-    chosen = [stream._order.rows(step) for step in range(epoch * len(stream), (epoch + 1) * len(stream))]
+        return stream._sampler.shuffle(np.arange(stream.num_rows) + epoch * stream.num_rows)
+    chosen = [stream._sampler.rows(step) for step in range(epoch * len(stream), (epoch + 1) * len(stream))]
     return np.concatenate([some.rows[some.present] for some in chosen])
 
 
@@ -126,7 +126,7 @@ def test_batch_size_does_not_change_the_rows(tmp_path) -> None:
 
 def test_every_window_is_used_once_an_epoch_and_epochs_differ(tmp_path) -> None:
     stream = _stream(tmp_path)
-    epochs = [stream._order.shuffle(np.arange(stream.num_rows) + epoch * stream.num_rows) for epoch in range(3)]
+    epochs = [stream._sampler.shuffle(np.arange(stream.num_rows) + epoch * stream.num_rows) for epoch in range(3)]
     for windows in epochs:
         np.testing.assert_array_equal(np.sort(windows), np.arange(stream.num_rows))
     assert not np.array_equal(epochs[0], epochs[1])
@@ -136,7 +136,7 @@ def test_every_window_is_used_once_an_epoch_and_epochs_differ(tmp_path) -> None:
 def test_blocks_cover_every_row_too(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr('bert_jax.data.sampler._ROWS_IN_BLOCK', 37)
     stream = _stream(tmp_path)
-    windows = stream._order.shuffle(np.arange(stream.num_rows))
+    windows = stream._sampler.shuffle(np.arange(stream.num_rows))
     np.testing.assert_array_equal(np.sort(windows), np.arange(stream.num_rows))
 
 
@@ -202,7 +202,7 @@ def test_a_batch_is_as_long_as_the_shortest_bucket_that_its_rows_fit(streams) ->
     assert stream.windows.bucket_sizes.tolist() == [int((shortest == length).sum()) for length in lengths]
     num_shorter = slots = 0
     for step in range(len(stream)):
-        batch, chosen = stream.batch(step), stream._order.rows(step)
+        batch, chosen = stream.batch(step), stream._sampler.rows(step)
         rows, length = chosen.rows[chosen.present], batch.input_ids.shape[1]
         assert length == shortest[rows].max() and batch.masked_lm_ids.shape[1] == round(0.15 * length)
         real = (batch.sequence_ids > 0).sum(axis=1)

@@ -157,7 +157,12 @@ def test_losses_of_packed_sequences_equal_the_unpacked_ones(tmp_path) -> None:
     @jax.jit
     def losses(batch: Batch) -> tuple[jax.Array, jax.Array]:
         """([B, P], [B, E]) losses of the predictions and of the pairs."""
-        logits = model_of(params, size, 500)(batch.inputs, batch.masked_lm_positions, batch.cls_positions)
+        model = model_of(params, size, 500)
+        hidden = model.encode(batch.inputs)
+        logits = (
+            model.mlm_logits(hidden, batch.masked_lm_positions),
+            model.nsp_logits(hidden, batch.cls_positions),
+        )
         labels = batch.masked_lm_ids, batch.next_sentence_labels
         return tuple(map(optax.softmax_cross_entropy_with_integer_labels, logits, labels))
 

@@ -274,7 +274,7 @@ def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
         ({'task.metrics': "('acuracy',)"}, 'accuracy, f1, macro_f1, matthews'),
         ({'task.kind': 'tagging'}, "names 'accuracy'"),
         ({'train.epoch': 3}, 'did you mean config.train.epochs?'),
-        ({'mesh.data': 3}, 'there are 1 devices'),
+        ({'mesh.data': 3}, 'there is 1 device'),
         ({'train.probe_every': 5}, 'probe_every asks for probes'),
         ({'train.probe_every': 5, 'probe.sets': "(('a', 'tsv:none.tsv'),)"}, 'none.tsv: is not there'),
         ({'train.reduction': 'exact', 'train.global_batch_size': 12}, 'config.train.exact_shards: is 8'),

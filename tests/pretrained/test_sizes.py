@@ -82,7 +82,7 @@ def test_a_checkpoint_whose_bytes_unpack_to_far_more_is_not_restored(tmp_path: P
         checkpoints.save(TrainState(jnp.int32(1), {'kernel': jnp.zeros((1000, 4000))}, {'mean': jnp.zeros(8)}))
         checkpoints.wait()
         assert checkpoints.damage(1) == ''  # 16 MB fill no memory
-        monkeypatch.setattr(orbax_files, '_SMALL', 1 << 20)
+        monkeypatch.setattr(orbax_files, '_ALWAYS_ALLOWED_BYTES', 1 << 20)
         assert 'unpack to arrays of 16,000,0' in checkpoints.damage(1)
 
 
