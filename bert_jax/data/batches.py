@@ -1,4 +1,4 @@
-"""step -> Batch, a pure function of (corpus, data config, seed, step).
+"""Makes the batch of a step: a pure function of (corpus, data config, seed, step).
 
 `B` rows, `L` positions, `P` predictions per row, `E` sequences per row.
 """
@@ -22,36 +22,36 @@ from bert_jax.errors import BadInput
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.text.corpus import Corpus
 
-BatchT = TypeVar('BatchT')  # `Batch`, or what a task trains on
+BatchT = TypeVar('BatchT')  # `Batch`, or the batch of a task
 
 
 class Batch(NamedTuple):
-    """One step's input; every source of data makes this."""
+    """The input of one step, whatever the source of the data."""
 
     input_ids: Array  # [B, L] int32, after masking
     token_type_ids: Array  # [B, L] int32, 0 for sentence A and padding, 1 for B
     sequence_ids: Array  # [B, L] int32, 0 is padding, k the k-th sequence of the row
     position_ids: Array  # [B, L] int32, position inside its own sequence
     masked_lm_positions: Array  # [B, P] int32, 0 for filler
-    masked_lm_ids: Array  # [B, P] int32, what was there
+    masked_lm_ids: Array  # [B, P] int32, the original ids
     masked_lm_weights: Array  # [B, P] float32, 1 for a real prediction
-    cls_positions: Array  # [B, E] int32, where each sequence starts
+    cls_positions: Array  # [B, E] int32, the start of each sequence
     next_sentence_labels: Array  # [B, E] int32, nsp: 1 is random; sop: 1 is swapped
     next_sentence_weights: Array  # [B, E] float32, 1 for a real pair
 
     @property
     def inputs(self) -> Inputs:
-        """What the model reads of it."""
+        """The fields that the model reads."""
         return Inputs(self.input_ids, self.token_type_ids, self.sequence_ids, self.position_ids)
 
     @property
     def num_predictions(self) -> int:
-        """Slots of the batch that the masked-LM head runs on."""
+        """Number of positions that the masked-LM head runs on, filler included."""
         return self.masked_lm_ids.size
 
 
 class Stream(abc.ABC, Generic[BatchT]):
-    """The batches of one split, by number, in the order of `Sampler`; each source says what stands in its rows."""
+    """The batches of one split, indexed by step in the order of a `Sampler`; subclasses fill the rows."""
 
     def __init__(self, sampler: Sampler):
         self._sampler = sampler
@@ -63,7 +63,7 @@ class Stream(abc.ABC, Generic[BatchT]):
 
     @property
     def batch_size(self) -> int:
-        """B, over all hosts."""
+        """B, over all processes."""
         return self._sampler.batch_size
 
     def __len__(self) -> int:
@@ -71,18 +71,18 @@ class Stream(abc.ABC, Generic[BatchT]):
         return len(self._sampler)
 
     def batch(self, step: int, rows: slice = slice(None)) -> BatchT:
-        """The batch of a step, or the given rows of it; the same whoever asks, in whatever order."""
+        """Returns the batch of a step, or some of its rows; it does not depend on the process or on earlier calls."""
         return self._assemble(self._sampler.rows(step, rows))
 
     @abc.abstractmethod
     def _assemble(self, selection: RowSelection) -> BatchT:
-        """The batch of these rows of the source; where they are not present, padding of weight 0."""
+        """Makes a batch of the selected rows; absent rows become padding of weight 0."""
 
 
 class CorpusStream(Stream[Batch]):
-    """The batches of a split of a corpus: a row is a window, or with packing the windows planned to share one.
+    """The batches of a corpus split. A row is one window, or with packing the windows that share it.
 
-    In training with `data.bucket_lengths`, L and P differ from batch to batch: as many as its bucket needs.
+    In training with `data.bucket_lengths`, L and P vary from batch to batch with its bucket.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class CorpusStream(Stream[Batch]):
         seed: int | None,
         phase: int = 0,
     ):
-        """Args: `seed` of the run for training, None for evaluation; `phase`, its number."""
+        """Args: `seed` of the run for training, None for evaluation; `phase`, its index."""
         if config.chooses_max_sequences(data):
             data = dataclasses.replace(data, max_sequences=num_sequences(sample_lengths(corpus.train, data), data))
         self.data = data
@@ -114,9 +114,9 @@ class CorpusStream(Stream[Batch]):
     def _assemble(self, selection: RowSelection) -> Batch:
         rows, present, keys, bucket = selection
         num_sequences, data = config.max_sequences(self.data), self._shapes[bucket]
-        first, number = self.windows.rows[rows], np.arange(num_sequences)
-        real = number < np.where(present, self.windows.rows[rows + 1] - first, 0)[:, None]  # BE
-        windows, sequence_keys = (first[:, None] + number)[real], random.fold_in(keys[:, None], number)[real]
+        first, index = self.windows.rows[rows], np.arange(num_sequences)
+        real = index < np.where(present, self.windows.rows[rows + 1] - first, 0)[:, None]  # BE
+        windows, sequence_keys = (first[:, None] + index)[real], random.fold_in(keys[:, None], index)[real]
         pairs = make_pairs(self.windows, windows, sequence_keys, self.data)
         ids, is_text, token_type_ids, sequence_ids, position_ids, lengths = self._lay_out(
             pairs, real, data.sequence_length
@@ -149,7 +149,7 @@ class CorpusStream(Stream[Batch]):
         )
 
     def _lay_out(self, pairs: Pairs, real: np.ndarray, num_positions: int) -> tuple[np.ndarray, ...]:
-        """Where everything stands: five runs, [CLS] A [SEP] B [SEP], for each sequence of a row, and one of padding.
+        """Lays out rows as runs of tokens: [CLS] A [SEP] B [SEP] for each sequence, then one run of padding.
 
         Returns:
           (ids without the text, is_text, token_type_ids, sequence_ids, position_ids), [B, L]; lengths [B, E] int64.
@@ -171,18 +171,18 @@ class CorpusStream(Stream[Batch]):
         is_text = spread([False, True, False, True, False], False, bool)
         token_type_ids = spread([0, 0, 0, 1, 1], 0, np.int32)
         whole = np.concatenate([lengths, padding[:, None]], axis=1).ravel()
-        numbers = np.array([*range(1, num_sequences + 1), 0], np.int32)
-        sequence_ids = np.repeat(np.tile(numbers, num_rows), whole).reshape(num_rows, num_positions)
+        indices = np.array([*range(1, num_sequences + 1), 0], np.int32)
+        sequence_ids = np.repeat(np.tile(indices, num_rows), whole).reshape(num_rows, num_positions)
         starts = np.repeat((np.cumsum(whole) - whole).astype(np.int32), whole)
         position_ids = (np.arange(starts.size, dtype=np.int32) - starts).reshape(num_rows, num_positions)
         position_ids *= sequence_ids > 0
         return ids, is_text, token_type_ids, sequence_ids, position_ids, lengths
 
     def _text(self, pairs: Pairs) -> np.ndarray:
-        """The token ids of all pairs one after the other, int32.
+        """Returns the token ids of all pairs, concatenated, int32.
 
         Raises:
-          BadInput: for an id that the tokenizer does not have.
+          BadInput: if an id is outside the vocabulary.
         """
         starts = np.stack([pairs.a_start, pairs.b_start], axis=1).ravel()
         lengths = np.stack([pairs.a_length, pairs.b_length], axis=1).ravel()
@@ -193,7 +193,7 @@ class CorpusStream(Stream[Batch]):
                 self.directory,
                 f'holds the token id {ids.max()}',
                 f"ids below the vocabulary's {self.tokenizer.vocab_size}",
-                'rm -r the corpus and prepare it again',
+                'delete the corpus and prepare it again',
             )
         return ids
 
@@ -201,9 +201,9 @@ class CorpusStream(Stream[Batch]):
 def prefetch(
     stream: Stream[BatchT], start: int, stop: int, rows: slice, position: Callable[[int], int] = int
 ) -> Iterator[BatchT]:
-    """The batches of steps start … stop - 1 in order, made ahead of time in a thread; seeking costs nothing.
+    """Yields the batches of steps start … stop - 1, made ahead of time in a thread; seeking costs nothing.
 
-    `position` tells which batch of the stream a step reads, where that is not the one of its number.
+    `position` maps a step to the index of the batch that it reads; by default they are equal.
     """
     dataset = grain.MapDataset.range(start, stop).map(lambda step: stream.batch(position(int(step)), rows))
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))

@@ -1,4 +1,4 @@
-"""The batches of a stream as global arrays: each process makes the rows that its devices hold."""
+"""Turns the batches of a stream into global arrays; each process makes only the rows that its devices hold."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +14,14 @@ from bert_jax.runtime.mesh import batch_sharding
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of the global batch that this process's devices hold (one contiguous range)."""
+    """Returns the contiguous range of rows of the global batch that this process's devices hold."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     bounds = [index[0].indices(batch_size)[:2] for index in indices if index]
     return slice(min(low for low, _ in bounds), max(high for _, high in bounds))
 
 
 def make_global(local: Any, rows: slice, mesh: Mesh, batch_size: int) -> Any:
-    """Global arrays from the rows that this process made: host arrays in, sharded `jax.Array`s out."""
+    """Assembles sharded global `jax.Array`s from the host arrays of this process's rows."""
     sharding = batch_sharding(mesh)
 
     def to_global(array: np.ndarray) -> jax.Array:
@@ -38,7 +38,7 @@ def make_global(local: Any, rows: slice, mesh: Mesh, batch_size: int) -> Any:
 def device_batches(
     stream: Stream, mesh: Mesh, start: int, stop: int, position: Callable[[int], int] = int
 ) -> Iterator[tuple[int, Any]]:
-    """(step, its batch on the devices) for the steps start + 1 … stop; nothing where start >= stop.
+    """Yields (step, its batch on the devices) for steps start + 1 … stop; nothing if start >= stop.
 
     Step n reads batch `position(n - 1)` of the stream. Batches are made ahead of time in a thread.
     """
@@ -50,18 +50,18 @@ def device_batches(
 
 
 class Batches:
-    """An iterator of (step, index of its phase, its batch on the devices), in the order of a run's steps.
+    """An iterator over (step, phase index, batch on the devices) in the order of a run's steps.
 
-    Each phase is a stream, read from its beginning: at which step the run was stopped and resumed does not matter.
+    Each phase reads its own stream from the beginning, so the batches do not depend on where a run was resumed.
 
     Attributes:
-      phase_steps: how many steps each phase has.
+      phase_steps: number of steps of each phase.
     """
 
     def __init__(
         self, streams: Sequence[Stream], phase_steps: Sequence[int], mesh: Mesh, start: int, skipped: Windows = ()
     ):
-        """Args: start, the last step already made; skipped, the windows of the streams to leave out."""
+        """Args: start, the last completed step; skipped, the windows of batches to skip."""
         self._streams, self._mesh = streams, mesh
         self.phase_steps = phase_steps
         self.rewind(start, skipped)

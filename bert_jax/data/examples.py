@@ -1,6 +1,6 @@
-"""How a window of sentences becomes a pair of sequences: each epoch with other partners and trims.
+"""Turns windows of sentences into sentence pairs, with new partners and trims in each epoch.
 
-`N` windows or examples; see `windows.py` for what is planned once.
+`N` windows or examples. `windows.py` computes the windows once.
 """
 
 import dataclasses
@@ -25,19 +25,20 @@ class Pairs:
 
 _CUT, _RANDOM, _DOCUMENT, _START, _A_TRIM, _B_TRIM, _ROUNDING = range(7)
 _NUM_DRAWS = 7
-_MOST_RETRIES, _RETRY_ROUNDS = 24, 4  # of the start of a partner, and how often some are made at once
+_MOST_RETRIES = 24  # attempts to find a partner that starts with a short sentence
+_RETRY_ROUNDS = 4  # rounds that the retries are split into
 
 
 def make_pairs(index: WindowIndex, windows: np.ndarray, keys: np.ndarray, data: config.Data) -> Pairs:
-    """Cuts windows into sentence pairs, as the original's `create_instances_from_document`.
+    """Cuts windows into sentence pairs, as in the original's `create_instances_from_document`.
 
-    The window is cut between two of its sentences; in half of the cases what follows the cut is replaced by text
-    from another document (`nsp`, label 1) or the halves change places (`sop`, label 1). Then tokens leave the longer
-    half, each from its front or its back with probability 1/2, until the planned length is met.
+    A window is cut between two of its sentences. In half of the cases the text after the cut is replaced by text from
+    another document (`nsp`, label 1), or the halves are swapped (`sop`, label 1). Then tokens are removed from the
+    longer half, each from its front or its back with probability 1/2, until the pair has its planned length.
 
-    With `data.match_lengths` the lengths of the halves say nothing about the label, and where they are cut says little.
-    The text from another document is whole sentences, about as many tokens as those that it replaces, half of the time
-    more and half of the time fewer. Whichever of the two is taken, it is trimmed to the length of the shorter one. In
+    With `data.match_lengths` the lengths of the halves do not reveal the label, and the cuts reveal little of it. The
+    text from another document is whole sentences with about as many tokens as the text that it replaces: half of
+    the time more, half of the time fewer. The text that is used is trimmed to the length of the shorter of the two. In
     the original the random text fills the row, and both lengths together reveal 64% of the labels.
 
     Args:
@@ -60,7 +61,7 @@ def make_pairs(index: WindowIndex, windows: np.ndarray, keys: np.ndarray, data: 
         chosen = np.flatnonzero(label)
         wanted, own = np.maximum(target - a_length, 1)[chosen], index.document_of[windows[chosen]]
         b_start[chosen], b_length[chosen] = _find_partners(index, own, wanted, draws[chosen])
-    most_kept = b_length  # of B
+    most_kept = b_length  # tokens that B may keep
     if data.pairing == 'nsp' and data.match_lengths:
         wanted = _trimmed_lengths(a_length, b_length, target)[1]
         own, is_cut = index.document_of[windows], wanted < b_length
@@ -80,7 +81,7 @@ def make_pairs(index: WindowIndex, windows: np.ndarray, keys: np.ndarray, data: 
 def _find_partners(
     index: WindowIndex, own: np.ndarray, wanted: np.ndarray, draws: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences of at least `wanted` tokens from any other document that holds them; where none does, of fewer."""
+    """Picks sentences of at least `wanted` tokens from another document, or of fewer if no document has enough."""
     other = _other_documents(index, own, wanted, draws[:, _DOCUMENT])
     begin = index.segments[_starts_in(index, other, wanted, draws[:, _START])]
     stop_segment = np.searchsorted(index.segments, begin + wanted, side='left')
@@ -90,17 +91,17 @@ def _find_partners(
 def _find_like_partners(
     index: WindowIndex, own: np.ndarray, wanted: np.ndarray, is_cut: np.ndarray, draws: np.ndarray, keys: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sentences of about `wanted` tokens: up to the sentence boundary before or after, with equal probability.
+    """Picks about `wanted` tokens of whole sentences, ending at the boundary before or after with equal probability.
 
-    Like the text that they replace, they begin with a sentence of at most `wanted` tokens, where one is found.
+    Like the text that they replace, they begin with a sentence of at most `wanted` tokens if one can be found.
 
     Args:
-      wanted: [N], tokens that are kept of the text to replace.
-      is_cut: [N] bool, whether it has more; then the partner has more, too.
+      wanted: [N], number of tokens to keep of the text to replace.
+      is_cut: [N] bool, whether that text is longer; then the partner is longer, too.
 
     Returns:
-      Where they begin, their tokens, and the tokens to trim both texts to: those of the shorter one, or so few that
-      both are cut where the partner is a single long sentence.
+      The start of each partner, its length, and the length to trim both texts to: that of the shorter one, or less
+      if the partner is a single long sentence, so that both are cut.
     """
     other = _other_documents(index, own, wanted, draws[:, _DOCUMENT])
     first = _starts_in(index, other, wanted, draws[:, _START])
@@ -112,7 +113,7 @@ def _find_like_partners(
         documents = _other_documents(index, own[left, None], limit, bits)
         starts = _starts_in(index, documents, limit, random.mix(bits))
         fits = index.segments[starts + 1] - index.segments[starts] <= limit
-        fits[:, -1] = True  # or all are too long, and the next round replaces it
+        fits[:, -1] = True  # if all are too long, the next round replaces this one
         chosen = np.arange(len(left)), fits.argmax(axis=1)
         other[left], first[left] = documents[chosen], starts[chosen]
     begin = index.segments[first]
@@ -127,7 +128,7 @@ def _find_like_partners(
 
 
 def _other_documents(index: WindowIndex, own: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Any other document that holds `wanted` tokens; where none does, any other."""
+    """Picks another document of at least `wanted` tokens, or any other document if there is none."""
     own_length = index.segments[index.documents[own + 1]] - index.segments[index.documents[own]]
     num_holding = index.num_holding[wanted]
     num_others = num_holding - (own_length >= wanted)
@@ -139,7 +140,7 @@ def _other_documents(index: WindowIndex, own: np.ndarray, wanted: np.ndarray, dr
 
 
 def _starts_in(index: WindowIndex, documents: np.ndarray, wanted: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """A segment of each document from which on it still has `wanted` tokens, or its first."""
+    """Picks a segment of each document that `wanted` tokens follow, or its first segment."""
     first_segment, last_segment = index.documents[documents], index.documents[documents + 1]
     last_start = np.searchsorted(index.segments, index.segments[last_segment] - wanted, side='right') - 1
     last_start = np.clip(last_start, first_segment, last_segment - 1)
@@ -147,6 +148,6 @@ def _starts_in(index: WindowIndex, documents: np.ndarray, wanted: np.ndarray, dr
 
 
 def _trimmed_lengths(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the original's `truncate_seq_pair` leaves: one token off the longer (off B when equal) until they fit."""
+    """Returns the lengths after the original's `truncate_seq_pair`: it cuts the longer (B if equal) until both fit."""
     a_kept = np.where(a + b > total, np.minimum(a, np.maximum(total - b, (total + 1) // 2)), a)
     return a_kept, np.minimum(b, total - a_kept)

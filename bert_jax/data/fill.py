@@ -1,6 +1,6 @@
-"""How full the rows of a corpus are, how many sequences fill them, and which settings would fill them better.
+"""Measures how full the rows of a corpus are, chooses the sequences per row, and suggests settings for fuller rows.
 
-All of it follows from the lengths of the corpus's windows (`windows.sample_lengths`), so it is the same on all hosts.
+All results follow from the lengths of the corpus's windows (`windows.sample_lengths`), so all processes agree.
 """
 
 import dataclasses
@@ -12,22 +12,22 @@ from bert_jax.data.packing import count_rows
 from bert_jax.data.windows import predictions_of_lengths, sample_lengths
 from bert_jax.text.splits import Split
 
-_CLOSE = 0.01  # of the positions: what more sequences or predictions a row may still gain
+_CLOSE = 0.01  # share of the positions that more sequences or predictions per row may still gain
 _FEWEST_SEQUENCES = 4
-_WORTH = 1.1  # how much fuller a setting has to make the rows to be suggested
-_LOW = 0.8  # rows that are fuller need no suggestion
-_SHARE_THAT_FITS = 0.95  # of the windows, into a shorter row that is suggested
+_WORTH = 1.1  # factor by which a suggested setting fills rows better
+_LOW = 0.8  # share of positions from which on nothing is suggested
+_SHARE_THAT_FITS = 0.95  # share of the windows that fit into a suggested shorter row
 
 
 @dataclasses.dataclass(frozen=True)
 class Fill:
-    """How full rows are.
+    """The share of a split's positions that hold tokens, with suggestions.
 
     Attributes:
       sequence_length: L.
-      share: of their positions that hold tokens, special tokens counted.
-      max_sequences: in a row; 1 without packing.
-      better: {flags: share with them}, the best first; empty where rows are full, or nothing fills them much better.
+      share: of the positions that hold tokens, special tokens included.
+      max_sequences: per row; 1 without packing.
+      better: {flags: share with these flags}, best first; empty if rows are full or nothing fills them much better.
     """
 
     sequence_length: int
@@ -43,9 +43,9 @@ class Fill:
 
 
 def resolve_max_sequences(run: config.Config, train: Split) -> config.Config:
-    """A run that packs, with a number for a `data.max_sequences` of 0: chosen from the training split, for all phases.
+    """Replaces a `data.max_sequences` of 0 by a number chosen from the training split, the same for all phases.
 
-    Without packing it means nothing, and stays as it is.
+    Without packing the field has no effect and is left alone.
     """
     if not config.chooses_max_sequences(run.data):
         return run
@@ -54,10 +54,10 @@ def resolve_max_sequences(run: config.Config, train: Split) -> config.Config:
 
 
 def num_sequences(counts: np.ndarray, data: config.Data) -> int:
-    """The least power of two, at least 4, of sequences in a row that fills rows nearly as well as any number.
+    """Returns the smallest power of two >= 4 of sequences per row that fills rows nearly as well as any number.
 
     Args:
-      counts: [L + 1] int64, windows of each length.
+      counts: [L + 1] int64, number of windows of each length.
     """
     best, room = _packed(counts, data, data.sequence_length), _FEWEST_SEQUENCES
     while room < data.sequence_length and _packed(counts, data, room) < best - _CLOSE:
@@ -66,14 +66,14 @@ def num_sequences(counts: np.ndarray, data: config.Data) -> int:
 
 
 def fill_of_phases(run: config.Config, split: Split) -> list[Fill]:
-    """`fill_of` for each phase of a run, with the flags for that phase; [] where there are no rows."""
-    sections = [f'phases[{number}]' for number in range(len(run.phases))] or ['data']
+    """Returns `fill_of` for each phase of a run, with flags for that phase; [] if there are no rows."""
+    sections = [f'phases[{index}]' for index in range(len(run.phases))] or ['data']
     fills = (fill_of(split, phase.data, section) for phase, section in zip(run.in_phases, sections, strict=True))
     return [fill for fill in fills if fill is not None]
 
 
 def fill_of(split: Split, data: config.Data, length_section: str = 'data') -> Fill | None:
-    """How full the rows of a split are, and which settings would fill them better; None where there are no rows.
+    """Measures how full the rows of a split are and suggests better settings; None if there are no rows.
 
     Args:
       length_section: the part of the config that sets `sequence_length`.
@@ -98,7 +98,7 @@ def fill_of(split: Split, data: config.Data, length_section: str = 'data') -> Fi
 
 
 def _options(split: Split, counts: np.ndarray, data: config.Data, length_section: str) -> dict[str, float]:
-    """{flags: share of the positions that would hold tokens with them}, for rows of one window."""
+    """Returns {flags: share of positions that would hold tokens} for rows of one window."""
     length, cleared = data.sequence_length, ' --config.data.bucket_lengths="()"' if data.bucket_lengths else ''
     found = {f'--config.data.packing=True{cleared}': _packed(counts, data, num_sequences(counts, data))}
     if lengths := tuple(length >> shift for shift in (3, 2, 1) if length >> shift >= 8):
@@ -128,7 +128,7 @@ def _packing_options(counts: np.ndarray, data: config.Data) -> dict[str, float]:
 
 
 def _share(counts: np.ndarray, data: config.Data) -> float:
-    """The share of the positions of rows that hold tokens; data.max_sequences is not 0."""
+    """Returns the share of positions that hold tokens; data.max_sequences must not be 0."""
     if data.packing:
         return _packed(counts, data, config.max_sequences(data))
     lengths = np.arange(len(counts))
@@ -137,7 +137,7 @@ def _share(counts: np.ndarray, data: config.Data) -> float:
 
 
 def _packed(counts: np.ndarray, data: config.Data, max_sequences: int) -> float:
-    """The share of the positions that hold tokens in packed rows of up to `max_sequences` sequences."""
+    """Returns the share of positions that hold tokens in packed rows of up to `max_sequences` sequences."""
     num_rows = count_rows(
         counts,
         predictions_of_lengths(data),

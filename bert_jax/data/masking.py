@@ -1,6 +1,6 @@
-"""Masked language modelling: which tokens are predicted, and what stands in their place.
+"""Masked language modelling: selects the tokens to predict and replaces them.
 
-A unit is what is masked whole: a token, a word, or an n-gram of words. All rows are done at once.
+A masking unit is a token, a word or an n-gram of words, masked as a whole. All rows are masked at once.
 
 `B` rows, `L` positions, `P` predictions and `E` sequences per row, `U` units, `V` vocabulary.
 """
@@ -14,7 +14,7 @@ from bert_jax import config
 from bert_jax.data import random
 from bert_jax.text.tokenizer import Tokenizer
 
-_LOTTERY, _REPLACEMENT, _NGRAM = 2, 3, 4  # what a row's key is folded with
+_LOTTERY, _REPLACEMENT, _NGRAM = 2, 3, 4  # folded into a row's key
 _NGRAM_BOUNDS = np.cumsum([6 / 11, 3 / 11])  # of 1, 2 or 3 words, with probability in proportion to 1/n
 _NO_UNIT = np.uint64(2**64 - 1)
 
@@ -31,7 +31,7 @@ class Masked:
 
 @dataclasses.dataclass(frozen=True)
 class MaskVocabulary:
-    """What masking needs to know of a vocabulary.
+    """The properties of a vocabulary that masking needs.
 
     Attributes:
       mask_id: the id of [MASK].
@@ -47,7 +47,7 @@ class MaskVocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, masking: config.Masking) -> 'MaskVocabulary':
-        """With `exclude_special`, no special or unused token is predicted or drawn, unless there are no others."""
+        """With `exclude_special`, special and unused tokens are neither predicted nor drawn, unless there are no others."""
         is_text = ~tokenizer.is_special if masking.exclude_special else np.ones(tokenizer.vocab_size, bool)
         if not is_text.any():
             is_text = np.ones(tokenizer.vocab_size, bool)
@@ -55,7 +55,7 @@ class MaskVocabulary:
 
 
 def num_masked(lengths: np.ndarray, rate: float) -> np.ndarray:
-    """n, the predictions of sequences of these lengths, special tokens counted: max(1, round(rate x length)), int64."""
+    """Returns n, the predictions per sequence: max(1, round(rate x length)), special tokens included, int64."""
     return np.maximum(1, np.rint(rate * lengths)).astype(np.int64)
 
 
@@ -70,19 +70,19 @@ def mask_tokens(
     num_predictions: int,
     sequence_ids: np.ndarray | None = None,
 ) -> Masked:
-    """Draws units of every sequence's candidates, n tokens at most, and masks them.
+    """Draws units from every sequence's candidates, at most n tokens, and masks them.
 
-    Units are taken in random order, and one that would pass n is left out (Devlin et al. 2019, appendix A.1;
+    Units are taken in random order; a unit that would exceed n is skipped (Devlin et al. 2019, appendix A.1;
     `create_masked_lm_predictions` of the original, whole words included). An n-gram is 1, 2 or 3 words with
     probability in proportion to 1/n (Lan et al. 2020, ALBERT, section 4.2; spans as such: Joshi et al. 2020,
-    SpanBERT); at each use the text is cut into other n-grams. Of the drawn tokens 80% become [MASK], 10% one of
-    `vocabulary.replacements`, 10% stay, each on its own.
+    SpanBERT); each use cuts the text into different n-grams. Of the drawn tokens 80% become [MASK], 10% a random one of
+    `vocabulary.replacements`, and 10% stay, independently of each other.
 
     Args:
       ids: [B, L] int32.  candidates: [B, L] bool, false for special tokens (position 0 too) and padding.
-      lengths: [B, E] int64, tokens of each sequence with [CLS] and [SEP]; [B] where a row holds one.
+      lengths: [B, E] int64, tokens of each sequence with [CLS] and [SEP]; [B] with one sequence per row.
       keys: [B] uint64.
-      sequence_ids: [B, L] int32, needed where a row holds several.
+      sequence_ids: [B, L] int32, required with several sequences per row.
     """
     candidates = candidates & vocabulary.can_predict[ids]
     room = num_masked(lengths.reshape(len(ids), -1), masking.rate)  # [B, E]
@@ -99,7 +99,7 @@ def mask_tokens(
 def _unit_starts(
     ids: np.ndarray, candidates: np.ndarray, keys: np.ndarray, unit: str, is_continuation: np.ndarray
 ) -> np.ndarray:
-    """[B, L] bool, where a unit starts. A word that the text begins inside of is a unit too, as far as it is there."""
+    """Returns [B, L] bool, true where a unit starts. A word whose beginning was cut off is a unit too."""
     if unit == 'token':
         return candidates
     before = np.zeros_like(candidates)
@@ -107,7 +107,7 @@ def _unit_starts(
     words = candidates & ~(before & is_continuation[ids])
     if unit == 'word':
         return words
-    # As many n-grams as there are words draw how many words they have; along a run of text they are laid end to end.
+    # Draws one n-gram length per word, then lays the n-grams end to end along each run of text.
     words_at = np.flatnonzero(words)
     chance = random.uniform(random.bits(random.fold_in(keys, _NGRAM), words.shape[1])[words])
     lengths = 1 + np.searchsorted(_NGRAM_BOUNDS, chance, side='right')
@@ -122,7 +122,7 @@ def _unit_starts(
 
 
 def _unit_sizes(starts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """[B x L] int64, tokens of the unit that starts at each place; elsewhere nothing that counts."""
+    """Returns [B x L] int64, the tokens of the unit that starts at each position; other positions are undefined."""
     bounds = np.flatnonzero(starts | ~candidates)
     sizes = np.zeros(starts.size, np.int64)
     sizes[bounds] = np.diff(bounds, append=starts.size)
@@ -132,15 +132,15 @@ def _unit_sizes(starts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 def _shuffled_units(
     starts: np.ndarray, keys: np.ndarray, sequence_ids: np.ndarray | None, num_sequences: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Units in random order, sequence after sequence: ([U] int64 flat_starts in B x L, [B x E] int64 units of each)."""
+    """Shuffles units within each sequence: ([U] int64 positions in B x L, [B x E] int64 units per sequence)."""
     num_rows, num_positions = starts.shape
-    # One sort a row, of [sequence 16 bits, chance 32 bits, position 16 bits].
+    # Sorts each row once, by [sequence 16 bits, chance 32 bits, position 16 bits].
     lottery = random.bits(random.fold_in(keys, _LOTTERY), num_positions)
     lottery >>= np.uint64(32)
     lottery <<= np.uint64(16)
     lottery |= np.arange(num_positions, dtype=np.uint64)
     if num_sequences > 1:
-        assert sequence_ids is not None  # `mask_tokens` asks for them
+        assert sequence_ids is not None  # see `mask_tokens`
         lottery |= (sequence_ids.astype(np.uint64) - np.uint64(1)) << np.uint64(48)
     lottery[~starts] = _NO_UNIT
     lottery.sort(axis=1)
@@ -149,43 +149,43 @@ def _shuffled_units(
     rows = np.repeat(np.arange(num_rows), counts)
     flat_starts = rows * num_positions + (units & np.uint64(0xFFFF)).astype(np.int64)
     if num_sequences > 1:
-        numbers = rows * num_sequences + (units >> np.uint64(48)).astype(np.int64)
-        counts = np.bincount(numbers, minlength=num_rows * num_sequences)
+        sequence_indices = rows * num_sequences + (units >> np.uint64(48)).astype(np.int64)
+        counts = np.bincount(sequence_indices, minlength=num_rows * num_sequences)
     return flat_starts, counts
 
 
 def _take_in_order(sizes: np.ndarray, counts: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """Goes through the units of each sequence and takes each that still fits into its room.
+    """Goes through the units of each sequence in order and takes each that still fits.
 
     Args:
-      sizes: [U] int64.  counts: [S] int64, units of each sequence.  room: [S] int64, tokens.
+      sizes: [U] int64.  counts: [S] int64, units per sequence.  room: [S] int64, tokens that each sequence may take.
 
     Returns:
-      The indices of the units taken, int64.
+      The indices of the taken units, int64.
     """
     sequences = np.repeat(np.arange(len(counts)), counts)
     ranks = np.arange(len(sizes)) - np.repeat(np.cumsum(counts) - counts, counts)
 
     def take(left: np.ndarray) -> Iterator[np.ndarray]:
         nonlocal room
-        while len(left := left[sizes[left] <= room[sequences[left]]]):  # what does not fit now never will
+        while len(left := left[sizes[left] <= room[sequences[left]]]):  # a unit that does not fit now never will
             size, sequence = sizes[left], sequences[left]
             used = np.cumsum(size)
             first = np.flatnonzero(np.diff(sequence, prepend=-1))
             used -= np.repeat(used[first] - size[first], np.diff(first, append=len(left)))
-            fits = used <= room[sequence]  # all before the first that does not fit
+            fits = used <= room[sequence]  # all units before the first that does not fit
             room = room - np.bincount(sequence[fits], size[fits], minlength=len(room)).astype(np.int64)
             yield left[fits]
             left = left[~fits]
 
-    may_fill = ranks < np.repeat(room, counts)  # those after them have a chance only if there is room left
+    may_fill = ranks < np.repeat(room, counts)  # later units are considered only if there is room left
     taken = list(take(np.flatnonzero(may_fill)))
     taken += take(np.flatnonzero(np.repeat(room > 0, counts) & ~may_fill))
     return np.concatenate([np.zeros(0, np.int64), *taken])
 
 
 def _expand(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Every place of units that start and are long so."""
+    """Returns all positions of the units with these starts and sizes."""
     return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
 
 
@@ -197,7 +197,7 @@ def _replace(
     num_predictions: int,
     vocabulary: MaskVocabulary,
 ) -> Masked:
-    """Masks the drawn flat_starts (int64 in B x L, ascending) and notes what was there."""
+    """Masks the drawn positions (int64 in B x L, ascending) and records the original ids."""
     num_rows, num_positions = ids.shape
     rows, columns = np.divmod(drawn, num_positions)
     counts = np.bincount(rows, minlength=num_rows)

@@ -1,7 +1,7 @@
-"""Which windows share a row: planned once, so that every epoch packs the same ones.
+"""Assigns windows to shared rows. It is computed once, so every epoch packs the same windows together.
 
 Best fit decreasing over the histogram of lengths (after Krell et al. 2021, "Efficient sequence packing without
-cross-contamination"): rows with the same contents are made all at once, however many there are.
+cross-contamination"): all rows with the same contents are made at once.
 
 `N` windows, `R` rows, `L` positions, `P` predictions and `E` sequences of a row.
 """
@@ -10,21 +10,21 @@ import functools
 
 import numpy as np
 
-WINDOWS_IN_BLOCK = 1 << 18  # packed together: rows mix neighbours only, and memory is bounded
+WINDOWS_IN_BLOCK = 1 << 18  # packed together: rows mix only nearby windows, and memory is bounded
 
 
 def pack(
     lengths: np.ndarray, num_predictions: np.ndarray, *, capacity: int, max_predictions: int, max_sequences: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Puts every window into one row, so that no row holds more than its limits.
+    """Puts every window into one row without exceeding the limits of any row.
 
     Args:
-      lengths: [N] int, positions that a window needs, special tokens counted, at most `capacity`.
-      num_predictions: [capacity + 1] int, predictions that a window of each length needs; must not fall.
-      capacity: L.  max_predictions: P, at least every number of `num_predictions`.  max_sequences: E.
+      lengths: [N] int, positions that a window needs, special tokens included, at most `capacity`.
+      num_predictions: [capacity + 1] int, predictions that a window of each length needs, non-decreasing.
+      capacity: L.  max_predictions: P, at least the largest of `num_predictions`.  max_sequences: E.
 
     Returns:
-      ([N] int64 windows, row after row; [R + 1] int64, where each row starts), rows in the order of their first window.
+      ([N] int64 windows, row by row; [R + 1] int64, the start of each row), rows in the order of their first window.
     """
     orders, starts, done, num_packed = [], [np.zeros(1, np.int64)], 0, 0
     while done < len(lengths):
@@ -41,15 +41,15 @@ def pack(
 def count_rows(
     counts: np.ndarray, num_predictions: np.ndarray, *, capacity: int, max_predictions: int, max_sequences: int
 ) -> int:
-    """How many rows `pack` makes of windows; counts: [capacity + 1] int, windows of each length."""
+    """Returns the number of rows that `pack` makes; counts: [capacity + 1] int, windows of each length."""
     contents = _contents(counts.tolist(), num_predictions.tolist(), capacity, max_predictions, max_sequences)
-    return sum(number for _, number in contents)
+    return sum(num_rows for _, num_rows in contents)
 
 
 def _contents(
     counts: list[int], num_predictions: list[int], capacity: int, max_predictions: int, max_sequences: int
 ) -> list[tuple[tuple[int, ...], int]]:
-    """[(lengths in a row, number of such rows)]: longest first, each into the row with the least space that it fits."""
+    """Returns [(lengths in a row, number of such rows)]: longest first, each into the fullest row that it fits."""
     by_space: list[list[tuple[tuple[int, ...], int, int]]] = [[] for _ in range(capacity + 1)]
     spaces = 0  # bit s is set where by_space[s] holds rows: (lengths, predictions left, number of rows)
     full = []
@@ -84,18 +84,18 @@ def _contents(
             put((*lengths, length), predictions_left - needed, filled)
             space = length
         in_new_row = min(capacity // length, max_predictions // needed, max_sequences)
-        num_rows, rest = divmod(counts[length], in_new_row)
-        for size, number in ((in_new_row, num_rows), (rest, 1)):
-            if size and number:
-                put((length,) * size, max_predictions - size * needed, number)
-    return full + [(lengths, number) for rows in by_space for lengths, _, number in rows]
+        num_rows, remainder = divmod(counts[length], in_new_row)
+        for size, count in ((in_new_row, num_rows), (remainder, 1)):
+            if size and count:
+                put((length,) * size, max_predictions - size * needed, count)
+    return full + [(lengths, num_rows) for rows in by_space for lengths, _, num_rows in rows]
 
 
 def _fill(lengths: np.ndarray, contents: list[tuple[tuple[int, ...], int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Windows for the places of all rows: ([N] int64 windows, row after row; [R] sequences of each row)."""
-    sizes = np.repeat([len(row) for row, _ in contents], [number for _, number in contents])
-    lengths_in_rows = np.concatenate([np.tile(row, number) for row, number in contents])
-    narrow = functools.partial(np.argsort, kind='stable')  # a radix sort for 16 bits
+    """Assigns windows to the rows: ([N] int64 windows, row by row; [R] sequences per row)."""
+    sizes = np.repeat([len(row) for row, _ in contents], [num_rows for _, num_rows in contents])
+    lengths_in_rows = np.concatenate([np.tile(row, num_rows) for row, num_rows in contents])
+    narrow = functools.partial(np.argsort, kind='stable')  # radix sort for 16-bit integers
     order = np.empty(len(lengths), np.int64)
     order[narrow(lengths_in_rows.astype(np.uint16))] = narrow(lengths.astype(np.uint16))
     starts = np.cumsum(sizes) - sizes

@@ -1,4 +1,4 @@
-"""Random bits as a function of where they are used: no generator, no state, any order.
+"""Random bits as a pure function of a key and a counter: no generator, no state, any order.
 
 `splitmix64` (Steele et al. 2014, "Fast splittable pseudorandom number generators") mixes a key and
 a counter; whole batches are drawn at once.
@@ -13,7 +13,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser, a bijection of uint64 whose output bits pass for independent."""
+    """Applies the splitmix64 finaliser, a bijection of uint64 whose output bits pass as independent."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
@@ -23,41 +23,41 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def fold_in(key: int | np.ndarray, data: int | np.ndarray) -> np.ndarray:
-    """A new key (uint64, of the broadcast shape) from a key and an integer."""
+    """Derives a new key (uint64, of the broadcast shape) from a key and an integer."""
     key, data = np.atleast_1d(np.asarray(key, np.uint64)), np.asarray(data, np.uint64)
     return mix(mix(key + _GOLDEN) ^ (data * _GOLDEN + np.uint64(1)))
 
 
 def fold_in_int(key: int, data: int) -> int:
-    """`fold_in` of two plain integers, as a plain integer."""
+    """Applies `fold_in` to two Python integers and returns a Python integer."""
     return int(fold_in(key & _MASK_64, data & _MASK_64)[0])
 
 
 def bits(keys: np.ndarray, count: int) -> np.ndarray:
-    """uint64 random bits, shape keys.shape + (count,)."""
+    """Returns uint64 random bits of shape keys.shape + (count,)."""
     return bits_at(keys[..., None], np.arange(count))
 
 
 def bits_at(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """The random bits that `bits` has at these counters, uint64 of the broadcast shape."""
+    """Returns the random bits of `bits` at these counters, uint64 of the broadcast shape."""
     return mix(keys + (counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def below(random_bits: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
-    """Uniform integers in [0, limit) as int64, from uint64 bits; limit < 2**32 (bias below limit / 2**32)."""
+    """Returns uniform integers in [0, limit) as int64, from uint64 bits; limit < 2**32 (bias below limit / 2**32)."""
     return (((random_bits >> np.uint64(32)) * np.asarray(limit, np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
 def uniform(random_bits: np.ndarray) -> np.ndarray:
-    """Uniform float64 in [0, 1) from uint64 bits."""
+    """Returns uniform float64 in [0, 1) from uint64 bits."""
     return (random_bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def coin_flips(random_bits: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Heads among `counts` fair flips: Binomial(counts, 1/2), exact.
+    """Counts the heads of `counts` fair coin flips: exactly Binomial(counts, 1/2).
 
     Args:
-      random_bits: [N, W] uint64; 64 flips a word.
+      random_bits: [N, W] uint64; 64 flips per word.
       counts: [N] int64, at most 64 W.
     """
     flips_in_word = np.clip(counts[:, None] - 64 * np.arange(random_bits.shape[1]), 0, 64)
@@ -67,27 +67,27 @@ def coin_flips(random_bits: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 _ROUNDS = 6
-_FEWEST_HALF = 8  # a network of fewer numbers is far from reaching all permutations alike
+_FEWEST_HALF = 8  # a smaller network is far from reaching all permutations equally often
 
 
 def permute(positions: np.ndarray, sizes: int | np.ndarray, keys: np.ndarray, *, limit: int) -> np.ndarray:
-    """Where a random permutation of 0 … size - 1 sends each place; each key has a permutation of its own. int64.
+    """Maps each position by a random permutation of 0 … size - 1, one permutation per key; int64.
 
-    A Feistel network over a grid of about `limit` numbers, walked on along its cycle until the result is below the size
+    Uses a Feistel network over a grid of about `limit` integers, applied again until the result is below the size
     (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", method 3).
 
     Args:
       positions: int64, each below its size.  keys: uint64, of the same shape.
-      limit: no size is above it. A permutation depends on it, never on what else is asked for at the same time.
+      limit: upper bound of the sizes. A permutation depends on it, but not on the other positions of the call.
     """
     width = max(math.isqrt(limit - 1) + 1, _FEWEST_HALF)
     height = max(-(-limit // width), _FEWEST_HALF)
 
     def network(x: np.ndarray, keys: np.ndarray) -> np.ndarray:
         halves, sides = list(np.divmod(x, width)), (height, width)
-        for number in range(_ROUNDS):
-            turned, other = number % 2, 1 - number % 2
-            drawn = below(bits_at(keys, halves[other] * _ROUNDS + number), sides[turned])
+        for round_index in range(_ROUNDS):
+            turned, other = round_index % 2, 1 - round_index % 2
+            drawn = below(bits_at(keys, halves[other] * _ROUNDS + round_index), sides[turned])
             halves[turned] = (halves[turned] + drawn) % sides[turned]
         return halves[0] * width + halves[1]
 

@@ -1,4 +1,4 @@
-"""Rows of a run's shape made of random ids: for timing a step where no corpus is, and for plans.
+"""Makes rows of random ids in a run's shape, for timing steps and for plans without a corpus.
 
 `B` rows, `L` positions, `P` predictions per row, `E` sequences per row.
 """
@@ -10,15 +10,15 @@ from bert_jax.data import random
 from bert_jax.data.batches import Batch, Stream
 from bert_jax.data.sampler import RowSelection, Sampler
 
-PAD, CLS, SEP, MASK, FIRST = range(5)  # ids; those from FIRST on stand for text
+PAD, CLS, SEP, MASK, FIRST = range(5)  # ids; ids from FIRST on represent text
 _ROWS = 2**20  # in an epoch
-_MOST_PACKED = 4  # sequences in a packed row, where E allows
+_MOST_PACKED = 4  # sequences per packed row, if E allows
 
 
 class RandomRows(Stream[Batch]):
-    """Full rows: frequent ids are frequent as in text (Zipf's law), places of masks and lengths are random.
+    """Full rows of ids with the frequencies of text (Zipf's law), random masked positions and random lengths.
 
-    Without packing a row is one sequence. With packing it is cut into 1 to 4 sequences at random places.
+    Without packing a row is one sequence. With packing it is cut into 1 to 4 sequences at random positions.
     """
 
     def __init__(self, data: config.Data, vocab_size: int, *, batch_size: int, seed: int):
@@ -60,7 +60,7 @@ class RandomRows(Stream[Batch]):
         )
 
     def _starts(self, keys: np.ndarray) -> np.ndarray:
-        """[B, E] where each sequence starts; L for one that is not there."""
+        """Returns [B, E], the start of each sequence; L for absent ones."""
         most, length = config.max_sequences(self.data), self.data.sequence_length
         cuts = min(most, _MOST_PACKED, length // 8)
         count = 1 + random.below(random.bits(random.fold_in(keys, 4), 1), cuts)  # B1

@@ -1,12 +1,12 @@
-"""TFRecord files as rows that can be read in any order, by an index that is built once.
+"""Reads TFRecord files as rows in any order, with an index that is built once.
 
-    CACHE/bert_jax/records/KEY/offsets.npy     int64 [N + 1], where each record of one file starts; the last one closes
-    CACHE/bert_jax/records/KEY/hashes.npy      uint64 [N], of each record's tokens before they were masked
+    CACHE/bert_jax/records/KEY/offsets.npy     int64 [N + 1], the start of each record of one file, then the end
+    CACHE/bert_jax/records/KEY/hashes.npy      uint64 [N], the hash of each record's tokens before masking
     CACHE/bert_jax/records/KEY/facts.json      `FileSummary`
     CACHE/bert_jax/records/KEY/checksums.json  of these files
 
-CACHE is $XDG_CACHE_HOME or ~/.cache: records may lie where nothing can be written, and runs share them. KEY tells path,
-size and time of the last change of the file: a file that changes is indexed again. `N` records, `B` rows.
+CACHE is $XDG_CACHE_HOME or ~/.cache, because records may be read-only and runs share them. KEY depends on the path,
+size and modification time of the file, so a changed file is indexed again. `N` records, `B` rows.
 """
 
 import concurrent.futures
@@ -35,17 +35,17 @@ from bert_jax.text.chunks import find_files
 
 _INDEX_VERSION = 2
 _RECORDS_AT_ONCE = 128
-_WORTH_PROCESSES = 1 << 26  # bytes; less is indexed in this process
+_WORTH_PROCESSES = 1 << 26  # bytes from which on several processes index
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSummary:
-    """What all records of a file have in common.
+    """A summary of all records of a file.
 
     Attributes:
-      sequence_length, num_predictions: of the longest lists, padding included.
+      sequence_length, num_predictions: the lengths of the longest lists, padding included.
       largest_id: of all tokens; largest_at: the offset of its record.
-      unlabeled_at: the offset of a record without next_sentence_labels, -1 when all have them.
+      unlabeled_at: the offset of a record without next_sentence_labels, or -1 if all have them.
       digest: SHA-256 over all records.
     """
 
@@ -59,7 +59,7 @@ class FileSummary:
 
 @dataclasses.dataclass(frozen=True)
 class RecordFile:
-    """One indexed file; arrays are memory-mapped. `offsets` and `hashes` are as above."""
+    """An indexed file with memory-mapped `offsets` and `hashes`; see above."""
 
     path: str
     summary: FileSummary
@@ -67,10 +67,10 @@ class RecordFile:
     hashes: np.ndarray
 
     def read(self, records: list[int]) -> Iterator[tuple[int, bytes]]:
-        """(offset, data) of some records, by number.
+        """Yields (offset, data) of the records with these indices.
 
         Raises:
-          BadInput: for one that is not what it was when the file was indexed.
+          BadInput: if a record has changed since the file was indexed.
         """
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
@@ -82,12 +82,12 @@ class RecordFile:
 
 
 class RecordSet:
-    """The records of some files, or some of them, as rows."""
+    """The records of several files, or a selection of them, as rows."""
 
     def __init__(self, files: list[RecordFile], chosen: list[np.ndarray] | None = None):
-        """Args: chosen, of each file, the numbers of the records to take, ascending; all without it."""
+        """Args: chosen, per file, the ascending indices of the records to take; by default all."""
         self.files, self._chosen = files, chosen
-        counts = [len(file.hashes) for file in files] if chosen is None else [len(numbers) for numbers in chosen]
+        counts = [len(file.hashes) for file in files] if chosen is None else [len(indices) for indices in chosen]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def __len__(self) -> int:
@@ -95,49 +95,49 @@ class RecordSet:
 
     @property
     def sequence_length(self) -> int:
-        """L, inferred."""
+        """L, inferred from the records."""
         return max(file.summary.sequence_length for file in self.files)
 
     @property
     def num_predictions(self) -> int:
-        """P as written, inferred."""
+        """P as written, inferred from the records."""
         return max(file.summary.num_predictions for file in self.files)
 
     @property
     def digest(self) -> str:
-        """A hash of all files' content in their order; not of names or times."""
+        """A hash of the content of all files in order, independent of names and times."""
         return json_digest([file.summary.digest for file in self.files])
 
     def split(self, fraction: float) -> tuple['RecordSet', 'RecordSet']:
-        """(rest, fraction), by the hash of each record's tokens: copies with other masks are on the same side."""
+        """Splits into (remainder, fraction) by a hash of each record's tokens; copies with other masks stay together."""
         held = [file.hashes < np.uint64(fraction * 2**64) for file in self.files]
         parts = [[np.flatnonzero(mask).astype(np.uint32) for mask in masks] for masks in ([~h for h in held], held)]
         return RecordSet(self.files, parts[0]), RecordSet(self.files, parts[1])
 
     def read(self, rows: np.ndarray) -> tuple[Examples, list[tuple[str, int]]]:
-        """The records of some rows, [B] int64, and the (file, offset) of each.
+        """Reads rows, [B] int64, and returns the examples and the (file, offset) of each.
 
         Raises:
-          BadInput: names file and offset of one that is damaged.
+          BadInput: if a record is damaged; it gives the file and the offset.
         """
         files = np.searchsorted(self._starts, rows, side='right') - 1
-        found: list[bytes] = [b''] * len(rows)
+        records: list[bytes] = [b''] * len(rows)
         locations = [('', 0)] * len(rows)
-        for number in np.unique(files).tolist():
-            file, slots = self.files[number], np.flatnonzero(files == number)
-            records = rows[slots] - self._starts[number]
+        for file_index in np.unique(files).tolist():
+            file, slots = self.files[file_index], np.flatnonzero(files == file_index)
+            indices = rows[slots] - self._starts[file_index]
             if self._chosen is not None:
-                records = self._chosen[number][records]
-            for slot, (offset, data) in zip(slots.tolist(), file.read(records.tolist()), strict=True):
-                found[slot], locations[slot] = data, (file.path, offset)
-        return decode(found, locations), locations
+                indices = self._chosen[file_index][indices]
+            for slot, (offset, data) in zip(slots.tolist(), file.read(indices.tolist()), strict=True):
+                records[slot], locations[slot] = data, (file.path, offset)
+        return decode(records, locations), locations
 
 
 def open_records(source: str, *, progress: bool = True) -> RecordSet:
-    """Opens the files of `tfrecord:GLOB`, sorted by name; indexes those that have no index yet.
+    """Opens the files of `tfrecord:GLOB`, sorted by name, and builds missing indexes.
 
     Raises:
-      BadInput: when there is no file, or names file and offset of the first record that is damaged.
+      BadInput: if no file matches, or a record is damaged; it gives the file and the offset.
     """
     pattern = source.partition(':')[2]
     if not is_local(pattern):
@@ -188,7 +188,7 @@ def _load(path: str) -> RecordFile:
 
 
 def _build(paths: list[str], progress: bool) -> None:
-    """Indexes files, in several processes when there is much to do; each index stays once it is whole."""
+    """Indexes files, in several processes if they are large; every finished index is kept."""
     sizes = [os.path.getsize(path) for path in paths]
     total, done = sum(sizes), 0
 
@@ -212,7 +212,7 @@ def _build(paths: list[str], progress: bool) -> None:
 
 
 def _index(path: str) -> None:
-    directory = _directory_of(path)  # of the file as it is before it is read
+    directory = _directory_of(path)  # before reading, in case the file changes meanwhile
     summary, offsets, hashes = _scan(path)
     try:
         with new_directory(directory) as temporary:
@@ -226,20 +226,20 @@ def _index(path: str) -> None:
 
 
 def _scan(path: str) -> tuple[FileSummary, np.ndarray, np.ndarray]:
-    """Reads a file once, every record checked: (summary, offsets [N + 1], hashes [N])."""
+    """Reads a file once and checks every record; returns (summary, offsets [N + 1], hashes [N])."""
     summary, digest, stop = FileSummary(), hashlib.sha256(), 0
     offsets, hashes = array('q'), array('Q')
     with open(path, 'rb') as file:
         frames = read_frames(file, path)
-        while some := list(itertools.islice(frames, _RECORDS_AT_ONCE)):
-            examples = decode([data for _, data in some], [(path, offset) for offset, _ in some])
-            for (offset, data), ids, length in zip(some, examples.original_ids(), examples.lengths, strict=True):
+        while batch := list(itertools.islice(frames, _RECORDS_AT_ONCE)):
+            examples = decode([data for _, data in batch], [(path, offset) for offset, _ in batch])
+            for (offset, data), ids, length in zip(batch, examples.original_ids(), examples.lengths, strict=True):
                 digest.update(hashlib.sha256(data).digest())
                 offsets.append(offset)
                 tokens = ids[:length].astype('<i4').tobytes()
                 hashes.append(int.from_bytes(hashlib.blake2b(tokens, digest_size=8).digest(), 'little'))
                 stop = offset + len(data) + FRAME_BYTES
-            summary = _widened(summary, examples, [offset for offset, _ in some])
+            summary = _widened(summary, examples, [offset for offset, _ in batch])
     offsets.append(stop)
     return dataclasses.replace(summary, digest=digest.hexdigest()), np.array(offsets), np.array(hashes)
 

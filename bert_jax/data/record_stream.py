@@ -1,4 +1,4 @@
-"""Records -> Batch: masked anew in every epoch, or as they were written.
+"""Makes batches from records, with new masks in every epoch or with the stored ones.
 
 `B` rows, `L` positions, `P` predictions per row.
 """
@@ -18,10 +18,10 @@ from bert_jax.text.tokenizer import Tokenizer
 
 
 def with_lengths_of(records: RecordSet, data: config.Data) -> config.Data:
-    """The settings with L, and P where the masks stay as they are stored, inferred from records.
+    """Returns the settings with L inferred from the records, and P too if the stored masks are used.
 
     Raises:
-      BadInput: when `max_predictions` is given and records hold more.
+      BadInput: if `max_predictions` is set and records hold more.
     """
     data = dataclasses.replace(data, sequence_length=records.sequence_length)
     if data.remask:
@@ -32,7 +32,7 @@ def with_lengths_of(records: RecordSet, data: config.Data) -> config.Data:
     if stored > data.max_predictions:
         raise BadInput(
             'config.data.max_predictions',
-            f'is {data.max_predictions}; with data.remask=False the masks are as stored: {stored} in a record',
+            f'is {data.max_predictions}; with data.remask=False the stored masks are used, up to {stored} per record',
             f'at least {stored}, or -1',
             f'--config.data.max_predictions={stored}',
         )
@@ -40,7 +40,7 @@ def with_lengths_of(records: RecordSet, data: config.Data) -> config.Data:
 
 
 class RecordStream(Stream[Batch]):
-    """The batches of some records: a row is a record."""
+    """The batches of a set of records; each row is one record."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class RecordStream(Stream[Batch]):
         seed: int | None,
         phase: int = 0,
     ):
-        """Args: `seed` of the run for training, None for evaluation; `phase`, its number.
+        """Args: `seed` of the run for training, None for evaluation; `phase`, its index.
 
         Raises:
-          BadInput: when the records were not written with this vocabulary, or hold no labels for `pairing`.
+          BadInput: if the records were written with another vocabulary, or lack labels for `pairing`.
         """
         super().__init__(Sampler(len(records), batch_size, seed, phase))
         self.data, self._records, self._tokenizer = with_lengths_of(records, data), records, tokenizer
@@ -74,7 +74,7 @@ class RecordStream(Stream[Batch]):
             self._read(np.zeros(1, np.int64))
 
     def unigram_counts(self) -> np.ndarray:
-        """How often each token occurs in the text of all rows, int64 [V]; special tokens are not text."""
+        """Returns the count of each token in the text of all rows, without special tokens, int64 [V]."""
         counts = np.zeros(self._tokenizer.vocab_size, np.int64)
         for start in range(0, self.num_rows, 1024):
             examples = self._read(np.arange(start, min(start + 1024, self.num_rows)))
@@ -124,7 +124,7 @@ class RecordStream(Stream[Batch]):
         return Masked(ids, *kept)
 
     def _is_text(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """[B, L] bool; a [MASK] that no label tells the token of cannot be predicted."""
+        """Returns [B, L] bool, the tokens that may be predicted; a [MASK] without a label may not."""
         tokenizer = self._tokenizer
         special = (ids == tokenizer.cls_id) | (ids == tokenizer.sep_id) | (ids == tokenizer.mask_id)
         return (np.arange(ids.shape[1]) < lengths[:, None]) & ~special
@@ -157,5 +157,5 @@ class RecordStream(Stream[Batch]):
 
 
 def _widened(values: np.ndarray, width: int) -> np.ndarray:
-    """[B, …] -> [B, width], filled up with 0."""
+    """Pads [B, …] with 0 to [B, width]."""
     return np.pad(values, ((0, 0), (0, width - values.shape[1])))

@@ -1,4 +1,4 @@
-"""Which row of a source stands in which row of which step: a pure function, O(1) to seek in.
+"""Assigns the rows of a source to the rows of each step: a pure function with O(1) seeks.
 
 `B` rows of a batch, `N` rows of the source.
 """
@@ -15,40 +15,40 @@ _EVALUATION_SEED = 0
 
 
 class RowSelection(NamedTuple):
-    """What stands in a batch, or in a part of it."""
+    """The rows of a batch, or of a part of it."""
 
     rows: np.ndarray  # [B] int64, of the source
     present: np.ndarray  # [B] bool, false for padding
-    keys: np.ndarray  # [B] uint64, of each row's random choices
-    bucket: int = -1  # of the batch; -1, the last, is that of the longest rows
+    keys: np.ndarray  # [B] uint64, the key of each row's random choices
+    bucket: int = -1  # of the batch; -1, the last, is the bucket of the longest rows
 
 
 class EpochShuffle:
-    """Shuffled epochs of N rows, for ever: blocks of rows in random order, then rows within a block."""
+    """An endless sequence of shuffled epochs of N rows: blocks are shuffled, then the rows within each block."""
 
     def __init__(self, num_rows: int, key: int):
         self._num_rows, self._key = num_rows, key
 
-    def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        """The row at each place, counted on from epoch to epoch; each stands once in an epoch."""
-        epochs, places = np.divmod(numbers, self._num_rows)
-        rows = np.empty(len(numbers), np.int64)
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the row at each index into all epochs; every epoch has each row once."""
+        epochs, positions = np.divmod(indices, self._num_rows)
+        rows = np.empty(len(indices), np.int64)
         for epoch in np.unique(epochs):
             block_starts, slot_starts, block_order = self._block_order(int(epoch))
-            chosen = epochs == epoch
-            slots = np.searchsorted(slot_starts, places[chosen], side='right') - 1
+            in_epoch = epochs == epoch
+            slots = np.searchsorted(slot_starts, positions[in_epoch], side='right') - 1
             blocks = block_order[slots]
-            rows[chosen] = block_starts[blocks] + random.permute(
-                places[chosen] - slot_starts[slots],
+            rows[in_epoch] = block_starts[blocks] + random.permute(
+                positions[in_epoch] - slot_starts[slots],
                 block_starts[blocks + 1] - block_starts[blocks],
                 random.fold_in(random.fold_in_int(self._key, int(epoch)), blocks + 1),
                 limit=min(self._num_rows, _ROWS_IN_BLOCK),
             )
         return rows
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019  it lives as long as its run
+    @functools.lru_cache(maxsize=4)  # noqa: B019  lives as long as its run
     def _block_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """([K+1] first row of each block, [K] first place of each slot, [K] the block in each slot)."""
+        """Returns ([K+1] first row of each block, [K] first position of each slot, [K] the block in each slot)."""
         num_blocks = -(-self._num_rows // _ROWS_IN_BLOCK)
         block_starts = np.arange(num_blocks + 1) * self._num_rows // num_blocks
         key = np.full(num_blocks, random.fold_in_int(random.fold_in_int(self._key, epoch), 0), np.uint64)
@@ -65,7 +65,7 @@ class Sampler:
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int | None, phase: int = 0):
-        """Args: `seed` of the run for training, None for evaluation; number of the phase."""
+        """Args: `seed` of the run for training, None for evaluation; `phase`, its index."""
         self.num_rows, self.batch_size, self._shuffled = num_rows, batch_size, seed is not None
         key = random.fold_in_int(_EVALUATION_SEED if seed is None else seed, int(self._shuffled))
         self._key = random.fold_in_int(key, phase)
@@ -76,28 +76,28 @@ class Sampler:
         return -(-self.num_rows // self.batch_size)
 
     def rows(self, step: int, part: slice = slice(None)) -> RowSelection:
-        """What stands in a step's batch, or in a part of it."""
-        numbers, keys = self._numbered(step, part)
+        """Returns the rows of a step's batch, or of a part of it."""
+        indices, keys = self._indices(step, part)
         if self._shuffled:
-            return RowSelection(self.shuffle(numbers), np.ones(len(numbers), bool), keys)
-        return RowSelection(np.minimum(numbers, self.num_rows - 1), numbers < self.num_rows, keys)
+            return RowSelection(self.shuffle(indices), np.ones(len(indices), bool), keys)
+        return RowSelection(np.minimum(indices, self.num_rows - 1), indices < self.num_rows, keys)
 
-    def _numbered(self, step: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
-        """([B] int64 numbers of a batch's rows, counted on over all steps; [B] uint64, their keys)."""
-        numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[part]
-        return numbers, random.fold_in(self._key, numbers)
+    def _indices(self, step: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ([B] int64 indices of a batch's rows, counted over all steps; [B] uint64, their keys)."""
+        indices = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[part]
+        return indices, random.fold_in(self._key, indices)
 
 
 class BucketedSampler(Sampler):
-    """Shuffled epochs in which a batch holds rows of about one length.
+    """A sampler of shuffled epochs in which each batch holds rows of similar length.
 
-    In every epoch the rows of each bucket are shuffled and laid bucket after bucket, from the shortest; that is cut
-    into batches, and their order is shuffled. A batch at the border of two buckets is of the longer. The last batch of
-    so laid rows may hold fewer than B; the others are padding, so that an epoch is a whole number of steps.
+    In every epoch the rows of each bucket are shuffled, the buckets are concatenated from shortest to longest and cut
+    into batches, and the batches are shuffled. A batch that spans two buckets belongs to the longer one. The last batch
+    before that shuffle may have fewer than B rows; padding fills it, so that an epoch is a whole number of steps.
     """
 
     def __init__(self, by_bucket: np.ndarray, sizes: np.ndarray, batch_size: int, seed: int, phase: int = 0):
-        """Args: by_bucket, [N] int64, the rows from bucket to bucket; sizes, how many rows each bucket has."""
+        """Args: by_bucket, [N] int64, the rows sorted by bucket; sizes, the number of rows of each bucket."""
         super().__init__(len(by_bucket), batch_size, seed, phase)
         self._by_bucket, self._ends = by_bucket, np.cumsum(sizes)
         self._starts = self._ends - sizes
@@ -106,11 +106,11 @@ class BucketedSampler(Sampler):
         ]
 
     def rows(self, step: int, part: slice = slice(None)) -> RowSelection:
-        """What stands in a step's batch, or in a part of it."""
-        _, keys = self._numbered(step, part)
-        epoch, place = divmod(step, len(self))
+        """Returns the rows of a step's batch, or of a part of it."""
+        _, keys = self._indices(step, part)
+        epoch, position = divmod(step, len(self))
         [batch] = random.permute(
-            np.array([place]), len(self), random.fold_in(random.fold_in_int(self._key, epoch), 0), limit=len(self)
+            np.array([position]), len(self), random.fold_in(random.fold_in_int(self._key, epoch), 0), limit=len(self)
         )
         whole = batch * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
         bucket = int(np.searchsorted(self._ends, min(whole[-1], self.num_rows - 1), side='right'))

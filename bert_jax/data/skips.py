@@ -1,7 +1,7 @@
-"""Which batches of its stream a run passes over: windows that it rolled back from, or was told to leave out.
+"""Tracks skipped batches: those that a run rolled back from and those that `train.skip` names.
 
-A run reads its streams in order, a stream for each phase. A window (phase, first, stop) leaves out the batches
-first … stop - 1 of a phase's stream, so that every later step reads what comes that much later. Without windows step
+A run reads one stream per phase, in order. A window (phase, first, stop) skips the batches first … stop - 1 of that
+phase's stream and so shifts all later steps by stop - first batches. Without windows step
 `t` of a phase (from 0) reads batch `t`.
 """
 
@@ -12,7 +12,7 @@ Windows = tuple[Window, ...]
 
 
 def merged(windows: Iterable[Iterable[int]]) -> Windows:
-    """The same windows, sorted, those that meet or overlap made one."""
+    """Returns the windows sorted, with adjacent and overlapping ones merged."""
     found: list[Window] = []
     for phase, first, stop in sorted(tuple(window) for window in windows):
         if found and found[-1][0] == phase and first <= found[-1][2]:
@@ -23,18 +23,18 @@ def merged(windows: Iterable[Iterable[int]]) -> Windows:
 
 
 def position(windows: Windows, phase: int, step: int) -> int:
-    """The batch of its phase's stream that a step of the phase reads, both from 0; `windows` are `merged`."""
-    for number, first, stop in windows:
-        if number == phase and step >= first:
+    """Returns the index of the batch that a step of a phase reads, both from 0; `windows` are `merged`."""
+    for window_phase, first, stop in windows:
+        if window_phase == phase and step >= first:
             step += stop - first
     return step
 
 
 def skip_steps(windows: Windows, steps: Iterable[int], start: int, stop: int) -> Windows:
-    """The windows with those batches too that the steps start … stop - 1 (of the run, from 0) read.
+    """Adds the batches that the steps start … stop - 1 (of the run, from 0) read to the windows.
 
     Args:
-      steps: how many steps each phase of the run has.
+      steps: number of steps of each phase.
     """
     added, before = [], 0
     for phase, num_steps in enumerate(steps):

@@ -1,4 +1,4 @@
-"""The data of a run, wherever it comes from: its streams, its tokenizer, and what it is known by."""
+"""Opens the data of a run, from a corpus or from records: streams, tokenizer and content hash."""
 
 import dataclasses
 import functools
@@ -19,14 +19,14 @@ from bert_jax.text.tokenizer import Tokenizer, load_configured_tokenizer, prefer
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-    """What a run trains and is evaluated on.
+    """The training and validation data of a run.
 
     Attributes:
-      config: of the run, with the lengths that its data dictate and the `data.max_sequences` chosen from its corpus.
-      train: a stream for each phase.
-      validation: likewise; None when too little text is held out for the objective.
-      content_hash: equal hashes give equal rows; nothing in it tells a path or a time.
-      unigram_counts: how often each token occurs in the validation text, int64 [V].
+      config: of the run, with the lengths that the data dictate and the `data.max_sequences` chosen from the corpus.
+      train: one stream per phase.
+      validation: one stream per phase; None if too little text is held out for the objective.
+      content_hash: equal hashes give equal rows; it does not depend on paths or times.
+      unigram_counts: returns the count of each token in the validation text, int64 [V].
     """
 
     config: config.Config
@@ -45,16 +45,16 @@ class Streams:
 
 
 def open_streams(run: config.Config, *, corpus: Corpus | None = None, progress: bool = True) -> Streams:
-    """Opens the corpus of a run, unless it is open already, or its records.
+    """Opens the records of a run, or its corpus unless it is passed in.
 
     Raises:
-      BadInput: when there is none, when it is damaged, or when it gives no row to train on.
+      BadInput: if the data are missing or damaged, or hold no row to train on.
     """
     streams = _open_records(run, progress) if config.is_records(run.data.source) else _open_corpus(run, corpus)
     if not all(stream.num_rows for stream in streams.train):
         where = run.data.source if config.is_records(run.data.source) else run.data.corpus
-        expected = 'documents of at least two tokens, or records, that are not all held out'
-        raise BadInput(where, 'its training split gives no row', expected)
+        expected = 'documents of at least two tokens, or records, that are not all held out for validation'
+        raise BadInput(where, 'has no rows in its training split', expected)
     return streams
 
 
@@ -62,9 +62,9 @@ def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
     corpus, train, validation = corpus or load_corpus(run.data.corpus, run.data.local_copy), [], []
     run = resolve_max_sequences(run, corpus.train)
     needed = 2 if run.data.pairing == 'nsp' else 1
-    for number, phase in enumerate(run.in_phases):
+    for index, phase in enumerate(run.in_phases):
         open_split = functools.partial(CorpusStream, corpus, phase.data, batch_size=phase.train.global_batch_size)
-        train.append(open_split('train', seed=run.train.seed, phase=number))
+        train.append(open_split('train', seed=run.train.seed, phase=index))
         is_enough = len(corpus.validation.documents) - 1 >= needed
         validation.append(open_split('validation', seed=None) if is_enough else None)
     return Streams(
@@ -83,7 +83,7 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
     if not settings.path:
         raise BadInput(
             'config.tokenizer.path',
-            'is empty; records hold ids, which only their vocabulary tells the meaning of',
+            'is empty; records hold token ids, which mean nothing without their vocabulary',
             'the vocabulary that the records were written with',
             '--config.tokenizer.path=vocab.txt',
         )
@@ -96,7 +96,8 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
         trained_on = {file.summary.digest: file.path for file in train.files}
         for file in validation.files:
             if file.summary.digest in trained_on and len(file.hashes):
-                found = f'{file.path} holds the records of {trained_on[file.summary.digest]}, which are trained on'
+                training_file = trained_on[file.summary.digest]
+                found = f'{file.path} holds the same records as {training_file}, which is used for training'
                 raise BadInput('config.data.validation_source', found, 'other records')
     else:
         train, validation = records.split(data.validation_fraction)
@@ -113,9 +114,9 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
     lengths = [dataclasses.replace(phase, sequence_length=inferred.sequence_length) for phase in run.phases]
     run = dataclasses.replace(run, data=inferred, phases=tuple(lengths))
     trained, evaluated = [], []
-    for number, phase in enumerate(run.in_phases):
+    for index, phase in enumerate(run.in_phases):
         batch_size = phase.train.global_batch_size
-        trained.append(RecordStream(train, data, tokenizer, batch_size=batch_size, seed=run.train.seed, phase=number))
+        trained.append(RecordStream(train, data, tokenizer, batch_size=batch_size, seed=run.train.seed, phase=index))
         evaluated.append(RecordStream(validation, data, tokenizer, batch_size=batch_size, seed=None))
     return Streams(
         run,

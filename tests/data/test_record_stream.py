@@ -293,7 +293,7 @@ def test_files_without_a_record_are_passed_over_unless_all_are(files: Path) -> N
     with pytest.raises(BadInput, match='holds no record'):
         _open(files, source=f'tfrecord:{files}/part-3*')
     write_records(files / 'one.tfrecord', RECORDS[:1])
-    with pytest.raises(BadInput, match='training split gives no row'):
+    with pytest.raises(BadInput, match='no rows in its training split'):
         _open(files, source=f'tfrecord:{files}/one*', validation_fraction=0.999999)
 
 

@@ -129,16 +129,16 @@ def _changed(**changes: list | None) -> bytes:
         (_changed(input_ids=[1.5] * 32), 'input_ids has 0 values'),
         (_changed(input_mask=[0] * 32), 'input_mask is all 0'),
         (_changed(input_mask=[1, 0] * 16), 'input_mask is not 1 up to a length'),
-        (_changed(segment_ids=[2] * 32), 'segment_ids holds another value'),
+        (_changed(segment_ids=[2] * 32), 'segment_ids has a value other'),
         (_changed(masked_lm_positions=[32] * 5, masked_lm_weights=[1.0] * 5), 'position beyond the sequence'),
         (_changed(masked_lm_positions=[-1] * 5, masked_lm_weights=[1.0] * 5), 'position beyond the sequence'),
-        (_changed(masked_lm_weights=[float('nan')] * 5), 'masked_lm_weights holds another value'),
+        (_changed(masked_lm_weights=[float('nan')] * 5), 'masked_lm_weights has a value other'),
         (_changed(next_sentence_labels=[2]), 'next_sentence_labels is neither'),
         (_changed(next_sentence_labels=[0, 1]), 'next_sentence_labels has 2 values'),
-        (_changed(**{name: [1] * 70_000 for name in ('input_ids', 'input_mask', 'segment_ids')}), 'absurdly long'),
-        (b'', 'no field at all'),
-        (_field(1, b'\x0a\x00' * 500_000), 'it has (an odd name)'),
-        (b'\xff\xff\xff', 'is no tf.train.Example'),
+        (_changed(**{name: [1] * 70_000 for name in ('input_ids', 'input_mask', 'segment_ids')}), 'is too long'),
+        (b'', 'no fields'),
+        (_field(1, b'\x0a\x00' * 500_000), 'it has (an unusual name)'),
+        (b'\xff\xff\xff', 'is not a tf.train.Example'),
     ],
 )
 def test_a_record_that_is_no_example_is_named_by_file_and_offset(tmp_path: Path, data: bytes, words: str) -> None:
@@ -159,13 +159,13 @@ def _head(length: int) -> bytes:
     'damage, offset, words',
     [
         (lambda frames: frames[0][:-1], 0, 'ends within a record'),
-        (lambda frames: frames[0][:10], 0, 'ends within the head'),
+        (lambda frames: frames[0][:10], 0, 'ends within the header'),
         (lambda frames: frames[0] + frames[1][:-20], 1, 'ends within a record'),
         (lambda frames: frames[0] + b'\x01' + frames[1][1:], 1, 'checksum of the length'),
         (lambda frames: frames[0] + frames[1][:-30] + b'?' + frames[1][-29:], 1, 'checksum of the data'),
         (lambda frames: frames[0] + frames[1][:-1] + b'?', 1, 'checksum of the data'),
         (lambda frames: b'not a record, but a text of some length', 0, 'is not a TFRecord file'),
-        (lambda frames: _head(1 << 40), 0, 'says that it has 1,099,511,627,776 bytes'),
+        (lambda frames: _head(1 << 40), 0, 'claims to have 1,099,511,627,776 bytes'),
     ],
 )
 def test_a_damaged_file_is_named_by_offset(tmp_path: Path, damage, offset: int, words: str) -> None:

@@ -93,7 +93,7 @@ def test_unwritable_corpus_puts_its_plan_elsewhere_and_full_disk_is_reported(
 
     if number == errno.ENOSPC:
         monkeypatch.setattr(windows, 'build_windows', refuse)
-        with pytest.raises(BadInput, match='cannot take the plan of the windows: no'):
+        with pytest.raises(BadInput, match='cannot store the index of windows: no'):
             windows.load_windows(str(tmp_path), 'train', split, data)
         assert not list((tmp_path / 'plans').iterdir())
     else:
