@@ -47,7 +47,7 @@ class MaskVocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, masking: config.Masking) -> 'MaskVocabulary':
-        """With `exclude_special`, special and unused tokens are neither predicted nor drawn, unless there are no others."""
+        """With `exclude_special`, special and unused tokens are not predicted or drawn, unless there are no others."""
         is_text = ~tokenizer.is_special if masking.exclude_special else np.ones(tokenizer.vocab_size, bool)
         if not is_text.any():
             is_text = np.ones(tokenizer.vocab_size, bool)

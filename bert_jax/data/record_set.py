@@ -109,7 +109,7 @@ class RecordSet:
         return json_digest([file.summary.digest for file in self.files])
 
     def split(self, fraction: float) -> tuple['RecordSet', 'RecordSet']:
-        """Splits into (remainder, fraction) by a hash of each record's tokens; copies with other masks stay together."""
+        """Splits into (remainder, fraction) by a hash of each record's tokens, so masked copies stay together."""
         held = [file.hashes < np.uint64(fraction * 2**64) for file in self.files]
         parts = [[np.flatnonzero(mask).astype(np.uint32) for mask in masks] for masks in ([~h for h in held], held)]
         return RecordSet(self.files, parts[0]), RecordSet(self.files, parts[1])

@@ -1,10 +1,10 @@
-"""Multi-head self-attention within sequences, and the choice of its implementation.
+"""Computes multi-head self-attention within sequences and chooses its implementation.
 
 `B` rows, `L` positions, `D` hidden, `H` heads, `K` head size.
 
 | compiled for | implementation | requires |
 |---|---|---|
-| TPU | `tpu_attention` (Pallas): scores stay on the chip, dropout as everywhere | L a multiple of 128, at most 4096 |
+| TPU | `tpu_attention` (Pallas): scores stay on the chip, same dropout as everywhere | L a multiple of 128, at most 4096 |
 | GPU, one sequence per row | cuDNN, by sequence lengths | bfloat16, no attention dropout |
 | GPU, packed rows or no cuDNN | jax's Pallas kernel, by sequence ids | the same, L a multiple of 128 |
 | anything else | `reference`: scores and weights [B, H, L, L] in memory | nothing |
@@ -44,18 +44,18 @@ def attend(
     implementation: str,
     is_packed: bool,
 ) -> jax.Array:
-    """softmax(q k' / sqrt(K)) v of each head, [B, L, D], with dropout of the weights; padding gets any finite values.
+    """Computes softmax(q k' / sqrt(K)) v of each head, [B, L, D]; the values at padding are finite and undefined.
 
     Args:
       q, k, v: [B, L, D].
-      sequence_ids: [B, L] int32; a position sees those with its own id; 0 is padding.
-      rate: of the dropout; without a key there is none.
-      implementation: `config.Model.attention`: 'auto' takes a kernel where one supports this, 'plain' never does.
+      sequence_ids: [B, L] int32; a position attends to positions with the same id; 0 is padding.
+      rate: dropout rate of the weights; no dropout without a key.
+      implementation: `config.Model.attention`: 'auto' uses a kernel that supports the arguments, 'plain' never does.
       is_packed: False if each row is one sequence followed by padding.
 
     Raises:
-      BadInput: if `implementation` is 'fused' and the target platform has kernels, but none that supports this. A CPU
-        has none and always runs the reference.
+      BadInput: if `implementation` is 'fused' and no kernel of the target platform supports the arguments. A CPU has
+        no kernels and always runs the reference.
     """
     rate = 0.0 if key is None else rate
     platform = target_platform()
@@ -79,7 +79,7 @@ def attend(
 def unsupported_reason(
     platform: str, length: int, num_heads: int, head_size: int, dtype: str, rate: float, is_packed: bool
 ) -> tuple[str, str] | None:
-    """(why no kernel supports this, how to change that), or None if one does.
+    """Returns (why no kernel supports this, how to change that), or None if one does.
 
     Args:
       platform: 'tpu' or 'gpu'; others have no kernels.  num_heads: on one device.  rate: of attention dropout.
@@ -87,26 +87,37 @@ def unsupported_reason(
     if platform == 'tpu':
         tpu_attention = _kernels(_TPU_KERNELS)
         if tpu_attention is None:
-            return f'jax {jax.__version__} makes no kernels for TPUs as this version does', _USE_REFERENCE
+            return f'jax {jax.__version__} does not support the TPU kernels of this version', _USE_REFERENCE
         if tpu_attention.suits(length, num_heads, head_size):
             return None
-        found = f'a TPU has no kernel for rows of {length}, {num_heads} heads of {head_size} on a device'
-        return found, f'data.sequence_length a multiple of 128, at most {tpu_attention.LONGEST}; heads of 64 or 128'
+        found = (
+            f'no TPU kernel supports rows of {length} positions with {num_heads} heads of size {head_size} per device'
+        )
+        return (
+            found,
+            f'data.sequence_length a multiple of 128, at most {tpu_attention.LONGEST}; heads of size 64 or 128',
+        )
     if platform != 'gpu':
         return f'there is no kernel for {platform}', _USE_REFERENCE
     if rate:
-        return 'the kernels of a GPU drop nothing out', '--config.model.attention_dropout_rate=0.0'
+        return 'the GPU kernels do not support attention dropout', '--config.model.attention_dropout_rate=0.0'
     if dtype != 'bfloat16':
-        return f'the kernels of a GPU are for bfloat16, not {dtype}', '--config.model.dtype=bfloat16'
+        return f'the GPU kernels support bfloat16, not {dtype}', '--config.model.dtype=bfloat16'
     if head_size % 8 or head_size > 128:
-        return f'the kernels of a GPU have no heads of {head_size}', 'num_heads so that a head has 64'
+        return (
+            f'the GPU kernels do not support heads of size {head_size}',
+            'config.model.num_heads so that heads have size 64',
+        )
     if not is_packed and _is_cudnn_here():
         return None
     if _kernels(_GPU_KERNELS) is None:
-        found = f'cuDNN is not found, or rows are packed, for which jax {jax.__version__} brings no kernel'
+        found = f'cuDNN is missing or rows are packed, and jax {jax.__version__} has no kernel for that'
         return found, _USE_REFERENCE
     if length % _GPU_BLOCK:
-        return f'rows of {length} go by their ids', f'data.sequence_length a multiple of {_GPU_BLOCK}'
+        return (
+            f'the GPU kernel for sequence ids does not support rows of {length} positions',
+            f'data.sequence_length a multiple of {_GPU_BLOCK}',
+        )
     return None
 
 
@@ -119,7 +130,7 @@ def reference(
     rate: float = 0.0,
     key: DropoutKey | None = None,
 ) -> jax.Array:
-    """Attention in ordinary JAX, with a float32 softmax; kernels are tested against it. Arguments as of `attend`."""
+    """Computes attention in ordinary JAX with a float32 softmax; kernels are tested against it. Args as for `attend`."""
     q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))  # BLHK
     scores = matmul(transpose(q, (0, 2, 1, 3)), transpose(k, (0, 2, 3, 1))) * q.shape[-1] ** -0.5
     sees = (sequence_ids[:, :, None] == sequence_ids[:, None, :]) & (sequence_ids[:, None, :] > 0)  # BLM
@@ -130,7 +141,7 @@ def reference(
 
 
 def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A kernel for the heads of each device on the `tensor` axis: XLA cannot split one by itself."""
+    """Runs a kernel on the heads of each device on the `tensor` axis, because XLA cannot split a kernel."""
     whole, heads = PartitionSpec(), PartitionSpec(None, None, 'tensor')
     in_specs = (heads, heads, heads, whole, whole, PartitionSpec('tensor'))
     return jax.shard_map(run, in_specs=in_specs, out_specs=heads, axis_names={'tensor'}, check_vma=False)
@@ -161,10 +172,10 @@ def _on_gpu(
         kernels = _kernels(_GPU_KERNELS)
         assert kernels is not None  # see `unsupported_reason`
         return kernels.mha(q, k, v, sequence_ids, sm_scale=heads[-1] ** -0.5).reshape(*heads[:2], -1)
-    # What cuDNN leaves past a sequence is not said: zeros go in (so that gradients there are 0), and come out.
+    # cuDNN leaves the values past a sequence undefined: zero them before (so that gradients are 0) and after.
     is_real = sequence_ids[..., None] > 0
     q, k, v = (jnp.where(is_real, x, 0).reshape(heads) for x in (q, k, v))
-    lengths = jnp.maximum(is_real.sum(axis=(1, 2), dtype=jnp.int32), 1)  # rows that only fill up a batch have none
+    lengths = jnp.maximum(is_real.sum(axis=(1, 2), dtype=jnp.int32), 1)  # padding rows have length 0
     return jnp.where(is_real, _by_cudnn(q, k, v, lengths).reshape(*heads[:2], -1), 0)
 
 
@@ -177,20 +188,18 @@ def _by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> j
 
 @functools.cache
 def _is_cudnn_here() -> bool:
-    """Asked with the shapes of a call. Where `plan` compiles for an absent GPU, there may be none."""
+    """Tests for cuDNN with the shapes of a call; it may be missing where `plan` compiles for an absent GPU."""
     heads, lengths = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16), jax.ShapeDtypeStruct((1,), jnp.int32)
     try:
         jax.eval_shape(_by_cudnn, heads, heads, heads, lengths)
-    except RuntimeError:  # jax found none, or none that will do
+    except RuntimeError:  # no cuDNN, or one that is too old
         return False
     return True
 
 
 @functools.cache
 def _kernels(module: str) -> types.ModuleType | None:
-    """A module of kernels, imported only for a device that runs them; None if this version of jax lacks what it needs,
-    which is experimental.
-    """
+    """Imports a module of kernels; None if this version of jax lacks the experimental APIs that it needs."""
     with warnings.catch_warnings():
         # jax 0.12 recommends tokamax instead of its own GPU kernel; tokamax requires Python 3.12.
         warnings.filterwarnings('ignore', f'{re.escape(_GPU_KERNELS)} is deprecated', DeprecationWarning)

@@ -1,4 +1,4 @@
-"""Forms of matmuls, and of what surrounds them, that XLA:CPU is fast at. `matmul.py` says when they are used.
+"""Forms of matmuls and related operations that XLA:CPU runs fast. `matmul.py` decides when to use them.
 
 `T` tokens, `D` in, `F` out.
 """
@@ -24,7 +24,7 @@ def bias_gradient(gradient: jax.Array) -> jax.Array:
 
 
 def transpose(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """`x.transpose(axes)`, carried out in memory.
+    """Computes `x.transpose(axes)` in memory.
 
     The barrier keeps XLA from folding the transposition into a matmul, whose kernels want the contracted dim last.
     Behind it every even dim is split in two, and joined again afterwards: XLA computes a bfloat16 matmul in float32

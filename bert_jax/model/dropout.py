@@ -1,4 +1,4 @@
-"""Dropout whose masks are a hash: the same on any mesh, for any split into microbatches, in any kernel."""
+"""Dropout with hashed masks: the same on any mesh, for any split into microbatches, in any kernel."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ _GOLDEN = 0x9E3779B9  # 2**32 / the golden ratio
 
 @dataclasses.dataclass(frozen=True)
 class DropoutKey:
-    """What dropout masks depend on: never on the mesh, the microbatch or a generator's state.
+    """The key of dropout masks, independent of the mesh, the microbatch and any generator state.
 
-    base: uint32 scalar from (seed, step), see `dropout_base`.  rows: [B] uint32, global row numbers in the batch.
+    base: uint32 scalar from (seed, step), see `dropout_base`.  rows: [B] uint32, global row indices in the batch.
     layer: uint32 scalar.
     """
 
@@ -21,11 +21,11 @@ class DropoutKey:
     layer: jax.Array | int = 0
 
     def at(self, layer: jax.Array | int) -> 'DropoutKey':
-        """The key of a layer (0 is the embeddings)."""
+        """Returns the key of a layer (0 is the embeddings)."""
         return dataclasses.replace(self, layer=layer)
 
     def of_rows(self, site: int) -> jax.Array:
-        """[B] uint32, what `is_kept` wants to know of a row. site: tells apart the dropouts of one layer."""
+        """Returns [B] uint32, the keys of the rows for `is_kept`. site: distinguishes the dropouts of one layer."""
         site_key = _hash32(self.base ^ _hash32(jnp.uint32(site) + 16 * jnp.asarray(self.layer, jnp.uint32) + 1))
         return _hash32(site_key ^ (self.rows * jnp.uint32(_GOLDEN)))
 
@@ -34,22 +34,22 @@ jax.tree_util.register_dataclass(DropoutKey, data_fields=['base', 'rows', 'layer
 
 
 def _hash32(x: jax.Array) -> jax.Array:
-    """The 32-bit finaliser `lowbias32` (Wellons 2018, "Prospecting for hash functions")."""
+    """Applies the 32-bit finaliser `lowbias32` (Wellons 2018, "Prospecting for hash functions")."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
 def dropout_base(seed: int | jax.Array, step: jax.Array) -> jax.Array:
-    """uint32 scalar from a run's seed and a step."""
+    """Derives a uint32 scalar from a run's seed and a step."""
     return _hash32(_hash32(jnp.uint32(seed) + jnp.uint32(_GOLDEN)) ^ step.astype(jnp.uint32))
 
 
 def is_kept(element: jax.Array, row_keys: jax.Array, rate: float) -> jax.Array:
-    """bool, False with probability `rate`.
+    """Returns bool, False with probability `rate`.
 
     Args:
-      element: uint32, the number of an element in its row.  row_keys: `DropoutKey.of_rows`, broadcast to it.
+      element: uint32, the index of an element in its row.  row_keys: `DropoutKey.of_rows`, broadcast to it.
     """
     return _hash32((element * jnp.uint32(_GOLDEN)) ^ row_keys) >= jnp.uint32(round(rate * 2**32))
 
@@ -57,11 +57,11 @@ def is_kept(element: jax.Array, row_keys: jax.Array, rate: float) -> jax.Array:
 def dropout(x: jax.Array, rate: float, key: DropoutKey | None, site: int) -> jax.Array:
     """Zeroes each element with probability `rate` and scales the rest (Srivastava et al. 2014).
 
-    The mask is a hash of (seed, step, layer, site, global row, element in the row): the same on any mesh and for any
+    The mask is a hash of (seed, step, layer, site, global row, element of the row): the same on any mesh and for any
     split into microbatches, and on a CPU an order of magnitude cheaper than `jax.random.bernoulli`.
 
     Args:
-      x: [B, ...].  key: None switches dropout off.  site: tells apart the dropouts of one layer.
+      x: [B, ...].  key: None switches dropout off.  site: distinguishes the dropouts of one layer.
     """
     if key is None or rate == 0.0:
         return x

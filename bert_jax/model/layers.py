@@ -24,7 +24,7 @@ KERNEL_INIT_BOUND = 2.0  # the original's truncated_normal keeps within two stan
 
 
 def truncated_normal(stddev: float) -> nnx.Initializer:
-    """The original's initialiser: a normal of `stddev` cut at two of it, not rescaled (`create_initializer`)."""
+    """Returns the original's initializer: a normal truncated at two `stddev`, not rescaled (`create_initializer`)."""
 
     def initialize(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         return stddev * jax.random.truncated_normal(key, -KERNEL_INIT_BOUND, KERNEL_INIT_BOUND, shape, dtype)
@@ -33,12 +33,12 @@ def truncated_normal(stddev: float) -> nnx.Initializer:
 
 
 def parameter(value: jax.Array, *logical_axes: str) -> nnx.Param:
-    """A parameter whose dims have names."""
+    """Makes a parameter with named dims."""
     return nnx.Param(value, logical_axes=logical_axes)
 
 
 def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
-    """The names of a parameter's dims; those of what was derived from it (its sharding, its moments) too."""
+    """Returns the names of the dims of a parameter, or of anything derived from it (its sharding, its moments)."""
     return variable.get_metadata('logical_axes')
 
 
@@ -48,13 +48,13 @@ def is_stacked(variable: nnx.Variable) -> bool:
 
 
 def axes_in_layer(variable: nnx.Variable) -> tuple[str, ...]:
-    """The logical axes within one layer; of a parameter that is not stacked, all."""
+    """Returns the logical axes within one layer, or all axes of a parameter that is not stacked."""
     names = logical_axes(variable)
     return names[1:] if is_stacked(variable) else names
 
 
 def stack(create: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """Layers as one module whose parameters have a first dim `LAYERS`; each layer draws its own."""
+    """Makes layers as one module whose parameters have a first dim `LAYERS`, each initialized independently."""
     layers = nnx.split_rngs(splits=num_layers)(nnx.vmap(create, in_axes=0, out_axes=0))(rngs)
     for _, variable in nnx.to_flat_state(nnx.state(layers, nnx.Param)):
         variable.set_metadata(logical_axes=(LAYERS, *logical_axes(variable)))
@@ -127,7 +127,7 @@ class SelfAttention(nnx.Module):
         self.output = Dense(size, size, ('heads', 'embed'), stddev, model.dtype, rngs)
 
     def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
-        """Args: as of `attend`; x [B, L, D]."""
+        """Args: as for `attend`; x [B, L, D]."""
         q, k, v = (dense(x) for dense in (self.query, self.key, self.value))
         attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed)
         return self.output(attended)
@@ -135,9 +135,9 @@ class SelfAttention(nnx.Module):
 
 @jax.checkpoint
 def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution up to x, by `erf` as in the original (Hendrycks and Gimpel 2016); in float32.
+    """Computes x Φ(x) with `erf`, as in the original (Hendrycks and Gimpel 2016), in float32.
 
-    Only x is kept for the backward pass: what is made of it again costs less than to keep and read it.
+    Only x is kept for the backward pass: recomputing the rest costs less than storing and reading it.
     """
     wide = x.astype(jnp.float32)
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)

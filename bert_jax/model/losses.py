@@ -10,7 +10,7 @@ from bert_jax.model.inputs import Array
 
 
 def cross_entropy(logits: jax.Array, labels: Array) -> tuple[jax.Array, jax.Array]:
-    """(losses, hits), both [...] float32: -log softmax(logits)[label] in nats, and 1 where the label has the top logit.
+    """Returns (losses, hits), both [...] float32: -log softmax(logits)[label] in nats, and 1 where the label has the top logit.
 
     Args:
       logits: [..., V] float32; -inf is allowed where no label points.  labels: [...] int32.
@@ -20,7 +20,7 @@ def cross_entropy(logits: jax.Array, labels: Array) -> tuple[jax.Array, jax.Arra
 
 
 # The gradient, softmax - one_hot, is written out: derived from `take_along_axis` it would scatter into an array of
-# zeros as large as the logits, which on a CPU takes longer than the product that made them.
+# zeros as large as the logits, which on a CPU takes longer than the matmul that made them.
 @jax.custom_vjp
 def _losses_and_top(logits: jax.Array, labels: Array) -> tuple[jax.Array, jax.Array]:
     return _forward(logits, labels)[0]

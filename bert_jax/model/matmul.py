@@ -1,4 +1,4 @@
-"""Matmuls with float32 accumulation and their gradients; on a CPU in the forms of `cpu.py`, for speed alone.
+"""Matmuls with float32 accumulation, and their gradients. On a CPU they take the faster forms of `cpu.py`.
 
 `T` tokens (any leading dims), `D` in, `F` out.
 """
@@ -69,12 +69,12 @@ def transpose(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def result_dtype(dtype: str) -> str:
-    """The type in which XLA writes the result of a matmul that is wanted in `dtype`: a CPU has float32 kernels only."""
+    """Returns the dtype in which XLA writes a matmul result of `dtype`: a CPU has float32 kernels only."""
     return 'float32' if target_platform() == 'cpu' else dtype
 
 
 def _dot(x: jax.Array, y: jax.Array, dim: int, out_dtype: str) -> jax.Array:
-    """Contracts the last dim of x with the first or second of the matrices y, whose leading dims x has too."""
+    """Contracts the last dim of x with the first or second dim of the matrices y; leading dims are equal."""
     batch = tuple(range(y.ndim - 2))
     dims = (((x.ndim - 1,), (len(batch) + dim,)), (batch, batch))
     return jax.lax.dot_general(x, y, dims, preferred_element_type=result_dtype(out_dtype)).astype(out_dtype)
@@ -101,5 +101,5 @@ class Matmul(NamedTuple):
 
 
 def training_flops(forward: Iterable[Matmul]) -> float:
-    """FLOPs of the matmuls of a forward pass and of its backward pass, which has two for each."""
+    """Returns the FLOPs of the matmuls of a forward pass and of its backward pass, which has two for each."""
     return float(3 * sum(2 * batch * m * k * n * count for _, batch, m, k, n, count in forward))

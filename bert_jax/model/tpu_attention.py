@@ -1,9 +1,9 @@
-"""Attention on a TPU whose scores never leave the chip: a Pallas kernel forward, one backward.
+"""Attention on a TPU whose scores never leave the chip: one Pallas kernel forward, one backward.
 
 `B` rows, `L` positions, `D` = heads x `K`; `W` lanes of a block, whole heads of them; `Q` queries of a block.
 
 After Dao et al. 2022, "FlashAttention". Rows of BERT are short, so all keys of a row lie on the chip at once: softmax
-needs no running maximum, and the backward pass makes the weights again from nothing but queries and keys.
+needs no running maximum, and the backward pass recomputes the weights from queries and keys alone.
 Arrays keep the layout [B, L, D] of the dense layers around: heads that share a tile's 128 lanes are told apart by
 zeros in the others', which costs a matrix unit of 128 x 128 no more than a head of 64 alone.
 """
@@ -23,14 +23,14 @@ from jax.experimental.pallas import tpu as pltpu
 from bert_jax.model.dropout import is_kept
 
 _LANES = 128
-_SCORES = 512 * 512  # of a block, float32; a few of them and all keys of a row fit on the chip together
+_SCORES = 512 * 512  # per block, float32; several such arrays and all keys of a row fit on the chip
 LONGEST = 4096  # L; then keys, values and their gradients fill it
 _NO = np.float32(-1e30)  # the score of a key of another sequence
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What a kernel is made for. interpret: run it without a TPU."""
+    """The static arguments of a kernel. interpret: run it without a TPU."""
 
     num_heads: int
     rate: float
@@ -38,14 +38,14 @@ class _Call:
 
 
 def suits(length: int, num_heads: int, head_size: int) -> bool:
-    """Whether there is a kernel for rows of `length` and so many heads on one device."""
+    """Whether a kernel supports rows of `length` with this number of heads on one device."""
     width = num_heads * head_size
     block = _width(width, head_size)
     return length % _LANES == 0 and length <= LONGEST and width % block == 0 and block % head_size == 0
 
 
 def _width(width: int, head_size: int) -> int:
-    """W of [B, L, `width`]: a tile's lanes, or a large head's, or all there are."""
+    """Returns W for [B, L, `width`]: the lanes of a tile or of a larger head, or all lanes if there are fewer."""
     return min(max(head_size, _LANES), width)
 
 
@@ -61,11 +61,11 @@ def attend(
     rate: float,
     interpret: bool = False,
 ) -> jax.Array:
-    """softmax(q k' / sqrt(K)) v of each head, dropped out; a position sees those with its own id (0, padding, too).
+    """Computes softmax(q k' / sqrt(K)) v of each head with dropout; positions attend to equal ids (padding, 0, too).
 
     Args:
       q, k, v: [B, L, D].  sequence_ids: [B, L] int32.
-      row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: [1] uint32, the number of the first of
+      row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: [1] uint32, the index of the first of
         these heads in the model.
       rate: of dropout, as `dropout` on the weights [B, H, L, L] of all heads; 0 for none.
     """
@@ -138,7 +138,7 @@ def _pallas(
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """What is the same for the heads of a block. same: bool [Q, L]; element, row_key: for `is_kept`, of head 0;
+    """The values that all heads of a block share. same: bool [Q, L]; element, row_key: for `is_kept`, of head 0;
     None without dropout."""
 
     same: jax.Array
@@ -176,7 +176,7 @@ def _block(keys: Any, first: Any, q_ids: Any, k_ids: Any, heads: int, size: int,
 
 
 def _heads(x: jax.Array, head_size: int) -> Iterator[tuple[int, jax.Array]]:
-    """(number, [1, W] whether a lane is of that head) of each head in a block."""
+    """Yields (index, [1, W] whether a lane belongs to the head) for each head in a block."""
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, x.shape[-1]), 1)
     for head in range(x.shape[-1] // head_size):
         yield head, (lane >= head * head_size) & (lane < (head + 1) * head_size)
@@ -187,7 +187,7 @@ def _only(lanes: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _matmul(x: jax.Array, y: jax.Array, dims: tuple[int, int]) -> jax.Array:
-    """The product over a dim of each, in float32."""
+    """Contracts one dim of each factor, in float32."""
     return jax.lax.dot_general(x, y, (((dims[0],), (dims[1],)), ((), ())), preferred_element_type=jnp.float32)
 
 

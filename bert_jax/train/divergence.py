@@ -1,10 +1,10 @@
-"""Divergence: which steps are bad, when a run rolls back, and what its checkpoints record of it.
+"""Detects divergence: bad steps, rollbacks, and the record of both in checkpoints.
 
-A step is bad when its loss or gradient was not finite (the step itself then left the state unchanged), or when its loss
-is a spike: beyond median + threshold x MAD of the newest good losses. `train.max_bad_steps` bad steps in a row are an
+A step is bad if its loss or gradient was not finite (the step then left the state unchanged), or if its loss is a
+spike: beyond median + threshold x MAD of the newest good losses. `train.max_bad_steps` bad steps in a row are an
 anomaly: the run rolls back to a sound checkpoint and skips the batches read since. Bad steps are derived from the
 losses alone, which every process has, and the statistics behind them are part of every checkpoint, so all processes,
-and a run that is killed and resumed, come to the same decisions.
+and a run that is killed and resumed, make the same decisions.
 """
 
 import collections
@@ -41,7 +41,7 @@ class DivergenceSettings(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Anomaly:
-    """Too many bad steps in a row, from `first` to `last` (steps count from 1), and what was wrong with the last."""
+    """Too many bad steps in a row, from `first` to `last` (counted from 1); `found` describes the last one."""
 
     first: int
     last: int
@@ -53,13 +53,13 @@ class Anomaly:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRecord:
-    """What a run knows at a step about its losses; saved with every checkpoint.
+    """The state of the divergence monitor at a step, saved with every checkpoint.
 
     Attributes:
-      skipped_batches: the windows of the streams that the run has skipped, or will.
-      rollbacks: how often the run has rolled back.
+      skipped_batches: the windows of batches that the run has skipped or will skip.
+      rollbacks: number of rollbacks so far.
       skipped_updates: steps whose update was dropped because it was not finite.
-      bad_in_a_row: how many of the newest steps were bad.
+      bad_in_a_row: number of consecutive bad steps up to now.
       phase, losses: the newest good losses, all of this phase.
     """
 
@@ -71,18 +71,18 @@ class TrainingRecord:
     losses: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The content of a checkpoint's record.json."""
+        """Returns the content of a checkpoint's record.json."""
         values = dataclasses.asdict(self)
-        return {'passed_over': values.pop('skipped_batches')} | values  # the file keeps its first name for it
+        return {'passed_over': values.pop('skipped_batches')} | values  # the key in the file predates the field name
 
     def skipping(
         self, anomaly: Anomaly, newest: 'TrainingRecord', phase_steps: Sequence[int], rolled_back_to: int
     ) -> 'TrainingRecord':
-        """This record for a run that rolls back to its step: batches read since, up to the anomaly, are skipped.
+        """Returns this record for a run that rolls back to its step and skips the batches read since, up to the anomaly.
 
         Args:
           newest: the record at the anomaly.
-          phase_steps: how many steps each phase of the run has.
+          phase_steps: number of steps of each phase.
           rolled_back_to: the step of this record.
         """
         windows = skip_steps(newest.skipped_batches, phase_steps, rolled_back_to, anomaly.last)
@@ -95,8 +95,8 @@ class TrainingRecord:
             counts = {name: content[name] for name in ('rollbacks', 'skipped_updates', 'bad_in_a_row', 'phase')}
             losses = tuple(float(loss) for loss in content['losses'])
             windows = merged(content['passed_over'])
-            numbers = [*counts.values(), *(number for window in windows for number in window)]
-            if not all(type(number) is int and number >= 0 for number in numbers):
+            values = [*counts.values(), *(value for window in windows for value in window)]
+            if not all(type(value) is int and value >= 0 for value in values):
                 raise ValueError
             if not all(map(math.isfinite, losses)):
                 raise ValueError
@@ -106,10 +106,10 @@ class TrainingRecord:
 
 
 class DivergenceMonitor:
-    """Watches the losses of a run.
+    """A monitor of the losses of a run.
 
     Attributes:
-      newest: (step, loss) of the newest step that was read; None before there is one.
+      newest: (step, loss) of the newest step that was read; None before the first.
     """
 
     def __init__(self, settings: DivergenceSettings, record: TrainingRecord):
@@ -126,15 +126,15 @@ class DivergenceMonitor:
 
     @property
     def counters(self) -> dict[str, float]:
-        """What is logged of the record."""
+        """The logged part of the record."""
         return {'skipped_updates': self._record.skipped_updates}
 
     def observe(self, step: int, phase: int, loss: jax.Array, is_skipped: jax.Array) -> None:
-        """Takes the loss of a step, and whether its update was dropped, without waiting for the device."""
+        """Adds the loss of a step and whether its update was dropped, without waiting for the device."""
         self._pending.append((step, phase, loss, is_skipped))
 
     def anomaly(self, *, wait: bool, to_save: TrainState | None = None) -> Anomaly | None:
-        """The anomaly the run is in, or None.
+        """Returns the current anomaly, or None.
 
         Args:
           wait: read the losses of all steps up to the newest; otherwise the newest two stay unread.
@@ -153,9 +153,9 @@ class DivergenceMonitor:
         return None
 
     def _read(self, phase: int, loss: float, is_skipped: bool) -> str:
-        """What is wrong with a step, or ''."""
+        """Returns what is wrong with a step, or ''."""
         loss, record = float(loss), self._record
-        if phase != record.phase:  # other rows have other losses
+        if phase != record.phase:  # other rows have losses of another level
             self._losses.clear()
         limit = self._limit()
         if is_skipped:
@@ -186,7 +186,7 @@ def check_may_roll_back(settings: DivergenceSettings, record: TrainingRecord, an
     """Raises BadInput when a run has rolled back as often as `train.max_rollbacks` allows."""
     if record.rollbacks < settings.max_rollbacks:
         return
-    count = f'{record.rollbacks} roll-back{"s" * (record.rollbacks != 1)}'
+    count = f'{record.rollbacks} rollback{"s" * (record.rollbacks != 1)}'
     raise BadInput(
         f'{workdir}, step {anomaly.last}',
         f'{anomaly}, after {count}',

@@ -1,6 +1,6 @@
-"""The same bits on any number of devices and processes: `train.reduction='exact'`.
+"""Computes steps with the same bits on any number of devices and processes: `train.reduction='exact'`.
 
-Floating point sums depend on their order, and an order on how many devices there are. Here it does not:
+Floating-point sums depend on their order, and usually the order depends on the number of devices. Here it does not:
 
 1. The global batch is `train.exact_shards` micro-shards of equal, consecutive rows, whatever the devices. Each device
    goes through its own, one after the other, by one program for the shape of a shard. That program stands alone, so
@@ -36,13 +36,13 @@ _COMPILER_OPTIONS = {
     'cpu': {'xla_cpu_multi_thread_eigen': False},
     'gpu': {'xla_gpu_deterministic_ops': True, 'xla_gpu_autotune_level': 0},
 }
-if jax.__version_info__ < (0, 11):  # later versions have no other way
-    _COMPILER_OPTIONS['cpu']['xla_cpu_use_fusion_emitters'] = True  # whatever XLA_FLAGS says
+if jax.__version_info__ < (0, 11):  # later versions always do this
+    _COMPILER_OPTIONS['cpu']['xla_cpu_use_fusion_emitters'] = True  # regardless of XLA_FLAGS
 _OWN, _SAME = PartitionSpec(BATCH_AXES), PartitionSpec()
 
 
 def make_exact_step(parts: StepParts, *, num_shards: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """A step like that of `make_train_step`, made of several programs; the state is used up.
+    """Makes a step like that of `make_train_step` from several programs; the state is donated.
 
     Args:
       parts: data x fsdp of the mesh divides num_shards, its tensor is 1 (`mesh.mesh_sizes` checks).
@@ -63,7 +63,7 @@ def make_exact_step(parts: StepParts, *, num_shards: int) -> Callable[..., tuple
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def count(batch: Any) -> tuple[Any, dict[str, jax.Array]]:
-        """Weights of the global batch; they are whole numbers, whose sums are exact in any order."""
+        """Returns the weights of the global batch; they are integers, whose sums are exact in any order."""
         return objective.weights(batch), speed_counts(batch)
 
     def exact_step(state: TrainState, batch: Any, seed: Any = parts.seed) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -79,7 +79,7 @@ def make_exact_step(parts: StepParts, *, num_shards: int) -> Callable[..., tuple
 
 
 def _by_device(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, donate: tuple[int, ...] = ()) -> Callable:
-    """A program that each device runs by itself."""
+    """Compiles a function that each device runs by itself."""
     alone = jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES), check_vma=False
     )
@@ -89,7 +89,7 @@ def _by_device(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, do
 
 def _make_take(each: int) -> Callable:
     def take(batch: Any, index: jax.Array) -> tuple[Any, jax.Array]:
-        """The device's shard of that index, and the indices of its rows in the global batch."""
+        """Returns the device's shard of that index and the global indices of its rows."""
         size = batch.input_ids.shape[0] // each
         shard = jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, index * size, size), batch)
         start = (jax.lax.axis_index(BATCH_AXES) * each + index) * size
@@ -102,7 +102,7 @@ def _make_gradient(graph: nnx.GraphDef, objective: Objective) -> Callable:
     def of_shard(
         params: nnx.State, step: jax.Array, seed: jax.Array, shard: tuple[Any, jax.Array], weights: Any
     ) -> tuple[nnx.State, Any]:
-        """(gradients, sums) of a shard, with a first dim of 1 for the device."""
+        """Returns (gradients, sums) of a shard, with a first dim of 1 for the device."""
         batch, rows = shard
         key = DropoutKey(dropout_base(seed, step), rows)
 
@@ -136,7 +136,7 @@ def _make_update(parts: StepParts) -> Callable:
 
 
 def _pairwise(add: Callable[[Any, Any], Any], parts: Iterable[Any]) -> Any:
-    """The sum of 2^n parts in the order of a balanced tree; at most n + 1 of them are held at a time."""
+    """Sums 2^n parts in the order of a balanced tree; at most n + 1 of them are held at a time."""
     waiting: list[tuple[int, Any]] = []  # (number of parts, their sum), larger ones first
     for part in parts:
         size = 1

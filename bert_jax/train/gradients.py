@@ -1,14 +1,14 @@
-"""Gradients of the global batch: what each device works out for itself, and what the devices exchange.
+"""Computes gradients of the global batch; defines all communication between the devices.
 
-Rows lie on the `data` and `fsdp` axes, and every device goes through its own rows by itself (`jax.shard_map`), so that
-nothing is exchanged but what is written here:
+Rows are split over the `data` and `fsdp` axes. Each device processes its own rows by itself (`jax.shard_map`), so the
+devices exchange only what this module writes out:
 
 - weights that are split over `fsdp` are gathered where they are used, layer by layer, and again in the backward pass;
   the gradient of a gather is a reduce-scatter;
 - everything else (gradients over `data`, those of weights that are not split, the losses) is summed over the devices
   once, after the last microbatch.
 
-The `tensor` axis splits products, not rows: how it does is left to XLA and the table in `train/sharding.py`.
+The `tensor` axis splits matmuls, not rows; XLA does this according to the table in `train/sharding.py`.
 """
 
 import functools
@@ -27,7 +27,7 @@ _SPLIT = 'split'  # metadata of a model's parameter: the mesh axes of its dims
 
 
 class Collectives:
-    """What the devices of a mesh exchange in a step; made for the shardings of a model's parameters.
+    """The communication between the devices of a mesh in a step, for the shardings of a model's parameters.
 
     Attributes:
       specs: of the parameters, over the axes of rows.
@@ -49,7 +49,7 @@ class Collectives:
         self.gather_layer = self._gather_layer if 'fsdp' in self._several else None
 
     def over_rows(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """A function that each device runs on its own part of the batch axes; `tensor` stays with XLA."""
+        """Maps a function over the devices' parts of the batch axes; `tensor` is left to XLA."""
         manual = set(BATCH_AXES) if 'tensor' in self._several else set(AXES)
         return jax.shard_map(
             function, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, axis_names=manual, check_vma=False
@@ -64,7 +64,7 @@ class Collectives:
         return nnx.merge(graph, jax.tree.map(note_split, weights, self._axes, is_leaf=_is_variable))
 
     def gather_outside_layers(self, weights: nnx.State) -> nnx.State:
-        """Embeddings, pooler and heads whole, for all microbatches at once."""
+        """Gathers embeddings, pooler and heads, once for all microbatches."""
 
         def whole(weight: jax.Array, axes: PartitionSpec, stacked: bool) -> jax.Array:
             return weight if stacked else self._gather(weight, axes)
@@ -72,7 +72,7 @@ class Collectives:
         return jax.tree.map(whole, weights, self._axes, self._is_stacked)
 
     def sum_gradients(self, grads: nnx.State) -> nnx.State:
-        """Gradients as a device found them -> of the global batch, each split as its parameter."""
+        """Turns a device's gradients into those of the global batch, each split like its parameter."""
 
         def total(grad: jax.Array, axes: PartitionSpec, stacked: bool) -> jax.Array:
             if 'fsdp' not in axes:
@@ -119,7 +119,7 @@ def _only(names: tuple[str, ...], axes: PartitionSpec) -> PartitionSpec:
 
 
 def accumulated(function: Callable, microbatches: int, batch: Any) -> Any:
-    """The sum of function(part) over equal parts of a device's rows, one after the other."""
+    """Returns the sum of function(part) over equal parts of a device's rows, one after the other."""
     if microbatches == 1:
         return function(batch)
     parts = _split_rows(batch, microbatches)
@@ -130,7 +130,7 @@ def accumulated(function: Callable, microbatches: int, batch: Any) -> Any:
 
 
 def concatenated(function: Callable, microbatches: int, batch: Any) -> Any:
-    """The rows of function(part) for equal parts of a device's rows, one part after the other."""
+    """Returns the concatenated rows of function(part) for equal parts of a device's rows, one after the other."""
     if microbatches == 1:
         return function(batch)
     found = jax.lax.map(function, _split_rows(batch, microbatches))

@@ -1,4 +1,4 @@
-"""Does a step fit a device: what it needs (asked of the compiler), what there is, and what to try when it does not."""
+"""Checks whether a step fits a device: the memory it needs (from the compiler), the memory available, and advice."""
 
 import bisect
 import contextlib
@@ -28,7 +28,7 @@ _LESS_KEPT = {'none': ('dots', 'full'), 'dots': ('full',), 'full': ()}
 
 
 def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
-    """The shapes of a global batch, split as the run splits it."""
+    """Returns the shapes of a global batch with the shardings of the run."""
     rows, length = config.train.global_batch_size, config.data.sequence_length
     predictions, sharding = num_predictions(config.data), batch_sharding(mesh)
     num_sequences = max_sequences(config.data)
@@ -45,16 +45,16 @@ def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
 
 
 def lower_step(config: Config, mesh: Mesh, vocab_size: int) -> jax.stages.Lowered:
-    """The step of a run (or of a phase, its values in the single fields), ready to compile; nothing is allocated."""
+    """Lowers the step of a run, or of a phase with its values in the single fields; nothing is allocated."""
     program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh)
     return program.lower(batch_shapes(config, mesh))
 
 
 def highest_bytes(memory: Any, platform: str) -> int:
-    """Bytes at the highest point of a compiled program (`compiled.memory_analysis()`).
+    """Returns the peak bytes of a compiled program (`compiled.memory_analysis()`).
 
-    libtpu states its peak, which it holds against the device's memory; elsewhere the temporaries are one block that is
-    taken for the whole step.
+    libtpu reports its peak, which it compares with the device's memory; elsewhere the temporaries are one block that is
+    allocated for the whole step.
     """
     if platform == 'tpu':
         return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
@@ -63,25 +63,25 @@ def highest_bytes(memory: Any, platform: str) -> int:
 
 
 def refused_bytes(message: str) -> float:
-    """Bytes that a program asked for in all, from libtpu's refusal (`Used 20.5G of 15.75G hbm`); inf if not said."""
+    """Returns the total bytes that a rejected program needs, from libtpu's message (`Used 20.5G of 15.75G hbm`), or inf."""
     found = re.search(r'(?:Used|required[^(]*\()\s*([\d.]+)([KMGT])', message)
     return float(found.group(1)) * _UNITS[found.group(2)] if found else math.inf
 
 
 def device_bytes() -> int:
-    """What a program may take of the smallest device of all processes, each of which has to call this."""
+    """Returns the usable bytes of the smallest device of all processes; every process must call this."""
     return processes.min_over_processes(_local_device_bytes())
 
 
 def _local_device_bytes() -> int:
-    """The same of this process's devices: jax's limit, or their share of this machine's free memory."""
+    """Returns the usable bytes per local device: jax's limit, or a share of this machine's free memory."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}
     return stats['bytes_limit'] if 'bytes_limit' in stats else _free_bytes() // len(devices)
 
 
 def _free_bytes() -> int:
-    """Memory of this machine that a new program could have, within the limit of its control group."""
+    """Returns the bytes that a new program could allocate on this machine, within its control group's limit."""
     free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     information, limit, used = (Path(path) for path in ('/proc/meminfo', *_CONTROL_GROUP))
     if information.exists() and (available := re.search(r'MemAvailable:\s+(\d+) kB', information.read_text())):
@@ -95,13 +95,13 @@ _CONTROL_GROUP = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current')
 
 
 def resolve_microbatches(config: Config, mesh: Mesh, vocab_size: int, limit: int | None = None) -> Config:
-    """A config whose `train.microbatches` is a number: -1 becomes the fewest whose step fits every device.
+    """Replaces a `train.microbatches` of -1 by the fewest microbatches whose step fits every device.
 
     Args:
       limit: bytes of a device, instead of `device_bytes()`.
 
     Raises:
-      BadInput: when not even one row of a device at a time fits.
+      BadInput: if not even one row per device fits.
     """
     if config.train.microbatches != -1:
         return config
@@ -145,7 +145,7 @@ def reporting_out_of_memory(config: Config, *, finds_microbatches: bool = True) 
       finds_microbatches: whether the run accepts `train.microbatches=-1`.
 
     Raises:
-      BadInput: when a device ran out of memory, at the compile or in a step.
+      BadInput: if a device ran out of memory during compilation or in a step.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a train step minimizes. `B` rows, `L` positions, `E` sequences per row."""
+"""The loss that a train step minimizes. `B` rows, `L` positions, `E` sequences per row."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ from bert_jax.model.losses import cross_entropy
 
 
 class Objective(Protocol):
-    """A loss over a global batch, taken apart so that any split into rows gives the same: sums first, then ratios.
+    """A loss over a global batch as sums and ratios of sums, so that it does not depend on how rows are split.
 
     Batches are NamedTuples of arrays with a first dim B; the step itself reads `input_ids` and `sequence_ids` [B, L]
     and `cls_positions` [B, E].
@@ -29,10 +29,10 @@ class Objective(Protocol):
         """
 
     def weights(self, batch: Any) -> Any:
-        """What `loss` divides by, summed over the rows of a batch: whole numbers."""
+        """Returns the divisors of `loss`, summed over the rows of a batch: whole numbers."""
 
     def loss(self, sums: Any, weights: Any) -> jax.Array:
-        """The scalar to minimize. sums: of some rows; weights: of the whole global batch."""
+        """Returns the scalar to minimize. sums: of some rows; weights: of the whole global batch."""
 
     def metrics(self, sums: Any) -> dict[str, jax.Array]:
         """Metrics to log, including `loss`, from the sums of a global batch or a whole split.

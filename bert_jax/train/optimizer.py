@@ -1,4 +1,4 @@
-"""Schedules and optimisers, from optax."""
+"""Builds schedules and optimizers from optax."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ from bert_jax.model.layers import axes_in_layer, is_stacked, logical_axes
 
 
 def make_schedule(optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()) -> optax.Schedule:
-    """Learning rate by step, in each phase anew: linear warm-up to the peak, then by `schedule`.
+    """Makes the learning rate schedule, which restarts in each phase: linear warm-up to the peak, then `schedule`.
 
     `linear` and `cosine` reach 0 at the last step; `wsd` (warm-up, stable, decay; Hu et al. 2024) stays at the peak and
     reaches 0 over the last `decay_fraction` of the steps; `inverse_sqrt` is peak x sqrt(warmup / step) (Vaswani et al.
@@ -56,7 +56,7 @@ _UPDATE_RMS = 0.2  # Muon's updates get the typical size of AdamW's, so that one
 
 
 def matrix_dims(params: nnx.State) -> nnx.State:
-    """Which dims of a matrix Muon orthogonalises; None for what AdamW updates. Stacked layers are a batch."""
+    """Returns the dims of a matrix that Muon orthogonalizes; None for parameters of AdamW. Stacked layers are a batch."""
 
     def dims(variable: nnx.Variable) -> nnx.Variable:
         names = axes_in_layer(variable)
@@ -69,7 +69,7 @@ def matrix_dims(params: nnx.State) -> nnx.State:
 
 
 def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A transform that looks at whole tensors, applied to each layer of stacked parameters by itself."""
+    """Applies a transform of whole tensors to each layer of stacked parameters by itself."""
 
     def stacked(tree: nnx.State) -> nnx.State:
         def label(variable: nnx.Variable) -> nnx.Variable:
@@ -111,13 +111,13 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
 def make_optimizer(
     optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()
 ) -> optax.GradientTransformation:
-    """The optimiser after clipping by the global norm.
+    """Makes the optimizer, with clipping by the global norm before it.
 
     - `adamw` (Loshchilov and Hutter 2019); the original's without `bias_correction`.
     - `lamb` (You et al. 2020): what weight decay leaves alone is not scaled by the trust ratio either.
     - `adafactor` (Shazeer and Stern 2018) with second moments factored and steps relative to the parameters' size.
     - `muon` (Jordan et al. 2024) on the matrices with the update scale of Liu et al. 2025, "Muon is scalable for LLM
-      training"; AdamW with Nesterov momentum on the rest.
+      training"; AdamW with Nesterov momentum on the other parameters.
     """
     schedule = make_schedule(optimizer, num_steps, phases)
     scale_by_adam = optax.scale_by_adam if optimizer.bias_correction else scale_by_uncorrected_adam

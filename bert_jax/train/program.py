@@ -1,4 +1,4 @@
-"""Everything that follows from a model, an optimizer and a mesh: the one place where a train step is put together."""
+"""Builds the program of a run from a model, an optimizer and a mesh; all train steps are made here."""
 
 import dataclasses
 import functools
@@ -23,9 +23,9 @@ TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainProgram:
-    """A run's state and the functions on it. Made by `build_program`.
+    """The shapes of a run's state and the functions on it. Made by `build_program`.
 
-    Only `shapes` and `shardings` are worked out at once; the rest is traced and compiled where it is first used. On an
+    Only `shapes` and `shardings` are computed at once; the rest is traced and compiled on first use. On an
     abstract mesh there are no steps and no new state.
 
     Attributes:
@@ -51,13 +51,13 @@ class TrainProgram:
 
     @property
     def device_mesh(self) -> Mesh:
-        """`mesh`, where it is one of devices.
+        """`mesh`, if it has devices.
 
         Raises:
           TypeError: on an abstract mesh.
         """
         if not isinstance(self.mesh, Mesh):
-            raise TypeError('a program on an abstract mesh does not run')
+            raise TypeError('a program on an abstract mesh cannot run')
         return self.mesh
 
     @functools.cached_property
@@ -85,7 +85,7 @@ class TrainProgram:
         return make_forward(self.graph, self.mesh, self.shardings.params, function, summed=summed)
 
     def init_state(self, seed: int, params: nnx.State | None = None) -> TrainState:
-        """A new state, each part made where it belongs; the same numbers on any mesh.
+        """Makes a new state, each part on its own device; the values are the same on any mesh.
 
         Args:
           seed: of the random parameters.

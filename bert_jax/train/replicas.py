@@ -1,8 +1,7 @@
-"""Silent corruption: what several devices hold copies of is compared bit for bit, by a hash that each works out.
+"""Detects silent corruption by comparing the replicas of a state bit for bit, with hashes.
 
-A device that computes or remembers wrongly says nothing; its parameters drift away from those of the others, and every
-gradient that is averaged carries the error on. Each device hashes its own part of every array; parts that should be
-the same must have the same hash.
+A faulty device reports no error: its parameters drift away from those of the others, and every averaged gradient
+spreads the error. Each device hashes its own part of every array; replicas must have equal hashes.
 """
 
 import collections
@@ -20,7 +19,7 @@ _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 class Replicas:
-    """Compares the copies of a state that lie on the devices of a mesh."""
+    """A comparison of the replicas of a state on the devices of a mesh."""
 
     def __init__(self, shardings: TrainState):
         """Args: shardings, of every array of the state, on one mesh."""
@@ -31,27 +30,27 @@ class Replicas:
         specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
         every_device = PartitionSpec(mesh.axis_names)
         by_device = jax.shard_map(_hashes, mesh=mesh, in_specs=(specs,), out_specs=every_device, check_vma=False)
-        # Each process gets the hashes of all, and comes to the same finding.
+        # Each process gets all hashes and reaches the same conclusion.
         self._hash = jax.jit(by_device, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def check(self, state: TrainState, step: int) -> None:
         """Raises DeviceFault, naming the device and its process, when a copy differs from the others."""
         if self._mesh.size == 1:
             return
-        hashes = np.asarray(self._hash(state))  # one row a device, one column an array
+        hashes = np.asarray(self._hash(state))  # one row per device, one column per array
         found = collections.Counter()
         for column, copies in enumerate(self._copies(state)):
             for devices in copies:
                 counts = collections.Counter(int(hashes[row, column]) for row in devices)
                 if len(counts) > 1:
                     [(most, votes), (_, next_votes), *_] = counts.most_common(2)
-                    is_clear = votes > next_votes  # of two copies neither can be told to be the right one
+                    is_clear = votes > next_votes  # with two differing copies, either may be right
                     found.update(row for row in devices if not is_clear or hashes[row, column] != most)
         if found:
             raise self._fault(found, step)
 
     def _copies(self, state: TrainState) -> list[list[list[int]]]:
-        """Of each array, the rows of the devices that hold the same part, for each part that several hold."""
+        """Returns, per array, the device rows of each part that several devices hold."""
         if self._held is None:
             pairs = zip(jax.tree.leaves(state), jax.tree.leaves(self._shardings), strict=True)
             held = [_copies(array.shape, sharding) for array, sharding in pairs]
@@ -65,7 +64,7 @@ class Replicas:
             f'step {step}',
             f'{named}: {max(found.values())} arrays differ from the copies on other devices',
             'the same bits in all copies; the state is not saved, the last checkpoint is kept',
-            'leave out or replace that device; the same command goes on from the last checkpoint',
+            'remove or replace that device; the same command resumes from the last checkpoint',
         )
 
 

@@ -1,7 +1,7 @@
-"""Which dim of which parameter lies on which axis of the mesh: one table.
+"""Maps the dims of parameters to the axes of the mesh, in one table.
 
 A parameter is split over `fsdp` along its `embed` (or vocabulary) dim and over `tensor` along heads, intermediate or
-vocabulary; moments follow their parameters. Where a dim is not divisible by its axis, it stays whole.
+vocabulary; moments follow their parameters. A dim that is not divisible by the size of its axis stays whole.
 """
 
 import jax
@@ -25,7 +25,7 @@ RULES = {
 
 
 def parameter_specs(params: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
-    """A NamedSharding for every parameter, from the names of its dims."""
+    """Returns a NamedSharding for every parameter, from the names of its dims."""
 
     def spec(variable: nnx.Variable) -> nnx.Variable:
         shape, axes = variable.get_value().shape, [RULES[name] for name in logical_axes(variable)]

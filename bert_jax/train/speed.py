@@ -1,4 +1,4 @@
-"""How fast training is: model FLOPs of a step, the peak they are compared with, and tokens per second as a run goes."""
+"""Measures training speed: model FLOPs of a step, the peak FLOP/s of the devices, and tokens per second."""
 
 import contextlib
 import functools
@@ -25,11 +25,11 @@ def flops_per_step(
 ) -> float:
     """Model FLOPs of a training step, forward and backward; the one count that is used everywhere.
 
-    Three times those of the matmuls of a forward pass over real tokens, each attending to its own sequence, with the
+    Three times those of the matmuls of a forward pass over non-padding tokens, each attending to its own sequence, with the
     heads at the positions they run on; nothing for recomputation.
 
     Args:
-      tokens: real tokens in the global batch.  squared_lengths: sum over its sequences of length squared.
+      tokens: non-padding tokens in the global batch.  squared_lengths: sum over its sequences of length squared.
       predictions: prediction slots in the batch, B x P.  sequences: pooled slots, B x E.
     """
     # Fractions are exact, so that the result is a whole number for any mean length.
@@ -69,7 +69,7 @@ def _measure_matmul_flops(dtype: str, size: int = 1536, repeats: int = 4) -> flo
 
 
 class Speedometer:
-    """Real tokens per second, MFU and waiting between readings; evaluation, saving and compiling steps left out."""
+    """A meter of non-padding tokens per second, MFU and input wait, without evaluation, saving and compilation."""
 
     def __init__(self, model: config.Model, vocab_size: int):
         self._count = functools.partial(flops_per_step, model, vocab_size)

@@ -1,4 +1,4 @@
-"""What a run carries from step to step."""
+"""The training state: step, parameters and optimizer state."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, overload
@@ -19,10 +19,10 @@ ModelT = TypeVar('ModelT', bound=nnx.Module)
 
 
 class TrainState(NamedTuple):
-    """What a step changes. The shapes, shardings and specs of a state are `TrainState`s too.
+    """The values that a step updates. The shapes, shardings and specs of a state are `TrainState`s too.
 
     Attributes:
-      step: int32 scalar, steps made so far.
+      step: int32 scalar, number of completed steps.
       params: float32 parameters.
       opt_state: the optimizer's moments.
     """
@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 
 
 def is_schedule(node: Any) -> bool:
-    """Whether a part of an optimizer's state is its schedule's: the count of updates that were made."""
+    """Whether a node of an optimizer state is the schedule's, which counts the updates."""
     return isinstance(node, optax.ScaleByScheduleState)
 
 
@@ -44,7 +44,7 @@ def _finite(tree: Any) -> jax.Array:
 
 
 def is_finite(state: TrainState) -> bool:
-    """Whether all parameters and moments are."""
+    """Whether all parameters and moments are finite."""
     return bool(_finite((state.params, state.opt_state)))
 
 
@@ -64,7 +64,7 @@ def model_of(
 
 
 def model_of(params: nnx.State, model: config.Model, vocab_size: int, build: Build = build_model) -> nnx.Module:
-    """The model that has these parameters."""
+    """Returns the model with these parameters."""
     return nnx.merge(model_graph(model, vocab_size, build), params)
 
 
@@ -75,7 +75,7 @@ def state_shardings(
     mesh: Mesh | AbstractMesh,
     build: Build = build_model,
 ) -> tuple[TrainState, TrainState]:
-    """(shapes, shardings) of a state; moments are sharded as their parameters."""
+    """Returns (shapes, shardings) of a state; moments are sharded like their parameters."""
     abstract = jax.eval_shape(lambda: _new_state(model, vocab_size, optimizer, 0, build))
     specs = parameter_specs(abstract.params, mesh)
     whole = replicated(mesh)
@@ -106,9 +106,9 @@ def init_state(
     params: nnx.State | None = None,
     build: Build = build_model,
 ) -> TrainState:
-    """A new state, each part made where it belongs; the same numbers on any mesh.
+    """Makes a new state, each part on its own device; the values are the same on any mesh.
 
-    With `params` (whole arrays, the same in every process) it starts from them, else from random ones.
+    It starts from `params` (whole arrays, the same in every process), or from random ones without.
     """
     if params is not None:
         params = jax.tree.map(distribute, params, shardings.params)
@@ -118,7 +118,7 @@ def init_state(
 
 
 def distribute(array: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """A whole array, the same in every process, as one that is spread over a mesh."""
+    """Distributes a whole array, the same in every process, over a mesh."""
     whole = np.asarray(array)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 

@@ -1,4 +1,4 @@
-"""One step: (state, batch) -> (state, metrics), a pure function."""
+"""Makes train and forward steps: pure functions, (state, batch) -> (state, metrics)."""
 
 import functools
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from bert_jax.train.state import TrainState, is_schedule
 
 Forward = Callable[[Any, Any, Gather | None], Any]  # (model, batch, `gather` of its forward pass) -> arrays
 
-_EVALUATED_AT_ONCE = 128  # rows of a device; a batch that is trained on in microbatches need not fit whole
+_EVALUATED_AT_ONCE = 128  # rows per device; a batch that needs microbatches in training may not fit at once
 
 
 class StepParts(NamedTuple):
-    """What a train step is made of.
+    """The parts of a train step.
 
     Attributes:
       graph: the model without its parameters.
@@ -42,7 +42,7 @@ class StepParts(NamedTuple):
 
 
 def make_train_step(parts: StepParts, *, microbatches: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """The step, under `jax.jit`; the state is donated and comes out sharded as it went in.
+    """Makes the step under `jax.jit`; the state is donated and keeps its sharding.
 
     Gradients are of sums divided by the weights of the whole global batch, so that a split into microbatches (or
     devices) changes nothing but the order of additions. A call may name another dropout seed, `train_step(state, batch,
@@ -52,7 +52,7 @@ def make_train_step(parts: StepParts, *, microbatches: int) -> Callable[..., tup
     collectives = Collectives(mesh, shardings.params)
 
     def of_own_rows(params: nnx.State, batch: Any, rows: jax.Array, base: jax.Array) -> tuple[nnx.State, Any]:
-        """One device: its rows, and what it exchanges with the others."""
+        """Computes the gradients on one device from its rows, and exchanges them with the others."""
         weights = collectives.sum(objective.weights(batch))
 
         def loss_fn(params: nnx.State, micro: Any, rows: jax.Array) -> tuple[jax.Array, Any]:
@@ -80,9 +80,9 @@ def make_train_step(parts: StepParts, *, microbatches: int) -> Callable[..., tup
 def apply_gradients(
     parts: StepParts, state: TrainState, grads: nnx.State, loss: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The next state, and the metrics of the update, from the gradients of the global batch.
+    """Returns the next state and the metrics of the update, from the gradients of the global batch.
 
-    Where the loss or a gradient is not finite, nothing moves but the step, not even the optimiser's counts.
+    If the loss or a gradient is not finite, only the step changes, not even the optimizer's counts.
     """
     updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)
@@ -114,14 +114,14 @@ def _is_on_cpu(mesh: Mesh | AbstractMesh) -> bool:
 
 
 def _updates_made(state: TrainState) -> jax.Array:
-    """What the schedule goes by: the steps, less those whose update was skipped."""
+    """Returns the count that the schedule uses: the steps without those whose update was skipped."""
     return next(filter(is_schedule, jax.tree.leaves(state.opt_state, is_leaf=is_schedule))).count
 
 
 def speed_counts(batch: Batch) -> dict[str, jax.Array]:
-    """Real tokens of a batch, and the sum of its sequences' lengths squared (float32)."""
-    numbers = jnp.arange(1, batch.cls_positions.shape[1] + 1)
-    lengths = (batch.sequence_ids[..., None] == numbers).sum(axis=1)  # BE
+    """Counts the non-padding tokens of a batch and sums its squared sequence lengths (float32)."""
+    indices = jnp.arange(1, batch.cls_positions.shape[1] + 1)
+    lengths = (batch.sequence_ids[..., None] == indices).sum(axis=1)  # BE
     return {'tokens': lengths.sum(), 'squared_lengths': jnp.square(lengths.astype(jnp.float32)).sum()}
 
 
