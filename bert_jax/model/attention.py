@@ -4,7 +4,7 @@
 
 | compiled for | implementation | requires |
 |---|---|---|
-| TPU | `tpu_attention` (Pallas): scores stay on the chip, same dropout as everywhere | L a multiple of 128, at most 4096 |
+| TPU | `tpu_attention` (Pallas): scores stay on the chip, usual dropout | L a multiple of 128, at most 4096 |
 | GPU, one sequence per row | cuDNN, by sequence lengths | bfloat16, no attention dropout |
 | GPU, packed rows or no cuDNN | jax's Pallas kernel, by sequence ids | the same, L a multiple of 128 |
 | anything else | `reference`: scores and weights [B, H, L, L] in memory | nothing |
@@ -130,7 +130,7 @@ def reference(
     rate: float = 0.0,
     key: DropoutKey | None = None,
 ) -> jax.Array:
-    """Computes attention in ordinary JAX with a float32 softmax; kernels are tested against it. Args as for `attend`."""
+    """Computes attention in ordinary JAX with a float32 softmax; kernels are tested against it."""
     q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))  # BLHK
     scores = matmul(transpose(q, (0, 2, 1, 3)), transpose(k, (0, 2, 3, 1))) * q.shape[-1] ** -0.5
     sees = (sequence_ids[:, :, None] == sequence_ids[:, None, :]) & (sequence_ids[:, None, :] > 0)  # BLM

@@ -10,7 +10,7 @@ from bert_jax.model.inputs import Array
 
 
 def cross_entropy(logits: jax.Array, labels: Array) -> tuple[jax.Array, jax.Array]:
-    """Returns (losses, hits), both [...] float32: -log softmax(logits)[label] in nats, and 1 where the label has the top logit.
+    """Returns (losses, hits), both [...] float32: -log softmax(logits)[label] in nats, and 1 for a hit.
 
     Args:
       logits: [..., V] float32; -inf is allowed where no label points.  labels: [...] int32.

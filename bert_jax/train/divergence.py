@@ -78,7 +78,7 @@ class TrainingRecord:
     def skipping(
         self, anomaly: Anomaly, newest: 'TrainingRecord', phase_steps: Sequence[int], rolled_back_to: int
     ) -> 'TrainingRecord':
-        """Returns this record for a run that rolls back to its step and skips the batches read since, up to the anomaly.
+        """Returns this record for a run that rolls back to its step and skips the batches up to the anomaly.
 
         Args:
           newest: the record at the anomaly.

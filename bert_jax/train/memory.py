@@ -63,7 +63,7 @@ def highest_bytes(memory: Any, platform: str) -> int:
 
 
 def refused_bytes(message: str) -> float:
-    """Returns the total bytes that a rejected program needs, from libtpu's message (`Used 20.5G of 15.75G hbm`), or inf."""
+    """Returns the bytes that a rejected program needs, from libtpu's message (`Used 20.5G of …`), or inf."""
     found = re.search(r'(?:Used|required[^(]*\()\s*([\d.]+)([KMGT])', message)
     return float(found.group(1)) * _UNITS[found.group(2)] if found else math.inf
 

@@ -56,7 +56,7 @@ _UPDATE_RMS = 0.2  # Muon's updates get the typical size of AdamW's, so that one
 
 
 def matrix_dims(params: nnx.State) -> nnx.State:
-    """Returns the dims of a matrix that Muon orthogonalizes; None for parameters of AdamW. Stacked layers are a batch."""
+    """Returns the dims of a matrix that Muon orthogonalizes; None for those of AdamW. Stacked layers are a batch."""
 
     def dims(variable: nnx.Variable) -> nnx.Variable:
         names = axes_in_layer(variable)

@@ -25,8 +25,8 @@ def flops_per_step(
 ) -> float:
     """Model FLOPs of a training step, forward and backward; the one count that is used everywhere.
 
-    Three times those of the matmuls of a forward pass over non-padding tokens, each attending to its own sequence, with the
-    heads at the positions they run on; nothing for recomputation.
+    Three times those of the matmuls of a forward pass over non-padding tokens, each attending to its own sequence, with
+    the heads at the positions they run on; nothing for recomputation.
 
     Args:
       tokens: non-padding tokens in the global batch.  squared_lengths: sum over its sequences of length squared.

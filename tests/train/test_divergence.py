@@ -160,7 +160,7 @@ def test_before_its_first_checkpoint_a_run_rolls_back_to_its_start(resolved, tmp
 
 def test_after_too_many_rollbacks_it_ends_with_a_message(resolved, tmp_path, monkeypatch) -> None:
     read = _plant(monkeypatch, {32: set(range(4, 100))})
-    with pytest.raises(BadInput, match=f'{tmp_path}, step .* not finite, 2 steps in a row, after 2 roll-backs'):
+    with pytest.raises(BadInput, match=f'{tmp_path}, step .* not finite, 2 steps in a row, after 2 rollbacks'):
         pretrain(resolved, str(tmp_path))
     assert max(step for _, step in read) < 30
     assert (tmp_path / 'checkpoints' / '3' / 'manifest.json').exists()
