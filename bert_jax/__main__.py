@@ -19,6 +19,7 @@ from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 try:
     from bert_jax.cli.commands import COMMANDS
     from bert_jax.cli.flags import asks_for_json, describe, parse
+    from bert_jax.cli.topics import explain
     from bert_jax.json_files import DamagedJson
 except ModuleNotFoundError:
     try:
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2:
         console.print_text(_overview())
         return EXIT_BAD_INPUT
-    if argv[1] in ('help', '-h', '--help'):
+    if argv[1:] in (['help'], ['-h'], ['--help']):
         console.print_text(_overview())
         return 0
     if argv[1] in ('version', '--version'):
@@ -78,6 +79,9 @@ def main(argv: list[str]) -> int:
     name, arguments = argv[1], argv[2:]
     console.expect_json(asks_for_json(arguments))
     try:
+        if name == 'help':
+            console.print_text(explain(arguments[0]))
+            return 0
         return _run(name, arguments)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if (explained := _explained(name, error)) is None:
@@ -112,7 +116,15 @@ def _explained(name: str, error: BaseException) -> tuple[BadInput, int] | None:
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f'  {name:{width}}  {command.summary}' for name, command in COMMANDS.items()]
-    return '\n'.join([str(__doc__), *lines, '', 'python -m bert_jax COMMAND --help describes a command and its flags.'])
+    return '\n'.join(
+        [
+            str(__doc__),
+            *lines,
+            '',
+            'bert-jax COMMAND --help describes a command and its flags,',
+            'bert-jax help config the configuration.',
+        ]
+    )
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -103,8 +103,17 @@ def fail(text: str, as_json: Mapping[str, str]) -> None:
     Args:
       as_json: where, found, expected and mend (how to fix it), as `BadInput.as_json` has them.
     """
-    say_anywhere(text)
+    _print(_highlighted(printable(text)), sys.stderr)
     print_json_error(as_json)
+
+
+def _highlighted(error: str) -> str:
+    """An error with its first line in red and the label of its fix in bold, on a terminal that shows colours."""
+    if not _is_terminal(sys.stderr) or os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
+        return error
+    first, *others = error.split('\n')
+    others = [re.sub('^  fix:', '  \x1b[1mfix:\x1b[0m', line) for line in others]
+    return '\n'.join([f'\x1b[31m{first}\x1b[0m', *others])
 
 
 def print_json_error(as_json: Mapping[str, str]) -> None:

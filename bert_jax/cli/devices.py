@@ -19,9 +19,10 @@ PROCESSES = (
         'distributed',
         'join the processes of a TPU pod or of Open MPI; --nodistributed: do not join, whatever the environment says',
         flags.DEFINE_boolean,
+        group='advanced',
     ),
-    Flag('devices', 'expected number of devices across all hosts', flags.DEFINE_integer),
-    Flag('join_timeout', 'seconds to wait for the other hosts', flags.DEFINE_integer, 300),
+    Flag('devices', 'expected number of devices across all hosts', flags.DEFINE_integer, group='advanced'),
+    Flag('join_timeout', 'seconds to wait for the other hosts', flags.DEFINE_integer, 300, group='advanced'),
 )
 
 

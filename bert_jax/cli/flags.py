@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import re
 import shlex
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class Flag:
       define: the function of absl that defines it.
       default: the value without the flag.
       bounds: further arguments of `define`, such as `lower_bound`.
+      group: where `--help` lists it, one of `GROUPS`.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Flag:
     define: Callable[..., Any] = flags.DEFINE_string
     default: Any = None
     bounds: dict[str, Any] = dataclasses.field(default_factory=dict)
+    group: str = 'common'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +61,22 @@ class Command:
     config_type: type = Config
 
 
+GROUPS = ('essential', 'common', 'advanced')  # of flags, as `--help` lists them
 AT_LEAST_0 = {'lower_bound': 0}
 AT_LEAST_1 = {'lower_bound': 1}
+_FLAG_WIDTH = 24  # columns of a flag's name in `--help`
 
 # --- Flags that several commands share. ---
 
-CONFIG = Flag('config', 'config file FILE.py[:VARIANT]: a path, or the name of a shipped one, such as bert.py:base')
+CONFIG = Flag(
+    'config',
+    'config file FILE.py[:VARIANT]: a path, or the name of a shipped one, such as bert.py:base',
+    group='essential',
+)
 JSON = Flag('json', 'write one JSON object to standard output, nothing else', flags.DEFINE_boolean, False)
-MODEL = Flag('model', 'a workdir, WORKDIR@STEP, an export or a Hugging Face directory')
+MODEL = Flag('model', 'a workdir, WORKDIR@STEP, an export or a Hugging Face directory', group='essential')
 STEP = Flag('step', 'step of the checkpoint (default: the newest)', flags.DEFINE_integer)
-WORKDIR = Flag('workdir', 'directory of a run')
+WORKDIR = Flag('workdir', 'directory of a run', group='essential')
 
 
 def define(command: Command, config: Any = None, overrides: Sequence[str] = ()) -> flags.FlagValues:
@@ -169,12 +178,28 @@ def asks_for_json(arguments: Sequence[str]) -> bool:
 
 
 def describe(command: Command) -> str:
-    """What `--help` prints for a command."""
-    values = define(command)
-    lines = [f'python -m bert_jax {command.name} [--flag=VALUE …]{command.arguments}: {command.summary}', '']
-    lines += [f'  --{flag}: {values[flag].help}' for flag in sorted(values)]
-    lines += ['', f'Example: {command.example}']
-    return '\n'.join(lines)
+    """What `--help` prints for a command: its flags by group, with their defaults, and an example."""
+    lines = [f'bert-jax {command.name} [--flag=VALUE …]{command.arguments}', f'  {command.summary}']
+    for group in GROUPS:
+        members = [flag for flag in (*command.flags, JSON) if flag.group == group]
+        if members:
+            lines += ['', f'{group.capitalize()} flags:']
+            lines += [line for flag in members for line in _describe_flag(flag)]
+    if CONFIG in command.flags:
+        section = 'config' if command.config_type is Config else 'finetune-config'
+        lines += [
+            '',
+            f'--config.FIELD=VALUE changes a field of the config; `bert-jax help {section}` explains them all.',
+        ]
+    return '\n'.join([*lines, '', 'Example:', f'  {command.example}'])
+
+
+def _describe_flag(flag: Flag) -> list[str]:
+    default = '' if flag.default in (None, [], False) or 'default' in flag.meaning else f' (default: {flag.default})'
+    text = textwrap.wrap(flag.meaning + default, 100 - _FLAG_WIDTH)
+    name = f'  --{flag.name}'
+    first = [f'{name:{_FLAG_WIDTH}}{text[0]}'] if len(name) < _FLAG_WIDTH else [name, ' ' * _FLAG_WIDTH + text[0]]
+    return first + [' ' * _FLAG_WIDTH + line for line in text[1:]]
 
 
 # --- What commands do with the values. ---

@@ -68,7 +68,7 @@ def test_other_number_of_devices_than_promised_is_refused(settings: list[str], t
 
 def test_help_of_a_command_has_an_example(tmp_path: Path, capsys) -> None:
     assert run(['train', '--help'], tmp_path) == 0
-    assert 'Example: python -m bert_jax train' in capsys.readouterr().out
+    assert 'Example:\n  python -m bert_jax train' in capsys.readouterr().out
 
 
 def test_a_damaged_file_that_no_command_expects_is_named_and_exits_2(tmp_path: Path, capsys) -> None:

@@ -1,0 +1,83 @@
+"""`help`: explains commands, and the fields of the configuration."""
+
+import dataclasses
+import difflib
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from bert_jax.cli.commands import COMMANDS
+from bert_jax.cli.flags import describe
+from bert_jax.config import Config
+from bert_jax.config.fields import field_meanings, section_variants
+from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.errors import BadInput
+
+_ROOTS = {'config': Config, 'finetune-config': FinetuneConfig}
+_WIDTH = 100
+
+
+def explain(topic: str) -> str:
+    """Returns what `bert-jax help TOPIC` prints.
+
+    Args:
+      topic: a command, `config` or `finetune-config`, or one of their sections or fields: `config.data.pairing`.
+
+    Raises:
+      BadInput: for a topic that does not exist, with the nearest one.
+    """
+    if topic in COMMANDS:
+        return describe(COMMANDS[topic])
+    root, *path = topic.split('.')
+    if root in _ROOTS:
+        return _explain_section(_ROOTS[root], root, path, topic)
+    topics = [*COMMANDS, *_ROOTS]
+    near = difflib.get_close_matches(topic, topics, n=1)
+    fix = f'bert-jax help {near[0]}' if near else 'bert-jax help config.data.pairing'
+    raise BadInput(f'help {topic}', 'there is no such topic', ', '.join(topics), fix)
+
+
+def _explain_section(section: type[Any], name: str, path: list[str], topic: str) -> str:
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    if not path:
+        return '\n'.join(_section_lines(section, name))
+    field = fields.get(path[0])
+    if field is None:
+        near = difflib.get_close_matches(path[0], fields, n=1)
+        fix = f'bert-jax help {name}.{near[0]}' if near else f'bert-jax help {name}'
+        raise BadInput(f'help {topic}', f'there is no field {path[0]!r} in {name}', ', '.join(fields), fix)
+    variants = section_variants(field)
+    if not variants:
+        return '\n'.join(_field_lines(section, field, f'{name}.{path[0]}'))
+    errors = []
+    found = []
+    for inner in variants.values():
+        try:
+            found.append(_explain_section(inner, f'{name}.{path[0]}', path[1:], topic))
+        except BadInput as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return '\n\n'.join(dict.fromkeys(found))
+
+
+def _section_lines(section: type[Any], name: str) -> Iterator[str]:
+    yield f'{name}: {(section.__doc__ or "").splitlines()[0]}'
+    nested = []
+    for field in dataclasses.fields(section):
+        if section_variants(field):
+            nested.append(field.name)
+        else:
+            yield ''
+            yield from _field_lines(section, field, f'{name}.{field.name}')
+    if nested:
+        yield ''
+        yield 'Sections: ' + ', '.join(f'{name}.{inner}' for inner in nested)
+
+
+def _field_lines(section: type[Any], field: dataclasses.Field, name: str) -> Iterator[str]:
+    yield f'{name} = {field.default!r}'
+    meaning = field_meanings(section).get(field.name, '')
+    yield from textwrap.wrap(meaning[:1].upper() + meaning[1:], _WIDTH, initial_indent='  ', subsequent_indent='  ')
+    if expected := field.metadata.get('expected'):
+        yield from textwrap.wrap(f'allowed: {expected}', _WIDTH, initial_indent='  ', subsequent_indent='    ')
