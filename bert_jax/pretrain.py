@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, phase_at, row_lengths
+from bert_jax.config import Config, max_sequences, phase_at, row_lengths
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
@@ -22,6 +22,7 @@ from bert_jax.evaluation.fill_in import Examples, FillIn
 from bert_jax.evaluation.held_out import HeldOut
 from bert_jax.evaluation.probe import Probe, open_sets
 from bert_jax.loop import TrainingRun, begin, fit
+from bert_jax.model.attention import unsupported_reason
 from bert_jax.model.family import num_parameters
 from bert_jax.pretrained.initialize import pretraining_start
 from bert_jax.pretrained.load import Pretrained, from_params
@@ -168,24 +169,27 @@ def _describe(
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
     lines = [
         *several,
-        f'Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}',
-        f'Model: {num_parameters(config.model, vocab_size):,} parameters, vocabulary {vocab_size:,}',
+        f'Devices:    {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}',
+        f'Model:      {config.model.family}, {num_parameters(config.model, vocab_size):,} parameters, '
+        f'vocabulary {vocab_size:,}; {config.model.dtype}',
+        f'Attention:  {_describe_attention(config, mesh)}',
     ]
     for index, (phase, stream) in enumerate(zip(config.in_phases, streams, strict=True), start=1):
         epochs = phase.train.steps * stream.batch_size / stream.num_rows
         lines.append(
-            (f'Phase {index}' if config.phases else 'Data')
-            + f': {stream.num_rows:,} rows of {_describe_lengths(phase, stream)} positions an epoch; '
-            f'{phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:,.2f} epochs'
+            f'{f"Phase {index}:" if config.phases else "Data:":11} {stream.num_rows:,} rows of '
+            f'{_describe_lengths(phase, stream)} positions per epoch (up to '
+            f'{stream.num_rows * phase.data.sequence_length:,} tokens)'
         )
+        lines.append(f'{"":11} {phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:,.2f} epochs')
     if isinstance(streams[0], CorpusStream):
         fills = fill_of_phases(config, streams[0].split)
-        lines += [f'  {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
+        lines += [f'{"":11} {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
     max_positions = config.model.max_positions
     trained = of_run(config, config.train.steps, start).max_length(max_positions)
     if trained < max_positions:
         lines.append(
-            f'Positions: the first {trained:,} of {max_positions:,} are trained, and longer texts will be cut there; '
+            f'Positions:  the first {trained:,} of {max_positions:,} are trained, and longer texts will be cut there; '
             f'a last phase with sequence_length={max_positions} trains them all'
         )
     if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
@@ -194,6 +198,20 @@ def _describe(
             f'little left to learn. Use more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}'
         )
     return '\n'.join(lines)
+
+
+def _describe_attention(config: Config, mesh: Mesh) -> str:
+    """Which implementation runs, and why it is the plain one where it is."""
+    model, longest = config.model, max(phase.data.sequence_length for phase in config.in_phases)
+    if model.attention == 'plain':
+        return 'plain, as model.attention says'
+    platform = mesh.devices.flat[0].platform
+    num_heads, head_size = model.num_heads // mesh.shape['tensor'], model.hidden_size // model.num_heads
+    rate, is_packed = float(model.drops_attention_weights), max_sequences(config.data) > 1
+    reason = unsupported_reason(platform, longest, num_heads, head_size, model.dtype, rate, is_packed)
+    if reason is None:
+        return 'fused: scores stay on the chip'
+    return f'plain: {reason[0]}' + ('' if platform == 'cpu' else f' ({reason[1]} allows a kernel)')
 
 
 def _describe_lengths(phase: Config, stream: Stream) -> str:
