@@ -226,7 +226,7 @@ def test_a_record_that_changes_after_it_was_indexed_is_named(files: Path) -> Non
     content[start + 40] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(BadInput, match=f'{path}, byte {start}: the record is not what it was'):
+    with pytest.raises(BadInput, match=f'{path}, byte {start}: the record has changed since'):
         for step in range(len(stream)):
             stream.batch(step)
 
