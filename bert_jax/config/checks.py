@@ -41,6 +41,13 @@ def check_together(config: Config) -> None:
     """The checks that concern more than one field."""
     data, masking = config.data, config.data.masking
     check_model(config.model)
+    if data.pairing != 'none' and not config.model.LEARNS_PAIRS:
+        raise BadInput(
+            'config.data.pairing',
+            f'is {data.pairing!r}, and {config.model.family} has no head for pairs',
+            "'none'",
+            '--config.data.pairing=none',
+        )
     if data.group_field and any(name.partition(':')[0] in ('python-docs', 'text') for name, _ in sources(data)):
         raise BadInput(
             'config.data.group_field',

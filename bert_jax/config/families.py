@@ -17,6 +17,7 @@ class Model:
     """What every encoder has. The vocabulary size comes from the tokenizer."""
 
     ROLE: ClassVar[Role] = Role.IDENTITY
+    LEARNS_PAIRS: ClassVar[bool] = False  # whether it has a head for pairs of segments
 
     # the architecture
     family: str = ''
@@ -59,6 +60,8 @@ class Model:
 @dataclasses.dataclass(frozen=True)
 class Bert(Model):
     """BERT (Devlin et al. 2019)."""
+
+    LEARNS_PAIRS: ClassVar[bool] = True
 
     family: str = setting('bert', choices=('bert',), role=Role.IDENTITY_IF_SET)
     # dropout of embeddings and of the output of attention and feed-forward

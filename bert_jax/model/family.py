@@ -52,7 +52,6 @@ class Family(NamedTuple):
         for the backward pass, without its attention scores.
       layer_types: (model, length) -> for each layer, how many columns of scores a position has, and whether a kernel
         may compute them.
-      has_pair_head: whether it can learn pairs (`data.pairing`).
       has_position_table: whether positions are embeddings that are learned.
       absent_parameters: model -> parameters that are stored but not part of the architecture.
     """
@@ -61,7 +60,6 @@ class Family(NamedTuple):
     matmuls: Callable[..., list[Matmul]]
     kept_per_token: Callable[[Any, int, int], float]
     layer_types: Callable[[Any, int], list[tuple[int, bool]]]
-    has_pair_head: bool
     has_position_table: bool
     absent_parameters: Callable[[Any], int]
 
@@ -72,7 +70,6 @@ FAMILIES: dict[str, Family] = {
         matmuls=bert.matmuls,
         kept_per_token=bert.kept_per_token,
         layer_types=lambda model, length: [(length, True)] * model.num_layers,
-        has_pair_head=True,
         has_position_table=True,
         absent_parameters=lambda model: 0,
     ),
@@ -81,7 +78,6 @@ FAMILIES: dict[str, Family] = {
         matmuls=modernbert.matmuls,
         kept_per_token=modernbert.kept_per_token,
         layer_types=modernbert.layer_types,
-        has_pair_head=False,
         has_position_table=False,
         absent_parameters=lambda model: model.hidden_size * (1 + model.norm_bias),  # the norm of the first layer
     ),
@@ -90,7 +86,6 @@ FAMILIES: dict[str, Family] = {
         matmuls=eurobert.matmuls,
         kept_per_token=eurobert.kept_per_token,
         layer_types=lambda model, length: [(length, True)] * model.num_layers,
-        has_pair_head=False,
         has_position_table=False,
         absent_parameters=lambda model: 0,
     ),

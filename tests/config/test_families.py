@@ -1,0 +1,40 @@
+"""`model.family` selects the fields of a model; what does not fit a family is named."""
+
+import pytest
+
+from bert_jax import config
+from bert_jax.errors import BadInput
+
+
+def _resolve(**model: object) -> config.Config:
+    return config.resolve({'model': model, 'data': {'pairing': 'none'}})
+
+
+def test_family_selects_its_section_and_bert_is_the_default() -> None:
+    assert isinstance(_resolve().model, config.Bert)
+    assert isinstance(_resolve(family='modernbert').model, config.ModernBert)
+    assert _resolve(family='eurobert', num_key_value_heads=4).model.num_key_value_heads == 4
+
+
+@pytest.mark.parametrize(
+    'model, expected',
+    [
+        (
+            {'family': 'modernbert', 'dropout_rate': 0.1},
+            "config.model.dropout_rate: is not a field of family 'modernbert'",
+        ),
+        ({'family': 'modernbrt'}, "did you mean 'modernbert'"),
+        ({'family': 'modernbert', 'layer_types': ('full_attention',)}, 'one for each of the 22 layers'),
+        ({'family': 'eurobert', 'num_key_value_heads': 5}, 'which does not divide num_heads=12'),
+        ({'family': 'modernbert', 'hidden_size': 36}, 'heads of an even size'),
+    ],
+)
+def test_what_does_not_fit_a_family_is_named(model: dict[str, object], expected: str) -> None:
+    with pytest.raises(BadInput) as raised:
+        _resolve(**model)
+    assert expected in str(raised.value)
+
+
+def test_family_without_a_pair_head_refuses_pairs() -> None:
+    with pytest.raises(BadInput, match='modernbert has no head for pairs'):
+        config.resolve({'model': {'family': 'modernbert'}})
