@@ -61,8 +61,9 @@ def with_recorded_defaults(
     if 'data.max_sequences' not in changing:
         config = _with_recorded_sequences(config, recorded)
     resumed = with_values_before(config, recorded, changing)
-    if resumed != config and not quiet:
-        fields = ', '.join(sorted(_differing(identity_of(config), identity_of(resumed))))
+    today = identity_of(config)  # None: taken from the initial model, then as now
+    fields = ', '.join(sorted(name for name in _differing(today, identity_of(resumed)) if today[name] is not None))
+    if fields and not quiet:
         say(f'{workdir} was started by an earlier version and keeps the defaults of that version for {fields}.')
     return resumed
 

@@ -166,7 +166,7 @@ def test_killed_after_a_roll_back_it_resumes_to_the_same_bits(
     class Died(Exception):
         pass
 
-    log, roll_back, save, seen = RunLog.train_step, RunLog.roll_back, Checkpoints.save, []
+    log, roll_back, save, seen = RunLog.log_step, RunLog.roll_back, Checkpoints.save, []
 
     def note_roll_back(self: RunLog, *what: object) -> None:
         seen.append(what)
@@ -184,7 +184,7 @@ def test_killed_after_a_roll_back_it_resumes_to_the_same_bits(
     config = _config(place, probe_every=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, 'roll_back', note_roll_back)
-        patch.setattr(RunLog, 'train_step', log_or_die)
+        patch.setattr(RunLog, 'log_step', log_or_die)
         patch.setattr(Checkpoints, 'save', save_and_wait)
         with pytest.raises(Died):
             _fit(config, tmp_path / 'run', _not_finite(BAD))
@@ -219,7 +219,7 @@ def test_after_so_many_roll_backs_it_ends_with_a_message_and_resumes(
         _change_batches(patch, _not_finite({*range(5, 99)}))
         assert run(flags, place) == 2
     printed = capsys.readouterr().err
-    assert 'step 6: the loss or its gradient is not finite, 2 steps in a row, after 1 roll-back\n' in printed
+    assert 'step 6: the loss or its gradient is not finite, 2 steps in a row, after 1 rollback\n' in printed
     assert [event['step'] for event in _events(seed, 'back')] == [4, 4] and not (seed / 'results.json').exists()
     assert run(flags, place) == 0  # the data repaired
     assert f'Resuming {seed} from step 4 of 20.' in capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_what_would_change_a_run_that_gave_up_asks_for_another_workdir(
 ) -> None:
     assert run([*given_up, '--config.optimizer.peak_learning_rate=1e-5', '--workdir=given-up'], place) == 2
     printed = capsys.readouterr().err
-    assert 'optimizer.peak_learning_rate' in printed and 'name another --workdir' in printed
+    assert 'optimizer.peak_learning_rate' in printed and 'use another --workdir' in printed
     assert 'allow_change' not in printed  # `finetune` has no such flag
 
 
