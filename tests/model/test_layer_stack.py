@@ -42,9 +42,10 @@ def test_scan_unrolled_loop_and_single_layers_agree(kinds: str, remat: str) -> N
     expected = one_by_one(stacked)
     expected_grads = jax.grad(lambda stacked: one_by_one(stacked).sum())(stacked)
     for scan in (True, False):
-        np.testing.assert_allclose(run(stacked, scan), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(run(stacked, scan), expected, rtol=1e-4, atol=1e-4)
         grads = jax.grad(lambda stacked, scan=scan: run(stacked, scan).sum())(stacked)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, expected_grads)
+        for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+            assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
 def test_program_does_not_grow_with_the_number_of_periods() -> None:
