@@ -1,16 +1,18 @@
-"""Pages of the documentation that are generated from the code: commands and configuration.
+"""Pages of the documentation that are generated from the code, diagrams drawn inline, and what search prefers.
 
-MkDocs calls `on_files` when it builds. Nothing here imports jax.
+MkDocs calls the functions whose names begin with `on_` when it builds. Nothing here imports jax.
 """
 
 import ast
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 import bert_jax.errors
 from bert_jax.cli.commands import COMMANDS
@@ -40,6 +42,45 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         path = f'reference/{name}.md'
         files.append(File.generated(config, path, content=text))
     return files
+
+
+# Weights of pages in the search, by the beginning of their path. Lists and records would otherwise come before guides.
+_SEARCH_BOOST = {
+    'getting-started/': 3.0,
+    'guides/': 3.0,
+    'reference/messages': 0.001,
+    'benchmarks/log': 0.001,
+    'benchmarks/': 0.5,
+    'contributing/': 0.1,
+    'reference/cli': 3.0,
+}
+_DIAGRAM = re.compile(r'<img alt="([^"]*)" src="[^"]*assets/(batch|data-flow|mesh)\.svg"\s*/?>')
+
+_NAME_IN_TABLE = re.compile(r'(<td>(?:<span id="[^"]*"></span>)?<code>)([^<]*)(?=</code>)')
+_NAME_JOINT = re.compile(r'(?<=\w)[._/](?!py\b)(?=\w)')
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Gives a page its weight in the search."""
+    boosts = (boost for start, boost in _SEARCH_BOOST.items() if page.file.src_uri.startswith(start))
+    page.meta.setdefault('search', {'boost': next(boosts, 1.0)})
+    return markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Draws diagrams inline, so that they follow the colours that a reader chose; `site.css` has the colours."""
+    return _DIAGRAM.sub(lambda match: _drawn(match[2], match[1]), html)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Lets names in tables break where their parts join. The search has read the page by now, with whole names."""
+    return _NAME_IN_TABLE.sub(lambda match: match[1] + _NAME_JOINT.sub(r'\g<0><wbr>', match[2]), output)
+
+
+def _drawn(name: str, alt: str) -> str:
+    svg = (_ROOT / 'docs' / 'assets' / f'{name}.svg').read_text('utf-8')
+    svg = re.sub(r'<style>.*?</style>', '', svg, flags=re.DOTALL)
+    return re.sub(r'aria-label="[^"]*"', lambda _: f'aria-label="{alt}"', ' '.join(svg.split()), count=1)
 
 
 def commands_page() -> str:

@@ -92,7 +92,7 @@ def test_every_command_and_flag_has_an_anchor(hooks: ModuleType) -> None:
 QUESTIONS = {
     'install cuda gpu': 'getting-started/installation/',
     'resume a stopped run': 'getting-started/your-own-text/',
-    'out of memory microbatches': 'guides/distributed/',
+    'out of memory': 'guides/distributed/',
     'bring my own vocabulary': 'getting-started/your-own-text/',
     'whole word masking': 'guides/batches/',
     'continue pretraining domain text': 'guides/continue-pretraining/',
@@ -100,7 +100,7 @@ QUESTIONS = {
     'export hugging face transformers': 'guides/use-the-model/',
     'embeddings of sentences': 'guides/use-the-model/',
     'fine-tune classification seeds': 'guides/fine-tune/',
-    'named entity tagging conll': 'guides/fine-tune/',
+    'named entity recognition': 'guides/fine-tune/',
     'slurm': 'guides/distributed/',
     'tpu pod bucket': 'guides/distributed/',
     'cost of training on h100': 'guides/plan/',
@@ -119,7 +119,9 @@ def search(site: pathlib.Path) -> Any:
     from lunr import lunr
 
     documents = json.loads((site / 'search' / 'search_index.json').read_text('utf-8'))['docs']
-    documents = [each | {'text': re.sub('<[^>]+>', ' ', each['text'])} for each in documents]
+    documents = [
+        (each | {'text': re.sub('<[^>]+>', ' ', each['text'])}, {'boost': each.get('boost', 1)}) for each in documents
+    ]
     fields = [{'field_name': 'title', 'boost': 1000}, 'text']
     return lunr(ref='location', fields=fields, documents=documents)
 
