@@ -37,12 +37,12 @@ def find_config(argument: str) -> str:
         is_there = os.path.exists(name)
         kind = 'a directory' if os.path.isdir(name) else 'not a regular file'
         found = f'{name} is {kind}' if is_there else f'there is no file {name}' if name else 'is empty'
-        raise BadInput('--config', found, expected, '' if is_there else _nearest(shipped_name, names))
+        raise BadInput('--config', found, expected, '' if is_there else _nearest(shipped_name, names, colon + variant))
     return f'{_CONFIGS / shipped_name}{colon}{variant}'
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    """'did you mean …?' by the names of the files alone: every path ends in .py, and 'glue' is finetune/glue.py."""
+def _nearest(name: str, names: list[str], variant: str) -> str:
+    """Returns 'did you mean …?', or ''. Compares file names alone, as every path ends in .py; keeps `:VARIANT`."""
     stems = {Path(path).stem: path for path in names}
     close = difflib.get_close_matches(Path(name).stem, stems, n=1)
-    return f'did you mean {stems[close[0]]!r}?' if close else ''
+    return f'did you mean {stems[close[0]] + variant!r}?' if close else ''

@@ -41,9 +41,10 @@ def test_a_file_on_disk_wins(elsewhere: Path) -> None:
 @pytest.mark.parametrize(
     'name, suggestion',
     [
-        ('brt.py:tiny', "did you mean 'bert.py'?"),
+        ('brt.py:tiny', "did you mean 'bert.py:tiny'?"),
+        ('squad.py:v2', "did you mean 'finetune/squad.py:v2'?"),
         ('configs/dmeo.py', "did you mean 'demo.py'?"),
-        ('bert:base', "did you mean 'bert.py'?"),
+        ('bert:base', "did you mean 'bert.py:base'?"),
         ('finetune/gleu.py', "did you mean 'finetune/glue.py'?"),
         ('../configs/demo.py', 'a shipped config: bert.py, bert_lamb.py'),
         ('x' * 300, 'a shipped config: bert.py, bert_lamb.py'),
