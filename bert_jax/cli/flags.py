@@ -251,6 +251,17 @@ def workdir_and_step(values: flags.FlagValues) -> tuple[str, int | None]:
     return workdir, values.step if step is None else step
 
 
+def check_names_no_step(command: Command, workdir: str) -> None:
+    """Raises BadInput for `WORKDIR@STEP` of an existing run: the command is about the whole run."""
+    from bert_jax.files import as_path
+    from bert_jax.workdir.identity import split_step
+
+    directory, step = split_step(workdir)
+    if step is not None and (as_path(directory) / 'config.json').exists():
+        found = f'names a step, and {command.name} takes a whole run'
+        raise BadInput(f'--workdir={workdir}', found, 'the workdir without @STEP', f'--workdir={directory}')
+
+
 def config_of(values: flags.FlagValues) -> Config:
     """The config that `--config` and its overrides give, checked."""
     if values.config is None:

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from bert_jax.cli.flags import Command, Flag, print_result
+from bert_jax.cli.flags import Command, Flag, check_names_no_step, print_result
 from bert_jax.errors import BadInput
 from bert_jax.runtime.paths import check_path
 from bert_jax.runtime.stopping import exit_on_signals
@@ -14,6 +14,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         raise BadInput('--workdir', 'is missing', 'the directory of a run', COMMAND.example)
     for workdir in values.workdir:
         check_path('workdir', workdir)
+        check_names_no_step(COMMAND, workdir)
     from bert_jax.report import summarize, write_report
     from bert_jax.workdir.result import check_output
 

@@ -3,12 +3,22 @@
 from absl import flags
 
 from bert_jax.cli.devices import PROCESSES, finish, join_processes
-from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, command_to_paste, config_of_run, required
+from bert_jax.cli.flags import (
+    CONFIG,
+    WORKDIR,
+    Command,
+    Flag,
+    check_names_no_step,
+    command_to_paste,
+    config_of_run,
+    required,
+)
 from bert_jax.runtime.stopping import StopRequest
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     workdir = required(values, 'workdir')
+    check_names_no_step(COMMAND, workdir)
     with StopRequest() as stop:
         config = config_of_run(values, workdir)
         join_processes(values, config)
