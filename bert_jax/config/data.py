@@ -4,16 +4,30 @@ Legend of sizes: `L` positions, `P` predictions and `E` packed sequences in a ro
 """
 
 import dataclasses
+import difflib
 from typing import Any, ClassVar, TypeGuard
 
 from bert_jax.config.fields import Role, at_least, fraction, setting
 
 SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds', 'tfrecord')
+_KINDS_BY_SUFFIX = {'jsonl': 'jsonl', 'json': 'jsonl', 'parquet': 'parquet', 'tfrecord': 'tfrecord'}
 
 
 def _is_source(value: Any) -> bool:
     kind, _, rest = value.partition(':') if isinstance(value, str) else ('', '', '')
     return value == 'python-docs' or (kind in SOURCE_KINDS and bool(rest))
+
+
+def _suggest_source(value: str) -> str:
+    """Returns a source for a path without its kind, or with a misspelled kind; '' for text that is neither."""
+    kind, colon, path = value.partition(':')
+    if colon and path and not path.startswith('//'):
+        close = difflib.get_close_matches(kind, SOURCE_KINDS, n=1)
+        return f'{close[0]}:{path}' if close else ''
+    if not any(mark in value for mark in './*'):
+        return ''
+    suffix = value.removesuffix('.gz').rpartition('.')[2]
+    return f'{_KINDS_BY_SUFFIX.get(suffix, "text")}:{value}'
 
 
 def is_records(source: str | tuple) -> TypeGuard[str]:
@@ -75,6 +89,7 @@ class Data:
         + ', or a tuple of (source, weight), each source once, weights above 0 up to 1000',
         _is_source_or_several,
         role=Role.CONTENT,
+        suggest=_suggest_source,
     )
     # directory that `prepare` writes and `train` reads
     corpus: str = setting('corpora/python-docs', 'a directory', bool, role=Role.EXECUTION)
@@ -100,7 +115,11 @@ class Data:
     split_sentences: bool = setting(True, role=Role.CONTENT)
     # text to evaluate on; empty: part of `source`
     validation_source: str = setting(
-        '', 'empty, or a source like data.source', lambda value: not value or _is_source(value), role=Role.CONTENT
+        '',
+        'empty, or a source like data.source',
+        lambda value: not value or _is_source(value),
+        role=Role.CONTENT,
+        suggest=_suggest_source,
     )
     # share of the documents that is held out, chosen by hash; without a `validation_source`
     validation_fraction: float = fraction(0.05, Role.CONTENT)

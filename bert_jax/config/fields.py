@@ -6,6 +6,7 @@ import difflib
 import enum
 import inspect
 import io
+import shlex
 import tokenize
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -35,6 +36,7 @@ def setting(
     role: Role | None = None,
     before: Any = None,
     is_written: bool = False,
+    suggest: Callable[[str], str] | None = None,
 ):
     """A dataclass field with its default, its check and its role.
 
@@ -43,6 +45,7 @@ def setting(
         (`with_values_before`). By default, today's default.
       is_written: whether it names a place that commands write to, or a program that they start. Such a field is taken
         from a config file or the command line, and never from a workdir, which may be somebody else's.
+      suggest: returns a value that a rejected text was probably meant to be, or ''.
     """
     if choices:
         expected, check = 'one of ' + ', '.join(map(repr, choices)), lambda value: value in choices
@@ -53,6 +56,7 @@ def setting(
         'role': role,
         'before': default if before is None else before,
         'is_written': is_written,
+        'suggest': suggest,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -280,6 +284,15 @@ def _resolve_inner(
     return resolve_section(sections[chosen], values, path + '.', unknown_here)
 
 
+def _fix(field: dataclasses.Field, path: str, value: Any) -> str:
+    """Returns how to fix a value that its check rejects; '' where nothing is close."""
+    if not isinstance(value, str):
+        return ''
+    if (suggest := field.metadata.get('suggest')) and (better := suggest(value)):
+        return shlex.join([f'--config.{path}={better}'])
+    return nearest(value, field.metadata.get('choices', ()))
+
+
 def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Callable[[str], BadInput]) -> Any:
     """Values by name -> a frozen section, and the sections in it.
 
@@ -319,7 +332,6 @@ def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Calla
             raise BadInput(f'config.{path}', f'is {value!r}', kind)
         check = field.metadata.get('check')
         if check and not check(value):
-            fix = nearest(value, field.metadata['choices']) if isinstance(value, str) else ''
-            raise BadInput(f'config.{path}', f'is {value!r}', field.metadata['expected'], fix)
+            raise BadInput(f'config.{path}', f'is {value!r}', field.metadata['expected'], _fix(field, path, value))
         resolved[name] = value
     return section(**resolved)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import runpy
+import shlex
 from pathlib import Path
 from typing import ClassVar
 
@@ -60,6 +61,31 @@ def test_a_typo_gets_the_nearest_name(typo: str, meant: str) -> None:
 def test_a_wrong_choice_gets_the_allowed_ones_and_the_nearest() -> None:
     message = _message(data__pairing='npr')
     assert "'nsp', 'sop', 'none'" in message and "did you mean 'nsp'" in message
+
+
+@pytest.mark.parametrize('field', ['source', 'validation_source'])
+@pytest.mark.parametrize(
+    ('source', 'fix'),
+    [
+        ('d1.txt', 'text:d1.txt'),
+        ('my texts/a', "'--config.data.{field}=text:my texts/a'"),
+        ('wiki/*.jsonl.gz', 'jsonl:wiki/*.jsonl.gz'),
+        ('a.parquet', 'parquet:a.parquet'),
+        ('gs://bucket/a.txt', 'text:gs://bucket/a.txt'),
+        ('txt:a.md', 'text:a.md'),
+        ('json:a', 'jsonl:a'),
+    ],
+)
+def test_source_without_known_kind_suggests_a_valid_one(field: str, source: str, fix: str) -> None:
+    suggested = _message(**{f'data__{field}': source}).partition('fix:')[2]
+    assert fix.format(field=field) in suggested and f'--config.data.{field}=' in suggested
+    flag = shlex.split(suggested)[0]
+    resolve({'data': {field: flag.partition('=')[2]}})
+
+
+@pytest.mark.parametrize('source', ['wikipedia', 'text:', 'other:a.txt'])
+def test_source_that_resembles_nothing_gets_no_suggestion(source: str) -> None:
+    assert 'fix:' not in _message(data__source=source)
 
 
 @pytest.mark.parametrize('name', sorted(field_names()))
