@@ -116,7 +116,7 @@ def _tokenizer(config: Config) -> Iterator[Problem]:
     settings, where = config.tokenizer, f'config.tokenizer.path={config.tokenizer.path}'
     if not settings.path:
         return
-    tokenizer = load_configured_tokenizer(settings)
+    tokenizer = load_configured_tokenizer(settings, report_ignored=False)  # the warnings below report them
     for name in ('lowercase', 'strip_accents'):
         wanted, found = getattr(settings, name), getattr(tokenizer, name)
         if wanted not in (None, found):

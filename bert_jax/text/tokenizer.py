@@ -53,7 +53,11 @@ def train_tokenizer(settings: config.Tokenizer, texts: Iterator[str]) -> Tokeniz
 
 
 def load_tokenizer(
-    path: str | os.PathLike[str], *, lowercase: bool | None = None, strip_accents: bool | None = None
+    path: str | os.PathLike[str],
+    *,
+    lowercase: bool | None = None,
+    strip_accents: bool | None = None,
+    report_ignored: bool = True,
 ) -> Tokenizer:
     """Loads a `vocab.txt`, a `tokenizer.json`, a SentencePiece `.model`, or a directory that contains one.
 
@@ -65,6 +69,8 @@ def load_tokenizer(
     3. the files next to the vocabulary;
     4. its tokens: without capital letters, lower case; if also without accents, accents are stripped. This is printed.
 
+    Without `report_ignored`, settings are ignored without a report: the caller makes one.
+
     If accents are kept and no file declares the normalization, text is also normalized to NFC.
 
     Raises:
@@ -74,14 +80,17 @@ def load_tokenizer(
     requested = {'lowercase': lowercase, 'strip_accents': strip_accents}
     if file.suffix == '.json':
         loaded = _load_json(file)
-        _report_differences(file.name, requested, loaded, 'is ignored')
+        if report_ignored:
+            _report_differences(file.name, requested, loaded, 'is ignored')
         return loaded
     content = _read_bounded(file)
     tokens = {} if file.suffix == '.model' else _read_vocabulary(file, content)
     pieces = read_pieces(content, str(file)) if file.suffix == '.model' else list(tokens)
     declared = read_normalization(file, pieces)
     if declared is not None:
-        _report_differences(declared.file, requested, declared, 'is ignored' if is_directory else 'is used anyway')
+        if report_ignored or not is_directory:
+            consequence = 'is ignored' if is_directory else 'is used anyway'
+            _report_differences(declared.file, requested, declared, consequence)
         if is_directory:
             requested = {'lowercase': None, 'strip_accents': None}
     flags, source = _resolve_normalization(pieces, declared, **requested)
@@ -123,9 +132,10 @@ def _read_bounded(path: pathlib.Path) -> bytes:
         raise BadInput(str(path), f'cannot be read ({error.strerror})', 'a tokenizer file') from error
 
 
-def load_configured_tokenizer(settings: config.Tokenizer) -> Tokenizer:
+def load_configured_tokenizer(settings: config.Tokenizer, *, report_ignored: bool = True) -> Tokenizer:
     """Loads the tokenizer of `tokenizer.path`; see `load_tokenizer`."""
-    return load_tokenizer(settings.path, lowercase=settings.lowercase, strip_accents=settings.strip_accents)
+    requested = {'lowercase': settings.lowercase, 'strip_accents': settings.strip_accents}
+    return load_tokenizer(settings.path, **requested, report_ignored=report_ignored)
 
 
 def load_saved_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:

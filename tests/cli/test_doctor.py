@@ -120,6 +120,17 @@ def test_a_vocabulary_of_another_size_or_without_special_tokens_is_told(tmp_path
     assert (first.level, first.found) == ('error', 'has no [MASK]')
 
 
+def test_ignored_tokenizer_setting_is_reported_once(tmp_path: Path, capsys) -> None:
+    _diagnose(tmp_path, _text(300, 6))
+    data = [f'--config.data.corpus={tmp_path}/corpus', f'--config.data.source=text:{tmp_path}/text.txt']
+    tokenizer = [f'--config.tokenizer.path={tmp_path}/corpus/tokenizer', '--config.tokenizer.lowercase=False']
+    capsys.readouterr()
+    run(['doctor', f'--config={ROOT}/configs/demo.py', *data, *tokenizer], tmp_path)
+    printed = ''.join(capsys.readouterr())
+    assert printed.count('config.tokenizer.lowercase: is False, and is not used') == 1
+    assert 'is ignored' not in printed
+
+
 def _poor_vocabulary(tmp_path: Path) -> Path:
     path = tmp_path / 'vocab.txt'
     path.write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *WORDS, 'number', '.']) + '\n')
