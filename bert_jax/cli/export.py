@@ -13,6 +13,7 @@ from bert_jax.cli.flags import (
     Flag,
     command_to_paste,
     config_of,
+    fields_of,
     print_result,
     required,
     workdir_and_step,
@@ -45,9 +46,11 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 
 
 def _export_finetuned(values: flags.FlagValues, workdir: str, step: int | None, output: str) -> int:
+    from bert_jax.config import finetuning
     from bert_jax.finetune.export import PIPELINES, export
 
-    proof = export(workdir, output, step)
+    card = finetuning.resolve(fields_of(values.config)).card if values.config is not None else None
+    proof = export(workdir, output, step, card)
     pipeline = f"transformers.pipeline('{PIPELINES[proof['architecture']]}', model={output!r})"
     next_step = f'Next: {command_to_paste("predict", model=output, input="lines.txt")}\n      {pipeline}'
     print_result(values, proof, f'{_describe(proof, output, " of " + proof["workdir"])}\n{next_step}', is_in_files=True)

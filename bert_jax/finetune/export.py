@@ -1,5 +1,6 @@
 """Exports a fine-tuned checkpoint with its labels as a Hugging Face directory, after comparing its logits."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from bert_jax.config import Card
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.finetune.exported import read_finetuned, write_task
 from bert_jax.finetune.heads import ARCHITECTURES
@@ -38,8 +40,11 @@ PIPELINES = {  # of `transformers`
 }
 
 
-def export(workdir: str, output: str, step: int | None = None) -> dict[str, Any]:
+def export(workdir: str, output: str, step: int | None = None, card: Card | None = None) -> dict[str, Any]:
     """Writes a directory that `transformers` opens; returns its proof.
+
+    Args:
+      card: texts for the model card, instead of the `config.card` of the run.
 
     Raises:
       BadInput: when `output` exists and is not an export, or the checkpoint does not exist.
@@ -47,7 +52,7 @@ def export(workdir: str, output: str, step: int | None = None) -> dict[str, Any]
     target, seed_workdir = check_output(output), choose_seed(workdir)
     resolved, trained = read_run(seed_workdir), load_finetuned(seed_workdir, step)
     architecture, kind = ARCHITECTURES[resolved.task.kind], resolved.task.kind
-    readme = _card(workdir, seed_workdir, resolved, trained)
+    readme = _card(workdir, seed_workdir, dataclasses.replace(resolved, card=card or resolved.card), trained)
 
     def fill(directory: Path) -> dict[str, object]:
         params, tokenizer = nnx.state(trained.model, nnx.Param), trained.tokenizer

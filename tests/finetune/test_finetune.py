@@ -213,8 +213,11 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
         found = json.loads(capsys.readouterr().out)['results']
         for said, line in zip(found, lines, strict=True):
             assert said['scores'] == pytest.approx(json.loads(line)['probabilities'], abs=1e-4)
-    assert run(['embed', '--model=reviews', '--input=dev.txt.in', '--output=vectors.npy'], place) == 0
-    assert np.load(place / 'vectors.npy').shape == (64, MODEL.hidden_size)
+    for model in ('reviews', 'export'):
+        assert run(['embed', f'--model={model}', '--input=dev.txt.in', f'--output={model}.npy'], place) == 0
+    vectors, of_export = np.load(place / 'reviews.npy'), np.load(place / 'export.npy')
+    assert vectors.shape == (64, MODEL.hidden_size) and len(np.unique(vectors, axis=0)) > 1
+    np.testing.assert_allclose(vectors, of_export, atol=1e-5)
     # It is where another task may start, as the workdir is: the encoder as it was trained, no head.
     task = {'sequence_length': 16}
     inits = [str(place / init) for init in (proof['workdir'], 'export')]
@@ -229,6 +232,14 @@ def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -
     assert f'| Accuracy | {best:.1%} |' in card and 'pipeline_tag: "text-classification"' in card
     assert '# reviews\n' in card and 'the best of 2 seeds' in card
     run_snippet(place / 'export')
+
+
+@pytest.mark.compiles
+def test_export_takes_the_model_card_from_the_config(place: Path, finished: Path) -> None:
+    card = ['--config.card.name=Film reviews', '--config.card.license=mit']
+    assert run(['export', *REVIEWS, *card, '--workdir=reviews', '--output=carded'], place) == 0
+    readme = (place / 'carded' / 'README.md').read_text()
+    assert '# Film reviews\n' in readme and 'license: "mit"' in readme
 
 
 def test_dropout_rates_come_from_the_initial_model_unless_set(place: Path) -> None:
