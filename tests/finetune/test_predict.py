@@ -85,6 +85,14 @@ def test_classes_and_numbers_are_those_of_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.compiles
+@pytest.mark.parametrize('kind', LABELS)
+def test_encoder_of_every_task_gives_sentence_vectors(kind: str, tmp_path: Path) -> None:
+    model = bert_jax.load_pretrained(write_task_model(tmp_path / 'model', kind))
+    vectors = model.encode(['the film', 'ada is in town']).mean_pooled
+    assert vectors.shape == (2, MODEL.hidden_size) and not np.allclose(vectors[0], vectors[1])
+
+
+@pytest.mark.compiles
 def test_tags_are_those_of_transformers_at_the_first_piece_of_each_word(tmp_path: Path) -> None:
     directory = write_task_model(tmp_path / 'model', 'tagging')
     sentences = ['ada lives in town', 'bob', '', ['the', 'zebra', 'is', 'ada']]
