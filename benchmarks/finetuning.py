@@ -147,11 +147,11 @@ class Comparison:
 
     def _open(self) -> tuple[Any, Any]:
         """(resolved config, TaskData) of the task."""
-        from bert_jax.finetune.start import finetuning_start
-        from bert_jax.finetune.tasks import open_task
+        from bert_jax.finetune.start import prepare_start
+        from bert_jax.finetune.tasks import read_task
 
-        start = finetuning_start(self.config(), [])
-        return start.config, open_task(start.config.task, start.config.train, start.tokenizer)
+        start = prepare_start(self.config(), [])
+        return start.config, read_task(start.config.task, start.config.train, start.tokenizer)
 
     def config(self) -> Any:
         """The resolved config, without the sizes of the encoder."""

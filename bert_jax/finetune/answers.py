@@ -1,5 +1,7 @@
-"""Scores of answers, fractions, as SQuAD's official scorers count them: `evaluate-v1.1.py` (Rajpurkar et al. 2016), and
-where a question may have no answer, `evaluate-v2.0.py` (Rajpurkar et al. 2018).
+"""Scores answers as SQuAD's official scorers do, in fractions.
+
+The scorers are `evaluate-v1.1.py` (Rajpurkar et al. 2016) and, where a question may have no answer, `evaluate-v2.0.py`
+(Rajpurkar et al. 2018).
 """
 
 import re
@@ -13,18 +15,18 @@ _ARTICLES = re.compile(r'\b(a|an|the)\b')
 
 
 def normalize(answer: str) -> str:
-    """Lower case, without ASCII punctuation, then without English articles, one blank between words."""
+    """Lowercases, then removes ASCII punctuation and English articles; joins words with single spaces."""
     return ' '.join(_ARTICLES.sub(' ', answer.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, gold: list[str]) -> float:
-    """1 when the answer is one of the gold answers once both are normalized, else 0."""
-    return float(any(normalize(answer) == normalize(one) for one in gold))
+    """Returns 1 if the normalized answer equals a normalized gold answer, else 0."""
+    return float(any(normalize(answer) == normalize(text) for text in gold))
 
 
 def f1(answer: str, gold: list[str]) -> float:
-    """The harmonic mean of precision and recall over the words shared with a gold answer, the best of them."""
-    return max(_f1(normalize(answer).split(), normalize(one).split()) for one in gold)
+    """Returns the highest word-level F1 between the answer and any gold answer."""
+    return max(_f1(normalize(answer).split(), normalize(text).split()) for text in gold)
 
 
 def _f1(answer: list[str], gold: list[str]) -> float:
@@ -35,50 +37,51 @@ def _f1(answer: list[str], gold: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def scores_with_no_answer(texts: list[str], null_odds: list[float], gold: list[list[str]]) -> dict[str, float]:
-    """What `evaluate-v2.0.py` finds with `--na-prob-file` and the threshold 0.
+def score_with_no_answer(answers: list[str], null_odds: list[float], gold: list[list[str]]) -> dict[str, float]:
+    """Returns what `evaluate-v2.0.py` reports with `--na-prob-file` and a threshold of 0.
 
     Args:
-      texts: of each question, the best answer that is one.
-      null_odds: how much more 'no answer' scores than that; above a threshold, no answer is given.
-      gold: of each question, its answers; none for a question without.
+      answers: the best non-empty answer to each question.
+      null_odds: per question, the score of 'no answer' minus that of the best answer; above a threshold, the
+        prediction is 'no answer'.
+      gold: the gold answers to each question; empty for a question without an answer.
 
     Returns:
-      exact and f1 at the threshold 0, of all questions, of those that have an answer (HasAns_) and of those that have
-      none (NoAns_), the latter two where there are such; best_exact, best_f1 and the thresholds that give them.
+      exact and f1 at threshold 0 over all questions, over those with an answer (HasAns_) and over those without
+      (NoAns_), if there are any; best_exact, best_f1 and the thresholds that give them.
     """
-    has_answer = np.array([bool(one) for one in gold])
-    odds, is_given = np.array(null_odds), np.array([bool(text) for text in texts])
-    found: dict[str, float] = {}
+    has_answer = np.array([bool(texts) for texts in gold])
+    odds, is_nonempty = np.array(null_odds), np.array([bool(answer) for answer in answers])
+    metrics: dict[str, float] = {}
     for name, score in (('exact', exact_match), ('f1', _f1_or_none)):
-        raw = np.array([score(text, _golds(one)) for text, one in zip(texts, gold, strict=True)])
+        raw = np.array([score(answer, _scorable(texts)) for answer, texts in zip(answers, gold, strict=True)])
         scores = np.where(odds > 0, ~has_answer, raw)
-        found[name] = float(scores.mean())
-        for prefix, chosen in (('HasAns', has_answer), ('NoAns', ~has_answer)):
-            if chosen.any():
-                found[f'{prefix}_{name}'] = float(scores[chosen].mean())
-        found[f'best_{name}'], found[f'best_{name}_thresh'] = _best_threshold(raw, odds, has_answer, is_given)
-    return found
+        metrics[name] = float(scores.mean())
+        for prefix, subset in (('HasAns', has_answer), ('NoAns', ~has_answer)):
+            if subset.any():
+                metrics[f'{prefix}_{name}'] = float(scores[subset].mean())
+        metrics[f'best_{name}'], metrics[f'best_{name}_thresh'] = _best_threshold(raw, odds, has_answer, is_nonempty)
+    return metrics
 
 
-def _golds(given: list[str]) -> list[str]:
-    """The answers to compare with: those of which something is left once they are normalized, or else none: ''."""
-    return [text for text in given if normalize(text)] or ['']
+def _scorable(texts: list[str]) -> list[str]:
+    """Returns the gold answers that normalization does not empty, or [''] (no answer) if none remain."""
+    return [text for text in texts if normalize(text)] or ['']
 
 
 def _f1_or_none(answer: str, gold: list[str]) -> float:
-    """As `f1`; an answer of nothing equals one of nothing."""
-    words = [normalize(one).split() for one in gold]
-    mine = normalize(answer).split()
-    return max(_f1(mine, one) if mine and one else float(mine == one) for one in words)
+    """Like `f1`, but two empty answers score 1."""
+    words = normalize(answer).split()
+    gold_words = [normalize(text).split() for text in gold]
+    return max(_f1(words, expected) if words and expected else float(words == expected) for expected in gold_words)
 
 
 def _best_threshold(
-    scores: np.ndarray, odds: np.ndarray, has_answer: np.ndarray, is_given: np.ndarray
+    scores: np.ndarray, odds: np.ndarray, has_answer: np.ndarray, is_nonempty: np.ndarray
 ) -> tuple[float, float]:
-    """(the best mean score, the threshold of the odds that gives it); at first no question is answered."""
+    """Returns (best mean score, the odds threshold that gives it); the sweep starts with no question answered."""
     order = np.argsort(odds, kind='stable')
-    gains = np.where(has_answer, scores, -1.0 * is_given)[order]
+    gains = np.where(has_answer, scores, -1.0 * is_nonempty)[order]
     totals = np.sum(~has_answer) + np.concatenate([[0.0], np.cumsum(gains)])
     best = int(totals.argmax())
     return float(totals[best] / len(scores)), float(odds[order[best - 1]]) if best else 0.0

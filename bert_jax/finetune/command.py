@@ -1,4 +1,4 @@
-"""`finetune`: several seeds of one task, one after another, and what they have in common."""
+"""`finetune`: fine-tunes one task with several seeds, one after another, and summarizes their metrics."""
 
 import dataclasses
 import statistics
@@ -7,10 +7,10 @@ from typing import Any
 from bert_jax.config import Config
 from bert_jax.config.finetuning import FinetuneConfig, batch_of
 from bert_jax.console import say
-from bert_jax.finetune.metrics import check_libraries, shown
-from bert_jax.finetune.seed import Outcome, Setup, claim, run_seed
-from bert_jax.finetune.start import finetuning_start
-from bert_jax.finetune.tasks import open_task
+from bert_jax.finetune.metrics import check_libraries, format_metric
+from bert_jax.finetune.seed import SeedResult, Setup, claim_workdir, run_seed
+from bert_jax.finetune.start import prepare_start
+from bert_jax.finetune.tasks import read_task
 from bert_jax.finetune.workdirs import seed_workdir, seeds_of, write_plan, write_results
 from bert_jax.runtime import processes
 from bert_jax.runtime.stopping import StopRequest
@@ -21,11 +21,11 @@ from bert_jax.workdir import identity
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What all seeds came to.
+    """The results of all seeds.
 
     Attributes:
       metrics: {name: median over the seeds}.  spread: {name: [lowest, highest]}.
-      finished: whether every seed is at its last step; else the figures are of those that are.
+      finished: whether every seed reached its last step; if not, the metrics cover only those that did.
     """
 
     finished: bool
@@ -35,29 +35,29 @@ class Summary:
 
 
 def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1, stop: StopRequest | None = None) -> Summary:
-    """Fine-tunes `num_seeds` times, from `train.seed` on, in WORKDIR/seed-N each; writes WORKDIR/results.json.
+    """Fine-tunes with seeds `train.seed`, `train.seed` + 1, …, in WORKDIR/seed-N; writes WORKDIR/results.json.
 
     Finished seeds are not repeated, and unfinished ones resume.
 
     Args:
-      stop: what listens for signals already; without it they are listened for from here on.
+      stop: an existing signal handler; by default, a new one is installed.
 
     Raises:
-      BadInput: before anything is written, when something cannot work.
+      BadInput: if the config or its files cannot be used; nothing has been written then.
     """
     check_libraries()
     train = config.train
     workdirs = {seed: seed_workdir(workdir, seed) for seed in range(train.seed, train.seed + num_seeds)}
-    if begun := seeds_of(workdir):
-        config = identity.with_recorded_defaults(config, begun[0])
+    if existing := seeds_of(workdir):
+        config = identity.with_recorded_defaults(config, existing[0])
     with Supervisor(
         stop,
         stop_at=train.stop_at,
         watchdog_seconds=train.watchdog_seconds,
         watchdog_long_seconds=train.watchdog_long_seconds,
     ) as supervisor:
-        start = finetuning_start(config, [*workdirs.values()])
-        setup = Setup.of(start, open_task(start.config.task, start.config.train, start.tokenizer))
+        start = prepare_start(config, [*workdirs.values()])
+        setup = Setup.create(start, read_task(start.config.task, start.config.train, start.tokenizer))
         memory = Config(model=start.config.model, train=batch_of(start.config.train), mesh=start.config.mesh)
         with reporting_out_of_memory(memory, finds_microbatches=False):
             outcomes = _run_seeds(setup, workdir, workdirs, supervisor)
@@ -67,33 +67,33 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1, stop: Sto
     return summary
 
 
-def _run_seeds(setup: Setup, workdir: str, workdirs: dict[int, str], supervisor: Supervisor) -> list[Outcome]:
-    """Runs the seeds in order, until one is stopped, or a request to stop comes between two.
+def _run_seeds(setup: Setup, workdir: str, workdirs: dict[int, str], supervisor: Supervisor) -> list[SeedResult]:
+    """Runs the seeds in order until one is stopped or a stop is requested between two.
 
     Args:
       workdirs: {seed: its workdir}.
     """
-    outcomes: list[Outcome] = []
-    for seed, place in workdirs.items():
+    outcomes: list[SeedResult] = []
+    for seed, directory in workdirs.items():
         if outcomes and supervisor.any_should_stop():
             reason = supervisor.received or 'another process'
             say(f'Stopped by {reason} before seed {seed}. Rerun the same command to resume.')
             break
-        claim(setup, place, seed, supervisor)
+        claim_workdir(setup, directory, seed, supervisor)
         if not outcomes and processes.is_process_zero():
             write_plan(workdir, len(workdirs))
-        outcomes.append(run_seed(setup, place, seed, supervisor))
+        outcomes.append(run_seed(setup, directory, seed, supervisor))
         if not outcomes[-1].finished:
             break
     return outcomes
 
 
-def summarize(outcomes: list[Outcome], num_seeds: int) -> Summary:
-    """Median and range of every figure over the finished seeds."""
-    done = [outcome.metrics for outcome in outcomes if outcome.finished]
-    by_name = {name: [metrics[name] for metrics in done] for name in (done[0] if done else {})}
+def summarize(outcomes: list[SeedResult], num_seeds: int) -> Summary:
+    """Computes the median and range of every metric over the finished seeds."""
+    finished = [outcome.metrics for outcome in outcomes if outcome.finished]
+    by_name = {name: [metrics[name] for metrics in finished] for name in (finished[0] if finished else {})}
     return Summary(
-        len(done) == num_seeds,
+        len(finished) == num_seeds,
         {name: statistics.median(values) for name, values in by_name.items()},
         {name: [min(values), max(values)] for name, values in by_name.items()},
         [dataclasses.asdict(outcome) for outcome in outcomes],
@@ -101,11 +101,12 @@ def summarize(outcomes: list[Outcome], num_seeds: int) -> Summary:
 
 
 def describe(summary: Summary) -> str:
-    """A line for each figure: its median, its range, and every seed."""
+    """Formats one line per metric: median, range and the value of every seed."""
     lines = []
     for name, median in summary.metrics.items():
         low, high = summary.spread[name]
-        each = ' '.join(shown(name, seed['metrics'][name]) for seed in summary.seeds if seed['finished'])
-        several = f'   median of {len(summary.seeds)} seeds, {shown(name, low)} to {shown(name, high)}: {each}'
-        lines.append(f'  {name:20} {shown(name, median):>6}' + (several if len(summary.seeds) > 1 else ''))
+        values = ' '.join(format_metric(name, seed['metrics'][name]) for seed in summary.seeds if seed['finished'])
+        range_text = f'{format_metric(name, low)} to {format_metric(name, high)}'
+        details = f'   median of {len(summary.seeds)} seeds, {range_text}: {values}'
+        lines.append(f'  {name:20} {format_metric(name, median):>6}' + (details if len(summary.seeds) > 1 else ''))
     return '\n'.join(lines)

@@ -185,10 +185,12 @@ def _training_facts(workdir: str, resolved: FinetuneConfig, trained: FineTuned) 
 
 
 def _measured(workdir: str, step: int | None) -> list[Measurement]:
-    """Returns the metrics of the validation file at this very step."""
+    """Returns the metrics of the validation file, if they were measured at `step`."""
     results = read_results(workdir)
-    found = results['metrics'] if results and results['step'] == step else {}
-    return [Measurement(name, _NAMES.get(name, name), value, _with_unit(name, value)) for name, value in found.items()]
+    metrics = results['metrics'] if results and results['step'] == step else {}
+    return [
+        Measurement(name, _NAMES.get(name, name), value, _with_unit(name, value)) for name, value in metrics.items()
+    ]
 
 
 _NAMES = {
@@ -222,9 +224,9 @@ def _evaluation(requested: str, measured: list[Measurement]) -> str:
     if not measured:
         return 'No evaluation of this step was recorded.'
     num_seeds = len(seeds_of(requested))
-    chosen = (
+    selection = (
         f' This run is the best of {num_seeds} seeds on that file, so expect a little less on other text.'
         if num_seeds > 1
         else ''
     )
-    return f'On the validation file of the task, at the exported step.{chosen}\n\n{evaluation_table(measured)}'
+    return f'On the validation file of the task, at the exported step.{selection}\n\n{evaluation_table(measured)}'

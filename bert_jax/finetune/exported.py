@@ -1,7 +1,7 @@
-"""A fine-tuned model in a Hugging Face directory: an export of `finetune`, or one from elsewhere.
+"""Reads a fine-tuned model from a Hugging Face directory: an export of a fine-tune, or a third-party model.
 
-An export also holds task.json: how the texts of its task are laid out, which config.json has no keys for. For a model
-from elsewhere the defaults of `config.task` take its place, as far as it has positions for them.
+An export also holds task.json, which describes the layout of the task's texts; config.json has no keys for it. For a
+third-party model, the defaults of `config.task` are used, limited to the positions the model has.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 
 TASK_FILE = 'task.json'
-# Classification's class is regression's, too; which of the two it is, its labels say.
+# Classification and regression share a class; the labels tell them apart.
 _KINDS = {architecture: kind for kind, architecture in ARCHITECTURES.items() if kind != 'regression'}
-_WRITTEN = (
+_SAVED_FIELDS = (
     'kind',
     'text',
     'text_pair',
@@ -40,30 +40,30 @@ _WRITTEN = (
 
 
 def task_architecture(directory: Path) -> str | None:
-    """The class of `transformers` of a fine-tuned model in a directory; None for what is something else.
+    """Returns the `transformers` class of the fine-tuned model in a directory; None if it holds something else.
 
     Raises:
-      BadInput: for a config.json that is not JSON.
+      BadInput: if config.json is not JSON.
     """
     path = directory / 'config.json'
     if identity.is_workdir(str(directory)) or not path.is_file():
         return None
-    named = read_given_json(path, 'a Hugging Face BERT directory').get('architectures')
-    return next((name for name in named if name in _KINDS), None) if isinstance(named, list) else None
+    architectures = read_given_json(path, 'a Hugging Face BERT directory').get('architectures')
+    return next((name for name in architectures if name in _KINDS), None) if isinstance(architectures, list) else None
 
 
 def write_task(directory: Path, task: Task, null_threshold: float | None) -> None:
-    """Writes task.json; null_threshold: as of `FineTuned`."""
-    content: dict[str, Any] = {name: getattr(task, name) for name in _WRITTEN}
+    """Writes task.json; null_threshold: see `FineTuned`."""
+    content: dict[str, Any] = {name: getattr(task, name) for name in _SAVED_FIELDS}
     text = json.dumps(content | {'null_threshold': null_threshold}, indent=2, ensure_ascii=False)
     (directory / TASK_FILE).write_text(text + '\n', 'utf-8')
 
 
 def read_finetuned(directory: Path, architecture: str) -> FineTuned:
-    """The model in a directory of `architecture`, as `task_architecture` found it.
+    """Loads a fine-tuned model from a directory; architecture: what `task_architecture` returned.
 
     Raises:
-      BadInput: naming the file, and the tensors, labels or settings in it that do not fit.
+      BadInput: names the file, and the tensors, labels or settings in it that do not fit.
     """
     path = directory / 'config.json'
     content = read_given_json(path, 'a Hugging Face BERT directory')
@@ -71,17 +71,17 @@ def read_finetuned(directory: Path, architecture: str) -> FineTuned:
     tokenizer = hugging_face.read_tokenizer(directory)
     file, tensors = read_tensors(directory)
     kind = _KINDS[architecture]
-    if kind != 'classification':  # files of `transformers` may hold a pooler that no head uses
+    if kind != 'classification':  # `transformers` may save a pooler that no head uses
         tensors = {name: tensor for name, tensor in tensors.items() if '.pooler.' not in f'.{name}'}
     num_outputs = _num_outputs(tensors, 'qa_outputs' if kind == 'spans' else 'classifier', file)
     if kind == 'classification' and (content.get('problem_type') == 'regression' or num_outputs == 1):
         kind = 'regression'
     if content.get('problem_type') == 'multi_label_classification':
-        found = "problem_type is 'multi_label_classification'"
-        raise BadInput(str(path), found, 'one label for each text; this kind of model cannot be used here')
+        found = "problem_type is 'multi_label_classification', which bert_jax does not support"
+        raise BadInput(str(path), found, 'a model that predicts one label per text')
     expected = {'regression': 1, 'spans': 2}.get(kind, num_outputs)
     if num_outputs != expected:
-        raise BadInput(str(file), f'the head of a {kind} model has {num_outputs} outputs', str(expected))
+        raise BadInput(str(file), f'the {kind} head has {num_outputs} outputs', str(expected))
     labels = () if kind in ('regression', 'spans') else _labels(content, num_outputs, path)
     provenance = of_files(directory, model.max_positions, (MLM_HEAD, NSP_HEAD), vocab_size - tokenizer.vocab_size)
     task, takes_pairs, null_threshold = _read_task(directory, kind, provenance.max_length(model.max_positions))
@@ -90,7 +90,7 @@ def read_finetuned(directory: Path, architecture: str) -> FineTuned:
         tensors, model, vocab_size, tokenizer.vocab_size, file, build, table
     )
     if POOLER in tensor_names.absent_heads(tensors) and kind in ('classification', 'regression'):
-        raise BadInput(str(file), f'has no {POOLER}, and its head needs one', 'all tensors of the model')
+        raise BadInput(str(file), f'has no {POOLER}, which the head needs', 'all tensors of the model')
     merged = model_of(params, model, num_tokens, build)
     return FineTuned(merged, tokenizer, model, None, provenance, labels, task, takes_pairs, null_threshold)
 
@@ -98,36 +98,40 @@ def read_finetuned(directory: Path, architecture: str) -> FineTuned:
 def _num_outputs(tensors: dict[str, Any], head: str, file: Path) -> int:
     weight = tensors.get(f'{head}.weight')
     if weight is None or weight.ndim != 2 or not len(weight):
-        raise BadInput(str(file), f'has no {head}.weight of two dimensions', 'the tensors of a fine-tuned model')
+        raise BadInput(str(file), f'has no {head}.weight with two dimensions', 'the tensors of a fine-tuned model')
     return len(weight)
 
 
 def _labels(content: dict[str, Any], count: int, path: Path) -> tuple[str, ...]:
-    """The names of the outputs; those of `transformers` for a config.json without."""
-    given = content.get('id2label') or {str(number): f'LABEL_{number}' for number in range(count)}
-    names = [given.get(str(number)) for number in range(count)] if isinstance(given, dict) else []
-    if len(given) != count or not all(isinstance(name, str) for name in names) or len({*names}) != count:
-        raise BadInput(str(path), 'id2label does not name the outputs of the head', f'{count} names, by number from 0')
+    """Returns the names of the outputs; without id2label, the default names of `transformers`."""
+    id2label = content.get('id2label') or {str(i): f'LABEL_{i}' for i in range(count)}
+    names = [id2label.get(str(i)) for i in range(count)] if isinstance(id2label, dict) else []
+    if len(id2label) != count or not all(isinstance(name, str) for name in names) or len({*names}) != count:
+        raise BadInput(
+            str(path),
+            'id2label does not name the outputs of the head',
+            f'{count} different names, with keys "0" to "{count - 1}"',
+        )
     return tuple(map(str, names))
 
 
 def _read_task(directory: Path, kind: str, max_length: int) -> tuple[Task, bool | None, float | None]:
-    """(task, whether it takes pairs, null threshold), by task.json or else by the length of the texts."""
+    """Returns (task, takes_pairs, null_threshold) from task.json, or else defaults that fit `max_length`."""
     path = directory / TASK_FILE
     if not path.is_file():
         num_question_tokens = max(1, min(Task.max_question_tokens, max_length // 4))
         stride = max(1, min(Task.stride, (max_length - FRAME['spans'] - num_question_tokens) // 2))
         task = Task(kind=kind, text='text', sequence_length=max_length, stride=stride)
         return dataclasses.replace(task, max_question_tokens=num_question_tokens), None, None
-    content = read_given_json(path, 'what export wrote')
+    content = read_given_json(path, 'the task.json that export wrote')
     threshold = content.pop('null_threshold', None)
     try:
         if threshold is not None and type(threshold) not in (int, float):
             raise BadInput('null_threshold', f'is {threshold!r}', 'a number or null')
         task = resolve_section(Task, content, 'task.', unknown_field)
         if task.kind != kind or task.sequence_length > max_length:
-            found = f'is of {task.kind} with {task.sequence_length} tokens'
-            raise BadInput('task', found, f'{kind} with at most {max_length} tokens')
+            found = f'describes {task.kind} with up to {task.sequence_length} tokens'
+            raise BadInput('task', found, f'{kind} with up to {max_length} tokens')
     except BadInput as error:
         raise BadInput(f'{path}: {error.where}', error.found, error.expected, 'export the model again') from None
     return task, bool(task.text_pair), threshold

@@ -1,6 +1,6 @@
-"""The encoder with the head of a task, and what each task minimises.
+"""Models for fine-tuning, an encoder with a task head, and their objectives.
 
-`B` rows, `L` positions, `E` examples of a row, `D` hidden, `C` outputs (classes, 1 value, tags, first and last token).
+`B` rows, `L` positions, `E` examples of a row, `D` hidden, `C` outputs: classes, tags, one value, or first and last.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from bert_jax.train.objective import Objective, mean
 
 POOLED = ('classification', 'regression')
 
-# The class of `transformers` that opens each kind of task.
+# The `transformers` class for each kind of task.
 ARCHITECTURES = {
     'classification': 'BertForSequenceClassification',
     'regression': 'BertForSequenceClassification',
@@ -33,20 +33,21 @@ ARCHITECTURES = {
     'spans': 'BertForQuestionAnswering',
 }
 
-# By `config.task.head_initializer`: as `transformers` draws a head, and as the original's `run_classifier.py` does.
+# By `config.task.head_initializer`: 'normal' as in `transformers`, 'truncated_normal' as in `run_classifier.py`.
 HEAD_INITIALIZERS = {'normal': nnx.initializers.normal, 'truncated_normal': truncated_normal}
 
 
 class BertForTask(nnx.Module):
-    """One dense layer over the pooled vector (classification, regression) or over every token (tagging, spans).
+    """A BERT encoder with a task head.
 
-    With dropout before it, but for spans; as in the original's `run_classifier.py` and `run_squad.py`.
+    The head is a dense layer over the pooled vector (classification, regression) or each token (tagging, spans). It
+    is preceded by dropout except for spans, as in the original's `run_classifier.py` and `run_squad.py`.
     """
 
     def __init__(
         self, kind: str, num_outputs: int, initializer: str, model: config.Bert, vocab_size: int, rngs: nnx.Rngs
     ):
-        """Args: kind, of the task; num_outputs, C; initializer, as of `new_head`."""
+        """Args: kind: of the task; num_outputs: C; initializer: see `new_head`."""
         self.bert = Bert(model, vocab_size, rngs)
         self.is_pooled = kind in POOLED
         if not self.is_pooled:
@@ -57,11 +58,11 @@ class BertForTask(nnx.Module):
     def encode(
         self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
     ) -> jax.Array:
-        """Contextual vectors [B, L, D]; arguments as of `PretrainingModel.encode`."""
+        """Returns contextual vectors [B, L, D]; arguments as for `PretrainingModel.encode`."""
         return self.bert(inputs, key, is_packed, gather)
 
     def __call__(self, batch: TaskBatch, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
-        """float32 [B, E, C] (pooled) or [B, L, C]; without a key nothing is dropped out. gather: as of `Encoder`."""
+        """Returns float32 [B, E, C] (pooled) or [B, L, C]. Without a key, no dropout; gather: see `Encoder`."""
         x = self.encode(batch.inputs, key, is_packed=batch.cls_positions.shape[1] > 1, gather=gather)
         if self.is_pooled:
             x = self.bert.pool(x, batch.cls_positions)
@@ -71,7 +72,7 @@ class BertForTask(nnx.Module):
 
 
 def new_head(model: config.Model, num_outputs: int, initializer: str, rngs: nnx.Rngs) -> Dense:
-    """A random head; initializer: `config.task.head_initializer`."""
+    """Creates a head with random weights; initializer: `config.task.head_initializer`."""
     axes, stddev, draw = ('embed', 'labels'), model.initializer_range, HEAD_INITIALIZERS[initializer]
     return Dense(model.hidden_size, num_outputs, axes, stddev, 'float32', rngs, draw)
 
@@ -80,12 +81,12 @@ def new_head(model: config.Model, num_outputs: int, initializer: str, rngs: nnx.
 def builder(
     kind: str, num_outputs: int, initializer: str = Task.head_initializer
 ) -> Callable[[config.Model, int, nnx.Rngs], BertForTask]:
-    """What makes the model of a task."""
+    """Returns a function that builds the model of a task."""
     return functools.partial(BertForTask, kind, num_outputs, initializer)
 
 
 class TaskSums(NamedTuple):
-    """Losses and hits summed over labels, and the number of labels, float32 scalars; a regression's hits are 0."""
+    """Sums over labels of losses and hits, and the label count; float32 scalars. Hits are 0 for regression."""
 
     loss_sum: jax.Array
     hits: jax.Array
@@ -118,17 +119,20 @@ class _TaskObjective:
         return sums.loss_sum / jnp.maximum(weights, 1.0)
 
     def metrics(self, sums: TaskSums) -> dict[str, jax.Array]:
-        found = {'loss': self.loss(sums, sums.weight)}
-        return found if self.kind == 'regression' else found | {'accuracy': mean(sums.hits, sums.weight)}
+        metrics = {'loss': self.loss(sums, sums.weight)}
+        return metrics if self.kind == 'regression' else metrics | {'accuracy': mean(sums.hits, sums.weight)}
 
 
 @functools.cache
 def objective(kind: str) -> Objective:
-    """Cross entropy (nats); squared error for a regression; for spans the mean of first and last token's."""
+    """Returns the objective of a task.
+
+    Cross entropy in nats, for spans the mean over first and last token; squared error for regression.
+    """
     return _TaskObjective(kind)
 
 
 def span_logits(outputs: jax.Array, sequence_ids: Array, num_sequences: int) -> jax.Array:
-    """[B, L, 2] -> [B, E, 2, L]: logits of the first and last token of each example, the lowest there is elsewhere."""
+    """[B, L, 2] -> [B, E, 2, L]: each example's logits for first and last token, the float minimum elsewhere."""
     is_own = sequence_ids[:, None] == jnp.arange(1, num_sequences + 1)[:, None]  # BEL
     return jnp.where(is_own[:, :, None], outputs.swapaxes(1, 2)[:, None], jnp.finfo(outputs.dtype).min)

@@ -1,4 +1,4 @@
-"""What `predict` reads: an example a line, JSON lines, or any of the files that a task is learned from."""
+"""Reads the input of `predict`: one example per line, JSON lines, or any file format used for training."""
 
 import sys
 from collections import Counter
@@ -13,19 +13,19 @@ from bert_jax.text.chunks import MAX_RECORD_BYTES
 from bert_jax.text.lines import decode, line_too_long_error, read_whole_lines
 
 _STANDARD_INPUT = ('-', 'jsonl:-')
-_JSON_LINES = ('.jsonl', '.ndjson')  # endings of names
+_JSON_LINES = ('.jsonl', '.ndjson')  # file name suffixes
 
 
 def check_source(source: str) -> None:
-    """Looks at the name of a source before a model is loaded.
+    """Checks the name of a source before a model is loaded.
 
     Raises:
-      BadInput: when it is none that `read_examples` reads.
+      BadInput: if `read_examples` cannot read it.
     """
-    kind, _, rest = source.partition(':')
-    if source in _STANDARD_INPUT or (kind == 'tfds' and rest):
+    format_name, _, path = source.partition(':')
+    if source in _STANDARD_INPUT or (format_name == 'tfds' and path):
         return
-    if not Path(rest if _is_of_format(source) else source).is_file():
+    if not Path(path if _is_of_format(source) else source).is_file():
         expected = f'a file, - for standard input, or FORMAT:FILE with FORMAT one of {", ".join(FORMATS)}'
         raise BadInput(f'--input={source}', 'is not a file', expected)
 
@@ -35,16 +35,16 @@ def _is_of_format(source: str) -> bool:
 
 
 def read_examples(source: str, columns: Columns, task: Task, *, counts: Counter) -> Iterator[Record]:
-    """The examples of a source, in order, as records with the given columns.
+    """Yields the examples of a source, in order, as records with the given columns.
 
     Args:
-      source: FORMAT:FILE as in `config.task`, relative to the current directory; else a file (`.gz`, `.zst` too), or
-        `-` for standard input. It holds JSON lines when its name says so (`.jsonl`, `jsonl:-`), else an example a line,
-        with a tab between the two texts of a pair or between question and text.
-      counts: {what: how often}: lines that are not UTF-8, whose invalid bytes are replaced.
+      source: FORMAT:FILE as in `config.task`, relative to the current directory; or a file, which may be compressed
+        (`.gz`, `.zst`); or `-` for standard input. `.jsonl` files and `jsonl:-` hold JSON lines. Other input
+        holds one example per line, with a tab between the two texts of a pair or between question and context.
+      counts: {event: count}; updated for lines that are not UTF-8, whose invalid bytes are replaced.
 
     Raises:
-      BadInput: for a file that is not there or cannot be read, or a line with too few or too many texts.
+      BadInput: for a missing or unreadable file, or a line with too few or too many texts.
     """
     if _is_of_format(source):
         yield from read_records(source, task, ())
@@ -53,8 +53,8 @@ def read_examples(source: str, columns: Columns, task: Task, *, counts: Counter)
     name = 'standard input' if is_stdin else source
     lines = _standard_input(counts) if is_stdin else read_whole_lines(source, counts)
     is_json = source == 'jsonl:-' or source.removesuffix('.gz').removesuffix('.zst').endswith(_JSON_LINES)
-    for number, line in enumerate(lines, 1):
-        where = f'{name}:{number}'
+    for line_number, line in enumerate(lines, 1):
+        where = f'{name}:{line_number}'
         if is_json and line.strip():
             yield Record(where, parse_record(line, where))
         elif not is_json:
@@ -64,31 +64,32 @@ def read_examples(source: str, columns: Columns, task: Task, *, counts: Counter)
 def _standard_input(counts: Counter) -> Iterator[str]:
     if sys.stdin is None:
         raise BadInput('--input=-', 'standard input is closed', 'a file, or a pipe that writes examples')
-    number = 0
+    line_number = 0
     while line := sys.stdin.buffer.readline(MAX_RECORD_BYTES + 1):
-        number += 1
+        line_number += 1
         if len(line) > MAX_RECORD_BYTES:
-            raise line_too_long_error(f'standard input:{number}')
+            raise line_too_long_error(f'standard input:{line_number}')
         yield decode(line, counts).rstrip('\r\n')
 
 
 def _split(line: str, columns: Columns, where: str) -> dict[str, str]:
-    """The columns of a line; one column takes all of it."""
+    """Splits a line into columns at tabs; a single column takes the whole line."""
     cells = [line] if len(columns.names) == 1 else line.split('\t')
     if not columns.num_needed <= len(cells) <= len(columns.names):
-        found, expected = f'has {len(cells)} text(s) between tabs', f'{" and ".join(columns.names)}, with a tab between'
-        raise BadInput(where, found, expected, 'or JSON lines, in a file whose name ends in .jsonl')
+        texts = '1 text' if len(cells) == 1 else f'{len(cells)} texts'
+        found, expected = f'has {texts}, counted by tabs', f'{" and ".join(columns.names)}, separated by a tab'
+        raise BadInput(where, found, expected, 'or use JSON lines, in a file whose name ends in .jsonl')
     return dict(zip(columns.names, cells, strict=False))
 
 
 def describe(counts: Counter) -> list[str]:
-    """Lines about what was replaced, cut or split; none for nothing. Invalid bytes are counted by line."""
+    """Formats one line per kind of text that was replaced, cut or split; invalid bytes are counted by line."""
     named = {what.replace('_', ' '): count for what, count in sorted(counts.items()) if what != 'invalid_bytes'}
     return [f'{count:,} x {what}' for what, count in named.items() if count]
 
 
 def as_tsv(result: dict, task: Task) -> str:
-    """A result for a terminal or a pipe: label or answer and score, between tabs; of tags a line for each word."""
+    """Formats a result for a terminal or pipe: label or answer, tab, score; for tags, one line per word."""
     if task.kind == 'tagging':
         return '\n'.join([*(f'{each["word"]}\t{each["tag"]}' for each in result['tags']), ''])
     if task.kind == 'regression':

@@ -1,4 +1,4 @@
-"""Loads a model by its name, fine-tuned or not: from a workdir, an export or another Hugging Face directory."""
+"""Loads a model by name, fine-tuned or not, from a workdir, an export or another Hugging Face directory."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.exported import read_finetuned, task_architecture
 from bert_jax.finetune.heads import BertForTask, builder
-from bert_jax.finetune.metrics import shown
+from bert_jax.finetune.metrics import format_metric
 from bert_jax.finetune.predict import FineTuned
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
 from bert_jax.pretrained.load import Pretrained, check_has_no_steps, load_pretrained
@@ -24,17 +24,17 @@ from bert_jax.workdir.checkpoint import restore_whole
 
 
 def load_model(name: str, step: int | None = None) -> Pretrained:
-    """The model and the tokenizer that a name stands for; a `FineTuned` where it has the head of a task.
+    """Loads a model with its tokenizer; returns a `FineTuned` if it has a task head.
 
     Args:
-      name: a workdir (of several seeds the best is taken), `WORKDIR@STEP`, an export or a Hugging Face directory.
-      step: of a workdir; the newest without it.
+      name: a workdir (the best seed, if there are several), `WORKDIR@STEP`, an export or a Hugging Face directory.
+      step: checkpoint of a workdir; by default, the newest.
 
     Raises:
-      BadInput: naming the file that is missing or does not fit.
+      BadInput: names the file that is missing or does not fit.
     """
-    directory, named = identity.split_step(name)
-    step = named if step is None else step
+    directory, step_in_name = identity.split_step(name)
+    step = step_in_name if step is None else step
     if seeds_of(directory):
         return load_finetuned(choose_seed(directory), step)
     architecture = task_architecture(Path(directory))
@@ -45,13 +45,15 @@ def load_model(name: str, step: int | None = None) -> Pretrained:
 
 
 def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
-    """The model of a seed's run, at its newest checkpoint or at `step`.
+    """Loads the model of one seed, at its newest checkpoint or at `step`.
 
     Raises:
-      BadInput: when there is none.
+      BadInput: if there is no such checkpoint.
     """
     resolved, recorded = read_run(workdir), identity.load_fingerprint(workdir)
-    model = dataclasses.replace(resolved.model, dtype='float32', remat='none', attention='auto')  # no 'fused' float32
+    model = dataclasses.replace(
+        resolved.model, dtype='float32', remat='none', attention='auto'
+    )  # 'fused' has no float32
     tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
     labels, steps = tuple(recorded['labels']), recorded['train.steps']
     build = task_builder(resolved, labels)
@@ -74,7 +76,7 @@ def load_finetuned(workdir: str, step: int | None = None) -> FineTuned:
 
 
 def _null_threshold(workdir: str, step: int) -> float:
-    """The threshold for 'no answer' that was found on the validation file at this step; 0 where none was."""
+    """Returns the 'no answer' threshold tuned on the validation file at this step, or 0 if there is none."""
     results = read_results(workdir)
     return results['metrics'].get('best_f1_thresh', 0.0) if results and results['step'] == step else 0.0
 
@@ -82,19 +84,24 @@ def _null_threshold(workdir: str, step: int) -> float:
 def task_builder(
     resolved: FinetuneConfig, labels: tuple[str, ...]
 ) -> Callable[[config.Model, int, nnx.Rngs], BertForTask]:
-    """What makes the model of a task; labels: as in `FineTuned`."""
+    """Returns a function that builds the model of a task; labels: see `FineTuned`."""
     return builder(resolved.task.kind, {'regression': 1, 'spans': 2}.get(resolved.task.kind, len(labels)))
 
 
 def choose_seed(workdir: str) -> str:
-    """The workdir of the seed to export: of several the one with the best main metric, which is printed."""
+    """Returns the workdir of the seed with the best main metric; prints the choice if there are several."""
     seeds = seeds_of(workdir)
     metrics_of = {seed: results['metrics'] for seed in seeds if (results := read_results(seed)) is not None}
     if len(seeds) == 1:
         return seeds[0]
     if not metrics_of:
-        raise BadInput(workdir, 'has no seed that is finished', 'a finished fine-tune', 'rerun the finetune command')
+        raise BadInput(
+            workdir,
+            'holds no finished seed',
+            'a fine-tune with at least one finished seed',
+            'rerun the finetune command',
+        )
     main = next(iter(next(iter(metrics_of.values()))))
     best = max(metrics_of, key=lambda seed: metrics_of[seed][main])
-    say(f'{best}: the best of {len(metrics_of)} seeds by {main} ({shown(main, metrics_of[best][main])})')
+    say(f'{best} is the best of {len(metrics_of)} seeds by {main} ({format_metric(main, metrics_of[best][main])})')
     return best

@@ -1,7 +1,7 @@
-"""What a fine-tune is judged by, as the field defines it; fractions, never percentages.
+"""Metrics of fine-tuning tasks, as fractions, never percentages.
 
-By scikit-learn (accuracy, F1, Matthews), scipy (Pearson, Spearman) and seqeval (F1 of entities, as `conlleval` counts
-them). Where a figure is not defined (a constant has no correlation with anything; no entity was found) it is 0.
+Computed by scikit-learn (accuracy, F1, Matthews), scipy (Pearson, Spearman) and seqeval (entity F1, counted like
+`conlleval`). A metric that is undefined is 0: a correlation with a constant, or F1 when no entity is predicted.
 """
 
 import importlib.util
@@ -16,25 +16,27 @@ _LIBRARIES = {'sklearn': 'scikit-learn', 'scipy': 'scipy', 'seqeval': 'seqeval'}
 
 
 def check_libraries() -> None:
-    """Raises `BadInput` when a library that counts is not installed."""
+    """Raises `BadInput` if a library that computes metrics is not installed."""
     missing = [name for module, name in _LIBRARIES.items() if importlib.util.find_spec(module) is None]
     if missing:
         fix = "pip install -e '.[finetune]'"
-        raise BadInput('finetune', f'needs {", ".join(missing)}, which are not installed', 'the extra finetune', fix)
+        verb = 'is' if len(missing) == 1 else 'are'
+        found = f'needs {", ".join(missing)}, which {verb} not installed'
+        raise BadInput('finetune', found, 'the extra finetune', fix)
 
 
 def is_fraction(name: str) -> bool:
-    """Whether a figure is a fraction; else it is a threshold of scores."""
+    """Returns whether a metric is a fraction; otherwise it is a score threshold."""
     return not name.endswith('_thresh')
 
 
-def shown(name: str, value: float) -> str:
-    """A figure for people: a percentage, or a number for a threshold."""
+def format_metric(name: str, value: float) -> str:
+    """Formats a metric: fractions as percentages, thresholds as numbers."""
     return f'{value:.1%}' if is_fraction(name) else f'{value:.3f}'
 
 
 def classification(name: str, labels: Sequence[int], predicted: Sequence[int]) -> float:
-    """A figure over ids of classes; `f1` is of class 1 (GLUE's MRPC and QQP), `macro_f1` the mean over all."""
+    """Computes a metric over class ids; `f1` is for class 1 (GLUE's MRPC and QQP), `macro_f1` the mean over classes."""
     from sklearn import metrics
 
     if name == 'accuracy':
@@ -42,30 +44,30 @@ def classification(name: str, labels: Sequence[int], predicted: Sequence[int]) -
     if name == 'matthews':
         return float(metrics.matthews_corrcoef(labels, predicted))
     if name == 'f1':
-        is_one = [np.equal(values, 1) for values in (labels, predicted)]
-        return float(metrics.f1_score(*is_one, zero_division=0))
+        is_positive = [np.equal(values, 1) for values in (labels, predicted)]
+        return float(metrics.f1_score(*is_positive, zero_division=0))
     return float(metrics.f1_score(labels, predicted, average='macro', zero_division=0))
 
 
 def regression(name: str, labels: Sequence[float], predicted: Sequence[float]) -> float:
-    """The correlation of two lists of numbers."""
+    """Computes the Pearson or Spearman correlation of labels and predictions."""
     from scipy import stats
 
     if len({*labels}) < 2 or len({*predicted}) < 2:
         return 0.0
-    found = stats.pearsonr(labels, predicted) if name == 'pearson' else stats.spearmanr(labels, predicted)
-    return 0.0 if math.isnan(found.statistic) else float(found.statistic)
+    result = stats.pearsonr(labels, predicted) if name == 'pearson' else stats.spearmanr(labels, predicted)
+    return 0.0 if math.isnan(result.statistic) else float(result.statistic)
 
 
 def tagging(name: str, tags: list[list[str]], predicted: list[list[str]]) -> float:
-    """A figure over the tags (`B-PER`, `I-PER`, `O`) of sentences."""
+    """Computes a metric over the tags of sentences (`B-PER`, `I-PER`, `O`)."""
     import seqeval.metrics
 
     if name == 'token_accuracy':
         return float(seqeval.metrics.accuracy_score(tags, predicted))
-    count = {
+    score = {
         'entity_f1': seqeval.metrics.f1_score,
         'entity_precision': seqeval.metrics.precision_score,
         'entity_recall': seqeval.metrics.recall_score,
     }[name]
-    return float(count(tags, predicted, zero_division=0))  # ty: ignore[invalid-argument-type]  its default is a str
+    return float(score(tags, predicted, zero_division=0))  # ty: ignore[invalid-argument-type]  its default is a str

@@ -1,4 +1,4 @@
-"""A fine-tuned model at work: from texts, pairs, sentences of words or questions to classes, numbers, tags or answers.
+"""Predicts classes, numbers, tags or answers with a fine-tuned model.
 
 `B` rows, `L` positions, `C` outputs.
 """
@@ -22,117 +22,121 @@ from bert_jax.finetune.heads import BertForTask
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.spans import Question, encode_questions
 from bert_jax.finetune.splits import softmax
-from bert_jax.finetune.tags import encode_words, words_of
+from bert_jax.finetune.tags import encode_words, read_words
 from bert_jax.finetune.texts import encode_texts
-from bert_jax.finetune.windows import Span, Window, null_score, ranked_spans
+from bert_jax.finetune.windows import Span, Window, null_score, rank_spans
 from bert_jax.pretrained.load import Pretrained, batches_by_length
 from bert_jax.text.lines import batched
 
-EXAMPLES_AT_ONCE = 256  # encoded and run together
+EXAMPLES_AT_ONCE = 256  # examples encoded and run together
 
 
 class _Row(NamedTuple):
-    """A row of an example: ids [CLS] … [SEP], where the second text begins, and what is needed to read the outputs."""
+    """A row of an example.
 
-    example: int
+    example_index: in its chunk.  ids: [CLS] … [SEP].  second_start: where the second text begins.
+    layout: first tokens of words (tagging) or a `Window` (spans), to interpret the outputs.
+    """
+
+    example_index: int
     ids: list[int]
-    second: int
-    about: Any = None
+    second_start: int
+    layout: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuned(Pretrained):
-    """A fine-tuned model, float32, no dropout; `encode` gives the vectors of its encoder, and it fills no masks.
+    """A fine-tuned model in float32, without dropout. `encode` returns its encoder's vectors; it cannot fill masks.
 
     Attributes:
-      labels: the names of its outputs; none for numbers and spans.
-      task: its kind, the names of its columns, and how texts are cut.
-      takes_pairs: whether its texts are pairs; None for a model from elsewhere, which does not say.
-      null_threshold: a question has no answer where the score of none exceeds that of the best span by more; None for a
+      labels: names of its outputs; empty for regression and spans.
+      task: its kind, column names and length limits.
+      takes_pairs: whether it takes pairs of texts; None if unknown, for a third-party model.
+      null_threshold: predict 'no answer' when its score exceeds that of the best span by more than this; None for a
         model that always answers.
     """
 
-    model: BertForTask  # ty: ignore[incompatible-attribute-override]  as a Pretrained it is used for its encoder alone
+    model: BertForTask  # ty: ignore[incompatible-attribute-override]  a Pretrained uses only its encoder
     labels: tuple[str, ...] = ()
     task: Task = Task()
     takes_pairs: bool | None = None
     null_threshold: float | None = None
 
     def predict(self, examples: list[Any]) -> list[dict[str, Any]]:
-        """What the model says of each example.
+        """Predicts each example.
 
         Args:
-          examples: texts; (text, text) for pairs; texts or lists of words to tag; (question, text) for answers.
+          examples: texts; (text, text) pairs; texts or lists of words to tag; or (question, context) pairs.
 
         Returns:
           {label, score, scores: {label: probability}}; {score}; {tags: [{word, tag, score}]}; or
-          {answer, score, start, end}, with characters [start, end) of the text, and for a model that has learned that a
-          question may have no answer {null_odds}: then the answer may be '', without start and end.
+          {answer, score, start, end}, where the answer is characters [start, end) of the context. A model trained on
+          questions without an answer adds {null_odds}, and may return the answer '' with start and end None.
 
         Raises:
-          BadInput: naming the number of an example that is something else.
+          BadInput: names the index of an example of another form.
         """
         if isinstance(examples, str):
             raise BadInput('examples', 'is one string', 'a list of examples')
         columns = columns_of(self).names
-        records = [_as_record(number, example, columns) for number, example in enumerate(examples)]
+        records = [_as_record(index, example, columns) for index, example in enumerate(examples)]
         return [result for _, result in predict_stream(self, records, Counter())]
 
     def predict_records(self, records: list[Record], counts: Counter) -> list[dict[str, Any]]:
-        """What the model says of each of some records, as `predict` returns it; rows of similar length run together.
+        """Predicts each record, like `predict`; rows of similar length run together.
 
         Args:
-          records: their fields are named by `columns_of`.  counts: {what: how often} texts were cut or split.
+          records: with the fields that `columns_of` names.  counts: {event: count}; updated for texts cut or split.
 
         Raises:
-          BadInput: naming a record without a column, or with something else in it.
+          BadInput: names a record that lacks a column or has a value of the wrong type in it.
         """
         _check_columns(records, columns_of(self))
         rows = list(self._rows(records, counts))
         outputs: list[np.ndarray] = [np.zeros(0)] * len(rows)
         graph, params = self._parts
         lengths = [len(row.ids) for row in rows]
-        for some, num_rows, length in batches_by_length(lengths, self.config.max_positions):
+        for batch, num_rows, length in batches_by_length(lengths, self.config.max_positions):
             ids = np.full((num_rows, length), self.tokenizer.pad_id, np.int32)
             types, present = np.zeros_like(ids), np.zeros_like(ids)
-            for slot, number in enumerate(some):
-                row = rows[number]
+            for slot, row_index in enumerate(batch):
+                row = rows[row_index]
                 ids[slot, : len(row.ids)], present[slot, : len(row.ids)] = row.ids, 1
-                types[slot, row.second : len(row.ids)] = 1
-            found = np.asarray(forward(graph, params, ids, types, present), np.float32)
-            for slot, number in enumerate(some):
-                outputs[number] = found[slot]
-        of_example: list[list[int]] = [[] for _ in records]
-        for number, row in enumerate(rows):
-            of_example[row.example].append(number)
+                types[slot, row.second_start : len(row.ids)] = 1
+            batch_outputs = np.asarray(forward(graph, params, ids, types, present), np.float32)
+            for slot, row_index in enumerate(batch):
+                outputs[row_index] = batch_outputs[slot]
+        rows_of_example: list[list[int]] = [[] for _ in records]
+        for row_index, row in enumerate(rows):
+            rows_of_example[row.example_index].append(row_index)
         return [
-            self._result(record, [rows[n] for n in numbers], [outputs[n] for n in numbers])
-            for record, numbers in zip(records, of_example, strict=True)
+            self._result(record, [rows[i] for i in indices], [outputs[i] for i in indices])
+            for record, indices in zip(records, rows_of_example, strict=True)
         ]
 
     def _rows(self, records: list[Record], counts: Counter) -> Iterator[_Row]:
         task, tokenizer = self.task, self.tokenizer
         if task.kind == 'tagging':
-            for number, record in enumerate(records):
-                words = words_of(record, task)
-                pieces = [ids or [tokenizer.unk_id] for ids in tokenizer.encode_batch(words)]
-                for ids, places in encode_words(pieces, task, tokenizer, counts):
-                    yield _Row(number, ids, len(ids), places)
+            for index, record in enumerate(records):
+                words = [ids or [tokenizer.unk_id] for ids in tokenizer.encode_batch(read_words(record, task))]
+                for ids, word_starts in encode_words(words, task, tokenizer, counts):
+                    yield _Row(index, ids, len(ids), word_starts)
         elif task.kind == 'spans':
             questions = [
                 Question(record.where, '', record.fields['question'], record.fields['context'], ())
                 for record in records
             ]
             for row in encode_questions(questions, task, tokenizer, counts, is_training=False):
-                yield _Row(row.question, row.ids, row.window.place, row.window)
+                yield _Row(row.question_index, row.ids, row.window.text_start, row.window)
         else:
             second = ''.join(columns_of(self).names[1:])
             is_pair = [bool(second) and record.fields.get(second) is not None for record in records]
-            for text_pair in {second, ''}:  # singles and pairs may alternate
-                numbers = [number for number, has_second in enumerate(is_pair) if has_second == bool(text_pair)]
-                some, alike = [records[number] for number in numbers], dataclasses.replace(task, text_pair=text_pair)
-                for number, (ids, boundary) in zip(numbers, encode_texts(some, alike, tokenizer, counts), strict=True):
-                    yield _Row(number, ids, boundary)
+            for text_pair in {second, ''}:  # single texts and pairs may alternate
+                indices = [index for index, has_second in enumerate(is_pair) if has_second == bool(text_pair)]
+                group, group_task = [records[i] for i in indices], dataclasses.replace(task, text_pair=text_pair)
+                encoded = encode_texts(group, group_task, tokenizer, counts)
+                for index, (ids, second_start) in zip(indices, encoded, strict=True):
+                    yield _Row(index, ids, second_start)
 
     def _result(self, record: Record, rows: list[_Row], outputs: list[np.ndarray]) -> dict[str, Any]:
         kind = self.task.kind
@@ -144,42 +148,42 @@ class FineTuned(Pretrained):
             best = self.labels[int(probabilities.argmax())]
             return {'label': best, 'score': scores[best], 'scores': scores}
         if kind == 'tagging':
-            logits = [logits[row.about] for row, logits in zip(rows, outputs, strict=True)]
-            probabilities = softmax(np.concatenate(logits)) if logits else np.zeros((0, len(self.labels)))
+            word_logits = [logits[row.layout] for row, logits in zip(rows, outputs, strict=True)]
+            probabilities = softmax(np.concatenate(word_logits)) if word_logits else np.zeros((0, len(self.labels)))
             tags = [
                 {'word': word, 'tag': self.labels[int(each.argmax())], 'score': _rounded(each.max())}
-                for word, each in zip(words_of(record, self.task), probabilities, strict=True)
+                for word, each in zip(read_words(record, self.task), probabilities, strict=True)
             ]
             return {'tags': tags}
-        return self._answer(record.fields['context'], [row.about for row in rows], outputs)
+        return self._answer(record.fields['context'], [row.layout for row in rows], outputs)
 
     def _answer(self, context: str, windows: list[Window], outputs: list[np.ndarray]) -> dict[str, Any]:
         limits = {'n_best': self.task.n_best, 'max_tokens': self.task.max_answer_tokens}
-        spans = ranked_spans(context, windows, outputs, **limits)
-        nothing = Span('', null_score(outputs), None, None)
+        spans = rank_spans(context, windows, outputs, **limits)
+        no_answer = Span('', null_score(outputs), None, None)
         if self.null_threshold is None:
-            candidates = spans or [nothing]
+            candidates = spans or [no_answer]
             return _as_json(candidates, candidates[0])
-        odds = nothing.score - spans[0].score if spans else nothing.score
-        chosen = nothing if not spans or odds > self.null_threshold else spans[0]
-        return _as_json([*spans, nothing], chosen) | {'null_odds': _rounded(odds)}
+        odds = no_answer.score - spans[0].score if spans else no_answer.score
+        answer = no_answer if not spans or odds > self.null_threshold else spans[0]
+        return _as_json([*spans, no_answer], answer) | {'null_odds': _rounded(odds)}
 
 
 class Columns(NamedTuple):
-    """The names of the columns of an example; it must have the first `num_needed` of them."""
+    """Column names of an example, of which the first `num_needed` are required."""
 
     names: tuple[str, ...]
     num_needed: int
 
 
-_OF_A_QUESTION = ('question', 'context')
+_QUESTION_COLUMNS = ('question', 'context')
 
 
 def columns_of(trained: FineTuned) -> Columns:
-    """The columns of the examples that a model takes."""
+    """Returns the columns of the examples that a model takes."""
     task = trained.task
     if task.kind == 'spans':
-        return Columns(_OF_A_QUESTION, 2)
+        return Columns(_QUESTION_COLUMNS, 2)
     if task.kind == 'tagging' or trained.takes_pairs is False:
         return Columns((task.text,), 1)
     return Columns((task.text, task.text_pair or 'text_pair'), 1 if trained.takes_pairs is None else 2)
@@ -192,15 +196,15 @@ def _check_columns(records: Iterable[Record], columns: Columns) -> None:
             value = record.fields.get(name)
             if value is None:
                 present = ', '.join(repr(key) for key, value in record.fields.items() if value is not None)
-                fix = '' if needed == _OF_A_QUESTION else '--text=COLUMN and --text_pair=COLUMN'
+                fix = '' if needed == _QUESTION_COLUMNS else '--text=COLUMN and --text_pair=COLUMN'
                 found, expected = f'has no {name!r}; it has {present or "nothing"}', ' and '.join(map(repr, needed))
                 raise BadInput(record.where, found, expected, fix)
-            if name in _OF_A_QUESTION and columns.names == _OF_A_QUESTION and not isinstance(value, str):
+            if name in _QUESTION_COLUMNS and columns.names == _QUESTION_COLUMNS and not isinstance(value, str):
                 raise BadInput(record.where, f'{name!r} is of type {type(value).__name__}', 'text')
 
 
-def _as_record(number: int, example: Any, columns: tuple[str, ...]) -> Record:
-    where = f'example {number}'
+def _as_record(index: int, example: Any, columns: tuple[str, ...]) -> Record:
+    where = f'example {index}'
     if isinstance(example, str) or (len(columns) == 1 and isinstance(example, list)):
         return Record(where, {columns[0]: example})
     if isinstance(example, list | tuple) and len(example) == len(columns):
@@ -214,14 +218,14 @@ def _as_record(number: int, example: Any, columns: tuple[str, ...]) -> Record:
 def predict_stream(
     trained: FineTuned, records: Iterable[Record], counts: Counter
 ) -> Iterator[tuple[Record, dict[str, Any]]]:
-    """(record, what the model says of it) of any number of records, in their order; some hundreds are held at once."""
-    for some in batched(records, EXAMPLES_AT_ONCE):
-        yield from zip(some, trained.predict_records(some, counts), strict=True)
+    """Yields (record, prediction) in order; at most `EXAMPLES_AT_ONCE` records are in memory at once."""
+    for chunk in batched(records, EXAMPLES_AT_ONCE):
+        yield from zip(chunk, trained.predict_records(chunk, counts), strict=True)
 
 
-def _as_json(candidates: list[Span], chosen: Span) -> dict[str, Any]:
-    probability = softmax(np.array([span.score for span in candidates]))[candidates.index(chosen)]
-    return {'answer': chosen.text, 'score': _rounded(probability), 'start': chosen.start, 'end': chosen.end}
+def _as_json(candidates: list[Span], answer: Span) -> dict[str, Any]:
+    probability = softmax(np.array([span.score for span in candidates]))[candidates.index(answer)]
+    return {'answer': answer.text, 'score': _rounded(probability), 'start': answer.start, 'end': answer.end}
 
 
 def _rounded(value: Any) -> float:
@@ -230,8 +234,8 @@ def _rounded(value: Any) -> float:
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array, present: jax.Array) -> jax.Array:
-    """[B, L] ids, token types, and 1 where there is a token -> [B, C] (pooled) or [B, L, C]."""
+    """Runs the model on [B, L] ids, token types and mask (1 for tokens); returns [B, C] (pooled) or [B, L, C]."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    first, nothing = jnp.zeros((len(ids), 1), jnp.int32), jnp.zeros(len(ids))
-    batch = TaskBatch(ids, types, present, positions, first, nothing, nothing)
+    cls_positions, unused = jnp.zeros((len(ids), 1), jnp.int32), jnp.zeros(len(ids))
+    batch = TaskBatch(ids, types, present, positions, cls_positions, unused, unused)
     return model_outputs(nnx.merge(graph, params), batch, None)

@@ -1,4 +1,4 @@
-"""The fine-tune of one seed, from top to bottom; `loop.fit` trains it."""
+"""Runs one seed of a fine-tune from start to finish; `loop.fit` is the training loop."""
 
 import dataclasses
 import functools
@@ -17,7 +17,13 @@ from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.probe import LabelledSet, Probe, open_sets
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
-from bert_jax.finetune.evaluator import TaskEvaluator, as_validation, describe_metrics, model_outputs, task_streams
+from bert_jax.finetune.evaluator import (
+    TaskEvaluator,
+    describe_metrics,
+    model_outputs,
+    task_streams,
+    with_validation_prefix,
+)
 from bert_jax.finetune.start import FinetuningStart
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
@@ -35,8 +41,8 @@ from bert_jax.workdir.log import RunLog
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The result of one seed: `metrics` of the last step, {} when it was stopped before."""
+class SeedResult:
+    """The result of one seed. metrics: of the last step; {} if it was stopped earlier."""
 
     seed: int
     step: int
@@ -47,7 +53,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What all seeds of a fine-tune share: what they start from, the task, and the step, compiled once."""
+    """What all seeds share: initial weights, task data and the training step, which is compiled once."""
 
     start: FinetuningStart
     data: TaskData
@@ -56,8 +62,12 @@ class Setup:
     labelled_sets: list[LabelledSet]
 
     @classmethod
-    def of(cls, start: FinetuningStart, data: TaskData) -> 'Setup':
-        """Raises BadInput when the mesh does not fit the devices, or a probe's file cannot be used."""
+    def create(cls, start: FinetuningStart, data: TaskData) -> 'Setup':
+        """Builds the program and opens the probe sets.
+
+        Raises:
+          BadInput: if the mesh does not fit the devices, or a probe file cannot be used.
+        """
         config = start.config
         mesh = make_mesh(config.mesh, config.model, batch_of(config.train))
         steps = num_steps(config.train, len(data.train))
@@ -74,36 +84,36 @@ class Setup:
         return cls(start, data, program, program.forward(model_outputs), sets)
 
     def config_of(self, seed: int) -> FinetuneConfig:
-        """The config of one seed's run."""
+        """Returns the config of one seed."""
         return dataclasses.replace(self.start.config, train=dataclasses.replace(self.start.config.train, seed=seed))
 
 
-def claim(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> None:
-    """Takes the workdir of a seed and records in it what the run is.
+def claim_workdir(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> None:
+    """Acquires the workdir of a seed and records the run's identity in it.
 
     Raises:
-      BadInput: when the workdir holds another run, or another process holds the workdir.
+      BadInput: if the workdir holds another run, or another process holds the workdir.
     """
     start, config = setup.start, setup.config_of(seed)
     recorded = fingerprint(config, setup.data, start.tokenizer.hash, setup.program.num_steps) | start.fingerprint
     processes.check_agreement(recorded)
     supervisor.acquire(workdir)
-    identity.claim(workdir, config, start.tokenizer, recorded, start=start.start)
+    identity.claim(workdir, config, start.tokenizer, recorded, start=start.provenance)
 
 
-def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> Outcome:
-    """Trains one seed to its last step, or resumes it; then evaluates it and writes its predictions.
+def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> SeedResult:
+    """Trains or resumes one seed to its last step, evaluates it and writes its predictions.
 
     Args:
-      workdir: claimed for this seed.
+      workdir: acquired by `claim_workdir`.
 
     Raises:
-      BadInput: when the run keeps diverging, or its workdir is lost to another process.
+      BadInput: if the run keeps diverging, or another process takes over the workdir.
     """
     start, data, program, config = setup.start, setup.data, setup.program, setup.config_of(seed)
     num_steps, check = program.num_steps, supervisor.check_lease
 
-    # --- The state: restored, or new. ---
+    # --- Restore or initialize the state. ---
     def new_state() -> TrainState:
         return program.init_state(seed, start.params(data.num_outputs, seed))
 
@@ -111,15 +121,15 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> O
         results = read_results(workdir)
         begun = begin(workdir, program, checkpoints, new_state, supervisor, needs_last_step=results is None)
         if begun is None:
-            return Outcome(seed, num_steps, True, num_steps, results['metrics'] if results else {})
+            return SeedResult(seed, num_steps, True, num_steps, results['metrics'] if results else {})
         say(_describe(workdir, config, data, program))
 
         # --- Train. ---
         first, skipped = int(begun.state.step), begun.record.skipped_batches
         streams = task_streams(config, start.tokenizer.pad_id, program.device_mesh)
         evaluator = TaskEvaluator(data, setup.predict_step, streams, program.device_mesh, config.train.evaluate_every)
-        shorter = functools.partial(_flags_of_shorter, config)
-        with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, supervisor, shorter) as log:
+        shorter_run = functools.partial(_flags_for_shorter_run, config)
+        with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, supervisor, shorter_run) as log:
             run = TrainingRun(
                 workdir=workdir,
                 program=program,
@@ -135,23 +145,23 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> O
             fitted = fit(run, begun.state, begun.record)
             if fitted.stopped_by:
                 log.end(fitted.step, fitted.stopped_by)
-                return Outcome(seed, fitted.step, False, begun.resumed_from, {})
+                return SeedResult(seed, fitted.step, False, begun.resumed_from, {})
 
-            # --- Evaluate the last step, which is saved by now. ---
+            # --- Evaluate the last step, which has been saved. ---
             supervisor.enter_long_stage('evaluating')
             metrics, predictions = evaluator.evaluate(fitted.state.params)
-            log.log_evaluation(fitted.step, as_validation(metrics), describe_metrics(metrics))
+            log.log_evaluation(fitted.step, with_validation_prefix(metrics), describe_metrics(metrics))
             check()
             _write_results(workdir, evaluator, predictions, {'seed': seed, 'step': fitted.step, 'metrics': metrics})
             log.end(fitted.step)
-    return Outcome(seed, fitted.step, True, begun.resumed_from, metrics)
+    return SeedResult(seed, fitted.step, True, begun.resumed_from, metrics)
 
 
 def _probes(setup: Setup, config: FinetuneConfig) -> list[Evaluator]:
     if not setup.labelled_sets:
         return []
 
-    provenance = of_finetune(config, setup.start.start)
+    provenance = of_finetune(config, setup.start.provenance)
 
     def model_at(params: nnx.State, step: int) -> Pretrained:
         return from_params(params, config.model, setup.start.tokenizer, step, provenance, setup.program.build)
@@ -165,22 +175,22 @@ def _write_results(
     """Writes the predictions for each split, then results.json, which marks the seed as finished; process 0 only."""
     if not processes.is_process_zero():
         return
-    for (name, split), of_split in zip(evaluator.splits(), predictions, strict=True):
-        for ending, content in split.files(of_split).items():
-            write_whole(epath.Path(workdir) / f'predictions-{name}{ending}', content)
+    for (name, split), split_predictions in zip(evaluator.splits(), predictions, strict=True):
+        for suffix, content in split.files(split_predictions).items():
+            write_whole(epath.Path(workdir) / f'predictions-{name}{suffix}', content)
     write_results(workdir, results)
 
 
 def _describe(workdir: str, config: FinetuneConfig, data: TaskData, program: TrainProgram) -> str:
     batch_size = config.train.global_batch_size
-    # Windows of one example (text with answers, a long sentence to tag) count as several.
-    return f'{workdir}: {program.num_steps:,} steps of {batch_size} examples, {len(data.train):,} examples an epoch'
+    # An example with several windows (a long context or sentence) counts once per window.
+    return f'{workdir}: {program.num_steps:,} steps of {batch_size} examples, {len(data.train):,} examples per epoch'
 
 
-def _flags_of_shorter(config: FinetuneConfig, share: float) -> str:
+def _flags_for_shorter_run(config: FinetuneConfig, share: float) -> str:
     return f'--config.train.epochs={config.train.epochs * share:.3g}'
 
 
 def _describe_step(metrics: dict[str, float]) -> str:
-    accuracy = metrics.get('accuracy', math.nan)  # not of a regression, nor of a batch without labels
+    accuracy = metrics.get('accuracy', math.nan)  # absent for regression, NaN for a batch without labels
     return f'loss {metrics["loss"]:.3f}' + (f'  accuracy {accuracy:.1%}' if math.isfinite(accuracy) else '')

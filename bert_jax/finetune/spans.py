@@ -1,8 +1,8 @@
-"""Questions answered by a span of a text, in the format of SQuAD.
+"""Question answering by spans of a context, in the format of SQuAD.
 
-A text is read through windows, [CLS] question [SEP] tokens [SEP], that start `task.stride` tokens after one another
-(Devlin et al. 2019; `run_squad.py`). An answer is learnt in every window that holds the whole of it; in the others, the
-label is [CLS]. When answering, a token speaks only in the window in which it has most context on both sides.
+A context is split into windows, [CLS] question [SEP] tokens [SEP], that start `task.stride` tokens apart (Devlin et al.
+2019; `run_squad.py`). In training, a window that contains the whole answer is labelled with it; other windows are
+labelled with [CLS]. In prediction, an answer may start at a token only in the window that gives it most context.
 """
 
 import dataclasses
@@ -24,19 +24,19 @@ from bert_jax.finetune.windows import (
     Window,
     cut_windows,
     null_score,
-    ranked_spans,
+    rank_spans,
     token_span,
     with_probabilities,
 )
 from bert_jax.text.tokenizer import Tokenizer
 
-_AT_ONCE = 256  # questions encoded together
+_CHUNK_SIZE = 256  # questions encoded together
 _COLUMNS = ('id', 'question', 'context')
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question as its file has it; `answers` are (text, first character), none in a file without."""
+    """A question as read from a file; answers: (text, first character), empty if the file has none."""
 
     where: str
     id: str
@@ -47,41 +47,41 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class SpanSplit(Split):
-    """Questions; `gold` are the texts of their answers, predictions are n-best lists of (text, probability)."""
+    """Questions; `gold` holds the texts of their answers, predictions are n-best lists of (text, probability)."""
 
     questions: list[Question]
     windows: list[Window]
     task: Task
 
     def predictions(self, outputs: np.ndarray) -> list[Any]:
-        return [with_probabilities(spans) for spans, _ in self._ranked(outputs)]
+        return [with_probabilities(spans) for spans, _ in self._rank_spans(outputs)]
 
-    def _ranked(self, outputs: np.ndarray) -> Iterator[tuple[list[Span], float]]:
-        """(the best spans, the score of 'no answer') of each question."""
-        of_question: list[list[int]] = [[] for _ in self.questions]
-        for row, example in enumerate(self.example):
-            of_question[example].append(row)
+    def _rank_spans(self, outputs: np.ndarray) -> Iterator[tuple[list[Span], float]]:
+        """Yields (best spans, score of 'no answer') for each question."""
+        rows_of_question: list[list[int]] = [[] for _ in self.questions]
+        for row, example_index in enumerate(self.example_indices):
+            rows_of_question[example_index].append(row)
         limits = {'n_best': self.task.n_best, 'max_tokens': self.task.max_answer_tokens}
-        for question, rows in zip(self.questions, of_question, strict=True):
-            of_windows = [outputs[row] for row in rows]
-            spans = ranked_spans(question.context, [self.windows[row] for row in rows], of_windows, **limits)
-            yield spans, null_score(of_windows)
+        for question, rows in zip(self.questions, rows_of_question, strict=True):
+            window_outputs = [outputs[row] for row in rows]
+            spans = rank_spans(question.context, [self.windows[row] for row in rows], window_outputs, **limits)
+            yield spans, null_score(window_outputs)
 
     def metrics(self, names: Iterable[str], predictions: list[Any]) -> dict[str, float]:
         score = {'exact_match': answers.exact_match, 'f1': answers.f1}
-        first = [found[0][0] if found else '' for found in predictions]
+        best = [candidates[0][0] if candidates else '' for candidates in predictions]
         return {
-            name: float(np.mean([score[name](one, gold) for one, gold in zip(first, self.gold, strict=True)]))
+            name: float(np.mean([score[name](answer, gold) for answer, gold in zip(best, self.gold, strict=True)]))
             for name in names
         }
 
     def files(self, predictions: list[Any]) -> dict[str, str]:
-        """The official scorer's {id: answer}, and all that was considered; answers are text, that is what they are."""
+        """Returns {id: answer} for the official scorer, and the n-best lists. They contain text of the examples."""
         ids = [question.id for question in self.questions]
-        best = {name: found[0][0] if found else '' for name, found in zip(ids, predictions, strict=True)}
+        best = {name: spans[0][0] if spans else '' for name, spans in zip(ids, predictions, strict=True)}
         nbest = {
-            name: [{'text': text, 'probability': round(probability, 6)} for text, probability in found]
-            for name, found in zip(ids, predictions, strict=True)
+            name: [{'text': text, 'probability': round(probability, 6)} for text, probability in spans]
+            for name, spans in zip(ids, predictions, strict=True)
         }
         return {
             '.json': json.dumps(best, ensure_ascii=False, indent=1) + '\n',
@@ -89,61 +89,61 @@ class SpanSplit(Split):
         }
 
 
-class Answered(NamedTuple):
+class AnswerPrediction(NamedTuple):
     """The prediction for a question that may have no answer.
 
-    best: the text of the best span.  candidates: (text, probability), best first; '' is no answer.
-    null_odds: the score of no answer less that of the best span; above the threshold, no answer is given.
+    best_span: text of the best span.  candidates: (text, probability), best first; '' is 'no answer'.
+    null_odds: the score of 'no answer' minus that of the best span; above the threshold, the answer is ''.
     """
 
-    best: str
+    best_span: str
     candidates: list[tuple[str, float]]
     null_odds: float
     threshold: float = 0.0
 
     @property
-    def text(self) -> str:
-        """The answer; '' for none."""
-        return '' if self.null_odds > self.threshold else self.best
+    def answer(self) -> str:
+        """The predicted answer; '' for 'no answer'."""
+        return '' if self.null_odds > self.threshold else self.best_span
 
 
 @dataclasses.dataclass(frozen=True)
 class NoAnswerSplit(SpanSplit):
-    """Questions that may have no answer (Rajpurkar et al. 2018, SQuAD 2.0); predictions are `Answered`."""
+    """Questions that may have no answer (Rajpurkar et al. 2018, SQuAD 2.0); predictions are `AnswerPrediction`."""
 
     def predictions(self, outputs: np.ndarray) -> list[Any]:
-        found = []
-        for spans, null in self._ranked(outputs):
+        predictions = []
+        for spans, null in self._rank_spans(outputs):
             candidates = sorted([*spans, Span('', null, None, None)], key=lambda span: -span.score)
             best, score = (spans[0].text, spans[0].score) if spans else ('', 0.0)
-            found.append(Answered(best, with_probabilities(candidates), null - score))
-        return found
+            predictions.append(AnswerPrediction(best, with_probabilities(candidates), null - score))
+        return predictions
 
     def metrics(self, names: Iterable[str], predictions: list[Any]) -> dict[str, float]:
-        """All figures of the official scorer, those that are named first; thresholds are scores, not fractions."""
-        texts, odds = [found.best for found in predictions], [found.null_odds for found in predictions]
-        found = answers.scores_with_no_answer(texts, odds, self.gold)
-        first = ['exact' if name == 'exact_match' else name for name in names]
-        return {name: found[name] for name in dict.fromkeys([*first, *found])}
+        """Returns all metrics of the official scorer, the named ones first; thresholds are scores, not fractions."""
+        best, odds = [each.best_span for each in predictions], [each.null_odds for each in predictions]
+        metrics = answers.score_with_no_answer(best, odds, self.gold)
+        named = ['exact' if name == 'exact_match' else name for name in names]
+        return {name: metrics[name] for name in dict.fromkeys([*named, *metrics])}
 
-    def decided(self, predictions: list[Any], metrics: dict[str, float]) -> list[Any]:
-        """No answer where the odds exceed the threshold of the best F1 on the first validation file."""
-        return [found._replace(threshold=metrics['best_f1_thresh']) for found in predictions]
+    def apply_threshold(self, predictions: list[Any], metrics: dict[str, float]) -> list[Any]:
+        """Sets the threshold to the one with the best F1 on the first validation file."""
+        return [prediction._replace(threshold=metrics['best_f1_thresh']) for prediction in predictions]
 
     def files(self, predictions: list[Any]) -> dict[str, str]:
-        """As of `SpanSplit`, and the odds of no answer, by which the official scorer finds its thresholds."""
-        files = super().files([found.candidates for found in predictions])
+        """Adds the odds of 'no answer', from which the official scorer computes its thresholds."""
+        files = super().files([prediction.candidates for prediction in predictions])
         ids = [question.id for question in self.questions]
-        by_ending = {
-            '.json': {name: found.text for name, found in zip(ids, predictions, strict=True)},
-            '-null_odds.json': {name: found.null_odds for name, found in zip(ids, predictions, strict=True)},
+        by_suffix = {
+            '.json': {name: prediction.answer for name, prediction in zip(ids, predictions, strict=True)},
+            '-null_odds.json': {name: prediction.null_odds for name, prediction in zip(ids, predictions, strict=True)},
         }
         return files | {
-            ending: json.dumps(content, ensure_ascii=False, indent=1) + '\n' for ending, content in by_ending.items()
+            suffix: json.dumps(content, ensure_ascii=False, indent=1) + '\n' for suffix, content in by_suffix.items()
         }
 
 
-def open_spans(
+def read_spans(
     source: str,
     task: Task,
     tokenizer: Tokenizer,
@@ -154,38 +154,39 @@ def open_spans(
 ) -> SpanSplit:
     """Reads and encodes a file of questions.
 
-    A question without an answer is dropped, unless the model learns that there may be none. In training, one whose
-    answer is not in its text where the file says is dropped too. Both are counted. In evaluation the scorer needs the
-    texts of the answers only.
+    Questions without an answer are dropped and counted, unless the model learns that a question may have none. Training
+    also drops and counts questions whose answer is not at the stated position in the context. Evaluation only needs the
+    texts of the answers.
 
     Args:
-      learns_no_answer: whether the model learns that a question may have no answer; None, in training, decides by
-        `task.unanswerable`: 'auto' does where a record says `is_impossible`, as those of SQuAD 2.0 do.
+      learns_no_answer: whether the model learns that a question may have no answer. None, in training, follows
+        `task.unanswerable`; 'auto' means yes if a record has `is_impossible`, as in SQuAD 2.0.
 
     Raises:
-      BadInput: for a missing column, or when no question is left.
+      BadInput: for a missing column, or if no question remains.
     """
     counts: Counter[str] = Counter()
-    reading = RecordReader(source, task, (*_COLUMNS, *(['answers'] if is_labelled else [])))
-    records: Iterable[Record] = reading
+    reader = RecordReader(source, task, (*_COLUMNS, *(['answers'] if is_labelled else [])))
+    records: Iterable[Record] = reader
     if learns_no_answer is None:
-        records = list(reading)
-        says = task.unanswerable == 'auto' and any('is_impossible' in record.fields for record in records)
-        learns_no_answer = says or task.unanswerable == 'learn'
-    choice = {'is_labelled': is_labelled, 'is_training': is_training, 'learns_no_answer': learns_no_answer}
-    questions = list(_chosen_questions(records, counts, **choice))
-    counts.update(reading.counts)
+        records = list(reader)
+        is_squad_2 = task.unanswerable == 'auto' and any('is_impossible' in record.fields for record in records)
+        learns_no_answer = is_squad_2 or task.unanswerable == 'learn'
+    settings = {'is_labelled': is_labelled, 'is_training': is_training, 'learns_no_answer': learns_no_answer}
+    questions = list(_select_questions(records, counts, **settings))
+    counts.update(reader.counts)
     if not questions:
-        raise BadInput(source, f'holds no question to learn or to score ({dict(counts)})', 'answers in their texts')
+        dropped = '; '.join(f'{count:,} x {event}' for event, count in sorted(counts.items()) if count) or 'it is empty'
+        raise BadInput(source, f'has no usable question ({dropped})', 'questions whose answers are in their contexts')
     rows = list(encode_questions(questions, task, tokenizer, counts, is_training=is_training))
-    kind = NoAnswerSplit if learns_no_answer else SpanSplit
-    return kind(
+    split_class = NoAnswerSplit if learns_no_answer else SpanSplit
+    return split_class(
         rows=make_rows(
             [row.ids for row in rows],
-            [row.window.place for row in rows],
+            [row.window.text_start for row in rows],
             np.array([row.label for row in rows], np.int32),
         ),
-        example=np.array([row.question for row in rows]),
+        example_indices=np.array([row.question_index for row in rows]),
         counts=+counts,
         gold=[[text for text, _ in question.answers] for question in questions] if is_labelled else [],
         questions=questions,
@@ -194,30 +195,30 @@ def open_spans(
     )
 
 
-def _chosen_questions(
+def _select_questions(
     records: Iterable[Record], counts: Counter, *, is_labelled: bool, is_training: bool, learns_no_answer: bool
 ) -> Iterator[Question]:
-    """The questions that are learned or scored; of those to learn from, with the first answer that is in the text."""
+    """Yields the questions to train on or score; in training, each has only its first answer found in the context."""
     for record in records:
-        question = _question(record, is_labelled)
-        found = [answer for answer in question.answers if _stands_in(question.context, answer)]
+        question = _parse_question(record, is_labelled)
+        valid = [answer for answer in question.answers if _is_in_context(question.context, answer)]
         if is_labelled and not question.answers:
             if learns_no_answer:
                 counts['question without an answer'] += 1
                 yield question
             else:
                 counts['question without an answer, dropped'] += 1
-        elif is_training and not found:
+        elif is_training and not valid:
             counts['answer not in its text, dropped'] += 1
         else:
-            counts['answer not in its text'] += is_labelled and not found
-            yield dataclasses.replace(question, answers=(found[0],)) if is_training else question
+            counts['answer not in its text'] += is_labelled and not valid
+            yield dataclasses.replace(question, answers=(valid[0],)) if is_training else question
 
 
 class SpanRow(NamedTuple):
-    """A window of a question (its number): [CLS] question [SEP] tokens [SEP], and first and last token in it."""
+    """A row, [CLS] question [SEP] tokens [SEP]; label: first and last token of the answer in it."""
 
-    question: int
+    question_index: int
     ids: list[int]
     label: list[int]
     window: Window
@@ -226,50 +227,52 @@ class SpanRow(NamedTuple):
 def encode_questions(
     questions: list[Question], task: Task, tokenizer: Tokenizer, counts: Counter, *, is_training: bool
 ) -> Iterator[SpanRow]:
-    """The windows of all questions, in their order."""
-    for start in range(0, len(questions), _AT_ONCE):
-        some = questions[start : start + _AT_ONCE]
+    """Yields the windows of all questions, in order."""
+    for start in range(0, len(questions), _CHUNK_SIZE):
+        chunk = questions[start : start + _CHUNK_SIZE]
         encoded = zip(
-            some,
-            tokenizer.encode_batch([question.question for question in some]),
-            tokenizer.encode_with_offsets([question.context for question in some]),
+            chunk,
+            tokenizer.encode_batch([question.question for question in chunk]),
+            tokenizer.encode_with_offsets([question.context for question in chunk]),
             strict=True,
         )
-        for number, (question, asked, (tokens, offsets)) in enumerate(encoded, start):
-            counts['question cut'] += len(asked) > task.max_question_tokens
-            head = [tokenizer.cls_id, *asked[: task.max_question_tokens], tokenizer.sep_id]
+        for question_index, (question, question_ids, (tokens, offsets)) in enumerate(encoded, start):
+            counts['question cut'] += len(question_ids) > task.max_question_tokens
+            head = [tokenizer.cls_id, *question_ids[: task.max_question_tokens], tokenizer.sep_id]
             has_answer = is_training and bool(question.answers)
             span = token_span(offsets, *question.answers[0]) if has_answer else None
             num_with_answer = 0
             for window in cut_windows(np.array(offsets).reshape(-1, 2), len(head), task):
-                stop = window.first + len(window.offsets)
-                inside = span is not None and window.first <= span[0] and span[1] < stop
+                stop = window.first_token + len(window.offsets)
+                inside = span is not None and window.first_token <= span[0] and span[1] < stop
                 num_with_answer += inside
-                label = [place - window.first + window.place for place in span] if inside else [0, 0]
-                yield SpanRow(number, [*head, *tokens[window.first : stop], tokenizer.sep_id], label, window)
+                label = [index - window.first_token + window.text_start for index in span] if inside else [0, 0]
+                yield SpanRow(
+                    question_index, [*head, *tokens[window.first_token : stop], tokenizer.sep_id], label, window
+                )
             counts['answer in no window as a whole'] += has_answer and not num_with_answer
 
 
-def _stands_in(context: str, answer: tuple[str, int]) -> bool:
+def _is_in_context(context: str, answer: tuple[str, int]) -> bool:
     text, start = answer
     return bool(text) and start >= 0 and context[start : start + len(text)] == text
 
 
-def _question(record: Record, is_labelled: bool) -> Question:
-    """SQuAD's own answers are a list of {text, answer_start}; those of TFDS and `datasets` a dict of two lists."""
-    fields, given = record.fields, []
+def _parse_question(record: Record, is_labelled: bool) -> Question:
+    """Parses a record. SQuAD has lists of {text, answer_start}, TFDS and `datasets` a dict of two lists."""
+    fields, pairs = record.fields, []
     if is_labelled:
-        found = fields['answers']
+        value = fields['answers']
         try:
-            if isinstance(found, dict):
-                given = list(zip(found['text'], found['answer_start'], strict=True))
+            if isinstance(value, dict):
+                pairs = list(zip(value['text'], value['answer_start'], strict=True))
             else:
-                given = [(answer['text'], answer['answer_start']) for answer in found]
-            given = [(str(text), int(start)) for text, start in given]
+                pairs = [(answer['text'], answer['answer_start']) for answer in value]
+            pairs = [(str(text), int(start)) for text, start in pairs]
         except (KeyError, TypeError, ValueError):
             expected = 'a list of {text, answer_start}'
-            raise BadInput(record.where, 'has answers of another form', expected) from None
+            raise BadInput(record.where, "has 'answers' in another format", expected) from None
     for column in _COLUMNS[1:]:
         if not isinstance(fields[column], str):
             raise BadInput(record.where, f'{column!r} is of type {type(fields[column]).__name__}', 'text')
-    return Question(record.where, str(fields['id']), fields['question'], fields['context'], tuple(given))
+    return Question(record.where, str(fields['id']), fields['question'], fields['context'], tuple(pairs))

@@ -1,4 +1,4 @@
-"""A split of a task: its rows, and what is made of the model's outputs on them. One kind of task a subclass."""
+"""The base class of task splits: encoded rows, predictions and metrics. Each kind of task has its subclass."""
 
 import abc
 import dataclasses
@@ -15,63 +15,63 @@ from bert_jax.finetune.rows import Rows
 
 @dataclasses.dataclass(frozen=True)
 class Split(abc.ABC):
-    """Examples as rows. An example may be several rows (windows), one after another.
+    """Examples as rows. An example may have several consecutive rows (windows).
 
     Attributes:
-      rows: N of them.  example: [N] int64, which example a row belongs to, from 0 on, ascending.
-      counts: {what: how often} of what was skipped, cut or split on the way.
-      gold: of each example, what the metrics compare with; empty where the file has no labels.
+      rows: N rows.  example_indices: [N] int64, the example of each row, ascending from 0.
+      counts: {event: count} of examples skipped, cut or split while reading.
+      gold: the target of each example; empty if the file has no labels.
     """
 
     rows: Rows
-    example: np.ndarray
+    example_indices: np.ndarray
     counts: Counter
     gold: list[Any]
 
     @property
     def num_examples(self) -> int:
-        """Examples that have a row."""
-        return int(self.example[-1]) + 1 if len(self.example) else 0
+        """The number of examples that have a row."""
+        return int(self.example_indices[-1]) + 1 if len(self.example_indices) else 0
 
     @abc.abstractmethod
     def predictions(self, outputs: np.ndarray) -> list[Any]:
-        """The model's outputs [N, …] (float32, as `BertForTask` returns them) -> a prediction for each example."""
+        """Converts outputs of `BertForTask`, float32 [N, …], to one prediction per example."""
 
     @abc.abstractmethod
     def metrics(self, names: Iterable[str], predictions: list[Any]) -> dict[str, float]:
-        """The named figures, by comparison with `gold`."""
+        """Computes the named metrics by comparing predictions with `gold`."""
 
-    def decided(self, predictions: list[Any], metrics: dict[str, float]) -> list[Any]:
-        """Predictions for a file without labels, given the metrics of the validation files: as they are, by default."""
+    def apply_threshold(self, predictions: list[Any], metrics: dict[str, float]) -> list[Any]:
+        """Applies a threshold tuned on the validation files to predictions for an unlabelled file; by default, none."""
         del metrics
         return predictions
 
     @abc.abstractmethod
     def files(self, predictions: list[Any]) -> dict[str, str]:
-        """{end of the file's name: its content}: the predictions to be written; without text of the examples."""
+        """Returns {file name suffix: content} for the predictions, without text of the examples."""
 
     def content(self) -> list[Any]:
-        """What tells the split from another: of its rows, and of what they are compared with."""
+        """Returns what identifies the split: the hash of its rows, and its targets."""
         return [self.rows.content_hash(), self.gold]
 
 
-def choose(rows: Rows, example: np.ndarray, max_examples: int) -> Rows:
-    """The rows of so many examples (0: of all), chosen by a hash of their numbers, in their order."""
-    num_examples = int(example[-1]) + 1
+def sample_examples(rows: Rows, example_indices: np.ndarray, max_examples: int) -> Rows:
+    """Returns the rows of `max_examples` examples (0: all), selected by a hash of their indices, in order."""
+    num_examples = int(example_indices[-1]) + 1
     if not max_examples or max_examples >= num_examples:
         return rows
     keys = random.fold_in(random.fold_in_int(0, num_examples), np.arange(num_examples))
-    is_chosen = np.zeros(num_examples, bool)
-    is_chosen[np.argsort(keys, kind='stable')[:max_examples]] = True
-    return rows.chosen(np.flatnonzero(is_chosen[example]))
+    is_selected = np.zeros(num_examples, bool)
+    is_selected[np.argsort(keys, kind='stable')[:max_examples]] = True
+    return rows.select(np.flatnonzero(is_selected[example_indices]))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """[..., C] logits -> [..., C] probabilities."""
+    """Converts [..., C] logits to probabilities."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> str:
-    """A JSON object a line."""
+    """Formats one JSON object per line."""
     return ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records)

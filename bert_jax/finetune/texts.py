@@ -1,4 +1,4 @@
-"""Single texts and pairs with a class or a number each: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
+"""Classification and regression of single texts, [CLS] A [SEP], and pairs, [CLS] A [SEP] B [SEP]."""
 
 import dataclasses
 import math
@@ -17,12 +17,12 @@ from bert_jax.finetune.splits import Split, json_lines, softmax
 from bert_jax.text.lines import batched
 from bert_jax.text.tokenizer import Tokenizer
 
-_AT_ONCE = 4096  # texts encoded together
+_CHUNK_SIZE = 4096  # texts encoded together
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassSplit(Split):
-    """Texts with classes; `gold` and predictions are ids of classes, with their probabilities in the latter."""
+class ClassificationSplit(Split):
+    """Texts with classes; `gold` holds class ids, predictions are (class id, probabilities)."""
 
     labels: tuple[str, ...]
 
@@ -30,22 +30,22 @@ class ClassSplit(Split):
         return list(zip(outputs.argmax(axis=1).tolist(), softmax(outputs).round(6).tolist(), strict=True))
 
     def metrics(self, names: Iterable[str], predictions: list[Any]) -> dict[str, float]:
-        predicted = [number for number, _ in predictions]
+        predicted = [class_id for class_id, _ in predictions]
         return {name: metrics.classification(name, self.gold, predicted) for name in names}
 
     def files(self, predictions: list[Any]) -> dict[str, str]:
         records = [
-            {'index': index, 'prediction': self.labels[number]}
+            {'index': index, 'prediction': self.labels[class_id]}
             | ({'label': self.labels[self.gold[index]]} if self.gold else {})
             | {'probabilities': dict(zip(self.labels, probabilities, strict=True))}
-            for index, (number, probabilities) in enumerate(predictions)
+            for index, (class_id, probabilities) in enumerate(predictions)
         ]
         return {'.jsonl': json_lines(records)}
 
 
 @dataclasses.dataclass(frozen=True)
-class NumberSplit(Split):
-    """Texts with numbers."""
+class RegressionSplit(Split):
+    """Texts with numeric targets."""
 
     def predictions(self, outputs: np.ndarray) -> list[Any]:
         return outputs[:, 0].astype(np.float64).tolist()
@@ -55,75 +55,76 @@ class NumberSplit(Split):
 
     def files(self, predictions: list[Any]) -> dict[str, str]:
         records = [
-            {'index': index, 'prediction': round(number, 6)} | ({'label': self.gold[index]} if self.gold else {})
-            for index, number in enumerate(predictions)
+            {'index': index, 'prediction': round(value, 6)} | ({'label': self.gold[index]} if self.gold else {})
+            for index, value in enumerate(predictions)
         ]
         return {'.jsonl': json_lines(records)}
 
 
-def open_texts(
+def read_texts(
     source: str, task: Task, tokenizer: Tokenizer, labels: tuple[str, ...] | None, *, is_labelled: bool = True
-) -> ClassSplit | NumberSplit:
+) -> ClassificationSplit | RegressionSplit:
     """Reads and encodes a file of texts.
 
     Args:
-      labels: that training has seen; None takes them from this file (or from `task.labels`).
-      is_labelled: False neither needs nor reads a label.
+      labels: those of the training file; None takes `task.labels`, or else the labels in this file.
+      is_labelled: whether the file must have labels; if False, they are not read.
 
     Raises:
-      BadInput: for a missing column, a label that training has not seen, or one that is no number (regression).
+      BadInput: for a missing column, a label absent from training, or a label that is not a number (regression).
     """
     columns = (task.text, *filter(None, [task.text_pair]), *([task.label] if is_labelled else []))
-    reading, given = RecordReader(source, task, columns), []
+    reader, raw_labels = RecordReader(source, task, columns), []
     counts: Counter[str] = Counter()
-    ids, second = [], []
-    for some in batched(reading, _AT_ONCE):
-        for row, boundary in encode_texts(some, task, tokenizer, counts):
+    ids, second_starts = [], []
+    for chunk in batched(reader, _CHUNK_SIZE):
+        for row, second_start in encode_texts(chunk, task, tokenizer, counts):
             ids.append(row)
-            second.append(boundary)
-        given += [(record.where, record.fields[task.label]) for record in some] if is_labelled else []
-    counts += reading.counts
-    example = np.arange(len(ids))
+            second_starts.append(second_start)
+        raw_labels += [(record.where, record.fields[task.label]) for record in chunk] if is_labelled else []
+    counts += reader.counts
+    example_indices = np.arange(len(ids))
     if task.kind == 'regression':
-        gold = [_number(where, label) for where, label in given]
+        gold = [_parse_number(where, label) for where, label in raw_labels]
         values = np.array(gold if is_labelled else np.zeros(len(ids)), np.float32)
-        return NumberSplit(make_rows(ids, second, values), example, counts, gold)
-    names = [(where, _name(label)) for where, label in given]
+        return RegressionSplit(make_rows(ids, second_starts, values), example_indices, counts, gold)
+    names = [(where, _as_name(label)) for where, label in raw_labels]
     labels = task.labels or labels or sorted_labels((name for _, name in names), source)
-    numbers = {label: number for number, label in enumerate(labels)}
+    class_ids = {label: class_id for class_id, label in enumerate(labels)}
     for where, name in names:
-        if name not in numbers:
+        if name not in class_ids:
             raise unknown_label(where, name, labels)
-    gold = [numbers[name] for _, name in names]
-    rows = make_rows(ids, second, np.array(gold if is_labelled else np.zeros(len(ids)), np.int32))
-    return ClassSplit(rows, example, counts, gold, labels)
+    gold = [class_ids[name] for _, name in names]
+    rows = make_rows(ids, second_starts, np.array(gold if is_labelled else np.zeros(len(ids)), np.int32))
+    return ClassificationSplit(rows, example_indices, counts, gold, labels)
 
 
-def _name(label: Any) -> str:
+def _as_name(label: Any) -> str:
     return label.strip() if isinstance(label, str) else str(label)
 
 
-def _number(where: str, label: Any) -> float:
+def _parse_number(where: str, label: Any) -> float:
     try:
         value = float(label)
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        shown = repr(label) if len(str(label)) <= 10 else f'of {len(str(label))} characters'  # it may be text
-        raise BadInput(where, f'has the label {shown}', 'a number', '--config.task.label=COLUMN')
+        # A long label is probably text, which messages do not show.
+        found = f'has the label {label!r}' if len(str(label)) <= 10 else f'has a label of {len(str(label))} characters'
+        raise BadInput(where, found, 'a number', '--config.task.label=COLUMN')
     return value
 
 
 def encode_texts(
     records: list[Record], task: Task, tokenizer: Tokenizer, counts: Counter
 ) -> Iterator[tuple[list[int], int]]:
-    """(ids [CLS] A [SEP], or with `task.text_pair` [CLS] A [SEP] B [SEP], and where the second text begins) of records.
+    """Yields (ids, start of the second text): [CLS] A [SEP], or with `task.text_pair`, [CLS] A [SEP] B [SEP].
 
     Raises:
-      BadInput: for a column that holds no text.
+      BadInput: for a column that holds neither text nor a number.
     """
     cls, sep = tokenizer.cls_id, tokenizer.sep_id
-    texts = [_text(record, task.text) for record in records]
+    texts = [_read_text(record, task.text) for record in records]
     firsts = tokenizer.encode_batch(texts)
     if not task.text_pair:
         for a in firsts:
@@ -131,7 +132,7 @@ def encode_texts(
             row = [cls, *a[: task.sequence_length - 2], sep]
             yield row, len(row)
         return
-    seconds = tokenizer.encode_batch([_text(record, task.text_pair) for record in records])
+    seconds = tokenizer.encode_batch([_read_text(record, task.text_pair) for record in records])
     for a, b in zip(firsts, seconds, strict=True):
         length_a, length_b = cut_pair(len(a), len(b), task.sequence_length - 3)
         counts['text cut'] += (length_a, length_b) != (len(a), len(b))
@@ -139,15 +140,17 @@ def encode_texts(
 
 
 def cut_pair(length_a: int, length_b: int, room: int) -> tuple[int, int]:
-    """Lengths of a pair that fits: the longer one loses its end first, the second when they are equal
-    (`_truncate_seq_pair` of the original)."""
+    """Returns lengths that fit into `room`: the longer text is cut first, the second one on ties.
+
+    This is `_truncate_seq_pair` of the original.
+    """
     if length_a + length_b <= room:
         return length_a, length_b
     length_b = min(length_b, max(room - length_a, room // 2))
     return room - length_b, length_b
 
 
-def _text(record: Record, column: str) -> str:
+def _read_text(record: Record, column: str) -> str:
     value = record.fields[column]
     if isinstance(value, str):
         return value

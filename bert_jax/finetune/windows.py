@@ -1,4 +1,4 @@
-"""Windows over a text, and the spans of the text that answer a question best."""
+"""Windows over a context, and the ranking of its spans as answers."""
 
 from typing import NamedTuple
 
@@ -9,21 +9,21 @@ from bert_jax.finetune.splits import softmax
 
 
 class Window(NamedTuple):
-    """Where the tokens of a row lie in the text.
+    """The part of a context that a row holds.
 
-    first: the text's token that the window starts with.  place: where in the row it stands.
-    offsets: [W, 2] int64, the characters of the text that its W tokens come from.
-    has_most_context: [W] bool.
+    first_token: index in the context of the window's first token.  text_start: its position in the row.
+    offsets: [W, 2] int64, character range in the context of each of the W tokens.
+    has_most_context: [W] bool, whether this window gives the token more context than any other.
     """
 
-    first: int
-    place: int
+    first_token: int
+    text_start: int
     offsets: np.ndarray
     has_most_context: np.ndarray
 
 
 class Span(NamedTuple):
-    """An answer: its text, its score, and its characters [start, end) of the text; none of them for no answer."""
+    """An answer: text, score, and its characters [start, end) in the context; None for 'no answer'."""
 
     text: str
     score: float
@@ -32,63 +32,64 @@ class Span(NamedTuple):
 
 
 def cut_windows(offsets: np.ndarray, head: int, task: Task) -> list[Window]:
-    """The windows over a text of T tokens ([T, 2] offsets); head: number of tokens before the text in a row."""
+    """Cuts a context into windows; offsets: [T, 2] of its T tokens; head: number of tokens before it in a row."""
     room = task.sequence_length - head - 1
     num_tokens = len(offsets)
     starts = [0]
     while starts[-1] + room < num_tokens:
         starts.append(starts[-1] + task.stride)
     context = np.full((len(starts), num_tokens), -1.0)
-    for number, first in enumerate(starts):
+    for index, first in enumerate(starts):
         stop = min(first + room, num_tokens)
-        place = np.arange(first, stop)
-        # As in the original: the lesser of both sides, and a little for the length, to settle ties.
-        context[number, first:stop] = np.minimum(place - first, stop - 1 - place) + 0.01 * (stop - first)
-    most = context.argmax(axis=0) if num_tokens else np.zeros(0, np.int64)
+        token = np.arange(first, stop)
+        # As in the original: the shorter side, plus a little for the window's length to break ties.
+        context[index, first:stop] = np.minimum(token - first, stop - 1 - token) + 0.01 * (stop - first)
+    best_window = context.argmax(axis=0) if num_tokens else np.zeros(0, np.int64)
     return [
-        Window(first, head, offsets[first : first + room], most[first : first + room] == number)
-        for number, first in enumerate(starts)
+        Window(first, head, offsets[first : first + room], best_window[first : first + room] == index)
+        for index, first in enumerate(starts)
     ]
 
 
 def token_span(offsets: list[tuple[int, int]], answer: str, start: int) -> tuple[int, int] | None:
-    """(first, last) of the tokens that an answer's characters touch; None when it touches none."""
-    touched = [n for n, (low, high) in enumerate(offsets) if low < start + len(answer) and high > start and high > low]
+    """Returns (first, last) of the tokens that overlap an answer's characters; None if none do."""
+    touched = [i for i, (low, high) in enumerate(offsets) if low < start + len(answer) and high > start and high > low]
     return (touched[0], touched[-1]) if touched else None
 
 
 def with_probabilities(spans: list[Span]) -> list[tuple[str, float]]:
-    """(text, probability) of some spans; the probabilities add up to 1."""
+    """Returns the (text, probability) of each span; probabilities are a softmax of their scores."""
     probabilities = softmax(np.array([span.score for span in spans]))
     return list(zip([span.text for span in spans], probabilities.tolist(), strict=True))
 
 
 def null_score(outputs: list[np.ndarray]) -> float:
-    """The score of 'no answer' over all windows of a text: the least of those at their [CLS], as in `run_squad.py`."""
+    """Returns the score of 'no answer': the lowest [CLS] score of all windows, as in `run_squad.py`."""
     return min(float(logits[0].sum()) for logits in outputs)
 
 
-def ranked_spans(
+def rank_spans(
     context: str, windows: list[Window], outputs: list[np.ndarray], *, n_best: int, max_tokens: int
 ) -> list[Span]:
-    """The best spans over all windows of a text, each text once, best first.
+    """Returns the best spans over all windows of a context, best first, without duplicate texts.
 
     Args:
-      outputs: of each window, [L, 2] logits of first and last token.
-      n_best: firsts and lasts looked at in a window, and answers kept.  max_tokens: of an answer.
+      outputs: for each window, [L, 2] logits of first and last token.
+      n_best: number of first and last tokens to try per window, and of spans to return.
+      max_tokens: longest answer.
     """
-    found: list[tuple[float, int, int]] = []
+    candidates: list[tuple[float, int, int]] = []
     for window, logits in zip(windows, outputs, strict=True):
-        inside = logits[window.place : window.place + len(window.offsets)]
+        inside = logits[window.text_start : window.text_start + len(window.offsets)]
         firsts = np.argsort(-np.where(window.has_most_context, inside[:, 0], -np.inf), kind='stable')[:n_best]
         lasts = np.argsort(-inside[:, 1], kind='stable')[:n_best]
         for first in firsts[window.has_most_context[firsts]]:
             for last in lasts[(lasts >= first) & (lasts < first + max_tokens)]:
                 score = float(inside[first, 0] + inside[last, 1])
-                found.append((score, int(window.offsets[first, 0]), int(window.offsets[last, 1])))
-    found.sort(key=lambda candidate: (-candidate[0], candidate[1:]))
+                candidates.append((score, int(window.offsets[first, 0]), int(window.offsets[last, 1])))
+    candidates.sort(key=lambda candidate: (-candidate[0], candidate[1:]))
     spans: dict[str, Span] = {}
-    for score, low, high in found:
+    for score, low, high in candidates:
         text = context[low:high].strip()
         if text and text not in spans:
             start = low + context[low:high].index(text)

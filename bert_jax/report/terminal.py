@@ -5,7 +5,7 @@ import math
 import statistics
 from typing import Any
 
-from bert_jax.finetune.metrics import shown
+from bert_jax.finetune.metrics import format_metric
 from bert_jax.report.curves import is_shown
 from bert_jax.report.logged import LoggedRun, probes, rank, read_runs
 from bert_jax.report.page import describe_fillers, describe_progress
@@ -57,7 +57,9 @@ def _medians(group: str, seeds: list[LoggedRun]) -> list[str]:
     lines = [f'{group}: {len(finished)} of {len(seeds)} seeds finished']
     for metric in finished[0] if finished else ():
         values = [results[metric] for results in finished if metric in results]
-        median, low, high = (shown(metric, value) for value in (statistics.median(values), min(values), max(values)))
+        median, low, high = (
+            format_metric(metric, value) for value in (statistics.median(values), min(values), max(values))
+        )
         lines.append(f'  {metric:20} {median:>6}   {low} to {high}')
     return lines
 

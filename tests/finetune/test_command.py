@@ -32,18 +32,18 @@ FLAGS = [
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where models/mine and the files of a task lie; an epoch is two steps."""
-    place = tmp_path_factory.mktemp('command')
-    write_model(place / 'models' / 'mine')
+    directory = tmp_path_factory.mktemp('command')
+    write_model(directory / 'models' / 'mine')
     for index, split in enumerate(('train', 'dev')):
-        write_reviews(place / f'{split}.tsv', 32, seed=index)
-    return place
+        write_reviews(directory / f'{split}.tsv', 32, seed=index)
+    return directory
 
 
 @pytest.mark.slow
-def test_a_request_to_stop_during_the_final_evaluation_starts_no_other_seed(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_stop_during_final_evaluation_starts_no_other_seed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     evaluate = TaskEvaluator.evaluate
 
@@ -56,26 +56,28 @@ def test_a_request_to_stop_during_the_final_evaluation_starts_no_other_seed(
         return evaluate(self, params)
 
     monkeypatch.setattr(TaskEvaluator, 'evaluate', evaluate_and_ask)
-    assert run(['finetune', *FLAGS, '--workdir=between', '--seeds=2'], place) == 75
+    assert run(['finetune', *FLAGS, '--workdir=between', '--seeds=2'], directory) == 75
     assert 'Stopped by SIGTERM before seed 1.' in capsys.readouterr().err
-    assert json.loads((place / 'between' / 'finetune.json').read_text()) == {'num_seeds': 2}
-    assert (place / 'between' / 'seed-0' / 'results.json').exists() and not (place / 'between' / 'seed-1').exists()
+    assert json.loads((directory / 'between' / 'finetune.json').read_text()) == {'num_seeds': 2}
+    assert (directory / 'between' / 'seed-0' / 'results.json').exists() and not (
+        directory / 'between' / 'seed-1'
+    ).exists()
 
 
-def test_a_device_that_runs_out_of_memory_is_reported_with_what_to_try(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_out_of_memory_message_suggests_remedies(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def exhausted(*_: object) -> None:
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1024 bytes')
 
     monkeypatch.setattr('bert_jax.finetune.command.run_seed', exhausted)
-    assert run(['finetune', *FLAGS, '--workdir=exhausted'], place) == 2
+    assert run(['finetune', *FLAGS, '--workdir=exhausted'], directory) == 2
     printed = capsys.readouterr().err
     assert 'memory: the step ran out of memory' in printed and '--config.train.microbatches=2, or ' in printed
     assert '--config.train.microbatches=-1' not in printed  # a fine-tune does not take it
 
 
-def test_signals_are_handled_before_processes_are_joined(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_are_handled_before_processes_connect(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handlers = []
 
     def join(*_: object) -> None:
@@ -84,11 +86,11 @@ def test_signals_are_handled_before_processes_are_joined(place: Path, monkeypatc
 
     monkeypatch.setattr('bert_jax.cli.finetune.join_processes', join)
     before = signal.getsignal(signal.SIGTERM)
-    assert run(['finetune', *FLAGS, '--workdir=refused'], place) == 2
+    assert run(['finetune', *FLAGS, '--workdir=refused'], directory) == 2
     assert handlers[0] is not before and signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_evaluation_asks_once_a_batch_whether_to_stop() -> None:
+def test_evaluation_checks_for_stop_after_each_batch() -> None:
     mesh = make_mesh(Mesh(), MODEL, Train(global_batch_size=16), jax.devices()[:1])
     rows = make_rows([[2, 5, 3]] * 40, [3] * 40, np.zeros(40, np.int32))
     data, asked = SimpleNamespace(validation={'dev': SimpleNamespace(rows=rows)}, predict=None), []

@@ -15,8 +15,8 @@ from bert_jax.config.finetuning import resolve
 from bert_jax.finetune.command import summarize
 from bert_jax.finetune.evaluator import task_streams
 from bert_jax.finetune.load import load_finetuned
-from bert_jax.finetune.seed import Outcome, Setup
-from bert_jax.finetune.start import finetuning_start
+from bert_jax.finetune.seed import SeedResult, Setup
+from bert_jax.finetune.start import prepare_start
 from bert_jax.workdir.checkpoint import Checkpoints
 from bert_jax.workdir.metrics import MetricsWriter
 from tests.support.commands import run
@@ -37,15 +37,15 @@ SMALL = {
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory) -> Path:
+def directory(tmp_path_factory) -> Path:
     """Where models/mine and the files of three tasks lie."""
-    place = tmp_path_factory.mktemp('finetune')
-    write_model(place / 'models' / 'mine')
+    directory = tmp_path_factory.mktemp('finetune')
+    write_model(directory / 'models' / 'mine')
     for number, split in enumerate(('train', 'dev')):
-        write_reviews(place / f'{split}.tsv', [240, 64][number], seed=number)
-        write_sentences(place / f'{split}.txt', [160, 40][number], seed=number)
-        write_questions(place / f'{split}.json', [200, 40][number], seed=number)
-    return place
+        write_reviews(directory / f'{split}.tsv', [240, 64][number], seed=number)
+        write_sentences(directory / f'{split}.txt', [160, 40][number], seed=number)
+        write_questions(directory / f'{split}.json', [200, 40][number], seed=number)
+    return directory
 
 
 def _flags(config: str, **changes: object) -> list[str]:
@@ -58,22 +58,22 @@ REVIEWS = _flags('glue.py:sst2', train__epochs=6)
 
 
 @pytest.fixture(scope='module')
-def finished(one_device, place: Path) -> Path:
+def finished(one_device, directory: Path) -> Path:
     """The workdir of two seeds that learnt to tell reviews, with one compiled step for each length of their rows."""
     found = []
-    make = Setup.of
-    with mock.patch.object(Setup, 'of', lambda *given: found.append(make(*given)) or found[-1]):
-        assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2'], place) == 0
+    make = Setup.create
+    with mock.patch.object(Setup, 'create', lambda *given: found.append(make(*given)) or found[-1]):
+        assert run(['finetune', *REVIEWS, '--workdir=reviews', '--seeds=2'], directory) == 0
     [setup] = found
     streams = task_streams(setup.start.config, setup.start.tokenizer.pad_id, setup.program.device_mesh)
     trained = [streams(setup.data.train, seed) for seed in (0, 1)]
     shapes = {each.batch(step).input_ids.shape for each in trained for step in range(setup.program.num_steps)}
     assert setup.program.train_step._cache_size() == len(shapes) <= 3
-    return place / 'reviews'
+    return directory / 'reviews'
 
 
 @pytest.mark.compiles
-def test_it_learns_and_tells_the_median_of_the_seeds(place: Path, finished: Path, capsys) -> None:
+def test_finetune_learns_and_reports_the_median_of_seeds(directory: Path, finished: Path, capsys) -> None:
     results = json.loads((finished / 'results.json').read_text())
     each = [seed['metrics']['accuracy'] for seed in results['seeds']]
     assert [seed['seed'] for seed in results['seeds']] == [0, 1] and results['finished']
@@ -85,14 +85,14 @@ def test_it_learns_and_tells_the_median_of_the_seeds(place: Path, finished: Path
     assert [sum(one['probabilities'].values()) for one in said] == pytest.approx([1] * 64, abs=1e-5)
     # Typed again: finished, nothing is done; the same figures as JSON and nothing else.
     before = [(finished / f'seed-{seed}' / 'metrics.jsonl').read_bytes() for seed in (0, 1)]
-    assert run(['finetune', '--workdir=reviews', '--json'], place) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)['metrics'] == results['metrics'] and 'seed-1 is finished' in told.err
+    assert run(['finetune', '--workdir=reviews', '--json'], directory) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)['metrics'] == results['metrics'] and 'seed-1 is finished' in printed.err
     assert [(finished / f'seed-{seed}' / 'metrics.jsonl').read_bytes() for seed in (0, 1)] == before
 
 
 @pytest.mark.slow
-def test_a_run_that_died_goes_on_and_ends_the_same_bit_for_bit(place: Path, finished: Path, monkeypatch) -> None:
+def test_killed_run_resumes_and_ends_bit_identical(directory: Path, finished: Path, monkeypatch) -> None:
     class Died(Exception):
         pass
 
@@ -115,48 +115,51 @@ def test_a_run_that_died_goes_on_and_ends_the_same_bit_for_bit(place: Path, fini
         patched.setattr(MetricsWriter, 'write', write_or_die)
         patched.setattr(Checkpoints, 'save', save_and_wait)
         with pytest.raises(Died):
-            run(arguments, place)
-    assert len(metric_lines(place / 'died' / 'seed-0')) == 3 and not (place / 'died' / 'results.json').exists()
-    assert run(arguments, place) == 0
-    assert json.loads((place / 'died' / 'results.json').read_text())['seeds'][0]['resumed_from'] in (7, 14)
-    ours, theirs = place / 'died' / 'seed-0', finished / 'seed-0'
+            run(arguments, directory)
+    assert len(metric_lines(directory / 'died' / 'seed-0')) == 3 and not (directory / 'died' / 'results.json').exists()
+    assert run(arguments, directory) == 0
+    assert json.loads((directory / 'died' / 'results.json').read_text())['seeds'][0]['resumed_from'] in (7, 14)
+    ours, theirs = directory / 'died' / 'seed-0', finished / 'seed-0'
     assert metric_lines(ours) == metric_lines(theirs)
     assert (ours / 'predictions-dev.jsonl').read_bytes() == (theirs / 'predictions-dev.jsonl').read_bytes()
 
 
 @pytest.mark.compiles
-def test_evaluate_finds_what_the_run_found(place: Path, finished: Path, capsys) -> None:
-    assert run(['evaluate', '--workdir=reviews', '--json'], place) == 0
+def test_evaluate_reproduces_the_metrics_of_the_run(directory: Path, finished: Path, capsys) -> None:
+    assert run(['evaluate', '--workdir=reviews', '--json'], directory) == 0
     found, results = json.loads(capsys.readouterr().out), json.loads((finished / 'results.json').read_text())
     assert found['metrics'] == results['metrics'] and [seed['step'] for seed in found['seeds']] == [90, 90]
-    assert run(['report', '--workdir=reviews'], place) == 0
+    assert run(['report', '--workdir=reviews'], directory) == 0
     assert f'{results["metrics"]["accuracy"]:.1%}' in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_numbers_that_stay_bad_end_the_run(place: Path, finished: Path, capsys) -> None:
+def test_persistent_non_finite_loss_ends_the_run(directory: Path, finished: Path, capsys) -> None:
     wild = ['--config.init=reviews', '--config.optimizer.peak_learning_rate=1e30', '--config.train.max_bad_steps=3']
-    assert run(['finetune', *REVIEWS, *wild, '--workdir=wild'], place) == 2
-    told = capsys.readouterr().err
-    assert 'its encoder is taken' in told and 'the loss or its gradient is not finite, 3 steps in a row' in told
-
-
-@pytest.mark.compiles
-def test_a_time_limit_saves_and_exits_75(place: Path) -> None:
-    stopping = [*REVIEWS, '--workdir=stopped', '--seeds=2']
-    assert run(['finetune', *stopping, '--config.train.stop_at=2001-01-01T00:00'], place) == 75
-    assert not (place / 'stopped' / 'results.json').exists() and not (place / 'stopped' / 'seed-1').exists()
-    assert (place / 'stopped' / 'seed-0' / 'checkpoints' / '1' / 'manifest.json').exists()
-
-
-@pytest.mark.compiles
-def test_another_task_in_the_same_workdir_is_refused(place: Path, finished: Path, capsys) -> None:
-    other = ['--config.optimizer.weight_decay=0.1', '--config.train.epochs=7']
-    assert run(['finetune', *REVIEWS, *other, '--workdir=reviews'], place) == 2
-    told = capsys.readouterr().err
+    assert run(['finetune', *REVIEWS, *wild, '--workdir=wild'], directory) == 2
+    printed = capsys.readouterr().err
     assert (
-        'optimizer.weight_decay (workdir: 0.01, requested: 0.1)' in told
-        and 'train.steps (workdir: 90, requested: 105)' in told
+        'using its encoder without the head' in printed
+        and 'the loss or its gradient is not finite, 3 steps in a row' in printed
+    )
+
+
+@pytest.mark.compiles
+def test_time_limit_saves_and_exits_75(directory: Path) -> None:
+    stopping = [*REVIEWS, '--workdir=stopped', '--seeds=2']
+    assert run(['finetune', *stopping, '--config.train.stop_at=2001-01-01T00:00'], directory) == 75
+    assert not (directory / 'stopped' / 'results.json').exists() and not (directory / 'stopped' / 'seed-1').exists()
+    assert (directory / 'stopped' / 'seed-0' / 'checkpoints' / '1' / 'manifest.json').exists()
+
+
+@pytest.mark.compiles
+def test_workdir_of_different_settings_is_rejected(directory: Path, finished: Path, capsys) -> None:
+    other = ['--config.optimizer.weight_decay=0.1', '--config.train.epochs=7']
+    assert run(['finetune', *REVIEWS, *other, '--workdir=reviews'], directory) == 2
+    printed = capsys.readouterr().err
+    assert (
+        'optimizer.weight_decay (workdir: 0.01, requested: 0.1)' in printed
+        and 'train.steps (workdir: 90, requested: 105)' in printed
     )
 
 
@@ -168,21 +171,21 @@ def test_another_task_in_the_same_workdir_is_refused(place: Path, finished: Path
         pytest.param('squad.py', ('squad', 'json'), 'f1', 'AutoModelForQuestionAnswering', marks=pytest.mark.slow),
     ],
 )
-def test_tags_and_spans_are_learnt_and_exported(
-    place: Path, config: str, files: tuple[str, str], main: str, class_name: str, capsys
+def test_tags_and_spans_are_learned_and_exported(
+    directory: Path, config: str, files: tuple[str, str], main: str, class_name: str, capsys
 ) -> None:
     kind, ending = files
     more = {'task__train': f'{kind}:train.{ending}', 'task__validation': f'{kind}:dev.{ending}', 'train__epochs': 8}
     if kind == 'squad':
         more |= {'task__sequence_length': 32, 'task__max_question_tokens': 8, 'task__stride': 8, 'train__epochs': 8}
     flags = _flags(config, **more)
-    assert run(['finetune', *flags, f'--workdir={kind}', '--json'], place) == 0
+    assert run(['finetune', *flags, f'--workdir={kind}', '--json'], directory) == 0
     assert json.loads(capsys.readouterr().out)['metrics'][main] > (0.9 if kind == 'conll' else 0.5)
-    assert run(['export', f'--workdir={kind}', f'--output={kind}-export'], place) == 0
+    assert run(['export', f'--workdir={kind}', f'--output={kind}-export'], directory) == 0
     transformers = pytest.importorskip('transformers')
-    getattr(transformers, class_name).from_pretrained(place / f'{kind}-export')
+    getattr(transformers, class_name).from_pretrained(directory / f'{kind}-export')
     if kind == 'conll':
-        config_json = json.loads((place / 'conll-export' / 'config.json').read_text())
+        config_json = json.loads((directory / 'conll-export' / 'config.json').read_text())
         assert config_json['id2label'] == {'0': 'O', '1': 'B-LOC', '2': 'B-PER', '3': 'I-LOC'}
 
 
@@ -191,70 +194,72 @@ def _lines(path: Path) -> list[str]:
 
 
 @pytest.mark.compiles
-def test_an_export_says_what_the_run_said(place: Path, finished: Path, capsys) -> None:
+def test_export_predicts_and_embeds_like_the_run(directory: Path, finished: Path, capsys) -> None:
     transformers = pytest.importorskip('transformers')
-    assert run(['export', '--workdir=reviews', '--output=export', '--json'], place) == 0
-    told = capsys.readouterr()
-    proof, best = json.loads(told.out), json.loads((finished / 'results.json').read_text())['spread']['accuracy'][1]
-    assert 'the best of 2 seeds by accuracy' in told.err and proof['largest_difference'] <= 1e-4
-    results = json.loads((place / proof['workdir'] / 'results.json').read_text())
+    assert run(['export', '--workdir=reviews', '--output=export', '--json'], directory) == 0
+    printed = capsys.readouterr()
+    proof, best = json.loads(printed.out), json.loads((finished / 'results.json').read_text())['spread']['accuracy'][1]
+    assert 'the best of 2 seeds by accuracy' in printed.err and proof['largest_difference'] <= 1e-4
+    results = json.loads((directory / proof['workdir'] / 'results.json').read_text())
     assert results['metrics']['accuracy'] == best
-    classify = transformers.pipeline('text-classification', model=str(place / 'export'))
-    texts = [line.split('\t')[0] for line in (place / 'dev.tsv').read_text().splitlines()[1:9]]
-    lines = (place / proof['workdir'] / 'predictions-dev.jsonl').read_text().splitlines()
+    classify = transformers.pipeline('text-classification', model=str(directory / 'export'))
+    texts = [line.split('\t')[0] for line in (directory / 'dev.tsv').read_text().splitlines()[1:9]]
+    lines = (directory / proof['workdir'] / 'predictions-dev.jsonl').read_text().splitlines()
     for said, line in zip(classify(texts), lines, strict=False):
         ours = json.loads(line)
         assert said['label'] == ours['prediction']
         assert said['score'] == pytest.approx(ours['probabilities'][said['label']], abs=1e-4)
     # Named in any way, the model says what it said at the end of its training.
-    (place / 'dev.txt.in').write_text('\n'.join(line.split('\t')[0] for line in _lines(place / 'dev.tsv')[1:]) + '\n')
+    (directory / 'dev.txt.in').write_text(
+        '\n'.join(line.split('\t')[0] for line in _lines(directory / 'dev.tsv')[1:]) + '\n'
+    )
     for model in ('reviews', f'{proof["workdir"]}@90', 'export'):
-        assert run(['predict', f'--model={model}', '--input=dev.txt.in', '--json'], place) == 0
+        assert run(['predict', f'--model={model}', '--input=dev.txt.in', '--json'], directory) == 0
         found = json.loads(capsys.readouterr().out)['results']
         for said, line in zip(found, lines, strict=True):
             assert said['scores'] == pytest.approx(json.loads(line)['probabilities'], abs=1e-4)
     for model in ('reviews', 'export'):
-        assert run(['embed', f'--model={model}', '--input=dev.txt.in', f'--output={model}.npy'], place) == 0
-    vectors, of_export = np.load(place / 'reviews.npy'), np.load(place / 'export.npy')
+        assert run(['embed', f'--model={model}', '--input=dev.txt.in', f'--output={model}.npy'], directory) == 0
+    vectors, of_export = np.load(directory / 'reviews.npy'), np.load(directory / 'export.npy')
     assert vectors.shape == (64, MODEL.hidden_size) and len(np.unique(vectors, axis=0)) > 1
     np.testing.assert_allclose(vectors, of_export, atol=1e-5)
     # It is where another task may start, as the workdir is: the encoder as it was trained, no head.
     task = {'sequence_length': 16}
-    inits = [str(place / init) for init in (proof['workdir'], 'export')]
-    starts = [finetuning_start(resolve({'task': task, 'init': init}), []) for init in inits]
-    theirs = load_finetuned(str(place / proof['workdir'])).model.bert
+    inits = [str(directory / init) for init in (proof['workdir'], 'export')]
+    starts = [prepare_start(resolve({'task': task, 'init': init}), []) for init in inits]
+    theirs = load_finetuned(str(directory / proof['workdir'])).model.bert
     for start in starts:
         assert start.fingerprint == starts[0].fingerprint
         np.testing.assert_array_equal(
             start.initialization.initial.model.bert.pooler.kernel[...], theirs.pooler.kernel[...]
         )
-    card = (place / 'export' / 'README.md').read_text()
+    card = (directory / 'export' / 'README.md').read_text()
     assert f'| Accuracy | {best:.1%} |' in card and 'pipeline_tag: "text-classification"' in card
     assert '# reviews\n' in card and 'the best of 2 seeds' in card
-    run_snippet(place / 'export')
+    run_snippet(directory / 'export')
 
 
 @pytest.mark.compiles
-def test_export_takes_the_model_card_from_the_config(place: Path, finished: Path) -> None:
+def test_export_takes_the_model_card_from_the_config(directory: Path, finished: Path) -> None:
     card = ['--config.card.name=Film reviews', '--config.card.license=mit']
-    assert run(['export', *REVIEWS, *card, '--workdir=reviews', '--output=carded'], place) == 0
-    readme = (place / 'carded' / 'README.md').read_text()
+    assert run(['export', *REVIEWS, *card, '--workdir=reviews', '--output=carded'], directory) == 0
+    readme = (directory / 'carded' / 'README.md').read_text()
     assert '# Film reviews\n' in readme and 'license: "mit"' in readme
 
 
-def test_dropout_rates_come_from_the_initial_model_unless_set(place: Path) -> None:
-    init = write_model(place / 'models' / 'still', dataclasses.replace(MODEL, dropout_rate=0.0))
+def test_dropout_rates_come_from_the_initial_model_unless_set(directory: Path) -> None:
+    init = write_model(directory / 'models' / 'still', dataclasses.replace(MODEL, dropout_rate=0.0))
     given = {'task': {'sequence_length': 16}, 'init': str(init)}
     for changes, expected in (({}, (0.0, 0.1)), ({'model': {'dropout_rate': 0.2}}, (0.2, 0.1))):
-        model = finetuning_start(resolve(given | changes), []).config.model
+        model = prepare_start(resolve(given | changes), []).config.model
         assert (model.dropout_rate, model.attention_dropout_rate) == expected
 
 
 @pytest.mark.compiles
-def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
-    init = write_model(place / 'models' / 'deep', dataclasses.replace(MODEL, num_layers=3))
+def test_top_layers_and_pooler_are_reinitialized_by_seed(directory: Path) -> None:
+    init = write_model(directory / 'models' / 'deep', dataclasses.replace(MODEL, num_layers=3))
     given = {'task': {'sequence_length': 16}, 'init': str(init)}
-    plain, start = (finetuning_start(resolve(given | more), []) for more in ({}, {'reinitialized_layers': 2}))
+    plain, start = (prepare_start(resolve(given | more), []) for more in ({}, {'reinitialized_layers': 2}))
     made = [plain.params(2, 0), start.params(2, 0), start.params(2, 0), start.params(2, 1)]
     as_it_is, first, again, other = map(nnx.to_pure_dict, made)
     kernels = [params['bert']['encoder']['layers']['output']['kernel'] for params in (as_it_is, first, again, other)]
@@ -276,7 +281,7 @@ def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
         ({'init': 'models/none'}, 'models/none'),
         ({'init': ''}, 'config.init: is empty'),
         ({'init': 'scratch'}, 'config.tokenizer.path: is empty, and scratch brings no tokenizer'),
-        ({'tokenizer.path': 'other.txt'}, 'is another tokenizer'),
+        ({'tokenizer.path': 'other.txt'}, 'differs from the tokenizer of config.init'),
         ({'task.sequence_length': 64}, 'is 64; the model has 32 positions'),
         ({'reinitialized_layers': 2}, 'expected: at most the 1 layers of config.init'),
         ({'task.label': 'lable'}, "train.tsv:1: has no column 'lable'"),
@@ -291,23 +296,23 @@ def test_top_layers_and_pooler_are_drawn_anew_by_the_seed(place: Path) -> None:
         ({'train.reduction': 'exact', 'train.global_batch_size': 12}, 'config.train.exact_shards: is 8'),
     ],
 )
-def test_what_cannot_work_exits_2_and_writes_nothing(place: Path, changes: dict, words: str, capsys) -> None:
-    tokens = (place / 'models' / 'mine' / 'vocab.txt').read_text()
-    (place / 'other.txt').write_text(tokens + 'another\n')
+def test_unusable_config_exits_2_and_writes_nothing(directory: Path, changes: dict, words: str, capsys) -> None:
+    tokens = (directory / 'models' / 'mine' / 'vocab.txt').read_text()
+    (directory / 'other.txt').write_text(tokens + 'another\n')
     flags = [*REVIEWS, *(f'--config.{name}={value}' for name, value in changes.items())]
-    assert run(['finetune', *flags, '--workdir=refused'], place) == 2
-    assert words in capsys.readouterr().err and not (place / 'refused').exists()
+    assert run(['finetune', *flags, '--workdir=refused'], directory) == 2
+    assert words in capsys.readouterr().err and not (directory / 'refused').exists()
 
 
 @pytest.mark.compiles
-def test_a_pretraining_config_or_workdir_is_told_from_a_fine_tune(place: Path, finished: Path, capsys) -> None:
-    assert run(['finetune', f'--config={ROOT}/configs/demo.py', '--workdir=refused'], place) == 2
+def test_pretraining_and_finetune_inputs_are_not_confused(directory: Path, finished: Path, capsys) -> None:
+    assert run(['finetune', f'--config={ROOT}/configs/demo.py', '--workdir=refused'], directory) == 2
     assert 'is not of a fine-tune' in capsys.readouterr().err
-    assert run(['fill-mask', '--model=reviews/seed-0', 'a [MASK]'], place) == 2
+    assert run(['fill-mask', '--model=reviews/seed-0', 'a [MASK]'], directory) == 2
     assert 'has no trained masked-LM head' in capsys.readouterr().err
 
 
-def test_an_unfinished_seed_is_left_out_of_the_median() -> None:
-    outcomes = [Outcome(seed, 5, seed < 3, None, {'f1': 0.1 * seed} if seed < 3 else {}) for seed in range(4)]
+def test_median_excludes_unfinished_seeds() -> None:
+    outcomes = [SeedResult(seed, 5, seed < 3, None, {'f1': 0.1 * seed} if seed < 3 else {}) for seed in range(4)]
     summary = summarize(outcomes, 5)
     assert not summary.finished and summary.metrics == {'f1': 0.1} and summary.spread == {'f1': [0.0, 0.2]}

@@ -53,7 +53,7 @@ def _params(build: Build) -> nnx.State:
 
 
 @pytest.mark.parametrize('kind, outputs', [('classification', 3), ('regression', 1), ('tagging', 3), ('spans', 2)])
-def test_logits_and_loss_are_those_of_the_reference_classes(kind: str, outputs: int, tmp_path: Path) -> None:
+def test_logits_and_loss_match_transformers(kind: str, outputs: int, tmp_path: Path) -> None:
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     transformers.utils.logging.disable_progress_bar()
     build, batch = heads.builder(kind, outputs), _batch(kind)
@@ -98,7 +98,7 @@ def test_logits_and_loss_are_those_of_the_reference_classes(kind: str, outputs: 
     assert loss == pytest.approx(float(expected_loss), rel=1e-4)
 
 
-def test_dropout_before_the_head_is_the_same_hash_and_none_for_spans() -> None:
+def test_head_dropout_applies_to_all_tasks_but_spans() -> None:
     for kind, outputs in (('classification', 2), ('spans', 2)):
         build = heads.builder(kind, outputs)
         module = model_of(_params(build), STILL, VOCAB, build)
@@ -109,7 +109,7 @@ def test_dropout_before_the_head_is_the_same_hash_and_none_for_spans() -> None:
         assert np.array_equal(with_key, without) == (kind == 'spans')
 
 
-def test_adam_without_bias_correction_is_the_originals() -> None:
+def test_adam_without_bias_correction_matches_the_original() -> None:
     rng, m, v, w = np.random.default_rng(0), 0.0, 0.0, np.float64([1.0, -2.0])
     params, optimizer = jnp.asarray(w, jnp.float32), scale_by_uncorrected_adam(0.9, 0.999, 1e-6)
     state = optimizer.init(params)
@@ -122,7 +122,7 @@ def test_adam_without_bias_correction_is_the_originals() -> None:
     np.testing.assert_allclose(params, w, rtol=1e-5)
 
 
-def test_the_recipes_differ_in_their_first_step_and_warm_up_over_a_tenth() -> None:
+def test_recipes_differ_in_first_step_and_share_warmup() -> None:
     stable, original = finetune(), use_original_recipe(finetune())
     first = []
     for given in (stable, original):
@@ -141,7 +141,7 @@ def test_the_recipes_differ_in_their_first_step_and_warm_up_over_a_tenth() -> No
     assert first[1] / first[0] == pytest.approx(0.1 / np.sqrt(0.001), rel=1e-3)
 
 
-def test_batches_have_one_shape_and_hold_every_row_once_an_epoch() -> None:
+def test_batches_hold_every_row_once_per_epoch() -> None:
     rng = np.random.default_rng(0)
     ids = [[2, *range(10 + 10 * n, 10 + 10 * n + int(rng.integers(1, 8))), 3] for n in range(21)]
     rows = make_rows(ids, [len(row) for row in ids], np.arange(21, dtype=np.int32))

@@ -8,7 +8,7 @@ import pytest
 from bert_jax.finetune import answers, metrics
 
 
-def test_classes_are_counted_as_the_definitions_say() -> None:
+def test_classification_metrics_match_their_definitions() -> None:
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
     tp, tn = ((labels == value) & (predicted == value) for value in (1, 0))
@@ -21,13 +21,13 @@ def test_classes_are_counted_as_the_definitions_say() -> None:
         assert metrics.classification(name, labels.tolist(), predicted.tolist()) == pytest.approx(value), name
 
 
-def test_correlations_are_of_values_and_of_ranks() -> None:
+def test_pearson_uses_values_and_spearman_ranks() -> None:
     x, y = [1.0, 2.0, 3.0, 5.0], [2.0, 1.0, 4.0, 40.0]
     assert metrics.regression('pearson', x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert metrics.regression('spearman', x, y) == pytest.approx(np.corrcoef([1, 2, 3, 4], [2, 1, 3, 4])[0, 1])
 
 
-def test_entities_count_as_a_whole() -> None:
+def test_entity_metrics_count_whole_entities() -> None:
     tags = [['B-PER', 'I-PER', 'O', 'B-LOC'], ['B-ORG', 'O']]
     said = [['B-PER', 'O', 'O', 'B-LOC'], ['B-ORG', 'B-ORG']]  # 2 of 3 found; 2 of 4 right
     assert metrics.tagging('entity_recall', tags, said) == pytest.approx(2 / 3)
@@ -36,7 +36,7 @@ def test_entities_count_as_a_whole() -> None:
     assert metrics.tagging('token_accuracy', tags, said) == pytest.approx(4 / 6)
 
 
-def test_what_is_not_defined_is_0() -> None:
+def test_undefined_metrics_are_zero() -> None:
     assert metrics.classification('matthews', [0, 1, 1], [1, 1, 1]) == 0
     assert metrics.classification('f1', [0, 0], [0, 0]) == 0
     assert metrics.regression('pearson', [1.0, 2.0], [3.0, 3.0]) == 0
@@ -59,6 +59,6 @@ def test_what_is_not_defined_is_0() -> None:
         ('well-known', ['wellknown'], 1, 1),
     ],
 )
-def test_answers_score_as_in_the_official_scorer(answer: str, gold: list[str], exact: float, f1: float) -> None:
+def test_answer_scores_match_the_official_scorer(answer: str, gold: list[str], exact: float, f1: float) -> None:
     assert answers.exact_match(answer, gold) == exact
     assert answers.f1(answer, gold) == pytest.approx(f1)

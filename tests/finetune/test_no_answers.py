@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from bert_jax.config.finetuning import Task, Train, finetune, resolve
-from bert_jax.finetune.answers import scores_with_no_answer
+from bert_jax.finetune.answers import score_with_no_answer
 from bert_jax.finetune.command import describe, summarize
 from bert_jax.finetune.evaluator import TaskEvaluator
-from bert_jax.finetune.seed import Outcome
-from bert_jax.finetune.spans import Answered, NoAnswerSplit, SpanSplit, open_spans
-from bert_jax.finetune.tasks import open_task
+from bert_jax.finetune.seed import SeedResult
+from bert_jax.finetune.spans import AnswerPrediction, NoAnswerSplit, SpanSplit, read_spans
+from bert_jax.finetune.tasks import read_task
 from bert_jax.finetune.workdirs import fingerprint
 from tests.support.commands import run
 from tests.support.models import read_tokenizer, write_model
@@ -88,7 +88,7 @@ def official(texts: list[str], odds: list[float], gold: list[list[str]]) -> dict
     return found
 
 
-def test_scores_are_those_of_the_official_rules() -> None:
+def test_no_answer_scores_match_the_official_scorer() -> None:
     rng = np.random.default_rng(0)
     words = ['ada', 'The', 'bob.', 'a', 'town', '']
     for _ in range(200):
@@ -96,12 +96,12 @@ def test_scores_are_those_of_the_official_rules() -> None:
         texts = [' '.join(rng.choice(words, rng.integers(1, 3))).strip() for _ in range(size)]
         gold = [[' '.join(rng.choice(words, 2)) for _ in range(rng.integers(0, 3))] for _ in range(size)]
         odds = rng.permutation(size) - size / 2 + 0.25  # no two are equal
-        assert scores_with_no_answer(texts, odds.tolist(), gold) == pytest.approx(official(texts, odds.tolist(), gold))
+        assert score_with_no_answer(texts, odds.tolist(), gold) == pytest.approx(official(texts, odds.tolist(), gold))
 
 
-def test_scores_of_questions_that_all_have_answers_lack_the_others() -> None:
-    assert 'NoAns_f1' not in scores_with_no_answer(['ada'], [-1.0], [['ada']])
-    assert 'HasAns_f1' not in scores_with_no_answer(['ada'], [-1.0], [[]])
+def test_scores_omit_groups_without_questions() -> None:
+    assert 'NoAns_f1' not in score_with_no_answer(['ada'], [-1.0], [['ada']])
+    assert 'HasAns_f1' not in score_with_no_answer(['ada'], [-1.0], [[]])
 
 
 # --- Reading and learning. ---
@@ -109,17 +109,19 @@ def test_scores_of_questions_that_all_have_answers_lack_the_others() -> None:
 
 def open_training(source: str, tmp_path: Path, **changes: object) -> SpanSplit:
     task = Task(**(vars(TASK) | changes))
-    return open_spans(source, task, read_tokenizer(tmp_path), is_training=True)
+    return read_spans(source, task, read_tokenizer(tmp_path), is_training=True)
 
 
-def test_questions_without_an_answer_point_at_cls_in_every_window(tmp_path: Path) -> None:
+def test_unanswerable_questions_are_labelled_cls_in_every_window(tmp_path: Path) -> None:
     split = open_training(write(tmp_path / 'a.json'), tmp_path)
     assert isinstance(split, NoAnswerSplit) and len(split.questions) == 5
     assert split.counts['question without an answer'] == 3
-    for example, label in zip(split.example, split.rows.labels, strict=True):
+    for example, label in zip(split.example_indices, split.rows.labels, strict=True):
         if not split.questions[example].answers:
             assert label.tolist() == [0, 0]
-    answered = {int(example) for example, label in zip(split.example, split.rows.labels, strict=True) if label.any()}
+    answered = {
+        int(example) for example, label in zip(split.example_indices, split.rows.labels, strict=True) if label.any()
+    }
     assert answered == {0, 2} and len(split.rows) > 5
 
 
@@ -127,7 +129,7 @@ def test_questions_without_an_answer_point_at_cls_in_every_window(tmp_path: Path
     'is_impossible, unanswerable, is_learned',
     [(True, 'auto', True), (False, 'auto', False), (False, 'learn', True), (True, 'drop', False)],
 )
-def test_the_file_or_the_config_says_whether_no_answer_is_learned(
+def test_file_or_config_decides_whether_no_answer_is_learned(
     is_impossible: bool, unanswerable: str, is_learned: bool, tmp_path: Path
 ) -> None:
     source = write(tmp_path / 'a.json', is_impossible=is_impossible)
@@ -138,11 +140,11 @@ def test_the_file_or_the_config_says_whether_no_answer_is_learned(
     assert same != is_learned  # without, the rows are those of before
 
 
-def test_the_training_file_decides_for_all_files_of_the_task(tmp_path: Path, capsys) -> None:
+def test_training_file_decides_no_answer_for_all_splits(tmp_path: Path, capsys) -> None:
     second, first = write(tmp_path / 'v2.json'), write(tmp_path / 'v1.json', is_impossible=False)
     for train, dev in ((second, first), (first, second)):
         task = Task(**(vars(TASK) | {'train': train, 'validation': dev, 'predict': dev}))
-        data = open_task(task, Train(), read_tokenizer(tmp_path))
+        data = read_task(task, Train(), read_tokenizer(tmp_path))
         assert data.learns_no_answer == (train == second)
         splits = [*data.validation.values(), data.predict]
         assert all(isinstance(split, NoAnswerSplit) == data.learns_no_answer for split in splits)
@@ -155,27 +157,27 @@ def test_the_training_file_decides_for_all_files_of_the_task(tmp_path: Path, cap
 # --- Predictions. ---
 
 
-def test_no_answer_scores_as_the_least_cls_and_is_a_candidate(tmp_path: Path) -> None:
+def test_no_answer_is_a_candidate_with_lowest_cls_score(tmp_path: Path) -> None:
     source = write(tmp_path / 'a.json')
-    split = open_spans(source, TASK, read_tokenizer(tmp_path), learns_no_answer=True)
-    plain = open_spans(source, TASK, read_tokenizer(tmp_path), learns_no_answer=False)
+    split = read_spans(source, TASK, read_tokenizer(tmp_path), learns_no_answer=True)
+    plain = read_spans(source, TASK, read_tokenizer(tmp_path), learns_no_answer=False)
     rng = np.random.default_rng(1)
     outputs = rng.standard_normal((len(split.rows), TASK.sequence_length, 2)).astype(np.float32)
     predictions = split.predictions(outputs)
     with_answer = [n for n, question in enumerate(split.questions) if question.answers]
-    of_plain = np.isin(split.example, with_answer)
+    of_plain = np.isin(split.example_indices, with_answer)
     for number, expected in zip(with_answer, plain.predictions(outputs[of_plain]), strict=True):
         found = predictions[number]
         spans = [(text, probability) for text, probability in found.candidates if text]
-        assert found.best == expected[0][0] and [text for text, _ in spans] == [text for text, _ in expected]
-        null = min(float(outputs[row, 0].sum()) for row in np.flatnonzero(split.example == number))
+        assert found.best_span == expected[0][0] and [text for text, _ in spans] == [text for text, _ in expected]
+        null = min(float(outputs[row, 0].sum()) for row in np.flatnonzero(split.example_indices == number))
         ratio = dict(found.candidates)[''] / spans[0][1]
         assert np.log(ratio) == pytest.approx(found.null_odds, abs=1e-4)
         assert sum(probability for _, probability in found.candidates) == pytest.approx(1)
         score = null - found.null_odds  # of the best span
         assert score == pytest.approx(max(_scores(split, outputs, number)), abs=1e-5)
     gold = [[text for text, _ in question.answers] for question in split.questions]
-    texts, odds = [found.best for found in predictions], [found.null_odds for found in predictions]
+    texts, odds = [found.best_span for found in predictions], [found.null_odds for found in predictions]
     figures = split.metrics(['f1', 'exact_match'], predictions)
     assert list(figures)[:2] == ['f1', 'exact'] and figures == pytest.approx(official(texts, odds, gold))
     files = {ending: json.loads(content) for ending, content in split.files(predictions).items()}
@@ -187,9 +189,9 @@ def test_no_answer_scores_as_the_least_cls_and_is_a_candidate(tmp_path: Path) ->
 def _scores(split: SpanSplit, outputs: np.ndarray, question: int) -> list[float]:
     """Of every span that may be the answer to a question."""
     found = []
-    for row in np.flatnonzero(split.example == question):
+    for row in np.flatnonzero(split.example_indices == question):
         window, places = split.windows[row], range(len(split.windows[row].offsets))
-        inside = outputs[row, window.place :]
+        inside = outputs[row, window.text_start :]
         for first in places:
             if window.has_most_context[first]:
                 lasts = [last for last in places if first <= last < first + TASK.max_answer_tokens]
@@ -200,13 +202,13 @@ def _scores(split: SpanSplit, outputs: np.ndarray, question: int) -> list[float]
     return found
 
 
-def test_a_file_without_labels_is_answered_by_the_threshold_of_the_validation_file(tmp_path: Path) -> None:
+def test_unlabelled_file_uses_threshold_of_validation_file(tmp_path: Path) -> None:
     source = write(tmp_path / 'dev.json')
     (tmp_path / 'test').mkdir()
     unlabelled = write(tmp_path / 'test' / 'test.json')
     task = Task(**(vars(TASK) | {'train': source, 'validation': source, 'predict': unlabelled}))
-    data = open_task(task, Train(), read_tokenizer(tmp_path))
-    said = [Answered('ada', [('ada', 1.0)], odds) for odds in (-3.0, -1.0, -2.0, -0.5, 2.0)]
+    data = read_task(task, Train(), read_tokenizer(tmp_path))
+    said = [AnswerPrediction('ada', [('ada', 1.0)], odds) for odds in (-3.0, -1.0, -2.0, -0.5, 2.0)]
     evaluator = TaskEvaluator(data, mock.Mock(), mock.Mock(), mock.Mock())
     with (
         mock.patch.object(NoAnswerSplit, 'predictions', lambda self, outputs: said),
@@ -214,9 +216,9 @@ def test_a_file_without_labels_is_answered_by_the_threshold_of_the_validation_fi
     ):
         metrics, (of_dev, of_test) = evaluator.evaluate(mock.Mock())
     assert metrics['best_f1_thresh'] == -3.0  # 'ada' is right for the first question alone
-    assert [found.text for found in of_dev] == ['ada', 'ada', 'ada', 'ada', '']
-    assert [found.text for found in of_test] == ['ada', '', '', '', '']
-    shown = describe(summarize([Outcome(0, 1, True, None, metrics)], 1))
+    assert [found.answer for found in of_dev] == ['ada', 'ada', 'ada', 'ada', '']
+    assert [found.answer for found in of_test] == ['ada', '', '', '', '']
+    shown = describe(summarize([SeedResult(0, 1, True, None, metrics)], 1))
     assert '  best_f1_thresh       -3.000' in shown and '  exact                 40.0%' in shown
 
 
@@ -237,7 +239,7 @@ def towns(num_questions: int, seed: int) -> list:
 @pytest.mark.slow
 @pytest.mark.compiles
 @pytest.mark.usefixtures('one_device')
-def test_a_small_model_learns_that_there_is_no_answer(tmp_path: Path, capsys) -> None:
+def test_small_model_learns_to_predict_no_answer(tmp_path: Path, capsys) -> None:
     write_model(tmp_path / 'model')
     for number, name in enumerate(('train', 'dev', 'test')):
         write(tmp_path / f'{name}.json', paragraphs=towns((400, 60, 60)[number], number))

@@ -63,7 +63,7 @@ def _parts(batch: TaskBatch, kind: str) -> Counter:
 
 @pytest.mark.parametrize('kind', [kind for kind, _ in KINDS])
 @pytest.mark.parametrize('examples_per_row', [1, 2, 4, 5])
-def test_a_packed_batch_holds_what_the_padded_one_holds(kind: str, examples_per_row: int) -> None:
+def test_packed_batch_holds_the_same_examples_as_padded(kind: str, examples_per_row: int) -> None:
     packed, padded = _stream(kind, Packing(examples_per_row)), _stream(kind, None)
     for step in range(8):  # two and a half epochs
         ours, theirs = packed.batch(step), padded.batch(step)
@@ -72,7 +72,7 @@ def test_a_packed_batch_holds_what_the_padded_one_holds(kind: str, examples_per_
         assert ours.input_ids.shape[0] == packed.batch_size == -(-BATCH // examples_per_row)
 
 
-def test_any_part_of_a_batch_is_that_part_of_the_whole() -> None:
+def test_slice_of_a_batch_equals_slice_of_the_whole() -> None:
     stream = _stream('spans', Packing(4, num_rows_multiple=8))
     whole = stream.batch(5)
     assert len(whole.input_ids) == stream.batch_size == 8 and not whole.sequence_ids[4:].any()
@@ -86,7 +86,7 @@ def test_any_part_of_a_batch_is_that_part_of_the_whole() -> None:
         np.testing.assert_array_equal(array, expected[:4])
 
 
-def test_rows_are_filled_evenly_and_have_few_lengths() -> None:
+def test_packed_rows_are_even_and_have_few_lengths() -> None:
     rng = np.random.default_rng(1)
     lengths = np.clip(rng.gamma(3, 20, 4000), 5, 128).astype(int)
     rows = make_rows([[2] * n for n in lengths], lengths, np.zeros(4000, np.int32))
@@ -99,7 +99,7 @@ def test_rows_are_filled_evenly_and_have_few_lengths() -> None:
     assert tokens.sum() / positions.sum() > 0.9  # padded to the longest of each batch: 0.5
 
 
-def test_slots_hold_however_uneven_the_lengths_are() -> None:
+def test_slots_suffice_for_uneven_lengths() -> None:
     packing = Packing(4)
     rows, slots, most = packing.rows(np.array([500] * 7 + [3] * 25))
     assert most == 500 + 3 * 3 and np.bincount(rows).max() == slots.max() + 1 == 8
@@ -112,16 +112,14 @@ def test_slots_hold_however_uneven_the_lengths_are() -> None:
     'lengths, expected',
     [([3], 8), ([11], 8), ([20], 4), ([53], 2), ([100], 1), ([380, 384, 370], 1), ([100, 150, 384], 2)],
 )
-def test_short_examples_share_a_row_with_more_and_long_ones_of_one_length_with_none(
-    lengths: list[int], expected: int
-) -> None:
+def test_examples_per_row_depends_on_lengths(lengths: list[int], expected: int) -> None:
     rows = make_rows([[2] * length for length in lengths], lengths, np.zeros(len(lengths), np.int32))
     assert choose_examples_per_row(rows) == expected
 
 
 @pytest.mark.compiles
 @pytest.mark.parametrize('kind, outputs', KINDS)
-def test_packing_changes_neither_loss_nor_gradients(kind: str, outputs: int) -> None:
+def test_packing_preserves_loss_and_gradients(kind: str, outputs: int) -> None:
     build, objective = heads.builder(kind, outputs), heads.objective(kind)
     rng = np.random.default_rng(1)
     shapes = nnx.state(nnx.eval_shape(lambda: build(STILL, VOCAB, nnx.Rngs(0))), nnx.Param)
@@ -143,7 +141,7 @@ def test_packing_changes_neither_loss_nor_gradients(kind: str, outputs: int) -> 
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5 * scale), our_grads, their_grads)
 
 
-def test_new_heads_have_the_whole_standard_deviation() -> None:
+def test_new_heads_have_the_full_standard_deviation() -> None:
     model = config.Bert(hidden_size=256)
     full, truncated = (
         np.asarray(heads.new_head(model, 40, name, nnx.Rngs(0)).kernel[...]) for name in ('normal', 'truncated_normal')
@@ -152,7 +150,7 @@ def test_new_heads_have_the_whole_standard_deviation() -> None:
     assert truncated.std() == pytest.approx(0.0176, rel=0.03) and np.abs(truncated).max() <= 0.04
 
 
-def test_runs_that_began_before_keep_rows_and_heads_as_they_were() -> None:
+def test_runs_from_earlier_versions_keep_rows_and_heads() -> None:
     new = FinetuneConfig(task=Task())
     recorded = dataclasses.asdict(new)
     for name in ('examples_per_row', 'head_initializer'):

@@ -64,7 +64,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.compiles
-def test_classes_and_numbers_are_those_of_transformers(tmp_path: Path) -> None:
+def test_classes_and_values_match_transformers(tmp_path: Path) -> None:
     directory = write_task_model(tmp_path / 'classes', 'classification')
     model = bert_jax.load_pretrained(directory)
     pairs = [('the film', 'is great'), ('ada', 'bob ' * 40)]
@@ -93,7 +93,7 @@ def test_encoder_of_every_task_gives_sentence_vectors(kind: str, tmp_path: Path)
 
 
 @pytest.mark.compiles
-def test_tags_are_those_of_transformers_at_the_first_piece_of_each_word(tmp_path: Path) -> None:
+def test_tags_match_transformers_at_first_token_of_words(tmp_path: Path) -> None:
     directory = write_task_model(tmp_path / 'model', 'tagging')
     sentences = ['ada lives in town', 'bob', '', ['the', 'zebra', 'is', 'ada']]
     for words, found in zip(sentences, bert_jax.load_pretrained(directory).predict(sentences), strict=True):
@@ -110,15 +110,15 @@ def test_tags_are_those_of_transformers_at_the_first_piece_of_each_word(tmp_path
 
 
 @pytest.mark.compiles
-def test_answers_are_the_best_spans_and_none_where_nothing_scores_more(tmp_path: Path) -> None:
+def test_answer_is_best_span_or_none_above_threshold(tmp_path: Path) -> None:
     directory = write_task_model(tmp_path / 'model', 'spans')
     task = Task(kind='spans', sequence_length=32, stride=8, max_question_tokens=8, max_answer_tokens=6)
     model = dataclasses.replace(bert_jax.load_pretrained(directory), task=task)
     [found] = model.predict([('who is in town', CONTEXT)])
     encoding, outputs = reference(directory, 'who is in town', CONTEXT, return_offsets_mapping=False)
     start, end = outputs.start_logits[0].numpy(), outputs.end_logits[0].numpy()
-    places = [n for n, kind in enumerate(encoding.sequence_ids()) if kind == 1]
-    spans = [(start[i] + end[j], i, j) for i, j in itertools.product(places, places) if i <= j < i + 6]
+    positions = [n for n, kind in enumerate(encoding.sequence_ids()) if kind == 1]
+    spans = [(start[i] + end[j], i, j) for i, j in itertools.product(positions, positions) if i <= j < i + 6]
     score, first, last = max(spans)
     chars = encoding.token_to_chars(first).start, encoding.token_to_chars(last).end
     assert (found['start'], found['end'], found['answer']) == (*chars, CONTEXT[slice(*chars)])
@@ -132,7 +132,7 @@ def test_answers_are_the_best_spans_and_none_where_nothing_scores_more(tmp_path:
 
 
 @pytest.mark.compiles
-def test_many_examples_keep_their_order_and_are_held_in_chunks(tmp_path: Path, monkeypatch) -> None:
+def test_many_examples_keep_order_and_run_in_chunks(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(predict, 'EXAMPLES_AT_ONCE', 4)
     model = bert_jax.load_pretrained(write_task_model(tmp_path / 'model', 'classification'))
     texts = [' '.join(['film', 'plot', 'great'][: 1 + n % 3] * (1 + n % 7)) for n in range(11)]
@@ -156,7 +156,7 @@ def command(*flags: str) -> int:
 
 
 @pytest.mark.compiles
-def test_the_command_reads_lines_pairs_and_json_and_writes_json_lines(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_predict_reads_lines_pairs_and_json(tmp_path: Path, capsys, monkeypatch) -> None:
     task = Task(text='body', text_pair='', sequence_length=32)
     single = write_task_model(tmp_path / 'single', 'classification', task=task)
     both = write_task_model(
@@ -193,7 +193,7 @@ def test_the_command_reads_lines_pairs_and_json_and_writes_json_lines(tmp_path: 
 
 
 @pytest.mark.compiles
-def test_the_command_stops_once_nobody_reads_its_lines(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_predict_stops_when_its_output_pipe_closes(tmp_path: Path, capsys, monkeypatch) -> None:
     directory = write_task_model(tmp_path / 'model', 'classification', task=Task(text='a', sequence_length=32))
     (tmp_path / 'in.txt').write_text('the film\n' * 50)
     is_read = iter([True, True, False])
@@ -205,8 +205,8 @@ def test_the_command_stops_once_nobody_reads_its_lines(tmp_path: Path, capsys, m
 @pytest.mark.parametrize(
     'content, flags, words',
     [
-        ('a\n', [], ['in.txt:1: has 1 text(s)', 'one and other']),
-        ('a\tb\tc\n', [], ['in.txt:1: has 3 text(s)']),
+        ('a\n', [], ['in.txt:1: has 1 text,', 'one and other']),
+        ('a\tb\tc\n', [], ['in.txt:1: has 3 texts,']),
         ('{"one": "a"}\n', ['--input=in.jsonl'], ["in.jsonl:1: has no 'other'; it has 'one'", '--text_pair=COLUMN']),
         ('x\tone\n1\ta\n', ['--input=tsv:in.txt'], ["in.txt:2: has no 'other'; it has 'x', 'one'", '--text_pair']),
         ('{"one": "a", "other": []}\n', ['--input=in.jsonl'], ["'other' is of type list"]),
@@ -221,7 +221,7 @@ def test_the_command_stops_once_nobody_reads_its_lines(tmp_path: Path, capsys, m
         ('a\tb\n', ['--model=model@3'], ['model@3: is no workdir']),
     ],
 )
-def test_what_cannot_be_predicted_is_refused_and_nothing_written(
+def test_invalid_input_is_rejected_and_nothing_written(
     content: str, flags: list[str], words: list[str], tmp_path: Path, capsys, monkeypatch
 ) -> None:
     write_task_model(tmp_path / 'model', 'classification', task=Task(text='one', text_pair='other', sequence_length=32))
@@ -246,7 +246,7 @@ def test_what_cannot_be_predicted_is_refused_and_nothing_written(
         ('classification', {'architectures': ['BertForQuestionAnswering']}, ['no qa_outputs.weight']),
     ],
 )
-def test_a_head_that_does_not_fit_is_refused(kind: str, change: dict, words: list[str], tmp_path: Path) -> None:
+def test_mismatched_head_is_rejected(kind: str, change: dict, words: list[str], tmp_path: Path) -> None:
     directory = write_task_model(tmp_path / 'model', kind)
     path = Path(directory) / 'config.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -259,7 +259,7 @@ def test_a_head_that_does_not_fit_is_refused(kind: str, change: dict, words: lis
 @pytest.mark.parametrize(
     'change', [{'kind': 'spans'}, {'sequence_length': 99}, {'stride': 'x'}, {'null_threshold': 'x'}]
 )
-def test_a_task_file_that_does_not_fit_is_refused(change: dict, tmp_path: Path) -> None:
+def test_invalid_task_file_is_rejected(change: dict, tmp_path: Path) -> None:
     directory = write_task_model(tmp_path / 'model', 'tagging', task=Task(kind='tagging', sequence_length=32))
     assert isinstance(bert_jax.load_pretrained(directory), FineTuned)
     path = Path(directory) / 'task.json'

@@ -47,20 +47,20 @@ Change = Callable[[Callable[..., TaskBatch], int, slice], TaskBatch]
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where models/mine and the files of a task lie."""
-    place = tmp_path_factory.mktemp('recovery')
-    write_model(place / 'models' / 'mine')
+    directory = tmp_path_factory.mktemp('recovery')
+    write_model(directory / 'models' / 'mine')
     for index, split in enumerate(('train', 'dev')):
-        write_reviews(place / f'{split}.tsv', [160, 32][index], seed=index)
-    return place
+        write_reviews(directory / f'{split}.tsv', [160, 32][index], seed=index)
+    return directory
 
 
-def _config(place: Path, kind: str = 'classification', **train: object) -> FinetuneConfig:
-    task = {'kind': kind, 'directory': str(place), 'sequence_length': 16}
+def _config(directory: Path, kind: str = 'classification', **train: object) -> FinetuneConfig:
+    task = {'kind': kind, 'directory': str(directory), 'sequence_length': 16}
     optimizer = {'peak_learning_rate': 3e-3}
-    given = {'task': task, 'init': str(place / 'models' / 'mine'), 'optimizer': optimizer, 'train': SMALL | train}
-    return resolve(given | {'probe': {'sets': (('mood', f'tsv:{place}/dev.tsv'),)}})
+    given = {'task': task, 'init': str(directory / 'models' / 'mine'), 'optimizer': optimizer, 'train': SMALL | train}
+    return resolve(given | {'probe': {'sets': (('mood', f'tsv:{directory}/dev.tsv'),)}})
 
 
 def _change_batches(patch: pytest.MonkeyPatch, change: Change) -> None:
@@ -125,31 +125,31 @@ def _assert_same_end(ours: Path, theirs: Path) -> None:
 
 
 @pytest.fixture(scope='module')
-def rolled_back(one_device: None, place: Path) -> Path:
+def rolled_back(one_device: None, directory: Path) -> Path:
     """The run of a seed, with probes, that met batches which are not finite."""
-    assert _fit(_config(place, probe_every=8), place / 'rolled-back', _not_finite(BAD)).finished
-    return place / 'rolled-back' / 'seed-0'
+    assert _fit(_config(directory, probe_every=8), directory / 'rolled-back', _not_finite(BAD)).finished
+    return directory / 'rolled-back' / 'seed-0'
 
 
-def test_after_a_roll_back_it_ends_as_without_the_skipped_batches(place: Path, rolled_back: Path) -> None:
-    assert _fit(_config(place, probe_every=8), place / 'without', _left_out(*SKIPPED)).finished
-    _assert_same_end(rolled_back, place / 'without' / 'seed-0')
+def test_rollback_ends_as_without_the_skipped_batches(directory: Path, rolled_back: Path) -> None:
+    assert _fit(_config(directory, probe_every=8), directory / 'without', _left_out(*SKIPPED)).finished
+    _assert_same_end(rolled_back, directory / 'without' / 'seed-0')
     record = _record(rolled_back)
     assert (record['rollbacks'], record['passed_over'], record['skipped_updates']) == (1, [[0, *SKIPPED]], 0)
     [event] = _events(rolled_back, 'back')
     assert (event['step'], event['from']) == (8, 11) and 'not finite, 2 steps in a row' in event['why']
 
 
-def test_before_the_first_checkpoint_it_rolls_back_to_its_start(place: Path, tmp_path: Path) -> None:
-    config = _config(place)
+def test_rollback_before_first_checkpoint_returns_to_start(directory: Path, tmp_path: Path) -> None:
+    config = _config(directory)
     assert _fit(config, tmp_path / 'ours', _not_finite({1, 2})).finished
     assert _fit(config, tmp_path / 'theirs', _left_out(0, 3)).finished
     assert [event['step'] for event in _events(tmp_path / 'ours' / 'seed-0', 'back')] == [0]
     _assert_same_end(tmp_path / 'ours' / 'seed-0', tmp_path / 'theirs' / 'seed-0')
 
 
-def test_a_spike_rolls_back_too(place: Path, tmp_path: Path) -> None:
-    config = _config(place, kind='regression')
+def test_loss_spike_triggers_a_rollback(directory: Path, tmp_path: Path) -> None:
+    config = _config(directory, kind='regression')
     assert _fit(config, tmp_path / 'ours', _spikes(BAD)).finished
     assert _fit(config, tmp_path / 'theirs', _left_out(*SKIPPED)).finished
     [event] = _events(tmp_path / 'ours' / 'seed-0', 'back')
@@ -158,8 +158,8 @@ def test_a_spike_rolls_back_too(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(('dies_at', 'resumed_from', 'num_rollbacks'), [(10, 8, 2), (15, 12, 1)])
-def test_killed_after_a_roll_back_it_resumes_to_the_same_bits(
-    place: Path, rolled_back: Path, tmp_path: Path, dies_at: int, resumed_from: int, num_rollbacks: int
+def test_run_killed_after_rollback_resumes_bit_identical(
+    directory: Path, rolled_back: Path, tmp_path: Path, dies_at: int, resumed_from: int, num_rollbacks: int
 ) -> None:
     """Before the next checkpoint the roll-back is not known yet: it happens again."""
 
@@ -181,7 +181,7 @@ def test_killed_after_a_roll_back_it_resumes_to_the_same_bits(
         save(self, *what, **how)
         self._wait_for_save()  # this process lives on, and its writer with it
 
-    config = _config(place, probe_every=8)
+    config = _config(directory, probe_every=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, 'roll_back', note_roll_back)
         patch.setattr(RunLog, 'log_step', log_or_die)
@@ -196,7 +196,7 @@ def test_killed_after_a_roll_back_it_resumes_to_the_same_bits(
 
 
 @pytest.fixture(scope='module')
-def given_up(one_device: None, place: Path) -> list[object]:
+def given_up(one_device: None, directory: Path) -> list[object]:
     """The flags of a run of which all batches from the fifth on are not finite, in the workdir `given-up`."""
     train = SMALL | {'max_rollbacks': 1}
     values = {'task.sequence_length': 16, 'init': 'models/mine'} | {f'train.{name}': train[name] for name in train}
@@ -204,40 +204,40 @@ def given_up(one_device: None, place: Path) -> list[object]:
     flags = ['finetune', config, *(f'--config.{name}={value}' for name, value in values.items())]
     with pytest.MonkeyPatch.context() as patch:
         _change_batches(patch, _not_finite({*range(5, 99)}))
-        assert run([*flags, '--workdir=given-up'], place) == 2
+        assert run([*flags, '--workdir=given-up'], directory) == 2
     return flags
 
 
-def test_after_so_many_roll_backs_it_ends_with_a_message_and_resumes(
-    place: Path, given_up: list[object], tmp_path: Path, capsys: pytest.CaptureFixture
+def test_rollback_limit_ends_the_run_which_can_resume(
+    directory: Path, given_up: list[object], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    shutil.copytree(place / 'given-up', tmp_path / 'run')
+    shutil.copytree(directory / 'given-up', tmp_path / 'run')
     seed = tmp_path / 'run' / 'seed-0'
     assert (seed / 'checkpoints' / '4' / 'manifest.json').exists() and not (seed / 'results.json').exists()
     flags = [*given_up, f'--workdir={tmp_path}/run']
     with pytest.MonkeyPatch.context() as patch:  # the same data again: the same end
         _change_batches(patch, _not_finite({*range(5, 99)}))
-        assert run(flags, place) == 2
+        assert run(flags, directory) == 2
     printed = capsys.readouterr().err
     assert 'step 6: the loss or its gradient is not finite, 2 steps in a row, after 1 rollback\n' in printed
     assert [event['step'] for event in _events(seed, 'back')] == [4, 4] and not (seed / 'results.json').exists()
-    assert run(flags, place) == 0  # the data repaired
+    assert run(flags, directory) == 0  # the data repaired
     assert f'Resuming {seed} from step 4 of 20.' in capsys.readouterr().err
 
 
-def test_what_would_change_a_run_that_gave_up_asks_for_another_workdir(
-    place: Path, given_up: list[object], capsys: pytest.CaptureFixture
+def test_changed_settings_of_ended_run_need_another_workdir(
+    directory: Path, given_up: list[object], capsys: pytest.CaptureFixture
 ) -> None:
-    assert run([*given_up, '--config.optimizer.peak_learning_rate=1e-5', '--workdir=given-up'], place) == 2
+    assert run([*given_up, '--config.optimizer.peak_learning_rate=1e-5', '--workdir=given-up'], directory) == 2
     printed = capsys.readouterr().err
     assert 'optimizer.peak_learning_rate' in printed and 'use another --workdir' in printed
     assert 'allow_change' not in printed  # `finetune` has no such flag
 
 
-def test_probes_are_logged_when_due_and_reported(place: Path, rolled_back: Path) -> None:
+def test_probes_are_logged_when_due_and_reported(directory: Path, rolled_back: Path) -> None:
     found = {step: values for step, values in metrics(rolled_back).items() if 'probe/mood' in values}
     assert [*found] == [8, 16, 20]
-    sets = open_sets(_config(place).probe, every=8)
+    sets = open_sets(_config(directory).probe, every=8)
     last = load_finetuned(str(rolled_back))
     encoder = Pretrained(last.model, last.tokenizer, last.config, NUM_STEPS)
     assert accuracies(encoder, sets).items() <= found[20].items()
@@ -246,12 +246,12 @@ def test_probes_are_logged_when_due_and_reported(place: Path, rolled_back: Path)
     assert f'Probe: mood {100 * found[20]["probe/mood"]:.1f} % (most frequent label 50.0 %)' in printed
 
 
-def test_seeds_are_not_ranked_by_their_probes(place: Path, rolled_back: Path) -> None:
+def test_seeds_are_not_ranked_by_their_probes(directory: Path, rolled_back: Path) -> None:
     assert 'ranked by' not in summarize([str(rolled_back), str(rolled_back)]).lower()
 
 
-def test_the_exact_reduction_gives_the_same_bits_on_any_devices(place: Path, tmp_path: Path, monkeypatch) -> None:
-    config = _config(place, epochs=0.3, reduction='exact', log_every=1)
+def test_exact_reduction_is_bit_identical_on_any_devices(directory: Path, tmp_path: Path, monkeypatch) -> None:
+    config = _config(directory, epochs=0.3, reduction='exact', log_every=1)
     assert _fit(config, tmp_path / 'one').finished
     monkeypatch.setattr(jax, 'devices', lambda *_: jax.local_devices()[:4])
     assert _fit(config, tmp_path / 'four').finished
@@ -262,10 +262,8 @@ def test_the_exact_reduction_gives_the_same_bits_on_any_devices(place: Path, tmp
     assert [_events(seed, 'start')[0]['mesh']['data'] for seed in (one, four)] == [1, 4]
 
 
-def test_probes_of_several_processes_are_refused_before_anything_is_written(
-    place: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_probes_with_several_processes_are_rejected_early(directory: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     with pytest.raises(BadInput, match=r'probe_every: is 8, and this run has 2 processes\n.*expected: 0'):
-        finetune(_config(place, probe_every=8), str(tmp_path / 'run'))
+        finetune(_config(directory, probe_every=8), str(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()

@@ -1,4 +1,4 @@
-"""Windows hold every answer, answers are found again, and what cannot be learnt is dropped and counted."""
+"""Windows hold every answer, answers are found again, and what cannot be labelled is dropped and counted."""
 
 import itertools
 import json
@@ -9,8 +9,8 @@ import pytest
 
 from bert_jax.config.finetuning import Task, finetune, resolve
 from bert_jax.errors import BadInput
-from bert_jax.finetune.spans import SpanSplit, open_spans
-from bert_jax.finetune.windows import Window, cut_windows, ranked_spans, with_probabilities
+from bert_jax.finetune.spans import SpanSplit, read_spans
+from bert_jax.finetune.windows import Window, cut_windows, rank_spans, with_probabilities
 from tests.support.models import read_tokenizer
 from tests.support.tasks import OTHER, squad
 
@@ -19,7 +19,7 @@ TASK = Task(kind='spans', sequence_length=24, stride=6, max_question_tokens=6, m
 
 def _open(tmp_path: Path, paragraphs: list, is_training: bool = True) -> SpanSplit:
     (tmp_path / 'a.json').write_text(squad(paragraphs))
-    return open_spans(f'squad:{tmp_path}/a.json', TASK, read_tokenizer(tmp_path), is_training=is_training)
+    return read_spans(f'squad:{tmp_path}/a.json', TASK, read_tokenizer(tmp_path), is_training=is_training)
 
 
 def _long_paragraphs() -> list:
@@ -35,30 +35,30 @@ def _long_paragraphs() -> list:
     return found
 
 
-def test_every_answer_is_whole_in_a_window_and_its_label_points_at_it(tmp_path: Path) -> None:
+def test_every_answer_is_labelled_in_some_window(tmp_path: Path) -> None:
     paragraphs = _long_paragraphs()
     split = _open(tmp_path, paragraphs)
     assert len(split.rows) > 60 and split.counts['answer in no window as a whole'] == 0
-    learnt = dict.fromkeys(range(len(paragraphs)), 0)
+    labelled = dict.fromkeys(range(len(paragraphs)), 0)
     for row, (window, (first, last)) in enumerate(zip(split.windows, split.rows.labels, strict=True)):
-        context, ((_, [(answer, start)]),) = paragraphs[split.example[row]]
+        context, ((_, [(answer, start)]),) = paragraphs[split.example_indices[row]]
         ends = window.offsets[0, 0], window.offsets[-1, 1]
         if ends[0] <= start and start + len(answer) <= ends[1]:
-            low, high = window.offsets[first - window.place, 0], window.offsets[last - window.place, 1]
+            low, high = window.offsets[first - window.text_start, 0], window.offsets[last - window.text_start, 1]
             assert context[low:high] == answer
-            learnt[int(split.example[row])] += 1
+            labelled[int(split.example_indices[row])] += 1
         else:
             assert (first, last) == (0, 0)
-    assert min(learnt.values()) >= 1
+    assert min(labelled.values()) >= 1
     lengths = np.diff(split.rows.starts)
     assert lengths.max() == TASK.sequence_length
 
 
-def test_windows_start_a_stride_apart_and_each_token_has_most_context_in_one(tmp_path: Path) -> None:
+def test_windows_are_a_stride_apart_and_partition_tokens(tmp_path: Path) -> None:
     for num_tokens in (0, 1, 15, 16, 17, 40, 61):
         offsets = np.stack([np.arange(num_tokens)] * 2, axis=1)
         windows = cut_windows(offsets, 7, TASK)  # room for 16 tokens
-        assert [window.first for window in windows] == [6 * n for n in range(len(windows))]
+        assert [window.first_token for window in windows] == [6 * n for n in range(len(windows))]
         covered = np.concatenate([window.offsets[:, 0] for window in windows])
         assert {*covered.tolist()} == {*range(num_tokens)}
         chosen = np.concatenate([window.offsets[window.has_most_context, 0] for window in windows])
@@ -66,14 +66,14 @@ def test_windows_start_a_stride_apart_and_each_token_has_most_context_in_one(tmp
         for token in range(num_tokens):  # as the original works it out, window by window
             scores = []
             for window in windows:
-                place, last = token - window.first, len(window.offsets) - 1
-                inside = 0 <= place <= last
-                scores.append(min(place, last - place) + 0.01 * len(window.offsets) if inside else -1)
+                position, last = token - window.first_token, len(window.offsets) - 1
+                inside = 0 <= position <= last
+                scores.append(min(position, last - position) + 0.01 * len(window.offsets) if inside else -1)
             best = windows[int(np.argmax(scores))]
-            assert best.has_most_context[token - best.first]
+            assert best.has_most_context[token - best.first_token]
 
 
-def test_the_best_answers_are_those_of_a_search_over_all_spans() -> None:
+def test_best_answers_match_brute_force_over_all_spans() -> None:
     rng = np.random.default_rng(1)
     context = ' '.join(f'w{n}' for n in range(9))
     offsets = np.array([(3 * n, 3 * n + 2) for n in range(9)])
@@ -90,11 +90,11 @@ def test_the_best_answers_are_those_of_a_search_over_all_spans() -> None:
                 score = float(logits[3 + first, 0] + logits[3 + last, 1])
                 scores[text] = max(score, scores.get(text, -np.inf))
     expected = sorted(scores.items(), key=lambda item: -item[1])
-    found = with_probabilities(ranked_spans(context, windows, outputs, n_best=100, max_tokens=3))
+    found = with_probabilities(rank_spans(context, windows, outputs, n_best=100, max_tokens=3))
     assert [text for text, _ in found] == [text for text, _ in expected]
     weights = np.exp([score for _, score in expected])
     np.testing.assert_allclose([probability for _, probability in found], weights / weights.sum(), rtol=1e-5)
-    fewer = ranked_spans(context, windows, outputs, n_best=6, max_tokens=3)
+    fewer = rank_spans(context, windows, outputs, n_best=6, max_tokens=3)
     assert fewer[0].text == found[0][0] == context[fewer[0].start : fewer[0].end]
 
 
@@ -117,10 +117,10 @@ def test_answer_missing_from_its_text_is_dropped_in_training_only(tmp_path: Path
     assert json.loads(files['-nbest.json'])['q1'] == []
 
 
-def test_answers_of_datasets_have_another_form_and_say_the_same(tmp_path: Path) -> None:
+def test_answer_format_of_datasets_gives_same_rows(tmp_path: Path) -> None:
     record = {'id': 1, 'question': 'who?', 'context': 'ada is', 'answers': {'text': ['ada'], 'answer_start': [0]}}
     (tmp_path / 'a.jsonl').write_text(json.dumps(record) + '\n')
-    flat = open_spans(f'jsonl:{tmp_path}/a.jsonl', TASK, read_tokenizer(tmp_path), is_training=True)
+    flat = read_spans(f'jsonl:{tmp_path}/a.jsonl', TASK, read_tokenizer(tmp_path), is_training=True)
     nested = _open(tmp_path, [('ada is', [('who?', [('ada', 0)])])])
     assert flat.rows.content_hash() == nested.rows.content_hash()
 
@@ -131,21 +131,21 @@ def test_answers_of_datasets_have_another_form_and_say_the_same(tmp_path: Path) 
         ('{"data": 5}', 'is not SQuAD JSON'),
         ('not json', 'is not JSON'),
         ('{"data": "\\ud800"}', 'holds half of a surrogate pair'),
-        (squad([('ada', [('who?', [('bob', 0)])])]), 'no question to learn'),
+        (squad([('ada', [('who?', [('bob', 0)])])]), 'no usable question'),
         (
             squad([('ada', [('who?', [])])]).replace('"answers": [], ', '').replace(', "answers": []', ''),
             "no 'answers'",
         ),
     ],
 )
-def test_what_does_not_fit_is_told(content: str, words: str, tmp_path: Path) -> None:
+def test_invalid_question_file_is_reported(content: str, words: str, tmp_path: Path) -> None:
     (tmp_path / 'a.json').write_text(content)
     with pytest.raises(BadInput) as caught:
-        open_spans(f'squad:{tmp_path}/a.json', TASK, read_tokenizer(tmp_path), is_training=True)
+        read_spans(f'squad:{tmp_path}/a.json', TASK, read_tokenizer(tmp_path), is_training=True)
     assert words in str(caught.value)
 
 
-def test_a_stride_that_would_leave_tokens_out_is_refused() -> None:
+def test_stride_that_skips_tokens_is_rejected() -> None:
     config = finetune('spans').to_dict() | {'init': 'x'}
     config['task'] |= {'sequence_length': 128, 'max_question_tokens': 64, 'stride': 62}
     with pytest.raises(BadInput, match='task.stride.*is 62'):

@@ -9,20 +9,20 @@ import pytest
 from bert_jax.config.finetuning import Task
 from bert_jax.errors import BadInput
 from bert_jax.finetune.rows import TaskStream
-from bert_jax.finetune.tags import TagSplit, open_tags
+from bert_jax.finetune.tags import TaggingSplit, read_tags
 from tests.support.models import read_tokenizer
 
 
-def _open(tmp_path: Path, content: str, length: int = 16, **task: object) -> TagSplit:
+def _open(tmp_path: Path, content: str, length: int = 16, **task: object) -> TaggingSplit:
     (tmp_path / 'a.txt').write_text(content)
     settings = Task(kind='tagging', directory=str(tmp_path), text='words', label='tags', sequence_length=length, **task)
-    return open_tags('conll:a.txt', settings, read_tokenizer(tmp_path), None)
+    return read_tags('conll:a.txt', settings, read_tokenizer(tmp_path), None)
 
 
 CONLL = '-DOCSTART- -X- O\n\nada N B-PER\nxyz N I-PER\nin P O\n\nthe D O\nqr5 N B-LOC\n. . O\n'
 
 
-def test_first_pieces_have_the_tags_and_the_others_none(tmp_path: Path) -> None:
+def test_only_first_tokens_of_words_have_tags(tmp_path: Path) -> None:
     split, tokenizer = _open(tmp_path, CONLL), read_tokenizer(tmp_path)
     assert split.labels == ('O', 'B-LOC', 'B-PER', 'I-PER')
     assert split.gold == [['B-PER', 'I-PER', 'O'], ['O', 'B-LOC', 'O']]
@@ -38,12 +38,12 @@ def test_first_pieces_have_the_tags_and_the_others_none(tmp_path: Path) -> None:
     )
 
 
-def test_a_word_without_pieces_still_has_a_place(tmp_path: Path) -> None:
+def test_word_without_tokens_becomes_unk(tmp_path: Path) -> None:
     split = _open(tmp_path, 'ada B-PER\n\u200d O\nfilm O\n')
-    assert len(split.first_pieces[0]) == 3 and split.rows.labels.tolist() == [-1, 1, 0, 0, -1]
+    assert len(split.word_starts[0]) == 3 and split.rows.labels.tolist() == [-1, 1, 0, 0, -1]
 
 
-def test_every_word_of_a_long_sentence_is_in_one_window_and_gets_its_prediction(tmp_path: Path) -> None:
+def test_every_word_of_a_long_sentence_is_predicted(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     words = [''.join(rng.choice([*'xyz'], rng.integers(1, 9))) for _ in range(60)]
     tags = [f'B-{len(word)}' for word in words]
@@ -65,7 +65,7 @@ def test_words_longer_than_a_window_are_cut_and_counted(tmp_path: Path) -> None:
     assert np.diff(split.rows.starts).tolist() == [10, 3]
 
 
-def test_the_prefix_of_a_language_is_taken_off(tmp_path: Path) -> None:
+def test_language_prefix_is_removed(tmp_path: Path) -> None:
     plain = _open(tmp_path, 'ada\tB-PER\n')
     assert _open(tmp_path, 'en:ada\tB-PER\n', token_prefix='en:').rows.content_hash() == plain.rows.content_hash()
 
@@ -74,14 +74,14 @@ def test_the_prefix_of_a_language_is_taken_off(tmp_path: Path) -> None:
     'source, content, words',
     [
         ('conll:a.txt', 'ada\n', 'a.txt:1: has one column'),
-        ('jsonl:a.txt', '{"words": ["ada", "bob"], "tags": ["O"]}\n', 'has 2 words and 1 tags'),
+        ('jsonl:a.txt', '{"words": ["ada", "bob"], "tags": ["O"]}\n', 'has 2 words and 1 tag'),
         ('jsonl:a.txt', '{"words": ["ada"], "tag": ["O"]}\n', "a.txt:1: has no column 'tags'"),
         ('conll:b.txt', '', 'b.txt: is not there'),
     ],
 )
-def test_what_does_not_fit_is_told_by_its_place(source: str, content: str, words: str, tmp_path: Path) -> None:
+def test_invalid_record_is_reported_with_its_position(source: str, content: str, words: str, tmp_path: Path) -> None:
     (tmp_path / 'a.txt').write_text(content)
     task = Task(kind='tagging', directory=str(tmp_path), text='words', label='tags')
     with pytest.raises(BadInput) as caught:
-        open_tags(source, task, read_tokenizer(tmp_path), None)
+        read_tags(source, task, read_tokenizer(tmp_path), None)
     assert words in str(caught.value)

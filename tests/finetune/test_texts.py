@@ -10,8 +10,8 @@ import pytest
 from bert_jax.config.finetuning import Task, Train, resolve
 from bert_jax.data.labelled import read_records
 from bert_jax.errors import BadInput
-from bert_jax.finetune.splits import choose
-from bert_jax.finetune.tasks import TaskData, open_task
+from bert_jax.finetune.splits import sample_examples
+from bert_jax.finetune.tasks import TaskData, read_task
 from bert_jax.finetune.texts import cut_pair
 from tests.support.models import read_tokenizer
 
@@ -73,7 +73,7 @@ def _config(name: str) -> dict:
 
 
 @pytest.mark.parametrize('name', GLUE)
-def test_every_glue_layout_is_read_and_its_test_file_needs_no_label(name: str, tmp_path: Path) -> None:
+def test_glue_files_are_read_and_tests_need_no_label(name: str, tmp_path: Path) -> None:
     header, rows, test_header = GLUE[name]
     config = _config(name)
     validation = config['task']['validation']
@@ -84,11 +84,11 @@ def test_every_glue_layout_is_read_and_its_test_file_needs_no_label(name: str, t
     (tmp_path / 'test.tsv').write_text(f'{test_header}\n' + '\t'.join(f'film {n}' for n in range(len(columns))) + '\n')
     config['task'] |= {'directory': str(tmp_path), 'predict': 'tsv:test.tsv'}
     resolved = resolve(config | {'init': 'models/any'})
-    data = open_task(resolved.task, resolved.train, read_tokenizer(tmp_path))
+    data = read_task(resolved.task, resolved.train, read_tokenizer(tmp_path))
     assert len(data.train) == len(rows) and data.labels == CLASSES.get(name, ('0', '1'))
     assert list(data.validation) == (['dev_matched', 'dev_mismatched'] if name == 'mnli' else ['dev'])
     assert data.predict.num_examples == 1 and data.predict.gold == []
-    is_pair = bool((data.train.second < np.diff(data.train.starts)).all())
+    is_pair = bool((data.train.second_starts < np.diff(data.train.starts)).all())
     assert is_pair == (name not in ('cola', 'sst2'))
     if name == 'stsb':
         np.testing.assert_array_equal(data.train.labels, np.float32([4.5, 0.0]))
@@ -98,7 +98,7 @@ def _open(tmp_path: Path, content: str, name: str, **task: object) -> TaskData:
     (tmp_path / name).write_text(content)
     source = f'{name.rpartition(".")[2]}:{name}'
     values = {'directory': str(tmp_path), 'train': source, 'validation': source, 'sequence_length': 16} | task
-    return open_task(Task(**values), Train(), read_tokenizer(tmp_path))
+    return read_task(Task(**values), Train(), read_tokenizer(tmp_path))
 
 
 def _texts(data: TaskData, tmp_path: Path) -> list[str]:
@@ -106,18 +106,18 @@ def _texts(data: TaskData, tmp_path: Path) -> list[str]:
     return [tokenizer.decode(rows.ids[a:b]) for a, b in zip(rows.starts, rows.starts[1:], strict=False)]
 
 
-def test_csv_json_lines_and_compressed_files_say_the_same(tmp_path: Path) -> None:
+def test_csv_json_lines_and_compressed_files_are_equal(tmp_path: Path) -> None:
     csv = 'sentence,label\n"a film, the\nend",yes\nthe plot,no\n'
     lines = '{"sentence": "a film, the end", "label": "yes"}\n\n{"label": "no", "sentence": "the plot"}\n'
     opened = [_open(tmp_path, csv, 'a.csv'), _open(tmp_path, lines, 'a.jsonl')]
     (tmp_path / 'b.tsv.gz').write_bytes(gzip.compress(b'sentence\tlabel\na film, the end\tyes\nthe plot\tno\n'))
     task = Task(directory=str(tmp_path), train='tsv:b.tsv.gz', validation='tsv:b.tsv.gz', sequence_length=16)
-    opened.append(open_task(task, Train(), read_tokenizer(tmp_path)))
+    opened.append(read_task(task, Train(), read_tokenizer(tmp_path)))
     assert {data.content_hash for data in opened} == {opened[0].content_hash}
     assert _texts(opened[0], tmp_path) == ['a film, the end', 'the plot'] and opened[0].labels == ('no', 'yes')
 
 
-def test_tfds_names_its_classes(tmp_path: Path, monkeypatch) -> None:
+def test_tfds_class_names_become_labels(tmp_path: Path, monkeypatch) -> None:
     tfds = pytest.importorskip('tensorflow_datasets')
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -139,11 +139,11 @@ def test_tfds_names_its_classes(tmp_path: Path, monkeypatch) -> None:
     )
     monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
     task = Task(train='tfds:reviews', validation='tfds:reviews:1.0.0:train', sequence_length=16)
-    data = open_task(task, Train(), read_tokenizer(tmp_path))
+    data = read_task(task, Train(), read_tokenizer(tmp_path))
     assert data.labels == ('better', 'worse') and data.train.labels.tolist() == [0, 1]
 
 
-def test_a_pair_that_is_too_long_loses_what_the_original_takes() -> None:
+def test_long_pairs_are_cut_like_the_original() -> None:
     def as_in_the_original(a: int, b: int, room: int) -> tuple[int, int]:
         while a + b > room:
             a, b = (a - 1, b) if a > b else (a, b - 1)
@@ -161,25 +161,25 @@ def test_a_pair_that_is_too_long_loses_what_the_original_takes() -> None:
         ('sentence\tlable\na\t1\n', {}, "a.tsv:1: has no column 'label'"),
         ('a film\t1\n', {'columns': ('text', 'label')}, "has no column 'sentence'"),
         ('sentence\tlabel\na\t1\nb\tgood\n', {'labels': ('0', '1')}, "a.tsv:3: has the label 'good'"),
-        ('sentence\tlabel\na\t1\nb\t1\n', {}, 'two labels at least'),
+        ('sentence\tlabel\na\t1\nb\t1\n', {}, 'at least two labels'),
         ('sentence\tlabel\na\t1.5\nb\tnan\n', {'kind': 'regression'}, "a.tsv:3: has the label 'nan'"),
         ('sentence\tlabel\na\t1\nb\n', {}, "a.tsv:3: has no 'label'; 1 of 2 records"),
         ('sentence\tlabel\n', {}, 'holds no example'),
     ],
 )
-def test_what_does_not_fit_is_told_by_its_place(content: str, task: dict, words: str, tmp_path: Path) -> None:
+def test_invalid_record_is_reported_with_its_position(content: str, task: dict, words: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         _open(tmp_path, content, 'a.tsv', **task)
     assert words in str(caught.value)
 
 
-def test_a_label_that_training_has_not_seen_is_named(tmp_path: Path) -> None:
+def test_label_absent_from_training_is_reported(tmp_path: Path) -> None:
     (tmp_path / 'dev.tsv').write_text('sentence\tlabel\na\t1\nb\t2\n')
     with pytest.raises(BadInput, match="dev.tsv:3: has the label '2', which the training file does not have"):
         _open(tmp_path, 'sentence\tlabel\na\t1\nb\t0\n', 'a.tsv', validation='tsv:dev.tsv')
 
 
-def test_text_taken_for_labels_is_not_shown(tmp_path: Path) -> None:
+def test_messages_do_not_show_text_used_as_label(tmp_path: Path) -> None:
     (tmp_path / 'dev.tsv').write_text('sentence\tlabel\na\ta secret of a patient that nobody may see, ever\nb\t1\n')
     content = 'sentence\tlabel\na\t1\nb\t0\n'
     texts = [
@@ -200,7 +200,7 @@ def test_few_bad_records_are_skipped_and_counted(tmp_path: Path, capsys) -> None
     assert len(data.train) == 9 and 'training: 9 examples; 1 x record without a column' in capsys.readouterr().err
 
 
-def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+def test_text_in_another_encoding_is_rejected(tmp_path: Path) -> None:
     rows = ''.join(f'für Film {n}\t{n % 2}\n' for n in range(20))
     assert len(_open(tmp_path, 'sentence\tlabel\n' + rows, 'a.tsv').train) == 20
     (tmp_path / 'a.tsv').write_bytes(('sentence\tlabel\n' + rows).encode('windows-1252'))
@@ -208,13 +208,13 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
         list(read_records('tsv:a.tsv', Task(directory=str(tmp_path)), ('sentence', 'label')))
 
 
-def test_a_subset_is_the_same_for_every_seed_and_keeps_the_order(tmp_path: Path) -> None:
+def test_subset_is_independent_of_seed_and_keeps_order(tmp_path: Path) -> None:
     rows = ''.join(f'{chr(97 + n // 10)}{n % 10}\t{n % 2}\n' for n in range(100))
     data = _open(tmp_path, 'sentence\tlabel\n' + rows, 'a.tsv')
-    some = choose(data.train, np.arange(100), 30)
+    some = sample_examples(data.train, np.arange(100), 30)
     texts = [tuple(some.ids[a:b]) for a, b in zip(some.starts, some.starts[1:], strict=False)]
     whole = [tuple(data.train.ids[a:b]) for a, b in zip(data.train.starts, data.train.starts[1:], strict=False)]
     places = [whole.index(text) for text in texts]
     assert len(some) == 30 and places == sorted(places) and some.labels.tolist() == [n % 2 for n in places]
-    windows = choose(data.train, np.arange(100) // 2, 15)  # both rows of an example, or none
+    windows = sample_examples(data.train, np.arange(100) // 2, 15)  # both rows of an example, or none
     assert len(windows) == 30 and windows.labels.tolist() == [0, 1] * 15

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import bert_jax
 from bert_jax.__main__ import main
 from bert_jax.config import finetuning
-from bert_jax.finetune.start import finetuning_start
+from bert_jax.finetune.start import prepare_start
 from bert_jax.pretrained import hugging_face, initialize, provenance, safetensors_files, tensor_names
 from bert_jax.text.tokenizer import SPECIAL_TOKENS
 from tests.support.documents import run_snippet
@@ -120,12 +120,12 @@ def test_only_the_heads_that_a_fine_tune_uses_are_named(kind: str, named: list[s
     save_torch_model(tmp_path, 'BertForMaskedLM')
     given = finetuning.finetune(kind).to_dict() | {'init': str(tmp_path)}
     given['task'] |= {'sequence_length': 20, 'stride': 2, 'max_question_tokens': 4}
-    started = finetuning_start(finetuning.resolve(given), [])
+    started = prepare_start(finetuning.resolve(given), [])
     printed = capsys.readouterr().err
     assert [head for head in tensor_names.HEADS if head in printed] == named
-    assert started.start == provenance.Provenance(20, ('pooler', 'next-sentence head'))
+    assert started.provenance == provenance.Provenance(20, ('pooler', 'next-sentence head'))
     (tmp_path / 'tokenizer_config.json').write_text('{"do_lower_case": true, "model_max_length": 8}')
-    finetuning_start(finetuning.resolve(given), [])
+    prepare_start(finetuning.resolve(given), [])
     assert 'trained on texts of up to 8 tokens' in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from bert_jax import config
 from bert_jax.cli.diagnose import diagnose
 from bert_jax.config import finetuning
 from bert_jax.errors import BadInput
-from bert_jax.finetune.start import finetuning_start
+from bert_jax.finetune.start import prepare_start
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.encode import Encoder
 from bert_jax.text.normalization import find_normalization_issues
@@ -204,7 +204,7 @@ def test_tokenizers_of_earlier_versions_stay_usable(tmp_path: Path, capsys) -> N
     values = finetuning.finetune().to_dict() | {'init': 'scratch'}
     values['tokenizer']['path'] = str(path)
     (path.parent / 'tokenizer_config.json').unlink()
-    start = finetuning_start(finetuning.resolve(values), [str(tmp_path / 'seed-1'), str(tmp_path / 'seed-0')])
+    start = prepare_start(finetuning.resolve(values), [str(tmp_path / 'seed-1'), str(tmp_path / 'seed-0')])
     assert start.tokenizer.hash == before.hash
     other = config.Tokenizer(path=str(write_vocabulary(tmp_path / 'other', VOCABULARIES[True, False])))
     assert (
