@@ -1,16 +1,16 @@
-"""Fine-tuning compared with the Trainer of `transformers` with dynamic padding: examples per second, and how well.
+"""Compares fine-tuning with the `transformers` Trainer with dynamic padding: examples per second and task metrics.
 
     python -m benchmarks.finetuning --encoder=models/mine --output=runs/finetuning --seeds=5 \
         --task=mrpc:glue/MRPC --task=cola:glue/CoLA --task=rte:glue/RTE --task=conll:conll2003 --task=squad:squad
 
-The same encoder (a Hugging Face directory) learns each task from the same token ids, with the same batch size, learning
-rate, schedule, optimizer settings, dropout and number of steps, once by `finetune` and once by the Trainer
-(finetuning_trainer.py), seed by seed in turns, each in a separate process. Both are scored by this project's scorers.
-Examples per second are the median over intervals of some training steps, without compilation, evaluation and saving;
-minutes are those of the whole process, with everything.
+Both `finetune` and the Trainer (finetuning_trainer.py) start from the same encoder (a Hugging Face directory) and use
+the same token ids, batch size, learning rate, schedule, optimizer settings, dropout and number of steps. They alternate
+seed by seed, each run in its own process. This project's scorers score both. Examples per second are the median over
+intervals of 10 training steps, without compilation, evaluation and saving; minutes cover the whole process.
 
-A directory holds the files that configs/finetune/glue.py, ner.py and squad.py name. `conll-1500` is CoNLL with 1,500 of
-its sentences. Finished runs are kept in OUTPUT/results and are not repeated; OUTPUT/table.md shows them.
+Each directory holds the files that configs/finetune/glue.py, ner.py or squad.py names. `conll-1500` is CoNLL with 1,500
+of its sentences. Results are stored in OUTPUT/results, and finished runs are not repeated; OUTPUT/table.md is the
+summary.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LOG_EVERY = 10  # steps of an interval
+_LOG_EVERY = 10  # steps per interval
 _SIDES = ('bert_jax', 'Trainer')
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (config file and variant, fields)
     'mrpc': ('glue.py:mrpc', {'train.epochs': 3.0}),
@@ -44,7 +44,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (config file and var
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A task with its settings, and where its results are."""
+    """A task with its settings and results."""
 
     name: str
     directory: Path
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def _fields(self) -> dict[str, Any]:
-        """Config fields by name, for both sides."""
+        """Config fields by name, used by both sides."""
         _, fields = TASKS[self.name]
         flags = self.flags
         fields = fields | {
@@ -72,31 +72,33 @@ class Comparison:
         return self.flags.output / 'results' / f'{self.name}-{side}-{seed}.json'
 
     def results(self, side: str) -> list[dict[str, Any]]:
-        """Those of the finished seeds."""
+        """Returns the results of the finished seeds."""
         paths = [self._result(side, seed) for seed in range(self.flags.seeds)]
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
     def run(self, side: str, seed: int) -> None:
-        """One run, unless it is done; its result appears whole."""
+        """Runs one seed unless it is finished; writes the result atomically."""
         path = self._result(side, seed)
         if path.exists():
             return
         print(f'--- {self.name}, {side}, seed {seed}', flush=True)
-        begun = time.time()
-        found = (self._bert_jax if side == 'bert_jax' else self._trainer)(seed)
-        path.with_suffix('.partial').write_text(json.dumps(found | {'minutes': (time.time() - begun) / 60}, indent=1))
+        started = time.time()
+        result = (self._bert_jax if side == 'bert_jax' else self._trainer)(seed)
+        path.with_suffix('.partial').write_text(
+            json.dumps(result | {'minutes': (time.time() - started) / 60}, indent=1)
+        )
         path.with_suffix('.partial').rename(path)
 
     def _bert_jax(self, seed: int) -> dict[str, Any]:
         config, _ = TASKS[self.name]
         workdir = self.flags.output / 'runs' / f'{self.name}-{seed}'
         fields = self._fields | {'train.seed': seed}
-        chosen = [f'--config.{name}={value}' for name, value in fields.items()]
+        overrides = [f'--config.{name}={value}' for name, value in fields.items()]
         config = f'--config={_ROOT}/configs/finetune/{config}'
-        output = _run('bert_jax', 'finetune', config, *chosen, f'--workdir={workdir}', '--json')
+        output = _run('bert_jax', 'finetune', config, *overrides, f'--workdir={workdir}', '--json')
         lines = [json.loads(line) for line in (workdir / f'seed-{seed}' / 'metrics.jsonl').read_text().splitlines()]
-        whole = (line for line in lines if line['step'] % _LOG_EVERY == 0)
-        speeds = [line['tokens_per_second'] for line in whole if 'tokens_per_second' in line]
+        full_intervals = (line for line in lines if line['step'] % _LOG_EVERY == 0)
+        speeds = [line['tokens_per_second'] for line in full_intervals if 'tokens_per_second' in line]
         _, data = self._open()
         tokens = len(data.train.ids) / len(data.train)
         return {
@@ -106,15 +108,15 @@ class Comparison:
 
     def _trainer(self, seed: int) -> dict[str, Any]:
         config, data = self._open()
-        place = self.flags.output / 'runs' / f'{self.name}-trainer'
-        place.mkdir(parents=True, exist_ok=True)
+        directory = self.flags.output / 'runs' / f'{self.name}-trainer'
+        directory.mkdir(parents=True, exist_ok=True)
         [(_, split), *_] = data.validation.items()
         arrays = {
             f'{part}_{name}': getattr(rows, name)
             for part, rows in (('train', data.train), ('dev', split.rows))
-            for name in ('ids', 'starts', 'second', 'labels')
+            for name in ('ids', 'starts', 'second_starts', 'labels')
         }
-        np.savez(place / 'examples.npz', **arrays)
+        np.savez(directory / 'examples.npz', **arrays)
         from bert_jax.config.finetuning import num_steps
 
         optimizer = config.optimizer
@@ -139,14 +141,14 @@ class Comparison:
             'log_every': _LOG_EVERY,
             'seed': seed,
         }
-        (place / 'settings.json').write_text(json.dumps(settings))
-        _run('benchmarks.finetuning_trainer', str(place))
-        metrics = split.metrics(data.metrics[:1], split.predictions(np.load(place / 'outputs.npy')))
-        speed = json.loads((place / 'run.json').read_text())
+        (directory / 'settings.json').write_text(json.dumps(settings))
+        _run('benchmarks.finetuning_trainer', str(directory))
+        metrics = split.metrics(data.metrics[:1], split.predictions(np.load(directory / 'outputs.npy')))
+        speed = json.loads((directory / 'run.json').read_text())
         return {'metric': metrics[data.metrics[0]], 'examples_per_second': speed['examples_per_second']}
 
     def _open(self) -> tuple[Any, Any]:
-        """(resolved config, TaskData) of the task."""
+        """Returns (resolved config, TaskData) of the task."""
         from bert_jax.finetune.start import prepare_start
         from bert_jax.finetune.tasks import read_task
 
@@ -154,7 +156,7 @@ class Comparison:
         return start.config, read_task(start.config.task, start.config.train, start.tokenizer)
 
     def config(self) -> Any:
-        """The resolved config, without the sizes of the encoder."""
+        """Returns the resolved config, without the sizes of the encoder."""
         from bert_jax.config.finetuning import resolve
 
         file, _, variant = TASKS[self.name][0].partition(':')
@@ -165,19 +167,19 @@ class Comparison:
 
 
 def _run(module: str, *arguments: str) -> str:
-    """Runs a module on the CPU and returns its standard output; ends the program where it fails."""
+    """Runs a module on the CPU and returns its standard output; exits if it fails."""
     print('$ python -m', module, *arguments, flush=True)
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'TOKENIZERS_PARALLELISM': 'true'}
     done = subprocess.run(
         [sys.executable, '-m', module, *arguments], cwd=_ROOT, env=environment, stdout=subprocess.PIPE, text=True
     )
     if done.returncode:
-        sys.exit(f'{module} failed ({done.returncode}); the same command continues from this run')
+        sys.exit(f'{module} failed (exit code {done.returncode}); rerun the same command to continue with this run')
     return done.stdout
 
 
 def table(comparisons: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
-    """A Markdown table: {task: {side: results of its seeds}} -> a row for each task that both sides have run."""
+    """Formats {task: {side: results of its seeds}} as a Markdown table, one row per task that both sides have run."""
     lines = [
         '| task | examples/s | Trainer | ratio | metric, median ± deviation | Trainer | seeds | minutes | Trainer |',
         '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
@@ -207,13 +209,13 @@ def main() -> None:
     add = parser.add_argument
     add('--encoder', type=Path, required=True, help='a Hugging Face BERT directory')
     add('--task', action='append', required=True, metavar='NAME:DIRECTORY', help=', '.join(TASKS))
-    add('--output', type=Path, required=True)
+    add('--output', type=Path, required=True, help='directory for runs, results and table.md')
     add('--seeds', type=int, default=5)
-    add('--length', type=int, default=128, help='positions at most; longer texts are cut or split')
+    add('--length', type=int, default=128, help='maximum positions; longer texts are cut or split')
     add('--batch', type=int, default=32)
     add('--learning_rate', type=float, default=1e-4)
-    add('--epochs', type=float, default=0.0, help='of every task; 0: those of the table in this file')
-    add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='bfloat16: the Trainer by autocast')
+    add('--epochs', type=float, default=0.0, help='epochs of every task; 0: the defaults in this file')
+    add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='the Trainer uses autocast for bfloat16')
     flags = parser.parse_args()
     flags.output, flags.encoder = flags.output.resolve(), flags.encoder.resolve()
     (flags.output / 'results').mkdir(parents=True, exist_ok=True)
@@ -227,9 +229,9 @@ def main() -> None:
         for seed in range(flags.seeds):
             for side in _SIDES:
                 comparison.run(side, seed)
-            shown = table({each.name: {side: each.results(side) for side in _SIDES} for each in comparisons})
-            (flags.output / 'table.md').write_text(shown + '\n')
-    print(shown)
+            markdown = table({each.name: {side: each.results(side) for side in _SIDES} for each in comparisons})
+            (flags.output / 'table.md').write_text(markdown + '\n')
+    print(markdown)
 
 
 if __name__ == '__main__':

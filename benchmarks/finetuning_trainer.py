@@ -1,9 +1,9 @@
-"""One fine-tune under the Trainer of `transformers` with dynamic padding, for `benchmarks.finetuning`.
+"""Runs one fine-tune with the `transformers` Trainer with dynamic padding, for `benchmarks.finetuning`.
 
     python -m benchmarks.finetuning_trainer DIRECTORY
 
-The directory holds settings.json and examples.npz; run.json and outputs.npy (of the validation examples, in their
-order) are written beside them.
+The directory holds settings.json and examples.npz. The run adds run.json and outputs.npy, the outputs for the
+validation examples, in order.
 """
 
 import argparse
@@ -29,30 +29,32 @@ _CLASSES = {
 
 
 def examples(arrays: Any, part: str, kind: str) -> list[dict[str, Any]]:
-    """What the collator takes, one for each example."""
-    ids, starts, second, labels = (arrays[f'{part}_{name}'] for name in ('ids', 'starts', 'second', 'labels'))
-    found = []
-    for number, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
-        types = (np.arange(stop - start) >= second[number]).astype(int)
+    """Returns the input of the collator, one dict per example."""
+    ids, starts, second_starts, labels = (
+        arrays[f'{part}_{name}'] for name in ('ids', 'starts', 'second_starts', 'labels')
+    )
+    inputs = []
+    for index, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        types = (np.arange(stop - start) >= second_starts[index]).astype(int)
         example: dict[str, Any] = {'input_ids': ids[start:stop].tolist(), 'token_type_ids': types.tolist()}
         if kind == 'tagging':
             example['labels'] = np.where(labels[start:stop] < 0, -100, labels[start:stop]).tolist()
         elif kind == 'spans':
-            example |= dict(zip(('start_positions', 'end_positions'), labels[number].tolist(), strict=True))
+            example |= dict(zip(('start_positions', 'end_positions'), labels[index].tolist(), strict=True))
         else:
-            example['labels'] = labels[number].item()
-        found.append(example)
-    return found
+            example['labels'] = labels[index].item()
+        inputs.append(example)
+    return inputs
 
 
 def _speed(times: list[float], every: int, batch: int) -> float:
-    """Examples per second: the median over intervals of `every` steps."""
+    """Returns examples per second, the median over intervals of `every` steps."""
     marks = times[_WARM_UP::every]
     return statistics.median(every * batch / (end - start) for start, end in zip(marks[:-1], marks[1:], strict=True))
 
 
 def finetune(directory: Path) -> None:
-    """Trains, predicts, writes what it came to."""
+    """Trains, predicts and writes the results."""
     settings, arrays = json.loads((directory / 'settings.json').read_text()), np.load(directory / 'examples.npz')
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     transformers.set_seed(settings['seed'])
@@ -93,8 +95,8 @@ def finetune(directory: Path) -> None:
     trainer.train()
     outputs = trainer.predict(dev).predictions
     np.save(directory / 'outputs.npy', np.stack(outputs, axis=-1) if kind == 'spans' else outputs)
-    found = {'examples_per_second': _speed(clock.times, settings['log_every'], settings['batch'])}
-    (directory / 'run.json').write_text(json.dumps(found))
+    result = {'examples_per_second': _speed(clock.times, settings['log_every'], settings['batch'])}
+    (directory / 'run.json').write_text(json.dumps(result))
 
 
 def main() -> None:

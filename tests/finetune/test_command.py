@@ -1,4 +1,4 @@
-"""What `finetune` does about signals and full devices."""
+"""`finetune` handles signals and devices that run out of memory."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ FLAGS = [
 
 @pytest.fixture(scope='module')
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where models/mine and the files of a task lie; an epoch is two steps."""
+    """A directory with models/mine and the files of a task; an epoch is two steps."""
     directory = tmp_path_factory.mktemp('command')
     write_model(directory / 'models' / 'mine')
     for index, split in enumerate(('train', 'dev')):

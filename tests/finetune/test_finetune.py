@@ -1,4 +1,4 @@
-"""A fine-tune by its command: it learns, is the same when it was killed, is exported, and refuses what cannot work."""
+"""The `finetune` command learns, resumes bit-identically, exports, and rejects what cannot work."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ SMALL = {
 
 @pytest.fixture(scope='module')
 def directory(tmp_path_factory) -> Path:
-    """Where models/mine and the files of three tasks lie."""
+    """A directory with models/mine and the files of three tasks."""
     directory = tmp_path_factory.mktemp('finetune')
     write_model(directory / 'models' / 'mine')
     for number, split in enumerate(('train', 'dev')):
@@ -59,7 +59,7 @@ REVIEWS = _flags('glue.py:sst2', train__epochs=6)
 
 @pytest.fixture(scope='module')
 def finished(one_device, directory: Path) -> Path:
-    """The workdir of two seeds that learnt to tell reviews, with one compiled step for each length of their rows."""
+    """The workdir of two seeds trained on reviews; the step is compiled once per row length."""
     found = []
     make = Setup.create
     with mock.patch.object(Setup, 'create', lambda *given: found.append(make(*given)) or found[-1]):
@@ -79,11 +79,13 @@ def test_finetune_learns_and_reports_the_median_of_seeds(directory: Path, finish
     assert [seed['seed'] for seed in results['seeds']] == [0, 1] and results['finished']
     assert results['metrics'] == {'accuracy': statistics.median(each)}
     assert results['spread'] == {'accuracy': [min(each), max(each)]} and min(each) > 0.9
-    said = [json.loads(line) for line in (finished / 'seed-1' / 'predictions-dev.jsonl').read_text().splitlines()]
-    assert [one['index'] for one in said] == list(range(64))
-    assert np.mean([one['prediction'] == one['label'] for one in said]) == pytest.approx(each[1])
-    assert [sum(one['probabilities'].values()) for one in said] == pytest.approx([1] * 64, abs=1e-5)
-    # Typed again: finished, nothing is done; the same figures as JSON and nothing else.
+    predictions = [
+        json.loads(line) for line in (finished / 'seed-1' / 'predictions-dev.jsonl').read_text().splitlines()
+    ]
+    assert [one['index'] for one in predictions] == list(range(64))
+    assert np.mean([one['prediction'] == one['label'] for one in predictions]) == pytest.approx(each[1])
+    assert [sum(one['probabilities'].values()) for one in predictions] == pytest.approx([1] * 64, abs=1e-5)
+    # Run again: the seeds are finished, so nothing is trained; prints the same metrics as JSON.
     before = [(finished / f'seed-{seed}' / 'metrics.jsonl').read_bytes() for seed in (0, 1)]
     assert run(['finetune', '--workdir=reviews', '--json'], directory) == 0
     printed = capsys.readouterr()
@@ -100,7 +102,7 @@ def test_killed_run_resumes_and_ends_bit_identical(directory: Path, finished: Pa
     write = MetricsWriter.write
 
     def write_or_die(self: MetricsWriter, step: int, values: dict) -> None:
-        if step == 20:  # two checkpoints are written then, and some steps will be made again
+        if step == 20:  # after two checkpoints; some steps are repeated
             self.close()
             raise Died
         write(self, step, values)
@@ -205,25 +207,25 @@ def test_export_predicts_and_embeds_like_the_run(directory: Path, finished: Path
     classify = transformers.pipeline('text-classification', model=str(directory / 'export'))
     texts = [line.split('\t')[0] for line in (directory / 'dev.tsv').read_text().splitlines()[1:9]]
     lines = (directory / proof['workdir'] / 'predictions-dev.jsonl').read_text().splitlines()
-    for said, line in zip(classify(texts), lines, strict=False):
+    for prediction, line in zip(classify(texts), lines, strict=False):
         ours = json.loads(line)
-        assert said['label'] == ours['prediction']
-        assert said['score'] == pytest.approx(ours['probabilities'][said['label']], abs=1e-4)
-    # Named in any way, the model says what it said at the end of its training.
+        assert prediction['label'] == ours['prediction']
+        assert prediction['score'] == pytest.approx(ours['probabilities'][prediction['label']], abs=1e-4)
+    # However the model is named, its predictions are those made at the end of training.
     (directory / 'dev.txt.in').write_text(
         '\n'.join(line.split('\t')[0] for line in _lines(directory / 'dev.tsv')[1:]) + '\n'
     )
     for model in ('reviews', f'{proof["workdir"]}@90', 'export'):
         assert run(['predict', f'--model={model}', '--input=dev.txt.in', '--json'], directory) == 0
         found = json.loads(capsys.readouterr().out)['results']
-        for said, line in zip(found, lines, strict=True):
-            assert said['scores'] == pytest.approx(json.loads(line)['probabilities'], abs=1e-4)
+        for prediction, line in zip(found, lines, strict=True):
+            assert prediction['scores'] == pytest.approx(json.loads(line)['probabilities'], abs=1e-4)
     for model in ('reviews', 'export'):
         assert run(['embed', f'--model={model}', '--input=dev.txt.in', f'--output={model}.npy'], directory) == 0
     vectors, of_export = np.load(directory / 'reviews.npy'), np.load(directory / 'export.npy')
     assert vectors.shape == (64, MODEL.hidden_size) and len(np.unique(vectors, axis=0)) > 1
     np.testing.assert_allclose(vectors, of_export, atol=1e-5)
-    # It is where another task may start, as the workdir is: the encoder as it was trained, no head.
+    # Another task can start from the export or the workdir: from the trained encoder, without the head.
     task = {'sequence_length': 16}
     inits = [str(directory / init) for init in (proof['workdir'], 'export')]
     starts = [prepare_start(resolve({'task': task, 'init': init}), []) for init in inits]

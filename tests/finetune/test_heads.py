@@ -1,4 +1,4 @@
-"""The heads give the logits, the losses and the first steps of the reference implementations."""
+"""Logits, losses and first steps of the heads match the reference implementations."""
 
 import dataclasses
 from pathlib import Path
@@ -158,5 +158,5 @@ def test_batches_hold_every_row_once_per_epoch() -> None:
         np.testing.assert_array_equal(whole[1:3], some)
     other = TaskStream(rows, batch_size=4, seed=8, sequence_length=L, pad_id=0).batch(0)
     assert not np.array_equal(other.labels, batches[0].labels)
-    judged = TaskStream(rows, batch_size=4, seed=None, sequence_length=L, pad_id=0)
-    assert len(judged) == 6 and judged.batch(5).weights[:, 0].tolist() == [1, 0, 0, 0]
+    evaluation = TaskStream(rows, batch_size=4, seed=None, sequence_length=L, pad_id=0)
+    assert len(evaluation) == 6 and evaluation.batch(5).weights[:, 0].tolist() == [1, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""Figures are what the field means by their names."""
+"""Metrics match their usual definitions."""
 
 import math
 
@@ -29,11 +29,11 @@ def test_pearson_uses_values_and_spearman_ranks() -> None:
 
 def test_entity_metrics_count_whole_entities() -> None:
     tags = [['B-PER', 'I-PER', 'O', 'B-LOC'], ['B-ORG', 'O']]
-    said = [['B-PER', 'O', 'O', 'B-LOC'], ['B-ORG', 'B-ORG']]  # 2 of 3 found; 2 of 4 right
-    assert metrics.tagging('entity_recall', tags, said) == pytest.approx(2 / 3)
-    assert metrics.tagging('entity_precision', tags, said) == pytest.approx(1 / 2)
-    assert metrics.tagging('entity_f1', tags, said) == pytest.approx(4 / 7)
-    assert metrics.tagging('token_accuracy', tags, said) == pytest.approx(4 / 6)
+    predicted = [['B-PER', 'O', 'O', 'B-LOC'], ['B-ORG', 'B-ORG']]  # 2 of 3 found; 2 of 4 right
+    assert metrics.tagging('entity_recall', tags, predicted) == pytest.approx(2 / 3)
+    assert metrics.tagging('entity_precision', tags, predicted) == pytest.approx(1 / 2)
+    assert metrics.tagging('entity_f1', tags, predicted) == pytest.approx(4 / 7)
+    assert metrics.tagging('token_accuracy', tags, predicted) == pytest.approx(4 / 6)
 
 
 def test_undefined_metrics_are_zero() -> None:

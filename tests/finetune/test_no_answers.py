@@ -1,4 +1,4 @@
-"""A question may have no answer, as in SQuAD 2.0: it is learned, scored as officially, and predicted by a threshold."""
+"""Questions without an answer, as in SQuAD 2.0, are learned, scored officially and predicted by a threshold."""
 
 import json
 import string
@@ -30,7 +30,7 @@ PARAGRAPHS = [
 
 
 def write(path: Path, *, is_impossible: bool = True, paragraphs: list = PARAGRAPHS) -> str:
-    """A file of SQuAD 2.0, or of 1.1 with questions that lack answers."""
+    """Writes a file in SQuAD 2.0 format, or 1.1 with unanswered questions."""
     content = json.loads(squad(paragraphs))
     for article in content['data']:
         for paragraph in article['paragraphs']:
@@ -187,7 +187,7 @@ def test_no_answer_is_a_candidate_with_lowest_cls_score(tmp_path: Path) -> None:
 
 
 def _scores(split: SpanSplit, outputs: np.ndarray, question: int) -> list[float]:
-    """Of every span that may be the answer to a question."""
+    """Returns the score of every span that may answer a question."""
     found = []
     for row in np.flatnonzero(split.example_indices == question):
         window, places = split.windows[row], range(len(split.windows[row].offsets))
@@ -208,10 +208,10 @@ def test_unlabelled_file_uses_threshold_of_validation_file(tmp_path: Path) -> No
     unlabelled = write(tmp_path / 'test' / 'test.json')
     task = Task(**(vars(TASK) | {'train': source, 'validation': source, 'predict': unlabelled}))
     data = read_task(task, Train(), read_tokenizer(tmp_path))
-    said = [AnswerPrediction('ada', [('ada', 1.0)], odds) for odds in (-3.0, -1.0, -2.0, -0.5, 2.0)]
+    predictions = [AnswerPrediction('ada', [('ada', 1.0)], odds) for odds in (-3.0, -1.0, -2.0, -0.5, 2.0)]
     evaluator = TaskEvaluator(data, mock.Mock(), mock.Mock(), mock.Mock())
     with (
-        mock.patch.object(NoAnswerSplit, 'predictions', lambda self, outputs: said),
+        mock.patch.object(NoAnswerSplit, 'predictions', lambda self, outputs: predictions),
         mock.patch.object(TaskEvaluator, '_outputs', lambda *_: np.zeros(0)),
     ):
         metrics, (of_dev, of_test) = evaluator.evaluate(mock.Mock())
@@ -226,7 +226,7 @@ def test_unlabelled_file_uses_threshold_of_validation_file(tmp_path: Path) -> No
 
 
 def towns(num_questions: int, seed: int) -> list:
-    """Somebody is somewhere; asked is who is in town, which half of the texts say of nobody."""
+    """Writes questions about who is in town; half of the contexts do not say."""
     rng, found = np.random.default_rng(seed), []
     for _ in range(num_questions):
         names, is_there = rng.permutation(NAMES), bool(rng.integers(2))
@@ -261,9 +261,9 @@ def test_small_model_learns_to_predict_no_answer(tmp_path: Path, capsys) -> None
     assert run(arguments, tmp_path) == 0
     metrics = json.loads(capsys.readouterr().out)['metrics']
     assert next(iter(metrics)) == 'f1' and min(metrics['best_f1'], metrics['NoAns_f1'], metrics['HasAns_f1']) > 0.8
-    said = json.loads((tmp_path / 'run' / 'seed-0' / 'predictions-dev.json').read_text())
+    predictions = json.loads((tmp_path / 'run' / 'seed-0' / 'predictions-dev.json').read_text())
     odds = json.loads((tmp_path / 'run' / 'seed-0' / 'predictions-dev-null_odds.json').read_text())
-    assert {name for name, text in said.items() if not text} == {name for name, odd in odds.items() if odd > 0}
+    assert {name for name, text in predictions.items() if not text} == {name for name, odd in odds.items() if odd > 0}
     of_test = json.loads((tmp_path / 'run' / 'seed-0' / 'predictions-predict.json').read_text())
     assert run(['export', '--workdir=run', '--output=export'], tmp_path) == 0
     for model in ('run', 'export'):

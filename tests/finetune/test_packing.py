@@ -1,4 +1,4 @@
-"""Packing a batch changes its padding and nothing else; heads are drawn as `transformers` draws them."""
+"""Packing a batch changes only its padding; heads are initialized as in `transformers`."""
 
 import dataclasses
 import functools
@@ -44,7 +44,7 @@ def _stream(kind: str, packing: Packing | None, seed: int | None = 3) -> TaskStr
 
 
 def _parts(batch: TaskBatch, kind: str) -> Counter:
-    """What a batch says of each of its examples, wherever they are."""
+    """Counts the examples of a batch, independent of their positions."""
     found: Counter = Counter()
     for row, slot in np.ndindex(batch.cls_positions.shape):
         own = np.flatnonzero(batch.sequence_ids[row] == slot + 1)
@@ -53,11 +53,11 @@ def _parts(batch: TaskBatch, kind: str) -> Counter:
         assert own[0] == batch.cls_positions[row, slot] and np.all(np.diff(own) == 1)
         tokens = [array[row, own].tolist() for array in batch[:2] + batch[3:4]]
         if kind == 'tagging':
-            learnt = np.where(batch.weights[row, own] > 0, batch.labels[row, own], -1)
+            labels = np.where(batch.weights[row, own] > 0, batch.labels[row, own], -1)
         else:
             assert batch.weights[row, slot] == 1
-            learnt = batch.labels[row, slot] - (own[0] if kind == 'spans' else 0)
-        found[repr((tokens, learnt.tolist()))] += 1
+            labels = batch.labels[row, slot] - (own[0] if kind == 'spans' else 0)
+        found[repr((tokens, labels.tolist()))] += 1
     return found
 
 

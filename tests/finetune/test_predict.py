@@ -1,4 +1,4 @@
-"""A fine-tuned model from any directory says what `transformers` says, and `predict` reads and writes it by line."""
+"""A fine-tuned model from any directory predicts like `transformers`; `predict` reads and writes lines."""
 
 import dataclasses
 import io
@@ -33,7 +33,7 @@ CONTEXT = 'ada is in town. bob is in the end, and cleo is far'
 
 
 def write_task_model(directory: Path, kind: str, *, task: Task | None = None, threshold: float | None = None) -> str:
-    """A random BERT with the head of a task, as `transformers` writes one; with `task` as `export` does."""
+    """Writes a random BERT with a task head as `transformers` would or, with `task`, as `export` does."""
     directory.mkdir(parents=True)
     read_tokenizer(directory)
     labels = LABELS[kind]
@@ -49,7 +49,7 @@ def write_task_model(directory: Path, kind: str, *, task: Task | None = None, th
 
 
 def reference(directory: str, *texts: Any, **options: Any) -> tuple[Any, Any]:
-    """(encoding, outputs) of `transformers` for one example."""
+    """Returns (encoding, outputs) of `transformers` for one example."""
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     transformers.utils.logging.disable_progress_bar()
     model = getattr(transformers, json.loads((Path(directory) / 'config.json').read_text())['architectures'][0])

@@ -1,4 +1,4 @@
-"""A fine-tune whose loss goes wrong rolls back, skips the batches, and ends as if they had never been in its stream."""
+"""A diverging fine-tune rolls back, skips the batches, and ends as if they had never been in its stream."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ Change = Callable[[Callable[..., TaskBatch], int, slice], TaskBatch]
 
 @pytest.fixture(scope='module')
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where models/mine and the files of a task lie."""
+    """A directory with models/mine and the files of a task."""
     directory = tmp_path_factory.mktemp('recovery')
     write_model(directory / 'models' / 'mine')
     for index, split in enumerate(('train', 'dev')):
@@ -64,7 +64,7 @@ def _config(directory: Path, kind: str = 'classification', **train: object) -> F
 
 
 def _change_batches(patch: pytest.MonkeyPatch, change: Change) -> None:
-    """Trains on `change(batch, step, rows)` instead of `batch(step, rows)`; evaluation stays as it is."""
+    """Trains on `change(batch, step, rows)` instead of `batch(step, rows)`; evaluation is unchanged."""
     make = seed_module.task_streams
 
     def changed(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable:
@@ -126,7 +126,7 @@ def _assert_same_end(ours: Path, theirs: Path) -> None:
 
 @pytest.fixture(scope='module')
 def rolled_back(one_device: None, directory: Path) -> Path:
-    """The run of a seed, with probes, that met batches which are not finite."""
+    """The workdir of a seed, with probes, that met non-finite batches."""
     assert _fit(_config(directory, probe_every=8), directory / 'rolled-back', _not_finite(BAD)).finished
     return directory / 'rolled-back' / 'seed-0'
 
@@ -161,7 +161,7 @@ def test_loss_spike_triggers_a_rollback(directory: Path, tmp_path: Path) -> None
 def test_run_killed_after_rollback_resumes_bit_identical(
     directory: Path, rolled_back: Path, tmp_path: Path, dies_at: int, resumed_from: int, num_rollbacks: int
 ) -> None:
-    """Before the next checkpoint the roll-back is not known yet: it happens again."""
+    """Until the next checkpoint a rollback is not recorded, so it happens again."""
 
     class Died(Exception):
         pass
@@ -197,7 +197,7 @@ def test_run_killed_after_rollback_resumes_bit_identical(
 
 @pytest.fixture(scope='module')
 def given_up(one_device: None, directory: Path) -> list[object]:
-    """The flags of a run of which all batches from the fifth on are not finite, in the workdir `given-up`."""
+    """Returns the flags of a run in the workdir `given-up` whose batches are non-finite from the fifth on."""
     train = SMALL | {'max_rollbacks': 1}
     values = {'task.sequence_length': 16, 'init': 'models/mine'} | {f'train.{name}': train[name] for name in train}
     config = f'--config={ROOT}/configs/finetune/glue.py:sst2'

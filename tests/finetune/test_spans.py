@@ -1,4 +1,4 @@
-"""Windows hold every answer, answers are found again, and what cannot be labelled is dropped and counted."""
+"""Windows cover every answer, answers are recovered, and unusable questions are dropped and counted."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ def _open(tmp_path: Path, paragraphs: list, is_training: bool = True) -> SpanSpl
 
 
 def _long_paragraphs() -> list:
-    """Texts of up to 80 words with punctuation, capitals and accents, an answer of 1 to 3 words anywhere in them."""
+    """Returns contexts of up to 80 words with punctuation, capitals and accents; answers have 1 to 3 words."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(30):
@@ -107,12 +107,12 @@ def test_answer_missing_from_its_text_is_dropped_in_training_only(tmp_path: Path
     assert [question.id for question in split.questions] == ['q0', 'q4']
     assert split.counts['answer not in its text, dropped'] == 2
     assert split.counts['question without an answer, dropped'] == 1
-    judged = _open(tmp_path, paragraphs, is_training=False)
-    assert judged.gold == [['ada'], ['bob'], ['town'], ['nothing', 'end']]
-    assert judged.counts['answer not in its text'] == 2
+    validation = _open(tmp_path, paragraphs, is_training=False)
+    assert validation.gold == [['ada'], ['bob'], ['town'], ['nothing', 'end']]
+    assert validation.counts['answer not in its text'] == 2
     predictions = [[('Ada.', 1.0)], [], [('the town', 1.0)], [('the end', 1.0)]]
-    assert judged.metrics(['exact_match', 'f1'], predictions) == {'exact_match': 0.75, 'f1': 0.75}
-    files = judged.files(predictions)
+    assert validation.metrics(['exact_match', 'f1'], predictions) == {'exact_match': 0.75, 'f1': 0.75}
+    files = validation.files(predictions)
     assert json.loads(files['.json']) == {'q0': 'Ada.', 'q1': '', 'q2': 'the town', 'q4': 'the end'}
     assert json.loads(files['-nbest.json'])['q1'] == []
 

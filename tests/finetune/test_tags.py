@@ -1,4 +1,4 @@
-"""A tag belongs to the first piece of its word, and every word is judged once."""
+"""A tag belongs to the first token of its word, and every word is predicted once."""
 
 from collections import Counter
 from pathlib import Path

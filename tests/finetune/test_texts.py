@@ -1,4 +1,4 @@
-"""Files of texts become rows, their columns found by name; what does not fit is told by file and line."""
+"""Files of texts become rows, with columns found by name; errors name the file and line."""
 
 import gzip
 import importlib.util
