@@ -76,18 +76,47 @@ class Bert(Model):
         return self.attention_dropout_rate > 0
 
 
+@dataclasses.dataclass(frozen=True)
+class PreNorm(Model):
+    """What the families of `model/pre_norm.py` have in common: pre-norm layers with rotary positions and gated MLPs."""
+
+    max_positions: int = at_least(8192, 8)
+    # biases in the dense layers of attention
+    attention_bias: bool = setting(False, role=Role.SHAPES)
+    # biases in the feed-forward layers
+    mlp_bias: bool = setting(False, role=Role.SHAPES)
+    # dropout of the attention weights
+    attention_dropout: float = fraction(0.0)
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values; each serves num_heads / num_kv_heads heads of queries."""
+        return self.num_heads
+
+    def check(self) -> None:
+        if self.hidden_size // self.num_heads % 2:
+            raise BadInput(
+                'config.model.num_heads',
+                f'is {self.num_heads}: heads of {self.hidden_size // self.num_heads} cannot be rotated in pairs',
+                'heads of an even size',
+            )
+
+    @property
+    def drops_attention_weights(self) -> bool:
+        return self.attention_dropout > 0
+
+
 def _are_layer_types(value: Any) -> bool:
     return all(kind in (FULL, SLIDING) for kind in value)
 
 
 @dataclasses.dataclass(frozen=True)
-class ModernBert(Model):
+class ModernBert(PreNorm):
     """ModernBERT (Warner et al. 2024, arXiv 2412.13663), also the architecture of Ettin and mmBERT."""
 
     family: str = setting('modernbert', choices=('modernbert',), role=Role.SHAPES)
     num_layers: int = as_in(Model, 'num_layers', 22)
     intermediate_size: int = as_in(Model, 'intermediate_size', 1152)
-    max_positions: int = at_least(8192, 8)
     # every n-th layer, from the first, attends to the whole sequence; the others attend locally
     global_attn_every_n_layers: int = at_least(3, 1)
     # 'full_attention' or 'sliding_attention' for each layer; () follows global_attn_every_n_layers
@@ -98,10 +127,6 @@ class ModernBert(Model):
     global_rope_theta: float = at_least(160_000.0, 1)
     # base of the rotary wavelengths in sliding layers
     local_rope_theta: float = at_least(10_000.0, 1)
-    # biases in the dense layers of attention
-    attention_bias: bool = setting(False, role=Role.SHAPES)
-    # biases in the feed-forward layers
-    mlp_bias: bool = setting(False, role=Role.SHAPES)
     # biases in the layer norms
     norm_bias: bool = setting(False, role=Role.SHAPES)
     # a bias for each token in the masked-LM head
@@ -128,33 +153,28 @@ class ModernBert(Model):
             found = f'has {len(self.layer_types)} layer types'
             expected = f'one for each of the {self.num_layers} layers'
             raise BadInput('config.model.layer_types', found, expected, '() follows model.global_attn_every_n_layers')
-        _check_rotated_heads(self)
-
-    @property
-    def drops_attention_weights(self) -> bool:
-        return self.attention_dropout > 0
+        super().check()
 
 
 @dataclasses.dataclass(frozen=True)
-class EuroBert(Model):
+class EuroBert(PreNorm):
     """EuroBERT (Boizard et al. 2025, arXiv 2503.05500)."""
 
     family: str = setting('eurobert', choices=('eurobert',), role=Role.SHAPES)
     # key and value heads, each shared by num_heads / num_key_value_heads query heads; 0: as many as num_heads
     num_key_value_heads: int = at_least(0, 0, Role.SHAPES)
-    max_positions: int = at_least(8192, 8)
     # base of the rotary wavelengths
     rope_theta: float = at_least(250_000.0, 1)
-    # biases in the dense layers of attention
-    attention_bias: bool = setting(False, role=Role.SHAPES)
     # biases in the feed-forward layers and the decoder
     mlp_bias: bool = setting(False, role=Role.SHAPES)
     # use the word embeddings as the decoder
     tie_word_embeddings: bool = setting(False, role=Role.SHAPES)
-    # dropout of the attention weights
-    attention_dropout: float = fraction(0.0)
     # added to the mean square in RMS norms
     rms_norm_eps: float = as_in(Bert, 'layer_norm_eps', 1e-5)
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_heads
 
     def check(self) -> None:
         if self.num_key_value_heads and self.num_heads % self.num_key_value_heads:
@@ -163,20 +183,7 @@ class EuroBert(Model):
                 f'is {self.num_key_value_heads}, which does not divide num_heads={self.num_heads}',
                 f'a divisor of {self.num_heads}, or 0 for as many',
             )
-        _check_rotated_heads(self)
-
-    @property
-    def drops_attention_weights(self) -> bool:
-        return self.attention_dropout > 0
-
-
-def _check_rotated_heads(model: Model) -> None:
-    if model.hidden_size // model.num_heads % 2:
-        raise BadInput(
-            'config.model.num_heads',
-            f'is {model.num_heads}: heads of {model.hidden_size // model.num_heads} cannot be rotated in pairs',
-            'heads of an even size',
-        )
+        super().check()
 
 
 FAMILIES: dict[str, type[Model]] = {'bert': Bert, 'modernbert': ModernBert, 'eurobert': EuroBert}

@@ -10,7 +10,7 @@ def encoder_tensors(model: EuroBert) -> list[Tensor]:
     """Of the encoder."""
     attention, theirs = f'{_LAYER}/attention', f'{_THEIR_LAYER}.self_attn'
     return [
-        *vocabulary('encoder/word', 'model.embed_tokens.weight'),
+        *vocabulary('encoder/embeddings/word', 'model.embed_tokens.weight'),
         *norm(f'{_LAYER}/attention_norm', f'{_THEIR_LAYER}.input_layernorm', bias=False),
         *dense(f'{attention}/query', f'{theirs}.q_proj', bias=model.attention_bias),
         *dense(f'{attention}/key', f'{theirs}.k_proj', bias=model.attention_bias),

@@ -14,6 +14,7 @@ from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather
 from bert_jax.model.layers import logical_axes
 from bert_jax.model.matmul import Matmul
+from bert_jax.model.pre_norm import layer_kept_per_token
 from bert_jax.model.vocabulary import padded_vocab_size
 
 Build = Callable[[Any, int, nnx.Rngs], nnx.Module]  # a model from its section of the config and its vocabulary size
@@ -59,9 +60,11 @@ class Family(NamedTuple):
     build: Build
     matmuls: Callable[..., list[Matmul]]
     kept_per_token: Callable[[Any, int, int], float]
-    layer_types: Callable[[Any, int], list[tuple[int, bool]]]
-    has_position_table: bool
-    absent_parameters: Callable[[Any], int]
+    layer_types: Callable[[Any, int], list[tuple[int, bool]]] = lambda model, length: (
+        [(length, True)] * model.num_layers
+    )
+    has_position_table: bool = False
+    absent_parameters: Callable[[Any], int] = lambda model: 0
 
 
 FAMILIES: dict[str, Family] = {
@@ -69,25 +72,19 @@ FAMILIES: dict[str, Family] = {
         build=bert.BertForPreTraining,
         matmuls=bert.matmuls,
         kept_per_token=bert.kept_per_token,
-        layer_types=lambda model, length: [(length, True)] * model.num_layers,
         has_position_table=True,
-        absent_parameters=lambda model: 0,
     ),
     'modernbert': Family(
         build=modernbert.ModernBertForMaskedLM,
         matmuls=modernbert.matmuls,
         kept_per_token=modernbert.kept_per_token,
         layer_types=modernbert.layer_types,
-        has_position_table=False,
         absent_parameters=lambda model: model.hidden_size * (1 + model.norm_bias),  # the norm of the first layer
     ),
     'eurobert': Family(
         build=eurobert.EuroBertForMaskedLM,
         matmuls=eurobert.matmuls,
-        kept_per_token=eurobert.kept_per_token,
-        layer_types=lambda model, length: [(length, True)] * model.num_layers,
-        has_position_table=False,
-        absent_parameters=lambda model: 0,
+        kept_per_token=layer_kept_per_token,
     ),
 }
 

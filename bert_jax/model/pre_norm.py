@@ -1,22 +1,25 @@
-"""Layers of today's encoders: pre-norm, rotary positions, gated feed-forward.
+"""The parts of today's encoders: pre-norm, rotary positions, gated feed-forward.
 
 `B` rows, `L` positions, `D` hidden, `F` intermediate, `H` heads, `G` key and value heads, `K` head size.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bert_jax import config
+from bert_jax.config.families import PreNorm
 from bert_jax.model.attention import attend
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.layers import Dense, LayerNorm, RMSNorm
+from bert_jax.model.inputs import Array, Inputs
+from bert_jax.model.layer_stack import Gather, run_layers
+from bert_jax.model.layers import Dense, LayerNorm, RMSNorm, stack
 from bert_jax.model.local_attention import attend_locally
 from bert_jax.model.matmul import Count, Matmul
-from bert_jax.model.rotary import Rotations, rotate
+from bert_jax.model.rotary import Rotations, rotate, rotations
 
 _WEIGHTS, _ATTENTION, _MLP = 1, 2, 3  # sites of dropout in a layer
 
@@ -33,62 +36,51 @@ class Attention(NamedTuple):
     radius: int | None = None
 
 
-class Sizes(NamedTuple):
-    """What a layer is built from.
+def is_local(radius: int | None, length: int) -> TypeGuard[int]:
+    """Whether a window leaves out positions of a row, so that attention goes by blocks."""
+    return radius is not None and radius < length - 1
+
+
+class LayerInputs(NamedTuple):
+    """What a layer reads besides the residual stream.
 
     Attributes:
-      hidden, intermediate: D and F.
-      num_heads, num_kv_heads: H and G; H is a multiple of G.
-      in_stddev: of the initial kernels that read the residual stream.  out_stddev: of those that write to it.
+      sequence_ids: [B, L] int32; attention stays within equal ids.
+      by: the rotation of every position.
+      radius: as in `Attention`.
+      key: dropout key of the layer; None for no dropout.
+      is_packed: whether a row may hold several sequences.
     """
 
-    hidden: int
-    intermediate: int
-    num_heads: int
-    num_kv_heads: int
-    in_stddev: float
-    out_stddev: float
-    dtype: str
+    sequence_ids: jax.Array
+    by: Rotations
+    radius: int | None
+    key: DropoutKey | None
+    is_packed: bool
 
 
 class RotaryAttention(nnx.Module):
     """Multi-head self-attention with rotary positions; several query heads may share a key and value head."""
 
-    def __init__(self, sizes: Sizes, *, bias: bool, rate: float, implementation: str, rngs: nnx.Rngs):
-        D, K = sizes.hidden, sizes.hidden // sizes.num_heads
-        kv_size = sizes.num_kv_heads * K
+    def __init__(self, model: PreNorm, out_stddev: float, rngs: nnx.Rngs):
+        """Args: out_stddev, of the initial kernel that writes to the residual stream."""
+        D, K = model.hidden_size, model.hidden_size // model.num_heads
+        kv_size, stddev = model.num_kv_heads * K, model.initializer_range
+        dense = functools.partial(Dense, dtype=model.dtype, rngs=rngs, bias=model.attention_bias)
+        self.query = dense(D, D, ('embed', 'heads'), stddev)
+        self.key = dense(D, kv_size, ('embed', 'heads'), stddev)
+        self.value = dense(D, kv_size, ('embed', 'heads'), stddev)
+        self.output = dense(D, D, ('heads', 'embed'), out_stddev)
+        self.num_heads, self.num_kv_heads, self.head_size = model.num_heads, model.num_kv_heads, K
+        self.rate, self.implementation = model.attention_dropout, model.attention
 
-        def dense(num_in: int, num_out: int, axes: tuple[str, str], stddev: float) -> Dense:
-            return Dense(num_in, num_out, axes, stddev, sizes.dtype, rngs, bias=bias)
-
-        self.query = dense(D, D, ('embed', 'heads'), sizes.in_stddev)
-        self.key = dense(D, kv_size, ('embed', 'heads'), sizes.in_stddev)
-        self.value = dense(D, kv_size, ('embed', 'heads'), sizes.in_stddev)
-        self.output = dense(D, D, ('heads', 'embed'), sizes.out_stddev)
-        self.num_heads, self.num_kv_heads, self.head_size = sizes.num_heads, sizes.num_kv_heads, K
-        self.rate, self.implementation = rate, implementation
-
-    def __call__(
-        self,
-        x: jax.Array,
-        sequence_ids: jax.Array,
-        by: Rotations,
-        radius: int | None,
-        key: DropoutKey | None,
-        is_packed: bool,
-    ) -> jax.Array:
-        """[B, L, D] -> [B, L, D].
-
-        Args:
-          sequence_ids: [B, L] int32.
-          by: the rotation of every position.
-          radius: as in `Attention`.
-          is_packed: whether a row may hold several sequences.
-        """
+    def __call__(self, x: jax.Array, inputs: LayerInputs) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        sequence_ids, by, radius, key, is_packed = inputs
         q = self._flat(rotate(self._heads(self.query(x), self.num_heads), by))
         k = self._flat(self._shared(rotate(self._heads(self.key(x), self.num_kv_heads), by)))
         v = self._flat(self._shared(self._heads(self.value(x), self.num_kv_heads)))
-        if radius is not None and radius < x.shape[1] - 1:
+        if is_local(radius, x.shape[1]):
             attended = attend_locally(q, k, v, sequence_ids, self.num_heads, radius, self.rate, key, _WEIGHTS)
         else:
             attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed)
@@ -110,17 +102,18 @@ class GatedMlp(nnx.Module):
 
     def __init__(
         self,
-        sizes: Sizes,
+        model: PreNorm,
         activation: Callable[[jax.Array], jax.Array],
-        *,
-        bias: bool,
+        out_stddev: float,
         rate: float,
         rngs: nnx.Rngs,
     ):
-        D, F = sizes.hidden, sizes.intermediate
-        self.gate = Dense(D, F, ('embed', 'mlp'), sizes.in_stddev, sizes.dtype, rngs, bias=bias)
-        self.up = Dense(D, F, ('embed', 'mlp'), sizes.in_stddev, sizes.dtype, rngs, bias=bias)
-        self.output = Dense(F, D, ('mlp', 'embed'), sizes.out_stddev, sizes.dtype, rngs, bias=bias)
+        """Args: out_stddev, as of `RotaryAttention`; rate, of the dropout."""
+        D, F, stddev = model.hidden_size, model.intermediate_size, model.initializer_range
+        dense = functools.partial(Dense, dtype=model.dtype, rngs=rngs, bias=model.mlp_bias)
+        self.gate = dense(D, F, ('embed', 'mlp'), stddev)
+        self.up = dense(D, F, ('embed', 'mlp'), stddev)
+        self.output = dense(F, D, ('mlp', 'embed'), out_stddev)
         self.activation, self.rate = activation, rate
 
     def __call__(self, x: jax.Array, key: DropoutKey | None) -> jax.Array:
@@ -129,10 +122,7 @@ class GatedMlp(nnx.Module):
 
 
 class PreNormLayer(nnx.Module):
-    """Attention and feed-forward, each after a norm of its input and added to the residual stream.
-
-    Args of the constructor: attention_rate is the dropout rate of the attention weights and of the attention's output.
-    """
+    """Attention and feed-forward, each after a norm of its input and added to the residual stream."""
 
     def __init__(
         self,
@@ -140,40 +130,91 @@ class PreNormLayer(nnx.Module):
         mlp: GatedMlp,
         new_norm: Callable[[], LayerNorm | RMSNorm],
         *,
-        attention_rate: float,
+        output_rate: float = 0.0,
         first_has_norm: bool = True,
     ):
+        """Args: output_rate, of the dropout of attention's output; first_has_norm, before the attention of layer 1."""
         self.attention_norm = new_norm()
         self.attention = attention
         self.mlp_norm = new_norm()
         self.mlp = mlp
-        self.rate, self.first_has_norm = attention_rate, first_has_norm
+        self.rate, self.first_has_norm = output_rate, first_has_norm
 
-    def __call__(
-        self,
-        x: jax.Array,
-        index: jax.Array,
-        sequence_ids: jax.Array,
-        by: Rotations,
-        radius: int | None,
-        key: DropoutKey | None,
-        is_packed: bool,
-    ) -> jax.Array:
-        """[B, L, D] -> [B, L, D]. index: of the layer, from 1; the first may skip the norm before its attention."""
+    def __call__(self, x: jax.Array, index: jax.Array, inputs: LayerInputs) -> jax.Array:
+        """[B, L, D] -> [B, L, D]. index: of the layer, from 1."""
         normed = self.attention_norm(x)
         if not self.first_has_norm:
             normed = jnp.where(index == 1, x, normed)
-        attended = self.attention(normed, sequence_ids, by, radius, key, is_packed)
-        x = x + dropout(attended, self.rate, key, _ATTENTION)
-        return x + self.mlp(self.mlp_norm(x), key)
+        x = x + dropout(self.attention(normed, inputs), self.rate, inputs.key, _ATTENTION)
+        return x + self.mlp(self.mlp_norm(x), inputs.key)
+
+
+class Embeddings(Protocol):
+    """[B, L] token ids and a dropout key -> [B, L, D]; `word` is the table, [V, D]."""
+
+    word: nnx.Param
+
+    def __call__(self, input_ids: Array, key: DropoutKey | None, /) -> jax.Array: ...
+
+
+class PreNormEncoder(nnx.Module):
+    """Embeddings, pre-norm layers and a final norm."""
+
+    def __init__(
+        self,
+        model: PreNorm,
+        embeddings: Embeddings,
+        new_layer: Callable[[nnx.Rngs], PreNormLayer],
+        final_norm: LayerNorm | RMSNorm,
+        attention: Sequence[Attention],
+        rngs: nnx.Rngs,
+    ):
+        """Args: attention, that of each layer."""
+        self.embeddings = embeddings
+        self.layers = stack(new_layer, model.num_layers, rngs)
+        self.final_norm = final_norm
+        self.attention = tuple(attention)
+        self.head_size = model.hidden_size // model.num_heads
+        self.remat, self.scan = model.remat, model.scan_layers
+
+    def __call__(
+        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
+    ) -> jax.Array:
+        """Contextual vectors [B, L, D]; arguments as of `PretrainingModel.encode`."""
+        thetas = {each.theta for each in self.attention}
+        by = {theta: rotations(inputs.position_ids, self.head_size, theta) for theta in thetas}
+        sequence_ids = jnp.asarray(inputs.sequence_ids)
+
+        def apply(layer: PreNormLayer, x: jax.Array, index: jax.Array, kind: Attention) -> jax.Array:
+            return layer(
+                x, index, LayerInputs(sequence_ids, by[kind.theta], kind.radius, key and key.at(index), is_packed)
+            )
+
+        x = self.embeddings(inputs.input_ids, key)
+        x = run_layers(self.layers, x, apply, self.attention, remat=self.remat, scan=self.scan, gather=gather)
+        return self.final_norm(x)
+
+
+class PreNormForMaskedLM(nnx.Module):
+    """What the masked-LM models have in common; a subclass sets `encoder` and has `mlm_logits`."""
+
+    encoder: PreNormEncoder
+
+    def encode(
+        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
+    ) -> jax.Array:
+        """Contextual vectors [B, L, D]; arguments as of `PretrainingModel.encode`."""
+        return self.encoder(inputs, key, is_packed, gather)
+
+    def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> None:
+        """None: there is no head for pairs."""
 
 
 # --- What a layer costs. ---
 
 
 def layer_matmuls(
-    model: config.Model,
-    num_kv_heads: int,
+    model: PreNorm,
     windows: Sequence[int | None],
     *,
     rows: int,
@@ -201,7 +242,7 @@ def layer_matmuls(
         ]
     return [
         Matmul('query', 1, tokens, size, num_heads * head_size, layers),
-        Matmul('key, value', 1, tokens, size, max(1, num_kv_heads // tensor) * head_size, 2 * layers),
+        Matmul('key, value', 1, tokens, size, max(1, model.num_kv_heads // tensor) * head_size, 2 * layers),
         *attention,
         Matmul('attention output', 1, tokens, num_heads * head_size, size, layers),
         Matmul('gate, up', 1, tokens, size, inner, 2 * layers),
@@ -209,18 +250,18 @@ def layer_matmuls(
     ]
 
 
-def vocabulary_matmul(model: config.Model, vocab_size: int, *, predictions: Count, tensor: int = 1, **_: Any) -> Matmul:
+def vocabulary_matmul(model: PreNorm, vocab_size: int, *, predictions: Count, tensor: int = 1, **_: Any) -> Matmul:
     """The matmul of the decoder over the vocabulary."""
     return Matmul('vocabulary', 1, predictions, model.hidden_size, vocab_size // tensor, 1)
 
 
-def layer_kept_per_token(model: config.Model, num_kv_heads: int, activation_bytes: int, tensor: int) -> float:
+def layer_kept_per_token(model: PreNorm, activation_bytes: int, tensor: int) -> float:
     """Bytes that a layer keeps of a token for the backward pass, without attention scores and dropout masks.
 
     The inputs of its matmuls, queries and keys before and after their rotation, gate, up and their product, and the
     float32 values of two norms.
     """
     size, a = model.hidden_size, activation_bytes
-    kv_size = size * num_kv_heads / model.num_heads
+    kv_size = size * model.num_kv_heads / model.num_heads
     heads = (2 * size + 3 * kv_size) * a / tensor
     return size * (2 * a + 16) + heads + 4 * a * model.intermediate_size / tensor
