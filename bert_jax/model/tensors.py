@@ -21,9 +21,18 @@ class Tensor(NamedTuple):
     first_layer: bool = True
 
     @property
+    def path(self) -> str:
+        """Of the first parameter: all of a row belong to the same part of the model."""
+        return self.paths[0]
+
+    @property
     def is_per_layer(self) -> bool:
         """Whether there is one tensor for every layer."""
         return '#' in self.name
+
+    def name_in(self, layer: int) -> str:
+        """Their name in a layer."""
+        return self.name.replace('#', str(layer))
 
     def layers(self, num_layers: int) -> range:
         """The layers that have this tensor."""
@@ -61,13 +70,21 @@ def to_theirs(parameters: list[np.ndarray], kind: str, vocab_size: int) -> np.nd
     return np.ascontiguousarray(value[:vocab_size] if kind == 'vocab' else value)
 
 
-def to_ours(value: np.ndarray, kind: str, sizes: list[int], padded_vocab_size: int) -> list[np.ndarray]:
-    """The parameters of a row from its tensor.
+def shape_of_theirs(shapes: list[tuple[int, ...]], kind: str, vocab_size: int) -> tuple[int, ...]:
+    """The shape of a row's tensor, from those of its parameters."""
+    first, *others = shapes[0][::-1] if kind == 'transposed' else shapes[0]
+    first = vocab_size if kind == 'vocab' else sum(_sizes(shapes, kind))
+    return first, *others
 
-    Args:
-      sizes: of each parameter along the dim that is the first of the tensor; ignored for a single one.
-    """
+
+def to_ours(value: np.ndarray, kind: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    """The parameters of a row, which have these shapes, from its tensor."""
     if kind == 'vocab':
-        return [np.pad(value, [(0, padded_vocab_size - len(value))] + [(0, 0)] * (value.ndim - 1))]
-    parts = np.split(value, np.cumsum(sizes)[:-1]) if len(sizes) > 1 else [value]
+        return [np.pad(value, [(0, shapes[0][0] - len(value))] + [(0, 0)] * (value.ndim - 1))]
+    parts = np.split(value, np.cumsum(_sizes(shapes, kind))[:-1])
     return [part.T for part in parts] if kind == 'transposed' else parts
+
+
+def _sizes(shapes: list[tuple[int, ...]], kind: str) -> list[int]:
+    """Along the dim that is the first of the tensor."""
+    return [shape[-1] if kind == 'transposed' else shape[0] for shape in shapes]

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,50 +17,33 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.family import Build, build_model, check_size
 from bert_jax.model.layers import truncated_normal
-from bert_jax.model.vocabulary import padded_vocab_size
-
-
-class Tensor(NamedTuple):
-    """One row of the table: our path, Hugging Face's name ('#' stands for the layer), and how ours becomes theirs."""
-
-    path: str
-    name: str
-    kind: str = 'same'  # 'transposed': theirs is [out, in]; 'vocab': first dim is trimmed to the vocabulary
-
-
-def _dense(path: str, name: str) -> list[Tensor]:
-    return [Tensor(f'{path}/kernel', f'{name}.weight', 'transposed'), Tensor(f'{path}/bias', f'{name}.bias')]
-
-
-def _norm(path: str, name: str) -> list[Tensor]:
-    return [Tensor(f'{path}/scale', f'{name}.weight'), Tensor(f'{path}/bias', f'{name}.bias')]
-
+from bert_jax.model.tensors import Tensor, dense, norm, same, shape_of_theirs, to_ours, to_theirs, vocabulary
 
 _LAYER, _THEIR_LAYER = 'bert/encoder/layers', 'bert.encoder.layer.#'
 TABLE: list[Tensor] = [
-    Tensor('bert/embeddings/word', 'bert.embeddings.word_embeddings.weight', 'vocab'),
-    Tensor('bert/embeddings/position', 'bert.embeddings.position_embeddings.weight'),
-    Tensor('bert/embeddings/token_type', 'bert.embeddings.token_type_embeddings.weight'),
-    *_norm('bert/embeddings/norm', 'bert.embeddings.LayerNorm'),
-    *_dense(f'{_LAYER}/attention/query', f'{_THEIR_LAYER}.attention.self.query'),
-    *_dense(f'{_LAYER}/attention/key', f'{_THEIR_LAYER}.attention.self.key'),
-    *_dense(f'{_LAYER}/attention/value', f'{_THEIR_LAYER}.attention.self.value'),
-    *_dense(f'{_LAYER}/attention/output', f'{_THEIR_LAYER}.attention.output.dense'),
-    *_norm(f'{_LAYER}/attention_norm', f'{_THEIR_LAYER}.attention.output.LayerNorm'),
-    *_dense(f'{_LAYER}/intermediate', f'{_THEIR_LAYER}.intermediate.dense'),
-    *_dense(f'{_LAYER}/output', f'{_THEIR_LAYER}.output.dense'),
-    *_norm(f'{_LAYER}/output_norm', f'{_THEIR_LAYER}.output.LayerNorm'),
-    *_dense('bert/pooler', 'bert.pooler.dense'),
-    *_dense('mlm_transform', 'cls.predictions.transform.dense'),
-    *_norm('mlm_norm', 'cls.predictions.transform.LayerNorm'),
-    Tensor('mlm_bias', 'cls.predictions.bias', 'vocab'),
-    *_dense('nsp', 'cls.seq_relationship'),
+    *vocabulary('bert/embeddings/word', 'bert.embeddings.word_embeddings.weight'),
+    *same('bert/embeddings/position', 'bert.embeddings.position_embeddings.weight'),
+    *same('bert/embeddings/token_type', 'bert.embeddings.token_type_embeddings.weight'),
+    *norm('bert/embeddings/norm', 'bert.embeddings.LayerNorm'),
+    *dense(f'{_LAYER}/attention/query', f'{_THEIR_LAYER}.attention.self.query'),
+    *dense(f'{_LAYER}/attention/key', f'{_THEIR_LAYER}.attention.self.key'),
+    *dense(f'{_LAYER}/attention/value', f'{_THEIR_LAYER}.attention.self.value'),
+    *dense(f'{_LAYER}/attention/output', f'{_THEIR_LAYER}.attention.output.dense'),
+    *norm(f'{_LAYER}/attention_norm', f'{_THEIR_LAYER}.attention.output.LayerNorm'),
+    *dense(f'{_LAYER}/intermediate', f'{_THEIR_LAYER}.intermediate.dense'),
+    *dense(f'{_LAYER}/output', f'{_THEIR_LAYER}.output.dense'),
+    *norm(f'{_LAYER}/output_norm', f'{_THEIR_LAYER}.output.LayerNorm'),
+    *dense('bert/pooler', 'bert.pooler.dense'),
+    *dense('mlm_transform', 'cls.predictions.transform.dense'),
+    *norm('mlm_norm', 'cls.predictions.transform.LayerNorm'),
+    *vocabulary('mlm_bias', 'cls.predictions.bias'),
+    *dense('nsp', 'cls.seq_relationship'),
 ]
 
 
 def _task_table(head: str, *, has_pooler: bool) -> list[Tensor]:
     encoder = [row for row in TABLE if row.path.startswith('bert/') and (has_pooler or 'pooler' not in row.path)]
-    return encoder + _dense('classifier', head)
+    return encoder + dense('classifier', head)
 
 
 TASK_TABLES = {
@@ -85,18 +68,18 @@ def to_tensors(
       ValueError: for a parameter that the table does not know.
     """
     ours, left_out = _flat(params), _paths_of(without)
-    if unknown := ours.keys() - {tensor.path for tensor in table}:
+    if unknown := ours.keys() - {path for tensor in table for path in tensor.paths}:
         raise ValueError(f'parameters without a Hugging Face name: {sorted(unknown)}')
     found = {}
     for tensor in table:
-        value = ours[tensor.path]
+        values = [ours[path] for path in tensor.paths]
         if tensor.path.startswith(left_out):
             continue
-        if '#' in tensor.name:
-            for layer in range(model.num_layers):
-                found[tensor.name.replace('#', str(layer))] = _theirs(value[layer], tensor.kind, vocab_size)
+        if tensor.is_per_layer:
+            for layer in tensor.layers(model.num_layers):
+                found[tensor.name_in(layer)] = to_theirs([value[layer] for value in values], tensor.kind, vocab_size)
         else:
-            found[tensor.name] = _theirs(value, tensor.kind, vocab_size)
+            found[tensor.name] = to_theirs(values, tensor.kind, vocab_size)
     return found
 
 
@@ -142,14 +125,16 @@ def from_tensors(
     found = _Found(*_todays_names(tensors), vocab_size, num_tokens)
     initialized = _paths_of(absent_heads(found.tensors))
     for index, tensor in enumerate(table):
-        shape = expected[tensor.path]
+        shapes_of_row = [expected[path] for path in tensor.paths]
         if tensor.path.startswith(initialized):
-            ours[tensor.path] = _initial(tensor.path, shape, model.initializer_range, jax.random.key(index))
-        elif '#' in tensor.name:
-            names = [tensor.name.replace('#', str(layer)) for layer in range(model.num_layers)]
-            ours[tensor.path] = np.stack([found.take(name, tensor.kind, shape[1:]) for name in names])
+            initial = _initial(tensor.path, shapes_of_row[0], model.initializer_range, jax.random.key(index))
+            ours[tensor.path] = initial
+        elif tensor.is_per_layer:
+            in_layer = [shape[1:] for shape in shapes_of_row]
+            layers = [found.take(tensor.name_in(layer), tensor.kind, in_layer) for layer in range(model.num_layers)]
+            ours |= dict(zip(tensor.paths, map(np.stack, zip(*layers, strict=True)), strict=True))
         else:
-            ours[tensor.path] = found.take(tensor.name, tensor.kind, shape)
+            ours |= dict(zip(tensor.paths, found.take(tensor.name, tensor.kind, shapes_of_row), strict=True))
     found.check_complete(model, file)
     return jax.tree.map_with_path(
         lambda path, variable: variable.replace(jax.numpy.asarray(ours[_joined(path)])),
@@ -167,20 +152,21 @@ class _Found:
     vocab_size: int
     num_tokens: int
 
-    def take(self, name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor as a parameter of `shape`, float32; zeros where it does not fit, which is noted as a problem."""
-        theirs = (self.vocab_size, *shape[1:]) if kind == 'vocab' else shape[::-1] if kind == 'transposed' else shape
+    def take(self, name: str, kind: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+        """The tensor as parameters of these shapes, float32; notes a problem and gives zeros where it does not fit."""
+        theirs = shape_of_theirs(shapes, kind, self.vocab_size)
+        nothing = [np.zeros(shape, np.float32) for shape in shapes]
         if name not in self.tensors:
             self.problems.append(f'{name}: missing')
-            return np.zeros(shape, np.float32)
+            return nothing
         value = self.tensors.pop(name)
         if value.shape != theirs:
             self.problems.append(f'{name}: shape {list(value.shape)}, expected {list(theirs)}')
-            return np.zeros(shape, np.float32)
+            return nothing
         if not jax.numpy.issubdtype(value.dtype, np.floating):
             self.problems.append(f'{name}: holds {value.dtype}, expected floats')
         value = value[: self.num_tokens] if kind == 'vocab' else value
-        return _ours(value.astype(np.float32), kind)
+        return to_ours(value.astype(np.float32), kind, shapes)
 
     def check_complete(self, model: config.Model, file: str) -> None:
         """Raises BadInput when a tensor was missing or misshapen, or is left over."""
@@ -235,20 +221,6 @@ def _initial(path: str, shape: tuple[int, ...], stddev: float, key: jax.Array) -
     if path.endswith('/kernel'):
         return np.asarray(truncated_normal(stddev)(key, shape))
     return np.full(shape, 1.0 if path.endswith('/scale') else 0.0, np.float32)
-
-
-def _theirs(value: np.ndarray, kind: str, vocab_size: int) -> np.ndarray:
-    value = value[:vocab_size] if kind == 'vocab' else value.T if kind == 'transposed' else value
-    return np.ascontiguousarray(value)
-
-
-def _ours(value: np.ndarray, kind: str) -> np.ndarray:
-    if kind == 'transposed':
-        return value.T
-    if kind == 'vocab':
-        rows = padded_vocab_size(value.shape[0]) - value.shape[0]
-        return np.pad(value, [(0, rows)] + [(0, 0)] * (value.ndim - 1))
-    return value
 
 
 def _flat(params: nnx.State, convert: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:

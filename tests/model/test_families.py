@@ -15,7 +15,8 @@ from bert_jax.model.eurobert import EuroBertForMaskedLM
 from bert_jax.model.inputs import Inputs
 from bert_jax.model.losses import cross_entropy
 from bert_jax.model.modernbert import ModernBertForMaskedLM
-from bert_jax.model.tensors import Tensor, to_theirs
+from bert_jax.model.tensors import Tensor
+from bert_jax.pretrained.tensor_names import to_tensors
 
 pytestmark = pytest.mark.compiles
 
@@ -103,19 +104,7 @@ def _table(model: ModernBert | EuroBert) -> list[Tensor]:
 
 def _named(params: nnx.State, model: ModernBert | EuroBert) -> dict[str, np.ndarray]:
     """Parameters or gradients by the reference's names."""
-    leaves = jax.tree.leaves_with_path(params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    ours = {'/'.join(str(entry.key) for entry in path): np.asarray(leaf.get_value()) for path, leaf in leaves}
-    found = {}
-    for row in _table(model):
-        values = [ours.pop(path) for path in row.paths]
-        if row.is_per_layer:
-            for layer in row.layers(model.num_layers):
-                name = row.name.replace('#', str(layer))
-                found[name] = to_theirs([value[layer] for value in values], row.kind, VOCAB)
-        else:
-            found[row.name] = to_theirs(values, row.kind, VOCAB)
-    assert not ours, f'parameters without a name: {sorted(ours)}'
-    return found
+    return to_tensors(params, model, VOCAB, _table(model))
 
 
 class Pair(NamedTuple):
