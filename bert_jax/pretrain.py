@@ -22,7 +22,7 @@ from bert_jax.evaluation.fill_in import Examples, FillIn
 from bert_jax.evaluation.held_out import HeldOut
 from bert_jax.evaluation.probe import Probe, open_sets
 from bert_jax.loop import TrainingRun, begin, fit
-from bert_jax.model.attention import unsupported_reason
+from bert_jax.model.attention import unsupported_reason_of
 from bert_jax.model.family import num_parameters
 from bert_jax.pretrained.initialize import pretraining_start
 from bert_jax.pretrained.load import Pretrained, from_params
@@ -202,13 +202,14 @@ def _describe(
 
 def _describe_attention(config: Config, mesh: Mesh) -> str:
     """Which implementation runs, and why it is the plain one where it is."""
-    model, longest = config.model, max(phase.data.sequence_length for phase in config.in_phases)
-    if model.attention == 'plain':
+    if config.model.attention == 'plain':
         return 'plain, as model.attention says'
-    platform = mesh.devices.flat[0].platform
-    num_heads, head_size = model.num_heads // mesh.shape['tensor'], model.hidden_size // model.num_heads
-    rate, is_packed = float(model.drops_attention_weights), max_sequences(config.data) > 1
-    reason = unsupported_reason(platform, longest, num_heads, head_size, model.dtype, rate, is_packed)
+    platform, tensor = mesh.devices.flat[0].platform, mesh.shape['tensor']
+    reasons = [
+        unsupported_reason_of(config.model, platform, phase.data.sequence_length, tensor, max_sequences(phase.data) > 1)
+        for phase in config.in_phases
+    ]
+    reason = next(filter(None, reasons), None)
     if reason is None:
         return 'fused: scores stay on the chip'
     return f'plain: {reason[0]}' + ('' if platform == 'cpu' else f' ({reason[1]} allows a kernel)')

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bert_jax.cli.commands import COMMANDS
@@ -32,9 +32,14 @@ def explain(topic: str) -> str:
     if root in _ROOTS:
         return _explain_section(_ROOTS[root], root, path, topic)
     topics = [*COMMANDS, *_ROOTS]
-    near = difflib.get_close_matches(topic, topics, n=1)
-    fix = f'bert-jax help {near[0]}' if near else 'bert-jax help config.data.pairing'
+    fix = _nearest_topic(topic, topics) or 'bert-jax help config.data.pairing'
     raise BadInput(f'help {topic}', 'there is no such topic', ', '.join(topics), fix)
+
+
+def _nearest_topic(name: str, names: Iterable[str], prefix: str = '') -> str:
+    """The command that explains the nearest of the names; '' where none is close."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f'bert-jax help {prefix}{near[0]}' if near else ''
 
 
 def _explain_section(section: type[Any], name: str, path: list[str], topic: str) -> str:
@@ -43,22 +48,15 @@ def _explain_section(section: type[Any], name: str, path: list[str], topic: str)
         return '\n'.join(_section_lines(section, name))
     field = fields.get(path[0])
     if field is None:
-        near = difflib.get_close_matches(path[0], fields, n=1)
-        fix = f'bert-jax help {name}.{near[0]}' if near else f'bert-jax help {name}'
+        fix = _nearest_topic(path[0], fields, f'{name}.') or f'bert-jax help {name}'
         raise BadInput(f'help {topic}', f'there is no field {path[0]!r} in {name}', ', '.join(fields), fix)
     variants = section_variants(field)
     if not variants:
         return '\n'.join(_field_lines(section, field, f'{name}.{path[0]}'))
-    errors = []
-    found = []
-    for inner in variants.values():
-        try:
-            found.append(_explain_section(inner, f'{name}.{path[0]}', path[1:], topic))
-        except BadInput as error:
-            errors.append(error)
-    if not found:
-        raise errors[0]
-    return '\n\n'.join(dict.fromkeys(found))
+    having = [each for each in variants.values() if not path[1:] or path[1] in each.__dataclass_fields__]
+    sections = having or [*variants.values()][:1]  # one says that there is no such field
+    explained = [_explain_section(each, f'{name}.{path[0]}', path[1:], topic) for each in sections]
+    return '\n\n'.join(dict.fromkeys(explained))
 
 
 def _section_lines(section: type[Any], name: str) -> Iterator[str]:

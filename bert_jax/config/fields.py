@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import difflib
 import enum
+import functools
 import inspect
 import io
 import shlex
@@ -196,6 +197,7 @@ def section_variants(field: dataclasses.Field) -> dict[str, type[Any]]:
     return field.metadata.get('variants') or ({} if section is None else {field.name: section})
 
 
+@functools.cache
 def field_meanings(section: type[Any]) -> dict[str, str]:
     """{field: the comment above it} of a section; a field that is as in another section has the comment there."""
     found: dict[str, str] = {}
@@ -278,7 +280,7 @@ def _resolve_inner(
 
     def unknown_here(name: str) -> BadInput:
         leaf = name.rpartition('.')[2]
-        fix = nearest(leaf, names) or f'start from a config of {chosen}, such as configs/{chosen}.py'
+        fix = nearest(leaf, names) or f'bert-jax help config.{path}'
         return BadInput(f'config.{name}', f'is not a field of {by} {chosen!r}', ', '.join(names), fix)
 
     return resolve_section(sections[chosen], values, path + '.', unknown_here)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.matmul import matmul, transpose
@@ -119,6 +120,19 @@ def unsupported_reason(
             f'data.sequence_length a multiple of {_GPU_BLOCK}',
         )
     return None
+
+
+def unsupported_reason_of(
+    model: config.Model, platform: str, length: int, tensor: int, is_packed: bool
+) -> tuple[str, str] | None:
+    """What `unsupported_reason` says of a model that trains.
+
+    Args:
+      length: positions of a row.  tensor: devices that heads are split over.
+    """
+    num_heads, head_size = model.num_heads // tensor, model.hidden_size // model.num_heads
+    rate = float(model.drops_attention_weights)
+    return unsupported_reason(platform, length, num_heads, head_size, model.dtype, rate, is_packed)
 
 
 def reference(

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, max_sequences, num_predictions
-from bert_jax.model.attention import unsupported_reason
+from bert_jax.model.attention import unsupported_reason_of
 from bert_jax.model.family import family_of, matmuls, num_parameters
 from bert_jax.model.matmul import Matmul, training_flops
 from bert_jax.model.vocabulary import padded_vocab_size
@@ -150,10 +150,8 @@ def _kept_per_token(config: Config, tensor: int, remat: str, platform: str) -> f
 
 def _is_fused(config: Config, tensor: int, platform: str) -> bool:
     """Whether the scores of attention stay on the chip."""
-    model, length = config.model, config.data.sequence_length
-    heads, size = model.num_heads // tensor, model.hidden_size // model.num_heads
-    rate, is_packed = float(model.drops_attention_weights), max_sequences(config.data) > 1
-    is_supported = unsupported_reason(platform, length, heads, size, model.dtype, rate, is_packed) is None
+    model, length, is_packed = config.model, config.data.sequence_length, max_sequences(config.data) > 1
+    is_supported = unsupported_reason_of(model, platform, length, tensor, is_packed) is None
     return model.attention != 'plain' and is_supported
 
 
