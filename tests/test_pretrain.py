@@ -154,8 +154,10 @@ def test_eight_devices_in_microbatches_have_same_losses(settings: list[str], fin
 def test_another_config_in_same_workdir_is_refused_by_field(settings: list[str], finished: Path, capsys) -> None:
     other = ['--config.train.seed=7', '--config.model.num_layers=3']
     assert run(['train', *settings, *other, f'--workdir={finished}'], finished) == 2
-    told = capsys.readouterr().err
-    assert 'train.seed (workdir: 0, requested: 7)' in told and 'model.num_layers (workdir: 2, requested: 3)' in told
+    printed = capsys.readouterr().err
+    assert (
+        'train.seed (workdir: 0, requested: 7)' in printed and 'model.num_layers (workdir: 2, requested: 3)' in printed
+    )
 
 
 @pytest.mark.slow

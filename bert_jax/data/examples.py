@@ -133,7 +133,7 @@ def _other_documents(index: WindowIndex, own: np.ndarray, wanted: np.ndarray, dr
     num_holding = index.num_holding[wanted]
     num_others = num_holding - (own_length >= wanted)
     holding = index.by_length[random.below(draws, np.maximum(num_others, 1))]
-    holding = np.where(holding == own, index.by_length[num_holding - 1], holding)  # the last one stands in for its own
+    holding = np.where(holding == own, index.by_length[num_holding - 1], holding)  # its own is swapped for the last one
     any_other = random.below(draws, len(index.documents) - 2)
     any_other = any_other + (any_other >= own)
     return np.where(num_others > 0, holding, any_other)

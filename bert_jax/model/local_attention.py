@@ -25,7 +25,7 @@ def attend_locally(
     key: DropoutKey | None,
     site: int,
 ) -> jax.Array:
-    """softmax(q k' / sqrt(K)) v, [B, L, D], where a position sees those of its own sequence at most `radius` away.
+    """softmax(q k' / sqrt(K)) v, [B, L, D], where a position sees positions of the same sequence at most `radius` away.
 
     Args:
       q, k, v: [B, L, D].

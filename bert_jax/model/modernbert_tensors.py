@@ -32,7 +32,7 @@ def head_tensors(model: ModernBert) -> list[Tensor]:
 
 
 def masked_lm_tensors(model: ModernBert) -> list[Tensor]:
-    """Of `ModernBertForMaskedLM`; its decoder's kernel is tied to the word embeddings, and not a tensor of its own."""
+    """Of `ModernBertForMaskedLM`; its decoder's kernel is the word embeddings, which are listed once."""
     return (
         encoder_tensors(model) + head_tensors(model) + vocabulary('decoder_bias', 'decoder.bias') * model.decoder_bias
     )

@@ -228,7 +228,7 @@ def _reasons(groups: list[list[Result]]) -> str:
 def title(group: list[Result], names: list[str]) -> str:
     """Returns a title for a group: the values in which it differs from other groups.
 
-    Hashes are omitted; the tokenizer and data fields of its runs stand in for them.
+    Hashes are omitted: the tokenizer and data fields of its runs describe the same.
     """
     task = group[0].task
     if not task:

@@ -56,6 +56,6 @@ class BeamPool:
 def _call(arguments: tuple, job: PrepareJob, method: str) -> Any:
     try:
         return getattr(job, method)(*arguments)
-    except BadInput as error:  # a runner would retry, and report it as an error of its own
+    except BadInput as error:  # a runner would retry it and report another error
         write_whole(job.directory / f'failed-{arguments[0]:05d}.json', json.dumps(error.args))
         return None

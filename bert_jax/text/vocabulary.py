@@ -82,7 +82,7 @@ class Tokenizer(Protocol):
         """Writes files that `load_tokenizer(directory)` reads, and that give the same ids in `transformers`.
 
         Args:
-          max_length: number of tokens to which `transformers` truncates a text, if told to.
+          max_length: number of tokens to which `transformers` truncates a text, on request.
         """
 
 
