@@ -92,25 +92,10 @@ def apply_gradients(
         'grad_norm': grad_norm,
         'is_skipped': ~is_finite,
     }
-
-    def where_finite(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, old)
-
-    # optax returns the kind of tree it is given.
-    params = where_finite(cast(nnx.State, optax.apply_updates(state.params, updates)), state.params)
-    if _is_on_cpu(parts.mesh):
-        # Moments are updated in their own buffers. Whatever reads the old ones must come first, or XLA copies them.
-        old, params = jax.lax.optimization_barrier((state.opt_state, params))
-        _, opt_state = parts.optimizer.update(grads, old, state.params)
-        opt_state = where_finite(opt_state, old)
-    else:
-        opt_state = where_finite(opt_state, state.opt_state)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), update_metrics
-
-
-def _is_on_cpu(mesh: Mesh | AbstractMesh) -> bool:
-    device = mesh.abstract_mesh.abstract_device
-    return device is not None and device.platform == 'cpu'
+    params = cast(nnx.State, optax.apply_updates(state.params, updates))  # optax returns the kind of tree it is given
+    updated = state._replace(params=params, opt_state=opt_state)
+    state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, state)
+    return state._replace(step=state.step + 1), update_metrics
 
 
 def _updates_made(state: TrainState) -> jax.Array:
