@@ -159,8 +159,13 @@ def _is_rate(value: float | None) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Model(config.Bert):
-    """The encoder. The initial model determines its sizes and, where they are None, its dropout rates."""
+    """The encoder. The initial model determines its sizes and the fields that are None."""
 
+    # standard deviation of new weights: head, reinitialized layers, a pooler that the initial model lacks; None: the
+    # initial model's own
+    initializer_range: float | None = setting(  # ty: ignore[incompatible-attribute-override]
+        None, 'None (as the initial model has it), or a number above 0', lambda v: v is None or v > 0, before=0.02
+    )
     # dropout of embeddings, attention output, feed-forward and head; None: the initial model's own
     dropout_rate: float | None = setting(None, _RATE, _is_rate, before=0.1)  # ty: ignore[incompatible-attribute-override]
     # dropout of the attention weights; None: the initial model's own
@@ -172,6 +177,7 @@ class Model(config.Bert):
     def with_defaults_from(self, initial: config.Bert) -> 'Model':
         """The same model, with values for what is None; its sizes are final."""
         values = {
+            'initializer_range': initial.initializer_range,
             'dropout_rate': initial.dropout_rate,
             'attention_dropout_rate': initial.attention_dropout_rate,
             'scan_layers': self.num_layers > config.FEW_LAYERS,

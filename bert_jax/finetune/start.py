@@ -1,9 +1,8 @@
 """Prepares the initial state of a fine-tune: encoder and tokenizer of an initial model, or random weights (`scratch`).
 
-The head is always initialized from the seed, even if the initial model is fine-tuned. With
-`config.reinitialized_layers`, so are that many top layers and the pooler (Zhang et al. 2021, "Revisiting Few-sample
-BERT Fine-tuning"). Parameters that the encoder lacks (a tagger has no pooler) are initialized as in the original, with
-a fixed seed.
+The head is always initialized from the seed, even if the initial model is fine-tuned, and so is a pooler that the
+initial model lacks or has not trained. With `config.reinitialized_layers`, so are that many top layers and the pooler
+(Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning").
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from bert_jax.config.finetuning import FinetuneConfig, too_long
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.exported import task_architecture
-from bert_jax.finetune.heads import ARCHITECTURES, POOLED, builder, new_head
+from bert_jax.finetune.heads import ARCHITECTURES, HEAD_INITIALIZERS, POOLED, builder, new_head
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.model.bert import BertForPreTraining, Encoder, new_pooler
@@ -72,10 +71,15 @@ class FinetuningStart:
     def _encoder(self, initial: Pretrained, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
         """Returns the parameters of `Bert` by path, with pooler and top layers reinitialized if configured."""
         params = dict(nnx.to_flat_state(nnx.state(cast(BertForPreTraining, initial.model).bert, nnx.Param)))
-        if num_new := self.config.reinitialized_layers:
-            model = dataclasses.replace(self.config.model, num_layers=num_new)
-            for path, leaf in nnx.to_flat_state(nnx.state(new_pooler(model, rngs), nnx.Param)):
+        num_new = self.config.reinitialized_layers
+        if num_new or POOLER in initial.provenance.untrained_heads:
+            # A reinitialized pooler has the distribution of the layers below it, an absent one that of the head.
+            name = 'truncated_normal' if num_new else self.config.task.head_initializer
+            pooler = new_pooler(self.config.model, rngs, HEAD_INITIALIZERS[name])
+            for path, leaf in nnx.to_flat_state(nnx.state(pooler, nnx.Param)):
                 params['pooler', *path] = leaf
+        if num_new:
+            model = dataclasses.replace(self.config.model, num_layers=num_new)
             for path, leaf in nnx.to_flat_state(nnx.state(Encoder(model, rngs), nnx.Param)):
                 lower = params['encoder', *path].get_value()[:-num_new]
                 params['encoder', *path] = leaf.replace(np.concatenate([lower, leaf.get_value()]))
@@ -130,7 +134,7 @@ def prepare_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningStart
 
 
 def _with_sizes_of(given: FinetuneConfig, initial: config.Model) -> FinetuneConfig:
-    """Returns the config with the sizes of the initial model, and its dropout rates unless they are set."""
+    """Returns the config with the sizes of the initial model, and its values for the fields that are None."""
     sized = with_sizes(given, initial, initial.max_positions)
     return dataclasses.replace(sized, model=sized.model.with_defaults_from(initial))
 
@@ -149,7 +153,8 @@ def _load(init: str) -> Pretrained:
         tensors = tensor_names.to_tensors(params, trained.config, vocab_size, table)
         path = Path(directory)
         headless = _without_head(path, path, tensors, architecture, trained.config, vocab_size, trained.tokenizer)
-        return dataclasses.replace(headless, provenance=trained.provenance)
+        absent = headless.provenance.untrained_heads  # of a tagger, also the pooler
+        return dataclasses.replace(headless, provenance=dataclasses.replace(trained.provenance, untrained_heads=absent))
     path = Path(directory)
     if (architecture := task_architecture(path)) is None:
         return load_initial(init)

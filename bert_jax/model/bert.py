@@ -3,6 +3,8 @@
 `B` rows, `L` positions, `D` hidden, `V` vocabulary (padded), `P` predictions and `E` sequences per row, `N` layers.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -91,10 +93,12 @@ class Bert(nnx.Module):
         return jnp.tanh(self.pooler(at_positions(hidden, cls_positions)))
 
 
-def new_pooler(model: config.Bert, rngs: nnx.Rngs) -> Dense:
-    """The dense layer of `Bert.pool`, as it is drawn."""
+def new_pooler(
+    model: config.Bert, rngs: nnx.Rngs, initializer: Callable[[float], nnx.Initializer] = truncated_normal
+) -> Dense:
+    """Creates the dense layer of `Bert.pool` with random weights; initializer: standard deviation -> distribution."""
     size = model.hidden_size
-    return Dense(size, size, ('embed', 'pooled'), model.initializer_range, model.dtype, rngs)
+    return Dense(size, size, ('embed', 'pooled'), model.initializer_range, model.dtype, rngs, initializer)
 
 
 class BertForPreTraining(nnx.Module):

@@ -9,6 +9,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from bert_jax.config.finetuning import resolve
@@ -249,12 +250,30 @@ def test_export_takes_the_model_card_from_the_config(directory: Path, finished: 
     assert '# Film reviews\n' in readme and 'license: "mit"' in readme
 
 
-def test_dropout_rates_come_from_the_initial_model_unless_set(directory: Path) -> None:
-    init = write_model(directory / 'models' / 'still', dataclasses.replace(MODEL, dropout_rate=0.0))
+def test_dropout_and_initializer_come_from_the_initial_model_unless_set(directory: Path) -> None:
+    changed = dataclasses.replace(MODEL, dropout_rate=0.0, initializer_range=0.05)
+    init = write_model(directory / 'models' / 'still', changed)
     given = {'task': {'sequence_length': 16}, 'init': str(init)}
-    for changes, expected in (({}, (0.0, 0.1)), ({'model': {'dropout_rate': 0.2}}, (0.2, 0.1))):
+    own = {'model': {'dropout_rate': 0.2, 'initializer_range': 0.01}}
+    for changes, expected in (({}, (0.0, 0.1, 0.05)), (own, (0.2, 0.1, 0.01))):
         model = prepare_start(resolve(given | changes), []).config.model
-        assert (model.dropout_rate, model.attention_dropout_rate) == expected
+        assert (model.dropout_rate, model.attention_dropout_rate, model.initializer_range) == expected
+
+
+def test_absent_pooler_is_initialized_like_the_head_by_seed(directory: Path) -> None:
+    wide = dataclasses.replace(MODEL, hidden_size=256, initializer_range=0.05)
+    init = write_model(directory / 'models' / 'wide', wide)
+    given = resolve({'task': {'sequence_length': 16}, 'init': str(init)})
+    trained = nnx.to_pure_dict(prepare_start(given, []).params(2, 0))['bert']['pooler']['kernel']
+    file = init / 'model.safetensors'
+    tensors = safetensors.numpy.load_file(file)
+    safetensors.numpy.save_file({name: value for name, value in tensors.items() if 'pooler' not in name}, file)
+    start = prepare_start(given, [])
+    first, again, other = (nnx.to_pure_dict(start.params(2, seed))['bert']['pooler']['kernel'] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).all() and (first != trained).all()
+    # The normal distribution of `transformers`, not truncated at two standard deviations.
+    assert first.std() == pytest.approx(0.05, rel=0.02) and np.abs(first).max() > 0.15
 
 
 @pytest.mark.compiles
