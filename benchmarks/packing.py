@@ -39,15 +39,15 @@ class Layout:
         self._config = config.resolve(fields)
         streams = open_streams(self._config, progress=False)
         self._stream, self._vocab_size = streams.train[0], streams.tokenizer.vocab_size
-        self._run = bench.Run(self._config, self._vocab_size, self._stream, mesh_of_run(self._config))
-        self._run.steps(2)
+        self._run = bench.TimedRun(self._config, self._vocab_size, self._stream, mesh_of_run(self._config))
+        self._run.run_steps(2)
         self._done, self._tokens, self._positions, self._speeds = 2, 0.0, 0, []
 
     def take_turn(self) -> None:
         """Runs and times a few steps, and counts the tokens of exactly these batches."""
-        seconds = self._run.steps(_STEPS.value).seconds * _STEPS.value
+        seconds = self._run.run_steps(_STEPS.value).seconds * _STEPS.value
         batches = [self._stream.batch(self._done + step) for step in range(_STEPS.value)]
-        tokens = bench.count(self._config, self._vocab_size, batches).tokens * _STEPS.value
+        tokens = bench.mean_counts(self._config, self._vocab_size, batches).tokens * _STEPS.value
         self._done, self._tokens = self._done + _STEPS.value, self._tokens + tokens
         self._positions += sum(batch.input_ids.size for batch in batches)
         self._speeds.append(tokens / seconds)

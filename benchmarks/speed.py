@@ -152,10 +152,10 @@ def take_turns(processes: dict[str, Process], directory: Path, name: str) -> dic
 
 def table(name: str, directory: Path, found: dict[str, dict]) -> list[str]:
     """Markdown."""
-    from bert_jax.plan.bench import count
+    from bert_jax.plan.bench import mean_counts
 
     config, batches = workloads.read(directory)
-    counts = count(config, config.tokenizer.vocab_size, batches)
+    counts = mean_counts(config, config.tokenizer.vocab_size, batches)
     rows = config.train.global_batch_size
     ours = [who for who in found if who.startswith('bert_jax')]
     peak = next((figures['peak_flops'] for figures in found.values() if figures['peak_flops']), None)

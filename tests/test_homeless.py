@@ -53,7 +53,7 @@ def test_caches_are_done_without_or_asked_for(tmp_path: Path, monkeypatch, capsy
     monkeypatch.setattr(type(jax.config), 'jax_compilation_cache_dir', None, raising=False)
     compilation_cache.enable_compilation_cache()
     assert 'Compilation cache disabled' in capsys.readouterr().err
-    assert program._cache_path(planned_run(), targets.parse('h200:1x1'), '') is None
+    assert program._cache_path(planned_run(), targets.parse_target('h200:1x1'), '') is None
     (tmp_path / 'records').write_bytes(b'')
     with pytest.raises(BadInput, match='export XDG_CACHE_HOME'):
         record_set._directory_of('records')

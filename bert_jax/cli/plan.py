@@ -32,8 +32,8 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         return 0
     run = phased.make_run_plan(config, target_name)
     if values.scaling:
-        scales = scaling.scaling(run.plans[0])
-        print_result(values, scaling.to_json(scales), describe.describe_scaling(run.plans[0], scales))
+        predictions = scaling.predict_scaling(run.plans[0])
+        print_result(values, scaling.to_json(predictions), describe.describe_scaling(run.plans[0], predictions))
         return 0
     print_result(values, run.to_json(values.price), describe.describe_run(run, values.price))
     return 0

@@ -1,4 +1,4 @@
-"""What follows from a config and a mesh by counting alone: no compiler, no device.
+"""Estimates a step from a config and a mesh by counting alone, without a compiler or a device.
 
 `b` rows of a microbatch on one device, `L` positions, `D` hidden, `F` intermediate, `H` heads, `V` vocabulary, `N`
 layers; `a` bytes of an activation.
@@ -25,13 +25,22 @@ from bert_jax.runtime.mesh import AXES, BATCH_AXES
 from bert_jax.train.memory import batch_shapes
 from bert_jax.train.program import build_program
 
+UPDATE_BYTES = 9.0  # that Adam reads and writes per parameter byte: gradient, parameter and two moments
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes are of one device, but for `checkpoint_bytes`, of the whole run. tokens: of a step, all rows full.
+    """What one step needs. Bytes are per device, except `checkpoint_bytes`.
 
-    activations: what the backward pass keeps of the forward pass.  working: gradients, logits and one layer's
-    intermediate results.  Both are estimates; the compiler's own figures replace them where there are any.
+    Attributes:
+      parameters: of the model, without padding of the vocabulary.
+      flops_per_step: model FLOPs of all devices.
+      tokens: of a global batch whose rows are full.
+      parameter_bytes, optimizer_bytes, batch_bytes: exact.
+      activation_bytes: what the backward pass keeps of the forward pass; a compiled program has the exact figure.
+      working_bytes: gradients, logits and the intermediate results of one layer; also replaced by the compiler's.
+      checkpoint_bytes: of the whole run.
+      work: matmuls, memory traffic and collectives of one device.
     """
 
     parameters: int
@@ -47,18 +56,18 @@ class Estimate:
 
     @property
     def total_bytes(self) -> float:
-        """Of one device."""
+        """Bytes that a step needs on one device."""
         known = self.parameter_bytes + self.optimizer_bytes + self.batch_bytes
         return known + self.activation_bytes + self.working_bytes
 
 
-def full_flops(config: Config) -> float:
-    """Model FLOPs of a step whose rows are all full, by the project's one count."""
-    return training_flops(_full_matmuls(config))
+def full_batch_flops(config: Config) -> float:
+    """Returns the model FLOPs of a step whose rows are all full."""
+    return training_flops(_full_batch_matmuls(config))
 
 
-def _full_matmuls(config: Config) -> list[Matmul]:
-    """Of the forward pass over a global batch whose rows are all full."""
+def _full_batch_matmuls(config: Config) -> list[Matmul]:
+    """Returns the matmuls of the forward pass over a global batch whose rows are all full."""
     rows, length = config.train.global_batch_size, config.data.sequence_length
     return matmuls(
         config.model,
@@ -71,46 +80,53 @@ def _full_matmuls(config: Config) -> list[Matmul]:
     )
 
 
-def estimate(config: Config, sizes: dict[str, int], platform: str = 'cpu') -> Estimate:
-    """Args: sizes, of the mesh's axes (`mesh.mesh_sizes`); platform, that it is compiled for: tpu, gpu or cpu."""
-    model = dataclasses.replace(config.model, remat='none', dtype='float32')  # what does not change the state
-    state = _state(model, config.tokenizer.vocab_size, config.optimizer, config.train.steps, tuple(sizes.items()))
-    batch = batch_shapes(config, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
-    parameter_bytes = state.parameter_bytes
+def estimate(config: Config, axis_sizes: dict[str, int], platform: str = 'cpu') -> Estimate:
+    """Returns the estimate of a step.
+
+    Args:
+      axis_sizes: of the mesh (`runtime.mesh.mesh_sizes`).
+      platform: that the step is compiled for: 'tpu', 'gpu' or 'cpu'.
+    """
+    model = dataclasses.replace(config.model, remat='none', dtype='float32')  # neither changes the state
+    axes = tuple(axis_sizes.items())
+    state = _state_size(model, config.tokenizer.vocab_size, config.optimizer, config.train.steps, axes)
+    batch = batch_shapes(config, AbstractMesh(tuple(axis_sizes.values()), tuple(axis_sizes)))
     return Estimate(
         parameters=state.parameters,
-        flops_per_step=full_flops(config),
+        flops_per_step=full_batch_flops(config),
         tokens=config.train.global_batch_size * config.data.sequence_length,
-        parameter_bytes=parameter_bytes,
+        parameter_bytes=state.parameter_bytes,
         optimizer_bytes=state.optimizer_bytes,
         batch_bytes=_device_bytes(batch, jax.tree.map(lambda leaf: leaf.sharding, batch)),
-        activation_bytes=_activations(config, sizes, platform),
-        working_bytes=parameter_bytes + _layer_and_logits(config, sizes, platform),
+        activation_bytes=_activation_bytes(config, axis_sizes, platform),
+        working_bytes=state.parameter_bytes + _layer_and_logits_bytes(config, axis_sizes, platform),
         checkpoint_bytes=state.checkpoint_bytes,
-        work=_work(config, sizes, parameter_bytes, platform),
+        work=_work(config, axis_sizes, state.parameter_bytes, platform),
     )
 
 
-class _State(NamedTuple):
+class _StateSize(NamedTuple):
+    """Bytes of the training state: per device, and of a checkpoint of the whole state."""
+
     parameters: int
     parameter_bytes: int
     optimizer_bytes: int
     checkpoint_bytes: int
 
 
-@functools.cache
-def _state(
+@functools.cache  # `search` asks for the same state many times
+def _state_size(
     model: config_module.Model,
     vocab_size: int,
     optimizer: config_module.Optimizer,
     num_steps: int,
-    sizes: tuple[tuple[str, int], ...],
-) -> _State:
-    """The state of a run over the axes of a mesh; a search asks for it many times."""
-    mesh = AbstractMesh(tuple(size for _, size in sizes), tuple(axis for axis, _ in sizes))
+    axes: tuple[tuple[str, int], ...],
+) -> _StateSize:
+    """Returns the size of the state of a run on a mesh of these (axis, size) pairs."""
+    mesh = AbstractMesh(tuple(size for _, size in axes), tuple(axis for axis, _ in axes))
     program = build_program(model, optimizer, config_module.Train(steps=num_steps), vocab_size, mesh)
     shapes, shardings = program.shapes, program.shardings
-    return _State(
+    return _StateSize(
         num_parameters(model, vocab_size),
         _device_bytes(shapes.params, shardings.params),
         _device_bytes(shapes.opt_state, shardings.opt_state),
@@ -119,99 +135,121 @@ def _state(
 
 
 def _device_bytes(shapes: object, shardings: object) -> int:
+    """Returns the bytes that one device holds of a tree of arrays."""
     sizes = jax.tree.map(
         lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, shardings
     )
     return sum(jax.tree.leaves(sizes))
 
 
-def _rows(config: Config, sizes: dict[str, int]) -> int:
-    """b, the rows of a microbatch on one device."""
-    shards = config.train.microbatches * math.prod(sizes[axis] for axis in BATCH_AXES)
-    return config.train.global_batch_size // shards
+def _rows_per_microbatch(config: Config, axis_sizes: dict[str, int]) -> int:
+    """Returns b, the rows of a microbatch on one device."""
+    num_shards = config.train.microbatches * math.prod(axis_sizes[axis] for axis in BATCH_AXES)
+    return config.train.global_batch_size // num_shards
 
 
-def _kept_per_token(config: Config, tensor: int, remat: str, platform: str) -> float:
-    """Bytes of a layer that wait for the backward pass, a token: read off compiled programs of this model."""
+def _kept_bytes_per_token(config: Config, tensor: int, remat: str, platform: str) -> float:
+    """Returns the bytes per token that a layer keeps for the backward pass, averaged over the layers.
+
+    Args:
+      tensor: size of the tensor axis.
+      remat: as `config.Model.remat`.
+    """
     model, length = config.model, config.data.sequence_length
-    a = 2 if model.dtype == 'bfloat16' else 4
-    size, inner = model.hidden_size, model.intermediate_size / tensor
+    a = _bytes_per_activation(config)
     if remat == 'full':
-        return size * a
+        return model.hidden_size * a
     if remat == 'dots':
-        return size * (3 * a + 3 * a / tensor) + inner * a
-    is_fused, heads = _is_fused(config, tensor, platform), model.num_heads / tensor
-    of_score = 4 + a + model.drops_attention_weights  # scores, weights, their mask
-    fused = size * a / tensor if platform == 'gpu' else 0.0  # those kernels keep their result, once more
-    columns = family_of(model).layer_types(model, length)
-    attention = [fused if is_fused and may_fuse else heads * count * of_score for count, may_fuse in columns]
-    return family_of(model).kept_per_token(model, a, tensor) + sum(attention) / len(attention)
+        return a * (model.hidden_size + _matmul_columns(model, tensor))
+    may_use_kernel, num_heads = _uses_kernel(config, tensor, platform), model.num_heads / tensor
+    bytes_per_score = 4 + a + model.drops_attention_weights  # float32 score, weight, and its dropout mask
+    # GPU kernels keep their output in addition to the input of the output projection.
+    of_kernel = model.hidden_size * a / tensor if platform == 'gpu' else 0.0
+    layers = [
+        of_kernel if may_use_kernel and is_supported else num_heads * num_columns * bytes_per_score
+        for num_columns, is_supported in family_of(model).layer_types(model, length)
+    ]
+    return family_of(model).kept_per_token(model, a, tensor) + sum(layers) / len(layers)
 
 
-def _is_fused(config: Config, tensor: int, platform: str) -> bool:
-    """Whether the scores of attention stay on the chip."""
+def _matmul_columns(model: config_module.Model, tensor: int) -> float:
+    """Returns the columns that the results of a layer's matmuls have together, without those of attention."""
+    one = {'rows': 1, 'length': 1, 'visible_length': 0, 'predictions': 0, 'sequences': 0}
+    in_layers = [m for m in matmuls(model, 0, **one, tensor=tensor) if m.m and m.k and m.batch == 1]
+    return float(sum(m.n * m.count for m in in_layers)) / model.num_layers
+
+
+def _bytes_per_activation(config: Config) -> int:
+    """Returns a, the bytes of an activation in the dtype of the computation."""
+    return 2 if config.model.dtype == 'bfloat16' else 4
+
+
+def _uses_kernel(config: Config, tensor: int, platform: str) -> bool:
+    """Returns whether a fused kernel computes attention, so that its scores are not stored."""
     model, length, is_packed = config.model, config.data.sequence_length, max_sequences(config.data) > 1
     is_supported = unsupported_reason_of(model, platform, length, tensor, is_packed) is None
     return model.attention != 'plain' and is_supported
 
 
-def _activations(config: Config, sizes: dict[str, int], platform: str) -> float:
-    tokens = _rows(config, sizes) * config.data.sequence_length
-    return config.model.num_layers * tokens * _kept_per_token(config, sizes['tensor'], config.model.remat, platform)
+def _activation_bytes(config: Config, axis_sizes: dict[str, int], platform: str) -> float:
+    tokens = _rows_per_microbatch(config, axis_sizes) * config.data.sequence_length
+    per_token = _kept_bytes_per_token(config, axis_sizes['tensor'], config.model.remat, platform)
+    return config.model.num_layers * tokens * per_token
 
 
-def _layer_and_logits(config: Config, sizes: dict[str, int], platform: str) -> float:
-    rows = _rows(config, sizes)
-    vocabulary = padded_vocab_size(config.tokenizer.vocab_size) / sizes['tensor']
+def _layer_and_logits_bytes(config: Config, axis_sizes: dict[str, int], platform: str) -> float:
+    """Returns the bytes of one layer's intermediate results, and of float32 logits and their gradients."""
+    rows, tensor = _rows_per_microbatch(config, axis_sizes), axis_sizes['tensor']
+    vocabulary = padded_vocab_size(config.tokenizer.vocab_size) / tensor
     logits = 2 * 4 * rows * num_predictions(config.data) * vocabulary
-    return logits + rows * config.data.sequence_length * _kept_per_token(config, sizes['tensor'], 'none', platform)
+    return logits + rows * config.data.sequence_length * _kept_bytes_per_token(config, tensor, 'none', platform)
 
 
-def _work(config: Config, sizes: dict[str, int], parameter_bytes: int, platform: str) -> Work:
-    """The step of one device, counted by hand: matmuls, one pass over what a layer keeps in each direction, Adam."""
-    model, micro = config.model, config.train.microbatches
-    num_devices, tensor = math.prod(sizes.values()), sizes['tensor']
-    rows, length = _rows(config, sizes), config.data.sequence_length
-    tokens, layers = rows * length, model.num_layers * micro
-    flops = full_flops(config) / num_devices
-    again = {'none': 0.0, 'dots': _batched_share(config) / 3, 'full': 1 / 3}[model.remat]
-    moved = tokens * _kept_per_token(config, tensor, 'none', platform)
+def _work(config: Config, axis_sizes: dict[str, int], parameter_bytes: int, platform: str) -> Work:
+    """Returns the work of one device in a step: matmuls, memory traffic of each layer, and the update."""
+    model, microbatches = config.model, config.train.microbatches
+    num_devices, tensor = math.prod(axis_sizes.values()), axis_sizes['tensor']
+    tokens = _rows_per_microbatch(config, axis_sizes) * config.data.sequence_length
+    num_layers = model.num_layers * microbatches
+    flops = full_batch_flops(config) / num_devices
+    recomputed = {'none': 0.0, 'dots': _batched_share(config) / 3, 'full': 1 / 3}[model.remat]
+    kept = tokens * _kept_bytes_per_token(config, tensor, 'none', platform)
     operations = (
-        Operation(flops * (1 + again) / layers, 0.0, layers),
-        Operation(0.0, 2 * moved, layers),  # forward: written and read
-        Operation(0.0, 3 * moved * (1 + again), layers),  # backward: read, written and read
-        Operation(0.0, 3 * _layer_and_logits(config, sizes, platform), micro),
-        Operation(0.0, 9.0 * parameter_bytes, 1),  # gradient, parameter, two moments: read and written
+        Operation(flops * (1 + recomputed) / num_layers, 0.0, num_layers),
+        Operation(0.0, 2 * kept, num_layers),  # forward: written and read
+        Operation(0.0, 3 * kept * (1 + recomputed), num_layers),  # backward: read, written and read
+        Operation(0.0, 3 * _layer_and_logits_bytes(config, axis_sizes, platform), microbatches),
+        Operation(0.0, UPDATE_BYTES * parameter_bytes, 1),
     )
-    return Work(operations, tuple(_collectives(config, sizes, parameter_bytes, tokens)), 0)
+    return Work(operations, tuple(_collectives(config, axis_sizes, parameter_bytes, tokens)), 0)
 
 
 def _batched_share(config: Config) -> float:
-    """The share of the FLOPs that `remat=dots` computes again: matmuls with a batch dim, which are attention's."""
-    forward = _full_matmuls(config)
+    """Returns the share of the FLOPs in matmuls with a batch dim (attention), which `remat=dots` recomputes."""
+    forward = _full_batch_matmuls(config)
     return training_flops([matmul for matmul in forward if matmul.batch > 1]) / training_flops(forward)
 
 
-def _collectives(config: Config, sizes: dict[str, int], parameter_bytes: int, tokens: int) -> list[Collective]:
-    """What a step must exchange: gradients over data, parameters over fsdp, activations over tensor."""
-    micro, layers = config.train.microbatches, config.model.num_layers
-    a = 2 if config.model.dtype == 'bfloat16' else 4
-    found = []
-    if sizes['data'] > 1:
-        found.append(Collective('all-reduce', axis_groups(sizes, 'data'), parameter_bytes, 1, False))
-    if sizes['fsdp'] > 1:
-        gathered = parameter_bytes * sizes['fsdp']
-        groups = axis_groups(sizes, 'fsdp')
-        found.append(Collective('all-gather', groups, gathered * a // 4, 2 * micro, False))
-        found.append(Collective('reduce-scatter', groups, gathered, micro, False))
-    if sizes['tensor'] > 1:
-        activations = tokens * config.model.hidden_size * a
-        found.append(Collective('all-reduce', axis_groups(sizes, 'tensor'), activations, 4 * layers * micro, False))
-    return found
+def _collectives(config: Config, axis_sizes: dict[str, int], parameter_bytes: int, tokens: int) -> list[Collective]:
+    """Returns what a step must exchange: gradients over data, parameters over fsdp, activations over tensor."""
+    microbatches, num_layers = config.train.microbatches, config.model.num_layers
+    a = _bytes_per_activation(config)
+    collectives = []
+    if axis_sizes['data'] > 1:
+        groups = axis_groups(axis_sizes, 'data')
+        collectives.append(Collective('all-reduce', groups, parameter_bytes, 1, False))
+    if axis_sizes['fsdp'] > 1:
+        gathered, groups = parameter_bytes * axis_sizes['fsdp'], axis_groups(axis_sizes, 'fsdp')
+        collectives.append(Collective('all-gather', groups, gathered * a // 4, 2 * microbatches, False))
+        collectives.append(Collective('reduce-scatter', groups, gathered, microbatches, False))
+    if axis_sizes['tensor'] > 1:
+        groups, size = axis_groups(axis_sizes, 'tensor'), tokens * config.model.hidden_size * a
+        collectives.append(Collective('all-reduce', groups, size, 4 * num_layers * microbatches, False))
+    return collectives
 
 
-def axis_groups(sizes: dict[str, int], axis: str) -> tuple[tuple[int, ...], ...]:
-    """[G, n] places in the mesh that differ along one axis only."""
-    places = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
-    rows = np.moveaxis(places, AXES.index(axis), -1).reshape(-1, sizes[axis])
-    return tuple(tuple(row) for row in rows.tolist())
+def axis_groups(axis_sizes: dict[str, int], axis: str) -> tuple[tuple[int, ...], ...]:
+    """Returns the [G, n] device indices of a mesh, grouped so that those of a group differ along one axis only."""
+    devices = np.arange(math.prod(axis_sizes.values())).reshape(list(axis_sizes.values()))
+    groups = np.moveaxis(devices, AXES.index(axis), -1).reshape(-1, axis_sizes[axis])
+    return tuple(tuple(group) for group in groups.tolist())

@@ -1,6 +1,7 @@
-"""What a compiled program does in one step, read from its text (XLA's HLO).
+"""Reads what a compiled program does in one step from its text (XLA's HLO).
 
-Matmul FLOPs, memory traffic and collectives of one device, the bodies of loops multiplied by their trip counts.
+The result is the matmul FLOPs, memory traffic and collectives of one device. The body of a loop counts as often as the
+loop runs.
 """
 
 import dataclasses
@@ -12,10 +13,14 @@ from bert_jax.plan.hlo_parse import Module, parse_instruction
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """An operation that takes a device's time: of one call, and how often it is called.
+    """An operation that takes time on a device.
 
-    flops: of matrix products.  simple, transcendental: element by element, additions and the like, exponentials and the
-    like.
+    Attributes:
+      flops: of matmuls, per call.
+      bytes: read and written in main memory, per call.
+      count: calls per step.
+      simple: elementwise operations such as additions, per call.
+      transcendental: elementwise operations such as exponentials, per call.
     """
 
     flops: float
@@ -27,25 +32,33 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One device's step. unknown_loops: loops whose trip count does not stand in the program, counted once."""
+    """What one device does in a step.
+
+    Attributes:
+      unknown_loops: how many loops have a trip count that is not in the program; their bodies count once.
+    """
 
     operations: tuple[Operation, ...]
     collectives: tuple[Collective, ...]
     unknown_loops: int
 
     @property
-    def matrix_flops(self) -> float:
-        """Of all matrix products."""
+    def matmul_flops(self) -> float:
+        """FLOPs of all matmuls."""
         return sum(operation.flops * operation.count for operation in self.operations)
 
     @property
     def memory_bytes(self) -> float:
-        """Read and written in main memory."""
+        """Bytes read and written in main memory."""
         return sum(operation.bytes * operation.count for operation in self.operations)
 
 
-def read(text: str) -> Work:
-    """Args: text, an optimised HLO module (`compiled.as_text()`)."""
+def read_work(text: str) -> Work:
+    """Returns the work of an optimized HLO module (`compiled.as_text()`).
+
+    Raises:
+      ValueError: if the text is not in the expected format.
+    """
     module = Module(text)
     costs = Costs(module)
     operations, collectives = [], []
@@ -54,18 +67,21 @@ def read(text: str) -> Work:
         if collective:
             collectives.append(collective)
             continue
-        flops, moved = costs.flops(instruction), costs.traffic(instruction)
-        if flops or moved:
-            operations.append(Operation(flops, moved, count, *costs.elementwise(instruction)))
+        flops, traffic = costs.flops(instruction), costs.traffic(instruction)
+        if flops or traffic:
+            operations.append(Operation(flops, traffic, count, *costs.elementwise(instruction)))
         collectives += fused_collectives(module, instruction, count)
     return Work(tuple(operations), tuple(collectives), module.unknown_loops)
 
 
-def loop_bytes(text: str, num_layers: int, rows: int) -> int:
-    """Bytes that the loop over the layers stacks up for the backward pass: its arrays of [N, b, …]; 0 if unrolled."""
-    stacked = (
+def kept_bytes(text: str, num_layers: int, rows: int) -> int:
+    """Returns the bytes that the loop over the layers keeps for the backward pass; 0 if the layers are unrolled.
+
+    These are the loop's arrays of shape [num_layers, rows, …].
+    """
+    sizes = (
         sum(array.bytes for array in instruction.arrays if array.sizes[:2] == (num_layers, rows))
         for line in text.splitlines()
         if ' while(' in line and (instruction := parse_instruction(line)) is not None
     )
-    return max(stacked, default=0)
+    return max(sizes, default=0)

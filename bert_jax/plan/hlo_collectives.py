@@ -1,4 +1,4 @@
-"""The collectives of an HLO module: which devices exchange how much, and whether anything is computed meanwhile."""
+"""Reads the collectives of an HLO module: which devices exchange how much, and whether computation overlaps with it."""
 
 import dataclasses
 import itertools
@@ -15,8 +15,14 @@ COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'coll
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """groups: [G, n] device numbers that exchange; empty if not understood. bytes: of one device's data in one call,
-    before a scatter or after a gather.
+    """An exchange of data between devices.
+
+    Attributes:
+      kind: one of `COLLECTIVES`.
+      groups: [G, n] indices of the devices that exchange with each other; empty if the text was not understood.
+      bytes: of one device's data per call, before a scatter or after a gather.
+      count: calls per step.
+      overlapped: whether the device computes something else at the same time.
     """
 
     kind: str
@@ -27,18 +33,22 @@ class Collective:
 
 
 def fused_collectives(module: Module, instruction: Instruction, count: int) -> Iterator[Collective]:
-    """Those that run inside a fusion, beside its computation."""
+    """Yields the collectives inside a fusion, which overlap with its computation."""
     called = instruction.attribute(r'calls=%?([\w.-]+)')
-    for line in module.computations.get(called, {}).values() if called else ():
-        collective = collective_of(module, line, count)
+    for inner in module.computations.get(called, {}).values() if called else ():
+        collective = collective_of(module, inner, count)
         if collective:
             yield dataclasses.replace(collective, overlapped=True)
         else:
-            yield from fused_collectives(module, line, count)
+            yield from fused_collectives(module, inner, count)
 
 
 def collective_of(module: Module, instruction: Instruction, count: int) -> Collective | None:
-    """The collective that an instruction is, if it is one."""
+    """Returns the collective that an instruction starts or performs, or None for other instructions.
+
+    Args:
+      count: how often the instruction runs.
+    """
     kind = instruction.opcode.removesuffix('-start')
     if kind not in COLLECTIVES:
         return None
@@ -46,36 +56,36 @@ def collective_of(module: Module, instruction: Instruction, count: int) -> Colle
     size = sum(array.bytes for array in module.operand_arrays(instruction))
     if kind == 'all-gather':
         size *= len(groups[0]) if groups else 1
-    asynchronous = instruction.opcode.endswith('-start') and '"is_sync":true' not in instruction.rest
-    return Collective(kind, groups, size, count, asynchronous and _work_follows(module, instruction))
+    is_asynchronous = instruction.opcode.endswith('-start') and '"is_sync":true' not in instruction.rest
+    return Collective(kind, groups, size, count, is_asynchronous and _is_overlapped(module, instruction))
 
 
-def _work_follows(module: Module, start: Instruction) -> bool:
-    """Whether something is computed between a start and its done."""
-    after = itertools.dropwhile(
-        lambda line: line.name != start.name, module.computations[module.home[start.name]].values()
+def _is_overlapped(module: Module, start: Instruction) -> bool:
+    """Returns whether the device computes something between the start of a collective and its end."""
+    from_start = itertools.dropwhile(
+        lambda instruction: instruction.name != start.name, module.computations[module.home[start.name]].values()
     )
-    for line in itertools.islice(after, 1, None):
-        if line.opcode.endswith('-done') and start.name in line.operands:
+    for instruction in itertools.islice(from_start, 1, None):
+        if instruction.opcode.endswith('-done') and start.name in instruction.operands:
             return False
-        if line.opcode in ('fusion', 'dot', 'convolution', 'while', 'custom-call'):
+        if instruction.opcode in ('fusion', 'dot', 'convolution', 'while', 'custom-call'):
             return True
     return False
 
 
 def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:
-    """The device groups of a collective, as XLA writes them in one of four ways; empty for another."""
+    """Returns the device groups of a collective; XLA has four notations for them. Empty for any other notation."""
     axes = re.search(r'replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\((.*?)\))? *\{([^}]*)\}', attributes)
     if axes and ':' not in axes.group(3):
         sizes = {name: int(size) for name, size in re.findall(r"'([\w.-]+)'=(\d+)", axes.group(1))}
-        names, chosen = list(sizes), re.findall(r"'([\w.-]+)'", axes.group(3))
+        names, grouped = list(sizes), re.findall(r"'([\w.-]+)'", axes.group(3))
         ids = _iota(axes.group(2) or f'[{math.prod(sizes.values())}]').reshape(list(sizes.values()))
-        kept = [names.index(name) for name in names if name not in chosen]
-        moved = ids.transpose(kept + [names.index(name) for name in chosen])
-        return _rows(moved.reshape(-1, math.prod(sizes[name] for name in chosen)))
+        others = [names.index(name) for name in names if name not in grouped]
+        ids = ids.transpose(others + [names.index(name) for name in grouped])
+        return _as_tuples(ids.reshape(-1, math.prod(sizes[name] for name in grouped)))
     iota = re.search(r'replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', attributes)
     if iota:
-        return _rows(_iota(iota.group(2)).reshape([int(size) for size in iota.group(1).split(',')]))
+        return _as_tuples(_iota(iota.group(2)).reshape([int(size) for size in iota.group(1).split(',')]))
     listed = re.search(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}', attributes)
     if listed:
         return tuple(tuple(int(n) for n in row.split(',')) for row in re.findall(r'\{([\d, ]+)\}', listed.group(1)))
@@ -83,14 +93,14 @@ def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """`[8,2]T(1,0)`: 0 … 15 in that shape, its dims in that order."""
+    """Returns the array that `[8,2]T(1,0)` denotes: 0 … 15 in the shape [8, 2], transposed."""
     found = re.fullmatch(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text.replace(' ', ''))
     if found is None:
-        raise ValueError(f'{text!r} is no list of devices')
+        raise ValueError(f'{text!r} is not a list of devices')
     sizes, order = found.groups()
     ids = np.arange(math.prod(map(int, sizes.split(',')))).reshape([int(size) for size in sizes.split(',')])
     return ids.transpose([int(dim) for dim in order.split(',')]) if order else ids
 
 
-def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
+def _as_tuples(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in ids.tolist())

@@ -1,4 +1,4 @@
-"""What the instructions of an HLO module cost: FLOPs, elementwise operations and memory traffic."""
+"""Computes what the instructions of an HLO module cost: FLOPs, elementwise operations and memory traffic."""
 
 import functools
 import math
@@ -20,16 +20,16 @@ _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
 class Costs:
-    """Costs of one call of an instruction, the computations it calls included."""
+    """The costs of one call of an instruction, including the computations that it calls."""
 
     def __init__(self, module: Module):
         self.module = module
 
     # --- FLOPs of matmuls, and elementwise operations. ---
 
-    @functools.cache  # noqa: B019  lives only while a program is read
+    @functools.cache  # noqa: B019  an instance exists only while a program is read
     def flops(self, instruction: Instruction) -> float:
-        """Of one call, what it calls included."""
+        """Returns the matmul FLOPs."""
         if instruction.opcode == 'dot':
             dims = instruction.required(r'lhs_contracting_dims=\{([\d,]*)\}')
             sizes = self.module.operand(instruction, 0).arrays[0].sizes
@@ -41,16 +41,16 @@ class Costs:
             return kernels.cost(instruction.rest, self.module.operand_arrays(instruction))[0]
         called = instruction.attribute(r'(?:calls|to_apply)=%?([\w.-]+)')
         if instruction.opcode in ('fusion', 'call', 'async-start') and called:
-            return sum(self.flops(line) for line in self.module.computations[called].values())
+            return sum(self.flops(inner) for inner in self.module.computations[called].values())
         return 0.0
 
-    @functools.cache  # noqa: B019  lives only while a program is read
+    @functools.cache  # noqa: B019  an instance exists only while a program is read
     def elementwise(self, instruction: Instruction) -> tuple[float, float]:
-        """(simple, transcendental) operations on elements of one call, what it calls included."""
+        """Returns the number of (simple, transcendental) elementwise operations."""
         called = instruction.attribute(r'calls=%?([\w.-]+)')
         if instruction.opcode == 'fusion' and called:
-            inside = [self.elementwise(line) for line in self.module.computations[called].values()]
-            return sum(simple for simple, _ in inside), sum(hard for _, hard in inside)
+            inside = [self.elementwise(inner) for inner in self.module.computations[called].values()]
+            return sum(simple for simple, _ in inside), sum(transcendental for _, transcendental in inside)
         if instruction.opcode == 'custom-call':
             return 0.0, kernels.cost(instruction.rest, self.module.operand_arrays(instruction))[1]
         if instruction.opcode == 'reduce':
@@ -59,30 +59,32 @@ class Costs:
         return elements * (instruction.opcode in _SIMPLE), elements * (instruction.opcode in _TRANSCENDENTAL)
 
     def _convolution_flops(self, instruction: Instruction) -> float:
-        """Multiplications that meet data and not padding: on a TPU a batched product is a dilated convolution."""
+        """Counts the multiplications that meet data and not padding: a TPU runs a batched matmul as a dilated
+        convolution."""
         lhs, rhs = (self.module.operand(instruction, index).arrays[0].sizes for index in (0, 1))
         left, right, out = re.split(r'_|->', instruction.required(r'dim_labels=([\w>-]+)'))
         output = instruction.arrays[0].sizes
         total = 2.0 * output[out.index('b')] * output[out.index('f')] * rhs[right.index('i')]
         window = instruction.attribute(r'window=\{([^}]*)\}') or ''
         settings = dict(part.split('=') for part in window.split())
-        for number, label in enumerate(sorted(label for label in left if label.isdigit())):
+        for dim, label in enumerate(sorted(label for label in left if label.isdigit())):
 
-            def setting(name: str, default: str, number: int = number) -> str:
-                return settings[name].split('x')[number] if name in settings else default
+            def setting(name: str, default: str, dim: int = dim) -> str:
+                return settings[name].split('x')[dim] if name in settings else default
 
-            size, step = int(setting('size', '1')), int(setting('stride', '1'))
+            size, stride = int(setting('size', '1')), int(setting('stride', '1'))
             low = int(setting('pad', '0_0').split('_')[0])
-            dilated, spread = int(setting('lhs_dilate', '1')), int(setting('rhs_dilate', '1'))
-            places = np.arange(output[out.index(label)])[:, None] * step + np.arange(size)[None] * spread - low
-            inside = (places >= 0) & (places <= (lhs[left.index(label)] - 1) * dilated) & (places % dilated == 0)
-            total *= int(inside.sum())
+            lhs_dilation, rhs_dilation = int(setting('lhs_dilate', '1')), int(setting('rhs_dilate', '1'))
+            positions = np.arange(output[out.index(label)])[:, None] * stride - low
+            positions = positions + np.arange(size)[None] * rhs_dilation
+            last = (lhs[left.index(label)] - 1) * lhs_dilation
+            total *= int(((positions >= 0) & (positions <= last) & (positions % lhs_dilation == 0)).sum())
         return total
 
     # --- Memory traffic. ---
 
     def traffic(self, instruction: Instruction) -> float:
-        """Bytes of one call: what it reads and writes, of a slice the slice only."""
+        """Returns the bytes that are read and written in main memory; of a slice, only the slice counts."""
         if instruction.opcode == 'fusion':
             return self._fusion_traffic(instruction)
         if instruction.opcode in _SLICES:
@@ -95,54 +97,62 @@ class Costs:
         return float(written + sum(array.traffic for array in self.module.operand_arrays(instruction)))
 
     def _fusion_traffic(self, fusion: Instruction) -> float:
-        """What lies in on-chip memory outside costs nothing, whatever is done with it inside."""
-        lines = self._called(fusion)
-        inputs = [line for line in lines.values() if line.opcode == 'parameter']
+        """Returns the traffic of a fusion. Operands and results in on-chip memory cost nothing."""
+        inner = self._fused_instructions(fusion)
         read = 0
-        for line in inputs:
-            outside = self.module.operand(fusion, _number(line)).arrays
-            read += min(self._read(lines, line), sum(array.traffic for array in outside))
+        for parameter in _parameters(inner):
+            operand = self.module.operand(fusion, _parameter_index(parameter)).arrays
+            read += min(self._read_bytes(inner, parameter), sum(array.traffic for array in operand))
         written = sum(array.traffic for array in fusion.arrays)
-        return float(read + min(self._written(lines, next(line for line in lines.values() if line.is_root)), written))
+        return float(read + min(self._written_bytes(inner, _root(inner)), written))
 
-    def _called(self, fusion: Instruction) -> dict[str, Instruction]:
+    def _fused_instructions(self, fusion: Instruction) -> dict[str, Instruction]:
         return self.module.computations[fusion.required(r'calls=%?([\w.-]+)')]
 
-    def _read(self, lines: dict[str, Instruction], line: Instruction) -> int:
-        """Bytes of an input that a fused computation reads: its slices where it only takes slices."""
-        whole, total = sum(array.bytes for array in line.arrays), 0
-        for user in lines.values():
-            if line.name not in user.operands:
+    def _read_bytes(self, inner: dict[str, Instruction], value: Instruction) -> int:
+        """Returns how many bytes of a value a fused computation reads: the slices, if it only takes slices."""
+        whole, total = sum(array.bytes for array in value.arrays), 0
+        for user in inner.values():
+            if value.name not in user.operands:
                 continue
             if user.opcode == 'bitcast':
-                total += self._read(lines, user)
-            elif user.opcode in _SLICES and user.operands[0] == line.name:
+                total += self._read_bytes(inner, user)
+            elif user.opcode in _SLICES and user.operands[0] == value.name:
                 total += sum(array.bytes for array in user.arrays)
-            elif user.opcode == 'dynamic-update-slice' and user.operands[0] == line.name:
-                continue  # written in place, and counted there
+            elif user.opcode == 'dynamic-update-slice' and user.operands[0] == value.name:
+                continue  # updated in place: `_written_bytes` counts the update
             elif user.opcode == 'fusion':
-                inner = self._called(user)
-                places = [place for place, name in enumerate(user.operands) if name == line.name]
-                inputs = [line for line in inner.values() if line.opcode == 'parameter' and _number(line) in places]
-                total += sum(self._read(inner, line) for line in inputs)
+                nested = self._fused_instructions(user)
+                indices = [index for index, name in enumerate(user.operands) if name == value.name]
+                parameters = [each for each in _parameters(nested) if _parameter_index(each) in indices]
+                total += sum(self._read_bytes(nested, parameter) for parameter in parameters)
             else:
                 return whole
         return min(whole, total)
 
-    def _written(self, lines: dict[str, Instruction], line: Instruction) -> int:
-        """Bytes of a result that a fused computation writes: of an update in place, the update."""
-        if line.opcode == 'tuple':
-            return sum(self._written(lines, lines[name]) for name in line.operands)
-        if line.opcode in ('bitcast', 'copy', 'convert') and line.operands[0] in lines:
-            inner = self._written(lines, lines[line.operands[0]])
-            return min(inner, sum(array.bytes for array in line.arrays))
-        if line.opcode == 'fusion':
-            inner = self._called(line)
-            return self._written(inner, next(line for line in inner.values() if line.is_root))
-        if line.opcode == 'dynamic-update-slice':
-            return sum(array.bytes for array in lines[line.operands[1]].arrays)
-        return sum(array.bytes for array in line.arrays)
+    def _written_bytes(self, inner: dict[str, Instruction], value: Instruction) -> int:
+        """Returns how many bytes of a result a fused computation writes: the update, if it updates in place."""
+        if value.opcode == 'tuple':
+            return sum(self._written_bytes(inner, inner[name]) for name in value.operands)
+        whole = sum(array.bytes for array in value.arrays)
+        if value.opcode in ('bitcast', 'copy', 'convert') and value.operands[0] in inner:
+            return min(self._written_bytes(inner, inner[value.operands[0]]), whole)
+        if value.opcode == 'fusion':
+            nested = self._fused_instructions(value)
+            return self._written_bytes(nested, _root(nested))
+        if value.opcode == 'dynamic-update-slice':
+            return sum(array.bytes for array in inner[value.operands[1]].arrays)
+        return whole
 
 
-def _number(parameter: Instruction) -> int:
+def _parameters(computation: dict[str, Instruction]) -> list[Instruction]:
+    return [instruction for instruction in computation.values() if instruction.opcode == 'parameter']
+
+
+def _parameter_index(parameter: Instruction) -> int:
+    """Returns N of `parameter(N)`."""
     return int(parameter.rest.strip('()').split(')')[0])
+
+
+def _root(computation: dict[str, Instruction]) -> Instruction:
+    return next(instruction for instruction in computation.values() if instruction.is_root)

@@ -1,4 +1,4 @@
-"""XLA's HLO text as instructions and computations. The format is not stable: tests keep samples of it."""
+"""Parses XLA's HLO text into computations and instructions. The format is not stable; the tests keep samples of it."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array: its type, sizes, and whether it lies in on-chip memory (a TPU's VMEM)."""
+    """The dtype and sizes of an array, and whether it is in on-chip memory (a TPU's VMEM)."""
 
     dtype: str
     sizes: tuple[int, ...]
@@ -23,7 +23,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Of its elements, without padding."""
+        """Bytes of its elements, without padding."""
         bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.sub(r'^[a-z]+(\d+).*$', r'\1', self.dtype))
         return math.prod(self.sizes) * bits // 8
 
@@ -35,7 +35,13 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line of a computation."""
+    """One line of a computation.
+
+    Attributes:
+      arrays: of its result; several if that is a tuple.
+      operands: names of instructions of the same computation.
+      rest: the text after the operands; of a constant or parameter, its value or index.
+    """
 
     name: str
     arrays: tuple[Array, ...]
@@ -45,12 +51,16 @@ class Instruction:
     is_root: bool
 
     def attribute(self, pattern: str) -> str | None:
-        """What a regular expression's first group finds among the attributes."""
+        """Returns the first group of a pattern in the attributes; None if it does not match."""
         found = re.search(pattern, self.rest)
         return found and found.group(1)
 
     def required(self, pattern: str) -> str:
-        """The same, for an attribute that every instruction of this opcode has; a ValueError where it is missing."""
+        """Returns the first group of a pattern in the attributes.
+
+        Raises:
+          ValueError: if it does not match.
+        """
         value = self.attribute(pattern)
         if value is None:
             raise ValueError(f'{self.opcode} {self.name} has no {pattern}')
@@ -58,11 +68,13 @@ class Instruction:
 
 
 class Module:
-    """The computations of a module by name.
+    """The computations of a program.
 
     Attributes:
-      computations: name -> its instructions by name, in order.  home: instruction -> its computation.
-      unknown_loops: loops met so far whose trip count is not in the text; they are counted once.
+      computations: name -> instructions by name, in order.
+      home: name of an instruction -> name of its computation.
+      entry: name of the computation that runs first.
+      unknown_loops: how many loops without a trip count `executed` has met; their bodies count once.
     """
 
     def __init__(self, text: str):
@@ -78,16 +90,19 @@ class Module:
                 current[instruction.name] = instruction
         if not self.entry:
             raise ValueError('no ENTRY computation in this program')
-        self.home = {
-            name: computation for computation, lines in self.computations.items() for name in lines
-        }  # names are unique in a module
+        # Names are unique in a module.
+        self.home = {name: computation for computation, inner in self.computations.items() for name in inner}
 
     def executed(self, computation: str, count: int) -> Iterator[tuple[Instruction, int]]:
-        """The instructions that run by themselves, and how often."""
+        """Yields the instructions that a computation runs and how often, following loops, calls and conditionals.
+
+        Args:
+          count: how often the computation runs.
+        """
         for instruction in self.computations[computation].values():
             if instruction.opcode == 'while':
                 body = instruction.required(r'body=%?([\w.-]+)')
-                yield from self.executed(body, count * self._trips(instruction))
+                yield from self.executed(body, count * self._trip_count(instruction))
             elif instruction.opcode == 'call':
                 yield from self.executed(instruction.required(r'to_apply=%?([\w.-]+)'), count)
             elif instruction.opcode == 'conditional':
@@ -97,51 +112,55 @@ class Module:
             elif instruction.opcode not in _FREE and not instruction.opcode.endswith('-done'):
                 yield instruction, count
 
-    def _trips(self, loop: Instruction) -> int:
+    def _trip_count(self, loop: Instruction) -> int:
+        """Returns how often the body of a loop runs; 1, and counts the loop as unknown, if the text does not say."""
         known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
         if known:
             return int(known)
-        lines = self.computations[loop.required(r'condition=%?([\w.-]+)')]
-        root = next(line for line in lines.values() if line.is_root)
-        limits = [lines[name] for name in root.operands if name in lines and lines[name].opcode == 'constant']
+        condition = self.computations[loop.required(r'condition=%?([\w.-]+)')]
+        root = next(instruction for instruction in condition.values() if instruction.is_root)
+        operands = [condition[name] for name in root.operands if name in condition]
+        limits = [operand for operand in operands if operand.opcode == 'constant']
         if root.opcode == 'compare' and 'direction=LT' in root.rest and len(limits) == 1:
             return int(limits[0].rest.strip('()').split(')')[0])
         self.unknown_loops += 1
         return 1
 
     def operand(self, instruction: Instruction, index: int) -> Instruction:
+        """Returns the instruction that computes an operand."""
         name = instruction.operands[index]
         return self.computations[self.home[name]][name]
 
     def operand_arrays(self, instruction: Instruction) -> list[Array]:
-        found = (self.operand(instruction, index) for index in range(len(instruction.operands)))
-        return [array for operand in found for array in operand.arrays]
+        """Returns the arrays of all operands."""
+        operands = (self.operand(instruction, index) for index in range(len(instruction.operands)))
+        return [array for operand in operands for array in operand.arrays]
 
 
 def parse_instruction(line: str) -> Instruction | None:
-    """The instruction on a line, or None for a line of another kind."""
+    """Returns the instruction on a line, or None if the line holds something else."""
     head = re.match(r'^\s+(ROOT )?%?([\w.-]+) = ', line)
     if not head:
         return None
-    shape_end = _end_of_shape(line, head.end())
-    shape, after = line[head.end() : shape_end], line[shape_end + 1 :]
-    opcode, _, body = after.partition('(')
-    end = _closing(body)
+    shape_end = _shape_end(line, head.end())
+    shape = line[head.end() : shape_end]
+    opcode, _, body = line[shape_end + 1 :].partition('(')
+    end = _closing_index(body)
     if opcode in ('constant', 'parameter'):
         return Instruction(head.group(2), _arrays(shape), opcode, (), f'({body[:end]})', bool(head.group(1)))
     operands = tuple(re.findall(r'%([\w.-]+)', body[:end]))
     return Instruction(head.group(2), _arrays(shape), opcode, operands, body[end + 1 :], bool(head.group(1)))
 
 
-def _end_of_shape(line: str, start: int) -> int:
-    """The place of the blank after a shape: an array, or a tuple in brackets."""
+def _shape_end(line: str, start: int) -> int:
+    """Returns the index of the space after a shape, which is an array or a tuple in parentheses."""
     if line[start] != '(':
         return line.index(' ', start)
-    return start + 2 + _closing(line[start + 1 :])
+    return start + 2 + _closing_index(line[start + 1 :])
 
 
-def _closing(text: str) -> int:
-    """Where the bracket closes that was open before the text."""
+def _closing_index(text: str) -> int:
+    """Returns the index of the parenthesis that closes one opened before the text."""
     depth = 1
     for found in re.finditer(r'[()]', text):
         depth += 1 if found.group() == '(' else -1
@@ -152,6 +171,7 @@ def _closing(text: str) -> int:
 
 @functools.cache
 def _arrays(shape: str) -> tuple[Array, ...]:
+    """Returns the arrays of a shape such as `f32[8,16]{1,0}`, or of a tuple of them."""
     return tuple(
         Array(dtype, tuple(int(size.lstrip('<=')) for size in sizes.split(',') if size), 'S(1)' in (layout or ''))
         for dtype, sizes, layout in re.findall(r'([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?', shape)

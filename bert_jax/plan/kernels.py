@@ -1,4 +1,4 @@
-"""What the kernels of attention cost: to XLA they are custom calls, whose insides stand nowhere in its text.
+"""Computes what attention kernels cost. They are custom calls to XLA, and their bodies are not in the HLO.
 
 `B` rows, `L` positions, `H` heads, `K` head size.
 """
@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-# Products of L x L x K for each head, by what the call or its kernel is named: scores and weighted values; their
-# gradients make the scores again (jax's GPU kernel twice: once for keys and values, once for queries).
-_PRODUCTS = {'fmha': 2, 'fmha_backward': 5, 'mha_forward': 2, 'mha_backward': 7}
+# Matmuls of L x L x K per head. Forward: scores and weighted values. Backward: the scores again (jax's GPU kernel
+# recomputes them twice, for keys and values and for queries) and the gradients of both.
+_NUM_MATMULS = {'fmha': 2, 'fmha_backward': 5, 'mha_forward': 2, 'mha_backward': 7}
 
 
 class Sized(Protocol):
@@ -21,21 +21,23 @@ class Sized(Protocol):
 
 
 def cost(attributes: str, operands: Sequence[Sized]) -> tuple[float, float]:
-    """(FLOPs of matrix products, exponentials) of a custom call; a kernel of a TPU brings its own count, others go by
-    their name and the [B, L, H, K] of their queries. (0, 0) for what multiplies nothing.
+    """Returns the (matmul FLOPs, exponentials) of a custom call; (0, 0) for one without matmuls.
+
+    TPU kernels state their own cost. GPU kernels are recognized by name; their queries have shape [B, L, H, K].
     """
     stated = re.search(r'"cost_estimate":\{"flops":"?(\d+)"?,"transcendentals":"?(\d+)', attributes)
     if stated:
         return float(stated.group(1)), float(stated.group(2))
-    kind = _kind(attributes)
-    if kind is None:
+    kernel = _gpu_kernel(attributes)
+    if kernel is None:
         return 0.0, 0.0
     B, L, H, K = next(array.sizes for array in operands if len(array.sizes) == 4)
-    squares = float(math.prod((B, H, L, L)))
-    return 2.0 * _PRODUCTS[kind] * squares * K, squares
+    num_scores = float(math.prod((B, H, L, L)))
+    return 2.0 * _NUM_MATMULS[kernel] * num_scores * K, num_scores
 
 
-def _kind(attributes: str) -> str | None:
+def _gpu_kernel(attributes: str) -> str | None:
+    """Returns the key of `_NUM_MATMULS` for a GPU attention kernel; None for other calls."""
     if re.search(r'custom_call_target="__cudnn\$fmha', attributes):
         return 'fmha_backward' if re.search(r'custom_call_target="[^"]*Backward', attributes) else 'fmha'
     triton = re.search(r'custom_call_target="[^"]*triton[^"]*"', attributes)

@@ -1,4 +1,4 @@
-"""The matmuls of a train step by themselves: which they are on one device, and how long they take."""
+"""Lists and times the matmuls of a train step, without the rest of the step."""
 
 import math
 import time
@@ -14,13 +14,13 @@ from bert_jax.model.matmul import Count, Matmul, result_dtype, training_flops
 from bert_jax.model.vocabulary import padded_vocab_size
 
 _MIN_COLUMNS = 8
-_MIN_SECONDS = 2e-3  # a clock measures this well
+_MIN_SECONDS = 2e-3  # long enough for the clock
 
 
 def step_matmuls(config: Config, vocab_size: int, axis_sizes: dict[str, int]) -> list[Matmul]:
-    """The matmuls of a step's forward pass on one device of a mesh; the backward pass has two for each.
+    """Returns the matmuls of a step's forward pass on one device of a mesh; the backward pass has two for each.
 
-    Rows are full. Matmuls of fewer than 8 columns are left out: what they take is the launch of an operation.
+    Rows are full. Matmuls of fewer than 8 columns are omitted: their time is that of launching an operation.
 
     Args:
       axis_sizes: of the mesh's axes data, fsdp and tensor.
@@ -41,7 +41,11 @@ def step_matmuls(config: Config, vocab_size: int, axis_sizes: dict[str, int]) ->
 
 
 class MatmulTimer:
-    """Times the matmuls of a step, forward and backward, each compiled by itself. flops: of one device."""
+    """Times the matmuls of a step, forward and backward, each compiled by itself.
+
+    Attributes:
+      flops: of all of them on one device.
+    """
 
     def __init__(self, config: Config, vocab_size: int, mesh: Mesh):
         self._timers: list[tuple[Count, Callable[[], float]]] = []
@@ -50,17 +54,17 @@ class MatmulTimer:
         for matmul in forward:
             batch, m, k, n = (int(size) for size in (matmul.batch, matmul.m, matmul.k, matmul.n))
             for sizes in ((m, k, n), (m, n, k), (k, m, n)):
-                self._timers.append((matmul.count, timer(batch, *sizes, config.model.dtype, mesh)))
+                self._timers.append((matmul.count, new_timer(batch, *sizes, config.model.dtype, mesh)))
 
     def seconds(self) -> float:
-        """Of a step: each matmul is timed once and counted as often as it occurs."""
-        return sum(float(count) * seconds() for count, seconds in self._timers)
+        """Returns the seconds per step: each matmul runs once here and counts as often as it occurs in the step."""
+        return sum(float(count) * time_matmul() for count, time_matmul in self._timers)
 
 
-def timer(batch: int, m: int, k: int, n: int, dtype: str, mesh: Mesh) -> Callable[[], float]:
-    """A function that returns the seconds of one [batch, m, k] x [batch, k, n] on all devices at once.
+def new_timer(batch: int, m: int, k: int, n: int, dtype: str, mesh: Mesh) -> Callable[[], float]:
+    """Returns a function that times one [batch, m, k] x [batch, k, n] on all devices at once, in seconds.
 
-    Both factors have the layout that is fastest for the matmul; its result has the type that it has in the model.
+    Both factors have the layout that is fastest for the matmul. Its result has the same dtype as in the model.
     """
     per_device = PartitionSpec(mesh.axis_names)
     x, w = (_on_each_device((batch, *shape), dtype, mesh) for shape in ((m, k), (k, n)))
@@ -86,6 +90,6 @@ def timer(batch: int, m: int, k: int, n: int, dtype: str, mesh: Mesh) -> Callabl
 
 
 def _on_each_device(shape: tuple[int, ...], dtype: str, mesh: Mesh) -> jax.Array:
-    """An array of this shape on every device: [devices, …]."""
+    """Returns an array with a copy of this shape on every device: [devices, …]."""
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return jax.jit(lambda: jnp.full((mesh.size, *shape), 0.01, dtype), out_shardings=sharding)()

@@ -1,4 +1,4 @@
-"""The plan of a whole run: each of its phases has a step of its own, on the same devices."""
+"""The plan of a whole run, which has a step for each of its phases, on the same devices."""
 
 import dataclasses
 from typing import Any
@@ -10,45 +10,47 @@ from bert_jax.plan.planning import Plan
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """A plan for each phase, in order; of a run without phases, one."""
+    """The plans of the phases in order; a run without phases has one."""
 
     plans: tuple[Plan, ...]
 
     @property
     def run_seconds(self) -> float:
-        """Of all phases: steps alone."""
+        """Seconds of the steps of all phases, without evaluation, saving and waiting for input."""
         return sum(plan.run_seconds for plan in self.plans)
 
     @property
-    def largest(self) -> Plan:
-        """The phase that needs the most memory: where it fits, all do."""
+    def peak_memory_plan(self) -> Plan:
+        """The phase that needs the most memory."""
         return max(self.plans, key=lambda plan: plan.required_bytes['total'])
 
     def to_json(self, price: float | None = None) -> dict[str, Any]:
-        """What `--json` holds: memory is the largest phase's, time the run's, speed and FLOPs the mean of a step."""
+        """Returns the object that `--json` prints.
+
+        Memory is that of the phase that needs most, time that of the run; speed and FLOPs are means per step.
+        """
         if len(self.plans) == 1:
             return self.plans[0].to_json(price)
-        steps = [plan.config.train.steps for plan in self.plans]
-        tokens = sum(plan.estimate.tokens * count for plan, count in zip(self.plans, steps, strict=True))
-        flops = sum(plan.estimate.flops_per_step * count for plan, count in zip(self.plans, steps, strict=True))
-        target, parts = self.plans[0].target, [plan.to_json(price) for plan in self.plans]
-        per_second = tokens / self.run_seconds
-        return self.largest.to_json(price) | {
+        num_steps = [plan.config.train.steps for plan in self.plans]
+        tokens = sum(plan.estimate.tokens * steps for plan, steps in zip(self.plans, num_steps, strict=True))
+        flops = sum(plan.estimate.flops_per_step * steps for plan, steps in zip(self.plans, num_steps, strict=True))
+        target, phases = self.plans[0].target, [plan.to_json(price) for plan in self.plans]
+        return self.peak_memory_plan.to_json(price) | {
             'fits': all(plan.fits for plan in self.plans),
             'compiled': all(plan.is_compiled for plan in self.plans),
-            'flops_per_step': flops / sum(steps),
-            'step_seconds': self.run_seconds / sum(steps),
-            'tokens_per_second': per_second,
+            'flops_per_step': flops / sum(num_steps),
+            'step_seconds': self.run_seconds / sum(num_steps),
+            'tokens_per_second': tokens / self.run_seconds,
             'mfu': flops / self.run_seconds / (target.device.peak_flops * target.num_devices),
             'run_seconds': self.run_seconds,
             'cost': None if price is None else self.run_seconds / 3600 * target.num_devices * price,
-            'input_tokens_per_second_per_host': max(part['input_tokens_per_second_per_host'] for part in parts),
-            'phases': parts,
+            'input_tokens_per_second_per_host': max(phase['input_tokens_per_second_per_host'] for phase in phases),
+            'phases': phases,
         }
 
 
 def make_run_plan(config: Config, target_name: str) -> RunPlan:
-    """The plans of a run's phases on a target by name.
+    """Plans every phase of a run on a target.
 
     Raises:
       BadInput: as `planning.find_target` and `planning.make_plan`.

@@ -1,4 +1,4 @@
-"""A plan: does a run fit a target, how long does it take, what does it cost, what would make it fit."""
+"""Plans one step on a target: whether it fits, how long it takes, what it costs, and what would make it fit."""
 
 import dataclasses
 import math
@@ -11,44 +11,51 @@ from bert_jax.config import Config
 from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
 from bert_jax.plan.analytic import Estimate, estimate
-from bert_jax.plan.calibrate import here
+from bert_jax.plan.calibrate import measure_local_target
 from bert_jax.plan.hlo import Work
 from bert_jax.plan.hlo_collectives import Collective
-from bert_jax.plan.measure import Measured, measure
+from bert_jax.plan.measure import Measurement, measure
 from bert_jax.plan.program import FULL, Program
 from bert_jax.plan.roofline import StepTime, step_time
-from bert_jax.plan.targets import Target, larger, parse
+from bert_jax.plan.targets import Target, next_larger, parse_target
 from bert_jax.runtime.mesh import AXES, mesh_sizes
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A config on a target. program: None where nothing was compiled; `why_not` says why. measured: for `here`."""
+    """A config on a target.
+
+    Attributes:
+      mesh: axis sizes.
+      program: the compiled program; None if nothing was compiled.
+      not_compiled_reason: why; '' for a compiled program.
+      measured: a few real steps, for the target `here` only.
+    """
 
     config: Config
     target: Target
     mesh: dict[str, int]
     estimate: Estimate
     program: Program | None
-    why_not: str
+    not_compiled_reason: str
     time: StepTime
-    measured: Measured | None = None
+    measured: Measurement | None = None
 
     @property
     def is_compiled(self) -> bool:
-        """Whether time and collectives are the compiled program's."""
-        return self.program is not None and not self.program.refused
+        """Whether time and collectives are those of a compiled program."""
+        return self.program is not None and not self.program.rejection
 
     @property
     def work(self) -> Work:
-        """Of one device in a step: the compiled program's, else the estimate's."""
+        """What one device does in a step: read from the compiled program if there is one, else estimated."""
         if self.program is not None and self.is_compiled:
             return self.program.work
         return self.estimate.work
 
     @property
     def required_bytes(self) -> dict[str, float]:
-        """Of one device; the state and the batch are exact, the rest the compiler's or an estimate."""
+        """Bytes of one device by purpose. State and batch are exact, the others the compiler's or estimates."""
         known = {
             'parameters': self.estimate.parameter_bytes,
             'optimizer': self.estimate.optimizer_bytes,
@@ -58,47 +65,51 @@ class Plan:
         if self.program is not None:
             total = self.program.total_bytes
             activations = self.program.activations or min(activations, total - sum(known.values()))
-        rest = total - sum(known.values()) - activations
-        return {'total': total} | known | {'activations': activations, 'temporaries': max(rest, 0)}
+        temporaries = max(total - sum(known.values()) - activations, 0)
+        return {'total': total} | known | {'activations': activations, 'temporaries': temporaries}
 
     @property
     def fits(self) -> bool:
-        """In what a program may take of a device's memory."""
-        refused = self.program is not None and bool(self.program.refused)
-        return not refused and self.required_bytes['total'] <= self.target.device.usable_bytes
+        """Whether the step fits the memory that a program may allocate on a device."""
+        is_rejected = self.program is not None and bool(self.program.rejection)
+        return not is_rejected and self.required_bytes['total'] <= self.target.device.usable_bytes
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all devices together."""
+        """Tokens per second of all devices together."""
         return self.estimate.tokens / self.time.total
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs against the dense bfloat16 peak."""
+        """Model FLOPs relative to the dense bfloat16 peak."""
         peak = self.target.device.peak_flops * self.target.num_devices
         return self.estimate.flops_per_step / self.time.total / peak
 
     @property
     def run_seconds(self) -> float:
-        """Steps alone: evaluation, saving and waiting for input left out."""
+        """Seconds of all steps, without evaluation, saving and waiting for input."""
         return self.time.total * self.config.train.steps
 
     def collectives(self) -> list[dict[str, Any]]:
-        """By kind, axis and overlap: bytes and calls of one device in a step."""
-        found: dict[tuple, list[int]] = {}
+        """Returns the bytes and calls of one device in a step, by kind, axis and overlap; most bytes first."""
+        totals: dict[tuple, list[int]] = {}
         for collective in self.work.collectives:
             axis = axis_of(collective, self.mesh)
             if axis:
-                sums = found.setdefault((collective.kind, axis, collective.overlapped), [0, 0])
-                sums[0] += collective.bytes * collective.count
-                sums[1] += collective.count
+                total = totals.setdefault((collective.kind, axis, collective.overlapped), [0, 0])
+                total[0] += collective.bytes * collective.count
+                total[1] += collective.count
         return [
             {'kind': kind, 'axis': axis, 'bytes': size, 'count': count, 'overlapped': overlapped}
-            for (kind, axis, overlapped), (size, count) in sorted(found.items(), key=lambda item: -item[1][0])
+            for (kind, axis, overlapped), (size, count) in sorted(totals.items(), key=lambda item: -item[1][0])
         ]
 
     def to_json(self, price: float | None = None) -> dict[str, Any]:
-        """What `--json` holds. price: dollars of a device's hour."""
+        """Returns the object that `--json` prints.
+
+        Args:
+          price: dollars per device-hour.
+        """
         hours = self.run_seconds / 3600 * self.target.num_devices
         return {
             'fits': self.fits,
@@ -108,7 +119,7 @@ class Plan:
             'parameters': self.estimate.parameters,
             'device_memory_bytes': round(self.target.device.memory_bytes),
             'usable_memory_bytes': round(self.target.device.usable_bytes),
-            'required_bytes': {name: _finite(size) for name, size in self.required_bytes.items()},
+            'required_bytes': {name: _rounded(size) for name, size in self.required_bytes.items()},
             'flops_per_step': self.estimate.flops_per_step,
             'step_seconds': self.time.total,
             'tokens_per_second': self.tokens_per_second,
@@ -124,12 +135,13 @@ class Plan:
         }
 
 
-def _finite(size: float) -> int | None:
+def _rounded(size: float) -> int | None:
+    """Returns an integer for JSON; None for infinity."""
     return round(size) if math.isfinite(size) else None
 
 
 def axis_of(collective: Collective, mesh: dict[str, int]) -> str:
-    """The axes that the members of a group differ along, joined by `+`; '' for a group of one device."""
+    """Returns the axes along which the members of a group differ, joined by `+`; '' for a group of one device."""
     if not collective.groups:
         return 'unknown'
     strides = {'tensor': 1, 'fsdp': mesh['tensor'], 'data': mesh['tensor'] * mesh['fsdp']}
@@ -144,54 +156,60 @@ def axis_of(collective: Collective, mesh: dict[str, int]) -> str:
 
 
 def find_target(name: str, config: Config) -> Target:
-    """A target by name; `here` is measured.
+    """Returns the target with a name; for `here` it measures the local devices.
 
     Raises:
-      BadInput: as `targets.parse`; for a config whose step is not one program of a known size.
+      BadInput: as `targets.parse_target`, and for a config whose step is not a single program of known size.
     """
     if config.train.microbatches == -1:
-        raise BadInput('config.train.microbatches', 'is -1, which asks the devices', 'a number', '--search tries all')
+        raise BadInput(
+            'config.train.microbatches', 'is -1, which is resolved on the devices of a run', 'a number', '--search'
+        )
     if config.train.reduction == 'exact':
-        raise BadInput('config.train.reduction', "is 'exact', which is several programs", "'fast'")
+        raise BadInput('config.train.reduction', "is 'exact', which runs several programs per step", "'fast'")
     if name != 'here':
-        return parse(name)
-    return here(config)
+        return parse_target(name)
+    return measure_local_target(config)
 
 
 def make_plan(config: Config, target: Target, effort: str = FULL, limit_s: float | None = None) -> Plan:
-    """The plan of a config as it stands, compiled where the compiler is installed.
+    """Plans a config without changing it; compiles the step if the compiler is installed.
+
+    Args:
+      effort: as of `program.compile_for`.
+      limit_s: seconds for the compiler; after that the plan remains an estimate.
 
     Raises:
-      BadInput: when the mesh does not cover the target, or does not divide the heads or the batch.
+      BadInput: if the mesh does not cover the target, or does not divide the heads or the batch.
     """
     plan = analytic_plan(config, target)
-    if why_not := programs.missing(target):
-        return dataclasses.replace(plan, why_not=f'the compiler is not installed; {why_not}')
+    if install := programs.missing_compiler(target):
+        return dataclasses.replace(plan, not_compiled_reason=f'the compiler is not installed; {install}')
     if target.name == 'here':
         program, compiled = programs.compile_step(config, jax.devices())
         plan = dataclasses.replace(plan, measured=measure(config, compiled) if compiled else None)
     else:
         try:
             program = programs.compile_for(config, target, effort, limit_s)
-        except programs.TooLong as error:
-            return dataclasses.replace(plan, why_not=f'the compiler was {error}')
-    time = plan.time if program.refused else step_time(program.work, target, config.model.dtype)
-    return dataclasses.replace(plan, program=program, why_not='', time=time)
+        except programs.CompileTimeout as error:
+            return dataclasses.replace(plan, not_compiled_reason=str(error))
+    time = plan.time if program.rejection else step_time(program.work, target, config.model.dtype)
+    return dataclasses.replace(plan, program=program, not_compiled_reason='', time=time)
 
 
 def analytic_plan(config: Config, target: Target) -> Plan:
-    """The plan by counting alone."""
+    """Plans a config by counting alone, without a compiler."""
     mesh = mesh_sizes(config.mesh, config.model, config.train, target.num_devices)
     counted = estimate(config, mesh, target.device.kind)
     time = step_time(counted.work, target, config.model.dtype)
     return Plan(config, target, mesh, counted, None, 'only counted', time)
 
 
-# --- What would make it fit. ---
+# --- Changes that would make a run fit. ---
 
 
-def changed(config: Config, changes: dict[str, Any]) -> Config:
-    """A config with dotted fields replaced."""
+def apply_changes(config: Config, changes: dict[str, Any]) -> Config:
+    """Returns a config with fields replaced, given by their dotted names."""
     for name, value in changes.items():
         section, field = name.split('.')
         config = dataclasses.replace(
@@ -200,48 +218,49 @@ def changed(config: Config, changes: dict[str, Any]) -> Config:
     return config
 
 
-def overrides(changes: dict[str, Any]) -> str:
-    """As the command line takes them."""
+def as_flags(changes: dict[str, Any]) -> str:
+    """Returns changes as flags of a command."""
     return ' '.join(f'--config.{name}={value}' for name, value in changes.items())
 
 
 def smallest_changes(plan: Plan) -> Iterator[str]:
-    """Each a change of one kind, as small as it can be, after which the run would fit by the analytic count."""
+    """Yields flags that would each make the run fit by the analytic count, every change as small as possible."""
     config, target = plan.config, plan.target
-    # What the compiler asked for beyond the estimate would be asked for again.
+    # If the compiler needed more than the estimate, it would need more after a change too.
     total = plan.required_bytes['total']
-    beyond = max(total / plan.estimate.total_bytes, 1.0) if math.isfinite(total) else 1.1
+    factor = max(total / plan.estimate.total_bytes, 1.0) if math.isfinite(total) else 1.1
 
     def fits(config: Config, target: Target = target) -> bool:
         try:
-            return analytic_plan(config, target).required_bytes['total'] * beyond <= target.device.usable_bytes
+            return analytic_plan(config, target).required_bytes['total'] * factor <= target.device.usable_bytes
         except BadInput:
             return False
 
-    def first(candidates: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
-        return next((changes for changes in candidates if fits(changed(config, changes))), None)
+    def first_that_fits(candidates: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+        return next((changes for changes in candidates if fits(apply_changes(config, changes))), None)
 
     rows = config.train.global_batch_size // (plan.mesh['data'] * plan.mesh['fsdp'])
-    splits = [n for n in range(config.train.microbatches + 1, rows + 1) if rows % n == 0]
-    kinds: list[Iterator[dict[str, Any]]] = [
-        ({'train.microbatches': n} for n in splits),
+    more_microbatches = [n for n in range(config.train.microbatches + 1, rows + 1) if rows % n == 0]
+    single: list[Iterator[dict[str, Any]]] = [
+        ({'train.microbatches': n} for n in more_microbatches),
         ({'model.remat': remat} for remat in ('dots', 'full') if config.model.remat != 'full'),
-        ({'mesh.data': -1, 'mesh.fsdp': n} for n in _powers(plan.mesh['fsdp'], target.num_devices)),
-        ({'model.remat': 'full', 'train.microbatches': n} for n in splits),
+        ({'mesh.data': -1, 'mesh.fsdp': n} for n in _powers_of_two(plan.mesh['fsdp'], target.num_devices)),
     ]
     if config.model.dtype == 'float32':
-        kinds.insert(0, iter([{'model.dtype': 'bfloat16'}]))
-    found = [changes for kind in kinds[:-1] if (changes := first(kind))]
-    found = found or [changes for kind in kinds[-1:] if (changes := first(kind))]
-    yield from map(overrides, found)
-    name = None if target.name == 'here' else larger(target, 0)
-    while name and not fits(changed(config, {'mesh.data': -1}), parse(name)):
-        name = larger(parse(name), 0)
+        single.insert(0, iter([{'model.dtype': 'bfloat16'}]))
+    combined = ({'model.remat': 'full', 'train.microbatches': n} for n in more_microbatches)
+    found = [changes for candidates in single if (changes := first_that_fits(candidates))]
+    found = found or [changes for changes in [first_that_fits(combined)] if changes]
+    yield from map(as_flags, found)
+    name = None if target.name == 'here' else next_larger(target)
+    while name and not fits(apply_changes(config, {'mesh.data': -1}), parse_target(name)):
+        name = next_larger(parse_target(name))
     if name:
         yield f'--target={name}'
     if not found and not name:
         yield 'none of microbatches, remat, fsdp or a larger target of this chip: a smaller model or sequence_length'
 
 
-def _powers(above: int, most: int) -> list[int]:
+def _powers_of_two(above: int, most: int) -> list[int]:
+    """Returns the powers of two above one number that divide another."""
     return [2**n for n in range(1, most.bit_length()) if above < 2**n <= most and most % 2**n == 0]

@@ -1,7 +1,7 @@
-"""The very train step of a run, compiled for a target that need not be here, and what the compiler says of it.
+"""Compiles the train step of a run for local or absent devices, and reads its memory and work.
 
-`python -m bert_jax.plan.program REQUEST.json ANSWER.json` compiles in a process of its own: a compiler for absent
-devices wants its settings in the environment before jax starts, and may be stopped when it takes too long.
+`python -m bert_jax.plan.program REQUEST.json ANSWER.json` compiles in a separate process. A compiler for absent devices
+needs its settings in the environment before jax starts, and can be stopped if it takes too long.
 """
 
 import contextlib
@@ -27,14 +27,15 @@ from bert_jax.errors import BadInput, is_exhausted
 from bert_jax.files import json_digest, write_whole
 from bert_jax.json_files import read_json
 from bert_jax.plan import hlo
-from bert_jax.plan.targets import Target, parse
+from bert_jax.plan.targets import Target, parse_target
 from bert_jax.runtime.caches import cache_directory
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.memory import highest_bytes, lower_step, refused_bytes
 
 QUICK, FULL = 'quick', 'full'
 _COMPILERS = {'tpu': ('libtpu', 'plan-tpu'), 'gpu': ('jax_plugins.xla_cuda13', 'plan-gpu')}
-_STEP = (
+# Source files that affect the compiled step or what is read from it, in addition to model/.
+_STEP_SOURCES = (
     'runtime/mesh.py',
     'train/gradients.py',
     'train/memory.py',
@@ -47,17 +48,21 @@ _STEP = (
     'plan/program.py',
     *(f'plan/{name}.py' for name in ('hlo', 'hlo_parse', 'hlo_cost', 'hlo_collectives', 'kernels')),
 )
-_RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin', 'nvidia-cudnn-cu13')
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin', 'nvidia-cudnn-cu13')
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One device's part of a compiled step. Bytes.
+    """One device's part of a compiled step.
 
-    arguments: state and batch.  temporaries: everything else that the compiler sets aside.  total_bytes: at the highest
-    point, a donated argument and its result being one.  activations: what the loop over layers keeps for the backward
-    pass.  refused: what the compiler said when the program did not fit; total_bytes is its figure then, and there is no
-    work.
+    Attributes:
+      arguments: bytes of the state and the batch.
+      temporaries: bytes of everything else that the compiler allocates.
+      total_bytes: at the peak; a donated argument and its result count once.
+      activations: bytes that the loop over the layers keeps for the backward pass; 0 if the layers are unrolled.
+      work: what the device does; empty if the program was rejected.
+      seconds: of compilation.
+      rejection: the compiler's message if the program does not fit the device, whose figure is then in `total_bytes`.
     """
 
     arguments: int
@@ -66,15 +71,15 @@ class Program:
     activations: int
     work: hlo.Work
     seconds: float
-    refused: str = ''
+    rejection: str = ''
 
 
-class TooLong(Exception):
+class CompileTimeout(Exception):
     """The compiler was stopped at the time limit."""
 
 
-def missing(target: Target) -> str:
-    """How to install the compiler for a target, or '' where it is there."""
+def missing_compiler(target: Target) -> str:
+    """Returns the command that installs the compiler for a target; '' if it is installed."""
     if target.device.kind not in _COMPILERS:
         return ''
     module, extra = _COMPILERS[target.device.kind]
@@ -84,21 +89,21 @@ def missing(target: Target) -> str:
 
 
 def compile_for(config: Config, target: Target, effort: str = FULL, limit_s: float | None = None) -> Program:
-    """The step compiled for an absent target; from the cache when this very program was compiled before.
+    """Compiles the step for absent devices, or reads the result from the cache if it was compiled before.
 
     Args:
-      effort: `full` is what a run compiles; `quick` leaves out the search for the fastest schedule (libtpu only), in a
-        quarter of the time; its temporaries come out somewhat larger.
+      effort: 'full' compiles as a run does; 'quick' takes a quarter of the time because libtpu does not search for the
+        fastest schedule, and reports somewhat larger temporaries.
 
     Raises:
-      TooLong: after limit_s seconds.
-      BadInput: when the compiler is not installed, or fails.
+      CompileTimeout: after limit_s seconds.
+      BadInput: if the compiler is not installed, or fails.
     """
-    if missing(target):
-        raise BadInput('--target', f'the compiler for {target.device.name} is not installed', '', missing(target))
+    if install := missing_compiler(target):
+        raise BadInput('--target', f'the compiler for {target.device.name} is not installed', '', install)
     path = _cache_path(config, target, effort)
     if path is not None and path.exists():
-        return _program(read_json(path))
+        return _program_from_json(read_json(path))
     with tempfile.TemporaryDirectory() as directory:
         request, answer = Path(directory) / 'request.json', Path(directory) / 'answer.json'
         request.write_text(json.dumps({'config': dataclasses.asdict(config), 'target': target.name, 'effort': effort}))
@@ -107,39 +112,39 @@ def compile_for(config: Config, target: Target, effort: str = FULL, limit_s: flo
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s)
         except subprocess.TimeoutExpired as error:
-            raise TooLong(f'stopped after {limit_s:.0f} s') from error
+            raise CompileTimeout(f'the compiler was stopped after {limit_s:.0f} s') from error
         if not answer.exists():
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise BadInput(
-                '--target', f'the compiler for {target.name} failed: {said[-1] if said else done.returncode}'
-            )
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            reason = lines[-1] if lines else f'exit status {done.returncode}'
+            raise BadInput('--target', f'the compiler for {target.name} failed: {reason}')
         text = answer.read_text()
     if path is not None:
         with contextlib.suppress(OSError):  # the cache only saves time
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, text)
-    return _program(json.loads(text))
+    return _program_from_json(json.loads(text))
 
 
 def _cache_path(config: Config, target: Target, effort: str) -> Path | None:
-    """Named by everything that the program depends on: config, target, versions, the code that makes the step.
+    """Returns the cache file of a program; None for a user without a cache directory.
 
-    None for a user without a cache directory.
+    Its name is a hash of everything that the program depends on: config, target, versions and source code.
     """
     try:
         cache = cache_directory()
     except OSError:
         return None
     package = Path(__file__).parents[1]
-    sources = [*sorted(package.glob('model/*.py')), *(package / name for name in _STEP)]
+    sources = [*sorted(package.glob('model/*.py')), *(package / name for name in _STEP_SOURCES)]
     code = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()
     installed = {dist.metadata['Name']: dist.version for dist in importlib.metadata.distributions()}
-    versions = {name: installed.get(name) for name in _RECORDED}
+    versions = {name: installed.get(name) for name in _PACKAGES}
     key = json_digest([dataclasses.asdict(config), target.name, effort, versions, code])
     return cache / 'bert_jax' / 'plan' / f'{key}.json'
 
 
 def _environment(target: Target) -> dict[str, str]:
+    """Returns the environment variables that the compiler for a target needs."""
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get('PYTHONPATH')]))
     common = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path, 'TF_CPP_MIN_LOG_LEVEL': '3'}
@@ -147,14 +152,14 @@ def _environment(target: Target) -> dict[str, str]:
         return common | {'XLA_FLAGS': '--xla_gpu_autotune_level=0'}  # nothing can be timed on an absent GPU
     return common | {
         'TPU_SKIP_MDS_QUERY': '1',
-        'TPU_ACCELERATOR_TYPE': 'v5litepod-16',  # any that exists: the topology is asked for by its own name
+        'TPU_ACCELERATOR_TYPE': 'v5litepod-16',  # any valid type: `_devices` names the topology
         'TPU_WORKER_HOSTNAMES': 'localhost',
-        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # two plans at a time; no chip is opened
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several plans may compile at the same time; none opens a chip
         'TPU_MIN_LOG_LEVEL': '3',
     }
 
 
-def _program(fields: dict[str, Any]) -> Program:
+def _program_from_json(fields: dict[str, Any]) -> Program:
     work = fields.pop('work')
     operations = tuple(hlo.Operation(*values) for values in work['operations'])
     collectives = tuple(
@@ -164,12 +169,15 @@ def _program(fields: dict[str, Any]) -> Program:
     return Program(**fields, work=hlo.Work(operations, collectives, work['unknown_loops']))
 
 
-# --- The compiling side. ---
+# --- Run by the process that compiles. ---
 
 
 def describe_gpu(target: Target) -> str:
-    """The `GpuTargetConfigProto` of a GPU, as text: the limits of its generation (CUDA programming guide, technical
-    specifications by compute capability) and the figures of its data sheet."""
+    """Returns the `GpuTargetConfigProto` of a GPU as text.
+
+    It holds the limits of the GPU's generation (CUDA programming guide, technical specifications by compute capability)
+    and figures from its data sheet.
+    """
     major, cores, units, l2_mib, shared_kib, clock_ghz = {
         'a100': (8, 108, 64, 40, 164, 1.41),
         'h100': (9, 132, 128, 50, 228, 1.98),
@@ -198,6 +206,7 @@ def describe_gpu(target: Target) -> str:
 
 
 def _devices(target: Target) -> list:
+    """Returns the descriptions of an absent target's devices, for which jax can compile."""
     chip, _, shape = target.name.partition(':')
     if target.device.kind == 'gpu':
         return topologies.get_topology_desc(
@@ -205,14 +214,18 @@ def _devices(target: Target) -> list:
         ).devices
     options: dict[str, Any] = {}
     if chip in ('tpu-v4', 'tpu-v5p'):
-        options['chip_config_name'] = 'megacore'  # its two cores as one device, as on a real slice
+        options['chip_config_name'] = 'megacore'  # two cores form one device, as on a real slice
     if target.num_devices == 1:
         options['chips_per_host_bounds'] = (1, 1, 1)
     return topologies.get_topology_desc(f'{chip.removeprefix("tpu-")}:{shape}', 'tpu', **options).devices
 
 
 def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple[Program, Any]:
-    """The step compiled for these devices; the second is what jax gives (None if refused)."""
+    """Compiles the step for devices.
+
+    Returns:
+      What was read from the program, and the program as jax compiled it; None if the compiler rejected it.
+    """
     start = time.perf_counter()
     mesh = make_mesh(config.mesh, config.model, config.train, list(devices))
     lowered = lower_step(config, mesh, config.tokenizer.vocab_size)
@@ -223,26 +236,26 @@ def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple
         if not is_exhausted(error):
             raise
         seconds = time.perf_counter() - start
-        needed = refused_bytes(str(error))
-        return Program(0, 0, needed, 0, hlo.Work((), (), 0), seconds, str(error).splitlines()[0]), None
+        needed, rejection = refused_bytes(str(error)), str(error).splitlines()[0]
+        return Program(0, 0, needed, 0, hlo.Work((), (), 0), seconds, rejection), None
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None and text is not None  # every backend that plans are made for has both
+    assert memory is not None and text is not None  # the backends of all targets provide both
     rows = config.train.global_batch_size // config.train.microbatches // mesh.shape['data'] // mesh.shape['fsdp']
     program = Program(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         total_bytes=highest_bytes(memory, devices[0].platform),
-        activations=hlo.loop_bytes(text, config.model.num_layers, rows),
-        work=hlo.read(text),
+        activations=hlo.kept_bytes(text, config.model.num_layers, rows),
+        work=hlo.read_work(text),
         seconds=time.perf_counter() - start,
     )
     return program, compiled
 
 
 def main(request_path: str, answer_path: str) -> None:
-    """Compiles what a request asks for; writes the answer when it is whole."""
+    """Compiles the program of a request and writes the answer."""
     request = read_json(request_path)
-    target = parse(request['target'])
+    target = parse_target(request['target'])
     program, _ = compile_step(resolve(request['config']), _devices(target), request['effort'])
     fields = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
     fields['work'] = {

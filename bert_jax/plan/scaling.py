@@ -1,7 +1,7 @@
-"""Scaling on paper: how much of one device's speed is left on each of many, split over `data` alone.
+"""Predicts how efficiently a step scales to more devices, split over `data` alone.
 
-Every device keeps its rows, so its computation stays the same and only what they exchange grows. The collectives are
-those of the compiled step; how long they take on more devices is what `roofline.py` says. `r` rows of one device.
+Every device keeps its rows, so its computation stays the same and only the exchange grows. The collectives are those of
+the compiled step; `roofline.py` says how long they take on more devices. `r` is the rows of one device.
 """
 
 import dataclasses
@@ -9,25 +9,29 @@ from collections.abc import Callable
 
 from bert_jax.config import Config
 from bert_jax.errors import BadInput
+from bert_jax.plan.analytic import UPDATE_BYTES
 from bert_jax.plan.hlo import Work
 from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.plan.planning import Plan
 from bert_jax.plan.roofline import collective_seconds
-from bert_jax.plan.targets import Target, of_size
+from bert_jax.plan.targets import Target, target_of_size
 
-SIZES = (8, 64, 512, 4096)
-_GOOD = 0.9
-_BACKWARD = 2 / 3  # of the computation: gradients are exchanged beside it, where the program lets them
-_UPDATE_BYTES = 9.0  # gradient, parameter, two moments: read and written, for each byte of parameters
-_MOST_ROWS = 2**20
+DEVICE_COUNTS = (8, 64, 512, 4096)
+_GOOD_EFFICIENCY = 0.9
+_BACKWARD_SHARE = 2 / 3  # of the computation; the program can exchange gradients during the backward pass
+_MAX_ROWS = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Scale:
-    """A number of devices. efficiency: at the config's rows a device, against one device by itself.
+class Scaling:
+    """The prediction for a number of devices.
 
-    exchange_seconds: of all collectives of a step.  rows_needed: the fewest rows a device that keep 90%; None if none
-    do.  global_batch_needed: those rows on all devices.
+    Attributes:
+      target: name of the target.
+      efficiency: at the config's rows per device, relative to one device without exchange.
+      exchange_seconds: of all collectives of a step.
+      rows_needed: the fewest rows per device that keep an efficiency of 90%; None if no number of rows does.
+      global_batch_needed: those rows on all devices.
     """
 
     target: str
@@ -38,12 +42,12 @@ class Scale:
     global_batch_needed: int | None
 
 
-def scaling(plan: Plan, seconds_alone: float | None = None) -> list[Scale]:
-    """Predictions for 8, 64, 512 and 4096 devices of a plan's kind, as far as there are such.
+def predict_scaling(plan: Plan, seconds_alone: float | None = None) -> list[Scaling]:
+    """Returns predictions for 8, 64, 512 and 4096 devices of the plan's kind, as far as it comes in these numbers.
 
     Args:
-      plan: compiled for some devices split over `data`, or counted.
-      seconds_alone: measured seconds of the computation of one device at the plan's rows; the plan's own without it.
+      plan: for some devices split over `data`, compiled or counted.
+      seconds_alone: measured seconds of one device's computation at the plan's rows, instead of the plan's prediction.
 
     Raises:
       BadInput: for a mesh with other axes, or a plan for `here`.
@@ -52,64 +56,69 @@ def scaling(plan: Plan, seconds_alone: float | None = None) -> list[Scale]:
         raise BadInput(
             '--scaling', 'is for a named target, split over data alone', '--target=h100:1x8 and mesh.data=-1'
         )
-    work = plan.work
-    rows = rows_of_a_device(plan.config, plan.target)
-    alone = plan.time.matrix + plan.time.memory if seconds_alone is None else seconds_alone
+    rows = rows_per_device(plan.config, plan.target)
+    alone = plan.time.computation if seconds_alone is None else seconds_alone
     device = plan.target.device
-    update = _UPDATE_BYTES * plan.estimate.parameter_bytes / (device.memory_bandwidth * device.memory_efficiency)
+    update = UPDATE_BYTES * plan.estimate.parameter_bytes / (device.memory_bandwidth * device.memory_efficiency)
     update = min(update, alone)
 
-    def computing(r: float) -> float:
+    def computation(r: float) -> float:
         return update + (alone - update) * r / rows
 
-    found = []
-    for num_devices in SIZES:
-        target = of_size(device, num_devices)
+    predictions = []
+    for num_devices in DEVICE_COUNTS:
+        target = target_of_size(device, num_devices)
         if target is not None:
-            exposed, hidden = _exchange(work, target)
-            needed = _fewest(lambda r, e=exposed, h=hidden: _efficiency(computing(r), e, h) >= _GOOD)
-            efficiency = _efficiency(alone, exposed, hidden)
-            whole = needed and needed * num_devices
-            found.append(Scale(target.name, num_devices, efficiency, exposed + hidden, needed, whole))
-    return found
+            exposed, overlapped = _exchange_seconds(plan.work, target)
+            rows_needed = _fewest_rows(
+                lambda r, e=exposed, o=overlapped: _efficiency(computation(r), e, o) >= _GOOD_EFFICIENCY
+            )
+            efficiency = _efficiency(alone, exposed, overlapped)
+            batch_needed = rows_needed and rows_needed * num_devices
+            exchange = exposed + overlapped
+            predictions.append(Scaling(target.name, num_devices, efficiency, exchange, rows_needed, batch_needed))
+    return predictions
 
 
-def rows_of_a_device(config: Config, target: Target) -> int:
-    """r, of a step."""
+def rows_per_device(config: Config, target: Target) -> int:
+    """Returns r, the rows of one device in a step."""
     return config.train.global_batch_size // target.num_devices
 
 
-def _exchange(work: Work, target: Target) -> tuple[float, float]:
-    """Seconds of the collectives that nothing runs beside, and of the others, over all devices of a target."""
+def _exchange_seconds(work: Work, target: Target) -> tuple[float, float]:
+    """Returns the seconds of (exposed, overlapped) collectives if each spans all devices of a target."""
     everyone = (tuple(range(target.num_devices)),)
-    exposed = hidden = 0.0
+    exposed = overlapped = 0.0
     for collective in work.collectives:
         if len(collective.groups[0] if collective.groups else ()) == 1:
             continue
-        wide: Collective = dataclasses.replace(collective, groups=everyone)
-        seconds = collective.count * collective_seconds(wide, target)
-        exposed, hidden = (exposed, hidden + seconds) if collective.overlapped else (exposed + seconds, hidden)
-    return exposed, hidden
+        global_collective: Collective = dataclasses.replace(collective, groups=everyone)
+        seconds = collective.count * collective_seconds(global_collective, target)
+        if collective.overlapped:
+            overlapped += seconds
+        else:
+            exposed += seconds
+    return exposed, overlapped
 
 
-def _efficiency(computing: float, exposed: float, hidden: float) -> float:
-    return computing / (computing + exposed + max(0.0, hidden - _BACKWARD * computing))
+def _efficiency(computation: float, exposed: float, overlapped: float) -> float:
+    return computation / (computation + exposed + max(0.0, overlapped - _BACKWARD_SHARE * computation))
 
 
-def _fewest(is_enough: Callable[[int], bool]) -> int | None:
-    """The first r that is; from there on all are."""
-    most = 1
-    while not is_enough(most):
-        most *= 2
-        if most > _MOST_ROWS:
+def _fewest_rows(is_enough: Callable[[int], bool]) -> int | None:
+    """Returns the smallest r that is enough, if more rows are enough too; None above the maximum."""
+    high = 1
+    while not is_enough(high):
+        high *= 2
+        if high > _MAX_ROWS:
             return None
-    low = most // 2
-    while most - low > 1:
-        middle = (low + most) // 2
-        low, most = (low, middle) if is_enough(middle) else (middle, most)
-    return most
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
 
 
-def to_json(scales: list[Scale]) -> dict[str, object]:
-    """What `--json` holds."""
-    return {'scaling': [dataclasses.asdict(scale) for scale in scales]}
+def to_json(predictions: list[Scaling]) -> dict[str, object]:
+    """Returns the object that `--json` prints."""
+    return {'scaling': [dataclasses.asdict(prediction) for prediction in predictions]}

@@ -1,4 +1,4 @@
-"""`bench` measures the real step, and counts what it says it counts."""
+"""`bench` measures the real step and counts its work correctly."""
 
 import dataclasses
 
@@ -27,20 +27,20 @@ def _small(**data: object) -> config.Config:
 
 
 @pytest.mark.parametrize('packing', [False, True])
-def test_random_rows_are_batches_as_a_corpus_gives_them(packing: bool) -> None:
+def test_random_rows_have_the_form_of_rows_from_a_corpus(packing: bool) -> None:
     data = config.Data(sequence_length=128, packing=packing)
     batch = RandomRows(data, 300, batch_size=64, seed=0).batch(5)
-    place = np.arange(128)
+    positions = np.arange(128)
     for row in range(64):
         ids, starts = batch.sequence_ids[row], batch.cls_positions[row][batch.next_sentence_weights[row] > 0]
         assert starts[0] == 0 and (np.diff(starts) > 0).all()
-        expected = (place >= starts[:, None]).sum(axis=0)
-        assert (ids == expected).all()  # full rows, numbered from 1
-        assert (batch.position_ids[row] == place - starts[expected - 1]).all()
+        expected = (positions >= starts[:, None]).sum(axis=0)
+        assert (ids == expected).all()  # full rows; ids start at 1
+        assert (batch.position_ids[row] == positions - starts[expected - 1]).all()
     assert batch.masked_lm_weights.all() and (batch.masked_lm_ids >= FIRST).all()
     rows = np.arange(64)[:, None]
     assert (batch.input_ids[rows, batch.masked_lm_positions] == MASK).all()
-    assert all(len({*places}) == len(places) for places in batch.masked_lm_positions.tolist())
+    assert all(len({*row}) == len(row) for row in batch.masked_lm_positions.tolist())
     assert (batch.sequence_ids.max(axis=1) > 1).any() == packing
     assert all(
         (a == b).all() for a, b in zip(batch, RandomRows(data, 300, batch_size=64, seed=0).batch(5), strict=True)
@@ -49,14 +49,19 @@ def test_random_rows_are_batches_as_a_corpus_gives_them(packing: bool) -> None:
 
 
 @pytest.mark.parametrize('size', ['mini', 'base', 'large'])
-def test_the_matmuls_of_the_ceiling_are_the_flops_of_the_step(size: str) -> None:
+def test_matmuls_of_the_ceiling_add_up_to_the_flops_of_the_step(size: str) -> None:
     fields = config.bert(size).to_dict()
-    fields['tokenizer']['vocab_size'] = 30592  # a multiple of 128: nothing is padded
+    fields['tokenizer']['vocab_size'] = 30592  # a multiple of 128, so that nothing is padded
     chosen = config.resolve(fields)
     rows, length = chosen.train.global_batch_size, chosen.data.sequence_length
-    slots = rows * config.num_predictions(chosen.data)
+    predictions = rows * config.num_predictions(chosen.data)
     counted = flops_per_step(
-        chosen.model, 30592, tokens=rows * length, squared_lengths=rows * length**2, predictions=slots, sequences=rows
+        chosen.model,
+        30592,
+        tokens=rows * length,
+        squared_lengths=rows * length**2,
+        predictions=predictions,
+        sequences=rows,
     )
     listed = step_matmuls(chosen, 30592, ONE_DEVICE)
     next_sentence = 6 * rows * 2 * chosen.model.hidden_size  # too small to time
@@ -66,10 +71,10 @@ def test_the_matmuls_of_the_ceiling_are_the_flops_of_the_step(size: str) -> None
 
 
 @pytest.mark.slow
-def test_bench_measures_the_real_step_on_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Eight simulated devices with several steps under way may wait for each other longer than XLA lets them.
-    one = make_mesh(config.Mesh(), _small().model, _small().train, jax.devices()[:1])
-    monkeypatch.setattr(bench, 'mesh_of_run', lambda _: one)
+def test_bench_measures_the_real_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With several steps in flight, eight simulated devices can wait for each other longer than XLA allows.
+    one_device = make_mesh(config.Mesh(), _small().model, _small().train, jax.devices()[:1])
+    monkeypatch.setattr(bench, 'mesh_of_run', lambda _: one_device)
     result = bench.bench(_small(), seconds=0.0)
     assert result.num_devices == 1 and result.rounds >= 5
     assert 'random ids' in result.data and 'none/here' in result.data
@@ -77,9 +82,9 @@ def test_bench_measures_the_real_step_on_what_is_here(monkeypatch: pytest.Monkey
     assert result.sequences_per_second == pytest.approx(8 / result.step_seconds)
     assert 0 < result.ceiling_fraction and 0 < result.mfu < 1 and 0 <= result.input_wait_fraction <= 1
     assert result.fastest_seconds <= result.step_seconds <= result.slowest_seconds
-    promised = (
+    documented = (
         'step_seconds sequences_per_second tokens_per_second mfu ceiling_fraction compile_seconds peak_memory_bytes '
         'input_wait_fraction'
     )
-    assert {*promised.split()} <= dataclasses.asdict(result).keys()
+    assert {*documented.split()} <= dataclasses.asdict(result).keys()
     assert f'{result.parameters:,} parameters' in bench.describe(result)

@@ -1,4 +1,4 @@
-"""`plan` from the command line: the fixed keys of its JSON, bad input told, a prediction next to a measurement."""
+"""`plan` from the command line: the keys of its JSON, bad input, and predictions against measurements."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.support.processes import ROOT, bert_jax
 CONFIG = f'--config={ROOT}/configs/bert.py:base'
 
 
-def test_json_has_the_fixed_keys_without_any_compiler(tmp_path: Path, capsys) -> None:
+def test_json_has_the_documented_keys_without_a_compiler(tmp_path: Path, capsys) -> None:
     assert run(['plan', CONFIG, '--target=b200:1x8', '--price=2.5', '--json'], tmp_path) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan['fits'] is True and plan['parameters'] == 110_106_428
@@ -36,24 +36,24 @@ def test_json_has_the_fixed_keys_without_any_compiler(tmp_path: Path, capsys) ->
         ([], '--target: is missing'),
     ],
 )
-def test_bad_input_is_told_and_exits_2(flags: list[str], expected: str, tmp_path: Path, capsys) -> None:
+def test_bad_input_is_reported_with_exit_status_2(flags: list[str], expected: str, tmp_path: Path, capsys) -> None:
     assert run(['plan', CONFIG, *flags], tmp_path) == 2
-    shown = capsys.readouterr()
-    assert expected in shown.err and not shown.out
+    output = capsys.readouterr()
+    assert expected in output.err and not output.out
 
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_here_is_compiled_predicted_and_measured() -> None:
+def test_target_here_is_compiled_predicted_and_measured() -> None:
     small = ['--config.model.num_layers=1', '--config.data.sequence_length=16', '--config.train.global_batch_size=8']
     done = bert_jax('plan', f'--config={ROOT}/configs/demo.py', '--target=here', *small, '--json')
     plan = json.loads(done.stdout)
     assert plan['compiled'] and plan['fits'] and plan['measured']['step_seconds'] > 0
-    assert plan['measured']['peak_bytes'] > plan['required_bytes']['total']  # Python and the compiler are in it too
+    assert plan['measured']['peak_bytes'] > plan['required_bytes']['total']  # includes Python and the compiler
     assert plan['measured']['grown_bytes'] == pytest.approx(plan['required_bytes']['total'], rel=0.5, abs=1 << 25)
 
 
-def test_a_run_in_phases_is_planned_as_a_whole(tmp_path: Path, capsys) -> None:
+def test_run_in_phases_is_planned_as_a_whole(tmp_path: Path, capsys) -> None:
     config = f'--config={ROOT}/configs/bert_two_phase.py:base'
     assert run(['plan', config, '--target=b200:1x8', '--price=2.0', '--json'], tmp_path) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -63,6 +63,6 @@ def test_a_run_in_phases_is_planned_as_a_whole(tmp_path: Path, capsys) -> None:
     assert plan['cost'] == pytest.approx(first['cost'] + second['cost'])
     tokens = 900_000 * 256 * 128 + 100_000 * 64 * 512
     assert plan['tokens_per_second'] == pytest.approx(tokens / plan['run_seconds'])
-    totals = [part['required_bytes']['total'] for part in (first, second)]
+    totals = [phase['required_bytes']['total'] for phase in (first, second)]
     assert plan['required_bytes']['total'] == max(totals) and totals[0] != totals[1]
     assert first['flops_per_step'] < plan['flops_per_step'] < second['flops_per_step']

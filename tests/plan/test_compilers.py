@@ -1,4 +1,4 @@
-"""The compilers for absent devices (`make test-plan`): what they say agrees with what is counted."""
+"""The compilers for absent devices (`make test-plan`) agree with the counts of `plan`."""
 
 import dataclasses
 import itertools
@@ -22,43 +22,43 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def _target(name: str) -> targets.Target:
-    """The TPU compiler is always there (`make test-plan`); that for GPUs may be left out (PLAN_EXTRAS=plan-tpu)."""
-    target = targets.parse(name)
-    if target.device.kind == 'gpu' and program.missing(target):
-        pytest.skip(f'{program.missing(target)} brings the compiler')
+    """Returns a target; skips the test if it is a GPU whose compiler is not installed (PLAN_EXTRAS=plan-tpu)."""
+    target = targets.parse_target(name)
+    if target.device.kind == 'gpu' and (install := program.missing_compiler(target)):
+        pytest.skip(f'the compiler is not installed: {install}')
     return target
 
 
 @pytest.mark.parametrize(
     'name', ['tpu-v4:2x2x1', 'tpu-v5e:2x2', 'tpu-v5p:2x2x1', 'tpu-v6e:2x2', 'h200:1x4', 'a100:2x2']
 )
-def test_the_step_compiles_for_each_kind_of_device(name: str) -> None:
+def test_compiled_step_agrees_with_the_counts_on_each_device(name: str) -> None:
     target = _target(name)
     plan = planning.make_plan(planned_run(**{'model.dtype': 'bfloat16'}), target, QUICK)
     assert plan.is_compiled and plan.fits and not plan.program.work.unknown_loops
-    products = plan.program.work.matrix_flops * target.num_devices
-    assert products == pytest.approx(plan.estimate.flops_per_step, rel=0.05)
+    flops = plan.program.work.matmul_flops * target.num_devices
+    assert flops == pytest.approx(plan.estimate.flops_per_step, rel=0.05)
     known = plan.estimate.parameter_bytes + plan.estimate.optimizer_bytes + plan.estimate.batch_bytes
     assert plan.program.arguments >= known  # a TPU pads arrays to its tiles
-    assert {found['axis'] for found in plan.collectives()} == {'data'}
+    assert {collective['axis'] for collective in plan.collectives()} == {'data'}
 
 
-def test_a_gpu_mesh_exchanges_over_each_of_its_axes() -> None:
+def test_gpu_mesh_exchanges_over_each_of_its_axes() -> None:
     chosen = planned_run(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2})
     plan = planning.make_plan(chosen, _target('h100:1x8'), QUICK)
-    axes = set(itertools.chain.from_iterable(found['axis'].split('+') for found in plan.collectives()))
+    axes = set(itertools.chain.from_iterable(collective['axis'].split('+') for collective in plan.collectives()))
     assert axes == {'data', 'fsdp', 'tensor'}
 
 
-def test_what_is_too_large_is_refused_with_the_bytes_it_wanted() -> None:
+def test_step_that_does_not_fit_reports_the_bytes_it_needs() -> None:
     chosen = planned_run(**{'train.global_batch_size': 2**16, 'model.num_layers': 8, 'model.dtype': 'bfloat16'})
-    plan = planning.make_plan(chosen, targets.parse('tpu-v5e:1x1'), QUICK)
-    assert plan.program.refused and not plan.fits and not plan.is_compiled
+    plan = planning.make_plan(chosen, targets.parse_target('tpu-v5e:1x1'), QUICK)
+    assert plan.program.rejection and not plan.fits and not plan.is_compiled
     assert plan.required_bytes['total'] == pytest.approx(plan.estimate.total_bytes, rel=0.5)
 
 
-def test_a_program_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen, target = planned_run(), targets.parse('tpu-v5e:1x1')
+def test_compiled_program_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, target = planned_run(), targets.parse_target('tpu-v5e:1x1')
     first = program.compile_for(chosen, target)
     monkeypatch.setattr('subprocess.run', None)
     assert program.compile_for(chosen, target) == first
@@ -71,14 +71,14 @@ from tests.support.configs import planned_run
 changes = {'model.hidden_size': 128, 'model.num_heads': 4, 'model.max_positions': 512, 'data.sequence_length': 512}
 changes |= {'data.packing': True, 'mesh.data': 2, 'mesh.tensor': 2, 'model.remat': 'dots'}
 chosen = planned_run(**changes, **{'model.attention': 'fused'})
-program_of_a_device, compiled = program.compile_step(chosen, program._devices(targets.parse('tpu-v5e:2x2')), 'quick')
+_, compiled = program.compile_step(chosen, program._devices(targets.parse_target('tpu-v5e:2x2')), 'quick')
 print(compiled.as_text())
 """
 
 
-def test_on_a_tpu_no_array_holds_every_pair_of_positions() -> None:
-    """With dropout of attention weights, packed rows, heads over tensor, and layers made again."""
-    environment = os.environ | program._environment(targets.parse('tpu-v5e:2x2'))
+def test_tpu_program_stores_no_attention_scores() -> None:
+    """With dropout of attention weights, packed rows, heads split over `tensor`, and recomputed layers."""
+    environment = os.environ | program._environment(targets.parse_target('tpu-v5e:2x2'))
     done = subprocess.run([sys.executable, '-c', _PRINT_PROGRAM], env=environment, capture_output=True, text=True)
     assert 'tpu_custom_call' in done.stdout, done.stderr[-2000:]
     assert not re.search(r'\[[\d,]+,512,512\]', done.stdout)

@@ -1,4 +1,4 @@
-"""Reading a compiled program: loops, slices, batched products, groups and overlap, each against a count by hand."""
+"""Reading compiled programs: loops, slices, batched matmuls, groups and overlap, each compared with a hand count."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from bert_jax.plan import hlo
 from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.plan.planning import axis_of
 from bert_jax.plan.roofline import collective_seconds
-from bert_jax.plan.targets import parse
+from bert_jax.plan.targets import parse_target
 
 PROGRAM = """\
 HloModule step, is_scheduled=true
@@ -25,15 +25,15 @@ HloModule step, is_scheduled=true
 %fused (q.0: f32[5,64,32], q.1: f32[32,16]) -> f32[64,16] {
   %q.0 = f32[5,64,32]{2,1,0} parameter(0)
   %q.1 = f32[32,16]{1,0} parameter(1)
-  %taken = f32[64,32]{1,0} fusion(%q.0), kind=kLoop, calls=%inner
-  ROOT %dot.1 = f32[64,16]{1,0} dot(%taken, %q.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %sliced = f32[64,32]{1,0} fusion(%q.0), kind=kLoop, calls=%inner
+  ROOT %dot.1 = f32[64,16]{1,0} dot(%sliced, %q.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
 
 %condition (c.0: (s32[], f32[5,64,32], f32[32,16])) -> pred[] {
   %limit = s32[]{:T(128)} constant(5)
   %c.0 = (s32[], f32[5,64,32]{2,1,0}, f32[32,16]{1,0}) parameter(0)
-  %number = s32[] get-tuple-element(%c.0), index=0
-  ROOT %less = pred[]{:T(512)} compare(%number, %limit), direction=LT, metadata={op_name="while/cond/lt"}
+  %index = s32[] get-tuple-element(%c.0), index=0
+  ROOT %less = pred[]{:T(512)} compare(%index, %limit), direction=LT, metadata={op_name="while/cond/lt"}
 }
 
 %body (d.0: (s32[], f32[5,64,32], f32[32,16])) -> (s32[], f32[5,64,32], f32[32,16]) {
@@ -41,14 +41,14 @@ HloModule step, is_scheduled=true
   %d.1 = f32[5,64,32]{2,1,0} get-tuple-element(%d.0), index=1
   %d.2 = f32[32,16]{1,0} get-tuple-element(%d.0), index=2
   %count = s32[] get-tuple-element(%d.0), index=0
-  %product = f32[64,16]{1,0:T(8,128)} fusion(%d.1, %d.2), kind=kOutput, calls=%fused
-  %reduce-start = f32[64,16]{1,0} all-reduce-start(%product), replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%sum
+  %matmul = f32[64,16]{1,0:T(8,128)} fusion(%d.1, %d.2), kind=kOutput, calls=%fused
+  %reduce-start = f32[64,16]{1,0} all-reduce-start(%matmul), replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%sum
   %batched = f32[8,4,16,16] convolution(%l, %r), window={size=8x4 stride=7x3 lhs_dilate=8x4}, dim_labels=0b1f_0o1i->01bf
   %l = f32[8,16,4,32]{3,2,1,0} broadcast(%count), dimensions={}
   %r = f32[8,16,4,32]{3,2,1,0} broadcast(%count), dimensions={}
   %hidden = f32[16]{0} fusion(%d.2), kind=kLoop, calls=%tiny
   %reduce-done = f32[64,16]{1,0} all-reduce-done(%reduce-start)
-  ROOT %again = (s32[], f32[5,64,32]{2,1,0}, f32[32,16]{1,0}) tuple(%count, %d.1, %d.2)
+  ROOT %next = (s32[], f32[5,64,32]{2,1,0}, f32[32,16]{1,0}) tuple(%count, %d.1, %d.2)
 }
 
 %tiny (t.0: f32[32,16]) -> f32[16] {
@@ -62,49 +62,52 @@ ENTRY %main (x.0: f32[5,64,32], x.1: f32[32,16]) -> f32[8,16] {
   %zero = s32[] constant(0)
   %start = (s32[], f32[5,64,32]{2,1,0}, f32[32,16]{1,0}) tuple(%zero, %x.0, %x.1)
   %loop = (s32[], f32[5,64,32]{2,1,0}, f32[32,16]{1,0}) while(%start), condition=%condition, body=%body
-  %kept = f32[32,16]{1,0} get-tuple-element(%loop), index=2
-  %gathered = f32[256,16]{1,0} all-gather(%kept), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
-  ROOT %part = f32[8,16]{1,0} reduce-scatter(%kept), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%sum
+  %final = f32[32,16]{1,0} get-tuple-element(%loop), index=2
+  %gathered = f32[256,16]{1,0} all-gather(%final), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %part = f32[8,16]{1,0} reduce-scatter(%final), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%sum
 }
 """
 
 
-def test_products_are_counted_in_fusions_in_loops_and_as_dilated_convolutions() -> None:
-    work = hlo.read(PROGRAM)
+def test_matmuls_count_in_fusions_loops_and_dilated_convolutions() -> None:
+    work = hlo.read_work(PROGRAM)
     flops = [(operation.flops, operation.count) for operation in work.operations if operation.flops]
     batch = 8 * 4
     assert flops == [(2 * 64 * 32 * 16, 5), (batch * 2 * 16 * 16 * 32, 5)]
     assert work.unknown_loops == 0
 
 
-def test_of_a_stacked_array_only_the_slice_is_read() -> None:
-    work = hlo.read(PROGRAM)
+def test_reading_a_slice_of_stacked_weights_counts_the_slice() -> None:
+    work = hlo.read_work(PROGRAM)
     moved = next(operation.bytes for operation in work.operations if operation.flops == 2 * 64 * 32 * 16)
     assert moved == 4 * (64 * 32 + 32 * 16 + 64 * 16)
 
 
-def test_collectives_have_their_bytes_counts_groups_and_overlap() -> None:
-    assert hlo.read(PROGRAM).collectives == (
+def test_collectives_report_bytes_counts_groups_and_overlap() -> None:
+    assert hlo.read_work(PROGRAM).collectives == (
         Collective('all-reduce', ((0, 4), (1, 5), (2, 6), (3, 7)), 64 * 16 * 4, 5, True),
         Collective('all-gather', (tuple(range(8)),), 32 * 16 * 4 * 8, 1, False),
         Collective('reduce-scatter', ((0, 1, 2, 3), (4, 5, 6, 7)), 32 * 16 * 4, 1, False),
     )
 
 
-def test_groups_are_named_by_the_axes_of_the_mesh() -> None:
-    axes = [axis_of(found, {'data': 2, 'fsdp': 2, 'tensor': 2}) for found in hlo.read(PROGRAM).collectives]
+def test_groups_are_named_by_the_axes_along_which_they_differ() -> None:
+    axes = [
+        axis_of(collective, {'data': 2, 'fsdp': 2, 'tensor': 2}) for collective in hlo.read_work(PROGRAM).collectives
+    ]
     assert axes == ['data', 'data+fsdp+tensor', 'fsdp+tensor']
 
 
-def test_an_all_reduce_between_hosts_takes_the_time_of_each_network_in_turn() -> None:
-    target = parse('h200:2x8')
+def test_all_reduce_between_hosts_uses_one_network_after_the_other() -> None:
+    target = parse_target('h200:2x8')
     device = target.device
-    within = Collective('all-reduce', (tuple(range(8)),), 10**9, 1, False)
-    across = Collective('all-reduce', (tuple(range(16)),), 10**9, 1, False)
-    inside = 2 * 7 / 8 * 10**9 / (device.link * device.link_efficiency)
-    assert collective_seconds(within, target) == inside + device.latency
-    between = 2 * (10**9 / 8) / 2 / (device.network * device.link_efficiency)
-    assert abs(collective_seconds(across, target) - (inside + between + 2 * device.latency)) < 1e-12
+    on_one_host = Collective('all-reduce', (tuple(range(8)),), 10**9, 1, False)
+    on_two_hosts = Collective('all-reduce', (tuple(range(16)),), 10**9, 1, False)
+    within_host = 2 * 7 / 8 * 10**9 / (device.link_bandwidth * device.link_efficiency)
+    assert collective_seconds(on_one_host, target) == within_host + device.latency_seconds
+    between_hosts = 2 * (10**9 / 8) / 2 / (device.network_bandwidth * device.link_efficiency)
+    expected = within_host + between_hosts + 2 * device.latency_seconds
+    assert collective_seconds(on_two_hosts, target) == pytest.approx(expected)
 
 
 _CALL = """\
@@ -114,11 +117,11 @@ ENTRY %main (q: bf16[2,256,4,64], ids: s32[2,256]) -> bf16[2,256,4,64] {{
   ROOT %kernel = bf16[2,256,4,64]{{3,2,1,0}} custom-call(%ids, %q, %q, %q), {}
 }}
 """
-_PRODUCT, _SCORES = 2 * 2 * 4 * 256 * 256 * 64, 2 * 4 * 256 * 256
+_MATMUL_FLOPS, _NUM_SCORES = 2 * 2 * 4 * 256 * 256 * 64, 2 * 4 * 256 * 256
 
 
 @pytest.mark.parametrize(
-    'call, products',
+    'call, num_matmuls',
     [
         ('custom_call_target="__cudnn$fmhaSoftmax"', 2),
         ('custom_call_target="__cudnn$fmhaSoftmaxBackward"', 5),
@@ -127,13 +130,13 @@ _PRODUCT, _SCORES = 2 * 2 * 4 * 256 * 256 * 64, 2 * 4 * 256 * 256
         ('custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="mha_preprocess_backward/pallas_call"}', 0),
         (
             'custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":'
-            f'{{"flops":"{5 * _PRODUCT}","transcendentals":"{_SCORES}","bytes_accessed":"9"}}}}}}',
+            f'{{"flops":"{5 * _MATMUL_FLOPS}","transcendentals":"{_NUM_SCORES}","bytes_accessed":"9"}}}}}}',
             5,
         ),
     ],
 )
-def test_what_kernels_of_attention_multiply_is_counted(call: str, products: int) -> None:
-    (operation,) = hlo.read(_CALL.format(call)).operations
-    assert operation.flops == products * _PRODUCT
-    assert operation.transcendental == (_SCORES if products else 0)
+def test_matmuls_inside_attention_kernels_are_counted(call: str, num_matmuls: int) -> None:
+    (operation,) = hlo.read_work(_CALL.format(call)).operations
+    assert operation.flops == num_matmuls * _MATMUL_FLOPS
+    assert operation.transcendental == (_NUM_SCORES if num_matmuls else 0)
     assert operation.bytes == 2 * 256 * (4 * 4 * 64 * 2 + 4)
