@@ -18,11 +18,13 @@ from bert_jax.config.names import field_names, unknown_field
 from bert_jax.config.phases import phase_at, positions_trained
 from bert_jax.config.pretraining import Card, Config, Mesh, Optimizer, Phase, Probe, Train
 from bert_jax.config.resolve import resolve
-from bert_jax.config.sizes import FEW_LAYERS, SIZES, bert
+from bert_jax.config.sizes import ETTIN_SIZES, FEW_LAYERS, MODERNBERT_SIZES, SIZES, bert, ettin, modernbert
 
 __all__ = [
+    'ETTIN_SIZES',
     'FAMILIES',
     'FEW_LAYERS',
+    'MODERNBERT_SIZES',
     'SIZES',
     'SOURCE_KINDS',
     'Bert',
@@ -44,10 +46,12 @@ __all__ = [
     'check_mesh',
     'check_model',
     'check_probes',
+    'ettin',
     'field_names',
     'is_records',
     'chooses_max_sequences',
     'max_sequences',
+    'modernbert',
     'num_predictions',
     'phase_at',
     'positions_trained',
