@@ -1,6 +1,7 @@
 """The published sizes of the families, each with its recipe, as configs to build on."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -9,6 +10,7 @@ from bert_jax.config.fields import config_dict_of, nearest
 from bert_jax.config.pretraining import Config
 from bert_jax.errors import BadInput
 
+SizeT = TypeVar('SizeT')
 # BERT (Devlin et al. 2019) and the miniatures of Turc et al. (2019): (layers, hidden size).
 _NAMED_SIZES = {
     'tiny': (2, 128),
@@ -134,7 +136,7 @@ def _modernbert(size: _Published) -> ConfigDict:
     return config
 
 
-def _published(size: str, sizes: dict) -> tuple:
+def _published(size: str, sizes: Mapping[str, SizeT]) -> SizeT:
     if size not in sizes:
         raise BadInput(f'size {size!r}', 'is not a published size', ', '.join(sizes), nearest(size, sizes))
     return sizes[size]
