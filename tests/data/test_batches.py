@@ -1,4 +1,4 @@
-"""The stream is a function of the step: not of hosts, order of asking, or restarts."""
+"""A batch depends only on its step: not on the number of hosts, the order of requests, or restarts."""
 
 import concurrent.futures
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def _concatenate(parts: list[Batch]) -> Batch:
 
 @pytest.fixture(scope='module')
 def streams(tmp_path_factory):
-    """A function that makes streams over one corpus."""
+    """Returns a function that makes streams over one corpus."""
     corpus = corpus_of(random_split(5, num_documents=80, longest=12), str(tmp_path_factory.mktemp('corpus')))
 
     def make(seed: int, phase: int, **fields: object) -> CorpusStream:
@@ -48,7 +48,7 @@ def streams(tmp_path_factory):
 
 
 def _rows_of_epoch(stream: CorpusStream, epoch: int) -> np.ndarray:
-    """[N] the rows of the source in the order of an epoch; with buckets an epoch is a whole number of steps."""
+    """Returns the row indices of an epoch in their order, [N]. With buckets, an epoch is a whole number of steps."""
     if not stream.data.bucket_lengths:
         return stream._sampler.shuffle(np.arange(stream.num_rows) + epoch * stream.num_rows)
     chosen = [stream._sampler.rows(step) for step in range(epoch * len(stream), (epoch + 1) * len(stream))]
@@ -72,44 +72,44 @@ _SETTINGS = {
     hosts=st.sampled_from([1, 2, 4, 8]),
     workers=st.sampled_from([1, 2, 4]),
 )
-def test_a_batch_is_a_function_of_its_step(streams, seed, phase, fields, step, hosts, workers) -> None:
-    """Whoever asks, after whatever: all hosts together, workers at the same time, a run restarted at this step."""
+def test_batch_is_a_function_of_its_step(streams, seed, phase, fields, step, hosts, workers) -> None:
+    """All hosts together, concurrent workers and a run restarted at this step get the same batch."""
     stream, size = streams(seed, phase, **fields), 16 // hosts
     expected = stream.batch(step)
     parts = [stream.batch(step, slice(host * size, (host + 1) * size)) for host in range(hosts)]
     _assert_equal(_concatenate(parts), expected)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        asked = pool.map(stream.batch, [step + 1, step, max(step - 1, 0), step])
-        for found in list(asked)[1::2]:
+        batches = pool.map(stream.batch, [step + 1, step, max(step - 1, 0), step])
+        for found in list(batches)[1::2]:
             _assert_equal(found, expected)
     _assert_equal(next(prefetch(streams(seed, phase, **fields), step, step + 1, slice(None))), expected)
 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 1000), fields=st.fixed_dictionaries(_SETTINGS))
-def test_an_epoch_uses_each_planned_window_once_and_the_next_in_another_order(streams, seed, epoch, fields) -> None:
+def test_epoch_uses_each_window_once_in_a_new_order(streams, seed, epoch, fields) -> None:
     stream = streams(seed, 0, **fields)
-    first, second = (_rows_of_epoch(stream, number) for number in (epoch, epoch + 1))
+    first, second = (_rows_of_epoch(stream, index) for index in (epoch, epoch + 1))
     for rows in (first, second):
         windows = [np.arange(stream.windows.rows[row], stream.windows.rows[row + 1]) for row in rows]
         np.testing.assert_array_equal(np.sort(np.concatenate(windows)), np.arange(stream.windows.num_windows))
     assert (first == second).mean() < 0.2
 
 
-def test_phases_differ(streams) -> None:
+def test_phases_have_different_batches(streams) -> None:
     first, second = streams(0, 0).batch(0), streams(0, 1).batch(0)
     assert not np.array_equal(first.input_ids, second.input_ids)
 
 
 @pytest.mark.parametrize('hosts', [1, 2, 4, 8])
-def test_the_slices_of_all_hosts_make_the_global_batch(tmp_path, hosts: int) -> None:
+def test_slices_of_all_hosts_form_the_global_batch(tmp_path, hosts: int) -> None:
     stream, size = _stream(tmp_path), 16 // hosts
     for step in (0, 3, 1000):
         parts = [stream.batch(step, slice(host * size, (host + 1) * size)) for host in range(hosts)]
         _assert_equal(_concatenate(parts), stream.batch(step))
 
 
-def test_a_step_is_the_same_whenever_it_is_asked_for(tmp_path) -> None:
+def test_batch_does_not_depend_on_the_request_order(tmp_path) -> None:
     first, second = _stream(tmp_path), _stream(tmp_path)
     forward = [first.batch(step) for step in range(40)]
     for step in np.random.default_rng(0).permutation(40):
@@ -124,7 +124,7 @@ def test_batch_size_does_not_change_the_rows(tmp_path) -> None:
     _assert_equal(_concatenate([small.batch(step) for step in range(8, 12)]), large.batch(2))
 
 
-def test_every_window_is_used_once_an_epoch_and_epochs_differ(tmp_path) -> None:
+def test_every_epoch_is_another_permutation_of_the_windows(tmp_path) -> None:
     stream = _stream(tmp_path)
     epochs = [stream._sampler.shuffle(np.arange(stream.num_rows) + epoch * stream.num_rows) for epoch in range(3)]
     for windows in epochs:
@@ -133,20 +133,20 @@ def test_every_window_is_used_once_an_epoch_and_epochs_differ(tmp_path) -> None:
     assert not np.array_equal(epochs[0], np.arange(stream.num_rows))
 
 
-def test_blocks_cover_every_row_too(tmp_path, monkeypatch) -> None:
+def test_shuffling_in_blocks_covers_every_row(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr('bert_jax.data.sampler._ROWS_IN_BLOCK', 37)
     stream = _stream(tmp_path)
     windows = stream._sampler.shuffle(np.arange(stream.num_rows))
     np.testing.assert_array_equal(np.sort(windows), np.arange(stream.num_rows))
 
 
-def test_seeds_differ(tmp_path) -> None:
+def test_seeds_give_different_batches(tmp_path) -> None:
     a, b = _stream(tmp_path, seed=0).batch(0), _stream(tmp_path, seed=1).batch(0)
     assert not np.array_equal(a.input_ids, b.input_ids)
 
 
 @pytest.mark.parametrize('pairing', ['nsp', 'sop', 'none'])
-def test_rows_have_the_original_layout(tmp_path, pairing: str) -> None:
+def test_rows_have_the_layout_of_the_original(tmp_path, pairing: str) -> None:
     data = Data(sequence_length=48, pairing=pairing)
     batch = _stream(tmp_path, data=data, batch_size=64).batch(0)
     for row in range(64):
@@ -163,7 +163,7 @@ def test_rows_have_the_original_layout(tmp_path, pairing: str) -> None:
         expected_types = (np.arange(48) > separators[0]) & (np.arange(48) < length)
         assert np.array_equal(batch.token_type_ids[row], expected_types.astype(int))
         parts = np.split(ids[1 : length - 1], [] if pairing == 'none' else [separators[0] - 1])
-        for part in parts:  # every sentence part is consecutive text
+        for part in parts:  # every segment is consecutive text
             text = part[part >= 10]
             assert np.array_equal(np.diff(text), np.ones(len(text) - 1))
         n = max(1, round(0.15 * length))
@@ -172,7 +172,7 @@ def test_rows_have_the_original_layout(tmp_path, pairing: str) -> None:
     assert np.all(weights == (0 if pairing == 'none' else 1)) and weights.shape == (64, 1)
 
 
-def test_ids_beyond_the_vocabulary_are_named(tmp_path) -> None:
+def test_ids_beyond_the_vocabulary_are_rejected(tmp_path) -> None:
     corpus = corpus_of(random_split(0), str(tmp_path))
     corpus.tokenizer = SimpleNamespace(**vars(TOKENIZER) | {'vocab_size': 50})
     with pytest.raises(BadInput, match="below the vocabulary's 50"):
@@ -180,7 +180,7 @@ def test_ids_beyond_the_vocabulary_are_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize('packing', [False, True])
-def test_an_evaluation_pass_sees_each_window_once_then_padding(tmp_path, packing: bool) -> None:
+def test_evaluation_reads_each_window_once_then_padding(tmp_path, packing: bool) -> None:
     stream = _stream(tmp_path, seed=None, data=Data(sequence_length=48, packing=packing))
     batches = [stream.batch(step) for step in range(len(stream))]
     real = sum(int(batch.next_sentence_weights.sum()) for batch in batches)
@@ -193,8 +193,8 @@ def test_an_evaluation_pass_sees_each_window_once_then_padding(tmp_path, packing
     _assert_equal(stream.batch(1), batches[1])
 
 
-def test_a_batch_is_as_long_as_the_shortest_bucket_that_its_rows_fit(streams) -> None:
-    """Against the lengths of the windows themselves; only a batch at a border holds rows of a shorter bucket."""
+def test_batch_has_the_shortest_length_its_rows_fit(streams) -> None:
+    """Compares with the lengths of the windows. Only the first batch of a bucket may hold rows of a shorter bucket."""
     lengths = (12, 24, 40, 48)
     plain, stream = streams(3, 0), streams(3, 0, bucket_lengths=lengths[:-1])
     needed = plain.windows.target + 3
@@ -213,7 +213,7 @@ def test_a_batch_is_as_long_as_the_shortest_bucket_that_its_rows_fit(streams) ->
     assert num_shorter <= 3 * 16 and slots < 0.95 * plain.num_rows * 48
 
 
-def test_an_evaluation_pass_has_no_buckets(tmp_path) -> None:
+def test_evaluation_has_no_buckets(tmp_path) -> None:
     data = Data(sequence_length=48, bucket_lengths=(16, 32))
     plain, bucketed = _stream(tmp_path, seed=None), _stream(tmp_path, seed=None, data=data)
     _assert_equal(bucketed.batch(1), plain.batch(1))

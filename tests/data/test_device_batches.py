@@ -1,4 +1,4 @@
-"""Batches on devices are the stream's, numbered by the step that they are for."""
+"""Device batches equal those of the stream, and come with the step that trains on them."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ MODEL, TRAIN = config.Bert(), config.Train(global_batch_size=8)
 STREAM = RandomRows(config.Data(sequence_length=16), 60, batch_size=8, seed=0)
 
 
-def test_batches_follow_one_another_from_any_step_split_over_data_and_fsdp() -> None:
+def test_batches_start_at_any_step_and_are_sharded() -> None:
     mesh = make_mesh(config.Mesh(data=2, fsdp=2), MODEL, TRAIN, jax.devices()[:4])
     found = list(device_batches(STREAM, mesh, 3, 5, position=lambda index: index + 10))
     assert [step for step, _ in found] == [4, 5]
@@ -22,6 +22,6 @@ def test_batches_follow_one_another_from_any_step_split_over_data_and_fsdp() -> 
             np.testing.assert_array_equal(ours, expected)
 
 
-def test_nothing_is_read_where_all_steps_are_done() -> None:
+def test_finished_run_reads_no_batch() -> None:
     mesh = make_mesh(config.Mesh(), MODEL, TRAIN, jax.devices()[:1])
     assert list(device_batches(STREAM, mesh, 5, 5)) == []

@@ -1,4 +1,4 @@
-"""Windows cover every document once; pairs have the original's distribution."""
+"""Windows cover every document once; pairs are distributed as in the original."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def _keys(seed: int, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize('pairing', ['nsp', 'sop', 'none'])
 @pytest.mark.parametrize('seed', range(3))
-def test_windows_tile_every_document_exactly_once(pairing: str, seed: int) -> None:
+def test_windows_cover_every_document_exactly_once(pairing: str, seed: int) -> None:
     split = random_split(seed, longest=150)  # some sentences are longer than a row
     data = Data(sequence_length=64, pairing=pairing)
     plan = plan_of(split, data)
@@ -33,13 +33,13 @@ def test_windows_tile_every_document_exactly_once(pairing: str, seed: int) -> No
     assert np.all(plan.start + plan.length <= bounds[document + 1])
 
 
-def test_short_sequences_are_as_frequent_as_the_config_says() -> None:
+def test_short_sequences_have_the_configured_frequency() -> None:
     rng = np.random.default_rng(0)
     sentences = np.concatenate([[0], np.cumsum(rng.integers(5, 20, 200_000))])
     split = MemorySplit(sentences, np.arange(0, 200_001, 1000))
     plan = plan_of(split, Data(sequence_length=64, short_sequence_probability=0.1))
     short = plan.target < max_tokens(Data(sequence_length=64))
-    # A target drawn from 2…61 is short in 59 of 60 cases; ends of documents add a little.
+    # A length sampled from 2…61 is short in 59 of 60 cases. The ends of documents add a few short windows.
     assert abs(short.mean() - 0.1 * 59 / 60) < 5 * np.sqrt(0.09 / len(short)) + 0.01
 
 
@@ -53,14 +53,14 @@ def _brute_force_truncate(a: int, b: int, limit: int) -> tuple[int, int]:
     return a, b
 
 
-def test_trimmed_lengths_equal_the_original_rule_for_all_small_lengths() -> None:
+def test_trimmed_lengths_match_the_original_for_all_small_lengths() -> None:
     cases = [(a, b, limit) for a in range(1, 18) for b in range(1, 18) for limit in range(2, 20)]
     a, b, limit = np.array(cases).T
     found = np.stack(_trimmed_lengths(a, b, limit), axis=1)
     np.testing.assert_array_equal(found, [_brute_force_truncate(*case) for case in cases])
 
 
-def test_half_of_the_next_sentences_are_random_and_from_another_document() -> None:
+def test_half_of_next_sentences_come_from_another_document() -> None:
     split, data = random_split(1, num_documents=200), Data(sequence_length=64)
     plan = plan_of(split, data)
     document_of_token = np.repeat(np.arange(200), np.diff(split.sentences[split.documents]))
@@ -81,8 +81,11 @@ def test_half_of_the_next_sentences_are_random_and_from_another_document() -> No
     assert abs(labels.mean() - 0.5) < 5 * 0.5 / np.sqrt(labels.size)
 
 
-def _guessed_labels(data: Data, *, only_short: bool = False, from_cuts: bool = False) -> float:
-    """How many next-sentence labels boosted trees guess from lengths, or from where B is cut, on examples not seen."""
+def _label_accuracy(data: Data, *, only_short: bool = False, from_cuts: bool = False) -> float:
+    """Returns the accuracy of boosted trees that predict next-sentence labels from lengths, or from cuts of B.
+
+    It is measured on held-out examples.
+    """
     rng = np.random.default_rng(7)
     counts = rng.integers(2, 30, 8000)  # sentences of each document
     split = MemorySplit(np.append(0, np.cumsum(rng.integers(3, 40, counts.sum()))), np.append(0, np.cumsum(counts)))
@@ -96,28 +99,28 @@ def _guessed_labels(data: Data, *, only_short: bool = False, from_cuts: bool = F
         features.append(np.stack([pairs.a_length, pairs.b_length, *cuts], axis=1))
     order = rng.permutation(len(labels))
     inputs, labels, half = np.concatenate(features)[order], labels[order], len(labels) // 2
-    assert half > 25_000  # a standard deviation of the share is 0.3%
+    assert half > 25_000  # the standard deviation of the accuracy is 0.3%
     trees = HistGradientBoostingClassifier(random_state=0).fit(inputs[:half], labels[:half])
     return trees.score(inputs[half:], labels[half:])
 
 
 @pytest.mark.parametrize('only_short', [False, True])
 def test_lengths_do_not_reveal_the_next_sentence_label(only_short: bool) -> None:
-    assert abs(_guessed_labels(Data(sequence_length=128), only_short=only_short) - 0.5) < 0.01
+    assert abs(_label_accuracy(Data(sequence_length=128), only_short=only_short) - 0.5) < 0.01
 
 
-def test_lengths_reveal_labels_where_a_random_sentence_fills_the_row() -> None:
-    assert _guessed_labels(Data(sequence_length=128, match_lengths=False), only_short=True) > 0.55
+def test_lengths_reveal_labels_without_matching_lengths() -> None:
+    assert _label_accuracy(Data(sequence_length=128, match_lengths=False), only_short=True) > 0.55
 
 
 @pytest.mark.parametrize('length', [128, 512])
-def test_cuts_reveal_little_of_the_next_sentence_label(length: int) -> None:
-    """Random text cut at the length of the true one would end inside a sentence, and tell 74 to 84% of the labels."""
-    assert _guessed_labels(Data(sequence_length=length), from_cuts=True) < 0.62
+def test_cuts_reveal_little_about_the_next_sentence_label(length: int) -> None:
+    """If random text were cut at the length of the true text, trees would predict 74 to 84% of the labels."""
+    assert _label_accuracy(Data(sequence_length=length), from_cuts=True) < 0.62
 
 
 def _partner_counts(split: MemorySplit, data: Data, window_of: int, seeds: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """How often each document is the partner of windows of one, and whether the sequences keep their planned length."""
+    """Returns how often each document is the partner of `window_of`, and which sequences have their planned length."""
     plan = plan_of(split, data)
     bounds = split.sentences[split.documents]
     windows = np.flatnonzero(plan.document_of == window_of)
@@ -132,7 +135,7 @@ def _partner_counts(split: MemorySplit, data: Data, window_of: int, seeds: int =
 
 
 @pytest.mark.parametrize('own', [0, 5, 11])
-def test_a_partner_is_any_other_document_with_equal_probability(own: int) -> None:
+def test_every_other_document_is_an_equally_likely_partner(own: int) -> None:
     split = MemorySplit(np.arange(0, 12 * 40 * 10 + 1, 10), np.arange(0, 12 * 40 + 1, 40))
     counts, is_full = _partner_counts(split, Data(sequence_length=32), own)
     assert counts[own] == 0 and is_full.all()
@@ -141,8 +144,8 @@ def test_a_partner_is_any_other_document_with_equal_probability(own: int) -> Non
     assert ((others - expected) ** 2 / expected).sum() < 37.4  # 10 degrees of freedom, p = 5e-5
 
 
-def test_a_partner_holds_what_the_planned_length_asks_for() -> None:
-    """Documents 0 to 5 are long, the others have 6 tokens: only a long one can fill a row, if A is not long itself."""
+def test_partner_is_long_enough_for_the_planned_length() -> None:
+    """Documents 0 to 5 are long, the others have 6 tokens. Only a long one can fill a row, unless A is long itself."""
     lengths = np.array([300] * 6 + [6] * 6)
     split = MemorySplit(np.arange(0, lengths.sum() + 1, 6), np.concatenate([[0], np.cumsum(lengths // 6)]))
     data = Data(sequence_length=64, short_sequence_probability=0.0, match_lengths=False)
@@ -153,14 +156,15 @@ def test_a_partner_holds_what_the_planned_length_asks_for() -> None:
     assert np.ptp(others) < 6 * np.sqrt(others.mean())
 
 
-def test_where_no_document_holds_enough_any_other_is_the_partner() -> None:
-    split = MemorySplit(np.arange(0, 12 * 6 + 100 + 1, 2), np.array([*range(0, 37, 3), 86]))  # 12 of 6, one of 100
+def test_any_document_is_a_partner_if_all_are_short() -> None:
+    # Twelve documents of 6 tokens and one of 100.
+    split = MemorySplit(np.arange(0, 12 * 6 + 100 + 1, 2), np.array([*range(0, 37, 3), 86]))
     counts, is_full = _partner_counts(split, Data(sequence_length=64, short_sequence_probability=0.0), 12)
     assert counts[12] == 0 and np.all(counts[:12] > 0)
     assert not is_full.all()
 
 
-def test_swapped_halves_are_the_same_text_in_the_other_order() -> None:
+def test_swapped_segments_are_the_same_text_in_reverse_order() -> None:
     split, data = random_split(3), Data(sequence_length=64, pairing='sop')
     plan = plan_of(split, data)
     pairs = make_pairs(plan, np.arange(plan.num_windows), _keys(0, plan.num_windows), data)
@@ -168,7 +172,7 @@ def test_swapped_halves_are_the_same_text_in_the_other_order() -> None:
     np.testing.assert_array_equal(in_order, pairs.label == 0)
 
 
-def test_trimming_takes_from_the_front_and_the_back_alike() -> None:
+def test_trimming_removes_from_front_and_back_equally_often() -> None:
     split = MemorySplit(np.array([0, 40, 80, 120, 160]), np.array([0, 2, 4]))
     data = Data(sequence_length=43, pairing='sop', short_sequence_probability=0.0)
     plan = plan_of(split, data)

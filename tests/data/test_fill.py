@@ -1,4 +1,4 @@
-"""How many sequences share a row follows from the corpus alone, and what is said of fuller rows is what they become."""
+"""The corpus alone decides how many sequences share a row, and suggested settings fill rows as predicted."""
 
 import dataclasses
 import json
@@ -31,14 +31,14 @@ TITLES = Data(sequence_length=128, pairing='none', packing=True)
 
 
 def split_of(num_documents: int, shortest: int, longest: int) -> MemorySplit:
-    """Documents of one sentence each."""
+    """Returns a split whose documents have one sentence each."""
     lengths = np.random.default_rng(0).integers(shortest, longest + 1, num_documents)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     return MemorySplit(bounds, np.arange(num_documents + 1))
 
 
 def share_of_plan(split: MemorySplit, data: Data) -> float:
-    """The share of the positions that hold tokens in the rows that are really planned."""
+    """Returns the fraction of positions that hold tokens in the planned rows."""
     planned = plan_of(split, data)
     targets = planned.target + num_special_tokens(data)
     lengths = np.array(config.row_lengths(data))
@@ -56,7 +56,7 @@ def share_of_plan(split: MemorySplit, data: Data) -> float:
         (random_split(3, 300), Data(sequence_length=64, pairing='sop', packing=True)),
     ],
 )
-def test_chosen_sequences_fill_rows_as_well_as_any_number(split: MemorySplit, data: Data) -> None:
+def test_chosen_number_of_sequences_fills_rows_best(split: MemorySplit, data: Data) -> None:
     chosen = num_sequences(sample_lengths(split, data), data)
     shares = {
         e: share_of_plan(split, dataclasses.replace(data, max_sequences=e)) for e in (chosen // 2, chosen, 65_536)
@@ -66,7 +66,7 @@ def test_chosen_sequences_fill_rows_as_well_as_any_number(split: MemorySplit, da
     assert num_sequences(sample_lengths(split, data), data) == chosen
 
 
-def test_short_titles_are_packed_by_more_than_four_at_a_time() -> None:
+def test_more_than_four_short_titles_share_a_row() -> None:
     split = split_of(3000, 2, 8)
     old, new = (fill_of(split, dataclasses.replace(TITLES, max_sequences=e)) for e in (-1, 0))
     assert old is not None and new is not None
@@ -83,7 +83,7 @@ def test_short_titles_are_packed_by_more_than_four_at_a_time() -> None:
         dataclasses.replace(TITLES, max_sequences=4),
     ],
 )
-def test_every_suggestion_is_a_valid_setting_that_fills_rows_as_it_says(data: Data) -> None:
+def test_suggested_settings_are_valid_and_fill_rows_as_predicted(data: Data) -> None:
     split = split_of(3000, 2, 8)
     found = fill_of(split, data)
     assert found is not None and len(found.better) >= 2
@@ -98,7 +98,7 @@ def test_every_suggestion_is_a_valid_setting_that_fills_rows_as_it_says(data: Da
         assert share_of_plan(split, settled) == pytest.approx(share, abs=1e-9), flags
 
 
-def test_a_large_split_is_sampled_evenly_and_always_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_split_is_sampled_evenly_and_deterministically(monkeypatch: pytest.MonkeyPatch) -> None:
     short, long = split_of(2000, 2, 5), split_of(2000, 40, 60)
     sentences = np.concatenate([short.sentences, short.num_tokens + long.sentences[1:]])
     split = MemorySplit(sentences, np.arange(4001))
@@ -109,14 +109,14 @@ def test_a_large_split_is_sampled_evenly_and_always_alike(monkeypatch: pytest.Mo
     assert sampled[0][:10].sum() / sampled[0].sum() == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_stream_that_is_opened_alone_chooses_as_a_run_does(tmp_path: Path) -> None:
+def test_stream_chooses_the_same_number_as_a_run(tmp_path: Path) -> None:
     corpus = corpus_of(split_of(3000, 2, 8), str(tmp_path))
     stream = CorpusStream(corpus, TITLES, 'train', batch_size=4, seed=0)
     assert stream.data == resolve_max_sequences(Config(data=TITLES), corpus.train).data
     assert stream.batch(0).cls_positions.shape == (4, stream.data.max_sequences)
 
 
-def test_phases_share_the_number_of_the_one_that_needs_most() -> None:
+def test_phases_share_the_largest_number_of_sequences() -> None:
     phases = tuple(config.Phase(sequence_length=length) for length in (32, 128))
     run, split = Config(data=TITLES, phases=phases), split_of(3000, 2, 8)
     each = [num_sequences(sample_lengths(split, phase.data), phase.data) for phase in run.in_phases]
@@ -127,7 +127,7 @@ def test_phases_share_the_number_of_the_one_that_needs_most() -> None:
 
 
 def _recorded(directory: Path, values: dict[str, Any]) -> Config:
-    """Makes a workdir of a run as `train` does; the config of the run."""
+    """Writes the workdir of a run as `train` does; returns the config of the run."""
     streams = open_streams(as_config(values))
     identity.write(
         str(directory / 'run'), streams.config, streams.tokenizer, identity.fingerprint(streams.config, streams)
@@ -135,11 +135,11 @@ def _recorded(directory: Path, values: dict[str, Any]) -> Config:
     return streams.config
 
 
-def test_a_workdir_records_the_number_and_is_resumed_with_or_without_the_config(tmp_path: Path) -> None:
+def test_number_recorded_in_a_workdir_is_used_on_resume(tmp_path: Path) -> None:
     values = prepared(tmp_path, data__packing=True)
     run = _recorded(tmp_path, values)
     assert run.data.max_sequences >= 4
-    for name in ('data.max_sequences', 'data.packing'):  # the first is chosen again
+    for name in ('data.max_sequences', 'data.packing'):  # without a recorded number, it is chosen again
         begun = identity.with_recorded_defaults(as_config(values), str(tmp_path / 'run'), [name])
         assert (begun.data.max_sequences == 0) == (name == 'data.max_sequences')
     loaded = identity.load_config(str(tmp_path / 'run'))
@@ -151,20 +151,20 @@ def test_a_workdir_records_the_number_and_is_resumed_with_or_without_the_config(
 
 
 @pytest.mark.parametrize('packing', [True, False])
-def test_an_older_workdir_keeps_the_rule_that_it_was_begun_with(
+def test_workdir_of_an_earlier_version_keeps_its_rule(
     tmp_path: Path, capsys: pytest.CaptureFixture, packing: bool
 ) -> None:
     values = prepared(tmp_path, data__packing=packing)
     _recorded(tmp_path, values | {'data.max_sequences': -1})  # what earlier versions recorded
     resumed = identity.with_recorded_defaults(as_config(values), str(tmp_path / 'run'))
-    assert not capsys.readouterr().err  # nothing that the user has to know
+    assert not capsys.readouterr().err  # the user need not know
     streams = open_streams(resumed)
     assert streams.config.data.max_sequences == -1
     assert identity.fingerprint(streams.config, streams) == identity.load_fingerprint(str(tmp_path / 'run'))
     assert streams.train[0].batch(0).cls_positions.shape[1] == (4 if packing else 1)
 
 
-def test_a_sweep_that_is_run_again_finds_its_own_workdirs(tmp_path: Path) -> None:
+def test_repeated_sweep_accepts_its_own_workdirs(tmp_path: Path) -> None:
     for packing in (True, False):
         directory = tmp_path / str(packing)
         directory.mkdir()
@@ -176,7 +176,7 @@ def test_a_sweep_that_is_run_again_finds_its_own_workdirs(tmp_path: Path) -> Non
 # --- Commands. ---
 
 
-def test_prepare_and_plan_use_the_number_of_the_corpus(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_prepare_and_plan_use_the_number_for_the_corpus(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     values = prepared(tmp_path, data__packing=True)
     run = as_config(values)
     assert main(['bert_jax', 'prepare', *as_flags(values), '--json']) == 0

@@ -1,4 +1,4 @@
-"""Masking has the original's distribution and exact totals."""
+"""Masks are distributed as in the original, and their totals are exact."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def _mask(seed: int, num_rows: int = 256, num_positions: int = 64, num_predictio
 
 
 @pytest.mark.parametrize('rate', [0.15, 0.4])
-def test_counts_are_exact_and_positions_are_candidates(rate: float) -> None:
+def test_counts_are_exact_and_only_candidates_are_masked(rate: float) -> None:
     ids, candidates, lengths, masked = _mask(0, rate=rate)
     wanted = [max(1, round(rate * n)) for n in lengths]
     expected = np.minimum(np.minimum(wanted, candidates.sum(axis=1)), 12)
@@ -54,7 +54,7 @@ def test_counts_are_exact_and_positions_are_candidates(rate: float) -> None:
         assert not masked.ids[row][~real].any() and not masked.positions[row][~real].any()
 
 
-def test_replacements_are_80_10_10_and_the_random_ones_uniform() -> None:
+def test_replacements_are_80_10_10_and_random_tokens_uniform() -> None:
     same = became_mask = total = 0
     randoms = []
     for seed in range(60):
@@ -75,7 +75,7 @@ def test_replacements_are_80_10_10_and_the_random_ones_uniform() -> None:
 
 @pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
 @pytest.mark.parametrize('exclude', [True, False])
-def test_special_and_unused_tokens_are_neither_predicted_nor_drawn(kind: str, exclude: bool, tmp_path) -> None:
+def test_special_and_unused_tokens_are_never_predicted_or_sampled(kind: str, exclude: bool, tmp_path) -> None:
     tokenizer = _with_unused_tokens(kind, tmp_path)
     vocabulary = MaskVocabulary.of(tokenizer, Masking(exclude_special=exclude))
     special = {index for index, token in enumerate(tokenizer.tokens) if token.startswith(('[', '<'))}
@@ -113,7 +113,7 @@ def _with_unused_tokens(kind: str, directory: Path) -> Tokenizer:
     return load_tokenizer(str(directory / 'small.model'), lowercase=True, strip_accents=False)
 
 
-def test_every_candidate_is_drawn_equally_often() -> None:
+def test_every_candidate_is_masked_equally_often() -> None:
     ids = np.full((20_000, 30), 7, np.int32)
     candidates = np.zeros(ids.shape, bool)
     candidates[:, 1:21] = True
@@ -133,7 +133,7 @@ def test_every_candidate_is_drawn_equally_often() -> None:
     assert ((counts[1:21] - expected) ** 2 / expected).sum() < 60
 
 
-def test_a_row_without_candidates_gets_no_prediction() -> None:
+def test_row_without_candidates_gets_no_prediction() -> None:
     masked = mask_tokens(
         np.zeros((2, 8), np.int32),
         np.zeros((2, 8), bool),
@@ -147,7 +147,7 @@ def test_a_row_without_candidates_gets_no_prediction() -> None:
 
 
 def _mask_units(unit: str, seed: int, num_rows: int = 128, num_predictions: int = 12):
-    """Rows of two runs of text each, with words of 1 to about 5 tokens."""
+    """Returns rows with two runs of text each, whose words have 1 to about 5 tokens."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(5, 65, num_rows)
     place = np.arange(64)
@@ -167,7 +167,7 @@ def _mask_units(unit: str, seed: int, num_rows: int = 128, num_predictions: int 
 
 
 def _words(ids: np.ndarray, candidates: np.ndarray) -> list[list[int]]:
-    """Positions of each word of a row: the original's rule, a token at a time."""
+    """Returns the positions of each word of a row, by the original's rule, one token at a time."""
     words: list[list[int]] = []
     for place in range(len(ids)):
         if candidates[place]:
@@ -180,7 +180,7 @@ def _words(ids: np.ndarray, candidates: np.ndarray) -> list[list[int]]:
 
 @pytest.mark.parametrize('unit', ['word', 'ngram'])
 @pytest.mark.parametrize('seed', range(8))
-def test_words_are_masked_whole_and_never_pass_n(unit: str, seed: int) -> None:
+def test_words_are_masked_whole_within_the_limit(unit: str, seed: int) -> None:
     ids, candidates, lengths, masked = _mask_units(unit, seed)
     for row in range(len(ids)):
         drawn = set(masked.positions[row][masked.weights[row] > 0].tolist())
@@ -189,12 +189,12 @@ def test_words_are_masked_whole_and_never_pass_n(unit: str, seed: int) -> None:
         words = _words(ids[row], candidates[row])
         assert all(drawn.isdisjoint(word) or drawn.issuperset(word) for word in words)
         assert drawn <= {place for word in words for place in word}
-        if unit == 'word':  # nothing that fits is left out
+        if unit == 'word':  # every word that fits is masked
             assert all(len(word) > n - len(drawn) for word in words if drawn.isdisjoint(word))
 
 
 def _original_words(words: list[list[int]], n: int, rng: np.random.Generator) -> set[int]:
-    """`create_masked_lm_predictions` of the original with whole words."""
+    """`create_masked_lm_predictions` of the original, with whole-word masking."""
     drawn: set[int] = set()
     for number in rng.permutation(len(words)):
         if len(drawn) + len(words[number]) <= n:
@@ -202,7 +202,7 @@ def _original_words(words: list[list[int]], n: int, rng: np.random.Generator) ->
     return drawn
 
 
-def test_each_word_is_drawn_as_often_as_by_the_original() -> None:
+def test_words_are_masked_as_often_as_by_the_original() -> None:
     rng = np.random.default_rng(0)
     sizes = [1, 3, 1, 2, 5, 1, 2, 1, 4, 1, 1, 2]
     ids = np.zeros((1, 64), np.int32)
@@ -230,8 +230,8 @@ def test_each_word_is_drawn_as_often_as_by_the_original() -> None:
     assert abs(masked.weights.sum() / rows - theirs.sum()) < 0.03
 
 
-def test_ngrams_have_one_to_three_words_in_proportion_to_one_over_n() -> None:
-    """The chance that the word i of a run begins an n-gram obeys u(i) = sum over n of p(n) u(i - n)."""
+def test_ngram_lengths_have_frequencies_proportional_to_one_over_n() -> None:
+    """The probability that word i of a run begins an n-gram obeys u(i) = sum over n of p(n) u(i - n)."""
     rows, num_words = 40_000, 10
     ids = np.full((rows, 32), 7, np.int32)
     ids[:, 2:22:2] = 5  # words of two tokens
@@ -249,7 +249,7 @@ def test_ngrams_have_one_to_three_words_in_proportion_to_one_over_n() -> None:
 
 
 @pytest.mark.parametrize('unit', ['token', 'word', 'ngram'])
-def test_sequences_of_one_row_are_masked_each_for_itself(unit: str) -> None:
+def test_sequences_of_one_row_are_masked_independently(unit: str) -> None:
     rows, bounds = 500, [0, 30, 41, 64]
     rng = np.random.default_rng(1)
     ids = rng.integers(5, VOCAB, (rows, 64)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Packed rows keep their limits, use every window once, and give each sequence the loss that it has alone."""
+"""Packed rows respect their limits, use every window once, and do not change the loss of a sequence."""
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def _pack(lengths: np.ndarray, capacity: int, max_predictions: int, max_sequence
     max_sequences=st.integers(1, 6),
     block=st.sampled_from([7, 1000]),
 )
-def test_every_window_stands_in_one_row_and_no_row_passes_a_limit(
+def test_every_window_is_in_one_row_within_its_limits(
     lengths: list[int], max_predictions: int, max_sequences: int, block: int
 ) -> None:
     lengths = np.array(lengths, np.int64)
@@ -49,8 +49,8 @@ def test_every_window_stands_in_one_row_and_no_row_passes_a_limit(
         assert np.ptp(order[low:high] // block) == 0
 
 
-def test_rows_are_as_full_as_best_fit_decreasing_makes_them() -> None:
-    """The textbook's algorithm, a window at a time, with room for the predictions as the only other limit."""
+def test_rows_are_as_full_as_with_best_fit_decreasing() -> None:
+    """Compares with the textbook algorithm, one window at a time, with the same limits on predictions and sequences."""
     lengths = np.clip(np.random.default_rng(0).lognormal(4, 1, 1500).astype(int), 4, 256)
     order, rows, needed = _pack(lengths, 256, 38, 8)
     left: list[list[int]] = []  # space, predictions, sequences
@@ -63,7 +63,7 @@ def test_rows_are_as_full_as_best_fit_decreasing_makes_them() -> None:
     assert len(rows) - 1 <= len(left) + 1
 
 
-def test_documents_of_mixed_lengths_fill_99_percent_of_512_positions() -> None:
+def test_documents_of_mixed_lengths_fill_99_percent_of_positions() -> None:
     rng = np.random.default_rng(1)
     documents = np.clip(rng.lognormal(5.5, 0.8, 20_000).astype(int), 10, 5000)
     windows = np.concatenate([[512] * (n // 512) + [max(n % 512, 5)] for n in documents])
@@ -71,7 +71,7 @@ def test_documents_of_mixed_lengths_fill_99_percent_of_512_positions() -> None:
     assert windows.sum() / 512 / (len(rows) - 1) >= 0.99
 
 
-def test_rows_stand_in_the_order_of_their_first_window() -> None:
+def test_rows_are_ordered_by_their_first_window() -> None:
     lengths = np.random.default_rng(2).integers(4, 40, 500)
     order, rows, _ = _pack(lengths, 40, 9, 6)
     first = np.minimum.reduceat(order, rows[:-1])
@@ -90,14 +90,14 @@ def _stream(directory: str, batch_size: int = 16, **fields: object) -> CorpusStr
 
 
 def _unpacked(batch: Batch) -> tuple[Batch, np.ndarray, np.ndarray]:
-    """Each packed sequence in a row of its own, and where it was: ([K] row, [K] number)."""
-    rows, numbers = np.nonzero(
+    """Returns the batch with one sequence per row, and the row and index in it of each sequence, [K] and [K]."""
+    rows, indices = np.nonzero(
         (batch.sequence_ids[:, :, None] == np.arange(1, 1 + batch.cls_positions.shape[1])).any(1)
     )
     out = {name: [] for name in Batch._fields}
-    for row, number in zip(rows, numbers, strict=True):
-        where = np.flatnonzero(batch.sequence_ids[row] == number + 1)
-        assert np.all(np.diff(where) == 1) and batch.cls_positions[row, number] == where[0]
+    for row, index in zip(rows, indices, strict=True):
+        where = np.flatnonzero(batch.sequence_ids[row] == index + 1)
+        assert np.all(np.diff(where) == 1) and batch.cls_positions[row, index] == where[0]
         for name in ('input_ids', 'token_type_ids', 'sequence_ids', 'position_ids'):
             alone = np.zeros(batch.input_ids.shape[1], np.int32)
             alone[: len(where)] = getattr(batch, name)[row, where]
@@ -107,19 +107,19 @@ def _unpacked(batch: Batch) -> tuple[Batch, np.ndarray, np.ndarray]:
         out['masked_lm_ids'].append(np.where(mine, batch.masked_lm_ids[row], 0))
         out['masked_lm_weights'].append(mine.astype(np.float32))
         out['cls_positions'].append([0])
-        out['next_sentence_labels'].append([batch.next_sentence_labels[row, number]])
-        out['next_sentence_weights'].append([batch.next_sentence_weights[row, number]])
-    return Batch(*(np.array(out[name]) for name in Batch._fields)), rows, numbers
+        out['next_sentence_labels'].append([batch.next_sentence_labels[row, index]])
+        out['next_sentence_weights'].append([batch.next_sentence_weights[row, index]])
+    return Batch(*(np.array(out[name]) for name in Batch._fields)), rows, indices
 
 
 @pytest.mark.parametrize('pairing', ['nsp', 'sop', 'none'])
-def test_each_packed_sequence_is_laid_out_as_if_alone(tmp_path, pairing: str) -> None:
+def test_packed_sequence_has_the_layout_of_an_unpacked_one(tmp_path, pairing: str) -> None:
     stream = _stream(str(tmp_path), batch_size=64, pairing=pairing)
     batch = stream.batch(0)
-    alone, rows, numbers = _unpacked(batch)
-    assert numbers.max() >= 2 and batch.cls_positions.shape == (64, config.max_sequences(stream.data))
+    alone, rows, indices = _unpacked(batch)
+    assert indices.max() >= 2 and batch.cls_positions.shape == (64, config.max_sequences(stream.data))
     num_real = (batch.sequence_ids > 0).sum()
-    assert (alone.sequence_ids > 0).sum() == num_real  # nothing stands outside of the sequences
+    assert (alone.sequence_ids > 0).sum() == num_real  # no token is outside a sequence
     assert np.all((batch.masked_lm_weights > 0).sum(axis=1) <= config.num_predictions(stream.data))
     for row in range(len(rows)):
         ids, length = alone.input_ids[row].copy(), int(alone.sequence_ids[row].sum())
@@ -138,11 +138,11 @@ def test_each_packed_sequence_is_laid_out_as_if_alone(tmp_path, pairing: str) ->
     assert np.all(batch.next_sentence_weights.sum() == (0 if pairing == 'none' else len(rows)))
 
 
-def test_losses_of_packed_sequences_equal_the_unpacked_ones(tmp_path) -> None:
+def test_losses_of_packed_and_unpacked_sequences_are_equal(tmp_path) -> None:
     stream = _stream(str(tmp_path), batch_size=8)
     packed = stream.batch(0)
     packed = packed._replace(**{name: getattr(packed, name) % 500 for name in ('input_ids', 'masked_lm_ids')})
-    alone, rows, numbers = _unpacked(packed)
+    alone, rows, indices = _unpacked(packed)
     assert len(rows) > 8
     size = config.Bert(
         num_layers=2,
@@ -156,7 +156,7 @@ def test_losses_of_packed_sequences_equal_the_unpacked_ones(tmp_path) -> None:
 
     @jax.jit
     def losses(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """([B, P], [B, E]) losses of the predictions and of the pairs."""
+        """Returns the losses of the predictions, [B, P], and of the pairs, [B, E]."""
         model = model_of(params, size, 500)
         hidden = model.encode(batch.inputs)
         logits = (
@@ -169,14 +169,14 @@ def test_losses_of_packed_sequences_equal_the_unpacked_ones(tmp_path) -> None:
     packed_mlm, packed_nsp = map(np.asarray, losses(packed))
     alone_mlm, alone_nsp = map(np.asarray, losses(alone))
     assert np.ptp(alone_nsp) > 0.1
-    for k, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+    for k, (row, index) in enumerate(zip(rows, indices, strict=True)):
         real = alone.masked_lm_weights[k] > 0
         np.testing.assert_allclose(packed_mlm[row][real], alone_mlm[k][real], atol=1e-5)
-        np.testing.assert_allclose(packed_nsp[row, number], alone_nsp[k, 0], atol=1e-5)
+        np.testing.assert_allclose(packed_nsp[row, index], alone_nsp[k, 0], atol=1e-5)
 
 
-def test_an_epoch_of_packed_rows_uses_every_window_once(tmp_path) -> None:
-    """Without pairs every text token of a row tells its own place, so windows can be counted in the batches."""
+def test_epoch_of_packed_rows_uses_every_window_once(tmp_path) -> None:
+    """Without pairs, every text token is its own position in the split, so windows can be counted in the batches."""
     stream = _stream(str(tmp_path), pairing='none', masking=Masking(rate=0.01))
     seen = []
     for step in range(len(stream)):

@@ -1,4 +1,4 @@
-"""Permutations by key: exact, and none more likely than another."""
+"""Keys select permutations, all of which are equally likely."""
 
 import itertools
 
@@ -16,17 +16,17 @@ def test_every_key_gives_a_permutation(size: int) -> None:
             np.testing.assert_array_equal(np.sort(found), np.arange(size))
 
 
-def test_a_place_goes_where_it_goes_whatever_is_asked_with_it() -> None:
+def test_permuted_position_does_not_depend_on_other_positions() -> None:
     keys = random.fold_in(3, np.arange(500) % 7)
-    places, sizes = np.arange(500) % 90, 90 + np.arange(500) % 11
-    together = random.permute(places, sizes, keys, limit=100)
-    alone = [random.permute(places[i : i + 1], sizes[i : i + 1], keys[i : i + 1], limit=100)[0] for i in range(500)]
+    positions, sizes = np.arange(500) % 90, 90 + np.arange(500) % 11
+    together = random.permute(positions, sizes, keys, limit=100)
+    alone = [random.permute(positions[i : i + 1], sizes[i : i + 1], keys[i : i + 1], limit=100)[0] for i in range(500)]
     np.testing.assert_array_equal(together, alone)
 
 
-def test_all_permutations_of_four_are_alike_often() -> None:
+def test_all_permutations_of_four_are_equally_frequent() -> None:
     keys = random.fold_in(1, np.arange(24_000))
-    found = np.stack([random.permute(np.full(24_000, place), 4, keys, limit=4) for place in range(4)], axis=1)
+    found = np.stack([random.permute(np.full(24_000, position), 4, keys, limit=4) for position in range(4)], axis=1)
     codes = found @ 4 ** np.arange(4)
     counts = np.array([(codes == np.dot(order, 4 ** np.arange(4))).sum() for order in itertools.permutations(range(4))])
     assert counts.sum() == 24_000
@@ -34,10 +34,10 @@ def test_all_permutations_of_four_are_alike_often() -> None:
 
 
 @pytest.mark.parametrize('size', [6, 33, 1000])
-def test_each_place_goes_everywhere_alike_often_and_neighbours_part(size: int) -> None:
+def test_positions_and_distances_of_neighbours_are_uniform(size: int) -> None:
     num_keys = 20 * size
     keys = random.fold_in(2, np.arange(num_keys))
-    first, second = (random.permute(np.full(num_keys, place), size, keys, limit=size) for place in (0, 1))
+    first, second = (random.permute(np.full(num_keys, position), size, keys, limit=size) for position in (0, 1))
     counts = np.bincount(first, minlength=size)
     gaps = np.bincount((second - first) % size, minlength=size)[1:]
     for found, expected in ((counts, 20), (gaps, num_keys / (size - 1))):

@@ -1,4 +1,4 @@
-"""The stream of records has the promises of the stream of a corpus; masks are new each epoch, or as stored."""
+"""A stream of records has the properties of a corpus stream; masks are resampled each epoch, or as stored."""
 
 import dataclasses
 import os
@@ -26,9 +26,9 @@ def cache(tmp_path: Path, monkeypatch) -> Path:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A directory of records in three files, and a vocabulary."""
-    for number in range(3):
-        write_records(tmp_path / f'part-{number}.tfrecord', RECORDS[number * 50 : number * 50 + 50])
+    """Writes three files of 50 records each and a vocabulary; returns their directory."""
+    for index in range(3):
+        write_records(tmp_path / f'part-{index}.tfrecord', RECORDS[index * 50 : index * 50 + 50])
     write_vocabulary(tmp_path / 'vocab.txt')
     return tmp_path
 
@@ -48,7 +48,7 @@ def _open(directory: Path, **settings: object) -> Streams:
 
 
 def _restored(batch: Batch) -> list[list[int]]:
-    """The original tokens of each row, from what the model is asked to predict."""
+    """Returns the original tokens of each row: the masked batch with its labels put back."""
     ids = batch.input_ids.copy()
     rows, slots = np.nonzero(batch.masked_lm_weights)
     ids[rows, batch.masked_lm_positions[rows, slots]] = batch.masked_lm_ids[rows, slots]
@@ -61,7 +61,7 @@ def _assert_equal(first: Batch, second: Batch) -> None:
         np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-def test_masks_as_stored_are_the_batch_that_was_written(files: Path) -> None:
+def test_stored_masks_are_used_unchanged_without_remask(files: Path) -> None:
     stream = _open(files, remask=False).train[0]
     by_original = {tuple(ids): record for ids, record in zip(ORIGINALS, RECORDS, strict=True)}
     seen = 0
@@ -87,7 +87,7 @@ def test_masks_as_stored_are_the_batch_that_was_written(files: Path) -> None:
     assert seen == len(RECORDS)
 
 
-def test_tokens_are_restored_and_masked_anew_each_epoch(files: Path) -> None:
+def test_tokens_are_restored_and_masks_resampled_each_epoch(files: Path) -> None:
     stream = _open(files).train[0]
     masks: list[dict[tuple, tuple]] = [{}, {}]
     for step in range(2 * len(stream)):
@@ -96,7 +96,7 @@ def test_tokens_are_restored_and_masked_anew_each_epoch(files: Path) -> None:
             count = int(batch.masked_lm_weights[row].sum())
             assert count == max(1, round(0.15 * len(original)))
             positions = batch.masked_lm_positions[row][:count].tolist()
-            assert all(original[place] not in (CLS, SEP) for place in positions)
+            assert all(original[position] not in (CLS, SEP) for position in positions)
             masks[step // len(stream)][tuple(original)] = tuple(positions)
     assert masks[0].keys() == masks[1].keys() == {tuple(ids) for ids in ORIGINALS}
     stored = {tuple(ids): tuple(r['masked_lm_positions']) for ids, r in zip(ORIGINALS, RECORDS, strict=True)}
@@ -104,7 +104,7 @@ def test_tokens_are_restored_and_masked_anew_each_epoch(files: Path) -> None:
         assert sum(masks[0][ids] == other[ids][: len(masks[0][ids])] for ids in masks[0]) < 30
 
 
-def test_a_mask_that_no_label_resolves_is_never_predicted(files: Path) -> None:
+def test_mask_token_without_a_label_is_never_predicted(files: Path) -> None:
     records = [record | {'masked_lm_weights': [0.0] * 5} for record in RECORDS[:50]]
     write_records(files / 'part-0.tfrecord', records)
     stream = _open(files, source=f'tfrecord:{files}/part-0.tfrecord').train[0]
@@ -114,7 +114,7 @@ def test_a_mask_that_no_label_resolves_is_never_predicted(files: Path) -> None:
 
 
 @pytest.mark.parametrize('remask', [True, False])
-def test_a_step_is_the_same_whoever_asks_and_whenever(files: Path, remask: bool) -> None:
+def test_batch_is_a_function_of_its_step(files: Path, remask: bool) -> None:
     first, again = _open(files, remask=remask).train[0], _open(files, remask=remask).train[0]
     for step in (31, 0, 7, 1_000_000):
         whole = first.batch(step)
@@ -125,23 +125,23 @@ def test_a_step_is_the_same_whoever_asks_and_whenever(files: Path, remask: bool)
     assert not np.array_equal(other.input_ids, first.batch(0).input_ids)
 
 
-def test_copies_with_other_masks_fall_on_the_same_side(files: Path) -> None:
-    """As `dupe_factor` makes them; and each record is on one side."""
+def test_copies_with_other_masks_are_in_one_split(files: Path) -> None:
+    """Such copies are what `dupe_factor` of the original writes."""
     rng = np.random.default_rng(5)
     copies = [mask(rng, ids, record['segment_ids'].index(1) - 1, 32, 5) for ids, record in zip(ORIGINALS, RECORDS)]  # noqa: B905
     write_records(files / 'part-copies.tfrecord', copies)
     streams = _open(files, validation_fraction=0.2)
-    sides = []
+    splits = []
     for stream in (streams.train[0], streams.validation[0]):
         rows = [row for step in range(len(stream)) for row in _restored(stream.batch(step)) if row]
-        sides.append([tuple(row) for row in rows[: stream.num_rows]])
-    train, validation = sides
+        splits.append([tuple(row) for row in rows[: stream.num_rows]])
+    train, validation = splits
     assert not set(train) & set(validation)
     assert len(train) + len(validation) == 300 and 30 < len(validation) < 90
     assert all(validation.count(row) == 2 for row in validation)
 
 
-def test_an_evaluation_pass_sees_each_record_once_with_the_same_masks(files: Path) -> None:
+def test_evaluation_reads_each_record_once_with_fixed_masks(files: Path) -> None:
     write_records(files / 'held-out.tfrecord', make_records(9, 23)[0])
     settings = {'validation_source': f'tfrecord:{files}/held-out.tfrecord'}
     stream, again = _open(files, **settings).validation[0], _open(files, **settings, seed=4).validation[0]
@@ -155,7 +155,7 @@ def test_an_evaluation_pass_sees_each_record_once_with_the_same_masks(files: Pat
         _assert_equal(again.batch(step), batch)
 
 
-def test_unigram_counts_are_of_the_original_tokens(files: Path) -> None:
+def test_unigram_counts_are_of_unmasked_tokens(files: Path) -> None:
     write_records(files / 'held-out.tfrecord', RECORDS)
     streams = _open(files, source=f'tfrecord:{files}/part-0.tfrecord', validation_source=f'tfrecord:{files}/held-out*')
     tokens = [token for ids in ORIGINALS for token in ids if token not in (CLS, SEP)]
@@ -173,8 +173,8 @@ def test_lengths_are_inferred_from_the_records(files: Path) -> None:
     assert _open(files, remask=False).train[0].batch(0).masked_lm_ids.shape == (10, 9)
 
 
-def test_a_vocabulary_may_have_its_special_tokens_anywhere(files: Path) -> None:
-    """Rows are filled up with [PAD] as the vocabulary numbers it."""
+def test_vocabulary_may_have_special_tokens_anywhere(files: Path) -> None:
+    """Rows are padded with the id that [PAD] has in the vocabulary."""
     lines = (files / 'vocab.txt').read_text().splitlines()
     lines[0], lines[7] = lines[7], lines[0]
     (files / 'vocab.txt').write_text('\n'.join(lines) + '\n')
@@ -182,7 +182,7 @@ def test_a_vocabulary_may_have_its_special_tokens_anywhere(files: Path) -> None:
     assert (batch.input_ids[batch.sequence_ids == 0] == 7).all()
 
 
-def test_what_a_run_is_known_by_is_content(files: Path, tmp_path: Path) -> None:
+def test_content_hash_depends_on_content_and_not_on_paths(files: Path, tmp_path: Path) -> None:
     first = _open(files)
     elsewhere = tmp_path / 'elsewhere'
     elsewhere.mkdir()
@@ -194,7 +194,7 @@ def test_what_a_run_is_known_by_is_content(files: Path, tmp_path: Path) -> None:
     assert _open(files, validation_fraction=0.1).content_hash != first.content_hash
 
 
-def test_the_index_is_built_once_and_again_for_a_file_that_changed(files: Path, monkeypatch) -> None:
+def test_index_is_cached_and_only_changed_files_scanned_again(files: Path, monkeypatch) -> None:
     scanned = []
     scan = record_set._scan
     monkeypatch.setattr(record_set, '_scan', lambda path: scanned.append(Path(path).name) or scan(path))
@@ -207,7 +207,7 @@ def test_the_index_is_built_once_and_again_for_a_file_that_changed(files: Path, 
     assert len(open_records(source, progress=False)) == 107 and scanned[3:] == ['part-1.tfrecord']
 
 
-def test_an_index_made_by_several_processes_is_the_same(files: Path, monkeypatch, tmp_path: Path) -> None:
+def test_index_built_by_several_processes_is_the_same(files: Path, monkeypatch, tmp_path: Path) -> None:
     source = f'tfrecord:{files}/part-*.tfrecord'
     alone = open_records(source, progress=False)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'other'))
@@ -219,7 +219,7 @@ def test_an_index_made_by_several_processes_is_the_same(files: Path, monkeypatch
         np.testing.assert_array_equal(ours.hashes, theirs.hashes)
 
 
-def test_a_record_that_changes_after_it_was_indexed_is_named(files: Path) -> None:
+def test_record_changed_after_indexing_is_reported(files: Path) -> None:
     stream, path = _open(files).train[0], files / 'part-0.tfrecord'
     status, content = path.stat(), bytearray(path.read_bytes())
     start = len(serialize(RECORDS[0])) + 16
@@ -273,7 +273,7 @@ def _without_labels(directory: Path) -> None:
         (None, {'validation_source': 'tfrecord:{}/part-2*'}, ('validation_source', 'part-2.tfrecord holds')),
     ],
 )
-def test_what_cannot_work_is_told_with_its_mend(files: Path, cache: Path, damage, settings: dict, words: tuple) -> None:
+def test_unusable_input_is_rejected_with_a_fix(files: Path, cache: Path, damage, settings: dict, words: tuple) -> None:
     if damage:
         damage(files)
     settings = {name: v.format(files) if isinstance(v, str) else v for name, v in settings.items()}
@@ -285,7 +285,7 @@ def test_what_cannot_work_is_told_with_its_mend(files: Path, cache: Path, damage
         assert not list(cache.rglob('*.partial'))
 
 
-def test_files_without_a_record_are_passed_over_unless_all_are(files: Path) -> None:
+def test_empty_files_are_skipped_unless_all_are_empty(files: Path) -> None:
     for name in ('part-0', 'part-3'):
         (files / f'{name}.tfrecord').write_bytes(b'')
     streams = _open(files, validation_fraction=0.1)
@@ -303,7 +303,7 @@ def test_records_without_labels_train_without_pairs(files: Path) -> None:
     assert not batch.next_sentence_weights.any() and not batch.next_sentence_labels.any()
 
 
-def test_a_missing_vocabulary_and_mixed_sources_are_told(files: Path) -> None:
+def test_missing_vocabulary_and_mixed_sources_are_rejected(files: Path) -> None:
     run = _config(files)
     with pytest.raises(BadInput, match='tokenizer.path: is empty'):
         open_streams(dataclasses.replace(run, tokenizer=config.Tokenizer()))

@@ -1,4 +1,4 @@
-"""Batches that are passed over: every later step reads what comes next, no batch twice, none lost."""
+"""Skipped batches: each later step reads the next remaining batch, none is read twice and none is lost."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,14 +9,14 @@ WINDOW = st.tuples(st.integers(0, 1), st.integers(0, 30), st.integers(1, 8)).map
 
 
 @given(st.lists(WINDOW, max_size=6), st.integers(0, 1))
-def test_steps_read_the_batches_that_are_left_in_order(windows: list[tuple[int, int, int]], phase: int) -> None:
-    left_out = {batch for number, first, stop in windows if number == phase for batch in range(first, stop)}
-    left = [batch for batch in range(200) if batch not in left_out]
-    assert [position(merged(windows), phase, step) for step in range(100)] == left[:100]
+def test_steps_read_the_remaining_batches_in_order(windows: list[tuple[int, int, int]], phase: int) -> None:
+    skipped = {batch for index, first, stop in windows if index == phase for batch in range(first, stop)}
+    remaining = [batch for batch in range(200) if batch not in skipped]
+    assert [position(merged(windows), phase, step) for step in range(100)] == remaining[:100]
 
 
 @given(st.lists(WINDOW, max_size=4), st.integers(0, 19), st.integers(1, 10))
-def test_after_a_roll_back_the_batches_read_since_are_left_out_too(
+def test_rollback_also_skips_batches_read_since_the_checkpoint(
     windows: list[tuple[int, int, int]], start: int, num_steps: int
 ) -> None:
     before, stop = merged(windows), min(start + num_steps, 20)

@@ -1,4 +1,4 @@
-"""Every field decodes to what other libraries wrote; damaged bytes are named, whatever they are."""
+"""Every field decodes to what other libraries wrote; any damage is reported with its file and offset."""
 
 import struct
 import tracemalloc
@@ -36,7 +36,7 @@ def _assert_as_written(examples: Examples, records: list[Record]) -> None:
 
 
 def _renamed(record: Record) -> Record:
-    """The names of the TensorFlow Model Garden."""
+    """Returns the record with the field names of the TensorFlow Model Garden."""
     names = {'input_ids': 'input_word_ids', 'segment_ids': 'input_type_ids'}
     return {names.get(name, name): values for name, values in record.items()}
 
@@ -52,7 +52,7 @@ def _without_weights(record: Record) -> Record:
 
 
 @pytest.mark.parametrize('variant', [dict, _renamed, _unpadded, _without_weights])
-def test_every_field_decodes_to_what_was_written(tmp_path: Path, variant) -> None:
+def test_every_field_decodes_to_the_written_values(tmp_path: Path, variant) -> None:
     path = write_records(tmp_path / 'records', [variant(record) for record in RECORDS])
     examples = _read(path)
     _assert_as_written(examples, RECORDS)
@@ -71,8 +71,8 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes([number << 3 | 2]) + _varint(len(content)) + content
 
 
-def _by_hand(record: Record, integers: Callable[[list], bytes], floats: Callable[[list], bytes]) -> bytes:
-    """An example whose lists are encoded by the functions given."""
+def _encoded(record: Record, integers: Callable[[list], bytes], floats: Callable[[list], bytes]) -> bytes:
+    """Serializes an example whose lists `integers` and `floats` encode."""
     entries = b''
     for name, values in record.items():
         kind, content = (2, floats(values)) if name == 'masked_lm_weights' else (3, integers(values))
@@ -97,19 +97,19 @@ def _in_two_parts(values: list) -> bytes:
 
 
 @pytest.mark.parametrize('encode', [_packed, _unpacked, _in_two_parts])
-def test_lists_decode_in_every_encoding_that_protocol_buffers_allow(encode) -> None:
-    records = [_by_hand(record, encode, encode) for record in RECORDS]
+def test_lists_decode_in_every_protocol_buffer_encoding(encode) -> None:
+    records = [_encoded(record, encode, encode) for record in RECORDS]
     _assert_as_written(decode(records, [('file', 0)] * len(records)), RECORDS)
 
 
-def test_a_number_that_is_cut_off_does_not_run_into_the_next_record() -> None:
+def test_truncated_number_does_not_extend_into_the_next_record() -> None:
     def cut(values: list) -> bytes:
         return _field(1, b''.join(map(_varint, values))[:-1] + b'\x83')
 
-    places = [('file', 10), ('file', 20), ('file', 30)]
-    records = [serialize(RECORDS[0]), _by_hand(RECORDS[1], cut, _packed), serialize(RECORDS[2])]
+    positions = [('file', 10), ('file', 20), ('file', 30)]
+    records = [serialize(RECORDS[0]), _encoded(RECORDS[1], cut, _packed), serialize(RECORDS[2])]
     with pytest.raises(BadInput, match='file, byte 20: input_ids holds an impossible id'):
-        decode(records, places)
+        decode(records, positions)
 
 
 def _changed(**changes: list | None) -> bytes:
@@ -141,7 +141,7 @@ def _changed(**changes: list | None) -> bytes:
         (b'\xff\xff\xff', 'is not a tf.train.Example'),
     ],
 )
-def test_a_record_that_is_no_example_is_named_by_file_and_offset(tmp_path: Path, data: bytes, words: str) -> None:
+def test_invalid_record_is_reported_by_file_and_offset(tmp_path: Path, data: bytes, words: str) -> None:
     first = serialize(RECORDS[0])
     path = write_frames(tmp_path / 'records', [first, data])
     with pytest.raises(BadInput) as error:
@@ -150,7 +150,7 @@ def test_a_record_that_is_no_example_is_named_by_file_and_offset(tmp_path: Path,
     assert f'{path}, byte {len(first) + 16}:' in str(error.value)
 
 
-def _head(length: int) -> bytes:
+def _header(length: int) -> bytes:
     packed = struct.pack('<Q', length)
     return packed + struct.pack('<I', masked_crc32c(packed))
 
@@ -165,10 +165,10 @@ def _head(length: int) -> bytes:
         (lambda frames: frames[0] + frames[1][:-30] + b'?' + frames[1][-29:], 1, 'checksum of the data'),
         (lambda frames: frames[0] + frames[1][:-1] + b'?', 1, 'checksum of the data'),
         (lambda frames: b'not a record, but a text of some length', 0, 'is not a TFRecord file'),
-        (lambda frames: _head(1 << 40), 0, 'claims to have 1,099,511,627,776 bytes'),
+        (lambda frames: _header(1 << 40), 0, 'claims to have 1,099,511,627,776 bytes'),
     ],
 )
-def test_a_damaged_file_is_named_by_offset(tmp_path: Path, damage, offset: int, words: str) -> None:
+def test_damaged_file_is_reported_by_offset(tmp_path: Path, damage, offset: int, words: str) -> None:
     path = write_records(tmp_path / 'records', RECORDS[:2])
     content = path.read_bytes()
     cut = len(serialize(RECORDS[0])) + 16
@@ -179,7 +179,7 @@ def test_a_damaged_file_is_named_by_offset(tmp_path: Path, damage, offset: int, 
 
 
 @pytest.mark.parametrize('magic, fix', [(b'\x1f\x8b\x08', 'gunzip -k'), (b'\x28\xb5\x2f\xfd', 'zstd -d')])
-def test_a_compressed_file_is_refused_with_the_command_that_unpacks_it(tmp_path: Path, magic: bytes, fix: str) -> None:
+def test_compressed_file_is_rejected_with_the_command_to_decompress(tmp_path: Path, magic: bytes, fix: str) -> None:
     (tmp_path / 'records').write_bytes(magic + bytes(100))
     with pytest.raises(BadInput, match=f'{fix} {tmp_path}/records'):
         _read(tmp_path / 'records')
@@ -190,13 +190,13 @@ SERIALIZED = [serialize(record) for record in RECORDS[:4]]
 
 @settings(max_examples=300, deadline=None)
 @given(
-    number=st.integers(0, 3),
+    index=st.integers(0, 3),
     edits=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 9), st.binary(max_size=9)), max_size=4),
 )
-def test_any_bytes_are_an_example_or_bad_input(number: int, edits: list[tuple[int, int, bytes]]) -> None:
-    data = SERIALIZED[number]
-    for place, removed, inserted in edits:
-        data = data[:place] + inserted + data[place + removed :]
+def test_any_bytes_are_an_example_or_bad_input(index: int, edits: list[tuple[int, int, bytes]]) -> None:
+    data = SERIALIZED[index]
+    for position, removed, inserted in edits:
+        data = data[:position] + inserted + data[position + removed :]
     try:
         examples = decode([data], [('file', 7)])
     except BadInput as error:
@@ -208,7 +208,7 @@ def test_any_bytes_are_an_example_or_bad_input(number: int, edits: list[tuple[in
 
 @settings(max_examples=200, deadline=None)
 @given(content=st.binary(max_size=200))
-def test_any_file_is_records_or_bad_input(tmp_path_factory, content: bytes) -> None:
+def test_any_bytes_are_records_or_bad_input(tmp_path_factory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / 'any'
     path.write_bytes(content)
     if content:
@@ -216,9 +216,9 @@ def test_any_file_is_records_or_bad_input(tmp_path_factory, content: bytes) -> N
             _read(path)
 
 
-def test_memory_is_not_given_to_a_promise(tmp_path: Path) -> None:
-    """A head that promises the largest record, its checksum right, and no data behind it."""
-    (tmp_path / 'head').write_bytes(_head(1 << 20) + b'data')
+def test_announced_size_without_data_takes_no_memory(tmp_path: Path) -> None:
+    """The header has a valid checksum and announces the largest record, but no data follow."""
+    (tmp_path / 'head').write_bytes(_header(1 << 20) + b'data')
     tracemalloc.start()
     with pytest.raises(BadInput, match='ends within a record of 1,048,576 bytes'):
         _read(tmp_path / 'head')

@@ -1,4 +1,4 @@
-"""A plan is the same however it is made: in parts of any size, by several at once, beside a corpus or not."""
+"""The index of windows is the same whatever the block size, with concurrent builders, and in any directory."""
 
 import concurrent.futures
 import dataclasses
@@ -27,7 +27,7 @@ def _assert_equal(first: windows.WindowIndex, second: windows.WindowIndex) -> No
 
 
 @pytest.mark.parametrize('pairing, packing', [('nsp', False), ('sop', True), ('none', True), ('none', False)])
-def test_a_plan_made_in_parts_of_any_size_is_the_same(monkeypatch, pairing: str, packing: bool) -> None:
+def test_index_does_not_depend_on_the_block_size(monkeypatch, pairing: str, packing: bool) -> None:
     split, data = random_split(3, longest=90), Data(sequence_length=48, pairing=pairing, packing=packing)
     whole = plan_of(split, data)
     for size in (1, 40, 333):
@@ -35,7 +35,7 @@ def test_a_plan_made_in_parts_of_any_size_is_the_same(monkeypatch, pairing: str,
         _assert_equal(plan_of(split, data), whole)
 
 
-def test_documents_are_ranked_by_their_lengths(monkeypatch) -> None:
+def test_documents_are_ordered_by_length(monkeypatch) -> None:
     split = random_split(1, num_documents=300, longest=6)
     monkeypatch.setattr(windows, '_SENTENCES_AT_ONCE', 50)
     plan = plan_of(split, Data(sequence_length=48))
@@ -44,7 +44,7 @@ def test_documents_are_ranked_by_their_lengths(monkeypatch) -> None:
     assert plan.num_holding.tolist() == [int((lengths >= n).sum()) for n in range(46)]
 
 
-def test_planning_takes_memory_that_does_not_grow_with_the_corpus(tmp_path, monkeypatch) -> None:
+def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(windows, '_SENTENCES_AT_ONCE', 1000)
     monkeypatch.setattr(windows, 'WINDOWS_IN_BLOCK', 1000)
     peaks = []
@@ -58,7 +58,7 @@ def test_planning_takes_memory_that_does_not_grow_with_the_corpus(tmp_path, monk
     assert peaks[1] < 1.2 * peaks[0] + 100_000, peaks
 
 
-def test_processes_that_plan_at_the_same_time_end_with_one_plan(tmp_path) -> None:
+def test_concurrent_processes_end_with_one_index(tmp_path) -> None:
     split, data = random_split(0), Data(sequence_length=48)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         plans = list(pool.map(lambda _: windows.load_windows(str(tmp_path), 'train', split, data), range(4)))
@@ -67,7 +67,7 @@ def test_processes_that_plan_at_the_same_time_end_with_one_plan(tmp_path) -> Non
     assert len(list((tmp_path / 'plans').iterdir())) == 1
 
 
-def test_what_a_killed_planner_left_is_removed_a_day_later_and_not_before(tmp_path) -> None:
+def test_leftovers_of_killed_builders_are_removed_after_a_day(tmp_path) -> None:
     windows.load_windows(str(tmp_path), 'train', random_split(0), Data(sequence_length=48))
     [plan] = (tmp_path / 'plans').iterdir()
     old, new = (plan.with_name(f'.{plan.name}.{number:012x}.partial') for number in range(2))
@@ -82,9 +82,7 @@ def test_what_a_killed_planner_left_is_removed_a_day_later_and_not_before(tmp_pa
 
 
 @pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_unwritable_corpus_puts_its_plan_elsewhere_and_full_disk_is_reported(
-    tmp_path, monkeypatch, number: int
-) -> None:
+def test_unwritable_corpus_is_indexed_elsewhere_but_full_disk_reported(tmp_path, monkeypatch, number: int) -> None:
     split, data = random_split(0), Data(sequence_length=48)
     expected = plan_of(split, data)
 

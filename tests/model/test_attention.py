@@ -1,4 +1,4 @@
-"""Kernels that keep the scores on the chip compute what the reference does; here they are interpreted on a CPU."""
+"""Fused attention kernels, interpreted on a CPU, compute the same as the reference."""
 
 import functools
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _packed() -> np.ndarray:
-    """Three sequences and padding; one sequence and padding."""
+    """Returns sequence ids, [B, L]: a row of three sequences and a row of one, both with padding."""
     ids = np.zeros((ROWS, LENGTH), np.int32)
     ids[0, :50], ids[0, 50:90], ids[0, 90:120], ids[1, :77] = 1, 2, 3, 1
     return ids
@@ -36,7 +36,7 @@ def _packed() -> np.ndarray:
 def _outputs(
     platform: str, size: int, rate: float, dtype: str, split: Callable[[Callable], Callable] = lambda attend: attend
 ) -> list[np.ndarray]:
-    """[B, L, D] of the real positions: what comes out, and the gradients of q, k, v for one that is 0 in padding."""
+    """Returns the output and the gradients of q, k and v, [B, L, D] each, zero in padding."""
     ids, rows = _packed(), jnp.arange(3, 3 + ROWS, dtype=jnp.uint32)
     real = ids[..., None] > 0
     rng = np.random.default_rng(0)
@@ -60,12 +60,12 @@ def _outputs(
 @pytest.mark.parametrize(
     'platform, size, rate, dtype, within',
     [
-        ('tpu', 64, 0.1, 'float32', 1e-5),  # two heads in a tile, three blocks of queries
+        ('tpu', 64, 0.1, 'float32', 1e-5),  # two heads per tile, four blocks of queries
         ('tpu', 128, 0.0, 'bfloat16', 0.02),
         ('gpu', 64, 0.0, 'bfloat16', 0.02),
     ],
 )
-def test_a_kernel_computes_what_the_reference_does_on_packed_rows(
+def test_kernels_match_the_reference_on_packed_rows(
     interpreted: None, monkeypatch: pytest.MonkeyPatch, platform: str, size: int, rate: float, dtype: str, within: float
 ) -> None:
     monkeypatch.setattr(tpu_attention, '_SCORES', 32 * LENGTH)
@@ -73,8 +73,8 @@ def test_a_kernel_computes_what_the_reference_does_on_packed_rows(
         assert np.abs(found - expected).max() < within * np.abs(expected).max()
 
 
-def test_heads_split_over_tensor_are_the_heads_of_the_whole(interpreted: None) -> None:
-    """As a step has them: rows by hand (`shard_map`), heads by XLA, made again for the backward pass."""
+def test_heads_split_over_tensor_give_the_same_result(interpreted: None) -> None:
+    """As in a training step: `shard_map` splits rows, XLA splits heads, and the backward pass recomputes."""
     whole = _outputs('tpu', 64, 0.1, 'float32')
     mesh = jax.make_mesh((2, 2), ('data', 'tensor'), (AxisType.Auto,) * 2, devices=jax.devices()[:4])
     rows, heads = PartitionSpec('data'), NamedSharding(mesh, PartitionSpec(None, None, 'tensor'))
@@ -97,7 +97,7 @@ def test_heads_split_over_tensor_are_the_heads_of_the_whole(interpreted: None) -
         ('gpu', 128, 'bfloat16', 0.1, 'attention_dropout_rate=0.0'),
     ],
 )
-def test_without_a_kernel_auto_runs_the_reference_and_fused_is_refused(
+def test_without_a_kernel_auto_runs_plain_and_fused_is_rejected(
     monkeypatch: pytest.MonkeyPatch, platform: str, length: int, dtype: str, rate: float, fix: str
 ) -> None:
     monkeypatch.setattr(attention, 'target_platform', lambda: platform)
@@ -109,7 +109,7 @@ def test_without_a_kernel_auto_runs_the_reference_and_fused_is_refused(
         run('fused')
 
 
-def test_the_mesh_says_which_platform_is_compiled_for() -> None:
+def test_mesh_decides_the_target_platform() -> None:
     assert target_platform() == jax.default_backend()
     with jax.sharding.use_abstract_mesh(_tpus('data')):
         assert target_platform() == 'tpu'
@@ -119,7 +119,7 @@ def test_the_mesh_says_which_platform_is_compiled_for() -> None:
     assert seen == ['cpu']
 
 
-def test_a_mesh_of_absent_tpus_gets_their_kernel() -> None:
+def test_mesh_of_absent_tpus_compiles_the_tpu_kernel() -> None:
     def attend(x: jax.Array, ids: jax.Array) -> jax.Array:
         return attention.attend(x, x, x, ids, HEADS, 0.0, None, 'fused', True)
 
@@ -131,6 +131,6 @@ def test_a_mesh_of_absent_tpus_gets_their_kernel() -> None:
 
 
 def _tpus(axis: str) -> AbstractMesh:
-    """Two TPUs along an axis, none of which is here."""
+    """Returns a mesh of two TPUs along an axis; this machine needs none."""
     device = AbstractDevice('TPU v5 lite', num_cores=1, platform='tpu')
     return AbstractMesh((2,), (axis,), (AxisType.Auto,), abstract_device=device)

@@ -1,4 +1,4 @@
-"""The model is the original BERT: compared with the reference implementation in float32."""
+"""The model is the original BERT: outputs, sizes, initial weights and dropout."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ VOCAB = 211
 
 
 def _params(seed: int = 0) -> nnx.State:
-    """Parameters away from their initial zeros and ones, so that a swapped bias shows."""
+    """Returns parameters that differ from their initial zeros and ones, so that a swapped bias changes the output."""
     params = nnx.state(BertForPreTraining(MODEL, VOCAB, nnx.Rngs(seed)), nnx.Param)
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def test_logits_equal_the_reference_with_padding(tmp_path) -> None:
     assert np.all(np.asarray(mlm)[..., VOCAB:] == -np.inf)
 
 
-def test_weights_survive_the_way_out_and_in_bit_for_bit(tmp_path) -> None:
+def test_written_and_read_weights_are_bit_identical(tmp_path) -> None:
     params = _params()
     hugging_face.write_model(tmp_path, params, MODEL, VOCAB, pad_id=0)
     again, model, vocab_size = hugging_face.read_model(tmp_path)
@@ -74,10 +74,10 @@ def test_weights_survive_the_way_out_and_in_bit_for_bit(tmp_path) -> None:
     'scan_layers, remat',
     [
         *[(False, 'none'), (True, 'dots'), (False, 'full')],
-        *(pytest.param(*how, marks=pytest.mark.slow) for how in [(True, 'none'), (False, 'dots'), (True, 'full')]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(True, 'none'), (False, 'dots'), (True, 'full')]),
     ],
 )
-def test_how_it_is_run_does_not_change_what_it_computes(scan_layers: bool, remat: str) -> None:
+def test_scan_and_remat_do_not_change_the_gradients(scan_layers: bool, remat: str) -> None:
     params = _params()
     ids = jnp.arange(32).reshape(2, 16)
     ones, key = jnp.ones_like(ids), DropoutKey(jnp.uint32(3), jnp.arange(2, dtype=jnp.uint32))
@@ -95,13 +95,13 @@ def test_how_it_is_run_does_not_change_what_it_computes(scan_layers: bool, remat
 
 
 @pytest.mark.parametrize('size, published', [('base', 110_106_428), ('large', 336_226_108), ('tiny', 4_433_468)])
-def test_parameter_counts_are_the_published_ones(size: str, published: int) -> None:
+def test_parameter_counts_equal_the_published_ones(size: str, published: int) -> None:
     resolved = config.resolve(config.bert(size))
     assert num_parameters(resolved.model, 30522) == published
 
 
 @pytest.mark.compiles
-def test_sizes_have_as_many_parameters_as_in_the_reference() -> None:
+def test_sizes_have_as_many_parameters_as_the_reference() -> None:
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
     for size in ('mini', 'small', 'medium', 'large', 'L2_H768', 'L12_H128'):
@@ -117,7 +117,7 @@ def test_sizes_have_as_many_parameters_as_in_the_reference() -> None:
         assert num_parameters(config.resolve(config.bert(size)).model, 30522) == reference.num_parameters(), size
 
 
-def test_initial_weights_are_the_originals_truncated_normal() -> None:
+def test_initial_weights_are_truncated_normal_as_in_the_original() -> None:
     draws = np.asarray(truncated_normal(0.02)(jax.random.key(0), (1000, 1000)))
     assert np.abs(draws).max() <= 0.04
     # The standard deviation of a unit normal cut at +-2 is 0.87962566.
@@ -125,7 +125,7 @@ def test_initial_weights_are_the_originals_truncated_normal() -> None:
     assert abs(draws.mean()) < 1e-4
 
 
-def test_dropout_keeps_the_right_share_everywhere_and_is_independent() -> None:
+def test_dropout_keeps_the_expected_share_independently_everywhere() -> None:
     rate, rows, shape = 0.1, 64, (64, 32, 64)
     kept = []
     for step in range(8):
@@ -139,12 +139,12 @@ def test_dropout_keeps_the_right_share_everywhere_and_is_independent() -> None:
         spread = np.sqrt(0.09 / (total / share.size))
         assert np.abs(share - 0.9).max() < 5.5 * spread
     centred = kept - 0.9
-    for axis in range(4):  # neighbours along every dim are uncorrelated
+    for axis in range(4):  # neighbours along every axis are uncorrelated
         a, b = np.moveaxis(centred, axis, 0)[:-1], np.moveaxis(centred, axis, 0)[1:]
         assert abs((a * b).mean() / 0.09) < 5 / np.sqrt(a.size)
 
 
-def test_dropout_of_a_row_depends_on_its_global_number_only() -> None:
+def test_dropout_of_a_row_depends_only_on_its_global_index() -> None:
     x = jnp.ones((8, 4, 6))
     key = DropoutKey(jnp.uint32(5), jnp.arange(8, dtype=jnp.uint32), 1)
     whole = dropout(x, 0.5, key, site=2)

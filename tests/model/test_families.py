@@ -1,4 +1,4 @@
-"""ModernBERT and EuroBERT equal `transformers` number for number (torch, float32, eager attention)."""
+"""ModernBERT and EuroBERT match `transformers` (torch, float32, eager attention) in every value and gradient."""
 
 import dataclasses
 import functools
@@ -103,7 +103,7 @@ def _table(model: ModernBert | EuroBert) -> list[Tensor]:
 
 
 def _named(params: nnx.State, model: ModernBert | EuroBert) -> dict[str, np.ndarray]:
-    """Parameters or gradients by the reference's names."""
+    """Returns parameters or gradients by the reference's names."""
     return to_tensors(params, model, VOCAB, _table(model))
 
 
@@ -118,7 +118,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     model = MODELS[request.param]
     params = nnx.state(_build(model), nnx.Param)
     leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(0)  # away from initial zeros and ones, so that a swapped bias shows
+    rng = np.random.default_rng(0)  # a swapped bias changes the output
     params = tree.unflatten([leaf + 0.03 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
     reference = _reference_of(model)
     weights = {name: torch.tensor(value) for name, value in _named(params, model).items()}
@@ -129,7 +129,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 
 def _inputs(seed: int) -> tuple[Inputs, np.ndarray, np.ndarray]:
-    """(rows of different lengths, positions to predict [B, P], their labels)."""
+    """Returns rows of different lengths, positions to predict, [B, P], and their labels."""
     rng = np.random.default_rng(seed)
     position = np.arange(L)
     present = (position < np.array(LENGTHS)[:, None]).astype(np.int32)
@@ -179,7 +179,7 @@ def test_logits_loss_and_all_gradients_equal_the_reference(pair: Pair) -> None:
     assert ours.keys() == gradients.keys()
     for name, gradient in gradients.items():
         ours_of_it = ours[name]
-        if name.endswith(('k_proj.bias', 'Wqkv.bias')):  # that of the keys is zero but for rounding
+        if name.endswith(('k_proj.bias', 'Wqkv.bias')):  # the gradient of the keys' bias is zero up to rounding
             assert np.abs(ours_of_it - gradient.numpy()).max() < 1e-7
         else:
             _assert_close(ours_of_it, gradient, name)
@@ -202,7 +202,7 @@ def test_output_of_every_layer_equals_the_reference(pair: Pair) -> None:
 
 
 def _first_layers(pair: Pair, num_layers: int) -> Any:
-    """The encoder without its upper layers."""
+    """Returns the encoder without its upper layers."""
     model = dataclasses.replace(pair.model, num_layers=num_layers)
     if isinstance(pair.model, ModernBert):
         model = dataclasses.replace(model, layer_types=pair.model.kinds[:num_layers])

@@ -1,4 +1,4 @@
-"""A stack of layers of several kinds gives the same whether scanned, unrolled or applied one by one."""
+"""A stack of mixed layers gives the same output scanned, unrolled, or applied layer by layer."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Attention in blocks equals the reference with a window's mask, values and gradients."""
+"""Block-local attention equals full attention with a window mask, in values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ ROWS, NUM_HEADS, HEAD_SIZE = 2, 3, 8
 
 
 def _masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, ids: np.ndarray, radius: int) -> jax.Array:
-    """Every score of a row, those out of sight left out of the softmax."""
+    """Computes all scores of a row and masks those outside the window before the softmax."""
     q, k, v = (x.reshape(*x.shape[:2], NUM_HEADS, HEAD_SIZE).transpose(0, 2, 1, 3) for x in (q, k, v))
     position = np.arange(ids.shape[1])
     sees = np.abs(position[:, None] - position) <= radius
@@ -45,7 +45,7 @@ def test_values_and_gradients_equal_masked_attention(length: int, radius: int) -
         np.testing.assert_allclose(a, b, atol=5e-6)
 
 
-def test_dropout_keeps_the_mean_and_depends_on_the_row_alone() -> None:
+def test_dropout_keeps_the_mean_and_depends_only_on_the_row() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((8, 64, NUM_HEADS * HEAD_SIZE)).astype(np.float32) for _ in range(3))
     ids = np.ones((8, 64), np.int32)

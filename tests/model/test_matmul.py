@@ -1,4 +1,4 @@
-"""Matmuls are what numpy says, in value and gradient, in forms that XLA has fast kernels for."""
+"""Matmuls equal those of NumPy in value and gradient, and compile to XLA's fast kernels."""
 
 import re
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def _is_near(found: jax.Array, expected: np.ndarray, dtype: str) -> bool:
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
 @pytest.mark.parametrize('leading, num_in, num_out', [((4, 6), 16, 40), ((5, 3), 40, 16), ((7,), 8, 8), ((1,), 3, 5)])
-def test_project(
+def test_project_equals_numpy_in_value_and_gradient(
     monkeypatch: pytest.MonkeyPatch, leading: tuple[int, ...], num_in: int, num_out: int, platform: str, dtype: str
 ) -> None:
     monkeypatch.setattr(matmul_module, 'target_platform', lambda: platform)
@@ -50,7 +50,7 @@ def test_project(
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('sizes', [(6, 4, 8), (5, 3, 7)])
-def test_matmul(sizes: tuple[int, int, int], dtype: str) -> None:
+def test_matmul_equals_numpy_in_value_and_gradient(sizes: tuple[int, int, int], dtype: str) -> None:
     m, k, n = sizes
     x, y, gradient = _random(2, 3, m, k), _random(2, 3, k, n), _random(2, 3, m, n)
     out, pull = jax.vjp(jax.jit(matmul), jnp.asarray(x, dtype), jnp.asarray(y, dtype))
@@ -62,22 +62,22 @@ def test_matmul(sizes: tuple[int, int, int], dtype: str) -> None:
 
 
 @pytest.mark.parametrize('axes', [(0, 2, 1, 3), (0, 2, 3, 1), (3, 0, 1, 2)])
-def test_transposition_in_memory_is_a_transposition(axes: tuple[int, ...]) -> None:
+def test_transpose_in_memory_equals_numpy(axes: tuple[int, ...]) -> None:
     x = np.arange(2 * 6 * 5 * 3).reshape(2, 6, 5, 3)
     np.testing.assert_array_equal(jax.jit(cpu.transpose, static_argnums=1)(x, axes), x.transpose(axes))
 
 
-def _types_of_factors(run: Callable, *arguments: jax.Array) -> set[str]:
-    """Of all matmuls in the compiled program."""
+def _operand_types(run: Callable, *arguments: jax.Array) -> set[str]:
+    """Returns the operand types of all matmuls in the compiled program."""
     text = jax.jit(run).lower(*arguments).compile().as_text()
     types = dict(re.findall(r'([\w.-]+)(?:: | = )(\w+)\[', text))
     return {types[name] for pair in re.findall(r' dot\(%([\w.-]+), %([\w.-]+)\)', text) for name in pair}
 
 
-def test_bfloat16_stays_bfloat16_on_a_cpu() -> None:
-    """XLA computes a matmul in float32, at half the speed, if it sees that a factor is transposed."""
+def test_bfloat16_operands_stay_bfloat16_on_a_cpu() -> None:
+    """XLA would compute a matmul with a visibly transposed operand in float32, at half the speed."""
     x, kernel = jnp.ones((4, 64, 128), 'bfloat16'), jnp.ones((128, 256), 'bfloat16')
-    if _types_of_factors(lambda x, w: jnp.matmul(x[0], w, preferred_element_type=jnp.float32), x, kernel) != {'bf16'}:
+    if _operand_types(lambda x, w: jnp.matmul(x[0], w, preferred_element_type=jnp.float32), x, kernel) != {'bf16'}:
         pytest.skip('XLA has no bfloat16 matmul for this processor')
 
     def layer(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -87,4 +87,4 @@ def test_bfloat16_stays_bfloat16_on_a_cpu() -> None:
         out = cpu.transpose(matmul(weights, cpu.transpose(inner, (0, 2, 1, 3))).astype('bfloat16'), (0, 2, 1, 3))
         return jnp.square(project(out.reshape(4, 64, 256), kernel.T, jnp.zeros(128), 'bfloat16', 'bfloat16')).sum()
 
-    assert _types_of_factors(jax.grad(layer, (0, 1)), x, kernel) == {'bf16'}
+    assert _operand_types(jax.grad(layer, (0, 1)), x, kernel) == {'bf16'}

@@ -1,8 +1,8 @@
-"""The model is the original BERT, number for number: against the reference implementation (torch, float32).
+"""The model matches the reference implementation of BERT (torch, float32).
 
-Every intermediate value, both losses, every gradient, and ten optimiser steps. Bounds are relative to the largest
-magnitude in a tensor. The gradient of an attention key bias is zero in exact arithmetic (softmax does not see a
-constant), so it is compared absolutely.
+Compares every intermediate value, both losses, every gradient, and ten optimizer steps. Bounds are relative to the
+largest magnitude in a tensor. The gradient of an attention key bias is zero in exact arithmetic, because softmax
+ignores constants, so it is compared absolutely.
 """
 
 import dataclasses
@@ -50,20 +50,20 @@ SIZES = [_model(2, 128, 2), _model(4, 64, 4), _model(1, 192, 3)]
 
 
 def _batch(seed: int) -> Batch:
-    """Rows of different lengths, two segments, a filler prediction in each row."""
+    """Returns rows of different lengths with two segments and one padding prediction each."""
     rng = np.random.default_rng(seed)
     lengths = np.array([L, 13, 20, 27])
-    place = np.arange(L)
-    present = (place < lengths[:, None]).astype(np.int32)
+    position = np.arange(L)
+    present = (position < lengths[:, None]).astype(np.int32)
     positions = np.stack([rng.permutation(np.arange(1, length - 1))[:P] for length in lengths]).astype(np.int32)
     weights = np.ones((B, P), np.float32)
     weights[:, -1], positions[:, -1] = 0, 0
     ids = np.where(present, rng.integers(5, VOCAB, (B, L)), 0).astype(np.int32)
     return Batch(
         input_ids=ids,
-        token_type_ids=((place >= lengths[:, None] // 2) * present).astype(np.int32),
+        token_type_ids=((position >= lengths[:, None] // 2) * present).astype(np.int32),
         sequence_ids=present,
-        position_ids=(place * present).astype(np.int32),
+        position_ids=(position * present).astype(np.int32),
         masked_lm_positions=positions,
         masked_lm_ids=rng.integers(5, VOCAB, (B, P)).astype(np.int32),
         masked_lm_weights=weights,
@@ -74,7 +74,7 @@ def _batch(seed: int) -> Batch:
 
 
 class Pair(NamedTuple):
-    """Our parameters, and the reference with the same weights, its dropout off."""
+    """Our parameters, and the reference with the same weights and without dropout."""
 
     model: config.Model
     params: nnx.State
@@ -98,7 +98,7 @@ def _initial(model: config.Model) -> nnx.State:
 def _make_pair(model: config.Model, directory: Path) -> Pair:
     params = _initial(model)
     leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(0)  # away from initial zeros and ones, so that a swapped bias shows
+    rng = np.random.default_rng(0)  # a swapped bias changes the output
     params = tree.unflatten([leaf + 0.03 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
     hugging_face.write_model(directory, params, model, VOCAB, pad_id=0)
     reference = transformers.BertForPreTraining.from_pretrained(directory, attn_implementation='eager').eval()
@@ -106,7 +106,7 @@ def _make_pair(model: config.Model, directory: Path) -> Pair:
 
 
 def _run_reference(reference: Any, batch: Batch) -> Any:
-    """The reference's output with hidden states, and its loss on the masked positions as `labels` ask for it."""
+    """Returns the reference's output, with hidden states and the loss on the masked positions."""
     labels = np.full((B, L), -100)
     for row in range(B):
         real = batch.masked_lm_weights[row] > 0
@@ -124,12 +124,12 @@ def _run_reference(reference: Any, batch: Batch) -> Any:
 def _assert_close(ours: jax.Array, theirs: Any, where: str, bound: float = 1e-5) -> None:
     theirs = theirs.detach().numpy()
     difference, largest = np.abs(np.asarray(ours) - theirs).max(), np.abs(theirs).max()
-    assert difference <= bound * largest, f'{where}: {difference:.2e} where the largest is {largest:.2e}'
+    assert difference <= bound * largest, f'{where}: difference {difference:.2e}, largest value {largest:.2e}'
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _hidden_states(params: nnx.State, batch: Batch, model: config.Model) -> list[jax.Array]:
-    """The embeddings and the output of every layer, [B, L, D] each."""
+    """Returns the embeddings and the output of every layer, [B, L, D] each."""
     bert = model_of(params, model, VOCAB).bert
     states = [bert.embeddings(batch.inputs, None)]
     graph, stacked = nnx.split(bert.encoder.layers)
@@ -139,7 +139,7 @@ def _hidden_states(params: nnx.State, batch: Batch, model: config.Model) -> list
     return states
 
 
-def test_every_value_on_the_way_and_both_losses_equal_the_reference(pair: Pair) -> None:
+def test_all_intermediate_values_and_losses_equal_the_reference(pair: Pair) -> None:
     batch = _batch(1)
     real = batch.sequence_ids.astype(bool)
     model = model_of(pair.params, pair.model, VOCAB)
@@ -189,7 +189,7 @@ def _loss(params: nnx.State, batch: Batch, model: config.Model) -> jax.Array:
 
 
 @pytest.mark.slow
-def test_ten_adamw_steps_side_by_side_stay_together(tmp_path: Path) -> None:
+def test_ten_adamw_steps_match_the_reference(tmp_path: Path) -> None:
     pair = _make_pair(SIZES[1], tmp_path)
     settings = config.Optimizer(peak_learning_rate=1e-3, warmup_steps=3, weight_decay=0.01, clip_norm=1.0)
     num_steps = 10
@@ -202,8 +202,8 @@ def test_ten_adamw_steps_side_by_side_stay_together(tmp_path: Path) -> None:
     decayed = [v for n, v in pair.reference.named_parameters() if not (n.endswith('bias') or 'LayerNorm' in n)]
     groups = [{'params': decayed, 'weight_decay': 0.01}, {'params': plain, 'weight_decay': 0.0}]
     adamw = torch.optim.AdamW(groups, betas=(settings.b1, settings.b2), eps=settings.eps)
-    for number in range(num_steps):
-        batch = _batch(number)
+    for step in range(num_steps):
+        batch = _batch(step)
         state, metrics = program.train_step(state, jax.tree.map(jnp.asarray, batch))
         adamw.zero_grad()
         loss = _run_reference(pair.reference, batch).loss
@@ -211,7 +211,7 @@ def test_ten_adamw_steps_side_by_side_stay_together(tmp_path: Path) -> None:
         loss = loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(pair.reference.parameters(), settings.clip_norm)
         for group in adamw.param_groups:
-            group['lr'] = float(program.schedule(number))
+            group['lr'] = float(program.schedule(step))
         adamw.step()
         assert abs(float(metrics['loss']) - float(loss)) < 1e-4
         assert abs(float(metrics['grad_norm']) - float(norm)) < 1e-3 * float(norm)
@@ -221,8 +221,8 @@ def test_ten_adamw_steps_side_by_side_stay_together(tmp_path: Path) -> None:
             assert np.abs(ours[name] - value.detach().numpy()).max() < 1e-4, name
 
 
-def test_bfloat16_stays_within_rounding_and_keeps_float32_where_needed() -> None:
-    """Stated tolerance: losses within 1%, gradients within 5% of the norm, of the float32 ones."""
+def test_bfloat16_is_close_and_keeps_float32_where_needed() -> None:
+    """Losses are within 1% of those in float32, and gradients within 5% of their norm."""
     model = SIZES[0]
     params = _initial(model)
     batch = jax.tree.map(jnp.asarray, _batch(3))
@@ -239,10 +239,10 @@ def test_bfloat16_stays_within_rounding_and_keeps_float32_where_needed() -> None
     assert lines and not [line for line in lines if 'bf16' in line.partition('=')[0]]
 
 
-def test_a_new_model_has_the_originals_initial_distribution() -> None:
+def test_new_model_is_initialized_as_in_the_original() -> None:
     params = _initial(SIZES[0])
     tensors = tensor_names.to_tensors(params, SIZES[0], VOCAB)
-    cut = 0.87962566 * 0.02  # standard deviation of a normal of 0.02 cut at two of it
+    cut = 0.87962566 * 0.02  # standard deviation of a normal of 0.02 truncated at two standard deviations
     for name, value in tensors.items():
         if 'LayerNorm' in name:
             np.testing.assert_array_equal(value, 1.0 if name.endswith('weight') else 0.0)

@@ -11,5 +11,5 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> CorpusStream:
 
 @pytest.fixture(scope='package')
 def reference(stream: CorpusStream) -> Curve:
-    """The curve on one device, in one microbatch."""
+    """Returns the curve on one device, in one microbatch."""
     return train_steps(stream, {'data': 1}, FAST, ADAMW)

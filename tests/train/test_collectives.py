@@ -1,4 +1,4 @@
-"""What the devices exchange in a compiled step: all that is needed, once, and nothing else."""
+"""A compiled step exchanges exactly what it needs between devices, once."""
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ def _config(axes: dict[str, int], microbatches: int) -> config.Config:
 
 
 def _collectives(axes: dict[str, int], microbatches: int = 1) -> dict[tuple[str, str], list[tuple[int, int]]]:
-    """(bytes, calls) of the collectives of more than a few numbers, by kind and axis."""
+    """Returns (bytes, calls) of each collective larger than `SMALL`, by kind and axis."""
     devices = jax.devices()[: int(np.prod(list(axes.values())))]
     program, _ = compile_step(_config(axes, microbatches), devices)
     mesh = {'data': 1, 'fsdp': 1, 'tensor': 1} | axes
@@ -45,7 +45,7 @@ def _collectives(axes: dict[str, int], microbatches: int = 1) -> dict[tuple[str,
 
 
 def _parameters() -> list[tuple[tuple[str, ...], int]]:
-    """(axes that a mesh of two on each axis splits it over, bytes) of each parameter, by the table."""
+    """Returns (axes that a 2 x 2 x 2 mesh splits it over, bytes) of each parameter."""
     mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
     program = build_program(MODEL, config.Optimizer(), config.Train(), VOCAB, mesh)
     pairs = zip(jax.tree.leaves(program.shapes.params), jax.tree.leaves(program.shardings.params), strict=True)
@@ -53,7 +53,7 @@ def _parameters() -> list[tuple[tuple[str, ...], int]]:
 
 
 @pytest.mark.slow
-def test_data_parallelism_reduces_every_gradient_once_and_gathers_nothing() -> None:
+def test_data_parallelism_only_reduces_each_gradient_once() -> None:
     found = _collectives({'data': 2}, microbatches=4)
     assert found.keys() == {('all-reduce', 'data')}
     exchanged = sum(size * count for size, count in found['all-reduce', 'data'])
@@ -61,7 +61,7 @@ def test_data_parallelism_reduces_every_gradient_once_and_gathers_nothing() -> N
     assert everything - SMALL * 8 <= exchanged <= everything + SMALL
 
 
-def test_fsdp_exchanges_weights_and_gradients_but_never_activations() -> None:
+def test_fsdp_exchanges_weights_and_gradients_but_no_activations() -> None:
     found = _collectives({'data': 1, 'fsdp': 2}, microbatches=2)
     assert found.keys() <= {('all-gather', 'fsdp'), ('reduce-scatter', 'fsdp'), ('all-reduce', 'fsdp')}
     split = sum(size for axes, size in _parameters() if 'fsdp' in axes)
@@ -73,8 +73,8 @@ def test_fsdp_exchanges_weights_and_gradients_but_never_activations() -> None:
     def total(kind: str) -> int:
         return sum(size * count for size, count in found[kind, 'fsdp'])
 
-    # Layers: gathered in the forward and again in the backward pass, scattered once, in each of two microbatches. The
-    # rest: once. The tied embedding is the largest of it.
+    # Layers are gathered in the forward and in the backward pass and scattered once, in each of two microbatches.
+    # All else, of which the tied embedding is the largest, is exchanged once.
     assert total('reduce-scatter') <= 2 * split
     assert total('all-gather') <= 4 * split
     assert [count for size, count in found['reduce-scatter', 'fsdp'] if size == word] == [1]
@@ -83,21 +83,21 @@ def test_fsdp_exchanges_weights_and_gradients_but_never_activations() -> None:
 
 
 @pytest.mark.slow
-def test_on_a_mixed_mesh_weights_and_logits_stay_split_over_tensor() -> None:
+def test_weights_and_logits_stay_split_over_tensor() -> None:
     found = _collectives({'data': 2, 'fsdp': 2, 'tensor': 2})
     rows = BATCH // 4
     logits = rows * config.num_predictions(config.Data(sequence_length=LENGTH)) * VOCAB_PADDED * 4
     hidden = rows * LENGTH * MODEL.hidden_size * 4
-    # Over tensor: the input or output of a layer, summed over its split products; queries, keys and values at once.
+    # Over tensor: inputs or outputs of layers, summed over split matmuls; queries, keys and values together.
     assert {kind for kind, axis in found if axis == 'tensor'} == {'all-reduce'}
     assert max(size for size, _ in found['all-reduce', 'tensor']) <= 3 * hidden < logits
-    # Over fsdp: the parts that tensor makes of weights.
+    # Over fsdp: weights, each already split over tensor.
     half_of_word = VOCAB_PADDED * MODEL.hidden_size * 4 // 2
     for kind in ('all-gather', 'reduce-scatter'):
         assert max(size for size, _ in found[kind, 'fsdp']) == half_of_word
-    # Over data: what is left of each gradient, once.
-    parts = sum(size // 2 ** len(axes) for axes, size in _parameters() if 'fsdp' in axes)
-    assert parts - 8 * SMALL <= sum(size * count for size, count in found['all-reduce', 'data']) <= parts + SMALL
+    # Over data: the local shard of each gradient, once.
+    shards = sum(size // 2 ** len(axes) for axes, size in _parameters() if 'fsdp' in axes)
+    assert shards - 8 * SMALL <= sum(size * count for size, count in found['all-reduce', 'data']) <= shards + SMALL
     assert found.keys() <= {
         ('all-reduce', 'tensor'),
         ('all-gather', 'fsdp'),

@@ -1,4 +1,4 @@
-"""train.reduction='exact': the same bits, however many devices there are and however they hold the state."""
+"""With train.reduction='exact' every mesh gives the same bits."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.compiles
 
 STEPS, SHARDS = 4, 8
 TASK_VOCAB, TASK_BATCH = 60, 8
-# Norms of all gradients and of each layer, whose order of addition a split over fsdp would change.
+# Needs norms of all gradients and of each layer, whose order of summation a split over fsdp could change.
 OPTIMIZER = config.Optimizer(name='lamb', peak_learning_rate=1e-2, warmup_steps=2, clip_norm=0.1)
 
 
@@ -36,13 +36,13 @@ def _bits(curve: Curve) -> list[bytes]:
 
 @pytest.fixture(scope='module')
 def alone(stream: CorpusStream) -> Curve:
-    """On one device."""
+    """Returns the curve on one device."""
     return _curve(stream, data=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('axes', [{'data': 8}, {'data': 2, 'fsdp': 2}], ids=str)
-def test_parameters_moments_and_losses_are_same_bits_on_any_mesh(
+def test_state_and_losses_are_bit_identical_on_any_mesh(
     stream: CorpusStream, alone: Curve, axes: dict[str, int]
 ) -> None:
     found = _curve(stream, **axes)
@@ -50,12 +50,12 @@ def test_parameters_moments_and_losses_are_same_bits_on_any_mesh(
     assert _bits(found) == _bits(alone)
     assert found.metrics.keys() >= {'learning_rate', 'grad_norm', 'mlm_accuracy', 'tokens'}
     kernel = found.state.params['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
-    assert kernel.addressable_shards[0].data.size * axes.get('fsdp', 1) == kernel.size  # split again at rest
+    assert kernel.addressable_shards[0].data.size * axes.get('fsdp', 1) == kernel.size  # stored split over fsdp
 
 
 @pytest.mark.slow
-def test_it_is_the_loss_of_the_fast_reduction(alone: Curve, reference: Curve) -> None:
-    first, fast = alone.losses[0], reference.losses[0]  # of the same weights, before any update
+def test_exact_loss_equals_that_of_the_fast_reduction(alone: Curve, reference: Curve) -> None:
+    first, fast = alone.losses[0], reference.losses[0]  # before any update, so of the same weights
     np.testing.assert_allclose(first, fast, rtol=1e-6)
 
 
@@ -83,16 +83,16 @@ def _task_bits(num_devices: int, fsdp: int, seed: int) -> tuple[bytes, ...]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('num_devices, fsdp', [(2, 1), (4, 2)])
-def test_a_classification_ends_in_the_same_bits_on_any_mesh(num_devices: int, fsdp: int) -> None:
+def test_classification_is_bit_identical_on_any_mesh(num_devices: int, fsdp: int) -> None:
     assert _task_bits(num_devices, fsdp, 3) == _task_bits(1, 1, 3)
 
 
 @pytest.mark.slow
-def test_the_seed_of_a_call_changes_the_dropout() -> None:
+def test_seed_of_a_step_changes_the_dropout() -> None:
     assert _task_bits(1, 1, 3) != _task_bits(1, 1, 4)
 
 
-def test_what_cannot_be_exact_is_told() -> None:
+def test_settings_that_prevent_exactness_are_rejected() -> None:
     train = config.Train(global_batch_size=64, reduction='exact', exact_shards=8)
     with pytest.raises(BadInput, match='splits rows only'):
         mesh_sizes(config.Mesh(tensor=2), MODEL, train, 8)

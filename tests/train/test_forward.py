@@ -1,4 +1,4 @@
-"""Forward programs: each device runs its own rows in slices; the result is that of one device."""
+"""Forward programs run in slices on each device's rows, with the result of a single device."""
 
 import functools
 
@@ -55,7 +55,7 @@ def _predicted(**axes: int) -> tuple[np.ndarray, heads.TaskSums]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('axes', [{'data': 8}, {'data': 1, 'fsdp': 2, 'tensor': 2}], ids=str)
-def test_predictions_and_sums_on_any_mesh_are_those_of_one_device(axes: dict[str, int]) -> None:
+def test_predictions_on_any_mesh_equal_those_of_one_device(axes: dict[str, int]) -> None:
     outputs, sums = _predicted(**axes)
     expected, expected_sums = _predicted(data=1)
     assert outputs.shape == (ROWS, LENGTH, 3)
@@ -64,7 +64,7 @@ def test_predictions_and_sums_on_any_mesh_are_those_of_one_device(axes: dict[str
 
 
 @pytest.mark.slow
-def test_slices_of_a_batch_give_its_rows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_of_a_batch_keep_the_row_order(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, expected_sums = _predicted(data=1)
     monkeypatch.setattr(step, '_EVALUATED_AT_ONCE', 6)  # the largest divisor of 16 below: 4
     outputs, sums = _predicted.__wrapped__(data=1)
@@ -94,7 +94,7 @@ def test_predictions_on_two_tpus_use_the_attention_kernel(sizes: tuple[int, int,
 
 
 class _TwoStacks(nnx.Module):
-    """Stacks whose parameters have the same names, but other axes; the first sorts after the second."""
+    """Two stacks with the same parameter names but other axes. The first sorts after the second."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.wide = stack(lambda rngs: Dense(8, 8, ('embed', 'mlp'), 1.0, 'float32', rngs), 2, rngs)
@@ -102,17 +102,17 @@ class _TwoStacks(nnx.Module):
 
 
 @pytest.mark.slow
-def test_layers_of_several_stacks_are_gathered_by_their_own_axes() -> None:
+def test_each_stack_is_gathered_by_its_own_axes() -> None:
     mesh = _mesh(data=1, fsdp=2)
     graph, params = nnx.split(_TwoStacks(nnx.Rngs(0)))
-    exchange = Collectives(mesh, parameter_specs(params, mesh))
+    collectives = Collectives(mesh, parameter_specs(params, mesh))
 
     def first_layers(params: nnx.State) -> list[nnx.State]:
-        model = exchange.merge(graph, exchange.gather_outside_layers(params))
+        model = collectives.merge(graph, collectives.gather_outside_layers(params))
         stacks = [nnx.state(layers) for layers in (model.wide, model.deep)]
-        return [exchange.gather_layer(jax.tree.map(lambda weight: weight[0], layers)) for layers in stacks]
+        return [collectives.gather_layer(jax.tree.map(lambda weight: weight[0], layers)) for layers in stacks]
 
-    found = exchange.over_rows(first_layers, (exchange.specs,), PartitionSpec())(params)
+    found = collectives.over_rows(first_layers, (collectives.specs,), PartitionSpec())(params)
     for layers, name in zip(found, ('wide', 'deep'), strict=True):
         expected = jax.tree.map(lambda weight: weight[0], params[name])
         assert jax.tree.all(jax.tree.map(jnp.array_equal, nnx.to_pure_dict(layers), nnx.to_pure_dict(expected)))

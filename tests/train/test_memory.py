@@ -1,4 +1,4 @@
-"""What a step needs, what there is, and what to try: told before or after a device is exhausted."""
+"""Needed and available memory, and settings to try, are reported before or after a device runs out."""
 
 import dataclasses
 import functools
@@ -38,8 +38,8 @@ def _needs(microbatches: int) -> int:
 
 
 @pytest.mark.slow
-def test_fewest_microbatches_that_fit_are_chosen_or_alternatives_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, 'lower_step', functools.cache(memory.lower_step))  # each step is traced once
+def test_fewest_microbatches_that_fit_are_chosen_or_alternatives_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, 'lower_step', functools.cache(memory.lower_step))  # trace each step once
     whole, halves = _needs(1), _needs(2)
     assert halves < whole
     assert resolve_microbatches(CONFIG, MESH, VOCAB, limit=whole).train.microbatches == 1
@@ -49,34 +49,34 @@ def test_fewest_microbatches_that_fit_are_chosen_or_alternatives_named(monkeypat
     assert '--config.model.remat=dots' in raised.value.fix and 'microbatches' not in raised.value.fix
 
 
-def test_a_number_of_microbatches_is_taken_as_it_is() -> None:
+def test_explicit_number_of_microbatches_is_kept() -> None:
     train = dataclasses.replace(CONFIG.train, microbatches=3)
     assert resolve_microbatches(dataclasses.replace(CONFIG, train=train), MESH, VOCAB, limit=1).train.microbatches == 3
 
 
-def test_an_exhausted_device_says_what_to_try_next() -> None:
+def test_out_of_memory_error_suggests_settings() -> None:
     train = config.Train(global_batch_size=48, microbatches=2)
-    asked = dataclasses.replace(CONFIG, train=train)
-    with pytest.raises(BadInput) as raised, reporting_out_of_memory(asked):
+    settings = dataclasses.replace(CONFIG, train=train)
+    with pytest.raises(BadInput) as raised, reporting_out_of_memory(settings):
         jax.jit(lambda: jnp.zeros(2**50, jnp.int8))().block_until_ready()
     assert re.search(r'asked for 1,048,576\.00 GiB more; a device has [\d.]+ GiB', raised.value.found)
     assert raised.value.fix.startswith('--config.train.microbatches=3, or --config.model.remat=dots')
     assert '--config.train.microbatches=-1' in raised.value.fix
-    with pytest.raises(BadInput) as raised, reporting_out_of_memory(asked, finds_microbatches=False):
+    with pytest.raises(BadInput) as raised, reporting_out_of_memory(settings, finds_microbatches=False):
         jax.jit(lambda: jnp.zeros(2**50, jnp.int8))().block_until_ready()
     assert raised.value.fix.startswith('--config.train.microbatches=3, ') and '=-1 finds' not in raised.value.fix
-    with pytest.raises(ZeroDivisionError), reporting_out_of_memory(asked):
+    with pytest.raises(ZeroDivisionError), reporting_out_of_memory(settings):
         raise ZeroDivisionError
 
 
-def test_refusals_are_read() -> None:
+def test_requested_bytes_are_parsed_from_the_message() -> None:
     libtpu = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm.'
     assert refused_bytes(libtpu) == 20.5 * 2**30
     assert refused_bytes('RESOURCE_EXHAUSTED: Out of memory') == float('inf')
 
 
-def test_devices_of_this_machine_share_its_free_memory() -> None:
-    total = 8 * device_bytes()  # the tests simulate eight
+def test_simulated_devices_share_the_free_memory() -> None:
+    total = 8 * device_bytes()  # the tests simulate eight devices
     with open('/proc/meminfo') as lines:
-        there = int(next(lines).split()[1]) * 1024
-    assert 0 < total <= there
+        installed = int(next(lines).split()[1]) * 1024
+    assert 0 < total <= installed

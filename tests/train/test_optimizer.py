@@ -1,4 +1,4 @@
-"""Optimisers and schedules against their papers' formulas in NumPy, or against another implementation."""
+"""Optimizers and schedules match the formulas of their papers in NumPy, or another implementation."""
 
 import functools
 
@@ -31,13 +31,13 @@ MODEL = config.Bert(num_layers=2, hidden_size=32, num_heads=4, intermediate_size
         ('inverse_sqrt', [np.sqrt(10 / step) for step in (10, 60, 90, 100, 110)]),
     ],
 )
-def test_schedules_warm_up_and_go_down_by_their_formulas(schedule: str, at_10_60_90_100_110: list[float]) -> None:
+def test_schedules_follow_their_formulas(schedule: str, at_10_60_90_100_110: list[float]) -> None:
     settings = config.Optimizer(peak_learning_rate=1.0, warmup_steps=10, schedule=schedule, decay_fraction=0.2)
     values = [float(make_schedule(settings, 110)(step)) for step in (0, 5, 10, 60, 90, 100, 110)]
     np.testing.assert_allclose(values, [1 / 11, (1 + 5) / 11, *at_10_60_90_100_110], atol=1e-6)
 
 
-def test_weight_decay_leaves_biases_and_norms_alone() -> None:
+def test_weight_decay_excludes_biases_and_norms() -> None:
     params = nnx.state(BertForPreTraining(MODEL, VOCAB, nnx.Rngs(0)), nnx.Param)
     mask = jax.tree.leaves_with_path(decayed(params))
     for path, is_decayed in mask:
@@ -52,20 +52,20 @@ def test_adamw_equals_the_formula() -> None:
     optimizer = make_optimizer(optimizer_config, 10)
     opt_state = optimizer.init(params)
     expected, mean, square = np.array([[1.0, -2.0]]), 0.0, 0.0
-    for number in range(1, 6):
-        gradient = np.array([[number * 1.0, -0.3]])
+    for count in range(1, 6):
+        gradient = np.array([[count * 1.0, -0.3]])
         grads = jax.tree.map(lambda leaf, g=gradient: jnp.asarray(g, leaf.dtype), params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         clipped = gradient * min(1, 0.5 / np.linalg.norm(gradient))
         mean, square = 0.9 * mean + 0.1 * clipped, 0.999 * square + 0.001 * clipped**2
-        corrected = (mean / (1 - 0.9**number)) / (np.sqrt(square / (1 - 0.999**number)) + 1e-6)
+        corrected = (mean / (1 - 0.9**count)) / (np.sqrt(square / (1 - 0.999**count)) + 1e-6)
         expected = expected - 0.1 * (corrected + 0.01 * expected)
     np.testing.assert_allclose(params['kernel'].get_value(), expected, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw() -> None:
+def test_muon_orthogonalizes_matrices_and_uses_adamw_elsewhere() -> None:
     settings = {'peak_learning_rate': 0.01, 'warmup_steps': 0, 'schedule': 'constant', 'weight_decay': 0.0}
     params = nnx.state(BertForPreTraining(MODEL, 256, nnx.Rngs(0)), nnx.Param)
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw() -> None:
     for name, optimizer in {'muon': muon, 'adamw': adamw}.items():
         updates[name], _ = optimizer.update(grads, optimizer.init(params), params)
     kernel = updates['muon']['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
-    for layer in np.asarray(kernel):  # [32, 64], of typical size 0.2 x learning rate
+    for layer in np.asarray(kernel):  # [32, 64], with RMS 0.2 x learning rate
         singular = np.linalg.svd(layer, compute_uv=False)
         assert singular.max() / singular.min() < 2.5
         assert 0.5 < np.sqrt((layer**2).mean()) / (0.2 * 0.01) < 1.5
@@ -107,8 +107,8 @@ def _leaves(params: nnx.State) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
 
 
-def test_lamb_scales_tensors_layer_by_layer_but_not_biases_and_norms() -> None:
-    """You et al. 2020, algorithm 2, in NumPy, a layer at a time."""
+def test_lamb_scales_each_layer_but_no_biases_or_norms() -> None:
+    """You et al. 2020, algorithm 2, in NumPy, one layer at a time."""
     settings = config.Optimizer(
         name='lamb', peak_learning_rate=0.01, warmup_steps=0, schedule='constant', clip_norm=1e9, weight_decay=0.1
     )
@@ -120,10 +120,10 @@ def test_lamb_scales_tensors_layer_by_layer_but_not_biases_and_norms() -> None:
         layers = range(MODEL.num_layers) if "['layers']" in name else [slice(None)]
         for layer in layers:
             x, mean, square = value[layer].astype(np.float64), 0.0, 0.0
-            for number, step in enumerate(steps, start=1):
+            for count, step in enumerate(steps, start=1):
                 gradient = step[name][layer]
                 mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
-                update = mean / (1 - 0.9**number) / (np.sqrt(square / (1 - 0.999**number)) + 1e-6)
+                update = mean / (1 - 0.9**count) / (np.sqrt(square / (1 - 0.999**count)) + 1e-6)
                 if not plain:
                     update = update + 0.1 * x
                     update = update * np.linalg.norm(x) / np.linalg.norm(update)
@@ -160,7 +160,7 @@ def test_adafactor_equals_another_implementation_layer_by_layer() -> None:
 
 
 @pytest.mark.parametrize('name', ['adamw', 'lamb', 'adafactor', 'muon'])
-def test_moments_lie_as_their_parameters_do(name: str) -> None:
+def test_moments_are_sharded_like_their_parameters(name: str) -> None:
     mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(global_batch_size=8), jax.devices()[:8])
     optimizer = make_optimizer(config.Optimizer(name=name), 10)
     shapes, shardings = state_shardings(MODEL, VOCAB, optimizer, mesh)

@@ -1,4 +1,4 @@
-"""One program of a run: cheap to build, the same on real and abstract meshes, the step that the settings ask for."""
+"""The program of a run is cheap to build and the same on real and abstract meshes."""
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ def _program(mesh: Mesh | AbstractMesh, **options: object) -> TrainProgram:
     return build_program(MODEL, config.Optimizer(warmup_steps=1), TRAIN, VOCAB, mesh, **options)
 
 
-def test_an_abstract_mesh_gives_the_shapes_and_shardings_of_a_real_one() -> None:
+def test_abstract_mesh_gives_the_same_shapes_and_shardings() -> None:
     real, abstract = _program(_mesh(fsdp=2)), _program(AbstractMesh((1, 2, 1), AXES))
     assert jax.tree.all(
         jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), real.shapes, abstract.shapes)
@@ -41,13 +41,13 @@ def test_an_abstract_mesh_gives_the_shapes_and_shardings_of_a_real_one() -> None
     assert 'fsdp' in {axis for spec in specs[0] for axis in spec}
 
 
-def test_building_a_program_neither_traces_nor_compiles_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_a_program_traces_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ('make_train_step', 'make_exact_step', 'make_forward', 'init_state'):
         monkeypatch.setattr(f'bert_jax.train.program.{name}', lambda *_, **__: pytest.fail('called too early'))
     assert _program(_mesh()).num_steps == 4
 
 
-def test_stacked_parameters_and_no_others_carry_layers_as_their_first_axis() -> None:
+def test_only_stacked_parameters_have_layers_as_first_axis() -> None:
     params = _program(_mesh()).shapes.params
     variables = jax.tree.leaves_with_path(params, is_leaf=lambda leaf: hasattr(leaf, 'get_metadata'))
     for path, variable in variables:
@@ -71,7 +71,7 @@ def test_one_step_of_a_program_trains_and_evaluates() -> None:
         assert leaf.sharding == sharding
 
 
-def test_a_lowered_step_is_the_step_that_runs() -> None:
+def test_lowered_step_is_the_one_that_runs() -> None:
     mesh = _mesh()
     program = _program(mesh)
     state = jax.tree.map(
@@ -83,14 +83,14 @@ def test_a_lowered_step_is_the_step_that_runs() -> None:
     assert program.lower(shapes).as_text() == program.train_step.lower(state, shapes).as_text()
 
 
-def test_a_program_of_a_task_has_the_parameters_and_the_figures_of_the_task() -> None:
+def test_program_of_a_task_has_its_parameters_and_metrics() -> None:
     program = _program(_mesh(), build=heads.builder('tagging', 3), objective=heads.objective('tagging'))
     assert set(program.shapes.params) == {'bert', 'classifier'}
     assert program.objective.metrics(heads.TaskSums(*np.float32([6, 3, 4]))) == {'loss': 1.5, 'accuracy': 0.75}
 
 
 @pytest.mark.parametrize('objective', [PRETRAINING, *map(heads.objective, ('classification', 'tagging', 'spans'))])
-def test_a_mean_over_nothing_is_no_number_and_a_loss_to_train_on_stays_one(objective) -> None:
+def test_mean_over_nothing_is_nan_but_the_loss_zero(objective) -> None:
     sums = PretrainingSums if objective is PRETRAINING else heads.TaskSums
     found = objective.metrics(sums(*np.zeros(len(sums._fields), np.float32)))
     assert found.pop('loss') == 0 and found

@@ -1,4 +1,4 @@
-"""A device whose copy differs by one bit is found, and named."""
+"""A device whose replica differs by a single bit is detected and named."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def _state(**axes: int) -> tuple[TrainState, TrainState]:
     return program.init_state(seed=0), program.shardings
 
 
-def _with_a_flipped_bit(array: jax.Array, device: int, rng: np.random.Generator) -> jax.Array:
+def _with_flipped_bit(array: jax.Array, device: int, rng: np.random.Generator) -> jax.Array:
     parts = []
     for shard in array.addressable_shards:
         part = np.array(shard.data)
@@ -39,36 +39,36 @@ def _with_a_flipped_bit(array: jax.Array, device: int, rng: np.random.Generator)
     [
         ({'data': 3, 'fsdp': 2}, 3, [3]),
         pytest.param({'data': 4}, 2, [2], marks=pytest.mark.slow),
-        pytest.param({'data': 2}, 1, [0, 1], marks=pytest.mark.slow, id='of two copies neither is right for sure'),
+        pytest.param({'data': 2}, 1, [0, 1], marks=pytest.mark.slow, id='either of two replicas may be wrong'),
     ],
 )
-def test_the_device_that_differs_is_named(axes: dict, device: int, named: list[int]) -> None:
+def test_differing_device_is_named(axes: dict, device: int, named: list[int]) -> None:
     state, shardings = _state(**axes)
     replicas, rng = Replicas(shardings), np.random.default_rng(0)
     replicas.check(state, 1)
     leaves, tree = jax.tree.flatten(state)
-    for number in rng.choice(len(leaves), 12, replace=False):
+    for index in rng.choice(len(leaves), 12, replace=False):
         changed = [*leaves]
-        changed[number] = _with_a_flipped_bit(leaves[number], device, rng)
-        with pytest.raises(DeviceFault, match='step 7') as found:
+        changed[index] = _with_flipped_bit(leaves[index], device, rng)
+        with pytest.raises(DeviceFault, match='step 7') as raised:
             replicas.check(jax.tree.unflatten(tree, changed), 7)
-        told = found.value.found
-        assert [number for number in range(8) if f'cpu:{number} (process 0)' in told] == named
-        assert '1 arrays differ' in told
+        message = raised.value.found
+        assert [device_id for device_id in range(8) if f'cpu:{device_id} (process 0)' in message] == named
+        assert '1 arrays differ' in message
 
 
 @pytest.mark.slow
-def test_parts_that_exist_once_cannot_differ() -> None:
+def test_shards_without_a_replica_are_not_compared() -> None:
     state, shardings = _state(data=1, fsdp=2)
     kernel = state.params['bert']['encoder']['layers']['intermediate']['kernel']
     changed = jax.tree.map(lambda leaf: leaf, state)
-    flipped = _with_a_flipped_bit(kernel.get_value(), 1, np.random.default_rng(0))
+    flipped = _with_flipped_bit(kernel.get_value(), 1, np.random.default_rng(0))
     changed.params['bert']['encoder']['layers']['intermediate']['kernel'].set_value(flipped)
     Replicas(shardings).check(changed, 1)
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32, jnp.int32])
-def test_values_that_change_places_change_the_hash(dtype: jnp.dtype) -> None:
+def test_hash_depends_on_the_order_of_values(dtype: jnp.dtype) -> None:
     from bert_jax.train.replicas import _hash
 
     values = jnp.arange(1, 9).astype(dtype)

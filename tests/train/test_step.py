@@ -1,4 +1,4 @@
-"""Any mesh, the same curve; one loss for the whole batch."""
+"""Every mesh and number of microbatches gives the same loss curve."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ from tests.support.steps import ADAMW, FAST, MODEL, VOCAB, Curve, train_steps
         ({'data': 2, 'fsdp': 2, 'tensor': 2}, 2),
     ],
 )
-def test_any_mesh_and_any_microbatches_give_same_curve(
+def test_every_mesh_and_microbatch_count_gives_the_same_curve(
     stream: CorpusStream, reference: Curve, axes: dict, microbatches: int
 ) -> None:
     train = dataclasses.replace(FAST, microbatches=microbatches)
@@ -36,7 +36,7 @@ def test_any_mesh_and_any_microbatches_give_same_curve(
 
 
 @pytest.mark.compiles
-def test_the_model_learns_what_it_sees_again_and_again(reference: Curve) -> None:
+def test_loss_falls_on_repeated_batches(reference: Curve) -> None:
     losses = reference.losses
     assert losses[-1] < losses[0] - 0.2
 
