@@ -1,6 +1,7 @@
-"""The command line: python -m bert_jax COMMAND [--config=FILE.py[:VARIANT]] [--workdir=DIR] [--config.a.b=VALUE …]
+"""The command line, `bert-jax COMMAND …` or `python -m bert_jax COMMAND …`: finds the command, runs it, reports errors.
 
-Exit status: 0 done; 2 bad input, explained in a message; 75 stopped and saved, rerun to resume; anything else a fault.
+Exit status: 0 done; 2 bad input, reported without a traceback; 75 stopped and saved, rerun to resume; anything else is
+a bug or a hardware fault.
 """
 
 import difflib
@@ -12,12 +13,12 @@ from typing import NoReturn
 
 from bert_jax import console, version
 from bert_jax.activity import activity
-from bert_jax.errors import BadInput, DeviceFault, is_exhausted
+from bert_jax.errors import BadInput, DeviceFault, as_started, is_exhausted
 from bert_jax.runtime import versions
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 
 try:
-    from bert_jax.cli.commands import COMMANDS
+    from bert_jax.cli.commands import COMMAND_GROUPS, COMMANDS
     from bert_jax.cli.flags import asks_for_json, describe, parse
     from bert_jax.cli.topics import explain
     from bert_jax.json_files import DamagedJson
@@ -30,6 +31,19 @@ except ModuleNotFoundError:
     raise
 
 EXIT_FAULT = 1
+_FIRST_STEPS = """
+
+First steps, on Python's own documentation:
+  bert-jax prepare --config=demo.py
+  bert-jax train --config=demo.py --workdir=runs/demo
+  bert-jax fill-mask --model=runs/demo "the [MASK] of the file"
+
+More help:
+  bert-jax COMMAND --help
+  bert-jax help TOPIC        a command, or the configuration: config, config.data, config.data.pairing, finetune-config
+
+Exit status: 0 done; 2 bad input, see the message; 75 stopped and saved, rerun to resume; other: bug or hardware fault\
+"""
 _UNUSABLE_PATH = frozenset(
     {
         errno.EROFS,
@@ -48,9 +62,9 @@ _UNUSABLE_PATH = frozenset(
 
 
 def start() -> NoReturn:
-    """Runs the command that the program's arguments name, and ends the program with its exit status.
+    """Runs the command that the arguments of the program name, and exits with its status.
 
-    `bert-jax` starts here. Like `python -m bert_jax`, it lets config files import modules of the current directory.
+    `bert-jax` starts here. As with `python -m bert_jax`, config files can import modules of the current directory.
     """
     console.open_streams()
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
@@ -62,10 +76,11 @@ def main(argv: list[str]) -> int:
     """Runs one command.
 
     Args:
-      argv: the program's name, the command, and its arguments.
+      argv: the name of the program, the command, and its arguments.
 
     Returns:
-      The exit status. Bad input is reported on standard error, and with `--json` on standard output; a fault raises.
+      The exit status. Bad input is reported on standard error, and with `--json` also on standard output; a bug or a
+      hardware fault raises.
     """
     if len(argv) < 2:
         console.print_text(_overview())
@@ -85,8 +100,8 @@ def main(argv: list[str]) -> int:
         return _run(name, arguments)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if (explained := _explained(name, error)) is None:
-            fault = BadInput(name, ''.join(traceback.format_exception_only(error)).strip(), 'no fault')
-            console.print_json_error(fault.as_json())
+            message = ''.join(traceback.format_exception_only(error)).strip()
+            console.print_json_error(BadInput(name, message, fix='see the traceback on standard error').as_json())
             raise
         reported, status = explained
         console.fail(f'bert_jax: {reported}', reported.as_json())
@@ -94,45 +109,38 @@ def main(argv: list[str]) -> int:
 
 
 def _explained(name: str, error: BaseException) -> tuple[BadInput, int] | None:
-    """What to report of an error, and the exit status; None for a fault of the program."""
+    """Returns what to report for an error, and the exit status; None for a bug."""
     match error:
         case DeviceFault():
             return error, EXIT_FAULT
         case BadInput():
             return error, EXIT_BAD_INPUT
         case DamagedJson():
-            found = BadInput(error.path, str(error), 'the file as it was written', 'restore it, or delete it')
-            return found, EXIT_BAD_INPUT
+            damaged = BadInput(error.path, str(error), 'the file as it was written', 'restore it, or delete it')
+            return damaged, EXIT_BAD_INPUT
         case OSError() if error.errno in _UNUSABLE_PATH:
             return _unusable_path(error), EXIT_BAD_INPUT
         case MemoryError() | RuntimeError() if is_exhausted(error):
             return _out_of_memory(name, error), EXIT_BAD_INPUT
         case KeyboardInterrupt():
-            again = 'rerun the same command to start again'
-            return BadInput(name, 'was interrupted before training began', '', again), EXIT_RUN_AGAIN
+            return BadInput(name, 'was interrupted', fix='rerun the same command'), EXIT_RUN_AGAIN
     return None
 
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f'  {name:{width}}  {command.summary}' for name, command in COMMANDS.items()]
-    return '\n'.join(
-        [
-            str(__doc__),
-            *lines,
-            '',
-            'bert-jax COMMAND --help describes a command and its flags,',
-            'bert-jax help config the configuration.',
-        ]
-    )
+    lines = ['bert-jax COMMAND [--config=FILE.py[:VARIANT]] [--workdir=DIR] [--config.FIELD=VALUE …]']
+    for group, commands in COMMAND_GROUPS.items():
+        lines += ['', f'{group}:', *(f'  {command.name:{width}}  {command.summary}' for command in commands)]
+    return as_started('\n'.join(lines) + _FIRST_STEPS)
 
 
 def _run(name: str, arguments: list[str]) -> int:
     """Runs a command by its name, or prints its help; returns the exit status."""
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        suggestion = f'did you mean {near[0]}?' if near else 'python -m bert_jax --help'
-        raise BadInput(name, 'is not a command', ', '.join(COMMANDS), suggestion)
+        fix = f'did you mean {near[0]}?' if near else 'bert-jax --help'
+        raise BadInput(name, 'is not a command', ', '.join(COMMANDS), fix)
     command = COMMANDS[name]
     if '--help' in arguments or '-h' in arguments:
         console.print_text(describe(command))
@@ -144,7 +152,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _check_packages(name: str, arguments: list[str]) -> None:
-    """Checks the installed packages; `prepare --beam` runs in an environment without jax."""
+    """Checks the versions of installed packages; `prepare --beam` runs in an environment without jax."""
     if name == 'prepare' and any(argument.startswith('--beam') for argument in arguments):
         install = 'pip install -r requirements-beam.txt in a separate environment'
         versions.check(versions.beam_requirements(), install)
@@ -154,7 +162,10 @@ def _check_packages(name: str, arguments: list[str]) -> None:
 
 def _unusable_path(error: OSError) -> BadInput:
     path = error.filename or 'the disk'
-    return BadInput(str(path), f'cannot be used ({error.strerror})', 'a path with free space and permission to use it')
+    expected = 'a path with free space and permission to use it'
+    return BadInput(
+        str(path), f'cannot be used ({error.strerror})', expected, 'fix its permissions, or use another path'
+    )
 
 
 def _out_of_memory(name: str, error: MemoryError | RuntimeError) -> BadInput:
@@ -163,7 +174,7 @@ def _out_of_memory(name: str, error: MemoryError | RuntimeError) -> BadInput:
         name,
         f'does not fit into memory ({reason})',
         'a smaller model or batch, more train.microbatches, or more devices to split over',
-        'python -m bert_jax plan --target=… shows what fits',
+        'bert-jax plan --target=here --config=… shows what fits',
     )
 
 

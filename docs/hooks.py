@@ -16,7 +16,7 @@ from mkdocs.structure.pages import Page
 
 import bert_jax.errors
 from bert_jax.cli.commands import COMMANDS
-from bert_jax.cli.flags import JSON, Command, Flag
+from bert_jax.cli.flags import GROUPS, Command, Flag
 from bert_jax.config import Config
 from bert_jax.config.fields import Role, field_meanings, roles, section_variants
 from bert_jax.config.finetuning import FinetuneConfig
@@ -117,9 +117,11 @@ def _command(command: Command) -> Iterator[str]:
     yield ''
     yield '| flag | meaning | default |'
     yield '|---|---|---|'
-    for flag in (*command.flags, JSON):
-        anchor = f'{command.name}-{flag.name}'
-        yield f'| <span id="{anchor}"></span>`--{flag.name}` | {_cell(_sentence(flag.meaning))} | {_default(flag)} |'
+    for group in GROUPS:
+        for flag in command.flags_of(group):
+            anchor = f'{command.name}-{flag.name}'
+            name = f'<span id="{anchor}"></span>`--{flag.name}`'
+            yield f'| {name} | {_cell(_sentence(flag.meaning))} | {_default(flag)} |'
 
 
 def _default(flag: Flag) -> str:

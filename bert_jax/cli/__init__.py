@@ -1,5 +1,5 @@
-"""The commands: one module each, listed in `commands`; `flags` parses, `shipped` finds the config files of the package.
+"""The commands: one module each, listed in `commands`. `flags` parses, `shipped` finds the config files of the package.
 
-A command's module imports only `flags` and light modules at the top and everything else when it runs, so that `--help`
-does not load jax.
+The module of a command imports only `flags` and other light modules at the top, and the rest when the command runs, so
+that `--help` does not load jax.
 """

@@ -21,7 +21,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 COMMAND = Command(
     'bench',
     _run,
-    'tokens per second, MFU and memory of the real train step on this machine',
-    'python -m bert_jax bench --config=configs/bert.py:mini --config.train.global_batch_size=32',
-    (CONFIG, Flag('seconds', 'how long to measure', flags.DEFINE_float, 20.0, {'lower_bound': 0.0})),
+    'measure speed and memory of the train step on this machine',
+    'bert-jax bench --config=bert.py:mini --config.train.global_batch_size=32',
+    (CONFIG, Flag('seconds', 'seconds to measure, after compilation', flags.DEFINE_float, 20.0, {'lower_bound': 0.0})),
 )

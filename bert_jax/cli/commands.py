@@ -1,4 +1,4 @@
-"""All commands, in the order in which a user meets them."""
+"""All commands, grouped as `--help` lists them."""
 
 from bert_jax.cli import (
     bench,
@@ -18,23 +18,12 @@ from bert_jax.cli import (
     train,
 )
 
-COMMANDS = {
-    module.COMMAND.name: module.COMMAND
-    for module in (
-        prepare,
-        doctor,
-        plan,
-        train,
-        finetune,
-        evaluate,
-        export,
-        import_model,
-        fill_mask,
-        predict,
-        embed,
-        report,
-        sweep,
-        bench,
-        launch,
-    )
+_MODULES = {
+    'Prepare': (prepare, doctor, plan),
+    'Train': (train, import_model, finetune),
+    'Inspect': (evaluate, report),
+    'Use': (export, fill_mask, embed, predict),
+    'Scale': (sweep, launch, bench),
 }
+COMMAND_GROUPS = {group: tuple(module.COMMAND for module in modules) for group, modules in _MODULES.items()}
+COMMANDS = {command.name: command for commands in COMMAND_GROUPS.values() for command in commands}

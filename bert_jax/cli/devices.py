@@ -1,4 +1,4 @@
-"""What commands that run on devices do before they compute, and the status that they end with."""
+"""Start and end of the commands that run on devices: platform, processes, compilation cache, exit status."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PROCESSES = (
     Flag(
         'distributed',
-        'join the processes of a TPU pod or of Open MPI; --nodistributed: do not join, whatever the environment says',
+        'join the processes of a TPU pod or of Open MPI; --nodistributed ignores the environment and runs alone',
         flags.DEFINE_boolean,
         group='advanced',
     ),
@@ -27,7 +27,7 @@ PROCESSES = (
 
 
 def join_processes(values: flags.FlagValues, config: Config | FinetuneConfig) -> None:
-    """Joins the other processes of a run and checks that all expected devices are there; see `PROCESSES`."""
+    """Joins the other processes of a run and checks the number of devices, as the flags `PROCESSES` say."""
     from bert_jax.runtime import processes
 
     processes.initialize(values.distributed, values.join_timeout, config.train.watchdog_seconds)
@@ -36,7 +36,7 @@ def join_processes(values: flags.FlagValues, config: Config | FinetuneConfig) ->
 
 
 def finish(values: flags.FlagValues, outcome: 'Outcome | Summary', text: str) -> int:
-    """Prints what a run of several processes came to, once; returns the exit status.
+    """Prints the result of a run on process 0; returns the exit status.
 
     Args:
       text: printed without `--json`, if the run is finished.
@@ -49,7 +49,7 @@ def finish(values: flags.FlagValues, outcome: 'Outcome | Summary', text: str) ->
 
 
 def select_platform(config: Config | FinetuneConfig) -> None:
-    """Makes jax use the platform that the config names, and keep what it compiles."""
+    """Makes jax use the platform that the config names, and turns on the compilation cache."""
     from bert_jax.runtime import devices
 
     devices.select_platform(config.platform)
@@ -57,7 +57,7 @@ def select_platform(config: Config | FinetuneConfig) -> None:
 
 
 def enable_compilation_cache() -> None:
-    """Turns on the cache of compiled programs."""
+    """Turns on the compilation cache, so that the next start compiles less."""
     from bert_jax.runtime import compilation_cache
 
     compilation_cache.enable_compilation_cache()

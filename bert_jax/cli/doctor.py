@@ -1,8 +1,8 @@
-"""`doctor`: what would go wrong with a run."""
+"""`doctor`: looks for problems of a run before it trains."""
 
 from absl import flags
 
-from bert_jax.cli.flags import CONFIG, WORKDIR, Command, config_of, print_result
+from bert_jax.cli.flags import CONFIG, Command, Flag, config_of, print_result
 from bert_jax.errors import BadInput
 from bert_jax.runtime.stopping import EXIT_BAD_INPUT
 
@@ -23,7 +23,10 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 COMMAND = Command(
     'doctor',
     _run,
-    'checks corpus, tokenizer, config, devices and disk before training',
-    'python -m bert_jax doctor --config=configs/demo.py',
-    (CONFIG, WORKDIR),
+    'check config, devices, disk, corpus and tokenizer before training',
+    'bert-jax doctor --config=demo.py --workdir=runs/demo',
+    (
+        CONFIG,
+        Flag('workdir', 'directory that the run will use; checks that its disk has room for the checkpoints'),
+    ),
 )

@@ -1,4 +1,4 @@
-"""`embed`: one vector per line of a text file."""
+"""`embed`: writes one vector per line of a text file."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ from absl import flags
 
 from bert_jax.cli.devices import enable_compilation_cache
 from bert_jax.cli.flags import MODEL, Command, Flag, print_result, required
+from bert_jax.console import duration, quantity
 from bert_jax.runtime.stopping import exit_on_signals
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    directory, text, output = (required(values, name) for name in ('model', 'input', 'output'))
+    directory, text, output = (required(COMMAND, values, name) for name in ('model', 'input', 'output'))
     from bert_jax.pretrained.embed import check, embed
 
     check(text, output)
@@ -32,20 +33,29 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 def _describe(summary: 'Embedded') -> str:
     normalized = ', normalized' if summary.normalized else ''
     lines = [
-        f'{summary.output}: {summary.lines:,} vectors of {summary.hidden_size:,} '
-        f'({" and ".join(summary.pooling)}{normalized}), {summary.seconds:.1f} s'
+        f'{summary.output}: {quantity(summary.lines, "vector")} of {summary.hidden_size:,} numbers '
+        f'({" and ".join(summary.pooling)}{normalized}), {duration(summary.seconds)}'
     ]
     if summary.truncated:
-        lines.append(f'{summary.truncated:,} lines were cut at {summary.max_length:,} tokens')
+        lines.append(f'{quantity(summary.truncated, "line")} cut at {summary.max_length:,} tokens')
     if summary.invalid_utf8_replaced:
-        lines.append(f'{summary.invalid_utf8_replaced:,} lines hold bytes that are not UTF-8; they were replaced')
+        lines.append(f'{quantity(summary.invalid_utf8_replaced, "line")} with invalid UTF-8, which was replaced')
     return '\n'.join(lines)
 
 
 COMMAND = Command(
     'embed',
     _run,
-    'one vector for each line of a file: the mean over its tokens, or what sentence-transformers is set to there',
-    'python -m bert_jax embed --model=runs/demo/export --input=lines.txt --output=vectors.npy',
-    (MODEL, Flag('input', 'text file; one vector per line'), Flag('output', '.npy file to write')),
+    'write one vector per line of a text file',
+    'bert-jax embed --model=runs/demo/export --input=lines.txt --output=vectors.npy',
+    (
+        MODEL,
+        Flag('input', 'UTF-8 text file with one text per line', group='essential'),
+        Flag(
+            'output',
+            '.npy file to write: per line the mean over its tokens, or what the sentence-transformers files of the '
+            'model configure',
+            group='essential',
+        ),
+    ),
 )

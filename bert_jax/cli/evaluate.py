@@ -1,5 +1,6 @@
-"""`evaluate`: a pretrained or a fine-tuned run, measured."""
+"""`evaluate`: measures a pretrained or a fine-tuned run."""
 
+import dataclasses
 import os
 
 from absl import flags
@@ -9,7 +10,7 @@ from bert_jax.cli.flags import (
     AT_LEAST_0,
     CONFIG,
     STEP,
-    WORKDIR,
+    WORKDIR_OR_STEP,
     Command,
     Flag,
     config_of,
@@ -25,7 +26,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.finetune.workdirs import seeds_of
     from bert_jax.workdir.result import check_output
 
-    (workdir, step), output = workdir_and_step(values), values.output or ''
+    (workdir, step), output = workdir_and_step(COMMAND, values), values.output or ''
     check_output(output)
     if seeds := seeds_of(workdir):
         return _evaluate_finetuned(values, workdir, step, seeds[0])
@@ -60,23 +61,27 @@ def _evaluate_finetuned(values: flags.FlagValues, workdir: str, step: int | None
 COMMAND = Command(
     'evaluate',
     _run,
-    'loss and accuracy on held-out text, compared with trivial baselines',
-    'python -m bert_jax evaluate --workdir=runs/demo',
+    'measure loss and accuracy on held-out data, compared with trivial baselines',
+    'bert-jax evaluate --workdir=runs/demo',
     (
-        CONFIG,
-        WORKDIR,
+        WORKDIR_OR_STEP,
         STEP,
-        Flag('output', 'file to write the result to, as JSON (default: evaluation….json in the workdir)'),
         Flag(
             'source',
-            'other text to evaluate on, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME',
+            'text to evaluate on instead, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME',
         ),
+        Flag('output', 'JSON file to write the result to (default: evaluation….json in the workdir)'),
         Flag(
             'sample',
             'text windows for the masked-word metric (1 in 8 also for pseudo-perplexity); 0 disables both',
             flags.DEFINE_integer,
             512,
             AT_LEAST_0,
+        ),
+        dataclasses.replace(
+            CONFIG,
+            meaning='config file whose mesh and data.local_copy are used instead of those of the run',
+            group='advanced',
         ),
     ),
 )

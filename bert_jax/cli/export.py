@@ -1,5 +1,6 @@
-"""`export`: a Hugging Face model directory from a run."""
+"""`export`: writes a run as a Hugging Face model directory."""
 
+import dataclasses
 from typing import Any
 
 from absl import flags
@@ -8,7 +9,7 @@ from bert_jax.cli.devices import enable_compilation_cache
 from bert_jax.cli.flags import (
     CONFIG,
     STEP,
-    WORKDIR,
+    WORKDIR_OR_STEP,
     Command,
     Flag,
     command_to_paste,
@@ -23,7 +24,7 @@ from bert_jax.runtime.stopping import exit_on_signals
 
 @exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    output, (workdir, step) = required(values, 'output'), workdir_and_step(values)
+    output, (workdir, step) = required(COMMAND, values, 'output'), workdir_and_step(COMMAND, values)
     from bert_jax.finetune.workdirs import seeds_of
     from bert_jax.pretrained.export import export
     from bert_jax.pretrained.tensor_names import MLM_HEAD
@@ -35,7 +36,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     proof = export(workdir, output, step, card)
     notes = [_describe(proof, output)]
     if untrained := proof['untrained_heads']:
-        notes.append(f'Not trained, and left out: {", ".join(untrained)}.')
+        notes.append(f'Left out because untrained: {", ".join(untrained)}.')
     if MLM_HEAD in untrained:
         notes.append(f'Next: {command_to_paste("embed", model=output, input="lines.txt", output="vectors.npy")}')
     else:
@@ -67,7 +68,14 @@ def _describe(proof: dict[str, Any], output: str, of: str = '') -> str:
 COMMAND = Command(
     'export',
     _run,
-    'writes a Hugging Face model directory, with its proof',
-    'python -m bert_jax export --workdir=runs/demo --output=runs/demo/export',
-    (CONFIG, WORKDIR, Flag('output', 'directory to write'), STEP),
+    'write a Hugging Face model directory, after comparing its logits with those of the run',
+    'bert-jax export --workdir=runs/demo --output=runs/demo/export',
+    (
+        WORKDIR_OR_STEP,
+        Flag('output', 'directory to write', group='essential'),
+        STEP,
+        dataclasses.replace(
+            CONFIG, meaning='config file whose card section is used for the model card', group='advanced'
+        ),
+    ),
 )

@@ -1,4 +1,4 @@
-"""`fill-mask`: the tokens that a model expects in place of [MASK]."""
+"""`fill-mask`: predicts the tokens in place of [MASK]."""
 
 import dataclasses
 import os
@@ -11,10 +11,10 @@ from bert_jax.errors import BadInput
 
 
 def _run(values: flags.FlagValues, texts: list[str]) -> int:
-    directory = required(values, 'model')
+    directory = required(COMMAND, values, 'model')
     if not texts:
-        raise BadInput('fill-mask', 'no text given', 'one or more texts with [MASK]', COMMAND.example)
-    texts = [os.fsencode(text).decode('utf-8', 'replace') for text in texts]  # of bytes that the locale cannot decode
+        raise BadInput('fill-mask', 'has no text', 'one or more texts with [MASK]', COMMAND.example)
+    texts = [os.fsencode(text).decode('utf-8', 'replace') for text in texts]  # bytes that the locale cannot decode
     from bert_jax.finetune.load import load_model
 
     enable_compilation_cache()
@@ -32,8 +32,8 @@ def _run(values: flags.FlagValues, texts: list[str]) -> int:
 COMMAND = Command(
     'fill-mask',
     _run,
-    'the best fillers for each [MASK]',
-    'python -m bert_jax fill-mask --model=runs/demo "the [MASK] of the file"',
-    (MODEL, Flag('top_k', 'fillers to show', flags.DEFINE_integer, 5, AT_LEAST_1)),
+    'show the most likely tokens for each [MASK] of a text',
+    'bert-jax fill-mask --model=runs/demo "the [MASK] of the file"',
+    (MODEL, Flag('top_k', 'number of tokens to show for each [MASK]', flags.DEFINE_integer, 5, AT_LEAST_1)),
     arguments=' "TEXT WITH [MASK]" …',
 )

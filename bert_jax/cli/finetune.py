@@ -1,15 +1,26 @@
-"""`finetune`: a task from labelled examples, on one or several seeds."""
+"""`finetune`: learns a task from labelled examples, with one or several seeds."""
 
 from absl import flags
 
 from bert_jax.cli.devices import PROCESSES, finish, join_processes
-from bert_jax.cli.flags import AT_LEAST_1, CONFIG, WORKDIR, Command, Flag, command_to_paste, fields_of, required
+from bert_jax.cli.flags import (
+    AT_LEAST_1,
+    CONFIG,
+    WORKDIR,
+    Command,
+    Flag,
+    check_names_no_step,
+    command_to_paste,
+    fields_of,
+    required,
+)
 from bert_jax.config.finetuning import FinetuneConfig, resolve
 from bert_jax.runtime.stopping import StopRequest
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    workdir = required(values, 'workdir')
+    workdir = required(COMMAND, values, 'workdir')
+    check_names_no_step(COMMAND, workdir)
     with StopRequest() as stop:
         from bert_jax.finetune.workdirs import read_plan
 
@@ -25,13 +36,19 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 COMMAND = Command(
     'finetune',
     _run,
-    'learns a task from labelled examples (classes, numbers, tags or spans), or resumes the run in the workdir',
-    'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.task.directory=glue/SST-2 '
-    '--config.init=models/mine --workdir=runs/sst2 --seeds=5',
+    'learn a task from labelled examples (classes, numbers, tags or spans), or resume',
+    'bert-jax finetune --config=finetune/glue.py:sst2 --config.task.directory=glue/SST-2 --config.init=models/mine '
+    '--workdir=runs/sst2 --seeds=5',
     (
         CONFIG,
         WORKDIR,
-        Flag('seeds', 'number of seeds (default: as before, or 1)', flags.DEFINE_integer, None, AT_LEAST_1),
+        Flag(
+            'seeds',
+            'number of seeds to train and summarize (default: as before, or 1)',
+            flags.DEFINE_integer,
+            None,
+            AT_LEAST_1,
+        ),
         *PROCESSES,
     ),
     config_type=FinetuneConfig,

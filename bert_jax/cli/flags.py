@@ -1,4 +1,4 @@
-"""Flags of a command: defined, parsed, and turned into a checked config; whatever does not parse becomes `BadInput`."""
+"""Defines and parses the flags of a command, and turns them into a checked config; failures become `BadInput`."""
 
 import dataclasses
 import difflib
@@ -13,7 +13,7 @@ from absl import flags
 from bert_jax import console
 from bert_jax.cli.config_file import load_config_file
 from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
-from bert_jax.errors import BadInput
+from bert_jax.errors import BadInput, as_started, program
 from bert_jax.runtime.paths import check_path
 
 
@@ -25,7 +25,7 @@ class Flag:
       name: as typed after `--`.
       meaning: its line in `--help`.
       define: the function of absl that defines it.
-      default: the value without the flag.
+      default: the value if the flag is not given.
       bounds: further arguments of `define`, such as `lower_bound`.
       group: where `--help` lists it, one of `GROUPS`.
     """
@@ -43,13 +43,13 @@ class Command:
     """A command.
 
     Attributes:
-      name: as typed after `python -m bert_jax`.
-      run: takes the flags' values and the remaining arguments; returns the exit status.
-      summary: one line for `--help`.
-      example: a command to paste.
+      name: as typed after `bert-jax`.
+      run: takes the values of the flags and the remaining arguments; returns the exit status.
+      summary: one line for `--help`, beginning with a verb.
+      example: a command to paste, beginning with `bert-jax`.
       flags: those it accepts, besides `--json`.
-      arguments: what follows the flags, for `--help`; empty: nothing may.
-      config_type: what its config file is resolved to, for messages that name fields.
+      arguments: what follows the flags, as `--help` shows it; empty if nothing may follow.
+      config_type: what its config file resolves to, for messages that name fields.
     """
 
     name: str
@@ -60,37 +60,47 @@ class Command:
     arguments: str = ''
     config_type: type = Config
 
+    @property
+    def takes_config(self) -> bool:
+        return any(flag.name == CONFIG.name for flag in self.flags)
 
-GROUPS = ('essential', 'common', 'advanced')  # of flags, as `--help` lists them
+    def flags_of(self, group: str) -> list[Flag]:
+        return [flag for flag in (*self.flags, JSON) if flag.group == group]
+
+
+GROUPS = ('essential', 'common', 'advanced')  # of flags, in the order of `--help`
 AT_LEAST_0 = {'lower_bound': 0}
 AT_LEAST_1 = {'lower_bound': 1}
-_FLAG_WIDTH = 24  # columns of a flag's name in `--help`
+_RUN_FILES = ('config.json', 'finetune.json')  # one of them exists in the workdir of a run
+_HELP_WIDTH = 100  # columns
+_FLAG_WIDTH = 24  # columns for the name of a flag
 
 # --- Flags that several commands share. ---
 
 CONFIG = Flag(
     'config',
-    'config file FILE.py[:VARIANT]: a path, or the name of a shipped one, such as bert.py:base',
+    'config file FILE.py[:VARIANT]: a path, or a shipped one, such as bert.py:base',
     group='essential',
 )
-JSON = Flag('json', 'write one JSON object to standard output, nothing else', flags.DEFINE_boolean, False)
-MODEL = Flag('model', 'a workdir, WORKDIR@STEP, an export or a Hugging Face directory', group='essential')
+JSON = Flag('json', 'print the result as one JSON object on standard output', flags.DEFINE_boolean, False)
+MODEL = Flag('model', 'workdir, WORKDIR@STEP, export or Hugging Face directory', group='essential')
 STEP = Flag('step', 'step of the checkpoint (default: the newest)', flags.DEFINE_integer)
-WORKDIR = Flag('workdir', 'directory of a run', group='essential')
+WORKDIR = Flag('workdir', 'directory of the run', group='essential')
+WORKDIR_OR_STEP = Flag('workdir', 'directory of a run, or WORKDIR@STEP for one of its checkpoints', group='essential')
 
 
 def define(command: Command, config: Any = None, overrides: Sequence[str] = ()) -> flags.FlagValues:
-    """The flags that a command accepts.
+    """Defines the flags that a command accepts.
 
     Args:
-      config: the ConfigDict that `--config` names, None if it is not given.
+      config: the ConfigDict that `--config` names; None if it is not given.
       overrides: the arguments of the command; those of the form `--config.FIELD` become flags.
     """
     from ml_collections import config_flags
 
     values = flags.FlagValues()
     for flag in (*command.flags, JSON):
-        if flag is CONFIG and config is not None:
+        if flag.name == CONFIG.name and config is not None:
             config_flags.DEFINE_config_dict(
                 flag.name, config, flag.meaning, flag_values=values, sys_argv=['', *overrides]
             )
@@ -103,30 +113,33 @@ def parse(command: Command, arguments: list[str]) -> tuple[flags.FlagValues, lis
     """Parses the arguments of a command.
 
     Returns:
-      The values of its flags, of which `config` is a ConfigDict or None, and the arguments that are not flags.
+      The values of its flags, in which `config` is a ConfigDict or None, and the arguments that are not flags.
 
     Raises:
-      BadInput: when a flag, a config file or an override cannot be used.
+      BadInput: if a flag, a config file or an override cannot be used.
     """
-    usage, known = f'python -m bert_jax {command.name} --help', []
+    usage, known = f'bert-jax {command.name} --help', []
     try:
         arguments = flags.FlagValues().read_flags_from_files(arguments, force_gnu=False)
         config = None
-        if CONFIG in command.flags:
+        if command.takes_config:
             config_file, arguments = _without_config_file(arguments)
             config = None if config_file is None else load_config_file(config_file)
         values = define(command, config, arguments)
         known = list(values)
         rest = values([command.name, *arguments])[1:]
     except (AttributeError, KeyError, IndexError) as error:  # an override sets a field that does not exist
-        raise _unknown_override(command, arguments) or BadInput('--config', str(error).strip('"\'')) from error
+        message = str(error).strip('"\'')
+        raise _unknown_override(command, arguments) or BadInput(
+            '--config', message, '', 'bert-jax help config'
+        ) from error
     except flags.UnrecognizedFlagError as error:
-        if CONFIG in command.flags and config is None and error.flagname.startswith('config.'):
+        if command.takes_config and config is None and error.flagname.startswith('config.'):
             found = 'overrides a config, but no config is given'
-            raise BadInput(f'--{error.flagname}', found, f'--config too: {CONFIG.meaning}') from error
+            raise BadInput(f'--{error.flagname}', found, f'--config too: {CONFIG.meaning}', command.example) from error
         near = difflib.get_close_matches(error.flagname, known, n=1)
-        suggestion = f'did you mean --{near[0]}?' if near else usage
-        raise BadInput(f'--{error.flagname}', f'is not a flag of {command.name}', '', suggestion) from error
+        fix = f'did you mean --{near[0]}?' if near else usage
+        raise BadInput(f'--{error.flagname}', f'is not a flag of {command.name}', '', fix) from error
     except (flags.Error, OSError, TypeError, ValueError) as error:
         raise BadInput('command line', ' '.join(str(error).split()), '', usage) from error
     if rest and not command.arguments:
@@ -135,7 +148,7 @@ def parse(command: Command, arguments: list[str]) -> tuple[flags.FlagValues, lis
 
 
 def _without_config_file(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The value of the last `--config`, None without one, and the other arguments."""
+    """Returns the value of the last `--config`, or None, and the other arguments."""
     config_file, others, remaining = None, [], iter(arguments)
     for argument in remaining:
         flag, equals, value = argument.partition('=')
@@ -144,14 +157,14 @@ def _without_config_file(arguments: list[str]) -> tuple[str | None, list[str]]:
         if flag not in ('--config', '-config'):
             others.append(argument)
         elif not equals and (value := next(remaining, None)) is None:
-            raise BadInput('--config', 'has no value', CONFIG.meaning, '--config=configs/demo.py')
+            raise BadInput('--config', 'has no value', CONFIG.meaning, '--config=demo.py')
         else:
             config_file = value
     return config_file, others
 
 
 def _unknown_override(command: Command, arguments: list[str]) -> BadInput | None:
-    """The error for the first `--config.FIELD` that names no field, or an element that the field does not have."""
+    """Returns the error for the first `--config.FIELD` whose field or element does not exist; None if all do."""
     known = {*field_names(command.config_type), *field_names(Phase, 'phases[].')}
     for argument in arguments:
         path = argument.partition('=')[0].removeprefix('--config.')
@@ -161,12 +174,13 @@ def _unknown_override(command: Command, arguments: list[str]) -> BadInput | None
             return unknown_field(path, command.config_type)
         if '[' in path:
             field = path.partition('[')[0]
-            return BadInput(f'config.{path}', 'does not exist', f'an element of config.{field} in the config file')
+            expected = f'an element of config.{field} in the config file'
+            return BadInput(f'config.{path}', 'does not exist', expected, f'bert-jax help config.{field}')
     return None
 
 
 def asks_for_json(arguments: Sequence[str]) -> bool:
-    """Whether `--json` is among the arguments of a command, which need not parse."""
+    """Returns whether the arguments of a command, which need not parse, include `--json`."""
     asked = False
     for argument in arguments:
         if argument == '--':
@@ -178,25 +192,24 @@ def asks_for_json(arguments: Sequence[str]) -> bool:
 
 
 def describe(command: Command) -> str:
-    """What `--help` prints for a command: its flags by group, with their defaults, and an example."""
-    lines = [f'bert-jax {command.name} [--flag=VALUE …]{command.arguments}', f'  {command.summary}']
+    """Returns what `--help` prints for a command: its flags by group, with their defaults, and an example."""
+    lines = [f'{program()} {command.name} [--FLAG=VALUE …]{command.arguments}', f'  {command.summary}']
     for group in GROUPS:
-        members = [flag for flag in (*command.flags, JSON) if flag.group == group]
-        if members:
+        if members := command.flags_of(group):
             lines += ['', f'{group.capitalize()} flags:']
             lines += [line for flag in members for line in _describe_flag(flag)]
-    if CONFIG in command.flags:
+    if command.takes_config:
         section = 'config' if command.config_type is Config else 'finetune-config'
         lines += [
             '',
-            f'--config.FIELD=VALUE changes a field of the config; `bert-jax help {section}` explains them all.',
+            f'--config.FIELD=VALUE changes a field of the config; `{program()} help {section}` explains the fields.',
         ]
-    return '\n'.join([*lines, '', 'Example:', f'  {command.example}'])
+    return '\n'.join([*lines, '', 'Example:', f'  {as_started(command.example)}'])
 
 
 def _describe_flag(flag: Flag) -> list[str]:
     default = '' if flag.default in (None, [], False) or 'default' in flag.meaning else f' (default: {flag.default})'
-    text = textwrap.wrap(flag.meaning + default, 100 - _FLAG_WIDTH)
+    text = textwrap.wrap(flag.meaning + default, _HELP_WIDTH - _FLAG_WIDTH, break_on_hyphens=False)
     name = f'  --{flag.name}'
     first = [f'{name:{_FLAG_WIDTH}}{text[0]}'] if len(name) < _FLAG_WIDTH else [name, ' ' * _FLAG_WIDTH + text[0]]
     return first + [' ' * _FLAG_WIDTH + line for line in text[1:]]
@@ -206,71 +219,74 @@ def _describe_flag(flag: Flag) -> list[str]:
 
 
 def print_result(values: flags.FlagValues, as_json: dict[str, Any], text: str, *, is_in_files: bool = False) -> None:
-    """Prints a command's result on standard output: JSON with `--json`, otherwise the text, if any.
+    """Prints the result of a command on standard output: JSON with `--json`, otherwise the text, if any.
 
     Args:
-      is_in_files: the command has written what matters to files, so a result that cannot be printed is no failure.
+      is_in_files: the command has written its result to files, so failing to print it is only reported.
 
     Raises:
-      BadInput: when standard output cannot be written to, other than because its reader has exited.
+      BadInput: if standard output cannot be written to, unless its reader has exited.
     """
     lost = console.print_json(as_json) if values.json else console.print_text(text) if text else ''
     if not lost:
         return
-    error = BadInput('standard output', f'could not be written ({lost})', 'a file or a reader that takes the result')
+    error = BadInput(
+        'standard output', f'could not be written ({lost})', 'a pipe or a file with free space', 'redirect it elsewhere'
+    )
     if not is_in_files:
         raise error
     console.say(f'bert_jax: {error}')
 
 
 def command_to_paste(name: str, **options: str) -> str:
-    """A command of this program as a shell takes it: brackets and blanks in a path are quoted."""
-    return shlex.join(['python', '-m', 'bert_jax', name, *(f'--{key}={value}' for key, value in options.items())])
+    """Returns a command of this program as the user started it, quoted for the shell."""
+    return f'{program()} {shlex.join([name, *(f"--{key}={value}" for key, value in options.items())])}'
 
 
-def required(values: flags.FlagValues, name: str) -> str:
-    """The value of a flag that names a path; raises BadInput when it is not given or cannot be used."""
+def required(command: Command, values: flags.FlagValues, name: str) -> str:
+    """Returns the value of a flag that names a path; raises BadInput if it is missing or unusable."""
     value = values[name].value
     if not value:
-        raise BadInput(f'--{name}', 'is missing', values[name].help)
+        raise BadInput(f'--{name}', 'is missing', values[name].help, command.example)
     check_path(name, value)
     return value
 
 
-def workdir_and_step(values: flags.FlagValues) -> tuple[str, int | None]:
-    """The workdir of `--workdir=DIR` or `--workdir=DIR@STEP`, and the step named there or by `--step`.
+def workdir_and_step(command: Command, values: flags.FlagValues) -> tuple[str, int | None]:
+    """Returns the workdir of `--workdir=DIR` or `--workdir=DIR@STEP`, and the step named there or by `--step`.
 
     Raises:
-      BadInput: when there is no workdir, or two steps are named.
+      BadInput: if there is no workdir, or two different steps are named.
     """
     from bert_jax.workdir.identity import split_step
 
-    workdir, step = split_step(required(values, 'workdir'))
+    workdir, step = split_step(required(command, values, 'workdir'))
     if step is not None and values.step not in (None, step):
-        raise BadInput(f'--step={values.step}', f'and --workdir={workdir}@{step} name two steps', 'one of them')
+        found = f'differs from the step in --workdir={workdir}@{step}'
+        raise BadInput(f'--step={values.step}', found, 'one step', f'--workdir={workdir} --step={values.step}')
     return workdir, values.step if step is None else step
 
 
 def check_names_no_step(command: Command, workdir: str) -> None:
-    """Raises BadInput for `WORKDIR@STEP` of an existing run: the command is about the whole run."""
+    """Raises BadInput for `WORKDIR@STEP` of an existing run: the command takes a whole run."""
     from bert_jax.files import as_path
     from bert_jax.workdir.identity import split_step
 
     directory, step = split_step(workdir)
-    if step is not None and (as_path(directory) / 'config.json').exists():
-        found = f'names a step, and {command.name} takes a whole run'
+    if step is not None and any((as_path(directory) / name).exists() for name in _RUN_FILES):
+        found = f'names a step, but {command.name} takes a whole run'
         raise BadInput(f'--workdir={workdir}', found, 'the workdir without @STEP', f'--workdir={directory}')
 
 
 def config_of(values: flags.FlagValues) -> Config:
-    """The config that `--config` and its overrides give, checked."""
+    """Returns the checked config of `--config` and its overrides."""
     if values.config is None:
-        raise BadInput('--config', 'is missing', 'a config file', '--config=configs/demo.py')
+        raise BadInput('--config', 'is missing', CONFIG.meaning, '--config=demo.py')
     return resolve(fields_of(values.config))
 
 
 def config_of_run(values: flags.FlagValues, workdir: str) -> Config:
-    """The config that `--config` gives, or else the one in the workdir."""
+    """Returns the config of `--config`, or by default the one in the workdir."""
     if values.config is not None:
         return config_of(values)
     from bert_jax.workdir.identity import load_config
@@ -279,13 +295,13 @@ def config_of_run(values: flags.FlagValues, workdir: str) -> Config:
 
 
 def fields_of(config: Any) -> dict[str, Any]:
-    """What a config file returned, as nested dicts."""
+    """Returns what a config file returned, as nested dicts."""
     try:
         return config.to_dict()
     except BadInput:
         raise
-    except Exception as error:  # a config file is the user's own program: it may raise anything
+    except Exception as error:  # a config file is a program of the user, which may raise anything
         found = f'cannot be used ({type(error).__name__}: {error})'
         raise BadInput(
-            '--config', found, 'a Python file whose get_config() returns a ConfigDict', '--config=configs/demo.py'
+            '--config', found, 'a Python file whose get_config() returns a ConfigDict', 'configs/demo.py shows one'
         ) from error

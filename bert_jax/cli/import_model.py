@@ -1,4 +1,6 @@
-"""`import`: a workdir from a model that was trained elsewhere."""
+"""`import`: creates a workdir from a model that was trained elsewhere."""
+
+import dataclasses
 
 from absl import flags
 
@@ -8,15 +10,16 @@ from bert_jax.runtime.stopping import exit_on_signals
 
 @exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    source, workdir = required(values, 'from'), required(values, 'workdir')
+    source, workdir = required(COMMAND, values, 'from'), required(COMMAND, values, 'workdir')
     data = config_of(values).data if values.config is not None else None
     from bert_jax.pretrained.convert import import_model
 
     summary = import_model(source, workdir, data)
     text = (
-        f'Imported {source} to {workdir}: {summary["parameters"]:,} parameters, vocabulary {summary["vocab_size"]:,}\n'
+        f'Imported {source} to {workdir}: {summary["parameters"]:,} parameters, '
+        f'vocabulary of {summary["vocab_size"]:,} tokens\n'
         f'Next: {command_to_paste("export", workdir=workdir, output=f"{workdir}/export")}\n'
-        f'      {command_to_paste("train", config="configs/continue.py", **{"config.init": workdir})} --workdir=…'
+        f'      {command_to_paste("train", config="continue.py", **{"config.init": workdir})} --workdir=…'
     )
     print_result(values, summary, text, is_in_files=True)
     return 0
@@ -25,13 +28,17 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 COMMAND = Command(
     'import',
     _run,
-    'converts a Hugging Face directory or a Google checkpoint into a workdir',
-    'python -m bert_jax import --from=models/bert-base-uncased --workdir=runs/base',
+    'convert a Hugging Face directory or a Google checkpoint into a workdir',
+    'bert-jax import --from=models/bert-base-uncased --workdir=runs/base',
     (
         Flag(
-            'from', 'a Hugging Face directory, or one of an original checkpoint (bert_config.json, bert_model.ckpt.*)'
+            'from',
+            'Hugging Face directory, or one with an original checkpoint (bert_config.json, bert_model.ckpt.*)',
+            group='essential',
         ),
-        WORKDIR,
-        CONFIG,
+        dataclasses.replace(WORKDIR, meaning='directory to write'),
+        dataclasses.replace(
+            CONFIG, meaning='config file whose data section `evaluate` will use for this model', group='advanced'
+        ),
     ),
 )

@@ -1,4 +1,4 @@
-"""`launch`: the scripts that start a run on several processes or hosts, written to a directory to edit and use.
+"""`launch`: writes scripts that start a run on several processes or hosts, for the user to edit.
 
 `bert_jax/launch` is a link to `launch/` in the repository, and a copy of it in a wheel.
 """
@@ -15,7 +15,7 @@ _SCRIPTS = Path(__file__).parents[1] / 'launch'
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    output = Path(required(values, 'output'))
+    output = Path(required(COMMAND, values, 'output'))
     scripts = sorted(path for path in _SCRIPTS.iterdir() if path.is_file())
     existing = [path.name for path in scripts if (output / path.name).exists()]
     if existing:
@@ -23,7 +23,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
             str(output),
             f'already contains {", ".join(existing)}, which may have been edited',
             'a directory without them',
-            'another --output, or move them away',
+            '--output=ANOTHER, or move these files away',
         )
     output.mkdir(parents=True, exist_ok=True)
     for script in scripts:
@@ -31,7 +31,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         write_whole(target, content)
         if content.startswith('#!'):
             mode = target.stat().st_mode
-            target.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may execute it
+            target.chmod(mode | (mode & 0o444) >> 2)  # executable by everyone who may read it
     written = [str(output / script.name) for script in scripts]
     print_result(values, {'written': written}, '\n'.join([*map('Wrote {}'.format, written), _USAGE]), is_in_files=True)
     return 0
@@ -42,7 +42,7 @@ _USAGE = 'The comment at the top of each file shows how to use it.'
 COMMAND = Command(
     'launch',
     _run,
-    'writes scripts that start a run on several processes, SLURM, Kubernetes or a TPU pod',
-    'python -m bert_jax launch --output=launch',
-    (Flag('output', 'directory to write the scripts to'),),
+    'write scripts that start a run in several processes: SLURM, Kubernetes, TPU pods',
+    'bert-jax launch --output=launch',
+    (Flag('output', 'directory to write the scripts to', group='essential'),),
 )

@@ -1,4 +1,4 @@
-"""`plan`: memory, time and cost of a run on devices that need not be here."""
+"""`plan`: memory, time and cost of a run on devices that this machine need not have."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from bert_jax.errors import BadInput
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    target_name, config = required(values, 'target'), with_sequences(config_of(values))
+    target_name, config = required(COMMAND, values, 'target'), with_sequences(config_of(values))
     if config.phases and (values.search or values.scaling):
         raise BadInput(
             'config.phases',
@@ -40,7 +40,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 
 
 def with_sequences(config: Config) -> Config:
-    """The config with the sequences of a packed row chosen from its corpus, as `train` does; assumed where none is."""
+    """Returns the config with `data.max_sequences` chosen from its corpus, as `train` does, or assumed without one."""
     data = config.data
     if not chooses_max_sequences(data):
         return config
@@ -50,13 +50,13 @@ def with_sequences(config: Config) -> Config:
     if read_manifest(Path(data.corpus)) is not None:
         return resolve_max_sequences(config, load_corpus(data.corpus).train)
     for phase in config.in_phases:
-        number, length = max_sequences(phase.data), phase.data.sequence_length
-        say(f'No corpus at {data.corpus}: rows of {length} positions are assumed to hold up to {number} sequences')
+        num_sequences, length = max_sequences(phase.data), phase.data.sequence_length
+        say(f'No corpus at {data.corpus}: assuming up to {num_sequences} sequences in rows of {length} positions')
     return config
 
 
 def _use_the_cpu() -> None:
-    """A plan for another machine needs no device, and must not wait for one."""
+    """Keeps jax from waiting for an accelerator: a plan for another machine needs none."""
     import jax
 
     jax.config.update('jax_platforms', 'cpu')
@@ -65,16 +65,20 @@ def _use_the_cpu() -> None:
 COMMAND = Command(
     'plan',
     _run,
-    'whether a run fits devices that need not be here, how long it takes, what it costs',
-    'python -m bert_jax plan --config=configs/bert.py:base --target=tpu-v5e:4x4 --price=1.20',
+    'predict memory, time and cost of a run on devices you need not have',
+    'bert-jax plan --config=bert.py:base --target=tpu-v5e:4x4 --price=1.20',
     (
         CONFIG,
-        Flag('target', 'tpu-v5e:4x4 (a chip and a topology), h200:2x8 (hosts x GPUs of each), or here'),
-        Flag('price', 'price per device-hour, in dollars', flags.DEFINE_float, None, {'lower_bound': 0.0}),
-        Flag('search', 'rank meshes, microbatches and remat policies', flags.DEFINE_boolean, False),
+        Flag(
+            'target',
+            'tpu-v5e:4x4 (chip and topology), h200:2x8 (hosts x GPUs per host), or here',
+            group='essential',
+        ),
+        Flag('price', 'dollars per device-hour, to compute the cost', flags.DEFINE_float, None, {'lower_bound': 0.0}),
+        Flag('search', 'compare meshes, microbatches and remat policies, best first', flags.DEFINE_boolean, False),
         Flag(
             'scaling',
-            'predict the efficiency of 8 to 4096 such devices, split over data',
+            'predict the efficiency with 8 to 4096 such devices and data parallelism',
             flags.DEFINE_boolean,
             False,
         ),

@@ -1,4 +1,4 @@
-"""`predict`: what a fine-tuned model says of texts."""
+"""`predict`: the predictions of a fine-tuned model."""
 
 import time
 from collections import Counter
@@ -11,6 +11,7 @@ from bert_jax import console
 from bert_jax.activity import activity
 from bert_jax.cli.devices import enable_compilation_cache
 from bert_jax.cli.flags import MODEL, Command, Flag, print_result, required
+from bert_jax.console import duration, quantity
 from bert_jax.errors import BadInput
 from bert_jax.files import new_file
 from bert_jax.runtime.stopping import exit_on_signals
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    name, source = required(values, 'model'), required(values, 'input')
+    name, source = required(COMMAND, values, 'model'), required(COMMAND, values, 'input')
     from bert_jax.finetune.inputs import as_tsv, check_source, describe
     from bert_jax.finetune.load import load_model
     from bert_jax.finetune.predict import FineTuned
@@ -33,8 +34,8 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     enable_compilation_cache()
     trained = load_model(name)
     if not isinstance(trained, FineTuned):
-        fix = 'python -m bert_jax finetune --config=configs/finetune/glue.py:sst2 --config.init=MODEL --workdir=…'
-        raise BadInput(f'--model={name}', 'is not fine-tuned: it has no head of a task', 'a fine-tuned model', fix)
+        fix = f'bert-jax finetune --config=finetune/glue.py:sst2 --config.init={name} --workdir=…'
+        raise BadInput(f'--model={name}', 'is not fine-tuned: it has no task head', 'a fine-tuned model', fix)
     start, counts = time.monotonic(), Counter()
     results = _results(values, trained, source, counts)
     with activity(lambda: f'predicting, {counts["examples"]:,} examples done'):
@@ -47,20 +48,20 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
             for result in results:
                 if lost := console.print_text(as_tsv(result, trained.task)):
                     raise BadInput('standard output', f'could not be written ({lost})', '--output=FILE')
-                if not console.output_is_read():  # `| head` has what it wants
+                if not console.output_is_read():  # `| head` has exited
                     break
     num_examples, seconds = counts.pop('examples', 0), round(time.monotonic() - start, 3)
     for line in describe(counts):
         console.say(line)
     if values.output:
         summary = {'output': values.output, 'examples': num_examples, 'seconds': seconds, 'counts': dict(+counts)}
-        text = f'{values.output}: {num_examples:,} examples, {seconds:.1f} s'
+        text = f'{values.output}: {quantity(num_examples, "example")}, {duration(seconds)}'
         print_result(values, summary, text, is_in_files=True)
     return 0
 
 
 def _results(values: flags.FlagValues, trained: 'FineTuned', source: str, counts: Counter) -> Iterator[dict[str, Any]]:
-    """What the model says, with the id of its example where there is one."""
+    """Yields one prediction per example, with the id of the example if it has one."""
     import dataclasses
 
     from bert_jax.finetune.inputs import read_examples
@@ -78,17 +79,18 @@ def _results(values: flags.FlagValues, trained: 'FineTuned', source: str, counts
 COMMAND = Command(
     'predict',
     _run,
-    'classes, numbers, tags or answers of a fine-tuned model for the examples of a file',
-    'python -m bert_jax predict --model=runs/sst2 --input=lines.txt --output=predictions.jsonl',
+    'predict classes, numbers, tags or answers with a fine-tuned model',
+    'bert-jax predict --model=runs/sst2 --input=lines.txt --output=predictions.jsonl',
     (
         MODEL,
         Flag(
             'input',
-            'an example a line (pairs, or question and text: with a tab between), JSON lines (FILE.jsonl), FORMAT:FILE '
-            'as in config.task, or - for standard input',
+            'file with one example per line (a tab between the two texts of a pair), JSON lines (FILE.jsonl), '
+            'FORMAT:FILE as in config.task, or - for standard input',
+            group='essential',
         ),
-        Flag('output', 'file to write, a JSON object for each example (default: lines on standard output)'),
-        Flag('text', 'column of the text, or of the words (default: that of the task)'),
-        Flag('text_pair', 'column of the second text of a pair (default: that of the task)'),
+        Flag('output', 'file to write, one JSON object per line (default: text on standard output)'),
+        Flag('text', 'column of the text or words (default: as in training)'),
+        Flag('text_pair', 'column of the second text of a pair (default: as in training)'),
     ),
 )

@@ -53,7 +53,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 def _parsed_shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition('/')
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        expected = 'I/N: part I of N parts of the work, with I from 0 to N - 1'
+        expected = 'I/N, part I of N, with I from 0 to N - 1'
         raise BadInput('--shard', f'is {text!r}', expected, '--shard=$SLURM_ARRAY_TASK_ID/8 with --array=0-7')
     return int(index), int(count)
 
@@ -124,16 +124,28 @@ def _describe_tokenizer(preview: dict[str, Any]) -> str:
 COMMAND = Command(
     'prepare',
     _run,
-    'reads text, trains a tokenizer unless one is provided, and writes a corpus',
-    'python -m bert_jax prepare --config=configs/demo.py',
+    'read text, train a tokenizer unless one is provided, and write a corpus',
+    'bert-jax prepare --config=demo.py',
     (
         CONFIG,
-        Flag('tokenizer_only', 'only train, save and show the tokenizer', flags.DEFINE_boolean, False),
-        Flag('show', 'number of rows of the first batch to print', flags.DEFINE_integer, 0, AT_LEAST_0),
+        Flag('tokenizer_only', 'train, save and show the tokenizer, and stop', flags.DEFINE_boolean, False),
+        Flag(
+            'show',
+            'number of rows of the first batch to print; they contain text of the corpus',
+            flags.DEFINE_integer,
+            0,
+            AT_LEAST_0,
+        ),
         Flag('workers', 'worker processes (default: one per core)', flags.DEFINE_integer, None, AT_LEAST_1),
         Flag(
-            'shard', 'I/N: encode every Nth chunk from the Ith (I from 0); the last shard to finish writes the corpus'
+            'shard',
+            'I/N, with I from 0: encode every Nth chunk from the Ith on; the last shard to finish writes the corpus',
+            group='advanced',
         ),
-        Flag('beam', 'options of Apache Beam, such as --beam="--runner=DirectRunner"; see requirements-beam.txt'),
+        Flag(
+            'beam',
+            'encode with Apache Beam, with these options, such as "--runner=DirectRunner"; see requirements-beam.txt',
+            group='advanced',
+        ),
     ),
 )

@@ -1,4 +1,4 @@
-"""`report`: a page about one run, or about several side by side."""
+"""`report`: writes a page about one run, or about several side by side."""
 
 from absl import flags
 
@@ -28,10 +28,10 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 COMMAND = Command(
     'report',
     _run,
-    'report.html for one workdir, or several side by side',
-    'python -m bert_jax report --workdir=runs/demo',
+    'write report.html: curves and tables of one run, or of several side by side',
+    'bert-jax report --workdir=runs/demo',
     (
-        Flag('workdir', 'directory of a run; may be repeated', flags.DEFINE_multi_string, []),
-        Flag('output', 'file to write the page to (default: report.html in the first workdir)'),
+        Flag('workdir', 'directory of a run; may be repeated', flags.DEFINE_multi_string, [], group='essential'),
+        Flag('output', 'HTML file to write (default: report.html in the first workdir)'),
     ),
 )

@@ -1,5 +1,6 @@
-"""`sweep`: every run that a sweep file names."""
+"""`sweep`: trains every run that a sweep file names, and compares them."""
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    workdir = required(values, 'workdir')
+    workdir = required(COMMAND, values, 'workdir')
     if values.config is None:
-        raise BadInput('--config', 'is missing', 'a sweep file', '--config=configs/sweeps/learning_rate.py')
+        raise BadInput('--config', 'is missing', 'a sweep file', COMMAND.example)
     from bert_jax.sweep.command import sweep
     from bert_jax.sweep.runs import check_keys, expand
 
@@ -42,24 +43,26 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 
 
 def _check_flags(run: 'Run') -> None:
-    """Raises BadInput when a run's command would not give its config: not every value can be written on one."""
+    """Raises BadInput if flags cannot express the config of a run, which its command is given as flags."""
     try:
         same = config_of(parse(train.COMMAND, run.flags)[0]) == run.config
     except BadInput:
         same = False
     if not same:
         found = f'the command line cannot express {run.varied}'
-        raise BadInput(f'run {run.name}', found, 'numbers, strings, True and False', 'a sweep for each base config')
+        raise BadInput(
+            f'run {run.name}', found, 'numbers, strings, True and False', 'a base config for each of these values'
+        )
 
 
 COMMAND = Command(
     'sweep',
     _run,
-    'every run that a sweep file names, then a table and a picture of all',
-    'python -m bert_jax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/learning_rate',
+    'train every run that a sweep file names, and rank them',
+    'bert-jax sweep --config=sweeps/learning_rate.py --workdir=runs/learning_rate',
     (
-        CONFIG,
-        WORKDIR,
+        dataclasses.replace(CONFIG, meaning='sweep file: a path, or a shipped one, such as sweeps/learning_rate.py'),
+        dataclasses.replace(WORKDIR, meaning='directory of the sweep; each run gets a directory in it'),
         Flag(
             'jobs',
             'maximum concurrent runs (default: 1 locally, all under SLURM); 0 only shows results',
@@ -67,6 +70,6 @@ COMMAND = Command(
             None,
             AT_LEAST_0,
         ),
-        Flag('slurm', "options of sbatch: submit the runs as a SLURM array ('' for none)"),
+        Flag('slurm', 'submit the runs as a SLURM job array, with these options of sbatch (may be empty: --slurm=)'),
     ),
 )

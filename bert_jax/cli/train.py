@@ -1,4 +1,4 @@
-"""`train`: pretraining, from the start or from the newest checkpoint."""
+"""`train`: pretrains, from the start or from the newest checkpoint."""
 
 from absl import flags
 
@@ -17,7 +17,7 @@ from bert_jax.runtime.stopping import StopRequest
 
 
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    workdir = required(values, 'workdir')
+    workdir = required(COMMAND, values, 'workdir')
     check_names_no_step(COMMAND, workdir)
     with StopRequest() as stop:
         config = config_of_run(values, workdir)
@@ -35,16 +35,17 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 COMMAND = Command(
     'train',
     _run,
-    'trains, or resumes the run in the workdir',
-    'python -m bert_jax train --config=configs/demo.py --workdir=runs/demo',
+    'pretrain a model, or resume the run in the workdir',
+    'bert-jax train --config=demo.py --workdir=runs/demo',
     (
         CONFIG,
         WORKDIR,
         Flag(
             'allow_change',
-            'comma-separated fields that may differ from the original run; config.json records the change',
+            'comma-separated config fields that may differ from the original run; config.json records the change',
             flags.DEFINE_list,
             [],
+            group='advanced',
         ),
         *PROCESSES,
     ),

@@ -104,7 +104,7 @@ class PretrainingStart:
                 f'was made with another tokenizer ({tokenizer.vocab_size} tokens) than that of the initial model '
                 f'({theirs.vocab_size} tokens)',
                 'the tokenizer of config.init, or that with tokens added',
-                f'python -m bert_jax prepare --config=… --config.init={self.config.init} --config.data.corpus=ANOTHER',
+                f'bert-jax prepare --config=… --config.init={self.config.init} --config.data.corpus=ANOTHER',
             )
 
     def params(self, tokenizer: Tokenizer) -> nnx.State | None:
@@ -159,7 +159,7 @@ def pretraining_start(config: Config, workdir: str) -> PretrainingStart:
             workdir,
             'holds an imported model: import only converts; runs start from it in workdirs of their own',
             'another --workdir',
-            f'python -m bert_jax train --config=configs/continue.py --config.init={workdir} --workdir=…',
+            f'bert-jax train --config=configs/continue.py --config.init={workdir} --workdir=…',
         )
     if not config.init:
         return PretrainingStart(config, Initialization())
@@ -254,5 +254,5 @@ def load_initial(init: str) -> Pretrained:
 
 def _refuse_google(directory: str) -> None:
     if google.is_checkpoint(Path(directory)):
-        fix = f'python -m bert_jax import --from={directory} --workdir=IMPORTED, then --config.init=IMPORTED'
+        fix = f'bert-jax import --from={directory} --workdir=IMPORTED, then --config.init=IMPORTED'
         raise BadInput(f'config.init={directory}', 'holds an original checkpoint', 'an imported one', fix)

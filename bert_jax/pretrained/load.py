@@ -215,7 +215,7 @@ class Pretrained:
                 'the model',
                 f'has no trained {MLM_HEAD}: it cannot fill in [MASK]',
                 'a model that was pretrained with masked tokens',
-                'train it: python -m bert_jax train --config=configs/continue.py --config.init=MODEL --workdir=…',
+                'train it: bert-jax train --config=configs/continue.py --config.init=MODEL --workdir=…',
             )
 
     @functools.cached_property

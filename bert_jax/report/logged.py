@@ -248,7 +248,7 @@ def read_run(workdir: str, name: str, group: str = '') -> LoggedRun:
         raise BadInput(str(config_path), 'has no `config`', 'a JSON object with the resolved config under `config`')
     is_finetune = 'task' in document['config']
     command, argument = ('finetune', directory.parent) if is_finetune else ('train', directory)
-    metrics = _read_metrics(directory / 'metrics.jsonl', f'python -m bert_jax {command} --workdir={argument}')
+    metrics = _read_metrics(directory / 'metrics.jsonl', f'bert-jax {command} --workdir={argument}')
     data = document['config'].get('data')
     has_pairs = not (isinstance(data, dict) and data.get('pairing') == 'none')
     metrics = [_measured(line, has_pairs=has_pairs) for line in metrics]

@@ -183,7 +183,7 @@ def log_tail(run: Run, num_lines: int = 4) -> list[str]:
 
 _SCRIPT = """\
 #!/bin/bash
-# Written by `python -m bert_jax sweep`: each task of the array is one run.
+# Written by `bert-jax sweep`: each task of the array is one run.
 #SBATCH --job-name={name}
 #SBATCH --array={array}
 #SBATCH --output={output}

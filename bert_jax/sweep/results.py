@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import is_records
-from bert_jax.errors import BadInput
+from bert_jax.errors import BadInput, program
 from bert_jax.evaluation.ranking import Measure, common_measure
 from bert_jax.files import json_digest
 from bert_jax.json_files import read_json
@@ -366,7 +366,7 @@ def best_commands(results: list[Result]) -> list[tuple[str, str]]:
     groups = comparable_groups(results)
     names = differing_fields(groups)
     return [
-        (title(group, names) if len(groups) > 1 else '', shlex.join(['python', *group[0].run.train_command[1:]]))
+        (title(group, names) if len(groups) > 1 else '', f'{program()} {shlex.join(group[0].run.train_command[3:])}')
         for group in groups
         if group[0].rank == 1
     ]

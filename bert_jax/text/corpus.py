@@ -60,7 +60,7 @@ def load_corpus(directory: str | pathlib.Path, local_copy: str = '') -> Corpus:
             f'config.data.corpus={directory}',
             'is not a corpus',
             'a directory written by `prepare`',
-            'python -m bert_jax prepare --config=…',
+            'bert-jax prepare --config=…',
         )
     if local_copy:
         path = copy_to_local_disk(path, manifest, pathlib.Path(local_copy))

@@ -232,7 +232,7 @@ def _check_is_text(data: config.Data) -> None:
             f'config.data.source={data.source}',
             'holds finished training examples, which need no preparation',
             'a source of text',
-            'python -m bert_jax train --config=… --config.tokenizer.path=vocab.txt --workdir=…',
+            'bert-jax train --config=… --config.tokenizer.path=vocab.txt --workdir=…',
         )
 
 

@@ -221,4 +221,4 @@ def damaged_file_error(path: pathlib.Path, found: str, expected: str) -> BadInpu
 
 def rebuild_command(directory: pathlib.Path) -> str:
     """Returns the command that replaces a damaged corpus."""
-    return f'rm -r {directory} && python -m bert_jax prepare --config=…'
+    return f'rm -r {directory} && bert-jax prepare --config=…'

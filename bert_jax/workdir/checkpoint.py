@@ -376,7 +376,7 @@ def _choose_step(checkpoints: Checkpoints, workdir: str, step: int | None) -> in
             f'{workdir}/checkpoints',
             f'holds no checkpoint of step {step}' if step is not None else 'holds no checkpoint',
             f'one of {", ".join(map(str, steps))}' if steps else 'a run that has saved at least once',
-            '' if steps else 'python -m bert_jax train --workdir=…',
+            '' if steps else 'bert-jax train --workdir=…',
         )
     return chosen
 

@@ -230,7 +230,7 @@ def load_config(workdir: str) -> Config:
     path = epath.Path(workdir) / 'config.json'
     values = load_settings(workdir)
     if 'task' in values:
-        fix = f'python -m bert_jax export --workdir={workdir} --output=…'
+        fix = f'bert-jax export --workdir={workdir} --output=…'
         raise BadInput(str(path), 'belongs to a fine-tuned model', 'the config of a pretraining run', fix)
     return with_values_before(config_module.resolve(values), values)
 
@@ -311,9 +311,7 @@ def split_step(name: str) -> tuple[str, int | None]:
 
 def _read(path: epath.Path) -> dict:
     if not path.exists():
-        raise BadInput(
-            str(path), 'does not exist', 'the workdir of a run', 'python -m bert_jax train --config=… --workdir=…'
-        )
+        raise BadInput(str(path), 'does not exist', 'the workdir of a run', 'bert-jax train --config=… --workdir=…')
     content = read_given_json(path, 'the file that train wrote')
     if not all(isinstance(content.get(name), dict) for name in ('config', 'fingerprint')):
         raise BadInput(

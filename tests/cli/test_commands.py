@@ -11,11 +11,12 @@ import pytest
 import bert_jax
 from bert_jax import __main__, version
 from bert_jax.__main__ import main, start
-from bert_jax.cli.commands import COMMANDS
-from bert_jax.cli.flags import Command, parse
-from bert_jax.errors import BadInput, DeviceFault
+from bert_jax.cli.commands import COMMAND_GROUPS, COMMANDS
+from bert_jax.cli.flags import GROUPS, Command, command_to_paste, parse
+from bert_jax.errors import BadInput, DeviceFault, as_started
 
 ROOT = Path(__file__).parents[2]
+_OPTIONAL = {('train', 'config'), ('finetune', 'config')}  # an existing workdir has it
 
 
 def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture) -> None:
@@ -23,6 +24,9 @@ def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture) -> None
     assert main(['bert-jax']) == 2
     shown = capsys.readouterr().out
     assert all(f'  {name} ' in shown and command.summary in shown for name, command in COMMANDS.items())
+    assert (
+        all(f'\n{group}:\n' in shown for group in COMMAND_GROUPS) and 'First steps' in shown and 'help TOPIC' in shown
+    )
 
 
 @pytest.mark.parametrize('name', COMMANDS)
@@ -32,8 +36,40 @@ def test_help_shows_every_flag_and_an_example_that_parses(name: str, capsys: pyt
     shown = capsys.readouterr().out
     words = ' '.join(shown.split())
     assert all(f'--{flag.name} {flag.meaning}' in words for flag in command.flags) and '  --json ' in shown
-    assert shown.endswith(f'Example:\n  {command.example}\n')
-    parse(command, shlex.split(command.example)[4:])
+    program, example_name, *arguments = shlex.split(command.example)
+    assert (program, example_name) == ('bert-jax', name)
+    assert shown.endswith(f'Example:\n  {as_started(command.example)}\n')
+    parse(command, arguments)
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_flags_that_a_command_requires_are_essential(name: str, capsys: pytest.CaptureFixture) -> None:
+    command = COMMANDS[name]
+    essential = [flag.name for flag in command.flags_of('essential')]
+    assert essential and all(flag.group in GROUPS for flag in command.flags)
+    given = {argument.partition('=')[0]: argument for argument in shlex.split(command.example)}
+    for missing in essential:
+        if (name, missing) not in _OPTIONAL:
+            assert main(['bert-jax', name, *(given[f'--{flag}'] for flag in essential if flag != missing)]) == 2
+            message = ''.join(capsys.readouterr())
+            assert f'--{missing}: is missing' in message and 'fix:' in message
+
+
+@pytest.mark.parametrize(
+    ('started_as', 'program'),
+    [('/opt/venv/bin/bert-jax', 'bert-jax'), ('/src/bert_jax/__main__.py', 'python -m bert_jax')],
+)
+def test_suggested_commands_begin_as_the_user_began(
+    started_as: str, program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, 'argv', [started_as])
+    for arguments in (['--help'], ['train', '--help'], ['trian', '--help'], ['qqq'], ['help', 'config.qqq']):
+        main(['bert-jax', *arguments])
+    shown = ''.join(capsys.readouterr())
+    assert shown.count(program + ' ') > 10 and command_to_paste('train').startswith(program)
+    assert ('python -m bert_jax' in shown) == (program != 'bert-jax')
+    error = BadInput('/src/bert-jax corpus', 'is damaged', '', 'rm -r /src/bert-jax corpus && bert-jax prepare')
+    assert error.fix == f'rm -r /src/bert-jax corpus && {program} prepare'
 
 
 _HELP = """

@@ -66,13 +66,15 @@ def test_other_number_of_devices_than_promised_is_refused(settings: list[str], t
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('command', ['train', 'report'])
-def test_step_of_existing_run_is_rejected_with_its_workdir(command: str, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    'command, file', [('train', 'config.json'), ('report', 'config.json'), ('finetune', 'finetune.json')]
+)
+def test_step_of_existing_run_is_rejected_with_its_workdir(command: str, file: str, tmp_path: Path, capsys) -> None:
     (tmp_path / 'run').mkdir()
-    (tmp_path / 'run' / 'config.json').write_text('{}')
+    (tmp_path / 'run' / file).write_text('{}')
     assert run([command, '--workdir=run@3'], tmp_path) == 2
     error = capsys.readouterr().err
-    assert f'names a step, and {command} takes a whole run' in error and '--workdir=run\n' in error
+    assert f'names a step, but {command} takes a whole run' in error and '--workdir=run\n' in error
     assert not (tmp_path / 'run@3').exists()
 
 

@@ -27,12 +27,12 @@ def test_step_follows_the_last_at_sign_unless_the_directory_exists(tmp_path: Pat
 @pytest.mark.parametrize('command', [evaluate.COMMAND, export.COMMAND])
 def test_command_takes_the_step_from_workdir_or_flag(command) -> None:
     def parsed(*flags: str) -> tuple[str, int | None]:
-        return workdir_and_step(parse(command, list(flags))[0])
+        return workdir_and_step(command, parse(command, list(flags))[0])
 
     assert parsed('--workdir=runs/a') == ('runs/a', None)
     assert parsed('--workdir=runs/a@5') == parsed('--workdir=runs/a', '--step=5') == ('runs/a', 5)
     assert parsed('--workdir=runs/a@5', '--step=5') == ('runs/a', 5)
-    with pytest.raises(BadInput, match='name two steps'):
+    with pytest.raises(BadInput, match='differs from the step in --workdir=runs/a@5'):
         parsed('--workdir=runs/a@5', '--step=6')
 
 
