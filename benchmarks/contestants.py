@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -172,7 +173,8 @@ class HuggingFace(Torch):
 
         from bert_jax.pretrained.hugging_face import model_json
 
-        fields = model_json(self._config.model, self._config.tokenizer.vocab_size, pad_id=0)
+        vocabulary = SimpleNamespace(vocab_size=self._config.tokenizer.vocab_size, pad_id=0)
+        fields = model_json(self._config.model, vocabulary)
         model = BertForPreTraining(BertConfig(**fields))
         missing, unexpected = model.load_state_dict(tensors, strict=False)
         if unexpected or any('decoder' not in name and 'position_ids' not in name for name in missing):

@@ -101,7 +101,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
         # --- The state: restored, or new. ---
         def new_state() -> TrainState:
             state = program.init_state(config.train.seed, start_from.params(streams.tokenizer))
-            return start_from.with_moments(state, program.shardings)
+            return start_from.restore_moments(state, program.shardings)
 
         begun = begin(workdir, program, checkpoints, new_state, supervisor)
         if begun is None:

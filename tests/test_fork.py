@@ -74,7 +74,7 @@ def _new_state(resolved: config.Config, init: str, keeps_moments: bool):
     model, optimizer, train = point.config.model, point.config.optimizer, config.Train(steps=4)
     program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh)
     state = program.init_state(0, point.params(tokenizer))
-    return point, point.with_moments(state, program.shardings), program.shardings
+    return point, point.restore_moments(state, program.shardings), program.shardings
 
 
 def test_a_fork_keeps_the_moments_and_nothing_else(begun) -> None:

@@ -27,7 +27,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     output, (workdir, step) = required(COMMAND, values, 'output'), workdir_and_step(COMMAND, values)
     from bert_jax.finetune.workdirs import seeds_of
     from bert_jax.pretrained.export import export
-    from bert_jax.pretrained.tensor_names import MLM_HEAD
+    from bert_jax.pretrained.hub import MLM_HEAD
 
     enable_compilation_cache()
     if seeds_of(workdir):
@@ -52,7 +52,7 @@ def _export_finetuned(values: flags.FlagValues, workdir: str, step: int | None, 
 
     card = finetuning.resolve(fields_of(values.config)).card if values.config is not None else None
     proof = export(workdir, output, step, card)
-    pipeline = f"transformers.pipeline('{PIPELINES[proof['architecture']]}', model={output!r})"
+    pipeline = f"transformers.pipeline('{PIPELINES[proof['kind']]}', model={output!r})"
     next_step = f'Next: {command_to_paste("predict", model=output, input="lines.txt")}\n      {pipeline}'
     print_result(values, proof, f'{_describe(proof, output, " of " + proof["workdir"])}\n{next_step}', is_in_files=True)
     return 0

@@ -1,6 +1,6 @@
 """Settings: what a config file and the command line may say, checked and frozen before anything else happens."""
 
-from bert_jax.config.checks import check_exact, check_mesh, check_model, check_probes
+from bert_jax.config.checks import check_exact, check_mesh, check_model, check_pairing, check_probes
 from bert_jax.config.data import (
     SOURCE_KINDS,
     Data,
@@ -45,6 +45,7 @@ __all__ = [
     'check_exact',
     'check_mesh',
     'check_model',
+    'check_pairing',
     'check_probes',
     'ettin',
     'field_names',

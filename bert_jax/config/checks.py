@@ -23,6 +23,17 @@ def check_model(model: Model) -> None:
     model.check()
 
 
+def check_pairing(config: Config) -> None:
+    """Raises `BadInput` when the model has no head for the pairs of the data."""
+    if config.data.pairing != 'none' and not config.model.LEARNS_PAIRS:
+        raise BadInput(
+            'config.data.pairing',
+            f'is {config.data.pairing!r}, and {config.model.family} has no head for pairs',
+            "'none'",
+            '--config.data.pairing=none',
+        )
+
+
 def check_probes(probe_every: int, probe: Probe) -> None:
     """Raises `BadInput` when probes are due but there are no labelled sets."""
     if probe_every and not probe.sets:
@@ -41,13 +52,7 @@ def check_together(config: Config) -> None:
     """The checks that concern more than one field."""
     data, masking = config.data, config.data.masking
     check_model(config.model)
-    if data.pairing != 'none' and not config.model.LEARNS_PAIRS:
-        raise BadInput(
-            'config.data.pairing',
-            f'is {data.pairing!r}, and {config.model.family} has no head for pairs',
-            "'none'",
-            '--config.data.pairing=none',
-        )
+    check_pairing(config)
     if data.group_field and any(name.partition(':')[0] in ('python-docs', 'text') for name, _ in sources(data)):
         raise BadInput(
             'config.data.group_field',

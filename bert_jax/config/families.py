@@ -14,10 +14,12 @@ FULL, SLIDING = 'full_attention', 'sliding_attention'
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What every encoder has. The vocabulary size comes from the tokenizer."""
+    """What every encoder has."""
 
     ROLE: ClassVar[Role] = Role.IDENTITY
     LEARNS_PAIRS: ClassVar[bool] = False  # whether it has a head for pairs of segments
+    # What is chosen for a run. The other fields, but for dropout, describe the weights.
+    TRAINING_FIELDS: ClassVar[tuple[str, ...]] = ('initializer_range', 'dtype', 'remat', 'attention', 'scan_layers')
 
     # the architecture
     family: str = ''
@@ -31,6 +33,8 @@ class Model:
     intermediate_size: int = at_least(3072, 1, Role.SHAPES)
     # most tokens of a sequence
     max_positions: int = at_least(512, 8, Role.SHAPES)
+    # rows of the word embeddings where they are more than the tokens of the tokenizer; 0: one row for each token
+    vocab_size: int = at_least(0, 0, Role.IDENTITY_IF_SET)
     # standard deviation of the initial weights
     initializer_range: float = setting(0.02, 'a number above 0', lambda value: value > 0)
     # of the computation; parameters are float32
@@ -55,6 +59,20 @@ class Model:
     def drops_attention_weights(self) -> bool:
         """Whether training drops attention weights, which not every kernel can do."""
         return False
+
+    def num_embeddings(self, num_tokens: int) -> int:
+        """Returns the rows of the word embeddings with a tokenizer of `num_tokens` tokens."""
+        return max(self.vocab_size, num_tokens)
+
+    def with_architecture_of(self, initial: 'Model') -> Any:
+        """Returns the architecture of an initial model with the training settings of this one.
+
+        Those are `TRAINING_FIELDS`, and the dropout rates if both are of one family.
+        """
+        names = set(self.TRAINING_FIELDS)
+        if self.family == initial.family:
+            names |= {field.name for field in dataclasses.fields(self) if 'dropout' in field.name}
+        return dataclasses.replace(initial, **{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +151,10 @@ class ModernBert(PreNorm):
     decoder_bias: bool = setting(True, role=Role.SHAPES)
     # a bias in the dense layer of the prediction head
     classifier_bias: bool = setting(False, role=Role.SHAPES)
+    # what the classifier of a fine-tuned model reads: the vector of [CLS], or the mean of all vectors
+    classifier_pooling: str = setting('cls', choices=('cls', 'mean'), role=Role.IDENTITY_IF_SET)
+    # dropout before the classifier of a fine-tuned model
+    classifier_dropout: float = fraction(0.0, Role.IDENTITY_IF_SET)
     # dropout of the embeddings
     embedding_dropout: float = fraction(0.0)
     # dropout of the attention weights, and of the output of attention
@@ -167,6 +189,9 @@ class EuroBert(PreNorm):
     rope_theta: float = at_least(250_000.0, 1)
     # biases in the feed-forward layers and the decoder
     mlp_bias: bool = setting(False, role=Role.SHAPES)
+    # what the classifier of a fine-tuned model reads: the first vector (bos), the mean of all vectors, or each vector,
+    # with the mean taken of its outputs (late)
+    classifier_pooling: str = setting('late', choices=('bos', 'mean', 'late'), role=Role.IDENTITY_IF_SET)
     # use the word embeddings as the decoder
     tie_word_embeddings: bool = setting(False, role=Role.SHAPES)
     # added to the mean square in RMS norms

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict, FieldReference, config_dict
 
 from bert_jax.errors import BadInput
 
@@ -235,18 +235,27 @@ def _comments_of_fields(source: str) -> dict[str, str]:
 def config_dict_of(section: Any) -> ConfigDict:
     """A section and those in it, to be changed by a config file and the command line; `resolve_section` checks them.
 
-    A field that may be None is a placeholder: the command line could not give it a value otherwise.
+    A field that may be None is a placeholder: the command line could not give it a value otherwise. A section with
+    variants has the placeholders of all of them.
     """
-    values: dict[str, Any] = {}
+    return ConfigDict(_entries(section))
+
+
+def _entries(section: Any) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
     for field in dataclasses.fields(section):
         value, types = getattr(section, field.name), typing.get_args(field.type)
         if dataclasses.is_dataclass(value):
-            values[field.name] = config_dict_of(value)
+            inner = _entries(value)
+            for variant in field.metadata.get('variants', {}).values():
+                others = _entries(variant()).items()
+                inner = {name: entry for name, entry in others if isinstance(entry, FieldReference)} | inner
+            entries[field.name] = ConfigDict(inner)
         elif value is None and type(None) in types:
-            values[field.name] = config_dict.placeholder(types[0])
+            entries[field.name] = config_dict.placeholder(types[0])
         else:
-            values[field.name] = value
-    return ConfigDict(values)
+            entries[field.name] = value
+    return entries
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -268,6 +277,9 @@ def _resolve_inner(
     field: dataclasses.Field, section: type[Any], values: Any, path: str, unknown: Callable[[str], BadInput]
 ) -> Any:
     sections, by = field.metadata.get('variants'), field.metadata.get('by')
+    if sections and isinstance(values, dict):  # without the placeholders of other variants
+        chosen = next((each for name, each in sections.items() if name == values.get(by)), section)
+        values = {name: value for name, value in values.items() if value is not None or name in _names(chosen)}
     if not sections or not isinstance(values, dict) or by not in values:  # the default, or no section at all
         return resolve_section(section, values, path + '.', unknown)
     chosen = values[by]
@@ -276,7 +288,7 @@ def _resolve_inner(
         raise BadInput(where, f'is {chosen!r}', f'one of {names}', nearest(str(chosen), sections))
     if sections[chosen] is section:
         return resolve_section(section, values, path + '.', unknown)
-    names = [each.name for each in dataclasses.fields(sections[chosen])]
+    names = _names(sections[chosen])
 
     def unknown_here(name: str) -> BadInput:
         leaf = name.rpartition('.')[2]
@@ -284,6 +296,10 @@ def _resolve_inner(
         return BadInput(f'config.{name}', f'is not a field of {by} {chosen!r}', ', '.join(names), fix)
 
     return resolve_section(sections[chosen], values, path + '.', unknown_here)
+
+
+def _names(section: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(section)]
 
 
 def _fix(field: dataclasses.Field, path: str, value: Any) -> str:

@@ -9,7 +9,16 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from bert_jax import config
-from bert_jax.config.fields import Role, as_in, at_least, config_dict_of, fraction, resolve_section, setting
+from bert_jax.config.fields import (
+    Role,
+    as_in,
+    at_least,
+    config_dict_of,
+    fraction,
+    resolve_section,
+    setting,
+    variants,
+)
 from bert_jax.errors import BadInput
 
 KINDS = ('classification', 'regression', 'tagging', 'spans')
@@ -158,8 +167,8 @@ def _is_rate(value: float | None) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model(config.Bert):
-    """The encoder. The initial model determines its sizes and the fields that are None."""
+class Bert(config.Bert):
+    """A BERT encoder. The initial model determines its sizes and the fields that are None."""
 
     # standard deviation of new weights: head, reinitialized layers, a pooler that the initial model lacks; None: the
     # initial model's own
@@ -174,16 +183,36 @@ class Model(config.Bert):
     # None: unrolled up to four layers, as in pretraining
     scan_layers: bool | None = setting(None, role=Role.EXECUTION)  # ty: ignore[incompatible-attribute-override]
 
-    def with_defaults_from(self, initial: config.Bert) -> 'Model':
-        """The same model, with values for what is None; its sizes are final."""
-        values = {
-            'initializer_range': initial.initializer_range,
-            'dropout_rate': initial.dropout_rate,
-            'attention_dropout_rate': initial.attention_dropout_rate,
-            'scan_layers': self.num_layers > config.FEW_LAYERS,
-        }
-        unset = {name: value for name, value in values.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **unset)
+
+@dataclasses.dataclass(frozen=True)
+class ModernBert(config.ModernBert):
+    """A ModernBERT encoder; None as in `Bert`."""
+
+    initializer_range: float | None = as_in(Bert, 'initializer_range')  # ty: ignore[incompatible-attribute-override]
+    # dropout before the classifier; None: the initial model's own
+    classifier_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
+    # dropout of the embeddings; None: the initial model's own
+    embedding_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
+    # dropout of the attention weights, and of the output of attention; None: the initial model's own
+    attention_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
+    # dropout of the gated values of the feed-forward layer; None: the initial model's own
+    mlp_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
+
+    scan_layers: bool | None = as_in(Bert, 'scan_layers')  # ty: ignore[incompatible-attribute-override]
+
+
+@dataclasses.dataclass(frozen=True)
+class EuroBert(config.EuroBert):
+    """A EuroBERT encoder; None as in `Bert`."""
+
+    initializer_range: float | None = as_in(Bert, 'initializer_range')  # ty: ignore[incompatible-attribute-override]
+    # dropout of the attention weights; None: the initial model's own
+    attention_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
+
+    scan_layers: bool | None = as_in(Bert, 'scan_layers')  # ty: ignore[incompatible-attribute-override]
+
+
+MODELS: dict[str, type[config.Model]] = {'bert': Bert, 'modernbert': ModernBert, 'eurobert': EuroBert}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,11 +224,11 @@ class FinetuneConfig:
     task: Task = Task()
     # model to fine-tune: a workdir, WORKDIR@STEP, an export or a Hugging Face directory; scratch: random weights
     init: str = setting('', role=Role.CONTENT)
-    # how many of the top layers, and the pooler with them, get new random weights
+    # how many of the top layers get new random weights, with the pooler or prediction head above them
     reinitialized_layers: int = at_least(0, 0, Role.IDENTITY_IF_SET)
     # init=scratch: its `path`
     tokenizer: config.Tokenizer = config.Tokenizer()
-    model: Model = Model()
+    model: config.Model = variants(Bert(), MODELS, by='family')
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     probe: config.Probe = config.Probe()
@@ -245,11 +274,42 @@ def resolve(given: ConfigDict | dict) -> FinetuneConfig:
     if isinstance(values, dict) and 'task' not in values:
         expected = 'a config with a task, like those in configs/finetune'
         raise BadInput('--config', 'is not of a fine-tune', expected, '--config=configs/finetune/glue.py:sst2')
+    if isinstance(given, ConfigDict) and given.get('model', {}).get('family', Bert.family) != Bert.family:
+        # The command line chose another family: the defaults of `Bert` that it left in place are not meant for it.
+        values['model'] = {name: value for name, value in values['model'].items() if value != getattr(Bert, name, None)}
     resolved = resolve_section(FinetuneConfig, values, '', unknown_field)
     if resolved.init == 'scratch':  # no initial model: the defaults of pretraining
-        resolved = dataclasses.replace(resolved, model=resolved.model.with_defaults_from(config.Bert()))
+        resolved = dataclasses.replace(resolved, model=_with_own_defaults(resolved.model))
     _check_together(resolved)
     return resolved
+
+
+def adapt_to_initial(model: config.Model, initial: config.Model) -> config.Model:
+    """Returns the architecture of the initial model with the settings of a fine-tune's model section.
+
+    Where a setting is None, or the initial model is of another family, the initial model's own applies.
+
+    Raises:
+      BadInput: if a dropout rate is set that the family of the initial model does not have.
+    """
+    section = MODELS[initial.family]
+    known = {field.name for field in dataclasses.fields(section)}
+    for name, value in vars(model).items():
+        if name not in known and 'dropout' in name and value is not None:
+            found = f'is {value}, but the initial model is of the family {initial.family!r}'
+            fix = f'leave it out; --config.model.family={initial.family} has its own dropout rates'
+            raise BadInput(f'config.model.{name}', found, f'a field of {initial.family}', fix)
+    architecture = {field.name: getattr(initial, field.name) for field in dataclasses.fields(initial)}
+    adapted = model.with_architecture_of(section(**architecture))
+    values = architecture | {'scan_layers': initial.num_layers > config.FEW_LAYERS}
+    unset = {name: value for name, value in values.items() if getattr(adapted, name) is None}
+    return dataclasses.replace(adapted, **unset)
+
+
+def _with_own_defaults(model: config.Model) -> config.Model:
+    """Returns a model of random weights: what is None takes the defaults of pretraining."""
+    values = {name: value for name, value in vars(model).items() if value is not None}
+    return adapt_to_initial(model, config.FAMILIES[model.family](**values))
 
 
 def _check_together(resolved: FinetuneConfig) -> None:

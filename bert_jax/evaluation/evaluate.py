@@ -24,9 +24,9 @@ from bert_jax.evaluation import pseudo_perplexity, recorded, words
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
 from bert_jax.files import json_digest
+from bert_jax.pretrained.hub import MLM_HEAD
 from bert_jax.pretrained.load import from_params
 from bert_jax.pretrained.provenance import of_run, start_of
-from bert_jax.pretrained.tensor_names import MLM_HEAD
 from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import MIN_DOCUMENTS

@@ -13,7 +13,7 @@ from bert_jax.activity import counted
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
-from bert_jax.finetune.heads import BertForTask
+from bert_jax.finetune.heads import TaskModel
 from bert_jax.finetune.metrics import format_metric
 from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, choose_examples_per_row, round_up
 from bert_jax.finetune.splits import Split
@@ -118,7 +118,7 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
     return stream
 
 
-def model_outputs(model: BertForTask, batch: TaskBatch, gather: Gather | None = None) -> jax.Array:
+def model_outputs(model: TaskModel, batch: TaskBatch, gather: Gather | None = None) -> jax.Array:
     """Returns outputs without dropout for one example per row: float32 [B, C] (pooled) or [B, L, C]."""
     outputs = model(batch, gather=gather)
     return outputs[:, 0] if model.is_pooled else outputs

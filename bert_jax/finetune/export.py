@@ -11,7 +11,6 @@ from flax import nnx
 from bert_jax.config import Card
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.finetune.exported import read_finetuned, write_task
-from bert_jax.finetune.heads import ARCHITECTURES
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.metrics import is_fraction
 from bert_jax.finetune.predict import FineTuned, forward
@@ -30,13 +29,16 @@ from bert_jax.pretrained.card import (
     training_data,
 )
 from bert_jax.pretrained.export import check_output, prove, publish
+from bert_jax.pretrained.families import hub_of
+from bert_jax.pretrained.hub import TASK_CLASSES
 from bert_jax.version import __version__
 from bert_jax.workdir import identity
 
-PIPELINES = {  # of `transformers`
-    'BertForSequenceClassification': 'text-classification',
-    'BertForTokenClassification': 'token-classification',
-    'BertForQuestionAnswering': 'question-answering',
+PIPELINES = {  # of `transformers`, by kind of task
+    'classification': 'text-classification',
+    'regression': 'text-classification',
+    'tagging': 'token-classification',
+    'spans': 'question-answering',
 }
 
 
@@ -51,7 +53,8 @@ def export(workdir: str, output: str, step: int | None = None, card: Card | None
     """
     target, seed_workdir = check_output(output), choose_seed(workdir)
     resolved, trained = read_run(seed_workdir), load_finetuned(seed_workdir, step)
-    architecture, kind = ARCHITECTURES[resolved.task.kind], resolved.task.kind
+    kind = resolved.task.kind
+    architecture = hub_of(trained.config).task_class(kind)
     readme = _card(workdir, seed_workdir, dataclasses.replace(resolved, card=card or resolved.card), trained)
 
     def fill(directory: Path) -> dict[str, object]:
@@ -60,8 +63,7 @@ def export(workdir: str, output: str, step: int | None = None, card: Card | None
             directory,
             params,
             trained.config,
-            tokenizer.vocab_size,
-            tokenizer.pad_id,
+            tokenizer,
             architecture,
             _labels_json(kind, trained.labels),
         )
@@ -70,7 +72,7 @@ def export(workdir: str, output: str, step: int | None = None, card: Card | None
         (directory / 'README.md').write_text(readme, 'utf-8')
         return prove(directory, trained, architecture, _logits, lambda: read_finetuned(directory, architecture))
 
-    return publish(target, fill) | {'workdir': seed_workdir, 'architecture': architecture}
+    return publish(target, fill) | {'workdir': seed_workdir, 'architecture': architecture, 'kind': kind}
 
 
 def _labels_json(kind: str, labels: tuple[str, ...]) -> dict[str, object]:
@@ -97,10 +99,11 @@ def _card(requested: str, workdir: str, resolved: FinetuneConfig, trained: FineT
       requested: the workdir of the whole fine-tune, or `workdir`.
       workdir: the workdir of the exported seed.
     """
-    task, architecture = resolved.task, ARCHITECTURES[resolved.task.kind]
-    pipeline = PIPELINES[architecture]
+    task, hub = resolved.task, hub_of(trained.config)
+    architecture, pipeline = hub.task_class(task.kind), PIPELINES[task.kind]
+    auto_class = f'AutoModel{TASK_CLASSES[task.kind]}'
     whole = workdir.rstrip('/').rpartition('/')[0] if 'seed-' in workdir.rstrip('/').rpartition('/')[2] else workdir
-    name = title(resolved.card, whole, f'BERT for {pipeline.replace("-", " ")}')
+    name = title(resolved.card, whole, f'{hub.class_prefix} for {pipeline.replace("-", " ")}')
     measured = _measured(workdir, trained.step)
     sections = [
         front_matter(
@@ -112,7 +115,7 @@ def _card(requested: str, workdir: str, resolved: FinetuneConfig, trained: FineT
         *([resolved.card.description] if resolved.card.description else []),
         f'A `{architecture}` fine-tuned with bert_jax {__version__}.',
         f'## Intended use\n\n{_USES[task.kind]} Evaluate it on your own text before relying on its predictions.',
-        how_to_use(_snippet(task.kind, pipeline, trained.takes_pairs), ['AutoTokenizer', f'Auto{_auto(architecture)}']),
+        how_to_use(_snippet(task.kind, pipeline, trained.takes_pairs), ['AutoTokenizer', auto_class]),
         '## Limitations\n\n' + bullets(_limitations(resolved, trained)),
         *training_data(resolved.card, {}),
         '## Training\n\n' + table(_training_facts(workdir, resolved, trained)),
@@ -128,11 +131,6 @@ _USES = {
     'tagging': 'This model assigns a label to each token of a text.',
     'spans': 'This model finds the answer to a question in a given text.',
 }
-
-
-def _auto(architecture: str) -> str:
-    """`ModelForSequenceClassification` for `BertForSequenceClassification`."""
-    return architecture.replace('Bert', 'Model', 1)
 
 
 def _snippet(kind: str, pipeline: str, takes_pairs: bool | None) -> str:

@@ -12,19 +12,20 @@ from typing import Any
 from bert_jax.config.fields import resolve_section
 from bert_jax.config.finetuning import FRAME, Task, unknown_field
 from bert_jax.errors import BadInput
-from bert_jax.finetune.heads import ARCHITECTURES, builder
+from bert_jax.finetune.heads import builder
 from bert_jax.finetune.predict import FineTuned
 from bert_jax.json_files import read_given_json
-from bert_jax.pretrained import hugging_face, tensor_names
+from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained.families import TASK_OF_CLASS, hub_of
+from bert_jax.pretrained.hub import MLM_HEAD, NSP_HEAD
 from bert_jax.pretrained.provenance import of_files
 from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.pretrained.tensor_names import MLM_HEAD, NSP_HEAD, POOLER
+from bert_jax.pretrained.tensor_names import from_tensors
+from bert_jax.text.tokenizer import load_tokenizer
 from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 
 TASK_FILE = 'task.json'
-# Classification and regression share a class; the labels tell them apart.
-_KINDS = {architecture: kind for kind, architecture in ARCHITECTURES.items() if kind != 'regression'}
 _SAVED_FIELDS = (
     'kind',
     'text',
@@ -48,8 +49,10 @@ def task_architecture(directory: Path) -> str | None:
     path = directory / 'config.json'
     if identity.is_workdir(str(directory)) or not path.is_file():
         return None
-    architectures = read_given_json(path, 'a Hugging Face BERT directory').get('architectures')
-    return next((name for name in architectures if name in _KINDS), None) if isinstance(architectures, list) else None
+    architectures = read_given_json(path, 'a Hugging Face directory').get('architectures')
+    if not isinstance(architectures, list):
+        return None
+    return next((name for name in architectures if isinstance(name, str) and name in TASK_OF_CLASS), None)
 
 
 def write_task(directory: Path, task: Task, null_threshold: float | None) -> None:
@@ -66,14 +69,15 @@ def read_finetuned(directory: Path, architecture: str) -> FineTuned:
       BadInput: names the file, and the tensors, labels or settings in it that do not fit.
     """
     path = directory / 'config.json'
-    content = read_given_json(path, 'a Hugging Face BERT directory')
-    model, vocab_size = hugging_face.read_model_json(directory)
-    tokenizer = hugging_face.read_tokenizer(directory)
+    content = read_given_json(path, 'a Hugging Face directory')
+    model, tokenizer = hugging_face.read_model_json(directory), load_tokenizer(directory)
+    hub = hub_of(model)
     file, tensors = read_tensors(directory)
-    kind = _KINDS[architecture]
+    kind = TASK_OF_CLASS[architecture]
     if kind != 'classification':  # `transformers` may save a pooler that no head uses
         tensors = {name: tensor for name, tensor in tensors.items() if '.pooler.' not in f'.{name}'}
-    num_outputs = _num_outputs(tensors, 'qa_outputs' if kind == 'spans' else 'classifier', file)
+    [weight] = [tensor.name for tensor in hub.task_tensors(model, kind) if tensor.path == 'classifier/kernel']
+    num_outputs = _num_outputs(tensors, weight, file)
     if kind == 'classification' and (content.get('problem_type') == 'regression' or num_outputs == 1):
         kind = 'regression'
     if content.get('problem_type') == 'multi_label_classification':
@@ -83,22 +87,21 @@ def read_finetuned(directory: Path, architecture: str) -> FineTuned:
     if num_outputs != expected:
         raise BadInput(str(file), f'the {kind} head has {num_outputs} outputs', str(expected))
     labels = () if kind in ('regression', 'spans') else _labels(content, num_outputs, path)
-    provenance = of_files(directory, model.max_positions, (MLM_HEAD, NSP_HEAD), vocab_size - tokenizer.vocab_size)
+    provenance = of_files(directory, model.max_positions, (MLM_HEAD, NSP_HEAD))
     task, takes_pairs, null_threshold = _read_task(directory, kind, provenance.max_length(model.max_positions))
-    build, table = builder(kind, num_outputs), tensor_names.TASK_TABLES[architecture]
-    params, model, num_tokens = hugging_face.assemble(
-        tensors, model, vocab_size, tokenizer.vocab_size, file, build, table
-    )
-    if POOLER in tensor_names.absent_heads(tensors) and kind in ('classification', 'regression'):
-        raise BadInput(str(file), f'has no {POOLER}, which the head needs', 'all tensors of the model')
+    build, num_tokens = builder(kind, num_outputs), tokenizer.vocab_size
+    hugging_face.check_rows(model, tokenizer, file)
+    params = from_tensors(tensors, model, num_tokens, str(file), build, hub.task_tensors(model, kind))
+    for head in set(hub.absent_heads(tensors, model)) & set(hub.task_heads(model, kind)):
+        raise BadInput(str(file), f'has no {head}, which the classifier needs', 'all tensors of the model')
     merged = model_of(params, model, num_tokens, build)
     return FineTuned(merged, tokenizer, model, None, provenance, labels, task, takes_pairs, null_threshold)
 
 
-def _num_outputs(tensors: dict[str, Any], head: str, file: Path) -> int:
-    weight = tensors.get(f'{head}.weight')
+def _num_outputs(tensors: dict[str, Any], name: str, file: Path) -> int:
+    weight = tensors.get(name)
     if weight is None or weight.ndim != 2 or not len(weight):
-        raise BadInput(str(file), f'has no {head}.weight with two dimensions', 'the tensors of a fine-tuned model')
+        raise BadInput(str(file), f'has no {name} with two dimensions', 'the tensors of a fine-tuned model')
     return len(weight)
 
 

@@ -11,7 +11,7 @@ from bert_jax.config.finetuning import FinetuneConfig, optimizer_of
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.exported import read_finetuned, task_architecture
-from bert_jax.finetune.heads import BertForTask, builder
+from bert_jax.finetune.heads import TaskModel, builder
 from bert_jax.finetune.metrics import format_metric
 from bert_jax.finetune.predict import FineTuned
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
@@ -83,7 +83,7 @@ def _null_threshold(workdir: str, step: int) -> float:
 
 def task_builder(
     resolved: FinetuneConfig, labels: tuple[str, ...]
-) -> Callable[[config.Model, int, nnx.Rngs], BertForTask]:
+) -> Callable[[config.Model, int, nnx.Rngs], TaskModel]:
     """Returns a function that builds the model of a task; labels: see `FineTuned`."""
     return builder(resolved.task.kind, {'regression': 1, 'spans': 2}.get(resolved.task.kind, len(labels)))
 

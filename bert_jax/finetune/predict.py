@@ -18,7 +18,7 @@ from bert_jax.config.finetuning import Task
 from bert_jax.data.labelled import Record
 from bert_jax.errors import BadInput
 from bert_jax.finetune.evaluator import model_outputs
-from bert_jax.finetune.heads import BertForTask
+from bert_jax.finetune.heads import TaskModel
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.spans import Question, encode_questions
 from bert_jax.finetune.splits import softmax
@@ -56,7 +56,7 @@ class FineTuned(Pretrained):
         model that always answers.
     """
 
-    model: BertForTask  # ty: ignore[incompatible-attribute-override]  a Pretrained uses only its encoder
+    model: TaskModel  # ty: ignore[incompatible-attribute-override]  a Pretrained uses only its encoder
     labels: tuple[str, ...] = ()
     task: Task = Task()
     takes_pairs: bool | None = None

@@ -35,7 +35,7 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def predictions(self, outputs: np.ndarray) -> list[Any]:
-        """Converts outputs of `BertForTask`, float32 [N, …], to one prediction per example."""
+        """Converts outputs of `TaskModel`, float32 [N, …], to one prediction per example."""
 
     @abc.abstractmethod
     def metrics(self, names: Iterable[str], predictions: list[Any]) -> dict[str, float]:

@@ -1,40 +1,44 @@
 """Prepares the initial state of a fine-tune: encoder and tokenizer of an initial model, or random weights (`scratch`).
 
-The head is always initialized from the seed, even if the initial model is fine-tuned, and so is a pooler that the
-initial model lacks or has not trained. With `config.reinitialized_layers`, so are that many top layers and the pooler
-(Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning").
+The classifier is always initialized from the seed, even if the initial model is fine-tuned, and so is a pooler or
+prediction head that the initial model lacks or has not trained. With `config.reinitialized_layers`, so are that many
+top layers, and the pooler or prediction head (Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning").
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.config.finetuning import FinetuneConfig, too_long
+from bert_jax.config.finetuning import FinetuneConfig, adapt_to_initial, too_long
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.exported import task_architecture
-from bert_jax.finetune.heads import ARCHITECTURES, HEAD_INITIALIZERS, POOLED, builder, new_head
+from bert_jax.finetune.heads import TASK_MODELS, builder, flat_params, new_head
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.workdirs import read_run, seeds_of
-from bert_jax.model.bert import BertForPreTraining, Encoder, new_pooler
 from bert_jax.pretrained import hugging_face, tensor_names
-from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial, with_sizes
+from bert_jax.pretrained.families import TASK_OF_CLASS, hub_of
+from bert_jax.pretrained.initialize import Initialization, hash_weights, load_initial
 from bert_jax.pretrained.load import Pretrained, from_tensors
 from bert_jax.pretrained.provenance import Provenance, start_of
 from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.pretrained.tensor_names import POOLER
-from bert_jax.text.tokenizer import Tokenizer, load_configured_tokenizer, load_saved_tokenizer, prefer_saved_tokenizer
+from bert_jax.text.tokenizer import (
+    Tokenizer,
+    load_configured_tokenizer,
+    load_saved_tokenizer,
+    load_tokenizer,
+    prefer_saved_tokenizer,
+)
 from bert_jax.workdir import identity
 from bert_jax.workdir.identity import split_step
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuningStart:
-    """The starting state of every seed. config: with the sizes of the initial model."""
+    """The starting state of every seed. config: with the architecture of the initial model."""
 
     config: FinetuneConfig
     tokenizer: Tokenizer
@@ -59,31 +63,21 @@ class FinetuningStart:
         return self.initialization.params(lambda initial: self._with_new_head(initial, num_outputs, seed))
 
     def _with_new_head(self, initial: Pretrained, num_outputs: int, seed: int) -> nnx.State:
-        rngs = nnx.Rngs(seed)
-        classifier = new_head(self.config.model, num_outputs, self.config.task.head_initializer, rngs)
-        head = dict(nnx.to_flat_state(nnx.state(classifier, nnx.Param)))
-        params: dict[Any, dict[tuple, nnx.Param]] = {'bert': self._encoder(initial, rngs), 'classifier': head}
-        build = builder(self.config.task.kind, num_outputs)
-        shapes = nnx.eval_shape(lambda: build(self.config.model, self.tokenizer.vocab_size, nnx.Rngs(0)))
-        paths = [path for path, _ in nnx.to_flat_state(nnx.state(shapes, nnx.Param))]
-        return nnx.from_flat_state({path: params[path[0]][path[1:]] for path in paths})
-
-    def _encoder(self, initial: Pretrained, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
-        """Returns the parameters of `Bert` by path, with pooler and top layers reinitialized if configured."""
-        params = dict(nnx.to_flat_state(nnx.state(cast(BertForPreTraining, initial.model).bert, nnx.Param)))
-        num_new = self.config.reinitialized_layers
-        if num_new or POOLER in initial.provenance.untrained_heads:
-            # A reinitialized pooler has the distribution of the layers below it, an absent one that of the head.
-            name = 'truncated_normal' if num_new else self.config.task.head_initializer
-            pooler = new_pooler(self.config.model, rngs, HEAD_INITIALIZERS[name])
-            for path, leaf in nnx.to_flat_state(nnx.state(pooler, nnx.Param)):
-                params['pooler', *path] = leaf
+        rngs, model, task = nnx.Rngs(seed), self.config.model, self.config.task
+        task_model, num_new = TASK_MODELS[model.family], self.config.reinitialized_layers
+        params = dict(nnx.to_flat_state(nnx.state(initial.model, nnx.Param)))
+        params |= flat_params(new_head(model, num_outputs, task.head_initializer, rngs), 'classifier')
+        if num_new or task_model.LAYER_ABOVE in (None, *initial.provenance.untrained_heads):
+            # A reinitialized layer has the distribution of those below it, an absent one that of the classifier.
+            params |= task_model.new_layer_above(model, 'truncated_normal' if num_new else task.head_initializer, rngs)
         if num_new:
-            model = dataclasses.replace(self.config.model, num_layers=num_new)
-            for path, leaf in nnx.to_flat_state(nnx.state(Encoder(model, rngs), nnx.Param)):
-                lower = params['encoder', *path].get_value()[:-num_new]
-                params['encoder', *path] = leaf.replace(np.concatenate([lower, leaf.get_value()]))
-        return params
+            for path, leaf in task_model.new_layers(model, num_new, rngs).items():
+                lower = params[path].get_value()[:-num_new]
+                params[path] = leaf.replace(np.concatenate([lower, leaf.get_value()]))
+        build = builder(task.kind, num_outputs)
+        shapes = nnx.eval_shape(lambda: build(model, self.tokenizer.vocab_size, nnx.Rngs(0)))
+        paths = [path for path, _ in nnx.to_flat_state(nnx.state(shapes, nnx.Param))]
+        return nnx.from_flat_state({path: params[path] for path in paths})
 
 
 def prepare_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningStart:
@@ -109,7 +103,7 @@ def prepare_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningStart
         if recorded.init == given.init:
             tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
             _check(given, tokenizer, configured, recorded.model)
-            resolved = _with_sizes_of(given, recorded.model)
+            resolved = dataclasses.replace(given, model=adapt_to_initial(given.model, recorded.model))
             init_fingerprint = {'init': fingerprint['init']}
             initialization = Initialization(given.init, init_fingerprint, start=start_of(workdir), load=_load)
             return FinetuningStart(resolved, tokenizer, initialization)
@@ -120,23 +114,17 @@ def prepare_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningStart
         f'Starting from {given.init}: {model.num_layers} layers, hidden size {model.hidden_size}, '
         f'{tokenizer.vocab_size:,} tokens'
     )
-    heads = (POOLER,) if given.task.kind in POOLED and not given.reinitialized_layers else ()
-    for note in initial.provenance.notes(heads):
+    heads = () if given.reinitialized_layers else hub_of(model).task_heads(model, given.task.kind)
+    for note in initial.notes(heads):
         say(f'{given.init}: {note}')
     if given.task.sequence_length > initial.max_length:
         say(
             f'config.task.sequence_length is {given.task.sequence_length}, but {given.init} was trained on texts of up '
             f'to {initial.max_length} tokens: positions beyond that are trained on this task only'
         )
-    resolved = _with_sizes_of(given, model)
+    resolved = dataclasses.replace(given, model=adapt_to_initial(given.model, model))
     fingerprint, start = {'init': hash_weights(initial)}, initial.provenance
     return FinetuningStart(resolved, tokenizer, Initialization(given.init, fingerprint, initial, start, _load))
-
-
-def _with_sizes_of(given: FinetuneConfig, initial: config.Model) -> FinetuneConfig:
-    """Returns the config with the sizes of the initial model, and its values for the fields that are None."""
-    sized = with_sizes(given, initial, initial.max_positions)
-    return dataclasses.replace(sized, model=sized.model.with_defaults_from(initial))
 
 
 def _load(init: str) -> Pretrained:
@@ -148,37 +136,39 @@ def _load(init: str) -> Pretrained:
     directory, step = split_step(init)
     if seeds_of(directory):
         trained = load_finetuned(choose_seed(directory), step)
-        architecture, params = ARCHITECTURES[trained.model.kind], nnx.state(trained.model, nnx.Param)
-        table, vocab_size = tensor_names.TASK_TABLES[architecture], trained.tokenizer.vocab_size
-        tensors = tensor_names.to_tensors(params, trained.config, vocab_size, table)
-        path = Path(directory)
-        headless = _without_head(path, path, tensors, architecture, trained.config, vocab_size, trained.tokenizer)
+        kind, params, path = trained.model.kind, nnx.state(trained.model, nnx.Param), Path(directory)
+        table = hub_of(trained.config).task_tensors(trained.config, kind)
+        tensors = tensor_names.to_tensors(params, trained.config, trained.tokenizer.vocab_size, table)
+        headless = _without_head(path, path, tensors, kind, trained.config, trained.tokenizer)
         absent = headless.provenance.untrained_heads  # of a tagger, also the pooler
         return dataclasses.replace(headless, provenance=dataclasses.replace(trained.provenance, untrained_heads=absent))
     path = Path(directory)
     if (architecture := task_architecture(path)) is None:
         return load_initial(init)
-    tokenizer = hugging_face.read_tokenizer(path)
-    model, vocab_size = hugging_face.read_model_json(path)
+    model, tokenizer = hugging_face.read_model_json(path), load_tokenizer(path)
     file, tensors = read_tensors(path)
-    return _without_head(path, file, tensors, architecture, model, vocab_size, tokenizer)
+    return _without_head(path, file, tensors, TASK_OF_CLASS[architecture], model, tokenizer)
 
 
 def _without_head(
     directory: Path,
     file: Path,
     tensors: dict[str, np.ndarray],
-    architecture: str,
+    kind: str,
     model: config.Model,
-    vocab_size: int,
     tokenizer: Tokenizer,
 ) -> Pretrained:
-    say(f'{directory} is a {architecture}: using its encoder without the head')
-    encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(('classifier.', 'qa_outputs.'))}
-    return from_tensors(directory, file, encoder, model, vocab_size, tokenizer)
+    hub = hub_of(model)
+    say(f'{directory} is a {hub.task_class(kind)}: using its encoder without the classifier')
+    encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(hub.classifiers)}
+    return from_tensors(directory, file, encoder, model, tokenizer)
 
 
 def _check(given: FinetuneConfig, tokenizer: Tokenizer, configured: Tokenizer | None, model: config.Model) -> None:
+    hub = hub_of(model)
+    if given.task.kind not in hub.tasks:
+        found = f'is {given.task.kind!r}, for which `transformers` has no class of the family {hub.name!r}'
+        raise BadInput('config.task.kind', found, ', '.join(hub.tasks), 'use an initial model of another family')
     if configured is not None and not configured.agrees_with(tokenizer):
         raise BadInput(
             f'config.tokenizer.path={given.tokenizer.path}',

@@ -39,17 +39,21 @@ class Embeddings(nnx.Module):
         return self.word[...][input_ids].astype(self.dtype)
 
 
-def _new_encoder(model: EuroBert, vocab_size: int, rngs: nnx.Rngs) -> PreNormEncoder:
-    new_norm = functools.partial(RMSNorm, model.hidden_size, model.rms_norm_eps, model.dtype)
-    stddev = model.initializer_range
-
-    def new_layer(rngs: nnx.Rngs) -> PreNormLayer:
-        mlp = GatedMlp(model, jax.nn.silu, stddev, 0.0, rngs)
-        return PreNormLayer(RotaryAttention(model, stddev, rngs), mlp, new_norm)
-
+def new_encoder(model: EuroBert, vocab_size: int, rngs: nnx.Rngs) -> PreNormEncoder:
+    """Returns an encoder with random weights."""
     embeddings = Embeddings(model, vocab_size, rngs)
     attention = [Attention(model.rope_theta)] * model.num_layers
-    return PreNormEncoder(model, embeddings, new_layer, new_norm(), attention, rngs)
+    return PreNormEncoder(model, embeddings, functools.partial(new_layer, model), _new_norm(model), attention, rngs)
+
+
+def new_layer(model: EuroBert, rngs: nnx.Rngs) -> PreNormLayer:
+    """Returns a layer with random weights."""
+    mlp = GatedMlp(model, jax.nn.silu, model.initializer_range, 0.0, rngs)
+    return PreNormLayer(RotaryAttention(model, model.initializer_range, rngs), mlp, functools.partial(_new_norm, model))
+
+
+def _new_norm(model: EuroBert) -> RMSNorm:
+    return RMSNorm(model.hidden_size, model.rms_norm_eps, model.dtype)
 
 
 class EuroBertForMaskedLM(PreNormForMaskedLM):
@@ -57,7 +61,7 @@ class EuroBertForMaskedLM(PreNormForMaskedLM):
 
     def __init__(self, model: EuroBert, vocab_size: int, rngs: nnx.Rngs):
         """Args: vocab_size, unpadded, from the tokenizer."""
-        self.encoder = _new_encoder(model, vocab_size, rngs)
+        self.encoder = new_encoder(model, vocab_size, rngs)
         new_decoder = functools.partial(word_embeddings, vocab_size, model.hidden_size, model.initializer_range)
         self.decoder = None if model.tie_word_embeddings else new_decoder(rngs)
         bias = jnp.zeros(padded_vocab_size(vocab_size))

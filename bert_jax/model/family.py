@@ -95,8 +95,8 @@ def family_of(model: config.Model) -> Family:
 
 
 def build_model(model: config.Model, vocab_size: int, rngs: nnx.Rngs) -> Any:
-    """The `PretrainingModel` of a config; vocab_size unpadded, from the tokenizer."""
-    return family_of(model).build(model, vocab_size, rngs)
+    """The `PretrainingModel` of a config with a tokenizer of `vocab_size` tokens."""
+    return family_of(model).build(model, model.num_embeddings(vocab_size), rngs)
 
 
 def matmuls(model: config.Model, vocab_size: int, **counts: Any) -> list[Matmul]:
@@ -116,7 +116,8 @@ def num_parameters(model: config.Model, vocab_size: int) -> int:
     """Parameters of a model with its pretraining heads, padding of the vocabulary left out."""
     shapes = nnx.eval_shape(lambda: build_model(model, vocab_size, nnx.Rngs(0)))
     variables = jax.tree.leaves(nnx.state(shapes, nnx.Param), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    padding = padded_vocab_size(vocab_size) - vocab_size
+    num_rows = model.num_embeddings(vocab_size)
+    padding = padded_vocab_size(num_rows) - num_rows
     total = 0
     for variable in variables:
         value = variable.get_value()

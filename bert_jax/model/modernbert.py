@@ -43,26 +43,30 @@ class Embeddings(nnx.Module):
         return dropout(self.norm(self.word[...][input_ids]), self.rate, key and key.at(0), site=0)
 
 
-def _new_encoder(model: ModernBert, vocab_size: int, rngs: nnx.Rngs) -> PreNormEncoder:
-    """Layers of global and local attention."""
-    new_norm = functools.partial(LayerNorm, model.hidden_size, model.norm_eps, model.dtype, bias=model.norm_bias)
+def new_encoder(model: ModernBert, vocab_size: int, rngs: nnx.Rngs) -> PreNormEncoder:
+    """Returns an encoder with layers of global and local attention, with random weights."""
     attention = {
         FULL: Attention(model.global_rope_theta),
         SLIDING: Attention(model.local_rope_theta, model.local_attention // 2),
     }
-
-    def new_layer(rngs: nnx.Rngs) -> PreNormLayer:
-        return PreNormLayer(
-            RotaryAttention(model, out_stddev(model), rngs),
-            GatedMlp(model, gelu, out_stddev(model), model.mlp_dropout, rngs),
-            new_norm,
-            output_rate=model.attention_dropout,
-            first_has_norm=False,
-        )
-
     embeddings = Embeddings(model, vocab_size, rngs)
     kinds = [attention[kind] for kind in model.kinds]
-    return PreNormEncoder(model, embeddings, new_layer, new_norm(), kinds, rngs)
+    return PreNormEncoder(model, embeddings, functools.partial(new_layer, model), _new_norm(model), kinds, rngs)
+
+
+def new_layer(model: ModernBert, rngs: nnx.Rngs) -> PreNormLayer:
+    """Returns a layer with random weights."""
+    return PreNormLayer(
+        RotaryAttention(model, out_stddev(model), rngs),
+        GatedMlp(model, gelu, out_stddev(model), model.mlp_dropout, rngs),
+        functools.partial(_new_norm, model),
+        output_rate=model.attention_dropout,
+        first_has_norm=False,
+    )
+
+
+def _new_norm(model: ModernBert) -> LayerNorm:
+    return LayerNorm(model.hidden_size, model.norm_eps, model.dtype, bias=model.norm_bias)
 
 
 def out_stddev(model: ModernBert) -> float:
@@ -87,7 +91,7 @@ class ModernBertForMaskedLM(PreNormForMaskedLM):
 
     def __init__(self, model: ModernBert, vocab_size: int, rngs: nnx.Rngs):
         """Args: vocab_size, unpadded, from the tokenizer."""
-        self.encoder = _new_encoder(model, vocab_size, rngs)
+        self.encoder = new_encoder(model, vocab_size, rngs)
         self.head = PredictionHead(model, rngs)
         bias = jnp.zeros(padded_vocab_size(vocab_size))
         self.decoder_bias = parameter(bias, 'vocab') if model.decoder_bias else None

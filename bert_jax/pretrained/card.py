@@ -14,9 +14,9 @@ from bert_jax import config
 from bert_jax.files import is_local
 from bert_jax.json_files import read_json
 from bert_jax.model.family import num_parameters
+from bert_jax.pretrained.hub import MLM_HEAD, NSP_HEAD
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.provenance import Provenance
-from bert_jax.pretrained.tensor_names import MLM_HEAD, NSP_HEAD
 from bert_jax.text.corpus import read_manifest
 from bert_jax.version import __version__
 from bert_jax.workdir import identity
@@ -215,11 +215,9 @@ def _limitations(trained: Pretrained, step: int, pairing: str) -> Iterator[str]:
     provenance = trained.provenance
     yield f'Texts of up to {trained.max_length:,} tokens: later positions were not trained.'
     yield from _untrained(provenance, step, pairing)
-    if provenance.rows_dropped:
-        yield (
-            f'The imported embeddings had {provenance.rows_dropped:,} more rows than the tokenizer has tokens. '
-            'No text can reach these rows, and they were not exported.'
-        )
+    if trained.unused_rows:
+        unused = f'{trained.unused_rows:,} more rows than the tokenizer has tokens'
+        yield f'The word embeddings have {unused}; no text uses them.'
     yield 'The model can reproduce errors and social biases of its training text. It was not evaluated for bias.'
 
 

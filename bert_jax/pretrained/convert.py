@@ -1,4 +1,4 @@
-"""A model from elsewhere as a workdir: conversion only. Runs start from it with `config.init`."""
+"""Converts a model from elsewhere to a workdir. Runs start from it with `config.init`."""
 
 import dataclasses
 import os
@@ -14,29 +14,30 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local, new_directory
 from bert_jax.model.family import num_parameters
-from bert_jax.pretrained import google, hugging_face
+from bert_jax.pretrained import google
 from bert_jax.pretrained.initialize import hash_weights
 from bert_jax.pretrained.load import Pretrained, from_tensors, load_pretrained
 from bert_jax.runtime.mesh import make_mesh
+from bert_jax.text.tokenizer import load_tokenizer
 from bert_jax.train.program import build_program
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 
 
 def import_model(source: str, workdir: str, data: Data | None = None) -> dict[str, object]:
-    """Converts a Hugging Face directory, or one of an original checkpoint, to a workdir with the checkpoint of step 0.
+    """Converts a Hugging Face directory or an original checkpoint to a workdir with a checkpoint of step 0.
 
     Everything is read and checked first; the workdir gets its name when all of it is written.
 
     Args:
-      data: the data settings to record, for `evaluate`; its corpus must be of the same tokenizer.
+      data: the data settings to record, for `evaluate`; the corpus must have the same tokenizer.
 
     Returns:
-      `parameters`, `vocab_size`, `weights` (their hash), and what is not as in the source: `rows_dropped` (of the
-      embeddings, beyond the tokens of the tokenizer) and `untrained_heads` (absent there, initialized at random).
+      `parameters`, `vocab_size` (tokens), `weights` (their hash), `unused_rows` (of the word embeddings, beyond the
+      tokens) and `untrained_heads` (absent in the source, initialized at random).
 
     Raises:
-      BadInput: when the source is not a BERT that this model can be, or the workdir is there already.
+      BadInput: if the source is of an unsupported kind or damaged, or the workdir exists.
     """
     target = epath.Path(os.path.realpath(workdir) if is_local(workdir) else workdir)  # where a link points to
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -44,8 +45,10 @@ def import_model(source: str, workdir: str, data: Data | None = None) -> dict[st
     model = read_source(source)
     data = data or Data()
     data = dataclasses.replace(data, sequence_length=min(data.sequence_length, model.config.max_positions))
+    if not model.config.LEARNS_PAIRS:
+        data = dataclasses.replace(data, pairing='none')
     config = Config(model=model.config, data=data)
-    for note in model.provenance.notes():
+    for note in model.notes():
         say(f'{source}: {note}')
     weights = hash_weights(model)
     try:
@@ -58,17 +61,17 @@ def import_model(source: str, workdir: str, data: Data | None = None) -> dict[st
         'parameters': num_parameters(model.config, vocab_size),
         'vocab_size': vocab_size,
         'weights': weights,
-        'rows_dropped': model.provenance.rows_dropped,
+        'unused_rows': model.unused_rows,
         'untrained_heads': list(model.provenance.untrained_heads),
     }
 
 
 def _is_taken(workdir: str) -> BadInput:
-    return BadInput(f'--workdir={workdir}', 'is there already', 'a new directory', 'name another --workdir')
+    return BadInput(f'--workdir={workdir}', 'exists', 'a new directory', 'choose another --workdir')
 
 
 def _write(workdir: epath.Path, config: Config, model: Pretrained, weights: str) -> None:
-    """The checkpoint of step 0, then config.json."""
+    """Writes the checkpoint of step 0, then config.json."""
     mesh = make_mesh(MeshConfig(), config.model, Train(), jax.devices()[:1])
     program = build_program(config.model, config.optimizer, config.train, model.tokenizer.vocab_size, mesh)
     checkpoints = Checkpoints(str(workdir))
@@ -79,15 +82,15 @@ def _write(workdir: epath.Path, config: Config, model: Pretrained, weights: str)
 
 
 def read_source(source: str) -> Pretrained:
-    """The model and tokenizer of a Hugging Face directory or of an original checkpoint.
+    """Loads the model and tokenizer of a Hugging Face directory or an original checkpoint.
 
     Raises:
-      BadInput: naming the file, and the tensors that do not fit; or when `source` is a workdir.
+      BadInput: names the file, and the tensors that do not fit; or `source` is a workdir.
     """
     path = Path(source)
     if identity.is_workdir(source):
         raise BadInput(f'--from={source}', 'is a workdir already', 'a Hugging Face directory or an original checkpoint')
     if not google.is_checkpoint(path):
         return load_pretrained(source)
-    file, tensors, model, vocab_size = google.read_checkpoint(path)
-    return from_tensors(path, file, tensors, model, vocab_size, hugging_face.read_tokenizer(path))
+    file, tensors, model = google.read_checkpoint(path)
+    return from_tensors(path, file, tensors, model, load_tokenizer(path))

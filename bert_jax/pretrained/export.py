@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face directory, written only after its logits were compared."""
+"""Exports a checkpoint as a Hugging Face directory, after comparing its logits."""
 
 import functools
 import hashlib
@@ -21,51 +21,49 @@ from bert_jax.json_files import read_json
 from bert_jax.model.inputs import Inputs
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.card import model_card
+from bert_jax.pretrained.families import hub_of
+from bert_jax.pretrained.hub import POOLER
 from bert_jax.pretrained.load import Pretrained, load_pretrained
-from bert_jax.pretrained.tensor_names import MLM_HEAD, NSP_HEAD, POOLER
 from bert_jax.workdir import identity
 
 _TOLERANCE = 1e-4
 _PROOF = 'proof.json'
 _PROOF_ROWS = 4
-_PROOF_LENGTH = 32  # tokens of a row
-OUTPUTS = {  # what each class of `transformers` calls what is compared
-    'BertForPreTraining': ('prediction_logits', 'seq_relationship_logits'),
-    'BertForMaskedLM': ('logits',),
-    'BertForNextSentencePrediction': ('logits',),
-    'BertModel': ('last_hidden_state', 'pooler_output'),
-    'BertForSequenceClassification': ('logits',),
-    'BertForTokenClassification': ('logits',),
-    'BertForQuestionAnswering': ('start_logits', 'end_logits'),
+_PROOF_LENGTH = 32  # tokens of a row, besides the window of local attention
+_OUTPUTS = {  # names of the compared outputs in `transformers`, by the end of the name of the class
+    'ForPreTraining': ('prediction_logits', 'seq_relationship_logits'),
+    'Model': ('last_hidden_state', 'pooler_output'),
+    'ForQuestionAnswering': ('start_logits', 'end_logits'),
 }
 
 
 def export(workdir: str, output: str, step: int | None = None, card: config.Card | None = None) -> dict[str, Any]:
-    """Writes OUTPUT as a directory that `transformers` opens; returns its proof.
+    """Writes a directory that `transformers` opens; returns its proof.
 
-    Everything is written to a temporary directory beside OUTPUT, read back, and its logits on synthetic ids compared
-    with the checkpoint's (by torch and transformers where they are installed, else by this package); then renamed.
-    Heads that were not trained (a run without pairs has an untrained pooler and next-sentence head) are left out, and
-    what is compared is the outputs of the others, or the vectors of the encoder.
+    The files are written to a temporary directory beside `output`, read back (by torch and transformers if they are
+    installed, else by this package), and their logits on random ids compared with those of the checkpoint; then the
+    directory is renamed. Heads that were not trained, such as the pooler and next-sentence head of a run without pairs,
+    are left out; if no head was trained, the vectors of the encoder are compared.
 
     Args:
-      card: what the model card says beyond the facts of the run; the run's own `config.card` without it.
+      card: texts for the model card, instead of the `config.card` of the run.
 
     Raises:
-      BadInput: when OUTPUT exists and is not an export, or there is no such checkpoint.
+      BadInput: if `output` exists and is not an export, or the checkpoint does not exist.
     """
     target = check_output(output)
     resolved, trained = identity.load_config(workdir), load_pretrained(workdir, step)
     tokenizer = trained.tokenizer
-    assert trained.step is not None  # it is a workdir's
-    untrained = trained.provenance.untrained_heads
-    architecture = _architecture(untrained)
+    assert trained.step is not None  # because it is loaded from a workdir
+    untrained, dtypes = trained.provenance.untrained_heads, dict(trained.provenance.dtypes)
+    architecture = hub_of(trained.config).pretraining_class(untrained)
     readme = model_card(workdir, resolved, card or resolved.card, trained)
 
     def fill(directory: Path) -> dict[str, object]:
         params = nnx.state(trained.model, nnx.Param)
-        sizes = trained.config, tokenizer.vocab_size, tokenizer.pad_id
-        hugging_face.write_model(directory, params, *sizes, architecture, None, untrained)
+        hugging_face.write_model(
+            directory, params, trained.config, tokenizer, architecture, without=untrained, dtypes=dtypes
+        )
         tokenizer.save(directory, trained.max_length)
         (directory / 'README.md').write_text(readme, 'utf-8')
         outputs = functools.partial(_outputs, architecture=architecture)
@@ -78,18 +76,11 @@ def export(workdir: str, output: str, step: int | None = None, card: config.Card
     }
 
 
-def _architecture(untrained: tuple[str, ...]) -> str:
-    """The class of `transformers` that has the heads which were trained, and no other."""
-    if MLM_HEAD in untrained:
-        return 'BertModel' if NSP_HEAD in untrained or POOLER in untrained else 'BertForNextSentencePrediction'
-    return 'BertForMaskedLM' if NSP_HEAD in untrained or POOLER in untrained else 'BertForPreTraining'
-
-
 def check_output(output: str) -> Path:
-    """The directory to write to; where OUTPUT is a symbolic link, what it points to.
+    """Returns the directory to write to, with symbolic links resolved.
 
     Raises:
-      BadInput: when it is there and is not an export, or files of that export have been changed since.
+      BadInput: if it exists and is not an export, or files of that export have changed since.
     """
     target = Path(os.path.realpath(output))
     if target.is_mount():
@@ -100,38 +91,38 @@ def check_output(output: str) -> Path:
 
 
 def publish(target: Path, fill: Callable[[Path], dict[str, object]]) -> dict[str, object]:
-    """Publishes what `fill` writes to a directory, with the proof that it returns.
+    """Publishes the files that `fill` writes to a directory, with the proof that it returns.
 
-    The files of an earlier export are replaced; all others in its directory stay.
+    Files of an earlier export are replaced; other files in its directory stay.
 
     Raises:
-      BadInput: as `check_output`, and when another file has the name of one to be written.
+      BadInput: see `check_output`; or another file has the name of one to be written.
     """
     try:
         with new_directory(target, existing='replace', kept=_not_of_export) as temporary:
             proof = fill(temporary)
             (temporary / _PROOF).write_text(json.dumps(proof, indent=2) + '\n')
     except FileExistsError as error:
-        expected = 'no file of this name, which the new export has, too'
+        expected = 'no file with this name, which the new export needs'
         raise BadInput(str(error.filename), 'was not written by export', expected, 'move it away') from error
     return proof
 
 
 def _not_of_export(directory: Path) -> list[str]:
-    """The names in an export's directory that no export wrote; raises BadInput as `check_output`."""
+    """Returns the names in the directory of an export that no export wrote; raises BadInput as `check_output` does."""
     names = sorted(path.name for path in directory.iterdir())
     if not names:
         return []
     if not (directory / _PROOF).is_file():
-        raise BadInput(str(directory), 'exists and is not an export', 'a new directory', 'name another --output')
+        raise BadInput(str(directory), 'exists and is not an export', 'a new directory', 'choose another --output')
     try:
         written = dict(read_json(directory / _PROOF)['sha256'])
     except (ValueError, KeyError, TypeError):
         expected = 'the file that export wrote, which lists all others'
-        raise BadInput(str(directory / _PROOF), 'is damaged', expected, 'name another --output') from None
+        raise BadInput(str(directory / _PROOF), 'is damaged', expected, 'choose another --output') from None
     for name in names:
         if name in written and _sha256(directory / name) != written[name]:
-            expected = 'the file that export wrote: another one is not replaced'
+            expected = 'the file that export wrote; export replaces no other files'
             raise BadInput(str(directory / name), 'was changed since it was exported', expected, 'move it away')
     return [name for name in names if name not in written and name != _PROOF]
 
@@ -143,36 +134,37 @@ def prove(
     outputs: Callable[[Any, np.ndarray, np.ndarray], list[np.ndarray]],
     read_back: Callable[[], Any],
 ) -> dict[str, object]:
-    """Compares outputs on synthetic ids, and the ids of synthetic text; raises RuntimeError when they differ.
+    """Compares outputs on random ids, and the token ids of random text; raises RuntimeError if they differ.
 
     Args:
       trained: the model of the checkpoint (its `tokenizer`, `config`, `step`).
-      outputs: (model, ids, token types [B, L]) -> the arrays that `architecture` calls by the names in `OUTPUTS`, or
-        the first of them.
-      read_back: the model in the directory, where torch and transformers are not installed.
+      outputs: (model, ids, token types [B, L]) -> the arrays that `architecture` returns, or the first of them.
+      read_back: loads the model in the directory, if torch and transformers are not installed.
     """
-    vocab_size = trained.tokenizer.vocab_size
-    length = min(_PROOF_LENGTH, trained.config.max_positions)
+    vocab_size, has_types = trained.tokenizer.vocab_size, hub_of(trained.config).has_token_types
+    window = getattr(trained.config, 'local_attention', 0)  # rows are longer, so that windows are compared too
+    length = min(_PROOF_LENGTH + window, trained.config.max_positions)
     ids = np.random.default_rng(0).integers(0, vocab_size, (_PROOF_ROWS, length), dtype=np.int32)
-    types = np.broadcast_to(np.arange(length) >= length // 2, ids.shape).astype(np.int32)
+    types = np.broadcast_to((np.arange(length) >= length // 2) & has_types, ids.shape).astype(np.int32)
     by_torch = all(importlib.util.find_spec(name) for name in ('torch', 'transformers'))
     texts = [trained.tokenizer.decode(row) for row in ids]
     ours = outputs(trained, ids, types)
-    names = OUTPUTS[architecture][: len(ours)]
+    suffix = architecture.removeprefix(hub_of(trained.config).class_prefix)
+    names = _OUTPUTS.get(suffix, ('logits',))[: len(ours)]
     if by_torch:
         theirs, their_ids = (
-            _torch_outputs(directory, architecture, names, ids, types),
+            _torch_outputs(directory, architecture, names, ids, types if has_types else None),
             _hugging_face_ids(directory, texts),
         )
     else:
-        again = read_back()
-        theirs, their_ids = outputs(again, ids, types), again.tokenizer.encode_batch(texts)
+        written = read_back()
+        theirs, their_ids = outputs(written, ids, types), written.tokenizer.encode_batch(texts)
     difference = max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
     if not difference <= _TOLERANCE:
         raise RuntimeError(f'the export is wrong: its logits differ by {difference:.2e}; nothing was written')
     our_ids = trained.tokenizer.encode_batch(texts)
     if our_ids != their_ids:
-        raise RuntimeError('the export is wrong: its tokenizer gives other ids; nothing was written')
+        raise RuntimeError('the export is wrong: its tokenizer returns other ids; nothing was written')
     return {
         'compared_with': f'transformers {architecture}' if by_torch else 'the files read back by bert_jax',
         'input_ids': ids.tolist(),
@@ -193,29 +185,35 @@ def _sha256(path: Path) -> str:
 
 
 def _outputs(trained: Pretrained, ids: np.ndarray, types: np.ndarray, architecture: str) -> list[np.ndarray]:
-    """What `OUTPUTS` names, of a checkpoint or of the files read back; without the pooler's where it is not trained."""
-    hidden, pooled, mlm, nsp = map(np.asarray, _forward(*nnx.split(trained.model), ids, types))
-    mlm = mlm[..., : trained.tokenizer.vocab_size]
-    if architecture == 'BertModel':
-        return [hidden] if POOLER in trained.provenance.untrained_heads else [hidden, pooled]
-    return {'BertForPreTraining': [mlm, nsp], 'BertForMaskedLM': [mlm], 'BertForNextSentencePrediction': [nsp]}[
-        architecture
-    ]
+    """Returns the outputs of a class for a checkpoint or the files read back, without those of an untrained pooler."""
+    hidden, pooled, mlm, nsp = _forward(*nnx.split(trained.model), ids, types)
+    mlm = mlm[..., : trained.config.num_embeddings(trained.tokenizer.vocab_size)]
+    by_suffix = {
+        'Model': [hidden] if pooled is None or POOLER in trained.provenance.untrained_heads else [hidden, pooled],
+        'ForPreTraining': [mlm, nsp],
+        'ForMaskedLM': [mlm],
+        'ForNextSentencePrediction': [nsp],
+    }
+    return [np.asarray(array) for array in by_suffix[architecture.removeprefix(hub_of(trained.config).class_prefix)]]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array) -> tuple[jax.Array, ...]:
-    """(vectors [B, L, D], pooled [B, D], masked-LM logits [B, L, V], next-sentence logits [B, 2])."""
+def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.Array) -> tuple[Any, ...]:
+    """Returns (vectors [B, L, D], pooled [B, D], masked-LM logits [B, L, V], next-sentence logits [B, 2]).
+
+    A family without pooler and next-sentence head has None for them.
+    """
     model = nnx.merge(graph, params)
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     first = jnp.zeros((len(ids), 1), jnp.int32)
-    hidden = model.bert(Inputs(ids, types, jnp.ones_like(ids), everywhere))
-    heads = model.mlm_logits(hidden, everywhere), model.nsp_logits(hidden, first)[:, 0]
-    return hidden, model.bert.pool(hidden, first)[:, 0], *heads
+    hidden = model.encode(Inputs(ids, types, jnp.ones_like(ids), everywhere), is_packed=False)
+    nsp = model.nsp_logits(hidden, first)
+    pooled = None if nsp is None else model.bert.pool(hidden, first)[:, 0]
+    return hidden, pooled, model.mlm_logits(hidden, everywhere), None if nsp is None else nsp[:, 0]
 
 
 def _torch_outputs(
-    directory: Path, architecture: str, names: tuple[str, ...], ids: np.ndarray, types: np.ndarray
+    directory: Path, architecture: str, names: tuple[str, ...], ids: np.ndarray, types: np.ndarray | None
 ) -> list[np.ndarray]:
     import torch
     import transformers
@@ -223,8 +221,9 @@ def _torch_outputs(
 
     transformers.utils.logging.disable_progress_bar()
     model = getattr(transformers, architecture).from_pretrained(directory, dtype=torch.float32).eval()
+    inputs = {'input_ids': ids} | ({} if types is None else {'token_type_ids': types})
     with torch.no_grad():
-        out = model(input_ids=torch.tensor(ids, dtype=torch.long), token_type_ids=torch.tensor(types, dtype=torch.long))
+        out = model(**{name: torch.tensor(value, dtype=torch.long) for name, value in inputs.items()})
     return [out[name].numpy() for name in names]
 
 
@@ -232,5 +231,5 @@ def _hugging_face_ids(directory: Path, texts: list[str]) -> list[list[int]]:
     import transformers
 
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory)
-    # `verbose` is about texts longer than the model: only their ids are compared.
+    # Without `verbose`, long texts cause no warnings; only their ids are compared.
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)['input_ids']

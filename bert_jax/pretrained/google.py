@@ -1,7 +1,7 @@
-"""Checkpoints of the original release: `bert_config.json`, `vocab.txt`, `bert_model.ckpt.*`.
+"""Reads checkpoints of the original release: `bert_config.json`, `vocab.txt`, `bert_model.ckpt.*`.
 
-Their tensors are given Hugging Face's names, and then go through the one table in `hugging_face.py`. Reading the
-files takes TensorFlow, an optional extra.
+The tensors get Hugging Face's names; the table in bert.py does the rest. Reading the files requires TensorFlow, an
+optional extra.
 """
 
 import os
@@ -15,9 +15,9 @@ from bert_jax.errors import BadInput
 from bert_jax.json_files import read_given_json
 from bert_jax.pretrained.hugging_face import parse_model_json
 
-# What run_pretraining.py saves besides the model: the optimiser's moments and the step.
+# What run_pretraining.py saves besides the model: the moments of the optimizer and the step.
 _TRAINING_STATE = re.compile(r'/adam_[mv]$|^global_step$|AdamWeightDecayOptimizer')
-_RENAMES = [  # in this order; 'gamma' and 'beta' are old names of Hugging Face's too
+_RENAMES = [  # in this order; Hugging Face's old names also have 'gamma' and 'beta'
     (r'layer_(\d+)', r'layer.\1'),
     (r'/', '.'),
     (r'(word|position|token_type)_embeddings$', r'\1_embeddings.weight'),
@@ -29,23 +29,23 @@ _RENAMES = [  # in this order; 'gamma' and 'beta' are old names of Hugging Face'
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether a directory holds a model of the original release."""
+    """Returns whether a directory holds a model of the original release."""
     return (directory / 'bert_config.json').is_file()
 
 
-def read_checkpoint(directory: Path) -> tuple[Path, dict[str, np.ndarray], config.Model, int]:
-    """(its index file, tensors by Hugging Face's names, model, vocabulary size) of an original checkpoint.
+def read_checkpoint(directory: Path) -> tuple[Path, dict[str, np.ndarray], config.Model]:
+    """Returns (index file, tensors by Hugging Face's names, model) of an original checkpoint.
 
     Raises:
-      BadInput: when a file is missing or damaged, the BERT is one that this model cannot be, or TensorFlow is not here.
+      BadInput: if a file is missing or damaged, the BERT is of an unsupported kind, or TensorFlow is not installed.
     """
     path = directory / 'bert_config.json'
-    model, vocab_size = parse_model_json(read_given_json(path, 'the config of an original checkpoint'), path)
+    model = parse_model_json(read_given_json(path, 'the config of an original checkpoint'), path)
     found = sorted(directory.glob('*.index'))
     if len(found) != 1:
         listed = ', '.join(file.name for file in found) or 'no *.index file'
         raise BadInput(str(directory), f'holds {listed}', 'one checkpoint: bert_model.ckpt.index and its .data-… file')
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # it greets on standard error
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # no greeting on standard error
     try:
         import tensorflow
     except ImportError as error:
@@ -58,14 +58,14 @@ def read_checkpoint(directory: Path) -> tuple[Path, dict[str, np.ndarray], confi
     try:
         reader = tensorflow.train.load_checkpoint(str(found[0].with_suffix('')))
         stored = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if _is_weight(name)}
-    except Exception as error:  # the reader raises whatever the status in its C++ maps to
+    except Exception as error:  # the reader maps C++ status codes to many exception types
         where = str(found[0].with_suffix('.*'))
         raise BadInput(where, f'cannot be read ({error})', 'a whole checkpoint', 'copy or download it again') from error
-    return found[0], to_hugging_face(stored), model, vocab_size
+    return found[0], to_hugging_face(stored), model
 
 
 def to_hugging_face(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tensors of the original under Hugging Face's names; its kernels are [in, out], theirs [out, in]."""
+    """Renames tensors of the original release, and transposes its kernels from [in, out] to [out, in]."""
     tensors = {}
     for original, value in stored.items():
         name = original

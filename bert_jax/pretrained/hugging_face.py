@@ -1,11 +1,12 @@
-"""Models as Hugging Face directories: config.json, weights and tokenizer, read and written."""
+"""Reads and writes models as Hugging Face directories: config.json, weights and tokenizer."""
 
-import dataclasses
 import json
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
@@ -13,160 +14,129 @@ from safetensors.numpy import save_file
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.json_files import read_given_json
-from bert_jax.model.family import Build, build_model
-from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.pretrained.tensor_names import TABLE, TASK_TABLES, WORD, Tensor, from_tensors, to_tensors
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.pretrained.families import HUB_FAMILIES, TASK_OF_CLASS, hub_of
+from bert_jax.pretrained.hub import SIZES
+from bert_jax.pretrained.tensor_names import to_tensors
 
 
-def model_json(model: config.Bert, vocab_size: int, pad_id: int) -> dict[str, object]:
-    """The config.json that `transformers` reads."""
+class Vocabulary(Protocol):
+    """What config.json holds of a tokenizer: how many tokens it has, and the ids of special tokens."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def cls_id(self) -> int: ...
+    @property
+    def sep_id(self) -> int: ...
+    @property
+    def mask_id(self) -> int: ...
+
+
+def model_json(model: config.Model, tokenizer: Vocabulary) -> dict[str, object]:
+    """Returns the content of config.json, without the class."""
+    hub = hub_of(model)
+    sizes = {key: getattr(model, field) for key, field in (SIZES | hub.keys.settings).items()}
     return {
-        'architectures': ['BertForPreTraining'],
-        'model_type': 'bert',
-        'vocab_size': vocab_size,
-        'hidden_size': model.hidden_size,
-        'num_hidden_layers': model.num_layers,
-        'num_attention_heads': model.num_heads,
-        'intermediate_size': model.intermediate_size,
-        'hidden_act': 'gelu',
-        'hidden_dropout_prob': model.dropout_rate,
-        'attention_probs_dropout_prob': model.attention_dropout_rate,
-        'max_position_embeddings': model.max_positions,
-        'type_vocab_size': 2,
-        'initializer_range': model.initializer_range,
-        'layer_norm_eps': model.layer_norm_eps,
-        'pad_token_id': pad_id,
-        'tie_word_embeddings': True,
+        'model_type': hub.name,
+        **sizes,
+        'vocab_size': model.num_embeddings(tokenizer.vocab_size),
+        **hub.keys.constants,
+        **hub.keys.write_others(model),
+        **{key: getattr(tokenizer, attribute) for key, attribute in hub.keys.tokens.items()},
         'torch_dtype': 'float32',
     }
 
 
-_REQUIRED_KEYS = {
-    'vocab_size': '',
-    'hidden_size': 'hidden_size',
-    'num_hidden_layers': 'num_layers',
-    'num_attention_heads': 'num_heads',
-    'intermediate_size': 'intermediate_size',
-    'max_position_embeddings': 'max_positions',
-}
-_OPTIONAL_KEYS = {
-    'hidden_dropout_prob': 'dropout_rate',
-    'attention_probs_dropout_prob': 'attention_dropout_rate',
-    'initializer_range': 'initializer_range',
-    'layer_norm_eps': 'layer_norm_eps',
-}
-
-
-_FIXED_KEYS = {  # what this model is; absent means this very value, except the type
-    'model_type': 'bert',
-    'hidden_act': 'gelu',
-    'type_vocab_size': 2,
-    'position_embedding_type': 'absolute',
-    'is_decoder': False,
-    'tie_word_embeddings': True,
-}
-
-
-def read_model_json(directory: Path) -> tuple[config.Model, int]:
-    """(model, vocabulary size) of a Hugging Face directory.
+def read_model_json(directory: Path) -> config.Model:
+    """Reads the model section from the config.json of a Hugging Face directory.
 
     Raises:
-      BadInput: when config.json is missing, broken, or not of a BERT that this model can be.
+      BadInput: if config.json is missing, damaged, or describes a model that no family supports.
     """
     path = directory / 'config.json'
-    content = read_given_json(path, 'a workdir of train, an export, or a Hugging Face BERT directory')
+    content = read_given_json(path, 'a workdir of train, an export, or a Hugging Face directory')
     if 'model_type' not in content:
-        raise BadInput(str(path), 'has no model_type', "the config.json of a model of type 'bert'")
+        raise BadInput(str(path), 'has no model_type', f'the config.json of a model of type {_names()}')
     return parse_model_json(content, path)
 
 
-def parse_model_json(content: dict[str, Any], path: Path) -> tuple[config.Model, int]:
-    """(model, vocabulary size) from the keys of a BERT's config.json; `path` names it in errors.
+def parse_model_json(content: dict[str, Any], path: Path) -> config.Model:
+    """Reads the model section from the content of config.json; without model_type, it is a BERT.
 
     Raises:
-      BadInput: for a missing key, or a BERT that this model cannot be.
+      BadInput: for a missing key or a value that the family does not support.
     """
-    for key, expected in _FIXED_KEYS.items():
+    name = content.get('model_type', 'bert')
+    hub = HUB_FAMILIES.get(name) if isinstance(name, str) else None
+    if hub is None:
+        expected = f'one of {_names()}; other architectures cannot be opened'
+        raise BadInput(str(path), f'model_type is {name!r}', expected, 'use a model of one of these families')
+    for key, expected in hub.keys.constants.items():
         if content.get(key, expected) != expected:
-            raise BadInput(str(path), f'{key} is {content[key]!r}', repr(expected), 'this model cannot be used here')
-    for key in _REQUIRED_KEYS:
+            raise BadInput(str(path), f'{key} is {content[key]!r}', repr(expected), 'this model is not supported')
+    for key in SIZES:
         if type(content.get(key)) is not int or content[key] < 1:
             raise BadInput(str(path), f'{key} is {content.get(key)!r}', 'a number of at least 1')
-    names = {key: name for key, name in (_REQUIRED_KEYS | _OPTIONAL_KEYS).items() if name and key in content}
-    values = {name: content[key] for key, name in names.items()}
-    sections = {'model': values, 'data': {'sequence_length': min(content['max_position_embeddings'], 128)}}
+    fields = {field: content[key] for key, field in (SIZES | hub.keys.settings).items() if key in content}
+    fields |= hub.keys.read_others(content, path) | {'family': name}
+    data = {'sequence_length': min(content['max_position_embeddings'], 128), 'pairing': 'none'}
     try:
-        return config.resolve(sections).model, content['vocab_size']
+        return config.resolve({'model': fields, 'data': data}).model
     except BadInput as error:
         raise BadInput(str(path), f'{error.where.removeprefix("config.")} {error.found}', error.expected) from error
+
+
+def _names() -> str:
+    return ', '.join(HUB_FAMILIES)
 
 
 def write_model(
     directory: Path,
     params: nnx.State,
-    model: Any,
-    vocab_size: int,
-    pad_id: int,
-    architecture: str = 'BertForPreTraining',
+    model: config.Model,
+    tokenizer: Vocabulary,
+    architecture: str = '',
     more: dict[str, object] | None = None,
     without: Collection[str] = (),
+    dtypes: dict[str, str] | None = None,
 ) -> None:
-    """config.json and model.safetensors.
+    """Writes config.json and model.safetensors.
 
     Args:
-      architecture: the class of `transformers` to name; a key of `TASK_TABLES` for a model with a task's head.
-      more: what config.json says besides.  without: names of the heads (`tensor_names.HEADS`) to leave out.
+      architecture: the class of `transformers` to name; by default, that of the pretraining heads.
+      more: further entries of config.json.
+      without: heads to leave out.
+      dtypes: of the tensors by name, if not float32; '' for all that have no entry.
     """
-    content = model_json(model, vocab_size, pad_id) | {'architectures': [architecture]} | (more or {})
+    hub, dtypes = hub_of(model), dtypes or {}
+    architecture = architecture or hub.pretraining_class(without)
+    kind = TASK_OF_CLASS.get(architecture)
+    table = hub.task_tensors(model, kind) if kind else None
+    content = {'architectures': [architecture], **model_json(model, tokenizer), **(more or {})}
+    content['torch_dtype'] = dtypes.get('', 'float32')
     (directory / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
-    tensors = to_tensors(params, model, vocab_size, TASK_TABLES.get(architecture, TABLE), without)
-    save_file(tensors, directory / 'model.safetensors', metadata={'format': 'pt'})
+    tensors = to_tensors(params, model, tokenizer.vocab_size, table, without)
+    default = dtypes.get('', 'float32')
+    stored = {name: value.astype(jnp.dtype(dtypes.get(name, default))) for name, value in tensors.items()}
+    save_file(stored, directory / 'model.safetensors', metadata={'format': 'pt'})
 
 
-def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a model directory.
+def dtypes_of(tensors: dict[str, np.ndarray]) -> dict[str, str]:
+    """Returns the dtypes of tensors by name, as of `write_model`: '' for the most frequent, {} if all are float32."""
+    names = {name: str(value.dtype) for name, value in tensors.items()}
+    [(most_frequent, _)] = Counter(names.values()).most_common(1) or [('float32', 0)]
+    found = {'': most_frequent} | {name: dtype for name, dtype in names.items() if dtype != most_frequent}
+    return {} if found == {'': 'float32'} else found
 
-    Raises:
-      BadInput: when there is none, or it cannot be used.
-    """
-    return load_tokenizer(directory)
 
-
-def read_model(directory: Path, num_tokens: int | None = None) -> tuple[nnx.State, config.Model, int]:
-    """(parameters, model, vocabulary size) of a Hugging Face BERT directory; see `from_tensors`.
-
-    Args:
-      num_tokens: of the tokenizer; rows of a padded vocabulary beyond it are dropped.
+def check_rows(model: config.Model, tokenizer: Vocabulary, file: Path) -> None:
+    """Checks that the word embeddings of a directory have a row for every token.
 
     Raises:
-      BadInput: naming the file, and the tensors that are missing, misshapen or unknown.
+      BadInput: if the tokenizer has more tokens.
     """
-    model, vocab_size = read_model_json(directory)
-    file, tensors = read_tensors(directory)
-    return assemble(tensors, model, vocab_size, num_tokens, file)
-
-
-def assemble(
-    tensors: dict[str, np.ndarray],
-    model: config.Model,
-    vocab_size: int,
-    num_tokens: int | None,
-    file: Path,
-    build: Build = build_model,
-    table: list[Tensor] = TABLE,
-) -> tuple[nnx.State, config.Model, int]:
-    """What `read_model` returns, from tensors of `file` under Hugging Face's names.
-
-    Args: build and table, as of `from_tensors`.
-
-    Raises:
-      BadInput: as `read_model`; and when the vocabulary has more tokens than rows.
-    """
-    num_tokens = vocab_size if num_tokens is None else num_tokens
-    if num_tokens > vocab_size:
-        found = f'the tokenizer has {num_tokens} tokens, the embedding {WORD} {vocab_size} rows'
-        raise BadInput(str(file), found, 'a row for every token', 'the tokenizer and the weights of one model')
-    model = dataclasses.replace(model, dtype='float32')
-    params = from_tensors(tensors, model, vocab_size, str(file), num_tokens, build=build, table=table)
-    return params, model, num_tokens
+    if tokenizer.vocab_size > model.vocab_size:
+        found = f'the tokenizer has {tokenizer.vocab_size} tokens, the word embeddings have {model.vocab_size} rows'
+        raise BadInput(str(file), found, 'a row for every token', 'use the tokenizer that belongs to these weights')

@@ -1,9 +1,9 @@
-"""What a run starts from: random weights, or a model that is there (`config.init`).
+"""Prepares the weights that a run starts from: random ones, or those of an initial model (`config.init`).
 
-Of an initial model the run takes the weights, the sizes and the tokenizer; corpus, schedule and step are its own, and
-the optimiser's moments too, unless `config.init_optimizer` keeps those of a workdir. The rows that it lacks are made
-so: an appended word's embedding (and output bias) is the mean of those of the pieces it had before; a longer position
-table repeats the rows that it has, in order (Beltagy et al. 2020, "Longformer"). `V` tokens, `N` positions, `D` hidden.
+A run takes weights, architecture and tokenizer from its initial model. It starts with new optimizer moments unless
+`config.init_optimizer` keeps those of a workdir. The embedding (and output bias) of an added token is the mean of those
+of the pieces that it was split into before. A longer position table repeats the existing rows in order (Beltagy et al.
+2020, "Longformer").
 """
 
 import dataclasses
@@ -17,23 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax.config import Config, Model
+from bert_jax.config import Config, Model, check_pairing
 from bert_jax.console import say
 from bert_jax.errors import BadInput
+from bert_jax.model.family import family_of
+from bert_jax.model.layers import logical_axes
 from bert_jax.model.vocabulary import padded_vocab_size
 from bert_jax.pretrained import google, hugging_face, tensor_names
+from bert_jax.pretrained.hub import MLM_HEAD, NSP_HEAD, POOLER
 from bert_jax.pretrained.load import Pretrained, load_pretrained
 from bert_jax.pretrained.provenance import Provenance, start_of
-from bert_jax.pretrained.tensor_names import MLM_HEAD, NSP_HEAD, POOLER
-from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_saved_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_saved_tokenizer, load_tokenizer
 from bert_jax.train.state import TrainState, distribute, is_schedule
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
 from bert_jax.workdir.identity import split_step
-
-_SIZES = ('num_layers', 'hidden_size', 'num_heads', 'intermediate_size', 'layer_norm_eps')
-_WORD, _POSITION = ('bert', 'embeddings', 'word'), ('bert', 'embeddings', 'position')
-_MLM_BIAS = ('mlm_bias',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +40,9 @@ class Initialization:
 
     Attributes:
       init: `config.init`; '' for random weights.
-      fingerprint: {'init': hash of the initial weights}, and what else of them the run's identity records.
-      initial: the initial model, unless the run has begun already: then it is loaded only if it is needed again.
-      start: what is known of the initial weights; None for random ones.
+      fingerprint: {'init': hash of the initial weights}, and further entries for the run's identity.
+      initial: the initial model; None for a run that has begun, which loads it only if it needs it again.
+      start: the provenance of the initial weights; None for random ones.
       load: init -> the initial model.
     """
 
@@ -55,42 +53,42 @@ class Initialization:
     load: Callable[[str], Pretrained] = lambda init: load_initial(init)
 
     def params(self, adapt: Callable[[Pretrained], nnx.State]) -> nnx.State | None:
-        """The initial model's weights, adapted to the run; None for random ones.
+        """Returns the weights of the initial model, adapted to the run; None for random ones.
 
         Raises:
-          BadInput: when the initial model is gone, or is not the one that the run has begun from.
+          BadInput: if the initial model is missing, or its weights are not those that the run began with.
         """
         if not self.init:
             return None
         initial = self.initial or self.load(self.init)
         if hash_weights(initial) != self.fingerprint['init']:
-            found = 'holds other weights than those that this run has begun from'
-            raise BadInput(f'config.init={self.init}', found, 'the same initial model', 'name another --workdir')
+            found = 'holds other weights than those that this run began with'
+            raise BadInput(f'config.init={self.init}', found, 'the same initial model', 'choose another --workdir')
         return adapt(initial)
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingStart:
-    """Where a pretraining run begins. config: the run's, with the sizes of the initial model."""
+    """The starting state of a pretraining run. config: with the architecture of the initial model."""
 
     config: Config
     initialization: Initialization
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What the run's identity records of its initial weights; empty for random ones."""
+        """The entries for the initial weights in the run's identity; {} for random ones."""
         return self.initialization.fingerprint
 
     @property
     def start(self) -> Provenance | None:
-        """What is known of the initial weights; None for random ones."""
+        """The provenance of the initial weights; None for random ones."""
         return self.initialization.start
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Checks that a corpus's tokenizer is the initial model's, or that with words appended.
+        """Checks that the tokenizer of a corpus is that of the initial model, possibly with tokens added.
 
         Raises:
-          BadInput: when it is another.
+          BadInput: if it is a different one.
         """
         initial = self.initialization.initial
         if initial is None:
@@ -108,21 +106,21 @@ class PretrainingStart:
             )
 
     def params(self, tokenizer: Tokenizer) -> nnx.State | None:
-        """The initial weights, with a row for every token and position of the run; None for random ones.
+        """Returns the initial weights, with a row for every token and position of the run; None for random ones.
 
         Raises:
-          BadInput: as `Initialization.params`.
+          BadInput: see `Initialization.params`.
         """
         positions = self.config.model.max_positions
         return self.initialization.params(lambda initial: resize_embeddings(initial, tokenizer, positions))
 
-    def with_moments(self, state: TrainState, shardings: TrainState) -> TrainState:
-        """A new state with the optimiser's moments of the initial run, where `config.init_optimizer` asks for them.
+    def restore_moments(self, state: TrainState, shardings: TrainState) -> TrainState:
+        """Returns a new state with the optimizer moments of the initial run if `config.init_optimizer` is set.
 
-        The schedule starts anew.
+        The schedule starts from its first step.
 
         Raises:
-          BadInput: when that run has none, or they are of another optimiser or other shapes.
+          BadInput: if the moments are those of another optimizer or have other shapes.
         """
         if not self.config.init_optimizer:
             return state
@@ -136,7 +134,7 @@ class PretrainingStart:
         moments = restore_whole(directory, theirs, tokenizer.vocab_size, step).opt_state
         shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (moments, state.opt_state)]
         if shapes[0] != shapes[1]:
-            found = 'has moments of other shapes: the vocabulary or the positions have grown'
+            found = 'has moments of other shapes, because the vocabulary or the positions have grown'
             raise BadInput(where, found, 'the same sizes', '--config.init_optimizer=False')
         placed = jax.tree.map(distribute, moments, shardings.opt_state)
         kept = jax.tree.map(
@@ -146,18 +144,18 @@ class PretrainingStart:
 
 
 def pretraining_start(config: Config, workdir: str) -> PretrainingStart:
-    """Settles `config.init`: says what it is, and puts its sizes into the config.
+    """Loads `config.init`, prints what it is, and puts its architecture into the config.
 
-    A workdir that was begun from the same `config.init` knows both, and the initial model may be gone.
+    A workdir that began from the same `config.init` records both, so the initial model may be gone.
 
     Raises:
-      BadInput: when the initial model cannot be used, or the workdir holds an imported model.
+      BadInput: if the initial model cannot be used, or the workdir holds an imported model.
     """
     recorded = identity.load_fingerprint(workdir) if identity.is_workdir(workdir) else {}
     if 'imported' in recorded:
         raise BadInput(
             workdir,
-            'holds an imported model: import only converts; runs start from it in workdirs of their own',
+            'holds an imported model, which runs can start from but not continue',
             'another --workdir',
             f'bert-jax train --config=configs/continue.py --config.init={workdir} --workdir=…',
         )
@@ -167,45 +165,46 @@ def pretraining_start(config: Config, workdir: str) -> PretrainingStart:
     if 'init' in recorded and identity.load_config(workdir).init == config.init:
         model = identity.load_config(workdir).model
         initialization = Initialization(config.init, {'init': recorded['init']} | kept, start=start_of(workdir))
-        return PretrainingStart(with_sizes(config, model, model.max_positions), initialization)
+        return PretrainingStart(_with_architecture(config, model, model.max_positions), initialization)
     initial = load_initial(config.init)
     directory, _ = split_step(config.init)
     if kept and (not identity.is_workdir(directory) or 'imported' in identity.load_fingerprint(directory)):
-        found = f'is True, and config.init={config.init} is no workdir of a run: it has no moments'
+        found = f'is True, but config.init={config.init} is not the workdir of a run and has no moments'
         raise BadInput('config.init_optimizer', found, 'WORKDIR or WORKDIR@STEP', '--config.init_optimizer=False')
     model, own = initial.config, initial.config.max_positions
     needed = max(phase.data.sequence_length for phase in config.in_phases)
     num_positions = own if needed <= own else max(config.model.max_positions, needed)
+    growth = ', repeated to make' if family_of(model).has_position_table else ', extended to'
     say(
         f'Starting from {config.init}: {model.num_layers} layers, hidden size {model.hidden_size}, '
         f'{model.num_heads} heads, {initial.tokenizer.vocab_size:,} tokens, {own:,} positions'
-        + (f', repeated to make {num_positions:,}' if num_positions > own else '')
+        + (f'{growth} {num_positions:,}' if num_positions > own else '')
     )
     heads = (MLM_HEAD, *(() if config.data.pairing == 'none' else (POOLER, NSP_HEAD)))
-    for note in initial.provenance.notes(heads):
+    for note in initial.notes(heads):
         say(f'{config.init}: {note}')
-    resolved = with_sizes(config, model, num_positions)
+    resolved = _with_architecture(config, model, num_positions)
     fingerprint = {'init': hash_weights(initial)} | kept
     start = dataclasses.replace(initial.provenance, positions_trained=initial.max_length)
     return PretrainingStart(resolved, Initialization(config.init, fingerprint, initial, start))
 
 
 def initial_tokenizer(init: str) -> Tokenizer:
-    """The tokenizer of an initial model.
+    """Returns the tokenizer of an initial model.
 
     Raises:
-      BadInput: when there is none.
+      BadInput: if it is missing.
     """
     directory, _ = split_step(init)
     if identity.is_workdir(directory):
         return load_saved_tokenizer(Path(directory) / 'tokenizer')
     _refuse_google(directory)
     hugging_face.read_model_json(Path(directory))
-    return hugging_face.read_tokenizer(Path(directory))
+    return load_tokenizer(Path(directory))
 
 
 def hash_weights(model: Pretrained) -> str:
-    """SHA-256 over names and values of all weights: the same for a workdir and for its export."""
+    """Returns the SHA-256 of the names and values of all weights, which a workdir and its export share."""
     tensors = tensor_names.to_tensors(nnx.state(model.model, nnx.Param), model.config, model.tokenizer.vocab_size)
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
@@ -215,38 +214,52 @@ def hash_weights(model: Pretrained) -> str:
 
 
 def resize_embeddings(initial: Pretrained, tokenizer: Tokenizer, num_positions: int) -> nnx.State:
-    """The weights of a model for a tokenizer that extends its own, and for N positions; see the top of this file."""
-    num_known = initial.tokenizer.vocab_size
+    """Returns the weights for a tokenizer that extends the initial model's, and for `num_positions` positions.
+
+    An added token takes a row of the word embeddings that no token uses, or else a new one.
+    """
+    num_known, model = initial.tokenizer.vocab_size, initial.config
     pieces = initial.tokenizer.encode_batch(tokenizer.tokens[num_known:])
-    rows = padded_vocab_size(tokenizer.vocab_size)
+    num_rows, kept = model.num_embeddings(tokenizer.vocab_size), model.num_embeddings(num_known)
 
-    def with_words(table: np.ndarray) -> np.ndarray:  # [V, …]
-        known = table[:num_known]
-        means = [known[ids].mean(axis=0, dtype=np.float64).astype(table.dtype)[None] for ids in pieces]
-        table = np.concatenate([known, *means])
-        return np.concatenate([table, np.zeros((rows - len(table), *table.shape[1:]), table.dtype)])
+    def with_tokens(table: np.ndarray) -> np.ndarray:  # [V, …]
+        resized = np.zeros((padded_vocab_size(num_rows), *table.shape[1:]), table.dtype)
+        resized[:kept] = table[:kept]
+        for row, ids in enumerate(pieces, num_known):
+            resized[row] = table[ids].mean(axis=0, dtype=np.float64)
+        return resized
 
-    flat = dict(nnx.to_flat_state(nnx.state(initial.model, nnx.Param)))
-    position = np.asarray(flat[_POSITION].get_value())  # [N, D]
-    changed = {path: with_words(np.asarray(flat[path].get_value())) for path in (_WORD, _MLM_BIAS)}
-    changed[_POSITION] = position[np.arange(num_positions) % len(position)]
-    flat |= {path: flat[path].replace(jnp.asarray(value)) for path, value in changed.items()}
+    def resize(variable: nnx.Variable) -> nnx.Variable:
+        value, axis = np.asarray(variable.get_value()), logical_axes(variable)[0]
+        if axis == 'vocab':
+            value = with_tokens(value)
+        elif axis == 'positions':
+            value = value[np.arange(num_positions) % len(value)]
+        return variable.replace(jnp.asarray(value))
+
     if pieces:
-        say(f'{len(pieces)} tokens are new: each starts as the mean of the pieces it had before')
-    return nnx.from_flat_state(flat)
+        say(f'{len(pieces)} tokens are new: each starts as the mean of the pieces that it was split into before')
+    params = nnx.state(initial.model, nnx.Param)
+    return jax.tree.map(resize, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def with_sizes(config: Any, model: Model, num_positions: int) -> Any:
-    """A config (its section `model`) with the sizes of an initial model."""
-    sizes = {name: getattr(model, name) for name in _SIZES}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes, max_positions=num_positions))
+def _with_architecture(config: Config, model: Model, num_positions: int) -> Config:
+    """Returns a config with the architecture of an initial model.
+
+    Raises:
+      BadInput: if the data settings do not suit its family.
+    """
+    model = dataclasses.replace(config.model.with_architecture_of(model), max_positions=num_positions)
+    resolved = dataclasses.replace(config, model=model)
+    check_pairing(resolved)
+    return resolved
 
 
 def load_initial(init: str) -> Pretrained:
-    """The model that `config.init` names.
+    """Loads the model that `config.init` names.
 
     Raises:
-      BadInput: when it is not there or cannot be used.
+      BadInput: if it is missing or cannot be used.
     """
     _refuse_google(split_step(init)[0])
     return load_pretrained(init)
@@ -255,4 +268,4 @@ def load_initial(init: str) -> Pretrained:
 def _refuse_google(directory: str) -> None:
     if google.is_checkpoint(Path(directory)):
         fix = f'bert-jax import --from={directory} --workdir=IMPORTED, then --config.init=IMPORTED'
-        raise BadInput(f'config.init={directory}', 'holds an original checkpoint', 'an imported one', fix)
+        raise BadInput(f'config.init={directory}', 'holds an original checkpoint', 'an imported model', fix)

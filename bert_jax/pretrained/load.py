@@ -21,18 +21,20 @@ from bert_jax.files import is_local
 from bert_jax.model.family import Build, PretrainingModel, build_model
 from bert_jax.model.inputs import Inputs
 from bert_jax.model.losses import cross_entropy
-from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained import hugging_face, tensor_names
+from bert_jax.pretrained.families import hub_of
+from bert_jax.pretrained.hub import HEADS, MLM_HEAD
 from bert_jax.pretrained.provenance import Provenance, of_files, of_run, start_of
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.sentences import SentenceSettings, pool
-from bert_jax.pretrained.tensor_names import MLM_HEAD, absent_heads
-from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
 from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
 
 _BATCH_TOKENS = 8192  # in a batch to encode, filler included
+_MANY_UNUSED = 0.1  # share of the word embeddings without a token that is reported as a likely mistake
 _SHORTEST = 16  # shorter texts are filled up to this length
 
 
@@ -78,8 +80,30 @@ class Pretrained:
 
     @property
     def max_length(self) -> int:
-        """Tokens, `[CLS]` and `[SEP]` included, of the longest text: the positions that were trained."""
+        """Length of the longest text in tokens, `[CLS]` and `[SEP]` included: the positions that were trained."""
         return self.provenance.max_length(self.config.max_positions)
+
+    @property
+    def unused_rows(self) -> int:
+        """Rows of the word embeddings beyond the tokens of the tokenizer."""
+        return self.config.num_embeddings(self.tokenizer.vocab_size) - self.tokenizer.vocab_size
+
+    def notes(self, needed: tuple[str, ...] = HEADS) -> list[str]:
+        """Returns sentences on what is missing or unusual, for those who save or train the weights.
+
+        Args:
+          needed: the heads that are used.
+        """
+        notes = self.provenance.notes(needed)
+        num_tokens, rows = self.tokenizer.vocab_size, self.config.num_embeddings(self.tokenizer.vocab_size)
+        if self.unused_rows > _MANY_UNUSED * rows:
+            notes.append(
+                f'the tokenizer has {num_tokens:,} tokens, but the word embeddings have {rows:,} rows: check that the '
+                'tokenizer belongs to these weights'
+            )
+        elif self.unused_rows:
+            notes.append(f'{self.unused_rows:,} rows of the word embeddings have no token; they are kept')
+        return notes
 
     def encode(self, texts: list[str], truncate: bool = True) -> Encoded:
         """Contextual vectors of every token, and their mean, for each text.
@@ -281,10 +305,10 @@ def load_pretrained(name: str, step: int | None = None) -> Pretrained:
         return _from_workdir(directory, step)
     check_has_no_steps(directory, step)
     path = Path(directory)
-    model, vocab_size = hugging_face.read_model_json(path)  # first: a directory of anything else is reported as that
-    tokenizer = hugging_face.read_tokenizer(path)
+    model = hugging_face.read_model_json(path)  # first, because its error names the kinds of directories
+    tokenizer = load_tokenizer(path)
     file, tensors = read_tensors(path)
-    return from_tensors(path, file, tensors, model, vocab_size, tokenizer)
+    return from_tensors(path, file, tensors, model, tokenizer)
 
 
 def check_has_no_steps(directory: str, step: int | None) -> None:
@@ -300,17 +324,18 @@ def from_tensors(
     file: Path,
     tensors: dict[str, np.ndarray],
     model: config.Model,
-    vocab_size: int,
     tokenizer: Tokenizer,
 ) -> Pretrained:
-    """The model of a directory that is no workdir, from the tensors of its `file` under Hugging Face's names.
+    """Makes the model of a directory that is not a workdir from the tensors in its `file`.
 
     Raises:
-      BadInput: as `hugging_face.assemble`.
+      BadInput: if the tensors do not fit the model, or the tokenizer has more tokens than the embeddings have rows.
     """
-    absent, num_tokens = absent_heads(tensors), tokenizer.vocab_size
-    params, model, _ = hugging_face.assemble(tensors, model, vocab_size, num_tokens, file)
-    provenance = of_files(directory, model.max_positions, absent, vocab_size - num_tokens)
+    hub, num_tokens = hub_of(model), tokenizer.vocab_size
+    hugging_face.check_rows(model, tokenizer, file)
+    params = tensor_names.from_tensors(tensors, model, num_tokens, str(file))
+    dtypes = hugging_face.dtypes_of({hub.todays_name(name): value for name, value in tensors.items()})
+    provenance = of_files(directory, model.max_positions, hub.absent_heads(tensors, model), dtypes)
     return Pretrained(model_of(params, model, num_tokens), tokenizer, model, None, provenance)
 
 

@@ -128,7 +128,7 @@ def build_program(
 
     Args:
       train: see `TrainProgram`; `steps` is the length of the learning rate schedule.
-      vocab_size: unpadded, from the tokenizer.
+      vocab_size: tokens of the tokenizer.
       phases: of the run; their warm-ups and peaks take the place of the optimizer's.
       build, objective: the model and what it learns.
     """
@@ -137,7 +137,7 @@ def build_program(
     return TrainProgram(
         model=model,
         train=train,
-        vocab_size=vocab_size,
+        vocab_size=model.num_embeddings(vocab_size),
         mesh=mesh,
         build=build,
         objective=objective,

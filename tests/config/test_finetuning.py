@@ -6,8 +6,9 @@ import json
 import pytest
 
 from bert_jax import config
+from bert_jax.config import finetuning
 from bert_jax.config.fields import Role, roles, with_values_before
-from bert_jax.config.finetuning import FinetuneConfig, Train, batch_of, resolve
+from bert_jax.config.finetuning import FinetuneConfig, Train, adapt_to_initial, batch_of, finetune, resolve
 from bert_jax.errors import BadInput
 
 GIVEN = {'task': {'kind': 'classification'}, 'init': 'models/mine'}
@@ -52,15 +53,39 @@ def test_dropout_is_that_of_the_initial_model_unless_set() -> None:
     rates = [
         (model.dropout_rate, model.attention_dropout_rate)
         for given in ({}, {'dropout_rate': 0.3})
-        for model in [resolve(GIVEN | {'model': given}).model.with_defaults_from(initial)]
+        for model in [adapt_to_initial(resolve(GIVEN | {'model': given}).model, initial)]
     ]
     assert rates == [(0.0, 0.2), (0.3, 0.2)]
 
 
 @pytest.mark.parametrize(('num_layers', 'given', 'scanned'), [(4, None, False), (5, None, True), (4, True, True)])
 def test_few_layers_are_unrolled_unless_set(num_layers: int, given: bool | None, scanned: bool) -> None:
-    model = resolve(GIVEN | {'model': {'num_layers': num_layers, 'scan_layers': given}}).model
-    assert model.with_defaults_from(config.Bert()).scan_layers is scanned
+    model = resolve(GIVEN | {'model': {'scan_layers': given}}).model
+    assert adapt_to_initial(model, config.Bert(num_layers=num_layers)).scan_layers is scanned
+
+
+def test_initial_model_determines_the_family_and_its_dropout() -> None:
+    initial = config.ModernBert(num_layers=2, mlp_dropout=0.3)
+    model = adapt_to_initial(resolve(GIVEN | {'model': {'dtype': 'bfloat16'}}).model, initial)
+    assert (model.family, model.num_layers, model.dtype, model.mlp_dropout) == ('modernbert', 2, 'bfloat16', 0.3)
+    given = {'family': 'modernbert', 'mlp_dropout': 0.1}
+    model = adapt_to_initial(resolve(GIVEN | {'model': given}).model, initial)
+    assert (model.mlp_dropout, model.attention_dropout) == (0.1, 0.0)
+
+
+def test_dropout_of_another_family_is_refused() -> None:
+    model = resolve(GIVEN | {'model': {'attention_dropout_rate': 0.2}}).model
+    with pytest.raises(BadInput, match=r"attention_dropout_rate.*of the family 'modernbert'"):
+        adapt_to_initial(model, config.ModernBert())
+    with pytest.raises(BadInput, match='config.model.mlp_dropout'):
+        resolve(GIVEN | {'model': {'mlp_dropout': 0.2}})
+
+
+def test_command_line_can_set_the_dropout_of_every_family() -> None:
+    settings = finetune()
+    settings.model.family, settings.model.mlp_dropout = 'modernbert', 0.2
+    settings.task.directory, settings.init = 'd', 'models/mine'
+    assert resolve(settings).model == finetuning.ModernBert(mlp_dropout=0.2)
 
 
 def test_random_weights_have_the_dropout_of_pretraining() -> None:

@@ -13,14 +13,14 @@ from flax import nnx
 from bert_jax.config.finetuning import finetune, num_steps, optimizer_of, resolve, use_original_recipe
 from bert_jax.finetune import heads
 from bert_jax.finetune.evaluator import model_outputs
-from bert_jax.finetune.heads import ARCHITECTURES
 from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream, make_rows
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.model.family import Build
 from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained.bert import HUB
 from bert_jax.train.optimizer import make_optimizer, make_schedule, scale_by_uncorrected_adam
 from bert_jax.train.state import model_of
-from tests.support.models import MODEL
+from tests.support.models import MODEL, Vocabulary
 
 pytestmark = pytest.mark.compiles
 
@@ -59,8 +59,8 @@ def test_logits_and_loss_match_transformers(kind: str, outputs: int, tmp_path: P
     build, batch = heads.builder(kind, outputs), _batch(kind)
     params = _params(build)
     more = {'num_labels': outputs} | ({'problem_type': 'regression'} if kind == 'regression' else {})
-    hugging_face.write_model(tmp_path, params, STILL, VOCAB, 0, ARCHITECTURES[kind], more)
-    reference = getattr(transformers, ARCHITECTURES[kind]).from_pretrained(tmp_path).eval()
+    hugging_face.write_model(tmp_path, params, STILL, Vocabulary(VOCAB), HUB.task_class(kind), more)
+    reference = getattr(transformers, HUB.task_class(kind)).from_pretrained(tmp_path).eval()
 
     as_torch = [torch.tensor(array, dtype=torch.long) for array in batch[:3]]
     given = dict(zip(('input_ids', 'token_type_ids', 'attention_mask'), as_torch, strict=True))

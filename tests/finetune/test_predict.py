@@ -22,10 +22,11 @@ from bert_jax.data.labelled import Record
 from bert_jax.errors import BadInput
 from bert_jax.finetune import predict
 from bert_jax.finetune.exported import write_task
-from bert_jax.finetune.heads import ARCHITECTURES, builder
+from bert_jax.finetune.heads import builder
 from bert_jax.finetune.predict import FineTuned
 from bert_jax.pretrained import hugging_face
-from tests.support.models import MODEL, TOKENS, read_tokenizer
+from bert_jax.pretrained.bert import HUB
+from tests.support.models import MODEL, TOKENS, Vocabulary, read_tokenizer
 
 LABELS = {'classification': ('bad', 'fine', 'great'), 'regression': (), 'tagging': ('O', 'B-PER', 'I-PER'), 'spans': ()}
 REVIEWS = ['the film is fine', 'awful plot, dull actor', '', 'great ' * 40]
@@ -42,7 +43,7 @@ def write_task_model(directory: Path, kind: str, *, task: Task | None = None, th
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
     more: dict[str, Any] = {'id2label': {str(n): label for n, label in enumerate(labels)}} if labels else {}
     more |= {'problem_type': 'regression', 'num_labels': 1} if kind == 'regression' else {}
-    hugging_face.write_model(directory, params, MODEL, len(TOKENS), 0, ARCHITECTURES[kind], more)
+    hugging_face.write_model(directory, params, MODEL, Vocabulary(len(TOKENS)), HUB.task_class(kind), more)
     if task:
         write_task(directory, task, threshold)
     return str(directory)

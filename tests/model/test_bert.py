@@ -16,7 +16,9 @@ from bert_jax.model.family import num_parameters
 from bert_jax.model.inputs import Inputs
 from bert_jax.model.layers import truncated_normal
 from bert_jax.pretrained import hugging_face, tensor_names
+from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.train.state import model_of
+from tests.support.models import Vocabulary
 
 MODEL = config.Bert(num_layers=3, hidden_size=64, num_heads=4, intermediate_size=128, max_positions=40)
 VOCAB = 211
@@ -35,7 +37,7 @@ def test_logits_equal_the_reference_with_padding(tmp_path) -> None:
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
     params = _params()
-    hugging_face.write_model(tmp_path, params, MODEL, VOCAB, pad_id=0)
+    hugging_face.write_model(tmp_path, params, MODEL, Vocabulary(VOCAB))
     reference = transformers.BertForPreTraining.from_pretrained(tmp_path).eval()
     rng = np.random.default_rng(1)
     ids = rng.integers(5, VOCAB, (3, 24)).astype(np.int32)
@@ -60,9 +62,11 @@ def test_logits_equal_the_reference_with_padding(tmp_path) -> None:
 
 def test_written_and_read_weights_are_bit_identical(tmp_path) -> None:
     params = _params()
-    hugging_face.write_model(tmp_path, params, MODEL, VOCAB, pad_id=0)
-    again, model, vocab_size = hugging_face.read_model(tmp_path)
-    assert (model, vocab_size) == (MODEL, VOCAB)
+    hugging_face.write_model(tmp_path, params, MODEL, Vocabulary(VOCAB))
+    model = hugging_face.read_model_json(tmp_path)
+    assert model == dataclasses.replace(MODEL, vocab_size=VOCAB)
+    file, tensors = read_tensors(tmp_path)
+    again = tensor_names.from_tensors(tensors, model, VOCAB, str(file))
     first, second = (tensor_names.to_tensors(state, MODEL, VOCAB) for state in (params, again))
     assert first.keys() == second.keys()
     for name in first:

@@ -10,12 +10,10 @@ import pytest
 from flax import nnx
 
 from bert_jax.config.families import FULL, SLIDING, EuroBert, ModernBert
-from bert_jax.model import eurobert_tensors, modernbert_tensors
 from bert_jax.model.eurobert import EuroBertForMaskedLM
 from bert_jax.model.inputs import Inputs
 from bert_jax.model.losses import cross_entropy
 from bert_jax.model.modernbert import ModernBertForMaskedLM
-from bert_jax.model.tensors import Tensor
 from bert_jax.pretrained.tensor_names import to_tensors
 
 pytestmark = pytest.mark.compiles
@@ -97,14 +95,9 @@ def _build(model: ModernBert | EuroBert) -> Any:
     return (EuroBertForMaskedLM if isinstance(model, EuroBert) else ModernBertForMaskedLM)(model, VOCAB, nnx.Rngs(0))
 
 
-def _table(model: ModernBert | EuroBert) -> list[Tensor]:
-    tensors: Any = eurobert_tensors if isinstance(model, EuroBert) else modernbert_tensors
-    return tensors.masked_lm_tensors(model)
-
-
 def _named(params: nnx.State, model: ModernBert | EuroBert) -> dict[str, np.ndarray]:
     """Returns parameters or gradients by the reference's names."""
-    return to_tensors(params, model, VOCAB, _table(model))
+    return to_tensors(params, model, VOCAB)
 
 
 class Pair(NamedTuple):

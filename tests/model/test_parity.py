@@ -25,6 +25,7 @@ from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.objective import PRETRAINING
 from bert_jax.train.program import build_program
 from bert_jax.train.state import model_of
+from tests.support.models import Vocabulary
 
 pytestmark = pytest.mark.compiles
 
@@ -100,7 +101,7 @@ def _make_pair(model: config.Model, directory: Path) -> Pair:
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(0)  # a swapped bias changes the output
     params = tree.unflatten([leaf + 0.03 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
-    hugging_face.write_model(directory, params, model, VOCAB, pad_id=0)
+    hugging_face.write_model(directory, params, model, Vocabulary(VOCAB))
     reference = transformers.BertForPreTraining.from_pretrained(directory, attn_implementation='eager').eval()
     return Pair(model, params, reference)
 

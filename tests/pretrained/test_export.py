@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -282,12 +283,12 @@ def test_a_wrong_tokenizer_is_never_written(pairs: Path, tmp_path: Path, monkeyp
     pytest.importorskip('transformers')
     write_model = hugging_face.write_model
 
-    def spoil(directory: Path, *arguments) -> None:
-        write_model(directory, *arguments)
+    def spoil(directory: Path, *arguments: Any, **named: Any) -> None:
+        write_model(directory, *arguments, **named)
         monkeypatch.setattr(export_module, '_hugging_face_ids', lambda directory, texts: [[1]] * len(texts))
 
     monkeypatch.setattr(hugging_face, 'write_model', spoil)
-    with pytest.raises(RuntimeError, match='tokenizer gives other ids'):
+    with pytest.raises(RuntimeError, match='tokenizer returns other ids'):
         export(str(pairs / 'run'), str(tmp_path / 'export'))
     assert not list(tmp_path.iterdir())
 

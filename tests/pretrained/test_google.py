@@ -11,6 +11,7 @@ from flax import nnx
 from bert_jax.__main__ import main
 from bert_jax.config import Bert
 from bert_jax.pretrained import google, tensor_names
+from bert_jax.pretrained.bert import HUB
 from bert_jax.pretrained.convert import read_source
 from bert_jax.text.tokenizer import SPECIAL_TOKENS
 
@@ -109,7 +110,7 @@ def test_a_checkpoint_is_read_bit_for_bit_without_its_optimiser(tmp_path: Path, 
     )
     read = read_source(str(directory))
     found = tensor_names.to_tensors(nnx.state(read.model, nnx.Param), read.config, len(TOKENS))
-    by_our_names, problems = tensor_names._todays_names(google.to_hugging_face(stored))
+    by_our_names, problems = tensor_names._with_todays_names(google.to_hugging_face(stored), HUB, read.config)
     assert not problems and found.keys() == by_our_names.keys()
     for name, value in by_our_names.items():
         np.testing.assert_array_equal(found[name], value)

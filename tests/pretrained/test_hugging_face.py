@@ -12,14 +12,17 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import bert_jax
 from bert_jax.__main__ import main
 from bert_jax.config import finetuning
 from bert_jax.finetune.start import prepare_start
-from bert_jax.pretrained import hugging_face, initialize, provenance, safetensors_files, tensor_names
-from bert_jax.text.tokenizer import SPECIAL_TOKENS
+from bert_jax.pretrained import initialize, provenance, safetensors_files, tensor_names
+from bert_jax.pretrained.hub import HEADS
+from bert_jax.pretrained.load import load_pretrained
+from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from tests.support.documents import run_snippet
 
 torch = pytest.importorskip('torch')
@@ -69,8 +72,8 @@ def copy(original: Path, tmp_path: Path) -> Path:
 
 def read(directory: Path) -> Tensors:
     """What `load_pretrained` made of a directory, under Hugging Face's names."""
-    params, model, vocab_size = hugging_face.read_model(directory, len(TOKENS))
-    return tensor_names.to_tensors(params, model, vocab_size)
+    found = load_pretrained(str(directory))
+    return tensor_names.to_tensors(nnx.state(found.model, nnx.Param), found.config, len(TOKENS))
 
 
 def assert_same(found: Tensors, expected: Tensors) -> None:
@@ -122,7 +125,7 @@ def test_only_the_heads_that_a_fine_tune_uses_are_named(kind: str, named: list[s
     given['task'] |= {'sequence_length': 20, 'stride': 2, 'max_question_tokens': 4}
     started = prepare_start(finetuning.resolve(given), [])
     printed = capsys.readouterr().err
-    assert [head for head in tensor_names.HEADS if head in printed] == named
+    assert [head for head in HEADS if head in printed] == named
     assert started.provenance == provenance.Provenance(20, ('pooler', 'next-sentence head'))
     (tmp_path / 'tokenizer_config.json').write_text('{"do_lower_case": true, "model_max_length": 8}')
     prepare_start(finetuning.resolve(given), [])
@@ -185,15 +188,16 @@ def set_json(directory: Path, **changes: object) -> None:
 
 
 @pytest.mark.compiles
-def test_rows_beyond_the_tokenizer_are_dropped_and_reported(original: Path, copy: Path, tmp_path: Path, capsys) -> None:
+def test_rows_beyond_the_tokenizer_survive_import_and_export(copy: Path, tmp_path: Path, capsys) -> None:
     _pad_vocabulary(copy, 5)
-    assert_same(read(copy), read(original))
+    expected = read(copy)
     workdir, export = tmp_path / 'workdir', tmp_path / 'export'
     assert main(['bert_jax', 'import', f'--from={copy}', f'--workdir={workdir}', '--json']) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)['rows_dropped'] == 5 and '5 rows of the embeddings' in printed.err
+    assert json.loads(printed.out)['unused_rows'] == 5 and 'word embeddings have 30 rows' in printed.err
     assert main(['bert_jax', 'export', f'--workdir={workdir}', f'--output={export}']) == 0
-    assert 'had 5 more rows' in (export / 'README.md').read_text()
+    assert '5 more rows' in (export / 'README.md').read_text()
+    assert_same(load_file(export / 'model.safetensors'), expected)
 
 
 @pytest.mark.compiles
@@ -293,9 +297,12 @@ def _two_problems(directory: Path) -> None:
         (lambda d: (d / 'model.safetensors').write_bytes(b'abc'), ['has 3 bytes', 'header too small']),
         (_with(**{'../../evil': np.zeros(2)}), ["a tensor named '../../evil'"]),
         (_with(**{'a\\b': np.zeros(2)}), ["a tensor named 'a\\\\b'"]),
-        (_shorten_vocabulary, ['28 tokens', 'bert.embeddings.word_embeddings.weight 25 rows']),
+        (_shorten_vocabulary, ['28 tokens', 'word embeddings have 25 rows']),
         (lambda d: set_json(d, vocab_size=30), ['word_embeddings.weight: shape [25, 16], expected [30, 16]']),
-        (lambda d: set_json(d, model_type='roberta'), ['config.json', "model_type is 'roberta'", "'bert'"]),
+        (
+            lambda d: set_json(d, model_type='roberta'),
+            ['config.json', "model_type is 'roberta'", 'bert, modernbert, eurobert'],
+        ),
         (lambda d: set_json(d, hidden_act='relu'), ['config.json', "hidden_act is 'relu'", "'gelu'"]),
         (lambda d: set_json(d, position_embedding_type='relative_key'), ['relative_key', "'absolute'"]),
         (lambda d: set_json(d, num_attention_heads=3), ['config.json', 'num_heads is 3']),
@@ -307,7 +314,7 @@ def _two_problems(directory: Path) -> None:
         (_without('bert.pooler.dense.bias'), ['bert.pooler.dense.bias: missing']),  # half a head is none
         (_two_problems, ['layer.1.output.dense.bias: missing', 'classifier.weight: not', 'bias: shape [3], expect']),
         (_with(**{'cls.predictions.decoder.weight': np.zeros((25, 16))}), ['differs from bert.embeddings.word_emb']),
-        (_with(**{'pooler.dense.bias': np.zeros(16)}), ['pooler.dense.bias: there twice']),
+        (_with(**{'pooler.dense.bias': np.zeros(16)}), ['pooler.dense.bias: present under an old name and a new one']),
         (_with(**{'bert.pooler.dense.bias': np.zeros(16, int)}), ['bert.pooler.dense.bias: holds int64']),
         (lambda d: (d / 'model.safetensors').unlink(), ['model.safetensors', 'does not exist']),
     ],
@@ -349,7 +356,7 @@ def test_import_then_export_gives_identical_tensors(original: Path, tmp_path: Pa
         == bert_jax.load_pretrained(str(workdir)).tokenizer.encode_batch([text.removesuffix(' [MASK]')])[0]
     )
     assert 'is a workdir already' in _run(['import', f'--from={workdir}', f'--workdir={tmp_path}/other'])
-    assert 'is there already' in _run(['import', f'--from={original}', f'--workdir={workdir}'])
+    assert 'workdir: exists' in _run(['import', f'--from={original}', f'--workdir={workdir}'])
     told = _run(['train', f'--workdir={workdir}'])
     assert 'holds an imported model' in told and f'--config.init={workdir}' in told
 
@@ -361,7 +368,7 @@ def test_a_vocabulary_is_cased_as_the_settings_or_its_capitals_say(
     (tmp_path / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
     if settings is not None:
         (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
-    found = hugging_face.read_tokenizer(tmp_path)
+    found = load_tokenizer(tmp_path)
     assert found.lowercase == (settings is not None and settings.get('do_lower_case', True))
     assert found.strip_accents == found.lowercase
     assert ('vocab.txt: cased' in capsys.readouterr().err) == (settings is None)

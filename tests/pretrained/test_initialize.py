@@ -21,6 +21,7 @@ from bert_jax.text.tokenizer import SPECIAL_TOKENS, SentencePiece, load_tokenize
 from bert_jax.train.program import build_program
 from tests.support.commands import run
 from tests.support.documents import commands_of
+from tests.support.models import Vocabulary
 from tests.support.processes import ROOT
 
 pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
@@ -41,7 +42,7 @@ def place(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     shapes = nnx.state(nnx.eval_shape(lambda: BertForPreTraining(MODEL, len(TOKENS), nnx.Rngs(0))), nnx.Param)
     params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
-    hugging_face.write_model(model, params, MODEL, len(TOKENS), pad_id=0)
+    hugging_face.write_model(model, params, MODEL, Vocabulary(len(TOKENS)))
     documents = [[' '.join(rng.choice([*WORDS, *NEW], 8)) + '.' for _ in range(6)] for _ in range(16)]
     (place / 'my').mkdir()
     (place / 'my' / 'text.txt').write_text('\n\n'.join('\n'.join(document) for document in documents) + '\n')
@@ -176,7 +177,7 @@ def test_a_run_goes_on_without_its_initial_model(
     assert f'{MODEL_NAME}/config.json: does not exist' in capsys.readouterr().err
     _write_other_model(place, tmp_path)
     assert run(commands['train'], tmp_path) == 2
-    assert 'other weights than those that this run has begun from' in capsys.readouterr().err
+    assert 'other weights than those that this run began with' in capsys.readouterr().err
 
 
 def _write_other_model(place: Path, target: Path) -> Path:

@@ -1,6 +1,7 @@
 """A small BERT as a Hugging Face directory; its vocabulary has letters and the words of `tasks`."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -25,6 +26,16 @@ TOKENS = [
 ]
 
 
+class Vocabulary(NamedTuple):
+    """What config.json holds of a tokenizer, for models without one."""
+
+    vocab_size: int
+    pad_id: int = 0
+    cls_id: int = 2
+    sep_id: int = 3
+    mask_id: int = 4
+
+
 def write_model(directory: Path, model: config.Model = MODEL) -> Path:
     """Writes an untrained BERT with its vocabulary as a Hugging Face directory."""
     directory.mkdir(parents=True)
@@ -38,7 +49,7 @@ def write_model(directory: Path, model: config.Model = MODEL) -> Path:
         for path, leaf in nnx.to_flat_state(shapes)
     }
     params = nnx.from_flat_state(flat)
-    hugging_face.write_model(directory, params, model, len(TOKENS), pad_id=0)
+    hugging_face.write_model(directory, params, model, Vocabulary(len(TOKENS)))
     return directory
 
 

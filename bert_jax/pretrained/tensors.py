@@ -1,4 +1,4 @@
-"""How a family's parameters are named and laid out in `transformers`: rows of one table, used in both directions."""
+"""Rows of the tables that say how parameters are named and laid out in `transformers`; used in both directions."""
 
 from typing import NamedTuple
 

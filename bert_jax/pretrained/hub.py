@@ -1,0 +1,117 @@
+"""The record that says how a family is stored in `transformers`: its config.json, its tensors and its classes.
+
+bert.py, modernbert.py and eurobert.py hold one record each; families.py finds the record of a model.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bert_jax.pretrained.tensors import Tensor
+
+POOLER, PREDICTION_HEAD, MLM_HEAD, NSP_HEAD = 'pooler', 'prediction head', 'masked-LM head', 'next-sentence head'
+HEADS = (POOLER, PREDICTION_HEAD, MLM_HEAD, NSP_HEAD)  # of all families
+
+# Keys of config.json -> fields of the model section. Every config.json has them, as numbers of at least 1.
+SIZES = {
+    'vocab_size': 'vocab_size',
+    'hidden_size': 'hidden_size',
+    'num_hidden_layers': 'num_layers',
+    'num_attention_heads': 'num_heads',
+    'intermediate_size': 'intermediate_size',
+    'max_position_embeddings': 'max_positions',
+}
+
+# The end of the name of the class for each kind of task.
+TASK_CLASSES = {
+    'classification': 'ForSequenceClassification',
+    'regression': 'ForSequenceClassification',
+    'tagging': 'ForTokenClassification',
+    'spans': 'ForQuestionAnswering',
+}
+
+
+class Keys(NamedTuple):
+    """The keys of config.json besides `SIZES`.
+
+    Attributes:
+      settings: key -> field of the model section; where a key is absent, the field keeps its default.
+      constants: key -> the only value that the family can have; an absent key means that value.
+      read_others: (content, path of config.json) -> more fields; raises BadInput for values that are not supported.
+      write_others: model -> more keys.
+      tokens: key -> attribute of the tokenizer with the id of a special token.
+    """
+
+    settings: dict[str, str]
+    constants: dict[str, Any]
+    tokens: dict[str, str]
+    read_others: Callable[[dict[str, Any], Path], dict[str, Any]] = lambda content, path: {}
+    write_others: Callable[[Any], dict[str, Any]] = lambda model: {}
+
+
+class HubFamily(NamedTuple):
+    """How a family is stored in `transformers`.
+
+    Attributes:
+      name: the family, and `model_type` in config.json.
+      class_prefix: start of the names of its classes, such as 'Bert' in 'BertForMaskedLM'.
+      keys: of config.json.
+      tensors: model -> the tensors of the pretraining class.
+      task_tensors: (model, kind of task) -> the tensors of the class for a task.
+      tasks: the kinds of tasks that have a class.
+      heads: name -> path prefixes of the parameters of what a directory may lack.
+      classifiers: prefixes of the names of tensors that only classes for tasks have.
+      todays_name: the name of a tensor in a directory -> its name in the tables.
+      copies: model -> {name of a tensor that repeats another: name of the other}.
+      buffers: names of tensors that are not parameters.
+      head_stddev: model -> standard deviation of the initial kernels of a head.
+      has_token_types: whether the classes take token types.
+    """
+
+    name: str
+    class_prefix: str
+    keys: Keys
+    tensors: Callable[[Any], list[Tensor]]
+    task_tensors: Callable[[Any, str], list[Tensor]]
+    tasks: tuple[str, ...]
+    heads: Mapping[str, tuple[str, ...]]
+    classifiers: tuple[str, ...]
+    todays_name: Callable[[str], str]
+    copies: Callable[[Any], dict[str, str]]
+    buffers: frozenset[str] = frozenset()
+    head_stddev: Callable[[Any], float] = lambda model: model.initializer_range
+    has_token_types: bool = False
+
+    def task_class(self, kind: str) -> str:
+        """Returns the name of the class for a kind of task."""
+        return self.class_prefix + TASK_CLASSES[kind]
+
+    def pretraining_class(self, untrained: Collection[str]) -> str:
+        """Returns the name of the class with the trained heads of pretraining, and no other."""
+        has_pairs = NSP_HEAD in self.heads and NSP_HEAD not in untrained and POOLER not in untrained
+        if MLM_HEAD in untrained or PREDICTION_HEAD in untrained:
+            return self.class_prefix + ('ForNextSentencePrediction' if has_pairs else 'Model')
+        return self.class_prefix + ('ForPreTraining' if has_pairs else 'ForMaskedLM')
+
+    def paths_of(self, heads: Iterable[str]) -> tuple[str, ...]:
+        """Returns the path prefixes of heads."""
+        return tuple(path for head in heads for path in self.heads[head])
+
+    def task_heads(self, model: Any, kind: str) -> tuple[str, ...]:
+        """Returns the heads of pretraining that the class for a kind of task contains."""
+        paths = [tensor.path for tensor in self.task_tensors(model, kind)]
+        return tuple(head for head, prefixes in self.heads.items() if any(map(_starts(prefixes), paths)))
+
+    def absent_heads(self, names: Iterable[str], model: Any) -> tuple[str, ...]:
+        """Returns the heads of which a directory has no tensor.
+
+        Args: names, of its tensors.
+        """
+        paths = {tensor.name: tensor.path for tensor in self.tensors(model)}
+        present = [paths.get(self.todays_name(name), '') for name in names]
+        existing = [head for head, prefixes in self.heads.items() if any(map(_starts(prefixes), paths.values()))]
+        return tuple(head for head in existing if not any(map(_starts(self.heads[head]), present)))
+
+
+def _starts(prefixes: tuple[str, ...]) -> Callable[[str], bool]:
+    return lambda path: path.startswith(prefixes)
