@@ -1,4 +1,4 @@
-"""An export opens in everything, gives the numbers of the run, says what it is, and appears whole or not at all."""
+"""An export opens in `transformers`, computes the same as its run, describes itself, and is written atomically."""
 
 import dataclasses
 import hashlib
@@ -68,7 +68,7 @@ def _settings(directory: Path, kind: str, pairing: str) -> config.Config:
 
 
 def _trained(directory: Path, kind: str, pairing: str) -> Path:
-    """Makes run/, a workdir as `train` leaves it (its parameters drawn, no bias zero), and export/."""
+    """Writes run/, a workdir as `train` leaves it with random parameters and biases, and export/."""
     write_text(directory / 'text.txt', num_documents=20)
     settings = _settings(directory, kind, pairing)
     prepare.prepare(settings.data, settings.tokenizer)
@@ -124,14 +124,14 @@ def _reference(directory: Path, name: str):
     return getattr(transformers, name).from_pretrained(directory)
 
 
-def test_it_opens_in_every_class_and_fills_masks_as_ours_does(directory: Path) -> None:
+def test_export_opens_in_transformers_and_fills_masks_equally(directory: Path) -> None:
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
     text = f'{WORDS[0]} [MASK] {WORDS[1]}, [MASK].'
     ours = load_pretrained(str(directory / 'export')).fill_mask(text, top_k=3)
     pretrained = load_pretrained(str(directory / 'run'))
     from_run = pretrained.fill_mask(text, top_k=3)
-    [everything, *_] = pretrained.fill_mask(text, top_k=100_000)  # more than there are tokens
+    [everything, *_] = pretrained.fill_mask(text, top_k=100_000)  # more than the vocabulary has
     assert len(everything) == pretrained.tokenizer.vocab_size
     pipeline = transformers.pipeline('fill-mask', model=str(directory / 'export'), device='cpu')
     for slot, same, theirs in zip(ours, from_run, pipeline(text, top_k=3), strict=True):
@@ -148,10 +148,10 @@ def test_it_opens_in_every_class_and_fills_masks_as_ours_does(directory: Path) -
         hidden = _reference(directory / 'export', 'AutoModel')(**encoded).last_hidden_state
     np.testing.assert_allclose(masked, both, atol=1e-5)
     assert hidden.shape[:2] == masked.shape[:2]
-    assert tokenizer.model_max_length == 32  # positions that were trained; the model has 64
+    assert tokenizer.model_max_length == 32  # of the model's 64 positions, 32 were trained
 
 
-def test_its_files_are_the_promised_ones_and_the_proof_holds_their_sums(directory: Path) -> None:
+def test_proof_holds_the_checksums_of_all_files(directory: Path) -> None:
     pytest.importorskip('torch')
     vocabulary = 'vocab.txt' if directory.name.startswith('pairs') else 'sentencepiece.model'
     files = {'README.md', 'config.json', 'model.safetensors', 'proof.json', 'special_tokens_map.json'}
@@ -168,7 +168,7 @@ def test_its_files_are_the_promised_ones_and_the_proof_holds_their_sums(director
     assert proof['token_ids_compared'] > rows.size / 2
 
 
-def test_untrained_heads_are_left_out_and_the_card_says_so(single: Path, pairs: Path) -> None:
+def test_untrained_heads_are_omitted_and_the_card_says_so(single: Path, pairs: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(single / 'export' / 'model.safetensors', 'numpy') as file:
@@ -233,7 +233,7 @@ def test_card_holds_facts_with_units_and_no_paths(pairs: Path, single: Path) -> 
     assert str(pairs) not in text  # paths are private
 
 
-def test_unset_card_fields_are_left_out(pairs: Path, tmp_path: Path) -> None:
+def test_unset_card_fields_are_omitted(pairs: Path, tmp_path: Path) -> None:
     proof = export(str(pairs / 'run'), str(tmp_path / 'bare'), card=config.Card())
     assert proof['step'] == 2
     _, front, body = (tmp_path / 'bare' / 'README.md').read_text().split('---\n', 2)
@@ -247,23 +247,21 @@ def test_snippet_of_the_card_runs(directory: Path) -> None:
     run_snippet(directory / 'export')
 
 
-def test_the_card_can_change_without_it_being_another_run(pairs: Path) -> None:
+def test_changed_card_belongs_to_the_same_run(pairs: Path) -> None:
     settings = dataclasses.replace(_settings(pairs, 'wordpiece', 'nsp'), card=config.Card(license='mit'))
     assert pretrain(settings, str(pairs / 'run')).finished
     with pytest.raises(BadInput, match='config.card.license'):
         config.resolve({'card': {'license': 'mit\nlanguage: en'}})
 
 
-def test_without_torch_the_files_are_read_back_and_the_proof_says_so(
-    directory: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_without_torch_the_proof_compares_files_read_back(directory: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     proof = export(str(directory / 'run'), str(tmp_path / 'export'))
     assert proof['compared_with'] == 'the files read back by bert_jax' and proof['largest_difference'] <= 1e-6
 
 
 @pytest.mark.parametrize('by_torch', [True, False])
-def test_a_wrong_export_is_never_written(pairs: Path, tmp_path: Path, monkeypatch, by_torch: bool) -> None:
+def test_wrong_export_is_never_written(pairs: Path, tmp_path: Path, monkeypatch, by_torch: bool) -> None:
     if not by_torch:
         monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     right = tensor_names.to_tensors
@@ -279,7 +277,7 @@ def test_a_wrong_export_is_never_written(pairs: Path, tmp_path: Path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_tokenizer_is_never_written(pairs: Path, tmp_path: Path, monkeypatch) -> None:
+def test_wrong_tokenizer_is_never_written(pairs: Path, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip('transformers')
     write_model = hugging_face.write_model
 
@@ -304,7 +302,7 @@ def _publish(output: Path, files: dict[str, str]) -> None:
     publish(check_output(str(output)), fill)
 
 
-def test_a_second_export_replaces_its_own_files_and_no_other(tmp_path: Path) -> None:
+def test_second_export_replaces_only_exported_files(tmp_path: Path) -> None:
     output = tmp_path / 'export'
     _publish(output, {'a': 'old', 'vocab.txt': 'old'})
     (output / '.git').mkdir()
@@ -326,7 +324,7 @@ def test_a_second_export_replaces_its_own_files_and_no_other(tmp_path: Path) -> 
         check_output(str(output))
 
 
-def test_an_export_through_a_link_goes_where_it_points(tmp_path: Path) -> None:
+def test_export_through_a_link_goes_to_its_target(tmp_path: Path) -> None:
     for name in ('dangling', 'again'):
         if not (tmp_path / 'link').is_symlink():
             (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'export')
@@ -344,7 +342,7 @@ def test_an_export_through_a_link_goes_where_it_points(tmp_path: Path) -> None:
 TEXTS = ['', f'{WORDS[3]}', ' '.join(WORDS[:9]), f'{WORDS[5]} [MASK] {WORDS[7]}', ' '.join(WORDS[:200]), 'x y z', '']
 
 
-def test_vectors_are_the_references_from_the_run_and_its_export(directory: Path) -> None:
+def test_vectors_of_run_and_export_match_transformers(directory: Path) -> None:
     torch = pytest.importorskip('torch')
     encoded, same = (load_pretrained(str(directory / where)).encode(TEXTS) for where in ('export', 'run'))
     np.testing.assert_array_equal(encoded.mean_pooled, same.mean_pooled)
@@ -361,7 +359,7 @@ def test_vectors_are_the_references_from_the_run_and_its_export(directory: Path)
     assert encoded.num_truncated == 1 and len(encoded.input_ids[4]) == 32
 
 
-def test_many_texts_compile_few_programs_and_keep_their_order(pairs: Path) -> None:
+def test_many_texts_compile_few_programs_in_their_order(pairs: Path) -> None:
     pretrained = load_pretrained(str(pairs / 'run'))
     rng = np.random.default_rng(0)
     texts = [' '.join(rng.choice(WORDS, rng.integers(0, 28))) for _ in range(300)]
@@ -376,7 +374,7 @@ def test_many_texts_compile_few_programs_and_keep_their_order(pairs: Path) -> No
     assert num_truncated == together.num_truncated
 
 
-def test_what_cannot_be_encoded_is_told(pairs: Path) -> None:
+def test_texts_that_cannot_be_encoded_are_rejected(pairs: Path) -> None:
     pretrained = load_pretrained(str(pairs / 'export'))
     with pytest.raises(BadInput, match='text 4: has .* tokens\n.*at most 32, which the model was trained on'):
         pretrained.encode(TEXTS, truncate=False)
@@ -385,14 +383,14 @@ def test_what_cannot_be_encoded_is_told(pairs: Path) -> None:
     assert pretrained.encode([]).mean_pooled.shape == (0, 32)
 
 
-def test_embed_writes_a_row_for_every_line(pairs: Path, tmp_path: Path, capsys) -> None:
+def test_embed_writes_one_row_per_line(pairs: Path, tmp_path: Path, capsys) -> None:
     lines = ['waa', '', ' '.join(WORDS[:200]), 'ü wab\r', 'last']
     (tmp_path / 'in.txt').write_bytes('\n'.join(lines).encode())
     output = tmp_path / 'new' / 'out.npy'
     arguments = ['embed', f'--model={pairs}/run', f'--input={tmp_path}/in.txt', f'--output={output}', '--json']
     assert main(['bert_jax', *arguments]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told['lines'], told['hidden_size'], told['truncated'], told['output']) == (5, 32, 1, str(output))
+    found = json.loads(capsys.readouterr().out)
+    assert (found['lines'], found['hidden_size'], found['truncated'], found['output']) == (5, 32, 1, str(output))
     expected = load_pretrained(str(pairs / 'run')).encode(lines).mean_pooled
     np.testing.assert_array_equal(np.load(output), expected)
     assert [path.name for path in output.parent.iterdir()] == ['out.npy']
@@ -413,7 +411,7 @@ def test_embed_writes_a_row_for_every_line(pairs: Path, tmp_path: Path, capsys) 
         (None, 'out.npy', 'is not a file'),
     ],
 )
-def test_embed_refuses_and_writes_nothing(
+def test_embed_with_bad_input_writes_nothing(
     pairs: Path, tmp_path: Path, capsys, content, output: str, words: str
 ) -> None:
     if content is not None:

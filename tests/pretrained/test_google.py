@@ -1,4 +1,4 @@
-"""Checkpoints of the original release: its names, and its files where TensorFlow is installed."""
+"""Checkpoints of the original release: their names and, if TensorFlow is installed, their files."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ D, F, N = 16, 24, 20  # hidden, intermediate, positions
 
 
 def original_tensors() -> dict[str, np.ndarray]:
-    """A model of two layers under the names and shapes of the original's modeling.py and run_pretraining.py."""
+    """Returns a model of two layers with the names and shapes of the original's modeling.py and run_pretraining.py."""
     rng = np.random.default_rng(0)
     shapes = {
         'bert/embeddings/word_embeddings': (len(TOKENS), D),
@@ -47,7 +47,7 @@ def original_tensors() -> dict[str, np.ndarray]:
 
 
 def write_directory(directory: Path) -> Path:
-    """An original checkpoint's directory without its tensors."""
+    """Writes the directory of an original checkpoint without its tensors."""
     content = {
         'attention_probs_dropout_prob': 0.1,
         'hidden_act': 'gelu',
@@ -67,7 +67,7 @@ def write_directory(directory: Path) -> Path:
     return directory
 
 
-def test_every_name_of_the_original_is_one_of_the_table() -> None:
+def test_every_original_name_maps_to_a_parameter() -> None:
     stored = original_tensors()
     model = Bert(num_layers=2, hidden_size=D, num_heads=2, intermediate_size=F, max_positions=N)
     params = tensor_names.from_tensors(google.to_hugging_face(stored), model, len(TOKENS), 'original')
@@ -83,7 +83,7 @@ def test_every_name_of_the_original_is_one_of_the_table() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec('tensorflow') is not None, reason='TensorFlow is installed')
-def test_without_tensorflow_a_message_says_what_to_install(tmp_path: Path, capsys) -> None:
+def test_without_tensorflow_the_message_names_the_extra(tmp_path: Path, capsys) -> None:
     directory = write_directory(tmp_path / 'google')
     (directory / 'bert_model.ckpt.index').write_bytes(b'')
     assert main(['bert_jax', 'import', f'--from={directory}', f'--workdir={tmp_path}/workdir']) == 2
@@ -91,13 +91,13 @@ def test_without_tensorflow_a_message_says_what_to_install(tmp_path: Path, capsy
     assert not (tmp_path / 'workdir').exists()
 
 
-def test_a_directory_without_its_checkpoint_is_told(tmp_path: Path, capsys) -> None:
+def test_directory_without_a_checkpoint_is_rejected(tmp_path: Path, capsys) -> None:
     directory = write_directory(tmp_path / 'google')
     assert main(['bert_jax', 'import', f'--from={directory}', f'--workdir={tmp_path}/workdir']) == 2
     assert 'no *.index file' in capsys.readouterr().err
 
 
-def test_a_checkpoint_is_read_bit_for_bit_without_its_optimiser(tmp_path: Path, capsys) -> None:
+def test_checkpoint_is_read_exactly_without_its_optimizer_state(tmp_path: Path, capsys) -> None:
     tensorflow = pytest.importorskip('tensorflow')
     directory, stored = write_directory(tmp_path / 'google'), original_tensors()
     moments = {f'{name}/adam_{which}': np.zeros_like(value) for name, value in stored.items() for which in 'mv'}

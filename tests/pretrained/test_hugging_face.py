@@ -1,4 +1,4 @@
-"""Any BERT of Hugging Face comes in whole or not at all, and goes out as it came."""
+"""A BERT from Hugging Face is imported completely or rejected, and exported with identical tensors."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def save_torch_model(directory: Path, kind: str = 'BertForPreTraining') -> Tensors:
-    """A small random model of `transformers` and a vocab.txt; returns its tensors, by today's full names."""
+    """Writes a small random model of `transformers` and a vocab.txt; returns its tensors by their current names."""
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     settings = transformers.BertConfig(
@@ -46,7 +46,7 @@ def save_torch_model(directory: Path, kind: str = 'BertForPreTraining') -> Tenso
     )
     model = getattr(transformers, kind)(settings)
     with torch.no_grad():
-        for parameter in model.parameters():  # away from ones and zeros, so that a swapped bias shows
+        for parameter in model.parameters():  # a swapped bias changes the output
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(directory)
     (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
@@ -71,7 +71,7 @@ def copy(original: Path, tmp_path: Path) -> Path:
 
 
 def read(directory: Path) -> Tensors:
-    """What `load_pretrained` made of a directory, under Hugging Face's names."""
+    """Returns the tensors read from a directory, under Hugging Face's names."""
     found = load_pretrained(str(directory))
     return tensor_names.to_tensors(nnx.state(found.model, nnx.Param), found.config, len(TOKENS))
 
@@ -96,30 +96,30 @@ def rewrite(directory: Path, change: Callable[[Tensors], Tensors]) -> None:
         ('BertModel', ['masked-LM head', 'next-sentence head']),
     ],
 )
-def test_weights_come_in_bit_for_bit_and_absent_heads_are_drawn_and_known(
+def test_weights_are_read_exactly_and_absent_heads_initialized(
     kind: str, absent: list[str], tmp_path: Path, capsys
 ) -> None:
     expected = save_torch_model(tmp_path, kind)
     found = read(tmp_path)
     assert_same({name: found[name] for name in expected}, expected)
     assert list(bert_jax.load_pretrained(str(tmp_path)).provenance.untrained_heads) == absent
-    assert not capsys.readouterr().err.count('head')  # whoever uses a head reports that it is missing
-    drawn = {name: value for name, value in found.items() if name not in expected}
-    assert bool(drawn) == bool(absent)
+    assert not capsys.readouterr().err.count('head')  # reported when the head is used
+    initialized = {name: value for name, value in found.items() if name not in expected}
+    assert bool(initialized) == bool(absent)
     again = read(tmp_path)
-    for name, value in drawn.items():
+    for name, value in initialized.items():
         np.testing.assert_array_equal(value, again[name])
         if 'LayerNorm.weight' in name:
             assert (value == 1).all()
         elif name.endswith('bias'):
             assert (value == 0).all()
-        else:  # the original's normal of 0.02 cut at two of it
+        else:  # as in the original: normal(0.02), truncated at two standard deviations
             assert 0 < np.abs(value).max() <= 0.04 and 0.012 < value.std() < 0.024
 
 
 @pytest.mark.compiles
 @pytest.mark.parametrize('kind, named', [('classification', ['pooler']), ('tagging', []), ('spans', [])])
-def test_only_the_heads_that_a_fine_tune_uses_are_named(kind: str, named: list[str], tmp_path: Path, capsys) -> None:
+def test_fine_tune_reports_only_untrained_heads_it_uses(kind: str, named: list[str], tmp_path: Path, capsys) -> None:
     save_torch_model(tmp_path, 'BertForMaskedLM')
     given = finetuning.finetune(kind).to_dict() | {'init': str(tmp_path)}
     given['task'] |= {'sequence_length': 20, 'stride': 2, 'max_question_tokens': 4}
@@ -144,26 +144,26 @@ def _old_names(tensors: Tensors) -> Tensors:
     }
 
 
-def test_old_names_copies_of_the_decoder_and_buffers_are_understood(original: Path, copy: Path) -> None:
+def test_old_names_decoder_copies_and_buffers_are_accepted(original: Path, copy: Path) -> None:
     rewrite(copy, _old_names)
     assert_same(read(copy), read(original))
     rewrite(copy, lambda tensors: {n: v for n, v in tensors.items() if n != 'cls.predictions.bias'})
-    assert_same(read(copy), read(original))  # the bias under the decoder's name alone
+    assert_same(read(copy), read(original))  # the bias has only the decoder's name
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_is_widened_exactly(original: Path, copy: Path, dtype: type) -> None:
+def test_half_precision_is_converted_exactly(original: Path, copy: Path, dtype: type) -> None:
     rewrite(copy, lambda tensors: {name: value.astype(dtype) for name, value in tensors.items()})
     assert_same(read(copy), {n: v.astype(dtype).astype(np.float32) for n, v in read(original).items()})
 
 
-def test_files_of_an_index_are_read_together(original: Path, copy: Path) -> None:
+def test_sharded_model_is_read_through_its_index(original: Path, copy: Path) -> None:
     tensors = load_file(copy / 'model.safetensors')
     (copy / 'model.safetensors').unlink()
-    parts = {f'model-0000{n}-of-00002.safetensors': sorted(tensors)[n - 1 :: 2] for n in (1, 2)}
-    for part, names in parts.items():
-        save_file({name: tensors[name] for name in names}, copy / part)
-    weight_map = {name: part for part, names in parts.items() for name in names}
+    shards = {f'model-0000{n}-of-00002.safetensors': sorted(tensors)[n - 1 :: 2] for n in (1, 2)}
+    for shard, names in shards.items():
+        save_file({name: tensors[name] for name in names}, copy / shard)
+    weight_map = {name: shard for shard, names in shards.items() for name in names}
     index = copy / 'model.safetensors.index.json'
     index.write_text(json.dumps({'weight_map': weight_map}))
     assert_same(read(copy), read(original))
@@ -209,7 +209,7 @@ def test_rows_beyond_the_tokenizer_survive_import_and_export(copy: Path, tmp_pat
         ('BertForNextSentencePrediction', 'BertForNextSentencePrediction', ['masked-LM head']),
     ],
 )
-def test_heads_that_were_never_trained_are_neither_exported_nor_offered(
+def test_untrained_heads_are_neither_exported_nor_usable(
     kind: str, architecture: str, untrained: list[str], tmp_path: Path, capsys
 ) -> None:
     expected = save_torch_model(tmp_path / 'model', kind)
@@ -220,7 +220,7 @@ def test_heads_that_were_never_trained_are_neither_exported_nor_offered(
     proof = json.loads(capsys.readouterr().out)
     assert (proof['architecture'], proof['untrained_heads']) == (architecture, untrained)
     assert proof['compared_with'] == f'transformers {architecture}'
-    assert_same(load_file(export / 'model.safetensors'), expected)  # what came in, and nothing else
+    assert_same(load_file(export / 'model.safetensors'), expected)  # exactly the imported tensors
     card = (export / 'README.md').read_text()
     fills_masks = 'masked-LM head' not in untrained
     assert ('pipeline_tag: "fill-mask"' in card) == fills_masks
@@ -229,30 +229,30 @@ def test_heads_that_were_never_trained_are_neither_exported_nor_offered(
         assert head in card
     run_snippet(export)
     assert list(bert_jax.load_pretrained(str(export)).provenance.untrained_heads) == untrained
-    for place in (tmp_path / 'model', workdir, export):
-        status = main(['bert_jax', 'fill-mask', f'--model={place}', 'bad [MASK]'])
+    for model in (tmp_path / 'model', workdir, export):
+        status = main(['bert_jax', 'fill-mask', f'--model={model}', 'bad [MASK]'])
         assert status == (0 if fills_masks else 2)
         assert fills_masks or 'no trained masked-LM head' in capsys.readouterr().err
 
 
-# --- Bad input: exit status 2, the file, the tensor, the fix; nothing written. ---
+# --- Bad input: exit status 2; the message names file, tensor and fix; nothing is written. ---
 
 
 def _import_fails(directory: Path, *words: str) -> str:
     workdir = directory.parent / 'out' / 'workdir'
-    done = _run(['import', f'--from={directory}', f'--workdir={workdir}'])
+    done = _error_of(['import', f'--from={directory}', f'--workdir={workdir}'])
     for word in words:
         assert word in done, done
     assert not workdir.parent.exists() or not list(workdir.parent.iterdir())
     return done
 
 
-def _run(arguments: list[str]) -> str:
-    """What a command that must fail says."""
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+def _error_of(arguments: list[str]) -> str:
+    """Returns the error message of a command that must fail."""
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()):
         assert main(['bert_jax', *arguments]) == 2
-    return told.getvalue()
+    return printed.getvalue()
 
 
 def _without(name: str) -> Callable[[Path], None]:
@@ -260,7 +260,7 @@ def _without(name: str) -> Callable[[Path], None]:
 
 
 def _with(**tensors: np.ndarray) -> Callable[[Path], None]:
-    return lambda directory: rewrite(directory, lambda there: there | tensors)
+    return lambda directory: rewrite(directory, lambda existing: existing | tensors)
 
 
 def _cut(directory: Path) -> None:
@@ -268,7 +268,7 @@ def _cut(directory: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def _claim_a_header_of(size: int) -> Callable[[Path], None]:
+def _set_header_size(size: int) -> Callable[[Path], None]:
     def change(directory: Path) -> None:
         file = directory / 'model.safetensors'
         file.write_bytes(size.to_bytes(8, 'little') + file.read_bytes()[8:])
@@ -276,7 +276,7 @@ def _claim_a_header_of(size: int) -> Callable[[Path], None]:
     return change
 
 
-def _shorten_vocabulary(directory: Path) -> None:
+def _extend_vocabulary(directory: Path) -> None:
     (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in [*TOKENS, 'more', 'than', 'there']))
 
 
@@ -292,12 +292,12 @@ def _two_problems(directory: Path) -> None:
     'change, words',
     [
         (_cut, ['model.safetensors', 'bytes and cannot be read', 'download the file again']),
-        (_claim_a_header_of(2**60), ['model.safetensors', 'header too large']),
-        (_claim_a_header_of(50), ['model.safetensors', 'invalid JSON in header']),
+        (_set_header_size(2**60), ['model.safetensors', 'header too large']),
+        (_set_header_size(50), ['model.safetensors', 'invalid JSON in header']),
         (lambda d: (d / 'model.safetensors').write_bytes(b'abc'), ['has 3 bytes', 'header too small']),
         (_with(**{'../../evil': np.zeros(2)}), ["a tensor named '../../evil'"]),
         (_with(**{'a\\b': np.zeros(2)}), ["a tensor named 'a\\\\b'"]),
-        (_shorten_vocabulary, ['28 tokens', 'word embeddings have 25 rows']),
+        (_extend_vocabulary, ['28 tokens', 'word embeddings have 25 rows']),
         (lambda d: set_json(d, vocab_size=30), ['word_embeddings.weight: shape [25, 16], expected [30, 16]']),
         (
             lambda d: set_json(d, model_type='roberta'),
@@ -311,7 +311,7 @@ def _two_problems(directory: Path) -> None:
         (lambda d: (d / 'config.json').write_bytes(b'\xff'), ['config.json', 'not JSON']),
         (lambda d: (d / 'vocab.txt').unlink(), ['holds no tokenizer']),
         (_without('bert.embeddings.LayerNorm.weight'), ['bert.embeddings.LayerNorm.weight: missing']),
-        (_without('bert.pooler.dense.bias'), ['bert.pooler.dense.bias: missing']),  # half a head is none
+        (_without('bert.pooler.dense.bias'), ['bert.pooler.dense.bias: missing']),  # a head must be complete
         (_two_problems, ['layer.1.output.dense.bias: missing', 'classifier.weight: not', 'bias: shape [3], expect']),
         (_with(**{'cls.predictions.decoder.weight': np.zeros((25, 16))}), ['differs from bert.embeddings.word_emb']),
         (_with(**{'pooler.dense.bias': np.zeros(16)}), ['pooler.dense.bias: present under an old name and a new one']),
@@ -319,14 +319,14 @@ def _two_problems(directory: Path) -> None:
         (lambda d: (d / 'model.safetensors').unlink(), ['model.safetensors', 'does not exist']),
     ],
 )
-def test_what_cannot_come_in_is_told_and_nothing_is_written(copy: Path, change: Callable, words: list[str]) -> None:
+def test_unusable_model_is_rejected_and_nothing_written(copy: Path, change: Callable, words: list[str]) -> None:
     change(copy)
     _import_fails(copy, *words)
 
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_pickle_is_refused_with_a_line_that_converts_it(original: Path, tmp_path: Path) -> None:
+def test_pickle_is_rejected_with_a_command_to_convert_it(original: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(original, tmp_path / "a model's directory"))
     tensors = {name: torch.tensor(value) for name, value in load_file(directory / 'model.safetensors').items()}
     tensors['cls.predictions.decoder.weight'] = tensors['bert.embeddings.word_embeddings.weight']  # shared memory
@@ -347,24 +347,22 @@ def test_import_then_export_gives_identical_tensors(original: Path, tmp_path: Pa
     assert main(['bert_jax', 'export', f'--workdir={workdir}', f'--output={export}']) == 0
     theirs, ours = load_file(original / 'model.safetensors'), load_file(export / 'model.safetensors')
     assert_same(ours, {name: value for name, value in theirs.items() if 'decoder' not in name})
-    imported, exported = (initialize.hash_weights(bert_jax.load_pretrained(str(place))) for place in (workdir, export))
-    assert imported == exported  # a run that starts from one starts from the other
+    imported, exported = (initialize.hash_weights(bert_jax.load_pretrained(str(model))) for model in (workdir, export))
+    assert imported == exported  # a run may start from either
     first = transformers.AutoTokenizer.from_pretrained(export)
     text = 'bad cab abc. Hé [MASK]'
     assert (
         first(text)['input_ids'][1:-2]
         == bert_jax.load_pretrained(str(workdir)).tokenizer.encode_batch([text.removesuffix(' [MASK]')])[0]
     )
-    assert 'is a workdir already' in _run(['import', f'--from={workdir}', f'--workdir={tmp_path}/other'])
-    assert 'workdir: exists' in _run(['import', f'--from={original}', f'--workdir={workdir}'])
-    told = _run(['train', f'--workdir={workdir}'])
-    assert 'holds an imported model' in told and f'--config.init={workdir}' in told
+    assert 'is a workdir already' in _error_of(['import', f'--from={workdir}', f'--workdir={tmp_path}/other'])
+    assert 'workdir: exists' in _error_of(['import', f'--from={original}', f'--workdir={workdir}'])
+    printed = _error_of(['train', f'--workdir={workdir}'])
+    assert 'holds an imported model' in printed and f'--config.init={workdir}' in printed
 
 
 @pytest.mark.parametrize('settings', [None, {}, {'do_lower_case': False}, {'do_lower_case': True}])
-def test_a_vocabulary_is_cased_as_the_settings_or_its_capitals_say(
-    settings: dict | None, tmp_path: Path, capsys
-) -> None:
+def test_casing_comes_from_settings_or_from_the_vocabulary(settings: dict | None, tmp_path: Path, capsys) -> None:
     (tmp_path / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
     if settings is not None:
         (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))

@@ -1,4 +1,4 @@
-"""Which positions and heads were trained is known of every model, whatever form it has, and nothing else is used."""
+"""Every form of a model records which positions and heads were trained; only these are used."""
 
 import json
 from pathlib import Path
@@ -26,12 +26,14 @@ def _config(**data: object) -> config.Config:
     return config.resolve({'model': sizes} | given)
 
 
-def test_positions_are_those_of_the_longest_rows_so_far_and_of_the_initial_model() -> None:
+def test_trained_positions_are_the_longest_of_run_and_initial_model() -> None:
     found = [of_run(_config(), step, None).positions_trained for step in range(1, 7)]
     assert found == [16, 16, 16, 32, 32, 32]
-    begun = [of_run(_config(), step, Provenance(20)).positions_trained for step in (0, 1, 4, 6)]
-    assert begun == [20, 20, 32, 32]
-    assert of_run(_config(), 1, Provenance(None)).max_length(64) == 64  # an old workdir: taken as trained
+    initialized = [of_run(_config(), step, Provenance(20)).positions_trained for step in (0, 1, 4, 6)]
+    assert initialized == [20, 20, 32, 32]
+    assert (
+        of_run(_config(), 1, Provenance(None)).max_length(64) == 64
+    )  # a workdir of an earlier version: all positions count as trained
     task = resolve(finetune('classification').to_dict() | {'init': 'x'})
     assert of_finetune(task, Provenance(20)).positions_trained == 128
     assert of_finetune(task, Provenance(512)).positions_trained == 512
@@ -46,7 +48,9 @@ def test_heads_are_untrained_until_a_step_trains_them() -> None:
 
 
 @pytest.mark.parametrize('length, expected', [(None, 32), (20, 20), (32, 32), (1000, 32), (int(1e30), 32), (1e30, 32)])
-def test_a_model_from_elsewhere_is_taken_at_its_word(length: float | None, expected: int, tmp_path: Path) -> None:
+def test_trained_length_of_other_models_is_model_max_length(
+    length: float | None, expected: int, tmp_path: Path
+) -> None:
     directory = write_model(tmp_path / 'model')
     settings = {'do_lower_case': True} | ({} if length is None else {'model_max_length': length})
     (directory / 'tokenizer_config.json').write_text(json.dumps(settings))
@@ -57,28 +61,30 @@ def _trained_length(workdir: str, step: int) -> int:
     return of_run(identity.load_config(workdir), step, start_of(workdir)).max_length(64)
 
 
-def test_a_workdir_records_what_its_run_started_from(tmp_path: Path) -> None:
+def test_workdir_records_the_provenance_of_its_initial_model(tmp_path: Path) -> None:
     tokenizer, workdir = read_tokenizer(tmp_path), str(tmp_path / 'run')
     identity.claim(workdir, _config(), tokenizer, {'init': 'hash'}, start=Provenance(40, (MLM_HEAD,), BFLOAT16))
     assert start_of(workdir) == Provenance(40, (MLM_HEAD,), BFLOAT16)
     assert _trained_length(workdir, 0) == _trained_length(workdir, 5) == 40
     identity.claim(str(tmp_path / 'new'), _config(), tokenizer, {})
     assert start_of(str(tmp_path / 'new')) is None and _trained_length(str(tmp_path / 'new'), 5) == 32
-    identity.claim(str(tmp_path / 'old'), _config(), tokenizer, {'init': 'hash'})  # before this was recorded
+    identity.claim(
+        str(tmp_path / 'old'), _config(), tokenizer, {'init': 'hash'}
+    )  # as written by versions that did not record it
     assert _trained_length(str(tmp_path / 'old'), 1) == 64
 
 
-@pytest.mark.parametrize('said', [5, {}, {'positions_trained': 0, 'untrained_heads': []}, {'untrained_heads': ['x']}])
-def test_a_record_that_cannot_be_read_is_refused(said: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize('stored', [5, {}, {'positions_trained': 0, 'untrained_heads': []}, {'untrained_heads': ['x']}])
+def test_invalid_recorded_provenance_is_rejected(stored: object, tmp_path: Path) -> None:
     identity.claim(str(tmp_path / 'run'), _config(), read_tokenizer(tmp_path), {}, start=Provenance())
     path = tmp_path / 'run' / 'config.json'
-    path.write_text(json.dumps(json.loads(path.read_text()) | {'start': said}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'start': stored}))
     with pytest.raises(BadInput, match='config.json: start'):
         start_of(str(tmp_path / 'run'))
 
 
 @pytest.mark.compiles
-def test_vectors_and_fillers_use_the_trained_positions_alone(tmp_path: Path) -> None:
+def test_encoding_uses_only_trained_positions(tmp_path: Path) -> None:
     directory = write_model(tmp_path / 'model')
     whole = load_pretrained(str(directory))
     (directory / 'tokenizer_config.json').write_text(json.dumps({'do_lower_case': True, 'model_max_length': 20}))

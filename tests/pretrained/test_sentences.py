@@ -1,4 +1,4 @@
-"""`embed` makes the vectors that sentence-transformers makes of the same directory, or says what it cannot do."""
+"""`embed` computes the same vectors as sentence-transformers, or rejects settings it does not support."""
 
 import json
 from collections.abc import Callable
@@ -24,16 +24,16 @@ def write_sentence_model(
     *,
     normalize: bool = False,
     transformer: dict[str, object] | None = None,
-    place: str = '',
+    subdirectory: str = '',
     prompt: str = '',
 ) -> Path:
-    """A small BERT with the files of sentence-transformers; `place`, where the encoder lies."""
-    if place:
+    """Writes a small BERT with the files of sentence-transformers, the encoder in the subdirectory `subdirectory`."""
+    if subdirectory:
         directory.mkdir()
-    encoder = write_model(directory / place)
+    encoder = write_model(directory / subdirectory)
     (encoder / 'tokenizer_config.json').write_text(json.dumps({'do_lower_case': True, 'model_max_length': 24}))
     (encoder / 'sentence_bert_config.json').write_text(json.dumps(transformer or {}))
-    modules = [('0', place, f'{OLD}.Transformer'), ('1', '1_Pooling', f'{NEW}.pooling.Pooling')]
+    modules = [('0', subdirectory, f'{OLD}.Transformer'), ('1', '1_Pooling', f'{NEW}.pooling.Pooling')]
     modules += [('2', '2_Normalize', f'{OLD}.Normalize')] if normalize else []
     listed = [{'idx': int(name), 'name': name, 'path': path, 'type': kind} for name, path, kind in modules]
     (directory / 'modules.json').write_text(json.dumps(listed))
@@ -45,7 +45,7 @@ def write_sentence_model(
 
 
 def pooled(vectors: np.ndarray, mode: str) -> np.ndarray:
-    """[L, D] -> [D], one text at a time."""
+    """Pools the token vectors of one text, [L, D], to [D]."""
     weights = np.arange(1.0, len(vectors) + 1)[:, None]
     return {
         'cls': lambda: vectors[0],
@@ -66,7 +66,7 @@ def pooled(vectors: np.ndarray, mode: str) -> np.ndarray:
             {
                 'pooling': {MODES['lasttoken']: True, MODES['cls']: True, MODES['max']: False},
                 'transformer': {'do_lower_case': True, 'max_seq_length': 8},
-                'place': '0_Transformer',
+                'subdirectory': '0_Transformer',
             },
             ['cls', 'lasttoken'],
             8,
@@ -91,7 +91,7 @@ def test_vectors_follow_the_settings_of_the_directory(
     summary = json.loads(capsys.readouterr().out)
     assert (summary['hidden_size'], summary['max_length']) == (D * len(modes), longest)
     assert (summary['pooling'], summary['normalized']) == (modes, options.get('normalize', False))
-    model = load_pretrained(str(directory / options.get('place', '')))
+    model = load_pretrained(str(directory / options.get('subdirectory', '')))
     for text, found in zip(TEXTS, np.load(output), strict=False):
         [vectors] = model.encode([prepare(text)]).token_vectors
         if len(vectors) <= longest:
@@ -102,7 +102,7 @@ def test_vectors_follow_the_settings_of_the_directory(
 
 
 @pytest.mark.compiles
-def test_vectors_are_those_of_sentence_transformers(tmp_path: Path) -> None:
+def test_vectors_match_sentence_transformers(tmp_path: Path) -> None:
     reference = pytest.importorskip('sentence_transformers')
     pooling = {MODES['mean']: True, MODES['cls']: True}
     options = {'normalize': True, 'transformer': {'max_seq_length': 9}, 'prompt': 'town '}
@@ -113,7 +113,7 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_without_modules_the_vector_is_the_mean(tmp_path: Path) -> None:
+def test_without_modules_mean_pooling_is_used(tmp_path: Path) -> None:
     assert read_settings(str(tmp_path)) == SentenceSettings(str(tmp_path), modes=('mean',), normalize=False)
 
 
@@ -157,7 +157,7 @@ POOLING = {'type': f'{OLD}.Pooling', 'path': '1_Pooling'}
         (_change('1_Pooling/config.json', include_prompt=False), ['include_prompt is false']),
     ],
 )
-def test_settings_that_cannot_be_followed_are_refused(change: Callable, words: list[str], tmp_path: Path) -> None:
+def test_unsupported_settings_are_rejected(change: Callable, words: list[str], tmp_path: Path) -> None:
     directory = write_sentence_model(tmp_path / 'model', {'pooling_mode': 'mean'}, prompt='query: ')
     change(directory)
     with pytest.raises(BadInput) as caught:

@@ -1,4 +1,4 @@
-"""A config that names sizes far beyond its weights is refused before anything is built: no memory, no time."""
+"""Sizes that do not fit the stored bytes are rejected at once, without allocating memory for them."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ KEYS = {
 }
 
 
-def _refuses(directory: Path, words: str) -> None:
+def _assert_rejected(directory: Path, words: str) -> None:
     tracemalloc.start()
     start = time.monotonic()
     try:
@@ -50,25 +50,25 @@ def _refuses(directory: Path, words: str) -> None:
 
 
 @pytest.mark.parametrize('field', [*HUGE, 'vocab_size'])
-def test_a_model_directory_is_measured_by_its_weights(tmp_path: Path, field: str) -> None:
+def test_sizes_of_a_model_directory_must_fit_its_weights(tmp_path: Path, field: str) -> None:
     directory = write_model(tmp_path / 'model')
     content = json.loads((directory / 'config.json').read_text())
     content |= {KEYS.get(field, field): HUGE.get(field, 2**31 - 1)}
     (directory / 'config.json').write_text(json.dumps(content))
-    _refuses(directory, 'model: its config describes an encoder of')
+    _assert_rejected(directory, 'model: its config describes an encoder of')
 
 
 @pytest.mark.parametrize('field', HUGE)
-def test_a_workdir_is_measured_by_its_checkpoint(tmp_path: Path, field: str) -> None:
+def test_sizes_of_a_workdir_must_fit_its_checkpoint(tmp_path: Path, field: str) -> None:
     tokenizer, workdir = read_tokenizer(tmp_path), tmp_path / 'run'
     huge = dataclasses.replace(config.Bert(num_heads=2), **{field: HUGE[field]})
     identity.write(str(workdir), dataclasses.replace(Config(), model=huge), tokenizer, {})
     with Checkpoints(str(workdir)) as checkpoints:
         checkpoints.save(TrainState(jnp.int32(1), {'kernel': jnp.zeros((8, 4))}, {'mean': jnp.zeros(8)}))
-    _refuses(workdir, 'run: its config describes an encoder of')
+    _assert_rejected(workdir, 'run: its config describes an encoder of')
 
 
-def test_heads_that_do_not_divide_a_huge_hidden_size_are_refused_at_once() -> None:
+def test_invalid_head_count_of_huge_model_is_rejected_quickly() -> None:
     start = time.monotonic()
     with pytest.raises(BadInput, match='a divisor of 2147483647, for example 1, 2147483647'):
         config.check_model(dataclasses.replace(config.Bert(), hidden_size=2**31 - 1))
@@ -77,23 +77,23 @@ def test_heads_that_do_not_divide_a_huge_hidden_size_are_refused_at_once() -> No
     assert time.monotonic() - start < 5
 
 
-def test_a_checkpoint_whose_bytes_unpack_to_far_more_is_not_restored(tmp_path: Path, monkeypatch) -> None:
+def test_checkpoint_that_expands_too_much_is_not_restored(tmp_path: Path, monkeypatch) -> None:
     with Checkpoints(str(tmp_path)) as checkpoints:
         checkpoints.save(TrainState(jnp.int32(1), {'kernel': jnp.zeros((1000, 4000))}, {'mean': jnp.zeros(8)}))
         checkpoints.wait()
-        assert checkpoints.damage(1) == ''  # 16 MB fill no memory
+        assert checkpoints.damage(1) == ''  # 16 MB are below the limit
         monkeypatch.setattr(orbax_files, '_ALWAYS_ALLOWED_BYTES', 1 << 20)
         assert 'unpack to arrays of 16,000,0' in checkpoints.damage(1)
 
 
 @pytest.mark.parametrize('count', ['tokens', 'sentences', 'documents'])
-def test_counts_of_a_manifest_are_measured_by_its_files(tmp_path: Path, count: str) -> None:
+def test_counts_of_a_manifest_must_fit_its_files(tmp_path: Path, count: str) -> None:
     write_text(tmp_path / 'text.txt')
     settings = as_config(tiny_run(tmp_path))
     prepare(settings.data, settings.tokenizer, progress=False)
     manifest = read_manifest(tmp_path / 'corpus')
     assert manifest is not None
-    del manifest['checksum']  # as of before there was one
+    del manifest['checksum']  # as written by versions without checksums
     manifest['splits']['train'][count] = 10**18
     manifest['tokens_per_shard'] = min(manifest['tokens_per_shard'], 1000)
     (tmp_path / 'corpus' / 'manifest.json').write_text(json.dumps(manifest))
@@ -120,7 +120,7 @@ def _tensor(dtype: str, shape: list[int], num_bytes: int) -> dict[str, dict]:
     ],
     ids=str,
 )
-def test_a_header_of_safetensors_is_measured_by_its_file(tmp_path: Path, header: object) -> None:
+def test_shapes_of_a_safetensors_header_must_fit_the_file(tmp_path: Path, header: object) -> None:
     content = json.dumps(header).encode()
     data = bytes(0 if '"data_offsets": [0, 0]' in content.decode() else 64)
     (tmp_path / 'model.safetensors').write_bytes(len(content).to_bytes(8, 'little') + content + data)
