@@ -1,11 +1,11 @@
-"""Finished batches per second: ours next to the collators of Hugging Face transformers, on the same ids.
+"""Measures the throughput of the data pipeline, compared with the collators of Hugging Face transformers.
 
     python -m bert_jax prepare --config=configs/demo.py
     taskset -c 1 python -m benchmarks.batches --corpus=corpora/python-docs
 
-Ours goes all the way: order of the epoch, pairs with random next sentences, packing, masking. The collators get
-finished rows (special tokens in place, padded, as lists) and only mask them. All take turns in one process, on one
-thread; a token is a real one, padding does not count. `pip install -e '.[test]'` brings what this compares with.
+bert_jax does all the work: the order of the epoch, pairs with random next sentences, packing and masking. The collators
+get complete padded rows with special tokens, as lists, and only mask them. All use the same ids and take turns in one
+process, on one thread. Only non-padding tokens count. `pip install -e '.[test]'` installs `transformers`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TOKENS_IN_BATCH = 32_768
 
 
 def unmasked_ids(batch: Batch) -> np.ndarray:
-    """[B, L] int32, the rows before they were masked."""
+    """Returns the rows before masking, [B, L] int32."""
     ids = batch.input_ids.copy()
     rows, slots = np.nonzero(batch.masked_lm_weights)
     ids[rows, batch.masked_lm_positions[rows, slots]] = batch.masked_lm_ids[rows, slots]
@@ -37,10 +37,10 @@ def unmasked_ids(batch: Batch) -> np.ndarray:
 
 
 def collator_rows(batch: Batch, corpus: Corpus) -> list[dict[str, list]]:
-    """What a collator of transformers takes: rows with masks of their special tokens, and offsets that tell words."""
+    """Returns rows as the collators of transformers expect them, with offsets from which they find whole words."""
     ids, tokenizer = unmasked_ids(batch), corpus.tokenizer
     special = np.isin(ids, [tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id])
-    # A token that goes on with a word starts where the one before it ends; any other leaves a gap.
+    # A token that continues a word starts where the previous one ends; there is a gap before any other token.
     starts = np.cumsum(np.where(tokenizer.is_continuation[ids], 1, 2), axis=1)
     offsets = np.where(special[..., None], 0, np.stack([starts, starts + 1], axis=-1))
     fields = {
@@ -55,7 +55,7 @@ def collator_rows(batch: Batch, corpus: Corpus) -> list[dict[str, list]]:
 
 
 def contestants(corpus: Corpus) -> dict[str, tuple[Callable[[int], object], float]]:
-    """{name: (makes the batch of a number, real tokens in a batch)}."""
+    """Returns {name: (function from a step to its batch, mean number of non-padding tokens in a batch)}."""
     import torch
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
@@ -63,7 +63,7 @@ def contestants(corpus: Corpus) -> dict[str, tuple[Callable[[int], object], floa
     tokenizer = AutoTokenizer.from_pretrained(Path(corpus.directory) / 'tokenizer')
     collators = {'token': DataCollatorForLanguageModeling(tokenizer)}
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # it says that it makes every replacement [MASK]
+        warnings.simplefilter('ignore')  # warns that it replaces every masked token by [MASK]
         collators['word'] = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True)
     found = {}
     for length, packing in ((128, False), (512, True)):
@@ -77,15 +77,15 @@ def contestants(corpus: Corpus) -> dict[str, tuple[Callable[[int], object], floa
             found[f'bert_jax  {name}'] = stream.batch, num_tokens
             if unit in collators:
                 examples, collator = collator_rows(batch, corpus), collators[unit]
-                kept = {'token': ('offset_mapping',), 'word': ()}[unit]
-                examples = [{key: value for key, value in row.items() if key not in kept} for row in examples]
+                unused = {'token': ('offset_mapping',), 'word': ()}[unit]
+                examples = [{key: value for key, value in row.items() if key not in unused} for row in examples]
                 collate = lambda _, collator=collator, examples=examples: collator([dict(row) for row in examples])  # noqa: E731
                 found[f'collator  {name}'] = collate, float((batch.sequence_ids > 0).sum())
     return found
 
 
 def packing_seconds(corpus: Corpus) -> float:
-    """CPU seconds to pack a million windows with the planned lengths of a corpus."""
+    """Returns the CPU seconds to pack a million windows with lengths sampled from a corpus."""
     data = Data(sequence_length=512)
     targets = CorpusStream(corpus, data, 'train', batch_size=1, seed=0).windows.target
     lengths = np.random.default_rng(0).choice(targets, 1_000_000) + num_special_tokens(data)
@@ -104,32 +104,34 @@ def packing_seconds(corpus: Corpus) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--corpus', default='corpora/python-docs', help='a directory that `prepare` wrote')
-    parser.add_argument('--rounds', type=int, default=15, help='how often each takes its turn')
+    parser.add_argument(
+        '--corpus', default='corpora/python-docs', help='directory written by `prepare` (default: corpora/python-docs)'
+    )
+    parser.add_argument('--rounds', type=int, default=15, help='number of turns of each contestant (default: 15)')
     arguments = parser.parse_args()
     corpus = load_corpus(arguments.corpus)
-    made = contestants(corpus)
-    wall, cpu = ({name: [] for name in made} for _ in range(2))
-    for number in range(arguments.rounds):
-        for name, (make, num_tokens) in made.items():
+    sources = contestants(corpus)
+    wall, cpu = ({name: [] for name in sources} for _ in range(2))
+    for turn in range(arguments.rounds):
+        for name, (make, num_tokens) in sources.items():
             repeats = 10 if name.startswith('bert_jax') else 1
             start, cpu_start = time.perf_counter(), time.process_time()
             for step in range(repeats):
-                make(number * repeats + step)
+                make(turn * repeats + step)
             wall[name].append(repeats * num_tokens / (time.perf_counter() - start) / 1e6)
             cpu[name].append(repeats * num_tokens / (time.process_time() - cpu_start) / 1e6)
-    print(f'Million real tokens a second, batches of {TOKENS_IN_BATCH} positions, {arguments.rounds} rounds\n')
-    print('| batches | median | best | per CPU second: median | best | real slots | ours / collator |')
+    print(f'Million tokens per second, batches of {TOKENS_IN_BATCH:,} positions, {arguments.rounds} turns\n')
+    print('| batches | median | best | per CPU second: median | best | non-padding | bert_jax / collator |')
     print('|---|--:|--:|--:|--:|--:|--:|')
-    for name in made:
+    for name in sources:
         theirs = cpu.get(name.replace('bert_jax', 'collator'))
         ratio = ''
         if theirs and name.startswith('bert_jax'):
             ratio = f'{statistics.median(cpu[name]) / statistics.median(theirs):.0f}'
-        figures = [figure(rates[name]) for rates in (wall, cpu) for figure in (statistics.median, max)]
-        real = made[name][1] / TOKENS_IN_BATCH
-        print(f'| {name} | {" | ".join(f"{figure:.2f}" for figure in figures)} | {real:.1%} | {ratio} |')
-    print(f'\nPlanning which windows share a row of 512: {packing_seconds(corpus) / 1e6 * 1e8:.0f} s for 100 M windows')
+        values = [statistic(rates[name]) for rates in (wall, cpu) for statistic in (statistics.median, max)]
+        fill = sources[name][1] / TOKENS_IN_BATCH
+        print(f'| {name} | {" | ".join(f"{value:.2f}" for value in values)} | {fill:.1%} | {ratio} |')
+    print(f'\nAssigning 100 M windows to rows of 512: {packing_seconds(corpus) * 100:.0f} CPU seconds')
 
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
-"""One contestant in a process of its own: told on standard input what to do, a JSON object a line; answers likewise.
+"""Runs one contestant of `benchmarks.speed`. It reads requests from standard input and writes answers to its output.
 
     python -m benchmarks.contestants NAME
 
-{"load": DIRECTORY} makes model and optimiser for a workload, from the weights there (`weights.safetensors`; the
-first to load writes them), and compiles; {"steps": N} trains and answers with seconds and losses; {"products": true}
-times the matrix products of a step alone.
+Requests and answers are JSON objects, one per line. {"load": DIRECTORY} builds and compiles a workload's model and
+optimizer; all start from `weights.safetensors` there, which the first to load writes. {"steps": N} trains and returns
+seconds and losses. {"matmuls": true} times the matmuls of a step alone.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from bert_jax.data.batches import Batch
 
 
 class BertJax:
-    """This project's train step, on batches that lie in memory."""
+    """This project's train step, on batches held in memory."""
 
     def __init__(self, dtype: str):
         self._dtype = dtype
 
     def load(self, directory: Path) -> None:
-        """Compiles the step; starts from the weights in the directory, or writes its own there."""
+        """Compiles the step. Starts from the weights in the directory, or writes new ones there."""
         import jax
         from safetensors.numpy import load_file, save_file
 
@@ -56,7 +56,7 @@ class BertJax:
         self._done, self._get = 0, jax.device_get
 
     def steps(self, count: int) -> list[float]:
-        """The losses."""
+        """Trains for `count` steps; returns their losses."""
         losses = []
         for _ in range(count):
             batch = self._place(self._batches[self._done % len(self._batches)])
@@ -65,8 +65,8 @@ class BertJax:
             self._done += 1
         return [float(loss) for loss in self._get(losses)]
 
-    def products(self) -> float:
-        """Seconds."""
+    def matmul_seconds(self) -> float:
+        """Returns the seconds that the matmuls of a step take alone."""
         from bert_jax.plan.matmuls import MatmulTimer
 
         self._matmuls = getattr(self, '_matmuls', None) or MatmulTimer(
@@ -75,20 +75,20 @@ class BertJax:
         return self._matmuls.seconds()
 
     def peak_flops(self) -> float | None:
-        """Of the device, as published, where it is."""
+        """Returns the published peak of the device, in FLOP/s, or None if there is none."""
         from bert_jax.runtime.devices import published_peak_flops
 
         return published_peak_flops()
 
     def peak_bytes(self) -> int:
-        """Of the device, where it tells; else of this process."""
+        """Returns the peak memory in bytes: of the device if it reports it, else of this process."""
         from bert_jax.runtime.devices import peak_memory
 
         return peak_memory()[0]
 
 
 class Torch:
-    """What the two contestants in PyTorch have in common."""
+    """The training loop that the contestants in PyTorch share."""
 
     def __init__(self, dtype: str, compiled: bool = False):
         import torch
@@ -100,7 +100,7 @@ class Torch:
         torch.set_float32_matmul_precision('high')
 
     def load(self, directory: Path) -> None:
-        """Compiles where it does; starts from the weights in the directory."""
+        """Builds the model from the weights in the directory; compiles it if `compiled`."""
         from safetensors.torch import load_file
 
         self._model = self._optimizer = None
@@ -122,7 +122,7 @@ class Torch:
         self._done = 0
 
     def steps(self, count: int) -> list[float]:
-        """The losses."""
+        """Trains for `count` steps; returns their losses."""
         losses = []
         for _ in range(count):
             batch = self._placed(self._batches[self._done % len(self._batches)])
@@ -136,8 +136,8 @@ class Torch:
             self._done += 1
         return [float(loss) for loss in losses]
 
-    def products(self) -> float:
-        """Seconds."""
+    def matmul_seconds(self) -> float:
+        """Returns the seconds that the matmuls of a step take alone."""
         from bert_jax.plan.matmuls import step_matmuls
 
         torch, total = self._torch, 0.0
@@ -158,10 +158,10 @@ class Torch:
         return {name: value.to(self._device) for name, value in batch.items()}
 
     def peak_flops(self) -> None:
-        """Asked of the contestant in JAX."""
+        """Returns None: the contestants in JAX report it."""
 
     def peak_bytes(self) -> int | None:
-        """Of the device, where it tells."""
+        """Returns the peak memory of a GPU in bytes, or None on a CPU."""
         return self._torch.cuda.max_memory_allocated() if self._device == 'cuda' else None
 
 
@@ -184,7 +184,7 @@ class HuggingFace(Torch):
 
     def _prepare(self, batch: Batch) -> dict:
         if batch.cls_positions.shape[1] > 1:
-            raise ValueError('packed rows are not something that BertForPreTraining knows')
+            raise ValueError('BertForPreTraining does not support packed rows')
         labels = np.full(batch.input_ids.shape, -100, np.int64)
         rows, slots = np.nonzero(batch.masked_lm_weights)
         labels[rows, batch.masked_lm_positions[rows, slots]] = batch.masked_lm_ids[rows, slots]
@@ -201,8 +201,8 @@ class HuggingFace(Torch):
         return self._model(**batch).loss
 
 
-class TorchPage(Torch):
-    """`torch_bert.py`."""
+class OptimizedTorch(Torch):
+    """The optimized model of `torch_bert.py`."""
 
     def _make(self, tensors: dict):
         from benchmarks.torch_bert import Bert
@@ -221,7 +221,7 @@ class TorchPage(Torch):
             if self._device == 'cuda':
                 starts = np.flatnonzero(np.diff(ids, axis=1, prepend=-1).ravel())
                 ends = np.full(len(ids) * (1 + batch.cls_positions.shape[1]) + 1, ids.size, np.int32)
-                ends[: len(starts)] = starts  # sequences of no length fill up: the shape is always the same
+                ends[: len(starts)] = starts  # empty sequences make the shape constant
                 arrays['ends'], self._longest = ends, ids.shape[1]
             else:
                 arrays['mask'] = ((ids[:, :, None] == ids[:, None]) & (ids[:, None] > 0))[:, None]
@@ -238,10 +238,10 @@ CONTESTANTS: dict[str, Callable[[], object]] = {
     'bert_jax bfloat16': lambda: BertJax('bfloat16'),
     'Hugging Face float32': lambda: HuggingFace('float32'),
     'Hugging Face bfloat16': lambda: HuggingFace('bfloat16'),
-    'PyTorch page float32': lambda: TorchPage('float32'),
-    'PyTorch page bfloat16': lambda: TorchPage('bfloat16'),
-    'PyTorch page float32 compiled': lambda: TorchPage('float32', compiled=True),
-    'PyTorch page bfloat16 compiled': lambda: TorchPage('bfloat16', compiled=True),
+    'PyTorch float32': lambda: OptimizedTorch('float32'),
+    'PyTorch bfloat16': lambda: OptimizedTorch('bfloat16'),
+    'PyTorch float32 compiled': lambda: OptimizedTorch('float32', compiled=True),
+    'PyTorch bfloat16 compiled': lambda: OptimizedTorch('bfloat16', compiled=True),
 }
 
 
@@ -265,17 +265,17 @@ def main(name: str) -> None:
 
         select_platform('')  # as the commands do
     contestant = CONTESTANTS[name]()
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # so that prints of libraries are not read as answers
     for line in sys.stdin:
-        asked, start = json.loads(line), time.perf_counter()
+        request, start = json.loads(line), time.perf_counter()
         answer: dict[str, object] = {}
-        if 'load' in asked:
-            contestant.load(Path(asked['load']))
+        if 'load' in request:
+            contestant.load(Path(request['load']))
             answer['losses'] = contestant.steps(1)
-        elif 'steps' in asked:
-            answer['losses'] = contestant.steps(asked['steps'])
-        elif 'products' in asked:
-            answer['products'] = contestant.products()
+        elif 'steps' in request:
+            answer['losses'] = contestant.steps(request['steps'])
+        elif 'matmuls' in request:
+            answer['matmul_seconds'] = contestant.matmul_seconds()
         answer['seconds'] = time.perf_counter() - start
         answer['peak_flops'] = contestant.peak_flops()
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

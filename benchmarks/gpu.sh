@@ -15,7 +15,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE=false  # several processes share the device
 
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 timeout 420 "$PYTHON" -m benchmarks.speed --workloads="${WORKLOADS:-base,large}" --turns=5 --budget_seconds=60 \
-  --contestants="bert_jax $DTYPE,PyTorch page $DTYPE compiled"
+  --contestants="bert_jax $DTYPE,PyTorch $DTYPE compiled"
 unset XLA_PYTHON_CLIENT_PREALLOCATE
 
 for size in ${SIZES:-base large}; do

@@ -1,10 +1,10 @@
-"""Pretraining as most people run it: `BertForMaskedLM` under the Trainer of `transformers`, in a process of its own.
+"""Pretrains with the Trainer of `transformers`, as most people do, for `benchmarks.pretraining_pays`.
 
     python -m benchmarks.hugging_face_trainer --text=FILE.jsonl --tokenizer=DIR --model=JSON --steps=N --output=DIR
 
-On the CPU, AdamW, linear warm-up and decay, dropout as in `BertConfig`; texts are tokenised once, joined, and
-cut into chunks of one length, as in the library's `run_mlm.py`. It ends at `--steps` or, if that comes first, at
-`--stop_at`. Writes the model, its tokenizer and `run.json`.
+Trains `BertForMaskedLM` on the CPU with AdamW, linear warm-up and decay, and the dropout of `BertConfig`. Texts are
+tokenized once, joined, and cut into chunks of equal length, as in the library's `run_mlm.py`. Training ends after
+`--steps` or at `--stop_at`, whichever comes first. Writes the model, its tokenizer and `run.json`.
 """
 
 import argparse
@@ -21,21 +21,21 @@ import numpy as np
 import torch
 import transformers
 
-_WARM_UP = 5  # steps that are not timed
+_WARM_UP = 5  # first steps, which are not timed
 _TEXTS_AT_ONCE = 1000
 
 
 def chunks(text: Path, tokenizer: Any, length: int, path: Path) -> np.ndarray:
-    """The ids of all texts, [CLS] and [SEP] around each, joined and cut: uint16 [N, L]; kept at `path`."""
+    """Returns the ids of all texts, each within [CLS] and [SEP], joined and cut: uint16 [N, L]; cached at `path`."""
     if not path.exists():
-        joined = np.concatenate([np.array(ids, np.uint16) for ids in _encoded(text, tokenizer)])
+        joined = np.concatenate([np.array(ids, np.uint16) for ids in _tokenize(text, tokenizer)])
         whole = joined[: len(joined) // length * length].reshape(-1, length)
         path.with_suffix('.partial').write_bytes(whole.tobytes())
         path.with_suffix('.partial').rename(path)
     return np.memmap(path, np.uint16, 'r').reshape(-1, length)
 
 
-def _encoded(text: Path, tokenizer: Any) -> Iterator[list[int]]:
+def _tokenize(text: Path, tokenizer: Any) -> Iterator[list[int]]:
     with open(text) as lines:
         texts = [json.loads(line)['text'] for line in lines]
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -43,7 +43,7 @@ def _encoded(text: Path, tokenizer: Any) -> Iterator[list[int]]:
 
 
 class Rows(torch.utils.data.Dataset):
-    """Chunks as the data collator takes them."""
+    """Chunks in the form that the data collator expects."""
 
     def __init__(self, chunks: np.ndarray):
         self._chunks = chunks
@@ -51,19 +51,19 @@ class Rows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def __getitem__(self, number: int) -> dict[str, list[int]]:
-        return {'input_ids': self._chunks[number].tolist()}
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return {'input_ids': self._chunks[index].tolist()}
 
 
 class Clock(transformers.TrainerCallback):
-    """Times the steps, says how far it is, and ends the training at a time (of `time.time`)."""
+    """Times the steps, prints progress, and ends the training at `stop_at`, in seconds since the epoch."""
 
     def __init__(self, stop_at: float):
-        self._stop_at, self.begun, self.times = stop_at, 0.0, []
+        self._stop_at, self.started, self.times = stop_at, 0.0, []
 
     def on_train_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the Trainer."""
-        self.begun = time.time()
+        self.started = time.time()
 
     def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the Trainer."""
@@ -77,19 +77,19 @@ class Clock(transformers.TrainerCallback):
             print(f'Trainer: step {state.global_step}/{state.max_steps}  loss {float(logs["loss"]):.3f}', flush=True)
 
     def seconds_per_step(self) -> float | None:
-        """The median; None where all steps were warm-up."""
+        """Returns the median, or None if all steps were warm-up."""
         between = [end - start for start, end in itertools.pairwise(self.times[_WARM_UP:])]
         return statistics.median(between) if between else None
 
 
 def pretrain(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains, saves the model; what it came to."""
+    """Trains and saves the model; returns the contents of `run.json`."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     transformers.set_seed(arguments.seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
-    begun = time.time()
+    started = time.time()
     rows = Rows(chunks(arguments.text, tokenizer, arguments.length, arguments.chunks))
-    tokenise_seconds = time.time() - begun
+    tokenize_seconds = time.time() - started
     model = transformers.BertForMaskedLM(transformers.BertConfig(**json.loads(arguments.model)))
     clock = Clock(arguments.stop_at)
     settings = transformers.TrainingArguments(
@@ -124,16 +124,16 @@ def pretrain(arguments: argparse.Namespace) -> dict[str, Any]:
         'planned_steps': arguments.steps,
         'tokens': trainer.state.global_step * arguments.batch * arguments.length,
         'seconds_per_step': clock.seconds_per_step(),
-        'train_seconds': clock.times[-1] - clock.begun,
-        'tokenise_seconds': tokenise_seconds,
+        'train_seconds': clock.times[-1] - clock.started,
+        'tokenize_seconds': tokenize_seconds,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--text', type=Path, required=True, help='a JSON object a line, field `text`')
+    parser.add_argument('--text', type=Path, required=True, help='JSON lines with a field `text`')
     parser.add_argument('--tokenizer', type=Path, required=True)
-    parser.add_argument('--chunks', type=Path, required=True, help='where the tokenised text is kept')
+    parser.add_argument('--chunks', type=Path, required=True, help='file that caches the tokenized text')
     parser.add_argument('--model', required=True, help='fields of BertConfig, as JSON')
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--steps', type=int, required=True)
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument('--length', type=int, default=128)
     parser.add_argument('--batch', type=int, default=32)
     parser.add_argument('--learning_rate', type=float, default=5e-4)
-    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='bfloat16: by autocast')
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='bfloat16 uses autocast')
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""The same curve on any mesh: 50 steps with dropout in float32, on {1, 2, 4, 8} devices x {data, fsdp, tensor, mixed} x
-{1, 2, 4} microbatches x {1, 2, 4} processes, each compared with one device.
+"""Compares the loss curves and final parameters of the same run on many meshes with those on one device.
 
-    python -m benchmarks.same_curve                # minutes to an hour, by what else the machine does
+    python -m benchmarks.same_curve                # takes minutes to an hour, depending on the load of the machine
     python -m benchmarks.same_curve --steps=10 --processes=1
 
-Devices are simulated. The rows of the table are devices; a cell is the largest relative difference of any loss, and of
-the final parameters (norm of the difference / norm), and how many runs it is the largest of. The keys' biases are left
-out: their gradient is 0 but for rounding, and Adam makes whole steps of it. `exact` counts the runs of
-`train.reduction='exact'` (data and fsdp) whose parameters, all of them, are the same bits as on one device.
+Trains 50 steps with dropout in float32 on {1, 2, 4, 8} simulated devices x {data, fsdp, tensor, mixed} x {1, 2, 4}
+microbatches x {1, 2, 4} processes. The table has one row per number of devices. A cell holds the largest relative
+difference of any loss, that of the final parameters (norm of the difference / norm), and the number of runs. Key biases
+are excluded: their gradient is zero up to rounding, and Adam turns rounding into full steps. `exact` counts the runs
+with `train.reduction='exact'` (data and fsdp) whose parameters are bit-identical to those of one device.
 """
 
 import argparse
@@ -30,7 +30,7 @@ BATCH, LENGTH, VOCAB, SEED = 32, 32, 500, 0
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One run. kind: which axes the devices lie on."""
+    """One run. `kind` is the mesh axis over which the devices are split, or 'mixed'."""
 
     processes: int
     devices: int
@@ -39,14 +39,14 @@ class Case:
     reduction: str
 
     def axes(self) -> dict[str, int]:
-        """The mesh; mixed splits its devices evenly over data, fsdp and tensor."""
+        """Returns {axis: size}; 'mixed' uses two devices each for fsdp and tensor, and the rest for data."""
         if self.kind != 'mixed':
             return {'data': 1, 'fsdp': 1, 'tensor': 1} | {self.kind: self.devices}
         return {'data': self.devices // 4 or 1, 'fsdp': 2, 'tensor': 2}
 
 
 def cases(processes: int) -> Iterator[Case]:
-    """Every combination that there is: a process has at least one device, mixed needs four."""
+    """Yields all valid combinations: a process has at least one device, and 'mixed' needs four."""
     for devices, kind in itertools.product(NUM_DEVICES, KINDS):
         if devices < processes or (devices == 1 and kind != 'data') or (devices < 4 and kind == 'mixed'):
             continue
@@ -56,11 +56,11 @@ def cases(processes: int) -> Iterator[Case]:
             yield Case(processes, devices, kind, 1, 'exact')
 
 
-# --- One process of a group: runs all cases of its number of processes. ---
+# --- A worker: one process of a group, which runs all cases with this number of processes. ---
 
 
 def work(processes: int, steps: int, output: Path) -> None:
-    """Writes a JSON line and the final parameters (.npy) of each case that is not there yet; process 0 only."""
+    """Runs all cases without a result; process 0 writes a JSON line and the final parameters (.npy) of each."""
     import jax
     import numpy as np
 
@@ -70,19 +70,19 @@ def work(processes: int, steps: int, output: Path) -> None:
     with open(output / f'{processes}.jsonl', 'a+') as lines:
         lines.seek(0)
         done = {Case(*json.loads(line)['case']) for line in lines}
-        for number, case in enumerate(cases(processes)):
+        for index, case in enumerate(cases(processes)):
             if case in done:
                 continue
             losses, params = _run(case, steps)
             if jax.process_index() == 0:
-                name = f'{processes}-{number}.npy'
+                name = f'{processes}-{index}.npy'
                 np.save(output / name, params)
                 lines.write(json.dumps({'case': dataclasses.astuple(case), 'losses': losses, 'params': name}) + '\n')
                 lines.flush()
 
 
 def start(case: Case, steps: int, **model: int) -> tuple[Any, Callable, Callable]:
-    """(state, step, index -> global batch) of a run of a small model; `model` changes its sizes."""
+    """Returns (state, train step, function from an index to a global batch); `model` changes the default sizes."""
     import jax
 
     from bert_jax import config
@@ -118,8 +118,8 @@ def _run(case: Case, steps: int) -> tuple[list[float], Any]:
 
     state, step, batch = start(case, steps)
     losses = []
-    for number in range(steps):
-        state, metrics = step(state, batch(number))
+    for index in range(steps):
+        state, metrics = step(state, batch(index))
         losses.append(float(metrics['loss']))
     whole = jax.jit(lambda params: params, out_shardings=replicated(state.step.sharding.mesh))(state.params)
     compared = [
@@ -130,7 +130,7 @@ def _run(case: Case, steps: int) -> tuple[list[float], Any]:
     return losses, np.concatenate(compared)
 
 
-# --- The group's parent. ---
+# --- The parent: starts the workers and prints the table. ---
 
 
 def _launch(processes: int, steps: int, output: Path) -> None:
@@ -150,15 +150,15 @@ def _launch(processes: int, steps: int, output: Path) -> None:
         f'--output={output}',
     ]
     running = []
-    for number in range(processes):
-        place = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(processes), 'JAX_PROCESS_ID': str(number)}
-        running.append(subprocess.Popen(command, env=common | (place if processes > 1 else {})))
+    for rank in range(processes):
+        group = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(processes), 'JAX_PROCESS_ID': str(rank)}
+        running.append(subprocess.Popen(command, env=common | (group if processes > 1 else {})))
     if any(process.wait() for process in running):
-        sys.exit(f'{processes} processes: a worker failed')
+        sys.exit(f'a worker failed (with {processes} processes)')
 
 
 def tabulate(output: Path) -> str:
-    """The table, in Markdown, of what the workers wrote."""
+    """Returns a Markdown table of the workers' results."""
     import numpy as np
 
     found = {}
@@ -189,12 +189,14 @@ def _digest(array: Any) -> str:
 
 
 def main() -> None:
-    """Runs all groups, then prints the table."""
+    """Runs all cases, then prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=50)
     parser.add_argument('--processes', type=int, nargs='*', default=PROCESSES)
     parser.add_argument('--worker', type=int, help=argparse.SUPPRESS)
-    parser.add_argument('--output', type=Path, help='where to keep what was run, to go on later')
+    parser.add_argument(
+        '--output', type=Path, help='directory that keeps results, so that an interrupted benchmark can resume'
+    )
     arguments = parser.parse_args()
     if arguments.worker:
         work(arguments.worker, arguments.steps, arguments.output)

@@ -1,13 +1,13 @@
-"""How fast the train step is, next to PyTorch: every contestant in a process of its own, taking turns A B A B.
+"""Measures the speed of the train step compared with PyTorch: contestants take turns, each in its own process.
 
     python -m benchmarks.speed                      # the CPU table (make bench)
     python -m benchmarks.speed --workloads=base,large --contestants=…   (see benchmarks/gpu.sh)
 
-All have the same sizes, weights to start from, batches, dropout rates and optimiser. Before anything is timed they
-train a small model for 200 steps without dropout, and must have the same losses: float32 within 1e-3 of ours at each
-step, bfloat16 within 2% on the average of the last 50. Each then takes a few steps at a time; figures are medians over
-turns. The ceiling is what the matrix products of a step take by themselves, in XLA and in PyTorch. PyTorch comes by
-`pip install -e '.[test]'`.
+All have the same sizes, initial weights, batches, dropout rates and optimizer. Before anything is timed, they train a
+small model for 200 steps without dropout and must have the same losses: float32 within 1e-3 of bert_jax's at each step,
+bfloat16 within 2% on average over the last 50. Then each runs a few steps per turn; the results are medians over turns.
+The ceiling is the time that the matmuls of a step take alone, in XLA and in PyTorch. `pip install -e '.[test]'`
+installs PyTorch.
 """
 
 import contextlib
@@ -32,28 +32,28 @@ _CPU = {
         'bert_jax bfloat16',
         'Hugging Face float32',
         'Hugging Face bfloat16',
-        'PyTorch page float32',
-        'PyTorch page bfloat16',
-        'PyTorch page float32 compiled',
-        'PyTorch page bfloat16 compiled',
+        'PyTorch float32',
+        'PyTorch bfloat16',
+        'PyTorch float32 compiled',
+        'PyTorch bfloat16 compiled',
     ),
-    'base-cpu': ('bert_jax bfloat16', 'PyTorch page bfloat16 compiled'),
+    'base-cpu': ('bert_jax bfloat16', 'PyTorch bfloat16 compiled'),
 }
-_WORKLOADS = flags.DEFINE_list('workloads', list(_CPU), f'of {", ".join(workloads.WORKLOADS)}')
-_CONTESTANTS = flags.DEFINE_list('contestants', None, f'of {", ".join(CONTESTANTS)}; ratios are of those of bert_jax')
-_THREADS = flags.DEFINE_integer('threads', len(os.sched_getaffinity(0)), 'of a contestant in PyTorch', lower_bound=1)
-_TURNS = flags.DEFINE_integer('turns', 3, 'at most, of each contestant', lower_bound=1)
-_TURN_S = flags.DEFINE_float('turn_seconds', 2.0, 'of a turn, at least')
-_BUDGET_S = flags.DEFINE_float(
-    'budget_seconds', 60.0, 'of the turns of one workload; three turns there are in any case'
+_WORKLOADS = flags.DEFINE_list('workloads', list(_CPU), f'some of {", ".join(workloads.WORKLOADS)}')
+_CONTESTANTS = flags.DEFINE_list(
+    'contestants', None, f'some of {", ".join(CONTESTANTS)}; times are also given relative to those of bert_jax'
 )
+_THREADS = flags.DEFINE_integer('threads', len(os.sched_getaffinity(0)), 'threads of PyTorch', lower_bound=1)
+_TURNS = flags.DEFINE_integer('turns', 3, 'largest number of turns of each contestant', lower_bound=1)
+_TURN_S = flags.DEFINE_float('turn_seconds', 2.0, 'shortest duration of a turn')
+_BUDGET_S = flags.DEFINE_float('budget_seconds', 60.0, 'after this time per workload, stop once all had three turns')
 _PARITY = flags.DEFINE_boolean('parity', True, 'compare losses over 200 steps first')
-_JSON = flags.DEFINE_string('json', None, 'a file to write all figures to')
+_JSON = flags.DEFINE_string('json', None, 'file to write all results to')
 _PARITY_STEPS, _FEWEST_TURNS = 200, 3
 
 
 class Process:
-    """A contestant, waiting for its turn."""
+    """A contestant in its own process, waiting for requests."""
 
     def __init__(self, name: str, log: Path):
         self.name = name
@@ -68,30 +68,31 @@ class Process:
             text=True,
         )
 
-    def ask(self, **what: object) -> dict:
-        """Has it do something, and waits.
+    def ask(self, **request: object) -> dict:
+        """Sends a request and waits for the answer.
 
         Raises:
-          RuntimeError: with the end of what it said, when it ended instead.
+          RuntimeError: the process has exited; the message has the end of its output.
         """
         start = time.perf_counter()
         try:
-            self._process.stdin.write(json.dumps(what) + '\n')
+            self._process.stdin.write(json.dumps(request) + '\n')
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
         except BrokenPipeError:
             answer = ''
-        task = ' '.join(f'{key} {Path(value).name if key == "load" else value}' for key, value in what.items())
+        task = ' '.join(f'{key} {Path(value).name if key == "load" else value}' for key, value in request.items())
         print(f'  {time.perf_counter() - start:6.2f} s  {self.name}: {task}', file=sys.stderr)
         if not answer:
-            said = Path(self._log.name).read_text(errors='replace').splitlines()[-15:]
+            output = Path(self._log.name).read_text(errors='replace').splitlines()[-15:]
             status = self._process.wait()
-            raise RuntimeError(f'{self.name} ended with status {status} (-9: no memory?):\n' + '\n'.join(said))
+            hint = ' (out of memory?)' if status == -9 else ''
+            raise RuntimeError(f'{self.name} exited with status {status}{hint}:\n' + '\n'.join(output))
         return json.loads(answer)
 
     def close(self) -> None:
-        """Lets it end."""
-        with contextlib.suppress(BrokenPipeError):  # it ended already, and what it was asked last was not written
+        """Ends the process."""
+        with contextlib.suppress(BrokenPipeError):  # it has exited, and the last request was not sent
             self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
@@ -99,10 +100,10 @@ class Process:
 
 
 def check_parity(processes: dict[str, Process], directory: Path) -> list[str]:
-    """Lines to print: how far the losses of each are from those of the first.
+    """Compares the losses of each contestant with those of the first; returns lines to print.
 
     Raises:
-      RuntimeError: when one of them trains something else.
+      RuntimeError: a contestant does not train the same model.
     """
     workloads.write(workloads.WORKLOADS['parity'], directory)
     losses: dict[str, list[float]] = {}
@@ -116,14 +117,14 @@ def check_parity(processes: dict[str, Process], directory: Path) -> list[str]:
     for name, theirs in losses.items():
         largest = max(abs(a - b) / b for a, b in zip(theirs, ours, strict=True))
         last = abs(sum(theirs[-50:]) / sum(ours[-50:]) - 1)
-        lines.append(f'  {name:32} largest difference {largest:.1e}, of the last 50 on average {last:.1e}')
+        lines.append(f'  {name:32} relative difference: at most {largest:.1e}, average over the last 50 {last:.1e}')
         if last > 2e-2 or ('float32' in name and 'float32' in next(iter(losses)) and largest > 1e-3):
             raise RuntimeError('\n'.join([*lines, f'{name} does not train the same model']))
     return lines
 
 
 def take_turns(processes: dict[str, Process], directory: Path, name: str) -> dict[str, dict[str, float]]:
-    """Figures of each contestant on a workload."""
+    """Returns the measurements of each contestant on a workload."""
     workloads.write(workloads.WORKLOADS[name], directory)
     found: dict[str, dict] = {}
     counts = {}
@@ -131,64 +132,64 @@ def take_turns(processes: dict[str, Process], directory: Path, name: str) -> dic
         found[who] = {'load_seconds': process.ask(load=str(directory))['seconds']}
         once = process.ask(steps=1)['seconds']
         counts[who] = max(1, round(_TURN_S.value / once))
-        found[who]['turns'] = [once] if once > _TURN_S.value else []  # a step so long is a turn
+        found[who]['turns'] = [once] if once > _TURN_S.value else []  # such a long step is a turn
         if counts[who] > 1:
-            process.ask(steps=counts[who])  # memory is taken for steps at each other's heels
+            process.ask(steps=counts[who])  # allocates the memory that consecutive steps need
     started = time.perf_counter()
     for _ in range(_TURNS.value):
         for who, process in processes.items():
             answer = process.ask(steps=counts[who])
             found[who]['turns'].append(answer['seconds'] / counts[who])
             found[who] |= {name: answer[name] for name in ('peak_bytes', 'peak_flops')}
-        fewest = min(len(figures['turns']) for figures in found.values())
+        fewest = min(len(measured['turns']) for measured in found.values())
         if fewest >= _FEWEST_TURNS and time.perf_counter() - started > _BUDGET_S.value:
             break
     for who, process in processes.items():
         found[who]['step_seconds'] = statistics.median(found[who]['turns'])
-        if who.startswith('bert_jax') or who == 'PyTorch page bfloat16 compiled':
-            found[who]['products_seconds'] = process.ask(products=True)['products']
+        if who.startswith('bert_jax') or who == 'PyTorch bfloat16 compiled':
+            found[who]['matmul_seconds'] = process.ask(matmuls=True)['matmul_seconds']
     return found
 
 
 def table(name: str, directory: Path, found: dict[str, dict]) -> list[str]:
-    """Markdown."""
+    """Returns the lines of a Markdown table."""
     from bert_jax.plan.bench import mean_counts
 
     config, batches = workloads.read(directory)
     counts = mean_counts(config, config.tokenizer.vocab_size, batches)
     rows = config.train.global_batch_size
     ours = [who for who in found if who.startswith('bert_jax')]
-    peak = next((figures['peak_flops'] for figures in found.values() if figures['peak_flops']), None)
+    peak = next((measured['peak_flops'] for measured in found.values() if measured['peak_flops']), None)
     lines = [
-        f'{name}: {workloads.WORKLOADS[name].describe}; {counts.flops / 1e9:,.0f} GFLOP a step',
+        f'{name}: {workloads.WORKLOADS[name].description}; {counts.flops / 1e9:,.0f} GFLOP per step',
         '',
-        '| | rows/s | real tokens/s | ms a step (range) | GFLOP/s | of its own products | MFU | peak GiB '
-        + ''.join(f'| takes, of {who} ' for who in ours)
+        '| | rows/s | non-padding tokens/s | ms per step (range) | GFLOP/s | share of its matmuls | MFU | peak GiB '
+        + ''.join(f'| time relative to {who} ' for who in ours)
         + '|',
         '|---|--:|--:|--:|--:|--:|--:|--:' + '|--:' * len(ours) + '|',
     ]
-    for who, figures in found.items():
-        seconds, alone = figures['step_seconds'], figures.get('products_seconds')
-        span = f'{min(figures["turns"]) * 1e3:,.0f} to {max(figures["turns"]) * 1e3:,.0f}'
+    for who, measured in found.items():
+        seconds, matmuls = measured['step_seconds'], measured.get('matmul_seconds')
+        span = f'{min(measured["turns"]) * 1e3:,.0f} to {max(measured["turns"]) * 1e3:,.0f}'
         lines.append(
             f'| {who} | {rows / seconds:.1f} | {counts.tokens / seconds:,.0f} | {seconds * 1e3:,.0f} ({span}) '
-            f'| {counts.flops / seconds / 1e9:,.0f} | {f"{alone / seconds:.0%}" if alone else ""} '
-            f'| {f"{counts.flops / seconds / peak:.1%}" if peak else ""} | {figures["peak_bytes"] / 2**30:.2f} '
+            f'| {counts.flops / seconds / 1e9:,.0f} | {f"{matmuls / seconds:.0%}" if matmuls else ""} '
+            f'| {f"{counts.flops / seconds / peak:.1%}" if peak else ""} | {measured["peak_bytes"] / 2**30:.2f} '
             + ''.join(f'| {seconds / found[one]["step_seconds"]:.2f} x ' for one in ours)
             + '|'
         )
-    shown = '; '.join(
-        f'{who} {counts.flops / figures["products_seconds"] / 1e9:,.0f} GFLOP/s'
-        for who, figures in found.items()
-        if 'products_seconds' in figures
+    speeds = '; '.join(
+        f'{who} {counts.flops / measured["matmul_seconds"] / 1e9:,.0f} GFLOP/s'
+        for who, measured in found.items()
+        if 'matmul_seconds' in measured
     )
-    return [*lines, '', f'Matrix products of a step alone: {shown}', '']
+    return [*lines, '', f'Matmuls of a step alone: {speeds}', '']
 
 
 @contextlib.contextmanager
 def _started(names: Iterable[str], directory: Path) -> Iterator[dict[str, Process]]:
-    """Contestants by name; they end with the block, so that no workload is in the memory of the next."""
-    processes = {who: Process(who, directory / f'{number}.log') for number, who in enumerate(names)}
+    """Starts contestants and ends them with the block, so that each workload starts with free memory."""
+    processes = {who: Process(who, directory / f'{index}.log') for index, who in enumerate(names)}
     try:
         yield processes
     finally:
@@ -197,7 +198,7 @@ def _started(names: Iterable[str], directory: Path) -> Iterator[dict[str, Proces
 
 
 def main(_: list[str]) -> None:
-    figures: dict[str, dict] = {}
+    measured: dict[str, dict] = {}
     chosen = {name: tuple(_CONTESTANTS.value or _CPU[name]) for name in _WORKLOADS.value}
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -207,10 +208,10 @@ def main(_: list[str]) -> None:
                 print('\n'.join(check_parity(processes, directory / 'parity')) + '\n', flush=True)
         for name, names in chosen.items():
             with _started(names, directory) as processes:
-                figures[name] = take_turns(processes, directory / name, name)
-            print('\n'.join(table(name, directory / name, figures[name])), flush=True)
+                measured[name] = take_turns(processes, directory / name, name)
+            print('\n'.join(table(name, directory / name, measured[name])), flush=True)
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(figures, indent=2) + '\n')
+        Path(_JSON.value).write_text(json.dumps(measured, indent=2) + '\n')
 
 
 if __name__ == '__main__':

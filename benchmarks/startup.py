@@ -1,4 +1,4 @@
-"""Measures the seconds from the command to its first step: cold, with compiled programs cached, and resuming.
+"""Measures the time from the start of `train` to its first step: cold, with cached programs, and resuming.
 
     python -m bert_jax prepare --config=configs/demo.py
     python -m benchmarks.startup [--sizes=tiny,base]
@@ -26,7 +26,7 @@ _LIMIT_S = 300.0
 
 
 def until_first_step(size: str, workdir: Path, cache: Path, *, saves: bool) -> float:
-    """Returns the seconds until a run reports its first step, then kills it; with `saves`, once it has a checkpoint.
+    """Returns the seconds until a run reports its first step, then kills it (with `saves`, after its first checkpoint).
 
     Raises:
       RuntimeError: with its output, if the run ends or takes too long.

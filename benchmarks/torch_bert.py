@@ -1,8 +1,8 @@
-"""BERT pretraining in PyTorch, as fast as a page of it gets: what `bert_jax` is measured against.
+"""BERT pretraining in PyTorch, optimized within a page of code: the baseline for the speed of `bert_jax`.
 
-Fused query, key and value; `scaled_dot_product_attention` (packed rows on a GPU: `varlen_attn`, which knows where
-sequences end); logits at masked positions only; a vocabulary padded to a multiple of 128. `contestants.py` adds
-`torch.compile`, bfloat16 autocast and fused AdamW. `load` takes Hugging Face's tensors, where all start from.
+Query, key and value are one matmul; attention is `scaled_dot_product_attention`, or `varlen_attn` for packed rows on a
+GPU; logits are computed only at masked positions; the vocabulary is padded to a multiple of 128. `contestants.py` adds
+`torch.compile`, bfloat16 autocast and fused AdamW. `load` reads the initial weights under Hugging Face's names.
 """
 
 import torch
@@ -25,7 +25,7 @@ class Layer(nn.Module):
         B, L, D = x.shape
         rate, attention_rate = self.rates if self.training else (0.0, 0.0)
         qkv = self.qkv(x).view(B, L, 3, self.num_heads, D // self.num_heads)
-        if ends is not None:  # packed rows on a GPU: one after the other, without padding between
+        if ends is not None:  # packed rows on a GPU, concatenated without padding
             from torch.nn.attention.varlen import varlen_attn
 
             q, k, v = qkv.view(B * L, 3, self.num_heads, -1).unbind(1)
@@ -39,7 +39,7 @@ class Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Takes a batch as a dict of tensors (the fields of `bert_jax.data.batches.Batch`); gives the loss."""
+    """Maps a batch, a dict of tensors (the fields of `bert_jax.data.batches.Batch`), to its loss."""
 
     def __init__(self, model: config.Model, vocab_size: int):
         super().__init__()
@@ -67,7 +67,7 @@ class Bert(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """The weights of a Hugging Face `BertForPreTraining`."""
+        """Copies the weights of a Hugging Face `BertForPreTraining`."""
 
         def copy(module: nn.Module, *names: str) -> None:
             for kind in ('weight', 'bias') if hasattr(module, 'bias') else ('weight',):

@@ -1,8 +1,8 @@
-"""ModernBERT pretraining in PyTorch, as fast as a page of it gets: what `bert_jax` is measured against.
+"""ModernBERT pretraining in PyTorch, optimized within a page of code: the baseline for the speed of `bert_jax`.
 
-Fused query, key and value, and fused gate and up; `scaled_dot_product_attention` with a mask of the window; logits at
-masked positions only; a vocabulary padded to a multiple of 128. `contestants.py` adds `torch.compile`, bfloat16
-autocast and fused AdamW. `load` takes Hugging Face's tensors, where all start from.
+Query, key and value are one matmul, and so are gate and up; attention is `scaled_dot_product_attention` with a window
+mask; logits are computed only at masked positions; the vocabulary is padded to a multiple of 128. `contestants.py` adds
+`torch.compile`, bfloat16 autocast and fused AdamW. `load` reads the initial weights under Hugging Face's names.
 """
 
 import torch
@@ -14,7 +14,7 @@ from bert_jax.config.families import FULL
 
 
 def _rotations(position_ids: torch.Tensor, head_size: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, [B, 1, L, K] each."""
+    """Returns cosines and sines, [B, 1, L, K] each."""
     frequencies = theta ** (-torch.arange(0, head_size, 2, device=position_ids.device) / head_size)
     angles = (position_ids[:, None, :, None] * frequencies).repeat(1, 1, 1, 2)
     return angles.cos(), angles.sin()
@@ -48,7 +48,7 @@ class Layer(nn.Module):
 
 
 class ModernBert(nn.Module):
-    """Takes a batch as a dict of tensors (the fields of `bert_jax.data.batches.Batch`); gives the loss."""
+    """Maps a batch, a dict of tensors (the fields of `bert_jax.data.batches.Batch`), to its loss."""
 
     def __init__(self, model: config.ModernBert, vocab_size: int):
         super().__init__()
@@ -79,7 +79,7 @@ class ModernBert(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """The weights of a Hugging Face `ModernBertForMaskedLM`."""
+        """Copies the weights of a Hugging Face `ModernBertForMaskedLM`."""
         names = {'word': 'model.embeddings.tok_embeddings', 'norm': 'model.embeddings.norm', 'head': 'head.dense'}
         names |= {'head_norm': 'head.norm', 'final_norm': 'model.final_norm'}
         parts = {'attention_norm': 'attn_norm', 'mlp_norm': 'mlp_norm', 'qkv': 'attn.Wqkv', 'gate_up': 'mlp.Wi'}

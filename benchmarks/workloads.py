@@ -1,4 +1,4 @@
-"""What all contestants are given: sizes, recipe, weights to start from, batches."""
+"""The workloads of `benchmarks.speed`: config and batches, the same for all contestants."""
 
 import dataclasses
 import json
@@ -13,19 +13,19 @@ from bert_jax.data.random_rows import RandomRows
 
 
 class Workload(NamedTuple):
-    """A config, and how many different batches of random rows there are; they are gone through again and again."""
+    """A config, and the number of different batches of random rows, which are used cyclically."""
 
     config: config.Config
     num_batches: int
 
     @property
-    def describe(self) -> str:
-        """In a line."""
+    def description(self) -> str:
+        """A description in one line."""
         model, data = self.config.model, self.config.data
         return (
-            f'{model.num_layers} x {model.hidden_size}, vocabulary {self.config.tokenizer.vocab_size:,}, '
-            f'{self.config.train.global_batch_size} x {data.sequence_length}{" packed" * data.packing}, dropout '
-            f'{model.dropout_rate}, of attention weights {model.attention_dropout_rate}, AdamW'
+            f'{model.num_layers} layers of {model.hidden_size}, vocabulary {self.config.tokenizer.vocab_size:,}, '
+            f'{self.config.train.global_batch_size} {"packed " * data.packing}rows of {data.sequence_length}, '
+            f'dropout {model.dropout_rate}, attention dropout {model.attention_dropout_rate}, AdamW'
         )
 
 
@@ -39,7 +39,7 @@ def workload(
     num_batches: int = 8,
     **fields: object,
 ) -> Workload:
-    """fields: further ones of the config, dots as `__` (`data__packing=True`)."""
+    """Returns a workload. `fields` sets other config fields, with `__` for the dot (`data__packing=True`)."""
     values = config.bert(size).to_dict()
     values['model'] |= {'dropout_rate': dropout, 'attention_dropout_rate': attention_dropout}
     values['data']['sequence_length'] = length
@@ -52,7 +52,7 @@ def workload(
 
 
 WORKLOADS = {
-    # Small and without dropout, so that all must have the same losses: 200 steps, 200 batches.
+    # Without dropout all contestants must have the same losses: 200 steps on 200 batches.
     'parity': workload(
         'tiny', 16, 64, dropout=0.0, attention_dropout=0.0, num_batches=200, tokenizer__vocab_size=1000,
         optimizer__peak_learning_rate=1e-3,
@@ -65,7 +65,7 @@ WORKLOADS = {
 
 
 def write(chosen: Workload, directory: Path) -> None:
-    """The config and the batches."""
+    """Writes the config and the batches to a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / 'config.json').write_text(json.dumps(dataclasses.asdict(chosen.config)))
     stream = RandomRows(
@@ -74,7 +74,7 @@ def write(chosen: Workload, directory: Path) -> None:
         batch_size=chosen.config.train.global_batch_size,
         seed=chosen.config.train.seed,
     )
-    batches = [stream.batch(number) for number in range(chosen.num_batches)]
+    batches = [stream.batch(step) for step in range(chosen.num_batches)]
     np.savez(directory / 'batches.npz', **{name: np.stack(values) for name, values in _fields(batches)})
 
 
@@ -83,7 +83,7 @@ def _fields(batches: list[Batch]) -> list[tuple[str, list[np.ndarray]]]:
 
 
 def read(directory: Path) -> tuple[config.Config, list[Batch]]:
-    """What `write` wrote."""
+    """Returns the config and the batches that `write` wrote."""
     resolved = config.resolve(json.loads((directory / 'config.json').read_text()))
     with np.load(directory / 'batches.npz') as arrays:
         stacked = [arrays[name] for name in Batch._fields]

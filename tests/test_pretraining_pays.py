@@ -4,14 +4,14 @@ import gzip
 import json
 from pathlib import Path
 
-from benchmarks import pretraining_pays, pretraining_pays_shown
+from benchmarks import pretraining_data, pretraining_report
 
 
 def test_reviews_lose_their_markup_and_none_is_on_both_sides(tmp_path: Path) -> None:
     source = tmp_path / 'reviews.jsonl.gz'
     with gzip.open(source, 'wt') as lines:
         lines.writelines(json.dumps({'text': f'{number}<br /><br />good'}) + '\n' for number in range(120))
-    counts = pretraining_pays.write_reviews(source, tmp_path / 'text', limit=110)
+    counts = pretraining_data.write_reviews(source, tmp_path / 'text', limit=110)
     texts = {
         side: [json.loads(line)['text'] for line in (tmp_path / 'text' / f'{side}.jsonl').read_text().splitlines()]
         for side in counts
@@ -22,15 +22,15 @@ def test_reviews_lose_their_markup_and_none_is_on_both_sides(tmp_path: Path) -> 
 
 def test_subset_is_the_same_for_the_same_seed_and_each_example_is_taken_once() -> None:
     lines = ['sentence\tlabel\n', *(f'{number}\t0\n' for number in range(500))]
-    few = pretraining_pays.subset(lines, 100)
-    assert few == pretraining_pays.subset(lines, 100) != pretraining_pays.subset(lines, 100, seed=1)
+    few = pretraining_data.subset(lines, 100)
+    assert few == pretraining_data.subset(lines, 100) != pretraining_data.subset(lines, 100, seed=1)
     assert few[0] == lines[0] and len({*few[1:]}) == 100 and {*few} <= {*lines}
 
 
 def test_a_paragraph_and_all_of_its_questions_are_on_one_side() -> None:
     paragraphs = [{'context': str(number), 'qas': [number]} for number in range(12)]
     squad = {'data': [{'paragraphs': paragraphs[:7]}, {'paragraphs': paragraphs[7:]}]}
-    train, dev = (part['data'][0]['paragraphs'] for part in pretraining_pays.split_paragraphs(squad))
+    train, dev = (part['data'][0]['paragraphs'] for part in pretraining_data.split_paragraphs(squad))
     assert [paragraph['context'] for paragraph in dev] == ['0', '5', '10']
     assert sorted(train + dev, key=paragraphs.index) == paragraphs
 
@@ -47,9 +47,9 @@ def test_table_has_median_and_range_and_leaves_out_what_is_not_measured(tmp_path
         'sst2-1000-bert_jax': {'seeds': [{'accuracy': accuracy} for accuracy in (0.7, 0.75, 0.71)]},
         'spans-scratch': {'seeds': [{'f1': 0.1, 'exact_match': 0.05}]},
     }
-    _, _, nothing, _, ours, _, spans = pretraining_pays_shown.table(results).splitlines()
+    _, _, nothing, _, ours, _, spans = pretraining_report.table(results).splitlines()
     assert ours == '| bert_jax | 2,000 | 4.1 M | 20.0 | 1.250 | 71.0% (70.0 to 75.0) |  |'
     assert nothing == '| no pretraining |  |  |  | 2.500 (frequencies) |  |  |'
-    assert spans == 'XQuAD English, 4/5 to train on: no pretraining F1 10.0%, exact match 5.0%.'
-    pretraining_pays_shown.draw(results, 0.5, tmp_path / 'sst2.svg')
+    assert spans == 'XQuAD English, 4/5 for training: no pretraining F1 10.0%, exact match 5.0%.'
+    pretraining_report.draw(results, 0.5, tmp_path / 'sst2.svg')
     assert '71.0%' in (tmp_path / 'sst2.svg').read_text()
