@@ -1,8 +1,7 @@
-"""What the program is doing, printed whenever nothing has been printed for a while: no command is silent for long.
+"""Reports what the program is doing: as progress bars on a terminal, elsewhere as lines, so that no command is silent.
 
-Each command is an activity (`__main__.py`). Parts of it that may take long are activities inside it, and say how far
-they are. A thread prints one line for all that are open: at first every ten seconds, and less often the longer the
-command takes.
+Each command is an activity (`__main__.py`). Parts of it that may take long are activities inside it and describe their
+progress. A thread prints one line for all open activities: every ten seconds at first, less often later.
 """
 
 import contextlib
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
 T = TypeVar('T')
 
 _FIRST_GAP_S, _LONGEST_GAP_S = 10.0, 600.0
-_SHARE_OF_TIME = 1 / 6  # the gap between two lines is at most this share of the time that has passed, if that is longer
+_SHARE_OF_TIME = 1 / 6  # of the time since the command began: the gap between lines, if that is longer than the first
 _TICK_S = 0.5
+_SECONDS_TO_A_BAR = 1.0  # of `counted`, which may be called many times per second
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,7 +33,7 @@ class _Activity:
 
 
 class _Reporter:
-    """The open activities of this process, the outermost first, and the thread that prints them."""
+    """The open activities of this process, outermost first, and the thread that prints them."""
 
     def __init__(self) -> None:
         self._open: list[_Activity] = []
@@ -57,7 +57,7 @@ class _Reporter:
         self._last_line = time.monotonic()
 
     def _report(self) -> None:
-        """The thread: ends with the last activity."""
+        """Runs in the thread until the last activity ends."""
         while True:
             time.sleep(_TICK_S)
             with self._lock:
@@ -72,7 +72,7 @@ class _Reporter:
 
 
 def _gap(elapsed: float) -> float:
-    """Seconds between two lines, so long after the outermost activity began."""
+    """Returns the seconds between two lines, given those since the outermost activity began."""
     return min(max(_FIRST_GAP_S, elapsed * _SHARE_OF_TIME), _LONGEST_GAP_S)
 
 
@@ -83,19 +83,19 @@ def _print(is_open: list[_Activity], now: float) -> None:
     show(f'{": ".join(shown)} ({duration(now - is_open[-1].began)} so far)'.lstrip())
 
 
-_REPORTER = _Reporter()  # one for the process, as standard error is
+_REPORTER = _Reporter()  # one per process, like standard error
 
 
 @contextlib.contextmanager
 def activity(
     what: str | Callable[[], str], *, begins_line: bool = False, show: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Something that may take long.
+    """Reports the block as something that may take long.
 
     Args:
-      what: in words, or what returns them; called in another thread. '' leaves it out.
-      begins_line: leaves the activities around it out of the line.
-      show: prints the line, instead of `console.say`.
+      what: its description, or a function that returns it, called in another thread; '' leaves it out of the line.
+      begins_line: leaves the enclosing activities out of the line.
+      show: prints the line instead of `console.say`.
     """
     entered = _Activity((lambda: what) if isinstance(what, str) else what, begins_line, show)
     _REPORTER.enter(entered)
@@ -106,27 +106,28 @@ def activity(
 
 
 def counted(items: Iterable[T], total: int, what: str, unit: str = 'batches') -> Iterator[T]:
-    """The same items, as an activity that says how many of `total` are done and how long the others will take."""
+    """Yields the items, and shows as `progress` how many of `total` are done and how long the others will take."""
     done, began = 0, time.monotonic()
 
     def describe() -> str:
         left = (time.monotonic() - began) / done * (total - done) if done else 0.0
         return f'{what}, {done:,} of {total:,} {unit}' + (f', about {duration(left)} left' if left else '')
 
-    with activity(describe):
+    with progress(describe, desc=what, total=total, unit=f' {unit}', leave=False, delay=_SECONDS_TO_A_BAR) as bar:
         for item in items:
             yield item
             done += 1
+            bar.update()
 
 
 @contextlib.contextmanager
 def progress(describe: Callable[[], str], *, shown: bool = True, **options: Any) -> Iterator['tqdm']:
-    """A progress bar in a terminal; elsewhere it is disabled, and lines say how far an activity is.
+    """Shows a progress bar with rate and time left on a terminal, and lines elsewhere.
 
     Args:
-      describe: how far it is, in words; called in another thread.
+      describe: returns the progress in words, for the lines; called in another thread.
       shown: False shows neither.
-      options: of `tqdm`.
+      options: passed to `tqdm`.
     """
     with progress_bar(shown=shown, **options) as bar:
         with activity(describe) if shown and bar.disable else contextlib.nullcontext():
@@ -134,5 +135,5 @@ def progress(describe: Callable[[], str], *, shown: bool = True, **options: Any)
 
 
 def printed_a_line() -> None:
-    """To be called where progress is printed otherwise; the next line of activities comes a whole gap later."""
+    """Delays the next line by a whole gap; call it after printing progress in another way."""
     _REPORTER.printed()

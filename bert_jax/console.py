@@ -1,11 +1,11 @@
-"""Everything that the program prints: lines for people, results, JSON, progress bars; sizes and durations in words.
+"""Prints everything: messages, results, JSON and progress bars; formats sizes and durations.
 
-Output is never worth a run. A full disk, a closed stream, a reader that has exited or an encoding without a character
-loses text and raises nothing, here and, after `open_streams`, in whatever library prints. Text from files cannot steer
-the terminal: control characters appear as escapes.
+Printing never ends a run. A full disk, a closed stream, a reader that has exited or an unsuitable encoding loses text
+and raises nothing, both here and, after `open_streams`, in any library that prints. Control characters are printed as
+escapes, so text from files cannot steer the terminal.
 
-Nothing here imports another package or starts a backend: text is prepared where there is no jax, a missing package is
-reported, and a process that is being stopped prints too.
+Nothing here imports a large package or starts a backend: messages must also appear in environments without jax, when
+packages are missing, and while the process is being stopped.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-# C0 without newline and tab, DEL, C1; directional embeddings, overrides and isolates; halves of surrogate pairs.
+# C0 without newline and tab, DEL, C1; directional embeddings, overrides and isolates; lone surrogates.
 _UNPRINTABLE = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
 _SECONDS_FOR_A_SLOW_READER = 1.0
 
@@ -33,27 +33,27 @@ _SECONDS_FOR_A_SLOW_READER = 1.0
 
 
 def say(text: str) -> None:
-    """Prints a line on standard error, above a progress bar; on process 0 only."""
+    """Prints a line on standard error, above any progress bar; on process 0 only."""
     if process_index() == 0:
         say_anywhere(text)
 
 
 def say_anywhere(text: str) -> None:
-    """Prints a line on standard error, above a progress bar, on whatever process this is."""
+    """Prints a line on standard error, above any progress bar, on any process."""
     _print(printable(text), sys.stderr)
 
 
 def progress_bar(*, shown: bool = True, **options: Any) -> 'tqdm':
-    """A progress bar on standard error, for use as a context; disabled without a terminal and on processes but 0.
+    """Returns a progress bar on standard error, to use as a context; it shows only on a terminal and on process 0.
 
     Args:
-      shown: False disables it too.
-      options: of `tqdm`.
+      shown: False disables it as well.
+      options: passed to `tqdm`.
     """
     from tqdm import tqdm
 
     hidden = not (shown and process_index() == 0 and _is_terminal(sys.stderr))
-    # The terminal of a container may have no size, and tqdm would draw nothing.
+    # The terminal of a container may have size 0, in which tqdm draws nothing.
     has_size = hidden or min(os.get_terminal_size(sys.stderr.fileno())) > 0
     shape: dict[str, Any] = {'dynamic_ncols': True} if has_size else {'ncols': 80, 'nrows': 24}
     return tqdm(file=sys.stderr or io.StringIO(), disable=hidden, **shape, **options)
@@ -67,7 +67,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 class _JsonOutput:
-    """Whether standard output is to hold one JSON object, and whether it does."""
+    """Whether standard output is to hold one JSON object, and whether it does so already."""
 
     expected = written = False
 
@@ -76,12 +76,12 @@ _json_output = _JsonOutput()
 
 
 def expect_json(expected: bool = True) -> None:
-    """From now on `fail` writes a JSON object to standard output, unless one was written."""
+    """Makes `fail` write a JSON object to standard output, unless one has been written."""
     _json_output.expected, _json_output.written = expected, False
 
 
 def print_text(text: str) -> str:
-    """Prints a result on standard output; returns why it could not be written, '' if it was or nobody reads it."""
+    """Prints a result on standard output; returns why it was lost, or '' if it was written or its reader has exited."""
     _print(printable(text), sys.stdout)
     return _lost(sys.stdout)
 
@@ -98,17 +98,18 @@ def print_json(value: Any) -> str:
 
 
 def fail(text: str, as_json: Mapping[str, str]) -> None:
-    """Reports why the program ends: on standard error, and where JSON is expected as {"error": …} on standard output.
+    """Reports why the program ends, on standard error; with `expect_json` also as {"error": …} on standard output.
 
     Args:
-      as_json: where, found, expected and mend (how to fix it), as `BadInput.as_json` has them.
+      text: may have colours added to it.
+      as_json: as from `BadInput.as_json`.
     """
     _print(_highlighted(printable(text)), sys.stderr)
     print_json_error(as_json)
 
 
 def _highlighted(error: str) -> str:
-    """An error with its first line in red and the label of its fix in bold, on a terminal that shows colours."""
+    """Returns an error with its first line red and the label of its fix bold, if standard error shows colours."""
     if not _is_terminal(sys.stderr) or os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
         return error
     first, *others = error.split('\n')
@@ -117,30 +118,30 @@ def _highlighted(error: str) -> str:
 
 
 def print_json_error(as_json: Mapping[str, str]) -> None:
-    """Writes {"error": …} to standard output if that is to hold one JSON object, and holds none yet."""
+    """Writes {"error": …} to standard output if JSON is expected there and none has been written."""
     if _json_output.expected and not _json_output.written and process_index() == 0:
         print_json({'error': dict(as_json)})
 
 
 def json_text(value: Any, *, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    """`value` as JSON in readable Unicode; control characters are escaped as JSON has it."""
+    """Returns `value` as JSON in readable Unicode, with control characters escaped."""
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-    return _UNPRINTABLE.sub(lambda found: f'\\u{ord(found[0]):04x}', text)  # they occur in strings only
+    return _UNPRINTABLE.sub(lambda found: f'\\u{ord(found[0]):04x}', text)  # these occur only in strings
 
 
 def printable(text: str) -> str:
-    r"""`text` with escapes such as `\x1b` for what would steer a terminal or reorder a line; the rest as it is."""
+    r"""Returns text with escapes such as `\x1b` for characters that steer a terminal or reorder a line."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode('unicode_escape').decode(), text)
 
 
 def _print(text: str, stream: TextIO | None) -> None:
-    if stream is None:  # closed before the program began
+    if stream is None:  # it was closed before the program began
         return
     encoding = getattr(stream, 'encoding', None) or 'utf-8'
     text = text.encode(encoding, 'backslashreplace').decode(encoding)
-    # A full disk, an exited reader, a closed stream: the run must still save.
+    # A full disk, an exited reader or a closed stream must not keep the run from saving.
     with contextlib.suppress(OSError, ValueError):
-        if 'tqdm' in sys.modules:  # else there is no progress bar
+        if 'tqdm' in sys.modules:  # otherwise there is no progress bar
             from tqdm import tqdm
 
             tqdm.write(text, file=stream)
@@ -153,20 +154,20 @@ def _print(text: str, stream: TextIO | None) -> None:
 
 
 class _Surviving(io.FileIO):
-    """Writes to a file descriptor; what cannot be written is dropped, so that nothing above it raises.
+    """Writes to a file descriptor and drops what cannot be written, so that no layer above raises.
 
     Attributes:
-      lost: why something was dropped; '' if nothing was, or only because the reader exited.
+      lost: why data was dropped; '' if none was, or only because the reader has exited.
       is_read: False once the reader has exited.
     """
 
     lost, is_read = '', True
 
     def write(self, data: Any, /) -> int:
-        """Writes bytes, or drops them; returns how many are dealt with."""
+        """Writes or drops bytes; returns how many were written or dropped."""
         try:
             written = super().write(data)
-            if written is None:  # the descriptor does not block, and its reader is slow
+            if written is None:  # the descriptor is non-blocking and its reader is slow
                 select.select([], [self], [], _SECONDS_FOR_A_SLOW_READER)
                 written = super().write(data)
         except OSError as error:
@@ -182,25 +183,25 @@ class _Surviving(io.FileIO):
 
 
 def open_streams() -> None:
-    """Makes the standard streams of this program survive everything, for libraries and at its end too.
+    """Makes writing to the standard streams of this program never fail, also in libraries and at exit.
 
-    To be called once, before a file is opened: a closed descriptor would be given to the next file that is opened, and
-    libraries in C++ would log into that file.
+    Call it once, before opening any file: the next file would get the number of a closed descriptor, and libraries in
+    C++ would log into it.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free, so this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number, which is this one
     sys.stdout, sys.stderr = _surviving(1, sys.stdout), _surviving(2, sys.stderr)
     sys.excepthook = _print_exception
     threading.excepthook = lambda failed: _print_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
 
 
 def flush() -> None:
-    """Writes what is buffered of the standard streams."""
+    """Writes the buffers of the standard streams."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # None: closed before the program began
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # None if it was closed before the program began
             stream.flush()
 
 
@@ -222,7 +223,7 @@ def _lost(stream: Any) -> str:
 
 
 def output_is_read() -> bool:
-    """Whether somebody may still read standard output; False once its reader was found to have exited."""
+    """Returns False once a write has found that the reader of standard output has exited."""
     return getattr(_raw(sys.stdout), 'is_read', True)
 
 
@@ -238,35 +239,35 @@ def _print_exception(kind: type[BaseException], error: BaseException | None, tra
 
 
 def process_index() -> int:
-    """Rank of this process among those of its run, 0 if it is alone; `jax.process_index()` would start a backend."""
+    """Returns the rank of this process, 0 if it is the only one. `jax.process_index()` would start a backend."""
     state = distributed_state()
     return state.process_id if state else 0
 
 
 def distributed_state() -> Any | None:
-    """What `jax.distributed.initialize` stored: `process_id`, and the coordinator's `client`; None without jax.
+    """Returns what `jax.distributed.initialize` stored (`process_id`, `client` of the coordinator); None without jax.
 
-    jax has no public name for it: this is the only place that looks.
+    jax has no public name for it, so no other module may use it.
     """
     module = sys.modules.get('jax._src.distributed')
     return module.global_state if module else None
 
 
-# --- Words. ---
+# --- Numbers with units. ---
 
 
 def quantity(count: int, noun: str, plural: str = '') -> str:
-    """A count with its noun in the right number: '1 chunk', '2,000 chunks'; `plural` is the noun plus 's' if empty."""
+    """Returns a count with its noun: '1 chunk', '2,000 chunks'; an empty `plural` means the noun plus 's'."""
     return f'{count:,} {noun if count == 1 else plural or noun + "s"}'
 
 
 def size(num_bytes: float) -> str:
-    """Bytes in MiB or GiB: '512.00 MiB'."""
+    """Returns bytes in MiB or GiB: '512.00 MiB'."""
     return f'{num_bytes / 2**30:,.2f} GiB' if abs(num_bytes) >= 2**30 / 10 else f'{num_bytes / 2**20:,.2f} MiB'
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best: '3.5 ms', '12.00 s', '5.0 minutes', '7.5 hours', '3.0 days'."""
+    """Returns seconds in a readable unit: '3.5 ms', '12.00 s', '5.0 minutes', '7.5 hours', '3.0 days'."""
     if seconds < 1:
         return f'{seconds * 1e3:.1f} ms'
     if seconds < 120:

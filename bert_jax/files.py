@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, hashes of values, and arrays mapped from files."""
+"""Publishes files and directories atomically, maps arrays from files, and computes digests."""
 
 import contextlib
 import ctypes
@@ -20,8 +20,8 @@ from typing import IO, Any, Literal
 import numpy as np
 from etils import epath
 
-_ABANDONED_S = 24 * 3600  # what was not written to for so long belongs to a killed process
-_BLOCK_BYTES = 1 << 20  # read at once
+_ABANDONED_S = 24 * 3600  # temporary files not written to for this long were left by a killed process
+_BLOCK_BYTES = 1 << 20
 
 
 # --- Publishing. ---
@@ -36,22 +36,22 @@ def new_directory(
     temporary_in: epath.PathLike | None = None,
     abandoned_s: float = _ABANDONED_S,
 ) -> Iterator[Any]:
-    """Yields an empty temporary directory that becomes `target`, with all its files synced, when the block ends.
+    """Yields an empty temporary directory, which becomes `target` with all its files synced when the block ends.
 
-    If the block raises, the temporary directory is removed and `target` is untouched. Any number of processes may
-    publish the same target at once. Temporary directories left by killed processes are removed here. All files and
-    directories get the permissions that the umask gives to new ones, whatever library wrote them.
+    If the block raises, the temporary directory is removed and `target` is unchanged. Any number of processes may
+    publish the same target at once. Temporary directories left by killed processes are removed. Files and directories
+    get the permissions that the umask gives to new ones, even if a library wrote them with others.
 
     Args:
       target: its parents are created. An empty directory of this name is always replaced.
-      existing: what happens if `target` is there when the block ends. `keep`: it stays, because a faster process has
-        published the same contents. `replace`: the new directory takes its place in one step, where the file system
-        can exchange two names. Where it cannot, a process that is killed between two renames leaves no `target`, and
-        the next call restores it. Of several processes the last one's stays. `refuse`: FileExistsError.
-      kept: with `replace`, called with the directory that is there; the names in it that the new one takes over.
-        A name that the new directory has as well is a FileExistsError.
-      temporary_in: where to create the temporary directory, on the disk of `target`; by default, in its parent.
-      abandoned_s: age in seconds of temporary directories to remove; 0 if the caller holds a lock on `target`.
+      existing: what happens if `target` exists when the block ends. `keep`: it stays, because a faster process has
+        published the same contents. `replace`: the new directory replaces it, atomically if the file system can
+        exchange two names. If it cannot, a process killed between two renames leaves no `target`, and the next call
+        restores it. If several processes replace it, the last one wins. `refuse`: raises FileExistsError.
+      kept: with `replace`, called with the existing directory; returns the names in it that the new one takes over.
+        A name that the new directory also has raises FileExistsError.
+      temporary_in: where to create the temporary directory, on the same disk as `target`; by default, in its parent.
+      abandoned_s: age in seconds of temporary directories to remove; 0 for any age, if the caller holds a lock.
 
     Yields:
       A `pathlib.Path`, or an `epath.Path` on an object store, where moving a directory is not atomic.
@@ -88,7 +88,7 @@ def new_directory(
 
 
 def _follow_umask(directory: pathlib.Path) -> None:
-    """Gives what is in a new directory the permissions of a new file or directory; what may be executed stays so.
+    """Gives everything in a new directory the permissions of new files and directories, keeping executable bits.
 
     Some libraries write files that only their owner may read.
     """
@@ -96,14 +96,14 @@ def _follow_umask(directory: pathlib.Path) -> None:
     for path in directory.rglob('*'):
         if path.is_symlink():
             continue
-        found = path.stat().st_mode
-        allowed = mode if path.is_dir() or found & 0o100 else mode & 0o666
-        if found & 0o777 != allowed:
-            path.chmod(found & ~0o777 & 0o7777 | allowed)
+        current = path.stat().st_mode
+        wanted = mode if path.is_dir() or current & 0o100 else mode & 0o666
+        if current & 0o777 != wanted:
+            path.chmod(current & ~0o777 & 0o7777 | wanted)
 
 
 def _take_over(old: pathlib.Path, new: pathlib.Path, names: Iterable[str]) -> None:
-    """Links files and directories of one directory into another; copies them where links are not possible."""
+    """Links files and directories of one directory into another, or copies them if links are not possible."""
     for name in names:
         if os.path.lexists(new / name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(old / name))
@@ -116,15 +116,15 @@ def _take_over(old: pathlib.Path, new: pathlib.Path, names: Iterable[str]) -> No
 def _link(old: str | os.PathLike, new: str | os.PathLike) -> None:
     try:
         os.link(old, new, follow_symlinks=False)
-    except OSError:  # no hard links there
+    except OSError:  # the file system has no hard links
         shutil.copy2(old, new, follow_symlinks=False)
 
 
 def _replace(temporary: Any, target: Any) -> None:
-    """Renames a directory to `target`. The one there before is removed, or put back if this fails."""
+    """Renames a directory to `target`. The previous `target` is removed, or restored if this fails."""
     while True:
         if is_local(target) and target.is_dir() and _exchange(temporary, target):
-            return  # what was there before is removed under the temporary name
+            return  # the previous one now has the temporary name, under which the caller removes it
         aside = target.with_name(_temporary_name(target, 'replaced'))
         try:
             if target.exists():
@@ -133,7 +133,7 @@ def _replace(temporary: Any, target: Any) -> None:
             temporary.rename(target)
         except BaseException as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                _remove(aside)  # another process has published in between: its directory is replaced, too
+                _remove(aside)  # another process has published meanwhile: its directory is replaced as well
                 continue
             with contextlib.suppress(OSError):
                 aside.rename(target)
@@ -143,14 +143,14 @@ def _replace(temporary: Any, target: Any) -> None:
 
 
 def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
-    """Exchanges the names of two directories in one step; False where the system or the file system cannot do that."""
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    """Exchanges the names of two directories atomically; False if the system or the file system cannot do that."""
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE on Linux
     rename = getattr(ctypes.CDLL(None), 'renameat2', None)
     return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def _move(temporary: Any, target: Any, existing: str) -> None:
-    """Renames a directory to `target`; what `existing` means is described at `new_directory`."""
+    """Renames a directory to `target`; see `new_directory` for `existing`."""
     try:
         if target.is_dir() and not any(target.iterdir()):
             target.rmdir()
@@ -166,14 +166,14 @@ def _move(temporary: Any, target: Any, existing: str) -> None:
 
 @contextlib.contextmanager
 def new_file(target: epath.PathLike, *, temporary_in: epath.PathLike | None = None) -> Iterator[Any]:
-    """Yields a temporary path beside `target`; the file written there is synced and renamed to `target`.
+    """Yields a temporary path; the file written there is synced and renamed to `target` when the block ends.
 
-    If the block raises, the temporary file is removed and `target` is untouched. If several processes write the same
-    target, the last one's file stays. Temporary files left by killed processes are removed here.
+    If the block raises, the temporary file is removed and `target` is unchanged. If several processes write the same
+    target, the last one wins. Temporary files left by killed processes are removed.
 
     Args:
-      temporary_in: where to create the temporary file, on the disk of `target`; by default, in its parent. This
-        directory is listed, which takes long if it holds very many files.
+      temporary_in: where to create the temporary file, on the same disk as `target`; by default, in its parent. This
+        directory is listed, which is slow if it holds very many files.
     """
     target = as_path(target)
     if is_local(target) and target.exists() and not (target.is_file() or target.is_dir()):  # a device, a pipe
@@ -194,13 +194,13 @@ def new_file(target: epath.PathLike, *, temporary_in: epath.PathLike | None = No
 
 
 def write_whole(path: epath.PathLike, text: str, *, temporary_in: epath.PathLike | None = None) -> None:
-    """Writes a text file in UTF-8 that appears whole or not at all; for `temporary_in` see `new_file`."""
+    """Writes a text file in UTF-8 atomically; see `new_file` for `temporary_in`."""
     with new_file(path, temporary_in=temporary_in) as temporary:
         temporary.write_text(text, encoding='utf-8')
 
 
 def discard(directory: epath.PathLike) -> None:
-    """Removes a directory whose name is free at once; `remove_leftovers` completes a removal that was interrupted."""
+    """Removes a directory; its name is free at once, and `remove_leftovers` completes an interrupted removal."""
     directory = as_path(directory)
     aside = directory.with_name(_temporary_name(directory, 'discarded'))
     directory.rename(aside)
@@ -210,22 +210,23 @@ def discard(directory: epath.PathLike) -> None:
 def remove_leftovers(
     target: epath.PathLike, parent: epath.PathLike | None = None, abandoned_s: float = _ABANDONED_S
 ) -> None:
-    """Removes what killed processes left of `target`; restores a directory whose replacement never came.
+    """Removes temporary files of `target` left by killed processes; restores it if its replacement was interrupted.
 
     Args:
-      parent: where the temporary files and directories are; by default, beside `target`.
-      abandoned_s: age in seconds of half-written files and directories to remove; 0 for any age.
+      parent: the directory of the temporary files; by default, the parent of `target`.
+      abandoned_s: age in seconds of unfinished files and directories to remove; 0 for any age.
     """
     target = as_path(target)
     leftover = re.compile(re.escape(f'.{target.name}.') + r'[0-9a-f]{12}\.(partial|replaced|discarded)')
     try:
         paths = list(as_path(parent or target.parent).iterdir())
-    except OSError:  # missing or not readable: whoever writes there finds out
+    except OSError:  # missing or unreadable, which writing there will report
         return
     for path in paths:
-        kind = found[1] if (found := leftover.fullmatch(path.name)) else ''
+        match = leftover.fullmatch(path.name)
+        kind = match[1] if match else ''
         if kind == 'replaced' and not target.exists():
-            with contextlib.suppress(OSError):  # the replacement has just come
+            with contextlib.suppress(OSError):  # the replacement has just been completed
                 path.rename(target)
         elif kind == 'partial' and abandoned_s and time.time() - _last_change(path) <= abandoned_s:
             continue  # perhaps being written
@@ -234,7 +235,7 @@ def remove_leftovers(
 
 
 def _last_change(path: Any) -> float:
-    """When a file or something in a directory was last written, in seconds since 1970; now, if just removed."""
+    """Returns when a file, or anything in a directory, was last written, in seconds since 1970; now if just removed."""
     newest = 0.0
     try:
         for inside in (path, *(path.rglob('*') if path.is_dir() else ())):
@@ -245,7 +246,7 @@ def _last_change(path: Any) -> float:
 
 
 def _remove(path: Any) -> None:
-    """Removes a directory or a file; a local one that is missing or in use is no error."""
+    """Removes a directory or a file; ignores a local one that is missing or in use."""
     if not is_local(path):
         if path.exists():
             path.rmtree() if path.is_dir() else path.unlink()
@@ -261,38 +262,39 @@ def _temporary_name(target: Any, kind: Literal['partial', 'replaced', 'discarded
 
 
 def is_local(path: epath.PathLike) -> bool:
-    """Whether a path or glob is one of the file system, not of an object store."""
+    """Returns whether a path or glob is on a file system, not on an object store."""
     return '://' not in os.fspath(path)
 
 
-_STORES = ('gs', 's3', 'az', 'hf')  # what `epath` opens
+_STORES = ('gs', 's3', 'az', 'hf')  # schemes that `epath` opens
 
 
 def unusable_path(path: str) -> str:
-    """Why a library that reads or writes files would mistake a path for another one; '' for one that works."""
+    """Returns why libraries would misread a path; '' if they read it correctly."""
     scheme, is_url, _ = path.partition('://')
     if is_url and scheme not in _STORES:
         return f'starts with {scheme}://, which is none of {", ".join(f"{store}://" for store in _STORES)}'
     if '\\' in path:  # TensorStore reads it as '/'
-        return 'contains a backslash, which some libraries take for a slash'
+        return 'contains a backslash, which some libraries read as a slash'
     if any('\ud800' <= character <= '\udfff' for character in path):
         return 'is not valid UTF-8'
     return ''
 
 
 def size_of(path: epath.PathLike) -> int:
-    """Bytes of a file, local or on an object store; `stat` of `epath` fails where the file's owner has no name."""
-    found = as_path(path).stat()
-    return found.st_size if isinstance(found, os.stat_result) else found.length
+    """Returns the bytes of a file, local or on an object store. `epath` cannot stat files whose owner has no name."""
+    stat = as_path(path).stat()
+    return stat.st_size if isinstance(stat, os.stat_result) else stat.length
 
 
 def modified_at(path: epath.PathLike) -> float:
-    """When a file was last written, in seconds since 1970, by the clock of its file system; whole ones if remote."""
-    found = as_path(path).stat()
-    return found.st_mtime if isinstance(found, os.stat_result) else float(found.mtime or 0)
+    """Returns when a file was last written, in seconds since 1970 by the clock of its file system."""
+    stat = as_path(path).stat()
+    return stat.st_mtime if isinstance(stat, os.stat_result) else float(stat.mtime or 0)
 
 
 def as_path(path: epath.PathLike) -> Any:
+    """Returns a local path as a `pathlib.Path`, any other as an `epath.Path`."""
     return pathlib.Path(path) if is_local(path) else epath.Path(path)
 
 
@@ -309,10 +311,11 @@ def sync(path: str | os.PathLike) -> None:
 
 
 def map_array(path: str | os.PathLike) -> np.memmap:
-    """The array of a `.npy` file, mapped, read-only.
+    """Maps the array of a `.npy` file, read-only.
 
     Raises:
-      OSError, ValueError: when it cannot be read; ValueError also for a header that numpy gives up on otherwise.
+      OSError: if the file cannot be read.
+      ValueError: for any damage of its header.
     """
     try:
         return np.load(path, mmap_mode='r', allow_pickle=False)
@@ -321,9 +324,9 @@ def map_array(path: str | os.PathLike) -> np.memmap:
 
 
 def matching(directory: Any, pattern: str) -> list[Any]:
-    """The paths in a directory whose names match a pattern, in any order; [] when the directory does not exist.
+    """Returns the paths in a directory whose names match a pattern, in any order; [] if the directory does not exist.
 
-    Unlike `epath.Path.glob`, it does not take the name of the directory for a part of the pattern.
+    Unlike in `epath.Path.glob`, the name of the directory is not part of the pattern.
     """
     if not directory.is_dir():
         return []
@@ -331,30 +334,30 @@ def matching(directory: Any, pattern: str) -> list[Any]:
 
 
 def files_below(directory: Any) -> dict[str, Any]:
-    """{name: path} of all files below a directory, sorted by name; names have '/' between their parts."""
-    found, directories = {}, [directory]
+    """Returns {name: path} of all files below a directory, sorted by name; names are relative, with '/'."""
+    paths, directories = {}, [directory]
     while directories:
         for path in directories.pop().iterdir():
             if path.is_dir():
                 directories.append(path)
             else:
-                found[path.relative_to(directory).as_posix()] = path
-    return dict(sorted(found.items()))
+                paths[path.relative_to(directory).as_posix()] = path
+    return dict(sorted(paths.items()))
 
 
-# --- Hashes. ---
+# --- Digests. ---
 
 
 def next_digest(file: IO[Any], num_bytes: int) -> str:
-    """SHA-256, in hexadecimal, of the next `num_bytes` of an open file, or of those up to its end."""
-    found = hashlib.sha256()
+    """Returns the SHA-256, in hexadecimal, of the next `num_bytes` of an open file, or of fewer at its end."""
+    digest = hashlib.sha256()
     while num_bytes and (block := file.read(min(_BLOCK_BYTES, num_bytes))):
-        found.update(block)
+        digest.update(block)
         num_bytes -= len(block)
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def json_digest(value: Any) -> str:
-    """The first 64 bits of SHA-256 of a dataclass or JSON value, in hexadecimal. Stored in files: it never changes."""
+    """Returns 64 bits of the SHA-256 of a dataclass or JSON value, in hexadecimal. Files store it: never change it."""
     value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

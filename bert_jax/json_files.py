@@ -1,4 +1,4 @@
-"""Reading JSON that may be damaged, or somebody else's: whatever is wrong with it is one exception."""
+"""Reads JSON that may be damaged or written by others; any defect raises `DamagedJson`."""
 
 import json
 import os
@@ -9,30 +9,36 @@ from etils import epath
 from bert_jax.errors import BadInput
 from bert_jax.files import as_path, size_of
 
-_LARGEST = 1 << 28  # bytes
-_MOST_DIGITS = 100  # of a whole number
+_MAX_BYTES = 1 << 28
+_MAX_DIGITS = 100  # of an integer
 
 
 class DamagedJson(ValueError):
-    """JSON that is not what was written; its text says what is wrong. `path` is its file, '' where it is not known."""
+    """Damaged or unexpected JSON.
+
+    Attributes:
+      path: its file; '' if unknown.
+    """
 
     def __init__(self, problem: str, path: str = '') -> None:
         super().__init__(problem)
         self.path = path
 
 
-def read_json(path: epath.PathLike, kind: type = dict, *, largest: int = _LARGEST) -> Any:
-    """The value in a JSON file.
+def read_json(path: epath.PathLike, kind: type = dict, *, max_bytes: int = _MAX_BYTES) -> Any:
+    """Returns the value in a JSON file.
 
-    Args: kind, the type that the value must have; largest, bytes of the file, at most.
+    Args:
+      kind: type that the value must have.
+      max_bytes: maximum size of the file.
 
     Raises:
-      DamagedJson: whatever is wrong with the contents.
-      OSError: when the file is missing or cannot be read.
+      DamagedJson: for any defect of the contents.
+      OSError: if the file is missing or cannot be read.
     """
     path = as_path(path)
-    if (size := size_of(path)) > largest:
-        raise DamagedJson(f'has {size:,} bytes, more than the {largest:,} that are read', os.fspath(path))
+    if (num_bytes := size_of(path)) > max_bytes:
+        raise DamagedJson(f'has {num_bytes:,} bytes, more than the limit of {max_bytes:,}', os.fspath(path))
     try:
         return parse_json(path.read_bytes(), kind)
     except DamagedJson as error:
@@ -40,12 +46,14 @@ def read_json(path: epath.PathLike, kind: type = dict, *, largest: int = _LARGES
 
 
 def read_given_json(path: epath.PathLike, expected: str, kind: type = dict) -> Any:
-    """The value in a JSON file of the user's, or of a model that somebody else made.
+    """Returns the value in a JSON file that the user or another program wrote.
 
-    Args: expected, what the file should be; kind, the type that the value must have.
+    Args:
+      expected: what the file should be, for the message.
+      kind: type that the value must have.
 
     Raises:
-      BadInput: when the file does not exist, or whatever is wrong with its contents.
+      BadInput: if the file does not exist, or for any defect of its contents.
     """
     if not as_path(path).is_file():
         raise BadInput(os.fspath(path), 'does not exist', expected)
@@ -56,18 +64,18 @@ def read_given_json(path: epath.PathLike, expected: str, kind: type = dict) -> A
 
 
 def parse_json(text: bytes | str, kind: type = dict) -> Any:
-    """The value of a JSON text in UTF-8, which must be a `kind`.
+    """Returns the value of a JSON text in UTF-8, which must be a `kind`.
 
     Raises:
-      DamagedJson: for anything else; also for deep nesting and huge numbers.
+      DamagedJson: for anything else, including deep nesting and huge numbers.
     """
     try:
         text = text.decode('utf-8') if isinstance(text, bytes) else text
-        value = json.loads(text, parse_int=_whole_number)
+        value = json.loads(text, parse_int=_parse_integer)
         if '\\u' in text:
             json.dumps(value, ensure_ascii=False).encode('utf-8')
     except UnicodeEncodeError:
-        raise DamagedJson('holds half of a surrogate pair, which is no character') from None
+        raise DamagedJson('contains a lone surrogate, which is not a character') from None
     except json.JSONDecodeError as error:
         raise DamagedJson(f'is not JSON ({error.msg}, line {error.lineno}, column {error.colno})') from None
     except UnicodeDecodeError:
@@ -75,16 +83,16 @@ def parse_json(text: bytes | str, kind: type = dict) -> Any:
     except RecursionError:
         raise DamagedJson('is not JSON that can be read (nested too deeply)') from None
     if not isinstance(value, kind):
-        raise DamagedJson(f'holds a {type(value).__name__}, not a JSON {"object" if kind is dict else "array"}')
+        raise DamagedJson(f'is a {type(value).__name__}, not a JSON {"object" if kind is dict else "array"}')
     return value
 
 
-def _whole_number(digits: str) -> int | float:
-    """A number that 64 bits hold; larger ones as floats, as other languages read them.
+def _parse_integer(digits: str) -> int | float:
+    """Returns an integer, or a float if it needs more than 64 bits, as most JSON parsers do.
 
-    `transformers` writes 1000000000000000019884624838656 for a length without a limit.
+    `transformers` writes 1000000000000000019884624838656 for an unlimited length.
     """
-    if len(digits) > _MOST_DIGITS:
-        raise DamagedJson(f'holds a number of {len(digits)} digits')
-    number = int(digits)
-    return number if -(2**63) <= number < 2**64 else float(number)
+    if len(digits) > _MAX_DIGITS:
+        raise DamagedJson(f'contains a number of {len(digits)} digits')
+    value = int(digits)
+    return value if -(2**63) <= value < 2**64 else float(value)

@@ -43,11 +43,11 @@ class LoopSettings(DivergenceSettings, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Due:
-    """What is due after a step: a pure function of the step, the settings, and whether the run is stopping.
+    """What to do after a step: a pure function of the step, the settings, and whether the run is stopping.
 
     Attributes:
-      is_final: the run is at its end.
-      is_last: no step follows, because the run is at its end or stops here.
+      is_final: this is the last step of the run.
+      is_last: no step follows, because the run ends or stops here.
     """
 
     is_final: bool
@@ -61,7 +61,7 @@ class Due:
     def at(
         cls, step: int, num_steps: int, settings: LoopSettings, evaluators: Sequence[Evaluator], *, stopping: bool
     ) -> 'Due':
-        """What is due after `step` of `num_steps`. A run that stops logs and saves; it does not evaluate."""
+        """Returns what is due after `step` of `num_steps`. A run that stops logs and saves, but does not evaluate."""
         is_final = step == num_steps
         is_last = is_final or stopping
         save = is_last or step % settings.checkpoint_every == 0
@@ -78,23 +78,23 @@ class Due:
 
     @property
     def needs_losses(self) -> bool:
-        """Whether the losses of all steps so far have to be known now."""
+        """Whether the losses of all steps so far must be known now."""
         return self.log or self.save or bool(self.evaluators)
 
     def stopped(self) -> 'Due':
-        """The same step, after a request to stop: what is left to do is to save."""
+        """Returns what is due at the same step after a request to stop: a save."""
         return dataclasses.replace(self, is_last=True, save=True, compare_replicas=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRun:
-    """What `fit` trains, and what it works with. It closes none of it.
+    """What `fit` trains, and what it uses. The caller closes it.
 
     Attributes:
-      update: (state, batch) -> (state, metrics), the program's train step; the state is donated.
-      batches: from the step after the one resumed from on.
-      evaluators: asked in this order.
-      new_state: the state that the run starts from.
+      update: (state, batch) -> (state, metrics), the train step of the program; donates the state.
+      batches: from the step after the one resumed from.
+      evaluators: called in this order.
+      new_state: returns the state that the run starts from.
     """
 
     workdir: str
@@ -110,10 +110,10 @@ class TrainingRun:
 
 
 class Begun(NamedTuple):
-    """Where a run begins: with `state`, and `record` of its losses.
+    """The state and the training record that a run begins with.
 
     Attributes:
-      resumed_from: the step of the checkpoint that they come from, None where they are new.
+      resumed_from: step of their checkpoint; None if they are new.
     """
 
     resumed_from: int | None
@@ -130,10 +130,10 @@ def begin(
     *,
     needs_last_step: bool = False,
 ) -> Begun | None:
-    """The newest sound checkpoint of a run, or a new state; None when the run is finished.
+    """Restores the newest intact checkpoint of a run, or creates a new state; returns None if the run is finished.
 
     Args:
-      needs_last_step: something is left to do after the last step, so a run whose last step is saved is not finished.
+      needs_last_step: restore the last step as well, because work is left to do after it.
     """
     supervisor.enter_long_stage('reading checkpoints')
     step, num_steps = checkpoints.set_aside_damaged(), program.num_steps
@@ -146,7 +146,7 @@ def begin(
 
 
 class Fitted(NamedTuple):
-    """How training ended: at `step`, the last one unless a signal, a time limit or another process stopped it."""
+    """The state after training, at the last step unless `stopped_by` a signal, a time limit or another process."""
 
     state: TrainState
     step: int
@@ -154,11 +154,11 @@ class Fitted(NamedTuple):
 
 
 def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
-    """Trains from `state` to the last step, or until asked to stop; the run is saved when this returns.
+    """Trains from `state` to the last step, or until asked to stop; saves the run before it returns.
 
     Raises:
-      BadInput: when the run keeps diverging, saves keep failing, or the workdir's lease is lost.
-      DeviceFault: when copies of the state on several devices differ.
+      BadInput: if the run keeps diverging, saves keep failing, or the lease of the workdir is lost.
+      DeviceFault: if replicas of the state differ.
     """
     program, supervisor, checkpoints = run.program, run.supervisor, run.checkpoints
     num_steps, step = program.num_steps, int(state.step)
@@ -169,9 +169,9 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
     def stop_now() -> bool:
         return any_process(supervisor.should_stop(checkpoints.seconds_to_save))
 
-    # The order matters: a step that went wrong is rolled back before anything of it is logged, evaluated or saved.
+    # The order matters: an anomaly is rolled back before its step is logged, evaluated or saved.
     for step, phase, batch in speed.waiting(run.batches):
-        # 1. Update. The step is dispatched to the devices, not awaited.
+        # 1. Update. This dispatches the step to the devices and does not wait for it.
         with supervisor.step(step, is_first_of_shape=speed.is_new(batch)):
             state, metrics = run.update(state, batch)
         speed.add(batch, metrics.pop('tokens'), metrics.pop('squared_lengths'))
@@ -179,7 +179,7 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
         due = Due.at(step, num_steps, run.settings, run.evaluators, stopping=stop_now())
         checked = state if due.save else None
 
-        # 2. Roll back, if the loss or the state went wrong.
+        # 2. Roll back after an anomaly.
         if anomaly := monitor.anomaly(wait=due.needs_losses, to_save=checked):
             with long_stage('rolling back'):
                 state, monitor = _roll_back(run, anomaly, monitor)
@@ -188,11 +188,11 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
         # 3. Log.
         if due.log:
             run.log.log_step(step, _as_floats(metrics) | speed.read() | monitor.counters)
-        elif monitor.newest is not None:  # a step or two earlier
+        elif monitor.newest is not None:  # one or two steps earlier
             run.log.update_progress(*monitor.newest)
         supervisor.end_step(metrics['loss'])
 
-        # 4. Evaluate. A request to stop cuts an evaluation short, except the final one: the run ends anyway.
+        # 4. Evaluate. A request to stop cuts short any evaluation but the final one, after which the run ends anyway.
         if not _evaluate(run, due.evaluators, state, step, long_stage, _never if due.is_final else stop_now):
             due = due.stopped()
 
@@ -201,7 +201,7 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
             with long_stage('comparing replicas'):
                 replicas.check(state, step)
 
-        # 6. Save, though not in the middle of a bad stretch unless there is no later chance.
+        # 6. Save, but not during a series of bad steps, unless this is the last chance.
         if due.save and (due.is_last or not monitor.record.bad_in_a_row):
             with long_stage('saving'):
                 checkpoints.save(state, monitor.record, known_finite=checked is not None)
@@ -223,14 +223,14 @@ def _evaluate(
     long_stage: Callable[[str], contextlib.AbstractContextManager],
     stop_now: Callable[[], bool],
 ) -> bool:
-    """Asks the evaluators in turn and logs what each finds; False when `stop_now` cut one short, which logs nothing."""
+    """Runs the evaluators and logs their results; returns False if `stop_now` cut one short, which logs nothing."""
     for evaluator in evaluators:
         with long_stage(evaluator.activity):
-            found = evaluator(state.params, step, stop_now)
-        if found is None:
+            result = evaluator(state.params, step, stop_now)
+        if result is None:
             say(f'step {step}: evaluation cut short')
             return False
-        run.log.log_evaluation(step, found.metrics, found.description, found.examples)
+        run.log.log_evaluation(step, result.metrics, result.description, result.examples)
     return True
 
 
@@ -239,10 +239,10 @@ def _never() -> bool:
 
 
 def _roll_back(run: TrainingRun, anomaly: Anomaly, monitor: DivergenceMonitor) -> tuple[TrainState, DivergenceMonitor]:
-    """The state of the newest sound checkpoint before an anomaly; log and batches are set back to its step."""
+    """Restores the newest intact checkpoint before an anomaly, and rewinds log and batches to its step."""
     check_may_roll_back(run.settings, monitor.record, anomaly, run.workdir)
-    found = run.checkpoints.roll_back(anomaly.first)
-    state, record = _restore(run.program, run.checkpoints, run.new_state, found)
+    restored_step = run.checkpoints.roll_back(anomaly.first)
+    state, record = _restore(run.program, run.checkpoints, run.new_state, restored_step)
     step = int(state.step)
     record = record.skipping(anomaly, monitor.record, run.batches.phase_steps, step)
     run.log.roll_back(step, anomaly.last, str(anomaly))
@@ -253,7 +253,7 @@ def _roll_back(run: TrainingRun, anomaly: Anomaly, monitor: DivergenceMonitor) -
 def _restore(
     program: TrainProgram, checkpoints: Checkpoints, new_state: Callable[[], TrainState], step: int | None
 ) -> tuple[TrainState, TrainingRecord]:
-    """The state and record of a checkpoint, or new ones for None."""
+    """Returns the state and the record of a checkpoint, or new ones if `step` is None."""
     if step is None:
         return new_state(), TrainingRecord()
     return checkpoints.restore(program.shapes, program.shardings, step), checkpoints.record(step)
@@ -261,7 +261,7 @@ def _restore(
 
 @contextlib.contextmanager
 def _long_stage(speed: Speedometer, supervisor: Supervisor, activity: str) -> Iterator[None]:
-    """An activity that is not training: the speedometer is paused, and the watchdog allows more time."""
+    """Marks the block as an activity other than training: pauses the speedometer and relaxes the watchdog."""
     with speed.paused(), supervisor.long_stage(activity):
         yield
 

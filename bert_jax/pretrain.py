@@ -1,4 +1,4 @@
-"""Pretraining: what a run is made of, from top to bottom; `loop.fit` trains it."""
+"""Pretraining: assembles a run from its parts; `loop.fit` trains it."""
 
 import dataclasses
 import functools
@@ -41,9 +41,13 @@ from bert_jax.workdir.log import RunLog
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What `train` reports: the step reached, whether that is the last, the step resumed from, and the last metrics.
+    """What `train` reports.
 
-    A metric of nothing, and one that is not finite, is None.
+    Attributes:
+      step: the last step done.
+      finished: whether that is the last step of the run.
+      resumed_from: step of the checkpoint that the run resumed from; None if it started from the first step.
+      metrics: the newest ones; None for those that are undefined or not finite.
     """
 
     step: int
@@ -58,11 +62,11 @@ def pretrain(
     """Trains the run of a workdir to its last step, or resumes it.
 
     Args:
-      stop: what listens for signals already; without it they are listened for from here on.
+      stop: receives signals already; by default, signals are handled from here on.
       allow_change: fields of the fingerprint that may differ from those of the workdir's run (`identity.claim`).
 
     Raises:
-      BadInput: before anything is written, when the run cannot work or the workdir holds another.
+      BadInput: before anything is written, if the run cannot work or the workdir holds another run.
     """
     train = config.train
     seconds = {'watchdog_seconds': train.watchdog_seconds, 'watchdog_long_seconds': train.watchdog_long_seconds}
@@ -71,7 +75,7 @@ def pretrain(
 
 
 def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change: Sequence[str]) -> Outcome:
-    # --- What to train, from what, on what. Nothing is written before all of it is sound. ---
+    # --- Resolve and check everything: nothing is written before. ---
     start_from = pretraining_start(identity.with_recorded_defaults(config, workdir, allow_change), workdir)
     mesh = mesh_of_run(start_from.config)
     streams = open_streams(start_from.config, progress=jax.process_index() == 0).of_workdir(workdir)
@@ -98,7 +102,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
             step=checkpoints.latest_step(),
         )
 
-        # --- The state: restored, or new. ---
+        # --- Restore the state, or create a new one. ---
         def new_state() -> TrainState:
             state = program.init_state(config.train.seed, start_from.params(streams.tokenizer))
             return start_from.restore_moments(state, program.shardings)
@@ -135,10 +139,10 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
 def _evaluators(
     config: Config, program: TrainProgram, streams: Streams, labelled_sets: list, start: Provenance | None
 ) -> list[Evaluator]:
-    """What looks at the model during training, in this order."""
+    """Returns the evaluators of a run, in the order in which they run."""
     train, tokenizer, max_positions = config.train, streams.tokenizer, config.model.max_positions
     if None in streams.validation:
-        say('Held-out text: too little for the objective, so nothing is evaluated (data.validation_fraction)')
+        say('Too little held-out text for the objective: nothing will be evaluated (data.validation_fraction)')
 
     def phase_of(step: int) -> int:
         return phase_at(config, step)
@@ -163,12 +167,12 @@ def _describe(
     start: Provenance | None,
     resumed_from: int | None,
 ) -> str:
-    """What is trained on what; of a new run also what is out of proportion, and what would fill its rows better."""
+    """Describes what is trained on which devices and data; for a new run also with warnings and suggestions."""
     is_new, devices = resumed_from is None, jax.devices()
-    several = [processes.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
+    hosts = [processes.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
     lines = [
-        *several,
+        *hosts,
         f'Devices:    {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}',
         f'Model:      {config.model.family}, {num_parameters(config.model, vocab_size):,} parameters, '
         f'vocabulary {vocab_size:,}; {config.model.dtype}',
@@ -189,21 +193,21 @@ def _describe(
     trained = of_run(config, config.train.steps, start).max_length(max_positions)
     if trained < max_positions:
         lines.append(
-            f'Positions:  the first {trained:,} of {max_positions:,} are trained, and longer texts will be cut there; '
-            f'a last phase with sequence_length={max_positions} trains them all'
+            f'Positions:  only the first {trained:,} of {max_positions:,} are trained; longer texts will be cut there. '
+            f'A last phase with sequence_length={max_positions} trains them all'
         )
     if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
         lines.append(
-            f'warning: the run goes {epochs:,.0f} times through its text; beyond about {MOST_EPOCHS} times there is '
-            f'little left to learn. Use more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}'
+            f'warning: the run trains for {epochs:,.0f} epochs; beyond about {MOST_EPOCHS} it learns little more. '
+            f'Use more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}'
         )
     return '\n'.join(lines)
 
 
 def _describe_attention(config: Config, mesh: Mesh) -> str:
-    """Which implementation runs, and why it is the plain one where it is."""
+    """Returns which attention implementation runs, with the reason if it is the plain one."""
     if config.model.attention == 'plain':
-        return 'plain, as model.attention says'
+        return 'plain, as set by model.attention'
     platform, tensor = mesh.devices.flat[0].platform, mesh.shape['tensor']
     reasons = [
         unsupported_reason_of(config.model, platform, phase.data.sequence_length, tensor, max_sequences(phase.data) > 1)
@@ -216,7 +220,7 @@ def _describe_attention(config: Config, mesh: Mesh) -> str:
 
 
 def _describe_lengths(phase: Config, stream: Stream) -> str:
-    """`512`, or with buckets `64 (20%), 128 (30%) or 512 (50%)`."""
+    """Returns the lengths of the rows: `512`, or with buckets `64 (20%), 128 (30%) or 512 (50%)`."""
     *shorter, longest = row_lengths(phase.data)
     if not shorter:
         return str(longest)

@@ -37,7 +37,7 @@ def wait_for(capsys: pytest.CaptureFixture, text: str) -> str:
 
 
 @pytest.mark.parametrize('name', sorted(COMMANDS))
-def test_every_command_says_that_it_is_still_working(
+def test_every_command_reports_that_it_is_still_working(
     impatient: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     def work(*_: object) -> int:
@@ -48,7 +48,7 @@ def test_every_command_says_that_it_is_still_working(
     assert main(['bert_jax', name]) == 0
 
 
-def test_a_line_names_what_is_open_and_how_much_is_done(impatient: None, capsys: pytest.CaptureFixture) -> None:
+def test_line_names_open_activities_and_their_progress(impatient: None, capsys: pytest.CaptureFixture) -> None:
     with activity('evaluate'):
         for item in counted('abc', 3, 'held-out text'):
             if item == 'c':
@@ -58,7 +58,7 @@ def test_a_line_names_what_is_open_and_how_much_is_done(impatient: None, capsys:
             assert 'evaluate: step' not in wait_for(capsys, 'step 5/10: saving')
 
 
-def test_lines_come_at_most_ten_seconds_apart_at_first_and_less_often_later() -> None:
+def test_lines_come_every_ten_seconds_then_less_often() -> None:
     def lines(seconds: float) -> Iterator[float]:
         now = 0.0
         while (now := now + module._gap(now)) <= seconds:
@@ -69,7 +69,7 @@ def test_lines_come_at_most_ten_seconds_apart_at_first_and_less_often_later() ->
     assert len([*lines(3600)]) < 40 and len([*lines(86_400)]) < 200
 
 
-def test_a_line_printed_otherwise_delays_the_next(
+def test_progress_printed_otherwise_delays_the_next_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(module, '_TICK_S', 0.005)
@@ -82,7 +82,7 @@ def test_a_line_printed_otherwise_delays_the_next(
 
 
 @pytest.mark.parametrize('shown', [True, False])
-def test_where_no_bar_can_be_drawn_progress_is_lines(
+def test_progress_is_printed_as_lines_without_a_terminal(
     impatient: None, capsys: pytest.CaptureFixture, shown: bool
 ) -> None:
     with module.progress(lambda: '2 of 3 lines', shown=shown, total=3) as bar:
@@ -114,7 +114,7 @@ def _progress(num_steps: int = 1_000_000, stage: str = '') -> Progress:
     return Progress(0, num_steps, str, lambda: stage, lambda share: f'--config.train.steps={share * num_steps:.0f}')
 
 
-def test_slow_steps_are_reported_with_their_loss_and_the_time_left(clock: Callable[[float], None]) -> None:
+def test_slow_steps_are_reported_with_loss_and_time_left(clock: Callable[[float], None]) -> None:
     shown = _progress(stage='compiling the step')
     assert shown._describe_now() == 'step 0/1000000  compiling the step'
     shown = _progress()
@@ -126,7 +126,7 @@ def test_slow_steps_are_reported_with_their_loss_and_the_time_left(clock: Callab
 
 
 @pytest.mark.parametrize('seconds, is_too_long', [(56.0, True), (0.9, False)])
-def test_the_whole_run_is_estimated_once_after_its_first_steps(
+def test_duration_of_run_is_estimated_once_after_first_steps(
     clock: Callable[[float], None], capsys: pytest.CaptureFixture, seconds: float, is_too_long: bool
 ) -> None:
     shown = _progress()
@@ -139,7 +139,9 @@ def test_the_whole_run_is_estimated_once_after_its_first_steps(
     assert not is_too_long or ('648.1 days' in err and 'With --config.train.steps=1543 it takes about a day' in err)
 
 
-def test_a_short_run_is_not_estimated(clock: Callable[[float], None], capsys: pytest.CaptureFixture) -> None:
+def test_duration_of_a_short_run_is_not_estimated(
+    clock: Callable[[float], None], capsys: pytest.CaptureFixture
+) -> None:
     shown = _progress(num_steps=20)
     for step in range(1, 20):
         shown.update_progress(step, 10.5)
@@ -149,7 +151,7 @@ def test_a_short_run_is_not_estimated(clock: Callable[[float], None], capsys: py
 
 @pytest.mark.compiles
 @pytest.mark.usefixtures('one_device')
-def test_progress_by_time_leaves_the_metrics_as_they_are(
+def test_progress_by_time_does_not_change_logged_metrics(
     impatient: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr('bert_jax.pretrain.MOST_EPOCHS', 0.1)
@@ -157,6 +159,6 @@ def test_progress_by_time_leaves_the_metrics_as_they_are(
     pretrain(as_config(prepared(tmp_path, train__log_every=1000, train__steps=50, **only_steps)), str(tmp_path / 'run'))
     shown = capsys.readouterr().err
     assert 'step 0/50  compiling the step (' in shown and 'per step  ' in shown and 'epochs' in shown
-    assert 'warning: the run goes' in shown and '--config.train.steps=' in shown
+    assert 'warning: the run trains for' in shown and '--config.train.steps=' in shown
     lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
     assert [line['step'] for line in lines if 'loss' in line] == [50]

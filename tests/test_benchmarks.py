@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 
 
 @pytest.mark.parametrize('path', sorted(BENCHMARKS.glob('*.py')), ids=lambda path: path.stem)
-def test_every_name_that_a_benchmark_imports_from_this_project_exists(path: Path) -> None:
+def test_every_name_that_benchmarks_import_exists(path: Path) -> None:
     missing = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition('.')[0] == 'bert_jax':
@@ -25,7 +25,7 @@ def test_every_name_that_a_benchmark_imports_from_this_project_exists(path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize('packing', [False, True])
-def test_contestants_have_the_same_losses(packing: bool, tmp_path: Path) -> None:
+def test_both_benchmarked_models_have_the_same_losses(packing: bool, tmp_path: Path) -> None:
     pytest.importorskip('torch')
     from benchmarks import workloads
 

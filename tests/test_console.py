@@ -23,7 +23,7 @@ from bert_jax import console
 ROOT = Path(__file__).parents[1]
 
 
-def test_only_process_zero_says_and_any_process_can(monkeypatch, capsys) -> None:
+def test_messages_come_from_process_zero_unless_requested(monkeypatch, capsys) -> None:
     state = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0))
     monkeypatch.setitem(sys.modules, 'jax._src.distributed', state)
     for rank in (0, 3):
@@ -35,7 +35,7 @@ def test_only_process_zero_says_and_any_process_can(monkeypatch, capsys) -> None
     assert not out and err == 'said by 0\nprinted by 0\nprinted by 3\n'
 
 
-def test_the_rank_is_where_jax_keeps_it() -> None:
+def test_rank_agrees_with_jax() -> None:
     import jax
     from jax._src import distributed
 
@@ -44,18 +44,18 @@ def test_the_rank_is_where_jax_keeps_it() -> None:
 
 
 @pytest.mark.processes
-def test_a_line_is_printed_without_any_other_package() -> None:
+def test_printing_imports_no_other_package() -> None:
     program = "import sys; from bert_jax import console; console.say('a line'); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stderr == 'a line\n' and not {'jax', 'tqdm'} & {*ast.literal_eval(done.stdout)}
 
 
-def test_only_the_console_looks_into_jax() -> None:
+def test_only_the_console_uses_private_parts_of_jax() -> None:
     sources = {path.name: path.read_text() for path in (ROOT / 'bert_jax').rglob('*.py')}
     assert [name for name, text in sources.items() if 'jax._src' in text] == ['console.py']
 
 
-def test_a_line_goes_above_a_progress_bar(capsys) -> None:
+def test_message_is_printed_above_a_progress_bar(capsys) -> None:
     with tqdm(total=2, file=sys.stderr, mininterval=0) as bar:
         bar.update(1)
         console.say('a line')
@@ -63,7 +63,7 @@ def test_a_line_goes_above_a_progress_bar(capsys) -> None:
 
 
 @pytest.mark.parametrize('error', [BrokenPipeError(), OSError(errno.ENOSPC, 'full'), ValueError('closed file')])
-def test_a_stream_of_another_program_that_fails_is_no_error(monkeypatch, error: Exception) -> None:
+def test_failing_standard_streams_raise_no_error(monkeypatch, error: Exception) -> None:
     class Broken:
         def write(self, _: str = '') -> int:
             raise error
@@ -132,7 +132,7 @@ _ENDS = {
         ('> /dev/null 2>&1', {'LC_ALL': 'C', 'PYTHONCOERCECLOCALE': '0', 'PYTHONUTF8': '0'}, 'leave'),
     ],
 )
-def test_nothing_that_is_printed_ends_a_program_or_changes_its_status(
+def test_lost_output_never_changes_the_exit_status(
     redirected: str, variables: dict[str, str], ending: str, tmp_path: Path
 ) -> None:
     ends, expected = _ENDS[ending]
@@ -144,7 +144,7 @@ def test_nothing_that_is_printed_ends_a_program_or_changes_its_status(
     assert ended.returncode == expected and done.read_text() == 'done', ended.stderr.decode()
 
 
-def test_a_slow_reader_loses_lines_but_does_not_hold_up_the_program(monkeypatch) -> None:
+def test_slow_reader_loses_lines_but_blocks_nothing(monkeypatch) -> None:
     monkeypatch.setattr(console, '_SECONDS_FOR_A_SLOW_READER', 0.01)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -159,7 +159,7 @@ def test_a_slow_reader_loses_lines_but_does_not_hold_up_the_program(monkeypatch)
         os.close(writing)
 
 
-def test_it_is_known_that_the_reader_of_standard_output_has_exited(monkeypatch) -> None:
+def test_exited_reader_of_standard_output_is_noticed(monkeypatch) -> None:
     reading, writing = os.pipe()
     try:
         monkeypatch.setattr(sys, 'stdout', console._surviving(writing, sys.stdout))
@@ -171,7 +171,7 @@ def test_it_is_known_that_the_reader_of_standard_output_has_exited(monkeypatch) 
 
 
 @pytest.mark.parametrize(('rows', 'columns'), [(0, 0), (0, 70), (20, 70)])
-def test_a_bar_is_shown_in_a_terminal_of_any_size_even_an_unknown_one(rows: int, columns: int, monkeypatch) -> None:
+def test_bar_is_shown_in_terminals_of_any_size(rows: int, columns: int, monkeypatch) -> None:
     reading, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', rows, columns, 0, 0))
     with monkeypatch.context() as patch:
@@ -190,7 +190,7 @@ def test_a_bar_is_shown_in_a_terminal_of_any_size_even_an_unknown_one(rows: int,
 STEERING = [*map(chr, [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])]
 
 
-def test_nothing_that_is_printed_steers_the_terminal(capsys) -> None:
+def test_printed_text_never_steers_the_terminal(capsys) -> None:
     text = 'kept:\t\n é ▁ 😀 שלום ' + ''.join(STEERING) + '\udc9b'
     console.say(text)
     console.print_text(text)
@@ -202,7 +202,7 @@ def test_nothing_that_is_printed_steers_the_terminal(capsys) -> None:
     assert json.loads(console.json_text({text: [text]}, indent=2)) == {text: [text]}
 
 
-def test_json_is_json_whatever_the_encoding(monkeypatch) -> None:
+def test_json_is_valid_in_every_encoding(monkeypatch) -> None:
     for encoding in ('ascii', 'latin-1', 'utf-8'):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, 'stdout', stream)
@@ -210,7 +210,7 @@ def test_json_is_json_whatever_the_encoding(monkeypatch) -> None:
         assert json.loads(stream.buffer.getvalue().decode(encoding)) == {'é ▁ 😀 \x1b\x9b\x7f': '\ud800'}
 
 
-def test_a_failure_is_the_one_json_object_where_one_is_expected(capsys) -> None:
+def test_failure_is_the_only_json_object_if_expected(capsys) -> None:
     console.expect_json()
     console.fail('first', {'where': 'a'})
     console.fail('second', {'where': 'b'})
@@ -257,7 +257,7 @@ def test_only_the_console_prints() -> None:
     ('num_bytes', 'text'),
     [(0, '0.00 MiB'), (2**20, '1.00 MiB'), (2**29, '0.50 GiB'), (-(2**31), '-2.00 GiB'), (2**50, '1,048,576.00 GiB')],
 )
-def test_sizes(num_bytes: float, text: str) -> None:
+def test_sizes_are_printed_in_mib_or_gib(num_bytes: float, text: str) -> None:
     assert console.size(num_bytes) == text
 
 
@@ -265,7 +265,7 @@ def test_sizes(num_bytes: float, text: str) -> None:
     'arguments, text',
     [((1, 'chunk'), '1 chunk'), ((0, 'chunk'), '0 chunks'), ((2000, 'batch', 'batches'), '2,000 batches')],
 )
-def test_quantities_have_the_right_number(arguments: tuple, text: str) -> None:
+def test_nouns_agree_with_their_counts(arguments: tuple, text: str) -> None:
     assert console.quantity(*arguments) == text
 
 
@@ -281,5 +281,5 @@ def test_quantities_have_the_right_number(arguments: tuple, text: str) -> None:
         (84 * 3600, '3.5 days'),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_are_printed_in_readable_units(seconds: float, text: str) -> None:
     assert console.duration(seconds) == text

@@ -42,7 +42,7 @@ WHOLE = {'b': 'whole', 'below/a': 'whole'}
 
 @pytest.mark.parametrize('existing', ['keep', 'replace', 'refuse'])
 @pytest.mark.parametrize('is_there', [False, True])
-def test_a_directory_appears_whole_under_its_name(tmp_path: Path, existing: str, is_there: bool) -> None:
+def test_directory_appears_complete_under_its_name(tmp_path: Path, existing: str, is_there: bool) -> None:
     target = tmp_path / 'parent' / 'target[1]'
     if is_there:
         target.mkdir(parents=True)  # an empty one is no obstacle
@@ -53,7 +53,7 @@ def test_a_directory_appears_whole_under_its_name(tmp_path: Path, existing: str,
     assert target.stat().st_mode & 0o777 == (tmp_path / 'parent').stat().st_mode & 0o777
 
 
-def test_everything_is_synced_before_the_rename_and_the_parent_after_it(tmp_path: Path, monkeypatch) -> None:
+def test_files_are_synced_before_rename_and_parent_after(tmp_path: Path, monkeypatch) -> None:
     synced = []
     monkeypatch.setattr(files, 'sync', lambda path: synced.append((Path(path).name, (tmp_path / 'target').exists())))
     with new_directory(tmp_path / 'target') as directory:
@@ -62,7 +62,7 @@ def test_everything_is_synced_before_the_rename_and_the_parent_after_it(tmp_path
     assert synced[-1] == (tmp_path.name, True)
 
 
-def test_a_failure_leaves_nothing_and_the_existing_directory_as_it_was(tmp_path: Path) -> None:
+def test_failure_leaves_the_existing_directory_unchanged(tmp_path: Path) -> None:
     target = tmp_path / 'target'
     for is_there in (False, True):
         with pytest.raises(KeyboardInterrupt), new_directory(target, existing='replace') as directory:
@@ -75,7 +75,7 @@ def test_a_failure_leaves_nothing_and_the_existing_directory_as_it_was(tmp_path:
     assert _contents(target) == WHOLE
 
 
-def test_a_faster_twin_is_kept_replaced_or_reported(tmp_path: Path) -> None:
+def test_existing_target_is_kept_replaced_or_refused(tmp_path: Path) -> None:
     target = tmp_path / 'target'
 
     def publish(existing: str, text: str) -> None:
@@ -94,14 +94,14 @@ def test_a_faster_twin_is_kept_replaced_or_reported(tmp_path: Path) -> None:
     assert set(_contents(target).values()) == {'new'} and os.listdir(tmp_path) == ['target']
 
 
-def test_a_file_in_the_way_is_an_error_unless_replaced(tmp_path: Path) -> None:
+def test_file_under_the_target_name_is_an_error(tmp_path: Path) -> None:
     (tmp_path / 'target').write_text('a file')
     with pytest.raises(OSError), new_directory(tmp_path / 'target') as directory:
         _fill(directory)
     assert os.listdir(tmp_path) == ['target'] and (tmp_path / 'target').read_text() == 'a file'
 
 
-def test_directories_of_killed_processes_are_removed_and_others_stay(tmp_path: Path) -> None:
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     old = time.time() - 2 * 24 * 3600
 
     def left_over(name: str, *, is_old: bool) -> str:
@@ -125,7 +125,7 @@ def test_directories_of_killed_processes_are_removed_and_others_stay(tmp_path: P
     assert sorted(os.listdir(tmp_path)) == sorted([*others, 'target'])
 
 
-def test_a_replacement_that_fails_or_is_killed_restores_the_old_directory(tmp_path: Path, monkeypatch) -> None:
+def test_interrupted_replacement_restores_the_old_directory(tmp_path: Path, monkeypatch) -> None:
     target = tmp_path / 'target'
     monkeypatch.setattr(files, '_exchange', lambda *_: False)  # of a file system that cannot
 
@@ -160,7 +160,7 @@ def test_a_replacement_that_fails_or_is_killed_restores_the_old_directory(tmp_pa
 
 
 @pytest.mark.parametrize('moment', ['.partial', 'target'])
-def test_of_two_that_replace_at_once_the_last_wins(tmp_path: Path, monkeypatch, moment: str) -> None:
+def test_last_of_two_concurrent_replacements_wins(tmp_path: Path, monkeypatch, moment: str) -> None:
     target, rename = tmp_path / 'target', Path.rename
     monkeypatch.setattr(files, '_exchange', lambda *_: False)
 
@@ -182,7 +182,7 @@ def test_of_two_that_replace_at_once_the_last_wins(tmp_path: Path, monkeypatch, 
 
 @pytest.mark.parametrize('can_exchange', [True, False])
 @pytest.mark.parametrize('can_link', [True, False])
-def test_a_replacement_takes_over_what_is_kept_and_only_that(
+def test_replacement_takes_over_only_the_kept_names(
     tmp_path: Path, monkeypatch, can_exchange: bool, can_link: bool
 ) -> None:
     target = tmp_path / 'target'
@@ -214,7 +214,7 @@ def test_a_replacement_takes_over_what_is_kept_and_only_that(
     assert _contents(target)['b'] == 'new' and os.listdir(tmp_path) == ['target']
 
 
-def test_at_no_moment_of_a_replacement_is_there_no_whole_directory(tmp_path: Path, monkeypatch) -> None:
+def test_complete_directory_exists_at_every_moment_of_replacement(tmp_path: Path, monkeypatch) -> None:
     target = tmp_path / 'target'
     with new_directory(target) as directory:
         _fill(directory, 'old')
@@ -238,7 +238,7 @@ def test_at_no_moment_of_a_replacement_is_there_no_whole_directory(tmp_path: Pat
 
 
 @pytest.mark.parametrize('umask', [0o022, 0o077, 0o007])
-def test_whatever_a_library_writes_has_the_permissions_of_a_new_file(tmp_path: Path, umask: int) -> None:
+def test_files_of_libraries_get_permissions_of_new_files(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         with new_directory(tmp_path / 'target') as directory:
@@ -258,21 +258,21 @@ def test_whatever_a_library_writes_has_the_permissions_of_a_new_file(tmp_path: P
             assert path.stat().st_mode & 0o777 == whole & ~umask, path
 
 
-def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
+def test_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
     (tmp_path / 'private').write_text('mine')  # a workdir from somebody else may link to anything
     (tmp_path / 'report.html').symlink_to(tmp_path / 'private')
     write_whole(tmp_path / 'report.html', 'whole')
     assert (tmp_path / 'private').read_text() == 'mine' and (tmp_path / 'report.html').read_text() == 'whole'
 
 
-def test_a_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+def test_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / 'pipe')
     with pytest.raises(PermissionError, match='not a regular file'):
         write_whole(tmp_path / 'pipe', 'text')
     assert (tmp_path / 'pipe').is_fifo() and os.listdir(tmp_path) == ['pipe']
 
 
-def test_a_discarded_directory_is_gone_now_or_at_the_next_use(tmp_path: Path, monkeypatch) -> None:
+def test_discarded_directory_is_removed_now_or_later(tmp_path: Path, monkeypatch) -> None:
     target = tmp_path / 'target'
     for is_killed in (False, True):
         target.mkdir()
@@ -286,14 +286,14 @@ def test_a_discarded_directory_is_gone_now_or_at_the_next_use(tmp_path: Path, mo
     assert not os.listdir(tmp_path)
 
 
-def test_a_temporary_directory_can_be_made_elsewhere(tmp_path: Path) -> None:
+def test_temporary_directory_can_be_elsewhere(tmp_path: Path) -> None:
     with new_directory(tmp_path / 'parent' / 'target', temporary_in=tmp_path / 'work') as directory:
         assert directory.parent == tmp_path / 'work' and not os.listdir(tmp_path / 'parent')
         _fill(directory)
     assert _contents(tmp_path / 'parent' / 'target') == WHOLE and not os.listdir(tmp_path / 'work')
 
 
-def test_a_temporary_name_is_in_no_error(tmp_path: Path, monkeypatch) -> None:
+def test_errors_never_show_a_temporary_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(files, '_temporary_name', lambda target, kind: f'.{target.name}.partial/no/such')
     with pytest.raises(OSError) as error, new_file(tmp_path / 'file') as temporary:
         temporary.write_text('text')
@@ -303,7 +303,7 @@ def test_a_temporary_name_is_in_no_error(tmp_path: Path, monkeypatch) -> None:
     assert str(error.value.filename) == str(tmp_path / 'directory')
 
 
-def test_a_file_appears_whole_and_replaces_the_one_before(tmp_path: Path, monkeypatch) -> None:
+def test_file_appears_complete_and_replaces_the_old_one(tmp_path: Path, monkeypatch) -> None:
     synced = []
     monkeypatch.setattr(files, 'sync', lambda path: synced.append(Path(path).read_text()))
     path = tmp_path / 'file'
@@ -316,7 +316,7 @@ def test_a_file_appears_whole_and_replaces_the_one_before(tmp_path: Path, monkey
     assert path.read_text('utf-8') == 'zweite ä' and os.listdir(tmp_path) == ['file'] and len(synced) == 2
 
 
-def test_files_of_killed_writers_are_removed_once_they_are_old(tmp_path: Path) -> None:
+def test_old_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     names = [f'.{name}.0123456789ab.partial' for name in ('file', 'other')] + ['.file.ba9876543210.partial']
     for name in names:
         (tmp_path / name).write_text('half')
@@ -340,7 +340,7 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     assert (tmp_path / 'file').read_text() == 'slow' and os.listdir(tmp_path) == ['file']
 
 
-def test_names_match_in_a_directory_whose_own_name_is_no_pattern(tmp_path: Path) -> None:
+def test_name_of_the_directory_is_not_a_pattern(tmp_path: Path) -> None:
     for directory in (tmp_path / 'a[1]', tmp_path / 'a1'):
         directory.mkdir()
         (directory / f'seed-{directory.name}').touch()
@@ -349,7 +349,7 @@ def test_names_match_in_a_directory_whose_own_name_is_no_pattern(tmp_path: Path)
         assert matching(kind(tmp_path / 'none'), '*') == []
 
 
-def test_digests_of_values_are_those_in_existing_corpora_and_workdirs() -> None:
+def test_digests_equal_those_in_existing_files() -> None:
     # Written down from earlier versions: workdirs, corpora and plans hold such digests.
     assert json_digest({'b': [1, 2.5, None, 'ä'], 'a': True}) == json_digest({'a': True, 'b': [1, 2.5, None, 'ä']})
     assert json_digest({'b': [1, 2.5, None, 'ä'], 'a': True}) == '2f3e808d039da86e'
@@ -375,7 +375,7 @@ DAMAGED_JSON = {
 
 
 @pytest.mark.parametrize('content', DAMAGED_JSON.values(), ids=DAMAGED_JSON)
-def test_whatever_is_wrong_with_json_is_one_exception(tmp_path: Path, content: bytes) -> None:
+def test_any_defect_of_json_is_one_exception(tmp_path: Path, content: bytes) -> None:
     (path := tmp_path / 'file.json').write_bytes(content)
     for kind in (Path, epath.Path, str):
         with pytest.raises(DamagedJson) as raised:
@@ -385,7 +385,7 @@ def test_whatever_is_wrong_with_json_is_one_exception(tmp_path: Path, content: b
         parse_json(content)
 
 
-def test_json_that_was_written_is_read(tmp_path: Path) -> None:
+def test_written_json_is_read_back(tmp_path: Path) -> None:
     value = {'a': [2**63, -(2**63), 2**64 - 1, 1.5, None, True, 'ä😀'], 'b': {'c': {}}}
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
         write_whole(tmp_path / 'file.json', text)
@@ -393,8 +393,8 @@ def test_json_that_was_written_is_read(tmp_path: Path) -> None:
     assert parse_json('[1]', list) == [1]
     unlimited = parse_json('{"model_max_length": 1000000000000000019884624838656}')['model_max_length']
     assert unlimited == 1e30 and isinstance(unlimited, float)
-    with pytest.raises(DamagedJson, match='more than the 10 that are read'):
-        read_json(tmp_path / 'file.json', largest=10)
+    with pytest.raises(DamagedJson, match='more than the limit of 10'):
+        read_json(tmp_path / 'file.json', max_bytes=10)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / 'none.json')
 
@@ -414,7 +414,7 @@ def test_json_that_was_written_is_read(tmp_path: Path) -> None:
     ],
     ids=lambda header: header[:60],
 )
-def test_whatever_is_wrong_with_the_header_of_an_array_is_one_exception(tmp_path: Path, header: str) -> None:
+def test_any_defect_of_an_array_header_is_one_exception(tmp_path: Path, header: str) -> None:
     content = header.encode() + b'\n'
     path = tmp_path / 'a.npy'
     path.write_bytes(b'\x93NUMPY\x01\x00' + len(content).to_bytes(2, 'little') + content + bytes(64))

@@ -9,7 +9,7 @@ from benchmarks import finetuning
 
 
 @pytest.mark.parametrize('name', finetuning.TASKS)
-def test_every_task_is_a_valid_config_with_the_flags_of_both_sides(name: str, tmp_path: Path) -> None:
+def test_flags_of_every_task_are_valid_for_both_programs(name: str, tmp_path: Path) -> None:
     flags = argparse.Namespace(
         encoder=Path('mine'), length=128, learning_rate=3e-5, batch=16, dtype='float32', epochs=0.0, output=tmp_path
     )
@@ -19,7 +19,7 @@ def test_every_task_is_a_valid_config_with_the_flags_of_both_sides(name: str, tm
     assert config.train.epochs == finetuning.TASKS[name][1]['train.epochs']
 
 
-def test_the_table_has_medians_deviations_and_no_row_for_half_a_task() -> None:
+def test_table_has_medians_and_only_complete_tasks() -> None:
     ours = [
         {'metric': m, 'examples_per_second': s, 'minutes': 1.0} for m, s in ((0.8, 90.0), (0.9, 100.0), (0.7, 80.0))
     ]

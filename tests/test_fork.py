@@ -37,7 +37,7 @@ def _changed(resolved: config.Config, **values: dict) -> config.Config:
     return dataclasses.replace(resolved, **sections)
 
 
-def test_other_values_are_refused_by_name_and_allowed_by_name(begun) -> None:
+def test_changed_fields_are_rejected_or_allowed_by_name(begun) -> None:
     resolved, workdir = begun
     before = (workdir / 'config.json').read_text()
     longer = _changed(resolved, train={'steps': 6}, optimizer={'weight_decay': 0.5})
@@ -77,7 +77,7 @@ def _new_state(resolved: config.Config, init: str, keeps_moments: bool):
     return point, point.restore_moments(state, program.shardings), program.shardings
 
 
-def test_a_fork_keeps_the_moments_and_nothing_else(begun) -> None:
+def test_fork_keeps_the_moments_and_nothing_else(begun) -> None:
     resolved, workdir = begun
     theirs = restore_whole(str(workdir), resolved, 444)
     point, state, shardings = _new_state(resolved, str(workdir), True)
@@ -95,7 +95,7 @@ def test_a_fork_keeps_the_moments_and_nothing_else(begun) -> None:
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(new.opt_state))
 
 
-def test_moments_that_do_not_fit_are_told(begun, tmp_path) -> None:
+def test_moments_of_another_shape_are_reported(begun, tmp_path) -> None:
     resolved, workdir = begun
     with pytest.raises(BadInput, match='has the moments of adamw; this run has lamb'):
         _new_state(_changed(resolved, optimizer={'name': 'lamb'}), str(workdir), True)

@@ -29,7 +29,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, 'getpwnam', unknown)
 
 
-def test_sizes_and_times_of_files_do_not_depend_on_their_owner(tmp_path: Path) -> None:
+def test_file_sizes_and_times_need_no_named_owner(tmp_path: Path) -> None:
     path = tmp_path / 'file'
     path.write_bytes(b'12345')
     with pytest.raises(KeyError):
@@ -38,7 +38,7 @@ def test_sizes_and_times_of_files_do_not_depend_on_their_owner(tmp_path: Path) -
     assert files.modified_at(epath.Path(path)) == path.stat().st_mtime
 
 
-def test_a_corpus_is_prepared_and_a_directory_sealed(tmp_path: Path) -> None:
+def test_corpus_is_prepared_without_a_home_directory(tmp_path: Path) -> None:
     prepared(tmp_path)
     corpus = epath.Path(tmp_path / 'corpus')
     (corpus / 'manifest.json').unlink()
@@ -46,7 +46,7 @@ def test_a_corpus_is_prepared_and_a_directory_sealed(tmp_path: Path) -> None:
     assert seal.damage(corpus) == ''
 
 
-def test_caches_are_done_without_or_asked_for(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_missing_cache_directory_is_skipped_or_requested(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match='set XDG_CACHE_HOME'):
         caches.cache_directory()
@@ -62,7 +62,7 @@ def test_caches_are_done_without_or_asked_for(tmp_path: Path, monkeypatch, capsy
     assert caches.cache_directory() == tmp_path / 'cache'
 
 
-def test_the_home_directory_and_the_owner_are_asked_for_in_one_place() -> None:
+def test_home_directory_and_owner_are_read_in_one_place() -> None:
     words = ('Path.home(', 'expanduser(', 'getpass', 'getlogin', '.stat().length', '.stat().mtime')
     found = {(path.name, word) for path in PACKAGE.rglob('*.py') for word in words if word in path.read_text()}
     assert found == {('caches.py', 'Path.home(')}

@@ -69,7 +69,7 @@ def test_every_unit_has_a_layer() -> None:
     assert _units().keys() == LAYER_OF.keys()
 
 
-def test_few_modules_lie_outside_packages() -> None:
+def test_few_modules_are_outside_packages() -> None:
     loose = sorted(path.name for path in PACKAGE.glob('*.py'))
     assert len(loose) <= MAX_LOOSE_MODULES, loose
 

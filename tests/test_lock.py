@@ -35,7 +35,7 @@ def _asked(path: Path) -> list[Requirement]:
 
 
 @pytest.mark.parametrize('python', PYTHONS)
-def test_each_requirement_has_one_version_that_it_allows(python: str) -> None:
+def test_lock_has_one_allowed_version_per_requirement(python: str) -> None:
     lock = _locked('requirements.lock')
     for required in _asked(ROOT / 'requirements.txt'):
         [version] = _versions(required.name, lock, python)
@@ -48,7 +48,7 @@ def test_each_requirement_has_one_version_that_it_allows(python: str) -> None:
 
 
 @pytest.mark.parametrize('name', LOCKS)
-def test_every_entry_is_one_version_with_hashes_and_no_address(name: str) -> None:
+def test_every_lock_entry_has_hashes_and_no_url(name: str) -> None:
     entries = _locked(name)
     assert len(entries) > 2
     for pinned, hashes in entries:
@@ -57,6 +57,6 @@ def test_every_entry_is_one_version_with_hashes_and_no_address(name: str) -> Non
     assert not re.search(r'://|--(extra-)?index|--find-links|--trusted', (ROOT / name).read_text())
 
 
-def test_the_build_system_is_what_the_lock_pins() -> None:
+def test_build_requirements_equal_their_lock() -> None:
     assert "requires = ['setuptools>=77']" in (ROOT / 'pyproject.toml').read_text()
     assert "printf 'setuptools>=77\\nwheel\\n'" in (ROOT / 'Makefile').read_text()

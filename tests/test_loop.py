@@ -43,33 +43,33 @@ def due_at(step: int, *evaluators: Every, stopping: bool = False) -> Due:
         ('is_last', [23]),
     ],
 )
-def test_each_interval_is_kept_and_the_last_step_does_all(what: str, steps: list[int]) -> None:
+def test_intervals_are_kept_and_the_last_step_does_everything(what: str, steps: list[int]) -> None:
     assert [step for step in range(1, NUM_STEPS + 1) if getattr(due_at(step), what)] == steps
 
 
-def test_evaluators_are_due_in_the_order_of_the_list() -> None:
+def test_evaluators_are_due_in_list_order() -> None:
     often, seldom, at_the_end = Every(6), Every(12), Every(0)
     due = {step: due_at(step, seldom, often, at_the_end).evaluators for step in (5, 6, 12, 23)}
     assert due == {5: (), 6: (often,), 12: (seldom, often), 23: (seldom, often, at_the_end)}
 
 
-def test_a_run_that_stops_logs_and_saves_but_does_not_evaluate_early() -> None:
+def test_stopping_step_logs_and_saves_without_evaluating() -> None:
     due = due_at(6, Every(6), Every(0), stopping=True)
     assert (due.is_last, due.log, due.save, due.compare_replicas, due.evaluators) == (True, True, True, True, ())
 
 
-def test_a_request_to_stop_at_the_last_step_does_not_cost_the_final_evaluation() -> None:
+def test_stop_request_at_last_step_keeps_final_evaluation() -> None:
     due = due_at(NUM_STEPS, Every(6), Every(0), stopping=True)
     assert due.is_final and due.evaluators == (Every(6), Every(0))
 
 
-def test_a_request_to_stop_during_an_evaluation_still_saves() -> None:
+def test_stop_request_during_evaluation_still_saves() -> None:
     due = due_at(6, Every(6))
     assert not due.save
     assert (due.stopped().save, due.stopped().is_last, due.stopped().compare_replicas) == (True, True, True)
 
 
-def test_losses_are_waited_for_only_where_something_depends_on_them() -> None:
+def test_losses_are_awaited_only_when_needed() -> None:
     waits = [step for step in range(1, NUM_STEPS + 1) if due_at(step, Every(6)).needs_losses]
     assert waits == [5, 6, 10, 12, 15, 18, 20, 23]
 
@@ -116,13 +116,13 @@ def _run_of(monkeypatch: pytest.MonkeyPatch, num_steps: int, asked: list[bool], 
     )
 
 
-def test_a_run_that_is_asked_to_stop_saves_without_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_run_saves_without_evaluating(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, save, log = _fit_two_steps(monkeypatch, [True], every=1)
     assert (fitted.step, fitted.stopped_by) == (1, 'SIGTERM')
     assert save.call_count == log.log_step.call_count == 1 and not log.log_evaluation.called
 
 
-def test_progress_is_made_of_losses_that_are_read_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_never_waits_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a log line no step waits for its own loss: what is shown is of a step that the monitor has read."""
     read, steps, read_step = [], 6, DivergenceMonitor._read
     monkeypatch.setattr(DivergenceMonitor, '_read', lambda *arguments: read.append(1) or read_step(*arguments))
@@ -134,12 +134,12 @@ def test_progress_is_made_of_losses_that_are_read_anyway(monkeypatch: pytest.Mon
     assert shown == [(1, 1), (2, 2), (3, 3)]  # at steps 3, 4, 5; the last step is logged
 
 
-def test_a_request_during_an_evaluation_keeps_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_evaluation_logs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, save, log = _fit_two_steps(monkeypatch, [False, True], every=1)
     assert (fitted.step, fitted.stopped_by) == (1, 'SIGTERM') and save.call_count == 1 and not log.log_evaluation.called
 
 
-def test_the_final_evaluation_is_never_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_final_evaluation_is_never_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, save, log = _fit_two_steps(monkeypatch, [False, True], every=0)
     assert (fitted.step, fitted.stopped_by) == (2, None)
     assert save.call_count == log.log_evaluation.call_count == 1

@@ -68,7 +68,7 @@ def _write_an_export(output: Path) -> None:
     publish(check_output(str(output)), fill)
 
 
-def test_every_output_has_the_permissions_of_a_new_file(tmp_path: Path, umask: int, capsys, monkeypatch) -> None:
+def test_every_output_has_permissions_of_a_new_file(tmp_path: Path, umask: int, capsys, monkeypatch) -> None:
     directory = tmp_path / 'all'
     directory.mkdir()
     _write_a_corpus_with_plan_and_copy(directory)

@@ -22,7 +22,7 @@ from tests.support.runs import assert_same_run, metric_lines
 pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 
 
-def test_each_phase_has_its_own_warm_up_peak_and_decay() -> None:
+def test_each_phase_has_its_own_learning_rate_schedule() -> None:
     schedule = make_schedule(config.Optimizer(), 12, PHASES)
     alone = [
         make_schedule(config.Optimizer(peak_learning_rate=p.peak_learning_rate, warmup_steps=p.warmup_steps), p.steps)
@@ -56,7 +56,7 @@ def test_run_resumes_exactly(run, tmp_path: Path, stopped_at: int) -> None:
     assert_same_run(workdir, finished)
 
 
-def test_what_is_written_tells_of_both_phases(run) -> None:
+def test_reports_and_files_show_both_phases(run) -> None:
     resolved, finished = run
     found = [line for line in metric_lines(finished) if 'loss' in line]
     assert [line['step'] for line in found] == list(range(1, 13))
@@ -73,7 +73,7 @@ class _Asked(Exception):
 
 
 @pytest.mark.parametrize('step, length', [(6, 32), (9, 64)])
-def test_a_checkpoint_is_evaluated_with_the_rows_of_its_phase(run, monkeypatch, step: int, length: int) -> None:
+def test_checkpoint_is_evaluated_with_rows_of_its_phase(run, monkeypatch, step: int, length: int) -> None:
     def asked(_params: object, _step: object, stream: CorpusStream, *_: object) -> None:
         raise _Asked(stream.data.sequence_length)
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_evaluated_with_the_rows_of_its_phase(run, monkeypatch, 
         evaluate(str(run[1]), step)
 
 
-def test_only_waiting_while_the_devices_idle_counts() -> None:
+def test_only_waiting_with_idle_devices_counts() -> None:
     class Step:
         def __init__(self, is_ready: bool):
             self.is_ready = lambda: is_ready

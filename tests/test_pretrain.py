@@ -76,14 +76,14 @@ def _train(settings: list[str], workdir: Path) -> Running:
 pytestmark = pytest.mark.processes  # most need `finished`, which is what the command leaves
 
 
-def test_one_process_talks_to_no_one_and_loads_nothing_needless(watched: dict) -> None:
+def test_single_process_opens_no_socket_and_imports_little(watched: dict) -> None:
     assert watched['sockets'] == [] and watched['loaded'] == [[], []]
     prepared, trained = map(json.loads, watched['outputs'])
     assert prepared['documents'] == 60 and prepared['sentences'] == 720 and prepared['unknown_rate'] == 0
     assert trained['finished'] and trained['step'] == 60 and trained['resumed_from'] is None
 
 
-def test_a_socket_is_noticed() -> None:
+def test_socket_detection_works() -> None:
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         listener.listen()
@@ -151,7 +151,7 @@ def test_eight_devices_in_microbatches_have_same_losses(settings: list[str], fin
         assert ours[step]['loss'] == pytest.approx(theirs[step]['loss'], rel=1e-5)
 
 
-def test_another_config_in_same_workdir_is_refused_by_field(settings: list[str], finished: Path, capsys) -> None:
+def test_changed_config_in_same_workdir_is_rejected_by_field(settings: list[str], finished: Path, capsys) -> None:
     other = ['--config.train.seed=7', '--config.model.num_layers=3']
     assert run(['train', *settings, *other, f'--workdir={finished}'], finished) == 2
     printed = capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_another_config_in_same_workdir_is_refused_by_field(settings: list[str],
 
 
 @pytest.mark.slow
-def test_evaluate_export_and_fill_mask_agree_and_talk_to_no_one(finished: Path, directory: Path) -> None:
+def test_evaluate_export_and_fill_mask_agree_without_network(finished: Path, directory: Path) -> None:
     workdir, export = f'--workdir={finished}', directory / 'export'
     watched = _watched([
         ['evaluate', workdir, '--sample=16'], ['report', workdir], ['export', workdir, f'--output={export}'],

@@ -37,7 +37,7 @@ def config(one_device, tmp_path_factory) -> bert_jax.config.Config:
 
 
 @pytest.mark.slow
-def test_records_train_go_on_bit_for_bit_and_are_evaluated(config, tmp_path: Path, monkeypatch) -> None:
+def test_run_on_records_resumes_bit_for_bit_and_is_evaluated(config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     workdir = tmp_path / 'run'
     assert pretrain(config, str(workdir)).finished
@@ -55,7 +55,7 @@ def test_records_train_go_on_bit_for_bit_and_are_evaluated(config, tmp_path: Pat
     assert json.loads((workdir / 'config.json').read_text())['config']['data']['sequence_length'] == 32
 
 
-def test_prepare_says_that_nothing_needs_preparing(tmp_path: Path, monkeypatch) -> None:
+def test_prepare_rejects_records_which_need_no_preparation(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = bert_jax.config.Data(source='tfrecord:part-*')
     for command in (prepare.prepare, prepare.tokenizer_preview):
@@ -64,7 +64,7 @@ def test_prepare_says_that_nothing_needs_preparing(tmp_path: Path, monkeypatch) 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_on_records_keeps_the_tokenizer_that_it_has_saved(config, tmp_path: Path, capsys) -> None:
+def test_run_on_records_keeps_its_saved_tokenizer(config, tmp_path: Path, capsys) -> None:
     """Earlier versions read every vocabulary with lowercase=True, strip_accents=False, and composed nothing."""
     tokens = load_configured_tokenizer(config.tokenizer).tokens
     ids = {token: index for index, token in enumerate(tokens)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks import pretraining_data, pretraining_report
 
 
-def test_reviews_lose_their_markup_and_none_is_on_both_sides(tmp_path: Path) -> None:
+def test_reviews_lose_markup_and_splits_are_disjoint(tmp_path: Path) -> None:
     source = tmp_path / 'reviews.jsonl.gz'
     with gzip.open(source, 'wt') as lines:
         lines.writelines(json.dumps({'text': f'{number}<br /><br />good'}) + '\n' for number in range(120))
@@ -20,14 +20,14 @@ def test_reviews_lose_their_markup_and_none_is_on_both_sides(tmp_path: Path) -> 
     assert sorted(sum(texts.values(), [])) == sorted(f'{number}\n\ngood' for number in range(110))
 
 
-def test_subset_is_the_same_for_the_same_seed_and_each_example_is_taken_once() -> None:
+def test_subset_is_reproducible_and_without_repetition() -> None:
     lines = ['sentence\tlabel\n', *(f'{number}\t0\n' for number in range(500))]
     few = pretraining_data.subset(lines, 100)
     assert few == pretraining_data.subset(lines, 100) != pretraining_data.subset(lines, 100, seed=1)
     assert few[0] == lines[0] and len({*few[1:]}) == 100 and {*few} <= {*lines}
 
 
-def test_a_paragraph_and_all_of_its_questions_are_on_one_side() -> None:
+def test_questions_of_a_paragraph_are_in_one_split() -> None:
     paragraphs = [{'context': str(number), 'qas': [number]} for number in range(12)]
     squad = {'data': [{'paragraphs': paragraphs[:7]}, {'paragraphs': paragraphs[7:]}]}
     train, dev = (part['data'][0]['paragraphs'] for part in pretraining_data.split_paragraphs(squad))
@@ -35,7 +35,7 @@ def test_a_paragraph_and_all_of_its_questions_are_on_one_side() -> None:
     assert sorted(train + dev, key=paragraphs.index) == paragraphs
 
 
-def test_table_has_median_and_range_and_leaves_out_what_is_not_measured(tmp_path: Path) -> None:
+def test_table_has_medians_ranges_and_only_measured_rows(tmp_path: Path) -> None:
     results = {
         'bert_jax': {
             'steps': 2000,

@@ -32,7 +32,7 @@ def test_paths_in_documents_exist(document: str) -> None:
 
 
 @pytest.mark.parametrize('document', ['README.md', 'CONTRIBUTING.md', 'SECURITY.md'])
-def test_links_of_top_level_documents_lead_to_files(document: str) -> None:
+def test_links_in_top_level_documents_lead_to_files(document: str) -> None:
     text = (ROOT / document).read_text()
     missing = sorted(target for target in {*LINK.findall(text)} if not (ROOT / target).exists())
     assert not missing

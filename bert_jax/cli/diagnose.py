@@ -1,6 +1,6 @@
-"""What would go wrong with a run, reported before a device is used.
+"""Finds the problems of a run before it trains.
 
-Errors mean that the run cannot work; warnings, that it would work and disappoint.
+An error means that the run cannot work; a warning, that it works but wastes time or yields a poor model.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_jax.config import Config, is_records
-from bert_jax.console import size
+from bert_jax.console import quantity, size
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus, load_corpus, verify
 from bert_jax.text.documents import ReadOptions
@@ -22,19 +22,23 @@ from bert_jax.text.prepare import plan_sources
 from bert_jax.text.preview import SAMPLE_CHARACTERS, find_vocab_size_issues, first_sentences
 from bert_jax.text.tokenizer import load_configured_tokenizer, prefer_saved_tokenizer
 
-_SENTENCES_LOOKED_AT = 200_000
-_MOST_UNKNOWN = 0.01
-_MOST_REPEATED_LINES = 0.2
-_MOST_ONE_SENTENCE_DOCUMENTS = 0.5
-_MOST_IN_ONE_DOCUMENT = 0.25
-_FEW_DOCUMENTS = 100  # partners of a random next sentence repeat often below this
-_FEW_VALIDATION_PREDICTIONS = 1_000  # the standard error of an accuracy of 50% is 1.6% there
+_NUM_SENTENCES_READ = 200_000
+_MAX_UNKNOWN = 0.01
+_MAX_REPEATED_LINES = 0.2
+_MAX_ONE_SENTENCE_DOCUMENTS = 0.5
+_MAX_IN_ONE_DOCUMENT = 0.25
+_MIN_DOCUMENTS = 100  # with fewer, the partners of random pairs repeat often
+_MIN_VALIDATION_PREDICTIONS = 1_000  # there the standard error of an accuracy of 50% is 1.6%
 _BYTES_PER_PARAMETER = 12  # float32 parameter and two moments
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """level: `error` or `warning`; the rest as in `BadInput`."""
+    """A problem of a run.
+
+    Attributes:
+      level: `error` or `warning`. The others are those of `BadInput`.
+    """
 
     level: str
     where: str
@@ -54,19 +58,23 @@ class Problem:
 
 
 def problem_of(error: BadInput) -> Problem:
-    """What would stop the run."""
+    """Returns an error that would stop the run."""
     return Problem('error', error.where, error.found, error.expected, error.fix)
 
 
 def describe(problems: list[Problem]) -> str:
-    """All problems and how many there are, for a terminal."""
+    """Describes all problems and counts them, for a terminal."""
     num_errors = sum(problem.level == 'error' for problem in problems)
-    counted = f'{num_errors} errors, {len(problems) - num_errors} warnings'
-    return '\n'.join([*map(str, problems), counted if problems else 'Nothing found: this run can start.'])
+    counts = f'{quantity(num_errors, "error")}, {quantity(len(problems) - num_errors, "warning")}'
+    return '\n'.join([*map(str, problems), counts if problems else 'No problems found: this run can start.'])
 
 
 def diagnose(config: Config, workdir: str | None = None) -> list[Problem]:
-    """Every problem of a config with its corpus, its devices and its disk; errors first."""
+    """Returns the problems of a config with its devices, corpus, tokenizer and disk, errors first.
+
+    Args:
+      workdir: the directory that the run will use; by default, the disk of the current directory is checked.
+    """
     problems = []
 
     def check(findings: Callable[..., Iterator[Problem]], *arguments: object) -> None:
@@ -102,7 +110,7 @@ def _warning(where: str, found: str, expected: str, fix: str) -> Problem:
 
 
 def _devices(config: Config) -> Iterator[Problem]:
-    """The platform, and whether the mesh and the batch divide over what is here."""
+    """Checks the platform, and whether the mesh and the batch suit the devices."""
     from bert_jax.runtime.devices import select_platform
     from bert_jax.runtime.mesh import mesh_of_run
 
@@ -112,7 +120,7 @@ def _devices(config: Config) -> Iterator[Problem]:
 
 
 def _tokenizer(config: Config) -> Iterator[Problem]:
-    """Whether a tokenizer that is brought along is one, special tokens and all, and reads text as it should."""
+    """Checks whether a provided tokenizer is complete and normalizes text as the config says."""
     settings, where = config.tokenizer, f'config.tokenizer.path={config.tokenizer.path}'
     if not settings.path:
         return
@@ -120,17 +128,16 @@ def _tokenizer(config: Config) -> Iterator[Problem]:
     for name in ('lowercase', 'strip_accents'):
         wanted, found = getattr(settings, name), getattr(tokenizer, name)
         if wanted not in (None, found):
-            fix = f'leave config.tokenizer.{name} out, or name the vocabulary file itself'
-            yield _warning(
-                f'config.tokenizer.{name}', f'is {wanted}, and is not used', f'{found}, as {where} says', fix
-            )
+            fix = f'remove config.tokenizer.{name}, or set tokenizer.path to the vocabulary file itself'
+            expected = f'{found}, the setting of {where}'
+            yield _warning(f'config.tokenizer.{name}', f'is {wanted}, but is not used', expected, fix)
     of_corpus = prefer_saved_tokenizer(tokenizer, settings, f'{config.data.corpus}/tokenizer')
     for issue in find_normalization_issues(of_corpus, _sample(config)):
         yield _warning(where, *issue)
 
 
 def _sample(config: Config) -> list[str]:
-    """Sentences of the source; none where it is not there, as a corpus does not need its text any more."""
+    """Returns sentences of the source, or [] if it is missing: training from a corpus does not need its text."""
     if is_records(config.data.source):
         return []
     try:
@@ -141,34 +148,38 @@ def _sample(config: Config) -> list[str]:
 
 
 def _initial_model(config: Config, corpus: Corpus, workdir: str | None) -> Iterator[Problem]:
-    """Whether the corpus was made with the vocabulary of the model that the run starts from."""
+    """Checks whether the corpus was prepared with the vocabulary of the initial model."""
     if config.init:
         from bert_jax.pretrained.initialize import pretraining_start
 
-        pretraining_start(config, workdir or os.devnull).check(corpus.tokenizer)  # without a workdir nothing is begun
+        pretraining_start(config, workdir or os.devnull).check(
+            corpus.tokenizer
+        )  # os.devnull stands for a workdir without a run
     yield from ()
 
 
 def _disk(config: Config, vocab_size: int, workdir: str | None) -> Iterator[Problem]:
-    """Whether the checkpoints that a run keeps, and one being written, fit where the workdir lies."""
+    """Checks whether the disk has room for the checkpoints that a run keeps and one that is being written."""
     from bert_jax.model.family import num_parameters
 
-    place = Path(workdir or '.').absolute()
-    while not place.exists():
-        place = place.parent
-    each = _BYTES_PER_PARAMETER * num_parameters(config.model, vocab_size)
-    needed, free = each * (config.train.keep_checkpoints + 1), shutil.disk_usage(place).free
+    directory = Path(workdir or '.').absolute()
+    while not directory.exists():
+        directory = directory.parent
+    checkpoint_bytes = _BYTES_PER_PARAMETER * num_parameters(config.model, vocab_size)
+    num_checkpoints, free = config.train.keep_checkpoints + 1, shutil.disk_usage(directory).free
+    needed = checkpoint_bytes * num_checkpoints
     if needed > free:
         yield Problem(
             'error',
-            str(place),
+            str(directory),
             f'has {size(free)} free',
-            f'{size(needed)}: {config.train.keep_checkpoints + 1} checkpoints of {size(each)}',
-            'another --workdir, or --config.train.keep_checkpoints=1',
+            f'{size(needed)} for {num_checkpoints} checkpoints of {size(checkpoint_bytes)}',
+            '--workdir on another disk, or --config.train.keep_checkpoints=1',
         )
 
 
 def _vocabulary(config: Config, corpus: Corpus) -> Iterator[Problem]:
+    """Checks the size of the vocabulary and how often text of the corpus is unknown to it."""
     wanted, found = config.tokenizer.vocab_size, corpus.tokenizer.vocab_size
     if not config.tokenizer.path and not config.init:
         yield from (
@@ -178,66 +189,67 @@ def _vocabulary(config: Config, corpus: Corpus) -> Iterator[Problem]:
     if not config.tokenizer.path and not config.init and found > wanted:
         yield _warning(
             f'{corpus.directory} (tokenizer)',
-            f'has {found:,} tokens: the model gets a row for each, whatever the config says',
-            f'tokenizer.vocab_size={wanted:,}',
+            f'has {found:,} tokens, and the model will have as many, whatever the config says',
+            f'{wanted:,} tokens, as set by tokenizer.vocab_size',
             f'--config.tokenizer.vocab_size={found}, or prepare another data.corpus',
         )
     unknown = corpus.manifest['unknown_rate']
-    if unknown > _MOST_UNKNOWN:
+    if unknown > _MAX_UNKNOWN:
         yield _warning(
             corpus.directory,
             f'{unknown:.1%} of its tokens are [UNK]',
-            f'at most {_MOST_UNKNOWN:.0%}',
-            'a vocabulary trained on this text: leave tokenizer.path empty, or a larger tokenizer.vocab_size',
+            f'at most {_MAX_UNKNOWN:.0%}',
+            'leave tokenizer.path empty to train a vocabulary on this text, or raise tokenizer.vocab_size',
         )
 
 
 def _lines(config: Config, corpus: Corpus) -> Iterator[Problem]:
-    """Repeated sentences, among the first ones."""
-    sentences = np.asarray(corpus.train.sentences[: _SENTENCES_LOOKED_AT + 1])
+    """Checks how many of the first sentences are repeated."""
+    sentences = np.asarray(corpus.train.sentences[: _NUM_SENTENCES_READ + 1])
     tokens = corpus.train.gather(np.arange(sentences[-1]))
     bounds = sentences.tolist()
     seen = {tokens[low:high].tobytes() for low, high in zip(bounds, bounds[1:], strict=False)}
     share = 1 - len(seen) / max(1, len(bounds) - 1)
-    if share > _MOST_REPEATED_LINES:
+    if share > _MAX_REPEATED_LINES:
         yield _warning(
             corpus.directory,
-            f'{share:.0%} of its sentences were there before',
-            f'at most {_MOST_REPEATED_LINES:.0%}',
-            'drop boilerplate (menus, licences, signatures) from the text',
+            f'{share:.0%} of its sentences repeat earlier ones',
+            f'at most {_MAX_REPEATED_LINES:.0%}',
+            '--config.data.deduplicate_lines=True, which drops boilerplate (menus, licences, signatures)',
         )
 
 
 def _documents(config: Config, corpus: Corpus) -> Iterator[Problem]:
+    """Checks the number of documents and whether their lengths suit the pairing."""
     documents, sentences = np.asarray(corpus.train.documents), corpus.train.sentences
-    in_each = np.diff(documents)
+    num_sentences = np.diff(documents)
     tokens = np.diff(np.asarray(sentences[documents]))
-    single = (in_each == 1).mean()
-    if config.data.pairing != 'none' and single > _MOST_ONE_SENTENCE_DOCUMENTS:
+    single = (num_sentences == 1).mean()
+    if config.data.pairing != 'none' and single > _MAX_ONE_SENTENCE_DOCUMENTS:
         yield _warning(
             corpus.directory,
-            f'{single:.0%} of its documents are one sentence: a pair cannot be cut between sentences there',
-            'several sentences a document; in a text file a blank line ends a document, so none between sentences',
-            '--config.data.pairing=none where the documents are that short',
+            f'{single:.0%} of its documents are one sentence, which cannot be split into a pair between sentences',
+            'several sentences per document; in a text file only a blank line ends a document',
+            '--config.data.pairing=none if documents are really that short',
         )
-    if (largest := tokens.max() / tokens.sum()) > _MOST_IN_ONE_DOCUMENT and len(tokens) > 1:
+    if (largest := tokens.max() / tokens.sum()) > _MAX_IN_ONE_DOCUMENT and len(tokens) > 1:
         yield _warning(
             corpus.directory,
             f'one document holds {largest:.0%} of the tokens',
-            f'at most {_MOST_IN_ONE_DOCUMENT:.0%}: random partners come from the others, over and over',
-            'divide it (in a text file by blank lines)',
+            f'at most {_MAX_IN_ONE_DOCUMENT:.0%}, because its random partners come from the few others',
+            'split it into documents; blank lines do that in a text file',
         )
-    if config.data.pairing == 'nsp' and len(in_each) < _FEW_DOCUMENTS:
+    if config.data.pairing == 'nsp' and len(num_sentences) < _MIN_DOCUMENTS:
         yield _warning(
             corpus.directory,
-            f'has {len(in_each)} training documents to take random next sentences from',
-            f'at least {_FEW_DOCUMENTS}',
-            '--config.data.pairing=sop needs no other documents',
+            f'has {len(num_sentences)} training documents to take random next sentences from',
+            f'at least {_MIN_DOCUMENTS}',
+            '--config.data.pairing=sop, which needs no other documents',
         )
 
 
 def _epochs(config: Config, corpus: Corpus | None) -> Iterator[Problem]:
-    """Whether there is enough to train on for the planned steps."""
+    """Checks whether there is enough text for the planned steps."""
     from bert_jax.data.epochs import MOST_EPOCHS, flags_of_shorter, num_epochs
     from bert_jax.data.streams import open_streams
 
@@ -245,14 +257,14 @@ def _epochs(config: Config, corpus: Corpus | None) -> Iterator[Problem]:
     if epochs > MOST_EPOCHS:
         yield _warning(
             'config.train.steps',
-            f'{config.train.steps:,} steps go {epochs:,.0f} times through the training text',
-            f'at most about {MOST_EPOCHS} times',
+            f'{config.train.steps:,} steps are {epochs:,.0f} epochs of the training text',
+            f'at most about {MOST_EPOCHS} epochs',
             f'more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}',
         )
 
 
 def _fill(config: Config, corpus: Corpus) -> Iterator[Problem]:
-    """Whether rows are mostly padding, which costs as much as text."""
+    """Checks whether rows are mostly padding, which takes as long to compute as text."""
     from bert_jax.data.fill import fill_of_phases
 
     for found in fill_of_phases(config, corpus.train):
@@ -260,20 +272,20 @@ def _fill(config: Config, corpus: Corpus) -> Iterator[Problem]:
             suggested = [f'{flags} ({share:.0%})' for flags, share in found.better.items()]
             yield _warning(
                 'config.data',
-                f'in rows of {found.sequence_length} positions only {found.share:.0%} of the positions hold tokens',
-                'fuller rows: padding takes as long to compute as text',
+                f'only {found.share:.0%} of the positions in rows of {found.sequence_length} hold tokens',
+                'fuller rows, because padding takes as long to compute as text',
                 ', or '.join(suggested),
             )
 
 
 def _held_out(config: Config, corpus: Corpus) -> Iterator[Problem]:
-    """Whether enough text is held out for figures that mean something."""
+    """Checks whether enough text is held out for reliable metrics."""
     lengths = np.diff(np.asarray(corpus.validation.sentences[np.asarray(corpus.validation.documents)]))
-    held = int(config.data.masking.rate * lengths.sum())
-    if held < _FEW_VALIDATION_PREDICTIONS:
+    num_predictions = int(config.data.masking.rate * lengths.sum())
+    if num_predictions < _MIN_VALIDATION_PREDICTIONS:
         yield _warning(
             f'{corpus.directory} (validation)',
-            f'has {len(lengths)} documents, about {held} masked tokens in all',
-            f'at least {_FEW_VALIDATION_PREDICTIONS:,}, or its figures mean little',
-            'a larger data.validation_fraction, or data.validation_source, in another data.corpus',
+            f'has {len(lengths):,} documents with about {num_predictions} masked tokens',
+            f'at least {_MIN_VALIDATION_PREDICTIONS:,} masked tokens, for reliable metrics',
+            'prepare another data.corpus with a larger data.validation_fraction, or with data.validation_source',
         )

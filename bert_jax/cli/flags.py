@@ -302,6 +302,4 @@ def fields_of(config: Any) -> dict[str, Any]:
         raise
     except Exception as error:  # a config file is a program of the user, which may raise anything
         found = f'cannot be used ({type(error).__name__}: {error})'
-        raise BadInput(
-            '--config', found, 'a Python file whose get_config() returns a ConfigDict', 'configs/demo.py shows one'
-        ) from error
+        raise BadInput('--config', found, 'a ConfigDict of plain values', 'bert-jax help config') from error

@@ -1,4 +1,4 @@
-"""`prepare`: turns text into a corpus."""
+"""`prepare`: turns text into a corpus of token shards with a tokenizer."""
 
 import dataclasses
 import os
@@ -69,7 +69,7 @@ def _first_rows(config: Config, corpus: 'Corpus', num_rows: int) -> list[list[di
     return decode_rows(stream.batch(0), corpus.tokenizer, phase.data.pairing)
 
 
-# {key of the summary's `dropped`: (one, several)}
+# {key of `dropped` in the summary: (singular, plural)}
 _REASONS = {
     'bad_record_skipped': ('bad record', 'bad records'),
     'document_of_duplicate_lines': ('document of duplicate lines only', 'documents of duplicate lines only'),
@@ -89,6 +89,7 @@ _REASONS = {
 
 
 def _describe(summary: Any) -> str:
+    """Describes a corpus for a terminal: its counts, its tokenizer, and what was cleaned."""
     nouns = ('document', 'sentence', 'token')
     rows = [[quantity(summary.splits[name][f'{noun}s'], noun) for noun in nouns] for name in ('train', 'validation')]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -116,7 +117,7 @@ def _describe_tokenizer(preview: dict[str, Any]) -> str:
         ]
     if splits := preview['splits']:
         width = max(map(len, splits))
-        lines.append('Frequent words, and those of them that are split into the most subwords:')
+        lines.append('The most frequent words, and the frequent words with the most subwords:')
         lines += [f'  {word:{width}}  {" ".join(subwords)}' for word, subwords in splits.items()]
     return '\n'.join(lines)
 

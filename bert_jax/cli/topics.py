@@ -1,4 +1,4 @@
-"""`help`: explains commands, and the fields of the configuration."""
+"""`help TOPIC`: explains commands, and sections and fields of the configuration."""
 
 import dataclasses
 import difflib
@@ -24,7 +24,7 @@ def explain(topic: str) -> str:
       topic: a command, `config` or `finetune-config`, or one of their sections or fields: `config.data.pairing`.
 
     Raises:
-      BadInput: for a topic that does not exist, with the nearest one.
+      BadInput: for a topic that does not exist, with the most similar one.
     """
     if topic in COMMANDS:
         return describe(COMMANDS[topic])
@@ -33,11 +33,11 @@ def explain(topic: str) -> str:
         return _explain_section(_ROOTS[root], root, path, topic)
     topics = [*COMMANDS, *_ROOTS]
     fix = _nearest_topic(topic, topics) or 'bert-jax help config.data.pairing'
-    raise BadInput(f'help {topic}', 'there is no such topic', ', '.join(topics), fix)
+    raise BadInput(f'help {topic}', 'is not a topic', ', '.join(topics), fix)
 
 
 def _nearest_topic(name: str, names: Iterable[str], prefix: str = '') -> str:
-    """The command that explains the nearest of the names; '' where none is close."""
+    """Returns the command that explains the most similar name, or '' if none is similar."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f'bert-jax help {prefix}{near[0]}' if near else ''
 
@@ -49,12 +49,12 @@ def _explain_section(section: type[Any], name: str, path: list[str], topic: str)
     field = fields.get(path[0])
     if field is None:
         fix = _nearest_topic(path[0], fields, f'{name}.') or f'bert-jax help {name}'
-        raise BadInput(f'help {topic}', f'there is no field {path[0]!r} in {name}', ', '.join(fields), fix)
+        raise BadInput(f'help {topic}', f'{name} has no field {path[0]!r}', ', '.join(fields), fix)
     variants = section_variants(field)
     if not variants:
         return '\n'.join(_field_lines(section, field, f'{name}.{path[0]}'))
-    having = [each for each in variants.values() if not path[1:] or path[1] in each.__dataclass_fields__]
-    sections = having or [*variants.values()][:1]  # one says that there is no such field
+    with_field = [each for each in variants.values() if not path[1:] or path[1] in each.__dataclass_fields__]
+    sections = with_field or [*variants.values()][:1]  # the first one reports the unknown field
     explained = [_explain_section(each, f'{name}.{path[0]}', path[1:], topic) for each in sections]
     return '\n\n'.join(dict.fromkeys(explained))
 

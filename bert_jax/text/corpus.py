@@ -111,7 +111,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
     """
     path = directory / 'manifest.json'
     try:
-        manifest = read_json(path, largest=_MAX_MANIFEST_BYTES)
+        manifest = read_json(path, max_bytes=_MAX_MANIFEST_BYTES)
         version = manifest['format_version']
         if version == FORMAT_VERSION and not _is_complete(manifest):
             raise ValueError

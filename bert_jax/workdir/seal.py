@@ -114,7 +114,7 @@ def files_of(directory: epath.Path) -> dict[str, epath.Path]:
 
 def _read_manifest(path: epath.Path) -> tuple[dict[str, tuple[int, list[str]]], int]:
     """Returns ({name: (bytes, digests of its parts)}, bytes per part); raises various errors for a damaged manifest."""
-    content = read_json(path, largest=_MAX_MANIFEST_BYTES)
+    content = read_json(path, max_bytes=_MAX_MANIFEST_BYTES)
     if content.keys() == {'step', 'files'}:  # version 1
         return {name: (file['bytes'], [file['sha256']]) for name, file in content['files'].items()}, _WHOLE_FILE
     if content['version'] != _VERSION or content['part_bytes'] != _PART_BYTES:

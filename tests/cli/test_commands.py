@@ -1,4 +1,4 @@
-"""The command line: help for every command, suggestions for typos, and no jax before it is needed."""
+"""The command line: help for every command, suggestions for typos, and no jax for help."""
 
 import shlex
 import subprocess
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 _OPTIONAL = {('train', 'config'), ('finetune', 'config')}  # an existing workdir has it
 
 
-def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture) -> None:
+def test_overview_lists_every_command_in_its_group(capsys: pytest.CaptureFixture) -> None:
     assert main(['bert-jax', '--help']) == main(['bert-jax', 'help']) == 0
     assert main(['bert-jax']) == 2
     shown = capsys.readouterr().out
@@ -81,7 +81,7 @@ print([name for name in ('jax', 'flax', 'orbax', 'torch', 'transformers', 'matpl
 
 
 @pytest.mark.processes
-def test_help_loads_no_large_package() -> None:
+def test_help_imports_no_large_package() -> None:
     done = subprocess.run([sys.executable, '-c', _HELP], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == '[]'
 
@@ -107,7 +107,7 @@ def test_each_command_has_a_module_named_after_it() -> None:
         (['prepare', '--config=demo.py', '--shard=2/2'], 'I from 0 to N - 1'),
     ],
 )
-def test_bad_arguments_are_exit_status_2_with_a_suggestion(
+def test_bad_arguments_exit_2_with_a_suggestion(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(['bert-jax', *arguments]) == 2
@@ -125,7 +125,7 @@ def test_bad_arguments_are_exit_status_2_with_a_suggestion(
         (KeyboardInterrupt(), 75),
     ],
 )
-def test_errors_that_a_user_can_act_on_are_messages(
+def test_errors_a_user_can_fix_have_no_traceback(
     error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     _raise_in_bench(monkeypatch, error)
@@ -134,7 +134,7 @@ def test_errors_that_a_user_can_act_on_are_messages(
 
 
 @pytest.mark.parametrize('error', [RuntimeError('a bug'), OSError(5, 'a broken disk'), ValueError()])
-def test_faults_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bugs_and_faults_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     _raise_in_bench(monkeypatch, error)
     with pytest.raises(type(error)):
         main(['bert-jax', 'bench'])
@@ -147,13 +147,13 @@ def _raise_in_bench(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> No
     monkeypatch.setitem(COMMANDS, 'bench', Command('bench', run, '', '', ()))
 
 
-def test_a_value_of_the_config_is_given_with_or_without_an_equals_sign() -> None:
+def test_config_flag_works_with_and_without_equals_sign() -> None:
     for arguments in (['--config=bert.py:tiny'], ['--config', 'bert.py:tiny']):
         values, rest = parse(COMMANDS['bench'], [*arguments, '--config.train.steps=7'])
         assert values.config.model.hidden_size == 128 and values.config.train.steps == 7 and not rest
 
 
-def test_the_program_ends_with_the_status_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_exits_with_the_status_of_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     left = []
     monkeypatch.setattr(__main__, 'leave', left.append)
     monkeypatch.setattr(sys, 'path', ['elsewhere'])
@@ -174,13 +174,13 @@ def test_help_does_not_import_jax() -> None:
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == '[]', done.stderr
 
 
-def test_the_version_stands_in_one_place() -> None:
+def test_version_is_written_in_one_place() -> None:
     assert bert_jax.__version__ == version.__version__
     texts = [ROOT / name for name in ('pyproject.toml', 'CITATION.cff', 'bert_jax/__init__.py', 'README.md')]
     assert all(version.__version__ not in path.read_text() for path in texts)
 
 
-def test_a_text_of_bytes_that_are_none_is_filled_in_all_the_same(
+def test_undecodable_bytes_in_a_text_are_replaced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     given = []

@@ -1,4 +1,4 @@
-"""Whatever is wrong with `--config` is a message that names the file, the line and what would work."""
+"""Every problem with `--config` is reported with the file, the line and what would work."""
 
 from pathlib import Path
 
@@ -23,18 +23,18 @@ WRONG = {
     'variant.py': ('def get_config(size): pass\n', 'variant.py: raises TypeError: get_config() missing'),
     'binary.py': ('\x00\x01', 'binary.py: raises'),
     'empty.py': ('', 'empty.py: get_config(): does not exist'),
-    'nothing.py': ('def get_config():\n    pass\n', 'get_config(): returns nothing: is its return statement missing?'),
+    'nothing.py': ('def get_config():\n    pass\n', 'get_config(): returns nothing (is its return statement missing?)'),
     'dict.py': ('def get_config():\n    return {}\n', 'get_config(): returns a value of type dict'),
     'variable.py': ('get_config = 3\n', 'get_config(): does not exist'),
     'settings.yaml': ('train: {steps: 3}\n', 'settings.yaml: is a .yaml file'),
-    'plain.yaml': ('steps: 3\n', 'as configs/demo.py does'),
-    'settings.json': ('{"train": true}', 'as configs/demo.py does'),
+    'plain.yaml': ('steps: 3\n', 'configs/demo.py'),
+    'settings.json': ('{"train": true}', 'configs/demo.py'),
     'folder.py': (None, '--config: folder.py is a directory'),
 }
 
 
 @pytest.mark.parametrize('name', WRONG)
-def test_a_config_file_that_is_none_is_refused_with_file_and_line(name: str, tmp_path: Path, capsys) -> None:
+def test_broken_config_file_is_rejected_with_file_and_line(name: str, tmp_path: Path, capsys) -> None:
     text, words = WRONG[name]
     if text is None:
         (tmp_path / name).mkdir()
@@ -42,7 +42,7 @@ def test_a_config_file_that_is_none_is_refused_with_file_and_line(name: str, tmp
         (tmp_path / name).write_text(text)
     assert run(['prepare', f'--config={name}'], tmp_path) == 2
     shown = capsys.readouterr().err
-    assert words in shown and 'expected: ' in shown and 'Traceback' not in shown
+    assert words in shown and 'expected: ' in shown and 'fix: ' in shown and 'Traceback' not in shown
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -52,7 +52,7 @@ def test_a_config_file_that_is_none_is_refused_with_file_and_line(name: str, tmp
         ([], '--config: is missing'),
         (['--config'], '--config: has no value'),
         (['--config='], '--config: is empty'),
-        (['--config=no/such.py'], 'there is no file no/such.py'),
+        (['--config=no/such.py'], 'no/such.py does not exist'),
         (['--config=glue.py'], "did you mean 'finetune/glue.py'?"),
         (['--config=/dev/null'], 'is not a regular file'),
         (['--config.train.steps=3'], 'overrides a config, but no config is given'),
@@ -64,12 +64,12 @@ def test_a_config_file_that_is_none_is_refused_with_file_and_line(name: str, tmp
         (['--flagfile=no/such'], 'no/such'),
     ],
 )
-def test_a_wrong_use_of_the_flag_is_refused(arguments: list[str], words: str, tmp_path: Path, capsys) -> None:
+def test_wrong_use_of_config_flags_is_rejected(arguments: list[str], words: str, tmp_path: Path, capsys) -> None:
     assert run(['prepare', *arguments], tmp_path) == 2
     assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_the_last_config_counts_and_may_come_after_its_overrides_or_in_a_file_of_flags(tmp_path: Path, capsys) -> None:
+def test_last_config_wins_in_any_order_or_flagfile(tmp_path: Path, capsys) -> None:
     (tmp_path / 'flags').write_text('--config=bert.py:tiny\n--config.train.steps=5\n')
     for arguments in (
         ['--config.train.steps=5', '--config=demo.py', '-config', 'bert.py:tiny'],
@@ -81,7 +81,7 @@ def test_the_last_config_counts_and_may_come_after_its_overrides_or_in_a_file_of
         assert 'config.optimizer.warmup_steps: is 9' in capsys.readouterr().err
 
 
-def test_what_a_config_file_prints_is_no_result_and_its_own_bad_input_is_kept(tmp_path: Path, capsys) -> None:
+def test_config_file_may_print_and_raise_bad_input(tmp_path: Path, capsys) -> None:
     path = tmp_path / 'prints.py'
     path.write_text(
         'import dataclasses\n'

@@ -1,4 +1,4 @@
-"""`doctor` finds each of the ways in which text and settings go wrong, and is silent where nothing is wrong."""
+"""`doctor` finds every problem of text and settings, and reports none for a good run."""
 
 import dataclasses
 import json
@@ -17,8 +17,8 @@ from tests.support.processes import ROOT
 WORDS = 'river stone house garden winter summer letter window market bridge doctor teacher'.split()
 
 
-def _sentence(number: int) -> str:
-    return ' '.join(WORDS[(number * step + step) % len(WORDS)] for step in range(1, 8)) + f' number {number}.'
+def _sentence(index: int) -> str:
+    return ' '.join(WORDS[(index * step + step) % len(WORDS)] for step in range(1, 8)) + f' number {index}.'
 
 
 def _text(documents: int, sentences: int, repeat: int = 10**9) -> str:
@@ -29,7 +29,7 @@ def _text(documents: int, sentences: int, repeat: int = 10**9) -> str:
 
 
 def _diagnose(tmp_path: Path, text: str, **changes: object) -> str:
-    """The problems of a small run on this text, as one string."""
+    """Returns the problems of a small run on this text, as one string."""
     (tmp_path / 'text.txt').write_text(text)
     chosen = config.bert('tiny')
     chosen.data.source, chosen.data.corpus = f'text:{tmp_path}/text.txt', str(tmp_path / 'corpus')
@@ -42,24 +42,24 @@ def _diagnose(tmp_path: Path, text: str, **changes: object) -> str:
     return '\n'.join(map(str, diagnose(resolved, str(tmp_path / 'run'))))
 
 
-def test_a_sound_run_has_no_problem(tmp_path: Path) -> None:
+def test_good_run_has_no_problem(tmp_path: Path) -> None:
     assert _diagnose(tmp_path, _text(700, 6)) == ''
 
 
-def test_each_disappointment_is_a_warning_with_its_fix(tmp_path: Path) -> None:
+def test_each_weakness_is_a_warning_with_a_fix(tmp_path: Path) -> None:
     cases = {
-        'sentences were there before': (_text(300, 6, repeat=50), {}),
+        'sentences repeat earlier ones': (_text(300, 6, repeat=50), {}),
         'are one sentence': (_text(900, 1), {}),
         'one document holds': (_text(200, 2) + '\n\n' + _text(1, 3000), {}),
         'training documents to take random next sentences from': (_text(40, 30), {}),
-        'times through the training text': (_text(300, 6), {'train.steps': 100_000}),
+        'epochs of the training text': (_text(300, 6), {'train.steps': 100_000}),
         '--config.data.packing=True (': (_text(900, 2), {'data.sequence_length': 128}),
-        'masked tokens in all': (_text(120, 6), {}),
+        'masked tokens': (_text(120, 6), {}),
         'are [UNK]': (_text(300, 6), {'tokenizer.path': str(_poor_vocabulary(tmp_path))}),
         'this text yields no more': (_text(300, 6), {'tokenizer.vocab_size': 5000}),
     }
-    for number, (expected, (text, changes)) in enumerate(cases.items()):
-        directory = tmp_path / str(number)
+    for index, (expected, (text, changes)) in enumerate(cases.items()):
+        directory = tmp_path / str(index)
         directory.mkdir()
         found = _diagnose(directory, text, **changes)
         assert found.startswith('warning') and expected in found and 'fix:' in found, (expected, found)
@@ -82,7 +82,7 @@ def test_each_disappointment_is_a_warning_with_its_fix(tmp_path: Path) -> None:
         ('bert.py:tiny', {'train.microbatches': 3}, 'config.train.microbatches', 1),
     ],
 )
-def test_the_flags_that_it_suggests_solve_the_problem(
+def test_suggested_flags_solve_the_problem(
     config: str, overrides: dict[str, object], where: str, flags: int, tmp_path: Path, capsys
 ) -> None:
     (tmp_path / 'text.txt').write_text(_text(100, 6))
@@ -105,7 +105,7 @@ def test_the_flags_that_it_suggests_solve_the_problem(
     assert len(suggested) == flags and not problems(*suggested), suggested
 
 
-def test_a_vocabulary_of_another_size_or_without_special_tokens_is_told(tmp_path: Path, monkeypatch) -> None:
+def test_wrong_vocabulary_size_and_missing_tokens_are_reported(tmp_path: Path, monkeypatch) -> None:
     opened = []
     monkeypatch.setattr('bert_jax.cli.diagnose.load_corpus', lambda *args: opened.append(args) or load_corpus(*args))
     monkeypatch.setattr('bert_jax.data.streams.load_corpus', None)  # the corpus is open already
@@ -127,7 +127,7 @@ def test_ignored_tokenizer_setting_is_reported_once(tmp_path: Path, capsys) -> N
     capsys.readouterr()
     run(['doctor', f'--config={ROOT}/configs/demo.py', *data, *tokenizer], tmp_path)
     printed = ''.join(capsys.readouterr())
-    assert printed.count('config.tokenizer.lowercase: is False, and is not used') == 1
+    assert printed.count('config.tokenizer.lowercase: is False, but is not used') == 1
     assert 'is ignored' not in printed
 
 
@@ -137,7 +137,7 @@ def _poor_vocabulary(tmp_path: Path) -> Path:
     return path
 
 
-def test_everything_that_cannot_work_is_reported_at_once_with_status_2(tmp_path: Path, capsys) -> None:
+def test_all_errors_are_reported_together_with_status_2(tmp_path: Path, capsys) -> None:
     def errors(*overrides: str) -> list[str]:
         assert run(['doctor', f'--config={ROOT}/configs/demo.py', *overrides, '--json'], tmp_path) == 2
         problems = json.loads(capsys.readouterr().out)['problems']

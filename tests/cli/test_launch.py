@@ -1,4 +1,4 @@
-"""`launch` writes the launch scripts, ready to run, and overwrites nothing."""
+"""`launch` writes executable scripts and overwrites nothing."""
 
 import json
 import os
@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).parents[2] / 'launch'
 NAMES = ['gke_jobset.yaml', 'local.py', 'slurm.sbatch', 'tpu_pod.sh']
 
 
-def test_the_scripts_are_written_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_scripts_are_written_unchanged_and_executable(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / 'new' / 'launch'
     assert main(['bert-jax', 'launch', f'--output={output}', '--json']) == 0
     assert json.loads(capsys.readouterr().out) == {'written': [str(output / name) for name in NAMES]}
@@ -22,7 +22,7 @@ def test_the_scripts_are_written_as_they_are(tmp_path: Path, capsys: pytest.Capt
     assert executable == ['slurm.sbatch', 'tpu_pod.sh']
 
 
-def test_an_existing_script_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_existing_script_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / 'tpu_pod.sh').write_text('edited')
     assert main(['bert-jax', 'launch', f'--output={tmp_path}']) == 2
     assert 'already contains tpu_pod.sh' in capsys.readouterr().err
@@ -30,6 +30,6 @@ def test_an_existing_script_is_never_overwritten(tmp_path: Path, capsys: pytest.
     assert (tmp_path / 'tpu_pod.sh').read_text() == 'edited'
 
 
-def test_a_directory_must_be_named(capsys: pytest.CaptureFixture) -> None:
+def test_output_directory_is_required(capsys: pytest.CaptureFixture) -> None:
     assert main(['bert-jax', 'launch']) == 2
     assert '--output: is missing' in capsys.readouterr().err

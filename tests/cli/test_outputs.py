@@ -1,4 +1,4 @@
-"""What a command prints is one thing, what it does is another: a lost line ends no run, a lost result is no success."""
+"""Lost messages never end a run, a lost result is an error, and `--json` prints exactly one object."""
 
 import json
 import shlex
@@ -17,10 +17,10 @@ from tests.support.runs import metrics
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_run_trains_to_its_end_whatever_happens_to_its_outputs(tmp_path: Path) -> None:
+def test_run_finishes_even_if_its_output_is_lost(tmp_path: Path) -> None:
     flags = as_flags(prepared(tmp_path, train__examples=(), train__evaluate_every=0))
-    for number, redirected in enumerate(('> /dev/full 2>&1', '<&- >&- 2>&-', '2>&1 | head -1')):
-        workdir = tmp_path / str(number)
+    for index, redirected in enumerate(('> /dev/full 2>&1', '<&- >&- 2>&-', '2>&1 | head -1')):
+        workdir = tmp_path / str(index)
         train = shlex.join(command('train', *flags, f'--workdir={workdir}', '--json'))
         shell = f'set -o pipefail; {train} {redirected}'
         assert subprocess.run(['bash', '-c', shell], env=environment(), timeout=300).returncode == 0
@@ -28,7 +28,7 @@ def test_a_run_trains_to_its_end_whatever_happens_to_its_outputs(tmp_path: Path)
 
 
 @pytest.mark.parametrize('is_in_files', [False, True])
-def test_a_result_that_is_lost_is_an_error_unless_files_hold_it(
+def test_lost_result_is_an_error_unless_in_files(
     is_in_files: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def run(values: object, _: object) -> int:
@@ -54,7 +54,7 @@ def test_a_result_that_is_lost_is_an_error_unless_files_hold_it(
         (['json', '--jsonl'], False),
     ],
 )
-def test_json_is_recognized_among_arguments_that_need_not_parse(arguments: list[str], asks: bool) -> None:
+def test_json_flag_is_recognized_in_invalid_arguments(arguments: list[str], asks: bool) -> None:
     assert asks_for_json(arguments) is asks
 
 
@@ -68,7 +68,7 @@ def test_json_is_recognized_among_arguments_that_need_not_parse(arguments: list[
         (['evaluate', '--json', '--workdir=no/such'], 'no/such', 2),
     ],
 )
-def test_with_json_a_failure_is_one_json_object(
+def test_failure_with_json_is_one_json_object(
     arguments: list[str], where: str, status: int, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(['bert-jax', *arguments]) == status
@@ -80,7 +80,7 @@ def test_with_json_a_failure_is_one_json_object(
     assert not capsys.readouterr().out
 
 
-def test_with_json_a_fault_is_one_json_object_and_still_a_fault(
+def test_bug_with_json_prints_one_object_and_raises(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def run(values: object, _: object) -> int:
@@ -99,7 +99,7 @@ def test_with_json_a_fault_is_one_json_object_and_still_a_fault(
     assert json.loads(capsys.readouterr().out) == {'a': 1}
 
 
-def test_with_json_an_end_by_a_signal_is_one_json_object(
+def test_exit_by_signal_with_json_prints_one_object(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def run(*_: object) -> int:
@@ -111,14 +111,14 @@ def test_with_json_an_end_by_a_signal_is_one_json_object(
     assert json.loads(capsys.readouterr().out)['error']['found'] == 'SystemExit: 143'
 
 
-def test_the_version_is_printed(capsys: pytest.CaptureFixture) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture) -> None:
     from bert_jax import __version__
 
     assert main(['bert-jax', '--version']) == main(['bert-jax', 'version']) == 0
     assert capsys.readouterr().out == f'bert_jax {__version__}\n' * 2
 
 
-def test_a_command_to_paste_survives_the_shell(tmp_path: Path) -> None:
+def test_suggested_command_is_quoted_for_the_shell(tmp_path: Path) -> None:
     workdir = f"{tmp_path}/it's my [1] run"
     assert shlex.split(command_to_paste('export', workdir=workdir))[3:] == ['export', f'--workdir={workdir}']
     assert command_to_paste('export', workdir='runs/a@3') == 'python -m bert_jax export --workdir=runs/a@3'

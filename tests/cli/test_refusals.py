@@ -1,4 +1,4 @@
-"""Bad input ends a command with status 2 and the fix, before anything is written."""
+"""Bad input is reported with exit status 2 and a fix, before anything is written."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def settings(tmp_path_factory) -> list[str]:
         ({'mesh.data': 3}, 'there are 8 devices'),
     ],
 )
-def test_impossible_mesh_is_refused_with_possible_ones(
+def test_impossible_mesh_is_rejected_with_possible_ones(
     settings: list[str], tmp_path: Path, change: dict, words: str, capsys
 ) -> None:
     overrides = [f'--config.{name}={value}' for name, value in change.items()]
@@ -60,7 +60,7 @@ def test_impossible_mesh_is_refused_with_possible_ones(
     assert words in capsys.readouterr().err and not (tmp_path / 'run').exists()
 
 
-def test_other_number_of_devices_than_promised_is_refused(settings: list[str], tmp_path: Path, capsys) -> None:
+def test_unexpected_number_of_devices_is_rejected(settings: list[str], tmp_path: Path, capsys) -> None:
     assert run(['train', *settings, '--devices=16', '--workdir=run'], tmp_path) == 2
     assert 'is 16, but jax found 8 (per process: 8)' in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()
@@ -83,7 +83,7 @@ def test_help_of_a_command_has_an_example(tmp_path: Path, capsys) -> None:
     assert 'Example:\n  python -m bert_jax train' in capsys.readouterr().out
 
 
-def test_a_damaged_file_that_no_command_expects_is_named_and_exits_2(tmp_path: Path, capsys) -> None:
+def test_damaged_file_is_named_and_exits_2(tmp_path: Path, capsys) -> None:
     settings = as_flags(prepared(tmp_path))
     (tmp_path / 'corpus' / 'sources.json').write_text('[' * 100_000)
     capsys.readouterr()

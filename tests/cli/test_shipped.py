@@ -1,4 +1,4 @@
-"""Config files are found on disk first, then among those of the package."""
+"""Config files are looked up on disk first, then among those of the package."""
 
 import shutil
 from pathlib import Path
@@ -21,18 +21,18 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_all_configs_of_the_repository_are_shipped() -> None:
+def test_every_config_of_the_repository_is_shipped() -> None:
     assert shipped_configs() == sorted(str(path.relative_to(ROOT / 'configs')) for path in ROOT.glob('configs/**/*.py'))
 
 
 @pytest.mark.parametrize('name', ['bert.py:tiny', 'configs/bert.py:tiny', 'configs/demo.py', 'finetune/glue.py:rte'])
-def test_a_shipped_config_is_found_by_its_name_from_anywhere(name: str) -> None:
+def test_shipped_config_is_found_by_name_from_anywhere(name: str) -> None:
     found, _, variant = find_config(name).partition(':')
     assert Path(found).read_text() == (ROOT / 'configs' / name.partition(':')[0].removeprefix('configs/')).read_text()
     assert variant == name.partition(':')[2]
 
 
-def test_a_file_on_disk_wins(elsewhere: Path) -> None:
+def test_file_on_disk_takes_precedence_over_shipped_one(elsewhere: Path) -> None:
     shutil.copy(ROOT / 'configs' / 'bert.py', elsewhere / 'demo.py')
     assert find_config('demo.py') == 'demo.py'
     assert config_of(parse(COMMANDS['train'], ['--config=demo.py'])[0]).model.num_layers == 12
@@ -46,17 +46,17 @@ def test_a_file_on_disk_wins(elsewhere: Path) -> None:
         ('configs/dmeo.py', "did you mean 'demo.py'?"),
         ('bert:base', "did you mean 'bert.py:base'?"),
         ('finetune/gleu.py', "did you mean 'finetune/glue.py'?"),
-        ('../configs/demo.py', 'a shipped config: bert.py, bert_lamb.py'),
-        ('x' * 300, 'a shipped config: bert.py, bert_lamb.py'),
+        ('../configs/demo.py', 'a shipped one: bert.py, bert_lamb.py'),
+        ('x' * 300, 'a shipped one: bert.py, bert_lamb.py'),
     ],
 )
-def test_an_unknown_name_lists_the_shipped_ones_and_the_nearest(name: str, suggestion: str) -> None:
+def test_unknown_config_lists_shipped_ones_and_the_nearest(name: str, suggestion: str) -> None:
     with pytest.raises(BadInput) as caught:
         find_config(name)
     assert suggestion in str(caught.value) and 'finetune/glue.py' in str(caught.value)
 
 
-def test_shipped_configs_resolve_and_a_sweep_finds_its_base() -> None:
+def test_shipped_sweep_finds_and_resolves_its_base() -> None:
     values, _ = parse(
         COMMANDS['finetune'], ['--config=finetune/glue.py:rte', '--config.task.directory=glue', '--config.init=a']
     )

@@ -21,7 +21,7 @@ def test_section_lists_its_fields_for_every_family() -> None:
     assert explain('finetune-config.task.kind').startswith("finetune-config.task.kind = 'classification'")
 
 
-def test_command_is_explained_as_by_its_help_flag(capsys: pytest.CaptureFixture) -> None:
+def test_help_topic_and_help_flag_agree(capsys: pytest.CaptureFixture) -> None:
     assert main(['bert-jax', 'train', '--help']) == 0
     expected = capsys.readouterr().out
     assert main(['bert-jax', 'help', 'train']) == 0 and capsys.readouterr().out == expected
@@ -44,7 +44,7 @@ class _Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize('variable', ['', 'NO_COLOR', 'TERM'])
-def test_errors_are_coloured_on_terminals_that_allow_it(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_errors_are_coloured_only_where_allowed(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.delenv('NO_COLOR', raising=False)
     monkeypatch.setenv('TERM', 'xterm')
     if variable:

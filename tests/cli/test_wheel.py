@@ -1,4 +1,4 @@
-"""A wheel holds what the commands need, and works without the repository."""
+"""The wheel contains everything that the commands need, and works without the repository."""
 
 import json
 import os
@@ -59,7 +59,7 @@ print(json.dumps({
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this tree, unpacked. Built from a copy: what an earlier build left in the tree must not get in."""
+    """Builds and unpacks the wheel, from a copy that contains nothing of earlier builds."""
     sources, site = tmp_path_factory.mktemp('sources'), tmp_path_factory.mktemp('site')
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -75,7 +75,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def test_it_holds_the_package_its_configs_and_its_launch_scripts(wheel: Path) -> None:
+def test_wheel_contains_package_configs_and_launch_scripts(wheel: Path) -> None:
     def files(directory: Path) -> set[str]:
         return {
             str(path.relative_to(directory))
@@ -88,7 +88,7 @@ def test_it_holds_the_package_its_configs_and_its_launch_scripts(wheel: Path) ->
     assert files(wheel / 'bert_jax') == package | {f'launch/{name}' for name in files(ROOT / 'launch')}
 
 
-def test_its_metadata_name_licence_version_and_requirements(wheel: Path) -> None:
+def test_wheel_metadata_names_licence_version_and_requirements(wheel: Path) -> None:
     found = Parser().parsestr((wheel / DIST_INFO / 'METADATA').read_text())
     assert found['Version'] == __version__ and found['License-Expression'] == 'Apache-2.0'
     assert 'Apache License' in (wheel / DIST_INFO / 'licenses' / 'LICENSE').read_text()
@@ -98,7 +98,7 @@ def test_its_metadata_name_licence_version_and_requirements(wheel: Path) -> None
     assert scripts == ['[console_scripts]', 'bert-jax', '=', 'bert_jax.__main__:start']
 
 
-def test_it_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, '-c', _USE],
         cwd=tmp_path,

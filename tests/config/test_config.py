@@ -38,11 +38,11 @@ def test_every_published_size_resolves() -> None:
         assert resolved.model.hidden_size == config.SIZES[size][1]
 
 
-def test_defaults_are_the_original_base() -> None:
+def test_defaults_are_those_of_the_original_base() -> None:
     assert resolve(bert('base')) == Config()
 
 
-def test_a_config_survives_json() -> None:
+def test_config_survives_json() -> None:
     import json
 
     resolved = resolve(bert('mini'))
@@ -53,12 +53,12 @@ def test_a_config_survives_json() -> None:
     'typo, meant',
     [('train__stepz', 'train.steps'), ('model__num_layer', 'model.num_layers'), ('optimiser', 'optimizer')],
 )
-def test_a_typo_gets_the_nearest_name(typo: str, meant: str) -> None:
+def test_misspelled_field_suggests_the_nearest_name(typo: str, meant: str) -> None:
     message = _message(**{typo: 1})
     assert 'no such field' in message and f'config.{meant}' in message
 
 
-def test_a_wrong_choice_gets_the_allowed_ones_and_the_nearest() -> None:
+def test_invalid_choice_lists_allowed_and_nearest_values() -> None:
     message = _message(data__pairing='npr')
     assert "'nsp', 'sop', 'none'" in message and "did you mean 'nsp'" in message
 
@@ -89,7 +89,7 @@ def test_source_that_resembles_nothing_gets_no_suggestion(source: str) -> None:
 
 
 @pytest.mark.parametrize('name', sorted(field_names()))
-def test_every_field_refuses_a_value_of_another_type(name: str) -> None:
+def test_every_field_rejects_values_of_another_type(name: str) -> None:
     values = dataclasses.asdict(Config())
     section = values
     *sections, leaf = name.split('.')
@@ -101,7 +101,7 @@ def test_every_field_refuses_a_value_of_another_type(name: str) -> None:
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -0.1])
-def test_numbers_that_are_none_are_refused(value: float) -> None:
+def test_nan_and_infinity_are_rejected(value: float) -> None:
     assert 'optimizer.peak_learning_rate' in _message(optimizer__peak_learning_rate=value)
 
 
@@ -120,11 +120,11 @@ def test_numbers_that_are_none_are_refused(value: float) -> None:
         ({'data__bucket_lengths': (32,), 'data__packing': True}, '() with packing'),
     ],
 )
-def test_fields_that_do_not_fit_together_are_told_with_what_would(fields: dict, words: str) -> None:
+def test_conflicting_fields_are_rejected_with_what_works(fields: dict, words: str) -> None:
     assert words in _message(**fields)
 
 
-def test_phases_inherit_what_they_leave_out_and_train_steps_is_their_sum() -> None:
+def test_phases_inherit_omitted_fields_and_sum_their_steps() -> None:
     values = dataclasses.asdict(Config()) | {'phases': [{'steps': 20_000}, {'steps': 10_000, 'sequence_length': 512}]}
     values['data'] = values['data'] | {'sequence_length': 64}
     resolved = resolve(values)
@@ -139,7 +139,7 @@ def test_phases_inherit_what_they_leave_out_and_train_steps_is_their_sum() -> No
     assert [config.phase_at(resolved, step) for step in (1, 20_000, 20_001, 30_000)] == [0, 0, 1, 1]
 
 
-def test_the_two_phase_config_spends_90_percent_of_its_steps_on_short_rows() -> None:
+def test_two_phase_config_spends_90_percent_on_short_rows() -> None:
     path = Path(config.__file__).parents[2] / 'configs' / 'bert_two_phase.py'
     resolved = resolve(runpy.run_path(str(path))['get_config']('large'))
     assert [phase.sequence_length for phase in resolved.phases] == [128, 512]
@@ -158,16 +158,16 @@ def test_the_two_phase_config_spends_90_percent_of_its_steps_on_short_rows() -> 
         (7, 'config.phases[1]: is 7'),
     ],
 )
-def test_a_wrong_phase_is_told_by_its_number(phase: object, words: str) -> None:
+def test_invalid_phase_is_named_by_its_index(phase: object, words: str) -> None:
     assert words in _message(phases=({'steps': 20_000}, phase))
 
 
-def test_an_unknown_size_gets_the_nearest() -> None:
+def test_unknown_size_suggests_the_nearest() -> None:
     with pytest.raises(BadInput, match="did you mean 'large'"):
         bert('larg')
 
 
-def test_a_source_may_be_several_with_weights_and_survives_json():
+def test_weighted_sources_survive_json():
     several = (('text:a', 2), ('jsonl:b', 0.5))
     given = bert('tiny')
     given.data.source = several
@@ -187,7 +187,7 @@ def test_every_field_of_a_run_has_a_role(whole: type) -> None:
         assert {*map(type, roles(section).values())} == {Role}
 
 
-def test_only_fields_with_that_role_are_part_of_the_identity() -> None:
+def test_only_identity_fields_are_part_of_the_identity() -> None:
     run = Config(train=config.Train(steps=7, skip=((0, 1, 2),), log_every=3), init='x')
     changed = {name: value for name, value in identity_of(run).items() if identity_of(Config()).get(name) != value}
     assert changed == {'train.steps': 7, 'train.skip': [[0, 1, 2]]}  # IDENTITY, IDENTITY_IF_SET; not EXECUTION, CONTENT
@@ -220,17 +220,17 @@ class _Outer:
         (_Outer(), {'raised': 4, 'inner': {'newer': True}}, _Outer()),  # set in the run: differs
     ],
 )
-def test_a_run_keeps_the_defaults_it_began_with(ours: _Outer, recorded: dict, expected: _Outer) -> None:
+def test_run_keeps_the_defaults_it_began_with(ours: _Outer, recorded: dict, expected: _Outer) -> None:
     assert with_values_before(ours, recorded) == expected
 
 
-def test_a_newer_default_is_taken_where_the_change_is_allowed() -> None:
+def test_newer_default_applies_if_the_change_is_allowed() -> None:
     recorded = {'raised': -1, 'inner': {'older': 3}}
     assert with_values_before(_Outer(), recorded, ['inner', 'raised']) == _Outer()
     assert with_values_before(_Outer(), recorded, ['inner.newer']) == _Outer(-1)
 
 
-def test_identities_of_runs_before_a_field_existed_do_not_change() -> None:
+def test_new_field_does_not_change_identities_of_older_runs() -> None:
     assert identity_of(_Outer(inner=_Inner(newer=False))) == {'raised': 0, 'inner.older': 3}
     assert identity_of(_Outer()) == {'raised': 0, 'inner.older': 3, 'inner.newer': True}
     old, new = Masking(exclude_special=False), Masking()
@@ -239,7 +239,7 @@ def test_identities_of_runs_before_a_field_existed_do_not_change() -> None:
     assert identity_of(Config(data=Data(masking=new)))['data.masking']['exclude_special']
 
 
-def test_phases_are_worked_out_once() -> None:
+def test_phases_are_resolved_once() -> None:
     phases = [{'steps': steps, 'warmup_steps': 0} for steps in (3, 4)]
     run = config.resolve(config.bert('tiny').to_dict() | {'phases': phases})
     assert run.in_phases is run.in_phases
@@ -288,7 +288,7 @@ _NAMES_NO_PLACE = {
 
 
 @pytest.mark.parametrize('whole', [Config, finetuning.FinetuneConfig])
-def test_every_field_that_could_name_a_place_says_whether_it_is_written(whole: type) -> None:
+def test_every_path_field_declares_whether_it_is_an_output(whole: type) -> None:
     unclear, marked = set(), set()
 
     def look(section: type, prefix: str) -> None:
@@ -305,7 +305,7 @@ def test_every_field_that_could_name_a_place_says_whether_it_is_written(whole: t
     assert marked == ({'data.local_copy'} if whole is Config else set())
 
 
-def test_places_to_write_to_are_left_out_at_any_depth() -> None:
+def test_output_paths_are_left_out_at_any_depth() -> None:
     values = {'data': {'local_copy': '/home/you', 'corpus': 'c', 'unknown': 1}, 'tokenizer': 'no section'}
     kept, left_out = without_places_to_write(Config, values)
     assert kept == {'data': {'corpus': 'c', 'unknown': 1}, 'tokenizer': 'no section'}

@@ -29,12 +29,12 @@ def test_family_selects_its_section_and_bert_is_the_default() -> None:
         ({'family': 'modernbert', 'hidden_size': 36}, 'heads of an even size'),
     ],
 )
-def test_what_does_not_fit_a_family_is_named(model: dict[str, object], expected: str) -> None:
+def test_field_of_another_family_is_named(model: dict[str, object], expected: str) -> None:
     with pytest.raises(BadInput) as raised:
         _resolve(**model)
     assert expected in str(raised.value)
 
 
-def test_family_without_a_pair_head_refuses_pairs() -> None:
+def test_family_without_pair_head_rejects_pairs() -> None:
     with pytest.raises(BadInput, match='modernbert has no head for pairs'):
         config.resolve({'model': {'family': 'modernbert'}})

@@ -29,26 +29,26 @@ def _resolve(**train: object) -> FinetuneConfig:
 
 
 @pytest.mark.parametrize('name', AS_IN_PRETRAINING)
-def test_the_loop_reads_the_same_defaults_and_checks_as_in_pretraining(name: str) -> None:
+def test_loop_defaults_and_checks_equal_those_of_pretraining(name: str) -> None:
     ours, theirs = (section.__dataclass_fields__[name] for section in (Train, config.Train))
     same = {name: value for name, value in ours.metadata.items() if name != 'same_as'}
     assert (ours.default, same, ours.type) == (theirs.default, dict(theirs.metadata), theirs.type)
     assert roles(Train)[name] is Role.EXECUTION
 
 
-def test_sums_are_fast_by_default_and_exact_on_request() -> None:
+def test_reduction_is_fast_by_default_and_exact_on_request() -> None:
     assert (_resolve().train.reduction, _resolve().train.exact_shards) == ('fast', 8)
     batch = batch_of(_resolve(reduction='exact', exact_shards=4, global_batch_size=12).train)
     assert (batch.reduction, batch.exact_shards, batch.global_batch_size) == ('exact', 4, 12)
 
 
-def test_a_config_written_before_a_field_existed_resolves_to_its_default() -> None:
+def test_older_config_resolves_to_defaults_of_new_fields() -> None:
     values = json.loads(json.dumps(dataclasses.asdict(resolve(GIVEN))))
     del values['train']['reduction'], values['train']['exact_shards']
     assert resolve(values) == resolve(GIVEN)
 
 
-def test_dropout_is_that_of_the_initial_model_unless_set() -> None:
+def test_dropout_is_that_of_initial_model_unless_set() -> None:
     initial = config.Bert(dropout_rate=0.0, attention_dropout_rate=0.2)
     rates = [
         (model.dropout_rate, model.attention_dropout_rate)
@@ -93,7 +93,7 @@ def test_random_weights_have_the_dropout_of_pretraining() -> None:
     assert (model.dropout_rate, model.attention_dropout_rate) == (0.1, 0.1)
 
 
-def test_runs_begun_with_a_fixed_dropout_rate_keep_it() -> None:
+def test_older_runs_keep_their_fixed_dropout_rate() -> None:
     new = resolve(GIVEN)
     recorded = dataclasses.asdict(new)
     recorded['model'] |= {'dropout_rate': 0.1, 'attention_dropout_rate': 0.1}
@@ -113,12 +113,12 @@ def test_runs_begun_with_a_fixed_dropout_rate_keep_it() -> None:
         ({'max_bad_steps': 0}, 'config.train.max_bad_steps: is 0'),
     ],
 )
-def test_a_loop_that_cannot_work_is_refused_by_the_field(train: dict, words: str) -> None:
+def test_impossible_loop_settings_are_rejected_by_field(train: dict, words: str) -> None:
     with pytest.raises(BadInput) as raised:
         _resolve(**train)
     assert words in str(raised.value)
 
 
-def test_only_one_axis_takes_the_rest_of_the_devices() -> None:
+def test_only_one_axis_takes_the_remaining_devices() -> None:
     with pytest.raises(BadInput, match='config.mesh: .*\n.*at most one axis of -1'):
         resolve(GIVEN | {'mesh': {'data': -1, 'fsdp': -1}})

@@ -212,7 +212,7 @@ def test_predict_stops_when_its_output_pipe_closes(tmp_path: Path, capsys, monke
         ('x\tone\n1\ta\n', ['--input=tsv:in.txt'], ["in.txt:2: has no 'other'; it has 'x', 'one'", '--text_pair']),
         ('{"one": "a", "other": []}\n', ['--input=in.jsonl'], ["'other' is of type list"]),
         ('[]\n', ['--input=in.jsonl'], ['in.jsonl:1: holds a list']),
-        ('{"one": "\\ud800", "other": "b"}\n', ['--input=in.jsonl'], ['in.jsonl:1: holds half of a surrogate pair']),
+        ('{"one": "\\ud800", "other": "b"}\n', ['--input=in.jsonl'], ['in.jsonl:1: contains a lone surrogate']),
         ('a\tb\n', ['--input=no'], ['--input=no: is not a file']),
         ('a\tb\n', ['--input=tsv:no'], ['--input=tsv:no: is not a file']),
         ('a\tb\n', ['--output=no/out.jsonl'], ['no is not a directory']),

@@ -130,7 +130,7 @@ def test_answer_format_of_datasets_gives_same_rows(tmp_path: Path) -> None:
     [
         ('{"data": 5}', 'is not SQuAD JSON'),
         ('not json', 'is not JSON'),
-        ('{"data": "\\ud800"}', 'holds half of a surrogate pair'),
+        ('{"data": "\\ud800"}', 'contains a lone surrogate'),
         (squad([('ada', [('who?', [('bob', 0)])])]), 'no usable question'),
         (
             squad([('ada', [('who?', [])])]).replace('"answers": [], ', '').replace(', "answers": []', ''),

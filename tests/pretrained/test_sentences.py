@@ -137,7 +137,7 @@ POOLING = {'type': f'{OLD}.Pooling', 'path': '1_Pooling'}
     'change, words',
     [
         (lambda d: (d / 'modules.json').write_text('{'), ['modules.json: is not JSON']),
-        (lambda d: (d / 'modules.json').write_text('{}'), ['modules.json: holds a dict, not a JSON array']),
+        (lambda d: (d / 'modules.json').write_text('{}'), ['modules.json: is a dict, not a JSON array']),
         (_set_modules(), ['has the modules none']),
         (_set_modules(TRANSFORMER), ['has the modules Transformer', 'Pooling']),
         (_set_modules(TRANSFORMER, POOLING, {'type': f'{OLD}.Dense', 'path': '2_Dense'}), ['Dense', 'package sent']),
