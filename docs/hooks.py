@@ -154,17 +154,18 @@ def config_page() -> str:
 
 def _sections(root: type, prefix: str) -> Iterator[str]:
     level = '##' if not prefix else '###'
-    shared = {field.name: field.type for field in dataclasses.fields(Config)} if prefix else {}
+    shared = {field.name: section_variants(field) for field in dataclasses.fields(Config)} if prefix else {}
     singles = [field for field in dataclasses.fields(root) if not section_variants(field)]
     for field in dataclasses.fields(root):
         variants = section_variants(field)
-        if not variants or shared.get(field.name) is field.type:
+        if not variants or shared.get(field.name) == variants:
             continue
-        for name, section in variants.items():
+        for index, (name, section) in enumerate(variants.items()):
             label = f'{field.name} (family {name})' if len(variants) > 1 else field.name
             anchor = f'{prefix}{field.name}' + (f'-{name}' if len(variants) > 1 else '')
             yield from ['', f'{level} {label} {{ #{anchor} }}', '', (section.__doc__ or '').split('\n')[0], '']
-            yield from _fields(section, f'{field.name}.', prefix)
+            # The fields of the first variant have plain anchors; an anchor may occur only once.
+            yield from _fields(section, f'{field.name}.', f'{prefix}{name}-' if index else prefix)
     yield from ['', f'{level} Top level {{ #{prefix}top-level }}', '']
     yield from _fields(root, '', prefix, {field.name for field in singles})
 
