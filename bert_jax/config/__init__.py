@@ -1,4 +1,4 @@
-"""Settings: what a config file and the command line may say, checked and frozen before anything else happens."""
+"""The settings of a run, checked and frozen before anything else happens."""
 
 from bert_jax.config.checks import check_exact, check_mesh, check_model, check_pairing, check_probes
 from bert_jax.config.data import (

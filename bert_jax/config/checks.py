@@ -10,7 +10,7 @@ from bert_jax.errors import BadInput
 
 
 def check_model(model: Model) -> None:
-    """Raises `BadInput` when the heads do not divide the hidden size, or the family's own fields do not fit."""
+    """Raises `BadInput` if the heads do not divide the hidden size or the fields of the family do not fit."""
     if model.hidden_size % model.num_heads:
         small = [h for h in range(1, math.isqrt(model.hidden_size) + 1) if model.hidden_size % h == 0]
         works = {*small, *(model.hidden_size // h for h in small)}
@@ -24,7 +24,7 @@ def check_model(model: Model) -> None:
 
 
 def check_pairing(config: Config) -> None:
-    """Raises `BadInput` when the model has no head for the pairs of the data."""
+    """Raises `BadInput` if the data has pairs and the model has no head for them."""
     if config.data.pairing != 'none' and not config.model.LEARNS_PAIRS:
         raise BadInput(
             'config.data.pairing',
@@ -35,21 +35,21 @@ def check_pairing(config: Config) -> None:
 
 
 def check_probes(probe_every: int, probe: Probe) -> None:
-    """Raises `BadInput` when probes are due but there are no labelled sets."""
+    """Raises `BadInput` if probes are requested without labelled sets."""
     if probe_every and not probe.sets:
         fix = "--config.probe.sets=\"(('mood','tsv:mood.tsv'),)\""
         raise BadInput('config.probe.sets', 'is (), and train.probe_every asks for probes', 'labelled sets', fix)
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """Raises `BadInput` when several axes are to take the rest of the devices."""
+    """Raises `BadInput` if more than one axis is -1."""
     axes = dataclasses.asdict(mesh)
     if sum(size == -1 for size in axes.values()) > 1:
         raise BadInput('config.mesh', f'is {axes}', 'at most one axis of -1 (the rest of the devices)')
 
 
 def check_together(config: Config) -> None:
-    """The checks that concern more than one field."""
+    """Checks what concerns more than one field."""
     data, masking = config.data, config.data.masking
     check_model(config.model)
     check_pairing(config)
@@ -97,7 +97,7 @@ def check_together(config: Config) -> None:
 
 
 def check_phase(config: Config, phase: str) -> None:
-    """The checks of fields that a phase may set; `phase` is where they stand, '' for the single fields."""
+    """Checks the fields that a phase may set. phase: prefix of their names, '' without phases."""
     model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
     grows = bool(config.init) or is_records(data.source)  # an initial model's positions grow; records tell their length
     if data.sequence_length > model.max_positions and not grows:

@@ -1,7 +1,4 @@
-"""Settings of text, batches and tokenizer.
-
-Legend of sizes: `L` positions, `P` predictions and `E` packed sequences in a row.
-"""
+"""The settings of text, batches and tokenizer. `L` positions, `P` predictions and `E` packed sequences per row."""
 
 import dataclasses
 import difflib
@@ -31,7 +28,7 @@ def _suggest_source(value: str) -> str:
 
 
 def is_records(source: str | tuple) -> TypeGuard[str]:
-    """Whether a source holds examples already, not text."""
+    """Returns whether a source holds finished examples instead of text."""
     return isinstance(source, str) and source.startswith('tfrecord:')
 
 
@@ -76,7 +73,7 @@ class Masking:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the text comes from, where its corpus lies, and how batches are cut from it."""
+    """The text, its corpus, and how batches are made from it."""
 
     ROLE: ClassVar[Role] = Role.IDENTITY
 
@@ -148,7 +145,7 @@ class Data:
     # row lengths below `sequence_length`, such as (64, 128, 256): without packing, each batch has the shortest that
     # fits its rows
     bucket_lengths: tuple = setting(
-        (), 'a tuple of rising numbers, each at least 8', _are_lengths, role=Role.IDENTITY_IF_SET
+        (), 'a tuple of ascending numbers, each at least 8', _are_lengths, role=Role.IDENTITY_IF_SET
     )
     # which tokens are predicted
     masking: Masking = Masking()
@@ -158,7 +155,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer to train on the corpus, or (with `path`) one that exists."""
+    """A tokenizer to train on the corpus or, with `path`, an existing one."""
 
     ROLE: ClassVar[Role] = Role.CONTENT
 
@@ -178,38 +175,38 @@ class Tokenizer:
     sample_bytes: int = at_least(100_000_000, 1000)
 
     def for_training(self) -> 'Tokenizer':
-        """The settings of a vocabulary that is trained here, with `lowercase` and `strip_accents` settled."""
+        """Returns the settings for training a vocabulary, with values for `lowercase` and `strip_accents`."""
         lowercase = True if self.lowercase is None else self.lowercase
         return dataclasses.replace(self, lowercase=lowercase, strip_accents=bool(self.strip_accents))
 
 
 def sources(data: Data) -> tuple[tuple[str, float], ...]:
-    """(source, weight) of each source.
+    """Returns (source, weight) of each source.
 
-    A weight is how often an epoch goes through the source's documents: 2.0 takes each twice, 0.5 half of them.
+    The weight is the number of passes over the documents of the source per epoch; 0.5 takes half of them.
     """
     return ((data.source, 1.0),) if isinstance(data.source, str) else data.source
 
 
 def num_predictions(data: Data) -> int:
-    """P, the predictions that a row has room for."""
+    """Returns P, the most predictions in a row."""
     if data.max_predictions != -1:
         return data.max_predictions
     return max(1, round(data.masking.rate * data.sequence_length))
 
 
 def row_lengths(data: Data) -> tuple[int, ...]:
-    """The lengths that rows of training have, rising; the last is L."""
+    """Returns the row lengths in training in ascending order; the last is L."""
     return (*(length for length in data.bucket_lengths if length < data.sequence_length), data.sequence_length)
 
 
 def chooses_max_sequences(data: Data) -> bool:
-    """Whether the number of sequences per packed row is to be chosen from the corpus."""
+    """Returns whether the number of sequences per packed row is chosen from the corpus."""
     return data.packing and data.max_sequences == 0
 
 
 def max_sequences(data: Data) -> int:
-    """E, the sequences that a row has room for; where no corpus has been looked at, 0 is taken for -1."""
+    """Returns E, the most sequences in a row; 0 (chosen from the corpus) counts as -1 here."""
     if not data.packing:
         return 1
     return max(4, data.sequence_length // 32) if data.max_sequences in (-1, 0) else data.max_sequences

@@ -1,6 +1,6 @@
-"""The encoder families: one model section for each; `model.family` selects it.
+"""The model section of each encoder family; `model.family` selects one.
 
-Fields that all families have are those of `Model`. Others have the names of `transformers` where it has one.
+Fields that only some families have are named as in `transformers`, where they exist there.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ FULL, SLIDING = 'full_attention', 'sliding_attention'
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What every encoder has."""
+    """The fields that every encoder has."""
 
     ROLE: ClassVar[Role] = Role.IDENTITY
     LEARNS_PAIRS: ClassVar[bool] = False  # whether it has a head for pairs of segments
@@ -49,11 +49,7 @@ class Model:
     scan_layers: bool = setting(True, role=Role.EXECUTION)
 
     def check(self) -> None:
-        """Checks what concerns more than one field.
-
-        Raises:
-          BadInput: names the field.
-        """
+        """Raises `BadInput` if fields do not fit together."""
 
     @property
     def drops_attention_weights(self) -> bool:
@@ -96,7 +92,7 @@ class Bert(Model):
 
 @dataclasses.dataclass(frozen=True)
 class PreNorm(Model):
-    """What the families of `model/pre_norm.py` have in common: pre-norm layers with rotary positions and gated MLPs."""
+    """The fields of encoders with pre-norm layers, rotary positions and gated MLPs (`model/pre_norm.py`)."""
 
     max_positions: int = at_least(8192, 8)
     # biases in the dense layers of attention
@@ -108,7 +104,7 @@ class PreNorm(Model):
 
     @property
     def num_kv_heads(self) -> int:
-        """Heads of keys and values; each serves num_heads / num_kv_heads heads of queries."""
+        """The number of key and value heads; each serves num_heads / num_kv_heads query heads."""
         return self.num_heads
 
     def check(self) -> None:
@@ -166,7 +162,7 @@ class ModernBert(PreNorm):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The type of attention of each layer."""
+        """The attention type of each layer."""
         every = self.global_attn_every_n_layers
         return self.layer_types or tuple(SLIDING if layer % every else FULL for layer in range(self.num_layers))
 

@@ -1,4 +1,4 @@
-"""Fields of a config: each with its default, its meaning and its check in one line; and how values are checked."""
+"""Defines the fields of a config, each with default, meaning and check, and checks values against them."""
 
 import ast
 import dataclasses
@@ -19,14 +19,14 @@ from bert_jax.errors import BadInput
 
 
 class Role(enum.Enum):
-    """What a field means to a run that is resumed. A field without a role has that of its section (`ROLE`)."""
+    """What a field means when a run resumes. A field without a role has that of its section (`ROLE`)."""
 
-    IDENTITY = 'part of what the run is: may change only with --allow_change'
-    IDENTITY_IF_SET = 'likewise, where it differs from what runs had before the field existed'
-    SHAPES = 'part of what the run is, and the arrays of its checkpoints depend on it: never changes'
-    CONTENT = 'what the data are made from: a hash of their content takes its place'
-    CONTENT_IF_SET = 'likewise, where it differs from what corpora had before the field existed'
-    EXECUTION = 'how the run is carried out: may change at any time'
+    IDENTITY = 'part of the identity of the run: may change only with --allow_change'
+    IDENTITY_IF_SET = 'as IDENTITY, if it differs from the value of runs from before the field existed'
+    SHAPES = 'part of the identity of the run, and determines the arrays of its checkpoints: never changes'
+    CONTENT = 'a source of the data: a hash of the data is compared instead'
+    CONTENT_IF_SET = 'as CONTENT, if it differs from the value of corpora from before the field existed'
+    EXECUTION = 'how the run is executed: may change at any time'
 
 
 def setting(
@@ -39,13 +39,13 @@ def setting(
     is_written: bool = False,
     suggest: Callable[[str], str] | None = None,
 ):
-    """A dataclass field with its default, its check and its role.
+    """Defines a dataclass field with its default, check and role.
 
     Args:
-      before: the value of runs that began before the field existed, or before it had today's default. They keep it
-        (`with_values_before`). By default, today's default.
-      is_written: whether it names a place that commands write to, or a program that they start. Such a field is taken
-        from a config file or the command line, and never from a workdir, which may be somebody else's.
+      before: the value of runs from before the field existed or had its present default. They keep it
+        (`with_values_before`). By default, the present default.
+      is_written: whether it names a place that commands write to, or a program that they start. Such a field is read
+        only from a config file or the command line, never from a workdir, which may come from someone else.
       suggest: returns a value that a rejected text was probably meant to be, or ''.
     """
     if choices:
@@ -67,7 +67,7 @@ def _before(field: dataclasses.Field) -> Any:
 
 
 def with_values_before(section: Any, recorded: dict[str, Any], changing: Collection[str] = (), prefix: str = '') -> Any:
-    """A section for a run that began earlier: where a default is newer than the run, the run's value takes its place.
+    """Returns a section for a run that began earlier, with the run's value where a default is newer than the run.
 
     Args:
       section: a config, or a section of one.
@@ -88,12 +88,12 @@ def with_values_before(section: Any, recorded: dict[str, Any], changing: Collect
 
 
 def roles(section: type[Any]) -> dict[str, Role]:
-    """The role of each field of a section."""
+    """Returns the role of each field of a section."""
     return {field.name: field.metadata.get('role') or section.ROLE for field in dataclasses.fields(section)}
 
 
 def identity_of(config: Any) -> dict[str, Any]:
-    """{`section.field` or `field`: JSON value} of a whole config's fields that belong to a run's identity."""
+    """Returns {`section.field` or `field`: JSON value} of the fields that belong to the identity of a run."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -121,14 +121,15 @@ def _as_json(value: Any) -> Any:
 
 
 def names_with(role: Role, section: type[Any]) -> tuple[str, ...]:
-    """The names of a section's own fields that have a role."""
+    """Returns the names of the fields of a section that have a role."""
     return tuple(name for name, found in roles(section).items() if found is role)
 
 
 def content_of(section: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """{field: value} of a section's own fields that data are made from; newer fields only where they are set.
+    """Returns {field: value} of the fields of a section that determine the data; newer fields only if they are set.
 
-    Args: values, of its fields by name; a newer one may be absent.
+    Args:
+      values: of its fields by name; a newer one may be absent.
     """
     found = {}
     for field in dataclasses.fields(section):
@@ -139,7 +140,7 @@ def content_of(section: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_places_to_write(section: type[Any], values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(values without those of fields marked `is_written`, what was left out by its dotted name).
+    """Returns (values without those of fields marked `is_written`, the values left out by dotted name).
 
     Args:
       section: of a config, with nested sections.
@@ -159,24 +160,24 @@ def without_places_to_write(section: type[Any], values: dict[str, Any]) -> tuple
 
 
 def at_least(default: Any, low: float, role: Role | None = None):
-    """A number of at least `low`, that 32 bits hold."""
+    """Defines a number of at least `low` that fits in 32 bits."""
     return setting(default, f'a number of at least {low}, below 2**31', lambda value: low <= value < 2**31, role=role)
 
 
 def fraction(default: float, role: Role | None = None):
-    """A number from 0 up to, not including, 1."""
+    """Defines a number from 0 up to, not including, 1."""
     return setting(default, 'a number from 0 up to, not including, 1', lambda value: 0 <= value < 1, role=role)
 
 
 def as_in(section: type[Any], name: str, default: Any = dataclasses.MISSING):
-    """A field with the check of another section's, and its default where none is given."""
+    """Defines a field with the check of a field in another section, and with its default unless one is given."""
     field = section.__dataclass_fields__[name]
     default = field.default if default is dataclasses.MISSING else default
     return dataclasses.field(default=default, metadata={**field.metadata, 'same_as': (section, name)})
 
 
 def variants(default: Any, sections: Mapping[str, type[Any]], by: str) -> Any:
-    """A field that holds one of several sections.
+    """Defines a field that holds one of several sections.
 
     Args:
       sections: by the value of their field `by`, which selects one; `default` is of one of them.
@@ -185,21 +186,21 @@ def variants(default: Any, sections: Mapping[str, type[Any]], by: str) -> Any:
 
 
 def section_of(field: dataclasses.Field) -> type[Any] | None:
-    """The section that a field holds, by default where there are variants; None for a single value."""
+    """Returns the section that a field holds, the default one if there are variants; None for a single value."""
     if 'variants' in field.metadata:
         return type(field.default)
     return typing.cast(type, field.type) if dataclasses.is_dataclass(field.type) else None
 
 
 def section_variants(field: dataclasses.Field) -> dict[str, type[Any]]:
-    """The sections that a field may hold, by name; {} for a single value."""
+    """Returns the sections that a field may hold, by name; {} for a single value."""
     section = section_of(field)
     return field.metadata.get('variants') or ({} if section is None else {field.name: section})
 
 
 @functools.cache
 def field_meanings(section: type[Any]) -> dict[str, str]:
-    """{field: the comment above it} of a section; a field that is as in another section has the comment there."""
+    """Returns {field: the comment above it}; a field defined as in another section has the comment from there."""
     found: dict[str, str] = {}
     for each in reversed(section.__mro__):
         if dataclasses.is_dataclass(each):
@@ -211,7 +212,7 @@ def field_meanings(section: type[Any]) -> dict[str, str]:
 
 
 def _comments_of_fields(source: str) -> dict[str, str]:
-    """The comments in the source of a dataclass; those above a field come before the one beside it."""
+    """Returns the comments on the fields of a dataclass: those above a field, then the one beside it."""
     found: dict[str, str] = {}
     above: list[str] = []
     field_at: dict[int, str] = {}  # by line
@@ -233,10 +234,10 @@ def _comments_of_fields(source: str) -> dict[str, str]:
 
 
 def config_dict_of(section: Any) -> ConfigDict:
-    """A section and those in it, to be changed by a config file and the command line; `resolve_section` checks them.
+    """Returns a section as a ConfigDict, which a config file and the command line may change.
 
-    A field that may be None is a placeholder: the command line could not give it a value otherwise. A section with
-    variants has the placeholders of all of them.
+    A field that may be None is a placeholder; otherwise the command line could not set it. A section with variants has
+    the placeholders of all variants. `resolve_section` checks the values.
     """
     return ConfigDict(_entries(section))
 
@@ -259,13 +260,13 @@ def _entries(section: Any) -> dict[str, Any]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """'did you mean …?', or nothing where no name is close."""
+    """Returns 'did you mean …?', or '' if no name is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
     return f'did you mean {close[0]!r}?' if close else ''
 
 
 def _parsed_tuple(text: str, path: str) -> Any:
-    """The value of a field that may be text or a tuple, given as text by the command line."""
+    """Parses a tuple that the command line gave as text."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -312,11 +313,11 @@ def _fix(field: dataclasses.Field, path: str, value: Any) -> str:
 
 
 def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Callable[[str], BadInput]) -> Any:
-    """Values by name -> a frozen section, and the sections in it.
+    """Checks values by name and returns a frozen section.
 
     Args:
-      prefix: where the section stands, ending in a dot; '' for a whole config.
-      unknown: the error for a field (its dotted name) that the section does not have.
+      prefix: dotted name of the section, ending in a dot; '' for a whole config.
+      unknown: dotted name -> the error for a field that the section does not have.
 
     Raises:
       BadInput: names the first field that is unknown, of the wrong type, or out of range.

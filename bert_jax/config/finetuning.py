@@ -1,6 +1,6 @@
-"""Every setting of a fine-tune: its default, its meaning and its check; `pretraining.py` is its counterpart.
+"""Every setting of a fine-tune, with its default, meaning and check; `pretraining.py` has those of a pretraining run.
 
-A config file builds a `ConfigDict` from `finetune(KIND)` and sets what differs; `resolve` checks and freezes it.
+A config file builds a `ConfigDict` from `finetune(KIND)` and changes some fields; `resolve` checks and freezes it.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ _SOURCE = 'FORMAT:FILE with FORMAT one of ' + ', '.join(FORMATS) + ' (tfds:NAME[
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is learnt, and where the examples lie. Files may end in `.gz` or `.zst`."""
+    """The task and its files, which may end in `.gz` or `.zst`."""
 
     ROLE: ClassVar[Role] = Role.IDENTITY
 
@@ -109,7 +109,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """As in pretraining, with a warm-up that goes by the length of the run."""
+    """As in pretraining, with a warm-up relative to the length of the run."""
 
     ROLE: ClassVar[Role] = Role.IDENTITY
 
@@ -128,7 +128,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """How long, how large a batch, and how often to look and to save."""
+    """The length of the run, the batch, and the intervals of logging, evaluation and checkpoints."""
 
     ROLE: ClassVar[Role] = Role.EXECUTION
 
@@ -217,7 +217,7 @@ MODELS: dict[str, type[config.Model]] = {'bert': Bert, 'modernbert': ModernBert,
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """A whole fine-tune."""
+    """The config of a fine-tune."""
 
     ROLE: ClassVar[Role] = Role.EXECUTION
 
@@ -238,11 +238,12 @@ class FinetuneConfig:
 
 
 def finetune(kind: str = 'classification') -> ConfigDict:
-    """The config of a fine-tune with the stable recipe, to build on: bias correction, warm-up over 10% of the steps,
-    decay to 0 (Mosbach et al. 2021, "On the Stability of Fine-tuning BERT").
+    """Returns the config of a fine-tune to build on, with the stable recipe of Mosbach et al. (2021).
+
+    That is bias correction, warm-up over 10% of the steps and decay to 0 ("On the Stability of Fine-tuning BERT").
 
     Raises:
-      BadInput: for a kind that there is not.
+      BadInput: for an unknown kind of task.
     """
     if kind not in KINDS:
         raise BadInput(f'kind {kind!r}', 'is not a kind of task', ', '.join(KINDS))
@@ -253,14 +254,14 @@ def finetune(kind: str = 'classification') -> ConfigDict:
 
 
 def use_original_recipe(found: ConfigDict) -> ConfigDict:
-    """The recipe of Devlin et al. (2019): Adam without bias correction, three epochs, warm-up over 10% of the steps."""
+    """Sets the recipe of Devlin et al. 2019: Adam without bias correction, 3 epochs, warm-up over 10% of the steps."""
     found.optimizer.bias_correction = False
     found.train.epochs = 3.0
     return found
 
 
 def unknown_field(path: str) -> BadInput:
-    """The error for a field that does not exist, with the nearest name there is."""
+    """Returns the error for a field that does not exist, with the nearest name."""
     return config.unknown_field(path, FinetuneConfig)
 
 
@@ -273,7 +274,9 @@ def resolve(given: ConfigDict | dict) -> FinetuneConfig:
     values = given.to_dict() if isinstance(given, ConfigDict) else given
     if isinstance(values, dict) and 'task' not in values:
         expected = 'a config with a task, like those in configs/finetune'
-        raise BadInput('--config', 'is not of a fine-tune', expected, '--config=configs/finetune/glue.py:sst2')
+        raise BadInput(
+            '--config', 'is not the config of a fine-tune', expected, '--config=configs/finetune/glue.py:sst2'
+        )
     if isinstance(given, ConfigDict) and given.get('model', {}).get('family', Bert.family) != Bert.family:
         # The command line chose another family: the defaults of `Bert` that it left in place are not meant for it.
         values['model'] = {name: value for name, value in values['model'].items() if value != getattr(Bert, name, None)}
@@ -313,7 +316,7 @@ def _with_own_defaults(model: config.Model) -> config.Model:
 
 
 def _check_together(resolved: FinetuneConfig) -> None:
-    """The checks that concern more than one field."""
+    """Checks what concerns more than one field."""
     task, train, model = resolved.task, resolved.train, resolved.model
     for name in task.metrics:
         if name not in METRICS[task.kind]:
@@ -352,7 +355,7 @@ def _check_together(resolved: FinetuneConfig) -> None:
 
 
 def too_long(sequence_length: int, max_positions: int) -> BadInput:
-    """The error for sequences that are longer than a model has positions."""
+    """Returns the error for sequences that are longer than the positions of a model."""
     return BadInput(
         'config.task.sequence_length',
         f'is {sequence_length}; the model has {max_positions} positions',
@@ -362,12 +365,12 @@ def too_long(sequence_length: int, max_positions: int) -> BadInput:
 
 
 def num_steps(train: Train, num_rows: int) -> int:
-    """Steps of a run: epochs over the rows, the last one cut short where the batches do not come out even."""
+    """Returns the number of steps of a run; the last epoch ends with its last full batch."""
     return max(1, int(train.epochs * num_rows / train.global_batch_size))
 
 
 def batch_of(train: Train) -> config.Train:
-    """The batch of a fine-tune, and how its gradients are added up, as settings of pretraining."""
+    """Returns batch size and reduction of a fine-tune as settings of pretraining."""
     return config.Train(
         global_batch_size=train.global_batch_size,
         microbatches=train.microbatches,
@@ -377,7 +380,7 @@ def batch_of(train: Train) -> config.Train:
 
 
 def optimizer_of(optimizer: Optimizer, steps: int) -> config.Optimizer:
-    """The optimiser's settings for a run of so many steps."""
+    """Returns the optimizer settings of a run with this number of steps."""
     values = dataclasses.asdict(optimizer)
     warmup_steps = int(values.pop('warmup_fraction') * steps)
     return config.Optimizer(**values, warmup_steps=warmup_steps)

@@ -11,7 +11,7 @@ from bert_jax.errors import BadInput
 
 
 def unknown_field(path: str, root: type[typing.Any] | None = None) -> BadInput:
-    """The error for a field that does not exist, with the nearest name there is. root: another command's config."""
+    """Returns the error for a field that does not exist, with the nearest name. root: the config of another command."""
     phase = re.match(r'phases\[\d+\]\.', path)
     names = list(field_names(Phase, phase[0]) if phase else field_names(root or Config))
     leaf = {name.rpartition('.')[2]: name for name in names}
@@ -25,7 +25,7 @@ def unknown_field(path: str, root: type[typing.Any] | None = None) -> BadInput:
 
 
 def field_names(section: type[typing.Any] = Config, prefix: str = '') -> typing.Iterator[str]:
-    """Dotted names of all fields, for example `train.steps`."""
+    """Yields the dotted names of all fields, for example `train.steps`."""
     for field in dataclasses.fields(section):
         if (inner := section_of(field)) is not None:
             yield from field_names(inner, f'{prefix}{field.name}.')

@@ -1,10 +1,8 @@
-"""Every setting of a run: its default, its meaning and its check, each in this one place.
+"""Every setting of a pretraining run, with its default, meaning and check.
 
-A config file builds an `ml_collections.ConfigDict` from `bert(SIZE)` and sets what differs; the
-command line may change any field of it. `resolve` turns that into the frozen dataclasses below,
-or raises `BadInput` naming the field. Inside the project a function takes only the section it needs.
-
-Legend of sizes: `L` positions, `P` predictions and `E` packed sequences in a row, `D` hidden, `H` heads.
+A config file builds an `ml_collections.ConfigDict` from `bert(SIZE)` and changes some fields; the command line may
+change any field. `resolve` turns the result into the frozen dataclasses below, or raises `BadInput` with the name of
+the field. Functions of the project take only the section that they need.
 """
 
 import dataclasses
@@ -46,7 +44,7 @@ def _have_masks(value: tuple) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """The optimisers and schedules of `train/optimizer.py`; no decay on biases and layer norms."""
+    """The optimizer and the learning rate schedule; see `train/optimizer.py`."""
 
     ROLE: ClassVar[Role] = Role.IDENTITY
 
@@ -77,7 +75,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """How long, how large a batch, and how often to look and to save."""
+    """The length of the run, the batch, and the intervals of logging, evaluation and checkpoints."""
 
     ROLE: ClassVar[Role] = Role.EXECUTION
 
@@ -136,7 +134,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; one axis may be -1, 'the rest'."""
+    """The number of devices along each axis; one axis may be -1, for the rest of the devices."""
 
     ROLE: ClassVar[Role] = Role.EXECUTION
 
@@ -183,7 +181,7 @@ _ONE_LINE = 'one line of text', lambda value: value.isprintable()
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """Facts for the model card of an export that no file of a run holds; empty fields are left out.
+    """Facts for the model card of an export that a run does not know; empty fields are left out.
 
     `language` and `datasets` take several values, separated by commas: `en, de`.
     """
@@ -206,7 +204,7 @@ class Card:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A part of a run with a batch and a learning rate of its own; but for `steps`, what it leaves out is inherited."""
+    """A part of a run. Fields that it leaves out, except `steps`, have the values of the run."""
 
     ROLE: ClassVar[Role] = Role.IDENTITY
 
@@ -228,7 +226,7 @@ SECTION_OF = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """The config of a pretraining run."""
 
     ROLE: ClassVar[Role] = Role.EXECUTION
 
@@ -252,7 +250,7 @@ class Config:
 
     @functools.cached_property
     def in_phases(self) -> tuple['Config', ...]:
-        """A config for each phase, its values in the single fields; this config alone where there are no phases."""
+        """One config per phase, with the values of the phase in the other sections; without phases, this config."""
         found = []
         for phase in self.phases:
             one = dataclasses.replace(self, phases=())

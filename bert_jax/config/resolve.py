@@ -1,4 +1,4 @@
-"""From the values of a config file and the command line to a frozen, checked `Config`."""
+"""Turns the values of a config file and the command line into a frozen, checked `Config`."""
 
 from ml_collections import ConfigDict
 
@@ -24,6 +24,6 @@ def resolve(config: ConfigDict | dict) -> Config:
     resolved = resolve_section(Config, single, '', unknown_field)
     resolved = with_phases(resolved, phases)
     check_together(resolved)
-    for number, phase in enumerate(resolved.in_phases):
-        check_phase(phase, f'phases[{number}].' if resolved.phases else '')
+    for index, phase in enumerate(resolved.in_phases):
+        check_phase(phase, f'phases[{index}].' if resolved.phases else '')
     return resolved

@@ -61,7 +61,7 @@ ETTIN_SIZES = {  # Weller et al. 2025, arXiv 2507.11412
 
 
 def bert(size: str = 'base') -> ConfigDict:
-    """The config of a published size of BERT with the original recipe, to build on.
+    """Returns the config of a published size of BERT with the original recipe, to build on.
 
     Args:
       size: a name in `SIZES`: tiny, mini, small, medium, base, large, or LN_HD (L4_H512).
@@ -82,7 +82,7 @@ def bert(size: str = 'base') -> ConfigDict:
 
 
 def modernbert(size: str = 'base') -> ConfigDict:
-    """The config of a published size of ModernBERT with the recipe of its first phase, to build on.
+    """Returns the config of a published size of ModernBERT with the recipe of its first phase, to build on.
 
     Args:
       size: base or large.
@@ -94,7 +94,7 @@ def modernbert(size: str = 'base') -> ConfigDict:
 
 
 def ettin(size: str = '150m') -> ConfigDict:
-    """The config of a published size of Ettin's encoders with the recipe of their first phase, to build on.
+    """Returns the config of a published size of Ettin's encoders with the recipe of their first phase, to build on.
 
     Args:
       size: 17m, 32m, 68m, 150m, 400m or 1b.

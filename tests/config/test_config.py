@@ -115,7 +115,7 @@ def test_nan_and_infinity_are_rejected(value: float) -> None:
         ({'mesh__fsdp': -1}, 'at most one axis'),
         ({'data__masking__mask_fraction': 0.95}, 'at most 1'),
         ({'data__source': 'txt:a'}, 'python-docs'),
-        ({'data__bucket_lengths': (32, 16)}, 'rising'),
+        ({'data__bucket_lengths': (32, 16)}, 'ascending'),
         ({'data__bucket_lengths': (32, 128)}, 'below data.sequence_length=128, which is the longest already'),
         ({'data__bucket_lengths': (32,), 'data__packing': True}, '() with packing'),
     ],

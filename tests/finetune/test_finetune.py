@@ -328,7 +328,7 @@ def test_unusable_config_exits_2_and_writes_nothing(directory: Path, changes: di
 @pytest.mark.compiles
 def test_pretraining_and_finetune_inputs_are_not_confused(directory: Path, finished: Path, capsys) -> None:
     assert run(['finetune', f'--config={ROOT}/configs/demo.py', '--workdir=refused'], directory) == 2
-    assert 'is not of a fine-tune' in capsys.readouterr().err
+    assert 'is not the config of a fine-tune' in capsys.readouterr().err
     assert run(['fill-mask', '--model=reviews/seed-0', 'a [MASK]'], directory) == 2
     assert 'has no trained masked-LM head' in capsys.readouterr().err
 
