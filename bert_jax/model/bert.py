@@ -67,7 +67,7 @@ class Bert(nnx.Module):
     """The encoder with its pooler."""
 
     def __init__(self, model: config.Bert, vocab_size: int, rngs: nnx.Rngs):
-        """Args: vocab_size, unpadded, from the tokenizer."""
+        """Args: vocab_size: rows of the word embeddings, without padding."""
         self.embeddings = Embeddings(model, vocab_size, rngs)
         self.encoder = Encoder(model, rngs)
         self.pooler = new_pooler(model, rngs)
@@ -79,11 +79,11 @@ class Bert(nnx.Module):
         is_packed: bool = True,
         gather: Gather | None = None,
     ) -> jax.Array:
-        """Contextual vectors [B, L, D]; without a key nothing is dropped out.
+        """Returns contextual vectors [B, L, D]; without a key, no dropout.
 
         Args:
           is_packed: False promises that each row is one sequence followed by padding.
-          gather: as of `Encoder`.
+          gather: as for `Encoder`.
         """
         x = self.embeddings(inputs, key)
         return self.encoder(x, inputs.sequence_ids, key, is_packed, gather)
@@ -120,17 +120,17 @@ class BertForPreTraining(nnx.Module):
         is_packed: bool = True,
         gather: Gather | None = None,
     ) -> jax.Array:
-        """Contextual vectors [B, L, D]; arguments as of `Bert`."""
+        """Returns contextual vectors [B, L, D]; arguments as for `Bert`."""
         return self.bert(inputs, key, is_packed, gather)
 
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
-        """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+        """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
         x = self.mlm_transform(at_positions(hidden, positions))
         word = self.bert.embeddings.word[...]
         return vocabulary_logits(self.mlm_norm(gelu(x)), word, self.mlm_bias[...], self.vocab_size, self.dtype)
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> jax.Array:
-        """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""
+        """Returns float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""
         return self.nsp(self.bert.pool(hidden, cls_positions).astype(jnp.float32))
 
 
@@ -145,7 +145,7 @@ def matmuls(
     sequences: Count,
     tensor: int = 1,
 ) -> list[Matmul]:
-    """The matmuls of one forward pass; see `family.matmuls`."""
+    """Returns the matmuls of one forward pass; see `family.matmuls`."""
     layers, size, tokens = model.num_layers, model.hidden_size, rows * length
     inner, num_heads = model.intermediate_size // tensor, model.num_heads // tensor
     head_size = size // model.num_heads
@@ -165,7 +165,7 @@ def matmuls(
 
 
 def kept_per_token(model: config.Bert, activation_bytes: int, tensor: int) -> float:
-    """Bytes that a layer keeps of a token for the backward pass, without its attention scores.
+    """Returns the bytes that a layer keeps per token for the backward pass, without its attention scores.
 
     The inputs of six matmuls, the intermediate values before and after gelu, the float32 values of two layer norms, and
     two dropout masks: read off compiled programs of this model.

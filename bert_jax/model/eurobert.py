@@ -60,7 +60,7 @@ class EuroBertForMaskedLM(PreNormForMaskedLM):
     """The encoder with a decoder over the vocabulary, tied to the word embeddings or not."""
 
     def __init__(self, model: EuroBert, vocab_size: int, rngs: nnx.Rngs):
-        """Args: vocab_size, unpadded, from the tokenizer."""
+        """Args: vocab_size: rows of the word embeddings, without padding."""
         self.encoder = new_encoder(model, vocab_size, rngs)
         new_decoder = functools.partial(word_embeddings, vocab_size, model.hidden_size, model.initializer_range)
         self.decoder = None if model.tie_word_embeddings else new_decoder(rngs)
@@ -69,7 +69,7 @@ class EuroBertForMaskedLM(PreNormForMaskedLM):
         self.vocab_size, self.dtype = vocab_size, model.dtype
 
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
-        """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+        """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
         decoder = self.encoder.embeddings.word if self.decoder is None else self.decoder
         bias = None if self.decoder_bias is None else self.decoder_bias[...]
         x = at_positions(hidden, positions)
@@ -77,6 +77,6 @@ class EuroBertForMaskedLM(PreNormForMaskedLM):
 
 
 def matmuls(model: EuroBert, vocab_size: int, **counts: Any) -> list[Matmul]:
-    """The matmuls of one forward pass; see `family.matmuls`."""
+    """Returns the matmuls of one forward pass; see `family.matmuls`."""
     layers = layer_matmuls(model, [None] * model.num_layers, **counts)
     return [*layers, vocabulary_matmul(model, vocab_size, **counts)]

@@ -1,4 +1,4 @@
-"""The encoder families: one record for each, with all that the rest of the project asks of an architecture."""
+"""The encoder families: one record each, with everything that the rest of the project needs to know."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -28,23 +28,23 @@ class PretrainingModel(Protocol):
     def encode(
         self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
     ) -> jax.Array:
-        """Contextual vectors [B, L, D].
+        """Returns contextual vectors [B, L, D].
 
         Args:
           key: dropout key; None for no dropout.
           is_packed: False promises that each row is one sequence followed by padding.
-          gather: as of `layer_stack.run_layers`.
+          gather: as for `layer_stack.run_layers`.
         """
 
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
-        """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+        """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> jax.Array | None:
-        """float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'; None without a head for pairs."""
+        """Returns float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'; None without a head for pairs."""
 
 
 class Family(NamedTuple):
-    """All that the rest of the project asks of an architecture.
+    """Everything that the rest of the project needs to know about an architecture.
 
     Attributes:
       build: makes a `PretrainingModel`.
@@ -90,17 +90,17 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model: config.Model) -> Family:
-    """The record of a model's family."""
+    """Returns the record of a model's family."""
     return FAMILIES[model.family]
 
 
 def build_model(model: config.Model, vocab_size: int, rngs: nnx.Rngs) -> Any:
-    """The `PretrainingModel` of a config with a tokenizer of `vocab_size` tokens."""
+    """Builds the `PretrainingModel` of a config with a tokenizer of `vocab_size` tokens."""
     return family_of(model).build(model, model.num_embeddings(vocab_size), rngs)
 
 
 def matmuls(model: config.Model, vocab_size: int, **counts: Any) -> list[Matmul]:
-    """The matmuls of one forward pass, the one list that all counts of work derive from.
+    """Returns the matmuls of one forward pass, the one list that all counts of work derive from.
 
     Args:
       vocab_size: columns of the vocabulary projection, padded or not.
@@ -127,7 +127,7 @@ def num_parameters(model: config.Model, vocab_size: int) -> int:
 
 
 def encoder_size(model: config.Model, vocab_size: int) -> int:
-    """About how many parameters the encoder has: those of its matmuls and its word embeddings; builds nothing."""
+    """Estimates the parameters of the encoder from its matmuls and word embeddings, without building it."""
     one = {'rows': 1, 'length': 1, 'visible_length': 0, 'predictions': 0, 'sequences': 0}
     layers = sum(m.k * m.n * m.count for m in matmuls(model, 0, **one) if m.m and m.batch == 1)
     num_embeddings = vocab_size + model.max_positions * family_of(model).has_position_table
@@ -137,7 +137,7 @@ def encoder_size(model: config.Model, vocab_size: int) -> int:
 def check_size(model: config.Model, vocab_size: int, num_elements: int, where: str, holds: str) -> None:
     """Checks the sizes of a model from somebody else's config against its weights, before anything is built.
 
-    Weights of another shape are reported by whoever reads them. This is for sizes that no memory would hold.
+    The code that reads the weights reports other shapes. This check is for sizes that would not fit in memory.
 
     Args:
       num_elements: of all weights that come with the config.

@@ -73,7 +73,7 @@ def run_layers(
 
 
 def _period(kinds: Sequence[Any]) -> int:
-    """The length of the shortest pattern that the kinds repeat; the last repetition may be cut short."""
+    """Returns the length of the shortest pattern that the kinds repeat; the last repetition may be incomplete."""
     return next(p for p in range(1, len(kinds) + 1) if all(kind == kinds[i % p] for i, kind in enumerate(kinds)))
 
 

@@ -43,7 +43,7 @@ def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
 
 
 def is_stacked(variable: nnx.Variable) -> bool:
-    """Whether a parameter holds the weights of several layers along its first dim."""
+    """Returns whether a parameter holds the weights of several layers along its first dim."""
     return logical_axes(variable)[0] == LAYERS
 
 

@@ -70,7 +70,7 @@ def _new_norm(model: ModernBert) -> LayerNorm:
 
 
 def out_stddev(model: ModernBert) -> float:
-    """Standard deviation of the initial kernels that write to the residual stream, as in Megatron."""
+    """Returns the standard deviation of the initial kernels that write to the residual stream, as in Megatron."""
     return model.initializer_range / math.sqrt(2 * model.num_layers)
 
 
@@ -90,7 +90,7 @@ class ModernBertForMaskedLM(PreNormForMaskedLM):
     """The encoder with its masked-LM head, whose decoder is tied to the word embeddings."""
 
     def __init__(self, model: ModernBert, vocab_size: int, rngs: nnx.Rngs):
-        """Args: vocab_size, unpadded, from the tokenizer."""
+        """Args: vocab_size: rows of the word embeddings, without padding."""
         self.encoder = new_encoder(model, vocab_size, rngs)
         self.head = PredictionHead(model, rngs)
         bias = jnp.zeros(padded_vocab_size(vocab_size))
@@ -98,21 +98,21 @@ class ModernBertForMaskedLM(PreNormForMaskedLM):
         self.vocab_size, self.dtype = vocab_size, model.dtype
 
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
-        """float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+        """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
         bias = None if self.decoder_bias is None else self.decoder_bias[...]
         x = self.head(at_positions(hidden, positions))
         return vocabulary_logits(x, self.encoder.embeddings.word[...], bias, self.vocab_size, self.dtype)
 
 
 def layer_types(model: ModernBert, length: int) -> list[tuple[int, bool]]:
-    """For each layer, the columns of scores that a position has, and whether a kernel may compute them."""
+    """Returns for each layer the scores per position, and whether a kernel may compute them."""
     radius = model.local_attention // 2
     local = (3 * radius, False) if is_local(radius, length) else (length, True)
     return [(length, True) if kind == FULL else local for kind in model.kinds]
 
 
 def matmuls(model: ModernBert, vocab_size: int, **counts: Any) -> list[Matmul]:
-    """The matmuls of one forward pass; see `family.matmuls`. Local layers count what their window lets them see."""
+    """Returns the matmuls of one forward pass; see `family.matmuls`. Local layers count the tokens in their window."""
     window = 2 * (model.local_attention // 2) + 1
     windows = [None if kind == FULL else window for kind in model.kinds]
     size = model.hidden_size
@@ -122,6 +122,6 @@ def matmuls(model: ModernBert, vocab_size: int, **counts: Any) -> list[Matmul]:
 
 
 def kept_per_token(model: ModernBert, activation_bytes: int, tensor: int) -> float:
-    """Bytes that a layer keeps of a token for the backward pass, without its attention scores."""
+    """Returns the bytes that a layer keeps per token for the backward pass, without its attention scores."""
     masks = model.hidden_size * bool(model.attention_dropout) + model.intermediate_size * bool(model.mlp_dropout)
     return layer_kept_per_token(model, activation_bytes, tensor) + masks

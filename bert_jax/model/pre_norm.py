@@ -1,4 +1,4 @@
-"""The parts of today's encoders: pre-norm, rotary positions, gated feed-forward.
+"""The parts of recent encoders: pre-norm layers, rotary positions, gated feed-forward layers.
 
 `B` rows, `L` positions, `D` hidden, `F` intermediate, `H` heads, `G` key and value heads, `K` head size.
 """
@@ -37,7 +37,7 @@ class Attention(NamedTuple):
 
 
 def is_local(radius: int | None, length: int) -> TypeGuard[int]:
-    """Whether a window leaves out positions of a row, so that attention goes by blocks."""
+    """Returns whether a window leaves out positions of a row, so that attention goes by blocks."""
     return radius is not None and radius < length - 1
 
 
@@ -180,7 +180,7 @@ class PreNormEncoder(nnx.Module):
     def __call__(
         self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
     ) -> jax.Array:
-        """Contextual vectors [B, L, D]; arguments as of `PretrainingModel.encode`."""
+        """Returns contextual vectors [B, L, D]; arguments as for `PretrainingModel.encode`."""
         thetas = {each.theta for each in self.attention}
         by = {theta: rotations(inputs.position_ids, self.head_size, theta) for theta in thetas}
         sequence_ids = jnp.asarray(inputs.sequence_ids)
@@ -203,11 +203,11 @@ class PreNormForMaskedLM(nnx.Module):
     def encode(
         self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
     ) -> jax.Array:
-        """Contextual vectors [B, L, D]; arguments as of `PretrainingModel.encode`."""
+        """Returns contextual vectors [B, L, D]; arguments as for `PretrainingModel.encode`."""
         return self.encoder(inputs, key, is_packed, gather)
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> None:
-        """None: there is no head for pairs."""
+        """Returns None, because there is no head for pairs."""
 
 
 # --- What a layer costs. ---
@@ -223,7 +223,7 @@ def layer_matmuls(
     tensor: int = 1,
     **_: Any,
 ) -> list[Matmul]:
-    """The matmuls of all layers, those of attention apart by window.
+    """Returns the matmuls of all layers, those of attention apart by window.
 
     Args:
       windows: for each layer, the positions that a position sees at most; None for all of its sequence.
@@ -251,12 +251,12 @@ def layer_matmuls(
 
 
 def vocabulary_matmul(model: PreNorm, vocab_size: int, *, predictions: Count, tensor: int = 1, **_: Any) -> Matmul:
-    """The matmul of the decoder over the vocabulary."""
+    """Returns the matmul of the decoder over the vocabulary."""
     return Matmul('vocabulary', 1, predictions, model.hidden_size, vocab_size // tensor, 1)
 
 
 def layer_kept_per_token(model: PreNorm, activation_bytes: int, tensor: int) -> float:
-    """Bytes that a layer keeps of a token for the backward pass, without attention scores and dropout masks.
+    """Returns the bytes that a layer keeps per token for the backward pass, without attention scores and dropout masks.
 
     The inputs of its matmuls, queries and keys before and after their rotation, gate, up and their product, and the
     float32 values of two norms.

@@ -38,7 +38,7 @@ class _Call:
 
 
 def suits(length: int, num_heads: int, head_size: int) -> bool:
-    """Whether a kernel supports rows of `length` with this number of heads on one device."""
+    """Returns whether a kernel supports rows of `length` with this number of heads on one device."""
     width = num_heads * head_size
     block = _width(width, head_size)
     return length % _LANES == 0 and length <= LONGEST and width % block == 0 and block % head_size == 0

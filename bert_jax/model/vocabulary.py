@@ -15,12 +15,12 @@ VOCABULARY_MULTIPLE = 128
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """The vocabulary dim as stored: the next multiple of 128, whatever the mesh."""
+    """Returns the size of the vocabulary dim as stored: the next multiple of 128, on any mesh."""
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def word_embeddings(vocab_size: int, size: int, stddev: float, rngs: nnx.Rngs) -> nnx.Param:
-    """[V, D]; rows that only pad the vocabulary are 0, so that they add nothing to a norm of the whole."""
+    """Creates word embeddings [V, D]; padding rows are 0, so that they add nothing to the norm of the table."""
     rows = padded_vocab_size(vocab_size)
     values = truncated_normal(stddev)(rngs.params(), (rows, size))
     return parameter(jnp.where(jnp.arange(rows)[:, None] < vocab_size, values, 0.0), 'vocab', 'embed')
@@ -29,7 +29,7 @@ def word_embeddings(vocab_size: int, size: int, stddev: float, rngs: nnx.Rngs) -
 def vocabulary_logits(
     x: jax.Array, decoder: jax.Array, bias: jax.Array | None, vocab_size: int, dtype: str
 ) -> jax.Array:
-    """float32 logits [B, P, V] of [B, P, D]; -inf in the padding of V.
+    """Returns float32 logits [B, P, V] of [B, P, D]; -inf in the padding of V.
 
     Args:
       decoder: [V, D].  bias: [V], or None.

@@ -113,7 +113,7 @@ class DivergenceMonitor:
     """
 
     def __init__(self, settings: DivergenceSettings, record: TrainingRecord):
-        """Args: record, of the step that the run starts or resumes from."""
+        """Args: record: that of the step that the run starts or resumes from."""
         self._settings, self._record = settings, record
         self._losses = collections.deque(record.losses, settings.spike_window)
         self._pending: collections.deque[tuple[int, int, jax.Array, jax.Array]] = collections.deque()
@@ -174,7 +174,7 @@ class DivergenceMonitor:
         return found
 
     def _limit(self) -> float:
-        """Median + threshold x median absolute deviation, once the window is full."""
+        """Returns median + threshold x median absolute deviation, once the window is full."""
         if not self._settings.spike_threshold or len(self._losses) < self._settings.spike_window:
             return math.inf
         losses = np.array(self._losses)

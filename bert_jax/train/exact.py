@@ -117,7 +117,7 @@ def _make_gradient(graph: nnx.GraphDef, objective: Objective) -> Callable:
 
 def _make_sum_over_devices(num_devices: int) -> Callable:
     def over_devices(parts: Any) -> Any:
-        """The upper levels of the tree: partners add each other's sum, and both get the same (a + b is b + a)."""
+        """Computes the upper levels of the tree: partners add each other's sum, with the same result for both."""
         for distance in (2**level for level in range(num_devices.bit_length() - 1)):
             partners = [(device, device ^ distance) for device in range(num_devices)]
             parts = jax.tree.map(lambda part: part + jax.lax.ppermute(part, BATCH_AXES, partners), parts)  # noqa: B023
@@ -128,7 +128,7 @@ def _make_sum_over_devices(num_devices: int) -> Callable:
 
 def _make_update(parts: StepParts) -> Callable:
     def update(state: TrainState, grads: nnx.State, sums: Any) -> tuple[TrainState, dict, dict]:
-        """(state, update metrics, objective metrics)."""
+        """Returns (state, update metrics, objective metrics)."""
         objective_metrics = parts.objective.metrics(sums)
         return *apply_gradients(parts, state, grads, objective_metrics['loss']), objective_metrics
 

@@ -56,7 +56,7 @@ class Collectives:
         )
 
     def merge(self, graph: nnx.GraphDef, weights: nnx.State) -> nnx.Module:
-        """The model of weights from `gather_outside_layers`; those of layers carry how they are split (`_SPLIT`)."""
+        """Builds the model from the weights of `gather_outside_layers`; layers record how they are split."""
 
         def note_split(weight: nnx.Variable, axes: nnx.Variable) -> nnx.Variable:
             return weight.copy(**{_SPLIT: axes.get_value()})
@@ -103,7 +103,7 @@ class Collectives:
         return self._of_each_part(gather, axes)(weight)
 
     def _of_each_part(self, exchange: Callable, axes: PartitionSpec) -> Callable:
-        """An exchange over fsdp of the parts that `tensor` makes: left to XLA they would be put together first."""
+        """Exchanges over fsdp the parts that `tensor` makes; XLA on its own would assemble them first."""
         if 'tensor' not in axes:
             return exchange
         spec = _only(('tensor',), axes)

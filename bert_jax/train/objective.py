@@ -21,7 +21,7 @@ class Objective(Protocol):
     """
 
     def sums(self, model: Any, batch: Any, key: DropoutKey | None, gather: Gather | None = None) -> Any:
-        """A NamedTuple of float32 scalars, each summed over the rows of a batch.
+        """Returns a NamedTuple of float32 scalars, each summed over the rows of a batch.
 
         Args:
           key: dropout key; None for no dropout.
@@ -35,7 +35,7 @@ class Objective(Protocol):
         """Returns the scalar to minimize. sums: of some rows; weights: of the whole global batch."""
 
     def metrics(self, sums: Any) -> dict[str, jax.Array]:
-        """Metrics to log, including `loss`, from the sums of a global batch or a whole split.
+        """Returns the metrics to log, including `loss`, from the sums of a global batch or a whole split.
 
         A mean over nothing is NaN (`mean`). `loss` alone is 0 then, so that such a batch trains on.
         """
@@ -58,7 +58,7 @@ class Pretraining:
     def sums(
         self, model: PretrainingModel, batch: Batch, key: DropoutKey | None, gather: Gather | None = None
     ) -> PretrainingSums:
-        """Weighted cross entropies and hits of both."""
+        """Returns the weighted cross entropies and hits of both."""
         hidden = model.encode(batch.inputs, key, is_packed=batch.cls_positions.shape[1] > 1, gather=gather)
         mlm_logits = model.mlm_logits(hidden, batch.masked_lm_positions)
         mlm = _summed(mlm_logits, batch.masked_lm_ids, batch.masked_lm_weights)
@@ -69,16 +69,16 @@ class Pretraining:
         return PretrainingSums(*mlm, *nsp)
 
     def weights(self, batch: Batch) -> tuple[Array, Array]:
-        """(masked tokens, pairs)."""
+        """Returns the number of (masked tokens, pairs)."""
         return batch.masked_lm_weights.sum(), batch.next_sentence_weights.sum()
 
     def loss(self, sums: PretrainingSums, weights: tuple[Array, Array]) -> jax.Array:
-        """mlm_sum / mlm_weight + nsp_sum / nsp_weight; a weight of 0 gives 0."""
+        """Returns mlm_sum / mlm_weight + nsp_sum / nsp_weight; a weight of 0 gives 0."""
         mlm_weight, nsp_weight = weights
         return _ratio(sums.mlm_sum, mlm_weight) + _ratio(sums.nsp_sum, nsp_weight)
 
     def metrics(self, sums: PretrainingSums) -> dict[str, jax.Array]:
-        """The loss, and the mean loss and accuracy of each; NaN for what the rows do not hold."""
+        """Returns the loss, and the mean loss and accuracy of each; NaN for an objective without labels in the rows."""
         return {
             'loss': self.loss(sums, (sums.mlm_weight, sums.nsp_weight)),
             'mlm_loss': mean(sums.mlm_sum, sums.mlm_weight),
@@ -92,7 +92,7 @@ PRETRAINING = Pretraining()
 
 
 def mean(total: Array, weight: Array) -> jax.Array:
-    """total / weight as a metric; NaN for a weight of 0, because nothing was measured."""
+    """Returns total / weight as a metric; NaN for a weight of 0, because nothing was measured."""
     return jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), jnp.nan)
 
 

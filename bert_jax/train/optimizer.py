@@ -43,7 +43,7 @@ def make_schedule(optimizer: config.Optimizer, num_steps: int, phases: tuple[con
 
 
 def decayed(params: nnx.State) -> nnx.State:
-    """True for the parameters that weight decay applies to: no biases, no layer norms (`optimization.py`)."""
+    """Returns True for the parameters that weight decay applies to: no biases or norms, as in `optimization.py`."""
 
     def is_decayed(variable: nnx.Variable) -> nnx.Variable:
         return variable.replace(len(axes_in_layer(variable)) > 1)

@@ -81,7 +81,7 @@ class TrainProgram:
         return self.forward(lambda model, batch, gather: self.objective.sums(model, batch, None, gather), summed=True)
 
     def forward(self, function: Forward, *, summed: bool = False) -> Callable[[nnx.State, Any], Any]:
-        """(parameters, batch) -> `function` of the model and the rows of a batch, see `make_forward`."""
+        """Compiles (parameters, batch) -> `function` of the model and the rows of a batch; see `make_forward`."""
         return make_forward(self.graph, self.mesh, self.shardings.params, function, summed=summed)
 
     def init_state(self, seed: int, params: nnx.State | None = None) -> TrainState:
@@ -94,7 +94,7 @@ class TrainProgram:
         return init_state(self.model, self.vocab_size, self.optimizer, self.shardings, seed, params, self.build)
 
     def lower(self, batch: Any) -> jax.stages.Lowered:
-        """The fast train step, ready to compile; nothing is allocated. batch: arrays, or their shapes."""
+        """Lowers the fast train step, ready to compile; nothing is allocated. batch: arrays, or their shapes."""
         state = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
             self.shapes,
@@ -124,7 +124,7 @@ def build_program(
     build: Build = build_model,
     objective: Objective = PRETRAINING,
 ) -> TrainProgram:
-    """The program of a run; nothing is compiled or allocated.
+    """Builds the program of a run; nothing is compiled or allocated.
 
     Args:
       train: see `TrainProgram`; `steps` is the length of the learning rate schedule.

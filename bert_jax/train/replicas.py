@@ -22,7 +22,7 @@ class Replicas:
     """A comparison of the replicas of a state on the devices of a mesh."""
 
     def __init__(self, shardings: TrainState):
-        """Args: shardings, of every array of the state, on one mesh."""
+        """Args: shardings: of every array of the state, on one mesh."""
         mesh = shardings.step.mesh
         self._shardings, self._mesh, self._held = shardings, mesh, None
         if mesh.size == 1:
@@ -69,7 +69,7 @@ class Replicas:
 
 
 def _copies(shape: tuple[int, ...], sharding: NamedSharding) -> dict[tuple, list[int]]:
-    """Part of an array -> the rows of `mesh.devices.ravel()` that hold it."""
+    """Returns {part of an array: the rows of `mesh.devices.ravel()` that hold it}."""
     rows = {device: row for row, device in enumerate(sharding.mesh.devices.ravel())}
     held = collections.defaultdict(list)
     for device, index in sharding.devices_indices_map(shape).items():
@@ -78,12 +78,12 @@ def _copies(shape: tuple[int, ...], sharding: NamedSharding) -> dict[tuple, list
 
 
 def _hashes(parts: TrainState) -> jax.Array:
-    """uint32 [1, arrays]: the hash of each array's part on this device."""
+    """Returns uint32 [1, arrays], the hash of the part of each array on this device."""
     return jnp.stack([_hash(part) for part in jax.tree.leaves(parts)])[None]
 
 
 def _hash(part: jax.Array) -> jax.Array:
-    """A sum of mixed bits, modulo 2**32: no change of one value leaves it as it was, and order counts."""
+    """Returns a sum of mixed bits modulo 2**32, which depends on every value and on their order."""
     bits = part if part.dtype == jnp.uint32 else jax.lax.bitcast_convert_type(part, _BITS[part.dtype.itemsize])
     bits = bits.astype(jnp.uint32).ravel()
     mixed = (bits ^ (jnp.arange(bits.size, dtype=jnp.uint32) * _GOLDEN)) * _ODD

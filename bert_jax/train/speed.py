@@ -23,7 +23,7 @@ _MOST_MEASUREMENTS = 3  # of the peak again, in a run whose MFU is above 1
 def flops_per_step(
     model: config.Model, vocab_size: int, *, tokens: float, squared_lengths: float, predictions: float, sequences: float
 ) -> float:
-    """Model FLOPs of a training step, forward and backward; the one count that is used everywhere.
+    """Returns the model FLOPs of a training step, forward and backward; every other count is derived from it.
 
     Three times those of the matmuls of a forward pass over non-padding tokens, each attending to its own sequence, with
     the heads at the positions they run on; nothing for recomputation.
@@ -82,7 +82,7 @@ class Speedometer:
         self._newest: Any = None  # a jax.Array, whose `is_ready` jax does not declare
 
     def is_new(self, batch: Batch) -> bool:
-        """Whether no batch of this one's shapes has been counted yet: its step has to be compiled first."""
+        """Returns whether the shapes of a batch are new, so that its step has to be compiled first."""
         return tuple(array.shape for array in batch) not in self._shapes
 
     def add(self, batch: Batch, tokens: jax.Array, squared_lengths: jax.Array) -> None:
@@ -96,7 +96,7 @@ class Speedometer:
             self._pending.append((tokens, squared_lengths, batch.num_predictions, batch.cls_positions.size))
 
     def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches; the wait for one counts if the devices have nothing left to do when it comes."""
+        """Yields the batches, and counts the wait for one if the devices are idle when it arrives."""
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -108,15 +108,18 @@ class Speedometer:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that is not training."""
+        """Excludes the time in this context, which is not training."""
         start = time.perf_counter()
         yield
         if self._since is not None:
             self._since += time.perf_counter() - start
 
     def read(self) -> dict[str, float]:
-        """Since the last reading: tokens_per_second, input_wait_fraction (the share of the time in which the devices
-        waited for a batch, at most) and, where the peak of the devices is known, mfu, which is never above 1."""
+        """Returns the speed since the last reading.
+
+        tokens_per_second; input_wait_fraction, an upper bound of the share of time in which the devices waited for a
+        batch; and mfu, at most 1, if the peak FLOP/s of the devices are known.
+        """
         if not self._pending or self._since is None:
             return {}
         counted = jax.device_get(self._pending)

@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 
 
 def is_schedule(node: Any) -> bool:
-    """Whether a node of an optimizer state is the schedule's, which counts the updates."""
+    """Returns whether a node of an optimizer state is the schedule's, which counts the updates."""
     return isinstance(node, optax.ScaleByScheduleState)
 
 
@@ -44,12 +44,12 @@ def _finite(tree: Any) -> jax.Array:
 
 
 def is_finite(state: TrainState) -> bool:
-    """Whether all parameters and moments are finite."""
+    """Returns whether all parameters and moments are finite."""
     return bool(_finite((state.params, state.opt_state)))
 
 
 def model_graph(model: config.Model, vocab_size: int, build: Build = build_model) -> nnx.GraphDef:
-    """The model without its parameters; merged with `TrainState.params` it is the model."""
+    """Returns the model without its parameters, to be merged with `TrainState.params`."""
     return nnx.split(nnx.eval_shape(lambda: build(model, vocab_size, nnx.Rngs(0))))[0]
 
 

@@ -113,7 +113,7 @@ def speed_counts(batch: Batch) -> dict[str, jax.Array]:
 def make_forward(
     graph: nnx.GraphDef, mesh: Mesh | AbstractMesh, shardings: nnx.State, function: Forward, *, summed: bool = False
 ) -> Callable[[nnx.State, Any], Any]:
-    """(parameters, batch) -> `function` of the model and all rows of the batch, without dropout; under `jax.jit`.
+    """Compiles (parameters, batch) -> `function` of the model and all rows of the batch, without dropout.
 
     Each device runs its own rows, at most `_EVALUATED_AT_ONCE` at a time. The result is whole on every device.
 
