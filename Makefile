@@ -5,8 +5,8 @@ ifneq ($(words $(ACCELERATOR))-$(words $(filter $(ACCELERATORS),$(ACCELERATOR)))
   $(error ACCELERATOR is '$(ACCELERATOR)'; expected one of: $(ACCELERATORS))
 endif
 
-# The first of these that is 3.11 to 3.14 and has venv creates .venv. With PYTHON on the command line
-# (make test PYTHON=python3.13), a .venv of another version is rebuilt.
+# .venv is created by the first of these that is Python 3.11 to 3.14 and has venv. If PYTHON is given on the command
+# line (make test PYTHON=python3.13), an existing .venv of another version is rebuilt.
 PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
 EXTRA := $(if $(filter cpu,$(ACCELERATOR)),,[$(ACCELERATOR)])
 TEST_EXTRA := $(if $(filter cpu,$(ACCELERATOR)),[test],[$(ACCELERATOR),test])
@@ -92,8 +92,8 @@ PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=
 FAST := -m 'not (processes or compiles or slow or slurm or plan or soak)'
 IN_ONE_PROCESS := -m 'not (processes or slow or slurm or plan or soak)'
 
-# For Python 3.12 and newer, pip's default index has PyTorch with CUDA only, several GB. PyTorch's own index has a build
-# for CPUs, which is enough: PIP_EXTRA_INDEX_URL=THAT_INDEX make test PYTHON=python3.13
+# For Python 3.12 and newer, pip's default index has only PyTorch with CUDA, which is several GB. The tests need only the
+# CPU build of PyTorch's own index: PIP_EXTRA_INDEX_URL=THAT_INDEX make test PYTHON=python3.13
 test: $(TEST_INSTALLED) ## run the tests, on the CPU
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest $(PARALLEL)
 
@@ -103,7 +103,7 @@ test-fast: $(TEST_INSTALLED) ## run the tests that start no process and compile 
 test-slow: $(TEST_INSTALLED) ## run the longest tests, which repeat others on more meshes and models
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest $(PARALLEL) -m slow
 
-# With the newest jax, which does not support Python 3.11; without PyTorch and the tests that compare with it.
+# Uses the newest jax, which does not support Python 3.11, and skips the tests that compare with PyTorch.
 NEWEST_PYTHON ?= python3.13
 test-newest: ## run the tests that start no process on NEWEST_PYTHON (python3.13), in .venv-newest
 	@if ! [ .venv-newest/.installed -nt pyproject.toml ]; then \
@@ -114,7 +114,7 @@ test-newest: ## run the tests that start no process on NEWEST_PYTHON (python3.13
 	fi
 	WITHOUT_TORCH=1 JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest $(PARALLEL) $(IN_ONE_PROCESS)
 
-# A separate environment, because jax would look for the devices of both compilers at every other start.
+# Uses a separate environment, because jax would look for the devices of installed compilers whenever it starts.
 PLAN_EXTRAS ?= plan-tpu,plan-gpu
 test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (PLAN_EXTRAS=plan-tpu: TPUs only)
 	@if ! [ .venv-plan/.installed-$(PLAN_EXTRAS) -nt pyproject.toml ]; then \

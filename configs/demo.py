@@ -1,4 +1,4 @@
-"""A small BERT on the docstrings of the installed packages, in minutes on two CPU cores.
+"""Trains a small BERT on the docstrings of the installed packages, in minutes on two CPU cores.
 
     bert-jax prepare --config=demo.py
     bert-jax train --config=demo.py --workdir=runs/demo

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains on all hosts of a TPU slice, through gcloud.
+# Trains on all hosts of a TPU slice, using gcloud.
 #
 #     launch/tpu_pod.sh TPU_NAME ZONE --config=configs/bert.py:base --workdir=gs://bucket/runs/base
 #
