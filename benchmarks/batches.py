@@ -41,7 +41,7 @@ def collator_rows(batch: Batch, corpus: Corpus) -> list[dict[str, list]]:
     ids, tokenizer = unmasked_ids(batch), corpus.tokenizer
     special = np.isin(ids, [tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id])
     # A token that continues a word starts where the previous one ends; there is a gap before any other token.
-    starts = np.cumsum(np.where(tokenizer.is_continuation[ids], 1, 2), axis=1)
+    starts = np.cumsum(np.where(tokenizer.continues_word(ids), 1, 2), axis=1)
     offsets = np.where(special[..., None], 0, np.stack([starts, starts + 1], axis=-1))
     fields = {
         'input_ids': ids,

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from bert_jax.config.data import is_records, sources
+from bert_jax.config.data import MIN_BPE_TOKENS, Tokenizer, is_records, sources
 from bert_jax.config.families import Model
 from bert_jax.config.pretraining import Config, Mesh, Probe, Train
 from bert_jax.errors import BadInput
@@ -82,18 +82,32 @@ def check_together(config: Config) -> None:
             f'mask_fraction={masking.mask_fraction} + random_fraction={masking.random_fraction} is more than 1',
             'a sum of at most 1; the rest keeps its token',
         )
-    if config.tokenizer.add_tokens and not (config.init or config.tokenizer.path):
+    _check_tokenizer(config.tokenizer, is_provided=bool(config.init or config.tokenizer.path))
+    if config.init_optimizer and not config.init:
+        fix = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
+        raise BadInput('config.init_optimizer', 'is True, and config.init names no run', 'both or neither', fix)
+    check_probes(config.train.probe_every, config.probe)
+    check_mesh(config.mesh)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, is_provided: bool) -> None:
+    if tokenizer.add_tokens and not is_provided:
         raise BadInput(
             'config.tokenizer.add_tokens',
             'is set, and there is no vocabulary to add to',
             'an initial model or a tokenizer',
             '--config.init=DIR or --config.tokenizer.path=DIR; a vocabulary trained here has its words from the text',
         )
-    if config.init_optimizer and not config.init:
-        fix = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
-        raise BadInput('config.init_optimizer', 'is True, and config.init names no run', 'both or neither', fix)
-    check_probes(config.train.probe_every, config.probe)
-    check_mesh(config.mesh)
+    if is_provided:
+        return
+    if tokenizer.num_unused and tokenizer.kind != 'bpe':
+        found = f'is {tokenizer.num_unused}, and tokenizer.kind is {tokenizer.kind!r}'
+        raise BadInput('config.tokenizer.num_unused', found, "0, or tokenizer.kind='bpe'")
+    smallest = MIN_BPE_TOKENS + tokenizer.num_unused
+    if tokenizer.kind == 'bpe' and tokenizer.vocab_size < smallest:
+        found = f'is {tokenizer.vocab_size:,} with num_unused={tokenizer.num_unused}'
+        expected = f'at least {smallest:,}: a token for each byte, the special and the unused ones'
+        raise BadInput('config.tokenizer.vocab_size', found, expected)
 
 
 def check_phase(config: Config, phase: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeGuard
 from bert_jax.config.fields import Role, at_least, fraction, setting
 
 SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds', 'tfrecord')
+MIN_BPE_TOKENS = 256 + 5  # bytes and special tokens
 _KINDS_BY_SUFFIX = {'jsonl': 'jsonl', 'json': 'jsonl', 'parquet': 'parquet', 'tfrecord': 'tfrecord'}
 
 
@@ -159,15 +160,21 @@ class Tokenizer:
 
     ROLE: ClassVar[Role] = Role.CONTENT
 
-    # kind of vocabulary to train; ignored with `path`
-    kind: str = setting('wordpiece', choices=('wordpiece', 'sentencepiece'))
+    # kind of vocabulary to train: wordpiece as in BERT, sentencepiece (unigram), or bpe (byte-level, as in ModernBERT);
+    # ignored with `path`
+    kind: str = setting('wordpiece', choices=('wordpiece', 'sentencepiece', 'bpe'))
     # an existing tokenizer: a vocab.txt, tokenizer.json or .model file, or a directory; empty trains one on the corpus
     path: str = setting('', role=Role.EXECUTION)
-    # file of words, one per line, to append to the WordPiece vocabulary of `path` or `init`; empty: none
+    # file of words, one per line, to append to the vocabulary of `path` or `init`; empty: none
     add_tokens: str = setting('', role=Role.EXECUTION)
-    # tokens of a vocabulary that is trained; ignored with `path`
+    # tokens of a vocabulary that is trained, rounded up to a multiple of 64 for kind=bpe; ignored with `path`
     vocab_size: int = at_least(30522, 64)
-    # lower-case the text; None: yes for a new vocabulary, and for an existing one what its files say or its tokens show
+    # of these, tokens named [unused0], [unused1], … for later use; kind=bpe only
+    num_unused: int = setting(
+        0, 'a number from 0 to 10000', lambda value: 0 <= value <= 10_000, role=Role.CONTENT_IF_SET
+    )
+    # lower-case the text; None: yes for a new vocabulary (no for kind=bpe), and for an existing one what its files say
+    # or its tokens show
     lowercase: bool | None = None
     # remove accents; None: no for a new vocabulary, and for an existing one what its files say or its tokens show
     strip_accents: bool | None = None
@@ -176,7 +183,7 @@ class Tokenizer:
 
     def for_training(self) -> 'Tokenizer':
         """Returns the settings for training a vocabulary, with values for `lowercase` and `strip_accents`."""
-        lowercase = True if self.lowercase is None else self.lowercase
+        lowercase = self.kind != 'bpe' if self.lowercase is None else self.lowercase
         return dataclasses.replace(self, lowercase=lowercase, strip_accents=bool(self.strip_accents))
 
 

@@ -6,7 +6,7 @@ A masking unit is a token, a word or an n-gram of words, masked as a whole. All 
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -37,13 +37,13 @@ class MaskVocabulary:
       mask_id: the id of [MASK].
       can_predict: [V] bool, the tokens that may be predicted.
       replacements: [R] int64, the ids that random replacements are drawn from.
-      is_continuation: [V] bool, whether a token continues the word of the token before it.
+      continues_word: ids [B, L] -> [B, L] bool, whether each token continues the word of the token before it.
     """
 
     mask_id: int
     can_predict: np.ndarray
     replacements: np.ndarray
-    is_continuation: np.ndarray
+    continues_word: Callable[[np.ndarray], np.ndarray]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, masking: config.Masking) -> 'MaskVocabulary':
@@ -51,7 +51,7 @@ class MaskVocabulary:
         is_text = ~tokenizer.is_special if masking.exclude_special else np.ones(tokenizer.vocab_size, bool)
         if not is_text.any():
             is_text = np.ones(tokenizer.vocab_size, bool)
-        return cls(tokenizer.mask_id, is_text, np.flatnonzero(is_text), tokenizer.is_continuation)
+        return cls(tokenizer.mask_id, is_text, np.flatnonzero(is_text), tokenizer.continues_word)
 
 
 def num_masked(lengths: np.ndarray, rate: float) -> np.ndarray:
@@ -87,7 +87,7 @@ def mask_tokens(
     candidates = candidates & vocabulary.can_predict[ids]
     room = num_masked(lengths.reshape(len(ids), -1), masking.rate)  # [B, E]
     room = np.clip(num_predictions - (np.cumsum(room, axis=1) - room), 0, room)
-    starts = _unit_starts(ids, candidates, keys, masking.unit, vocabulary.is_continuation)
+    starts = _unit_starts(ids, candidates, keys, masking.unit, vocabulary.continues_word)
     flat_starts, counts = _shuffled_units(starts, keys, sequence_ids, room.shape[1])
     sizes = np.ones_like(flat_starts) if masking.unit == 'token' else _unit_sizes(starts, candidates)[flat_starts]
     taken = _take_in_order(sizes, counts, room.ravel())
@@ -97,14 +97,18 @@ def mask_tokens(
 
 
 def _unit_starts(
-    ids: np.ndarray, candidates: np.ndarray, keys: np.ndarray, unit: str, is_continuation: np.ndarray
+    ids: np.ndarray,
+    candidates: np.ndarray,
+    keys: np.ndarray,
+    unit: str,
+    continues_word: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """Returns [B, L] bool, true where a unit starts. A word whose beginning was cut off is a unit too."""
     if unit == 'token':
         return candidates
     before = np.zeros_like(candidates)
     before[:, 1:] = candidates[:, :-1]
-    words = candidates & ~(before & is_continuation[ids])
+    words = candidates & ~(before & continues_word(ids))
     if unit == 'word':
         return words
     # Draws one n-gram length per word, then lays the n-grams end to end along each run of text.

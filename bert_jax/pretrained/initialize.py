@@ -27,7 +27,7 @@ from bert_jax.pretrained import google, hugging_face, tensor_names
 from bert_jax.pretrained.hub import MLM_HEAD, NSP_HEAD, POOLER
 from bert_jax.pretrained.load import Pretrained, load_pretrained
 from bert_jax.pretrained.provenance import Provenance, start_of
-from bert_jax.text.tokenizer import Tokenizer, WordPiece, load_saved_tokenizer, load_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
 from bert_jax.train.state import TrainState, distribute, is_schedule
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
@@ -95,7 +95,7 @@ class PretrainingStart:
             return
         theirs = initial.tokenizer
         words = tokenizer.tokens[theirs.vocab_size :]
-        expected = theirs.extended(words) if words and isinstance(theirs, WordPiece) else theirs
+        expected = theirs.extended(words) if words else theirs
         if not expected.agrees_with(tokenizer):
             raise BadInput(
                 f'config.data.corpus={self.config.data.corpus}',
@@ -219,7 +219,8 @@ def resize_embeddings(initial: Pretrained, tokenizer: Tokenizer, num_positions: 
     An added token takes a row of the word embeddings that no token uses, or else a new one.
     """
     num_known, model = initial.tokenizer.vocab_size, initial.config
-    pieces = initial.tokenizer.encode_batch(tokenizer.tokens[num_known:])
+    added = range(num_known, tokenizer.vocab_size)
+    pieces = initial.tokenizer.encode_batch([tokenizer.word_text(index) for index in added])
     num_rows, kept = model.num_embeddings(tokenizer.vocab_size), model.num_embeddings(num_known)
 
     def with_tokens(table: np.ndarray) -> np.ndarray:  # [V, …]

@@ -4,25 +4,22 @@ import pathlib
 
 from bert_jax.console import quantity, say
 from bert_jax.errors import BadInput
-from bert_jax.text.tokenizer import Tokenizer, WordPiece
+from bert_jax.text.tokenizer import Tokenizer
 
 _NUM_SHOWN = 10
 
 
-def add_tokens(tokenizer: Tokenizer, path: str) -> WordPiece:
+def add_tokens(tokenizer: Tokenizer, path: str) -> Tokenizer:
     """Appends the words of a file (one per line) to a vocabulary; existing ids do not change.
 
     Blank lines, repetitions and words that are already tokens are skipped, and counted on standard error. Words are
     normalized as the vocabulary is: to lower case if it is uncased.
 
     Raises:
-      BadInput: for a vocabulary other than WordPiece, a file that cannot be read or holds no new word, and for lines
-        that can never be one token (with blanks or punctuation inside, or '##'); the message gives their numbers.
+      BadInput: for a file that cannot be read or holds no new word, and for lines that can never be one token (with
+        blanks inside; for WordPiece, with punctuation or '##'); the message gives their numbers.
     """
     where = 'config.tokenizer.add_tokens'
-    if not isinstance(tokenizer, WordPiece):
-        found = f'needs a WordPiece tokenizer, but this one is a {tokenizer.kind} model'
-        raise BadInput(where, found, 'a WordPiece tokenizer', "--config.tokenizer.add_tokens=''")
     try:
         lines = pathlib.Path(path).read_bytes().decode('utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -41,8 +38,11 @@ def add_tokens(tokenizer: Tokenizer, path: str) -> WordPiece:
     if not new:
         raise BadInput(f'{where}={path}', 'holds no new word', 'words that are not in the vocabulary yet, one per line')
     extended = tokenizer.extended(list(new))
-    encoded = extended.encode_batch(list(new))
-    split = [new[word] for word, ids in zip(new, encoded, strict=True) if len(ids) != 1 or ids == [extended.unk_id]]
+    texts = [extended.word_text(index) for index in range(tokenizer.vocab_size, extended.vocab_size)]
+    encoded = zip(new, texts, extended.encode_batch(texts), strict=True)
+    split = [
+        new[word] for word, text, ids in encoded if len(ids) != 1 or ids == [extended.unk_id] or len(text.split()) != 1
+    ]
     if split:
         more = f' and {len(split) - _NUM_SHOWN} more' if len(split) > _NUM_SHOWN else ''
         raise BadInput(

@@ -22,6 +22,7 @@ import pyarrow
 
 from bert_jax.files import new_directory
 from bert_jax.json_files import read_json
+from bert_jax.text.blanks import BlankRule
 from bert_jax.text.checksums import compute_checksums
 from bert_jax.text.documents import Document
 from bert_jax.text.sentences import split_lines_into_sentences
@@ -47,8 +48,8 @@ _MAX_CACHED_LENGTH = 50  # characters of a word
 class Encoder:
     """A memoizing encoder: looks up the ids of each word, and calls the tokenizer for unseen words only.
 
-    A tokenizer that splits at blanks encodes each word independently of its neighbours, so the ids of a text are the
-    concatenated ids of its words. Looking words up is several times as fast as encoding text.
+    Most tokenizers encode each word independently of its neighbours (`Tokenizer.blank_rule`), so the ids of a text are
+    the concatenated ids of its words. Looking words up is several times as fast as encoding text.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -58,18 +59,18 @@ class Encoder:
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Encodes sentences, each ending in a line feed; returns (concatenated ids, number of ids of each sentence)."""
-        if not self.tokenizer.splits_at_blanks:
+        if self.tokenizer.blank_rule is None:
             ids, sizes = flatten(self.tokenizer.encode_batch(text.decode().split('\n')[:-1]))
             return ids.astype(self.dtype), sizes
-        distinct, word_indices, first_words = _index_words(text)
+        distinct, word_indices, first_words = _index_words(text, self.tokenizer.blank_rule)
         encoded = list(map(self._words.get, distinct))
         if unseen := [index for index, ids in enumerate(encoded) if ids is None]:
             self._encode_words([distinct[index] for index in unseen])
         for index in unseen:
-            word = distinct[index]
-            encoded[index] = self._words[word]
-            if len(word) > _MAX_CACHED_LENGTH:
-                del self._words[word]
+            encoded[index] = self._words[distinct[index]]
+        for index in unseen:
+            if len(word := distinct[index]) > _MAX_CACHED_LENGTH:
+                self._words.pop(word, None)  # a word may be there twice: at the end of a sentence, and elsewhere
         if len(self._words) > _MAX_CACHED_WORDS:
             self._words.clear()
         words = pyarrow.array(encoded, pyarrow.large_binary()).take(word_indices)
@@ -96,20 +97,47 @@ class Encoder:
             yield from zip(group, [packed[start:end] for start, end in itertools.pairwise([0, *ends])], strict=True)
 
 
-def _index_words(text: bytes) -> tuple[list[str], pyarrow.Array, np.ndarray]:
-    """Splits sentences, each ending in a line feed, into words, which are separated by blanks and may be empty.
+def _index_words(text: bytes, rule: BlankRule) -> tuple[list[str], pyarrow.Array, np.ndarray]:
+    """Splits sentences, each ending in a line feed, into words, which may be empty.
 
     Returns:
       (distinct words, index in them of each word of the text, index of the first word of each sentence).
     """
     characters = np.frombuffer(text, np.uint8).copy()  # few enough for int32 offsets, see `_bounded_texts`
-    ends = np.flatnonzero((characters == ord(' ')) | (characters == ord('\n')))
-    first_words = np.append(0, np.flatnonzero(characters[ends] == ord('\n'))[:-1] + 1)
-    characters[ends] = ord(' ')
-    offsets = pyarrow.py_buffer(np.append(0, ends + 1).astype(np.int32))
-    words = pyarrow.StringArray.from_buffers(len(ends), offsets, pyarrow.py_buffer(characters))  # each with its blank
+    ends_sentence = characters == ord('\n')
+    if rule is BlankRule.DROPS:
+        last = np.flatnonzero((characters == ord(' ')) | ends_sentence)  # of each word, the blank after it
+        characters[last] = ord(' ')
+    else:
+        blanks = np.flatnonzero(characters == ord(' '))
+        last = np.sort(np.append(blanks[~_follows_white_space(characters, blanks)] - 1, np.flatnonzero(ends_sentence)))
+    first_words = np.append(0, np.flatnonzero(ends_sentence[last])[:-1] + 1)
+    offsets = pyarrow.py_buffer(np.append(0, last + 1).astype(np.int32))
+    words = pyarrow.StringArray.from_buffers(len(last), offsets, pyarrow.py_buffer(characters))
     encoded_words = words.dictionary_encode()
-    return [word[:-1] for word in encoded_words.dictionary.to_pylist()], encoded_words.indices, first_words
+    distinct = encoded_words.dictionary.to_pylist()
+    if rule is BlankRule.DROPS:
+        distinct = [word[:-1] for word in distinct]
+    else:
+        distinct = [word.removesuffix('\n') for word in distinct]
+    return distinct, encoded_words.indices, first_words
+
+
+def _follows_white_space(text: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Whether the character before each position is white space, or may be: its last two bytes are those of some."""
+    before = text[positions - 1]  # of position 0 it is the line feed at the end
+    return (before <= ord(' ')) | _MAY_END_WHITE_SPACE[text[positions - 2].astype(np.int64) << 8 | before]
+
+
+def _ends_of_white_space() -> np.ndarray:
+    """Returns bool [2**16], true for the last two bytes of white space outside ASCII, in UTF-8."""
+    ends = [chr(code).encode()[-2:] for code in range(0x80, 0x10000) if chr(code).isspace()]
+    found = np.zeros(1 << 16, bool)
+    found[[int.from_bytes(end, 'big') for end in (*ends, '\u180e'.encode()[-2:])]] = True
+    return found
+
+
+_MAY_END_WHITE_SPACE = _ends_of_white_space()
 
 
 def write_chunk(

@@ -26,10 +26,11 @@ import numpy as np
 from bert_jax import config
 from bert_jax.console import quantity, say
 from bert_jax.errors import BadInput
+from bert_jax.text.blanks import BlankRule
+from bert_jax.text.special_tokens import SPECIAL_TOKENS
 from bert_jax.text.vocabulary import (
     ALPHABET_COVERAGE,
     MAX_TOKENS,
-    SPECIAL_TOKENS,
     Vocabulary,
     flatten,
     library_errors,
@@ -39,6 +40,7 @@ from bert_jax.text.vocabulary import (
 _MAX_SENTENCE_BYTES = 1 << 14  # SentencePiece skips longer lines during training
 _MIN_REPORTED = 0.01  # fraction of the sample that is skipped
 _SCORE_STEP = 2.0**-8  # nats
+_UNKNOWN_PENALTY = 10.0  # nats below the lowest score, as in the library
 _WORDS_AT_ONCE = 32
 _MAX_TEXT_LENGTH = 1600  # characters of the words at once; float32 represents the sum of their scores exactly
 # Letters with Grapheme_Cluster_Break=Prepend (Unicode 16, UAX 29).
@@ -74,7 +76,9 @@ class SentencePiece(Vocabulary):
         is_text = [piece.type in (piece.NORMAL, piece.USER_DEFINED, piece.BYTE) for piece in proto.pieces]
         self.is_special = self.is_special | ~np.array(is_text)
         self.lowercase, self.strip_accents = lowercase, strip_accents
-        self.is_continuation = np.array([not token.startswith('▁') and token not in SPECIAL_TOKENS for token in tokens])
+        self._is_continuation = np.array(
+            [not token.startswith('▁') and token not in SPECIAL_TOKENS for token in tokens]
+        )
         self._begins_word = np.array([token.startswith('▁') for token in tokens])
         self._marks_words = proto.normalizer_spec.remove_extra_whitespaces and proto.normalizer_spec.add_dummy_prefix
         self._marks_words &= not any(' ' in piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED)
@@ -95,19 +99,40 @@ class SentencePiece(Vocabulary):
     def with_normalization(self, *, lowercase: bool, strip_accents: bool) -> 'SentencePiece':
         return SentencePiece(self._model, lowercase=lowercase, strip_accents=strip_accents, where=self._where)
 
+    def extended(self, words: list[str]) -> 'SentencePiece':
+        """Returns this model with pieces appended, such as '▁word'.
+
+        A piece gets a score just above that of its present pieces, so that it replaces these and little else.
+        """
+        proto = _parse(self._model, self._where)
+        lowest = min(piece.score for piece in proto.pieces) - _UNKNOWN_PENALTY
+        split = self.encode_batch([word.removeprefix('▁') for word in words])
+        for word, ids in zip(words, split, strict=True):
+            scores = (lowest if index == self.unk_id else proto.pieces[index].score for index in ids)
+            proto.pieces.add(piece=word, score=min(0.0, sum(scores) + _SCORE_STEP))
+        model = proto.SerializeToString(deterministic=True)
+        return SentencePiece(model, lowercase=self.lowercase, strip_accents=self.strip_accents, where=self._where)
+
+    def word_text(self, token_id: int) -> str:
+        return self.tokens[token_id].removeprefix('▁')
+
+    def continues_word(self, ids: np.ndarray) -> np.ndarray:
+        return self._is_continuation[ids]
+
     @functools.cached_property
-    def splits_at_blanks(self) -> bool:
-        """Whether normalization never reaches across a blank; the pipeline splits at blanks after it.
+    def blank_rule(self) -> BlankRule | None:
+        """`DROPS` if normalization never reaches across a blank; the pipeline splits at blanks after it.
 
         In Unicode, a blank forms one grapheme with marks and joiners that follow it and with a few letters that precede
         it, and the model's character table is looked up by graphemes. So every such character is tried on both sides of
         a blank.
         """
         if not self._marks_words:
-            return False
+            return None
         normalize = self._backend.normalizer.normalize_str
         words = [f'{character}a{character}' for character in _grapheme_joiners()]
-        return normalize(' '.join(words)) == '▁' + ' '.join(normalize(word).removeprefix('▁') for word in words)
+        is_local = normalize(' '.join(words)) == '▁' + ' '.join(normalize(word).removeprefix('▁') for word in words)
+        return BlankRule.DROPS if is_local else None
 
     def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
         if self._library is None:
@@ -135,7 +160,7 @@ class SentencePiece(Vocabulary):
         lowered = [word.lower() for word in alone] if self.lowercase else alone
         yield alone, *flatten(self._library.encode(lowered, num_threads=1))
 
-    def save(self, directory: str | os.PathLike[str], max_length: int = 512) -> None:
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool | None = None) -> None:
         directory = pathlib.Path(directory)
         settings = {
             'tokenizer_class': 'PreTrainedTokenizerFast',
@@ -143,7 +168,7 @@ class SentencePiece(Vocabulary):
             'strip_accents': self.strip_accents,
             'model_max_length': max_length,
         }
-        self._save(directory, settings)
+        self._save(directory, settings, token_types)
         (directory / 'sentencepiece.model').write_bytes(self._model)
 
 

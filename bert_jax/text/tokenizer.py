@@ -1,5 +1,7 @@
 """Trains tokenizers, and loads those that the user provides.
 
+A tokenizer.json of BERT's kind is a `WordPiece`, any other a `Pipeline`; a .model file is a `SentencePiece`.
+
 Ids of special tokens are looked up, never assumed: a provided vocabulary keeps its ids.
 """
 
@@ -12,17 +14,20 @@ from bert_jax import config
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.json_files import read_given_json
+from bert_jax.text.bpe import train_bpe
 from bert_jax.text.normalization import (
     Normalization,
     has_accents,
     has_capitals,
     read_normalization,
 )
+from bert_jax.text.pipeline import Pipeline
 from bert_jax.text.sentencepiece import SentencePiece, read_pieces, train_sentencepiece
-from bert_jax.text.vocabulary import MAX_TOKENS, SPECIAL_TOKENS, Tokenizer, library_errors
+from bert_jax.text.special_tokens import SPECIAL_TOKENS, find_special_tokens
+from bert_jax.text.vocabulary import MAX_TOKENS, Tokenizer, library_errors, tokens_by_id
 from bert_jax.text.wordpiece import WordPiece, bert_backend, is_decomposed, train_wordpiece
 
-__all__ = ['SPECIAL_TOKENS', 'SentencePiece', 'Tokenizer', 'WordPiece', 'load_tokenizer', 'train_tokenizer']
+__all__ = ['SPECIAL_TOKENS', 'Pipeline', 'SentencePiece', 'Tokenizer', 'WordPiece', 'load_tokenizer', 'train_tokenizer']
 
 _LAST_LOADED: dict[tuple[bytes, bool, bool], SentencePiece] = {}  # at most one, by model and settings
 _MAX_FILE_BYTES = 1 << 28  # ten times a vocabulary of 4 M tokens
@@ -45,8 +50,8 @@ def train_tokenizer(settings: config.Tokenizer, texts: Iterator[str]) -> Tokeniz
             break
     if not sample:
         raise BadInput('config.data.source', 'holds no text to train a tokenizer on', 'files with text')
-    train = train_wordpiece if settings.kind == 'wordpiece' else train_sentencepiece
-    return train(settings, sample)
+    trainers = {'wordpiece': train_wordpiece, 'sentencepiece': train_sentencepiece, 'bpe': train_bpe}
+    return trainers[settings.kind](settings, sample)
 
 
 # --- Loading. ---
@@ -223,13 +228,31 @@ def _read_vocabulary(path: pathlib.Path, content: bytes) -> dict[str, int]:
     return vocabulary
 
 
-def _load_json(path: pathlib.Path) -> WordPiece:
+def _load_json(path: pathlib.Path) -> WordPiece | Pipeline:
     import tokenizers
 
-    expected = 'a tokenizer.json with a WordPiece model'
-    _check_ids(read_given_json(path, expected), str(path))
+    expected = 'a tokenizer.json of the `tokenizers` library'
+    content = read_given_json(path, expected)
+    _check_ids(content, str(path))
     with library_errors(str(path), 'is not a tokenizer.json', expected):
-        return WordPiece(tokenizers.Tokenizer.from_file(str(path)), str(path))
+        backend = tokenizers.Tokenizer.from_file(str(path))
+        tokens = {*tokens_by_id(backend)}
+        if WordPiece.fits(content, tokens):
+            return WordPiece(backend, str(path))
+        special_tokens = find_special_tokens(path, content, tokens)
+        return Pipeline(
+            backend, special_tokens, has_token_types=_has_token_types(path.parent, content), where=str(path)
+        )
+
+
+def _has_token_types(directory: pathlib.Path, content: dict[str, Any]) -> bool:
+    """Whether models get token types from a tokenizer.json: its directory declares it, or its post-processor does."""
+    if (path := directory / 'tokenizer_config.json').is_file():
+        names = read_given_json(path, 'the settings of a tokenizer').get('model_input_names')
+        if isinstance(names, list):
+            return 'token_type_ids' in names
+    processor = content.get('post_processor') or {}
+    return processor.get('type') == 'BertProcessing' or "'type_id': 1" in str(processor)
 
 
 def _check_ids(content: dict[str, Any], where: str) -> None:
@@ -241,6 +264,7 @@ def _check_ids(content: dict[str, Any], where: str) -> None:
     model, added = content.get('model'), content.get('added_tokens')
     vocabulary = model.get('vocab') if isinstance(model, dict) else None
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += range(len(vocabulary)) if isinstance(vocabulary, list) else []
     ids += [token.get('id') for token in added if isinstance(token, dict)] if isinstance(added, list) else []
     limit = 2 * len(ids) + _MAX_UNUSED_IDS
     for index in ids:

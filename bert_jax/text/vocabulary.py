@@ -1,4 +1,4 @@
-"""The tokenizer protocol, and what both kinds of tokenizer share. V is the size of the vocabulary.
+"""The tokenizer protocol, and what all kinds of tokenizer share. V is the size of the vocabulary.
 
 Ids of special tokens are looked up, never assumed: a provided vocabulary keeps its ids.
 """
@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from bert_jax.errors import BadInput
+from bert_jax.text.blanks import BlankRule
+from bert_jax.text.special_tokens import SPECIAL_TOKENS, SpecialTokens
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
-SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 in a vocabulary trained here
 MAX_TOKENS = 1 << 22
 _UNUSED = re.compile(r'[\[<]unused[_-]?(id-)?\d+[\]>]')  # reserved entries of a vocabulary, such as [unused17]
 ALPHABET_COVERAGE = 0.9999  # of the characters of a training sample; all others become [UNK]
@@ -28,13 +29,17 @@ class Tokenizer(Protocol):
     """The interface of a tokenizer.
 
     Attributes:
-      kind: `wordpiece` or `sentencepiece`.
+      kind: `wordpiece`, `sentencepiece`, or the model of another tokenizer.json: `bpe`, `unigram`, ….
+      special_tokens: their names; `pad_id`, … are their ids.
       tokens: the V tokens by id.
-      is_continuation: bool [V]; whether a token continues the word of the previous token.
       is_special: bool [V]; whether a token is not text: special tokens such as [PAD] and [UNK], and unused entries.
       hash: SHA-256 of vocabulary and settings; tokenizers with equal hashes give equal ids for every text.
-      splits_at_blanks: whether the ids of a text are the concatenated ids of its words, split at blanks (U+0020).
-      splits_at_punctuation: the same for ASCII punctuation marks and the text between them.
+      blank_rule: how the ids of a text follow from those of its words; None if they do not.
+      splits_at_punctuation: whether the ids of a word are the concatenated ids of its ASCII punctuation marks and of
+        the text between them.
+      word_prefix: what precedes a word within a text: a blank if that makes a difference, else ''.
+      mask_takes_blanks: whether the mask token takes the place of the blanks before it, too.
+      has_token_types: whether `transformers` gets token types from it, 1 for a second text.
     """
 
     kind: str
@@ -46,18 +51,30 @@ class Tokenizer(Protocol):
     cls_id: int
     sep_id: int
     mask_id: int
+    special_tokens: SpecialTokens
     tokens: list[str]
-    is_continuation: np.ndarray
     is_special: np.ndarray
     hash: str
-    splits_at_blanks: bool
+    blank_rule: BlankRule | None
     splits_at_punctuation: bool
+    word_prefix: str
+    mask_takes_blanks: bool
+    has_token_types: bool
 
     def agrees_with(self, other: 'Tokenizer') -> bool:
         """Whether both give the same ids for every text in Unicode NFC."""
 
-    def with_normalization(self, *, lowercase: bool, strip_accents: bool) -> 'Tokenizer':
-        """Returns the same vocabulary with another normalization of text; NFC if accents are kept."""
+    def continues_word(self, ids: np.ndarray) -> np.ndarray:
+        """Returns bool [B, L], whether each token continues the word of the token before it.  Args: ids [B, L]."""
+
+    def extended(self, words: list[str]) -> 'Tokenizer':
+        """Returns this vocabulary with whole words appended; existing ids do not change."""
+
+    def normalize(self, text: str) -> str:
+        """Normalizes a word as for a lookup in the vocabulary: to lower case, without accents, by the settings."""
+
+    def word_text(self, token_id: int) -> str:
+        """Returns the text of a token that is a whole word, with `word_prefix`."""
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Returns the ids of each text, without special tokens; `[MASK]` in the text is plain text.
@@ -78,46 +95,68 @@ class Tokenizer(Protocol):
     def token(self, token_id: int) -> str:
         """Returns the token of an id."""
 
-    def save(self, directory: str | os.PathLike[str], max_length: int = 512) -> None:
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool | None = None) -> None:
         """Writes files that `load_tokenizer(directory)` reads, and that give the same ids in `transformers`.
 
         Args:
           max_length: number of tokens to which `transformers` truncates a text, on request.
+          token_types: whether `transformers` gets token types; None for `has_token_types`.
         """
 
 
 class Vocabulary:
-    """The common base of both kinds: a `tokenizers.Tokenizer`, and everything that follows from its tokens."""
+    """The common base of all kinds: a `tokenizers.Tokenizer`, and everything that follows from its tokens."""
 
+    word_prefix = ''
+    has_token_types = True
     _rules: list[Any]  # everything that the ids of text in NFC depend on
 
-    def _wrap(self, backend: Any, tokens: list[str], where: str) -> None:
-        from tokenizers import processors
-
+    def _wrap(
+        self, backend: Any, tokens: list[str], where: str, special_tokens: SpecialTokens = SPECIAL_TOKENS
+    ) -> None:
         if len(tokens) > MAX_TOKENS:
             raise BadInput(where, f'has {len(tokens):,} tokens', f'at most {MAX_TOKENS:,}')
         ids = {token: index for index, token in enumerate(tokens)}
-        missing = [token for token in SPECIAL_TOKENS if token not in ids]
+        missing = [token for token in special_tokens if token not in ids]
         if missing:
-            raise BadInput(where, f'has no {", ".join(missing)}', 'a vocabulary with ' + ' '.join(SPECIAL_TOKENS))
-        self.tokens, self._where = tokens, where
+            raise BadInput(where, f'has no {", ".join(missing)}', 'a vocabulary with ' + ' '.join(special_tokens))
+        self.tokens, self.special_tokens, self._where = tokens, special_tokens, where
         self.vocab_size = len(tokens)
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
-        backend.add_special_tokens(list(SPECIAL_TOKENS))
-        special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in special_tokens)
+        added = list(backend.get_added_tokens_decoder().values())
+        self.mask_takes_blanks = any(token.lstrip for token in added if token.content == special_tokens.mask)
+        special = {token.content for token in added if token.special}
+        backend.add_special_tokens([token for token in special_tokens if token not in special])
+        special.update(special_tokens)
         self.is_special = np.array([token in special or bool(_UNUSED.fullmatch(token)) for token in tokens])
-        backend.post_processor = processors.TemplateProcessing(
-            single='[CLS]:0 $A:0 [SEP]:0',
-            pair='[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1',
-            special_tokens=[('[CLS]', self.cls_id), ('[SEP]', self.sep_id)],
-        )
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # '[SEP]' in a text is five characters, not a separator
         self._backend = backend
+        self._frame_texts(self.has_token_types)
+
+    def _frame_texts(self, token_types: bool) -> None:
+        """Makes `transformers` put the special tokens around a text or two."""
+        from tokenizers import processors
+
+        cls, sep, second = self.special_tokens.cls, self.special_tokens.sep, int(token_types)
+        self._backend.post_processor = processors.TemplateProcessing(
+            single=[f'{cls}:0', '$A:0', f'{sep}:0'],
+            pair=[f'{cls}:0', '$A:0', f'{sep}:0', f'$B:{second}', f'{sep}:{second}'],
+            special_tokens=[(cls, self.cls_id), (sep, self.sep_id)],
+        )
 
     def token(self, token_id: int) -> str:
         return self.tokens[token_id]
+
+    def word_text(self, token_id: int) -> str:
+        return self.tokens[token_id]
+
+    def normalize(self, text: str) -> str:
+        if self._backend.normalizer is None:
+            return text
+        with library_errors(self._where):
+            return self._backend.normalizer.normalize_str(text)
 
     def agrees_with(self, other: Tokenizer) -> bool:
         return isinstance(other, Vocabulary) and self._rules == other._rules
@@ -144,14 +183,16 @@ class Vocabulary:
         with library_errors(self._where):
             return self._backend.decode([int(index) for index in ids if index not in frame], skip_special_tokens=False)
 
-    def _save(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
+    def _save(self, directory: pathlib.Path, settings: dict[str, Any], token_types: bool | None) -> None:
         """Writes tokenizer.json, special_tokens_map.json and tokenizer_config.json."""
+        token_types = self.has_token_types if token_types is None else token_types
         directory.mkdir(parents=True, exist_ok=True)
+        self._frame_texts(token_types)
         # Not with the library's `save`, which raises a bare Exception for a full disk.
         (directory / 'tokenizer.json').write_text(self._backend.to_str(pretty=True), 'utf-8', newline='\n')
-        names = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
-        special = dict(zip(names, SPECIAL_TOKENS, strict=True))
-        settings |= {'model_input_names': ['input_ids', 'token_type_ids', 'attention_mask']}
+        special = {f'{role}_token': name for role, name in self.special_tokens._asdict().items()}
+        names = ['input_ids', 'token_type_ids', 'attention_mask']
+        settings |= {'model_input_names': names if token_types else [names[0], names[2]]}
         _write_json(directory / 'special_tokens_map.json', special)
         _write_json(directory / 'tokenizer_config.json', settings | special)
 
@@ -180,11 +221,22 @@ def library_errors(where: str, found: str = _RULES_FAIL, expected: str = _SAFE_R
 
 
 def encode_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Encodes [CLS] text [SEP], int32 [L]; each '[MASK]' in the text becomes the mask token."""
+    """Encodes [CLS] text [SEP], int32 [L]; each '[MASK]' in the text, or its name here, becomes the mask token."""
+    *before, last = re.split('|'.join(map(re.escape, {'[MASK]', tokenizer.special_tokens.mask})), text)
+    before = [segment.rstrip() for segment in before] if tokenizer.mask_takes_blanks else before
     ids = [tokenizer.cls_id]
-    for index, segment_ids in enumerate(tokenizer.encode_batch(text.split('[MASK]'))):
+    for index, segment_ids in enumerate(tokenizer.encode_batch([*before, last])):
         ids += [tokenizer.mask_id] * (index > 0) + list(segment_ids)
     return np.array([*ids, tokenizer.sep_id], np.int32)
+
+
+def tokens_by_id(backend: Any) -> list[str]:
+    """Returns the tokens of a `tokenizers.Tokenizer` by id, with added ones; ids without a token get a name."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    tokens = [f'[unused-id-{index}]' for index in range(max(vocabulary.values(), default=-1) + 1)]
+    for token, index in vocabulary.items():
+        tokens[index] = token
+    return tokens
 
 
 def flatten(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

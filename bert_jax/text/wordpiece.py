@@ -7,14 +7,16 @@ import os
 import pathlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.text.vocabulary import ALPHABET_COVERAGE, SPECIAL_TOKENS, Vocabulary, library_errors, tokenizer_hash
+from bert_jax.text.blanks import BlankRule
+from bert_jax.text.special_tokens import SPECIAL_TOKENS
+from bert_jax.text.vocabulary import ALPHABET_COVERAGE, Vocabulary, tokenizer_hash, tokens_by_id
 
 _MAX_CHARACTERS_PER_WORD = 100  # longer words are [UNK], as in `transformers`; 200 in the original release
 _MAX_CONFIGURABLE_CHARACTERS = 10_000  # of a word; a file may not set more, as time grows with its square
@@ -27,39 +29,37 @@ class WordPiece(Vocabulary):
     kind = 'wordpiece'
 
     def __init__(self, backend: Any, where: str = 'tokenizer'):
-        """Wraps a `tokenizers.Tokenizer`, whose ids must be bounded; error messages call it `where`.
+        """Wraps a `tokenizers.Tokenizer` that `fits`, whose ids must be bounded; error messages call it `where`.
 
         Raises:
-          BadInput: for a model other than WordPiece, a normalizer other than BERT's (which NFC may follow), or missing
-            special tokens.
+          BadInput: for missing special tokens, or a model that looks up words that are too long.
         """
         self._settings = json.loads(backend.to_str())
-        self._model, normalizer = self._settings['model'], self._settings['normalizer'] or {}
+        self._model = self._settings['model']
         added = {token['content'] for token in self._settings['added_tokens']}  # others may contain blanks
         pre_tokenizer = self._settings['pre_tokenizer']
-        self.splits_at_blanks = pre_tokenizer == {'type': 'BertPreTokenizer'} and added <= {*SPECIAL_TOKENS}
-        self.splits_at_punctuation = self.splits_at_blanks
-        steps = normalizer['normalizers'] if normalizer.get('type') == 'Sequence' else [normalizer]
-        self._normalizer, self.composes = steps[0] if steps else {}, steps[1:] == [{'type': 'NFC'}]
-        is_bert = self._normalizer.get('type') == 'BertNormalizer' and (self.composes or not steps[1:])
-        if self._model['type'] != 'WordPiece' or not is_bert:
-            found = f'is a {self._model["type"]} model with the normalizer {normalizer.get("type")}'
-            raise BadInput(where, found, 'WordPiece with BertNormalizer, or with BertNormalizer and NFC')
+        is_plain = pre_tokenizer == {'type': 'BertPreTokenizer'} and added <= {*SPECIAL_TOKENS}
+        self.blank_rule = BlankRule.DROPS if is_plain else None
+        self.splits_at_punctuation = is_plain
+        self._normalizer, self.composes = _bert_normalizer(self._settings['normalizer']) or ({}, False)
         if (unknown := self._model['unk_token']) not in self._model[
             'vocab'
         ]:  # as an added token only, it has no effect
             raise BadInput(where, f'has no {unknown} in its vocabulary', 'a vocabulary with a token for unknown words')
-        if (longest := self._model['max_input_chars_per_word']) > _MAX_CONFIGURABLE_CHARACTERS:
-            raise BadInput(where, f'max_input_chars_per_word is {longest}', f'at most {_MAX_CONFIGURABLE_CHARACTERS:,}')
-        vocabulary = backend.get_vocab(with_added_tokens=True)
-        tokens = [f'[unused-id-{index}]' for index in range(max(vocabulary.values(), default=-1) + 1)]
-        for token, index in vocabulary.items():
-            tokens[index] = token
+        check_longest_word(self._model, where)
+        tokens = tokens_by_id(backend)
         self._wrap(backend, tokens, where)
         self.lowercase = self._normalizer['lowercase']
         accents = self._normalizer['strip_accents']
         self.strip_accents = self.lowercase if accents is None else accents
-        self.is_continuation = np.array([token.startswith('##') for token in tokens])
+        self._is_continuation = np.array([token.startswith('##') for token in tokens])
+
+    @staticmethod
+    def fits(settings: dict[str, Any], tokens: Collection[str]) -> bool:
+        """Whether the content of a tokenizer.json is a WordPiece vocabulary with BERT's names of special tokens."""
+        is_bert = _bert_normalizer(settings.get('normalizer')) is not None
+        is_bert &= settings['model'].get('type') == 'WordPiece'
+        return is_bert and all(token in tokens for token in SPECIAL_TOKENS)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -72,7 +72,6 @@ class WordPiece(Vocabulary):
         return [self.kind, self.tokens, model, self._normalizer]
 
     def extended(self, words: list[str]) -> 'WordPiece':
-        """Returns this vocabulary with whole words appended; existing ids do not change."""
         vocabulary = {token: index for index, token in enumerate([*self.tokens, *words])}
         return self._changed({'model': self._settings['model'] | {'vocab': vocabulary}})
 
@@ -87,12 +86,10 @@ class WordPiece(Vocabulary):
         settings = json.loads(self._backend.to_str()) | parts
         return WordPiece(tokenizers.Tokenizer.from_str(json.dumps(settings)), self._where)
 
-    def normalize(self, text: str) -> str:
-        """Normalizes text as for a lookup in the vocabulary: lowercased and without accents, if the settings say so."""
-        with library_errors(self._where):
-            return self._backend.normalizer.normalize_str(text)
+    def continues_word(self, ids: np.ndarray) -> np.ndarray:
+        return self._is_continuation[ids]
 
-    def save(self, directory: str | os.PathLike[str], max_length: int = 512) -> None:
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool | None = None) -> None:
         directory = pathlib.Path(directory)
         settings = {
             'tokenizer_class': 'BertTokenizer' if self._is_plain() else 'PreTrainedTokenizerFast',
@@ -101,7 +98,7 @@ class WordPiece(Vocabulary):
             'tokenize_chinese_chars': self._normalizer['handle_chinese_chars'],
             'model_max_length': max_length,
         }
-        self._save(directory, settings)
+        self._save(directory, settings, token_types)
         (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in self.tokens), 'utf-8', newline='\n')
 
     def _is_plain(self) -> bool:
@@ -114,6 +111,26 @@ class WordPiece(Vocabulary):
             == {key: value for key, value in expected[part].items() if key not in flags}
             for part in ('model', 'normalizer', 'pre_tokenizer')
         )
+
+
+def _bert_normalizer(normalizer: dict[str, Any] | None) -> tuple[dict[str, Any], bool] | None:
+    """Returns (BERT's normalizer, whether NFC follows it); None for anything else."""
+    normalizer = normalizer or {}
+    steps = normalizer['normalizers'] if normalizer.get('type') == 'Sequence' else [normalizer]
+    composes = steps[1:] == [{'type': 'NFC'}]
+    if not steps or steps[0].get('type') != 'BertNormalizer' or (steps[1:] and not composes):
+        return None
+    return steps[0], composes
+
+
+def check_longest_word(model: dict[str, Any], where: str) -> None:
+    """Checks the settings of a WordPiece model.
+
+    Raises:
+      BadInput: if it would look up words that are too long, for which it takes too much time.
+    """
+    if (longest := model['max_input_chars_per_word']) > _MAX_CONFIGURABLE_CHARACTERS:
+        raise BadInput(where, f'max_input_chars_per_word is {longest}', f'at most {_MAX_CONFIGURABLE_CHARACTERS:,}')
 
 
 def bert_backend(vocabulary: dict[str, int], *, lowercase: bool, strip_accents: bool, compose: bool) -> Any:

@@ -14,7 +14,7 @@ from bert_jax.text.vocabulary import SPECIAL_TOKENS
 
 MASK_ID, VOCAB = 4, 1000
 IS_CONTINUATION = np.arange(VOCAB) % 5 < 2
-VOCABULARY = MaskVocabulary(MASK_ID, np.ones(VOCAB, bool), np.arange(VOCAB), IS_CONTINUATION)
+VOCABULARY = MaskVocabulary(MASK_ID, np.ones(VOCAB, bool), np.arange(VOCAB), IS_CONTINUATION.__getitem__)
 
 
 def _mask(seed: int, num_rows: int = 256, num_positions: int = 64, num_predictions: int = 12, rate: float = 0.15):
@@ -237,7 +237,7 @@ def test_ngram_lengths_have_frequencies_proportional_to_one_over_n() -> None:
     ids[:, 2:22:2] = 5  # words of two tokens
     candidates = np.zeros(ids.shape, bool)
     candidates[:, 1:21] = candidates[:, 22:24] = True  # and a second run, of one word
-    starts = _unit_starts(ids, candidates, random.fold_in(3, np.arange(rows)), 'ngram', IS_CONTINUATION)
+    starts = _unit_starts(ids, candidates, random.fold_in(3, np.arange(rows)), 'ngram', IS_CONTINUATION.__getitem__)
     begins = np.array([1.0] + [0.0] * (num_words - 1))
     for word in range(1, num_words):
         begins[word] = sum(p * begins[word - n] for n, p in ((1, 6 / 11), (2, 3 / 11), (3, 2 / 11)) if word >= n)

@@ -35,7 +35,9 @@ def tokenizer_of(vocab_size: int) -> SimpleNamespace:
     """Returns the attributes of a `Tokenizer` that the data pipeline reads; every third token continues a word."""
     special = {'pad_id': 0, 'unk_id': 1, 'cls_id': 2, 'sep_id': 3, 'mask_id': 4}
     ids = np.arange(vocab_size)
-    return SimpleNamespace(**special, vocab_size=vocab_size, is_continuation=ids % 3 == 0, is_special=ids < 5)
+    return SimpleNamespace(
+        **special, vocab_size=vocab_size, continues_word=lambda ids: ids % 3 == 0, is_special=ids < 5
+    )
 
 
 TOKENIZER = tokenizer_of(60_000)
