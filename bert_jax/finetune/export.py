@@ -67,7 +67,7 @@ def export(workdir: str, output: str, step: int | None = None, card: Card | None
             architecture,
             _labels_json(kind, trained.labels),
         )
-        tokenizer.save(directory, trained.max_length)
+        tokenizer.save(directory, trained.max_length, hub_of(trained.config).has_token_types)
         write_task(directory, trained.task, trained.null_threshold)
         (directory / 'README.md').write_text(readme, 'utf-8')
         return prove(directory, trained, architecture, _logits, lambda: read_finetuned(directory, architecture))

@@ -64,7 +64,7 @@ def export(workdir: str, output: str, step: int | None = None, card: config.Card
         hugging_face.write_model(
             directory, params, trained.config, tokenizer, architecture, without=untrained, dtypes=dtypes
         )
-        tokenizer.save(directory, trained.max_length)
+        tokenizer.save(directory, trained.max_length, hub_of(trained.config).has_token_types)
         (directory / 'README.md').write_text(readme, 'utf-8')
         outputs = functools.partial(_outputs, architecture=architecture)
         return prove(directory, trained, architecture, outputs, lambda: load_pretrained(str(directory)))

@@ -43,7 +43,7 @@ def train_bpe(settings: config.Tokenizer, sample: list[str]) -> Pipeline:
     num_trained = backend.get_vocab_size()
     num_unused = _round_up(num_trained + settings.num_unused) - num_trained
     backend.add_special_tokens([f'[unused{index}]' for index in range(num_unused)])
-    return Pipeline(backend, SPECIAL_TOKENS, has_token_types=False)
+    return Pipeline(backend, SPECIAL_TOKENS)
 
 
 def _normalizer(lowercase: bool, strip_accents: bool) -> Any:

@@ -36,7 +36,7 @@ class Pipeline(Vocabulary):
 
     splits_at_punctuation = False
 
-    def __init__(self, backend: Any, special_tokens: SpecialTokens, *, has_token_types: bool, where: str = 'tokenizer'):
+    def __init__(self, backend: Any, special_tokens: SpecialTokens, where: str = 'tokenizer'):
         """Wraps a `tokenizers.Tokenizer`, whose ids must be bounded; error messages call it `where`.
 
         Raises:
@@ -49,7 +49,6 @@ class Pipeline(Vocabulary):
             check_longest_word(self._model, where)
         if self._model.get('dropout') is not None:  # random merges, for training
             backend.model.dropout = settings['model']['dropout'] = None
-        self.has_token_types = has_token_types
         self._wrap(backend, tokens_by_id(backend), where, special_tokens)
         added = [(index, token) for index, token in sorted(backend.get_added_tokens_decoder().items())]
         self._added = {token.content for _, token in added}
@@ -78,7 +77,7 @@ class Pipeline(Vocabulary):
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
         flags = {'lstrip': bool(self.word_prefix), 'normalized': self.lowercase or self.strip_accents}
         backend.add_tokens([tokenizers.AddedToken(word, single_word=True, special=False, **flags) for word in words])
-        return Pipeline(backend, self.special_tokens, has_token_types=self.has_token_types, where=self._where)
+        return Pipeline(backend, self.special_tokens, where=self._where)
 
     def word_text(self, token_id: int) -> str:
         return self.word_prefix + self.tokens[token_id]
@@ -91,7 +90,7 @@ class Pipeline(Vocabulary):
         text = self.decode([token_id])
         return token if '\ufffd' in text else text
 
-    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool | None = None) -> None:
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool = True) -> None:
         settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': max_length}
         self._save(pathlib.Path(directory), settings, token_types)
 

@@ -160,7 +160,7 @@ class SentencePiece(Vocabulary):
         lowered = [word.lower() for word in alone] if self.lowercase else alone
         yield alone, *flatten(self._library.encode(lowered, num_threads=1))
 
-    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool | None = None) -> None:
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool = True) -> None:
         directory = pathlib.Path(directory)
         settings = {
             'tokenizer_class': 'PreTrainedTokenizerFast',

@@ -239,20 +239,7 @@ def _load_json(path: pathlib.Path) -> WordPiece | Pipeline:
         tokens = {*tokens_by_id(backend)}
         if WordPiece.fits(content, tokens):
             return WordPiece(backend, str(path))
-        special_tokens = find_special_tokens(path, content, tokens)
-        return Pipeline(
-            backend, special_tokens, has_token_types=_has_token_types(path.parent, content), where=str(path)
-        )
-
-
-def _has_token_types(directory: pathlib.Path, content: dict[str, Any]) -> bool:
-    """Whether models get token types from a tokenizer.json: its directory declares it, or its post-processor does."""
-    if (path := directory / 'tokenizer_config.json').is_file():
-        names = read_given_json(path, 'the settings of a tokenizer').get('model_input_names')
-        if isinstance(names, list):
-            return 'token_type_ids' in names
-    processor = content.get('post_processor') or {}
-    return processor.get('type') == 'BertProcessing' or "'type_id': 1" in str(processor)
+        return Pipeline(backend, find_special_tokens(path, content, tokens), str(path))
 
 
 def _check_ids(content: dict[str, Any], where: str) -> None:

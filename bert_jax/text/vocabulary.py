@@ -39,7 +39,6 @@ class Tokenizer(Protocol):
         the text between them.
       word_prefix: what precedes a word within a text: a blank if that makes a difference, else ''.
       mask_takes_blanks: whether the mask token takes the place of the blanks before it, too.
-      has_token_types: whether `transformers` gets token types from it, 1 for a second text.
     """
 
     kind: str
@@ -59,7 +58,6 @@ class Tokenizer(Protocol):
     splits_at_punctuation: bool
     word_prefix: str
     mask_takes_blanks: bool
-    has_token_types: bool
 
     def agrees_with(self, other: 'Tokenizer') -> bool:
         """Whether both give the same ids for every text in Unicode NFC."""
@@ -95,12 +93,12 @@ class Tokenizer(Protocol):
     def token(self, token_id: int) -> str:
         """Returns the token of an id."""
 
-    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool | None = None) -> None:
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool = True) -> None:
         """Writes files that `load_tokenizer(directory)` reads, and that give the same ids in `transformers`.
 
         Args:
           max_length: number of tokens to which `transformers` truncates a text, on request.
-          token_types: whether `transformers` gets token types; None for `has_token_types`.
+          token_types: whether the model has token types, which `transformers` then gets: 1 for a second text.
         """
 
 
@@ -108,7 +106,6 @@ class Vocabulary:
     """The common base of all kinds: a `tokenizers.Tokenizer`, and everything that follows from its tokens."""
 
     word_prefix = ''
-    has_token_types = True
     _rules: list[Any]  # everything that the ids of text in NFC depend on
 
     def _wrap(
@@ -133,9 +130,9 @@ class Vocabulary:
         backend.no_truncation()
         backend.encode_special_tokens = True  # '[SEP]' in a text is five characters, not a separator
         self._backend = backend
-        self._frame_texts(self.has_token_types)
+        self._frame_texts(token_types=True)
 
-    def _frame_texts(self, token_types: bool) -> None:
+    def _frame_texts(self, *, token_types: bool) -> None:
         """Makes `transformers` put the special tokens around a text or two."""
         from tokenizers import processors
 
@@ -183,11 +180,10 @@ class Vocabulary:
         with library_errors(self._where):
             return self._backend.decode([int(index) for index in ids if index not in frame], skip_special_tokens=False)
 
-    def _save(self, directory: pathlib.Path, settings: dict[str, Any], token_types: bool | None) -> None:
+    def _save(self, directory: pathlib.Path, settings: dict[str, Any], token_types: bool) -> None:
         """Writes tokenizer.json, special_tokens_map.json and tokenizer_config.json."""
-        token_types = self.has_token_types if token_types is None else token_types
         directory.mkdir(parents=True, exist_ok=True)
-        self._frame_texts(token_types)
+        self._frame_texts(token_types=token_types)
         # Not with the library's `save`, which raises a bare Exception for a full disk.
         (directory / 'tokenizer.json').write_text(self._backend.to_str(pretty=True), 'utf-8', newline='\n')
         special = {f'{role}_token': name for role, name in self.special_tokens._asdict().items()}

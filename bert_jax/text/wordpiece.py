@@ -89,7 +89,7 @@ class WordPiece(Vocabulary):
     def continues_word(self, ids: np.ndarray) -> np.ndarray:
         return self._is_continuation[ids]
 
-    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool | None = None) -> None:
+    def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool = True) -> None:
         directory = pathlib.Path(directory)
         settings = {
             'tokenizer_class': 'BertTokenizer' if self._is_plain() else 'PreTrainedTokenizerFast',
