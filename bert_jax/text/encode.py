@@ -286,7 +286,11 @@ def _encode_batch(
         [line.encode() for line in line_texts] if batch[0].is_split else split_lines_into_sentences(line_texts)
     )
     text = b'\n'.join([*encoded_lines, b''])
-    ids, lengths = (np.concatenate(arrays) for arrays in zip(*map(encoder.encode, _bounded_texts(text)), strict=True))
+    with_blanks = text
+    if encoder.tokenizer.word_prefix and not batch[0].is_split:
+        with_blanks = b'\n'.join([*map(_with_blanks_before_sentences, line_texts, encoded_lines), b''])
+    encoded = zip(*map(encoder.encode, _bounded_texts(with_blanks)), strict=True)
+    ids, lengths = (np.concatenate(arrays) for arrays in encoded)
     ends_of_lines = np.cumsum(np.fromiter(map(len, encoded_lines), np.int64, len(encoded_lines)) + 1)
     characters = np.frombuffer(text, np.uint8)
     line_of_sentence = np.searchsorted(ends_of_lines, np.flatnonzero(characters == ord('\n')))
@@ -314,6 +318,21 @@ def _encode_batch(
     document_is_kept = table['lines'] > 0
     stats.counts['empty_document'] += int((~document_is_kept).sum())
     return ids, lengths[has_tokens].astype(np.uint32), lines[line_is_kept], table[document_is_kept]
+
+
+def _with_blanks_before_sentences(line: str, split: bytes) -> bytes:
+    """Puts back the blank between two sentences of a line, at the start of the second.
+
+    A tokenizer that keeps blanks then gives the ids of the line as a whole.
+    """
+    if b'\n' not in split or split.isascii():
+        return split.replace(b'\n', b'\n ')
+    sentences, stop = [], 0
+    for sentence in split.decode().split('\n'):
+        start = line.index(sentence, stop)
+        sentences.append(' ' + sentence if start > stop > 0 else sentence)
+        stop = start + len(sentence)
+    return '\n'.join(sentences).encode()
 
 
 def _bounded_texts(text: bytes) -> Iterator[bytes]:

@@ -6,18 +6,20 @@ opens. The library does all the work, so its ids are the ids here.
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from bert_jax.text.blanks import find_blank_rule
+from bert_jax.text.blanks import BlankRule, find_blank_rule
 from bert_jax.text.special_tokens import SpecialTokens
-from bert_jax.text.vocabulary import Vocabulary, library_errors, tokenizer_hash, tokens_by_id
+from bert_jax.text.vocabulary import Vocabulary, encode_joined, library_errors, tokenizer_hash, tokens_by_id
 from bert_jax.text.word_boundaries import (
     MarkedBoundaries,
     PreTokenizerBoundaries,
@@ -29,6 +31,7 @@ from bert_jax.text.wordpiece import check_longest_word
 
 _FLAGS = ('special', 'normalized', 'lstrip', 'rstrip', 'single_word')  # of an added token
 _BYTE = re.compile('<0x[0-9A-F]{2}>')  # a token of byte fallback
+_PLAIN_WORD = re.compile(r' [^\s▁]+')
 
 
 class Pipeline(Vocabulary):
@@ -95,6 +98,19 @@ class Pipeline(Vocabulary):
         self._save(pathlib.Path(directory), settings, token_types)
 
     # --- Words. ---
+
+    def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+        if self.blank_rule is not BlankRule.KEEPS:
+            yield from super().encode_words(words)
+            return
+        yield from super().encode_words(list(itertools.filterfalse(_PLAIN_WORD.fullmatch, words)))
+        plain = list(filter(_PLAIN_WORD.fullmatch, words))
+        yield from encode_joined(plain, '', self.encode_batch, self._begins_word)
+
+    @functools.cached_property
+    def _begins_word(self) -> np.ndarray:
+        """bool [V], tokens that begin with the blank before a word."""
+        return np.array([token.startswith('Ġ' if self._is_byte_level else '▁') for token in self.tokens])
 
     def continues_word(self, ids: np.ndarray) -> np.ndarray:
         return self._boundaries.continues(ids)

@@ -32,7 +32,7 @@ from bert_jax.text.vocabulary import (
     ALPHABET_COVERAGE,
     MAX_TOKENS,
     Vocabulary,
-    flatten,
+    encode_joined,
     library_errors,
     tokenizer_hash,
 )
@@ -41,7 +41,6 @@ _MAX_SENTENCE_BYTES = 1 << 14  # SentencePiece skips longer lines during trainin
 _MIN_REPORTED = 0.01  # fraction of the sample that is skipped
 _SCORE_STEP = 2.0**-8  # nats
 _UNKNOWN_PENALTY = 10.0  # nats below the lowest score, as in the library
-_WORDS_AT_ONCE = 32
 _MAX_TEXT_LENGTH = 1600  # characters of the words at once; float32 represents the sum of their scores exactly
 # Letters with Grapheme_Cluster_Break=Prepend (Unicode 16, UAX 29).
 _PREPENDED_LETTERS = (
@@ -140,25 +139,10 @@ class SentencePiece(Vocabulary):
             return
         yield from super().encode_words(list(itertools.filterfalse(self._plain.fullmatch, words)))
         words = list(filter(self._plain.fullmatch, words))
-        if not words:
-            return
-        starts = range(0, len(words), _WORDS_AT_ONCE)
-        texts = [' '.join(words[start : start + _WORDS_AT_ONCE]) for start in starts]
-        texts = [text.lower() for text in texts] if self.lowercase else texts
-        ids, sizes = flatten(self._library.encode(texts, num_threads=1))
-        # Encoding several words as one text takes a third of the time; they are separated where a piece begins a word.
-        text_of = np.repeat(np.arange(len(texts)), sizes)
-        begins = self._begins_word[ids]
-        words_in = np.minimum(_WORDS_AT_ONCE, len(words) - np.array(starts))
-        is_sound = np.bincount(text_of, begins, len(texts)) == words_in  # '▁' may not be a piece, and then is unknown
-        is_sound &= np.array([len(text) for text in texts]) <= _MAX_TEXT_LENGTH
-        in_sound_text = is_sound[text_of]
-        sizes_of_words = np.diff(np.flatnonzero(begins[in_sound_text]), append=int(in_sound_text.sum()))
-        is_sound = np.repeat(is_sound, words_in).tolist()
-        yield list(itertools.compress(words, is_sound)), ids[in_sound_text], sizes_of_words
-        alone = [word for word, sound in zip(words, is_sound, strict=True) if not sound]
-        lowered = [word.lower() for word in alone] if self.lowercase else alone
-        yield alone, *flatten(self._library.encode(lowered, num_threads=1))
+        yield from encode_joined(words, ' ', self._encode_plain, self._begins_word, _MAX_TEXT_LENGTH)
+
+    def _encode_plain(self, texts: list[str]) -> list[list[int]]:
+        return self._library.encode([text.lower() for text in texts] if self.lowercase else texts, num_threads=1)
 
     def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool = True) -> None:
         directory = pathlib.Path(directory)

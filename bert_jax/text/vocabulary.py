@@ -21,6 +21,7 @@ from bert_jax.text.special_tokens import SPECIAL_TOKENS, SpecialTokens
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
 MAX_TOKENS = 1 << 22
+_WORDS_AT_ONCE = 32
 _UNUSED = re.compile(r'[\[<]unused[_-]?(id-)?\d+[\]>]')  # reserved entries of a vocabulary, such as [unused17]
 ALPHABET_COVERAGE = 0.9999  # of the characters of a training sample; all others become [UNK]
 
@@ -224,6 +225,44 @@ def encode_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:
     for index, segment_ids in enumerate(tokenizer.encode_batch([*before, last])):
         ids += [tokenizer.mask_id] * (index > 0) + list(segment_ids)
     return np.array([*ids, tokenizer.sep_id], np.int32)
+
+
+def encode_joined(
+    words: list[str],
+    joiner: str,
+    encode: Callable[[list[str]], list[list[int]]],
+    begins_word: np.ndarray,
+    max_length: int | None = None,
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Encodes several words as one text, which takes a fraction of the time; yields what `encode_words` does.
+
+    Words are separated where a token begins one. Those of a text without exactly one such token per word are encoded
+    one by one.
+
+    Args:
+      words: each such that only its first token can begin a word.
+      joiner: what separates the words of a text.
+      encode: returns the ids of texts.
+      begins_word: bool [V], whether a token begins a word.
+      max_length: characters of a text, at most.
+    """
+    if not words:
+        return
+    starts = range(0, len(words), _WORDS_AT_ONCE)
+    texts = [joiner.join(words[start : start + _WORDS_AT_ONCE]) for start in starts]
+    ids, sizes = flatten(encode(texts))
+    text_of = np.repeat(np.arange(len(texts)), sizes)
+    begins = begins_word[ids]
+    words_in = np.minimum(_WORDS_AT_ONCE, len(words) - np.array(starts))
+    is_sound = np.bincount(text_of, begins, len(texts)) == words_in
+    if max_length is not None:
+        is_sound &= np.array([len(text) for text in texts]) <= max_length
+    in_sound_text = is_sound[text_of]
+    sizes_of_words = np.diff(np.flatnonzero(begins[in_sound_text]), append=int(in_sound_text.sum()))
+    is_sound = np.repeat(is_sound, words_in).tolist()
+    yield list(itertools.compress(words, is_sound)), ids[in_sound_text], sizes_of_words
+    alone = [word for word, sound in zip(words, is_sound, strict=True) if not sound]
+    yield alone, *flatten(encode(alone))
 
 
 def tokens_by_id(backend: Any) -> list[str]:
