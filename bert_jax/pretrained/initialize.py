@@ -94,8 +94,8 @@ class PretrainingStart:
         if initial is None:
             return
         theirs = initial.tokenizer
-        words = tokenizer.tokens[theirs.vocab_size :]
-        expected = theirs.extended(words) if words else theirs
+        known, words = tokenizer.tokens[: theirs.vocab_size], tokenizer.tokens[theirs.vocab_size :]
+        expected = theirs.extended(words) if words and known == theirs.tokens else theirs
         if not expected.agrees_with(tokenizer):
             raise BadInput(
                 f'config.data.corpus={self.config.data.corpus}',

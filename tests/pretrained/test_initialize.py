@@ -17,7 +17,7 @@ from bert_jax.pretrained import hugging_face, initialize, tensor_names
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text.added_tokens import add_tokens
-from bert_jax.text.tokenizer import SPECIAL_TOKENS, SentencePiece, load_tokenizer, train_tokenizer
+from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
 from bert_jax.train.program import build_program
 from tests.support.commands import run
 from tests.support.documents import commands_of
@@ -256,12 +256,21 @@ def test_words_that_cannot_be_tokens_are_reported_by_line(lines: str | bytes | N
         add_tokens(tokenizer, str(tmp_path / 'words'))
 
 
-def test_words_are_added_only_to_an_existing_wordpiece_vocabulary(directory: Path) -> None:
+def test_words_extend_a_sentencepiece_model_and_change_little_else(tmp_path: Path) -> None:
+    text = 'the words of a text are split into subwords and words again'
     settings = config.Tokenizer(kind='sentencepiece', vocab_size=64)
-    texts = iter((directory / 'my' / 'text.txt').read_text().splitlines())
-    sentencepiece = train_tokenizer(settings, texts)
-    assert isinstance(sentencepiece, SentencePiece)
-    with pytest.raises(BadInput, match='is a sentencepiece model'):
-        add_tokens(sentencepiece, str(directory / 'words.txt'))
+    tokenizer = train_tokenizer(settings, iter([text] * 40))
+    (tmp_path / 'words').write_text('Text\nzebra\n')
+    extended = add_tokens(tokenizer, str(tmp_path / 'words'))
+    new = extended.tokens[tokenizer.vocab_size :]
+    assert extended.tokens[: tokenizer.vocab_size] == tokenizer.tokens and new[-1] == '▁zebra'
+    ids = dict(zip(text.split(), extended.encode_batch(text.split()), strict=True))
+    assert all(len(row) == 1 for row in [ids['text'], *extended.encode_batch(['zebra', 'TEXT'])])
+    assert all(row == tokenizer.encode_batch([word])[0] for word, row in ids.items() if f'▁{word}' not in new)
+    extended.save(tmp_path / 'saved')
+    assert load_tokenizer(tmp_path / 'saved').hash == extended.hash != tokenizer.hash
+
+
+def test_words_are_added_only_to_an_existing_vocabulary() -> None:
     with pytest.raises(BadInput, match='there is no vocabulary to add to'):
         config.resolve({'tokenizer': {'add_tokens': 'words.txt'}})
