@@ -139,10 +139,12 @@ class SentencePiece(Vocabulary):
             return
         yield from super().encode_words(list(itertools.filterfalse(self._plain.fullmatch, words)))
         words = list(filter(self._plain.fullmatch, words))
-        yield from encode_joined(words, ' ', self._encode_plain, self._begins_word, _MAX_TEXT_LENGTH)
+        encode = functools.partial(self._library.encode, num_threads=1)
 
-    def _encode_plain(self, texts: list[str]) -> list[list[int]]:
-        return self._library.encode([text.lower() for text in texts] if self.lowercase else texts, num_threads=1)
+        def encode_plain(texts: list[str]) -> list[list[int]]:
+            return encode([text.lower() for text in texts] if self.lowercase else texts)
+
+        yield from encode_joined(words, ' ', encode_plain, self._begins_word, _MAX_TEXT_LENGTH)
 
     def save(self, directory: str | os.PathLike[str], max_length: int = 512, token_types: bool = True) -> None:
         directory = pathlib.Path(directory)
