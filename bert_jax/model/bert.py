@@ -144,6 +144,7 @@ def matmuls(
     predictions: Count,
     sequences: Count,
     tensor: int = 1,
+    as_computed: bool = False,  # there is no local attention, which alone depends on it
 ) -> list[Matmul]:
     """Returns the matmuls of one forward pass; see `family.matmuls`."""
     layers, size, tokens = model.num_layers, model.hidden_size, rows * length

@@ -13,7 +13,7 @@ from flax import nnx
 from bert_jax.config.families import EuroBert
 from bert_jax.model.dropout import DropoutKey
 from bert_jax.model.inputs import Array
-from bert_jax.model.layers import RMSNorm, parameter
+from bert_jax.model.layers import RMSNorm, parameter, silu
 from bert_jax.model.matmul import Matmul
 from bert_jax.model.pre_norm import (
     Attention,
@@ -48,7 +48,7 @@ def new_encoder(model: EuroBert, vocab_size: int, rngs: nnx.Rngs) -> PreNormEnco
 
 def new_layer(model: EuroBert, rngs: nnx.Rngs) -> PreNormLayer:
     """Returns a layer with random weights."""
-    mlp = GatedMlp(model, jax.nn.silu, model.initializer_range, 0.0, rngs)
+    mlp = GatedMlp(model, silu, model.initializer_range, 0.0, rngs)
     return PreNormLayer(RotaryAttention(model, model.initializer_range, rngs), mlp, functools.partial(_new_norm, model))
 
 

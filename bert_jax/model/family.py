@@ -51,8 +51,8 @@ class Family(NamedTuple):
       matmuls: of one forward pass, with the arguments of `matmuls`; FLOPs, ceilings and plans follow from it.
       kept_per_token: (model, bytes of an activation, size of the tensor axis) -> bytes that a layer keeps of a token
         for the backward pass, without its attention scores.
-      layer_types: (model, length) -> for each layer, how many columns of scores a position has, and whether a kernel
-        may compute them.
+      attention_radii: model -> for each layer, the positions that a position sees to either side; None for all.
+      is_post_norm: whether norms follow the residual connections; otherwise they precede attention and feed-forward.
       has_position_table: whether positions are embeddings that are learned.
       absent_parameters: model -> parameters that are stored but not part of the architecture.
     """
@@ -60,9 +60,8 @@ class Family(NamedTuple):
     build: Build
     matmuls: Callable[..., list[Matmul]]
     kept_per_token: Callable[[Any, int, int], float]
-    layer_types: Callable[[Any, int], list[tuple[int, bool]]] = lambda model, length: (
-        [(length, True)] * model.num_layers
-    )
+    attention_radii: Callable[[Any], list[int | None]] = lambda model: [None] * model.num_layers
+    is_post_norm: bool = False
     has_position_table: bool = False
     absent_parameters: Callable[[Any], int] = lambda model: 0
 
@@ -72,13 +71,14 @@ FAMILIES: dict[str, Family] = {
         build=bert.BertForPreTraining,
         matmuls=bert.matmuls,
         kept_per_token=bert.kept_per_token,
+        is_post_norm=True,
         has_position_table=True,
     ),
     'modernbert': Family(
         build=modernbert.ModernBertForMaskedLM,
         matmuls=modernbert.matmuls,
         kept_per_token=modernbert.kept_per_token,
-        layer_types=modernbert.layer_types,
+        attention_radii=modernbert.attention_radii,
         absent_parameters=lambda model: model.hidden_size * (1 + model.norm_bias),  # the norm of the first layer
     ),
     'eurobert': Family(
@@ -108,6 +108,8 @@ def matmuls(model: config.Model, vocab_size: int, **counts: Any) -> list[Matmul]
         rows and length: positions of a row.  visible_length: of them, those in a position's own sequence.
         predictions: slots of the masked-LM head in all rows.  sequences: slots of the pooler in all rows.
         tensor: devices that heads, intermediate layer and vocabulary are split over; the matmuls are those of one.
+        as_computed: count local attention by the blocks that the program multiplies, instead of by what the window lets
+          a position see. Rows then have a whole number of positions.
     """
     return family_of(model).matmuls(model, vocab_size, **counts)
 

@@ -143,6 +143,12 @@ def gelu(x: jax.Array) -> jax.Array:
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+@jax.checkpoint
+def silu(x: jax.Array) -> jax.Array:
+    """Computes x * sigmoid(x) (Elfwing et al. 2017); only x is kept for the backward pass, as in `gelu`."""
+    return jax.nn.silu(x)
+
+
 class EncoderLayer(nnx.Module):
     """Attention and feed-forward, each with dropout, residual and a layer norm after it (the original's post-norm)."""
 

@@ -35,7 +35,7 @@ def attend_locally(
       site: of the dropout within its layer.
     """
     B, L, D = q.shape
-    W, N = radius, -(-L // radius)
+    W, N = radius, num_blocks(radius, L)
     padding = [(0, 0), (0, N * W - L)]
     ids = jnp.pad(sequence_ids, padding)
     q, k, v = (jnp.pad(x, [*padding, (0, 0)]).reshape(B, N, W, num_heads, D // num_heads) for x in (q, k, v))
@@ -46,6 +46,11 @@ def attend_locally(
     weights = dropout(jax.nn.softmax(scores, axis=-1).astype(v.dtype), rate, key, site)
     attended = matmul(weights, transpose(_with_neighbours(v), (0, 3, 1, 2, 4))).astype(v.dtype)  # BHNWK
     return transpose(attended, (0, 2, 3, 1, 4)).reshape(B, N * W, D)[:, :L]
+
+
+def num_blocks(radius: int, length: int) -> int:
+    """Returns N, the blocks of a row; the last one is padded."""
+    return -(-length // radius)
 
 
 def _with_neighbours(x: jax.Array) -> jax.Array:

@@ -23,7 +23,6 @@ from bert_jax.model.pre_norm import (
     PreNormForMaskedLM,
     PreNormLayer,
     RotaryAttention,
-    is_local,
     layer_kept_per_token,
     layer_matmuls,
     vocabulary_matmul,
@@ -104,24 +103,21 @@ class ModernBertForMaskedLM(PreNormForMaskedLM):
         return vocabulary_logits(x, self.encoder.embeddings.word[...], bias, self.vocab_size, self.dtype)
 
 
-def layer_types(model: ModernBert, length: int) -> list[tuple[int, bool]]:
-    """Returns for each layer the scores per position, and whether a kernel may compute them."""
-    radius = model.local_attention // 2
-    local = (3 * radius, False) if is_local(radius, length) else (length, True)
-    return [(length, True) if kind == FULL else local for kind in model.kinds]
+def attention_radii(model: ModernBert) -> list[int | None]:
+    """Returns for each layer the positions that a position sees to either side; None for all."""
+    return [None if kind == FULL else model.local_attention // 2 for kind in model.kinds]
 
 
 def matmuls(model: ModernBert, vocab_size: int, **counts: Any) -> list[Matmul]:
-    """Returns the matmuls of one forward pass; see `family.matmuls`. Local layers count the tokens in their window."""
-    window = 2 * (model.local_attention // 2) + 1
-    windows = [None if kind == FULL else window for kind in model.kinds]
+    """Returns the matmuls of one forward pass; see `family.matmuls`."""
     size = model.hidden_size
-    layers = layer_matmuls(model, windows, **counts)
+    layers = layer_matmuls(model, attention_radii(model), **counts)
     head = Matmul('masked-LM dense', 1, counts['predictions'], size, size, 1)
     return [*layers, head, vocabulary_matmul(model, vocab_size, **counts)]
 
 
 def kept_per_token(model: ModernBert, activation_bytes: int, tensor: int) -> float:
     """Returns the bytes that a layer keeps per token for the backward pass, without its attention scores."""
-    masks = model.hidden_size * bool(model.attention_dropout) + model.intermediate_size * bool(model.mlp_dropout)
+    masks = model.hidden_size * bool(model.attention_dropout)
+    masks += model.intermediate_size * bool(model.mlp_dropout) / tensor
     return layer_kept_per_token(model, activation_bytes, tensor) + masks

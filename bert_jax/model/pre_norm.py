@@ -17,7 +17,7 @@ from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather, run_layers
 from bert_jax.model.layers import Dense, LayerNorm, RMSNorm, stack
-from bert_jax.model.local_attention import attend_locally
+from bert_jax.model.local_attention import attend_locally, num_blocks
 from bert_jax.model.matmul import Count, Matmul
 from bert_jax.model.rotary import Rotations, rotate, rotations
 
@@ -215,30 +215,35 @@ class PreNormForMaskedLM(nnx.Module):
 
 def layer_matmuls(
     model: PreNorm,
-    windows: Sequence[int | None],
+    radii: Sequence[int | None],
     *,
     rows: int,
     length: Count,
     visible_length: Count,
     tensor: int = 1,
+    as_computed: bool = False,
     **_: Any,
 ) -> list[Matmul]:
-    """Returns the matmuls of all layers, those of attention apart by window.
+    """Returns the matmuls of all layers; those of attention are listed for each radius.
 
     Args:
-      windows: for each layer, the positions that a position sees at most; None for all of its sequence.
-      rows, length, visible_length, tensor: as in `family.matmuls`.
+      radii: for each layer, as in `Attention`.
+      rows, length, visible_length, tensor, as_computed: as in `family.matmuls`.
     """
-    layers, size, tokens = len(windows), model.hidden_size, rows * length
+    layers, size, tokens = len(radii), model.hidden_size, rows * length
     inner, num_heads = model.intermediate_size // tensor, model.num_heads // tensor
     head_size = size // model.num_heads
     attention = []
-    for window in dict.fromkeys(windows):
-        count, name = windows.count(window), '' if window is None else ' (local)'
-        visible = visible_length if window is None else min(visible_length, window)
+    for radius in dict.fromkeys(radii):
+        count, name = radii.count(radius), '' if radius is None else ' (local)'
+        batch, m, n = rows * num_heads, length, visible_length
+        if as_computed and is_local(radius, int(length)):
+            batch, m, n = batch * num_blocks(radius, int(length)), radius, 3 * radius
+        elif radius is not None and not as_computed:
+            n = min(visible_length, 2 * radius + 1)
         attention += [
-            Matmul(f'attention scores{name}', rows * num_heads, length, head_size, visible, count),
-            Matmul(f'attention values{name}', rows * num_heads, length, visible, head_size, count),
+            Matmul(f'attention scores{name}', batch, m, head_size, n, count),
+            Matmul(f'attention values{name}', batch, m, n, head_size, count),
         ]
     return [
         Matmul('query', 1, tokens, size, num_heads * head_size, layers),
@@ -258,10 +263,8 @@ def vocabulary_matmul(model: PreNorm, vocab_size: int, *, predictions: Count, te
 def layer_kept_per_token(model: PreNorm, activation_bytes: int, tensor: int) -> float:
     """Returns the bytes that a layer keeps per token for the backward pass, without attention scores and dropout masks.
 
-    The inputs of its matmuls, queries and keys before and after their rotation, gate, up and their product, and the
-    float32 values of two norms.
+    The inputs of the matmuls of attention and feed-forward (queries, keys and values of all heads, and the gated values
+    among them), gate, its activation and up, and three float32 values of each of two norms.
     """
     size, a = model.hidden_size, activation_bytes
-    kv_size = size * model.num_kv_heads / model.num_heads
-    heads = (2 * size + 3 * kv_size) * a / tensor
-    return size * (2 * a + 16) + heads + 4 * a * model.intermediate_size / tensor
+    return size * (2 * a + 4 * a / tensor + 24) + 4 * a * model.intermediate_size / tensor

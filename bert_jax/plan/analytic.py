@@ -17,7 +17,9 @@ from bert_jax import config as config_module
 from bert_jax.config import Config, max_sequences, num_predictions
 from bert_jax.model.attention import unsupported_reason_of
 from bert_jax.model.family import family_of, matmuls, num_parameters
+from bert_jax.model.local_attention import num_blocks
 from bert_jax.model.matmul import Matmul, training_flops
+from bert_jax.model.pre_norm import is_local
 from bert_jax.model.vocabulary import padded_vocab_size
 from bert_jax.plan.hlo import Operation, Work
 from bert_jax.plan.hlo_collectives import Collective
@@ -66,8 +68,8 @@ def full_batch_flops(config: Config) -> float:
     return training_flops(_full_batch_matmuls(config))
 
 
-def _full_batch_matmuls(config: Config) -> list[Matmul]:
-    """Returns the matmuls of the forward pass over a global batch whose rows are all full."""
+def _full_batch_matmuls(config: Config, *, as_computed: bool = False, has_heads: bool = True) -> list[Matmul]:
+    """Returns the matmuls of the forward pass over a global batch whose rows are all full; see `family.matmuls`."""
     rows, length = config.train.global_batch_size, config.data.sequence_length
     return matmuls(
         config.model,
@@ -75,8 +77,9 @@ def _full_batch_matmuls(config: Config) -> list[Matmul]:
         rows=rows,
         length=length,
         visible_length=length,
-        predictions=rows * num_predictions(config.data),
-        sequences=rows * max_sequences(config.data),
+        predictions=rows * num_predictions(config.data) * has_heads,
+        sequences=rows * max_sequences(config.data) * has_heads,
+        as_computed=as_computed,
     )
 
 
@@ -155,28 +158,44 @@ def _kept_bytes_per_token(config: Config, tensor: int, remat: str, platform: str
       tensor: size of the tensor axis.
       remat: as `config.Model.remat`.
     """
-    model, length = config.model, config.data.sequence_length
-    a = _bytes_per_activation(config)
+    model, a = config.model, _bytes_per_activation(config)
     if remat == 'full':
         return model.hidden_size * a
     if remat == 'dots':
         return a * (model.hidden_size + _matmul_columns(model, tensor))
-    may_use_kernel, num_heads = _uses_kernel(config, tensor, platform), model.num_heads / tensor
-    bytes_per_score = 4 + a + model.drops_attention_weights  # float32 score, weight, and its dropout mask
-    # GPU kernels keep their output in addition to the input of the output projection.
-    of_kernel = model.hidden_size * a / tensor if platform == 'gpu' else 0.0
     layers = [
-        of_kernel if may_use_kernel and is_supported else num_heads * num_columns * bytes_per_score
-        for num_columns, is_supported in family_of(model).layer_types(model, length)
+        _attention_bytes_per_token(config, radius, tensor, platform)
+        for radius in family_of(model).attention_radii(model)
     ]
     return family_of(model).kept_per_token(model, a, tensor) + sum(layers) / len(layers)
 
 
+def _attention_bytes_per_token(config: Config, radius: int | None, tensor: int, platform: str) -> float:
+    """Returns the bytes per token that attention keeps in a layer in addition to queries, keys and values.
+
+    Args:
+      radius: positions that a position sees to either side; None for all.
+    """
+    model, length = config.model, config.data.sequence_length
+    a, num_heads = _bytes_per_activation(config), model.num_heads / tensor
+    bytes_per_score = 4 + a + model.drops_attention_weights  # float32 score, weight, and its dropout mask
+    if is_local(radius, length):
+        # Blocks of queries have the scores, keys and values of three blocks; the last block is padded.
+        padding = num_blocks(radius, length) * radius / length
+        return padding * (num_heads * 3 * radius * bytes_per_score + 2 * 2 * model.hidden_size * a / tensor)
+    if _uses_kernel(config, tensor, platform):
+        # GPU kernels keep their output in addition to the input of the output projection.
+        return model.hidden_size * a / tensor if platform == 'gpu' else 0.0
+    return num_heads * length * bytes_per_score
+
+
 def _matmul_columns(model: config_module.Model, tensor: int) -> float:
-    """Returns the columns that the results of a layer's matmuls have together, without those of attention."""
+    """Returns the columns of a layer's matmul results that the backward pass needs, without those of attention."""
     one = {'rows': 1, 'length': 1, 'visible_length': 0, 'predictions': 0, 'sequences': 0}
     in_layers = [m for m in matmuls(model, 0, **one, tensor=tensor) if m.m and m.k and m.batch == 1]
-    return float(sum(m.n * m.count for m in in_layers)) / model.num_layers
+    columns = float(sum(m.n * m.count for m in in_layers)) / model.num_layers
+    # Without a norm after it, the last sum of a layer is the input of the next one, which is kept anyway.
+    return columns if family_of(model).is_post_norm else columns - model.hidden_size
 
 
 def _bytes_per_activation(config: Config) -> int:
@@ -211,8 +230,8 @@ def _work(config: Config, axis_sizes: dict[str, int], parameter_bytes: int, plat
     num_devices, tensor = math.prod(axis_sizes.values()), axis_sizes['tensor']
     tokens = _rows_per_microbatch(config, axis_sizes) * config.data.sequence_length
     num_layers = model.num_layers * microbatches
-    flops = full_batch_flops(config) / num_devices
-    recomputed = {'none': 0.0, 'dots': _batched_share(config) / 3, 'full': 1 / 3}[model.remat]
+    flops = training_flops(_full_batch_matmuls(config, as_computed=True)) / num_devices
+    recomputed = _recomputed_flops(config) / num_devices / flops
     kept = tokens * _kept_bytes_per_token(config, tensor, 'none', platform)
     operations = (
         Operation(flops * (1 + recomputed) / num_layers, 0.0, num_layers),
@@ -224,10 +243,17 @@ def _work(config: Config, axis_sizes: dict[str, int], parameter_bytes: int, plat
     return Work(operations, tuple(_collectives(config, axis_sizes, parameter_bytes, tokens)), 0)
 
 
-def _batched_share(config: Config) -> float:
-    """Returns the share of the FLOPs in matmuls with a batch dim (attention), which `remat=dots` recomputes."""
-    forward = _full_batch_matmuls(config)
-    return training_flops([matmul for matmul in forward if matmul.batch > 1]) / training_flops(forward)
+def _recomputed_flops(config: Config) -> float:
+    """Returns the matmul FLOPs of the forward pass that the backward pass computes again."""
+    if config.model.remat == 'none':
+        return 0.0
+    layers = _full_batch_matmuls(config, as_computed=True, has_heads=False)
+    if config.model.remat == 'dots':
+        again = [matmul for matmul in layers if matmul.batch > 1]  # attention: those with a batch dim
+    else:
+        # Without a norm after it, nobody needs the result of a layer's last matmul again.
+        again = [matmul for matmul in layers if family_of(config.model).is_post_norm or matmul.name != 'output']
+    return training_flops(again) / 3
 
 
 def _collectives(config: Config, axis_sizes: dict[str, int], parameter_bytes: int, tokens: int) -> list[Collective]:

@@ -8,7 +8,7 @@ import dataclasses
 
 from bert_jax.plan.hlo_collectives import Collective, collective_of, fused_collectives
 from bert_jax.plan.hlo_cost import Costs
-from bert_jax.plan.hlo_parse import Module, parse_instruction
+from bert_jax.plan.hlo_parse import Module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +53,12 @@ class Work:
         return sum(operation.bytes * operation.count for operation in self.operations)
 
 
-def read_work(text: str) -> Work:
-    """Returns the work of an optimized HLO module (`compiled.as_text()`).
+def read_work(module: Module) -> Work:
+    """Returns the work of an optimized module.
 
     Raises:
-      ValueError: if the text is not in the expected format.
+      ValueError: if an instruction does not have the expected format.
     """
-    module = Module(text)
     costs = Costs(module)
     operations, collectives = [], []
     for instruction, count in module.executed(module.entry, 1):
@@ -74,14 +73,20 @@ def read_work(text: str) -> Work:
     return Work(tuple(operations), tuple(collectives), module.unknown_loops)
 
 
-def kept_bytes(text: str, num_layers: int, rows: int) -> int:
+def kept_bytes(module: Module, rows: int) -> int:
     """Returns the bytes that the loop over the layers keeps for the backward pass; 0 if the layers are unrolled.
 
-    These are the loop's arrays of shape [num_layers, rows, …].
+    These are the loop's arrays of shape [trip count, rows, …]. A loop over a pattern of layers leaves out the layers
+    after its last repetition, whose activations are ordinary temporaries.
     """
+    loops = [
+        instruction
+        for computation in module.computations.values()
+        for instruction in computation.values()
+        if instruction.opcode == 'while'
+    ]
     sizes = (
-        sum(array.bytes for array in instruction.arrays if array.sizes[:2] == (num_layers, rows))
-        for line in text.splitlines()
-        if ' while(' in line and (instruction := parse_instruction(line)) is not None
+        sum(array.bytes for array in loop.arrays if array.sizes[:2] == (module.trip_count(loop), rows))
+        for loop in loops
     )
     return max(sizes, default=0)

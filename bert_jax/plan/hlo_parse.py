@@ -102,7 +102,9 @@ class Module:
         for instruction in self.computations[computation].values():
             if instruction.opcode == 'while':
                 body = instruction.required(r'body=%?([\w.-]+)')
-                yield from self.executed(body, count * self._trip_count(instruction))
+                trip_count = self.trip_count(instruction)
+                self.unknown_loops += trip_count is None
+                yield from self.executed(body, count * (trip_count or 1))
             elif instruction.opcode == 'call':
                 yield from self.executed(instruction.required(r'to_apply=%?([\w.-]+)'), count)
             elif instruction.opcode == 'conditional':
@@ -112,8 +114,8 @@ class Module:
             elif instruction.opcode not in _FREE and not instruction.opcode.endswith('-done'):
                 yield instruction, count
 
-    def _trip_count(self, loop: Instruction) -> int:
-        """Returns how often the body of a loop runs; 1, and counts the loop as unknown, if the text does not say."""
+    def trip_count(self, loop: Instruction) -> int | None:
+        """Returns how often the body of a loop runs; None if the text does not say."""
         known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
         if known:
             return int(known)
@@ -123,8 +125,7 @@ class Module:
         limits = [operand for operand in operands if operand.opcode == 'constant']
         if root.opcode == 'compare' and 'direction=LT' in root.rest and len(limits) == 1:
             return int(limits[0].rest.strip('()').split(')')[0])
-        self.unknown_loops += 1
-        return 1
+        return None
 
     def operand(self, instruction: Instruction, index: int) -> Instruction:
         """Returns the instruction that computes an operand."""

@@ -36,6 +36,7 @@ def step_matmuls(config: Config, vocab_size: int, axis_sizes: dict[str, int]) ->
         predictions=rows * num_predictions(data),
         sequences=rows * max_sequences(data),
         tensor=axis_sizes['tensor'],
+        as_computed=True,
     )
     return [matmul._replace(count=matmul.count * microbatches) for matmul in forward if matmul.n >= _MIN_COLUMNS]
 

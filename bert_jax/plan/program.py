@@ -27,6 +27,7 @@ from bert_jax.errors import BadInput, is_exhausted
 from bert_jax.files import json_digest, write_whole
 from bert_jax.json_files import read_json
 from bert_jax.plan import hlo
+from bert_jax.plan.hlo_parse import Module
 from bert_jax.plan.targets import Target, parse_target
 from bert_jax.runtime.caches import cache_directory
 from bert_jax.runtime.mesh import make_mesh
@@ -59,7 +60,7 @@ class Program:
       arguments: bytes of the state and the batch.
       temporaries: bytes of everything else that the compiler allocates.
       total_bytes: at the peak; a donated argument and its result count once.
-      activations: bytes that the loop over the layers keeps for the backward pass; 0 if the layers are unrolled.
+      activations: as `hlo.kept_bytes`.
       work: what the device does; empty if the program was rejected.
       seconds: of compilation.
       rejection: the compiler's message if the program does not fit the device, whose figure is then in `total_bytes`.
@@ -240,13 +241,14 @@ def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple
         return Program(0, 0, needed, 0, hlo.Work((), (), 0), seconds, rejection), None
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None  # the backends of all targets provide both
+    module = Module(text)
     rows = config.train.global_batch_size // config.train.microbatches // mesh.shape['data'] // mesh.shape['fsdp']
     program = Program(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         total_bytes=highest_bytes(memory, devices[0].platform),
-        activations=hlo.kept_bytes(text, config.model.num_layers, rows),
-        work=hlo.read_work(text),
+        activations=hlo.kept_bytes(module, rows),
+        work=hlo.read_work(module),
         seconds=time.perf_counter() - start,
     )
     return program, compiled

@@ -4,6 +4,7 @@ import pytest
 
 from bert_jax.plan import hlo
 from bert_jax.plan.hlo_collectives import Collective
+from bert_jax.plan.hlo_parse import Module
 from bert_jax.plan.planning import axis_of
 from bert_jax.plan.roofline import collective_seconds
 from bert_jax.plan.targets import parse_target
@@ -70,7 +71,7 @@ ENTRY %main (x.0: f32[5,64,32], x.1: f32[32,16]) -> f32[8,16] {
 
 
 def test_matmuls_count_in_fusions_loops_and_dilated_convolutions() -> None:
-    work = hlo.read_work(PROGRAM)
+    work = hlo.read_work(Module(PROGRAM))
     flops = [(operation.flops, operation.count) for operation in work.operations if operation.flops]
     batch = 8 * 4
     assert flops == [(2 * 64 * 32 * 16, 5), (batch * 2 * 16 * 16 * 32, 5)]
@@ -78,13 +79,13 @@ def test_matmuls_count_in_fusions_loops_and_dilated_convolutions() -> None:
 
 
 def test_reading_a_slice_of_stacked_weights_counts_the_slice() -> None:
-    work = hlo.read_work(PROGRAM)
+    work = hlo.read_work(Module(PROGRAM))
     moved = next(operation.bytes for operation in work.operations if operation.flops == 2 * 64 * 32 * 16)
     assert moved == 4 * (64 * 32 + 32 * 16 + 64 * 16)
 
 
 def test_collectives_report_bytes_counts_groups_and_overlap() -> None:
-    assert hlo.read_work(PROGRAM).collectives == (
+    assert hlo.read_work(Module(PROGRAM)).collectives == (
         Collective('all-reduce', ((0, 4), (1, 5), (2, 6), (3, 7)), 64 * 16 * 4, 5, True),
         Collective('all-gather', (tuple(range(8)),), 32 * 16 * 4 * 8, 1, False),
         Collective('reduce-scatter', ((0, 1, 2, 3), (4, 5, 6, 7)), 32 * 16 * 4, 1, False),
@@ -93,7 +94,8 @@ def test_collectives_report_bytes_counts_groups_and_overlap() -> None:
 
 def test_groups_are_named_by_the_axes_along_which_they_differ() -> None:
     axes = [
-        axis_of(collective, {'data': 2, 'fsdp': 2, 'tensor': 2}) for collective in hlo.read_work(PROGRAM).collectives
+        axis_of(collective, {'data': 2, 'fsdp': 2, 'tensor': 2})
+        for collective in hlo.read_work(Module(PROGRAM)).collectives
     ]
     assert axes == ['data', 'data+fsdp+tensor', 'fsdp+tensor']
 
@@ -136,7 +138,7 @@ _MATMUL_FLOPS, _NUM_SCORES = 2 * 2 * 4 * 256 * 256 * 64, 2 * 4 * 256 * 256
     ],
 )
 def test_matmuls_inside_attention_kernels_are_counted(call: str, num_matmuls: int) -> None:
-    (operation,) = hlo.read_work(_CALL.format(call)).operations
+    (operation,) = hlo.read_work(Module(_CALL.format(call))).operations
     assert operation.flops == num_matmuls * _MATMUL_FLOPS
     assert operation.transcendental == (_NUM_SCORES if num_matmuls else 0)
     assert operation.bytes == 2 * 256 * (4 * 4 * 64 * 2 + 4)

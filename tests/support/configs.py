@@ -93,11 +93,30 @@ def sharing_programs(build_program: Callable) -> Callable:
     return shared
 
 
-def planned_run(**changes: object) -> config.Config:
-    """Returns a run for `plan`: three layers in float32, quick to compile; `changes` have dotted names."""
-    chosen = config.bert('tiny')
-    chosen.tokenizer.vocab_size, chosen.data.sequence_length, chosen.model.hidden_size = 1000, 32, 64
-    chosen.model.update(num_heads=4, intermediate_size=256, num_layers=3, max_positions=32, scan_layers=True)
-    chosen.train.global_batch_size = 16
-    chosen.update_from_flattened_dict(changes)
-    return config.resolve(chosen)
+_PLANNED = {
+    'tokenizer.vocab_size': 1000,
+    'data.sequence_length': 32,
+    'model.num_layers': 3,
+    'model.hidden_size': 64,
+    'model.num_heads': 4,
+    'model.intermediate_size': 256,
+    'model.max_positions': 32,
+    'train.global_batch_size': 16,
+}
+
+# Fields that make the run of `planned_run` one of another family. ModernBERT has two whole patterns of layers.
+PLANNED_FAMILIES: dict[str, dict[str, object]] = {
+    'bert': {},
+    'modernbert': {
+        'model.family': 'modernbert',
+        'model.num_layers': 6,
+        'model.local_attention': 16,
+        'data.pairing': 'none',
+    },
+    'eurobert': {'model.family': 'eurobert', 'model.num_key_value_heads': 2, 'data.pairing': 'none'},
+}
+
+
+def planned_run(family: str = 'bert', **changes: object) -> config.Config:
+    """Returns a run for `plan`: a few layers in float32, quick to compile; `changes` have dotted names."""
+    return as_config(_PLANNED | PLANNED_FAMILIES[family] | changes)
