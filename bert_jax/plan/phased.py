@@ -50,10 +50,11 @@ class RunPlan:
 
 
 def make_run_plan(config: Config, target_name: str) -> RunPlan:
-    """Plans every phase of a run on a target.
+    """Plans every phase of a run on a target, with as few microbatches as fit if `train.microbatches` is -1.
 
     Raises:
       BadInput: as `planning.find_target` and `planning.make_plan`.
     """
-    phases = config.in_phases
-    return RunPlan(tuple(planning.make_plan(phase, planning.find_target(target_name, phase)) for phase in phases))
+    targets = [planning.find_target(target_name, phase) for phase in config.in_phases]
+    phases = planning.choose_microbatches(config, targets).in_phases
+    return RunPlan(tuple(planning.make_plan(phase, target) for phase, target in zip(phases, targets, strict=True)))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -159,17 +159,41 @@ def find_target(name: str, config: Config) -> Target:
     """Returns the target with a name; for `here` it measures the local devices.
 
     Raises:
-      BadInput: as `targets.parse_target`, and for a config whose step is not a single program of known size.
+      BadInput: as `targets.parse_target`, and for a config whose step is not a single program.
     """
-    if config.train.microbatches == -1:
-        raise BadInput(
-            'config.train.microbatches', 'is -1, which is resolved on the devices of a run', 'a number', '--search'
-        )
     if config.train.reduction == 'exact':
         raise BadInput('config.train.reduction', "is 'exact', which runs several programs per step", "'fast'")
     if name != 'here':
         return parse_target(name)
+    if config.train.microbatches == -1:  # not known before the target
+        config = apply_changes(config, {'train.microbatches': 1})
     return measure_local_target(config)
+
+
+def choose_microbatches(config: Config, targets: Sequence[Target]) -> Config:
+    """Replaces `train.microbatches=-1` by the fewest microbatches whose steps all fit by the analytic count.
+
+    If no number of microbatches fits, each has one row per device.
+
+    Args:
+      targets: of each phase.
+    """
+    if config.train.microbatches != -1:
+        return config
+    phases = list(zip(config.in_phases, targets, strict=True))
+    rows_per_device = []
+    for phase, target in phases:
+        mesh = mesh_sizes(phase.mesh, phase.model, phase.train, target.num_devices)
+        rows_per_device.append(phase.train.global_batch_size // (mesh['data'] * mesh['fsdp']))
+    rows = math.gcd(*rows_per_device)
+    numbers = [n for n in range(1, rows + 1) if rows % n == 0]
+
+    def fits(microbatches: int) -> bool:
+        changes = {'train.microbatches': microbatches}
+        return all(analytic_plan(apply_changes(phase, changes), target).fits for phase, target in phases)
+
+    fewest = next((n for n in numbers if fits(n)), rows)
+    return apply_changes(config, {'train.microbatches': fewest})
 
 
 def make_plan(config: Config, target: Target, effort: str = FULL, limit_s: float | None = None) -> Plan:

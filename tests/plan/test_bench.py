@@ -8,22 +8,16 @@ import pytest
 
 from bert_jax import config
 from bert_jax.data.random_rows import FIRST, MASK, RandomRows
+from bert_jax.model.family import num_parameters
 from bert_jax.model.matmul import training_flops
 from bert_jax.plan import bench
+from bert_jax.plan.analytic import full_batch_flops
 from bert_jax.plan.matmuls import step_matmuls
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.speed import flops_per_step
+from tests.support.configs import PLANNED_FAMILIES, planned_run
 
 ONE_DEVICE = {'data': 1, 'fsdp': 1, 'tensor': 1}
-
-
-def _small(**data: object) -> config.Config:
-    fields = config.bert('tiny').to_dict()
-    fields['model'] |= {'num_layers': 2, 'hidden_size': 32, 'num_heads': 2, 'intermediate_size': 64}
-    fields['data'] |= {'sequence_length': 32, 'corpus': 'none/here'} | data
-    fields['tokenizer']['vocab_size'] = 300
-    fields['train']['global_batch_size'] = 8
-    return config.resolve(fields)
 
 
 @pytest.mark.parametrize('packing', [False, True])
@@ -48,38 +42,55 @@ def test_random_rows_have_the_form_of_rows_from_a_corpus(packing: bool) -> None:
     assert batch.input_ids.max() < 300 and {array.dtype for array in batch} == {np.dtype('i4'), np.dtype('f4')}
 
 
-@pytest.mark.parametrize('size', ['mini', 'base', 'large'])
-def test_matmuls_of_the_ceiling_add_up_to_the_flops_of_the_step(size: str) -> None:
-    fields = config.bert(size).to_dict()
-    fields['tokenizer']['vocab_size'] = 30592  # a multiple of 128, so that nothing is padded
-    chosen = config.resolve(fields)
-    rows, length = chosen.train.global_batch_size, chosen.data.sequence_length
+MODELS = {
+    'bert_mini': config.Bert(num_layers=4, hidden_size=256, num_heads=4, intermediate_size=1024),
+    'bert_base': config.Bert(),
+    'bert_large': config.Bert(num_layers=24, hidden_size=1024, num_heads=16, intermediate_size=4096),
+    'modernbert_base': config.ModernBert(),
+    'eurobert_210m': config.EuroBert(),
+}
+
+
+@pytest.mark.parametrize('model', MODELS.values(), ids=MODELS)
+def test_matmuls_of_the_ceiling_add_up_to_the_flops_of_the_step(model: config.Model) -> None:
+    rows, length, vocabulary = 256, 512, 30592  # a multiple of 128, so that nothing is padded
+    chosen = config.Config(
+        model=model,
+        data=config.Data(sequence_length=length, pairing='nsp' if model.LEARNS_PAIRS else 'none'),
+        train=config.Train(global_batch_size=rows),
+    )
     predictions = rows * config.num_predictions(chosen.data)
     counted = flops_per_step(
-        chosen.model,
-        30592,
+        model,
+        vocabulary,
         tokens=rows * length,
         squared_lengths=rows * length**2,
         predictions=predictions,
         sequences=rows,
     )
-    listed = step_matmuls(chosen, 30592, ONE_DEVICE)
-    next_sentence = 6 * rows * 2 * chosen.model.hidden_size  # too small to time
-    assert training_flops(listed) + next_sentence == counted
-    split = step_matmuls(chosen, 30592, {'data': 2, 'fsdp': 4, 'tensor': 4})
-    assert training_flops(split[:7]) * 32 == pytest.approx(training_flops(listed[:7]), rel=0.01)
+    listed = step_matmuls(chosen, vocabulary, ONE_DEVICE)
+    next_sentence = 6 * rows * 2 * model.hidden_size * model.LEARNS_PAIRS  # too small to time
+    # Blocks of 64 queries are multiplied with 192 keys, of which each query sees 129; in 14 layers.
+    unseen = 14 * 12 * rows * length * 768 * (192 - 129) * (model.family == 'modernbert')
+    assert training_flops(listed) + next_sentence == counted + unseen
+    split = step_matmuls(chosen, vocabulary, {'data': 2, 'fsdp': 4, 'tensor': 4})
+    assert training_flops(split) * 32 == pytest.approx(training_flops(listed), rel=0.01)
 
 
 @pytest.mark.slow
-def test_bench_measures_the_real_step(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('family', PLANNED_FAMILIES)
+def test_bench_measures_the_real_step(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = planned_run(family, **{'data.corpus': 'none/here'})
     # With several steps in flight, eight simulated devices can wait for each other longer than XLA allows.
-    one_device = make_mesh(config.Mesh(), _small().model, _small().train, jax.devices()[:1])
+    one_device = make_mesh(config.Mesh(), chosen.model, chosen.train, jax.devices()[:1])
     monkeypatch.setattr(bench, 'mesh_of_run', lambda _: one_device)
-    result = bench.bench(_small(), seconds=0.0)
+    result = bench.bench(chosen, seconds=0.0)
     assert result.num_devices == 1 and result.rounds >= 5
     assert 'random ids' in result.data and 'none/here' in result.data
-    assert result.tokens_per_second == pytest.approx(8 * 32 / result.step_seconds)
-    assert result.sequences_per_second == pytest.approx(8 / result.step_seconds)
+    assert result.parameters == num_parameters(chosen.model, 1000)
+    assert result.flops_per_step == full_batch_flops(chosen)
+    assert result.tokens_per_second == pytest.approx(16 * 32 / result.step_seconds)
+    assert result.sequences_per_second == pytest.approx(16 / result.step_seconds)
     assert 0 < result.ceiling_fraction and 0 < result.mfu < 1 and 0 <= result.input_wait_fraction <= 1
     assert result.fastest_seconds <= result.step_seconds <= result.slowest_seconds
     documented = (

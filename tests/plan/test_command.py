@@ -11,17 +11,26 @@ from tests.support.processes import ROOT, bert_jax
 CONFIG = f'--config={ROOT}/configs/bert.py:base'
 
 
-def test_json_has_the_documented_keys_without_a_compiler(tmp_path: Path, capsys) -> None:
-    assert run(['plan', CONFIG, '--target=b200:1x8', '--price=2.5', '--json'], tmp_path) == 0
+@pytest.mark.parametrize(
+    'flags, parameters, tokens, steps',
+    [
+        ([CONFIG], 110_106_428, 256 * 128, 1_000_000),
+        ([f'--config={ROOT}/configs/modernbert.py:base'], 149_655_232, 4608 * 1024, 364_304),
+    ],
+)
+def test_json_has_the_documented_keys_without_a_compiler(
+    flags: list[str], parameters: int, tokens: int, steps: int, tmp_path: Path, capsys
+) -> None:
+    assert run(['plan', *flags, '--target=b200:1x8', '--price=2.5', '--json'], tmp_path) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan['fits'] is True and plan['parameters'] == 110_106_428
+    assert plan['fits'] is True and plan['parameters'] == parameters
     assert plan['mesh'] == {'data': 8, 'fsdp': 1, 'tensor': 1}
     parts = ('parameters', 'optimizer', 'batch', 'activations', 'temporaries')
     assert plan['required_bytes']['total'] == pytest.approx(sum(plan['required_bytes'][part] for part in parts), abs=9)
     assert plan['required_bytes']['total'] < plan['usable_memory_bytes'] < plan['device_memory_bytes'] == 180e9
-    assert plan['tokens_per_second'] == pytest.approx(256 * 128 / plan['step_seconds'])
+    assert plan['tokens_per_second'] == pytest.approx(tokens / plan['step_seconds'])
     assert plan['mfu'] == pytest.approx(plan['flops_per_step'] / plan['step_seconds'] / (8 * 2250e12))
-    assert plan['run_seconds'] == pytest.approx(1_000_000 * plan['step_seconds'])
+    assert plan['run_seconds'] == pytest.approx(steps * plan['step_seconds'])
     assert plan['cost'] == pytest.approx(plan['run_seconds'] / 3600 * 8 * 2.5)
     assert {'kind', 'axis', 'bytes', 'count'} <= set(plan['collectives'][0])
 
@@ -44,9 +53,10 @@ def test_bad_input_is_reported_with_exit_status_2(flags: list[str], expected: st
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_target_here_is_compiled_predicted_and_measured() -> None:
+@pytest.mark.parametrize('config', ['demo.py', 'modernbert.py:nano'])
+def test_target_here_is_compiled_predicted_and_measured(config: str) -> None:
     small = ['--config.model.num_layers=1', '--config.data.sequence_length=16', '--config.train.global_batch_size=8']
-    done = bert_jax('plan', f'--config={ROOT}/configs/demo.py', '--target=here', *small, '--json')
+    done = bert_jax('plan', f'--config={ROOT}/configs/{config}', '--target=here', *small, '--json')
     plan = json.loads(done.stdout)
     assert plan['compiled'] and plan['fits'] and plan['measured']['step_seconds'] > 0
     assert plan['measured']['peak_bytes'] > plan['required_bytes']['total']  # includes Python and the compiler
