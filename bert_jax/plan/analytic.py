@@ -251,7 +251,7 @@ def _recomputed_flops(config: Config) -> float:
     if config.model.remat == 'dots':
         again = [matmul for matmul in layers if matmul.batch > 1]  # attention: those with a batch dim
     else:
-        # Without a norm after it, nobody needs the result of a layer's last matmul again.
+        # The result of a layer's last matmul is needed again only by a norm after it.
         again = [matmul for matmul in layers if family_of(config.model).is_post_norm or matmul.name != 'output']
     return training_flops(again) / 3
 
