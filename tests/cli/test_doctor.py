@@ -12,6 +12,7 @@ from bert_jax.cli.diagnose import diagnose
 from bert_jax.text import prepare
 from bert_jax.text.corpus import load_corpus
 from tests.support.commands import run
+from tests.support.configs import as_config, tiny_run
 from tests.support.processes import ROOT
 
 WORDS = 'river stone house garden winter summer letter window market bridge doctor teacher'.split()
@@ -31,19 +32,32 @@ def _text(documents: int, sentences: int, repeat: int = 10**9) -> str:
 def _diagnose(tmp_path: Path, text: str, **changes: object) -> str:
     """Returns the problems of a small run on this text, as one string."""
     (tmp_path / 'text.txt').write_text(text)
-    chosen = config.bert('tiny')
-    chosen.data.source, chosen.data.corpus = f'text:{tmp_path}/text.txt', str(tmp_path / 'corpus')
-    chosen.data.sequence_length, chosen.data.validation_fraction = 32, 0.2
-    chosen.tokenizer.vocab_size = 200
-    chosen.train.steps, chosen.train.global_batch_size, chosen.optimizer.warmup_steps = 40, 8, 4
-    chosen.update_from_flattened_dict(changes)
-    resolved = config.resolve(chosen)
+    small = {
+        'tokenizer.vocab_size': 200,
+        'model.num_layers': 2,
+        'model.num_heads': 2,
+        'model.hidden_size': 128,
+        'model.max_positions': 512,
+        'train.steps': 40,
+        'train.global_batch_size': 8,
+        'optimizer.warmup_steps': 4,
+    }
+    resolved = as_config(tiny_run(tmp_path) | small | changes)
     prepare.prepare(resolved.data, resolved.tokenizer, progress=False)
     return '\n'.join(map(str, diagnose(resolved, str(tmp_path / 'run'))))
 
 
-def test_good_run_has_no_problem(tmp_path: Path) -> None:
-    assert _diagnose(tmp_path, _text(700, 6)) == ''
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'model.family': 'modernbert', 'data.pairing': 'none', 'data.packing': True},
+        {'model.family': 'eurobert', 'data.pairing': 'none', 'data.packing': True},
+    ],
+    ids=config.FAMILIES,
+)
+def test_good_run_has_no_problem(changes: dict[str, object], tmp_path: Path) -> None:
+    assert _diagnose(tmp_path, _text(700, 6), **changes) == ''
 
 
 def test_each_weakness_is_a_warning_with_a_fix(tmp_path: Path) -> None:
