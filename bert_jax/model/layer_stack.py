@@ -38,7 +38,7 @@ def run_layers(
       gather: applied to each layer's weights where they are used, and again in the backward pass.
     """
     graph, stacked = nnx.split(layers)
-    period = _period(kinds)
+    period = pattern_length(kinds)
 
     def layer_of(kind: Any) -> Callable[..., tuple[jax.Array, None]]:
         def run(x: jax.Array, numbered: tuple) -> tuple[jax.Array, None]:
@@ -72,7 +72,7 @@ def run_layers(
     return x
 
 
-def _period(kinds: Sequence[Any]) -> int:
+def pattern_length(kinds: Sequence[Any]) -> int:
     """Returns the length of the shortest pattern that the kinds repeat; the last repetition may be incomplete."""
     return next(p for p in range(1, len(kinds) + 1) if all(kind == kinds[i % p] for i, kind in enumerate(kinds)))
 

@@ -17,6 +17,7 @@ from bert_jax import config as config_module
 from bert_jax.config import Config, max_sequences, num_predictions
 from bert_jax.model.attention import unsupported_reason_of
 from bert_jax.model.family import family_of, matmuls, num_parameters
+from bert_jax.model.layer_stack import pattern_length
 from bert_jax.model.local_attention import num_blocks
 from bert_jax.model.matmul import Matmul, training_flops
 from bert_jax.model.pre_norm import is_local
@@ -40,7 +41,7 @@ class Estimate:
       tokens: of a global batch whose rows are full.
       parameter_bytes, optimizer_bytes, batch_bytes: exact.
       activation_bytes: what the backward pass keeps of the forward pass; a compiled program has the exact figure.
-      working_bytes: gradients, logits and the intermediate results of one layer; also replaced by the compiler's.
+      working_bytes: gradients, logits and the intermediate results of a few layers; also replaced by the compiler's.
       checkpoint_bytes: of the whole run.
       work: matmuls, memory traffic and collectives of one device.
     """
@@ -102,7 +103,7 @@ def estimate(config: Config, axis_sizes: dict[str, int], platform: str = 'cpu') 
         optimizer_bytes=state.optimizer_bytes,
         batch_bytes=_device_bytes(batch, jax.tree.map(lambda leaf: leaf.sharding, batch)),
         activation_bytes=_activation_bytes(config, axis_sizes, platform),
-        working_bytes=state.parameter_bytes + _layer_and_logits_bytes(config, axis_sizes, platform),
+        working_bytes=_working_bytes(config, axis_sizes, state.parameter_bytes, platform),
         checkpoint_bytes=state.checkpoint_bytes,
         work=_work(config, axis_sizes, state.parameter_bytes, platform),
     )
@@ -216,28 +217,39 @@ def _activation_bytes(config: Config, axis_sizes: dict[str, int], platform: str)
     return config.model.num_layers * tokens * per_token
 
 
-def _layer_and_logits_bytes(config: Config, axis_sizes: dict[str, int], platform: str) -> float:
-    """Returns the bytes of one layer's intermediate results, and of float32 logits and their gradients."""
-    rows, tensor = _rows_per_microbatch(config, axis_sizes), axis_sizes['tensor']
-    vocabulary = padded_vocab_size(config.tokenizer.vocab_size) / tensor
-    logits = 2 * 4 * rows * num_predictions(config.data) * vocabulary
-    return logits + rows * config.data.sequence_length * _kept_bytes_per_token(config, tensor, 'none', platform)
+def _layer_bytes(config: Config, axis_sizes: dict[str, int], platform: str) -> float:
+    """Returns the bytes of one layer's intermediate results for a microbatch."""
+    tokens = _rows_per_microbatch(config, axis_sizes) * config.data.sequence_length
+    return tokens * _kept_bytes_per_token(config, axis_sizes['tensor'], 'none', platform)
+
+
+def _logits_bytes(config: Config, axis_sizes: dict[str, int]) -> float:
+    """Returns the bytes of a microbatch's float32 logits and their gradients."""
+    vocabulary = padded_vocab_size(config.tokenizer.vocab_size) / axis_sizes['tensor']
+    return 2 * 4 * _rows_per_microbatch(config, axis_sizes) * num_predictions(config.data) * vocabulary
+
+
+def _working_bytes(config: Config, axis_sizes: dict[str, int], parameter_bytes: int, platform: str) -> float:
+    """Returns the bytes of gradients, logits, and the layers that one iteration of the loop over layers runs."""
+    num_layers = pattern_length(family_of(config.model).attention_radii(config.model))
+    logits = _logits_bytes(config, axis_sizes)
+    return parameter_bytes + logits + num_layers * _layer_bytes(config, axis_sizes, platform)
 
 
 def _work(config: Config, axis_sizes: dict[str, int], parameter_bytes: int, platform: str) -> Work:
     """Returns the work of one device in a step: matmuls, memory traffic of each layer, and the update."""
     model, microbatches = config.model, config.train.microbatches
-    num_devices, tensor = math.prod(axis_sizes.values()), axis_sizes['tensor']
+    num_devices = math.prod(axis_sizes.values())
     tokens = _rows_per_microbatch(config, axis_sizes) * config.data.sequence_length
     num_layers = model.num_layers * microbatches
     flops = training_flops(_full_batch_matmuls(config, as_computed=True)) / num_devices
     recomputed = _recomputed_flops(config) / num_devices / flops
-    kept = tokens * _kept_bytes_per_token(config, tensor, 'none', platform)
+    kept = _layer_bytes(config, axis_sizes, platform)
     operations = (
         Operation(flops * (1 + recomputed) / num_layers, 0.0, num_layers),
         Operation(0.0, 2 * kept, num_layers),  # forward: written and read
         Operation(0.0, 3 * kept * (1 + recomputed), num_layers),  # backward: read, written and read
-        Operation(0.0, 3 * _layer_and_logits_bytes(config, axis_sizes, platform), microbatches),
+        Operation(0.0, 3 * (kept + _logits_bytes(config, axis_sizes)), microbatches),
         Operation(0.0, UPDATE_BYTES * parameter_bytes, 1),
     )
     return Work(operations, tuple(_collectives(config, axis_sizes, parameter_bytes, tokens)), 0)
