@@ -18,7 +18,7 @@ from bert_jax.config.names import field_names, unknown_field
 from bert_jax.config.phases import phase_at, positions_trained
 from bert_jax.config.pretraining import Card, Config, Mesh, Optimizer, Phase, Probe, Train
 from bert_jax.config.resolve import resolve
-from bert_jax.config.sizes import ETTIN_SIZES, FEW_LAYERS, MODERNBERT_SIZES, SIZES, bert, ettin, modernbert
+from bert_jax.config.sizes import ETTIN_SIZES, FEW_LAYERS, MODERNBERT_SIZES, SIZES, bert, defaults, ettin, modernbert
 
 __all__ = [
     'ETTIN_SIZES',
@@ -47,6 +47,7 @@ __all__ = [
     'check_model',
     'check_pairing',
     'check_probes',
+    'defaults',
     'ettin',
     'field_names',
     'is_records',

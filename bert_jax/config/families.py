@@ -52,6 +52,11 @@ class Model:
         """Raises `BadInput` if fields do not fit together."""
 
     @property
+    def num_kv_heads(self) -> int:
+        """The number of key and value heads; each serves num_heads / num_kv_heads query heads."""
+        return self.num_heads
+
+    @property
     def drops_attention_weights(self) -> bool:
         """Whether training drops attention weights, which not every kernel can do."""
         return False
@@ -101,11 +106,6 @@ class PreNorm(Model):
     mlp_bias: bool = setting(False, role=Role.SHAPES)
     # dropout of the attention weights
     attention_dropout: float = fraction(0.0)
-
-    @property
-    def num_kv_heads(self) -> int:
-        """The number of key and value heads; each serves num_heads / num_kv_heads query heads."""
-        return self.num_heads
 
     def check(self) -> None:
         if self.hidden_size // self.num_heads % 2:

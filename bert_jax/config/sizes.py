@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
-from bert_jax.config.families import Model, ModernBert
+from bert_jax.config.families import FAMILIES
 from bert_jax.config.fields import config_dict_of, nearest
 from bert_jax.config.pretraining import Config
 from bert_jax.errors import BadInput
@@ -60,6 +60,27 @@ ETTIN_SIZES = {  # Weller et al. 2025, arXiv 2507.11412
 }
 
 
+def defaults(family: str) -> ConfigDict:
+    """The default config of a family, to build on; without pairs of segments if the family has no head for them.
+
+    Args:
+      family: bert, modernbert or eurobert.
+
+    Raises:
+      BadInput: for another family.
+    """
+    if family not in FAMILIES:
+        raise BadInput(f'family {family!r}', 'does not exist', ', '.join(FAMILIES), nearest(family, FAMILIES))
+    model = FAMILIES[family]()
+    config = config_dict_of(Config(model=model))
+    # A source may be text or a tuple, which `resolve` checks.
+    config.data = ConfigDict(config.data.to_dict(), type_safe=False)
+    if not model.LEARNS_PAIRS:
+        config.data.pairing = 'none'
+    config.lock()
+    return config
+
+
 def bert(size: str = 'base') -> ConfigDict:
     """Returns the config of a published size of BERT with the original recipe, to build on.
 
@@ -70,7 +91,7 @@ def bert(size: str = 'base') -> ConfigDict:
       BadInput: for a size that is not in the table.
     """
     num_layers, hidden_size = _published(size, SIZES)
-    config = _config_of(Config().model)
+    config = defaults('bert')
     config.model.update(
         num_layers=num_layers,
         hidden_size=hidden_size,
@@ -109,12 +130,12 @@ def ettin(size: str = '150m') -> ConfigDict:
 
 def _modernbert(size: _Published) -> ConfigDict:
     """A size of the ModernBERT architecture: one phase at length 1024, whose learning rate falls at the end."""
-    config = _config_of(ModernBert())
+    config = defaults('modernbert')
     for name in ('num_layers', 'hidden_size', 'intermediate_size', 'num_heads'):
         config.model[name] = getattr(size, name)
     config.model.dtype = 'bfloat16'
     config.tokenizer.vocab_size = 50_368
-    config.data.update(sequence_length=1024, pairing='none', packing=True, short_sequence_probability=0.0)
+    config.data.update(sequence_length=1024, packing=True, short_sequence_probability=0.0)
     config.data.masking.rate = 0.3
     tokens_per_step = size.rows * config.data.sequence_length
     config.train.update(
@@ -140,12 +161,3 @@ def _published(size: str, sizes: Mapping[str, SizeT]) -> SizeT:
     if size not in sizes:
         raise BadInput(f'size {size!r}', 'is not a published size', ', '.join(sizes), nearest(size, sizes))
     return sizes[size]
-
-
-def _config_of(model: Model) -> ConfigDict:
-    """The defaults of all sections, with those of a model's family; locked."""
-    config = config_dict_of(Config(model=model))
-    # A source may be text or a tuple, which `resolve` checks.
-    config.data = ConfigDict(config.data.to_dict(), type_safe=False)
-    config.lock()
-    return config

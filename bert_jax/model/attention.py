@@ -32,6 +32,7 @@ _GPU_BLOCK = 128
 _TPU_KERNELS = 'bert_jax.model.tpu_attention'
 _GPU_KERNELS = 'jax.experimental.pallas.ops.gpu.attention'
 _USE_REFERENCE = '--config.model.attention=plain'
+_NO_DROPOUT = '--config.model.attention_dropout_rate=0.0; of families other than bert, attention_dropout=0.0'
 
 
 def attend(
@@ -101,7 +102,7 @@ def unsupported_reason(
     if platform != 'gpu':
         return f'there is no kernel for {platform}', _USE_REFERENCE
     if rate:
-        return 'the GPU kernels do not support attention dropout', '--config.model.attention_dropout_rate=0.0'
+        return 'the GPU kernels do not support attention dropout', _NO_DROPOUT
     if dtype != 'bfloat16':
         return f'the GPU kernels support bfloat16, not {dtype}', '--config.model.dtype=bfloat16'
     if head_size % 8 or head_size > 128:

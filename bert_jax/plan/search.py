@@ -43,7 +43,7 @@ def candidates(config: Config, target: Target) -> Iterator[dict[str, Any]]:
     """Yields every combination of mesh, microbatches and remat policy that divides the heads and the batch."""
     num_devices = target.num_devices
     sizes = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
-    for tensor in (n for n in sizes if n <= _MAX_TENSOR and config.model.num_heads % n == 0):
+    for tensor in (n for n in sizes if n <= _MAX_TENSOR and config.model.num_kv_heads % n == 0):
         for fsdp in (n for n in sizes if num_devices // tensor % n == 0):
             data = num_devices // tensor // fsdp
             rows, remainder = divmod(config.train.global_batch_size, data * fsdp)

@@ -96,11 +96,14 @@ def mesh_sizes(
 
 
 def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Train, where: str) -> None:
-    if model.num_heads % sizes['tensor']:
-        divisors = [n for n in range(1, model.num_heads + 1) if model.num_heads % n == 0]
+    heads, num_heads = 'heads', model.num_heads
+    if model.num_kv_heads != model.num_heads:
+        heads, num_heads = 'heads of keys and values', model.num_kv_heads
+    if num_heads % sizes['tensor']:
+        divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
         raise BadInput(
             'config.mesh.tensor',
-            f'is {sizes["tensor"]}, which does not divide the {model.num_heads} heads',
+            f'is {sizes["tensor"]}, which does not divide the {num_heads} {heads}',
             f'one of {", ".join(map(str, divisors))}',
         )
     if train.reduction == 'exact':

@@ -25,6 +25,15 @@ def test_family_selects_its_section_and_bert_is_the_default() -> None:
         ),
         ({'family': 'modernbrt'}, "did you mean 'modernbert'"),
         ({'family': 'modernbert', 'layer_types': ('full_attention',)}, 'one for each of the 22 layers'),
+        (
+            {'family': 'modernbert', 'layer_types': ('global',) * 22},
+            "a tuple of 'full_attention' and 'sliding_attention'",
+        ),
+        ({'family': 'modernbert', 'num_heads': 7}, 'which does not divide hidden_size=768'),
+        (
+            {'family': 'eurobert', 'local_attention': 64},
+            "config.model.local_attention: is not a field of family 'eurobert'",
+        ),
         ({'family': 'eurobert', 'num_key_value_heads': 5}, 'which does not divide num_heads=12'),
         ({'family': 'modernbert', 'hidden_size': 36}, 'heads of an even size'),
     ],
@@ -38,3 +47,10 @@ def test_field_of_another_family_is_named(model: dict[str, object], expected: st
 def test_family_without_pair_head_rejects_pairs() -> None:
     with pytest.raises(BadInput, match='modernbert has no head for pairs'):
         config.resolve({'model': {'family': 'modernbert'}})
+
+
+def test_defaults_of_a_family_resolve_and_an_unknown_one_is_named() -> None:
+    for family, section in config.FAMILIES.items():
+        assert config.resolve(config.defaults(family)).model == section()
+    with pytest.raises(BadInput, match="did you mean 'eurobert'"):
+        config.defaults('eurobrt')

@@ -1,7 +1,6 @@
 """The model is the original BERT: outputs, sizes, initial weights and dropout."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -71,31 +70,6 @@ def test_written_and_read_weights_are_bit_identical(tmp_path) -> None:
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
-
-
-@pytest.mark.compiles
-@pytest.mark.parametrize(
-    'scan_layers, remat',
-    [
-        *[(False, 'none'), (True, 'dots'), (False, 'full')],
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(True, 'none'), (False, 'dots'), (True, 'full')]),
-    ],
-)
-def test_scan_and_remat_do_not_change_the_gradients(scan_layers: bool, remat: str) -> None:
-    params = _params()
-    ids = jnp.arange(32).reshape(2, 16)
-    ones, key = jnp.ones_like(ids), DropoutKey(jnp.uint32(3), jnp.arange(2, dtype=jnp.uint32))
-
-    @functools.partial(jax.jit, static_argnums=1)
-    @jax.grad
-    def gradient(params: nnx.State, model: config.Model) -> jax.Array:
-        hidden = model_of(params, model, VOCAB).bert(Inputs(ids, 0 * ids, ones, ids % 16), key)
-        return (hidden[..., 0] ** 2).sum()
-
-    other = dataclasses.replace(MODEL, scan_layers=scan_layers, remat=remat)
-    expected, found = gradient(params, MODEL), gradient(params, other)
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize('size, published', [('base', 110_106_428), ('large', 336_226_108), ('tiny', 4_433_468)])

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
@@ -13,9 +15,10 @@ from bert_jax.data.device_batches import device_batches
 from bert_jax.errors import BadInput
 from bert_jax.finetune import heads
 from bert_jax.finetune.rows import Packing, TaskStream, make_rows
+from bert_jax.model.layers import logical_axes
 from bert_jax.runtime.mesh import make_mesh, mesh_sizes
 from bert_jax.train.program import build_program
-from tests.support.steps import BATCH, MODEL, Curve, train_steps
+from tests.support.steps import BATCH, MODEL, MODELS, Curve, train_steps
 
 pytestmark = pytest.mark.compiles
 
@@ -25,37 +28,43 @@ TASK_VOCAB, TASK_BATCH = 60, 8
 OPTIMIZER = config.Optimizer(name='lamb', peak_learning_rate=1e-2, warmup_steps=2, clip_norm=0.1)
 
 
-def _curve(stream: CorpusStream, **axes: int) -> Curve:
-    train = config.Train(steps=STEPS, global_batch_size=BATCH, reduction='exact', exact_shards=SHARDS)
-    return train_steps(stream, axes, train, OPTIMIZER)
+@pytest.fixture(scope='module')
+def curve_of(stream_of: Callable[[str], CorpusStream]) -> Callable[..., Curve]:
+    """Returns a family's curve on a mesh."""
+
+    @functools.cache
+    def curve(family: str, **axes: int) -> Curve:
+        train = config.Train(steps=STEPS, global_batch_size=BATCH, reduction='exact', exact_shards=SHARDS)
+        return train_steps(stream_of(family), axes, train, OPTIMIZER, MODELS[family])
+
+    return curve
 
 
 def _bits(curve: Curve) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(curve.state)]
 
 
-@pytest.fixture(scope='module')
-def alone(stream: CorpusStream) -> Curve:
-    """Returns the curve on one device."""
-    return _curve(stream, data=1)
-
-
 @pytest.mark.slow
+@pytest.mark.parametrize('family', MODELS)
 @pytest.mark.parametrize('axes', [{'data': 8}, {'data': 2, 'fsdp': 2}], ids=str)
 def test_state_and_losses_are_bit_identical_on_any_mesh(
-    stream: CorpusStream, alone: Curve, axes: dict[str, int]
+    curve_of: Callable[..., Curve], axes: dict[str, int], family: str
 ) -> None:
-    found = _curve(stream, **axes)
+    found, alone = curve_of(family, **axes), curve_of(family, data=1)
     assert found.losses == alone.losses
     assert _bits(found) == _bits(alone)
     assert found.metrics.keys() >= {'learning_rate', 'grad_norm', 'mlm_accuracy', 'tokens'}
-    kernel = found.state.params['bert']['encoder']['layers']['intermediate']['kernel'].get_value()
-    assert kernel.addressable_shards[0].data.size * axes.get('fsdp', 1) == kernel.size  # stored split over fsdp
+    for parameter in jax.tree.leaves(found.state.params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
+        value, num_parts = parameter.get_value(), axes.get('fsdp', 1) if 'embed' in logical_axes(parameter) else 1
+        assert value.addressable_shards[0].data.size * num_parts == value.size  # stored split over fsdp
 
 
 @pytest.mark.slow
-def test_exact_loss_equals_that_of_the_fast_reduction(alone: Curve, reference: Curve) -> None:
-    first, fast = alone.losses[0], reference.losses[0]  # before any update, so of the same weights
+@pytest.mark.parametrize('family', MODELS)
+def test_exact_loss_equals_that_of_the_fast_reduction(
+    curve_of: Callable[..., Curve], reference_of: Callable[[str], Curve], family: str
+) -> None:
+    first, fast = (curve.losses[0] for curve in (curve_of(family, data=1), reference_of(family)))  # before any update
     np.testing.assert_allclose(first, fast, rtol=1e-6)
 
 

@@ -1,5 +1,7 @@
 """The program of a run is cheap to build and the same on real and abstract meshes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from bert_jax.data.random_rows import RandomRows
 from bert_jax.finetune import heads
 from bert_jax.model.layers import LAYERS, is_stacked, logical_axes
 from bert_jax.runtime.mesh import AXES, make_mesh
-from bert_jax.train.memory import batch_shapes
+from bert_jax.train.memory import batch_shapes, lower_step
 from bert_jax.train.objective import PRETRAINING, PretrainingSums
 from bert_jax.train.program import TrainProgram, build_program
 
@@ -81,6 +83,25 @@ def test_lowered_step_is_the_one_that_runs() -> None:
     )
     shapes = batch_shapes(config.Config(model=MODEL, data=DATA, train=TRAIN), mesh)
     assert program.lower(shapes).as_text() == program.train_step.lower(state, shapes).as_text()
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dataclasses.replace(MODEL, num_layers=7),
+        config.ModernBert(num_layers=7, hidden_size=16, num_heads=2, intermediate_size=24, local_attention=4),
+        config.EuroBert(num_layers=7, hidden_size=16, num_heads=2, intermediate_size=24),
+    ],
+    ids=lambda model: model.family,
+)
+def test_program_does_not_grow_with_depth(model: config.Model) -> None:
+    def num_operations(num_layers: int) -> int:
+        deep = dataclasses.replace(model, num_layers=num_layers)
+        run = config.Config(model=deep, data=dataclasses.replace(DATA, pairing='none'), train=TRAIN)
+        return lower_step(run, _mesh(), VOCAB).as_text().count('\n')
+
+    shallow = num_operations(7)
+    assert [num_operations(depth) for depth in (22, 28)] == [shallow, shallow]
 
 
 def test_program_of_a_task_has_its_parameters_and_metrics() -> None:
