@@ -19,61 +19,27 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import pretraining_report as report
+from benchmarks.parts import Parts, fitting_steps, run_bert_jax, run_module
 from benchmarks.pretraining_data import split_paragraphs, subset, write_reviews
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CALIBRATION_STEPS = 60
-_SPARE = 0.05  # fraction of the steps that is not planned, in case the machine slows down
 _ASSUMED_FLOPS = 60e9  # FLOP/s, for estimates before the speed was measured
-_STOPPED = 75  # exit status of a run that saved and stopped at its time limit
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Parts):
     """The parts of the benchmark, with the sizes and recipes of the command line."""
 
     flags: argparse.Namespace
-
-    @property
-    def output(self) -> Path:
-        """The directory of all files."""
-        return self.flags.output
-
-    def result(self, part: str) -> dict[str, Any] | None:
-        """Returns the result of a part, or None if it has not finished."""
-        path = self.output / 'results' / f'{part}.json'
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def write(self, part: str, result: dict[str, Any]) -> None:
-        """Writes the result of a part, atomically."""
-        path = self.output / 'results' / f'{part}.json'
-        path.with_suffix('.partial').write_text(json.dumps(result, indent=1))
-        path.with_suffix('.partial').rename(path)
-
-    def _run(self, module: str, *arguments: str, may_stop: bool = False, **environment: str) -> str:
-        """Runs a module and returns its standard output (if --json is given); exits if the module fails."""
-        command = [sys.executable, '-m', module, *arguments]
-        print('$ python -m', module, *arguments, flush=True)
-        variables = os.environ | {'JAX_PLATFORMS': 'cpu', 'TOKENIZERS_PARALLELISM': 'true'} | environment
-        captured = subprocess.PIPE if '--json' in arguments else None
-        done = subprocess.run(command, env=variables, cwd=_ROOT, stdout=captured, text=True)
-        if done.returncode and not (may_stop and done.returncode == _STOPPED):
-            sys.exit(f'{module} {arguments[0]} failed with status {done.returncode}; rerun the same command to resume')
-        return done.stdout or ''
-
-    def _bert_jax(self, *arguments: str, **options: Any) -> dict[str, Any]:
-        return json.loads(self._run('bert_jax', *arguments, '--json', **options))
 
     def _sizes(self) -> dict[str, int]:
         layers, hidden = self.flags.layers, self.flags.hidden
@@ -111,7 +77,7 @@ class Benchmark:
     def corpus(self) -> dict[str, Any]:
         """Writes the text files and prepares the corpus."""
         counts = write_reviews(self.flags.text, self.output / 'text', self.flags.documents)
-        summary = self._bert_jax('prepare', *self._pretraining())
+        summary = run_bert_jax('prepare', *self._pretraining())
         return counts | {name: summary[name] for name in ('tokens', 'seconds')}
 
     # --- Parts: pretraining. ---
@@ -122,11 +88,11 @@ class Benchmark:
         for leftover in (workdir, trial):
             shutil.rmtree(leftover, ignore_errors=True)
         cold = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}  # the time includes compiling
-        measured = self._bert_jax('bench', *self._pretraining(), f'--seconds={min(20.0, 10 * self.flags.minutes)}')
+        measured = run_bert_jax('bench', *self._pretraining(), f'--seconds={min(20.0, 10 * self.flags.minutes)}')
         tokens_per_step = measured['tokens_per_second'] * measured['step_seconds']
 
         steps, started = _CALIBRATION_STEPS, time.time()
-        self._bert_jax('train', *self._pretraining(*_schedule(steps), '--config.train.log_every=10'),
+        run_bert_jax('train', *self._pretraining(*_schedule(steps), '--config.train.log_every=10'),
                        f'--workdir={trial}', **cold)  # fmt: skip
         seconds = time.time() - started
         logged = [json.loads(line) for line in (trial / 'metrics.jsonl').read_text().splitlines()]
@@ -139,7 +105,7 @@ class Benchmark:
         started = time.time()
         stop_at = datetime.datetime.fromtimestamp(started + self.flags.minutes * 60).isoformat()
         schedule = [*_schedule(steps), f'--config.train.stop_at={stop_at}', f'--workdir={workdir}']
-        outcome = self._bert_jax('train', *self._pretraining(*schedule), may_stop=True, **cold)
+        outcome = run_bert_jax('train', *self._pretraining(*schedule), may_stop=True, **cold)
         used = time.time() - started
         return {
             'steps': outcome['step'],
@@ -165,7 +131,7 @@ class Benchmark:
         started = time.time()
         self._trainer(directory, steps, f'--stop_at={started + self.flags.minutes * 60}')
         used = time.time() - started
-        self._bert_jax('import', *self._pretraining(), f'--from={directory}', f'--workdir={imported}')
+        run_bert_jax('import', *self._pretraining(), f'--from={directory}', f'--workdir={imported}')
         found = json.loads((directory / 'run.json').read_text())
         return (
             {name: found[name] for name in ('steps', 'planned_steps', 'tokens')}
@@ -178,7 +144,7 @@ class Benchmark:
 
     def _evaluate(self, workdir: Path) -> dict[str, float]:
         """Evaluates masked words of the held-out reviews, in the same windows for both models."""
-        found = self._bert_jax('evaluate', f'--workdir={workdir}')
+        found = run_bert_jax('evaluate', f'--workdir={workdir}')
         return {name: found[name] for name in ('masked_word_nats_per_character', 'unigram_nats_per_character')}
 
     def _trainer(self, directory: Path, steps: int, *more: str) -> None:
@@ -192,7 +158,7 @@ class Benchmark:
             'intermediate_size': sizes['intermediate_size'],
             'max_position_embeddings': sizes['max_positions'],
         }
-        self._run(
+        run_module(
             'benchmarks.hugging_face_trainer',
             f'--text={self.output}/text/train.jsonl',
             f'--tokenizer={self.output}/corpus/tokenizer',
@@ -225,7 +191,7 @@ class Benchmark:
         seconds = seeds * self._estimate(rows * fields['train.epochs'] * fields['task.sequence_length'])
         print(f'{name}: about {seconds / 60:.0f} minutes', flush=True)
         started = time.time()
-        found = self._bert_jax('finetune', *flags, f'--workdir={self.output}/{name}', f'--seeds={seeds}')
+        found = run_bert_jax('finetune', *flags, f'--workdir={self.output}/{name}', f'--seeds={seeds}')
         return {'seeds': [seed['metrics'] for seed in found['seeds']], 'minutes': (time.time() - started) / 60}
 
     def _estimate(self, num_tokens: float) -> float:
@@ -304,11 +270,6 @@ def _schedule(steps: int) -> tuple[str, ...]:
     )
 
 
-def fitting_steps(seconds: float, overhead: float, step_seconds: float) -> int:
-    """Returns how many steps fit into `seconds`, of which `overhead` is not training, with a small reserve."""
-    return max(10, int((seconds - overhead) * (1 - _SPARE) / step_seconds))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -372,7 +333,7 @@ def main() -> None:
     flags = parser.parse_args()
     flags.output, flags.text = flags.output.resolve(), flags.text.resolve()
     _check(parser, flags)
-    benchmark = Benchmark(flags)
+    benchmark = Benchmark(flags.output, flags)
     parts = benchmark.parts()
     if flags.only and flags.only not in parts:
         parser.error(f'--only={flags.only} is not a part; expected one of: {", ".join(parts)}')
