@@ -58,7 +58,7 @@ def test_error_page_lists_every_error_of_the_package(hooks: ModuleType) -> None:
         len(re.findall(r'\bBadInput\(', path.read_text('utf-8'))) for path in (ROOT / 'bert_jax').rglob('*.py')
     )
     listed = sum(map(len, hooks.messages().values()))
-    assert listed > 0.8 * raised  # the others repeat one, or only pass one on
+    assert listed > 0.8 * raised  # the others repeat or re-raise one
     page = hooks.messages_page()
     assert 'there is no such field' in page and 'which does not divide' in page
 
@@ -126,7 +126,7 @@ def search(site: pathlib.Path) -> Any:
     return lunr(ref='location', fields=fields, documents=documents)
 
 
-@pytest.mark.processes  # the reader of docstrings asks git
+@pytest.mark.processes  # mkdocstrings runs git
 @pytest.mark.parametrize('question', QUESTIONS)
 def test_search_finds_the_page_that_answers(search: Any, question: str) -> None:
     pages = [found['ref'].partition('#')[0] for found in search.search(question)]

@@ -112,7 +112,7 @@ def test_killed_run_resumes_and_ends_bit_identical(directory: Path, finished: Pa
 
     def save_and_wait(self: Checkpoints, *what: object, **how: object) -> None:
         save(self, *what, **how)
-        self._wait_for_save()  # this process lives on, and its writer with it
+        self._wait_for_save()  # the process and its writer are still running
 
     with monkeypatch.context() as patched:
         patched.setattr(MetricsWriter, 'write', write_or_die)

@@ -50,11 +50,11 @@ def test_undefined_metrics_are_zero() -> None:
         ('an  apple', ['apple'], 1, 1),
         ('theatre', ['atre'], 0, 0),  # 'the' is an article only as a word
         ('U.S.', ['US'], 1, 1),
-        ('24–10', ['24-10'], 0, 0),  # only ASCII punctuation goes
+        ('24–10', ['24-10'], 0, 0),  # only ASCII punctuation is removed
         ('1,000 men', ['1000 men'], 1, 1),
         ('Santa Clara', ['California', 'Santa Clara, California', 'Clara'], 0, 0.8),  # the best of several
         ('Clara Santa', ['Santa Clara'], 0, 1),  # a bag of words
-        ('b b c', ['b c c'], 0, 2 / 3),  # words count as often as they are shared
+        ('b b c', ['b c c'], 0, 2 / 3),  # repeated words count as often as they are shared
         ('', ['Paris'], 0, 0),
         ('well-known', ['wellknown'], 1, 1),
     ],

@@ -40,7 +40,7 @@ def write(path: Path, *, is_impossible: bool = True, paragraphs: list = PARAGRAP
     return f'squad:{path}'
 
 
-# --- Scores, by the rules of evaluate-v2.0.py written again question by question. ---
+# --- Scores, compared with the rules of evaluate-v2.0.py, applied to one question at a time. ---
 
 
 def official(texts: list[str], odds: list[float], gold: list[list[str]]) -> dict[str, float]:
@@ -75,7 +75,7 @@ def official(texts: list[str], odds: list[float], gold: list[list[str]]) -> dict
             some = [one for one, answers in zip(at(0), gold, strict=True) if bool(answers) == wanted]
             if some:
                 found[f'{prefix}_{name}'] = sum(some) / len(some)
-        # By brute force: a threshold below all odds answers nothing; an answer to what has none scores nothing.
+        # Tries all thresholds. One below all odds answers no question; an answer to an unanswerable question scores 0.
         best, threshold = sum(not answers for answers in gold), 0.0
         for odd in sorted(odds):
             total = sum(
@@ -137,7 +137,7 @@ def test_file_or_config_decides_whether_no_answer_is_learned(
     assert isinstance(split, NoAnswerSplit) == is_learned
     dropped = open_training(write(tmp_path / 'b.json', is_impossible=False), tmp_path)
     same = split.rows.content_hash() == dropped.rows.content_hash()
-    assert same != is_learned  # without, the rows are those of before
+    assert same != is_learned  # if it is not learned, the rows do not change
 
 
 def test_training_file_decides_no_answer_for_all_splits(tmp_path: Path, capsys) -> None:

@@ -86,7 +86,7 @@ def test_slice_of_a_batch_equals_slice_of_the_whole() -> None:
         np.testing.assert_array_equal(array, expected[:4])
 
 
-def test_packed_rows_are_even_and_have_few_lengths() -> None:
+def test_packed_rows_are_evenly_full_and_have_few_lengths() -> None:
     rng = np.random.default_rng(1)
     lengths = np.clip(rng.gamma(3, 20, 4000), 5, 128).astype(int)
     rows = make_rows([[2] * n for n in lengths], lengths, np.zeros(4000, np.int32))
@@ -99,7 +99,7 @@ def test_packed_rows_are_even_and_have_few_lengths() -> None:
     assert tokens.sum() / positions.sum() > 0.9  # padded to the longest of each batch: 0.5
 
 
-def test_slots_suffice_for_uneven_lengths() -> None:
+def test_rows_have_room_for_uneven_lengths() -> None:
     packing = Packing(4)
     rows, slots, most = packing.rows(np.array([500] * 7 + [3] * 25))
     assert most == 500 + 3 * 3 and np.bincount(rows).max() == slots.max() + 1 == 8

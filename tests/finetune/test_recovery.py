@@ -179,7 +179,7 @@ def test_run_killed_after_rollback_resumes_bit_identical(
 
     def save_and_wait(self: Checkpoints, *what: object, **how: object) -> None:
         save(self, *what, **how)
-        self._wait_for_save()  # this process lives on, and its writer with it
+        self._wait_for_save()  # the process and its writer are still running
 
     config = _config(directory, probe_every=8)
     with pytest.MonkeyPatch.context() as patch:
@@ -215,13 +215,13 @@ def test_rollback_limit_ends_the_run_which_can_resume(
     seed = tmp_path / 'run' / 'seed-0'
     assert (seed / 'checkpoints' / '4' / 'manifest.json').exists() and not (seed / 'results.json').exists()
     flags = [*given_up, f'--workdir={tmp_path}/run']
-    with pytest.MonkeyPatch.context() as patch:  # the same data again: the same end
+    with pytest.MonkeyPatch.context() as patch:  # the same data end the run again
         _change_batches(patch, _not_finite({*range(5, 99)}))
         assert run(flags, directory) == 2
     printed = capsys.readouterr().err
     assert 'step 6: the loss or its gradient is not finite, 2 steps in a row, after 1 rollback\n' in printed
     assert [event['step'] for event in _events(seed, 'back')] == [4, 4] and not (seed / 'results.json').exists()
-    assert run(flags, directory) == 0  # the data repaired
+    assert run(flags, directory) == 0  # with repaired data
     assert f'Resuming {seed} from step 4 of 20.' in capsys.readouterr().err
 
 

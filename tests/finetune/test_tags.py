@@ -50,7 +50,7 @@ def test_every_word_of_a_long_sentence_is_predicted(tmp_path: Path) -> None:
     split = _open(tmp_path, ''.join(f'{word} {tag}\n' for word, tag in zip(words, tags, strict=True)), length=10)
     assert len(split.rows) > 20 and split.num_examples == 1 and split.counts['sentence split into windows'] == 1
     assert np.diff(split.rows.starts).max() <= 10
-    # Outputs that say the label of each token back to us.
+    # The outputs are the label of each token.
     outputs = np.zeros((len(split.rows), 10, len(split.labels)), np.float32)
     for row, (start, stop) in enumerate(zip(split.rows.starts, split.rows.starts[1:], strict=False)):
         labels = split.rows.labels[start:stop]

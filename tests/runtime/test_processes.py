@@ -83,7 +83,7 @@ def test_coordinator_listens_only_on_the_address_others_use(monkeypatch: pytest.
     assert bound('127.0.0.1:1234', process=1) is None  # only process 0 listens
     assert bound('192.0.2.1:1234') is None  # an address that another machine has, or a service in front of this one
     assert bound('no-such-host.invalid:1234') is None and bound(None) is None
-    # A name that /etc/hosts gives to this machine alone would shut the others out.
+    # Other processes could not connect to a name that /etc/hosts resolves to the loopback address.
     monkeypatch.setattr('socket.getaddrinfo', lambda *_, **__: [(2, 1, 6, '', ('127.0.1.1', 0))])
     assert bound('node7:1234') is None
     monkeypatch.setenv('JAX_COORDINATOR_BIND_ADDRESS', '10.0.0.1:5')

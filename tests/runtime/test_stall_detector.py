@@ -111,7 +111,7 @@ def test_straggler_is_named_at_most_every_ten_minutes() -> None:
         {rank: Heartbeat(f'host{rank}', host_seconds=0.3 if rank == 1 else 0.001) for rank in range(4)},
     )
     assert detector.straggler(heartbeats, 0.0, now=0.0) == ''  # no step was measured yet
-    assert detector.straggler(heartbeats, 2.0, now=0.0) == ''  # 0.3 s of 2 s is no matter
+    assert detector.straggler(heartbeats, 2.0, now=0.0) == ''  # 0.3 s of 2 s are not reported
     expected = 'Straggler: process 1 on host1 takes 300 ms of host time per step (others: 1 ms)'
     assert detector.straggler(heartbeats, 1.0, now=0.0).startswith(expected)
     assert detector.straggler(heartbeats, 1.0, now=599.0) == ''

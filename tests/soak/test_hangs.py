@@ -1,4 +1,4 @@
-"""When one of two to four processes is killed, frozen, stuck or cut off, all end in time and it is named."""
+"""If one of two to four processes is killed, frozen, stuck or cut off, all end in time and it is named."""
 
 import contextlib
 import os

@@ -130,7 +130,7 @@ def test_runs_of_different_tasks_are_ranked_by_a_shared_metric(make, tmp_path, b
     for run, loss, tokenizer, better in zip(runs, (4.0, 5.0, 6.0), 'tuv', (0.2, 0.3, 0.1), strict=True):
         write_workdir(run, [loss], tokenizer=tokenizer)
         evaluation = {'masked_word_nats_per_character': 1 - better, 'words_sample': 's', 'step': STEPS}
-        if by != 'nats/char' and tokenizer == 'v':  # evaluated before its end: not of the model that is ranked
+        if by != 'nats/char' and tokenizer == 'v':  # evaluated before the end, so not the ranked model
             evaluation['step'] = STEPS - 1
         Path(run.workdir, 'evaluation.json').write_text(json.dumps(evaluation))
         if by == 'probe':
