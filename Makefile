@@ -30,7 +30,8 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install pretrain bench test test-fast test-slow test-newest test-plan test-slurm test-soak lint docs format lock clean
+.PHONY: help install pretrain bench test test-fast test-slow test-newest test-plan test-compat test-slurm test-soak lint docs
+.PHONY: format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
@@ -89,8 +90,8 @@ bench: $(TEST_INSTALLED) ## compare the speed of a step with PyTorch on this mac
 
 # Two processes share the test files, so that each module is set up once. The slowest tests are printed.
 PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=25
-FAST := -m 'not (processes or compiles or slow or slurm or plan or soak)'
-IN_ONE_PROCESS := -m 'not (processes or slow or slurm or plan or soak)'
+FAST := -m 'not (processes or compiles or slow or slurm or plan or compat or soak)'
+IN_ONE_PROCESS := -m 'not (processes or slow or slurm or plan or compat or soak)'
 
 # For Python 3.12 and newer, pip's default index has only PyTorch with CUDA, which is several GB. The tests need only the
 # CPU build of PyTorch's own index: PIP_EXTRA_INDEX_URL=THAT_INDEX make test PYTHON=python3.13
@@ -125,6 +126,18 @@ test-plan: $(INSTALLED) ## run the tests that compile for absent TPUs and GPUs (
 	fi
 	WITHOUT_TORCH=1 JAX_PLATFORMS=cpu .venv-plan/bin/python -m pytest -m plan tests/plan
 
+# The first release of transformers with ModernBERT, in its own environment; it works with the torch of the other tests.
+COMPAT_INSTALLED := .venv-compat/.installed-4.48.0
+$(COMPAT_INSTALLED): | $(INSTALLED)
+	@echo 'Installing transformers 4.48.0 into .venv-compat (PyTorch is large: a few minutes) …'
+	@rm -rf .venv-compat
+	@.venv/bin/python -m venv .venv-compat
+	@.venv-compat/bin/python -m pip install --quiet transformers==4.48.0 torch==2.13.0
+	@touch $@
+
+test-compat: $(TEST_INSTALLED) $(COMPAT_INSTALLED) ## open exports with transformers 4.48, in .venv-compat
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -m compat tests/compat
+
 test-slurm: $(TEST_INSTALLED) ## run the tests that start a real SLURM on this machine (apt-get install slurm-wlm munge)
 	.venv/bin/python -m pytest -m slurm
 
@@ -158,5 +171,5 @@ format: $(TEST_INSTALLED) ## fix style and formatting where possible
 	.venv/bin/ruff format .
 
 clean: ## remove .venv and caches; runs/ and corpora/ stay
-	rm -rf .venv .venv-newest .venv-plan .venv-lock build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-plan .venv-compat .venv-lock build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find bert_jax benchmarks configs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,7 +33,7 @@ os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling takes most of th
 os.environ['OMP_NUM_THREADS'] = '1'  # two processes of tests share the cores; PyTorch's threads would wait by spinning
 
 _PROCESSES = 'processes'
-_MAY_START_PROCESSES = (_PROCESSES, 'slurm', 'plan', 'soak')  # marks
+_MAY_START_PROCESSES = (_PROCESSES, 'slurm', 'plan', 'compat', 'soak')  # marks
 _running: list[pytest.Item] = []  # the test that is running
 
 

@@ -1,4 +1,4 @@
-"""Vectors of the lines of a file."""
+"""Computes a vector for each line of a file."""
 
 import dataclasses
 import time
@@ -19,12 +19,12 @@ _LINES_AT_ONCE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """What was written: `lines` rows of `hidden_size` float32.
+    """Describes the array that was written: `lines` rows of `hidden_size` float32.
 
     Attributes:
-      hidden_size: of a vector: the model's for each of the `pooling`.
-      truncated: lines that lost their end, being longer than `max_length` tokens.
-      invalid_utf8_replaced: lines with bytes that are not UTF-8, each replaced by U+FFFD.
+      hidden_size: the size of a vector: the model's hidden size times the number of ways of `pooling`.
+      truncated: number of lines that were truncated to `max_length` tokens.
+      invalid_utf8_replaced: number of lines with bytes that are not UTF-8, which became U+FFFD.
     """
 
     output: str
@@ -39,13 +39,13 @@ class Embedded:
 
 
 def check(input_file: str, output: str) -> None:
-    """Looks at the names before a model is loaded.
+    """Checks the names of the files, so that wrong ones fail before a model is loaded.
 
     Raises:
-      BadInput: when there is no such input, or the output cannot be an .npy file.
+      BadInput: if the input does not exist, or the output is not the name of an .npy file.
     """
     if not Path(input_file).is_file():
-        raise BadInput(f'--input={input_file}', 'is not a file', 'UTF-8 text, a line for each vector')
+        raise BadInput(f'--input={input_file}', 'is not a file', 'a UTF-8 text file with one text per line')
     if Path(output).suffix != '.npy' or Path(output).is_dir():
         raise BadInput(f'--output={output}', 'is not the name of an .npy file', '--output=NAME.npy')
 
@@ -53,10 +53,11 @@ def check(input_file: str, output: str) -> None:
 def embed(
     pretrained: Pretrained, settings: SentenceSettings, input_file: str, output: str, progress: bool = True
 ) -> Embedded:
-    """Writes OUTPUT, float32 [lines, D]: row n is the vector of line n, the mean over its tokens by default.
+    """Writes the vector of each line to `output`, float32 [lines, hidden_size]; by default, the mean over its tokens.
 
-    A blank line gets the vector of an empty text ([CLS] [SEP] alone), so that rows and lines correspond; a longer line
-    than the settings allow, or than the model was trained on, is cut. OUTPUT appears whole, by a rename, or not at all.
+    A blank line gets the vector of `[CLS] [SEP]`, so that rows and lines correspond. A line that is longer than the
+    settings allow, or than the texts that the model was trained on, is truncated. The output is written to a temporary
+    file and renamed when it is complete.
 
     Raises:
       BadInput: see `check`; also for a line that does not fit into memory.
@@ -74,7 +75,7 @@ def embed(
         return f'{done:,} of {num_lines:,} lines'
 
     with new_file(target) as temporary:
-        # A memory map cannot be empty: no lines are an array of no rows.
+        # A memory map cannot be empty, so an array without rows is saved directly.
         shape = (num_lines, hidden_size)
         if num_lines:
             vectors = np.lib.format.open_memmap(temporary, 'w+', np.float32, shape)
@@ -82,10 +83,10 @@ def embed(
             with temporary.open('wb') as file:
                 np.save(file, np.zeros(shape, np.float32))
         with activity.progress(describe, total=num_lines, unit=' lines', shown=progress) as bar:
-            for some in batched(read_whole_lines(input_file, counts), _LINES_AT_ONCE):
-                vectors[done : done + len(some)], cut = pretrained.embed(some, settings)
-                done, truncated = done + len(some), truncated + cut
-                bar.update(len(some))
+            for lines in batched(read_whole_lines(input_file, counts), _LINES_AT_ONCE):
+                vectors[done : done + len(lines)], num_truncated = pretrained.embed(lines, settings)
+                done, truncated = done + len(lines), truncated + num_truncated
+                bar.update(len(lines))
         if num_lines:
             vectors.flush()
     return Embedded(

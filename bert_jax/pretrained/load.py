@@ -1,6 +1,6 @@
-"""A trained model and its tokenizer, from wherever they lie, ready to use.
+"""Loads a model and its tokenizer from a workdir, an export or a Hugging Face directory, and applies them to text.
 
-`B` texts, `L` positions, `D` hidden.
+`B` texts or rows, `L` positions, `D` hidden, `M` ways of pooling.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ from bert_jax.train.state import model_of
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
 
-_BATCH_TOKENS = 8192  # in a batch to encode, filler included
-_MANY_UNUSED = 0.1  # share of the word embeddings without a token that is reported as a likely mistake
-_SHORTEST = 16  # shorter texts are filled up to this length
+_BATCH_TOKENS = 8192  # in a batch to encode, padding included
+_MANY_UNUSED = 0.1  # a larger share of word embeddings without a token is reported as a likely mistake
+_SHORTEST = 16  # shorter texts are padded to this length
 
 
 @dataclasses.dataclass(frozen=True)
 class Filler:
-    """A token that may stand at a [MASK], and its probability."""
+    """A candidate token for a [MASK], and its probability."""
 
     token: str
     score: float
@@ -48,13 +48,13 @@ class Filler:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Vectors of texts, in their order; float32.
+    """Vectors of texts, float32, in the order of the texts.
 
     Attributes:
-      input_ids: of each text, with [CLS] and [SEP].
-      token_vectors: of each text, [L, D]: the last layer at each of its ids.
-      mean_pooled: [B, D]: their mean over L, [CLS] and [SEP] included, as sentence-transformers does.
-      num_truncated: texts that were cut.
+      input_ids: the ids of each text, with [CLS] and [SEP].
+      token_vectors: the last hidden state of each text, [L, D].
+      mean_pooled: [B, D], the mean over L, including [CLS] and [SEP], as in sentence-transformers.
+      num_truncated: number of texts that were truncated.
     """
 
     input_ids: list[list[int]]
@@ -65,10 +65,10 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model with its tokenizer; float32, no dropout.
+    """A model with its tokenizer, in float32 and without dropout.
 
     Attributes:
-      step: of the run that it comes from, where known.
+      step: the training step of its checkpoint; None if it does not come from a workdir.
       provenance: which positions and heads were trained.
     """
 
@@ -80,12 +80,12 @@ class Pretrained:
 
     @property
     def max_length(self) -> int:
-        """Length of the longest text in tokens, `[CLS]` and `[SEP]` included: the positions that were trained."""
+        """The most tokens of a text, including [CLS] and [SEP]: the number of trained positions."""
         return self.provenance.max_length(self.config.max_positions)
 
     @property
     def unused_rows(self) -> int:
-        """Rows of the word embeddings beyond the tokens of the tokenizer."""
+        """The number of rows of the word embeddings that have no token."""
         return self.config.num_embeddings(self.tokenizer.vocab_size) - self.tokenizer.vocab_size
 
     def notes(self, needed: tuple[str, ...] = HEADS) -> list[str]:
@@ -106,40 +106,41 @@ class Pretrained:
         return notes
 
     def encode(self, texts: list[str], truncate: bool = True) -> Encoded:
-        """Contextual vectors of every token, and their mean, for each text.
+        """Returns the contextual vectors of the tokens of each text, and their mean.
 
-        Texts of similar length run together, their number and length rounded up to powers of two: some tens of
-        shapes are compiled at most, whatever the texts. A '[MASK]' in a text is text; an empty text is `[CLS] [SEP]`.
+        Texts of similar length are encoded together. Batch sizes and lengths are rounded up to powers of two, so that
+        at most a few tens of shapes are compiled. The characters '[MASK]' in a text are ordinary text. An empty text
+        becomes `[CLS] [SEP]`.
 
         Args:
-          texts: of any length; one with more tokens than `max_length` loses its end.
-          truncate: False refuses such a text instead.
+          texts: texts of any length.
+          truncate: whether a text with more than `max_length` tokens is truncated; otherwise it is an error.
 
         Raises:
-          BadInput: naming the number of a text that is too long, without `truncate`.
+          BadInput: names the index of a text that is too long, if `truncate` is False.
         """
-        input_ids, num_truncated = self._framed(texts, truncate, self.max_length)
+        input_ids, num_truncated = self._to_ids(texts, truncate, self.max_length)
         token_vectors: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(texts)
         mean_pooled = np.zeros((len(texts), self.config.hidden_size), np.float32)
-        for rows, hidden, mean in self._run(input_ids):
+        for rows, hidden, mean in self._encode_batches(input_ids):
             mean_pooled[rows] = mean[: len(rows)]
             for row, vectors in zip(rows, np.asarray(hidden), strict=False):
                 token_vectors[row] = vectors[: len(input_ids[row])].copy()
         return Encoded(input_ids, token_vectors, mean_pooled, num_truncated)
 
     def mean_pooled(self, texts: list[str], truncate: bool = True) -> tuple[np.ndarray, int]:
-        """([B, D], number of texts cut): `encode` without the vectors of the tokens."""
-        input_ids, num_truncated = self._framed(texts, truncate, self.max_length)
+        """Returns ([B, D], number of truncated texts), as `encode` does, without the vectors of the tokens."""
+        input_ids, num_truncated = self._to_ids(texts, truncate, self.max_length)
         return self._pooled(input_ids, ('mean',)), num_truncated
 
     def embed(self, texts: list[str], settings: SentenceSettings) -> tuple[np.ndarray, int]:
-        """([B, M x D] float32, number of texts cut): the vectors of texts as sentence-transformers makes them.
+        """Returns ([B, M x D] float32, number of truncated texts): the vectors that sentence-transformers computes.
 
         Args:
-          settings: of the directory that the model was loaded from (`sentences.read_settings`).
+          settings: those of the model's directory (`sentences.read_settings`).
         """
         longest = settings.limit(self.max_length, self.config.max_positions)
-        input_ids, num_truncated = self._framed([settings.prepare(text) for text in texts], True, longest)
+        input_ids, num_truncated = self._to_ids([settings.prepare(text) for text in texts], True, longest)
         vectors = self._pooled(input_ids, settings.modes)
         if settings.normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -147,89 +148,93 @@ class Pretrained:
 
     def _pooled(self, input_ids: list[list[int]], modes: tuple[str, ...]) -> np.ndarray:
         vectors = np.zeros((len(input_ids), len(modes) * self.config.hidden_size), np.float32)
-        for rows, _, pooled in self._run(input_ids, modes):
+        for rows, _, pooled in self._encode_batches(input_ids, modes):
             vectors[rows] = pooled[: len(rows)]
         return vectors
 
     def fill_mask(self, text: str, top_k: int = 5) -> list[list[Filler]]:
-        """The best fillers for every [MASK] of a text, best first.
+        """Returns the `top_k` most likely tokens for each [MASK] in a text, most likely first.
 
         Raises:
-          BadInput: when the text has no [MASK] or more tokens than `max_length`, or the masked-LM head is not trained.
+          BadInput: if the text has no [MASK] or more than `max_length` tokens, or the masked-LM head is untrained.
         """
         self._check_fills_masks()
         ids = encode_with_masks(self.tokenizer, text)
         if len(ids) > self.max_length:
             raise BadInput('the text', f'has {len(ids)} tokens', f'at most {self.max_length}, {self._limit()}')
-        where = np.flatnonzero(ids == self.tokenizer.mask_id)
-        if not len(where):
-            raise BadInput('the text', 'has no [MASK]', 'a text with [MASK] where a word is to be found')
-        ((_, hidden, _),) = self._run([ids.tolist()])
-        slots = np.zeros((1, _power_of_two(len(where))), np.int32)
-        slots[0, : len(where)] = where
-        logits = _mlm_logits(*self._parts, hidden, slots)[0, : len(where)]
-        scores = np.asarray(jax.nn.softmax(logits, axis=-1))
-        # The vocabulary is padded; no more fillers are given than it has tokens.
-        best = np.argsort(-scores[:, : self.tokenizer.vocab_size], axis=-1, kind='stable')[:, :top_k]
+        masked = np.flatnonzero(ids == self.tokenizer.mask_id)
+        if not len(masked):
+            raise BadInput('the text', 'has no [MASK]', 'a text with [MASK] in place of a word')
+        ((_, hidden, _),) = self._encode_batches([ids.tolist()])
+        positions = np.zeros((1, _power_of_two(len(masked))), np.int32)
+        positions[0, : len(masked)] = masked
+        logits = _mlm_logits(*self._parts, hidden, positions)[0, : len(masked)]
+        probabilities = np.asarray(jax.nn.softmax(logits, axis=-1))
+        # The word embeddings may have more rows than there are tokens.
+        best = np.argsort(-probabilities[:, : self.tokenizer.vocab_size], axis=-1, kind='stable')[:, :top_k]
         return [
-            [Filler(self.tokenizer.token(int(token)), float(scores[slot, token])) for token in tokens]
-            for slot, tokens in enumerate(best)
+            [Filler(self.tokenizer.token(int(token_id)), float(row[token_id])) for token_id in token_ids]
+            for row, token_ids in zip(probabilities, best, strict=True)
         ]
 
     def masked_losses(self, input_ids: list[list[int]], positions: list[list[int]]) -> list[np.ndarray]:
-        """-log p (nats) of the tokens at some positions of each row, all of a row's masked at once.
+        """Returns -log p (nats) of the tokens at the given positions of each row, all of which are masked at once.
 
         Args:
-          input_ids: of each row, [CLS] and [SEP] included, at most `max_length`.
-          positions: of each row, at least one.
+          input_ids: the ids of each row, with [CLS] and [SEP]; at most `max_length`.
+          positions: the positions of each row, at least one.
 
         Returns:
-          For each row a loss for each of its positions, float32.
+          For each row, the losses at its positions, float32.
         """
         masked = [list(ids) for ids in input_ids]
-        for ids, places in zip(masked, positions, strict=True):
-            for place in places:
-                ids[place] = self.tokenizer.mask_id
+        for ids, row_positions in zip(masked, positions, strict=True):
+            for position in row_positions:
+                ids[position] = self.tokenizer.mask_id
         losses: list[np.ndarray] = [np.zeros(0, np.float32)] * len(input_ids)
-        for rows, hidden, _ in self._run(masked):
-            slots = np.zeros((len(hidden), _power_of_two(max(len(positions[row]) for row in rows))), np.int32)
-            labels = np.zeros_like(slots)
-            for slot, row in enumerate(rows):
-                places = positions[row]
-                slots[slot, : len(places)] = places
-                labels[slot, : len(places)] = np.take(input_ids[row], places)
-            found = np.asarray(_mlm_losses(*self._parts, hidden, slots, labels))
-            for slot, row in enumerate(rows):
-                losses[row] = found[slot, : len(positions[row])]
+        for rows, hidden, _ in self._encode_batches(masked):
+            width = _power_of_two(max(len(positions[row]) for row in rows))
+            batch_positions = np.zeros((len(hidden), width), np.int32)
+            labels = np.zeros_like(batch_positions)
+            for index, row in enumerate(rows):
+                count = len(positions[row])
+                batch_positions[index, :count] = positions[row]
+                labels[index, :count] = np.take(input_ids[row], positions[row])
+            batch_losses = np.asarray(_mlm_losses(*self._parts, hidden, batch_positions, labels))
+            for index, row in enumerate(rows):
+                losses[row] = batch_losses[index, : len(positions[row])]
         return losses
 
-    def _framed(self, texts: list[str], truncate: bool, longest: int) -> tuple[list[list[int]], int]:
-        """(ids of each text as [CLS] text [SEP], number of texts cut)."""
+    def _to_ids(self, texts: list[str], truncate: bool, longest: int) -> tuple[list[list[int]], int]:
+        """Returns (the ids of `[CLS] text [SEP]` for each text, number of truncated texts)."""
         if isinstance(texts, str):
             raise BadInput('texts', 'is one string', 'a list of strings')
         tokenizer = self.tokenizer
-        pieces = tokenizer.encode_batch(list(texts))
-        too_long = [number for number, ids in enumerate(pieces) if len(ids) > longest - 2]
+        rows = tokenizer.encode_batch(list(texts))
+        too_long = [index for index, ids in enumerate(rows) if len(ids) > longest - 2]
         if too_long and not truncate:
-            found = f'has {len(pieces[too_long[0]]) + 2} tokens'
+            found = f'has {len(rows[too_long[0]]) + 2} tokens'
             raise BadInput(f'text {too_long[0]}', found, f'at most {longest}, {self._limit()}; or truncate=True')
-        return [[tokenizer.cls_id, *ids[: longest - 2], tokenizer.sep_id] for ids in pieces], len(too_long)
+        return [[tokenizer.cls_id, *ids[: longest - 2], tokenizer.sep_id] for ids in rows], len(too_long)
 
-    def _run(
+    def _encode_batches(
         self, input_ids: list[list[int]], modes: tuple[str, ...] = ('mean',)
     ) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
-        """Batches of (which texts, vectors [B, L, D], pooled [B, M x D]); what lies past the texts is filler."""
+        """Yields (indices of texts, vectors [B, L, D], pooled [B, M x D]).
+
+        B and L are those of `batches_by_length`, so rows after the last text and positions after its end are padding.
+        """
         batches = batches_by_length(list(map(len, input_ids)), self.config.max_positions)
-        for some, num_rows, length in counted(batches, len(batches), 'running the encoder'):
+        for rows, num_rows, length in counted(batches, len(batches), 'running the encoder'):
             batch = np.full((num_rows, length), self.tokenizer.pad_id, np.int32)
             lengths = np.zeros(num_rows, np.int32)
-            for slot, row in enumerate(some):
-                lengths[slot] = len(input_ids[row])
-                batch[slot, : lengths[slot]] = input_ids[row]
-            yield some, *_encode(*self._parts, batch, lengths, modes)
+            for index, row in enumerate(rows):
+                lengths[index] = len(input_ids[row])
+                batch[index, : lengths[index]] = input_ids[row]
+            yield rows, *_encode(*self._parts, batch, lengths, modes)
 
     def _limit(self) -> str:
-        """What `max_length` is, in words."""
+        """Describes `max_length` for an error message."""
         was_trained = self.max_length < self.config.max_positions
         return 'which the model was trained on' if was_trained else 'the positions of the model'
 
@@ -237,7 +242,7 @@ class Pretrained:
         if MLM_HEAD in self.provenance.untrained_heads:
             raise BadInput(
                 'the model',
-                f'has no trained {MLM_HEAD}: it cannot fill in [MASK]',
+                f'has no trained {MLM_HEAD} and cannot predict [MASK]',
                 'a model that was pretrained with masked tokens',
                 'train it: bert-jax train --config=configs/continue.py --config.init=MODEL --workdir=…',
             )
@@ -248,9 +253,9 @@ class Pretrained:
 
 
 def batches_by_length(lengths: list[int], max_length: int) -> list[tuple[list[int], int, int]]:
-    """Rows of similar length together: (which rows, B, L), with B at least their number.
+    """Groups rows of similar length; returns [(indices of rows, B, L)], where B is at least the number of rows.
 
-    B and L are powers of two, L at most `max_length`: few shapes are compiled.
+    B and L are powers of two, except that L is at most `max_length`, so that few shapes are compiled.
     """
     by_length: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
@@ -259,12 +264,13 @@ def batches_by_length(lengths: list[int], max_length: int) -> list[tuple[list[in
     for length, rows in sorted(by_length.items()):
         size = max(1, _BATCH_TOKENS // length)
         for start in range(0, len(rows), size):
-            some = rows[start : start + size]
-            batches.append((some, min(_power_of_two(len(some)), size), length))
+            batch = rows[start : start + size]
+            batches.append((batch, min(_power_of_two(len(batch)), size), length))
     return batches
 
 
 def _power_of_two(number: int) -> int:
+    """Returns the smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
 
 
@@ -272,7 +278,7 @@ def _power_of_two(number: int) -> int:
 def _encode(
     graph: nnx.GraphDef, params: nnx.State, input_ids: jax.Array, lengths: jax.Array, modes: tuple[str, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """[B, L] ids and [B] lengths -> ([B, L, D] vectors, [B, M x D] pooled over the lengths)."""
+    """Returns (vectors [B, L, D], pooled [B, M x D]) of ids [B, L] with lengths [B]."""
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
     present = (positions < lengths[:, None]).astype(jnp.int32)
     hidden = nnx.merge(graph, params).encode(Inputs(input_ids, jnp.zeros_like(input_ids), present, positions))
@@ -292,15 +298,17 @@ def _mlm_losses(
 
 
 def load_pretrained(name: str, step: int | None = None) -> Pretrained:
-    """The model and the tokenizer in a workdir (newest checkpoint, or `step`), an export or a Hugging Face directory.
+    """Loads the model and tokenizer of a workdir, an export or a Hugging Face directory.
 
-    Args: name, a directory or `WORKDIR@STEP`.
+    Args:
+      name: a directory, or `WORKDIR@STEP`.
+      step: checkpoint of a workdir; by default, the newest.
 
     Raises:
-      BadInput: naming the file that is missing or does not fit.
+      BadInput: names the file that is missing or does not fit.
     """
-    directory, named = identity.split_step(name)
-    step = named if step is None else step
+    directory, step_in_name = identity.split_step(name)
+    step = step_in_name if step is None else step
     if identity.is_workdir(directory):
         return _from_workdir(directory, step)
     check_has_no_steps(directory, step)
@@ -312,11 +320,11 @@ def load_pretrained(name: str, step: int | None = None) -> Pretrained:
 
 
 def check_has_no_steps(directory: str, step: int | None) -> None:
-    """Raises BadInput when a step is named of something that is no workdir."""
+    """Raises BadInput if a step of a directory is requested that is not a workdir."""
     if step is not None:
         if is_local(directory) and not Path(directory).is_dir():
-            raise BadInput(directory, 'is not there', 'the workdir of a run')
-        raise BadInput(f'{directory}@{step}', 'is no workdir of a run: it has no steps', 'WORKDIR@STEP', directory)
+            raise BadInput(directory, 'does not exist', 'the workdir of a run')
+        raise BadInput(f'{directory}@{step}', 'is not a workdir, so it has no steps', 'WORKDIR@STEP', directory)
 
 
 def from_tensors(
@@ -326,7 +334,7 @@ def from_tensors(
     model: config.Model,
     tokenizer: Tokenizer,
 ) -> Pretrained:
-    """Makes the model of a directory that is not a workdir from the tensors in its `file`.
+    """Builds the model of a directory that is not a workdir from the tensors in its `file`.
 
     Raises:
       BadInput: if the tensors do not fit the model, or the tokenizer has more tokens than the embeddings have rows.
@@ -355,15 +363,16 @@ def from_params(
     provenance: Provenance,
     build: Build = build_model,
 ) -> Pretrained:
-    """The model of a run, on one device and in float32, from parameters that may lie on any mesh of this process.
+    """Returns the model of a run on one device, in float32.
 
     Args:
+      params: on any mesh of this process.
       provenance: which positions and heads were trained by that step.
-      build: the class of the model; one with a task's head has an encoder, but fills no masks.
+      build: makes the model. A model with the head of a task can be used for its encoder, but not for `fill_mask`.
     """
     whole = jax.device_put(jax.device_get(params), jax.local_devices()[0])
     model = dataclasses.replace(model, dtype='float32', remat='none')
     unfused = dataclasses.replace(model, attention='auto')  # 'fused' may need bfloat16
-    # With a task's head it is used for its encoder alone.
+    # If it has the head of a task instead, only its encoder is used.
     merged = cast(PretrainingModel, model_of(whole, unfused, tokenizer.vocab_size, build))
     return Pretrained(merged, tokenizer, model, step, provenance)

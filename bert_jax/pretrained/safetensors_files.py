@@ -1,4 +1,4 @@
-"""The tensors of a model directory, by the names that its safetensors files give them; every file checked first."""
+"""Reads the safetensors files of a model directory."""
 
 import shlex
 from pathlib import Path
@@ -14,10 +14,14 @@ _COPY_AGAIN = 'copy or download the file again'
 
 
 def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """(the file to name in errors, name -> tensor as stored) of `model.safetensors`, or of the files of its index.
+    """Reads `model.safetensors`, or all files that its index lists.
+
+    Returns:
+      The file to name in errors, and {name: tensor} as stored.
 
     Raises:
-      BadInput: naming the file (and the tensor): none there, pickle only, truncated, damaged, or an unsafe name.
+      BadInput: names the file if it is missing, truncated, damaged or a pickle, or lists a file or tensor by an unsafe
+        name.
     """
     path, index = directory / 'model.safetensors', directory / 'model.safetensors.index.json'
     if path.is_file():
@@ -31,7 +35,7 @@ def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
     if pickles:
         raise BadInput(
             str(pickles[0]),
-            'is a pickle, which can run any program when it is opened; it is not read here',
+            'is a pickle, which could run any program when it is opened, so bert_jax does not open it',
             'weights as safetensors',
             conversion_command(directory),
         )
@@ -39,7 +43,7 @@ def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
 
 
 def conversion_command(directory: Path) -> str:
-    """A line for a shell that makes model.safetensors of pytorch_model*.bin, reading nothing but tensors."""
+    """Returns a shell command that converts pytorch_model*.bin to model.safetensors and loads nothing but tensors."""
     program = (
         'import glob, sys, torch, safetensors.torch as s; d = sys.argv[1]; '
         "load = lambda f: torch.load(f, map_location='cpu', weights_only=True); "
@@ -56,7 +60,7 @@ def _shards(index: Path) -> list[str]:
         raise BadInput(str(index), f'is not an index of safetensors files ({error})', 'a "weight_map"') from error
     for name in names:
         if _is_unsafe(name):
-            raise BadInput(str(index), f'names the file {name!r}', 'files of its own directory', _COPY_AGAIN)
+            raise BadInput(str(index), f'names the file {name!r}', 'files in the same directory', _COPY_AGAIN)
     return names
 
 
@@ -65,12 +69,12 @@ def _is_unsafe(name: object) -> bool:
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file; the library checks the header against the size of the file."""
+    """Returns {name: tensor} of a file; the library checks the header against the size of the file."""
     if not path.is_file():
         raise BadInput(str(path), 'does not exist', 'every file that the index names', _COPY_AGAIN)
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:  # types, shapes
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:  # bad types or shapes
         found = f'has {path.stat().st_size:,} bytes and cannot be read ({error})'
         raise BadInput(str(path), found, 'a whole safetensors file', _COPY_AGAIN) from error
     for name in tensors:

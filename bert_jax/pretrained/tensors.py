@@ -1,4 +1,4 @@
-"""Rows of the tables that say how parameters are named and laid out in `transformers`; used in both directions."""
+"""Rows of the tables that map parameters to the tensors of `transformers` and back."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,14 @@ import numpy as np
 
 
 class Tensor(NamedTuple):
-    """One tensor of `transformers`, made of one or several parameters.
+    """A tensor of `transformers`, which consists of one or several parameters of bert_jax.
 
     Attributes:
-      paths: of our parameters; several are concatenated along the first dim of theirs, in this order.
-      name: theirs; '#' stands for the index of the layer.
-      kind: 'same'; 'transposed', as theirs is [out, in]; or 'vocab', whose first dim is padded here.
-      first_layer: False if the first layer has no such tensor.
+      paths: paths of the parameters, in the order in which they are concatenated along the first dim of the tensor.
+      name: name of the tensor; '#' is replaced by the index of the layer.
+      kind: 'same' layout in both; 'transposed', because the tensor is [out, in]; or 'vocab', because the first dim of
+        the parameter is padded.
+      first_layer: whether the first layer has this tensor.
     """
 
     paths: tuple[str, ...]
@@ -22,7 +23,7 @@ class Tensor(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Of the first parameter: all of a row belong to the same part of the model."""
+        """The path of the first parameter; the others belong to the same part of the model."""
         return self.paths[0]
 
     @property
@@ -31,39 +32,43 @@ class Tensor(NamedTuple):
         return '#' in self.name
 
     def name_in(self, layer: int) -> str:
-        """Their name in a layer."""
+        """Returns the name of the tensor in a layer."""
         return self.name.replace('#', str(layer))
 
     def layers(self, num_layers: int) -> range:
-        """The layers that have this tensor."""
+        """Returns the indices of the layers that have this tensor."""
         return range(0 if self.first_layer else 1, num_layers)
 
 
 def same(path: str, name: str, *, first_layer: bool = True) -> list[Tensor]:
-    """A parameter with the same layout in both."""
+    """Returns the row of a parameter with the same layout in both."""
     return [Tensor((path,), name, first_layer=first_layer)]
 
 
 def vocabulary(path: str, name: str) -> list[Tensor]:
-    """A parameter whose first dim is the vocabulary."""
+    """Returns the row of a parameter whose first dim is the vocabulary."""
     return [Tensor((path,), name, 'vocab')]
 
 
 def dense(path: str | tuple[str, ...], name: str, *, bias: bool = True) -> list[Tensor]:
-    """A dense layer, or several that are one layer there."""
+    """Returns the rows of a dense layer, or of several that are one layer in `transformers`."""
     paths = (path,) if isinstance(path, str) else path
     rows = [Tensor(tuple(f'{each}/kernel' for each in paths), f'{name}.weight', 'transposed')]
     return rows + [Tensor(tuple(f'{each}/bias' for each in paths), f'{name}.bias')] * bias
 
 
 def norm(path: str, name: str, *, bias: bool = True, first_layer: bool = True) -> list[Tensor]:
-    """A layer norm; without `bias`, or an RMS norm."""
+    """Returns the rows of a layer norm or, without `bias`, also of an RMS norm."""
     rows = same(f'{path}/scale', f'{name}.weight', first_layer=first_layer)
     return rows + same(f'{path}/bias', f'{name}.bias', first_layer=first_layer) * bias
 
 
 def to_theirs(parameters: list[np.ndarray], kind: str, vocab_size: int) -> np.ndarray:
-    """The tensor of a row from its parameters, those of one layer where they are stacked."""
+    """Returns the tensor of a row.
+
+    Args:
+      parameters: one for each path of the row; of a single layer if layers are stacked.
+    """
     if kind == 'transposed':
         parameters = [parameter.T for parameter in parameters]
     value = parameters[0] if len(parameters) == 1 else np.concatenate(parameters)
@@ -71,14 +76,14 @@ def to_theirs(parameters: list[np.ndarray], kind: str, vocab_size: int) -> np.nd
 
 
 def shape_of_theirs(shapes: list[tuple[int, ...]], kind: str, vocab_size: int) -> tuple[int, ...]:
-    """The shape of a row's tensor, from those of its parameters."""
+    """Returns the shape of a row's tensor; shapes: those of its parameters."""
     first, *others = shapes[0][::-1] if kind == 'transposed' else shapes[0]
     first = vocab_size if kind == 'vocab' else sum(_sizes(shapes, kind))
     return first, *others
 
 
 def to_ours(value: np.ndarray, kind: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-    """The parameters of a row, which have these shapes, from its tensor."""
+    """Returns the parameters of a row from its tensor; shapes: those of the parameters."""
     if kind == 'vocab':
         return [np.pad(value, [(0, shapes[0][0] - len(value))] + [(0, 0)] * (value.ndim - 1))]
     parts = np.split(value, np.cumsum(_sizes(shapes, kind))[:-1])
@@ -86,5 +91,5 @@ def to_ours(value: np.ndarray, kind: str, shapes: list[tuple[int, ...]]) -> list
 
 
 def _sizes(shapes: list[tuple[int, ...]], kind: str) -> list[int]:
-    """Along the dim that is the first of the tensor."""
+    """Returns the sizes of parameters along the dim that is the first of the tensor."""
     return [shape[-1] if kind == 'transposed' else shape[0] for shape in shapes]

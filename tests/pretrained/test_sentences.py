@@ -146,7 +146,7 @@ POOLING = {'type': f'{OLD}.Pooling', 'path': '1_Pooling'}
         (lambda d: (d / '1_Pooling' / 'config.json').unlink(), ['1_Pooling/config.json: does not exist']),
         (_change('1_Pooling/config.json', pooling_mode='middle'), ['the pooling middle', 'weightedmean']),
         (_change('1_Pooling/config.json', pooling_mode=[]), ['the pooling none']),
-        (_change('1_Pooling/config.json', pooling_mode=5), ['the pooling ?']),
+        (_change('1_Pooling/config.json', pooling_mode=5), ['the pooling 5']),
         (_change('sentence_bert_config.json', max_seq_length='all'), ["max_seq_length is 'all'"]),
         (_change('sentence_bert_config.json', max_seq_length=2), ['max_seq_length is 2']),
         (
