@@ -20,9 +20,9 @@ VOCABULARY = MaskVocabulary(MASK_ID, np.ones(VOCAB, bool), np.arange(VOCAB), IS_
 def _mask(seed: int, num_rows: int = 256, num_positions: int = 64, num_predictions: int = 12, rate: float = 0.15):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, num_positions + 1, num_rows)
-    place = np.arange(num_positions)
-    present = place < lengths[:, None]
-    candidates = present & (place > 0) & (place != lengths[:, None] - 1) & (place != lengths[:, None] // 2)
+    position = np.arange(num_positions)
+    present = position < lengths[:, None]
+    candidates = present & (position > 0) & (position != lengths[:, None] - 1) & (position != lengths[:, None] // 2)
     ids = np.where(present, rng.integers(5, VOCAB, present.shape), 0).astype(np.int32)
     keys = random.fold_in(seed, np.arange(num_rows))
     masked = mask_tokens(
@@ -150,9 +150,9 @@ def _mask_units(unit: str, seed: int, num_rows: int = 128, num_predictions: int 
     """Returns rows with two runs of text each, whose words have 1 to about 5 tokens."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(5, 65, num_rows)
-    place = np.arange(64)
-    present = place < lengths[:, None]
-    candidates = present & (place > 0) & (place != lengths[:, None] - 1) & (place != lengths[:, None] // 2)
+    position = np.arange(64)
+    present = position < lengths[:, None]
+    candidates = present & (position > 0) & (position != lengths[:, None] - 1) & (position != lengths[:, None] // 2)
     ids = np.where(present, rng.integers(5, VOCAB, present.shape), 0).astype(np.int32)
     masked = mask_tokens(
         ids,
@@ -169,12 +169,12 @@ def _mask_units(unit: str, seed: int, num_rows: int = 128, num_predictions: int 
 def _words(ids: np.ndarray, candidates: np.ndarray) -> list[list[int]]:
     """Returns the positions of each word of a row, by the original's rule, one token at a time."""
     words: list[list[int]] = []
-    for place in range(len(ids)):
-        if candidates[place]:
-            if candidates[place - 1] and IS_CONTINUATION[ids[place]]:
-                words[-1].append(place)
+    for position in range(len(ids)):
+        if candidates[position]:
+            if candidates[position - 1] and IS_CONTINUATION[ids[position]]:
+                words[-1].append(position)
             else:
-                words.append([place])
+                words.append([position])
     return words
 
 
@@ -188,7 +188,7 @@ def test_words_are_masked_whole_within_the_limit(unit: str, seed: int) -> None:
         assert len(drawn) <= n
         words = _words(ids[row], candidates[row])
         assert all(drawn.isdisjoint(word) or drawn.issuperset(word) for word in words)
-        assert drawn <= {place for word in words for place in word}
+        assert drawn <= {position for word in words for position in word}
         if unit == 'word':  # every word that fits is masked
             assert all(len(word) > n - len(drawn) for word in words if drawn.isdisjoint(word))
 
@@ -206,12 +206,12 @@ def test_words_are_masked_as_often_as_by_the_original() -> None:
     rng = np.random.default_rng(0)
     sizes = [1, 3, 1, 2, 5, 1, 2, 1, 4, 1, 1, 2]
     ids = np.zeros((1, 64), np.int32)
-    words, place = [], 1
+    words, position = [], 1
     for size in sizes:
-        words.append(list(range(place, place + size)))
+        words.append(list(range(position, position + size)))
         ids[0, words[-1]] = [7] + [5] * (size - 1)  # 5 continues a word, 7 begins one
-        place += size
-    candidates = ((np.arange(64) > 0) & (np.arange(64) < place))[None]
+        position += size
+    candidates = ((np.arange(64) > 0) & (np.arange(64) < position))[None]
     rows = 20_000
     masked = mask_tokens(
         np.repeat(ids, rows, axis=0),

@@ -65,7 +65,7 @@ def save_model(directory: Path, name: str, dtype: Any = None) -> Any:
     prefix = 'ModernBert' if kind.startswith('Modern') else 'EuroBert'
     model = getattr(transformers, kind)(getattr(transformers, f'{prefix}Config')(**SIZES, **settings)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # away from ones and zeros, so that a swapped tensor shows
+        for parameter in model.parameters():  # a swapped tensor changes the output
             parameter.add_(0.1 * torch.randn_like(parameter))
     if dtype is not None:
         model = model.to(dtype)
@@ -198,7 +198,7 @@ def _set(**changes: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
         ('eurobert', _set(classifier_pooling='max'), "classifier_pooling is 'max'"),
     ],
 )
-def test_unsupported_config_is_refused_by_its_key(name: str, change: Callable, words: str, tmp_path: Path) -> None:
+def test_unsupported_config_is_rejected_by_its_key(name: str, change: Callable, words: str, tmp_path: Path) -> None:
     save_model(tmp_path, name)
     path = tmp_path / 'config.json'
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
@@ -208,7 +208,7 @@ def test_unsupported_config_is_refused_by_its_key(name: str, change: Callable, w
     assert str(path) in str(raised.value)
 
 
-def test_weights_of_another_family_are_refused_and_nothing_is_written(tmp_path: Path, capsys) -> None:
+def test_weights_of_another_family_are_rejected_and_nothing_written(tmp_path: Path, capsys) -> None:
     save_model(tmp_path / 'model', 'eurobert')
     save_model(tmp_path / 'other', 'modernbert')
     (tmp_path / 'other' / 'config.json').rename(tmp_path / 'model' / 'config.json')
@@ -257,7 +257,7 @@ def test_training_continues_with_added_tokens_and_longer_rows(name: str, tmp_pat
     assert bert_jax.load_pretrained(str(tmp_path / 'export')).tokenizer.tokens == [*TOKENS, 'xyz']
 
 
-def test_family_without_pair_head_refuses_pairs_of_the_config(tmp_path: Path, capsys) -> None:
+def test_family_without_pair_head_rejects_configured_pairs(tmp_path: Path, capsys) -> None:
     save_model(tmp_path / 'model', 'modernbert')
     flags = [f'--config={ROOT}/configs/continue.py', f'--config.init={tmp_path}/model', f'--workdir={tmp_path}/run']
     assert main(['bert_jax', 'train', *flags]) == 2
