@@ -22,7 +22,7 @@ from bert_jax.finetune.heads import TaskModel
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.spans import Question, encode_questions
 from bert_jax.finetune.splits import softmax
-from bert_jax.finetune.tags import encode_words, read_words
+from bert_jax.finetune.tags import encode_words, read_words, within_sentence
 from bert_jax.finetune.texts import encode_texts
 from bert_jax.finetune.windows import Span, Window, null_score, rank_spans
 from bert_jax.pretrained.load import Pretrained, batches_by_length
@@ -118,7 +118,8 @@ class FineTuned(Pretrained):
         task, tokenizer = self.task, self.tokenizer
         if task.kind == 'tagging':
             for index, record in enumerate(records):
-                words = [ids or [tokenizer.unk_id] for ids in tokenizer.encode_batch(read_words(record, task))]
+                texts = within_sentence(read_words(record, task), tokenizer)
+                words = [ids or [tokenizer.unk_id] for ids in tokenizer.encode_batch(texts)]
                 for ids, word_starts in encode_words(words, task, tokenizer, counts):
                     yield _Row(index, ids, len(ids), word_starts)
         elif task.kind == 'spans':

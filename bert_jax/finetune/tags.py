@@ -69,6 +69,7 @@ def read_tags(
         if not words:
             counts['sentence without words'] += 1
             continue
+        words = within_sentence(words, tokenizer)
         new = [word for word in dict.fromkeys(words) if word not in ids_of_word]
         ids_of_word |= zip(new, tokenizer.encode_batch(new), strict=True)
         sentences.append((record.where, [ids_of_word[word] or [tokenizer.unk_id] for word in words]))
@@ -92,6 +93,11 @@ def read_tags(
             row_labels.append(token_labels)
     rows = make_rows(ids, [len(row) for row in ids], np.concatenate(row_labels))
     return TaggingSplit(rows, np.array(example_indices), counts, gold, labels, word_starts)
+
+
+def within_sentence(words: list[str], tokenizer: Tokenizer) -> list[str]:
+    """Returns the words as they are written within a sentence: all but the first after a blank, if that matters."""
+    return words[:1] + [tokenizer.word_prefix + word for word in words[1:]]
 
 
 def encode_words(

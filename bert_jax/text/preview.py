@@ -51,8 +51,11 @@ def describe_tokenizer(tokenizer: Tokenizer, sentences: list[str]) -> dict[str, 
     num_tokens, num_words = sum(map(len, ids)), sum(len(sentence.split()) for sentence in sentences)
     words = Counter(word for sentence in sentences for word in sentence.split() if word.isalpha())
     frequent = [word for word, count in words.most_common(2000) if count > 1]
-    rows = tokenizer.encode_batch(frequent)
-    subwords = {word: [tokenizer.token(i) for i in row] for word, row in zip(frequent, rows, strict=True)}
+    prefix = tokenizer.word_prefix
+    rows = tokenizer.encode_batch([prefix + word for word in frequent])
+    subwords = {
+        word: [tokenizer.token(i).removeprefix(prefix) for i in row] for word, row in zip(frequent, rows, strict=True)
+    }
     most_split = sorted(frequent, key=lambda word: (-len(subwords[word]), word))[:10]
     return {
         'kind': tokenizer.kind,

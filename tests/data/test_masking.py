@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from bert_jax import config
 from bert_jax.config import Masking
 from bert_jax.data import random
 from bert_jax.data.masking import MaskVocabulary, _unit_starts, mask_tokens
-from bert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.text.vocabulary import SPECIAL_TOKENS
+from bert_jax.text.special_tokens import SPECIAL_TOKENS
+from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 MASK_ID, VOCAB = 4, 1000
 IS_CONTINUATION = np.arange(VOCAB) % 5 < 2
@@ -111,6 +112,33 @@ def _with_unused_tokens(kind: str, directory: Path) -> Tokenizer:
         minloglevel=2,
     )
     return load_tokenizer(str(directory / 'small.model'), lowercase=True, strip_accents=False)
+
+
+def test_whole_words_of_byte_level_bpe_are_masked_at_the_given_rate() -> None:
+    """Words and their counts are those of the library's pre-tokenizer, for words of one and of many tokens."""
+    text = "the cat sat on the mat, don't you know? naïve 猫が座る 12345 \U0001f600 mat"
+    tokenizer = train_tokenizer(config.Tokenizer(kind='bpe', vocab_size=320), iter([text[:22]] * 5))
+    encoding = tokenizer._backend.encode(text, add_special_tokens=False)
+    words = np.array([-1, *encoding.word_ids])
+    ids = np.tile([tokenizer.cls_id, *encoding.ids], (3000, 1)).astype(np.int32)
+    candidates = np.broadcast_to(np.arange(ids.shape[1]) > 0, ids.shape)
+    lengths, keys = np.full(len(ids), ids.shape[1]), random.fold_in(5, np.arange(len(ids)))
+    rates, sizes = {}, np.bincount(words[1:])
+    assert (sizes > 3).any() and (sizes == 1).any()
+    for unit in ('word', 'ngram'):
+        masking = Masking(unit=unit, rate=0.3)
+        vocabulary = MaskVocabulary.of(tokenizer, masking)
+        masked = mask_tokens(ids, candidates, lengths, keys, masking, vocabulary, num_predictions=30)
+        drawn = np.zeros(ids.shape, bool)
+        rows, slots = np.nonzero(masked.weights)
+        drawn[rows, masked.positions[rows, slots]] = True
+        share = np.stack([drawn[:, words == word].mean(axis=1) for word in range(len(sizes))], axis=1)
+        assert np.isin(share, (0, 1)).all()  # a word is masked as a whole or not at all
+        rates[unit] = drawn.mean()
+        runs = np.diff(np.pad(share, ((0, 0), (1, 1))), axis=1)
+        rates[f'{unit} words per run'] = share.sum() / (runs == 1).sum()
+    assert abs(rates['word'] - 0.3) < 0.04 and abs(rates['ngram'] - 0.3) < 0.06
+    assert rates['ngram words per run'] > 1.2 * rates['word words per run']
 
 
 def test_every_candidate_is_masked_equally_often() -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bert_jax import config
 from bert_jax.config.finetuning import Task
 from bert_jax.errors import BadInput
 from bert_jax.finetune.rows import TaskStream
 from bert_jax.finetune.tags import TaggingSplit, read_tags
+from bert_jax.text.tokenizer import train_tokenizer
 from tests.support.models import read_tokenizer
 
 
@@ -36,6 +38,21 @@ def test_only_first_tokens_of_words_have_tags(tmp_path: Path) -> None:
     assert [tokenizer.token(token) for token in batch.input_ids[0, :8]] == (
         ['[CLS]', 'ada', 'x', '##y', '##z', 'in', '[SEP]', '[PAD]']
     )
+
+
+def test_tags_of_byte_level_bpe_follow_the_blank_before_a_word(tmp_path: Path) -> None:
+    """The rows have the ids of the sentence as a text, on whose words' first tokens the tags are."""
+    sentence, tags = 'Ada xyzzy in the qr5 .'.split(), ['B-PER', 'I-PER', 'O', 'O', 'B-LOC', 'O']
+    (tmp_path / 'a.txt').write_text(''.join(f'{word} {tag}\n' for word, tag in zip(sentence, tags, strict=True)))
+    tokenizer = train_tokenizer(config.Tokenizer(kind='bpe', vocab_size=320), iter(['in the town of the fox'] * 9))
+    settings = Task(kind='tagging', directory=str(tmp_path), text='words', label='tags', sequence_length=64)
+    split = read_tags('conll:a.txt', settings, tokenizer, None)
+    [ids] = tokenizer.encode_batch([' '.join(sentence)])
+    assert split.rows.ids.tolist() == [tokenizer.cls_id, *ids, tokenizer.sep_id]
+    starts = split.word_starts[0]
+    assert [tokenizer.decode([index])[0] for index in split.rows.ids[starts]] == ['A', *' ' * 5]
+    assert [split.labels[label] for label in split.rows.labels[starts]] == tags
+    assert (np.delete(split.rows.labels, starts) == -1).all()
 
 
 def test_word_without_tokens_becomes_unk(tmp_path: Path) -> None:

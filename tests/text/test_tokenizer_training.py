@@ -7,11 +7,14 @@ import time
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bert_jax import activity, config
 from bert_jax.__main__ import main
+from bert_jax.errors import BadInput
 from bert_jax.text import job_tokenizer
+from bert_jax.text.corpus import load_corpus
 from bert_jax.text.prepare import prepare, tokenizer_preview
 from bert_jax.text.tokenizer import Tokenizer, train_tokenizer
 from tests.support.texts import write_text
@@ -55,7 +58,7 @@ def test_training_reports_its_elapsed_time(data: config.Data, monkeypatch, capsy
     prepare(data, config.Tokenizer(vocab_size=100))
 
 
-@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
+@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece', 'bpe'])
 def test_tokenizer_of_a_preview_is_reused_for_the_corpus(data: config.Data, kind: str, monkeypatch, capsys) -> None:
     settings = config.Tokenizer(kind=kind, vocab_size=100)
     expected = prepare(dataclasses.replace(data, corpus=f'{data.corpus}-alone'), settings, progress=False)
@@ -68,7 +71,8 @@ def test_tokenizer_of_a_preview_is_reused_for_the_corpus(data: config.Data, kind
 
     monkeypatch.setattr(job_tokenizer, 'train_tokenizer', train)
     assert tokenizer_preview(data, settings, progress=False) == preview
-    for changed in (dataclasses.replace(settings, vocab_size=101), dataclasses.replace(settings, lowercase=False)):
+    other_case = dataclasses.replace(settings, lowercase=kind == 'bpe')
+    for changed in (dataclasses.replace(settings, vocab_size=101), other_case):
         with pytest.raises(AssertionError, match='trained once more'):
             tokenizer_preview(data, changed, progress=False)
     summary = prepare(data, settings)
@@ -83,6 +87,50 @@ def test_tokenizer_of_a_preview_is_retrained_if_the_text_changes(data: config.Da
     write_text(tmp_path / 'text.txt', num_documents=70, seed=1)
     alone = prepare(dataclasses.replace(data, corpus=f'{data.corpus}-alone'), settings, progress=False)
     assert prepare(data, settings, progress=False).tokens == alone.tokens
+
+
+@pytest.mark.parametrize('vocab_size, num_unused', [(330, 0), (384, 5), (5000, 70)])
+def test_bpe_vocabulary_is_a_multiple_of_64_with_named_unused_tokens(vocab_size: int, num_unused: int) -> None:
+    settings = config.Tokenizer(kind='bpe', vocab_size=vocab_size, num_unused=num_unused)
+    found = train_tokenizer(settings, iter(TEXTS))
+    unused = [token for token in found.tokens if token.startswith('[unused')]
+    assert found.vocab_size % 64 == 0 and found.vocab_size <= vocab_size + 63
+    assert num_unused <= len(unused) < num_unused + 64
+    assert found.tokens[-len(unused) :] == [f'[unused{index}]' for index in range(len(unused))] or not unused
+    assert found.is_special.sum() == 5 + len(unused)
+    text = 'The naïve fox sings [unused0] 한국어 \U0001f600 \x07 [MASK]'
+    [ids] = found.encode_batch([text])
+    assert found.decode(ids) == text and not found.is_special[ids].any()  # cased, and nothing is unknown
+    lowered = train_tokenizer(dataclasses.replace(settings, lowercase=True, strip_accents=True), iter(TEXTS))
+    assert lowered.decode(lowered.encode_batch(['Naïve FOX'])[0]) == 'naive fox'
+    assert lowered.lowercase and lowered.strip_accents and not (found.lowercase or found.strip_accents)
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        ({'kind': 'bpe', 'vocab_size': 256}, 'tokenizer.vocab_size: is 256'),
+        ({'kind': 'bpe', 'vocab_size': 300, 'num_unused': 60}, 'at least 321'),
+        ({'num_unused': 10}, "tokenizer.num_unused: is 10, and tokenizer.kind is 'wordpiece'"),
+    ],
+)
+def test_settings_that_no_bpe_vocabulary_fits_are_rejected(settings: dict, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        config.resolve({'tokenizer': settings})
+
+
+def test_corpus_of_a_tokenizer_that_keeps_blanks_has_the_ids_of_its_lines(tmp_path: Path) -> None:
+    lines = ['One fox. Two dogs!  Three cats?', '你好。世界！ 很好。', 'Naïve café. “Yes.” No', 'alone']
+    (tmp_path / 'text.txt').write_text('\n'.join(lines))
+    data = config.Data(
+        source=f'text:{tmp_path}/text.txt', corpus=str(tmp_path / 'corpus'), validation_fraction=0, pairing='none'
+    )
+    prepare(data, config.Tokenizer(kind='bpe', vocab_size=320), progress=False)
+    corpus = load_corpus(data.corpus)
+    expected = [' '.join(line.split()) for line in lines]
+    ids = corpus.train.gather(np.arange(corpus.train.num_tokens)).tolist()
+    assert ids == [index for row in corpus.tokenizer.encode_batch(expected) for index in row]
+    assert len(corpus.train.sentences) - 1 == 10
 
 
 def test_sentences_skipped_by_sentencepiece_are_reported(capsys) -> None:
@@ -135,7 +183,7 @@ def test_tokenizer_only_prints_how_words_are_split(command: list[str], capsys) -
 
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # in ml_collections
-@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
+@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece', 'bpe'])
 def test_vocabulary_smaller_than_requested_is_reported(
     data: config.Data, command: list[str], kind: str, capsys
 ) -> None:
