@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 
 _NUM_CHARACTERS = 3  # of a token that decide at each end
-_CONTEXTS = ('a', 'A', '1', '22', ' b', '  ', '\t', '.', "'s", '!?', '\u4e16', '\n', '▁c', 'é', '☃')
+_CONTEXTS = ('a', 'A', 's', '1', '22', ' b', '  ', '\t', '.', "'", "'s", '!?', '\u4e16', '\n', '▁c', 'é', '☃')
 PreTokenize = Callable[[str], list[tuple[str, tuple[int, int]]]]  # text -> (piece, its characters [start, end))
 
 
