@@ -5,9 +5,9 @@
 
 The first command measures speed, alternating on one core and on the same text: (A) the batch encoders of the libraries
 on sentences in memory (for SentencePiece, those of `tokenizers` and of sentencepiece itself); (B) the whole of
-`prepare` with that tokenizer: reading, sentence splitting, encoding, checksums, merging, syncing to disk. A
-SentencePiece model is parsed before both. It prints medians and their ratios, in wall-clock time and in CPU time, which
-other programs on the machine affect less.
+`prepare` with that tokenizer: reading, sentence splitting, encoding, checksums, merging, syncing to disk. Before that,
+it compares the ids of all sentences, and parses a SentencePiece model. It prints medians and their ratios, in
+wall-clock time and in CPU time, which other programs on the machine affect less.
 
 The second command measures memory. It writes a file of that size by repeating and varying the text, with one line of
 `longest_line` characters, prepares it in a separate process, and prints the peak memory of the largest process.
@@ -29,15 +29,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import sentencepiece
 from absl import app, flags
 
 from bert_jax import config
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.encode import Encoder
 from bert_jax.text.prepare import prepare
 from bert_jax.text.stats import Stats
-from bert_jax.text.tokenizer import load_tokenizer, train_tokenizer
+from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from bert_jax.text.vocabulary import flatten
 
 _TEXT = flags.DEFINE_string('text', None, 'text file; blank lines separate documents')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'number of timings of A and B', lower_bound=1)
@@ -47,7 +50,7 @@ _LONGEST_LINE = flags.DEFINE_integer(
     'longest_line', 100_000_000, 'characters of the longest line of the memory measurement'
 )
 _KIND = flags.DEFINE_enum(
-    'kind', None, ['wordpiece', 'sentencepiece'], 'kind of tokenizer (default: both, or wordpiece for memory)'
+    'kind', None, ['wordpiece', 'sentencepiece', 'bpe'], 'kind of tokenizer (default: all, or wordpiece for memory)'
 )
 
 _SENTENCES_AT_ONCE = 10_000
@@ -61,7 +64,7 @@ def main(_: list[str]) -> None:
         if _GIGABYTES.value:
             _measure_memory(directory, text)
         else:
-            for kind in (_KIND.value,) if _KIND.value else ('wordpiece', 'sentencepiece'):
+            for kind in (_KIND.value,) if _KIND.value else ('wordpiece', 'sentencepiece', 'bpe'):
                 _measure_speed(directory, text, kind)
 
 
@@ -83,7 +86,8 @@ def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> No
     settings = config.Tokenizer(kind=kind, vocab_size=30_000, sample_bytes=20_000_000)
     train_tokenizer(settings, iter(sentences)).save(directory / kind)
     provided = config.Tokenizer(path=str(directory / kind))
-    tokenizer = load_tokenizer(provided.path, lowercase=True, strip_accents=False)
+    tokenizer = load_tokenizer(provided.path)
+    _check_ids(tokenizer, sentences)
     alone = {'tokenizers, encode_batch_fast': tokenizer._backend.encode_batch_fast}
     lowered = {}
     if kind == 'sentencepiece':
@@ -104,9 +108,8 @@ def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> No
                 config.Data(source=source, corpus=str(directory / f'{kind}-{round_index}')), provided, progress=False
             )
     num_bytes = text.stat().st_size
-    print(
-        f'{num_bytes / 1e6:.1f} MB of text, {len(sentences):,} sentences, one core, medians of {_ROUNDS.value} rounds'
-    )
+    size = f'{num_bytes / 1e6:.1f} MB of text, {len(sentences):,} sentences'
+    print(f'{size}, ids equal, one core, medians of {_ROUNDS.value} rounds')
     for column, clock in enumerate(('wall-clock time', 'CPU time')):
         speeds = {
             name: num_bytes / statistics.median(timing[column] for timing in timings) for name, timings in times.items()
@@ -117,6 +120,16 @@ def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> No
         for name, speed in speeds.items():
             print(f'    {name}: {speed / 1e6:.2f} MB/s; prepare runs at {ours / speed:.2f} times that speed')
     print(json.dumps({'kind': kind} | times), flush=True)
+
+
+def _check_ids(tokenizer: Tokenizer, sentences: list[str]) -> None:
+    """Checks that the word cache gives the ids that the `tokenizers` library gives for whole sentences."""
+    encoder = Encoder(tokenizer)
+    for start in range(0, len(sentences), _SENTENCES_AT_ONCE):
+        texts = sentences[start : start + _SENTENCES_AT_ONCE]
+        ids, sizes = encoder.encode('\n'.join([*texts, '']).encode())
+        expected, expected_sizes = flatten(tokenizer.encode_batch(texts))
+        assert np.array_equal(ids, expected) and np.array_equal(sizes, expected_sizes), 'the ids differ'
 
 
 @contextlib.contextmanager
