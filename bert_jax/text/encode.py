@@ -59,9 +59,29 @@ class Encoder:
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Encodes sentences, each ending in a line feed; returns (concatenated ids, number of ids of each sentence)."""
-        if self.tokenizer.blank_rule is None:
-            ids, sizes = flatten(self.tokenizer.encode_batch(text.decode().split('\n')[:-1]))
-            return ids.astype(self.dtype), sizes
+        whole_texts = self.tokenizer.whole_texts
+        if self.tokenizer.blank_rule is not None and whole_texts is None:
+            return self._encode_by_words(text)
+        sentences = text.decode().split('\n')[:-1]
+        if whole_texts is None:
+            return self._encode_whole(sentences)
+        is_whole = np.array([whole_texts.search(sentence) is not None for sentence in sentences])
+        sizes, parts = np.empty(len(sentences), np.int64), []
+        for selected, encode in ((is_whole, self._encode_whole), (~is_whole, self._encode_by_words)):
+            if selected.any():
+                part, sizes[selected] = encode(list(itertools.compress(sentences, selected)))
+                parts.append((selected, part))
+        ids = np.empty(sizes.sum(), self.dtype)
+        for selected, part in parts:
+            ids[np.repeat(selected, sizes)] = part
+        return ids, sizes
+
+    def _encode_whole(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, sizes = flatten(self.tokenizer.encode_batch(sentences))
+        return ids.astype(self.dtype), sizes
+
+    def _encode_by_words(self, text: bytes | list[str]) -> tuple[np.ndarray, np.ndarray]:
+        text = text if isinstance(text, bytes) else '\n'.join([*text, '']).encode()
         distinct, word_indices, first_words = _index_words(text, self.tokenizer.blank_rule)
         encoded = list(map(self._words.get, distinct))
         if unseen := [index for index, ids in enumerate(encoded) if ids is None]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.text.blanks import BlankRule, find_blank_rule
+from bert_jax.text.blanks import BlankRule, find_blank_rule, find_exceptions
 from bert_jax.text.special_tokens import SpecialTokens
 from bert_jax.text.vocabulary import Vocabulary, encode_joined, library_errors, tokenizer_hash, tokens_by_id
 from bert_jax.text.word_boundaries import (
@@ -99,8 +99,12 @@ class Pipeline(Vocabulary):
 
     # --- Words. ---
 
+    @functools.cached_property
+    def whole_texts(self) -> re.Pattern[str] | None:
+        return find_exceptions(self._split) if self.blank_rule is BlankRule.MOSTLY_KEEPS else None
+
     def encode_words(self, words: list[str]) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-        if self.blank_rule is not BlankRule.KEEPS:
+        if self.blank_rule is BlankRule.DROPS:
             yield from super().encode_words(words)
             return
         yield from super().encode_words(list(itertools.filterfalse(_PLAIN_WORD.fullmatch, words)))
@@ -124,7 +128,7 @@ class Pipeline(Vocabulary):
         if suffix := self._model.get('end_of_word_suffix'):
             ends = np.array([token.endswith(suffix) for token in self.tokens])
             return MarkedBoundaries(is_alone, ends | is_alone)
-        words = self._pre_tokenize(self.normalize('a b'))
+        words = self._pre_tokenize(self.normalize('one two'))
         if len(words) == 1:
             begins = np.array([token.startswith(('▁', ' ')) for token in self.tokens])
             return MarkedBoundaries(begins | is_alone, is_alone)
@@ -140,6 +144,9 @@ class Pipeline(Vocabulary):
             is_alone = is_alone & (np.arange(self.vocab_size) != self.unk_id)
             contents = [b'' if tail else token.encode() for token, tail in zip(self.tokens, is_tail, strict=True)]
         return PreTokenizerBoundaries(contents, is_tail & ~is_alone, is_alone, self._pre_tokenize)
+
+    def _split(self, text: str) -> list[str]:
+        return [piece for piece, _ in self._pre_tokenize(self.normalize(text))]
 
     def _pre_tokenize(self, text: str) -> list[tuple[str, tuple[int, int]]]:
         if self._backend.pre_tokenizer is None:

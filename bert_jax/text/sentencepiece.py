@@ -26,7 +26,7 @@ import numpy as np
 from bert_jax import config
 from bert_jax.console import quantity, say
 from bert_jax.errors import BadInput
-from bert_jax.text.blanks import BlankRule
+from bert_jax.text.blanks import PREPENDED_LETTERS, BlankRule
 from bert_jax.text.special_tokens import SPECIAL_TOKENS
 from bert_jax.text.vocabulary import (
     ALPHABET_COVERAGE,
@@ -42,11 +42,6 @@ _MIN_REPORTED = 0.01  # fraction of the sample that is skipped
 _SCORE_STEP = 2.0**-8  # nats
 _UNKNOWN_PENALTY = 10.0  # nats below the lowest score, as in the library
 _MAX_TEXT_LENGTH = 1600  # characters of the words at once; float32 represents the sum of their scores exactly
-# Letters with Grapheme_Cluster_Break=Prepend (Unicode 16, UAX 29).
-_PREPENDED_LETTERS = (
-    '\u0d4e\U000111c2\U000111c3\U000113d1\U0001193f\U00011941\U00011a3a\U00011a84\U00011a85\U00011a86'
-    '\U00011a87\U00011a88\U00011a89\U00011d46\U00011f02'
-)
 _UNUSABLE = 'is not a usable SentencePiece model', 'a .model file written by spm_train'
 _PIPELINE = 1  # version; increased if the same model file gives other ids
 
@@ -181,7 +176,7 @@ def _grapheme_joiners() -> list[str]:
     joining = ('Mn', 'Mc', 'Me', 'Cf')
     planes = itertools.chain(range(0x20000), range(0xE0000, 0xE1000))  # all other planes hold ideographs or are empty
     marks = [character for character in map(chr, planes) if unicodedata.category(character) in joining]
-    return marks + list(_PREPENDED_LETTERS)
+    return marks + list(PREPENDED_LETTERS)
 
 
 def train_sentencepiece(settings: config.Tokenizer, sample: list[str]) -> SentencePiece:

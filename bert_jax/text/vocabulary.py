@@ -36,6 +36,7 @@ class Tokenizer(Protocol):
       is_special: bool [V]; whether a token is not text: special tokens such as [PAD] and [UNK], and unused entries.
       hash: SHA-256 of vocabulary and settings; tokenizers with equal hashes give equal ids for every text.
       blank_rule: how the ids of a text follow from those of its words; None if they do not.
+      whole_texts: texts in which this is found are an exception from the rule; None if there are none.
       splits_at_punctuation: whether the ids of a word are the concatenated ids of its ASCII punctuation marks and of
         the text between them.
       word_prefix: what precedes a word within a text: a blank if that makes a difference, else ''.
@@ -56,6 +57,7 @@ class Tokenizer(Protocol):
     is_special: np.ndarray
     hash: str
     blank_rule: BlankRule | None
+    whole_texts: re.Pattern[str] | None
     splits_at_punctuation: bool
     word_prefix: str
     mask_takes_blanks: bool
@@ -107,6 +109,7 @@ class Vocabulary:
     """The common base of all kinds: a `tokenizers.Tokenizer`, and everything that follows from its tokens."""
 
     word_prefix = ''
+    whole_texts: re.Pattern[str] | None = None
     _rules: list[Any]  # everything that the ids of text in NFC depend on
 
     def _wrap(

@@ -1,5 +1,6 @@
 """Any tokenizer.json gives the ids of the `tokenizers` library: byte-level BPE, BPE with byte fallback, Unigram."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bert_jax.errors import BadInput
@@ -158,13 +161,45 @@ def split_unigram() -> tokenizers.Tokenizer:
     return backend
 
 
-def unknown_rules() -> tokenizers.Tokenizer:
-    backend = roberta()
-    backend.normalizer = normalizers.Strip()
+def precompiled() -> tokenizers.Tokenizer:
+    """As XLM-R and DeBERTa: a model of SentencePiece, with its table of characters."""
+    writer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_writer=writer,
+        vocab_size=150,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    proto = sentencepiece_model_pb2.ModelProto.FromString(writer.getvalue())
+    special = [(name, 0.0) for name in ('<s>', '<pad>', '</s>', '<unk>', '<mask>')]
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces if piece.type == piece.NORMAL]
+    backend = tokenizers.Tokenizer(models.Unigram([*special, *pieces], unk_id=3))
+    backend.add_special_tokens([name for name, _ in special])
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Replace(tokenizers.Regex(' {2,}'), ' '),
+        ]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
     return backend
 
 
-KEEPS, DROPS = BlankRule.KEEPS, BlankRule.DROPS
+def without_accents() -> tokenizers.Tokenizer:
+    backend = modernbert()
+    backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    return backend
+
+
+def unknown_rules() -> tokenizers.Tokenizer:
+    backend = roberta()
+    backend.normalizer = normalizers.Replace(tokenizers.Regex('a b'), 'c')
+    return backend
+
+
+KEEPS, MOSTLY_KEEPS, DROPS = BlankRule.KEEPS, BlankRule.MOSTLY_KEEPS, BlankRule.DROPS
 MAKERS: dict[Callable[[], tokenizers.Tokenizer], BlankRule | None] = {
     roberta: KEEPS,
     prefixed: KEEPS,
@@ -173,6 +208,8 @@ MAKERS: dict[Callable[[], tokenizers.Tokenizer], BlankRule | None] = {
     gemma: KEEPS,
     unigram: KEEPS,
     split_unigram: DROPS,
+    precompiled: MOSTLY_KEEPS,
+    without_accents: MOSTLY_KEEPS,
     unknown_rules: None,
 }
 
