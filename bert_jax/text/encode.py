@@ -82,7 +82,9 @@ class Encoder:
 
     def _encode_by_words(self, text: bytes | list[str]) -> tuple[np.ndarray, np.ndarray]:
         text = text if isinstance(text, bytes) else '\n'.join([*text, '']).encode()
-        distinct, word_indices, first_words = _index_words(text, self.tokenizer.blank_rule)
+        distinct, word_indices, first_words = _index_words(
+            text, drops_blanks=self.tokenizer.blank_rule is BlankRule.DROPS
+        )
         encoded = list(map(self._words.get, distinct))
         if unseen := [index for index, ids in enumerate(encoded) if ids is None]:
             self._encode_words([distinct[index] for index in unseen])
@@ -117,7 +119,7 @@ class Encoder:
             yield from zip(group, [packed[start:end] for start, end in itertools.pairwise([0, *ends])], strict=True)
 
 
-def _index_words(text: bytes, rule: BlankRule) -> tuple[list[str], pyarrow.Array, np.ndarray]:
+def _index_words(text: bytes, *, drops_blanks: bool) -> tuple[list[str], pyarrow.Array, np.ndarray]:
     """Splits sentences, each ending in a line feed, into words, which may be empty.
 
     Returns:
@@ -125,7 +127,7 @@ def _index_words(text: bytes, rule: BlankRule) -> tuple[list[str], pyarrow.Array
     """
     characters = np.frombuffer(text, np.uint8).copy()  # few enough for int32 offsets, see `_bounded_texts`
     ends_sentence = characters == ord('\n')
-    if rule is BlankRule.DROPS:
+    if drops_blanks:
         last = np.flatnonzero((characters == ord(' ')) | ends_sentence)  # of each word, the blank after it
         characters[last] = ord(' ')
     else:
@@ -136,7 +138,7 @@ def _index_words(text: bytes, rule: BlankRule) -> tuple[list[str], pyarrow.Array
     words = pyarrow.StringArray.from_buffers(len(last), offsets, pyarrow.py_buffer(characters))
     encoded_words = words.dictionary_encode()
     distinct = encoded_words.dictionary.to_pylist()
-    if rule is BlankRule.DROPS:
+    if drops_blanks:
         distinct = [word[:-1] for word in distinct]
     else:
         distinct = [word.removesuffix('\n') for word in distinct]
