@@ -118,10 +118,9 @@ def parse(command: Command, arguments: list[str]) -> tuple[flags.FlagValues, lis
     Raises:
       BadInput: if a flag, a config file or an override cannot be used.
     """
-    usage, known = f'bert-jax {command.name} --help', []
+    usage, known, config = f'bert-jax {command.name} --help', [], None
     try:
         arguments = flags.FlagValues().read_flags_from_files(arguments, force_gnu=False)
-        config = None
         if command.takes_config:
             config_file, arguments = _without_config_file(arguments)
             config = None if config_file is None else load_config_file(config_file)
@@ -130,7 +129,7 @@ def parse(command: Command, arguments: list[str]) -> tuple[flags.FlagValues, lis
         rest = values([command.name, *arguments])[1:]
     except (AttributeError, KeyError, IndexError) as error:  # an override sets a field that does not exist
         message = str(error).strip('"\'')
-        raise _unknown_override(command, arguments) or BadInput(
+        raise _unknown_override(command, config, arguments) or BadInput(
             '--config', message, '', 'bert-jax help config'
         ) from error
     except flags.UnrecognizedFlagError as error:
@@ -163,15 +162,16 @@ def _without_config_file(arguments: list[str]) -> tuple[str | None, list[str]]:
     return config_file, others
 
 
-def _unknown_override(command: Command, arguments: list[str]) -> BadInput | None:
+def _unknown_override(command: Command, config: Any, arguments: list[str]) -> BadInput | None:
     """Returns the error for the first `--config.FIELD` whose field or element does not exist; None if all do."""
-    known = {*field_names(command.config_type), *field_names(Phase, 'phases[].')}
+    family = config.get('model', {}).get('family', '') if config else ''
+    known = {*field_names(command.config_type, family=family), *field_names(Phase, 'phases[].')}
     for argument in arguments:
         path = argument.partition('=')[0].removeprefix('--config.')
         if not argument.startswith('--config.'):
             continue
         if re.sub(r'\[\d+\]', '[]', path) not in known:
-            return unknown_field(path, command.config_type)
+            return unknown_field(path, command.config_type, family)
         if '[' in path:
             field = path.partition('[')[0]
             expected = f'an element of config.{field} in the config file'

@@ -294,6 +294,10 @@ def _resolve_inner(
     def unknown_here(name: str) -> BadInput:
         leaf = name.rpartition('.')[2]
         fix = nearest(leaf, names) or f'bert-jax help config.{path}'
+        if leaf in _names(section) and values[leaf] == section.__dataclass_fields__[leaf].default:
+            fix = (
+                f'start from a config of this {by}, such as bert_jax.config.defaults({chosen!r})'  # not set by the user
+            )
         return BadInput(f'config.{name}', f'is not a field of {by} {chosen!r}', ', '.join(names), fix)
 
     return resolve_section(sections[chosen], values, path + '.', unknown_here)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.config import Config, Data, Tokenizer, field_names, resolve, unknown_field
+from bert_jax.config import FAMILIES, Config, Data, Tokenizer, field_names, resolve, unknown_field
 from bert_jax.config.fields import content_of
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
@@ -153,7 +153,7 @@ def _check_explicit(runs: list[Any]) -> None:
 
 
 def _check_fields(**parts: dict[str, Any]) -> None:
-    known, seen = set(field_names()), {}
+    known, seen = {name for family in FAMILIES for name in field_names(family=family)}, {}
     for part, fields in parts.items():
         for field in fields:
             if field not in known:
@@ -245,7 +245,7 @@ def _with_overrides(values: dict[str, Any], overrides: dict[str, Any], base: str
         for name in sections:
             section = section.get(name, {})
         if leaf not in section:
-            fix = 'start from bert_jax.config.bert(SIZE): it has every field'
+            fix = 'start from a config of bert_jax.config, such as bert(SIZE), which has every field of its family'
             raise BadInput(base, f'has no {field}, so it cannot be overridden', '', fix)
         section[leaf] = value
     return changed

@@ -3,6 +3,7 @@
 import pytest
 
 from bert_jax import config
+from bert_jax.__main__ import main
 from bert_jax.errors import BadInput
 
 
@@ -54,3 +55,14 @@ def test_defaults_of_a_family_resolve_and_an_unknown_one_is_named() -> None:
         assert config.resolve(config.defaults(family)).model == section()
     with pytest.raises(BadInput, match="did you mean 'eurobert'"):
         config.defaults('eurobrt')
+
+
+def test_override_of_another_family_names_the_family_that_has_the_field(capsys) -> None:
+    for config_file, field, words in (
+        ('bert.py:tiny', 'mlp_dropout=0.1', "not a field of family 'bert', but of modernbert"),
+        ('modernbert.py:nano', 'dropout_rate=0.1', "not a field of family 'modernbert', but of bert"),
+        ('modernbert.py:nano', 'local_atention=9', 'did you mean config.model.local_attention?'),
+        ('bert.py:tiny', 'family=modernbert', "bert_jax.config.defaults('modernbert')"),
+    ):
+        assert main(['bert_jax', 'train', f'--config={config_file}', f'--config.model.{field}', '--workdir=run']) == 2
+        assert words in capsys.readouterr().err
