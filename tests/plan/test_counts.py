@@ -1,11 +1,13 @@
 """The counts of `plan` agree with published sizes, real arrays and compiled programs."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
 from bert_jax import config
 from bert_jax.errors import BadInput
@@ -248,16 +250,19 @@ def test_suggested_changes_are_the_smallest_that_fit() -> None:
     assert planning.analytic_plan(chosen, targets.parse_target(name)).fits
 
 
-def test_flags_of_the_best_candidate_give_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('get_config', [config.bert, config.modernbert])
+def test_flags_of_the_best_candidate_give_its_plan(
+    get_config: Callable[[str], ConfigDict], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr('bert_jax.plan.program.missing_compiler', lambda target: 'not to be used here')
     target = targets.parse_target('tpu-v5e:2x2')
-    chosen = published('base')
+    overridden = get_config('base')
+    overridden.model.dtype = 'bfloat16'
+    chosen = config.resolve(overridden)
     ranking = search.search(chosen, target)
     seconds = [plan.time.total for _, plan in ranking.plans]
     assert seconds == sorted(seconds) and all(plan.fits and not plan.is_compiled for _, plan in ranking.plans)
     assert ranking.tried == ranking.too_large + len(ranking.plans)
-    overridden = config.bert('base')
-    overridden.model.dtype = 'bfloat16'
     for override in planning.as_flags(ranking.plans[0][0]).split():
         name, value = override.removeprefix('--config.').split('=')
         overridden.update_from_flattened_dict({name: int(value) if value.isdigit() else value})
