@@ -191,9 +191,8 @@ def test_another_initial_model_needs_another_workdir(
     directory: Path, trained: Path, commands: dict, tmp_path: Path, capsys
 ) -> None:
     same = shutil.copytree(directory / MODEL_NAME, tmp_path / 'same')
-    assert (
-        run([*commands['train'], f'--config.init={same}'], directory) == 0
-    )  # finished; the path of the model does not matter
+    # The run has finished, and the path of the model does not matter.
+    assert run([*commands['train'], f'--config.init={same}'], directory) == 0
     other = _write_other_model(directory, tmp_path)
     assert run([*commands['train'], f'--config.init={other}'], directory) == 2
     assert 'holds another run: init (' in capsys.readouterr().err

@@ -67,9 +67,8 @@ def test_workdir_records_the_provenance_of_its_initial_model(tmp_path: Path) -> 
     assert _trained_length(workdir, 0) == _trained_length(workdir, 5) == 40
     identity.claim(str(tmp_path / 'new'), _config(), tokenizer, {})
     assert start_of(str(tmp_path / 'new')) is None and _trained_length(str(tmp_path / 'new'), 5) == 32
-    identity.claim(
-        str(tmp_path / 'old'), _config(), tokenizer, {'init': 'hash'}
-    )  # as written by versions that did not record it
+    # As written by versions that did not record it.
+    identity.claim(str(tmp_path / 'old'), _config(), tokenizer, {'init': 'hash'})
     assert _trained_length(str(tmp_path / 'old'), 1) == 64
 
 

@@ -44,9 +44,8 @@ def test_spike_is_far_above_the_median_for_several_steps() -> None:
     assert _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady + [9.0, 9.0, 2.0] * 10) is None
     anomaly = _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady + [2.38, 3.0, 9.0, 2.0])
     assert (anomaly.first, anomaly.last) == (9, 11) and '9.000' in anomaly.found and '2.375' in anomaly.found
-    assert (
-        _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady[:7] + [9.0] * 3) is None
-    )  # too few losses for a median
+    # Too few losses for a median.
+    assert _watch(DivergenceMonitor(SETTINGS, TrainingRecord()), steady[:7] + [9.0] * 3) is None
     off = dataclasses.replace(SETTINGS, spike_threshold=0.0)
     assert _watch(DivergenceMonitor(off, TrainingRecord()), steady + [9.0] * 10) is None
 
