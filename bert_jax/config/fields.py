@@ -295,9 +295,8 @@ def _resolve_inner(
         leaf = name.rpartition('.')[2]
         fix = nearest(leaf, names) or f'bert-jax help config.{path}'
         if leaf in _names(section) and values[leaf] == section.__dataclass_fields__[leaf].default:
-            fix = (
-                f'start from a config of this {by}, such as bert_jax.config.defaults({chosen!r})'  # not set by the user
-            )
+            # The field came with the config file, whose section is of another family.
+            fix = f'start from a config of this {by}, such as bert_jax.config.defaults({chosen!r})'
         return BadInput(f'config.{name}', f'is not a field of {by} {chosen!r}', ', '.join(names), fix)
 
     return resolve_section(sections[chosen], values, path + '.', unknown_here)
