@@ -78,7 +78,7 @@ def find_special_tokens(path: pathlib.Path, content: dict[str, Any], tokens: Col
         conventional = ', '.join(name for role in _MEANINGS if not found[role] for name in _NAMES[role][:2])
         raise BadInput(
             f'tokenizer {path}',
-            f'has no {" and no ".join(meaning.removeprefix("a ") for meaning in missing)}',
+            f'lacks {" and ".join(missing)}',
             f'{", ".join(missing)}, with a conventional name ({conventional}) or declared in {_FILES[0]}',
             'add the tokens to tokenizer.json (`add_special_tokens` of the `tokenizers` library), '
             f'or name existing ones in {_FILES[0]} next to it',

@@ -306,7 +306,7 @@ def test_special_tokens_are_found_by_role(tmp_path: Path) -> None:
     backend = _bpe(['first', 'last', 'hole', 'nothing'])  # no conventional names
     backend.post_processor = processors.BertProcessing(('last', 1), ('first', 0))
     backend.save(str(path))
-    with pytest.raises(BadInput, match=r'(?s)has no padding token and no mask token.*expected: .*<mask>'):
+    with pytest.raises(BadInput, match=r'(?s)lacks a padding token and a mask token.*expected: .*<mask>'):
         load_tokenizer(path)
     (tmp_path / 'special_tokens_map.json').write_text(json.dumps({'mask_token': {'content': 'hole'}}))
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'pad_token': 'nothing', 'sep_token': 'absent'}))
@@ -317,11 +317,11 @@ def test_special_tokens_are_found_by_role(tmp_path: Path) -> None:
 
 def test_tokenizer_without_mask_token_is_rejected_with_its_fix(tmp_path: Path) -> None:
     for special, missing in (
-        (['<s>', '<pad>', '</s>', '<unk>'], 'mask token'),
-        (['<s>', '</s>', '<unk>', '<mask>'], 'padding token'),
+        (['<s>', '<pad>', '</s>', '<unk>'], 'a mask token'),
+        (['<s>', '</s>', '<unk>', '<mask>'], 'a padding token'),
     ):
         _bpe(special).save(str(tmp_path / 'tokenizer.json'))
-        with pytest.raises(BadInput, match=f'(?s)has no {missing}.*fix: .*add the tokens to tokenizer.json'):
+        with pytest.raises(BadInput, match=f'(?s)lacks {missing}.*fix: .*add the tokens to tokenizer.json'):
             load_tokenizer(tmp_path / 'tokenizer.json')
 
 
