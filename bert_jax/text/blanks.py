@@ -61,8 +61,7 @@ def find_blank_rule(settings: dict[str, Any]) -> BlankRule | None:
     added = settings['added_tokens']
     if any(_CROSSES_A_BLANK.search(token['content']) or token['rstrip'] for token in added):
         return None
-    is_plain = not any(token['lstrip'] or ' ' in token['content'] for token in added)
-    if is_plain and _drops_white_space(normalizers, steps):
+    if not any(' ' in token['content'] for token in added) and _drops_white_space(normalizers, steps):
         return BlankRule.DROPS
     keeps_blanks = not any(_replaces_blanks(step) for step in normalizers)
     is_local = all(step['type'] in _LOCAL_NORMALIZERS or _replaces_blanks(step) for step in normalizers)
@@ -101,8 +100,8 @@ def find_exceptions(split: Callable[[str], list[str]]) -> re.Pattern[str]:
     others = map(chr, itertools.chain(range(0x7F, 0x20000), range(0xE0000, 0xE1000)))
     tried += [character for character in others if unicodedata.category(character) not in _LIKE_ASCII]
     parts = (tried[start : start + _TRIED_AT_ONCE] for start in range(0, len(tried), _TRIED_AT_ONCE))
-    exceptions = itertools.chain.from_iterable(map(find, parts))
-    return re.compile(f'[{re.escape("".join(exceptions))}]')
+    exceptions = ''.join(itertools.chain.from_iterable(map(find, parts)))
+    return re.compile(f'[{re.escape(exceptions)}]' if exceptions else '(?!)')
 
 
 def _steps(component: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:

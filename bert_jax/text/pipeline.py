@@ -78,9 +78,14 @@ class Pipeline(Vocabulary):
         import tokenizers
 
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        flags = {'lstrip': bool(self.word_prefix), 'normalized': self.lowercase or self.strip_accents}
-        backend.add_tokens([tokenizers.AddedToken(word, single_word=True, special=False, **flags) for word in words])
+        # Of a text in which normalization marks words, only the original can be searched for words.
+        is_normalized = (self.lowercase or self.strip_accents) and '▁' not in super().normalize('x')
+        flags = {'single_word': True, 'lstrip': True, 'normalized': is_normalized}
+        backend.add_tokens([tokenizers.AddedToken(word, **flags) for word in words])
         return Pipeline(backend, self.special_tokens, where=self._where)
+
+    def normalize(self, text: str) -> str:
+        return super().normalize(text).strip('▁')
 
     def word_text(self, token_id: int) -> str:
         return self.word_prefix + self.tokens[token_id]
@@ -128,11 +133,11 @@ class Pipeline(Vocabulary):
         if suffix := self._model.get('end_of_word_suffix'):
             ends = np.array([token.endswith(suffix) for token in self.tokens])
             return MarkedBoundaries(is_alone, ends | is_alone)
-        words = self._pre_tokenize(self.normalize('one two'))
+        words = self._split('one two')
         if len(words) == 1:
             begins = np.array([token.startswith(('▁', ' ')) for token in self.tokens])
             return MarkedBoundaries(begins | is_alone, is_alone)
-        if not self._is_byte_level and '▁' not in words[-1][0]:  # tokens do not show where a blank was
+        if not self._is_byte_level and '▁' not in words[-1]:  # tokens do not show where a blank was
             return MarkedBoundaries(np.ones(self.vocab_size, bool), is_alone)
         if self._is_byte_level:
             contents = [bytes_of_token(token) for token in self.tokens]
@@ -146,7 +151,7 @@ class Pipeline(Vocabulary):
         return PreTokenizerBoundaries(contents, is_tail & ~is_alone, is_alone, self._pre_tokenize)
 
     def _split(self, text: str) -> list[str]:
-        return [piece for piece, _ in self._pre_tokenize(self.normalize(text))]
+        return [piece for piece, _ in self._pre_tokenize(super().normalize(text))]
 
     def _pre_tokenize(self, text: str) -> list[tuple[str, tuple[int, int]]]:
         if self._backend.pre_tokenizer is None:

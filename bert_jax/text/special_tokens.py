@@ -119,5 +119,5 @@ def _framing(processor: dict[str, Any] | None) -> dict[str, str]:
             role = 'sep'
         else:
             name = piece['SpecialToken']['id']
-            found.setdefault(role, processor['special_tokens'][name]['tokens'][0])
+            found.setdefault(role, ''.join(processor['special_tokens'][name]['tokens']))
     return found

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text.added_tokens import add_tokens
 from bert_jax.text.blanks import BlankRule
 from bert_jax.text.encode import Encoder
 from bert_jax.text.special_tokens import SpecialTokens
-from bert_jax.text.tokenizer import load_tokenizer
+from bert_jax.text.tokenizer import load_tokenizer, train_tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
 
 WORDS = "the quick brown fox jumps over lazy dogs don't we'll naïve café 你好世界 한국어 العربية 12 345 ... -- ☃ 😀"
@@ -279,7 +281,7 @@ def test_saved_pipeline_gives_the_same_ids_in_transformers(pair, tmp_path: Path)
 def test_words_are_those_of_the_pre_tokenizer(pair, text: str) -> None:
     """Except where a split depends on more than the two tokens: see `word_boundaries`."""
     ours, theirs = pair
-    text = ' '.join(text.replace("'", '').replace('<mask>', '').split())
+    text = ' '.join(re.sub("'|▁|<mask>", '', text).split())
     rules = theirs.to_str()
     if r'\\p{N}{1,3}' in rules:
         letters = ''.join(character for character in text if character.isalpha() or character == ' ')
@@ -291,6 +293,23 @@ def test_words_are_those_of_the_pre_tokenizer(pair, text: str) -> None:
     if len(words):
         found = ours.continues_word(np.array([encoding.ids]))[0]
         assert found.tolist() == [False, *(words[1:] == words[:-1])]
+
+
+def test_sentencepiece_and_its_tokenizer_json_agree(tmp_path: Path) -> None:
+    trained = train_tokenizer(config.Tokenizer(kind='sentencepiece', vocab_size=120), iter(TEXTS))
+    trained.save(tmp_path)
+    loaded = load_tokenizer(tmp_path / 'tokenizer.json')
+    texts = [text.replace('\n', '') for text in (*NASTY, *TEXTS[:40])]
+    assert loaded.blank_rule is MOSTLY_KEEPS and loaded.kind == 'unigram'
+    assert loaded.encode_batch(texts) == trained.encode_batch(texts) == _ids_by_word(loaded, texts)
+
+
+def test_random_merges_of_training_are_switched_off(tmp_path: Path) -> None:
+    backend = roberta()
+    backend.model.dropout = 0.5
+    backend.save(str(tmp_path / 'tokenizer.json'))
+    [ids] = _ids(roberta(), [TEXTS[0]])
+    assert load_tokenizer(tmp_path).encode_batch([TEXTS[0]] * 20) == [ids] * 20
 
 
 def test_special_tokens_are_found_by_role(tmp_path: Path) -> None:
