@@ -20,7 +20,7 @@ from bert_jax.data.streams import Streams, open_streams
 from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.fill_in import Examples, FillIn
 from bert_jax.evaluation.held_out import HeldOut
-from bert_jax.evaluation.probe import Probe, open_sets
+from bert_jax.evaluation.probe import Probe, load_datasets
 from bert_jax.loop import TrainingRun, begin, fit
 from bert_jax.model.attention import unsupported_reason_of
 from bert_jax.model.family import num_parameters
@@ -83,7 +83,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     start_from.check(streams.tokenizer)
     fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
     processes.check_agreement(fingerprint)
-    labelled_sets = open_sets(config.probe, config.train.probe_every)
+    labelled_datasets = load_datasets(config.probe, config.train.probe_every)
     vocab_size = streams.tokenizer.vocab_size
     config = resolve_microbatches(config, mesh, vocab_size)
     program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases)
@@ -115,7 +115,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
 
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
-        evaluators = _evaluators(config, program, streams, labelled_sets, start_from.start)
+        evaluators = _evaluators(config, program, streams, labelled_datasets, start_from.start)
         shorter = functools.partial(flags_of_shorter, config)
         with RunLog(workdir, start, num_steps, mesh, _describe_step, supervisor, shorter) as log:
             run = TrainingRun(
@@ -137,7 +137,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
 
 
 def _evaluators(
-    config: Config, program: TrainProgram, streams: Streams, labelled_sets: list, start: Provenance | None
+    config: Config, program: TrainProgram, streams: Streams, labelled_datasets: list, start: Provenance | None
 ) -> list[Evaluator]:
     """Returns the evaluators of a run, in the order in which they run."""
     train, tokenizer, max_positions = config.train, streams.tokenizer, config.model.max_positions
@@ -154,8 +154,8 @@ def _evaluators(
     evaluators: list[Evaluator] = [
         HeldOut(program, streams.validation, phase_of, train.evaluate_every, train.evaluate_rows)
     ]
-    if labelled_sets:
-        evaluators.append(Probe(labelled_sets, train.probe_every, model_at))
+    if labelled_datasets:
+        evaluators.append(Probe(labelled_datasets, train.probe_every, model_at))
     return [*evaluators, FillIn(examples, train.evaluate_every)]
 
 

@@ -1,1 +1,1 @@
-"""How good an encoder is: on held-out text (`evaluate.py`), and by measures that do not depend on its tokenizer."""
+"""Measures encoders: metrics on held-out text (`evaluate.py`), and metrics that do not depend on the tokenizer."""

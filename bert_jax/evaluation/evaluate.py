@@ -1,4 +1,4 @@
-"""How good the model is on text that it was not trained on, and the baselines to read that by."""
+"""Evaluates a pretrained model on held-out text or on other text, and computes trivial baselines."""
 
 import contextlib
 import dataclasses
@@ -20,9 +20,9 @@ from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
-from bert_jax.evaluation import pseudo_perplexity, recorded, words
+from bert_jax.evaluation import evaluation_file, masked_words, pseudo_perplexity
 from bert_jax.evaluation.held_out import evaluate_params
-from bert_jax.evaluation.sample import Window, held_out_windows, windows_of_source
+from bert_jax.evaluation.sample import Window, read_held_out_windows, read_source_windows
 from bert_jax.files import json_digest
 from bert_jax.pretrained.hub import MLM_HEAD
 from bert_jax.pretrained.load import from_params
@@ -38,13 +38,18 @@ from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
 from bert_jax.workdir.result import save
 
-_WINDOWS_A_PERPLEXITY = 8  # of so many windows one is taken for pseudo-perplexity, which takes a row for every token
+_PERPLEXITY_STRIDE = 8  # pseudo-perplexity uses one window in eight, because it needs one row per token
 
 
 def baselines(unigram_counts: np.ndarray) -> dict[str, float | None]:
-    """What knowing only how frequent the tokens of the evaluated text are gives: entropy (nats) and best hit rate.
+    """Computes the baselines of a model that knows only the frequency of each token in the evaluated text.
 
-    None for a text without tokens.
+    Args:
+      unigram_counts: [V], how often each token occurs.
+
+    Returns:
+      unigram_entropy: its MLM loss in nats.
+      most_frequent_accuracy: its MLM accuracy. Both are None for text without tokens.
     """
     counts = unigram_counts[unigram_counts > 0]
     if not len(counts):
@@ -65,60 +70,62 @@ def evaluate(
     devices: list[jax.Device] | None = None,
     workers: int = 1,
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint of a workdir: on the whole validation split, or on all text of a source.
+    """Evaluates a checkpoint on the whole validation split of its run, or on all text of a source.
 
-    Writes WORKDIR/evaluation.json, or with `source` WORKDIR/evaluation-NAME.json, which keeps samples of other sizes
-    (`recorded.py`); with `output` that file alone. A workdir that cannot be written to is reported and left as it is.
-    The corpus of a source is made in the directory for temporary files, with the run's tokenizer and settings, and
-    removed at the end.
+    Writes WORKDIR/evaluation.json, or WORKDIR/evaluation-NAME.json if `source` is given; both keep samples of other
+    sizes (`evaluation_file.py`). With `output`, writes only that file. If the workdir is not writable, reports that and
+    writes nothing. A source is encoded in a temporary directory, with the run's tokenizer and settings.
 
     Args:
-      source: as `data.source`, of text.
-      sample: windows of text in which words are masked; every eighth is taken for pseudo-perplexity. 0: neither.
-      output: file to write.
-      config: gives `data.local_copy`, and the mesh, where it fits the devices. Without it the mesh is the run's, where
-        that fits, else one device.
-      devices: all without it.
-      workers: processes that read a source.
+      step: the checkpoint to evaluate; by default the newest.
+      source: other text to evaluate on, as in `data.source`.
+      sample: number of text windows for the masked-word metric, one in eight also for pseudo-perplexity; 0 disables
+        both.
+      output: the file to write.
+      config: overrides the mesh and `data.local_copy`. By default the mesh is the run's if it fits the devices, or else
+        a single device.
+      devices: the devices to use; by default all.
+      workers: number of processes that read a source.
 
     Returns:
-      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy, and the `baselines`, each None where the text holds nothing
-      to measure it on (no pairs, no token to mask); of the sample what `words.measure` returns, `pseudo_perplexity`,
-      and its baseline `unigram_perplexity`. Where the source of the validation split cannot be read again,
-      `sample_missing` says why instead.
+      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy and the `baselines`. A metric is None if the text contains
+      nothing to measure it on (no pairs, no token to mask). With a sample also the results of `masked_words.measure`,
+      `pseudo_perplexity`, and its baseline `unigram_perplexity`; if the source of the validation split cannot be read
+      again, `sample_missing` says why instead.
 
     Raises:
-      BadInput: when there is no run, no checkpoint or no corpus, or for a source that cannot be read.
+      BadInput: if the run, its checkpoint or its corpus does not exist, or if the source cannot be read.
     """
     run_config = identity.load_config(workdir)
     if config is not None:
         data = dataclasses.replace(run_config.data, local_copy=config.data.local_copy)
         run_config = dataclasses.replace(run_config, data=data)
-    mesh = _mesh(run_config, config, jax.devices() if devices is None else devices)
+    mesh = _choose_mesh(run_config, config, jax.devices() if devices is None else devices)
     if source:
-        with _named_by_its_flag(source), tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
-            result = _on_source(workdir, run_config, step, mesh, source, sample, directory, workers)
+        with _errors_naming_flag(source), tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
+            result = _evaluate_source(workdir, run_config, step, mesh, source, sample, directory, workers)
     else:
-        result = _on_validation(workdir, run_config, step, mesh, sample)
-    _report_untrained(workdir, run_config, result['step'])
-    name = f'{_name(source)}.json'
-    kept = result if output else recorded.merged(recorded.read(epath.Path(workdir) / name), result)
-    save(json.dumps(kept) + '\n', workdir, name, output)
+        result = _evaluate_validation_split(workdir, run_config, step, mesh, sample)
+    _report_untrained_weights(workdir, run_config, result['step'])
+    name = f'{_file_stem(source)}.json'
+    content = result if output else evaluation_file.merge(evaluation_file.read(epath.Path(workdir) / name), result)
+    save(json.dumps(content) + '\n', workdir, name, output)
     return result
 
 
-def _report_untrained(workdir: str, run_config: Config, step: int) -> None:
-    """Says which figures are of weights that were not trained, as those of an imported encoder may be."""
+def _report_untrained_weights(workdir: str, run_config: Config, step: int) -> None:
+    """Reports metrics that depend on untrained weights, such as the MLM head of an imported encoder."""
     provenance = of_run(run_config, step, start_of(workdir))
     if MLM_HEAD in provenance.untrained_heads:
-        say(f'{workdir}: the {MLM_HEAD} is not trained, so its figures say nothing about the model')
+        say(f'{workdir}: the {MLM_HEAD} is untrained, so its metrics say nothing about the encoder')
     length = run_config.in_phases[phase_at(run_config, step)].data.sequence_length
     if length > (trained := provenance.max_length(run_config.model.max_positions)):
-        say(f'{workdir}: evaluated on rows of {length} tokens, and trained on up to {trained}')
+        say(f'{workdir}: evaluated on rows of {length} tokens, but trained only on rows of up to {trained}')
 
 
 @contextlib.contextmanager
-def _named_by_its_flag(source: str) -> Iterator[None]:
+def _errors_naming_flag(source: str) -> Iterator[None]:
+    """Makes errors about `data.source` name the flag --source instead."""
     try:
         yield
     except BadInput as error:
@@ -127,24 +134,25 @@ def _named_by_its_flag(source: str) -> Iterator[None]:
         raise BadInput(f'--source={source}', error.found, error.expected, error.fix) from error
 
 
-def _name(source: str) -> str:
-    """What the figures on a source are called; nothing of it is lost, for a hash tells apart what looks the same."""
+def _file_stem(source: str) -> str:
+    """Returns the stem of the result file: a readable part plus a hash, so that distinct sources never collide."""
     readable = re.sub(r'[^A-Za-z0-9.]+', '-', source).strip('-.')[-40:]
     return f'evaluation-{readable}-{json_digest(source)[:8]}' if source else 'evaluation'
 
 
-def _mesh(run_config: Config, given: Config | None, devices: list[jax.Device]) -> Mesh:
-    """Over all devices, as the config says; where the run's own does not fit them, the first device."""
-    if given is not None:
-        changed = dataclasses.replace(run_config, mesh=given.mesh)
-        return mesh_of_run(changed, devices)
+def _choose_mesh(run_config: Config, override: Config | None, devices: list[jax.Device]) -> Mesh:
+    """Returns the mesh of `override`; without it the run's mesh if it fits the devices, or else one device."""
+    if override is not None:
+        return mesh_of_run(dataclasses.replace(run_config, mesh=override.mesh), devices)
     try:
         return mesh_of_run(run_config, devices)
     except BadInput:
         return make_mesh(Config().mesh, run_config.model, Config().train, devices[:1])
 
 
-def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mesh, sample: int) -> dict[str, Any]:
+def _evaluate_validation_split(
+    workdir: str, run_config: Config, step: int | None, mesh: Mesh, sample: int
+) -> dict[str, Any]:
     identity.check_corpus_exists(workdir, run_config)
     streams = open_streams(run_config).of_workdir(workdir)
     validation = [stream for stream in streams.validation if stream is not None]
@@ -152,24 +160,24 @@ def _on_validation(workdir: str, run_config: Config, step: int | None, mesh: Mes
         raise BadInput(
             'config.data.validation_fraction',
             'held out too little text for the objective',
-            'a validation split',
-            'a larger fraction, or a data.validation_source',
+            'a validation split with enough text',
+            'prepare the corpus with a larger fraction, or with a data.validation_source',
         )
-    if streams.tokenizer.hash != identity.load_fingerprint(workdir)['tokenizer']:  # of an imported model, or made anew
-        raise BadInput(run_config.data.corpus, 'was made with another tokenizer', f'the tokenizer in {workdir}')
+    if streams.tokenizer.hash != identity.load_fingerprint(workdir)['tokenizer']:  # imported model, or corpus rebuilt
+        raise BadInput(run_config.data.corpus, 'was prepared with another tokenizer', f'the tokenizer in {workdir}')
     state = restore_on(mesh, workdir, run_config, streams.tokenizer.vocab_size, step)
     stream = validation[phase_at(run_config, int(state.step))]
-    result = _losses(state, run_config, streams.tokenizer, stream, mesh) | baselines(streams.unigram_counts())
+    result = _evaluate_stream(state, run_config, streams.tokenizer, stream, mesh) | baselines(streams.unigram_counts())
     if not sample:
         return result
     try:
-        windows = held_out_windows(run_config.data, sample)
+        windows = read_held_out_windows(run_config.data, sample)
     except BadInput as error:
         return result | {'sample_missing': f'{error.where}: {error.found}'}
-    return result | _on_sample(workdir, state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
+    return result | _evaluate_sample(workdir, state, run_config, streams.tokenizer, windows, result['unigram_entropy'])
 
 
-def _on_source(
+def _evaluate_source(
     workdir: str,
     run_config: Config,
     step: int | None,
@@ -180,7 +188,7 @@ def _on_source(
     workers: int,
 ) -> dict[str, Any]:
     if is_records(source):
-        raise BadInput(f'--source={source}', 'holds ids, not text', 'a source of text')
+        raise BadInput(f'--source={source}', 'contains ids, not text', 'a source of text')
     fields = {'source': source, 'validation_source': '', 'validation_fraction': 0.0, 'local_copy': ''}
     data = dataclasses.replace(run_config.data, **fields, corpus=f'{directory}/corpus', deduplicate_lines=False)
     tokenizer = load_saved_tokenizer(epath.Path(workdir) / 'tokenizer')
@@ -193,23 +201,25 @@ def _on_source(
     data = phase.data if has_pairs else dataclasses.replace(phase.data, pairing='none')
     stream = CorpusStream(corpus, data, 'train', batch_size=phase.train.global_batch_size, seed=None)
     result: dict[str, Any] = {'source': source}
-    result |= _losses(state, run_config, tokenizer, stream, mesh)
+    result |= _evaluate_stream(state, run_config, tokenizer, stream, mesh)
     result |= baselines(corpus.train.unigram_counts(tokenizer.vocab_size))
     if not sample:
         return result
-    windows = windows_of_source(data, source, sample)
-    return result | _on_sample(workdir, state, run_config, tokenizer, windows, result['unigram_entropy'])
+    windows = read_source_windows(data, source, sample)
+    return result | _evaluate_sample(workdir, state, run_config, tokenizer, windows, result['unigram_entropy'])
 
 
-def _losses(state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh) -> dict[str, Any]:
+def _evaluate_stream(
+    state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh
+) -> dict[str, Any]:
     model, optimizer, train, phases = run_config.model, run_config.optimizer, run_config.train, run_config.phases
     program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=phases)
-    found = evaluate_params(state.params, program, stream)
-    assert found is not None  # nothing stops it
-    return {'step': int(state.step)} | found
+    metrics = evaluate_params(state.params, program, stream)
+    assert metrics is not None  # None means interrupted
+    return {'step': int(state.step)} | metrics
 
 
-def _on_sample(
+def _evaluate_sample(
     workdir: str,
     state: TrainState,
     run_config: Config,
@@ -217,53 +227,53 @@ def _on_sample(
     windows: list[Window],
     unigram_entropy: float | None,
 ) -> dict[str, Any]:
-    """What is measured on raw text; in rows no longer than those that the run was trained on up to here."""
+    """Computes the metrics on raw text, in rows no longer than the run has been trained on up to this step."""
     step = int(state.step)
     provenance = of_run(run_config, step, start_of(workdir))
     pretrained = from_params(state.params, run_config.model, tokenizer, step, provenance)
     with activity('masked words'):
-        found = words.measure(pretrained, windows)
+        metrics = masked_words.measure(pretrained, windows)
     with activity('pseudo-perplexity'):
-        perplexity = pseudo_perplexity.measure(pretrained, windows[::_WINDOWS_A_PERPLEXITY])
+        perplexity = pseudo_perplexity.measure(pretrained, windows[::_PERPLEXITY_STRIDE])
     baseline = None if unigram_entropy is None else math.exp(unigram_entropy)
-    return found | {'pseudo_perplexity': perplexity, 'unigram_perplexity': baseline}
+    return metrics | {'pseudo_perplexity': perplexity, 'unigram_perplexity': baseline}
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The figures next to their baselines, for a terminal; a dash for what the text holds nothing to measure on."""
-    loss, entropy = result['mlm_loss'], result['unigram_entropy']
-    lines = [
-        f'{result.get("source", "Held-out text")} at step {result["step"]}:',
-        f'  MLM loss      {_show(loss, ".3f")} nats   ({_compared(loss, entropy)})',
-        f'  MLM accuracy  {_show(result["mlm_accuracy"], "6.1%")}       (the most frequent token: '
-        f'{_show(result["most_frequent_accuracy"], ".1%")})',
+    """Formats the metrics and their baselines as a table for a terminal; '–' if the text has nothing to measure."""
+    loss, entropy = (_format(result[key], '.3f') for key in ('mlm_loss', 'unigram_entropy'))
+    accuracy, most_frequent = (_format(result[key], '.1%') for key in ('mlm_accuracy', 'most_frequent_accuracy'))
+    rows = [
+        ('MLM loss', f'{loss} nats per token', f'{entropy} (token frequencies alone)'),
+        ('MLM accuracy', accuracy, f'{most_frequent} (always the most frequent token)'),
     ]
     if result['nsp_accuracy'] is not None:
-        lines.append(f'  NSP accuracy  {result["nsp_accuracy"]:6.1%}       (chance: 50.0%)')
-    if 'sample_missing' in result:
-        lines.append(f'  Masked words and pseudo-perplexity were not measured: {result["sample_missing"]}')
+        rows.append(('NSP accuracy', f'{result["nsp_accuracy"]:.1%}', '50.0% (chance)'))
     if result.get('masked_word_nats_per_character') is not None:
-        lines += [
-            f'  Masked words  {result["masked_word_nats_per_character"]:.3f} nats a character   '
-            f'({result["unigram_nats_per_character"]:.3f}: knowing only how frequent each character is)',
-            f'    {result["masked_words"]:,} words in {result["windows"]:,} windows of text (--sample), sample '
-            f'{result["words_sample"]}; {_show(result["unknown_characters"], ".1%")} of their characters unknown; '
-            f'{result["windows_cut"]:,} windows cut',
-        ]
+        unigram_nats = f'{result["unigram_nats_per_character"]:.3f} (character frequencies alone)'
+        nats = f'{result["masked_word_nats_per_character"]:.3f} nats per character'
+        rows.append(('Masked words', nats, unigram_nats))
     if result.get('pseudo_perplexity') is not None:
-        lines.append(
-            f'  Pseudo-perplexity {result["pseudo_perplexity"]:.1f}   ({_show(result["unigram_perplexity"], ".1f")}: '
-            'knowing only how frequent each token is)'
-        )
-    return '\n'.join(lines)
+        unigram_perplexity = f'{_format(result["unigram_perplexity"], ".1f")} (token frequencies alone)'
+        rows.append(('Pseudo-perplexity', f'{result["pseudo_perplexity"]:.1f}', unigram_perplexity))
+    lines = [f'{result.get("source", "Held-out text")} at step {result["step"]}:']
+    lines += [f'  {name:17}  {value:24}  baseline: {baseline}' for name, value, baseline in rows]
+    return '\n'.join([*lines, *_describe_sample(result)])
 
 
-def _compared(loss: float | None, entropy: float | None) -> str:
-    baseline = f'the {_show(entropy, ".3f")} of knowing only how frequent each token is'
-    if loss is None or entropy is None:
-        return f'not measured; {baseline}'
-    return f'{abs(entropy - loss):.2f} {"under" if loss <= entropy else "over"} {baseline}'
+def _describe_sample(result: dict[str, Any]) -> list[str]:
+    """Returns lines about the sample of words, or about why there is none."""
+    if 'sample_missing' in result:
+        return [f'  Masked words and pseudo-perplexity were not measured: {result["sample_missing"]}']
+    if result.get('masked_word_nats_per_character') is None:
+        return []
+    return [
+        f'  Masked words are {result["masked_words"]:,} words in {result["windows"]:,} text windows (--sample); '
+        f'{_format(result["unknown_characters"], ".1%")} of their characters are [UNK]; '
+        f'{result["windows_cut"]:,} windows were too long for one row.',
+        f'  Compare them only with results on the same sample: {result["words_sample"]}',
+    ]
 
 
-def _show(value: float | None, form: str) -> str:
-    return '–' if value is None else f'{value:{form}}'
+def _format(value: float | None, format_spec: str) -> str:
+    return '–' if value is None else f'{value:{format_spec}}'

@@ -1,4 +1,4 @@
-"""What the training loop asks of an evaluator. Evaluators are plain objects in a list; the loop decides the order."""
+"""The interface between the training loop and its evaluators, which are plain objects in an ordered list."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from flax import nnx
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluator found at a step.
+    """The result of an evaluator at a step.
 
     Attributes:
-      metrics: by the name under which they are logged.
-      description: the same in words, for the terminal; '' for nothing.
-      examples: for examples.jsonl.
+      metrics: values by the name under which they are logged.
+      description: the metrics as text for the terminal; '' prints nothing.
+      examples: objects to append to examples.jsonl.
     """
 
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -23,19 +23,19 @@ class Evaluation:
 
 
 class Evaluator(Protocol):
-    """Looks at the parameters of a run every so often. Every process calls it at the same steps."""
+    """Measures the parameters of a run at some of its steps. Every process calls it at the same steps."""
 
     @property
     def activity(self) -> str:
-        """What it does, as the watchdog reports it ('evaluating')."""
+        """What the evaluator does, as the watchdog reports it, such as 'evaluating'."""
 
     def is_due(self, step: int, *, is_final: bool) -> bool:
-        """Whether to evaluate after a step; `is_final` for the last step of the run."""
+        """Returns whether to evaluate after a step; `is_final` marks the last step of the run."""
 
     def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation | None:
-        """Evaluates; None when `stop_now` said yes before the end."""
+        """Evaluates the parameters; returns None if interrupted because `stop_now` returned True."""
 
 
 def is_due_every(every: int, step: int, *, is_final: bool) -> bool:
-    """Whether a step is a multiple of `every` (0: none is), or the last one."""
+    """Returns whether a step is a multiple of `every`, or the last step; with `every` 0 only the last step is due."""
     return is_final or bool(every and step % every == 0)

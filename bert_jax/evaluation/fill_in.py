@@ -1,6 +1,6 @@
-"""What the model puts at the [MASK]s of a few fixed sentences (`train.examples`), to be looked at as a run goes.
+"""Predicts the most likely tokens for the [MASK]s of a few fixed sentences (`train.examples`) during training.
 
-`N` sentences, `L` positions, `P` masks of a sentence, `K` fillers of a mask.
+Shapes: `N` sentences, `L` positions, `P` masks per sentence, `K` fillers per mask.
 """
 
 import dataclasses
@@ -30,33 +30,34 @@ _NUM_FILLERS = 3
 
 class _Sentences(NamedTuple):
     input_ids: Array  # [N, L] int32
-    present: Array  # [N, L] int32, 1 where there is a token
-    masks: Array  # [N, P] int32, their positions; 0 for filler
+    sequence_ids: Array  # [N, L] int32, 1 for tokens and 0 for padding
+    mask_positions: Array  # [N, P] int32, padded with 0
 
 
 class Examples:
-    """The best fillers of every mask, by the parameters where they lie.
+    """Predicts the most likely tokens for each mask, with the parameters sharded as they are.
 
-    Every process must call it: they run one program, each device on its share of the sentences.
+    Every process must call it: all processes run one program, in which each device computes some of the sentences.
     """
 
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, program: TrainProgram, max_length: int):
-        """Texts of more than `max_length` tokens (as many as the run trains on) are left out, with a message."""
+        """Encodes the texts; those with more than `max_length` tokens, the most that the run trains on, are skipped."""
         encoded = [(text, encode_with_masks(tokenizer, text)) for text in texts]
-        kept = [(text, ids) for text, ids in encoded if len(ids) <= max_length]
-        if len(kept) < len(encoded):
-            num_left_out = len(encoded) - len(kept)
-            say(f'train.examples: {num_left_out} do not fit into {max_length} positions; left out')
+        fitting = [(text, ids) for text, ids in encoded if len(ids) <= max_length]
+        if num_skipped := len(encoded) - len(fitting):
+            say(f'train.examples: {num_skipped} of {len(encoded)} skipped, because longer than {max_length} tokens')
         self._tokenizer = tokenizer
-        self._masks = [(text, np.flatnonzero(ids == tokenizer.mask_id)) for text, ids in kept]
-        self._batch = _batch(kept, self._masks, tokenizer.pad_id, program.device_mesh) if kept else None
-        self._fill = program.forward(_best_fillers) if kept else None
+        self._texts = [text for text, _ in fitting]
+        self._mask_positions = [np.flatnonzero(ids == tokenizer.mask_id) for _, ids in fitting]
+        rows = [ids for _, ids in fitting]
+        self._batch = _batch(rows, self._mask_positions, tokenizer.pad_id, program.device_mesh) if rows else None
+        self._fill = program.forward(_most_likely) if rows else None
 
     def __bool__(self) -> bool:
         return self._batch is not None
 
     def __call__(self, params: nnx.State) -> list[dict[str, Any]]:
-        """[{text, fillers: for each mask [{token, score}], best first}]; scores are probabilities."""
+        """Returns [{text, fillers}], where `fillers` has a list [{token, score}] per mask, by falling probability."""
         if self._fill is None:
             return []
         scores, tokens = jax.device_get(self._fill(params, self._batch))  # NPK
@@ -66,18 +67,18 @@ class Examples:
             return [{'token': self._tokenizer.token(int(t)), 'score': round(float(s), 4)} for t, s in pairs]
 
         return [
-            {'text': text, 'fillers': [fillers(row, mask) for mask in range(len(places))]}
-            for row, (text, places) in enumerate(self._masks)
+            {'text': text, 'fillers': [fillers(row, mask) for mask in range(len(positions))]}
+            for row, (text, positions) in enumerate(zip(self._texts, self._mask_positions, strict=True))
         ]
 
 
 @dataclasses.dataclass(frozen=True)
 class FillIn:
-    """Fills in the masks of example sentences during training; `every` as in `train.evaluate_every`."""
+    """The evaluator that fills in the example sentences; `every` is `train.evaluate_every`."""
 
     examples: Examples
     every: int
-    activity: str = 'filling in the examples'
+    activity: str = 'filling in the example sentences'
 
     def is_due(self, step: int, *, is_final: bool) -> bool:
         return bool(self.examples) and is_due_every(self.every, step, is_final=is_final)
@@ -86,26 +87,23 @@ class FillIn:
         return Evaluation(examples=self.examples(params))
 
 
-def _batch(
-    kept: list[tuple[str, np.ndarray]], masks: list[tuple[str, np.ndarray]], pad_id: int, mesh: Mesh
-) -> _Sentences:
-    """On the devices; empty rows after the sentences make the rows divisible over them."""
+def _batch(rows: list[np.ndarray], mask_positions: list[np.ndarray], pad_id: int, mesh: Mesh) -> _Sentences:
+    """Returns one batch on the devices, with empty rows at the end so that the mesh divides the number of rows."""
     num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    num_rows = -(-len(kept) // num_shards) * num_shards
-    shape = num_rows, max(len(ids) for _, ids in kept)
-    input_ids, present = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
-    positions = np.zeros((num_rows, max(len(places) for _, places in masks)), np.int32)
-    for row, ((_, ids), (_, places)) in enumerate(zip(kept, masks, strict=True)):
-        input_ids[row, : len(ids)], present[row, : len(ids)] = ids, 1
-        positions[row, : len(places)] = places
-    return jax.tree.map(
-        lambda array: distribute(array, batch_sharding(mesh)), _Sentences(input_ids, present, positions)
-    )
+    num_rows = -(-len(rows) // num_shards) * num_shards
+    shape = num_rows, max(map(len, rows))
+    input_ids, sequence_ids = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
+    padded_positions = np.zeros((num_rows, max(map(len, mask_positions))), np.int32)
+    for row, (ids, positions) in enumerate(zip(rows, mask_positions, strict=True)):
+        input_ids[row, : len(ids)], sequence_ids[row, : len(ids)] = ids, 1
+        padded_positions[row, : len(positions)] = positions
+    sentences = _Sentences(input_ids, sequence_ids, padded_positions)
+    return jax.tree.map(lambda array: distribute(array, batch_sharding(mesh)), sentences)
 
 
-def _best_fillers(model: PretrainingModel, sentences: _Sentences, gather: Gather | None) -> tuple[jax.Array, jax.Array]:
-    """(scores, token ids), [N, P, K] each."""
+def _most_likely(model: PretrainingModel, sentences: _Sentences, gather: Gather | None) -> tuple[jax.Array, jax.Array]:
+    """Returns (probabilities, token ids) of the most likely tokens, each [N, P, K]."""
     ids = sentences.input_ids
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    hidden = model.encode(Inputs(ids, jnp.zeros_like(ids), sentences.present, positions), gather=gather)
-    return tuple(jax.lax.top_k(jax.nn.softmax(model.mlm_logits(hidden, sentences.masks)), _NUM_FILLERS))
+    hidden = model.encode(Inputs(ids, jnp.zeros_like(ids), sentences.sequence_ids, positions), gather=gather)
+    return tuple(jax.lax.top_k(jax.nn.softmax(model.mlm_logits(hidden, sentences.mask_positions)), _NUM_FILLERS))

@@ -1,4 +1,4 @@
-"""Losses and accuracies on held-out text: during training on its first rows, in `evaluate` on all of them."""
+"""Computes losses and accuracies on held-out text: on its first rows during training, on all rows in `evaluate`."""
 
 import dataclasses
 import math
@@ -18,12 +18,13 @@ from bert_jax.train.program import TrainProgram
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Evaluates a run on its validation streams, one for each phase; None where too little text is held out.
+    """The evaluator that measures a run on its validation streams.
 
     Attributes:
-      phase_at: step -> the index of its phase.
-      every: steps between evaluations; 0: only at the last step.
-      max_rows: rows looked at.
+      streams: one per phase; None if too little text is held out for the phase.
+      phase_at: maps a step to the index of its phase.
+      every: steps between evaluations; 0 evaluates only at the last step.
+      max_rows: number of rows to evaluate.
     """
 
     program: TrainProgram
@@ -39,19 +40,19 @@ class HeldOut:
     def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation | None:
         stream = self.streams[self.phase_at(step)]
         assert stream is not None  # see `is_due`
-        found = evaluate_params(params, self.program, stream, self.max_rows, stop_now)
-        if found is None:
+        result = evaluate_params(params, self.program, stream, self.max_rows, stop_now)
+        if result is None:
             return None
-        measured = {name: value for name, value in found.items() if value is not None}
-        return Evaluation({f'validation/{name}': value for name, value in measured.items()}, _describe(measured))
+        metrics = {name: value for name, value in result.items() if value is not None}
+        return Evaluation({f'validation/{name}': value for name, value in metrics.items()}, _describe(metrics))
 
 
-def _describe(measured: dict[str, float]) -> str:
-    if 'mlm_accuracy' not in measured:
+def _describe(metrics: dict[str, float]) -> str:
+    if 'mlm_accuracy' not in metrics:
         return 'the held-out text has no token to mask, so no loss was measured'
-    loss = measured.get('mlm_loss', math.nan)  # a model that diverged has hits, but no finite loss
-    words = f'held-out MLM loss {loss:.3f}, MLM accuracy {measured["mlm_accuracy"]:.1%}'
-    return words + (f', NSP accuracy {measured["nsp_accuracy"]:.1%}' if 'nsp_accuracy' in measured else '')
+    loss = metrics.get('mlm_loss', math.nan)  # a model that has diverged may lack a finite loss
+    text = f'held-out MLM loss {loss:.3f}, MLM accuracy {metrics["mlm_accuracy"]:.1%}'
+    return text + (f', NSP accuracy {metrics["nsp_accuracy"]:.1%}' if 'nsp_accuracy' in metrics else '')
 
 
 def evaluate_params(
@@ -61,14 +62,15 @@ def evaluate_params(
     max_rows: int | None = None,
     stop_now: Callable[[], bool] = lambda: False,
 ) -> dict[str, float | None] | None:
-    """The objective's metrics (losses in nats) over one pass of an evaluation stream, or its first rows.
+    """Computes the objective's metrics, with losses in nats, over one pass of a stream or its first `max_rows` rows.
 
     Returns:
-      The metrics by name, None for what the rows do not hold; `loss` too where they hold nothing to predict. None in
-      their place when `stop_now`, asked once a batch, said yes before the end.
+      {name: metric}. A metric is None if the rows contain nothing to measure it on, and so is `loss` if they contain
+      nothing to predict. Returns None instead if interrupted because `stop_now`, called after every batch, returned
+      True.
     """
     num_batches = len(stream) if max_rows is None else min(len(stream), -(-max_rows // stream.batch_size))
-    num_batches = max(num_batches, 1)  # without rows, one of padding
+    num_batches = max(num_batches, 1)  # a stream without rows yields one batch of padding
     totals: Any = 0.0
     batches = device_batches(stream, program.device_mesh, 0, num_batches)
     for _, batch in counted(batches, num_batches, 'held-out text'):
@@ -76,6 +78,6 @@ def evaluate_params(
         totals += np.array(jax.device_get(sums), np.float64)
         if stop_now():
             return None
-    found = {name: float(value) for name, value in program.objective.metrics(type(sums)(*totals)).items()}
-    measured = {name: value for name, value in found.items() if math.isfinite(value)}
-    return {name: measured.get(name) if measured.keys() - {'loss'} else None for name in found}
+    metrics = {name: float(value) for name, value in program.objective.metrics(type(sums)(*totals)).items()}
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return {name: finite.get(name) if finite.keys() - {'loss'} else None for name in metrics}

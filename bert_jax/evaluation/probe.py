@@ -1,4 +1,4 @@
-"""Probes: how well a linear classifier on the frozen encoder's vectors tells the classes of small labelled sets."""
+"""Probes: the accuracy of logistic regression on vectors of the frozen encoder, on small labelled datasets."""
 
 import dataclasses
 import hashlib
@@ -15,15 +15,15 @@ from bert_jax.config.finetuning import Task
 from bert_jax.data.labelled import RecordReader, sorted_labels
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
-from bert_jax.evaluation.ranking import MOST_FREQUENT, PROBE, is_probe
+from bert_jax.evaluation.ranking import MOST_FREQUENT, PROBE_PREFIX, is_probe
 from bert_jax.pretrained.load import Pretrained
 
-_TEST_SHARE = 5  # one of so many examples is kept for the test
+_EXAMPLES_PER_TEST_EXAMPLE = 5  # one example in five is in the test split
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledSet:
-    """Different texts in an order of their own (by hash), each with its class; the first `num_test` are the test."""
+class LabelledDataset:
+    """Distinct texts ordered by hash, with their labels; the first `num_test` examples are the test split."""
 
     name: str
     texts: list[str]
@@ -31,22 +31,22 @@ class LabelledSet:
     num_test: int
 
     @property
-    def most_frequent(self) -> float:
-        """The accuracy on the test of the class that is the most frequent in the rest."""
+    def most_frequent_accuracy(self) -> float:
+        """The test accuracy of always predicting the most frequent label of the training split."""
         [(label, _)] = Counter(self.labels[self.num_test :]).most_common(1)
         return self.labels[: self.num_test].count(label) / self.num_test
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Probes the encoder of a run.
+    """The evaluator that probes the encoder during training.
 
     Attributes:
-      every: steps between probes; there is one at the last step too.
-      model_at: (params, step) -> the model with its tokenizer.
+      every: steps between probes; the last step is always probed.
+      model_at: maps (params, step) to the model with its tokenizer.
     """
 
-    sets: list[LabelledSet]
+    datasets: list[LabelledDataset]
     every: int
     model_at: Callable[[nnx.State, int], Pretrained]
     activity: str = 'probing'
@@ -55,75 +55,76 @@ class Probe:
         return is_due_every(self.every, step, is_final=is_final)
 
     def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation:
-        found = accuracies(self.model_at(params, step), self.sets)
-        return Evaluation(found, f'probe {describe(found)}')
+        metrics = accuracies(self.model_at(params, step), self.datasets)
+        return Evaluation(metrics, f'probe {describe(metrics)}')
 
 
-def open_sets(probe: config.Probe, every: int) -> list[LabelledSet]:
-    """The labelled sets of a run's probes; none where `train.probe_every` is 0.
+def load_datasets(probe: config.Probe, every: int) -> list[LabelledDataset]:
+    """Reads the labelled datasets of a run's probes; returns none if `every`, `train.probe_every`, is 0.
 
     Raises:
-      BadInput: for a run of several processes, a missing library or file, a missing column, a single class.
+      BadInput: for a run with several processes, a missing library, file or column, or a dataset with a single class.
     """
     if not every:
         return []
     where = 'config.train.probe_every'
     if jax.process_count() > 1:
         found = f'is {every}, and this run has {jax.process_count()} processes'
-        raise BadInput(where, found, '0: probes are for runs of one process', f'--{where}=0')
+        raise BadInput(where, found, '0, because probes need a run with one process', f'--{where}=0')
     if importlib.util.find_spec('sklearn') is None:
         fix = "pip install -e '.[finetune]'"
-        raise BadInput(where, 'needs scikit-learn, which is not installed', 'the extra', fix)
-    return [_open(name, source, probe) for name, source in probe.sets]
+        raise BadInput(where, 'needs scikit-learn, which is not installed', 'the extra finetune', fix)
+    return [_load(name, source, probe) for name, source in probe.sets]
 
 
-def _open(name: str, source: str, probe: config.Probe) -> LabelledSet:
+def _load(name: str, source: str, probe: config.Probe) -> LabelledDataset:
     task = Task(text=probe.text, label=probe.label)
     try:
         records = list(RecordReader(source, task, (probe.text, probe.label)))
         by_text = {str(r.fields[probe.text]): str(r.fields[probe.label]).strip() for r in reversed(records)}
         sorted_labels(by_text.values(), source)
-    except BadInput as error:  # in the words of a fine-tune
+    except BadInput as error:  # its fix names the fields of a fine-tune
         fix = 'config.probe.sets names the files, config.probe.text and config.probe.label their columns'
         raise BadInput(*error.args[:3], fix) from None
     texts = sorted(by_text, key=lambda text: hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=8).digest())
     texts = texts[: probe.max_examples]
-    found = LabelledSet(name, texts, [by_text[text] for text in texts], len(texts) // _TEST_SHARE)
-    num_classes = len({*found.labels[found.num_test :]})
-    if not found.num_test or num_classes < 2:
-        expected = f'at least {_TEST_SHARE} different texts of two classes'
-        raise BadInput(source, f'holds {len(texts)} different texts, {num_classes} classes to learn', expected)
-    return found
+    num_test = len(texts) // _EXAMPLES_PER_TEST_EXAMPLE
+    dataset = LabelledDataset(name, texts, [by_text[text] for text in texts], num_test)
+    num_labels = len({*dataset.labels[num_test:]})
+    if not num_test or num_labels < 2:
+        found = f'has {len(texts)} distinct texts, and {num_labels} labels in its training split'
+        raise BadInput(source, found, f'at least {_EXAMPLES_PER_TEST_EXAMPLE} distinct texts, with at least two labels')
+    return dataset
 
 
-def accuracies(pretrained: Pretrained, sets: list[LabelledSet]) -> dict[str, float]:
-    """For each set `probe/NAME`, the accuracy on its test part, and `probe/NAME/most_frequent`, to read it by.
+def accuracies(pretrained: Pretrained, datasets: list[LabelledDataset]) -> dict[str, float]:
+    """Measures each dataset: `probe/NAME` is the test accuracy, and `probe/NAME/most_frequent` its baseline.
 
-    Logistic regression on the standardized means over the last layer's vectors; the same vectors give the same figure.
+    The features are the means of the last layer's vectors, standardized. Equal vectors give equal accuracies.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    found = {}
-    for labelled in sets:
-        vectors, _ = pretrained.mean_pooled(labelled.texts)
-        test, rest = slice(labelled.num_test), slice(labelled.num_test, None)
+    metrics = {}
+    for dataset in datasets:
+        vectors, _ = pretrained.mean_pooled(dataset.texts)
+        test, training = slice(dataset.num_test), slice(dataset.num_test, None)
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', ConvergenceWarning)  # the figure is what counts
-            classifier.fit(vectors[rest], labelled.labels[rest])
-        name = PROBE + labelled.name
-        found[name] = float(classifier.score(vectors[test], labelled.labels[test]))
-        found[f'{name}/{MOST_FREQUENT}'] = labelled.most_frequent
-    return found
+            warnings.simplefilter('ignore', ConvergenceWarning)  # the accuracy is meaningful without it
+            classifier.fit(vectors[training], dataset.labels[training])
+        key = PROBE_PREFIX + dataset.name
+        metrics[key] = float(classifier.score(vectors[test], dataset.labels[test]))
+        metrics[f'{key}/{MOST_FREQUENT}'] = dataset.most_frequent_accuracy
+    return metrics
 
 
-def describe(found: dict[str, float]) -> str:
-    """The accuracies next to their baselines, in a line."""
+def describe(metrics: dict[str, float]) -> str:
+    """Formats the accuracies and their baselines on one line."""
     return ', '.join(
-        f'{name.removeprefix(PROBE)} {accuracy:.1%} (most frequent class {found[f"{name}/{MOST_FREQUENT}"]:.1%})'
-        for name, accuracy in found.items()
-        if is_probe(name)
+        f'{key.removeprefix(PROBE_PREFIX)} {value:.1%} (most frequent label {metrics[f"{key}/{MOST_FREQUENT}"]:.1%})'
+        for key, value in metrics.items()
+        if is_probe(key)
     )

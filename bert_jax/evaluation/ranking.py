@@ -1,4 +1,4 @@
-"""By what runs can be ranked whose MLM losses do not compare: another tokenizer, masking, length or text."""
+"""Metrics for ranking runs whose MLM losses are not comparable: tokenizer, masking, length or text differ."""
 
 import dataclasses
 import math
@@ -6,86 +6,86 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from bert_jax.evaluation.recorded import samples_of, size_of
+from bert_jax.evaluation.evaluation_file import num_windows, samples_of
 
-WORDS = 'masked_word_nats_per_character'
-PROBE, MOST_FREQUENT = 'probe/', 'most_frequent'
+MASKED_WORDS = 'masked_word_nats_per_character'
+PROBE_PREFIX, MOST_FREQUENT = 'probe/', 'most_frequent'
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
-    """What is known of a finished run.
+class RunMetrics:
+    """The metrics of a finished run.
 
     Attributes:
-      step: the last one.
-      evaluation: its evaluation.json.
-      metrics: the last value of each thing that it logged.
-      probe: the `probe` of its config.
+      step: its last step.
+      evaluation: the content of its evaluation.json.
+      logged: the last logged value of each metric.
+      probe: the `probe` section of its config.
     """
 
     step: int
     evaluation: Mapping[str, Any]
-    metrics: Mapping[str, Any]
+    logged: Mapping[str, Any]
     probe: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
-    """What runs are ranked by.
+class RankingMetric:
+    """A metric that ranks runs.
 
     Attributes:
-      name: as a column is headed.
-      why: a sentence.
-      values: of each run, in their order.
-      scores: likewise, the lowest the best.
+      name: the heading of its column.
+      reason: why runs are ranked by it, as a clause that starts with 'ranked by'.
+      values: the value of each run, in the order of the runs.
+      scores: the score of each run; the lowest is best.
     """
 
     name: str
-    why: str
+    reason: str
     values: tuple[float, ...]
     scores: tuple[float, ...]
 
-    def show(self, value: float) -> str:
+    def format(self, value: float) -> str:
         return f'{value:.3f}' if self.name == 'nats/char' else f'{value:.1%}'
 
 
-def common_measure(runs: Sequence[Figures]) -> Measure | None:
-    """What all of the runs have been measured by alike: masked words, else probes; None where there is neither."""
+def common_metric(runs: Sequence[RunMetrics]) -> RankingMetric | None:
+    """Returns a metric that all runs share: masked words if possible, else the mean of their probes; None without."""
     if len(runs) < 2:
         return None
-    if (by_words := _by_masked_words(runs)) is not None:
-        return by_words
-    names = [sorted(name for name in run.metrics if is_probe(name)) for run in runs]
-    if names[0] and all(run.probe == runs[0].probe for run in runs) and all(name == names[0] for name in names):
-        values = tuple(statistics.fmean(run.metrics[name] for name in names[0]) for run in runs)
+    if (masked_words := _masked_words(runs)) is not None:
+        return masked_words
+    probes = [sorted(filter(is_probe, run.logged)) for run in runs]
+    if probes[0] and all(run.probe == runs[0].probe for run in runs) and all(keys == probes[0] for keys in probes):
+        values = tuple(statistics.fmean(run.logged[key] for key in probes[0]) for run in runs)
         if all(map(_is_finite, values)):
-            told = ', '.join(name.removeprefix(PROBE) for name in names[0])
-            why = f'ranked by the accuracy of probes on the frozen encoder ({told}), which depends on no tokenizer'
-            return Measure('probe', why, values, tuple(-value for value in values))
+            names = ', '.join(key.removeprefix(PROBE_PREFIX) for key in probes[0])
+            reason = f'ranked by the accuracy of probes ({names}), which does not depend on the tokenizer'
+            return RankingMetric('probe', reason, values, tuple(-value for value in values))
     return None
 
 
-def _by_masked_words(runs: Sequence[Figures]) -> Measure | None:
-    """By the largest sample of words that all of the runs were evaluated on at their last step."""
+def _masked_words(runs: Sequence[RunMetrics]) -> RankingMetric | None:
+    """Returns the metric on the largest sample of words that all runs were evaluated on at their last step."""
     if not all(run.evaluation.get('step') == run.step for run in runs):
         return None
-    of_each = [{sample['words_sample']: sample for sample in samples_of(run.evaluation)} for run in runs]
-    for name, sample in of_each[0].items():  # the largest first
-        values = tuple(filter(_is_finite, (samples.get(name, {}).get(WORDS) for samples in of_each)))
+    samples_by_run = [{sample['words_sample']: sample for sample in samples_of(run.evaluation)} for run in runs]
+    for key, sample in samples_by_run[0].items():  # largest sample first
+        values = tuple(filter(_is_finite, (samples.get(key, {}).get(MASKED_WORDS) for samples in samples_by_run)))
         if len(values) < len(runs):
             continue
-        size = f', {size_of(sample):,} windows of text' if size_of(sample) else ''
-        why = (
-            'ranked by masked words in nats a character, which depends on no tokenizer: all were evaluated on the same '
-            f'words (sample {name}{size})'
+        size = f', {num_windows(sample):,} text windows' if num_windows(sample) else ''
+        reason = (
+            'ranked by masked words, in nats per character, which does not depend on the tokenizer: all runs were '
+            f'evaluated on the same words (sample {key}{size})'
         )
-        return Measure('nats/char', why, values, values)
+        return RankingMetric('nats/char', reason, values, values)
     return None
 
 
-def is_probe(name: str) -> bool:
-    """Whether a logged value is the accuracy of a probe, and not the baseline next to it."""
-    return name.startswith(PROBE) and '/' not in name.removeprefix(PROBE)
+def is_probe(key: str) -> bool:
+    """Returns whether a logged value is the accuracy of a probe, and not its baseline."""
+    return key.startswith(PROBE_PREFIX) and '/' not in key.removeprefix(PROBE_PREFIX)
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:

@@ -14,7 +14,7 @@ from bert_jax.config.finetuning import FinetuneConfig, batch_of, num_steps, opti
 from bert_jax.console import say
 from bert_jax.data.device_batches import Batches
 from bert_jax.evaluation.evaluator import Evaluator
-from bert_jax.evaluation.probe import LabelledSet, Probe, open_sets
+from bert_jax.evaluation.probe import LabelledDataset, Probe, load_datasets
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
 from bert_jax.finetune.evaluator import (
@@ -59,7 +59,7 @@ class Setup:
     data: TaskData
     program: TrainProgram
     predict_step: Callable
-    labelled_sets: list[LabelledSet]
+    labelled_datasets: list[LabelledDataset]
 
     @classmethod
     def create(cls, start: FinetuningStart, data: TaskData) -> 'Setup':
@@ -80,8 +80,8 @@ class Setup:
             build=heads.builder(config.task.kind, data.num_outputs, config.task.head_initializer),
             objective=heads.objective(config.task.kind),
         )
-        sets = open_sets(config.probe, config.train.probe_every)
-        return cls(start, data, program, program.forward(model_outputs), sets)
+        datasets = load_datasets(config.probe, config.train.probe_every)
+        return cls(start, data, program, program.forward(model_outputs), datasets)
 
     def config_of(self, seed: int) -> FinetuneConfig:
         """Returns the config of one seed."""
@@ -158,7 +158,7 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> S
 
 
 def _probes(setup: Setup, config: FinetuneConfig) -> list[Evaluator]:
-    if not setup.labelled_sets:
+    if not setup.labelled_datasets:
         return []
 
     provenance = of_finetune(config, setup.start.provenance)
@@ -166,7 +166,7 @@ def _probes(setup: Setup, config: FinetuneConfig) -> list[Evaluator]:
     def model_at(params: nnx.State, step: int) -> Pretrained:
         return from_params(params, config.model, setup.start.tokenizer, step, provenance, setup.program.build)
 
-    return [Probe(setup.labelled_sets, config.train.probe_every, model_at)]
+    return [Probe(setup.labelled_datasets, config.train.probe_every, model_at)]
 
 
 def _write_results(

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax.errors import BadInput
-from bert_jax.evaluation import ranking, recorded
+from bert_jax.evaluation import evaluation_file, ranking
 from bert_jax.files import matching
 from bert_jax.json_files import DamagedJson, parse_json, read_given_json
 from bert_jax.report.quantities import (
@@ -95,16 +95,16 @@ class LoggedRun:
     def sample_size(self, quantity: Quantity) -> str:
         """How much text an evaluation's figure was sampled on, in words; '' where it is of all held-out text."""
         is_sampled = quantity is WORDS and self.evaluation.get(WORDS.key) is not None
-        size = recorded.size_of(self.evaluation) if is_sampled else 0
+        size = evaluation_file.num_windows(self.evaluation) if is_sampled else 0
         return f'{size:,} windows' if size else ''
 
     @property
-    def figures(self) -> ranking.Figures:
-        """The metrics that rank runs."""
-        merged: dict[str, Any] = {}
+    def run_metrics(self) -> ranking.RunMetrics:
+        """The metrics by which runs may be ranked."""
+        last_logged: dict[str, Any] = {}
         for line in self.metrics:
-            merged |= line
-        return ranking.Figures(self.step, self.evaluation, merged, self.document['config'].get('probe'))
+            last_logged |= line
+        return ranking.RunMetrics(self.step, self.evaluation, last_logged, self.document['config'].get('probe'))
 
     def starts(self) -> list[dict[str, Any]]:
         """The `start` lines of the history."""
@@ -119,7 +119,7 @@ class LoggedRun:
 
 def probes(runs: list[LoggedRun]) -> list[Quantity]:
     """The probes that any run logged."""
-    return [probe(key) for key in _keys(runs, ranking.PROBE) if ranking.is_probe(key)]
+    return [probe(key) for key in _keys(runs, ranking.PROBE_PREFIX) if ranking.is_probe(key)]
 
 
 def task_metrics(runs: list[LoggedRun]) -> list[Quantity]:
@@ -139,12 +139,12 @@ def rank(runs: list[LoggedRun]) -> list[str]:
     """
     if all(run.is_finetune for run in runs):
         return []
-    measure = ranking.common_measure([run.figures for run in runs])
-    if measure is None:
+    metric = ranking.common_metric([run.run_metrics for run in runs])
+    if metric is None:
         return []
-    order = sorted(range(len(runs)), key=measure.scores.__getitem__)
-    ranked = [f'{position}. {runs[i].name}  {measure.show(measure.values[i])}' for position, i in enumerate(order, 1)]
-    return [measure.why[0].upper() + measure.why[1:] + '.', *ranked]
+    order = sorted(range(len(runs)), key=metric.scores.__getitem__)
+    ranked = [f'{rank}. {runs[i].name}  {metric.format(metric.values[i])}' for rank, i in enumerate(order, 1)]
+    return [f'Runs are {metric.reason}.', *ranked]
 
 
 # --- Reading. ---

@@ -49,7 +49,7 @@ THROUGHPUT = Quantity('tokens_per_second', 'Throughput (tokens per second)')
 GRAD_NORM = Quantity('grad_norm', 'Gradient norm')
 MFU = Quantity('mfu', 'MFU', percent=True)
 INPUT_WAIT = Quantity('input_wait_fraction', 'Waiting for input', percent=True)
-WORDS = Quantity(ranking.WORDS, 'Nats per char', 'character frequencies', 'unigram_nats_per_character')
+WORDS = Quantity(ranking.MASKED_WORDS, 'Nats per char', 'character frequencies', 'unigram_nats_per_character')
 FINAL = (MLM_LOSS, MLM_ACCURACY, NSP_LOSS, NSP_ACCURACY, WORDS)
 LOGGED = {q.key for q in (*FINAL, TASK_LOSS, TASK_ACCURACY, LEARNING_RATE, THROUGHPUT, GRAD_NORM, MFU, INPUT_WAIT)}
 LOGGED |= {'skipped_updates'}
@@ -58,12 +58,12 @@ VALIDATION = 'validation/'
 
 def is_a_number(key: str) -> bool:
     """Whether the values logged under a key must be numbers."""
-    return key in LOGGED or key.startswith((VALIDATION, ranking.PROBE))
+    return key in LOGGED or key.startswith((VALIDATION, ranking.PROBE_PREFIX))
 
 
 def probe(key: str) -> Quantity:
     """The accuracy of a probe, logged as `probe/NAME`; `probe/NAME/most_frequent` is its baseline."""
-    title, baseline = f'Probe: {key.removeprefix(ranking.PROBE)}', f'{key}/{ranking.MOST_FREQUENT}'
+    title, baseline = f'Probe: {key.removeprefix(ranking.PROBE_PREFIX)}', f'{key}/{ranking.MOST_FREQUENT}'
     return Quantity(key, title, 'most frequent label', baseline, percent=True, is_held_out=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bert_jax.config import is_records
 from bert_jax.errors import BadInput, program
-from bert_jax.evaluation.ranking import Measure, common_measure
+from bert_jax.evaluation.ranking import RankingMetric, common_metric
 from bert_jax.files import json_digest
 from bert_jax.json_files import read_json
 from bert_jax.report import LoggedRun, flatten, read_run
@@ -62,7 +62,7 @@ class Result:
     tokens_per_second: float | None
     task: dict[str, Any]
     rank: int | None = None
-    common: Measure | None = None
+    common: RankingMetric | None = None
     common_value: float | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def read_results(runs: tuple[Run, ...], statuses: dict[str, int]) -> list[Result
       statuses: {name: exit status} of the runs that this command has started.
     """
     results = [_read(run, statuses.get(run.name)) for run in runs]
-    if (measure := _common_measure(results)) is not None:
-        return _ranked_by(measure, results)
+    if (metric := _common_metric(results)) is not None:
+        return _ranked_by(metric, results)
     ranks: dict[str, int] = {}
     for task in {json_digest(result.task): None for result in results}:
         ranked = [r for r in results if json_digest(r.task) == task and r.status == 'finished']
@@ -96,22 +96,22 @@ def _finished(results: list[Result]) -> list[Result]:
     return [result for result in results if result.status == 'finished' and result.logged]
 
 
-def _common_measure(results: list[Result]) -> Measure | None:
+def _common_metric(results: list[Result]) -> RankingMetric | None:
     """Returns a metric to rank the finished runs by if their MLM losses are not comparable, or None."""
     finished = _finished(results)
     if len({json_digest(result.task) for result in finished}) < 2:
         return None
-    return common_measure([result.logged.figures for result in finished if result.logged])
+    return common_metric([result.logged.run_metrics for result in finished if result.logged])
 
 
-def _ranked_by(measure: Measure, results: list[Result]) -> list[Result]:
+def _ranked_by(metric: RankingMetric, results: list[Result]) -> list[Result]:
     finished = [result.run.name for result in _finished(results)]
-    order = sorted(range(len(finished)), key=measure.scores.__getitem__)
+    order = sorted(range(len(finished)), key=metric.scores.__getitem__)
     ranks = {finished[i]: rank for rank, i in enumerate(order, start=1)}
-    values = dict(zip(finished, measure.values, strict=True))
+    values = dict(zip(finished, metric.values, strict=True))
     return [
         dataclasses.replace(
-            result, common=measure, rank=ranks.get(result.run.name), common_value=values.get(result.run.name)
+            result, common=metric, rank=ranks.get(result.run.name), common_value=values.get(result.run.name)
         )
         for result in results
     ]
@@ -206,7 +206,7 @@ def ranking_note(groups: list[list[Result]]) -> str:
     """Explains why groups are not ranked against each other, or why a group is not ranked by MLM loss; '' otherwise."""
     if groups and groups[0][0].common:
         reasons = _reasons([[result] for result in groups[0] if result.task])
-        return f'Runs are {groups[0][0].common.why}. Their MLM losses are not comparable: they differ in {reasons}.'
+        return f'Runs are {groups[0][0].common.reason}. Their MLM losses are not comparable: they differ in {reasons}.'
     if not differing_fields(groups):
         return ''
     return (
@@ -332,7 +332,7 @@ def _numbers(result: Result) -> list[str]:
         '–' if result.tokens_per_second is None else f'{result.tokens_per_second:,.0f}',
     ]
     if result.common:
-        shown.append('–' if result.common_value is None else result.common.show(result.common_value))
+        shown.append('–' if result.common_value is None else result.common.format(result.common_value))
     return shown
 
 

@@ -1,4 +1,4 @@
-"""The example sentences are filled in as `fill_mask` fills them in, on any mesh."""
+"""Example sentences are filled in during training as `fill_mask` fills them, on any mesh."""
 
 import dataclasses
 from pathlib import Path
@@ -25,25 +25,25 @@ TEXTS = ('the [MASK] is in town', '[MASK] is the [MASK].', 'far ' + 'too ' * 40 
 @pytest.mark.parametrize(
     'mesh', [config.Mesh(1), config.Mesh(1, 1, 2), pytest.param(config.Mesh(2, 2, 2), marks=pytest.mark.slow)]
 )
-def test_on_any_mesh_the_fillers_are_those_of_fill_mask(mesh: config.Mesh, tmp_path: Path, capsys) -> None:
+def test_fillers_equal_those_of_fill_mask_on_any_mesh(mesh: config.Mesh, tmp_path: Path, capsys) -> None:
     tokenizer, settings = read_tokenizer(tmp_path), dataclasses.replace(MODEL, initializer_range=0.5)
     model = BertForPreTraining(settings, len(TOKENS), nnx.Rngs(0))
     devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
     mesh = make_mesh(mesh, settings, config.Train(global_batch_size=8), devices)
     program = build_program(settings, config.Optimizer(), config.Train(), len(TOKENS), mesh)
     examples = Examples(TEXTS, tokenizer, program, 32)
-    assert '1 do not fit into 32 positions' in capsys.readouterr().err
-    found = examples(jax.tree.map(distribute, nnx.state(model, nnx.Param), program.shardings.params))
+    assert '1 of 3 skipped, because longer than 32 tokens' in capsys.readouterr().err
+    filled = examples(jax.tree.map(distribute, nnx.state(model, nnx.Param), program.shardings.params))
     pretrained = Pretrained(model, tokenizer, settings, None)
-    assert [example['text'] for example in found] == list(TEXTS[:2])
-    for example in found:
-        for ours, theirs in zip(example['fillers'], pretrained.fill_mask(example['text'], 3), strict=True):
-            assert [filler['token'] for filler in ours] == [filler.token for filler in theirs]
-            assert [filler['score'] for filler in ours] == pytest.approx([f.score for f in theirs], abs=1e-3)
+    assert [example['text'] for example in filled] == list(TEXTS[:2])
+    for example in filled:
+        for fillers, expected in zip(example['fillers'], pretrained.fill_mask(example['text'], 3), strict=True):
+            assert [filler['token'] for filler in fillers] == [filler.token for filler in expected]
+            assert [filler['score'] for filler in fillers] == pytest.approx([f.score for f in expected], abs=1e-3)
 
 
 @pytest.mark.parametrize('examples', [('no mask',), (1,), ('two\nlines [MASK]',)])
-def test_an_example_is_a_line_with_a_mask(examples: tuple) -> None:
+def test_example_without_mask_or_with_line_break_is_rejected(examples: tuple) -> None:
     with pytest.raises(BadInput, match=r'config\.train\.examples'):
         config.resolve({'train': {'examples': examples}})
     assert not Examples((), None, None, 0)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from bert_jax.config.finetuning import FinetuneConfig, resolve
 from bert_jax.errors import BadInput
-from bert_jax.evaluation.probe import accuracies, open_sets
+from bert_jax.evaluation.probe import accuracies, load_datasets
 from bert_jax.finetune import seed as seed_module
 from bert_jax.finetune.command import Summary, finetune
 from bert_jax.finetune.export import load_finetuned
@@ -237,10 +237,10 @@ def test_changed_settings_of_ended_run_need_another_workdir(
 def test_probes_are_logged_when_due_and_reported(directory: Path, rolled_back: Path) -> None:
     found = {step: values for step, values in metrics(rolled_back).items() if 'probe/mood' in values}
     assert [*found] == [8, 16, 20]
-    sets = open_sets(_config(directory).probe, every=8)
+    datasets = load_datasets(_config(directory).probe, every=8)
     last = load_finetuned(str(rolled_back))
     encoder = Pretrained(last.model, last.tokenizer, last.config, NUM_STEPS)
-    assert accuracies(encoder, sets).items() <= found[20].items()
+    assert accuracies(encoder, datasets).items() <= found[20].items()
     assert '<svg' in (page := write_report([str(rolled_back)]).read_text()) and 'Probe: mood' in page
     printed = ' '.join(summarize([str(rolled_back)]).split())
     assert f'Probe: mood {100 * found[20]["probe/mood"]:.1f} % (most frequent label 50.0 %)' in printed

@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.evaluation.sample import held_out_windows
+from bert_jax.evaluation.sample import read_held_out_windows
 from bert_jax.text import chunks
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
@@ -73,7 +73,7 @@ def test_default_values_of_new_settings_do_not_change_a_corpus(tmp_path):
     joined = dataclasses.replace(data, join_lines=True, corpus=str(tmp_path / 'joined'))
     prepare(joined, TOKENIZER, progress=False)
     assert prepare(joined, TOKENIZER, progress=False).reused
-    assert held_out_windows(dataclasses.replace(data, join_lines=True), 5) == held_out_windows(data, 5)
+    assert read_held_out_windows(dataclasses.replace(data, join_lines=True), 5) == read_held_out_windows(data, 5)
 
 
 def test_empty_files_are_skipped_but_some_text_is_required(tmp_path):
