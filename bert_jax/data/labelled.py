@@ -1,4 +1,4 @@
-"""Files of labelled examples -> records: a dict for each, and where it stands (file and line, never text)."""
+"""Reads files of labelled examples as records: a dict per example, with its file and line for errors."""
 
 import csv
 from collections import Counter
@@ -14,82 +14,93 @@ from bert_jax.text.chunks import open_tfds
 from bert_jax.text.lines import read_whole_lines
 from bert_jax.text.stats import not_utf8_error
 
-_LONGEST_FIELD = 1 << 26  # characters, of a CSV
-_LONGEST_LABEL = 40  # characters; anything longer may be text, and is not shown
-_MOST_LABELS = 1000
-_BAD_TEXT = Data().bad_text  # share of the text that may be bytes that are not UTF-8; they are replaced
+_MAX_CELL_CHARACTERS = 1 << 26  # in a CSV file
+_MAX_LABEL_CHARACTERS = 40  # longer labels may be text, which errors never contain
+_MAX_LABELS = 1000
+_MAX_INVALID_BYTES = Data().bad_text  # bytes that are not UTF-8, as a fraction of the characters; they are replaced
 
 
 class Record(NamedTuple):
-    """One example as its file has it."""
+    """An example as read from its file.
+
+    Attributes:
+      where: its file and line, or question, without any text.
+      fields: values by column.
+    """
 
     where: str
     fields: dict[str, Any]
 
 
 def read_records(source: str, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
-    """The records of a source in order.
+    """Yields the records of a source in order.
 
     Args:
       source: FORMAT:FILE, or tfds:NAME[:SPLIT].
-      needed: the columns that a record must have. Where a file names its columns, they are looked for there.
+      needed: columns that every record must have; checked in the header or in the first record.
 
     Raises:
-      BadInput: for a file that is not there, cannot be read, or has no such column.
+      BadInput: if the file does not exist, cannot be read, or lacks a column.
     """
-    kind, _, rest = source.partition(':')
-    if kind == 'tfds':
-        yield from _read_tfds(rest, needed)
+    file_format, _, location = source.partition(':')
+    if file_format == 'tfds':
+        yield from _read_tfds(location, needed)
         return
-    path = Path(task.directory) / rest
+    path = Path(task.directory) / location
     if not path.is_file():
-        fix = '' if task.directory else '--config.task.directory=DIR, where the files lie'
-        raise BadInput(str(path), 'is not there', f'a {kind} file', fix)
+        fix = '' if task.directory else '--config.task.directory=DIR, the directory of the files'
+        raise BadInput(str(path), 'does not exist', f'a {file_format} file', fix)
     try:
-        yield from _READERS[kind](path, task, needed)
+        yield from _READERS[file_format](path, task, needed)
     except OSError as error:
-        raise BadInput(str(path), f'cannot be read ({error.strerror or error})', 'a file to read') from error
+        raise BadInput(str(path), f'cannot be read ({error.strerror or error})', 'a readable file') from error
 
 
 def check_columns(needed: Iterable[str], names: Iterable[str], where: str) -> None:
-    """Raises `BadInput` for a column that is not among the names."""
+    """Raises `BadInput` if a needed column is not among `names`."""
     names = list(names)
     for column in needed:
         if column not in names:
-            fix = '--config.task.text=NAME, text_pair, label: which columns to take'
+            fix = '--config.task.text=NAME, and likewise text_pair and label: the columns to use'
             raise BadInput(where, f'has no column {column!r}', ', '.join(map(str, names)) or 'columns', fix)
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file; raises `BadInput` at its end when it is not in UTF-8."""
+    """Yields the lines of a file; raises `BadInput` at its end if the file is not UTF-8."""
     counts, num_characters = Counter(), 0
     for line in read_whole_lines(str(path), counts):
         num_characters += len(line)
         yield line
-    if counts['invalid_bytes'] > _BAD_TEXT * num_characters:
+    if counts['invalid_bytes'] > _MAX_INVALID_BYTES * num_characters:
         raise not_utf8_error(str(path), counts['invalid_bytes'], num_characters, 'UTF-8')
 
 
-def _rows(path: Path, rows: Iterator[tuple[int, list[str]]], task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
-    """Records from cells. The first row names the columns; with `task.columns`, only if it has the text's name."""
+def _records_of_rows(
+    path: Path, rows: Iterator[tuple[int, list[str]]], task: Task, needed: tuple[str, ...]
+) -> Iterator[Record]:
+    """Converts (line number, cells) to records.
+
+    The first row names the columns. With `task.columns`, it does so only if it contains the name of the text column.
+    """
     names: list[str] | None = None
-    for number, cells in rows:
+    for line_number, cells in rows:
+        where = f'{path}:{line_number}'
         if names is None:
             names = cells if not task.columns or task.text in cells else list(task.columns)
-            check_columns(needed, names, f'{path}:{number}')
+            check_columns(needed, names, where)
             if names is cells:
                 continue
-        yield Record(f'{path}:{number}', dict(zip(names, cells, strict=False)))
+        yield Record(where, dict(zip(names, cells, strict=False)))
 
 
 def _read_tsv(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
-    """Columns between tabs; a quotation mark is a character like any other, as in GLUE."""
-    rows = ((number, line.split('\t')) for number, line in enumerate(_lines(path), 1) if line.strip())
-    yield from _rows(path, rows, task, needed)
+    """Reads tab-separated columns; quotation marks have no special meaning, as in GLUE."""
+    rows = ((line_number, line.split('\t')) for line_number, line in enumerate(_lines(path), 1) if line.strip())
+    yield from _records_of_rows(path, rows, task, needed)
 
 
 def _read_csv(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(_MAX_CELL_CHARACTERS)
     reader = csv.reader((line + '\n' for line in _lines(path)), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
@@ -98,62 +109,72 @@ def _read_csv(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Recor
                 if cells:
                     yield reader.line_num, cells
         except csv.Error as error:
-            raise BadInput(f'{path}:{reader.line_num}', f'is not CSV ({error})', 'cells between commas') from None
+            raise BadInput(f'{path}:{reader.line_num}', f'is not CSV ({error})', 'comma-separated cells') from None
 
-    yield from _rows(path, rows(), task, needed)
+    yield from _records_of_rows(path, rows(), task, needed)
 
 
 def _read_jsonl(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
     del task
     is_first = True
-    for number, line in enumerate(_lines(path), 1):
+    for line_number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
-        record = parse_record(line, f'{path}:{number}')
+        where = f'{path}:{line_number}'
+        fields = parse_record(line, where)
         if is_first:
-            check_columns(needed, record, f'{path}:{number}')
+            check_columns(needed, fields, where)
         is_first = False
-        yield Record(f'{path}:{number}', record)
+        yield Record(where, fields)
 
 
 def parse_record(line: str, where: str) -> dict[str, Any]:
-    """The record in a line of JSON; raises `BadInput` for anything else. `where` is its file and line."""
+    """Parses a line with a JSON object; `where` is its file and line.
+
+    Raises:
+      BadInput: if the line is anything else.
+    """
     try:
         return parse_json(line)
     except DamagedJson as error:
-        raise BadInput(where, str(error), 'a JSON object a line') from None
+        raise BadInput(where, str(error), 'one JSON object per line') from None
 
 
 def _read_conll(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
-    """A word a line, first column the word and last its tag, a blank line between sentences; -DOCSTART- is no word."""
+    """Reads sentences separated by blank lines, with one word per line: first column the word, last column its tag.
+
+    Lines with -DOCSTART- separate sentences too.
+    """
     words: list[str] = []
     tags: list[str] = []
     start = 1
-    for number, line in enumerate([*_lines(path), ''], 1):
+    for line_number, line in enumerate([*_lines(path), ''], 1):
         cells = line.split('\t') if '\t' in line else line.split()
         if not line.strip() or cells[0] == '-DOCSTART-':
             if words:
                 fields = {task.text: words, task.label: tags}
                 yield Record(f'{path}:{start}', fields)
-            words, tags, start = [], [], number + 1
+            words, tags, start = [], [], line_number + 1
             continue
         if len(cells) < 2 and task.label in needed:
-            raise BadInput(f'{path}:{number}', 'has one column', 'a word and its tag, between blanks or tabs')
+            raise BadInput(
+                f'{path}:{line_number}', 'has one column', 'a word and its tag, separated by a space or a tab'
+            )
         words.append(cells[0].removeprefix(task.token_prefix))
         tags.append(cells[-1].strip())
 
 
 def _read_squad(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
-    """Questions in the order of the file; `where` counts them from 1."""
+    """Reads questions in the order of the file; `where` counts them from 1."""
     del task, needed
     try:
         articles = parse_json('\n'.join(_lines(path)))['data']
-        number = 0
+        question_number = 0
         for article in articles:
             for paragraph in article['paragraphs']:
                 for question in paragraph['qas']:
-                    number += 1
-                    yield Record(f'{path}, question {number}', {'context': paragraph['context']} | question)
+                    question_number += 1
+                    yield Record(f'{path}, question {question_number}', {'context': paragraph['context']} | question)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         found = str(error) if isinstance(error, DamagedJson) else f'is not SQuAD JSON ({type(error).__name__})'
         expected = 'data: [{paragraphs: [{context, qas: [{id, question, answers: [{text, answer_start}]}]}]}]'
@@ -165,19 +186,19 @@ def _read_tfds(spec: str, needed: tuple[str, ...]) -> Iterator[Record]:
     features = records.dataset_info.features
     check_columns(needed, features, f'tfds:{spec}')
     for index in range(len(records)):
-        fields = {name: _plain(value, features[name]) for name, value in records[index].items()}
+        fields = {name: _as_python(value, features[name]) for name, value in records[index].items()}
         yield Record(f'tfds:{spec}:{index}', fields)
 
 
-def _plain(value: Any, feature: Any) -> Any:
-    """Text for bytes, names for numbers of classes (None for -1, 'not known'), lists for arrays."""
-    inner = getattr(feature, 'feature', feature)  # of a sequence
+def _as_python(value: Any, feature: Any) -> Any:
+    """Converts bytes to text, class ids to names (-1, which means unknown, to None) and arrays to lists."""
+    inner = getattr(feature, 'feature', feature)  # the elements of a sequence
     if isinstance(value, dict):
-        return {name: _plain(part, inner[name]) for name, part in value.items()}
+        return {name: _as_python(field, inner[name]) for name, field in value.items()}
     if hasattr(inner, 'int2str') and getattr(value, 'ndim', 0) == 0:
         return inner.int2str(int(value)) if int(value) >= 0 else None
     if getattr(value, 'ndim', 0):
-        return [_plain(item, inner) for item in value]
+        return [_as_python(item, inner) for item in value]
     if isinstance(value, bytes):
         return value.decode('utf-8', 'replace')
     return value.item() if hasattr(value, 'item') else value
@@ -193,7 +214,11 @@ _READERS: dict[str, Callable[[Path, Task, tuple[str, ...]], Iterator[Record]]] =
 
 
 class RecordReader:
-    """Records looked at one by one; those that lack something are skipped and counted, up to `task.bad_records`."""
+    """Reads records; those that lack a needed column are skipped and counted, up to `task.bad_records` of them.
+
+    Attributes:
+      counts: {event: count} of skipped records, complete once all records have been read.
+    """
 
     def __init__(self, source: str, task: Task, needed: tuple[str, ...]):
         self._records, self._allowed, self._needed = read_records(source, task, needed), task.bad_records, needed
@@ -201,14 +226,15 @@ class RecordReader:
         self.counts: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Record]:
-        """The records that have all that is needed.
+        """Yields the records that have all needed columns.
 
         Raises:
-          BadInput: as `read_records`; when there is no record, or too many lack something.
+          BadInput: as `read_records`; if there is no such record, or too many records lack a column.
         """
-        number, num_bad = 0, 0
+        num_records, num_bad = 0, 0
         first_bad: tuple[str, str] | None = None
-        for number, record in enumerate(self._records, 1):  # noqa: B007
+        for record in self._records:
+            num_records += 1
             missing = [name for name in self._needed if record.fields.get(name) is None]
             if missing:
                 num_bad, first_bad = num_bad + 1, first_bad or (record.where, missing[0])
@@ -216,43 +242,43 @@ class RecordReader:
             yield record
         if num_bad:
             self.counts['record without a column'] = num_bad
-        if first_bad is not None and num_bad > self._allowed * number:
+        if first_bad is not None and num_bad > self._allowed * num_records:
             where, name = first_bad
             raise BadInput(
                 where,
-                f'has no {name!r}; {num_bad:,} of {number:,} records lack a column',
+                f'has no {name!r}; {num_bad:,} of {num_records:,} records lack a column',
                 'a value in every column that is used',
-                'fix the file, or --config.task.bad_records=SHARE',
+                'fix the file, or allow more with --config.task.bad_records=FRACTION',
             )
-        if number == num_bad:
-            raise BadInput(self._source, 'holds no example', 'at least one')
+        if num_records == num_bad:
+            raise BadInput(self._source, 'contains no example', 'at least one')
 
 
-def sorted_labels(found: Iterable[str], where: str) -> tuple[str, ...]:
-    """Labels in the order of their ids: numbers as numbers, else by their letters; `O` first.
+def sort_labels(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """Returns distinct labels in the order of their ids: `O` first, then numerically or else alphabetically.
 
     Raises:
-      BadInput: for so many labels, or such long ones, that they look like text; they are not shown.
+      BadInput: if there are so many labels, or such long ones, that they are probably text; the error omits them.
     """
-    labels = {*found}
+    labels = {*names}
     longest = max(map(len, labels), default=0)
-    if len(labels) > _MOST_LABELS or longest > _LONGEST_LABEL:
+    if len(labels) > _MAX_LABELS or longest > _MAX_LABEL_CHARACTERS:
         raise BadInput(
             where,
             f'has {len(labels):,} different labels of up to {longest} characters',
-            f'at most {_MOST_LABELS:,} of at most {_LONGEST_LABEL}',
-            '--config.task.label=COLUMN, the column of the labels; config.task.labels lists what is so by intention',
+            f'at most {_MAX_LABELS:,} labels of at most {_MAX_LABEL_CHARACTERS} characters',
+            '--config.task.label=COLUMN, the column of the labels; or list such labels in config.task.labels',
         )
-    by_number = all(label.lstrip('-').isdecimal() for label in labels)
-    return tuple(sorted(labels, key=lambda label: (label != 'O', int(label) if by_number else 0, label)))
+    are_integers = all(label.lstrip('-').isdecimal() for label in labels)
+    return tuple(sorted(labels, key=lambda label: (label != 'O', int(label) if are_integers else 0, label)))
 
 
 def unknown_label(where: str, label: str, labels: tuple[str, ...]) -> BadInput:
-    """The error for a label that training has not seen."""
-    shown = repr(label) if len(label) <= _LONGEST_LABEL else f'of {len(label)} characters'
+    """Returns the error for a label that does not occur in the training file."""
+    described = repr(label) if len(label) <= _MAX_LABEL_CHARACTERS else f'of {len(label)} characters'
     return BadInput(
         where,
-        f'has the label {shown}, which the training file does not have (or config.task.labels does not list)',
+        f'has the label {described}, which is not in the training file (or not in config.task.labels)',
         'one of ' + ', '.join(labels[:20]) + (' …' if len(labels) > 20 else ''),
-        'fix the file, or --config.task.label=COLUMN if that is another',
+        'fix the file, or set --config.task.label=COLUMN if the labels are in another column',
     )

@@ -12,7 +12,7 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import RecordReader, sorted_labels
+from bert_jax.data.labelled import RecordReader, sort_labels
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.evaluation.ranking import MOST_FREQUENT, PROBE_PREFIX, is_probe
@@ -82,7 +82,7 @@ def _load(name: str, source: str, probe: config.Probe) -> LabelledDataset:
     try:
         records = list(RecordReader(source, task, (probe.text, probe.label)))
         by_text = {str(r.fields[probe.text]): str(r.fields[probe.label]).strip() for r in reversed(records)}
-        sorted_labels(by_text.values(), source)
+        sort_labels(by_text.values(), source)
     except BadInput as error:  # its fix names the fields of a fine-tune
         fix = 'config.probe.sets names the files, config.probe.text and config.probe.label their columns'
         raise BadInput(*error.args[:3], fix) from None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Record, RecordReader, sorted_labels, unknown_label
+from bert_jax.data.labelled import Record, RecordReader, sort_labels, unknown_label
 from bert_jax.errors import BadInput
 from bert_jax.finetune import metrics
 from bert_jax.finetune.rows import make_rows
@@ -75,7 +75,7 @@ def read_tags(
         sentences.append((record.where, [ids_of_word[word] or [tokenizer.unk_id] for word in words]))
         gold += [tags] if is_labelled else []
     counts += reader.counts
-    labels = task.labels or labels or sorted_labels((tag for tags in gold for tag in tags), source)
+    labels = task.labels or labels or sort_labels((tag for tags in gold for tag in tags), source)
     class_ids = {label: class_id for class_id, label in enumerate(labels)}
     for (where, _), tags in zip(sentences, gold, strict=False):
         for tag in tags:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Record, RecordReader, sorted_labels, unknown_label
+from bert_jax.data.labelled import Record, RecordReader, sort_labels, unknown_label
 from bert_jax.errors import BadInput
 from bert_jax.finetune import metrics
 from bert_jax.finetune.rows import make_rows
@@ -89,7 +89,7 @@ def read_texts(
         values = np.array(gold if is_labelled else np.zeros(len(ids)), np.float32)
         return RegressionSplit(make_rows(ids, second_starts, values), example_indices, counts, gold)
     names = [(where, _as_name(label)) for where, label in raw_labels]
-    labels = task.labels or labels or sorted_labels((name for _, name in names), source)
+    labels = task.labels or labels or sort_labels((name for _, name in names), source)
     class_ids = {label: class_id for class_id, label in enumerate(labels)}
     for where, name in names:
         if name not in class_ids:

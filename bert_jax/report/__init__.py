@@ -1,7 +1,7 @@
-"""Reports of runs: one self-contained HTML page, and a summary for a terminal.
+"""Reports about runs: one self-contained HTML page, and a summary for the terminal.
 
-Reads the files of workdirs (`config.json`, `metrics.jsonl`, `history.jsonl`, `examples.jsonl`, `evaluation.json`, and
-`results.json` of a fine-tune), and nothing of the corpus.
+Reports are made from the files of workdirs alone: `config.json`, `metrics.jsonl`, `history.jsonl`, `examples.jsonl`,
+`evaluation.json`, and `results.json` of a fine-tune. They never read the corpus.
 """
 
 from bert_jax.report.curves import charts

@@ -1,4 +1,4 @@
-"""Charts of what runs logged, over each other. Events are marks along the axis of steps."""
+"""Charts of the metrics that runs logged, with all runs in one chart, and events marked along the step axis."""
 
 import dataclasses
 import math
@@ -19,22 +19,26 @@ from bert_jax.report.quantities import (
     VALIDATION,
     Quantity,
 )
-from bert_jax.report.svg import MUTED, PAGE, Drawing, draw, line_of
+from bert_jax.report.svg import MUTED, PAGE, Drawing, draw, plot_style
 
 _PRETRAINING = (MLM_LOSS, MLM_ACCURACY, NSP_ACCURACY)
 _ANY_RUN = (LEARNING_RATE, THROUGHPUT, INPUT_WAIT, GRAD_NORM)
-_MOST_POINTS = 150  # longer curves are drawn faint, with their means over bins on top
+_MAX_POINTS = 150  # a curve with more points is drawn faint, under a curve of means over bins
 _NUM_BINS = 75
-_MARKS = {'restarted': ('^', '▲'), 'skipped an update': ('x', '×'), 'rolled back': ('D', '◆')}  # Matplotlib's, HTML's
+_MARKERS = {  # Matplotlib's name and HTML's sign for each kind of event
+    'restarted': ('^', '▲'),
+    'skipped an update': ('x', '×'),
+    'rolled back': ('D', '◆'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Charts:
-    """Charts with a common legend.
+    """Charts that share a legend.
 
     Attributes:
-      runs: their names; the i-th run is the i-th series of every figure.
-      marks: (sign, meaning) of the events in the figures.
+      runs: names of the runs; run i is series i of every figure.
+      marks: (sign, meaning) of each kind of event in the figures.
     """
 
     runs: list[str]
@@ -43,27 +47,27 @@ class Charts:
 
 
 def quantities(runs: list[LoggedRun]) -> list[Quantity]:
-    """The quantities to draw, in the order of their charts."""
+    """Returns the quantities to draw, in the order of their charts."""
     of_tasks = [TASK_LOSS, *task_metrics(runs)] if any(run.is_finetune for run in runs) else []
-    return [q for q in (*_PRETRAINING, *of_tasks, *probes(runs), *_ANY_RUN) if is_shown(q, runs)]
+    return [q for q in (*_PRETRAINING, *of_tasks, *probes(runs), *_ANY_RUN) if has_values(q, runs)]
 
 
-def is_shown(quantity: Quantity, runs: list[LoggedRun]) -> bool:
-    """Whether any run measured a quantity."""
+def has_values(quantity: Quantity, runs: list[LoggedRun]) -> bool:
+    """Returns whether any run measured a quantity."""
     return any(run.last(quantity.key) is not None or run.validation(quantity) is not None for run in runs)
 
 
 def charts(runs: list[LoggedRun]) -> Charts:
-    """The curves of runs, one chart for each quantity that any of them logged."""
-    occurring = {name for run in runs for name, steps in _marks(run).items() if steps}
+    """Draws one chart for each quantity that any of the runs logged."""
+    occurring = {name for run in runs for name, steps in _event_steps(run).items() if steps}
     figures = []
     for i, quantity in enumerate(quantities(runs)):
         if (drawing := _draw(f'chart{i}', quantity, runs)) is None:
             continue
-        baselines = ', '.join(quantity.show(value) for value in _baselines(quantity, runs))
-        note = f'{quantity.baseline} {baselines}' if baselines else ''
+        baselines = ', '.join(quantity.format(value) for value in _baselines(quantity, runs))
+        note = f'baseline {baselines} ({quantity.baseline})' if baselines else ''
         figures.append(Figure(Text(quantity.title, note), drawing))
-    marks = [(sign, name) for name, (_, sign) in _MARKS.items() if name in occurring]
+    marks = [(sign, name) for name, (_, sign) in _MARKERS.items() if name in occurring]
     return Charts([run.name for run in runs], marks, figures)
 
 
@@ -71,15 +75,15 @@ def _baselines(quantity: Quantity, runs: list[LoggedRun]) -> list[float]:
     return sorted({value for run in runs if (value := run.baseline(quantity)) is not None})
 
 
-def _marks(run: LoggedRun) -> dict[str, list[int]]:
-    """The steps of its events, by their meaning in the legend."""
+def _event_steps(run: LoggedRun) -> dict[str, list[int]]:
+    """Returns the steps of a run's events, by kind of event."""
     restarts = [line['step'] for line in run.starts()[1:]]
     rollbacks = [line['step'] for line in run.history if line['event'] == 'back']
-    return dict(zip(_MARKS, (restarts, [step for step, _ in run.skipped()], rollbacks), strict=True))
+    return dict(zip(_MARKERS, (restarts, [step for step, _ in run.skipped()], rollbacks), strict=True))
 
 
 def _bin_means(steps: list[int], values: list[float]) -> tuple[list[float], list[float]]:
-    """Means of steps and of values over `_NUM_BINS` bins with equally many points."""
+    """Returns the means of steps and of values over `_NUM_BINS` bins with equally many points."""
     edges = [len(steps) * i // _NUM_BINS for i in range(_NUM_BINS + 1)]
     bins = [(low, high) for low, high in zip(edges, edges[1:], strict=False) if high > low]
     mean_steps, mean_values = ([statistics.fmean(points[low:high]) for low, high in bins] for points in (steps, values))
@@ -87,34 +91,33 @@ def _bin_means(steps: list[int], values: list[float]) -> tuple[list[float], list
 
 
 def _draw(key: str, quantity: Quantity, runs: list[LoggedRun]) -> Drawing | None:
-    """The chart of a quantity; None if no run logged it. Names of runs do not appear in it."""
+    """Draws the chart of a quantity, without names of runs; returns None if no run logged it."""
     if not any(run.curve(name)[0] for run in runs for name in (quantity.key, f'{VALIDATION}{quantity.key}')):
         return None
-    return draw(key, quantity.title, lambda axes: _fill(axes, quantity, runs))
+    return draw(key, quantity.title, lambda axes: _plot(axes, quantity, runs))
 
 
-def _fill(axes: Any, quantity: Quantity, runs: list[LoggedRun]) -> None:
+def _plot(axes: Any, quantity: Quantity, runs: list[LoggedRun]) -> None:
     lowest = math.inf
     for i, run in enumerate(runs):
-        line = line_of(i)
+        style = plot_style(i)
         steps, values = run.curve(quantity.key)
         lowest = min([lowest, *(value for value in values if not math.isnan(value))])
-        if len(steps) > _MOST_POINTS and quantity is not LEARNING_RATE:
-            axes.plot(steps, values, color=line['color'], alpha=0.25, linewidth=0.7)
+        if len(steps) > _MAX_POINTS and quantity is not LEARNING_RATE:
+            axes.plot(steps, values, color=style['color'], alpha=0.25, linewidth=0.7)
             steps, values = _bin_means(steps, values)
-        lone = {'marker': 'o', 'markersize': 3} if len(steps) == 1 else {}
-        axes.plot(steps, values, linewidth=1.5, **line, **lone)
-        held_out = f'{VALIDATION}{quantity.key}'
-        linewidth = 0 if steps else 0.8  # joins the points only where there is no training curve
-        style = {'color': line['color'], 'marker': 'o', 'markersize': 4.5, 'markeredgecolor': PAGE}
-        axes.plot(*run.curve(held_out), linewidth=linewidth, **style)
+        single_point = {'marker': 'o', 'markersize': 3} if len(steps) == 1 else {}
+        axes.plot(steps, values, linewidth=1.5, **style, **single_point)
+        linewidth = 0 if steps else 0.8  # a line joins the validation points only if there is no training curve
+        dots = {'color': style['color'], 'marker': 'o', 'markersize': 4.5, 'markeredgecolor': PAGE}
+        axes.plot(*run.curve(f'{VALIDATION}{quantity.key}'), linewidth=linewidth, **dots)
     for value in _baselines(quantity, runs):
         axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     _scale(axes, quantity, lowest)
     for i, run in enumerate(runs):
-        for name, steps in _marks(run).items():
-            style = {'marker': _MARKS[name][0], 'markersize': 4.5, 'linewidth': 0, 'color': line_of(i)['color']}
-            axes.plot(steps, [0.03] * len(steps), transform=axes.get_xaxis_transform(), **style)
+        for name, steps in _event_steps(run).items():
+            marks = {'marker': _MARKERS[name][0], 'markersize': 4.5, 'linewidth': 0, 'color': plot_style(i)['color']}
+            axes.plot(steps, [0.03] * len(steps), transform=axes.get_xaxis_transform(), **marks)
 
 
 def _scale(axes: Any, quantity: Quantity, lowest: float) -> None:
@@ -122,11 +125,11 @@ def _scale(axes: Any, quantity: Quantity, lowest: float) -> None:
 
     if quantity is GRAD_NORM and 0 < lowest < math.inf:
         axes.set_yscale('log')
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a curve may stay within a decade
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # because a curve may stay within one decade
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ''))
-    elif quantity.percent:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:g} %'))
+    elif quantity.is_fraction:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:g}%'))
     elif quantity is THROUGHPUT:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(EngFormatter(sep=''))

@@ -1,7 +1,7 @@
-"""HTML pages from jinja2 templates: the values that every page can hold, and the environment that renders them.
+"""Renders HTML pages from jinja2 templates, and defines the values that every page may contain.
 
-A page is a dataclass of plain values; its template says where they go. Templates escape every value. The only markup
-made in Python is the inside of a drawing (`report/svg.py`) and the places where a long name may break.
+A page is a dataclass of plain values, and its template lays them out. Templates escape every value. Python makes only
+two kinds of markup: the content of a drawing (`report/svg.py`), and the positions where a long name may break.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from bert_jax.report.svg import Drawing, line_style
 
-SHARED = 'bert_jax.report'  # the package with the templates that pages share: base.html, macros.html, style.css
+SHARED_PACKAGE = 'bert_jax.report'  # has the templates that all pages share: base.html, macros.html, style.css
 
 ColumnKind = Literal['label', 'number', 'text']
 
@@ -25,8 +25,8 @@ class Text:
 
     Attributes:
       text: the text itself.
-      note: shown smaller and muted, after it.
-      series: shows the line of the series with this index before it; None shows none.
+      note: smaller, muted text after it.
+      series: index of the series whose line appears before the text, or None.
     """
 
     text: str
@@ -39,8 +39,8 @@ class Column:
     """A column of a table.
 
     Attributes:
-      heading: '' for none.
-      kind: a `label` says what its row is about, a `number` is aligned right.
+      heading: '' for no heading.
+      kind: `label` for the name of a row, `number` for values aligned right.
     """
 
     heading: str | Text
@@ -49,7 +49,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Rows of a table, with one cell for each column, and a heading across all columns, if any."""
+    """Rows of a table with one cell per column, and an optional heading across all columns."""
 
     rows: Sequence[Sequence[str | Text]]
     heading: str | Text = ''
@@ -60,8 +60,8 @@ class Table:
     """A table.
 
     Attributes:
-      columns: without any heading among them, the table has no header.
-      groups: rows, divided by lines and optional headings.
+      columns: if none of them has a heading, the table has no header.
+      groups: groups of rows, separated by lines and optional headings.
       style: CSS classes, separated by spaces.
     """
 
@@ -76,23 +76,23 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A drawing with its caption; `series` names its lines where the drawing has a legend to itself."""
+    """A drawing with its caption; `series` names its lines if the drawing has its own legend."""
 
     caption: Text
     drawing: Drawing
     series: list[str] = dataclasses.field(default_factory=list)
 
 
-def render(template: str, page: Any, package: str = SHARED) -> str:
-    """A page as HTML.
+def render(template: str, page: Any, package: str = SHARED_PACKAGE) -> str:
+    """Renders a page as HTML.
 
     Args:
-      template: file name in `templates/` of `package`; it sees the shared templates too.
-      page: a dataclass, which the template sees as `page`. A name that it does not have is an error.
-      package: name of the package that holds the template.
+      template: file name in `templates/` of `package`; it may include the shared templates.
+      page: a dataclass, `page` in the template. Using an attribute that it does not have is an error.
+      package: name of the package with the template.
     """
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in dict.fromkeys((package, SHARED))]),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in dict.fromkeys((package, SHARED_PACKAGE))]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -101,9 +101,9 @@ def render(template: str, page: Any, package: str = SHARED) -> str:
     )
     environment.filters |= {'breakable': _breakable, 'line_style': line_style}
     text = environment.get_template(template).render(page=page)
-    return text.encode('utf-8', 'backslashreplace').decode()  # JSON may hold halves of characters, which no file can
+    return text.encode('utf-8', 'backslashreplace').decode()  # JSON may contain lone surrogates, which UTF-8 cannot
 
 
 def _breakable(name: str) -> Markup:
-    """A name, escaped, that may break after the signs that join its parts, but not within a number."""
+    """Escapes a name and lets it break after the characters that join its parts, but not within a number."""
     return Markup('<wbr>').join(re.split(r'(?<=[_,=/])(?=.)|(?<=\.)(?=[a-zA-Z])', name))

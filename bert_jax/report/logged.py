@@ -1,4 +1,4 @@
-"""What a run logged: the files of its workdir, read and checked."""
+"""Reads and checks what runs have logged in their workdirs."""
 
 import dataclasses
 import os
@@ -13,15 +13,15 @@ from bert_jax.files import matching
 from bert_jax.json_files import DamagedJson, parse_json, read_given_json
 from bert_jax.report.quantities import (
     FINAL,
+    MASKED_WORDS,
     MFU,
     MLM_ACCURACY,
     MLM_LOSS,
     NSP_ACCURACY,
     NSP_LOSS,
     VALIDATION,
-    WORDS,
     Quantity,
-    is_a_number,
+    must_be_number,
     probe,
     task_metric,
 )
@@ -29,22 +29,22 @@ from bert_jax.report.quantities import (
 
 @dataclasses.dataclass(frozen=True)
 class LoggedRun:
-    """A run as its workdir records it.
+    """A run as recorded in its workdir.
 
     Attributes:
-      name: shown on pages.
-      document: config.json.
-      metrics: the lines of metrics.jsonl, one per step, steps ascending.
-      evaluation: evaluation.json; empty if the run was not evaluated.
-      group: the name of the requested workdir. The seeds of a fine-tune are runs of one group.
-      workdir: its path.
+      name: the name of the run in reports.
+      config_json: the content of config.json: `config`, `fingerprint` and `versions`.
+      metrics: the lines of metrics.jsonl merged by step, in ascending order.
+      evaluation: the content of evaluation.json; {} if the run has not been evaluated.
+      group: the name of the requested workdir; the seeds of a fine-tune share a group.
+      workdir: the path of the workdir.
       history: the lines of history.jsonl; empty for a run of an early version.
       examples: the lines of examples.jsonl, one per evaluation.
-      results: metrics of a fine-tune at its last step, by name; empty before that.
+      results: the metrics of a fine-tune at its last step, by name; {} until it has finished.
     """
 
     name: str
-    document: dict[str, Any]
+    config_json: dict[str, Any]
     metrics: list[dict[str, Any]]
     evaluation: dict[str, Any]
     group: str = ''
@@ -55,48 +55,50 @@ class LoggedRun:
 
     @property
     def step(self) -> int:
+        """The last logged step."""
         return self.metrics[-1]['step']
 
     @property
     def planned_steps(self) -> int | None:
-        train = self.document['config'].get('train')
+        """The number of steps that the run was started for, if config.json has it."""
+        train = self.config_json['config'].get('train')
         steps = train.get('steps') if isinstance(train, dict) else None
         if self.is_finetune:
-            steps = (self.document.get('fingerprint') or {}).get('train.steps')
+            steps = (self.config_json.get('fingerprint') or {}).get('train.steps')
         return steps if isinstance(steps, int) else None
 
     @property
     def is_finetune(self) -> bool:
-        return 'task' in self.document['config']
+        return 'task' in self.config_json['config']
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values logged under a key."""
+        """Returns the steps and the values logged under a key."""
         points = [(line['step'], line[key]) for line in self.metrics if line.get(key) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
     def last(self, key: str) -> float | None:
-        """The newest value logged under a key."""
+        """Returns the last value logged under a key."""
         values = self.curve(key)[1]
         return values[-1] if values else None
 
     def validation(self, quantity: Quantity) -> float | None:
-        """The newest value on held-out examples."""
+        """Returns the last value on held-out examples: that of `evaluate`, or else the last logged one."""
         if quantity.is_held_out:
             return self.last(quantity.key)
         value = self.evaluation.get(quantity.key)
         return value if value is not None else self.last(f'{VALIDATION}{quantity.key}')
 
     def baseline(self, quantity: Quantity) -> float | None:
-        """The value that the quantity is compared with."""
+        """Returns the value of the quantity's baseline."""
         if not quantity.baseline_key:
             return quantity.chance
         return self.last(quantity.baseline_key) if quantity.is_held_out else self.evaluation.get(quantity.baseline_key)
 
-    def sample_size(self, quantity: Quantity) -> str:
-        """How much text an evaluation's figure was sampled on, in words; '' where it is of all held-out text."""
-        is_sampled = quantity is WORDS and self.evaluation.get(WORDS.key) is not None
-        size = evaluation_file.num_windows(self.evaluation) if is_sampled else 0
-        return f'{size:,} windows' if size else ''
+    def describe_sample(self, quantity: Quantity) -> str:
+        """Returns the size of the sample of text that a quantity was measured on; '' if that was all held-out text."""
+        is_sampled = quantity is MASKED_WORDS and self.evaluation.get(MASKED_WORDS.key) is not None
+        num_windows = evaluation_file.num_windows(self.evaluation) if is_sampled else 0
+        return f'{num_windows:,} text windows' if num_windows else ''
 
     @property
     def run_metrics(self) -> ranking.RunMetrics:
@@ -104,26 +106,26 @@ class LoggedRun:
         last_logged: dict[str, Any] = {}
         for line in self.metrics:
             last_logged |= line
-        return ranking.RunMetrics(self.step, self.evaluation, last_logged, self.document['config'].get('probe'))
+        return ranking.RunMetrics(self.step, self.evaluation, last_logged, self.config_json['config'].get('probe'))
 
     def starts(self) -> list[dict[str, Any]]:
-        """The `start` lines of the history."""
+        """Returns the `start` lines of the history."""
         return [line for line in self.history if line['event'] == 'start']
 
     def skipped(self) -> list[tuple[int, int]]:
-        """(logged step, updates skipped since the previous logged step) wherever updates were skipped."""
+        """Returns (logged step, updates skipped since the previous logged step) for each step with skipped updates."""
         steps, totals = self.curve('skipped_updates')
-        before = [0, *totals]
-        return [(step, int(new - old)) for step, old, new in zip(steps, before, totals, strict=False) if new > old]
+        previous = [0, *totals]
+        return [(step, int(new - old)) for step, old, new in zip(steps, previous, totals, strict=False) if new > old]
 
 
 def probes(runs: list[LoggedRun]) -> list[Quantity]:
-    """The probes that any run logged."""
+    """Returns the probes that any of the runs logged."""
     return [probe(key) for key in _keys(runs, ranking.PROBE_PREFIX) if ranking.is_probe(key)]
 
 
 def task_metrics(runs: list[LoggedRun]) -> list[Quantity]:
-    """The task metrics that any fine-tune logged."""
+    """Returns the task metrics that any of the fine-tunes logged."""
     return [task_metric(key) for key in _keys([run for run in runs if run.is_finetune], VALIDATION)]
 
 
@@ -133,9 +135,11 @@ def _keys(runs: list[LoggedRun], prefix: str) -> list[str]:
 
 
 def rank(runs: list[LoggedRun]) -> list[str]:
-    """Runs ranked by a metric they all share, best first, after a line with the reason; [] if there is none.
+    """Ranks runs by a metric that they share.
 
-    Fine-tunes alone are not ranked: their task has figures of its own.
+    Returns:
+      A line with the reason for the metric, then a line per run, best first; [] if the runs share no metric. Fine-tunes
+      alone are not ranked, because their task has its own metrics.
     """
     if all(run.is_finetune for run in runs):
         return []
@@ -150,79 +154,78 @@ def rank(runs: list[LoggedRun]) -> list[str]:
 # --- Reading. ---
 
 
-def _measured(values: dict[str, Any], *, has_pairs: bool = True) -> dict[str, Any]:
-    """Logged values without those of nothing, which early versions logged.
+def _drop_placeholders(values: dict[str, Any], *, has_pairs: bool = True) -> dict[str, Any]:
+    """Removes values that early versions logged although nothing was measured.
 
-    They wrote 0 as the loss and the accuracy of what a batch does not hold (no pairs), and an MFU above 1 where the
-    peak was measured on a busy machine. A loss is 0 only where every guess is certain and right.
+    If a batch had no pairs or no masked tokens, they logged 0 for both loss and accuracy. If the peak was measured on a
+    busy machine, they logged an MFU above 1. A measured loss is 0 only if every prediction is certain and correct.
     """
-    absent = {MFU.key} if _is_number(values.get(MFU.key)) and values[MFU.key] > 1 else set()
+    placeholders = {MFU.key} if _is_number(values.get(MFU.key)) and values[MFU.key] > 1 else set()
     for prefix in ('', VALIDATION):
         for loss, accuracy in ((MLM_LOSS, MLM_ACCURACY), (NSP_LOSS, NSP_ACCURACY)):
-            pair = f'{prefix}{loss.key}', f'{prefix}{accuracy.key}'
-            is_of_nothing = all(values.get(key) == 0 for key in pair)
-            if is_of_nothing or (loss is NSP_LOSS and not has_pairs):
-                absent |= {*pair}
-    return {key: value for key, value in values.items() if key not in absent}
+            keys = f'{prefix}{loss.key}', f'{prefix}{accuracy.key}'
+            if all(values.get(key) == 0 for key in keys) or (loss is NSP_LOSS and not has_pairs):
+                placeholders |= {*keys}
+    return {key: value for key, value in values.items() if key not in placeholders}
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_if_there(path: epath.Path) -> dict[str, Any]:
+def _read_optional(path: epath.Path) -> dict[str, Any]:
     return read_given_json(path, 'a JSON object') if path.exists() else {}
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(position, values) of each line. A last line that a kill left incomplete is skipped."""
+    """Yields (file and line, values) for each line. An incomplete last line, as a killed run leaves it, is skipped."""
     expected = 'a JSON object with an integer `step`'
     lines = path.read_bytes().split(b'\n')
-    for number, line in enumerate(lines, 1):
-        where = f'{path}:{number}'
+    for line_number, line in enumerate(lines, 1):
+        where = f'{path}:{line_number}'
         if not line.strip():
             continue
         try:
             values = parse_json(line)
         except DamagedJson as error:
-            if number == len(lines):  # no newline after it: incomplete
+            if line_number == len(lines):  # incomplete, as no newline follows
                 continue
             raise BadInput(where, str(error), expected) from None
         if type(values.get('step')) is not int:
-            raise BadInput(where, 'is JSON of another kind', expected)
+            raise BadInput(where, 'has no integer `step`', expected)
         yield where, values
 
 
 def _read_metrics(path: epath.Path, command: str) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl merged by step; `command` is the one that writes more of them."""
+    """Reads metrics.jsonl and merges its lines by step; errors suggest `command`, which continues the run."""
     if not path.exists():
-        raise BadInput(str(path), 'there is no such file', 'the metrics of a run that has logged a step', command)
+        raise BadInput(str(path), 'does not exist', 'the metrics of a run that has logged a step', command)
     steps: dict[int, dict[str, Any]] = {}
     for where, values in _lines(path):
-        for key in filter(is_a_number, values):
+        for key in filter(must_be_number, values):
             if values[key] is not None and not _is_number(values[key]):
                 raise BadInput(where, f'{key} is of type {type(values[key]).__name__}', 'a number')
         steps.setdefault(values['step'], {}).update(values)
     if not steps:
-        raise BadInput(str(path), 'holds no complete line yet', 'at least one logged step', command)
+        raise BadInput(str(path), 'has no complete line yet', 'at least one logged step', command)
     return [steps[step] for step in sorted(steps)]
 
 
 def _read_history(path: epath.Path) -> tuple[dict[str, Any], ...]:
-    """Lines of history.jsonl, without those that a kill left incomplete."""
-    found = []
+    """Reads the lines of history.jsonl; incomplete lines, as a killed run leaves them, are skipped."""
+    events = []
     for line in path.read_bytes().split(b'\n') if path.exists() else ():
         try:
             values = parse_json(line)
         except DamagedJson:
             continue
         if type(values.get('step')) is int and isinstance(values.get('event'), str):
-            found.append(values)
-    return tuple(found)
+            events.append(values)
+    return tuple(events)
 
 
 def _read_examples(path: epath.Path) -> tuple[dict[str, Any], ...]:
-    found = []
+    evaluations = []
     for where, values in _lines(path) if path.exists() else ():
         try:
             for example in values['examples']:
@@ -230,35 +233,37 @@ def _read_examples(path: epath.Path) -> tuple[dict[str, Any], ...]:
                 if not all(isinstance(token, str) for mask in [[(example['text'], 0)], *masks] for token, _ in mask):
                     raise TypeError
         except (KeyError, TypeError, ValueError):
-            raise BadInput(where, 'is JSON of another kind', 'sentences with their fillers, as train writes') from None
-        found.append(values)
-    return tuple(found)
+            raise BadInput(
+                where, 'has no valid `examples`', 'sentences with their fillers, as train writes them'
+            ) from None
+        evaluations.append(values)
+    return tuple(evaluations)
 
 
 def read_run(workdir: str, name: str, group: str = '') -> LoggedRun:
     """Reads a run from its workdir.
 
     Raises:
-      BadInput: if a file is missing or broken, or no step is logged yet.
+      BadInput: if a file is missing or damaged, or no step has been logged yet.
     """
     directory = epath.Path(workdir)
     config_path = directory / 'config.json'
-    document = read_given_json(config_path, 'the workdir of a run')
-    if not isinstance(document.get('config'), dict):
+    config_json = read_given_json(config_path, 'the workdir of a run')
+    if not isinstance(config_json.get('config'), dict):
         raise BadInput(str(config_path), 'has no `config`', 'a JSON object with the resolved config under `config`')
-    is_finetune = 'task' in document['config']
+    is_finetune = 'task' in config_json['config']
     command, argument = ('finetune', directory.parent) if is_finetune else ('train', directory)
     metrics = _read_metrics(directory / 'metrics.jsonl', f'bert-jax {command} --workdir={argument}')
-    data = document['config'].get('data')
+    data = config_json['config'].get('data')
     has_pairs = not (isinstance(data, dict) and data.get('pairing') == 'none')
-    metrics = [_measured(line, has_pairs=has_pairs) for line in metrics]
+    metrics = [_drop_placeholders(line, has_pairs=has_pairs) for line in metrics]
     evaluation_path, results_path = directory / 'evaluation.json', directory / 'results.json'
-    evaluation = _measured({} if is_finetune else _read_if_there(evaluation_path), has_pairs=has_pairs)
-    results = _read_if_there(results_path).get('metrics', {}) if is_finetune else {}
+    evaluation = _drop_placeholders({} if is_finetune else _read_optional(evaluation_path), has_pairs=has_pairs)
+    results = _read_optional(results_path).get('metrics', {}) if is_finetune else {}
     _check_numbers(evaluation_path, evaluation, [q.key for q in FINAL] + [q.baseline_key for q in FINAL])
     _check_numbers(results_path, results, results)
     history, examples = _read_history(directory / 'history.jsonl'), _read_examples(directory / 'examples.jsonl')
-    return LoggedRun(name, document, metrics, evaluation, group or name, workdir, history, examples, results)
+    return LoggedRun(name, config_json, metrics, evaluation, group or name, workdir, history, examples, results)
 
 
 def _check_numbers(path: epath.Path, values: dict[str, Any], keys: Any) -> None:
@@ -268,22 +273,25 @@ def _check_numbers(path: epath.Path, values: dict[str, Any], keys: Any) -> None:
 
 
 def read_runs(workdirs: list[str]) -> list[LoggedRun]:
-    """Runs, and each seed of a fine-tune, named after their directories, or by whole paths if those names collide."""
+    """Reads runs, including each seed of a fine-tune.
+
+    Runs are named after their directories, or by their whole paths if those names collide.
+    """
     if not workdirs:
         raise BadInput('--workdir', 'is missing', 'the workdir of a run', '--workdir=runs/demo')
     names = [os.path.basename(workdir.rstrip('/')) or workdir for workdir in workdirs]
     if len(set(names)) < len(names):
         names = list(workdirs)
-    found = []
+    runs = []
     for workdir, name in zip(workdirs, names, strict=True):
         seeds = [] if (epath.Path(workdir) / 'config.json').exists() else _seeds(epath.Path(workdir))
-        found += [read_run(str(seed), f'{name}/{seed.name}', name) for seed in seeds] or [read_run(workdir, name)]
-    return found
+        runs += [read_run(str(seed), f'{name}/{seed.name}', name) for seed in seeds] or [read_run(workdir, name)]
+    return runs
 
 
 def _seeds(directory: epath.Path) -> list[epath.Path]:
-    """The workdirs of a fine-tune's seeds in order: those that have logged a step, or all if none has."""
-    found = [path for path in matching(directory, 'seed-*') if (path / 'config.json').exists()]
-    found.sort(key=lambda path: (len(path.name), path.name))
-    logged = [path for path in found if (path / 'metrics.jsonl').exists() and (path / 'metrics.jsonl').read_bytes()]
-    return logged or found
+    """Returns the workdirs of a fine-tune's seeds in order: those that have logged a step, or all if none has."""
+    seeds = [path for path in matching(directory, 'seed-*') if (path / 'config.json').exists()]
+    seeds.sort(key=lambda path: (len(path.name), path.name))
+    logged = [path for path in seeds if (path / 'metrics.jsonl').exists() and (path / 'metrics.jsonl').read_bytes()]
+    return logged or seeds

@@ -1,4 +1,4 @@
-"""The quantities that runs log: their names, formats and baselines."""
+"""The quantities that runs log, with their titles, formats and baselines."""
 
 import dataclasses
 import math
@@ -12,12 +12,12 @@ class Quantity:
     """A logged quantity.
 
     Attributes:
-      key: in metrics.jsonl; of held-out text with `validation/` before it.
-      title: its name on the page.
-      baseline: what the baseline is; '' without one.
+      key: its key in metrics.jsonl; values on held-out text are logged under `validation/KEY`.
+      title: its name on the page and on the terminal.
+      baseline: the name of its baseline; '' without one.
       baseline_key: the key of the baseline in evaluation.json, or in metrics.jsonl if `is_held_out`.
-      chance: the baseline's value, where it is a constant.
-      percent: whether it is a fraction, shown in percent.
+      chance: the value of the baseline, if that is a constant.
+      is_fraction: whether it is a fraction, formatted as a percentage.
       is_held_out: whether it is measured on held-out examples only; it is then logged under `key` itself.
     """
 
@@ -26,52 +26,54 @@ class Quantity:
     baseline: str = ''
     baseline_key: str = ''
     chance: float | None = None
-    percent: bool = False
+    is_fraction: bool = False
     is_held_out: bool = False
 
-    def show(self, value: float | None) -> str:
-        """A value as text; a dash for None."""
+    def format(self, value: float | None) -> str:
+        """Formats a value; None becomes a dash."""
         if value is None:
             return '–'
         if not math.isfinite(value):
             return str(value)
-        return f'{100 * value:.1f} %' if self.percent else f'{value:.3f}'
+        return f'{value:.1%}' if self.is_fraction else f'{value:.3f}'
 
 
-MLM_LOSS = Quantity('mlm_loss', 'MLM loss', 'unigram entropy', 'unigram_entropy')
-MLM_ACCURACY = Quantity('mlm_accuracy', 'MLM accuracy', 'most frequent token', 'most_frequent_accuracy', percent=True)
+MLM_LOSS = Quantity('mlm_loss', 'MLM loss', 'token frequencies', 'unigram_entropy')
+MLM_ACCURACY = Quantity(
+    'mlm_accuracy', 'MLM accuracy', 'most frequent token', 'most_frequent_accuracy', is_fraction=True
+)
 NSP_LOSS = Quantity('nsp_loss', 'NSP loss', 'chance', chance=math.log(2))
-NSP_ACCURACY = Quantity('nsp_accuracy', 'NSP accuracy', 'chance', chance=0.5, percent=True)
+NSP_ACCURACY = Quantity('nsp_accuracy', 'NSP accuracy', 'chance', chance=0.5, is_fraction=True)
 TASK_LOSS = Quantity('loss', 'Loss')
-TASK_ACCURACY = Quantity('accuracy', 'Accuracy', percent=True)
+TASK_ACCURACY = Quantity('accuracy', 'Accuracy', is_fraction=True)
 LEARNING_RATE = Quantity('learning_rate', 'Learning rate')
 THROUGHPUT = Quantity('tokens_per_second', 'Throughput (tokens per second)')
 GRAD_NORM = Quantity('grad_norm', 'Gradient norm')
-MFU = Quantity('mfu', 'MFU', percent=True)
-INPUT_WAIT = Quantity('input_wait_fraction', 'Waiting for input', percent=True)
-WORDS = Quantity(ranking.MASKED_WORDS, 'Nats per char', 'character frequencies', 'unigram_nats_per_character')
-FINAL = (MLM_LOSS, MLM_ACCURACY, NSP_LOSS, NSP_ACCURACY, WORDS)
+MFU = Quantity('mfu', 'MFU', is_fraction=True)
+INPUT_WAIT = Quantity('input_wait_fraction', 'Time spent waiting for input', is_fraction=True)
+MASKED_WORDS = Quantity(
+    ranking.MASKED_WORDS, 'Masked words (nats/char)', 'character frequencies', 'unigram_nats_per_character'
+)
+FINAL = (MLM_LOSS, MLM_ACCURACY, NSP_LOSS, NSP_ACCURACY, MASKED_WORDS)
 LOGGED = {q.key for q in (*FINAL, TASK_LOSS, TASK_ACCURACY, LEARNING_RATE, THROUGHPUT, GRAD_NORM, MFU, INPUT_WAIT)}
 LOGGED |= {'skipped_updates'}
 VALIDATION = 'validation/'
 
 
-def is_a_number(key: str) -> bool:
-    """Whether the values logged under a key must be numbers."""
+def must_be_number(key: str) -> bool:
+    """Returns whether the values logged under a key must be numbers."""
     return key in LOGGED or key.startswith((VALIDATION, ranking.PROBE_PREFIX))
 
 
 def probe(key: str) -> Quantity:
-    """The accuracy of a probe, logged as `probe/NAME`; `probe/NAME/most_frequent` is its baseline."""
+    """Returns the accuracy of a probe, logged as `probe/NAME`, with its baseline `probe/NAME/most_frequent`."""
     title, baseline = f'Probe: {key.removeprefix(ranking.PROBE_PREFIX)}', f'{key}/{ranking.MOST_FREQUENT}'
-    return Quantity(key, title, 'most frequent label', baseline, percent=True, is_held_out=True)
+    return Quantity(key, title, 'most frequent label', baseline, is_fraction=True, is_held_out=True)
 
 
 def task_metric(key: str) -> Quantity:
-    """A metric of a fine-tune's task, logged as `validation/NAME`."""
+    """Returns a metric of a fine-tune's task, logged as `validation/NAME`."""
     name = key.removeprefix(VALIDATION)
-    return (
-        TASK_ACCURACY
-        if name == TASK_ACCURACY.key
-        else Quantity(name, name.replace('_', ' '), percent=is_fraction(name))
-    )
+    if name == TASK_ACCURACY.key:
+        return TASK_ACCURACY
+    return Quantity(name, name.replace('_', ' '), is_fraction=is_fraction(name))

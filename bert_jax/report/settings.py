@@ -1,4 +1,4 @@
-"""The configs of runs: how they differ from each other, or from the defaults."""
+"""Compares the configs of runs with each other, or the config of one run with the defaults."""
 
 import collections
 import dataclasses
@@ -21,22 +21,23 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of runs, as a page shows them.
+    """The settings of runs as they appear on a page.
 
     Attributes:
-      several: whether several runs are compared with each other, or one with the defaults.
-      differing: None if nothing differs.
-      same: the rest of the config, the fingerprint and the versions.
+      several_runs: whether runs are compared with each other; otherwise one run is compared with the defaults.
+      differing: the settings that differ; None if none do.
+      same: the other settings, the fingerprint and the versions.
+      num_same: how many those are.
     """
 
-    several: bool
+    several_runs: bool
     differing: Table | None
     same: list[Section]
     num_same: int
 
 
 def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}; an empty dict is a value."""
+    """Flattens {'a': {'b': 1}} to {'a.b': 1}; an empty dict counts as a value."""
     if not isinstance(values, dict) or not values:
         return {prefix[:-1]: values} if prefix else {}
     flat = {}
@@ -45,30 +46,30 @@ def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def defaults(run: LoggedRun) -> dict[str, Any]:
-    """The default of every field in a run's kind of config, flat."""
+def _defaults(run: LoggedRun) -> dict[str, Any]:
+    """Returns the flattened default config of a pretraining run or a fine-tune."""
     from bert_jax.config import Config
     from bert_jax.config.finetuning import FinetuneConfig
 
-    kind = FinetuneConfig if run.is_finetune else Config
-    return flatten(json.loads(json.dumps(dataclasses.asdict(kind()))))
+    default = FinetuneConfig() if run.is_finetune else Config()
+    return flatten(json.loads(json.dumps(dataclasses.asdict(default))))
 
 
-def differing(runs: list[LoggedRun]) -> dict[str, list[Any]]:
-    """Config fields in which runs differ, with the value of each run; None where a run has no such field."""
-    flat = [flatten(run.document['config']) for run in runs]
+def differing_fields(runs: list[LoggedRun]) -> dict[str, list[Any]]:
+    """Returns the config fields in which runs differ, with the value in each run; None if a run lacks the field."""
+    flat = [flatten(run.config_json['config']) for run in runs]
     return {path: [settings.get(path) for settings in flat] for path in _paths(flat) if not _is_same(path, flat)}
 
 
 def settings_of(runs: list[LoggedRun]) -> Settings:
-    """Configs, fingerprints and versions: first what differs, then the rest by section."""
-    configs = [flatten(run.document['config']) for run in runs]
-    others = [flatten({part: run.document.get(part) or {} for part in ('fingerprint', 'versions')}) for run in runs]
+    """Compares configs, fingerprints and versions: settings that differ, and the others by section."""
+    configs = [flatten(run.config_json['config']) for run in runs]
+    others = [flatten({part: run.config_json.get(part) or {} for part in ('fingerprint', 'versions')}) for run in runs]
     if len(runs) == 1:
-        own, default = configs[0], defaults(runs[0])
-        rows = {path: [own[path], default.get(path, _MISSING)] for path in own}
+        config, default = configs[0], _defaults(runs[0])
+        rows = {path: [config[path], default.get(path, _MISSING)] for path in config}
         rows = {path: values for path, values in rows.items() if values[0] != values[1]}
-        same = {path: value for path, value in own.items() if path not in rows} | others[0]
+        same = {path: value for path, value in config.items() if path not in rows} | others[0]
         headings = [Text('this run'), Text('default')]
     else:
         flat = [config | other for config, other in zip(configs, others, strict=True)]
@@ -76,8 +77,8 @@ def settings_of(runs: list[LoggedRun]) -> Settings:
         same = {path: flat[0][path] for path in _paths(flat) if path not in rows}
         headings = [Text(run.name, series=i) for i, run in enumerate(runs)]
     columns = [Column('', 'label'), *(Column(heading, 'text') for heading in headings)]
-    shown = [[path, *map(_show, values)] for path, values in rows.items()]
-    table = Table(columns, [Group(shown)], style='settings') if rows else None
+    cells = [[path, *map(_format, values)] for path, values in rows.items()]
+    table = Table(columns, [Group(cells)], style='settings') if rows else None
     return Settings(len(runs) > 1, table, _sections(same), len(same))
 
 
@@ -90,16 +91,16 @@ def _is_same(path: str, flat: list[dict[str, Any]]) -> bool:
 
 
 def _sections(settings: dict[str, Any]) -> list[Section]:
-    """Settings by section of the config; those outside any section are about the run."""
+    """Groups settings by section of the config; those outside any section belong to the section `run`."""
     sections = collections.defaultdict(list)
     for path, value in settings.items():
         section, _, name = path.partition('.')
-        sections[section if name else 'run'].append([name or section, _show(value)])
+        sections[section if name else 'run'].append([name or section, _format(value)])
     columns = [Column('', 'label'), Column('', 'text')]
     return [Section(name, Table(columns, [Group(rows)])) for name, rows in sections.items()]
 
 
-def _show(value: Any) -> Text:
+def _format(value: Any) -> Text:
     if value is _MISSING:
         return Text('–')
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

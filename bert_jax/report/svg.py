@@ -1,6 +1,6 @@
-"""Charts drawn by Matplotlib as SVG for a page: one drawing serves the light and the dark colour scheme.
+"""Draws charts as SVG with Matplotlib; one drawing serves both the light and the dark colour scheme of a page.
 
-Matplotlib draws with stand-in colours. They become CSS variables, whose values `templates/style.css` defines.
+Matplotlib draws with placeholder colours, which are replaced by CSS variables defined in `templates/style.css`.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 _NUM_COLOURS = 8  # --series-0 to --series-7
-_DASHES = (('-', 'solid'), ('-.', 'dashed'), (':', 'dotted'))  # Matplotlib's name, CSS's
+_DASHES = (('-', 'solid'), ('-.', 'dashed'), (':', 'dotted'))  # names in Matplotlib and in CSS
 MUTED = '#0a0c00'
 GRID = '#0a0c01'
 PAGE = '#0a0c02'
@@ -22,12 +22,12 @@ _VARIABLES |= {MUTED: 'var(--muted)', GRID: 'var(--grid)', PAGE: 'var(--page)'}
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A chart: the attributes of an `<svg>` element and the markup inside it.
+    """A chart, as the attributes and the content of an `<svg>` element.
 
     Attributes:
-      title: read out by screen readers.
+      title: the title for screen readers.
       view_box: the `viewBox` attribute.
-      content: from Matplotlib, which escapes the text it draws.
+      content: markup by Matplotlib, which escapes the text in it.
     """
 
     title: str
@@ -35,24 +35,25 @@ class Drawing:
     content: Markup
 
 
-def line_of(i: int) -> dict[str, str]:
-    """Colour and dashes of the i-th series, as keyword arguments of Matplotlib's `plot`."""
-    return {'color': f'#0a0b{i % _NUM_COLOURS:02x}', 'linestyle': _DASHES[i // _NUM_COLOURS % len(_DASHES)][0]}
+def plot_style(series: int) -> dict[str, str]:
+    """Returns colour and dashes of a series as keyword arguments of Matplotlib's `plot`."""
+    dashes = _DASHES[series // _NUM_COLOURS % len(_DASHES)][0]
+    return {'color': f'#0a0b{series % _NUM_COLOURS:02x}', 'linestyle': dashes}
 
 
-def line_style(i: int) -> str:
-    """Colour and dashes of the i-th series, as CSS for an element with a top border."""
-    dashes = _DASHES[i // _NUM_COLOURS % len(_DASHES)][1]
-    return f'color: var(--series-{i % _NUM_COLOURS}); border-top-style: {dashes}'
+def line_style(series: int) -> str:
+    """Returns colour and dashes of a series as CSS for an element with a top border."""
+    dashes = _DASHES[series // _NUM_COLOURS % len(_DASHES)][1]
+    return f'color: var(--series-{series % _NUM_COLOURS}); border-top-style: {dashes}'
 
 
-def draw(key: str, title: str, fill: Callable[[Any], None]) -> Drawing:
-    """A chart.
+def draw(key: str, title: str, plot: Callable[[Any], None]) -> Drawing:
+    """Draws a chart.
 
     Args:
-      key: letters and digits, unique within its page; ids in the drawing start with it.
-      title: read out by screen readers.
-      fill: draws into Matplotlib axes.
+      key: a prefix for the ids in the drawing; letters and digits, unique within the page.
+      title: the title for screen readers.
+      plot: a function that draws into Matplotlib axes.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -68,7 +69,7 @@ def draw(key: str, title: str, fill: Callable[[Any], None]) -> Drawing:
         axes = figure.add_subplot()
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
-        fill(axes)
+        plot(axes)
         axes.grid(color=GRID, linewidth=0.8)
         axes.tick_params(which='both', length=0, labelcolor=MUTED)
         axes.spines[:].set_visible(False)
@@ -78,13 +79,13 @@ def draw(key: str, title: str, fill: Callable[[Any], None]) -> Drawing:
 
 
 def _adapt(svg: str, key: str, title: str) -> Drawing:
-    """Makes a stand-alone drawing part of a page: no fixed size, ids that start with `key`, colours of the page."""
-    start = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', svg)
-    if start is None:
-        raise ValueError('Matplotlib wrote an image without an <svg viewBox=…>')
-    content = svg[start.end() : svg.rindex('</svg>')]
+    """Adapts an SVG file to a page: removes its fixed size, prefixes ids with `key`, and uses the page's colours."""
+    element = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', svg)
+    if element is None:
+        raise ValueError('Matplotlib wrote an image without an <svg viewBox=…> element')
+    content = svg[element.end() : svg.rindex('</svg>')]
     content = content.replace('xlink:href', 'href')
-    content = re.sub(r'( id="|href="#|url\(#)', lambda start: f'{start[0]}{key}-', content)
-    for stand_in, variable in _VARIABLES.items():
-        content = content.replace(stand_in, variable)
-    return Drawing(title, start.group(1), Markup(content))
+    content = re.sub(r'( id="|href="#|url\(#)', lambda match: f'{match[0]}{key}-', content)
+    for placeholder, variable in _VARIABLES.items():
+        content = content.replace(placeholder, variable)
+    return Drawing(title, element.group(1), Markup(content))

@@ -1,4 +1,4 @@
-"""A report of a few lines for a terminal."""
+"""Summarizes runs in a few lines for the terminal."""
 
 import json
 import math
@@ -6,32 +6,33 @@ import statistics
 from typing import Any
 
 from bert_jax.finetune.metrics import format_metric
-from bert_jax.report.curves import is_shown
+from bert_jax.report.curves import has_values
 from bert_jax.report.logged import LoggedRun, probes, rank, read_runs
 from bert_jax.report.page import describe_fillers, describe_progress
 from bert_jax.report.quantities import FINAL, MLM_LOSS, TASK_LOSS
-from bert_jax.report.settings import differing
+from bert_jax.report.settings import differing_fields
 from bert_jax.report.timeline import hardware, summarize_events
 
-_MOST_DIFFERENCES = 8
+_MAX_DIFFERENCES = 8
 
 
 def summarize(workdirs: list[str]) -> str:
-    """A few lines about each run, then their ranking and what differs between them.
+    """Returns a few lines about each run, then the ranking of the runs and the settings in which they differ.
 
-    The lines of a run are its progress, hardware, events, loss curve, final numbers with baselines, and fillers.
+    The lines of a run are its progress, hardware, events, loss curve, final metrics with baselines, and the most likely
+    tokens for its example sentences.
 
     Raises:
-      BadInput: as in `write_report`.
+      BadInput: as `write_report`.
     """
     runs = read_runs(workdirs)
-    lines = [line for run in runs for line in _of_run(run)]
+    lines = [line for run in runs for line in _describe_run(run)]
     for group in dict.fromkeys(run.group for run in runs if run.is_finetune):
-        lines += _medians(group, [run for run in runs if run.group == group])
+        lines += _describe_seeds(group, [run for run in runs if run.group == group])
     return '\n'.join([*lines, *rank(runs), *_differences(runs)])
 
 
-def _of_run(run: LoggedRun) -> list[str]:
+def _describe_run(run: LoggedRun) -> list[str]:
     lines = [f'{run.workdir}: {describe_progress(run)}']
     if changes := hardware(run):
         lines.append(f'  on {changes[-1][1]}')
@@ -39,22 +40,34 @@ def _of_run(run: LoggedRun) -> list[str]:
         lines.append(f'  {summary}')
     loss = TASK_LOSS if run.is_finetune else MLM_LOSS
     if losses := run.curve(loss.key)[1]:
-        first, last = loss.show(losses[0]), loss.show(losses[-1])
-        lines.append(f'  {loss.title:13} {_sparkline(losses)}  {first} → {last}')
-    for quantity in (*(() if run.is_finetune else FINAL), *probes([run])):
-        value, baseline = run.validation(quantity), run.baseline(quantity)
-        if is_shown(quantity, [run]) and value is not None:
-            compared = f'  ({quantity.baseline} {quantity.show(baseline)})' if baseline is not None else ''
-            size = f'  {size}' if (size := run.sample_size(quantity)) else ''
-            lines.append(f'  validation {quantity.title:13} {quantity.show(value):>8}{size}{compared}')
-    if run.examples:
-        lines += [f'  {example["text"]}  {describe_fillers(example)}' for example in run.examples[-1]['examples']]
+        first, last = loss.format(losses[0]), loss.format(losses[-1])
+        lines.append(f'  {loss.title} in training: {_sparkline(losses)}  {first} → {last}')
+    lines += _describe_validation(run)
+    if run.examples and (examples := run.examples[-1]['examples']):
+        lines.append(f'  Most likely tokens for [MASK] at step {run.examples[-1]["step"]:,}:')
+        lines += [f'    {example["text"]}  {describe_fillers(example)}' for example in examples]
     return lines
 
 
-def _medians(group: str, seeds: list[LoggedRun]) -> list[str]:
+def _describe_validation(run: LoggedRun) -> list[str]:
+    """Returns a table of the metrics on held-out text and their baselines."""
+    quantities = [*(() if run.is_finetune else FINAL), *probes([run])]
+    values = [(quantity, run.validation(quantity)) for quantity in quantities if has_values(quantity, [run])]
+    values = [(quantity, value) for quantity, value in values if value is not None]
+    width = max((len(quantity.title) for quantity, _ in values), default=0)
+    lines = ['  Validation:'] if values else []
+    for quantity, value in values:
+        baseline = run.baseline(quantity)
+        compared = f'  baseline: {quantity.format(baseline)} ({quantity.baseline})' if baseline is not None else ''
+        sample = f', on {sample}' if (sample := run.describe_sample(quantity)) else ''
+        lines.append(f'    {quantity.title:{width}} {quantity.format(value):>8}{compared}{sample}')
+    return lines
+
+
+def _describe_seeds(group: str, seeds: list[LoggedRun]) -> list[str]:
     finished = [seed.results for seed in seeds if seed.results]
-    lines = [f'{group}: {len(finished)} of {len(seeds)} seeds finished']
+    heading = f'{group}: {len(finished)} of {len(seeds)} seeds finished'
+    lines = [f'{heading}; median and range:' if finished else heading]
     for metric in finished[0] if finished else ():
         values = [results[metric] for results in finished if metric in results]
         median, low, high = (
@@ -65,20 +78,20 @@ def _medians(group: str, seeds: list[LoggedRun]) -> list[str]:
 
 
 def _differences(runs: list[LoggedRun]) -> list[str]:
-    found = differing(runs) if len(runs) > 1 else {}
-    lines = [f'  {path}: {" | ".join(map(_short, values))}' for path, values in found.items()]
-    if len(lines) > _MOST_DIFFERENCES:
-        lines = [*lines[:_MOST_DIFFERENCES], f'  … and {len(lines) - _MOST_DIFFERENCES} more, in the page']
-    return ['What differs:', *lines] if lines else []
+    fields = differing_fields(runs) if len(runs) > 1 else {}
+    lines = [f'  {path}: {" | ".join(map(_abbreviate, values))}' for path, values in fields.items()]
+    if len(lines) > _MAX_DIFFERENCES:
+        lines = [*lines[:_MAX_DIFFERENCES], f'  … and {len(lines) - _MAX_DIFFERENCES} more, listed in the report']
+    return ['Settings that differ:', *lines] if lines else []
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f'{text[:39]}…'
 
 
 def _sparkline(values: list[float], width: int = 40) -> str:
-    """At most `width` bars, each the mean of equally many values; '!' where one of them is not finite."""
+    """Draws at most `width` bars, each the mean of equally many values; '!' if any of those values is not finite."""
     width = min(width, len(values))
     edges = [len(values) * i // width for i in range(width + 1)]
     means = [statistics.fmean(values[low:high]) for low, high in zip(edges, edges[1:], strict=False)]

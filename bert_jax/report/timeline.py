@@ -1,4 +1,4 @@
-"""The events of a run and its hardware, in words, from its history and its metrics."""
+"""Describes the events and the hardware of a run, from its history and its metrics."""
 
 import dataclasses
 from typing import Any
@@ -8,40 +8,42 @@ from bert_jax.report.logged import LoggedRun
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """Something that happened at a step.
+    """An event at a step of a run.
 
     Attributes:
+      step: the step after which it happened.
+      description: the event in words.
       lost_steps: logged steps that had to be repeated because of it.
-      time: UTC, as in history.jsonl; '' where it is not recorded.
+      time: UTC, as in history.jsonl; '' if not recorded.
     """
 
     step: int
-    what: str
+    description: str
     lost_steps: int = 0
     time: str = ''
 
 
 def events(run: LoggedRun) -> list[Event]:
-    """All events of a run by step. A run that finished without interruption has two: its start and its end."""
-    found = []
+    """Returns all events of a run by step. A run without interruptions has two: its start and its end."""
+    timeline = []
     for i, line in enumerate(run.history):
-        step, event, why, lost = line['step'], line['event'], str(line.get('why', '')), 0
-        if event == 'start':
-            lost = _count(line.get('lost_steps'))
-            what = 'restarted' if i else 'started'
-        elif event == 'back':
-            lost = max(0, _count(line.get('from')) - step)
-            what = f'rolled back: {why}'
+        step, kind, reason, lost_steps = line['step'], line['event'], str(line.get('why', '')), 0
+        if kind == 'start':
+            lost_steps = _as_count(line.get('lost_steps'))
+            description = 'restarted' if i else 'started'
+        elif kind == 'back':
+            lost_steps = max(0, _as_count(line.get('from')) - step)
+            description = f'rolled back: {reason}'
         else:
-            what = {'stop': f'stopped by {why}, saved', 'finish': 'finished'}.get(event, event)
-        found.append(Event(step, what, lost, str(line.get('time', ''))))
+            description = {'stop': f'stopped by {reason} after a save', 'finish': 'finished'}.get(kind, kind)
+        timeline.append(Event(step, description, lost_steps, str(line.get('time', ''))))
     for step, count in run.skipped():
-        found.append(Event(step, f'{_updates(count)} skipped since the previous logged step'))
-    return sorted(found, key=lambda event: event.step)
+        timeline.append(Event(step, f'{_updates(count)} skipped since the previous logged step'))
+    return sorted(timeline, key=lambda event: event.step)
 
 
 def summarize_events(run: LoggedRun) -> str:
-    """`restarted 2 times, 15 logged steps repeated, 1 update skipped`; '' for an uneventful run."""
+    """Returns `restarted 2 times, 15 logged steps repeated, 1 update skipped`, or '' if nothing happened."""
     restarts = len(run.starts()) - 1
     rollbacks = sum(line['event'] == 'back' for line in run.history)
     lost = sum(event.lost_steps for event in events(run))
@@ -52,37 +54,37 @@ def summarize_events(run: LoggedRun) -> str:
     if rollbacks:
         parts.append(f'rolled back {_times(rollbacks)}')
     if lost:
-        parts.append(f'{lost:,} logged steps repeated')
+        parts.append(f'{lost:,} logged step{"s" * (lost > 1)} repeated')
     if skipped:
         parts.append(f'{_updates(skipped)} skipped')
     return ', '.join(parts)
 
 
 def hardware(run: LoggedRun) -> list[tuple[int, str]]:
-    """(first step, description of the hardware from that step on) for each change; empty if it is not recorded."""
-    found: list[tuple[int, str]] = []
+    """Returns (first step, description of the hardware from that step on) for each change; [] if not recorded."""
+    changes: list[tuple[int, str]] = []
     for start in run.starts():
-        description = _describe(start)
-        if not found or found[-1][1] != description:
-            found.append((start['step'], description))
-    return found
+        description = _describe_hardware(start)
+        if not changes or changes[-1][1] != description:
+            changes.append((start['step'], description))
+    return changes
 
 
-def _describe(start: dict[str, Any]) -> str:
-    mesh, versions = (_dict(start.get(name)) for name in ('mesh', 'versions'))
-    hosts, processes = _count(start.get('hosts')), _count(start.get('processes'))
-    where = f'{hosts:,} host{"s" * (hosts != 1)}, {processes:,} process{"es" * (processes != 1)}'
+def _describe_hardware(start: dict[str, Any]) -> str:
+    mesh, versions = (_as_dict(start.get(name)) for name in ('mesh', 'versions'))
+    num_hosts, num_processes = _as_count(start.get('hosts')), _as_count(start.get('processes'))
+    hosts = f'{num_hosts:,} host{"s" * (num_hosts != 1)}, {num_processes:,} process{"es" * (num_processes != 1)}'
     kind, platform = (str(start.get(name, '?')) for name in ('device_kind', 'platform'))
     device = kind if kind == platform else f'{kind} ({platform})'
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.items())
-    return f'{_count(start.get("devices")):,} × {device} · {where} · mesh {axes} · jax {versions.get("jax", "?")}'
+    return f'{_as_count(start.get("devices")):,} × {device} · {hosts} · mesh {axes} · jax {versions.get("jax", "?")}'
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def _as_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _count(value: Any) -> int:
+def _as_count(value: Any) -> int:
     return value if type(value) is int else 0
 
 

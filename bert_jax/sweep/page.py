@@ -13,7 +13,7 @@ from bert_jax.files import write_whole
 from bert_jax.report import charts
 from bert_jax.report.curves import Charts
 from bert_jax.report.html import Column, ColumnKind, Figure, Group, Table, Text, render
-from bert_jax.report.svg import MUTED, draw, line_of
+from bert_jax.report.svg import MUTED, draw, plot_style
 from bert_jax.sweep.results import (
     Result,
     best_commands,
@@ -130,7 +130,7 @@ def _fill(axes: Any, field: str, lines: dict[str, list[tuple[float, float]]]) ->
     values = sorted({x for points in lines.values() for x, _ in points})
     for i, points in enumerate(lines.values()):
         x, y = zip(*sorted(points), strict=True)
-        axes.plot(x, y, marker='o', markersize=4.5, linewidth=1.5, **line_of(i))
+        axes.plot(x, y, marker='o', markersize=4.5, linewidth=1.5, **plot_style(i))
     if values[0] > 0 and values[-1] >= _LOG_AXIS_RATIO * values[0]:
         axes.set_xscale('log')
     if len(values) <= 8:

@@ -243,7 +243,7 @@ def test_probes_are_logged_when_due_and_reported(directory: Path, rolled_back: P
     assert accuracies(encoder, datasets).items() <= found[20].items()
     assert '<svg' in (page := write_report([str(rolled_back)]).read_text()) and 'Probe: mood' in page
     printed = ' '.join(summarize([str(rolled_back)]).split())
-    assert f'Probe: mood {100 * found[20]["probe/mood"]:.1f} % (most frequent label 50.0 %)' in printed
+    assert f'Probe: mood {found[20]["probe/mood"]:.1%} baseline: 50.0% (most frequent label)' in printed
 
 
 def test_seeds_are_not_ranked_by_their_probes(directory: Path, rolled_back: Path) -> None:

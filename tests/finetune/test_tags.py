@@ -93,7 +93,7 @@ def test_language_prefix_is_removed(tmp_path: Path) -> None:
         ('conll:a.txt', 'ada\n', 'a.txt:1: has one column'),
         ('jsonl:a.txt', '{"words": ["ada", "bob"], "tags": ["O"]}\n', 'has 2 words and 1 tag'),
         ('jsonl:a.txt', '{"words": ["ada"], "tag": ["O"]}\n', "a.txt:1: has no column 'tags'"),
-        ('conll:b.txt', '', 'b.txt: is not there'),
+        ('conll:b.txt', '', 'b.txt: does not exist'),
     ],
 )
 def test_invalid_record_is_reported_with_its_position(source: str, content: str, words: str, tmp_path: Path) -> None:

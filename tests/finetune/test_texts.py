@@ -164,7 +164,7 @@ def test_long_pairs_are_cut_like_the_original() -> None:
         ('sentence\tlabel\na\t1\nb\t1\n', {}, 'at least two labels'),
         ('sentence\tlabel\na\t1.5\nb\tnan\n', {'kind': 'regression'}, "a.tsv:3: has the label 'nan'"),
         ('sentence\tlabel\na\t1\nb\n', {}, "a.tsv:3: has no 'label'; 1 of 2 records"),
-        ('sentence\tlabel\n', {}, 'holds no example'),
+        ('sentence\tlabel\n', {}, 'contains no example'),
     ],
 )
 def test_invalid_record_is_reported_with_its_position(content: str, task: dict, words: str, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_invalid_record_is_reported_with_its_position(content: str, task: dict, 
 
 def test_label_absent_from_training_is_reported(tmp_path: Path) -> None:
     (tmp_path / 'dev.tsv').write_text('sentence\tlabel\na\t1\nb\t2\n')
-    with pytest.raises(BadInput, match="dev.tsv:3: has the label '2', which the training file does not have"):
+    with pytest.raises(BadInput, match="dev.tsv:3: has the label '2', which is not in the training file"):
         _open(tmp_path, 'sentence\tlabel\na\t1\nb\t0\n', 'a.tsv', validation='tsv:dev.tsv')
 
 

@@ -1,4 +1,4 @@
-"""The report in a real browser, where one is installed: it renders at both widths, and logs nothing to the console."""
+"""The report renders in a real browser at the widths of a phone and a desktop, without console messages."""
 
 import html
 import json
@@ -19,10 +19,10 @@ _MEASURE = """
 onload = () => {{
   const page = document.getElementById('page').contentDocument
   const charts = [...page.querySelectorAll('svg')].map(svg => svg.getBoundingClientRect().width)
-  const found = {{width: page.documentElement.scrollWidth, charts, height: page.documentElement.scrollHeight}}
+  const measured = {{width: page.documentElement.scrollWidth, charts, height: page.documentElement.scrollHeight}}
   const pre = document.createElement('pre')
-  pre.id = 'found'
-  pre.textContent = JSON.stringify(found)
+  pre.id = 'measured'
+  pre.textContent = JSON.stringify(measured)
   document.body.append(pre)
 }}
 </script>
@@ -31,11 +31,11 @@ onload = () => {{
 
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.skipif(BROWSER is None, reason='no Chromium here')
+@pytest.mark.skipif(BROWSER is None, reason='Chromium is not installed')
 @pytest.mark.parametrize('width', [390, 1280])
-@pytest.mark.parametrize('count', [1, 2])
-def test_the_page_fits_a_phone_and_a_desk_and_logs_no_error(tmp_path: Path, width: int, count: int) -> None:
-    workdirs = [write_run(tmp_path / f'a-run-with-a-rather-long-name-{number}') for number in range(count)]
+@pytest.mark.parametrize('num_runs', [1, 2])
+def test_page_fits_phone_and_desktop_without_console_messages(tmp_path: Path, width: int, num_runs: int) -> None:
+    workdirs = [write_run(tmp_path / f'a-run-with-a-rather-long-name-{i}') for i in range(num_runs)]
     page = report.write_report(workdirs).read_text()
     (tmp_path / 'page.html').write_text(_MEASURE.format(width=width, page=html.escape(page)))
     command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}/profile']
@@ -43,7 +43,7 @@ def test_the_page_fits_a_phone_and_a_desk_and_logs_no_error(tmp_path: Path, widt
     done = subprocess.run([*command, str(tmp_path / 'page.html')], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert 'CONSOLE' not in done.stderr, done.stderr
-    [found] = re.findall(r'<pre id="found">(.*?)</pre>', done.stdout)
-    found = json.loads(html.unescape(found))
-    assert found['width'] <= width and found['height'] > 800
-    assert found['charts'] and all(100 < chart <= width for chart in found['charts'])
+    [text] = re.findall(r'<pre id="measured">(.*?)</pre>', done.stdout)
+    measured = json.loads(html.unescape(text))
+    assert measured['width'] <= width and measured['height'] > 800
+    assert measured['charts'] and all(100 < chart <= width for chart in measured['charts'])

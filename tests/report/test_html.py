@@ -1,4 +1,4 @@
-"""Text of a run cannot act as HTML on any page, and a template cannot use what its page does not have."""
+"""Pages escape all text of runs, and templates can only use attributes that their page has."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from bert_jax import report
 from bert_jax.config import bert
 from bert_jax.report import curves
-from bert_jax.report.html import SHARED, Column, Group, Table, Text, render
+from bert_jax.report.html import SHARED_PACKAGE, Column, Group, Table, Text, render
 from bert_jax.report.svg import Drawing
 from bert_jax.sweep.launch import LOG
 from bert_jax.sweep.page import write_page
@@ -40,8 +40,8 @@ def _examples(workdir: Path, text: str, token: str) -> None:
     write_lines(workdir / 'examples.jsonl', {'step': 1, 'examples': [example]})
 
 
-# Where text of a run comes from: writes it to a workdir.
-SOURCES = {
+# How text of a run reaches a page: each function writes the attack to a workdir.
+WRITERS = {
     'setting': lambda workdir: _config(workdir, {'data': {'source': ATTACK}}),
     'name of a setting': lambda workdir: _config(workdir, {'data': {ATTACK: 1}}),
     'section': lambda workdir: _config(workdir, {ATTACK: {'a': 1}}),
@@ -59,27 +59,27 @@ SOURCES = {
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Charts are empty: Matplotlib takes most of the time, and no text of a run goes through it."""
-    monkeypatch.setattr(curves, 'draw', lambda key, title, fill: Drawing(title, '0 0 1 1', Markup()))
+def empty_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves charts empty, because Matplotlib takes most of the time and draws no text of a run."""
+    monkeypatch.setattr(curves, 'draw', lambda key, title, plot: Drawing(title, '0 0 1 1', Markup()))
 
 
 def check(path: Path) -> None:
-    """The attack is on the page, and only as text."""
+    """Asserts that the attack is on the page, but only as text."""
     page = Page(path.read_text())
     assert not any(tag == 'script' or 'data-attack' in attributes for tag, attributes in page.elements)
     assert ATTACK in ''.join(page.text)
 
 
-@pytest.mark.parametrize('source', SOURCES)
-def test_text_of_a_run_cannot_act_as_html_on_a_report(tmp_path: Path, source: str) -> None:
+@pytest.mark.parametrize('kind', WRITERS)
+def test_report_escapes_text_of_a_run(tmp_path: Path, kind: str) -> None:
     a, b = write_run(tmp_path / 'a', num_lines=1), write_run(tmp_path / 'b', num_lines=1)
-    SOURCES[source](tmp_path / 'a')
+    WRITERS[kind](tmp_path / 'a')
     check(report.write_report([a]))
     check(report.write_report([a, b]))
 
 
-def test_names_of_runs_and_metrics_cannot_act_as_html_on_a_report(tmp_path: Path) -> None:
+def test_report_escapes_names_of_runs_and_metrics(tmp_path: Path) -> None:
     check(report.write_report([write_run(tmp_path / ATTACK, num_lines=1), write_run(tmp_path / 'b', num_lines=1)]))
     seed = tmp_path / 'fine-tune' / 'seed-0'
     seed.mkdir(parents=True)
@@ -89,7 +89,7 @@ def test_names_of_runs_and_metrics_cannot_act_as_html_on_a_report(tmp_path: Path
     check(report.write_report([str(tmp_path / 'fine-tune')]))
 
 
-def test_text_of_a_sweep_cannot_act_as_html_on_its_page(tmp_path: Path) -> None:
+def test_sweep_page_escapes_text_of_the_sweep(tmp_path: Path) -> None:
     source = {'data.source': f'text:{ATTACK}', 'data.sequence_length': 64}
     runs = expand({'base': f'{ATTACK}.py', 'runs': [{}, source]}, bert('tiny').to_dict(), str(tmp_path))
     for run in runs:
@@ -102,30 +102,30 @@ def test_text_of_a_sweep_cannot_act_as_html_on_its_page(tmp_path: Path) -> None:
     path = write_page(results, str(directory))
     check(path)
     text = ''.join(Page(path.read_text()).text)
-    for shown in (directory.name, f'text:{ATTACK}', f'{ATTACK} in the log', 'python -m bert_jax train'):
-        assert shown in text
+    for expected in (directory.name, f'text:{ATTACK}', f'{ATTACK} in the log', 'python -m bert_jax train'):
+        assert expected in text
 
 
-def test_every_template_escapes() -> None:
+def test_no_template_disables_escaping() -> None:
     sources = {path: path.read_text() for path in TEMPLATES}
     assert len(sources) >= 5
     for path, source in sources.items():
         assert 'safe' not in source and 'autoescape' not in source, path
 
 
-def test_a_name_that_a_page_does_not_have_is_an_error() -> None:
+def test_template_using_a_missing_attribute_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError, match="no attribute 'title'"):
-        render('report.html', Text('this is no page'))
+        render('report.html', Text('not a page'))
 
 
 def _render_table(monkeypatch: pytest.MonkeyPatch, table: Table) -> str:
     template = jinja2.DictLoader({'t.html': "{% from 'macros.html' import table %}{{ table(page) }}"})
-    shared = jinja2.PackageLoader(SHARED)
+    shared = jinja2.PackageLoader(SHARED_PACKAGE)
     monkeypatch.setattr(jinja2, 'PackageLoader', lambda _: jinja2.ChoiceLoader([template, shared]))
     return render('t.html', table)
 
 
-def test_a_table_escapes_all_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_escapes_headings_groups_cells_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     attacks = [f'{ATTACK}{i}' for i in range(10)]
     columns = [Column(attacks[0], 'label'), Column(Text(attacks[1], attacks[2], 0), 'number')]
     rows = [[attacks[3], attacks[4]], [Text(attacks[5], attacks[6]), Text(attacks[7], attacks[8], 1)]]
@@ -145,7 +145,7 @@ def test_a_table_escapes_all_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> No
     }
 
 
-def test_long_labels_break_between_their_parts_and_not_within_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_labels_break_between_parts_but_not_within_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table([Column('', 'label')], [Group([['runs/model.hidden_size=64,rate=0.1']])])
-    broken = '<th>runs/<wbr>model.<wbr>hidden_<wbr>size=<wbr>64,<wbr>rate=<wbr>0.1</th>'
-    assert broken in _render_table(monkeypatch, table)
+    expected = '<th>runs/<wbr>model.<wbr>hidden_<wbr>size=<wbr>64,<wbr>rate=<wbr>0.1</th>'
+    assert expected in _render_table(monkeypatch, table)

@@ -1,4 +1,4 @@
-"""The report tells what a run logged, needs no network, and lets nothing of a run act as HTML."""
+"""The report shows what runs logged, needs no network, and names damaged files."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from bert_jax.errors import BadInput
 from tests.support.pages import read_page, write_lines, write_run
 
 
-def test_report_is_well_formed_and_holds_the_numbers_next_to_their_baselines(tmp_path):
+def test_report_shows_metrics_with_their_baselines(tmp_path):
     path = report.write_report([write_run(tmp_path / 'a')])
     assert path == tmp_path / 'a' / 'report.html'
     page = read_page(path)
     cells = ' '.join(page.text)
-    for number in ('6.25', '6.125', '6.875', '23.4 %', '5.7 %', '61.0 %', '50.0 %', '4,321', '3.1 %', '200', 'abc123'):
-        assert number in cells
+    for value in ('6.25', '6.125', '6.875', '23.4%', '5.7%', '61.0%', '50.0%', '4,321', '3.1%', '200', 'abc123'):
+        assert value in cells
     assert sum(tag == 'svg' for tag, _ in page.elements) == 6
     assert sorted(p.name for p in (tmp_path / 'a').iterdir() if 'report' in p.name) == ['report.html']
 
@@ -31,26 +31,25 @@ def test_report_needs_no_network_and_its_ids_are_unique(tmp_path):
     ids = [attributes['id'] for _, attributes in page.elements if 'id' in attributes]
     assert {reference.removeprefix('#') for reference in references} <= set(ids)
     assert len(ids) == len(set(ids))
-    assert '#0a0' not in path.read_text()  # every stand-in colour was replaced
+    assert '#0a0' not in path.read_text()  # no placeholder colour is left
 
 
-def test_report_is_the_same_bytes_for_the_same_run(tmp_path):
+def test_report_of_the_same_run_has_the_same_bytes(tmp_path):
     workdir = write_run(tmp_path / 'a')
     first = report.write_report([workdir]).read_bytes()
     assert report.write_report([workdir]).read_bytes() == first
 
 
-def test_several_runs_are_told_apart_and_what_differs_comes_first(tmp_path):
+def test_settings_in_which_runs_differ_come_first(tmp_path):
     a = write_run(tmp_path / 'slow', config={'optimizer': {'peak_learning_rate': 0.0001, 'b1': 0.9}})
     b = write_run(tmp_path / 'fast', config={'optimizer': {'peak_learning_rate': 0.0007, 'b1': 0.9}}, evaluation=False)
     path = report.write_report([a, b])
     assert path.parent == tmp_path / 'slow'
     assert not (tmp_path / 'fast' / 'report.html').exists()
     text = ' '.join(read_page(path).text)
-    differs, same = text[text.index('What differs') :].split('What is the same')
-    assert 'peak_learning_rate' in differs and '0.0007' in differs and '0.0001' in differs
+    differing, same = text[text.index('Settings that differ') :].split('Settings that are the same')
+    assert all(value in differing for value in ('peak_learning_rate', '0.0007', '0.0001', 'slow', 'fast'))
     assert 'b1' in same and 'peak_learning_rate' not in same
-    assert 'slow' in differs and 'fast' in differs
 
 
 def test_metrics_of_any_name_are_reported(tmp_path):
@@ -65,18 +64,18 @@ def test_metrics_of_any_name_are_reported(tmp_path):
         assert 'a\\qb' in report.summarize([workdir])
 
 
-def test_runs_of_one_name_go_by_their_paths(tmp_path):
+def test_runs_with_equal_names_are_named_by_their_paths(tmp_path):
     a, b = write_run(tmp_path / 'x' / 'run'), write_run(tmp_path / 'y' / 'run')
     text = ' '.join(read_page(report.write_report([a, b])).text)
     assert a in text and b in text
 
 
-def test_without_pairs_nothing_is_said_about_them(tmp_path):
+def test_report_without_pairs_has_no_nsp_metrics(tmp_path):
     path = report.write_report([write_run(tmp_path / 'a', config={'data': {'pairing': 'none'}})])
     assert 'NSP' not in ' '.join(read_page(path).text)
 
 
-def test_values_of_nothing_in_old_files_are_neither_drawn_nor_shown(tmp_path):
+def test_placeholder_values_in_old_files_are_left_out(tmp_path):
     lines = [{'step': step, 'loss': 4.0, 'mlm_loss': 4.0, 'mlm_accuracy': 0.1, 'mfu': 1.31} for step in (10, 20)]
     lines = [line | {'nsp_loss': 0.0, 'nsp_accuracy': 0.0, 'validation/nsp_loss': 0.0} for line in lines]
     lines = [line | {'validation/nsp_accuracy': 0.0} for line in lines]
@@ -93,17 +92,17 @@ def test_values_of_nothing_in_old_files_are_neither_drawn_nor_shown(tmp_path):
     assert with_pairs.curve('nsp_loss')[0] and 'mfu' in with_pairs.metrics[0]
 
 
-def test_a_sampled_figure_is_shown_with_its_size(tmp_path):
+def test_sampled_metric_appears_with_the_size_of_its_sample(tmp_path):
     workdir = write_run(tmp_path / 'a')
     path = tmp_path / 'a' / 'evaluation.json'
-    found = {'masked_word_nats_per_character': 1.446, 'words_sample': 's', 'windows': 512}
-    path.write_text(json.dumps(json.loads(path.read_text()) | found))
-    assert '1.446  512 windows' in report.summarize([workdir])
-    assert '512 windows' in ' '.join(read_page(report.write_report([workdir])).text)
+    sampled = {'masked_word_nats_per_character': 1.446, 'words_sample': 's', 'windows': 512}
+    path.write_text(json.dumps(json.loads(path.read_text()) | sampled))
+    assert '1.446, on 512 text windows' in report.summarize([workdir])
+    assert '512 text windows' in ' '.join(read_page(report.write_report([workdir])).text)
 
 
 @pytest.mark.parametrize('tail', ['{"step": 210, "mlm_lo', '{"step": 210, "name": "\u00e9'])
-def test_half_written_last_line_is_passed_over(tmp_path, tail):
+def test_incomplete_last_line_is_skipped(tmp_path, tail):
     workdir = write_run(tmp_path / 'a')
     metrics = tmp_path / 'a' / 'metrics.jsonl'
     metrics.write_bytes(metrics.read_bytes() + tail.encode()[:-1])
@@ -114,7 +113,7 @@ def test_half_written_last_line_is_passed_over(tmp_path, tail):
 @pytest.mark.parametrize(
     'line', ['{"step": 210, "mlm_lo', '[1]', '{"mlm_loss": 1.0}', '{"step": "210"}', '{"step": 210, "mlm_loss": "1"}']
 )
-def test_broken_line_is_named(tmp_path, line):
+def test_damaged_line_is_named(tmp_path, line):
     workdir = write_run(tmp_path / 'a', num_lines=5, tail=line + '\n')
     with pytest.raises(BadInput) as caught:
         report.write_report([workdir])
@@ -131,67 +130,67 @@ def test_missing_file_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(('name', 'content'), [('config.json', '{'), ('config.json', '{}'), ('evaluation.json', '[]')])
-def test_broken_file_is_named(tmp_path, name, content):
+def test_damaged_file_is_named(tmp_path, name, content):
     workdir = write_run(tmp_path / 'a')
     (tmp_path / 'a' / name).write_text(content)
     with pytest.raises(BadInput, match=re.escape(f'{workdir}/{name}')):
         report.summarize([workdir])
 
 
-def test_no_step_logged_yet_is_told(tmp_path):
+def test_run_without_a_logged_step_is_rejected(tmp_path):
     with pytest.raises(BadInput, match='no complete line'):
         report.write_report([write_run(tmp_path / 'a', num_lines=0)])
 
 
-def test_diverged_run_is_still_drawn(tmp_path):
+def test_diverged_run_is_reported(tmp_path):
     tail = '{"step": 210, "mlm_loss": NaN, "grad_norm": Infinity}\n{"step": 220, "mlm_loss": null}\n'
     workdir = write_run(tmp_path / 'a', tail=tail)
     assert 'nan' in ' '.join(read_page(report.write_report([workdir])).text)
     assert '!' in report.summarize([workdir])
 
 
-def test_long_run_stays_a_small_page(tmp_path):
+def test_page_of_a_long_run_is_small(tmp_path):
     path = report.write_report([write_run(tmp_path / 'a', num_lines=5000)])
     assert len(path.read_bytes()) < 1_000_000
 
 
-def test_summary_shows_the_curve_falling(tmp_path):
+def test_summary_shows_a_falling_loss_curve(tmp_path):
     summary = report.summarize([write_run(tmp_path / 'a')])
     assert '█' in summary and '▁' in summary and summary.index('█') < summary.index('▁')
-    for number in ('8.15', '6.25', '6.125', '6.875', '23.4 %'):
-        assert number in summary
-    assert len(summary.splitlines()) < 8
+    for value in ('8.15', '6.25', '6.125', '6.875', '23.4%'):
+        assert value in summary
+    assert len(summary.splitlines()) < 9
 
 
-def test_what_happened_is_told_and_counted(tmp_path):
+def test_events_are_listed_and_counted(tmp_path):
     workdir = write_run(
         tmp_path / 'a', tail='{"step": 210, "skipped_updates": 0}\n{"step": 220, "skipped_updates": 3}\n'
     )
-    facts = {'devices': 8, 'device_kind': 'TPU v4', 'platform': 'tpu', 'hosts': 2, 'processes': 2}
-    facts |= {'mesh': {'data': 8}, 'versions': {'jax': '9.9'}}
+    hardware = {'devices': 8, 'device_kind': 'TPU v4', 'platform': 'tpu', 'hosts': 2, 'processes': 2}
+    hardware |= {'mesh': {'data': 8}, 'versions': {'jax': '9.9'}}
     write_lines(
         tmp_path / 'a' / 'history.jsonl',
-        {'event': 'start', 'step': 0, 'lost_steps': 0} | facts,
+        {'event': 'start', 'step': 0, 'lost_steps': 0} | hardware,
         {'event': 'back', 'step': 40, 'from': 57, 'why': 'not finite'},
-        {'event': 'start', 'step': 100, 'lost_steps': 15} | facts | {'devices': 16},
-        {'event': 'start', 'step': 100, 'lost_steps': 0} | facts,
+        {'event': 'start', 'step': 100, 'lost_steps': 15} | hardware | {'devices': 16},
+        {'event': 'start', 'step': 100, 'lost_steps': 0} | hardware,
     )
     with (tmp_path / 'a' / 'history.jsonl').open('a') as file:
-        file.write('{"event": "st\n')  # torn by a kill
+        file.write('{"event": "st\n')  # incomplete, as after a kill
     summary = report.summarize([workdir])
     assert 'restarted 2 times, rolled back once, 32 logged steps repeated, 3 updates skipped' in summary
     text = ' '.join(read_page(report.write_report([workdir])).text)
-    for words in (
+    for expected in (
         '8 × TPU v4 (tpu) · 2 hosts',
         '16 × TPU v4',
         'from step 100',
         'rolled back: not finite',
         '▲ restarted',
     ):
-        assert words in text
+        assert expected in text
 
 
-def test_example_sentences_are_shown_at_a_handful_of_steps(tmp_path):
+def test_example_sentences_appear_at_five_steps(tmp_path):
     workdir = write_run(tmp_path / 'a')
     lines = [
         {'step': s, 'examples': [{'text': 'a [MASK] b', 'fillers': [[{'token': f'<t{s}>', 'score': 0.25}]]}]}
@@ -199,48 +198,50 @@ def test_example_sentences_are_shown_at_a_handful_of_steps(tmp_path):
     ]
     write_lines(tmp_path / 'a' / 'examples.jsonl', *lines)
     text = ' '.join(read_page(report.write_report([workdir])).text)
-    assert re.findall(r'<t(\d+)> 25 %', text) == ['1', '26', '51', '75', '100']
-    assert 'a [MASK] b  <t100> 25 %' in report.summarize([workdir])
+    assert re.findall(r'<t(\d+)> 25%', text) == ['1', '26', '51', '75', '100']
+    assert 'a [MASK] b  <t100> 25%' in report.summarize([workdir])
     write_lines(tmp_path / 'a' / 'examples.jsonl', {'step': 1, 'examples': [{'text': 1, 'fillers': []}]})
     with pytest.raises(BadInput, match=r'examples\.jsonl:1'):
         report.summarize([workdir])
 
 
-def test_what_differs_from_the_defaults_comes_first(tmp_path):
+def test_settings_that_differ_from_the_defaults_come_first(tmp_path):
     config = {'train': {'steps': 200, 'seed': 0}, 'optimizer': {'b1': 0.9, 'b2': 0.98}}
     text = ' '.join(read_page(report.write_report([write_run(tmp_path / 'a', config=config)])).text)
-    differs, default = text[text.index('What differs from the defaults') :].split('Everything else')
-    assert 'optimizer.b2' in differs and '0.98' in differs and '0.999' in differs and 'optimizer.b1' not in differs
-    assert 'abc123' in default
+    differing, other = text[text.index('Settings that differ from the defaults') :].split('All other settings')
+    assert all(value in differing for value in ('optimizer.b2', '0.98', '0.999'))
+    assert 'optimizer.b1' not in differing and 'abc123' in other
 
 
-def test_probes_are_charts_and_final_numbers(tmp_path):
+def test_probes_have_charts_and_final_metrics(tmp_path):
     tail = ''.join(f'{{"step": {step}, "probe/tree depth": 0.{step}}}\n' for step in (201, 202))
     workdir = write_run(tmp_path / 'a', tail=tail)
     page = read_page(report.write_report([workdir]))
     assert sum(tag == 'svg' for tag, _ in page.elements) == 7
-    assert 'Probe: tree depth' in ' '.join(page.text) and '20.2 %' in report.summarize([workdir])
+    assert 'Probe: tree depth' in ' '.join(page.text) and '20.2%' in report.summarize([workdir])
 
 
-def test_a_fine_tune_is_its_seeds_and_their_medians(tmp_path):
+def test_fine_tune_shows_its_seeds_and_their_medians(tmp_path):
     for seed, accuracy in enumerate((0.5, 0.9, 0.7)):
-        place = tmp_path / 'sst2' / f'seed-{seed}'
-        place.mkdir(parents=True)
-        document = {
+        seed_workdir = tmp_path / 'sst2' / f'seed-{seed}'
+        seed_workdir.mkdir(parents=True)
+        config_json = {
             'config': {'task': {'kind': 'classification'}, 'train': {'seed': seed}},
             'fingerprint': {'train.steps': 20},
         }
-        (place / 'config.json').write_text(json.dumps(document))
+        (seed_workdir / 'config.json').write_text(json.dumps(config_json))
         write_lines(
-            place / 'metrics.jsonl', {'step': 10, 'loss': 0.7}, {'step': 20, 'loss': 0.3, 'validation/f1': accuracy}
+            seed_workdir / 'metrics.jsonl',
+            {'step': 10, 'loss': 0.7},
+            {'step': 20, 'loss': 0.3, 'validation/f1': accuracy},
         )
         metrics = {'f1': accuracy, 'best_f1_thresh': -3.25}
-        if accuracy != 0.9:  # not finished yet
-            (place / 'results.json').write_text(json.dumps({'seed': seed, 'metrics': metrics}))
+        if accuracy != 0.9:  # this seed has not finished
+            (seed_workdir / 'results.json').write_text(json.dumps({'seed': seed, 'metrics': metrics}))
     workdir = str(tmp_path / 'sst2')
     page = read_page(report.write_report([workdir]))
     text = ' '.join(page.text)
-    assert '-3.250' in text and '-325' not in text  # a threshold of scores is no fraction
-    assert '2 of 3 seeds finished' in text and '60.0 %' in text and 'sst2/seed-2' in text and 'MLM' not in text
+    assert '-3.250' in text and '-325' not in text  # a score threshold is not a fraction
+    assert '2 of 3 seeds finished' in text and '60.0%' in text and 'sst2/seed-2' in text and 'MLM' not in text
     assert sum(tag == 'svg' for tag, _ in page.elements) == 2  # the loss, and f1
     assert 'step 20 of 20' in report.summarize([workdir]) and '60.0%   50.0% to 70.0%' in report.summarize([workdir])
