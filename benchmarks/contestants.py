@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks import workloads
 from bert_jax.data.batches import Batch
+from bert_jax.pretrained.hub import NSP_HEAD
 
 
 class BertJax:
@@ -166,16 +167,20 @@ class Torch:
 
 
 class HuggingFace(Torch):
-    """`BertForPreTraining` of transformers as its Trainer runs it: logits everywhere, fused AdamW, not compiled."""
+    """The pretraining class of transformers as its Trainer runs it: logits everywhere, fused AdamW, not compiled."""
 
     def _make(self, tensors: dict):
-        from transformers import BertConfig, BertForPreTraining
+        import transformers
 
+        from bert_jax.pretrained.families import hub_of
         from bert_jax.pretrained.hugging_face import model_json
 
-        vocabulary = SimpleNamespace(vocab_size=self._config.tokenizer.vocab_size, pad_id=0)
+        self._hub = hub_of(self._config.model)
+        tokens = {'pad_id': 0, 'cls_id': 1, 'sep_id': 2, 'mask_id': 3}  # as in random_rows.py
+        vocabulary = SimpleNamespace(vocab_size=self._config.tokenizer.vocab_size, **tokens)
         fields = model_json(self._config.model, vocabulary)
-        model = BertForPreTraining(BertConfig(**fields))
+        settings = getattr(transformers, f'{self._hub.class_prefix}Config')(**fields)
+        model = getattr(transformers, self._hub.pretraining_class(()))(settings)
         missing, unexpected = model.load_state_dict(tensors, strict=False)
         if unexpected or any('decoder' not in name and 'position_ids' not in name for name in missing):
             raise ValueError(f'tensors missing: {missing}, unknown: {unexpected}')
@@ -184,17 +189,19 @@ class HuggingFace(Torch):
 
     def _prepare(self, batch: Batch) -> dict:
         if batch.cls_positions.shape[1] > 1:
-            raise ValueError('BertForPreTraining does not support packed rows')
+            raise ValueError('the classes of transformers do not support packed rows')
         labels = np.full(batch.input_ids.shape, -100, np.int64)
         rows, slots = np.nonzero(batch.masked_lm_weights)
         labels[rows, batch.masked_lm_positions[rows, slots]] = batch.masked_lm_ids[rows, slots]
         arrays = {
             'input_ids': batch.input_ids.astype(np.int64),
-            'token_type_ids': batch.token_type_ids.astype(np.int64),
             'attention_mask': (batch.sequence_ids > 0).astype(np.int64),
             'labels': labels,
-            'next_sentence_label': batch.next_sentence_labels[:, 0].astype(np.int64),
         }
+        if self._hub.has_token_types:
+            arrays['token_type_ids'] = batch.token_type_ids.astype(np.int64)
+        if NSP_HEAD in self._hub.heads:
+            arrays['next_sentence_label'] = batch.next_sentence_labels[:, 0].astype(np.int64)
         return {name: self._torch.from_numpy(array) for name, array in arrays.items()}
 
     def _loss(self, batch: dict):
@@ -202,12 +209,13 @@ class HuggingFace(Torch):
 
 
 class OptimizedTorch(Torch):
-    """The optimized model of `torch_bert.py`."""
+    """The optimized model of `torch_bert.py` or `torch_modernbert.py`."""
 
     def _make(self, tensors: dict):
-        from benchmarks.torch_bert import Bert
+        from benchmarks import torch_bert, torch_modernbert
 
-        model = Bert(self._config.model, self._config.tokenizer.vocab_size)
+        optimized = {'bert': torch_bert.Bert, 'modernbert': torch_modernbert.ModernBert}[self._config.model.family]
+        model = optimized(self._config.model, self._config.tokenizer.vocab_size)
         model.load(tensors)
         return model
 

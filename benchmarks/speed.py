@@ -38,6 +38,7 @@ _CPU = {
         'PyTorch bfloat16 compiled',
     ),
     'base-cpu': ('bert_jax bfloat16', 'PyTorch bfloat16 compiled'),
+    'ettin-17m': ('bert_jax bfloat16', 'Hugging Face bfloat16', 'PyTorch bfloat16', 'PyTorch bfloat16 compiled'),
 }
 _WORKLOADS = flags.DEFINE_list('workloads', list(_CPU), f'some of {", ".join(workloads.WORKLOADS)}')
 _CONTESTANTS = flags.DEFINE_list(
@@ -99,20 +100,21 @@ class Process:
         self._log.close()
 
 
-def check_parity(processes: dict[str, Process], directory: Path) -> list[str]:
+def check_parity(processes: dict[str, Process], directory: Path, family: str) -> list[str]:
     """Compares the losses of each contestant with those of the first; returns lines to print.
 
     Raises:
       RuntimeError: a contestant does not train the same model.
     """
-    workloads.write(workloads.WORKLOADS['parity'], directory)
+    workloads.write(workloads.PARITY[family], directory)
     losses: dict[str, list[float]] = {}
     for name, process in processes.items():
         losses[name] = process.ask(load=str(directory))['losses']
         losses[name] += process.ask(steps=_PARITY_STEPS - 1)['losses']
     ours = next(iter(losses.values()))
     lines = [
-        f'Losses over {_PARITY_STEPS} steps from the same weights, without dropout: {ours[0]:.4f} to {ours[-1]:.4f}'
+        f'{family}: losses over {_PARITY_STEPS} steps from the same weights, without dropout: '
+        f'{ours[0]:.4f} to {ours[-1]:.4f}'
     ]
     for name, theirs in losses.items():
         largest = max(abs(a - b) / b for a, b in zip(theirs, ours, strict=True))
@@ -203,9 +205,14 @@ def main(_: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         if _PARITY.value:
-            everyone = dict.fromkeys(who for names in chosen.values() for who in names)
-            with _started(everyone, directory) as processes:
-                print('\n'.join(check_parity(processes, directory / 'parity')) + '\n', flush=True)
+            by_family: dict[str, dict[str, None]] = {}
+            for name, names in chosen.items():
+                family = workloads.WORKLOADS[name].config.model.family
+                by_family[family] = by_family.get(family, {}) | dict.fromkeys(names)
+            for family, names in by_family.items():
+                with _started(names, directory) as processes:
+                    lines = check_parity(processes, directory / f'parity-{family}', family)
+                print('\n'.join(lines) + '\n', flush=True)
         for name, names in chosen.items():
             with _started(names, directory) as processes:
                 measured[name] = take_turns(processes, directory / name, name)

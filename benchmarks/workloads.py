@@ -3,9 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from bert_jax import config
 from bert_jax.data.batches import Batch
@@ -23,25 +24,34 @@ class Workload(NamedTuple):
         """A description in one line."""
         model, data = self.config.model, self.config.data
         return (
-            f'{model.num_layers} layers of {model.hidden_size}, vocabulary {self.config.tokenizer.vocab_size:,}, '
+            f'{model.family}, {model.num_layers} layers of {model.hidden_size}, '
+            f'vocabulary {self.config.tokenizer.vocab_size:,}, '
             f'{self.config.train.global_batch_size} {"packed " * data.packing}rows of {data.sequence_length}, '
-            f'dropout {model.dropout_rate}, attention dropout {model.attention_dropout_rate}, AdamW'
+            + (
+                f'dropout {model.dropout_rate}, attention dropout {model.attention_dropout_rate}'
+                if isinstance(model, config.Bert)
+                else f'no dropout, {data.masking.rate:.0%} masked'
+            )
+            + ', AdamW'
         )
 
 
-def workload(
-    size: str,
-    rows: int,
-    length: int,
-    *,
-    dropout: float = 0.1,
-    attention_dropout: float = 0.1,
-    num_batches: int = 8,
-    **fields: object,
+def bert_workload(
+    size: str, rows: int, length: int, *, dropout: float = 0.1, attention_dropout: float = 0.1, **others: Any
 ) -> Workload:
-    """Returns a workload. `fields` sets other config fields, with `__` for the dot (`data__packing=True`)."""
-    values = config.bert(size).to_dict()
-    values['model'] |= {'dropout_rate': dropout, 'attention_dropout_rate': attention_dropout}
+    """Returns a workload of BERT; others: see `workload`."""
+    rates = {'model__dropout_rate': dropout, 'model__attention_dropout_rate': attention_dropout}
+    return workload(config.bert(size), rows, length, **rates | others)
+
+
+def workload(start: ConfigDict, rows: int, length: int, *, num_batches: int = 8, **fields: Any) -> Workload:
+    """Returns a workload.
+
+    Args:
+      start: a config with the sizes of the model.
+      fields: other config fields, with `__` for the dot (`data__packing=True`).
+    """
+    values = start.to_dict()
     values['data']['sequence_length'] = length
     values['train'] |= {'global_batch_size': rows, 'steps': 1_000_000}
     values['optimizer'] |= {'schedule': 'constant', 'warmup_steps': 0}
@@ -52,15 +62,25 @@ def workload(
 
 
 WORKLOADS = {
-    # Without dropout all contestants must have the same losses: 200 steps on 200 batches.
-    'parity': workload(
+    'mini': bert_workload('mini', 32, 128),
+    'base-cpu': bert_workload('base', 8, 512),
+    'ettin-17m': workload(
+        config.ettin('17m'), 16, 512, data__packing=False, model__scan_layers=False, train__microbatches=1
+    ),
+    'base': bert_workload('base', 64, 512, attention_dropout=0.0, data__packing=True),
+    'large': bert_workload('large', 32, 512, attention_dropout=0.0, data__packing=True),
+}
+# By family. Without dropout all contestants must have the same losses: 200 steps on 200 batches.
+PARITY = {
+    'bert': bert_workload(
         'tiny', 16, 64, dropout=0.0, attention_dropout=0.0, num_batches=200, tokenizer__vocab_size=1000,
         optimizer__peak_learning_rate=1e-3,
     ),
-    'mini': workload('mini', 32, 128),
-    'base-cpu': workload('base', 8, 512),
-    'base': workload('base', 64, 512, attention_dropout=0.0, data__packing=True),
-    'large': workload('large', 32, 512, attention_dropout=0.0, data__packing=True),
+    'modernbert': workload(
+        config.ettin('17m'), 16, 64, num_batches=200, tokenizer__vocab_size=1000, optimizer__peak_learning_rate=1e-3,
+        data__packing=False, train__microbatches=1, model__num_layers=4, model__hidden_size=128,
+        model__num_heads=2, model__intermediate_size=192, model__local_attention=32, model__dtype='float32',
+    ),
 }  # fmt: skip
 
 

@@ -1,9 +1,11 @@
 """Benchmarks import names that exist, and the contestants of `make bench` train the same model."""
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,13 +31,32 @@ def test_both_benchmarked_models_have_the_same_losses(packing: bool, tmp_path: P
     pytest.importorskip('torch')
     from benchmarks import workloads
 
-    chosen = workloads.workload(
+    chosen = workloads.bert_workload(
         'tiny', 8, 32, dropout=0.0, attention_dropout=0.0, num_batches=6, tokenizer__vocab_size=200,
         model__hidden_size=32, model__intermediate_size=64, optimizer__peak_learning_rate=1e-2, data__packing=packing,
     )  # fmt: skip
-    workloads.write(chosen, tmp_path)
+    _compare_losses(chosen, tmp_path, packing)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('packing', [False, True])
+def test_benchmarked_modernberts_have_the_same_losses(packing: bool, tmp_path: Path) -> None:
+    pytest.importorskip('torch')
+    from benchmarks import workloads
+
+    chosen = workloads.PARITY['modernbert']
+    data = dataclasses.replace(chosen.config.data, packing=packing)
+    optimizer = dataclasses.replace(chosen.config.optimizer, peak_learning_rate=2e-3)
+    smaller = dataclasses.replace(chosen.config, data=data, optimizer=optimizer)
+    _compare_losses(workloads.Workload(smaller, num_batches=6), tmp_path, packing)
+
+
+def _compare_losses(chosen: Any, directory: Path, packing: bool) -> None:
+    from benchmarks import workloads
+
+    workloads.write(chosen, directory)
     names = ['bert_jax float32', 'PyTorch float32', 'PyTorch bfloat16']
-    losses = {name: _losses(name, tmp_path) for name in names + ['Hugging Face float32'] * (not packing)}
+    losses = {name: _losses(name, directory) for name in names + ['Hugging Face float32'] * (not packing)}
     ours = losses.pop('bert_jax float32')
     assert abs(ours[0] - ours[-1]) > 0.05  # it learns: equal losses say something
     for name, theirs in losses.items():
