@@ -247,7 +247,7 @@ def layer_matmuls(
         ]
     return [
         Matmul('query', 1, tokens, size, num_heads * head_size, layers),
-        Matmul('key, value', 1, tokens, size, max(1, model.num_kv_heads // tensor) * head_size, 2 * layers),
+        Matmul('key, value', 1, tokens, size, model.num_kv_heads * head_size // tensor, 2 * layers),
         *attention,
         Matmul('attention output', 1, tokens, num_heads * head_size, size, layers),
         Matmul('gate, up', 1, tokens, size, inner, 2 * layers),

@@ -48,6 +48,7 @@ MODELS = {
     'bert_large': config.Bert(num_layers=24, hidden_size=1024, num_heads=16, intermediate_size=4096),
     'modernbert_base': config.ModernBert(),
     'eurobert_210m': config.EuroBert(),
+    'eurobert_fewer_kv_heads_than_devices': config.EuroBert(num_key_value_heads=2),
 }
 
 
