@@ -27,7 +27,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     output, (workdir, step) = required(COMMAND, values, 'output'), workdir_and_step(COMMAND, values)
     from bert_jax.finetune.workdirs import seeds_of
     from bert_jax.pretrained.export import export
-    from bert_jax.pretrained.hub import MLM_HEAD
+    from bert_jax.pretrained.hub import MLM_HEAD, PREDICTION_HEAD
 
     enable_compilation_cache()
     if seeds_of(workdir):
@@ -37,7 +37,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     notes = [_describe(proof, output)]
     if untrained := proof['untrained_heads']:
         notes.append(f'Left out because untrained: {", ".join(untrained)}.')
-    if MLM_HEAD in untrained:
+    if {MLM_HEAD, PREDICTION_HEAD} & {*untrained}:
         notes.append(f'Next: {command_to_paste("embed", model=output, input="lines.txt", output="vectors.npy")}')
     else:
         notes.append(f'Next: {command_to_paste("fill-mask", model=output)} "the [MASK] of the file"')

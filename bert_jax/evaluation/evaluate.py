@@ -24,6 +24,7 @@ from bert_jax.evaluation import evaluation_file, masked_words, pseudo_perplexity
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, read_held_out_windows, read_source_windows
 from bert_jax.files import json_digest
+from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import MLM_HEAD
 from bert_jax.pretrained.load import from_params
 from bert_jax.pretrained.provenance import of_run, start_of
@@ -116,7 +117,7 @@ def evaluate(
 def _report_untrained_weights(workdir: str, run_config: Config, step: int) -> None:
     """Reports metrics that depend on untrained weights, such as the MLM head of an imported encoder."""
     provenance = of_run(run_config, step, start_of(workdir))
-    if MLM_HEAD in provenance.untrained_heads:
+    if not hub_of(run_config.model).fills_masks(provenance.untrained_heads):
         say(f'{workdir}: the {MLM_HEAD} is untrained, so its metrics say nothing about the encoder')
     length = run_config.in_phases[phase_at(run_config, step)].data.sequence_length
     if length > (trained := provenance.max_length(run_config.model.max_positions)):

@@ -17,12 +17,13 @@ from bert_jax.finetune.predict import FineTuned, forward
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.card import (
-    CITATION,
     Measurement,
     bullets,
+    citation,
     evaluation_table,
     front_matter,
     how_to_use,
+    model_facts,
     model_index,
     table,
     title,
@@ -103,11 +104,12 @@ def _card(requested: str, workdir: str, resolved: FinetuneConfig, trained: FineT
     architecture, pipeline = hub.task_class(task.kind), PIPELINES[task.kind]
     auto_class = f'AutoModel{TASK_CLASSES[task.kind]}'
     whole = workdir.rstrip('/').rpartition('/')[0] if 'seed-' in workdir.rstrip('/').rpartition('/')[2] else workdir
-    name = title(resolved.card, whole, f'{hub.class_prefix} for {pipeline.replace("-", " ")}')
+    name = title(resolved.card, whole, f'{hub.title} for {pipeline.replace("-", " ")}')
     measured = _measured(workdir, trained.step)
     sections = [
         front_matter(
             resolved.card,
+            hub,
             {'pipeline_tag': pipeline},
             model_index(name, pipeline, 'Validation file of the task', measured),
         ),
@@ -117,10 +119,11 @@ def _card(requested: str, workdir: str, resolved: FinetuneConfig, trained: FineT
         f'## Intended use\n\n{_USES[task.kind]} Evaluate it on your own text before relying on its predictions.',
         how_to_use(_snippet(task.kind, pipeline, trained.takes_pairs), ['AutoTokenizer', auto_class]),
         '## Limitations\n\n' + bullets(_limitations(resolved, trained)),
+        '## Model\n\n' + table(model_facts(trained)),
         *training_data(resolved.card, {}),
         '## Training\n\n' + table(_training_facts(workdir, resolved, trained)),
         '## Evaluation\n\n' + _evaluation(requested, measured),
-        CITATION,
+        citation(hub),
     ]
     return '\n\n'.join(sections) + '\n'
 

@@ -41,8 +41,19 @@ def _todays_name(name: str) -> str:
     return f'bert.{today}' if today.startswith(('embeddings.', 'encoder.', 'pooler.')) else today
 
 
+_CITATION = """\
+@inproceedings{devlin-etal-2019-bert,
+  title = {{BERT}: Pre-training of Deep Bidirectional Transformers for Language Understanding},
+  author = {Devlin, Jacob and Chang, Ming-Wei and Lee, Kenton and Toutanova, Kristina},
+  booktitle = {Proceedings of NAACL-HLT 2019},
+  pages = {4171--4186},
+  year = {2019}
+}"""
+
 HUB = HubFamily(
     name='bert',
+    title='BERT',
+    citation=_CITATION,
     class_prefix='Bert',
     keys=Keys(
         settings={

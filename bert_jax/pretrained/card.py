@@ -14,7 +14,8 @@ from bert_jax import config
 from bert_jax.files import is_local
 from bert_jax.json_files import read_json
 from bert_jax.model.family import num_parameters
-from bert_jax.pretrained.hub import MLM_HEAD, NSP_HEAD
+from bert_jax.pretrained.families import hub_of
+from bert_jax.pretrained.hub import HubFamily
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.provenance import Provenance
 from bert_jax.text.corpus import read_manifest
@@ -40,26 +41,12 @@ extract = pipeline('feature-extraction', model='.')  # this directory, or the na
 vectors = extract('The weather is nice today.', return_tensors=True)  # [1, tokens, hidden size]
 print(vectors.mean(dim=1))"""
 
-CITATION = """\
-## Citation
-
-Please cite the software and the paper that introduced BERT:
-
-```bibtex
-@software{bert_jax,
-  title = {bert_jax: pretraining BERT-type encoders with JAX},
-  author = {{The bert_jax authors}},
-  version = {VERSION}
-}
-
-@inproceedings{devlin-etal-2019-bert,
-  title = {{BERT}: Pre-training of Deep Bidirectional Transformers for Language Understanding},
-  author = {Devlin, Jacob and Chang, Ming-Wei and Lee, Kenton and Toutanova, Kristina},
-  booktitle = {Proceedings of NAACL-HLT 2019},
-  pages = {4171--4186},
-  year = {2019}
-}
-```""".replace('VERSION', __version__)
+_SOFTWARE = f"""\
+@software{{bert_jax,
+  title = {{bert_jax: pretraining BERT-type encoders with JAX}},
+  author = {{{{The bert_jax authors}}}},
+  version = {{{__version__}}}
+}}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,28 +68,28 @@ class Measurement:
 
 def model_card(workdir: str, resolved: config.Config, card: config.Card, trained: Pretrained) -> str:
     """Returns README.md of an export: YAML front matter for a model hub, then Markdown."""
-    untrained, step = trained.provenance.untrained_heads, trained.step or 0
+    hub, untrained, step = hub_of(trained.config), trained.provenance.untrained_heads, trained.step or 0
     parameters = num_parameters(trained.config, trained.tokenizer.vocab_size)
-    name = title(card, workdir, f'BERT encoder, {parameters / 1e6:,.1f}M parameters')
-    fills_masks = MLM_HEAD not in untrained
+    name = title(card, workdir, f'{hub.title} encoder, {parameters / 1e6:,.1f}M parameters')
+    fills_masks = hub.fills_masks(untrained)
     task = 'fill-mask' if fills_masks else 'feature-extraction'
-    measured = _measured(workdir, step, resolved.data.pairing, untrained)
-    about = {'pipeline_tag': task} | ({'mask_token': '[MASK]'} if fills_masks else {})
+    measured = _measured(workdir, step, resolved.data.pairing, trained)
+    about = {'pipeline_tag': task} | ({'mask_token': trained.tokenizer.special_tokens.mask} if fills_masks else {})
     sections = [
-        front_matter(card, about, model_index(name, task, 'Held-out text of the training corpus', measured)),
+        front_matter(card, hub, about, model_index(name, task, 'Held-out text of the training corpus', measured)),
         f'# {name}',
         *([card.description] if card.description else []),
-        _origin(identity.load_fingerprint(workdir), step),
+        _origin(hub, identity.load_fingerprint(workdir), step),
         '## Intended use\n\n' + _intended_use(fills_masks),
-        how_to_use(_FILL_MASK if fills_masks else _FEATURES, _classes(untrained)),
+        how_to_use(_FILL_MASK if fills_masks else _FEATURES, _classes(hub, untrained)),
         '## Limitations\n\n' + bullets(_limitations(trained, step, resolved.data.pairing)),
-        '## Model\n\n' + table(_model_facts(trained)),
+        '## Model\n\n' + table(model_facts(trained) | {'Parameters, with all heads': parameters}),
         *training_data(card, _corpus_facts(workdir, resolved.data.corpus) if step else {}),
     ]
     if step:
         sections.append('## Training\n\n' + table(_training_facts(resolved, step, identity.load_fingerprint(workdir))))
         sections += [f'The pooler and the pair head were trained on {pair}.' for pair in _pair_objective(resolved)]
-    sections += ['## Evaluation\n\n' + _evaluation(measured), CITATION]
+    sections += ['## Evaluation\n\n' + _evaluation(measured), citation(hub)]
     return '\n\n'.join(sections) + '\n'
 
 
@@ -113,14 +100,14 @@ def title(card: config.Card, workdir: str, generic: str) -> str:
     return card.name or (generic if name.lower() in _GENERIC_NAMES else name)
 
 
-def front_matter(card: config.Card, about: dict[str, str], index: list[dict[str, Any]]) -> str:
+def front_matter(card: config.Card, hub: HubFamily, about: dict[str, str], index: list[dict[str, Any]]) -> str:
     """Returns the YAML that a model hub reads.
 
     Args:
-      about: the kind of model.
+      about: further entries, such as the pipeline that runs the model.
       index: see `model_index`.
     """
-    lines: dict[str, Any] = {'library_name': 'transformers', **about, 'tags': ['bert']}
+    lines: dict[str, Any] = {'library_name': 'transformers', **about, 'tags': [hub.name]}
     for key in ('license', 'language', 'datasets'):
         parts = [part.strip() for part in getattr(card, key).split(',') if part.strip()]
         if parts:
@@ -180,17 +167,43 @@ def table(rows: dict[str, Any]) -> str:
     return '\n'.join(['| | |', '|---|---|', *lines])
 
 
-def _origin(fingerprint: dict[str, Any], step: int) -> str:
+def model_facts(trained: Pretrained) -> dict[str, Any]:
+    """Returns the rows of the table on architecture and tokenizer."""
+    model, tokenizer = trained.config, trained.tokenizer
+    return {
+        'Architecture': hub_of(model).title,
+        'Layers': model.num_layers,
+        'Hidden size': model.hidden_size,
+        'Attention heads': model.num_heads,
+        'Intermediate size': model.intermediate_size,
+        **hub_of(model).card_facts(model),
+        'Maximum positions': model.max_positions,
+        'Trained positions': trained.max_length,
+        'Vocabulary': f'{tokenizer.vocab_size:,} tokens, {tokenizer.kind}',
+        'Lower-cases text': 'yes' if tokenizer.lowercase else 'no',
+        'Strips accents': 'yes' if tokenizer.strip_accents else 'no',
+    }
+
+
+def citation(hub: HubFamily) -> str:
+    """Returns the section with the BibTeX entries of the software and of the paper on the family."""
+    return (
+        f'## Citation\n\nPlease cite the software and the paper that introduced {hub.title}:\n\n'
+        f'```bibtex\n{_SOFTWARE}\n\n{hub.citation}\n```'
+    )
+
+
+def _origin(hub: HubFamily, fingerprint: dict[str, Any], step: int) -> str:
     """Returns a sentence on where the weights come from."""
     if 'imported' in fingerprint:
-        return f'A BERT encoder that was trained elsewhere, imported and exported by bert_jax {__version__}.'
+        return f'A {hub.title} encoder that was trained elsewhere, imported and exported by bert_jax {__version__}.'
     if not step:
         return (
-            f'A BERT encoder before its first training step with bert_jax {__version__}: the weights are those that '
-            'the run started from.'
+            f'A {hub.title} encoder before its first training step with bert_jax {__version__}: the weights are those '
+            'that the run started from.'
         )
-    begun = ', starting from another model' if 'init' in fingerprint else ''
-    return f'A BERT encoder pretrained with bert_jax {__version__}{begun}.'
+    origin = ', starting from another model' if 'init' in fingerprint else ''
+    return f'A {hub.title} encoder pretrained with bert_jax {__version__}{origin}.'
 
 
 def _intended_use(fills_masks: bool) -> str:
@@ -201,19 +214,22 @@ def _intended_use(fills_masks: bool) -> str:
     )
 
 
-def _classes(untrained: tuple[str, ...]) -> list[str]:
+def _classes(hub: HubFamily, untrained: tuple[str, ...]) -> list[str]:
+    fills_masks, predicts_pairs = hub.fills_masks(untrained), hub.predicts_pairs(untrained)
     return [
         'AutoTokenizer',
         'AutoModel',
-        *(['AutoModelForMaskedLM'] if MLM_HEAD not in untrained else []),
-        *(['AutoModelForNextSentencePrediction'] if NSP_HEAD not in untrained else []),
-        *(['AutoModelForPreTraining'] if not untrained else []),
+        *(['AutoModelForMaskedLM'] if fills_masks else []),
+        *(['AutoModelForNextSentencePrediction'] if predicts_pairs else []),
+        *(['AutoModelForPreTraining'] if fills_masks and predicts_pairs else []),
     ]
 
 
 def _limitations(trained: Pretrained, step: int, pairing: str) -> Iterator[str]:
     provenance = trained.provenance
-    yield f'Texts of up to {trained.max_length:,} tokens: later positions were not trained.'
+    is_shorter = trained.max_length < trained.config.max_positions
+    reason = 'later positions were not trained' if is_shorter else 'all positions of the model'
+    yield f'Texts of up to {trained.max_length:,} tokens: {reason}.'
     yield from _untrained(provenance, step, pairing)
     if trained.unused_rows:
         unused = f'{trained.unused_rows:,} more rows than the tokenizer has tokens'
@@ -235,22 +251,6 @@ def _untrained(provenance: Provenance, step: int, pairing: str) -> Iterator[str]
     )
 
 
-def _model_facts(trained: Pretrained) -> dict[str, Any]:
-    model, tokenizer = trained.config, trained.tokenizer
-    return {
-        'Layers': model.num_layers,
-        'Hidden size': model.hidden_size,
-        'Attention heads': model.num_heads,
-        'Intermediate size': model.intermediate_size,
-        'Maximum positions': model.max_positions,
-        'Trained positions': trained.max_length,
-        'Parameters, with all heads': num_parameters(model, tokenizer.vocab_size),
-        'Vocabulary': f'{tokenizer.vocab_size:,} tokens, {tokenizer.kind}',
-        'Lower-cases text': 'yes' if tokenizer.lowercase else 'no',
-        'Strips accents': 'yes' if tokenizer.strip_accents else 'no',
-    }
-
-
 def _pair_objective(resolved: config.Config) -> Iterator[str]:
     if resolved.data.pairing != 'none':
         yield _PAIRS[resolved.data.pairing]
@@ -268,7 +268,7 @@ def _training_facts(resolved: config.Config, step: int, fingerprint: dict[str, A
         'Steps': f'{step:,} of {train.steps:,} planned',
         'Batch': ', then '.join(batches) + (', several sequences packed in a row' if data.packing else ''),
         'Masking': f'{masking.rate:.0%} of the {units[masking.unit]}; of these, {masking.mask_fraction:.0%} become '
-        f'[MASK] and {masking.random_fraction:.0%} a random token',
+        f'the mask token and {masking.random_fraction:.0%} a random token',
         'Pair objective': _PAIRS.get(data.pairing, 'none').partition(' (')[0],
         'Optimizer': f'{optimizer.name}, {optimizer.schedule} schedule, peak learning rate '
         f'{optimizer.peak_learning_rate:g}, {optimizer.warmup_steps:,} warm-up steps, '
@@ -292,15 +292,16 @@ def _evaluation(measured: list[Measurement]) -> str:
     return f'On held-out text of the training corpus, at the exported step:\n\n{evaluation_table(measured)}'
 
 
-def _measured(workdir: str, step: int, pairing: str, untrained: tuple[str, ...]) -> list[Measurement]:
-    """Returns what `evaluate` measured at this very step, of heads that are trained."""
+def _measured(workdir: str, step: int, pairing: str, trained: Pretrained) -> list[Measurement]:
+    """Returns what `evaluate` measured at this step, for the heads that are trained."""
+    hub, untrained = hub_of(trained.config), trained.provenance.untrained_heads
     path = epath.Path(workdir) / 'evaluation.json'
     result = read_json(path) if path.exists() else {}
     if result.get('step') != step:
         return []
     of_pairs = {'nsp': 'Next-sentence', 'sop': 'Sentence-order'}.get(pairing)
-    rows = [] if MLM_HEAD in untrained else [*_of_masked_lm(result)]
-    if of_pairs and NSP_HEAD not in untrained:
+    rows = [*_of_masked_lm(result)] if hub.fills_masks(untrained) else []
+    if of_pairs and hub.predicts_pairs(untrained):
         accuracy = 'nsp_accuracy', f'{of_pairs} accuracy', '{:.1%}', '50.0% (chance)'
         loss = 'nsp_loss', f'{of_pairs} loss', '{:.3f} nats per pair', f'{math.log(2):.3f} nats per pair (chance)'
         rows += [accuracy, loss]

@@ -74,8 +74,31 @@ def _write_others(model: EuroBert) -> dict[str, Any]:
     }
 
 
+def _card_facts(model: EuroBert) -> dict[str, Any]:
+    return {
+        'Key and value heads': model.num_kv_heads,
+        'Base of rotary wavelengths': f'{model.rope_theta:,.10g}',
+        'Decoder': 'the word embeddings' if model.tie_word_embeddings else 'its own matrix',
+    }
+
+
+_CITATION = """\
+@misc{boizard-etal-2025-eurobert,
+  title = {{EuroBERT}: Scaling Multilingual Encoders for {European} Languages},
+  author = {Boizard, Nicolas and Gisserot-Boukhlef, Hippolyte and Alves, Duarte M. and Martins, André and
+    Hammal, Ayoub and Corro, Caio and Hudelot, Céline and Malherbe, Emmanuel and Malaboeuf, Etienne and
+    Jourdan, Fanny and Hautreux, Gabriel and Alves, João and El-Haddad, Kevin and Faysse, Manuel and
+    Peyrard, Maxime and Guerreiro, Nuno M. and Fernandes, Patrick and Rei, Ricardo and Colombo, Pierre},
+  year = {2025},
+  eprint = {2503.05500},
+  archivePrefix = {arXiv},
+  primaryClass = {cs.CL}
+}"""
+
 HUB = HubFamily(
     name='eurobert',
+    title='EuroBERT',
+    citation=_CITATION,
     class_prefix='EuroBert',
     keys=Keys(
         settings={
@@ -103,4 +126,5 @@ HUB = HubFamily(
     classifiers=('classifier.', 'dense.'),
     todays_name=_todays_name,
     copies=lambda model: {'lm_head.weight': _WORD} if model.tie_word_embeddings else {},
+    card_facts=_card_facts,
 )

@@ -1,4 +1,4 @@
-"""The record that says how a family is stored in `transformers`: its config.json, its tensors and its classes.
+"""The record of how a family is stored in `transformers` (config.json, tensors, classes) and described in model cards.
 
 bert.py, modernbert.py and eurobert.py hold one record each; families.py finds the record of a model.
 """
@@ -50,10 +50,12 @@ class Keys(NamedTuple):
 
 
 class HubFamily(NamedTuple):
-    """How a family is stored in `transformers`.
+    """How a family is stored in `transformers` and described in model cards.
 
     Attributes:
-      name: the family, and `model_type` in config.json.
+      name: the family, `model_type` in config.json, and the tag of model cards.
+      title: the name of the family in sentences.
+      citation: the BibTeX entry of the paper that introduced it.
       class_prefix: start of the names of its classes, such as 'Bert' in 'BertForMaskedLM'.
       keys: of config.json.
       tensors: model -> the tensors of the pretraining class.
@@ -66,9 +68,12 @@ class HubFamily(NamedTuple):
       buffers: names of tensors that are not parameters.
       head_stddev: model -> standard deviation of the initial kernels of a head.
       has_token_types: whether the classes take token types.
+      card_facts: model -> rows of the table in model cards, besides those of all families.
     """
 
     name: str
+    title: str
+    citation: str
     class_prefix: str
     keys: Keys
     tensors: Callable[[Any], list[Tensor]]
@@ -81,6 +86,7 @@ class HubFamily(NamedTuple):
     buffers: frozenset[str] = frozenset()
     head_stddev: Callable[[Any], float] = lambda model: model.initializer_range
     has_token_types: bool = False
+    card_facts: Callable[[Any], dict[str, Any]] = lambda model: {}
 
     def task_class(self, kind: str) -> str:
         """Returns the name of the class for a kind of task."""
@@ -88,10 +94,18 @@ class HubFamily(NamedTuple):
 
     def pretraining_class(self, untrained: Collection[str]) -> str:
         """Returns the name of the class with the trained heads of pretraining, and no other."""
-        has_pairs = NSP_HEAD in self.heads and NSP_HEAD not in untrained and POOLER not in untrained
-        if MLM_HEAD in untrained or PREDICTION_HEAD in untrained:
+        has_pairs = self.predicts_pairs(untrained)
+        if not self.fills_masks(untrained):
             return self.class_prefix + ('ForNextSentencePrediction' if has_pairs else 'Model')
         return self.class_prefix + ('ForPreTraining' if has_pairs else 'ForMaskedLM')
+
+    def fills_masks(self, untrained: Collection[str]) -> bool:
+        """Returns whether the heads that predict masked tokens are trained."""
+        return MLM_HEAD not in untrained and PREDICTION_HEAD not in untrained
+
+    def predicts_pairs(self, untrained: Collection[str]) -> bool:
+        """Returns whether the family has heads for pairs of segments and they are trained."""
+        return NSP_HEAD in self.heads and NSP_HEAD not in untrained and POOLER not in untrained
 
     def paths_of(self, heads: Iterable[str]) -> tuple[str, ...]:
         """Returns the path prefixes of heads."""

@@ -239,7 +239,7 @@ class Pretrained:
         return 'which the model was trained on' if was_trained else 'the positions of the model'
 
     def _check_fills_masks(self) -> None:
-        if MLM_HEAD in self.provenance.untrained_heads:
+        if not hub_of(self.config).fills_masks(self.provenance.untrained_heads):
             raise BadInput(
                 'the model',
                 f'has no trained {MLM_HEAD} and cannot predict [MASK]',

@@ -90,8 +90,33 @@ def _write_others(model: ModernBert) -> dict[str, Any]:
     }
 
 
+def _card_facts(model: ModernBert) -> dict[str, Any]:
+    full = [layer for layer, kind in enumerate(model.kinds) if kind == FULL]
+    return {
+        'Layers with full attention': f'{len(full)} of {model.num_layers}: {", ".join(map(str, full)) or "none"}',
+        'Local attention window': f'{model.local_attention:,} tokens, {model.local_attention // 2:,} to either side',
+        'Base of rotary wavelengths, full attention': f'{model.global_rope_theta:,.10g}',
+        'Base of rotary wavelengths, local attention': f'{model.local_rope_theta:,.10g}',
+    }
+
+
+_CITATION = """\
+@misc{warner-etal-2024-modernbert,
+  title = {Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder for Fast, Memory Efficient, and Long Context
+    Finetuning and Inference},
+  author = {Warner, Benjamin and Chaffin, Antoine and Clavié, Benjamin and Weller, Orion and Hallström, Oskar and
+    Taghadouini, Said and Gallagher, Alexis and Biswas, Raja and Ladhak, Faisal and Aarsen, Tom and Cooper, Nathan and
+    Adams, Griffin and Howard, Jeremy and Poli, Iacopo},
+  year = {2024},
+  eprint = {2412.13663},
+  archivePrefix = {arXiv},
+  primaryClass = {cs.CL}
+}"""
+
 HUB = HubFamily(
     name='modernbert',
+    title='ModernBERT',
+    citation=_CITATION,
     class_prefix='ModernBert',
     keys=Keys(
         settings={
@@ -129,4 +154,5 @@ HUB = HubFamily(
     todays_name=_todays_name,
     copies=lambda model: {'decoder.weight': _WORD},
     head_stddev=out_stddev,
+    card_facts=_card_facts,
 )

@@ -22,7 +22,7 @@ def compare(export: Path, class_name: str, texts: list[str]) -> dict[str, Any]:
     model, loading = getattr(transformers, class_name).from_pretrained(export, output_loading_info=True)
     encoded = transformers.AutoTokenizer.from_pretrained(export)(texts, padding=True, return_tensors='pt')
     with torch.no_grad():
-        out = model.eval()(input_ids=encoded['input_ids'], attention_mask=encoded['attention_mask'])[0].numpy()
+        out = model.eval()(**encoded)[0].numpy()
     expected = np.load(export.with_suffix('.npz'))
     are_equal = all(np.array_equal(encoded[name], expected[name]) for name in ('input_ids', 'attention_mask'))
     if out.shape == expected['outputs'].shape:

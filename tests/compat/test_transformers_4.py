@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bert_jax import config
 from bert_jax.finetune.load import load_model
 from bert_jax.finetune.predict import FineTuned, forward
 from bert_jax.model.inputs import Inputs
@@ -26,9 +27,10 @@ from bert_jax.pretrained.load import Pretrained
 from bert_jax.text.vocabulary import encode_with_masks
 from tests.pretrained.test_families import save_model
 from tests.support.commands import run
-from tests.support.models import write_model
+from tests.support.models import MODEL, write_model
 from tests.support.processes import ROOT
 from tests.support.tasks import write_reviews, write_sentences
+from tests.text.test_pipelines import modernbert as byte_level_bpe
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures('one_device')]
 VERSION = '4.48.0'
@@ -43,7 +45,8 @@ FINETUNE = {
 class Export(NamedTuple):
     """An export and the class that opens it.
 
-    model: a name in `MODELS` of `test_families.py`, or 'bert'.  kind: of the task that it is fine-tuned for, or ''.
+    model: a name in `MODELS` of `test_families.py` or in `OWN_MODELS`.
+    kind: of the task that it is fine-tuned for, or ''.
     """
 
     model: str
@@ -51,12 +54,15 @@ class Export(NamedTuple):
     kind: str = ''
 
 
+SIZES = {'num_layers': 3, 'hidden_size': 32, 'num_heads': 4, 'intermediate_size': 40, 'max_positions': 48}
+OWN_MODELS = {'bert': MODEL, 'byte-level BPE': config.ModernBert(vocab_size=448, local_attention=8, **SIZES)}
 EXPORTS = {
     'bert': Export('bert', 'AutoModelForMaskedLM'),
     'bert-classification': Export('bert', 'AutoModelForSequenceClassification', 'classification'),
     'modernbert': Export('modernbert', 'AutoModelForMaskedLM'),
     'modernbert-encoder': Export('modernbert encoder', 'AutoModel'),
     'modernbert-biases': Export('modernbert with biases', 'AutoModelForMaskedLM'),
+    'modernbert-bpe': Export('byte-level BPE', 'AutoModelForMaskedLM'),
     'modernbert-classification': Export('modernbert', 'AutoModelForSequenceClassification', 'classification'),
     'modernbert-tagging': Export('modernbert', 'AutoModelForTokenClassification', 'tagging'),
 }
@@ -65,17 +71,20 @@ EXPORTS = {
 def _write_export(directory: Path, name: str, export: Export) -> None:
     """Writes NAME/: a model that was imported or fine-tuned, and exported."""
     model, workdir = f'{name}-model', f'{name}-run'
-    if export.model == 'bert':
-        write_model(directory / model)
+    if export.model in OWN_MODELS:
+        write_model(directory / model, OWN_MODELS[export.model])
     else:
         save_model(directory / model, export.model)
+    if export.model == 'byte-level BPE':
+        (directory / model / 'vocab.txt').unlink()
+        byte_level_bpe().save(str(directory / model / 'tokenizer.json'))
     if not export.kind:
         assert run(['import', f'--from={model}', f'--workdir={workdir}'], directory) == 0
     else:
-        config, changes = FINETUNE[export.kind]
+        config_name, changes = FINETUNE[export.kind]
         settings = {'init': model, 'task.sequence_length': 16, 'train.global_batch_size': 16, 'train.epochs': 1}
         flags = [f'--config.{field}={value}' for field, value in (settings | changes).items()]
-        command = ['finetune', f'--config={ROOT}/configs/finetune/{config}', f'--workdir={workdir}', *flags]
+        command = ['finetune', f'--config={ROOT}/configs/finetune/{config_name}', f'--workdir={workdir}', *flags]
         assert run(command, directory) == 0
     assert run(['export', f'--workdir={workdir}', f'--output={name}'], directory) == 0
 

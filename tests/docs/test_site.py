@@ -110,6 +110,9 @@ QUESTIONS = {
     'damaged checkpoint': 'concepts/fault-tolerance/',
     'train.checkpoint_every': 'reference/config/',
     'tfrecord': 'guides/tfrecords/',
+    'modernbert': 'guides/modern-encoders/',
+    'import eurobert directory': 'guides/modern-encoders/',
+    'add an architecture': 'concepts/adding-an-architecture/',
 }
 
 

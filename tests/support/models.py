@@ -1,4 +1,4 @@
-"""A small BERT as a Hugging Face directory; its vocabulary has letters and the words of `tasks`."""
+"""Writes small models as Hugging Face directories; their vocabulary has letters and the words of `tasks`."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.model.bert import BertForPreTraining
+from bert_jax.model.family import build_model
 from bert_jax.pretrained import hugging_face
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from tests.support.tasks import BAD, GOOD, NAMES, OTHER
@@ -37,11 +37,11 @@ class Vocabulary(NamedTuple):
 
 
 def write_model(directory: Path, model: config.Model = MODEL) -> Path:
-    """Writes an untrained BERT with its vocabulary as a Hugging Face directory."""
+    """Writes a random model of any family with its vocabulary as a Hugging Face directory."""
     directory.mkdir(parents=True)
     (directory / 'vocab.txt').write_text(''.join(f'{token}\n' for token in TOKENS))
     rng = np.random.default_rng(0)
-    shapes = nnx.state(nnx.eval_shape(lambda: BertForPreTraining(model, len(TOKENS), nnx.Rngs(0))), nnx.Param)
+    shapes = nnx.state(nnx.eval_shape(lambda: build_model(model, len(TOKENS), nnx.Rngs(0))), nnx.Param)
     flat = {
         path: leaf.replace(
             np.float32(path[-1] == 'scale') + 0.1 * rng.standard_normal(leaf.get_value().shape, np.float32)
