@@ -23,7 +23,7 @@ def get_config(size: str = 'base'):
     if size != 'nano':
         return bert_jax.config.modernbert(size)
     config = bert_jax.config.modernbert('base')
-    config.tokenizer.vocab_size = 8192
+    config.tokenizer.update(kind='wordpiece', vocab_size=8192, num_unused=0)
     config.data.sequence_length = 128
     config.model.num_layers = 3
     config.model.hidden_size = 128

@@ -134,7 +134,7 @@ def _modernbert(size: _Published) -> ConfigDict:
     for name in ('num_layers', 'hidden_size', 'intermediate_size', 'num_heads'):
         config.model[name] = getattr(size, name)
     config.model.dtype = 'bfloat16'
-    config.tokenizer.vocab_size = 50_368
+    config.tokenizer.update(kind='bpe', vocab_size=50_368, num_unused=83)
     config.data.update(sequence_length=1024, packing=True, short_sequence_probability=0.0)
     config.data.masking.rate = 0.3
     tokens_per_step = size.rows * config.data.sequence_length
