@@ -3,15 +3,16 @@
     bert-jax prepare --config=modernbert.py:nano
     bert-jax train --config=modernbert.py:nano --workdir=runs/nano
 
-`nano` reads the docstrings of the installed packages. For the published sizes, name your text:
+`nano` reads the docstrings of the installed packages, with the corpus of demo.py. For the published sizes, name your
+text:
 
     bert-jax prepare --config=modernbert.py:base --config.data.source='text:my/*.txt' --config.data.corpus=corpora/mine
     bert-jax train --config=modernbert.py:base --config.data.corpus=corpora/mine --workdir=runs/mine
 
-They follow the recipe of the paper's first phase (Warner et al. 2024): packed rows of 1024 tokens, no sentence pairs,
-30% of the tokens masked, a batch of 4.7 M tokens, and a learning rate that stays at its peak after the warm-up. Here it
-falls to 0 over the last tenth of the steps, so that the run ends in a usable model. AdamW with clipped gradients takes
-the place of StableAdamW, and the batch has its full size from the first step.
+They follow the recipe of the paper's first phase (Warner et al. 2024): byte-level BPE, packed rows of 1024 tokens, no
+sentence pairs, 30% of the tokens masked, a batch of 4.7 M tokens, and a learning rate that stays at its peak after the
+warm-up. Unlike there, the learning rate falls to 0 over the last tenth of the steps, the batch has its full size from
+the first step, and the optimizer is AdamW with clipped gradients instead of StableAdamW.
 
 Variants: nano, base, large.
 """

@@ -36,6 +36,7 @@ def test_named_size_has_the_published_architecture_and_recipe(name: str) -> None
     assert num_parameters(model, PUBLISHED_VOCAB) == pytest.approx(millions * 1e6, rel=0.035)
     assert found.optimizer.peak_learning_rate == peak_learning_rate
     assert found.data.pairing == 'none' and found.data.packing and found.data.masking.rate == 0.3
+    assert (found.tokenizer.kind, found.tokenizer.vocab_size) == ('bpe', PUBLISHED_VOCAB)
 
 
 @pytest.mark.parametrize('name', ['modernbert.py:base', 'modernbert.py:large', 'ettin.py:17m', 'ettin.py:68m'])
