@@ -29,7 +29,6 @@ from bert_jax.text.word_boundaries import (
 )
 from bert_jax.text.wordpiece import check_longest_word
 
-_FLAGS = ('special', 'normalized', 'lstrip', 'rstrip', 'single_word')  # of an added token
 _BYTE = re.compile('<0x[0-9A-F]{2}>')  # a token of byte fallback
 _PLAIN_WORD = re.compile(r' [^\s▁]+')
 
@@ -45,25 +44,19 @@ class Pipeline(Vocabulary):
         Raises:
           BadInput: for a vocabulary that is too large, or a WordPiece model that looks up words that are too long.
         """
-        settings = json.loads(backend.to_str())
+        if getattr(backend.model, 'dropout', None) is not None:  # random merges, for training
+            backend.model.dropout = None
+        self._wrap(backend, tokens_by_id(backend), where, special_tokens)
+        content = backend.to_str()
+        settings = json.loads(content)
         self._model = {key: value for key, value in settings['model'].items() if key not in ('vocab', 'merges')}
         self.kind = self._model['type'].lower()
         if self.kind == 'wordpiece':
             check_longest_word(self._model, where)
-        if self._model.get('dropout') is not None:  # random merges, for training
-            backend.model.dropout = settings['model']['dropout'] = None
-        self._wrap(backend, tokens_by_id(backend), where, special_tokens)
-        added = [(index, token) for index, token in sorted(backend.get_added_tokens_decoder().items())]
-        self._added = {token.content for _, token in added}
-        settings['added_tokens'] = [
-            {'id': index, 'content': token.content} | {flag: getattr(token, flag) for flag in _FLAGS}
-            for index, token in added
-        ]
-        self.blank_rule = find_blank_rule(settings)
+        self._added = {token['content'] for token in settings['added_tokens']}
         self._is_byte_level = 'ByteLevel' in str(settings['pre_tokenizer'])
-        parts = [settings[name] for name in ('model', 'added_tokens', 'normalizer', 'pre_tokenizer')]
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        self._rules = ['pipeline', digest, list(special_tokens)]
+        self.blank_rule = find_blank_rule(settings)
+        self._rules = ['pipeline', hashlib.sha256(content.encode()).hexdigest(), list(special_tokens)]
         self.hash = tokenizer_hash(self._rules)
         self.lowercase = 'A' not in self.normalize('A')
         self.strip_accents = 'e' in unicodedata.normalize('NFC', self.normalize('é'))
