@@ -23,6 +23,8 @@ from bert_jax.finetune.predict import forward
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.families import HUB_FAMILIES, hub_of
 from bert_jax.pretrained.hub import TASK_CLASSES
+from bert_jax.text.tokenizer import train_tokenizer
+from bert_jax.text.vocabulary import encode_with_masks
 from bert_jax.train.state import model_of
 from tests.support.commands import run
 from tests.support.models import TOKENS, Vocabulary, read_tokenizer
@@ -94,6 +96,20 @@ def test_import_then_export_returns_every_tensor_byte_for_byte(name: str, tmp_pa
     assert found == {prefix + tensor: content for tensor, content in _files(tmp_path / 'model').items()}
     settings = json.loads((export / 'config.json').read_text())
     assert settings['vocab_size'] == len(TOKENS) + SPARE_ROWS and settings['pad_token_id'] == 0
+
+
+def test_exported_byte_level_bpe_gives_ids_and_no_token_types(tmp_path: Path) -> None:
+    directory, text = tmp_path / 'model', 'the \u4e16\u754c film [MASK]'
+    tokenizer = train_tokenizer(config.Tokenizer(kind='bpe', vocab_size=320), iter(['the film in the town'] * 9))
+    settings = MODELS['modernbert'][1] | SIZES | {'vocab_size': 384}
+    transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**settings)).save_pretrained(directory)
+    tokenizer.save(directory)
+    assert run(['import', f'--from={directory}', '--workdir=run'], tmp_path) == 0
+    assert run(['export', '--workdir=run', '--output=export'], tmp_path) == 0
+    encoded = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')(text)
+    assert encoded.keys() == {'input_ids', 'attention_mask'}
+    assert encoded['input_ids'] == encode_with_masks(tokenizer, text).tolist()
+    assert len(bert_jax.load_pretrained(str(tmp_path / 'export')).fill_mask(text)[0]) == 5
 
 
 @pytest.mark.parametrize('name', ['modernbert', 'eurobert'])
