@@ -6,21 +6,21 @@ from bert_jax import config
 from bert_jax.pretrained.hub import MLM_HEAD, NSP_HEAD, POOLER, HubFamily, Keys
 from bert_jax.pretrained.tensors import Tensor, dense, norm, same, vocabulary
 
-_LAYER, _THEIR_LAYER = 'bert/encoder/layers', 'bert.encoder.layer.#'
+_LAYER, _HUB_LAYER = 'bert/encoder/layers', 'bert.encoder.layer.#'
 _WORD, _MLM_BIAS = 'bert.embeddings.word_embeddings.weight', 'cls.predictions.bias'
 TABLE: list[Tensor] = [
     *vocabulary('bert/embeddings/word', _WORD),
     *same('bert/embeddings/position', 'bert.embeddings.position_embeddings.weight'),
     *same('bert/embeddings/token_type', 'bert.embeddings.token_type_embeddings.weight'),
     *norm('bert/embeddings/norm', 'bert.embeddings.LayerNorm'),
-    *dense(f'{_LAYER}/attention/query', f'{_THEIR_LAYER}.attention.self.query'),
-    *dense(f'{_LAYER}/attention/key', f'{_THEIR_LAYER}.attention.self.key'),
-    *dense(f'{_LAYER}/attention/value', f'{_THEIR_LAYER}.attention.self.value'),
-    *dense(f'{_LAYER}/attention/output', f'{_THEIR_LAYER}.attention.output.dense'),
-    *norm(f'{_LAYER}/attention_norm', f'{_THEIR_LAYER}.attention.output.LayerNorm'),
-    *dense(f'{_LAYER}/intermediate', f'{_THEIR_LAYER}.intermediate.dense'),
-    *dense(f'{_LAYER}/output', f'{_THEIR_LAYER}.output.dense'),
-    *norm(f'{_LAYER}/output_norm', f'{_THEIR_LAYER}.output.LayerNorm'),
+    *dense(f'{_LAYER}/attention/query', f'{_HUB_LAYER}.attention.self.query'),
+    *dense(f'{_LAYER}/attention/key', f'{_HUB_LAYER}.attention.self.key'),
+    *dense(f'{_LAYER}/attention/value', f'{_HUB_LAYER}.attention.self.value'),
+    *dense(f'{_LAYER}/attention/output', f'{_HUB_LAYER}.attention.output.dense'),
+    *norm(f'{_LAYER}/attention_norm', f'{_HUB_LAYER}.attention.output.LayerNorm'),
+    *dense(f'{_LAYER}/intermediate', f'{_HUB_LAYER}.intermediate.dense'),
+    *dense(f'{_LAYER}/output', f'{_HUB_LAYER}.output.dense'),
+    *norm(f'{_LAYER}/output_norm', f'{_HUB_LAYER}.output.LayerNorm'),
     *dense('bert/pooler', 'bert.pooler.dense'),
     *dense('mlm_transform', 'cls.predictions.transform.dense'),
     *norm('mlm_norm', 'cls.predictions.transform.LayerNorm'),
@@ -35,10 +35,10 @@ def _task_tensors(_: config.Bert, kind: str) -> list[Tensor]:
     return encoder + dense('classifier', 'qa_outputs' if kind == 'spans' else 'classifier')
 
 
-def _todays_name(name: str) -> str:
-    """The name in `TABLE` of a tensor that an old file or a bare encoder may name otherwise."""
-    today = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name))
-    return f'bert.{today}' if today.startswith(('embeddings.', 'encoder.', 'pooler.')) else today
+def _current_name(name: str) -> str:
+    """Returns the name in `TABLE` of a tensor, which old files and bare encoders name differently."""
+    current = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name))
+    return f'bert.{current}' if current.startswith(('embeddings.', 'encoder.', 'pooler.')) else current
 
 
 _CITATION = """\
@@ -80,7 +80,7 @@ HUB = HubFamily(
         NSP_HEAD: ('nsp/',),
     },
     classifiers=('classifier.', 'qa_outputs.'),
-    todays_name=_todays_name,
+    current_name=_current_name,
     copies=lambda model: {'cls.predictions.decoder.weight': _WORD, 'cls.predictions.decoder.bias': _MLM_BIAS},
     buffers=frozenset({'bert.embeddings.position_ids', 'bert.embeddings.token_type_ids'}),
     has_token_types=True,

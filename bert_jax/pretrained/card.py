@@ -80,7 +80,7 @@ def model_card(workdir: str, resolved: config.Config, card: config.Card, trained
         f'# {name}',
         *([card.description] if card.description else []),
         _origin(hub, identity.load_fingerprint(workdir), step),
-        '## Intended use\n\n' + _intended_use(fills_masks),
+        '## Intended use\n\n' + _intended_use(hub, fills_masks),
         how_to_use(_FILL_MASK if fills_masks else _FEATURES, _classes(hub, untrained)),
         '## Limitations\n\n' + bullets(_limitations(trained, step, resolved.data.pairing)),
         '## Model\n\n' + table(model_facts(trained) | {'Parameters, with all heads': parameters}),
@@ -206,11 +206,14 @@ def _origin(hub: HubFamily, fingerprint: dict[str, Any], step: int) -> str:
     return f'A {hub.title} encoder pretrained with bert_jax {__version__}{origin}.'
 
 
-def _intended_use(fills_masks: bool) -> str:
+def _intended_use(hub: HubFamily, fills_masks: bool) -> str:
+    tasks = ['text classification', 'token classification (such as named entities)']
+    tasks += ['extractive question answering'] * ('spans' in hub.tasks)
+    listed = f'{", ".join(tasks[:-1])} or {tasks[-1]}'
     predicts = ' As it is, it predicts masked words.' if fills_masks else ''
     return (
-        'Fine-tune this model for text classification, token classification (such as named entities) or extractive '
-        f'question answering, or use its vectors as features.{predicts} It is not meant for generating text.'
+        f'Fine-tune this model for {listed}, or use its vectors as features.{predicts} It is not meant for generating '
+        'text.'
     )
 
 
@@ -228,8 +231,8 @@ def _classes(hub: HubFamily, untrained: tuple[str, ...]) -> list[str]:
 def _limitations(trained: Pretrained, step: int, pairing: str) -> Iterator[str]:
     provenance = trained.provenance
     is_shorter = trained.max_length < trained.config.max_positions
-    reason = 'later positions were not trained' if is_shorter else 'all positions of the model'
-    yield f'Texts of up to {trained.max_length:,} tokens: {reason}.'
+    reason = ': later positions were not trained' if is_shorter else ', the number of positions of the model'
+    yield f'Texts of up to {trained.max_length:,} tokens{reason}.'
     yield from _untrained(provenance, step, pairing)
     if trained.unused_rows:
         unused = f'{trained.unused_rows:,} more rows than the tokenizer has tokens'

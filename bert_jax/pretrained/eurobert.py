@@ -9,23 +9,23 @@ from bert_jax.pretrained.hub import MLM_HEAD, HubFamily, Keys
 from bert_jax.pretrained.rope import read_theta, write_theta
 from bert_jax.pretrained.tensors import Tensor, dense, norm, vocabulary
 
-_LAYER, _THEIR_LAYER = 'encoder/layers', 'model.layers.#'
+_LAYER, _HUB_LAYER = 'encoder/layers', 'model.layers.#'
 _WORD = 'model.embed_tokens.weight'
 
 
 def _encoder_tensors(model: EuroBert) -> list[Tensor]:
-    attention, theirs = f'{_LAYER}/attention', f'{_THEIR_LAYER}.self_attn'
+    attention, theirs = f'{_LAYER}/attention', f'{_HUB_LAYER}.self_attn'
     return [
         *vocabulary('encoder/embeddings/word', _WORD),
-        *norm(f'{_LAYER}/attention_norm', f'{_THEIR_LAYER}.input_layernorm', bias=False),
+        *norm(f'{_LAYER}/attention_norm', f'{_HUB_LAYER}.input_layernorm', bias=False),
         *dense(f'{attention}/query', f'{theirs}.q_proj', bias=model.attention_bias),
         *dense(f'{attention}/key', f'{theirs}.k_proj', bias=model.attention_bias),
         *dense(f'{attention}/value', f'{theirs}.v_proj', bias=model.attention_bias),
         *dense(f'{attention}/output', f'{theirs}.o_proj', bias=model.attention_bias),
-        *norm(f'{_LAYER}/mlp_norm', f'{_THEIR_LAYER}.post_attention_layernorm', bias=False),
-        *dense(f'{_LAYER}/mlp/gate', f'{_THEIR_LAYER}.mlp.gate_proj', bias=model.mlp_bias),
-        *dense(f'{_LAYER}/mlp/up', f'{_THEIR_LAYER}.mlp.up_proj', bias=model.mlp_bias),
-        *dense(f'{_LAYER}/mlp/output', f'{_THEIR_LAYER}.mlp.down_proj', bias=model.mlp_bias),
+        *norm(f'{_LAYER}/mlp_norm', f'{_HUB_LAYER}.post_attention_layernorm', bias=False),
+        *dense(f'{_LAYER}/mlp/gate', f'{_HUB_LAYER}.mlp.gate_proj', bias=model.mlp_bias),
+        *dense(f'{_LAYER}/mlp/up', f'{_HUB_LAYER}.mlp.up_proj', bias=model.mlp_bias),
+        *dense(f'{_LAYER}/mlp/output', f'{_HUB_LAYER}.mlp.down_proj', bias=model.mlp_bias),
         *norm('encoder/final_norm', 'model.norm', bias=False),
     ]
 
@@ -40,8 +40,8 @@ def _task_tensors(model: EuroBert, kind: str) -> list[Tensor]:
     return _encoder_tensors(model) + head + dense('classifier', 'classifier')
 
 
-def _todays_name(name: str) -> str:
-    """The name in the tables of a tensor that a bare encoder has without its prefix."""
+def _current_name(name: str) -> str:
+    """Returns the name in the tables of a tensor, which a bare encoder has without its prefix."""
     return f'model.{name}' if name.startswith(('embed_tokens.', 'layers.', 'norm.')) else name
 
 
@@ -78,7 +78,7 @@ def _card_facts(model: EuroBert) -> dict[str, Any]:
     return {
         'Key and value heads': model.num_kv_heads,
         'Base of rotary wavelengths': f'{model.rope_theta:,.10g}',
-        'Decoder': 'the word embeddings' if model.tie_word_embeddings else 'its own matrix',
+        'Decoder': 'tied to the word embeddings' if model.tie_word_embeddings else 'not tied to the word embeddings',
     }
 
 
@@ -124,7 +124,7 @@ HUB = HubFamily(
     tasks=('classification', 'regression', 'tagging'),
     heads={MLM_HEAD: ('decoder',)},
     classifiers=('classifier.', 'dense.'),
-    todays_name=_todays_name,
+    current_name=_current_name,
     copies=lambda model: {'lm_head.weight': _WORD} if model.tie_word_embeddings else {},
     card_facts=_card_facts,
 )

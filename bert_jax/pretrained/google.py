@@ -41,27 +41,27 @@ def read_checkpoint(directory: Path) -> tuple[Path, dict[str, np.ndarray], confi
     """
     path = directory / 'bert_config.json'
     model = parse_model_json(read_given_json(path, 'the config of an original checkpoint'), path)
-    found = sorted(directory.glob('*.index'))
-    if len(found) != 1:
-        listed = ', '.join(file.name for file in found) or 'no *.index file'
+    index_files = sorted(directory.glob('*.index'))
+    if len(index_files) != 1:
+        listed = ', '.join(file.name for file in index_files) or 'no *.index file'
         raise BadInput(str(directory), f'holds {listed}', 'one checkpoint: bert_model.ckpt.index and its .data-… file')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # no greeting on standard error
     try:
         import tensorflow
     except ImportError as error:
         raise BadInput(
-            str(found[0]),
+            str(index_files[0]),
             'is a TensorFlow checkpoint, and TensorFlow is not installed',
             "the extra 'google' of this package",
             "pip install -e '.[google]'",
         ) from error
     try:
-        reader = tensorflow.train.load_checkpoint(str(found[0].with_suffix('')))
+        reader = tensorflow.train.load_checkpoint(str(index_files[0].with_suffix('')))
         stored = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if _is_weight(name)}
     except Exception as error:  # the reader maps C++ status codes to many exception types
-        where = str(found[0].with_suffix('.*'))
+        where = str(index_files[0].with_suffix('.*'))
         raise BadInput(where, f'cannot be read ({error})', 'a whole checkpoint', 'copy or download it again') from error
-    return found[0], to_hugging_face(stored), model
+    return index_files[0], to_hugging_face(stored), model
 
 
 def to_hugging_face(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -63,7 +63,7 @@ class HubFamily(NamedTuple):
       tasks: the kinds of tasks that have a class.
       heads: name -> path prefixes of the parameters of what a directory may lack.
       classifiers: prefixes of the names of tensors that only classes for tasks have.
-      todays_name: the name of a tensor in a directory -> its name in the tables.
+      current_name: the name of a tensor in a directory -> its name in the tables.
       copies: model -> {name of a tensor that repeats another: name of the other}.
       buffers: names of tensors that are not parameters.
       head_stddev: model -> standard deviation of the initial kernels of a head.
@@ -81,7 +81,7 @@ class HubFamily(NamedTuple):
     tasks: tuple[str, ...]
     heads: Mapping[str, tuple[str, ...]]
     classifiers: tuple[str, ...]
-    todays_name: Callable[[str], str]
+    current_name: Callable[[str], str]
     copies: Callable[[Any], dict[str, str]]
     buffers: frozenset[str] = frozenset()
     head_stddev: Callable[[Any], float] = lambda model: model.initializer_range
@@ -122,7 +122,7 @@ class HubFamily(NamedTuple):
         Args: names, of its tensors.
         """
         paths = {tensor.name: tensor.path for tensor in self.tensors(model)}
-        present = [paths.get(self.todays_name(name), '') for name in names]
+        present = [paths.get(self.current_name(name), '') for name in names]
         existing = [head for head, prefixes in self.heads.items() if any(map(_starts(prefixes), paths.values()))]
         return tuple(head for head in existing if not any(map(_starts(self.heads[head]), present)))
 

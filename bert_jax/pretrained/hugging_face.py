@@ -125,10 +125,10 @@ def write_model(
 
 def dtypes_of(tensors: dict[str, np.ndarray]) -> dict[str, str]:
     """Returns the dtypes of tensors by name, as of `write_model`: '' for the most frequent, {} if all are float32."""
-    names = {name: str(value.dtype) for name, value in tensors.items()}
-    [(most_frequent, _)] = Counter(names.values()).most_common(1) or [('float32', 0)]
-    found = {'': most_frequent} | {name: dtype for name, dtype in names.items() if dtype != most_frequent}
-    return {} if found == {'': 'float32'} else found
+    of_tensors = {name: str(value.dtype) for name, value in tensors.items()}
+    [(most_frequent, _)] = Counter(of_tensors.values()).most_common(1) or [('float32', 0)]
+    dtypes = {'': most_frequent} | {name: dtype for name, dtype in of_tensors.items() if dtype != most_frequent}
+    return {} if dtypes == {'': 'float32'} else dtypes
 
 
 def check_rows(model: config.Model, tokenizer: Vocabulary, file: Path) -> None:

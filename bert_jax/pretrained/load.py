@@ -342,7 +342,7 @@ def from_tensors(
     hub, num_tokens = hub_of(model), tokenizer.vocab_size
     hugging_face.check_rows(model, tokenizer, file)
     params = tensor_names.from_tensors(tensors, model, num_tokens, str(file))
-    dtypes = hugging_face.dtypes_of({hub.todays_name(name): value for name, value in tensors.items()})
+    dtypes = hugging_face.dtypes_of({hub.current_name(name): value for name, value in tensors.items()})
     provenance = of_files(directory, model.max_positions, hub.absent_heads(tensors, model), dtypes)
     return Pretrained(model_of(params, model, num_tokens), tokenizer, model, None, provenance)
 

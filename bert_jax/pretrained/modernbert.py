@@ -10,31 +10,31 @@ from bert_jax.pretrained.hub import MLM_HEAD, PREDICTION_HEAD, HubFamily, Keys
 from bert_jax.pretrained.rope import read_theta, write_theta
 from bert_jax.pretrained.tensors import Tensor, dense, norm, vocabulary
 
-_LAYER, _THEIR_LAYER = 'encoder/layers', 'model.layers.#'
+_LAYER, _HUB_LAYER = 'encoder/layers', 'model.layers.#'
 _WORD = 'model.embeddings.tok_embeddings.weight'
 _THETAS = {FULL: 'global_rope_theta', SLIDING: 'local_rope_theta'}  # also the names of the fields
 _EVERY = 'global_attn_every_n_layers'
 
 
 def _encoder_tensors(model: ModernBert) -> list[Tensor]:
-    """Layer 0 has no norm before its attention."""
+    """Returns the tensors of the encoder; layer 0 has no norm before its attention."""
     has_bias = model.norm_bias
     attention = tuple(f'{_LAYER}/attention/{part}' for part in ('query', 'key', 'value'))
     return [
         *vocabulary('encoder/embeddings/word', _WORD),
         *norm('encoder/embeddings/norm', 'model.embeddings.norm', bias=has_bias),
-        *norm(f'{_LAYER}/attention_norm', f'{_THEIR_LAYER}.attn_norm', bias=has_bias, first_layer=False),
-        *dense(attention, f'{_THEIR_LAYER}.attn.Wqkv', bias=model.attention_bias),
-        *dense(f'{_LAYER}/attention/output', f'{_THEIR_LAYER}.attn.Wo', bias=model.attention_bias),
-        *norm(f'{_LAYER}/mlp_norm', f'{_THEIR_LAYER}.mlp_norm', bias=has_bias),
-        *dense((f'{_LAYER}/mlp/gate', f'{_LAYER}/mlp/up'), f'{_THEIR_LAYER}.mlp.Wi', bias=model.mlp_bias),
-        *dense(f'{_LAYER}/mlp/output', f'{_THEIR_LAYER}.mlp.Wo', bias=model.mlp_bias),
+        *norm(f'{_LAYER}/attention_norm', f'{_HUB_LAYER}.attn_norm', bias=has_bias, first_layer=False),
+        *dense(attention, f'{_HUB_LAYER}.attn.Wqkv', bias=model.attention_bias),
+        *dense(f'{_LAYER}/attention/output', f'{_HUB_LAYER}.attn.Wo', bias=model.attention_bias),
+        *norm(f'{_LAYER}/mlp_norm', f'{_HUB_LAYER}.mlp_norm', bias=has_bias),
+        *dense((f'{_LAYER}/mlp/gate', f'{_LAYER}/mlp/up'), f'{_HUB_LAYER}.mlp.Wi', bias=model.mlp_bias),
+        *dense(f'{_LAYER}/mlp/output', f'{_HUB_LAYER}.mlp.Wo', bias=model.mlp_bias),
         *norm('encoder/final_norm', 'model.final_norm', bias=has_bias),
     ]
 
 
 def _head_tensors(model: ModernBert) -> list[Tensor]:
-    """The prediction head, which the classes for masked words and for tasks share."""
+    """Returns the tensors of the prediction head, which the classes for masked tokens and for tasks share."""
     return [
         *dense('head/dense', 'head.dense', bias=model.classifier_bias),
         *norm('head/norm', 'head.norm', bias=model.norm_bias),
@@ -42,7 +42,7 @@ def _head_tensors(model: ModernBert) -> list[Tensor]:
 
 
 def _masked_lm_tensors(model: ModernBert) -> list[Tensor]:
-    """The kernel of the decoder is the word embeddings, which are listed once."""
+    """Returns the tensors of the pretraining class; the kernel of its decoder is the word embeddings."""
     bias = vocabulary('decoder_bias', 'decoder.bias') * model.decoder_bias
     return _encoder_tensors(model) + _head_tensors(model) + bias
 
@@ -51,8 +51,8 @@ def _task_tensors(model: ModernBert, kind: str) -> list[Tensor]:
     return _encoder_tensors(model) + _head_tensors(model) + dense('classifier', 'classifier')
 
 
-def _todays_name(name: str) -> str:
-    """The name in the tables of a tensor that a bare encoder has without its prefix."""
+def _current_name(name: str) -> str:
+    """Returns the name in the tables of a tensor, which a bare encoder has without its prefix."""
     return f'model.{name}' if name.startswith(('embeddings.', 'layers.', 'final_norm.')) else name
 
 
@@ -151,7 +151,7 @@ HUB = HubFamily(
     tasks=('classification', 'regression', 'tagging', 'spans'),
     heads={PREDICTION_HEAD: ('head/',), MLM_HEAD: ('decoder_bias',)},
     classifiers=('classifier.',),
-    todays_name=_todays_name,
+    current_name=_current_name,
     copies=lambda model: {'decoder.weight': _WORD},
     head_stddev=out_stddev,
     card_facts=_card_facts,

@@ -15,7 +15,7 @@ from bert_jax.model.family import Build, build_model, check_size
 from bert_jax.model.layers import truncated_normal
 from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import HubFamily
-from bert_jax.pretrained.tensors import Tensor, shape_of_theirs, to_ours, to_theirs
+from bert_jax.pretrained.tensors import Tensor, tensor_shape, to_parameters, to_tensor
 
 
 def to_tensors(
@@ -47,9 +47,9 @@ def to_tensors(
             continue
         if tensor.is_per_layer:
             for layer in tensor.layers(model.num_layers):
-                tensors[tensor.name_in(layer)] = to_theirs([value[layer] for value in values], tensor.kind, vocab_size)
+                tensors[tensor.name_in(layer)] = to_tensor([value[layer] for value in values], tensor.kind, vocab_size)
         else:
-            tensors[tensor.name] = to_theirs(values, tensor.kind, vocab_size)
+            tensors[tensor.name] = to_tensor(values, tensor.kind, vocab_size)
     return tensors
 
 
@@ -81,7 +81,7 @@ def from_tensors(
     check_size(model, vocab_size, num_elements, str(Path(file).parent), file)
     shapes = nnx.state(nnx.eval_shape(lambda: build(model, num_tokens, nnx.Rngs(0))), nnx.Param)
     expected, ours = _flat(shapes, convert=lambda value: value.shape), {}
-    source = _Tensors(*_with_todays_names(tensors, hub, model), vocab_size)
+    source = _Tensors(*_with_current_names(tensors, hub, model), vocab_size)
     initialized = hub.paths_of(hub.absent_heads(source.tensors, model))
     for index, tensor in enumerate(table):
         row_shapes = [expected[path] for path in tensor.paths]
@@ -110,7 +110,7 @@ class _Tensors:
 
     def pop(self, name: str, kind: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
         """Converts a tensor to float32 parameters of these shapes; if it does not fit, records it and returns zeros."""
-        theirs = shape_of_theirs(shapes, kind, self.vocab_size)
+        theirs = tensor_shape(shapes, kind, self.vocab_size)
         zeros = [np.zeros(shape, np.float32) for shape in shapes]
         if name not in self.tensors:
             self.problems.append(f'{name}: missing')
@@ -121,7 +121,7 @@ class _Tensors:
             return zeros
         if not jax.numpy.issubdtype(value.dtype, np.floating):
             self.problems.append(f'{name}: holds {value.dtype}, expected floats')
-        return to_ours(value.astype(np.float32), kind, shapes)
+        return to_parameters(value.astype(np.float32), kind, shapes)
 
     def layers_of(self, tensor: Tensor, shapes: list[tuple[int, ...]], num_layers: int) -> list[np.ndarray]:
         """Converts a tensor of every layer to stacked parameters. A layer without it gets the values of a new norm."""
@@ -144,17 +144,17 @@ class _Tensors:
         raise BadInput(file, found, expected, fix)
 
 
-def _with_todays_names(
+def _with_current_names(
     tensors: dict[str, np.ndarray], hub: HubFamily, model: config.Model
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Returns (tensors by the names of the table, without buffers and copies; problems with their names)."""
     renamed, problems = {}, []
     for name, value in tensors.items():
-        today = hub.todays_name(name)
-        if today in renamed:
+        current = hub.current_name(name)
+        if current in renamed:
             problems.append(f'{name}: present under an old name and a new one')
-        elif today not in hub.buffers:
-            renamed[today] = value
+        elif current not in hub.buffers:
+            renamed[current] = value
     for copy, original in hub.copies(model).items():
         value = renamed.pop(copy, None)
         if value is not None and not np.array_equal(renamed.setdefault(original, value), value):

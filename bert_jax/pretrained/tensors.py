@@ -63,7 +63,7 @@ def norm(path: str, name: str, *, bias: bool = True, first_layer: bool = True) -
     return rows + same(f'{path}/bias', f'{name}.bias', first_layer=first_layer) * bias
 
 
-def to_theirs(parameters: list[np.ndarray], kind: str, vocab_size: int) -> np.ndarray:
+def to_tensor(parameters: list[np.ndarray], kind: str, vocab_size: int) -> np.ndarray:
     """Returns the tensor of a row.
 
     Args:
@@ -75,14 +75,14 @@ def to_theirs(parameters: list[np.ndarray], kind: str, vocab_size: int) -> np.nd
     return np.ascontiguousarray(value[:vocab_size] if kind == 'vocab' else value)
 
 
-def shape_of_theirs(shapes: list[tuple[int, ...]], kind: str, vocab_size: int) -> tuple[int, ...]:
+def tensor_shape(shapes: list[tuple[int, ...]], kind: str, vocab_size: int) -> tuple[int, ...]:
     """Returns the shape of a row's tensor; shapes: those of its parameters."""
     first, *others = shapes[0][::-1] if kind == 'transposed' else shapes[0]
     first = vocab_size if kind == 'vocab' else sum(_sizes(shapes, kind))
     return first, *others
 
 
-def to_ours(value: np.ndarray, kind: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+def to_parameters(value: np.ndarray, kind: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
     """Returns the parameters of a row from its tensor; shapes: those of the parameters."""
     if kind == 'vocab':
         return [np.pad(value, [(0, shapes[0][0] - len(value))] + [(0, 0)] * (value.ndim - 1))]

@@ -30,7 +30,7 @@ FACTS = {
     'EuroBERT': [
         '| Key and value heads | 2 |',
         '| Base of rotary wavelengths | 250,000 |',
-        '| Decoder | its own matrix |',
+        '| Decoder | not tied to the word embeddings |',
     ],
 }
 
@@ -60,6 +60,11 @@ def test_title_origin_and_facts_name_the_family(name: str, cards: dict[str, str]
         assert f'\n{fact}\n' in card
     others = {fact for other in MODELS if other != name for fact in FACTS[other]} - {*FACTS[name], *FACTS['BERT']}
     assert not any(fact in card for fact in others)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_intended_use_names_only_tasks_that_the_family_has(name: str, cards: dict[str, str]) -> None:
+    assert ('question answering' in cards[name]) == (name != 'EuroBERT')
 
 
 @pytest.mark.parametrize('name', MODELS)

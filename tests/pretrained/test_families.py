@@ -27,6 +27,7 @@ from bert_jax.text.tokenizer import train_tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
 from bert_jax.train.state import model_of
 from tests.support.commands import run
+from tests.support.documents import run_snippet
 from tests.support.models import TOKENS, Vocabulary, read_tokenizer
 from tests.support.processes import ROOT
 
@@ -96,6 +97,7 @@ def test_import_then_export_returns_every_tensor_byte_for_byte(name: str, tmp_pa
     assert found == {prefix + tensor: content for tensor, content in _files(tmp_path / 'model').items()}
     settings = json.loads((export / 'config.json').read_text())
     assert settings['vocab_size'] == len(TOKENS) + SPARE_ROWS and settings['pad_token_id'] == 0
+    run_snippet(export)
 
 
 def test_exported_byte_level_bpe_gives_ids_and_no_token_types(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_checkpoint_is_read_exactly_without_its_optimizer_state(tmp_path: Path, 
     )
     read = read_source(str(directory))
     found = tensor_names.to_tensors(nnx.state(read.model, nnx.Param), read.config, len(TOKENS))
-    by_our_names, problems = tensor_names._with_todays_names(google.to_hugging_face(stored), HUB, read.config)
+    by_our_names, problems = tensor_names._with_current_names(google.to_hugging_face(stored), HUB, read.config)
     assert not problems and found.keys() == by_our_names.keys()
     for name, value in by_our_names.items():
         np.testing.assert_array_equal(found[name], value)
