@@ -56,11 +56,11 @@ def read_given_json(path: epath.PathLike, expected: str, kind: type = dict) -> A
       BadInput: if the file does not exist, or for any defect of its contents.
     """
     if not as_path(path).is_file():
-        raise BadInput(os.fspath(path), 'does not exist', expected)
+        raise BadInput(os.fspath(path), 'does not exist', expected, 'correct the path')
     try:
         return read_json(path, kind)
     except DamagedJson as error:
-        raise BadInput(os.fspath(path), str(error), expected) from error
+        raise BadInput(os.fspath(path), str(error), expected, 'restore the file, or name another one') from error
 
 
 def parse_json(text: bytes | str, kind: type = dict) -> Any:

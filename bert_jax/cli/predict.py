@@ -2,13 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from bert_jax import console
-from bert_jax.activity import activity
+from bert_jax.activity import progress
 from bert_jax.cli.devices import enable_compilation_cache
 from bert_jax.cli.flags import MODEL, Command, Flag, print_result, required
 from bert_jax.console import duration, quantity
@@ -17,6 +17,8 @@ from bert_jax.files import new_file
 from bert_jax.runtime.stopping import exit_on_signals
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from bert_jax.finetune.predict import FineTuned
 
 
@@ -38,7 +40,8 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         raise BadInput(f'--model={name}', 'is not fine-tuned: it has no task head', 'a fine-tuned model', fix)
     start, counts = time.monotonic(), Counter()
     results = _results(values, trained, source, counts)
-    with activity(lambda: f'predicting, {counts["examples"]:,} examples done'):
+    with progress(lambda: f'predicting, {counts["examples"]:,} examples done', unit=' examples') as bar:
+        results = _counting(results, bar)
         if values.output:
             with new_file(values.output) as temporary, temporary.open('w', encoding='utf-8') as file:
                 file.writelines(json_lines([result]) for result in results)
@@ -58,6 +61,12 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         text = f'{values.output}: {quantity(num_examples, "example")}, {duration(seconds)}'
         print_result(values, summary, text, is_in_files=True)
     return 0
+
+
+def _counting(results: Iterable[dict[str, Any]], bar: 'tqdm') -> Iterator[dict[str, Any]]:
+    for result in results:
+        yield result
+        bar.update()
 
 
 def _results(values: flags.FlagValues, trained: 'FineTuned', source: str, counts: Counter) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from bert_jax import console
+from bert_jax.activity import activity, progress
 from bert_jax.config import Config, is_records, max_sequences, row_lengths
 from bert_jax.data.batches import Batch, CorpusStream, Stream
 from bert_jax.data.device_batches import device_batches
@@ -33,6 +34,7 @@ _ROUND_S = 1.0
 _SQUARE_SIZE = 2048  # of the matmul that a CPU's MFU is relative to
 _BUSY_RATIO = 1.5  # of the slowest to the fastest of these matmuls; above it the machine counts as busy
 _COUNTED_BATCHES = 8  # per row length
+_BAR = '{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s'
 _MAX_STEPS = 2**31 - 1
 
 
@@ -157,8 +159,14 @@ def _measure_rounds(
     """Measures steps and matmuls in turn, so that other work on the machine affects both alike."""
     num_steps = max(1, round(_ROUND_S / max(run.run_steps(1).seconds, 1e-4)))
     rounds, start = [], time.perf_counter()
-    while len(rounds) < _MIN_ROUNDS or time.perf_counter() - start < seconds:
-        rounds.append(_Round(run.run_steps(num_steps), time_matmuls(), time_square()))
+
+    def describe() -> str:
+        return f'measuring, {time.perf_counter() - start:.0f} of {seconds:.0f} s'
+
+    with progress(describe, desc='measuring', total=seconds, unit='s', bar_format=_BAR) as bar:
+        while len(rounds) < _MIN_ROUNDS or bar.n < seconds:
+            rounds.append(_Round(run.run_steps(num_steps), time_matmuls(), time_square()))
+            bar.update(min(seconds, time.perf_counter() - start) - bar.n)
     return rounds
 
 
@@ -235,7 +243,7 @@ class TimedRun:
         self._batches = device_batches(stream, mesh, 0, _MAX_STEPS)
         self._state = program.init_state(config.train.seed)
         self._compiled: dict[int, Callable] = {}
-        with _no_compilation_cache():
+        with _no_compilation_cache(), activity('compiling the step'):
             start = time.perf_counter()
             for length in row_lengths(config.data):
                 batch = batch_shapes(_set_sequence_length(config, length), mesh)

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from bert_jax.activity import activity
 from bert_jax.config import Config, resolve
 from bert_jax.errors import BadInput, is_exhausted
 from bert_jax.files import json_digest, write_whole
@@ -111,7 +112,8 @@ def compile_for(config: Config, target: Target, effort: str = FULL, limit_s: flo
         command = [sys.executable, '-m', 'bert_jax.plan.program', str(request), str(answer)]
         environment = os.environ | _environment(target)
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s)
+            with activity(f'compiling the step for {target.name}'):
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s)
         except subprocess.TimeoutExpired as error:
             raise CompileTimeout(f'the compiler was stopped after {limit_s:.0f} s') from error
         if not answer.exists():

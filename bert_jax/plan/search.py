@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bert_jax import console
+from bert_jax.activity import counted
 from bert_jax.config import Config
 from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
@@ -114,7 +115,7 @@ def _compile(
         console.say(f'Estimates only: the compiler is not installed ({install})')
         return compiled, too_large
     end = time.monotonic() + budget_s
-    for index, (changes, _) in enumerate(promising):
+    for index, (changes, _) in enumerate(counted(promising, len(promising), 'compiling candidates', 'plans')):
         seconds_left = end - time.monotonic()
         if seconds_left < 1:
             console.say(f'The {budget_s:.0f} s for compilation are over: {len(promising) - index} not compiled')

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax import config
+from bert_jax.activity import activity
 from bert_jax.errors import BadInput
 from bert_jax.files import new_directory
 from bert_jax.json_files import read_json
@@ -67,7 +68,8 @@ def export(workdir: str, output: str, step: int | None = None, card: config.Card
         tokenizer.save(directory, trained.max_length, hub_of(trained.config).has_token_types)
         (directory / 'README.md').write_text(readme, 'utf-8')
         outputs = functools.partial(_outputs, architecture=architecture)
-        return prove(directory, trained, architecture, outputs, lambda: load_pretrained(str(directory)))
+        with activity('comparing logits'):
+            return prove(directory, trained, architecture, outputs, lambda: load_pretrained(str(directory)))
 
     return publish(target, fill) | {
         'architecture': architecture,

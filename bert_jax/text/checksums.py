@@ -3,8 +3,10 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+from bert_jax.activity import counted
 from bert_jax.files import files_below, next_digest
 from bert_jax.json_files import read_json
 
@@ -17,17 +19,18 @@ def block_digest(block: bytes | memoryview) -> str:
     return hashlib.sha256(block).hexdigest()[:_DIGEST_CHARACTERS]
 
 
-def block_digests(path: pathlib.Path) -> list[str]:
-    """Returns the digest of each MiB of a file."""
+def block_digests(path: pathlib.Path) -> Iterator[str]:
+    """Yields the digest of each MiB of a file."""
     num_bytes = path.stat().st_size
     with path.open('rb') as file:
-        return [next_digest(file, BLOCK_BYTES)[:_DIGEST_CHARACTERS] for _ in range(0, num_bytes, BLOCK_BYTES)]
+        for _ in range(0, num_bytes, BLOCK_BYTES):
+            yield next_digest(file, BLOCK_BYTES)[:_DIGEST_CHARACTERS]
 
 
 def compute_checksums(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Returns {name: {bytes, blocks}} of all files below a directory."""
     files = files_below(directory)
-    return {name: {'bytes': path.stat().st_size, 'blocks': block_digests(path)} for name, path in files.items()}
+    return {name: {'bytes': path.stat().st_size, 'blocks': list(block_digests(path))} for name, path in files.items()}
 
 
 def first_mismatch(directory: pathlib.Path, files: dict[str, dict]) -> str | None:
@@ -38,8 +41,9 @@ def first_mismatch(directory: pathlib.Path, files: dict[str, dict]) -> str | Non
             return f'{path} is missing'
         if path.stat().st_size != files[name]['bytes']:
             return f'{path} has {path.stat().st_size:,} bytes instead of {files[name]["bytes"]:,}'
-        for block_index, (found, expected) in enumerate(zip(block_digests(path), files[name]['blocks'], strict=True)):
-            if found != expected:
+        expected, blocks = files[name]['blocks'], block_digests(path)
+        for block_index, found in enumerate(counted(blocks, len(expected), f'checking {name}', 'MiB')):
+            if found != expected[block_index]:
                 return f'{path} is damaged: MiB {block_index} has another checksum'
     return None
 

@@ -215,7 +215,7 @@ def test_damaged_block_is_detected_on_first_read(tmp_path):
     writer = SplitWriter(tmp_path / 'train', np.uint16, 1_000_000)
     writer.add(ids, np.full(1000, 1500), np.full(10, 100))
     writer.close()
-    files = {path.name: {'blocks': block_digests(path)} for path in (tmp_path / 'train').iterdir()}
+    files = {path.name: {'blocks': list(block_digests(path))} for path in (tmp_path / 'train').iterdir()}
     assert [len(files[f'tokens-0000{n}.npy']['blocks']) for n in (0, 1)] == [2, 1]
     with (tmp_path / 'train' / 'tokens-00000.npy').open('r+b') as file:
         file.seek((1 << 20) + 5)
