@@ -1,4 +1,4 @@
-"""Tests run on eight simulated CPU devices; what one of them compiled, no test compiles again."""
+"""Runs tests on eight simulated CPU devices, with a compilation cache that they share."""
 
 import importlib.util
 import os
@@ -11,9 +11,9 @@ import pytest
 
 from tests.support.processes import QUICK_TO_COMPILE
 
-_MOST_COMPILED = 2 * 2**30  # bytes of compiled programs that are kept
-_ROOM = 4 * 2**30  # bytes of files at a time, at most
-_MEMORY = Path('/dev/shm')  # files here are synced at once
+_MAX_COMPILED = 2 * 2**30  # bytes of the compilation cache
+_ROOM = 4 * 2**30  # bytes that tests may need for files at a time
+_MEMORY = Path('/dev/shm')  # in memory, where syncing a file takes no time
 if not (os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM):
     _MEMORY = None
 
@@ -21,16 +21,16 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
     f'{os.environ.get("XLA_FLAGS", "")} {QUICK_TO_COMPILE} --xla_force_host_platform_device_count=8'
 )
-if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers have it from the process that starts them
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit it from the process that starts them
     compiled = Path(__file__).parents[1] / '.pytest_cache' / 'compiled'
-    if sum(path.stat().st_size for path in compiled.glob('*')) > _MOST_COMPILED:
+    if sum(path.stat().st_size for path in compiled.glob('*')) > _MAX_COMPILED:
         shutil.rmtree(compiled)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(compiled)
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
-os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling takes most of the time, and a third of that is LLVM's
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # tests mostly compile, a third of it in LLVM
 
-os.environ['OMP_NUM_THREADS'] = '1'  # two processes of tests share the cores; PyTorch's threads would wait by spinning
+os.environ['OMP_NUM_THREADS'] = '1'  # two test processes share the cores, and waiting PyTorch threads spin
 
 _PROCESSES = 'processes'
 _MAY_START_PROCESSES = (_PROCESSES, 'slurm', 'plan', 'compat', 'soak')  # marks
@@ -38,7 +38,7 @@ _running: list[pytest.Item] = []  # the test that is running
 
 
 def _check_mark(event: str, arguments: tuple) -> None:
-    """Fails a test that starts a process and does not say so by its mark: `make test-fast` would run it."""
+    """Fails a test that starts a process without its mark, which `make test-fast` would run."""
     if (
         event != 'subprocess.Popen' or not _running or arguments[0] == 'fc-list'
     ):  # matplotlib's list of fonts, made once
@@ -58,7 +58,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start processes first: they take longest, and one worker would wait for the other at the end."""
+    """Puts files that start processes first: they take longest, and would keep one worker waiting at the end."""
     long = {item.path for item in items if item.get_closest_marker(_PROCESSES)}
     items.sort(key=lambda item: item.path not in long)
 
@@ -74,7 +74,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope='session')
 def shared_programs() -> Iterator[None]:
-    """Runs in this process whose steps are the same share their compiled programs.
+    """Lets runs in this process that have the same step share its compiled program.
 
     What a restart compiles again is tested where runs are processes.
     """
@@ -92,7 +92,7 @@ def shared_programs() -> Iterator[None]:
 
 @pytest.fixture(scope='module')
 def one_device(shared_programs: None) -> Iterator[None]:
-    """For a module that asks for it, jax has one device: its programs compile faster than those of eight."""
+    """Gives a module one device, for which programs compile faster than for eight."""
     import jax
 
     first = jax.devices()[:1]

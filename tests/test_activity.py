@@ -1,4 +1,4 @@
-"""No command is silent for long: what it is doing is printed by time, whatever it does."""
+"""No command is silent for long: lines or bars report what it is doing."""
 
 import dataclasses
 import json
@@ -20,14 +20,14 @@ from tests.support.configs import as_config, prepared
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines come every few hundredths of a second."""
+    """Makes lines appear every few hundredths of a second."""
     monkeypatch.setattr(module, '_TICK_S', 0.005)
     monkeypatch.setattr(module, '_FIRST_GAP_S', 0.02)
     monkeypatch.setattr(module, '_SHARE_OF_TIME', 0.0)
 
 
 def wait_for(capsys: pytest.CaptureFixture, text: str) -> str:
-    """What is printed until a text is; fails after some seconds."""
+    """Waits until a text is printed, for at most 20 seconds; returns everything printed until then."""
     found, end = '', time.monotonic() + 20
     while text not in found:
         assert time.monotonic() < end, found
@@ -53,7 +53,7 @@ def test_line_names_open_activities_and_their_progress(impatient: None, capsys: 
         for item in counted('abc', 3, 'held-out text'):
             if item == 'c':
                 assert 'evaluate: held-out text, 2 of 3 batches, about' in wait_for(capsys, '2 of 3')
-        wait_for(capsys, 'evaluate (')  # what has ended is not named
+        wait_for(capsys, 'evaluate (')  # activities that have ended are not named
         with activity('step 5/10', begins_line=True), activity('saving'):
             assert 'evaluate: step' not in wait_for(capsys, 'step 5/10: saving')
 
@@ -95,12 +95,12 @@ def test_progress_is_printed_as_lines_without_a_terminal(
             assert not capsys.readouterr().err
 
 
-# --- Training: steps that are slow. ---
+# --- Slow steps of training. ---
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the time that `Progress` sees forward."""
+    """Returns a function that moves the clock of `Progress` forward."""
     now = [100.0]
 
     def forward(seconds: float) -> None:
@@ -155,7 +155,7 @@ def test_progress_by_time_does_not_change_logged_metrics(
     impatient: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr('bert_jax.pretrain.MOST_EPOCHS', 0.1)
-    only_steps = {'train__examples': (), 'data__validation_fraction': 0.0}  # nothing but the step is compiled
+    only_steps = {'train__examples': (), 'data__validation_fraction': 0.0}  # compiles only the step
     pretrain(as_config(prepared(tmp_path, train__log_every=1000, train__steps=50, **only_steps)), str(tmp_path / 'run'))
     shown = capsys.readouterr().err
     assert 'step 0/50  compiling the step (' in shown and 'per step  ' in shown and 'epochs' in shown

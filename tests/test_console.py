@@ -1,4 +1,4 @@
-"""Lines for people reach standard error, from one process, whatever else is going on."""
+"""Messages reach standard error from one process, and printing never fails."""
 
 import ast
 import contextlib
@@ -180,7 +180,7 @@ def test_bar_is_shown_in_terminals_of_any_size(rows: int, columns: int, monkeypa
             bar.update(1)
     os.close(terminal)
     shown = b''
-    with contextlib.suppress(OSError):  # the end, of a terminal
+    with contextlib.suppress(OSError):  # raised at the end of the output of a terminal
         while more := os.read(reading, 1000):
             shown += more
     os.close(reading)
@@ -221,7 +221,7 @@ def test_failure_is_the_only_json_object_if_expected(capsys) -> None:
 
 
 def _printing_calls(tree: ast.AST) -> list[int]:
-    """Lines that print other than through the console."""
+    """Returns the lines that print without the console."""
     found = []
     for node in ast.walk(tree):
         called = ast.unparse(node.func) if isinstance(node, ast.Call) else ''

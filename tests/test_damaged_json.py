@@ -1,4 +1,4 @@
-"""Damage to any JSON file is reported, whatever the damage: no traceback, and no run that is blocked."""
+"""Any damage to any JSON file is reported without a traceback, and blocks no run."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ DAMAGES = {
 
 
 def _write(directory: Path) -> None:
-    """A corpus with its plans, a workdir with a lease and a checkpoint, a Hugging Face directory, and a proof."""
+    """Writes a corpus with its window index, a workdir with a lease and a checkpoint, and a model with a proof."""
     write_text(directory / 'text.txt')
     config = as_config(tiny_run(directory))
     prepare(config.data, config.tokenizer, progress=False)
@@ -60,7 +60,7 @@ def _lease(workdir: str) -> None:
 
 
 def _readers(directory: Path, name: Path) -> Iterator[Callable[[], object]]:
-    """What reads a file of `directory`."""
+    """Returns the functions that read a file of `directory`."""
     config, workdir = as_config(tiny_run(directory)), str(directory / 'run')
     if name.parts[0] == 'corpus':
         yield lambda: prepare(config.data, config.tokenizer, progress=False)

@@ -1,4 +1,4 @@
-"""A directory or a file is published whole, or nothing of it remains."""
+"""A directory or a file is published completely or not at all."""
 
 import dataclasses
 import errno
@@ -45,7 +45,7 @@ WHOLE = {'b': 'whole', 'below/a': 'whole'}
 def test_directory_appears_complete_under_its_name(tmp_path: Path, existing: str, is_there: bool) -> None:
     target = tmp_path / 'parent' / 'target[1]'
     if is_there:
-        target.mkdir(parents=True)  # an empty one is no obstacle
+        target.mkdir(parents=True)  # an empty one is replaced
     with new_directory(target, existing=existing) as directory:
         _fill(directory)
         assert not target.exists() or not any(target.iterdir())
@@ -110,7 +110,7 @@ def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
         for path in (tmp_path / name, *(tmp_path / name).rglob('*')):
             os.utime(path, (old, old))
         if not is_old:
-            (tmp_path / name / 'below' / 'a').write_text('being written')  # times of the directories stay old
+            (tmp_path / name / 'below' / 'a').write_text('being written')  # the directories keep their old times
             os.utime(tmp_path / name / 'below', (old, old))
         return name
 
@@ -120,14 +120,14 @@ def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     with new_directory(tmp_path / 'target', temporary_in=tmp_path) as directory:
         assert directory.parent == tmp_path and not (tmp_path / dead).exists()
     assert sorted(os.listdir(tmp_path)) == sorted([live, *others, 'target'])
-    with new_directory(tmp_path / 'target', abandoned_s=0):  # as by the holder of a lock
+    with new_directory(tmp_path / 'target', abandoned_s=0):  # as the holder of a lock does
         pass
     assert sorted(os.listdir(tmp_path)) == sorted([*others, 'target'])
 
 
 def test_interrupted_replacement_restores_the_old_directory(tmp_path: Path, monkeypatch) -> None:
     target = tmp_path / 'target'
-    monkeypatch.setattr(files, '_exchange', lambda *_: False)  # of a file system that cannot
+    monkeypatch.setattr(files, '_exchange', lambda *_: False)  # as on a file system that cannot
 
     def replace(text: str) -> None:
         with new_directory(target, existing='replace') as directory:
@@ -152,9 +152,9 @@ def test_interrupted_replacement_restores_the_old_directory(tmp_path: Path, monk
     [aside] = tmp_path.iterdir()
     os.utime(aside, (0, 0))
     with pytest.raises(ZeroDivisionError), new_directory(target, existing='replace'):
-        assert set(_contents(target).values()) == {'old'}  # however long ago that was
+        assert set(_contents(target).values()) == {'old'}  # regardless of the age of the leftovers
         raise ZeroDivisionError
-    shutil.copytree(target, aside)  # as of a process that was killed after its second rename
+    shutil.copytree(target, aside)  # as a process leaves it that is killed after its second rename
     replace('new')
     assert set(_contents(target).values()) == {'new'} and os.listdir(tmp_path) == ['target']
 
@@ -169,7 +169,7 @@ def test_last_of_two_concurrent_replacements_wins(tmp_path: Path, monkeypatch, m
             _fill(directory, text)
 
     def comes_second(path: Path, new: Path) -> None:
-        if path.name.endswith(moment):  # before the second rename of the other, or before its first
+        if path.name.endswith(moment):  # before the second or the first rename of the other process
             monkeypatch.setattr(Path, 'rename', rename)
             replace('of the twin')
         rename(path, new)
@@ -259,7 +259,7 @@ def test_files_of_libraries_get_permissions_of_new_files(tmp_path: Path, umask: 
 
 
 def test_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
-    (tmp_path / 'private').write_text('mine')  # a workdir from somebody else may link to anything
+    (tmp_path / 'private').write_text('mine')  # a workdir from others may link to anything
     (tmp_path / 'report.html').symlink_to(tmp_path / 'private')
     write_whole(tmp_path / 'report.html', 'whole')
     assert (tmp_path / 'private').read_text() == 'mine' and (tmp_path / 'report.html').read_text() == 'whole'
@@ -350,7 +350,7 @@ def test_name_of_the_directory_is_not_a_pattern(tmp_path: Path) -> None:
 
 
 def test_digests_equal_those_in_existing_files() -> None:
-    # Written down from earlier versions: workdirs, corpora and plans hold such digests.
+    # Recorded with earlier versions: existing workdirs and corpora contain these digests.
     assert json_digest({'b': [1, 2.5, None, 'ä'], 'a': True}) == json_digest({'a': True, 'b': [1, 2.5, None, 'ä']})
     assert json_digest({'b': [1, 2.5, None, 'ä'], 'a': True}) == '2f3e808d039da86e'
     masking = {'rate': 0.15, 'mask_fraction': 0.8, 'random_fraction': 0.1, 'unit': 'token'}

@@ -1,4 +1,4 @@
-"""`benchmarks/finetuning.py`: its tasks are valid configs, and its table says what was measured."""
+"""`benchmarks/finetuning.py`: its tasks are valid configs, and its table shows the measurements."""
 
 import argparse
 from pathlib import Path

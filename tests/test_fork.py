@@ -1,4 +1,4 @@
-"""A run goes on with other values only where that is asked for, and a fork takes the moments only if told to."""
+"""A run resumes with changed values only if allowed, and a fork keeps the moments only if requested."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 
 @pytest.fixture(scope='module')
 def begun(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
-    """A config, and the workdir of its run of four steps."""
+    """Returns a config and the workdir of its run of four steps."""
     directory = tmp_path_factory.mktemp('fork')
     changes = {'train__steps': 4, 'train__examples': (), 'optimizer__warmup_steps': 1}
     resolved = as_config(prepared(directory, **changes))

@@ -1,4 +1,4 @@
-"""A user whose id has no name and no home directory, as in many containers, prepares, trains and looks at runs."""
+"""Everything works for a user id without a name and a home directory, as in many containers."""
 
 import pwd
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_missing_cache_directory_is_skipped_or_requested(tmp_path: Path, monkeyp
     (tmp_path / 'records').write_bytes(b'')
     with pytest.raises(BadInput, match='export XDG_CACHE_HOME'):
         record_set._directory_of('records')
-    assert [path.name for path in tmp_path.iterdir()] == ['records']  # nothing called `~`
+    assert [path.name for path in tmp_path.iterdir()] == ['records']  # no directory named `~`
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     assert caches.cache_directory() == tmp_path / 'cache'
 

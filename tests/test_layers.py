@@ -1,4 +1,4 @@
-"""Packages import in one direction, so that each can be read with only what is to its left in mind."""
+"""Packages import only from layers to their left, so each can be understood without those to its right."""
 
 import ast
 import subprocess
@@ -33,13 +33,13 @@ MAX_LOOSE_MODULES = 10
 
 
 def _units() -> dict[str, list[Path]]:
-    """Each package and each loose module, with its files."""
+    """Returns {package or loose module: its files}."""
     packages = {path.name: sorted(path.rglob('*.py')) for path in PACKAGE.iterdir() if (path / '__init__.py').exists()}
     return packages | {path.stem: [path] for path in PACKAGE.glob('*.py')}
 
 
 def _imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, unit) of every import of this project, whether at the top of the file or inside a function."""
+    """Yields (line, unit) of every import of this project, at the top of the file or inside a function."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [f'{node.module}.{alias.name}' for alias in node.names]

@@ -1,4 +1,4 @@
-"""The lock files pin everything that requirements.txt asks for, with hashes, for every Python, and name no registry."""
+"""The lock files pin all requirements with hashes, for every supported Python, and name no registry."""
 
 import re
 from pathlib import Path
@@ -10,18 +10,18 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 LOCKS = ('requirements.lock', 'requirements-build.lock')
 PYTHONS = ('3.11.9', '3.12.9', '3.13.9', '3.14.0')
-BUILT_FROM_SOURCE = {'promise'}  # of TFDS; it has no wheel
+BUILT_FROM_SOURCE = {'promise'}  # a requirement of TFDS without a wheel
 
 
 def _locked(name: str) -> list[tuple[Requirement, list[str]]]:
-    """(requirement, hashes) of each entry."""
+    """Returns (requirement, hashes) of each entry."""
     text = re.sub(r'^#.*\n', '', (ROOT / name).read_text(), flags=re.MULTILINE).replace('\\\n', ' ')
     entries = [line.split(' --hash=') for line in text.splitlines()]
     return [(Requirement(pinned.strip()), [value.strip() for value in hashes]) for pinned, *hashes in entries]
 
 
 def _versions(name: str, lock: list[tuple[Requirement, list[str]]], python: str) -> list[str]:
-    """The versions of a package that an installation on Linux takes."""
+    """Returns the versions of a package that would be installed on Linux."""
     environment = {'python_full_version': python, 'python_version': python.rpartition('.')[0], 'sys_platform': 'linux'}
     environment |= {'platform_system': 'Linux', 'platform_machine': 'x86_64', 'os_name': 'posix'}
     found = [each for each, _ in lock if canonicalize_name(each.name) == canonicalize_name(name)]

@@ -1,4 +1,4 @@
-"""What is due at a step, and how a request to stop ends a run."""
+"""The loop does what is due at each step, and a request to stop ends a run properly."""
 
 import dataclasses
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def due_at(step: int, *evaluators: Every, stopping: bool = False) -> Due:
     [
         ('log', [5, 10, 15, 20, 23]),
         ('save', [10, 20, 23]),
-        ('compare_replicas', [4, 8, 10, 12, 16, 20, 23]),  # before every save too
+        ('compare_replicas', [4, 8, 10, 12, 16, 20, 23]),  # also before every save
         ('is_last', [23]),
     ],
 )
@@ -76,7 +76,7 @@ def test_losses_are_awaited_only_when_needed() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Asking(Every):
-    """An evaluator that asks once whether to stop."""
+    """An evaluator that calls `stop_now` once."""
 
     def __call__(self, params: object, step: int, stop_now: Callable[[], bool]) -> Evaluation | None:
         return None if stop_now() else Evaluation({'validation/loss': 1.0})
@@ -90,7 +90,7 @@ def _update(state: TrainState, batch: dict[str, float]) -> tuple[TrainState, dic
 def _fit_two_steps(
     monkeypatch: pytest.MonkeyPatch, asked: list[bool], every: int
 ) -> tuple[Fitted, mock.MagicMock, mock.MagicMock]:
-    """Trains for two steps; `asked` are the answers to whether to stop. Also returns `save` and the log."""
+    """Trains for two steps with these answers to `should_stop`; also returns `save` and the log."""
     run = _run_of(monkeypatch, 2, asked, every)
     params = {'kernel': jnp.ones(2)}
     return fit(run, TrainState(jnp.int32(0), params, params), TrainingRecord()), run.checkpoints.save, run.log
@@ -123,7 +123,7 @@ def test_stopped_run_saves_without_evaluating(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_progress_never_waits_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a log line no step waits for its own loss: what is shown is of a step that the monitor has read."""
+    """A step that is not logged does not wait for its loss; the progress shows a loss that the monitor has read."""
     read, steps, read_step = [], 6, DivergenceMonitor._read
     monkeypatch.setattr(DivergenceMonitor, '_read', lambda *arguments: read.append(1) or read_step(*arguments))
     run = _run_of(monkeypatch, steps, [False] * steps, every=steps)

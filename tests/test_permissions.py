@@ -1,4 +1,4 @@
-"""Whatever the program writes has the permissions that the user's umask asks for."""
+"""Everything that the program writes has the permissions that the umask allows."""
 
 import hashlib
 import os
@@ -62,7 +62,7 @@ def _write_a_run(workdir: Path) -> None:
 
 def _write_an_export(output: Path) -> None:
     def fill(directory: Path) -> dict[str, object]:
-        write_model(directory / 'below')  # safetensors writes for the owner alone
+        write_model(directory / 'below')  # safetensors makes files readable only for their owner
         return {'sha256': {'below': hashlib.sha256(b'').hexdigest()}}
 
     publish(check_output(str(output)), fill)

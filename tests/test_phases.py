@@ -1,4 +1,4 @@
-"""Phases: a schedule each, and a run that goes on inside or across them ends bit for bit as one that never stopped."""
+"""Each phase has its own schedule, and a run resumes bit for bit within a phase and between phases."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def test_each_phase_has_its_own_learning_rate_schedule() -> None:
 
 @pytest.fixture(scope='module')
 def run(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
-    """A config of two packed phases, and the workdir of its uninterrupted run with all checkpoints."""
+    """Returns a config of two packed phases, and the workdir of its uninterrupted run with all checkpoints."""
     directory = tmp_path_factory.mktemp('phases')
     changes = {'phases': PHASES, 'data__packing': True, 'train__checkpoint_every': 3, 'train__keep_checkpoints': 4}
     resolved = as_config(prepared(directory, **changes, train__examples=()))

@@ -1,4 +1,4 @@
-"""A run by its commands: whole, killed, resumed, refused."""
+"""Runs of the commands: uninterrupted, killed, resumed and rejected."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ MASKED = 'waa [MASK] wab.'
 
 @pytest.fixture(scope='module')
 def directory(tmp_path_factory) -> Path:
-    """Holds text.txt."""
+    """Returns a directory with text.txt."""
     directory = tmp_path_factory.mktemp('run')
     write_text(directory / 'text.txt')
     return directory
@@ -30,7 +30,7 @@ def directory(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def watched(directory: Path) -> dict:
-    """What a process said of itself in which a run was prepared and trained on one device."""
+    """Returns what a process reported about itself after preparing and training a run on one device."""
     flags, workdir = _flags(directory), f'--workdir={directory}/finished'
     commands = [['prepare', *flags], ['train', *flags, workdir]]
     return _watched(commands)
@@ -38,13 +38,13 @@ def watched(directory: Path) -> dict:
 
 @pytest.fixture(scope='module')
 def finished(watched: dict, directory: Path) -> Path:
-    """The workdir of an uninterrupted run on one device."""
+    """Returns the workdir of an uninterrupted run on one device."""
     return directory / 'finished'
 
 
 @pytest.fixture(scope='module')
 def settings(watched: dict, directory: Path) -> list[str]:
-    """The flags of that run, whose corpus is prepared."""
+    """Returns the flags of that run, whose corpus is prepared."""
     return _flags(directory)
 
 
@@ -73,7 +73,7 @@ def _train(settings: list[str], workdir: Path) -> Running:
     return Running(command('train', *settings, f'--workdir={workdir}'), environment())
 
 
-pytestmark = pytest.mark.processes  # most need `finished`, which is what the command leaves
+pytestmark = pytest.mark.processes  # most tests need `finished`, which runs in a process
 
 
 def test_single_process_opens_no_socket_and_imports_little(watched: dict) -> None:
@@ -97,7 +97,7 @@ def test_killed_and_stopped_run_ends_bit_for_bit_as_uninterrupted_one(
         assert running.wait_for('Devices')
         assert run(['train', *settings, f'--workdir={tmp_path}'], tmp_path) == 2
         assert f'is in use by process {running.process.pid} on ' in capsys.readouterr().err
-        running.wait_until_logged(tmp_path, num_lines=3)  # in the middle, some steps after a save
+        running.wait_until_logged(tmp_path, num_lines=3)  # some steps after a save
         running.send(signal.SIGKILL)
         running.wait()
     with _train(settings, tmp_path) as running:
@@ -108,7 +108,7 @@ def test_killed_and_stopped_run_ends_bit_for_bit_as_uninterrupted_one(
     assert outcome['finished'] and outcome['resumed_from'] >= 25
     ours, theirs = metrics(tmp_path), metrics(finished)
     assert {step: ours[step] for step in theirs} == theirs
-    assert ours.keys() - theirs.keys() <= {outcome['resumed_from']}  # a save that a signal asks for logs its step
+    assert ours.keys() - theirs.keys() <= {outcome['resumed_from']}  # a save on a signal logs its step
     assert (tmp_path / 'examples.jsonl').read_bytes() == (finished / 'examples.jsonl').read_bytes()
     history = [json.loads(line) for line in (tmp_path / 'history.jsonl').read_text().splitlines()]
     assert [line['event'] for line in history] == ['start', 'start', 'stop', 'start', 'finish']
@@ -170,7 +170,7 @@ def test_evaluate_export_and_fill_mask_agree_without_network(finished: Path, dir
     assert watched['sockets'] == [] and watched['loaded'][0] == []
     result, _, proof, *filled = map(json.loads, watched['outputs'])
     assert result['step'] == 60
-    assert 0 < result['mlm_loss'] < np.log(500)  # better than knowing nothing
+    assert 0 < result['mlm_loss'] < np.log(500)  # better than a uniform guess
     assert 0 < result['most_frequent_accuracy'] < 0.5
     assert proof['largest_difference'] <= 1e-4
     ours, theirs = (fillers['results'][0] for fillers in filled)

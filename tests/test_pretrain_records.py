@@ -1,4 +1,4 @@
-"""A run on records: no corpus, no `prepare`; continued as any."""
+"""A run on records needs no corpus and no `prepare`, and resumes like any other."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def test_run_on_records_resumes_bit_for_bit_and_is_evaluated(config, tmp_path: P
     assert pretrain(config, str(workdir)).finished
     whole = metric_lines(workdir)
     shutil.rmtree(workdir / 'checkpoints' / '8')
-    shutil.rmtree(tmp_path / 'cache')  # an index that is gone is made again
+    shutil.rmtree(tmp_path / 'cache')  # a missing index is rebuilt
     assert pretrain(config, str(workdir)).resumed_from == 4
     assert metric_lines(workdir) == whole
     result = evaluate(str(workdir))
@@ -65,12 +65,12 @@ def test_prepare_rejects_records_which_need_no_preparation(tmp_path: Path, monke
 
 
 def test_run_on_records_keeps_its_saved_tokenizer(config, tmp_path: Path, capsys) -> None:
-    """Earlier versions read every vocabulary with lowercase=True, strip_accents=False, and composed nothing."""
+    """Earlier versions read every vocabulary with lowercase=True and strip_accents=False, without composing accents."""
     tokens = load_configured_tokenizer(config.tokenizer).tokens
     ids = {token: index for index, token in enumerate(tokens)}
     before = WordPiece(bert_backend(ids, lowercase=True, strip_accents=False, compose=False))
     before.save(tmp_path / 'tokenizer')
-    for settings in ({}, {'lowercase': True, 'strip_accents': False}):  # of a new command; of the workdir's config.json
+    for settings in ({}, {'lowercase': True, 'strip_accents': False}):  # from a new command; from config.json
         resumed = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, **settings))
         assert open_streams(resumed).of_workdir(str(tmp_path)).tokenizer.hash == before.hash
         assert open_streams(resumed).of_workdir(str(tmp_path / 'new')).tokenizer.hash != before.hash

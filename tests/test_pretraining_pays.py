@@ -14,25 +14,25 @@ from bert_jax.model.family import num_parameters
 def test_reviews_lose_markup_and_splits_are_disjoint(tmp_path: Path) -> None:
     source = tmp_path / 'reviews.jsonl.gz'
     with gzip.open(source, 'wt') as lines:
-        lines.writelines(json.dumps({'text': f'{number}<br /><br />good'}) + '\n' for number in range(120))
+        lines.writelines(json.dumps({'text': f'{index}<br /><br />good'}) + '\n' for index in range(120))
     counts = pretraining_data.write_reviews(source, tmp_path / 'text', limit=110)
     texts = {
         side: [json.loads(line)['text'] for line in (tmp_path / 'text' / f'{side}.jsonl').read_text().splitlines()]
         for side in counts
     }
     assert counts == {'train': 107, 'held_out': 3} == {side: len(found) for side, found in texts.items()}
-    assert sorted(sum(texts.values(), [])) == sorted(f'{number}\n\ngood' for number in range(110))
+    assert sorted(sum(texts.values(), [])) == sorted(f'{index}\n\ngood' for index in range(110))
 
 
 def test_subset_is_reproducible_and_without_repetition() -> None:
-    lines = ['sentence\tlabel\n', *(f'{number}\t0\n' for number in range(500))]
+    lines = ['sentence\tlabel\n', *(f'{index}\t0\n' for index in range(500))]
     few = pretraining_data.subset(lines, 100)
     assert few == pretraining_data.subset(lines, 100) != pretraining_data.subset(lines, 100, seed=1)
     assert few[0] == lines[0] and len({*few[1:]}) == 100 and {*few} <= {*lines}
 
 
 def test_questions_of_a_paragraph_are_in_one_split() -> None:
-    paragraphs = [{'context': str(number), 'qas': [number]} for number in range(12)]
+    paragraphs = [{'context': str(index), 'qas': [index]} for index in range(12)]
     squad = {'data': [{'paragraphs': paragraphs[:7]}, {'paragraphs': paragraphs[7:]}]}
     train, dev = (part['data'][0]['paragraphs'] for part in pretraining_data.split_paragraphs(squad))
     assert [paragraph['context'] for paragraph in dev] == ['0', '5', '10']

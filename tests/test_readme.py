@@ -1,4 +1,4 @@
-"""The documents keep their promises: every command in the README runs, every path and link leads somewhere."""
+"""Every command in the README runs, and every path and link in the documents leads to a file."""
 
 import re
 import subprocess

@@ -16,7 +16,7 @@ from bert_jax.cli.flags import GROUPS, Command, command_to_paste, parse
 from bert_jax.errors import BadInput, DeviceFault, as_started
 
 ROOT = Path(__file__).parents[2]
-_OPTIONAL = {('train', 'config'), ('finetune', 'config')}  # an existing workdir has it
+_OPTIONAL = {('train', 'config'), ('finetune', 'config')}  # a run that exists needs no config
 
 
 def test_overview_lists_every_command_in_its_group(capsys: pytest.CaptureFixture) -> None:
@@ -160,7 +160,7 @@ def test_program_exits_with_the_status_of_its_command(monkeypatch: pytest.Monkey
     for arguments in (['--help'], ['trian']):
         monkeypatch.setattr(sys, 'argv', ['bert-jax', *arguments])
         start()
-    assert left == [0, 2] and sys.path == [str(Path.cwd()), 'elsewhere']  # as for `python -m`, once
+    assert left == [0, 2] and sys.path == [str(Path.cwd()), 'elsewhere']  # once, as for `python -m`
 
 
 @pytest.mark.processes

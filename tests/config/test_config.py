@@ -1,4 +1,4 @@
-"""A wrong config is told at once, by the name of the field, with what would work."""
+"""A wrong config is reported immediately, with the name of the field and what would work."""
 
 import dataclasses
 import json
@@ -169,9 +169,9 @@ def test_unknown_size_suggests_the_nearest() -> None:
 
 def test_weighted_sources_survive_json():
     several = (('text:a', 2), ('jsonl:b', 0.5))
-    given = bert('tiny')
-    given.data.source = several
-    resolved = resolve(given)
+    chosen = bert('tiny')
+    chosen.data.source = several
+    resolved = resolve(chosen)
     assert sources(resolved.data) == several and sources(resolve({}).data) == (('python-docs', 1.0),)
     assert resolve(json.loads(json.dumps(dataclasses.asdict(resolved)))) == resolved
     for bad in (5, (), ('text:a',), (('text:a', 0),), (('text:a', 1), ('text:a', 1)), (('tekst:a', 1),)):
@@ -207,7 +207,7 @@ class _Inner:
 class _Outer:
     ROLE: ClassVar[Role] = Role.IDENTITY
 
-    raised: int = setting(0, before=-1)  # a field that exists as long as the run, with another default then
+    raised: int = setting(0, before=-1)  # a field whose default has changed since the run began
     inner: _Inner = _Inner()
 
 
@@ -216,8 +216,12 @@ class _Outer:
     [
         (_Outer(), {'raised': -1, 'inner': {'older': 3}}, _Outer(-1, _Inner(newer=False))),  # as the run began
         (_Outer(), {'raised': 0, 'inner': {'newer': True, 'older': 3}}, _Outer()),  # a run of today
-        (_Outer(5), {'raised': -1, 'inner': {}}, _Outer(5, _Inner(newer=False))),  # set: differs, and is reported so
-        (_Outer(), {'raised': 4, 'inner': {'newer': True}}, _Outer()),  # set in the run: differs
+        (
+            _Outer(5),
+            {'raised': -1, 'inner': {}},
+            _Outer(5, _Inner(newer=False)),
+        ),  # set explicitly: reported as different
+        (_Outer(), {'raised': 4, 'inner': {'newer': True}}, _Outer()),  # set explicitly in the run: different
     ],
 )
 def test_run_keeps_the_defaults_it_began_with(ours: _Outer, recorded: dict, expected: _Outer) -> None:
@@ -246,7 +250,7 @@ def test_phases_are_resolved_once() -> None:
     assert [phase.train.steps for phase in run.in_phases] == [3, 4]
 
 
-# Fields that may name a file, a directory or a dataset, and are only read. A new one that a command writes to, or
+# Fields that may name a file, a directory or a dataset that is only read. A new field that a command writes to, or
 # starts as a program, is marked `is_written` instead.
 _ONLY_READ = {
     'data.source',

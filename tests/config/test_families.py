@@ -1,4 +1,4 @@
-"""`model.family` selects the fields of a model; what does not fit a family is named."""
+"""`model.family` selects the fields of a model; fields of other families are rejected by name."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A wrong config of a fine-tune is refused by the name of the field; what is shared with pretraining is the same."""
+"""A wrong fine-tuning config is rejected by field, and defaults shared with pretraining are equal."""
 
 import dataclasses
 import json
