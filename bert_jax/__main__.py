@@ -20,7 +20,7 @@ from bert_jax.runtime.stopping import EXIT_BAD_INPUT, EXIT_RUN_AGAIN, leave
 try:
     from bert_jax.cli.commands import COMMAND_GROUPS, COMMANDS
     from bert_jax.cli.flags import asks_for_json, describe, parse
-    from bert_jax.cli.topics import explain
+    from bert_jax.cli.topics import explain, help_command
     from bert_jax.json_files import DamagedJson
 except ModuleNotFoundError:
     try:
@@ -104,6 +104,7 @@ def main(argv: list[str]) -> int:
             console.print_json_error(BadInput(name, message, fix='see the traceback on standard error').as_json())
             raise
         reported, status = explained
+        reported.fix = reported.fix or as_started(help_command(name, reported.where))
         console.fail(f'bert_jax: {reported}', reported.as_json())
         return status
 

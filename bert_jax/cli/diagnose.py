@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bert_jax.cli.topics import help_command
 from bert_jax.config import Config, is_records
 from bert_jax.console import quantity, size
 from bert_jax.errors import BadInput
@@ -59,7 +60,7 @@ class Problem:
 
 def problem_of(error: BadInput) -> Problem:
     """Returns an error that would stop the run."""
-    return Problem('error', error.where, error.found, error.expected, error.fix)
+    return Problem('error', error.where, error.found, error.expected, error.fix or help_command('doctor', error.where))
 
 
 def describe(problems: list[Problem]) -> str:

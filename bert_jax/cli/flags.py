@@ -139,6 +139,8 @@ def parse(command: Command, arguments: list[str]) -> tuple[flags.FlagValues, lis
         near = difflib.get_close_matches(error.flagname, known, n=1)
         fix = f'did you mean --{near[0]}?' if near else usage
         raise BadInput(f'--{error.flagname}', f'is not a flag of {command.name}', '', fix) from error
+    except flags.IllegalFlagValueError as error:
+        raise _illegal_value(command, error) from error
     except (flags.Error, OSError, TypeError, ValueError) as error:
         raise BadInput('command line', ' '.join(str(error).split()), '', usage) from error
     if rest and not command.arguments:
@@ -160,6 +162,21 @@ def _without_config_file(arguments: list[str]) -> tuple[str | None, list[str]]:
         else:
             config_file = value
     return config_file, others
+
+
+def _illegal_value(command: Command, error: flags.IllegalFlagValueError) -> BadInput:
+    """Returns the error for a value of the wrong type or out of bounds, from `flag --NAME=VALUE: REASON` of absl."""
+    message = ' '.join(str(error).split())
+    flag, _, reason = message.removeprefix('flag ').partition(': ')
+    name = flag.removeprefix('--').partition('=')[0]
+    if reason.startswith('could not convert string to float'):
+        reason = 'is not a number'
+    elif reason.startswith('invalid literal for int'):
+        reason = 'is not an integer'
+    elif 'Non-boolean argument' in reason:
+        reason = 'is neither true nor false'
+    meanings = {each.name: each.meaning for each in command.flags}
+    return BadInput(flag, re.sub(r'^[-+.\w]+ (?=is not)', '', reason), meanings.get(name, ''))
 
 
 def _unknown_override(command: Command, config: Any, arguments: list[str]) -> BadInput | None:

@@ -17,6 +17,8 @@ _SCRIPTS = Path(__file__).parents[1] / 'launch'
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     output = Path(required(COMMAND, values, 'output'))
     scripts = sorted(path for path in _SCRIPTS.iterdir() if path.is_file())
+    if output.exists() and not output.is_dir():
+        raise BadInput(f'--output={output}', 'is not a directory', 'a directory, new or existing', '--output=ANOTHER')
     existing = [path.name for path in scripts if (output / path.name).exists()]
     if existing:
         raise BadInput(

@@ -1,7 +1,9 @@
 """`help TOPIC`: explains commands, and sections and fields of the configuration."""
 
+import contextlib
 import dataclasses
 import difflib
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,6 +17,7 @@ from bert_jax.errors import BadInput
 
 _ROOTS = {'config': Config, 'finetune-config': FinetuneConfig}
 _WIDTH = 100
+_FIELD = re.compile(r'(?:--)?(config(?:\.[a-z_]\w*)+)')
 
 
 def explain(topic: str) -> str:
@@ -34,6 +37,23 @@ def explain(topic: str) -> str:
     topics = [*COMMANDS, *_ROOTS]
     fix = _nearest_topic(topic, topics) or 'bert-jax help config.data.pairing'
     raise BadInput(f'help {topic}', 'is not a topic', ', '.join(topics), fix)
+
+
+def help_command(command: str, where: str) -> str:
+    """Returns the command that explains what an error is about: a config field if it names one, else the command.
+
+    Args:
+      command: the name of the command that failed.
+      where: `BadInput.where`.
+    """
+    if command not in COMMANDS:
+        return 'bert-jax --help'
+    if found := _FIELD.match(where):
+        topic = ('finetune-' if COMMANDS[command].config_type is FinetuneConfig else '') + found[1]
+        with contextlib.suppress(BadInput):
+            explain(topic)
+            return f'bert-jax help {topic}'
+    return f'bert-jax {command} --help'
 
 
 def _nearest_topic(name: str, names: Iterable[str], prefix: str = '') -> str:

@@ -105,13 +105,24 @@ def test_each_command_has_a_module_named_after_it() -> None:
         (['finetune', '--workdir=x', '--config=finetune/glue.py', '--config.task.texd=a'], 'config.task.text'),
         (['sweep', '--workdir=x'], 'a sweep file'),
         (['prepare', '--config=demo.py', '--shard=2/2'], 'I from 0 to N - 1'),
+        (['prepare', '--config=demo.py', '--show=-1'], '--show=-1: is not a non-negative integer'),
+        (['bench', '--config=demo.py', '--seconds=-1'], '--seconds=-1: is not a non-negative number'),
+        (['plan', '--target=here', '--price=cheap'], '--price=cheap: is not a number'),
+        (['evaluate', '--workdir=x', '--step=five'], '--step=five: is not an integer'),
+        (['bench', '--config=demo.py', '--config.train.steps=many'], '--config.train.steps=many: is not an integer'),
+        (['bench', '--config=demo.py', '--config.data.packing=x'], '--config.data.packing=x: is neither true nor fal'),
+        (['bench', '--config=demo.py', '--config.train.steps=0'], 'help config.train.steps\n'),
+        (['doctor', '--config=demo.py', '--config.train.steps=0'], 'help config.train.steps\n'),
+        (['finetune', '--config=finetune/glue.py', '--workdir=x', '--config.task.kind=x'], 'fix:'),
+        (['embed', '--model=x', '--input=no', '--output=v.npy'], 'embed --help\n'),
     ],
 )
 def test_bad_arguments_exit_2_with_a_suggestion(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(['bert-jax', *arguments]) == 2
-    assert message in capsys.readouterr().err
+    printed = ''.join(capsys.readouterr())
+    assert message in printed and 'fix: ' in printed
 
 
 @pytest.mark.parametrize(

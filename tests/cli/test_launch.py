@@ -30,6 +30,12 @@ def test_existing_script_is_never_overwritten(tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / 'tpu_pod.sh').read_text() == 'edited'
 
 
+def test_file_as_output_directory_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / 'file').write_text('')
+    assert main(['bert-jax', 'launch', f'--output={tmp_path}/file']) == 2
+    assert 'file: is not a directory' in capsys.readouterr().err
+
+
 def test_output_directory_is_required(capsys: pytest.CaptureFixture) -> None:
     assert main(['bert-jax', 'launch']) == 2
     assert '--output: is missing' in capsys.readouterr().err
