@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from bert_jax.pretrain import pretrain
 from bert_jax.workdir import progress
 from bert_jax.workdir.progress import Progress
 from tests.support.configs import as_config, prepared
+from tests.support.terminals import terminal_as_stderr
 
 
 @pytest.fixture
@@ -56,6 +58,14 @@ def test_line_names_open_activities_and_their_progress(impatient: None, capsys: 
         wait_for(capsys, 'evaluate (')  # activities that have ended are not named
         with activity('step 5/10', begins_line=True), activity('saving'):
             assert 'evaluate: step' not in wait_for(capsys, 'step 5/10: saving')
+
+
+def test_counted_items_show_a_bar_with_rate_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, '_SECONDS_TO_A_BAR', 0.0)
+    with terminal_as_stderr() as shown:
+        for _ in counted('abc', 3, 'held-out text'):
+            time.sleep(0.15)
+    assert re.search(r'held-out text: .*\| 2/3 \[00:00<00:00, .*batches/s\]', shown[0])
 
 
 def test_lines_come_every_ten_seconds_then_less_often() -> None:

@@ -1,17 +1,12 @@
 """Messages reach standard error from one process, and printing never fails."""
 
 import ast
-import contextlib
 import errno
-import fcntl
 import io
 import json
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 import types
 from pathlib import Path
 
@@ -19,6 +14,7 @@ import pytest
 from tqdm import tqdm
 
 from bert_jax import console
+from tests.support.terminals import terminal_as_stderr
 
 ROOT = Path(__file__).parents[1]
 
@@ -171,20 +167,10 @@ def test_exited_reader_of_standard_output_is_noticed(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(('rows', 'columns'), [(0, 0), (0, 70), (20, 70)])
-def test_bar_is_shown_in_terminals_of_any_size(rows: int, columns: int, monkeypatch) -> None:
-    reading, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', rows, columns, 0, 0))
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, 'stderr', console._surviving(terminal, None))
-        with console.progress_bar(total=2, mininterval=0) as bar:
-            bar.update(1)
-    os.close(terminal)
-    shown = b''
-    with contextlib.suppress(OSError):  # raised at the end of the output of a terminal
-        while more := os.read(reading, 1000):
-            shown += more
-    os.close(reading)
-    assert '| 1/2 [' in shown.decode()
+def test_bar_is_shown_in_terminals_of_any_size(rows: int, columns: int) -> None:
+    with terminal_as_stderr(rows, columns) as shown, console.progress_bar(total=2, mininterval=0) as bar:
+        bar.update(1)
+    assert '| 1/2 [' in shown[0]
 
 
 STEERING = [*map(chr, [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])]
