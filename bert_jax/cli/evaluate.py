@@ -18,6 +18,7 @@ from bert_jax.cli.flags import (
     print_result,
     workdir_and_step,
 )
+from bert_jax.errors import BadInput
 from bert_jax.runtime.stopping import exit_on_signals
 
 
@@ -49,6 +50,10 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 def _evaluate_finetuned(values: flags.FlagValues, workdir: str, step: int | None, seed: str) -> int:
     from bert_jax.finetune.workdirs import read_run
 
+    for name in ('source', 'config'):
+        if values[name].value is not None:
+            fix = f'bert-jax predict --model={workdir} --input=FILE, for other examples'
+            raise BadInput(f'--{name}', 'does not apply to a fine-tuned run', f'no --{name}', fix)
     select_platform(read_run(seed))
     from bert_jax.finetune.command import describe
     from bert_jax.finetune.evaluate import as_json, evaluate

@@ -78,6 +78,12 @@ def test_step_of_existing_run_is_rejected_with_its_workdir(command: str, file: s
     assert not (tmp_path / 'run@3').exists()
 
 
+def test_flags_that_a_fine_tuned_run_ignores_are_rejected(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr('bert_jax.finetune.workdirs.seeds_of', lambda workdir: [f'{workdir}/seed-0'])
+    assert run(['evaluate', '--workdir=tuned', '--source=text:a'], tmp_path) == 2
+    assert '--source: does not apply to a fine-tuned run' in capsys.readouterr().err
+
+
 def test_help_of_a_command_has_an_example(tmp_path: Path, capsys) -> None:
     assert run(['train', '--help'], tmp_path) == 0
     assert 'Example:\n  python -m bert_jax train' in capsys.readouterr().out
