@@ -1,16 +1,20 @@
-"""Compares fine-tuning with the `transformers` Trainer with dynamic padding: examples per second and task metrics.
+"""Compares fine-tuning with the `transformers` Trainer with dynamic padding: task metrics and examples per second.
 
-    python -m benchmarks.finetuning --encoder=models/mine --output=runs/finetuning --seeds=5 \
+    python -m benchmarks.finetuning --encoder=models/mine --output=runs/finetuning --seeds=5 --speed=mini \
         --task=mrpc:glue/MRPC --task=cola:glue/CoLA --task=rte:glue/RTE --task=conll:conll2003 --task=squad:squad
 
 Both `finetune` and the Trainer (finetuning_trainer.py) start from the same encoder (a Hugging Face directory) and use
 the same token ids, batch size, learning rate, schedule, optimizer settings, dropout and number of steps. They alternate
-seed by seed, each run in its own process. This project's scorers score both. Examples per second are the median over
-intervals of 10 training steps, without compilation, evaluation and saving; minutes cover the whole process.
+seed by seed, each run in its own process. This project's scorers score both.
+
+Quality is measured with `--encoder`, over `--seeds` runs of the task's epochs. Speed is that of the same runs and of
+`--speed_runs` short runs with each size in `--speed`, whose encoder has random weights and the dropout of
+configs/bert.py. Examples per second are the median over intervals of 10 training steps, without compilation, evaluation
+and saving; minutes cover the whole process.
 
 Each directory holds the files that configs/finetune/glue.py, ner.py or squad.py names. `conll-1500` is CoNLL with 1,500
-of its sentences. Results are stored in OUTPUT/results, and finished runs are not repeated; OUTPUT/table.md is the
-summary.
+of its sentences. Results are stored in OUTPUT/results, and finished runs are not repeated; OUTPUT/fine-tuning.md has
+the tables and the settings.
 """
 
 import argparse
@@ -27,27 +31,39 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import finetuning_tables as tables
+
 _ROOT = Path(__file__).resolve().parent.parent
 _LOG_EVERY = 10  # steps per interval
-_SIDES = ('bert_jax', 'Trainer')
+SIDES = ('bert_jax', 'Trainer')
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (config file and variant, fields)
-    'mrpc': ('glue.py:mrpc', {'train.epochs': 3.0}),
+    'mrpc': ('glue.py:mrpc', {'train.epochs': 3.0, 'task.metrics': ('accuracy', 'f1')}),
     'rte': ('glue.py:rte', {'train.epochs': 3.0}),
-    'cola': ('glue.py:cola', {'train.epochs': 3.0}),
+    'cola': ('glue.py:cola', {'train.epochs': 3.0, 'task.metrics': ('matthews', 'accuracy')}),
     'sst2': ('glue.py:sst2', {'train.epochs': 1.0}),
-    'stsb': ('glue.py:stsb', {'train.epochs': 3.0}),
-    'conll': ('ner.py', {'train.epochs': 3.0}),
-    'conll-1500': ('ner.py', {'train.epochs': 3.0, 'train.max_examples': 1500}),
+    'stsb': ('glue.py:stsb', {'train.epochs': 3.0, 'task.metrics': ('pearson',)}),
+    'conll': ('ner.py', {'train.epochs': 3.0, 'task.metrics': ('entity_f1',)}),
+    'conll-1500': ('ner.py', {'train.epochs': 3.0, 'train.max_examples': 1500, 'task.metrics': ('entity_f1',)}),
     'squad': ('squad.py', {'train.epochs': 2.0, 'task.max_question_tokens': 32, 'task.stride': 32}),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A task with its settings and results."""
+    """A task with its settings and results.
+
+    Attributes:
+      directory: of the task's files.
+      encoder: a Hugging Face directory; its name is part of the names of results.
+      steps: length of a run; None for the task's epochs.
+      seeds: number of runs of each side.
+    """
 
     name: str
     directory: Path
+    encoder: Path
+    steps: int | None
+    seeds: int
     flags: argparse.Namespace
 
     @property
@@ -56,7 +72,7 @@ class Comparison:
         _, fields = TASKS[self.name]
         flags = self.flags
         fields = fields | {
-            'init': str(flags.encoder),
+            'init': str(self.encoder),
             'task.directory': str(self.directory),
             'task.sequence_length': flags.length,
             'optimizer.peak_learning_rate': flags.learning_rate,
@@ -68,47 +84,47 @@ class Comparison:
         }
         return fields | ({'train.epochs': flags.epochs} if flags.epochs else {})
 
-    def _result(self, side: str, seed: int) -> Path:
-        return self.flags.output / 'results' / f'{self.name}-{side}-{seed}.json'
+    def _path(self, kind: str, side: str, seed: int) -> Path:
+        return self.flags.output / kind / f'{self.encoder.name}-{self.name}-{side}-{seed}'
 
     def results(self, side: str) -> list[dict[str, Any]]:
         """Returns the results of the finished seeds."""
-        paths = [self._result(side, seed) for seed in range(self.flags.seeds)]
+        paths = [self._path('results', side, seed).with_suffix('.json') for seed in range(self.seeds)]
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
     def run(self, side: str, seed: int) -> None:
         """Runs one seed unless it is finished; writes the result atomically."""
-        path = self._result(side, seed)
+        path = self._path('results', side, seed).with_suffix('.json')
         if path.exists():
             return
-        print(f'--- {self.name}, {side}, seed {seed}', flush=True)
+        print(f'--- {self.encoder.name}, {self.name}, {side}, seed {seed}', flush=True)
+        config, data = self._open()
+        if self.steps:
+            epochs = self.steps * self.flags.batch / len(data.train)
+            config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
+        run = self._bert_jax if side == 'bert_jax' else self._trainer
         started = time.time()
-        result = (self._bert_jax if side == 'bert_jax' else self._trainer)(seed)
-        path.with_suffix('.partial').write_text(
-            json.dumps(result | {'minutes': (time.time() - started) / 60}, indent=1)
-        )
+        result = run(config, data, seed, self._path('runs', side, seed))
+        result['minutes'] = (time.time() - started) / 60
+        path.with_suffix('.partial').write_text(json.dumps(result | {'constant': _constant_metrics(data)}, indent=1))
         path.with_suffix('.partial').rename(path)
 
-    def _bert_jax(self, seed: int) -> dict[str, Any]:
-        config, _ = TASKS[self.name]
-        workdir = self.flags.output / 'runs' / f'{self.name}-{seed}'
-        fields = self._fields | {'train.seed': seed}
+    def _bert_jax(self, config: Any, data: Any, seed: int, workdir: Path) -> dict[str, Any]:
+        file, _ = TASKS[self.name]
+        fields = self._fields | {'train.seed': seed, 'train.epochs': config.train.epochs}
         overrides = [f'--config.{name}={value}' for name, value in fields.items()]
-        config = f'--config={_ROOT}/configs/finetune/{config}'
-        output = _run('bert_jax', 'finetune', config, *overrides, f'--workdir={workdir}', '--json')
+        file = f'--config={_ROOT}/configs/finetune/{file}'
+        output = _run('bert_jax', 'finetune', file, *overrides, f'--workdir={workdir}', '--json')
         lines = [json.loads(line) for line in (workdir / f'seed-{seed}' / 'metrics.jsonl').read_text().splitlines()]
         full_intervals = (line for line in lines if line['step'] % _LOG_EVERY == 0)
         speeds = [line['tokens_per_second'] for line in full_intervals if 'tokens_per_second' in line]
-        _, data = self._open()
         tokens = len(data.train.ids) / len(data.train)
         return {
-            'metric': json.loads(output)['metrics'][data.metrics[0]],
+            'metrics': json.loads(output)['metrics'],
             'examples_per_second': statistics.median(speeds) / tokens,
         }
 
-    def _trainer(self, seed: int) -> dict[str, Any]:
-        config, data = self._open()
-        directory = self.flags.output / 'runs' / f'{self.name}-trainer'
+    def _trainer(self, config: Any, data: Any, seed: int, directory: Path) -> dict[str, Any]:
         directory.mkdir(parents=True, exist_ok=True)
         [(_, split), *_] = data.validation.items()
         arrays = {
@@ -117,11 +133,18 @@ class Comparison:
             for name in ('ids', 'starts', 'second_starts', 'labels')
         }
         np.savez(directory / 'examples.npz', **arrays)
+        (directory / 'settings.json').write_text(json.dumps(self._trainer_settings(config, data, seed)))
+        _run('benchmarks.finetuning_trainer', str(directory))
+        metrics = split.metrics(data.metrics, split.predictions(np.load(directory / 'outputs.npy')))
+        speed = json.loads((directory / 'run.json').read_text())
+        return {'metrics': metrics, 'examples_per_second': speed['examples_per_second']}
+
+    def _trainer_settings(self, config: Any, data: Any, seed: int) -> dict[str, Any]:
         from bert_jax.config.finetuning import num_steps
 
         optimizer = config.optimizer
-        settings = {
-            'encoder': str(self.flags.encoder),
+        return {
+            'encoder': str(self.encoder),
             'kind': config.task.kind,
             'num_outputs': data.num_outputs,
             'steps': num_steps(config.train, len(data.train)),
@@ -141,11 +164,6 @@ class Comparison:
             'log_every': _LOG_EVERY,
             'seed': seed,
         }
-        (directory / 'settings.json').write_text(json.dumps(settings))
-        _run('benchmarks.finetuning_trainer', str(directory))
-        metrics = split.metrics(data.metrics[:1], split.predictions(np.load(directory / 'outputs.npy')))
-        speed = json.loads((directory / 'run.json').read_text())
-        return {'metric': metrics[data.metrics[0]], 'examples_per_second': speed['examples_per_second']}
 
     def _open(self) -> tuple[Any, Any]:
         """Returns (resolved config, TaskData) of the task."""
@@ -166,6 +184,16 @@ class Comparison:
         return resolve(given)
 
 
+def _constant_metrics(data: Any) -> dict[str, float]:
+    """Returns the metrics of predicting the most frequent class; {} for other kinds of task."""
+    if data.train.has_tags or data.num_outputs < 2 or data.train.labels.ndim > 1:
+        return {}
+    [(_, split), *_] = data.validation.items()
+    most_frequent = np.bincount(data.train.labels).argmax()
+    outputs = np.tile(np.eye(data.num_outputs, dtype=np.float32)[most_frequent], (len(split.rows), 1))
+    return split.metrics(data.metrics, split.predictions(outputs))
+
+
 def _run(module: str, *arguments: str) -> str:
     """Runs a module on the CPU and returns its standard output; exits if it fails."""
     print('$ python -m', module, *arguments, flush=True)
@@ -178,60 +206,76 @@ def _run(module: str, *arguments: str) -> str:
     return done.stdout
 
 
-def table(comparisons: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
-    """Formats {task: {side: results of its seeds}} as a Markdown table, one row per task that both sides have run."""
-    lines = [
-        '| task | examples/s | Trainer | ratio | metric, median ± deviation | Trainer | seeds | minutes | Trainer |',
-        '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
-    ]
-    for name, sides in comparisons.items():
-        ours, theirs = (sides[side] for side in _SIDES)
-        if not ours or not theirs:
-            continue
-        speeds, minutes = (
-            [statistics.median(result[key] for result in results) for results in (ours, theirs)]
-            for key in ('examples_per_second', 'minutes')
-        )
-        metrics = [_median_and_deviation([result['metric'] for result in results]) for results in (ours, theirs)]
-        seeds = f'{len(ours)}' if len(ours) == len(theirs) else f'{len(ours)}, {len(theirs)}'
-        cells = [name, *(f'{speed:.1f}' for speed in speeds), f'{speeds[0] / speeds[1]:.2f}', *metrics, seeds]
-        lines.append('| ' + ' | '.join([*cells, *(f'{each:.1f}' for each in minutes)]) + ' |')
-    return '\n'.join(lines)
+def random_encoder(size: str, tokenizer_from: Path, directory: Path) -> Path:
+    """Writes an encoder of a size of configs/bert.py with random weights; returns its Hugging Face directory.
+
+    Args:
+      tokenizer_from: a Hugging Face directory whose tokenizer it shares.
+    """
+    if directory.exists():
+        return directory
+    from flax import nnx
+
+    from bert_jax.config import bert, resolve
+    from bert_jax.model.bert import BertForPreTraining
+    from bert_jax.pretrained import hugging_face
+
+    tokenizer, model = hugging_face.read_tokenizer(tokenizer_from), resolve(bert(size)).model
+    params = nnx.state(BertForPreTraining(model, tokenizer.vocab_size, nnx.Rngs(0)), nnx.Param)
+    partial = directory.with_suffix('.partial')
+    partial.mkdir(parents=True, exist_ok=True)
+    hugging_face.write_model(partial, params, model, tokenizer.vocab_size, tokenizer.pad_id)
+    for name in ('vocab.txt', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'):
+        if (tokenizer_from / name).exists():
+            (partial / name).write_bytes((tokenizer_from / name).read_bytes())
+    return partial.rename(directory)
 
 
-def _median_and_deviation(values: list[float]) -> str:
-    deviation = f' ± {100 * statistics.stdev(values):.1f}' if len(values) > 1 else ''
-    return f'{100 * statistics.median(values):.1f}{deviation}'
-
-
-def main() -> None:
+def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--encoder', type=Path, required=True, help='a Hugging Face BERT directory')
     add('--task', action='append', required=True, metavar='NAME:DIRECTORY', help=', '.join(TASKS))
-    add('--output', type=Path, required=True, help='directory for runs, results and table.md')
+    add('--output', type=Path, required=True, help='directory for runs, results and fine-tuning.md')
     add('--seeds', type=int, default=5)
     add('--length', type=int, default=128, help='maximum positions; longer texts are cut or split')
     add('--batch', type=int, default=32)
     add('--learning_rate', type=float, default=1e-4)
     add('--epochs', type=float, default=0.0, help='epochs of every task; 0: the defaults in this file')
     add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='the Trainer uses autocast for bfloat16')
+    add('--speed', action='append', default=[], metavar='SIZE', help='a size of configs/bert.py to measure speed with')
+    add('--speed_steps', type=int, default=60)
+    add('--speed_runs', type=int, default=3)
     flags = parser.parse_args()
     flags.output, flags.encoder = flags.output.resolve(), flags.encoder.resolve()
-    (flags.output / 'results').mkdir(parents=True, exist_ok=True)
-    comparisons = []
     for given in flags.task:
         name, _, directory = given.partition(':')
         if name not in TASKS or not Path(directory).is_dir():
             parser.error(f'--task={given}: not NAME:DIRECTORY with NAME one of {", ".join(TASKS)}')
-        comparisons.append(Comparison(name, Path(directory).resolve(), flags))
+    return flags
+
+
+def main() -> None:
+    flags = _flags()
+    (flags.output / 'results').mkdir(parents=True, exist_ok=True)
+    tasks = [(name, Path(directory).resolve()) for name, _, directory in (each.partition(':') for each in flags.task)]
+    lengths: list[tuple[Path, int | None, int]] = [(flags.encoder, None, flags.seeds)] if flags.seeds else []
+    for size in flags.speed:
+        encoder = random_encoder(size, flags.encoder, flags.output / 'encoders' / size)
+        lengths.append((encoder, flags.speed_steps, flags.speed_runs))
+    comparisons = [
+        Comparison(name, directory, encoder, steps, seeds, flags)
+        for encoder, steps, seeds in lengths
+        for name, directory in tasks
+    ]
+    page = ''
     for comparison in comparisons:
-        for seed in range(flags.seeds):
-            for side in _SIDES:
+        for seed in range(comparison.seeds):
+            for side in SIDES:
                 comparison.run(side, seed)
-            markdown = table({each.name: {side: each.results(side) for side in _SIDES} for each in comparisons})
-            (flags.output / 'table.md').write_text(markdown + '\n')
-    print(markdown)
+            page = tables.page(comparisons)
+            (flags.output / 'fine-tuning.md').write_text(page)
+    print(page)
 
 
 if __name__ == '__main__':
