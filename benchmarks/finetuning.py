@@ -219,12 +219,13 @@ def random_encoder(size: str, tokenizer_from: Path, directory: Path) -> Path:
     from bert_jax.config import bert, resolve
     from bert_jax.model.bert import BertForPreTraining
     from bert_jax.pretrained import hugging_face
+    from bert_jax.text.tokenizer import load_tokenizer
 
-    tokenizer, model = hugging_face.read_tokenizer(tokenizer_from), resolve(bert(size)).model
+    tokenizer, model = load_tokenizer(tokenizer_from), resolve(bert(size)).model
     params = nnx.state(BertForPreTraining(model, tokenizer.vocab_size, nnx.Rngs(0)), nnx.Param)
     partial = directory.with_suffix('.partial')
     partial.mkdir(parents=True, exist_ok=True)
-    hugging_face.write_model(partial, params, model, tokenizer.vocab_size, tokenizer.pad_id)
+    hugging_face.write_model(partial, params, model, tokenizer)
     for name in ('vocab.txt', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'):
         if (tokenizer_from / name).exists():
             (partial / name).write_bytes((tokenizer_from / name).read_bytes())

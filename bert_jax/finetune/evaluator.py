@@ -26,6 +26,7 @@ class TaskEvaluator:
     """An evaluator that runs during training; `evaluate` measures the last step once it is saved.
 
     Attributes:
+      predict_step: (parameters, batch) -> `model_outputs`.
       streams: (rows, seed, or None for evaluation) -> batches.
       every: steps between evaluations; 0 evaluates only after training.
     """
@@ -76,21 +77,23 @@ class TaskEvaluator:
         return metrics, predictions
 
     def _outputs(self, params: nnx.State, rows: Rows, stop_now: Callable[[], bool]) -> np.ndarray | None:
-        """Returns the model's outputs for all rows, float32 [N, …]; None if interrupted."""
+        """Returns the model's outputs, float32 [N, C] or [N, longest, C] (0 beyond a row); None if interrupted."""
         stream = self.streams(rows, None)
-        outputs = []
+        shape = (len(rows), int(np.diff(rows.starts).max()), self.data.num_outputs)
+        outputs = np.zeros(shape if rows.has_token_outputs else shape[::2], np.float32)
         batches = device_batches(stream, self.mesh, 0, len(stream))
-        for _, batch in counted(batches, len(stream), 'examples of the task'):
-            outputs.append(np.asarray(self.predict_step(params, batch), np.float32))
+        for step, batch in counted(batches, len(stream), 'examples of the task'):
+            of_batch = np.asarray(self.predict_step(params, batch), np.float32)
+            stream.layout(step - 1).unpack(of_batch, outputs)
             if stop_now():
                 return None
-        return np.concatenate(outputs)[: stream.num_rows]
+        return outputs
 
 
 def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[Rows, int | None], TaskStream]:
     """Returns a function (examples, seed, or None for evaluation) -> stream of batches.
 
-    Training packs as `config.task.examples_per_row` says. Evaluation puts one example in each row, and rows are only as
+    Both pack as `config.task.examples_per_row` says. Where that is one example per row, evaluation makes rows only as
     long as the longest example needs.
     """
     task, train = config.task, config.train
@@ -101,11 +104,11 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
 
     def stream(rows: Rows, seed: int | None) -> TaskStream:
         length, packing = task.sequence_length, None
-        if seed is None:
-            length = min(length, round_up(int(np.diff(rows.starts).max()), length_multiple))
-        elif task.examples_per_row != 1:
-            per_row = task.examples_per_row or choose_examples_per_row(rows)
+        per_row = task.examples_per_row or choose_examples_per_row(rows)
+        if task.examples_per_row != 1 and not (seed is None and per_row == 1):
             packing = Packing(per_row, num_rows_multiple, length_multiple)
+        elif seed is None:
+            length = min(length, round_up(int(np.diff(rows.starts).max()), length_multiple))
         return TaskStream(
             rows,
             batch_size=train.global_batch_size,
@@ -119,9 +122,8 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
 
 
 def model_outputs(model: TaskModel, batch: TaskBatch, gather: Gather | None = None) -> jax.Array:
-    """Returns outputs without dropout for one example per row: float32 [B, C] (pooled) or [B, L, C]."""
-    outputs = model(batch, gather=gather)
-    return outputs[:, 0] if model.is_pooled else outputs
+    """Returns outputs without dropout: float32 [B, E, C] (pooled) or [B, L, C]."""
+    return model(batch, gather=gather)
 
 
 def with_validation_prefix(metrics: dict[str, float]) -> dict[str, float]:

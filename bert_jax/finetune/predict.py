@@ -17,7 +17,6 @@ from flax import nnx
 from bert_jax.config.finetuning import Task
 from bert_jax.data.labelled import Record
 from bert_jax.errors import BadInput
-from bert_jax.finetune.evaluator import model_outputs
 from bert_jax.finetune.heads import TaskModel
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.spans import Question, encode_questions
@@ -239,4 +238,5 @@ def forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.A
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     cls_positions, unused = jnp.zeros((len(ids), 1), jnp.int32), jnp.zeros(len(ids))
     batch = TaskBatch(ids, types, present, positions, cls_positions, unused, unused)
-    return model_outputs(nnx.merge(graph, params), batch, None)
+    model = nnx.merge(graph, params)
+    return model(batch)[:, 0] if model.is_pooled else model(batch)

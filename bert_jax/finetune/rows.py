@@ -62,6 +62,11 @@ class Rows:
         """Whether labels are per token. A row has at least two tokens, so T never equals N."""
         return len(self.labels) == len(self.ids)
 
+    @property
+    def has_token_outputs(self) -> bool:
+        """Whether a model has an output for every token (tags, spans) or one per row."""
+        return self.has_tags or self.labels.ndim == 2
+
     def content_hash(self) -> str:
         """Returns the SHA-256 of all arrays."""
         digest = hashlib.sha256()
@@ -84,6 +89,36 @@ def make_rows(ids: Sequence[Sequence[int]], second_starts: Sequence[int], labels
     lengths = np.array([len(row) for row in ids], np.int64)
     flat = np.fromiter((token for row in ids for token in row), np.int32, int(lengths.sum()))
     return Rows(flat, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(second_starts, np.int32), labels)
+
+
+class Layout(NamedTuple):
+    """Where the examples of a batch lie in its rows."""
+
+    examples: np.ndarray  # [n] int64, index of each example in the source
+    present: np.ndarray  # [n] bool; the others only fill the last batch and have weight 0
+    lengths: np.ndarray  # [n] int64, tokens of each example
+    rows: np.ndarray  # [n] int64
+    slots: np.ndarray  # [n] int64, index among the examples of the row
+    starts: np.ndarray  # [n] int64, position of the first token
+    shape: tuple[int, int]  # B, L
+
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns, for each token of the examples, (index into `examples`, position in its example); [t] int64."""
+        index = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        return index, np.arange(len(index)) - np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
+
+    def unpack(self, outputs: np.ndarray, target: np.ndarray) -> None:
+        """Copies the outputs of a batch to the rows `examples` of an array.
+
+        Args:
+          outputs: [B, E, C] with `target` [N, C], or [B, L, C] with `target` [N, longest, C].
+        """
+        if target.ndim == 2:
+            target[self.examples[self.present]] = outputs[self.rows, self.slots][self.present]
+            return
+        index, position = self.tokens()
+        index, position = index[self.present[index]], position[self.present[index]]
+        target[self.examples[index], position] = outputs[self.rows[index], self.starts[index] + position]
 
 
 _ROW_TOKENS = 128  # approximate tokens of a full row; longer rows slow attention down, shorter ones are harder to fill
@@ -166,8 +201,22 @@ def round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
+def even_order(lengths: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns the indices of examples in an order that gives all full batches about as many tokens.
+
+    Then most batches have one shape. The shortest examples come last, in the batch that is not full.
+    """
+    longest_first = np.argsort(-lengths, kind='stable')
+    num_batches = len(lengths) // batch_size
+    dealt = longest_first[: num_batches * batch_size].reshape(batch_size, num_batches).T
+    return np.concatenate([dealt.ravel(), longest_first[num_batches * batch_size :]])
+
+
 class TaskStream(Stream[TaskBatch]):
-    """A stream of batches: endless shuffled epochs for training, or one pass in order for evaluation (seed None)."""
+    """A stream of batches: endless shuffled epochs for training, or one pass for evaluation (seed None).
+
+    The pass is in order without packing, and in `even_order` with it.
+    """
 
     def __init__(
         self,
@@ -186,6 +235,8 @@ class TaskStream(Stream[TaskBatch]):
         """
         super().__init__(Sampler(len(rows), batch_size, seed))
         self._rows, self._length, self._pad_id, self._packing = rows, sequence_length, pad_id, packing
+        is_reordered = seed is None and packing
+        self._order = even_order(np.diff(rows.starts), batch_size) if is_reordered else np.arange(len(rows))
         if packing:
             # Batches with fewer tokens than average get the length of an average batch, to limit compilation.
             self._min_length = packing.length(-(-len(rows.ids) * packing.examples_per_row // len(rows)))
@@ -203,41 +254,46 @@ class TaskStream(Stream[TaskBatch]):
         packed = self._assemble(self._sampler.rows(step))  # which examples share a row depends on the whole batch
         return TaskBatch(*(array[rows] for array in packed))
 
-    def _assemble(self, selection: RowSelection) -> TaskBatch:
-        examples, present = selection.rows, selection.present  # examples have no random content
-        data, lengths = self._rows, np.diff(self._rows.starts)[selection.rows]
-        if self._packing:
-            rows, slots, max_tokens = self._packing.rows(lengths)
-            shape = self.batch_size, max(self._packing.length(max_tokens), self._min_length)
-            num_slots = self._packing.num_slots
-        else:
-            rows, slots = np.arange(len(examples)), np.zeros(len(examples), np.int64)
-            shape, num_slots = (len(examples), self._length), 1
+    def layout(self, step: int) -> Layout:
+        """Returns where the examples of the batch of a step lie."""
+        return self._layout(self._sampler.rows(step))
 
-        # Start of each example in its row; index of each token in the data and in the batch.
-        slot_lengths = np.zeros((shape[0], num_slots), np.int64)
+    def _layout(self, selection: RowSelection) -> Layout:
+        examples, present = self._order[selection.rows], selection.present
+        lengths = np.diff(self._rows.starts)[examples]
+        if not self._packing:
+            rows, nothing = np.arange(len(lengths)), np.zeros(len(lengths), np.int64)
+            return Layout(examples, present, lengths, rows, nothing, nothing, (len(lengths), self._length))
+        rows, slots, max_tokens = self._packing.rows(lengths)
+        shape = self.batch_size, max(self._packing.length(max_tokens), self._min_length)
+        slot_lengths = np.zeros((shape[0], self._packing.num_slots), np.int64)
         slot_lengths[rows, slots] = lengths
         starts = (np.cumsum(slot_lengths, axis=1) - slot_lengths)[rows, slots]
-        example = np.repeat(np.arange(len(examples)), lengths)
-        position = np.arange(len(example)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return Layout(examples, present, lengths, rows, slots, starts, shape)
+
+    def _assemble(self, selection: RowSelection) -> TaskBatch:
+        layout, data = self._layout(selection), self._rows  # examples have no random content
+        examples, rows, slots, starts = layout.examples, layout.rows, layout.slots, layout.starts
+        example, position = layout.tokens()
         source = data.starts[examples][example] + position
         target = rows[example], starts[example] + position
+        num_slots = self._packing.num_slots if self._packing else 1
 
         def scatter_tokens(values: np.ndarray, filler: int = 0) -> np.ndarray:  # -> BL
-            array = np.full(shape, filler, np.int32)
+            array = np.full(layout.shape, filler, np.int32)
             array[target] = values
             return array
 
         def scatter_examples(values: np.ndarray) -> np.ndarray:  # -> BE…
-            array = np.zeros((shape[0], num_slots, *values.shape[1:]), values.dtype)
+            array = np.zeros((layout.shape[0], num_slots, *values.shape[1:]), values.dtype)
             array[rows, slots] = values
             return array
 
         if data.has_tags:
-            tags = np.where(present[example], data.labels[source], -1)
+            tags = np.where(layout.present[example], data.labels[source], -1)
             labels, weights = scatter_tokens(np.maximum(tags, 0)), scatter_tokens(tags >= 0).astype(np.float32)
         else:
-            labels, weights = data.labels[examples], scatter_examples(present.astype(np.float32))
+            labels, weights = data.labels[examples], scatter_examples(layout.present.astype(np.float32))
             labels = scatter_examples(labels + starts[:, None].astype(np.int32) if labels.ndim == 2 else labels)
         return TaskBatch(
             input_ids=scatter_tokens(data.ids[source], self._pad_id),

@@ -93,7 +93,7 @@ def test_signals_are_handled_before_processes_connect(directory: Path, monkeypat
 def test_evaluation_checks_for_stop_after_each_batch() -> None:
     mesh = make_mesh(Mesh(), MODEL, Train(global_batch_size=16), jax.devices()[:1])
     rows = make_rows([[2, 5, 3]] * 40, [3] * 40, np.zeros(40, np.int32))
-    data, asked = SimpleNamespace(validation={'dev': SimpleNamespace(rows=rows)}, predict=None), []
+    data, asked = SimpleNamespace(validation={'dev': SimpleNamespace(rows=rows)}, predict=None, num_outputs=1), []
 
     def streams(rows: Rows, seed: int | None) -> TaskStream:
         return TaskStream(rows, batch_size=16, seed=seed, sequence_length=8, pad_id=0)
@@ -102,5 +102,5 @@ def test_evaluation_checks_for_stop_after_each_batch() -> None:
         asked.append(True)
         return len(asked) == 2
 
-    evaluator = TaskEvaluator(data, lambda _, batch: batch.labels, streams, mesh, every=1)
+    evaluator = TaskEvaluator(data, lambda _, batch: batch.labels[..., None], streams, mesh, every=1)
     assert evaluator({}, 1, asked_twice) is None and len(asked) == 2

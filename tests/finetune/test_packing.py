@@ -117,6 +117,39 @@ def test_examples_per_row_depends_on_lengths(lengths: list[int], expected: int) 
     assert choose_examples_per_row(rows) == expected
 
 
+@pytest.mark.parametrize('kind', [kind for kind, _ in KINDS])
+@pytest.mark.parametrize('packing', [None, Packing(1), Packing(4, num_rows_multiple=8)])
+def test_evaluation_covers_every_example_and_restores_its_order(kind: str, packing: Packing | None) -> None:
+    examples, stream = _examples(kind), _stream(kind, packing, seed=None)
+    shape = (EXAMPLES, LONGEST + 3, 1) if examples.has_token_outputs else (EXAMPLES, 1)
+    found, weight = np.full(shape, -1.0), 0.0
+    for step in range(len(stream)):
+        batch = stream.batch(step)
+        ids = (
+            batch.input_ids
+            if examples.has_token_outputs
+            else np.take_along_axis(np.roll(batch.input_ids, -1, axis=1), batch.cls_positions, axis=1)
+        )
+        stream.layout(step).unpack(ids[..., None], found)  # the ids themselves, or the one after [CLS]
+        weight += batch.weights.sum()
+    assert weight == ((examples.labels >= 0).sum() if kind == 'tagging' else EXAMPLES)
+    for index, (start, stop) in enumerate(zip(examples.starts[:-1], examples.starts[1:], strict=True)):
+        own = examples.ids[start:stop]
+        expected = own if examples.has_token_outputs else own[1:2]
+        np.testing.assert_array_equal(found[index].ravel()[: len(expected)], expected)
+
+
+def test_packed_evaluation_has_one_or_two_shapes() -> None:
+    rng = np.random.default_rng(1)
+    lengths = np.clip(rng.gamma(3, 20, 1000), 5, 128).astype(int)
+    rows = make_rows([[2] * n for n in lengths], lengths, np.zeros(1000, np.int32))
+    stream = TaskStream(rows, batch_size=32, seed=None, sequence_length=128, pad_id=0, packing=Packing(2))
+    shapes = Counter(stream.batch(step).input_ids.shape for step in range(len(stream)))
+    assert len(shapes) <= 2
+    positions = sum(count * rows * length for (rows, length), count in shapes.items())
+    assert lengths.sum() / positions > 0.8  # padded to the longest example: 0.45
+
+
 @pytest.mark.compiles
 @pytest.mark.parametrize('kind, outputs', KINDS)
 def test_packing_preserves_loss_and_gradients(kind: str, outputs: int) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from bert_jax.config.finetuning import finetune, resolve
 from bert_jax.finetune.evaluator import task_streams
-from bert_jax.finetune.heads import ARCHITECTURES
 from bert_jax.finetune.rows import TaskBatch, TaskStream
 from bert_jax.finetune.seed import Setup
 from bert_jax.finetune.start import prepare_start
 from bert_jax.finetune.tasks import read_task
-from bert_jax.pretrained import tensor_names
+from bert_jax.pretrained.families import hub_of
+from bert_jax.pretrained.tensor_names import to_tensors
 from tests.support.models import MODEL, write_model
 from tests.support.tasks import write_questions, write_reviews, write_sentences
 
@@ -52,10 +52,9 @@ def _setup(kind: str, directory: Path) -> Setup:
 
 def _reference(kind: str, setup: Setup, params):
     """The model of `transformers` with the same weights, the head included."""
-    model = setup.start.config.model
-    name = ARCHITECTURES[kind]
+    model, hub = setup.start.config.model, hub_of(setup.start.config.model)
     vocab_size = setup.start.tokenizer.vocab_size
-    tensors = tensor_names.to_tensors(params, model, vocab_size, tensor_names.TASK_TABLES[name])
+    tensors = to_tensors(params, model, vocab_size, hub.task_tensors(model, kind))
     sizes = {field: getattr(model, field) for field in ('hidden_size', 'intermediate_size', 'layer_norm_eps')} | {
         'num_hidden_layers': model.num_layers,
         'num_attention_heads': model.num_heads,
@@ -68,7 +67,7 @@ def _reference(kind: str, setup: Setup, params):
         attention_probs_dropout_prob=0.0,
         **sizes,
     )
-    reference = getattr(transformers, name)(settings)
+    reference = getattr(transformers, hub.task_class(kind))(settings)
     found = reference.load_state_dict({key: torch.tensor(value) for key, value in tensors.items()}, strict=False)
     assert not found.missing_keys and not found.unexpected_keys
     return reference
