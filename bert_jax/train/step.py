@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from bert_jax.data.batches import Batch
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.model.layer_stack import Gather
+from bert_jax.model.platform import target_platform
 from bert_jax.runtime.mesh import BATCH_AXES, replicated
 from bert_jax.train.gradients import Collectives, accumulated, concatenated
 from bert_jax.train.objective import Objective
@@ -84,7 +85,6 @@ def apply_gradients(
 
     If the loss or a gradient is not finite, only the step changes, not even the optimizer's counts.
     """
-    updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     update_metrics = {
@@ -92,9 +92,18 @@ def apply_gradients(
         'grad_norm': grad_norm,
         'is_skipped': ~is_finite,
     }
-    params = cast(nnx.State, optax.apply_updates(state.params, updates))  # optax returns the kind of tree it is given
-    updated = state._replace(params=params, opt_state=opt_state)
-    state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, state)
+
+    def updated(state: TrainState, grads: nnx.State) -> TrainState:
+        updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=cast(nnx.State, params), opt_state=opt_state)  # of the tree's own type
+
+    if target_platform() == 'cpu':
+        # A branch changes the moments in place; for a selection XLA copies the old ones first.
+        state = jax.lax.cond(is_finite, updated, lambda state, _: state, state, grads)
+    else:
+        selected = functools.partial(jnp.where, is_finite)
+        state = jax.tree.map(selected, updated(state, grads), state)
     return state._replace(step=state.step + 1), update_metrics
 
 

@@ -49,6 +49,15 @@ def test_fewest_microbatches_that_fit_are_chosen_or_alternatives_listed(monkeypa
     assert '--config.model.remat=dots' in raised.value.fix and 'microbatches' not in raised.value.fix
 
 
+@pytest.mark.compiles
+def test_cpu_update_makes_no_copy_of_the_moments() -> None:
+    model, train = dataclasses.replace(MODEL, hidden_size=128), dataclasses.replace(CONFIG.train, microbatches=1)
+    settings = dataclasses.replace(CONFIG, model=model, train=train)
+    analysis = memory.lower_step(settings, MESH, 8000).compile().memory_analysis()  # parameters exceed activations
+    parameters = analysis.argument_size_in_bytes / 3  # the state is parameters and two moments
+    assert analysis.temp_size_in_bytes < 2.5 * parameters  # gradients, and those after clipping
+
+
 def test_explicit_number_of_microbatches_is_kept() -> None:
     train = dataclasses.replace(CONFIG.train, microbatches=3)
     assert resolve_microbatches(dataclasses.replace(CONFIG, train=train), MESH, VOCAB, limit=1).train.microbatches == 3
