@@ -23,6 +23,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.text.corpus import load_corpus
+from bert_jax.text.encode import Encoder
 from bert_jax.text.prepare import prepare
 from bert_jax.text.sentencepiece import _parse
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
@@ -131,6 +132,34 @@ def _tokenizer_json(directory: Path) -> tuple:
         _is_rejected(lambda: load_tokenizer(path, lowercase=True, strip_accents=None).encode_batch(['ab cd [MASK]']))
 
     return changed_bytes(whole) | changed_json(json.loads(whole)).map(_as_bytes), check
+
+
+def _pipeline(directory: Path) -> tuple:
+    """A tokenizer.json of byte-level BPE, with and without its model, and the file that names its special tokens."""
+    train_tokenizer(config.Tokenizer(kind='bpe', vocab_size=320), iter(['the quick brown fox'] * 9)).save(directory)
+    path, special = directory / 'tokenizer.json', directory / 'special_tokens_map.json'
+    whole, names = json.loads(path.read_bytes()), json.loads(special.read_bytes())
+
+    def use() -> None:
+        tokenizer = load_tokenizer(directory)
+        Encoder(tokenizer).encode('the  fox [MASK]\n\u2581 x\n'.encode())
+        [ids] = tokenizer.encode_batch(['the fox [MASK]'])
+        tokenizer.continues_word(np.array([[tokenizer.cls_id, *ids]]))
+
+    def check(content: bytes) -> None:
+        for name in (path, special):
+            path.write_bytes(_as_bytes(whole))
+            special.write_bytes(_as_bytes(names))
+            name.write_bytes(content)
+            _is_rejected(use)
+
+    parts = {name: part for name, part in whole.items() if name != 'model'}
+
+    def with_model(value: Any) -> Any:
+        return value | {'model': whole['model']} if isinstance(value, dict) else value
+
+    changed = changed_json(parts).map(with_model)
+    return changed.map(_as_bytes) | changed_json(whole).map(_as_bytes) | changed_json(names).map(_as_bytes), check
 
 
 def _tokenizer_settings(directory: Path) -> tuple:
@@ -299,6 +328,7 @@ TARGETS = [
     _tokenizer_settings,
     _sentencepiece_model,
     _tokenizer_json,
+    _pipeline,
     _tfrecords,
     _safetensors,
     _index_of_safetensors,
