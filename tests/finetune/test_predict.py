@@ -211,7 +211,7 @@ def test_predict_stops_when_its_output_pipe_closes(tmp_path: Path, capsys, monke
         ('{"one": "a"}\n', ['--input=in.jsonl'], ["in.jsonl:1: has no 'other'; it has 'one'", '--text_pair=COLUMN']),
         ('x\tone\n1\ta\n', ['--input=tsv:in.txt'], ["in.txt:2: has no 'other'; it has 'x', 'one'", '--text_pair']),
         ('{"one": "a", "other": []}\n', ['--input=in.jsonl'], ["'other' is of type list"]),
-        ('[]\n', ['--input=in.jsonl'], ['in.jsonl:1: holds a list']),
+        ('[]\n', ['--input=in.jsonl'], ['in.jsonl:1: is a list']),
         ('{"one": "\\ud800", "other": "b"}\n', ['--input=in.jsonl'], ['in.jsonl:1: contains a lone surrogate']),
         ('a\tb\n', ['--input=no'], ['--input=no: is not a file']),
         ('a\tb\n', ['--input=tsv:no'], ['--input=tsv:no: is not a file']),
@@ -219,7 +219,7 @@ def test_predict_stops_when_its_output_pipe_closes(tmp_path: Path, capsys, monke
         ('a\tb\n', ['--output=.'], ['--output=.: is a directory']),
         ('a\tb\n', ['--output=no/out'], ['--output=no/out: no is not a directory']),
         ('a\tb\n', ['--model=no'], ['no/config.json: does not exist']),
-        ('a\tb\n', ['--model=model@3'], ['model@3: is no workdir']),
+        ('a\tb\n', ['--model=model@3'], ['model@3: is not a workdir']),
     ],
 )
 def test_invalid_input_is_rejected_and_nothing_written(
