@@ -84,17 +84,17 @@ class Comparison:
         }
         return fields | ({'train.epochs': flags.epochs} if flags.epochs else {})
 
-    def _path(self, kind: str, side: str, seed: int) -> Path:
-        return self.flags.output / kind / f'{self.encoder.name}-{self.name}-{side}-{seed}'
+    def _path(self, kind: str, side: str, seed: int, suffix: str = '') -> Path:
+        return self.flags.output / kind / f'{self.encoder.name}-{self.name}-{side}-{seed}{suffix}'
 
     def results(self, side: str) -> list[dict[str, Any]]:
         """Returns the results of the finished seeds."""
-        paths = [self._path('results', side, seed).with_suffix('.json') for seed in range(self.seeds)]
+        paths = [self._path('results', side, seed, '.json') for seed in range(self.seeds)]
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
     def run(self, side: str, seed: int) -> None:
         """Runs one seed unless it is finished; writes the result atomically."""
-        path = self._path('results', side, seed).with_suffix('.json')
+        path = self._path('results', side, seed, '.json')
         if path.exists():
             return
         print(f'--- {self.encoder.name}, {self.name}, {side}, seed {seed}', flush=True)
