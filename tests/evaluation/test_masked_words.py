@@ -25,7 +25,7 @@ SENTENCES = [
     "Don't sing über-long songs (really) in a café!",
     '你好世界 is how 世界 begins; running unbelievably far.',
 ] * 8
-KINDS = ('wordpiece', 'sentencepiece')
+KINDS = ('wordpiece', 'sentencepiece', 'bpe')
 
 
 def make_tokenizer(kind):
@@ -99,7 +99,7 @@ def test_masked_tokens_are_those_of_the_words_encoded_alone(kind):
         assert masked.ids == tokenizer.encode_batch([window.text])[0]  # encoded as in training
         if not window.text.isascii() and '世' in window.text:  # a token may contain more ideographs than a word
             continue
-        words = [window.text[start:stop] for start, stop in window.words]
+        words = [(tokenizer.word_prefix if start else '') + window.text[start:stop] for start, stop in window.words]
         alone = [token for ids in tokenizer.encode_batch(words) for token in ids]
         assert np.array(masked.ids)[masked.is_masked].tolist() == alone
         assert masked.num_characters == sum(stop - start for start, stop in window.words)
