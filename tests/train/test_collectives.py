@@ -12,17 +12,21 @@ from bert_jax.train.program import build_program
 
 pytestmark = pytest.mark.compiles
 
-MODEL = config.Bert(
-    num_layers=3, hidden_size=32, num_heads=4, intermediate_size=96, max_positions=64, attention_dropout_rate=0.1
-)
+SIZES = {'hidden_size': 32, 'num_heads': 4, 'intermediate_size': 96}
+MODELS = {
+    'bert': config.Bert(num_layers=3, max_positions=64, attention_dropout_rate=0.1, **SIZES),
+    'modernbert': config.ModernBert(num_layers=7, local_attention=16, attention_dropout=0.1, **SIZES),
+    'eurobert': config.EuroBert(num_layers=3, num_key_value_heads=2, attention_dropout=0.1, **SIZES),
+}
+SLOW_FAMILIES = [pytest.param(family, marks=[pytest.mark.slow] * (family != 'bert')) for family in MODELS]
 VOCAB, LENGTH, BATCH = 2000, 64, 32
 VOCAB_PADDED = 2048
 SMALL = 1024  # bytes: losses, weights and norms
 
 
-def _config(axes: dict[str, int], microbatches: int) -> config.Config:
+def _config(family: str, axes: dict[str, int], microbatches: int) -> config.Config:
     return config.Config(
-        model=MODEL,
+        model=MODELS[family],
         data=config.Data(sequence_length=LENGTH),
         tokenizer=config.Tokenizer(vocab_size=VOCAB),
         train=config.Train(steps=10, global_batch_size=BATCH, microbatches=microbatches),
@@ -31,10 +35,12 @@ def _config(axes: dict[str, int], microbatches: int) -> config.Config:
     )
 
 
-def _collectives(axes: dict[str, int], microbatches: int = 1) -> dict[tuple[str, str], list[tuple[int, int]]]:
+def _collectives(
+    family: str, axes: dict[str, int], microbatches: int = 1
+) -> dict[tuple[str, str], list[tuple[int, int]]]:
     """Returns (bytes, calls) of each collective larger than `SMALL`, by kind and axis."""
     devices = jax.devices()[: int(np.prod(list(axes.values())))]
-    program, _ = compile_step(_config(axes, microbatches), devices)
+    program, _ = compile_step(_config(family, axes, microbatches), devices)
     mesh = {'data': 1, 'fsdp': 1, 'tensor': 1} | axes
     found: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for collective in program.work.collectives:
@@ -44,30 +50,33 @@ def _collectives(axes: dict[str, int], microbatches: int = 1) -> dict[tuple[str,
     return found
 
 
-def _parameters() -> list[tuple[tuple[str, ...], int]]:
+def _parameters(family: str) -> list[tuple[tuple[str, ...], int]]:
     """Returns (axes that a 2 x 2 x 2 mesh splits it over, bytes) of each parameter."""
-    mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), MODEL, config.Train(), jax.devices())
-    program = build_program(MODEL, config.Optimizer(), config.Train(), VOCAB, mesh)
+    model = MODELS[family]
+    mesh = make_mesh(config.Mesh(data=2, fsdp=2, tensor=2), model, config.Train(), jax.devices())
+    program = build_program(model, config.Optimizer(), config.Train(), VOCAB, mesh)
     pairs = zip(jax.tree.leaves(program.shapes.params), jax.tree.leaves(program.shardings.params), strict=True)
     return [(tuple(filter(None, sharding.spec)), shape.size * 4) for shape, sharding in pairs]
 
 
 @pytest.mark.slow
-def test_data_parallelism_only_reduces_each_gradient_once() -> None:
-    found = _collectives({'data': 2}, microbatches=4)
+@pytest.mark.parametrize('family', MODELS)
+def test_data_parallelism_only_reduces_each_gradient_once(family: str) -> None:
+    found = _collectives(family, {'data': 2}, microbatches=4)
     assert found.keys() == {('all-reduce', 'data')}
     exchanged = sum(size * count for size, count in found['all-reduce', 'data'])
-    everything = sum(size for _, size in _parameters())
+    everything = sum(size for _, size in _parameters(family))
     assert everything - SMALL * 8 <= exchanged <= everything + SMALL
 
 
-def test_fsdp_exchanges_weights_and_gradients_but_no_activations() -> None:
-    found = _collectives({'data': 1, 'fsdp': 2}, microbatches=2)
+@pytest.mark.parametrize('family', SLOW_FAMILIES)
+def test_fsdp_exchanges_weights_and_gradients_but_no_activations(family: str) -> None:
+    found = _collectives(family, {'data': 1, 'fsdp': 2}, microbatches=2)
     assert found.keys() <= {('all-gather', 'fsdp'), ('reduce-scatter', 'fsdp'), ('all-reduce', 'fsdp')}
-    split = sum(size for axes, size in _parameters() if 'fsdp' in axes)
-    whole = sum(size for axes, size in _parameters() if 'fsdp' not in axes)
-    word = VOCAB_PADDED * MODEL.hidden_size * 4
-    largest_weight = max(word, MODEL.hidden_size * MODEL.intermediate_size * 4)
+    split = sum(size for axes, size in _parameters(family) if 'fsdp' in axes)
+    whole = sum(size for axes, size in _parameters(family) if 'fsdp' not in axes)
+    word = VOCAB_PADDED * SIZES['hidden_size'] * 4
+    largest_weight = max(word, SIZES['hidden_size'] * SIZES['intermediate_size'] * 4)
     assert all(size <= largest_weight for of_kind in found.values() for size, _ in of_kind)
 
     def total(kind: str) -> int:
@@ -77,26 +86,28 @@ def test_fsdp_exchanges_weights_and_gradients_but_no_activations() -> None:
     # All else, of which the tied embedding is the largest, is exchanged once.
     assert total('reduce-scatter') <= 2 * split
     assert total('all-gather') <= 4 * split
-    assert [count for size, count in found['reduce-scatter', 'fsdp'] if size == word] == [1]
-    assert [count for size, count in found['all-gather', 'fsdp'] if size == word] == [1]
-    assert sum(size for size, _ in found['all-reduce', 'fsdp']) <= whole + SMALL
+    num_tables = 2 if family == 'eurobert' else 1  # its decoder has its own weights
+    assert [count for size, count in found['reduce-scatter', 'fsdp'] if size == word] == [1] * num_tables
+    assert [count for size, count in found['all-gather', 'fsdp'] if size == word] == [1] * num_tables
+    assert sum(size for size, _ in found.get(('all-reduce', 'fsdp'), [])) <= whole + SMALL
 
 
 @pytest.mark.slow
-def test_weights_and_logits_stay_split_over_tensor() -> None:
-    found = _collectives({'data': 2, 'fsdp': 2, 'tensor': 2})
+@pytest.mark.parametrize('family', MODELS)
+def test_weights_and_logits_stay_split_over_tensor(family: str) -> None:
+    found = _collectives(family, {'data': 2, 'fsdp': 2, 'tensor': 2})
     rows = BATCH // 4
     logits = rows * config.num_predictions(config.Data(sequence_length=LENGTH)) * VOCAB_PADDED * 4
-    hidden = rows * LENGTH * MODEL.hidden_size * 4
+    hidden = rows * LENGTH * SIZES['hidden_size'] * 4
     # Over tensor: inputs or outputs of layers, summed over split matmuls; queries, keys and values together.
     assert {kind for kind, axis in found if axis == 'tensor'} == {'all-reduce'}
-    assert max(size for size, _ in found['all-reduce', 'tensor']) <= 3 * hidden < logits
+    assert max(size for size, _ in found['all-reduce', 'tensor']) <= 3 * hidden + SMALL < logits
     # Over fsdp: weights, each already split over tensor.
-    half_of_word = VOCAB_PADDED * MODEL.hidden_size * 4 // 2
+    half_of_word = VOCAB_PADDED * SIZES['hidden_size'] * 4 // 2
     for kind in ('all-gather', 'reduce-scatter'):
         assert max(size for size, _ in found[kind, 'fsdp']) == half_of_word
     # Over data: the local shard of each gradient, once.
-    shards = sum(size // 2 ** len(axes) for axes, size in _parameters() if 'fsdp' in axes)
+    shards = sum(size // 2 ** len(axes) for axes, size in _parameters(family) if 'fsdp' in axes)
     assert shards - 8 * SMALL <= sum(size * count for size, count in found['all-reduce', 'data']) <= shards + SMALL
     assert found.keys() <= {
         ('all-reduce', 'tensor'),
