@@ -1,7 +1,5 @@
 """`bench`: the speed of the real train step on this machine."""
 
-import dataclasses
-
 from absl import flags
 
 from bert_jax.cli.devices import select_platform
@@ -14,7 +12,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.plan.bench import bench, describe
 
     result = bench(config, values.seconds)
-    print_result(values, dataclasses.asdict(result), describe(result))
+    print_result(values, result.to_json(), describe(result))
     return 0
 
 

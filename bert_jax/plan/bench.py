@@ -81,6 +81,17 @@ class Bench:
     is_resident_size: bool
     input_wait_fraction: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns the result as JSON. Keys of earlier versions are kept."""
+        return {_JSON_KEYS.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+
+
+_JSON_KEYS = {
+    'non_padding_fraction': 'real_slots',
+    'matmul_seconds': 'products_seconds',
+    'square_matmul_flops': 'square_product_flops',
+}
+
 
 def bench(config: Config, seconds: float) -> Bench:
     """Times the first phase of a run with initial weights: loader, step and optimizer.

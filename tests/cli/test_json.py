@@ -106,7 +106,9 @@ def _commands(directory: Path) -> Iterator[list[str]]:
 def _write_sweep(path: Path, fields: dict[str, object]) -> None:
     """Writes a sweep of one run, which `train --workdir=sweep/one` trains."""
     sweep = {'base': f'{ROOT}/configs/demo.py', 'fixed': fields, 'runs': [{'name': 'one'}]}
-    path.write_text(f'from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({sweep!r})\n')
+    lines = ['from ml_collections import ConfigDict', '', 'def get_config():']
+    lines += [f'    return ConfigDict({sweep!r}, allow_dotted_keys=True)', '']
+    path.write_text('\n'.join(lines))
 
 
 def test_json_reference_has_a_table_for_every_command() -> None:
