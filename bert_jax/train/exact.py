@@ -130,7 +130,8 @@ def _make_update(parts: StepParts) -> Callable:
     def update(state: TrainState, grads: nnx.State, sums: Any) -> tuple[TrainState, dict, dict]:
         """Returns (state, update metrics, objective metrics)."""
         objective_metrics = parts.objective.metrics(sums)
-        return *apply_gradients(parts, state, grads, objective_metrics['loss']), objective_metrics
+        update = apply_gradients(parts, state, grads, objective_metrics['loss'], in_place=False)
+        return *update, objective_metrics
 
     return update
 

@@ -79,11 +79,14 @@ def make_train_step(parts: StepParts, *, microbatches: int) -> Callable[..., tup
 
 
 def apply_gradients(
-    parts: StepParts, state: TrainState, grads: nnx.State, loss: jax.Array
+    parts: StepParts, state: TrainState, grads: nnx.State, loss: jax.Array, *, in_place: bool = True
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and the metrics of the update, from the gradients of the global batch.
 
     If the loss or a gradient is not finite, only the step changes, not even the optimizer's counts.
+
+    Args:
+      in_place: saves memory on a CPU; the last bits of the result may then depend on the mesh.
     """
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -98,7 +101,7 @@ def apply_gradients(
         params = optax.apply_updates(state.params, updates)
         return state._replace(params=cast(nnx.State, params), opt_state=opt_state)  # of the tree's own type
 
-    if target_platform() == 'cpu':
+    if in_place and target_platform() == 'cpu':
         # A branch changes the moments in place; for a selection XLA copies the old ones first.
         state = jax.lax.cond(is_finite, updated, lambda state, _: state, state, grads)
     else:
