@@ -5,6 +5,7 @@ import dataclasses
 from absl import flags
 
 from bert_jax.cli.flags import CONFIG, WORKDIR, Command, Flag, command_to_paste, config_of, print_result, required
+from bert_jax.config import FAMILIES
 from bert_jax.runtime.stopping import exit_on_signals
 
 
@@ -15,11 +16,14 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.pretrained.convert import import_model
 
     summary = import_model(source, workdir, data)
+    overrides = {'config.init': workdir}
+    if not FAMILIES[summary['family']].LEARNS_PAIRS:
+        overrides['config.data.pairing'] = 'none'
     text = (
         f'Imported {source} to {workdir}: {summary["parameters"]:,} parameters, '
         f'vocabulary of {summary["vocab_size"]:,} tokens\n'
         f'Next: {command_to_paste("export", workdir=workdir, output=f"{workdir}/export")}\n'
-        f'      {command_to_paste("train", config="continue.py", **{"config.init": workdir})} --workdir=…'
+        f'      {command_to_paste("train", config="continue.py", **overrides)} --workdir=…'
     )
     print_result(values, summary, text, is_in_files=True)
     return 0

@@ -68,11 +68,12 @@ class Model:
     def with_architecture_of(self, initial: 'Model') -> Any:
         """Returns the architecture of an initial model with the training settings of this one.
 
-        Those are `TRAINING_FIELDS`, and the dropout rates if both are of one family.
+        Those are `Model.TRAINING_FIELDS` and, if both are of one family, its dropout rates and other training fields.
         """
-        names = set(self.TRAINING_FIELDS)
+        names = set(Model.TRAINING_FIELDS)
         if self.family == initial.family:
             names |= {field.name for field in dataclasses.fields(self) if 'dropout' in field.name}
+            names |= set(self.TRAINING_FIELDS)
         return dataclasses.replace(initial, **{name: getattr(self, name) for name in names})
 
 

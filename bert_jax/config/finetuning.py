@@ -188,7 +188,13 @@ class Bert(config.Bert):
 class ModernBert(config.ModernBert):
     """A ModernBERT encoder; None as in `Bert`."""
 
+    TRAINING_FIELDS: ClassVar[tuple[str, ...]] = (*config.Model.TRAINING_FIELDS, 'classifier_pooling')
+
     initializer_range: float | None = as_in(Bert, 'initializer_range')  # ty: ignore[incompatible-attribute-override]
+    # what the classifier reads: the vector of [CLS], or the mean of all vectors; None: as the initial model
+    classifier_pooling: str | None = setting(  # ty: ignore[incompatible-attribute-override]
+        None, choices=(None, 'cls', 'mean'), role=Role.IDENTITY_IF_SET
+    )
     # dropout before the classifier; None: the initial model's own
     classifier_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
     # dropout of the embeddings; None: the initial model's own
@@ -205,7 +211,14 @@ class ModernBert(config.ModernBert):
 class EuroBert(config.EuroBert):
     """A EuroBERT encoder; None as in `Bert`."""
 
+    TRAINING_FIELDS: ClassVar[tuple[str, ...]] = (*config.Model.TRAINING_FIELDS, 'classifier_pooling')
+
     initializer_range: float | None = as_in(Bert, 'initializer_range')  # ty: ignore[incompatible-attribute-override]
+    # what the classifier reads: the first vector (bos), the mean of all vectors, or each vector, with the mean taken of
+    # its outputs (late); None: as the initial model
+    classifier_pooling: str | None = setting(  # ty: ignore[incompatible-attribute-override]
+        None, choices=(None, 'bos', 'mean', 'late'), role=Role.IDENTITY_IF_SET
+    )
     # dropout of the attention weights; None: the initial model's own
     attention_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
 
@@ -277,9 +290,11 @@ def resolve(given: ConfigDict | dict) -> FinetuneConfig:
         raise BadInput(
             '--config', 'is not the config of a fine-tune', expected, '--config=configs/finetune/glue.py:sst2'
         )
-    if isinstance(given, ConfigDict) and given.get('model', {}).get('family', Bert.family) != Bert.family:
-        # The command line chose another family: the defaults of `Bert` that it left in place are not meant for it.
-        values['model'] = {name: value for name, value in values['model'].items() if value != getattr(Bert, name, None)}
+    if isinstance(given, ConfigDict) and (section := MODELS.get(given.get('model', {}).get('family', ''))):
+        # The command line may choose another family. Fields that only `Bert` has were then not set by the user.
+        known = {field.name for field in dataclasses.fields(section)}
+        unset = {name for name, value in values['model'].items() if value == getattr(Bert, name, None)} - known
+        values['model'] = {name: value for name, value in values['model'].items() if name not in unset}
     resolved = resolve_section(FinetuneConfig, values, '', unknown_field)
     if resolved.init == 'scratch':  # no initial model: the defaults of pretraining
         resolved = dataclasses.replace(resolved, model=_with_own_defaults(resolved.model))

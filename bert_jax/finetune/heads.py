@@ -22,6 +22,7 @@ from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather
 from bert_jax.model.layers import Dense, gelu, stack, truncated_normal
 from bert_jax.model.losses import cross_entropy
+from bert_jax.model.pre_norm import PreNormEncoder
 from bert_jax.model.vocabulary import at_positions
 from bert_jax.pretrained.hub import POOLER, PREDICTION_HEAD
 from bert_jax.train.objective import Objective, mean
@@ -67,7 +68,11 @@ class TaskModel(nnx.Module):
 
     @classmethod
     def new_layer_above(cls, model: Any, initializer: str, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
-        """Draws the layer between encoder and classifier; returns {path: parameter}. initializer: see `new_head`."""
+        """Draws the layer between encoder and classifier; returns {path: parameter}.
+
+        Args:
+          initializer: see `new_head`; a prediction head has its own.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -112,9 +117,27 @@ class BertForTask(TaskModel):
         return flat_params(Encoder(dataclasses.replace(model, num_layers=num_layers), rngs), 'bert', 'encoder')
 
 
-class ModernBertForTask(TaskModel):
+class PreNormForTask(TaskModel):
+    """What the models with an encoder of `model/pre_norm.py` share. FAMILY: the module with its `new_layer`."""
+
+    FAMILY: ClassVar[Any]
+    encoder: PreNormEncoder
+
+    def encode(
+        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
+    ) -> jax.Array:
+        return self.encoder(inputs, key, is_packed, gather)
+
+    @classmethod
+    def new_layers(cls, model: config.Model, num_layers: int, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
+        layers = stack(functools.partial(cls.FAMILY.new_layer, model), num_layers, rngs)
+        return flat_params(layers, 'encoder', 'layers')
+
+
+class ModernBertForTask(PreNormForTask):
     """ModernBERT with its prediction head, dropout and the classifier of a task."""
 
+    FAMILY: ClassVar[Any] = modernbert
     LAYER_ABOVE: ClassVar[str | None] = PREDICTION_HEAD
 
     def __init__(
@@ -127,11 +150,6 @@ class ModernBertForTask(TaskModel):
         self.classifier = new_head(model, num_outputs, initializer, rngs)
         self.pooling, self.num_layers, self.rate = model.classifier_pooling, model.num_layers, model.classifier_dropout
 
-    def encode(
-        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
-    ) -> jax.Array:
-        return self.encoder(inputs, key, is_packed, gather)
-
     def outputs(self, hidden: jax.Array, batch: TaskBatch, key: DropoutKey | None) -> jax.Array:
         x = hidden
         if self.is_pooled:
@@ -143,14 +161,11 @@ class ModernBertForTask(TaskModel):
     def new_layer_above(cls, model: config.ModernBert, initializer: str, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
         return flat_params(modernbert.PredictionHead(model, rngs), 'head')
 
-    @classmethod
-    def new_layers(cls, model: config.ModernBert, num_layers: int, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
-        layers = stack(functools.partial(modernbert.new_layer, model), num_layers, rngs)
-        return flat_params(layers, 'encoder', 'layers')
 
-
-class EuroBertForTask(TaskModel):
+class EuroBertForTask(PreNormForTask):
     """EuroBERT with the classifier of a task, after a dense layer and gelu if the outputs are one per example."""
+
+    FAMILY: ClassVar[Any] = eurobert
 
     def __init__(
         self, kind: str, num_outputs: int, initializer: str, model: config.EuroBert, vocab_size: int, rngs: nnx.Rngs
@@ -162,11 +177,6 @@ class EuroBertForTask(TaskModel):
             self.dense = _new_dense(model, initializer, rngs)
         self.classifier = new_head(model, num_outputs, initializer, rngs)
         self.pooling = model.classifier_pooling
-
-    def encode(
-        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
-    ) -> jax.Array:
-        return self.encoder(inputs, key, is_packed, gather)
 
     def outputs(self, hidden: jax.Array, batch: TaskBatch, key: DropoutKey | None) -> jax.Array:
         if not self.is_pooled:
@@ -182,11 +192,6 @@ class EuroBertForTask(TaskModel):
     @classmethod
     def new_layer_above(cls, model: config.EuroBert, initializer: str, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
         return flat_params(_new_dense(model, initializer, rngs), 'dense')
-
-    @classmethod
-    def new_layers(cls, model: config.EuroBert, num_layers: int, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
-        layers = stack(functools.partial(eurobert.new_layer, model), num_layers, rngs)
-        return flat_params(layers, 'encoder', 'layers')
 
 
 TASK_MODELS: dict[str, type[TaskModel]] = {

@@ -68,7 +68,7 @@ class FinetuningStart:
         params = dict(nnx.to_flat_state(nnx.state(initial.model, nnx.Param)))
         params |= flat_params(new_head(model, num_outputs, task.head_initializer, rngs), 'classifier')
         if num_new or task_model.LAYER_ABOVE in (None, *initial.provenance.untrained_heads):
-            # A reinitialized layer has the distribution of those below it, an absent one that of the classifier.
+            # A reinitialized pooler has the distribution of the layers below it, an absent one that of the classifier.
             params |= task_model.new_layer_above(model, 'truncated_normal' if num_new else task.head_initializer, rngs)
         if num_new:
             for path, leaf in task_model.new_layers(model, num_new, rngs).items():

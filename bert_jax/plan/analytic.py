@@ -74,7 +74,7 @@ def _full_batch_matmuls(config: Config, *, as_computed: bool = False, has_heads:
     rows, length = config.train.global_batch_size, config.data.sequence_length
     return matmuls(
         config.model,
-        config.tokenizer.vocab_size,
+        config.model.num_embeddings(config.tokenizer.vocab_size),
         rows=rows,
         length=length,
         visible_length=length,
@@ -225,7 +225,7 @@ def _layer_bytes(config: Config, axis_sizes: dict[str, int], platform: str) -> f
 
 def _logits_bytes(config: Config, axis_sizes: dict[str, int]) -> float:
     """Returns the bytes of a microbatch's float32 logits and their gradients."""
-    vocabulary = padded_vocab_size(config.tokenizer.vocab_size) / axis_sizes['tensor']
+    vocabulary = padded_vocab_size(config.model.num_embeddings(config.tokenizer.vocab_size)) / axis_sizes['tensor']
     return 2 * 4 * _rows_per_microbatch(config, axis_sizes) * num_predictions(config.data) * vocabulary
 
 

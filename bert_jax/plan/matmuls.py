@@ -29,7 +29,7 @@ def step_matmuls(config: Config, vocab_size: int, axis_sizes: dict[str, int]) ->
     rows = config.train.global_batch_size // microbatches // axis_sizes['data'] // axis_sizes['fsdp']
     forward = matmuls(
         config.model,
-        padded_vocab_size(vocab_size),
+        padded_vocab_size(config.model.num_embeddings(vocab_size)),
         rows=rows,
         length=data.sequence_length,
         visible_length=data.sequence_length,

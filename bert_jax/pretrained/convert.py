@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 from etils import epath
@@ -24,7 +25,7 @@ from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
 
 
-def import_model(source: str, workdir: str, data: Data | None = None) -> dict[str, object]:
+def import_model(source: str, workdir: str, data: Data | None = None) -> dict[str, Any]:
     """Converts a Hugging Face directory or an original checkpoint to a workdir with a checkpoint of step 0.
 
     Everything is read and checked first; the workdir gets its name when all of it is written.
@@ -33,8 +34,8 @@ def import_model(source: str, workdir: str, data: Data | None = None) -> dict[st
       data: the data settings to record, for `evaluate`; the corpus must have the same tokenizer.
 
     Returns:
-      `parameters`, `vocab_size` (tokens), `weights` (their hash), `unused_rows` (of the word embeddings, beyond the
-      tokens) and `untrained_heads` (absent in the source, initialized at random).
+      `family`, `parameters`, `vocab_size` (tokens), `weights` (their hash), `unused_rows` (of the word embeddings,
+      beyond the tokens) and `untrained_heads` (absent in the source, initialized at random).
 
     Raises:
       BadInput: if the source is of an unsupported kind or damaged, or the workdir exists.
@@ -58,6 +59,7 @@ def import_model(source: str, workdir: str, data: Data | None = None) -> dict[st
         raise _is_taken(workdir) from None
     vocab_size = model.tokenizer.vocab_size
     return {
+        'family': model.config.family,
         'parameters': num_parameters(model.config, vocab_size),
         'vocab_size': vocab_size,
         'weights': weights,

@@ -6,7 +6,7 @@ from typing import Any
 from bert_jax.config.families import EuroBert
 from bert_jax.errors import BadInput
 from bert_jax.pretrained.hub import MLM_HEAD, HubFamily, Keys
-from bert_jax.pretrained.rope import read_theta, write_theta
+from bert_jax.pretrained.rope import check_unscaled, read_theta, write_theta
 from bert_jax.pretrained.tensors import Tensor, dense, norm, vocabulary
 
 _LAYER, _HUB_LAYER = 'encoder/layers', 'model.layers.#'
@@ -47,9 +47,7 @@ def _current_name(name: str) -> str:
 
 def _read_others(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """Reads the rotary wavelength, in the spelling of `transformers` 4 or 5, and checks the size of the heads."""
-    if content.get('rope_scaling') is not None:
-        found = f'rope_scaling is {content["rope_scaling"]!r}'
-        raise BadInput(str(path), found, 'null: scaled rotary positions are not supported')
+    check_unscaled(content, path)
     theta = read_theta(content.get('rope_parameters'), content.get('rope_theta'), path, 'rope_parameters')
     size, head_size = content['hidden_size'] // content['num_attention_heads'], content.get('head_dim')
     if head_size not in (None, size):

@@ -117,9 +117,10 @@ class HubFamily(NamedTuple):
         return tuple(head for head, prefixes in self.heads.items() if any(map(_starts(prefixes), paths)))
 
     def absent_heads(self, names: Iterable[str], model: Any) -> tuple[str, ...]:
-        """Returns the heads of which a directory has no tensor.
+        """Returns the heads that a directory has no tensors for.
 
-        Args: names, of its tensors.
+        Args:
+          names: of the tensors in the directory.
         """
         paths = {tensor.name: tensor.path for tensor in self.tensors(model)}
         present = [paths.get(self.current_name(name), '') for name in names]

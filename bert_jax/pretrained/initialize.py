@@ -25,7 +25,7 @@ from bert_jax.model.layers import logical_axes
 from bert_jax.model.vocabulary import padded_vocab_size
 from bert_jax.pretrained import google, hugging_face, tensor_names
 from bert_jax.pretrained.hub import MLM_HEAD, NSP_HEAD, POOLER
-from bert_jax.pretrained.load import Pretrained, load_pretrained
+from bert_jax.pretrained.load import Pretrained, load_pretrained, training_command
 from bert_jax.pretrained.provenance import Provenance, start_of
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
 from bert_jax.train.state import TrainState, distribute, is_schedule
@@ -157,7 +157,7 @@ def pretraining_start(config: Config, workdir: str) -> PretrainingStart:
             workdir,
             'holds an imported model, which runs can start from but not continue',
             'another --workdir',
-            f'bert-jax train --config=configs/continue.py --config.init={workdir} --workdir=…',
+            training_command(workdir, identity.load_config(workdir).model),
         )
     if not config.init:
         return PretrainingStart(config, Initialization())

@@ -244,7 +244,7 @@ class Pretrained:
                 'the model',
                 f'has no trained {MLM_HEAD} and cannot predict [MASK]',
                 'a model that was pretrained with masked tokens',
-                'train it: bert-jax train --config=configs/continue.py --config.init=MODEL --workdir=…',
+                f'train it: {training_command("MODEL", self.config)}',
             )
 
     @functools.cached_property
@@ -297,6 +297,12 @@ def _mlm_losses(
     return cross_entropy(nnx.merge(graph, params).mlm_logits(hidden, positions), labels)[0]
 
 
+def training_command(init: str, model: config.Model) -> str:
+    """Returns the command that continues the pretraining of a model."""
+    pairing = '' if model.LEARNS_PAIRS else ' --config.data.pairing=none'
+    return f'bert-jax train --config=continue.py --config.init={init}{pairing} --workdir=…'
+
+
 def load_pretrained(name: str, step: int | None = None) -> Pretrained:
     """Loads the model and tokenizer of a workdir, an export or a Hugging Face directory.
 
@@ -341,8 +347,12 @@ def from_tensors(
     """
     hub, num_tokens = hub_of(model), tokenizer.vocab_size
     hugging_face.check_rows(model, tokenizer, file)
+    if model.vocab_size == num_tokens:  # the size follows from the tokenizer, as in a run
+        model = dataclasses.replace(model, vocab_size=0)
     params = tensor_names.from_tensors(tensors, model, num_tokens, str(file))
-    dtypes = hugging_face.dtypes_of({hub.current_name(name): value for name, value in tensors.items()})
+    renamed = {hub.current_name(name): value for name, value in tensors.items()}
+    derived = hub.buffers | hub.copies(model).keys()
+    dtypes = hugging_face.dtypes_of({name: value for name, value in renamed.items() if name not in derived})
     provenance = of_files(directory, model.max_positions, hub.absent_heads(tensors, model), dtypes)
     return Pretrained(model_of(params, model, num_tokens), tokenizer, model, None, provenance)
 

@@ -7,7 +7,7 @@ from bert_jax.config.families import FULL, SLIDING, ModernBert
 from bert_jax.errors import BadInput
 from bert_jax.model.modernbert import out_stddev
 from bert_jax.pretrained.hub import MLM_HEAD, PREDICTION_HEAD, HubFamily, Keys
-from bert_jax.pretrained.rope import read_theta, write_theta
+from bert_jax.pretrained.rope import check_unscaled, read_theta, write_theta
 from bert_jax.pretrained.tensors import Tensor, dense, norm, vocabulary
 
 _LAYER, _HUB_LAYER = 'encoder/layers', 'model.layers.#'
@@ -58,6 +58,7 @@ def _current_name(name: str) -> str:
 
 def _read_others(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """Reads rotary wavelengths and layer types, in the spelling of `transformers` 4 or 5."""
+    check_unscaled(content, path)
     parameters = content.get('rope_parameters') or {}
     if not isinstance(parameters, dict):
         raise BadInput(str(path), f'rope_parameters is {parameters!r}', 'an object with a key for each layer type')
@@ -65,6 +66,9 @@ def _read_others(content: dict[str, Any], path: Path) -> dict[str, Any]:
     for kind, field in _THETAS.items():
         theta = read_theta(parameters.get(kind), content.get(field), path, f'rope_parameters.{kind}')
         fields |= {} if theta is None else {field: theta}
+    local, shared = _THETAS[SLIDING], _THETAS[FULL]
+    if local in content and local not in fields and shared in fields:  # null: all layers have the same wavelengths
+        fields[local] = fields[shared]
     kinds = content.get('layer_types')
     if kinds is None:
         return fields

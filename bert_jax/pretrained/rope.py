@@ -17,13 +17,22 @@ def read_theta(parameters: Any, theta: Any, path: Path, key: str) -> float | Non
       BadInput: for a kind of rotary positions other than the default.
     """
     if parameters is not None:
-        kind = parameters.get('rope_type', 'default') if isinstance(parameters, dict) else parameters
+        # Early versions wrote `type`.
+        is_object = isinstance(parameters, dict)
+        kind = parameters.get('rope_type', parameters.get('type', 'default')) if is_object else parameters
         if kind != 'default':
             raise BadInput(str(path), f'{key}.rope_type is {kind!r}', "'default', rotary positions without scaling")
         theta = parameters.get('rope_theta', theta)
     if theta is not None and (isinstance(theta, bool) or not isinstance(theta, int | float)):
         raise BadInput(str(path), f'{key}.rope_theta is {theta!r}', 'a number of at least 1')
     return None if theta is None else float(theta)
+
+
+def check_unscaled(content: dict[str, Any], path: Path) -> None:
+    """Raises BadInput if config.json has the setting of `transformers` 4 for scaled rotary positions."""
+    if content.get('rope_scaling') is not None:
+        found = f'rope_scaling is {content["rope_scaling"]!r}'
+        raise BadInput(str(path), found, 'null: scaled rotary positions are not supported')
 
 
 def write_theta(theta: float) -> dict[str, Any]:

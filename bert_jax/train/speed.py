@@ -36,7 +36,7 @@ def flops_per_step(
     visible_length = Fraction(float(squared_lengths)) / Fraction(float(tokens)) if tokens else Fraction(0)
     forward = matmuls(
         model,
-        vocab_size,
+        model.num_embeddings(vocab_size),
         rows=1,
         length=Fraction(float(tokens)),
         visible_length=visible_length,

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from etils import epath
 
 from bert_jax import config as config_module
-from bert_jax.config import Config, Data, Model, Optimizer, Train
+from bert_jax.config import FAMILIES, Config, Data, Optimizer, Train
 from bert_jax.config.fields import Role, identity_of, names_with, with_values_before, without_places_to_write
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
@@ -128,13 +128,15 @@ def claim(
 
 _OPTIONAL = {  # names that a fingerprint may lack
     'init',  # a hash of the initial weights
+    *(f'model.{name}' for section in FAMILIES.values() for name in names_with(Role.IDENTITY_IF_SET, section)),
     *names_with(Role.IDENTITY_IF_SET, Config),
     *(f'data.{name}' for name in names_with(Role.IDENTITY_IF_SET, Data)),
     *(f'train.{name}' for name in names_with(Role.IDENTITY_IF_SET, Train)),
 }
 _SHAPES = {  # names that determine the shapes and names of the arrays of a state
     'tokenizer',
-    *(f'model.{name}' for name in names_with(Role.SHAPES, Model)),
+    'model.vocab_size',
+    *(f'model.{name}' for section in FAMILIES.values() for name in names_with(Role.SHAPES, section)),
     *(f'optimizer.{name}' for name in names_with(Role.SHAPES, Optimizer)),
 }
 

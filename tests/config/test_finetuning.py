@@ -85,7 +85,22 @@ def test_command_line_can_set_the_dropout_of_every_family() -> None:
     settings = finetune()
     settings.model.family, settings.model.mlp_dropout = 'modernbert', 0.2
     settings.task.directory, settings.init = 'd', 'models/mine'
-    assert resolve(settings).model == finetuning.ModernBert(mlp_dropout=0.2)
+    model = resolve(settings).model
+    assert isinstance(model, finetuning.ModernBert) and model.mlp_dropout == 0.2
+
+
+def test_sizes_of_another_family_from_random_weights_are_those_of_the_config() -> None:
+    settings = finetune()
+    settings.model.family, settings.model.num_layers = 'modernbert', 12
+    settings.init, settings.tokenizer.path = 'scratch', 'vocab.txt'
+    assert resolve(settings).model.num_layers == 12
+
+
+def test_pooling_of_the_initial_model_applies_unless_set() -> None:
+    initial = config.ModernBert(classifier_pooling='mean')
+    for given, expected in ({}, 'mean'), ({'family': 'modernbert', 'classifier_pooling': 'cls'}, 'cls'):
+        model = adapt_to_initial(resolve(GIVEN | {'model': given}).model, initial)
+        assert isinstance(model, finetuning.ModernBert) and model.classifier_pooling == expected
 
 
 def test_random_weights_have_the_dropout_of_pretraining() -> None:

@@ -186,6 +186,8 @@ def test_both_spellings_of_config_keys_are_written_and_read(tmp_path: Path) -> N
     assert hugging_face.parse_model_json(new, tmp_path) == model
     old = {key: value for key, value in content.items() if key not in ('rope_parameters', 'layer_types')}
     assert hugging_face.parse_model_json(old, tmp_path) == dataclasses.replace(model, layer_types=())
+    same = old | {'local_rope_theta': None}
+    assert hugging_face.parse_model_json(same, tmp_path).local_rope_theta == 5e4
     euro = config.EuroBert(vocab_size=60, rope_theta=5e4, num_key_value_heads=4)
     content = hugging_face.model_json(euro, Vocabulary(60))
     for absent in ('rope_theta', 'rope_parameters'):
@@ -210,6 +212,8 @@ def _set(**changes: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
         ('modernbert', _set(model_type=['bert']), "model_type is .'bert'"),
         ('modernbert', _set(local_attention='wide'), "local_attention is 'wide'"),
         ('eurobert', _set(rope_scaling={'type': 'linear'}), 'rope_scaling is'),
+        ('modernbert', _set(rope_scaling={'type': 'linear'}), 'rope_scaling is'),
+        ('modernbert', _set(rope_parameters={FULL: {'type': 'linear'}}), "rope_type is 'linear'"),
         ('eurobert', _set(rope_parameters={'rope_type': 'llama3'}), "rope_type is 'llama3'"),
         ('eurobert', _set(head_dim=16), 'head_dim is 16.*8'),
         ('eurobert', _set(num_key_value_heads=3), 'num_key_value_heads is 3, which does not divide'),

@@ -149,6 +149,9 @@ def test_old_names_decoder_copies_and_buffers_are_accepted(original: Path, copy:
     assert_same(read(copy), read(original))
     rewrite(copy, lambda tensors: {n: v for n, v in tensors.items() if n != 'cls.predictions.bias'})
     assert_same(read(copy), read(original))  # the bias has only the decoder's name
+    workdir = copy.parent / 'workdir'
+    assert main(['bert_jax', 'import', f'--from={copy}', f'--workdir={workdir}']) == 0
+    assert_same(read(workdir), read(original))
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])

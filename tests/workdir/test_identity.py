@@ -4,10 +4,16 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pytest
+
+from bert_jax import config
 from bert_jax.config import Config
+from bert_jax.config.fields import Role, names_with
 from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.errors import BadInput
 from bert_jax.finetune.workdirs import read_run
 from bert_jax.workdir import identity
+from tests.support.models import read_tokenizer
 
 
 def _write(workdir: Path, config: dict) -> None:
@@ -16,9 +22,9 @@ def _write(workdir: Path, config: dict) -> None:
 
 
 def test_workdir_cannot_set_an_output_path(tmp_path: Path, capsys) -> None:
-    config = dataclasses.asdict(Config())
-    config['data'] |= {'local_copy': str(tmp_path / 'victim'), 'corpus': 'corpora/theirs'}
-    _write(tmp_path / 'run', config)
+    settings = dataclasses.asdict(Config())
+    settings['data'] |= {'local_copy': str(tmp_path / 'victim'), 'corpus': 'corpora/theirs'}
+    _write(tmp_path / 'run', settings)
     for _ in range(2):
         assert identity.load_config(str(tmp_path / 'run')).data.local_copy == ''
     assert identity.load_config(str(tmp_path / 'run')).data.corpus == 'corpora/theirs'
@@ -31,7 +37,19 @@ def test_workdir_cannot_set_an_output_path(tmp_path: Path, capsys) -> None:
 def test_config_without_output_paths_is_read_without_warning(tmp_path: Path, capsys) -> None:
     _write(tmp_path / 'run', dataclasses.asdict(Config()))
     assert identity.load_config(str(tmp_path / 'run')) == Config()
-    config = dataclasses.replace(FinetuneConfig(), init='models/mine')
-    _write(tmp_path / 'task', json.loads(json.dumps(dataclasses.asdict(config))))
-    assert read_run(str(tmp_path / 'task')) == config
+    resolved = dataclasses.replace(FinetuneConfig(), init='models/mine')
+    _write(tmp_path / 'task', json.loads(json.dumps(dataclasses.asdict(resolved))))
+    assert read_run(str(tmp_path / 'task')) == resolved
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize('family, section', config.FAMILIES.items())
+def test_fields_that_shape_a_family_never_change(family: str, section: type, tmp_path: Path) -> None:
+    tokenizer, workdir = read_tokenizer(tmp_path), str(tmp_path / 'run')
+    shapes = [*names_with(Role.SHAPES, section), 'vocab_size']
+    before = {f'model.{name}': 1 for name in shapes}
+    resolved = config.resolve(config.defaults(family))
+    identity.claim(workdir, resolved, tokenizer, before)
+    for name in before:
+        with pytest.raises(BadInput, match=f'names {name}, but the checkpoints'):
+            identity.claim(workdir, resolved, tokenizer, before | {name: 2}, allow_change=[name])
