@@ -65,10 +65,9 @@ HUB = HubFamily(
         constants={
             'hidden_act': 'gelu',
             'type_vocab_size': 2,
-            'position_embedding_type': 'absolute',
-            'is_decoder': False,
             'tie_word_embeddings': True,
         },
+        unwritten_constants={'position_embedding_type': 'absolute', 'is_decoder': False},
         tokens={'pad_token_id': 'pad_id'},
     ),
     tensors=lambda model: TABLE,

@@ -37,6 +37,7 @@ class Keys(NamedTuple):
     Attributes:
       settings: key -> field of the model section; where a key is absent, the field keeps its default.
       constants: key -> the only value that the family can have; an absent key means that value.
+      unwritten_constants: the same, for keys that exports leave out.
       read_others: (content, path of config.json) -> more fields; raises BadInput for values that are not supported.
       write_others: model -> more keys.
       tokens: key -> attribute of the tokenizer with the id of a special token.
@@ -45,6 +46,7 @@ class Keys(NamedTuple):
     settings: dict[str, str]
     constants: dict[str, Any]
     tokens: dict[str, str]
+    unwritten_constants: Mapping[str, Any] = {}
     read_others: Callable[[dict[str, Any], Path], dict[str, Any]] = lambda content, path: {}
     write_others: Callable[[Any], dict[str, Any]] = lambda model: {}
 

@@ -73,7 +73,7 @@ def parse_model_json(content: dict[str, Any], path: Path) -> config.Model:
     if hub is None:
         expected = f'one of {_names()}; other architectures cannot be opened'
         raise BadInput(str(path), f'model_type is {name!r}', expected, 'use a model of one of these families')
-    for key, expected in hub.keys.constants.items():
+    for key, expected in (hub.keys.constants | dict(hub.keys.unwritten_constants)).items():
         if content.get(key, expected) != expected:
             raise BadInput(str(path), f'{key} is {content[key]!r}', repr(expected), 'this model is not supported')
     for key in SIZES:

@@ -214,7 +214,10 @@ def test_exporting_an_old_workdir_writes_the_same_tensors(root: Path, workdir: s
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
-    for name in ('config.json', 'tokenizer.json', 'vocab.txt'):
+    assert json.loads((root / again / 'config.json').read_text()) == json.loads(
+        (root / old / 'config.json').read_text()
+    )
+    for name in ('tokenizer.json', 'vocab.txt'):
         assert (root / again / name).read_text('utf-8') == (root / old / name).read_text('utf-8')
 
 

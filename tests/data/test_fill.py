@@ -186,4 +186,4 @@ def test_prepare_and_plan_use_the_number_for_the_corpus(tmp_path: Path, capsys: 
     assert plan.with_sequences(run) == expected and not capsys.readouterr().err
     elsewhere = dataclasses.replace(run, data=dataclasses.replace(run.data, corpus=str(tmp_path / 'none')))
     assert plan.with_sequences(elsewhere) == elsewhere
-    assert 'rows of 32 positions are assumed to hold up to 4 sequences' in capsys.readouterr().err
+    assert 'assuming up to 4 sequences in rows of 32 positions' in capsys.readouterr().err
