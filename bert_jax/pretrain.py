@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax.config import Config, max_sequences, phase_at, row_lengths
+from bert_jax.config.families import SLIDING
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
@@ -195,6 +196,11 @@ def _describe(
         lines.append(
             f'Positions:  only the first {trained:,} of {max_positions:,} are trained; longer texts will be cut there. '
             f'A last phase with sequence_length={max_positions} trains them all'
+        )
+    if config.train.reduction == 'exact' and SLIDING in getattr(config.model, 'kinds', ()):
+        lines.append(
+            "warning: with local attention, train.reduction='exact' gives the same bits only on the same number of "
+            'devices; gradients on one device and on several differ by about 1e-15'
         )
     if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
         lines.append(
