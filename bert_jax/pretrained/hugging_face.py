@@ -137,6 +137,6 @@ def check_rows(model: config.Model, tokenizer: Vocabulary, file: Path) -> None:
     Raises:
       BadInput: if the tokenizer has more tokens.
     """
-    if tokenizer.vocab_size > model.vocab_size:
+    if 0 < model.vocab_size < tokenizer.vocab_size:  # 0: as many rows as tokens
         found = f'the tokenizer has {tokenizer.vocab_size} tokens, the word embeddings have {model.vocab_size} rows'
         raise BadInput(str(file), found, 'a row for every token', 'use the tokenizer that belongs to these weights')

@@ -142,7 +142,7 @@ def test_persistent_non_finite_loss_ends_the_run(directory: Path, finished: Path
     assert run(['finetune', *REVIEWS, *wild, '--workdir=wild'], directory) == 2
     printed = capsys.readouterr().err
     assert (
-        'using its encoder without the head' in printed
+        'using its encoder without the classifier' in printed
         and 'the loss or its gradient is not finite, 3 steps in a row' in printed
     )
 
