@@ -20,11 +20,8 @@ the tables and the settings.
 import argparse
 import dataclasses
 import json
-import os
 import runpy
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import finetuning_tables as tables
+from benchmarks.parts import Parts, run_bert_jax, run_module
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LOG_EVERY = 10  # steps per interval
@@ -84,18 +82,22 @@ class Comparison:
         }
         return fields | ({'train.epochs': flags.epochs} if flags.epochs else {})
 
-    def _path(self, kind: str, side: str, seed: int, suffix: str = '') -> Path:
-        return self.flags.output / kind / f'{self.encoder.name}-{self.name}-{side}-{seed}{suffix}'
+    @property
+    def _parts(self) -> Parts:
+        return Parts(self.flags.output)
+
+    def _part(self, side: str, seed: int) -> str:
+        return f'{self.encoder.name}-{self.name}-{side}-{seed}'
 
     def results(self, side: str) -> list[dict[str, Any]]:
         """Returns the results of the finished seeds."""
-        paths = [self._path('results', side, seed, '.json') for seed in range(self.seeds)]
-        return [json.loads(path.read_text()) for path in paths if path.exists()]
+        found = (self._parts.result(self._part(side, seed)) for seed in range(self.seeds))
+        return [result for result in found if result is not None]
 
     def run(self, side: str, seed: int) -> None:
         """Runs one seed unless it is finished; writes the result atomically."""
-        path = self._path('results', side, seed, '.json')
-        if path.exists():
+        part = self._part(side, seed)
+        if self._parts.result(part) is not None:
             return
         print(f'--- {self.encoder.name}, {self.name}, {side}, seed {seed}', flush=True)
         config, data = self._open()
@@ -104,23 +106,22 @@ class Comparison:
             config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
         run = self._bert_jax if side == 'bert_jax' else self._trainer
         started = time.time()
-        result = run(config, data, seed, self._path('runs', side, seed))
+        result = run(config, data, seed, self.flags.output / 'runs' / part)
         result['minutes'] = (time.time() - started) / 60
-        path.with_suffix('.partial').write_text(json.dumps(result | {'constant': _constant_metrics(data)}, indent=1))
-        path.with_suffix('.partial').rename(path)
+        self._parts.write(part, result | {'constant': _constant_metrics(data)})
 
     def _bert_jax(self, config: Any, data: Any, seed: int, workdir: Path) -> dict[str, Any]:
         file, _ = TASKS[self.name]
         fields = self._fields | {'train.seed': seed, 'train.epochs': config.train.epochs}
         overrides = [f'--config.{name}={value}' for name, value in fields.items()]
         file = f'--config={_ROOT}/configs/finetune/{file}'
-        output = _run('bert_jax', 'finetune', file, *overrides, f'--workdir={workdir}', '--json')
+        output = run_bert_jax('finetune', file, *overrides, f'--workdir={workdir}')
         lines = [json.loads(line) for line in (workdir / f'seed-{seed}' / 'metrics.jsonl').read_text().splitlines()]
         full_intervals = (line for line in lines if line['step'] % _LOG_EVERY == 0)
         speeds = [line['tokens_per_second'] for line in full_intervals if 'tokens_per_second' in line]
         tokens = len(data.train.ids) / len(data.train)
         return {
-            'metrics': json.loads(output)['metrics'],
+            'metrics': output['metrics'],
             'examples_per_second': statistics.median(speeds) / tokens,
         }
 
@@ -134,7 +135,7 @@ class Comparison:
         }
         np.savez(directory / 'examples.npz', **arrays)
         (directory / 'settings.json').write_text(json.dumps(self._trainer_settings(config, data, seed)))
-        _run('benchmarks.finetuning_trainer', str(directory))
+        run_module('benchmarks.finetuning_trainer', str(directory))
         metrics = split.metrics(data.metrics, split.predictions(np.load(directory / 'outputs.npy')))
         speed = json.loads((directory / 'run.json').read_text())
         return {'metrics': metrics, 'examples_per_second': speed['examples_per_second']}
@@ -194,18 +195,6 @@ def _constant_metrics(data: Any) -> dict[str, float]:
     return split.metrics(data.metrics, split.predictions(outputs))
 
 
-def _run(module: str, *arguments: str) -> str:
-    """Runs a module on the CPU and returns its standard output; exits if it fails."""
-    print('$ python -m', module, *arguments, flush=True)
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'TOKENIZERS_PARALLELISM': 'true'}
-    done = subprocess.run(
-        [sys.executable, '-m', module, *arguments], cwd=_ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    if done.returncode:
-        sys.exit(f'{module} failed (exit code {done.returncode}); rerun the same command to continue with this run')
-    return done.stdout
-
-
 def random_encoder(size: str, tokenizer_from: Path, directory: Path) -> Path:
     """Writes an encoder of a size of configs/bert.py with random weights; returns its Hugging Face directory.
 
@@ -258,7 +247,6 @@ def _flags() -> argparse.Namespace:
 
 def main() -> None:
     flags = _flags()
-    (flags.output / 'results').mkdir(parents=True, exist_ok=True)
     tasks = [(name, Path(directory).resolve()) for name, _, directory in (each.partition(':') for each in flags.task)]
     lengths: list[tuple[Path, int | None, int]] = [(flags.encoder, None, flags.seeds)] if flags.seeds else []
     for size in flags.speed:
