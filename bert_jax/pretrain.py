@@ -197,7 +197,7 @@ def _describe(
             f'Positions:  only the first {trained:,} of {max_positions:,} are trained; longer texts will be cut there. '
             f'A last phase with sequence_length={max_positions} trains them all'
         )
-    if config.train.reduction == 'exact' and SLIDING in getattr(config.model, 'kinds', ()):
+    if config.train.reduction == 'exact' and SLIDING in config.model.kinds:
         lines.append(
             "warning: with local attention, train.reduction='exact' gives the same bits only on the same number of "
             'devices; gradients on one device and on several differ by about 1e-15'

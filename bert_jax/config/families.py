@@ -61,6 +61,16 @@ class Model:
         """Whether training drops attention weights, which not every kernel can do."""
         return False
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The attention type of each layer."""
+        return (FULL,) * self.num_layers
+
+    @property
+    def attention_window(self) -> int:
+        """Tokens in the window of sliding layers; 0 for a family without them."""
+        return 0
+
     def num_embeddings(self, num_tokens: int) -> int:
         """Returns the rows of the word embeddings with a tokenizer of `num_tokens` tokens."""
         return max(self.vocab_size, num_tokens)
@@ -162,8 +172,11 @@ class ModernBert(PreNorm):
     norm_eps: float = as_in(Bert, 'layer_norm_eps', 1e-5)
 
     @property
+    def attention_window(self) -> int:
+        return self.local_attention
+
+    @property
     def kinds(self) -> tuple[str, ...]:
-        """The attention type of each layer."""
         every = self.global_attn_every_n_layers
         return self.layer_types or tuple(SLIDING if layer % every else FULL for layer in range(self.num_layers))
 

@@ -144,8 +144,8 @@ def prove(
       read_back: loads the model in the directory, if torch and transformers are not installed.
     """
     vocab_size, has_types = trained.tokenizer.vocab_size, hub_of(trained.config).has_token_types
-    window = getattr(trained.config, 'local_attention', 0)  # rows are longer, so that windows are compared too
-    length = min(_PROOF_LENGTH + window, trained.config.max_positions)
+    # Rows are longer than the window of local attention, so that it is compared too.
+    length = min(_PROOF_LENGTH + trained.config.attention_window, trained.config.max_positions)
     ids = np.random.default_rng(0).integers(0, vocab_size, (_PROOF_ROWS, length), dtype=np.int32)
     types = np.broadcast_to((np.arange(length) >= length // 2) & has_types, ids.shape).astype(np.int32)
     by_torch = all(importlib.util.find_spec(name) for name in ('torch', 'transformers'))
