@@ -3,6 +3,7 @@
 `B` rows, `L` positions, `E` examples of a row, `D` hidden, `C` outputs: classes, tags, one value, or first and last.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -51,15 +52,15 @@ class TaskModel(nnx.Module):
         """Whether the classifier reads one vector per example."""
         return self.kind in POOLED
 
+    @abc.abstractmethod
     def encode(
         self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
     ) -> jax.Array:
         """Returns contextual vectors [B, L, D]; arguments as for `PretrainingModel.encode`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def outputs(self, hidden: jax.Array, batch: TaskBatch, key: DropoutKey | None) -> jax.Array:
         """Returns float32 [B, E, C] (pooled) or [B, L, C] of contextual vectors [B, L, D]."""
-        raise NotImplementedError
 
     def __call__(self, batch: TaskBatch, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
         """Returns float32 [B, E, C] (pooled) or [B, L, C]. Without a key, no dropout; gather: see `Encoder`."""
@@ -67,18 +68,18 @@ class TaskModel(nnx.Module):
         return self.outputs(x, batch, key)
 
     @classmethod
+    @abc.abstractmethod
     def new_layer_above(cls, model: Any, initializer: str, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
         """Draws the layer between encoder and classifier; returns {path: parameter}.
 
         Args:
           initializer: see `new_head`; a prediction head has its own.
         """
-        raise NotImplementedError
 
     @classmethod
+    @abc.abstractmethod
     def new_layers(cls, model: Any, num_layers: int, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:
         """Draws layers of the encoder; returns {path: parameters, stacked}."""
-        raise NotImplementedError
 
 
 class BertForTask(TaskModel):

@@ -115,10 +115,9 @@ def write_model(
     kind = TASK_OF_CLASS.get(architecture)
     table = hub.task_tensors(model, kind) if kind else None
     content = {'architectures': [architecture], **model_json(model, tokenizer), **(more or {})}
-    content['torch_dtype'] = dtypes.get('', 'float32')
+    default = content['torch_dtype'] = dtypes.get('', 'float32')
     (directory / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
     tensors = to_tensors(params, model, tokenizer.vocab_size, table, without)
-    default = dtypes.get('', 'float32')
     stored = {name: value.astype(jnp.dtype(dtypes.get(name, default))) for name, value in tensors.items()}
     save_file(stored, directory / 'model.safetensors', metadata={'format': 'pt'})
 

@@ -8,6 +8,7 @@ CHUNK/chunk.json       counts and checksums; its presence marks the chunk as fin
 """
 
 import contextlib
+import functools
 import gc
 import hashlib
 import itertools
@@ -148,18 +149,16 @@ def _index_words(text: bytes, *, drops_blanks: bool) -> tuple[list[str], pyarrow
 def _follows_white_space(text: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Whether the character before each position is white space, or may be: its last two bytes are those of some."""
     before = text[positions - 1]  # of position 0 it is the line feed at the end
-    return (before <= ord(' ')) | _MAY_END_WHITE_SPACE[text[positions - 2].astype(np.int64) << 8 | before]
+    return (before <= ord(' ')) | _ends_of_white_space()[text[positions - 2].astype(np.int64) << 8 | before]
 
 
+@functools.cache
 def _ends_of_white_space() -> np.ndarray:
     """Returns bool [2**16], true for the last two bytes of white space outside ASCII, in UTF-8."""
     ends = [chr(code).encode()[-2:] for code in range(0x80, 0x10000) if chr(code).isspace()]
     found = np.zeros(1 << 16, bool)
     found[[int.from_bytes(end, 'big') for end in (*ends, '\u180e'.encode()[-2:])]] = True
     return found
-
-
-_MAY_END_WHITE_SPACE = _ends_of_white_space()
 
 
 def write_chunk(
