@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-_HELD_OUT_EVERY = 50  # one in so many reviews is held out
-_DEV_EVERY = 5  # one in so many paragraphs of XQuAD is for validation
+_HELD_OUT_EVERY = 50  # the interval of reviews that are held out
+_DEV_EVERY = 5  # the interval of paragraphs of XQuAD for validation
 
 
 def write_reviews(source: Path, directory: Path, limit: int) -> dict[str, int]:

@@ -195,7 +195,7 @@ class Benchmark(Parts):
         return {'seeds': [seed['metrics'] for seed in found['seeds']], 'minutes': (time.time() - started) / 60}
 
     def _estimate(self, num_tokens: float) -> float:
-        """Returns the seconds to train on so many tokens at the speed of pretraining."""
+        """Returns the seconds to train on this number of tokens at the speed of pretraining."""
         flops = (self.result('bert_jax') or {}).get('flops', _ASSUMED_FLOPS)
         return 6 * 12 * self.flags.layers * self.flags.hidden**2 * num_tokens / flops
 

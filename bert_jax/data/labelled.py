@@ -258,7 +258,7 @@ def sort_labels(names: Iterable[str], where: str) -> tuple[str, ...]:
     """Returns distinct labels in the order of their ids: `O` first, then numerically or else alphabetically.
 
     Raises:
-      BadInput: if there are so many labels, or such long ones, that they are probably text; the error omits them.
+      BadInput: if the number or the length of the labels suggests that they are text; the error omits them.
     """
     labels = {*names}
     longest = max(map(len, labels), default=0)

@@ -23,7 +23,7 @@ from bert_jax.text.stats import Stats
 WINDOW_CHARACTERS = 200  # short enough for the positions of nearly every run
 WORD_RATE = 0.15  # fraction of the words to predict
 _MAX_WORD_CHARACTERS = 24  # longer strings are not words, or belong to a script without spaces between words
-_MIN_CHUNKS = 8  # a sample covers at least so many chunks of the source, if it has them
+_MIN_CHUNKS = 8  # a sample covers at least this number of chunks of the source, if it has them
 _IDEOGRAPHS = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff'  # and kana
 _WORD = re.compile(f'[{_IDEOGRAPHS}]{{1,2}}|[^\\s{_IDEOGRAPHS}]+')
 

@@ -136,7 +136,7 @@ def describe_run(run: RunPlan, price: float | None = None) -> str:
 
 
 def describe_ranking(ranking: Ranking, price: float | None) -> str:
-    """Describes the best candidates on a line each, then the best one in full."""
+    """Describes the best candidates in one line each, then the best one in full."""
     lines = [f'{ranking.tried} candidates, {ranking.too_large} do not fit. Compiled ones first, then estimates:']
     for rank, (changes, plan) in enumerate(ranking.plans[:NUM_LISTED], start=1):
         lines.append(
