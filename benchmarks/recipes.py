@@ -3,17 +3,17 @@
     python -m benchmarks.recipes --text=reviews.jsonl.gz --sst2=glue/SST-2 --output=runs/recipes --minutes=20 --seeds=3
 
 Every recipe pretrains a model of 5.4 M parameters on the field `text` of the records (film reviews) for `--minutes`,
-with the same vocabulary, tokens per step and optimizer, once per seed. The minutes include starting the process,
-compiling and saving; they exclude preparing the text and measuring how many steps fit. Measured are the masked words of
-held-out reviews in nats per character, 15% of the words masked whatever the recipe trains with, and the accuracy on
-SST-2 after `finetune` on 1,000 examples.
+with the same vocabulary, tokens per step and optimizer, once per seed. Short trials that alternate between the recipes
+measure how many steps fit into the minutes, including starting the process, compiling and saving; run the trials on a
+machine with nothing else to do. The runs then train these steps, however busy the machine is. Measured are the masked
+words of held-out reviews in nats per character, 15% of the words masked whatever the recipe trains with, and the
+accuracy on SST-2 after `finetune` on 1,000 examples.
 
 Finished parts are stored in OUTPUT/results and skipped when the command is rerun; OUTPUT/table.md is the summary.
 """
 
 import argparse
 import dataclasses
-import datetime
 import json
 import shutil
 import statistics
@@ -25,7 +25,8 @@ from benchmarks.parts import Parts, fitting_steps, run_bert_jax
 from benchmarks.pretraining_data import subset, write_reviews
 
 _ROOT = Path(__file__).resolve().parent.parent
-_CALIBRATION_STEPS = 60
+_TRIAL_STEPS = 60
+_TRIALS = 3
 _TOKENS_PER_STEP = 4096
 _COMMON = {
     'tokenizer.vocab_size': 8192,
@@ -87,46 +88,44 @@ class Comparison(Parts):
         (self.output / 'sst2-1000.tsv').write_text(''.join(subset(lines, min(1000, len(lines) - 1))), encoding='utf-8')
         return counts | {name: summary[name] for name in ('tokens', 'seconds')}
 
-    def steps(self, recipe: str) -> dict[str, Any]:
-        """Measures how many steps of a recipe fit into the time."""
-        trial = self.output / f'{recipe}-trial'
-        shutil.rmtree(trial, ignore_errors=True)
+    def trial(self, recipe: str) -> dict[str, Any]:
+        """Measures the time per step of a short run, and the time that is not training."""
+        workdir = self.output / f'{recipe}-trial'
+        shutil.rmtree(workdir, ignore_errors=True)
         started = time.time()
-        run_bert_jax(
-            'train', *self._flags_of(recipe), *_schedule(_CALIBRATION_STEPS), f'--workdir={trial}', **_NO_CACHE
-        )
+        run_bert_jax('train', *self._flags_of(recipe), *_schedule(_TRIAL_STEPS), f'--workdir={workdir}', **_NO_CACHE)
         seconds = time.time() - started
-        logged = [json.loads(line) for line in (trial / 'metrics.jsonl').read_text().splitlines()]
+        logged = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
         speeds = [line['tokens_per_second'] for line in logged if 'tokens_per_second' in line]
         tokens_per_second = statistics.median(speeds[1:-1])  # the first includes compiling, the last saving
         step_seconds = _TOKENS_PER_STEP / tokens_per_second
-        overhead = seconds - _CALIBRATION_STEPS * step_seconds
-        return {
-            'steps': fitting_steps(self.flags.minutes * 60, overhead, step_seconds),
-            'step_seconds': step_seconds,
-            'tokens_per_second': tokens_per_second,
-        }
+        return {'step_seconds': step_seconds, 'overhead_seconds': seconds - _TRIAL_STEPS * step_seconds}
+
+    def _fitting_steps(self, recipe: str) -> int:
+        """Returns how many steps of a recipe fit into the time, by the medians of its trials."""
+        trials = [self.result(f'trial-{recipe}-{index}') for index in range(_TRIALS)]
+        step, overhead = (
+            statistics.median(trial[name] for trial in trials if trial) for name in ('step_seconds', 'overhead_seconds')
+        )
+        return fitting_steps(self.flags.minutes * 60, overhead, step)
 
     def pretrain(self, recipe: str, seed: int) -> dict[str, Any]:
-        """Pretrains for the given time and evaluates masked words."""
+        """Pretrains for the steps that fit into the time and evaluates masked words."""
         workdir = self._workdir(recipe, seed)
         shutil.rmtree(workdir, ignore_errors=True)
-        measured = self.result(f'steps-{recipe}')
-        assert measured is not None
+        steps = self._fitting_steps(recipe)
         started = time.time()
-        stop_at = datetime.datetime.fromtimestamp(started + self.flags.minutes * 60).isoformat()
-        limits = [*_schedule(measured['steps']), f'--config.train.stop_at={stop_at}', f'--config.train.seed={seed}']
-        outcome = run_bert_jax(
-            'train', *self._flags_of(recipe), *limits, f'--workdir={workdir}', may_stop=True, **_NO_CACHE
+        run_bert_jax(
+            'train',
+            *self._flags_of(recipe),
+            *_schedule(steps),
+            f'--config.train.seed={seed}',
+            f'--workdir={workdir}',
         )
         used = time.time() - started
         evaluated = run_bert_jax('evaluate', f'--workdir={workdir}')
         names = ('masked_word_nats_per_character', 'mlm_loss', 'mlm_accuracy')
-        return {
-            'step': outcome['step'],
-            'planned_steps': measured['steps'],
-            'minutes': used / 60,
-        } | {name: evaluated[name] for name in names}
+        return {'steps': steps, 'minutes': used / 60} | {name: evaluated[name] for name in names}
 
     def finetune(self, recipe: str, seed: int) -> dict[str, Any]:
         """Fine-tunes on 1,000 examples of SST-2."""
@@ -152,9 +151,10 @@ class Comparison(Parts):
         return self.output / f'{recipe}-{seed}'
 
     def run(self) -> None:
-        """Runs all parts that are not finished; recipes alternate, so that a slow hour of the machine meets all."""
+        """Runs all parts that are not finished; the recipes alternate."""
         parts = [('corpus', self.corpus, ())]
-        parts += [(f'steps-{recipe}', self.steps, (recipe,)) for recipe in self.flags.recipes]
+        for index in range(_TRIALS):
+            parts += [(f'trial-{recipe}-{index}', self.trial, (recipe,)) for recipe in self.flags.recipes]
         for seed in range(self.flags.seeds):
             for recipe in self.flags.recipes:
                 parts.append((f'pretrain-{recipe}-{seed}', self.pretrain, (recipe, seed)))
@@ -176,14 +176,14 @@ class Comparison(Parts):
             pairs = [(run, scores) for run, scores in zip(runs, tuned, strict=True) if run and scores]
             if not pairs:
                 continue
-            steps = statistics.median(run['step'] for run, _ in pairs)
+            steps = statistics.median(run['steps'] for run, _ in pairs)
             words = _range([run['masked_word_nats_per_character'] for run, _ in pairs], '{:.3f}')
             accuracy = _range([100 * scores['accuracy'] for _, scores in pairs], '{:.1f}')
             lines.append(f'| {recipe} | {steps:,.0f} | {words} | {accuracy} | {len(pairs)} |')
         return '\n'.join(lines)
 
 
-_NO_CACHE = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}  # the time includes compiling
+_NO_CACHE = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}  # the time of a trial includes compiling
 
 
 def _range(values: list[float], form: str) -> str:
@@ -195,7 +195,7 @@ def _schedule(steps: int) -> list[str]:
     fields = {
         'train.steps': steps,
         'train.checkpoint_every': steps,
-        'train.log_every': 10 if steps == _CALIBRATION_STEPS else 100,
+        'train.log_every': 10 if steps == _TRIAL_STEPS else 100,
         'optimizer.warmup_steps': min(100, steps // 10),
     }
     return [f'--config.{name}={value}' for name, value in fields.items()]
