@@ -91,15 +91,16 @@ class TrainingRun:
     """What `fit` trains, and what it uses. The caller closes it.
 
     Attributes:
-      update: (state, batch) -> (state, metrics), the train step of the program; donates the state.
+      programs: of each phase; a run without phases has one.
+      updates: of each phase, (state, batch) -> (state, metrics), the train step of its program; donates the state.
       batches: from the step after the one resumed from.
       evaluators: called in this order.
       new_state: returns the state that the run starts from.
     """
 
     workdir: str
-    program: TrainProgram
-    update: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    programs: Sequence[TrainProgram]
+    updates: Sequence[Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]]
     batches: Batches
     evaluators: Sequence[Evaluator]
     settings: LoopSettings
@@ -107,6 +108,11 @@ class TrainingRun:
     supervisor: Supervisor
     checkpoints: Checkpoints
     log: RunLog
+
+    @property
+    def program(self) -> TrainProgram:
+        """The program of the first phase; all phases have the same state."""
+        return self.programs[0]
 
 
 class Begun(NamedTuple):
@@ -163,7 +169,10 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
     program, supervisor, checkpoints = run.program, run.supervisor, run.checkpoints
     num_steps, step = program.num_steps, int(state.step)
     monitor, replicas = DivergenceMonitor(run.settings, record), Replicas(program.shardings)
-    speed, any_process = Speedometer(program.model, program.vocab_size), AnyProcessFlag(program.device_mesh)
+    speed, any_process = (
+        Speedometer([each.model for each in run.programs], program.vocab_size),
+        AnyProcessFlag(program.device_mesh),
+    )
     long_stage = functools.partial(_long_stage, speed, supervisor)
 
     def stop_now() -> bool:
@@ -172,9 +181,9 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
     # The order matters: an anomaly is rolled back before its step is logged, evaluated or saved.
     for step, phase, batch in speed.waiting(run.batches):
         # 1. Update. This dispatches the step to the devices and does not wait for it.
-        with supervisor.step(step, is_first_of_shape=speed.is_new(batch)):
-            state, metrics = run.update(state, batch)
-        speed.add(batch, metrics.pop('tokens'), metrics.pop('squared_lengths'))
+        with supervisor.step(step, is_first_of_shape=speed.is_new(batch, phase)):
+            state, metrics = run.updates[phase](state, batch)
+        speed.add(batch, metrics.pop('tokens'), metrics.pop('squared_lengths'), phase)
         monitor.observe(step, phase, metrics['loss'], metrics.pop('is_skipped'))
         due = Due.at(step, num_steps, run.settings, run.evaluators, stopping=stop_now())
         checked = state if due.save else None

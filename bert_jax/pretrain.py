@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, max_sequences, phase_at, row_lengths
+from bert_jax.config import Config, max_sequences, model_at, phase_at, row_lengths
 from bert_jax.config.families import SLIDING
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
@@ -116,13 +116,14 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
 
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
-        evaluators = _evaluators(config, program, streams, labelled_datasets, start_from.start)
+        programs = program.of_phases(config.in_phases)
+        evaluators = _evaluators(config, programs, streams, labelled_datasets, start_from.start)
         shorter = functools.partial(flags_of_shorter, config)
         with RunLog(workdir, start, num_steps, mesh, _describe_step, supervisor, shorter) as log:
             run = TrainingRun(
                 workdir=workdir,
-                program=program,
-                update=program.train_step,
+                programs=programs,
+                updates=[each.train_step for each in programs],
                 batches=Batches(streams.train, phase_steps, mesh, start, skipped),
                 evaluators=evaluators,
                 settings=config.train,
@@ -138,7 +139,11 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
 
 
 def _evaluators(
-    config: Config, program: TrainProgram, streams: Streams, labelled_datasets: list, start: Provenance | None
+    config: Config,
+    programs: Sequence[TrainProgram],
+    streams: Streams,
+    labelled_datasets: list,
+    start: Provenance | None,
 ) -> list[Evaluator]:
     """Returns the evaluators of a run, in the order in which they run."""
     train, tokenizer, max_positions = config.train, streams.tokenizer, config.model.max_positions
@@ -148,16 +153,16 @@ def _evaluators(
     def phase_of(step: int) -> int:
         return phase_at(config, step)
 
-    def model_at(params: nnx.State, step: int) -> Pretrained:
-        return from_params(params, config.model, tokenizer, step, of_run(config, step, start))
+    def pretrained_at(params: nnx.State, step: int) -> Pretrained:
+        return from_params(params, model_at(config, step), tokenizer, step, of_run(config, step, start))
 
-    examples = Examples(train.examples, tokenizer, program, of_run(config, 1, start).max_length(max_positions))
+    examples = Examples(train.examples, tokenizer, programs, of_run(config, 1, start).max_length(max_positions))
     evaluators: list[Evaluator] = [
-        HeldOut(program, streams.validation, phase_of, train.evaluate_every, train.evaluate_rows)
+        HeldOut(programs, streams.validation, phase_of, train.evaluate_every, train.evaluate_rows)
     ]
     if labelled_datasets:
-        evaluators.append(Probe(labelled_datasets, train.probe_every, model_at))
-    return [*evaluators, FillIn(examples, train.evaluate_every)]
+        evaluators.append(Probe(labelled_datasets, train.probe_every, pretrained_at))
+    return [*evaluators, FillIn(examples, phase_of, train.evaluate_every)]
 
 
 def _describe(
@@ -216,7 +221,7 @@ def _describe_attention(config: Config, mesh: Mesh) -> str:
         return 'plain, as set by model.attention'
     platform, tensor = mesh.devices.flat[0].platform, mesh.shape['tensor']
     reasons = [
-        unsupported_reason_of(config.model, platform, phase.data.sequence_length, tensor, max_sequences(phase.data) > 1)
+        unsupported_reason_of(phase.model, platform, phase.data.sequence_length, tensor, max_sequences(phase.data) > 1)
         for phase in config.in_phases
     ]
     reason = next(filter(None, reasons), None)

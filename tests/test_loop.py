@@ -104,8 +104,8 @@ def _run_of(monkeypatch: pytest.MonkeyPatch, num_steps: int, asked: list[bool], 
     monkeypatch.setattr('bert_jax.loop.AnyProcessFlag', lambda _: lambda _: next(answers))
     return TrainingRun(
         workdir='run',
-        program=mock.MagicMock(num_steps=num_steps),
-        update=_update,
+        programs=[mock.MagicMock(num_steps=num_steps)],
+        updates=[_update],
         batches=[(step, 0, {}) for step in range(1, num_steps + 1)],
         evaluators=[Asking(every)],
         settings=config.Train(steps=num_steps, log_every=10, checkpoint_every=10),

@@ -1,6 +1,13 @@
 """The settings of a run, checked and frozen before anything else happens."""
 
-from bert_jax.config.checks import check_exact, check_mesh, check_model, check_pairing, check_probes
+from bert_jax.config.checks import (
+    check_exact,
+    check_family_of_phases,
+    check_mesh,
+    check_model,
+    check_pairing,
+    check_probes,
+)
 from bert_jax.config.data import (
     SOURCE_KINDS,
     Data,
@@ -15,8 +22,8 @@ from bert_jax.config.data import (
 )
 from bert_jax.config.families import FAMILIES, Bert, EuroBert, Model, ModernBert
 from bert_jax.config.names import field_names, unknown_field
-from bert_jax.config.phases import phase_at, positions_trained
-from bert_jax.config.pretraining import Card, Config, Mesh, Optimizer, Phase, Probe, Train
+from bert_jax.config.phases import model_at, phase_at, positions_trained
+from bert_jax.config.pretraining import Card, Config, Mesh, Optimizer, Phase, PhaseMasking, Probe, Train
 from bert_jax.config.resolve import resolve
 from bert_jax.config.sizes import ETTIN_SIZES, FEW_LAYERS, MODERNBERT_SIZES, SIZES, bert, defaults, ettin, modernbert
 
@@ -38,11 +45,13 @@ __all__ = [
     'ModernBert',
     'Optimizer',
     'Phase',
+    'PhaseMasking',
     'Probe',
     'Tokenizer',
     'Train',
     'bert',
     'check_exact',
+    'check_family_of_phases',
     'check_mesh',
     'check_model',
     'check_pairing',
@@ -53,6 +62,7 @@ __all__ = [
     'is_records',
     'chooses_max_sequences',
     'max_sequences',
+    'model_at',
     'modernbert',
     'num_predictions',
     'phase_at',

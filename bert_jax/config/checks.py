@@ -5,7 +5,7 @@ import math
 
 from bert_jax.config.data import MIN_BPE_TOKENS, Tokenizer, is_records, sources
 from bert_jax.config.families import Model
-from bert_jax.config.pretraining import Config, Mesh, Probe, Train
+from bert_jax.config.pretraining import Config, Mesh, Phase, Probe, Train
 from bert_jax.errors import BadInput
 
 
@@ -34,6 +34,21 @@ def check_pairing(config: Config) -> None:
         )
 
 
+def check_family_of_phases(config: Config) -> None:
+    """Raises `BadInput` if a phase sets a field of the model that its family lacks."""
+    for index, phase in enumerate(config.phases):
+        for field in dataclasses.fields(Phase):
+            owner, name = field.metadata.get('same_as', (object, ''))
+            value = getattr(phase, field.name)
+            if issubclass(owner, Model) and value is not None and not isinstance(config.model, owner):
+                own = [each for each in ('global_rope_theta', 'rope_theta') if hasattr(config.model, each)]
+                raise BadInput(
+                    f'config.phases[{index}].{field.name}',
+                    f'is {value}, and family {config.model.family} has no {name}',
+                    f'{own[0]}, its base of rotary wavelengths' if own and 'theta' in name else f'no {name}',
+                )
+
+
 def check_probes(probe_every: int, probe: Probe) -> None:
     """Raises `BadInput` if probes are requested without labelled sets."""
     if probe_every and not probe.sets:
@@ -50,8 +65,10 @@ def check_mesh(mesh: Mesh) -> None:
 
 def check_together(config: Config) -> None:
     """Checks what concerns more than one field."""
-    data, masking = config.data, config.data.masking
+    data = config.data
     check_model(config.model)
+    if not config.init:  # otherwise the initial model determines the family
+        check_family_of_phases(config)
     check_pairing(config)
     if data.group_field and any(name.partition(':')[0] in ('python-docs', 'text') for name, _ in sources(data)):
         raise BadInput(
@@ -76,12 +93,6 @@ def check_together(config: Config) -> None:
         raise BadInput('config.data.packing', 'is True, and records are rows already', 'False with tfrecord:GLOB')
     if data.bucket_lengths:
         _check_buckets(config)
-    if masking.mask_fraction + masking.random_fraction > 1:
-        raise BadInput(
-            'config.data.masking',
-            f'mask_fraction={masking.mask_fraction} + random_fraction={masking.random_fraction} is more than 1',
-            'a sum of at most 1; the rest keeps its token',
-        )
     _check_tokenizer(config.tokenizer, is_provided=bool(config.init or config.tokenizer.path))
     if config.init_optimizer and not config.init:
         fix = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
@@ -112,7 +123,14 @@ def _check_tokenizer(tokenizer: Tokenizer, is_provided: bool) -> None:
 
 def check_phase(config: Config, phase: str) -> None:
     """Checks the fields that a phase may set. phase: prefix of their names, '' without phases."""
-    model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
+    model, data, train = config.model, config.data, config.train
+    masking = data.masking
+    if masking.mask_fraction + masking.random_fraction > 1:
+        raise BadInput(
+            f'config.{phase or "data."}masking',
+            f'mask_fraction={masking.mask_fraction} + random_fraction={masking.random_fraction} is more than 1',
+            'a sum of at most 1; the rest keeps its token',
+        )
     grows = bool(config.init) or is_records(data.source)  # an initial model's positions grow; records tell their length
     if data.sequence_length > model.max_positions and not grows:
         raise BadInput(
@@ -131,14 +149,33 @@ def check_phase(config: Config, phase: str) -> None:
             f'a divisor of {train.global_batch_size}',
             f'--{where}={works}',
         )
-    if optimizer.warmup_steps > train.steps:
-        where = f'config.{phase or "optimizer."}warmup_steps'
+    _check_schedule(config, phase)
+
+
+def _check_schedule(config: Config, phase: str) -> None:
+    """Checks that warm-up and decay fit into the steps, and that the decay has an end; phase as in `check_phase`."""
+    optimizer, steps, section = config.optimizer, config.train.steps, phase or 'optimizer.'
+    whole = f'{"the phase" if phase else "the run"} has steps'
+    if optimizer.warmup_steps > steps:
+        where = f'config.{section}warmup_steps'
         raise BadInput(
             where,
-            f'is {optimizer.warmup_steps}, more than {"the phase" if phase else "the run"} has steps',
-            f'at most {phase or "train."}steps={train.steps}',
-            f'--{where}={train.steps // 10}',
+            f'is {optimizer.warmup_steps}, more than {whole}',
+            f'at most {phase or "train."}steps={steps}',
+            f'--{where}={steps // 10}',
         )
+    if optimizer.schedule == 'wsd' and optimizer.warmup_steps + optimizer.decay_steps > steps:
+        where, most = f'config.{section}decay_steps', steps - optimizer.warmup_steps
+        sum_of = f', with warmup_steps={optimizer.warmup_steps}' if optimizer.warmup_steps else ''
+        raise BadInput(
+            where,
+            f'is {optimizer.decay_steps}{sum_of}, more than {whole}',
+            f'at most {most}: {phase or "train."}steps={steps} without the warm-up',
+            f'--{where}={most}' if most else '',
+        )
+    if optimizer.schedule == 'wsd' and optimizer.decay == 'inverse_sqrt' and not optimizer.final_fraction:
+        where = f'config.{section}final_fraction'
+        raise BadInput(where, "is 0, which decay='inverse_sqrt' never reaches", 'a number above 0', f'--{where}=0.1')
 
 
 def _check_buckets(config: Config) -> None:

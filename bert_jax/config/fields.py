@@ -11,11 +11,13 @@ import shlex
 import tokenize
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, FieldReference, config_dict
 
 from bert_jax.errors import BadInput
+
+SectionT = TypeVar('SectionT', bound=Any)
 
 
 class Role(enum.Enum):
@@ -174,6 +176,25 @@ def as_in(section: type[Any], name: str, default: Any = dataclasses.MISSING):
     field = section.__dataclass_fields__[name]
     default = field.default if default is dataclasses.MISSING else default
     return dataclasses.field(default=default, metadata={**field.metadata, 'same_as': (section, name)})
+
+
+def optional(section: type[Any], name: str, role: Role = Role.IDENTITY_IF_SET):
+    """Defines a field that may be None, for the value of a field in another section, with the check of that field."""
+    field = as_in(section, name, None)
+    return dataclasses.field(default=None, metadata={**field.metadata, 'role': role, 'before': None})
+
+
+def overridden(section: SectionT, by: Any) -> SectionT:
+    """Returns a section with the values of a record that has some of its fields, by `as_in` or `optional`.
+
+    Fields of the record that are None, or belong to another section, are ignored.
+    """
+    values = {}
+    for field in dataclasses.fields(by):
+        owner, name = field.metadata.get('same_as', (None, ''))
+        if owner is not None and isinstance(section, owner) and getattr(by, field.name) is not None:
+            values[name] = getattr(by, field.name)
+    return dataclasses.replace(section, **values)
 
 
 def variants(default: Any, sections: Mapping[str, type[Any]], by: str) -> Any:
@@ -339,21 +360,18 @@ def resolve_section(section: type[Any], values: Any, prefix: str, unknown: Calla
         if (inner := section_of(field)) is not None:
             resolved[name] = _resolve_inner(field, inner, value, path, unknown)
             continue
-        if field.type is float and isinstance(value, int) and not isinstance(value, bool):
+        types = typing.get_args(field.type) or (field.type,)
+        if float in types and type(value) is int:
             value = float(value)
         if tuple in typing.get_args(field.type) and isinstance(value, str) and value.lstrip().startswith('('):
             value = _parsed_tuple(value, path)
-        if tuple in (field.type, *typing.get_args(field.type)) and isinstance(value, list | tuple):
+        if tuple in types and isinstance(value, list | tuple):
             value = tuple(tuple(item) if isinstance(item, list) else item for item in value)  # JSON knows no tuples
-        if (
-            type(value) not in (typing.get_args(field.type) or (field.type,))
-            or value != value
-            or value in (float('inf'), -float('inf'))
-        ):
-            kind = 'a finite float' if field.type is float else f'of type {getattr(field.type, "__name__", field.type)}'
+        if type(value) not in types or value != value or value in (float('inf'), -float('inf')):
+            kind = 'a finite float' if float in types else f'of type {getattr(field.type, "__name__", field.type)}'
             raise BadInput(f'config.{path}', f'is {value!r}', kind)
         check = field.metadata.get('check')
-        if check and not check(value):
+        if check and value is not None and not check(value):
             raise BadInput(f'config.{path}', f'is {value!r}', field.metadata['expected'], _fix(field, path, value))
         resolved[name] = value
     return section(**resolved)

@@ -11,9 +11,9 @@ import functools
 import re
 from typing import Any, ClassVar
 
-from bert_jax.config.data import Data, Tokenizer
-from bert_jax.config.families import FAMILIES, Bert, Model
-from bert_jax.config.fields import Role, as_in, at_least, fraction, setting, variants
+from bert_jax.config.data import Data, Masking, Tokenizer
+from bert_jax.config.families import FAMILIES, Bert, EuroBert, Model, ModernBert
+from bert_jax.config.fields import Role, as_in, at_least, fraction, optional, overridden, setting, variants
 
 
 def _is_time(value: str) -> bool:
@@ -42,6 +42,16 @@ def _have_masks(value: tuple) -> bool:
     return all(isinstance(text, str) and '[MASK]' in text and text.isprintable() for text in value)
 
 
+def _tokens():
+    """Defines a duration in tokens, which `phases.in_steps` converts; the steps belong to the identity of a run."""
+    return setting(
+        0.0,
+        'a whole number of at least 0, such as 2e9',
+        lambda value: 0 <= value < 2**53 and value.is_integer(),
+        role=Role.EXECUTION,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """The optimizer and the learning rate schedule; see `train/optimizer.py`."""
@@ -54,11 +64,21 @@ class Optimizer:
     peak_learning_rate: float = setting(1e-4, 'a number above 0', lambda value: value > 0)
     # steps over which the learning rate rises linearly to its peak
     warmup_steps: int = at_least(10_000, 0)
-    # learning rate after warm-up: linear and cosine reach 0 at the last step; wsd stays at the peak, then falls to 0;
-    # inverse_sqrt falls with the square root of the step
-    schedule: str = setting('linear', choices=('linear', 'cosine', 'constant', 'wsd', 'inverse_sqrt'))
-    # schedule=wsd: share of the steps over which the learning rate falls to 0
+    # the same in tokens, counted as in train.tokens; 0: warmup_steps counts
+    warmup_tokens: float = _tokens()
+    # learning rate after warm-up: linear, cosine and 1-sqrt fall until the last step; wsd stays at the peak, then
+    # falls; inverse_sqrt falls with the square root of the step
+    schedule: str = setting('linear', choices=('linear', 'cosine', '1-sqrt', 'constant', 'wsd', 'inverse_sqrt'))
+    # schedule=wsd: the curve on which the learning rate falls
+    decay: str = setting('linear', choices=('linear', 'cosine', '1-sqrt', 'inverse_sqrt'), role=Role.IDENTITY_IF_SET)
+    # schedule=wsd: share of the steps over which the learning rate falls; at most those after the warm-up
     decay_fraction: float = setting(0.1, 'a number above 0, at most 1', lambda value: 0 < value <= 1)
+    # schedule=wsd: the same in steps; 0: decay_fraction counts
+    decay_steps: int = at_least(0, 0, Role.IDENTITY_IF_SET)
+    # schedule=wsd: the same in tokens, counted as in train.tokens; 0: decay_steps or decay_fraction counts
+    decay_tokens: float = _tokens()
+    # share of the peak that a falling learning rate ends at
+    final_fraction: float = fraction(0.0, Role.IDENTITY_IF_SET)
     # decoupled weight decay; never on biases and norms
     weight_decay: float = at_least(0.01, 0)
     # decay rate of the first moment, per step
@@ -81,6 +101,8 @@ class Train:
 
     # optimizer updates; with `phases`, their sum
     steps: int = at_least(1_000_000, 1, Role.IDENTITY)
+    # the length of the run in tokens, padding included: global_batch_size x sequence_length per step; 0: steps counts
+    tokens: float = _tokens()
     # rows per step, over all devices
     global_batch_size: int = at_least(256, 1, Role.IDENTITY)
     # parts of a batch whose gradients are accumulated, to save memory; -1 finds the fewest that fit
@@ -203,25 +225,42 @@ class Card:
 
 
 @dataclasses.dataclass(frozen=True)
+class PhaseMasking:
+    """The masking of a phase. Fields that are None have the values of the run."""
+
+    ROLE: ClassVar[Role] = Role.IDENTITY
+
+    rate: float | None = optional(Masking, 'rate')
+    mask_fraction: float | None = optional(Masking, 'mask_fraction')
+    random_fraction: float | None = optional(Masking, 'random_fraction')
+    unit: str | None = optional(Masking, 'unit')
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
-    """A part of a run. Fields that it leaves out, except `steps`, have the values of the run."""
+    """A part of a run. Fields that it leaves out or that are None, except its length, have the values of the run."""
 
     ROLE: ClassVar[Role] = Role.IDENTITY
 
     steps: int = as_in(Train, 'steps')
+    tokens: float = as_in(Train, 'tokens')
     sequence_length: int = as_in(Data, 'sequence_length')
     global_batch_size: int = as_in(Train, 'global_batch_size')
     peak_learning_rate: float = as_in(Optimizer, 'peak_learning_rate')
     warmup_steps: int = as_in(Optimizer, 'warmup_steps')
-
-
-SECTION_OF = {
-    'steps': 'train',
-    'sequence_length': 'data',
-    'global_batch_size': 'train',
-    'peak_learning_rate': 'optimizer',
-    'warmup_steps': 'optimizer',
-}
+    warmup_tokens: float = as_in(Optimizer, 'warmup_tokens')
+    schedule: str | None = optional(Optimizer, 'schedule')
+    decay: str | None = optional(Optimizer, 'decay')
+    decay_fraction: float | None = optional(Optimizer, 'decay_fraction')
+    decay_steps: int | None = optional(Optimizer, 'decay_steps')
+    decay_tokens: float | None = optional(Optimizer, 'decay_tokens', Role.EXECUTION)
+    final_fraction: float | None = optional(Optimizer, 'final_fraction')
+    weight_decay: float | None = optional(Optimizer, 'weight_decay')
+    masking: PhaseMasking = dataclasses.field(default=PhaseMasking(), metadata={'role': Role.IDENTITY_IF_SET})
+    global_rope_theta: float | None = optional(ModernBert, 'global_rope_theta')
+    local_rope_theta: float | None = optional(ModernBert, 'local_rope_theta')
+    local_attention: int | None = optional(ModernBert, 'local_attention')
+    rope_theta: float | None = optional(EuroBert, 'rope_theta')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +284,8 @@ class Config:
     card: Card = Card()
     # devices to run on; '' takes the fastest available
     platform: str = setting('', choices=('', 'cpu', 'cuda', 'tpu'))
-    # parts of the run with their own steps, length, batch size and learning rate, one after the other; (): one phase
+    # consecutive parts of the run with their own length, rows, batch size, masking, learning rate and weight decay; ():
+    # one phase
     phases: tuple[Phase, ...] = setting((), role=Role.IDENTITY)
 
     @functools.cached_property
@@ -253,9 +293,15 @@ class Config:
         """One config per phase, with the values of the phase in the other sections; without phases, this config."""
         found = []
         for phase in self.phases:
-            one = dataclasses.replace(self, phases=())
-            for name, section in SECTION_OF.items():
-                changed = dataclasses.replace(getattr(one, section), **{name: getattr(phase, name)})
-                one = dataclasses.replace(one, **{section: changed})
-            found.append(one)
+            data = overridden(self.data, phase)
+            found.append(
+                dataclasses.replace(
+                    self,
+                    phases=(),
+                    data=dataclasses.replace(data, masking=overridden(data.masking, phase.masking)),
+                    model=overridden(self.model, phase),
+                    optimizer=overridden(self.optimizer, phase),
+                    train=overridden(self.train, phase),
+                )
+            )
         return tuple(found) or (self,)

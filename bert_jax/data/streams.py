@@ -116,8 +116,10 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
     trained, evaluated = [], []
     for index, phase in enumerate(run.in_phases):
         batch_size = phase.train.global_batch_size
-        trained.append(RecordStream(train, data, tokenizer, batch_size=batch_size, seed=run.train.seed, phase=index))
-        evaluated.append(RecordStream(validation, data, tokenizer, batch_size=batch_size, seed=None))
+        trained.append(
+            RecordStream(train, phase.data, tokenizer, batch_size=batch_size, seed=run.train.seed, phase=index)
+        )
+        evaluated.append(RecordStream(validation, phase.data, tokenizer, batch_size=batch_size, seed=None))
     return Streams(
         run,
         tokenizer,

@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from bert_jax.activity import activity
-from bert_jax.config import Config, is_records, phase_at
+from bert_jax.config import Config, is_records, model_at, phase_at
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.streams import open_streams
@@ -213,8 +213,8 @@ def _evaluate_source(
 def _evaluate_stream(
     state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh
 ) -> dict[str, Any]:
-    model, optimizer, train, phases = run_config.model, run_config.optimizer, run_config.train, run_config.phases
-    program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=phases)
+    model, optimizer, train = model_at(run_config, int(state.step)), run_config.optimizer, run_config.train
+    program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=run_config.phases)
     metrics = evaluate_params(state.params, program, stream)
     assert metrics is not None  # None means interrupted
     return {'step': int(state.step)} | metrics
@@ -231,7 +231,7 @@ def _evaluate_sample(
     """Computes the metrics on raw text, in rows no longer than the run has been trained on up to this step."""
     step = int(state.step)
     provenance = of_run(run_config, step, start_of(workdir))
-    pretrained = from_params(state.params, run_config.model, tokenizer, step, provenance)
+    pretrained = from_params(state.params, model_at(run_config, step), tokenizer, step, provenance)
     with activity('masked words'):
         metrics = masked_words.measure(pretrained, windows)
     with activity('pseudo-perplexity'):

@@ -4,6 +4,7 @@ Shapes: `N` sentences, `L` positions, `P` masks per sentence, `K` fillers per ma
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -40,8 +41,12 @@ class Examples:
     Every process must call it: all processes run one program, in which each device computes some of the sentences.
     """
 
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, program: TrainProgram, max_length: int):
-        """Encodes the texts; those with more than `max_length` tokens, the most that the run trains on, are skipped."""
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, programs: Sequence[TrainProgram], max_length: int):
+        """Encodes the texts; those with more than `max_length` tokens, the most that the run trains on, are skipped.
+
+        Args:
+          programs: of each phase.
+        """
         encoded = [(text, encode_with_masks(tokenizer, text)) for text in texts]
         fitting = [(text, ids) for text, ids in encoded if len(ids) <= max_length]
         if num_skipped := len(encoded) - len(fitting):
@@ -50,17 +55,17 @@ class Examples:
         self._texts = [text for text, _ in fitting]
         self._mask_positions = [np.flatnonzero(ids == tokenizer.mask_id) for _, ids in fitting]
         rows = [ids for _, ids in fitting]
-        self._batch = _batch(rows, self._mask_positions, tokenizer.pad_id, program.device_mesh) if rows else None
-        self._fill = program.forward(_most_likely) if rows else None
+        self._batch = _batch(rows, self._mask_positions, tokenizer.pad_id, programs[0].device_mesh) if rows else None
+        self._programs, self._fill = programs, functools.cache(lambda program: program.forward(_most_likely))
 
     def __bool__(self) -> bool:
         return self._batch is not None
 
-    def __call__(self, params: nnx.State) -> list[dict[str, Any]]:
+    def __call__(self, params: nnx.State, phase: int = 0) -> list[dict[str, Any]]:
         """Returns [{text, fillers}], where `fillers` has a list [{token, score}] per mask, by falling probability."""
-        if self._fill is None:
+        if self._batch is None:
             return []
-        scores, tokens = jax.device_get(self._fill(params, self._batch))  # NPK
+        scores, tokens = jax.device_get(self._fill(self._programs[phase])(params, self._batch))  # NPK
 
         def fillers(row: int, mask: int) -> list[dict[str, Any]]:
             pairs = zip(tokens[row, mask], scores[row, mask], strict=True)
@@ -74,9 +79,14 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class FillIn:
-    """The evaluator that fills in the example sentences; `every` is `train.evaluate_every`."""
+    """The evaluator that fills in the example sentences; `every` is `train.evaluate_every`.
+
+    Attributes:
+      phase_at: maps a step to the index of its phase.
+    """
 
     examples: Examples
+    phase_at: Callable[[int], int]
     every: int
     activity: str = 'filling in the example sentences'
 
@@ -84,7 +94,7 @@ class FillIn:
         return bool(self.examples) and is_due_every(self.every, step, is_final=is_final)
 
     def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation:
-        return Evaluation(examples=self.examples(params))
+        return Evaluation(examples=self.examples(params, self.phase_at(step)))
 
 
 def _batch(rows: list[np.ndarray], mask_positions: list[np.ndarray], pad_id: int, mesh: Mesh) -> _Sentences:

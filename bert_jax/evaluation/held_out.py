@@ -21,13 +21,14 @@ class HeldOut:
     """The evaluator that measures a run on its validation streams.
 
     Attributes:
+      programs: one per phase.
       streams: one per phase; None if too little text is held out for the phase.
       phase_at: maps a step to the index of its phase.
       every: steps between evaluations; 0 evaluates only at the last step.
       max_rows: number of rows to evaluate.
     """
 
-    program: TrainProgram
+    programs: Sequence[TrainProgram]
     streams: Sequence[Stream | None]
     phase_at: Callable[[int], int]
     every: int
@@ -38,9 +39,10 @@ class HeldOut:
         return self.streams[self.phase_at(step)] is not None and is_due_every(self.every, step, is_final=is_final)
 
     def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation | None:
-        stream = self.streams[self.phase_at(step)]
+        phase = self.phase_at(step)
+        stream = self.streams[phase]
         assert stream is not None  # see `is_due`
-        result = evaluate_params(params, self.program, stream, self.max_rows, stop_now)
+        result = evaluate_params(params, self.programs[phase], stream, self.max_rows, stop_now)
         if result is None:
             return None
         metrics = {name: value for name, value in result.items() if value is not None}

@@ -132,8 +132,8 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> S
         with RunLog(workdir, first, num_steps, program.device_mesh, _describe_step, supervisor, shorter_run) as log:
             run = TrainingRun(
                 workdir=workdir,
-                program=program,
-                update=functools.partial(program.train_step, seed=np.uint32(seed)),  # one program for all seeds
+                programs=[program],
+                updates=[functools.partial(program.train_step, seed=np.uint32(seed))],  # one program for all seeds
                 batches=Batches([streams(data.train, seed)], [num_steps], program.device_mesh, first, skipped),
                 evaluators=[evaluator, *_probes(setup, config)],
                 settings=config.train,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax.config import Config, Model, check_pairing
+from bert_jax.config import Config, Model, check_family_of_phases, check_pairing
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.model.family import family_of
@@ -253,6 +253,7 @@ def _with_architecture(config: Config, model: Model, num_positions: int) -> Conf
     model = dataclasses.replace(config.model.with_architecture_of(model), max_positions=num_positions)
     resolved = dataclasses.replace(config, model=model)
     check_pairing(resolved)
+    check_family_of_phases(resolved)
     return resolved
 
 

@@ -361,8 +361,9 @@ def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     resolved = identity.load_config(workdir)
     tokenizer = load_saved_tokenizer(Path(workdir) / 'tokenizer')
     state = restore_whole(workdir, resolved, tokenizer.vocab_size, step)
-    provenance = of_run(resolved, int(state.step), start_of(workdir))
-    return from_params(state.params, resolved.model, tokenizer, int(state.step), provenance)
+    step, start = int(state.step), start_of(workdir)
+    model = config.model_at(resolved, step)
+    return from_params(state.params, model, tokenizer, step, of_run(resolved, step, start))
 
 
 def from_params(

@@ -1,6 +1,5 @@
 """Builds schedules and optimizers from optax."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,36 +9,72 @@ import optax
 from flax import nnx
 
 from bert_jax import config
+from bert_jax.config.fields import overridden
 from bert_jax.model.layers import axes_in_layer, is_stacked, logical_axes
 
 
 def make_schedule(optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()) -> optax.Schedule:
     """Makes the learning rate schedule, which restarts in each phase: linear warm-up to the peak, then `schedule`.
 
-    `linear` and `cosine` reach 0 at the last step; `wsd` (warm-up, stable, decay; Hu et al. 2024) stays at the peak and
-    reaches 0 over the last `decay_fraction` of the steps; `inverse_sqrt` is peak x sqrt(warmup / step) (Vaswani et al.
-    2017).
+    With t from 0 at the end of the warm-up to 1 after the last step, and the floor f = `final_fraction`, the curves
+    from peak to f x peak are, as shares of the peak:
+
+    - `linear`: 1 - (1 - f) t
+    - `cosine`: f + (1 - f) (1 + cos(pi t)) / 2
+    - `1-sqrt`: f + (1 - f) (1 - sqrt(t)), as `OneMinusSqrt` of ModernBERT
+    - `inverse_sqrt`, of a decay only: 1 / sqrt(1 + t (1 / f^2 - 1))
+
+    `wsd` (warm-up, stable, decay; Hu et al. 2024) stays at the peak until its `decay`, one of these curves over the
+    last `decay_steps`, or the last `decay_fraction` of the steps. `constant` stays at the peak to the end. As a
+    schedule, `inverse_sqrt` is peak x sqrt(warmup / step) (Vaswani et al. 2017).
     """
     if phases:
-        peaks = [{name: getattr(phase, name) for name in ('peak_learning_rate', 'warmup_steps')} for phase in phases]
-        parts = [
-            make_schedule(dataclasses.replace(optimizer, **peak), phase.steps)
-            for peak, phase in zip(peaks, phases, strict=True)
-        ]
+        parts = [make_schedule(overridden(optimizer, phase), phase.steps) for phase in phases]
         return optax.join_schedules(parts, np.cumsum([phase.steps for phase in phases])[:-1].tolist())
     peak, warmup = optimizer.peak_learning_rate, optimizer.warmup_steps
-    after = max(num_steps - warmup, 1)
-    decay = min(max(round(optimizer.decay_fraction * num_steps), 1), after)
-    down = {
-        'linear': optax.linear_schedule(peak, 0.0, after),
-        'cosine': optax.cosine_decay_schedule(peak, after),
-        'constant': optax.constant_schedule(peak),
-        'wsd': optax.linear_schedule(peak, 0.0, decay, transition_begin=after - decay),
-        'inverse_sqrt': lambda step: peak * jnp.sqrt(max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1))),
-    }[optimizer.schedule]
     # Step 0 already moves: the first update has learning rate peak / (warmup + 1).
     up = optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1))
-    return optax.join_schedules([up, down], [warmup])
+    return optax.join_schedules([up, _after_warmup(optimizer, num_steps)], [warmup])
+
+
+def _after_warmup(optimizer: config.Optimizer, num_steps: int) -> optax.Schedule:
+    """Returns the schedule of the steps after the warm-up, counted from its end."""
+    peak, warmup = optimizer.peak_learning_rate, optimizer.warmup_steps
+    after, stable = max(num_steps - warmup, 1), optax.constant_schedule(peak)
+    if optimizer.schedule == 'constant':
+        return stable
+    if optimizer.schedule == 'inverse_sqrt':
+        return lambda step: peak * jnp.sqrt(max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1)))
+    if optimizer.schedule != 'wsd':
+        return _falling(optimizer.schedule, peak, optimizer.final_fraction, after)
+    decay_steps = optimizer.decay_steps or round(optimizer.decay_fraction * num_steps)
+    decay_steps = min(max(decay_steps, 1), after)
+    falling = _falling(optimizer.decay, peak, optimizer.final_fraction, decay_steps)
+    return optax.join_schedules([stable, falling], [after - decay_steps])
+
+
+def _falling(curve: str, peak: float, final: float, num_steps: int) -> optax.Schedule:
+    """Returns a schedule that falls from `peak` to `final` x `peak` in a number of steps; see `make_schedule`."""
+    if curve == 'linear':
+        return optax.linear_schedule(peak, final * peak, num_steps)
+    if curve == 'cosine':
+        return optax.cosine_decay_schedule(peak, num_steps, alpha=final)
+
+    def elapsed(step: Any) -> jax.Array:
+        return jnp.clip(step / num_steps, 0, 1)
+
+    if curve == '1-sqrt':
+        return lambda step: peak * (final + (1 - final) * (1 - jnp.sqrt(elapsed(step))))
+    return lambda step: peak / jnp.sqrt(1 + elapsed(step) * (final**-2 - 1))
+
+
+def make_weight_decay(optimizer: config.Optimizer, phases: tuple[config.Phase, ...]) -> optax.ScalarOrSchedule:
+    """Returns the weight decay: a number, or a schedule if phases differ, which adds a count to the state."""
+    values = [overridden(optimizer, phase).weight_decay for phase in phases] or [optimizer.weight_decay]
+    if len({*values}) == 1:
+        return values[0]
+    parts = [optax.constant_schedule(value) for value in values]
+    return optax.join_schedules(parts, np.cumsum([phase.steps for phase in phases])[:-1].tolist())
 
 
 def decayed(params: nnx.State) -> nnx.State:
@@ -122,7 +157,8 @@ def make_optimizer(
     schedule = make_schedule(optimizer, num_steps, phases)
     scale_by_adam = optax.scale_by_adam if optimizer.bias_correction else scale_by_uncorrected_adam
     adam = scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
-    decay = optax.add_decayed_weights(optimizer.weight_decay, decayed)
+    weight_decay = make_weight_decay(optimizer, phases)
+    decay = optax.add_decayed_weights(weight_decay, decayed)
     step = optax.scale_by_learning_rate(schedule)
     if optimizer.name == 'adamw':
         update = optax.chain(adam, decay, step)
@@ -136,12 +172,12 @@ def make_optimizer(
     else:
         update = optax.contrib.muon(
             schedule,
-            weight_decay=optimizer.weight_decay,
+            weight_decay=weight_decay,  # ty: ignore[invalid-argument-type]  may be a schedule
             weight_decay_mask=decayed,
             muon_weight_dimension_numbers=matrix_dims,  # ty: ignore[invalid-argument-type]  of any tree, so nnx.State too
             adam_b1=optimizer.b1,
             adam_b2=optimizer.b2,
-            adam_weight_decay=optimizer.weight_decay,
+            adam_weight_decay=weight_decay,  # ty: ignore[invalid-argument-type]  may be a schedule
             consistent_rms=_UPDATE_RMS,
         )
     return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), update)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,18 @@ class TrainProgram:
     schedule: optax.Schedule
     shapes: TrainState
     shardings: TrainState
+
+    def of_phases(self, phases: Sequence[config.Config]) -> tuple['TrainProgram', ...]:
+        """Returns the program of each phase, all on the same state; phases with equal models share one.
+
+        Args:
+          phases: `Config.in_phases`.
+        """
+        programs = {self.model: self}
+        for phase in phases:
+            if phase.model not in programs:
+                programs[phase.model] = dataclasses.replace(self, model=phase.model)
+        return tuple(programs[phase.model] for phase in phases)
 
     @property
     def num_steps(self) -> int:
@@ -129,7 +141,7 @@ def build_program(
     Args:
       train: see `TrainProgram`; `steps` is the length of the learning rate schedule.
       vocab_size: tokens of the tokenizer.
-      phases: of the run; their warm-ups and peaks take the place of the optimizer's.
+      phases: of the run; their values take the place of the optimizer's. For their models see `of_phases`.
       build, objective: the model and what it learns.
     """
     transform = make_optimizer(optimizer, train.steps, phases)

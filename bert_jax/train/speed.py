@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -71,29 +71,34 @@ def _measure_matmul_flops(dtype: str, size: int = 1536, repeats: int = 4) -> flo
 class Speedometer:
     """A meter of non-padding tokens per second, MFU and input wait, without evaluation, saving and compilation."""
 
-    def __init__(self, model: config.Model, vocab_size: int):
-        self._count = functools.partial(flops_per_step, model, vocab_size)
-        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
-        self._dtype, self._peak = model.dtype, peak_flops(model.dtype)
+    def __init__(self, models: Sequence[config.Model], vocab_size: int):
+        """Args: models, of each phase; the same parameters in the same dtype."""
+        self._models, self._vocab_size = models, vocab_size
+        self._compiled: set[tuple[config.Model, tuple[tuple[int, ...], ...]]] = set()
+        self._dtype, self._peak = models[0].dtype, peak_flops(models[0].dtype)
         self._measurements_left = _MOST_MEASUREMENTS if jax.default_backend() == 'cpu' else 0
-        self._pending: list[tuple[jax.Array, jax.Array, int, int]] = []
+        self._pending: list[tuple[config.Model, jax.Array, jax.Array, int, int]] = []
         self._since: float | None = None
         self._waited = 0.0
         self._newest: Any = None  # a jax.Array, whose `is_ready` jax does not declare
 
-    def is_new(self, batch: Batch) -> bool:
-        """Returns whether the shapes of a batch are new, so that its step has to be compiled first."""
-        return tuple(array.shape for array in batch) not in self._shapes
+    def is_new(self, batch: Batch, phase: int = 0) -> bool:
+        """Returns whether the step has to be compiled first: for new shapes of a batch, or another model."""
+        return self._step_of(batch, phase) not in self._compiled
 
-    def add(self, batch: Batch, tokens: jax.Array, squared_lengths: jax.Array) -> None:
-        """Counts the step of a global batch (on the device: nothing is waited for); the first of a shape compiles."""
-        self._newest, shapes = tokens, tuple(array.shape for array in batch)
-        if shapes not in self._shapes:
+    def add(self, batch: Batch, tokens: jax.Array, squared_lengths: jax.Array, phase: int = 0) -> None:
+        """Counts the step of a global batch (on the device: nothing is waited for), unless it compiled first."""
+        self._newest, step = tokens, self._step_of(batch, phase)
+        if step not in self._compiled:
             jax.block_until_ready(tokens)
-            self._shapes.add(shapes)
+            self._compiled.add(step)
             self._pending, self._since, self._waited = [], time.perf_counter(), 0.0
         else:
-            self._pending.append((tokens, squared_lengths, batch.num_predictions, batch.cls_positions.size))
+            counts = tokens, squared_lengths, batch.num_predictions, batch.cls_positions.size
+            self._pending.append((self._models[phase], *counts))
+
+    def _step_of(self, batch: Batch, phase: int) -> tuple[config.Model, tuple[tuple[int, ...], ...]]:
+        return self._models[phase], tuple(array.shape for array in batch)
 
     def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yields the batches, and counts the wait for one if the devices are idle when it arrives."""
@@ -122,10 +127,16 @@ class Speedometer:
         """
         if not self._pending or self._since is None:
             return {}
-        counted = jax.device_get(self._pending)
+        counted = jax.device_get([counts for _, *counts in self._pending])
         seconds = time.perf_counter() - self._since
-        tokens, squared, predictions, sequences = (float(sum(values)) for values in zip(*counted, strict=True))
-        flops = self._count(tokens=tokens, squared_lengths=squared, predictions=predictions, sequences=sequences)
+        models, tokens, flops = [model for model, *_ in self._pending], 0.0, 0.0
+        for model in dict.fromkeys(models):
+            of_model = [counts for counts, other in zip(counted, models, strict=True) if other == model]
+            sums = (float(sum(values)) for values in zip(*of_model, strict=True))
+            names = 'tokens', 'squared_lengths', 'predictions', 'sequences'
+            totals = dict(zip(names, sums, strict=True))
+            flops += flops_per_step(model, self._vocab_size, **totals)
+            tokens += totals['tokens']
         speed = {'tokens_per_second': tokens / seconds, 'input_wait_fraction': self._waited / seconds}
         mfu = self._mfu(flops / seconds)
         self._pending, self._since, self._waited = [], time.perf_counter(), 0.0

@@ -32,9 +32,12 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+_WeightDecayState = type(optax.add_decayed_weights(optax.constant_schedule(0.0)).init({}))  # optax does not export it
+
+
 def is_schedule(node: Any) -> bool:
-    """Returns whether a node of an optimizer state is the schedule's, which counts the updates."""
-    return isinstance(node, optax.ScaleByScheduleState)
+    """Returns whether a node of an optimizer state is that of a schedule, which counts the updates."""
+    return isinstance(node, (optax.ScaleByScheduleState, _WeightDecayState))
 
 
 @jax.jit

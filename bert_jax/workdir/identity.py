@@ -131,6 +131,7 @@ _OPTIONAL = {  # names that a fingerprint may lack
     *(f'model.{name}' for section in FAMILIES.values() for name in names_with(Role.IDENTITY_IF_SET, section)),
     *names_with(Role.IDENTITY_IF_SET, Config),
     *(f'data.{name}' for name in names_with(Role.IDENTITY_IF_SET, Data)),
+    *(f'optimizer.{name}' for name in names_with(Role.IDENTITY_IF_SET, Optimizer)),
     *(f'train.{name}' for name in names_with(Role.IDENTITY_IF_SET, Train)),
 }
 _SHAPES = {  # names that determine the shapes and names of the arrays of a state

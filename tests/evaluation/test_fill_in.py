@@ -31,7 +31,7 @@ def test_fillers_equal_those_of_fill_mask_on_any_mesh(mesh: config.Mesh, tmp_pat
     devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
     mesh = make_mesh(mesh, settings, config.Train(global_batch_size=8), devices)
     program = build_program(settings, config.Optimizer(), config.Train(), len(TOKENS), mesh)
-    examples = Examples(TEXTS, tokenizer, program, 32)
+    examples = Examples(TEXTS, tokenizer, [program], 32)
     assert '1 of 3 skipped, because longer than 32 tokens' in capsys.readouterr().err
     filled = examples(jax.tree.map(distribute, nnx.state(model, nnx.Param), program.shardings.params))
     pretrained = Pretrained(model, tokenizer, settings, None)
@@ -46,4 +46,4 @@ def test_fillers_equal_those_of_fill_mask_on_any_mesh(mesh: config.Mesh, tmp_pat
 def test_example_without_mask_or_with_line_break_is_rejected(examples: tuple) -> None:
     with pytest.raises(BadInput, match=r'config\.train\.examples'):
         config.resolve({'train': {'examples': examples}})
-    assert not Examples((), None, None, 0)
+    assert not Examples((), None, [], 0)

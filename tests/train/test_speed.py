@@ -41,7 +41,7 @@ def test_exceeded_peak_is_measured_again_and_mfu_stays_below_one(
     peaks = iter([3e9, now, now, now])  # the first is measured on a busy machine
     monkeypatch.setattr(speed, '_first_measured_flops', lambda _: next(peaks))
     monkeypatch.setattr(speed, '_measure_matmul_flops', lambda _: next(peaks))
-    speedometer = Speedometer(config.resolve(config.bert('tiny')).model, 1000)
+    speedometer = Speedometer([config.resolve(config.bert('tiny')).model], 1000)
     assert speedometer._mfu(2.4e9) == 0.8 and not capsys.readouterr().err
     assert speedometer._mfu(4e9) == expected
     assert 'the machine was busy' in capsys.readouterr().err
