@@ -19,13 +19,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.matmul import matmul, transpose
-from bert_jax.model.platform import target_platform
+from bert_jax.model.platform import target_platform, tensor_parts
 
 _SITE = 1  # of dropout in a layer
 _GPU_BLOCK = 128
@@ -61,9 +61,7 @@ def attend(
     """
     rate = 0.0 if key is None else rate
     platform = target_platform()
-    mesh = jax.sharding.get_abstract_mesh()
-    is_split = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get('tensor') == AxisType.Auto
-    num_parts = mesh.shape['tensor'] if is_split else 1
+    num_parts = tensor_parts()
     own, size = num_heads // num_parts, q.shape[-1] // num_heads
     if implementation == 'plain':
         return reference(q, k, v, sequence_ids, num_heads, rate, key)

@@ -14,8 +14,9 @@ from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather, run_layers
 from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, parameter, stack, truncated_normal
+from bert_jax.model.masked_lm import MaskedLM
 from bert_jax.model.matmul import Count, Matmul
-from bert_jax.model.vocabulary import at_positions, padded_vocab_size, vocabulary_logits, word_embeddings
+from bert_jax.model.vocabulary import at_positions, padded_vocab_size, word_embeddings
 
 
 class Embeddings(nnx.Module):
@@ -101,7 +102,7 @@ def new_pooler(
     return Dense(size, size, ('embed', 'pooled'), model.initializer_range, model.dtype, rngs, initializer)
 
 
-class BertForPreTraining(nnx.Module):
+class BertForPreTraining(MaskedLM):
     """BERT with its masked-LM head (decoder tied to the word embeddings) and its next-sentence head."""
 
     def __init__(self, model: config.Bert, vocab_size: int, rngs: nnx.Rngs):
@@ -123,11 +124,9 @@ class BertForPreTraining(nnx.Module):
         """Returns contextual vectors [B, L, D]; arguments as for `Bert`."""
         return self.bert(inputs, key, is_packed, gather)
 
-    def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
-        """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+    def decoder_inputs(self, hidden: jax.Array, positions: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         x = self.mlm_transform(at_positions(hidden, positions))
-        word = self.bert.embeddings.word[...]
-        return vocabulary_logits(self.mlm_norm(gelu(x)), word, self.mlm_bias[...], self.vocab_size, self.dtype)
+        return self.mlm_norm(gelu(x)), self.bert.embeddings.word[...], self.mlm_bias[...]
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> jax.Array:
         """Returns float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'."""

@@ -6,6 +6,8 @@
 import jax
 import jax.numpy as jnp
 
+_FEWEST_ROWS = 8  # bfloat16 kernels are slow for fewer
+
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """x' @ gradient: [T, D], [T, F] -> [D, F] float32.
@@ -17,10 +19,16 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(_matmul(transpose(gradient, (1, 0)), x)).T
 
 
-def bias_gradient(gradient: jax.Array) -> jax.Array:
-    """The sum over T, [T, F] -> [F] float32: a matmul with ones is ten times as fast as XLA's sum."""
-    num_rows = 1 if gradient.dtype == jnp.float32 else 8  # bfloat16 kernels are slow for fewer rows
-    return _matmul(jnp.ones((num_rows, len(gradient)), gradient.dtype), gradient)[0]
+def column_sums(x: jax.Array) -> jax.Array:
+    """[T, F] -> [F] float32: a matmul with ones is ten times as fast as XLA's sum."""
+    num_rows = 1 if x.dtype == jnp.float32 else _FEWEST_ROWS
+    return _matmul(jnp.ones((num_rows, len(x)), x.dtype), x)[0]
+
+
+def row_sums(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """[F, T], [T] -> [F] float32: the sums over T of `x * scale`, as a matmul."""
+    num_columns = 1 if x.dtype == jnp.float32 else _FEWEST_ROWS
+    return _matmul(x, jnp.broadcast_to(scale[:, None], (len(scale), num_columns)).astype(x.dtype))[:, 0]
 
 
 def transpose(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -25,7 +25,7 @@ from bert_jax.model.pre_norm import (
     layer_matmuls,
     vocabulary_matmul,
 )
-from bert_jax.model.vocabulary import at_positions, padded_vocab_size, vocabulary_logits, word_embeddings
+from bert_jax.model.vocabulary import at_positions, padded_vocab_size, word_embeddings
 
 
 class Embeddings(nnx.Module):
@@ -68,12 +68,10 @@ class EuroBertForMaskedLM(PreNormForMaskedLM):
         self.decoder_bias = parameter(bias, 'vocab') if model.mlp_bias else None
         self.vocab_size, self.dtype = vocab_size, model.dtype
 
-    def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
-        """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+    def decoder_inputs(self, hidden: jax.Array, positions: Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         decoder = self.encoder.embeddings.word if self.decoder is None else self.decoder
         bias = None if self.decoder_bias is None else self.decoder_bias[...]
-        x = at_positions(hidden, positions)
-        return vocabulary_logits(x, decoder[...], bias, self.vocab_size, self.dtype)
+        return at_positions(hidden, positions), decoder[...], bias
 
 
 def matmuls(model: EuroBert, vocab_size: int, **counts: Any) -> list[Matmul]:

@@ -37,7 +37,10 @@ class PretrainingModel(Protocol):
         """
 
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
-        """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+        """As `MaskedLM.mlm_logits`."""
+
+    def mlm_losses(self, hidden: jax.Array, positions: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
+        """As `MaskedLM.mlm_losses`."""
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> jax.Array | None:
         """Returns float32 [B, E, 2]: column 0 'B follows A', column 1 'it does not'; None without a head for pairs."""

@@ -44,7 +44,7 @@ def _project_backward(dtype: str, out_dtype: str, residuals: tuple, gradient: ja
     kernel_gradient = cpu.kernel_gradient(x, gradient) if is_cpu else x.T @ gradient
     bias_gradient = None
     if bias is not None:
-        bias_gradient = cpu.bias_gradient(gradient) if is_cpu else gradient.sum(axis=0, dtype=jnp.float32)
+        bias_gradient = cpu.column_sums(gradient) if is_cpu else gradient.sum(axis=0, dtype=jnp.float32)
     return x_gradient, kernel_gradient.astype(kernel.dtype), bias_gradient
 
 

@@ -27,7 +27,7 @@ from bert_jax.model.pre_norm import (
     layer_matmuls,
     vocabulary_matmul,
 )
-from bert_jax.model.vocabulary import at_positions, padded_vocab_size, vocabulary_logits, word_embeddings
+from bert_jax.model.vocabulary import at_positions, padded_vocab_size, word_embeddings
 
 
 class Embeddings(nnx.Module):
@@ -96,11 +96,9 @@ class ModernBertForMaskedLM(PreNormForMaskedLM):
         self.decoder_bias = parameter(bias, 'vocab') if model.decoder_bias else None
         self.vocab_size, self.dtype = vocab_size, model.dtype
 
-    def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
-        """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+    def decoder_inputs(self, hidden: jax.Array, positions: Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         bias = None if self.decoder_bias is None else self.decoder_bias[...]
-        x = self.head(at_positions(hidden, positions))
-        return vocabulary_logits(x, self.encoder.embeddings.word[...], bias, self.vocab_size, self.dtype)
+        return self.head(at_positions(hidden, positions)), self.encoder.embeddings.word[...], bias
 
 
 def attention_radii(model: ModernBert) -> list[int | None]:

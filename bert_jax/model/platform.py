@@ -1,4 +1,4 @@
-"""Finds the platform that a model is traced for. It decides the form of matmuls and the attention kernel.
+"""Finds the platform and the mesh that a model is traced for. They decide the form of matmuls and kernels.
 
 jax knows the platform from the mesh while it traces a `shard_map`, even for absent devices, so callers need not pass
 it. `jax.lax.platform_dependent` gave the same programs for matmuls, but it traces every form each time, and it
@@ -6,9 +6,17 @@ cannot choose kernels: what each saves for the backward pass would be kept, as z
 """
 
 import jax
+from jax.sharding import AxisType
 
 
 def target_platform() -> str:
     """Returns 'cpu', 'gpu' or 'tpu': the platform of the current mesh, or jax's default without one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
+
+
+def tensor_parts() -> int:
+    """Returns over how many devices XLA splits heads and vocabulary: the size of the mesh axis `tensor`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    is_split = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get('tensor') == AxisType.Auto
+    return mesh.shape['tensor'] if is_split else 1

@@ -18,6 +18,7 @@ from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather, run_layers
 from bert_jax.model.layers import Dense, LayerNorm, RMSNorm, stack
 from bert_jax.model.local_attention import attend_locally, num_blocks
+from bert_jax.model.masked_lm import MaskedLM
 from bert_jax.model.matmul import Count, Matmul
 from bert_jax.model.rotary import Rotations, rotate, rotations
 
@@ -195,8 +196,8 @@ class PreNormEncoder(nnx.Module):
         return self.final_norm(x)
 
 
-class PreNormForMaskedLM(nnx.Module):
-    """What the masked-LM models have in common; a subclass sets `encoder` and has `mlm_logits`."""
+class PreNormForMaskedLM(MaskedLM):
+    """What the masked-LM models have in common; a subclass sets `encoder`."""
 
     encoder: PreNormEncoder
 

@@ -1,4 +1,4 @@
-"""Word embeddings, and the logits of a decoder over the vocabulary.
+"""Word embeddings, and the decoder that predicts tokens of the vocabulary.
 
 `B` rows, `L` positions, `D` hidden, `V` vocabulary (padded), `P` predictions per row.
 """
@@ -9,7 +9,6 @@ from flax import nnx
 
 from bert_jax.model.inputs import Array
 from bert_jax.model.layers import parameter, truncated_normal
-from bert_jax.model.matmul import project
 
 VOCABULARY_MULTIPLE = 128
 
@@ -24,20 +23,6 @@ def word_embeddings(vocab_size: int, size: int, stddev: float, rngs: nnx.Rngs) -
     rows = padded_vocab_size(vocab_size)
     values = truncated_normal(stddev)(rngs.params(), (rows, size))
     return parameter(jnp.where(jnp.arange(rows)[:, None] < vocab_size, values, 0.0), 'vocab', 'embed')
-
-
-def vocabulary_logits(
-    x: jax.Array, decoder: jax.Array, bias: jax.Array | None, vocab_size: int, dtype: str
-) -> jax.Array:
-    """Returns float32 logits [B, P, V] of [B, P, D]; -inf in the padding of V.
-
-    Args:
-      decoder: [V, D].  bias: [V], or None.
-      vocab_size: unpadded.  dtype: of the factors of the matmul.
-    """
-    bias = jnp.zeros(len(decoder)) if bias is None else bias
-    bias = jnp.where(jnp.arange(len(decoder)) < vocab_size, bias, -jnp.inf)
-    return project(x, decoder.T, bias, dtype, 'float32')
 
 
 def at_positions(hidden: jax.Array, positions: Array) -> jax.Array:

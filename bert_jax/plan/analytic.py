@@ -19,6 +19,7 @@ from bert_jax.model.attention import unsupported_reason_of
 from bert_jax.model.family import family_of, matmuls, num_parameters
 from bert_jax.model.layer_stack import pattern_length
 from bert_jax.model.local_attention import num_blocks
+from bert_jax.model.losses import vocabulary_bytes
 from bert_jax.model.matmul import Matmul, training_flops
 from bert_jax.model.pre_norm import is_local
 from bert_jax.model.vocabulary import padded_vocab_size
@@ -224,9 +225,10 @@ def _layer_bytes(config: Config, axis_sizes: dict[str, int], platform: str) -> f
 
 
 def _logits_bytes(config: Config, axis_sizes: dict[str, int]) -> float:
-    """Returns the bytes of a microbatch's float32 logits and their gradients."""
-    vocabulary = padded_vocab_size(config.model.num_embeddings(config.tokenizer.vocab_size)) / axis_sizes['tensor']
-    return 2 * 4 * _rows_per_microbatch(config, axis_sizes) * num_predictions(config.data) * vocabulary
+    """Returns the bytes of what a microbatch computes over the vocabulary."""
+    vocabulary = padded_vocab_size(config.model.num_embeddings(config.tokenizer.vocab_size))
+    predictions = _rows_per_microbatch(config, axis_sizes) * num_predictions(config.data)
+    return predictions * vocabulary_bytes(vocabulary, _bytes_per_activation(config), axis_sizes['tensor'])
 
 
 def _working_bytes(config: Config, axis_sizes: dict[str, int], parameter_bytes: int, platform: str) -> float:

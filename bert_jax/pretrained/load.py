@@ -20,7 +20,6 @@ from bert_jax.errors import BadInput
 from bert_jax.files import is_local
 from bert_jax.model.family import Build, PretrainingModel, build_model
 from bert_jax.model.inputs import Inputs
-from bert_jax.model.losses import cross_entropy
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import HEADS, MLM_HEAD
@@ -294,7 +293,7 @@ def _mlm_logits(graph: nnx.GraphDef, params: nnx.State, hidden: jax.Array, posit
 def _mlm_losses(
     graph: nnx.GraphDef, params: nnx.State, hidden: jax.Array, positions: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    return cross_entropy(nnx.merge(graph, params).mlm_logits(hidden, positions), labels)[0]
+    return nnx.merge(graph, params).mlm_losses(hidden, positions, labels)[0]
 
 
 def training_command(init: str, model: config.Model) -> str:

@@ -60,13 +60,12 @@ class Pretraining:
     ) -> PretrainingSums:
         """Returns the weighted cross entropies and hits of both."""
         hidden = model.encode(batch.inputs, key, is_packed=batch.cls_positions.shape[1] > 1, gather=gather)
-        mlm_logits = model.mlm_logits(hidden, batch.masked_lm_positions)
-        mlm = _summed(mlm_logits, batch.masked_lm_ids, batch.masked_lm_weights)
+        mlm = model.mlm_losses(hidden, batch.masked_lm_positions, batch.masked_lm_ids)
         nsp_logits = model.nsp_logits(hidden, batch.cls_positions)
         nsp = (jnp.zeros(()),) * 3
         if nsp_logits is not None:
-            nsp = _summed(nsp_logits, batch.next_sentence_labels, batch.next_sentence_weights)
-        return PretrainingSums(*mlm, *nsp)
+            nsp = _summed(*cross_entropy(nsp_logits, batch.next_sentence_labels), batch.next_sentence_weights)
+        return PretrainingSums(*_summed(*mlm, batch.masked_lm_weights), *nsp)
 
     def weights(self, batch: Batch) -> tuple[Array, Array]:
         """Returns the number of (masked tokens, pairs)."""
@@ -96,8 +95,7 @@ def mean(total: Array, weight: Array) -> jax.Array:
     return jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), jnp.nan)
 
 
-def _summed(logits: jax.Array, labels: Array, weights: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    losses, hits = cross_entropy(logits, labels)
+def _summed(losses: jax.Array, hits: jax.Array, weights: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return (losses * weights).sum(), (hits * weights).sum(), weights.sum()
 
 

@@ -1,0 +1,49 @@
+"""Predicts masked tokens: what the pretraining models have in common.
+
+`B` rows, `L` positions, `D` hidden, `V` vocabulary (padded), `P` predictions per row.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bert_jax.model.inputs import Array
+from bert_jax.model.losses import vocabulary_cross_entropy
+from bert_jax.model.matmul import project
+
+
+class MaskedLM(nnx.Module):
+    """A model with a decoder over the vocabulary. A subclass sets the attributes and defines `decoder_inputs`.
+
+    Attributes:
+      vocab_size: rows of the word embeddings, without padding.
+      dtype: of the factors of matmuls.
+    """
+
+    vocab_size: int
+    dtype: str
+
+    def decoder_inputs(self, hidden: jax.Array, positions: Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Returns the vectors [B, P, D] to decode, the decoder [V, D] and its bias [V], if it has one."""
+        raise NotImplementedError
+
+    def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
+        """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
+        x, decoder, bias = self.decoder_inputs(hidden, positions)
+        return project(x, decoder.T, self._masked(bias, decoder), self.dtype, 'float32')
+
+    def mlm_losses(self, hidden: jax.Array, positions: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (losses, hits), both float32 [B, P]: -log p(label) in nats, and 1 where the label is most likely.
+
+        Args: as of `mlm_logits`; labels: [B, P] int32, the original tokens.
+        """
+        x, decoder, bias = self.decoder_inputs(hidden, positions)
+        bias = self._masked(bias, decoder)
+        losses, hits = vocabulary_cross_entropy(
+            x.reshape(-1, x.shape[-1]), decoder, bias, labels.reshape(-1), self.dtype
+        )
+        return losses.reshape(labels.shape), hits.reshape(labels.shape)
+
+    def _masked(self, bias: jax.Array | None, decoder: jax.Array) -> jax.Array:
+        bias = jnp.zeros(len(decoder)) if bias is None else bias
+        return jnp.where(jnp.arange(len(decoder)) < self.vocab_size, bias, -jnp.inf)
