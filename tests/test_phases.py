@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,8 +15,12 @@ from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
 from bert_jax.pretrain import pretrain
+from bert_jax.pretrained.load import load_pretrained
+from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.optimizer import make_schedule
+from bert_jax.train.program import TrainProgram, build_program
 from bert_jax.train.speed import Speedometer
+from bert_jax.workdir.checkpoint import restore_on
 from tests.support.configs import PHASES, as_config, prepared
 from tests.support.runs import assert_same_run, metric_lines
 
@@ -66,6 +71,101 @@ def test_reports_and_files_show_both_phases(run) -> None:
     lines = (finished / 'metrics.jsonl').read_text().splitlines()
     waits = [json.loads(line).get('input_wait_fraction') for line in lines]
     assert all(0 <= wait <= 1 for wait in waits if wait is not None) and any(wait is not None for wait in waits)
+
+
+# --- Phases that change the model, the masks and the optimizer. ---
+
+_MODERNBERT = {
+    'model__family': 'modernbert',
+    'model__num_layers': 3,
+    'model__global_rope_theta': 10_000.0,
+    'model__local_attention': 8,
+    'model__attention_dropout': 0.1,
+    'data__pairing': 'none',
+    'data__packing': True,
+    'data__masking': {'rate': 0.3},
+    'optimizer__schedule': 'constant',
+    'optimizer__warmup_steps': 0,
+    'train__checkpoint_every': 1,
+    'train__keep_checkpoints': 8,
+    'train__examples': (),
+}
+_KINDS = (
+    {'steps': 2, 'warmup_steps': 1},
+    # the context is extended: longer rows, as many tokens, longer wavelengths
+    {'steps': 2, 'sequence_length': 64, 'global_batch_size': 8, 'global_rope_theta': 160_000, 'local_attention': 16},
+    {'tokens': 1024, 'masking': {'rate': 0.1, 'unit': 'word', 'mask_fraction': 1.0, 'random_fraction': 0.0}},
+    {'steps': 2, 'peak_learning_rate': 1e-4, 'schedule': '1-sqrt', 'final_fraction': 0.1, 'weight_decay': 0.5},
+)
+
+
+@pytest.fixture(scope='module')
+def changing(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
+    """Returns a config whose phases change everything that phases may change, and the workdir of its run."""
+    directory = tmp_path_factory.mktemp('kinds')
+    resolved = config.resolve(dataclasses.asdict(as_config(prepared(directory, **_MODERNBERT))) | {'phases': _KINDS})
+    assert pretrain(resolved, str(directory / 'run')).step == 8
+    return resolved, directory / 'run'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stopped_at', range(1, 8))
+def test_run_resumes_inside_and_across_phases_of_every_kind(changing, tmp_path: Path, stopped_at: int) -> None:
+    resolved, finished = changing
+    shutil.copytree(finished, tmp_path / 'run')
+    for step in range(stopped_at + 1, 9):
+        shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(step))
+    assert pretrain(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
+    assert_same_run(tmp_path / 'run', finished)
+
+
+@pytest.mark.parametrize('phase', [0, 1, 2, 3])
+def test_phase_masks_at_its_own_rate(changing, phase: int) -> None:
+    resolved, _ = changing
+    streams = open_streams(resolved)
+    batches = [streams.train[phase].batch(step) for step in range(20)]
+    masking, mask_id = resolved.in_phases[phase].data.masking, streams.tokenizer.mask_id
+    tokens = sum((batch.sequence_ids > 0).sum() for batch in batches)
+    predicted = sum(batch.masked_lm_weights.sum() for batch in batches)
+    replaced = sum((batch.input_ids == mask_id).sum() for batch in batches)
+    assert masking.rate == (0.1 if phase == 2 else 0.3)
+    assert predicted / tokens == pytest.approx(masking.rate, rel=0.1)
+    assert replaced / predicted == pytest.approx(masking.mask_fraction, abs=0.03)
+
+
+@pytest.mark.parametrize('step, theta, window', [(2, 1e4, 8), (3, 1.6e5, 16), (4, 1.6e5, 16), (5, 1e4, 8)])
+def test_weights_of_a_step_belong_to_the_model_of_its_phase(
+    changing, monkeypatch, step: int, theta: float, window: int
+) -> None:
+    resolved, finished = changing
+    expected = dataclasses.replace(resolved.model, global_rope_theta=theta, local_attention=window)
+    assert load_pretrained(f'{finished}@{step}').config == expected
+
+    def asked(_params: object, program: TrainProgram, *_: object) -> None:
+        raise _Asked(program.model)
+
+    monkeypatch.setattr('bert_jax.evaluation.evaluate.evaluate_params', asked)
+    with pytest.raises(_Asked) as raised:
+        evaluate(str(finished), step)
+    assert raised.value.args == (expected,)
+
+
+@pytest.mark.parametrize('step', [2, 3, 5])
+def test_step_of_a_phase_trains_its_model_on_its_rows(changing, step: int) -> None:
+    """Repeats the step after a checkpoint with a program of the model of the phase alone."""
+    resolved, finished = changing
+    streams, index = open_streams(resolved), config.phase_at(resolved, step)
+    model = dataclasses.replace(
+        resolved.model, **({'global_rope_theta': 1.6e5, 'local_attention': 16} if index == 1 else {})
+    )
+    vocab_size, train = streams.tokenizer.vocab_size, resolved.train
+    mesh = make_mesh(resolved.mesh, model, train, jax.devices())
+    before, after = (restore_on(mesh, str(finished), resolved, vocab_size, at) for at in (step - 1, step))
+    program = build_program(model, resolved.optimizer, train, vocab_size, mesh, phases=resolved.phases)
+    batch = streams.train[index].batch((step - 1) % 2)  # every phase has two steps
+    found, _ = program.train_step(before, batch)
+    for ours, theirs in zip(jax.tree.leaves(found.params), jax.tree.leaves(after.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7)
 
 
 class _Asked(Exception):

@@ -50,11 +50,14 @@ class TrainProgram:
         Args:
           phases: `Config.in_phases`.
         """
-        programs = {self.model: self}
         for phase in phases:
-            if phase.model not in programs:
-                programs[phase.model] = dataclasses.replace(self, model=phase.model)
-        return tuple(programs[phase.model] for phase in phases)
+            if phase.model not in self._by_model:
+                self._by_model[phase.model] = dataclasses.replace(self, model=phase.model)
+        return tuple(self._by_model[phase.model] for phase in phases)
+
+    @functools.cached_property
+    def _by_model(self) -> dict[config.Model, 'TrainProgram']:
+        return {self.model: self}
 
     @property
     def num_steps(self) -> int:

@@ -1,5 +1,6 @@
 """Optimizers and schedules match the formulas of their papers in NumPy, or another implementation."""
 
+import dataclasses
 import functools
 
 import jax
@@ -35,6 +36,92 @@ def test_schedules_follow_their_formulas(schedule: str, at_10_60_90_100_110: lis
     settings = config.Optimizer(peak_learning_rate=1.0, warmup_steps=10, schedule=schedule, decay_fraction=0.2)
     values = [float(make_schedule(settings, 110)(step)) for step in (0, 5, 10, 60, 90, 100, 110)]
     np.testing.assert_allclose(values, [1 / 11, (1 + 5) / 11, *at_10_60_90_100_110], atol=1e-6)
+
+
+def _closed_form(settings: config.Optimizer, num_steps: int) -> np.ndarray:
+    """The learning rate of each step in float64, from the formulas of the documentation."""
+    peak, warmup, final = settings.peak_learning_rate, settings.warmup_steps, settings.final_fraction
+    curves = {
+        'linear': lambda t: final + (1 - final) * (1 - t),
+        'cosine': lambda t: final + (1 - final) * (1 + np.cos(np.pi * t)) / 2,
+        '1-sqrt': lambda t: final + (1 - final) * (1 - np.sqrt(t)),  # `OneMinusSqrtScheduler` of ModernBERT
+        'inverse_sqrt': lambda t: 1 / np.sqrt(1 + t * (1 / final**2 - 1)),
+    }
+    curve, begin = settings.schedule, warmup
+    if settings.schedule == 'wsd':
+        curve = settings.decay
+        begin = num_steps - (settings.decay_steps or round(settings.decay_fraction * num_steps))
+    rates = []
+    for step in range(num_steps):
+        if step < warmup:
+            rates.append(peak * (1 / (warmup + 1) + (1 - 1 / (warmup + 1)) * step / warmup))
+        elif step < begin:
+            rates.append(peak)
+        else:
+            rates.append(peak * curves[curve]((step - begin) / (num_steps - begin)))
+    return np.array(rates)
+
+
+@pytest.mark.parametrize('final', [0.0, 0.04, 0.5])
+@pytest.mark.parametrize(
+    'fields',
+    [
+        *({'schedule': name} for name in ('linear', 'cosine', '1-sqrt')),
+        *({'schedule': 'wsd', 'decay': name, 'decay_steps': 700} for name in ('linear', 'cosine', '1-sqrt')),
+        {'schedule': 'wsd', 'decay': 'inverse_sqrt', 'decay_steps': 700},
+        {'schedule': 'wsd', 'decay': '1-sqrt', 'decay_fraction': 0.25},
+    ],
+)
+def test_schedule_equals_its_closed_form_at_every_step(fields: dict, final: float) -> None:
+    if fields.get('decay') == 'inverse_sqrt' and not final:
+        pytest.skip('never reaches 0, which the config rejects')
+    settings = config.Optimizer(peak_learning_rate=1.0, warmup_steps=100, final_fraction=final, **fields)
+    found = jax.vmap(make_schedule(settings, 2000))(jnp.arange(2000))
+    np.testing.assert_allclose(found, _closed_form(settings, 2000), rtol=0, atol=1e-6)
+
+
+def test_decay_of_a_phase_starts_where_the_phase_before_ended() -> None:
+    """Stable, then anneal: two phases have the rates of one run with the schedule wsd."""
+    settings = config.Optimizer(peak_learning_rate=8e-4, warmup_steps=10, schedule='constant', final_fraction=0.02)
+    run = config.resolve(
+        {
+            'optimizer': dataclasses.asdict(settings),
+            'phases': [{'steps': 60}, {'steps': 40, 'warmup_steps': 0, 'schedule': '1-sqrt'}],
+        }
+    )
+    in_phases = make_schedule(settings, 100, run.phases)
+    whole = dataclasses.replace(settings, schedule='wsd', decay='1-sqrt', decay_steps=40)
+    rates = [[float(schedule(step)) for step in range(100)] for schedule in (in_phases, make_schedule(whole, 100))]
+    assert rates[0] == rates[1] and rates[0][59] == rates[0][60] == pytest.approx(8e-4)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lamb', 'adafactor', 'muon'])
+def test_weight_decay_of_phases_changes_the_state_only_if_it_differs(name: str) -> None:
+    params = nnx.state(BertForPreTraining(MODEL, VOCAB, nnx.Rngs(0)), nnx.Param)
+    settings = config.Optimizer(name=name, weight_decay=0.1)
+
+    def structure(*phases: config.Phase) -> object:
+        return jax.tree.structure(make_optimizer(settings, 4, phases).init(params))
+
+    phase = config.Phase(steps=2, warmup_steps=0)
+    same, differs = dataclasses.replace(phase, weight_decay=0.1), dataclasses.replace(phase, weight_decay=0.3)
+    assert structure() == structure(phase, same) != structure(phase, differs)
+
+
+def test_each_phase_decays_weights_by_its_own_rate() -> None:
+    settings = config.Optimizer(peak_learning_rate=0.1, warmup_steps=0, schedule='constant', weight_decay=0.5)
+    phases = tuple(
+        config.Phase(steps=2, peak_learning_rate=0.1, warmup_steps=0, weight_decay=decay) for decay in (None, 0.0, 0.2)
+    )
+    params = nnx.State({'kernel': nnx.Param(jnp.array([[1.0, -2.0]]), logical_axes=('embed', 'mlp'))})
+    optimizer = make_optimizer(settings, 6, phases)
+    opt_state, grads = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
+    found = []
+    for _ in range(6):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        found.append(float(params['kernel'].get_value()[0, 0]))
+    np.testing.assert_allclose(found, np.cumprod([0.95, 0.95, 1, 1, 0.98, 0.98]), rtol=1e-6)
 
 
 def test_weight_decay_excludes_biases_and_norms() -> None:
