@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from bert_jax import config
-from bert_jax.data.batches import CorpusStream
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
@@ -133,6 +132,10 @@ def test_phase_masks_at_its_own_rate(changing, phase: int) -> None:
     assert replaced / predicted == pytest.approx(masking.mask_fraction, abs=0.03)
 
 
+class _Asked(Exception):
+    pass
+
+
 @pytest.mark.parametrize('step, theta, window', [(2, 1e4, 8), (3, 1.6e5, 16), (4, 1.6e5, 16), (5, 1e4, 8)])
 def test_weights_of_a_step_belong_to_the_model_of_its_phase(
     changing, monkeypatch, step: int, theta: float, window: int
@@ -166,20 +169,6 @@ def test_step_of_a_phase_trains_its_model_on_its_rows(changing, step: int) -> No
     found, _ = program.train_step(before, batch)
     for ours, theirs in zip(jax.tree.leaves(found.params), jax.tree.leaves(after.params), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7)
-
-
-class _Asked(Exception):
-    pass
-
-
-@pytest.mark.parametrize('step, length', [(6, 32), (9, 64)])
-def test_checkpoint_is_evaluated_with_rows_of_its_phase(run, monkeypatch, step: int, length: int) -> None:
-    def asked(_params: object, _step: object, stream: CorpusStream, *_: object) -> None:
-        raise _Asked(stream.data.sequence_length)
-
-    monkeypatch.setattr('bert_jax.evaluation.evaluate.evaluate_params', asked)
-    with pytest.raises(_Asked, match=str(length)):
-        evaluate(str(run[1]), step)
 
 
 def test_only_waiting_with_idle_devices_counts() -> None:

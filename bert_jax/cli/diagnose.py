@@ -281,8 +281,10 @@ def _fill(config: Config, corpus: Corpus) -> Iterator[Problem]:
 
 def _held_out(config: Config, corpus: Corpus) -> Iterator[Problem]:
     """Checks whether enough text is held out for reliable metrics."""
+    from bert_jax.data.evaluation_rows import rows_of_phase
+
     lengths = np.diff(np.asarray(corpus.validation.sentences[np.asarray(corpus.validation.documents)]))
-    num_predictions = int(config.data.masking.rate * lengths.sum())
+    num_predictions = int(rows_of_phase(config, 0).data.masking.rate * lengths.sum())
     if num_predictions < _MIN_VALIDATION_PREDICTIONS:
         yield _warning(
             f'{corpus.directory} (validation)',

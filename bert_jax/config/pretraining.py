@@ -131,6 +131,9 @@ class Train:
     evaluate_every: int = at_least(10_000, 0)
     # validation rows used during training; the command `evaluate` uses all
     evaluate_rows: int = at_least(4096, 1)
+    # evaluate with 15% of the tokens masked, in rows as long as those of the shortest phase, whatever a phase trains
+    # with; False: with the masking and the length of the phase
+    fixed_evaluation: bool = setting(True, before=False)
     # steps between probes of the frozen encoder (section `probe`), and once at the end; 0: never
     probe_every: int = at_least(0, 0)
     # steps in a row with a non-finite value or a loss spike, after which the run rolls back to a checkpoint

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from bert_jax import config
-from bert_jax.data.batches import Batch, CorpusStream, Stream
+from bert_jax.data.batches import CorpusStream
+from bert_jax.data.evaluation_rows import EvaluationRows, fixed_rows, rows_by_length, rows_of_phase
 from bert_jax.data.fill import resolve_max_sequences
 from bert_jax.data.record_set import open_records
 from bert_jax.data.record_stream import RecordStream, with_lengths_of
@@ -15,6 +16,8 @@ from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 from bert_jax.text.corpus import Corpus, load_corpus
 from bert_jax.text.tokenizer import Tokenizer, load_configured_tokenizer, prefer_saved_tokenizer
+
+HeldOutStream = CorpusStream | RecordStream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Streams:
       config: of the run, with the lengths that the data dictate and the `data.max_sequences` chosen from the corpus.
       train: one stream per phase.
       validation: one stream per phase; None if too little text is held out for the objective.
+      validation_by_length: takes the longest trained length, and returns a stream of fixed rows for each length up to
+        it (`evaluation_rows.rows_by_length`); records have a single length.
       content_hash: equal hashes give equal rows; it does not depend on paths or times.
       unigram_counts: returns the count of each token in the validation text, int64 [V].
     """
@@ -32,7 +37,8 @@ class Streams:
     config: config.Config
     tokenizer: Tokenizer
     train: tuple[CorpusStream, ...] | tuple[RecordStream, ...]
-    validation: tuple[Stream[Batch] | None, ...]
+    validation: tuple[HeldOutStream | None, ...]
+    validation_by_length: Callable[[int], Mapping[int, HeldOutStream]]
     content_hash: str
     unigram_counts: Callable[[], np.ndarray]
 
@@ -59,19 +65,29 @@ def open_streams(run: config.Config, *, corpus: Corpus | None = None, progress: 
 
 
 def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
-    corpus, train, validation = corpus or load_corpus(run.data.corpus, run.data.local_copy), [], []
+    corpus = corpus or load_corpus(run.data.corpus, run.data.local_copy)
     run = resolve_max_sequences(run, corpus.train)
-    needed = 2 if run.data.pairing == 'nsp' else 1
-    for index, phase in enumerate(run.in_phases):
-        open_split = functools.partial(CorpusStream, corpus, phase.data, batch_size=phase.train.global_batch_size)
-        train.append(open_split('train', seed=run.train.seed, phase=index))
-        is_enough = len(corpus.validation.documents) - 1 >= needed
-        validation.append(open_split('validation', seed=None) if is_enough else None)
+    train = [
+        CorpusStream(
+            corpus, phase.data, 'train', batch_size=phase.train.global_batch_size, seed=run.train.seed, phase=index
+        )
+        for index, phase in enumerate(run.in_phases)
+    ]
+    is_enough = len(corpus.validation.documents) - 1 >= (2 if run.data.pairing == 'nsp' else 1)
+
+    @functools.cache
+    def held_out(rows: EvaluationRows) -> CorpusStream:
+        return CorpusStream(corpus, rows.data, 'validation', batch_size=rows.batch_size, seed=None)
+
+    def by_length(positions_trained: int) -> dict[int, HeldOutStream]:
+        return {length: held_out(rows) for length, rows in rows_by_length(run, positions_trained).items()}
+
     return Streams(
         run,
         corpus.tokenizer,
         tuple(train),
-        tuple(validation),
+        tuple(held_out(rows_of_phase(run, index)) if is_enough else None for index in range(len(train))),
+        by_length,
         corpus.manifest['content_hash'],
         lambda: corpus.validation.unigram_counts(corpus.tokenizer.vocab_size),
     )
@@ -115,16 +131,19 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
     run = dataclasses.replace(run, data=inferred, phases=tuple(lengths))
     trained, evaluated = [], []
     for index, phase in enumerate(run.in_phases):
-        batch_size = phase.train.global_batch_size
+        batch_size, rows = phase.train.global_batch_size, rows_of_phase(run, index)
         trained.append(
             RecordStream(train, phase.data, tokenizer, batch_size=batch_size, seed=run.train.seed, phase=index)
         )
-        evaluated.append(RecordStream(validation, phase.data, tokenizer, batch_size=batch_size, seed=None))
+        evaluated.append(RecordStream(validation, rows.data, tokenizer, batch_size=rows.batch_size, seed=None))
+    fixed = fixed_rows(run, inferred.sequence_length)
+    one_length = RecordStream(validation, fixed.data, tokenizer, batch_size=fixed.batch_size, seed=None)
     return Streams(
         run,
         tokenizer,
         tuple(trained),
         tuple(stream if stream.num_rows else None for stream in evaluated),
+        lambda _: {inferred.sequence_length: one_length},
         json_digest([records.digest, held_out]),
         evaluated[0].unigram_counts,
     )

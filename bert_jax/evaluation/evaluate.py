@@ -6,7 +6,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ from etils import epath
 from jax.sharding import Mesh
 
 from bert_jax.activity import activity
-from bert_jax.config import Config, is_records, model_at, phase_at
+from bert_jax.config import Config, is_records, model_at, phase_at, positions_trained
 from bert_jax.console import say
-from bert_jax.data.batches import CorpusStream, Stream
-from bert_jax.data.streams import open_streams
+from bert_jax.data.batches import CorpusStream
+from bert_jax.data.evaluation_rows import rows_by_length, rows_of_phase
+from bert_jax.data.streams import HeldOutStream, open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import evaluation_file, masked_words, pseudo_perplexity
 from bert_jax.evaluation.held_out import evaluate_params
@@ -89,10 +90,10 @@ def evaluate(
       workers: number of processes that read a source.
 
     Returns:
-      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy and the `baselines`. A metric is None if the text contains
-      nothing to measure it on (no pairs, no token to mask). With a sample also the results of `masked_words.measure`,
-      `pseudo_perplexity`, and its baseline `unigram_perplexity`; if the source of the validation split cannot be read
-      again, `sample_missing` says why instead.
+      step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy, mlm_loss_by_length and the `baselines`. A metric is None if
+      the text contains nothing to measure it on (no pairs, no token to mask). With a sample also the results of
+      `masked_words.measure`, `pseudo_perplexity`, and its baseline `unigram_perplexity`; if the source of the
+      validation split cannot be read again, `sample_missing` says why instead.
 
     Raises:
       BadInput: if the run, its checkpoint or its corpus does not exist, or if the source cannot be read.
@@ -119,7 +120,7 @@ def _report_untrained_weights(workdir: str, run_config: Config, step: int) -> No
     provenance = of_run(run_config, step, start_of(workdir))
     if not hub_of(run_config.model).fills_masks(provenance.untrained_heads):
         say(f'{workdir}: the {MLM_HEAD} is untrained, so its metrics say nothing about the encoder')
-    length = run_config.in_phases[phase_at(run_config, step)].data.sequence_length
+    length = rows_of_phase(run_config, phase_at(run_config, step)).data.sequence_length
     if length > (trained := provenance.max_length(run_config.model.max_positions)):
         say(f'{workdir}: evaluated on rows of {length} tokens, but trained only on rows of up to {trained}')
 
@@ -168,7 +169,9 @@ def _evaluate_validation_split(
         raise BadInput(run_config.data.corpus, 'was prepared with another tokenizer', f'the tokenizer in {workdir}')
     state = restore_on(mesh, workdir, run_config, streams.tokenizer.vocab_size, step)
     stream = validation[phase_at(run_config, int(state.step))]
-    result = _evaluate_stream(state, run_config, streams.tokenizer, stream, mesh) | baselines(streams.unigram_counts())
+    by_length = streams.validation_by_length(positions_trained(streams.config, int(state.step)))
+    result = _evaluate_streams(state, run_config, streams.tokenizer, stream, by_length, mesh)
+    result |= baselines(streams.unigram_counts())
     if not sample:
         return result
     try:
@@ -197,12 +200,16 @@ def _evaluate_source(
     prepare(unpaired, Config().tokenizer, initial=tokenizer, workers=workers)
     corpus = load_corpus(data.corpus)
     state = restore_on(mesh, workdir, run_config, tokenizer.vocab_size, step)
-    phase = dataclasses.replace(run_config, data=data).in_phases[phase_at(run_config, int(state.step))]
     has_pairs = len(corpus.train.documents) - 1 >= MIN_DOCUMENTS
-    data = phase.data if has_pairs else dataclasses.replace(phase.data, pairing='none')
-    stream = CorpusStream(corpus, data, 'train', batch_size=phase.train.global_batch_size, seed=None)
+    run = dataclasses.replace(run_config, data=data if has_pairs else unpaired)
+    rows = rows_of_phase(run, phase_at(run, int(state.step)))
+    stream, *streams = (
+        CorpusStream(corpus, each.data, 'train', batch_size=each.batch_size, seed=None)
+        for each in (rows, *rows_by_length(run, positions_trained(run, int(state.step))).values())
+    )
+    by_length = {each.data.sequence_length: each for each in streams}
     result: dict[str, Any] = {'source': source}
-    result |= _evaluate_stream(state, run_config, tokenizer, stream, mesh)
+    result |= _evaluate_streams(state, run_config, tokenizer, stream, by_length, mesh)
     result |= baselines(corpus.train.unigram_counts(tokenizer.vocab_size))
     if not sample:
         return result
@@ -210,14 +217,29 @@ def _evaluate_source(
     return result | _evaluate_sample(workdir, state, run_config, tokenizer, windows, result['unigram_entropy'])
 
 
-def _evaluate_stream(
-    state: TrainState, run_config: Config, tokenizer: Tokenizer, stream: Stream, mesh: Mesh
+def _evaluate_streams(
+    state: TrainState,
+    run_config: Config,
+    tokenizer: Tokenizer,
+    stream: HeldOutStream,
+    by_length: Mapping[int, HeldOutStream],
+    mesh: Mesh,
 ) -> dict[str, Any]:
+    """Computes the metrics on the rows of a stream, and the MLM loss on fixed rows of each length."""
     model, optimizer, train = model_at(run_config, int(state.step)), run_config.optimizer, run_config.train
     program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=run_config.phases)
-    metrics = evaluate_params(state.params, program, stream)
-    assert metrics is not None  # None means interrupted
-    return {'step': int(state.step)} | metrics
+
+    def measure(rows: HeldOutStream) -> dict[str, float | None]:
+        metrics = evaluate_params(state.params, program, rows)
+        assert metrics is not None  # None means interrupted
+        return metrics
+
+    metrics = measure(stream)
+    of_lengths = {
+        str(length): metrics if rows.data == stream.data else measure(rows) for length, rows in by_length.items()
+    }
+    losses = {length: of_length['mlm_loss'] for length, of_length in of_lengths.items()}
+    return {'step': int(state.step)} | metrics | {'mlm_loss_by_length': losses}
 
 
 def _evaluate_sample(
@@ -259,7 +281,16 @@ def describe(result: dict[str, Any]) -> str:
         rows.append(('Pseudo-perplexity', f'{result["pseudo_perplexity"]:.1f}', unigram_perplexity))
     lines = [f'{result.get("source", "Held-out text")} at step {result["step"]}:']
     lines += [f'  {name:17}  {value:24}  baseline: {baseline}' for name, value, baseline in rows]
-    return '\n'.join([*lines, *_describe_sample(result)])
+    return '\n'.join([*lines, *_describe_lengths(result), *_describe_sample(result)])
+
+
+def _describe_lengths(result: dict[str, Any]) -> list[str]:
+    """Returns a line with the loss on rows of each length, if there are several."""
+    losses = result.get('mlm_loss_by_length', {})
+    if len(losses) < 2:
+        return []
+    listed = ', '.join(f'{_format(loss, ".3f")} at {length}' for length, loss in losses.items())
+    return [f'  MLM loss by row length: {listed} positions']
 
 
 def _describe_sample(result: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from bert_jax.evaluation import evaluation_file, ranking
 from bert_jax.files import matching
 from bert_jax.json_files import DamagedJson, parse_json, read_given_json
 from bert_jax.report.quantities import (
+    BY_LENGTH,
     FINAL,
     MASKED_WORDS,
     MFU,
@@ -21,6 +22,7 @@ from bert_jax.report.quantities import (
     NSP_LOSS,
     VALIDATION,
     Quantity,
+    loss_at,
     must_be_number,
     probe,
     task_metric,
@@ -35,7 +37,8 @@ class LoggedRun:
       name: the name of the run in reports.
       config_json: the content of config.json: `config`, `fingerprint` and `versions`.
       metrics: the lines of metrics.jsonl merged by step, in ascending order.
-      evaluation: the content of evaluation.json; {} if the run has not been evaluated.
+      evaluation: the content of evaluation.json; {} if the run has not been evaluated. The losses by length also stand
+        under `mlm_loss_by_length/LENGTH`.
       group: the name of the requested workdir; the seeds of a fine-tune share a group.
       workdir: the path of the workdir.
       history: the lines of history.jsonl; empty for a run of an early version.
@@ -70,6 +73,12 @@ class LoggedRun:
     @property
     def is_finetune(self) -> bool:
         return 'task' in self.config_json['config']
+
+    @property
+    def has_fixed_evaluation(self) -> bool:
+        """Whether held-out losses do not depend on how the run masks in training (`train.fixed_evaluation`)."""
+        train = self.config_json['config'].get('train')
+        return isinstance(train, dict) and train.get('fixed_evaluation') is True
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """Returns the steps and the values logged under a key."""
@@ -122,6 +131,13 @@ class LoggedRun:
 def probes(runs: list[LoggedRun]) -> list[Quantity]:
     """Returns the probes that any of the runs logged."""
     return [probe(key) for key in _keys(runs, ranking.PROBE_PREFIX) if ranking.is_probe(key)]
+
+
+def losses_by_length(runs: list[LoggedRun]) -> list[Quantity]:
+    """Returns the MLM loss at each length that any of the runs was evaluated on; [] if each has only one."""
+    of_runs = [[key for key in run.evaluation if key.startswith(BY_LENGTH)] for run in runs]
+    keys = {key for keys in of_runs if len(keys) > 1 for key in keys}
+    return [loss_at(key) for key in sorted(keys, key=lambda key: int(key.removeprefix(BY_LENGTH)))]
 
 
 def task_metrics(runs: list[LoggedRun]) -> list[Quantity]:
@@ -259,11 +275,20 @@ def read_run(workdir: str, name: str, group: str = '') -> LoggedRun:
     metrics = [_drop_placeholders(line, has_pairs=has_pairs) for line in metrics]
     evaluation_path, results_path = directory / 'evaluation.json', directory / 'results.json'
     evaluation = _drop_placeholders({} if is_finetune else _read_optional(evaluation_path), has_pairs=has_pairs)
+    evaluation |= _by_length(evaluation_path, evaluation)
     results = _read_optional(results_path).get('metrics', {}) if is_finetune else {}
     _check_numbers(evaluation_path, evaluation, [q.key for q in FINAL] + [q.baseline_key for q in FINAL])
     _check_numbers(results_path, results, results)
     history, examples = _read_history(directory / 'history.jsonl'), _read_examples(directory / 'examples.jsonl')
     return LoggedRun(name, config_json, metrics, evaluation, group or name, workdir, history, examples, results)
+
+
+def _by_length(path: epath.Path, evaluation: dict[str, Any]) -> dict[str, float]:
+    losses = evaluation.get('mlm_loss_by_length', {})
+    if not isinstance(losses, dict) or not all(length.isdecimal() for length in losses):
+        raise BadInput(str(path), f'mlm_loss_by_length is {losses!r}', 'an object with a loss for each length')
+    _check_numbers(path, losses, losses)
+    return {f'{BY_LENGTH}{length}': loss for length, loss in losses.items() if loss is not None}
 
 
 def _check_numbers(path: epath.Path, values: dict[str, Any], keys: Any) -> None:

@@ -12,7 +12,7 @@ from etils import epath
 
 from bert_jax.report.curves import Charts, charts, has_values
 from bert_jax.report.html import Column, ColumnKind, Group, Table, Text, render
-from bert_jax.report.logged import LoggedRun, probes, rank, read_runs
+from bert_jax.report.logged import LoggedRun, losses_by_length, probes, rank, read_runs
 from bert_jax.report.quantities import FINAL, INPUT_WAIT, MFU, Quantity, task_metric
 from bert_jax.report.settings import Settings, settings_of
 from bert_jax.report.timeline import events, hardware, summarize_events
@@ -149,7 +149,7 @@ def _final_metrics(runs: list[LoggedRun]) -> Table:
     pretraining = [run for run in runs if not run.is_finetune]
     columns = [Column('', 'label'), *(Column(heading, 'number') for heading in ('training', 'validation', 'baseline'))]
     groups = []
-    for quantity in (*FINAL, *probes(pretraining)):
+    for quantity in (*FINAL, *losses_by_length(pretraining), *probes(pretraining)):
         if not has_values(quantity, pretraining):
             continue
         if len(runs) == 1:
@@ -170,7 +170,11 @@ def _final_metrics(runs: list[LoggedRun]) -> Table:
 def _final_note(pretraining: list[LoggedRun]) -> str:
     titles = ' '.join(quantity.title for quantity in FINAL if has_values(quantity, pretraining))
     abbreviations = [f'{short}: {name}.' for short, name in _ABBREVIATIONS.items() if short in titles]
-    return ' '.join([*abbreviations, 'Losses are in nats.']) if abbreviations else ''
+    if not abbreviations:
+        return ''
+    is_fixed = [run.has_fixed_evaluation for run in pretraining]
+    validation = ['Validation always masks 15% of the tokens, whatever the run trains with.'] if all(is_fixed) else []
+    return ' '.join([*abbreviations, 'Losses are in nats.', *validation])
 
 
 def _last_values(quantity: Quantity, run: LoggedRun) -> list[str | Text]:

@@ -57,12 +57,18 @@ MASKED_WORDS = Quantity(
 FINAL = (MLM_LOSS, MLM_ACCURACY, NSP_LOSS, NSP_ACCURACY, MASKED_WORDS)
 LOGGED = {q.key for q in (*FINAL, TASK_LOSS, TASK_ACCURACY, LEARNING_RATE, THROUGHPUT, GRAD_NORM, MFU, INPUT_WAIT)}
 LOGGED |= {'skipped_updates'}
-VALIDATION = 'validation/'
+VALIDATION, BY_LENGTH = 'validation/', 'mlm_loss_by_length/'
 
 
 def must_be_number(key: str) -> bool:
     """Returns whether the values logged under a key must be numbers."""
     return key in LOGGED or key.startswith((VALIDATION, ranking.PROBE_PREFIX))
+
+
+def loss_at(key: str) -> Quantity:
+    """Returns the held-out MLM loss on rows of a length, `mlm_loss_by_length/LENGTH`."""
+    length = int(key.removeprefix(BY_LENGTH))
+    return Quantity(key, f'MLM loss, rows of {length:,}', MLM_LOSS.baseline, MLM_LOSS.baseline_key)
 
 
 def probe(key: str) -> Quantity:

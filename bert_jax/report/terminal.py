@@ -7,7 +7,7 @@ from typing import Any
 
 from bert_jax.finetune.metrics import format_metric
 from bert_jax.report.curves import has_values
-from bert_jax.report.logged import LoggedRun, probes, rank, read_runs
+from bert_jax.report.logged import LoggedRun, losses_by_length, probes, rank, read_runs
 from bert_jax.report.page import describe_fillers, describe_progress
 from bert_jax.report.quantities import FINAL, MLM_LOSS, TASK_LOSS
 from bert_jax.report.settings import differing_fields
@@ -51,7 +51,7 @@ def _describe_run(run: LoggedRun) -> list[str]:
 
 def _describe_validation(run: LoggedRun) -> list[str]:
     """Returns a table of the metrics on held-out text and their baselines."""
-    quantities = [*(() if run.is_finetune else FINAL), *probes([run])]
+    quantities = [*(() if run.is_finetune else FINAL), *losses_by_length([run]), *probes([run])]
     values = [(quantity, run.validation(quantity)) for quantity in quantities if has_values(quantity, [run])]
     values = [(quantity, value) for quantity, value in values if value is not None]
     width = max((len(quantity.title) for quantity, _ in values), default=0)

@@ -23,12 +23,20 @@ from bert_jax.workdir import identity as run_files
 # Why MLM losses are not comparable, by the field that differs. Other fields of `data` determine the examples.
 _REASONS = {
     'tokenizer': 'the loss is per token, and tokens differ',
+    'train.fixed_evaluation': 'what is masked decides how hard it is to predict',
     'data.masking': 'what is masked decides how hard it is to predict',
     'lengths': 'more context makes prediction easier',
     'data.sequence_length': 'more context makes prediction easier',
     'validation text': 'the losses are for different text',
     'train.evaluate_rows': 'the losses are for different text',
 }
+_IGNORED_BY_FIXED_EVALUATION = (
+    'data.masking',
+    'data.max_predictions',
+    'data.max_sequences',
+    'data.bucket_lengths',
+    'data.remask',
+)
 _OTHER_REASON = 'the examples are built differently'
 
 _NUMBERS = ('MLM loss', 'best', 'NSP', 'tokens/s')  # columns of the table
@@ -164,10 +172,15 @@ def _task(run: Run) -> dict[str, Any]:
     task = {name: value for name, value in fingerprint.items() if name.startswith('data.')}
     if not task.get('data.packing'):
         task.pop('data.max_sequences', None)  # has no effect, and earlier versions had another default
+    lengths = [phase['sequence_length'] for phase in fingerprint.get('phases') or ()]
+    if run_files.load_config(run.workdir).train.fixed_evaluation:
+        task = {name: value for name, value in task.items() if name not in _IGNORED_BY_FIXED_EVALUATION}
+        task |= {'data.sequence_length': min(lengths)} if lengths else {}
+        task['train.fixed_evaluation'] = True
+    elif lengths:
+        task['lengths'] = lengths
     task |= {'tokenizer': fingerprint['tokenizer'], 'validation text': fingerprint['corpus']}
     task |= {'train.evaluate_rows': run.config.train.evaluate_rows}
-    if phases := fingerprint.get('phases'):
-        task['lengths'] = [phase['sequence_length'] for phase in phases]
     manifest = Path(run.config.data.corpus, 'manifest.json')
     if manifest.exists() and not is_records(run.config.data.source):  # different corpora may hold out the same text
         files = read_json(manifest)['files']

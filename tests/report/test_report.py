@@ -101,6 +101,22 @@ def test_sampled_metric_appears_with_the_size_of_its_sample(tmp_path):
     assert '512 text windows' in ' '.join(read_page(report.write_report([workdir])).text)
 
 
+def test_losses_by_row_length_are_reported(tmp_path):
+    workdir = write_run(tmp_path / 'a', config={'train': {'fixed_evaluation': True}})
+    path = tmp_path / 'a' / 'evaluation.json'
+    evaluation = json.loads(path.read_text())
+    path.write_text(json.dumps(evaluation | {'mlm_loss_by_length': {'128': 2.625, '2048': 2.375}}))
+    assert 'MLM loss, rows of 2,048    2.375' in report.summarize([workdir])
+    cells = ' '.join(read_page(report.write_report([workdir])).text)
+    assert '2.625' in cells and '2.375' in cells and 'always masks 15% of the tokens' in cells
+    path.write_text(json.dumps(evaluation | {'mlm_loss_by_length': {'128': 2.625}}))
+    assert '2.625' not in report.summarize([workdir])  # the loss at the only length is that of all rows
+    for damaged in ([1.0], {'many': 1.0}, {'128': 'low'}):
+        path.write_text(json.dumps(evaluation | {'mlm_loss_by_length': damaged}))
+        with pytest.raises(BadInput, match='evaluation.json'):
+            report.write_report([workdir])
+
+
 @pytest.mark.parametrize('tail', ['{"step": 210, "mlm_lo', '{"step": 210, "name": "\u00e9'])
 def test_incomplete_last_line_is_skipped(tmp_path, tail):
     workdir = write_run(tmp_path / 'a')

@@ -33,8 +33,8 @@ def make(tmp_path):
     return make
 
 
-def write_workdir(run, losses, *, step=STEPS, tokenizer='t', corpus='c'):
-    """Writes the workdir of a run that logged these validation losses; returns the run."""
+def write_workdir(run, losses, *, step=STEPS, tokenizer='t', corpus='c', fixed=False):
+    """Writes the workdir of a run that logged these validation losses, on fixed rows or not; returns the run."""
     directory = Path(run.workdir)
     (directory / 'checkpoints' / str(step)).mkdir(parents=True)
     (directory / 'checkpoints' / str(step) / 'manifest.json').write_text('{}')
@@ -42,7 +42,8 @@ def write_workdir(run, losses, *, step=STEPS, tokenizer='t', corpus='c'):
     masking = {'rate': run.config.data.masking.rate}
     fingerprint = {'data.masking': masking, 'data.sequence_length': run.config.data.sequence_length}
     fingerprint |= {'tokenizer': tokenizer, 'corpus': corpus, 'train.seed': run.config.train.seed}
-    content = {'config': {'data': {'pairing': 'nsp'}}, 'fingerprint': fingerprint, 'versions': {}}
+    config = {'data': {'pairing': 'nsp'}, 'train': {'fixed_evaluation': fixed}}
+    content = {'config': config, 'fingerprint': fingerprint, 'versions': {}}
     (directory / 'config.json').write_text(json.dumps(content))
     lines = []
     for i, loss in enumerate(losses, start=1):
@@ -122,6 +123,13 @@ def test_losses_of_different_tasks_are_ranked_separately_with_a_reason(make, var
     assert 'ranked separately' in reason and named in reason and why in reason
     assert reason in table(results)
     assert len(best_commands(results)) == 2 and len({group for group, _ in best_commands(results)}) == 2
+
+
+def test_runs_with_different_masking_are_ranked_together_if_evaluated_on_fixed_masks(make):
+    runs = make(runs=[{'data.masking.rate': rate} for rate in (0.15, 0.3, 0.4)])
+    for run, loss in zip(runs, (6.0, 5.0, 4.0), strict=True):
+        write_workdir(run, [loss], fixed=loss > 4)
+    assert [result.rank for result in read_results(runs, {})] == [2, 1, 1]  # the last one is a group of one run
 
 
 @pytest.mark.parametrize('by', ['nats/char', 'probe', ''])
