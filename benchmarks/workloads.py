@@ -54,7 +54,7 @@ def workload(start: ConfigDict, rows: int, length: int, *, num_batches: int = 8,
     values = start.to_dict()
     values['data']['sequence_length'] = length
     values['train'] |= {'global_batch_size': rows, 'steps': 1_000_000}
-    values['optimizer'] |= {'schedule': 'constant', 'warmup_steps': 0}
+    values['optimizer'] |= {'name': 'adamw', 'clip_norm': 1.0, 'schedule': 'constant', 'warmup_steps': 0}
     for name, value in fields.items():
         section, _, field = name.partition('__')
         values[section][field] = value

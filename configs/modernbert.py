@@ -11,8 +11,8 @@ text:
 
 They follow the recipe of the paper's first phase (Warner et al. 2024): byte-level BPE, packed rows of 1024 tokens, no
 sentence pairs, 30% of the tokens masked, a batch of 4.7 M tokens, and a learning rate that stays at its peak after the
-warm-up. Unlike there, the learning rate falls to 0 over the last tenth of the steps, the batch has its full size from
-the first step, and the optimizer is AdamW with clipped gradients instead of StableAdamW.
+warm-up, and StableAdamW. Unlike there, the learning rate falls to 0 over the last tenth of the steps, and the batch has
+its full size from the first step.
 
 Variants: nano, base, large.
 """
@@ -45,4 +45,5 @@ def get_config(size: str = 'base'):
     config.optimizer.peak_learning_rate = 4e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.01
+    config.optimizer.clip_norm = 1.0
     return config

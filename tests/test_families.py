@@ -16,7 +16,12 @@ from tests.support.texts import write_text
 pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 
 FAMILIES = {
-    'modernbert': {'model.num_layers': 5, 'model.local_attention': 8, 'model.mlp_dropout': 0.1},
+    'modernbert': {
+        'model.num_layers': 5,
+        'model.local_attention': 8,
+        'model.mlp_dropout': 0.1,
+        'optimizer.name': 'stableadamw',
+    },
     'eurobert': {'model.num_layers': 2, 'model.num_key_value_heads': 1, 'model.attention_dropout': 0.1},
 }
 GRIDS = {'modernbert': {'model.local_attention': [4, 8]}, 'eurobert': {'model.rope_theta': [1e4, 2e4]}}

@@ -58,8 +58,8 @@ class Optimizer:
 
     ROLE: ClassVar[Role] = Role.IDENTITY
 
-    # the optimizer; muon updates matrices, and adamw everything else
-    name: str = setting('adamw', choices=('adamw', 'lamb', 'adafactor', 'muon'), role=Role.SHAPES)
+    # the optimizer; stableadamw is adamw with clipped updates; muon updates matrices, and adamw everything else
+    name: str = setting('adamw', choices=('adamw', 'stableadamw', 'lamb', 'adafactor', 'muon'), role=Role.SHAPES)
     # learning rate after warm-up
     peak_learning_rate: float = setting(1e-4, 'a number above 0', lambda value: value > 0)
     # steps over which the learning rate rises linearly to its peak
@@ -87,10 +87,10 @@ class Optimizer:
     b2: float = fraction(0.999)
     # adamw and lamb: correct the bias of the first steps; the original BERT does not
     bias_correction: bool = True
-    # added to the denominator of the update
+    # added to the denominator of the update; adamw, stableadamw and lamb
     eps: float = setting(1e-6, 'a number above 0', lambda value: value > 0)
-    # largest global norm of the gradients; larger ones are scaled down
-    clip_norm: float = setting(1.0, 'a number above 0', lambda value: value > 0)
+    # largest global norm of the gradients; larger ones are scaled down; 0: never
+    clip_norm: float = at_least(1.0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

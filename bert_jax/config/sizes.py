@@ -147,12 +147,14 @@ def _modernbert(size: _Published) -> ConfigDict:
         evaluate_every=2000,
     )
     config.optimizer.update(
+        name='stableadamw',
         peak_learning_rate=size.peak_learning_rate,
         warmup_steps=round(size.warmup_tokens / tokens_per_step),
         schedule='wsd',
         # The optimizer multiplies its weight decay by the learning rate; the papers state their product at the peak.
         weight_decay=round(size.decay / size.peak_learning_rate, 9),
         b2=0.98,
+        clip_norm=0.0,  # StableAdamW clips the updates instead
     )
     return config
 

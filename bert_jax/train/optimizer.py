@@ -1,6 +1,7 @@
 """Builds schedules and optimizers from optax."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -79,38 +80,33 @@ def make_weight_decay(optimizer: config.Optimizer, phases: tuple[config.Phase, .
 
 def decayed(params: nnx.State) -> nnx.State:
     """Returns True for the parameters that weight decay applies to: no biases or norms, as in `optimization.py`."""
-
-    def is_decayed(variable: nnx.Variable) -> nnx.Variable:
-        return variable.replace(len(axes_in_layer(variable)) > 1)
-
-    return jax.tree.map(is_decayed, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return _map_variables(lambda variable: len(axes_in_layer(variable)) > 1, params)
 
 
 _NOT_MATRICES = {'vocab', 'positions', 'types', 'labels'}  # embeddings and the output layer stay with AdamW
 _UPDATE_RMS = 0.2  # Muon's updates get the typical size of AdamW's, so that one learning rate serves both
 
 
-def matrix_dims(params: nnx.State) -> nnx.State:
-    """Returns the dims of a matrix that Muon orthogonalizes; None for those of AdamW. Stacked layers are a batch."""
+def is_matrix(variable: nnx.Variable) -> bool:
+    """Returns whether Muon updates a parameter: a matrix of a layer or head, no embedding, decoder, bias or norm."""
+    names = axes_in_layer(variable)
+    return len(names) == 2 and not _NOT_MATRICES & set(names)
 
-    def dims(variable: nnx.Variable) -> nnx.Variable:
-        names = axes_in_layer(variable)
-        if len(names) != 2 or _NOT_MATRICES & set(names) or isinstance(variable.get_value(), optax.MaskedNode):
-            return variable.replace(None)
-        *_, reduced, output = range(len(logical_axes(variable)))
-        return variable.replace(optax.contrib.MuonDimensionNumbers((reduced,), (output,)))
 
-    return jax.tree.map(dims, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+def _map_variables(function: Callable[[nnx.Variable], Any], tree: nnx.State) -> nnx.State:
+    """Replaces the value of each variable by that of a function of the variable."""
+    return jax.tree.map(lambda variable: variable.replace(function(variable)), tree, is_leaf=_is_variable)
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
 
 
 def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
     """Applies a transform of whole tensors to each layer of stacked parameters by itself."""
 
     def stacked(tree: nnx.State) -> nnx.State:
-        def label(variable: nnx.Variable) -> nnx.Variable:
-            return variable.replace('stacked' if is_stacked(variable) else 'whole')
-
-        return jax.tree.map(label, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        return _map_variables(lambda variable: 'stacked' if is_stacked(variable) else 'whole', tree)
 
     def init(params: optax.Params) -> optax.OptState:
         # `optax.tree.map_params` finds the moments by an init from a placeholder, which has no array to map over.
@@ -143,16 +139,96 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
+def clip_updates(adamw: optax.GradientTransformation, b2: float, eps: float) -> optax.GradientTransformation:
+    """Divides the updates of AdamW by the RMS of g / sqrt(v), if above 1, for each tensor of each layer by itself.
+
+    Algorithm 2 of Wortsman et al. 2023, "Stable and low-precision training for large-scale vision-language models"
+    (StableAdamW). The RMS is large where a gradient is larger than its second moment predicts, and the update would
+    overshoot. As in the paper, which divides the learning rate, weight decay shrinks with the update.
+
+    Args:
+      adamw: a chain that begins with `optax.scale_by_adam` and its b2 and eps.
+    """
+
+    def clip(update: nnx.Variable, grad: nnx.Variable, second_moment: nnx.Variable) -> nnx.Variable:
+        g, v = grad.get_value(), second_moment.get_value()
+        dims = tuple(range(is_stacked(grad), g.ndim))
+        rms = jnp.sqrt(jnp.mean(jnp.square(g) / jnp.maximum(v, eps**2), dims, keepdims=True))
+        return update.replace(update.get_value() / jnp.maximum(rms, 1.0))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        grads, new_state = updates, cast(Any, adamw.update(updates, state, params))
+        updates, (adam, *_) = new_state
+        second_moments = optax.tree.bias_correction(adam.nu, b2, adam.count)
+        return jax.tree.map(clip, updates, grads, second_moments, is_leaf=_is_variable), new_state[1]
+
+    return optax.GradientTransformation(adamw.init, update)
+
+
+def ignoring_vectors(decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keeps weight decay from biases and norms, as a mask of `decayed` does, without changing the state of `decay`."""
+
+    def without_vectors(params: nnx.State) -> Any:
+        def kept(is_decayed: bool, leaf: Any) -> Any:
+            return leaf if is_decayed else jax.tree.map(jnp.zeros_like, leaf)
+
+        return jax.tree.map(kept, decayed(params), params)
+
+    def update(updates: optax.Updates, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        return decay.update(updates, state, without_vectors(params))
+
+    return optax.GradientTransformation(decay.init, update)
+
+
+def muon(
+    b1: float, b2: float, weight_decay: optax.ScalarOrSchedule, step: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) on the matrices, with the update scale of Liu et al. 2025, "Muon is scalable for LLM
+    training"; AdamW with Nesterov momentum on the other parameters.
+
+    A stack of layers is a batch of matrices. An orthogonal m x n matrix has an RMS of 1 / sqrt(max(m, n)), which the
+    scale undoes.
+    """
+
+    def dims(updates: nnx.State) -> nnx.State:
+        def of(variable: nnx.Variable) -> Any:
+            if isinstance(variable.get_value(), optax.MaskedNode):  # AdamW updates it
+                return optax.MaskedNode()
+            *_, reduced, output = range(len(logical_axes(variable)))
+            return optax.contrib.MuonDimensionNumbers((reduced,), (output,))
+
+        return _map_variables(of, updates)
+
+    def scale(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        del params
+        return jax.tree.map(lambda update: _UPDATE_RMS * max(update.shape[-2:]) ** 0.5 * update, updates)
+
+    orthogonalize = optax.contrib.scale_by_muon(
+        weight_dimension_numbers=dims  # ty: ignore[invalid-argument-type]  of any tree, so nnx.State too
+    )
+    # The states are those of `optax.contrib.muon`, as in checkpoints of earlier versions.
+    decay_matrices = optax.add_decayed_weights(weight_decay, decayed)
+    decay_others = ignoring_vectors(optax.add_decayed_weights(weight_decay))
+    matrices = optax.chain(orthogonalize, optax.stateless(scale), decay_matrices, step)
+    others = optax.chain(optax.scale_by_adam(b1, b2, nesterov=True), decay_others, step)
+    return optax.partition(
+        {'muon': matrices, 'adam': others},
+        lambda params: _map_variables(lambda variable: 'muon' if is_matrix(variable) else 'adam', params),
+    )
+
+
 def make_optimizer(
     optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()
 ) -> optax.GradientTransformation:
     """Makes the optimizer, with clipping by the global norm before it.
 
     - `adamw` (Loshchilov and Hutter 2019); the original's without `bias_correction`.
+    - `stableadamw` (Wortsman et al. 2023): see `clip_updates`.
     - `lamb` (You et al. 2020): what weight decay leaves alone is not scaled by the trust ratio either.
     - `adafactor` (Shazeer and Stern 2018) with second moments factored and steps relative to the parameters' size.
-    - `muon` (Jordan et al. 2024) on the matrices with the update scale of Liu et al. 2025, "Muon is scalable for LLM
-      training"; AdamW with Nesterov momentum on the other parameters.
+    - `muon` (Jordan et al. 2024): see `muon`.
     """
     schedule = make_schedule(optimizer, num_steps, phases)
     scale_by_adam = optax.scale_by_adam if optimizer.bias_correction else scale_by_uncorrected_adam
@@ -162,6 +238,10 @@ def make_optimizer(
     step = optax.scale_by_learning_rate(schedule)
     if optimizer.name == 'adamw':
         update = optax.chain(adam, decay, step)
+    elif optimizer.name == 'stableadamw':
+        b1, b2, eps = optimizer.b1, optimizer.b2, optimizer.eps
+        adamw = optax.chain(optax.scale_by_adam(b1, b2, eps), decay)
+        update = optax.chain(clip_updates(adamw, b2, eps), step)
     elif optimizer.name == 'lamb':
         update = optax.chain(adam, decay, optax.masked(per_layer(optax.scale_by_trust_ratio()), decayed), step)
     elif optimizer.name == 'adafactor':
@@ -170,14 +250,6 @@ def make_optimizer(
         )
         update = optax.chain(per_layer(factored), decay, step)
     else:
-        update = optax.contrib.muon(
-            schedule,
-            weight_decay=weight_decay,  # ty: ignore[invalid-argument-type]  may be a schedule
-            weight_decay_mask=decayed,
-            muon_weight_dimension_numbers=matrix_dims,  # ty: ignore[invalid-argument-type]  of any tree, so nnx.State too
-            adam_b1=optimizer.b1,
-            adam_b2=optimizer.b2,
-            adam_weight_decay=weight_decay,  # ty: ignore[invalid-argument-type]  may be a schedule
-            consistent_rms=_UPDATE_RMS,
-        )
-    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), update)
+        update = muon(optimizer.b1, optimizer.b2, weight_decay, step)
+    clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
+    return optax.chain(clip, update)
