@@ -261,6 +261,14 @@ def quantity(count: int, noun: str, plural: str = '') -> str:
     return f'{count:,} {noun if count == 1 else plural or noun + "s"}'
 
 
+def short(number: float) -> str:
+    """Returns a number with three digits and a suffix: '820', '1.05K', '32.8M', '4.72B', '1.72T'."""
+    for suffix, unit in (('T', 1e12), ('B', 1e9), ('M', 1e6), ('K', 1e3)):
+        if number >= 0.9995 * unit:
+            return f'{number / unit:.3g}{suffix}'
+    return f'{number:.0f}'
+
+
 def size(num_bytes: float) -> str:
     """Returns bytes in MiB or GiB: '512.00 MiB'."""
     return f'{num_bytes / 2**30:,.2f} GiB' if abs(num_bytes) >= 2**30 / 10 else f'{num_bytes / 2**20:,.2f} MiB'

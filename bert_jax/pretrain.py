@@ -14,7 +14,7 @@ from bert_jax.config.families import SLIDING
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
-from bert_jax.data.epochs import MOST_EPOCHS, flags_of_shorter, num_epochs
+from bert_jax.data.epochs import MOST_EPOCHS, epochs_of_phases, flags_of_shorter
 from bert_jax.data.fill import fill_of_phases
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import Streams, open_streams
@@ -33,7 +33,9 @@ from bert_jax.runtime.mesh import mesh_of_run
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.memory import reporting_out_of_memory, resolve_microbatches
+from bert_jax.train.phase_table import PhaseCost, describe_phases
 from bert_jax.train.program import TrainProgram, build_program
+from bert_jax.train.speed import full_batch_flops
 from bert_jax.train.state import TrainState
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import Checkpoints
@@ -184,14 +186,18 @@ def _describe(
         f'vocabulary {vocab_size:,}; {config.model.dtype}',
         f'Attention:  {_describe_attention(config, mesh)}',
     ]
-    for index, (phase, stream) in enumerate(zip(config.in_phases, streams, strict=True), start=1):
-        epochs = phase.train.steps * stream.batch_size / stream.num_rows
+    epochs = epochs_of_phases(config, streams)
+    for phase, stream, passes in zip(config.in_phases, streams, epochs, strict=True):
         lines.append(
-            f'{f"Phase {index}:" if config.phases else "Data:":11} {stream.num_rows:,} rows of '
-            f'{_describe_lengths(phase, stream)} positions per epoch (up to '
+            f'{"Data:":11} {stream.num_rows:,} rows of {_describe_lengths(phase, stream)} positions per epoch (up to '
             f'{stream.num_rows * phase.data.sequence_length:,} tokens)'
         )
-        lines.append(f'{"":11} {phase.train.steps:,} steps of {stream.batch_size} rows are {epochs:,.2f} epochs')
+        if not config.phases:
+            lines.append(f'{"":11} {phase.train.steps:,} steps of {stream.batch_size} rows are {passes:,.2f} epochs')
+    if config.phases:
+        flops = [full_batch_flops(phase, vocab_size) * phase.train.steps for phase in config.in_phases]
+        costs = [PhaseCost(*known) for known in zip(epochs, flops, strict=True)]
+        lines += ['Phases:     FLOPs are those of full rows', *describe_phases(config, costs).splitlines()]
     if isinstance(streams[0], CorpusStream):
         fills = fill_of_phases(config, streams[0].split)
         lines += [f'{"":11} {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
@@ -207,10 +213,10 @@ def _describe(
             "warning: with local attention, train.reduction='exact' gives the same bits only on the same number of "
             'devices; gradients on one device and on several differ by about 1e-15'
         )
-    if is_new and (epochs := num_epochs(config, streams)) > MOST_EPOCHS:
+    if is_new and (total := sum(epochs)) > MOST_EPOCHS:
         lines.append(
-            f'warning: the run trains for {epochs:,.0f} epochs; beyond about {MOST_EPOCHS} it learns little more. '
-            f'Use more text, or {flags_of_shorter(config, MOST_EPOCHS / epochs)}'
+            f'warning: the run trains for {total:,.0f} epochs; beyond about {MOST_EPOCHS} it learns little more. '
+            f'Use more text, or {flags_of_shorter(config, MOST_EPOCHS / total)}'
         )
     return '\n'.join(lines)
 

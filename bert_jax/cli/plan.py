@@ -6,7 +6,7 @@ from absl import flags
 
 from bert_jax.cli.devices import select_platform
 from bert_jax.cli.flags import CONFIG, Command, Flag, config_of, print_result, required
-from bert_jax.config import Config, chooses_max_sequences, max_sequences
+from bert_jax.config import Config, chooses_max_sequences, is_records, max_sequences
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 
@@ -30,7 +30,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         ranking = search.search(config, planning.find_target(target_name, config))
         print_result(values, search.to_json(ranking, values.price), describe.describe_ranking(ranking, values.price))
         return 0
-    run = phased.make_run_plan(config, target_name)
+    run = phased.make_run_plan(config, target_name, () if values.scaling else _epochs(config))
     if values.scaling:
         predictions = scaling.predict_scaling(run.plans[0])
         print_result(values, scaling.to_json(predictions), describe.describe_scaling(run.plans[0], predictions))
@@ -53,6 +53,16 @@ def with_sequences(config: Config) -> Config:
         num_sequences, length = max_sequences(phase.data), phase.data.sequence_length
         say(f'No corpus at {data.corpus}: assuming up to {num_sequences} sequences in rows of {length} positions')
     return config
+
+
+def _epochs(config: Config) -> list[float]:
+    """Estimates the epochs of each phase; [] if there is no corpus."""
+    from bert_jax.data.epochs import estimate_epochs
+    from bert_jax.text.corpus import load_corpus, read_manifest
+
+    corpus = config.data.corpus
+    has_corpus = not is_records(config.data.source) and read_manifest(Path(corpus)) is not None
+    return estimate_epochs(config, load_corpus(corpus).train) if has_corpus else []
 
 
 def _use_the_cpu() -> None:

@@ -28,6 +28,7 @@ from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.runtime.mesh import AXES, BATCH_AXES
 from bert_jax.train.memory import batch_shapes
 from bert_jax.train.program import build_program
+from bert_jax.train.speed import full_batch_flops
 
 UPDATE_BYTES = 9.0  # that Adam reads and writes per parameter byte: gradient, parameter and two moments
 
@@ -65,11 +66,6 @@ class Estimate:
         return known + self.activation_bytes + self.working_bytes
 
 
-def full_batch_flops(config: Config) -> float:
-    """Returns the model FLOPs of a step whose rows are all full."""
-    return training_flops(_full_batch_matmuls(config))
-
-
 def _full_batch_matmuls(config: Config, *, as_computed: bool = False, has_heads: bool = True) -> list[Matmul]:
     """Returns the matmuls of the forward pass over a global batch whose rows are all full; see `family.matmuls`."""
     rows, length = config.train.global_batch_size, config.data.sequence_length
@@ -98,7 +94,7 @@ def estimate(config: Config, axis_sizes: dict[str, int], platform: str = 'cpu') 
     batch = batch_shapes(config, AbstractMesh(tuple(axis_sizes.values()), tuple(axis_sizes)))
     return Estimate(
         parameters=state.parameters,
-        flops_per_step=full_batch_flops(config),
+        flops_per_step=full_batch_flops(config, config.tokenizer.vocab_size),
         tokens=config.train.global_batch_size * config.data.sequence_length,
         parameter_bytes=state.parameter_bytes,
         optimizer_bytes=state.optimizer_bytes,

@@ -8,6 +8,7 @@ from bert_jax.plan.planning import Plan, as_flags, smallest_changes
 from bert_jax.plan.scaling import DEVICE_COUNTS, Scaling, rows_per_device
 from bert_jax.plan.search import NUM_LISTED, Ranking
 from bert_jax.plan.targets import Target
+from bert_jax.train.phase_table import describe_phases
 
 
 def describe_plan(plan: Plan, price: float | None = None) -> str:
@@ -132,7 +133,8 @@ def describe_run(run: RunPlan, price: float | None = None) -> str:
         lines += [f'--- Phase {phase} of {len(run.plans)} ---', describe_plan(plan, price)]
     verdict = 'every phase fits' if all(plan.fits for plan in run.plans) else 'NOT every phase fits'
     cost = describe_cost(run.run_seconds, run.plans[0].target.num_devices, price)
-    return '\n'.join([*lines, '--- The run ---', f'All phases, {verdict}: {cost}'])
+    table = describe_phases(run.config, run.costs)
+    return '\n'.join([*lines, '--- The run ---', table, f'All phases, {verdict}: {cost}'])
 
 
 def describe_ranking(ranking: Ranking, price: float | None) -> str:

@@ -1,18 +1,34 @@
 """The plan of a whole run, which has a step for each of its phases, on the same devices."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from bert_jax.config import Config
 from bert_jax.plan import planning
 from bert_jax.plan.planning import Plan
+from bert_jax.train.phase_table import PhaseCost, total
 
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """The plans of the phases in order; a run without phases has one."""
+    """The plans of the phases in order; a run without phases has one.
 
+    Attributes:
+      epochs: of each phase; None where the corpus is unknown.
+    """
+
+    config: Config
     plans: tuple[Plan, ...]
+    epochs: tuple[float | None, ...]
+
+    @property
+    def costs(self) -> list[PhaseCost]:
+        """What each phase costs."""
+        return [
+            PhaseCost(epochs, plan.estimate.flops_per_step * plan.config.train.steps, plan.run_seconds)
+            for epochs, plan in zip(self.epochs, self.plans, strict=True)
+        ]
 
     @property
     def run_seconds(self) -> float:
@@ -29,18 +45,26 @@ class RunPlan:
 
         Memory is that of the phase that needs most, time that of the run; speed and FLOPs are means per step.
         """
-        if len(self.plans) == 1:
-            return self.plans[0].to_json(price)
         num_steps = [plan.config.train.steps for plan in self.plans]
-        tokens = sum(plan.estimate.tokens * steps for plan, steps in zip(self.plans, num_steps, strict=True))
+        tokens = [plan.estimate.tokens * steps for plan, steps in zip(self.plans, num_steps, strict=True)]
+        lengths: list[dict[str, Any]] = [
+            {'steps': steps, 'tokens': number, 'epochs': epochs}
+            for steps, number, epochs in zip(num_steps, tokens, self.epochs, strict=True)
+        ]
+        if len(self.plans) == 1:
+            return self.plans[0].to_json(price) | lengths[0]
         flops = sum(plan.estimate.flops_per_step * steps for plan, steps in zip(self.plans, num_steps, strict=True))
-        target, phases = self.plans[0].target, [plan.to_json(price) for plan in self.plans]
+        target = self.plans[0].target
+        phases = [plan.to_json(price) | length for plan, length in zip(self.plans, lengths, strict=True)]
         return self.peak_memory_plan.to_json(price) | {
             'fits': all(plan.fits for plan in self.plans),
             'compiled': all(plan.is_compiled for plan in self.plans),
+            'steps': sum(num_steps),
+            'tokens': sum(tokens),
+            'epochs': total(self.costs).epochs,
             'flops_per_step': flops / sum(num_steps),
             'step_seconds': self.run_seconds / sum(num_steps),
-            'tokens_per_second': tokens / self.run_seconds,
+            'tokens_per_second': sum(tokens) / self.run_seconds,
             'mfu': flops / self.run_seconds / (target.device.peak_flops * target.num_devices),
             'run_seconds': self.run_seconds,
             'cost': None if price is None else self.run_seconds / 3600 * target.num_devices * price,
@@ -49,12 +73,16 @@ class RunPlan:
         }
 
 
-def make_run_plan(config: Config, target_name: str) -> RunPlan:
+def make_run_plan(config: Config, target_name: str, epochs: Sequence[float] = ()) -> RunPlan:
     """Plans every phase of a run on a target, with as few microbatches as fit if `train.microbatches` is -1.
+
+    Args:
+      epochs: of each phase; () where the corpus is unknown.
 
     Raises:
       BadInput: as `planning.find_target` and `planning.make_plan`.
     """
     targets = [planning.find_target(target_name, phase) for phase in config.in_phases]
     phases = planning.choose_microbatches(config, targets).in_phases
-    return RunPlan(tuple(planning.make_plan(phase, target) for phase, target in zip(phases, targets, strict=True)))
+    plans = tuple(planning.make_plan(phase, target) for phase, target in zip(phases, targets, strict=True))
+    return RunPlan(config, plans, tuple(epochs) or (None,) * len(plans))

@@ -1,6 +1,7 @@
 """Charts of the metrics that runs logged, with all runs in one chart, and events marked along the step axis."""
 
 import dataclasses
+import itertools
 import math
 import statistics
 from typing import Any
@@ -30,6 +31,7 @@ _MARKERS = {  # Matplotlib's name and HTML's sign for each kind of event
     'skipped an update': ('x', '×'),
     'rolled back': ('D', '◆'),
 }
+_PHASE_MARK = '┊', 'next phase'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,8 @@ def charts(runs: list[LoggedRun]) -> Charts:
         note = f'baseline {baselines} ({quantity.baseline})' if baselines else ''
         figures.append(Figure(Text(quantity.title, note), drawing))
     marks = [(sign, name) for name, (_, sign) in _MARKERS.items() if name in occurring]
+    if any(_last_steps_of_phases(run) for run in runs):
+        marks.append(_PHASE_MARK)
     return Charts([run.name for run in runs], marks, figures)
 
 
@@ -80,6 +84,12 @@ def _event_steps(run: LoggedRun) -> dict[str, list[int]]:
     restarts = [line['step'] for line in run.starts()[1:]]
     rollbacks = [line['step'] for line in run.history if line['event'] == 'back']
     return dict(zip(_MARKERS, (restarts, [step for step, _ in run.skipped()], rollbacks), strict=True))
+
+
+def _last_steps_of_phases(run: LoggedRun) -> list[int]:
+    """Returns the last step of each phase but the last; [] for a run without phases."""
+    steps = [phase.train.steps for phase in run.phases.in_phases] if run.phases else []
+    return [*itertools.accumulate(steps[:-1])]
 
 
 def _bin_means(steps: list[int], values: list[float]) -> tuple[list[float], list[float]]:
@@ -114,6 +124,12 @@ def _plot(axes: Any, quantity: Quantity, runs: list[LoggedRun]) -> None:
     for value in _baselines(quantity, runs):
         axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     _scale(axes, quantity, lowest)
+    reached = max((line['step'] for run in runs for line in run.metrics), default=0)
+    for i, run in enumerate(runs):
+        colour = plot_style(i)['color'] if len(runs) > 1 else MUTED
+        for step in _last_steps_of_phases(run):
+            if step < reached:  # the axis ends where the runs have got to
+                axes.axvline(step, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
     for i, run in enumerate(runs):
         for name, steps in _event_steps(run).items():
             marks = {'marker': _MARKERS[name][0], 'markersize': 4.5, 'linewidth': 0, 'color': plot_style(i)['color']}

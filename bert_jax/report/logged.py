@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax.config import Config, resolve
 from bert_jax.errors import BadInput
 from bert_jax.evaluation import evaluation_file, ranking
 from bert_jax.files import matching
@@ -69,6 +70,16 @@ class LoggedRun:
         if self.is_finetune:
             steps = (self.config_json.get('fingerprint') or {}).get('train.steps')
         return steps if isinstance(steps, int) else None
+
+    @property
+    def phases(self) -> Config | None:
+        """The config of a pretraining run in phases; None for other runs, or a config that this version cannot read."""
+        if not self.config_json['config'].get('phases'):
+            return None
+        try:
+            return resolve(self.config_json['config'])
+        except BadInput:
+            return None
 
     @property
     def is_finetune(self) -> bool:

@@ -16,6 +16,7 @@ from bert_jax.report.logged import LoggedRun, losses_by_length, probes, rank, re
 from bert_jax.report.quantities import FINAL, INPUT_WAIT, MFU, Quantity, task_metric
 from bert_jax.report.settings import Settings, settings_of
 from bert_jax.report.timeline import events, hardware, summarize_events
+from bert_jax.train.phase_table import phase_table
 from bert_jax.workdir.result import save
 
 _MAX_EXAMPLE_STEPS = 5  # number of steps whose fillers appear for each sentence
@@ -49,6 +50,14 @@ class Timeline:
 
 
 @dataclasses.dataclass(frozen=True)
+class Phases:
+    """The phases of a run; `name` is empty if it is the only run."""
+
+    name: Text
+    table: Table
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportPage:
     """The content of report.html; sections without content are None or empty.
 
@@ -67,6 +76,7 @@ class ReportPage:
     final_note: str
     finetunes: list[FineTune]
     charts: Charts
+    phases: list[Phases]
     examples: list[Example]
     timelines: list[Timeline]
     hardware: Table | None
@@ -104,6 +114,7 @@ def _page(runs: list[LoggedRun]) -> ReportPage:
         final_note=_final_note(pretraining),
         finetunes=[_finetune(name, members) for name, members in seeds.items() if members],
         charts=charts(runs),
+        phases=_phases(runs),
         examples=_examples(runs),
         timelines=_timelines(runs),
         hardware=_hardware(runs),
@@ -197,6 +208,17 @@ def _finetune(name: str, seeds: list[LoggedRun]) -> FineTune:
     columns = [Column('', 'label'), *(Column(heading, 'number') for heading in ('median', 'lowest', 'highest'))]
     count = f'{len(finished)} of {len(seeds)} seeds finished' if len(seeds) > 1 else 'one seed'
     return FineTune(Text(name, note=count), Table(columns, [Group(rows)]))
+
+
+def _phases(runs: list[LoggedRun]) -> list[Phases]:
+    found = []
+    for i, run in enumerate(runs):
+        if run.phases is not None:
+            headings, rows = phase_table(run.phases)
+            first_of_text = headings.index('learning rate')
+            columns = [Column(name, 'number' if i < first_of_text else 'text') for i, name in enumerate(headings)]
+            found.append(Phases(_run_label(runs, i) if len(runs) > 1 else Text(''), Table(columns, [Group(rows)])))
+    return found
 
 
 # --- Masked-word predictions. ---

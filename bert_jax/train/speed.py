@@ -46,6 +46,19 @@ def flops_per_step(
     return training_flops(forward)
 
 
+def full_batch_flops(run: config.Config, vocab_size: int) -> float:
+    """Returns the model FLOPs of a step whose rows are all full. run: without phases, or one of `Config.in_phases`."""
+    rows, length = run.train.global_batch_size, run.data.sequence_length
+    return flops_per_step(
+        run.model,
+        vocab_size,
+        tokens=rows * length,
+        squared_lengths=rows * length**2,
+        predictions=rows * config.num_predictions(run.data),
+        sequences=rows * config.max_sequences(run.data),
+    )
+
+
 def peak_flops(dtype: str) -> float | None:
     """FLOP/s of all devices: the published bfloat16 peak, on a CPU the measured rate of a matmul; None if unknown."""
     return _first_measured_flops(dtype) if jax.default_backend() == 'cpu' else published_peak_flops()

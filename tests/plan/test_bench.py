@@ -11,10 +11,9 @@ from bert_jax.data.random_rows import FIRST, MASK, RandomRows
 from bert_jax.model.family import num_parameters
 from bert_jax.model.matmul import training_flops
 from bert_jax.plan import bench
-from bert_jax.plan.analytic import full_batch_flops
 from bert_jax.plan.matmuls import step_matmuls
 from bert_jax.runtime.mesh import make_mesh
-from bert_jax.train.speed import flops_per_step
+from bert_jax.train.speed import flops_per_step, full_batch_flops
 from tests.support.configs import PLANNED_FAMILIES, planned_run
 
 ONE_DEVICE = {'data': 1, 'fsdp': 1, 'tensor': 1}
@@ -89,7 +88,7 @@ def test_bench_measures_the_real_step(family: str, monkeypatch: pytest.MonkeyPat
     assert result.num_devices == 1 and result.rounds >= 5
     assert 'random ids' in result.data and 'none/here' in result.data
     assert result.parameters == num_parameters(chosen.model, 1000)
-    assert result.flops_per_step == full_batch_flops(chosen)
+    assert result.flops_per_step == full_batch_flops(chosen, chosen.tokenizer.vocab_size)
     assert result.tokens_per_second == pytest.approx(16 * 32 / result.step_seconds)
     assert result.sequences_per_second == pytest.approx(16 / result.step_seconds)
     assert 0 < result.ceiling_fraction and 0 < result.mfu < 1 and 0 <= result.input_wait_fraction <= 1

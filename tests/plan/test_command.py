@@ -73,6 +73,38 @@ def test_run_in_phases_is_planned_as_a_whole(tmp_path: Path, capsys) -> None:
     assert plan['cost'] == pytest.approx(first['cost'] + second['cost'])
     tokens = 900_000 * 256 * 128 + 100_000 * 64 * 512
     assert plan['tokens_per_second'] == pytest.approx(tokens / plan['run_seconds'])
+    assert [first['tokens'], second['tokens'], plan['tokens']] == [900_000 * 256 * 128, 100_000 * 64 * 512, tokens]
+    assert (first['steps'], second['steps'], plan['steps']) == (900_000, 100_000, 1_000_000)
+    assert plan['epochs'] is first['epochs'] is None  # there is no corpus
     totals = [phase['required_bytes']['total'] for phase in (first, second)]
     assert plan['required_bytes']['total'] == max(totals) and totals[0] != totals[1]
     assert first['flops_per_step'] < plan['flops_per_step'] < second['flops_per_step']
+
+
+def test_plan_in_phases_ends_with_a_table_of_all_phases(tmp_path: Path, capsys) -> None:
+    (tmp_path / 'words.txt').write_text('\n\n'.join(f'The cat sat on mat {i}. It was happy there.' for i in range(300)))
+    corpus = ['--config.data.source=text:words.txt', '--config.data.corpus=corpus', '--config.tokenizer.vocab_size=200']
+    flags = [f'--config={ROOT}/configs/bert_two_phase.py:tiny', *corpus]
+    assert run(['prepare', *flags], tmp_path) == 0
+    capsys.readouterr()
+    assert run(['plan', *flags, '--target=b200:1x8'], tmp_path) == 0
+    headings, first, second, whole, _ = capsys.readouterr().out.splitlines()[-5:]
+    assert headings.split()[:7] == ['phase', 'steps', 'rows', 'tokens', 'epochs', 'FLOPs', 'time']
+    assert first.split()[:6] == ['1', '900,000', '256', 'x', '128', '29.5B']
+    assert second.split()[:6] == ['2', '100,000', '64', 'x', '512', '3.28B']
+    assert whole.split()[:3] == ['run', '1,000,000', '32.8B']
+    # Of each epoch, all words are read once; a row has a few special tokens more.
+    tokens = json.loads((tmp_path / 'corpus' / 'manifest.json').read_text())['splits']['train']['tokens']
+    epochs = float(first.split()[6].replace(',', ''))
+    assert 0.8 < epochs / (900_000 * 256 * 128 / tokens) < 1.3
+
+
+def test_planned_memory_is_that_of_the_largest_phase(tmp_path: Path, capsys) -> None:
+    """Longer rows with as many tokens need more memory: their scores grow with the square of the length."""
+    phases = '{"steps": 5, "sequence_length": 512, "global_batch_size": 64}, {"steps": 5, "sequence_length": 4096}'
+    flags = [f'--config={ROOT}/configs/modernbert.py:nano', '--config.model.max_positions=4096']
+    flags += ['--config.train.global_batch_size=8', f'--config.phases=({phases})', '--config.optimizer.warmup_steps=0']
+    assert run(['plan', *flags, '--target=b200:1x8', '--json'], tmp_path) == 0
+    plan = json.loads(capsys.readouterr().out)
+    needed = [phase['required_bytes']['total'] for phase in plan['phases']]
+    assert needed[0] < needed[1] == plan['required_bytes']['total']

@@ -15,11 +15,12 @@ from bert_jax.model.dropout import DropoutKey
 from bert_jax.model.family import build_model, num_parameters
 from bert_jax.model.inputs import Inputs
 from bert_jax.plan import planning, search, targets
-from bert_jax.plan.analytic import estimate, full_batch_flops
+from bert_jax.plan.analytic import estimate
 from bert_jax.plan.program import compile_step
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.memory import batch_shapes
 from bert_jax.train.program import build_program
+from bert_jax.train.speed import full_batch_flops
 from tests.support.configs import PLANNED_FAMILIES, planned_run
 
 DATA_ALONE = {'data': 4, 'fsdp': 1, 'tensor': 1}
@@ -99,7 +100,7 @@ PUBLISHED = {
 def test_flops_and_parameters_of_published_sizes_equal_a_list_by_hand(name: str) -> None:
     run, matmuls, parameters = PUBLISHED[name]
     assert num_parameters(run.model, run.tokenizer.vocab_size) == parameters
-    assert full_batch_flops(run) == 3 * 2 * sum(map(math.prod, matmuls))
+    assert full_batch_flops(run, run.tokenizer.vocab_size) == 3 * 2 * sum(map(math.prod, matmuls))
 
 
 FAMILIES_AND_DROPOUT = [

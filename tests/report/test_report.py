@@ -261,3 +261,26 @@ def test_fine_tune_shows_its_seeds_and_their_medians(tmp_path):
     assert '2 of 3 seeds finished' in text and '60.0%' in text and 'sst2/seed-2' in text and 'MLM' not in text
     assert sum(tag == 'svg' for tag, _ in page.elements) == 2  # the loss, and f1
     assert 'step 20 of 20' in report.summarize([workdir]) and '60.0%   50.0% to 70.0%' in report.summarize([workdir])
+
+
+def test_phases_are_tabulated_and_their_ends_are_drawn(tmp_path):
+    phases = [{'steps': 100, 'sequence_length': 64}, {'steps': 60, 'masking': {'rate': 0.05}}, {'steps': 900}]
+    config = {'train': {'steps': 1060}, 'data': {'pairing': 'nsp'}, 'optimizer': {'warmup_steps': 0}}
+    plain, phased = (
+        write_run(tmp_path / 'plain', config=config),
+        write_run(tmp_path / 'a', config=config | {'phases': phases}),
+    )
+    page = read_page(report.write_report([phased]))
+    text = ' '.join(page.text)
+    assert 'Phases' in text and 'next phase' in text and '256 x 64' in text and '5%' in text
+    lines = {}
+    for name, workdir in (('plain', plain), ('phased', phased)):
+        page = read_page(report.write_report([workdir]))
+        lines[name] = [attributes['id'] for _, attributes in page.elements if '-line2d_' in attributes.get('id', '')]
+    # Each of the six charts shows both ends, at steps 100 and 160; the last one is not reached at step 200.
+    assert len(lines['phased']) == len(lines['plain']) + 6 * 2
+
+
+def test_report_leaves_out_phases_that_this_version_cannot_read(tmp_path):
+    config = {'data': {'pairing': 'nsp'}, 'phases': [{'steps': 3, 'of_a_later_version': 1}]}
+    assert 'Phases' not in ' '.join(read_page(report.write_report([write_run(tmp_path / 'a', config=config)])).text)
