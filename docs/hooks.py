@@ -18,7 +18,7 @@ import bert_jax.errors
 from bert_jax.cli.commands import COMMANDS
 from bert_jax.cli.flags import GROUPS, Command, Flag
 from bert_jax.config import Config
-from bert_jax.config.fields import Role, field_meanings, roles, section_variants
+from bert_jax.config.fields import Role, element_section, field_meanings, roles, section_variants
 from bert_jax.config.finetuning import FinetuneConfig
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -166,6 +166,11 @@ def _sections(root: type, prefix: str) -> Iterator[str]:
             yield from ['', f'{level} {label} {{ #{anchor} }}', '', (section.__doc__ or '').split('\n')[0], '']
             # The fields of the first variant have plain anchors; an anchor may occur only once.
             yield from _fields(section, f'{field.name}.', f'{prefix}{name}-' if index else prefix)
+    for field in singles:
+        if (section := element_section(field)) is not None:
+            yield from ['', f'{level} {field.name}[] {{ #fields-of-{prefix}{field.name} }}', '']
+            yield from [(section.__doc__ or '').split('\n')[0], '']
+            yield from _fields(section, f'{field.name}[].', prefix)
     yield from ['', f'{level} Top level {{ #{prefix}top-level }}', '']
     yield from _fields(root, '', prefix, {field.name for field in singles})
 
@@ -185,7 +190,7 @@ def _fields(section: type, path: str, prefix: str, only: set[str] | None = None)
         expected = field.metadata.get('expected', '')
         meaning = _sentence(meanings.get(field.name, ''))
         text = ' '.join(filter(None, (meaning, f'Allowed: {expected}.' if expected else '')))
-        anchor = f'{prefix}{name}'.replace('.', '-')
+        anchor = f'{prefix}{name}'.replace('[].', '-').replace('.', '-')
         role = _ROLES[found_roles[field.name]]
         yield f'| <span id="{anchor}"></span>`{name}` | {_value(field.default)} | {_cell(text)} | {role} |'
     for name, variants in nested:

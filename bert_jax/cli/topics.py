@@ -11,7 +11,7 @@ from typing import Any
 from bert_jax.cli.commands import COMMANDS
 from bert_jax.cli.flags import describe
 from bert_jax.config import Config
-from bert_jax.config.fields import field_meanings, section_variants
+from bert_jax.config.fields import element_section, field_meanings, section_variants
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.errors import BadInput
 
@@ -71,6 +71,9 @@ def _explain_section(section: type[Any], name: str, path: list[str], topic: str)
         fix = _nearest_topic(path[0], fields, f'{name}.') or f'bert-jax help {name}'
         raise BadInput(f'help {topic}', f'{name} has no field {path[0]!r}', ', '.join(fields), fix)
     variants = section_variants(field)
+    if (element := element_section(field)) is not None:
+        explained = _explain_section(element, f'{name}.{path[0]}[]', path[1:], topic)
+        return explained if path[1:] else '\n'.join([*_field_lines(section, field, f'{name}.{path[0]}'), '', explained])
     if not variants:
         return '\n'.join(_field_lines(section, field, f'{name}.{path[0]}'))
     with_field = [each for each in variants.values() if not path[1:] or path[1] in each.__dataclass_fields__]

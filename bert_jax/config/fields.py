@@ -219,6 +219,12 @@ def section_variants(field: dataclasses.Field) -> dict[str, type[Any]]:
     return field.metadata.get('variants') or ({} if section is None else {field.name: section})
 
 
+def element_section(field: dataclasses.Field) -> type[Any] | None:
+    """Returns the section of the elements of a field that is a tuple of sections; None for other fields."""
+    elements = [each for each in typing.get_args(field.type) if dataclasses.is_dataclass(each)]
+    return typing.cast(type, elements[0]) if elements else None
+
+
 @functools.cache
 def field_meanings(section: type[Any]) -> dict[str, str]:
     """Returns {field: the comment above it}; a field defined as in another section has the comment from there."""

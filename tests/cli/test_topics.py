@@ -21,6 +21,12 @@ def test_section_lists_its_fields_for_every_family() -> None:
     assert explain('finetune-config.task.kind').startswith("finetune-config.task.kind = 'classification'")
 
 
+def test_phases_list_the_fields_of_a_phase() -> None:
+    text = explain('config.phases')
+    assert text.startswith('config.phases = ()') and 'config.phases[].final_fraction = None' in text
+    assert explain('config.phases.masking.rate').startswith('config.phases[].masking.rate = None')
+
+
 def test_help_topic_and_help_flag_agree(capsys: pytest.CaptureFixture) -> None:
     assert main(['bert-jax', 'train', '--help']) == 0
     expected = capsys.readouterr().out
