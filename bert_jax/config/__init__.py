@@ -22,7 +22,7 @@ from bert_jax.config.data import (
 )
 from bert_jax.config.families import FAMILIES, Bert, EuroBert, Model, ModernBert
 from bert_jax.config.names import field_names, unknown_field
-from bert_jax.config.phases import model_at, phase_at, positions_trained
+from bert_jax.config.phases import model_at, phase_at, positions_trained, weight_decays
 from bert_jax.config.pretraining import Card, Config, Mesh, Optimizer, Phase, PhaseMasking, Probe, Train
 from bert_jax.config.resolve import resolve
 from bert_jax.config.sizes import ETTIN_SIZES, FEW_LAYERS, MODERNBERT_SIZES, SIZES, bert, defaults, ettin, modernbert
@@ -71,4 +71,5 @@ __all__ = [
     'row_lengths',
     'sources',
     'unknown_field',
+    'weight_decays',
 ]

@@ -136,6 +136,11 @@ def model_at(config: Config, step: int) -> Model:
     return config.in_phases[phase_at(config, step)].model
 
 
+def weight_decays(config: Config) -> tuple[float, ...]:
+    """Returns the different weight decays of the phases; for several, the optimizer's state has a count of steps."""
+    return tuple(dict.fromkeys(phase.optimizer.weight_decay for phase in config.in_phases))
+
+
 def positions_trained(config: Config, step: int) -> int:
     """Returns the positions of the longest rows that a run has trained on up to a step."""
     phases = config.in_phases[: phase_at(config, step) + 1]

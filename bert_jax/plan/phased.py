@@ -7,6 +7,7 @@ from typing import Any
 from bert_jax.config import Config
 from bert_jax.plan import planning
 from bert_jax.plan.planning import Plan
+from bert_jax.runtime.mesh import mesh_sizes
 from bert_jax.train.phase_table import PhaseCost, total
 
 
@@ -83,6 +84,9 @@ def make_run_plan(config: Config, target_name: str, epochs: Sequence[float] = ()
       BadInput: as `planning.find_target` and `planning.make_plan`.
     """
     targets = [planning.find_target(target_name, phase) for phase in config.in_phases]
+    for index, (phase, target) in enumerate(zip(config.in_phases, targets, strict=True)):
+        where = f'config.phases[{index}]' if config.phases else 'config.train'
+        mesh_sizes(phase.mesh, phase.model, phase.train, target.num_devices, where)  # names the phase in its error
     phases = planning.choose_microbatches(config, targets).in_phases
     plans = tuple(planning.make_plan(phase, target) for phase, target in zip(phases, targets, strict=True))
     return RunPlan(config, plans, tuple(epochs) or (None,) * len(plans))

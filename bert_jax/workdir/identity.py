@@ -114,6 +114,8 @@ def claim(
         differ = _differing(ours, theirs)
         _check_may_change(workdir, differ - allowed, theirs, ours, has_flag=allow_change is not None)
         _check_keeps_shapes(workdir, differ)
+        if isinstance(config, Config) and differ:
+            _check_keeps_state(workdir, config)
         if differ and is_process_zero():
             changes = [
                 {'step': step, 'field': name, 'from': theirs.get(name), 'to': ours.get(name)} for name in sorted(differ)
@@ -161,6 +163,18 @@ def _check_keeps_shapes(workdir: str, differ: set[str]) -> None:
             '--allow_change',
             f'names {", ".join(fixed)}, but the checkpoints of {workdir} depend on it',
             'fields that do not affect the shapes of parameters and optimizer state',
+            f'use another --workdir, with --config.init={workdir}',
+        )
+
+
+def _check_keeps_state(workdir: str, config: Config) -> None:
+    """Raises BadInput if a changed config schedules the weight decay and the workdir's does not, or the reverse."""
+    ours, theirs = (len(config_module.weight_decays(run)) > 1 for run in (config, load_config(workdir)))
+    if ours != theirs:
+        raise BadInput(
+            '--allow_change',
+            f'changes whether phases differ in weight_decay, but the checkpoints of {workdir} depend on it',
+            'one weight_decay for all phases' if ours else 'different ones, as before',
             f'use another --workdir, with --config.init={workdir}',
         )
 

@@ -8,7 +8,7 @@ import pytest
 
 from bert_jax import config
 from bert_jax.config import Config
-from bert_jax.config.fields import Role, names_with
+from bert_jax.config.fields import Role, identity_of, names_with
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.errors import BadInput
 from bert_jax.finetune.workdirs import read_run
@@ -53,3 +53,20 @@ def test_fields_that_shape_a_family_never_change(family: str, section: type, tmp
     for name in before:
         with pytest.raises(BadInput, match=f'names {name}, but the checkpoints'):
             identity.claim(workdir, resolved, tokenizer, before | {name: 2}, allow_change=[name])
+
+
+def test_weight_decay_that_begins_to_differ_needs_another_workdir(tmp_path: Path) -> None:
+    """With several weight decays the optimizer's state has one more array, which old checkpoints lack."""
+
+    def run(*decays: float) -> Config:
+        phases = [{'steps': 5, 'weight_decay': decay} for decay in decays]
+        return config.resolve({'optimizer': {'warmup_steps': 0}, 'phases': phases})
+
+    def claim(resolved: Config) -> None:
+        identity.claim(workdir, resolved, tokenizer, identity_of(resolved), allow_change=['phases'])
+
+    tokenizer, workdir = read_tokenizer(tmp_path), str(tmp_path / 'run')
+    claim(run(0.1, 0.1))
+    claim(run(0.3, 0.3))
+    with pytest.raises(BadInput, match='whether phases differ in weight_decay'):
+        claim(run(0.3, 0.1))
