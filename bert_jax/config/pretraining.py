@@ -249,6 +249,7 @@ class Phase:
     tokens: float = as_in(Train, 'tokens')
     sequence_length: int = as_in(Data, 'sequence_length')
     global_batch_size: int = as_in(Train, 'global_batch_size')
+    microbatches: int | None = optional(Train, 'microbatches', Role.EXECUTION)
     peak_learning_rate: float = as_in(Optimizer, 'peak_learning_rate')
     warmup_steps: int = as_in(Optimizer, 'warmup_steps')
     warmup_tokens: float = as_in(Optimizer, 'warmup_tokens')

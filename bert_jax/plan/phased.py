@@ -87,6 +87,6 @@ def make_run_plan(config: Config, target_name: str, epochs: Sequence[float] = ()
     for index, (phase, target) in enumerate(zip(config.in_phases, targets, strict=True)):
         where = f'config.phases[{index}]' if config.phases else 'config.train'
         mesh_sizes(phase.mesh, phase.model, phase.train, target.num_devices, where)  # names the phase in its error
-    phases = planning.choose_microbatches(config, targets).in_phases
-    plans = tuple(planning.make_plan(phase, target) for phase, target in zip(phases, targets, strict=True))
+    phases = map(planning.choose_microbatches, config.in_phases, targets)
+    plans = tuple(map(planning.make_plan, phases, targets))
     return RunPlan(config, plans, tuple(epochs) or (None,) * len(plans))

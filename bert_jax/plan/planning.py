@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -170,30 +170,21 @@ def find_target(name: str, config: Config) -> Target:
     return measure_local_target(config)
 
 
-def choose_microbatches(config: Config, targets: Sequence[Target]) -> Config:
-    """Replaces `train.microbatches=-1` by the fewest microbatches whose steps all fit by the analytic count.
+def choose_microbatches(config: Config, target: Target) -> Config:
+    """Replaces `train.microbatches=-1` by the fewest microbatches with which the step fits by the analytic count.
 
     If no number of microbatches fits, each has one row per device.
 
     Args:
-      targets: of each phase.
+      config: of a run without phases, or of a phase.
     """
     if config.train.microbatches != -1:
         return config
-    phases = list(zip(config.in_phases, targets, strict=True))
-    rows_per_device = []
-    for phase, target in phases:
-        mesh = mesh_sizes(phase.mesh, phase.model, phase.train, target.num_devices)
-        rows_per_device.append(phase.train.global_batch_size // (mesh['data'] * mesh['fsdp']))
-    rows = math.gcd(*rows_per_device)
-    numbers = [n for n in range(1, rows + 1) if rows % n == 0]
-
-    def fits(microbatches: int) -> bool:
-        changes = {'train.microbatches': microbatches}
-        return all(analytic_plan(apply_changes(phase, changes), target).fits for phase, target in phases)
-
-    fewest = next((n for n in numbers if fits(n)), rows)
-    return apply_changes(config, {'train.microbatches': fewest})
+    mesh = mesh_sizes(config.mesh, config.model, config.train, target.num_devices)
+    rows = config.train.global_batch_size // (mesh['data'] * mesh['fsdp'])
+    candidates = (apply_changes(config, {'train.microbatches': n}) for n in range(1, rows + 1) if rows % n == 0)
+    fallback = apply_changes(config, {'train.microbatches': rows})
+    return next((each for each in candidates if analytic_plan(each, target).fits), fallback)
 
 
 def make_plan(config: Config, target: Target, effort: str = FULL, limit_s: float | None = None) -> Plan:

@@ -95,7 +95,7 @@ _CONTROL_GROUP = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current')
 
 
 def resolve_microbatches(config: Config, mesh: Mesh, vocab_size: int, limit: int | None = None) -> Config:
-    """Replaces a `train.microbatches` of -1 by the fewest microbatches whose step fits every device.
+    """Replaces a `train.microbatches` of -1 by the fewest microbatches whose step fits every device, in each phase.
 
     Args:
       limit: bytes of a device, instead of `device_bytes()`.
@@ -103,23 +103,38 @@ def resolve_microbatches(config: Config, mesh: Mesh, vocab_size: int, limit: int
     Raises:
       BadInput: if not even one row per device fits.
     """
-    if config.train.microbatches != -1:
+    if all(phase.train.microbatches != -1 for phase in config.in_phases):
         return config
-    limit, phases = limit or device_bytes(), config.in_phases
-    sizes = [phase.train.global_batch_size // mesh.shape['data'] // mesh.shape['fsdp'] for phase in phases]
-    numbers = [n for n in range(1, math.gcd(*sizes) + 1) if math.gcd(*sizes) % n == 0]
+    limit = limit or device_bytes()
+    numbers = [
+        _fewest_microbatches(phase, mesh, vocab_size, limit, f'Phase {index}: ' if config.phases else '')
+        for index, phase in enumerate(config.in_phases, start=1)
+    ]
+    phases = tuple(
+        dataclasses.replace(phase, microbatches=number)
+        for phase, number in zip(config.phases, numbers, strict=False)  # none without phases
+    )
+    return dataclasses.replace(_with_microbatches(config, max(numbers)), phases=phases)
+
+
+def _fewest_microbatches(config: Config, mesh: Mesh, vocab_size: int, limit: int, label: str) -> int:
+    """Returns the microbatches of a phase, and reports them after its label if they were not given."""
+    if config.train.microbatches != -1:
+        return config.train.microbatches
+    rows = config.train.global_batch_size // mesh.shape['data'] // mesh.shape['fsdp']
+    numbers = [n for n in range(1, rows + 1) if rows % n == 0]
 
     @functools.cache
     def needed(number: int) -> float:
-        return max(_compiled_bytes(_with_microbatches(phase, number), mesh, vocab_size) for phase in phases)
+        return _compiled_bytes(_with_microbatches(config, number), mesh, vocab_size)
 
     fewest = bisect.bisect_left(numbers, True, key=lambda number: needed(number) <= limit)
     if fewest == len(numbers):
         found = f'needs {size(needed(numbers[-1]))} with {numbers[-1]} microbatches; a device has {size(limit)}'
         raise _does_not_fit(found, config, ())
     number = numbers[fewest]
-    say(f'Microbatches: {number}, the fewest that fit: {size(needed(number))} of the {size(limit)} of a device')
-    return _with_microbatches(config, number)
+    say(f'{label}Microbatches: {number}, the fewest that fit: {size(needed(number))} of the {size(limit)} of a device')
+    return number
 
 
 def _with_microbatches(config: Config, number: int) -> Config:

@@ -9,7 +9,8 @@ from bert_jax.console import duration, short
 
 # Fields of a phase that have a column of their own.
 _IN_COLUMNS = {
-    *('steps', 'tokens', 'sequence_length', 'global_batch_size', 'peak_learning_rate', 'warmup_steps', 'warmup_tokens'),
+    *('steps', 'tokens', 'sequence_length', 'global_batch_size', 'microbatches'),
+    *('peak_learning_rate', 'warmup_steps', 'warmup_tokens'),
     *('schedule', 'decay', 'decay_fraction', 'decay_steps', 'decay_tokens', 'final_fraction'),
 }
 

@@ -45,19 +45,23 @@ class TrainProgram:
     shardings: TrainState
 
     def of_phases(self, phases: Sequence[config.Config]) -> tuple['TrainProgram', ...]:
-        """Returns the program of each phase, all on the same state; phases with equal models share one.
+        """Returns the program of each phase, all on the same state; phases with the same step share one.
 
         Args:
           phases: `Config.in_phases`.
         """
-        for phase in phases:
-            if phase.model not in self._by_model:
-                self._by_model[phase.model] = dataclasses.replace(self, model=phase.model)
-        return tuple(self._by_model[phase.model] for phase in phases)
+        return tuple(self._with_step(phase.model, phase.train.microbatches) for phase in phases)
+
+    def _with_step(self, model: config.Model, microbatches: int) -> 'TrainProgram':
+        key = model, microbatches
+        if key not in self._by_step:
+            train = dataclasses.replace(self.train, microbatches=microbatches)
+            self._by_step[key] = dataclasses.replace(self, model=model, train=train)
+        return self._by_step[key]
 
     @functools.cached_property
-    def _by_model(self) -> dict[config.Model, 'TrainProgram']:
-        return {self.model: self}
+    def _by_step(self) -> dict[tuple[config.Model, int], 'TrainProgram']:
+        return {(self.model, self.train.microbatches): self}
 
     @property
     def num_steps(self) -> int:

@@ -246,7 +246,7 @@ def test_suggested_changes_are_the_smallest_that_fit() -> None:
 
     assert fits(num_microbatches) and not fits(num_microbatches // 2)
     undecided = planning.apply_changes(chosen, {'train.microbatches': -1})
-    assert planning.choose_microbatches(undecided, [target]).train.microbatches == num_microbatches
+    assert planning.choose_microbatches(undecided, target).train.microbatches == num_microbatches
     name = next(change.removeprefix('--target=') for change in changes if change.startswith('--target='))
     assert planning.analytic_plan(chosen, targets.parse_target(name)).fits
 

@@ -58,6 +58,19 @@ def test_cpu_update_makes_no_copy_of_the_moments() -> None:
     assert analysis.temp_size_in_bytes < 2.5 * parameters  # gradients, and those after clipping
 
 
+def test_each_phase_gets_the_fewest_microbatches_that_fit_it() -> None:
+    """A phase of few long rows may need more of them than one of many short rows, or fewer."""
+    phases = tuple(config.Phase(steps=5, sequence_length=64, global_batch_size=rows) for rows in (2, 8))
+    run = dataclasses.replace(CONFIG, phases=phases)
+    resolved = resolve_microbatches(run, MESH, VOCAB, limit=_needs(1))
+    first, second = (phase.train.microbatches for phase in resolved.in_phases)
+    assert first == 1 and second > 1
+    alone = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, global_batch_size=8))
+    assert resolve_microbatches(alone, MESH, VOCAB, limit=_needs(1)).train.microbatches == second
+    kept = dataclasses.replace(run, phases=tuple(dataclasses.replace(phase, microbatches=2) for phase in phases))
+    assert resolve_microbatches(kept, MESH, VOCAB, limit=1) == kept
+
+
 def test_explicit_number_of_microbatches_is_kept() -> None:
     train = dataclasses.replace(CONFIG.train, microbatches=3)
     assert resolve_microbatches(dataclasses.replace(CONFIG, train=train), MESH, VOCAB, limit=1).train.microbatches == 3
