@@ -106,10 +106,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
         )
 
         # --- Restore the state, or create a new one. ---
-        def new_state() -> TrainState:
-            state = program.init_state(config.train.seed, start_from.params(streams.tokenizer))
-            return start_from.restore_moments(state, program.shardings)
-
+        new_state = functools.partial(start_from.new_state, program, config.train.seed, streams.tokenizer)
         begun = begin(workdir, program, checkpoints, new_state, supervisor)
         if begun is None:
             return Outcome(num_steps, True, num_steps, {})
@@ -134,10 +131,22 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
                 checkpoints=checkpoints,
                 log=log,
             )
+            if config.init_larger and begun.resumed_from is None:
+                _log_initial_loss(evaluators, begun.state, supervisor, log)
             say('Compiling the step …')
             fitted = fit(run, begun.state, dataclasses.replace(begun.record, skipped_batches=skipped))
             log.end(fitted.step, fitted.stopped_by)
             return Outcome(fitted.step, fitted.step == num_steps, begun.resumed_from, log.metrics)
+
+
+def _log_initial_loss(evaluators: Sequence[Evaluator], state: TrainState, supervisor: Supervisor, log: RunLog) -> None:
+    """Evaluates the weights that a run starts from on held-out text, and logs the result as that of step 0."""
+    for evaluator in evaluators:
+        if isinstance(evaluator, HeldOut) and evaluator.is_due(0, is_final=True):
+            supervisor.enter_long_stage(evaluator.activity)
+            result = evaluator(state.params, 0, lambda: False)
+            assert result is not None  # None means interrupted
+            log.log_evaluation(0, result.metrics, result.description)
 
 
 def _evaluators(

@@ -97,6 +97,10 @@ def check_together(config: Config) -> None:
     if config.init_optimizer and not config.init:
         fix = '--config.init=WORKDIR or --config.init=WORKDIR@STEP'
         raise BadInput('config.init_optimizer', 'is True, and config.init names no run', 'both or neither', fix)
+    if config.init_larger and (config.init_optimizer or not config.init):
+        found = 'config.init_optimizer keeps moments of other shapes' if config.init else 'config.init names no model'
+        fix = '--config.init_optimizer=False' if config.init else '--config.init=DIR'
+        raise BadInput('config.init_larger', f'is True, and {found}', 'a smaller model, with new moments', fix)
     check_probes(config.train.probe_every, config.probe)
     check_mesh(config.mesh)
 

@@ -285,6 +285,9 @@ class Config:
     init: str = setting('', role=Role.CONTENT)
     # start from the optimizer's moments of that workdir too; the schedule starts at the beginning
     init_optimizer: bool = setting(False, role=Role.IDENTITY_IF_SET)
+    # start from a smaller model of the same family: its weights are tiled to the sizes in `model`; without this, a run
+    # has the sizes of its initial model
+    init_larger: bool = setting(False, role=Role.IDENTITY_IF_SET)
     card: Card = Card()
     # devices to run on; '' takes the fastest available
     platform: str = setting('', choices=('', 'cpu', 'cuda', 'tpu'))

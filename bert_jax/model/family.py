@@ -54,6 +54,7 @@ class Family(NamedTuple):
       matmuls: of one forward pass, with the arguments of `matmuls`; FLOPs, ceilings and plans follow from it.
       kept_per_token: (model, bytes of an activation, size of the tensor axis) -> bytes that a layer keeps of a token
         for the backward pass, without its attention scores.
+      decoder_norm: the path of the norm whose output the decoder over the vocabulary reads.
       attention_radii: model -> for each layer, the positions that a position sees to either side; None for all.
       is_post_norm: whether norms follow the residual connections; otherwise they precede attention and feed-forward.
       has_position_table: whether positions are embeddings that are learned.
@@ -63,6 +64,7 @@ class Family(NamedTuple):
     build: Build
     matmuls: Callable[..., list[Matmul]]
     kept_per_token: Callable[[Any, int, int], float]
+    decoder_norm: tuple[str, ...]
     attention_radii: Callable[[Any], list[int | None]] = lambda model: [None] * model.num_layers
     is_post_norm: bool = False
     has_position_table: bool = False
@@ -74,6 +76,7 @@ FAMILIES: dict[str, Family] = {
         build=bert.BertForPreTraining,
         matmuls=bert.matmuls,
         kept_per_token=bert.kept_per_token,
+        decoder_norm=('mlm_norm',),
         is_post_norm=True,
         has_position_table=True,
     ),
@@ -81,6 +84,7 @@ FAMILIES: dict[str, Family] = {
         build=modernbert.ModernBertForMaskedLM,
         matmuls=modernbert.matmuls,
         kept_per_token=modernbert.kept_per_token,
+        decoder_norm=('head', 'norm'),
         attention_radii=modernbert.attention_radii,
         absent_parameters=lambda model: model.hidden_size * (1 + model.norm_bias),  # the norm of the first layer
     ),
@@ -88,6 +92,7 @@ FAMILIES: dict[str, Family] = {
         build=eurobert.EuroBertForMaskedLM,
         matmuls=eurobert.matmuls,
         kept_per_token=layer_kept_per_token,
+        decoder_norm=('encoder', 'final_norm'),
     ),
 }
 

@@ -1,6 +1,7 @@
 """Prepares the weights that a run starts from: random ones, or those of an initial model (`config.init`).
 
-A run takes weights, architecture and tokenizer from its initial model. It starts with new optimizer moments unless
+A run takes weights, architecture and tokenizer from its initial model. With `config.init_larger` the sizes are its own,
+and the weights are tiled to them (`tiling.py`). It starts with new optimizer moments unless
 `config.init_optimizer` keeps those of a workdir. The embedding (and output bias) of an added token is the mean of those
 of the pieces that it was split into before. A longer position table repeats the existing rows in order (Beltagy et al.
 2020, "Longformer").
@@ -23,11 +24,12 @@ from bert_jax.errors import BadInput
 from bert_jax.model.family import family_of
 from bert_jax.model.layers import logical_axes
 from bert_jax.model.vocabulary import padded_vocab_size
-from bert_jax.pretrained import google, hugging_face, tensor_names
+from bert_jax.pretrained import google, hugging_face, tensor_names, tiling
 from bert_jax.pretrained.hub import MLM_HEAD, NSP_HEAD, POOLER
 from bert_jax.pretrained.load import Pretrained, load_pretrained, training_command
 from bert_jax.pretrained.provenance import Provenance, start_of
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
+from bert_jax.train.program import TrainProgram
 from bert_jax.train.state import TrainState, distribute, is_schedule
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_whole
@@ -111,8 +113,21 @@ class PretrainingStart:
         Raises:
           BadInput: see `Initialization.params`.
         """
-        positions = self.config.model.max_positions
-        return self.initialization.params(lambda initial: resize_embeddings(initial, tokenizer, positions))
+        model = self.config.model
+
+        def adapt(initial: Pretrained) -> nnx.State:
+            initial = tiling.enlarged(initial, model) if self.config.init_larger else initial
+            return resize_embeddings(initial, tokenizer, model.max_positions)
+
+        return self.initialization.params(adapt)
+
+    def new_state(self, program: TrainProgram, seed: int, tokenizer: Tokenizer) -> TrainState:
+        """Returns the state that the run starts from.
+
+        Raises:
+          BadInput: see `params` and `restore_moments`.
+        """
+        return self.restore_moments(program.init_state(seed, self.params(tokenizer)), program.shardings)
 
     def restore_moments(self, state: TrainState, shardings: TrainState) -> TrainState:
         """Returns a new state with the optimizer moments of the initial run if `config.init_optimizer` is set.
@@ -164,6 +179,7 @@ def pretraining_start(config: Config, workdir: str) -> PretrainingStart:
     kept = {'init_optimizer': True} if config.init_optimizer else {}
     if 'init' in recorded and identity.load_config(workdir).init == config.init:
         model = identity.load_config(workdir).model
+        model = tiling.with_sizes(model, config.model) if config.init_larger else model
         initialization = Initialization(config.init, {'init': recorded['init']} | kept, start=start_of(workdir))
         return PretrainingStart(_with_architecture(config, model, model.max_positions), initialization)
     initial = load_initial(config.init)
@@ -183,6 +199,14 @@ def pretraining_start(config: Config, workdir: str) -> PretrainingStart:
     heads = (MLM_HEAD, *(() if config.data.pairing == 'none' else (POOLER, NSP_HEAD)))
     for note in initial.notes(heads):
         say(f'{config.init}: {note}')
+    if config.init_larger:
+        tiling.check_is_larger(model, config.model, config.init)
+        larger = config.model
+        say(
+            f'Initialized from a smaller model: {model.num_layers} layers of {model.hidden_size} to '
+            f'{larger.num_layers} of {larger.hidden_size}'
+        )
+        model = tiling.with_sizes(model, config.model)
     resolved = _with_architecture(config, model, num_positions)
     fingerprint = {'init': hash_weights(initial)} | kept
     start = dataclasses.replace(initial.provenance, positions_trained=initial.max_length)

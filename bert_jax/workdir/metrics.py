@@ -32,7 +32,7 @@ class MetricsWriter:
             return
         self._workdir = epath.Path(workdir)
         self._events_below = os.fspath(self._workdir / 'tensorboard')
-        self._open(step)
+        self._open(step or -1)  # a run that starts over logs the evaluation of its initial weights again
         self.lost_steps = max(0, self._metrics.newest - step)
 
     def rewind(self, step: int) -> None:
