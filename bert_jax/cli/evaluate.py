@@ -8,11 +8,13 @@ from absl import flags
 from bert_jax.cli.devices import select_platform
 from bert_jax.cli.flags import (
     AT_LEAST_0,
+    AVERAGE,
     CONFIG,
     STEP,
     WORKDIR_OR_STEP,
     Command,
     Flag,
+    averaged_checkpoints,
     config_of,
     config_of_run,
     print_result,
@@ -27,9 +29,10 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.finetune.workdirs import seeds_of
     from bert_jax.workdir.result import check_output
 
-    (workdir, step), output = workdir_and_step(COMMAND, values), values.output or ''
+    average, output = averaged_checkpoints(COMMAND, values), values.output or ''
+    workdir, step = (average[0].workdir, None) if average else workdir_and_step(COMMAND, values)
     check_output(output)
-    if seeds := seeds_of(workdir):
+    if seeds := () if average else seeds_of(workdir):
         return _evaluate_finetuned(values, workdir, step, seeds[0])
     select_platform(config_of_run(values, workdir))
     from bert_jax.evaluation.evaluate import describe, evaluate
@@ -42,6 +45,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         output=output,
         config=config_of(values) if values.config is not None else None,
         workers=len(os.sched_getaffinity(0)),
+        average=average,
     )
     print_result(values, result, describe(result))
     return 0
@@ -71,6 +75,7 @@ COMMAND = Command(
     (
         WORKDIR_OR_STEP,
         STEP,
+        AVERAGE,
         Flag(
             'source',
             'text to evaluate on instead, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME',

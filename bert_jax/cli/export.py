@@ -7,11 +7,13 @@ from absl import flags
 
 from bert_jax.cli.devices import enable_compilation_cache
 from bert_jax.cli.flags import (
+    AVERAGE,
     CONFIG,
     STEP,
     WORKDIR_OR_STEP,
     Command,
     Flag,
+    averaged_checkpoints,
     command_to_paste,
     config_of,
     fields_of,
@@ -24,17 +26,20 @@ from bert_jax.runtime.stopping import exit_on_signals
 
 @exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    output, (workdir, step) = required(COMMAND, values, 'output'), workdir_and_step(COMMAND, values)
+    output, average = required(COMMAND, values, 'output'), averaged_checkpoints(COMMAND, values)
+    workdir, step = (average[0].workdir, None) if average else workdir_and_step(COMMAND, values)
     from bert_jax.finetune.workdirs import seeds_of
+    from bert_jax.pretrained.average import describe_average
     from bert_jax.pretrained.export import export
     from bert_jax.pretrained.hub import MLM_HEAD, PREDICTION_HEAD
 
     enable_compilation_cache()
-    if seeds_of(workdir):
+    if not average and seeds_of(workdir):
         return _export_finetuned(values, workdir, step, output)
     card = config_of(values).card if values.config is not None else None
-    proof = export(workdir, output, step, card)
-    notes = [_describe(proof, output)]
+    proof = export(workdir, output, step, card, average)
+    exported = f'the average of {describe_average(average)}' if average else f'step {proof["step"]}'
+    notes = [_describe(proof, output, exported)]
     if untrained := proof['untrained_heads']:
         notes.append(f'Left out because untrained: {", ".join(untrained)}.')
     if {MLM_HEAD, PREDICTION_HEAD} & {*untrained}:
@@ -54,13 +59,14 @@ def _export_finetuned(values: flags.FlagValues, workdir: str, step: int | None, 
     proof = export(workdir, output, step, card)
     pipeline = f"transformers.pipeline('{PIPELINES[proof['kind']]}', model={output!r})"
     next_step = f'Next: {command_to_paste("predict", model=output, input="lines.txt")}\n      {pipeline}'
-    print_result(values, proof, f'{_describe(proof, output, " of " + proof["workdir"])}\n{next_step}', is_in_files=True)
+    described = _describe(proof, output, f'step {proof["step"]} of {proof["workdir"]}')
+    print_result(values, proof, f'{described}\n{next_step}', is_in_files=True)
     return 0
 
 
-def _describe(proof: dict[str, Any], output: str, of: str = '') -> str:
+def _describe(proof: dict[str, Any], output: str, exported: str) -> str:
     return (
-        f'Exported step {proof["step"]}{of} to {output}: {proof["logits_compared"]:,} logits compared with '
+        f'Exported {exported} to {output}: {proof["logits_compared"]:,} logits compared with '
         f'{proof["compared_with"]}, largest difference {proof["largest_difference"]:.1e}.'
     )
 
@@ -74,6 +80,7 @@ COMMAND = Command(
         WORKDIR_OR_STEP,
         Flag('output', 'directory to write', group='essential'),
         STEP,
+        AVERAGE,
         dataclasses.replace(
             CONFIG, meaning='config file whose card section is used for the model card', group='advanced'
         ),

@@ -6,7 +6,7 @@ import re
 import shlex
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -15,6 +15,9 @@ from bert_jax.cli.config_file import load_config_file
 from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
 from bert_jax.errors import BadInput, as_started, program
 from bert_jax.runtime.paths import check_path
+
+if TYPE_CHECKING:
+    from bert_jax.pretrained.provenance import AveragedCheckpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,11 @@ CONFIG = Flag(
 JSON = Flag('json', 'print the result as one JSON object on standard output', flags.DEFINE_boolean, False)
 MODEL = Flag('model', 'workdir, WORKDIR@STEP, export or Hugging Face directory', group='essential')
 STEP = Flag('step', 'step of the checkpoint (default: the newest)', flags.DEFINE_integer)
+AVERAGE = Flag(
+    'average',
+    'checkpoints whose weights are averaged: STEP,STEP of --workdir, or WORKDIR@STEP,WORKDIR@STEP; a weight follows a '
+    'colon, STEP:WEIGHT',
+)
 WORKDIR = Flag('workdir', 'directory of the run', group='essential')
 WORKDIR_OR_STEP = Flag('workdir', 'directory of a run, or WORKDIR@STEP for one of its checkpoints', group='essential')
 
@@ -282,6 +290,24 @@ def workdir_and_step(command: Command, values: flags.FlagValues) -> tuple[str, i
         found = f'differs from the step in --workdir={workdir}@{step}'
         raise BadInput(f'--step={values.step}', found, 'one step', f'--workdir={workdir} --step={values.step}')
     return workdir, values.step if step is None else step
+
+
+def averaged_checkpoints(command: Command, values: flags.FlagValues) -> 'tuple[AveragedCheckpoint, ...]':
+    """Returns the checkpoints that `--average` names; () if it is not given.
+
+    Raises:
+      BadInput: if they do not exist or do not fit together, or if a step is named elsewhere too.
+    """
+    from bert_jax.pretrained.average import parse
+    from bert_jax.workdir.identity import split_step
+
+    if values.average is None:
+        return ()
+    workdir, step = split_step(values.workdir or '')
+    if step is not None or values.step is not None:
+        found, fix = 'names the steps, and another flag names a step too', f'bert-jax {command.name} --help'
+        raise BadInput(f'--average={values.average}', found, 'steps in --average only', fix)
+    return parse(values.average, workdir)
 
 
 def check_names_no_step(command: Command, workdir: str) -> None:

@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,17 +26,18 @@ from bert_jax.evaluation import evaluation_file, masked_words, pseudo_perplexity
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, read_held_out_windows, read_source_windows
 from bert_jax.files import json_digest
+from bert_jax.pretrained.average import averaged_params, evaluation_stem
 from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import MLM_HEAD
 from bert_jax.pretrained.load import from_params
-from bert_jax.pretrained.provenance import of_run, start_of
+from bert_jax.pretrained.provenance import AveragedCheckpoint, of_run, start_of
 from bert_jax.runtime.mesh import make_mesh, mesh_of_run
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import MIN_DOCUMENTS
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
 from bert_jax.train.program import build_program
-from bert_jax.train.state import TrainState
+from bert_jax.train.state import TrainState, distribute
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
 from bert_jax.workdir.result import save
@@ -71,12 +73,13 @@ def evaluate(
     config: Config | None = None,
     devices: list[jax.Device] | None = None,
     workers: int = 1,
+    average: Sequence[AveragedCheckpoint] = (),
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on the whole validation split of its run, or on all text of a source.
 
-    Writes WORKDIR/evaluation.json, or WORKDIR/evaluation-NAME.json if `source` is given; both keep samples of other
-    sizes (`evaluation_file.py`). With `output`, writes only that file. If the workdir is not writable, reports that and
-    writes nothing. A source is encoded in a temporary directory, with the run's tokenizer and settings.
+    Writes WORKDIR/evaluation.json, or WORKDIR/evaluation-NAME.json if `source` or `average` is given; both keep samples
+    of other sizes (`evaluation_file.py`). With `output`, writes only that file. If the workdir is not writable, reports
+    that and writes nothing. A source is encoded in a temporary directory, with the run's tokenizer and settings.
 
     Args:
       step: the checkpoint to evaluate; by default the newest.
@@ -88,12 +91,14 @@ def evaluate(
         a single device.
       devices: the devices to use; by default all.
       workers: number of processes that read a source.
+      average: checkpoints whose mean is evaluated instead, the first of the workdir (`pretrained.average.parse`).
 
     Returns:
       step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy, mlm_loss_by_length and the `baselines`. A metric is None if
       the text contains nothing to measure it on (no pairs, no token to mask). With a sample also the results of
       `masked_words.measure`, `pseudo_perplexity`, and its baseline `unigram_perplexity`; if the source of the
-      validation split cannot be read again, `sample_missing` says why instead.
+      validation split cannot be read again, `sample_missing` says why instead. With `average`, the averaged checkpoints
+      and the largest of their steps.
 
     Raises:
       BadInput: if the run, its checkpoint or its corpus does not exist, or if the source cannot be read.
@@ -103,13 +108,16 @@ def evaluate(
         data = dataclasses.replace(run_config.data, local_copy=config.data.local_copy)
         run_config = dataclasses.replace(run_config, data=data)
     mesh = _choose_mesh(run_config, config, jax.devices() if devices is None else devices)
+    restore = functools.partial(_restore, mesh, workdir, run_config, step, average)
     if source:
         with _errors_naming_flag(source), tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
-            result = _evaluate_source(workdir, run_config, step, mesh, source, sample, directory, workers)
+            result = _evaluate_source(workdir, run_config, restore, mesh, source, sample, directory, workers)
     else:
-        result = _evaluate_validation_split(workdir, run_config, step, mesh, sample)
+        result = _evaluate_validation_split(workdir, run_config, restore, mesh, sample)
+    if average:
+        result |= {'average': [part.to_json() for part in average]}
     _report_untrained_weights(workdir, run_config, result['step'])
-    name = f'{_file_stem(source)}.json'
+    name = f'{evaluation_stem(average)}{_file_suffix(source)}.json'
     content = result if output else evaluation_file.merge(evaluation_file.read(epath.Path(workdir) / name), result)
     save(json.dumps(content) + '\n', workdir, name, output)
     return result
@@ -136,10 +144,26 @@ def _errors_naming_flag(source: str) -> Iterator[None]:
         raise BadInput(f'--source={source}', error.found, error.expected, error.fix) from error
 
 
-def _file_stem(source: str) -> str:
-    """Returns the stem of the result file: a readable part plus a hash, so that distinct sources never collide."""
+def _restore(
+    mesh: Mesh,
+    workdir: str,
+    run_config: Config,
+    step: int | None,
+    average: Sequence[AveragedCheckpoint],
+    vocab_size: int,
+) -> TrainState:
+    """Returns the state to evaluate: that of a checkpoint, with the weights of `average` if that is given."""
+    if not average:
+        return restore_on(mesh, workdir, run_config, vocab_size, step)
+    state = restore_on(mesh, workdir, run_config, vocab_size, average[0].step)
+    params = jax.tree.map(lambda mean, leaf: distribute(mean, leaf.sharding), averaged_params(average), state.params)
+    return state._replace(step=max(part.step for part in average), params=params)
+
+
+def _file_suffix(source: str) -> str:
+    """Returns the end of a result file's stem: a readable part plus a hash, so that distinct sources never collide."""
     readable = re.sub(r'[^A-Za-z0-9.]+', '-', source).strip('-.')[-40:]
-    return f'evaluation-{readable}-{json_digest(source)[:8]}' if source else 'evaluation'
+    return f'-{readable}-{json_digest(source)[:8]}' if source else ''
 
 
 def _choose_mesh(run_config: Config, override: Config | None, devices: list[jax.Device]) -> Mesh:
@@ -153,7 +177,7 @@ def _choose_mesh(run_config: Config, override: Config | None, devices: list[jax.
 
 
 def _evaluate_validation_split(
-    workdir: str, run_config: Config, step: int | None, mesh: Mesh, sample: int
+    workdir: str, run_config: Config, restore: Callable[[int], TrainState], mesh: Mesh, sample: int
 ) -> dict[str, Any]:
     identity.check_corpus_exists(workdir, run_config)
     streams = open_streams(run_config).of_workdir(workdir)
@@ -167,7 +191,7 @@ def _evaluate_validation_split(
         )
     if streams.tokenizer.hash != identity.load_fingerprint(workdir)['tokenizer']:  # imported model, or corpus rebuilt
         raise BadInput(run_config.data.corpus, 'was prepared with another tokenizer', f'the tokenizer in {workdir}')
-    state = restore_on(mesh, workdir, run_config, streams.tokenizer.vocab_size, step)
+    state = restore(streams.tokenizer.vocab_size)
     stream = validation[phase_at(run_config, int(state.step))]
     by_length = streams.validation_by_length(positions_trained(streams.config, int(state.step)))
     result = _evaluate_streams(state, run_config, streams.tokenizer, stream, by_length, mesh)
@@ -184,7 +208,7 @@ def _evaluate_validation_split(
 def _evaluate_source(
     workdir: str,
     run_config: Config,
-    step: int | None,
+    restore: Callable[[int], TrainState],
     mesh: Mesh,
     source: str,
     sample: int,
@@ -199,7 +223,7 @@ def _evaluate_source(
     unpaired = dataclasses.replace(data, pairing='none')
     prepare(unpaired, Config().tokenizer, initial=tokenizer, workers=workers)
     corpus = load_corpus(data.corpus)
-    state = restore_on(mesh, workdir, run_config, tokenizer.vocab_size, step)
+    state = restore(tokenizer.vocab_size)
     has_pairs = len(corpus.train.documents) - 1 >= MIN_DOCUMENTS
     run = dataclasses.replace(run_config, data=data if has_pairs else unpaired)
     rows = rows_of_phase(run, phase_at(run, int(state.step)))
@@ -279,7 +303,9 @@ def describe(result: dict[str, Any]) -> str:
     if result.get('pseudo_perplexity') is not None:
         unigram_perplexity = f'{_format(result["unigram_perplexity"], ".1f")} (token frequencies alone)'
         rows.append(('Pseudo-perplexity', f'{result["pseudo_perplexity"]:.1f}', unigram_perplexity))
-    lines = [f'{result.get("source", "Held-out text")} at step {result["step"]}:']
+    averaged = result.get('average')
+    weights = f'with the average of {len(averaged)} checkpoints' if averaged else f'at step {result["step"]}'
+    lines = [f'{result.get("source", "Held-out text")} {weights}:']
     lines += [f'  {name:17}  {value:24}  baseline: {baseline}' for name, value, baseline in rows]
     return '\n'.join([*lines, *_describe_lengths(result), *_describe_sample(result)])
 

@@ -14,6 +14,7 @@ from bert_jax import config
 from bert_jax.files import is_local
 from bert_jax.json_files import read_json
 from bert_jax.model.family import num_parameters
+from bert_jax.pretrained.average import describe_average, evaluation_stem
 from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import HubFamily
 from bert_jax.pretrained.load import Pretrained
@@ -74,6 +75,7 @@ def model_card(workdir: str, resolved: config.Config, card: config.Card, trained
     fills_masks = hub.fills_masks(untrained)
     task = 'fill-mask' if fills_masks else 'feature-extraction'
     measured = _measured(workdir, step, resolved.data.pairing, trained)
+    training = _training_facts(resolved, step, identity.load_fingerprint(workdir)) | _average_facts(trained)
     about = {'pipeline_tag': task} | ({'mask_token': trained.tokenizer.special_tokens.mask} if fills_masks else {})
     sections = [
         front_matter(card, hub, about, model_index(name, task, 'Held-out text of the training corpus', measured)),
@@ -87,7 +89,7 @@ def model_card(workdir: str, resolved: config.Config, card: config.Card, trained
         *training_data(card, _corpus_facts(workdir, resolved.data.corpus) if step else {}),
     ]
     if step:
-        sections.append('## Training\n\n' + table(_training_facts(resolved, step, identity.load_fingerprint(workdir))))
+        sections.append('## Training\n\n' + table(training))
         sections += [f'The pooler and the pair head were trained on {pair}.' for pair in _pair_objective(resolved)]
     sections += ['## Evaluation\n\n' + _evaluation(measured), citation(hub)]
     return '\n\n'.join(sections) + '\n'
@@ -281,6 +283,10 @@ def _training_facts(resolved: config.Config, step: int, fingerprint: dict[str, A
     }
 
 
+def _average_facts(trained: Pretrained) -> dict[str, str]:
+    return {'Weights': f'the average of {describe_average(trained.average)}'} if trained.average else {}
+
+
 def _corpus_facts(workdir: str, corpus: str) -> dict[str, Any]:
     """Returns counts of the training split; {} where the corpus of the run is not available."""
     manifest = read_manifest(Path(corpus))
@@ -291,14 +297,14 @@ def _corpus_facts(workdir: str, corpus: str) -> dict[str, Any]:
 
 def _evaluation(measured: list[Measurement]) -> str:
     if not measured:
-        return 'No evaluation of this step was recorded.'
-    return f'On held-out text of the training corpus, at the exported step:\n\n{evaluation_table(measured)}'
+        return 'No evaluation of these weights was recorded.'
+    return f'On held-out text of the training corpus, with the exported weights:\n\n{evaluation_table(measured)}'
 
 
 def _measured(workdir: str, step: int, pairing: str, trained: Pretrained) -> list[Measurement]:
     """Returns what `evaluate` measured at this step, for the heads that are trained."""
     hub, untrained = hub_of(trained.config), trained.provenance.untrained_heads
-    path = epath.Path(workdir) / 'evaluation.json'
+    path = epath.Path(workdir) / f'{evaluation_stem(trained.average)}.json'
     result = read_json(path) if path.exists() else {}
     if result.get('step') != step:
         return []

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from bert_jax.files import new_directory
 from bert_jax.json_files import read_json
 from bert_jax.model.inputs import Inputs
 from bert_jax.pretrained import hugging_face
+from bert_jax.pretrained.average import load_average
 from bert_jax.pretrained.card import model_card
 from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import POOLER
 from bert_jax.pretrained.load import Pretrained, load_pretrained
+from bert_jax.pretrained.provenance import AveragedCheckpoint
 from bert_jax.workdir import identity
 
 _TOLERANCE = 1e-4
@@ -38,7 +40,13 @@ _OUTPUTS = {  # names of the compared outputs in `transformers`, by the end of t
 }
 
 
-def export(workdir: str, output: str, step: int | None = None, card: config.Card | None = None) -> dict[str, Any]:
+def export(
+    workdir: str,
+    output: str,
+    step: int | None = None,
+    card: config.Card | None = None,
+    average: Sequence[AveragedCheckpoint] = (),
+) -> dict[str, Any]:
     """Writes a directory that `transformers` opens; returns its proof.
 
     The files are written to a temporary directory beside `output`, read back (by torch and transformers if they are
@@ -48,12 +56,14 @@ def export(workdir: str, output: str, step: int | None = None, card: config.Card
 
     Args:
       card: texts for the model card, instead of the `config.card` of the run.
+      average: checkpoints to export the mean of, instead of one of the workdir (`average.parse`).
 
     Raises:
       BadInput: if `output` exists and is not an export, or the checkpoint does not exist.
     """
     target = check_output(output)
-    resolved, trained = identity.load_config(workdir), load_pretrained(workdir, step)
+    resolved = identity.load_config(workdir)
+    trained = load_average(average) if average else load_pretrained(workdir, step)
     tokenizer = trained.tokenizer
     assert trained.step is not None  # because it is loaded from a workdir
     untrained, dtypes = trained.provenance.untrained_heads, dict(trained.provenance.dtypes)
@@ -68,8 +78,9 @@ def export(workdir: str, output: str, step: int | None = None, card: config.Card
         tokenizer.save(directory, trained.max_length, hub_of(trained.config).has_token_types)
         (directory / 'README.md').write_text(readme, 'utf-8')
         outputs = functools.partial(_outputs, architecture=architecture)
+        averaged = {'average': [part.to_json() for part in trained.average]} if trained.average else {}
         with activity('comparing logits'):
-            return prove(directory, trained, architecture, outputs, lambda: load_pretrained(str(directory)))
+            return prove(directory, trained, architecture, outputs, lambda: load_pretrained(str(directory))) | averaged
 
     return publish(target, fill) | {
         'architecture': architecture,

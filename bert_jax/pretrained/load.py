@@ -23,7 +23,7 @@ from bert_jax.model.inputs import Inputs
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import HEADS, MLM_HEAD
-from bert_jax.pretrained.provenance import Provenance, of_files, of_run, start_of
+from bert_jax.pretrained.provenance import AveragedCheckpoint, Provenance, of_files, of_run, start_of
 from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.pretrained.sentences import SentenceSettings, pool
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
@@ -69,6 +69,7 @@ class Pretrained:
     Attributes:
       step: the training step of its checkpoint; None if it does not come from a workdir.
       provenance: which positions and heads were trained.
+      average: the checkpoints whose mean the weights are; () for the weights of one.
     """
 
     model: PretrainingModel
@@ -76,6 +77,7 @@ class Pretrained:
     config: config.Model
     step: int | None
     provenance: Provenance = Provenance()
+    average: tuple[AveragedCheckpoint, ...] = dataclasses.field(default=(), kw_only=True)
 
     @property
     def max_length(self) -> int:

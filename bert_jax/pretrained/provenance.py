@@ -69,6 +69,24 @@ class Provenance:
         return [f'no trained {", no trained ".join(missing)}: initialized with random values'] if missing else []
 
 
+@dataclasses.dataclass(frozen=True)
+class AveragedCheckpoint:
+    """A checkpoint whose weights are part of an average. weight: its share; the shares add up to 1."""
+
+    workdir: str
+    step: int
+    weight: float
+
+    @property
+    def run_name(self) -> str:
+        """The last part of the workdir's path, which says nothing about the machine."""
+        return Path(self.workdir).resolve().name
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `proof.json` and the results of `evaluate` record."""
+        return {'run': self.run_name, 'step': self.step, 'weight': self.weight}
+
+
 _DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
 
 

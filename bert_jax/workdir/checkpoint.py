@@ -70,7 +70,7 @@ class Checkpoints:
           BadInput: for a path that Orbax would misread.
         """
         check_path('workdir', workdir)
-        self._directory = literal_path(workdir).resolve() / 'checkpoints'
+        self._directory = checkpoint_directory(workdir)
         self._keep, self._keep_every, self._check = keep, keep_every, check
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'seal')
@@ -318,6 +318,11 @@ class Checkpoints:
         renamed = next(path for name in names if not (path := self._directory / name).exists())
         self._path(step).rename(renamed)
         return renamed
+
+
+def checkpoint_directory(workdir: str) -> epath.Path:
+    """Returns the directory of a workdir's checkpoints, one subdirectory per step."""
+    return literal_path(workdir).resolve() / 'checkpoints'
 
 
 def restore_whole(
