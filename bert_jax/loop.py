@@ -235,7 +235,7 @@ def _evaluate(
     """Runs the evaluators and logs their results; returns False if `stop_now` cut one short, which logs nothing."""
     for evaluator in evaluators:
         with long_stage(evaluator.activity):
-            result = evaluator(state.params, step, stop_now)
+            result = evaluator(state.weights, step, stop_now)
         if result is None:
             say(f'step {step}: evaluation cut short')
             return False

@@ -26,6 +26,7 @@ _ROLES = {
     Role.IDENTITY: 'identity',
     Role.IDENTITY_IF_SET: 'identity',
     Role.SHAPES: 'fixed',
+    Role.SHAPES_IF_SET: 'fixed',
     Role.CONTENT: 'content',
     Role.CONTENT_IF_SET: 'content',
     Role.EXECUTION: 'free',

@@ -21,6 +21,7 @@ FAMILIES = {
         'model.local_attention': 8,
         'model.mlp_dropout': 0.1,
         'optimizer.name': 'stableadamw',
+        'train.ema': 0.5,
     },
     'eurobert': {'model.num_layers': 2, 'model.num_key_value_heads': 1, 'model.attention_dropout': 0.1},
 }
@@ -82,6 +83,8 @@ def test_run_is_evaluated_and_reported(finished: Path, tmp_path: Path, capsys: p
     assert run(['evaluate', f'--workdir={finished}', '--sample=8', '--json'], tmp_path) == 0
     evaluated = json.loads(capsys.readouterr().out)
     assert evaluated['step'] == 12 and evaluated['nsp_loss'] is None
+    logged = metrics(finished)[12]  # of the same weights: the moving average of ModernBERT, the parameters of EuroBERT
+    assert evaluated['mlm_loss'] == pytest.approx(logged['validation/mlm_loss'], rel=1e-4)
     assert 0 < evaluated['mlm_loss'] < 10 and 0 < evaluated['unigram_entropy'] < 10
     assert run(['report', f'--workdir={finished}'], tmp_path) == 0
     page = (finished / 'report.html').read_text()

@@ -1,6 +1,7 @@
 """All commands, grouped as `--help` lists them."""
 
 from bert_jax.cli import (
+    anneal,
     bench,
     doctor,
     embed,
@@ -20,7 +21,7 @@ from bert_jax.cli import (
 
 _MODULES = {
     'Prepare': (prepare, doctor, plan),
-    'Train': (train, import_model, finetune),
+    'Train': (train, anneal, import_model, finetune),
     'Inspect': (evaluate, report),
     'Use': (export, fill_mask, embed, predict),
     'Scale': (sweep, launch, bench),

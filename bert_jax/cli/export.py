@@ -39,6 +39,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     card = config_of(values).card if values.config is not None else None
     proof = export(workdir, output, step, card, average)
     exported = f'the average of {describe_average(average)}' if average else f'step {proof["step"]}'
+    exported += f', moving average of the weights (train.ema={proof["ema"]})' if 'ema' in proof else ''
     notes = [_describe(proof, output, exported)]
     if untrained := proof['untrained_heads']:
         notes.append(f'Left out because untrained: {", ".join(untrained)}.')

@@ -13,6 +13,7 @@ from absl import flags
 from bert_jax import console
 from bert_jax.cli.config_file import load_config_file
 from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
+from bert_jax.config.fields import config_dict_of
 from bert_jax.errors import BadInput, as_started, program
 from bert_jax.runtime.paths import check_path
 
@@ -53,6 +54,7 @@ class Command:
       flags: those it accepts, besides `--json`.
       arguments: what follows the flags, as `--help` shows it; empty if nothing may follow.
       config_type: what its config file resolves to, for messages that name fields.
+      overrides_run: whether `--config.FIELD` changes the config of the run in `--workdir`, if there is no `--config`.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Command:
     flags: tuple[Flag, ...]
     arguments: str = ''
     config_type: type = Config
+    overrides_run: bool = False
 
     @property
     def takes_config(self) -> bool:
@@ -131,7 +134,10 @@ def parse(command: Command, arguments: list[str]) -> tuple[flags.FlagValues, lis
         arguments = flags.FlagValues().read_flags_from_files(arguments, force_gnu=False)
         if command.takes_config:
             config_file, arguments = _without_config_file(arguments)
-            config = None if config_file is None else load_config_file(config_file)
+            if config_file is not None:
+                config = load_config_file(config_file)
+            elif command.overrides_run and any(each.startswith('--config.') for each in arguments):
+                config = _config_of_workdir(arguments)
         values = define(command, config, arguments)
         known = list(values)
         rest = values([command.name, *arguments])[1:]
@@ -170,6 +176,25 @@ def _without_config_file(arguments: list[str]) -> tuple[str | None, list[str]]:
         else:
             config_file = value
     return config_file, others
+
+
+def _config_of_workdir(arguments: list[str]) -> Any:
+    """Returns the config of the run in the last `--workdir`, to be overridden; None if there is none."""
+    from ml_collections import ConfigDict
+
+    from bert_jax.workdir.identity import load_config, split_step
+
+    values = flags.FlagValues()
+    flags.DEFINE_string(WORKDIR.name, None, WORKDIR.meaning, flag_values=values)
+    values(['', *arguments], known_only=True)
+    if not values.workdir:
+        return None
+    run = load_config(split_step(values.workdir)[0])
+    config = config_dict_of(run)
+    config.data = ConfigDict(config.data.to_dict(), type_safe=False)  # sources and durations may be of several types
+    config.phases = tuple(dataclasses.asdict(phase) for phase in run.phases)
+    config.lock()
+    return config
 
 
 def _illegal_value(command: Command, error: flags.IllegalFlagValueError) -> BadInput:

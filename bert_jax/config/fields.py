@@ -26,6 +26,7 @@ class Role(enum.Enum):
     IDENTITY = 'part of the identity of the run: may change only with --allow_change'
     IDENTITY_IF_SET = 'as IDENTITY, if it differs from the value of runs from before the field existed'
     SHAPES = 'part of the identity of the run, and determines the arrays of its checkpoints: never changes'
+    SHAPES_IF_SET = 'as SHAPES, if it differs from the value of runs from before the field existed'
     CONTENT = 'a source of the data: a hash of the data is compared instead'
     CONTENT_IF_SET = 'as CONTENT, if it differs from the value of corpora from before the field existed'
     EXECUTION = 'how the run is executed: may change at any time'
@@ -109,7 +110,7 @@ def identity_of(config: Any) -> dict[str, Any]:
 
 def _is_identity(section: Any, field: dataclasses.Field) -> bool:
     role = roles(type(section))[field.name]
-    is_set = role is Role.IDENTITY_IF_SET and getattr(section, field.name) != _before(field)
+    is_set = role in (Role.IDENTITY_IF_SET, Role.SHAPES_IF_SET) and getattr(section, field.name) != _before(field)
     return is_set or role in (Role.IDENTITY, Role.SHAPES)
 
 

@@ -92,6 +92,11 @@ class Optimizer:
     # largest global norm of the gradients; larger ones are scaled down; 0: never
     clip_norm: float = at_least(1.0, 0)
 
+    def num_decay_steps(self, num_steps: int) -> int:
+        """Returns the steps over which a `wsd` schedule of a number of steps falls."""
+        decay_steps = self.decay_steps or round(self.decay_fraction * num_steps)
+        return min(max(decay_steps, 1), max(num_steps - self.warmup_steps, 1))
+
 
 @dataclasses.dataclass(frozen=True)
 class Train:
@@ -107,6 +112,8 @@ class Train:
     global_batch_size: int = at_least(256, 1, Role.IDENTITY)
     # parts of a batch whose gradients are accumulated, to save memory; -1 finds the fewest that fit
     microbatches: int = setting(1, 'at least 1, or -1 (the fewest that fit)', lambda v: v == -1 or v >= 1)
+    # decay rate per step of a moving average of the parameters, which is evaluated and exported in their place; 0: none
+    ema: float = fraction(0.0, Role.SHAPES_IF_SET)
     # how gradients are summed: exact gives the same bits on any number of devices, and costs 1.2 to 1.6 times as much
     reduction: str = setting('fast', choices=('fast', 'exact'))
     # reduction=exact: parts of the global batch that are added in a fixed order; at least as many as devices

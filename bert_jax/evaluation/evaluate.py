@@ -116,6 +116,8 @@ def evaluate(
         result = _evaluate_validation_split(workdir, run_config, restore, mesh, sample)
     if average:
         result |= {'average': [part.to_json() for part in average]}
+    if run_config.train.ema:
+        result |= {'ema': run_config.train.ema}
     _report_untrained_weights(workdir, run_config, result['step'])
     name = f'{evaluation_stem(average)}{_file_suffix(source)}.json'
     content = result if output else evaluation_file.merge(evaluation_file.read(epath.Path(workdir) / name), result)
@@ -157,7 +159,7 @@ def _restore(
         return restore_on(mesh, workdir, run_config, vocab_size, step)
     state = restore_on(mesh, workdir, run_config, vocab_size, average[0].step)
     params = jax.tree.map(lambda mean, leaf: distribute(mean, leaf.sharding), averaged_params(average), state.params)
-    return state._replace(step=max(part.step for part in average), params=params)
+    return state._replace(step=max(part.step for part in average), params=params, ema=None)
 
 
 def _file_suffix(source: str) -> str:
@@ -254,7 +256,7 @@ def _evaluate_streams(
     program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=run_config.phases)
 
     def measure(rows: HeldOutStream) -> dict[str, float | None]:
-        metrics = evaluate_params(state.params, program, rows)
+        metrics = evaluate_params(state.weights, program, rows)
         assert metrics is not None  # None means interrupted
         return metrics
 
@@ -277,7 +279,7 @@ def _evaluate_sample(
     """Computes the metrics on raw text, in rows no longer than the run has been trained on up to this step."""
     step = int(state.step)
     provenance = of_run(run_config, step, start_of(workdir))
-    pretrained = from_params(state.params, model_at(run_config, step), tokenizer, step, provenance)
+    pretrained = from_params(state.weights, model_at(run_config, step), tokenizer, step, provenance)
     with activity('masked words'):
         metrics = masked_words.measure(pretrained, windows)
     with activity('pseudo-perplexity'):
@@ -303,8 +305,9 @@ def describe(result: dict[str, Any]) -> str:
     if result.get('pseudo_perplexity') is not None:
         unigram_perplexity = f'{_format(result["unigram_perplexity"], ".1f")} (token frequencies alone)'
         rows.append(('Pseudo-perplexity', f'{result["pseudo_perplexity"]:.1f}', unigram_perplexity))
-    averaged = result.get('average')
+    averaged, ema = result.get('average'), result.get('ema')
     weights = f'with the average of {len(averaged)} checkpoints' if averaged else f'at step {result["step"]}'
+    weights += f', moving average of the weights (train.ema={ema})' if ema else ''
     lines = [f'{result.get("source", "Held-out text")} {weights}:']
     lines += [f'  {name:17}  {value:24}  baseline: {baseline}' for name, value, baseline in rows]
     return '\n'.join([*lines, *_describe_lengths(result), *_describe_sample(result)])

@@ -90,7 +90,9 @@ def estimate(config: Config, axis_sizes: dict[str, int], platform: str = 'cpu') 
     """
     model = dataclasses.replace(config.model, remat='none', dtype='float32')  # neither changes the state
     axes = tuple(axis_sizes.items())
-    state = _state_size(model, config.tokenizer.vocab_size, config.optimizer, config.train.steps, axes)
+    state = _state_size(
+        model, config.tokenizer.vocab_size, config.optimizer, config.train.steps, config.train.ema, axes
+    )
     batch = batch_shapes(config, AbstractMesh(tuple(axis_sizes.values()), tuple(axis_sizes)))
     return Estimate(
         parameters=state.parameters,
@@ -121,16 +123,17 @@ def _state_size(
     vocab_size: int,
     optimizer: config_module.Optimizer,
     num_steps: int,
+    ema: float,
     axes: tuple[tuple[str, int], ...],
 ) -> _StateSize:
     """Returns the size of the state of a run on a mesh of these (axis, size) pairs."""
     mesh = AbstractMesh(tuple(size for _, size in axes), tuple(axis for axis, _ in axes))
-    program = build_program(model, optimizer, config_module.Train(steps=num_steps), vocab_size, mesh)
+    program = build_program(model, optimizer, config_module.Train(steps=num_steps, ema=ema), vocab_size, mesh)
     shapes, shardings = program.shapes, program.shardings
     return _StateSize(
         num_parameters(model, vocab_size),
         _device_bytes(shapes.params, shardings.params),
-        _device_bytes(shapes.opt_state, shardings.opt_state),
+        _device_bytes((shapes.opt_state, shapes.ema), (shardings.opt_state, shardings.ema)),
         sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
     )
 

@@ -124,7 +124,7 @@ def _scaled(weight: float, leaf: jax.Array) -> np.ndarray:
 def _params_of(parts: Sequence[AveragedCheckpoint]) -> Iterator[nnx.State]:
     for part in parts:
         tokenizer, resolved = _tokenizer(part), identity.load_config(part.workdir)
-        yield restore_whole(part.workdir, resolved, tokenizer.vocab_size, part.step).params
+        yield restore_whole(part.workdir, resolved, tokenizer.vocab_size, part.step).weights
 
 
 def _tokenizer(part: AveragedCheckpoint) -> Tokenizer:

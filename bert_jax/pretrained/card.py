@@ -75,7 +75,7 @@ def model_card(workdir: str, resolved: config.Config, card: config.Card, trained
     fills_masks = hub.fills_masks(untrained)
     task = 'fill-mask' if fills_masks else 'feature-extraction'
     measured = _measured(workdir, step, resolved.data.pairing, trained)
-    training = _training_facts(resolved, step, identity.load_fingerprint(workdir)) | _average_facts(trained)
+    training = _training_facts(resolved, step, identity.load_fingerprint(workdir)) | _weights_facts(resolved, trained)
     about = {'pipeline_tag': task} | ({'mask_token': trained.tokenizer.special_tokens.mask} if fills_masks else {})
     sections = [
         front_matter(card, hub, about, model_index(name, task, 'Held-out text of the training corpus', measured)),
@@ -283,8 +283,11 @@ def _training_facts(resolved: config.Config, step: int, fingerprint: dict[str, A
     }
 
 
-def _average_facts(trained: Pretrained) -> dict[str, str]:
-    return {'Weights': f'the average of {describe_average(trained.average)}'} if trained.average else {}
+def _weights_facts(resolved: config.Config, trained: Pretrained) -> dict[str, str]:
+    """Returns the row that says what was averaged; {} for the weights of a step."""
+    ema = f'moving average over the steps (decay {resolved.train.ema:g} per step)' if resolved.train.ema else ''
+    average = f'average of {describe_average(trained.average)}' if trained.average else ''
+    return {'Weights': f'the {" of the ".join(filter(None, (average, ema)))}'} if average or ema else {}
 
 
 def _corpus_facts(workdir: str, corpus: str) -> dict[str, Any]:

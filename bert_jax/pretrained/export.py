@@ -78,7 +78,8 @@ def export(
         tokenizer.save(directory, trained.max_length, hub_of(trained.config).has_token_types)
         (directory / 'README.md').write_text(readme, 'utf-8')
         outputs = functools.partial(_outputs, architecture=architecture)
-        averaged = {'average': [part.to_json() for part in trained.average]} if trained.average else {}
+        averaged: dict[str, object] = {'ema': resolved.train.ema} if resolved.train.ema else {}
+        averaged |= {'average': [part.to_json() for part in trained.average]} if trained.average else {}
         with activity('comparing logits'):
             return prove(directory, trained, architecture, outputs, lambda: load_pretrained(str(directory))) | averaged
 

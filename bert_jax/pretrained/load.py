@@ -364,7 +364,7 @@ def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     state = restore_whole(workdir, resolved, tokenizer.vocab_size, step)
     step, start = int(state.step), start_of(workdir)
     model = config.model_at(resolved, step)
-    return from_params(state.params, model, tokenizer, step, of_run(resolved, step, start))
+    return from_params(state.weights, model, tokenizer, step, of_run(resolved, step, start))
 
 
 def from_params(

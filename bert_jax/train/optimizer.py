@@ -48,8 +48,7 @@ def _after_warmup(optimizer: config.Optimizer, num_steps: int) -> optax.Schedule
         return lambda step: peak * jnp.sqrt(max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1)))
     if optimizer.schedule != 'wsd':
         return _falling(optimizer.schedule, peak, optimizer.final_fraction, after)
-    decay_steps = optimizer.decay_steps or round(optimizer.decay_fraction * num_steps)
-    decay_steps = min(max(decay_steps, 1), after)
+    decay_steps = optimizer.num_decay_steps(num_steps)
     falling = _falling(optimizer.decay, peak, optimizer.final_fraction, decay_steps)
     return optax.join_schedules([stable, falling], [after - decay_steps])
 

@@ -128,7 +128,14 @@ class TrainProgram:
     @property
     def _parts(self) -> StepParts:
         return StepParts(
-            self.graph, self.optimizer, self.schedule, self.mesh, self.shardings, self.objective, self.train.seed
+            self.graph,
+            self.optimizer,
+            self.schedule,
+            self.mesh,
+            self.shardings,
+            self.objective,
+            self.train.seed,
+            self.train.ema,
         )
 
 
@@ -152,7 +159,7 @@ def build_program(
       build, objective: the model and what it learns.
     """
     transform = make_optimizer(optimizer, train.steps, phases)
-    shapes, shardings = state_shardings(model, vocab_size, transform, mesh, build)
+    shapes, shardings = state_shardings(model, vocab_size, transform, mesh, build, has_ema=bool(train.ema))
     return TrainProgram(
         model=model,
         train=train,

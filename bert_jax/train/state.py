@@ -25,11 +25,22 @@ class TrainState(NamedTuple):
       step: int32 scalar, number of completed steps.
       params: float32 parameters.
       opt_state: the optimizer's moments.
+      ema: moving average of the parameters, float32; None without `train.ema`.
     """
 
     step: Any
     params: nnx.State
     opt_state: optax.OptState
+    ema: nnx.State | None = None
+
+    @property
+    def weights(self) -> nnx.State:
+        """The parameters to evaluate and export: their average, if the run keeps one."""
+        return self.params if self.ema is None else self.ema
+
+    def to_save(self) -> dict[str, Any]:
+        """Returns the parts of the state that a checkpoint holds, by name."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
 
 
 _WeightDecayState = type(optax.add_decayed_weights(optax.constant_schedule(0.0)).init({}))  # optax does not export it
@@ -47,8 +58,8 @@ def _finite(tree: Any) -> jax.Array:
 
 
 def is_finite(state: TrainState) -> bool:
-    """Returns whether all parameters and moments are finite."""
-    return bool(_finite((state.params, state.opt_state)))
+    """Returns whether all parameters, moments and averages are finite."""
+    return bool(_finite((state.params, state.opt_state, state.ema)))
 
 
 def model_graph(model: config.Model, vocab_size: int, build: Build = build_model) -> nnx.GraphDef:
@@ -77,9 +88,11 @@ def state_shardings(
     optimizer: optax.GradientTransformation,
     mesh: Mesh | AbstractMesh,
     build: Build = build_model,
+    *,
+    has_ema: bool = False,
 ) -> tuple[TrainState, TrainState]:
-    """Returns (shapes, shardings) of a state; moments are sharded like their parameters."""
-    abstract = jax.eval_shape(lambda: _new_state(model, vocab_size, optimizer, 0, build))
+    """Returns (shapes, shardings) of a state; moments and averages are sharded like their parameters."""
+    abstract = jax.eval_shape(lambda: _new_state(model, vocab_size, optimizer, 0, build, has_ema))
     specs = parameter_specs(abstract.params, mesh)
     whole = replicated(mesh)
 
@@ -97,7 +110,7 @@ def state_shardings(
         transform_non_params=lambda _: whole,
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
-    return abstract, TrainState(whole, specs, opt_state)
+    return abstract, TrainState(whole, specs, opt_state, specs if has_ema else None)
 
 
 def init_state(
@@ -116,8 +129,10 @@ def init_state(
     if params is not None:
         params = jax.tree.map(distribute, params, shardings.params)
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-        return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params, opt_state)
-    return jax.jit(lambda: _new_state(model, vocab_size, optimizer, seed, build), out_shardings=shardings)()
+        step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
+        return TrainState(step, params, opt_state, None if shardings.ema is None else _copy(params))
+    has_ema = shardings.ema is not None
+    return jax.jit(lambda: _new_state(model, vocab_size, optimizer, seed, build, has_ema), out_shardings=shardings)()
 
 
 def distribute(array: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -127,7 +142,30 @@ def distribute(array: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def _new_state(
-    model: config.Model, vocab_size: int, optimizer: optax.GradientTransformation, seed: int, build: Build
+    model: config.Model,
+    vocab_size: int,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    build: Build,
+    has_ema: bool,
 ) -> TrainState:
     params = nnx.state(build(model, vocab_size, nnx.Rngs(seed)), nnx.Param)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), _copy(params) if has_ema else None)
+
+
+def _copy(params: nnx.State) -> nnx.State:
+    return jax.tree.map(jnp.copy, params)
+
+
+def moved_average(ema: nnx.State, params: nnx.State, decay: float, num_updates: jax.Array) -> nnx.State:
+    """Returns the moving average after an update: ema x rate + params x (1 - rate).
+
+    The rate is `decay`, but at first at most (1 + n) / (10 + n) after n updates, so that the initial parameters are
+    soon forgotten (as in TensorFlow's `ExponentialMovingAverage`).
+
+    Args:
+      num_updates: n, those before this one.
+    """
+    n = num_updates.astype(jnp.float32)
+    rate = jnp.minimum(decay, (1 + n) / (10 + n))
+    return jax.tree.map(lambda mean, new: mean + (1 - rate) * (new - mean), ema, params)

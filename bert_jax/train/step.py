@@ -17,7 +17,7 @@ from bert_jax.model.platform import target_platform
 from bert_jax.runtime.mesh import BATCH_AXES, replicated
 from bert_jax.train.gradients import Collectives, accumulated, concatenated
 from bert_jax.train.objective import Objective
-from bert_jax.train.state import TrainState, is_schedule
+from bert_jax.train.state import TrainState, is_schedule, moved_average
 
 Forward = Callable[[Any, Any, Gather | None], Any]  # (model, batch, `gather` of its forward pass) -> arrays
 
@@ -31,6 +31,7 @@ class StepParts(NamedTuple):
       graph: the model without its parameters.
       shardings: of the state.
       seed: dropout seed, unless a call of the step names another.
+      ema: `train.ema`, for a state with a moving average.
     """
 
     graph: nnx.GraphDef
@@ -40,6 +41,7 @@ class StepParts(NamedTuple):
     shardings: TrainState
     objective: Objective
     seed: int
+    ema: float = 0.0
 
 
 def make_train_step(parts: StepParts, *, microbatches: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -98,8 +100,9 @@ def apply_gradients(
 
     def updated(state: TrainState, grads: nnx.State) -> TrainState:
         updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(params=cast(nnx.State, params), opt_state=opt_state)  # of the tree's own type
+        params = cast(nnx.State, optax.apply_updates(state.params, updates))  # of the tree's own type
+        ema = None if state.ema is None else moved_average(state.ema, params, parts.ema, _updates_made(state))
+        return state._replace(params=params, opt_state=opt_state, ema=ema)
 
     if in_place and target_platform() == 'cpu':
         # A branch changes the moments in place; for a selection XLA copies the old ones first.

@@ -161,7 +161,7 @@ class Checkpoints:
         target = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
         )
-        restored = self._orbax.restore(self._path(step), args=ocp.args.StandardRestore(target._asdict()))
+        restored = self._orbax.restore(self._path(step), args=ocp.args.StandardRestore(target.to_save()))
         return TrainState(**restored)
 
     # --- Saving. ---
@@ -189,7 +189,7 @@ class Checkpoints:
         self._step, self._began_to_save = step, time.monotonic()
         try:
             self._check_room(state)
-            self._orbax.save(self._path(step), args=ocp.args.StandardSave(state._asdict()), force=True)
+            self._orbax.save(self._path(step), args=ocp.args.StandardSave(state.to_save()), force=True)
         except _WRITE_ERRORS as error:
             self._failed(step, error)
             return

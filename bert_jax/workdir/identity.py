@@ -128,19 +128,21 @@ def claim(
         write(workdir, config, tokenizer, ours, start)
 
 
+_IF_SET = (Role.IDENTITY_IF_SET, Role.SHAPES_IF_SET)
 _OPTIONAL = {  # names that a fingerprint may lack
     'init',  # a hash of the initial weights
     *(f'model.{name}' for section in FAMILIES.values() for name in names_with(Role.IDENTITY_IF_SET, section)),
     *names_with(Role.IDENTITY_IF_SET, Config),
     *(f'data.{name}' for name in names_with(Role.IDENTITY_IF_SET, Data)),
     *(f'optimizer.{name}' for name in names_with(Role.IDENTITY_IF_SET, Optimizer)),
-    *(f'train.{name}' for name in names_with(Role.IDENTITY_IF_SET, Train)),
+    *(f'train.{name}' for role in _IF_SET for name in names_with(role, Train)),
 }
 _SHAPES = {  # names that determine the shapes and names of the arrays of a state
     'tokenizer',
     'model.vocab_size',
     *(f'model.{name}' for section in FAMILIES.values() for name in names_with(Role.SHAPES, section)),
     *(f'optimizer.{name}' for name in names_with(Role.SHAPES, Optimizer)),
+    *(f'train.{name}' for name in names_with(Role.SHAPES_IF_SET, Train)),
 }
 
 
@@ -202,13 +204,18 @@ def write(
     tokenizer: Tokenizer,
     fingerprint: dict[str, Any],
     start: Recorded | None = None,
+    *,
+    branch: dict[str, Any] | None = None,
 ) -> None:
     """Makes a directory a workdir: writes the tokenizer, so that it can be used without its corpus, then config.json.
 
-    Args: start, as in `claim`.
+    Args:
+      start: as in `claim`.
+      branch: the workdir and step that the run was branched off at.
     """
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     more = {} if start is None else {'start': start.to_json()}
+    more |= {} if branch is None else {'branch': branch}
     _save(workdir, config, tokenizer, fingerprint, {}, versions=package_versions(), **more)
 
 

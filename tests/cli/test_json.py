@@ -69,7 +69,10 @@ def _commands(directory: Path) -> Iterator[list[str]]:
     for split in ('train', 'dev'):
         write_reviews(directory / 'glue' / f'{split}.tsv', 16, 0)
     (directory / 'lines.txt').write_text('a great film\n')
-    fields = tiny_run(directory, train__steps=2, train__checkpoint_every=1, train__examples=(), optimizer__warmup_steps=1)
+    fields = tiny_run(
+        directory, train__steps=2, train__checkpoint_every=1, train__examples=(), optimizer__warmup_steps=1
+    )
+    fields |= {'optimizer.schedule': 'constant', 'train.ema': 0.5}
     flags = as_flags(fields)
     _write_sweep(directory / 'sweep.py', fields)
     task = ['--config=finetune/glue.py:sst2', '--config.task.directory=glue', '--config.task.sequence_length=16']
@@ -84,6 +87,7 @@ def _commands(directory: Path) -> Iterator[list[str]]:
     yield [*plan, '--search']
     yield [*plan, '--scaling']
     yield ['train', *flags, '--workdir=sweep/one']
+    yield ['anneal', '--workdir=sweep/one@1', '--steps=1', '--output=annealed']
     yield ['evaluate', '--workdir=sweep/one', '--sample=8']
     yield ['export', '--workdir=sweep/one', '--output=model']
     yield ['evaluate', '--workdir=sweep/one', '--average=1,2', '--sample=0']
