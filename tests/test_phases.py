@@ -14,6 +14,7 @@ from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import evaluate
 from bert_jax.pretrain import pretrain
+from bert_jax.pretrained.export import export
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.optimizer import make_schedule
@@ -93,7 +94,11 @@ _KINDS = (
     {'steps': 2, 'warmup_steps': 1},
     # the context is extended: longer rows, as many tokens, longer wavelengths
     {'steps': 2, 'sequence_length': 64, 'global_batch_size': 8, 'global_rope_theta': 160_000, 'local_attention': 16},
-    {'tokens': 1024, 'masking': {'rate': 0.1, 'unit': 'word', 'mask_fraction': 1.0, 'random_fraction': 0.0}},
+    {
+        'tokens': 1024,
+        'microbatches': 2,
+        'masking': {'rate': 0.1, 'unit': 'word', 'mask_fraction': 1.0, 'random_fraction': 0.0},
+    },
     {'steps': 2, 'peak_learning_rate': 1e-4, 'schedule': '1-sqrt', 'final_fraction': 0.1, 'weight_decay': 0.5},
 )
 
@@ -130,6 +135,15 @@ def test_phase_masks_at_its_own_rate(changing, phase: int) -> None:
     assert masking.rate == (0.1 if phase == 2 else 0.3)
     assert predicted / tokens == pytest.approx(masking.rate, rel=0.1)
     assert replaced / predicted == pytest.approx(masking.mask_fraction, abs=0.03)
+
+
+@pytest.mark.parametrize('step, theta', [(4, 160_000), (6, 10_000)])
+def test_export_has_the_wavelengths_of_its_phase(changing, tmp_path: Path, step: int, theta: int) -> None:
+    export(str(changing[1]), str(tmp_path / 'model'), step=step)
+    written = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    assert written['global_rope_theta'] == written['rope_parameters']['full_attention']['rope_theta'] == theta
+    card = (tmp_path / 'model' / 'README.md').read_text()
+    assert '30% of the tokens; ' in card and 'then 10% of the tokens, by whole words' in card and '1-sqrt' in card
 
 
 class _Asked(Exception):

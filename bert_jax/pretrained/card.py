@@ -262,22 +262,15 @@ def _pair_objective(resolved: config.Config) -> Iterator[str]:
 
 
 def _training_facts(resolved: config.Config, step: int, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    data, train, optimizer = resolved.data, resolved.train, resolved.optimizer
-    masking = data.masking
-    units = {'token': 'tokens', 'word': 'tokens, by whole words', 'ngram': 'tokens, by spans of 1 to 3 words'}
-    batches = [
-        f'{phase.train.global_batch_size:,} rows of {phase.data.sequence_length} tokens' for phase in resolved.in_phases
-    ]
+    data, train, phases = resolved.data, resolved.train, resolved.in_phases
+    batches = [f'{phase.train.global_batch_size:,} rows of {phase.data.sequence_length} tokens' for phase in phases]
     begun = {'Initial model': f'another model (hash of its weights: {fingerprint["init"]})'} if resolved.init else {}
     return begun | {
         'Steps': f'{step:,} of {train.steps:,} planned',
         'Batch': ', then '.join(batches) + (', several sequences packed in a row' if data.packing else ''),
-        'Masking': f'{masking.rate:.0%} of the {units[masking.unit]}; of these, {masking.mask_fraction:.0%} become '
-        f'the mask token and {masking.random_fraction:.0%} a random token',
+        'Masking': '; then '.join(dict.fromkeys(_masking(phase.data.masking) for phase in phases)),
         'Pair objective': _PAIRS.get(data.pairing, 'none').partition(' (')[0],
-        'Optimizer': f'{optimizer.name}, {optimizer.schedule} schedule, peak learning rate '
-        f'{optimizer.peak_learning_rate:g}, {optimizer.warmup_steps:,} warm-up steps, '
-        f'weight decay {optimizer.weight_decay:g}',
+        'Optimizer': f'{resolved.optimizer.name}, {"; then ".join(_learning_rate(each.optimizer) for each in phases)}',
         'Precision': resolved.model.dtype,
         'Seed': train.seed,
     }
@@ -288,6 +281,21 @@ def _weights_facts(resolved: config.Config, trained: Pretrained) -> dict[str, st
     ema = f'moving average over the steps (decay {resolved.train.ema:g} per step)' if resolved.train.ema else ''
     average = f'average of {describe_average(trained.average)}' if trained.average else ''
     return {'Weights': f'the {" of the ".join(filter(None, (average, ema)))}'} if average or ema else {}
+
+
+def _masking(masking: config.Masking) -> str:
+    units = {'token': 'tokens', 'word': 'tokens, by whole words', 'ngram': 'tokens, by spans of 1 to 3 words'}
+    return (
+        f'{masking.rate:.0%} of the {units[masking.unit]}; of these, {masking.mask_fraction:.0%} become '
+        f'the mask token and {masking.random_fraction:.0%} a random token'
+    )
+
+
+def _learning_rate(optimizer: config.Optimizer) -> str:
+    return (
+        f'{optimizer.schedule} schedule, peak learning rate {optimizer.peak_learning_rate:g}, '
+        f'{optimizer.warmup_steps:,} warm-up steps, weight decay {optimizer.weight_decay:g}'
+    )
 
 
 def _corpus_facts(workdir: str, corpus: str) -> dict[str, Any]:

@@ -46,6 +46,16 @@ def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
     return flat
 
 
+def _without_unset(value: Any) -> Any:
+    """Leaves out the fields of phases that have the values of the run."""
+    if isinstance(value, list):
+        return [_without_unset(item) for item in value]
+    if isinstance(value, dict):
+        inner = {name: _without_unset(item) for name, item in value.items() if item is not None}
+        return {name: item for name, item in inner.items() if item != {}}
+    return value
+
+
 def _defaults(run: LoggedRun) -> dict[str, Any]:
     """Returns the flattened default config of a pretraining run or a fine-tune."""
     from bert_jax.config import Config
@@ -103,5 +113,5 @@ def _sections(settings: dict[str, Any]) -> list[Section]:
 def _format(value: Any) -> Text:
     if value is _MISSING:
         return Text('–')
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(_without_unset(value), ensure_ascii=False)
     return Text(text, note='' if text else 'empty')
