@@ -203,13 +203,13 @@ def _describe(
         )
         if not config.phases:
             lines.append(f'{"":11} {phase.train.steps:,} steps of {stream.batch_size} rows are {passes:,.2f} epochs')
+    if isinstance(streams[0], CorpusStream):
+        fills = fill_of_phases(config, streams[0].split)
+        lines += [f'{"":11} {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
     if config.phases:
         flops = [full_batch_flops(phase, vocab_size) * phase.train.steps for phase in config.in_phases]
         costs = [PhaseCost(*known) for known in zip(epochs, flops, strict=True)]
         lines += ['Phases:     FLOPs are those of full rows', *describe_phases(config, costs).splitlines()]
-    if isinstance(streams[0], CorpusStream):
-        fills = fill_of_phases(config, streams[0].split)
-        lines += [f'{"":11} {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
     max_positions = config.model.max_positions
     trained = of_run(config, config.train.steps, start).max_length(max_positions)
     if trained < max_positions:
