@@ -10,7 +10,6 @@ from bert_jax.config.anneal import Decay, annealed, check_keeps_past
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
 from bert_jax.files import files_below, is_local, new_directory
-from bert_jax.json_files import read_json
 from bert_jax.pretrained.provenance import start_of
 from bert_jax.runtime import processes
 from bert_jax.workdir import identity, seal
@@ -97,11 +96,6 @@ def _copy_checkpoint(workdir: str, step: int, to: epath.Path) -> None:
         raise BadInput(f'{workdir}@{step}', 'was deleted by the run while it was copied', 'a kept step', fix) from None
     if damage := seal.damage(copy):
         raise BadInput(f'{workdir}/checkpoints/{step}', damage, 'the bytes that were written')
-
-
-def branch_of(workdir: str) -> dict | None:
-    """Returns {'workdir': …, 'step': …} of the run that a run was branched off; None for other runs."""
-    return read_json(epath.Path(workdir) / 'config.json').get('branch')
 
 
 def _target(output: str) -> epath.Path:
