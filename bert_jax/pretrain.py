@@ -9,7 +9,15 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, max_sequences, model_at, phase_at, row_lengths
+from bert_jax.config import (
+    Config,
+    describe_batch,
+    max_sequences,
+    model_at,
+    num_full_steps,
+    phase_at,
+    row_lengths,
+)
 from bert_jax.config.families import SLIDING
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
@@ -202,12 +210,14 @@ def _describe(
             f'{stream.num_rows * phase.data.sequence_length:,} tokens)'
         )
         if not config.phases:
-            lines.append(f'{"":11} {phase.train.steps:,} steps of {stream.batch_size} rows are {passes:,.2f} epochs')
+            lines.append(
+                f'{"":11} {phase.train.steps:,} steps of {describe_batch(phase.train)} rows are {passes:,.2f} epochs'
+            )
     if isinstance(streams[0], CorpusStream):
         fills = fill_of_phases(config, streams[0].split)
         lines += [f'{"":11} {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
     if config.phases:
-        flops = [full_batch_flops(phase, vocab_size) * phase.train.steps for phase in config.in_phases]
+        flops = [full_batch_flops(phase, vocab_size) * num_full_steps(phase.train) for phase in config.in_phases]
         costs = [PhaseCost(*known) for known in zip(epochs, flops, strict=True)]
         lines += ['Phases:     FLOPs are those of full rows', *describe_phases(config, costs).splitlines()]
     max_positions = config.model.max_positions

@@ -1,5 +1,6 @@
 """The settings of a run, checked and frozen before anything else happens."""
 
+from bert_jax.config.batch_sizes import BatchSizes, batch_sizes, describe_batch, num_full_steps, num_rows
 from bert_jax.config.checks import (
     check_exact,
     check_family_of_phases,
@@ -34,6 +35,7 @@ __all__ = [
     'MODERNBERT_SIZES',
     'SIZES',
     'SOURCE_KINDS',
+    'BatchSizes',
     'Bert',
     'Card',
     'Config',
@@ -49,6 +51,7 @@ __all__ = [
     'Probe',
     'Tokenizer',
     'Train',
+    'batch_sizes',
     'bert',
     'check_exact',
     'check_family_of_phases',
@@ -57,6 +60,7 @@ __all__ = [
     'check_pairing',
     'check_probes',
     'defaults',
+    'describe_batch',
     'ettin',
     'field_names',
     'is_records',
@@ -64,7 +68,9 @@ __all__ = [
     'max_sequences',
     'model_at',
     'modernbert',
+    'num_full_steps',
     'num_predictions',
+    'num_rows',
     'phase_at',
     'positions_trained',
     'resolve',

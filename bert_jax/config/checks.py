@@ -144,6 +144,7 @@ def check_phase(config: Config, phase: str) -> None:
             f'--config.model.max_positions={data.sequence_length}',
         )
     check_exact(train, phase)
+    _check_batch_warmup(train, phase)
     if train.microbatches != -1 and train.global_batch_size % train.microbatches:
         works = -(-train.global_batch_size // train.microbatches) * train.microbatches
         where = f'config.{phase or "train."}global_batch_size'
@@ -180,6 +181,33 @@ def _check_schedule(config: Config, phase: str) -> None:
     if optimizer.schedule == 'wsd' and optimizer.decay == 'inverse_sqrt' and not optimizer.final_fraction:
         where = f'config.{section}final_fraction'
         raise BadInput(where, "is 0, which decay='inverse_sqrt' never reaches", 'a number above 0', f'--{where}=0.1')
+
+
+def _check_batch_warmup(train: Train, phase: str) -> None:
+    first, steps, last = train.first_batch_size, train.batch_warmup_steps, train.global_batch_size
+    prefix = phase or 'train.'
+    if bool(first) != bool(steps):
+        missing, present = ('batch_warmup_steps', 'first_batch_size')[:: 1 if first else -1]
+        found = f'is 0, and {present} is {first or steps:,}'
+        raise BadInput(f'config.{prefix}{missing}', found, 'both, for a batch-size warm-up, or neither')
+    if first and (first >= last or last % first):
+        divisors = [size for size in range(1, last) if last % size == 0]
+        near = min(divisors, key=lambda size: abs(size - first), default=0)
+        raise BadInput(
+            f'config.{prefix}first_batch_size',
+            f'is {first}, and {prefix}global_batch_size is {last}',
+            'a smaller number that divides it, because all batches of the warm-up are multiples of the first',
+            f'--config.{prefix}first_batch_size={near}',
+        )
+    if steps > train.steps:
+        raise BadInput(
+            f'config.{prefix}batch_warmup_steps',
+            f'is {steps:,}, more than {"the phase" if phase else "the run"} has steps',
+            f'at most {prefix}steps={train.steps:,}',
+        )
+    if first and train.reduction == 'exact' and first % train.exact_shards:
+        found = f'is {first}, and train.exact_shards={train.exact_shards} does not divide it'
+        raise BadInput(f'config.{prefix}first_batch_size', found, f'a multiple of {train.exact_shards}')
 
 
 def _check_buckets(config: Config) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bert_jax.config.batch_sizes import batch_sizes, num_rows, sizes_in_warmup
 from bert_jax.config.data import Data, is_records
 from bert_jax.config.families import Model
 from bert_jax.config.fields import SectionT, overridden, resolve_section
@@ -14,7 +15,12 @@ from bert_jax.config.names import unknown_field
 from bert_jax.config.pretraining import Config, Optimizer, Phase, Train
 from bert_jax.errors import BadInput
 
-_TOKENS_OF = {'steps': 'tokens', 'warmup_steps': 'warmup_tokens', 'decay_steps': 'decay_tokens'}
+_TOKENS_OF = {  # in the order in which they are converted: later ones depend on the batch sizes and the length
+    'batch_warmup_steps': 'batch_warmup_tokens',
+    'steps': 'tokens',
+    'warmup_steps': 'warmup_tokens',
+    'decay_steps': 'decay_tokens',
+}
 _INHERITED = {'sequence_length': 'data', 'global_batch_size': 'train', 'peak_learning_rate': 'optimizer'}
 
 
@@ -27,48 +33,54 @@ def with_durations_in_steps(config: Config, *, has_phases: bool) -> Config:
     Raises:
       BadInput: if a duration is given in both units, and they differ.
     """
-    optimizer, train, positions = config.optimizer, config.train, _positions_per_step(config.train, config.data)
-    optimizer = _in_steps(optimizer, 'optimizer.', positions, _changed(optimizer, Optimizer()))
+    optimizer, train = config.optimizer, config.train
     if not has_phases:
-        train = _in_steps(train, 'train.', positions, _changed(train, Train()))
+        train = _in_steps(train, 'train.', train, config.data, _changed(train, Train()))
+    optimizer = _in_steps(optimizer, 'optimizer.', train, config.data, _changed(optimizer, Optimizer()))
     return dataclasses.replace(config, optimizer=optimizer, train=train)
-
-
-def _positions_per_step(train: Train, data: Data) -> int:
-    """Returns the positions of a step, padding included; 0 if they are unknown, because records tell their length."""
-    return 0 if is_records(data.source) else train.global_batch_size * data.sequence_length
 
 
 def _changed(section: Any, default: Any) -> set[str]:
     return {name for name in _TOKENS_OF if getattr(section, name, 0) not in (0, getattr(default, name, 0))}
 
 
-def _in_steps(record: SectionT, prefix: str, positions: int, given: Collection[str]) -> SectionT:
-    """Returns a section or phase with the steps of its durations in tokens.
+def _in_steps(record: SectionT, prefix: str, train: Train, data: Data, given: Collection[str]) -> SectionT:
+    """Returns a section or phase with the steps of its durations in tokens. Padding counts as tokens.
 
     Args:
       prefix: of the names of its fields.
-      positions: as of `_positions_per_step`.
+      train, data: the batch sizes, the number of steps and the length of a row.
       given: the durations that were given in steps.
     """
-    found = {}
+    found: dict[str, int] = {}
     for name, in_tokens in _TOKENS_OF.items():
         if not (tokens := getattr(record, in_tokens, None)):
             continue
         where = f'config.{prefix}{in_tokens}'
-        if not positions:
+        if is_records(data.source):
             expected = f'{prefix}{name}, because the length of a row is known only from the records'
             raise BadInput(where, f'is {tokens:,.0f}', expected)
-        found[name] = -(-int(tokens) // positions)
+        found[name] = _steps_of(name, -(-int(tokens) // data.sequence_length), train)
+        train = dataclasses.replace(train, **{name: found[name]}) if hasattr(train, name) else train
         if name in given and getattr(record, name) != found[name]:
             raise BadInput(
                 where,
-                f'is {tokens:,.0f}, which takes {found[name]:,} steps of {positions:,} tokens, but '
+                f'is {tokens:,.0f}, which takes {found[name]:,} steps of '
+                f'{train.global_batch_size * data.sequence_length:,} tokens, but '
                 f'{prefix}{name} is {getattr(record, name):,}',
                 'one of the two, or both equal',
                 f'--config.{prefix}{name}={found[name]}',
             )
     return dataclasses.replace(record, **found)
+
+
+def _steps_of(name: str, rows: int, train: Train) -> int:
+    """Returns the steps of the duration `name`, which has this number of rows."""
+    if name == 'batch_warmup_steps':
+        sizes = sizes_in_warmup(train)
+        return -(-rows * len(sizes) // max(sum(sizes), 1))
+    sizes = batch_sizes(train)
+    return sizes.last_steps_of(rows, train.steps) if name == 'decay_steps' else sizes.steps_of(rows)
 
 
 def with_phases(config: Config, values: Any) -> Config:
@@ -79,7 +91,7 @@ def with_phases(config: Config, values: Any) -> Config:
     if not values:
         return config
     phases = tuple(_resolve_phase(config, given, f'phases[{index}].') for index, given in enumerate(values))
-    _check_sum(config.train.tokens, phases)
+    _check_sum(config.train, phases)
     train = dataclasses.replace(config.train, steps=sum(phase.steps for phase in phases))
     return dataclasses.replace(config, phases=phases, train=train)
 
@@ -95,9 +107,11 @@ def _resolve_phase(config: Config, given: Any, prefix: str) -> Phase:
         raise BadInput(f'config.{prefix[:-1]}', 'does not say how many steps or tokens', expected)
     inherited = {name: getattr(getattr(config, section), name) for name, section in _INHERITED.items()}
     inherited |= _inherited_durations(config.optimizer, given)
+    if config.train.batch_warmup_tokens and not given.keys() & {'batch_warmup_steps', 'batch_warmup_tokens'}:
+        inherited['batch_warmup_tokens'] = config.train.batch_warmup_tokens
     phase = resolve_section(Phase, inherited | given, prefix, unknown_field)
-    positions = _positions_per_step(overridden(config.train, phase), overridden(config.data, phase))
-    return _in_steps(phase, prefix, positions, {name for name in _TOKENS_OF if given.get(name)})
+    train, data = overridden(config.train, phase), overridden(config.data, phase)
+    return _in_steps(phase, prefix, train, data, {name for name in _TOKENS_OF if given.get(name)})
 
 
 def _inherited_durations(optimizer: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
@@ -115,9 +129,9 @@ def _inherited_durations(optimizer: Optimizer, given: dict[str, Any]) -> dict[st
     return found
 
 
-def _check_sum(tokens: float, phases: Sequence[Phase]) -> None:
+def _check_sum(train: Train, phases: Sequence[Phase]) -> None:
     """Raises `BadInput` if a run names another number of tokens than its phases have; steps round it up."""
-    in_steps = [phase.steps * phase.global_batch_size * phase.sequence_length for phase in phases]
+    tokens, in_steps = train.tokens, [num_rows(overridden(train, phase)) * phase.sequence_length for phase in phases]
     total = sum(int(phase.tokens) or number for phase, number in zip(phases, in_steps, strict=True))
     if tokens and not total <= tokens <= sum(in_steps):
         expected = 'their sum, or 0'

@@ -106,10 +106,16 @@ class Train:
 
     # optimizer updates; with `phases`, their sum
     steps: int = at_least(1_000_000, 1, Role.IDENTITY)
-    # the length of the run in tokens, padding included: global_batch_size x sequence_length per step; 0: steps counts
+    # the length of the run in tokens, padding included: rows x sequence_length per step; 0: steps counts
     tokens: float = _tokens()
     # rows per step, over all devices
     global_batch_size: int = at_least(256, 1, Role.IDENTITY)
+    # batch-size warm-up: rows of the first steps, a divisor of global_batch_size; 0: no warm-up
+    first_batch_size: int = at_least(0, 0, Role.IDENTITY_IF_SET)
+    # steps in which the batch grows from first_batch_size to global_batch_size, in up to 8 sizes
+    batch_warmup_steps: int = at_least(0, 0, Role.IDENTITY_IF_SET)
+    # the same in tokens, counted as in train.tokens; 0: batch_warmup_steps counts
+    batch_warmup_tokens: float = _tokens()
     # parts of a batch whose gradients are accumulated, to save memory; -1 finds the fewest that fit
     microbatches: int = setting(1, 'at least 1, or -1 (the fewest that fit)', lambda v: v == -1 or v >= 1)
     # decay rate per step of a moving average of the parameters, which is evaluated and exported in their place; 0: none
@@ -257,6 +263,9 @@ class Phase:
     sequence_length: int = as_in(Data, 'sequence_length')
     global_batch_size: int = as_in(Train, 'global_batch_size')
     microbatches: int | None = optional(Train, 'microbatches', Role.EXECUTION)
+    first_batch_size: int | None = optional(Train, 'first_batch_size')
+    batch_warmup_steps: int | None = optional(Train, 'batch_warmup_steps')
+    batch_warmup_tokens: float | None = optional(Train, 'batch_warmup_tokens', Role.EXECUTION)
     peak_learning_rate: float = as_in(Optimizer, 'peak_learning_rate')
     warmup_steps: int = as_in(Optimizer, 'warmup_steps')
     warmup_tokens: float = as_in(Optimizer, 'warmup_tokens')

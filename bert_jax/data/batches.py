@@ -63,8 +63,13 @@ class Stream(abc.ABC, Generic[BatchT]):
 
     @property
     def batch_size(self) -> int:
-        """B, over all processes."""
+        """B, over all processes, after the batch-size warm-up."""
         return self._sampler.batch_size
+
+    def batch_size_at(self, step: int) -> int:
+        """Returns the rows of the batch of a step, over all processes; they differ during a batch-size warm-up."""
+        sizes = self._sampler.batch_sizes
+        return self.batch_size if sizes.is_constant else sizes.at(step)
 
     def __len__(self) -> int:
         """Steps in one pass."""
@@ -91,7 +96,7 @@ class CorpusStream(Stream[Batch]):
         data: config.Data,
         split_name: str,
         *,
-        batch_size: int,
+        batch_size: int | config.BatchSizes,
         seed: int | None,
         phase: int = 0,
     ):
@@ -199,11 +204,22 @@ class CorpusStream(Stream[Batch]):
 
 
 def prefetch(
-    stream: Stream[BatchT], start: int, stop: int, rows: slice, position: Callable[[int], int] = int
+    stream: Stream[BatchT],
+    start: int,
+    stop: int,
+    rows: Callable[[int], slice],
+    position: Callable[[int], int] = int,
 ) -> Iterator[BatchT]:
     """Yields the batches of steps start … stop - 1, made ahead of time in a thread; seeking costs nothing.
 
-    `position` maps a step to the index of the batch that it reads; by default they are equal.
+    Args:
+      rows: maps the number of rows of a batch to those that are wanted.
+      position: maps a step to the index of the batch that it reads; by default they are equal.
     """
-    dataset = grain.MapDataset.range(start, stop).map(lambda step: stream.batch(position(int(step)), rows))
+
+    def batch(step: int) -> BatchT:
+        index = position(int(step))
+        return stream.batch(index, rows(stream.batch_size_at(index)))
+
+    dataset = grain.MapDataset.range(start, stop).map(batch)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))

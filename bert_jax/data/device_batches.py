@@ -44,9 +44,10 @@ def device_batches(
     """
     if start >= stop:
         return
-    rows = local_rows(mesh, stream.batch_size)
+    rows = functools.cache(functools.partial(local_rows, mesh))
     for step, batch in enumerate(prefetch(stream, start, stop, rows, position), start + 1):
-        yield step, make_global(batch, rows, mesh, stream.batch_size)
+        size = stream.batch_size_at(position(step - 1))
+        yield step, make_global(batch, rows(size), mesh, size)
 
 
 class Batches:

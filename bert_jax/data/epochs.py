@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from bert_jax.config import Config
+from bert_jax.config import Config, num_rows
 from bert_jax.data.batches import Stream
 from bert_jax.data.fill import fill_of_phases
 from bert_jax.text.splits import Split
@@ -14,7 +14,7 @@ MOST_EPOCHS = 40  # of the original BERT
 def epochs_of_phases(config: Config, streams: Iterable[Stream[Any]]) -> list[float]:
     """Returns the epochs of each phase of a run; `streams` has one stream per phase."""
     phases = zip(config.in_phases, streams, strict=True)
-    return [phase.train.steps * stream.batch_size / stream.num_rows for phase, stream in phases]
+    return [num_rows(phase.train) / stream.num_rows for phase, stream in phases]
 
 
 def num_epochs(config: Config, streams: Iterable[Stream[Any]]) -> float:
@@ -26,7 +26,7 @@ def estimate_epochs(config: Config, split: Split) -> list[float]:
     """Estimates the epochs of each phase of a run on a split of a corpus, without planning rows; [] if it is empty."""
     fills = fill_of_phases(config, split)
     return [
-        phase.train.steps * phase.train.global_batch_size * phase.data.sequence_length * fill.share / split.num_tokens
+        num_rows(phase.train) * phase.data.sequence_length * fill.share / split.num_tokens
         for phase, fill in zip(config.in_phases, fills, strict=False)
     ]
 
@@ -41,4 +41,6 @@ def flags_of_shorter(config: Config, share: float) -> str:
         suggested.append(f'--config.{train}.{length}')
         if phase.optimizer.warmup_steps > steps:
             suggested.append(f'--config.{optimizer}.warmup_steps={steps // 10}')
+        if phase.train.batch_warmup_steps > steps:
+            suggested.append(f'--config.{train}.batch_warmup_steps={max(1, steps // 10)}')
     return ' '.join(suggested)

@@ -1,8 +1,8 @@
 """The settings of the rows that held-out losses are measured on.
 
 They do not depend on the masking or the length of the rows that a phase trains on (`train.fixed_evaluation`), so the
-curves of a run do not jump between its phases. Ettin is evaluated the same way, "always at 15% masking" (Weller et al.
-2025, section 3).
+curves of a run do not jump between its phases. ModernBERT and Ettin were evaluated at 15% masking too (`eval_loader` in
+the yamls of their repositories).
 """
 
 import dataclasses

@@ -48,7 +48,7 @@ class RecordStream(Stream[Batch]):
         data: config.Data,
         tokenizer: Tokenizer,
         *,
-        batch_size: int,
+        batch_size: int | config.BatchSizes,
         seed: int | None,
         phase: int = 0,
     ):

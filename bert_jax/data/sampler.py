@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bert_jax.config import BatchSizes
 from bert_jax.data import random
 
 _ROWS_IN_BLOCK = 65_536
@@ -64,28 +65,29 @@ class Sampler:
     order, with the same keys every time; rows past the end are padding.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int | None, phase: int = 0):
+    def __init__(self, num_rows: int, batch_size: int | BatchSizes, seed: int | None, phase: int = 0):
         """Args: `seed` of the run for training, None for evaluation; `phase`, its index."""
-        self.num_rows, self.batch_size, self._shuffled = num_rows, batch_size, seed is not None
+        self.batch_sizes = batch_size if isinstance(batch_size, BatchSizes) else BatchSizes(((0, batch_size),))
+        self.num_rows, self.batch_size, self._shuffled = num_rows, self.batch_sizes.largest, seed is not None
         key = random.fold_in_int(_EVALUATION_SEED if seed is None else seed, int(self._shuffled))
         self._key = random.fold_in_int(key, phase)
         self.shuffle = EpochShuffle(num_rows, self._key)
 
     def __len__(self) -> int:
-        """Steps in one pass."""
+        """Steps of B rows in one pass."""
         return -(-self.num_rows // self.batch_size)
 
     def rows(self, step: int, part: slice = slice(None)) -> RowSelection:
         """Returns the rows of a step's batch, or of a part of it."""
-        indices, keys = self._indices(step, part)
+        indices = self._indices(step)[part]
+        keys = random.fold_in(self._key, indices)
         if self._shuffled:
             return RowSelection(self.shuffle(indices), np.ones(len(indices), bool), keys)
         return RowSelection(np.minimum(indices, self.num_rows - 1), indices < self.num_rows, keys)
 
-    def _indices(self, step: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Returns ([B] int64 indices of a batch's rows, counted over all steps; [B] uint64, their keys)."""
-        indices = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[part]
-        return indices, random.fold_in(self._key, indices)
+    def _indices(self, step: int) -> np.ndarray:
+        """Returns the indices of a batch's rows, counted over all steps, int64."""
+        return self.batch_sizes.before(step) + np.arange(self.batch_sizes.at(step), dtype=np.int64)
 
 
 class BucketedSampler(Sampler):
@@ -93,10 +95,13 @@ class BucketedSampler(Sampler):
 
     In every epoch the rows of each bucket are shuffled, the buckets are concatenated from shortest to longest and cut
     into batches, and the batches are shuffled. A batch that spans two buckets belongs to the longer one. The last batch
-    before that shuffle may have fewer than B rows; padding fills it, so that an epoch is a whole number of steps.
+    before that shuffle may have fewer than B rows; padding fills it, so that an epoch is a whole number of steps. The
+    smaller batches of a batch-size warm-up are parts of these.
     """
 
-    def __init__(self, by_bucket: np.ndarray, sizes: np.ndarray, batch_size: int, seed: int, phase: int = 0):
+    def __init__(
+        self, by_bucket: np.ndarray, sizes: np.ndarray, batch_size: int | BatchSizes, seed: int, phase: int = 0
+    ):
         """Args: by_bucket, [N] int64, the rows sorted by bucket; sizes, the number of rows of each bucket."""
         super().__init__(len(by_bucket), batch_size, seed, phase)
         self._by_bucket, self._ends = by_bucket, np.cumsum(sizes)
@@ -107,17 +112,19 @@ class BucketedSampler(Sampler):
 
     def rows(self, step: int, part: slice = slice(None)) -> RowSelection:
         """Returns the rows of a step's batch, or of a part of it."""
-        _, keys = self._indices(step, part)
-        epoch, position = divmod(step, len(self))
-        [batch] = random.permute(
-            np.array([position]), len(self), random.fold_in(random.fold_in_int(self._key, epoch), 0), limit=len(self)
-        )
-        whole = batch * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
-        bucket = int(np.searchsorted(self._ends, min(whole[-1], self.num_rows - 1), side='right'))
+        indices = self._indices(step)
+        slots, slot_of = np.unique(indices // self.batch_size, return_inverse=True)  # of B rows, one or two
+        epochs, positions = np.divmod(slots, len(self))
+        slot_keys = random.fold_in(random.fold_in(self._key, epochs), 0)
+        batches = random.permute(positions, len(self), slot_keys, limit=len(self))
+        whole, epochs = batches[slot_of] * self.batch_size + indices % self.batch_size, epochs[slot_of]
+        bucket = int(np.searchsorted(self._ends, min(whole.max(), self.num_rows - 1), side='right'))
         numbers, present = np.minimum(whole[part], self.num_rows - 1), whole[part] < self.num_rows
         bucket_of, rows = np.searchsorted(self._ends, numbers, side='right'), np.empty(len(numbers), np.int64)
         for k in np.unique(bucket_of):
             chosen, start = bucket_of == k, self._starts[k]
             size = self._ends[k] - start
-            rows[chosen] = self._by_bucket[start + self._shuffles[k](epoch * size + numbers[chosen] - start)]
-        return RowSelection(rows, present, keys, bucket)
+            rows[chosen] = self._by_bucket[
+                start + self._shuffles[k](epochs[part][chosen] * size + numbers[chosen] - start)
+            ]
+        return RowSelection(rows, present, random.fold_in(self._key, indices[part]), bucket)

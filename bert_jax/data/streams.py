@@ -69,7 +69,7 @@ def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
     run = resolve_max_sequences(run, corpus.train)
     train = [
         CorpusStream(
-            corpus, phase.data, 'train', batch_size=phase.train.global_batch_size, seed=run.train.seed, phase=index
+            corpus, phase.data, 'train', batch_size=config.batch_sizes(phase.train), seed=run.train.seed, phase=index
         )
         for index, phase in enumerate(run.in_phases)
     ]
@@ -131,10 +131,8 @@ def _open_records(run: config.Config, progress: bool) -> Streams:
     run = dataclasses.replace(run, data=inferred, phases=tuple(lengths))
     trained, evaluated = [], []
     for index, phase in enumerate(run.in_phases):
-        batch_size, rows = phase.train.global_batch_size, rows_of_phase(run, index)
-        trained.append(
-            RecordStream(train, phase.data, tokenizer, batch_size=batch_size, seed=run.train.seed, phase=index)
-        )
+        sizes, rows = config.batch_sizes(phase.train), rows_of_phase(run, index)
+        trained.append(RecordStream(train, phase.data, tokenizer, batch_size=sizes, seed=run.train.seed, phase=index))
         evaluated.append(RecordStream(validation, rows.data, tokenizer, batch_size=rows.batch_size, seed=None))
     fixed = fixed_rows(run, inferred.sequence_length)
     one_length = RecordStream(validation, fixed.data, tokenizer, batch_size=fixed.batch_size, seed=None)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from bert_jax.config import Config
+from bert_jax.config import Config, num_full_steps
 from bert_jax.plan import planning
 from bert_jax.plan.planning import Plan
 from bert_jax.runtime.mesh import mesh_sizes
@@ -27,7 +27,7 @@ class RunPlan:
     def costs(self) -> list[PhaseCost]:
         """What each phase costs."""
         return [
-            PhaseCost(epochs, plan.estimate.flops_per_step * plan.config.train.steps, plan.run_seconds)
+            PhaseCost(epochs, plan.estimate.flops_per_step * num_full_steps(plan.config.train), plan.run_seconds)
             for epochs, plan in zip(self.epochs, self.plans, strict=True)
         ]
 
@@ -47,14 +47,14 @@ class RunPlan:
         Memory is that of the phase that needs most, time that of the run; speed and FLOPs are means per step.
         """
         num_steps = [plan.config.train.steps for plan in self.plans]
-        tokens = [plan.estimate.tokens * steps for plan, steps in zip(self.plans, num_steps, strict=True)]
+        tokens = [round(plan.estimate.tokens * num_full_steps(plan.config.train)) for plan in self.plans]
         lengths: list[dict[str, Any]] = [
             {'steps': steps, 'tokens': number, 'epochs': epochs}
             for steps, number, epochs in zip(num_steps, tokens, self.epochs, strict=True)
         ]
         if len(self.plans) == 1:
             return self.plans[0].to_json(price) | lengths[0]
-        flops = sum(plan.estimate.flops_per_step * steps for plan, steps in zip(self.plans, num_steps, strict=True))
+        flops = sum(plan.estimate.flops_per_step * num_full_steps(plan.config.train) for plan in self.plans)
         target = self.plans[0].target
         phases = [plan.to_json(price) | length for plan, length in zip(self.plans, lengths, strict=True)]
         return self.peak_memory_plan.to_json(price) | {

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from bert_jax.config import Config
+from bert_jax.config import Config, num_full_steps
 from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
 from bert_jax.plan.analytic import Estimate, estimate
@@ -88,7 +88,7 @@ class Plan:
     @property
     def run_seconds(self) -> float:
         """Seconds of all steps, without evaluation, saving and waiting for input."""
-        return self.time.total * self.config.train.steps
+        return self.time.total * num_full_steps(self.config.train)
 
     def collectives(self) -> list[dict[str, Any]]:
         """Returns the bytes and calls of one device in a step, by kind, axis and overlap; most bytes first."""

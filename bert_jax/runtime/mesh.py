@@ -119,6 +119,13 @@ def _check_divides(sizes: dict[str, int], model: config.Model, train: config.Tra
             f'a multiple of {shards}, for example {" or ".join(map(str, near))}',
             f'--{where}.global_batch_size={near[-1]}',
         )
+    num_devices = sizes['data'] * sizes['fsdp']
+    if train.first_batch_size % num_devices:
+        raise BadInput(
+            f'{where}.first_batch_size',
+            f'is {train.first_batch_size}; data={sizes["data"]} x fsdp={sizes["fsdp"]} does not divide it',
+            f'a multiple of {num_devices} that divides global_batch_size={train.global_batch_size}',
+        )
 
 
 def _check_exact(sizes: dict[str, int], train: config.Train) -> None:

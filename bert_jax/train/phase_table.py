@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bert_jax.config import Config, Optimizer, Phase, PhaseMasking
+from bert_jax.config import Config, Optimizer, Phase, PhaseMasking, describe_batch, num_rows
 from bert_jax.console import duration, short
 
 # Fields of a phase that have a column of their own.
 _IN_COLUMNS = {
     *('steps', 'tokens', 'sequence_length', 'global_batch_size', 'microbatches'),
     *('peak_learning_rate', 'warmup_steps', 'warmup_tokens'),
+    *('first_batch_size', 'batch_warmup_steps', 'batch_warmup_tokens'),
     *('schedule', 'decay', 'decay_fraction', 'decay_steps', 'decay_tokens', 'final_fraction'),
 }
 
@@ -36,14 +37,12 @@ def phase_table(config: Config, costs: Sequence[PhaseCost] = ()) -> tuple[list[s
       costs: of each phase; by default unknown.
     """
     costs = costs or [PhaseCost()] * len(config.in_phases)
-    tokens = [
-        phase.train.steps * phase.train.global_batch_size * phase.data.sequence_length for phase in config.in_phases
-    ]
+    tokens = [num_rows(phase.train) * phase.data.sequence_length for phase in config.in_phases]
     rows = [
         {
             'phase': str(index),
             'steps': f'{phase.train.steps:,}',
-            'rows': f'{phase.train.global_batch_size:,} x {phase.data.sequence_length:,}',
+            'rows': f'{describe_batch(phase.train)} x {phase.data.sequence_length:,}',
             'tokens': short(num_tokens),
             **_cells(cost),
             'masked': f'{phase.data.masking.rate:.0%}',

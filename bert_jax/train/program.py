@@ -31,6 +31,7 @@ class TrainProgram:
     Attributes:
       train: the settings of the step: microbatches, reduction, exact_shards, seed (dropout seed), steps.
       shapes, shardings: of the state; its moments are split as their parameters.
+      full_batch: rows of a batch that has `train.microbatches` parts, if batches grow to that; see `make_train_step`.
     """
 
     model: config.Model
@@ -43,6 +44,7 @@ class TrainProgram:
     schedule: optax.Schedule
     shapes: TrainState
     shardings: TrainState
+    full_batch: int | None = None
 
     def of_phases(self, phases: Sequence[config.Config]) -> tuple['TrainProgram', ...]:
         """Returns the program of each phase, all on the same state; phases with the same step share one.
@@ -50,18 +52,18 @@ class TrainProgram:
         Args:
           phases: `Config.in_phases`.
         """
-        return tuple(self._with_step(phase.model, phase.train.microbatches) for phase in phases)
+        return tuple(self._with_step(phase.model, phase.train) for phase in phases)
 
-    def _with_step(self, model: config.Model, microbatches: int) -> 'TrainProgram':
-        key = model, microbatches
+    def _with_step(self, model: config.Model, train: config.Train) -> 'TrainProgram':
+        key = model, train.microbatches, _full_batch(train)
         if key not in self._by_step:
-            train = dataclasses.replace(self.train, microbatches=microbatches)
-            self._by_step[key] = dataclasses.replace(self, model=model, train=train)
+            step_of_phase = dataclasses.replace(self.train, microbatches=train.microbatches)
+            self._by_step[key] = dataclasses.replace(self, model=model, train=step_of_phase, full_batch=key[-1])
         return self._by_step[key]
 
     @functools.cached_property
-    def _by_step(self) -> dict[tuple[config.Model, int], 'TrainProgram']:
-        return {(self.model, self.train.microbatches): self}
+    def _by_step(self) -> dict[tuple[config.Model, int, int | None], 'TrainProgram']:
+        return {(self.model, self.train.microbatches, self.full_batch): self}
 
     @property
     def num_steps(self) -> int:
@@ -123,7 +125,7 @@ class TrainProgram:
 
     @functools.cached_property
     def _fast_step(self) -> Any:
-        return make_train_step(self._parts, microbatches=self.train.microbatches)
+        return make_train_step(self._parts, microbatches=self.train.microbatches, full_batch=self.full_batch)
 
     @property
     def _parts(self) -> StepParts:
@@ -137,6 +139,10 @@ class TrainProgram:
             self.train.seed,
             self.train.ema,
         )
+
+
+def _full_batch(train: config.Train) -> int | None:
+    return None if config.batch_sizes(train).is_constant else train.global_batch_size
 
 
 def build_program(

@@ -1,6 +1,7 @@
 """Makes train and forward steps: pure functions, (state, batch) -> (state, metrics)."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -44,15 +45,24 @@ class StepParts(NamedTuple):
     ema: float = 0.0
 
 
-def make_train_step(parts: StepParts, *, microbatches: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+def make_train_step(
+    parts: StepParts, *, microbatches: int, full_batch: int | None = None
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Makes the step under `jax.jit`; the state is donated and keeps its sharding.
 
     Gradients are of sums divided by the weights of the whole global batch, so that a split into microbatches (or
     devices) changes nothing but the order of additions. A call may name another dropout seed, `train_step(state, batch,
     seed)`: all seeds that are given so share one compiled program.
+
+    Args:
+      microbatches: of a batch.
+      full_batch: rows of the batches that have as many; smaller ones have fewer, no larger than those. By default all
+        batches have as many.
     """
     graph, mesh, shardings, objective = parts.graph, parts.mesh, parts.shardings, parts.objective
     collectives = Collectives(mesh, shardings.params)
+    num_devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    most_rows = None if full_batch is None else full_batch // num_devices // microbatches  # of a device in a part
 
     def of_own_rows(params: nnx.State, batch: Any, rows: jax.Array, base: jax.Array) -> tuple[nnx.State, Any]:
         """Computes the gradients on one device from its rows, and exchanges them with the others."""
@@ -64,7 +74,8 @@ def make_train_step(parts: StepParts, *, microbatches: int) -> Callable[..., tup
             return objective.loss(sums, weights), sums
 
         gradient = functools.partial(jax.grad(loss_fn, has_aux=True), collectives.gather_outside_layers(params))
-        grads, sums = accumulated(lambda micro: gradient(*micro), microbatches, (batch, rows))
+        num_parts = microbatches if most_rows is None else _fewest_parts(len(rows), most_rows)
+        grads, sums = accumulated(lambda micro: gradient(*micro), num_parts, (batch, rows))
         return collectives.sum_gradients(grads), collectives.sum(sums)
 
     own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
@@ -78,6 +89,11 @@ def make_train_step(parts: StepParts, *, microbatches: int) -> Callable[..., tup
         return state, objective_metrics | update_metrics | speed_counts(batch)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def _fewest_parts(num_rows: int, most_rows: int) -> int:
+    """Returns the fewest equal parts of rows that have at most `most_rows` each."""
+    return next(n for n in range(1, num_rows + 1) if num_rows % n == 0 and num_rows // n <= most_rows)
 
 
 def apply_gradients(
