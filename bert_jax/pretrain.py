@@ -24,6 +24,7 @@ from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
 from bert_jax.data.epochs import MOST_EPOCHS, epochs_of_phases, flags_of_shorter
 from bert_jax.data.fill import fill_of_phases
+from bert_jax.data.mixture import MixtureStream, describe_sources
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import Streams, open_streams
 from bert_jax.evaluation.evaluator import Evaluator
@@ -89,7 +90,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     # --- Resolve and check everything: nothing is written before. ---
     start_from = pretraining_start(identity.with_recorded_defaults(config, workdir, allow_change), workdir)
     mesh = mesh_of_run(start_from.config)
-    streams = open_streams(start_from.config, progress=jax.process_index() == 0).of_workdir(workdir)
+    streams = _open_streams(start_from.config, workdir)
     config, num_steps = streams.config, streams.config.train.steps
     start_from.check(streams.tokenizer)
     fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
@@ -145,6 +146,14 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
             fitted = fit(run, begun.state, dataclasses.replace(begun.record, skipped_batches=skipped))
             log.end(fitted.step, fitted.stopped_by)
             return Outcome(fitted.step, fitted.step == num_steps, begun.resumed_from, log.metrics)
+
+
+def _open_streams(config: Config, workdir: str) -> Streams:
+    """Opens the data of the run, and reports how much of each source it uses where sources are mixed."""
+    streams = open_streams(config, progress=jax.process_index() == 0).of_workdir(workdir)
+    for line in describe_sources(config, streams.train):
+        say(line)
+    return streams
 
 
 def _log_initial_loss(evaluators: Sequence[Evaluator], state: TrainState, supervisor: Supervisor, log: RunLog) -> None:
@@ -213,7 +222,7 @@ def _describe(
             lines.append(
                 f'{"":11} {phase.train.steps:,} steps of {describe_batch(phase.train)} rows are {passes:,.2f} epochs'
             )
-    if isinstance(streams[0], CorpusStream):
+    if isinstance(streams[0], CorpusStream | MixtureStream):
         fills = fill_of_phases(config, streams[0].split)
         lines += [f'{"":11} {fill if is_new else dataclasses.replace(fill, better={})}' for fill in fills]
     if config.phases:

@@ -14,7 +14,7 @@ from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train import gradients
 from bert_jax.train.phase_table import phase_table
 from tests.support.configs import as_config, prepared
-from tests.support.runs import assert_same_run, metrics
+from tests.support.runs import assert_same_run, final_state, metrics
 
 pytestmark = [pytest.mark.compiles]
 
@@ -60,7 +60,8 @@ def test_microbatches_keep_their_size_and_change_no_loss(finished, tmp_path: Pat
     parts = {}
 
     def counted(function, num_parts: int, batch):
-        parts[len(batch[0].input_ids)] = num_parts
+        if type(batch) is tuple:  # (rows, their indices), as the train step has them
+            parts[len(batch[0].input_ids)] = num_parts
         return gradients.accumulated(function, num_parts, batch)
 
     monkeypatch.setattr('bert_jax.train.step.accumulated', counted)
@@ -86,7 +87,8 @@ def test_exact_sums_have_the_same_bits_on_two_devices(finished, tmp_path: Path, 
     for number in (1, 2):
         monkeypatch.setattr(jax, 'devices', lambda *_, number=number: jax.local_devices()[:number])
         assert pretrain(dataclasses.replace(resolved, train=train), str(tmp_path / str(number))).finished
-    assert_same_run(tmp_path / '1', tmp_path / '2')
+    assert _losses(tmp_path / '1') == _losses(tmp_path / '2')  # unlike those on held-out text, which are not exact
+    assert final_state(tmp_path / '1') == final_state(tmp_path / '2')
 
 
 def test_mesh_that_does_not_divide_the_first_batch_is_rejected(finished) -> None:

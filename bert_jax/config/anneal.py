@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+from bert_jax.config.batch_sizes import batch_sizes
 from bert_jax.config.data import is_records
 from bert_jax.config.fields import identity_of
 from bert_jax.config.phases import phase_at
@@ -38,7 +39,7 @@ def annealed(config: Config, step: int, decay: Decay) -> Config:
     index = phase_at(config, step)
     phase, done = config.in_phases[index], step - _steps_before(config, index)
     _check_stable(config, phase, step, done)
-    steps = _num_steps(phase, decay)
+    steps = _num_steps(phase, decay, done)
     ending = {
         'schedule': 'wsd',
         'decay': decay.curve,
@@ -86,14 +87,14 @@ def _check_stable(config: Config, phase: Config, step: int, done: int) -> None:
     raise BadInput(f'step {step}', why, f'a step from {first:,} to {end:,}, where the learning rate is at its peak')
 
 
-def _num_steps(phase: Config, decay: Decay) -> int:
+def _num_steps(phase: Config, decay: Decay, done: int) -> int:
     if bool(decay.steps) == bool(decay.tokens):
         found = 'are both given' if decay.steps else 'are both missing'
         raise BadInput('--tokens and --steps', found, 'one of them, the length of the decay', '--tokens=1e9')
     if decay.steps:
         return decay.steps
-    positions = phase.train.global_batch_size * phase.data.sequence_length
-    return -(-int(decay.tokens) // positions)
+    sizes, rows = batch_sizes(phase.train), -(-int(decay.tokens) // phase.data.sequence_length)
+    return sizes.steps_of(sizes.before(done) + rows) - done
 
 
 def check_keeps_past(config: Config, changed: Config, step: int) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from bert_jax.config.data import MIN_BPE_TOKENS, Tokenizer, is_records, sources
+from bert_jax.config.data import MIN_BPE_TOKENS, Data, Tokenizer, is_records, mixes_sources, sources
 from bert_jax.config.families import Model
 from bert_jax.config.pretraining import Config, Mesh, Phase, Probe, Train
 from bert_jax.errors import BadInput
@@ -144,6 +144,7 @@ def check_phase(config: Config, phase: str) -> None:
             f'--config.model.max_positions={data.sequence_length}',
         )
     check_exact(train, phase)
+    _check_sources(config.data, phase)
     _check_batch_warmup(train, phase)
     if train.microbatches != -1 and train.global_batch_size % train.microbatches:
         works = -(-train.global_batch_size // train.microbatches) * train.microbatches
@@ -181,6 +182,19 @@ def _check_schedule(config: Config, phase: str) -> None:
     if optimizer.schedule == 'wsd' and optimizer.decay == 'inverse_sqrt' and not optimizer.final_fraction:
         where = f'config.{section}final_fraction'
         raise BadInput(where, "is 0, which decay='inverse_sqrt' never reaches", 'a number above 0', f'--{where}=0.1')
+
+
+def _check_sources(data: Data, phase: str) -> None:
+    if not mixes_sources(data):
+        return
+    where = f'config.{phase or "data."}{"source_weights" if data.source_weights else "source_temperature"}'
+    if is_records(data.source):
+        raise BadInput(where, 'is set, and records are one source', 'text')
+    if data.bucket_lengths:
+        found = f'is set, and data.bucket_lengths is {data.bucket_lengths}'
+        raise BadInput(
+            where, found, 'rows of one length', '--config.data.packing=True --config.data.bucket_lengths="()"'
+        )
 
 
 def _check_batch_warmup(train: Train, phase: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from typing import Any, ClassVar, TypeGuard
 
 from bert_jax.config.fields import Role, at_least, fraction, setting
@@ -50,6 +51,10 @@ def _is_automatic_or_room(value: int) -> bool:
     return value == -1 or 1 <= value <= 65536
 
 
+def _are_weights(value: tuple) -> bool:
+    return not value or (all(isinstance(w, int | float) and w >= 0 for w in value) and 0 < sum(value) < math.inf)
+
+
 def _are_lengths(value: tuple) -> bool:
     return all(type(number) is int and number >= 8 for number in value) and sorted({*value}) == list(value)
 
@@ -94,6 +99,19 @@ class Data:
     # directory on each host's own disk, to which training copies the corpus before it reads it; empty reads the corpus
     # where it is
     local_copy: str = setting('', role=Role.EXECUTION, is_written=True)
+    # relative shares of the rows that the sources of the corpus get, in their order, such as (0.7, 0.3, 0); 0 leaves a
+    # source out; (): every row of the corpus once per epoch
+    source_weights: tuple = setting(
+        (), 'a tuple of numbers of at least 0, not all of them 0', _are_weights, role=Role.IDENTITY_IF_SET
+    )
+    # the same by sampling temperature: shares in proportion to the tokens of a source to this power (0: equal shares);
+    # None: source_weights count
+    source_temperature: float | None = setting(
+        None,
+        'None, or a number from 0 to 1',
+        lambda value: value is None or 0 <= value <= 1,
+        role=Role.IDENTITY_IF_SET,
+    )
     # field of a record, or column of a table, that holds the text
     text_field: str = setting('text', 'the name of a field', bool, role=Role.CONTENT)
     # field whose value keeps records together: those of one patient or book are never in both splits; empty: no groups
@@ -193,6 +211,11 @@ def sources(data: Data) -> tuple[tuple[str, float], ...]:
     The weight is the number of passes over the documents of the source per epoch; 0.5 takes half of them.
     """
     return ((data.source, 1.0),) if isinstance(data.source, str) else data.source
+
+
+def mixes_sources(data: Data) -> bool:
+    """Returns whether the sources of the corpus are mixed in shares of their own."""
+    return bool(data.source_weights) or data.source_temperature is not None
 
 
 def num_predictions(data: Data) -> int:

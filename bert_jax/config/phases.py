@@ -109,6 +109,8 @@ def _resolve_phase(config: Config, given: Any, prefix: str) -> Phase:
     inherited |= _inherited_durations(config.optimizer, given)
     if config.train.batch_warmup_tokens and not given.keys() & {'batch_warmup_steps', 'batch_warmup_tokens'}:
         inherited['batch_warmup_tokens'] = config.train.batch_warmup_tokens
+    if given.get('source_temperature') is not None:
+        inherited['source_weights'] = ()  # otherwise those of the run would count
     phase = resolve_section(Phase, inherited | given, prefix, unknown_field)
     train, data = overridden(config.train, phase), overridden(config.data, phase)
     return _in_steps(phase, prefix, train, data, {name for name in _TOKENS_OF if given.get(name)})

@@ -261,6 +261,8 @@ class Phase:
     steps: int = as_in(Train, 'steps')
     tokens: float = as_in(Train, 'tokens')
     sequence_length: int = as_in(Data, 'sequence_length')
+    source_weights: tuple | None = optional(Data, 'source_weights')
+    source_temperature: float | None = optional(Data, 'source_temperature')
     global_batch_size: int = as_in(Train, 'global_batch_size')
     microbatches: int | None = optional(Train, 'microbatches', Role.EXECUTION)
     first_batch_size: int | None = optional(Train, 'first_batch_size')

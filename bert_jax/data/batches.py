@@ -21,6 +21,7 @@ from bert_jax.data.windows import WindowIndex, load_windows, sample_lengths
 from bert_jax.errors import BadInput
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.text.corpus import Corpus
+from bert_jax.text.splits import Split, SplitRange
 
 BatchT = TypeVar('BatchT')  # `Batch`, or the batch of a task
 
@@ -99,13 +100,14 @@ class CorpusStream(Stream[Batch]):
         batch_size: int | config.BatchSizes,
         seed: int | None,
         phase: int = 0,
+        part: SplitRange | None = None,
     ):
-        """Args: `seed` of the run for training, None for evaluation; `phase`, its index."""
+        """Args: `seed` of the run for training, None for evaluation; `phase`, its index; `part`, of the split."""
         if config.chooses_max_sequences(data):
             data = dataclasses.replace(data, max_sequences=num_sequences(sample_lengths(corpus.train, data), data))
         self.data = data
         self.directory = corpus.directory
-        self.split = getattr(corpus, split_name)
+        self.split: Split | SplitRange = part or getattr(corpus, split_name)
         self.tokenizer = corpus.tokenizer
         self._mask_vocabulary = MaskVocabulary.of(corpus.tokenizer, data.masking)
         self.windows: WindowIndex = load_windows(corpus.directory, split_name, self.split, data)

@@ -41,6 +41,8 @@ def fixed_rows(run: Config, length: int) -> EvaluationRows:
         max_predictions=-1,
         max_sequences=0,
         bucket_lengths=(),
+        source_weights=(),
+        source_temperature=None,
         remask=True,
     )
     phases = [phase for phase in run.in_phases if phase.data.sequence_length >= length]

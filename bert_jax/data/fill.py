@@ -10,7 +10,7 @@ import numpy as np
 from bert_jax import config
 from bert_jax.data.packing import count_rows
 from bert_jax.data.windows import predictions_of_lengths, sample_lengths
-from bert_jax.text.splits import Split
+from bert_jax.text.splits import Split, SplitRange
 
 _CLOSE = 0.01  # share of the positions that more sequences or predictions per row may still gain
 _FEWEST_SEQUENCES = 4
@@ -65,14 +65,14 @@ def num_sequences(counts: np.ndarray, data: config.Data) -> int:
     return room
 
 
-def fill_of_phases(run: config.Config, split: Split) -> list[Fill]:
+def fill_of_phases(run: config.Config, split: Split | SplitRange) -> list[Fill]:
     """Returns `fill_of` for each phase of a run, with flags for that phase; [] if there are no rows."""
     sections = [f'phases[{index}]' for index in range(len(run.phases))] or ['data']
     fills = (fill_of(split, phase.data, section) for phase, section in zip(run.in_phases, sections, strict=True))
     return [fill for fill in fills if fill is not None]
 
 
-def fill_of(split: Split, data: config.Data, length_section: str = 'data') -> Fill | None:
+def fill_of(split: Split | SplitRange, data: config.Data, length_section: str = 'data') -> Fill | None:
     """Measures how full the rows of a split are and suggests better settings; None if there are no rows.
 
     Args:
@@ -97,7 +97,7 @@ def fill_of(split: Split, data: config.Data, length_section: str = 'data') -> Fi
     )
 
 
-def _options(split: Split, counts: np.ndarray, data: config.Data, length_section: str) -> dict[str, float]:
+def _options(split: Split | SplitRange, counts: np.ndarray, data: config.Data, length_section: str) -> dict[str, float]:
     """Returns {flags: share of positions that would hold tokens} for rows of one window."""
     length, cleared = data.sequence_length, ' --config.data.bucket_lengths="()"' if data.bucket_lengths else ''
     found = {f'--config.data.packing=True{cleared}': _packed(counts, data, num_sequences(counts, data))}

@@ -28,11 +28,11 @@ class EpochShuffle:
     """An endless sequence of shuffled epochs of N rows: blocks are shuffled, then the rows within each block."""
 
     def __init__(self, num_rows: int, key: int):
-        self._num_rows, self._key = num_rows, key
+        self.num_rows, self._key = num_rows, key
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         """Returns the row at each index into all epochs; every epoch has each row once."""
-        epochs, positions = np.divmod(indices, self._num_rows)
+        epochs, positions = np.divmod(indices, self.num_rows)
         rows = np.empty(len(indices), np.int64)
         for epoch in np.unique(epochs):
             block_starts, slot_starts, block_order = self._block_order(int(epoch))
@@ -43,15 +43,15 @@ class EpochShuffle:
                 positions[in_epoch] - slot_starts[slots],
                 block_starts[blocks + 1] - block_starts[blocks],
                 random.fold_in(random.fold_in_int(self._key, int(epoch)), blocks + 1),
-                limit=min(self._num_rows, _ROWS_IN_BLOCK),
+                limit=min(self.num_rows, _ROWS_IN_BLOCK),
             )
         return rows
 
     @functools.lru_cache(maxsize=4)  # noqa: B019  lives as long as its run
     def _block_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns ([K+1] first row of each block, [K] first position of each slot, [K] the block in each slot)."""
-        num_blocks = -(-self._num_rows // _ROWS_IN_BLOCK)
-        block_starts = np.arange(num_blocks + 1) * self._num_rows // num_blocks
+        num_blocks = -(-self.num_rows // _ROWS_IN_BLOCK)
+        block_starts = np.arange(num_blocks + 1) * self.num_rows // num_blocks
         key = np.full(num_blocks, random.fold_in_int(random.fold_in_int(self._key, epoch), 0), np.uint64)
         order = random.permute(np.arange(num_blocks), num_blocks, key, limit=num_blocks)
         sizes = np.diff(block_starts)[order]

@@ -10,6 +10,7 @@ from bert_jax import config
 from bert_jax.data.batches import CorpusStream
 from bert_jax.data.evaluation_rows import EvaluationRows, fixed_rows, rows_by_length, rows_of_phase
 from bert_jax.data.fill import resolve_max_sequences
+from bert_jax.data.mixture import MixtureStream
 from bert_jax.data.record_set import open_records
 from bert_jax.data.record_stream import RecordStream, with_lengths_of
 from bert_jax.errors import BadInput
@@ -36,7 +37,7 @@ class Streams:
 
     config: config.Config
     tokenizer: Tokenizer
-    train: tuple[CorpusStream, ...] | tuple[RecordStream, ...]
+    train: tuple[CorpusStream | MixtureStream, ...] | tuple[RecordStream, ...]
     validation: tuple[HeldOutStream | None, ...]
     validation_by_length: Callable[[int], Mapping[int, HeldOutStream]]
     content_hash: str
@@ -67,12 +68,7 @@ def open_streams(run: config.Config, *, corpus: Corpus | None = None, progress: 
 def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
     corpus = corpus or load_corpus(run.data.corpus, run.data.local_copy)
     run = resolve_max_sequences(run, corpus.train)
-    train = [
-        CorpusStream(
-            corpus, phase.data, 'train', batch_size=config.batch_sizes(phase.train), seed=run.train.seed, phase=index
-        )
-        for index, phase in enumerate(run.in_phases)
-    ]
+    train = [_train_stream(corpus, phase, index) for index, phase in enumerate(run.in_phases)]
     is_enough = len(corpus.validation.documents) - 1 >= (2 if run.data.pairing == 'nsp' else 1)
 
     @functools.cache
@@ -91,6 +87,13 @@ def _open_corpus(run: config.Config, corpus: Corpus | None) -> Streams:
         corpus.manifest['content_hash'],
         lambda: corpus.validation.unigram_counts(corpus.tokenizer.vocab_size),
     )
+
+
+def _train_stream(corpus: Corpus, phase: config.Config, index: int) -> CorpusStream | MixtureStream:
+    sizes, seed = config.batch_sizes(phase.train), phase.train.seed
+    if config.mixes_sources(phase.data):
+        return MixtureStream(corpus, phase.data, batch_size=sizes, seed=seed, phase=index)
+    return CorpusStream(corpus, phase.data, 'train', batch_size=sizes, seed=seed, phase=index)
 
 
 def _open_records(run: config.Config, progress: bool) -> Streams:

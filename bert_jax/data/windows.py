@@ -23,7 +23,7 @@ from bert_jax.data.packing import WINDOWS_IN_BLOCK, pack
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest, map_array, new_directory
 from bert_jax.text import checksums
-from bert_jax.text.splits import NpyWriter, Split
+from bert_jax.text.splits import NpyWriter, Split, SplitRange
 
 _PLAN_VERSION = 4
 _SHORT_KEY = 0x5EED  # planned lengths depend on the corpus and the data config, not on the seed of a run
@@ -89,7 +89,7 @@ def max_tokens(data: config.Data) -> int:
 # --- The files of an index. ---
 
 
-def load_windows(corpus_directory: str, split_name: str, split: Split, data: config.Data) -> WindowIndex:
+def load_windows(corpus_directory: str, split_name: str, split: Split | SplitRange, data: config.Data) -> WindowIndex:
     """Memory-maps the index of a split from the corpus's directory, after building it on first use.
 
     Several processes may build it at the same time: they build the same index, and the first to finish publishes it.
@@ -111,7 +111,7 @@ def load_windows(corpus_directory: str, split_name: str, split: Split, data: con
         settings.append(packing)
     if data.bucket_lengths:
         settings.append(config.row_lengths(data))
-    settings.append([split.num_tokens, len(split.sentences), len(split.documents)])
+    settings.append(split.size)
     directory = pathlib.Path(corpus_directory) / 'plans' / json_digest(settings)
     if directory.is_dir():
         if not (damage := checksums.find_damage(directory)):
@@ -154,7 +154,7 @@ def open_windows(directory: pathlib.Path) -> WindowIndex:
 # --- Building an index. ---
 
 
-def build_windows(split: Split, data: config.Data, directory: pathlib.Path) -> None:
+def build_windows(split: Split | SplitRange, data: config.Data, directory: pathlib.Path) -> None:
     """Cuts every document into windows, like the original's `create_instances_from_document`, and writes the index.
 
     Sentences are added until the planned length is reached: the full row, or with probability
@@ -180,7 +180,7 @@ def build_windows(split: Split, data: config.Data, directory: pathlib.Path) -> N
                 waiting = [remaining]
         if any(map(len, waiting)):
             num_windows += _write_rows(writers, np.concatenate(waiting), num_windows, data)
-        writers['segments'].append([split.num_tokens])
+        writers['segments'].append([split.end])
         writers['documents'].append([num_segments])
         writers['rows'].append([num_windows])
     finally:
@@ -190,7 +190,7 @@ def build_windows(split: Split, data: config.Data, directory: pathlib.Path) -> N
     _sort_rows(data, directory)
 
 
-def _document_blocks(split: Split) -> Iterator[tuple[int, int]]:
+def _document_blocks(split: Split | SplitRange) -> Iterator[tuple[int, int]]:
     """Yields ranges of documents with a bounded number of sentences in total, or of a single document."""
     documents, first = split.documents, 0
     while first < len(documents) - 1:
@@ -201,7 +201,7 @@ def _document_blocks(split: Split) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _cut_long_sentences(split: Split, first: int, last: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut_long_sentences(split: Split | SplitRange, first: int, last: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns ([S+1] token positions of the segments of some documents, [D+1] their first segments, from 0)."""
     documents = np.array(split.documents[first : last + 1])
     sentences = np.array(split.sentences[documents[0] : documents[-1] + 1])
@@ -278,7 +278,7 @@ def predictions_of_lengths(data: config.Data) -> np.ndarray:
     return np.minimum(num_masked(np.arange(data.sequence_length + 1), data.masking.rate), config.num_predictions(data))
 
 
-def sample_lengths(split: Split, data: config.Data) -> np.ndarray:
+def sample_lengths(split: Split | SplitRange, data: config.Data) -> np.ndarray:
     """Returns [L + 1] int64, the number of windows of each length (special tokens included) in a sample of a split.
 
     The sample is blocks of documents spread evenly over the split, or all of a small split. It depends only on the
@@ -294,7 +294,7 @@ def sample_lengths(split: Split, data: config.Data) -> np.ndarray:
     return counts
 
 
-def _rank_documents(split: Split, limit: int, directory: pathlib.Path) -> None:
+def _rank_documents(split: Split | SplitRange, limit: int, directory: pathlib.Path) -> None:
     """Writes `by_length` and `num_holding`; both are empty for a limit of 0."""
 
     def missing_tokens() -> Iterator[tuple[int, np.ndarray]]:

@@ -17,6 +17,7 @@ from bert_jax.activity import activity, progress
 from bert_jax.config import Config, is_records, max_sequences, row_lengths
 from bert_jax.data.batches import Batch, CorpusStream, Stream
 from bert_jax.data.device_batches import device_batches
+from bert_jax.data.mixture import MixtureStream
 from bert_jax.data.random_rows import RandomRows
 from bert_jax.data.record_stream import RecordStream
 from bert_jax.data.streams import open_streams
@@ -200,9 +201,10 @@ def _square_timer(config: Config, mesh: Mesh) -> Callable[[], float]:
     return lambda: time_matmul() / (2.0 * _SQUARE_SIZE**3 * mesh.size)
 
 
-def _open_stream(config: Config) -> tuple[CorpusStream | RecordStream | RandomRows, int, str]:
+def _open_stream(config: Config) -> tuple[CorpusStream | MixtureStream | RecordStream | RandomRows, int, str]:
     """Returns (rows of the run's source, or random rows without a corpus; the vocabulary size; a description)."""
-    data = config.data
+    data, train = config.data, dataclasses.replace(config.train, first_batch_size=0, batch_warmup_steps=0)
+    config = dataclasses.replace(config, train=train)  # full batches
     if is_records(data.source) or (epath.Path(data.corpus) / 'manifest.json').exists():
         streams = open_streams(config, progress=False)
         name = data.source if is_records(data.source) else data.corpus

@@ -1,5 +1,6 @@
 """Decides whether an existing corpus can be reused for a config."""
 
+import itertools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -37,6 +38,17 @@ def weighted_sources(data: config.Data) -> list[WeightedSource]:
     split = 'train' if data.validation_source else ''
     train = [WeightedSource(source, weight, split) for source, weight in config.sources(data)]
     return [WeightedSource(data.validation_source, 1.0, 'validation'), *train] if data.validation_source else train
+
+
+def train_sources(mixture: list[WeightedSource], documents_after: list[int]) -> list[dict[str, Any]]:
+    """Returns the name of each source in the training split, in its order, and the number of its documents there.
+
+    Args:
+      documents_after: training documents after each source of the mixture.
+    """
+    counts = (after - before for before, after in itertools.pairwise([0, *documents_after]))
+    sources = zip(mixture, counts, strict=True)
+    return [{'source': each.source, 'documents': count} for each, count in sources if each.split != 'validation']
 
 
 def find_existing(

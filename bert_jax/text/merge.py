@@ -45,7 +45,7 @@ def merge(
     *,
     validation_fraction: float,
     deduplicate_lines: bool,
-) -> tuple[Counter, Counter]:
+) -> tuple[Counter, Counter, list[int]]:
     """Writes the documents of all chunks to their splits.
 
     Of equal documents (and lines, with `deduplicate_lines`) only the first is used. A document of a source of weight w
@@ -61,7 +61,8 @@ def merge(
       unk_id: of the tokenizer.
 
     Returns:
-      {reason: count} of what was dropped, and the counts of `words` and `unknown` tokens written.
+      {reason: count} of what was dropped; the counts of `words` and `unknown` tokens written; the number of training
+      documents after each component.
 
     Raises:
       BadInput: for a chunk that has changed since it was written; it is removed.
@@ -79,6 +80,7 @@ def merge(
         dropped['document_of_duplicate_lines'] = _drop_emptied(components, kept, kept_lines)
     is_validation = _split_by_hash(components, kept, validation_fraction)
     first_document = first_line = 0
+    documents_after: list[int] = []
     for component in components:
         for repetition in range(max(1, math.ceil(component.weight))):
             document, line = first_document, first_line
@@ -97,7 +99,8 @@ def merge(
                         measured['unknown'] += int((ids == unk_id).sum())
                 document, line = document + len(block.table), line + len(block.lines)
         first_document, first_line = document, line
-    return +dropped, measured
+        documents_after.append(writers['train'].counts['documents'])
+    return +dropped, measured, documents_after
 
 
 def _destinations(

@@ -23,7 +23,7 @@ from bert_jax.text.checksums import compute_checksums
 from bert_jax.text.chunks import Source, plan_source
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
 from bert_jax.text.documents import ReadOptions
-from bert_jax.text.existing import WeightedSource, corpus_settings, find_existing, weighted_sources
+from bert_jax.text.existing import WeightedSource, corpus_settings, find_existing, train_sources, weighted_sources
 from bert_jax.text.hints import documents_hint, find_hints
 from bert_jax.text.job import PrepareJob
 from bert_jax.text.job_tokenizer import load_provided_tokenizer, make_tokenizer
@@ -363,7 +363,7 @@ def _write_corpus(
     ]
     writers = {name: SplitWriter(directory / name, job.encoder.dtype, TOKENS_PER_SHARD) for name in SPLITS}
     try:
-        dropped, measured = merge(
+        dropped, measured, documents_after = merge(
             components,
             scratch,
             writers,
@@ -381,6 +381,7 @@ def _write_corpus(
     manifest = {
         'format_version': FORMAT_VERSION,
         'splits': {name: writer.counts for name, writer in writers.items()},
+        'train_sources': train_sources(mixture, documents_after),
         'settings': settings,
         'tokenizer_hash': tokenizer.hash,
         'content_hash': hashlib.sha256(json.dumps([tokenizer.hash, contents]).encode()).hexdigest(),

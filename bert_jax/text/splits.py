@@ -61,6 +61,16 @@ class Split:
         """int64 [D + 1], sentence offsets."""
         return self._documents.read_all()
 
+    @property
+    def end(self) -> int:
+        """The position after the last token."""
+        return self.num_tokens
+
+    @property
+    def size(self) -> list[int]:
+        """What tells it from other splits of its corpus: its end, and the offsets that it has."""
+        return [self.num_tokens, len(self.sentences), len(self.documents)]
+
     def gather(self, token_positions: np.ndarray) -> np.ndarray:
         """Returns the token ids, int32, at positions in the split, int64; both arrays have the same shape.
 
@@ -92,6 +102,39 @@ class Split:
                     raise damaged_file_error(shard.path, f'contains the id {len(block_counts) - 1:,}', expected)
                 counts += block_counts
         return counts
+
+
+class SplitRange:
+    """Consecutive documents of a split; positions of sentences and tokens are those of the split.
+
+    Attributes:
+      num_tokens: tokens of these documents.
+    """
+
+    def __init__(self, split: Split, first: int, last: int):
+        """Takes the documents first … last - 1."""
+        self._split, self._first, self._last = split, first, last
+        start, self.end = (int(split.sentences[split.documents[document]]) for document in (first, last))
+        self.num_tokens = self.end - start
+
+    @property
+    def sentences(self) -> np.ndarray:
+        """int64 [S + 1], token offsets, of the whole split."""
+        return self._split.sentences
+
+    @property
+    def documents(self) -> np.ndarray:
+        """int64 [documents of the range + 1], sentence offsets."""
+        return self._split.documents[self._first : self._last + 1]
+
+    @property
+    def size(self) -> list[int]:
+        """As of a split, with its bounds."""
+        return [*self._split.size, self._first, self._last]
+
+    def gather(self, token_positions: np.ndarray) -> np.ndarray:
+        """Returns the token ids at positions in the split; see `Split.gather`."""
+        return self._split.gather(token_positions)
 
 
 class _VerifiedArray:

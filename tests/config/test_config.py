@@ -287,6 +287,7 @@ _NAMES_NO_PLACE = {
     'task.labels',
     'task.metrics',
     'task.token_prefix',
+    'data.source_weights',
     'phases',
 }
 

@@ -26,6 +26,14 @@ class MemorySplit:
     def num_tokens(self) -> int:
         return int(self.sentences[-1])
 
+    @property
+    def end(self) -> int:
+        return self.num_tokens
+
+    @property
+    def size(self) -> list[int]:
+        return [self.num_tokens, len(self.sentences), len(self.documents)]
+
     def gather(self, positions: np.ndarray) -> np.ndarray:
         assert positions.min(initial=0) >= 0 and positions.max(initial=0) < self.num_tokens
         return (positions % (self.vocab_size - 10) + 10).astype(np.int32)
