@@ -7,7 +7,7 @@
 | TPU | `tpu_attention` (Pallas): scores stay on the chip, usual dropout | L a multiple of 128, at most 4096 |
 | GPU, one sequence per row | cuDNN, by sequence lengths | bfloat16, no attention dropout |
 | GPU, packed rows or no cuDNN | jax's Pallas kernel, by sequence ids | the same, L a multiple of 128 |
-| anything else | `reference`: scores and weights [B, H, L, L] in memory | nothing |
+| anything else | `plain_attention`: scores and weights [B, H, L, L] in memory | nothing |
 """
 
 import functools
@@ -23,8 +23,8 @@ from jax.sharding import PartitionSpec
 
 from bert_jax import config
 from bert_jax.errors import BadInput
-from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.matmul import matmul, transpose
+from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.plain_attention import attend_plainly
 from bert_jax.model.platform import target_platform, tensor_parts
 
 _SITE = 1  # of dropout in a layer
@@ -57,19 +57,19 @@ def attend(
 
     Raises:
       BadInput: if `implementation` is 'fused' and no kernel of the target platform supports the arguments. A CPU has
-        no kernels and always runs the reference.
+        no kernels and always runs plain attention.
     """
     rate = 0.0 if key is None else rate
     platform = target_platform()
     num_parts = tensor_parts()
     own, size = num_heads // num_parts, q.shape[-1] // num_heads
     if implementation == 'plain':
-        return reference(q, k, v, sequence_ids, num_heads, rate, key)
+        return attend_plainly(q, k, v, sequence_ids, num_heads, rate, key, _SITE)
     reason = unsupported_reason(platform, q.shape[1], own, size, str(q.dtype), rate, is_packed)
     if reason and implementation == 'fused' and platform in _KERNELS:
         raise BadInput('config.model.attention', f"is 'fused', and {reason[0]}", 'what a kernel supports', reason[1])
     if reason:
-        return reference(q, k, v, sequence_ids, num_heads, rate, key)
+        return attend_plainly(q, k, v, sequence_ids, num_heads, rate, key, _SITE)
     row_keys = key.of_rows(_SITE) if key is not None and rate else jnp.zeros(q.shape[0], jnp.uint32)
     run = functools.partial(_KERNELS[platform], own, rate, is_packed)
     first_heads = jnp.arange(0, num_heads, own, dtype=jnp.uint32)  # of each device on the tensor axis
@@ -132,25 +132,6 @@ def unsupported_reason_of(
     num_heads, head_size = model.num_heads // tensor, model.hidden_size // model.num_heads
     rate = float(model.drops_attention_weights)
     return unsupported_reason(platform, length, num_heads, head_size, model.dtype, rate, is_packed)
-
-
-def reference(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    sequence_ids: jax.Array,
-    num_heads: int,
-    rate: float = 0.0,
-    key: DropoutKey | None = None,
-) -> jax.Array:
-    """Computes attention in ordinary JAX with a float32 softmax; kernels are tested against it."""
-    q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))  # BLHK
-    scores = matmul(transpose(q, (0, 2, 1, 3)), transpose(k, (0, 2, 3, 1))) * q.shape[-1] ** -0.5
-    sees = (sequence_ids[:, :, None] == sequence_ids[:, None, :]) & (sequence_ids[:, None, :] > 0)  # BLM
-    scores = jnp.where(sees[:, None], scores, jnp.finfo(jnp.float32).min)
-    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(v.dtype), rate, key, _SITE)
-    attended = transpose(matmul(weights, transpose(v, (0, 2, 1, 3))).astype(v.dtype), (0, 2, 1, 3))
-    return attended.reshape(*attended.shape[:2], -1)
 
 
 def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -31,6 +31,16 @@ def row_sums(x: jax.Array, scale: jax.Array) -> jax.Array:
     return _matmul(x, jnp.broadcast_to(scale[:, None], (len(scale), num_columns)).astype(x.dtype))[:, 0]
 
 
+def sum_over_last(x: jax.Array) -> jax.Array:
+    """[..., M, N] -> [..., M, 1] float32; of bfloat16 as a matmul with ones, which is faster than XLA's sum."""
+    if x.dtype == jnp.float32:
+        return x.sum(axis=-1, keepdims=True)
+    batch = tuple(range(x.ndim - 2))
+    ones = jnp.ones((*x.shape[:-2], x.shape[-1], _FEWEST_ROWS), x.dtype)
+    dims = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
+    return jax.lax.dot_general(x, ones, dims, preferred_element_type=jnp.float32)[..., :1]
+
+
 def transpose(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Computes `x.transpose(axes)` in memory.
 

@@ -65,10 +65,15 @@ def dropout(x: jax.Array, rate: float, key: DropoutKey | None, site: int) -> jax
     """
     if key is None or rate == 0.0:
         return x
-    row_keys = key.of_rows(site).reshape((x.shape[0],) + (1,) * (x.ndim - 1))
-    element = jnp.zeros((1,) * x.ndim, jnp.uint32)
-    for dim in range(1, x.ndim):
-        iota = jax.lax.broadcasted_iota(jnp.uint32, (1,) + x.shape[1:], dim)
-        element = element * jnp.uint32(x.shape[dim]) + iota
-    keep = is_kept(element, row_keys, rate)
-    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+    scaled = x * jnp.asarray(1.0 / (1.0 - rate), x.dtype)
+    return jnp.where(kept(x.shape, rate, key, site), scaled, jnp.zeros((), x.dtype))
+
+
+def kept(shape: tuple[int, ...], rate: float, key: DropoutKey, site: int) -> jax.Array:
+    """Returns bool [shape], the mask of `dropout`: False with probability `rate`. The first dim is that of the rows."""
+    row_keys = key.of_rows(site).reshape((shape[0],) + (1,) * (len(shape) - 1))
+    element = jnp.zeros((1,) * len(shape), jnp.uint32)
+    for dim in range(1, len(shape)):
+        iota = jax.lax.broadcasted_iota(jnp.uint32, (1,) + shape[1:], dim)
+        element = element * jnp.uint32(shape[dim]) + iota
+    return is_kept(element, row_keys, rate)

@@ -10,8 +10,9 @@ the same on every platform.
 import jax
 import jax.numpy as jnp
 
-from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.matmul import matmul, transpose
+from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.matmul import transpose
+from bert_jax.model.plain_attention import attend_by_scores
 
 
 def attend_locally(
@@ -39,12 +40,10 @@ def attend_locally(
     padding = [(0, 0), (0, N * W - L)]
     ids = jnp.pad(sequence_ids, padding)
     q, k, v = (jnp.pad(x, [*padding, (0, 0)]).reshape(B, N, W, num_heads, D // num_heads) for x in (q, k, v))
-    scale = q.shape[-1] ** -0.5
-    scores = matmul(transpose(q, (0, 3, 1, 2, 4)), transpose(_with_neighbours(k), (0, 3, 1, 4, 2))) * scale  # BHNWC
-    sees = _within_radius(W) & _same_sequence(ids.reshape(B, N, W))
-    scores = jnp.where(sees[:, None], scores, jnp.finfo(jnp.float32).min)
-    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(v.dtype), rate, key, site)
-    attended = matmul(weights, transpose(_with_neighbours(v), (0, 3, 1, 2, 4))).astype(v.dtype)  # BHNWK
+    k, v = _with_neighbours(k), _with_neighbours(v)
+    q, k, v = (transpose(x, (0, 3, 1, 2, 4)) for x in (q, k, v))  # BHNWK, BHNCK with C = 3W
+    sees = _within_radius(W) & _same_sequence(ids.reshape(B, N, W))  # BNWC
+    attended = attend_by_scores(q, k, v, sees[:, None], rate, key, site)
     return transpose(attended, (0, 2, 3, 1, 4)).reshape(B, N * W, D)[:, :L]
 
 

@@ -26,7 +26,7 @@ def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str,
 
 
 def _project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, out_dtype: str) -> jax.Array:
-    result = _dot(x.astype(dtype), kernel.astype(dtype), 0, out_dtype)
+    result = contract(x.astype(dtype), kernel.astype(dtype), 0, out_dtype)
     return result if bias is None else result + bias.astype(out_dtype)
 
 
@@ -38,7 +38,7 @@ def _project_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dt
 def _project_backward(dtype: str, out_dtype: str, residuals: tuple, gradient: jax.Array) -> tuple:
     x, kernel, bias = residuals
     gradient = gradient.astype(dtype)
-    x_gradient = _dot(gradient, kernel.astype(dtype), 1, x.dtype)
+    x_gradient = contract(gradient, kernel.astype(dtype), 1, x.dtype)
     x, gradient = (factor.reshape(-1, factor.shape[-1]) for factor in (x.astype(dtype), gradient))
     is_cpu = target_platform() == 'cpu'
     kernel_gradient = cpu.kernel_gradient(x, gradient) if is_cpu else x.T @ gradient
@@ -51,23 +51,6 @@ def _project_backward(dtype: str, out_dtype: str, residuals: tuple, gradient: ja
 project.defvjp(_project_forward, _project_backward)
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x @ y for equal leading dims: [..., M, K], [..., K, N] -> float32 [..., M, N]."""
-    return _dot(x, y, 0, jnp.float32)
-
-
-def _matmul_backward(residuals: tuple, gradient: jax.Array) -> tuple:
-    x, y = residuals
-    gradient = gradient.astype(x.dtype)
-    x_transposed = transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
-    x_gradient, y_gradient = _dot(gradient, y, 1, jnp.float32), _dot(x_transposed, gradient, 0, jnp.float32)
-    return x_gradient.astype(x.dtype), y_gradient.astype(y.dtype)
-
-
-matmul.defvjp(lambda x, y: (matmul(x, y), (x, y)), _matmul_backward)
-
-
 def transpose(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """`x.transpose(axes)`, for a factor of a matmul."""
     return cpu.transpose(x, axes) if target_platform() == 'cpu' else x.transpose(axes)
@@ -78,8 +61,8 @@ def result_dtype(dtype: str) -> str:
     return 'float32' if target_platform() == 'cpu' else dtype
 
 
-def _dot(x: jax.Array, y: jax.Array, dim: int, out_dtype: str) -> jax.Array:
-    """Contracts the last dim of x with the first or second dim of the matrices y; leading dims are equal."""
+def contract(x: jax.Array, y: jax.Array, dim: int = 0, out_dtype: str = 'float32') -> jax.Array:
+    """Contracts the last dim of x with the first or second dim (0 or 1) of the matrices y; leading dims are equal."""
     batch = tuple(range(y.ndim - 2))
     dims = (((x.ndim - 1,), (len(batch) + dim,)), (batch, batch))
     return jax.lax.dot_general(x, y, dims, preferred_element_type=result_dtype(out_dtype)).astype(out_dtype)

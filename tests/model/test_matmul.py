@@ -10,7 +10,8 @@ import pytest
 
 from bert_jax.model import cpu
 from bert_jax.model import matmul as matmul_module
-from bert_jax.model.matmul import matmul, project
+from bert_jax.model.matmul import project
+from bert_jax.model.plain_attention import attend_by_scores
 
 _WITHIN = {'float32': 1e-5, 'bfloat16': 3e-2}
 
@@ -48,19 +49,6 @@ def test_project_equals_numpy_in_value_and_gradient(
     assert _is_near(of_bias, flat.sum(axis=0), dtype)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('sizes', [(6, 4, 8), (5, 3, 7)])
-def test_matmul_equals_numpy_in_value_and_gradient(sizes: tuple[int, int, int], dtype: str) -> None:
-    m, k, n = sizes
-    x, y, gradient = _random(2, 3, m, k), _random(2, 3, k, n), _random(2, 3, m, n)
-    out, pull = jax.vjp(jax.jit(matmul), jnp.asarray(x, dtype), jnp.asarray(y, dtype))
-    of_x, of_y = pull(jnp.float32(gradient))
-    assert (out.dtype, of_x.dtype, of_y.dtype) == (jnp.float32, dtype, dtype)
-    assert _is_near(out, x @ y, dtype)
-    assert _is_near(of_x, gradient @ y.swapaxes(-1, -2), dtype)
-    assert _is_near(of_y, x.swapaxes(-1, -2) @ gradient, dtype)
-
-
 @pytest.mark.parametrize('axes', [(0, 2, 1, 3), (0, 2, 3, 1), (3, 0, 1, 2)])
 def test_transpose_in_memory_equals_numpy(axes: tuple[int, ...]) -> None:
     x = np.arange(2 * 6 * 5 * 3).reshape(2, 6, 5, 3)
@@ -82,9 +70,9 @@ def test_bfloat16_operands_stay_bfloat16_on_a_cpu() -> None:
 
     def layer(x: jax.Array, kernel: jax.Array) -> jax.Array:
         inner = project(x, kernel, jnp.zeros(256), 'bfloat16', 'bfloat16').reshape(4, 64, 2, 128)
-        q, k = cpu.transpose(inner, (0, 2, 1, 3)), cpu.transpose(inner, (0, 2, 3, 1))
-        weights = jax.nn.softmax(matmul(q, k)).astype('bfloat16')
-        out = cpu.transpose(matmul(weights, cpu.transpose(inner, (0, 2, 1, 3))).astype('bfloat16'), (0, 2, 1, 3))
-        return jnp.square(project(out.reshape(4, 64, 256), kernel.T, jnp.zeros(128), 'bfloat16', 'bfloat16')).sum()
+        q, k, v = (cpu.transpose(each, (0, 2, 1, 3)) for each in (inner, 2 * inner, 3 * inner))
+        out = attend_by_scores(q, k, v, jnp.ones((64, 64), bool), 0.0, None, 1)
+        out = cpu.transpose(out, (0, 2, 1, 3)).reshape(4, 64, 256)
+        return jnp.square(project(out, kernel.T, jnp.zeros(128), 'bfloat16', 'bfloat16')).sum()
 
     assert _operand_types(jax.grad(layer, (0, 1)), x, kernel) == {'bf16'}
