@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 _FEWEST_ROWS = 8  # bfloat16 kernels are slow for fewer
+_TILE = 32  # the contracted dim of kernels is a multiple of it
+_BIAS_COLUMNS = 3
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -29,6 +31,25 @@ def row_sums(x: jax.Array, scale: jax.Array) -> jax.Array:
     """[F, T], [T] -> [F] float32: the sums over T of `x * scale`, as a matmul."""
     num_columns = 1 if x.dtype == jnp.float32 else _FEWEST_ROWS
     return _matmul(x, jnp.broadcast_to(scale[:, None], (len(scale), num_columns)).astype(x.dtype))[:, 0]
+
+
+def with_ones(x: jax.Array) -> jax.Array:
+    """[D, T] -> [D + 32, T]: the factor by which `with_bias` is multiplied so that the matmul adds the bias."""
+    ones = jnp.ones((_BIAS_COLUMNS, x.shape[1]), x.dtype)
+    return jnp.concatenate([x, ones, jnp.zeros((_TILE - _BIAS_COLUMNS, x.shape[1]), x.dtype)])
+
+
+def with_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """[F, D], [F] float32 -> [F, D + 32]; to add a bias in the matmul saves a pass over its result.
+
+    The bias is divided into parts that bfloat16, the dtype of x, holds exactly: three times 8 bits.
+    """
+    columns, rest = [], jnp.maximum(bias, -1e30)
+    for _ in range(_BIAS_COLUMNS):
+        columns.append(rest.astype(x.dtype))
+        rest = rest - columns[-1].astype(jnp.float32)
+    zeros = jnp.zeros((len(x), _TILE - _BIAS_COLUMNS), x.dtype)
+    return jnp.concatenate([x, jnp.stack(columns, axis=1), zeros], axis=1)
 
 
 def sum_over_last(x: jax.Array) -> jax.Array:

@@ -12,12 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from bert_jax import config
 from bert_jax.model.attention import attend
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.matmul import project
+from bert_jax.model.platform import tensor_parts
 
 LAYERS = 'layers'  # the logical axis of a stack of layers
 KERNEL_INIT_BOUND = 2.0  # the original's truncated_normal keeps within two standard deviations
@@ -84,6 +86,17 @@ class Dense(nnx.Module):
         return project(x, self.kernel[...], bias, self.dtype, self.dtype)
 
 
+def apply_together(x: jax.Array, *layers: Dense) -> list[jax.Array]:
+    """Applies several dense layers to the same x: in one matmul, unless XLA splits them over devices."""
+    if tensor_parts() > 1:
+        return [layer(x) for layer in layers]
+    kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
+    biases = [layer.bias[...] for layer in layers if layer.bias is not None]
+    bias = jnp.concatenate(biases) if biases else None
+    ends = np.cumsum([layer.kernel.shape[1] for layer in layers])[:-1]
+    return jnp.split(project(x, kernel, bias, layers[0].dtype, layers[0].dtype), ends, axis=-1)
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last dim, computed in float32 (Ba et al. 2016)."""
 
@@ -128,7 +141,7 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
         """Args: as for `attend`; x [B, L, D]."""
-        q, k, v = (dense(x) for dense in (self.query, self.key, self.value))
+        q, k, v = apply_together(x, self.query, self.key, self.value)
         attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed)
         return self.output(attended)
 

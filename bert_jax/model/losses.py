@@ -84,9 +84,11 @@ class _Chunk(NamedTuple):
 
 
 def _forward(x: jax.Array, decoder: jax.Array, bias: jax.Array, labels: jax.Array, dtype: str) -> tuple:
+    x = jax.lax.optimization_barrier(x)  # else XLA computes it once for each chunk
     x_transposed = transpose(x.astype(dtype), (1, 0))
+    factor = cpu.with_ones(x_transposed) if _adds_bias_in_matmul(x_transposed) else x_transposed
     chunks = [
-        _chunk(x_transposed, decoder[part].astype(dtype), bias[part], labels - part.start)
+        _chunk(factor, decoder[part].astype(dtype), bias[part], labels - part.start)
         for part in _parts(len(decoder), tensor_parts())
     ]
     largest_of = jnp.stack([chunk.largest for chunk in chunks])
@@ -100,10 +102,18 @@ def _forward(x: jax.Array, decoder: jax.Array, bias: jax.Array, labels: jax.Arra
     return (losses, chosen >= largest), kept
 
 
-def _chunk(x_transposed: jax.Array, decoder: jax.Array, bias: jax.Array, labels: jax.Array) -> _Chunk:
-    """Args: decoder [C, D], bias [C]: of the chunk.  labels: [T], counted from the first token of the chunk."""
+def _chunk(factor: jax.Array, decoder: jax.Array, bias: jax.Array, labels: jax.Array) -> _Chunk:
+    """Computes a chunk from its rows of the decoder [C, D] and its bias [C].
+
+    Args:
+      factor: x transposed, [D, T], or the same `with_ones`.
+      labels: [T], counted from the first token of the chunk.
+    """
     size, dtype = len(decoder), decoder.dtype
-    logits = jax.lax.optimization_barrier(_matmul(decoder, x_transposed)) + bias[:, None]  # CT
+    if _adds_bias_in_matmul(factor):
+        logits = jax.lax.optimization_barrier(_matmul(cpu.with_bias(decoder, bias), factor))  # CT
+    else:
+        logits = _matmul(decoder, factor) + bias[:, None]
     largest = logits.max(axis=0)
     weights = jax.lax.optimization_barrier(jnp.exp(logits - largest).astype(dtype))
     chosen = jnp.take_along_axis(logits, jnp.clip(labels, 0, size - 1)[None], axis=0)[0]
@@ -118,7 +128,7 @@ def _backward(dtype: str, kept: tuple, gradients: tuple) -> tuple:
     x_gradient = transpose(mean_row, (1, 0)) - decoder[labels].astype(dtype)
     x_gradient = (x_gradient * gradient[:, None]).astype(x.dtype)
     parts = []
-    for weights, scale in zip(weights_of, scales * gradient, strict=True):
+    for weights, scale in zip(weights_of, jax.lax.optimization_barrier(scales * gradient), strict=True):
         parts.append((_matmul(weights, (wide * scale[:, None]).astype(dtype)), _weighted_sum(weights, scale)))
     decoder_gradient, bias_gradient = (jnp.concatenate(each) for each in zip(*parts, strict=True))
     decoder_gradient = decoder_gradient.at[labels].add(-gradient[:, None] * wide)
@@ -133,6 +143,12 @@ def _parts(num_tokens: int, tensor: int) -> list[slice]:
     num_chunks = 1 if tensor > 1 else min(-(-num_tokens // _CHUNK), _MOST_CHUNKS)
     size = -(-num_tokens // (num_chunks * VOCABULARY_MULTIPLE)) * VOCABULARY_MULTIPLE
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
+
+
+def _adds_bias_in_matmul(factor: jax.Array) -> bool:
+    return (
+        target_platform() == 'cpu' and factor.dtype == jnp.bfloat16
+    )  # longer float32 factors cost more than they save
 
 
 def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:

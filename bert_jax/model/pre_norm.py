@@ -16,7 +16,7 @@ from bert_jax.model.attention import attend
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather, run_layers
-from bert_jax.model.layers import Dense, LayerNorm, RMSNorm, stack
+from bert_jax.model.layers import Dense, LayerNorm, RMSNorm, apply_together, stack
 from bert_jax.model.local_attention import attend_locally, num_blocks
 from bert_jax.model.masked_lm import MaskedLM
 from bert_jax.model.matmul import Count, Matmul
@@ -78,9 +78,10 @@ class RotaryAttention(nnx.Module):
     def __call__(self, x: jax.Array, inputs: LayerInputs) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
         sequence_ids, by, radius, key, is_packed = inputs
-        q = self._flat(rotate(self._heads(self.query(x), self.num_heads), by))
-        k = self._flat(self._shared(rotate(self._heads(self.key(x), self.num_kv_heads), by)))
-        v = self._flat(self._shared(self._heads(self.value(x), self.num_kv_heads)))
+        q, k, v = apply_together(x, self.query, self.key, self.value)
+        q = self._flat(rotate(self._heads(q, self.num_heads), by))
+        k = self._flat(self._shared(rotate(self._heads(k, self.num_kv_heads), by)))
+        v = self._flat(self._shared(self._heads(v, self.num_kv_heads)))
         if is_local(radius, x.shape[1]):
             attended = attend_locally(q, k, v, sequence_ids, self.num_heads, radius, self.rate, key, _WEIGHTS)
         else:
@@ -119,7 +120,8 @@ class GatedMlp(nnx.Module):
 
     def __call__(self, x: jax.Array, key: DropoutKey | None) -> jax.Array:
         """[B, L, D] -> [B, L, D]; dropout, with a key, is on the gated values [B, L, F]."""
-        return self.output(dropout(self.activation(self.gate(x)) * self.up(x), self.rate, key, _MLP))
+        gate, up = apply_together(x, self.gate, self.up)
+        return self.output(dropout(self.activation(gate) * up, self.rate, key, _MLP))
 
 
 class PreNormLayer(nnx.Module):

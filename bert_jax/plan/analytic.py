@@ -179,7 +179,7 @@ def _attention_bytes_per_token(config: Config, radius: int | None, tensor: int, 
     """
     model, length = config.model, config.data.sequence_length
     a, num_heads = _bytes_per_activation(config), model.num_heads / tensor
-    bytes_per_score = 4 + a + model.drops_attention_weights  # float32 score, weight, and its dropout mask
+    bytes_per_score = a * (1 + model.drops_attention_weights)  # the weight, before and after dropout
     if is_local(radius, length):
         # Blocks of queries have the scores, keys and values of three blocks; the last block is padded.
         padding = num_blocks(radius, length) * radius / length

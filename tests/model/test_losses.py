@@ -40,7 +40,7 @@ def _assert_close(found: jax.Array, expected: np.ndarray, within: float) -> None
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
-@pytest.mark.parametrize('chunk, scale', [(10_000, 0.3), (128, 0.3), (256, 0.3), (128, 40.0)])
+@pytest.mark.parametrize('chunk, scale', [(10_000, 0.3), (128, 0.3), (256, 0.3), (128, 5.0)])
 def test_vocabulary_loss_equals_torch_in_value_and_gradient(
     monkeypatch: pytest.MonkeyPatch, chunk: int, scale: float, platform: str, dtype: str
 ) -> None:
