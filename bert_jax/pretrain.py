@@ -18,7 +18,6 @@ from bert_jax.config import (
     phase_at,
     row_lengths,
 )
-from bert_jax.config.families import SLIDING
 from bert_jax.console import say
 from bert_jax.data.batches import CorpusStream, Stream
 from bert_jax.data.device_batches import Batches
@@ -235,11 +234,6 @@ def _describe(
         lines.append(
             f'Positions:  only the first {trained:,} of {max_positions:,} are trained; longer texts will be cut there. '
             f'A last phase with sequence_length={max_positions} trains them all'
-        )
-    if config.train.reduction == 'exact' and SLIDING in config.model.kinds:
-        lines.append(
-            "warning: with local attention, train.reduction='exact' gives the same bits only on the same number of "
-            'devices; gradients on one device and on several differ by about 1e-15'
         )
     if is_new and (total := sum(epochs)) > MOST_EPOCHS:
         lines.append(

@@ -28,6 +28,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.runtime.mesh import AXES, BATCH_AXES, replicated
+from bert_jax.train.compiler import compiler_options
 from bert_jax.train.objective import Objective
 from bert_jax.train.state import TrainState
 from bert_jax.train.step import StepParts, apply_gradients, speed_counts
@@ -83,7 +84,7 @@ def _by_device(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, do
     alone = jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES), check_vma=False
     )
-    options = _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
+    options = _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {}) | compiler_options(mesh)
     return jax.jit(alone, donate_argnums=donate, compiler_options=options)
 
 

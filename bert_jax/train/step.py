@@ -16,6 +16,7 @@ from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.model.layer_stack import Gather
 from bert_jax.model.platform import target_platform
 from bert_jax.runtime.mesh import BATCH_AXES, replicated
+from bert_jax.train.compiler import compiler_options
 from bert_jax.train.gradients import Collectives, accumulated, concatenated
 from bert_jax.train.objective import Objective
 from bert_jax.train.state import TrainState, is_schedule, moved_average
@@ -88,7 +89,12 @@ def make_train_step(
         state, update_metrics = apply_gradients(parts, state, grads, objective_metrics['loss'])
         return state, objective_metrics | update_metrics | speed_counts(batch)
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=compiler_options(mesh),
+    )
 
 
 def _fewest_parts(num_rows: int, most_rows: int) -> int:
@@ -164,4 +170,4 @@ def make_forward(
         return collectives.sum(found) if summed else found
 
     of_all_rows = collectives.over_rows(of_own_rows, (collectives.specs, own), same if summed else own)
-    return jax.jit(of_all_rows, out_shardings=replicated(mesh))
+    return jax.jit(of_all_rows, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh))

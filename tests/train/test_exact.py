@@ -44,13 +44,8 @@ def _bits(curve: Curve) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(curve.state)]
 
 
-ROUNDS_DIFFERENTLY = pytest.mark.xfail(
-    reason='on several devices XLA compiles the backward pass of local attention to code that rounds differently'
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize('family', ['bert', pytest.param('modernbert', marks=ROUNDS_DIFFERENTLY), 'eurobert'])
+@pytest.mark.parametrize('family', MODELS)
 @pytest.mark.parametrize('axes', [{'data': 8}, {'data': 2, 'fsdp': 2}], ids=str)
 def test_state_and_losses_are_bit_identical_on_any_mesh(
     curve_of: Callable[..., Curve], axes: dict[str, int], family: str
