@@ -127,12 +127,13 @@ def _backward(dtype: str, kept: tuple, gradients: tuple) -> tuple:
     gradient, wide = gradients[0], x.astype(dtype).astype(jnp.float32)
     x_gradient = transpose(mean_row, (1, 0)) - decoder[labels].astype(dtype)
     x_gradient = (x_gradient * gradient[:, None]).astype(x.dtype)
-    parts = []
-    for weights, scale in zip(weights_of, jax.lax.optimization_barrier(scales * gradient), strict=True):
-        parts.append((_matmul(weights, (wide * scale[:, None]).astype(dtype)), _weighted_sum(weights, scale)))
-    decoder_gradient, bias_gradient = (jnp.concatenate(each) for each in zip(*parts, strict=True))
-    decoder_gradient = decoder_gradient.at[labels].add(-gradient[:, None] * wide)
-    return x_gradient, decoder_gradient, bias_gradient.at[labels].add(-gradient), None
+    of_decoder = jnp.zeros(decoder.shape).at[labels].add(-gradient[:, None] * wide)
+    of_bias = jnp.zeros(len(decoder)).at[labels].add(-gradient)
+    scales = jax.lax.optimization_barrier(scales * gradient)
+    for part, weights, scale in zip(_parts(len(decoder), tensor_parts()), weights_of, scales, strict=True):
+        of_decoder = _added(of_decoder, part, _matmul(weights, (wide * scale[:, None]).astype(dtype)))
+        of_bias = _added(of_bias, part, _weighted_sum(weights, scale))
+    return x_gradient, of_decoder, of_bias, None
 
 
 _vocabulary_cross_entropy.defvjp(_forward, _backward)
@@ -143,6 +144,11 @@ def _parts(num_tokens: int, tensor: int) -> list[slice]:
     num_chunks = 1 if tensor > 1 else min(-(-num_tokens // _CHUNK), _MOST_CHUNKS)
     size = -(-num_tokens // (num_chunks * VOCABULARY_MULTIPLE)) * VOCABULARY_MULTIPLE
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
+
+
+def _added(total: jax.Array, part: slice, values: jax.Array) -> jax.Array:
+    """Adds the values to a part of the rows; XLA changes `total` in place."""
+    return jax.lax.dynamic_update_slice_in_dim(total, total[part] + values, part.start, axis=0)
 
 
 def _adds_bias_in_matmul(factor: jax.Array) -> bool:

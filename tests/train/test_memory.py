@@ -55,7 +55,7 @@ def test_cpu_update_makes_no_copy_of_the_moments() -> None:
     settings = dataclasses.replace(CONFIG, model=model, train=train)
     analysis = memory.lower_step(settings, MESH, 8000).compile().memory_analysis()  # parameters exceed activations
     parameters = analysis.argument_size_in_bytes / 3  # the state is parameters and two moments
-    assert analysis.temp_size_in_bytes < 2.5 * parameters  # gradients, and those after clipping
+    assert analysis.temp_size_in_bytes < 3.5 * parameters  # gradients, their squares, and gradients after clipping
 
 
 def test_each_phase_gets_the_fewest_microbatches_that_fit_it() -> None:
