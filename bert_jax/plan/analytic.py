@@ -180,14 +180,16 @@ def _attention_bytes_per_token(config: Config, radius: int | None, tensor: int, 
     model, length = config.model, config.data.sequence_length
     a, num_heads = _bytes_per_activation(config), model.num_heads / tensor
     bytes_per_score = a * (1 + model.drops_attention_weights)  # the weight, before and after dropout
+    outputs = model.hidden_size * a / tensor + 4 * num_heads  # by head, with the sums of their weights
     if is_local(radius, length):
         # Blocks of queries have the scores, keys and values of three blocks; the last block is padded.
         padding = num_blocks(radius, length) * radius / length
-        return padding * (num_heads * 3 * radius * bytes_per_score + 2 * 2 * model.hidden_size * a / tensor)
+        keys_and_values = 2 * 2 * model.hidden_size * a / tensor
+        return padding * (num_heads * 3 * radius * bytes_per_score + keys_and_values + outputs)
     if _uses_kernel(config, tensor, platform):
         # GPU kernels keep their output in addition to the input of the output projection.
         return model.hidden_size * a / tensor if platform == 'gpu' else 0.0
-    return num_heads * length * bytes_per_score
+    return num_heads * length * bytes_per_score + outputs
 
 
 def _matmul_columns(model: config_module.Model, tensor: int) -> float:
