@@ -27,6 +27,9 @@ class BertJax:
     """This project's train step, on batches held in memory."""
 
     def __init__(self, dtype: str):
+        from bert_jax.runtime.devices import select_platform
+
+        select_platform('')  # as every command does; on a CPU it keeps freed memory
         self._dtype = dtype
 
     def load(self, directory: Path) -> None:

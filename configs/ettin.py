@@ -38,6 +38,7 @@ def get_config(size: str = '150m'):
         'global_rope_theta': 160_000.0,  # rotary_emb_base
         'schedule': '1-sqrt',  # one_minus_sqrt
     }
+    config.train.steps = bert_jax.config.Train.steps  # unused: the phases say how long the run is
     config.phases = (
         {'tokens': 1.7e12, 'warmup_tokens': published.warmup_tokens, 'schedule': 'constant'},  # t_decay: 0tok
         {

@@ -54,6 +54,7 @@ def get_config(size: str = 'base'):
     falls = {'schedule': '1-sqrt', 'final_fraction': 0.02}  # one_minus_sqrt, alpha_f
     if size == 'small':
         falls = {'schedule': 'linear', 'final_fraction': 0.04}  # warmup_stable_decay whose decay is the whole phase
+    config.train.steps = bert_jax.config.Train.steps  # unused: the phases say how long the run is
     config.phases = (
         {'tokens': 2.3e12, 'warmup_tokens': 3e9 if size == 'base' else 4e9},  # t_warmup
         {'tokens': 600e9, 'masking': {'rate': 0.15}, **extended},  # mlm_probability

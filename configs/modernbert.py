@@ -15,6 +15,7 @@ For less text and time, shorten the phases and the warm-up, and reduce the batch
 
     --config.phases[0].tokens=20e9 --config.phases[0].warmup_tokens=300e6 --config.phases[1].tokens=3e9 \
         --config.phases[2].tokens=600e6 --config.train.global_batch_size=256 \
+        --config.phases[0].first_batch_size=64 --config.phases[0].batch_warmup_tokens=600e6 \
         --config.phases[1].global_batch_size=32 --config.phases[2].global_batch_size=32
 
 Variants: nano, base, large.
@@ -28,12 +29,13 @@ def get_config(size: str = 'base'):
         return _nano()
     config = bert_jax.config.modernbert(size)
     # Values are those of yamls/modernbert/modernbert-SIZE-{pretrain,context-extension,learning-rate-decay}.yaml of the
-    # authors' repository (github.com/AnswerDotAI/ModernBERT). What they have and this config does not:
-    # - the batch grows: base 768 to 4608 rows over 50 billion tokens, large 448 to 4928 over 10 billion
+    # authors' repository (github.com/AnswerDotAI/ModernBERT), but here the batch grows in eight stages. What they
+    # have and this config does not:
     # - dropout of 0.1 on the output of attention but not on its weights (attn_out_dropout_prob)
     # - initialization of Megatron (init_method: full_megatron); large starts from the tiled weights of base
     # - other text in the last phase; base is the average of several of its checkpoints
     config.model.global_rope_theta = 10_000.0  # rotary_emb_base of pretrain
+    config.train.steps = bert_jax.config.Train.steps  # unused: the phases say how long the run is
     config.optimizer.schedule = 'constant'  # t_decay: 0tok, and constant_with_warmup in context-extension
     config.optimizer.warmup_steps = 0  # t_warmup: 0tok, but for the first phase
     extended = {
@@ -46,7 +48,7 @@ def get_config(size: str = 'base'):
     if size == 'base':
         extended |= {'peak_learning_rate': 3e-4, 'weight_decay': round(1e-5 / 3e-4, 9)}
         config.phases = (
-            {'tokens': 1.719e12, 'warmup_tokens': 3e9},
+            {'tokens': 1.719e12, 'warmup_tokens': 3e9, 'first_batch_size': 768, 'batch_warmup_tokens': 50e9},
             {'tokens': 250e9, 'global_batch_size': 576, **extended},
             {'global_batch_size': 576, **extended, **annealed},
         )
@@ -54,7 +56,7 @@ def get_config(size: str = 'base'):
         # Section 2.2: after 900 billion tokens the run was rolled back and restarted at a tenth of the learning rate.
         reduced = {'peak_learning_rate': 5e-5}  # its weight decay of 1e-6 is as much of the learning rate as before
         config.phases = (
-            {'tokens': 900e9, 'warmup_tokens': 2e9},
+            {'tokens': 900e9, 'warmup_tokens': 2e9, 'first_batch_size': 448, 'batch_warmup_tokens': 10e9},
             {'tokens': 819e9, **reduced},
             {'tokens': 250e9, 'global_batch_size': 616, **extended, **reduced},
             {'global_batch_size': 624, **extended, **reduced, **annealed},

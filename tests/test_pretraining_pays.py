@@ -63,7 +63,7 @@ def test_recipes_are_compared_by_medians_of_finished_seeds(tmp_path: Path) -> No
     flags = argparse.Namespace(recipes=['bert', 'modernbert'], seeds=3)
     comparison = recipes.Comparison(tmp_path, flags)
     for seed, (nats, accuracy) in enumerate([(1.5, 0.7), (1.4, 0.8), (1.6, 0.75)]):
-        comparison.write(f'pretrain-bert-{seed}', {'step': 100, 'masked_word_nats_per_character': nats})
+        comparison.write(f'pretrain-bert-{seed}', {'steps': 100, 'masked_word_nats_per_character': nats})
         if seed < 2:
             comparison.write(f'sst2-bert-{seed}', {'accuracy': accuracy})
     [row] = comparison.table().splitlines()[2:]

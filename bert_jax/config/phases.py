@@ -13,6 +13,7 @@ from bert_jax.config.families import Model
 from bert_jax.config.fields import SectionT, overridden, resolve_section
 from bert_jax.config.names import unknown_field
 from bert_jax.config.pretraining import Config, Optimizer, Phase, Train
+from bert_jax.console import say
 from bert_jax.errors import BadInput
 
 _TOKENS_OF = {  # in the order in which they are converted: later ones depend on the batch sizes and the length
@@ -92,8 +93,10 @@ def with_phases(config: Config, values: Any) -> Config:
         return config
     phases = tuple(_resolve_phase(config, given, f'phases[{index}].') for index, given in enumerate(values))
     _check_sum(config.train, phases)
-    train = dataclasses.replace(config.train, steps=sum(phase.steps for phase in phases))
-    return dataclasses.replace(config, phases=phases, train=train)
+    steps = sum(phase.steps for phase in phases)
+    if config.train.steps not in (steps, Train.steps):
+        say(f'train.steps={config.train.steps:,} is ignored: the phases have {steps:,} steps together')
+    return dataclasses.replace(config, phases=phases, train=dataclasses.replace(config.train, steps=steps))
 
 
 def _resolve_phase(config: Config, given: Any, prefix: str) -> Phase:

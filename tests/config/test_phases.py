@@ -140,3 +140,10 @@ def test_steps_and_tokens_of_a_run_must_agree() -> None:
     with pytest.raises(BadInput, match=r'train.tokens: is 1,000,000, which takes 31 steps[^$]*--config.train.steps=31'):
         config.resolve({'train': {'tokens': 1e6, 'steps': 30}, 'optimizer': {'warmup_steps': 0}})
     assert config.resolve({'train': {'tokens': 1e6, 'steps': 31}, 'optimizer': {'warmup_steps': 0}}).train.steps == 31
+
+
+def test_a_number_of_steps_that_the_phases_replace_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    _resolve({'steps': 6}, {'steps': 4}, train={'steps': 10})
+    assert not capsys.readouterr().err
+    assert _resolve({'steps': 6}, {'steps': 4}, train={'steps': 100}).train.steps == 10
+    assert 'train.steps=100 is ignored: the phases have 10 steps together' in capsys.readouterr().err
