@@ -3,7 +3,6 @@
 import ctypes
 import glob
 import os
-import pathlib
 import resource
 
 import jax
@@ -44,31 +43,18 @@ def select_platform(platform: str) -> None:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
-_MADV_HUGEPAGE, _HUGE_PAGE = 14, 2 << 20  # sys/mman.h of Linux
-_OVERCOMMIT = pathlib.Path('/proc/sys/vm/overcommit_memory')
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep freed memory in one heap of huge pages and reuse it; call this before jax starts its threads.
+    """Makes glibc keep freed memory in one heap and reuse it; call this before the CPU's threads are started.
 
     XLA's CPU client allocates and frees the temporary arrays of a program at every call. By default glibc returns them
     to the kernel each time, and a quarter of a training step goes into mapping and clearing the same pages.
     """
-    libc = ctypes.CDLL(None)
-    mallopt = getattr(libc, 'mallopt', None)  # other C libraries have none
-    if mallopt is None:
-        return
-    for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
-        mallopt(parameter, value)
-    if _OVERCOMMIT.exists() and _OVERCOMMIT.read_text().strip() == '2':  # what is not used yet would count as used
-        return
-    # The heap grows once to half of the memory and never shrinks. Nothing is written there, so no memory is used yet.
-    size = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2
-    libc.malloc.restype = ctypes.c_void_p
-    if start := libc.malloc(ctypes.c_size_t(size)):
-        first = -(-start // _HUGE_PAGE) * _HUGE_PAGE
-        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(start + size - first), _MADV_HUGEPAGE)  # may be ignored
-        libc.free(ctypes.c_void_p(start))
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # other C libraries have none
+    if mallopt is not None:
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
+            mallopt(parameter, value)
 
 
 # FLOP/s of one device in dense bfloat16 matmuls, from the vendors' data sheets, by the names that `plan` uses.
