@@ -92,8 +92,7 @@ def _describe_schedule(optimizer: Optimizer, num_steps: int) -> str:
         optimizer.schedule, f'{optimizer.schedule} to {final}'
     )
     if optimizer.schedule == 'wsd':
-        decay_steps = optimizer.decay_steps or round(optimizer.decay_fraction * num_steps)
-        falls = f'wsd: {optimizer.decay} to {final} in {decay_steps:,} steps'
+        falls = f'wsd: {optimizer.decay} to {final} in {optimizer.num_decay_steps(num_steps):,} steps'
     warmup = f'warm-up of {optimizer.warmup_steps:,} steps, ' if optimizer.warmup_steps else ''
     return f'{warmup}{peak}, {falls}'
 
