@@ -12,8 +12,7 @@ from absl import flags
 
 from bert_jax import console
 from bert_jax.cli.config_file import load_config_file
-from bert_jax.config import Config, Phase, field_names, resolve, unknown_field
-from bert_jax.config.fields import config_dict_of
+from bert_jax.config import Config, Phase, editable, field_names, resolve, unknown_field
 from bert_jax.errors import BadInput, as_started, program
 from bert_jax.runtime.paths import check_path
 
@@ -180,8 +179,6 @@ def _without_config_file(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 def _config_of_workdir(arguments: list[str]) -> Any:
     """Returns the config of the run in the last `--workdir`, to be overridden; None if there is none."""
-    from ml_collections import ConfigDict
-
     from bert_jax.workdir.identity import load_config, split_step
 
     values = flags.FlagValues()
@@ -189,12 +186,7 @@ def _config_of_workdir(arguments: list[str]) -> Any:
     values(['', *arguments], known_only=True)
     if not values.workdir:
         return None
-    run = load_config(split_step(values.workdir)[0])
-    config = config_dict_of(run)
-    config.data = ConfigDict(config.data.to_dict(), type_safe=False)  # sources and durations may be of several types
-    config.phases = tuple(dataclasses.asdict(phase) for phase in run.phases)
-    config.lock()
-    return config
+    return editable(load_config(split_step(values.workdir)[0]))
 
 
 def _illegal_value(command: Command, error: flags.IllegalFlagValueError) -> BadInput:

@@ -27,7 +27,17 @@ from bert_jax.config.names import field_names, unknown_field
 from bert_jax.config.phases import model_at, phase_at, positions_trained, weight_decays
 from bert_jax.config.pretraining import Card, Config, Mesh, Optimizer, Phase, PhaseMasking, Probe, Train
 from bert_jax.config.resolve import resolve
-from bert_jax.config.sizes import ETTIN_SIZES, FEW_LAYERS, MODERNBERT_SIZES, SIZES, bert, defaults, ettin, modernbert
+from bert_jax.config.sizes import (
+    ETTIN_SIZES,
+    FEW_LAYERS,
+    MODERNBERT_SIZES,
+    SIZES,
+    bert,
+    defaults,
+    editable,
+    ettin,
+    modernbert,
+)
 
 __all__ = [
     'ETTIN_SIZES',
@@ -62,6 +72,7 @@ __all__ = [
     'check_probes',
     'defaults',
     'describe_batch',
+    'editable',
     'ettin',
     'field_names',
     'is_records',

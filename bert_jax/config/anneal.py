@@ -1,12 +1,11 @@
 """Annealing: the config of a branch of a run, whose learning rate falls from a step on."""
 
 import dataclasses
-import itertools
 
 from bert_jax.config.batch_sizes import batch_sizes
 from bert_jax.config.data import is_records
 from bert_jax.config.fields import identity_of
-from bert_jax.config.phases import phase_at
+from bert_jax.config.phases import phase_at, weight_decays
 from bert_jax.config.pretraining import Config
 from bert_jax.config.resolve import resolve
 from bert_jax.errors import BadInput
@@ -53,20 +52,15 @@ def annealed(config: Config, step: int, decay: Decay) -> Config:
         return resolve(dataclasses.asdict(branch))
     last = dataclasses.replace(config.phases[index], **ending, steps=done + steps, tokens=0.0)
     phases = (*config.phases[:index], last)
-    decays = [{_weight_decay(config, each) for each in part} for part in (config.phases, phases)]
-    if len(decays[0]) > 1 and len(decays[1]) == 1:  # the state of the optimizer counts the steps of a schedule of them
+    branch = dataclasses.replace(config, train=train, phases=phases)
+    if len(weight_decays(config)) > 1 and len(weight_decays(branch)) == 1:  # several are a schedule, which has a state
         found = 'differs between phases of the run, but not between those up to the step'
         raise BadInput('config.phases: weight_decay', found, 'one weight decay, or a later step')
-    return resolve(dataclasses.asdict(dataclasses.replace(config, train=train, phases=phases)))
-
-
-def _weight_decay(config: Config, phase: object) -> float:
-    own = getattr(phase, 'weight_decay', None)
-    return config.optimizer.weight_decay if own is None else own
+    return resolve(dataclasses.asdict(branch))
 
 
 def _steps_before(config: Config, index: int) -> int:
-    return [0, *itertools.accumulate(phase.train.steps for phase in config.in_phases)][index]
+    return sum(phase.train.steps for phase in config.in_phases[:index])
 
 
 def _check_stable(config: Config, phase: Config, step: int, done: int) -> None:

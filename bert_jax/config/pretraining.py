@@ -43,7 +43,7 @@ def _have_masks(value: tuple) -> bool:
 
 
 def _tokens():
-    """Defines a duration in tokens, which `phases.in_steps` converts; the steps belong to the identity of a run."""
+    """Defines a duration in tokens, for `phases.with_durations_in_steps`; the identity of a run has the steps."""
     return setting(
         0.0,
         'a whole number of at least 0, such as 2e9',

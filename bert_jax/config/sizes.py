@@ -1,5 +1,6 @@
 """The published sizes of the families, each with its recipe, as configs to build on."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
@@ -72,11 +73,18 @@ def defaults(family: str) -> ConfigDict:
     if family not in FAMILIES:
         raise BadInput(f'family {family!r}', 'does not exist', ', '.join(FAMILIES), nearest(family, FAMILIES))
     model = FAMILIES[family]()
-    config = config_dict_of(Config(model=model))
-    # A source may be text or a tuple, which `resolve` checks.
-    config.data = ConfigDict(config.data.to_dict(), type_safe=False)
+    config = editable(Config(model=model))
     if not model.LEARNS_PAIRS:
         config.data.pairing = 'none'
+    return config
+
+
+def editable(run: Config) -> ConfigDict:
+    """Returns a config whose fields a config file or the command line may change; `resolve` checks and freezes it."""
+    config = config_dict_of(run)
+    # A source may be text or a tuple, which `resolve` checks.
+    config.data = ConfigDict(config.data.to_dict(), type_safe=False)
+    config.phases = tuple(dataclasses.asdict(phase) for phase in run.phases)
     config.lock()
     return config
 

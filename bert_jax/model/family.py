@@ -12,7 +12,7 @@ from bert_jax.model import bert, eurobert, modernbert
 from bert_jax.model.dropout import DropoutKey
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather
-from bert_jax.model.layers import logical_axes
+from bert_jax.model.layers import is_variable, logical_axes
 from bert_jax.model.matmul import Matmul
 from bert_jax.model.pre_norm import layer_kept_per_token
 from bert_jax.model.vocabulary import padded_vocab_size
@@ -125,7 +125,7 @@ def matmuls(model: config.Model, vocab_size: int, **counts: Any) -> list[Matmul]
 def num_parameters(model: config.Model, vocab_size: int) -> int:
     """Parameters of a model with its pretraining heads, padding of the vocabulary left out."""
     shapes = nnx.eval_shape(lambda: build_model(model, vocab_size, nnx.Rngs(0)))
-    variables = jax.tree.leaves(nnx.state(shapes, nnx.Param), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    variables = jax.tree.leaves(nnx.state(shapes, nnx.Param), is_leaf=is_variable)
     num_rows = model.num_embeddings(vocab_size)
     padding = padded_vocab_size(num_rows) - num_rows
     total = 0

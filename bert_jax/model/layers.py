@@ -39,6 +39,11 @@ def parameter(value: jax.Array, *logical_axes: str) -> nnx.Param:
     return nnx.Param(value, logical_axes=logical_axes)
 
 
+def is_variable(node: Any) -> bool:
+    """Returns whether a node of a tree is a parameter, or derived from one: for `is_leaf` of `jax.tree`."""
+    return isinstance(node, nnx.Variable)
+
+
 def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
     """Returns the names of the dims of a parameter, or of anything derived from it (its sharding, its moments)."""
     return variable.get_metadata('logical_axes')

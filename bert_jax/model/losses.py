@@ -12,7 +12,7 @@ import optax
 
 from bert_jax.model import cpu
 from bert_jax.model.inputs import Array
-from bert_jax.model.matmul import transpose
+from bert_jax.model.matmul import column_sums, contract, transpose
 from bert_jax.model.platform import target_platform, tensor_parts
 from bert_jax.model.vocabulary import VOCABULARY_MULTIPLE
 
@@ -38,8 +38,8 @@ def vocabulary_cross_entropy(
 
     The vocabulary is processed in chunks. For the gradient only exp(logits - largest logit of the chunk) is kept, in
     `dtype`; the sums by which they are to be divided are known after the last chunk, and scale the factors of the
-    matmuls of the backward pass instead. So each logit is computed once, and what is read of it is half as long in
-    bfloat16.
+    matmuls of the backward pass instead. So each logit is computed once, and in bfloat16 what is
+    kept of it takes half the memory.
 
     Args:
       x: [T, D].  decoder: [V, D] float32.  bias: [V] float32; -inf for tokens that do not exist.  labels: [T] int32.
@@ -111,15 +111,15 @@ def _chunk(factor: jax.Array, decoder: jax.Array, bias: jax.Array, labels: jax.A
     """
     size, dtype = len(decoder), decoder.dtype
     if _adds_bias_in_matmul(factor):
-        logits = jax.lax.optimization_barrier(_matmul(cpu.with_bias(decoder, bias), factor))  # CT
+        logits = jax.lax.optimization_barrier(contract(cpu.with_bias(decoder, bias), factor))  # CT
     else:
-        logits = _matmul(decoder, factor) + bias[:, None]
+        logits = contract(decoder, factor) + bias[:, None]
     largest = logits.max(axis=0)
     weights = jax.lax.optimization_barrier(jnp.exp(logits - largest).astype(dtype))
     chosen = jnp.take_along_axis(logits, jnp.clip(labels, 0, size - 1)[None], axis=0)[0]
     chosen = jnp.where((labels >= 0) & (labels < size), chosen, -jnp.inf)
-    total = _summed(weights)
-    return _Chunk(largest, weights, total, _matmul(transpose(decoder, (1, 0)), weights), chosen)
+    total = column_sums(weights)
+    return _Chunk(largest, weights, total, contract(transpose(decoder, (1, 0)), weights), chosen)
 
 
 def _backward(dtype: str, kept: tuple, gradients: tuple) -> tuple:
@@ -131,7 +131,7 @@ def _backward(dtype: str, kept: tuple, gradients: tuple) -> tuple:
     of_bias = jnp.zeros(len(decoder)).at[labels].add(-gradient)
     scales = jax.lax.optimization_barrier(scales * gradient)
     for part, weights, scale in zip(_parts(len(decoder), tensor_parts()), weights_of, scales, strict=True):
-        of_decoder = _added(of_decoder, part, _matmul(weights, (wide * scale[:, None]).astype(dtype)))
+        of_decoder = _added(of_decoder, part, contract(weights, (wide * scale[:, None]).astype(dtype)))
         of_bias = _added(of_bias, part, _weighted_sum(weights, scale))
     return x_gradient, of_decoder, of_bias, None
 
@@ -152,18 +152,8 @@ def _added(total: jax.Array, part: slice, values: jax.Array) -> jax.Array:
 
 
 def _adds_bias_in_matmul(factor: jax.Array) -> bool:
-    return (
-        target_platform() == 'cpu' and factor.dtype == jnp.bfloat16
-    )  # longer float32 factors cost more than they save
-
-
-def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jax.lax.dot(x, y, preferred_element_type=jnp.float32)
-
-
-def _summed(weights: jax.Array) -> jax.Array:
-    """[C, T] -> [T] float32."""
-    return cpu.column_sums(weights) if target_platform() == 'cpu' else weights.sum(axis=0, dtype=jnp.float32)
+    # Longer float32 factors would cost more than they save.
+    return target_platform() == 'cpu' and factor.dtype == jnp.bfloat16
 
 
 def _weighted_sum(weights: jax.Array, scale: jax.Array) -> jax.Array:

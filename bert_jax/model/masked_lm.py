@@ -3,6 +3,8 @@
 `B` rows, `L` positions, `D` hidden, `V` vocabulary (padded), `P` predictions per row.
 """
 
+import abc
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,9 +25,9 @@ class MaskedLM(nnx.Module):
     vocab_size: int
     dtype: str
 
+    @abc.abstractmethod
     def decoder_inputs(self, hidden: jax.Array, positions: Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Returns the vectors [B, P, D] to decode, the decoder [V, D] and its bias [V], if it has one."""
-        raise NotImplementedError
 
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
         """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""

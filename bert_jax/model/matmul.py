@@ -40,15 +40,19 @@ def _project_backward(dtype: str, out_dtype: str, residuals: tuple, gradient: ja
     gradient = gradient.astype(dtype)
     x_gradient = contract(gradient, kernel.astype(dtype), 1, x.dtype)
     x, gradient = (factor.reshape(-1, factor.shape[-1]) for factor in (x.astype(dtype), gradient))
-    is_cpu = target_platform() == 'cpu'
-    kernel_gradient = cpu.kernel_gradient(x, gradient) if is_cpu else x.T @ gradient
+    kernel_gradient = cpu.kernel_gradient(x, gradient) if target_platform() == 'cpu' else x.T @ gradient
     bias_gradient = None
     if bias is not None:
-        bias_gradient = cpu.column_sums(gradient) if is_cpu else gradient.sum(axis=0, dtype=jnp.float32)
+        bias_gradient = column_sums(gradient)
     return x_gradient, kernel_gradient.astype(kernel.dtype), bias_gradient
 
 
 project.defvjp(_project_forward, _project_backward)
+
+
+def column_sums(x: jax.Array) -> jax.Array:
+    """[T, F] -> [F] float32."""
+    return cpu.column_sums(x) if target_platform() == 'cpu' else x.sum(axis=0, dtype=jnp.float32)
 
 
 def transpose(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

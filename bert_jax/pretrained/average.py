@@ -69,9 +69,10 @@ def _check_exists(part: AveragedCheckpoint) -> None:
         raise BadInput(f'--average: {part.workdir}', 'is not the workdir of a run', 'WORKDIR@STEP', _EXAMPLE)
     steps = seal.sealed_steps(checkpoint_directory(part.workdir))
     if part.step not in steps:
-        expected = f'one of {", ".join(map(str, steps))}' if steps else 'a run that has saved at least once'
         fix = 'train.keep_checkpoints and train.keep_every say which checkpoints stay'
-        raise BadInput(f'--average: {part.workdir}', f'holds no checkpoint of step {part.step}', expected, fix)
+        raise BadInput(
+            f'--average: {part.workdir}', f'holds no checkpoint of step {part.step}', seal.describe_steps(steps), fix
+        )
 
 
 def _check_fit(parts: Sequence[AveragedCheckpoint]) -> None:

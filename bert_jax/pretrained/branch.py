@@ -43,10 +43,9 @@ def plan_branch(workdir: str, step: int | None, output: str, changed: Config, de
     chosen = max(steps, default=0) if step is None else step
     if chosen > config.train.steps:
         found = f'comes after the end of the run, which has {config.train.steps:,} steps'
-        raise BadInput(f'{workdir}@{chosen}', found, f'one of {", ".join(map(str, steps))}')
+        raise BadInput(f'{workdir}@{chosen}', found, seal.describe_steps(steps))
     if chosen not in steps:
-        expected = f'one of {", ".join(map(str, steps))}' if steps else 'a run that has saved at least once'
-        raise BadInput(f'{workdir}@{chosen}', 'does not exist', expected)
+        raise BadInput(f'{workdir}@{chosen}', 'does not exist', seal.describe_steps(steps))
     check_keeps_past(config, changed, chosen)
     return chosen, annealed(changed, chosen, decay)
 

@@ -22,7 +22,7 @@ from bert_jax.config import Config, Model, check_family_of_phases, check_pairing
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.model.family import family_of
-from bert_jax.model.layers import logical_axes
+from bert_jax.model.layers import is_variable, logical_axes
 from bert_jax.model.vocabulary import padded_vocab_size
 from bert_jax.pretrained import google, hugging_face, tensor_names, tiling
 from bert_jax.pretrained.hub import MLM_HEAD, NSP_HEAD, POOLER
@@ -265,7 +265,7 @@ def resize_embeddings(initial: Pretrained, tokenizer: Tokenizer, num_positions: 
     if pieces:
         say(f'{len(pieces)} tokens are new: each starts as the mean of the pieces that it was split into before')
     params = nnx.state(initial.model, nnx.Param)
-    return jax.tree.map(resize, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return jax.tree.map(resize, params, is_leaf=is_variable)
 
 
 def _with_architecture(config: Config, model: Model, num_positions: int) -> Config:

@@ -12,7 +12,7 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.family import Build, build_model, check_size
-from bert_jax.model.layers import truncated_normal
+from bert_jax.model.layers import is_variable, truncated_normal
 from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import HubFamily
 from bert_jax.pretrained.tensors import Tensor, tensor_shape, to_parameters, to_tensor
@@ -96,7 +96,7 @@ def from_tensors(
     return jax.tree.map_with_path(
         lambda path, variable: variable.replace(jax.numpy.asarray(ours[_joined(path)])),
         shapes,
-        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+        is_leaf=is_variable,
     )
 
 
@@ -179,7 +179,7 @@ def _new_norm(path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _flat(params: nnx.State, convert: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
-    leaves = jax.tree.leaves_with_path(params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    leaves = jax.tree.leaves_with_path(params, is_leaf=is_variable)
     return {_joined(path): convert(variable.get_value()) for path, variable in leaves}
 
 

@@ -1,6 +1,7 @@
 """Reads and checks what runs have logged in their workdirs."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -71,7 +72,7 @@ class LoggedRun:
             steps = (self.config_json.get('fingerprint') or {}).get('train.steps')
         return steps if isinstance(steps, int) else None
 
-    @property
+    @functools.cached_property
     def phases(self) -> Config | None:
         """The config of a pretraining run in phases; None for other runs, or a config that this version cannot read."""
         if not self.config_json['config'].get('phases'):

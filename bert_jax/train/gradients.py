@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from bert_jax.model.layers import is_stacked
+from bert_jax.model.layers import is_stacked, is_variable
 from bert_jax.runtime.mesh import AXES, BATCH_AXES
 
 _SPLIT = 'split'  # metadata of a model's parameter: the mesh axes of its dims
@@ -44,7 +44,7 @@ class Collectives:
         self._is_stacked = jax.tree.map(
             lambda sharding: sharding.replace(is_stacked(sharding)),
             shardings,
-            is_leaf=_is_variable,
+            is_leaf=is_variable,
         )
         self.gather_layer = self._gather_layer if 'fsdp' in self._several else None
 
@@ -61,7 +61,7 @@ class Collectives:
         def note_split(weight: nnx.Variable, axes: nnx.Variable) -> nnx.Variable:
             return weight.copy(**{_SPLIT: axes.get_value()})
 
-        return nnx.merge(graph, jax.tree.map(note_split, weights, self._axes, is_leaf=_is_variable))
+        return nnx.merge(graph, jax.tree.map(note_split, weights, self._axes, is_leaf=is_variable))
 
     def gather_outside_layers(self, weights: nnx.State) -> nnx.State:
         """Gathers embeddings, pooler and heads, once for all microbatches."""
@@ -94,7 +94,7 @@ class Collectives:
             _, *axes = weight.get_metadata(_SPLIT)
             return weight.replace(self._gather(weight.get_value(), PartitionSpec(*axes)))
 
-        return jax.tree.map(whole, weights, is_leaf=_is_variable)
+        return jax.tree.map(whole, weights, is_leaf=is_variable)
 
     def _gather(self, weight: jax.Array, axes: PartitionSpec) -> jax.Array:
         if 'fsdp' not in axes:
@@ -108,10 +108,6 @@ class Collectives:
             return exchange
         spec = _only(('tensor',), axes)
         return jax.shard_map(exchange, in_specs=spec, out_specs=spec, axis_names={'tensor'}, check_vma=False)
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
 
 
 def _only(names: tuple[str, ...], axes: PartitionSpec) -> PartitionSpec:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.config.fields import overridden
-from bert_jax.model.layers import axes_in_layer, is_stacked, logical_axes
+from bert_jax.model.layers import axes_in_layer, is_stacked, is_variable, logical_axes
 
 
 def make_schedule(optimizer: config.Optimizer, num_steps: int, phases: tuple[config.Phase, ...] = ()) -> optax.Schedule:
@@ -30,8 +30,7 @@ def make_schedule(optimizer: config.Optimizer, num_steps: int, phases: tuple[con
     schedule, `inverse_sqrt` is peak x sqrt(warmup / step) (Vaswani et al. 2017).
     """
     if phases:
-        parts = [make_schedule(overridden(optimizer, phase), phase.steps) for phase in phases]
-        return optax.join_schedules(parts, np.cumsum([phase.steps for phase in phases])[:-1].tolist())
+        return _joined([make_schedule(overridden(optimizer, phase), phase.steps) for phase in phases], phases)
     peak, warmup = optimizer.peak_learning_rate, optimizer.warmup_steps
     # Step 0 already moves: the first update has learning rate peak / (warmup + 1).
     up = optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1))
@@ -73,8 +72,12 @@ def make_weight_decay(optimizer: config.Optimizer, phases: tuple[config.Phase, .
     values = [overridden(optimizer, phase).weight_decay for phase in phases] or [optimizer.weight_decay]
     if len({*values}) == 1:
         return values[0]
-    parts = [optax.constant_schedule(value) for value in values]
-    return optax.join_schedules(parts, np.cumsum([phase.steps for phase in phases])[:-1].tolist())
+    return _joined([optax.constant_schedule(value) for value in values], phases)
+
+
+def _joined(schedules: list[optax.Schedule], phases: tuple[config.Phase, ...]) -> optax.Schedule:
+    """Returns the schedule of a run from those of its phases."""
+    return optax.join_schedules(schedules, np.cumsum([phase.steps for phase in phases])[:-1].tolist())
 
 
 def decayed(params: nnx.State) -> nnx.State:
@@ -94,11 +97,7 @@ def is_matrix(variable: nnx.Variable) -> bool:
 
 def _map_variables(function: Callable[[nnx.Variable], Any], tree: nnx.State) -> nnx.State:
     """Replaces the value of each variable by that of a function of the variable."""
-    return jax.tree.map(lambda variable: variable.replace(function(variable)), tree, is_leaf=_is_variable)
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
+    return jax.tree.map(lambda variable: variable.replace(function(variable)), tree, is_leaf=is_variable)
 
 
 def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -161,7 +160,7 @@ def clip_updates(adamw: optax.GradientTransformation, b2: float, eps: float) -> 
         grads, new_state = updates, cast(Any, adamw.update(updates, state, params))
         updates, (adam, *_) = new_state
         second_moments = optax.tree.bias_correction(adam.nu, b2, adam.count)
-        return jax.tree.map(clip, updates, grads, second_moments, is_leaf=_is_variable), new_state[1]
+        return jax.tree.map(clip, updates, grads, second_moments, is_leaf=is_variable), new_state[1]
 
     return optax.GradientTransformation(adamw.init, update)
 

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from bert_jax.model.layers import LAYERS, logical_axes
+from bert_jax.model.layers import LAYERS, is_variable, logical_axes
 
 RULES = {
     LAYERS: None,  # scanned over
@@ -32,4 +32,4 @@ def parameter_specs(params: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
         axes = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True)]
         return variable.replace(NamedSharding(mesh, PartitionSpec(*axes)))
 
-    return jax.tree.map(spec, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return jax.tree.map(spec, params, is_leaf=is_variable)

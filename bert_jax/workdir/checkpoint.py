@@ -380,7 +380,7 @@ def _choose_step(checkpoints: Checkpoints, workdir: str, step: int | None) -> in
         raise BadInput(
             f'{workdir}/checkpoints',
             f'holds no checkpoint of step {step}' if step is not None else 'holds no checkpoint',
-            f'one of {", ".join(map(str, steps))}' if steps else 'a run that has saved at least once',
+            seal.describe_steps(steps),
             '' if steps else 'bert-jax train --workdir=…',
         )
     return chosen

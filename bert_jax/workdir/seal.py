@@ -35,6 +35,11 @@ def sealed_steps(directory: epath.Path) -> list[int]:
     return [step for step in step_directories(directory) if is_sealed(directory / str(step))]
 
 
+def describe_steps(steps: list[int]) -> str:
+    """Describes the sealed steps of a run, as what is expected in an error."""
+    return f'one of {", ".join(map(str, steps))}' if steps else 'a run that has saved at least once'
+
+
 def step_directories(directory: epath.Path) -> list[int]:
     """Returns the steps that subdirectories are named after, ascending; [] if the directory does not exist."""
     if not directory.exists():
