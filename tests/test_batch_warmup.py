@@ -1,7 +1,6 @@
 """A run whose batch grows resumes bit for bit, and has the same losses with any microbatches and devices."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import jax
@@ -14,7 +13,7 @@ from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train import gradients
 from bert_jax.train.phase_table import phase_table
 from tests.support.configs import as_config, prepared
-from tests.support.runs import assert_same_run, final_state, metrics
+from tests.support.runs import assert_same_run, copy_stopped_at, final_state, metrics
 
 pytestmark = [pytest.mark.compiles]
 
@@ -44,9 +43,7 @@ def finished(one_device: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
 )
 def test_run_resumes_during_the_warmup_bit_for_bit(finished, tmp_path: Path, stopped_at: int) -> None:
     resolved, workdir = finished
-    shutil.copytree(workdir, tmp_path / 'run')
-    for step in range(stopped_at + 1, 11):
-        shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(step))
+    copy_stopped_at(stopped_at, workdir, tmp_path / 'run')
     assert pretrain(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
     assert_same_run(tmp_path / 'run', workdir)
 

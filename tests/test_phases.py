@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -22,7 +21,7 @@ from bert_jax.train.program import TrainProgram, build_program
 from bert_jax.train.speed import Speedometer
 from bert_jax.workdir.checkpoint import restore_on
 from tests.support.configs import PHASES, as_config, prepared
-from tests.support.runs import assert_same_run, metric_lines
+from tests.support.runs import assert_same_run, copy_stopped_at, metric_lines
 
 pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 
@@ -53,9 +52,7 @@ def run(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
 def test_run_resumes_exactly(run, tmp_path: Path, stopped_at: int) -> None:
     resolved, finished = run
     workdir = tmp_path / 'run'
-    shutil.copytree(finished, workdir)
-    for step in range(stopped_at + 3, 13, 3):
-        shutil.rmtree(workdir / 'checkpoints' / str(step))
+    copy_stopped_at(stopped_at, finished, workdir)
     outcome = pretrain(resolved, str(workdir))
     assert outcome.resumed_from == stopped_at and outcome.finished
     assert_same_run(workdir, finished)
@@ -116,9 +113,7 @@ def changing(one_device, tmp_path_factory) -> tuple[config.Config, Path]:
 @pytest.mark.parametrize('stopped_at', range(1, 8))
 def test_run_resumes_inside_and_across_phases_of_every_kind(changing, tmp_path: Path, stopped_at: int) -> None:
     resolved, finished = changing
-    shutil.copytree(finished, tmp_path / 'run')
-    for step in range(stopped_at + 1, 9):
-        shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(step))
+    copy_stopped_at(stopped_at, finished, tmp_path / 'run')
     assert pretrain(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
     assert_same_run(tmp_path / 'run', finished)
 
@@ -209,9 +204,7 @@ def test_run_in_buckets_resumes_exactly(run, tmp_path: Path) -> None:
     values['optimizer'] |= {'warmup_steps': 2}
     resolved = config.resolve(values)
     assert pretrain(resolved, str(tmp_path / 'whole')).step == 12
-    shutil.copytree(tmp_path / 'whole', tmp_path / 'stopped')
-    for step in (9, 12):
-        shutil.rmtree(tmp_path / 'stopped' / 'checkpoints' / str(step))
+    copy_stopped_at(6, tmp_path / 'whole', tmp_path / 'stopped')
     assert pretrain(resolved, str(tmp_path / 'stopped')).resumed_from == 6
     assert_same_run(tmp_path / 'stopped', tmp_path / 'whole')
     stream = open_streams(resolved).train[0]

@@ -1,4 +1,4 @@
-"""Phases mix the sources of a corpus in the shares that they ask for, each source in whole epochs of its own."""
+"""Phases mix the sources of a corpus in the shares that they ask for, and read each source in whole epochs."""
 
 import dataclasses
 from collections import Counter

@@ -1,6 +1,7 @@
 """Reads what a run has written: its metrics, without those that depend on the clock, and its final state."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -39,6 +40,15 @@ def final_state(workdir: Path) -> dict[str, bytes]:
     leaves, _ = jax.tree.flatten_with_path(restored)
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
     return {'step': str(newest).encode()} | arrays
+
+
+def copy_stopped_at(step: int, finished: Path, to: Path) -> None:
+    """Copies the workdir of a finished run without the checkpoints after a step, as if it had been stopped there."""
+    shutil.copytree(finished, to)
+    later = [path for path in (to / 'checkpoints').iterdir() if path.name.isdigit() and int(path.name) > step]
+    assert later
+    for path in later:
+        shutil.rmtree(path)
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from bert_jax.errors import BadInput
 from bert_jax.pretrain import pretrain
 from bert_jax.train.divergence import DivergenceMonitor, TrainingRecord
 from tests.support.configs import PHASES, as_config, prepared
-from tests.support.runs import assert_same_run, metric_lines
+from tests.support.runs import assert_same_run, copy_stopped_at, metric_lines
 
 pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
 SETTINGS = config.Train(max_bad_steps=3, spike_window=8, spike_threshold=5.0)
@@ -141,9 +140,7 @@ def test_rolled_back_run_equals_one_that_skips_the_batches(resolved, rolled_back
 def test_stopped_run_with_a_rollback_resumes_exactly(
     resolved, rolled_back, tmp_path, monkeypatch, capsys, stopped_at: int
 ) -> None:
-    shutil.copytree(rolled_back, tmp_path / 'run')
-    for step in range(stopped_at + 3, 13, 3):
-        shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(step))
+    copy_stopped_at(stopped_at, rolled_back, tmp_path / 'run')
     _plant(monkeypatch, {32: {5}, 64: {0}})
     assert pretrain(resolved, str(tmp_path / 'run')).resumed_from == stopped_at
     message = 'not finite, 2 steps in a row. Rolled back to step 3; skipping the batches read since.'
