@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.local_attention import attend_locally, is_local
 from bert_jax.model.plain_attention import attend_plainly
 from bert_jax.model.platform import target_platform, tensor_parts
 
@@ -45,6 +46,7 @@ def attend(
     key: DropoutKey | None,
     implementation: str,
     is_packed: bool,
+    radius: int | None = None,
 ) -> jax.Array:
     """Computes softmax(q k' / sqrt(K)) v of each head, [B, L, D]; the values at padding are finite and undefined.
 
@@ -54,12 +56,15 @@ def attend(
       rate: dropout rate of the weights; no dropout without a key.
       implementation: `config.Model.attention`: 'auto' uses a kernel that supports the arguments, 'plain' never does.
       is_packed: False if each row is one sequence followed by padding.
+      radius: a position attends to positions at most this far away; None for the whole sequence.
 
     Raises:
       BadInput: if `implementation` is 'fused' and no kernel of the target platform supports the arguments. A CPU has
         no kernels and always runs plain attention.
     """
     rate = 0.0 if key is None else rate
+    if is_local(radius, q.shape[1]):
+        return attend_locally(q, k, v, sequence_ids, num_heads, radius, rate, key, _SITE)
     platform = target_platform()
     num_parts = tensor_parts()
     own, size = num_heads // num_parts, q.shape[-1] // num_heads

@@ -7,12 +7,19 @@ the same on every platform.
 `B` rows, `L` positions, `D` hidden, `H` heads, `K` head size, `W` block size, `N` blocks of a row.
 """
 
+from typing import TypeGuard
+
 import jax
 import jax.numpy as jnp
 
 from bert_jax.model.dropout import DropoutKey
 from bert_jax.model.matmul import transpose
 from bert_jax.model.plain_attention import attend_by_scores
+
+
+def is_local(radius: int | None, length: int) -> TypeGuard[int]:
+    """Returns whether a window leaves out positions of a row, so that attention goes by blocks."""
+    return radius is not None and radius < length - 1
 
 
 def attend_locally(

@@ -5,7 +5,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather, run_layers
 from bert_jax.model.layers import Dense, LayerNorm, RMSNorm, apply_together, stack
-from bert_jax.model.local_attention import attend_locally, num_blocks
+from bert_jax.model.local_attention import is_local, num_blocks
 from bert_jax.model.masked_lm import MaskedLM
 from bert_jax.model.matmul import Count, Matmul
 from bert_jax.model.rotary import Rotations, rotate, rotations
 
-_WEIGHTS, _ATTENTION, _MLP = 1, 2, 3  # sites of dropout in a layer
+_ATTENTION, _MLP = 2, 3  # sites of dropout in a layer; `attend` has site 1
 
 
 class Attention(NamedTuple):
@@ -35,11 +35,6 @@ class Attention(NamedTuple):
 
     theta: float
     radius: int | None = None
-
-
-def is_local(radius: int | None, length: int) -> TypeGuard[int]:
-    """Returns whether a window leaves out positions of a row, so that attention goes by blocks."""
-    return radius is not None and radius < length - 1
 
 
 class LayerInputs(NamedTuple):
@@ -82,10 +77,7 @@ class RotaryAttention(nnx.Module):
         q = self._flat(rotate(self._heads(q, self.num_heads), by))
         k = self._flat(self._shared(rotate(self._heads(k, self.num_kv_heads), by)))
         v = self._flat(self._shared(self._heads(v, self.num_kv_heads)))
-        if is_local(radius, x.shape[1]):
-            attended = attend_locally(q, k, v, sequence_ids, self.num_heads, radius, self.rate, key, _WEIGHTS)
-        else:
-            attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed)
+        attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed, radius)
         return self.output(attended)
 
     def _heads(self, x: jax.Array, num_heads: int) -> jax.Array:

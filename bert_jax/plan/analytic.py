@@ -18,10 +18,9 @@ from bert_jax.config import Config, max_sequences, num_predictions
 from bert_jax.model.attention import unsupported_reason_of
 from bert_jax.model.family import family_of, matmuls, num_parameters
 from bert_jax.model.layer_stack import pattern_length
-from bert_jax.model.local_attention import num_blocks
+from bert_jax.model.local_attention import is_local, num_blocks
 from bert_jax.model.losses import vocabulary_bytes
 from bert_jax.model.matmul import Matmul, training_flops
-from bert_jax.model.pre_norm import is_local
 from bert_jax.model.vocabulary import padded_vocab_size
 from bert_jax.plan.hlo import Operation, Work
 from bert_jax.plan.hlo_collectives import Collective
