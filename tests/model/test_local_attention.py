@@ -1,17 +1,20 @@
 """Block-local attention equals full attention with a window mask, in values and gradients."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.inputs import Array
 from bert_jax.model.local_attention import attend_locally
 
 ROWS, NUM_HEADS, HEAD_SIZE = 2, 3, 8
 
 
-def _masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, ids: np.ndarray, radius: int) -> jax.Array:
+def _masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, ids: Array, radius: int) -> jax.Array:
     """Computes all scores of a row and masks those outside the window before the softmax."""
     q, k, v = (x.reshape(*x.shape[:2], NUM_HEADS, HEAD_SIZE).transpose(0, 2, 1, 3) for x in (q, k, v))
     position = np.arange(ids.shape[1])
@@ -43,6 +46,43 @@ def test_values_and_gradients_equal_masked_attention(length: int, radius: int) -
     )
     for a, b in zip(jax.grad(ours, (0, 1, 2))(q, k, v), jax.grad(expected, (0, 1, 2))(q, k, v), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_long_packed_and_padded_rows_equal_masked_attention() -> None:
+    """At the sizes of ModernBERT's layers: 1,024 positions and 64 to either side."""
+    length, radius = 1024, 64
+    rng = np.random.default_rng(0)
+    q, k, v, upstream = (
+        rng.standard_normal((ROWS, length, NUM_HEADS * HEAD_SIZE)).astype(np.float32) for _ in range(4)
+    )
+    ids = np.stack((np.repeat([1, 2, 3, 0], [500, 30, 400, 94]), np.where(np.arange(length) < 700, 1, 0)))
+    upstream = upstream * (ids > 0)[..., None]
+
+    def run(attend: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
+        attended, pull = jax.vjp(jax.jit(attend), q, k, v)
+        return attended * (ids > 0)[..., None], *pull(upstream)
+
+    found = run(lambda q, k, v: attend_locally(q, k, v, ids, NUM_HEADS, radius, 0.0, None, 1))
+    for a, b in zip(found, run(lambda q, k, v: _masked_attention(q, k, v, ids, radius)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_memory_grows_linearly_with_length() -> None:
+    """Of forward and backward; masked full attention, in comparison, grows with the square."""
+
+    def temporary_bytes(attend: Callable[..., jax.Array], length: int) -> int:
+        x, ids = jnp.zeros((1, length, NUM_HEADS * HEAD_SIZE)), jnp.ones((1, length), jnp.int32)
+        gradients = jax.grad(lambda q, k, v: attend(q, k, v, ids).sum(), (0, 1, 2))
+        return jax.jit(gradients).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+    def locally(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+        return attend_locally(q, k, v, ids, NUM_HEADS, 64, 0.0, None, 1)
+
+    def masked(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+        return _masked_attention(q, k, v, ids, 64)
+
+    assert temporary_bytes(locally, 8192) < 2.1 * temporary_bytes(locally, 4096)
+    assert temporary_bytes(masked, 4096) > 3.5 * temporary_bytes(masked, 2048)
 
 
 def test_dropout_keeps_the_mean_and_depends_only_on_the_row() -> None:
