@@ -1,63 +1,111 @@
-"""Compares pretraining recipes with equal time: BERT as it is, ModernBERT, and whatever else RECIPES names.
+"""Compares pretraining recipes that have equal time: one change at a time, and the best changes together.
 
-    python -m benchmarks.recipes --text=reviews.jsonl.gz --sst2=glue/SST-2 --output=runs/recipes --minutes=20 --seeds=3
+    python -m benchmarks.recipes --text=reviews.jsonl.gz --sst2=glue/SST-2 --wikiann=wikiann/en \
+        --output=runs/recipes --minutes=20 --seeds=3
 
-Every recipe pretrains a model of 5.4 M parameters on the field `text` of the records (film reviews) for `--minutes`,
-with the same vocabulary, tokens per step and optimizer, once per seed. Short trials that alternate between the recipes
-measure how many steps fit into the minutes, including starting the process, compiling and saving; run the trials on a
-machine with nothing else to do. The runs then train these steps, however busy the machine is. Measured are the masked
-words of held-out reviews in nats per character, 15% of the words masked whatever the recipe trains with, and the
-accuracy on SST-2 after `finetune` on 1,000 examples.
+Every recipe pretrains on the field `text` of the records (film reviews) for `--minutes`, once per seed. Short trials
+that alternate between the recipes measure how many steps fit into the minutes, including starting the process,
+compiling and saving; run the trials on a machine with nothing else to do. The runs then train these steps, however busy
+the machine is. Measured are the masked words of held-out reviews in nats per character (15% of the words masked,
+whatever the recipe trains with), the accuracy on SST-2 after `finetune` on 1,000 examples, and the entity F1 on English
+WikiANN.
 
-Finished parts are stored in OUTPUT/results and skipped when the command is rerun; OUTPUT/table.md is the summary.
+Finished parts are stored in OUTPUT/results and skipped when the command is rerun. OUTPUT/table.md and
+OUTPUT/recipes.svg show what is finished.
 """
 
 import argparse
 import dataclasses
-import json
+import functools
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import recipes_report as report
 from benchmarks.parts import Parts, fitting_steps, run_bert_jax
 from benchmarks.pretraining_data import subset, write_reviews
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TRIAL_STEPS = 60
-_TRIALS = 3
-_TOKENS_PER_STEP = 4096
-_COMMON = {
+_AVERAGED = 5  # checkpoints, over the last tenth of the steps
+_CHECKPOINTS = 50  # per run
+_NO_CACHE = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}  # the time of a trial includes compiling
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a recipe changes.
+
+    Attributes:
+      change: its name in the table.
+      fields: of the config, beside those of the base.
+      file: the config that the base's fields are set in.
+      last_fifth: fields of a phase that takes the last fifth of the steps; the learning rate is that of a single phase.
+      average_of: the recipe whose last checkpoints are averaged, instead of training.
+    """
+
+    change: str
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    file: str = 'demo.py'
+    last_fifth: dict[str, Any] = dataclasses.field(default_factory=dict)
+    average_of: str = ''
+
+
+_BASE = {
     'tokenizer.vocab_size': 8192,
+    'data.sequence_length': 128,
+    'data.packing': True,
+    'data.pairing': 'nsp',
+    'data.masking.rate': 0.15,
     'model.num_layers': 4,
     'model.hidden_size': 256,
     'model.num_heads': 4,
-    'model.max_positions': 256,
+    'model.intermediate_size': 1024,
+    'model.max_positions': 128,
     'model.dtype': 'bfloat16',
     'model.scan_layers': False,
-    'data.packing': True,
-    'optimizer.name': 'muon',
-    'optimizer.weight_decay': 0.1,
-    'optimizer.schedule': 'linear',
+    'train.global_batch_size': 32,
     'train.evaluate_every': 0,
     'train.evaluate_rows': 64,
+    'optimizer.name': 'muon',
+    'optimizer.peak_learning_rate': 4e-3,
+    'optimizer.b2': 0.98,
+    'optimizer.weight_decay': 0.1,
+    'optimizer.clip_norm': 1.0,
 }
-# name -> (config file, fields). The intermediate sizes give all models the same number of parameters.
-RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
-    'bert': ('bert.py:mini', {'model.intermediate_size': 1024, 'data.pairing': 'nsp', 'data.masking.rate': 0.15}),
-    'bert-single-texts': (
-        'bert.py:mini',
-        {'model.intermediate_size': 1024, 'data.pairing': 'none', 'data.masking.rate': 0.15},
+RECIPES = {
+    'demo': Recipe(
+        'the recipe of `configs/demo.py`, 4 layers of 128',
+        {'model.hidden_size': 128, 'model.num_heads': 2, 'model.intermediate_size': 512, 'data.sequence_length': 64},
     ),
-    'modernbert': (
+    'base': Recipe('the same, 4 layers of 256, 32 rows of 128 (base of the changes below)'),
+    'masking-30': Recipe('30% of the words masked', {'data.masking.rate': 0.3}),
+    'masking-30-15': Recipe(
+        '30% masked, 15% in the last fifth', {'data.masking.rate': 0.3}, last_fifth={'masking': {'rate': 0.15}}
+    ),
+    'single-texts': Recipe('no next-sentence prediction', {'data.pairing': 'none'}),
+    'adamw': Recipe('AdamW at 1e-3 instead of Muon', {'optimizer.name': 'adamw', 'optimizer.peak_learning_rate': 1e-3}),
+    'stable-adamw': Recipe(
+        'StableAdamW at 1e-3 instead of Muon',
+        {'optimizer.name': 'stableadamw', 'optimizer.peak_learning_rate': 1e-3},
+    ),
+    'wsd': Recipe(
+        'constant rate, 1-sqrt decay over the last fifth',
+        {'optimizer.schedule': 'wsd', 'optimizer.decay': '1-sqrt', 'optimizer.decay_fraction': 0.2},
+    ),
+    'average': Recipe(f'average of the last {_AVERAGED} checkpoints', average_of='base'),
+    'modernbert': Recipe(
+        'ModernBERT, 30% masked, no next-sentence prediction',
+        {'data.pairing': 'none', 'data.masking.rate': 0.3, 'model.intermediate_size': 720},  # as many parameters
         'modernbert.py:nano',
-        {'model.intermediate_size': 720, 'data.pairing': 'none', 'data.masking.rate': 0.3},
     ),
-    'modernbert-15': (
-        'modernbert.py:nano',
-        {'model.intermediate_size': 720, 'data.pairing': 'none', 'data.masking.rate': 0.15},
-    ),
+    'vocab-16k': Recipe('vocabulary of 16,384', {'tokenizer.vocab_size': 16384}),
+    'vocab-32k': Recipe('vocabulary of 32,768', {'tokenizer.vocab_size': 32768}),
+    'unpacked': Recipe('one example per row', {'data.packing': False}),
+    'small-budget': Recipe('`configs/small_budget.py`', file='small_budget.py'),
 }
 
 
@@ -67,164 +115,206 @@ class Comparison(Parts):
 
     flags: argparse.Namespace
 
-    def _flags_of(self, recipe: str) -> list[str]:
-        file, fields = RECIPES[recipe]
-        length = self.flags.length
-        fields = _COMMON | fields | {
+    def fields(self, recipe: str) -> dict[str, Any]:
+        """Returns the fields that a recipe sets in its config file. small_budget.py has its own, but for the text."""
+        given = RECIPES[recipe]
+        fields: dict[str, Any] = {} if given.file == 'small_budget.py' else dict(_BASE)
+        fields |= given.fields
+        vocab_size = fields.get('tokenizer.vocab_size', _BASE['tokenizer.vocab_size'])
+        return fields | {
             'data.source': f'jsonl:{self.output}/text/train.jsonl',
             'data.validation_source': f'jsonl:{self.output}/text/held_out.jsonl',
-            'data.corpus': f'{self.output}/corpus',
-            'data.sequence_length': length,
-            'train.global_batch_size': _TOKENS_PER_STEP // length,
-            'optimizer.peak_learning_rate': self.flags.learning_rate,
-        }  # fmt: skip
-        return [f'--config={_ROOT}/configs/{file}', *(f'--config.{name}={value}' for name, value in fields.items())]
+            'data.corpus': f'{self.output}/corpus-{vocab_size}',
+        }
 
-    def corpus(self) -> dict[str, Any]:
-        """Writes the text files and prepares the corpus that all recipes share."""
-        counts = write_reviews(self.flags.text, self.output / 'text', self.flags.documents)
-        summary = run_bert_jax('prepare', *self._flags_of(self.flags.recipes[0]))
+    def _flags_of(self, recipe: str, steps: int = 0) -> list[str]:
+        """Returns the flags of a command; steps: of a run."""
+        fields = self.fields(recipe) | (self.schedule(recipe, steps) if steps else {})
+        return [f'--config={_ROOT}/configs/{RECIPES[recipe].file}', *_flags(fields)]
+
+    def text(self) -> dict[str, Any]:
+        """Writes the reviews and the examples of SST-2."""
         lines = (self.flags.sst2 / 'train.tsv').read_text(encoding='utf-8').splitlines(keepends=True)
+        counts = write_reviews(self.flags.text, self.output / 'text', self.flags.documents)
         (self.output / 'sst2-1000.tsv').write_text(''.join(subset(lines, min(1000, len(lines) - 1))), encoding='utf-8')
-        return counts | {name: summary[name] for name in ('tokens', 'seconds')}
+        return counts
+
+    def corpus(self, recipe: str) -> dict[str, Any]:
+        """Prepares a corpus; recipes with the same vocabulary share it."""
+        summary = run_bert_jax('prepare', *self._flags_of(recipe))
+        return {name: summary[name] for name in ('tokens', 'seconds')}
 
     def trial(self, recipe: str) -> dict[str, Any]:
-        """Measures the time per step of a short run, and the time that is not training."""
+        """Measures the time of a step."""
+        return {'step_seconds': run_bert_jax('bench', *self._flags_of(recipe), '--seconds=10')['step_seconds']}
+
+    def overhead(self, recipe: str) -> dict[str, Any]:
+        """Measures the time of a short run that is not training."""
         workdir = self.output / f'{recipe}-trial'
         shutil.rmtree(workdir, ignore_errors=True)
         started = time.time()
-        run_bert_jax('train', *self._flags_of(recipe), *_schedule(_TRIAL_STEPS), f'--workdir={workdir}', **_NO_CACHE)
-        seconds = time.time() - started
-        logged = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-        speeds = [line['tokens_per_second'] for line in logged if 'tokens_per_second' in line]
-        tokens_per_second = statistics.median(speeds[1:-1])  # the first includes compiling, the last saving
-        step_seconds = _TOKENS_PER_STEP / tokens_per_second
-        return {'step_seconds': step_seconds, 'overhead_seconds': seconds - _TRIAL_STEPS * step_seconds}
+        run_bert_jax('train', *self._flags_of(recipe, _TRIAL_STEPS), f'--workdir={workdir}', **_NO_CACHE)
+        return {'seconds': max(0.0, time.time() - started - _TRIAL_STEPS * self._step_seconds(recipe))}
 
-    def _fitting_steps(self, recipe: str) -> int:
-        """Returns how many steps of a recipe fit into the time, by the medians of its trials."""
-        trials = [self.result(f'trial-{recipe}-{index}') for index in range(_TRIALS)]
-        step, overhead = (
-            statistics.median(trial[name] for trial in trials if trial) for name in ('step_seconds', 'overhead_seconds')
-        )
-        return fitting_steps(self.flags.minutes * 60, overhead, step)
+    def _step_seconds(self, recipe: str) -> float:
+        trials = [self.result(f'trial-{recipe}-{index}') for index in range(self.flags.trials)]
+        return statistics.median(trial['step_seconds'] for trial in trials if trial)
+
+    def schedule(self, recipe: str, steps: int) -> dict[str, Any]:
+        """Returns the fields of a run of `steps` steps; the learning rate is the same with and without a last phase."""
+        saves_every = max(10, steps // _CHECKPOINTS)
+        warmup = min(100, steps // 10)
+        fields: dict[str, Any] = {
+            'train.checkpoint_every': saves_every,
+            'train.keep_checkpoints': _AVERAGED,
+            'train.log_every': max(1, steps // 50),
+        }
+        if last := RECIPES[recipe].last_fifth:
+            first, rest = steps - steps // 5, steps // 5
+            left = rest / (steps - warmup)  # of the peak, where the last phase begins
+            fields['phases'] = (
+                {'steps': first, 'warmup_steps': warmup, 'final_fraction': left},
+                {'steps': rest, 'warmup_steps': 0, 'peak_learning_rate': left * _BASE['optimizer.peak_learning_rate']}
+                | last,
+            )
+        else:
+            fields |= {'train.steps': steps, 'optimizer.warmup_steps': warmup}
+        return fields
 
     def pretrain(self, recipe: str, seed: int) -> dict[str, Any]:
-        """Pretrains for the steps that fit into the time and evaluates masked words."""
-        workdir = self._workdir(recipe, seed)
-        shutil.rmtree(workdir, ignore_errors=True)
-        steps = self._fitting_steps(recipe)
-        started = time.time()
-        run_bert_jax(
-            'train',
-            *self._flags_of(recipe),
-            *_schedule(steps),
-            f'--config.train.seed={seed}',
-            f'--workdir={workdir}',
-        )
+        """Pretrains for the steps that fit into the time, or takes an average, and evaluates masked words."""
+        workdir, started, evaluated_flags = self._workdir(recipe, seed), time.time(), []
+        if source := RECIPES[recipe].average_of:
+            steps = (self.result(f'pretrain-{source}-{seed}') or {})['steps']
+            workdir = self._workdir(source, seed)
+            evaluated_flags = [f'--average={",".join(map(str, _saved_steps(workdir)))}']
+            exported = self._workdir(recipe, seed)
+            shutil.rmtree(exported, ignore_errors=True)
+            run_bert_jax('export', f'--workdir={workdir}', *evaluated_flags, f'--output={exported}')
+        else:
+            shutil.rmtree(workdir, ignore_errors=True)
+            step_seconds = self._step_seconds(recipe)
+            overhead = (self.result(f'overhead-{recipe}') or {})['seconds']
+            steps = fitting_steps(self.flags.minutes * 60, overhead, step_seconds)
+            run_bert_jax('train', *self._flags_of(recipe, steps), f'--config.train.seed={seed}', f'--workdir={workdir}')
         used = time.time() - started
-        evaluated = run_bert_jax('evaluate', f'--workdir={workdir}')
+        evaluated = run_bert_jax('evaluate', f'--workdir={workdir}', *evaluated_flags)
         names = ('masked_word_nats_per_character', 'mlm_loss', 'mlm_accuracy')
         return {'steps': steps, 'minutes': used / 60} | {name: evaluated[name] for name in names}
 
-    def finetune(self, recipe: str, seed: int) -> dict[str, Any]:
+    def sst2(self, recipe: str, seed: int) -> dict[str, Any]:
         """Fine-tunes on 1,000 examples of SST-2."""
         fields = {
-            'init': self._workdir(recipe, seed),
             'task.directory': self.flags.sst2.resolve(),
             'task.train': f'tsv:{self.output}/sst2-1000.tsv',
             'task.sequence_length': 40,
-            'train.epochs': self.flags.epochs,
-            'train.global_batch_size': 32,
+            'train.epochs': 10.0,
+        }
+        return self._finetune('glue.py:sst2', fields, recipe, seed, 'sst2')
+
+    def wikiann(self, recipe: str, seed: int) -> dict[str, Any]:
+        """Fine-tunes on the named entities of WikiANN; long sentences are split, so every word is tagged."""
+        fields = {
+            'task.directory': self.flags.wikiann.resolve(),
+            'task.train': 'conll:train.gz',
+            'task.validation': 'conll:dev.gz',
+            'task.token_prefix': 'en:',
+            'task.sequence_length': 32,
+            'train.epochs': 2.0,
+        }
+        return self._finetune('ner.py', fields, recipe, seed, 'wikiann')
+
+    def _finetune(self, config: str, fields: dict[str, Any], recipe: str, seed: int, task: str) -> dict[str, Any]:
+        fields = fields | {
+            'init': self._workdir(recipe, seed),
+            'reinitialized_layers': 1,
+            'train.global_batch_size': 64,
             'train.seed': seed,
             'optimizer.peak_learning_rate': self.flags.finetune_learning_rate,
         }
-        flags = [f'--config.{name}={value}' for name, value in fields.items()]
-        workdir = self.output / f'{recipe}-{seed}-sst2'
+        workdir = self.output / f'{recipe}-{seed}-{task}'
         shutil.rmtree(workdir, ignore_errors=True)
-        found = run_bert_jax(
-            'finetune', f'--config={_ROOT}/configs/finetune/glue.py:sst2', *flags, f'--workdir={workdir}'
-        )
+        flags = [f'--config.{name}={value}' for name, value in fields.items()]
+        found = run_bert_jax('finetune', f'--config={_ROOT}/configs/finetune/{config}', *flags, f'--workdir={workdir}')
         return found['metrics']
 
     def _workdir(self, recipe: str, seed: int) -> Path:
         return self.output / f'{recipe}-{seed}'
 
-    def run(self) -> None:
-        """Runs all parts that are not finished; the recipes alternate."""
-        parts = [('corpus', self.corpus, ())]
-        for index in range(_TRIALS):
-            parts += [(f'trial-{recipe}-{index}', self.trial, (recipe,)) for recipe in self.flags.recipes]
+    def parts(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """Returns all parts by name, in their order; the recipes alternate."""
+        trained = [name for name in self.flags.recipes if not RECIPES[name].average_of]
+        found: dict[str, Callable[[], dict[str, Any]]] = {'text': self.text}
+        for recipe in trained:
+            corpus = Path(self.fields(recipe)['data.corpus']).name
+            found.setdefault(corpus, functools.partial(self.corpus, recipe))
+        for index in range(self.flags.trials):
+            found |= {f'trial-{recipe}-{index}': functools.partial(self.trial, recipe) for recipe in trained}
+        found |= {f'overhead-{recipe}': functools.partial(self.overhead, recipe) for recipe in trained}
         for seed in range(self.flags.seeds):
             for recipe in self.flags.recipes:
-                parts.append((f'pretrain-{recipe}-{seed}', self.pretrain, (recipe, seed)))
-                parts.append((f'sst2-{recipe}-{seed}', self.finetune, (recipe, seed)))
-        for index, (name, run, arguments) in enumerate(parts, 1):
+                for name, run in (('pretrain', self.pretrain), ('sst2', self.sst2), ('wikiann', self.wikiann)):
+                    found[f'{name}-{recipe}-{seed}'] = functools.partial(run, recipe, seed)
+        return found
+
+    def run(self) -> None:
+        """Runs all parts that are not finished; after each, the table and the figure show what is."""
+        parts = self.parts()
+        left = sum(name.startswith('pretrain') and self.result(name) is None for name in parts)
+        print(f'{left} pretraining runs are left: about {left * self.flags.minutes / 60:.1f} hours, and the tasks')
+        for index, (name, run) in enumerate(parts.items(), 1):
             if self.result(name) is None:
                 print(f'--- Part {index} of {len(parts)}: {name}', flush=True)
-                self.write(name, run(*arguments))
+                self.write(name, run())
+                if name.startswith('wikiann'):
+                    self.write_report()
 
-    def table(self) -> str:
-        """Formats the results as a Markdown table: one row per recipe, medians with the smallest and largest value."""
-        lines = [
-            '| recipe | steps | masked words, nats per character | SST-2 accuracy | seeds |',
-            '|---|--:|--:|--:|--:|',
-        ]
-        for recipe in self.flags.recipes:
-            runs = [self.result(f'pretrain-{recipe}-{seed}') for seed in range(self.flags.seeds)]
-            tuned = [self.result(f'sst2-{recipe}-{seed}') for seed in range(self.flags.seeds)]
-            pairs = [(run, scores) for run, scores in zip(runs, tuned, strict=True) if run and scores]
-            if not pairs:
-                continue
-            steps = statistics.median(run['steps'] for run, _ in pairs)
-            words = _range([run['masked_word_nats_per_character'] for run, _ in pairs], '{:.3f}')
-            accuracy = _range([100 * scores['accuracy'] for _, scores in pairs], '{:.1f}')
-            lines.append(f'| {recipe} | {steps:,.0f} | {words} | {accuracy} | {len(pairs)} |')
-        return '\n'.join(lines)
+    def write_report(self) -> str:
+        """Writes the table and the figure; returns the table."""
+        found = {
+            recipe: {
+                kind: [self.result(f'{kind}-{recipe}-{seed}') for seed in range(self.flags.seeds)]
+                for kind in report.KINDS
+            }
+            for recipe in self.flags.recipes
+        }
+        table = report.table(found, {name: RECIPES[name].change for name in found})
+        (self.output / 'table.md').write_text(table + '\n', encoding='utf-8')
+        report.draw(found, self.output / 'recipes.svg')
+        return table
 
 
-_NO_CACHE = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}  # the time of a trial includes compiling
-
-
-def _range(values: list[float], form: str) -> str:
-    middle, low, high = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
-    return f'{middle} ({low} to {high})'
-
-
-def _schedule(steps: int) -> list[str]:
-    fields = {
-        'train.steps': steps,
-        'train.checkpoint_every': steps,
-        'train.log_every': 10 if steps == _TRIAL_STEPS else 100,
-        'optimizer.warmup_steps': min(100, steps // 10),
-    }
+def _flags(fields: dict[str, Any]) -> list[str]:
     return [f'--config.{name}={value}' for name, value in fields.items()]
 
 
+def _saved_steps(workdir: Path) -> list[int]:
+    """Returns the steps of the checkpoints of a run."""
+    return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit())
+
+
 def main() -> None:
-    """Runs the comparison and writes its table."""
+    """Runs the comparison and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--text', type=Path, required=True, help='reviews: JSON lines with a field `text`, or the same as .gz')
     add('--sst2', type=Path, required=True, help='directory with train.tsv and dev.tsv of GLUE')
+    add('--wikiann', type=Path, required=True, help='directory with train.gz and dev.gz (lines en:WORD<TAB>TAG)')
     add('--output', type=Path, required=True)
-    add('--recipes', nargs='+', choices=RECIPES, default=['bert', 'modernbert'])
+    add('--recipes', nargs='+', choices=RECIPES, default=list(RECIPES))
     add('--minutes', type=float, default=20.0, help='time for each pretraining')
     add('--seeds', type=int, default=3)
-    add('--length', type=int, default=128, help='tokens per row')
-    add('--learning_rate', type=float, default=4e-3, help='of pretraining (Muon)')
-    add('--finetune_learning_rate', type=float, default=5e-4)
-    add('--epochs', type=float, default=10.0, help='over the 1,000 examples')
+    add('--trials', type=int, default=3, help='of the speed of each recipe')
+    add('--finetune_learning_rate', type=float, default=1e-3)
     add('--documents', type=int, default=0, help='number of reviews to use; 0 uses all')
     flags = parser.parse_args()
     flags.output, flags.text = flags.output.resolve(), flags.text.resolve()
-    for path in (flags.text, flags.sst2 / 'train.tsv'):
+    for path in (flags.text, flags.sst2 / 'train.tsv', flags.wikiann / 'train.gz'):
         if not path.exists():
             parser.error(f'{path} does not exist')
     comparison = Comparison(flags.output, flags)
     comparison.run()
-    (flags.output / 'table.md').write_text(comparison.table() + '\n')
-    print(comparison.table(), f'\nWrote {flags.output}/table.md')
+    print(comparison.write_report(), f'\nWrote {flags.output}/table.md and {flags.output}/recipes.svg')
 
 
 if __name__ == '__main__':
