@@ -24,7 +24,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         select_platform(config)
     else:
         _use_the_cpu()
-    from bert_jax.plan import describe, phased, planning, scaling, search
+    from bert_jax.plan import describe, phased, planning, scaling, search, traffic
 
     if values.search:
         ranking = search.search(config, planning.find_target(target_name, config))
@@ -35,7 +35,12 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         predictions = scaling.predict_scaling(run.plans[0])
         print_result(values, scaling.to_json(predictions), describe.describe_scaling(run.plans[0], predictions))
         return 0
-    print_result(values, run.to_json(values.price), describe.describe_run(run, values.price))
+    result, description = run.to_json(values.price), describe.describe_run(run, values.price)
+    if values.traffic:
+        reports = [traffic.traffic_of(plan) for plan in run.plans]
+        result['traffic'] = [report.to_json() for report in reports]
+        description = '\n'.join([description, *map(traffic.describe_traffic, reports)])
+    print_result(values, result, description)
     return 0
 
 
@@ -92,5 +97,6 @@ COMMAND = Command(
             flags.DEFINE_boolean,
             False,
         ),
+        Flag('traffic', 'list what the memory traffic of the compiled step is for', flags.DEFINE_boolean, False),
     ),
 )

@@ -6,7 +6,7 @@ cannot choose kernels: what each saves for the backward pass would be kept, as z
 """
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 
 def target_platform() -> str:
@@ -20,3 +20,8 @@ def tensor_parts() -> int:
     mesh = jax.sharding.get_abstract_mesh()
     is_split = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get('tensor') == AxisType.Auto
     return mesh.shape['tensor'] if is_split else 1
+
+
+def platform_of(mesh: Mesh | AbstractMesh) -> str:
+    """Returns the platform of the devices of a mesh, outside of its `shard_map` too; jax's default without devices."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()

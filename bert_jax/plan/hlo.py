@@ -6,6 +6,7 @@ loop runs.
 
 import dataclasses
 
+from bert_jax.plan.hlo_categories import Categories
 from bert_jax.plan.hlo_collectives import Collective, collective_of, fused_collectives
 from bert_jax.plan.hlo_cost import Costs
 from bert_jax.plan.hlo_parse import Module
@@ -21,6 +22,8 @@ class Operation:
       count: calls per step.
       simple: elementwise operations such as additions, per call.
       transcendental: elementwise operations such as exponentials, per call.
+      category: what it is for, one of `hlo_categories.CATEGORIES`; '' in an estimate.
+      source: the function that it comes from, `file.py:Function`; '' if unknown.
     """
 
     flops: float
@@ -28,6 +31,8 @@ class Operation:
     count: int
     simple: float = 0.0
     transcendental: float = 0.0
+    category: str = ''
+    source: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +64,7 @@ def read_work(module: Module) -> Work:
     Raises:
       ValueError: if an instruction does not have the expected format.
     """
-    costs = Costs(module)
+    costs, categories = Costs(module), Categories(module)
     operations, collectives = [], []
     for instruction, count in module.executed(module.entry, 1):
         collective = collective_of(module, instruction, count)
@@ -68,7 +73,8 @@ def read_work(module: Module) -> Work:
             continue
         flops, traffic = costs.flops(instruction), costs.traffic(instruction)
         if flops or traffic:
-            operations.append(Operation(flops, traffic, count, *costs.elementwise(instruction)))
+            elementwise, named = costs.elementwise(instruction), categories.of(instruction)
+            operations.append(Operation(flops, traffic, count, *elementwise, *named))
         collectives += fused_collectives(module, instruction, count)
     return Work(tuple(operations), tuple(collectives), module.unknown_loops)
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from bert_jax.plan import kernels
-from bert_jax.plan.hlo_parse import Instruction, Module
+from bert_jax.plan.hlo_parse import Instruction, Module, is_allocation
 
 _TRANSCENDENTAL = {
     'exponential', 'exponential-minus-one', 'log', 'log-plus-one', 'logistic', 'tanh', 'erf', 'power', 'sine', 'cosine',
@@ -87,6 +87,8 @@ class Costs:
         """Returns the bytes that are read and written in main memory; of a slice, only the slice counts."""
         if instruction.opcode == 'fusion':
             return self._fusion_traffic(instruction)
+        if is_allocation(instruction):
+            return 0.0
         if instruction.opcode in _SLICES:
             return 2.0 * sum(array.traffic for array in instruction.arrays)
         if instruction.opcode == 'dynamic-update-slice':

@@ -22,10 +22,15 @@ class Array:
     on_chip: bool
 
     @property
+    def elements(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.sizes)
+
+    @property
     def bytes(self) -> int:
         """Bytes of its elements, without padding."""
         bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.sub(r'^[a-z]+(\d+).*$', r'\1', self.dtype))
-        return math.prod(self.sizes) * bits // 8
+        return self.elements * bits // 8
 
     @property
     def traffic(self) -> int:
@@ -75,9 +80,11 @@ class Module:
       home: name of an instruction -> name of its computation.
       entry: name of the computation that runs first.
       unknown_loops: how many loops without a trip count `executed` has met; their bodies count once.
+      text: all of it.
     """
 
     def __init__(self, text: str):
+        self.text = text
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry, self.unknown_loops = '', 0
         current: dict[str, Instruction] = {}
@@ -108,9 +115,7 @@ class Module:
             elif instruction.opcode == 'call':
                 yield from self.executed(instruction.required(r'to_apply=%?([\w.-]+)'), count)
             elif instruction.opcode == 'conditional':
-                branches = re.findall(r'%?([\w.-]+)', instruction.attribute(r'branch_computations=\{([^}]*)\}') or '')
-                for branch in branches[-1:]:
-                    yield from self.executed(branch, count)
+                yield from self.executed(_branch_taken(instruction), count)
             elif instruction.opcode not in _FREE and not instruction.opcode.endswith('-done'):
                 yield instruction, count
 
@@ -136,6 +141,18 @@ class Module:
         """Returns the arrays of all operands."""
         operands = (self.operand(instruction, index) for index in range(len(instruction.operands)))
         return [array for operand in operands for array in operand.arrays]
+
+
+def is_allocation(instruction: Instruction) -> bool:
+    """Returns whether an instruction only reserves memory, as a TPU does for the arrays that a loop fills."""
+    return 'custom_call_target="AllocateBuffer"' in instruction.rest
+
+
+def _branch_taken(conditional: Instruction) -> str:
+    """Returns the computation that a conditional usually runs: that for True, or the last one."""
+    return conditional.attribute(r'true_computation=%?([\w.-]+)') or conditional.required(
+        r'branch_computations=\{(?:[^}]*[ ,])?%?([\w.-]+)\}'
+    )
 
 
 def parse_instruction(line: str) -> Instruction | None:

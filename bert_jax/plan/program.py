@@ -48,7 +48,7 @@ _STEP_SOURCES = (
     'train/state.py',
     'train/step.py',
     'plan/program.py',
-    *(f'plan/{name}.py' for name in ('hlo', 'hlo_parse', 'hlo_cost', 'hlo_collectives', 'kernels')),
+    *(f'plan/{name}.py' for name in ('hlo', 'hlo_parse', 'hlo_cost', 'hlo_categories', 'hlo_collectives', 'kernels')),
 )
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin', 'nvidia-cudnn-cu13')
 

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from bert_jax.data.batches import Batch
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.model.layer_stack import Gather
-from bert_jax.model.platform import target_platform
+from bert_jax.model.platform import platform_of
 from bert_jax.runtime.mesh import BATCH_AXES, replicated
 from bert_jax.train.compiler import compiler_options
 from bert_jax.train.gradients import Collectives, accumulated, concatenated
@@ -126,7 +126,7 @@ def apply_gradients(
         ema = None if state.ema is None else moved_average(state.ema, params, parts.ema, _updates_made(state))
         return state._replace(params=params, opt_state=opt_state, ema=ema)
 
-    if in_place and target_platform() == 'cpu':
+    if in_place and platform_of(parts.mesh) == 'cpu':
         # A branch changes the moments in place; for a selection XLA copies the old ones first.
         state = jax.lax.cond(is_finite, updated, lambda state, _: state, state, grads)
     else:

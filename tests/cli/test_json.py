@@ -86,6 +86,7 @@ def _commands(directory: Path) -> Iterator[list[str]]:
     yield [*plan, *phases]
     yield [*plan, '--search']
     yield [*plan, '--scaling']
+    yield [*plan, '--traffic']
     yield ['train', *flags, '--workdir=sweep/one']
     yield ['anneal', '--workdir=sweep/one@1', '--steps=1', '--output=annealed']
     yield ['evaluate', '--workdir=sweep/one', '--sample=8']
