@@ -277,14 +277,14 @@ def _collectives(config: Config, axis_sizes: dict[str, int], parameter_bytes: in
     collectives = []
     if axis_sizes['data'] > 1:
         groups = axis_groups(axis_sizes, 'data')
-        collectives.append(Collective('all-reduce', groups, parameter_bytes, 1, False))
+        collectives.append(Collective('all-reduce', groups, parameter_bytes, 1))
     if axis_sizes['fsdp'] > 1:
         gathered, groups = parameter_bytes * axis_sizes['fsdp'], axis_groups(axis_sizes, 'fsdp')
-        collectives.append(Collective('all-gather', groups, gathered * a // 4, 2 * microbatches, False))
-        collectives.append(Collective('reduce-scatter', groups, gathered, microbatches, False))
+        collectives.append(Collective('all-gather', groups, gathered * a // 4, 2 * microbatches))
+        collectives.append(Collective('reduce-scatter', groups, gathered, microbatches))
     if axis_sizes['tensor'] > 1:
         groups, size = axis_groups(axis_sizes, 'tensor'), tokens * config.model.hidden_size * a
-        collectives.append(Collective('all-reduce', groups, size, 4 * num_layers * microbatches, False))
+        collectives.append(Collective('all-reduce', groups, size, 4 * num_layers * microbatches))
     return collectives
 
 

@@ -32,8 +32,10 @@ def measure_local_target(config: Config) -> Target:
     flops = _matmul_flops(config)
     elementwise = {}
     if platform == 'cpu':
+        simple = _elementwise_rate(_simple, 64) / num_sharing
         elementwise = {
-            'simple_rate': _elementwise_rate(_simple, 64) / num_sharing,
+            'simple_rate': simple,
+            'integer_rate': simple,
             'transcendental_rate': _elementwise_rate(_transcendental, 8) / num_sharing,
         }
     device = Device(

@@ -7,7 +7,7 @@ loop runs.
 import dataclasses
 
 from bert_jax.plan.hlo_categories import Categories
-from bert_jax.plan.hlo_collectives import Collective, collective_of, fused_collectives
+from bert_jax.plan.hlo_collectives import Collective, collective_of, fused_collectives, names_beside
 from bert_jax.plan.hlo_cost import Costs
 from bert_jax.plan.hlo_parse import Module
 
@@ -22,6 +22,7 @@ class Operation:
       count: calls per step.
       simple: elementwise operations such as additions, per call.
       transcendental: elementwise operations such as exponentials, per call.
+      integer: elementwise operations on integers, per call: hashes of dropout and indices.
       category: what it is for, one of `hlo_categories.CATEGORIES`; '' in an estimate.
       source: the function that it comes from, `file.py:Function`; '' if unknown.
     """
@@ -31,6 +32,7 @@ class Operation:
     count: int
     simple: float = 0.0
     transcendental: float = 0.0
+    integer: float = 0.0
     category: str = ''
     source: str = ''
 
@@ -58,25 +60,35 @@ class Work:
         return sum(operation.bytes * operation.count for operation in self.operations)
 
 
-def read_work(module: Module) -> Work:
+def read_work(module: Module, *, kernels_drop: bool = False) -> Work:
     """Returns the work of an optimized module.
+
+    Args:
+      kernels_drop: whether attention kernels drop weights, which is not in the text.
 
     Raises:
       ValueError: if an instruction does not have the expected format.
     """
-    costs, categories = Costs(module), Categories(module)
-    operations, collectives = [], []
+    costs, categories = Costs(module, kernels_drop=kernels_drop), Categories(module)
+    operations: list[Operation] = []
+    index_of: dict[str, int] = {}
+    collectives: list[tuple[Collective, list[str]]] = []
     for instruction, count in module.executed(module.entry, 1):
         collective = collective_of(module, instruction, count)
         if collective:
-            collectives.append(collective)
+            collectives.append((collective, [*names_beside(module, instruction)]))
             continue
         flops, traffic = costs.flops(instruction), costs.traffic(instruction)
         if flops or traffic:
+            index_of[instruction.name] = len(operations)
             elementwise, named = costs.elementwise(instruction), categories.of(instruction)
             operations.append(Operation(flops, traffic, count, *elementwise, *named))
-        collectives += fused_collectives(module, instruction, count)
-    return Work(tuple(operations), tuple(collectives), module.unknown_loops)
+        collectives += [(inner, [instruction.name]) for inner in fused_collectives(module, instruction, count)]
+    placed = [
+        dataclasses.replace(collective, beside=tuple(index_of[name] for name in names if name in index_of))
+        for collective, names in collectives
+    ]
+    return Work(tuple(operations), tuple(placed), module.unknown_loops)
 
 
 def kept_bytes(module: Module, rows: int) -> int:

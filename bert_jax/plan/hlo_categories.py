@@ -42,6 +42,7 @@ _FREE = {'parameter', 'constant', 'broadcast', 'bitcast', 'tuple', 'get-tuple-el
 _MOVES = {
     'copy', 'convert', 'transpose', 'slice', 'concatenate', 'pad', 'reverse', 'dynamic-slice', 'dynamic-update-slice',
 }  # fmt: skip
+_JOINS = ('copy-done', 'slice-done', 'async-done', 'bitcast', 'reshape')
 _STARTS = ('copy-start', 'slice-start', 'async-start')
 
 
@@ -141,11 +142,15 @@ class Categories:
 
     def _other_end(self, start: Instruction) -> Instruction | None:
         """Returns what uses a copy into on-chip memory, or what made the array that is copied out of it."""
-        if not start.arrays[0].on_chip:
+        if self.module.operand(start, 0).arrays[0].on_chip:
             return self.module.operand(start, 0)
-        [done] = self._users(start) or [None]
-        users = self._users(done) if done else []
-        return next((user for user in users if user.opcode in ('fusion', 'custom-call', 'convolution')), None)
+        ends = self._users(start)
+        for end in ends:  # grows while it is read
+            if end.opcode in _JOINS or 'custom_call_target="ConcatBitcast"' in end.rest:
+                ends += self._users(end)
+            else:
+                return end
+        return None
 
     def _users(self, instruction: Instruction) -> list[Instruction]:
         computation = self.module.computations[self.module.home[instruction.name]]

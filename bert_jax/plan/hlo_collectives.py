@@ -22,23 +22,28 @@ class Collective:
       groups: [G, n] indices of the devices that exchange with each other; empty if the text was not understood.
       bytes: of one device's data per call, before a scatter or after a gather.
       count: calls per step.
-      overlapped: whether the device computes something else at the same time.
+      beside: indices of the operations in `hlo.Work` that run between its start and its end.
     """
 
     kind: str
     groups: tuple[tuple[int, ...], ...]
     bytes: int
     count: int
-    overlapped: bool
+    beside: tuple[int, ...] = ()
+
+    @property
+    def overlapped(self) -> bool:
+        """Whether the device computes something else at the same time."""
+        return bool(self.beside)
 
 
 def fused_collectives(module: Module, instruction: Instruction, count: int) -> Iterator[Collective]:
-    """Yields the collectives inside a fusion, which overlap with its computation."""
+    """Yields the collectives inside a fusion."""
     called = instruction.attribute(r'calls=%?([\w.-]+)')
     for inner in module.computations.get(called, {}).values() if called else ():
         collective = collective_of(module, inner, count)
         if collective:
-            yield dataclasses.replace(collective, overlapped=True)
+            yield collective
         else:
             yield from fused_collectives(module, inner, count)
 
@@ -56,21 +61,22 @@ def collective_of(module: Module, instruction: Instruction, count: int) -> Colle
     size = sum(array.bytes for array in module.operand_arrays(instruction))
     if kind == 'all-gather':
         size *= len(groups[0]) if groups else 1
-    is_asynchronous = instruction.opcode.endswith('-start') and '"is_sync":true' not in instruction.rest
-    return Collective(kind, groups, size, count, is_asynchronous and _is_overlapped(module, instruction))
+    return Collective(kind, groups, size, count)
 
 
-def _is_overlapped(module: Module, start: Instruction) -> bool:
-    """Returns whether the device computes something between the start of a collective and its end."""
-    from_start = itertools.dropwhile(
-        lambda instruction: instruction.name != start.name, module.computations[module.home[start.name]].values()
-    )
+def names_beside(module: Module, start: Instruction) -> Iterator[str]:
+    """Yields the names of the instructions that run between the start of a collective and its end, in loops too."""
+    if not start.opcode.endswith('-start') or '"is_sync":true' in start.rest:
+        return
+    computation = module.computations[module.home[start.name]].values()
+    from_start = itertools.dropwhile(lambda instruction: instruction.name != start.name, computation)
     for instruction in itertools.islice(from_start, 1, None):
         if instruction.opcode.endswith('-done') and start.name in instruction.operands:
-            return False
-        if instruction.opcode in ('fusion', 'dot', 'convolution', 'while', 'custom-call'):
-            return True
-    return False
+            return
+        if instruction.opcode in ('while', 'call', 'conditional'):
+            yield from (inner.name for inner, _ in module.executed_by(instruction, 1))
+        else:
+            yield instruction.name
 
 
 def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:

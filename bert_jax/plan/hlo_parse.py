@@ -107,17 +107,20 @@ class Module:
           count: how often the computation runs.
         """
         for instruction in self.computations[computation].values():
-            if instruction.opcode == 'while':
-                body = instruction.required(r'body=%?([\w.-]+)')
-                trip_count = self.trip_count(instruction)
-                self.unknown_loops += trip_count is None
-                yield from self.executed(body, count * (trip_count or 1))
-            elif instruction.opcode == 'call':
-                yield from self.executed(instruction.required(r'to_apply=%?([\w.-]+)'), count)
-            elif instruction.opcode == 'conditional':
-                yield from self.executed(_branch_taken(instruction), count)
-            elif instruction.opcode not in _FREE and not instruction.opcode.endswith('-done'):
-                yield instruction, count
+            yield from self.executed_by(instruction, count)
+
+    def executed_by(self, instruction: Instruction, count: int) -> Iterator[tuple[Instruction, int]]:
+        """Yields the instructions that one instruction runs, as `executed`: usually itself."""
+        if instruction.opcode == 'while':
+            trip_count = self.trip_count(instruction)
+            self.unknown_loops += trip_count is None
+            yield from self.executed(instruction.required(r'body=%?([\w.-]+)'), count * (trip_count or 1))
+        elif instruction.opcode == 'call':
+            yield from self.executed(instruction.required(r'to_apply=%?([\w.-]+)'), count)
+        elif instruction.opcode == 'conditional':
+            yield from self.executed(_branch_taken(instruction), count)
+        elif instruction.opcode not in _FREE and not instruction.opcode.endswith('-done'):
+            yield instruction, count
 
     def trip_count(self, loop: Instruction) -> int | None:
         """Returns how often the body of a loop runs; None if the text does not say."""

@@ -166,8 +166,8 @@ def _program_from_json(fields: dict[str, Any]) -> Program:
     work = fields.pop('work')
     operations = tuple(hlo.Operation(*values) for values in work['operations'])
     collectives = tuple(
-        hlo.Collective(kind, tuple(map(tuple, groups)), size, count, overlapped)
-        for kind, groups, size, count, overlapped in work['collectives']
+        hlo.Collective(kind, tuple(map(tuple, groups)), size, count, tuple(beside))
+        for kind, groups, size, count, beside in work['collectives']
     )
     return Program(**fields, work=hlo.Work(operations, collectives, work['unknown_loops']))
 
@@ -250,7 +250,7 @@ def compile_step(config: Config, devices: Sequence, effort: str = FULL) -> tuple
         temporaries=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         total_bytes=highest_bytes(memory, devices[0].platform),
         activations=hlo.kept_bytes(module, rows),
-        work=hlo.read_work(module),
+        work=hlo.read_work(module, kernels_drop=config.model.drops_attention_weights),
         seconds=time.perf_counter() - start,
     )
     return program, compiled

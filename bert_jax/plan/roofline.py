@@ -18,8 +18,8 @@ class StepTime:
     Attributes:
       matmul: operations limited by arithmetic.
       memory: all other operations, limited by memory, by elementwise work (CPU), or by their launch.
-      exposed: collectives that the device waits for.
-      overlapped: collectives that run at the same time as a computation.
+      exposed: of collectives, what the device waits for.
+      overlapped: of collectives, what runs at the same time as a computation.
     """
 
     matmul: float
@@ -34,8 +34,8 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Seconds of the step; overlapped collectives count only if they take longer than all computation."""
-        return max(self.computation, self.overlapped) + self.exposed
+        """Seconds of the step."""
+        return self.computation + self.exposed
 
 
 def step_time(work: Work, target: Target, dtype: str) -> StepTime:
@@ -44,10 +44,13 @@ def step_time(work: Work, target: Target, dtype: str) -> StepTime:
     peak = device.peak_flops if dtype == 'bfloat16' else device.float32_flops
     flops, bandwidth = peak * device.matmul_efficiency, device.memory_bandwidth * device.memory_efficiency
     matmul = memory = 0.0
+    free = []  # seconds of each operation beside which no collective runs yet
     for operation in work.operations:
         arithmetic = operation.flops / flops
         elementwise = operation.simple / device.simple_rate + operation.transcendental / device.transcendental_rate
+        elementwise += operation.integer / device.integer_rate
         seconds = max(arithmetic, elementwise, operation.bytes / bandwidth, device.launch_seconds)
+        free.append(operation.count * seconds)
         if arithmetic == seconds:
             matmul += operation.count * seconds
         else:
@@ -55,10 +58,12 @@ def step_time(work: Work, target: Target, dtype: str) -> StepTime:
     exposed = overlapped = 0.0
     for collective in work.collectives:
         seconds = collective.count * collective_seconds(collective, target)
-        if collective.overlapped:
-            overlapped += seconds
-        else:
-            exposed += seconds
+        for index in collective.beside:
+            hidden = min(free[index], seconds)
+            free[index] -= hidden
+            seconds -= hidden
+            overlapped += hidden
+        exposed += seconds
     return StepTime(matmul, memory, exposed, overlapped)
 
 

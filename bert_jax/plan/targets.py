@@ -34,6 +34,7 @@ class Device:
       latency_seconds: minimum time of a collective.
       simple_rate, transcendental_rate: elementwise operations per second (additions and the like; exponentials and the
         like). Finite only for CPUs, where they can take longer than moving the elements.
+      integer_rate: the same of operations on 32-bit integers. For accelerators an estimate: clock x units, all busy.
     """
 
     name: str
@@ -53,55 +54,61 @@ class Device:
     link_efficiency: float = 1.0
     simple_rate: float = math.inf
     transcendental_rate: float = math.inf
+    integer_rate: float = math.inf
 
 
-def _tpu(name: str, memory: float, usable: float, bandwidth: float, ici: float, per_host: int) -> Device:
+def _tpu(
+    name: str, memory: float, usable: float, bandwidth: float, ici: float, per_host: int, integer: float
+) -> Device:
     """Returns a TPU chip; by default jax multiplies float32 in bfloat16 there.
 
     Args:
       memory, usable: GiB; the second is the limit that libtpu names in its errors.
       bandwidth, ici: bytes per second.
       per_host: chips per host.
+      integer: operations on integers per second.
     """
     flops = PEAK_BF16_FLOPS[name]
     return Device(
         name, 'tpu', memory * GIB, usable * GIB, flops, flops, bandwidth, link_bandwidth=ici,
         devices_per_host=per_host, launch_seconds=1e-6, latency_seconds=5e-6,
-        matmul_efficiency=0.80, memory_efficiency=0.85, link_efficiency=0.80,
+        matmul_efficiency=0.80, memory_efficiency=0.85, link_efficiency=0.80, integer_rate=integer,
     )  # fmt: skip
 
 
 _GPU_USABLE_SHARE = 0.75  # jax's default for XLA_PYTHON_CLIENT_MEM_FRACTION
 
 
-def _gpu(name: str, memory: float, bandwidth: float, nvlink: float, network: float) -> Device:
+def _gpu(name: str, memory: float, bandwidth: float, nvlink: float, network: float, integer: float) -> Device:
     """Returns a GPU; jax multiplies float32 there as TF32, at half the speed of bfloat16.
 
     Args:
-      memory: bytes.  bandwidth, nvlink, network: bytes per second.
+      memory: bytes.  bandwidth, nvlink, network: bytes per second.  integer: operations on integers per second.
     """
     flops = PEAK_BF16_FLOPS[name]
     return Device(
         name, 'gpu', memory, memory * _GPU_USABLE_SHARE, flops, flops / 2, bandwidth, link_bandwidth=nvlink,
         network_bandwidth=network, devices_per_host=8, launch_seconds=2.5e-6, latency_seconds=2e-5,
-        matmul_efficiency=0.65, memory_efficiency=0.80, link_efficiency=0.75,
+        matmul_efficiency=0.65, memory_efficiency=0.80, link_efficiency=0.75, integer_rate=integer,
     )  # fmt: skip
 
 
 # TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (per chip: HBM, HBM bandwidth, interchip bandwidth / 8).
 # GPUs: NVIDIA's data sheets of the SXM modules (dense figures, half of those "with sparsity"; NVLink in one direction).
 # Network adapters: those of DGX A100, H100, H200 and B200 (8 x 200 or 400 Gbit/s).
+# Operations on integers: of a TPU, 8 x 128 lanes with 4 units per core (jax-ml.github.io/scaling-book/tpus); of a GPU,
+# 64 per multiprocessor and cycle (CUDA programming guide, arithmetic throughput).
 DEVICES = {
     device.name: device
     for device in (
-        _tpu('tpu-v4', 32, 30.75, 1228e9, 300e9, 4),
-        _tpu('tpu-v5e', 16, 15.75, 819e9, 200e9, 4),
-        _tpu('tpu-v5p', 95.74, 95.74, 2765e9, 600e9, 4),
-        _tpu('tpu-v6e', 32, 31.25, 1640e9, 448e9, 4),
-        _gpu('a100', 80e9, 2039e9, 300e9, 25e9),
-        _gpu('h100', 80e9, 3350e9, 450e9, 50e9),
-        _gpu('h200', 141e9, 4800e9, 450e9, 50e9),
-        _gpu('b200', 180e9, 8000e9, 900e9, 50e9),
+        _tpu('tpu-v4', 32, 30.75, 1228e9, 300e9, 4, 8.6e12),
+        _tpu('tpu-v5e', 16, 15.75, 819e9, 200e9, 4, 6.1e12),
+        _tpu('tpu-v5p', 95.74, 95.74, 2765e9, 600e9, 4, 14.3e12),
+        _tpu('tpu-v6e', 32, 31.25, 1640e9, 448e9, 4, 6.1e12),
+        _gpu('a100', 80e9, 2039e9, 300e9, 25e9, 9.7e12),
+        _gpu('h100', 80e9, 3350e9, 450e9, 50e9, 16.7e12),
+        _gpu('h200', 141e9, 4800e9, 450e9, 50e9, 16.7e12),
+        _gpu('b200', 180e9, 8000e9, 900e9, 50e9, 18.6e12),
     )
 }
 
