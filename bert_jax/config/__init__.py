@@ -29,7 +29,6 @@ from bert_jax.config.pretraining import Card, Config, Mesh, Optimizer, Phase, Ph
 from bert_jax.config.resolve import resolve
 from bert_jax.config.sizes import (
     ETTIN_SIZES,
-    FEW_LAYERS,
     MODERNBERT_SIZES,
     SIZES,
     bert,
@@ -42,7 +41,6 @@ from bert_jax.config.sizes import (
 __all__ = [
     'ETTIN_SIZES',
     'FAMILIES',
-    'FEW_LAYERS',
     'MODERNBERT_SIZES',
     'SIZES',
     'SOURCE_KINDS',

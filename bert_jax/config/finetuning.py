@@ -180,9 +180,6 @@ class Bert(config.Bert):
     # dropout of the attention weights; None: the initial model's own
     attention_dropout_rate: float | None = setting(None, _RATE, _is_rate, before=0.1)  # ty: ignore[incompatible-attribute-override]
 
-    # None: unrolled up to four layers, as in pretraining
-    scan_layers: bool | None = setting(None, role=Role.EXECUTION)  # ty: ignore[incompatible-attribute-override]
-
 
 @dataclasses.dataclass(frozen=True)
 class ModernBert(config.ModernBert):
@@ -204,8 +201,6 @@ class ModernBert(config.ModernBert):
     # dropout of the gated values of the feed-forward layer; None: the initial model's own
     mlp_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
 
-    scan_layers: bool | None = as_in(Bert, 'scan_layers')  # ty: ignore[incompatible-attribute-override]
-
 
 @dataclasses.dataclass(frozen=True)
 class EuroBert(config.EuroBert):
@@ -221,8 +216,6 @@ class EuroBert(config.EuroBert):
     )
     # dropout of the attention weights; None: the initial model's own
     attention_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
-
-    scan_layers: bool | None = as_in(Bert, 'scan_layers')  # ty: ignore[incompatible-attribute-override]
 
 
 MODELS: dict[str, type[config.Model]] = {'bert': Bert, 'modernbert': ModernBert, 'eurobert': EuroBert}
@@ -319,7 +312,7 @@ def adapt_to_initial(model: config.Model, initial: config.Model) -> config.Model
             raise BadInput(f'config.model.{name}', found, f'a field of {initial.family}', fix)
     architecture = {field.name: getattr(initial, field.name) for field in dataclasses.fields(initial)}
     adapted = model.with_architecture_of(section(**architecture))
-    values = architecture | {'scan_layers': initial.num_layers > config.FEW_LAYERS}
+    values = architecture | {'scan_layers': None}  # not that of the initial model's own run
     unset = {name: value for name, value in values.items() if getattr(adapted, name) is None}
     return dataclasses.replace(adapted, **unset)
 

@@ -21,8 +21,6 @@ _NAMED_SIZES = {
     'base': (12, 768),
     'large': (24, 1024),
 }
-# Up to this many layers compile quickly one by one, and run faster than a loop over stacked weights.
-FEW_LAYERS = 4
 SIZES = dict(_NAMED_SIZES)
 SIZES.update({f'L{n}_H{d}': (n, d) for n in (2, 4, 6, 8, 10, 12) for d in (128, 256, 512, 768)})
 
@@ -105,7 +103,6 @@ def bert(size: str = 'base') -> ConfigDict:
         hidden_size=hidden_size,
         num_heads=hidden_size // 64,
         intermediate_size=4 * hidden_size,
-        scan_layers=num_layers > FEW_LAYERS,
     )
     return config
 

@@ -167,9 +167,8 @@ def matmuls(
 def kept_per_token(model: config.Bert, activation_bytes: int, tensor: int) -> float:
     """Returns the bytes that a layer keeps per token for the backward pass, without its attention scores.
 
-    The inputs of six matmuls, the intermediate values before and after gelu, the float32 values of two layer norms, and
-    two dropout masks: read off compiled programs of this model.
+    The inputs of six matmuls, queries, keys and values, the intermediate values before and after gelu, and the inputs
+    of two layer norms: read off compiled programs of this model.
     """
     size, a = model.hidden_size, activation_bytes
-    masks = 2 * size * bool(model.dropout_rate)
-    return size * (2 * a + 4 * a / tensor + 24) + 2 * a * model.intermediate_size / tensor + masks
+    return size * (4 * a + 4 * a / tensor) + 2 * a * model.intermediate_size / tensor

@@ -1,9 +1,12 @@
 """Dropout with hashed masks: the same on any mesh, for any split into microbatches, in any kernel."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+
+from bert_jax.model.platform import target_platform
 
 _GOLDEN = 0x9E3779B9  # 2**32 / the golden ratio
 
@@ -63,10 +66,29 @@ def dropout(x: jax.Array, rate: float, key: DropoutKey | None, site: int) -> jax
     Args:
       x: [B, ...].  key: None switches dropout off.  site: distinguishes the dropouts of one layer.
     """
-    if key is None or rate == 0.0:
-        return x
+    return x if key is None or rate == 0.0 else _dropout(x, key, rate, site)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dropout(x: jax.Array, key: DropoutKey, rate: float, site: int) -> jax.Array:
+    zero = jnp.zeros((), x.dtype)
+    if target_platform() != 'cpu':  # else XLA:GPU keeps an array of zeros, from which all dropouts of a step read
+        zero = jax.lax.optimization_barrier(zero)
     scaled = x * jnp.asarray(1.0 / (1.0 - rate), x.dtype)
-    return jnp.where(kept(x.shape, rate, key, site), scaled, jnp.zeros((), x.dtype))
+    return jnp.where(kept(x.shape, rate, key, site), scaled, zero)
+
+
+def _forward(x: jax.Array, key: DropoutKey, rate: float, site: int) -> tuple[jax.Array, DropoutKey]:
+    return _dropout(x, key, rate, site), key
+
+
+def _backward(rate: float, site: int, key: DropoutKey, gradient: jax.Array) -> tuple[jax.Array, None]:
+    if target_platform() != 'cpu':  # else XLA keeps the mask instead of computing it again
+        key = jax.lax.optimization_barrier(key)
+    return _dropout(gradient, key, rate, site), None
+
+
+_dropout.defvjp(_forward, _backward)
 
 
 def kept(shape: tuple[int, ...], rate: float, key: DropoutKey, site: int) -> jax.Array:

@@ -83,7 +83,7 @@ FAMILIES: dict[str, Family] = {
     'modernbert': Family(
         build=modernbert.ModernBertForMaskedLM,
         matmuls=modernbert.matmuls,
-        kept_per_token=modernbert.kept_per_token,
+        kept_per_token=layer_kept_per_token,
         decoder_norm=('head', 'norm'),
         attention_radii=modernbert.attention_radii,
         absent_parameters=lambda model: model.hidden_size * (1 + model.norm_bias),  # the norm of the first layer

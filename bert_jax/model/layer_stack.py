@@ -1,4 +1,4 @@
-"""A stack of layers, run by one `jax.lax.scan` so that compile time does not grow with depth.
+"""A stack of layers, unrolled, or run by one `jax.lax.scan` so that compile time does not grow with depth.
 
 Layers may be of several kinds that repeat, such as one with global attention followed by two with local attention. Then
 one period of them is the body of the scan, and the layers after the last whole period follow it.
@@ -12,6 +12,12 @@ import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 
+from bert_jax.model.platform import target_platform
+
+# A loop copies what a layer keeps for the backward pass into stacks and out again. So layers are unrolled: on
+# accelerators as many as compile within three minutes on 8 cores, elsewhere a few.
+_FEW_LAYERS, _MOST_UNROLLED = 4, 28
+
 Gather = Callable[[nnx.State], nnx.State]  # the whole weights of a layer, from the parts that a device holds
 # (layer, x, its index counted from 1, its kind) -> x
 Apply = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
@@ -24,7 +30,7 @@ def run_layers(
     kinds: Sequence[Any],
     *,
     remat: str,
-    scan: bool,
+    scan: bool | None,
     gather: Gather | None = None,
 ) -> jax.Array:
     """Applies stacked layers one after the other.
@@ -34,11 +40,13 @@ def run_layers(
       x: [B, L, D], the input of the first layer.
       kinds: one hashable value per layer, passed to `apply`; layers of one kind are compiled once per period.
       remat: what the backward pass recomputes, as `config.Model.remat`.
-      scan: False unrolls the loop.
+      scan: False unrolls the loop; None decides by `is_scanned`.
       gather: applied to each layer's weights where they are used, and again in the backward pass.
     """
     graph, stacked = nnx.split(layers)
     period = pattern_length(kinds)
+    if scan is None:
+        scan = is_scanned(len(kinds), remat, gather is not None)
 
     def layer_of(kind: Any) -> Callable[..., tuple[jax.Array, None]]:
         def run(x: jax.Array, numbered: tuple) -> tuple[jax.Array, None]:
@@ -70,6 +78,17 @@ def run_layers(
     for index, run in zip(range(num_periods * period, len(kinds)), one_period, strict=False):
         x, _ = run(x, jax.tree.map(lambda leaf, index=index: leaf[index], numbered))
     return x
+
+
+def is_scanned(num_layers: int, remat: str, is_gathered: bool) -> bool:
+    """Returns whether layers run in a loop, on the platform that they are traced for.
+
+    Many are unrolled only where all that they keep stays in memory. The loop orders the recomputation (remat) and the
+    gathering of weights (fsdp), so that only one layer's results are in memory.
+    """
+    if num_layers <= _FEW_LAYERS:
+        return False
+    return num_layers > _MOST_UNROLLED or target_platform() == 'cpu' or remat != 'none' or is_gathered
 
 
 def pattern_length(kinds: Sequence[Any]) -> int:

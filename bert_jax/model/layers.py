@@ -7,6 +7,7 @@ parameter names its dims in its metadata (`logical_axes`), which `train/sharding
 parameters that are stacked over layers is `LAYERS`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,9 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.model.attention import attend
 from bert_jax.model.dropout import DropoutKey, dropout
-from bert_jax.model.matmul import project
-from bert_jax.model.platform import tensor_parts
+from bert_jax.model.matmul import add_bias, project
+from bert_jax.model.norms import normalize
+from bert_jax.model.platform import target_platform, tensor_parts
 
 LAYERS = 'layers'  # the logical axis of a stack of layers
 KERNEL_INIT_BOUND = 2.0  # the original's truncated_normal keeps within two standard deviations
@@ -87,19 +89,26 @@ class Dense(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        bias = None if self.bias is None else self.bias[...]
-        return project(x, self.kernel[...], bias, self.dtype, self.dtype)
+        y = self.matmul(x)
+        return y if self.bias is None else add_bias(y, self.bias[...])
+
+    def matmul(self, x: jax.Array) -> jax.Array:
+        """Returns x @ kernel, without the bias."""
+        return project(x, self.kernel[...], self.dtype, self.dtype)
 
 
 def apply_together(x: jax.Array, *layers: Dense) -> list[jax.Array]:
-    """Applies several dense layers to the same x: in one matmul, unless XLA splits them over devices."""
-    if tensor_parts() > 1:
+    """Applies several dense layers to the same x: on a CPU in one matmul, unless XLA splits them over devices.
+
+    Accelerators would copy the parts of its result, and of its gradient.
+    """
+    if tensor_parts() > 1 or target_platform() != 'cpu':
         return [layer(x) for layer in layers]
     kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
+    y = project(x, kernel, layers[0].dtype, layers[0].dtype)
     biases = [layer.bias[...] for layer in layers if layer.bias is not None]
-    bias = jnp.concatenate(biases) if biases else None
     ends = np.cumsum([layer.kernel.shape[1] for layer in layers])[:-1]
-    return jnp.split(project(x, kernel, bias, layers[0].dtype, layers[0].dtype), ends, axis=-1)
+    return jnp.split(add_bias(y, jnp.concatenate(biases)) if biases else y, ends, axis=-1)
 
 
 class LayerNorm(nnx.Module):
@@ -111,11 +120,8 @@ class LayerNorm(nnx.Module):
         self.eps, self.dtype = eps, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
-        return (normal if self.bias is None else normal + self.bias[...]).astype(self.dtype)
+        bias = None if self.bias is None else self.bias[...]
+        return normalize(x, self.scale[...], bias, self.eps, self.dtype, True)
 
 
 class RMSNorm(nnx.Module):
@@ -126,9 +132,7 @@ class RMSNorm(nnx.Module):
         self.eps, self.dtype = eps, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        normal = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
-        return (normal * self.scale[...]).astype(self.dtype)
+        return normalize(x, self.scale[...], None, self.eps, self.dtype, False)
 
 
 class SelfAttention(nnx.Module):
@@ -151,20 +155,30 @@ class SelfAttention(nnx.Module):
         return self.output(attended)
 
 
-@jax.checkpoint
 def gelu(x: jax.Array) -> jax.Array:
-    """Computes x Φ(x) with `erf`, as in the original (Hendrycks and Gimpel 2016), in float32.
-
-    Only x is kept for the backward pass: recomputing the rest costs less than storing and reading it.
-    """
+    """Computes x Φ(x) with `erf`, as in the original (Hendrycks and Gimpel 2016), in float32."""
     wide = x.astype(jnp.float32)
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-@jax.checkpoint
 def silu(x: jax.Array) -> jax.Array:
-    """Computes x * sigmoid(x) (Elfwing et al. 2017); only x is kept for the backward pass, as in `gelu`."""
+    """Computes x * sigmoid(x) (Elfwing et al. 2017)."""
     return jax.nn.silu(x)
+
+
+# For the backward pass both keep their inputs only: recomputing the rest costs less than storing and reading it.
+
+
+@jax.checkpoint
+def biased_gelu(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """gelu(x + bias): x [T…, F] is the result of a matmul, and bias [F] float32."""
+    return gelu(add_bias(x, bias))
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def gated(activation: Callable[[jax.Array], jax.Array], gate: jax.Array, up: jax.Array) -> jax.Array:
+    """activation(gate) * up, both [T…, F]."""
+    return activation(gate) * up
 
 
 class EncoderLayer(nnx.Module):
@@ -183,5 +197,7 @@ class EncoderLayer(nnx.Module):
         """Args: x [B, L, D]; sequence_ids [B, L] int32; is_packed: whether a row may hold several sequences."""
         attended = dropout(self.attention(x, sequence_ids, key, is_packed), self.rate, key, site=2)
         x = self.attention_norm(x + attended)
-        inner = gelu(self.intermediate(x))  # BLF
+        bias = self.intermediate.bias
+        assert bias is not None
+        inner = biased_gelu(self.intermediate.matmul(x), bias[...])  # BLF
         return self.output_norm(x + dropout(self.output(inner), self.rate, key, site=3))

@@ -11,7 +11,7 @@ from flax import nnx
 
 from bert_jax.model.inputs import Array
 from bert_jax.model.losses import vocabulary_cross_entropy
-from bert_jax.model.matmul import project
+from bert_jax.model.matmul import add_bias, project
 
 
 class MaskedLM(nnx.Module):
@@ -32,7 +32,7 @@ class MaskedLM(nnx.Module):
     def mlm_logits(self, hidden: jax.Array, positions: Array) -> jax.Array:
         """Returns float32 [B, P, V] at the given positions ([B, P] int32) of [B, L, D]; -inf in the padding of V."""
         x, decoder, bias = self.decoder_inputs(hidden, positions)
-        return project(x, decoder.T, self._masked(bias, decoder), self.dtype, 'float32')
+        return add_bias(project(x, decoder.T, self.dtype, 'float32'), self._masked(bias, decoder))
 
     def mlm_losses(self, hidden: jax.Array, positions: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
         """Returns (losses, hits), both float32 [B, P]: -log p(label) in nats, and 1 where the label is most likely.

@@ -15,39 +15,48 @@ from bert_jax.model import cpu
 from bert_jax.model.platform import target_platform
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, out_dtype: str) -> jax.Array:
-    """x @ kernel + bias over the last dim, with factors in `dtype`.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def project(x: jax.Array, kernel: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
+    """x @ kernel over the last dim, with factors in `dtype`.
 
     Args:
-      x: [T…, D].  kernel: [D, F].  bias: [F], or None.  out_dtype: of the result, [T…, F].
+      x: [T…, D].  kernel: [D, F].  out_dtype: of the result, [T…, F].
     """
-    return _project(x, kernel, bias, dtype, out_dtype)
+    return contract(x.astype(dtype), kernel.astype(dtype), 0, out_dtype)
 
 
-def _project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, out_dtype: str) -> jax.Array:
-    result = contract(x.astype(dtype), kernel.astype(dtype), 0, out_dtype)
-    return result if bias is None else result + bias.astype(out_dtype)
-
-
-def _project_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, out_dtype: str) -> tuple:
+def _project_forward(x: jax.Array, kernel: jax.Array, dtype: str, out_dtype: str) -> tuple:
     # Not `project`, whose custom rule would hide the matmul from the policy of `remat='dots'`, which keeps its result.
-    return _project(x, kernel, bias, dtype, out_dtype), (x, kernel, bias)
+    return contract(x.astype(dtype), kernel.astype(dtype), 0, out_dtype), (x, kernel)
 
 
 def _project_backward(dtype: str, out_dtype: str, residuals: tuple, gradient: jax.Array) -> tuple:
-    x, kernel, bias = residuals
+    x, kernel = residuals
     gradient = gradient.astype(dtype)
     x_gradient = contract(gradient, kernel.astype(dtype), 1, x.dtype)
     x, gradient = (factor.reshape(-1, factor.shape[-1]) for factor in (x.astype(dtype), gradient))
     kernel_gradient = cpu.kernel_gradient(x, gradient) if target_platform() == 'cpu' else x.T @ gradient
-    bias_gradient = None
-    if bias is not None:
-        bias_gradient = column_sums(gradient)
-    return x_gradient, kernel_gradient.astype(kernel.dtype), bias_gradient
+    return x_gradient, kernel_gradient.astype(kernel.dtype)
 
 
 project.defvjp(_project_forward, _project_backward)
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x + bias, [T…, F] in the dtype of x; bias: [F] float32."""
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    return x + bias.astype(x.dtype), None
+
+
+def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, column_sums(gradient.reshape(-1, gradient.shape[-1]))
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def column_sums(x: jax.Array) -> jax.Array:

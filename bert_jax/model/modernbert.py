@@ -23,7 +23,6 @@ from bert_jax.model.pre_norm import (
     PreNormForMaskedLM,
     PreNormLayer,
     RotaryAttention,
-    layer_kept_per_token,
     layer_matmuls,
     vocabulary_matmul,
 )
@@ -112,10 +111,3 @@ def matmuls(model: ModernBert, vocab_size: int, **counts: Any) -> list[Matmul]:
     layers = layer_matmuls(model, attention_radii(model), **counts)
     head = Matmul('masked-LM dense', 1, counts['predictions'], size, size, 1)
     return [*layers, head, vocabulary_matmul(model, vocab_size, **counts)]
-
-
-def kept_per_token(model: ModernBert, activation_bytes: int, tensor: int) -> float:
-    """Returns the bytes that a layer keeps per token for the backward pass, without its attention scores."""
-    masks = model.hidden_size * bool(model.attention_dropout)
-    masks += model.intermediate_size * bool(model.mlp_dropout) / tensor
-    return layer_kept_per_token(model, activation_bytes, tensor) + masks

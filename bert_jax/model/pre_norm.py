@@ -16,7 +16,7 @@ from bert_jax.model.attention import attend
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather, run_layers
-from bert_jax.model.layers import Dense, LayerNorm, RMSNorm, apply_together, stack
+from bert_jax.model.layers import Dense, LayerNorm, RMSNorm, apply_together, gated, stack
 from bert_jax.model.local_attention import is_local, num_blocks
 from bert_jax.model.masked_lm import MaskedLM
 from bert_jax.model.matmul import Count, Matmul
@@ -113,7 +113,7 @@ class GatedMlp(nnx.Module):
     def __call__(self, x: jax.Array, key: DropoutKey | None) -> jax.Array:
         """[B, L, D] -> [B, L, D]; dropout, with a key, is on the gated values [B, L, F]."""
         gate, up = apply_together(x, self.gate, self.up)
-        return self.output(dropout(self.activation(gate) * up, self.rate, key, _MLP))
+        return self.output(dropout(gated(self.activation, gate, up), self.rate, key, _MLP))
 
 
 class PreNormLayer(nnx.Module):
@@ -256,10 +256,10 @@ def vocabulary_matmul(model: PreNorm, vocab_size: int, *, predictions: Count, te
 
 
 def layer_kept_per_token(model: PreNorm, activation_bytes: int, tensor: int) -> float:
-    """Returns the bytes that a layer keeps per token for the backward pass, without attention scores and dropout masks.
+    """Returns the bytes that a layer keeps per token for the backward pass, without attention scores.
 
     The inputs of the matmuls of attention and feed-forward (queries, keys and values of all heads, and the gated values
-    among them), gate, its activation and up, and three float32 values of each of two norms.
+    among them), gate and up, and the inputs of two norms.
     """
     size, a = model.hidden_size, activation_bytes
-    return size * (2 * a + 4 * a / tensor + 24) + 4 * a * model.intermediate_size / tensor
+    return size * (4 * a + 4 * a / tensor) + 3 * a * model.intermediate_size / tensor

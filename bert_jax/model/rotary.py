@@ -28,7 +28,8 @@ def rotations(position_ids: Array, head_size: int, theta: float) -> Rotations:
     """
     inverse_frequencies = (1.0 / theta ** (np.arange(0, head_size, 2, dtype=np.float32) / head_size)).astype(np.float32)
     angles = jnp.asarray(position_ids, jnp.float32)[..., None, None] * inverse_frequencies
-    return Rotations(jnp.cos(angles), jnp.sin(angles))
+    # XLA fuses what is cheap into every use; it would compute these again for each head, layer and pass.
+    return jax.lax.optimization_barrier(Rotations(jnp.cos(angles), jnp.sin(angles)))
 
 
 def rotate(x: jax.Array, by: Rotations) -> jax.Array:

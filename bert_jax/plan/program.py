@@ -39,6 +39,7 @@ _COMPILERS = {'tpu': ('libtpu', 'plan-tpu'), 'gpu': ('jax_plugins.xla_cuda13', '
 # Source files that affect the compiled step or what is read from it, in addition to model/.
 _STEP_SOURCES = (
     'runtime/mesh.py',
+    'train/compiler.py',
     'train/gradients.py',
     'train/memory.py',
     'train/objective.py',

@@ -58,10 +58,10 @@ def test_dropout_is_that_of_initial_model_unless_set() -> None:
     assert rates == [(0.0, 0.2), (0.3, 0.2)]
 
 
-@pytest.mark.parametrize(('num_layers', 'given', 'scanned'), [(4, None, False), (5, None, True), (4, True, True)])
-def test_few_layers_are_unrolled_unless_set(num_layers: int, given: bool | None, scanned: bool) -> None:
+@pytest.mark.parametrize('given', [None, True, False])
+def test_unrolling_is_that_of_the_finetune_and_not_of_the_initial_model(given: bool | None) -> None:
     model = resolve(GIVEN | {'model': {'scan_layers': given}}).model
-    assert adapt_to_initial(model, config.Bert(num_layers=num_layers)).scan_layers is scanned
+    assert adapt_to_initial(model, config.Bert(scan_layers=True)).scan_layers is given
 
 
 def test_initial_model_determines_the_family_and_its_dropout() -> None:

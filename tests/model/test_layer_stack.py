@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bert_jax.model import layer_stack
 from bert_jax.model.layer_stack import run_layers
 from bert_jax.model.layers import Dense, stack
 
@@ -46,6 +47,26 @@ def test_scan_unrolled_loop_and_single_layers_agree(kinds: str, remat: str) -> N
         grads = jax.grad(lambda stacked, scan=scan: run(stacked, scan).sum())(stacked)
         for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
             assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(
+    'platform, num_layers, remat, is_gathered, expected',
+    [
+        ('cpu', 4, 'none', False, False),
+        ('cpu', 5, 'none', False, True),
+        ('gpu', 24, 'none', False, False),
+        ('tpu', 28, 'none', False, False),
+        ('tpu', 29, 'none', False, True),
+        ('gpu', 12, 'dots', False, True),
+        ('gpu', 12, 'none', True, True),
+        ('gpu', 4, 'full', True, False),
+    ],
+)
+def test_layers_are_unrolled_where_their_activations_may_stay_in_memory(
+    monkeypatch: pytest.MonkeyPatch, platform: str, num_layers: int, remat: str, is_gathered: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(layer_stack, 'target_platform', lambda: platform)
+    assert layer_stack.is_scanned(num_layers, remat, is_gathered) is expected
 
 
 def test_program_does_not_grow_with_the_number_of_periods() -> None:

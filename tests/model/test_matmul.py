@@ -10,7 +10,7 @@ import pytest
 
 from bert_jax.model import cpu
 from bert_jax.model import matmul as matmul_module
-from bert_jax.model.matmul import project
+from bert_jax.model.matmul import add_bias, project
 from bert_jax.model.plain_attention import attend_by_scores
 
 _WITHIN = {'float32': 1e-5, 'bfloat16': 3e-2}
@@ -37,7 +37,10 @@ def test_project_equals_numpy_in_value_and_gradient(
 
     @jax.jit
     def run(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple:
-        out, pull = jax.vjp(lambda *given: project(*given, dtype, 'float32'), x, kernel, bias)
+        def layer(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+            return add_bias(project(x, kernel, dtype, 'float32'), bias)
+
+        out, pull = jax.vjp(layer, x, kernel, bias)
         return out, *pull(jnp.float32(gradient))
 
     out, of_x, of_kernel, of_bias = run(*map(jnp.float32, (x, kernel, bias)))
@@ -69,10 +72,10 @@ def test_bfloat16_operands_stay_bfloat16_on_a_cpu() -> None:
         pytest.skip('XLA has no bfloat16 matmul for this processor')
 
     def layer(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        inner = project(x, kernel, jnp.zeros(256), 'bfloat16', 'bfloat16').reshape(4, 64, 2, 128)
+        inner = add_bias(project(x, kernel, 'bfloat16', 'bfloat16'), jnp.zeros(256)).reshape(4, 64, 2, 128)
         q, k, v = (cpu.transpose(each, (0, 2, 1, 3)) for each in (inner, 2 * inner, 3 * inner))
         out = attend_by_scores(q, k, v, jnp.ones((64, 64), bool), 0.0, None, 1)
         out = cpu.transpose(out, (0, 2, 1, 3)).reshape(4, 64, 256)
-        return jnp.square(project(out, kernel.T, jnp.zeros(128), 'bfloat16', 'bfloat16')).sum()
+        return jnp.square(project(out, kernel.T, 'bfloat16', 'bfloat16')).sum()
 
     assert _operand_types(jax.grad(layer, (0, 1)), x, kernel) == {'bf16'}

@@ -93,3 +93,28 @@ def test_tpu_program_stores_no_attention_scores() -> None:
     done = subprocess.run([sys.executable, '-c', _PRINT_PROGRAM], env=environment, capture_output=True, text=True)
     assert 'tpu_custom_call' in done.stdout, done.stderr[-2000:]
     assert not re.search(r'\[[\d,]+,512,512\]', done.stdout)
+
+
+_PRINT_LOOP = """
+import sys
+from bert_jax.plan import program, targets
+from tests.support.configs import planned_run
+family, target = sys.argv[1:]
+chosen = planned_run(family, **{'model.dtype': 'bfloat16'})  # 3 or 6 layers in a loop
+_, compiled = program.compile_step(chosen, program._devices(targets.parse_target(target)), 'quick')
+print(compiled.as_text())
+"""
+
+
+@pytest.mark.parametrize('name', ['h200:1x4', 'tpu-v5e:2x2'])
+@pytest.mark.parametrize('family', ['bert', 'modernbert', 'eurobert'])
+def test_loop_over_layers_keeps_no_activations_in_float32(family: str, name: str) -> None:
+    target = _target(name)
+    done = subprocess.run(
+        [sys.executable, '-c', _PRINT_LOOP, family, name],
+        env=os.environ | program._environment(target),
+        capture_output=True,
+        text=True,
+    )
+    stacks = set(re.findall(r'(\w+)\[[236],4,32,(?:64|256)\]', done.stdout))  # of 4 rows of 32 positions
+    assert stacks == {'bf16'}, done.stderr[-2000:]

@@ -101,6 +101,7 @@ _PLANNED = {
     'model.num_heads': 4,
     'model.intermediate_size': 256,
     'model.max_positions': 32,
+    'model.scan_layers': True,
     'train.global_batch_size': 16,
 }
 

@@ -1,0 +1,67 @@
+"""Layer normalisation and RMS normalisation; their backward pass reads the input instead of stored float32 values.
+
+`T` tokens (any leading dims), `D` features.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax.model.matmul import column_sums
+from bert_jax.model.platform import target_platform
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float, dtype: str, centre: bool
+) -> jax.Array:
+    """Divides x by its root mean square over the last dim, computed in float32; returns [T…, D] in `dtype`.
+
+    The backward pass keeps x in its own dtype, and one or two float32 values per token.
+
+    Args:
+      x: [T…, D].  scale: [D] float32.  bias: [D] float32, or None.  eps: added to the mean square.
+      centre: True subtracts the mean first (layer norm), False does not (RMS norm).
+    """
+    return _forward(x, scale, bias, eps, dtype, centre)[0]
+
+
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float, dtype: str, centre: bool
+) -> tuple[jax.Array, tuple]:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True) if centre else None
+    centred = wide if mean is None else wide - mean
+    if mean is None or target_platform() == 'cpu':
+        square = jnp.square(centred).mean(axis=-1, keepdims=True)
+    else:  # both means in one pass over x
+        square = jnp.maximum(jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean), 0.0)
+    factor = jax.lax.rsqrt(square + eps)
+    normal = centred * factor * scale
+    return (normal if bias is None else normal + bias).astype(dtype), (x, scale, bias, mean, factor)
+
+
+def _backward(eps: float, dtype: str, centre: bool, kept: tuple, gradient: jax.Array) -> tuple:
+    x, scale, bias, mean, factor = kept
+    # Else XLA computes the gradient from its parts in each of the two passes over it.
+    gradient, x, mean, factor = _in_memory((gradient, x, mean, factor))
+    wide, of_y = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    normal = (wide if mean is None else wide - mean) * factor
+    scaled = of_y * scale
+    of_x = scaled - normal * (scaled * normal).mean(axis=-1, keepdims=True)
+    if centre:
+        of_x = of_x - scaled.mean(axis=-1, keepdims=True)
+    size = x.shape[-1]
+    of_scale = column_sums((of_y * normal).reshape(-1, size))
+    of_bias = None if bias is None else column_sums(gradient.reshape(-1, size))
+    # Else XLA computes it again for the dropout of the branch.
+    return _in_memory((of_x * factor).astype(x.dtype)), of_scale, of_bias
+
+
+def _in_memory(values: Any) -> Any:
+    return values if target_platform() == 'cpu' else jax.lax.optimization_barrier(values)
+
+
+normalize.defvjp(_forward, _backward)
