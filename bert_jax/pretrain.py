@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from bert_jax.config import (
     Config,
     describe_batch,
-    max_sequences,
     model_at,
     num_full_steps,
     phase_at,
@@ -249,8 +248,7 @@ def _describe_attention(config: Config, mesh: Mesh) -> str:
         return 'plain, as set by model.attention'
     platform, tensor = mesh.devices.flat[0].platform, mesh.shape['tensor']
     reasons = [
-        unsupported_reason_of(phase.model, platform, phase.data.sequence_length, tensor, max_sequences(phase.data) > 1)
-        for phase in config.in_phases
+        unsupported_reason_of(phase.model, platform, phase.data.sequence_length, tensor) for phase in config.in_phases
     ]
     reason = next(filter(None, reasons), None)
     if reason is None:

@@ -58,7 +58,7 @@ class Model:
 
     @property
     def drops_attention_weights(self) -> bool:
-        """Whether training drops attention weights, which not every kernel can do."""
+        """Whether training drops attention weights."""
         return False
 
     @property

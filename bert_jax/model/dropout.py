@@ -54,7 +54,17 @@ def is_kept(element: jax.Array, row_keys: jax.Array, rate: float) -> jax.Array:
     Args:
       element: uint32, the index of an element in its row.  row_keys: `DropoutKey.of_rows`, broadcast to it.
     """
-    return _hash32((element * jnp.uint32(_GOLDEN)) ^ row_keys) >= jnp.uint32(round(rate * 2**32))
+    return is_kept_at(spread(element), row_keys, rate)
+
+
+def spread(element: jax.Array) -> jax.Array:
+    """Returns uint32 for `is_kept_at`. It is linear: kernels spread rows and columns and add, one per element."""
+    return element * jnp.uint32(_GOLDEN)
+
+
+def is_kept_at(spread_element: jax.Array, row_keys: jax.Array, rate: float) -> jax.Array:
+    """Returns what `is_kept` does, for an element that is already `spread`."""
+    return _hash32(spread_element ^ row_keys) >= jnp.uint32(round(rate * 2**32))
 
 
 def dropout(x: jax.Array, rate: float, key: DropoutKey | None, site: int) -> jax.Array:

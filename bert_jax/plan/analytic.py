@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, max_sequences, num_predictions
-from bert_jax.model.attention import unsupported_reason_of
+from bert_jax.model.attention import WITH_WINDOWS, unsupported_reason_of
 from bert_jax.model.family import family_of, matmuls, num_parameters
 from bert_jax.model.layer_stack import pattern_length
 from bert_jax.model.local_attention import is_local, num_blocks
@@ -180,14 +180,15 @@ def _attention_bytes_per_token(config: Config, radius: int | None, tensor: int, 
     a, num_heads = _bytes_per_activation(config), model.num_heads / tensor
     bytes_per_score = a * (1 + model.drops_attention_weights)  # the weight, before and after dropout
     outputs = model.hidden_size * a / tensor + 4 * num_heads  # by head, with the sums of their weights
-    if is_local(radius, length):
+    is_windowed = is_local(radius, length)
+    if _uses_kernel(config, tensor, platform) and (not is_windowed or platform in WITH_WINDOWS):
+        # The GPU kernel keeps its output, with the sums, in addition to the input of the output projection.
+        return outputs if platform == 'gpu' else 0.0
+    if is_windowed:
         # Blocks of queries have the scores, keys and values of three blocks; the last block is padded.
         padding = num_blocks(radius, length) * radius / length
         keys_and_values = 2 * 2 * model.hidden_size * a / tensor
         return padding * (num_heads * 3 * radius * bytes_per_score + keys_and_values + outputs)
-    if _uses_kernel(config, tensor, platform):
-        # GPU kernels keep their output in addition to the input of the output projection.
-        return model.hidden_size * a / tensor if platform == 'gpu' else 0.0
     return num_heads * length * bytes_per_score + outputs
 
 
@@ -207,9 +208,8 @@ def _bytes_per_activation(config: Config) -> int:
 
 def _uses_kernel(config: Config, tensor: int, platform: str) -> bool:
     """Returns whether a fused kernel computes attention, so that its scores are not stored."""
-    model, length, is_packed = config.model, config.data.sequence_length, max_sequences(config.data) > 1
-    is_supported = unsupported_reason_of(model, platform, length, tensor, is_packed) is None
-    return model.attention != 'plain' and is_supported
+    is_supported = unsupported_reason_of(config.model, platform, config.data.sequence_length, tensor) is None
+    return config.model.attention != 'plain' and is_supported
 
 
 def _activation_bytes(config: Config, axis_sizes: dict[str, int], platform: str) -> float:

@@ -51,7 +51,7 @@ _STEP_SOURCES = (
     'plan/program.py',
     *(f'plan/{name}.py' for name in ('hlo', 'hlo_parse', 'hlo_cost', 'hlo_categories', 'hlo_collectives', 'kernels')),
 )
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin', 'nvidia-cudnn-cu13')
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda13-plugin')
 
 
 @dataclasses.dataclass(frozen=True)

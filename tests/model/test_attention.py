@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from bert_jax.errors import BadInput
-from bert_jax.model import attention, tpu_attention
+from bert_jax.model import attention, gpu_attention, tpu_attention
 from bert_jax.model.dropout import DropoutKey
 from bert_jax.model.platform import target_platform
 
@@ -21,9 +21,8 @@ ROWS, LENGTH, HEADS = 2, 128, 2
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tpu_attention, 'attend', functools.partial(tpu_attention.attend, interpret=True))
-    kernels = attention._kernels(attention._GPU_KERNELS)
-    monkeypatch.setattr(kernels, 'mha', functools.partial(kernels.mha, interpret=True))
+    for kernels in (tpu_attention, gpu_attention):
+        monkeypatch.setattr(kernels, 'attend', functools.partial(kernels.attend, interpret=True))
 
 
 def _packed() -> np.ndarray:
@@ -62,7 +61,7 @@ def _outputs(
     [
         ('tpu', 64, 0.1, 'float32', 1e-5),  # two heads per tile, four blocks of queries
         ('tpu', 128, 0.0, 'bfloat16', 0.02),
-        ('gpu', 64, 0.0, 'bfloat16', 0.02),
+        ('gpu', 64, 0.1, 'bfloat16', 0.02),
     ],
 )
 def test_kernels_match_the_reference_on_packed_rows(
@@ -90,20 +89,21 @@ def test_heads_split_over_tensor_give_the_same_result(interpreted: None) -> None
 
 
 @pytest.mark.parametrize(
-    'platform, length, dtype, rate, fix',
+    'platform, length, dtype, size, fix',
     [
-        ('tpu', 100, 'bfloat16', 0.0, 'multiple of 128'),
-        ('gpu', 128, 'float32', 0.0, 'model.dtype=bfloat16'),
-        ('gpu', 128, 'bfloat16', 0.1, 'attention_dropout_rate=0.0'),
+        ('tpu', 100, 'bfloat16', 64, 'multiple of 128'),
+        ('gpu', 100, 'bfloat16', 64, 'multiple of 64'),
+        ('gpu', 128, 'float32', 64, 'model.dtype=bfloat16'),
+        ('gpu', 128, 'bfloat16', 256, 'num_heads so that heads have size 64'),
     ],
 )
 def test_without_a_kernel_auto_runs_plain_and_fused_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, platform: str, length: int, dtype: str, rate: float, fix: str
+    monkeypatch: pytest.MonkeyPatch, platform: str, length: int, dtype: str, size: int, fix: str
 ) -> None:
     monkeypatch.setattr(attention, 'target_platform', lambda: platform)
-    x, ids = jnp.ones((1, length, 64), dtype), jnp.ones((1, length), jnp.int32)
+    x, ids = jnp.ones((1, length, size), dtype), jnp.ones((1, length), jnp.int32)
     key = DropoutKey(jnp.uint32(0), jnp.arange(1, dtype=jnp.uint32))
-    run = functools.partial(attention.attend, x, x, x, ids, 1, rate, key, is_packed=True)
+    run = functools.partial(attention.attend, x, x, x, ids, 1, 0.1, key, is_packed=True)
     assert 'pallas_call' not in str(jax.make_jaxpr(functools.partial(run, 'auto'))())
     with pytest.raises(BadInput, match=fix):
         run('fused')

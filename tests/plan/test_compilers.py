@@ -77,21 +77,32 @@ def test_compiled_program_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _PRINT_PROGRAM = """
+import sys
 from bert_jax.plan import program, targets
 from tests.support.configs import planned_run
 changes = {'model.hidden_size': 128, 'model.num_heads': 4, 'model.max_positions': 512, 'data.sequence_length': 512}
-changes |= {'data.packing': True, 'mesh.data': 2, 'mesh.tensor': 2, 'model.remat': 'dots'}
-chosen = planned_run(**changes, **{'model.attention': 'fused'})
-_, compiled = program.compile_step(chosen, program._devices(targets.parse_target('tpu-v5e:2x2')), 'quick')
+changes |= {'data.packing': True, 'mesh.data': -1, 'mesh.tensor': 2, 'model.remat': 'dots', 'model.dtype': 'bfloat16'}
+chosen = planned_run(sys.argv[1], **changes, **{'model.attention': 'fused'})
+_, compiled = program.compile_step(chosen, program._devices(targets.parse_target(sys.argv[2])), 'quick')
 print(compiled.as_text())
 """
 
 
-def test_tpu_program_stores_no_attention_scores() -> None:
+@pytest.mark.parametrize(
+    'family, name, kernel',
+    [
+        ('bert', 'tpu-v5e:2x2', 'tpu_custom_call'),
+        ('bert', 'h100:1x8', f'attention_backward_of_{512 * 512}_scores'),
+        ('modernbert', 'h200:1x8', r'attention_backward_of_\d{5}_scores'),  # local layers
+    ],
+)
+def test_program_stores_no_attention_scores(family: str, name: str, kernel: str) -> None:
     """With dropout of attention weights, packed rows, heads split over `tensor`, and recomputed layers."""
-    environment = os.environ | program._environment(targets.parse_target('tpu-v5e:2x2'))
-    done = subprocess.run([sys.executable, '-c', _PRINT_PROGRAM], env=environment, capture_output=True, text=True)
-    assert 'tpu_custom_call' in done.stdout, done.stderr[-2000:]
+    target = _target(name)
+    environment = os.environ | program._environment(target)
+    command = [sys.executable, '-c', _PRINT_PROGRAM, family, name]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert re.search(kernel, done.stdout), done.stderr[-2000:]
     assert not re.search(r'\[[\d,]+,512,512\]', done.stdout)
 
 

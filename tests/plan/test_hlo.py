@@ -221,26 +221,27 @@ ENTRY %main (q: bf16[2,256,4,64], ids: s32[2,256]) -> bf16[2,256,4,64] {{
   ROOT %kernel = bf16[2,256,4,64]{{3,2,1,0}} custom-call(%ids, %q, %q, %q), {}
 }}
 """
+_TRITON = 'custom_call_target="__gpu$xla.gpu.triton", metadata={{op_name="{}/pallas_call"}}'
 _MATMUL_FLOPS, _NUM_SCORES = 2 * 2 * 4 * 256 * 256 * 64, 2 * 4 * 256 * 256
 
 
 @pytest.mark.parametrize(
-    'call, num_matmuls',
+    'call, num_matmuls, num_exponentials',
     [
-        ('custom_call_target="__cudnn$fmhaSoftmax"', 2),
-        ('custom_call_target="__cudnn$fmhaSoftmaxBackward"', 5),
-        ('custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(mha)/mha_forward/pallas_call"}', 2),
-        ('custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="transpose/mha_backward/pallas_call"}', 7),
-        ('custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="mha_preprocess_backward/pallas_call"}', 0),
+        (_TRITON.format(f'jit(step)/attention_forward_of_{256 * 256}_scores'), 2, 1),
+        (_TRITON.format(f'transpose/attention_backward_of_{256 * 256}_scores'), 7, 2),
+        (_TRITON.format(f'attention_backward_of_{256 * 64}_scores'), 7 / 4, 2 / 4),  # a window
+        (_TRITON.format('something_else'), 0, 0),
         (
             'custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":'
             f'{{"flops":"{5 * _MATMUL_FLOPS}","transcendentals":"{_NUM_SCORES}","bytes_accessed":"9"}}}}}}',
             5,
+            1,
         ),
     ],
 )
-def test_matmuls_inside_attention_kernels_are_counted(call: str, num_matmuls: int) -> None:
+def test_matmuls_inside_attention_kernels_are_counted(call: str, num_matmuls: float, num_exponentials: float) -> None:
     (operation,) = hlo.read_work(Module(_CALL.format(call))).operations
     assert operation.flops == num_matmuls * _MATMUL_FLOPS
-    assert operation.transcendental == (_NUM_SCORES if num_matmuls else 0)
+    assert operation.transcendental == num_exponentials * _NUM_SCORES
     assert operation.bytes == 2 * 256 * (4 * 4 * 64 * 2 + 4)

@@ -1,0 +1,368 @@
+"""Attention on a GPU whose scores never leave the chip: one Pallas kernel (Triton) forward, one backward.
+
+`B` rows, `L` positions, `D` = `H` heads x `K`; `P` = K padded to a power of two. A program has a block of `M` positions
+and loops over blocks of `N` positions of the other side: keys for queries, queries for keys.
+
+After Dao 2023, "FlashAttention-2". The forward pass keeps the logarithm of softmax's sum, [B, H, L]; the backward pass
+recomputes weights and dropout masks from it, once for the gradients of keys and values and once for those of queries.
+It sums in registers, without atomic additions, so that gradients do not depend on the order in which programs run.
+Arrays keep the layout [B, L, D] of the dense layers around. Only blocks that hold positions of the same sequence within
+the window are visited, and no block of padding.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from bert_jax.model.dropout import is_kept_at, spread
+
+BLOCK = 64  # L is a multiple of it
+LARGEST_HEAD = 128  # K; larger accumulators do not fit into the registers
+_NO = -1e30  # the score of a key that a query does not attend to
+_LOG2_E = math.log2(math.e)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """How a kernel divides its work.
+
+    Attributes:
+      own: M, at most; a row that is no multiple of it has blocks of `BLOCK`.
+      step: N.
+    """
+
+    own: int
+    step: int
+    num_warps: int
+
+    def own_of(self, length: int) -> int:
+        """Returns M for rows of `length`."""
+        return self.own if length % self.own == 0 else BLOCK
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """The static arguments of both kernels. interpret: run them without a GPU."""
+
+    num_heads: int
+    rate: float
+    radius: int | None
+    interpret: bool
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sequence_ids: jax.Array,
+    row_keys: jax.Array,
+    first_head: jax.Array,
+    *,
+    num_heads: int,
+    rate: float,
+    radius: int | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Computes softmax(q k' / sqrt(K)) v of each head with dropout; positions attend to equal ids.
+
+    The values at padding (id 0) are finite and undefined.
+
+    Args:
+      q, k, v: [B, L, D]; L a multiple of `BLOCK`, K at most `LARGEST_HEAD`.  sequence_ids: [B, L] int32.
+      row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: [1] uint32, the index of the first of
+        these heads in the model.
+      rate: of dropout, as `dropout` on the weights [B, H, L, L] of all heads; 0 for none.
+      radius: positions attend to positions at most this far away; None for any distance.
+    """
+    call = _Call(num_heads, rate, radius, interpret)
+    heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
+    q, k, v = (x.reshape(heads) for x in (q, k, v))
+    return _attend(call, q, k, v, sequence_ids, row_keys, first_head).reshape(*heads[:2], -1)
+
+
+def num_scores(length: int, radius: int | None, blocks: _Blocks) -> int:
+    """Returns how many scores a kernel computes for a head of a row that is one sequence."""
+    own, step = blocks.own_of(length), blocks.step
+    return int(_near(length, own, step, radius).sum()) * own * step
+
+
+# Registers limit the blocks: none of these spills with dropout (benchmarks/LOG.md), and two programs fit on a
+# multiprocessor, so that one multiplies while the other computes weights; of the forward pass of large heads, one.
+def _forward_blocks(head_size: int, radius: int | None) -> _Blocks:
+    if radius is not None:  # fewer scores outside the window
+        return _Blocks(64, 64, num_warps=4)
+    return _Blocks(128, 64, num_warps=4 if head_size <= 64 else 8)
+
+
+def _backward_blocks(head_size: int) -> _Blocks:
+    return _Blocks(64, 64 if head_size <= 64 else 32, num_warps=4)
+
+
+# All arrays of a head are [B, L, H, K] from here on.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array) -> jax.Array:
+    return _attend_forward(call, q, k, v, ids, *scalars)[0]
+
+
+def _attend_forward(call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array):
+    B, L, H, K = q.shape
+    log_sums = jax.ShapeDtypeStruct((B, H, L), jnp.float32)
+    blocks = _forward_blocks(K, call.radius)
+    out, log_sums = _pallas(
+        call, _forward_kernel, 'attention_forward', blocks, scalars, ids, own=(q,), whole=(k, v), outs=(q, log_sums)
+    )
+    return out, (q, k, v, ids, scalars, out, log_sums)
+
+
+def _attend_backward(call: _Call, kept: tuple, gradient: jax.Array) -> tuple:
+    q, k, v, ids, scalars, out, log_sums = kept
+    deltas = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)  # BHL
+    whole = (q, k, v, gradient, log_sums, deltas)
+    blocks = _backward_blocks(q.shape[-1])
+    gradients = _pallas(
+        call, _backward_kernel, 'attention_backward', blocks, scalars, ids, own=(), whole=whole, outs=(q, k, v)
+    )
+    return *gradients, None, *(None for _ in scalars)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _pallas(
+    call: _Call,
+    kernel: Callable[..., None],
+    name: str,
+    blocks: _Blocks,
+    scalars: Sequence[jax.Array],
+    ids: jax.Array,
+    *,
+    own: Sequence[jax.Array],
+    whole: Sequence[jax.Array],
+    outs: Sequence[jax.Array | jax.ShapeDtypeStruct],
+) -> list[jax.Array]:
+    """Runs a kernel over (blocks of M positions, heads, rows).
+
+    Args:
+      own, outs: [B, L, H, K] or [B, H, L], of which a program sees its block.  whole: of which it sees the row.
+    """
+    (B, L), H = ids.shape, call.num_heads
+    M, N = blocks.own_of(L), blocks.step
+    head_size = outs[0].shape[-1]
+    P = max(16, pl.next_power_of_2(head_size))
+
+    def spec(x: jax.Array | jax.ShapeDtypeStruct, length: int) -> pl.BlockSpec:
+        block = 0 if length == L else 1
+        if len(x.shape) == 3:
+            return pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, i * block))
+        return pl.BlockSpec((None, length, None, P), lambda i, h, b: (b, i * block, h, 0))
+
+    firsts, ends = _visible(ids, M, N, call.radius)
+    of_block = pl.BlockSpec((None, 1), lambda i, h, b: (b, i))
+    in_specs = [
+        pl.BlockSpec((1,), lambda i, h, b: (b,)),
+        pl.BlockSpec((1,), lambda i, h, b: (0,)),
+        pl.BlockSpec((None, L), lambda i, h, b: (b, 0)),
+        of_block,
+        of_block,
+    ]
+    return pl.pallas_call(
+        functools.partial(kernel, size=_Size(L, head_size, M, N), rate=call.rate, radius=call.radius),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs],
+        grid=(L // M, H, B),
+        in_specs=[*in_specs, *(spec(x, M) for x in own), *(spec(x, L) for x in whole)],
+        out_specs=[spec(x, M) for x in outs],
+        compiler_params=plgpu.CompilerParams(num_warps=blocks.num_warps, num_stages=2),
+        interpret=call.interpret,
+        name=f'{name}_of_{num_scores(L, call.radius, blocks)}_scores',  # `plan` reads it
+    )(*scalars, ids, firsts, ends, *own, *whole)
+
+
+def _near(length: int, own: int, step: int, radius: int | None) -> np.ndarray:
+    """Returns bool [L / M, L / N]: whether some positions of two blocks are at most `radius` apart."""
+    own_first, step_first = np.arange(0, length, own)[:, None], np.arange(0, length, step)[None]
+    distance = np.maximum(step_first - (own_first + own - 1), own_first - (step_first + step - 1))
+    return distance <= (length if radius is None else radius)
+
+
+def _visible(ids: jax.Array, own: int, step: int, radius: int | None) -> tuple[jax.Array, jax.Array]:
+    """Returns for each block of M the first block of N to visit and the one after the last, [B, L / M] int32.
+
+    Blocks meet if the ranges of their ids overlap. A block of padding meets none.
+    """
+    B, L = ids.shape
+    lowest, highest = jnp.where(ids > 0, ids, jnp.iinfo(jnp.int32).max), ids
+    own_low, step_low = (lowest.reshape(B, -1, size).min(axis=-1) for size in (own, step))
+    own_high, step_high = (highest.reshape(B, -1, size).max(axis=-1) for size in (own, step))
+    meet = (own_low[:, :, None] <= step_high[:, None]) & (step_low[:, None] <= own_high[:, :, None])
+    meet &= _near(L, own, step, radius)
+    first = jnp.argmax(meet, axis=-1).astype(jnp.int32)
+    after_last = L // step - jnp.argmax(meet[..., ::-1], axis=-1).astype(jnp.int32)
+    return first, jnp.where(meet.any(axis=-1), after_last, 0)
+
+
+# --- The kernels. References are to arrays in memory, as Pallas passes them. ---
+
+
+@dataclasses.dataclass(frozen=True)
+class _Size:
+    """The sizes of a program's arrays: of a row, of a head, of its block (M) and of the blocks it visits (N)."""
+
+    length: int
+    head: int
+    own: int
+    step: int
+
+    def load(self, ref: Any, at: Any) -> jax.Array:
+        """Returns [n, P], positions of a head with zeros after its K columns."""
+        width = ref.shape[-1]
+        if width == self.head:
+            return plgpu.load(ref.at[at, :])
+        return plgpu.load(ref.at[at, :], mask=self._is_in_head(width), other=0.0)
+
+    def store(self, ref: Any, x: jax.Array) -> None:
+        """Writes [M, P] to [M, K]."""
+        width = ref.shape[-1]
+        plgpu.store(ref, x.astype(ref.dtype), mask=None if width == self.head else self._is_in_head(width))
+
+    def _is_in_head(self, width: int) -> jax.Array:
+        return (jnp.arange(width) < self.head)[None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scores:
+    """The pairs of a block of M positions with a block of N.
+
+    Attributes:
+      ids: those of the row.
+      own: [M], positions in the row.
+      row_key, head: for dropout; `head` is an index among the heads of the model.
+      own_is_query: whether the M positions are queries and the N positions keys, or the reverse.
+    """
+
+    size: _Size
+    rate: float
+    radius: int | None
+    ids: Any
+    own: jax.Array
+    row_key: jax.Array
+    head: jax.Array
+    own_is_query: bool
+
+    def attends(self, own_ids: jax.Array, visited: jax.Array) -> jax.Array:
+        """Returns bool [M, N]: same sequence and within the window. visited: index of the block of N."""
+        attends = own_ids[:, None] == self.ids[pl.ds(visited * self.size.step, self.size.step)][None, :]
+        if self.radius is not None:
+            attends &= jnp.abs(self.own[:, None] - self._positions(visited)[None, :]) <= self.radius
+        return attends
+
+    def keep(self, visited: jax.Array) -> jax.Array | None:
+        """Returns bool [M, N], the mask of dropout; None without dropout."""
+        if not self.rate:
+            return None
+        own, other = self.own.astype(jnp.uint32), self._positions(visited).astype(jnp.uint32)
+        length = jnp.uint32(self.size.length)
+        if self.own_is_query:
+            own = (self.head * length + own) * length
+        else:
+            other = (self.head * length + other) * length
+        return is_kept_at(spread(own)[:, None] + spread(other)[None, :], self.row_key, self.rate)
+
+    def _positions(self, visited: jax.Array) -> jax.Array:
+        """Returns [N]."""
+        return visited * self.size.step + jnp.arange(self.size.step)
+
+
+def _own_positions(size: _Size) -> jax.Array:
+    """Returns [M]."""
+    return pl.program_id(0) * size.own + jnp.arange(size.own)
+
+
+def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.dot(x, y, preferred_element_type=jnp.float32)
+
+
+def _forward_kernel(
+    row_keys, first_head, ids, first, end, q_ref, k_ref, v_ref, out_ref, log_sum_ref, *, size, rate, radius
+):
+    head = first_head[0] + pl.program_id(1).astype(jnp.uint32)
+    scores_of = _Scores(size, rate, radius, ids, _own_positions(size), row_keys[0], head, own_is_query=True)
+    q = size.load(q_ref, slice(None))  # MP
+    own_ids = ids[pl.ds(pl.program_id(0) * size.own, size.own)]
+    scale = size.head**-0.5 * _LOG2_E
+
+    def visit(block: jax.Array, carry: tuple) -> tuple:
+        out, highest, total = carry
+        at = pl.ds(block * size.step, size.step)
+        scores = _matmul(q, size.load(k_ref, at).T) * scale
+        scores = jnp.where(scores_of.attends(own_ids, block), scores, _NO)
+        new_highest = jnp.maximum(highest, scores.max(axis=-1))
+        correction = jnp.exp2(highest - new_highest)
+        weights = jnp.exp2(scores - new_highest[:, None])
+        total = total * correction + weights.sum(axis=-1)
+        keep = scores_of.keep(block)
+        used = weights if keep is None else jnp.where(keep, weights, 0.0)
+        v = size.load(v_ref, at)
+        return out * correction[:, None] + _matmul(used.astype(v.dtype), v), new_highest, total
+
+    start = (jnp.zeros(q.shape, jnp.float32), jnp.full(size.own, _NO, jnp.float32), jnp.zeros(size.own, jnp.float32))
+    out, highest, total = jax.lax.fori_loop(first[0], end[0], visit, start)
+    total = jnp.where(total > 0, total, 1.0)  # 0 in a block of padding
+    size.store(out_ref, out * (1.0 / (total * (1.0 - rate)))[:, None])
+    log_sum_ref[...] = highest + jnp.log2(total)
+
+
+def _backward_kernel(
+    row_keys, first_head, ids, first, end, q_ref, k_ref, v_ref, gradient_ref, log_sums, deltas,
+    q_gradient_ref, k_gradient_ref, v_gradient_ref, *, size, rate, radius,
+):  # fmt: skip
+    head = first_head[0] + pl.program_id(1).astype(jnp.uint32)
+    own = pl.ds(pl.program_id(0) * size.own, size.own)
+    own_ids = ids[own]
+    scale, kept_scale = size.head**-0.5, 1.0 / (1.0 - rate)
+
+    def dropped(x: jax.Array, keep: jax.Array | None) -> jax.Array:
+        return x if keep is None else jnp.where(keep, x * kept_scale, 0.0)
+
+    def weights_of(scores: jax.Array, attends: jax.Array, log_sums: jax.Array) -> jax.Array:
+        return jnp.where(attends, jnp.exp2(scores * (scale * _LOG2_E) - log_sums), 0.0)
+
+    of_keys = _Scores(size, rate, radius, ids, _own_positions(size), row_keys[0], head, own_is_query=False)
+    k, v = size.load(k_ref, own), size.load(v_ref, own)  # MP
+
+    def visit_queries(block: jax.Array, carry: tuple) -> tuple:
+        k_gradient, v_gradient = carry
+        at = pl.ds(block * size.step, size.step)
+        q, gradient = size.load(q_ref, at), size.load(gradient_ref, at)  # NP
+        weights = weights_of(_matmul(k, q.T), of_keys.attends(own_ids, block), log_sums[at][None, :])
+        keep = of_keys.keep(block)
+        v_gradient += _matmul(dropped(weights, keep).astype(q.dtype), gradient)
+        of_weights = dropped(_matmul(v, gradient.T), keep)
+        of_scores = weights * (of_weights - deltas[at][None, :])
+        return k_gradient + _matmul(of_scores.astype(q.dtype), q), v_gradient
+
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    k_gradient, v_gradient = jax.lax.fori_loop(first[0], end[0], visit_queries, (zeros, zeros))
+    size.store(k_gradient_ref, k_gradient * scale)
+    size.store(v_gradient_ref, v_gradient)
+
+    of_queries = dataclasses.replace(of_keys, own_is_query=True)
+    q, gradient = size.load(q_ref, own), size.load(gradient_ref, own)  # MP
+    own_log_sums, own_deltas = log_sums[own][:, None], deltas[own][:, None]
+
+    def visit_keys(block: jax.Array, q_gradient: jax.Array) -> jax.Array:
+        at = pl.ds(block * size.step, size.step)
+        k, v = size.load(k_ref, at), size.load(v_ref, at)  # NP
+        weights = weights_of(_matmul(q, k.T), of_queries.attends(own_ids, block), own_log_sums)
+        of_weights = dropped(_matmul(gradient, v.T), of_queries.keep(block))
+        return q_gradient + _matmul((weights * (of_weights - own_deltas)).astype(k.dtype), k)
+
+    q_gradient = jax.lax.fori_loop(first[0], end[0], visit_keys, zeros)
+    size.store(q_gradient_ref, q_gradient * scale)
