@@ -100,10 +100,7 @@ def unsupported_reason(
         found = (
             f'no TPU kernel supports rows of {length} positions with {num_heads} heads of size {head_size} per device'
         )
-        return (
-            found,
-            f'data.sequence_length a multiple of 128, at most {tpu_attention.LONGEST}; heads of size 64 or 128',
-        )
+        return found, 'data.sequence_length a multiple of 128; heads of size 64 or 128'
     if platform != 'gpu':
         return f'there is no kernel for {platform}', _USE_REFERENCE
     if dtype != 'bfloat16':

@@ -1,52 +1,47 @@
 """Attention on a TPU whose scores never leave the chip: one Pallas kernel forward, one backward.
 
-`B` rows, `L` positions, `D` = heads x `K`; `W` lanes of a block, whole heads of them; `Q` queries of a block.
+`B` rows, `L` positions, `D` = heads x `K`; `W` lanes of a block of heads; `M` queries and `N` keys of a block.
 
-After Dao et al. 2022, "FlashAttention". Rows of BERT are short, so all keys of a row lie on the chip at once: softmax
-needs no running maximum, and the backward pass recomputes the weights from queries and keys alone.
-Arrays keep the layout [B, L, D] of the dense layers around: heads that share a tile's 128 lanes are told apart by
-zeros in the others', which costs a matrix unit of 128 x 128 no more than a head of 64 alone.
+After Dao 2023, "FlashAttention-2": the forward pass keeps a running maximum and sum of each query and writes
+maximum + log(sum), from which the backward pass recomputes the weights. Blocks of queries and keys that share no
+sequence, or lie further apart than the window, are skipped (`tpu_kernels`).
+
+There are two orders of work:
+
+- every block of queries meets every block of keys; short rows are a single block of keys;
+- in a band, for windows, a block meets its neighbours. It is read once and stays on the chip until the last neighbour
+  has met it.
 """
 
-import dataclasses
 import functools
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from bert_jax.model.dropout import is_kept
+from bert_jax.model.tpu_kernels import LANES, Blocks, Call, backward_kernel, forward_kernel
 
-_LANES = 128
-_SCORES = 512 * 512  # per block, float32; several such arrays and all keys of a row fit on the chip
-LONGEST = 4096  # L; then keys, values and their gradients fill it
-_NO = np.float32(-1e30)  # the score of a key of another sequence
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """The static arguments of a kernel. interpret: run it without a TPU."""
-
-    num_heads: int
-    rate: float
-    interpret: bool
+_BLOCK_BYTES = 256 * 1024  # at most, of the keys of a block
+_SCORES = 512 * 512  # of a block, float32; several such arrays are on the chip at once
+_SUMS = 8192 * LANES  # float32 sums of the gradients of queries that are on the chip at once
+_LARGEST_IN_BAND = 256  # positions of a block, if that divides the row
+_FURTHEST = 4  # blocks to either side in a band
+_Index = Callable[[jax.Array, jax.Array], jax.Array]  # (outer, inner index of the grid) -> block of the row
 
 
 def suits(length: int, num_heads: int, head_size: int) -> bool:
-    """Returns whether a kernel supports rows of `length` with this number of heads on one device."""
+    """Returns whether the kernels support rows of `length` with this number of heads on one device."""
     width = num_heads * head_size
     block = _width(width, head_size)
-    return length % _LANES == 0 and length <= LONGEST and width % block == 0 and block % head_size == 0
+    return length % LANES == 0 and width % block == 0 and block % head_size == 0
 
 
 def _width(width: int, head_size: int) -> int:
     """Returns W for [B, L, `width`]: the lanes of a tile or of a larger head, or all lanes if there are fewer."""
-    return min(max(head_size, _LANES), width)
+    return min(max(head_size, LANES), width)
 
 
 def attend(
@@ -59,174 +54,252 @@ def attend(
     *,
     num_heads: int,
     rate: float,
+    radius: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Computes softmax(q k' / sqrt(K)) v of each head with dropout; positions attend to equal ids (padding, 0, too).
+    """Computes softmax(q k' / sqrt(K)) v of each head with dropout; positions attend to equal ids.
+
+    The values at padding (id 0) are finite and undefined.
 
     Args:
-      q, k, v: [B, L, D].  sequence_ids: [B, L] int32.
+      q, k, v: [B, L, D], which `suits`.  sequence_ids: [B, L] int32.
       row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: [1] uint32, the index of the first of
         these heads in the model.
       rate: of dropout, as `dropout` on the weights [B, H, L, L] of all heads; 0 for none.
+      radius: positions attend to positions at most this far away; None for any distance.
     """
-    return _attend(_Call(num_heads, rate, interpret), q, k, v, sequence_ids, row_keys, first_head)
+    head_size = q.shape[2] // num_heads
+    call = Call(num_heads, head_size, _width(q.shape[2], head_size), rate, radius, interpret)
+    return _attend(call, q, k, v, sequence_ids, row_keys, first_head)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array) -> jax.Array:
-    return _pallas(call, _forward_kernel, (q,), (k, v), ids, scalars, 1, 0, num_matmuls=2)[0]
+def _attend(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array) -> jax.Array:
+    return _forward(call, q, k, v, ids, *scalars)[0]
 
 
-def _attend_forward(call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array):
-    return _attend(call, q, k, v, ids, *scalars), (q, k, v, ids, *scalars)
+def _attend_forward(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array):
+    out, log_sums = _forward(call, q, k, v, ids, *scalars)
+    return out, (q, k, v, ids, scalars, out, log_sums)
 
 
-def _attend_backward(call: _Call, kept: tuple, gradient: jax.Array) -> tuple:
-    q, k, v, ids, *scalars = kept
-    gradients = _pallas(call, _backward_kernel, (q, gradient), (k, v), ids, scalars, 1, 2, num_matmuls=5)
-    return *gradients, None, *(None for _ in scalars)
+def _attend_backward(call: Call, kept: tuple, gradient: jax.Array) -> tuple:
+    q, k, v, ids, scalars, out, log_sums = kept
+    L, longest = q.shape[1], _SUMS // call.width
+    if L <= longest or _band(L, call) is not None:
+        gradients = _backward(call, (q, gradient, out), log_sums, (k, v), ids, scalars, 0, L, q.dtype)
+        return *gradients, None, *(None for _ in scalars)
+    parts = []
+    for first in range(0, L, longest):
+        end = min(first + longest, L)
+        by_query = (q[:, first:end], gradient[:, first:end], out[:, first:end])
+        log_sums_of_part = log_sums[..., first:end]
+        parts.append(_backward(call, by_query, log_sums_of_part, (k, v), ids, scalars, first, end, 'float32'))
+    q_parts, k_parts, v_parts = zip(*parts, strict=True)
+    gradients = jnp.concatenate(q_parts, axis=1), sum(k_parts), sum(v_parts)
+    return *(x.astype(q.dtype) for x in gradients), None, *(None for _ in scalars)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _pallas(
-    call: _Call,
-    kernel: types.FunctionType,
-    by_query: tuple[jax.Array, ...],
-    by_key: tuple[jax.Array, ...],
-    ids: jax.Array,
-    scalars: Sequence[jax.Array],
-    out_by_query: int,
-    out_by_key: int,
-    num_matmuls: int,
-) -> list[jax.Array]:
-    """Runs a kernel over (rows, blocks of heads, blocks of queries); all arrays [B, L, D]."""
-    B, L, D = by_query[0].shape
-    size = D // call.num_heads
-    W = _width(D, size)
-    Q = max(rows for rows in range(16, L + 1, 16) if L % rows == 0 and (rows * L <= _SCORES or rows == 16))
-    some = pl.BlockSpec((1, Q, W), lambda b, h, i, *_: (b, i, h))
-    every = pl.BlockSpec((1, L, W), lambda b, h, i, *_: (b, 0, h))
-    own_ids = pl.BlockSpec((1, Q, 1), lambda b, h, i, *_: (b, i, 0))
-    all_ids = pl.BlockSpec((1, 1, L), lambda b, h, i, *_: (b, 0, 0))
-    array, num_arrays = by_query[0], len(by_query) + len(by_key) + out_by_query + out_by_key
-    of_call = functools.partial(kernel, head_size=size, num_heads_of_block=W // size, rate=call.rate)
-    return pl.pallas_call(
-        of_call,
-        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype)] * (out_by_query + out_by_key),
+# --- How a row is divided. ---
+
+
+def _sizes(length: int) -> list[int]:
+    return [size for size in range(LANES, length + 1, LANES) if length % size == 0]
+
+
+def _band(length: int, call: Call) -> tuple[int, int] | None:
+    """Returns (positions of a block, blocks to either side that it meets), or None if blocks should meet all others."""
+    if call.radius is None:
+        return None
+    wanted = min(call.radius, _LARGEST_IN_BAND)
+    size = next((size for size in _sizes(length) if size >= wanted), length)
+    reach = -(-call.radius // size)
+    is_narrow = reach <= _FURTHEST and 2 * reach + 1 < length // size and size * size <= _SCORES
+    return (size, reach) if is_narrow else None
+
+
+def _blocks(call: Call, length: int, first_query: int, end_query: int, dtype: jnp.dtype) -> Blocks:
+    band = _band(length, call)
+    if band is not None:
+        return Blocks(length, band[0], band[0], 0, length, band[1])
+    longest = max(LANES, _BLOCK_BYTES // (call.width * dtype.itemsize))
+    keys = max(size for size in _sizes(length) if size <= longest)
+    num_queries = end_query - first_query
+    queries = max(size for size in _sizes(num_queries) if size <= longest and size * keys <= _SCORES or size == LANES)
+    return Blocks(length, queries, keys, first_query, num_queries, None)
+
+
+# --- The kernels, over a grid of (rows, blocks of heads, blocks, blocks that they meet). ---
+
+
+def _forward(
+    call: Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the attended values, [B, L, D], and log(sum of exp(scores)), [B, D / W, heads of W, L] float32."""
+    B, L, D = q.shape
+    W, heads, blocks = call.width, call.heads_of_block, _blocks(call, L, 0, L, q.dtype)
+    M, N, reach, last = blocks.queries, blocks.keys, blocks.reach, blocks.num_k - 1
+
+    def query(o: jax.Array, s: jax.Array) -> jax.Array:
+        return o if reach is None else jnp.maximum(o - reach, 0)
+
+    def key(o: jax.Array, s: jax.Array) -> jax.Array:
+        return s if reach is None else jnp.minimum(o, last)
+
+    reads = blocks.num_q if reach is None and blocks.num_k > 1 else 1
+    out, log_sums = pl.pallas_call(
+        functools.partial(forward_kernel, call=call, blocks=blocks),
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((B, D // W, heads, L), jnp.float32),
+        ],
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(scalars),
-            grid=(B, D // W, L // Q),
-            in_specs=[own_ids, all_ids, *[some] * len(by_query), *[every] * len(by_key)],
-            out_specs=[some] * out_by_query + [every] * out_by_key,
-            scratch_shapes=[pltpu.VMEM((L, W), jnp.float32)] * out_by_key,
+            num_scalar_prefetch=3,
+            grid=(B, D // W, blocks.num_q + (reach or 0), blocks.num_k if reach is None else 1),
+            in_specs=[_ids(M, query), _ids(N, key), _arrays(M, W, query), _arrays(N, W, key), _arrays(N, W, key)],
+            out_specs=[_arrays(M, W, query), _log_sums(heads, M, query)],
+            scratch_shapes=[
+                pltpu.VMEM((W, M), jnp.float32),
+                pltpu.VMEM((heads, M), jnp.float32),
+                pltpu.VMEM((heads, M), jnp.float32),
+                *_neighbours(blocks, ((N, LANES), jnp.int32), ((N, W), k.dtype), ((N, W), v.dtype)),
+            ],
         ),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'parallel', 'arbitrary')),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * num_matmuls * B * L * L * D,
-            transcendentals=B * call.num_heads * L * L,
-            bytes_accessed=num_arrays * array.size * array.dtype.itemsize,
-        ),
+        compiler_params=_PARAMS,
+        cost_estimate=_cost(call, blocks, q, num_matmuls=2, num_arrays=2 + 2 * reads),
         interpret=call.interpret,
-        name=kernel.__name__.strip('_'),
-    )(*scalars, ids[:, :, None], ids[:, None, :], *by_query, *by_key)
+        name='attention_forward',
+    )(*scalars, _bounds(ids, ids, blocks), ids[:, None], ids[:, None], q, k, v)
+    return out, log_sums
 
 
-# --- The kernels: one block of queries against all keys of its row. ---
+def _backward(
+    call: Call,
+    by_query: tuple[jax.Array, jax.Array, jax.Array],
+    log_sums: jax.Array,
+    by_key: tuple[jax.Array, jax.Array],
+    ids: jax.Array,
+    scalars: tuple[jax.Array, ...],
+    first_query: int,
+    end_query: int,
+    dtype: jnp.dtype | str,
+) -> list[jax.Array]:
+    """Returns the gradients of the queries from `first_query` to `end_query`, and theirs of all keys and values.
+
+    Args:
+      by_query: these queries, the gradients of what they attended and what they attended, [B, `num_queries`, D].
+      dtype: of the gradients.
+    """
+    q, k = by_query[0], by_key[0]
+    B, L, D = k.shape
+    W, heads, blocks = call.width, call.heads_of_block, _blocks(call, L, first_query, end_query, q.dtype)
+    M, N, reach, num_q = blocks.queries, blocks.keys, blocks.reach, blocks.num_q
+    query, once, key, done = _backward_indices(blocks)
+    slots, reads = (num_q, blocks.num_k if num_q > 1 else 1) if reach is None else (blocks.num_neighbours, 1)
+    q_ids = ids[:, first_query:end_query]
+    own, each = _arrays(M, W, query), _arrays(N, W, key)
+    return pl.pallas_call(
+        functools.partial(backward_kernel, call=call, blocks=blocks),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, dtype) for x in (q, k, k)],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(B, D // W, blocks.num_k + 2 * (reach or 0), num_q if reach is None else 1),
+            in_specs=[
+                _ids(M, query),
+                _ids(N, key),
+                own,
+                own,
+                _arrays(M, W, once),
+                _log_sums(heads, M, query),
+                each,
+                each,
+            ],  # fmt: skip
+            out_specs=[_arrays(M, W, done), each, each],
+            scratch_shapes=[
+                pltpu.VMEM((slots, W, M), jnp.float32),
+                pltpu.VMEM((slots, heads, M), jnp.float32),
+                pltpu.VMEM((N, W), jnp.float32),
+                pltpu.VMEM((N, W), jnp.float32),
+                pltpu.VMEM((N, LANES), jnp.int32),
+                *_neighbours(
+                    blocks, ((1, M), jnp.int32), ((M, W), q.dtype), ((M, W), q.dtype), ((heads, M), jnp.float32)
+                ),
+            ],
+        ),
+        compiler_params=_PARAMS,
+        cost_estimate=_cost(call, blocks, k, num_matmuls=5, num_arrays=6 + 2 * reads),
+        interpret=call.interpret,
+        name='attention_backward',
+    )(*scalars, _bounds(q_ids, ids, blocks), q_ids[:, None], ids[:, None], *by_query, log_sums, *by_key)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """The values that all heads of a block share. same: bool [Q, L]; element, row_key: for `is_kept`, of head 0;
-    None without dropout."""
+def _backward_indices(blocks: Blocks) -> tuple[_Index, _Index, _Index, _Index]:
+    """Returns the blocks that the grid reads and writes.
 
-    same: jax.Array
-    head_size: int
-    rate: float
-    row_key: jax.Array | None
-    first_element: jax.Array | None
-
-    def weights(self, q: jax.Array, k: jax.Array) -> jax.Array:
-        """[Q, L] float32, before dropout."""
-        scores = _matmul(q, k, (1, 1)) * np.float32(self.head_size**-0.5)
-        scores = jnp.where(self.same, scores, _NO)
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        return weights * (1.0 / weights.sum(axis=-1, keepdims=True))
-
-    def dropped(self, x: jax.Array, head: int) -> jax.Array:
-        """Dropout of [Q, L] values of a head: of weights, or of the gradient that comes to them."""
-        if self.row_key is None or self.first_element is None:
-            return x
-        kept = is_kept(self.first_element + jnp.uint32(head * x.shape[1] * x.shape[1]), self.row_key, self.rate)
-        return jnp.where(kept, x * np.float32(1.0 / (1.0 - self.rate)), 0.0)
+    Those of queries; of what they attended, which only their first step needs; of keys; and of the gradients of queries
+    that a step completes.
+    """
+    reach, num_q, last = blocks.reach, blocks.num_q, blocks.num_k - 1
+    if reach is None:
+        return (
+            lambda o, s: s,
+            lambda o, s: jnp.where(o == 0, s, num_q - 1),
+            lambda o, s: o,
+            lambda o, s: jnp.where(o == last, s, 0),
+        )
+    return (
+        lambda o, s: jnp.minimum(o, num_q - 1),
+        lambda o, s: jnp.minimum(o, num_q - 1),
+        lambda o, s: jnp.clip(o - reach, 0, last),
+        lambda o, s: jnp.maximum(o - 2 * reach, 0),
+    )
 
 
-def _block(keys: Any, first: Any, q_ids: Any, k_ids: Any, heads: int, size: int, rate: float) -> _Block:
-    """Args: references to arrays on the chip, as Pallas passes them."""
-    Q, L = q_ids.shape[1], k_ids.shape[2]
-    element, row_key = None, None
-    if rate:
-        head = first[0] + (pl.program_id(1) * heads).astype(jnp.uint32)
-        query = jax.lax.broadcasted_iota(jnp.int32, (Q, L), 0) + pl.program_id(2) * Q
-        key = jax.lax.broadcasted_iota(jnp.int32, (Q, L), 1)
-        element = (query * L + key).astype(jnp.uint32) + head * jnp.uint32(L * L)
-        row_key = keys[pl.program_id(0)]
-    return _Block(q_ids[0] == k_ids[0], size, rate, row_key, element)
+_PARAMS = pltpu.CompilerParams(dimension_semantics=('parallel', 'parallel', 'arbitrary', 'arbitrary'))
 
 
-def _heads(x: jax.Array, head_size: int) -> Iterator[tuple[int, jax.Array]]:
-    """Yields (index, [1, W] whether a lane belongs to the head) for each head in a block."""
-    lane = jax.lax.broadcasted_iota(jnp.int32, (1, x.shape[-1]), 1)
-    for head in range(x.shape[-1] // head_size):
-        yield head, (lane >= head * head_size) & (lane < (head + 1) * head_size)
+def _arrays(size: int, width: int, index: _Index) -> pl.BlockSpec:
+    """Of [B, L, D]."""
+    return pl.BlockSpec((1, size, width), lambda b, h, o, s, *_: (b, index(o, s), h))
 
 
-def _only(lanes: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.where(lanes, x.astype(jnp.float32), 0.0).astype(x.dtype)
+def _ids(size: int, index: _Index) -> pl.BlockSpec:
+    """Of [B, 1, L]."""
+    return pl.BlockSpec((1, 1, size), lambda b, h, o, s, *_: (b, 0, index(o, s)))
 
 
-def _matmul(x: jax.Array, y: jax.Array, dims: tuple[int, int]) -> jax.Array:
-    """Contracts one dim of each factor, in float32."""
-    return jax.lax.dot_general(x, y, (((dims[0],), (dims[1],)), ((), ())), preferred_element_type=jnp.float32)
+def _log_sums(heads: int, size: int, index: _Index) -> pl.BlockSpec:
+    """Of [B, D / W, heads of W, L]."""
+    return pl.BlockSpec((1, 1, heads, size), lambda b, h, o, s, *_: (b, h, 0, index(o, s)))
 
 
-def _forward_kernel(
-    row_keys, first, q_ids, k_ids, q_ref, k_ref, v_ref, out_ref, *, head_size, num_heads_of_block, rate
-):
-    block = _block(row_keys, first, q_ids, k_ids, num_heads_of_block, head_size, rate)
-    q, k, v = q_ref[0], k_ref[0], v_ref[0]  # QW, LW, LW
-    out = jnp.zeros(q.shape, jnp.float32)
-    for head, lanes in _heads(q, head_size):
-        weights = block.dropped(block.weights(_only(lanes, q), k), head)
-        out = jnp.where(lanes, _matmul(weights.astype(v.dtype), v, (1, 0)), out)
-    out_ref[0] = out.astype(out_ref.dtype)
+def _neighbours(blocks: Blocks, *arrays: tuple[tuple[int, ...], jnp.dtype]) -> list[Any]:
+    """Memory for the blocks that stay on the chip in a band."""
+    if blocks.reach is None:
+        return []
+    return [pltpu.VMEM((blocks.num_neighbours, *shape), dtype) for shape, dtype in arrays]
 
 
-def _backward_kernel(
-    row_keys, first, q_ids, k_ids, q_ref, out_grad_ref, k_ref, v_ref, q_grad_ref, k_grad_ref, v_grad_ref,
-    k_grad_sum, v_grad_sum, *, head_size, num_heads_of_block, rate,
-):  # fmt: skip
-    @pl.when(pl.program_id(2) == 0)
-    def _():
-        k_grad_sum[...] = jnp.zeros_like(k_grad_sum)
-        v_grad_sum[...] = jnp.zeros_like(v_grad_sum)
+def _bounds(q_ids: jax.Array, k_ids: jax.Array, blocks: Blocks) -> jax.Array:
+    """Returns [B * 2 * (blocks of queries and of keys)] int32: the lowest and highest id of each block.
 
-    block = _block(row_keys, first, q_ids, k_ids, num_heads_of_block, head_size, rate)
-    q, k, v, out_grad = q_ref[0], k_ref[0], v_ref[0], out_grad_ref[0]
-    q_grad = jnp.zeros(q.shape, jnp.float32)
-    for head, lanes in _heads(q, head_size):
-        own_q, own_grad = _only(lanes, q), _only(lanes, out_grad)
-        weights = block.weights(own_q, k)
-        v_grad_sum[...] += _matmul(block.dropped(weights, head).astype(v.dtype), own_grad, (0, 0))
-        weights_grad = block.dropped(_matmul(own_grad, v, (1, 1)), head)
-        scores_grad = weights * (weights_grad - (weights * weights_grad).sum(axis=-1, keepdims=True))
-        scores_grad = (scores_grad * np.float32(head_size**-0.5)).astype(q.dtype)
-        q_grad = jnp.where(lanes, _matmul(scores_grad, k, (1, 0)), q_grad)
-        k_grad_sum[...] += _matmul(scores_grad, own_q, (0, 0))
-    q_grad_ref[0] = q_grad.astype(q_grad_ref.dtype)
+    Padding does not count; a block of padding has a lowest id above its highest.
+    """
+    each = (q_ids.reshape(*q_ids.shape[:1], blocks.num_q, -1), k_ids.reshape(*k_ids.shape[:1], blocks.num_k, -1))
+    low = [jnp.where(ids > 0, ids, jnp.iinfo(jnp.int32).max).min(axis=-1) for ids in each]
+    high = [ids.max(axis=-1) for ids in each]
+    return jnp.stack([jnp.concatenate(low, axis=1), jnp.concatenate(high, axis=1)], axis=1).reshape(-1)
 
-    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
-    def _():
-        k_grad_ref[0] = k_grad_sum[...].astype(k_grad_ref.dtype)
-        v_grad_ref[0] = v_grad_sum[...].astype(v_grad_ref.dtype)
+
+def _cost(call: Call, blocks: Blocks, array: jax.Array, num_matmuls: int, num_arrays: int) -> pl.CostEstimate:
+    """Returns the cost of a kernel for rows of one sequence without padding."""
+    near = sum(blocks.are_near(i, j, call.radius) for i in range(blocks.num_q) for j in range(blocks.num_k))
+    num_scores = array.shape[0] * int(near) * blocks.queries * blocks.keys
+    return pl.CostEstimate(
+        flops=2 * num_matmuls * num_scores * array.shape[2],
+        transcendentals=num_scores * call.num_heads,
+        bytes_accessed=num_arrays * array.size * array.dtype.itemsize,
+    )
