@@ -4,8 +4,8 @@
 
 | compiled for | implementation | requires |
 |---|---|---|
-| TPU | `tpu_attention` (Pallas): scores stay on the chip | L a multiple of 128, at most 4096 |
-| GPU | `gpu_attention` (Pallas, Triton): the same, and local windows | bfloat16, L a multiple of 64, K at most 128 |
+| TPU | `tpu_attention` (Pallas): scores stay on the chip | L a multiple of 128 |
+| GPU | `gpu_attention` (Pallas, Triton): the same | bfloat16, L a multiple of 64, K at most 128 |
 | anything else | local windows: `local_attention`, which stores the scores of a band | nothing |
 | | `plain_attention`: scores and weights [B, H, L, L] in memory | nothing |
 
@@ -32,7 +32,6 @@ from bert_jax.model.platform import target_platform, tensor_parts
 _SITE = 1  # of dropout in a layer
 _TPU_KERNELS = 'bert_jax.model.tpu_attention'
 _GPU_KERNELS = 'bert_jax.model.gpu_attention'
-WITH_WINDOWS = ('gpu',)  # platforms whose kernels support local windows
 _USE_REFERENCE = '--config.model.attention=plain'
 
 
@@ -67,7 +66,7 @@ def attend(
     platform = target_platform()
     num_parts = tensor_parts()
     own, size = num_heads // num_parts, q.shape[-1] // num_heads
-    if implementation != 'plain' and (radius is None or platform in WITH_WINDOWS):
+    if implementation != 'plain':
         reason = unsupported_reason(platform, q.shape[1], own, size, str(q.dtype))
         if reason is None:
             row_keys = key.of_rows(_SITE) if key is not None and rate else jnp.zeros(q.shape[0], jnp.uint32)
@@ -137,10 +136,10 @@ def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 # --- Kernels: (heads, dropout rate, radius, q, k, v, sequence ids, keys of rows, first head) -> [B, L, D]. ---
 
 
-def _on_tpu(num_heads: int, rate: float, _: int | None, *arguments: jax.Array) -> jax.Array:
+def _on_tpu(num_heads: int, rate: float, radius: int | None, *arguments: jax.Array) -> jax.Array:
     kernels = _kernels(_TPU_KERNELS)
     assert kernels is not None  # see `unsupported_reason`
-    return kernels.attend(*arguments, num_heads=num_heads, rate=rate)
+    return kernels.attend(*arguments, num_heads=num_heads, rate=rate, radius=radius)
 
 
 def _on_gpu(num_heads: int, rate: float, radius: int | None, *arguments: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 
 from bert_jax import config as config_module
 from bert_jax.config import Config, max_sequences, num_predictions
-from bert_jax.model.attention import WITH_WINDOWS, unsupported_reason_of
+from bert_jax.model.attention import unsupported_reason_of
 from bert_jax.model.family import family_of, matmuls, num_parameters
 from bert_jax.model.layer_stack import pattern_length
 from bert_jax.model.local_attention import is_local, num_blocks
@@ -180,11 +180,10 @@ def _attention_bytes_per_token(config: Config, radius: int | None, tensor: int, 
     a, num_heads = _bytes_per_activation(config), model.num_heads / tensor
     bytes_per_score = a * (1 + model.drops_attention_weights)  # the weight, before and after dropout
     outputs = model.hidden_size * a / tensor + 4 * num_heads  # by head, with the sums of their weights
-    is_windowed = is_local(radius, length)
-    if _uses_kernel(config, tensor, platform) and (not is_windowed or platform in WITH_WINDOWS):
+    if _uses_kernel(config, tensor, platform):
         # The GPU kernel keeps its output, with the sums, in addition to the input of the output projection.
-        return outputs if platform == 'gpu' else 0.0
-    if is_windowed:
+        return outputs if platform == 'gpu' else 4 * num_heads
+    if is_local(radius, length):
         # Blocks of queries have the scores, keys and values of three blocks; the last block is padded.
         padding = num_blocks(radius, length) * radius / length
         keys_and_values = 2 * 2 * model.hidden_size * a / tensor

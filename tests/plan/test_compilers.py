@@ -92,6 +92,7 @@ print(compiled.as_text())
     'family, name, kernel',
     [
         ('bert', 'tpu-v5e:2x2', 'tpu_custom_call'),
+        ('modernbert', 'tpu-v5e:2x2', 'attention_backward'),  # local layers
         ('bert', 'h100:1x8', f'attention_backward_of_{512 * 512}_scores'),
         ('modernbert', 'h200:1x8', r'attention_backward_of_\d{5}_scores'),  # local layers
     ],
