@@ -54,7 +54,7 @@ def attend(
       sequence_ids: [B, L] int32; a position attends to positions with the same id; 0 is padding.
       rate: dropout rate of the weights; no dropout without a key.
       implementation: `config.Model.attention`: 'auto' uses a kernel that supports the arguments, 'plain' never does.
-      is_packed: False if each row is one sequence followed by padding.
+      is_packed: False if each row is one sequence followed by padding; no implementation depends on it now.
       radius: a position attends to positions at most this far away; None for the whole sequence.
 
     Raises:

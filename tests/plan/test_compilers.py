@@ -98,7 +98,7 @@ print(compiled.as_text())
     ],
 )
 def test_program_stores_no_attention_scores(family: str, name: str, kernel: str) -> None:
-    """With dropout of attention weights, packed rows, heads split over `tensor`, and recomputed layers."""
+    """With dropout of attention weights (BERT), packed rows, heads split over `tensor`, and recomputed layers."""
     target = _target(name)
     environment = os.environ | program._environment(target)
     command = [sys.executable, '-c', _PRINT_PROGRAM, family, name]
