@@ -18,9 +18,9 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.model.attention import attend
-from bert_jax.model.dropout import DropoutKey, dropout
+from bert_jax.model.dropout import DropoutKey
 from bert_jax.model.matmul import add_bias, project
-from bert_jax.model.norms import normalize
+from bert_jax.model.norm import add_and_normalize, normalize
 from bert_jax.model.platform import target_platform, tensor_parts
 
 LAYERS = 'layers'  # the logical axis of a stack of layers
@@ -124,6 +124,19 @@ class LayerNorm(nnx.Module):
         return normalize(x, self.scale[...], bias, self.eps, self.dtype, True)
 
 
+def add_and_norm(
+    norm: LayerNorm, x: jax.Array, dense: Dense, inner: jax.Array, rate: float, key: DropoutKey | None, site: int
+) -> jax.Array:
+    """Computes norm(x + dropout(dense(inner))), in one pass over memory where a kernel does it.
+
+    Args:
+      x: [B, L, D].  inner: [B, L, F].  norm, dense: with biases.  rate, key, site: as of `dropout`.
+    """
+    assert norm.bias is not None and dense.bias is not None
+    scale, bias = norm.scale[...], norm.bias[...]
+    return add_and_normalize(x, dense.matmul(inner), dense.bias[...], scale, bias, norm.eps, rate, key, site)
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation over the last dim, computed in float32 (Zhang and Sennrich 2019)."""
 
@@ -149,10 +162,12 @@ class SelfAttention(nnx.Module):
         self.output = Dense(size, size, ('heads', 'embed'), stddev, model.dtype, rngs)
 
     def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
-        """Args: as for `attend`; x [B, L, D]."""
+        """Returns what `output` is to project, [B, L, D].
+
+        Args: as for `attend`; x [B, L, D].
+        """
         q, k, v = apply_together(x, self.query, self.key, self.value)
-        attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed)
-        return self.output(attended)
+        return attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -195,9 +210,9 @@ class EncoderLayer(nnx.Module):
 
     def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
         """Args: x [B, L, D]; sequence_ids [B, L] int32; is_packed: whether a row may hold several sequences."""
-        attended = dropout(self.attention(x, sequence_ids, key, is_packed), self.rate, key, site=2)
-        x = self.attention_norm(x + attended)
+        attended = self.attention(x, sequence_ids, key, is_packed)
+        x = add_and_norm(self.attention_norm, x, self.attention.output, attended, self.rate, key, site=2)
         bias = self.intermediate.bias
         assert bias is not None
         inner = biased_gelu(self.intermediate.matmul(x), bias[...])  # BLF
-        return self.output_norm(x + dropout(self.output(inner), self.rate, key, site=3))
+        return add_and_norm(self.output_norm, x, self.output, inner, self.rate, key, site=3)

@@ -4,13 +4,53 @@
 """
 
 import functools
+import importlib
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bert_jax.model.matmul import column_sums
-from bert_jax.model.platform import target_platform
+from bert_jax.model.dropout import DropoutKey, dropout
+from bert_jax.model.matmul import add_bias, column_sums
+from bert_jax.model.platform import target_platform, tensor_parts
+
+_GPU_KERNELS = 'bert_jax.model.gpu_norm'
+
+
+def add_and_normalize(
+    x: jax.Array,
+    branch: jax.Array,
+    branch_bias: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    eps: float,
+    rate: float,
+    key: DropoutKey | None,
+    site: int,
+) -> jax.Array:
+    """Returns the layer norm of `x + dropout(branch + branch_bias)`, [B, L, D] in the dtype of x.
+
+    Args:
+      x, branch: [B, L, D], the residual stream and the result of a matmul.  branch_bias: [D] float32.
+      scale, bias, eps: as of `normalize`.  rate, key, site: as of `dropout`.
+    """
+    rate = 0.0 if key is None else rate
+    kernels = _gpu_kernels() if target_platform() == 'gpu' and tensor_parts() == 1 else None
+    if kernels is not None and kernels.suits(x, branch):
+        row_keys = key.of_rows(site) if key is not None and rate else jnp.zeros(x.shape[0], jnp.uint32)
+        return kernels.add_and_normalize(x, branch, branch_bias, scale, bias, row_keys, eps=eps, rate=rate)
+    total = x + dropout(add_bias(branch, branch_bias), rate, key, site)
+    return normalize(total, scale, bias, eps, str(x.dtype), True)
+
+
+@functools.cache
+def _gpu_kernels() -> types.ModuleType | None:
+    """Imports the kernels; None if this version of jax lacks the experimental APIs that they need."""
+    try:
+        return importlib.import_module(_GPU_KERNELS)
+    except ImportError:
+        return None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

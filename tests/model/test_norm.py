@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from bert_jax.model import dropout as dropout_module
-from bert_jax.model import norms as norms_module
+from bert_jax.model import gpu_norm
+from bert_jax.model import norm as norm_module
 from bert_jax.model.dropout import DropoutKey, dropout, kept
 from bert_jax.model.layers import biased_gelu, gated, gelu, silu
-from bert_jax.model.norms import normalize
+from bert_jax.model.norm import normalize
 
 B, L, D, EPS = 3, 5, 40, 1e-5
 _WITHIN = {'float32': 1e-6, 'bfloat16': 2e-2}
@@ -46,7 +47,7 @@ def _plain_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | float, centre:
 def test_norm_has_the_value_and_gradients_of_the_plain_form(
     monkeypatch: pytest.MonkeyPatch, centre: bool, has_bias: bool, platform: str, dtype: str
 ) -> None:
-    monkeypatch.setattr(norms_module, 'target_platform', lambda: platform)
+    monkeypatch.setattr(norm_module, 'target_platform', lambda: platform)
     x = (2 + 3 * _random(B, L, D)).astype(dtype).astype(jnp.float32)  # exact in both dtypes
     weights = [1 + _random(D), *([_random(D + 1)[:D]] if has_bias else [])]
 
@@ -59,8 +60,31 @@ def test_norm_has_the_value_and_gradients_of_the_plain_form(
     _assert_close(_value_and_gradients(ours, x, *weights), _value_and_gradients(plain, x, *weights), dtype)
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('rate', [0.0, 0.25])
+@pytest.mark.parametrize('length, size', [(16, 40), (192, 64)])
+def test_gpu_kernel_has_the_value_and_gradients_of_the_plain_form(
+    length: int, size: int, rate: float, dtype: str
+) -> None:
+    key = DropoutKey(jnp.uint32(7), jnp.asarray([0, 3], jnp.uint32), layer=2)
+    x, branch = (_random(2, length, size, n)[..., 0].astype(dtype).astype(jnp.float32) for n in (1, 2))
+    weights = [_random(size, n)[:, 0] for n in (1, 2, 3)]
+
+    def ours(x: jax.Array, branch: jax.Array, *weights: jax.Array) -> jax.Array:
+        x, branch = x.astype(dtype), branch.astype(dtype)
+        row_keys = key.of_rows(2)
+        return gpu_norm.add_and_normalize(x, branch, *weights, row_keys, eps=EPS, rate=rate, interpret=True)
+
+    def plain(x: jax.Array, branch: jax.Array, bias_of: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        dropped = jnp.where(kept(x.shape, rate, key, site=2), (branch + bias_of) / (1 - rate), 0.0)
+        return _plain_norm(x + dropped, scale, bias, centre=True)
+
+    arguments = (x, branch, *weights)
+    _assert_close(_value_and_gradients(ours, *arguments), _value_and_gradients(plain, *arguments), dtype)
+
+
 def test_norm_of_equal_values_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norms_module, 'target_platform', lambda: 'gpu')
+    monkeypatch.setattr(norm_module, 'target_platform', lambda: 'gpu')
     x = jnp.full((B, L, D), 1000.1, jnp.float32)
     found = _value_and_gradients(lambda x: normalize(x, jnp.ones(D), None, 1e-12, 'float32', True), x)
     assert all(np.isfinite(each).all() for each in found)
