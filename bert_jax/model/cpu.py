@@ -9,6 +9,9 @@ import jax.numpy as jnp
 _FEWEST_ROWS = 8  # bfloat16 kernels are slow for fewer
 _TILE = 32  # the contracted dim of kernels is a multiple of it
 _BIAS_COLUMNS = 3
+_LOG2_E, _LOWEST_EXPONENT = 1.4426950408889634, -127.0
+_ROUNDS_TO_INTEGERS = 1.5 * 2.0**23  # added to a float32, leaves no bits for fractions
+_EXP2 = 0.99992807, 0.69326099, 0.24261113, 0.05517167  # least relative error on [-1/2, 1/2]
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -73,6 +76,21 @@ def transpose(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     order = [2 * axis + half for axis in axes for half in (0, 1)]
     split = x.reshape([size for pair in halves for size in pair]).transpose(order)
     return jax.lax.optimization_barrier(split).reshape([x.shape[axis] for axis in axes])
+
+
+def exp(x: jax.Array) -> jax.Array:
+    """Returns bfloat16 exp(x) of float32 x <= 0; relative errors are below 1e-4 before the result is rounded.
+
+    XLA's own takes 2.5 times as long. exp(x) = 2^n 2^f, where n is the integer nearest to x / ln 2 and a polynomial
+    computes 2^f.
+    """
+    z = jnp.maximum(x * _LOG2_E, _LOWEST_EXPONENT)
+    # The sum leaves n in the low bits. XLA's conversion to integers would first check for NaN and overflow.
+    bits = jax.lax.bitcast_convert_type(z + _ROUNDS_TO_INTEGERS, jnp.int32)
+    f = z - ((bits & 0x7FFFFF) - 0x400000).astype(jnp.float32)
+    c0, c1, c2, c3 = _EXP2
+    power = jax.lax.bitcast_convert_type((bits << 23) + 0x3F800000, jnp.float32)  # 0 for the lowest exponent
+    return ((c0 + f * (c1 + f * (c2 + f * c3))) * power).astype(jnp.bfloat16)
 
 
 def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import optax
 
 from bert_jax.model import cpu
 from bert_jax.model.inputs import Array
-from bert_jax.model.matmul import column_sums, contract, transpose
+from bert_jax.model.matmul import column_sums, contract, exp, transpose
 from bert_jax.model.platform import target_platform, tensor_parts
 from bert_jax.model.vocabulary import VOCABULARY_MULTIPLE
 
@@ -115,7 +115,7 @@ def _chunk(factor: jax.Array, decoder: jax.Array, bias: jax.Array, labels: jax.A
     else:
         logits = contract(decoder, factor) + bias[:, None]
     largest = logits.max(axis=0)
-    weights = jax.lax.optimization_barrier(jnp.exp(logits - largest).astype(dtype))
+    weights = jax.lax.optimization_barrier(exp(logits - largest, dtype))
     chosen = jnp.take_along_axis(logits, jnp.clip(labels, 0, size - 1)[None], axis=0)[0]
     chosen = jnp.where((labels >= 0) & (labels < size), chosen, -jnp.inf)
     total = column_sums(weights)

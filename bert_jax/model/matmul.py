@@ -69,6 +69,13 @@ def transpose(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return cpu.transpose(x, axes) if target_platform() == 'cpu' else x.transpose(axes)
 
 
+def exp(x: jax.Array, dtype: jnp.dtype | str) -> jax.Array:
+    """Returns exp(x) in a dtype, for float32 x <= 0."""
+    if target_platform() == 'cpu' and dtype == jnp.bfloat16:
+        return cpu.exp(x)
+    return jnp.exp(x).astype(dtype)
+
+
 def result_dtype(dtype: str) -> str:
     """Returns the dtype in which XLA writes a matmul result of `dtype`: a CPU has float32 kernels only."""
     return 'float32' if target_platform() == 'cpu' else dtype

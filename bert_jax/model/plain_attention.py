@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from bert_jax.model import cpu
 from bert_jax.model.dropout import DropoutKey, kept
 from bert_jax.model.inputs import Array
-from bert_jax.model.matmul import contract, transpose
+from bert_jax.model.matmul import contract, exp, transpose
 from bert_jax.model.platform import target_platform
 
 _HIDDEN = -1e30  # the score of a key that a query does not see
@@ -74,7 +74,7 @@ def _attend(
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, keep: jax.Array | None, rate: float) -> tuple:
     scaled = _scaled(q)
     scores = contract(scaled, k, dim=1) + bias
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True)).astype(v.dtype)
+    weights = exp(scores - scores.max(axis=-1, keepdims=True), v.dtype)
     weights = jax.lax.optimization_barrier(weights)
     used = weights if keep is None else jax.lax.optimization_barrier(jnp.where(keep, weights, 0))
     inverse = 1 / (_sum_over_keys(weights) * (1 - rate))

@@ -58,6 +58,15 @@ def test_transpose_in_memory_equals_numpy(axes: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(jax.jit(cpu.transpose, static_argnums=1)(x, axes), x.transpose(axes))
 
 
+def test_exp_for_bfloat16_equals_numpy_within_its_rounding() -> None:
+    x = np.float32([0.0, -1e-6, *-np.linspace(0, 87, 100_001)])
+    found = np.float64(jax.jit(cpu.exp)(x))
+    np.testing.assert_allclose(found, np.exp(np.float64(x)), rtol=2**-8 + 1e-4)
+    assert abs((found / np.exp(np.float64(x))).mean() - 1) < 1e-4  # rounded to nearest, without a bias
+    np.testing.assert_array_equal(np.float32(cpu.exp(jnp.float32([-1e30, -np.inf]))), 0.0)
+    assert np.isnan(np.float32(cpu.exp(jnp.float32([np.nan]))))
+
+
 def _operand_types(run: Callable, *arguments: jax.Array) -> set[str]:
     """Returns the operand types of all matmuls in the compiled program."""
     text = jax.jit(run).lower(*arguments).compile().as_text()
