@@ -30,15 +30,16 @@ from bert_jax.evaluation.fill_in import Examples, FillIn
 from bert_jax.evaluation.held_out import HeldOut
 from bert_jax.evaluation.probe import Probe, load_datasets
 from bert_jax.loop import TrainingRun, begin, fit
-from bert_jax.model.attention import unsupported_reason_of
 from bert_jax.model.family import num_parameters
 from bert_jax.pretrained.initialize import pretraining_start
 from bert_jax.pretrained.load import Pretrained, from_params
 from bert_jax.pretrained.provenance import Provenance, of_run
 from bert_jax.runtime import processes
+from bert_jax.runtime.dtype import resolve_dtype
 from bert_jax.runtime.mesh import mesh_of_run
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
+from bert_jax.train.attention import describe_attention
 from bert_jax.train.memory import reporting_out_of_memory, resolve_microbatches
 from bert_jax.train.phase_table import PhaseCost, describe_phases
 from bert_jax.train.program import TrainProgram, build_program
@@ -86,7 +87,8 @@ def pretrain(
 
 def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change: Sequence[str]) -> Outcome:
     # --- Resolve and check everything: nothing is written before. ---
-    start_from = pretraining_start(identity.with_recorded_defaults(config, workdir, allow_change), workdir)
+    config = resolve_dtype(identity.with_recorded_defaults(config, workdir, allow_change))
+    start_from = pretraining_start(config, workdir)
     mesh = mesh_of_run(start_from.config)
     streams = _open_streams(start_from.config, workdir)
     config, num_steps = streams.config, streams.config.train.steps
@@ -208,7 +210,7 @@ def _describe(
         f'Devices:    {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}',
         f'Model:      {config.model.family}, {num_parameters(config.model, vocab_size):,} parameters, '
         f'vocabulary {vocab_size:,}; {config.model.dtype}',
-        f'Attention:  {_describe_attention(config, mesh)}',
+        f'Attention:  {describe_attention(config, mesh.devices.flat[0].platform, mesh.shape["tensor"])}',
     ]
     epochs = epochs_of_phases(config, streams)
     for phase, stream, passes in zip(config.in_phases, streams, epochs, strict=True):
@@ -240,20 +242,6 @@ def _describe(
             f'Use more text, or {flags_of_shorter(config, MOST_EPOCHS / total)}'
         )
     return '\n'.join(lines)
-
-
-def _describe_attention(config: Config, mesh: Mesh) -> str:
-    """Returns which attention implementation runs, with the reason if it is the plain one."""
-    if config.model.attention == 'plain':
-        return 'plain, as set by model.attention'
-    platform, tensor = mesh.devices.flat[0].platform, mesh.shape['tensor']
-    reasons = [
-        unsupported_reason_of(phase.model, platform, phase.data.sequence_length, tensor) for phase in config.in_phases
-    ]
-    reason = next(filter(None, reasons), None)
-    if reason is None:
-        return 'fused: scores stay on the chip'
-    return f'plain: {reason[0]}' + ('' if platform == 'cpu' else f' ({reason[1]} allows a kernel)')
 
 
 def _describe_lengths(phase: Config, stream: Stream) -> str:

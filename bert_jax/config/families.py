@@ -37,8 +37,9 @@ class Model:
     vocab_size: int = at_least(0, 0, Role.IDENTITY_IF_SET)
     # standard deviation of the initial weights
     initializer_range: float = setting(0.02, 'a number above 0', lambda value: value > 0)
-    # of the computation; parameters are float32
-    dtype: str = setting('float32', choices=('float32', 'bfloat16'))
+    # of the computation; parameters and optimizer state are float32. auto: bfloat16 on devices that multiply it fast
+    # (TPUs, GPUs from Ampere on, CPUs with avx512_bf16 or amx_bf16), else float32; chosen when a run starts
+    dtype: str = setting('auto', choices=('auto', 'float32', 'bfloat16'), before='float32')
     # what the backward pass recomputes to save memory: nothing, all but matmuls without a batch dim, or whole layers
     remat: str = setting('none', choices=('none', 'dots', 'full'), role=Role.EXECUTION)
     # fused kernels do not store the scores; auto uses one where it supports the shapes, fused requires one, plain never
@@ -50,6 +51,10 @@ class Model:
 
     def check(self) -> None:
         """Raises `BadInput` if fields do not fit together."""
+
+    def with_dtype(self, dtype: str) -> Any:
+        """Returns the model with this dtype in place of 'auto'."""
+        return dataclasses.replace(self, dtype=dtype) if self.dtype == 'auto' else self
 
     @property
     def num_kv_heads(self) -> int:

@@ -13,6 +13,7 @@ from bert_jax.finetune.start import prepare_start
 from bert_jax.finetune.tasks import read_task
 from bert_jax.finetune.workdirs import seed_workdir, seeds_of, write_plan, write_results
 from bert_jax.runtime import processes
+from bert_jax.runtime.dtype import resolve_dtype
 from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.memory import reporting_out_of_memory
@@ -50,6 +51,7 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1, stop: Sto
     workdirs = {seed: seed_workdir(workdir, seed) for seed in range(train.seed, train.seed + num_seeds)}
     if existing := seeds_of(workdir):
         config = identity.with_recorded_defaults(config, existing[0])
+    config = resolve_dtype(config)
     with Supervisor(
         stop,
         stop_at=train.stop_at,

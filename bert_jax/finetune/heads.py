@@ -232,7 +232,7 @@ def builder(
     """Returns a function that builds the model of a task."""
 
     def build(model: Any, num_tokens: int, rngs: nnx.Rngs) -> Any:
-        rows = model.num_embeddings(num_tokens)
+        rows, model = model.num_embeddings(num_tokens), model.with_dtype('float32')  # as `build_model`
         return TASK_MODELS[model.family](kind, num_outputs, initializer, model, rows, rngs)  # ty: ignore[too-many-positional-arguments]
 
     return build

@@ -103,8 +103,11 @@ def family_of(model: config.Model) -> Family:
 
 
 def build_model(model: config.Model, vocab_size: int, rngs: nnx.Rngs) -> Any:
-    """Builds the `PretrainingModel` of a config with a tokenizer of `vocab_size` tokens."""
-    return family_of(model).build(model, model.num_embeddings(vocab_size), rngs)
+    """Builds the `PretrainingModel` of a config with a tokenizer of `vocab_size` tokens.
+
+    A dtype of 'auto', which a run has resolved, is float32 here.
+    """
+    return family_of(model).build(model.with_dtype('float32'), model.num_embeddings(vocab_size), rngs)
 
 
 def matmuls(model: config.Model, vocab_size: int, **counts: Any) -> list[Matmul]:

@@ -24,7 +24,9 @@ from bert_jax.data.streams import open_streams
 from bert_jax.model.family import num_parameters
 from bert_jax.plan.matmuls import MatmulTimer, new_timer
 from bert_jax.runtime.devices import peak_memory, published_peak_flops
+from bert_jax.runtime.dtype import resolve_dtype
 from bert_jax.runtime.mesh import mesh_of_run
+from bert_jax.train.attention import describe_attention
 from bert_jax.train.memory import batch_shapes, resolve_microbatches
 from bert_jax.train.program import build_program
 from bert_jax.train.speed import flops_per_step
@@ -44,6 +46,8 @@ class Bench:
     """The speed of a step. Times are medians over rounds; tokens are non-padding tokens.
 
     Attributes:
+      dtype: of the computation.
+      attention: which implementation runs, and why.
       data: where the rows come from.
       fastest_seconds, slowest_seconds: of a step, the means of the fastest and the slowest round.
       non_padding_fraction: of the positions in the batches.
@@ -63,6 +67,8 @@ class Bench:
     num_devices: int
     mesh: dict[str, int]
     parameters: int
+    dtype: str
+    attention: str
     data: str
     rounds: int
     step_seconds: float
@@ -103,7 +109,7 @@ def bench(config: Config, seconds: float) -> Bench:
     Raises:
       BadInput: as `train` does for a corpus or a mesh that does not work.
     """
-    config = config.in_phases[0]
+    config = resolve_dtype(config.in_phases[0])
     stream, vocab_size, data = _open_stream(config)
     config = dataclasses.replace(config, data=stream.data)
     mesh = mesh_of_run(config)
@@ -129,6 +135,8 @@ def bench(config: Config, seconds: float) -> Bench:
         num_devices=mesh.size,
         mesh=dict(mesh.shape),
         parameters=num_parameters(config.model, vocab_size),
+        dtype=config.model.dtype,
+        attention=describe_attention(config, mesh.devices.flat[0].platform, mesh.shape['tensor']),
         data=data,
         rounds=len(rounds),
         step_seconds=step_seconds,
@@ -304,7 +312,8 @@ def describe(result: Bench) -> str:
     memory = 'peak of this process, including Python and the compiler' if result.is_resident_size else 'per device'
     lines = [
         f'Devices: {result.num_devices} x {result.device}; mesh {axes}',
-        f'Model: {result.parameters:,} parameters; {result.flops_per_step:.4g} FLOPs per step',
+        f'Model: {result.parameters:,} parameters; {result.flops_per_step:.4g} FLOPs per step; {result.dtype}',
+        f'Attention: {result.attention}',
         f'Data: {result.data}; {result.non_padding_fraction:.1%} of the positions hold tokens',
         f'Compilation: {result.compile_seconds:.1f} s',
         f'Step: {result.step_seconds * 1e3:,.1f} ms, the median of {result.rounds} rounds '

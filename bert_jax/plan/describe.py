@@ -25,6 +25,7 @@ def describe_plan(plan: Plan, price: float | None = None) -> str:
     lines = [
         f'{target.name}: {target.num_devices} x {target.device.name}, {num_hosts}; mesh {axes}; '
         f'microbatches {config.train.microbatches}, remat {config.model.remat}, {config.model.dtype}',
+        f'Attention: {plan.attention}',
         *_memory_lines(plan),
         f'Model: {plan.estimate.parameters:,} parameters; {plan.estimate.flops_per_step:.4g} FLOPs per step',
         *_time_lines(plan),

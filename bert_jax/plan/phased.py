@@ -84,6 +84,7 @@ def make_run_plan(config: Config, target_name: str, epochs: Sequence[float] = ()
       BadInput: as `planning.find_target` and `planning.make_plan`.
     """
     targets = [planning.find_target(target_name, phase) for phase in config.in_phases]
+    config = planning.with_dtype_of(config, targets[0])
     for index, (phase, target) in enumerate(zip(config.in_phases, targets, strict=True)):
         where = f'config.phases[{index}]' if config.phases else 'config.train'
         mesh_sizes(phase.mesh, phase.model, phase.train, target.num_devices, where)  # names the phase in its error

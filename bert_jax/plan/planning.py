@@ -18,7 +18,9 @@ from bert_jax.plan.measure import Measurement, measure
 from bert_jax.plan.program import FULL, Program
 from bert_jax.plan.roofline import StepTime, step_time
 from bert_jax.plan.targets import Target, next_larger, parse_target
+from bert_jax.runtime.dtype import resolve_dtype
 from bert_jax.runtime.mesh import AXES, mesh_sizes
+from bert_jax.train.attention import describe_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Plan:
         return not is_rejected and self.required_bytes['total'] <= self.target.device.usable_bytes
 
     @property
+    def attention(self) -> str:
+        """Which attention runs, and why."""
+        return describe_attention(self.config, self.target.device.kind, self.mesh['tensor'])
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens per second of all devices together."""
         return self.estimate.tokens / self.time.total
@@ -117,6 +124,8 @@ class Plan:
             'num_devices': self.target.num_devices,
             'compiled': self.is_compiled,
             'parameters': self.estimate.parameters,
+            'dtype': self.config.model.dtype,
+            'attention': self.attention,
             'device_memory_bytes': round(self.target.device.memory_bytes),
             'usable_memory_bytes': round(self.target.device.usable_bytes),
             'required_bytes': {name: _rounded(size) for name, size in self.required_bytes.items()},
@@ -167,7 +176,14 @@ def find_target(name: str, config: Config) -> Target:
         return parse_target(name)
     if config.train.microbatches == -1:  # not known before the target
         config = apply_changes(config, {'train.microbatches': 1})
-    return measure_local_target(config)
+    return measure_local_target(resolve_dtype(config))
+
+
+def with_dtype_of(config: Config, target: Target) -> Config:
+    """Replaces a `model.dtype` of 'auto' by what a run on the target chooses."""
+    if target.name == 'here':
+        return resolve_dtype(config)
+    return dataclasses.replace(config, model=config.model.with_dtype('bfloat16'))  # which all targets multiply fast
 
 
 def choose_microbatches(config: Config, target: Target) -> Config:

@@ -13,7 +13,7 @@ from bert_jax.activity import counted
 from bert_jax.config import Config
 from bert_jax.errors import BadInput
 from bert_jax.plan import program as programs
-from bert_jax.plan.planning import Plan, analytic_plan, apply_changes, as_flags, make_plan
+from bert_jax.plan.planning import Plan, analytic_plan, apply_changes, as_flags, make_plan, with_dtype_of
 from bert_jax.plan.program import QUICK
 from bert_jax.plan.targets import Target
 
@@ -68,6 +68,7 @@ def search(config: Config, target: Target, budget_s: float = BUDGET_S) -> Rankin
     Raises:
       BadInput: if no candidate divides the batch, or none fits.
     """
+    config = with_dtype_of(config, target)
     counted = [
         (changes, analytic_plan(apply_changes(config, changes), target)) for changes in candidates(config, target)
     ]

@@ -83,7 +83,7 @@ def parse_model_json(content: dict[str, Any], path: Path) -> config.Model:
     fields |= hub.keys.read_others(content, path) | {'family': name}
     data = {'sequence_length': min(content['max_position_embeddings'], 128), 'pairing': 'none'}
     try:
-        return config.resolve({'model': fields, 'data': data}).model
+        return config.resolve({'model': fields | {'dtype': 'float32'}, 'data': data}).model
     except BadInput as error:
         raise BadInput(str(path), f'{error.where.removeprefix("config.")} {error.found}', error.expected) from error
 

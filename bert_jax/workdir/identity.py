@@ -49,7 +49,7 @@ def with_recorded_defaults(
     """Returns the config to resume a workdir's run with.
 
     If a default has changed since the run was started, the run keeps the old value. It also keeps the number of
-    sequences per packed row, which a run chooses once.
+    sequences per packed row and the dtype, which a run chooses once.
 
     Args:
       changing: names of fields that take their new value (--allow_change).
@@ -60,6 +60,9 @@ def with_recorded_defaults(
     recorded = _read(epath.Path(workdir) / 'config.json')['config']
     if 'data.max_sequences' not in changing:
         config = _with_recorded_sequences(config, recorded)
+    if 'model.dtype' not in changing:
+        dtype = recorded.get('model', {}).get('dtype', 'auto')
+        config = dataclasses.replace(config, model=config.model.with_dtype(dtype))
     resumed = with_values_before(config, recorded, changing)
     today = identity_of(config)  # None: taken from the initial model, then as now
     fields = ', '.join(sorted(name for name in _differing(today, identity_of(resumed)) if today[name] is not None))

@@ -60,6 +60,7 @@ def _config(directory: Path, kind: str = 'classification', **train: object) -> F
     task = {'kind': kind, 'directory': str(directory), 'sequence_length': 16}
     optimizer = {'peak_learning_rate': 3e-3}
     given = {'task': task, 'init': str(directory / 'models' / 'mine'), 'optimizer': optimizer, 'train': SMALL | train}
+    given |= {'model': {'dtype': 'float32'}}
     return resolve(given | {'probe': {'sets': (('mood', f'tsv:{directory}/dev.tsv'),)}})
 
 

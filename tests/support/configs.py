@@ -19,6 +19,7 @@ TINY = {
     'model.num_heads': 2,
     'model.intermediate_size': 32,
     'model.max_positions': 64,
+    'model.dtype': 'float32',
     'train.steps': 12,
     'train.global_batch_size': 16,
     'train.log_every': 1,
@@ -102,6 +103,7 @@ _PLANNED = {
     'model.intermediate_size': 256,
     'model.max_positions': 32,
     'model.scan_layers': True,
+    'model.dtype': 'float32',
     'train.global_batch_size': 16,
 }
 

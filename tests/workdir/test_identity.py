@@ -70,3 +70,16 @@ def test_weight_decay_that_begins_to_differ_needs_another_workdir(tmp_path: Path
     claim(run(0.3, 0.3))
     with pytest.raises(BadInput, match='whether phases differ in weight_decay'):
         claim(run(0.3, 0.1))
+
+
+@pytest.mark.parametrize('whole', [Config(), FinetuneConfig()])
+def test_run_keeps_the_dtype_that_its_first_device_chose(whole: Config, tmp_path: Path, capsys) -> None:
+    for dtype in ('float32', 'bfloat16'):
+        recorded = dataclasses.replace(whole, model=whole.model.with_dtype(dtype))
+        workdir = str(tmp_path / dtype)
+        _write(tmp_path / dtype, json.loads(json.dumps(dataclasses.asdict(recorded))))
+        assert identity.with_recorded_defaults(whole, workdir) == recorded
+        assert identity.with_recorded_defaults(whole, workdir, ['model.dtype']).model.dtype == 'auto'
+        other = dataclasses.replace(whole, model=dataclasses.replace(whole.model, dtype='bfloat16'))
+        assert identity.with_recorded_defaults(other, workdir) == other  # rejected later, unless it is the same
+    assert not capsys.readouterr().err
