@@ -1,8 +1,9 @@
 """ModernBERT pretraining in PyTorch, optimized within a page of code: the baseline for the speed of `bert_jax`.
 
 Query, key and value are one matmul, and so are gate and up; attention is `scaled_dot_product_attention` with a window
-mask; logits are computed only at masked positions; the vocabulary is padded to a multiple of 128. `contestants.py` adds
-`torch.compile`, bfloat16 autocast and fused AdamW. `load` reads the initial weights under Hugging Face's names.
+mask, or `varlen_attn` with a window (flash attention) for packed rows on a GPU; logits are computed only at masked
+positions; the vocabulary is padded to a multiple of 128. `contestants.py` adds `torch.compile`, bfloat16 autocast and
+fused AdamW. `load` reads the initial weights under Hugging Face's names.
 """
 
 import torch
@@ -36,12 +37,21 @@ class Layer(nn.Module):
         self.qkv, self.attention_output = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
         self.gate_up, self.output = nn.Linear(D, 2 * F_, bias=False), nn.Linear(F_, D, bias=False)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, rotations: tuple) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None, rotations: tuple, ends: tuple | None, radius: int
+    ) -> torch.Tensor:
+        """radius: of the window; -1 for the whole sequence. mask: None if there are `ends` of sequences."""
         B, L, D = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(B, L, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         q, k = _rotate(q, *rotations), _rotate(k, *rotations)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        if ends is not None:  # packed rows on a GPU, concatenated without padding
+            from torch.nn.attention.varlen import varlen_attn
+
+            q, k, v = (each.transpose(1, 2).reshape(B * L, self.num_heads, -1) for each in (q, k, v))
+            attended = varlen_attn(q, k, v, ends[0], ends[0], ends[1], ends[1], window_size=(radius, radius))
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         x = x + self.attention_output(attended.reshape(B, L, D))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.output(F.gelu(gate) * up)
@@ -62,13 +72,16 @@ class ModernBert(nn.Module):
 
     def forward(self, batch: dict, mask: torch.Tensor | None, ends: tuple | None) -> torch.Tensor:
         position_ids = batch['position_ids']
-        distance = torch.arange(position_ids.shape[1], device=position_ids.device)
-        near = (distance[:, None] - distance).abs() <= self.radius
-        masks = {True: mask, False: near[None, None] if mask is None else mask & near}
+        masks = {True: mask, False: None}
+        if ends is None:
+            distance = torch.arange(position_ids.shape[1], device=position_ids.device)
+            near = (distance[:, None] - distance).abs() <= self.radius
+            masks[False] = near[None, None] if mask is None else mask & near
         rotations = {kind: _rotations(position_ids, self.head_size, theta) for kind, theta in self.thetas.items()}
         x = self.norm(self.word(batch['input_ids']))
         for layer, kind in zip(self.layers, self.kinds, strict=True):
-            x = layer(x, masks[kind == FULL], rotations[kind == FULL])
+            is_full = kind == FULL
+            x = layer(x, masks[is_full], rotations[is_full], ends, -1 if is_full else self.radius)
         at = self.final_norm(x).flatten(0, 1)
         first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
         chosen = self.head_norm(F.gelu(self.head(at[(first + batch['masked_lm_positions']).flatten()])))

@@ -69,7 +69,20 @@ WORKLOADS = {
     ),
     'base': bert_workload('base', 64, 512, attention_dropout=0.0, data__packing=True),
     'large': bert_workload('large', 32, 512, attention_dropout=0.0, data__packing=True),
-}
+    'base-128': bert_workload('base', 256, 128, attention_dropout=0.0, data__packing=True),
+    'large-128': bert_workload('large', 128, 128, attention_dropout=0.0, data__packing=True),
+    'modernbert-1024': workload(config.modernbert('base'), 32, 1024, train__microbatches=1),
+    'modernbert-8192': workload(config.modernbert('base'), 4, 8192, train__microbatches=1),
+    # to try `benchmarks.gpu` on a CPU
+    'smoke-bert': bert_workload(
+        'tiny', 4, 64, attention_dropout=0.0, num_batches=2, data__packing=True, tokenizer__vocab_size=1000
+    ),
+    'smoke-modernbert': workload(
+        config.ettin('17m'), 4, 64, num_batches=2, tokenizer__vocab_size=1000, train__microbatches=1,
+        model__num_layers=3, model__hidden_size=128, model__num_heads=2, model__intermediate_size=192,
+        model__local_attention=32,
+    ),
+}  # fmt: skip
 # By family. Without dropout all contestants must have the same losses: 200 steps on 200 batches.
 PARITY = {
     'bert': bert_workload(
@@ -88,14 +101,16 @@ def write(chosen: Workload, directory: Path) -> None:
     """Writes the config and the batches to a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / 'config.json').write_text(json.dumps(dataclasses.asdict(chosen.config)))
-    stream = RandomRows(
-        chosen.config.data,
-        chosen.config.tokenizer.vocab_size,
-        batch_size=chosen.config.train.global_batch_size,
-        seed=chosen.config.train.seed,
-    )
-    batches = [stream.batch(step) for step in range(chosen.num_batches)]
-    np.savez(directory / 'batches.npz', **{name: np.stack(values) for name, values in _fields(batches)})
+    arrays = {name: np.stack(values) for name, values in _fields(batches_of(chosen))}
+    np.savez(directory / 'batches.npz', **arrays)
+
+
+def batches_of(chosen: Workload) -> list[Batch]:
+    """Returns the batches of a workload."""
+    data, train = chosen.config.data, chosen.config.train
+    vocab_size = chosen.config.tokenizer.vocab_size
+    stream = RandomRows(data, vocab_size, batch_size=train.global_batch_size, seed=train.seed)
+    return [stream.batch(step) for step in range(chosen.num_batches)]
 
 
 def _fields(batches: list[Batch]) -> list[tuple[str, list[np.ndarray]]]:

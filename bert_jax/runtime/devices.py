@@ -82,11 +82,16 @@ _NAME_OF_KIND = {  # by a part of jax's `device_kind`; the first match counts
 }
 
 
+def device_name() -> str | None:
+    """Returns the name that `plan` uses for the devices of this process; None for devices that it does not know."""
+    kind = jax.devices()[0].device_kind
+    return next((name for part, name in _NAME_OF_KIND.items() if part in kind), None)
+
+
 def published_peak_flops() -> float | None:
     """Returns the dense bfloat16 FLOP/s of all devices together, as published by their vendor; None if unknown."""
-    kind = jax.devices()[0].device_kind
-    names = [name for part, name in _NAME_OF_KIND.items() if part in kind]
-    return PEAK_BF16_FLOPS[names[0]] * jax.device_count() if names else None
+    name = device_name()
+    return None if name is None else PEAK_BF16_FLOPS[name] * jax.device_count()
 
 
 def peak_memory() -> tuple[int, bool]:
