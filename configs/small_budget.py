@@ -21,7 +21,6 @@ def get_config():
     config.model.dropout_rate = 0.0
     config.model.attention_dropout_rate = 0.0
     config.model.initializer_range = 0.05
-    config.model.dtype = 'bfloat16'
     config.model.scan_layers = False
     config.train.steps = 5000
     config.train.global_batch_size = 32

@@ -53,9 +53,7 @@ class TaskModel(nnx.Module):
         return self.kind in POOLED
 
     @abc.abstractmethod
-    def encode(
-        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
-    ) -> jax.Array:
+    def encode(self, inputs: Inputs, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
         """Returns contextual vectors [B, L, D]; arguments as for `PretrainingModel.encode`."""
 
     @abc.abstractmethod
@@ -64,7 +62,7 @@ class TaskModel(nnx.Module):
 
     def __call__(self, batch: TaskBatch, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
         """Returns float32 [B, E, C] (pooled) or [B, L, C]. Without a key, no dropout; gather: see `Encoder`."""
-        x = self.encode(batch.inputs, key, is_packed=batch.cls_positions.shape[1] > 1, gather=gather)
+        x = self.encode(batch.inputs, key, gather=gather)
         return self.outputs(x, batch, key)
 
     @classmethod
@@ -98,10 +96,8 @@ class BertForTask(TaskModel):
         self.classifier = new_head(model, num_outputs, initializer, rngs)
         self.num_layers, self.rate = model.num_layers, model.dropout_rate
 
-    def encode(
-        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
-    ) -> jax.Array:
-        return self.bert(inputs, key, is_packed, gather)
+    def encode(self, inputs: Inputs, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
+        return self.bert(inputs, key, gather)
 
     def outputs(self, hidden: jax.Array, batch: TaskBatch, key: DropoutKey | None) -> jax.Array:
         x = self.bert.pool(hidden, batch.cls_positions) if self.is_pooled else hidden
@@ -124,10 +120,8 @@ class PreNormForTask(TaskModel):
     FAMILY: ClassVar[Any]
     encoder: PreNormEncoder
 
-    def encode(
-        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
-    ) -> jax.Array:
-        return self.encoder(inputs, key, is_packed, gather)
+    def encode(self, inputs: Inputs, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
+        return self.encoder(inputs, key, gather)
 
     @classmethod
     def new_layers(cls, model: config.Model, num_layers: int, rngs: nnx.Rngs) -> dict[tuple, nnx.Param]:

@@ -44,7 +44,6 @@ def attend(
     rate: float,
     key: DropoutKey | None,
     implementation: str,
-    is_packed: bool,
     radius: int | None = None,
 ) -> jax.Array:
     """Computes softmax(q k' / sqrt(K)) v of each head, [B, L, D]; the values at padding are finite and undefined.
@@ -54,7 +53,6 @@ def attend(
       sequence_ids: [B, L] int32; a position attends to positions with the same id; 0 is padding.
       rate: dropout rate of the weights; no dropout without a key.
       implementation: `config.Model.attention`: 'auto' uses a kernel that supports the arguments, 'plain' never does.
-      is_packed: False if each row is one sequence followed by padding; no implementation depends on it now.
       radius: a position attends to positions at most this far away; None for the whole sequence.
 
     Raises:

@@ -49,7 +49,6 @@ class Encoder(nnx.Module):
         x: jax.Array,
         sequence_ids: Array,
         key: DropoutKey | None,
-        is_packed: bool,
         gather: Gather | None = None,
     ) -> jax.Array:
         """[B, L, D] -> [B, L, D].
@@ -58,7 +57,7 @@ class Encoder(nnx.Module):
         """
 
         def apply(layer: EncoderLayer, x: jax.Array, index: jax.Array, _: None) -> jax.Array:
-            return layer(x, jnp.asarray(sequence_ids), key and key.at(index), is_packed)
+            return layer(x, jnp.asarray(sequence_ids), key and key.at(index))
 
         kinds = [None] * self.num_layers
         return run_layers(self.layers, x, apply, kinds, remat=self.remat, scan=self.scan, gather=gather)
@@ -77,17 +76,15 @@ class Bert(nnx.Module):
         self,
         inputs: Inputs,
         key: DropoutKey | None = None,
-        is_packed: bool = True,
         gather: Gather | None = None,
     ) -> jax.Array:
         """Returns contextual vectors [B, L, D]; without a key, no dropout.
 
         Args:
-          is_packed: False promises that each row is one sequence followed by padding.
           gather: as for `Encoder`.
         """
         x = self.embeddings(inputs, key)
-        return self.encoder(x, inputs.sequence_ids, key, is_packed, gather)
+        return self.encoder(x, inputs.sequence_ids, key, gather)
 
     def pool(self, hidden: jax.Array, cls_positions: Array) -> jax.Array:
         """tanh of a dense layer over the [CLS] vectors: [B, L, D], [B, E] -> [B, E, D]."""
@@ -118,11 +115,10 @@ class BertForPreTraining(MaskedLM):
         self,
         inputs: Inputs,
         key: DropoutKey | None = None,
-        is_packed: bool = True,
         gather: Gather | None = None,
     ) -> jax.Array:
         """Returns contextual vectors [B, L, D]; arguments as for `Bert`."""
-        return self.bert(inputs, key, is_packed, gather)
+        return self.bert(inputs, key, gather)
 
     def decoder_inputs(self, hidden: jax.Array, positions: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         x = self.mlm_transform(at_positions(hidden, positions))

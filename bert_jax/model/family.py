@@ -25,14 +25,11 @@ _SMALL_MODEL = 10_000_000  # parameters that are allowed in any case
 class PretrainingModel(Protocol):
     """An encoder with its pretraining heads. `B` rows, `L` positions, `D` hidden, `P` predictions, `E` sequences."""
 
-    def encode(
-        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
-    ) -> jax.Array:
+    def encode(self, inputs: Inputs, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
         """Returns contextual vectors [B, L, D].
 
         Args:
           key: dropout key; None for no dropout.
-          is_packed: False promises that each row is one sequence followed by padding.
           gather: as for `layer_stack.run_layers`.
         """
 

@@ -161,13 +161,13 @@ class SelfAttention(nnx.Module):
         self.value = Dense(size, size, **into)
         self.output = Dense(size, size, ('heads', 'embed'), stddev, model.dtype, rngs)
 
-    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None) -> jax.Array:
         """Returns what `output` is to project, [B, L, D].
 
         Args: as for `attend`; x [B, L, D].
         """
         q, k, v = apply_together(x, self.query, self.key, self.value)
-        return attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed)
+        return attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -208,9 +208,9 @@ class EncoderLayer(nnx.Module):
         self.output_norm = LayerNorm(model.hidden_size, model.layer_norm_eps, dtype)
         self.rate = model.dropout_rate
 
-    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_packed: bool) -> jax.Array:
-        """Args: x [B, L, D]; sequence_ids [B, L] int32; is_packed: whether a row may hold several sequences."""
-        attended = self.attention(x, sequence_ids, key, is_packed)
+    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None) -> jax.Array:
+        """Args: x [B, L, D]; sequence_ids [B, L] int32."""
+        attended = self.attention(x, sequence_ids, key)
         x = add_and_norm(self.attention_norm, x, self.attention.output, attended, self.rate, key, site=2)
         bias = self.intermediate.bias
         assert bias is not None

@@ -45,14 +45,12 @@ class LayerInputs(NamedTuple):
       by: the rotation of every position.
       radius: as in `Attention`.
       key: dropout key of the layer; None for no dropout.
-      is_packed: whether a row may hold several sequences.
     """
 
     sequence_ids: jax.Array
     by: Rotations
     radius: int | None
     key: DropoutKey | None
-    is_packed: bool
 
 
 class RotaryAttention(nnx.Module):
@@ -72,12 +70,12 @@ class RotaryAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, inputs: LayerInputs) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
-        sequence_ids, by, radius, key, is_packed = inputs
+        sequence_ids, by, radius, key = inputs
         q, k, v = apply_together(x, self.query, self.key, self.value)
         q = self._flat(rotate(self._heads(q, self.num_heads), by))
         k = self._flat(self._shared(rotate(self._heads(k, self.num_kv_heads), by)))
         v = self._flat(self._shared(self._heads(v, self.num_kv_heads)))
-        attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, is_packed, radius)
+        attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, radius)
         return self.output(attended)
 
     def _heads(self, x: jax.Array, num_heads: int) -> jax.Array:
@@ -172,18 +170,14 @@ class PreNormEncoder(nnx.Module):
         self.head_size = model.hidden_size // model.num_heads
         self.remat, self.scan = model.remat, model.scan_layers
 
-    def __call__(
-        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
-    ) -> jax.Array:
+    def __call__(self, inputs: Inputs, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
         """Returns contextual vectors [B, L, D]; arguments as for `PretrainingModel.encode`."""
         thetas = {each.theta for each in self.attention}
         by = {theta: rotations(inputs.position_ids, self.head_size, theta) for theta in thetas}
         sequence_ids = jnp.asarray(inputs.sequence_ids)
 
         def apply(layer: PreNormLayer, x: jax.Array, index: jax.Array, kind: Attention) -> jax.Array:
-            return layer(
-                x, index, LayerInputs(sequence_ids, by[kind.theta], kind.radius, key and key.at(index), is_packed)
-            )
+            return layer(x, index, LayerInputs(sequence_ids, by[kind.theta], kind.radius, key and key.at(index)))
 
         x = self.embeddings(inputs.input_ids, key)
         x = run_layers(self.layers, x, apply, self.attention, remat=self.remat, scan=self.scan, gather=gather)
@@ -195,11 +189,9 @@ class PreNormForMaskedLM(MaskedLM):
 
     encoder: PreNormEncoder
 
-    def encode(
-        self, inputs: Inputs, key: DropoutKey | None = None, is_packed: bool = True, gather: Gather | None = None
-    ) -> jax.Array:
+    def encode(self, inputs: Inputs, key: DropoutKey | None = None, gather: Gather | None = None) -> jax.Array:
         """Returns contextual vectors [B, L, D]; arguments as for `PretrainingModel.encode`."""
-        return self.encoder(inputs, key, is_packed, gather)
+        return self.encoder(inputs, key, gather)
 
     def nsp_logits(self, hidden: jax.Array, cls_positions: Array) -> None:
         """Returns None, because there is no head for pairs."""

@@ -220,7 +220,7 @@ def _forward(graph: nnx.GraphDef, params: nnx.State, ids: jax.Array, types: jax.
     model = nnx.merge(graph, params)
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     first = jnp.zeros((len(ids), 1), jnp.int32)
-    hidden = model.encode(Inputs(ids, types, jnp.ones_like(ids), everywhere), is_packed=False)
+    hidden = model.encode(Inputs(ids, types, jnp.ones_like(ids), everywhere))
     nsp = model.nsp_logits(hidden, first)
     pooled = None if nsp is None else model.bert.pool(hidden, first)[:, 0]
     return hidden, pooled, model.mlm_logits(hidden, everywhere), None if nsp is None else nsp[:, 0]

@@ -59,7 +59,7 @@ class Pretraining:
         self, model: PretrainingModel, batch: Batch, key: DropoutKey | None, gather: Gather | None = None
     ) -> PretrainingSums:
         """Returns the weighted cross entropies and hits of both."""
-        hidden = model.encode(batch.inputs, key, is_packed=batch.cls_positions.shape[1] > 1, gather=gather)
+        hidden = model.encode(batch.inputs, key, gather=gather)
         mlm = model.mlm_losses(hidden, batch.masked_lm_positions, batch.masked_lm_ids)
         nsp_logits = model.nsp_logits(hidden, batch.cls_positions)
         nsp = (jnp.zeros(()),) * 3

@@ -104,7 +104,7 @@ def _outputs(trained: Any, class_name: str, ids: np.ndarray, present: np.ndarray
     if isinstance(trained, FineTuned):
         return np.asarray(forward(*nnx.split(trained.model), ids, np.zeros_like(ids), present))
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    hidden = trained.model.encode(Inputs(ids, np.zeros_like(ids), present, positions), is_packed=False)
+    hidden = trained.model.encode(Inputs(ids, np.zeros_like(ids), present, positions))
     if class_name == 'AutoModel':
         return np.asarray(hidden)
     num_rows = trained.config.num_embeddings(trained.tokenizer.vocab_size)

@@ -102,7 +102,7 @@ def test_without_a_kernel_auto_runs_plain_and_fused_is_rejected(
     monkeypatch.setattr(attention, 'target_platform', lambda: platform)
     x, ids = jnp.ones((1, length, size), dtype), jnp.ones((1, length), jnp.int32)
     key = DropoutKey(jnp.uint32(0), jnp.arange(1, dtype=jnp.uint32))
-    run = functools.partial(attention.attend, x, x, x, ids, 1, 0.1, key, is_packed=True)
+    run = functools.partial(attention.attend, x, x, x, ids, 1, 0.1, key)
     assert 'pallas_call' not in str(jax.make_jaxpr(functools.partial(run, 'auto'))())
     with pytest.raises(BadInput, match=fix):
         run('fused')

@@ -53,7 +53,7 @@ def _loss_and_logits(
 ) -> tuple[jax.Array, jax.Array]:
     positions, labels = predicted
     model = nnx.merge(graph, params)
-    logits = model.mlm_logits(model.encode(inputs, is_packed=False), positions)
+    logits = model.mlm_logits(model.encode(inputs), positions)
     losses, _ = cross_entropy(logits, labels)
     return losses.mean(), logits
 
@@ -107,12 +107,12 @@ def test_output_of_every_layer_equals_the_reference(pair: Pair) -> None:
     for num_layers in range(1, pair.model.num_layers + 1):
         expected = theirs.hidden_states[num_layers]
         expected = expected if num_layers == pair.model.num_layers else final_norm(expected)
-        ours = _run(_first_layers(pair, num_layers), inputs, is_packed=False)
+        ours = _run(_first_layers(pair, num_layers), inputs)
         _assert_close(ours[real], expected[real], f'layer {num_layers}')
 
 
-def _run(encoder: Any, inputs: Inputs, *, is_packed: bool) -> np.ndarray:
-    return np.asarray(jax.jit(lambda inputs: encoder(inputs, None, is_packed))(inputs))
+def _run(encoder: Any, inputs: Inputs) -> np.ndarray:
+    return np.asarray(jax.jit(lambda inputs: encoder(inputs, None))(inputs))
 
 
 def _first_layers(pair: Pair, num_layers: int) -> Any:
@@ -141,9 +141,9 @@ def test_packed_row_equals_its_sequences_alone(pair: Pair) -> None:
     packed = Inputs(*(np.concatenate(arrays, axis=1) for arrays in zip(*alone, strict=True)))
     packed = packed._replace(sequence_ids=np.repeat([1, 2], lengths)[None].astype(np.int32))
     encoder = model_of(pair.params, pair.model, VOCAB).encoder
-    together = _run(encoder, packed, is_packed=True)
+    together = _run(encoder, packed)
     for each, start, length in zip(alone, starts, lengths, strict=True):
-        by_itself = torch.tensor(_run(encoder, each, is_packed=False))
+        by_itself = torch.tensor(_run(encoder, each))
         _assert_close(together[:, start : start + length], by_itself, 'packed')
 
 
