@@ -41,11 +41,13 @@ def sample_windows():
 @functools.cache
 def make_model():
     """Returns (config, model with random weights); all tokenizers here share it, so it is compiled only once."""
-    sizes = {'num_layers': 1, 'hidden_size': 16, 'num_heads': 2, 'intermediate_size': 32, 'max_positions': 64}
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: BertForPreTraining(config.Bert(**sizes), 256, nnx.Rngs(0))))
+    model = config.Bert(
+        num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32, max_positions=64, dtype='float32'
+    )
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: BertForPreTraining(model, 256, nnx.Rngs(0))))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    return config.Bert(**sizes), nnx.merge(graph, params)
+    return model, nnx.merge(graph, params)
 
 
 def make_pretrained(tokenizer, max_positions=64):

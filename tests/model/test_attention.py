@@ -42,7 +42,7 @@ def _outputs(
     q, k, v, gradient = (jnp.asarray(rng.standard_normal((ROWS, LENGTH, HEADS * size)), dtype) for _ in range(4))
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
-        return attention.attend(q, k, v, ids, HEADS, rate, DropoutKey(jnp.uint32(7), rows, 2), 'auto', True)
+        return attention.attend(q, k, v, ids, HEADS, rate, DropoutKey(jnp.uint32(7), rows, 2), 'auto')
 
     @jax.jit
     def run(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple:
@@ -120,7 +120,7 @@ def test_mesh_decides_the_target_platform() -> None:
 
 def test_mesh_of_absent_tpus_compiles_the_tpu_kernel() -> None:
     def attend(x: jax.Array, ids: jax.Array) -> jax.Array:
-        return attention.attend(x, x, x, ids, HEADS, 0.0, None, 'fused', True)
+        return attention.attend(x, x, x, ids, HEADS, 0.0, None, 'fused')
 
     rows = PartitionSpec('data')
     split = jax.shard_map(attend, mesh=_tpus('data'), in_specs=rows, out_specs=rows, check_vma=False)

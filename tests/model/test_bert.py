@@ -19,7 +19,7 @@ from bert_jax.pretrained.safetensors_files import read_tensors
 from bert_jax.train.state import model_of
 from tests.support.models import Vocabulary
 
-MODEL = config.Bert(num_layers=3, hidden_size=64, num_heads=4, intermediate_size=128, max_positions=40)
+MODEL = config.Bert(num_layers=3, hidden_size=64, num_heads=4, intermediate_size=128, max_positions=40, dtype='float32')
 VOCAB = 211
 
 

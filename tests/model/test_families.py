@@ -161,7 +161,7 @@ def test_first_layer_sees_exactly_its_window_within_its_sequence(kind: str, loca
 
     @jax.jit
     def run(ids: np.ndarray) -> jax.Array:
-        return encoder(Inputs(ids, np.zeros_like(sequence_ids), sequence_ids, position_ids), None, True)[0]
+        return encoder(Inputs(ids, np.zeros_like(sequence_ids), sequence_ids, position_ids))[0]
 
     changed = ids + np.eye(length, dtype=np.int32) * np.where(ids == VOCAB - 1, -1, 1)  # row j has another token j
     differs = (jax.lax.map(run, changed[:, None]) != run(ids)).any(axis=-1)

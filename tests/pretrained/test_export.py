@@ -53,6 +53,7 @@ def _settings(directory: Path, kind: str, pairing: str) -> config.Config:
                 'num_heads': 2,
                 'intermediate_size': 64,
                 'max_positions': 64,
+                'dtype': 'float32',
             },
             'train': {'steps': 2, 'global_batch_size': 16, 'evaluate_every': 0},
             'optimizer': {'warmup_steps': 0, 'peak_learning_rate': 1e-2},

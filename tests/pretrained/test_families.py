@@ -179,7 +179,9 @@ def test_outputs_of_fine_tuned_models_equal_transformers(model: config.Model, ki
 
 
 def test_both_spellings_of_config_keys_are_written_and_read(tmp_path: Path) -> None:
-    model = config.ModernBert(num_layers=4, vocab_size=60, global_rope_theta=5e4, layer_types=(FULL, SLIDING) * 2)
+    model = config.ModernBert(
+        num_layers=4, vocab_size=60, global_rope_theta=5e4, layer_types=(FULL, SLIDING) * 2, dtype='float32'
+    )
     content = hugging_face.model_json(model, Vocabulary(60))
     assert hugging_face.parse_model_json(content, tmp_path) == model
     new = {key: value for key, value in content.items() if 'global' not in key and 'local_rope' not in key}

@@ -12,7 +12,7 @@ from bert_jax.pretrained import hugging_face
 from bert_jax.text.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from tests.support.tasks import BAD, GOOD, NAMES, OTHER
 
-MODEL = config.Bert(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=32)
+MODEL = config.Bert(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, max_positions=32, dtype='float32')
 TOKENS = [
     *SPECIAL_TOKENS,
     *'.,?\'"()',
