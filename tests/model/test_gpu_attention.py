@@ -104,7 +104,7 @@ def test_layers_with_grouped_heads_run_the_kernel(monkeypatch: pytest.MonkeyPatc
     layer = pre_norm.RotaryAttention(model, 0.5, nnx.Rngs(0))
     ids = jnp.asarray(_ids(128))
     by = rotations(jnp.broadcast_to(jnp.arange(128), ids.shape), layer.head_size, 1e4)
-    inputs = pre_norm.LayerInputs(ids, by, radius, None, True)
+    inputs = pre_norm.LayerInputs(ids, by, radius, None)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((*ids.shape, 64)), jnp.bfloat16)
     expected = np.asarray(layer(x, inputs), np.float32)  # on a CPU
     calls = []
