@@ -190,7 +190,7 @@ def test_both_spellings_of_config_keys_are_written_and_read(tmp_path: Path) -> N
     assert hugging_face.parse_model_json(old, tmp_path) == dataclasses.replace(model, layer_types=())
     same = old | {'local_rope_theta': None}
     assert hugging_face.parse_model_json(same, tmp_path).local_rope_theta == 5e4
-    euro = config.EuroBert(vocab_size=60, rope_theta=5e4, num_key_value_heads=4)
+    euro = config.EuroBert(vocab_size=60, rope_theta=5e4, num_key_value_heads=4, dtype='float32')
     content = hugging_face.model_json(euro, Vocabulary(60))
     for absent in ('rope_theta', 'rope_parameters'):
         left = {key: value for key, value in content.items() if key != absent}
