@@ -46,7 +46,7 @@ class Model:
     # uses one
     attention: str = setting('auto', choices=('auto', 'plain', 'fused'), role=Role.EXECUTION)
     # compile one layer and loop over it; False unrolls the layers, which compiles longer and runs faster; None unrolls
-    # up to 4 layers on a CPU and up to 28 on accelerators, there without remat and mesh.fsdp
+    # up to 4 layers, and without remat and mesh.fsdp up to 28 on GPUs and 16 on TPUs
     scan_layers: bool | None = setting(None, role=Role.EXECUTION, before=True)
 
     def check(self) -> None:

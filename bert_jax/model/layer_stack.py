@@ -16,7 +16,8 @@ from bert_jax.model.platform import target_platform
 
 # A loop copies what a layer keeps for the backward pass into stacks and out again. So layers are unrolled: on
 # accelerators as many as compile within three minutes on 8 cores, elsewhere a few.
-_FEW_LAYERS, _MOST_UNROLLED = 4, 28
+_FEW_LAYERS = 4
+_MOST_UNROLLED = {'gpu': 28, 'tpu': 16}
 
 Gather = Callable[[nnx.State], nnx.State]  # the whole weights of a layer, from the parts that a device holds
 # (layer, x, its index counted from 1, its kind) -> x
@@ -88,7 +89,8 @@ def is_scanned(num_layers: int, remat: str, is_gathered: bool) -> bool:
     """
     if num_layers <= _FEW_LAYERS:
         return False
-    return num_layers > _MOST_UNROLLED or target_platform() == 'cpu' or remat != 'none' or is_gathered
+    most = _MOST_UNROLLED.get(target_platform(), _FEW_LAYERS)
+    return num_layers > most or remat != 'none' or is_gathered
 
 
 def pattern_length(kinds: Sequence[Any]) -> int:
