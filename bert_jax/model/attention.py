@@ -9,8 +9,7 @@
 | anything else | local windows: `local_attention`, which stores the scores of a band | nothing |
 | | `plain_attention`: scores and weights [B, H, L, L] in memory | nothing |
 
-Kernels and plain attention drop the same weights: those whose index in [B, H, L, L] hashes to it (`model/dropout.py`).
-`local_attention` counts the index within its band.
+All drop the same weights: those whose index in [B, H, L, L] hashes to it (`model/dropout.py`).
 """
 
 import functools

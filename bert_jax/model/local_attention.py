@@ -12,9 +12,9 @@ from typing import TypeGuard
 import jax
 import jax.numpy as jnp
 
-from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.dropout import DropoutKey, is_kept
 from bert_jax.model.matmul import transpose
-from bert_jax.model.plain_attention import attend_by_scores
+from bert_jax.model.plain_attention import attend_with_mask
 
 
 def is_local(radius: int | None, length: int) -> TypeGuard[int]:
@@ -50,7 +50,8 @@ def attend_locally(
     k, v = _with_neighbours(k), _with_neighbours(v)
     q, k, v = (transpose(x, (0, 3, 1, 2, 4)) for x in (q, k, v))  # BHNWK, BHNCK with C = 3W
     sees = _within_radius(W) & _same_sequence(ids.reshape(B, N, W))  # BNWC
-    attended = attend_by_scores(q, k, v, sees[:, None], rate, key, site)
+    keep = _kept(num_heads, L, W, rate, key.of_rows(site)) if key is not None and rate else None
+    attended = attend_with_mask(q, k, v, sees[:, None], keep, rate)
     return transpose(attended, (0, 2, 3, 1, 4)).reshape(B, N * W, D)[:, :L]
 
 
@@ -69,6 +70,16 @@ def _within_radius(W: int) -> jax.Array:
     """[W, 3W] bool: whether a position of a block and one of its neighbourhood are at most W apart."""
     distance = jnp.arange(3 * W)[None, :] - W - jnp.arange(W)[:, None]
     return jnp.abs(distance) <= W
+
+
+def _kept(H: int, L: int, W: int, rate: float, row_keys: jax.Array) -> jax.Array:
+    """Returns [B, H, N, W, 3W] bool: what dropout of the weights [B, H, L, L] of full attention keeps."""
+    shape = (1, H, num_blocks(W, L), W, 3 * W)
+    head, block, query, key = (jax.lax.broadcasted_iota(jnp.uint32, shape, dim) for dim in (1, 2, 3, 4))
+    query = block * jnp.uint32(W) + query
+    key = (block - jnp.uint32(1)) * jnp.uint32(W) + key
+    element = (head * jnp.uint32(L) + query) * jnp.uint32(L) + key
+    return is_kept(element, row_keys[:, None, None, None, None], rate)
 
 
 def _same_sequence(ids: jax.Array) -> jax.Array:

@@ -53,12 +53,19 @@ def attend_by_scores(
       sees: bool, broadcastable to [B, ..., M, N]: whether a query sees a key.
       rate, key, site: as for `attend_plainly`.
     """
-    keep = None
-    if key is not None and rate:
-        keep = kept((*q.shape[:-1], k.shape[-2]), rate, key, site)
-    else:
-        rate = 0.0
-    return _attend(q, k, v, jnp.where(sees, 0.0, _HIDDEN), keep, rate)
+    keep = kept((*q.shape[:-1], k.shape[-2]), rate, key, site) if key is not None and rate else None
+    return attend_with_mask(q, k, v, sees, keep, rate)
+
+
+def attend_with_mask(
+    q: jax.Array, k: jax.Array, v: jax.Array, sees: jax.Array, keep: jax.Array | None, rate: float
+) -> jax.Array:
+    """Computes `attend_by_scores` with a given mask of dropout.
+
+    Args:
+      keep: bool, [B, ..., M, N], the weights that dropout with this rate keeps; None for no dropout.
+    """
+    return _attend(q, k, v, jnp.where(sees, 0.0, _HIDDEN), keep, 0.0 if keep is None else rate)
 
 
 # The rule for the gradient saves passes over the scores: weights are normalised after they are summed, when they are

@@ -7,21 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.dropout import DropoutKey, kept
 from bert_jax.model.inputs import Array
 from bert_jax.model.local_attention import attend_locally
 
 ROWS, NUM_HEADS, HEAD_SIZE = 2, 3, 8
 
 
-def _masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, ids: Array, radius: int) -> jax.Array:
+def _masked_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, ids: Array, radius: int, keep: Array | float = 1.0
+) -> jax.Array:
     """Computes all scores of a row and masks those outside the window before the softmax."""
     q, k, v = (x.reshape(*x.shape[:2], NUM_HEADS, HEAD_SIZE).transpose(0, 2, 1, 3) for x in (q, k, v))
     position = np.arange(ids.shape[1])
     sees = np.abs(position[:, None] - position) <= radius
     sees = sees & (ids[:, :, None] == ids[:, None, :]) & (ids[:, None, :] > 0)
     scores = jnp.where(sees[:, None], q @ k.swapaxes(2, 3) / HEAD_SIZE**0.5, -1e30)
-    return (jax.nn.softmax(scores, axis=-1) @ v).transpose(0, 2, 1, 3).reshape(*ids.shape, -1)
+    return (jax.nn.softmax(scores, axis=-1) * keep @ v).transpose(0, 2, 1, 3).reshape(*ids.shape, -1)
 
 
 @pytest.mark.parametrize('length, radius', [(24, 4), (25, 4), (7, 4), (40, 1), (33, 16), (16, 15)])
@@ -98,3 +100,13 @@ def test_dropout_keeps_the_mean_and_depends_only_on_the_row() -> None:
     mean = np.mean([run(slice(None), base) for base in range(200)], axis=0)
     exact = attend_locally(q, k, v, ids, NUM_HEADS, 8, 0.2, None, 1)
     assert abs(float((mean - exact).mean())) < 1e-3 and np.abs(mean - exact).max() < 0.25
+
+
+@pytest.mark.parametrize('length, radius', [(48, 8), (41, 12)])
+def test_dropout_drops_the_weights_that_full_attention_drops(length: int, radius: int) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((ROWS, length, NUM_HEADS * HEAD_SIZE)).astype(np.float32) for _ in range(3))
+    ids, key = np.ones((ROWS, length), np.int32), DropoutKey(jnp.uint32(3), jnp.arange(5, 5 + ROWS, dtype=jnp.uint32))
+    keep = kept((ROWS, NUM_HEADS, length, length), 0.3, key, 1) / 0.7
+    found = attend_locally(q, k, v, ids, NUM_HEADS, radius, 0.3, key, 1)
+    np.testing.assert_allclose(found, _masked_attention(q, k, v, ids, radius, keep), atol=2e-6)

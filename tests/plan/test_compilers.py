@@ -130,3 +130,18 @@ def test_loop_over_layers_keeps_no_activations_in_float32(family: str, name: str
     )
     stacks = set(re.findall(r'(\w+)\[[236],4,32,(?:64|256)\]', done.stdout))  # of 4 rows of 32 positions
     assert stacks == {'bf16'}, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize('name', ['tpu-v5e:1x1', 'h100:1x1'])
+def test_memory_of_long_rows_grows_linearly(name: str) -> None:
+    """Kernels store no scores, whether layers are local or global."""
+    target = _target(name)
+
+    def temporary_bytes(length: int) -> int:
+        changes = {'data.sequence_length': length, 'model.max_positions': length, 'train.global_batch_size': 1}
+        changes |= {'data.packing': True, 'data.max_sequences': 8, 'data.max_predictions': 64}
+        changes |= {'model.num_layers': 2, 'model.local_attention': 128, 'model.dtype': 'bfloat16'}
+        return program.compile_for(planned_run('modernbert', **changes), target, QUICK).temporaries
+
+    short, middle, long = map(temporary_bytes, (2048, 4096, 8192))
+    assert (long - middle) / (2 * (middle - short)) == pytest.approx(1, abs=0.25)  # with the square it would be 2
