@@ -255,6 +255,7 @@ def test_small_model_learns_to_predict_no_answer(tmp_path: Path, capsys) -> None
         'train.global_batch_size': 16,
         'train.epochs': 8,
         'optimizer.peak_learning_rate': 3e-3,
+        'model.dtype': 'float32',  # as `evaluate` computes
     }
     flags = [f'--config.{name}={value}' for name, value in values.items()]
     arguments = ['finetune', f'--config={ROOT}/configs/finetune/squad.py:v2', *flags, '--workdir=run', '--json']
