@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from bert_jax.model import losses as losses_module
 from bert_jax.model.losses import cross_entropy, vocabulary_cross_entropy
@@ -27,6 +26,7 @@ def _arguments(scale: float) -> tuple[np.ndarray, ...]:
 def _torch_value_and_gradients(
     x: np.ndarray, decoder: np.ndarray, bias: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray]]:
+    torch = pytest.importorskip('torch')
     leaves = [torch.tensor(each, dtype=torch.float64, requires_grad=True) for each in (x, decoder, bias)]
     logits = leaves[0] @ leaves[1].T + leaves[2]
     losses = torch.nn.functional.cross_entropy(logits, torch.tensor(labels).long(), reduction='none')
@@ -82,6 +82,7 @@ def test_cross_entropy_of_classes_equals_torch(leading: tuple[int, ...]) -> None
     rng = np.random.default_rng(1)
     logits, labels = np.float32(rng.normal(size=(*leading, 5))), rng.integers(0, 5, leading)
     losses, hits = cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+    torch = pytest.importorskip('torch')
     expected = torch.nn.functional.cross_entropy(
         torch.tensor(logits).reshape(-1, 5), torch.tensor(labels).reshape(-1), reduction='none'
     )
