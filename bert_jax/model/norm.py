@@ -95,7 +95,8 @@ def _backward(eps: float, dtype: str, centre: bool, kept: tuple, gradient: jax.A
         of_x = of_x - scaled.mean(axis=-1, keepdims=True)
     size = x.shape[-1]
     of_scale = column_sums((of_y * normal).reshape(-1, size))
-    of_bias = None if bias is None else column_sums(gradient.reshape(-1, size))
+    # Not by `column_sums`: another matmul that reads the gradient keeps XLA:CPU from fusing the passes over it.
+    of_bias = None if bias is None else gradient.reshape(-1, size).sum(axis=0, dtype=jnp.float32)
     # Else XLA computes it again for the dropout of the branch.
     return _in_memory((of_x * factor).astype(x.dtype)), of_scale, of_bias
 
