@@ -178,15 +178,16 @@ def _measure_rounds(
 ) -> list[_Round]:
     """Measures steps and matmuls in turn, so that other work on the machine affects both alike."""
     num_steps = max(1, round(_ROUND_S / max(run.run_steps(1).seconds, 1e-4)))
-    rounds, start = [], time.perf_counter()
+    rounds, start, elapsed = [], time.perf_counter(), 0.0
 
     def describe() -> str:
         return f'measuring, {time.perf_counter() - start:.0f} of {seconds:.0f} s'
 
     with progress(describe, desc='measuring', total=seconds, unit='s', bar_format=_BAR) as bar:
-        while len(rounds) < _MIN_ROUNDS or bar.n < seconds:
+        while len(rounds) < _MIN_ROUNDS or elapsed < seconds:
             rounds.append(_Round(run.run_steps(num_steps), time_matmuls(), time_square()))
-            bar.update(min(seconds, time.perf_counter() - start) - bar.n)
+            before, elapsed = elapsed, time.perf_counter() - start
+            bar.update(min(seconds, elapsed) - min(seconds, before))
     return rounds
 
 

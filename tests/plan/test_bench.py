@@ -1,6 +1,9 @@
 """`bench` measures the real step and counts its work correctly."""
 
 import dataclasses
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -99,3 +102,15 @@ def test_bench_measures_the_real_step(family: str, monkeypatch: pytest.MonkeyPat
     )
     assert {*documented.split()} <= dataclasses.asdict(result).keys()
     assert f'{result.parameters:,} parameters' in bench.describe(result)
+
+
+def test_rounds_end_after_the_seconds_off_a_terminal() -> None:
+    run: Any = SimpleNamespace(run_steps=lambda count: bench.StepSeconds(1.0, 0.0))
+
+    def time_matmul() -> float:
+        time.sleep(0.01)
+        return 1.0
+
+    started = time.perf_counter()
+    rounds = bench._measure_rounds(run, time_matmul, time_matmul, 0.4)
+    assert 0.4 <= time.perf_counter() - started < 4.0 and len(rounds) > bench._MIN_ROUNDS
