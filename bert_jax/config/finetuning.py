@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from bert_jax import config
+from bert_jax.config.embedding import Embedding, check_embedding
 from bert_jax.config.fields import (
     Role,
     as_in,
@@ -19,17 +20,21 @@ from bert_jax.config.fields import (
     setting,
     variants,
 )
+from bert_jax.config.finetuning_models import MODELS, Bert, with_own_defaults
 from bert_jax.errors import BadInput
 
-KINDS = ('classification', 'regression', 'tagging', 'spans')
-FORMATS = ('tsv', 'csv', 'jsonl', 'conll', 'squad', 'tfds')
+KINDS = ('classification', 'regression', 'tagging', 'spans', 'embedding')
+FORMATS = ('tsv', 'csv', 'jsonl', 'parquet', 'conll', 'squad', 'tfds')
+CORPUS = 'corpus'  # the format of a prepared corpus, from which only embeddings train
 METRICS = {  # the first is the one that a kind has by default
     'classification': ('accuracy', 'f1', 'macro_f1', 'matthews'),
     'regression': ('pearson', 'spearman'),
     'tagging': ('entity_f1', 'entity_precision', 'entity_recall', 'token_accuracy'),
     'spans': ('exact_match', 'f1'),
+    'embedding': ('sts_spearman', 'accuracy', 'mrr'),  # all that the columns of a file allow, by default
 }
-FRAME = {'classification': 3, 'regression': 3, 'tagging': 2, 'spans': 3}  # [CLS] and [SEP]s, at most
+# [CLS] and [SEP]s, at most
+FRAME = {'classification': 3, 'regression': 3, 'tagging': 2, 'spans': 3, 'embedding': 2}
 
 
 def _is_source(value: Any) -> bool:
@@ -39,6 +44,22 @@ def _is_source(value: Any) -> bool:
 
 def _is_source_or_several(value: Any) -> bool:
     return _is_source(value) or (isinstance(value, tuple) and bool(value) and all(map(_is_source, value)))
+
+
+def _is_training_source(value: Any) -> bool:
+    def is_source(value: Any) -> bool:
+        return _is_source(value) or (isinstance(value, str) and value.startswith(f'{CORPUS}:') and len(value) > 7)
+
+    def is_weighted(value: Any) -> bool:
+        return (
+            isinstance(value, tuple)
+            and len(value) == 2
+            and is_source(value[0])
+            and type(value[1]) in (int, float)
+            and 0 < value[1] < float('inf')
+        )
+
+    return is_source(value) or (isinstance(value, tuple) and bool(value) and all(map(is_weighted, value)))
 
 
 def _are_texts(value: tuple) -> bool:
@@ -58,8 +79,14 @@ class Task:
     kind: str = setting('classification', choices=KINDS)
     # directory of the files below; absolute names stand for themselves
     directory: str = setting('', role=Role.CONTENT)
-    # labelled examples to train on
-    train: str = setting('tsv:train.tsv', _SOURCE, _is_source, role=Role.CONTENT)
+    # labelled examples to train on. embedding: also corpus:DIR, a prepared corpus; or a tuple of (source, weight), in
+    # which case each batch comes from one source, chosen in proportion to the weights
+    train: str | tuple = setting(
+        'tsv:train.tsv',
+        _SOURCE + f'; embedding: also {CORPUS}:DIR, or a tuple of (source, weight)',
+        _is_training_source,
+        role=Role.CONTENT,
+    )
     # labelled examples to evaluate on; of several files the first decides which seed is best
     validation: str | tuple = setting(
         'tsv:dev.tsv', _SOURCE + ', or a tuple of them', _is_source_or_several, role=Role.CONTENT
@@ -159,68 +186,6 @@ class Train:
     watchdog_long_seconds: float = as_in(config.Train, 'watchdog_long_seconds')
 
 
-_RATE = 'None (as the initial model has it), or a number from 0 up to, not including, 1'
-
-
-def _is_rate(value: float | None) -> bool:
-    return value is None or 0 <= value < 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Bert(config.Bert):
-    """A BERT encoder. The initial model determines its sizes and the fields that are None."""
-
-    # standard deviation of new weights: head, reinitialized layers, a pooler that the initial model lacks; None: the
-    # initial model's own
-    initializer_range: float | None = setting(  # ty: ignore[incompatible-attribute-override]
-        None, 'None (as the initial model has it), or a number above 0', lambda v: v is None or v > 0, before=0.02
-    )
-    # dropout of embeddings, attention output, feed-forward and head; None: the initial model's own
-    dropout_rate: float | None = setting(None, _RATE, _is_rate, before=0.1)  # ty: ignore[incompatible-attribute-override]
-    # dropout of the attention weights; None: the initial model's own
-    attention_dropout_rate: float | None = setting(None, _RATE, _is_rate, before=0.1)  # ty: ignore[incompatible-attribute-override]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModernBert(config.ModernBert):
-    """A ModernBERT encoder; None as in `Bert`."""
-
-    TRAINING_FIELDS: ClassVar[tuple[str, ...]] = (*config.Model.TRAINING_FIELDS, 'classifier_pooling')
-
-    initializer_range: float | None = as_in(Bert, 'initializer_range')  # ty: ignore[incompatible-attribute-override]
-    # what the classifier reads: the vector of [CLS], or the mean of all vectors; None: as the initial model
-    classifier_pooling: str | None = setting(  # ty: ignore[incompatible-attribute-override]
-        None, choices=(None, 'cls', 'mean'), role=Role.IDENTITY_IF_SET
-    )
-    # dropout before the classifier; None: the initial model's own
-    classifier_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
-    # dropout of the embeddings; None: the initial model's own
-    embedding_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
-    # dropout of the attention weights, and of the output of attention; None: the initial model's own
-    attention_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
-    # dropout of the gated values of the feed-forward layer; None: the initial model's own
-    mlp_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
-
-
-@dataclasses.dataclass(frozen=True)
-class EuroBert(config.EuroBert):
-    """A EuroBERT encoder; None as in `Bert`."""
-
-    TRAINING_FIELDS: ClassVar[tuple[str, ...]] = (*config.Model.TRAINING_FIELDS, 'classifier_pooling')
-
-    initializer_range: float | None = as_in(Bert, 'initializer_range')  # ty: ignore[incompatible-attribute-override]
-    # what the classifier reads: the first vector (bos), the mean of all vectors, or each vector, with the mean taken of
-    # its outputs (late); None: as the initial model
-    classifier_pooling: str | None = setting(  # ty: ignore[incompatible-attribute-override]
-        None, choices=(None, 'bos', 'mean', 'late'), role=Role.IDENTITY_IF_SET
-    )
-    # dropout of the attention weights; None: the initial model's own
-    attention_dropout: float | None = setting(None, _RATE, _is_rate)  # ty: ignore[incompatible-attribute-override]
-
-
-MODELS: dict[str, type[config.Model]] = {'bert': Bert, 'modernbert': ModernBert, 'eurobert': EuroBert}
-
-
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
     """The config of a fine-tune."""
@@ -228,6 +193,7 @@ class FinetuneConfig:
     ROLE: ClassVar[Role] = Role.EXECUTION
 
     task: Task = Task()
+    embedding: Embedding = Embedding()
     # model to fine-tune: a workdir, WORKDIR@STEP, an export or a Hugging Face directory; scratch: random weights
     init: str = setting('', role=Role.CONTENT)
     # how many of the top layers get new random weights, with the pooler or prediction head above them
@@ -290,37 +256,9 @@ def resolve(given: ConfigDict | dict) -> FinetuneConfig:
         values['model'] = {name: value for name, value in values['model'].items() if name not in unset}
     resolved = resolve_section(FinetuneConfig, values, '', unknown_field)
     if resolved.init == 'scratch':  # no initial model: the defaults of pretraining
-        resolved = dataclasses.replace(resolved, model=_with_own_defaults(resolved.model))
+        resolved = dataclasses.replace(resolved, model=with_own_defaults(resolved.model))
     _check_together(resolved)
     return resolved
-
-
-def adapt_to_initial(model: config.Model, initial: config.Model) -> config.Model:
-    """Returns the architecture of the initial model with the settings of a fine-tune's model section.
-
-    Where a setting is None, or the initial model is of another family, the initial model's own applies.
-
-    Raises:
-      BadInput: if a dropout rate is set that the family of the initial model does not have.
-    """
-    section = MODELS[initial.family]
-    known = {field.name for field in dataclasses.fields(section)}
-    for name, value in vars(model).items():
-        if name not in known and 'dropout' in name and value is not None:
-            found = f'is {value}, but the initial model is of the family {initial.family!r}'
-            fix = f'leave it out; --config.model.family={initial.family} has its own dropout rates'
-            raise BadInput(f'config.model.{name}', found, f'a field of {initial.family}', fix)
-    architecture = {field.name: getattr(initial, field.name) for field in dataclasses.fields(initial)}
-    adapted = model.with_architecture_of(section(**architecture))
-    values = architecture | {'scan_layers': None}  # not that of the initial model's own run
-    unset = {name: value for name, value in values.items() if getattr(adapted, name) is None}
-    return dataclasses.replace(adapted, **unset)
-
-
-def _with_own_defaults(model: config.Model) -> config.Model:
-    """Returns a model of random weights: what is None takes the defaults of pretraining."""
-    values = {name: value for name, value in vars(model).items() if value is not None}
-    return adapt_to_initial(model, config.FAMILIES[model.family](**values))
 
 
 def _check_together(resolved: FinetuneConfig) -> None:
@@ -329,7 +267,11 @@ def _check_together(resolved: FinetuneConfig) -> None:
     for name in task.metrics:
         if name not in METRICS[task.kind]:
             raise BadInput('config.task.metrics', f'names {name!r}', f'of {task.kind}: {", ".join(METRICS[task.kind])}')
-    if task.kind in ('regression', 'spans') and task.labels:
+    if task.kind == 'embedding':
+        check_embedding(resolved.embedding, train.global_batch_size)
+    elif isinstance(task.train, tuple) or task.train.startswith(f'{CORPUS}:'):
+        raise BadInput('config.task.train', f'is {task.train!r}', f'{_SOURCE} with kind={task.kind}')
+    if task.kind in ('regression', 'spans', 'embedding') and task.labels:
         raise BadInput('config.task.labels', 'is set', f'() with kind={task.kind}, which has no labels')
     room = task.sequence_length - FRAME[task.kind] - (task.max_question_tokens if task.kind == 'spans' else 0)
     if task.kind == 'spans' and room < task.stride:

@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.config.finetuning import FinetuneConfig, adapt_to_initial, too_long
+from bert_jax.config.finetuning import FinetuneConfig, too_long
+from bert_jax.config.finetuning_models import adapt_to_initial
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.exported import task_architecture

@@ -289,6 +289,14 @@ _NAMES_NO_PLACE = {
     'task.token_prefix',
     'data.source_weights',
     'phases',
+    'embedding.matryoshka_dims',
+    'embedding.matryoshka_weights',
+    'embedding.query_prompt',
+    'embedding.passage_prompt',
+    'embedding.anchor',
+    'embedding.positive',
+    'embedding.negatives',
+    'embedding.score',
 }
 
 

@@ -6,9 +6,11 @@ import json
 import pytest
 
 from bert_jax import config
-from bert_jax.config import finetuning
+from bert_jax.config import finetuning_models
+from bert_jax.config.embedding import check_dims
 from bert_jax.config.fields import Role, roles, with_values_before
-from bert_jax.config.finetuning import FinetuneConfig, Train, adapt_to_initial, batch_of, finetune, resolve
+from bert_jax.config.finetuning import FinetuneConfig, Train, batch_of, finetune, resolve
+from bert_jax.config.finetuning_models import adapt_to_initial
 from bert_jax.errors import BadInput
 
 GIVEN = {'task': {'kind': 'classification'}, 'init': 'models/mine'}
@@ -86,7 +88,7 @@ def test_command_line_can_set_the_dropout_of_every_family() -> None:
     settings.model.family, settings.model.mlp_dropout = 'modernbert', 0.2
     settings.task.directory, settings.init = 'd', 'models/mine'
     model = resolve(settings).model
-    assert isinstance(model, finetuning.ModernBert) and model.mlp_dropout == 0.2
+    assert isinstance(model, finetuning_models.ModernBert) and model.mlp_dropout == 0.2
 
 
 def test_sizes_of_another_family_from_random_weights_are_those_of_the_config() -> None:
@@ -100,7 +102,7 @@ def test_pooling_of_the_initial_model_applies_unless_set() -> None:
     initial = config.ModernBert(classifier_pooling='mean')
     for given, expected in ({}, 'mean'), ({'family': 'modernbert', 'classifier_pooling': 'cls'}, 'cls'):
         model = adapt_to_initial(resolve(GIVEN | {'model': given}).model, initial)
-        assert isinstance(model, finetuning.ModernBert) and model.classifier_pooling == expected
+        assert isinstance(model, finetuning_models.ModernBert) and model.classifier_pooling == expected
 
 
 def test_random_weights_have_the_dropout_of_pretraining() -> None:
@@ -137,3 +139,39 @@ def test_impossible_loop_settings_are_rejected_by_field(train: dict, words: str)
 def test_only_one_axis_takes_the_remaining_devices() -> None:
     with pytest.raises(BadInput, match='config.mesh: .*\n.*at most one axis of -1'):
         resolve(GIVEN | {'mesh': {'data': -1, 'fsdp': -1}})
+
+
+@pytest.mark.parametrize(
+    'changes, where',
+    [
+        ({'train': {'global_batch_size': 1}}, 'config.train.global_batch_size: is 1'),
+        ({'embedding': {'matryoshka_dims': (64, 128)}}, 'config.embedding.matryoshka_dims: is'),
+        (
+            {'embedding': {'matryoshka_dims': (64,), 'matryoshka_weights': (1, 1)}},
+            'config.embedding.matryoshka_weights',
+        ),
+        ({'embedding': {'loss': 'cosent', 'num_negatives': 2}}, 'config.embedding.num_negatives: is 2'),
+        ({'embedding': {'anchor': 'positive'}}, "the column 'positive' is named twice"),
+        ({'embedding': {'temperature': 0.0}}, 'config.embedding.temperature: is 0.0'),
+        ({'task': {'kind': 'embedding', 'train': (('jsonl:a', 0),)}}, 'config.task.train: is'),
+        ({'task': {'train': 'corpus:data'}}, "config.task.train: is 'corpus:data'"),
+        ({'task': {'train': (('tsv:a', 1.0),)}}, 'config.task.train: is'),
+    ],
+)
+def test_wrong_embedding_config_names_the_field(changes: dict, where: str) -> None:
+    given = {'task': {'kind': 'embedding'}, 'init': 'models/mine'} | changes
+    with pytest.raises(BadInput) as error:
+        resolve(given)
+    assert where in str(error.value)
+
+
+def test_weighted_training_sources_survive_json() -> None:
+    task = {'kind': 'embedding', 'train': (('jsonl:pairs.jsonl', 2), ('corpus:data', 0.5))}
+    resolved = resolve({'task': task, 'init': 'models/mine'})
+    assert resolve(json.loads(json.dumps(dataclasses.asdict(resolved)))) == resolved
+
+
+def test_matryoshka_dimension_above_the_hidden_size_suggests_ones_that_fit() -> None:
+    check_dims((64, 32), 64)
+    with pytest.raises(BadInput, match=r'matryoshka_dims=\(64,32\)'):
+        check_dims((128, 96, 32), 64)
