@@ -4,12 +4,13 @@
 
 | compiled for | implementation | requires |
 |---|---|---|
-| TPU | `tpu_attention` (Pallas): scores stay on the chip | L a multiple of 128 |
-| GPU | `gpu_attention` (Pallas, Triton): the same | bfloat16, L a multiple of 64, K at most 128 |
+| TPU | `tpu_attention` (Pallas): scores stay on the chip | heads that fill tiles of 128 lanes |
+| GPU | `gpu_attention` (Pallas, Triton): the same | bfloat16, K at most 128 |
 | anything else | local windows: `local_attention`, which stores the scores of a band | nothing |
 | | `plain_attention`: scores and weights [B, H, L, L] in memory | nothing |
 
-All drop the same weights: those whose index in [B, H, L, L] hashes to it (`model/dropout.py`).
+All drop the same weights: those whose index in [B, H, L, L] hashes to it (`model/dropout.py`). Kernels take rows that
+are padded to a multiple of their block.
 """
 
 import functools
@@ -29,8 +30,7 @@ from bert_jax.model.plain_attention import attend_plainly
 from bert_jax.model.platform import target_platform, tensor_parts
 
 _SITE = 1  # of dropout in a layer
-_TPU_KERNELS = 'bert_jax.model.tpu_attention'
-_GPU_KERNELS = 'bert_jax.model.gpu_attention'
+_KERNELS = {'tpu': 'bert_jax.model.tpu_attention', 'gpu': 'bert_jax.model.gpu_attention'}
 _USE_REFERENCE = '--config.model.attention=plain'
 
 
@@ -64,10 +64,10 @@ def attend(
     num_parts = tensor_parts()
     own, size = num_heads // num_parts, q.shape[-1] // num_heads
     if implementation != 'plain':
-        reason = unsupported_reason(platform, q.shape[1], own, size, str(q.dtype))
+        reason = unsupported_reason(platform, own, size, str(q.dtype))
         if reason is None:
             row_keys = key.of_rows(_SITE) if key is not None and rate else jnp.zeros(q.shape[0], jnp.uint32)
-            run = functools.partial(_KERNELS[platform], own, rate, radius)
+            run = functools.partial(_in_whole_blocks, platform, own, rate, radius)
             first_heads = jnp.arange(0, num_heads, own, dtype=jnp.uint32)  # of each device on the tensor axis
             return (_by_heads(run) if num_parts > 1 else run)(q, k, v, sequence_ids, row_keys, first_heads)
         if implementation == 'fused' and platform in _KERNELS:
@@ -79,48 +79,37 @@ def attend(
     return attend_plainly(q, k, v, sequence_ids, num_heads, rate, key, _SITE)
 
 
-def unsupported_reason(
-    platform: str, length: int, num_heads: int, head_size: int, dtype: str
-) -> tuple[str, str] | None:
+def unsupported_reason(platform: str, num_heads: int, head_size: int, dtype: str) -> tuple[str, str] | None:
     """Returns (why no kernel supports this, how to change that), or None if one does.
 
     Args:
       platform: 'tpu' or 'gpu'; others have no kernels.  num_heads: on one device.
     """
     if platform == 'tpu':
-        tpu_attention = _kernels(_TPU_KERNELS)
+        tpu_attention = _kernels(_KERNELS['tpu'])
         if tpu_attention is None:
             return f'jax {jax.__version__} does not support the TPU kernels of this version', _USE_REFERENCE
-        if tpu_attention.suits(length, num_heads, head_size):
+        if tpu_attention.suits(num_heads, head_size):
             return None
-        found = (
-            f'no TPU kernel supports rows of {length} positions with {num_heads} heads of size {head_size} per device'
-        )
-        return found, 'data.sequence_length a multiple of 128; heads of size 64 or 128'
+        found = f'no TPU kernel supports {num_heads} heads of size {head_size} per device'
+        return found, 'per device heads of size 128, or an even number of heads of size 64'
     if platform != 'gpu':
         return f'there is no kernel for {platform}', _USE_REFERENCE
     if dtype != 'bfloat16':
         return f'the GPU kernel supports bfloat16, not {dtype}', '--config.model.dtype=bfloat16'
-    gpu_attention = _kernels(_GPU_KERNELS)
+    gpu_attention = _kernels(_KERNELS['gpu'])
     if gpu_attention is None:
         return f'jax {jax.__version__} does not support the GPU kernel of this version', _USE_REFERENCE
     if head_size > gpu_attention.LARGEST_HEAD:
         found = f'the GPU kernel does not support heads of size {head_size}'
         return found, f'config.model.num_heads so that heads have size 64, at most {gpu_attention.LARGEST_HEAD}'
-    if length % gpu_attention.BLOCK:
-        found = f'the GPU kernel does not support rows of {length} positions'
-        return found, f'data.sequence_length a multiple of {gpu_attention.BLOCK}'
     return None
 
 
-def unsupported_reason_of(model: config.Model, platform: str, length: int, tensor: int) -> tuple[str, str] | None:
-    """What `unsupported_reason` says of a model.
-
-    Args:
-      length: positions of a row.  tensor: devices that heads are split over.
-    """
+def unsupported_reason_of(model: config.Model, platform: str, tensor: int) -> tuple[str, str] | None:
+    """What `unsupported_reason` says of a model. tensor: devices that heads are split over."""
     num_heads, head_size = model.num_heads // tensor, model.hidden_size // model.num_heads
-    return unsupported_reason(platform, length, num_heads, head_size, model.dtype)
+    return unsupported_reason(platform, num_heads, head_size, model.dtype)
 
 
 def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -130,19 +119,26 @@ def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return jax.shard_map(run, in_specs=in_specs, out_specs=heads, axis_names={'tensor'}, check_vma=False)
 
 
-# --- Kernels: (heads, dropout rate, radius, q, k, v, sequence ids, keys of rows, first head) -> [B, L, D]. ---
-
-
-def _on_tpu(num_heads: int, rate: float, radius: int | None, *arguments: jax.Array) -> jax.Array:
-    kernels = _kernels(_TPU_KERNELS)
+def _in_whole_blocks(
+    platform: str,
+    num_heads: int,
+    rate: float,
+    radius: int | None,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sequence_ids: jax.Array,
+    *scalars: jax.Array,
+) -> jax.Array:
+    """Runs a kernel on rows that end with padding where they are no multiple of its block."""
+    kernels = _kernels(_KERNELS[platform])
     assert kernels is not None  # see `unsupported_reason`
-    return kernels.attend(*arguments, num_heads=num_heads, rate=rate, radius=radius)
-
-
-def _on_gpu(num_heads: int, rate: float, radius: int | None, *arguments: jax.Array) -> jax.Array:
-    kernels = _kernels(_GPU_KERNELS)
-    assert kernels is not None  # see `unsupported_reason`
-    return kernels.attend(*arguments, num_heads=num_heads, rate=rate, radius=radius)
+    L = q.shape[1]
+    missing = [(0, 0), (0, -L % kernels.BLOCK)]
+    sequence_ids = jnp.pad(sequence_ids, missing)
+    q, k, v = (jnp.pad(x, [*missing, (0, 0)]) for x in (q, k, v))
+    settings = {'num_heads': num_heads, 'rate': rate, 'radius': radius, 'row_length': L}
+    return kernels.attend(q, k, v, sequence_ids, *scalars, **settings)[:, :L]
 
 
 @functools.cache
@@ -152,6 +148,3 @@ def _kernels(module: str) -> types.ModuleType | None:
         return importlib.import_module(module)
     except ImportError:
         return None
-
-
-_KERNELS = {'tpu': _on_tpu, 'gpu': _on_gpu}

@@ -50,11 +50,12 @@ class _Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """The static arguments of both kernels. interpret: run them without a GPU."""
+    """The static arguments of both kernels. row_length: as of `attend`. interpret: run them without a GPU."""
 
     num_heads: int
     rate: float
     radius: int | None
+    row_length: int
     interpret: bool
 
 
@@ -69,6 +70,7 @@ def attend(
     num_heads: int,
     rate: float,
     radius: int | None = None,
+    row_length: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Computes softmax(q k' / sqrt(K)) v of each head with dropout; positions attend to equal ids.
@@ -81,8 +83,9 @@ def attend(
         these heads in the model.
       rate: of dropout, as `dropout` on the weights [B, H, L, L] of all heads; 0 for none.
       radius: positions attend to positions at most this far away; None for any distance.
+      row_length: L of those weights, if padding follows it; by default, all of L.
     """
-    call = _Call(num_heads, rate, radius, interpret)
+    call = _Call(num_heads, rate, radius, row_length or q.shape[1], interpret)
     heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
     q, k, v = (x.reshape(heads) for x in (q, k, v))
     return _attend(call, q, k, v, sequence_ids, row_keys, first_head).reshape(*heads[:2], -1)
@@ -174,7 +177,7 @@ def _pallas(
         of_block,
     ]
     return pl.pallas_call(
-        functools.partial(kernel, size=_Size(L, head_size, M, N), rate=call.rate, radius=call.radius),
+        functools.partial(kernel, size=_Size(head_size, M, N), call=call),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs],
         grid=(L // M, H, B),
         in_specs=[*in_specs, *(spec(x, M) for x in own), *(spec(x, L) for x in whole)],
@@ -213,9 +216,8 @@ def _visible(ids: jax.Array, own: int, step: int, radius: int | None) -> tuple[j
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """The sizes of a program's arrays: of a row, of a head, of its block (M) and of the blocks it visits (N)."""
+    """The sizes of a program's arrays: of a head, of its block (M) and of the blocks it visits (N)."""
 
-    length: int
     head: int
     own: int
     step: int
@@ -248,8 +250,7 @@ class _Scores:
     """
 
     size: _Size
-    rate: float
-    radius: int | None
+    call: _Call
     ids: Any
     own: jax.Array
     row_key: jax.Array
@@ -259,21 +260,21 @@ class _Scores:
     def attends(self, own_ids: jax.Array, visited: jax.Array) -> jax.Array:
         """Returns bool [M, N]: same sequence and within the window. visited: index of the block of N."""
         attends = own_ids[:, None] == self.ids[pl.ds(visited * self.size.step, self.size.step)][None, :]
-        if self.radius is not None:
-            attends &= jnp.abs(self.own[:, None] - self._positions(visited)[None, :]) <= self.radius
+        if self.call.radius is not None:
+            attends &= jnp.abs(self.own[:, None] - self._positions(visited)[None, :]) <= self.call.radius
         return attends
 
     def keep(self, visited: jax.Array) -> jax.Array | None:
         """Returns bool [M, N], the mask of dropout; None without dropout."""
-        if not self.rate:
+        if not self.call.rate:
             return None
         own, other = self.own.astype(jnp.uint32), self._positions(visited).astype(jnp.uint32)
-        length = jnp.uint32(self.size.length)
+        length = jnp.uint32(self.call.row_length)
         if self.own_is_query:
             own = (self.head * length + own) * length
         else:
             other = (self.head * length + other) * length
-        return is_kept_at(spread(own)[:, None] + spread(other)[None, :], self.row_key, self.rate)
+        return is_kept_at(spread(own)[:, None] + spread(other)[None, :], self.row_key, self.call.rate)
 
     def _positions(self, visited: jax.Array) -> jax.Array:
         """Returns [N]."""
@@ -289,11 +290,9 @@ def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.dot(x, y, preferred_element_type=jnp.float32)
 
 
-def _forward_kernel(
-    row_keys, first_head, ids, first, end, q_ref, k_ref, v_ref, out_ref, log_sum_ref, *, size, rate, radius
-):
+def _forward_kernel(row_keys, first_head, ids, first, end, q_ref, k_ref, v_ref, out_ref, log_sum_ref, *, size, call):
     head = first_head[0] + pl.program_id(1).astype(jnp.uint32)
-    scores_of = _Scores(size, rate, radius, ids, _own_positions(size), row_keys[0], head, own_is_query=True)
+    scores_of = _Scores(size, call, ids, _own_positions(size), row_keys[0], head, own_is_query=True)
     q = size.load(q_ref, slice(None))  # MP
     own_ids = ids[pl.ds(pl.program_id(0) * size.own, size.own)]
     scale = size.head**-0.5 * _LOG2_E
@@ -315,18 +314,18 @@ def _forward_kernel(
     start = (jnp.zeros(q.shape, jnp.float32), jnp.full(size.own, _NO, jnp.float32), jnp.zeros(size.own, jnp.float32))
     out, highest, total = jax.lax.fori_loop(first[0], end[0], visit, start)
     total = jnp.where(total > 0, total, 1.0)  # 0 in a block of padding
-    size.store(out_ref, out * (1.0 / (total * (1.0 - rate)))[:, None])
+    size.store(out_ref, out * (1.0 / (total * (1.0 - call.rate)))[:, None])
     log_sum_ref[...] = highest + jnp.log2(total)
 
 
 def _backward_kernel(
     row_keys, first_head, ids, first, end, q_ref, k_ref, v_ref, gradient_ref, log_sums, deltas,
-    q_gradient_ref, k_gradient_ref, v_gradient_ref, *, size, rate, radius,
+    q_gradient_ref, k_gradient_ref, v_gradient_ref, *, size, call,
 ):  # fmt: skip
     head = first_head[0] + pl.program_id(1).astype(jnp.uint32)
     own = pl.ds(pl.program_id(0) * size.own, size.own)
     own_ids = ids[own]
-    scale, kept_scale = size.head**-0.5, 1.0 / (1.0 - rate)
+    scale, kept_scale = size.head**-0.5, 1.0 / (1.0 - call.rate)
 
     def dropped(x: jax.Array, keep: jax.Array | None) -> jax.Array:
         return x if keep is None else jnp.where(keep, x * kept_scale, 0.0)
@@ -334,7 +333,7 @@ def _backward_kernel(
     def weights_of(scores: jax.Array, attends: jax.Array, log_sums: jax.Array) -> jax.Array:
         return jnp.where(attends, jnp.exp2(scores * (scale * _LOG2_E) - log_sums), 0.0)
 
-    of_keys = _Scores(size, rate, radius, ids, _own_positions(size), row_keys[0], head, own_is_query=False)
+    of_keys = _Scores(size, call, ids, _own_positions(size), row_keys[0], head, own_is_query=False)
     k, v = size.load(k_ref, own), size.load(v_ref, own)  # MP
 
     def visit_queries(block: jax.Array, carry: tuple) -> tuple:

@@ -26,17 +26,18 @@ from bert_jax.model.tpu_kernels import LANES, Blocks, Call, backward_kernel, for
 
 _BLOCK_BYTES = 256 * 1024  # at most, of the keys of a block
 _SCORES = 512 * 512  # of a block, float32; several such arrays are on the chip at once
+BLOCK = LANES  # L is a multiple of it
 _SUMS = 8192 * LANES  # float32 sums of the gradients of queries that are on the chip at once
 _LARGEST_IN_BAND = 256  # positions of a block, if that divides the row
 _FURTHEST = 4  # blocks to either side in a band
 _Index = Callable[[jax.Array, jax.Array], jax.Array]  # (outer, inner index of the grid) -> block of the row
 
 
-def suits(length: int, num_heads: int, head_size: int) -> bool:
-    """Returns whether the kernels support rows of `length` with this number of heads on one device."""
+def suits(num_heads: int, head_size: int) -> bool:
+    """Returns whether the kernels support this number of heads on one device."""
     width = num_heads * head_size
     block = _width(width, head_size)
-    return length % LANES == 0 and width % block == 0 and block % head_size == 0
+    return width % block == 0 and block % head_size == 0
 
 
 def _width(width: int, head_size: int) -> int:
@@ -55,6 +56,7 @@ def attend(
     num_heads: int,
     rate: float,
     radius: int | None = None,
+    row_length: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Computes softmax(q k' / sqrt(K)) v of each head with dropout; positions attend to equal ids.
@@ -62,14 +64,15 @@ def attend(
     The values at padding (id 0) are finite and undefined.
 
     Args:
-      q, k, v: [B, L, D], which `suits`.  sequence_ids: [B, L] int32.
+      q, k, v: [B, L, D], whose heads it `suits`; L a multiple of `BLOCK`.  sequence_ids: [B, L] int32.
       row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: [1] uint32, the index of the first of
         these heads in the model.
       rate: of dropout, as `dropout` on the weights [B, H, L, L] of all heads; 0 for none.
       radius: positions attend to positions at most this far away; None for any distance.
+      row_length: L of those weights, if padding follows it; by default, all of L.
     """
     head_size = q.shape[2] // num_heads
-    call = Call(num_heads, head_size, _width(q.shape[2], head_size), rate, radius, interpret)
+    call = Call(num_heads, head_size, _width(q.shape[2], head_size), rate, radius, row_length or q.shape[1], interpret)
     return _attend(call, q, k, v, sequence_ids, row_keys, first_head)
 
 

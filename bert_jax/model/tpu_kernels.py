@@ -39,6 +39,7 @@ class Call:
     width: int
     rate: float
     radius: int | None
+    row_length: int
     interpret: bool
 
     @property
@@ -140,9 +141,10 @@ class _Program:
         element, row_key = None, None
         if call.rate:
             head = self.first_head[0] + (self.part * call.heads_of_block).astype(jnp.uint32)
-            element = (query * blocks.length + key).astype(jnp.uint32) + head * jnp.uint32(blocks.length**2 % 2**32)
+            L = call.row_length
+            element = (query * L + key).astype(jnp.uint32) + head * jnp.uint32(L**2 % 2**32)
             row_key = self.row_keys[self.row]
-        return _Pair(sees, call.rate, blocks.length, row_key, element)
+        return _Pair(sees, call.rate, call.row_length, row_key, element)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,24 +25,30 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernels, 'attend', functools.partial(kernels.attend, interpret=True))
 
 
-def _packed() -> np.ndarray:
+def _packed(length: int) -> np.ndarray:
     """Returns sequence ids, [B, L]: a row of three sequences and a row of one, both with padding."""
-    ids = np.zeros((ROWS, LENGTH), np.int32)
+    ids = np.zeros((ROWS, length), np.int32)
     ids[0, :50], ids[0, 50:90], ids[0, 90:120], ids[1, :77] = 1, 2, 3, 1
     return ids
 
 
 def _outputs(
-    platform: str, size: int, rate: float, dtype: str, split: Callable[[Callable], Callable] = lambda attend: attend
+    platform: str,
+    size: int,
+    rate: float,
+    dtype: str,
+    length: int = LENGTH,
+    radius: int | None = None,
+    split: Callable[[Callable], Callable] = lambda attend: attend,
 ) -> list[np.ndarray]:
     """Returns the output and the gradients of q, k and v, [B, L, D] each, zero in padding."""
-    ids, rows = _packed(), jnp.arange(3, 3 + ROWS, dtype=jnp.uint32)
+    ids, rows = _packed(length), jnp.arange(3, 3 + ROWS, dtype=jnp.uint32)
     real = ids[..., None] > 0
     rng = np.random.default_rng(0)
-    q, k, v, gradient = (jnp.asarray(rng.standard_normal((ROWS, LENGTH, HEADS * size)), dtype) for _ in range(4))
+    q, k, v, gradient = (jnp.asarray(rng.standard_normal((ROWS, length, HEADS * size)), dtype) for _ in range(4))
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
-        return attention.attend(q, k, v, ids, HEADS, rate, DropoutKey(jnp.uint32(7), rows, 2), 'auto')
+        return attention.attend(q, k, v, ids, HEADS, rate, DropoutKey(jnp.uint32(7), rows, 2), 'auto', radius)
 
     @jax.jit
     def run(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple:
@@ -57,17 +63,30 @@ def _outputs(
 
 
 @pytest.mark.parametrize(
-    'platform, size, rate, dtype, within',
+    'platform, size, rate, dtype, length, radius, within',
     [
-        ('tpu', 64, 0.1, 'float32', 1e-5),  # two heads per tile
-        ('tpu', 128, 0.0, 'bfloat16', 0.02),
-        ('gpu', 64, 0.1, 'bfloat16', 0.02),
+        ('tpu', 64, 0.1, 'float32', 128, None, 1e-5),  # two heads per tile
+        ('tpu', 128, 0.0, 'bfloat16', 128, None, 0.02),
+        ('gpu', 64, 0.1, 'bfloat16', 128, None, 0.02),
+        # no multiple of the kernels' blocks
+        ('tpu', 64, 0.1, 'float32', 123, None, 1e-5),
+        ('tpu', 64, 0.1, 'float32', 291, 16, 1e-5),
+        ('gpu', 64, 0.1, 'bfloat16', 123, None, 0.02),
+        ('gpu', 64, 0.1, 'bfloat16', 291, 16, 0.02),
     ],
 )
 def test_kernels_match_the_reference_on_packed_rows(
-    interpreted: None, platform: str, size: int, rate: float, dtype: str, within: float
+    interpreted: None,
+    platform: str,
+    size: int,
+    rate: float,
+    dtype: str,
+    length: int,
+    radius: int | None,
+    within: float,
 ) -> None:
-    for found, expected in zip(_outputs(platform, size, rate, dtype), _outputs('cpu', size, rate, dtype), strict=True):
+    both = (_outputs(on, size, rate, dtype, length, radius) for on in (platform, 'cpu'))
+    for found, expected in zip(*both, strict=True):
         assert np.abs(found - expected).max() < within * np.abs(expected).max()
 
 
@@ -83,26 +102,25 @@ def test_heads_split_over_tensor_give_the_same_result(interpreted: None) -> None
         )
         return lambda q, k, v, *others: own(*jax.lax.with_sharding_constraint((q, k, v), heads), *others)
 
-    for found, expected in zip(_outputs('tpu', 64, 0.1, 'float32', split), whole, strict=True):
+    for found, expected in zip(_outputs('tpu', 64, 0.1, 'float32', split=split), whole, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
-    'platform, length, dtype, size, fix',
+    'platform, dtype, heads, size, fix',
     [
-        ('tpu', 100, 'bfloat16', 64, 'multiple of 128'),
-        ('gpu', 100, 'bfloat16', 64, 'multiple of 64'),
-        ('gpu', 128, 'float32', 64, 'model.dtype=bfloat16'),
-        ('gpu', 128, 'bfloat16', 256, 'num_heads so that heads have size 64'),
+        ('tpu', 'bfloat16', 3, 64, 'an even number of heads of size 64'),
+        ('gpu', 'float32', 1, 64, 'model.dtype=bfloat16'),
+        ('gpu', 'bfloat16', 1, 256, 'num_heads so that heads have size 64'),
     ],
 )
 def test_without_a_kernel_auto_runs_plain_and_fused_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, platform: str, length: int, dtype: str, size: int, fix: str
+    monkeypatch: pytest.MonkeyPatch, platform: str, dtype: str, heads: int, size: int, fix: str
 ) -> None:
     monkeypatch.setattr(attention, 'target_platform', lambda: platform)
-    x, ids = jnp.ones((1, length, size), dtype), jnp.ones((1, length), jnp.int32)
+    x, ids = jnp.ones((1, LENGTH, heads * size), dtype), jnp.ones((1, LENGTH), jnp.int32)
     key = DropoutKey(jnp.uint32(0), jnp.arange(1, dtype=jnp.uint32))
-    run = functools.partial(attention.attend, x, x, x, ids, 1, 0.1, key)
+    run = functools.partial(attention.attend, x, x, x, ids, heads, 0.1, key)
     assert 'pallas_call' not in str(jax.make_jaxpr(functools.partial(run, 'auto'))())
     with pytest.raises(BadInput, match=fix):
         run('fused')
