@@ -1,10 +1,11 @@
-"""`evaluate`: measures a pretrained or a fine-tuned run."""
+"""`evaluate`: measures a pretrained or a fine-tuned run, or the vectors of a model."""
 
 import dataclasses
 import os
 
 from absl import flags
 
+from bert_jax.cli import evaluate_embeddings
 from bert_jax.cli.devices import select_platform
 from bert_jax.cli.flags import (
     AT_LEAST_0,
@@ -26,6 +27,8 @@ from bert_jax.runtime.stopping import exit_on_signals
 
 @exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
+    if evaluate_embeddings.is_requested(values):
+        return evaluate_embeddings.run(COMMAND, values)
     from bert_jax.finetune.workdirs import seeds_of
     from bert_jax.workdir.result import check_output
 
@@ -70,7 +73,7 @@ def _evaluate_finetuned(values: flags.FlagValues, workdir: str, step: int | None
 COMMAND = Command(
     'evaluate',
     _run,
-    'measure loss and accuracy on held-out data, compared with trivial baselines',
+    'measure loss and accuracy on held-out data, or retrieval, compared with baselines',
     'bert-jax evaluate --workdir=runs/demo',
     (
         WORKDIR_OR_STEP,
@@ -80,7 +83,7 @@ COMMAND = Command(
             'source',
             'text to evaluate on instead, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME',
         ),
-        Flag('output', 'JSON file to write the result to (default: evaluation….json in the workdir)'),
+        Flag('output', 'JSON file to write the result to (default: evaluation….json in the workdir; none for vectors)'),
         Flag(
             'sample',
             'text windows for the masked-word metric (1 in 8 also for pseudo-perplexity); 0 disables both',
@@ -88,6 +91,7 @@ COMMAND = Command(
             512,
             AT_LEAST_0,
         ),
+        *evaluate_embeddings.FLAGS,
         dataclasses.replace(
             CONFIG,
             meaning='config file whose mesh and data.local_copy are used instead of those of the run',

@@ -3,7 +3,7 @@
     modules.json                       the modules in order: Transformer, Pooling and perhaps Normalize
     sentence_bert_config.json          max_seq_length, do_lower_case
     1_Pooling/config.json              pooling_mode; in old versions pooling_mode_cls_token and so on
-    config_sentence_transformers.json  prompts, default_prompt_name
+    config_sentence_transformers.json  prompts, default_prompt_name, similarity_fn_name
 
 `B` texts, `L` positions, `D` hidden, `M` ways of pooling.
 """
@@ -28,6 +28,11 @@ MODES = {
     'weightedmean': 'pooling_mode_weightedmean_tokens',
     'lasttoken': 'pooling_mode_lasttoken',
 }
+
+SIMILARITIES = ('cosine', 'dot')
+# Names of prompts, in the order in which sentence-transformers looks for them.
+_QUERY_PROMPTS = ('query',)
+_PASSAGE_PROMPTS = ('document', 'passage', 'corpus')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +102,62 @@ def read_settings(directory: str) -> SentenceSettings:
     if not path.is_file():
         return settings
     return dataclasses.replace(settings, prompt=_read_prompt(path, pooling / 'config.json'))
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalSettings:
+    """How queries and passages become vectors, and how two vectors are compared.
+
+    Attributes:
+      similarity: one of `SIMILARITIES`.
+    """
+
+    queries: SentenceSettings
+    passages: SentenceSettings
+    similarity: str = 'cosine'
+
+
+def read_retrieval_settings(
+    directory: str,
+    queries_prompt: str | None = None,
+    passages_prompt: str | None = None,
+    similarity: str | None = None,
+) -> RetrievalSettings:
+    """Reads the settings of a directory for queries and passages.
+
+    As in sentence-transformers, the default prompt applies to neither.
+
+    Args:
+      queries_prompt: precedes each query; None for the prompt `query` of the directory, if it has one.
+      passages_prompt: precedes each passage; None for the prompt `document`, `passage` or `corpus`.
+      similarity: None for that of the directory, or else `cosine`.
+
+    Raises:
+      BadInput: see `read_settings`; also for another similarity than `SIMILARITIES`.
+    """
+    settings = read_settings(directory)
+    path = Path(directory) / 'config_sentence_transformers.json'
+    content: dict[str, Any] = {}
+    if (Path(directory) / 'modules.json').is_file() and path.is_file():
+        content = read_given_json(path, 'the settings of sentence-transformers')
+    prompts: Any = content.get('prompts')
+    prompts = prompts if isinstance(prompts, dict) else {}
+
+    def prompt_of(names: tuple[str, ...], given: str | None) -> str:
+        found = next((prompts[name] for name in names if isinstance(prompts.get(name), str)), '')
+        return found if given is None else given
+
+    if similarity is not None and similarity not in SIMILARITIES:
+        raise BadInput(f'--similarity={similarity}', 'is not supported', ' or '.join(SIMILARITIES))
+    similarity = similarity or content.get('similarity_fn_name') or 'cosine'
+    if similarity not in SIMILARITIES:
+        found, expected = f'similarity_fn_name is {similarity!r}', ' or '.join(SIMILARITIES)
+        raise BadInput(str(path), found, expected, '--similarity=cosine')
+    return RetrievalSettings(
+        dataclasses.replace(settings, prompt=prompt_of(_QUERY_PROMPTS, queries_prompt)),
+        dataclasses.replace(settings, prompt=prompt_of(_PASSAGE_PROMPTS, passages_prompt)),
+        similarity,
+    )
 
 
 def _read_modules(path: Path) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from bert_jax.cli.commands import COMMANDS
 from tests.support.commands import run
 from tests.support.configs import as_flags, tiny_run
 from tests.support.processes import ROOT
+from tests.support.retrieval import write_lines, write_names_set
 from tests.support.tasks import write_reviews
 from tests.support.texts import write_text
 
@@ -96,6 +97,9 @@ def _commands(directory: Path) -> Iterator[list[str]]:
     yield ['import', '--from=model', '--workdir=imported']
     yield ['fill-mask', '--model=model', '[MASK]']
     yield ['embed', '--model=model', '--input=lines.txt', '--output=vectors.npy']
+    write_names_set(directory / 'set')
+    write_lines(directory / 'pairs.jsonl', [{'sentence1': 'a', 'sentence2': 'b', 'score': score} for score in (0, 1)])
+    yield ['evaluate', '--model=model', '--retrieval=set', '--sts=pairs.jsonl']
     yield ['finetune', *task, '--config.init=model', '--config.train.epochs=1', '--workdir=tuned']
     yield ['evaluate', '--workdir=tuned']
     yield ['export', '--workdir=tuned', '--output=tuned/model']

@@ -1,0 +1,142 @@
+"""`evaluate --retrieval` and `evaluate --sts`: measures the vectors that `embed` writes."""
+
+import dataclasses
+import json
+from typing import Any
+
+from absl import flags
+
+from bert_jax.cli.devices import enable_compilation_cache
+from bert_jax.cli.flags import MODEL, Command, Flag, print_result, required, workdir_and_step
+from bert_jax.console import say
+from bert_jax.errors import BadInput
+from bert_jax.files import write_whole
+
+_DEFAULT_SPLIT, _DEFAULT_COLUMNS = 'test', 'sentence1,sentence2,score'
+_TASKS = ('retrieval', 'sts')
+
+FLAGS = (
+    Flag('retrieval', 'set in BEIR format: a directory with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv'),
+    Flag('sts', 'scored pairs of texts, FILE.jsonl, FILE.csv or FILE.tsv'),
+    dataclasses.replace(
+        MODEL, meaning=f'for --retrieval and --sts, instead of --workdir: {MODEL.meaning}', group='common'
+    ),
+    Flag('baseline', 'another model in the same table, as --model; for example the one that training started from'),
+    Flag('bm25', 'BM25 in the same table (default: if bm25s is installed)', flags.DEFINE_boolean),
+    Flag('split', f'judgements of --retrieval, qrels/SPLIT.tsv (default: {_DEFAULT_SPLIT})'),
+    Flag('queries_prompt', 'text before each query (default: as config_sentence_transformers.json says)'),
+    Flag('passages_prompt', 'text before each passage (default: as config_sentence_transformers.json says)'),
+    Flag(
+        'similarity',
+        'how vectors of --retrieval are compared, cosine or dot (default: as config_sentence_transformers.json says, '
+        'otherwise cosine)',
+    ),
+    Flag('keep_empty', 'accept passages without text', flags.DEFINE_boolean, group='advanced'),
+    Flag(
+        'sts_columns',
+        f'columns of the two texts and the score of --sts (default: {_DEFAULT_COLUMNS})',
+        group='advanced',
+    ),
+)
+
+
+def is_requested(values: flags.FlagValues) -> bool:
+    """Returns whether vectors are to be measured.
+
+    Raises:
+      BadInput: if a flag is given that only applies to them, or that does not apply to them.
+    """
+    if any(values[name].value for name in _TASKS):
+        for name in ('source', 'average', 'config', 'sample'):
+            if values[name].present:
+                raise BadInput(f'--{name}', 'does not apply to --retrieval and --sts', f'no --{name}')
+        for task, names in {'retrieval': ('split', 'bm25', 'keep_empty'), 'sts': ('sts_columns',)}.items():
+            if not values[task].value:
+                _check_not_given(values, names, task)
+        return True
+    _check_not_given(values, tuple(flag.name for flag in FLAGS if flag.name not in _TASKS), 'retrieval')
+    return False
+
+
+def _check_not_given(values: flags.FlagValues, names: tuple[str, ...], task: str) -> None:
+    for name in names:
+        if values[name].value is not None:
+            raise BadInput(f'--{name}', f'applies only with --{task}', f'--{task} too, or no --{name}')
+
+
+def run(command: Command, values: flags.FlagValues) -> int:
+    """Measures the model, the baseline and BM25; prints a table and writes `--output`."""
+    from bert_jax.evaluation.retrieval import bm25, dataset, evaluate, similarity
+    from bert_jax.workdir.result import check_output
+
+    name, step = _model_and_step(command, values)
+    check_output(values.output or '')
+    split, has_bm25 = values.split or _DEFAULT_SPLIT, bm25.is_installed() if values.bm25 is None else values.bm25
+    if values.bm25:
+        bm25.check_is_installed()
+    models = _settings_of_models(values, name, step)
+    retrieval = values.retrieval and dataset.read_set(values.retrieval, split, keep_empty=bool(values.keep_empty))
+    pairs = values.sts and similarity.read_scored_pairs(values.sts, _columns(values))
+    retrieved, scored = _measure_models(models, retrieval, pairs)
+    if retrieval and has_bm25:
+        retrieved.append(evaluate.evaluate_bm25(retrieval))
+    elif retrieval and values.bm25 is None:
+        say("BM25 is left out, because bm25s is not installed; pip install -e '.[retrieval]' installs it")
+    result: dict[str, Any] = {'model': name, 'step': step}
+    tables = []
+    if retrieval:
+        result['retrieval'] = evaluate.summarize(values.retrieval, split, retrieval, retrieved)
+        tables.append(evaluate.describe(result['retrieval']))
+    if pairs:
+        result['sts'] = {'file': values.sts, 'pairs': len(pairs.scores), 'systems': scored}
+        tables.append(similarity.describe(result['sts']))
+    if values.output:
+        write_whole(values.output, json.dumps(result) + '\n')
+    print_result(values, result, '\n\n'.join(tables), is_in_files=bool(values.output))
+    return 0
+
+
+def _model_and_step(command: Command, values: flags.FlagValues) -> tuple[str, int | None]:
+    if values.model and values.workdir:
+        raise BadInput('--model', 'is given together with --workdir', 'one of the two')
+    if values.workdir:
+        return workdir_and_step(command, values)
+    return required(command, values, 'model'), values.step
+
+
+def _columns(values: flags.FlagValues) -> tuple[str, str, str]:
+    names = tuple((values.sts_columns or _DEFAULT_COLUMNS).split(','))
+    if len(names) != 3 or len({*names}) < 3 or not all(names):
+        raise BadInput(f'--sts_columns={values.sts_columns}', 'does not name three columns', _DEFAULT_COLUMNS)
+    return names
+
+
+def _settings_of_models(values: flags.FlagValues, name: str, step: int | None) -> dict[str, tuple[Any, int | None]]:
+    """Returns {name: (settings, step)} of the model and of the baseline, if there is one."""
+    from bert_jax.pretrained.sentences import read_retrieval_settings
+
+    names = {name: step} | ({values.baseline: None} if values.baseline else {})
+    if values.baseline == name:
+        raise BadInput(f'--baseline={name}', 'is the model itself', 'another model')
+    given = values.queries_prompt, values.passages_prompt, values.similarity
+    return {each: (read_retrieval_settings(each, *given), step) for each, step in names.items()}
+
+
+def _measure_models(
+    models: dict[str, tuple[Any, int | None]], retrieval: Any, pairs: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns the results of each model, one model in memory at a time: (on the retrieval set, on the scored pairs)."""
+    from bert_jax.evaluation.retrieval.evaluate import evaluate_model
+    from bert_jax.evaluation.retrieval.similarity import evaluate_similarity
+    from bert_jax.finetune.load import load_model
+    from bert_jax.pretrained.sentences import read_settings
+
+    enable_compilation_cache()
+    retrieved, scored = [], []
+    for name, (settings, step) in models.items():
+        pretrained = load_model(settings.queries.directory, step)
+        if retrieval:
+            retrieved.append(evaluate_model(name, pretrained, settings, retrieval))
+        if pairs:
+            scored.append(evaluate_similarity(name, pretrained, read_settings(name), pairs))
+    return retrieved, scored

@@ -1,0 +1,119 @@
+"""Evaluates an encoder on a retrieval set in BEIR format, next to baselines."""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_jax.activity import counted
+from bert_jax.console import quantity
+from bert_jax.evaluation.retrieval import bm25
+from bert_jax.evaluation.retrieval.dataset import RetrievalSet
+from bert_jax.evaluation.retrieval.metrics import DEPTH, mean_cosine, measure
+from bert_jax.evaluation.retrieval.search import QUERY_ROWS, search
+from bert_jax.evaluation.retrieval.vectors import write_vectors
+from bert_jax.pretrained.load import Pretrained
+from bert_jax.pretrained.sentences import RetrievalSettings
+
+_COLUMNS = {
+    'ndcg_at_10': 'nDCG@10',
+    'mrr_at_10': 'MRR@10',
+    'recall_at_10': 'recall@10',
+    'recall_at_100': 'recall@100',
+    'mean_cosine': 'mean cosine',
+}
+
+
+def evaluate_model(
+    name: str, pretrained: Pretrained, settings: RetrievalSettings, dataset: RetrievalSet
+) -> dict[str, Any]:
+    """Returns `system` (its name), the metrics, `mean_cosine` of the passages, `truncated` texts and `seconds`.
+
+    The vectors are written to a temporary directory (TMPDIR), 4 bytes per number.
+
+    Raises:
+      BadInput: if the disk is too small for the vectors, or a vector is not finite.
+    """
+    start, is_cosine = time.monotonic(), settings.similarity == 'cosine'
+    # Before Python 3.12 there is no way to close a memory map but to drop all references to it.
+    with tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
+        queries = write_vectors(
+            Path(directory) / 'queries.npy',
+            pretrained,
+            settings.queries,
+            dataset.queries,
+            len(dataset.queries),
+            'queries',
+            normalize=is_cosine,
+        )
+        passages = write_vectors(
+            Path(directory) / 'passages.npy',
+            pretrained,
+            settings.passages,
+            dataset.passages(),
+            dataset.num_passages,
+            'passages',
+            normalize=is_cosine,
+        )
+        hits = search(queries.array, passages.array, DEPTH, dataset.same_id[:, None].tolist())
+        num_blocks = -(-len(dataset.queries) // QUERY_ROWS)
+        rankings = np.concatenate([each.indices for each in counted(hits, num_blocks, 'searching', 'blocks')])
+        isotropy = mean_cosine(passages.array)
+    return {
+        'system': name,
+        **dataclasses.asdict(measure(rankings.tolist(), dataset.judgements)),
+        'mean_cosine': isotropy,
+        'truncated': queries.num_truncated + passages.num_truncated,
+        'seconds': round(time.monotonic() - start, 3),
+    }
+
+
+def evaluate_bm25(dataset: RetrievalSet) -> dict[str, Any]:
+    """Returns what `evaluate_model` returns, for BM25, which has no vectors and truncates nothing."""
+    start = time.monotonic()
+    metrics = measure(bm25.rank(dataset, DEPTH).tolist(), dataset.judgements)
+    seconds = round(time.monotonic() - start, 3)
+    return {
+        'system': 'BM25',
+        **dataclasses.asdict(metrics),
+        'mean_cosine': None,
+        'truncated': 0,
+        'seconds': seconds,
+    }
+
+
+def summarize(directory: str, split: str, dataset: RetrievalSet, systems: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the content of the key `retrieval` of the result."""
+    return {
+        'set': directory,
+        'split': split,
+        'queries': len(dataset.queries),
+        'passages': dataset.num_passages,
+        'judgements': sum(map(len, dataset.judgements)),
+        'systems': list(systems),
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Returns a table of a result of `summarize`."""
+    head = (
+        f'{result["set"]}, {result["split"]}: {quantity(result["queries"], "query", "queries")}, '
+        f'{quantity(result["passages"], "passage")}'
+    )
+    width = max(len(system['system']) for system in result['systems'])
+    lines = [head, '  '.join([' ' * width, *_COLUMNS.values()])]
+    for system in result['systems']:
+        cells = [f'{_cell(system[key]):>{len(title)}}' for key, title in _COLUMNS.items()]
+        lines.append('  '.join([f'{system["system"]:{width}}', *cells]))
+    if any(system['truncated'] for system in result['systems']):
+        counts = ', '.join(f'{each["system"]} {each["truncated"]:,}' for each in result['systems'] if each['truncated'])
+        lines.append(f'Truncated texts: {counts}')
+    return '\n'.join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return '-' if value is None else f'{value:.4f}'
