@@ -44,7 +44,7 @@ def read_records(source: str, task: Task, needed: tuple[str, ...]) -> Iterator[R
     """
     file_format, _, location = source.partition(':')
     if file_format == 'tfds':
-        yield from _read_tfds(location, needed)
+        yield from _read_tfds(location, task, needed)
         return
     path = Path(task.directory) / location
     if not path.is_file():
@@ -56,12 +56,14 @@ def read_records(source: str, task: Task, needed: tuple[str, ...]) -> Iterator[R
         raise BadInput(str(path), f'cannot be read ({error.strerror or error})', 'a readable file') from error
 
 
-def check_columns(needed: Iterable[str], names: Iterable[str], where: str) -> None:
-    """Raises `BadInput` if a needed column is not among `names`."""
+def check_columns(needed: Iterable[str], names: Iterable[str], where: str, kind: str = '') -> None:
+    """Raises `BadInput` if a column that a kind of task needs is not among `names`."""
     names = list(names)
     for column in needed:
         if column not in names:
             fix = '--config.task.text=NAME, and likewise text_pair and label: the columns to use'
+            if kind == 'embedding':
+                fix = '--config.embedding.anchor=NAME, and likewise positive, negatives and score: the columns to use'
             raise BadInput(where, f'has no column {column!r}', ', '.join(map(str, names)) or 'columns', fix)
 
 
@@ -87,7 +89,7 @@ def _records_of_rows(
         where = f'{path}:{line_number}'
         if names is None:
             names = cells if not task.columns or task.text in cells else list(task.columns)
-            check_columns(needed, names, where)
+            check_columns(needed, names, where, task.kind)
             if names is cells:
                 continue
         yield Record(where, dict(zip(names, cells, strict=False)))
@@ -115,7 +117,6 @@ def _read_csv(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Recor
 
 
 def _read_jsonl(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
-    del task
     is_first = True
     for line_number, line in enumerate(_lines(path), 1):
         if not line.strip():
@@ -123,7 +124,20 @@ def _read_jsonl(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
         where = f'{path}:{line_number}'
         fields = parse_record(line, where)
         if is_first:
-            check_columns(needed, fields, where)
+            check_columns(needed, fields, where, task.kind)
+        is_first = False
+        yield Record(where, fields)
+
+
+def _read_parquet(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
+    """Reads all columns; `where` counts rows from 1."""
+    from bert_jax.text.parquet import read_columns  # pyarrow is slow to import
+
+    is_first = True
+    for row, fields in enumerate(read_columns(path), 1):
+        where = f'{path}, row {row}'
+        if is_first:
+            check_columns(needed, fields, where, task.kind)
         is_first = False
         yield Record(where, fields)
 
@@ -181,10 +195,10 @@ def _read_squad(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
         raise BadInput(str(path), found, expected) from None
 
 
-def _read_tfds(spec: str, needed: tuple[str, ...]) -> Iterator[Record]:
+def _read_tfds(spec: str, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
     records = open_tfds(spec, [])
     features = records.dataset_info.features
-    check_columns(needed, features, f'tfds:{spec}')
+    check_columns(needed, features, f'tfds:{spec}', task.kind)
     for index in range(len(records)):
         fields = {name: _as_python(value, features[name]) for name, value in records[index].items()}
         yield Record(f'tfds:{spec}:{index}', fields)
@@ -208,6 +222,7 @@ _READERS: dict[str, Callable[[Path, Task, tuple[str, ...]], Iterator[Record]]] =
     'tsv': _read_tsv,
     'csv': _read_csv,
     'jsonl': _read_jsonl,
+    'parquet': _read_parquet,
     'conll': _read_conll,
     'squad': _read_squad,
 }
@@ -220,9 +235,10 @@ class RecordReader:
       counts: {event: count} of skipped records, complete once all records have been read.
     """
 
-    def __init__(self, source: str, task: Task, needed: tuple[str, ...]):
+    def __init__(self, source: str, task: Task, needed: tuple[str, ...], texts: tuple[str, ...] = ()):
+        """Args: texts: needed columns in which a text of spaces counts as missing."""
         self._records, self._allowed, self._needed = read_records(source, task, needed), task.bad_records, needed
-        self._source = source
+        self._source, self._texts = source, texts
         self.counts: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Record]:
@@ -235,7 +251,7 @@ class RecordReader:
         first_bad: tuple[str, str] | None = None
         for record in self._records:
             num_records += 1
-            missing = [name for name in self._needed if record.fields.get(name) is None]
+            missing = [name for name in self._needed if self._is_missing(record.fields.get(name), name)]
             if missing:
                 num_bad, first_bad = num_bad + 1, first_bad or (record.where, missing[0])
                 continue
@@ -246,12 +262,16 @@ class RecordReader:
             where, name = first_bad
             raise BadInput(
                 where,
-                f'has no {name!r}; {num_bad:,} of {num_records:,} records lack a column',
+                f'has no {"text in " if name in self._texts else ""}{name!r}; '
+                f'{num_bad:,} of {num_records:,} records lack a column',
                 'a value in every column that is used',
                 'fix the file, or allow more with --config.task.bad_records=FRACTION',
             )
         if num_records == num_bad:
             raise BadInput(self._source, 'contains no example', 'at least one')
+
+    def _is_missing(self, value: Any, name: str) -> bool:
+        return value is None or (name in self._texts and isinstance(value, str) and not value.strip())
 
 
 def sort_labels(names: Iterable[str], where: str) -> tuple[str, ...]:

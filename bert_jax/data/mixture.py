@@ -102,7 +102,7 @@ class MixtureSampler(Sampler):
         self, num_rows: Sequence[int], shares: Sequence[float], batch_size: int | BatchSizes, seed: int, phase: int = 0
     ):
         super().__init__(sum(num_rows), batch_size, seed, phase)
-        self.row_ends, self._quotas = np.cumsum(num_rows), _quotas(shares)  # rows in a block
+        self.row_ends, self._quotas = np.cumsum(num_rows), quotas(shares, _ROWS_IN_BLOCK)  # rows in a block
         key = np.full(_ROWS_IN_BLOCK, random.fold_in_int(self._key, 0), np.uint64)
         order = random.permute(np.arange(_ROWS_IN_BLOCK), _ROWS_IN_BLOCK, key, limit=_ROWS_IN_BLOCK)
         self._source_of = np.repeat(np.arange(len(shares)), self._quotas)[order]  # by the place in a block
@@ -125,16 +125,16 @@ class MixtureSampler(Sampler):
         return RowSelection(rows, np.ones(len(rows), bool), random.fold_in(self._key, indices))
 
 
-def _quotas(shares: Sequence[float]) -> np.ndarray:
-    """Returns the rows of each source in a block, int64 [K]: its share by largest remainder, at least one."""
-    exact = np.array(shares) * _ROWS_IN_BLOCK
-    quotas = np.maximum(np.floor(exact).astype(np.int64), 1)
-    missing = _ROWS_IN_BLOCK - quotas.sum()
+def quotas(shares: Sequence[float], total: int) -> np.ndarray:
+    """Divides a total among K sources, int64 [K]: each has its share by largest remainder, and at least one."""
+    exact = np.array(shares) * total
+    found = np.maximum(np.floor(exact).astype(np.int64), 1)
+    missing = total - found.sum()
     if missing < 0:  # many tiny shares were rounded up
-        quotas[quotas.argmax()] += missing
+        found[found.argmax()] += missing
     else:
-        quotas[np.argsort(quotas - exact, kind='stable')[:missing]] += 1
-    return quotas
+        found[np.argsort(found - exact, kind='stable')[:missing]] += 1
+    return found
 
 
 class MixtureStream(Stream[Batch]):

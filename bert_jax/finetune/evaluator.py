@@ -104,7 +104,7 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
 
     def stream(rows: Rows, seed: int | None) -> TaskStream:
         length, packing = task.sequence_length, None
-        per_row = task.examples_per_row or choose_examples_per_row(rows)
+        per_row = task.examples_per_row or choose_examples_per_row(np.diff(rows.starts))
         if task.examples_per_row != 1 and not (seed is None and per_row == 1):
             packing = Packing(per_row, num_rows_multiple, length_multiple)
         elif seed is None:

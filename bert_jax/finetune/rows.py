@@ -101,11 +101,25 @@ class Layout(NamedTuple):
     slots: np.ndarray  # [n] int64, index among the examples of the row
     starts: np.ndarray  # [n] int64, position of the first token
     shape: tuple[int, int]  # B, L
+    num_slots: int  # E
 
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns, for each token of the examples, (index into `examples`, position in its example); [t] int64."""
         index = np.repeat(np.arange(len(self.lengths)), self.lengths)
         return index, np.arange(len(index)) - np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
+
+    def scatter_tokens(self, values: np.ndarray, filler: int = 0) -> np.ndarray:
+        """Returns int32 [B, L] with one value for each of `tokens`, and the filler elsewhere."""
+        example, position = self.tokens()
+        array = np.full(self.shape, filler, np.int32)
+        array[self.rows[example], self.starts[example] + position] = values
+        return array
+
+    def scatter_examples(self, values: np.ndarray, filler: int = 0) -> np.ndarray:
+        """Returns [B, E, …] with one value for each example, [n, …], and the filler in empty slots."""
+        array = np.full((self.shape[0], self.num_slots, *values.shape[1:]), filler, values.dtype)
+        array[self.rows, self.slots] = values
+        return array
 
     def unpack(self, outputs: np.ndarray, target: np.ndarray) -> None:
         """Copies the outputs of a batch to the rows `examples` of an array.
@@ -182,14 +196,31 @@ class Packing:
                 heapq.heappush(emptiest, (num_tokens, row, num_examples + 1))
         return rows, slots, max_tokens
 
+    def lay_out(
+        self, examples: np.ndarray, present: np.ndarray, lengths: np.ndarray, num_rows: int, min_length: int
+    ) -> Layout:
+        """Returns where the examples of a batch lie in its `num_rows` rows of at least `min_length` positions.
 
-def choose_examples_per_row(rows: Rows) -> int:
+        Args: examples, present, lengths: see `Layout`.
+        """
+        rows, slots, max_tokens = self.rows(lengths)
+        slot_lengths = np.zeros((num_rows, self.num_slots), np.int64)
+        slot_lengths[rows, slots] = lengths
+        starts = (np.cumsum(slot_lengths, axis=1) - slot_lengths)[rows, slots]
+        shape = num_rows, max(self.length(max_tokens), min_length)
+        return Layout(examples, present, lengths, rows, slots, starts, shape, self.num_slots)
+
+
+def choose_examples_per_row(lengths: np.ndarray) -> int:
     """Returns 2, 4 or 8, so that a row holds about `_ROW_TOKENS` tokens; most batch sizes are multiples of these.
 
     Returns 1 for long examples of similar length: there is little padding to save, and attention over longer rows is
     slower.
+
+    Args:
+      lengths: of the examples, in tokens.
     """
-    mean, longest = len(rows.ids) / len(rows), int(np.diff(rows.starts).max())
+    mean, longest = float(lengths.mean()), int(lengths.max())
     fitting = int(_ROW_TOKENS / mean)
     if fitting < 2:
         return 1 if mean > _UNPACKED_FILL * longest else 2
@@ -261,46 +292,30 @@ class TaskStream(Stream[TaskBatch]):
     def _layout(self, selection: RowSelection) -> Layout:
         examples, present = self._order[selection.rows], selection.present
         lengths = np.diff(self._rows.starts)[examples]
-        if not self._packing:
-            rows, nothing = np.arange(len(lengths)), np.zeros(len(lengths), np.int64)
-            return Layout(examples, present, lengths, rows, nothing, nothing, (len(lengths), self._length))
-        rows, slots, max_tokens = self._packing.rows(lengths)
-        shape = self.batch_size, max(self._packing.length(max_tokens), self._min_length)
-        slot_lengths = np.zeros((shape[0], self._packing.num_slots), np.int64)
-        slot_lengths[rows, slots] = lengths
-        starts = (np.cumsum(slot_lengths, axis=1) - slot_lengths)[rows, slots]
-        return Layout(examples, present, lengths, rows, slots, starts, shape)
+        if self._packing:
+            return self._packing.lay_out(examples, present, lengths, self.batch_size, self._min_length)
+        rows, nothing = np.arange(len(lengths)), np.zeros(len(lengths), np.int64)
+        return Layout(examples, present, lengths, rows, nothing, nothing, (len(lengths), self._length), 1)
 
     def _assemble(self, selection: RowSelection) -> TaskBatch:
         layout, data = self._layout(selection), self._rows  # examples have no random content
-        examples, rows, slots, starts = layout.examples, layout.rows, layout.slots, layout.starts
+        examples, starts = layout.examples, layout.starts
         example, position = layout.tokens()
         source = data.starts[examples][example] + position
-        target = rows[example], starts[example] + position
-        num_slots = self._packing.num_slots if self._packing else 1
-
-        def scatter_tokens(values: np.ndarray, filler: int = 0) -> np.ndarray:  # -> BL
-            array = np.full(layout.shape, filler, np.int32)
-            array[target] = values
-            return array
-
-        def scatter_examples(values: np.ndarray) -> np.ndarray:  # -> BE…
-            array = np.zeros((layout.shape[0], num_slots, *values.shape[1:]), values.dtype)
-            array[rows, slots] = values
-            return array
-
         if data.has_tags:
             tags = np.where(layout.present[example], data.labels[source], -1)
-            labels, weights = scatter_tokens(np.maximum(tags, 0)), scatter_tokens(tags >= 0).astype(np.float32)
+            labels = layout.scatter_tokens(np.maximum(tags, 0))
+            weights = layout.scatter_tokens(tags >= 0).astype(np.float32)
         else:
-            labels, weights = data.labels[examples], scatter_examples(layout.present.astype(np.float32))
-            labels = scatter_examples(labels + starts[:, None].astype(np.int32) if labels.ndim == 2 else labels)
+            labels, weights = data.labels[examples], layout.scatter_examples(layout.present.astype(np.float32))
+            labels = labels + starts[:, None].astype(np.int32) if labels.ndim == 2 else labels
+            labels = layout.scatter_examples(labels)
         return TaskBatch(
-            input_ids=scatter_tokens(data.ids[source], self._pad_id),
-            token_type_ids=scatter_tokens(position >= data.second_starts[examples][example]),
-            sequence_ids=scatter_tokens(slots[example] + 1),
-            position_ids=scatter_tokens(position),
-            cls_positions=scatter_examples(starts.astype(np.int32)),
+            input_ids=layout.scatter_tokens(data.ids[source], self._pad_id),
+            token_type_ids=layout.scatter_tokens(position >= data.second_starts[examples][example]),
+            sequence_ids=layout.scatter_tokens(layout.slots[example] + 1),
+            position_ids=layout.scatter_tokens(position),
+            cls_positions=layout.scatter_examples(starts.astype(np.int32)),
             labels=labels,
             weights=weights,
         )

@@ -60,10 +60,15 @@ def sample_examples(rows: Rows, example_indices: np.ndarray, max_examples: int) 
     num_examples = int(example_indices[-1]) + 1
     if not max_examples or max_examples >= num_examples:
         return rows
+    return rows.select(np.flatnonzero(sampled(num_examples, max_examples)[example_indices]))
+
+
+def sampled(num_examples: int, max_examples: int) -> np.ndarray:
+    """Returns bool [num_examples]: whether each example is among the `max_examples` selected by a hash."""
     keys = random.fold_in(random.fold_in_int(0, num_examples), np.arange(num_examples))
     is_selected = np.zeros(num_examples, bool)
     is_selected[np.argsort(keys, kind='stable')[:max_examples]] = True
-    return rows.select(np.flatnonzero(is_selected[example_indices]))
+    return is_selected
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -45,6 +45,7 @@ def read_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
     Raises:
       BadInput: see the readers. Nothing has been written then.
     """
+    assert isinstance(task.train, str)  # see `config.finetuning.resolve`
     if task.kind == 'spans':
         training = read_spans(task.train, task, tokenizer, is_training=True)
         labels: tuple[str, ...] = ()

@@ -85,7 +85,7 @@ def read_texts(
     counts += reader.counts
     example_indices = np.arange(len(ids))
     if task.kind == 'regression':
-        gold = [_parse_number(where, label) for where, label in raw_labels]
+        gold = [parse_number(where, label) for where, label in raw_labels]
         values = np.array(gold if is_labelled else np.zeros(len(ids)), np.float32)
         return RegressionSplit(make_rows(ids, second_starts, values), example_indices, counts, gold)
     names = [(where, _as_name(label)) for where, label in raw_labels]
@@ -103,15 +103,24 @@ def _as_name(label: Any) -> str:
     return label.strip() if isinstance(label, str) else str(label)
 
 
-def _parse_number(where: str, label: Any) -> float:
+def parse_number(where: str, label: Any, name: str = 'label', fix: str = '--config.task.label=COLUMN') -> float:
+    """Converts a label to a finite number.
+
+    Args:
+      name: what the error calls it.
+
+    Raises:
+      BadInput: if it is none.
+    """
     try:
         value = float(label)
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
         # A long label is probably text, which messages do not show.
-        found = f'has the label {label!r}' if len(str(label)) <= 10 else f'has a label of {len(str(label))} characters'
-        raise BadInput(where, found, 'a number', '--config.task.label=COLUMN')
+        length = len(str(label))
+        found = f'has the {name} {label!r}' if length <= 10 else f'has a {name} of {length} characters'
+        raise BadInput(where, found, 'a number', fix)
     return value
 
 
@@ -124,7 +133,7 @@ def encode_texts(
       BadInput: for a column that holds neither text nor a number.
     """
     cls, sep = tokenizer.cls_id, tokenizer.sep_id
-    texts = [_read_text(record, task.text) for record in records]
+    texts = [read_text(record, task.text) for record in records]
     firsts = tokenizer.encode_batch(texts)
     if not task.text_pair:
         for a in firsts:
@@ -132,7 +141,7 @@ def encode_texts(
             row = [cls, *a[: task.sequence_length - 2], sep]
             yield row, len(row)
         return
-    seconds = tokenizer.encode_batch([_read_text(record, task.text_pair) for record in records])
+    seconds = tokenizer.encode_batch([read_text(record, task.text_pair) for record in records])
     for a, b in zip(firsts, seconds, strict=True):
         length_a, length_b = cut_pair(len(a), len(b), task.sequence_length - 3)
         counts['text cut'] += (length_a, length_b) != (len(a), len(b))
@@ -150,7 +159,12 @@ def cut_pair(length_a: int, length_b: int, room: int) -> tuple[int, int]:
     return room - length_b, length_b
 
 
-def _read_text(record: Record, column: str) -> str:
+def read_text(record: Record, column: str) -> str:
+    """Returns the text in a column, or the number there as text.
+
+    Raises:
+      BadInput: if the column holds neither.
+    """
     value = record.fields[column]
     if isinstance(value, str):
         return value

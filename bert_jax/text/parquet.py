@@ -3,6 +3,7 @@
 A page can only be decompressed as a whole, so reading large pages takes a few times their size.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from bert_jax.errors import BadInput
 _BUFFER_BYTES = 1 << 20  # per read
 _LONG_ROW_BYTES = 1 << 16  # rows of this average length are read one at a time
 _VALUES_PER_PAGE = 1024
+_RECORDS_AT_ONCE = 1024
 _MAX_EXPANSION = 1000  # factor by which a column may expand; text compresses less
 _SMALL_BYTES = 1 << 28  # a column may always expand to this size
 
@@ -80,6 +82,23 @@ def read_rows(
                         row += 1
                         yield row, dict(zip(columns, values, strict=True))
         except (pyarrow.ArrowException, OSError) as error:
+            raise _unreadable_error(path, error) from None
+
+
+def read_columns(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yields every row of a file as {column: value}, with texts decoded.
+
+    Raises:
+      BadInput: for a file that is damaged, or that expands more than text can.
+    """
+    with epath.Path(path).open('rb') as file:
+        try:
+            table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+            for group in range(table.metadata.num_row_groups):
+                _check_expansion(str(path), table.metadata.row_group(group))
+                for batch in table.iter_batches(_RECORDS_AT_ONCE, [group], use_threads=False):
+                    yield from batch.to_pylist()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _unreadable_error(path, error) from None
 
 

@@ -1,0 +1,115 @@
+"""Pairs from raw text alone: two neighbouring spans of a document of a prepared corpus, or one span twice.
+
+An epoch takes one pair from each document, at another place in every epoch, so no two pairs of a batch are of the same
+document. Spans are whole sentences where these fit.
+
+`Q` documents of a batch with `n` = 2 Q texts and `t` tokens.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from bert_jax.config.embedding import Embedding
+from bert_jax.config.finetuning import Task
+from bert_jax.data import random
+from bert_jax.errors import BadInput
+from bert_jax.files import json_digest
+from bert_jax.finetune.pairs import Texts
+from bert_jax.text.corpus import load_corpus
+from bert_jax.text.tokenizer import Tokenizer
+
+_SHORTEST = 16  # tokens; spans are drawn with this length or more, where a document has as many
+_SAMPLED = 1024  # documents whose lengths stand for all
+
+
+class CorpusPairs:
+    """The documents of the training split of a corpus, each of which yields a pair."""
+
+    def __init__(self, directory: str, task: Task, embedding: Embedding, tokenizer: Tokenizer):
+        """Raises:
+        BadInput: if there is no corpus, it has another tokenizer, or no document has two sentences (spans).
+        """
+        corpus = load_corpus(Path(task.directory) / directory)
+        if not corpus.tokenizer.agrees_with(tokenizer):
+            raise BadInput(
+                f'config.task.train=corpus:{directory}',
+                f'was prepared with another tokenizer than that of config.init ({corpus.tokenizer.vocab_size:,} and '
+                f'{tokenizer.vocab_size:,} tokens)',
+                'a corpus prepared with the tokenizer of the model',
+                'bert-jax prepare --config.tokenizer.path=MODEL --config.data.corpus=OTHER',
+            )
+        self._split = corpus.train
+        self._is_dropout = embedding.corpus_pairs == 'dropout'
+        fewest = 1 if self._is_dropout else 2
+        self._documents = np.flatnonzero(np.diff(self._split.documents) >= fewest)
+        if not len(self._documents):
+            found = f'holds no document of at least {fewest} sentences'
+            raise BadInput(f'config.task.train=corpus:{directory}', found, 'longer documents')
+        self._digest = json_digest([corpus.manifest['content_hash'], embedding.corpus_pairs])
+        self._cls, self._sep = tokenizer.cls_id, tokenizer.sep_id
+        prompts = tokenizer.encode_batch([embedding.query_prompt, embedding.passage_prompt])
+        self._prompts = [np.array(prompt, np.int32) for prompt in prompts]
+        longest = max(map(len, prompts))
+        self._room = task.sequence_length - 2 - longest
+        if self._room < 1:
+            found = f'is {task.sequence_length}; a prompt has {longest} tokens'
+            raise BadInput('config.task.sequence_length', found, 'room for text after the prompt')
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def draw(self, examples: np.ndarray, keys: np.ndarray) -> Texts:
+        spans = self._spans(examples, keys)  # [Q, 2, 2]
+        starts, stops = spans.reshape(-1, 2).T
+        num_pairs = len(examples)
+        roles = np.tile(np.array([0, 1]), num_pairs)  # query, positive
+        prompt_lengths = np.array([len(prompt) for prompt in self._prompts])[roles]
+        lengths = prompt_lengths + (stops - starts) + 2
+        text = np.repeat(np.arange(2 * num_pairs), lengths)
+        position = np.arange(len(text)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        offset = position - 1 - prompt_lengths[text]  # in the span
+        is_text = (offset >= 0) & (position < lengths[text] - 1)
+        ids = np.full(len(text), self._cls, np.int32)
+        ids[position == lengths[text] - 1] = self._sep
+        for role, prompt in enumerate(self._prompts):
+            is_prompt = (roles[text] == role) & (position >= 1) & (offset < 0)
+            ids[is_prompt] = prompt[position[is_prompt] - 1]
+        of_spans = self._split.gather((starts[text] + offset)[is_text])
+        ids[is_text] = of_spans
+        mixed = random.mix(of_spans.astype(np.uint64) << np.uint64(32) | offset[is_text].astype(np.uint64))
+        ends = np.cumsum(stops - starts)
+        hashes = np.add.reduceat(mixed, ends - (stops - starts))
+        groups = np.repeat(np.arange(num_pairs, dtype=np.int32), 2)
+        return Texts(ids, lengths, groups, roles.astype(np.int32), hashes, np.zeros(2 * num_pairs, np.float32))
+
+    def _spans(self, examples: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Returns the bounds of each pair, [Q, 2, 2] int64: (anchor, positive), (first token, stop)."""
+        documents, sentences = self._split.documents, self._split.sentences
+        chosen = self._documents[examples]
+        first, last = documents[chosen], documents[chosen + 1]
+        bits = random.bits(keys, 4)
+        shortest = min(_SHORTEST, self._room)
+        limits = shortest + random.below(bits[:, 1:3], self._room - shortest + 1)  # longest of both spans
+        if self._is_dropout:
+            border = first + random.below(bits[:, 0], last - first)
+        else:
+            border = first + 1 + random.below(bits[:, 0], last - first - 1)
+        middle, low, high = sentences[border], sentences[first], sentences[last]
+        stop = np.minimum(high, middle + limits[:, 1])
+        whole = sentences[np.searchsorted(sentences, stop, 'right') - 1]
+        after = np.stack([middle, np.where(whole > middle, whole, stop)], axis=1)
+        if self._is_dropout:
+            return np.stack([after, after], axis=1)
+        start = np.maximum(low, middle - limits[:, 0])
+        whole = sentences[np.searchsorted(sentences, start, 'left')]
+        before = np.stack([np.where(whole < middle, whole, start), middle], axis=1)
+        is_after = (bits[:, 3] >> np.uint64(63)).astype(bool)[:, None]  # the anchor is the later span of half the pairs
+        return np.stack([np.where(is_after, after, before), np.where(is_after, before, after)], axis=1)
+
+    def sample_lengths(self) -> np.ndarray:
+        examples = np.unique(np.linspace(0, len(self) - 1, _SAMPLED, dtype=np.int64))
+        return self.draw(examples, random.fold_in(0, examples)).lengths
+
+    def content_hash(self) -> str:
+        return self._digest
