@@ -25,7 +25,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
 
     settings = read_settings(directory)
     enable_compilation_cache()
-    summary = embed(load_model(settings.directory), settings, text, output)
+    summary = embed(load_model(settings.directory), settings, text, output, values.dims)
     print_result(values, dataclasses.asdict(summary), _describe(summary), is_in_files=True)
     return 0
 
@@ -56,6 +56,11 @@ COMMAND = Command(
             '.npy file to write: per line the mean over its tokens, or what the sentence-transformers files of the '
             'model configure',
             group='essential',
+        ),
+        Flag(
+            'dims',
+            'number of leading dims of a vector to write, normalized again if the model normalizes',
+            flags.DEFINE_integer,
         ),
     ),
 )

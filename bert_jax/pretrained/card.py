@@ -19,6 +19,7 @@ from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import HubFamily
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.provenance import Provenance
+from bert_jax.pretrained.sentences import SentenceSettings
 from bert_jax.text.corpus import read_manifest
 from bert_jax.version import __version__
 from bert_jax.workdir import identity
@@ -41,6 +42,12 @@ from transformers import pipeline
 extract = pipeline('feature-extraction', model='.')  # this directory, or the name of the model on the hub
 vectors = extract('The weather is nice today.', return_tensors=True)  # [1, tokens, hidden size]
 print(vectors.mean(dim=1))"""
+_SENTENCE_VECTORS = """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer('.')  # this directory, or the name of the model on the hub
+vectors = model.encode(['The weather is nice today.', 'It is sunny.'])
+print(model.similarity(vectors, vectors))"""
 
 _SOFTWARE = f"""\
 @software{{bert_jax,
@@ -67,8 +74,14 @@ class Measurement:
     baseline: str = ''
 
 
-def model_card(workdir: str, resolved: config.Config, card: config.Card, trained: Pretrained) -> str:
-    """Returns README.md of an export: YAML front matter for a model hub, then Markdown."""
+def model_card(
+    workdir: str, resolved: config.Config, card: config.Card, trained: Pretrained, vectors: SentenceSettings
+) -> str:
+    """Returns README.md of an export: YAML front matter for a model hub, then Markdown.
+
+    Args:
+      vectors: how sentence-transformers and `embed` make a vector of a text.
+    """
     hub, untrained, step = hub_of(trained.config), trained.provenance.untrained_heads, trained.step or 0
     parameters = num_parameters(trained.config, trained.tokenizer.vocab_size)
     name = title(card, workdir, f'{hub.title} encoder, {parameters / 1e6:,.1f}M parameters')
@@ -77,13 +90,15 @@ def model_card(workdir: str, resolved: config.Config, card: config.Card, trained
     measured = _measured(workdir, step, resolved.data.pairing, trained)
     training = _training_facts(resolved, step, identity.load_fingerprint(workdir)) | _weights_facts(resolved, trained)
     about = {'pipeline_tag': task} | ({'mask_token': trained.tokenizer.special_tokens.mask} if fills_masks else {})
+    index = model_index(name, task, 'Held-out text of the training corpus', measured)
     sections = [
-        front_matter(card, hub, about, model_index(name, task, 'Held-out text of the training corpus', measured)),
+        front_matter(card, hub, about, index, ('sentence-transformers',)),
         f'# {name}',
         *([card.description] if card.description else []),
         _origin(hub, identity.load_fingerprint(workdir), step),
         '## Intended use\n\n' + _intended_use(hub, fills_masks),
         how_to_use(_FILL_MASK if fills_masks else _FEATURES, _classes(hub, untrained)),
+        sentence_vectors(vectors, trained.config.hidden_size),
         '## Limitations\n\n' + bullets(_limitations(trained, step, resolved.data.pairing)),
         '## Model\n\n' + table(model_facts(trained) | {'Parameters, with all heads': parameters}),
         *training_data(card, _corpus_facts(workdir, resolved.data.corpus) if step else {}),
@@ -102,14 +117,21 @@ def title(card: config.Card, workdir: str, generic: str) -> str:
     return card.name or (generic if name.lower() in _GENERIC_NAMES else name)
 
 
-def front_matter(card: config.Card, hub: HubFamily, about: dict[str, str], index: list[dict[str, Any]]) -> str:
+def front_matter(
+    card: config.Card,
+    hub: HubFamily,
+    about: dict[str, str],
+    index: list[dict[str, Any]],
+    tags: tuple[str, ...] = (),
+) -> str:
     """Returns the YAML that a model hub reads.
 
     Args:
       about: further entries, such as the pipeline that runs the model.
       index: see `model_index`.
+      tags: besides the name of the family.
     """
-    lines: dict[str, Any] = {'library_name': 'transformers', **about, 'tags': [hub.name]}
+    lines: dict[str, Any] = {'library_name': 'transformers', **about, 'tags': [hub.name, *tags]}
     for key in ('license', 'language', 'datasets'):
         parts = [part.strip() for part in getattr(card, key).split(',') if part.strip()]
         if parts:
@@ -136,6 +158,21 @@ def how_to_use(code: str, classes: list[str]) -> str:
         'Before this directory was published, its outputs were compared with those of the checkpoint; `proof.json` '
         'records the comparison and the SHA-256 of each file.'
     )
+
+
+def sentence_vectors(settings: SentenceSettings, hidden_size: int) -> str:
+    """Returns the section on the vector of a text: how sentence-transformers and `embed` compute it."""
+    rows: dict[str, Any] = {
+        'Dims': hidden_size * len(settings.modes),
+        'Pooling': ' and '.join(settings.modes),
+        'Normalized': 'yes' if settings.normalize else 'no',
+        'Similarity': settings.similarity,
+        'Truncated to': f'{settings.max_length:,} tokens',
+    }
+    if settings.matryoshka_dims:
+        rows['Matryoshka dims'] = ', '.join(map(str, settings.matryoshka_dims))
+    rows |= {f'Prompt {name!r}': json.dumps(text, ensure_ascii=False) for name, text in settings.prompts.items()}
+    return f'## Sentence vectors\n\n```python\n{_SENTENCE_VECTORS}\n```\n\n{table(rows)}'
 
 
 def training_data(card: config.Card, counts: dict[str, Any]) -> Iterator[str]:

@@ -22,7 +22,7 @@ class Embedded:
     """Describes the array that was written: `lines` rows of `hidden_size` float32.
 
     Attributes:
-      hidden_size: the size of a vector: the model's hidden size times the number of ways of `pooling`.
+      hidden_size: the size of a vector: the model's hidden size times the number of ways of `pooling`, or fewer dims.
       truncated: number of lines that were truncated to `max_length` tokens.
       invalid_utf8_replaced: number of lines with bytes that are not UTF-8, which became U+FFFD.
     """
@@ -50,8 +50,30 @@ def check(input_file: str, output: str) -> None:
         raise BadInput(f'--output={output}', 'is not the name of an .npy file', '--output=NAME.npy')
 
 
+def num_dims(settings: SentenceSettings, hidden_size: int, dims: int | None) -> int:
+    """Returns the size of a vector.
+
+    Args:
+      hidden_size: of the model.  dims: requested size; None for that of the settings.
+
+    Raises:
+      BadInput: if vectors do not have as many dims as requested.
+    """
+    pooled = len(settings.modes) * hidden_size
+    if dims is None:
+        return min(pooled, settings.truncate_dim or pooled)
+    if not 1 <= dims <= pooled:
+        raise BadInput(f'--dims={dims}', f'the vectors of this model have {pooled:,} dims', f'1 to {pooled:,}')
+    return dims
+
+
 def embed(
-    pretrained: Pretrained, settings: SentenceSettings, input_file: str, output: str, progress: bool = True
+    pretrained: Pretrained,
+    settings: SentenceSettings,
+    input_file: str,
+    output: str,
+    dims: int | None = None,
+    progress: bool = True,
 ) -> Embedded:
     """Writes the vector of each line to `output`, float32 [lines, hidden_size]; by default, the mean over its tokens.
 
@@ -59,14 +81,17 @@ def embed(
     settings allow, or than the texts that the model was trained on, is truncated. The output is written to a temporary
     file and renamed when it is complete.
 
+    Args:
+      dims: number of leading dims to write, as of `SentenceSettings.finish`.
+
     Raises:
-      BadInput: see `check`; also for a line that does not fit into memory.
+      BadInput: see `check` and `num_dims`; also for a line that does not fit into memory.
     """
     check(input_file, output)
+    hidden_size = num_dims(settings, pretrained.config.hidden_size, dims)
     start = time.monotonic()
     counts: Counter[str] = Counter()
     num_lines = sum(1 for _ in read_whole_lines(input_file, Counter()))
-    hidden_size = len(settings.modes) * pretrained.config.hidden_size
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     done = truncated = 0
@@ -84,7 +109,7 @@ def embed(
                 np.save(file, np.zeros(shape, np.float32))
         with activity.progress(describe, total=num_lines, unit=' lines', shown=progress) as bar:
             for lines in batched(read_whole_lines(input_file, counts), _LINES_AT_ONCE):
-                vectors[done : done + len(lines)], num_truncated = pretrained.embed(lines, settings)
+                vectors[done : done + len(lines)], num_truncated = pretrained.embed(lines, settings, dims)
                 done, truncated = done + len(lines), truncated + num_truncated
                 bar.update(len(lines))
         if num_lines:

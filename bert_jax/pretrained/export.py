@@ -17,7 +17,7 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.activity import activity
 from bert_jax.errors import BadInput
-from bert_jax.files import new_directory
+from bert_jax.files import files_below, new_directory
 from bert_jax.json_files import read_json
 from bert_jax.model.inputs import Inputs
 from bert_jax.pretrained import hugging_face
@@ -27,6 +27,8 @@ from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import POOLER
 from bert_jax.pretrained.load import Pretrained, load_pretrained
 from bert_jax.pretrained.provenance import AveragedCheckpoint
+from bert_jax.pretrained.sentences import SentenceSettings, write_settings
+from bert_jax.pretrained.sentences_proof import prove_sentences
 from bert_jax.workdir import identity
 
 _TOLERANCE = 1e-4
@@ -68,7 +70,8 @@ def export(
     assert trained.step is not None  # because it is loaded from a workdir
     untrained, dtypes = trained.provenance.untrained_heads, dict(trained.provenance.dtypes)
     architecture = hub_of(trained.config).pretraining_class(untrained)
-    readme = model_card(workdir, resolved, card or resolved.card, trained)
+    settings = SentenceSettings(output, max_length=trained.max_length)
+    readme = model_card(workdir, resolved, card or resolved.card, trained, settings)
 
     def fill(directory: Path) -> dict[str, object]:
         params = nnx.state(trained.model, nnx.Param)
@@ -76,12 +79,14 @@ def export(
             directory, params, trained.config, tokenizer, architecture, without=untrained, dtypes=dtypes
         )
         tokenizer.save(directory, trained.max_length, hub_of(trained.config).has_token_types)
+        write_settings(directory, settings, trained.config.hidden_size)
         (directory / 'README.md').write_text(readme, 'utf-8')
         outputs = functools.partial(_outputs, architecture=architecture)
         averaged: dict[str, object] = {'ema': resolved.train.ema} if resolved.train.ema else {}
         averaged |= {'average': [part.to_json() for part in trained.average]} if trained.average else {}
         with activity('comparing logits'):
-            return prove(directory, trained, architecture, outputs, lambda: load_pretrained(str(directory))) | averaged
+            proof = prove(directory, trained, architecture, outputs, lambda: load_pretrained(str(directory)))
+            return proof | prove_sentences(directory, trained, settings) | averaged
 
     return publish(target, fill) | {
         'architecture': architecture,
@@ -134,11 +139,16 @@ def _not_of_export(directory: Path) -> list[str]:
     except (ValueError, KeyError, TypeError):
         expected = 'the file that export wrote, which lists all others'
         raise BadInput(str(directory / _PROOF), 'is damaged', expected, 'choose another --output') from None
-    for name in names:
-        if name in written and _sha256(directory / name) != written[name]:
+    for name in written:
+        if (directory / name).is_file() and _sha256(directory / name) != written[name]:
             expected = 'the file that export wrote; export replaces no other files'
             raise BadInput(str(directory / name), 'was changed since it was exported', expected, 'move it away')
-    return [name for name in names if name not in written and name != _PROOF]
+    subdirectories = {name.partition('/')[0] for name in written if '/' in name}
+    for name in subdirectories & {*names}:
+        if added := [each for each in files_below(directory / name) if f'{name}/{each}' not in written]:
+            found, expected = 'was not written by export', f'only the files that export wrote in {name}'
+            raise BadInput(str(directory / name / added[0]), found, expected, 'move it away')
+    return [name for name in names if name not in written and name not in subdirectories and name != _PROOF]
 
 
 def prove(
@@ -189,7 +199,7 @@ def prove(
         'tolerance': _TOLERANCE,
         'token_ids_compared': sum(map(len, our_ids)),
         'step': trained.step,
-        'sha256': {file.name: _sha256(file) for file in sorted(directory.iterdir())},
+        'sha256': {name: _sha256(file) for name, file in files_below(directory).items()},
     }
 
 

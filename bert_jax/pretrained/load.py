@@ -134,18 +134,16 @@ class Pretrained:
         input_ids, num_truncated = self._to_ids(texts, truncate, self.max_length)
         return self._pooled(input_ids, ('mean',)), num_truncated
 
-    def embed(self, texts: list[str], settings: SentenceSettings) -> tuple[np.ndarray, int]:
+    def embed(self, texts: list[str], settings: SentenceSettings, dims: int | None = None) -> tuple[np.ndarray, int]:
         """Returns ([B, M x D] float32, number of truncated texts): the vectors that sentence-transformers computes.
 
         Args:
           settings: those of the model's directory (`sentences.read_settings`).
+          dims: number of leading dims to return, as of `SentenceSettings.finish`.
         """
         longest = settings.limit(self.max_length, self.config.max_positions)
         input_ids, num_truncated = self._to_ids([settings.prepare(text) for text in texts], True, longest)
-        vectors = self._pooled(input_ids, settings.modes)
-        if settings.normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors, num_truncated
+        return settings.finish(self._pooled(input_ids, settings.modes), dims), num_truncated
 
     def _pooled(self, input_ids: list[list[int]], modes: tuple[str, ...]) -> np.ndarray:
         vectors = np.zeros((len(input_ids), len(modes) * self.config.hidden_size), np.float32)

@@ -1,19 +1,22 @@
-"""Reads how a sentence-transformers directory turns a text into one vector, and pools token vectors accordingly.
+"""Reads and writes how a sentence-transformers directory turns a text into one vector, and pools token vectors so.
 
     modules.json                       the modules in order: Transformer, Pooling and perhaps Normalize
     sentence_bert_config.json          max_seq_length, do_lower_case
     1_Pooling/config.json              pooling_mode; in old versions pooling_mode_cls_token and so on
-    config_sentence_transformers.json  prompts, default_prompt_name, similarity_fn_name
+    config_sentence_transformers.json  prompts, default_prompt_name, similarity_fn_name, truncate_dim
 
 `B` texts, `L` positions, `D` hidden, `M` ways of pooling.
 """
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bert_jax.errors import BadInput
 from bert_jax.json_files import read_given_json
@@ -28,8 +31,11 @@ MODES = {
     'weightedmean': 'pooling_mode_weightedmean_tokens',
     'lasttoken': 'pooling_mode_lasttoken',
 }
-
-SIMILARITIES = ('cosine', 'dot')
+SIMILARITIES = ('cosine', 'dot', 'euclidean', 'manhattan')
+FILES = ('modules.json', 'sentence_bert_config.json', '1_Pooling/config.json', 'config_sentence_transformers.json')
+_OLDEST_MODES = ('cls', 'mean', 'max', 'mean_sqrt_len_tokens')  # version 2.0 rejects the keys of others, even if false
+_DIMS_KEY = 'matryoshka_dims'  # only bert_jax reads it
+_SIMILARITIES_OF_SEARCH = ('cosine', 'dot')
 # Names of prompts, in the order in which sentence-transformers looks for them.
 _QUERY_PROMPTS = ('query',)
 _PASSAGE_PROMPTS = ('document', 'passage', 'corpus')
@@ -46,6 +52,11 @@ class SentenceSettings:
       prompt: precedes every text.
       modes: keys of `MODES`; their vectors are concatenated.
       normalize: whether vectors are scaled to length 1.
+      prompts: name -> prompt that may precede a text, such as 'query' and 'document'.
+      include_prompt: whether the tokens of a prompt are pooled.
+      similarity: one of `SIMILARITIES`, by which vectors are to be compared.
+      truncate_dim: number of leading dims that are kept, after `normalize`; None for all.
+      matryoshka_dims: the numbers of leading dims for which the model was trained, besides all.
     """
 
     directory: str
@@ -54,6 +65,16 @@ class SentenceSettings:
     prompt: str = ''
     modes: tuple[str, ...] = ('mean',)
     normalize: bool = False
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    include_prompt: bool = True
+    similarity: str = 'cosine'
+    truncate_dim: int | None = None
+    matryoshka_dims: tuple[int, ...] = ()
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """The name of `prompt`; None if there is no prompt."""
+        return next(name for name, text in self.prompts.items() if text == self.prompt) if self.prompt else None
 
     def limit(self, trained_length: int, max_positions: int) -> int:
         """Returns the number of tokens to which a text is truncated.
@@ -68,6 +89,18 @@ class SentenceSettings:
         """Returns the text to tokenize."""
         text = self.prompt + text
         return text.lower() if self.lowercase else text
+
+    def finish(self, vectors: np.ndarray, dims: int | None = None) -> np.ndarray:
+        """Normalizes and truncates pooled vectors, [B, M x D] float32.
+
+        Args:
+          dims: number of leading dims to keep. They are normalized again if `normalize`. None keeps `truncate_dim`
+            dims and does not normalize again, as sentence-transformers does.
+        """
+        kept = vectors[:, :dims]
+        if self.normalize:
+            kept = kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
+        return kept if dims is not None else kept[:, : self.truncate_dim]
 
 
 def read_settings(directory: str) -> SentenceSettings:
@@ -89,7 +122,8 @@ def read_settings(directory: str) -> SentenceSettings:
             'use the package sentence-transformers for other modules',
         )
     encoder, pooling = (Path(directory) / subdirectory for _, subdirectory in modules[:2])
-    settings = SentenceSettings(str(encoder), modes=_read_modes(pooling / 'config.json'), normalize=len(modules) == 3)
+    modes, include_prompt = _read_pooling(pooling / 'config.json')
+    settings = SentenceSettings(str(encoder), modes=modes, normalize=len(modules) == 3, include_prompt=include_prompt)
     path = encoder / 'sentence_bert_config.json'
     if path.is_file():
         content = read_given_json(path, 'the settings of a Transformer')
@@ -99,9 +133,10 @@ def read_settings(directory: str) -> SentenceSettings:
             raise BadInput(str(path), f'max_seq_length is {length!r}', 'a number of at least 3, or null')
         settings = dataclasses.replace(settings, max_length=length, lowercase=content.get('do_lower_case') is True)
     path = Path(directory) / 'config_sentence_transformers.json'
-    if not path.is_file():
-        return settings
-    return dataclasses.replace(settings, prompt=_read_prompt(path, pooling / 'config.json'))
+    content = read_given_json(path, 'the settings of sentence-transformers') if path.is_file() else {}
+    settings = dataclasses.replace(settings, **_read_uses(content, path))
+    check_prompt(settings, directory)
+    return settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +144,7 @@ class RetrievalSettings:
     """How queries and passages become vectors, and how two vectors are compared.
 
     Attributes:
-      similarity: one of `SIMILARITIES`.
+      similarity: 'cosine' or 'dot'.
     """
 
     queries: SentenceSettings
@@ -133,31 +168,28 @@ def read_retrieval_settings(
       similarity: None for that of the directory, or else `cosine`.
 
     Raises:
-      BadInput: see `read_settings`; also for another similarity than `SIMILARITIES`.
+      BadInput: see `read_settings`; also for a similarity by which no search is implemented.
     """
     settings = read_settings(directory)
-    path = Path(directory) / 'config_sentence_transformers.json'
-    content: dict[str, Any] = {}
-    if (Path(directory) / 'modules.json').is_file() and path.is_file():
-        content = read_given_json(path, 'the settings of sentence-transformers')
-    prompts: Any = content.get('prompts')
-    prompts = prompts if isinstance(prompts, dict) else {}
 
     def prompt_of(names: tuple[str, ...], given: str | None) -> str:
-        found = next((prompts[name] for name in names if isinstance(prompts.get(name), str)), '')
+        found = next((settings.prompts[name] for name in names if name in settings.prompts), '')
         return found if given is None else given
 
-    if similarity is not None and similarity not in SIMILARITIES:
-        raise BadInput(f'--similarity={similarity}', 'is not supported', ' or '.join(SIMILARITIES))
-    similarity = similarity or content.get('similarity_fn_name') or 'cosine'
-    if similarity not in SIMILARITIES:
-        found, expected = f'similarity_fn_name is {similarity!r}', ' or '.join(SIMILARITIES)
-        raise BadInput(str(path), found, expected, '--similarity=cosine')
-    return RetrievalSettings(
+    if similarity is not None and similarity not in _SIMILARITIES_OF_SEARCH:
+        raise BadInput(f'--similarity={similarity}', 'is not supported', ' or '.join(_SIMILARITIES_OF_SEARCH))
+    similarity = similarity or settings.similarity
+    if similarity not in _SIMILARITIES_OF_SEARCH:
+        path, expected = f'{directory}/config_sentence_transformers.json', ' or '.join(_SIMILARITIES_OF_SEARCH)
+        raise BadInput(path, f'similarity_fn_name is {similarity!r}', expected, '--similarity=cosine')
+    retrieval = RetrievalSettings(
         dataclasses.replace(settings, prompt=prompt_of(_QUERY_PROMPTS, queries_prompt)),
         dataclasses.replace(settings, prompt=prompt_of(_PASSAGE_PROMPTS, passages_prompt)),
         similarity,
     )
+    for each in (retrieval.queries, retrieval.passages):
+        check_prompt(each, directory)
+    return retrieval
 
 
 def _read_modules(path: Path) -> list[tuple[str, str]]:
@@ -181,7 +213,8 @@ def _check_takes_vectors(content: dict[str, Any], path: Path) -> None:
         raise BadInput(str(path), f'modality_config takes {output!r} of text', expected)
 
 
-def _read_modes(path: Path) -> tuple[str, ...]:
+def _read_pooling(path: Path) -> tuple[tuple[str, ...], bool]:
+    """Returns (ways of pooling, whether tokens of prompts are pooled)."""
     content = read_given_json(path, 'the settings of a Pooling')
     mode = content.get('pooling_mode')
     if mode is None:
@@ -195,19 +228,82 @@ def _read_modes(path: Path) -> tuple[str, ...]:
     if unknown or not modes:
         found = f'has the pooling {", ".join(unknown) or "none"}'
         raise BadInput(str(path), found, f'one or more of {", ".join(MODES)}')
-    return modes
+    return modes, content.get('include_prompt') is not False
 
 
-def _read_prompt(path: Path, pooling: Path) -> str:
-    content = read_given_json(path, 'the settings of sentence-transformers')
-    name, prompts = content.get('default_prompt_name'), content.get('prompts')
-    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
-    if name is not None and not isinstance(prompt, str):
+def _read_uses(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the fields of `SentenceSettings` in config_sentence_transformers.json."""
+    name, prompts = content.get('default_prompt_name'), content.get('prompts') or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise BadInput(str(path), 'prompts has a value that is not text', 'a JSON object {name: prompt}')
+    if name is not None and name not in prompts:
         raise BadInput(str(path), f'default_prompt_name is {name!r}', 'null, or the name of one of its prompts')
-    if prompt and read_given_json(pooling, 'the settings of a Pooling').get('include_prompt') is False:
-        found = 'include_prompt is false, and there is a default prompt'
-        raise BadInput(str(pooling), found, 'a pooling over all tokens', 'use the package sentence-transformers')
-    return prompt or ''
+    similarity = content.get('similarity_fn_name') or 'cosine'
+    if similarity not in SIMILARITIES:
+        raise BadInput(str(path), f'similarity_fn_name is {similarity!r}', f'null or one of {", ".join(SIMILARITIES)}')
+    truncate_dim, dims = content.get('truncate_dim'), content.get(_DIMS_KEY, [])
+    for key, values in (('truncate_dim', [1 if truncate_dim is None else truncate_dim]), (_DIMS_KEY, dims)):
+        if not isinstance(values, list) or not all(type(value) is int and value > 0 for value in values):
+            raise BadInput(str(path), f'{key} is {content[key]!r}', 'numbers of dims, at least 1')
+    return {
+        'prompt': prompts[name] if name is not None else '',
+        'prompts': prompts,
+        'similarity': similarity,
+        'truncate_dim': truncate_dim,
+        'matryoshka_dims': tuple(dims),
+    }
+
+
+def check_prompt(settings: SentenceSettings, directory: str) -> None:
+    """Raises BadInput if there is a prompt whose tokens are not to be pooled, which is not supported."""
+    if settings.prompt and not settings.include_prompt:
+        where, found = f'{directory}/1_Pooling/config.json', 'include_prompt is false, and there is a prompt'
+        raise BadInput(where, found, 'a pooling over all tokens', 'use the package sentence-transformers')
+
+
+def write_settings(directory: Path, settings: SentenceSettings, hidden_size: int) -> None:
+    """Writes the files of sentence-transformers for an encoder whose files are in the same directory.
+
+    Every version from 2.0 on opens them, if it knows the ways of pooling. `read_settings` returns the same settings.
+
+    Args:
+      settings: their `directory` is not used, and `max_length` must not be None.
+      hidden_size: D.
+    """
+    assert settings.max_length is not None
+    # The names that all versions know; from version 6 on, they are aliases.
+    modules = [('0', '', 'Transformer'), ('1', '1_Pooling', 'Pooling')]
+    modules += [('2', '2_Normalize', 'Normalize')] * settings.normalize
+    uses: dict[str, Any] = {
+        'prompts': dict(settings.prompts),
+        'default_prompt_name': settings.default_prompt_name,
+        'similarity_fn_name': settings.similarity,
+    }
+    uses |= {'truncate_dim': settings.truncate_dim} if settings.truncate_dim is not None else {}
+    uses |= {_DIMS_KEY: list(settings.matryoshka_dims)} if settings.matryoshka_dims else {}
+    contents: tuple[Any, ...] = (
+        [
+            {'idx': int(name), 'name': name, 'path': path, 'type': f'sentence_transformers.models.{kind}'}
+            for name, path, kind in modules
+        ],
+        {'max_seq_length': settings.max_length, 'do_lower_case': settings.lowercase},
+        _pooling_json(settings, hidden_size),
+        uses,
+    )
+    for name, content in zip(FILES, contents, strict=True):
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + '\n', 'utf-8')
+
+
+def _pooling_json(settings: SentenceSettings, hidden_size: int) -> dict[str, Any]:
+    in_old_order = settings.modes == tuple(mode for mode in MODES if mode in settings.modes)
+    if in_old_order:
+        content = {'word_embedding_dimension': hidden_size}
+        content |= {MODES[mode]: mode in settings.modes for mode in dict.fromkeys(_OLDEST_MODES + settings.modes)}
+    else:  # versions before 6 have one order
+        content = {'embedding_dimension': hidden_size, 'pooling_mode': list(settings.modes)}
+    return content | ({} if settings.include_prompt else {'include_prompt': False})
 
 
 def pool(hidden: jax.Array, lengths: jax.Array, modes: tuple[str, ...]) -> jax.Array:

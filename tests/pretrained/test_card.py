@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from bert_jax import config
-from bert_jax.pretrained.card import model_card
+from bert_jax.pretrained.card import model_card, sentence_vectors
 from bert_jax.pretrained.convert import import_model
 from bert_jax.pretrained.load import load_pretrained
+from bert_jax.pretrained.sentences import SentenceSettings
 from bert_jax.workdir import identity
 from tests.support.models import write_model
 
@@ -46,7 +47,9 @@ def cards(tmp_path_factory: pytest.TempPathFactory, one_device: None) -> dict[st
         workdir = directory / name / 'workdir'
         import_model(str(directory / name), str(workdir))
         trained, resolved = load_pretrained(str(workdir)), identity.load_config(str(workdir))
-        texts[name] = model_card(str(workdir), resolved, config.Card(), trained)
+        texts[name] = model_card(
+            str(workdir), resolved, config.Card(), trained, SentenceSettings('', trained.max_length)
+        )
     return texts
 
 
@@ -83,9 +86,9 @@ def test_front_matter_tags_the_family_and_is_valid(name: str, cards: dict[str, s
         'library_name': 'transformers',
         'pipeline_tag': 'fill-mask',
         'mask_token': '[MASK]',
-        'tags': [name.lower()],
+        'tags': [name.lower(), 'sentence-transformers'],
     }
-    assert hub.ModelCard(cards[name]).data.tags == [name.lower()]
+    assert hub.ModelCard(cards[name]).data.tags == [name.lower(), 'sentence-transformers']
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -96,3 +99,27 @@ def test_card_lists_exactly_the_classes_that_the_family_has(name: str, cards: di
     candidates = ('AutoModel', 'AutoModelForMaskedLM', 'AutoModelForNextSentencePrediction', 'AutoModelForPreTraining')
     kind = type(transformers.AutoConfig.for_model(name.lower()))
     assert listed == {each for each in candidates if kind in getattr(transformers, each)._model_mapping}
+
+
+def test_card_says_how_a_text_becomes_a_vector() -> None:
+    settings = SentenceSettings(
+        '',
+        max_length=1024,
+        modes=('cls', 'mean'),
+        normalize=True,
+        prompts={'query': 'query: '},
+        similarity='dot',
+        matryoshka_dims=(64, 128),
+    )
+    section = sentence_vectors(settings, 256)
+    for row in (
+        'Dims | 512',
+        'Pooling | cls and mean',
+        'Normalized | yes',
+        'Similarity | dot',
+        'Truncated to | 1,024 tokens',
+        'Matryoshka dims | 64, 128',
+        'Prompt \'query\' | "query: "',
+    ):
+        assert f'\n| {row} |' in section
+    assert 'Matryoshka' not in sentence_vectors(SentenceSettings('', 16), 256)

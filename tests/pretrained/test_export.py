@@ -18,12 +18,15 @@ from bert_jax import config, load_pretrained
 from bert_jax.__main__ import main
 from bert_jax.data.streams import open_streams
 from bert_jax.errors import BadInput
+from bert_jax.files import files_below
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrain import pretrain
 from bert_jax.pretrained import export as export_module
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.export import check_output, export, publish
-from bert_jax.pretrained.load import _encode
+from bert_jax.pretrained.load import Pretrained, _encode
+from bert_jax.pretrained.sentences import FILES as SENTENCE_FILES
+from bert_jax.pretrained.sentences import SentenceSettings
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text import prepare
 from bert_jax.train.program import build_program
@@ -156,8 +159,8 @@ def test_proof_holds_the_checksums_of_all_files(directory: Path) -> None:
     pytest.importorskip('torch')
     vocabulary = 'vocab.txt' if directory.name.startswith('pairs') else 'sentencepiece.model'
     files = {'README.md', 'config.json', 'model.safetensors', 'proof.json', 'special_tokens_map.json'}
-    files |= {'tokenizer.json', 'tokenizer_config.json', vocabulary}
-    found = {path.name: path.read_bytes() for path in (directory / 'export').iterdir()}
+    files |= {'tokenizer.json', 'tokenizer_config.json', vocabulary, *SENTENCE_FILES}
+    found = {name: path.read_bytes() for name, path in files_below(directory / 'export').items()}
     assert found.keys() == files
     proof = json.loads(found.pop('proof.json'))
     assert proof['sha256'] == {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
@@ -167,6 +170,9 @@ def test_proof_holds_the_checksums_of_all_files(directory: Path) -> None:
     assert proof['logits_compared'] == rows.size * vocab_size + (2 * len(rows) if both else 0)
     assert proof['compared_with'] == ('transformers BertForPreTraining' if both else 'transformers BertForMaskedLM')
     assert proof['token_ids_compared'] > rows.size / 2
+    if importlib.util.find_spec('sentence_transformers'):
+        assert proof['vectors_compared_with'] == 'sentence-transformers'
+        assert proof['vectors_compared'] == 8 and proof['largest_difference_of_vectors'] < 1e-5
 
 
 def test_untrained_heads_are_omitted_and_the_card_says_so(single: Path, pairs: Path) -> None:
@@ -191,7 +197,7 @@ def test_front_matter_holds_the_card_settings_and_the_metrics(pairs: Path) -> No
         'library_name': 'transformers',
         'pipeline_tag': 'fill-mask',
         'mask_token': '[MASK]',
-        'tags': ['bert'],
+        'tags': ['bert', 'sentence-transformers'],
         'license': 'apache-2.0',
         'language': ['en', 'de'],
         'datasets': ['a: "b"'],
@@ -259,6 +265,7 @@ def test_without_torch_the_proof_compares_files_read_back(directory: Path, tmp_p
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     proof = export(str(directory / 'run'), str(tmp_path / 'export'))
     assert proof['compared_with'] == 'the files read back by bert_jax' and proof['largest_difference'] <= 1e-6
+    assert proof['vectors_compared_with'] == 'the settings read back by bert_jax'
 
 
 @pytest.mark.parametrize('by_torch', [True, False])
@@ -292,11 +299,25 @@ def test_wrong_tokenizer_is_never_written(pairs: Path, tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_wrong_pooling_is_never_written(pairs: Path, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip('sentence_transformers')
+    embed = Pretrained.embed
+
+    def embed_otherwise(self: Pretrained, texts: list[str], settings: SentenceSettings) -> tuple[np.ndarray, int]:
+        return embed(self, texts, dataclasses.replace(settings, modes=('cls',)))
+
+    monkeypatch.setattr(Pretrained, 'embed', embed_otherwise)
+    with pytest.raises(RuntimeError, match='the vectors of sentence-transformers differ'):
+        export(str(pairs / 'run'), str(tmp_path / 'export'))
+    assert not list(tmp_path.iterdir())
+
+
 def _publish(output: Path, files: dict[str, str]) -> None:
     """Publishes an export of a few text files."""
 
     def fill(directory: Path) -> dict[str, object]:
         for name, text in files.items():
+            (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_text(text)
         return {'sha256': {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}}
 
@@ -320,6 +341,13 @@ def test_second_export_replaces_only_exported_files(tmp_path: Path) -> None:
             _publish(output, {'a': 'newer', 'c': 'newer'})
         assert (output / name).read_text() == 'mine' and (output / 'b').read_text() == 'new'
         (output / 'a').write_text('new')
+    (output / 'c').unlink()
+    _publish(output, {'1_Pooling/config.json': 'old'})
+    _publish(output, {'1_Pooling/config.json': 'new'})
+    assert (output / '1_Pooling' / 'config.json').read_text() == 'new'
+    (output / '1_Pooling' / 'notes').write_text('mine')
+    with pytest.raises(BadInput, match='1_Pooling/notes: was not written by export'):
+        _publish(output, {'1_Pooling/config.json': 'newer'})
     (output / 'proof.json').write_text('{')
     with pytest.raises(BadInput, match='proof.json: is damaged'):
         check_output(str(output))

@@ -15,7 +15,7 @@ from tests.support.models import write_model
 
 D = 32  # hidden size
 TEXTS = ['the film', '', 'ada is in town, bob is in town. cleo is in the end', 'Fine FINE fine']
-OLD, NEW = 'sentence_transformers.models', 'sentence_transformers.base.modules'
+OLD, NEW = 'sentence_transformers.models', 'sentence_transformers.sentence_transformer.modules'
 
 
 def write_sentence_model(
@@ -104,7 +104,7 @@ def test_vectors_follow_the_settings_of_the_directory(
 @pytest.mark.compiles
 def test_vectors_match_sentence_transformers(tmp_path: Path) -> None:
     reference = pytest.importorskip('sentence_transformers')
-    pooling = {MODES['mean']: True, MODES['cls']: True}
+    pooling = {MODES['mean']: True, MODES['cls']: True, 'word_embedding_dimension': D}
     options = {'normalize': True, 'transformer': {'max_seq_length': 9}, 'prompt': 'town '}
     directory = str(write_sentence_model(tmp_path / 'model', pooling, **options))
     settings = read_settings(directory)
