@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from bert_jax.model.inputs import Array, Inputs
 
-QUERY, POSITIVE, FIRST_NEGATIVE = 0, 1, 2
-
 
 class PairBatch(NamedTuple):
     """Packed texts, each a member of a group: a query, its positive and, perhaps, its hard negatives.
@@ -29,7 +27,7 @@ class PairBatch(NamedTuple):
     groups: Array  # [B, E] int32, index of the group in the global batch; -1 for empty slots
     roles: Array  # [B, E] int32: 0 query, 1 positive, 2 … R - 1 hard negatives; for scored pairs 0 and 1
     text_ids: Array  # [B, E] int32, equal for equal texts of the global batch, whatever their roles; -1 for empty slots
-    scores: Array  # [B, E] float32, at a query: how similar it is to its positive, if pairs are scored; else 0
+    scores: Array  # [B, E] float32, at a query: the score of its pair, over `embedding.max_score`; 0 elsewhere
 
     @property
     def inputs(self) -> Inputs:

@@ -48,6 +48,7 @@ _STEP_SOURCES = (
     'train/sharding.py',
     'train/state.py',
     'train/step.py',
+    'train/vector_step.py',
     'plan/program.py',
     *(f'plan/{name}.py' for name in ('hlo', 'hlo_parse', 'hlo_cost', 'hlo_categories', 'hlo_collectives', 'kernels')),
 )

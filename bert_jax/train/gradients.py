@@ -6,7 +6,8 @@ devices exchange only what this module writes out:
 - weights that are split over `fsdp` are gathered where they are used, layer by layer, and again in the backward pass;
   the gradient of a gather is a reduce-scatter;
 - everything else (gradients over `data`, those of weights that are not split, the losses) is summed over the devices
-  once, after the last microbatch.
+  once, after the last microbatch;
+- a loss over the vectors of all rows gathers those, and scatters their gradient.
 
 The `tensor` axis splits matmuls, not rows; XLA does this according to the table in `train/sharding.py`.
 """
@@ -88,6 +89,12 @@ class Collectives:
     def sum(self, values: Any) -> Any:
         """Sums over all rows."""
         return jax.lax.psum(values, self._row_axes) if self._row_axes else values
+
+    def gather_rows(self, values: Any) -> Any:
+        """Gathers the rows of all devices, in the order of the global batch."""
+        if not self._row_axes:
+            return values
+        return jax.tree.map(lambda rows: jax.lax.all_gather(rows, self._row_axes, tiled=True), values)
 
     def _gather_layer(self, weights: nnx.State) -> nnx.State:
         def whole(weight: nnx.Variable) -> nnx.Variable:

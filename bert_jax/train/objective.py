@@ -1,11 +1,12 @@
 """The loss that a train step minimizes. `B` rows, `L` positions, `E` sequences per row."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from bert_jax.data.batches import Batch
+from bert_jax.model.contrastive import Part
 from bert_jax.model.dropout import DropoutKey
 from bert_jax.model.family import PretrainingModel
 from bert_jax.model.inputs import Array
@@ -38,6 +39,27 @@ class Objective(Protocol):
         """Returns the metrics to log, including `loss`, from the sums of a global batch or a whole split.
 
         A mean over nothing is NaN (`mean`). `loss` alone is 0 then, so that such a batch trains on.
+        """
+
+
+@runtime_checkable
+class VectorObjective(Protocol):
+    """A loss over the vectors of a whole global batch, in which texts of different rows are compared.
+
+    Batches as for `Objective`. The loss is computed in parts, one per device.
+    """
+
+    def vectors(self, model: Any, batch: Any, key: DropoutKey | None, gather: Gather | None = None) -> jax.Array:
+        """Returns float32 vectors with a first dim B; arguments as for `Objective.sums`."""
+
+    def labels(self, batch: Any) -> Any:
+        """Returns what else the loss needs of a batch: arrays with a first dim B."""
+
+    def loss(self, vectors: jax.Array, labels: Any, part: Part) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns a part of the scalar to minimize and of each other metric; the sums over all parts are the whole.
+
+        Args:
+          vectors, labels: of the whole global batch.
         """
 
 

@@ -11,12 +11,14 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
 from bert_jax import config
+from bert_jax.errors import BadInput
 from bert_jax.model.family import Build, build_model
 from bert_jax.train.exact import make_exact_step
-from bert_jax.train.objective import PRETRAINING, Objective
+from bert_jax.train.objective import PRETRAINING, Objective, VectorObjective
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
 from bert_jax.train.step import Forward, StepParts, make_forward, make_train_step
+from bert_jax.train.vector_step import make_vector_step
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
@@ -30,6 +32,7 @@ class TrainProgram:
 
     Attributes:
       train: the settings of the step: microbatches, reduction, exact_shards, seed (dropout seed), steps.
+      objective: an `Objective`, or a `VectorObjective`, which has no `evaluation_step`.
       shapes, shardings: of the state; its moments are split as their parameters.
       full_batch: rows of a batch that has `train.microbatches` parts, if batches grow to that; see `make_train_step`.
     """
@@ -39,7 +42,7 @@ class TrainProgram:
     vocab_size: int
     mesh: Mesh | AbstractMesh
     build: Build
-    objective: Objective
+    objective: Any
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     shapes: TrainState
@@ -125,7 +128,10 @@ class TrainProgram:
 
     @functools.cached_property
     def _fast_step(self) -> Any:
-        return make_train_step(self._parts, microbatches=self.train.microbatches, full_batch=self.full_batch)
+        microbatches = self.train.microbatches
+        if isinstance(self.objective, VectorObjective):
+            return make_vector_step(self._parts, microbatches=microbatches)
+        return make_train_step(self._parts, microbatches=microbatches, full_batch=self.full_batch)
 
     @property
     def _parts(self) -> StepParts:
@@ -154,7 +160,7 @@ def build_program(
     *,
     phases: tuple[config.Phase, ...] = (),
     build: Build = build_model,
-    objective: Objective = PRETRAINING,
+    objective: Objective | VectorObjective = PRETRAINING,
 ) -> TrainProgram:
     """Builds the program of a run; nothing is compiled or allocated.
 
@@ -163,7 +169,13 @@ def build_program(
       vocab_size: tokens of the tokenizer.
       phases: of the run; their values take the place of the optimizer's. For their models see `of_phases`.
       build, objective: the model and what it learns.
+
+    Raises:
+      BadInput: for exact sums with a loss over the vectors of all rows.
     """
+    if isinstance(objective, VectorObjective) and train.reduction == 'exact':
+        found = "is 'exact'; the loss of embeddings compares the vectors of all rows, which exact sums take apart"
+        raise BadInput('config.train.reduction', found, "'fast'", '--config.train.reduction=fast')
     transform = make_optimizer(optimizer, train.steps, phases)
     shapes, shardings = state_shardings(model, vocab_size, transform, mesh, build, has_ema=bool(train.ema))
     return TrainProgram(

@@ -11,7 +11,6 @@ import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from bert_jax.data.batches import Batch
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.model.layer_stack import Gather
 from bert_jax.model.platform import platform_of
@@ -32,6 +31,7 @@ class StepParts(NamedTuple):
     Attributes:
       graph: the model without its parameters.
       shardings: of the state.
+      objective: an `Objective`, or a `VectorObjective` for `make_vector_step`.
       seed: dropout seed, unless a call of the step names another.
       ema: `train.ema`, for a state with a moving average.
     """
@@ -41,7 +41,7 @@ class StepParts(NamedTuple):
     schedule: optax.Schedule
     mesh: Mesh | AbstractMesh
     shardings: TrainState
-    objective: Objective
+    objective: Any
     seed: int
     ema: float = 0.0
 
@@ -60,9 +60,10 @@ def make_train_step(
       full_batch: rows of the batches that have as many; smaller ones have fewer, no larger than those. By default all
         batches have as many.
     """
-    graph, mesh, shardings, objective = parts.graph, parts.mesh, parts.shardings, parts.objective
-    collectives = Collectives(mesh, shardings.params)
-    num_devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    graph = parts.graph
+    objective: Objective = parts.objective
+    collectives = Collectives(parts.mesh, parts.shardings.params)
+    num_devices = math.prod(parts.mesh.shape[axis] for axis in BATCH_AXES)
     most_rows = None if full_batch is None else full_batch // num_devices // microbatches  # of a device in a part
 
     def of_own_rows(params: nnx.State, batch: Any, rows: jax.Array, base: jax.Array) -> tuple[nnx.State, Any]:
@@ -79,21 +80,37 @@ def make_train_step(
         grads, sums = accumulated(lambda micro: gradient(*micro), num_parts, (batch, rows))
         return collectives.sum_gradients(grads), collectives.sum(sums)
 
+    return jit_step(parts, collectives, of_own_rows, objective.metrics)
+
+
+def jit_step(
+    parts: StepParts,
+    collectives: Collectives,
+    of_own_rows: Callable[[nnx.State, Any, jax.Array, jax.Array], tuple[nnx.State, Any]],
+    metrics: Callable[[Any], dict[str, jax.Array]],
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Makes a step under `jax.jit`: gradients and the update; the state is donated and keeps its sharding.
+
+    Args:
+      of_own_rows: (parameters, batch, global indices of its rows, dropout base), as each device has them -> (gradients,
+        sums), the same on every device that holds them.
+      metrics: sums -> metrics, including `loss`.
+    """
     own, same = PartitionSpec(BATCH_AXES), PartitionSpec()
     gradient = collectives.over_rows(of_own_rows, (collectives.specs, own, own, same), (collectives.specs, same))
 
-    def train_step(state: TrainState, batch: Batch, seed: Any = parts.seed) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Any, seed: Any = parts.seed) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
         grads, sums = gradient(state.params, batch, rows, dropout_base(seed, state.step))
-        objective_metrics = objective.metrics(sums)
+        objective_metrics = metrics(sums)
         state, update_metrics = apply_gradients(parts, state, grads, objective_metrics['loss'])
         return state, objective_metrics | update_metrics | speed_counts(batch)
 
     return jax.jit(
         train_step,
         donate_argnums=0,
-        out_shardings=(shardings, replicated(mesh)),
-        compiler_options=compiler_options(mesh),
+        out_shardings=(parts.shardings, replicated(parts.mesh)),
+        compiler_options=compiler_options(parts.mesh),
     )
 
 
@@ -140,7 +157,7 @@ def _updates_made(state: TrainState) -> jax.Array:
     return next(filter(is_schedule, jax.tree.leaves(state.opt_state, is_leaf=is_schedule))).count
 
 
-def speed_counts(batch: Batch) -> dict[str, jax.Array]:
+def speed_counts(batch: Any) -> dict[str, jax.Array]:
     """Counts the non-padding tokens of a batch and sums its squared sequence lengths (float32)."""
     indices = jnp.arange(1, batch.cls_positions.shape[1] + 1)
     lengths = (batch.sequence_ids[..., None] == indices).sum(axis=1)  # BE
