@@ -78,8 +78,11 @@ class Embedding:
         return self.loss in SCORED
 
 
-def check_embedding(embedding: Embedding, batch_size: int) -> None:
+def check_embedding(embedding: Embedding, batch_size: int, reduction: str) -> None:
     """Checks what concerns more than one field.
+
+    Args:
+      batch_size, reduction: `train.global_batch_size` and `train.reduction`.
 
     Raises:
       BadInput: names the field.
@@ -96,6 +99,9 @@ def check_embedding(embedding: Embedding, batch_size: int) -> None:
             if value := getattr(embedding, name):
                 found = f'is {value!r}, but loss={embedding.loss} has no negatives'
                 raise BadInput(f'config.embedding.{name}', found, 'unset, or loss=infonce')
+    if reduction == 'exact':
+        found = "is 'exact', which sums over rows; the loss of an embedding model compares texts of different rows"
+        raise BadInput('config.train.reduction', found, "'fast'", '--config.train.reduction=fast')
     columns = [embedding.anchor, embedding.positive, *embedding.negatives, embedding.score]
     if len({*columns}) < len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)

@@ -268,7 +268,7 @@ def _check_together(resolved: FinetuneConfig) -> None:
         if name not in METRICS[task.kind]:
             raise BadInput('config.task.metrics', f'names {name!r}', f'of {task.kind}: {", ".join(METRICS[task.kind])}')
     if task.kind == 'embedding':
-        check_embedding(resolved.embedding, train.global_batch_size)
+        check_embedding(resolved.embedding, train.global_batch_size, train.reduction)
     elif isinstance(task.train, tuple) or task.train.startswith(f'{CORPUS}:'):
         raise BadInput('config.task.train', f'is {task.train!r}', f'{_SOURCE} with kind={task.kind}')
     if task.kind in ('regression', 'spans', 'embedding') and task.labels:

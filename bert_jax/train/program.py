@@ -11,7 +11,6 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
 from bert_jax import config
-from bert_jax.errors import BadInput
 from bert_jax.model.family import Build, build_model
 from bert_jax.train.exact import make_exact_step
 from bert_jax.train.objective import PRETRAINING, Objective, VectorObjective
@@ -93,7 +92,7 @@ class TrainProgram:
     def train_step(self) -> TrainStep:
         """(state, batch) or (state, batch, seed) -> (state, metrics); the state is donated.
 
-        `train.reduction` says which: `fast` is one program under `jax.jit`, `exact` is several.
+        `train.reduction` says which: `fast` is one program under `jax.jit`, `exact` is several, for an `Objective`.
         """
         if self.train.reduction == 'exact':
             return make_exact_step(self._parts, num_shards=self.train.exact_shards)
@@ -169,13 +168,7 @@ def build_program(
       vocab_size: tokens of the tokenizer.
       phases: of the run; their values take the place of the optimizer's. For their models see `of_phases`.
       build, objective: the model and what it learns.
-
-    Raises:
-      BadInput: for exact sums with a loss over the vectors of all rows.
     """
-    if isinstance(objective, VectorObjective) and train.reduction == 'exact':
-        found = "is 'exact'; the loss of embeddings compares the vectors of all rows, which exact sums take apart"
-        raise BadInput('config.train.reduction', found, "'fast'", '--config.train.reduction=fast')
     transform = make_optimizer(optimizer, train.steps, phases)
     shapes, shardings = state_shardings(model, vocab_size, transform, mesh, build, has_ema=bool(train.ema))
     return TrainProgram(

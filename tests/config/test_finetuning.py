@@ -151,6 +151,7 @@ def test_only_one_axis_takes_the_remaining_devices() -> None:
             'config.embedding.matryoshka_weights',
         ),
         ({'embedding': {'loss': 'cosent', 'num_negatives': 2}}, 'config.embedding.num_negatives: is 2'),
+        ({'train': {'reduction': 'exact'}}, "config.train.reduction: is 'exact'"),
         ({'embedding': {'anchor': 'positive'}}, "the column 'positive' is named twice"),
         ({'embedding': {'temperature': 0.0}}, 'config.embedding.temperature: is 0.0'),
         ({'task': {'kind': 'embedding', 'train': (('jsonl:a', 0),)}}, 'config.task.train: is'),

@@ -14,7 +14,6 @@ from bert_jax import config
 from bert_jax.config.embedding import Embedding
 from bert_jax.data.device_batches import local_rows, make_global
 from bert_jax.data.pair_batches import PairBatch
-from bert_jax.errors import BadInput
 from bert_jax.finetune.embedding import EmbeddingObjective, embedding_builder
 from bert_jax.model.contrastive import WHOLE
 from bert_jax.model.dropout import DropoutKey, dropout_base
@@ -134,10 +133,19 @@ def test_gradients_equal_those_of_model_and_loss_as_one_function(microbatches: i
     np.testing.assert_allclose(metrics['grad_norm'], optax.tree.norm(grads), rtol=1e-5)
 
 
-def test_exact_sums_are_rejected() -> None:
-    train = dataclasses.replace(TRAIN, reduction='exact', exact_shards=1)
-    with pytest.raises(BadInput, match='config.train.reduction'):
-        _program('bert', {'data': 1}, train)
+@pytest.mark.compiles
+def test_memory_is_that_of_one_microbatch() -> None:
+    def temporaries(microbatches: int) -> int:
+        size = BATCH * microbatches
+        train = dataclasses.replace(TRAIN, global_batch_size=size, microbatches=microbatches)
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *_longer(x)), x.dtype), _batch(0))
+        compiled = _program('bert', {'data': 1}, train).lower(batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def _longer(x: np.ndarray) -> tuple[int, ...]:
+        return (32,) if x.shape[1] == L else x.shape[1:]
+
+    assert temporaries(16) < 1.25 * temporaries(1)
 
 
 def test_pooling_is_of_each_packed_text() -> None:
