@@ -11,6 +11,7 @@ from bert_jax.cli import (
     finetune,
     import_model,
     launch,
+    mine,
     plan,
     predict,
     prepare,
@@ -21,7 +22,7 @@ from bert_jax.cli import (
 
 _MODULES = {
     'Prepare': (prepare, doctor, plan),
-    'Train': (train, anneal, import_model, finetune),
+    'Train': (train, anneal, import_model, finetune, mine),
     'Inspect': (evaluate, report),
     'Use': (export, fill_mask, embed, predict),
     'Scale': (sweep, launch, bench),

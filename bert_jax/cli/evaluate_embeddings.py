@@ -15,6 +15,15 @@ from bert_jax.files import write_whole
 _DEFAULT_SPLIT, _DEFAULT_COLUMNS = 'test', 'sentence1,sentence2,score'
 _TASKS = ('retrieval', 'sts')
 
+PROMPTS = (
+    Flag('queries_prompt', 'text before each query (default: as config_sentence_transformers.json says)'),
+    Flag('passages_prompt', 'text before each passage (default: as config_sentence_transformers.json says)'),
+)
+SIMILARITY = Flag(
+    'similarity',
+    'how queries and passages are compared, cosine or dot (default: as config_sentence_transformers.json says, '
+    'otherwise cosine)',
+)
 FLAGS = (
     Flag('retrieval', 'set in BEIR format: a directory with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv'),
     Flag('sts', 'scored pairs of texts, FILE.jsonl, FILE.csv or FILE.tsv'),
@@ -24,13 +33,8 @@ FLAGS = (
     Flag('baseline', 'another model in the same table, as --model; for example the one that training started from'),
     Flag('bm25', 'BM25 in the same table (default: if bm25s is installed)', flags.DEFINE_boolean),
     Flag('split', f'judgements of --retrieval, qrels/SPLIT.tsv (default: {_DEFAULT_SPLIT})'),
-    Flag('queries_prompt', 'text before each query (default: as config_sentence_transformers.json says)'),
-    Flag('passages_prompt', 'text before each passage (default: as config_sentence_transformers.json says)'),
-    Flag(
-        'similarity',
-        'how vectors of --retrieval are compared, cosine or dot (default: as config_sentence_transformers.json says, '
-        'otherwise cosine)',
-    ),
+    *PROMPTS,
+    SIMILARITY,
     Flag('keep_empty', 'accept passages without text', flags.DEFINE_boolean, group='advanced'),
     Flag(
         'sts_columns',

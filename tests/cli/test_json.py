@@ -100,6 +100,8 @@ def _commands(directory: Path) -> Iterator[list[str]]:
     write_names_set(directory / 'set')
     write_lines(directory / 'pairs.jsonl', [{'sentence1': 'a', 'sentence2': 'b', 'score': score} for score in (0, 1)])
     yield ['evaluate', '--model=model', '--retrieval=set', '--sts=pairs.jsonl']
+    write_lines(directory / 'positives.jsonl', [{'anchor': 'film', 'positive': text} for text in ('a film', 'a plot')])
+    yield ['mine', '--model=model', '--input=positives.jsonl', '--passages=lines.txt', '--output=triplets.jsonl']
     yield ['finetune', *task, '--config.init=model', '--config.train.epochs=1', '--workdir=tuned']
     yield ['evaluate', '--workdir=tuned']
     yield ['export', '--workdir=tuned', '--output=tuned/model']

@@ -99,6 +99,8 @@ QUESTIONS = {
     'add words to the vocabulary': 'guides/continue-pretraining/',
     'export hugging face transformers': 'guides/use-the-model/',
     'embeddings of sentences': 'guides/use-the-model/',
+    'beir ndcg bm25': 'guides/retrieval/',
+    'mine hard negatives': 'guides/retrieval/',
     'fine-tune classification seeds': 'guides/fine-tune/',
     'named entity recognition': 'guides/fine-tune/',
     'anneal learning rate branch': 'guides/anneal-and-average/',
