@@ -4,13 +4,13 @@
 
 | compiled for | implementation | requires |
 |---|---|---|
-| TPU | `tpu_attention` (Pallas): scores stay on the chip | heads that fill tiles of 128 lanes |
-| GPU | `gpu_attention` (Pallas, Triton): the same | bfloat16, K at most 128 |
+| TPU | `tpu_attention` (Pallas): scores stay on the chip | L near a multiple of 128, heads of whole tiles |
+| GPU | `gpu_attention` (Pallas, Triton): the same | bfloat16, L near a multiple of 64, K at most 128 |
 | anything else | local windows: `local_attention`, which stores the scores of a band | nothing |
 | | `plain_attention`: scores and weights [B, H, L, L] in memory | nothing |
 
 All drop the same weights: those whose index in [B, H, L, L] hashes to it (`model/dropout.py`). Kernels take rows that
-are padded to a multiple of their block.
+are padded to a multiple of their block, if that adds little to compute.
 """
 
 import functools
@@ -31,6 +31,7 @@ from bert_jax.model.platform import target_platform, tensor_parts
 
 _SITE = 1  # of dropout in a layer
 _KERNELS = {'tpu': 'bert_jax.model.tpu_attention', 'gpu': 'bert_jax.model.gpu_attention'}
+_MOST_PADDING = 1 / 8  # of a row
 _USE_REFERENCE = '--config.model.attention=plain'
 
 
@@ -64,7 +65,7 @@ def attend(
     num_parts = tensor_parts()
     own, size = num_heads // num_parts, q.shape[-1] // num_heads
     if implementation != 'plain':
-        reason = unsupported_reason(platform, own, size, str(q.dtype))
+        reason = unsupported_reason(platform, q.shape[1], own, size, str(q.dtype))
         if reason is None:
             row_keys = key.of_rows(_SITE) if key is not None and rate else jnp.zeros(q.shape[0], jnp.uint32)
             run = functools.partial(_in_whole_blocks, platform, own, rate, radius)
@@ -79,7 +80,9 @@ def attend(
     return attend_plainly(q, k, v, sequence_ids, num_heads, rate, key, _SITE)
 
 
-def unsupported_reason(platform: str, num_heads: int, head_size: int, dtype: str) -> tuple[str, str] | None:
+def unsupported_reason(
+    platform: str, length: int, num_heads: int, head_size: int, dtype: str
+) -> tuple[str, str] | None:
     """Returns (why no kernel supports this, how to change that), or None if one does.
 
     Args:
@@ -90,7 +93,7 @@ def unsupported_reason(platform: str, num_heads: int, head_size: int, dtype: str
         if tpu_attention is None:
             return f'jax {jax.__version__} does not support the TPU kernels of this version', _USE_REFERENCE
         if tpu_attention.suits(num_heads, head_size):
-            return None
+            return _unsupported_length(platform, length, tpu_attention.BLOCK)
         found = f'no TPU kernel supports {num_heads} heads of size {head_size} per device'
         return found, 'per device heads of size 128, or an even number of heads of size 64'
     if platform != 'gpu':
@@ -103,13 +106,24 @@ def unsupported_reason(platform: str, num_heads: int, head_size: int, dtype: str
     if head_size > gpu_attention.LARGEST_HEAD:
         found = f'the GPU kernel does not support heads of size {head_size}'
         return found, f'config.model.num_heads so that heads have size 64, at most {gpu_attention.LARGEST_HEAD}'
-    return None
+    return _unsupported_length(platform, length, gpu_attention.BLOCK)
 
 
-def unsupported_reason_of(model: config.Model, platform: str, tensor: int) -> tuple[str, str] | None:
-    """What `unsupported_reason` says of a model. tensor: devices that heads are split over."""
+def _unsupported_length(platform: str, length: int, block: int) -> tuple[str, str] | None:
+    if -length % block <= _MOST_PADDING * length:
+        return None
+    found = f'the {platform.upper()} kernel does not support rows of {length} positions'
+    return found, f'data.sequence_length a multiple of {block}'
+
+
+def unsupported_reason_of(model: config.Model, platform: str, length: int, tensor: int) -> tuple[str, str] | None:
+    """What `unsupported_reason` says of a model.
+
+    Args:
+      length: positions of a row.  tensor: devices that heads are split over.
+    """
     num_heads, head_size = model.num_heads // tensor, model.hidden_size // model.num_heads
-    return unsupported_reason(platform, num_heads, head_size, model.dtype)
+    return unsupported_reason(platform, length, num_heads, head_size, model.dtype)
 
 
 def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

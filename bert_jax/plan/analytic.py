@@ -207,7 +207,7 @@ def _bytes_per_activation(config: Config) -> int:
 
 def _uses_kernel(config: Config, tensor: int, platform: str) -> bool:
     """Returns whether a fused kernel computes attention, so that its scores are not stored."""
-    is_supported = unsupported_reason_of(config.model, platform, tensor) is None
+    is_supported = unsupported_reason_of(config.model, platform, config.data.sequence_length, tensor) is None
     return config.model.attention != 'plain' and is_supported
 
 

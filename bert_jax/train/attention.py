@@ -13,7 +13,9 @@ def describe_attention(config: Config, platform: str, tensor: int) -> str:
     """
     if config.model.attention == 'plain':
         return 'plain, as set by model.attention'
-    reasons = [unsupported_reason_of(phase.model, platform, tensor) for phase in config.in_phases]
+    reasons = [
+        unsupported_reason_of(phase.model, platform, phase.data.sequence_length, tensor) for phase in config.in_phases
+    ]
     reason = next(filter(None, reasons), None)
     if reason is None:
         return 'fused: scores stay on the chip'

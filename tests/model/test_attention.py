@@ -70,7 +70,7 @@ def _outputs(
         ('gpu', 64, 0.1, 'bfloat16', 128, None, 0.02),
         # no multiple of the kernels' blocks
         ('tpu', 64, 0.1, 'float32', 123, None, 1e-5),
-        ('tpu', 64, 0.1, 'float32', 291, 16, 1e-5),
+        ('tpu', 64, 0.1, 'float32', 363, 16, 1e-5),
         ('gpu', 64, 0.1, 'bfloat16', 123, None, 0.02),
         ('gpu', 64, 0.1, 'bfloat16', 291, 16, 0.02),
     ],
@@ -107,18 +107,20 @@ def test_heads_split_over_tensor_give_the_same_result(interpreted: None) -> None
 
 
 @pytest.mark.parametrize(
-    'platform, dtype, heads, size, fix',
+    'platform, length, dtype, heads, size, fix',
     [
-        ('tpu', 'bfloat16', 3, 64, 'an even number of heads of size 64'),
-        ('gpu', 'float32', 1, 64, 'model.dtype=bfloat16'),
-        ('gpu', 'bfloat16', 1, 256, 'num_heads so that heads have size 64'),
+        ('tpu', 100, 'bfloat16', 2, 64, 'multiple of 128'),
+        ('gpu', 100, 'bfloat16', 1, 64, 'multiple of 64'),
+        ('tpu', 128, 'bfloat16', 3, 64, 'an even number of heads of size 64'),
+        ('gpu', 128, 'float32', 1, 64, 'model.dtype=bfloat16'),
+        ('gpu', 128, 'bfloat16', 1, 256, 'num_heads so that heads have size 64'),
     ],
 )
 def test_without_a_kernel_auto_runs_plain_and_fused_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, platform: str, dtype: str, heads: int, size: int, fix: str
+    monkeypatch: pytest.MonkeyPatch, platform: str, length: int, dtype: str, heads: int, size: int, fix: str
 ) -> None:
     monkeypatch.setattr(attention, 'target_platform', lambda: platform)
-    x, ids = jnp.ones((1, LENGTH, heads * size), dtype), jnp.ones((1, LENGTH), jnp.int32)
+    x, ids = jnp.ones((1, length, heads * size), dtype), jnp.ones((1, length), jnp.int32)
     key = DropoutKey(jnp.uint32(0), jnp.arange(1, dtype=jnp.uint32))
     run = functools.partial(attention.attend, x, x, x, ids, heads, 0.1, key)
     assert 'pallas_call' not in str(jax.make_jaxpr(functools.partial(run, 'auto'))())
