@@ -1,29 +1,54 @@
-"""Computes a vector for each line of a file."""
+"""Computes a vector for each text of a file."""
 
 import dataclasses
+import itertools
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from bert_jax import activity
+from bert_jax.console import quantity, say
 from bert_jax.errors import BadInput
-from bert_jax.files import new_file
+from bert_jax.pretrained.embed_input import InputSummary, read_inputs, summarize
+from bert_jax.pretrained.embed_output import PartialVectors, check_output, open_partial
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
-from bert_jax.text.lines import batched, read_whole_lines
+from bert_jax.pretrained.vectors import TextEncoder
+from bert_jax.text.lines import batched
+from bert_jax.version import __version__
 
-_LINES_AT_ONCE = 4096
+_TEXTS_AT_ONCE = 1 << 14  # in memory, sorted by length, and saved together
+_TRUNCATED, _INVALID = 'truncated', 'invalid_utf8_replaced'
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The input of `embed`.
+
+    Attributes:
+      path: a file, or FORMAT:FILE.
+      text_field, id_field: columns of the texts and of their ids, in formats with columns.
+    """
+
+    path: str
+    text_field: str = 'text'
+    id_field: str = 'id'
+
+    def read(self, counts: Counter) -> Iterator[Any]:
+        """Yields an `InputText` for each text; see `read_inputs`."""
+        return read_inputs(self.path, self.text_field, self.id_field, counts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """Describes the array that was written: `lines` rows of `hidden_size` float32.
+    """Describes the output: `lines` vectors of `hidden_size` float32.
 
     Attributes:
       hidden_size: the size of a vector: the model's hidden size times the number of ways of `pooling`, or fewer dims.
-      truncated: number of lines that were truncated to `max_length` tokens.
+      truncated: number of texts that were truncated to `max_length` tokens.
+      resumed_from: number of vectors that an interrupted command had computed.
       invalid_utf8_replaced: number of lines with bytes that are not UTF-8, which became U+FFFD.
     """
 
@@ -35,19 +60,82 @@ class Embedded:
     max_length: int
     pooling: tuple[str, ...]
     normalized: bool
+    prompt: str
+    dtype: str
+    resumed_from: int
     invalid_utf8_replaced: int
 
 
-def check(input_file: str, output: str) -> None:
-    """Checks the names of the files, so that wrong ones fail before a model is loaded.
+def check(source: Source, output: str) -> InputSummary:
+    """Reads the whole input once, so that a bad file fails before a model is loaded.
 
     Raises:
-      BadInput: if the input does not exist, or the output is not the name of an .npy file.
+      BadInput: if the input cannot be read, a record has no text, or the output has no known suffix.
     """
-    if not Path(input_file).is_file():
-        raise BadInput(f'--input={input_file}', 'is not a file', 'a UTF-8 text file with one text per line')
-    if Path(output).suffix != '.npy' or Path(output).is_dir():
-        raise BadInput(f'--output={output}', 'is not the name of an .npy file', '--output=NAME.npy')
+    check_output(output)
+    counts, done = Counter(), f'reading {source.path}'
+    with activity.activity(done):
+        return summarize(source.path, source.text_field, source.id_field, counts)
+
+
+def embed(
+    pretrained: Pretrained,
+    settings: SentenceSettings,
+    source: Source,
+    output: str,
+    *,
+    dims: int | None = None,
+    dtype: str = 'float32',
+    progress: bool = True,
+) -> Embedded:
+    """Writes the vector of each text, [texts, dims] float32, in the order of the input.
+
+    A blank line gets the vector of `[CLS] [SEP]`, so that rows and lines correspond. A text that is longer than the
+    settings allow, or than the texts that the model was trained on, is truncated. An interrupted command resumes.
+
+    Args:
+      output: .npy, .parquet (columns `id`, if every record has one, and `vector`) or .safetensors (`embeddings`).
+      dims: number of leading dims to write, as of `SentenceSettings.finish`.
+      dtype: of the computation, 'float32' or 'bfloat16'.
+
+    Raises:
+      BadInput: see `check` and `num_dims`; also for a line that does not fit into memory.
+    """
+    summary, start, target = check(source, output), time.monotonic(), Path(output)
+    size = num_dims(settings, pretrained.config.hidden_size, dims)
+    encoder = TextEncoder(pretrained, settings, dims, dtype)
+    identity = {
+        'version': __version__,
+        'input': summary.digest,
+        'weights': encoder.weights_digest(),
+        'tokenizer': pretrained.tokenizer.hash,
+        'settings': repr(dataclasses.replace(settings, directory='')),
+        'longest': encoder.longest,
+        'dims': size,
+        'renormalized': dims is not None,
+        'dtype': dtype,
+        'suffix': target.suffix,
+    }
+    with open_partial(target, identity, (summary.num_texts, size)) as partial:
+        resumed_from = partial.num_done
+        if resumed_from:
+            say(f'Resuming after {quantity(resumed_from, "vector")} of {summary.num_texts:,}')
+        counts = _compute(encoder, source, partial, summary.num_texts, progress)
+        partial.publish(target, (each.id for each in source.read(Counter())) if summary.has_ids else None)
+    return Embedded(
+        output=str(target),
+        lines=summary.num_texts,
+        hidden_size=size,
+        truncated=counts[_TRUNCATED],
+        seconds=round(time.monotonic() - start, 3),
+        max_length=encoder.longest,
+        pooling=settings.modes,
+        normalized=settings.normalize,
+        prompt=settings.prompt,
+        dtype=dtype,
+        resumed_from=resumed_from,
+        invalid_utf8_replaced=counts[_INVALID],
+    )
 
 
 def num_dims(settings: SentenceSettings, hidden_size: int, dims: int | None) -> int:
@@ -67,61 +155,20 @@ def num_dims(settings: SentenceSettings, hidden_size: int, dims: int | None) -> 
     return dims
 
 
-def embed(
-    pretrained: Pretrained,
-    settings: SentenceSettings,
-    input_file: str,
-    output: str,
-    dims: int | None = None,
-    progress: bool = True,
-) -> Embedded:
-    """Writes the vector of each line to `output`, float32 [lines, hidden_size]; by default, the mean over its tokens.
-
-    A blank line gets the vector of `[CLS] [SEP]`, so that rows and lines correspond. A line that is longer than the
-    settings allow, or than the texts that the model was trained on, is truncated. The output is written to a temporary
-    file and renamed when it is complete.
-
-    Args:
-      dims: number of leading dims to write, as of `SentenceSettings.finish`.
-
-    Raises:
-      BadInput: see `check` and `num_dims`; also for a line that does not fit into memory.
-    """
-    check(input_file, output)
-    hidden_size = num_dims(settings, pretrained.config.hidden_size, dims)
-    start = time.monotonic()
-    counts: Counter[str] = Counter()
-    num_lines = sum(1 for _ in read_whole_lines(input_file, Counter()))
-    target = Path(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    done = truncated = 0
+def _compute(
+    encoder: TextEncoder, source: Source, partial: PartialVectors, num_texts: int, progress: bool
+) -> Counter[str]:
+    """Computes the vectors that are missing; returns counts of all texts."""
+    counts, read_counts = Counter(partial.counts), Counter()
+    texts = (each.text for each in itertools.islice(source.read(read_counts), partial.num_done, None))
 
     def describe() -> str:
-        return f'{done:,} of {num_lines:,} lines'
+        return f'{partial.num_done:,} of {num_texts:,} texts'
 
-    with new_file(target) as temporary:
-        # A memory map cannot be empty, so an array without rows is saved directly.
-        shape = (num_lines, hidden_size)
-        if num_lines:
-            vectors = np.lib.format.open_memmap(temporary, 'w+', np.float32, shape)
-        else:
-            with temporary.open('wb') as file:
-                np.save(file, np.zeros(shape, np.float32))
-        with activity.progress(describe, total=num_lines, unit=' lines', shown=progress) as bar:
-            for lines in batched(read_whole_lines(input_file, counts), _LINES_AT_ONCE):
-                vectors[done : done + len(lines)], num_truncated = pretrained.embed(lines, settings, dims)
-                done, truncated = done + len(lines), truncated + num_truncated
-                bar.update(len(lines))
-        if num_lines:
-            vectors.flush()
-    return Embedded(
-        output=str(target),
-        lines=done,
-        hidden_size=hidden_size,
-        truncated=truncated,
-        seconds=round(time.monotonic() - start, 3),
-        max_length=settings.limit(pretrained.max_length, pretrained.config.max_positions),
-        pooling=settings.modes,
-        normalized=settings.normalize,
-        invalid_utf8_replaced=counts['invalid_utf8_replaced'],
-    )
+    with activity.progress(describe, total=num_texts, initial=partial.num_done, unit=' texts', shown=progress) as bar:
+        for vectors, num_truncated in encoder.encode_chunks(batched(texts, _TEXTS_AT_ONCE)):
+            counts[_TRUNCATED] += num_truncated
+            partial.append(vectors, counts)
+            bar.update(len(vectors))
+    counts[_INVALID] = read_counts[_INVALID]
+    return counts

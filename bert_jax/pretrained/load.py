@@ -120,7 +120,7 @@ class Pretrained:
         Raises:
           BadInput: names the index of a text that is too long, if `truncate` is False.
         """
-        input_ids, num_truncated = self._to_ids(texts, truncate, self.max_length)
+        input_ids, num_truncated = self.to_ids(texts, truncate, self.max_length)
         token_vectors: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(texts)
         mean_pooled = np.zeros((len(texts), self.config.hidden_size), np.float32)
         for rows, hidden, mean in self._encode_batches(input_ids):
@@ -131,7 +131,7 @@ class Pretrained:
 
     def mean_pooled(self, texts: list[str], truncate: bool = True) -> tuple[np.ndarray, int]:
         """Returns ([B, D], number of truncated texts), as `encode` does, without the vectors of the tokens."""
-        input_ids, num_truncated = self._to_ids(texts, truncate, self.max_length)
+        input_ids, num_truncated = self.to_ids(texts, truncate, self.max_length)
         return self._pooled(input_ids, ('mean',)), num_truncated
 
     def embed(self, texts: list[str], settings: SentenceSettings, dims: int | None = None) -> tuple[np.ndarray, int]:
@@ -142,7 +142,7 @@ class Pretrained:
           dims: number of leading dims to return, as of `SentenceSettings.finish`.
         """
         longest = settings.limit(self.max_length, self.config.max_positions)
-        input_ids, num_truncated = self._to_ids([settings.prepare(text) for text in texts], True, longest)
+        input_ids, num_truncated = self.to_ids([settings.prepare(text) for text in texts], True, longest)
         return settings.finish(self._pooled(input_ids, settings.modes), dims), num_truncated
 
     def _pooled(self, input_ids: list[list[int]], modes: tuple[str, ...]) -> np.ndarray:
@@ -204,7 +204,7 @@ class Pretrained:
                 losses[row] = batch_losses[index, : len(positions[row])]
         return losses
 
-    def _to_ids(self, texts: list[str], truncate: bool, longest: int) -> tuple[list[list[int]], int]:
+    def to_ids(self, texts: list[str], truncate: bool, longest: int) -> tuple[list[list[int]], int]:
         """Returns (the ids of `[CLS] text [SEP]` for each text, number of truncated texts)."""
         if isinstance(texts, str):
             raise BadInput('texts', 'is one string', 'a list of strings')
