@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from bert_jax import config
+from bert_jax import config, console
 from bert_jax.model.family import build_model
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.embed_input import read_inputs
@@ -98,6 +98,7 @@ def _main(_: list[str]) -> None:
                 start = time.monotonic()
                 encode()
                 seconds[name].append(time.monotonic() - start)
+                console.say(f'{name}: {seconds[name][-1]:.2f} s')
     reference, *others = contestants
     difference = float(np.abs(vectors['bert_jax float32'] - vectors[reference]).max())
     if difference > _TOLERANCE:

@@ -20,13 +20,13 @@ _DTYPES = ('float32', 'bfloat16')
 
 @exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
-    directory, text, output = (required(COMMAND, values, name) for name in ('model', 'input', 'output'))
+    directory, path, output = (required(COMMAND, values, name) for name in ('model', 'input', 'output'))
     if values.dtype not in _DTYPES:
         raise BadInput(f'--dtype={values.dtype}', 'is not a dtype to compute in', ' or '.join(_DTYPES))
     from bert_jax.pretrained.embed import Source, check, embed
 
-    source = Source(text, values.text_field, values.id_field)
-    check(source, output)
+    source = Source(path, values.text_field, values.id_field)
+    texts = check(source, output)
     from bert_jax.finetune.load import load_model
     from bert_jax.pretrained.sentences import read_settings
     from bert_jax.runtime.devices import select_platform
@@ -35,7 +35,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     select_platform('')
     enable_compilation_cache()
     model = load_model(settings.directory)
-    summary = embed(model, settings, source, output, dims=values.dims, dtype=values.dtype)
+    summary = embed(model, settings, source, texts, output, dims=values.dims, dtype=values.dtype)
     print_result(values, dataclasses.asdict(summary), _describe(summary), is_in_files=True)
     return 0
 

@@ -73,15 +73,15 @@ def check(source: Source, output: str) -> InputSummary:
       BadInput: if the input cannot be read, a record has no text, or the output has no known suffix.
     """
     check_output(output)
-    counts, done = Counter(), f'reading {source.path}'
-    with activity.activity(done):
-        return summarize(source.path, source.text_field, source.id_field, counts)
+    with activity.activity(f'reading {source.path}'):
+        return summarize(source.path, source.text_field, source.id_field, Counter())
 
 
 def embed(
     pretrained: Pretrained,
     settings: SentenceSettings,
     source: Source,
+    summary: InputSummary,
     output: str,
     *,
     dims: int | None = None,
@@ -94,14 +94,15 @@ def embed(
     settings allow, or than the texts that the model was trained on, is truncated. An interrupted command resumes.
 
     Args:
+      summary: of the source, from `check`.
       output: .npy, .parquet (columns `id`, if every record has one, and `vector`) or .safetensors (`embeddings`).
       dims: number of leading dims to write, as of `SentenceSettings.finish`.
       dtype: of the computation, 'float32' or 'bfloat16'.
 
     Raises:
-      BadInput: see `check` and `num_dims`; also for a line that does not fit into memory.
+      BadInput: see `num_dims`; also if another process is writing the output.
     """
-    summary, start, target = check(source, output), time.monotonic(), Path(output)
+    start, target = time.monotonic(), Path(output)
     size = num_dims(settings, pretrained.config.hidden_size, dims)
     encoder = TextEncoder(pretrained, settings, dims, dtype)
     identity = {
