@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,16 @@ def test_gradients_equal_those_of_model_and_loss_as_one_function(microbatches: i
     _, metrics = program.train_step(state, batch)
     np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
     np.testing.assert_allclose(metrics['grad_norm'], optax.tree.norm(grads), rtol=1e-5)
+
+
+@pytest.mark.compiles
+def test_vectors_are_gathered_and_their_gradient_scattered_once() -> None:
+    program = _program('bert', {'data': 2}, dataclasses.replace(TRAIN, microbatches=2))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _batch(0))
+    compiled = program.lower(shapes).compile().as_text()
+    exchanged = re.findall(r'= f32(\S+)\{\S+ (all-gather|reduce-scatter|all-to-all)\(', compiled)
+    assert exchanged == [(f'[{BATCH},{E},32]', 'all-gather'), (f'[{BATCH // 2},{E},32]', 'reduce-scatter')]
+    assert len(re.findall(r' all-reduce\(', compiled)) <= 2  # gradients and metrics; integers
 
 
 @pytest.mark.compiles
