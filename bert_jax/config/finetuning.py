@@ -23,18 +23,21 @@ from bert_jax.config.fields import (
 from bert_jax.config.finetuning_models import MODELS, Bert, with_own_defaults
 from bert_jax.errors import BadInput
 
-KINDS = ('classification', 'regression', 'tagging', 'spans', 'embedding')
+KINDS = ('classification', 'regression', 'ranking', 'tagging', 'spans', 'embedding')
+SCORES = ('regression', 'ranking')  # kinds whose output is one number per example
+POOLED = ('classification', *SCORES)  # kinds whose classifier reads one vector per example
 FORMATS = ('tsv', 'csv', 'jsonl', 'parquet', 'conll', 'squad', 'tfds')
 CORPUS = 'corpus'  # the format of a prepared corpus, from which only embeddings train
 METRICS = {  # the first is the one that a kind has by default
     'classification': ('accuracy', 'f1', 'macro_f1', 'matthews'),
     'regression': ('pearson', 'spearman'),
+    'ranking': ('ndcg_at_10', 'mrr_at_10', 'average_precision'),
     'tagging': ('entity_f1', 'entity_precision', 'entity_recall', 'token_accuracy'),
     'spans': ('exact_match', 'f1'),
     'embedding': ('sts_spearman', 'accuracy', 'mrr'),  # all that the columns of a file allow, by default
 }
 # [CLS] and [SEP]s, at most
-FRAME = {'classification': 3, 'regression': 3, 'tagging': 2, 'spans': 3, 'embedding': 2}
+FRAME = dict.fromkeys(POOLED, 3) | {'tagging': 2, 'spans': 3, 'embedding': 2}
 
 
 def _is_source(value: Any) -> bool:
@@ -95,9 +98,9 @@ class Task:
     predict: str = setting('', 'empty, or ' + _SOURCE, lambda v: not v or _is_source(v), role=Role.CONTENT)
     # column of the text, or of the words (tagging)
     text: str = setting('sentence', 'the name of a column', bool, role=Role.CONTENT)
-    # column of the second text of a pair; empty: single texts
+    # column of the second text of a pair; empty: single texts. ranking: `text` is the query, this the passage
     text_pair: str = setting('', role=Role.CONTENT)
-    # column of the label, or of the tags (tagging)
+    # column of the label, of the tags (tagging), or of the relevance from 0 to 1 (ranking)
     label: str = setting('label', 'the name of a column', bool, role=Role.CONTENT)
     # names of the columns, for files without a header line
     columns: tuple = setting((), 'a tuple of names, each once', _are_texts, role=Role.CONTENT)
@@ -271,7 +274,10 @@ def _check_together(resolved: FinetuneConfig) -> None:
         check_embedding(resolved.embedding, train.global_batch_size, train.reduction)
     elif isinstance(task.train, tuple) or task.train.startswith(f'{CORPUS}:'):
         raise BadInput('config.task.train', f'is {task.train!r}', f'{_SOURCE} with kind={task.kind}')
-    if task.kind in ('regression', 'spans', 'embedding') and task.labels:
+    if task.kind == 'ranking' and not task.text_pair:
+        expected = 'the column of the passage, which is ranked for the query in task.text'
+        raise BadInput('config.task.text_pair', 'is empty', expected, '--config.task.text_pair=COLUMN')
+    if task.kind in (*SCORES, 'spans', 'embedding') and task.labels:
         raise BadInput('config.task.labels', 'is set', f'() with kind={task.kind}, which has no labels')
     room = task.sequence_length - FRAME[task.kind] - (task.max_question_tokens if task.kind == 'spans' else 0)
     if task.kind == 'spans' and room < task.stride:
@@ -312,6 +318,11 @@ def too_long(sequence_length: int, max_positions: int) -> BadInput:
         f'at most {max_positions}',
         f'--config.task.sequence_length={max_positions}: longer texts are cut, or split into windows',
     )
+
+
+def num_outputs(kind: str, num_labels: int) -> int:
+    """Returns the number of outputs of the head for a kind of task; num_labels: names of classes or tags."""
+    return 1 if kind in SCORES else 2 if kind == 'spans' else num_labels
 
 
 def num_steps(train: Train, num_rows: int) -> int:

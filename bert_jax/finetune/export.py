@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.config import Card
-from bert_jax.config.finetuning import FinetuneConfig
-from bert_jax.finetune.exported import read_finetuned, write_task
+from bert_jax.config.finetuning import POOLED, SCORES, FinetuneConfig
+from bert_jax.finetune.exported import cross_encoder_json, read_finetuned, write_task
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.metrics import is_fraction
 from bert_jax.finetune.predict import FineTuned, forward
@@ -35,9 +35,8 @@ from bert_jax.pretrained.hub import TASK_CLASSES
 from bert_jax.version import __version__
 from bert_jax.workdir import identity
 
-PIPELINES = {  # of `transformers`, by kind of task
-    'classification': 'text-classification',
-    'regression': 'text-classification',
+PIPELINES = dict.fromkeys(POOLED, 'text-classification') | {  # of the hub, by kind of task
+    'ranking': 'text-ranking',
     'tagging': 'token-classification',
     'spans': 'question-answering',
 }
@@ -66,9 +65,11 @@ def export(workdir: str, output: str, step: int | None = None, card: Card | None
             trained.config,
             tokenizer,
             architecture,
-            _labels_json(kind, trained.labels),
+            _labels_json(kind, trained.labels) | cross_encoder_json(kind),
         )
-        tokenizer.save(directory, trained.max_length, hub_of(trained.config).has_token_types)
+        # `CrossEncoder` truncates to the length in the tokenizer's settings; `predict` to the length in task.json.
+        length = min(trained.max_length, trained.task.sequence_length) if kind in SCORES else trained.max_length
+        tokenizer.save(directory, length, hub_of(trained.config).has_token_types)
         write_task(directory, trained.task, trained.null_threshold)
         (directory / 'README.md').write_text(readme, 'utf-8')
         return prove(directory, trained, architecture, _logits, lambda: read_finetuned(directory, architecture))
@@ -131,12 +132,19 @@ def _card(requested: str, workdir: str, resolved: FinetuneConfig, trained: FineT
 _USES = {
     'classification': 'This model assigns one of its labels to a text or a pair of texts.',
     'regression': 'This model assigns a score to a text or a pair of texts.',
+    'ranking': 'This model scores how relevant a passage is to a query, from 0 to 1, to rank passages.',
     'tagging': 'This model assigns a label to each token of a text.',
     'spans': 'This model finds the answer to a question in a given text.',
 }
 
 
 def _snippet(kind: str, pipeline: str, takes_pairs: bool | None) -> str:
+    if kind == 'ranking':
+        return (
+            'from sentence_transformers import CrossEncoder\n\n'
+            "model = CrossEncoder('.')  # this directory, or the name of the model on the hub\n"
+            "print(model.predict([('What is nice today?', 'The weather is nice today.')]))"
+        )
     calls = {
         'spans': "predict(question='What is nice today?', context='The weather is nice today.')",
         'pairs': "predict({'text': 'The weather is nice today.', 'text_pair': 'The sun is shining.'})",
@@ -202,6 +210,9 @@ _NAMES = {
     'matthews': 'Matthews correlation',
     'pearson': 'Pearson correlation',
     'spearman': 'Spearman correlation',
+    'ndcg_at_10': 'nDCG@10',
+    'mrr_at_10': 'MRR@10',
+    'average_precision': 'Average precision',
     'exact': 'Exact match',
     'exact_match': 'Exact match',
     'HasAns_exact': 'Exact match, questions with an answer',

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config.fields import resolve_section
-from bert_jax.config.finetuning import FRAME, Task, unknown_field
+from bert_jax.config.finetuning import FRAME, POOLED, SCORES, Task, num_outputs, unknown_field
 from bert_jax.errors import BadInput
 from bert_jax.finetune.heads import builder
 from bert_jax.finetune.predict import FineTuned
@@ -74,28 +74,45 @@ def read_finetuned(directory: Path, architecture: str) -> FineTuned:
     hub = hub_of(model)
     file, tensors = read_tensors(directory)
     kind = TASK_OF_CLASS[architecture]
-    if kind != 'classification':  # `transformers` may save a pooler that no head uses
+    if kind not in POOLED:  # `transformers` may save a pooler that no head uses
         tensors = {name: tensor for name, tensor in tensors.items() if '.pooler.' not in f'.{name}'}
     [weight] = [tensor.name for tensor in hub.task_tensors(model, kind) if tensor.path == 'classifier/kernel']
-    num_outputs = _num_outputs(tensors, weight, file)
-    if kind == 'classification' and (content.get('problem_type') == 'regression' or num_outputs == 1):
-        kind = 'regression'
+    found_outputs = _num_outputs(tensors, weight, file)
+    if kind == 'classification' and (content.get('problem_type') == 'regression' or found_outputs == 1):
+        kind = 'ranking' if _has_sigmoid(content) else 'regression'
     if content.get('problem_type') == 'multi_label_classification':
         found = "problem_type is 'multi_label_classification', which bert_jax does not support"
         raise BadInput(str(path), found, 'a model that predicts one label per text')
-    expected = {'regression': 1, 'spans': 2}.get(kind, num_outputs)
-    if num_outputs != expected:
-        raise BadInput(str(file), f'the {kind} head has {num_outputs} outputs', str(expected))
-    labels = () if kind in ('regression', 'spans') else _labels(content, num_outputs, path)
+    expected = num_outputs(kind, found_outputs)
+    if found_outputs != expected:
+        raise BadInput(str(file), f'the {kind} head has {found_outputs} outputs', str(expected))
+    labels = () if kind in (*SCORES, 'spans') else _labels(content, expected, path)
     provenance = of_files(directory, model.max_positions, (MLM_HEAD, NSP_HEAD))
     task, takes_pairs, null_threshold = _read_task(directory, kind, provenance.max_length(model.max_positions))
-    build, num_tokens = builder(kind, num_outputs), tokenizer.vocab_size
+    build, num_tokens = builder(kind, expected), tokenizer.vocab_size
     hugging_face.check_rows(model, tokenizer, file)
     params = from_tensors(tensors, model, num_tokens, str(file), build, hub.task_tensors(model, kind))
     for head in set(hub.absent_heads(tensors, model)) & set(hub.task_heads(model, kind)):
         raise BadInput(str(file), f'has no {head}, which the classifier needs', 'all tensors of the model')
     merged = model_of(params, model, num_tokens, build)
     return FineTuned(merged, tokenizer, model, None, provenance, labels, task, takes_pairs, null_threshold)
+
+
+# What `CrossEncoder` of sentence-transformers applies to the logit.
+_ACTIVATIONS = {
+    'regression': 'torch.nn.modules.linear.Identity',
+    'ranking': 'torch.nn.modules.activation.Sigmoid',
+}
+
+
+def cross_encoder_json(kind: str) -> dict[str, object]:
+    """Returns the entry of config.json from which `CrossEncoder` takes its activation; {} unless `kind` is a score."""
+    return {'sentence_transformers': {'activation_fn': _ACTIVATIONS[kind]}} if kind in SCORES else {}
+
+
+def _has_sigmoid(content: dict[str, Any]) -> bool:
+    settings = content.get('sentence_transformers')
+    return isinstance(settings, dict) and settings.get('activation_fn') == _ACTIVATIONS['ranking']
 
 
 def _num_outputs(tensors: dict[str, Any], name: str, file: Path) -> int:

@@ -11,10 +11,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.config.finetuning import Task
+from bert_jax.config.finetuning import POOLED, SCORES, Task
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.model import eurobert, modernbert
 from bert_jax.model.bert import Bert, Encoder, new_pooler
@@ -28,8 +29,6 @@ from bert_jax.model.vocabulary import at_positions
 from bert_jax.pretrained.hub import POOLER, PREDICTION_HEAD
 from bert_jax.train.objective import Objective, mean
 
-POOLED = ('classification', 'regression')
-
 # By `config.task.head_initializer`: 'normal' as in `transformers`, 'truncated_normal' as in `run_classifier.py`.
 HEAD_INITIALIZERS = {'normal': nnx.initializers.normal, 'truncated_normal': truncated_normal}
 
@@ -40,7 +39,7 @@ class TaskModel(nnx.Module):
     Attributes:
       LAYER_ABOVE: the head of pretraining with the layer between encoder and classifier; None if it is always new.
       kind: of the task.
-      classifier: dense layer over the vector of each example (classification, regression) or token (tagging, spans).
+      classifier: dense layer over the vector of each example (classification, scores) or token (tagging, spans).
     """
 
     LAYER_ABOVE: ClassVar[str | None] = None
@@ -233,11 +232,14 @@ def builder(
 
 
 class TaskSums(NamedTuple):
-    """Sums over labels of losses and hits, and the label count; float32 scalars. Hits are 0 for regression."""
+    """Sums over labels of losses and hits, and the label count; float32 scalars. Hits are 0 for scores."""
 
     loss_sum: jax.Array
     hits: jax.Array
     weight: jax.Array
+
+
+_SCORE_LOSSES = {'regression': optax.losses.squared_error, 'ranking': optax.losses.sigmoid_binary_cross_entropy}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,8 +251,8 @@ class _TaskObjective:
     ) -> TaskSums:
         outputs = model(batch, key, gather)
         weight = batch.weights.sum()
-        if self.kind == 'regression':
-            losses = jnp.square(outputs[..., 0] - batch.labels)
+        if self.kind in SCORES:
+            losses = _SCORE_LOSSES[self.kind](outputs[..., 0], batch.labels)
             return TaskSums((losses * batch.weights).sum(), jnp.zeros(()), weight)
         if self.kind == 'spans':
             outputs = span_logits(outputs, batch.sequence_ids, batch.cls_positions.shape[1])
@@ -267,14 +269,15 @@ class _TaskObjective:
 
     def metrics(self, sums: TaskSums) -> dict[str, jax.Array]:
         metrics = {'loss': self.loss(sums, sums.weight)}
-        return metrics if self.kind == 'regression' else metrics | {'accuracy': mean(sums.hits, sums.weight)}
+        return metrics if self.kind in SCORES else metrics | {'accuracy': mean(sums.hits, sums.weight)}
 
 
 @functools.cache
 def objective(kind: str) -> Objective:
     """Returns the objective of a task.
 
-    Cross entropy in nats, for spans the mean over first and last token; squared error for regression.
+    Cross entropy in nats, for spans the mean over first and last token; squared error for regression;
+    binary cross entropy of the logit with the label, from 0 to 1, for ranking.
     """
     return _TaskObjective(kind)
 

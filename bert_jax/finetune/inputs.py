@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from bert_jax.config.finetuning import FORMATS, Task
+from bert_jax.config.finetuning import FORMATS, SCORES, Task
 from bert_jax.data.labelled import Record, parse_record, read_records
 from bert_jax.errors import BadInput
 from bert_jax.finetune.predict import Columns
@@ -92,7 +92,7 @@ def as_tsv(result: dict, task: Task) -> str:
     """Formats a result for a terminal or pipe: label or answer, tab, score; for tags, one line per word."""
     if task.kind == 'tagging':
         return '\n'.join([*(f'{each["word"]}\t{each["tag"]}' for each in result['tags']), ''])
-    if task.kind == 'regression':
+    if task.kind in SCORES:
         return f'{result["score"]}'
     first = result['label'] if task.kind == 'classification' else ' '.join(result['answer'].split())
     return f'{first}\t{result["score"]}'

@@ -7,7 +7,7 @@ from pathlib import Path
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.config.finetuning import FinetuneConfig, optimizer_of
+from bert_jax.config.finetuning import FinetuneConfig, num_outputs, optimizer_of
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.exported import read_finetuned, task_architecture
@@ -85,7 +85,7 @@ def task_builder(
     resolved: FinetuneConfig, labels: tuple[str, ...]
 ) -> Callable[[config.Model, int, nnx.Rngs], TaskModel]:
     """Returns a function that builds the model of a task; labels: see `FineTuned`."""
-    return builder(resolved.task.kind, {'regression': 1, 'spans': 2}.get(resolved.task.kind, len(labels)))
+    return builder(resolved.task.kind, num_outputs(resolved.task.kind, len(labels)))
 
 
 def choose_seed(workdir: str) -> str:

@@ -1,7 +1,8 @@
 """Metrics of fine-tuning tasks, as fractions, never percentages.
 
-Computed by scikit-learn (accuracy, F1, Matthews), scipy (Pearson, Spearman) and seqeval (entity F1, counted like
-`conlleval`). A metric that is undefined is 0: a correlation with a constant, or F1 when no entity is predicted.
+Computed by scikit-learn (accuracy, F1, Matthews, average precision), scipy (Pearson, Spearman) and seqeval (entity F1,
+counted like `conlleval`). A metric that is undefined is 0: a correlation with a constant, or F1 when no entity is
+predicted.
 """
 
 import importlib.util
@@ -57,6 +58,13 @@ def regression(name: str, labels: Sequence[float], predicted: Sequence[float]) -
         return 0.0
     result = stats.pearsonr(labels, predicted) if name == 'pearson' else stats.spearmanr(labels, predicted)
     return 0.0 if math.isnan(result.statistic) else float(result.statistic)
+
+
+def average_precision(is_relevant: Sequence[bool], scores: Sequence[float]) -> float:
+    """Computes the average precision over all pairs; 0 if none is relevant."""
+    from sklearn import metrics
+
+    return float(metrics.average_precision_score(is_relevant, scores)) if any(is_relevant) else 0.0
 
 
 def tagging(name: str, tags: list[list[str]], predicted: list[list[str]]) -> float:

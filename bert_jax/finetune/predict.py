@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax.config.finetuning import Task
+from bert_jax.config.finetuning import SCORES, Task
 from bert_jax.data.labelled import Record
 from bert_jax.errors import BadInput
 from bert_jax.finetune.heads import TaskModel
 from bert_jax.finetune.rows import TaskBatch
 from bert_jax.finetune.spans import Question, encode_questions
-from bert_jax.finetune.splits import softmax
+from bert_jax.finetune.splits import sigmoid, softmax
 from bert_jax.finetune.tags import encode_words, read_words, within_sentence
 from bert_jax.finetune.texts import encode_texts
 from bert_jax.finetune.windows import Span, Window, null_score, rank_spans
@@ -48,7 +48,7 @@ class FineTuned(Pretrained):
     """A fine-tuned model in float32, without dropout. `encode` returns its encoder's vectors; it cannot fill masks.
 
     Attributes:
-      labels: names of its outputs; empty for regression and spans.
+      labels: names of its outputs; empty for scores and spans.
       task: its kind, column names and length limits.
       takes_pairs: whether it takes pairs of texts; None if unknown, for a third-party model.
       null_threshold: predict 'no answer' when its score exceeds that of the best span by more than this; None for a
@@ -140,8 +140,8 @@ class FineTuned(Pretrained):
 
     def _result(self, record: Record, rows: list[_Row], outputs: list[np.ndarray]) -> dict[str, Any]:
         kind = self.task.kind
-        if kind == 'regression':
-            return {'score': round(float(outputs[0][0]), 6)}
+        if kind in SCORES:
+            return {'score': _rounded(sigmoid(outputs[0][0]) if kind == 'ranking' else outputs[0][0])}
         if kind == 'classification':
             probabilities = softmax(outputs[0])
             scores = {label: _rounded(value) for label, value in zip(self.labels, probabilities, strict=True)}

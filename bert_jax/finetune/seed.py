@@ -192,5 +192,5 @@ def _flags_for_shorter_run(config: FinetuneConfig, share: float) -> str:
 
 
 def _describe_step(metrics: dict[str, float]) -> str:
-    accuracy = metrics.get('accuracy', math.nan)  # absent for regression, NaN for a batch without labels
+    accuracy = metrics.get('accuracy', math.nan)  # absent for scores, NaN for a batch without labels
     return f'loss {metrics["loss"]:.3f}' + (f'  accuracy {accuracy:.1%}' if math.isfinite(accuracy) else '')

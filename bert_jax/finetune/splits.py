@@ -77,6 +77,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Converts logits to probabilities, in float64."""
+    return np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64)))
+
+
 def json_lines(records: Iterable[dict[str, Any]]) -> str:
     """Formats one JSON object per line."""
     return ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records)

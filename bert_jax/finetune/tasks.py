@@ -5,10 +5,11 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from bert_jax.config.finetuning import METRICS, Task, Train
+from bert_jax.config.finetuning import METRICS, Task, Train, num_outputs
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
+from bert_jax.finetune.ranking import read_ranking
 from bert_jax.finetune.rows import Rows
 from bert_jax.finetune.spans import NoAnswerSplit, read_spans
 from bert_jax.finetune.splits import Split, sample_examples
@@ -22,7 +23,7 @@ class TaskData:
     """The data of a fine-tune, for training and evaluation.
 
     Attributes:
-      labels: names of the outputs by id; empty for regression and spans.  num_outputs: C.
+      labels: names of the outputs by id; empty for scores and spans.  num_outputs: C.
       validation: splits by name; the first tunes thresholds.  predict: the unlabelled split, if any.
       metrics: names of metrics; the first is the main one.
       learns_no_answer: whether the model learns that a question may have no answer.
@@ -52,7 +53,7 @@ def read_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
         settings = {'task': task, 'tokenizer': tokenizer, 'learns_no_answer': isinstance(training, NoAnswerSplit)}
         read_split: Callable[..., Split] = functools.partial(read_spans, **settings)
     else:
-        read_kind = read_tags if task.kind == 'tagging' else read_texts
+        read_kind = {'tagging': read_tags, 'ranking': read_ranking}.get(task.kind, read_texts)
         training = read_kind(task.train, task, tokenizer, None)
         labels = getattr(training, 'labels', ())
         read_split = functools.partial(read_kind, task=task, tokenizer=tokenizer, labels=labels)
@@ -78,10 +79,10 @@ def read_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
         _report(split_name(task.predict), predict)
     rows = sample_examples(training.rows, training.example_indices, train.max_examples)
     contents = [rows.content_hash(), labels, *(split.content() for split in validation.values())]
-    num_outputs = {'regression': 1, 'spans': 2}.get(task.kind, len(labels))
     metrics = task.metrics or METRICS[task.kind][:1]
     learns_no_answer = isinstance(training, NoAnswerSplit)
-    return TaskData(labels, num_outputs, rows, validation, predict, metrics, json_digest(contents), learns_no_answer)
+    outputs, digest = num_outputs(task.kind, len(labels)), json_digest(contents)
+    return TaskData(labels, outputs, rows, validation, predict, metrics, digest, learns_no_answer)
 
 
 def split_name(source: str) -> str:

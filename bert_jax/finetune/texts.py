@@ -3,8 +3,8 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from bert_jax.text.lines import batched
 from bert_jax.text.tokenizer import Tokenizer
 
 _CHUNK_SIZE = 4096  # texts encoded together
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +74,13 @@ def read_texts(
     Raises:
       BadInput: for a missing column, a label absent from training, or a label that is not a number (regression).
     """
-    columns = (task.text, *filter(None, [task.text_pair]), *([task.label] if is_labelled else []))
-    reader, raw_labels = RecordReader(source, task, columns), []
-    counts: Counter[str] = Counter()
-    ids, second_starts = [], []
-    for chunk in batched(reader, _CHUNK_SIZE):
-        for row, second_start in encode_texts(chunk, task, tokenizer, counts):
-            ids.append(row)
-            second_starts.append(second_start)
-        raw_labels += [(record.where, record.fields[task.label]) for record in chunk] if is_labelled else []
-    counts += reader.counts
+
+    def label_of(record: Record) -> tuple[str, Any]:
+        return record.where, record.fields[task.label]
+
+    (ids, second_starts), raw_labels, counts = encode_file(
+        source, task, tokenizer, label_of if is_labelled else None, is_labelled=is_labelled
+    )
     example_indices = np.arange(len(ids))
     if task.kind == 'regression':
         gold = [parse_number(where, label) for where, label in raw_labels]
@@ -97,6 +95,32 @@ def read_texts(
     gold = [class_ids[name] for _, name in names]
     rows = make_rows(ids, second_starts, np.array(gold if is_labelled else np.zeros(len(ids)), np.int32))
     return ClassificationSplit(rows, example_indices, counts, gold, labels)
+
+
+def encode_file(
+    source: str, task: Task, tokenizer: Tokenizer, read: Callable[[Record], T] | None, *, is_labelled: bool
+) -> tuple[tuple[list[list[int]], list[int]], list[T], Counter]:
+    """Encodes a file of texts.
+
+    Args:
+      read: reads what else is needed of a record.
+
+    Returns:
+      ((ids, start of the second text) of `encode_texts`, what `read` returned, counts); the lists by example.
+
+    Raises:
+      BadInput: for a missing column.
+    """
+    columns = (task.text, *filter(None, [task.text_pair]), *([task.label] if is_labelled else []))
+    reader, values = RecordReader(source, task, columns), []
+    counts: Counter[str] = Counter()
+    ids, second_starts = [], []
+    for chunk in batched(reader, _CHUNK_SIZE):
+        for row, second_start in encode_texts(chunk, task, tokenizer, counts):
+            ids.append(row)
+            second_starts.append(second_start)
+        values += map(read, chunk) if read else []
+    return (ids, second_starts), values, counts + reader.counts
 
 
 def _as_name(label: Any) -> str:
@@ -142,8 +166,9 @@ def encode_texts(
             yield row, len(row)
         return
     seconds = tokenizer.encode_batch([read_text(record, task.text_pair) for record in records])
+    cut = cut_longest_first if task.kind == 'ranking' else cut_pair
     for a, b in zip(firsts, seconds, strict=True):
-        length_a, length_b = cut_pair(len(a), len(b), task.sequence_length - 3)
+        length_a, length_b = cut(len(a), len(b), task.sequence_length - 3)
         counts['text cut'] += (length_a, length_b) != (len(a), len(b))
         yield [cls, *a[:length_a], sep, *b[:length_b], sep], length_a + 2
 
@@ -157,6 +182,20 @@ def cut_pair(length_a: int, length_b: int, room: int) -> tuple[int, int]:
         return length_a, length_b
     length_b = min(length_b, max(room - length_a, room // 2))
     return room - length_b, length_b
+
+
+def cut_longest_first(length_a: int, length_b: int, room: int) -> tuple[int, int]:
+    """Like `cut_pair`, but as the strategy `longest_first` of `tokenizers`, which `CrossEncoder` uses.
+
+    They differ by a token if `room` is odd and both texts are longer than half of it: here the longer one keeps more,
+    the second one on ties.
+    """
+    if length_a > length_b:
+        return cut_longest_first(length_b, length_a, room)[::-1]
+    if length_a + length_b <= room:
+        return length_a, length_b
+    length_a = min(length_a, room // 2)
+    return length_a, room - length_a
 
 
 def read_text(record: Record, column: str) -> str:

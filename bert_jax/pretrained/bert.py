@@ -3,6 +3,7 @@
 import re
 
 from bert_jax import config
+from bert_jax.config.finetuning import POOLED
 from bert_jax.pretrained.hub import MLM_HEAD, NSP_HEAD, POOLER, HubFamily, Keys
 from bert_jax.pretrained.tensors import Tensor, dense, norm, same, vocabulary
 
@@ -30,7 +31,7 @@ TABLE: list[Tensor] = [
 
 
 def _task_tensors(_: config.Bert, kind: str) -> list[Tensor]:
-    has_pooler = kind in ('classification', 'regression')
+    has_pooler = kind in POOLED
     encoder = [row for row in TABLE if row.path.startswith('bert/') and (has_pooler or 'pooler' not in row.path)]
     return encoder + dense('classifier', 'qa_outputs' if kind == 'spans' else 'classifier')
 
@@ -72,7 +73,7 @@ HUB = HubFamily(
     ),
     tensors=lambda model: TABLE,
     task_tensors=_task_tensors,
-    tasks=('classification', 'regression', 'tagging', 'spans'),
+    tasks=(*POOLED, 'tagging', 'spans'),
     heads={
         POOLER: ('bert/pooler/',),
         MLM_HEAD: ('mlm_transform/', 'mlm_norm/', 'mlm_bias'),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config.families import EuroBert
+from bert_jax.config.finetuning import POOLED
 from bert_jax.errors import BadInput
 from bert_jax.pretrained.hub import MLM_HEAD, HubFamily, Keys
 from bert_jax.pretrained.rope import check_unscaled, read_theta, write_theta
@@ -119,7 +120,7 @@ HUB = HubFamily(
     ),
     tensors=_masked_lm_tensors,
     task_tensors=_task_tensors,
-    tasks=('classification', 'regression', 'tagging'),
+    tasks=(*POOLED, 'tagging'),
     heads={MLM_HEAD: ('decoder',)},
     classifiers=('classifier.', 'dense.'),
     current_name=_current_name,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bert_jax.config.finetuning import POOLED
 from bert_jax.pretrained.tensors import Tensor
 
 POOLER, PREDICTION_HEAD, MLM_HEAD, NSP_HEAD = 'pooler', 'prediction head', 'masked-LM head', 'next-sentence head'
@@ -23,9 +24,7 @@ SIZES = {
 }
 
 # The end of the name of the class for each kind of task.
-TASK_CLASSES = {
-    'classification': 'ForSequenceClassification',
-    'regression': 'ForSequenceClassification',
+TASK_CLASSES = dict.fromkeys(POOLED, 'ForSequenceClassification') | {
     'tagging': 'ForTokenClassification',
     'spans': 'ForQuestionAnswering',
 }

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config.families import FULL, SLIDING, ModernBert
+from bert_jax.config.finetuning import POOLED
 from bert_jax.errors import BadInput
 from bert_jax.model.modernbert import out_stddev
 from bert_jax.pretrained.hub import MLM_HEAD, PREDICTION_HEAD, HubFamily, Keys
@@ -152,7 +153,7 @@ HUB = HubFamily(
     ),
     tensors=_masked_lm_tensors,
     task_tensors=_task_tensors,
-    tasks=('classification', 'regression', 'tagging', 'spans'),
+    tasks=(*POOLED, 'tagging', 'spans'),
     heads={PREDICTION_HEAD: ('head/',), MLM_HEAD: ('decoder_bias',)},
     classifiers=('classifier.',),
     current_name=_current_name,

@@ -36,6 +36,7 @@ def _rows(kind: str) -> Rows:
     labels = {
         'classification': np.int32([2, 0, 1]),
         'regression': np.float32([1.5, -2.0, 0.25]),
+        'ranking': np.float32([1.0, 0.0, 0.25]),
         'tagging': tags,
         'spans': np.int32([[3, 5], [0, 0], [1, 8]]),
     }[kind]
@@ -52,7 +53,9 @@ def _params(build: Build) -> nnx.State:
     return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
 
 
-@pytest.mark.parametrize('kind, outputs', [('classification', 3), ('regression', 1), ('tagging', 3), ('spans', 2)])
+@pytest.mark.parametrize(
+    'kind, outputs', [('classification', 3), ('regression', 1), ('ranking', 1), ('tagging', 3), ('spans', 2)]
+)
 def test_logits_and_loss_match_transformers(kind: str, outputs: int, tmp_path: Path) -> None:
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     transformers.utils.logging.disable_progress_bar()
@@ -71,7 +74,7 @@ def test_logits_and_loss_match_transformers(kind: str, outputs: int, tmp_path: P
         }
     elif kind == 'tagging':
         given['labels'] = torch.tensor(np.where(batch.weights > 0, batch.labels, -100)).long()
-    else:
+    elif kind != 'ranking':  # the loss of `CrossEncoder` is outside the model
         labels = torch.tensor(batch.labels[:, 0])
         given['labels'] = labels if kind == 'regression' else labels.long()
     with torch.no_grad():
@@ -94,6 +97,9 @@ def test_logits_and_loss_match_transformers(kind: str, outputs: int, tmp_path: P
         expected_loss = torch.nn.functional.cross_entropy(
             logits.reshape(2 * B, L), torch.tensor(batch.labels).long().ravel()
         )
+    elif kind == 'ranking':
+        labels = torch.tensor(batch.labels[:, 0])
+        expected_loss = torch.nn.BCEWithLogitsLoss()(theirs.logits[:, 0], labels)
     else:
         expected_loss = theirs.loss
     assert loss == pytest.approx(float(expected_loss), rel=1e-4)

@@ -20,7 +20,7 @@ from tests.support.models import MODEL
 
 VOCAB, EXAMPLES, BATCH, LONGEST = 101, 50, 16, 40
 STILL = dataclasses.replace(MODEL, dropout_rate=0.0, attention_dropout_rate=0.0, num_layers=1, max_positions=64)
-KINDS = [('classification', 3), ('regression', 1), ('tagging', 3), ('spans', 2)]
+KINDS = [('classification', 3), ('regression', 1), ('ranking', 1), ('tagging', 3), ('spans', 2)]
 
 
 @functools.cache
@@ -31,6 +31,7 @@ def _examples(kind: str) -> Rows:
     labels = {
         'classification': rng.integers(0, 3, EXAMPLES).astype(np.int32),
         'regression': rng.standard_normal(EXAMPLES).astype(np.float32),
+        'ranking': rng.random(EXAMPLES).astype(np.float32),
         'tagging': rng.integers(-1, 3, lengths.sum()).astype(np.int32),
         'spans': np.sort(rng.integers(0, lengths[:, None], (EXAMPLES, 2)), axis=1).astype(np.int32),
     }[kind]

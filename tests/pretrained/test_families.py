@@ -136,7 +136,7 @@ def test_loaded_model_fills_masks_and_embeds_as_transformers_does(name: str, tmp
 
 # --- Fine-tuned models. ---
 
-OUTPUTS = {'classification': 3, 'regression': 1, 'tagging': 4, 'spans': 2}
+OUTPUTS = {'classification': 3, 'regression': 1, 'ranking': 1, 'tagging': 4, 'spans': 2}
 TASKS = [
     (model, kind)
     for model in (

@@ -59,3 +59,14 @@ def write_questions(path: Path, num_questions: int, seed: int) -> None:
         context = ' '.join(rng.permutation(parts))
         paragraphs.append((context, [('who is in town?', [(names[1], context.index(names[1]))])]))
     path.write_text(squad(paragraphs))
+
+
+def write_rankings(path: Path, num_queries: int, seed: int) -> None:
+    """Writes pairs of query and passage as JSON lines; the passage with a good adjective is relevant."""
+    rng = np.random.default_rng(seed)
+    with path.open('w') as file:
+        for index in range(num_queries):
+            query = f'{rng.choice(OTHER)} {index}'
+            for place, label in enumerate(rng.permutation([1, 0, 0])):
+                passage = ' '.join([rng.choice(OTHER), str(rng.choice([BAD, GOOD][label])), str(place)])
+                file.write(json.dumps({'query': query, 'passage': passage, 'label': int(label)}) + '\n')

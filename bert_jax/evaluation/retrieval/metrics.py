@@ -1,4 +1,4 @@
-"""Ranking metrics as `trec_eval` computes them; a passage is relevant if its grade is at least 1."""
+"""Ranking metrics as `trec_eval` computes them; a passage is relevant if its grade is above 0."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ class RankingMetrics:
     recall_at_100: float
 
 
-def measure(rankings: Iterable[Sequence[int]], judgements: Sequence[Mapping[int, int]]) -> RankingMetrics:
+def measure(rankings: Iterable[Sequence[int]], judgements: Sequence[Mapping[int, float]]) -> RankingMetrics:
     """Returns the metrics of rankings.
 
     Args:
@@ -40,25 +40,25 @@ def measure(rankings: Iterable[Sequence[int]], judgements: Sequence[Mapping[int,
     return RankingMetrics(*map(statistics.fmean, zip(*rows, strict=True)))
 
 
-def _gains(ranking: Sequence[int], judgement: Mapping[int, int]) -> tuple[list[int], list[int]]:
+def _gains(ranking: Sequence[int], judgement: Mapping[int, float]) -> tuple[list[float], list[float]]:
     """Returns (the gains of a ranking, all gains of a query in falling order)."""
     gains = [max(0, judgement.get(int(index), 0)) for index in ranking]
     return gains, sorted((grade for grade in judgement.values() if grade > 0), reverse=True)
 
 
-def _ndcg(gains: list[int], ideal: list[int], cutoff: int) -> float:
+def _ndcg(gains: list[float], ideal: list[float], cutoff: int) -> float:
     return _dcg(gains[:cutoff]) / _dcg(ideal[:cutoff]) if ideal else 0.0
 
 
-def _dcg(gains: list[int]) -> float:
+def _dcg(gains: list[float]) -> float:
     return math.fsum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
 
 
-def _reciprocal_rank(gains: list[int], cutoff: int) -> float:
+def _reciprocal_rank(gains: list[float], cutoff: int) -> float:
     return next((1 / rank for rank, gain in enumerate(gains[:cutoff], 1) if gain), 0.0)
 
 
-def _recall(gains: list[int], ideal: list[int], cutoff: int) -> float:
+def _recall(gains: list[float], ideal: list[float], cutoff: int) -> float:
     return sum(gain > 0 for gain in gains[:cutoff]) / len(ideal) if ideal else 0.0
 
 
