@@ -28,7 +28,7 @@ from bert_jax.data.streams import Streams, open_streams
 from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.fill_in import Examples, FillIn
 from bert_jax.evaluation.held_out import HeldOut
-from bert_jax.evaluation.probe import Probe, load_datasets
+from bert_jax.evaluation.probe import Probe, ProbeSet, load_datasets
 from bert_jax.loop import TrainingRun, begin, fit
 from bert_jax.model.family import num_parameters
 from bert_jax.pretrained.initialize import pretraining_start
@@ -95,7 +95,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     start_from.check(streams.tokenizer)
     fingerprint = identity.fingerprint(streams.config, streams) | start_from.fingerprint
     processes.check_agreement(fingerprint)
-    labelled_datasets = load_datasets(config.probe, config.train.probe_every)
+    probe_sets = load_datasets(config.probe, config.train.probe_every)
     vocab_size = streams.tokenizer.vocab_size
     config = resolve_microbatches(config, mesh, vocab_size)
     program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases)
@@ -125,7 +125,7 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
         # --- Train. ---
         start, phase_steps = int(begun.state.step), [phase.train.steps for phase in config.in_phases]
         programs = program.of_phases(config.in_phases)
-        evaluators = _evaluators(config, programs, streams, labelled_datasets, start_from.start)
+        evaluators = _evaluators(config, programs, streams, probe_sets, start_from.start)
         shorter = functools.partial(flags_of_shorter, config)
         with RunLog(workdir, start, num_steps, mesh, _describe_step, supervisor, shorter) as log:
             run = TrainingRun(
@@ -170,7 +170,7 @@ def _evaluators(
     config: Config,
     programs: Sequence[TrainProgram],
     streams: Streams,
-    labelled_datasets: list,
+    probe_sets: list[ProbeSet],
     start: Provenance | None,
 ) -> list[Evaluator]:
     """Returns the evaluators of a run, in the order in which they run."""
@@ -188,8 +188,8 @@ def _evaluators(
     evaluators: list[Evaluator] = [
         HeldOut(programs, streams.validation, phase_of, train.evaluate_every, train.evaluate_rows)
     ]
-    if labelled_datasets:
-        evaluators.append(Probe(labelled_datasets, train.probe_every, pretrained_at))
+    if probe_sets:
+        evaluators.append(Probe(probe_sets, train.probe_every, pretrained_at))
     return [*evaluators, FillIn(examples, phase_of, train.evaluate_every)]
 
 

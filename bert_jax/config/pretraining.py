@@ -190,7 +190,7 @@ def _are_labelled_sets(value: tuple) -> bool:
 
     def is_file(source: str) -> bool:
         kind, _, rest = source.partition(':')
-        return kind in ('tsv', 'csv', 'jsonl', 'tfds') and bool(rest)
+        return kind in ('tsv', 'csv', 'jsonl', 'tfds', 'beir') and bool(rest)
 
     names = [item[0] for item in value if is_set(item) and re.fullmatch(r'[\w.-]+', item[0]) and is_file(item[1])]
     return len({*names}) == len(value)
@@ -198,13 +198,17 @@ def _are_labelled_sets(value: tuple) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Labelled texts for a linear classifier on the mean vectors of the frozen encoder (`train.probe_every`)."""
+    """What the frozen encoder is probed on (`train.probe_every`): labelled texts, for a linear classifier on its mean
+    vectors, and retrieval sets."""
 
     ROLE: ClassVar[Role] = Role.EXECUTION
 
-    # labelled sets, such as (('mood', 'tsv:mood.tsv'),)
+    # labelled sets, such as (('mood', 'tsv:mood.tsv'),), and retrieval sets, such as
+    # (('wiki', 'beir:wiki/qrels/dev.tsv'),)
     sets: tuple = setting(
-        (), 'a tuple of (name, FORMAT:FILE), FORMAT one of tsv, csv, jsonl, tfds, each name once', _are_labelled_sets
+        (),
+        'a tuple of (name, FORMAT:FILE), FORMAT one of tsv, csv, jsonl, tfds, beir, each name once',
+        _are_labelled_sets,
     )
     # column of the text
     text: str = setting('sentence', 'the name of a column', bool)

@@ -1,4 +1,4 @@
-"""Probes: the accuracy of logistic regression on vectors of the frozen encoder, on small labelled datasets."""
+"""Probes of the frozen encoder: logistic regression on its vectors, on small labelled datasets, and retrieval."""
 
 import dataclasses
 import hashlib
@@ -6,6 +6,7 @@ import importlib.util
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from flax import nnx
@@ -15,10 +16,15 @@ from bert_jax.config.finetuning import Task
 from bert_jax.data.labelled import RecordReader, sort_labels
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
-from bert_jax.evaluation.ranking import MOST_FREQUENT, PROBE_PREFIX, is_probe
+from bert_jax.evaluation.ranking import MOST_FREQUENT, PROBE_PREFIX, RETRIEVAL_PREFIX, is_probe, is_retrieval
+from bert_jax.evaluation.retrieval.dataset import RetrievalSet, read_set
+from bert_jax.evaluation.retrieval.evaluate import evaluate_model
+from bert_jax.evaluation.retrieval.metrics import RankingMetrics
 from bert_jax.pretrained.load import Pretrained
+from bert_jax.pretrained.sentences import RetrievalSettings, SentenceSettings
 
 _EXAMPLES_PER_TEST_EXAMPLE = 5  # one example in five is in the test split
+_BEIR = 'beir:'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,29 +44,47 @@ class LabelledDataset:
 
 
 @dataclasses.dataclass(frozen=True)
+class NamedRetrievalSet:
+    """A retrieval set, with the name under which its metrics are logged."""
+
+    name: str
+    retrieval: RetrievalSet
+
+
+ProbeSet = LabelledDataset | NamedRetrievalSet
+
+
+@dataclasses.dataclass(frozen=True)
 class Probe:
     """The evaluator that probes the encoder during training.
 
     Attributes:
+      datasets: labelled datasets and retrieval sets.
       every: steps between probes; the last step is always probed.
       model_at: maps (params, step) to the model with its tokenizer.
+      settings: how queries and passages of retrieval sets become vectors; by default, the mean over the tokens.
     """
 
-    datasets: list[LabelledDataset]
+    datasets: list[ProbeSet]
     every: int
     model_at: Callable[[nnx.State, int], Pretrained]
+    settings: RetrievalSettings = RetrievalSettings(SentenceSettings(''), SentenceSettings(''))
     activity: str = 'probing'
 
     def is_due(self, step: int, *, is_final: bool) -> bool:
         return is_due_every(self.every, step, is_final=is_final)
 
     def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation:
-        metrics = accuracies(self.model_at(params, step), self.datasets)
+        model = self.model_at(params, step)
+        metrics = accuracies(model, [each for each in self.datasets if isinstance(each, LabelledDataset)])
+        for each in self.datasets:
+            if isinstance(each, NamedRetrievalSet):
+                metrics |= retrieval_metrics(model, self.settings, each)
         return Evaluation(metrics, f'probe {describe(metrics)}')
 
 
-def load_datasets(probe: config.Probe, every: int) -> list[LabelledDataset]:
-    """Reads the labelled datasets of a run's probes; returns none if `every`, `train.probe_every`, is 0.
+def load_datasets(probe: config.Probe, every: int) -> list[ProbeSet]:
+    """Reads the datasets of a run's probes; returns none if `every`, `train.probe_every`, is 0.
 
     Raises:
       BadInput: for a run with several processes, a missing library, file or column, or a dataset with a single class.
@@ -71,10 +95,22 @@ def load_datasets(probe: config.Probe, every: int) -> list[LabelledDataset]:
     if jax.process_count() > 1:
         found = f'is {every}, and this run has {jax.process_count()} processes'
         raise BadInput(where, found, '0, because probes need a run with one process', f'--{where}=0')
-    if importlib.util.find_spec('sklearn') is None:
+    if not all(map(_is_retrieval, probe.sets)) and importlib.util.find_spec('sklearn') is None:
         fix = "pip install -e '.[finetune]'"
         raise BadInput(where, 'needs scikit-learn, which is not installed', 'the extra finetune', fix)
-    return [_load(name, source, probe) for name, source in probe.sets]
+    return [_load_retrieval(*each) if _is_retrieval(each) else _load(*each, probe) for each in probe.sets]
+
+
+def _is_retrieval(named_source: tuple[str, str]) -> bool:
+    return named_source[1].startswith(_BEIR)
+
+
+def _load_retrieval(name: str, source: str) -> NamedRetrievalSet:
+    """Reads `beir:DIR`, which means the split `test`, or `beir:DIR/qrels/SPLIT.tsv`."""
+    path = Path(source.removeprefix(_BEIR))
+    if path.parent.name == 'qrels' and path.suffix == '.tsv':
+        return NamedRetrievalSet(name, read_set(str(path.parent.parent), path.stem))
+    return NamedRetrievalSet(name, read_set(str(path), 'test'))
 
 
 def _load(name: str, source: str, probe: config.Probe) -> LabelledDataset:
@@ -121,10 +157,21 @@ def accuracies(pretrained: Pretrained, datasets: list[LabelledDataset]) -> dict[
     return metrics
 
 
+def retrieval_metrics(
+    pretrained: Pretrained, settings: RetrievalSettings, dataset: NamedRetrievalSet
+) -> dict[str, float]:
+    """Returns the metrics of a retrieval set, `retrieval/NAME/ndcg_at_10` and so on, and `mean_cosine` if defined."""
+    measured = evaluate_model('the model', pretrained, settings, dataset.retrieval)
+    names = (*(field.name for field in dataclasses.fields(RankingMetrics)), 'mean_cosine')
+    return {f'{RETRIEVAL_PREFIX}{dataset.name}/{name}': measured[name] for name in names if measured[name] is not None}
+
+
 def describe(metrics: dict[str, float]) -> str:
-    """Formats the accuracies and their baselines on one line."""
-    return ', '.join(
+    """Formats the accuracies and their baselines, and nDCG@10 of retrieval sets, on one line."""
+    accuracies = [
         f'{key.removeprefix(PROBE_PREFIX)} {value:.1%} (most frequent label {metrics[f"{key}/{MOST_FREQUENT}"]:.1%})'
         for key, value in metrics.items()
         if is_probe(key)
-    )
+    ]
+    names = {key: key.removeprefix(RETRIEVAL_PREFIX).partition('/')[0] for key in metrics if is_retrieval(key)}
+    return ', '.join([*accuracies, *(f'{name} nDCG@10 {metrics[key]:.4f}' for key, name in names.items())])

@@ -10,6 +10,7 @@ from bert_jax.evaluation.evaluation_file import num_windows, samples_of
 
 MASKED_WORDS = 'masked_word_nats_per_character'
 PROBE_PREFIX, MOST_FREQUENT = 'probe/', 'most_frequent'
+RETRIEVAL_PREFIX, _MAIN_OF_RETRIEVAL = 'retrieval/', '/ndcg_at_10'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,11 @@ def _masked_words(runs: Sequence[RunMetrics]) -> RankingMetric | None:
 def is_probe(key: str) -> bool:
     """Returns whether a logged value is the accuracy of a probe, and not its baseline."""
     return key.startswith(PROBE_PREFIX) and '/' not in key.removeprefix(PROBE_PREFIX)
+
+
+def is_retrieval(key: str) -> bool:
+    """Returns whether a logged value is the main metric of a retrieval set."""
+    return key.startswith(RETRIEVAL_PREFIX) and key.endswith(_MAIN_OF_RETRIEVAL)
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:

@@ -14,7 +14,7 @@ from bert_jax.config.finetuning import FinetuneConfig, batch_of, num_steps, opti
 from bert_jax.console import say
 from bert_jax.data.device_batches import Batches
 from bert_jax.evaluation.evaluator import Evaluator
-from bert_jax.evaluation.probe import LabelledDataset, Probe, load_datasets
+from bert_jax.evaluation.probe import Probe, ProbeSet, load_datasets
 from bert_jax.files import write_whole
 from bert_jax.finetune import heads
 from bert_jax.finetune.evaluator import (
@@ -30,6 +30,7 @@ from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
 from bert_jax.loop import TrainingRun, begin, fit
 from bert_jax.pretrained.load import Pretrained, from_params
 from bert_jax.pretrained.provenance import of_finetune
+from bert_jax.pretrained.sentences import RetrievalSettings, SentenceSettings
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.runtime.supervisor import Supervisor
@@ -59,7 +60,7 @@ class Setup:
     data: TaskData
     program: TrainProgram
     predict_step: Callable
-    labelled_datasets: list[LabelledDataset]
+    probe_sets: list[ProbeSet]
 
     @classmethod
     def create(cls, start: FinetuningStart, data: TaskData) -> 'Setup':
@@ -158,7 +159,7 @@ def run_seed(setup: Setup, workdir: str, seed: int, supervisor: Supervisor) -> S
 
 
 def _probes(setup: Setup, config: FinetuneConfig) -> list[Evaluator]:
-    if not setup.labelled_datasets:
+    if not setup.probe_sets:
         return []
 
     provenance = of_finetune(config, setup.start.provenance)
@@ -166,7 +167,16 @@ def _probes(setup: Setup, config: FinetuneConfig) -> list[Evaluator]:
     def model_at(params: nnx.State, step: int) -> Pretrained:
         return from_params(params, config.model, setup.start.tokenizer, step, provenance, setup.program.build)
 
-    return [Probe(setup.labelled_datasets, config.train.probe_every, model_at)]
+    return [Probe(setup.probe_sets, config.train.probe_every, model_at, _retrieval_settings(config))]
+
+
+def _retrieval_settings(config: FinetuneConfig) -> RetrievalSettings:
+    """Returns how queries and passages become vectors; they are compared by cosine similarity."""
+    if config.task.kind != 'embedding':
+        return RetrievalSettings(SentenceSettings(''), SentenceSettings(''))
+    embedding = config.embedding
+    queries = SentenceSettings('', modes=(embedding.pooling,), prompt=embedding.query_prompt)
+    return RetrievalSettings(queries, dataclasses.replace(queries, prompt=embedding.passage_prompt))
 
 
 def _write_results(

@@ -27,6 +27,7 @@ from bert_jax.report.quantities import (
     loss_at,
     must_be_number,
     probe,
+    retrieval,
     task_metric,
 )
 
@@ -141,8 +142,9 @@ class LoggedRun:
 
 
 def probes(runs: list[LoggedRun]) -> list[Quantity]:
-    """Returns the probes that any of the runs logged."""
-    return [probe(key) for key in _keys(runs, ranking.PROBE_PREFIX) if ranking.is_probe(key)]
+    """Returns the probes and retrieval sets that any of the runs logged."""
+    accuracies = [probe(key) for key in _keys(runs, ranking.PROBE_PREFIX) if ranking.is_probe(key)]
+    return accuracies + [retrieval(key) for key in _keys(runs, ranking.RETRIEVAL_PREFIX) if ranking.is_retrieval(key)]
 
 
 def losses_by_length(runs: list[LoggedRun]) -> list[Quantity]:

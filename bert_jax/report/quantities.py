@@ -62,7 +62,7 @@ VALIDATION, BY_LENGTH = 'validation/', 'mlm_loss_by_length/'
 
 def must_be_number(key: str) -> bool:
     """Returns whether the values logged under a key must be numbers."""
-    return key in LOGGED or key.startswith((VALIDATION, ranking.PROBE_PREFIX))
+    return key in LOGGED or key.startswith((VALIDATION, ranking.PROBE_PREFIX, ranking.RETRIEVAL_PREFIX))
 
 
 def loss_at(key: str) -> Quantity:
@@ -75,6 +75,12 @@ def probe(key: str) -> Quantity:
     """Returns the accuracy of a probe, logged as `probe/NAME`, with its baseline `probe/NAME/most_frequent`."""
     title, baseline = f'Probe: {key.removeprefix(ranking.PROBE_PREFIX)}', f'{key}/{ranking.MOST_FREQUENT}'
     return Quantity(key, title, 'most frequent label', baseline, is_fraction=True, is_held_out=True)
+
+
+def retrieval(key: str) -> Quantity:
+    """Returns nDCG@10 of a retrieval set, logged as `retrieval/NAME/ndcg_at_10`."""
+    name = key.removeprefix(ranking.RETRIEVAL_PREFIX).partition('/')[0]
+    return Quantity(key, f'Retrieval (nDCG@10): {name}', is_held_out=True)
 
 
 def task_metric(key: str) -> Quantity:

@@ -15,16 +15,21 @@ import bert_jax.config
 from bert_jax.__main__ import main
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.evaluate import describe, evaluate
-from bert_jax.evaluation.probe import load_datasets
+from bert_jax.evaluation.probe import LabelledDataset, load_datasets
+from bert_jax.evaluation.retrieval.dataset import read_set
+from bert_jax.evaluation.retrieval.evaluate import evaluate_model
 from bert_jax.evaluation.sample import read_held_out_windows
 from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.load import load_pretrained
+from bert_jax.pretrained.sentences import read_retrieval_settings
+from bert_jax.report.page import write_report
 from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.documents import ReadOptions, read_chunk
 from bert_jax.text.stats import Stats
 from bert_jax.workdir.identity import load_config
 from tests.support.configs import as_config, prepared
+from tests.support.retrieval import write_names_set
 from tests.support.texts import WORDS
 
 pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures('one_device')]
@@ -36,9 +41,10 @@ def directory(one_device, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp('evaluate')
     rows = [f'{a} {b}\t{a in WORDS[:3]}' for a in WORDS[:12] for b in WORDS[:12]]
     (directory / 'first.tsv').write_text('\n'.join(['sentence\tlabel', *rows]) + '\n')
+    write_names_set(directory / 'names')
     changes = {
         'data__pairing': 'none',
-        'probe__sets': (('first', f'tsv:{directory}/first.tsv'),),
+        'probe__sets': (('first', f'tsv:{directory}/first.tsv'), ('names', f'beir:{directory}/names/qrels/test.tsv')),
     }
     changes |= {'train__steps': 2, 'train__evaluate_every': 1, 'train__probe_every': 1, 'optimizer__warmup_steps': 0}
     changes |= {'train__examples': ()}
@@ -110,7 +116,8 @@ def test_probe_equals_logistic_regression_on_mean_vectors(directory: Path) -> No
     probed = {line['step']: line for line in logged if 'probe/first' in line}
     assert sorted(probed) == [1, 2] and 'probe first' in (directory / 'stderr').read_text()
     config, encoder = load_config(str(directory / 'run')), load_pretrained(str(directory / 'run'))
-    [dataset] = load_datasets(config.probe, config.train.probe_every)
+    dataset, _ = load_datasets(config.probe, config.train.probe_every)
+    assert isinstance(dataset, LabelledDataset)
     vectors, _ = encoder.mean_pooled(dataset.texts)
     classifier = LogisticRegression(max_iter=1000)
     training, test = slice(dataset.num_test, None), slice(dataset.num_test)
@@ -121,6 +128,26 @@ def test_probe_equals_logistic_regression_on_mean_vectors(directory: Path) -> No
     # One text may lie on the decision boundary.
     assert probed[2]['probe/first'] == pytest.approx(hits.mean(), abs=1.5 / 28)
     assert probed[2]['probe/first/most_frequent'] == dataset.labels[test].count('False') / 28 > 0.5
+
+
+def test_retrieval_during_training_equals_evaluate(directory: Path) -> None:
+    logged = [json.loads(line) for line in (directory / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    probed = {line['step']: line for line in logged if 'retrieval/names/ndcg_at_10' in line}
+    assert sorted(probed) == [1, 2] and 'names nDCG@10' in (directory / 'stderr').read_text()
+    encoder = load_pretrained(str(directory / 'run'))
+    settings, names = read_retrieval_settings(str(directory / 'run')), read_set(str(directory / 'names'), 'test')
+    measured = evaluate_model('', encoder, settings, names)
+    for name in ('ndcg_at_10', 'mrr_at_10', 'recall_at_10', 'recall_at_100', 'mean_cosine'):
+        assert probed[2][f'retrieval/names/{name}'] == pytest.approx(measured[name], abs=1e-5)
+    page = write_report([str(directory / 'run')])
+    assert 'Retrieval (nDCG@10): names' in Path(page).read_text()
+
+
+@pytest.mark.parametrize('source, message', [('beir:none', 'none: is not a directory'), ('beir:', 'probe.sets')])
+def test_unusable_retrieval_set_is_rejected_before_the_run(source: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        resolved = bert_jax.config.resolve({'train': {'probe_every': 5}, 'probe': {'sets': (('set', source),)}})
+        load_datasets(resolved.probe, resolved.train.probe_every)
 
 
 @pytest.mark.parametrize(
