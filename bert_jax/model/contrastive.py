@@ -29,7 +29,7 @@ class Members(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """The texts of a global batch, ordered by role and group; a group lacks all or none of query and positive."""
+    """The texts of a global batch by role and group; a present group has a query and a positive."""
 
     vectors: jax.Array  # [R, Q, D] float32, 0 where there is no text
     present: jax.Array  # [R, Q] bool
