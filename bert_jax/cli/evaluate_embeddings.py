@@ -26,7 +26,7 @@ SIMILARITY = Flag(
 )
 FLAGS = (
     Flag('retrieval', 'set in BEIR format: a directory with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv'),
-    Flag('sts', 'scored pairs of texts, FILE.jsonl, FILE.csv or FILE.tsv'),
+    Flag('sts', 'scored pairs of texts, FILE.jsonl, FILE.csv, FILE.tsv or FILE.parquet'),
     dataclasses.replace(
         MODEL, meaning=f'for --retrieval and --sts, instead of --workdir: {MODEL.meaning}', group='common'
     ),

@@ -66,7 +66,11 @@ COMMAND = Command(
     'bert-jax mine --model=models/mine --input=pairs.jsonl --output=triplets.jsonl --skip_ranks=5 --margin=0.05',
     (
         MODEL,
-        Flag('input', 'pairs of an anchor and its positive, FILE.jsonl, FILE.csv or FILE.tsv', group='essential'),
+        Flag(
+            'input',
+            'pairs of an anchor and its positive, FILE.jsonl, FILE.csv, FILE.tsv or FILE.parquet',
+            group='essential',
+        ),
         Flag(
             'output',
             'file to write, JSON lines: the pairs with their negatives; pairs without any are left out',

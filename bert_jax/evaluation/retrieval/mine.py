@@ -11,6 +11,7 @@ import numpy as np
 
 from bert_jax.activity import progress
 from bert_jax.console import json_text
+from bert_jax.data.labelled import Record
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.retrieval.pairs import Pairs
 from bert_jax.evaluation.retrieval.search import PASSAGE_ROWS, QUERY_ROWS, Hits, search_block
@@ -128,7 +129,7 @@ def mine(pairs: Pairs, pretrained: Pretrained, settings: RetrievalSettings, mini
             if each.indices:
                 texts = [pairs.passages[index] for index in each.indices]
                 negative = texts[0] if mining.negatives == 1 else texts
-                file.write(json_text(record.fields | {NEGATIVE: negative}) + '\n')
+                file.write(_as_json(record, negative) + '\n')
                 written, negatives = written + 1, negatives + len(texts)
                 short += len(texts) < mining.negatives
                 positive_total, negative_total = positive_total + each.positive, negative_total + sum(each.scores)
@@ -144,6 +145,13 @@ def mine(pairs: Pairs, pretrained: Pretrained, settings: RetrievalSettings, mini
         mean_negative_score=negative_total / negatives if written else None,
         seconds=round(time.monotonic() - start, 3),
     )
+
+
+def _as_json(record: Record, negative: str | list[str]) -> str:
+    try:
+        return json_text(record.fields | {NEGATIVE: negative})
+    except TypeError as error:  # bytes or a date in a parquet file
+        raise BadInput(record.where, f'has a value that JSON cannot hold ({error})', 'texts and numbers') from None
 
 
 def _choose(pairs: Pairs, anchors: np.ndarray, passages: np.ndarray, mining: Mining) -> Iterator[_Chosen]:

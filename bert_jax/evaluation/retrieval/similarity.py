@@ -16,7 +16,7 @@ from bert_jax.evaluation.retrieval.vectors import write_vectors
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
 
-FORMATS = ('jsonl', 'csv', 'tsv')
+FORMATS = ('jsonl', 'csv', 'tsv', 'parquet')
 _SCORED = 'a text, another text, and a number'
 
 

@@ -1,10 +1,13 @@
 """`mine` writes the negatives that brute force finds, and never a positive."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from bert_jax.evaluation.retrieval import mine as mine_module
@@ -99,6 +102,18 @@ def test_output_is_the_same_for_text_passages_and_a_second_run(directory: Path) 
     without = _mine(directory, '--negatives=5')
     positives = {json.loads(line)['positive'] for line in (directory / 'pairs.jsonl').read_text().splitlines()}
     assert all({*line['negative']} <= positives for line in without)
+
+
+@pytest.mark.compiles
+def test_pairs_may_be_in_a_parquet_file(directory: Path, capsys: pytest.CaptureFixture) -> None:
+    pairs = [json.loads(line) for line in (directory / 'pairs.jsonl').read_text().splitlines()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pairs), directory / 'pairs.parquet')
+    assert run(['mine', '--model=model', '--input=pairs.parquet', '--output=parquet.jsonl'], directory) == 0
+    assert (directory / 'parquet.jsonl').read_text().splitlines() == [json.dumps(line) for line in _mine(directory)]
+    dated = [pair | {'day': datetime.date(2026, 1, 1)} for pair in pairs]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(dated), directory / 'dated.parquet')
+    assert run(['mine', '--model=model', '--input=dated.parquet', '--output=dated.jsonl'], directory) == 2
+    assert 'has a value that JSON cannot hold' in capsys.readouterr().err and not (directory / 'dated.jsonl').exists()
 
 
 @pytest.mark.compiles
