@@ -38,6 +38,9 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     if not isinstance(trained, FineTuned):
         fix = f'bert-jax finetune --config=finetune/glue.py:sst2 --config.init={name} --workdir=…'
         raise BadInput(f'--model={name}', 'is not fine-tuned: it has no task head', 'a fine-tuned model', fix)
+    if trained.task.kind == 'embedding':
+        fix = f'bert-jax embed --model={name} --input={source} --output=vectors.npy'
+        raise BadInput(f'--model={name}', 'is an embedding model', 'a model that predicts', fix)
     start, counts = time.monotonic(), Counter()
     results = _results(values, trained, source, counts)
     with progress(lambda: f'predicting, {counts["examples"]:,} examples done', unit=' examples') as bar:

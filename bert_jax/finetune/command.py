@@ -10,7 +10,7 @@ from bert_jax.console import say
 from bert_jax.finetune.metrics import check_libraries, format_metric
 from bert_jax.finetune.seed import SeedResult, Setup, claim_workdir, run_seed
 from bert_jax.finetune.start import prepare_start
-from bert_jax.finetune.tasks import read_task
+from bert_jax.finetune.tasks import read_data
 from bert_jax.finetune.workdirs import seed_workdir, seeds_of, write_plan, write_results
 from bert_jax.runtime import processes
 from bert_jax.runtime.dtype import resolve_dtype
@@ -59,7 +59,7 @@ def finetune(config: FinetuneConfig, workdir: str, num_seeds: int = 1, stop: Sto
         watchdog_long_seconds=train.watchdog_long_seconds,
     ) as supervisor:
         start = prepare_start(config, [*workdirs.values()])
-        setup = Setup.create(start, read_task(start.config.task, start.config.train, start.tokenizer))
+        setup = Setup.create(start, read_data(start.config, start.tokenizer))
         memory = Config(model=start.config.model, train=batch_of(start.config.train), mesh=start.config.mesh)
         with reporting_out_of_memory(memory, finds_microbatches=False):
             outcomes = _run_seeds(setup, workdir, workdirs, supervisor)

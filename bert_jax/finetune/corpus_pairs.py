@@ -6,6 +6,7 @@ document. Spans are whole sentences where these fit.
 `Q` documents of a batch with `n` = 2 Q texts and `t` tokens.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from bert_jax.data import random
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 from bert_jax.finetune.pairs import Texts
+from bert_jax.finetune.splits import sampled
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.tokenizer import Tokenizer
 
@@ -40,6 +42,7 @@ class CorpusPairs:
                 'bert-jax prepare --config.tokenizer.path=MODEL --config.data.corpus=OTHER',
             )
         self._split = corpus.train
+        self.counts: Counter[str] = Counter()
         self._is_dropout = embedding.corpus_pairs == 'dropout'
         fewest = 1 if self._is_dropout else 2
         self._documents = np.flatnonzero(np.diff(self._split.documents) >= fewest)
@@ -58,6 +61,13 @@ class CorpusPairs:
 
     def __len__(self) -> int:
         return len(self._documents)
+
+    def sample(self, max_examples: int) -> 'CorpusPairs':
+        """Limits the documents to `max_examples` of them (0: all), selected by a hash of their indices."""
+        if 0 < max_examples < len(self):
+            self._documents = self._documents[sampled(len(self), max_examples)]
+            self._digest = json_digest([self._digest, max_examples])
+        return self
 
     def draw(self, examples: np.ndarray, keys: np.ndarray) -> Texts:
         spans = self._spans(examples, keys)  # [Q, 2, 2]

@@ -13,7 +13,7 @@ from bert_jax.finetune.evaluator import TaskEvaluator, model_outputs, task_strea
 from bert_jax.finetune.load import load_finetuned
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.seed import SeedResult
-from bert_jax.finetune.tasks import TaskData, read_task
+from bert_jax.finetune.tasks import TaskData, read_data
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.sharding import parameter_specs
@@ -39,7 +39,7 @@ def evaluate(workdir: str, step: int | None = None, *, output: str = '') -> Summ
     data = None
     for directory in seeds_of(workdir):
         resolved, trained = read_run(directory), load_finetuned(directory, step)
-        data = data or read_task(resolved.task, resolved.train, trained.tokenizer)
+        data = data or read_data(resolved, trained.tokenizer)
         _check_unchanged(directory, data)
         mesh = make_mesh(config.Mesh(), trained.config, config.Train(), jax.devices()[:1])
         graph, params = nnx.split(trained.model)

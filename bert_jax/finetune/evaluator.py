@@ -13,8 +13,10 @@ from bert_jax.activity import counted
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.data.device_batches import device_batches
 from bert_jax.evaluation.evaluator import Evaluation, is_due_every
+from bert_jax.finetune.embedding_task import TrainingPairs
 from bert_jax.finetune.heads import TaskModel
 from bert_jax.finetune.metrics import format_metric
+from bert_jax.finetune.pair_stream import PairStream
 from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, choose_examples_per_row, round_up
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.tasks import TaskData
@@ -33,7 +35,7 @@ class TaskEvaluator:
 
     data: TaskData
     predict_step: Callable[[nnx.State, TaskBatch], jax.Array]
-    streams: Callable[[Rows, int | None], TaskStream]
+    streams: Callable[[Rows, int | None], Any]
     mesh: Mesh
     every: int = 0
     activity: str = 'evaluating'
@@ -90,7 +92,7 @@ class TaskEvaluator:
         return outputs
 
 
-def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[Rows, int | None], TaskStream]:
+def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[Rows | TrainingPairs, int | None], Any]:
     """Returns a function (examples, seed, or None for evaluation) -> stream of batches.
 
     Both pack as `config.task.examples_per_row` says. Where that is one example per row, evaluation makes rows only as
@@ -102,7 +104,25 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
     shards = mesh.shape['data'] * mesh.shape['fsdp'] * train.microbatches
     num_rows_multiple = train.exact_shards if train.reduction == 'exact' else shards
 
-    def stream(rows: Rows, seed: int | None) -> TaskStream:
+    def pair_stream(pairs: TrainingPairs, seed: int) -> PairStream:
+        sources, num_roles = [*pairs.sources.values()], 2 + config.embedding.num_negatives
+        lengths = np.concatenate([source.sample_lengths() for source in sources])
+        per_row = task.examples_per_row or choose_examples_per_row(lengths)
+        return PairStream(
+            sources,
+            pairs.weights,
+            batch_size=train.global_batch_size,
+            num_roles=num_roles,
+            seed=seed,
+            pad_id=pad_id,
+            packing=Packing(per_row, shards, length_multiple),
+            min_length=task.sequence_length if task.examples_per_row == 1 else 0,
+        )
+
+    def stream(rows: Rows | TrainingPairs, seed: int | None) -> TaskStream | PairStream:
+        if isinstance(rows, TrainingPairs):
+            assert seed is not None  # held-out pairs are `Rows`
+            return pair_stream(rows, seed)
         length, packing = task.sequence_length, None
         per_row = task.examples_per_row or choose_examples_per_row(np.diff(rows.starts))
         if task.examples_per_row != 1 and not (seed is None and per_row == 1):

@@ -10,6 +10,7 @@ from flax import nnx
 
 from bert_jax.config import Card
 from bert_jax.config.finetuning import POOLED, SCORES, FinetuneConfig
+from bert_jax.errors import BadInput
 from bert_jax.finetune.exported import cross_encoder_json, read_finetuned, write_task
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.metrics import is_fraction
@@ -54,6 +55,8 @@ def export(workdir: str, output: str, step: int | None = None, card: Card | None
     target, seed_workdir = check_output(output), choose_seed(workdir)
     resolved, trained = read_run(seed_workdir), load_finetuned(seed_workdir, step)
     kind = resolved.task.kind
+    if kind == 'embedding':
+        raise BadInput(workdir, 'is an embedding model, which cannot be exported yet', 'another kind of task')
     architecture = hub_of(trained.config).task_class(kind)
     readme = _card(workdir, seed_workdir, dataclasses.replace(resolved, card=card or resolved.card), trained)
 

@@ -11,8 +11,9 @@ from bert_jax.config.finetuning import FinetuneConfig, num_outputs, optimizer_of
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.finetune.exported import read_finetuned, task_architecture
-from bert_jax.finetune.heads import TaskModel, builder
+from bert_jax.finetune.heads import TaskModel
 from bert_jax.finetune.metrics import format_metric
+from bert_jax.finetune.model import build_of
 from bert_jax.finetune.predict import FineTuned
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
 from bert_jax.pretrained.load import Pretrained, check_has_no_steps, load_pretrained
@@ -85,7 +86,7 @@ def task_builder(
     resolved: FinetuneConfig, labels: tuple[str, ...]
 ) -> Callable[[config.Model, int, nnx.Rngs], TaskModel]:
     """Returns a function that builds the model of a task; labels: see `FineTuned`."""
-    return builder(resolved.task.kind, num_outputs(resolved.task.kind, len(labels)))
+    return build_of(resolved, num_outputs(resolved.task.kind, len(labels)))
 
 
 def choose_seed(workdir: str) -> str:

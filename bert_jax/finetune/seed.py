@@ -16,7 +16,6 @@ from bert_jax.data.device_batches import Batches
 from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.probe import Probe, ProbeSet, load_datasets
 from bert_jax.files import write_whole
-from bert_jax.finetune import heads
 from bert_jax.finetune.evaluator import (
     TaskEvaluator,
     describe_metrics,
@@ -24,6 +23,7 @@ from bert_jax.finetune.evaluator import (
     task_streams,
     with_validation_prefix,
 )
+from bert_jax.finetune.model import build_of, objective_of
 from bert_jax.finetune.start import FinetuningStart
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.finetune.workdirs import fingerprint, read_results, write_results
@@ -78,8 +78,8 @@ class Setup:
             dataclasses.replace(batch_of(config.train), steps=steps),
             start.tokenizer.vocab_size,
             mesh,
-            build=heads.builder(config.task.kind, data.num_outputs, config.task.head_initializer),
-            objective=heads.objective(config.task.kind),
+            build=build_of(config, data.num_outputs),
+            objective=objective_of(config),
         )
         datasets = load_datasets(config.probe, config.train.probe_every)
         return cls(start, data, program, program.forward(model_outputs), datasets)

@@ -16,9 +16,11 @@ from bert_jax.config.finetuning import FinetuneConfig, too_long
 from bert_jax.config.finetuning_models import adapt_to_initial
 from bert_jax.console import say
 from bert_jax.errors import BadInput
+from bert_jax.finetune.embedding import EMBEDDING
 from bert_jax.finetune.exported import task_architecture
-from bert_jax.finetune.heads import TASK_MODELS, builder, flat_params, new_head
+from bert_jax.finetune.heads import flat_params, new_head
 from bert_jax.finetune.load import choose_seed, load_finetuned
+from bert_jax.finetune.model import build_of, task_model
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.families import TASK_OF_CLASS, hub_of
@@ -65,17 +67,18 @@ class FinetuningStart:
 
     def _with_new_head(self, initial: Pretrained, num_outputs: int, seed: int) -> nnx.State:
         rngs, model, task = nnx.Rngs(seed), self.config.model, self.config.task
-        task_model, num_new = TASK_MODELS[model.family], self.config.reinitialized_layers
+        task_class, num_new = task_model(self.config), self.config.reinitialized_layers
         params = dict(nnx.to_flat_state(nnx.state(initial.model, nnx.Param)))
-        params |= flat_params(new_head(model, num_outputs, task.head_initializer, rngs), 'classifier')
-        if num_new or task_model.LAYER_ABOVE in (None, *initial.provenance.untrained_heads):
+        if task.kind != EMBEDDING:
+            params |= flat_params(new_head(model, num_outputs, task.head_initializer, rngs), 'classifier')
+        if num_new or task_class.LAYER_ABOVE in (None, *initial.provenance.untrained_heads):
             # A reinitialized pooler has the distribution of the layers below it, an absent one that of the classifier.
-            params |= task_model.new_layer_above(model, 'truncated_normal' if num_new else task.head_initializer, rngs)
+            params |= task_class.new_layer_above(model, 'truncated_normal' if num_new else task.head_initializer, rngs)
         if num_new:
-            for path, leaf in task_model.new_layers(model, num_new, rngs).items():
+            for path, leaf in task_class.new_layers(model, num_new, rngs).items():
                 lower = params[path].get_value()[:-num_new]
                 params[path] = leaf.replace(np.concatenate([lower, leaf.get_value()]))
-        build = builder(task.kind, num_outputs)
+        build = build_of(self.config, num_outputs)
         shapes = nnx.eval_shape(lambda: build(model, self.tokenizer.vocab_size, nnx.Rngs(0)))
         paths = [path for path, _ in nnx.to_flat_state(nnx.state(shapes, nnx.Param))]
         return nnx.from_flat_state({path: params[path] for path in paths})
@@ -115,7 +118,8 @@ def prepare_start(given: FinetuneConfig, workdirs: list[str]) -> FinetuningStart
         f'Starting from {given.init}: {model.num_layers} layers, hidden size {model.hidden_size}, '
         f'{tokenizer.vocab_size:,} tokens'
     )
-    heads = () if given.reinitialized_layers else hub_of(model).task_heads(model, given.task.kind)
+    uses_heads = not given.reinitialized_layers and given.task.kind != EMBEDDING
+    heads = hub_of(model).task_heads(model, given.task.kind) if uses_heads else ()
     for note in initial.notes(heads):
         say(f'{given.init}: {note}')
     if given.task.sequence_length > initial.max_length:
@@ -138,9 +142,14 @@ def _load(init: str) -> Pretrained:
     if seeds_of(directory):
         trained = load_finetuned(choose_seed(directory), step)
         kind, params, path = trained.model.kind, nnx.state(trained.model, nnx.Param), Path(directory)
-        table = hub_of(trained.config).task_tensors(trained.config, kind)
-        tensors = tensor_names.to_tensors(params, trained.config, trained.tokenizer.vocab_size, table)
-        headless = _without_head(path, path, tensors, kind, trained.config, trained.tokenizer)
+        hub, model, tokenizer = hub_of(trained.config), trained.config, trained.tokenizer
+        is_headless = kind == EMBEDDING
+        table = hub.encoder_tensors(model) if is_headless else hub.task_tensors(model, kind)
+        tensors = tensor_names.to_tensors(params, model, tokenizer.vocab_size, table)
+        if is_headless:
+            headless = from_tensors(path, path, tensors, model, tokenizer)
+        else:
+            headless = _without_head(path, path, tensors, kind, model, tokenizer)
         absent = headless.provenance.untrained_heads  # of a tagger, also the pooler
         return dataclasses.replace(headless, provenance=dataclasses.replace(trained.provenance, untrained_heads=absent))
     path = Path(directory)
@@ -167,7 +176,7 @@ def _without_head(
 
 def _check(given: FinetuneConfig, tokenizer: Tokenizer, configured: Tokenizer | None, model: config.Model) -> None:
     hub = hub_of(model)
-    if given.task.kind not in hub.tasks:
+    if given.task.kind not in (*hub.tasks, EMBEDDING):
         found = f'is {given.task.kind!r}, for which `transformers` has no class of the family {hub.name!r}'
         raise BadInput('config.task.kind', found, ', '.join(hub.tasks), 'use an initial model of another family')
     if configured is not None and not configured.agrees_with(tokenizer):

@@ -5,10 +5,11 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from bert_jax.config.finetuning import METRICS, Task, Train, num_outputs
+from bert_jax.config.finetuning import METRICS, FinetuneConfig, Task, Train, num_outputs
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
+from bert_jax.finetune.embedding_task import PairSplit, TrainingPairs, metric_names, read_held_out, read_training
 from bert_jax.finetune.ranking import read_ranking
 from bert_jax.finetune.rows import Rows
 from bert_jax.finetune.spans import NoAnswerSplit, read_spans
@@ -23,7 +24,8 @@ class TaskData:
     """The data of a fine-tune, for training and evaluation.
 
     Attributes:
-      labels: names of the outputs by id; empty for scores and spans.  num_outputs: C.
+      labels: names of the outputs by id; empty for scores, spans and embeddings.
+      num_outputs: C; for embeddings the size of a vector.
       validation: splits by name; the first tunes thresholds.  predict: the unlabelled split, if any.
       metrics: names of metrics; the first is the main one.
       learns_no_answer: whether the model learns that a question may have no answer.
@@ -32,12 +34,46 @@ class TaskData:
 
     labels: tuple[str, ...]
     num_outputs: int
-    train: Rows
+    train: Rows | TrainingPairs
     validation: dict[str, Split]
     predict: Split | None
     metrics: tuple[str, ...]
     content_hash: str
     learns_no_answer: bool = False
+
+
+def read_data(config: FinetuneConfig, tokenizer: Tokenizer) -> TaskData:
+    """Reads all files of a fine-tune, whose config has the architecture of the initial model.
+
+    Raises:
+      BadInput: see the readers. Nothing has been written then.
+    """
+    task = config.task
+    if task.kind != 'embedding':
+        return read_task(task, config.train, tokenizer)
+    if task.predict:
+        fix = 'bert-jax embed --model=WORKDIR --input=FILE'
+        raise BadInput('config.task.predict', f'is {task.predict!r}', "'' with kind=embedding", fix)
+    training = read_training(config, tokenizer)
+    validation: dict[str, Split] = {
+        split_name(source): read_held_out(source, config, tokenizer) for source in _validation_sources(task)
+    }
+    for name, split in validation.items():
+        _report(name, split)
+    contents = [training.content_hash(), *(split.content() for split in validation.values())]
+    names, size = metric_names(task), config.model.hidden_size
+    return TaskData((), size, training, validation, None, names, json_digest(contents))
+
+
+def _validation_sources(task: Task) -> tuple[str, ...]:
+    sources = (task.validation,) if isinstance(task.validation, str) else task.validation
+    if len({*map(split_name, sources)}) < len(sources):
+        raise BadInput(
+            'config.task.validation',
+            f'is {sources!r}',
+            'files with different names, which become the names of the splits',
+        )
+    return sources
 
 
 def read_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
@@ -57,13 +93,7 @@ def read_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
         training = read_kind(task.train, task, tokenizer, None)
         labels = getattr(training, 'labels', ())
         read_split = functools.partial(read_kind, task=task, tokenizer=tokenizer, labels=labels)
-    sources = (task.validation,) if isinstance(task.validation, str) else task.validation
-    if len({*map(split_name, sources)}) < len(sources):
-        raise BadInput(
-            'config.task.validation',
-            f'is {sources!r}',
-            'files with different names, which become the names of the splits',
-        )
+    sources = _validation_sources(task)
     if task.kind == 'classification' and len(labels) < 2:
         raise BadInput(task.train, f'has only the label {", ".join(labels)}', 'at least two labels')
     if 'f1' in task.metrics and task.kind == 'classification' and len(labels) != 2:
@@ -93,5 +123,6 @@ def split_name(source: str) -> str:
 
 def _report(name: str, split: Split) -> None:
     events = [f'{count:,} x {what}' for what, count in sorted(split.counts.items()) if count]
-    windows = f' in {len(split.rows):,} windows' if len(split.rows) != split.num_examples else ''
+    is_split = len(split.rows) != split.num_examples and not isinstance(split, PairSplit)
+    windows = f' in {len(split.rows):,} windows' if is_split else ''
     say(f'{name}: {split.num_examples:,} examples{windows}' + (f'; {"; ".join(events)}' if events else ''))

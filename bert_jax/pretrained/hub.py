@@ -112,6 +112,10 @@ class HubFamily(NamedTuple):
         """Returns the path prefixes of heads."""
         return tuple(path for head in heads for path in self.heads[head])
 
+    def encoder_tensors(self, model: Any) -> list[Tensor]:
+        """Returns the tensors of the class without any head."""
+        return [tensor for tensor in self.tensors(model) if not tensor.path.startswith(self.paths_of(self.heads))]
+
     def task_heads(self, model: Any, kind: str) -> tuple[str, ...]:
         """Returns the heads of pretraining that the class for a kind of task contains."""
         paths = [tensor.path for tensor in self.task_tensors(model, kind)]
