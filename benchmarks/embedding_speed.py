@@ -4,7 +4,7 @@
 
 The model is a BERT of a standard size with random weights, exported with a tokenizer that is trained on the texts.
 Texts are cut into parts of random length, since reviews alone are long. Each contestant encodes all texts once before
-the clock starts, so that compilation does not count. Vectors are compared: in float32 they must agree.
+the clock starts, so that compilation does not count; tokenization does. In float32 the vectors must agree.
 """
 
 import json

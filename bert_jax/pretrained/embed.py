@@ -19,7 +19,7 @@ from bert_jax.pretrained.vectors import TextEncoder
 from bert_jax.text.lines import batched
 from bert_jax.version import __version__
 
-_TEXTS_AT_ONCE = 1 << 14  # in memory, sorted by length, and saved together
+_TEXTS_AT_ONCE = 1 << 12  # sorted by length, computed and saved together
 _TRUNCATED, _INVALID = 'truncated', 'invalid_utf8_replaced'
 
 
