@@ -14,6 +14,7 @@ from bert_jax.files import write_whole
 
 _DEFAULT_SPLIT, _DEFAULT_COLUMNS = 'test', 'sentence1,sentence2,score'
 _TASKS = ('retrieval', 'sts')
+_MAX_DEPTH = 100  # `DEPTH` of the metrics, which is not imported here because commands start fast
 
 PROMPTS = (
     Flag('queries_prompt', 'text before each query (default: as config_sentence_transformers.json says)'),
@@ -31,6 +32,14 @@ FLAGS = (
         MODEL, meaning=f'for --retrieval and --sts, instead of --workdir: {MODEL.meaning}', group='common'
     ),
     Flag('baseline', 'another model in the same table, as --model; for example the one that training started from'),
+    Flag('rerank', 'cross-encoder that reorders the passages that the model finds, as another row of the table'),
+    Flag(
+        'rerank_depth',
+        f'passages per query that --rerank reorders (default: {_MAX_DEPTH})',
+        flags.DEFINE_integer,
+        None,
+        {'lower_bound': 1, 'upper_bound': _MAX_DEPTH},
+    ),
     Flag('bm25', 'BM25 in the same table (default: if bm25s is installed)', flags.DEFINE_boolean),
     Flag('split', f'judgements of --retrieval, qrels/SPLIT.tsv (default: {_DEFAULT_SPLIT})'),
     *PROMPTS,
@@ -54,7 +63,9 @@ def is_requested(values: flags.FlagValues) -> bool:
         for name in ('source', 'average', 'config', 'sample'):
             if values[name].present:
                 raise BadInput(f'--{name}', 'does not apply to --retrieval and --sts', f'no --{name}')
-        for task, names in {'retrieval': ('split', 'bm25', 'keep_empty'), 'sts': ('sts_columns',)}.items():
+        of_retrieval = ('split', 'bm25', 'keep_empty', 'rerank')
+        needs = {'retrieval': of_retrieval, 'rerank': ('rerank_depth',), 'sts': ('sts_columns',)}
+        for task, names in needs.items():
             if not values[task].value:
                 _check_not_given(values, names, task)
         return True
@@ -71,6 +82,7 @@ def _check_not_given(values: flags.FlagValues, names: tuple[str, ...], task: str
 def run(command: Command, values: flags.FlagValues) -> int:
     """Measures the model, the baseline and BM25; prints a table and writes `--output`."""
     from bert_jax.evaluation.retrieval import bm25, dataset, evaluate, similarity
+    from bert_jax.finetune.rerank import check_cross_encoder
     from bert_jax.workdir.result import check_output
 
     name, step = _model_and_step(command, values)
@@ -79,9 +91,11 @@ def run(command: Command, values: flags.FlagValues) -> int:
     if values.bm25:
         bm25.check_is_installed()
     models = _settings_of_models(values, name, step)
+    if values.rerank:
+        check_cross_encoder(values.rerank)
     retrieval = values.retrieval and dataset.read_set(values.retrieval, split, keep_empty=bool(values.keep_empty))
     pairs = values.sts and similarity.read_scored_pairs(values.sts, _columns(values))
-    retrieved, scored = _measure_models(models, retrieval, pairs)
+    retrieved, scored = _measure_models(models, retrieval, pairs, values.rerank, values.rerank_depth or _MAX_DEPTH)
     if retrieval and has_bm25:
         retrieved.append(evaluate.evaluate_bm25(retrieval))
     elif retrieval and values.bm25 is None:
@@ -127,20 +141,31 @@ def _settings_of_models(values: flags.FlagValues, name: str, step: int | None) -
 
 
 def _measure_models(
-    models: dict[str, tuple[Any, int | None]], retrieval: Any, pairs: Any
+    models: dict[str, tuple[Any, int | None]], retrieval: Any, pairs: Any, rerank: str | None, depth: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns the results of each model, one model in memory at a time: (on the retrieval set, on the scored pairs)."""
-    from bert_jax.evaluation.retrieval.evaluate import evaluate_model
+    """Returns the results of each model, one model in memory at a time: (on the retrieval set, on the scored pairs).
+
+    Args:
+      rerank: the cross-encoder that reorders the first `depth` passages of the first model, if any.
+    """
+    from bert_jax.evaluation.retrieval.evaluate import rank_passages
     from bert_jax.evaluation.retrieval.similarity import evaluate_similarity
     from bert_jax.finetune.load import load_model
+    from bert_jax.finetune.rerank import evaluate_reranked, load_cross_encoder
     from bert_jax.pretrained.sentences import read_settings
 
     enable_compilation_cache()
-    retrieved, scored = [], []
+    retrieved, scored, rankings = [], [], {}
     for name, (settings, step) in models.items():
         pretrained = load_model(settings.queries.directory, step)
         if retrieval:
-            retrieved.append(evaluate_model(name, pretrained, settings, retrieval))
+            system, rankings[name] = rank_passages(name, pretrained, settings, retrieval)
+            retrieved.append(system)
         if pairs:
             scored.append(evaluate_similarity(name, pretrained, read_settings(name), pairs))
+    if rerank:
+        del pretrained
+        first, title = next(iter(rankings)), f'{next(iter(rankings))} + {rerank}'
+        reranked = evaluate_reranked(title, load_cross_encoder(rerank), retrieval, rankings[first], depth)
+        retrieved.insert(1, reranked)
     return retrieved, scored

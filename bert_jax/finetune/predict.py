@@ -90,8 +90,30 @@ class FineTuned(Pretrained):
         Raises:
           BadInput: names a record that lacks a column or has a value of the wrong type in it.
         """
+        rows = self._checked_rows(records, counts)
+        outputs = self._outputs(rows)
+        rows_of_example: list[list[int]] = [[] for _ in records]
+        for row_index, row in enumerate(rows):
+            rows_of_example[row.example_index].append(row_index)
+        return [
+            self._result(record, [rows[i] for i in indices], [outputs[i] for i in indices])
+            for record, indices in zip(records, rows_of_example, strict=True)
+        ]
+
+    def logits(self, records: list[Record], counts: Counter) -> np.ndarray:
+        """Returns float32 [N], the logits of a model whose output is one number; see `predict_records`."""
+        rows = self._checked_rows(records, counts)
+        found = np.zeros(len(records), np.float32)
+        for row, output in zip(rows, self._outputs(rows), strict=True):
+            found[row.example_index] = output[0]
+        return found
+
+    def _checked_rows(self, records: list[Record], counts: Counter) -> list[_Row]:
         _check_columns(records, columns_of(self))
-        rows = list(self._rows(records, counts))
+        return list(self._rows(records, counts))
+
+    def _outputs(self, rows: list[_Row]) -> list[np.ndarray]:
+        """Runs rows of similar length together; returns the outputs of each."""
         outputs: list[np.ndarray] = [np.zeros(0)] * len(rows)
         graph, params = self._parts
         lengths = [len(row.ids) for row in rows]
@@ -105,13 +127,7 @@ class FineTuned(Pretrained):
             batch_outputs = np.asarray(forward(graph, params, ids, types, present), np.float32)
             for slot, row_index in enumerate(batch):
                 outputs[row_index] = batch_outputs[slot]
-        rows_of_example: list[list[int]] = [[] for _ in records]
-        for row_index, row in enumerate(rows):
-            rows_of_example[row.example_index].append(row_index)
-        return [
-            self._result(record, [rows[i] for i in indices], [outputs[i] for i in indices])
-            for record, indices in zip(records, rows_of_example, strict=True)
-        ]
+        return outputs
 
     def _rows(self, records: list[Record], counts: Counter) -> Iterator[_Row]:
         task, tokenizer = self.task, self.tokenizer

@@ -11,14 +11,19 @@ import pytest
 
 from bert_jax.config.finetuning import Task, Train, finetune, resolve
 from bert_jax.errors import BadInput
+from bert_jax.evaluation.retrieval.dataset import read_set
+from bert_jax.evaluation.retrieval.metrics import DEPTH, measure
 from bert_jax.finetune.load import load_finetuned, load_model
 from bert_jax.finetune.ranking import RankingSplit
 from bert_jax.finetune.rows import make_rows
 from bert_jax.finetune.tasks import read_task
 from bert_jax.finetune.texts import cut_longest_first
+from bert_jax.pretrained.load import load_pretrained
+from bert_jax.pretrained.sentences import SentenceSettings
 from tests.support.commands import run
 from tests.support.models import TOKENS, read_tokenizer, write_model
 from tests.support.processes import ROOT
+from tests.support.retrieval import write_names_set
 from tests.support.tasks import BAD, GOOD, write_rankings
 
 TASK = Task(kind='ranking', train='jsonl:train.jsonl', validation='jsonl:dev.jsonl', text='query', text_pair='passage')
@@ -181,3 +186,47 @@ def test_export_scores_pairs_like_cross_encoder(family: str, kind: str, tuned: P
     # Without task.json it is a directory of another program, whose activation tells the kind.
     (directory / 'exported' / 'task.json').unlink()
     assert load_model(str(directory / 'exported')).task.kind == kind
+
+
+@pytest.mark.compiles
+@pytest.mark.usefixtures('one_device')
+def test_reranked_row_has_the_first_hits_in_order_of_scores(tuned: Path, tmp_path: Path, capsys) -> None:
+    directory = write_names_set(tmp_path / 'set')
+    dataset, model = read_set(str(directory), 'test'), write_model(tmp_path / 'model')
+    flags = [f'--model={model}', f'--retrieval={directory}', f'--rerank={tuned}/tuned', '--bm25=false']
+    queries, passages = dataset.queries, [*dataset.passages()]
+    vectors = [load_pretrained(str(model)).embed(texts, SentenceSettings(''))[0] for texts in (queries, passages)]
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in vectors]
+    cosines = unit[0] @ unit[1].T
+    cosines[dataset.same_id >= 0, dataset.same_id[dataset.same_id >= 0]] = -2
+    found = load_model(f'{tuned}/tuned')
+    results = []
+    for depth in (1, 3, DEPTH):
+        assert run(['evaluate', *flags, f'--rerank_depth={depth}', '--json'], tmp_path) == 0
+        first, second = json.loads(capsys.readouterr().out)['retrieval']['systems']
+        rankings = []
+        for query, same, row in zip(queries, dataset.same_id, cosines, strict=True):
+            ranking = [int(index) for index in np.argsort(-row, kind='stable') if index != same]
+            scores = [each['score'] for each in found.predict([(query, passages[i]) for i in ranking[:depth]])]
+            order = np.argsort(-np.array(scores), kind='stable')
+            rankings.append([ranking[i] for i in order] + ranking[depth:])
+        expected = dataclasses.asdict(measure(rankings, dataset.judgements))
+        assert {name: second[name] for name in expected} == pytest.approx(expected)
+        assert second['system'] == f'{model} + {tuned}/tuned' and second['mean_cosine'] is None
+        results.append([each['mrr_at_10'] for each in (first, second)])
+    assert results[0][0] == results[0][1] and results[2][0] != results[2][1]
+
+
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--retrieval=set', '--rerank=model'], '--rerank=model: is not a cross-encoder'),
+        (['--retrieval=set', '--rerank_depth=5'], '--rerank_depth: applies only with --rerank'),
+        (['--sts=pairs.csv', '--rerank=model'], '--rerank: applies only with --retrieval'),
+    ],
+)
+def test_unusable_flags_of_reranking_are_reported(flags: list[str], words: str, tmp_path: Path, capsys) -> None:
+    write_names_set(tmp_path / 'set')
+    write_model(tmp_path / 'model')
+    assert run(['evaluate', '--model=model', *flags], tmp_path) == 2
+    assert words in capsys.readouterr().err

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,18 @@ _COLUMNS = {
 }
 
 
+class Ranked(NamedTuple):
+    """What a model retrieves.
+
+    Attributes:
+      system: what `evaluate_model` returns.
+      rankings: [Q, `DEPTH`] int, indices of passages, best first; -1 where there is no further passage.
+    """
+
+    system: dict[str, Any]
+    rankings: np.ndarray
+
+
 def evaluate_model(
     name: str, pretrained: Pretrained, settings: RetrievalSettings, dataset: RetrievalSet
 ) -> dict[str, Any]:
@@ -38,6 +50,11 @@ def evaluate_model(
     Raises:
       BadInput: if the disk is too small for the vectors, or a vector is not finite.
     """
+    return rank_passages(name, pretrained, settings, dataset).system
+
+
+def rank_passages(name: str, pretrained: Pretrained, settings: RetrievalSettings, dataset: RetrievalSet) -> Ranked:
+    """Returns the rankings too; see `evaluate_model`."""
     start, is_cosine = time.monotonic(), settings.similarity == 'cosine'
     # Before Python 3.12 there is no way to close a memory map but to drop all references to it.
     with tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
@@ -63,13 +80,14 @@ def evaluate_model(
         num_blocks = -(-len(dataset.queries) // QUERY_ROWS)
         rankings = np.concatenate([each.indices for each in counted(hits, num_blocks, 'searching', 'blocks')])
         isotropy = mean_cosine(passages.array)
-    return {
+    system = {
         'system': name,
         **dataclasses.asdict(measure(rankings.tolist(), dataset.judgements)),
         'mean_cosine': isotropy,
         'truncated': queries.num_truncated + passages.num_truncated,
         'seconds': round(time.monotonic() - start, 3),
     }
+    return Ranked(system, rankings)
 
 
 def evaluate_bm25(dataset: RetrievalSet) -> dict[str, Any]:
