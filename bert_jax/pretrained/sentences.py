@@ -264,7 +264,7 @@ def check_prompt(settings: SentenceSettings, directory: str) -> None:
 def write_settings(directory: Path, settings: SentenceSettings, hidden_size: int) -> None:
     """Writes the files of sentence-transformers for an encoder whose files are in the same directory.
 
-    Every version from 2.0 on opens them, if it knows the ways of pooling. `read_settings` returns the same settings.
+    Names are those of older versions, which version 6 reads, too. `read_settings` returns the same settings.
 
     Args:
       settings: their `directory` is not used, and `max_length` must not be None.
