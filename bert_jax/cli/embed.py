@@ -28,7 +28,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     source = Source(path, values.text_field, values.id_field)
     texts = check(source, output)
     from bert_jax.finetune.load import load_model
-    from bert_jax.pretrained.sentences import read_settings
+    from bert_jax.finetune.sentences import read_settings
     from bert_jax.runtime.devices import select_platform
 
     settings = _with_prompt(read_settings(directory), directory, values.prompt, values.prompt_name)

@@ -131,13 +131,17 @@ def _columns(values: flags.FlagValues) -> tuple[str, str, str]:
 
 def _settings_of_models(values: flags.FlagValues, name: str, step: int | None) -> dict[str, tuple[Any, int | None]]:
     """Returns {name: (settings, step)} of the model and of the baseline, if there is one."""
+    from bert_jax.finetune.sentences import read_settings
     from bert_jax.pretrained.sentences import read_retrieval_settings
 
     names = {name: step} | ({values.baseline: None} if values.baseline else {})
     if values.baseline == name:
         raise BadInput(f'--baseline={name}', 'is the model itself', 'another model')
     given = values.queries_prompt, values.passages_prompt, values.similarity
-    return {each: (read_retrieval_settings(each, *given), step) for each, step in names.items()}
+    return {
+        each: (read_retrieval_settings(each, *given, settings=read_settings(each)), step)
+        for each, step in names.items()
+    }
 
 
 def _measure_models(
@@ -152,7 +156,7 @@ def _measure_models(
     from bert_jax.evaluation.retrieval.similarity import evaluate_similarity
     from bert_jax.finetune.load import load_model
     from bert_jax.finetune.rerank import evaluate_reranked, load_cross_encoder
-    from bert_jax.pretrained.sentences import read_settings
+    from bert_jax.finetune.sentences import read_settings
 
     enable_compilation_cache()
     retrieved, scored, rankings = [], [], {}

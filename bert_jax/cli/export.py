@@ -60,6 +60,9 @@ def _export_finetuned(values: flags.FlagValues, workdir: str, step: int | None, 
     proof = export(workdir, output, step, card)
     pipeline = f"transformers.pipeline('{PIPELINES[proof['kind']]}', model={output!r})"
     next_step = f'Next: {command_to_paste("predict", model=output, input="lines.txt")}\n      {pipeline}'
+    if proof['kind'] == 'embedding':
+        embed = command_to_paste('embed', model=output, input='lines.txt', output='vectors.npy')
+        next_step = f'Next: {embed}\n      SentenceTransformer({output!r}).encode'
     described = _describe(proof, output, f'step {proof["step"]} of {proof["workdir"]}')
     print_result(values, proof, f'{described}\n{next_step}', is_in_files=True)
     return 0

@@ -10,11 +10,12 @@ from flax import nnx
 
 from bert_jax.config import Card
 from bert_jax.config.finetuning import POOLED, SCORES, FinetuneConfig
-from bert_jax.errors import BadInput
+from bert_jax.finetune.embedding import EMBEDDING
 from bert_jax.finetune.exported import cross_encoder_json, read_finetuned, write_task
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.metrics import is_fraction
 from bert_jax.finetune.predict import FineTuned, forward
+from bert_jax.finetune.sentences import settings_of, without_task
 from bert_jax.finetune.workdirs import read_results, read_run, seeds_of
 from bert_jax.pretrained import hugging_face
 from bert_jax.pretrained.card import (
@@ -26,11 +27,12 @@ from bert_jax.pretrained.card import (
     how_to_use,
     model_facts,
     model_index,
+    sentence_vectors,
     table,
     title,
     training_data,
 )
-from bert_jax.pretrained.export import check_output, prove, publish
+from bert_jax.pretrained.export import check_output, prove, publish, write_files
 from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import TASK_CLASSES
 from bert_jax.version import __version__
@@ -40,6 +42,7 @@ PIPELINES = dict.fromkeys(POOLED, 'text-classification') | {  # of the hub, by k
     'ranking': 'text-ranking',
     'tagging': 'token-classification',
     'spans': 'question-answering',
+    EMBEDDING: 'sentence-similarity',
 }
 
 
@@ -55,12 +58,13 @@ def export(workdir: str, output: str, step: int | None = None, card: Card | None
     target, seed_workdir = check_output(output), choose_seed(workdir)
     resolved, trained = read_run(seed_workdir), load_finetuned(seed_workdir, step)
     kind = resolved.task.kind
-    if kind == 'embedding':
-        raise BadInput(workdir, 'is an embedding model, which cannot be exported yet', 'another kind of task')
-    architecture = hub_of(trained.config).task_class(kind)
+    architecture = _architecture(trained, kind)
     readme = _card(workdir, seed_workdir, dataclasses.replace(resolved, card=card or resolved.card), trained)
 
     def fill(directory: Path) -> dict[str, object]:
+        if kind == EMBEDDING:
+            settings = settings_of(resolved, output)
+            return write_files(directory, without_task(trained, seed_workdir), settings, readme)
         params, tokenizer = nnx.state(trained.model, nnx.Param), trained.tokenizer
         hugging_face.write_model(
             directory,
@@ -78,6 +82,11 @@ def export(workdir: str, output: str, step: int | None = None, card: Card | None
         return prove(directory, trained, architecture, _logits, lambda: read_finetuned(directory, architecture))
 
     return publish(target, fill) | {'workdir': seed_workdir, 'architecture': architecture, 'kind': kind}
+
+
+def _architecture(trained: FineTuned, kind: str) -> str:
+    hub = hub_of(trained.config)
+    return f'{hub.class_prefix}Model' if kind == EMBEDDING else hub.task_class(kind)
 
 
 def _labels_json(kind: str, labels: tuple[str, ...]) -> dict[str, object]:
@@ -105,8 +114,13 @@ def _card(requested: str, workdir: str, resolved: FinetuneConfig, trained: FineT
       workdir: the workdir of the exported seed.
     """
     task, hub = resolved.task, hub_of(trained.config)
-    architecture, pipeline = hub.task_class(task.kind), PIPELINES[task.kind]
-    auto_class = f'AutoModel{TASK_CLASSES[task.kind]}'
+    architecture, pipeline = _architecture(trained, task.kind), PIPELINES[task.kind]
+    is_embedding = task.kind == EMBEDDING
+    if is_embedding:
+        usage = sentence_vectors(settings_of(resolved, workdir), trained.config.hidden_size)
+    else:
+        auto_class = f'AutoModel{TASK_CLASSES[task.kind]}'
+        usage = how_to_use(_snippet(task.kind, pipeline, trained.takes_pairs), ['AutoTokenizer', auto_class])
     whole = workdir.rstrip('/').rpartition('/')[0] if 'seed-' in workdir.rstrip('/').rpartition('/')[2] else workdir
     name = title(resolved.card, whole, f'{hub.title} for {pipeline.replace("-", " ")}')
     measured = _measured(workdir, trained.step)
@@ -116,12 +130,13 @@ def _card(requested: str, workdir: str, resolved: FinetuneConfig, trained: FineT
             hub,
             {'pipeline_tag': pipeline},
             model_index(name, pipeline, 'Validation file of the task', measured),
+            ('sentence-transformers',) if is_embedding else (),
         ),
         f'# {name}',
         *([resolved.card.description] if resolved.card.description else []),
         f'A `{architecture}` fine-tuned with bert_jax {__version__}.',
         f'## Intended use\n\n{_USES[task.kind]} Evaluate it on your own text before relying on its predictions.',
-        how_to_use(_snippet(task.kind, pipeline, trained.takes_pairs), ['AutoTokenizer', auto_class]),
+        usage,
         '## Limitations\n\n' + bullets(_limitations(resolved, trained)),
         '## Model\n\n' + table(model_facts(trained)),
         *training_data(resolved.card, {}),
@@ -138,6 +153,7 @@ _USES = {
     'ranking': 'This model scores how relevant a passage is to a query, from 0 to 1, to rank passages.',
     'tagging': 'This model assigns a label to each token of a text.',
     'spans': 'This model finds the answer to a question in a given text.',
+    EMBEDDING: 'This model turns a text into a vector; texts that belong together have similar vectors.',
 }
 
 
@@ -216,6 +232,8 @@ _NAMES = {
     'ndcg_at_10': 'nDCG@10',
     'mrr_at_10': 'MRR@10',
     'average_precision': 'Average precision',
+    'sts_spearman': 'Spearman correlation of scores and cosine similarities',
+    'mrr': 'Mean reciprocal rank',
     'exact': 'Exact match',
     'exact_match': 'Exact match',
     'HasAns_exact': 'Exact match, questions with an answer',

@@ -21,6 +21,7 @@ from bert_jax.finetune.exported import task_architecture
 from bert_jax.finetune.heads import flat_params, new_head
 from bert_jax.finetune.load import choose_seed, load_finetuned
 from bert_jax.finetune.model import build_of, task_model
+from bert_jax.finetune.sentences import without_task
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.families import TASK_OF_CLASS, hub_of
@@ -141,15 +142,12 @@ def _load(init: str) -> Pretrained:
     directory, step = split_step(init)
     if seeds_of(directory):
         trained = load_finetuned(choose_seed(directory), step)
+        if trained.model.kind == EMBEDDING:
+            return without_task(trained, directory)
         kind, params, path = trained.model.kind, nnx.state(trained.model, nnx.Param), Path(directory)
-        hub, model, tokenizer = hub_of(trained.config), trained.config, trained.tokenizer
-        is_headless = kind == EMBEDDING
-        table = hub.encoder_tensors(model) if is_headless else hub.task_tensors(model, kind)
-        tensors = tensor_names.to_tensors(params, model, tokenizer.vocab_size, table)
-        if is_headless:
-            headless = from_tensors(path, path, tensors, model, tokenizer)
-        else:
-            headless = _without_head(path, path, tensors, kind, model, tokenizer)
+        table = hub_of(trained.config).task_tensors(trained.config, kind)
+        tensors = tensor_names.to_tensors(params, trained.config, trained.tokenizer.vocab_size, table)
+        headless = _without_head(path, path, tensors, kind, trained.config, trained.tokenizer)
         absent = headless.provenance.untrained_heads  # of a tagger, also the pooler
         return dataclasses.replace(headless, provenance=dataclasses.replace(trained.provenance, untrained_heads=absent))
     path = Path(directory)

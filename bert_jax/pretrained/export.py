@@ -66,33 +66,44 @@ def export(
     target = check_output(output)
     resolved = identity.load_config(workdir)
     trained = load_average(average) if average else load_pretrained(workdir, step)
-    tokenizer = trained.tokenizer
     assert trained.step is not None  # because it is loaded from a workdir
-    untrained, dtypes = trained.provenance.untrained_heads, dict(trained.provenance.dtypes)
+    untrained = trained.provenance.untrained_heads
     architecture = hub_of(trained.config).pretraining_class(untrained)
     settings = SentenceSettings(output, max_length=trained.max_length)
     readme = model_card(workdir, resolved, card or resolved.card, trained, settings)
 
     def fill(directory: Path) -> dict[str, object]:
-        params = nnx.state(trained.model, nnx.Param)
-        hugging_face.write_model(
-            directory, params, trained.config, tokenizer, architecture, without=untrained, dtypes=dtypes
-        )
-        tokenizer.save(directory, trained.max_length, hub_of(trained.config).has_token_types)
-        write_settings(directory, settings, trained.config.hidden_size)
-        (directory / 'README.md').write_text(readme, 'utf-8')
-        outputs = functools.partial(_outputs, architecture=architecture)
         averaged: dict[str, object] = {'ema': resolved.train.ema} if resolved.train.ema else {}
         averaged |= {'average': [part.to_json() for part in trained.average]} if trained.average else {}
-        with activity('comparing logits'):
-            proof = prove(directory, trained, architecture, outputs, lambda: load_pretrained(str(directory)))
-            return proof | prove_sentences(directory, trained, settings) | averaged
+        return write_files(directory, trained, settings, readme) | averaged
 
     return publish(target, fill) | {
         'architecture': architecture,
         'positions_trained': trained.max_length,
         'untrained_heads': list(untrained),
     }
+
+
+def write_files(directory: Path, trained: Pretrained, settings: SentenceSettings, readme: str) -> dict[str, object]:
+    """Writes the files of an export without the head of a task, and compares them; returns their proof.
+
+    Args:
+      settings: how a text becomes a vector.
+      readme: the model card.
+    """
+    params, tokenizer, hub = nnx.state(trained.model, nnx.Param), trained.tokenizer, hub_of(trained.config)
+    untrained, dtypes = trained.provenance.untrained_heads, dict(trained.provenance.dtypes)
+    architecture = hub.pretraining_class(untrained)
+    hugging_face.write_model(
+        directory, params, trained.config, tokenizer, architecture, without=untrained, dtypes=dtypes
+    )
+    tokenizer.save(directory, trained.max_length, hub.has_token_types)
+    write_settings(directory, settings, trained.config.hidden_size)
+    (directory / 'README.md').write_text(readme, 'utf-8')
+    outputs = functools.partial(_outputs, architecture=architecture)
+    with activity('comparing logits'):
+        proof = prove(directory, trained, architecture, outputs, lambda: load_pretrained(str(directory)))
+        return proof | prove_sentences(directory, trained, settings)
 
 
 def check_output(output: str) -> Path:

@@ -157,6 +157,7 @@ def read_retrieval_settings(
     queries_prompt: str | None = None,
     passages_prompt: str | None = None,
     similarity: str | None = None,
+    settings: SentenceSettings | None = None,
 ) -> RetrievalSettings:
     """Reads the settings of a directory for queries and passages.
 
@@ -166,14 +167,16 @@ def read_retrieval_settings(
       queries_prompt: precedes each query; None for the prompt `query` of the directory, if it has one.
       passages_prompt: precedes each passage; None for the prompt `document`, `passage` or `corpus`.
       similarity: None for that of the directory, or else `cosine`.
+      settings: those of a run, which has no such files; None reads them from the directory.
 
     Raises:
       BadInput: see `read_settings`; also for a similarity by which no search is implemented.
     """
-    settings = read_settings(directory)
+    settings = settings or read_settings(directory)
+    prompts = settings.prompts
 
     def prompt_of(names: tuple[str, ...], given: str | None) -> str:
-        found = next((settings.prompts[name] for name in names if name in settings.prompts), '')
+        found = next((prompts[name] for name in names if name in prompts), '')
         return found if given is None else given
 
     if similarity is not None and similarity not in _SIMILARITIES_OF_SEARCH:

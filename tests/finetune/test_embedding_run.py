@@ -174,3 +174,16 @@ def test_unusable_data_exits_2_and_writes_nothing(directory: Path, changes: dict
     flags = [*_flags(), *(f'--config.{name}={value}' for name, value in changes.items())]
     assert run(['finetune', *flags, '--workdir=refused'], directory) == 2
     assert words in capsys.readouterr().err and not (directory / 'refused').exists()
+
+
+@pytest.mark.compiles
+def test_export_and_workdir_embed_as_trained(directory: Path, finished: Path) -> None:
+    (directory / 'lines.txt').write_text('fine film\ndull plot\n')
+    assert run(['export', '--workdir=pairs', '--output=exported'], directory) == 0
+    for model, output in (('pairs', 'a.npy'), ('exported', 'b.npy')):
+        assert run(['embed', f'--model={model}', '--input=lines.txt', f'--output={output}'], directory) == 0
+    ours, exported = np.load(directory / 'a.npy'), np.load(directory / 'b.npy')
+    np.testing.assert_allclose(ours, exported, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)  # `embedding.normalize`
+    proof = json.loads((directory / 'exported' / 'proof.json').read_text())
+    assert 'vectors_compared_with' in proof
