@@ -51,7 +51,8 @@ def _encode(directory: Path, texts: list[str]) -> np.ndarray:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # otherwise it reports the heads, which vectors do not need
     try:
-        return SentenceTransformer(str(directory), device='cpu').encode(texts, show_progress_bar=False)
+        model = SentenceTransformer(str(directory), device='cpu').float()  # the weights may be in half precision
+        return model.encode(texts, show_progress_bar=False)
     finally:
         logging.set_verbosity(verbosity)
 
