@@ -1,7 +1,9 @@
 """Proves that sentence-transformers computes the same vectors with an export as this package."""
 
+import contextlib
 import dataclasses
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +46,23 @@ def prove_sentences(directory: Path, trained: Pretrained, settings: SentenceSett
 
 
 def _encode(directory: Path, texts: list[str]) -> np.ndarray:
-    import transformers.utils.logging
     from sentence_transformers import SentenceTransformer
+
+    with without_load_report():
+        model = SentenceTransformer(str(directory), device='cpu').float()  # the weights may be in half precision
+    return model.encode(texts, show_progress_bar=False)
+
+
+@contextlib.contextmanager
+def without_load_report() -> Iterator[None]:
+    """Inside, `transformers` does not report the weights that a file has and a class does not, or the reverse."""
+    import transformers.utils.logging
 
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # otherwise it reports the heads, which vectors do not need
+    logging.set_verbosity_error()
     try:
-        model = SentenceTransformer(str(directory), device='cpu').float()  # the weights may be in half precision
-        return model.encode(texts, show_progress_bar=False)
+        yield
     finally:
         logging.set_verbosity(verbosity)
 
