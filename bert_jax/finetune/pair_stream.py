@@ -1,6 +1,6 @@
 """The batches that train embeddings: a pure function of (examples, seed, step).
 
-Each batch comes from one source, so that the texts of a batch are told apart by their meaning and not by their source.
+Each batch comes from one source, so that a model has to distinguish its texts by meaning and not by source.
 The sources take turns in proportion to their weights. A batch holds no example twice: an epoch of a source leaves out
 the examples beyond its last full batch, which are others in each epoch.
 

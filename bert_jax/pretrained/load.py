@@ -1,6 +1,6 @@
 """Loads a model and its tokenizer from a workdir, an export or a Hugging Face directory, and applies them to text.
 
-`B` texts or rows, `L` positions, `D` hidden, `M` ways of pooling.
+`B` texts or rows, `L` positions, `D` hidden.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import HEADS, MLM_HEAD
 from bert_jax.pretrained.provenance import AveragedCheckpoint, Provenance, of_files, of_run, start_of
 from bert_jax.pretrained.safetensors_files import read_tensors
-from bert_jax.pretrained.sentences import SentenceSettings, pool
+from bert_jax.pretrained.sentences import pool
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer, load_tokenizer
 from bert_jax.text.vocabulary import encode_with_masks
 from bert_jax.train.state import model_of
@@ -132,24 +132,10 @@ class Pretrained:
     def mean_pooled(self, texts: list[str], truncate: bool = True) -> tuple[np.ndarray, int]:
         """Returns ([B, D], number of truncated texts), as `encode` does, without the vectors of the tokens."""
         input_ids, num_truncated = self.to_ids(texts, truncate, self.max_length)
-        return self._pooled(input_ids, ('mean',)), num_truncated
-
-    def embed(self, texts: list[str], settings: SentenceSettings, dims: int | None = None) -> tuple[np.ndarray, int]:
-        """Returns ([B, M x D] float32, number of truncated texts): the vectors that sentence-transformers computes.
-
-        Args:
-          settings: those of the model's directory (`sentences.read_settings`).
-          dims: number of leading dims to return, as of `SentenceSettings.finish`.
-        """
-        longest = settings.limit(self.max_length, self.config.max_positions)
-        input_ids, num_truncated = self.to_ids([settings.prepare(text) for text in texts], True, longest)
-        return settings.finish(self._pooled(input_ids, settings.modes), dims), num_truncated
-
-    def _pooled(self, input_ids: list[list[int]], modes: tuple[str, ...]) -> np.ndarray:
-        vectors = np.zeros((len(input_ids), len(modes) * self.config.hidden_size), np.float32)
-        for rows, _, pooled in self._encode_batches(input_ids, modes):
-            vectors[rows] = pooled[: len(rows)]
-        return vectors
+        vectors = np.zeros((len(input_ids), self.config.hidden_size), np.float32)
+        for rows, _, mean in self._encode_batches(input_ids):
+            vectors[rows] = mean[: len(rows)]
+        return vectors, num_truncated
 
     def fill_mask(self, text: str, top_k: int = 5) -> list[list[Filler]]:
         """Returns the `top_k` most likely tokens for each [MASK] in a text, most likely first.
@@ -216,10 +202,8 @@ class Pretrained:
             raise BadInput(f'text {too_long[0]}', found, f'at most {longest}, {self._limit()}; or truncate=True')
         return [[tokenizer.cls_id, *ids[: longest - 2], tokenizer.sep_id] for ids in rows], len(too_long)
 
-    def _encode_batches(
-        self, input_ids: list[list[int]], modes: tuple[str, ...] = ('mean',)
-    ) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
-        """Yields (indices of texts, vectors [B, L, D], pooled [B, M x D]).
+    def _encode_batches(self, input_ids: list[list[int]]) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
+        """Yields (indices of texts, vectors [B, L, D], their means [B, D]).
 
         B and L are those of `batches_by_length`, so rows after the last text and positions after its end are padding.
         """
@@ -230,7 +214,7 @@ class Pretrained:
             for index, row in enumerate(rows):
                 lengths[index] = len(input_ids[row])
                 batch[index, : lengths[index]] = input_ids[row]
-            yield rows, *_encode(*self._parts, batch, lengths, modes)
+            yield rows, *_encode(*self._parts, batch, lengths)
 
     def _limit(self) -> str:
         """Describes `max_length` for an error message."""
@@ -273,15 +257,15 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=0)
 def _encode(
-    graph: nnx.GraphDef, params: nnx.State, input_ids: jax.Array, lengths: jax.Array, modes: tuple[str, ...]
+    graph: nnx.GraphDef, params: nnx.State, input_ids: jax.Array, lengths: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (vectors [B, L, D], pooled [B, M x D]) of ids [B, L] with lengths [B]."""
+    """Returns (vectors [B, L, D], their means [B, D]) of ids [B, L] with lengths [B]."""
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
     present = (positions < lengths[:, None]).astype(jnp.int32)
     hidden = nnx.merge(graph, params).encode(Inputs(input_ids, jnp.zeros_like(input_ids), present, positions))
-    return hidden, pool(hidden, lengths, modes)
+    return hidden, pool(hidden, lengths, ('mean',))
 
 
 @functools.partial(jax.jit, static_argnums=0)

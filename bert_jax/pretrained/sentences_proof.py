@@ -10,6 +10,7 @@ import numpy as np
 
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings, read_settings
+from bert_jax.pretrained.vectors import TextEncoder
 
 _TOLERANCE = 1e-4  # relative to the largest absolute value of the vectors
 _NUM_TEXTS = 8
@@ -32,7 +33,7 @@ def prove_sentences(directory: Path, trained: Pretrained, settings: SentenceSett
         return {'vectors_compared_with': 'the settings read back by bert_jax'}
     texts = _texts(trained, settings)
     theirs = _encode(directory, texts)
-    ours, _ = trained.embed(texts, settings)
+    ours, _ = TextEncoder(trained, settings).encode(texts)
     difference = float(np.abs(ours - theirs).max())
     if not difference <= _TOLERANCE * max(1.0, float(np.abs(ours).max())):
         raise RuntimeError(

@@ -61,6 +61,11 @@ class TextEncoder:
                 pending = submit()
                 yield self._vectors(input_ids), num_truncated
 
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, int]:
+        """Returns what `encode_chunks` yields, for one chunk."""
+        input_ids, num_truncated = self._tokenize(texts)
+        return self._vectors(input_ids), num_truncated
+
     def weights_digest(self) -> str:
         """Returns a hash of the names and values of the parameters."""
         digest = hashlib.blake2b(digest_size=16)

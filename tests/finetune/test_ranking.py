@@ -20,6 +20,7 @@ from bert_jax.finetune.tasks import read_task
 from bert_jax.finetune.texts import cut_longest_first
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
+from bert_jax.pretrained.vectors import TextEncoder
 from tests.support.commands import run
 from tests.support.models import TOKENS, read_tokenizer, write_model
 from tests.support.processes import ROOT
@@ -195,7 +196,9 @@ def test_reranked_row_has_the_first_hits_in_order_of_scores(tuned: Path, tmp_pat
     dataset, model = read_set(str(directory), 'test'), write_model(tmp_path / 'model')
     flags = [f'--model={model}', f'--retrieval={directory}', f'--rerank={tuned}/tuned', '--bm25=false']
     queries, passages = dataset.queries, [*dataset.passages()]
-    vectors = [load_pretrained(str(model)).embed(texts, SentenceSettings(''))[0] for texts in (queries, passages)]
+    vectors = [
+        TextEncoder(load_pretrained(str(model)), SentenceSettings('')).encode(texts)[0] for texts in (queries, passages)
+    ]
     unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in vectors]
     cosines = unit[0] @ unit[1].T
     cosines[dataset.same_id >= 0, dataset.same_id[dataset.same_id >= 0]] = -2

@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope='module')
 def expected(model: str) -> np.ndarray:
-    return load_pretrained(model).embed(TEXTS, SETTINGS)[0]
+    return TextEncoder(load_pretrained(model), SETTINGS).encode(TEXTS)[0]
 
 
 def run(model: str, source: object, output: Path, *flags: str) -> int:
@@ -133,7 +133,7 @@ def test_prompts_dims_and_dtype(model: str, expected: np.ndarray, tmp_path: Path
         assert run(model, source, output, flag) == 0
         vectors[flag] = np.load(output)
     np.testing.assert_array_equal(vectors['--prompt_name=query'], vectors['--prompt=who is '])
-    asked = load_pretrained(model).embed([f'who is {text}' for text in TEXTS], SETTINGS)[0]
+    asked = TextEncoder(load_pretrained(model), SETTINGS).encode([f'who is {text}' for text in TEXTS])[0]
     np.testing.assert_allclose(vectors['--prompt_name=query'], asked, atol=1e-6)
     np.testing.assert_allclose(vectors['--prompt_name=document'], expected, atol=1e-6)
     short = expected[:, :8] / np.linalg.norm(expected[:, :8], axis=1, keepdims=True)

@@ -22,11 +22,12 @@ from bert_jax.files import files_below
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrain import pretrain
 from bert_jax.pretrained import export as export_module
-from bert_jax.pretrained import hugging_face, tensor_names
+from bert_jax.pretrained import hugging_face, sentences_proof, tensor_names
 from bert_jax.pretrained.export import check_output, export, publish
 from bert_jax.pretrained.load import Pretrained, _encode
 from bert_jax.pretrained.sentences import FILES as SENTENCE_FILES
 from bert_jax.pretrained.sentences import SentenceSettings
+from bert_jax.pretrained.vectors import TextEncoder
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.text import prepare
 from bert_jax.train.program import build_program
@@ -301,12 +302,11 @@ def test_wrong_tokenizer_is_never_written(pairs: Path, tmp_path: Path, monkeypat
 
 def test_wrong_pooling_is_never_written(pairs: Path, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip('sentence_transformers')
-    embed = Pretrained.embed
 
-    def embed_otherwise(self: Pretrained, texts: list[str], settings: SentenceSettings) -> tuple[np.ndarray, int]:
-        return embed(self, texts, dataclasses.replace(settings, modes=('cls',)))
+    def encoder(trained: Pretrained, settings: SentenceSettings) -> TextEncoder:
+        return TextEncoder(trained, dataclasses.replace(settings, modes=('cls',)))
 
-    monkeypatch.setattr(Pretrained, 'embed', embed_otherwise)
+    monkeypatch.setattr(sentences_proof, 'TextEncoder', encoder)
     with pytest.raises(RuntimeError, match='the vectors of sentence-transformers differ'):
         export(str(pairs / 'run'), str(tmp_path / 'export'))
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import pytest
 from bert_jax import config
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.pretrained.sentences import MODES, SentenceSettings, read_settings, write_settings
+from bert_jax.pretrained.vectors import TextEncoder
 from bert_jax.text.tokenizer import load_tokenizer
 from tests.support.models import MODEL, TOKENS, write_model
 
@@ -103,12 +104,12 @@ def test_sentence_transformers_computes_the_same_vectors(family: str, name: str,
     settings, ours = read_settings(directory), load_pretrained(directory)
     texts = texts_of_many_lengths(200)
     expected = theirs.encode(texts)
-    found, num_truncated = ours.embed(texts, settings)
+    found, num_truncated = TextEncoder(ours, settings).encode(texts)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     assert num_truncated > 0
     for dims in (8, 16, 31):
         expected = theirs.encode(texts, truncate_dim=dims, normalize_embeddings=settings.normalize)
-        found, _ = ours.embed(texts, settings, dims)
+        found, _ = TextEncoder(ours, settings, dims).encode(texts)
         assert found.shape == (200, dims)
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     assert theirs.similarity_fn_name == settings.similarity

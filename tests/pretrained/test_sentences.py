@@ -11,6 +11,7 @@ from bert_jax.__main__ import main
 from bert_jax.errors import BadInput
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.pretrained.sentences import MODES, SentenceSettings, read_settings
+from bert_jax.pretrained.vectors import TextEncoder
 from tests.support.models import write_model
 
 D = 32  # hidden size
@@ -109,7 +110,7 @@ def test_vectors_match_sentence_transformers(tmp_path: Path) -> None:
     directory = str(write_sentence_model(tmp_path / 'model', pooling, **options))
     settings = read_settings(directory)
     theirs = reference.SentenceTransformer(directory, device='cpu').encode(TEXTS)
-    ours, _ = load_pretrained(settings.directory).embed(TEXTS, settings)
+    ours, _ = TextEncoder(load_pretrained(settings.directory), settings).encode(TEXTS)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

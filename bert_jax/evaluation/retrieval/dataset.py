@@ -167,7 +167,7 @@ def _index_passages(path: Path, needed: set[str], keep_empty: bool) -> tuple[dic
 
 def _check_is_new(item_id: str, seen: set[str], where: str) -> None:
     if item_id in seen:
-        raise BadInput(where, f'has the _id {_quoted(item_id)} of an earlier line', 'an _id of its own for each line')
+        raise BadInput(where, f'has the _id {_quoted(item_id)} of an earlier line', 'a different _id on each line')
     seen.add(item_id)
 
 

@@ -31,7 +31,7 @@ class Mining:
 
     Attributes:
       negatives: most negatives per pair, at least 1; the best-ranked ones are taken.
-      skip_ranks: so many best-ranked passages are left out, because they may be positives that nobody labelled.
+      skip_ranks: number of best-ranked passages to leave out, because they may be positives that nobody labelled.
       max_rank: the last rank that is considered, above `skip_ranks`.
       margin: a negative's score is at most the positive's minus this; None for no limit.
       relative_margin: a negative's score is at most the positive's times 1 minus this (Moreira et al. 2024,

@@ -12,6 +12,7 @@ from bert_jax.console import size
 from bert_jax.errors import BadInput
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
+from bert_jax.pretrained.vectors import TextEncoder
 from bert_jax.text.lines import batched
 
 _TEXTS_AT_ONCE = 4096
@@ -57,17 +58,16 @@ def write_vectors(
         return f'encoding {what}, {done:,} of {num_texts:,}'
 
     with activity.progress(describe, desc=f'encoding {what}', total=num_texts, unit=' texts', leave=False) as bar:
-        for batch in batched(texts, _TEXTS_AT_ONCE):
-            vectors, truncated = pretrained.embed(batch, settings)
+        for vectors, truncated in TextEncoder(pretrained, settings).encode_chunks(batched(texts, _TEXTS_AT_ONCE)):
             if not np.isfinite(vectors).all():
                 raise BadInput('the model', f'computes vectors of {what} that are not finite', 'a model that works')
             if normalize:
                 vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _SMALLEST_NORM)
             if array is None:
                 array = _new_array(path, (num_texts, vectors.shape[1]))
-            array[done : done + len(batch)] = vectors
-            done, num_truncated = done + len(batch), num_truncated + truncated
-            bar.update(len(batch))
+            array[done : done + len(vectors)] = vectors
+            done, num_truncated = done + len(vectors), num_truncated + truncated
+            bar.update(len(vectors))
     if array is None or done != num_texts:
         raise BadInput(what, f'has {done:,} texts, after {num_texts:,} were counted', 'files that do not change')
     return Vectors(array, num_truncated)

@@ -15,6 +15,7 @@ from bert_jax.evaluation.retrieval.metrics import DEPTH, measure
 from bert_jax.evaluation.retrieval.similarity import spearman
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
+from bert_jax.pretrained.vectors import TextEncoder
 from tests.support.commands import run
 from tests.support.models import write_model
 from tests.support.retrieval import write_lines, write_names_set
@@ -68,8 +69,8 @@ def test_table_has_the_model_its_baseline_and_bm25(tmp_path: Path, capsys: pytes
     assert [system['system'] for system in table['systems']] == ['model', 'other', 'BM25']
     model = load_pretrained(str(tmp_path / 'model'))
     settings = SentenceSettings('')
-    queries, _ = model.embed(dataset.queries, settings)
-    passages, _ = model.embed([*dataset.passages()], settings)
+    queries, _ = TextEncoder(model, settings).encode(dataset.queries)
+    passages, _ = TextEncoder(model, settings).encode([*dataset.passages()])
     for system, scale in zip(table['systems'], (_unit, np.asarray), strict=False):
         expected = _metrics(scale(queries), scale(passages), dataset)
         assert {name: system[name] for name in METRICS} == pytest.approx(expected)
