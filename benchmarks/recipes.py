@@ -65,7 +65,7 @@ _BASE = {
     'model.num_heads': 4,
     'model.intermediate_size': 1024,
     'model.max_positions': 128,
-    'model.dtype': 'bfloat16',
+    'model.dtype': 'auto',  # bfloat16 where it is fast
     'model.scan_layers': False,
     'train.global_batch_size': 32,
     'train.evaluate_every': 0,

@@ -4,7 +4,7 @@
     bert-jax train --config=small_budget.py --config.data.corpus=corpora/mine --config.train.steps=5000 \
         --workdir=runs/mine
 
-docs/benchmarks/recipes.md has the measurements behind each choice.
+`python -m benchmarks.recipes` compares its choices with others at equal time.
 """
 
 import bert_jax.config

@@ -27,7 +27,7 @@ KINDS = ('classification', 'regression', 'ranking', 'tagging', 'spans', 'embeddi
 SCORES = ('regression', 'ranking')  # kinds whose output is one number per example
 POOLED = ('classification', *SCORES)  # kinds whose classifier reads one vector per example
 FORMATS = ('tsv', 'csv', 'jsonl', 'parquet', 'conll', 'squad', 'tfds')
-CORPUS = 'corpus'  # the format of a prepared corpus, from which only embeddings train
+CORPUS = 'corpus'  # the format of a prepared corpus, which only embeddings use
 METRICS = {  # the first is the one that a kind has by default
     'classification': ('accuracy', 'f1', 'macro_f1', 'matthews'),
     'regression': ('pearson', 'spearman'),
@@ -45,24 +45,32 @@ def _is_source(value: Any) -> bool:
     return kind in FORMATS and bool(rest)
 
 
-def _is_source_or_several(value: Any) -> bool:
-    return _is_source(value) or (isinstance(value, tuple) and bool(value) and all(map(_is_source, value)))
+def _is_corpus(value: Any) -> bool:
+    kind, _, directory = value.partition(':') if isinstance(value, str) else ('', '', '')
+    return kind == CORPUS and bool(directory)
+
+
+def _is_source_or_corpus(value: Any) -> bool:
+    return _is_source(value) or _is_corpus(value)
+
+
+def _is_validation(value: Any) -> bool:
+    return _is_source_or_corpus(value) or (
+        isinstance(value, tuple) and bool(value) and all(map(_is_source_or_corpus, value))
+    )
 
 
 def _is_training_source(value: Any) -> bool:
-    def is_source(value: Any) -> bool:
-        return _is_source(value) or (isinstance(value, str) and value.startswith(f'{CORPUS}:') and len(value) > 7)
-
     def is_weighted(value: Any) -> bool:
         return (
             isinstance(value, tuple)
             and len(value) == 2
-            and is_source(value[0])
+            and _is_source_or_corpus(value[0])
             and type(value[1]) in (int, float)
             and 0 < value[1] < float('inf')
         )
 
-    return is_source(value) or (isinstance(value, tuple) and bool(value) and all(map(is_weighted, value)))
+    return _is_source_or_corpus(value) or (isinstance(value, tuple) and bool(value) and all(map(is_weighted, value)))
 
 
 def _are_texts(value: tuple) -> bool:
@@ -90,9 +98,13 @@ class Task:
         _is_training_source,
         role=Role.CONTENT,
     )
-    # labelled examples to evaluate on; of several files the first decides which seed is best
+    # labelled examples to evaluate on; of several files the first decides which seed is best. embedding: also
+    # corpus:DIR, the held-out documents of a prepared corpus
     validation: str | tuple = setting(
-        'tsv:dev.tsv', _SOURCE + ', or a tuple of them', _is_source_or_several, role=Role.CONTENT
+        'tsv:dev.tsv',
+        _SOURCE + f', or a tuple of them; embedding: also {CORPUS}:DIR',
+        _is_validation,
+        role=Role.CONTENT,
     )
     # examples without labels, for predictions only; empty: none
     predict: str = setting('', 'empty, or ' + _SOURCE, lambda v: not v or _is_source(v), role=Role.CONTENT)
@@ -272,8 +284,10 @@ def _check_together(resolved: FinetuneConfig) -> None:
             raise BadInput('config.task.metrics', f'names {name!r}', f'of {task.kind}: {", ".join(METRICS[task.kind])}')
     if task.kind == 'embedding':
         check_embedding(resolved.embedding, train.global_batch_size, train.reduction)
-    elif isinstance(task.train, tuple) or task.train.startswith(f'{CORPUS}:'):
+    elif isinstance(task.train, tuple) or _is_corpus(task.train):
         raise BadInput('config.task.train', f'is {task.train!r}', f'{_SOURCE} with kind={task.kind}')
+    elif any(map(_is_corpus, validation_sources(task))):
+        raise BadInput('config.task.validation', f'is {task.validation!r}', f'{_SOURCE} with kind={task.kind}')
     if task.kind == 'ranking' and not task.text_pair:
         expected = 'the column of the passage, which is ranked for the query in task.text'
         raise BadInput('config.task.text_pair', 'is empty', expected, '--config.task.text_pair=COLUMN')
@@ -318,6 +332,11 @@ def too_long(sequence_length: int, max_positions: int) -> BadInput:
         f'at most {max_positions}',
         f'--config.task.sequence_length={max_positions}: longer texts are cut, or split into windows',
     )
+
+
+def validation_sources(task: Task) -> tuple[str, ...]:
+    """Returns the sources of `task.validation`."""
+    return (task.validation,) if isinstance(task.validation, str) else task.validation
 
 
 def num_outputs(kind: str, num_labels: int) -> int:

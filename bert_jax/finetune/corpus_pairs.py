@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_jax.config.embedding import Embedding
-from bert_jax.config.finetuning import Task
+from bert_jax.config.finetuning import CORPUS, Task
 from bert_jax.data import random
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
@@ -26,29 +26,34 @@ _SAMPLED = 1024  # documents whose lengths stand for all
 
 
 class CorpusPairs:
-    """The documents of the training split of a corpus, each of which yields a pair."""
+    """The documents of a split of a corpus, each of which yields a pair."""
 
-    def __init__(self, directory: str, task: Task, embedding: Embedding, tokenizer: Tokenizer):
-        """Raises:
-        BadInput: if there is no corpus, it has another tokenizer, or no document has two sentences (spans).
+    def __init__(self, directory: str, split: str, task: Task, embedding: Embedding, tokenizer: Tokenizer):
+        """Args:
+          split: `train`, or `validation` for the held-out documents.
+
+        Raises:
+          BadInput: if there is no corpus, it has another tokenizer, or no document has two sentences (spans).
         """
+        source = f'config.task.{split}={CORPUS}:{directory}'
         corpus = load_corpus(Path(task.directory) / directory)
         if not corpus.tokenizer.agrees_with(tokenizer):
             raise BadInput(
-                f'config.task.train=corpus:{directory}',
+                source,
                 f'was prepared with another tokenizer than that of config.init ({corpus.tokenizer.vocab_size:,} and '
                 f'{tokenizer.vocab_size:,} tokens)',
                 'a corpus prepared with the tokenizer of the model',
                 'bert-jax prepare --config.tokenizer.path=MODEL --config.data.corpus=OTHER',
             )
-        self._split = corpus.train
+        self._split = getattr(corpus, split)
         self.counts: Counter[str] = Counter()
         self._is_dropout = embedding.corpus_pairs == 'dropout'
         fewest = 1 if self._is_dropout else 2
         self._documents = np.flatnonzero(np.diff(self._split.documents) >= fewest)
         if not len(self._documents):
-            found = f'holds no document of at least {fewest} sentences'
-            raise BadInput(f'config.task.train=corpus:{directory}', found, 'longer documents')
+            held_out = 'held-out ' if split == 'validation' else ''
+            found = f'holds no {held_out}document of at least {fewest} sentences'
+            raise BadInput(source, found, f'longer {held_out}documents')
         self._digest = json_digest([corpus.manifest['content_hash'], embedding.corpus_pairs])
         self._cls, self._sep = tokenizer.cls_id, tokenizer.sep_id
         prompts = tokenizer.encode_batch([embedding.query_prompt, embedding.passage_prompt])

@@ -13,15 +13,18 @@ import numpy as np
 from bert_jax.config.embedding import Embedding, check_dims
 from bert_jax.config.finetuning import CORPUS, METRICS, FinetuneConfig, Task
 from bert_jax.console import say
+from bert_jax.data import random
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 from bert_jax.finetune import metrics
 from bert_jax.finetune.corpus_pairs import CorpusPairs
 from bert_jax.finetune.pairs import Pairs, PairSource, has_scores, read_pairs
+from bert_jax.finetune.rows import Rows
 from bert_jax.finetune.splits import Split, json_lines
 from bert_jax.text.tokenizer import Tokenizer
 
 SCORED_METRICS, RANKING_METRICS = ('sts_spearman',), ('accuracy', 'mrr')
+_HELD_OUT = 1024  # documents of a corpus that are evaluated
 _ANCHORS_AT_ONCE = 1024  # whose similarities to all positives are in memory at once
 
 
@@ -130,28 +133,42 @@ def _read_source(name: str, task: Task, embedding: Embedding, tokenizer: Tokeniz
         field, value = ('loss', embedding.loss) if embedding.is_scored else ('num_negatives', embedding.num_negatives)
         found = f'is {value}, but the pairs of {name} have no {"scores" if embedding.is_scored else "hard negatives"}'
         raise BadInput(f'config.embedding.{field}', found, 'loss=infonce and num_negatives=0')
-    return CorpusPairs(location, task, embedding, tokenizer)
+    return CorpusPairs(location, 'train', task, embedding, tokenizer)
 
 
 def read_held_out(source: str, config: FinetuneConfig, tokenizer: Tokenizer) -> PairSplit:
-    """Reads and encodes held-out pairs, scored if the file has the column `embedding.score`.
+    """Reads and encodes held-out pairs: of a file, scored if it has the column `embedding.score`, or of a corpus.
 
     Raises:
-      BadInput: see `read_pairs`; if `task.metrics` has none for such a file.
+      BadInput: see `read_pairs` and `CorpusPairs`; if `task.metrics` has none for such pairs.
     """
-    # Scores as in the file: only their order counts.
+    # Scores as in the file: only their order counts. The same span twice would be found by any model.
     task = config.task
-    embedding = dataclasses.replace(config.embedding, num_negatives=0, loss='cosent', max_score=1.0)
-    is_scored = has_scores(source, task, embedding)
+    unscaled = {'num_negatives': 0, 'loss': 'cosent', 'max_score': 1.0, 'corpus_pairs': 'spans'}
+    embedding = dataclasses.replace(config.embedding, **unscaled)
+    kind, _, location = source.partition(':')
+    is_scored = kind != CORPUS and has_scores(source, task, embedding)
     names = SCORED_METRICS if is_scored else RANKING_METRICS
     if not {*(task.metrics or names)} & {*names}:
         found = f'has only metrics that do not apply to {source}, whose pairs have {"scores" if is_scored else "none"}'
         raise BadInput('config.task.metrics', found, ', '.join(names))
+    if kind == CORPUS:
+        return _spans_of_held_out(CorpusPairs(location, 'validation', task, embedding, tokenizer))
     pairs = read_pairs(source, task, embedding, tokenizer, is_scored=is_scored)
     if not is_scored and len(pairs) < 2:
         raise BadInput(source, 'has one pair', 'several, whose positives are compared')
     gold = [round(float(score), 6) for score in pairs.scores] if is_scored else []
     return PairSplit(pairs.rows, np.repeat(np.arange(len(pairs)), 2), pairs.counts, gold, pairs.hashes)
+
+
+def _spans_of_held_out(documents: CorpusPairs) -> PairSplit:
+    """Returns a fixed pair of each document, of up to `_HELD_OUT` documents."""
+    documents = documents.sample(_HELD_OUT)
+    examples = np.arange(len(documents))
+    texts = documents.draw(examples, random.fold_in(0, examples))
+    starts = np.concatenate([[0], np.cumsum(texts.lengths)])
+    rows = Rows(texts.ids, starts, texts.lengths.astype(np.int32), texts.scores)
+    return PairSplit(rows, np.repeat(examples, 2), documents.counts, [], texts.hashes)
 
 
 def metric_names(task: Task) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from bert_jax.config.finetuning import METRICS, FinetuneConfig, Task, Train, num_outputs
+from bert_jax.config.finetuning import METRICS, FinetuneConfig, Task, Train, num_outputs, validation_sources
 from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
@@ -66,7 +66,7 @@ def read_data(config: FinetuneConfig, tokenizer: Tokenizer) -> TaskData:
 
 
 def _validation_sources(task: Task) -> tuple[str, ...]:
-    sources = (task.validation,) if isinstance(task.validation, str) else task.validation
+    sources = validation_sources(task)
     if len({*map(split_name, sources)}) < len(sources):
         raise BadInput(
             'config.task.validation',
@@ -118,7 +118,9 @@ def read_task(task: Task, train: Train, tokenizer: Tokenizer) -> TaskData:
 def split_name(source: str) -> str:
     """Returns `dev_matched` for `tsv:data/dev_matched.tsv.gz`; for TFDS, the name of the split."""
     format_name, _, path = source.partition(':')
-    return path.rpartition(':')[2].replace('/', '-') if format_name == 'tfds' else Path(path).name.partition('.')[0]
+    if format_name == 'tfds':
+        return path.rpartition(':')[2].replace('/', '-')
+    return Path(path).name.partition('.')[0] or format_name  # the corpus in `task.directory` itself is `corpus:.`
 
 
 def _report(name: str, split: Split) -> None:

@@ -8,7 +8,8 @@ Variants:
     pairs      columns `anchor` and `positive`, such as questions and the passages that answer them (the default)
     triplets   also a column `negative` with a hard negative, or a list of them
     scores     columns `sentence1`, `sentence2` and `score`, as in STS-B, whose files are train.tsv and dev.tsv
-    corpus     raw text: neighbouring spans of the documents of --config.task.train=corpus:DIR, a prepared corpus
+    corpus     raw text: neighbouring spans of the documents of --config.task.directory=DIR, a prepared corpus, trained
+               on and validated on its held-out documents
 """
 
 from bert_jax.config.finetuning import finetune
@@ -20,7 +21,7 @@ VARIANTS = {
     'scores': {'loss': 'cosent', 'anchor': 'sentence1', 'positive': 'sentence2', 'max_score': 5.0},
     'corpus': {},
 }
-SOURCES = {'scores': ('tsv:train.tsv', 'tsv:dev.tsv'), 'corpus': ('corpus:data', 'jsonl:held-out.jsonl')}
+SOURCES = {'scores': ('tsv:train.tsv', 'tsv:dev.tsv'), 'corpus': ('corpus:.', 'corpus:.')}
 
 
 def get_config(variant: str = 'pairs'):

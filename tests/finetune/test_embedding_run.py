@@ -11,6 +11,7 @@ from scipy import stats
 from bert_jax.finetune.embedding_task import PairSplit
 from bert_jax.finetune.load import load_finetuned
 from bert_jax.finetune.rows import make_rows
+from bert_jax.text.corpus import load_corpus
 from tests.support.commands import run
 from tests.support.models import write_model
 from tests.support.processes import ROOT
@@ -110,14 +111,40 @@ def test_scores_are_learned_and_an_embedding_model_starts_another(directory: Pat
     assert 'is an embedding model' in capsys.readouterr().err
 
 
+def _prepare(directory: Path, corpus: str, validation_fraction: float) -> None:
+    """Prepares a corpus of documents of two sentences, which share three words."""
+    rng = np.random.default_rng(2)
+    documents = []
+    for _ in range(120):
+        words = rng.permutation(WORDS)
+        documents.append(f'{" ".join(words[:4])}.\n{" ".join(words[1:5])}.')
+    (directory / 'text.txt').write_text('\n\n'.join(documents))
+    flags = [f'--config={ROOT}/configs/demo.py', '--config.data.source=text:text.txt', f'--config.data.corpus={corpus}']
+    flags += ['--config.tokenizer.path=models/mine', f'--config.data.validation_fraction={validation_fraction}']
+    assert run(['prepare', *flags], directory) == 0
+
+
+@pytest.mark.compiles
+def test_raw_text_trains_and_validates(directory: Path, capsys) -> None:
+    _prepare(directory, 'split', 0.25)
+    corpus = {'task.directory': 'split', 'task.train': 'corpus:.', 'task.validation': 'corpus:.'}
+    flags = _flags('corpus', train__epochs=16, **corpus)
+    assert run(['finetune', *flags, '--workdir=raw'], directory) == 0
+    results = json.loads((directory / 'raw' / 'results.json').read_text())['metrics']
+    lines = (directory / 'raw' / 'seed-0' / 'predictions-corpus.jsonl').read_text().splitlines()
+    held_out = load_corpus(directory / 'split').validation
+    assert len(lines) == len(held_out.documents) - 1 > 10
+    assert results == pytest.approx(_ranking([json.loads(line)['rank'] for line in lines]))
+    assert results['mrr'] > 0.25  # 0.12 by chance
+
+
+def _ranking(ranks: list[int]) -> dict[str, float]:
+    return {'accuracy': np.mean(np.array(ranks) == 1), 'mrr': np.mean(1 / np.array(ranks))}
+
+
 @pytest.mark.compiles
 def test_raw_text_trains_beside_pairs(directory: Path) -> None:
-    rng = np.random.default_rng(2)
-    documents = [' '.join(rng.choice(WORDS, 6)) + '. ' + ' '.join(rng.choice(WORDS, 6)) + '.' for _ in range(80)]
-    (directory / 'text.txt').write_text('\n\n'.join(text.replace('. ', '.\n') for text in documents))
-    prepare = [f'--config={ROOT}/configs/demo.py', '--config.data.source=text:text.txt', '--config.data.corpus=corpus']
-    prepare += ['--config.tokenizer.path=models/mine', '--config.data.validation_fraction=0.0']
-    assert run(['prepare', *prepare], directory) == 0
+    _prepare(directory, 'corpus', 0.0)
     sources = "(('corpus:corpus', 1), ('jsonl:train.jsonl', 1))"
     assert run(['finetune', *_flags(task__train=sources, train__epochs=1), '--workdir=text'], directory) == 0
     assert json.loads((directory / 'text' / 'results.json').read_text())['finished']
@@ -158,6 +185,7 @@ def test_rank_counts_the_positives_that_are_as_similar() -> None:
         ({'embedding.loss': 'cosent', 'task.train': 'jsonl:words.jsonl'}, "words.jsonl:2: has the score 'high'"),
         ({'task.validation': 'jsonl:constant.jsonl'}, 'constant.jsonl:1: has the score 2, as do all 2 pairs'),
         ({'task.train': 'corpus:none'}, 'is not a corpus'),
+        ({'task.validation': 'corpus:none'}, 'is not a corpus'),
         ({'task.train': 'corpus:none', 'embedding.loss': 'cosent'}, 'the pairs of corpus:none have no scores'),
         ({'task.train': "(('jsonl:dev.jsonl', 1), ('jsonl:dev.jsonl', 2))"}, 'names jsonl:dev.jsonl twice'),
         ({'task.metrics': "('sts_spearman',)"}, 'config.task.metrics: has only metrics that do not apply'),
