@@ -8,7 +8,7 @@ from absl import flags
 
 from bert_jax.cli.flags import AT_LEAST_0, AT_LEAST_1, CONFIG, Command, Flag, config_of, print_result
 from bert_jax.config import Config
-from bert_jax.console import duration, quantity
+from bert_jax.console import duration, quantity, say
 from bert_jax.errors import BadInput
 
 if TYPE_CHECKING:
@@ -41,13 +41,45 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     fills = fill_of_phases(config, corpus.train)
     as_json = dataclasses.asdict(summary) | {'fill': [dataclasses.asdict(fill) for fill in fills]}
     text = '\n  '.join([_describe(summary), *map(str, fills)])
+    if report := _write_report(summary):
+        as_json['report'] = report
+        text += f'\n  {"report:":11} {report}'
     if values.show:
         from bert_jax.data.show import describe_rows
 
         as_json['rows'] = _first_rows(config, corpus, values.show)
         text += '\n' + describe_rows(as_json['rows'])
+    if values.show_dropped:
+        from bert_jax.text.cleaning.examples import describe_examples
+
+        as_json['dropped_examples'] = _dropped_examples(config, summary, values.show_dropped)
+        text += '\n' + describe_examples(as_json['dropped_examples'])
     print_result(values, as_json, text, is_in_files=True)
     return 0
+
+
+def _write_report(summary: Any) -> str:
+    """Returns the path of the report of a corpus, which is written if the corpus has none; '' if it cannot be."""
+    path = os.path.join(summary.path, 'report.html')
+    if summary.reused and os.path.exists(path):
+        return path
+    try:
+        from bert_jax.report.corpus import write_corpus_report
+    except ImportError as error:  # an environment for Apache Beam
+        say(f'{path} was not written ({error}); the same command writes it where all requirements are installed.')
+        return ''
+    return str(write_corpus_report(summary.path) or '')
+
+
+def _dropped_examples(config: Config, summary: Any, num_examples: int) -> dict[str, list[str]]:
+    """Returns examples of what cleaning dropped, by reason."""
+    from bert_jax.text.cleaning.examples import dropped_examples
+    from bert_jax.text.existing import weighted_sources
+    from bert_jax.text.prepare import plan_sources
+
+    dropped = {reason: summary.dropped[reason] for reason in summary.dropped_characters}
+    sources = plan_sources(config.data, weighted_sources(config.data)) if dropped else []
+    return dropped_examples(config.data, sources, dropped, num_examples)
 
 
 def _parsed_shard(text: str) -> tuple[int, int]:
@@ -69,27 +101,10 @@ def _first_rows(config: Config, corpus: 'Corpus', num_rows: int) -> list[list[di
     return decode_rows(stream.batch(0), corpus.tokenizer, phase.data.pairing)
 
 
-# {key of `dropped` in the summary: (singular, plural)}
-_REASONS = {
-    'bad_record_skipped': ('bad record', 'bad records'),
-    'document_of_duplicate_lines': ('document of duplicate lines only', 'documents of duplicate lines only'),
-    'duplicate_document': ('duplicate document', 'duplicate documents'),
-    'duplicate_line': ('duplicate line', 'duplicate lines'),
-    'empty_document': ('empty document', 'empty documents'),
-    'empty_file': ('empty file', 'empty files'),
-    'empty_sentence': ('sentence without tokens', 'sentences without tokens'),
-    'invalid_bytes': ('byte of invalid UTF-8 (replaced)', 'bytes of invalid UTF-8 (replaced)'),
-    'invalid_utf8_replaced': ('line with invalid UTF-8', 'lines with invalid UTF-8'),
-    'long_document_cut': ('cut in a long document', 'cuts in long documents'),
-    'long_line_split': ('split of a long line', 'splits of long lines'),
-    'nul_bytes_removed': ('NUL byte', 'NUL bytes'),
-    'thinned_by_weight': ('document left out by a source weight', 'documents left out by source weights'),
-    'unparsable_module': ('Python file that does not parse', 'Python files that do not parse'),
-}
-
-
 def _describe(summary: Any) -> str:
     """Describes a corpus for a terminal: its counts, its tokenizer, and what was cleaned."""
+    from bert_jax.text.reasons import describe_dropped
+
     nouns = ('document', 'sentence', 'token')
     rows = [[quantity(summary.splits[name][f'{noun}s'], noun) for noun in nouns] for name in ('train', 'validation')]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -98,11 +113,7 @@ def _describe(summary: Any) -> str:
     rates = f'{summary.tokens_per_word:.2f} tokens per word, {summary.unknown_rate:.2%} [UNK]'
     lines.append(('tokenizer:', f'{summary.vocab_size:,} tokens in the vocabulary, {rates}'))
     if summary.dropped:
-        dropped = [
-            quantity(count, *_REASONS.get(reason, (reason.replace('_', ' '),)))
-            for reason, count in summary.dropped.items()
-        ]
-        lines.append(('cleaned:', ', '.join(dropped)))
+        lines.append(('cleaned:', describe_dropped(summary.dropped)))
     title = f'Corpus {summary.path}, prepared in {duration(summary.seconds)}'
     return '\n  '.join([title, *(f'{label:11} {text}' for label, text in lines)])
 
@@ -133,6 +144,13 @@ COMMAND = Command(
         Flag(
             'show',
             'number of rows of the first batch to print; they contain text of the corpus',
+            flags.DEFINE_integer,
+            0,
+            AT_LEAST_0,
+        ),
+        Flag(
+            'show_dropped',
+            'number of examples to print of what each rule dropped or replaced; they contain text of the source',
             flags.DEFINE_integer,
             0,
             AT_LEAST_0,

@@ -5,6 +5,7 @@ import difflib
 import math
 from typing import Any, ClassVar, TypeGuard
 
+from bert_jax.config.cleaning import QUALITY_RULES, REDACTED, are_languages, are_redacted, are_rules
 from bert_jax.config.fields import Role, at_least, fraction, setting
 
 SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds', 'tfrecord')
@@ -127,6 +128,24 @@ class Data:
     join_lines: bool = setting(False, role=Role.CONTENT_IF_SET)
     # keep only the first of equal lines; of equal documents only the first is kept in any case
     deduplicate_lines: bool = setting(False, role=Role.CONTENT)
+    # languages to keep, by ISO 639 code, such as ('en', 'de'); documents in others are dropped. ('*',) only counts them
+    languages: tuple = setting(
+        (), "codes of ISO 639, such as ('en', 'de'), or ('*',)", are_languages, role=Role.CONTENT_IF_SET
+    )
+    # rules for the quality of documents and lines: 'gopher', 'c4' or single rules; '-' before a name takes it out, as
+    # in ('gopher', '-gopher_stop_words')
+    quality_rules: tuple = setting(
+        (),
+        "a tuple of 'gopher', 'c4' and " + ', '.join(QUALITY_RULES) + "; '-' before a name takes it out",
+        are_rules,
+        role=Role.CONTENT_IF_SET,
+    )
+    # drop every line that occurs in at least this many different documents, apart from case and numbers; 0: none
+    boilerplate_documents: int = setting(
+        0, '0, or a number from 2', lambda value: value == 0 or 2 <= value < 2**31, role=Role.CONTENT_IF_SET
+    )
+    # what to replace in the text: 'email' by <EMAIL>, 'phone' numbers by <PHONE>, 'card' numbers by <CARD>
+    redact: tuple = setting((), 'a tuple of ' + ', '.join(map(repr, REDACTED)), are_redacted, role=Role.CONTENT_IF_SET)
     # split lines into sentences; False takes each line as one sentence
     split_sentences: bool = setting(True, role=Role.CONTENT)
     # text to evaluate on; empty: part of `source`

@@ -220,7 +220,8 @@ def _evaluate_source(
     if is_records(source):
         raise BadInput(f'--source={source}', 'contains ids, not text', 'a source of text')
     fields = {'source': source, 'validation_source': '', 'validation_fraction': 0.0, 'local_copy': ''}
-    data = dataclasses.replace(run_config.data, **fields, corpus=f'{directory}/corpus', deduplicate_lines=False)
+    kept_whole = {'deduplicate_lines': False, 'languages': (), 'quality_rules': (), 'boilerplate_documents': 0}
+    data = dataclasses.replace(run_config.data, **fields, **kept_whole, corpus=f'{directory}/corpus')
     tokenizer = load_saved_tokenizer(epath.Path(workdir) / 'tokenizer')
     unpaired = dataclasses.replace(data, pairing='none')
     prepare(unpaired, Config().tokenizer, initial=tokenizer, workers=workers)

@@ -13,8 +13,9 @@ from bert_jax import config
 from bert_jax.config.fields import Role, names_with
 from bert_jax.errors import BadInput
 from bert_jax.text.chunks import Chunk, plan_source
+from bert_jax.text.cleaning.cleaner import read_cleaned
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import Document, ReadOptions, read_chunk
+from bert_jax.text.documents import Document, ReadOptions
 from bert_jax.text.encode import split_hash
 from bert_jax.text.existing import changes_since, weighted_sources
 from bert_jax.text.merge import MIN_DOCUMENTS
@@ -81,16 +82,20 @@ def _sample_windows(data: config.Data, count: int) -> list[Window]:
     fields = data.text_field, data.group_field, data.documents
     chunks = [chunk for i, source in enumerate(sources) for chunk in plan_source(source, i, *fields).chunks]
     options = ReadOptions.from_config(data)
+
+    def read(chunk: Chunk) -> Iterator[Document]:
+        return read_cleaned(chunk, options, Stats(), pathlib.Path(data.corpus))
+
     limit = 1 << 64 if data.validation_source else int(data.validation_fraction * (1 << 64))
     training_hashes: set[int] = set()
     if not data.validation_source:  # the first documents are for training, whatever their hash
-        first_documents = itertools.islice(read_chunk(chunks[0], options, Stats()), MIN_DOCUMENTS)
+        first_documents = itertools.islice(read(chunks[0]), MIN_DOCUMENTS)
         training_hashes = {split_hash(document) for document in first_documents}
     windows: dict[str, Window] = {}
     windows_per_chunk = -(-count // min(len(chunks), _MIN_CHUNKS))
     for chunk in _in_bit_reversed_order(chunks):
         num_before = len(windows)
-        for document in read_chunk(chunk, options, Stats()):
+        for document in read(chunk):
             document_hash = split_hash(document)
             if document_hash >= limit or document_hash in training_hashes:
                 continue

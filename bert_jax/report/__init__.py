@@ -1,7 +1,8 @@
-"""Reports about runs: one self-contained HTML page, and a summary for the terminal.
+"""Reports about runs and corpora: one self-contained HTML page, and a summary of a run for the terminal.
 
-Reports are made from the files of workdirs alone: `config.json`, `metrics.jsonl`, `history.jsonl`, `examples.jsonl`,
-`evaluation.json`, and `results.json` of a fine-tune. They never read the corpus.
+A report about runs is made from the files of workdirs alone: `config.json`, `metrics.jsonl`, `history.jsonl`,
+`examples.jsonl`, `evaluation.json`, and `results.json` of a fine-tune. Only `corpus.py`, which makes the page about a
+corpus, reads one.
 """
 
 from bert_jax.report.curves import charts

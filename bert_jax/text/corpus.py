@@ -3,6 +3,7 @@
     CORPUS/manifest.json             counts, settings, checksums
     CORPUS/sources.json              the files it was prepared from: {source: {path: [bytes, modification time]}}
     CORPUS/tokenizer/                files that `load_tokenizer` reads
+    CORPUS/boilerplate.npy           hashes of the lines that were dropped, if `data.boilerplate_documents` is set
     CORPUS/train/                    see `splits.py`
     CORPUS/validation/
 

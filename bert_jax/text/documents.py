@@ -54,7 +54,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """Options for reading documents, lines and sentences from files and records; see the fields of `config.Data`."""
+    """Options for reading and cleaning documents, lines and sentences; see the fields of `config.Data`."""
 
     text_field: str = 'text'
     group_field: str = ''
@@ -62,6 +62,15 @@ class ReadOptions:
     deduplicate_lines: bool = False
     documents: str = 'blank_lines'
     join_lines: bool = False
+    languages: tuple[str, ...] = ()
+    quality_rules: tuple[str, ...] = ()
+    boilerplate_documents: int = 0
+    redact: tuple[str, ...] = ()
+
+    @property
+    def cleans(self) -> bool:
+        """Whether documents are cleaned after they are read; see `text/cleaning`."""
+        return bool(self.languages or self.quality_rules or self.boilerplate_documents or self.redact)
 
     @classmethod
     def from_config(cls, data: config.Data) -> 'ReadOptions':

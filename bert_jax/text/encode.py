@@ -4,6 +4,7 @@ CHUNK/tokens.bin       uint16 or uint32, the ids of all documents
 CHUNK/sentences.bin    uint32, number of tokens of each sentence
 CHUNK/lines.bin        LINE records, one per line of text
 CHUNK/documents.bin    DOCUMENT records
+CHUNK/characters.npy   int64 [2, N], see `scripts.py`
 CHUNK/chunk.json       counts and checksums; its presence marks the chunk as finished
 """
 
@@ -26,6 +27,7 @@ from bert_jax.json_files import read_json
 from bert_jax.text.blanks import BlankRule
 from bert_jax.text.checksums import compute_checksums
 from bert_jax.text.documents import Document
+from bert_jax.text.scripts import TextCounts
 from bert_jax.text.sentences import split_lines_into_sentences
 from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import Tokenizer
@@ -178,7 +180,7 @@ def write_chunk(
         return
     # Not in the directory of the chunks, which may be many: the search for leftovers lists the whole directory.
     with new_directory(directory, temporary_in=directory.parents[1]) as temporary:
-        num_documents, open_document = 0, _OpenDocument()
+        num_documents, open_document, counts = 0, _OpenDocument(), TextCounts()
         with (
             _garbage_collection_paused(),
             (temporary / 'tokens.bin').open('wb') as tokens_file,
@@ -188,7 +190,7 @@ def write_chunk(
         ):
             for batch in _batches(_blocks(documents)):
                 num_documents += sum(block.is_last for block in batch)
-                ids, sentences, lines, table = _encode_batch(batch, open_document, encoder, stats, hash_lines)
+                ids, sentences, lines, table = _encode_batch(batch, open_document, encoder, stats, counts, hash_lines)
                 for file, values in (
                     (tokens_file, ids),
                     (sentences_file, sentences),
@@ -196,7 +198,9 @@ def write_chunk(
                     (documents_file, table),
                 ):
                     file.write(values.tobytes())
+        counts.save(temporary)
         record = stats.as_json() | {
+            'scripts': counts.by_script,
             'num_documents': num_documents,
             'dtype': encoder.dtype.name,
             'files': compute_checksums(temporary),
@@ -298,7 +302,12 @@ class _OpenDocument:
 
 
 def _encode_batch(
-    batch: list[_Block], open_document: _OpenDocument, encoder: Encoder, stats: Stats, hash_lines: bool
+    batch: list[_Block],
+    open_document: _OpenDocument,
+    encoder: Encoder,
+    stats: Stats,
+    text_counts: TextCounts,
+    hash_lines: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns (ids, sentence lengths, LINE records, DOCUMENT records) of the documents and sentences with tokens."""
     lines_of_blocks = [block.text.split('\n') for block in batch]
@@ -314,7 +323,12 @@ def _encode_batch(
     ids, lengths = (np.concatenate(arrays) for arrays in encoded)
     ends_of_lines = np.cumsum(np.fromiter(map(len, encoded_lines), np.int64, len(encoded_lines)) + 1)
     characters = np.frombuffer(text, np.uint8)
-    line_of_sentence = np.searchsorted(ends_of_lines, np.flatnonzero(characters == ord('\n')))
+    ends_of_sentences = np.flatnonzero(characters == ord('\n')) + 1
+    line_of_sentence = np.searchsorted(ends_of_lines, ends_of_sentences - 1)
+    words = _count_words(characters, ends_of_sentences)
+    is_unknown = np.flatnonzero(ids == encoder.tokenizer.unk_id)
+    unknown = np.bincount(np.searchsorted(np.cumsum(lengths), is_unknown, 'right'), minlength=len(lengths))
+    text_counts.add(text, ends_of_sentences, words, lengths, unknown)
     num_lines = np.array(list(map(len, lines_of_blocks)))
     block_of_line = np.repeat(np.arange(len(batch)), num_lines)
 
@@ -322,7 +336,7 @@ def _encode_batch(
     if hash_lines:
         digests = b''.join([hashlib.blake2b(line, digest_size=8).digest() for line in encoded_lines])
         lines['digest'] = np.frombuffer(digests, np.uint64)
-    lines['words'] = _count_words(characters, ends_of_lines)
+    lines['words'] = np.bincount(line_of_sentence, words, len(lines))
     has_tokens = lengths > 0
     lines['sentences'] = np.bincount(line_of_sentence, has_tokens, len(lines))
     stats.counts['empty_sentence'] += int((~has_tokens).sum())
@@ -379,8 +393,8 @@ def _hash_of_group(group: str | None, digest: bytes) -> int:
     return int.from_bytes(digest[:8], 'big')
 
 
-def _count_words(text: np.ndarray, ends_of_lines: np.ndarray) -> np.ndarray:
-    """Counts the words of each line, separated by ASCII white space."""
+def _count_words(text: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Counts the words of each sentence, separated by ASCII white space."""
     is_blank = text <= 32
     starts = np.flatnonzero(~is_blank & np.append(True, is_blank[:-1]))
-    return np.diff(np.searchsorted(starts, ends_of_lines), prepend=0)
+    return np.diff(np.searchsorted(starts, ends), prepend=0)

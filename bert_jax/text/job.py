@@ -2,6 +2,7 @@
 
     .CORPUS.partial/IDENTITY/    next to the corpus; see `partial.py`
         job.json                 identity of the job: settings, sources, chunks
+        lines/, boilerplate.npy  only to drop boilerplate lines, see `cleaning/boilerplate.py`
         texts/00012.jsonl        the part of a chunk that belongs to the tokenizer's sample, one document per line
         texts/00012.json         stats of that part; its presence marks the part as finished
         tokenizer/
@@ -17,18 +18,22 @@ import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+from bert_jax.errors import BadInput
 from bert_jax.files import discard, json_digest, new_file, write_whole
 from bert_jax.json_files import DamagedJson, read_json
 from bert_jax.text.chunks import Chunk, Source
+from bert_jax.text.cleaning.boilerplate import FILE_NAME, find_boilerplate, write_pairs
+from bert_jax.text.cleaning.cleaner import read_cleaned
 from bert_jax.text.documents import Document, ReadOptions, read_chunk
 from bert_jax.text.encode import Encoder, read_chunk_record, write_chunk
+from bert_jax.text.reasons import describe_dropped
 from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import load_saved_tokenizer
 
-_VERSION = 4  # of the format of encoded chunks
+_VERSION = 5  # of the format of encoded chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,40 @@ class PrepareJob:
             raise FileNotFoundError(2, 'removed meanwhile', str(self.chunk_directory(chunk_index)))
         return Stats.from_json(record)
 
+    def find_boilerplate(self, run: Callable[[str, list[tuple], str], None], shard: tuple[int, int] | None) -> None:
+        """Finds the lines that recur across documents, if they are to be dropped.
+
+        Each shard begins with other chunks, and skips those that another one has read.
+
+        Args:
+          run: the method of a pool.
+        """
+        if not self.options.boilerplate_documents or self.boilerplate.exists():
+            return
+        chunks, (index, count) = range(len(self.chunks)), shard or (0, 1)
+        first = len(chunks) * index // count
+        run('count_lines', [(chunk,) for chunk in (*chunks[first:], *chunks[:first])], 'lines')
+        directories = [self._lines_directory(chunk) for chunk in chunks]
+        find_boilerplate(directories, self.options.boilerplate_documents, self.boilerplate, self.directory)
+
+    @property
+    def boilerplate(self) -> pathlib.Path:
+        """The file with the lines to drop."""
+        return self.directory / FILE_NAME
+
     # --- Steps that worker processes run. ---
+
+    def count_lines(self, chunk_index: int) -> tuple[int, int]:
+        """Reads the lines of a chunk for `find_boilerplate`; returns (documents, characters)."""
+        directory, stats = self._lines_directory(chunk_index), Stats()
+        if directory.is_dir():
+            return 0, 0
+        directory.parent.mkdir(exist_ok=True)
+        num_documents = write_pairs(read_chunk(self.chunks[chunk_index], self.options, stats), directory)
+        return num_documents, stats.characters
+
+    def _lines_directory(self, chunk_index: int) -> pathlib.Path:
+        return self.directory / 'lines' / f'{chunk_index:05d}'
 
     def sample(self, chunk_index: int, num_bytes: int) -> tuple[int, int]:
         """Writes the first `num_bytes` of text of a chunk to `texts`; returns (documents, characters)."""
@@ -88,7 +126,7 @@ class PrepareJob:
         stats, num_documents, size, is_whole = Stats(), 0, 0, True
         with (
             path.open('w', encoding='utf-8') as file,
-            contextlib.closing(read_chunk(self.chunks[chunk_index], self.options, stats)) as documents,
+            contextlib.closing(self._read(chunk_index, stats)) as documents,
         ):
             for document in documents:
                 if size >= num_bytes:
@@ -105,15 +143,23 @@ class PrepareJob:
         """Yields the sentences of the sample, in the order of the source.
 
         Raises:
-          BadInput: if there are records and all are bad.
+          BadInput: if there are records and all are bad, or if nothing is left after cleaning.
         """
-        stats = self.sample_stats()
+        stats, is_empty = self.sample_stats(), True
         if stats.bad and stats.counts['bad_record_skipped'] == stats.records:
             raise stats.bad_records_error('no record can be used')
         for chunk_index in range(len(self.chunks)):
             if read_json_or_none(self._text_path(chunk_index)) is not None:
                 for document in self._sampled_documents(chunk_index):
+                    is_empty = False
                     yield from document.sentences
+        if is_empty and stats.dropped_characters:
+            raise BadInput(
+                'config.data.source',
+                f'holds no text after cleaning (left out: {describe_dropped(stats.counts)})',
+                'documents that pass the rules',
+                'bert-jax prepare --show_dropped=3 with fewer rules shows what they drop',
+            )
 
     def sample_stats(self) -> Stats:
         """Returns the stats of the sample."""
@@ -132,11 +178,14 @@ class PrepareJob:
                 stats = Stats.from_json(record)
                 documents = self._sampled_documents(chunk_index)
             else:
-                documents = read_chunk(self.chunks[chunk_index], self.options, stats)
+                documents = self._read(chunk_index, stats)
             write_chunk(documents, stats, self.encoder, directory, hash_lines=self.options.deduplicate_lines)
         record = read_chunk_record(directory)
         assert record is not None  # written above
         return record['num_documents'], record['characters']
+
+    def _read(self, chunk_index: int, stats: Stats) -> Generator[Document, None, None]:
+        return read_cleaned(self.chunks[chunk_index], self.options, stats, self.directory)
 
     def _sampled_documents(self, chunk_index: int) -> Iterator[Document]:
         with self._text_path(chunk_index).with_suffix('.jsonl').open(encoding='utf-8') as file:

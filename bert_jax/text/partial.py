@@ -24,7 +24,7 @@ from bert_jax.text.job import PrepareJob, identity_of_job, read_json_or_none
 
 _JOB = 'job.json'
 _LOCK = 'lock'
-_WORTH_KEEPING = ('texts', 'tokenizer', 'chunks')
+_WORTH_KEEPING = ('lines', 'texts', 'tokenizer', 'chunks')
 
 
 def partial_directory(corpus: pathlib.Path) -> pathlib.Path:

@@ -3,7 +3,6 @@
 The corpus is the same byte for byte however the work was divided, and finished chunks are never encoded again.
 """
 
-import dataclasses
 import errno
 import hashlib
 import itertools
@@ -12,7 +11,8 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bert_jax import config
@@ -21,6 +21,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import json_digest, new_directory
 from bert_jax.text.checksums import compute_checksums
 from bert_jax.text.chunks import Source, plan_source
+from bert_jax.text.cleaning.cleaner import check_cleaning
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
 from bert_jax.text.documents import ReadOptions
 from bert_jax.text.existing import WeightedSource, corpus_settings, find_existing, train_sources, weighted_sources
@@ -39,62 +40,17 @@ from bert_jax.text.preview import (
     first_sentences,
     report_issues,
 )
+from bert_jax.text.reasons import describe_dropped
+from bert_jax.text.scripts import total_counts
 from bert_jax.text.splits import SplitWriter
 from bert_jax.text.stats import Stats
-from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
+from bert_jax.text.summary import PrepareSummary, Unfinished, summarize
+from bert_jax.text.tokenizer import Tokenizer
 
 TOKENS_PER_SHARD = 1 << 25
 _SAMPLE_MARGIN = 10  # times `data.bad_text`: the tokenizer's sample may hold that much invalid text
 
 _OTHER_CORPUS = '--config.data.corpus=DIRECTORY'
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareSummary:
-    """The contents of a corpus, as `prepare --json` prints them.
-
-    Attributes:
-      documents, sentences, tokens: counts over both splits.
-      unknown_rate: fraction of the tokens that are [UNK].
-      tokens_per_word: tokens divided by whitespace-separated words.
-      seconds: wall-clock time of the process that wrote the corpus, including tokenizer training.
-      dropped: {reason: count} of everything that was left out or replaced.
-      path: the directory.
-      reused: whether the corpus already existed with the same settings.
-      splits: {split: {documents, sentences, tokens}}.
-      vocab_size: tokens in the vocabulary.
-      vocab_size_requested: `tokenizer.vocab_size` of the config; None for a provided tokenizer.
-      warnings: possible problems with the tokenizer, one sentence each.
-    """
-
-    documents: int
-    sentences: int
-    tokens: int
-    unknown_rate: float
-    tokens_per_word: float
-    seconds: float
-    dropped: dict[str, int]
-    path: str
-    reused: bool
-    splits: dict[str, dict[str, int]]
-    vocab_size: int
-    vocab_size_requested: int | None
-    warnings: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Unfinished:
-    """A corpus whose other shards have not finished; the fields are keys of `prepare --json`.
-
-    Attributes:
-      path: of the corpus.
-      pieces: chunks of the corpus.
-      pieces_left: chunks that other shards have not encoded yet.
-    """
-
-    path: str
-    pieces: int
-    pieces_left: int
 
 
 def prepare(
@@ -123,16 +79,16 @@ def prepare(
         or cannot be written, too many bad records, a source without documents, or fewer than two training documents
         with `data.pairing='nsp'`. Finished chunks are kept, and the same command resumes with them.
     """
-    _check_is_text(data)
+    _check_input(data)
     start = time.monotonic()
     directory = pathlib.Path(data.corpus)
     provided = load_provided_tokenizer(tokenizer, initial, directory)
     settings, mixture = corpus_settings(data, tokenizer, provided), weighted_sources(data)
     if (manifest := find_existing(directory, mixture, settings)) is not None:
-        _check_documents(data, manifest['splits']['train']['documents'])
+        _check_documents(data, manifest['splits']['train']['documents'], manifest['dropped'])
         if progress:
             say(f'{directory} already holds a corpus with these settings; the source was not read again.')
-        return _summary(directory, manifest, provided, tokenizer, [], progress, reused=True)
+        return summarize(directory, manifest, provided, tokenizer, [], progress, reused=True)
     make_pool = _pool_maker(workers, beam, progress)
     sources, warnings, is_first = plan_sources(data, mixture), [], shard is None or shard[0] == 0
     if provided is not None and tokenizer.path and is_first:
@@ -147,6 +103,7 @@ def prepare(
             directory, ReadOptions.from_config(data), sources, settings, alone=shard is None, progress=progress
         ) as job:
             with make_pool(job) as pool:
+                job.find_boilerplate(pool.run, shard)
                 make_tokenizer(job, pool, mixture, tokenizer, provided, progress)
                 job.sample_stats().check_invalid_text(data.bad_text, _SAMPLE_MARGIN)
                 chunks_of_shard = (
@@ -159,7 +116,7 @@ def prepare(
     except OSError as error:  # perhaps another process finished first and cleaned up
         if (manifest := find_existing(directory, mixture, settings)) is None:
             raise _cannot_write_error(directory, error) from error
-    return _summary(directory, manifest, provided, tokenizer, warnings, progress, reused=False)
+    return summarize(directory, manifest, provided, tokenizer, warnings, progress, reused=False)
 
 
 def _pool_maker(workers: int, beam: list[str] | None, progress: bool) -> Callable[[PrepareJob], Any]:
@@ -191,7 +148,7 @@ def tokenizer_preview(
     Raises:
       BadInput: see `prepare`.
     """
-    _check_is_text(data)
+    _check_input(data)
     directory, mixture = pathlib.Path(data.corpus), weighted_sources(data)
     provided, sources, options = (
         load_provided_tokenizer(tokenizer, initial, directory),
@@ -210,6 +167,7 @@ def tokenizer_preview(
                 directory, options, sources, settings, alone=True, progress=progress, removes_others=False
             ) as job:
                 with Pool(job, workers, progress) as pool:
+                    job.find_boilerplate(pool.run, None)
                     make_tokenizer(job, pool, mixture, tokenizer, None, progress)
                 job.sample_stats().check_invalid_text(data.bad_text, _SAMPLE_MARGIN)
                 trained = job.encoder.tokenizer
@@ -226,7 +184,8 @@ def tokenizer_preview(
 # --- Inputs and checks. ---
 
 
-def _check_is_text(data: config.Data) -> None:
+def _check_input(data: config.Data) -> None:
+    check_cleaning(data)
     if config.is_records(data.source):
         raise BadInput(
             f'config.data.source={data.source}',
@@ -244,9 +203,11 @@ def plan_sources(data: config.Data, mixture: list[WeightedSource]) -> list[Sourc
     ]
 
 
-def _check_documents(data: config.Data, num_train: int) -> None:
+def _check_documents(data: config.Data, num_train: int, dropped: Mapping[str, int]) -> None:
     if num_train == 0:
-        raise BadInput(f'config.data.source={data.source}', 'contains no training documents', 'files with text')
+        left_out = f' (left out: {describe_dropped(dropped)})' if dropped else ''
+        found = f'contains no training documents{left_out}'
+        raise BadInput(f'config.data.source={data.source}', found, 'files with text')
     if data.pairing == 'nsp' and num_train < MIN_DOCUMENTS:
         raise BadInput(
             f'config.data.source={data.source}',
@@ -263,29 +224,6 @@ def _cannot_write_error(directory: pathlib.Path, error: OSError) -> BadInput:
         f'cannot be written: {error.strerror or error}' + (f' ({error.filename})' if error.filename else ''),
         'a writable directory on a disk with enough free space',
         'free some space; the same command resumes with the finished chunks' if is_full else _OTHER_CORPUS,
-    )
-
-
-def _summary(
-    directory: pathlib.Path,
-    manifest: dict[str, Any],
-    provided: Tokenizer | None,
-    settings: config.Tokenizer,
-    warnings: list[str],
-    progress: bool,
-    *,
-    reused: bool,
-) -> PrepareSummary:
-    """Returns the summary of a corpus; `warnings` are those about its tokenizer that were printed already."""
-    splits, vocab_size = manifest['splits'], load_saved_tokenizer(directory / 'tokenizer').vocab_size
-    if provided is None:
-        warnings = [*warnings, *report_issues(find_vocab_size_issues(vocab_size, settings), 'the tokenizer', progress)]
-    totals = {name: sum(split[name] for split in splits.values()) for name in ('documents', 'sentences', 'tokens')}
-    measured = {name: manifest[name] for name in ('unknown_rate', 'tokens_per_word', 'seconds', 'dropped')}
-    requested = settings.vocab_size if provided is None else None
-    sizes = {'vocab_size': vocab_size, 'vocab_size_requested': requested}
-    return PrepareSummary(
-        **totals, **measured, **sizes, path=str(directory), reused=reused, splits=splits, warnings=warnings
     )
 
 
@@ -351,6 +289,8 @@ def _write_corpus(
 ) -> dict[str, Any]:
     """Writes all files of a corpus; returns the manifest."""
     shutil.copytree(job.tokenizer_directory, directory / 'tokenizer')
+    if job.boilerplate.exists():
+        shutil.copy(job.boilerplate, directory)
     tokenizer = job.encoder.tokenizer
     files = {source.name: source.files for source in job.sources}
     (directory / 'sources.json').write_text(json.dumps(files, indent=1) + '\n', 'utf-8')
@@ -371,7 +311,7 @@ def _write_corpus(
             validation_fraction=data.validation_fraction,
             deduplicate_lines=data.deduplicate_lines,
         )
-        _check_documents(data, writers['train'].counts['documents'])
+        _check_documents(data, writers['train'].counts['documents'], stats.counts + dropped)
     finally:
         for writer in writers.values():
             writer.close()
@@ -388,7 +328,9 @@ def _write_corpus(
         'tokens_per_shard': TOKENS_PER_SHARD,
         'unknown_rate': measured['unknown'] / max(1, num_tokens),
         'tokens_per_word': num_tokens / max(1, measured['words']),
-        'dropped': dict(sorted((+(stats.counts + dropped)).items())),
+        'characters_read': stats.characters,
+        **_text_counts(stats, dropped),
+        'scripts': total_counts(itertools.chain.from_iterable(chunks), tokenizer),
         'seconds': round(time.monotonic() - start, 3),
         'created': int(time.time()),  # seconds since 1970
         'files': files,
@@ -396,3 +338,12 @@ def _write_corpus(
     manifest['checksum'] = json_digest(manifest)  # so that a corrupt manifest is not reported as a corrupt file
     (directory / 'manifest.json').write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', 'utf-8')
     return manifest
+
+
+def _text_counts(stats: Stats, dropped_by_merge: Counter) -> dict[str, dict[str, int]]:
+    counts = {
+        'dropped': +(stats.counts + dropped_by_merge),
+        'dropped_characters': stats.dropped_characters,
+        'languages': stats.languages,
+    }
+    return {name: dict(sorted(counter.items())) for name, counter in counts.items()}

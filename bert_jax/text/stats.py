@@ -26,11 +26,13 @@ class Stats:
     Attributes:
       counts: {reason: count} of what was dropped or replaced: `empty_document`, `empty_file`, `invalid_utf8_replaced`
         (lines or records) and the `invalid_bytes` in them, `nul_bytes_removed`, `long_line_split` and
-        `long_document_cut` (number of cuts), `bad_record_skipped`, `unparsable_module`.
+        `long_document_cut` (number of cuts), `bad_record_skipped`, `unparsable_module`, and what `text/cleaning` drops.
       records: all records, of sources that have records.
       bad: the first bad records, [file and line, found, expected].
-      characters: of all documents.
+      characters: of all documents, before they are cleaned.
       invalid: {path: [invalid bytes, characters]} of files with bytes that are not UTF-8.
+      dropped_characters: {reason: characters} of what cleaning dropped or replaced.
+      languages: {code: documents} before other languages are dropped, if languages are identified.
     """
 
     counts: Counter = dataclasses.field(default_factory=Counter)
@@ -38,16 +40,19 @@ class Stats:
     bad: list[list[str]] = dataclasses.field(default_factory=list)
     characters: int = 0
     invalid: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    dropped_characters: Counter = dataclasses.field(default_factory=Counter)
+    languages: Counter = dataclasses.field(default_factory=Counter)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> 'Stats':
         """Restores stats from the values of `as_json`; `record` may hold other keys too."""
         values = [record[name] for name in ('records', 'bad', 'characters', 'invalid')]
-        return cls(Counter(record['counts']), *values)
+        counters = [Counter(record[name]) for name in ('dropped_characters', 'languages')]
+        return cls(Counter(record['counts']), *values, *counters)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the attributes as JSON values."""
-        return dataclasses.asdict(self) | {'counts': dict(self.counts)}
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
 
     def add(self, other: 'Stats') -> None:
         """Adds the stats of text that comes later in the source."""
@@ -55,6 +60,8 @@ class Stats:
         self.records += other.records
         self.bad = (self.bad + other.bad)[:_NUM_SHOWN]
         self.characters += other.characters
+        self.dropped_characters += other.dropped_characters
+        self.languages += other.languages
         for path, values in other.invalid.items():
             known = self.invalid.get(path, [0, 0])
             self.invalid[path] = [known[0] + values[0], known[1] + values[1]]

@@ -82,6 +82,8 @@ def _commands(directory: Path) -> Iterator[list[str]]:
     yield ['prepare', *flags, '--tokenizer_only']
     yield ['prepare', *flags, '--config.data.corpus=sharded', '--shard=1/2']
     yield ['prepare', *flags, '--show=1']
+    cleaned = ['--config.data.corpus=cleaned', '--config.data.languages=("*",)', '--config.data.redact=("email",)']
+    yield ['prepare', *flags, *cleaned, '--config.data.quality_rules=("c4_short_lines",)', '--show_dropped=1']
     yield ['doctor', *flags]
     yield plan
     yield [*plan, *phases]

@@ -48,10 +48,14 @@ def write_jsonl(path, documents, groups=None):
 
 
 def contents(directory):
-    """Returns the files of a corpus, and its manifest without times and without its own checksum."""
+    """Returns the files of a corpus, and its manifest without times and without its own checksum.
+
+    `report.html`, which only the command writes, is left out.
+    """
     files = {
         str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob('*') if path.is_file()
     }
+    files.pop('report.html', None)
     manifest = json.loads(files.pop('manifest.json'))
     del manifest['seconds'], manifest['created'], manifest['checksum']
     return files, manifest
