@@ -18,11 +18,12 @@ from absl import app, flags
 
 from bert_jax import config
 from bert_jax.config.cleaning import QUALITY_RULES, REDACTED
-from bert_jax.text.chunks import plan_source
 from bert_jax.text.cleaning.boilerplate import write_pairs
 from bert_jax.text.cleaning.cleaner import Cleaner
-from bert_jax.text.documents import Document, ReadOptions, read_chunk
+from bert_jax.text.documents import Document, read_chunk
 from bert_jax.text.prepare import prepare
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
 
 _SOURCE = flags.DEFINE_string('source', 'python-docs', 'as data.source')
@@ -55,7 +56,7 @@ def main(_: list[str]) -> None:
 
 
 def _read(source: str, max_bytes: float) -> list[Document]:
-    chunks = plan_source(source, 0, 'text').chunks
+    chunks = plan_source(source, 0).chunks
     size, documents = 0, []
     for document in itertools.chain.from_iterable(read_chunk(chunk, ReadOptions(), Stats()) for chunk in chunks):
         documents.append(document)

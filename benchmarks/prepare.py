@@ -34,10 +34,11 @@ import sentencepiece
 from absl import app, flags
 
 from bert_jax import config
-from bert_jax.text.chunks import plan_source
-from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.documents import read_chunk
 from bert_jax.text.encode import Encoder
 from bert_jax.text.prepare import prepare
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from bert_jax.text.vocabulary import flatten
@@ -70,7 +71,7 @@ def main(_: list[str]) -> None:
 
 def _write_docstrings(path: pathlib.Path) -> pathlib.Path:
     with path.open('w') as file:
-        for chunk in plan_source('python-docs', 0, '').chunks:
+        for chunk in plan_source('python-docs', 0).chunks:
             for document in read_chunk(chunk, ReadOptions(split_sentences=False), Stats()):
                 file.write('\n'.join(document.sentences) + '\n\n')
     return path
@@ -79,7 +80,7 @@ def _write_docstrings(path: pathlib.Path) -> pathlib.Path:
 def _measure_speed(directory: pathlib.Path, text: pathlib.Path, kind: str) -> None:
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     source = f'text:{text}'
-    chunks = plan_source(source, 0, '').chunks
+    chunks = plan_source(source, 0).chunks
     sentences = [
         s for chunk in chunks for document in read_chunk(chunk, ReadOptions(), Stats()) for s in document.sentences
     ]

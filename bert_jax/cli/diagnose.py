@@ -16,12 +16,12 @@ from bert_jax.config import Config, is_records
 from bert_jax.console import quantity, size
 from bert_jax.errors import BadInput
 from bert_jax.text.corpus import Corpus, load_corpus, verify
-from bert_jax.text.documents import ReadOptions
 from bert_jax.text.existing import weighted_sources
-from bert_jax.text.normalization import find_normalization_issues
 from bert_jax.text.prepare import plan_sources
-from bert_jax.text.preview import SAMPLE_CHARACTERS, find_vocab_size_issues, first_sentences
+from bert_jax.text.preview import SAMPLE_CHARACTERS, find_vocab_size_issues, find_vocabulary_issues, first_sentences
+from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.tokenizer import load_configured_tokenizer, prefer_saved_tokenizer
+from bert_jax.text.unknown_words import find_unknown_scripts
 
 _NUM_SENTENCES_READ = 200_000
 _MAX_UNKNOWN = 0.01
@@ -133,7 +133,7 @@ def _tokenizer(config: Config) -> Iterator[Problem]:
             expected = f'{found}, the setting of {where}'
             yield _warning(f'config.tokenizer.{name}', f'is {wanted}, but is not used', expected, fix)
     of_corpus = prefer_saved_tokenizer(tokenizer, settings, f'{config.data.corpus}/tokenizer')
-    for issue in find_normalization_issues(of_corpus, _sample(config)):
+    for issue in find_vocabulary_issues(of_corpus, True, _sample(config)):
         yield _warning(where, *issue)
 
 
@@ -195,7 +195,11 @@ def _vocabulary(config: Config, corpus: Corpus) -> Iterator[Problem]:
             f'--config.tokenizer.vocab_size={found}, or prepare another data.corpus',
         )
     unknown = corpus.manifest['unknown_rate']
-    if unknown > _MAX_UNKNOWN:
+    is_initial = config.init and not config.tokenizer.path  # otherwise checked already, or trained on this text
+    by_script = find_unknown_scripts(corpus.tokenizer, _sample(config)) if unknown and is_initial else []
+    for issue in by_script:
+        yield _warning(f'{corpus.directory} (tokenizer)', *issue)
+    if unknown > _MAX_UNKNOWN and not by_script:
         yield _warning(
             corpus.directory,
             f'{unknown:.1%} of its tokens are [UNK]',

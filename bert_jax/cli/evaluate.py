@@ -81,7 +81,7 @@ COMMAND = Command(
         AVERAGE,
         Flag(
             'source',
-            'text to evaluate on instead, as data.source names it: text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME',
+            'text to evaluate on instead, as data.source names it: text:FILES, jsonl:FILES, csv:FILES, hf:DIR, …',
         ),
         Flag('output', 'JSON file to write the result to (default: evaluation….json in the workdir; none for vectors)'),
         Flag(

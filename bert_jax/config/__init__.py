@@ -21,6 +21,7 @@ from bert_jax.config.data import (
     num_predictions,
     row_lengths,
     sources,
+    template_parts,
 )
 from bert_jax.config.families import FAMILIES, Bert, EuroBert, Model, ModernBert
 from bert_jax.config.names import field_names, unknown_field
@@ -87,6 +88,7 @@ __all__ = [
     'resolve',
     'row_lengths',
     'sources',
+    'template_parts',
     'unknown_field',
     'weight_decays',
 ]

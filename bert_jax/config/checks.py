@@ -3,7 +3,16 @@
 import dataclasses
 import math
 
-from bert_jax.config.data import MIN_BPE_TOKENS, Data, Tokenizer, is_records, mixes_sources, sources
+from bert_jax.config.data import (
+    MIN_BPE_TOKENS,
+    TABLE_KINDS,
+    Data,
+    Tokenizer,
+    is_records,
+    mixes_sources,
+    sources,
+    template_parts,
+)
 from bert_jax.config.families import Model
 from bert_jax.config.pretraining import Config, Mesh, Phase, Probe, Train
 from bert_jax.errors import BadInput
@@ -70,19 +79,7 @@ def check_together(config: Config) -> None:
     if not config.init:  # otherwise the initial model determines the family
         check_family_of_phases(config)
     check_pairing(config)
-    if data.group_field and any(name.partition(':')[0] in ('python-docs', 'text') for name, _ in sources(data)):
-        raise BadInput(
-            'config.data.group_field',
-            f'is {data.group_field!r}, but text files have no fields',
-            'jsonl, parquet or tfds',
-        )
-    names = [name for name, _ in sources(data)] + [data.validation_source]
-    if data.documents == 'file' and not any(name.startswith('text:') for name in names):
-        raise BadInput(
-            'config.data.documents',
-            "is 'file', and no source is of text files",
-            "'blank_lines' where each record is a document",
-        )
+    _check_reading(data)
     if data.validation_source and is_records(data.validation_source) != is_records(data.source):
         raise BadInput(
             'config.data.validation_source',
@@ -103,6 +100,30 @@ def check_together(config: Config) -> None:
         raise BadInput('config.init_larger', f'is True, and {found}', 'a smaller model, with new moments', fix)
     check_probes(config.train.probe_every, config.probe)
     check_mesh(config.mesh)
+
+
+def _check_reading(data: Data) -> None:
+    """Checks that the fields that say how text is read fit the kinds of the sources."""
+    training = {name.partition(':')[0] for name, _ in sources(data)}
+    kinds = training | {data.validation_source.partition(':')[0]}
+    if data.group_field and not training <= {*TABLE_KINDS}:
+        found = f'is {data.group_field!r}, but text files have no fields'
+        raise BadInput('config.data.group_field', found, ', '.join(TABLE_KINDS))
+    if data.documents == 'file' and 'text' not in kinds:
+        found, expected = "is 'file', and no source is of text files", "'blank_lines' where each record is a document"
+        raise BadInput('config.data.documents', found, expected)
+    if data.template and not kinds & {*TABLE_KINDS}:
+        raise BadInput('config.data.template', 'is set, and no source has fields', f'one of {", ".join(TABLE_KINDS)}')
+    if data.template and data.text_field != Data().text_field:
+        found = f'is set, and so is data.text_field={data.text_field!r}'
+        raise BadInput('config.data.template', found, 'one of the two', '--config.data.text_field=text')
+    if data.columns and not kinds & {'csv', 'tsv'}:
+        raise BadInput('config.data.columns', 'is set, and no source is of csv or tsv files', '()')
+    named = [name for _, name in template_parts(data.template) if name] if data.template else [data.text_field]
+    missing = [name for name in (*named, data.group_field) if name and name not in data.columns]
+    if data.columns and missing:
+        fix = '--config.data.text_field=NAME, one of these columns'
+        raise BadInput('config.data.columns', f'is {data.columns}, without {missing[0]!r}', 'the columns to read', fix)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, is_provided: bool) -> None:

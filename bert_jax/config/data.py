@@ -1,16 +1,23 @@
 """The settings of text, batches and tokenizer. `L` positions, `P` predictions and `E` packed sequences per row."""
 
+import codecs
 import dataclasses
 import difflib
 import math
+import re
+import string
 from typing import Any, ClassVar, TypeGuard
 
 from bert_jax.config.cleaning import QUALITY_RULES, REDACTED, are_languages, are_redacted, are_rules
 from bert_jax.config.fields import Role, at_least, fraction, setting
 
-SOURCE_KINDS = ('text', 'jsonl', 'parquet', 'tfds', 'tfrecord')
+TABLE_KINDS = ('jsonl', 'csv', 'tsv', 'parquet', 'hf', 'tfds')  # sources of records with fields
+SOURCE_KINDS = ('text', *TABLE_KINDS, 'html', 'warc', 'tfrecord')
 MIN_BPE_TOKENS = 256 + 5  # bytes and special tokens
-_KINDS_BY_SUFFIX = {'jsonl': 'jsonl', 'json': 'jsonl', 'parquet': 'parquet', 'tfrecord': 'tfrecord'}
+_KINDS_BY_SUFFIX = {'json': 'jsonl', 'ndjson': 'jsonl', 'htm': 'html'} | {
+    kind: kind for kind in ('jsonl', 'csv', 'tsv', 'parquet', 'html', 'warc', 'tfrecord')
+}
+_COMPRESSED = re.compile(r'\.(gz|zst|bz2|xz)$')
 
 
 def _is_source(value: Any) -> bool:
@@ -26,7 +33,7 @@ def _suggest_source(value: str) -> str:
         return f'{close[0]}:{path}' if close else ''
     if not any(mark in value for mark in './*'):
         return ''
-    suffix = value.removesuffix('.gz').rpartition('.')[2]
+    suffix = _COMPRESSED.sub('', value).rpartition('.')[2]
     return f'{_KINDS_BY_SUFFIX.get(suffix, "text")}:{value}'
 
 
@@ -46,6 +53,38 @@ def _is_source_or_several(value: Any) -> bool:
     names = [name for name, _ in pairs]
     weights = [weight for _, weight in pairs if isinstance(weight, int | float) and 0 < weight <= 1000]
     return 0 < len(value) == len(weights) and len({*names}) == len(names)
+
+
+def template_parts(template: str) -> list[tuple[str, str]]:
+    """Splits a template into (text, name of the field after it or ''); `\\n` and `\\t` stand for line feed and tab.
+
+    Raises:
+      ValueError: for braces that do not enclose the name of a field.
+    """
+    parts = []
+    for text, name, form, conversion in string.Formatter().parse(template.replace('\\n', '\n').replace('\\t', '\t')):
+        if form or conversion or name == '':
+            raise ValueError('a field has a name and nothing else')
+        parts.append((text, name or ''))
+    return parts
+
+
+def _is_template(value: str) -> bool:
+    try:
+        return not value or any(name for _, name in template_parts(value))
+    except ValueError:
+        return False
+
+
+def _is_encoding(value: str) -> bool:
+    try:
+        return value == 'auto' or ('a'.encode(value) != b'' and codecs.getincrementaldecoder(value) is not None)
+    except (LookupError, ValueError):
+        return False
+
+
+def _are_names(value: tuple) -> bool:
+    return all(isinstance(name, str) and name for name in value) and len({*value}) == len(value)
 
 
 def _is_automatic_or_room(value: int) -> bool:
@@ -113,8 +152,31 @@ class Data:
         lambda value: value is None or 0 <= value <= 1,
         role=Role.IDENTITY_IF_SET,
     )
-    # field of a record, or column of a table, that holds the text
+    # field of a record, or column of a table, that holds the text; a.b is field b of the object in field a
     text_field: str = setting('text', 'the name of a field', bool, role=Role.CONTENT)
+    # text of a record from several fields, such as '{title}\n\n{body}', instead of `text_field`; empty: one field
+    template: str = setting(
+        '',
+        "empty, or text with names of fields in braces, such as '{title}\\n\\n{body}'",
+        _is_template,
+        role=Role.CONTENT_IF_SET,
+    )
+    # names of the columns of csv and tsv files without a header; (): the first record names them
+    columns: tuple = setting(
+        (), "a tuple of different names, such as ('id', 'text')", _are_names, role=Role.CONTENT_IF_SET
+    )
+    # character between the cells of csv and tsv files; empty: a tab in tsv files, and found in csv files
+    delimiter: str = setting(
+        '',
+        'empty, or one character',
+        lambda value: len(value) <= 1 and value not in ('"', '\n', '\r'),
+        role=Role.CONTENT_IF_SET,
+    )
+    # csv and tsv files: quotation marks enclose cells that contain delimiters or line feeds; False: they are text
+    quotes: bool = setting(True, role=Role.CONTENT_IF_SET)
+    # encoding of text, jsonl, csv and tsv files without a byte order mark: a name such as windows-1252, or auto, which
+    # detects it in each file
+    encoding: str = setting('utf-8', 'auto, or the name of an encoding', _is_encoding, role=Role.CONTENT_IF_SET)
     # field whose value keeps records together: those of one patient or book are never in both splits; empty: no groups
     group_field: str = setting('', role=Role.CONTENT)
     # share of the records that may be invalid (not JSON, no text) and are skipped; more is an error

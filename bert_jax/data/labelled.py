@@ -10,8 +10,8 @@ from bert_jax.config import Data
 from bert_jax.config.finetuning import Task
 from bert_jax.errors import BadInput
 from bert_jax.json_files import DamagedJson, parse_json
-from bert_jax.text.chunks import open_tfds
-from bert_jax.text.lines import read_whole_lines
+from bert_jax.text.sources.lines import read_whole_lines
+from bert_jax.text.sources.tfds import open_tfds
 from bert_jax.text.stats import not_utf8_error
 
 _MAX_CELL_CHARACTERS = 1 << 26  # in a CSV file
@@ -131,7 +131,7 @@ def _read_jsonl(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
 
 def _read_parquet(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
     """Reads all columns; `where` counts rows from 1."""
-    from bert_jax.text.parquet import read_columns  # pyarrow is slow to import
+    from bert_jax.text.sources.parquet import read_columns  # pyarrow is slow to import
 
     is_first = True
     for row, fields in enumerate(read_columns(path), 1):
@@ -196,7 +196,7 @@ def _read_squad(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
 
 
 def _read_tfds(spec: str, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
-    records = open_tfds(spec, [])
+    records = open_tfds(spec, ())
     features = records.dataset_info.features
     check_columns(needed, features, f'tfds:{spec}', task.kind)
     for index in range(len(records)):

@@ -31,7 +31,7 @@ from bert_jax.files import is_local, json_digest, map_array, new_directory
 from bert_jax.json_files import read_json
 from bert_jax.runtime.caches import cache_directory
 from bert_jax.text import checksums
-from bert_jax.text.chunks import find_files
+from bert_jax.text.sources.files import find_files
 
 _INDEX_VERSION = 2
 _RECORDS_AT_ONCE = 128

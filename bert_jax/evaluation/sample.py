@@ -12,13 +12,15 @@ from typing import Any
 from bert_jax import config
 from bert_jax.config.fields import Role, names_with
 from bert_jax.errors import BadInput
-from bert_jax.text.chunks import Chunk, plan_source
+from bert_jax.text.chunks import Chunk
 from bert_jax.text.cleaning.cleaner import read_cleaned
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import Document, ReadOptions
+from bert_jax.text.documents import Document
 from bert_jax.text.encode import split_hash
 from bert_jax.text.existing import changes_since, weighted_sources
 from bert_jax.text.merge import MIN_DOCUMENTS
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
 
 WINDOW_CHARACTERS = 200  # short enough for the positions of nearly every run
@@ -79,9 +81,8 @@ def _sample_windows(data: config.Data, count: int) -> list[Window]:
     """Returns up to `count` distinct windows with words to predict, from chunks across all held-out sources."""
     sources = weighted_sources(data)
     sources = [name for name, _, split in sources if split == 'validation'] or [name for name, _, _ in sources]
-    fields = data.text_field, data.group_field, data.documents
-    chunks = [chunk for i, source in enumerate(sources) for chunk in plan_source(source, i, *fields).chunks]
     options = ReadOptions.from_config(data)
+    chunks = [chunk for i, source in enumerate(sources) for chunk in plan_source(source, i, options).chunks]
 
     def read(chunk: Chunk) -> Iterator[Document]:
         return read_cleaned(chunk, options, Stats(), pathlib.Path(data.corpus))

@@ -10,7 +10,7 @@ from bert_jax.data.labelled import Record, parse_record, read_records
 from bert_jax.errors import BadInput
 from bert_jax.finetune.predict import Columns
 from bert_jax.text.chunks import MAX_RECORD_BYTES
-from bert_jax.text.lines import decode, line_too_long_error, read_whole_lines
+from bert_jax.text.sources.lines import decode, line_too_long_error, read_whole_lines
 
 _STANDARD_INPUT = ('-', 'jsonl:-')
 _JSON_LINES = ('.jsonl', '.ndjson')  # file name suffixes

@@ -20,7 +20,7 @@ from bert_jax.files import json_digest
 from bert_jax.finetune.rows import Rows, make_rows
 from bert_jax.finetune.splits import sampled
 from bert_jax.finetune.texts import encode_texts, parse_number, read_text
-from bert_jax.text.lines import batched
+from bert_jax.text.sources.lines import batched
 from bert_jax.text.tokenizer import Tokenizer
 
 _CHUNK_SIZE = 4096  # records encoded together

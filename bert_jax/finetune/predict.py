@@ -25,7 +25,7 @@ from bert_jax.finetune.tags import encode_words, read_words, within_sentence
 from bert_jax.finetune.texts import encode_texts
 from bert_jax.finetune.windows import Span, Window, null_score, rank_spans
 from bert_jax.pretrained.load import Pretrained, batches_by_length
-from bert_jax.text.lines import batched
+from bert_jax.text.sources.lines import batched
 
 EXAMPLES_AT_ONCE = 256  # examples encoded and run together
 

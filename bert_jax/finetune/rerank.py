@@ -24,7 +24,7 @@ from bert_jax.finetune.predict import FineTuned, columns_of
 from bert_jax.finetune.workdirs import read_run, seeds_of
 from bert_jax.json_files import read_given_json
 from bert_jax.pretrained.families import TASK_OF_CLASS
-from bert_jax.text.lines import batched
+from bert_jax.text.sources.lines import batched
 from bert_jax.workdir import identity
 
 _PAIRS_AT_ONCE = 1024  # pairs encoded and run together

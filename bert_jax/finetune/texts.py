@@ -14,7 +14,7 @@ from bert_jax.errors import BadInput
 from bert_jax.finetune import metrics
 from bert_jax.finetune.rows import make_rows
 from bert_jax.finetune.splits import Split, json_lines, softmax
-from bert_jax.text.lines import batched
+from bert_jax.text.sources.lines import batched
 from bert_jax.text.tokenizer import Tokenizer
 
 _CHUNK_SIZE = 4096  # texts encoded together

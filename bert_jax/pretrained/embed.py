@@ -16,7 +16,7 @@ from bert_jax.pretrained.embed_output import PartialVectors, check_output, open_
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
 from bert_jax.pretrained.vectors import TextEncoder
-from bert_jax.text.lines import batched
+from bert_jax.text.sources.lines import batched
 from bert_jax.version import __version__
 
 _TEXTS_AT_ONCE = 1 << 12  # sorted by length, computed and saved together

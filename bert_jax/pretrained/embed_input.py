@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from bert_jax.config.finetuning import Task
 from bert_jax.data.labelled import Record, read_records
 from bert_jax.errors import BadInput
-from bert_jax.text.lines import read_whole_lines
+from bert_jax.text.sources.lines import read_whole_lines
 
 _SUFFIXES = {'.jsonl': 'jsonl', '.ndjson': 'jsonl', '.csv': 'csv', '.tsv': 'tsv', '.parquet': 'parquet'}
 _FORMATS = ('text', 'jsonl', 'csv', 'tsv', 'parquet')

@@ -9,8 +9,8 @@ from bert_jax import config
 from bert_jax.config.fields import content_of
 from bert_jax.errors import BadInput
 from bert_jax.json_files import read_json
-from bert_jax.text.chunks import stat_files
 from bert_jax.text.corpus import read_manifest
+from bert_jax.text.sources.plan import stat_files
 from bert_jax.text.tokenizer import Tokenizer
 
 

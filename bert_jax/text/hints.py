@@ -10,9 +10,9 @@ import numpy as np
 from bert_jax.console import size
 from bert_jax.files import is_local
 from bert_jax.text.chunks import FileRange, Source
-from bert_jax.text.documents import ReadOptions
-from bert_jax.text.lines import read_lines
-from bert_jax.text.parquet import longest_page
+from bert_jax.text.sources.lines import read_lines
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.parquet import longest_page
 
 _NUM_FILES = 3  # inspected per source, spread over it
 _NUM_LINES = 400  # inspected per file
@@ -26,7 +26,8 @@ def find_hints(sources: list[Source], options: ReadOptions) -> Iterator[str]:
     for source in sources:
         kind = source.name.partition(':')[0]
         paths = [path for path, (num_bytes, _) in source.files.items() if num_bytes and is_local(path)]
-        if kind == 'parquet' and paths and (num_bytes := longest_page(paths[0], options.text_field)) > _LARGE_PAGE:
+        fields = options.text_fields if kind == 'parquet' and paths else ()
+        if (num_bytes := max((longest_page(paths[0], field) for field in fields), default=0)) > _LARGE_PAGE:
             yield (
                 f'{paths[0]} seems to have pages of {size(num_bytes)}; reading one takes three times as much memory. '
                 'Write smaller ones with pyarrow.parquet.write_table(…, write_batch_size=16)'
@@ -34,7 +35,8 @@ def find_hints(sources: list[Source], options: ReadOptions) -> Iterator[str]:
         if kind != 'text' or not paths:
             continue
         for path in dict.fromkeys(paths[index * (len(paths) - 1) // (_NUM_FILES - 1)] for index in range(_NUM_FILES)):
-            lines = [str(line) for line in itertools.islice(read_lines(FileRange(path), kind, Counter()), _NUM_LINES)]
+            lines = read_lines(FileRange(path), kind, Counter(), options.encoding)
+            lines = [str(line) for line in itertools.islice(lines, _NUM_LINES)]
             if hint := _hint_for_lines(lines, options):
                 yield f'{path} {hint}'
                 break
@@ -45,7 +47,7 @@ def _hint_for_lines(lines: list[str], options: ReadOptions) -> str:
     if len(texts) > 1 and all(map(_is_json_object, texts[:_MIN_EVIDENCE])):
         return 'looks like JSON lines: the source jsonl:GLOB reads the field data.text_field of each line'
     if texts and texts[0].lower().startswith(('<!doctype html', '<html', '<?xml')):
-        return 'looks like HTML or XML: its tags become part of the text'
+        return 'looks like HTML or XML: the source html:GLOB reads the main text of pages, without their tags'
     width = 0 if options.join_lines else _width(lines)
     if width:
         return f'looks wrapped at {width} characters: --config.data.join_lines=True joins the lines of each paragraph'

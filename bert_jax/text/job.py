@@ -27,9 +27,10 @@ from bert_jax.json_files import DamagedJson, read_json
 from bert_jax.text.chunks import Chunk, Source
 from bert_jax.text.cleaning.boilerplate import FILE_NAME, find_boilerplate, write_pairs
 from bert_jax.text.cleaning.cleaner import read_cleaned
-from bert_jax.text.documents import Document, ReadOptions, read_chunk
+from bert_jax.text.documents import Document, read_chunk
 from bert_jax.text.encode import Encoder, read_chunk_record, write_chunk
 from bert_jax.text.reasons import describe_dropped
+from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import load_saved_tokenizer
 

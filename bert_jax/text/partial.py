@@ -19,8 +19,8 @@ from bert_jax.console import say, size
 from bert_jax.errors import BadInput
 from bert_jax.files import discard, json_digest, remove_leftovers, write_whole
 from bert_jax.text.chunks import Source
-from bert_jax.text.documents import ReadOptions
 from bert_jax.text.job import PrepareJob, identity_of_job, read_json_or_none
+from bert_jax.text.sources.options import ReadOptions
 
 _JOB = 'job.json'
 _LOCK = 'lock'

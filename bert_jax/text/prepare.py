@@ -20,16 +20,14 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest, new_directory
 from bert_jax.text.checksums import compute_checksums
-from bert_jax.text.chunks import Source, plan_source
+from bert_jax.text.chunks import Source
 from bert_jax.text.cleaning.cleaner import check_cleaning
 from bert_jax.text.corpus import FORMAT_VERSION, SPLITS
-from bert_jax.text.documents import ReadOptions
 from bert_jax.text.existing import WeightedSource, corpus_settings, find_existing, train_sources, weighted_sources
 from bert_jax.text.hints import documents_hint, find_hints
 from bert_jax.text.job import PrepareJob
 from bert_jax.text.job_tokenizer import load_provided_tokenizer, make_tokenizer
 from bert_jax.text.merge import MIN_DOCUMENTS, MixtureComponent, merge
-from bert_jax.text.normalization import find_normalization_issues
 from bert_jax.text.partial import open_job
 from bert_jax.text.pool import Pool
 from bert_jax.text.preview import (
@@ -39,9 +37,12 @@ from bert_jax.text.preview import (
     find_vocab_size_issues,
     first_sentences,
     report_issues,
+    report_vocabulary,
 )
 from bert_jax.text.reasons import describe_dropped
 from bert_jax.text.scripts import total_counts
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.splits import SplitWriter
 from bert_jax.text.stats import Stats
 from bert_jax.text.summary import PrepareSummary, Unfinished, summarize
@@ -91,11 +92,9 @@ def prepare(
         return summarize(directory, manifest, provided, tokenizer, [], progress, reused=True)
     make_pool = _pool_maker(workers, beam, progress)
     sources, warnings, is_first = plan_sources(data, mixture), [], shard is None or shard[0] == 0
-    if provided is not None and tokenizer.path and is_first:
+    if provided is not None and is_first:
         sentences = first_sentences(sources, ReadOptions.from_config(data), characters=SAMPLE_CHARACTERS)
-        warnings = report_issues(
-            find_normalization_issues(provided, sentences), f'config.tokenizer.path={tokenizer.path}', progress
-        )
+        warnings = report_vocabulary(provided, tokenizer, sentences, progress)
     for hint in find_hints(sources, ReadOptions.from_config(data)) if progress and is_first else ():
         say(f'hint: {hint}')
     try:
@@ -157,8 +156,7 @@ def tokenizer_preview(
     )
     if provided is not None:
         sentences = first_sentences(sources, options)
-        issues = find_normalization_issues(provided, sentences) if tokenizer.path else []
-        warnings = report_issues(issues, f'config.tokenizer.path={tokenizer.path}', progress)
+        warnings = report_vocabulary(provided, tokenizer, sentences, progress)
         preview = describe_tokenizer(provided, sentences)
     else:
         settings = corpus_settings(data, tokenizer, None)
@@ -197,10 +195,8 @@ def _check_input(data: config.Data) -> None:
 
 def plan_sources(data: config.Data, mixture: list[WeightedSource]) -> list[Source]:
     """Divides the sources of a corpus into chunks; see `plan_source`."""
-    return [
-        plan_source(source, source_index, data.text_field, data.group_field, data.documents)
-        for source_index, (source, _, _) in enumerate(mixture)
-    ]
+    options = ReadOptions.from_config(data)
+    return [plan_source(source, source_index, options) for source_index, (source, _, _) in enumerate(mixture)]
 
 
 def _check_documents(data: config.Data, num_train: int, dropped: Mapping[str, int]) -> None:
@@ -247,7 +243,7 @@ def merge_chunks(
     stats = _job_stats(job)
     for where, found, _ in stats.bad if progress else ():
         say(f'skipped a bad record: {where} {found}')
-    for line in stats.describe_invalid() if progress else ():
+    for line in [*stats.describe_encodings(), *stats.describe_invalid()] if progress else ():
         say(f'note: {line}')
     stats.check_bad_records(data.bad_records)
     stats.check_invalid_text(data.bad_text)

@@ -8,9 +8,11 @@ from typing import Any
 from bert_jax import config
 from bert_jax.console import say
 from bert_jax.text.chunks import Source
-from bert_jax.text.documents import ReadOptions, read_chunk
-from bert_jax.text.normalization import TokenizerIssue, unknown_rate
+from bert_jax.text.documents import read_chunk
+from bert_jax.text.normalization import TokenizerIssue, find_normalization_issues, unknown_rate
+from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.stats import Stats
+from bert_jax.text.unknown_words import find_unknown_scripts
 from bert_jax.text.vocabulary import Tokenizer
 
 _MIN_OF_REQUESTED = 0.9  # of `vocab_size`; a smaller vocabulary is reported
@@ -75,9 +77,28 @@ def find_vocab_size_issues(vocab_size: int, settings: config.Tokenizer) -> list[
     return [TokenizerIssue(found, f'about tokenizer.vocab_size={settings.vocab_size:,}', fix)]
 
 
+def find_vocabulary_issues(tokenizer: Tokenizer, is_from_file: bool, sentences: list[str]) -> list[TokenizerIssue]:
+    """Looks for signs that a provided vocabulary does not suit the text: its normalization, or unknown scripts.
+
+    Args:
+      is_from_file: whether `tokenizer.path` names it; that of an initial model has the normalization of the model.
+      sentences: a sample of the text; may be empty.
+    """
+    issues = find_normalization_issues(tokenizer, sentences) if is_from_file else []
+    return issues or find_unknown_scripts(tokenizer, sentences)
+
+
 def report_issues(issues: list[TokenizerIssue], where: str, progress: bool) -> list[str]:
     """Returns one line per issue; prints them if `progress`."""
     lines = [f'{where}: {issue.found}; expected: {issue.expected}; fix: {issue.fix}' for issue in issues]
     for line in lines if progress else ():
         say(f'warning: {line}')
     return lines
+
+
+def report_vocabulary(
+    provided: Tokenizer, settings: config.Tokenizer, sentences: list[str], progress: bool
+) -> list[str]:
+    """Returns one line per possible problem of a provided vocabulary with a sample; prints them if `progress`."""
+    where = f'config.tokenizer.path={settings.path}' if settings.path else 'the tokenizer of the initial model'
+    return report_issues(find_vocabulary_issues(provided, bool(settings.path), sentences), where, progress)

@@ -17,7 +17,7 @@ from bert_jax.text.vocabulary import Tokenizer
 
 CHARACTERS_FILE = 'characters.npy'
 _NUM_CODES = 0x110000
-_OTHER = 'other'  # characters that are not letters, sentences without letters
+OTHER = 'other'  # characters that are not letters, sentences without letters
 _LATIN = 'Latin'
 _NAMES = {'Cjk': 'Han', 'Ideographic': 'Han', 'Fullwidth': _LATIN, 'Halfwidth': 'Katakana', 'Mathematical': _LATIN}
 _NO_SCRIPTS = ('Modifier', 'Feminine', 'Masculine', 'Micro', 'Combining')
@@ -30,16 +30,16 @@ _COUNTS = ('sentences', 'words', 'tokens', 'unknown', 'letters')
 def script_of(character: str) -> str:
     """Returns the script of a letter, after the first word of its Unicode name; 'other' for other characters."""
     if not character.isalpha():
-        return _OTHER
+        return OTHER
     word = unicodedata.name(character, '').partition(' ')[0].partition('-')[0].title()
-    return _OTHER if not word or word in _NO_SCRIPTS else _NAMES.get(word, word)
+    return OTHER if not word or word in _NO_SCRIPTS else _NAMES.get(word, word)
 
 
 class _Scripts:
     """Indices of scripts; those of code points are looked up in an array, which grows as they occur."""
 
     def __init__(self):
-        self.names: list[str] = [_OTHER]
+        self.names: list[str] = [OTHER]
         self._indices = np.full(_NUM_CODES, 255, np.uint8)
 
     def indices_of(self, codes: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ class TextCounts:
         is_ascii = np.maximum.reduceat(data, starts) < 128
         has_letters = np.logical_or.reduceat(np.frombuffer(text.translate(_IS_ASCII_LETTER), bool), starts)
         self._add_counts(_LATIN, counts[:, is_ascii & has_letters])
-        self._add_counts(_OTHER, counts[:, is_ascii & ~has_letters])
+        self._add_counts(OTHER, counts[:, is_ascii & ~has_letters])
         if not is_ascii.all():
             borders = zip(starts[~is_ascii].tolist(), ends[~is_ascii].tolist(), strict=True)
             others = b''.join([text[start:end] for start, end in borders])
@@ -104,15 +104,15 @@ class TextCounts:
         self._characters[: len(occurring)] += occurring
         starts = np.append(0, np.flatnonzero(codes == ord('\n'))[:-1] + 1)
         indices = self._scripts.indices_of(codes)
-        names = sorted({self._scripts.names[index] for index in np.flatnonzero(np.bincount(indices))} - {_OTHER})
+        names = sorted({self._scripts.names[index] for index in np.flatnonzero(np.bincount(indices))} - {OTHER})
         letters = np.zeros((len(names) + 1, len(starts)), np.int64)  # the last row is of sentences without letters
         for row, name in enumerate(names):
             letters[row] = np.add.reduceat(indices == self._scripts.names.index(name), starts, dtype=np.int64)
         main = np.where(letters.any(axis=0), np.argmax(letters, axis=0), len(names))
-        for row, name in enumerate([*names, _OTHER]):
+        for row, name in enumerate([*names, OTHER]):
             self._add_counts(name, counts[:, main == row])
         for code in np.flatnonzero(occurring).tolist():
-            if (name := script_of(chr(code))) != _OTHER:
+            if (name := script_of(chr(code))) != OTHER:
                 self._of(name)['letters'] += int(occurring[code])
 
     def _add_counts(self, script: str, counts: np.ndarray) -> None:

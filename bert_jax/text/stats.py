@@ -12,11 +12,15 @@ from bert_jax.console import quantity
 from bert_jax.errors import BadInput
 
 _NUM_SHOWN = 3  # bad records, and files with invalid text, that are reported by name
+_MAX_NAMED = 20  # files whose encoding was detected
 _MIN_HOPELESS_RECORDS = 100  # with that many bad records, and more than half of all, reading stops
 _MIN_HOPELESS_BYTES = 10_000  # with that many invalid bytes, and more than a fifth of a file range, reading stops
 _MIN_INVALID_BYTES = 50  # fewer never reject a single file among many
 _MAX_FILES = 1000  # remembered, those with most invalid bytes
-_ALLOW_MORE = ', or --config.data.bad_text=FRACTION to replace the invalid bytes'
+_ALLOW_MORE = (
+    ', --config.data.encoding=auto (or its name) to read it as it is, '
+    'or --config.data.bad_text=FRACTION to replace the invalid bytes'
+)
 
 
 @dataclasses.dataclass
@@ -33,6 +37,7 @@ class Stats:
       invalid: {path: [invalid bytes, characters]} of files with bytes that are not UTF-8.
       dropped_characters: {reason: characters} of what cleaning dropped or replaced.
       languages: {code: documents} before other languages are dropped, if languages are identified.
+      encodings: {path: encoding} of files whose encoding was detected and is not UTF-8.
     """
 
     counts: Counter = dataclasses.field(default_factory=Counter)
@@ -42,13 +47,14 @@ class Stats:
     invalid: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     dropped_characters: Counter = dataclasses.field(default_factory=Counter)
     languages: Counter = dataclasses.field(default_factory=Counter)
+    encodings: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> 'Stats':
         """Restores stats from the values of `as_json`; `record` may hold other keys too."""
         values = [record[name] for name in ('records', 'bad', 'characters', 'invalid')]
         counters = [Counter(record[name]) for name in ('dropped_characters', 'languages')]
-        return cls(Counter(record['counts']), *values, *counters)
+        return cls(Counter(record['counts']), *values, *counters, record['encodings'])
 
     def as_json(self) -> dict[str, Any]:
         """Returns the attributes as JSON values."""
@@ -67,6 +73,8 @@ class Stats:
             self.invalid[path] = [known[0] + values[0], known[1] + values[1]]
         if len(self.invalid) > 2 * _MAX_FILES:
             self.invalid = dict(self.worst_files(_MAX_FILES))
+        for path, encoding in other.encodings.items():
+            self.add_encoding(path, encoding)
 
     # --- Records. ---
 
@@ -138,6 +146,17 @@ class Stats:
         for path, (invalid, characters) in self.worst_files(len(self.invalid)):
             if too_much or (invalid >= _MIN_INVALID_BYTES and invalid > limit * characters):
                 raise not_utf8_error(path, invalid, characters, expected, _ALLOW_MORE)
+
+    def add_encoding(self, path: str, encoding: str) -> None:
+        """Records the encoding that was detected in a file, for the first files that are not UTF-8."""
+        if encoding != 'utf-8' and len(self.encodings) < _MAX_FILES:
+            self.encodings[path] = encoding
+
+    def describe_encodings(self) -> list[str]:
+        """Returns one line for each of the first files with another encoding than UTF-8, and one for all others."""
+        lines = [f'{path}: read as {encoding}' for path, encoding in list(self.encodings.items())[:_MAX_NAMED]]
+        num_others = len(self.encodings) - len(lines)
+        return lines + [f'… and {quantity(num_others, "more file")} in other encodings than UTF-8'] * (num_others > 0)
 
     def worst_files(self, count: int) -> list[tuple[str, list[int]]]:
         """Returns up to `count` of (path, [invalid bytes, characters]), most invalid bytes first."""

@@ -32,7 +32,7 @@ from bert_jax.cli.flags import config_of, fields_of, parse
 from bert_jax.cli.shipped import find_config
 from bert_jax.config import finetuning
 from bert_jax.runtime import versions
-from bert_jax.text import python_docs
+from bert_jax.text.sources import python_docs
 
 def config(command, *arguments):
     return parse(COMMANDS[command], list(arguments))[0].config

@@ -63,6 +63,29 @@ def test_invalid_choice_lists_allowed_and_nearest_values() -> None:
     assert "'nsp', 'sop', 'none'" in message and "did you mean 'nsp'" in message
 
 
+@pytest.mark.parametrize(
+    ('values', 'where'),
+    [
+        ({'template': '{title'}, 'template: is '),
+        ({'template': 'no field'}, 'template: is '),
+        ({'template': '{title!r}'}, 'template: is '),
+        (
+            {'template': '{title}', 'text_field': 'body', 'source': 'csv:a'},
+            'template: is set, and so is data.text_field',
+        ),
+        ({'template': '{title}', 'source': 'text:a'}, 'template: is set, and no source has fields'),
+        ({'columns': ('a', 'a'), 'source': 'csv:a'}, 'columns: is '),
+        ({'columns': ('id', 'body'), 'source': 'csv:a'}, "columns: is .* without 'text'"),
+        ({'columns': ('id', 'text'), 'source': 'jsonl:a'}, 'columns: is set, and no source'),
+        ({'delimiter': ',,', 'source': 'csv:a'}, 'delimiter: is '),
+        ({'group_field': 'id', 'source': 'html:a'}, "group_field: is 'id', but text files have no fields"),
+    ],
+)
+def test_fields_that_say_how_tables_are_read_are_checked(values: dict, where: str) -> None:
+    with pytest.raises(BadInput, match=f'config.data.{where}'):
+        resolve({'data': values})
+
+
 @pytest.mark.parametrize('field', ['source', 'validation_source'])
 @pytest.mark.parametrize(
     ('source', 'fix'),
@@ -71,6 +94,7 @@ def test_invalid_choice_lists_allowed_and_nearest_values() -> None:
         ('my texts/a', "'--config.data.{field}=text:my texts/a'"),
         ('wiki/*.jsonl.gz', 'jsonl:wiki/*.jsonl.gz'),
         ('a.parquet', 'parquet:a.parquet'),
+        ('tables/*.csv.xz', 'csv:tables/*.csv.xz'),
         ('gs://bucket/a.txt', 'text:gs://bucket/a.txt'),
         ('txt:a.md', 'text:a.md'),
         ('json:a', 'jsonl:a'),

@@ -23,9 +23,10 @@ from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.pretrained.sentences import read_retrieval_settings
 from bert_jax.report.page import write_report
-from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.documents import read_chunk
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
 from bert_jax.workdir.identity import load_config
 from tests.support.configs import as_config, prepared
@@ -167,7 +168,7 @@ def test_words_come_from_the_held_out_documents(directory: Path) -> None:
     config = load_config(str(directory / 'run'))
     windows = read_held_out_windows(config.data, 10_000)
     corpus = load_corpus(config.data.corpus)
-    [chunk] = plan_source(config.data.source, 0, 'text').chunks
+    [chunk] = plan_source(config.data.source, 0).chunks
     held_out = corpus.validation.gather(np.arange(corpus.validation.num_tokens)).tolist()
     held_out = ' '.join(map(str, held_out))
     documents = [' '.join(document.sentences) for document in read_chunk(chunk, ReadOptions(), Stats())]

@@ -1,7 +1,10 @@
 """However a file is divided into ranges, each document is read exactly once."""
 
+import bz2
+import functools
 import gzip
 import json
+import lzma
 import sys
 import tracemalloc
 
@@ -14,8 +17,11 @@ from pyarrow import parquet
 
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
-from bert_jax.text.chunks import Chunk, FileRange, plan_source
-from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.chunks import Chunk, FileRange
+from bert_jax.text.documents import read_chunk
+from bert_jax.text.sources.files import find_files
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
 
 READING = ReadOptions(split_sentences=False)
@@ -57,7 +63,7 @@ def test_json_lines_split_at_any_offset_yield_the_same_documents(tmp_path):
 def test_text_without_lines_keeps_every_character_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, 'MAX_LINE_LENGTH', 10)
     monkeypatch.setattr(chunks, 'MAX_DOCUMENT_LENGTH', 25)
-    monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 10)
+    monkeypatch.setattr('bert_jax.text.sources.lines._BLOCK_BYTES', 10)
     rng = np.random.default_rng(1)
     for alphabet in ('aé世\n', 'aé世🙂', 'ab\n\n'):
         text = ''.join(rng.choice(list(alphabet), 300))
@@ -76,7 +82,7 @@ def test_text_without_lines_keeps_every_character_whole(tmp_path, monkeypatch):
 def test_long_lines_are_split_and_long_records_are_bad(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, 'MAX_LINE_LENGTH', 1000)
     monkeypatch.setattr(chunks, 'MAX_RECORD_BYTES', 3000)
-    monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 300)
+    monkeypatch.setattr('bert_jax.text.sources.lines._BLOCK_BYTES', 300)
     (tmp_path / 'a').write_text('x' * 2500 + '\n' + 'y' * 1000 + '\n\nz')
     stats = Stats()
     assert [list(map(len, d)) for d in read('text', [FileRange(str(tmp_path / 'a'))], stats)] == [
@@ -128,11 +134,11 @@ def store(monkeypatch):
 def test_large_remote_file_is_read_by_ranges(store, monkeypatch):
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 300_000)
     monkeypatch.setattr(chunks, '_BUFFER_BYTES', 1 << 14)
-    monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 50_000)
+    monkeypatch.setattr('bert_jax.text.sources.lines._BLOCK_BYTES', 50_000)
     texts = [f'text {i} ' + 'x' * (1 + i % 200) for i in range(20_000)]
     store.objects = {'bucket/a.txt': '\n\n'.join(texts).encode()}
     size = len(store.objects['bucket/a.txt'])
-    planned = plan_source('text:s3://bucket/a.txt', 0, 'text')
+    planned = plan_source('text:s3://bucket/a.txt', 0)
     assert len(planned.chunks) == -(-size // 300_000) > 5
     found = []
     for chunk in planned.chunks:
@@ -142,12 +148,22 @@ def test_large_remote_file_is_read_by_ranges(store, monkeypatch):
     assert found == texts
 
 
-@pytest.mark.parametrize('name, pack', [('a.gz', gzip.compress), ('a.zst', zstandard.compress), ('a', bytes)])
+PACKS = [
+    ('a.gz', gzip.compress),
+    ('a.zst', zstandard.compress),
+    ('a.bz2', bz2.compress),
+    ('a.xz', functools.partial(lzma.compress, preset=0)),  # with a dictionary of 256 KiB
+    ('a', bytes),
+]
+
+
+@pytest.mark.parametrize('name, pack', PACKS)
 def test_remote_file_is_streamed_compressed_or_not(store, monkeypatch, name, pack):
-    monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', 1 << 16)
+    monkeypatch.setattr('bert_jax.text.sources.compression._BLOCK_BYTES', 1 << 16)
+    monkeypatch.setattr('bert_jax.text.sources.lines._BLOCK_BYTES', 1 << 16)
     noise = np.random.default_rng(0).integers(97, 107, (30_000, 100)).astype(np.uint8)
     store.objects = {f'bucket/{name}': pack(b'\n\n'.join(line.tobytes() for line in noise))}
-    [chunk] = plan_source(f'text:s3://bucket/{name}', 0, 'text').chunks
+    [chunk] = plan_source(f'text:s3://bucket/{name}', 0).chunks
     tracemalloc.start()
     documents = 0
     for document in read_chunk(chunk, READING, Stats()):
@@ -162,7 +178,7 @@ def test_chunks_cover_a_source_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 100)
     for name, size in (('a', 30), ('b', 40), ('c', 250), ('d', 10), ('e', 95)):
         (tmp_path / name).write_text('x' * size)
-    planned = plan_source(f'text:{tmp_path}/*', 3, 'text')
+    planned = plan_source(f'text:{tmp_path}/*', 3)
     cut = [[(part.path[-1], part.start, part.stop) for part in chunk.ranges] for chunk in planned.chunks]
     assert cut == [
         [('a', 0, -1), ('b', 0, -1)],
@@ -174,7 +190,7 @@ def test_chunks_cover_a_source_in_order(tmp_path, monkeypatch):
     assert {chunk.source_index for chunk in planned.chunks} == {3} and len(planned.files) == 5
     texts = [f'row {i} ' + 'x' * 20 for i in range(40)]
     parquet.write_table(pyarrow.table({'text': texts}), tmp_path / 'p', row_group_size=7)
-    planned = plan_source(f'parquet:{tmp_path}/p', 0, 'text')
+    planned = plan_source(f'parquet:{tmp_path}/p', 0)
     assert len(planned.chunks) > 3
     found = [sentences for chunk in planned.chunks for sentences in read('parquet', chunk.ranges)]
     assert found == [[text] for text in texts]
@@ -201,7 +217,7 @@ def test_bad_record_within_the_limit_is_skipped_and_its_line_reported(tmp_path):
 def test_empty_and_missing_files_are_named(tmp_path):
     (tmp_path / 'a').write_text('')
     with pytest.raises(BadInput, match='a: is empty'):
-        plan_source(f'text:{tmp_path}/a', 0, 'text')
+        plan_source(f'text:{tmp_path}/a', 0)
     with pytest.raises(BadInput, match='gone: cannot be read .No such file'):
         read('text', [FileRange(str(tmp_path / 'gone'))])
 
@@ -212,7 +228,7 @@ def test_paths_with_brackets_are_found_by_their_literal_names(tmp_path):
         (tmp_path / name).write_text('text\n')
 
     def found(pattern: str) -> list[str]:
-        return [path.name for path in chunks.find_files(f'{tmp_path}/{pattern}')]
+        return [path.name for path in find_files(f'{tmp_path}/{pattern}')]
 
     assert found('exp[1]/part[2].txt') == ['part[2].txt']
     assert found('exp[1]/*.txt') == ['other.txt', 'part[2].txt']

@@ -1,7 +1,9 @@
 """Sources yield the same documents whatever their container; errors name bad files but never quote their text."""
 
+import bz2
 import gzip
 import json
+import lzma
 from collections import Counter
 
 import pyarrow
@@ -10,21 +12,29 @@ import zstandard
 from pyarrow import parquet
 
 from bert_jax.errors import BadInput
-from bert_jax.text import python_docs
-from bert_jax.text.chunks import plan_source
-from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.documents import read_chunk
+from bert_jax.text.sources import python_docs
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
 from tests.support.texts import write_tfds
 
 DOCUMENTS = [['Grüße aus Köln.', 'Zweiter Satz.'], ['你好 world.'], ['A third one.', 'Ends here.']]
 SECRET = 'swordfish'
+PACKS = [
+    ('', bytes),
+    ('.gz', gzip.compress),
+    ('.zst', zstandard.compress),
+    ('.bz2', bz2.compress),
+    ('.xz', lzma.compress),
+]
 
 
-def read(source, split_sentences=False, stats=None, text_field='text', bad_records=0.0):
+def read(source, split_sentences=False, stats=None, bad_records=0.0, **options):
     """Reads the sentences of all documents of a source."""
     stats = stats or Stats()
-    options = ReadOptions(text_field, '', split_sentences)
-    planned = plan_source(str(source), 0, text_field)
+    options = ReadOptions(split_sentences=split_sentences, **options)
+    planned = plan_source(str(source), 0, options)
     documents = [document.sentences for chunk in planned.chunks for document in read_chunk(chunk, options, stats)]
     stats.check_bad_records(bad_records)
     return documents
@@ -39,7 +49,7 @@ def as_jsonl(documents):
 
 
 @pytest.mark.parametrize('kind, form', [('text', as_text), ('jsonl', as_jsonl)])
-@pytest.mark.parametrize('suffix, pack', [('', bytes), ('.gz', gzip.compress), ('.zst', zstandard.compress)])
+@pytest.mark.parametrize('suffix, pack', PACKS)
 def test_every_container_yields_the_same_documents(tmp_path, kind, form, suffix, pack):
     (tmp_path / f'a{suffix}').write_bytes(pack(form(DOCUMENTS[:1])))
     (tmp_path / f'b{suffix}').write_bytes(pack(form(DOCUMENTS[1:])))
@@ -79,7 +89,7 @@ def test_invalid_bytes_are_replaced_and_counted(tmp_path):
 def test_lines_survive_any_read_block_size(tmp_path, monkeypatch):
     (tmp_path / 'a').write_bytes(as_text(DOCUMENTS * 3))
     for size in range(1, 12):
-        monkeypatch.setattr('bert_jax.text.lines._BLOCK_BYTES', size)
+        monkeypatch.setattr('bert_jax.text.sources.lines._BLOCK_BYTES', size)
         assert read(f'text:{tmp_path}/a') == DOCUMENTS * 3
 
 
@@ -95,7 +105,10 @@ def test_text_without_blank_lines_is_cut_to_bound_memory(tmp_path, monkeypatch):
     'source, content, where',
     [
         ('text', b'', 'bad'),
-        ('text', f'{SECRET}'.encode('utf-16'), 'bad'),
+        ('text', f'{SECRET}'.encode('utf-16-le'), 'bad'),
+        ('csv', f'{SECRET},{SECRET}\n'.encode(), 'bad:1'),
+        ('csv', f'id,text\n1,{SECRET},x\n'.encode(), 'bad:2'),
+        ('csv', f'id,text\n1,"{SECRET}\n'.encode(), 'bad:2'),
         ('jsonl', f'{{"text": "fine"}}\n{{"text": "{SECRET}\n'.encode(), 'bad:2'),
         ('jsonl', f'{{"body": "{SECRET}"}}\n'.encode(), 'bad:1'),
         ('jsonl', f'"{SECRET}"\n'.encode(), 'bad:1'),
@@ -112,7 +125,7 @@ def test_error_names_the_bad_file_but_never_its_text(tmp_path, source, content, 
     assert SECRET not in str(caught.value) and caught.value.__suppress_context__ | (caught.value.__context__ is None)
 
 
-@pytest.mark.parametrize('suffix, pack', [('.gz', gzip.compress), ('.zst', zstandard.compress)])
+@pytest.mark.parametrize('suffix, pack', PACKS[1:])
 @pytest.mark.parametrize('fraction', [0.2, 0.6, 0.99])
 def test_truncated_archive_is_an_error(tmp_path, suffix, pack, fraction):
     whole = pack(''.join(f'line {i * i % 7919}\n' for i in range(5000)).encode())
@@ -122,9 +135,39 @@ def test_truncated_archive_is_an_error(tmp_path, suffix, pack, fraction):
 
 
 def test_all_frames_of_a_concatenated_archive_are_read(tmp_path):
-    for suffix, pack in (('.gz', gzip.compress), ('.zst', zstandard.compress)):
+    for suffix, pack in PACKS[1:]:
         (tmp_path / f'a{suffix}').write_bytes(pack(b'one\n') + pack(b'two\n'))
         assert read(f'text:{tmp_path}/a{suffix}') == [['one', 'two']]
+
+
+def test_nested_fields_and_templates_of_records(tmp_path):
+    records = [
+        {'id': 7, 'meta': {'title': 'Grüße', 'year': 1998}, 'body': 'One.\nTwo.'},
+        {'id': 8, 'meta': None, 'body': 'Three.'},
+    ]
+    (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / 'a.parquet')
+    for source in (f'jsonl:{tmp_path}/a.jsonl', f'parquet:{tmp_path}/a.parquet'):
+        assert read(source, text_field='meta.title') == [['Grüße']]
+        found = read(source, template=r'{meta.title} ({meta.year}){{}}\n\n{body}')
+        assert found == [['Grüße (1998){}', 'One.', 'Two.'], ['(){}', 'Three.']]
+        with pytest.raises(BadInput, match="meta.body'"):
+            read(source, text_field='meta.body')
+        with pytest.raises(BadInput, match="'meta' is of type"):
+            read(source, template='{meta}')
+    with pytest.raises(BadInput, match='--config.data.text_field=NAME, one of: meta.title, meta.year'):
+        read(f'jsonl:{tmp_path}/a.jsonl', text_field='meta.body')
+
+
+def test_directory_stands_for_its_files(tmp_path):
+    (tmp_path / 'more').mkdir()
+    (tmp_path / 'a.txt').write_text('one')
+    (tmp_path / 'more' / 'b.jsonl.gz').write_bytes(gzip.compress(b'{"text": "two"}'))
+    (tmp_path / '.hidden').write_text('three')
+    assert read(f'text:{tmp_path}') == [['one'], ['{"text": "two"}']]
+    assert read(f'jsonl:{tmp_path}') == read(f'jsonl:{tmp_path}/') == [['two']]
+    with pytest.raises(BadInput, match=r'contains no file whose name ends in \.parquet'):
+        read(f'parquet:{tmp_path}')
 
 
 def test_empty_glob_and_missing_column_are_errors(tmp_path):

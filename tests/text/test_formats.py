@@ -66,10 +66,8 @@ def arrow_file(table, file):
 
 
 FORMATS = {
-    'UTF-16': GERMAN.encode('utf-16'),
     'UTF-16 .LE, no byte order mark': GERMAN.encode('utf-16-le'),
     'UTF-16 .BE, no byte order mark': GERMAN.encode('utf-16-be'),
-    'UTF-32': GERMAN.encode('utf-32'),
     'parquet': written(parquet.write_table),
     'gzip': gzip.compress(GERMAN.encode()),
     'zstandard': zstandard.compress(GERMAN.encode()),

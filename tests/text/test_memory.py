@@ -1,6 +1,8 @@
 """`prepare` needs less than half a gigabyte of memory per process, whatever the form of the text."""
 
+import bz2
 import gzip
+import lzma
 import os
 import subprocess
 import sys
@@ -12,7 +14,10 @@ import zstandard
 from pyarrow import parquet
 
 from bert_jax.errors import BadInput
-from bert_jax.text import parquet as reader
+from bert_jax.text.chunks import FileRange
+from bert_jax.text.sources import parquet as reader
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import SPECIAL_TOKENS
 from tests.support.processes import ROOT
 
@@ -84,6 +89,26 @@ def nested_record(path):
     return f'jsonl:{path}'
 
 
+def large_csv(path):
+    with path.open('w') as file:
+        file.write('id,text\n')
+        file.writelines(f'{i},"first ""quoted"" line\nsecond line"\n' for i in range(2_000_000))
+    return f'csv:{path}'
+
+
+def large_utf16(path):
+    path.write_text('word ' * 30_000_000, 'utf-16')
+    return f'text:{path}'
+
+
+def large_batches(path):
+    path.mkdir()
+    table = pyarrow.table({'text': [words(200_000)] * 300})
+    with pyarrow.ipc.new_stream(path / 'data.arrow', table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)  # batches of 60 MB
+    return f'hf:{path}'
+
+
 SOURCES = {
     'tiny documents': tiny_documents,
     'tiny lines': tiny_lines,
@@ -92,6 +117,11 @@ SOURCES = {
     'repeated row': repeated_row,
     'large .gz': packed(gzip.compress, '.gz'),
     'large .zst': packed(zstandard.compress, '.zst'),
+    'large .bz2': packed(bz2.compress, '.bz2'),
+    'large .xz': packed(lzma.compress, '.xz'),
+    'large csv': large_csv,
+    'large UTF-16': large_utf16,
+    'large batches': large_batches,
     'long record': long_record,
     'nested record': nested_record,
 }
@@ -121,4 +151,4 @@ def test_column_that_expands_more_than_text_is_rejected(tmp_path, monkeypatch):
     column = ['word ' * 100_000] * 20
     parquet.write_table(pyarrow.table({'text': column}), tmp_path / 'a', compression='zstd', use_dictionary=False)
     with pytest.raises(BadInput, match="a: column 'text' expands from [0-9,]+ to 10,0[0-9,]+ bytes"):
-        list(reader.read_rows(str(tmp_path / 'a'), 0, -1, ['text'], 1 << 20, 256))
+        list(reader.read(FileRange(str(tmp_path / 'a')), ReadOptions(), Stats()))

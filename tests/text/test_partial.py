@@ -11,12 +11,12 @@ import pytest
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
-from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus, verify
-from bert_jax.text.documents import ReadOptions
 from bert_jax.text.existing import corpus_settings
 from bert_jax.text.partial import open_job
 from bert_jax.text.prepare import prepare
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.plan import plan_source
 from tests.support.processes import start_prepare
 from tests.support.texts import contents, make_documents, write_documents
 
@@ -33,7 +33,7 @@ def data(tmp_path, monkeypatch):
 
 def opened(data, tmp_path, *, progress=False):
     """Opens the job of another process that prepares `data`."""
-    sources, settings = [plan_source(data.source, 0, 'text')], corpus_settings(data, TOKENIZER, None)
+    sources, settings = [plan_source(data.source, 0)], corpus_settings(data, TOKENIZER, None)
     return open_job(
         tmp_path / 'corpus', ReadOptions.from_config(data), sources, settings, alone=True, progress=progress
     )

@@ -18,8 +18,9 @@ from bert_jax.errors import BadInput
 from bert_jax.text import chunks, encode, job, merge
 from bert_jax.text.chunks import Chunk, FileRange
 from bert_jax.text.corpus import load_corpus, verify
-from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.documents import read_chunk
 from bert_jax.text.prepare import Unfinished, prepare
+from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.stats import Stats
 from tests.support.processes import ROOT, start_prepare
 from tests.support.texts import SYLLABLES, contents, make_documents, write_documents, write_jsonl, write_tfds

@@ -12,11 +12,12 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.sample import read_held_out_windows
 from bert_jax.text import chunks
-from bert_jax.text.chunks import plan_source
 from bert_jax.text.corpus import load_corpus
-from bert_jax.text.documents import ReadOptions, read_chunk
-from bert_jax.text.lines import iter_lines, join_wrapped
+from bert_jax.text.documents import read_chunk
 from bert_jax.text.prepare import prepare
+from bert_jax.text.sources.lines import iter_lines, join_wrapped
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
 from tests.support.texts import make_documents, write_documents
 
@@ -27,7 +28,7 @@ WRAPPED = 'the cat sat on the mat and looked at the dog which\nslept by the fire
 def read(source, **options):
     """Reads the lines of all documents of a source; returns (lines per document, counts)."""
     stats, options = Stats(), ReadOptions(split_sentences=False, **options)
-    planned = plan_source(source, 0, 'text', '', options.documents)
+    planned = plan_source(source, 0, options)
     found = [document.lines for chunk in planned.chunks for document in read_chunk(chunk, options, stats)]
     return found, dict(+stats.counts)
 
@@ -90,15 +91,15 @@ def test_empty_files_are_skipped_but_some_text_is_required(tmp_path):
 
 def test_errors_for_directories_and_columns_suggest_a_fix(tmp_path):
     (tmp_path / 'a.txt').write_text('one')
-    with pytest.raises(BadInput, match=rf"(?s)is a directory.*--config.data.source='text:{tmp_path}/\*'"):
-        plan_source(f'text:{tmp_path}', 0, 'text')
     table = pyarrow.table({'text': [['a', 'b']], 'pair': [{'a': 'b'}], 'size': [1], 'title': ['x'], 'body': ['y']})
     parquet.write_table(table, tmp_path / 'table')
     for column, found in (('text', 'list<'), ('pair', 'struct<'), ('size', 'int64')):
         with pytest.raises(BadInput, match=f"(?s)column '{column}' is of type {found}.*text_field=NAME.*title, body"):
-            plan_source(f'parquet:{tmp_path}/table', 0, column)
-    with pytest.raises(BadInput, match="(?s)no column 'content'.*--config.data.text_field=NAME, one of: title, body"):
-        plan_source(f'parquet:{tmp_path}/table', 0, 'content')
+            plan_source(f'parquet:{tmp_path}/table', 0, ReadOptions(column))
+    with pytest.raises(
+        BadInput, match="(?s)no column 'content'.*--config.data.text_field=NAME, one of: pair.a, title, body"
+    ):
+        plan_source(f'parquet:{tmp_path}/table', 0, ReadOptions('content'))
     (tmp_path / 'lines').write_text('{"title": "x", "body": "y"}\n')
     with pytest.raises(BadInput, match='--config.data.text_field=NAME, one of: title, body'):
         read(f'jsonl:{tmp_path}/lines')
@@ -112,7 +113,7 @@ def test_errors_for_directories_and_columns_suggest_a_fix(tmp_path):
     [
         (f'{WRAPPED}\n\n' * 30, 'looks wrapped at 50 characters: --config.data.join_lines=True'),
         ('{"text": "one"}\n{"text": "two"}\n', 'looks like JSON lines'),
-        ('<!DOCTYPE html>\n<p>one\n', 'looks like HTML or XML'),
+        ('<!DOCTYPE html>\n<p>one\n', 'looks like HTML or XML: the source html:GLOB reads'),
         ('a short line.\nand a line that is quite a lot longer than it.\n' * 30, None),
     ],
 )

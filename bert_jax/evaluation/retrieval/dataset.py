@@ -18,7 +18,7 @@ import numpy as np
 from bert_jax import activity
 from bert_jax.data.labelled import parse_record
 from bert_jax.errors import BadInput
-from bert_jax.text.lines import read_whole_lines
+from bert_jax.text.sources.lines import read_whole_lines
 
 _LAYOUT = 'a directory with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv'
 _SUFFIXES = ('', '.gz', '.zst')

@@ -21,7 +21,7 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation.retrieval.dataset import passage_text
 from bert_jax.evaluation.retrieval.similarity import source_of
 from bert_jax.evaluation.retrieval.texts import DistinctTexts
-from bert_jax.text.lines import read_whole_lines
+from bert_jax.text.sources.lines import read_whole_lines
 
 
 @dataclasses.dataclass(frozen=True)

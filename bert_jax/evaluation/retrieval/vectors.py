@@ -13,7 +13,7 @@ from bert_jax.errors import BadInput
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
 from bert_jax.pretrained.vectors import TextEncoder
-from bert_jax.text.lines import batched
+from bert_jax.text.sources.lines import batched
 
 _TEXTS_AT_ONCE = 4096
 _SMALLEST_NORM = 1e-12

@@ -16,7 +16,8 @@ from bert_jax.text.cleaning.boilerplate import FILE_NAME, Boilerplate, line_dige
 from bert_jax.text.cleaning.languages import check_languages, language_of
 from bert_jax.text.cleaning.redaction import redact
 from bert_jax.text.cleaning.rules import RULES, Rule, Text
-from bert_jax.text.documents import Document, ReadOptions, read_chunk
+from bert_jax.text.documents import Document, read_chunk
+from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.stats import Stats
 
 OnDrop = Callable[[str, str], None]  # called with the reason and the text that is dropped or replaced

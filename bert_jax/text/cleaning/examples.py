@@ -8,8 +8,8 @@ from bert_jax import config
 from bert_jax.text.chunks import Source
 from bert_jax.text.cleaning.cleaner import read_cleaned
 from bert_jax.text.cleaning.rules import RULES
-from bert_jax.text.documents import ReadOptions
 from bert_jax.text.reasons import REASONS
+from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.stats import Stats
 
 _MAX_CHARACTERS = 200  # of an example

@@ -1,10 +1,7 @@
 """Reads the lines of a range of a text or JSON file, decompressed and decoded, in bounded memory."""
 
-import codecs
-import gzip
 import itertools
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -14,20 +11,21 @@ from etils import epath
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
 from bert_jax.text.chunks import FileRange
-from bert_jax.text.formats import HEAD_BYTES, check_utf8_head
+from bert_jax.text.sources.compression import DECOMPRESSORS
+from bert_jax.text.sources.encodings import as_utf8, detect
+from bert_jax.text.sources.formats import AUTOMATIC, HEAD_BYTES, byte_order_mark, is_utf8
 
 Item = TypeVar('Item')
 _BLOCK_BYTES = 1 << 20
 # Scripts without blanks between words: Chinese and Japanese, but not Korean.
 _IDEOGRAPH = re.compile('[\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60\U00020000-\U0003ffff]')
-_ZST_BYTES = 1 << 11  # compressed bytes per read: four bytes of zstd may expand to 128 KiB
 
 
-def read_lines(file_range: FileRange, kind: str, counts: Counter) -> Iterator[str | None]:
-    """Yields the lines of a file range. A line that is too long is split (text) or replaced by None (JSON)."""
+def read_lines(file_range: FileRange, kind: str, counts: Counter, encoding: str = 'utf-8') -> Iterator[str | None]:
+    """Yields the lines of a file range. A line that is too long is split (text) or replaced by None (other kinds)."""
     longest = chunks.MAX_LINE_LENGTH if kind == 'text' else chunks.MAX_RECORD_BYTES
     carried, is_skipping = b'', False
-    for block in _read_blocks(file_range, kind):
+    for block in _read_blocks(file_range, kind, resolve_encoding(file_range.path, encoding), counts):
         if kind == 'text' and b'\0' in block:
             counts['nul_bytes_removed'] += block.count(b'\0')
             block = block.replace(b'\0', b'')
@@ -134,32 +132,44 @@ def _cut_character(around: bytes) -> int:
     return next((i for i in range(4) if around[-1 - i] & 0xC0 != 0x80), 0)
 
 
-def _read_blocks(file_range: FileRange, kind: str) -> Iterator[bytes]:
-    path = epath.Path(file_range.path)
+def read_file(path: str, encoding: str, counts: Counter) -> Iterator[bytes]:
+    """Yields blocks of a whole text file, decompressed and in UTF-8.
+
+    Raises:
+      BadInput: for a file that is damaged, or that does not begin as text.
+    """
+    yield from as_utf8(path, read_bytes(path), encoding, counts)
+
+
+def read_bytes(path: str) -> Iterator[bytes]:
+    """Yields blocks of a file, decompressed if its name says that it is compressed."""
+    with chunks.open_binary(epath.Path(path)) as file:
+        decompress = DECOMPRESSORS.get(epath.Path(path).suffix)
+        yield from decompress(path, file) if decompress else _read_range(file, None)
+
+
+def resolve_encoding(path: str, encoding: str) -> str:
+    """Returns an encoding, or if it is `auto`, the one that is detected in a file."""
+    return detect(path, read_bytes(path)) if encoding == AUTOMATIC else encoding
+
+
+def is_divisible(path: epath.Path, encoding: str) -> bool:
+    """Whether ranges of a file can be read without what precedes them: it is not compressed, and UTF-8."""
+    if path.suffix in DECOMPRESSORS or not is_utf8(encoding):
+        return False
     with chunks.open_binary(path) as file:
-        if path.suffix == '.zst':
-            blocks = _decompress_zst(path, file)
-        elif path.suffix == '.gz':
-            blocks = _read_gz(path, file)
-        else:
-            start, stop = (0, None) if file_range.is_whole_file else chunks.find_range(file, file_range, kind)
-            file.seek(start)
-            blocks = _read_range(file, stop)
-        yield from blocks if file_range.start else _checked(file_range.path, blocks)
+        return byte_order_mark(file.read(HEAD_BYTES))[1] in ('', 'utf-8')
 
 
-def _checked(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yields the blocks of a file without its byte order mark; raises `BadInput` if it does not begin as UTF-8 text."""
-    first_blocks: list[bytes] = []
-    while sum(map(len, first_blocks)) < HEAD_BYTES and (block := next(blocks, b'')):
-        first_blocks.append(block)
-    head = b''.join(first_blocks)[:HEAD_BYTES]
-    check_utf8_head(path, head)
-    mark = len(codecs.BOM_UTF8) * head.startswith(codecs.BOM_UTF8)
-    for block in itertools.chain(first_blocks, blocks):
-        if block[mark:]:
-            yield block[mark:]
-        mark = max(0, mark - len(block))
+def _read_blocks(file_range: FileRange, kind: str, encoding: str, counts: Counter) -> Iterator[bytes]:
+    if file_range.is_whole_file:
+        yield from read_file(file_range.path, encoding, counts)
+        return
+    with chunks.open_binary(epath.Path(file_range.path)) as file:
+        start, stop = chunks.find_range(file, file_range, kind)
+        file.seek(start)
+        blocks = _read_range(file, stop)
+        yield from blocks if file_range.start else as_utf8(file_range.path, blocks, encoding, counts)
 
 
 def _read_range(file: Any, stop: int | None) -> Iterator[bytes]:
@@ -169,42 +179,11 @@ def _read_range(file: Any, stop: int | None) -> Iterator[bytes]:
         yield block
 
 
-def _read_gz(path: epath.Path, file: Any) -> Iterator[bytes]:
-    try:
-        stream = gzip.GzipFile(fileobj=file)
-        while block := stream.read(_BLOCK_BYTES):
-            yield block
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged_error(path, error) from None
-
-
-def _decompress_zst(path: epath.Path, file: Any) -> Iterator[bytes]:
-    """Decompresses frame by frame: the stream reader of zstandard mistakes a truncated file for a complete one."""
-    import zstandard
-
-    frame, unused = None, b''
-    try:
-        while data := unused or file.read(_ZST_BYTES):
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            if block := frame.decompress(data):
-                yield block
-            unused = frame.unused_data if frame.eof else b''
-            frame = None if frame.eof else frame
-    except zstandard.ZstdError as error:
-        raise _damaged_error(path, error) from None
-    if frame is not None:
-        raise _damaged_error(path, EOFError())
-
-
-def _damaged_error(path: epath.Path, error: Exception) -> BadInput:
-    return BadInput(str(path), f'is truncated or damaged ({type(error).__name__})', 'a complete file', 'copy it again')
-
-
-def locate_line(file_range: FileRange, line_number: int) -> str:
+def locate_line(file_range: FileRange, line_number: int, kind: str = 'jsonl') -> str:
     """Returns 'FILE:LINE' of a line of a file range; `line_number` counts from 1 in the range, LINE in the file."""
     if file_range.start:
         with chunks.open_binary(epath.Path(file_range.path)) as file:
-            remaining = chunks.find_range(file, file_range, 'jsonl')[0]
+            remaining = chunks.find_range(file, file_range, kind)[0]
             file.seek(0)
             while block := file.read(min(remaining, _BLOCK_BYTES)):
                 line_number, remaining = line_number + block.count(b'\n'), remaining - len(block)

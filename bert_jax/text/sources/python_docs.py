@@ -17,8 +17,12 @@ from pathlib import Path
 from etils import epath
 
 from bert_jax.errors import BadInput
+from bert_jax.text.chunks import FileRange
+from bert_jax.text.sources.options import ReadOptions
+from bert_jax.text.sources.records import Texts, clean
+from bert_jax.text.stats import Stats
 
-_REQUIREMENTS = Path(__file__).parents[2] / 'requirements.txt'
+_REQUIREMENTS = Path(__file__).parents[3] / 'requirements.txt'
 _LEFT_OUT_DISTRIBUTIONS = frozenset({'bert-jax', 'pip', 'setuptools', 'wheel'})
 _LEFT_OUT_DIRECTORIES = frozenset(
     {'test', 'tests', 'idlelib', 'idle_test', 'site-packages', 'dist-packages', '__pycache__'}
@@ -50,6 +54,13 @@ def find_modules() -> list[tuple[str, Path]]:
             if file.suffix == '.py' and '..' not in file.parts and not _LEFT_OUT_DIRECTORIES.intersection(file.parts):
                 modules[_module_name(Path(file))] = Path(str(distribution.locate_file(file)))
     return sorted((name, path) for name, path in modules.items() if path.is_file())
+
+
+def read(file_range: FileRange, options: ReadOptions, stats: Stats) -> Texts:
+    """Yields the prose of a module as one document."""
+    del options
+    paragraphs = read_paragraphs(epath.Path(file_range.path), stats.counts)
+    yield (clean(paragraph, stats.counts) for paragraph in paragraphs), None
 
 
 def read_paragraphs(path: Path | epath.Path, counts: Counter) -> Iterator[str]:
