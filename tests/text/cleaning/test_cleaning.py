@@ -45,9 +45,8 @@ def messy(tmp_path_factory):
         if index % 7 == 0:
             body.append('Copyright, all rights reserved by the owner.')
         if index % 11 == 0:
-            body.append(
-                f'{lines[0]}, call +49 30 {rng.integers(1_000_000, 9_999_999)} or write to user{index}@example.com today.'
-            )
+            phone = f'+49 30 {rng.integers(1_000_000, 9_999_999)}'
+            body.append(f'{lines[0]}, call {phone} or write to user{index}@example.com today.')
         if index % 13 == 0:
             body = [f'{line}. {GERMAN}' for line in lines]
         if index % 17 == 0:
