@@ -20,6 +20,7 @@ from bert_jax import config
 from bert_jax.config.cleaning import QUALITY_RULES, REDACTED
 from bert_jax.text.cleaning.boilerplate import write_pairs
 from bert_jax.text.cleaning.cleaner import Cleaner
+from bert_jax.text.cleaning.languages import language_of
 from bert_jax.text.documents import Document, read_chunk
 from bert_jax.text.prepare import prepare
 from bert_jax.text.sources.options import ReadOptions
@@ -42,6 +43,7 @@ def main(_: list[str]) -> None:
     documents = _read(_SOURCE.value, _MEGABYTES.value * 1e6)
     num_bytes = sum(len(document.text.encode()) for document in documents)
     print(f'{len(documents):,} documents, {num_bytes / 1e6:.1f} MB, one core, CPU time')
+    language_of('a')  # loads the model
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
         for label, settings in _SETTINGS.items():

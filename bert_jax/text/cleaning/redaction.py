@@ -67,7 +67,7 @@ def has_valid_check_digit(number: str) -> bool:
 # --- Phone numbers. ---
 
 _DIGIT = re.compile(r'\d')
-_LONG_NUMBER = re.compile(r'\d[\d ./)\-\u00a0\u2011\u2013]{4}')
+_LONG_NUMBER = re.compile(r'[+(0-9][0-9 ./()\-\u00a0\u2011\u2013]{6}')
 _GAP = r'(?:[ .\-/\u00a0\u2011\u2013]|[ ][/\u2013-][ ])'  # between groups of digits
 _PHONE = re.compile(
     rf"""
@@ -148,7 +148,7 @@ class _Kind:
 # E-mail addresses come first, because they may contain numbers, and cards before phones.
 _KINDS = (
     _Kind('email', 'email_replaced', '<EMAIL>', re.compile('@'), _EMAIL, _is_email),
-    _Kind('card', 'card_number_replaced', '<CARD>', re.compile(r'\d[ -]?\d\d'), _CARD, _is_card),
+    _Kind('card', 'card_number_replaced', '<CARD>', re.compile('[0-9][0-9 -]{12}'), _CARD, _is_card),
     _Kind('phone', 'phone_number_replaced', '<PHONE>', _LONG_NUMBER, _PHONE, _is_phone),
     _Kind('phone', 'phone_number_replaced', '<PHONE>', _LONG_NUMBER, _LABELLED_PHONE, lambda _: True),
 )

@@ -19,8 +19,8 @@ _END_MARKS = ('.', '!', '?', '"', '”', '。', '！', '？', '؟', '۔', '।',
 _ELLIPSES = ('...', '…')
 _MIN_WORDS_OF_LINE = 5
 _MIN_SENTENCES = 3
-_POLICY = re.compile('terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies')
-_BEGINNING = 3000  # characters; most documents of three sentences have them there
+_POLICY = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies', 'use of cookies', 'use cookies')
+_BEGINNING = 600  # characters; most documents of three sentences have them there
 
 # Gopher, appendix A.1.1.
 _MIN_WORDS = 50
@@ -35,6 +35,7 @@ _MIN_STOP_WORDS = 2
 _STOP_WORDS = frozenset('the be to of and that have with'.split())
 _BULLETS = ('•', '‣', '▪', '◦', '●', '·', '-', '*', '–')
 _LETTER = re.compile(r'[^\W\d_]')
+_MAX_WORDS_IN_PHRASES = 100_000  # of a document: phrases take much more memory than the text
 _PUNCTUATION = '.,;:!?"\'()[]“”‘’'
 
 
@@ -53,9 +54,17 @@ class Text:
         return self.text.split()
 
     @functools.cached_property
-    def num_letters_in_words(self) -> int:
-        """Characters that are not white space."""
-        return sum(map(len, self.words))
+    def num_characters(self) -> int:
+        """Characters of the words, with one blank after each."""
+        return repetition.num_characters(self.words)
+
+    @property
+    def beginning(self) -> tuple[list[str], int]:
+        """The words that are searched for repeated phrases, and their characters."""
+        if len(self.words) <= _MAX_WORDS_IN_PHRASES:
+            return self.words, self.num_characters
+        words = self.words[:_MAX_WORDS_IN_PHRASES]
+        return words, repetition.num_characters(words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +100,8 @@ def _mentions_javascript(line: str) -> bool:
 
 
 def _mentions_policy(line: str) -> bool:
-    return _POLICY.search(line.lower()) is not None
+    line = line.lower()
+    return any(phrase in line for phrase in _POLICY)
 
 
 def _has_placeholder_text(text: Text) -> bool:
@@ -120,7 +130,7 @@ def _has_unusual_word_count(text: Text) -> bool:
 
 def _has_unusual_word_length(text: Text) -> bool:
     num_words = len(text.words)
-    return not _MIN_WORD_LENGTH * num_words <= text.num_letters_in_words <= _MAX_WORD_LENGTH * num_words
+    return not _MIN_WORD_LENGTH * num_words <= text.num_characters - num_words <= _MAX_WORD_LENGTH * num_words
 
 
 def _has_many_symbols(text: Text) -> bool:
@@ -156,11 +166,11 @@ def _has_duplicate_lines(text: Text) -> bool:
 
 
 def _has_a_frequent_ngram(text: Text) -> bool:
-    return repetition.has_a_frequent_ngram(text.words)
+    return repetition.has_a_frequent_ngram(*text.beginning)
 
 
 def _has_duplicate_ngrams(text: Text) -> bool:
-    return repetition.has_duplicate_ngrams(text.words)
+    return repetition.has_duplicate_ngrams(*text.beginning)
 
 
 def _shares(limits: dict[int, float]) -> str:
