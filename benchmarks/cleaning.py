@@ -3,7 +3,8 @@
     python -m benchmarks.cleaning [--source=jsonl:reviews.jsonl.gz] [--megabytes=20]
 
 Documents are read into memory first. Each line of the table is one `Cleaner` with one setting, timed in CPU time; the
-last lines are all settings together, the first pass of boilerplate, and `prepare` without and with all of them.
+last lines are all settings together, the first pass of boilerplate, and `prepare` with an existing vocabulary, without
+and with all of them.
 Without --source, the text is the docstrings of the installed packages.
 """
 
@@ -72,7 +73,9 @@ def _measure_prepare(documents: list[Document], directory: pathlib.Path, num_byt
     text = directory / 'text.txt'
     text.write_text('\n\n'.join(document.text for document in documents))
     everything = _SETTINGS['all of these'] | {'boilerplate_documents': 100}
-    tokenizer = config.Tokenizer(vocab_size=8000, sample_bytes=2_000_000)
+    data = config.Data(source=f'text:{text}', corpus=str(directory / 'first'))
+    prepare(data, config.Tokenizer(vocab_size=8000, sample_bytes=2_000_000), progress=False)
+    tokenizer = config.Tokenizer(path=str(directory / 'first' / 'tokenizer'))
     for label, settings in (('prepare', {}), ('prepare, all of these', everything)):
         data = config.Data(source=f'text:{text}', corpus=str(directory / label), **settings)
         seconds = _seconds(lambda data=data: prepare(data, tokenizer, progress=False))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bert_jax.console import short, size
+from bert_jax.console import size
 from bert_jax.report.html import Column, ColumnKind, Figure, Group, Table, Text, render
 from bert_jax.report.svg import MUTED, draw, plot_style
 from bert_jax.text.cleaning.rules import RULES
@@ -83,7 +83,9 @@ def _table(*columns: tuple[str, ColumnKind], rows: list[list[str | Text]], style
 
 
 def _share(part: float, whole: float) -> str:
-    return f'{part / whole:.2%}' if whole else '–'
+    if not whole:
+        return '–'
+    return f'{part / whole:.2%}' if part == 0 or part / whole >= 0.00005 else '< 0.01%'
 
 
 def _facts(corpus: Corpus) -> list[str]:
@@ -132,15 +134,17 @@ def _lengths_between(offsets: np.ndarray, borders: np.ndarray) -> np.ndarray:
 
 def _histogram(noun: str, lengths: np.ndarray) -> Figure:
     """Draws how many of the lengths lie between consecutive powers of the square root of 2."""
-    exponents = np.arange(0, 2 * np.log2(lengths.max()) + 2)
+    first, last = 2 * np.log2([lengths.min(), lengths.max()])
+    exponents = np.arange(np.floor(first), last + 2)
     edges = np.unique(np.ceil(2 ** (exponents / 2)).astype(np.int64))
     counts, _ = np.histogram(lengths, edges)
 
     def plot(axes: Any) -> None:
         shares = counts / counts.sum()
+        axes.set_axisbelow(True)
         axes.stairs(shares, edges, fill=True, color=plot_style(0)['color'])
         axes.set_xscale('log', base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: short(value))
+        axes.xaxis.set_major_formatter(lambda value, _: f'{value:,.0f}')
         axes.yaxis.set_major_formatter(lambda value, _: f'{100 * value:g}%')
         axes.set_xlabel('tokens', color=MUTED)
 

@@ -10,7 +10,7 @@ from bert_jax.config.cleaning import ANY_LANGUAGE
 from bert_jax.errors import BadInput
 
 UNKNOWN = 'und'  # of ISO 639: undetermined
-_MAX_CHARACTERS = 1000  # of a document, from its beginning
+_MAX_CHARACTERS = 500  # of a document, from its beginning
 _LETTER = re.compile(r'[^\W\d_]')
 _FIX = "pip install -e '.[languages]'"
 
