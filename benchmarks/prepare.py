@@ -1,7 +1,7 @@
 """Measures the speed of `prepare` in one process, compared with the tokenizer libraries alone, and its memory.
 
     python -m benchmarks.prepare [--text=FILE] [--rounds=5]
-    python -m benchmarks.prepare --gigabytes=1 [--workers=2] [--longest_line=100000000]
+    python -m benchmarks.prepare --gigabytes=1 [--workers=2] [--longest_line=100000000] [--format=csv]
 
 The first command measures speed, alternating on one core and on the same text: (A) the batch encoders of the libraries
 on sentences in memory (for SentencePiece, those of `tokenizers` and of sentencepiece itself); (B) the whole of
@@ -16,6 +16,7 @@ Without --text, the text is the docstrings of the installed packages (15 MB).
 """
 
 import contextlib
+import csv
 import functools
 import json
 import multiprocessing
@@ -37,6 +38,7 @@ from bert_jax import config
 from bert_jax.text.documents import read_chunk
 from bert_jax.text.encode import Encoder
 from bert_jax.text.prepare import prepare
+from bert_jax.text.sources.lines import batched
 from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
@@ -49,6 +51,12 @@ _GIGABYTES = flags.DEFINE_float('gigabytes', 0, 'measure memory with this many G
 _WORKERS = flags.DEFINE_integer('workers', 2, 'worker processes of the memory measurement')
 _LONGEST_LINE = flags.DEFINE_integer(
     'longest_line', 100_000_000, 'characters of the longest line of the memory measurement'
+)
+_FORMAT = flags.DEFINE_enum(
+    'format',
+    'text',
+    ['text', 'csv'],
+    'of the file of the memory measurement; csv: cells of 20 lines',
 )
 _KIND = flags.DEFINE_enum(
     'kind', None, ['wordpiece', 'sentencepiece', 'bpe'], 'kind of tokenizer (default: all, or wordpiece for memory)'
@@ -141,14 +149,15 @@ def _timed(times: list[tuple[float, float]]) -> Iterator[None]:
 
 
 def _measure_memory(directory: pathlib.Path, text: pathlib.Path) -> None:
-    big = directory / 'big.txt'
+    big = directory / f'big.{_FORMAT.value}'
+    write = {'text': _write_varied, 'csv': _write_table}[_FORMAT.value]
     arguments = text, big, int(_GIGABYTES.value * 1e9), _LONGEST_LINE.value
     # In a separate process: a child of this process would inherit its peak memory, which exec keeps.
-    writer = multiprocessing.get_context('spawn').Process(target=_write_varied, args=arguments)
+    writer = multiprocessing.get_context('spawn').Process(target=write, args=arguments)
     writer.start()
     writer.join()
     command = [sys.executable, '-m', 'bert_jax', 'prepare', '--config=configs/bert.py', '--json']
-    command += [f'--config.data.source=text:{big}', f'--config.data.corpus={directory}/corpus']
+    command += [f'--config.data.source={_FORMAT.value}:{big}', f'--config.data.corpus={directory}/corpus']
     command += [f'--workers={_WORKERS.value}', f'--config.tokenizer.kind={_KIND.value or "wordpiece"}']
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -157,7 +166,7 @@ def _measure_memory(directory: pathlib.Path, text: pathlib.Path) -> None:
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - start
     peak = usage.ru_maxrss * 1024  # of the largest of the process and its workers, not their sum
-    print(f'{big.stat().st_size / 1e9:.2f} GB of text, longest line {_LONGEST_LINE.value:,} characters:')
+    print(f'{big.stat().st_size / 1e9:.2f} GB of {_FORMAT.value}, longest line {_LONGEST_LINE.value:,} characters:')
     print(f'  {seconds:.0f} s with {_WORKERS.value} workers; peak memory of the largest process {peak / 1e6:.0f} MB')
     print(f'  {summary["documents"]:,} documents, {summary["tokens"]:,} tokens; dropped: {summary["dropped"]}')
 
@@ -178,6 +187,17 @@ def _write_varied(text: pathlib.Path, path: pathlib.Path, num_bytes: int, longes
                     line[index] = rng.choice(words)
                 file.write(' '.join(line) + '\n')
             file.write('\n')
+
+
+def _write_table(text: pathlib.Path, path: pathlib.Path, num_bytes: int, longest_line: int) -> None:
+    """Writes what `_write_varied` writes as a table with a row for every 20 lines."""
+    _write_varied(text, path.with_suffix('.txt'), num_bytes, longest_line)
+    with path.with_suffix('.txt').open() as lines, path.open('w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(['id', 'text'])
+        for index, cell in enumerate(batched(lines, 20)):
+            writer.writerow([index, ''.join(cell)])
+    path.with_suffix('.txt').unlink()
 
 
 if __name__ == '__main__':

@@ -83,7 +83,7 @@ COMMAND = Command(
         Flag(
             'input',
             'file with one text per line, or FILE.jsonl, FILE.csv, FILE.tsv or FILE.parquet with a column of texts; '
-            'all but parquet may be compressed (.gz, .zst)',
+            'all but parquet may be compressed (.gz, .zst, .bz2, .xz)',
             group='essential',
         ),
         Flag(

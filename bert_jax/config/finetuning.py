@@ -82,7 +82,7 @@ _SOURCE = 'FORMAT:FILE with FORMAT one of ' + ', '.join(FORMATS) + ' (tfds:NAME[
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The task and its files, which may end in `.gz` or `.zst`."""
+    """The task and its files, which may end in `.gz`, `.zst`, `.bz2` or `.xz`."""
 
     ROLE: ClassVar[Role] = Role.IDENTITY
 

@@ -10,6 +10,7 @@ from bert_jax.data.labelled import Record, parse_record, read_records
 from bert_jax.errors import BadInput
 from bert_jax.finetune.predict import Columns
 from bert_jax.text.chunks import MAX_RECORD_BYTES
+from bert_jax.text.sources.compression import without_compression
 from bert_jax.text.sources.lines import decode, line_too_long_error, read_whole_lines
 
 _STANDARD_INPUT = ('-', 'jsonl:-')
@@ -39,8 +40,8 @@ def read_examples(source: str, columns: Columns, task: Task, *, counts: Counter)
 
     Args:
       source: FORMAT:FILE as in `config.task`, relative to the current directory; or a file, which may be compressed
-        (`.gz`, `.zst`); or `-` for standard input. `.jsonl` files and `jsonl:-` hold JSON lines. Other input
-        holds one example per line, with a tab between the two texts of a pair or between question and context.
+        (`.gz`, `.zst`, `.bz2`, `.xz`); or `-` for standard input. `.jsonl` files and `jsonl:-` hold JSON lines. Other
+        input holds one example per line, with a tab between the two texts of a pair or between question and context.
       counts: {event: count}; updated for lines that are not UTF-8, whose invalid bytes are replaced.
 
     Raises:
@@ -52,7 +53,7 @@ def read_examples(source: str, columns: Columns, task: Task, *, counts: Counter)
     is_stdin = source in _STANDARD_INPUT
     name = 'standard input' if is_stdin else source
     lines = _standard_input(counts) if is_stdin else read_whole_lines(source, counts)
-    is_json = source == 'jsonl:-' or source.removesuffix('.gz').removesuffix('.zst').endswith(_JSON_LINES)
+    is_json = source == 'jsonl:-' or without_compression(source).endswith(_JSON_LINES)
     for line_number, line in enumerate(lines, 1):
         where = f'{name}:{line_number}'
         if is_json and line.strip():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from bert_jax.config.finetuning import Task
 from bert_jax.data.labelled import Record, read_records
 from bert_jax.errors import BadInput
+from bert_jax.text.sources.compression import without_compression
 from bert_jax.text.sources.lines import read_whole_lines
 
 _SUFFIXES = {'.jsonl': 'jsonl', '.ndjson': 'jsonl', '.csv': 'csv', '.tsv': 'tsv', '.parquet': 'parquet'}
@@ -34,14 +35,14 @@ class InputSummary(NamedTuple):
 
 
 def split_format(source: str) -> tuple[str, str]:
-    """Returns (format, file) of FORMAT:FILE, or of a file, whose name may end in .gz or .zst after its format.
+    """Returns (format, file) of FORMAT:FILE, or of a file, whose name may end in .gz, .zst, .bz2 or .xz.
 
     Raises:
       BadInput: if the file does not exist.
     """
     name, _, path = source.partition(':')
     if name not in _FORMATS or Path(source).exists():
-        bare = Path(source.removesuffix('.gz').removesuffix('.zst'))
+        bare = Path(without_compression(source))
         name, path = _SUFFIXES.get(bare.suffix, 'text'), source
     if not Path(path).is_file():
         expected = f'a file of texts, or FORMAT:FILE with FORMAT one of {", ".join(_FORMATS)}'

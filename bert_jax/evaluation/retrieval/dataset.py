@@ -4,7 +4,7 @@
     queries.jsonl     {"_id": "q1", "text": "…"}, a query per line
     qrels/SPLIT.tsv   query-id, corpus-id, score; the first line names the columns
 
-The files of passages and queries may end in .gz or .zst. `Q` queries.
+The files of passages and queries may end in .gz, .zst, .bz2 or .xz. `Q` queries.
 """
 
 import dataclasses
@@ -18,10 +18,11 @@ import numpy as np
 from bert_jax import activity
 from bert_jax.data.labelled import parse_record
 from bert_jax.errors import BadInput
+from bert_jax.text.sources.compression import DECOMPRESSORS
 from bert_jax.text.sources.lines import read_whole_lines
 
 _LAYOUT = 'a directory with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv'
-_SUFFIXES = ('', '.gz', '.zst')
+_SUFFIXES = ('', *DECOMPRESSORS)
 _MAX_ID_CHARACTERS = 40  # longer ids may be text, which errors never contain
 
 

@@ -15,6 +15,7 @@ from bert_jax.errors import BadInput
 from bert_jax.evaluation.retrieval.vectors import write_vectors
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
+from bert_jax.text.sources.compression import without_compression
 
 FORMATS = ('jsonl', 'csv', 'tsv', 'parquet')
 _SCORED = 'a text, another text, and a number'
@@ -37,7 +38,7 @@ def source_of(name: str) -> str:
     """
     if name.partition(':')[0] in FORMATS:
         return name
-    suffix = Path(name.removesuffix('.gz').removesuffix('.zst')).suffix.removeprefix('.')
+    suffix = Path(without_compression(name)).suffix.removeprefix('.')
     if suffix not in FORMATS:
         expected = f'a file that ends in {", ".join(f".{each}" for each in FORMATS)}, or FORMAT:FILE'
         raise BadInput(name, 'has no known format', expected)
