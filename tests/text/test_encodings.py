@@ -3,6 +3,7 @@
 import codecs
 import gzip
 
+import numpy as np
 import pytest
 
 from bert_jax import config
@@ -73,6 +74,12 @@ def test_damaged_utf8_is_not_taken_for_another_encoding():
     assert detect('a', iter([text[:300], b'\xf1', text[300:]])) == 'utf-8'
     assert detect('a', iter([TEXTS['german'].encode('utf-16-le')])) == 'utf-16-le'
     assert detect('a', iter([b'plain'])) == 'utf-8'
+
+
+def test_noise_has_no_encoding():
+    noise = np.random.default_rng(0).integers(1, 256, 1 << 17).astype(np.uint8).tobytes()
+    with pytest.raises(BadInput, match='noise: has an encoding that was not recognized'):
+        detect('noise', iter([noise]))
 
 
 def test_folder_of_mixed_encodings_is_read_or_its_files_are_named(tmp_path, capsys):
