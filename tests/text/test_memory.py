@@ -92,20 +92,20 @@ def nested_record(path):
 def large_csv(path):
     with path.open('w') as file:
         file.write('id,text\n')
-        file.writelines(f'{i},"first ""quoted"" line\nsecond line"\n' for i in range(2_000_000))
+        file.writelines(f'{i},"first ""quoted"" line\nsecond line"\n' for i in range(1_000_000))
     return f'csv:{path}'
 
 
 def large_utf16(path):
-    path.write_text('word ' * 30_000_000, 'utf-16')
+    path.write_text('word ' * 10_000_000, 'utf-16')
     return f'text:{path}'
 
 
 def large_batches(path):
     path.mkdir()
-    table = pyarrow.table({'text': [words(200_000)] * 300})
+    table = pyarrow.table({'text': [words(200_000)] * 120})
     with pyarrow.ipc.new_stream(path / 'data.arrow', table.schema) as writer:
-        writer.write_table(table, max_chunksize=100)  # batches of 60 MB
+        writer.write_table(table, max_chunksize=60)  # batches of 36 MB
     return f'hf:{path}'
 
 
