@@ -25,7 +25,7 @@ from bert_jax.plan.targets import parse_target
 from bert_jax.plan.traffic import traffic_of
 from bert_jax.runtime.devices import device_name, select_platform
 from bert_jax.runtime.mesh import mesh_of_run
-from bert_jax.train.objective import PRETRAINING
+from bert_jax.train.objectives.masked import MASKED_TOKENS
 from bert_jax.train.program import build_program
 
 _KERNEL_ROWS = 4  # plain attention in float32 needs the memory of all scores
@@ -70,8 +70,8 @@ def _gradients(config: Config) -> np.ndarray:
     key = DropoutKey(jax.numpy.uint32(1), jax.numpy.arange(_KERNEL_ROWS, dtype=jax.numpy.uint32))
 
     def loss(params: nnx.State, batch: Batch) -> jax.Array:
-        sums = PRETRAINING.sums(nnx.merge(program.graph, params), batch, key)
-        return PRETRAINING.loss(sums, PRETRAINING.weights(batch))
+        sums = MASKED_TOKENS.sums(nnx.merge(program.graph, params), batch, key)
+        return MASKED_TOKENS.loss(sums, MASKED_TOKENS.weights(batch))
 
     found = jax.jit(jax.value_and_grad(loss))(program.init_state(0).params, batch)
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(found))])

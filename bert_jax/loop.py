@@ -170,7 +170,9 @@ def fit(run: TrainingRun, state: TrainState, record: TrainingRecord) -> Fitted:
     num_steps, step = program.num_steps, int(state.step)
     monitor, replicas = DivergenceMonitor(run.settings, record), Replicas(program.shardings)
     speed, any_process = (
-        Speedometer([each.model for each in run.programs], program.vocab_size),
+        Speedometer(
+            [each.model for each in run.programs], program.vocab_size, [each.objective_matmuls for each in run.programs]
+        ),
         AnyProcessFlag(program.device_mesh),
     )
     long_stage = functools.partial(_long_stage, speed, supervisor)

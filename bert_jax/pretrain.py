@@ -41,6 +41,7 @@ from bert_jax.runtime.stopping import StopRequest
 from bert_jax.runtime.supervisor import Supervisor
 from bert_jax.train.attention import describe_attention
 from bert_jax.train.memory import reporting_out_of_memory, resolve_microbatches
+from bert_jax.train.objectives import objective_of
 from bert_jax.train.phase_table import PhaseCost, describe_phases
 from bert_jax.train.program import TrainProgram, build_program
 from bert_jax.train.speed import full_batch_flops
@@ -98,7 +99,10 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     probe_sets = load_datasets(config.probe, config.train.probe_every)
     vocab_size = streams.tokenizer.vocab_size
     config = resolve_microbatches(config, mesh, vocab_size)
-    program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases)
+    objective = objective_of(config.objective)
+    program = build_program(
+        config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, objective=objective
+    )
 
     # --- Claim the workdir. ---
     supervisor.acquire(workdir)
@@ -190,7 +194,8 @@ def _evaluators(
     ]
     if probe_sets:
         evaluators.append(Probe(probe_sets, train.probe_every, pretrained_at))
-    return [*evaluators, FillIn(examples, phase_of, train.evaluate_every)]
+    filling = [index for index, phase in enumerate(config.in_phases) if phase.objective.fills_masks]
+    return [*evaluators, FillIn(examples, phase_of, train.evaluate_every, filling)]
 
 
 def _describe(
@@ -256,6 +261,6 @@ def _describe_lengths(phase: Config, stream: Stream) -> str:
 
 
 def _describe_step(metrics: dict[str, float]) -> str:
-    accuracies = {'MLM': metrics['mlm_accuracy'], 'NSP': metrics['nsp_accuracy']}
-    measured = [f'{name} {value:.1%}' for name, value in accuracies.items() if math.isfinite(value)]
+    accuracies = [(name.removesuffix('_accuracy'), value) for name, value in metrics.items() if '_accuracy' in name]
+    measured = [f'{name.upper()} {value:.1%}' for name, value in accuracies if math.isfinite(value)]
     return '  '.join([f'loss {metrics["loss"]:.3f}', *measured])

@@ -25,6 +25,7 @@ from bert_jax.config.data import (
 )
 from bert_jax.config.families import FAMILIES, Bert, EuroBert, Model, ModernBert
 from bert_jax.config.names import field_names, unknown_field
+from bert_jax.config.objective import Objective
 from bert_jax.config.phases import model_at, phase_at, positions_trained, weight_decays
 from bert_jax.config.pretraining import Card, Config, Mesh, Optimizer, Phase, PhaseMasking, Probe, Train
 from bert_jax.config.resolve import resolve
@@ -55,6 +56,7 @@ __all__ = [
     'Mesh',
     'Model',
     'ModernBert',
+    'Objective',
     'Optimizer',
     'Phase',
     'PhaseMasking',

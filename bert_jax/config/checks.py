@@ -33,8 +33,17 @@ def check_model(model: Model) -> None:
 
 
 def check_pairing(config: Config) -> None:
-    """Raises `BadInput` if the data has pairs and the model has no head for them."""
-    if config.data.pairing != 'none' and not config.model.LEARNS_PAIRS:
+    """Raises `BadInput` if the data has pairs and the model has no head for them, or the run never learns them."""
+    if config.data.pairing == 'none':
+        return
+    if not any(phase.objective.learns_pairs for phase in config.in_phases):
+        raise BadInput(
+            'config.data.pairing',
+            f'is {config.data.pairing!r}, and objective {config.in_phases[0].objective.name} learns no pairs',
+            "'none'",
+            '--config.data.pairing=none',
+        )
+    if not config.model.LEARNS_PAIRS:
         raise BadInput(
             'config.data.pairing',
             f'is {config.data.pairing!r}, and {config.model.family} has no head for pairs',

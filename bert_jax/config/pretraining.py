@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from bert_jax.config.data import Data, Masking, Tokenizer
 from bert_jax.config.families import FAMILIES, Bert, EuroBert, Model, ModernBert
 from bert_jax.config.fields import Role, as_in, at_least, fraction, optional, overridden, setting, variants
+from bert_jax.config.objective import Objective
 
 
 def _is_time(value: str) -> bool:
@@ -282,6 +283,8 @@ class Phase:
     decay_tokens: float | None = optional(Optimizer, 'decay_tokens', Role.EXECUTION)
     final_fraction: float | None = optional(Optimizer, 'final_fraction')
     weight_decay: float | None = optional(Optimizer, 'weight_decay')
+    objective: str | None = optional(Objective, 'name')
+    causal_share: float | None = optional(Objective, 'causal_share')
     masking: PhaseMasking = dataclasses.field(default=PhaseMasking(), metadata={'role': Role.IDENTITY_IF_SET})
     global_rope_theta: float | None = optional(ModernBert, 'global_rope_theta')
     local_rope_theta: float | None = optional(ModernBert, 'local_rope_theta')
@@ -299,6 +302,8 @@ class Config:
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
     model: Model = variants(Bert(), FAMILIES, by='family')
+    # what the model learns from the text
+    objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     probe: Probe = Probe()
@@ -313,8 +318,8 @@ class Config:
     card: Card = Card()
     # devices to run on; '' takes the fastest available
     platform: str = setting('', choices=('', 'cpu', 'cuda', 'tpu'))
-    # consecutive parts of the run with their own length, rows, batch size, masking, learning rate and weight decay; ():
-    # one phase
+    # consecutive parts of the run with their own objective, length, rows, batch size, masking, learning rate and weight
+    # decay; (): one phase
     phases: tuple[Phase, ...] = setting((), role=Role.IDENTITY)
 
     @functools.cached_property
@@ -329,6 +334,7 @@ class Config:
                     phases=(),
                     data=dataclasses.replace(data, masking=overridden(data.masking, phase.masking)),
                     model=overridden(self.model, phase),
+                    objective=overridden(self.objective, phase),
                     optimizer=overridden(self.optimizer, phase),
                     train=overridden(self.train, phase),
                 )

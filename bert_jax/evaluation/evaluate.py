@@ -22,7 +22,7 @@ from bert_jax.data.batches import CorpusStream
 from bert_jax.data.evaluation_rows import rows_by_length, rows_of_phase
 from bert_jax.data.streams import HeldOutStream, open_streams
 from bert_jax.errors import BadInput
-from bert_jax.evaluation import evaluation_file, masked_words, pseudo_perplexity
+from bert_jax.evaluation import causal_text, evaluation_file, masked_words, pseudo_perplexity
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, read_held_out_windows, read_source_windows
 from bert_jax.files import json_digest
@@ -36,12 +36,14 @@ from bert_jax.text.corpus import load_corpus
 from bert_jax.text.merge import MIN_DOCUMENTS
 from bert_jax.text.prepare import prepare
 from bert_jax.text.tokenizer import Tokenizer, load_saved_tokenizer
+from bert_jax.train.objectives import objective_of
 from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState, distribute
 from bert_jax.workdir import identity
 from bert_jax.workdir.checkpoint import restore_on
 from bert_jax.workdir.result import save
 
+_NOT_LEARNED = dict.fromkeys(('mlm_loss', 'mlm_accuracy', 'nsp_loss', 'nsp_accuracy'))  # by some objectives
 _PERPLEXITY_STRIDE = 8  # pseudo-perplexity uses one window in eight, because it needs one row per token
 
 
@@ -95,10 +97,12 @@ def evaluate(
 
     Returns:
       step, mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy, mlm_loss_by_length and the `baselines`. A metric is None if
-      the text contains nothing to measure it on (no pairs, no token to mask). With a sample also the results of
-      `masked_words.measure`, `pseudo_perplexity`, and its baseline `unigram_perplexity`; if the source of the
-      validation split cannot be read again, `sample_missing` says why instead. With `average`, the averaged checkpoints
-      and the largest of their steps.
+      the text contains nothing to measure it on (no pairs, no token to mask), or the phase of the step does not learn
+      it. Other objectives have their own: clm_loss and clm_accuracy, mntp_loss and mntp_accuracy. With a sample also
+      the results of `masked_words.measure`, `pseudo_perplexity`, and its baseline `unigram_perplexity`; in a phase that
+      reads causally and fills no masks, those of `causal_text.measure`; if the source of the validation split cannot be
+      read again, `sample_missing` says why instead. With `average`, the averaged checkpoints and the largest of their
+      steps.
 
     Raises:
       BadInput: if the run, its checkpoint or its corpus does not exist, or if the source cannot be read.
@@ -254,7 +258,16 @@ def _evaluate_streams(
 ) -> dict[str, Any]:
     """Computes the metrics on the rows of a stream, and the MLM loss on fixed rows of each length."""
     model, optimizer, train = model_at(run_config, int(state.step)), run_config.optimizer, run_config.train
-    program = build_program(model, optimizer, train, tokenizer.vocab_size, mesh, phases=run_config.phases)
+    phase = run_config.in_phases[phase_at(run_config, int(state.step))]
+    program = build_program(
+        model,
+        optimizer,
+        train,
+        tokenizer.vocab_size,
+        mesh,
+        phases=run_config.phases,
+        objective=objective_of(phase.objective),
+    )
 
     def measure(rows: HeldOutStream) -> dict[str, float | None]:
         metrics = evaluate_params(state.weights, program, rows)
@@ -265,8 +278,8 @@ def _evaluate_streams(
     of_lengths = {
         str(length): metrics if rows.data == stream.data else measure(rows) for length, rows in by_length.items()
     }
-    losses = {length: of_length['mlm_loss'] for length, of_length in of_lengths.items()}
-    return {'step': int(state.step)} | metrics | {'mlm_loss_by_length': losses}
+    losses = {length: of_length['mlm_loss'] for length, of_length in of_lengths.items() if 'mlm_loss' in of_length}
+    return {'step': int(state.step), **_NOT_LEARNED} | metrics | {'mlm_loss_by_length': losses}
 
 
 def _evaluate_sample(
@@ -277,10 +290,17 @@ def _evaluate_sample(
     windows: list[Window],
     unigram_entropy: float | None,
 ) -> dict[str, Any]:
-    """Computes the metrics on raw text, in rows no longer than the run has been trained on up to this step."""
+    """Computes the metrics on raw text, in rows no longer than the run has been trained on up to this step.
+
+    Masked words where the phase of the step learns to fill masks; text read causally where it only learns other tokens.
+    """
     step = int(state.step)
+    objective = run_config.in_phases[phase_at(run_config, step)].objective
     provenance = of_run(run_config, step, start_of(workdir))
     pretrained = from_params(state.weights, model_at(run_config, step), tokenizer, step, provenance)
+    if not objective.fills_masks:
+        with activity('text read causally'):
+            return causal_text.measure(pretrained, windows) if objective.reads_causally else {}
     with activity('masked words'):
         metrics = masked_words.measure(pretrained, windows)
     with activity('pseudo-perplexity'):
@@ -293,10 +313,17 @@ def describe(result: dict[str, Any]) -> str:
     """Formats the metrics and their baselines as a table for a terminal; '–' if the text has nothing to measure."""
     loss, entropy = (_format(result[key], '.3f') for key in ('mlm_loss', 'unigram_entropy'))
     accuracy, most_frequent = (_format(result[key], '.1%') for key in ('mlm_accuracy', 'most_frequent_accuracy'))
-    rows = [
-        ('MLM loss', f'{loss} nats per token', f'{entropy} (token frequencies alone)'),
-        ('MLM accuracy', accuracy, f'{most_frequent} (always the most frequent token)'),
-    ]
+    rows = []
+    if result['mlm_loss'] is not None or not _other_losses(result):
+        rows.append(('MLM loss', f'{loss} nats per token', f'{entropy} (token frequencies alone)'))
+        rows.append(('MLM accuracy', accuracy, f'{most_frequent} (always the most frequent token)'))
+    for name in _other_losses(result):
+        loss, accuracy = _format(result[f'{name}_loss'], '.3f'), _format(result[f'{name}_accuracy'], '.1%')
+        rows.append((f'{name.upper()} loss', f'{loss} nats per token', f'{entropy} (token frequencies alone)'))
+        rows.append((f'{name.upper()} accuracy', accuracy, f'{most_frequent} (always the most frequent token)'))
+    if result.get('causal_nats_per_character') is not None:
+        unigram_nats = f'{result["unigram_nats_per_character"]:.3f} (character frequencies alone)'
+        rows.append(('Read causally', f'{result["causal_nats_per_character"]:.3f} nats per character', unigram_nats))
     if result['nsp_accuracy'] is not None:
         rows.append(('NSP accuracy', f'{result["nsp_accuracy"]:.1%}', '50.0% (chance)'))
     if result.get('masked_word_nats_per_character') is not None:
@@ -312,6 +339,11 @@ def describe(result: dict[str, Any]) -> str:
     lines = [f'{result.get("source", "Held-out text")} {weights}:']
     lines += [f'  {name:17}  {value:24}  baseline: {baseline}' for name, value, baseline in rows]
     return '\n'.join([*lines, *_describe_lengths(result), *_describe_sample(result)])
+
+
+def _other_losses(result: dict[str, Any]) -> list[str]:
+    """Returns the objectives other than `mlm` that were measured."""
+    return [name for name in ('clm', 'mntp') if result.get(f'{name}_loss') is not None]
 
 
 def _describe_lengths(result: dict[str, Any]) -> list[str]:

@@ -83,15 +83,18 @@ class FillIn:
 
     Attributes:
       phase_at: maps a step to the index of its phase.
+      phases: those in which the masked-LM head learns to fill masks.
     """
 
     examples: Examples
     phase_at: Callable[[int], int]
     every: int
+    phases: Sequence[int]
     activity: str = 'filling in the example sentences'
 
     def is_due(self, step: int, *, is_final: bool) -> bool:
-        return bool(self.examples) and is_due_every(self.every, step, is_final=is_final)
+        is_due = bool(self.examples) and is_due_every(self.every, step, is_final=is_final)
+        return is_due and self.phase_at(step) in self.phases
 
     def __call__(self, params: nnx.State, step: int, stop_now: Callable[[], bool]) -> Evaluation:
         return Evaluation(examples=self.examples(params, self.phase_at(step)))

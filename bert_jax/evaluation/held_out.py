@@ -50,10 +50,12 @@ class HeldOut:
 
 
 def _describe(metrics: dict[str, float]) -> str:
-    if 'mlm_accuracy' not in metrics:
+    names = [name for name in ('mlm', 'mntp', 'clm') if f'{name}_accuracy' in metrics]
+    if not names:
         return 'the held-out text has no token to mask, so no loss was measured'
-    loss = metrics.get('mlm_loss', math.nan)  # a model that has diverged may lack a finite loss
-    text = f'held-out MLM loss {loss:.3f}, MLM accuracy {metrics["mlm_accuracy"]:.1%}'
+    name = names[0]
+    loss = metrics.get(f'{name}_loss', math.nan)  # a model that has diverged may lack a finite loss
+    text = f'held-out {name.upper()} loss {loss:.3f}, {name.upper()} accuracy {metrics[f"{name}_accuracy"]:.1%}'
     return text + (f', NSP accuracy {metrics["nsp_accuracy"]:.1%}' if 'nsp_accuracy' in metrics else '')
 
 
@@ -80,6 +82,6 @@ def evaluate_params(
         totals += np.array(jax.device_get(sums), np.float64)
         if stop_now():
             return None
-    metrics = {name: float(value) for name, value in program.objective.metrics(type(sums)(*totals)).items()}
+    metrics = {name: float(value) for name, value in program.evaluated.metrics(type(sums)(*totals)).items()}
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     return {name: finite.get(name) if finite.keys() - {'loss'} else None for name in metrics}

@@ -62,12 +62,12 @@ def measure(pretrained: Pretrained, windows: list[Window]) -> dict[str, float | 
                 positions.append(masked_positions.tolist())
     num_characters = sum(masked.num_characters for masked in masked_windows)
     num_unknown = sum(masked.num_unknown for masked in masked_windows)
-    in_text = Counter(character for window in windows for character in _characters(window.text, tokenizer))
+    in_text = Counter(character for window in windows for character in characters(window.text, tokenizer))
     in_words = Counter(
         character
         for window in windows
         for start, stop in window.words
-        for character in _characters(window.text[start:stop], tokenizer)
+        for character in characters(window.text[start:stop], tokenizer)
     )
     nats = sum(float(losses.sum(dtype=np.float64)) for losses in pretrained.masked_losses(rows, positions))
     nats += num_unknown * math.log(max(len(in_text), 1))
@@ -120,7 +120,7 @@ def _split_ranges(is_masked: np.ndarray, max_tokens: int) -> Iterator[tuple[int,
         start = stop
 
 
-def _characters(text: str, tokenizer: Tokenizer) -> Iterator[str]:
+def characters(text: str, tokenizer: Tokenizer) -> Iterator[str]:
     """Returns the characters of a text without white space, in lower case if the tokenizer lower-cases."""
     return (character for character in (text.lower() if tokenizer.lowercase else text) if not character.isspace())
 

@@ -27,7 +27,7 @@ from bert_jax.model.losses import cross_entropy
 from bert_jax.model.pre_norm import PreNormEncoder
 from bert_jax.model.vocabulary import at_positions
 from bert_jax.pretrained.hub import POOLER, PREDICTION_HEAD
-from bert_jax.train.objective import Objective, mean
+from bert_jax.train.objectives.interface import Objective, mean
 
 # By `config.task.head_initializer`: 'normal' as in `transformers`, 'truncated_normal' as in `run_classifier.py`.
 HEAD_INITIALIZERS = {'normal': nnx.initializers.normal, 'truncated_normal': truncated_normal}
@@ -243,7 +243,7 @@ _SCORE_LOSSES = {'regression': optax.losses.squared_error, 'ranking': optax.loss
 
 
 @dataclasses.dataclass(frozen=True)
-class _TaskObjective:
+class _TaskObjective(Objective):
     kind: str
 
     def sums(

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.inputs import Array
 from bert_jax.model.local_attention import attend_locally, is_local
 from bert_jax.model.plain_attention import attend_plainly
 from bert_jax.model.platform import target_platform, tensor_parts
@@ -45,6 +46,7 @@ def attend(
     key: DropoutKey | None,
     implementation: str,
     radius: int | None = None,
+    is_causal: Array | None = None,
 ) -> jax.Array:
     """Computes softmax(q k' / sqrt(K)) v of each head, [B, L, D]; the values at padding are finite and undefined.
 
@@ -54,6 +56,7 @@ def attend(
       rate: dropout rate of the weights; no dropout without a key.
       implementation: `config.Model.attention`: 'auto' uses a kernel that supports the arguments, 'plain' never does.
       radius: a position attends to positions at most this far away; None for the whole sequence.
+      is_causal: [B] bool, rows in which a position attends to none after it; None if there are none.
 
     Raises:
       BadInput: if `implementation` is 'fused' and no kernel of the target platform supports the arguments. A CPU has
@@ -70,14 +73,16 @@ def attend(
             row_keys = key.of_rows(_SITE) if key is not None and rate else jnp.zeros(q.shape[0], jnp.uint32)
             run = functools.partial(_in_whole_blocks, platform, own, rate, radius)
             first_heads = jnp.arange(0, num_heads, own, dtype=jnp.uint32)  # of each device on the tensor axis
-            return (_by_heads(run) if num_parts > 1 else run)(q, k, v, sequence_ids, row_keys, first_heads)
+            aheads = [] if is_causal is None else [jnp.where(is_causal, 0, q.shape[1]).astype(jnp.int32)]
+            run = _by_heads(run, len(aheads)) if num_parts > 1 else run
+            return run(q, k, v, sequence_ids, row_keys, first_heads, *aheads)
         if implementation == 'fused' and platform in _KERNELS:
             raise BadInput(
                 'config.model.attention', f"is 'fused', and {reason[0]}", 'what a kernel supports', reason[1]
             )
     if radius is not None:
-        return attend_locally(q, k, v, sequence_ids, num_heads, radius, rate, key, _SITE)
-    return attend_plainly(q, k, v, sequence_ids, num_heads, rate, key, _SITE)
+        return attend_locally(q, k, v, sequence_ids, num_heads, radius, rate, key, _SITE, is_causal)
+    return attend_plainly(q, k, v, sequence_ids, num_heads, rate, key, _SITE, is_causal)
 
 
 def unsupported_reason(
@@ -126,10 +131,10 @@ def unsupported_reason_of(model: config.Model, platform: str, length: int, tenso
     return unsupported_reason(platform, length, num_heads, head_size, model.dtype)
 
 
-def _by_heads(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _by_heads(run: Callable[..., jax.Array], num_aheads: int) -> Callable[..., jax.Array]:
     """Runs a kernel on the heads of each device on the `tensor` axis, because XLA cannot split a kernel."""
     whole, heads = PartitionSpec(), PartitionSpec(None, None, 'tensor')
-    in_specs = (heads, heads, heads, whole, whole, PartitionSpec('tensor'))
+    in_specs = (heads, heads, heads, whole, whole, PartitionSpec('tensor'), *(whole for _ in range(num_aheads)))
     return jax.shard_map(run, in_specs=in_specs, out_specs=heads, axis_names={'tensor'}, check_vma=False)
 
 

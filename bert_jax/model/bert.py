@@ -50,14 +50,17 @@ class Encoder(nnx.Module):
         sequence_ids: Array,
         key: DropoutKey | None,
         gather: Gather | None = None,
+        is_causal: Array | None = None,
     ) -> jax.Array:
         """[B, L, D] -> [B, L, D].
 
-        gather: applied to each layer's weights where they are used, and again in the backward pass.
+        Args:
+          gather: applied to each layer's weights where they are used, and again in the backward pass.
+          is_causal: as of `attention.attend`.
         """
 
         def apply(layer: EncoderLayer, x: jax.Array, index: jax.Array, _: None) -> jax.Array:
-            return layer(x, jnp.asarray(sequence_ids), key and key.at(index))
+            return layer(x, jnp.asarray(sequence_ids), key and key.at(index), is_causal)
 
         kinds = [None] * self.num_layers
         return run_layers(self.layers, x, apply, kinds, remat=self.remat, scan=self.scan, gather=gather)
@@ -84,7 +87,7 @@ class Bert(nnx.Module):
           gather: as for `Encoder`.
         """
         x = self.embeddings(inputs, key)
-        return self.encoder(x, inputs.sequence_ids, key, gather)
+        return self.encoder(x, inputs.sequence_ids, key, gather, inputs.is_causal)
 
     def pool(self, hidden: jax.Array, cls_positions: Array) -> jax.Array:
         """tanh of a dense layer over the [CLS] vectors: [B, L, D], [B, E] -> [B, E, D]."""

@@ -7,7 +7,7 @@ After Dao 2023, "FlashAttention-2". The forward pass keeps the logarithm of soft
 recomputes weights and dropout masks from it, once for the gradients of keys and values and once for those of queries.
 It sums in registers, without atomic additions, so that gradients do not depend on the order in which programs run.
 Arrays keep the layout [B, L, D] of the dense layers around. Only blocks that hold positions of the same sequence within
-the window are visited, and no block of padding.
+the window are visited, and no block of padding; in causal rows, none above the diagonal.
 """
 
 import dataclasses
@@ -50,13 +50,20 @@ class _Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """The static arguments of both kernels. row_length: as of `attend`. interpret: run them without a GPU."""
+    """The static arguments of both kernels.
+
+    Attributes:
+      row_length: as of `attend`.
+      interpret: run them without a GPU.
+      has_aheads: whether `aheads` is the last of the scalars.
+    """
 
     num_heads: int
     rate: float
     radius: int | None
     row_length: int
     interpret: bool
+    has_aheads: bool
 
 
 def attend(
@@ -66,6 +73,7 @@ def attend(
     sequence_ids: jax.Array,
     row_keys: jax.Array,
     first_head: jax.Array,
+    aheads: jax.Array | None = None,
     *,
     num_heads: int,
     rate: float,
@@ -81,14 +89,16 @@ def attend(
       q, k, v: [B, L, D]; L a multiple of `BLOCK`, K at most `LARGEST_HEAD`.  sequence_ids: [B, L] int32.
       row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: [1] uint32, the index of the first of
         these heads in the model.
+      aheads: [B] int32, how far after itself a position of the row attends at most: 0 in a causal row; None: any.
       rate: of dropout, as `dropout` on the weights [B, H, L, L] of all heads; 0 for none.
       radius: positions attend to positions at most this far away; None for any distance.
       row_length: L of those weights, if padding follows it; by default, all of L.
     """
-    call = _Call(num_heads, rate, radius, row_length or q.shape[1], interpret)
+    call = _Call(num_heads, rate, radius, row_length or q.shape[1], interpret, aheads is not None)
+    scalars = (row_keys, first_head) if aheads is None else (row_keys, first_head, aheads)
     heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
     q, k, v = (x.reshape(heads) for x in (q, k, v))
-    return _attend(call, q, k, v, sequence_ids, row_keys, first_head).reshape(*heads[:2], -1)
+    return _attend(call, q, k, v, sequence_ids, *scalars).reshape(*heads[:2], -1)
 
 
 def num_scores(length: int, radius: int | None, blocks: _Blocks) -> int:
@@ -169,9 +179,11 @@ def _pallas(
 
     firsts, ends = _visible(ids, M, N, call.radius)
     of_block = pl.BlockSpec((None, 1), lambda i, h, b: (b, i))
+    of_row = pl.BlockSpec((1,), lambda i, h, b: (b,))
     in_specs = [
-        pl.BlockSpec((1,), lambda i, h, b: (b,)),
+        of_row,
         pl.BlockSpec((1,), lambda i, h, b: (0,)),
+        *([of_row] if call.has_aheads else []),
         pl.BlockSpec((None, L), lambda i, h, b: (b, 0)),
         of_block,
         of_block,
@@ -246,6 +258,7 @@ class _Scores:
       ids: those of the row.
       own: [M], positions in the row.
       row_key, head: for dropout; `head` is an index among the heads of the model.
+      ahead: of the row (`attend`); None: any distance.
       own_is_query: whether the M positions are queries and the N positions keys, or the reverse.
     """
 
@@ -255,6 +268,7 @@ class _Scores:
     own: jax.Array
     row_key: jax.Array
     head: jax.Array
+    ahead: jax.Array | None
     own_is_query: bool
 
     def attends(self, own_ids: jax.Array, visited: jax.Array) -> jax.Array:
@@ -262,7 +276,19 @@ class _Scores:
         attends = own_ids[:, None] == self.ids[pl.ds(visited * self.size.step, self.size.step)][None, :]
         if self.call.radius is not None:
             attends &= jnp.abs(self.own[:, None] - self._positions(visited)[None, :]) <= self.call.radius
+        if self.ahead is not None:
+            after_own = self._positions(visited)[None, :] - self.own[:, None]
+            attends &= (after_own if self.own_is_query else -after_own) <= self.ahead
         return attends
+
+    def visited(self, first: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns which blocks of N, of those from `first` to `end`, some key of a pair is not too far ahead in."""
+        if self.ahead is None:
+            return first, end
+        start = pl.program_id(0) * self.size.own
+        if self.own_is_query:
+            return first, jnp.minimum(end, (start + self.size.own - 1 + self.ahead) // self.size.step + 1)
+        return jnp.maximum(first, jnp.maximum(start - self.ahead, 0) // self.size.step), end
 
     def keep(self, visited: jax.Array) -> jax.Array | None:
         """Returns bool [M, N], the mask of dropout; None without dropout."""
@@ -290,9 +316,11 @@ def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.dot(x, y, preferred_element_type=jnp.float32)
 
 
-def _forward_kernel(row_keys, first_head, ids, first, end, q_ref, k_ref, v_ref, out_ref, log_sum_ref, *, size, call):
+def _forward_kernel(*refs, size, call):
+    row_keys, first_head, *aheads, ids, first, end, q_ref, k_ref, v_ref, out_ref, log_sum_ref = refs
     head = first_head[0] + pl.program_id(1).astype(jnp.uint32)
-    scores_of = _Scores(size, call, ids, _own_positions(size), row_keys[0], head, own_is_query=True)
+    ahead = aheads[0][0] if aheads else None
+    scores_of = _Scores(size, call, ids, _own_positions(size), row_keys[0], head, ahead, own_is_query=True)
     q = size.load(q_ref, slice(None))  # MP
     own_ids = ids[pl.ds(pl.program_id(0) * size.own, size.own)]
     scale = size.head**-0.5 * _LOG2_E
@@ -312,16 +340,15 @@ def _forward_kernel(row_keys, first_head, ids, first, end, q_ref, k_ref, v_ref, 
         return out * correction[:, None] + _matmul(used.astype(v.dtype), v), new_highest, total
 
     start = (jnp.zeros(q.shape, jnp.float32), jnp.full(size.own, _NO, jnp.float32), jnp.zeros(size.own, jnp.float32))
-    out, highest, total = jax.lax.fori_loop(first[0], end[0], visit, start)
+    out, highest, total = jax.lax.fori_loop(*scores_of.visited(first[0], end[0]), visit, start)
     total = jnp.where(total > 0, total, 1.0)  # 0 in a block of padding
     size.store(out_ref, out * (1.0 / (total * (1.0 - call.rate)))[:, None])
     log_sum_ref[...] = highest + jnp.log2(total)
 
 
-def _backward_kernel(
-    row_keys, first_head, ids, first, end, q_ref, k_ref, v_ref, gradient_ref, log_sums, deltas,
-    q_gradient_ref, k_gradient_ref, v_gradient_ref, *, size, call,
-):  # fmt: skip
+def _backward_kernel(*refs, size, call):
+    row_keys, first_head, *aheads, ids, first, end, q_ref, k_ref, v_ref, gradient_ref, log_sums, deltas = refs[:-3]
+    q_gradient_ref, k_gradient_ref, v_gradient_ref = refs[-3:]
     head = first_head[0] + pl.program_id(1).astype(jnp.uint32)
     own = pl.ds(pl.program_id(0) * size.own, size.own)
     own_ids = ids[own]
@@ -333,7 +360,8 @@ def _backward_kernel(
     def weights_of(scores: jax.Array, attends: jax.Array, log_sums: jax.Array) -> jax.Array:
         return jnp.where(attends, jnp.exp2(scores * (scale * _LOG2_E) - log_sums), 0.0)
 
-    of_keys = _Scores(size, call, ids, _own_positions(size), row_keys[0], head, own_is_query=False)
+    ahead = aheads[0][0] if aheads else None
+    of_keys = _Scores(size, call, ids, _own_positions(size), row_keys[0], head, ahead, own_is_query=False)
     k, v = size.load(k_ref, own), size.load(v_ref, own)  # MP
 
     def visit_queries(block: jax.Array, carry: tuple) -> tuple:
@@ -348,7 +376,7 @@ def _backward_kernel(
         return k_gradient + _matmul(of_scores.astype(q.dtype), q), v_gradient
 
     zeros = jnp.zeros(k.shape, jnp.float32)
-    k_gradient, v_gradient = jax.lax.fori_loop(first[0], end[0], visit_queries, (zeros, zeros))
+    k_gradient, v_gradient = jax.lax.fori_loop(*of_keys.visited(first[0], end[0]), visit_queries, (zeros, zeros))
     size.store(k_gradient_ref, k_gradient * scale)
     size.store(v_gradient_ref, v_gradient)
 
@@ -363,5 +391,5 @@ def _backward_kernel(
         of_weights = dropped(_matmul(gradient, v.T), of_queries.keep(block))
         return q_gradient + _matmul((weights * (of_weights - own_deltas)).astype(k.dtype), k)
 
-    q_gradient = jax.lax.fori_loop(first[0], end[0], visit_keys, zeros)
+    q_gradient = jax.lax.fori_loop(*of_queries.visited(first[0], end[0]), visit_keys, zeros)
     size.store(q_gradient_ref, q_gradient * scale)

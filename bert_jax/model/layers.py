@@ -19,6 +19,7 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.model.attention import attend
 from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.inputs import Array
 from bert_jax.model.matmul import add_bias, project
 from bert_jax.model.norm import add_and_normalize, normalize
 from bert_jax.model.platform import target_platform, tensor_parts
@@ -161,13 +162,16 @@ class SelfAttention(nnx.Module):
         self.value = Dense(size, size, **into)
         self.output = Dense(size, size, ('heads', 'embed'), stddev, model.dtype, rngs)
 
-    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_causal: Array | None = None
+    ) -> jax.Array:
         """Returns what `output` is to project, [B, L, D].
 
         Args: as for `attend`; x [B, L, D].
         """
         q, k, v = apply_together(x, self.query, self.key, self.value)
-        return attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation)
+        settings = self.num_heads, self.rate, key, self.implementation
+        return attend(q, k, v, sequence_ids, *settings, is_causal=is_causal)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -208,9 +212,11 @@ class EncoderLayer(nnx.Module):
         self.output_norm = LayerNorm(model.hidden_size, model.layer_norm_eps, dtype)
         self.rate = model.dropout_rate
 
-    def __call__(self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None) -> jax.Array:
-        """Args: x [B, L, D]; sequence_ids [B, L] int32."""
-        attended = self.attention(x, sequence_ids, key)
+    def __call__(
+        self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_causal: Array | None = None
+    ) -> jax.Array:
+        """Args: x [B, L, D]; sequence_ids [B, L] int32; is_causal as of `attend`."""
+        attended = self.attention(x, sequence_ids, key, is_causal)
         x = add_and_norm(self.attention_norm, x, self.attention.output, attended, self.rate, key, site=2)
         bias = self.intermediate.bias
         assert bias is not None

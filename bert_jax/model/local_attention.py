@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.model.dropout import DropoutKey, is_kept
+from bert_jax.model.inputs import Array
 from bert_jax.model.matmul import transpose
 from bert_jax.model.plain_attention import attend_with_mask
 
@@ -32,6 +33,7 @@ def attend_locally(
     rate: float,
     key: DropoutKey | None,
     site: int,
+    is_causal: Array | None = None,
 ) -> jax.Array:
     """softmax(q k' / sqrt(K)) v, [B, L, D], where a position sees positions of the same sequence at most `radius` away.
 
@@ -41,6 +43,7 @@ def attend_locally(
       radius: positions to either side, at least 1.
       rate: dropout rate of the weights; no dropout without a key.
       site: of the dropout within its layer.
+      is_causal: [B] bool, rows in which a position sees none after it; None if there are none.
     """
     B, L, D = q.shape
     W, N = radius, num_blocks(radius, L)
@@ -50,6 +53,8 @@ def attend_locally(
     k, v = _with_neighbours(k), _with_neighbours(v)
     q, k, v = (transpose(x, (0, 3, 1, 2, 4)) for x in (q, k, v))  # BHNWK, BHNCK with C = 3W
     sees = _within_radius(W) & _same_sequence(ids.reshape(B, N, W))  # BNWC
+    if is_causal is not None:
+        sees &= (_distance(W) <= 0) | ~jnp.asarray(is_causal)[:, None, None, None]
     keep = _kept(num_heads, L, W, rate, key.of_rows(site)) if key is not None and rate else None
     attended = attend_with_mask(q, k, v, sees[:, None], keep, rate)
     return transpose(attended, (0, 2, 3, 1, 4)).reshape(B, N * W, D)[:, :L]
@@ -68,8 +73,12 @@ def _with_neighbours(x: jax.Array) -> jax.Array:
 
 def _within_radius(W: int) -> jax.Array:
     """[W, 3W] bool: whether a position of a block and one of its neighbourhood are at most W apart."""
-    distance = jnp.arange(3 * W)[None, :] - W - jnp.arange(W)[:, None]
-    return jnp.abs(distance) <= W
+    return jnp.abs(_distance(W)) <= W
+
+
+def _distance(W: int) -> jax.Array:
+    """[W, 3W] int32: how far a position of the neighbourhood of a block is after one of the block."""
+    return jnp.arange(3 * W)[None, :] - W - jnp.arange(W)[:, None]
 
 
 def _kept(H: int, L: int, W: int, rate: float, row_keys: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ def attend_plainly(
     rate: float,
     key: DropoutKey | None,
     site: int,
+    is_causal: Array | None = None,
 ) -> jax.Array:
     """softmax(q k' / sqrt(K)) v of each head, [B, L, D]; kernels are tested against it.
 
@@ -35,10 +36,14 @@ def attend_plainly(
         and otherwise undefined.
       rate: dropout rate of the weights; no dropout without a key.
       site: of the dropout within its layer.
+      is_causal: [B] bool, rows in which a position sees none after it; None if there are none.
     """
     heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
     q, k, v = (transpose(x.reshape(heads), (0, 2, 1, 3)) for x in (q, k, v))  # BHLK
     sees = (sequence_ids[:, :, None] == sequence_ids[:, None, :]) & (sequence_ids[:, None, :] > 0)  # BMN
+    if is_causal is not None:
+        position = jnp.arange(q.shape[2])
+        sees &= (position[None, :] <= position[:, None]) | ~jnp.asarray(is_causal)[:, None, None]
     attended = attend_by_scores(q, k, v, sees[:, None], rate, key, site)
     return transpose(attended, (0, 2, 1, 3)).reshape(*heads[:2], -1)
 

@@ -45,12 +45,14 @@ class LayerInputs(NamedTuple):
       by: the rotation of every position.
       radius: as in `Attention`.
       key: dropout key of the layer; None for no dropout.
+      is_causal: as of `attention.attend`.
     """
 
     sequence_ids: jax.Array
     by: Rotations
     radius: int | None
     key: DropoutKey | None
+    is_causal: Array | None = None
 
 
 class RotaryAttention(nnx.Module):
@@ -70,12 +72,13 @@ class RotaryAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, inputs: LayerInputs) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
-        sequence_ids, by, radius, key = inputs
+        sequence_ids, by, radius, key, is_causal = inputs
         q, k, v = apply_together(x, self.query, self.key, self.value)
         q = self._flat(rotate(self._heads(q, self.num_heads), by))
         k = self._flat(self._shared(rotate(self._heads(k, self.num_kv_heads), by)))
         v = self._flat(self._shared(self._heads(v, self.num_kv_heads)))
-        attended = attend(q, k, v, sequence_ids, self.num_heads, self.rate, key, self.implementation, radius)
+        settings = self.num_heads, self.rate, key, self.implementation, radius, is_causal
+        attended = attend(q, k, v, sequence_ids, *settings)
         return self.output(attended)
 
     def _heads(self, x: jax.Array, num_heads: int) -> jax.Array:
@@ -177,7 +180,8 @@ class PreNormEncoder(nnx.Module):
         sequence_ids = jnp.asarray(inputs.sequence_ids)
 
         def apply(layer: PreNormLayer, x: jax.Array, index: jax.Array, kind: Attention) -> jax.Array:
-            return layer(x, index, LayerInputs(sequence_ids, by[kind.theta], kind.radius, key and key.at(index)))
+            own = key and key.at(index)
+            return layer(x, index, LayerInputs(sequence_ids, by[kind.theta], kind.radius, own, inputs.is_causal))
 
         x = self.embeddings(inputs.input_ids, key)
         x = run_layers(self.layers, x, apply, self.attention, remat=self.remat, scan=self.scan, gather=gather)

@@ -4,7 +4,8 @@
 
 After Dao 2023, "FlashAttention-2": the forward pass keeps a running maximum and sum of each query and writes
 maximum + log(sum), from which the backward pass recomputes the weights. Blocks of queries and keys that share no
-sequence, or lie further apart than the window, are skipped (`tpu_kernels`).
+sequence, or lie further apart than the window, are skipped (`tpu_kernels`); in causal rows, so are those above the
+diagonal.
 
 There are two orders of work:
 
@@ -52,6 +53,7 @@ def attend(
     sequence_ids: jax.Array,
     row_keys: jax.Array,
     first_head: jax.Array,
+    aheads: jax.Array | None = None,
     *,
     num_heads: int,
     rate: float,
@@ -67,13 +69,16 @@ def attend(
       q, k, v: [B, L, D], whose heads it `suits`; L a multiple of `BLOCK`.  sequence_ids: [B, L] int32.
       row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: [1] uint32, the index of the first of
         these heads in the model.
+      aheads: [B] int32, how far after itself a position of the row attends at most: 0 in a causal row; None: any.
       rate: of dropout, as `dropout` on the weights [B, H, L, L] of all heads; 0 for none.
       radius: positions attend to positions at most this far away; None for any distance.
       row_length: L of those weights, if padding follows it; by default, all of L.
     """
     head_size = q.shape[2] // num_heads
-    call = Call(num_heads, head_size, _width(q.shape[2], head_size), rate, radius, row_length or q.shape[1], interpret)
-    return _attend(call, q, k, v, sequence_ids, row_keys, first_head)
+    width, row_length = _width(q.shape[2], head_size), row_length or q.shape[1]
+    call = Call(num_heads, head_size, width, rate, radius, row_length, interpret, aheads is not None)
+    scalars = (row_keys, first_head) if aheads is None else (row_keys, first_head, aheads)
+    return _attend(call, q, k, v, sequence_ids, *scalars)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -175,7 +180,7 @@ def _forward(
         cost_estimate=_cost(call, blocks, q, num_matmuls=2, num_arrays=2 + 2 * reads),
         interpret=call.interpret,
         name='attention_forward',
-    )(*scalars, _bounds(ids, ids, blocks), ids[:, None], ids[:, None], q, k, v)
+    )(*scalars[:2], _bounds(ids, ids, blocks, *scalars[2:]), ids[:, None], ids[:, None], q, k, v)
     return out, log_sums
 
 
@@ -236,7 +241,15 @@ def _backward(
         cost_estimate=_cost(call, blocks, k, num_matmuls=5, num_arrays=6 + 2 * reads),
         interpret=call.interpret,
         name='attention_backward',
-    )(*scalars, _bounds(q_ids, ids, blocks), q_ids[:, None], ids[:, None], *by_query, log_sums, *by_key)
+    )(
+        *scalars[:2],
+        _bounds(q_ids, ids, blocks, *scalars[2:]),
+        q_ids[:, None],
+        ids[:, None],
+        *by_query,
+        log_sums,
+        *by_key,
+    )
 
 
 def _backward_indices(blocks: Blocks) -> tuple[_Index, _Index, _Index, _Index]:
@@ -286,15 +299,17 @@ def _neighbours(blocks: Blocks, *arrays: tuple[tuple[int, ...], jnp.dtype]) -> l
     return [pltpu.VMEM((blocks.num_neighbours, *shape), dtype) for shape, dtype in arrays]
 
 
-def _bounds(q_ids: jax.Array, k_ids: jax.Array, blocks: Blocks) -> jax.Array:
+def _bounds(q_ids: jax.Array, k_ids: jax.Array, blocks: Blocks, aheads: jax.Array | None = None) -> jax.Array:
     """Returns [B * 2 * (blocks of queries and of keys)] int32: the lowest and highest id of each block.
 
-    Padding does not count; a block of padding has a lowest id above its highest.
+    Padding does not count; a block of padding has a lowest id above its highest. The aheads of the rows, if there are
+    any, follow.
     """
     each = (q_ids.reshape(*q_ids.shape[:1], blocks.num_q, -1), k_ids.reshape(*k_ids.shape[:1], blocks.num_k, -1))
     low = [jnp.where(ids > 0, ids, jnp.iinfo(jnp.int32).max).min(axis=-1) for ids in each]
     high = [ids.max(axis=-1) for ids in each]
-    return jnp.stack([jnp.concatenate(low, axis=1), jnp.concatenate(high, axis=1)], axis=1).reshape(-1)
+    bounds = jnp.stack([jnp.concatenate(low, axis=1), jnp.concatenate(high, axis=1)], axis=1).reshape(-1)
+    return bounds if aheads is None else jnp.concatenate([bounds, aheads])
 
 
 def _cost(call: Call, blocks: Blocks, array: jax.Array, num_matmuls: int, num_arrays: int) -> pl.CostEstimate:

@@ -32,6 +32,7 @@ class Call:
       rate: of dropout.
       radius: positions that a query sees to either side; None for all.
       interpret: run it without a TPU.
+      has_aheads: whether the bounds end with how far after itself a query of each row sees.
     """
 
     num_heads: int
@@ -41,6 +42,7 @@ class Call:
     radius: int | None
     row_length: int
     interpret: bool
+    has_aheads: bool = False
 
     @property
     def heads_of_block(self) -> int:
@@ -115,7 +117,16 @@ class _Program:
         high = low + num_q + num_k
         i, j = jnp.clip(i, 0, num_q - 1), num_q + jnp.clip(j, 0, num_k - 1)
         share = (self.bounds[low + i] <= self.bounds[high + j]) & (self.bounds[low + j] <= self.bounds[high + i])
-        return exist & share & self.blocks.are_near(i, j - num_q, self.call.radius)
+        meet = exist & share & self.blocks.are_near(i, j - num_q, self.call.radius)
+        if not self.call.has_aheads:
+            return meet
+        last_query = self.blocks.first_query + (i + 1) * self.blocks.queries - 1
+        return meet & ((j - num_q) * self.blocks.keys <= last_query + self.ahead)
+
+    @property
+    def ahead(self) -> Any:
+        """How far after itself a query of the row sees."""
+        return self.bounds[pl.num_programs(0) * 2 * (self.blocks.num_q + self.blocks.num_k) + self.row]
 
     def for_each(self, pair: Callable[[int | jax.Array], tuple], add: Callable[[jax.Array, jax.Array], None]) -> None:
         """Calls `add` with (block of queries, block of keys) for all of `pair(0)`, `pair(1)`, … that meet."""
@@ -138,6 +149,8 @@ class _Program:
         sees = k_ids == q_ids
         if call.radius is not None:
             sees &= jnp.abs(query - key) <= call.radius
+        if call.has_aheads:
+            sees &= key - query <= self.ahead
         element, row_key = None, None
         if call.rate:
             head = self.first_head[0] + (self.part * call.heads_of_block).astype(jnp.uint32)

@@ -26,6 +26,7 @@ from bert_jax.plan.hlo import Operation, Work
 from bert_jax.plan.hlo_collectives import Collective
 from bert_jax.runtime.mesh import AXES, BATCH_AXES
 from bert_jax.train.memory import batch_shapes
+from bert_jax.train.objectives import objective_of
 from bert_jax.train.program import build_program
 from bert_jax.train.speed import full_batch_flops
 
@@ -68,7 +69,7 @@ class Estimate:
 def _full_batch_matmuls(config: Config, *, as_computed: bool = False, has_heads: bool = True) -> list[Matmul]:
     """Returns the matmuls of the forward pass over a global batch whose rows are all full; see `family.matmuls`."""
     rows, length = config.train.global_batch_size, config.data.sequence_length
-    return matmuls(
+    return objective_of(config.objective).matmuls(
         config.model,
         config.model.num_embeddings(config.tokenizer.vocab_size),
         rows=rows,
@@ -226,7 +227,7 @@ def _layer_bytes(config: Config, axis_sizes: dict[str, int], platform: str) -> f
 def _logits_bytes(config: Config, axis_sizes: dict[str, int]) -> float:
     """Returns the bytes of what a microbatch computes over the vocabulary."""
     vocabulary = padded_vocab_size(config.model.num_embeddings(config.tokenizer.vocab_size))
-    predictions = _rows_per_microbatch(config, axis_sizes) * num_predictions(config.data)
+    predictions = _rows_per_microbatch(config, axis_sizes) * config.objective.num_predictions(config.data)
     return predictions * vocabulary_bytes(vocabulary, _bytes_per_activation(config), axis_sizes['tensor'])
 
 

@@ -28,6 +28,7 @@ from bert_jax.runtime.dtype import resolve_dtype
 from bert_jax.runtime.mesh import mesh_of_run
 from bert_jax.train.attention import describe_attention
 from bert_jax.train.memory import batch_shapes, resolve_microbatches
+from bert_jax.train.objectives import objective_of
 from bert_jax.train.program import build_program
 from bert_jax.train.speed import flops_per_step
 
@@ -244,6 +245,7 @@ def mean_counts(config: Config, vocab_size: int, batches: Sequence[Batch]) -> St
         squared_lengths=squared,
         predictions=statistics.mean(batch.num_predictions for batch in batches),
         sequences=batches[0].cls_positions.size,
+        matmuls=objective_of(config.objective).matmuls,
     )
     return StepCounts(float(tokens), float(sequences), float(flops))
 
@@ -261,7 +263,8 @@ class TimedRun:
     """
 
     def __init__(self, config: Config, vocab_size: int, stream: Stream, mesh: Mesh):
-        program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh)
+        objective = objective_of(config.objective)
+        program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, objective=objective)
         self._batches = device_batches(stream, mesh, 0, _MAX_STEPS)
         self._state = program.init_state(config.train.seed)
         self._compiled: dict[int, Callable] = {}

@@ -32,7 +32,7 @@ _PURPOSES = (
     (HEAD, r'losses\.py:|masked_lm\.py:|\.decoder_inputs|\.nsp_logits|\.pool\b|\.loss\b'),
     (ATTENTION, r'\w*attention\.py:'),
     (ROTARY, r'rotary\.py:'),
-    (EMBEDDINGS, r'Embeddings\.|objective\.py:\S+ (\S+ )?vocabulary\.py:'),
+    (EMBEDDINGS, r'Embeddings\.|(masked|mixture|next_token)\.py:\S+ (\S+ )?vocabulary\.py:'),
     (ACTIVATION, r':_?(gelu|silu)|GatedMlp\.'),
     (NORM, r'\w*[nN]orm\b|_norm|dropout\.py:'),
     (BIASES, r'matmul\.py:|layers\.py:(Dense\.__call__|apply_together)'),

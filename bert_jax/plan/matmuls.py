@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.config import Config, max_sequences, num_predictions
-from bert_jax.model.family import matmuls
 from bert_jax.model.matmul import Count, Matmul, result_dtype, training_flops
 from bert_jax.model.vocabulary import padded_vocab_size
+from bert_jax.train.objectives import objective_of
 
 _MIN_COLUMNS = 8
 _MIN_SECONDS = 2e-3  # long enough for the clock
@@ -27,7 +27,7 @@ def step_matmuls(config: Config, vocab_size: int, axis_sizes: dict[str, int]) ->
     """
     data, microbatches = config.data, config.train.microbatches
     rows = config.train.global_batch_size // microbatches // axis_sizes['data'] // axis_sizes['fsdp']
-    forward = matmuls(
+    forward = objective_of(config.objective).matmuls(
         config.model,
         padded_vocab_size(config.model.num_embeddings(vocab_size)),
         rows=rows,

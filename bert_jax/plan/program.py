@@ -42,7 +42,7 @@ _STEP_SOURCES = (
     'train/compiler.py',
     'train/gradients.py',
     'train/memory.py',
-    'train/objective.py',
+    *(f'train/objectives/{name}.py' for name in ('interface', 'masked', 'mixture', 'next_token', 'previous_position')),
     'train/optimizer.py',
     'train/program.py',
     'train/sharding.py',

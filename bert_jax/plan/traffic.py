@@ -12,7 +12,7 @@ import dataclasses
 import math
 from typing import Any
 
-from bert_jax.config import Config, num_predictions
+from bert_jax.config import Config
 from bert_jax.model.family import matmuls
 from bert_jax.model.vocabulary import padded_vocab_size
 from bert_jax.plan import hlo_categories as categories
@@ -94,7 +94,7 @@ def _floor(config: Config, tokens: int, parameter_bytes: int, optimizer_bytes: i
     gates = 2 if _is_gated(config) else 1
     columns = (1 + 1 + 2 * shared) + 2 + (1 + gates * inner) + (inner + 1)  # read and written: q k v, output, up, down
     weights = model.hidden_size**2 * (2 + 2 * shared + (gates + 1) * inner) * model.num_layers
-    predictions = tokens // config.data.sequence_length * num_predictions(config.data)
+    predictions = tokens // config.data.sequence_length * config.objective.num_predictions(config.data)
     vocabulary = padded_vocab_size(model.num_embeddings(config.tokenizer.vocab_size))
     head = predictions * (model.hidden_size + vocabulary) + vocabulary * model.hidden_size  # elements of one matmul
     return {

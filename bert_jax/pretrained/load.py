@@ -190,6 +190,23 @@ class Pretrained:
                 losses[row] = batch_losses[index, : len(positions[row])]
         return losses
 
+    def next_token_losses(self, input_ids: list[list[int]]) -> list[np.ndarray]:
+        """Returns -log p (nats) of each token of a row but the first, from those before it, with causal attention.
+
+        Args:
+          input_ids: the ids of each row, with [CLS] and [SEP]; at most `max_length`.
+        """
+        losses: list[np.ndarray] = [np.zeros(0, np.float32)] * len(input_ids)
+        for rows, hidden, _ in self._encode_batches(input_ids, is_causal=True):
+            positions = np.broadcast_to(np.arange(hidden.shape[1], dtype=np.int32), hidden.shape[:2])
+            labels = np.zeros(positions.shape, np.int32)
+            for index, row in enumerate(rows):
+                labels[index, : len(input_ids[row]) - 1] = input_ids[row][1:]
+            batch_losses = np.asarray(_mlm_losses(*self._parts, hidden, positions, labels))
+            for index, row in enumerate(rows):
+                losses[row] = batch_losses[index, : len(input_ids[row]) - 1]
+        return losses
+
     def to_ids(self, texts: list[str], truncate: bool, longest: int) -> tuple[list[list[int]], int]:
         """Returns (the ids of `[CLS] text [SEP]` for each text, number of truncated texts)."""
         if isinstance(texts, str):
@@ -202,7 +219,9 @@ class Pretrained:
             raise BadInput(f'text {too_long[0]}', found, f'at most {longest}, {self._limit()}; or truncate=True')
         return [[tokenizer.cls_id, *ids[: longest - 2], tokenizer.sep_id] for ids in rows], len(too_long)
 
-    def _encode_batches(self, input_ids: list[list[int]]) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
+    def _encode_batches(
+        self, input_ids: list[list[int]], is_causal: bool = False
+    ) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
         """Yields (indices of texts, vectors [B, L, D], their means [B, D]).
 
         B and L are those of `batches_by_length`, so rows after the last text and positions after its end are padding.
@@ -214,7 +233,7 @@ class Pretrained:
             for index, row in enumerate(rows):
                 lengths[index] = len(input_ids[row])
                 batch[index, : lengths[index]] = input_ids[row]
-            yield rows, *_encode(*self._parts, batch, lengths)
+            yield rows, *_encode(*self._parts, batch, lengths, is_causal)
 
     def _limit(self) -> str:
         """Describes `max_length` for an error message."""
@@ -257,14 +276,16 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def _encode(
-    graph: nnx.GraphDef, params: nnx.State, input_ids: jax.Array, lengths: jax.Array
+    graph: nnx.GraphDef, params: nnx.State, input_ids: jax.Array, lengths: jax.Array, is_causal: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (vectors [B, L, D], their means [B, D]) of ids [B, L] with lengths [B]."""
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
     present = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden = nnx.merge(graph, params).encode(Inputs(input_ids, jnp.zeros_like(input_ids), present, positions))
+    causal_rows = jnp.ones(len(input_ids), bool) if is_causal else None
+    inputs = Inputs(input_ids, jnp.zeros_like(input_ids), present, positions, causal_rows)
+    hidden = nnx.merge(graph, params).encode(inputs)
     return hidden, pool(hidden, lengths, ('mean',))
 
 

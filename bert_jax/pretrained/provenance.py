@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import Config, finetuning, positions_trained
+from bert_jax.config import Config, finetuning, phase_at, positions_trained
 from bert_jax.errors import BadInput
 from bert_jax.json_files import read_given_json
 from bert_jax.pretrained.families import hub_of
-from bert_jax.pretrained.hub import HEADS, MLM_HEAD, NSP_HEAD, POOLER
+from bert_jax.pretrained.hub import HEADS, MLM_HEAD, NSP_HEAD, POOLER, PREDICTION_HEAD
 from bert_jax.workdir import identity
 
 
@@ -106,16 +106,22 @@ def start_of(workdir: str) -> Provenance | None:
 def of_run(config: Config, step: int, start: Provenance | None) -> Provenance:
     """Returns the provenance of the weights of a pretraining run after a step.
 
+    The head over the vocabulary counts as untrained where the phase does not learn to fill masks: then it predicts
+    other tokens.
+
     Args:
       start: that of the weights that it started from; None for random ones.
     """
     heads = tuple(hub_of(config.model).heads)
     if not step:
         return start or Provenance(positions_trained(config, 0), heads)
-    of_pairs = (POOLER, NSP_HEAD) if config.data.pairing == 'none' else ()
-    return Provenance(
-        _longest(start, positions_trained(config, step)), tuple(head for head in of_pairs if head in heads)
-    )
+    phase = phase_at(config, step)
+    objectives = [each.objective for each in config.in_phases[: phase + 1]]
+    has_pairs = config.data.pairing != 'none' and any(each.learns_pairs for each in objectives)
+    untrained = () if has_pairs else (POOLER, NSP_HEAD)
+    untrained += () if objectives[-1].fills_masks else (PREDICTION_HEAD, MLM_HEAD)
+    positions = _longest(start, positions_trained(config, step))
+    return Provenance(positions, tuple(head for head in HEADS if head in untrained and head in heads))
 
 
 def of_finetune(config: finetuning.FinetuneConfig, start: Provenance | None) -> Provenance:

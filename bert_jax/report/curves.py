@@ -15,6 +15,7 @@ from bert_jax.report.quantities import (
     MLM_ACCURACY,
     MLM_LOSS,
     NSP_ACCURACY,
+    OF_OTHER_OBJECTIVES,
     TASK_LOSS,
     THROUGHPUT,
     VALIDATION,
@@ -22,7 +23,7 @@ from bert_jax.report.quantities import (
 )
 from bert_jax.report.svg import MUTED, PAGE, Drawing, draw, plot_style
 
-_PRETRAINING = (MLM_LOSS, MLM_ACCURACY, NSP_ACCURACY)
+_PRETRAINING = (MLM_LOSS, MLM_ACCURACY, *OF_OTHER_OBJECTIVES, NSP_ACCURACY)
 _ANY_RUN = (LEARNING_RATE, THROUGHPUT, INPUT_WAIT, GRAD_NORM)
 _MAX_POINTS = 150  # a curve with more points is drawn faint, under a curve of means over bins
 _NUM_BINS = 75

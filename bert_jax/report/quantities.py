@@ -42,6 +42,11 @@ MLM_LOSS = Quantity('mlm_loss', 'MLM loss', 'token frequencies', 'unigram_entrop
 MLM_ACCURACY = Quantity(
     'mlm_accuracy', 'MLM accuracy', 'most frequent token', 'most_frequent_accuracy', is_fraction=True
 )
+CLM_LOSS = Quantity('clm_loss', 'CLM loss')
+CLM_ACCURACY = Quantity('clm_accuracy', 'CLM accuracy', is_fraction=True)
+MNTP_LOSS = Quantity('mntp_loss', 'MNTP loss')
+MNTP_ACCURACY = Quantity('mntp_accuracy', 'MNTP accuracy', is_fraction=True)
+OF_OTHER_OBJECTIVES = (CLM_LOSS, CLM_ACCURACY, MNTP_LOSS, MNTP_ACCURACY)
 NSP_LOSS = Quantity('nsp_loss', 'NSP loss', 'chance', chance=math.log(2))
 NSP_ACCURACY = Quantity('nsp_accuracy', 'NSP accuracy', 'chance', chance=0.5, is_fraction=True)
 TASK_LOSS = Quantity('loss', 'Loss')
@@ -56,7 +61,7 @@ MASKED_WORDS = Quantity(
 )
 FINAL = (MLM_LOSS, MLM_ACCURACY, NSP_LOSS, NSP_ACCURACY, MASKED_WORDS)
 LOGGED = {q.key for q in (*FINAL, TASK_LOSS, TASK_ACCURACY, LEARNING_RATE, THROUGHPUT, GRAD_NORM, MFU, INPUT_WAIT)}
-LOGGED |= {'skipped_updates'}
+LOGGED |= {'skipped_updates', *(q.key for q in OF_OTHER_OBJECTIVES)}
 VALIDATION, BY_LENGTH = 'validation/', 'mlm_loss_by_length/'
 
 

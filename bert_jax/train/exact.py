@@ -29,7 +29,7 @@ from jax.sharding import Mesh, PartitionSpec
 from bert_jax.model.dropout import DropoutKey, dropout_base
 from bert_jax.runtime.mesh import AXES, BATCH_AXES, replicated
 from bert_jax.train.compiler import compiler_options
-from bert_jax.train.objective import Objective
+from bert_jax.train.objectives.interface import Objective
 from bert_jax.train.state import TrainState
 from bert_jax.train.step import StepParts, apply_gradients, speed_counts
 
@@ -63,13 +63,15 @@ def make_exact_step(parts: StepParts, *, num_shards: int) -> Callable[..., tuple
     update = by_device(_make_update(parts), (_SAME, _SAME, _SAME), _SAME, donate=(0,))
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def count(batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+    def count(batch: Any, step: jax.Array, seed: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         """Returns the weights of the global batch; they are integers, whose sums are exact in any order."""
-        return objective.weights(batch), speed_counts(batch)
+        rows = jnp.arange(batch.input_ids.shape[0], dtype=jnp.uint32)
+        labelled = objective.labelled(batch, DropoutKey(dropout_base(seed, step), rows))
+        return objective.weights(labelled), speed_counts(batch)
 
     def exact_step(state: TrainState, batch: Any, seed: Any = parts.seed) -> tuple[TrainState, dict[str, jax.Array]]:
         state = whole(state)
-        weights, counts = count(batch)
+        weights, counts = count(batch, state.step, np.uint32(seed))
         shards = (take(batch, index) for index in range(each))
         found = (gradient(state.params, state.step, np.uint32(seed), shard, weights) for shard in shards)
         grads, sums = over_devices(_pairwise(add, found))
@@ -106,6 +108,7 @@ def _make_gradient(graph: nnx.GraphDef, objective: Objective) -> Callable:
         """Returns (gradients, sums) of a shard, with a first dim of 1 for the device."""
         batch, rows = shard
         key = DropoutKey(dropout_base(seed, step), rows)
+        batch = objective.labelled(batch, key)
 
         def loss_fn(params: nnx.State) -> tuple[jax.Array, Any]:
             sums = objective.sums(nnx.merge(graph, params), batch, key)

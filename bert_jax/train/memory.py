@@ -21,6 +21,7 @@ from bert_jax.data.batches import Batch
 from bert_jax.errors import BadInput, is_exhausted
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import batch_sharding, mesh_of_run
+from bert_jax.train.objectives import objective_of
 from bert_jax.train.program import build_program
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -46,7 +47,8 @@ def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
 
 def lower_step(config: Config, mesh: Mesh, vocab_size: int) -> jax.stages.Lowered:
     """Lowers the step of a run, or of a phase with its values in the single fields; nothing is allocated."""
-    program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh)
+    objective = objective_of(config.objective)
+    program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, objective=objective)
     return program.lower(batch_shapes(config, mesh))
 
 

@@ -11,9 +11,13 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
 from bert_jax import config
-from bert_jax.model.family import Build, build_model
+from bert_jax.model.family import Build, build_model, matmuls
+from bert_jax.model.layer_stack import Gather
+from bert_jax.model.matmul import Matmul
 from bert_jax.train.exact import make_exact_step
-from bert_jax.train.objective import PRETRAINING, Objective, VectorObjective
+from bert_jax.train.objectives import objective_of
+from bert_jax.train.objectives.interface import Objective, VectorObjective
+from bert_jax.train.objectives.masked import MASKED_TOKENS
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
 from bert_jax.train.step import Forward, StepParts, make_forward, make_train_step
@@ -54,18 +58,26 @@ class TrainProgram:
         Args:
           phases: `Config.in_phases`.
         """
-        return tuple(self._with_step(phase.model, phase.train) for phase in phases)
+        return tuple(self._with_step(phase) for phase in phases)
 
-    def _with_step(self, model: config.Model, train: config.Train) -> 'TrainProgram':
-        key = model, train.microbatches, _full_batch(train)
+    def _with_step(self, phase: config.Config) -> 'TrainProgram':
+        key = phase.model, objective_of(phase.objective), phase.train.microbatches, _full_batch(phase.train)
         if key not in self._by_step:
-            step_of_phase = dataclasses.replace(self.train, microbatches=train.microbatches)
-            self._by_step[key] = dataclasses.replace(self, model=model, train=step_of_phase, full_batch=key[-1])
+            model, objective, microbatches, full_batch = key
+            train = dataclasses.replace(self.train, microbatches=microbatches)
+            self._by_step[key] = dataclasses.replace(
+                self, model=model, objective=objective, train=train, full_batch=full_batch
+            )
         return self._by_step[key]
 
     @functools.cached_property
-    def _by_step(self) -> dict[tuple[config.Model, int, int | None], 'TrainProgram']:
-        return {(self.model, self.train.microbatches, self.full_batch): self}
+    def _by_step(self) -> dict[tuple[config.Model, Any, int, int | None], 'TrainProgram']:
+        return {(self.model, self.objective, self.train.microbatches, self.full_batch): self}
+
+    @functools.cached_property
+    def objective_matmuls(self) -> Callable[..., list[Matmul]]:
+        """Lists the matmuls of one forward pass, as `family.matmuls` does, for the objective."""
+        return matmuls if isinstance(self.objective, VectorObjective) else self.objective.matmuls
 
     @property
     def num_steps(self) -> int:
@@ -98,10 +110,19 @@ class TrainProgram:
             return make_exact_step(self._parts, num_shards=self.train.exact_shards)
         return self._fast_step
 
+    @property
+    def evaluated(self) -> Objective:
+        """The objective that held-out data are measured with."""
+        return self.objective.evaluated
+
     @functools.cached_property
     def evaluation_step(self) -> Callable[[nnx.State, Any], Any]:
-        """(parameters, batch) -> the objective's sums over the batch, without dropout; under `jax.jit`."""
-        return self.forward(lambda model, batch, gather: self.objective.sums(model, batch, None, gather), summed=True)
+        """(parameters, batch) -> the sums of `evaluated` over the batch, without dropout; under `jax.jit`."""
+
+        def sums(model: Any, batch: Any, gather: Gather | None) -> Any:
+            return self.evaluated.sums(model, self.evaluated.labelled(batch, None), None, gather)
+
+        return self.forward(sums, summed=True)
 
     def forward(self, function: Forward, *, summed: bool = False) -> Callable[[nnx.State, Any], Any]:
         """Compiles (parameters, batch) -> `function` of the model and the rows of a batch; see `make_forward`."""
@@ -159,14 +180,15 @@ def build_program(
     *,
     phases: tuple[config.Phase, ...] = (),
     build: Build = build_model,
-    objective: Objective | VectorObjective = PRETRAINING,
+    objective: Objective | VectorObjective = MASKED_TOKENS,
 ) -> TrainProgram:
     """Builds the program of a run; nothing is compiled or allocated.
 
     Args:
       train: see `TrainProgram`; `steps` is the length of the learning rate schedule.
       vocab_size: tokens of the tokenizer.
-      phases: of the run; their values take the place of the optimizer's. For their models see `of_phases`.
+      phases: of the run; their values take the place of the optimizer's. For their models and objectives see
+        `of_phases`.
       build, objective: the model and what it learns.
     """
     transform = make_optimizer(optimizer, train.steps, phases)

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -14,14 +14,25 @@ from bert_jax import config
 from bert_jax.console import say
 from bert_jax.data.batches import Batch
 from bert_jax.model.family import matmuls
-from bert_jax.model.matmul import training_flops
+from bert_jax.model.matmul import Matmul, training_flops
 from bert_jax.runtime.devices import published_peak_flops
+from bert_jax.train.objectives import objective_of
 
 _MOST_MEASUREMENTS = 3  # of the peak again, in a run whose MFU is above 1
 
 
+ListMatmuls = Callable[..., list[Matmul]]  # as `family.matmuls`
+
+
 def flops_per_step(
-    model: config.Model, vocab_size: int, *, tokens: float, squared_lengths: float, predictions: float, sequences: float
+    model: config.Model,
+    vocab_size: int,
+    *,
+    tokens: float,
+    squared_lengths: float,
+    predictions: float,
+    sequences: float,
+    matmuls: ListMatmuls = matmuls,
 ) -> float:
     """Returns the model FLOPs of a training step, forward and backward; every other count is derived from it.
 
@@ -31,6 +42,7 @@ def flops_per_step(
     Args:
       tokens: non-padding tokens in the global batch.  squared_lengths: sum over its sequences of length squared.
       predictions: prediction slots in the batch, B x P.  sequences: pooled slots, B x E.
+      matmuls: of a forward pass (`Objective.matmuls`).
     """
     # Fractions are exact, so that the result is a whole number for any mean length.
     visible_length = Fraction(float(squared_lengths)) / Fraction(float(tokens)) if tokens else Fraction(0)
@@ -56,6 +68,7 @@ def full_batch_flops(run: config.Config, vocab_size: int) -> float:
         squared_lengths=rows * length**2,
         predictions=rows * config.num_predictions(run.data),
         sequences=rows * config.max_sequences(run.data),
+        matmuls=objective_of(run.objective).matmuls,
     )
 
 
@@ -81,22 +94,28 @@ def _measure_matmul_flops(dtype: str, size: int = 1536, repeats: int = 4) -> flo
     return 2 * size**3 / min(seconds)
 
 
+_Model = tuple[config.Model, ListMatmuls]  # of a phase, with the matmuls of its objective
+
+
 class Speedometer:
     """A meter of non-padding tokens per second, MFU and input wait, without evaluation, saving and compilation."""
 
-    def __init__(self, models: Sequence[config.Model], vocab_size: int):
-        """Args: models, of each phase; the same parameters in the same dtype."""
-        self._models, self._vocab_size = models, vocab_size
-        self._compiled: set[tuple[config.Model, tuple[tuple[int, ...], ...]]] = set()
+    def __init__(
+        self, models: Sequence[config.Model], vocab_size: int, matmuls_of: Sequence[ListMatmuls] | None = None
+    ):
+        """Args: models, of each phase; the same parameters in the same dtype. matmuls_of: as of `flops_per_step`."""
+        self._models = [*zip(models, matmuls_of or [matmuls] * len(models), strict=True)]
+        self._vocab_size = vocab_size
+        self._compiled: set[tuple[_Model, tuple[tuple[int, ...], ...]]] = set()
         self._dtype, self._peak = models[0].dtype, peak_flops(models[0].dtype)
         self._measurements_left = _MOST_MEASUREMENTS if jax.default_backend() == 'cpu' else 0
-        self._pending: list[tuple[config.Model, jax.Array, jax.Array, int, int]] = []
+        self._pending: list[tuple[_Model, jax.Array, jax.Array, int, int]] = []
         self._since: float | None = None
         self._waited = 0.0
         self._newest: Any = None  # a jax.Array, whose `is_ready` jax does not declare
 
     def is_new(self, batch: Batch, phase: int = 0) -> bool:
-        """Returns whether the step has to be compiled first: for new shapes of a batch, or another model."""
+        """Returns whether the step has to be compiled first: for new shapes of a batch, another model or objective."""
         return self._step_of(batch, phase) not in self._compiled
 
     def add(self, batch: Batch, tokens: jax.Array, squared_lengths: jax.Array, phase: int = 0) -> None:
@@ -110,7 +129,7 @@ class Speedometer:
             counts = tokens, squared_lengths, batch.num_predictions, batch.cls_positions.size
             self._pending.append((self._models[phase], *counts))
 
-    def _step_of(self, batch: Batch, phase: int) -> tuple[config.Model, tuple[tuple[int, ...], ...]]:
+    def _step_of(self, batch: Batch, phase: int) -> tuple['_Model', tuple[tuple[int, ...], ...]]:
         return self._models[phase], tuple(array.shape for array in batch)
 
     def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -148,7 +167,7 @@ class Speedometer:
             sums = (float(sum(values)) for values in zip(*of_model, strict=True))
             names = 'tokens', 'squared_lengths', 'predictions', 'sequences'
             totals = dict(zip(names, sums, strict=True))
-            flops += flops_per_step(model, self._vocab_size, **totals)
+            flops += flops_per_step(model[0], self._vocab_size, **totals, matmuls=model[1])
             tokens += totals['tokens']
         speed = {'tokens_per_second': tokens / seconds, 'input_wait_fraction': self._waited / seconds}
         mfu = self._mfu(flops / seconds)

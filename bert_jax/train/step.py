@@ -17,7 +17,7 @@ from bert_jax.model.platform import platform_of
 from bert_jax.runtime.mesh import BATCH_AXES, replicated
 from bert_jax.train.compiler import compiler_options
 from bert_jax.train.gradients import Collectives, accumulated, concatenated
-from bert_jax.train.objective import Objective
+from bert_jax.train.objectives.interface import Objective
 from bert_jax.train.state import TrainState, is_schedule, moved_average
 
 Forward = Callable[[Any, Any, Gather | None], Any]  # (model, batch, `gather` of its forward pass) -> arrays
@@ -68,6 +68,7 @@ def make_train_step(
 
     def of_own_rows(params: nnx.State, batch: Any, rows: jax.Array, base: jax.Array) -> tuple[nnx.State, Any]:
         """Computes the gradients on one device from its rows, and exchanges them with the others."""
+        batch = objective.labelled(batch, DropoutKey(base, rows))
         weights = collectives.sum(objective.weights(batch))
 
         def loss_fn(params: nnx.State, micro: Any, rows: jax.Array) -> tuple[jax.Array, Any]:

@@ -22,7 +22,7 @@ from bert_jax.model.contrastive import Part
 from bert_jax.model.dropout import DropoutKey
 from bert_jax.runtime.mesh import BATCH_AXES
 from bert_jax.train.gradients import Collectives, accumulated, concatenated
-from bert_jax.train.objective import VectorObjective
+from bert_jax.train.objectives.interface import VectorObjective
 from bert_jax.train.state import TrainState
 from bert_jax.train.step import StepParts, jit_step
 

@@ -20,7 +20,7 @@ from bert_jax.data.batches import Batch
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.runtime.mesh import make_mesh
-from bert_jax.train.objective import PRETRAINING
+from bert_jax.train.objectives.masked import MASKED_TOKENS
 from bert_jax.train.program import build_program
 from bert_jax.train.state import model_of
 from tests.support.models import Vocabulary
@@ -156,7 +156,7 @@ def test_all_intermediate_values_and_losses_equal_the_reference(pair: Pair) -> N
     _assert_close(mlm[real], theirs.prediction_logits[real], 'MLM logits')
     nsp = model.nsp_logits(scanned, batch.cls_positions)[:, 0]
     _assert_close(nsp, theirs.seq_relationship_logits, 'NSP logits')
-    metrics = PRETRAINING.metrics(PRETRAINING.sums(model, jax.tree.map(jnp.asarray, batch), None))
+    metrics = MASKED_TOKENS.metrics(MASKED_TOKENS.sums(model, jax.tree.map(jnp.asarray, batch), None))
     _assert_close(metrics['loss'], theirs.loss, 'loss')
     cross_entropy = torch.nn.functional.cross_entropy
     next_sentence = torch.tensor(batch.next_sentence_labels[:, 0]).long()
@@ -184,7 +184,7 @@ def _loss_and_gradients(params: nnx.State, batch: Batch, model: config.Model) ->
 
 
 def _loss(params: nnx.State, batch: Batch, model: config.Model) -> jax.Array:
-    return PRETRAINING.metrics(PRETRAINING.sums(model_of(params, model, VOCAB), batch, None))['loss']
+    return MASKED_TOKENS.metrics(MASKED_TOKENS.sums(model_of(params, model, VOCAB), batch, None))['loss']
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from bert_jax import config
 from bert_jax.data.batches import CorpusStream
 from bert_jax.data.device_batches import local_rows, make_global
 from bert_jax.runtime.mesh import make_mesh
+from bert_jax.train.objectives import objective_of
 from bert_jax.train.program import build_program
 from bert_jax.train.state import TrainState
 from tests.support.corpora import corpus_of, random_split
@@ -45,6 +46,9 @@ FAST = config.Train(steps=20, global_batch_size=BATCH)
 ADAMW = config.Optimizer(peak_learning_rate=1e-3, warmup_steps=5)
 
 
+MLM = config.Objective()
+
+
 class Curve(NamedTuple):
     """The loss of every step, the state after the last, and its metrics."""
 
@@ -68,10 +72,11 @@ def train_steps(
     train: config.Train,
     optimizer: config.Optimizer,
     model: config.Model = MODEL,
+    objective: config.Objective = MLM,
 ) -> Curve:
     """Trains `train.steps` steps, on the first four batches again and again; the fast step is compiled once."""
     mesh = make_mesh(config.Mesh(**axes), model, train, jax.devices()[: int(np.prod(list(axes.values())))])
-    program = build_program(model, optimizer, train, VOCAB, mesh)
+    program = build_program(model, optimizer, train, VOCAB, mesh, objective=objective_of(objective))
     state, rows, losses = program.init_state(seed=0), local_rows(mesh, BATCH), []
     for index in range(train.steps):
         state, metrics = program.train_step(state, make_global(stream.batch(index % 4, rows), rows, mesh, BATCH))

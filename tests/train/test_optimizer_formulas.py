@@ -12,7 +12,7 @@ from flax import nnx
 
 from bert_jax import config
 from bert_jax.runtime.mesh import make_mesh
-from bert_jax.train.objective import PRETRAINING
+from bert_jax.train.objectives.masked import MASKED_TOKENS
 from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.sharding import parameter_specs
 from bert_jax.train.state import model_graph
@@ -54,8 +54,10 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
     @jax.jit
     def gradient(params: nnx.State, batch: object) -> nnx.State:
-        weights = PRETRAINING.weights(batch)
-        return jax.grad(lambda p: PRETRAINING.loss(PRETRAINING.sums(nnx.merge(graph, p), batch, None), weights))(params)
+        weights = MASKED_TOKENS.weights(batch)
+        return jax.grad(lambda p: MASKED_TOKENS.loss(MASKED_TOKENS.sums(nnx.merge(graph, p), batch, None), weights))(
+            params
+        )
 
     params = initial_params(model, VOCAB)
     batches = [jax.tree.map(jnp.asarray, stream.batch(step)) for step in range(len(GROWTH))]

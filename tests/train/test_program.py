@@ -14,7 +14,7 @@ from bert_jax.finetune import heads
 from bert_jax.model.layers import LAYERS, is_stacked, logical_axes
 from bert_jax.runtime.mesh import AXES, make_mesh
 from bert_jax.train.memory import batch_shapes, lower_step
-from bert_jax.train.objective import PRETRAINING, PretrainingSums
+from bert_jax.train.objectives.masked import MASKED_TOKENS, MaskedSums
 from bert_jax.train.program import TrainProgram, build_program
 
 pytestmark = pytest.mark.compiles
@@ -110,9 +110,9 @@ def test_program_of_a_task_has_its_parameters_and_metrics() -> None:
     assert program.objective.metrics(heads.TaskSums(*np.float32([6, 3, 4]))) == {'loss': 1.5, 'accuracy': 0.75}
 
 
-@pytest.mark.parametrize('objective', [PRETRAINING, *map(heads.objective, ('classification', 'tagging', 'spans'))])
+@pytest.mark.parametrize('objective', [MASKED_TOKENS, *map(heads.objective, ('classification', 'tagging', 'spans'))])
 def test_mean_over_nothing_is_nan_but_the_loss_zero(objective) -> None:
-    sums = PretrainingSums if objective is PRETRAINING else heads.TaskSums
+    sums = MaskedSums if objective is MASKED_TOKENS else heads.TaskSums
     found = objective.metrics(sums(*np.zeros(len(sums._fields), np.float32)))
     assert found.pop('loss') == 0 and found
     assert all(np.isnan(value) for value in found.values())
